@@ -1,0 +1,25 @@
+"""The error a user's mistake raises, and the one line that mends a missing optional package."""
+
+import importlib
+from types import ModuleType
+
+
+class ConfigError(Exception):
+    """A setting, file or argument is wrong: the message names it, its value, the rule and what to try.
+
+    Commands print the message alone, without a traceback, and exit with status 2.
+    """
+
+
+def import_extra(module: str, *, extra: str) -> ModuleType:
+    """Import an optional package, or raise ConfigError with the pip line that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        root = module.partition(".")[0]
+        if error.name is not None and error.name.partition(".")[0] != root:
+            raise
+        raise ConfigError(
+            f"the package '{root}' is not installed; it comes with the extra '{extra}': "
+            f"pip install 'triaxial[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
+        ) from error

@@ -1,0 +1,60 @@
+"""The `triaxial` command: finds the subcommand, prints a user's mistake as one line, never does the work itself."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from gpt.errors import ConfigError
+
+# command: (module, one line of help). A module has add_arguments(parser) and run(args) -> exit status.
+COMMANDS = {
+    "prepare": ("launch.prepare", "turn web archives or text files into token files"),
+    "train": ("launch.train", "train a GPT from a recipe, on any layout of tensor x pipeline x data parallelism"),
+    "evaluate": ("launch.evaluate", "validation loss, perplexity and few-shot accuracy of a checkpoint"),
+    "generate": ("launch.generate", "continue a prompt"),
+    "convert": ("launch.convert", "export a checkpoint to another library's format"),
+    "doctor": ("launch.doctor", "show what this machine offers and what would break a run"),
+    "demo": ("launch.demo", "the whole path on this machine: pages, tokens, training, evaluation, export"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns its exit status (2 for a user's mistake, 130 for Ctrl-C)."""
+    words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="triaxial", description="Train GPT-3-class language models in three dimensions.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in words if word in COMMANDS), None)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == chosen:  # only the chosen command's imports are paid for
+            importlib.import_module(module).add_arguments(command)
+    try:
+        args = parser.parse_args(words)
+        args.overrides = overrides
+        if overrides and not getattr(args, "takes_overrides", False):
+            parser.error(f"this command reads no recipe, so it takes no override: {' '.join(overrides)}")
+        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+    except ConfigError as error:
+        print(f"triaxial: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command's own words, and its `--section.key VALUE` or `--section.key=VALUE` overrides of a recipe."""
+    own: list[str] = []
+    overrides: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--") and "." in word.partition("=")[0]:
+            overrides += [word, rest.pop(0)] if "=" not in word and rest else [word]
+        else:
+            own.append(word)
+    return own, overrides
+
+
+if __name__ == "__main__":
+    sys.exit(main())
