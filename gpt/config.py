@@ -1,0 +1,106 @@
+"""What a GPT is made of: its sizes and switches, and the counts that follow from them; never builds anything."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a dense decoder transformer. The defaults are GPT-3's choices (arXiv 2005.14165, section 2.1).
+
+    `n_kv_heads` below `n_heads` is grouped-query attention; None means one key-value head per query head.
+    `d_ff` None means 4 * d_model. `vocab_multiple` pads the rows of the embedding and the head so that tensor
+    ranks divide them; padding is never predicted and counts in no figure.
+    """
+
+    vocab_size: int
+    n_ctx: int
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int | None = None
+    d_ff: int | None = None
+    positions: Literal["learned", "rope"] = "learned"
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    bias: bool = True
+    tied: bool = True
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    init_std: float = 0.02
+    vocab_multiple: int = 128
+
+    def __post_init__(self) -> None:
+        for key in ("vocab_size", "n_ctx", "n_layers", "d_model", "n_heads", "kv_heads", "ff_width", "vocab_multiple"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"model.{key} = {getattr(self, key)} must be at least 1")
+        if self.d_model % self.n_heads:
+            raise ConfigError(
+                f"model.d_model = {self.d_model} does not divide into model.n_heads = {self.n_heads} heads; "
+                f"{_nearest_divisors(self.d_model, self.n_heads, 'model.n_heads')}"
+            )
+        if self.n_heads % self.kv_heads:
+            raise ConfigError(
+                f"model.n_heads = {self.n_heads} is not a multiple of model.n_kv_heads = {self.kv_heads}; "
+                f"{_nearest_divisors(self.n_heads, self.kv_heads, 'model.n_kv_heads')}"
+            )
+        if self.positions == "rope" and self.d_head % 2:
+            raise ConfigError(f"model.positions = 'rope' needs an even head width; d_model / n_heads = {self.d_head}")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def ff_width(self) -> int:
+        return 4 * self.d_model if self.d_ff is None else self.d_ff
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def block_parameters(self) -> int:
+        """Parameters of one transformer block."""
+        kv_width = self.kv_heads * self.d_head
+        attention = 2 * self.d_model * self.d_model + 2 * self.d_model * kv_width
+        mlp = (3 if self.activation == "swiglu" else 2) * self.d_model * self.ff_width
+        biases = 0
+        if self.bias:
+            up = self.ff_width * (2 if self.activation == "swiglu" else 1)
+            biases = 2 * self.d_model + 2 * kv_width + up + self.d_model
+        return attention + mlp + biases + 2 * self._norm_parameters
+
+    @property
+    def _norm_parameters(self) -> int:
+        return self.d_model * (2 if self.norm == "layernorm" and self.bias else 1)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model, tied ones once, vocabulary padding left out."""
+        embedding = self.vocab_size * self.d_model
+        ends = embedding * (1 if self.tied else 2) + self._norm_parameters
+        if self.positions == "learned":
+            ends += self.n_ctx * self.d_model
+        return self.n_layers * self.block_parameters + ends
+
+    def train_flops_per_token(self, seq_len: int) -> float:
+        """Floating-point operations of forward and backward for one token: 6 per weight in a matrix product plus
+        attention's 12 n_layers d_model seq_len (PaLM, arXiv 2204.02311, appendix B), causal masking not counted."""
+        matrices = self.parameters - (self.n_ctx * self.d_model if self.positions == "learned" else 0)
+        if not self.tied:
+            matrices -= self.vocab_size * self.d_model  # a look-up is no product
+        return 6.0 * matrices + 12.0 * self.n_layers * self.d_model * seq_len
+
+
+def _nearest_divisors(number: int, wanted: int, name: str) -> str:
+    below = max(d for d in range(1, number + 1) if number % d == 0 and d <= max(wanted, 1))
+    above = min((d for d in range(1, number + 1) if number % d == 0 and d >= wanted), default=number)
+    near = sorted({below, above})
+    return f"nearest {name} that do: {' or '.join(map(str, near))}"

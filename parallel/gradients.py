@@ -1,0 +1,65 @@
+"""Gradients of tied weights that live on two stages, the global norm, and clipping; never touches weights."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from parallel.mesh import Mesh
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def sum_tied_gradients(weight: nn.Parameter, mesh: Mesh) -> None:
+    """Add up the gradients that the first and the last stage have of one tied weight. Called by these two stages only;
+    a message each way, of the weight's local size."""
+    assert weight.grad is not None
+    mine = local(weight.grad)
+    other = torch.empty_like(mine)
+    peer = mesh.layout.pipeline - 1 if mesh.is_first_stage else 0
+    group = mesh.pipeline_group
+    rank = dist.get_global_rank(group, peer)
+    for work in dist.batch_isend_irecv(
+        [dist.P2POp(dist.isend, mine, rank, group), dist.P2POp(dist.irecv, other, rank, group)]
+    ):
+        work.wait()
+    mine += other
+
+
+@torch.no_grad()
+def global_norm(parameters: list[nn.Parameter], mesh: Mesh, *, counted_elsewhere: set[nn.Parameter]) -> float:
+    """The 2-norm over the whole model's gradients, each element once. Collective over all ranks (one number)."""
+    total = torch.zeros((), dtype=torch.float64)
+    by_copies: dict[int, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None and parameter not in counted_elsewhere:
+            by_copies.setdefault(_copies(parameter, mesh), []).append(local(parameter.grad))
+    for copies, gradients in by_copies.items():
+        norms = torch.stack(torch._foreach_norm(gradients, 2))  # type: ignore[attr-defined]
+        total += (norms.double().square().sum() / copies).cpu()
+    total = total.to(mesh.device)
+    dist.all_reduce(total)
+    return float(total.sqrt())
+
+
+@torch.no_grad()
+def scale_gradients(parameters: list[nn.Parameter], factor: float) -> None:
+    """Multiply all gradients in place."""
+    torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], factor)  # type: ignore[attr-defined]
+
+
+def _copies(parameter: nn.Parameter, mesh: Mesh) -> int:
+    """How many ranks of this stage hold each element of a parameter."""
+    layout = mesh.layout
+    if not isinstance(parameter, DTensor):
+        return layout.tensor * layout.data
+    held = parameter.device_mesh
+    copies = layout.tensor * layout.data // held.size()
+    for axis, placement in enumerate(parameter.placements):
+        if placement.is_replicate():
+            copies *= held.size(axis)
+    return copies

@@ -1,0 +1,60 @@
+"""The device mesh of a layout: one place that knows which rank sits where."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from parallel.layout import Layout
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Axes pp, dp_replicate, dp_shard, tp of one layout, and this rank's place on them."""
+
+    layout: Layout
+    device: torch.device
+    whole: DeviceMesh
+
+    @property
+    def tensor(self) -> DeviceMesh:
+        return self.whole["tp"]
+
+    @property
+    def data(self) -> DeviceMesh:
+        """One axis when one copy is shared by all data ranks, else (replicate, shard), as fully_shard reads it."""
+        if self.layout.data_shard == self.layout.data:
+            return self.whole["dp_shard"]
+        return self.whole["dp_replicate", "dp_shard"]
+
+    @property
+    def pipeline_group(self) -> dist.ProcessGroup:
+        return self.whole["pp"].get_group()
+
+    @property
+    def stage(self) -> int:
+        return self.whole.get_local_rank("pp")
+
+    @property
+    def tensor_rank(self) -> int:
+        return self.whole.get_local_rank("tp")
+
+    @property
+    def data_rank(self) -> int:
+        return self.whole.get_local_rank("dp_replicate") * self.layout.data_shard + self.whole.get_local_rank("dp_shard")
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.stage == self.layout.pipeline - 1
+
+
+def build_mesh(layout: Layout, device: torch.device) -> Mesh:
+    """Collective over all ranks of the default process group, whose size must be the layout's."""
+    sizes = (layout.pipeline, layout.data // layout.data_shard, layout.data_shard, layout.tensor)
+    whole = init_device_mesh(device.type, sizes, mesh_dim_names=("pp", "dp_replicate", "dp_shard", "tp"))
+    return Mesh(layout, device, whole)

@@ -1,0 +1,86 @@
+"""The piece of a model that one rank runs, wrapped for its layout; the loss is part of it on the last stage."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from gpt.config import ModelConfig
+from gpt.loss import Loss, whole_vocabulary
+from gpt.model import GPT
+from parallel.layout import ParallelConfig
+from parallel.mesh import Mesh
+from parallel.tensor_parallel import apply_tensor_parallel, vocabulary_parallel_loss
+
+
+class Stage(nn.Module):
+    """One pipeline stage. Forward gives the next stage's input, or on the last stage the summed loss when targets are
+    given, else logits. `totals` gathers the sum and count of each loss, in the order of the micro-batches."""
+
+    def __init__(self, model: GPT, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.totals: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        if targets is None:
+            y: Tensor = self.model(x)
+            return y
+        hidden = self.model.hidden_states(x)
+        head = self.model.head
+        assert head is not None
+        if isinstance(hidden, torch.distributed.tensor.DTensor):
+            totals = vocabulary_parallel_loss(self.loss, head, hidden, targets, self.model.vocab_size)
+        else:
+            totals = self.loss(hidden, head.weight, targets, whole_vocabulary(self.model.vocab_size))
+        self.totals.append((totals.sum.detach(), totals.count))
+        return totals.sum
+
+
+def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss: Loss) -> Stage:
+    """This rank's stage, its parameters allocated on the mesh's device and not yet filled.
+
+    The order matters: tensor parallelism replaces parameters; recomputation wraps blocks; compilation sees the wrapped
+    block; FSDP hooks come last, around compiled code.
+    """
+    with torch.device("meta"):
+        layers = mesh.layout.layers_of(mesh.stage, config.n_layers)
+        model = GPT(config, layers, first=mesh.is_first_stage, last=mesh.is_last_stage)
+    if mesh.layout.tensor > 1:
+        apply_tensor_parallel(model, mesh.tensor)
+    for name, block in model.blocks.items():
+        if parallel.recompute == "full":
+            model.blocks[name] = checkpoint_wrapper(block)
+        if parallel.compile:
+            model.blocks[name].compile()
+    stage = Stage(model, loss)
+    _apply_data_parallel(stage, parallel, mesh)
+    stage.to_empty(device=mesh.device)
+    return stage
+
+
+def _apply_data_parallel(stage: Stage, parallel: ParallelConfig, mesh: Mesh) -> None:
+    """FSDP2 on every layout, on one rank too: it is also what keeps fp32 weights beside bf16 ones for compute."""
+    compute = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    again = parallel.zero_stage == 3
+    for block in stage.model.blocks.values():
+        fully_shard(block, mesh=mesh.data, mp_policy=policy, reshard_after_forward=again)
+    fully_shard(stage, mesh=mesh.data, mp_policy=policy, reshard_after_forward=False)
+    for module in stage.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # losses are sums: gradients add up, one division comes at the end
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def canonical_parameters(stage: Stage) -> list[tuple[str, nn.Parameter]]:
+    """Parameters by their name in the whole model on one device; a tied head has its embedding's name, also where
+    another rank holds the embedding."""
+    named = []
+    for name, parameter in stage.named_parameters():
+        name = name.removeprefix("model.").replace("_checkpoint_wrapped_module.", "")
+        if name == "head.weight" and stage.model.tied:
+            name = "embed.tokens.weight"
+        named.append((name, parameter))
+    return named
