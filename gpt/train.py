@@ -1,0 +1,212 @@
+"""The training loop, for any engine and any layout; never asks which layout it has, and never reads the environment."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from gpt.config import ModelConfig
+from gpt.dataset import TrainingData, ValidationData
+from gpt.engine import Batch, Engine, Totals
+from gpt.errors import ConfigError
+from gpt.loss import IGNORE
+from gpt.schedule import ScheduleConfig, learning_rate
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, how often to look and to save. Spans are in tokens, since tokens are the clock."""
+
+    total_tokens: int
+    evaluate_every_tokens: int | None = None
+    validation_tokens: int = 1 << 20  # at most so many of each validation corpus, from its start
+    checkpoint_every_tokens: int | None = None
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for key in ("total_tokens", "evaluate_every_tokens", "validation_tokens", "checkpoint_every_tokens", "keep_checkpoints"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"train.{key} = {value} must be at least 1")
+
+
+class Metrics(Protocol):
+    """Where the loop reports; on the main rank only."""
+
+    def log(self, step: int, values: dict[str, float | int]) -> None: ...
+    def message(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that one training run needs."""
+
+    config: TrainConfig
+    model: ModelConfig
+    schedule: ScheduleConfig
+    peak_learning_rate: float
+    seq_len: int
+    global_batch_tokens: int
+    micro_batch_size: int
+    peak_flops_per_s: float  # of all devices together, for model FLOP utilisation; 0 when unknown
+    log_every_steps: int
+    checkpoints: Path
+    saved_state: dict[str, object]  # what each checkpoint carries besides the position: configuration, fingerprints
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    tokens_seen: int
+    interrupted: bool
+    validation: dict[str, Totals]
+    tokens_per_s: float  # over the steps of this process, evaluation and saving left out
+    checkpoint: Path | None
+
+
+def train(  # the loop proper: read it downwards
+    run: Run,
+    engine: Engine,
+    data: TrainingData,
+    validation: dict[str, ValidationData],
+    *,
+    metrics: Metrics | None,
+    first_step: int = 0,
+) -> Outcome:
+    """Train from `first_step` to the end, or until SIGTERM or SIGUSR1 asks to save and stop. Every rank calls it.
+
+    One step takes the next global batch in the data's order; each data rank reads its contiguous share, so that the
+    order is the same for every data-parallel size. One synchronisation with the device a step, for the loss.
+    """
+    steps = -(-run.config.total_tokens // run.global_batch_tokens)
+    step, results, saved, training_s = first_step, {}, None, 0.0
+    evaluate_at, save_at = run.config.evaluate_every_tokens, run.config.checkpoint_every_tokens
+    with stop_signals() as stop_requested:
+        interrupted = False
+        while step < steps and not interrupted:
+            started_at = time.perf_counter()
+            totals = engine.forward_backward(read_batch(data, engine, run, step))
+            step += 1
+            tokens_seen = step * run.global_batch_tokens
+            rate = learning_rate(run.schedule, run.peak_learning_rate, tokens_seen)
+            norm = engine.optimizer_step(rate)
+            elapsed_s = time.perf_counter() - started_at
+            training_s += elapsed_s
+            if not np.isfinite(totals.mean) or not np.isfinite(norm):
+                raise ConfigError(
+                    f"step {step}: loss {totals.mean} and gradient norm {norm} are not finite; the last checkpoint is intact. "
+                    f"Lower optimizer.learning_rate = {run.peak_learning_rate} or lengthen schedule.warmup_tokens"
+                )
+            if metrics is not None and (step % run.log_every_steps == 0 or step == steps):
+                metrics.log(step, step_values(run, totals.mean, norm, rate, tokens_seen=tokens_seen, elapsed_s=elapsed_s))
+            interrupted = engine.any(stop_requested())
+            done = step == steps
+            if validation and not interrupted and (done or _due(evaluate_at, tokens_seen, run.global_batch_tokens)):
+                results = evaluate(run, engine, validation, metrics=metrics, step=step)
+            if interrupted or done or _due(save_at, tokens_seen, run.global_batch_tokens):
+                saved = save(run, engine, step)
+                if metrics is not None:
+                    metrics.message(f"saved {saved}")
+    new_tokens = (step - first_step) * run.global_batch_tokens
+    return Outcome(
+        step, step * run.global_batch_tokens, interrupted, results, new_tokens / training_s if training_s else 0.0, saved
+    )
+
+
+def read_batch(data: TrainingData, engine: Engine, run: Run, step: int) -> Batch:
+    """This data rank's share of a step's global batch: (sequences, seq_len) inputs and targets."""
+    sequences = run.global_batch_tokens // run.seq_len
+    mine = sequences // engine.data_size
+    begin = step * sequences + engine.data_rank * mine
+    tokens = torch.from_numpy(data.batch(np.arange(begin, begin + mine, dtype=np.int64)))  # (mine, seq_len + 1)
+    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+
+def evaluate(
+    run: Run, engine: Engine, validation: dict[str, ValidationData], *, metrics: Metrics | None, step: int
+) -> dict[str, Totals]:
+    """The loss on each validation corpus, from its start, at most validation_tokens of each."""
+    results = {}
+    for name, corpus in validation.items():
+        windows = min(corpus.n_windows, max(1, run.config.validation_tokens // run.seq_len))
+        results[name] = engine.evaluate(validation_batches(corpus, engine, windows, run.micro_batch_size))
+    if metrics is not None:
+        metrics.log(step, {f"validation/{name}/loss": totals.mean for name, totals in results.items()})
+        for name, totals in results.items():
+            metrics.message(
+                f"step {step}: validation loss {totals.mean:.4f} nats on {totals.tokens:,} tokens of {name} "
+                f"(perplexity {np.exp(min(totals.mean, 700.0)):.2f})"
+            )
+    return results
+
+
+def validation_batches(corpus: ValidationData, engine: Engine, windows: int, per_rank: int) -> Iterator[Batch]:
+    """Equally many batches of one shape on every data rank; the missing windows of the last ones count nothing."""
+    at_once = per_rank * engine.data_size
+    for start in range(0, windows, at_once):
+        begin = min(windows, start + engine.data_rank * per_rank)
+        end = min(windows, begin + per_rank)
+        tokens = torch.zeros(per_rank, corpus.seq_len + 1, dtype=torch.int64)
+        targets = torch.full((per_rank, corpus.seq_len), IGNORE, dtype=torch.int64)
+        if end > begin:
+            tokens[: end - begin] = torch.from_numpy(corpus.batch(begin, end))
+            targets[: end - begin] = tokens[: end - begin, 1:]
+        yield Batch(tokens[:, :-1].contiguous(), targets)
+
+
+def save(run: Run, engine: Engine, step: int) -> Path:
+    """Publish a checkpoint of this step."""
+    position = {
+        "step": step,
+        "tokens_seen": step * run.global_batch_tokens,
+        "samples_seen": step * (run.global_batch_tokens // run.seq_len),
+    }
+    state = {**run.saved_state, **position}
+    return engine.save(run.checkpoints, step=step, state=state, keep_last=run.config.keep_checkpoints)
+
+
+def step_values(
+    run: Run, loss: float, norm: float, rate: float, *, tokens_seen: int, elapsed_s: float
+) -> dict[str, float | int]:
+    """What is logged of one step."""
+    tokens_per_s = run.global_batch_tokens / elapsed_s
+    values: dict[str, float | int] = {
+        "loss": loss,
+        "gradient_norm": norm,
+        "learning_rate": rate,
+        "tokens_per_s": tokens_per_s,
+        "tokens_seen": tokens_seen,
+        "step_s": elapsed_s,
+    }
+    if run.peak_flops_per_s:
+        values["mfu"] = run.model.train_flops_per_token(run.seq_len) * tokens_per_s / run.peak_flops_per_s
+    return values
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """While inside, SIGTERM and SIGUSR1 are noted instead of killing; yields a function that says whether one came."""
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted.is_set
+        return
+    before = {number: signal.signal(number, lambda *_: noted.set()) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield noted.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _due(every_tokens: int | None, tokens_seen: int, step_tokens: int) -> bool:
+    """Whether this step reached or passed a multiple of `every_tokens`."""
+    return every_tokens is not None and tokens_seen // every_tokens > (tokens_seen - step_tokens) // every_tokens

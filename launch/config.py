@@ -1,0 +1,97 @@
+"""A training run's whole configuration, composed of the sections that live beside what they configure."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from gpt.config import ModelConfig
+from gpt.dataset import DataConfig
+from gpt.errors import ConfigError
+from gpt.metrics import MetricsConfig
+from gpt.optimizer import OptimizerConfig
+from gpt.schedule import ScheduleConfig
+from gpt.train import TrainConfig
+from launch.recipe import apply_overrides, build, read_toml
+from parallel.layout import BatchConfig, ParallelConfig
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """Where a run lives and what it runs on. `peak_flops_per_s` is one device's, for MFU; None looks it up."""
+
+    directory: Path
+    seed: int = 1234
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    peak_flops_per_s: float | None = None
+    collective_timeout_s: int = 600
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a recipe says."""
+
+    run: RunSection
+    model: ModelConfig
+    data: DataConfig
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+
+def read_run_config(recipe: str, overrides: list[str]) -> RunConfig:
+    """A recipe file, or the name of a shipped one, with the command line's overrides on top."""
+    return build(RunConfig, apply_overrides(read_toml(find_recipe(recipe)), overrides), where="")
+
+
+def find_recipe(recipe: str) -> Path:
+    """The path of a recipe; names like `gpt3_125m` or `launch/recipes/demo.toml` find the shipped files anywhere."""
+    path = Path(recipe)
+    if path.exists() or path.is_symlink():
+        return path
+    shipped = Path(str(resources.files("launch"))) / "recipes"
+    named = shipped / f"{path.name.removesuffix('.toml')}.toml"
+    if named.exists() and path.parent in (Path("."), Path("launch/recipes")):
+        return named
+    names = ", ".join(sorted(file.stem for file in shipped.glob("*.toml")))
+    raise ConfigError(f"{recipe}: no such recipe file, and no shipped recipe of this name ({names})")
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    """The resolved configuration as nested tables, ready for JSON."""
+    return _plain(dataclasses.asdict(config))
+
+
+def from_dict(table: dict[str, Any]) -> RunConfig:
+    """The configuration that `as_dict` wrote."""
+    return build(RunConfig, _without_none(table), where="")
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two configurations, each with both values."""
+    changes = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += changed_keys(before, after, prefix=f"{prefix}{key}.")
+        elif before != after:
+            changes.append(f"{prefix}{key}: {before} -> {after}")
+    return changes
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,129 @@
+"""A program for tests: trains one small model on many layouts with real gloo processes, and writes what it saw.
+
+    python layout_runs.py WORLD_SIZE RUNS.json OUT.json
+
+RUNS.json is a list of {"name", "world_size", "parallel": {...}, "model": {...}, "steps", "micro_batch_size"}; each
+run uses the first `world_size` of the processes. Torch is imported once, in the fork server.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from gpt.config import ModelConfig
+from gpt.engine import Batch
+from gpt.loss import next_token_loss
+from gpt.optimizer import OptimizerConfig
+from parallel.engines.native import EngineSettings, NativeEngine
+from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
+
+SEQUENCES, SEQ_LEN, VOCAB, SEED = 8, 16, 120, 5
+MODEL = {"vocab_size": VOCAB, "n_ctx": 16, "n_layers": 4, "d_model": 32, "n_heads": 4}
+OPTIMIZER = OptimizerConfig(learning_rate=3e-3, max_gradient_norm=0.5)
+
+
+def tokens_of_step(step):
+    generator = torch.Generator().manual_seed(step)
+    return torch.randint(0, VOCAB, (SEQUENCES, SEQ_LEN + 1), generator=generator)
+
+
+def build(run):
+    model = ModelConfig(**{**MODEL, **run.get("model", {})})
+    parallel = ParallelConfig(**{"precision": "fp32", **run["parallel"]})
+    batch = BatchConfig(run.get("micro_batch_size", 2), SEQUENCES * SEQ_LEN)
+    layout = resolve_layout(parallel, batch, model=model, seq_len=SEQ_LEN, world_size=run["world_size"])
+    settings = EngineSettings(model, parallel, layout, OPTIMIZER, batch.micro_batch_size, SEQ_LEN, SEED)
+    return NativeEngine(settings, loss=next_token_loss, device=torch.device("cpu"))
+
+
+def whole_weights_digest(engine):
+    """A digest of every weight, each gathered whole; equal for equal models whatever the layout."""
+    mine = {}
+    for name, parameter in engine.parameters:
+        full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+        mine[name] = hashlib.sha256(full.detach().contiguous().numpy().tobytes()).hexdigest()
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    merged = {}
+    for names in everyone:
+        for name, digest in names.items():
+            assert merged.setdefault(name, digest) == digest, f"{name} differs between ranks"
+    return hashlib.sha256(json.dumps(sorted(merged.items())).encode()).hexdigest()
+
+
+def train(engine, steps, first_step=0):
+    share = SEQUENCES // engine.data_size
+    losses, norms = [], []
+    for step in range(first_step, steps):
+        mine = tokens_of_step(step)[engine.data_rank * share : (engine.data_rank + 1) * share]
+        losses.append(engine.forward_backward(Batch(mine[:, :-1], mine[:, 1:])).mean)
+        norms.append(engine.optimizer_step(OPTIMIZER.learning_rate))
+    return losses, norms
+
+
+def run_one(run):
+    engine = build(run)
+    result = {"initial_weights": whole_weights_digest(engine)}
+    result["losses"], result["norms"] = train(engine, run["steps"])
+    share = SEQUENCES // engine.data_size
+    mine = tokens_of_step(10_000)[engine.data_rank * share : (engine.data_rank + 1) * share]
+    totals = engine.evaluate([Batch(mine[:, :-1], mine[:, 1:])])
+    result["evaluated"], result["evaluated_tokens"] = totals.mean, totals.tokens
+    logits = engine.forward(tokens_of_step(10_001)[:2, :7])
+    result["logits"] = logits.double().flatten()[::97].tolist()
+    if run.get("save"):
+        engine.save(Path(run["save"]), step=run["steps"], state={"step": run["steps"]}, keep_last=1)
+    if run.get("load"):
+        (path,) = Path(run["load"]).glob("step-*")
+        state = engine.load(path)
+        assert state["step"] == run["resume_step"]
+        result["resumed_losses"], result["resumed_norms"] = train(engine, run["resume_to"], first_step=state["step"])
+    result["final_weights"] = whole_weights_digest(engine)
+    local = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for _, p in engine.parameters)
+    counts = [None] * dist.get_world_size()
+    dist.all_gather_object(counts, local)
+    result["local_parameters"] = counts
+    return result
+
+
+def work(rank, world_size, runs, store_file, out):
+    torch.set_num_threads(1)
+    results = {}
+    for i, run in enumerate(runs):
+        if rank >= run["world_size"]:
+            continue
+        store = dist.FileStore(f"{store_file}-{i}", run["world_size"])
+        dist.init_process_group(
+            "gloo", store=store, rank=rank, world_size=run["world_size"], timeout=timedelta(seconds=90)
+        )
+        results[run["name"]] = run_one(run)
+        dist.barrier()
+        dist.destroy_process_group()
+    if rank == 0:
+        Path(out).write_text(json.dumps(results))
+
+
+def main():
+    world_size, runs, out = int(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), sys.argv[3]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.pipelining"])
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            context.Process(target=work, args=(rank, world_size, runs, f"{folder}/store", out)) for rank in range(world_size)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    sys.exit(max(abs(process.exitcode) for process in processes))
+
+
+if __name__ == "__main__":
+    main()
