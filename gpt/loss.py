@@ -5,7 +5,7 @@ A loss returns a sum and a count, never a mean: a mean of means would depend on 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch import Tensor
 IGNORE = -100  # a target that counts neither in the sum nor in the count
 
 
-class LossTotals(NamedTuple):
+@dataclass(frozen=True)
+class LossTotals:
     """`sum` in nats, 0-d with gradient; `count` of what was summed, 0-d; `metrics` further 0-d sums by name."""
 
     sum: Tensor
@@ -58,7 +59,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shard: VocabShard) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        total = torch.zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32, device=hidden.device)
+        total = torch.zeros(
+            (), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32, device=hidden.device
+        )
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=total.dtype) if wants_weight else None
         chunk = chunk_tokens(weight.size(0))

@@ -31,7 +31,13 @@ class TrainConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for key in ("total_tokens", "evaluate_every_tokens", "validation_tokens", "checkpoint_every_tokens", "keep_checkpoints"):
+        for key in (
+            "total_tokens",
+            "evaluate_every_tokens",
+            "validation_tokens",
+            "checkpoint_every_tokens",
+            "keep_checkpoints",
+        ):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"train.{key} = {value} must be at least 1")
@@ -101,13 +107,11 @@ def train(  # the loop proper: read it downwards
             norm = engine.optimizer_step(rate)
             elapsed_s = time.perf_counter() - started_at
             training_s += elapsed_s
-            if not np.isfinite(totals.mean) or not np.isfinite(norm):
-                raise ConfigError(
-                    f"step {step}: loss {totals.mean} and gradient norm {norm} are not finite; the last checkpoint is intact. "
-                    f"Lower optimizer.learning_rate = {run.peak_learning_rate} or lengthen schedule.warmup_tokens"
-                )
+            check_finite(step, totals.mean, norm, rate)
             if metrics is not None and (step % run.log_every_steps == 0 or step == steps):
-                metrics.log(step, step_values(run, totals.mean, norm, rate, tokens_seen=tokens_seen, elapsed_s=elapsed_s))
+                metrics.log(
+                    step, step_values(run, totals.mean, norm, rate, tokens_seen=tokens_seen, elapsed_s=elapsed_s)
+                )
             interrupted = engine.any(stop_requested())
             done = step == steps
             if validation and not interrupted and (done or _due(evaluate_at, tokens_seen, run.global_batch_tokens)):
@@ -118,8 +122,22 @@ def train(  # the loop proper: read it downwards
                     metrics.message(f"saved {saved}")
     new_tokens = (step - first_step) * run.global_batch_tokens
     return Outcome(
-        step, step * run.global_batch_tokens, interrupted, results, new_tokens / training_s if training_s else 0.0, saved
+        step,
+        step * run.global_batch_tokens,
+        interrupted,
+        results,
+        new_tokens / training_s if training_s else 0.0,
+        saved,
     )
+
+
+def check_finite(step: int, loss: float, norm: float, rate: float) -> None:
+    """End the run, on all ranks alike, when a step has blown up."""
+    if not np.isfinite(loss) or not np.isfinite(norm):
+        raise ConfigError(
+            f"step {step}: the loss is {loss} and the gradient norm {norm}; earlier checkpoints are good. "
+            f"Lower optimizer.learning_rate (at this step {rate:.3g}) or lengthen schedule.warmup_tokens"
+        )
 
 
 def read_batch(data: TrainingData, engine: Engine, run: Run, step: int) -> Batch:
@@ -140,12 +158,11 @@ def evaluate(
         windows = min(corpus.n_windows, max(1, run.config.validation_tokens // run.seq_len))
         results[name] = engine.evaluate(validation_batches(corpus, engine, windows, run.micro_batch_size))
     if metrics is not None:
-        metrics.log(step, {f"validation/{name}/loss": totals.mean for name, totals in results.items()})
+        values = {}
         for name, totals in results.items():
-            metrics.message(
-                f"step {step}: validation loss {totals.mean:.4f} nats on {totals.tokens:,} tokens of {name} "
-                f"(perplexity {np.exp(min(totals.mean, 700.0)):.2f})"
-            )
+            values[f"validation/{name}/loss"] = totals.mean
+            values[f"validation/{name}/perplexity"] = float(np.exp(min(totals.mean, 700.0)))
+        metrics.log(step, values)
     return results
 
 

@@ -63,7 +63,8 @@ def find_recipe(recipe: str) -> Path:
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as nested tables, ready for JSON."""
-    return _plain(dataclasses.asdict(config))
+    table: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return table
 
 
 def from_dict(table: dict[str, Any]) -> RunConfig:

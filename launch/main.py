@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from gpt.errors import ConfigError
+from launch.cluster import enter_process, report_mistake
 
 # command: (module, one line of help). A module has add_arguments(parser) and run(args) -> exit status.
 COMMANDS = {
@@ -21,8 +22,11 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit status (2 for a user's mistake, 130 for Ctrl-C)."""
+    enter_process()
     words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="triaxial", description="Train GPT-3-class language models in three dimensions.")
+    parser = argparse.ArgumentParser(
+        prog="triaxial", description="Train GPT-3-class language models in three dimensions."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in words if word in COMMANDS), None)
     for name, (module, summary) in COMMANDS.items():
@@ -36,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"this command reads no recipe, so it takes no override: {' '.join(overrides)}")
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except ConfigError as error:
-        print(f"triaxial: error: {error}", file=sys.stderr)
+        report_mistake(str(error))
         return 2
     except KeyboardInterrupt:
         return 130

@@ -33,7 +33,9 @@ def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str
     while words:
         flag = words.pop(0)
         if not flag.startswith("--") or "." not in flag:
-            raise ConfigError(f"'{flag}' is not an override; write --section.key VALUE, for example --parallel.tensor 2")
+            raise ConfigError(
+                f"'{flag}' is not an override; write --section.key VALUE, for example --parallel.tensor 2"
+            )
         dotted, equals, text = flag[2:].partition("=")
         if not equals:
             if not words:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from gpt.dataset import TrainingData, ValidationData
 from gpt.errors import ConfigError
@@ -20,14 +21,12 @@ from gpt.loss import next_token_loss
 from gpt.metrics import MetricsWriter
 from gpt.tokenizer import load_tokenizer
 from gpt.train import Outcome, Run, train
-from launch.cluster import ClusterEnvironment, launch_local
+from launch.cluster import ClusterEnvironment, keep_freed_memory, launch_local, leave_word_saved
 from launch.config import RunConfig, as_dict, changed_keys, read_run_config
 from launch.hardware import peak_flops_per_s
 from parallel import checkpoint
 from parallel.engines.native import EngineSettings, NativeEngine
 from parallel.layout import Layout, resolve_layout
-
-SAVED_AFTER_SIGNAL = 75  # exit status: stopped by a signal, saved, to be continued (EX_TEMPFAIL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,10 +52,12 @@ def run(args: argparse.Namespace) -> int:
         return launch_local(args.nproc, words)
     layout = layout_of(config, environment.world_size)
     device = pick_device(config, environment)
+    if device.type == "cpu":
+        keep_freed_memory()
     with ExitStack() as stack:
         stack.callback(join_processes(config, environment, device))
         outcome = train_here(config, layout, environment, device, resume=args.resume)
-    return SAVED_AFTER_SIGNAL if outcome.interrupted else 0
+    return leave_word_saved(environment) if outcome.interrupted else 0
 
 
 def layout_of(config: RunConfig, world_size: int) -> Layout:
@@ -69,13 +70,15 @@ def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.dev
     """The accelerator of this local rank, or the CPU."""
     wanted = config.run.device
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("run.device = 'cuda', but torch finds no CUDA device here; `triaxial doctor` shows what it finds")
+        raise ConfigError(
+            "run.device = 'cuda', but torch finds no CUDA device here; `triaxial doctor` shows what it finds"
+        )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if environment.local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"local rank {environment.local_rank} has no GPU of its own: {torch.cuda.device_count()} here; start as many "
-            f"processes per node as it has GPUs, or set run.device = 'cpu'"
+            f"local rank {environment.local_rank} has no GPU of its own: {torch.cuda.device_count()} here; start as "
+            f"many processes per node as it has GPUs, or set run.device = 'cpu'"
         )
     device = torch.device("cuda", environment.local_rank)
     torch.cuda.set_device(device)
@@ -86,10 +89,10 @@ def join_processes(config: RunConfig, environment: ClusterEnvironment, device: t
     """Initialise the default process group; returns what ends it. A single process talks to nobody."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=config.run.collective_timeout_s)
-    if environment.launched:
+    if environment.master_addr is not None:  # torchrun, or our own launcher
         dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     return dist.destroy_process_group
 
 
@@ -122,7 +125,7 @@ def train_here(
         device=device,
     )
     peak = total_peak_flops_per_s(config, environment, device)
-    saved_state = {"config": as_dict(config), "data": data.fingerprint()}
+    saved_state: dict[str, object] = {"config": as_dict(config), "data": data.fingerprint()}
     start = find_start(config, engine, saved_state, resume=resume)
     loop = Run(
         config=config.train,
@@ -145,8 +148,9 @@ def train_here(
                 writer.message(line)
         outcome = train(loop, engine, data, validation, metrics=writer, first_step=start.step)
         if writer is not None:
-            writer.message(how_it_ended(outcome))
-            write_summary(config, layout, outcome, elapsed_s=time.perf_counter() - started_at)
+            writer.message(how_it_ended(outcome, start))
+            if outcome.step > start.step:
+                write_summary(config, layout, outcome, elapsed_s=time.perf_counter() - started_at)
     return outcome
 
 
@@ -165,8 +169,8 @@ def check_tokenizer(config: RunConfig) -> Path:
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
-            f"model.vocab_size = {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} pieces of {path}; "
-            f"set model.vocab_size = {tokenizer.vocab_size}"
+            f"model.vocab_size = {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} pieces of "
+            f"{path}; set model.vocab_size = {tokenizer.vocab_size}"
         )
     return path
 
@@ -187,9 +191,7 @@ def total_peak_flops_per_s(config: RunConfig, environment: ClusterEnvironment, d
     return float(peak)
 
 
-def find_start(
-    config: RunConfig, engine: NativeEngine, saved_state: dict[str, Any], *, resume: bool | None
-) -> Start:
+def find_start(config: RunConfig, engine: NativeEngine, saved_state: dict[str, Any], *, resume: bool | None) -> Start:
     """Load the newest whole checkpoint of the run directory, if there is one and it is wanted."""
     directory = config.run.directory / "checkpoints"
     path, skipped = checkpoint.find_latest(directory)
@@ -227,8 +229,8 @@ def check_same_run(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> li
             )
     if saved["data"] != now["data"]:
         raise ConfigError(
-            f"{path} was trained on other data than the recipe names now ({data_difference(saved['data'], now['data'])}); "
-            f"restore it, or start in another --run.directory"
+            f"{path} was trained on other data than the recipe names now "
+            f"({data_difference(saved['data'], now['data'])}); restore it, or start in another --run.directory"
         )
     return [f"changed since the checkpoint: {change}" for change in changed_keys(saved["config"], now["config"])]
 
@@ -242,7 +244,12 @@ def data_difference(saved: Any, now: Any) -> str:
 def open_metrics(config: RunConfig, start: Start) -> MetricsWriter:
     config.run.directory.mkdir(parents=True, exist_ok=True)
     return MetricsWriter(
-        config.metrics, config.run.directory, run_config=as_dict(config), resume_step=start.step if start.step else None
+        config.metrics,
+        config.run.directory,
+        run_config=as_dict(config),
+        resume_step=start.step or None,
+        total_steps=-(-config.train.total_tokens // config.batch.global_batch_tokens),
+        total_tokens=config.train.total_tokens,
     )
 
 
@@ -273,7 +280,9 @@ def describe(config: RunConfig, layout: Layout, device: torch.device, data: Trai
     ]
 
 
-def how_it_ended(outcome: Outcome) -> str:
+def how_it_ended(outcome: Outcome, start: Start) -> str:
+    if outcome.step == start.step:
+        return f"nothing left to train: step {start.step:,} has reached train.total_tokens; raise it to go on"
     if outcome.interrupted:
         return f"stopped by a signal at step {outcome.step:,}; run the same command again to continue"
     return f"done: {outcome.tokens_seen:,} tokens in {outcome.step:,} steps, {outcome.tokens_per_s:,.0f} tokens/s"

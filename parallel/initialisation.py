@@ -27,7 +27,9 @@ def held_indices(parameter: Tensor) -> list[Tensor]:
     mesh = parameter.device_mesh
     names = mesh.mesh_dim_names
     assert names is not None
-    for axis in sorted(range(mesh.ndim), key=lambda i: names[i] != "tp"):  # tensor ranks cut first, data ranks their piece
+    for axis in sorted(
+        range(mesh.ndim), key=lambda i: names[i] != "tp"
+    ):  # tensor ranks cut first, data ranks their piece
         placement = parameter.placements[axis]
         if isinstance(placement, (Shard, _StridedShard)):
             cut = indices[placement.dim]

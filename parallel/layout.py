@@ -98,7 +98,9 @@ def _shard_size(parallel: ParallelConfig, data: int) -> int:
     shard = parallel.data_shard
     if parallel.zero_stage == 0:
         if shard not in (None, 1):
-            raise ConfigError(f"parallel.data_shard = {shard} with parallel.zero_stage = 0: nothing is sharded; use 2 or 3")
+            raise ConfigError(
+                f"parallel.data_shard = {shard} with parallel.zero_stage = 0: nothing is sharded; use 2 or 3"
+            )
         return 1
     if shard is None:
         return data
@@ -140,8 +142,8 @@ def _micro_batches(parallel: ParallelConfig, batch: BatchConfig, *, seq_len: int
     if parallel.schedule == "1f1b" and micro_batches < parallel.pipeline:
         raise ConfigError(
             f"parallel.schedule = '1f1b' needs at least as many micro-batches a step as stages: {micro_batches} < "
-            f"parallel.pipeline = {parallel.pipeline}; lower batch.micro_batch_size = {batch.micro_batch_size} or raise "
-            f"batch.global_batch_tokens to {parallel.pipeline * at_once * seq_len}"
+            f"parallel.pipeline = {parallel.pipeline}; lower batch.micro_batch_size = {batch.micro_batch_size} or "
+            f"raise batch.global_batch_tokens to {parallel.pipeline * at_once * seq_len}"
         )
     return micro_batches
 
@@ -155,9 +157,12 @@ def _check_divides(number: int, divisor: int, name: str, divisor_name: str) -> N
 
 def _near_micro_batches(sequences: int, data: int, wanted: int, seq_len: int) -> str:
     if sequences % data:
-        return f"batch.global_batch_tokens nearest that does: {_multiples(wanted * data * seq_len, sequences * seq_len)}"
+        return (
+            f"batch.global_batch_tokens nearest that does: {_multiples(wanted * data * seq_len, sequences * seq_len)}"
+        )
     per_rank = sequences // data
-    return f"batch.micro_batch_size nearest that do: {_near(wanted, (d for d in range(1, per_rank + 1) if per_rank % d == 0))}"
+    near = _near(wanted, (d for d in range(1, per_rank + 1) if per_rank % d == 0))
+    return f"batch.micro_batch_size nearest that do: {near}"
 
 
 def _near(wanted: int, allowed: Iterable[int]) -> str:

@@ -42,7 +42,9 @@ class Mesh:
 
     @property
     def data_rank(self) -> int:
-        return self.whole.get_local_rank("dp_replicate") * self.layout.data_shard + self.whole.get_local_rank("dp_shard")
+        return self.whole.get_local_rank("dp_replicate") * self.layout.data_shard + self.whole.get_local_rank(
+            "dp_shard"
+        )
 
     @property
     def is_first_stage(self) -> bool:

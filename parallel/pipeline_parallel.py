@@ -1,9 +1,12 @@
 """Runs a stage under torch's pipeline schedules; never decides what a stage holds."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
 from gpt.config import ModelConfig
 from parallel.layout import ParallelConfig
@@ -22,21 +25,21 @@ class Pipeline:
         self.mesh = mesh
         self.schedule = SCHEDULES[parallel.schedule]
         self.dtype = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
-        self._schedules: dict[tuple[str, int, int, int], Schedule1F1B | ScheduleGPipe] = {}
+        self._schedules: dict[tuple[str, int, int, int], PipelineScheduleSingle] = {}
 
     def forward_backward(self, inputs: Tensor, targets: Tensor, *, micro_batches: int) -> None:
         """inputs and targets (n, t), the same on every stage; gradients accumulate in the stage's parameters."""
         schedule = self._schedule("train", inputs, micro_batches)
         first = (inputs,) if self.mesh.is_first_stage else ()
-        last = {"targets": targets} if self.mesh.is_last_stage else {}
+        last: dict[str, Any] = {"targets": targets} if self.mesh.is_last_stage else {}
         schedule.step(*first, target=targets if last else None, return_outputs=False, **last)
 
     def forward(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor:
         """Forward only. With targets, losses gather in the stage; without, the logits are sent to every stage."""
         schedule = self._schedule("loss" if targets is not None else "logits", inputs, 1)
         first = (inputs,) if self.mesh.is_first_stage else ()
-        last = {"targets": targets} if self.mesh.is_last_stage and targets is not None else {}
-        output = schedule.step(*first, return_outputs=targets is None, **last)
+        last: dict[str, Any] = {"targets": targets} if self.mesh.is_last_stage and targets is not None else {}
+        output: Tensor = schedule.step(*first, return_outputs=targets is None, **last)
         if targets is not None:
             return torch.empty(0)
         if not self.mesh.is_last_stage:
@@ -46,7 +49,7 @@ class Pipeline:
         dist.broadcast(output, src=dist.get_global_rank(group, self.mesh.layout.pipeline - 1), group=group)
         return output
 
-    def _schedule(self, kind: str, inputs: Tensor, micro_batches: int) -> Schedule1F1B | ScheduleGPipe:
+    def _schedule(self, kind: str, inputs: Tensor, micro_batches: int) -> PipelineScheduleSingle:
         key = (kind, inputs.size(0), inputs.size(1), micro_batches)
         if key not in self._schedules:
             stage = self._pipeline_stage(kind, inputs.size(0) // micro_batches, inputs.size(1))

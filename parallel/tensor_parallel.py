@@ -24,7 +24,6 @@ from gpt.model import GPT
 
 def block_plan() -> dict[str, ParallelStyle]:
     """How the parts of one block are sharded."""
-    whole_sequence = {"input_layouts": (Shard(1),), "desired_input_layouts": (Replicate(),)}
     return {
         "attention_norm": SequenceParallel(),
         "attention": PrepareModuleInput(
@@ -35,7 +34,7 @@ def block_plan() -> dict[str, ParallelStyle]:
         "attention.v": ColwiseParallel(),
         "attention.out": RowwiseParallel(output_layouts=Shard(1)),
         "mlp_norm": SequenceParallel(),
-        "mlp": PrepareModuleInput(**whole_sequence),
+        "mlp": PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)),
         "mlp.gate": ColwiseParallel(),
         "mlp.up": ColwiseParallel(),
         "mlp.down": RowwiseParallel(output_layouts=Shard(1)),
@@ -65,12 +64,15 @@ def apply_tensor_parallel(model: GPT, mesh: DeviceMesh) -> None:
     model.tie()
 
 
-def vocabulary_parallel_loss(loss: Loss, head: nn.Linear, hidden: Tensor, targets: Tensor, vocab_size: int) -> LossTotals:
+def vocabulary_parallel_loss(
+    loss: Loss, head: nn.Linear, hidden: Tensor, targets: Tensor, vocab_size: int
+) -> LossTotals:
     """The loss of a head whose vocabulary rows lie on several tensor ranks; the same on each of them.
 
     `hidden`: DTensor (b, t, d) sharded over the sequence. All-gathers it, reduce-scatters its gradient.
     """
-    assert isinstance(hidden, DTensor) and isinstance(head.weight, DTensor)
+    assert isinstance(hidden, DTensor)
+    assert isinstance(head.weight, DTensor)
     mesh = hidden.device_mesh
     group = mesh.get_group()
     whole = hidden.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])  # (b, t, d)

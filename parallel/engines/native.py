@@ -46,7 +46,9 @@ class NativeEngine:
         initialise_shards(self.parameters, settings.model, seed=settings.seed)
         self.optimizer = build_optimizer(self.parameters, settings.optimizer)
         self._allocate_optimizer_state()
-        self.pipeline = Pipeline(self.stage, settings.model, self.mesh, settings.parallel) if settings.layout.pipeline > 1 else None
+        self.pipeline = (
+            Pipeline(self.stage, settings.model, self.mesh, settings.parallel) if settings.layout.pipeline > 1 else None
+        )
         self.data_rank, self.data_size = self.mesh.data_rank, settings.layout.data
         self.is_main = dist.get_rank() == 0
         self._tokens_in_gradients = 0
@@ -124,8 +126,8 @@ class NativeEngine:
         assert isinstance(self.stage, FSDPModule)
         pairs = list(
             zip(
-                inputs.split(self.settings.micro_batch_size),
-                targets.split(self.settings.micro_batch_size),
+                torch.split(inputs, self.settings.micro_batch_size),
+                torch.split(targets, self.settings.micro_batch_size),
                 strict=True,
             )
         )

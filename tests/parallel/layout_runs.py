@@ -116,7 +116,8 @@ def main():
     context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.pipelining"])
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            context.Process(target=work, args=(rank, world_size, runs, f"{folder}/store", out)) for rank in range(world_size)
+            context.Process(target=work, args=(rank, world_size, runs, f"{folder}/store", out))
+            for rank in range(world_size)
         ]
         for process in processes:
             process.start()

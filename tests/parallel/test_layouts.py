@@ -1,5 +1,6 @@
 """Every layout trains the same model: against one process, and that one against plain torch without our engine."""
 
+import importlib.util
 import json
 import math
 import os
@@ -10,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional
-
-import importlib.util
 
 from gpt.config import ModelConfig
 from gpt.initialisation import initialise
@@ -61,7 +60,15 @@ def results(tmp_path_factory):
     runs.append(run("load, same layout", 4, {"tensor": 2, "pipeline": 2}, **again))
     runs.append(run("load, one", 1, {}, **again))
     runs.append(run("load, data 2", 2, {"data": 2}, **again))
-    runs.append(run("load, tensor 2 x pipeline 2 x data 2", 8, LAYOUTS["tensor 2 x pipeline 2 x data 2"][1], micro_batch_size=1, **again))
+    runs.append(
+        run(
+            "load, tensor 2 x pipeline 2 x data 2",
+            8,
+            LAYOUTS["tensor 2 x pipeline 2 x data 2"][1],
+            micro_batch_size=1,
+            **again,
+        )
+    )
     return launch(folder, 8, runs)
 
 
@@ -152,9 +159,7 @@ def test_bf16_layouts_differ_no_more_than_another_micro_batch_split_several_time
     assert layout < max(5 * split, 2e-3)
 
 
-@pytest.mark.parametrize(
-    "name", ["same layout", "one", "data 2", "tensor 2 x pipeline 2 x data 2"]
-)
+@pytest.mark.parametrize("name", ["same layout", "one", "data 2", "tensor 2 x pipeline 2 x data 2"])
 def test_resuming_continues_the_curve(results, name):
     """Saved at step 8 on tensor 2 x pipeline 2; on the same layout bit for bit, on another to rounding."""
     ours = results[f"load, {name}"]

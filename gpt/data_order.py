@@ -1,0 +1,200 @@
+"""Which sample of which corpus each position of a run reads, as arithmetic on (seed, position); it never opens a file.
+
+Two bijections, both computed and never stored:
+
+1. mixture: position n of the run -> (corpus k, index j), j = 0, 1, 2, ... without gap or repeat within each corpus;
+2. permutation: (corpus k, epoch, rank in the epoch) -> sample, keyed by (seed, corpus name, epoch).
+
+docs/adr/0003-data-order-is-a-function.md has the reasons and the proof of the bound on the mixture.
+"""
+
+import hashlib
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt.errors import ConfigError
+
+# Part of every checkpoint's data fingerprint: raise it when the arithmetic below gives another order.
+ORDER_VERSION = 1
+
+# For n positions a corpus of normalised weight w is read between n*w - MIXTURE_BOUND and n*w + MIXTURE_BOUND times,
+# for any number of corpora and any weights, at every n up to 2**50.
+MIXTURE_BOUND = 1.69
+
+_ROUNDS = 12  # below 10, permutations of 5 or fewer samples are measurably uneven
+_LOW_32 = 0xFFFFFFFF
+_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: multiples of it are far apart modulo 2**64
+
+UInts = NDArray[np.uint64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A binary tree over the corpora; node 0 is the root, and every inner node splits its stream of samples in two.
+
+    The lighter child of a node gets round(m * share / 2**64) of the node's first m samples, the heavier the rest.
+    """
+
+    light_share: UInts  # (nodes,), in units of 2**-64, from 1 to 2**63
+    children: Ints  # (nodes, 2): [heavier, lighter]; a child c < 0 is the corpus ~c
+
+
+def build_mixture(weights: Sequence[float]) -> Mixture:
+    """The Huffman tree of the weights (finite, > 0, any sum); equal weights are taken in the order given.
+
+    From a leaf to the root of Huffman's tree node weights grow at least like Fibonacci numbers, which bounds the sum of
+    the rounding errors on that way (see the ADR). Weights are taken as exact fractions.
+    """
+    # (weight, creation number, child as written in `children`); the creation number makes the order of ties definite
+    heap: list[tuple[Fraction, int, int]] = [(Fraction(weight), k, ~k) for k, weight in enumerate(weights)]
+    heapq.heapify(heap)
+    shares: list[int] = []
+    children: list[tuple[int, int]] = []
+    while len(heap) > 1:
+        light_weight, _, light = heapq.heappop(heap)
+        heavy_weight, _, heavy = heapq.heappop(heap)
+        total = light_weight + heavy_weight
+        # A share of 0 would break the carry test of `assign`; 2**-64 of fewer than 2**63 samples still rounds to none.
+        shares.append(max(1, round(light_weight / total * 2**64)))
+        children.append((heavy, light))
+        heapq.heappush(heap, (total, len(weights) + len(shares), len(shares) - 1))
+    # The root was made last; number the nodes from the root.
+    last = len(shares) - 1
+    renumbered = [[last - child if child >= 0 else child for child in pair] for pair in reversed(children)]
+    return Mixture(
+        light_share=np.array(shares[::-1], dtype=np.uint64),
+        children=np.array(renumbered, dtype=np.int64).reshape(len(shares), 2),
+    )
+
+
+def assign(mixture: Mixture, positions: Ints) -> tuple[Ints, Ints]:
+    """The corpus (n,) and the index within that corpus (n,) of each position (n,), positions >= 0.
+
+    The cost for each position is the depth of its corpus in the tree; whole arrays go down one level at a time.
+    """
+    index = positions.astype(np.uint64)
+    node = np.full(positions.shape, 0 if len(mixture.light_share) else ~0, dtype=np.int64)
+    inner = np.flatnonzero(node >= 0)
+    while inner.size:
+        at, m = node[inner], index[inner]
+        share = mixture.light_share[at]
+        before, fraction = _rounded_product(m, share)
+        # Sample m goes to the lighter child when round((m + 1) * share) > round(m * share): when adding share carries.
+        to_light = fraction >= ~share + np.uint64(1)
+        index[inner] = np.where(to_light, before, m - before)
+        node[inner] = mixture.children[at, to_light.astype(np.int64)]
+        inner = inner[node[inner] >= 0]
+    return ~node, index.astype(np.int64)
+
+
+def count(mixture: Mixture, n_positions: int) -> list[int]:
+    """How many of the first `n_positions` positions each corpus feeds, in the order of the weights."""
+    counts = [0] * (len(mixture.light_share) + 1)
+    pending = [(0 if len(mixture.light_share) else ~0, n_positions)]
+    while pending:
+        node, m = pending.pop()
+        if node < 0:
+            counts[~node] = m
+            continue
+        light = (m * int(mixture.light_share[node]) + 2**63) >> 64
+        heavy_child, light_child = mixture.children[node].tolist()
+        pending += [(heavy_child, m - light), (light_child, light)]
+    return counts
+
+
+def _rounded_product(m: UInts, share: UInts) -> tuple[UInts, UInts]:
+    """(m * share + 2**63) divided by 2**64: quotient and remainder, exact, from 32-bit halves."""
+    m_low, m_high = m & _LOW_32, m >> 32
+    share_low, share_high = share & _LOW_32, share >> 32
+    low = m_low * share_low
+    middle = m_high * share_low + (low >> 32)
+    middle_2 = m_low * share_high + (middle & _LOW_32)
+    high = m_high * share_high + (middle >> 32) + (middle_2 >> 32)
+    fraction = (middle_2 << 32) | (low & _LOW_32)
+    return high + (fraction >> 63), fraction ^ np.uint64(1 << 63)
+
+
+def permute(rank: UInts, *, size: UInts, key: UInts) -> UInts:
+    """Image of each rank (n,) under the permutation of range(size) (n,) that belongs to its key (n,).
+
+    A Feistel network over a rows x columns grid that just covers range(size), with addition modulo the side in place of
+    exclusive or, walking the cycle while the image lies outside (Black and Rogaway, Ciphers with arbitrary finite
+    domains, 2002). Sizes up to 2**62.
+    """
+    root = np.sqrt(size.astype(np.float64)).astype(np.uint64)
+    rows = root + (root * root < size)  # any side near the square root will do, as rows * columns >= size holds below
+    columns = (size + rows - 1) // rows
+    result = rank.copy()
+    outside = np.arange(rank.size)
+    while outside.size:
+        result[outside] = _feistel(result[outside], rows[outside], columns[outside], key[outside])
+        outside = outside[result[outside] >= size[outside]]
+    return result
+
+
+def _feistel(value: UInts, rows: UInts, columns: UInts, key: UInts) -> UInts:
+    """One pass of the network over range(rows * columns); each round adds to one half a keyed hash of the other."""
+    column, row = value // rows, value % rows
+    for i in range(_ROUNDS):
+        round_key = mix(key + np.uint64((i + 1) * _GOLDEN % 2**64))
+        if i % 2 == 0:
+            row = (row + (mix(round_key ^ column) >> 1)) % rows
+        else:
+            column = (column + (mix(round_key ^ row) >> 1)) % columns
+    return column * rows + row
+
+
+def mix(value: UInts) -> UInts:
+    """A bijection of 64-bit words whose every output bit depends on every input bit (the finaliser of SplitMix64)."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """The order of a run over corpora of known size. Depends on nothing but its four arguments: see `make_order`."""
+
+    mixture: Mixture
+    sizes: UInts  # (corpora,)
+    keys: UInts  # (corpora,)
+
+    def lookup(self, positions: NDArray[Any]) -> tuple[Ints, Ints, Ints]:
+        """Corpus, epoch and sample, each (n,), that the positions (n,) of the run read."""
+        positions = np.asarray(positions)
+        assert positions.ndim == 1, f"positions of shape {positions.shape}: one row is wanted"
+        assert np.issubdtype(positions.dtype, np.integer), f"positions of {positions.dtype}: integers are wanted"
+        assert positions.size == 0 or positions.min() >= 0, "positions count from 0"
+        corpus, index = assign(self.mixture, positions.astype(np.int64))
+        size = self.sizes[corpus]
+        epoch, rank = np.divmod(index.astype(np.uint64), size)
+        key = mix(self.keys[corpus] + (epoch + np.uint64(1)) * np.uint64(_GOLDEN))
+        sample = permute(rank, size=size, key=key)
+        return corpus, epoch.astype(np.int64), sample.astype(np.int64)
+
+    def counts(self, n_positions: int) -> list[int]:
+        """How many samples of each corpus the first `n_positions` positions read."""
+        return count(self.mixture, n_positions)
+
+
+def make_order(names: Sequence[str], *, sizes: Sequence[int], weights: Sequence[float], seed: int) -> DataOrder:
+    """The order over corpora given by name, number of samples (>= 1) and weight (> 0, any sum).
+
+    A corpus's permutations depend on the seed and its name only, so adding a corpus leaves the others' order as it was.
+    """
+    for name, size in zip(names, sizes, strict=True):
+        if not 1 <= size <= 2**62:
+            raise ConfigError(f"corpus '{name}' has {size:,} samples; it needs from 1 to 2**62")
+    keys = [hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=8).digest() for name in names]
+    return DataOrder(
+        mixture=build_mixture(weights),
+        sizes=np.array(sizes, dtype=np.uint64),
+        keys=np.array([int.from_bytes(key, "little") for key in keys], dtype=np.uint64),
+    )

@@ -1,0 +1,274 @@
+"""Token files as training samples in a reproducible order, and as validation windows in file order; it keeps no state.
+
+Position n of a run names one sample of seq_len + 1 tokens (inputs and, one to the right, targets). The number of
+samples consumed is all that a checkpoint needs to go on: gpt/data_order.py computes the rest. It never imports torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt.data_order import ORDER_VERSION, make_order
+from gpt.errors import ConfigError
+from gpt.token_files import TokenFile
+
+Tokens = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """One pair of token files and its share of the samples."""
+
+    path: str  # without .bin or .idx
+    weight: float = 1.0  # any positive scale; the mixture uses weight / sum of weights
+    name: str = ""  # "" = the last part of the path; it keys the order, so give one before moving files
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError("the path of a corpus is empty; give the token file's path without .bin or .idx")
+        if self.path.endswith((".bin", ".idx")):
+            raise ConfigError(
+                f"path = '{self.path}': leave out the ending; it stands for both files: '{self.path[:-4]}'"
+            )
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.path).name)
+        if not 0.0 < self.weight < float("inf"):
+            raise ConfigError(
+                f"corpus '{self.name}': weight = {self.weight} must be a finite number > 0; "
+                "leave the corpus out to read nothing of it"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a run reads: the [data] section of a recipe."""
+
+    tokenizer: str
+    train: tuple[CorpusConfig, ...]
+    validation: tuple[CorpusConfig, ...] = ()
+    seq_len: int
+
+    def __post_init__(self) -> None:
+        _check_seq_len(self.seq_len)
+        if not self.train:
+            raise ConfigError("data.train is empty; give at least one corpus: train = [{ path = 'corpus/train' }]")
+        _check_names(self.train, where="data.train")
+        _check_names(self.validation, where="data.validation")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Sample i of a file is window i of its token stream: seq_len + 1 tokens, neighbours share one, documents run on.
+
+    The one rule of sampling so far (GPT-3, appendix B: full sequences, documents packed). Another rule, such as
+    "sample i is document i", is another class with these two methods; the order knows samples by number only.
+    """
+
+    seq_len: int
+
+    def count(self, file: TokenFile) -> int:
+        """Whole windows in the file; the last n_tokens - 1 - count * seq_len tokens are in none."""
+        return max(0, (file.n_tokens - 1) // self.seq_len)
+
+    def span(self, sample: int) -> tuple[int, int]:
+        """First token and one past the last token of a sample, as positions in the file."""
+        start = sample * self.seq_len
+        return start, start + self.seq_len + 1
+
+
+@dataclass(frozen=True)
+class DocumentSpan:
+    """The part of one document that lies in a sample."""
+
+    document: int  # its number in the token file, from 0
+    offset_tokens: int  # where in the document the part begins
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a position of the run reads."""
+
+    corpus: str
+    prefix: Path
+    epoch: int  # 0 for the first pass
+    window: int
+    first_token: int  # position in the file
+    documents: tuple[DocumentSpan, ...]  # in the order read; their n_tokens add up to seq_len + 1
+
+
+class TrainingData:
+    """Mixed corpora in training order. Every answer depends on (arguments, position) alone, on every rank alike.
+
+    Corpora are put in order of their names, so the order in a recipe changes nothing. Memory and start-up do not grow
+    with the number of tokens. ConfigError: a corpus shorter than one window, and what TokenFile finds wrong.
+    """
+
+    def __init__(self, corpora: Sequence[CorpusConfig], *, seq_len: int, seed: int, vocab_size: int) -> None:
+        _check_seq_len(seq_len)
+        _check_names(corpora, where="train")
+        if not corpora:
+            raise ConfigError("there is no corpus to train on; give at least one in data.train")
+        self.corpora = sorted(corpora, key=lambda corpus: corpus.name)
+        self.seq_len = seq_len
+        self.seed = seed
+        self.vocab_size = vocab_size
+        self.sampling = Windows(seq_len)
+        self.files = [TokenFile(Path(corpus.path)) for corpus in self.corpora]
+        self.n_windows = [_count_samples(self.sampling, file) for file in self.files]
+        self.order = make_order(
+            [corpus.name for corpus in self.corpora],
+            sizes=self.n_windows,
+            weights=[corpus.weight for corpus in self.corpora],
+            seed=seed,
+        )
+
+    def batch(self, positions: NDArray[Any]) -> Tokens:
+        """The samples at the positions (n,) of the run, as token ids (n, seq_len + 1).
+
+        ConfigError: an id that the vocabulary does not have.
+        """
+        corpus, _, sample = self.order.lookup(positions)
+        spans = [(self.files[k], *self.sampling.span(i)) for k, i in zip(corpus.tolist(), sample.tolist(), strict=True)]
+        return _read(spans, seq_len=self.seq_len, vocab_size=self.vocab_size)
+
+    def locate(self, position: int) -> Location:
+        """The corpus, epoch, window and documents that a position of the run reads: a line of the data ledger."""
+        corpus, epoch, sample = (int(column[0]) for column in self.order.lookup(np.array([position], dtype=np.int64)))
+        file = self.files[corpus]
+        start, stop = self.sampling.span(sample)
+        return Location(
+            corpus=self.corpora[corpus].name,
+            prefix=file.prefix,
+            epoch=epoch,
+            window=sample,
+            first_token=start,
+            documents=_documents(file, start, stop),
+        )
+
+    def epochs(self, n_samples: int) -> dict[str, float]:
+        """How many times each corpus, by name, has been read through after the first `n_samples` samples of the run."""
+        counts = self.order.counts(n_samples)
+        return {c.name: count / n for c, count, n in zip(self.corpora, counts, self.n_windows, strict=True)}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order depends on, as JSON for a checkpoint; `fingerprint_differences` compares two."""
+        return {
+            "order_version": ORDER_VERSION,
+            "seed": self.seed,
+            "seq_len": self.seq_len,
+            "corpora": [
+                {
+                    "name": corpus.name,
+                    "weight": corpus.weight,
+                    "n_tokens": file.n_tokens,
+                    "n_documents": file.n_documents,
+                }
+                for corpus, file in zip(self.corpora, self.files, strict=True)
+            ],
+        }
+
+
+class ValidationData:
+    """One corpus, window by window in file order. ConfigError as for TrainingData."""
+
+    def __init__(self, corpus: CorpusConfig, *, seq_len: int, vocab_size: int) -> None:
+        _check_seq_len(seq_len)
+        self.corpus = corpus
+        self.seq_len = seq_len
+        self.vocab_size = vocab_size
+        self.sampling = Windows(seq_len)
+        self.file = TokenFile(Path(corpus.path))
+        self.n_windows = _count_samples(self.sampling, self.file)
+
+    def batch(self, start: int, stop: int) -> Tokens:
+        """Windows start to stop - 1 as token ids (stop - start, seq_len + 1)."""
+        assert 0 <= start <= stop <= self.n_windows, f"windows {start} to {stop} of {self.n_windows}"
+        spans = [(self.file, *self.sampling.span(i)) for i in range(start, stop)]
+        return _read(spans, seq_len=self.seq_len, vocab_size=self.vocab_size)
+
+
+def fingerprint_differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """What differs between the data of a checkpoint and the data of this run, a phrase each; empty when nothing does.
+
+    Any difference means that going on would read samples again or leave some out.
+    """
+    labels = {"order_version": "the version of the data order", "seed": "the seed", "seq_len": "seq_len"}
+    found = [
+        f"{label} was {saved.get(key)} and is now {current.get(key)}"
+        for key, label in labels.items()
+        if saved.get(key) != current.get(key)
+    ]
+    before = {corpus["name"]: corpus for corpus in saved.get("corpora", [])}
+    after = {corpus["name"]: corpus for corpus in current.get("corpora", [])}
+    found += [f"corpus '{name}' is gone" for name in before if name not in after]
+    found += [f"corpus '{name}' is new" for name in after if name not in before]
+    for name in (name for name in after if name in before):
+        for key, label in {
+            "weight": "weight",
+            "n_tokens": "number of tokens",
+            "n_documents": "number of documents",
+        }.items():
+            if before[name].get(key) != after[name].get(key):
+                found.append(
+                    f"the {label} of corpus '{name}' was {before[name].get(key)} and is now {after[name].get(key)}"
+                )
+    return found
+
+
+def _read(spans: Sequence[tuple[TokenFile, int, int]], *, seq_len: int, vocab_size: int) -> Tokens:
+    """One row of ids a span; refuses ids outside the vocabulary, which would index past the embedding."""
+    batch = np.empty((len(spans), seq_len + 1), dtype=np.int64)
+    for row, (file, start, stop) in enumerate(spans):
+        batch[row] = file.read(start, stop)
+    if batch.size and (batch.max() >= vocab_size or batch.min() < 0):
+        row, column = (int(i) for i in np.argwhere((batch >= vocab_size) | (batch < 0))[0])
+        file, start, _ = spans[row]
+        raise ConfigError(
+            f"{file.prefix}.bin: token {start + column:,} of {file.n_tokens:,} is id {batch[row, column]}, but "
+            f"vocab_size = {vocab_size} has ids 0 to {vocab_size - 1}; use the tokenizer that made the file and its "
+            "vocab_size, or prepare the file again with this tokenizer"
+        )
+    return batch
+
+
+def _documents(file: TokenFile, start: int, stop: int) -> tuple[DocumentSpan, ...]:
+    """The documents under tokens start to stop - 1, found from the last one back."""
+    spans = []
+    while stop > start:
+        document, offset_of_last = file.document_at(stop - 1)
+        document_start = stop - 1 - offset_of_last
+        begin = max(start, document_start)
+        spans.append(DocumentSpan(document=document, offset_tokens=begin - document_start, n_tokens=stop - begin))
+        stop = begin
+    return tuple(reversed(spans))
+
+
+def _count_samples(sampling: Windows, file: TokenFile) -> int:
+    n_samples = sampling.count(file)
+    if n_samples == 0:
+        raise ConfigError(
+            f"{file.prefix}.bin has {file.n_tokens:,} tokens, but one sample of seq_len = {sampling.seq_len:,} needs "
+            f"{sampling.seq_len + 1:,}; add documents to the corpus, leave it out, or lower seq_len"
+        )
+    return n_samples
+
+
+def _check_seq_len(seq_len: int) -> None:
+    if seq_len < 1:
+        raise ConfigError(f"seq_len = {seq_len} tokens must be at least 1")
+
+
+def _check_names(corpora: Sequence[CorpusConfig], *, where: str) -> None:
+    seen: dict[str, str] = {}
+    for corpus in corpora:
+        if corpus.name in seen:
+            raise ConfigError(
+                f"{where}: '{seen[corpus.name]}' and '{corpus.path}' both have the name '{corpus.name}'; "
+                "give one of them another with name = '...'"
+            )
+        seen[corpus.name] = corpus.path

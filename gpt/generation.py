@@ -1,0 +1,223 @@
+"""Continues token sequences with the model's own forward pass and a key-value cache; never trains and knows no text.
+
+Shapes: b sequences, w width of the longest prompt, s positions so far (padding included), v vocab_size.
+Prompts of different lengths are right-aligned; what fills the left is masked and has no position of its own, so a
+sequence gets the numbers that it would get alone.
+"""
+
+import math
+import random
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt.errors import ConfigError
+from gpt.model import GPT
+
+# Called after each new token with the prompt's number and its new tokens so far; True ends that prompt.
+Watch = Callable[[int, list[int]], bool]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from the logits. Temperature 0 takes the likeliest and draws nothing.
+
+    Otherwise: logits / temperature, then the `top_k` likeliest, then the fewest of these whose probabilities reach
+    `top_p` (nucleus sampling, arXiv 1904.09751), then one draw. None switches a filter off.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature = {self.temperature} must be 0 (greedy) or a positive number")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k = {self.top_k} must be at least 1; leave it out to keep every token")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ConfigError(f"top_p = {self.top_p} must be above 0 and at most 1; leave it out to keep every token")
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What followed a prompt. A stop id that ended it is its last token.
+
+    `log_probs` are the model's own, in nats: of the whole vocabulary at temperature 1, whatever the sampling was.
+    """
+
+    tokens: list[int]
+    log_probs: list[float]
+    stopped: bool  # by a stop id or by `watch`, not by max_new_tokens
+
+
+class KeyValueCache:
+    """Keys and values of one layer, (b, k, capacity, e), allocated once, at the first append."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._k: Tensor | None = None
+        self._v: Tensor | None = None
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (b, k, t, e) keys and values; returns all so far, (b, k, s, e), as views that a later append extends."""
+        if self._k is None or self._v is None:
+            shape = (*k.shape[:2], self.capacity, k.size(3))
+            self._k, self._v = k.new_empty(shape), v.new_empty(shape)
+        end = self.length + k.size(2)
+        assert end <= self.capacity, f"{end} positions in a cache of {self.capacity}"
+        self._k[:, :, self.length : end] = k
+        self._v[:, :, self.length : end] = v
+        self.length = end
+        return self._k[:, :, :end], self._v[:, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every sequence but these (n,), in this order."""
+        if self._k is not None and self._v is not None:
+            self._k, self._v = self._k[rows], self._v[rows]
+
+
+def make_cache(model: GPT, capacity: int) -> dict[str, KeyValueCache]:
+    """An empty cache for each layer that `model` holds, by layer name, as `GPT.forward` takes it."""
+    return {name: KeyValueCache(capacity) for name in model.blocks}
+
+
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    *,
+    n_ctx: int,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    stop_ids: Collection[int] = (),
+    watch: Watch | None = None,
+) -> list[Continuation]:
+    """Continue every prompt (token ids) in one batch; results in the order of the prompts.
+
+    Prompt i draws from a stream of its own that `seed + i` starts, so it gets the same tokens in a batch as alone with
+    that seed. `watch` is called for each token: it streams, and it may end a prompt. Runs on the model's device.
+    ConfigError: an empty prompt, an id outside the vocabulary, or a prompt that with max_new_tokens exceeds n_ctx.
+    """
+    sampling = Sampling(temperature, top_k, top_p)
+    check_prompts(prompts, n_ctx=n_ctx, max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
+    if not prompts:
+        return []
+    draws = [random.Random(seed + i) for i in range(len(prompts))]
+    tokens: list[list[int]] = [[] for _ in prompts]
+    log_probs: list[list[float]] = [[] for _ in prompts]
+    stopped = [False] * len(prompts)
+    decoder = Decoder(model, prompts, capacity=max(map(len, prompts)) + max_new_tokens - 1)
+    rows = list(range(len(prompts)))  # the prompt of each row of the batch
+    logits = decoder.read_prompts()
+    for step in range(max_new_tokens):
+        uniform = torch.tensor([draws[i].random() for i in rows]) if sampling.temperature else None
+        chosen = choose(logits, sampling, uniform)  # (b,)
+        chosen_log_probs = logits.log_softmax(dim=-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
+        for i, token, log_prob in zip(rows, chosen.tolist(), chosen_log_probs.tolist(), strict=True):
+            if not stopped[i]:
+                tokens[i].append(token)
+                log_probs[i].append(log_prob)
+                ends = watch(i, tokens[i]) if watch is not None else False
+                stopped[i] = ends or token in stop_ids
+        running = [row for row, i in enumerate(rows) if not stopped[i]]
+        if not running or step + 1 == max_new_tokens:
+            break
+        if 2 * len(running) <= len(rows):  # copying the cache pays once half of the work is for nothing
+            kept = torch.tensor(running, device=chosen.device)
+            decoder.keep(kept)
+            chosen, rows = chosen[kept], [rows[row] for row in running]
+        logits = decoder.read_token(chosen)
+    return [Continuation(*result) for result in zip(tokens, log_probs, stopped, strict=True)]
+
+
+class Decoder:
+    """A batch of sequences on their way through a model: the prompts first, then a token each at a time."""
+
+    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], *, capacity: int) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.cache = make_cache(model, capacity)
+        width = max(map(len, prompts))
+        self.prompts = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=self.device)  # (b, w)
+        self.padding = torch.tensor([width - len(p) for p in prompts], device=self.device).unsqueeze(1)  # (b, 1)
+        self.is_padded = any(len(p) < width for p in prompts)
+
+    @torch.inference_mode()
+    def read_prompts(self) -> Tensor:
+        """Logits after the prompts, (b, v) fp32."""
+        place = torch.arange(self.prompts.size(1), device=self.device)  # (w,)
+        mask = None
+        if self.is_padded:
+            is_key = (place >= self.padding)[:, None, None, :]  # (b, 1, 1, w)
+            # Padding may look at itself, since a row of attention with nothing to see is NaN and would spread.
+            mask = (place <= place[:, None]) & (is_key | (place == place[:, None]))  # (b, 1, w, w)
+        return self._logits(self.prompts, (place - self.padding).clamp(min=0), mask)
+
+    @torch.inference_mode()
+    def read_token(self, tokens: Tensor) -> Tensor:
+        """Logits (b, v) fp32 after one more token (b,) in each sequence."""
+        length = next(iter(self.cache.values())).length
+        mask = None
+        if self.is_padded:
+            mask = (torch.arange(length + 1, device=self.device) >= self.padding)[:, None, None, :]  # (b, 1, 1, s)
+        return self._logits(tokens.unsqueeze(1), length - self.padding, mask)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every sequence but these (n,), in this order."""
+        self.padding = self.padding[rows]
+        for layer in self.cache.values():
+            layer.keep(rows)
+
+    def _logits(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        hidden = self.model.hidden_states(tokens, positions=positions, mask=mask, cache=self.cache)
+        assert self.model.head is not None
+        last: Tensor = self.model.head(hidden[:, -1])  # the head is most of a small model: apply it where it is needed
+        return last[:, : self.model.vocab_size].float()
+
+
+def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None = None) -> Tensor:
+    """One token (b,) for each row of logits (b, v); `uniform` (b,) in [0, 1) decides unless temperature is 0."""
+    if not sampling.temperature:
+        return logits.argmax(dim=-1)
+    assert uniform is not None
+    kept = logits.size(-1) if sampling.top_k is None else min(sampling.top_k, logits.size(-1))
+    scores, order = (logits / sampling.temperature).topk(kept, dim=-1)  # (b, kept), falling
+    probabilities = scores.softmax(dim=-1)
+    cumulative = probabilities.cumsum(dim=-1)
+    if sampling.top_p is not None:
+        reached_before = cumulative - probabilities >= sampling.top_p
+        reached_before[:, 0] = False
+        probabilities = probabilities.masked_fill(reached_before, 0.0)
+        cumulative = probabilities.cumsum(dim=-1)
+    target = uniform.to(cumulative).unsqueeze(1) * cumulative[:, -1:]
+    place = (cumulative <= target).sum(dim=-1, keepdim=True)
+    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+    return order.gather(1, torch.minimum(place, last)).squeeze(1)
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], *, n_ctx: int, max_new_tokens: int, vocab_size: int) -> None:
+    """ConfigError unless every prompt can be continued by max_new_tokens."""
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens = {max_new_tokens} must be at least 1")
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt:
+            raise ConfigError(f"prompt {number} is empty; begin with at least one token, such as the end of a document")
+        if len(prompt) + max_new_tokens > n_ctx:
+            room = n_ctx - len(prompt)
+            fix = f"lower max_new_tokens to {room} or shorten the prompt" if room > 0 else "shorten the prompt"
+            raise ConfigError(
+                f"prompt {number} has {len(prompt):,} tokens, which with max_new_tokens = {max_new_tokens:,} is more "
+                f"than the model's context of n_ctx = {n_ctx:,} tokens; {fix}"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            wrong = next(token for token in prompt if not 0 <= token < vocab_size)
+            raise ConfigError(
+                f"prompt {number} holds token id {wrong}, but the model's vocabulary has ids 0 to {vocab_size - 1}; "
+                "use the tokenizer that the model was trained with"
+            )

@@ -1,0 +1,264 @@
+"""What a run records: metrics.jsonl, Weights & Biases, and lines on the console; it never decides what is measured.
+
+On rank 0 only. Nothing here communicates, and a failure of Weights & Biases never stops a run.
+"""
+
+import json
+import math
+import numbers
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Self
+
+from gpt.console import Console
+from gpt.errors import ConfigError
+
+WandbMode = Literal["offline", "online", "disabled"]
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """The [metrics] section of a recipe."""
+
+    log_every_steps: int = 1
+    wandb: WandbMode = "offline"  # offline runs are uploaded with `wandb sync RUN/wandb/offline-run-*`
+    wandb_project: str = "triaxial"
+    wandb_name: str = ""  # "" = the name of the run directory
+    wandb_entity: str = ""  # "" = the default of the W&B account
+
+    def __post_init__(self) -> None:
+        if self.log_every_steps < 1:
+            raise ConfigError(f"metrics.log_every_steps = {self.log_every_steps} must be at least 1")
+        if self.wandb != "disabled" and not self.wandb_project:
+            raise ConfigError("metrics.wandb_project is empty; give a project name, or set metrics.wandb = 'disabled'")
+
+
+class MetricsWriter:
+    """Open for the length of a run, as a context manager; leaving it by an exception marks the W&B run as failed.
+
+    `resume_step` is the last step of the checkpoint that the run goes on from, None for a run from the start. Lines of
+    metrics.jsonl past it move to metrics.superseded.jsonl, as those steps are about to be taken again; W&B keeps both
+    takes in one run. `total_steps` and `total_tokens` serve the console. ConfigError: the files cannot be written.
+    """
+
+    def __init__(
+        self,
+        config: MetricsConfig,
+        run_directory: Path,
+        *,
+        run_config: dict[str, Any],
+        resume_step: int | None,
+        interactive: bool | None = None,
+        total_steps: int | None = None,
+        total_tokens: int | None = None,
+    ) -> None:
+        self.config = config
+        self.path = run_directory / "metrics.jsonl"
+        self._run_directory = run_directory
+        self._run_config = run_config
+        self._resume_step = resume_step
+        self._console = Console(total_steps=total_steps, total_tokens=total_tokens, interactive=interactive)
+        self._file: BinaryIO | None = None
+        self._wandb: _WandbRun | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._run_directory.mkdir(parents=True, exist_ok=True)
+            supersede_after(self.path, step=-1 if self._resume_step is None else self._resume_step)
+            # Unbuffered: one write a line, so a crash of the process loses none and a reader sees whole lines.
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        if self.config.wandb != "disabled":
+            self._wandb = _WandbRun(
+                self.config,
+                self._run_directory,
+                run_config=self._run_config,
+                resume=self._resume_step is not None,
+                warn=self.message,
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._console.close()
+        if self._file is not None:
+            self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if kind is None else 1)
+
+    def due(self, step: int) -> bool:
+        """Whether the recipe asks for this step: ask before `log`, as reading a loss makes the device wait."""
+        return step % self.config.log_every_steps == 0
+
+    def log(self, step: int, values: Mapping[str, float | int]) -> None:
+        """Record the values of a step: one line of JSON, one row of W&B, one line (or the live line) of the console.
+
+        Steps must not go back. Two calls for one step, of training and of an evaluation, give two lines.
+        ConfigError: the disk is full or the file cannot be written.
+        """
+        assert self._file is not None, "MetricsWriter is a context manager: log inside its `with`"
+        plain = {key: _plain(value) for key, value in values.items()}
+        record = {"step": step} | {key: value if math.isfinite(value) else str(value) for key, value in plain.items()}
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError("the line was cut short, the disk may be full")
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        if self._wandb is not None:
+            self._wandb.log(step, plain)
+        self._console.step(step, plain)
+
+    def message(self, text: str) -> None:
+        """Print a line that stays, above the live line if there is one."""
+        self._console.message(text)
+
+
+def supersede_after(path: Path, *, step: int) -> None:
+    """Move lines past `step`, and lines cut short by a crash, out of a metrics file into metrics.superseded.jsonl.
+
+    A crash in the middle leaves the file as it was; the moved lines may then stand twice in the other one.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        if all(_step_of(line) <= step for line in lines):
+            return
+    temporary = path.with_name(path.name + ".tmp")
+    superseded = path.with_name("metrics.superseded.jsonl")
+    with path.open("rb") as lines, temporary.open("wb") as kept, superseded.open("ab") as moved:
+        for line in lines:
+            target = kept if _step_of(line) <= step else moved
+            target.write(line if line.endswith(b"\n") else line + b"\n")
+        for target in (moved, kept):
+            target.flush()
+            os.fsync(target.fileno())
+    temporary.replace(path)
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line, infinity for a line that is not whole."""
+    try:
+        step = json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
+
+
+def _plain(value: Any) -> float | int:
+    """A Python number from one of numpy or torch."""
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _cannot_write(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{path}: cannot be written ({error.strerror or error}); free space or choose another run directory, then "
+        "start the run again: it goes on from its newest checkpoint"
+    )
+
+
+class _WandbRun:
+    """One run of the W&B client. The first failure is told once, and from then on nothing more goes there."""
+
+    def __init__(
+        self,
+        config: MetricsConfig,
+        run_directory: Path,
+        *,
+        run_config: dict[str, Any],
+        resume: bool,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._directory = run_directory.resolve()
+        self._run_config = run_config
+        self._warn = warn
+        self._run: Any = None
+        try:
+            run_id = self._run_id(resume=resume)
+            self._run = self._start(run_id)
+        except Exception as error:  # whatever the client raises: recording is a service to the run, not a condition
+            self._give_up(error)
+
+    def log(self, step: int, values: Mapping[str, float | int]) -> None:
+        if self._run is None:
+            return
+        try:
+            # `step` is a metric and not W&B's own counter, which would refuse the steps taken again after a resume.
+            self._run.log({"step": step, **values})
+        except Exception as error:
+            self._give_up(error)
+
+    def finish(self, *, exit_code: int) -> None:
+        if self._run is None:
+            return
+        try:
+            self._run.finish(exit_code=exit_code)
+        except Exception as error:
+            self._give_up(error)
+
+    def _run_id(self, *, resume: bool) -> str:
+        """The id kept in the run directory; a run from the start gets a new one."""
+        path = self._directory / "wandb_run_id"
+        if resume and path.exists() and (kept := path.read_text(encoding="utf-8").strip()):
+            return kept
+        run_id = secrets.token_hex(8)
+        path.write_text(run_id + "\n", encoding="utf-8")
+        return run_id
+
+    def _start(self, run_id: str) -> Any:
+        if self._config.wandb == "online":
+            try:
+                return self._init(run_id, mode="online")
+            except Exception as error:
+                self._warn(
+                    f"Weights & Biases could not be reached ({_one_line(error)}); recording offline under "
+                    f"{self._directory / 'wandb'}: upload later with 'wandb sync'"
+                )
+                import wandb
+
+                wandb.teardown(exit_code=1)  # the service still holds the run id of the failed start
+        return self._init(run_id, mode="offline")
+
+    def _init(self, run_id: str, *, mode: Literal["online", "offline"]) -> Any:
+        import wandb  # takes a second, and only rank 0 needs it
+
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=60.0,
+            finish_timeout=120.0,  # what is not uploaded by then stays on disk for `wandb sync`
+            root_dir=str(self._directory),
+            reinit="create_new",  # no process-wide current run
+        )
+        wandb.setup(settings=settings)
+        if mode == "online" and not wandb.login(prompt=False, verify=False):
+            raise ConfigError("no API key is configured; run 'wandb login'")
+        run = wandb.init(
+            project=self._config.wandb_project,
+            entity=self._config.wandb_entity or None,
+            name=self._config.wandb_name or self._directory.name,
+            id=run_id,
+            resume="allow",
+            mode=mode,
+            config=self._run_config,
+            settings=settings,
+        )
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        return run
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        self._warn(
+            f"Weights & Biases failed ({_one_line(error)}); the run goes on without it, metrics.jsonl has every value "
+            "(metrics.wandb = 'disabled' turns it off)"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,308 @@
+"""Checkpoints of named tensors: saved by all ranks, published whole or not at all; never knows what model they are of.
+
+All ranks write into one hidden folder, fsync every file, write the manifest last and rename the folder. When any rank
+fails, all give the save up together. Loading checks digests first and lets DCP re-shard to whatever layout asks.
+One run writes to one directory at a time.
+"""
+
+import functools
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+from gpt.errors import ConfigError
+from parallel.checkpoint_files import (
+    MANIFEST,
+    STATE,
+    CheckpointError,
+    FileRecord,
+    Manifest,
+    StoredTensor,
+    check_file,
+    encode_manifest,
+    encode_state,
+    open_shard,
+    read_index,
+    read_manifest,
+    read_small,
+    step_name,
+    step_of,
+    stored_slice,
+    write_file,
+)
+from parallel.checkpoint_folders import delete_old, list_checkpoints, make_hidden, publish
+from parallel.checkpoint_ranks import PeerLost, dcp_errors, exchange, is_distributed, rank_in, together, world_size
+from parallel.checkpoint_storage import SafetensorsReader, SafetensorsWriter, SavePlannerWithChecks, check_tensors
+
+__all__ = [
+    "CheckpointError",
+    "find_latest",
+    "list_checkpoints",
+    "load",
+    "read_state",
+    "read_tensors",
+    "save",
+    "tensor_metadata",
+    "verify",
+]
+
+_OPEN_SHARDS = 128  # of a single-process reader: well under the usual limit of 1024 open files
+
+
+def save(
+    directory: Path,
+    *,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    state: dict[str, object],
+    keep_last: int,
+    group: dist.ProcessGroup | None = None,
+) -> Path:
+    """Save tensors and state as `directory/step-000000123`, then delete older checkpoints beyond `keep_last`.
+
+    `tensors`: fully qualified name -> DTensor of any placement on any mesh, or plain tensor; a name that several ranks
+    hold is written once, and names may differ by rank (pipeline stages). `state`: JSON object; rank 0's is written.
+    A checkpoint of the same step is replaced; checkpoints of later steps are left alone. Room is needed for
+    `keep_last + 1` checkpoints.
+
+    Collective over `group` (default: all ranks; one process needs no group): small objects are gathered, tensors are
+    not sent. Blocks until the data are on disk. Raises ConfigError on all ranks for tensors or state that cannot be
+    saved, CheckpointError when the disk or a rank fails: earlier checkpoints are then untouched.
+    """
+    final = Path(directory) / step_name(step)
+    only_first = rank_in(group) == 0
+    check = functools.partial(_check_save, step, tensors, state, keep_last)
+    encoded_state = together(check, group, path=final)[0]
+    hidden: Path | None = None
+    planner: SavePlannerWithChecks | None = None
+    try:
+        hidden = together(lambda: make_hidden(final) if only_first else None, group, path=final)[0]
+        assert hidden is not None
+        planner = SavePlannerWithChecks(hidden)
+        parts = together(functools.partial(_write_tensors, planner, tensors, group), group, path=final)
+        finish = functools.partial(_finish, planner, final, encoded_state, parts)
+        together(lambda: finish() if only_first else None, group, path=final)
+    except PeerLost as error:
+        if only_first and hidden is not None:
+            shutil.rmtree(hidden, ignore_errors=True)
+        raise CheckpointError(final, f"the save was given up: {error}; earlier checkpoints are untouched") from error
+    except ConfigError as error:
+        needed_bytes = None if planner is None else planner.tensor_bytes
+        _abandon(final, hidden, error, needed_bytes=needed_bytes, group=group)
+    if only_first:
+        delete_old(final, keep_last)
+    return final
+
+
+def find_latest(
+    directory: Path, *, group: dist.ProcessGroup | None = None
+) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest checkpoint that verifies, and the newer ones that do not, each with the reason.
+
+    Collective over `group`: each rank reads a share of every candidate's files, and all ranks get the same answer.
+    """
+    directory = Path(directory)
+    skipped: list[tuple[Path, str]] = []
+    for path in together(lambda: list_checkpoints(directory), group, path=directory)[0]:
+        reason = verify(path, group=group)
+        if reason is None:
+            return path, skipped
+        skipped.append((path, reason))
+    return None, skipped
+
+
+def verify(path: Path, *, group: dist.ProcessGroup | None = None) -> str | None:
+    """Check manifest, sizes and SHA-256 of all files: None when the checkpoint is whole, or what is wrong with it.
+
+    Collective over `group`: each rank reads a share of the files, and all ranks get the same answer.
+    """
+    path = Path(path)
+
+    def check_share() -> None:
+        files = read_manifest(path).files
+        by_size = sorted(files, key=lambda name: (-files[name].size_bytes, name))
+        for name in by_size[rank_in(group) :: world_size(group)]:
+            _check_file(path, name, files[name])
+
+    try:
+        together(check_share, group, path=path)
+    except CheckpointError as error:
+        return error.reason
+    return None
+
+
+def load(
+    path: Path,
+    *,
+    tensors: Mapping[str, torch.Tensor],
+    complete: bool = False,
+    verified: bool = False,
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Load a checkpoint in place into tensors of any layout and any number of ranks; each rank reads what it needs.
+
+    `tensors` as for `save`. `complete`: also refuse a checkpoint with tensors that no rank asks for. `verified`: skip
+    the check of digests, for a path that `find_latest` has just returned.
+
+    Collective over `group`. Raises CheckpointError when the checkpoint is damaged; ConfigError, before any tensor is
+    changed, when a name is missing or a shape or dtype differs (a checkpoint from another model).
+    """
+    path = Path(path)
+    reason = None if verified else verify(path, group=group)
+    if reason is not None:
+        raise CheckpointError(path, reason)
+    prepared: list[SafetensorsReader] = []  # what stays on this rank: the index is large
+
+    def prepare() -> list[str]:
+        prepared.append(_prepare_load(path, tensors))
+        return list(tensors) if complete else []
+
+    names = together(prepare, group, path=path)
+    reader = prepared[0]
+    unused = set(reader.index).difference(*names) if complete else set()
+    if unused:
+        raise ConfigError(
+            f"checkpoint {path} holds {len(unused)} tensors that nothing here asks for, '{min(unused)}' the first; "
+            "it comes from another model or optimizer"
+        )
+    together(functools.partial(_read_tensors, reader, tensors, group), group, path=path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state that was saved, after checking its digest. Any one rank may call this."""
+    path = Path(path)
+    return read_small(path, STATE, read_manifest(path))
+
+
+def tensor_metadata(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Name -> (global shape, dtype) of every tensor in a checkpoint. Any one rank may call this."""
+    path = Path(path)
+    index = read_index(path, read_manifest(path))
+    return {name: (torch.Size(stored.shape), stored.dtype) for name, stored in index.items()}
+
+
+def read_tensors(
+    path: Path, names: Iterable[str] | None = None, *, verified: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Full tensors on the CPU, one at a time, assembled from their pieces without torch.distributed.
+
+    `names`: which, in that order; default all, by name. `verified`: skip the check of digests. Raises
+    CheckpointError when damaged, ConfigError when a name is not there, both before the first tensor.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    index = read_index(path, manifest)
+    wanted = sorted(index) if names is None else list(names)
+    for name in wanted:
+        if name not in index:
+            raise ConfigError(f"checkpoint {path} holds no tensor '{name}'")
+    for file, record in manifest.files.items():
+        if not verified:
+            _check_file(path, file, record)
+    return _assembled(path, manifest, [(name, index[name]) for name in wanted])
+
+
+def _assembled(
+    path: Path, manifest: Manifest, wanted: list[tuple[str, StoredTensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    shard_of = functools.lru_cache(_OPEN_SHARDS)(lambda file: open_shard(path, file, manifest))
+    for name, stored in wanted:
+        full = torch.zeros(stored.shape, dtype=stored.dtype)
+        for chunk in stored.chunks:
+            box = tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.shape, strict=True))
+            full[box] = stored_slice(path, shard_of(chunk.file), name=name, stored=stored, chunk=chunk)[...]
+        yield name, full
+
+
+def _check_file(path: Path, name: str, record: FileRecord) -> None:
+    wrong = check_file(path, name, record)
+    if wrong is not None:
+        raise CheckpointError(path, wrong)
+
+
+# Steps of a save and of a load
+
+
+def _check_save(step: int, tensors: Mapping[str, torch.Tensor], state: dict[str, object], keep_last: int) -> bytes:
+    if step < 0 or keep_last < 1:
+        raise ConfigError(f"a checkpoint needs step >= 0 and keep_last >= 1, not step {step} and keep_last {keep_last}")
+    check_tensors(tensors)
+    return encode_state(state)
+
+
+def _write_tensors(
+    planner: SavePlannerWithChecks, tensors: Mapping[str, torch.Tensor], group: dist.ProcessGroup | None
+) -> dict[str, FileRecord]:
+    """Write this rank's pieces (and on rank 0 the index); return the records of its files."""
+    if not planner.folder.is_dir():
+        raise ConfigError(f"{planner.folder} is not there: checkpoints need a directory that all ranks share")
+    writer = SafetensorsWriter(planner.folder)
+    with dcp_errors():
+        dcp_save(
+            dict(tensors), storage_writer=writer, planner=planner, process_group=group, no_dist=not is_distributed()
+        )
+    return writer.written
+
+
+def _finish(
+    planner: SavePlannerWithChecks, final: Path, encoded_state: bytes, parts: list[dict[str, FileRecord]]
+) -> None:
+    """Write state and manifest, publish (rank 0, when all ranks have written)."""
+    step = step_of(final.name)
+    assert step is not None
+    assert planner.tensor_bytes is not None
+    files = {name: record for records in parts for name, record in records.items()}
+    files[STATE] = write_file(planner.folder / STATE, [encoded_state])
+    manifest = Manifest(step, len(parts), torch.__version__, planner.tensor_bytes, files)
+    write_file(planner.folder / MANIFEST, [encode_manifest(manifest)])
+    publish(planner.folder, final)
+
+
+def _abandon(
+    final: Path, hidden: Path | None, error: ConfigError, *, needed_bytes: int | None, group: dist.ProcessGroup | None
+) -> NoReturn:
+    """Remove the hidden folder (all ranks have stopped writing) and raise what went wrong, with the room needed."""
+    figures = ""
+    if rank_in(group) == 0:
+        if hidden is not None:
+            shutil.rmtree(hidden, ignore_errors=True)
+        existing = next(folder for folder in final.absolute().parents if folder.exists())
+        needed = "" if needed_bytes is None else f"it needs {needed_bytes} bytes and "
+        figures = f"{needed}{shutil.disk_usage(existing).free} bytes are free in {final.parent}"
+    figures = exchange(figures, group)[0]
+    reason = error.reason if isinstance(error, CheckpointError) else str(error)
+    raise CheckpointError(final, f"not saved: {reason}; {figures}; earlier checkpoints are untouched") from error
+
+
+def _prepare_load(path: Path, tensors: Mapping[str, torch.Tensor]) -> SafetensorsReader:
+    """Read manifest and index, and compare them with the tensors to be filled."""
+    check_tensors(tensors)
+    manifest = read_manifest(path)
+    index = read_index(path, manifest)
+    for name, tensor in tensors.items():
+        stored = index.get(name)
+        if stored is None:
+            raise ConfigError(f"checkpoint {path} holds no tensor '{name}': it comes from another model or optimizer")
+        if (stored.shape, stored.dtype) != (tuple(tensor.shape), tensor.dtype):
+            raise ConfigError(
+                f"tensor '{name}' is {list(tensor.shape)} {tensor.dtype} here but {list(stored.shape)} {stored.dtype} "
+                f"in checkpoint {path}: it comes from another model"
+            )
+    return SafetensorsReader(path, manifest, index)
+
+
+def _read_tensors(
+    reader: SafetensorsReader, tensors: Mapping[str, torch.Tensor], group: dist.ProcessGroup | None
+) -> None:
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    with dcp_errors():
+        dcp_load(
+            dict(tensors), storage_reader=reader, planner=planner, process_group=group, no_dist=not is_distributed()
+        )

@@ -1,0 +1,111 @@
+"""The chunked cross-entropy against torch's own, in float64, with padding, ignored targets and a sharded vocabulary."""
+
+import threading
+
+import pytest
+import torch
+from torch.nn import functional
+
+import gpt.loss
+from gpt.loss import IGNORE, VocabShard, next_token_loss, whole_vocabulary
+
+
+def inputs(*, vocab=37, padded=48, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 50, 16, generator=generator, dtype=dtype, requires_grad=True)
+    weight = torch.randn(padded, 16, generator=generator, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, vocab, (3, 50), generator=generator)
+    targets[0, :7] = IGNORE
+    return hidden, weight, targets
+
+
+def reference(hidden, weight, targets, vocab):
+    logits = (hidden @ weight.T)[..., :vocab]
+    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_value_and_gradients_equal_torch(monkeypatch, chunk):
+    monkeypatch.setattr(gpt.loss, "chunk_tokens", lambda rows: chunk)
+    hidden, weight, targets = inputs()
+    totals = next_token_loss(hidden, weight, targets, whole_vocabulary(37))
+    (3 * totals.sum).backward()  # the gradient must follow what is done with the loss
+    ours = hidden.grad, weight.grad
+    hidden.grad = weight.grad = None
+    expected = reference(hidden, weight, targets, 37)
+    (3 * expected).backward()
+    assert totals.count == 143
+    torch.testing.assert_close(totals.sum, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours[0], hidden.grad, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours[1], weight.grad, rtol=1e-10, atol=1e-12)
+    assert not weight.grad[37:].any(), "padding rows learn nothing"
+
+
+def test_finite_differences_agree():
+    hidden, weight, targets = inputs()
+
+    def loss(h, w):
+        return next_token_loss(h, w, targets[:1, 5:9], whole_vocabulary(37)).sum
+
+    assert torch.autograd.gradcheck(loss, (hidden[:1, 5:9].detach().requires_grad_(), weight))
+
+
+def test_vocabulary_shards_equal_the_whole():
+    """Three holders of 16 rows each, the last one partly padding, talking through a barrier as ranks would."""
+    hidden, weight, targets = inputs()
+    meeting, box, results = threading.Barrier(3), [None] * 3, [None] * 3
+
+    def reduced(rank, x, op):
+        box[rank] = x
+        meeting.wait()
+        y = op(torch.stack([*box]))
+        meeting.wait()
+        return y
+
+    def work(rank):
+        shard = VocabShard(
+            start=16 * rank,
+            vocab_size=37,
+            reduce_sum=lambda x: reduced(rank, x, lambda s: s.sum(0)),
+            reduce_max=lambda x: reduced(rank, x, lambda s: s.max(0).values),
+        )
+        h = hidden.detach().clone().requires_grad_()
+        w = weight.detach()[16 * rank : 16 * rank + 16].clone().requires_grad_()
+        totals = next_token_loss(h, w, targets, shard)
+        totals.sum.backward()
+        results[rank] = totals.sum.detach(), h.grad, w.grad
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join(timeout=60) for thread in threads]
+    expected = reference(hidden, weight, targets, 37)
+    expected.backward()
+    for total, _, _ in results:
+        torch.testing.assert_close(total, expected.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(sum(r[1] for r in results), hidden.grad, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.cat([r[2] for r in results]), weight.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_bf16_is_close_to_float64():
+    hidden, weight, targets = inputs(dtype=torch.bfloat16)
+    totals = next_token_loss(hidden, weight, targets, whole_vocabulary(37))
+    expected = reference(hidden.double(), weight.double(), targets, 37)
+    assert totals.sum.dtype == torch.float32
+    torch.testing.assert_close(totals.sum.double(), expected, rtol=5e-3, atol=0)
+    totals.sum.backward()
+    assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+
+
+def test_all_targets_ignored_is_zero_not_nan():
+    hidden, weight, targets = inputs()
+    totals = next_token_loss(hidden, weight, torch.full_like(targets, IGNORE), whole_vocabulary(37))
+    totals.sum.backward()
+    assert totals.sum == 0
+    assert totals.count == 0
+    assert not hidden.grad.any()
+
+
+def test_chunks_bound_the_logits():
+    for rows in (128, 50_304, 256_000):
+        chunk = gpt.loss.chunk_tokens(rows)
+        assert chunk == 64 or chunk * rows * 4 <= 64 << 20

@@ -1,0 +1,76 @@
+"""Every shipped recipe is read whole, stands for the paper's sizes, and fits the number of GPUs that it names."""
+
+import re
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from gpt.errors import ConfigError
+from gpt.schedule import learning_rate
+from launch.config import as_dict, changed_keys, find_recipe, from_dict, read_run_config
+from launch.train import layout_of
+
+# Table 2.1 of arXiv 2005.14165: parameters (millions), layers, width, heads, batch (tokens), learning rate. Two rows
+# hold what can be built instead of what is printed: 16 heads for XL (24 printed), width 5120 for 13B (5140 printed).
+PAPER = {
+    "gpt3_125m": (125, 12, 768, 12, 0.5e6, 6.0e-4),
+    "gpt3_350m": (350, 24, 1024, 16, 0.5e6, 3.0e-4),
+    "gpt3_760m": (760, 24, 1536, 16, 0.5e6, 2.5e-4),
+    "gpt3_1.3b": (1300, 24, 2048, 16, 1e6, 2.0e-4),
+    "gpt3_2.7b": (2700, 32, 2560, 32, 1e6, 1.6e-4),
+    "gpt3_6.7b": (6700, 32, 4096, 32, 2e6, 1.2e-4),
+    "gpt3_13b": (13000, 40, 5120, 40, 2e6, 1.0e-4),
+    "gpt3_175b": (175000, 96, 12288, 96, 3.2e6, 0.6e-4),
+}
+
+
+def test_all_eight_sizes_are_shipped():
+    folder = Path(str(resources.files("launch"))) / "recipes"
+    assert {path.stem for path in folder.glob("gpt3_*.toml")} == set(PAPER)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_recipe_is_the_papers(name):
+    config = read_run_config(name, [])
+    millions, layers, width, heads, batch, rate = PAPER[name]
+    assert abs(config.model.parameters / 1e6 / millions - 1) < 0.03
+    assert (config.model.n_layers, config.model.d_model, config.model.n_heads) == (layers, width, heads)
+    assert abs(config.batch.global_batch_tokens / batch - 1) < 0.05
+    assert config.optimizer.learning_rate == rate
+    assert (config.optimizer.beta1, config.optimizer.beta2, config.optimizer.eps) == (0.9, 0.95, 1e-8)
+    assert (config.optimizer.max_gradient_norm, config.optimizer.weight_decay) == (1.0, 0.1)
+    assert config.train.total_tokens == 300e9
+    assert (config.model.n_ctx, config.data.seq_len, config.model.vocab_size) == (2048, 2048, 50257)
+    assert learning_rate(config.schedule, rate, 375_000_000) == rate
+    assert learning_rate(config.schedule, rate, 260_000_000_000) == pytest.approx(rate / 10)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_recipe_fits_the_cluster_its_comment_names(name):
+    text = find_recipe(name).read_text()
+    gpus, tensor, pipeline, data, micro = re.search(
+        r"for ([\d,]+) GPUs.*tensor (\d+) x pipeline (\d+) x data (\d+).* (\d+) micro-batches a rank", text
+    ).groups()
+    layout = layout_of(read_run_config(name, []), int(gpus))
+    assert (layout.tensor, layout.pipeline, layout.data, layout.micro_batches) == tuple(
+        map(int, (tensor, pipeline, data, micro))
+    )
+
+
+def test_demo_fits_four_processes():
+    assert layout_of(read_run_config("demo", []), 4).world_size == 4
+
+
+def test_a_configuration_survives_json():
+    config = read_run_config("gpt3_125m", ["--parallel.data_shard", "8", "--run.peak_flops_per_s", "1e12"])
+    assert from_dict(as_dict(config)) == config
+
+
+def test_changed_keys_name_both_values():
+    assert changed_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}, "d": 4}) == ["a.b: 1 -> 3", "d: None -> 4"]
+
+
+def test_an_unknown_recipe_lists_the_shipped_ones():
+    with pytest.raises(ConfigError, match="gpt3_125m"):
+        read_run_config("gpt4", [])
