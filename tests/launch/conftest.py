@@ -1,0 +1,68 @@
+"""A small real corpus (the help topics that ship with Python) and a recipe that trains on it in seconds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import pytest
+
+from gpt.token_files import TokenFileWriter
+from gpt.tokenizer import load_tokenizer, train_sentencepiece
+
+RECIPE = """
+[run]
+directory = "{folder}/run"
+seed = 3
+device = "cpu"
+[model]
+vocab_size = 512
+n_ctx = 64
+n_layers = 2
+d_model = 32
+n_heads = 2
+[data]
+tokenizer = "{folder}/topics.model"
+seq_len = 64
+train = [{{ path = "{folder}/train" }}]
+validation = [{{ path = "{folder}/validation", name = "topics" }}]
+[batch]
+micro_batch_size = 2
+global_batch_tokens = 512
+[optimizer]
+learning_rate = 3e-3
+[schedule]
+warmup_tokens = 1024
+decay_tokens = 20480
+[parallel]
+precision = "fp32"
+[train]
+total_tokens = 6144
+validation_tokens = 4096
+checkpoint_every_tokens = 2048
+"""
+
+
+@dataclass(frozen=True)
+class TinyCorpus:
+    """A folder with topics.model, train.bin/.idx, validation.bin/.idx and recipe.toml."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.toml"
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    texts = [topics[name] for name in sorted(topics)]
+    train_sentencepiece(iter(texts), folder / "topics.model", vocab_size=512)
+    tokenizer = load_tokenizer(folder / "topics.model")
+    for split, part in (("train", texts[5:]), ("validation", texts[:5])):
+        with TokenFileWriter(folder / split, vocab_size=512) as writer:
+            for text in part:
+                writer.add_document(np.array([*tokenizer.encode(text), tokenizer.end_of_document_id]))
+    (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
+    return TinyCorpus(folder)

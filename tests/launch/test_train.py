@@ -1,0 +1,218 @@
+"""`triaxial train` as users run it: one process, local processes, torchrun; resuming, stopping, and their mistakes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt.token_files import TokenFileWriter
+from gpt.tokenizer import train_sentencepiece
+
+TRIAXIAL = [sys.executable, "-m", "launch.main"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def triaxial(*words, timeout=120, command=TRIAXIAL):
+    return subprocess.run(
+        [*command, *map(str, words)], capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, check=False
+    )
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_corpus, tmp_path_factory):
+    """A run of one process, to the end."""
+    run = tmp_path_factory.mktemp("runs") / "one"
+    done = triaxial("train", tiny_corpus.recipe, "--run.directory", run)
+    assert done.returncode == 0, done.stderr
+    return run, done
+
+
+def test_a_run_leaves_everything_behind(finished):
+    run, done = finished
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000000008", "step-000000012"]
+    assert set(losses(run)) == set(range(1, 13))
+    assert losses(run)[12] < losses(run)[1] - 0.5, "it learns"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    keys = {"loss", "gradient_norm", "learning_rate", "tokens_per_s", "mfu", "tokens_seen", "step"}
+    assert keys <= records[0].keys()
+    assert records[-1]["validation/topics/loss"] < losses(run)[1]
+    assert list((run / "wandb").glob("offline-run-*/*.wandb")), "Weights & Biases' own file, ready to sync"
+    assert (run / "tokenizer" / "topics.model").exists()
+    assert json.loads((run / "config.json").read_text())["model"]["vocab_size"] == 512
+    assert "tensor 1 x pipeline 1 x data 1" in done.stdout
+    lines = [line for line in done.stdout.splitlines() if line.startswith("step ") and "loss" in line]
+    assert len(lines) >= 12, "one plain line per logged step in a pipe"
+    assert "\r" not in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_a_finished_run_says_so_and_keeps_its_files(finished, tiny_corpus):
+    run, _ = finished
+    before = (run / "train_summary.json").read_bytes()
+    again = triaxial("train", tiny_corpus.recipe, "--run.directory", run)
+    assert again.returncode == 0, again.stderr
+    assert "nothing left to train" in again.stdout
+    assert (run / "train_summary.json").read_bytes() == before
+
+
+def test_local_processes_resume_on_another_layout(finished, tiny_corpus, tmp_path):
+    """4 processes (tensor 2 x pipeline 2) to step 8, then 2 under torchrun itself (data 2) to the end."""
+    run = tmp_path / "run"
+    words = ["train", tiny_corpus.recipe, "--run.directory", run]
+    first = triaxial(
+        *words, "--nproc", 4, "--parallel.tensor", 2, "--parallel.pipeline", 2, "--train.total_tokens", 4096
+    )
+    assert first.returncode == 0, first.stderr
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "launch.main",
+    ]
+    second = triaxial(*words, "--resume", "--parallel.data", 2, command=torchrun)
+    assert second.returncode == 0, second.stderr
+    assert "step 8" in second.stdout
+    assert "parallel.tensor: 2 -> 1" in second.stdout
+    reference = losses(finished[0])
+    for step, loss in losses(run).items():
+        assert abs(loss / reference[step] - 1) < 1e-4, step
+    assert set(losses(run)) == set(reference)
+
+
+def test_a_signal_saves_and_the_next_run_goes_on(finished, tiny_corpus, tmp_path):
+    run = tmp_path / "run"
+    words = ["train", tiny_corpus.recipe, "--run.directory", run, "--train.checkpoint_every_tokens", "1000000000"]
+    long = [*words, "--train.total_tokens", "50000000", "--schedule.decay_tokens", "20480"]
+    process = subprocess.Popen([*TRIAXIAL, *map(str, long)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    for line in process.stdout:
+        if line.lstrip().startswith("step"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 75
+    assert "stopped by a signal" in rest
+    (saved,) = (run / "checkpoints").iterdir()
+    step = json.loads((saved / "state.json").read_text())["step"]
+    again = triaxial(*words, "--train.total_tokens", (step + 2) * 512)
+    assert again.returncode == 0, again.stderr
+    assert f"(step {step:,})" in again.stdout
+    assert max(losses(run)) == step + 2
+    shared = losses(finished[0]).keys() & losses(run).keys()
+    assert shared
+    assert all(losses(run)[s] == losses(finished[0])[s] for s in shared), "bit for bit on the same layout"
+
+
+def one_line(done, *parts, status=2):
+    """The mistake is told in one line that has all the parts, with the right exit status and no traceback."""
+    assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    for part in parts:
+        assert part in lines[0], (part, lines[0])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["--model.n_layer", "3"], ["model.n_layer", "did you mean 'n_layers'"]),
+        (["--train.total_tokens", "many"], ["train.total_tokens = 'many'", "whole number"]),
+        (["--parallel.tensor", "2"], ["parallel.tensor 2", "does not divide the 1 processes"]),
+        (
+            ["--nproc", "2", "--parallel.tensor", "2", "--model.n_heads", "1"],
+            ["model.n_heads = 1", "parallel.tensor = 2"],
+        ),
+        (["--nproc", "4", "--parallel.pipeline", "4"], ["model.n_layers = 2", "parallel.pipeline = 4"]),
+        (["--batch.micro_batch_size", "3"], ["micro_batch_size 3", "nearest that do: 2 or 4"]),
+        (["--model.vocab_size", "256"], ["model.vocab_size = 256", "512"]),
+        (["--data.tokenizer", "/nowhere/t.model"], ["/nowhere/t.model"]),
+        (["--resume"], ["--resume", "holds no whole checkpoint"]),
+    ],
+)
+def test_mistakes_end_in_one_line_before_anything_is_written(tiny_corpus, tmp_path, overrides, parts):
+    done = triaxial("train", tiny_corpus.recipe, "--run.directory", tmp_path / "run", *overrides)
+    one_line(done, *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, tiny_corpus):
+    run, _ = finished
+    before = sorted((run / "checkpoints").rglob("*"))
+    done = triaxial("train", tiny_corpus.recipe, "--run.directory", run, "--model.d_model", 64)
+    one_line(done, "model.d_model: 32 -> 64", str(run))
+    assert sorted((run / "checkpoints").rglob("*")) == before
+
+
+def test_no_resume_refuses_to_overwrite(finished, tiny_corpus):
+    one_line(triaxial("train", tiny_corpus.recipe, "--run.directory", finished[0], "--no-resume"), "--no-resume")
+
+
+def test_token_ids_beyond_the_vocabulary(tiny_corpus, tmp_path):
+    """A small tokenizer passes, but the corpus was made with a larger one: told once, though two ranks meet it."""
+    train_sentencepiece(iter(["abc " * 400]), tmp_path / "small.model", vocab_size=264)
+    with TokenFileWriter(tmp_path / "train", vocab_size=512) as writer:
+        writer.add_document(np.full(20_000, 300))
+    done = triaxial(
+        *("train", tiny_corpus.recipe, "--nproc", 2, "--run.directory", tmp_path / "run"),
+        *("--model.vocab_size", 264, "--data.tokenizer", tmp_path / "small.model"),
+        f'--data.train=[{{ path = "{tmp_path / "train"}" }}]',
+        "--metrics.wandb=disabled",
+    )
+    one_line(done, "300", "264", str(tmp_path / "train"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
+def test_a_full_disk_while_saving(tiny_corpus, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk], check=False).returncode != 0:
+        pytest.skip("this machine does not let us mount a tmpfs")
+    try:
+        done = triaxial(
+            *("train", tiny_corpus.recipe, "--run.directory", disk / "run", "--train.keep_checkpoints", 9),
+            *("--metrics.wandb", "disabled"),
+        )
+        one_line(done, str(disk))
+        saved = sorted(path.name for path in (disk / "run" / "checkpoints").iterdir())
+        assert saved, "the first one fitted"
+        assert all(name.startswith("step-") for name in saved), "and nothing half written lies about"
+        elsewhere = tmp_path / "elsewhere"
+        shutil.copytree(disk / "run", elsewhere)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    again = triaxial("train", tiny_corpus.recipe, "--run.directory", elsewhere, "--metrics.wandb", "disabled")
+    assert again.returncode == 0, again.stderr
+    assert "resumed from" in again.stdout
+
+
+def test_a_rank_killed_outright_leaves_no_process_waiting(tiny_corpus, tmp_path):
+    process = subprocess.Popen(
+        [*TRIAXIAL, "train", str(tiny_corpus.recipe), "--nproc", "2", "--run.directory", str(tmp_path / "run")]
+        + ["--train.total_tokens", "50000000", "--metrics.wandb", "disabled"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    next(line for line in process.stdout if line.lstrip().startswith("step"))
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode not in (0, 2)
+    assert "SIGKILL" in errors
+    time.sleep(0.2)
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
