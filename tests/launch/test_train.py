@@ -200,9 +200,9 @@ def test_a_full_disk_while_saving(tiny_corpus, tmp_path):
 
 
 def test_a_rank_killed_outright_leaves_no_process_waiting(tiny_corpus, tmp_path):
+    words = ["train", str(tiny_corpus.recipe), "--nproc", "2", "--run.directory", str(tmp_path / "run")]
     process = subprocess.Popen(
-        [*TRIAXIAL, "train", str(tiny_corpus.recipe), "--nproc", "2", "--run.directory", str(tmp_path / "run")]
-        + ["--train.total_tokens", "50000000", "--metrics.wandb", "disabled"],
+        [*TRIAXIAL, *words, "--train.total_tokens", "50000000", "--metrics.wandb", "disabled"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
