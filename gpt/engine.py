@@ -60,6 +60,6 @@ class Engine(Protocol):
         """Publish a checkpoint of weights, optimizer and `state` (JSON, equal on all ranks)."""
         ...
 
-    def load(self, path: Path) -> dict[str, object]:
-        """Weights and optimizer from a checkpoint of any layout; its state."""
+    def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
+        """Weights and optimizer from a checkpoint of any layout; its state. `verified`: its digests are checked already."""
         ...

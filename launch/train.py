@@ -211,7 +211,7 @@ def find_start(config: RunConfig, engine: NativeEngine, saved_state: dict[str, A
         return Start(0, [])
     state = checkpoint.read_state(path)
     messages += check_same_run(path, state, saved_state)
-    engine.load(path)
+    engine.load(path, verified=True)
     step = state["step"]
     assert isinstance(step, int)
     return Start(step, [*messages, f"resumed from {path} (step {step:,})"])

@@ -5,6 +5,7 @@ fails, all give the save up together. Loading checks digests first and lets DCP 
 One run writes to one directory at a time.
 """
 
+import contextlib
 import functools
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -77,26 +78,30 @@ def save(
     saved, CheckpointError when the disk or a rank fails: earlier checkpoints are then untouched.
     """
     final = Path(directory) / step_name(step)
-    only_first = rank_in(group) == 0
-    check = functools.partial(_check_save, step, tensors, state, keep_last)
+    is_first = rank_in(group) == 0
+
+    def check() -> bytes:
+        encoded = _check_save(step, tensors, state, keep_last)
+        return encoded if is_first else b""  # every rank's is checked, rank 0's is kept
+
     encoded_state = together(check, group, path=final)[0]
     hidden: Path | None = None
     planner: SavePlannerWithChecks | None = None
     try:
-        hidden = together(lambda: make_hidden(final) if only_first else None, group, path=final)[0]
+        hidden = together(lambda: make_hidden(final) if is_first else None, group, path=final)[0]
         assert hidden is not None
         planner = SavePlannerWithChecks(hidden)
         parts = together(functools.partial(_write_tensors, planner, tensors, group), group, path=final)
         finish = functools.partial(_finish, planner, final, encoded_state, parts)
-        together(lambda: finish() if only_first else None, group, path=final)
+        together(lambda: finish() if is_first else None, group, path=final)
     except PeerLost as error:
-        if only_first and hidden is not None:
+        if is_first and hidden is not None:
             shutil.rmtree(hidden, ignore_errors=True)
         raise CheckpointError(final, f"the save was given up: {error}; earlier checkpoints are untouched") from error
     except ConfigError as error:
         needed_bytes = None if planner is None else planner.tensor_bytes
         _abandon(final, hidden, error, needed_bytes=needed_bytes, group=group)
-    if only_first:
+    if is_first:
         delete_old(final, keep_last)
     return final
 
@@ -276,7 +281,8 @@ def _abandon(
         existing = next(folder for folder in final.absolute().parents if folder.exists())
         needed = "" if needed_bytes is None else f"it needs {needed_bytes} bytes and "
         figures = f"{needed}{shutil.disk_usage(existing).free} bytes are free in {final.parent}"
-    figures = exchange(figures, group)[0]
+    with contextlib.suppress(PeerLost):  # then each rank tells what it knows
+        figures = exchange(figures, group)[0]
     reason = error.reason if isinstance(error, CheckpointError) else str(error)
     raise CheckpointError(final, f"not saved: {reason}; {figures}; earlier checkpoints are untouched") from error
 

@@ -83,11 +83,18 @@ def _as_config_error(error: BaseException, path: Path, rank: int) -> ConfigError
 
 @contextmanager
 def dcp_errors() -> Iterator[None]:
-    """DCP shares a rank's own failures as CheckpointException: anything else comes out of its collectives."""
+    """Sort what comes out of DCP: it shares a rank's own failures as CheckpointException, and anything else is the
+    process group's failure. An interrupt on one rank goes on as an interrupt on all.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         try:
             yield
+        except CheckpointException as error:
+            for failure, _ in error.failures.values():
+                if not isinstance(failure, Exception):
+                    raise failure from None
+            raise
         except Exception as error:
             raise PeerLost(f"another rank died or cannot be reached ({_one_line(error)})") from error
 

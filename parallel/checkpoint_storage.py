@@ -121,7 +121,7 @@ class SafetensorsWriter(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's file, if it has anything to write."""
-        # The library wants no gap between pieces, and every piece aligned to its element: widest elements first.
+        # Widest elements first: every piece is then aligned to its element in the memory map that readers make.
         items = sorted(plan.items, key=lambda item: -_data(item).properties.dtype.itemsize)
         if items:
             self.written[plan.storage_data] = write_file(self.folder / plan.storage_data, _shard_pieces(items, planner))

@@ -112,9 +112,9 @@ class NativeEngine:
         state = {**state, "optimizer_steps": self._optimizer_steps()}
         return checkpoint.save(directory, step=step, tensors=self._tensors(), state=state, keep_last=keep_last)
 
-    def load(self, path: Path) -> dict[str, object]:
+    def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
         state = checkpoint.read_state(path)
-        checkpoint.load(path, tensors=self._tensors())
+        checkpoint.load(path, tensors=self._tensors(), complete=True, verified=verified)
         steps = state["optimizer_steps"]
         assert isinstance(steps, (int, float))
         for parameter_state in self.optimizer.state.values():
