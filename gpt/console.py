@@ -48,7 +48,7 @@ class Console:
         fields = step_fields(step, values, total_steps=self.total_steps)
         if self._steps_left.total is not None or self._tokens_left.total is not None:
             left = "-" if left_s is None else human_duration(left_s)
-            fields["time_left"] = Field(f"{left:>7} left", f"{left} left")
+            fields["time_left"] = Field(f"{left:>7} left", f"{left.replace(' ', '')} left")
         if self.interactive:
             self._live_line = fit(fields, width=shutil.get_terminal_size().columns - 1)
             self._write(f"\r{self._live_line}\x1b[K")
@@ -99,11 +99,11 @@ def step_fields(step: int, values: Values, *, total_steps: int | None) -> dict[s
     if (loss := values.get("loss")) is not None:
         fields["loss"] = Field(f"loss {loss:8.4f}", f"loss {loss:.4f}")
     if (norm := values.get("gradient_norm")) is not None:
-        fields["gradient_norm"] = Field(f"gradient norm {norm:8.3g}", f"grad {norm:.3g}")
+        fields["gradient_norm"] = Field(f"gradient norm {norm:8.3g}", f"grad {norm:.2g}")
     if (rate := values.get("learning_rate")) is not None:
-        fields["learning_rate"] = Field(f"learning rate {rate:.2e}", f"lr {rate:.1e}")
+        fields["learning_rate"] = Field(f"learning rate {rate:.2e}", f"lr {rate:.1e}".replace("e-0", "e-"))
     if (speed := values.get("tokens_per_s")) is not None:
-        fields["tokens_per_s"] = Field(f"{human_count(speed):>5} tokens/s", f"{human_count(speed)} tok/s")
+        fields["tokens_per_s"] = Field(f"{human_count(speed):>5} tokens/s", f"{human_count(speed)}/s")
     if (mfu := values.get("mfu")) is not None:
         fields["mfu"] = Field(f"MFU {mfu:6.1%}", f"MFU {mfu:.0%}")
     if (seen := values.get("tokens_seen")) is not None:

@@ -9,6 +9,7 @@ import numbers
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -194,12 +195,16 @@ class _WandbRun:
             self._give_up(error)
 
     def finish(self, *, exit_code: int) -> None:
-        if self._run is None:
-            return
-        try:
-            self._run.finish(exit_code=exit_code)
-        except Exception as error:
-            self._give_up(error)
+        if self._run is not None:
+            try:
+                self._run.finish(exit_code=exit_code)
+                return
+            except Exception as error:
+                self._give_up(error)
+        with suppress(Exception):  # else the client's own hook at exit prints a traceback of what was told already
+            import wandb
+
+            wandb.teardown(exit_code=exit_code)
 
     def _run_id(self, *, resume: bool) -> str:
         """The id kept in the run directory; a run from the start gets a new one."""

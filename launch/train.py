@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from gpt.dataset import TrainingData, ValidationData
+from gpt.dataset import TrainingData, ValidationData, fingerprint_differences
 from gpt.errors import ConfigError
 from gpt.loss import next_token_loss
 from gpt.metrics import MetricsWriter
-from gpt.tokenizer import load_tokenizer
+from gpt.tokenizer import Tokenizer, load_tokenizer
 from gpt.train import Outcome, Run, train
 from launch.cluster import ClusterEnvironment, keep_freed_memory, launch_local, leave_word_saved
 from launch.config import RunConfig, as_dict, changed_keys, read_run_config
@@ -110,7 +110,7 @@ def train_here(
     """This rank's part of the whole run. Every rank calls it."""
     started_at = time.perf_counter()
     data, validation = open_data(config)
-    tokenizer_copy = check_tokenizer(config)
+    tokenizer = check_tokenizer(config)
     engine = NativeEngine(
         EngineSettings(
             model=config.model,
@@ -125,7 +125,11 @@ def train_here(
         device=device,
     )
     peak = total_peak_flops_per_s(config, environment, device)
-    saved_state: dict[str, object] = {"config": as_dict(config), "data": data.fingerprint()}
+    saved_state: dict[str, object] = {
+        "config": as_dict(config),
+        "data": data.fingerprint(),
+        "tokenizer": tokenizer.fingerprint,
+    }
     start = find_start(config, engine, saved_state, resume=resume)
     loop = Run(
         config=config.train,
@@ -143,7 +147,7 @@ def train_here(
     writer = open_metrics(config, start) if engine.is_main else None
     with writer or nullcontext():
         if writer is not None:
-            prepare_run_directory(config, tokenizer_copy)
+            prepare_run_directory(config)
             for line in [*describe(config, layout, device, data), *start.messages]:
                 writer.message(line)
         outcome = train(loop, engine, data, validation, metrics=writer, first_step=start.step)
@@ -163,8 +167,8 @@ def open_data(config: RunConfig) -> tuple[TrainingData, dict[str, ValidationData
     return data, validation
 
 
-def check_tokenizer(config: RunConfig) -> Path:
-    """The tokenizer's file, whose vocabulary the model must hold."""
+def check_tokenizer(config: RunConfig) -> Tokenizer:
+    """The recipe's tokenizer, whose vocabulary the model must hold."""
     path = Path(config.data.tokenizer)
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -172,7 +176,7 @@ def check_tokenizer(config: RunConfig) -> Path:
             f"model.vocab_size = {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} pieces of "
             f"{path}; set model.vocab_size = {tokenizer.vocab_size}"
         )
-    return path
+    return tokenizer
 
 
 def total_peak_flops_per_s(config: RunConfig, environment: ClusterEnvironment, device: torch.device) -> float:
@@ -227,18 +231,15 @@ def check_same_run(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> li
                 f"{path} was saved by another configuration ({'; '.join(changes)}); restore these values, or start in "
                 f"another --run.directory"
             )
-    if saved["data"] != now["data"]:
+    differences = fingerprint_differences(saved["data"], now["data"])
+    if saved["tokenizer"] != now["tokenizer"]:
+        differences.append(f"another tokenizer in {now['config']['data']['tokenizer']}")
+    if differences:
         raise ConfigError(
-            f"{path} was trained on other data than the recipe names now "
-            f"({data_difference(saved['data'], now['data'])}); restore it, or start in another --run.directory"
+            f"{path} was trained on other data than the recipe names now ({'; '.join(differences)}); restore it, or "
+            f"start in another --run.directory"
         )
     return [f"changed since the checkpoint: {change}" for change in changed_keys(saved["config"], now["config"])]
-
-
-def data_difference(saved: Any, now: Any) -> str:
-    if isinstance(saved, dict) and isinstance(now, dict):
-        return "; ".join(changed_keys(saved, now))
-    return f"{saved} -> {now}"
 
 
 def open_metrics(config: RunConfig, start: Start) -> MetricsWriter:
@@ -253,9 +254,9 @@ def open_metrics(config: RunConfig, start: Start) -> MetricsWriter:
     )
 
 
-def prepare_run_directory(config: RunConfig, tokenizer: Path) -> None:
+def prepare_run_directory(config: RunConfig) -> None:
     """Leave beside the checkpoints what is needed to use them later."""
-    directory = config.run.directory
+    directory, tokenizer = config.run.directory, Path(config.data.tokenizer)
     (directory / "config.json").write_text(json.dumps(as_dict(config), indent=2) + "\n")
     (directory / "tokenizer").mkdir(exist_ok=True)
     copy = directory / "tokenizer" / tokenizer.name
