@@ -41,6 +41,9 @@ class Sampling:
             raise ConfigError(f"top_p = {self.top_p} must be above 0 and at most 1; leave it out to keep every token")
 
 
+GREEDY = Sampling()
+
+
 @dataclass(frozen=True)
 class Continuation:
     """What followed a prompt. A stop id that ended it is its last token.
@@ -91,20 +94,19 @@ def generate(
     *,
     n_ctx: int,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    sampling: Sampling = GREEDY,
     seed: int = 0,
     stop_ids: Collection[int] = (),
+    n_ids: int | None = None,
     watch: Watch | None = None,
 ) -> list[Continuation]:
     """Continue every prompt (token ids) in one batch; results in the order of the prompts.
 
     Prompt i draws from a stream of its own that `seed + i` starts, so it gets the same tokens in a batch as alone with
-    that seed. `watch` is called for each token: it streams, and it may end a prompt. Runs on the model's device.
+    that seed. `n_ids`: only ids below it are chosen, for a tokenizer with fewer pieces than the model has rows.
+    `watch` is called for each token: it streams, and it may end a prompt. Runs on the model's device.
     ConfigError: an empty prompt, an id outside the vocabulary, or a prompt that with max_new_tokens exceeds n_ctx.
     """
-    sampling = Sampling(temperature, top_k, top_p)
     check_prompts(prompts, n_ctx=n_ctx, max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
     if not prompts:
         return []
@@ -117,7 +119,7 @@ def generate(
     logits = decoder.read_prompts()
     for step in range(max_new_tokens):
         uniform = torch.tensor([draws[i].random() for i in rows]) if sampling.temperature else None
-        chosen = choose(logits, sampling, uniform)  # (b,)
+        chosen = choose(logits[:, :n_ids], sampling, uniform)  # (b,)
         chosen_log_probs = logits.log_softmax(dim=-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
         for i, token, log_prob in zip(rows, chosen.tolist(), chosen_log_probs.tolist(), strict=True):
             if not stopped[i]:

@@ -1,0 +1,66 @@
+# The commands of the README. Each sets up what it needs: a virtual environment in .venv with Triaxial and its extras.
+#
+#   make demo ARGS="--help"                     arguments for the demo
+#   make demo PYTHON=/usr/bin/python3.12        another Python, 3.11 or later
+#   make demo PIP_ARGS="--extra-index-url URL"  another build of torch: see CONTRIBUTING.md
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test check setup clean
+
+PYTHON ?=
+PIP_ARGS ?=
+ARGS ?=
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+help: ## show this help
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+
+demo: $(INSTALLED) ## the whole path on this machine: pages, tokens, training, evaluation, export
+	$(VENV)/bin/triaxial demo $(ARGS)
+
+test: $(INSTALLED) ## run all tests
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+check: $(INSTALLED) ## formatting, lint, types and the arrows of imports
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy -p gpt -p parallel -p data_prep -p launch
+	$(VENV)/bin/lint-imports
+
+setup: $(INSTALLED) ## install into .venv and do nothing else
+
+clean: ## remove .venv and what tools cached; runs/ and data/ stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+# The first of the likely names that is Python 3.11 to 3.13, for which every dependency has a ready wheel, else a later
+# one. Prints its name, or why there is none.
+define FIND_PYTHON
+for newest in 3.13 3.99; do
+    found=
+    for python in $${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14}; do
+        version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+        found="$$found $$python = $$version"
+        [[ $$(printf '%s\n' 3.11 "$$version" "$$newest" | sort -V | sed -n 2p) == "$$version" ]] || continue
+        "$$python" -c 'import venv, ensurepip' 2>/dev/null && echo "$$python" && exit
+        echo "make: $$python ($$version) has no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2
+        exit 1
+    done
+done
+echo "make: Triaxial needs Python 3.11 or later, found:$${found:- none}; name one: make demo PYTHON=/path/to/python3" >&2
+exit 1
+endef
+export FIND_PYTHON
+
+# The stamp is written last, so that an interrupted install is taken up again and not for a whole one.
+$(INSTALLED): export PYTHON := $(PYTHON)
+$(INSTALLED): pyproject.toml
+	@rm -f $@
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
+	    python=$$(bash -c "$$FIND_PYTHON") && echo "making $(VENV) with $$python" && \
+	    "$$python" -m venv --clear $(VENV); \
+	}
+	$(VENV)/bin/python -m pip install $(PIP_ARGS) -e '.[data,hf,eval,dev]'
+	@touch $@

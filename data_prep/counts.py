@@ -1,0 +1,80 @@
+"""What a step did to its documents: in, out, dropped by reason; every number of the final report is one of these."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Documents and bytes of one step; `in = out + sum of dropped` holds or the object cannot be made.
+
+    Bytes are UTF-8 text, or a record's content where there is no text yet. `dropped` maps a reason to documents.
+    """
+
+    step: str
+    documents_in: int = 0
+    documents_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lost = self.documents_in - self.documents_out - sum(self.dropped.values())
+        assert lost == 0, f"step '{self.step}' cannot account for {lost} of its {self.documents_in} documents"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; `Counts(**value)` reads it back."""
+        return {
+            "step": self.step,
+            "documents_in": self.documents_in,
+            "documents_out": self.documents_out,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "dropped": dict(sorted(self.dropped.items())),
+        }
+
+
+class Tally:
+    """Counts one step while it runs: exactly one `keep` or `drop` a document."""
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+        self._documents_in = self._documents_out = self._bytes_in = self._bytes_out = 0
+        self._dropped: Counter[str] = Counter()
+
+    def keep(self, bytes_in: int, bytes_out: int) -> None:
+        """A document came in with `bytes_in` and went on with `bytes_out`."""
+        self._documents_in += 1
+        self._documents_out += 1
+        self._bytes_in += bytes_in
+        self._bytes_out += bytes_out
+
+    def drop(self, reason: str, bytes_in: int) -> None:
+        """A document of `bytes_in` ends here."""
+        self._documents_in += 1
+        self._bytes_in += bytes_in
+        self._dropped[reason] += 1
+
+    def counts(self) -> Counts:
+        """The totals so far."""
+        return Counts(
+            self.step, self._documents_in, self._documents_out, self._bytes_in, self._bytes_out, dict(self._dropped)
+        )
+
+
+def total(counts: Iterable[Counts]) -> list[Counts]:
+    """The sum over shards, one entry a step, in the order in which steps first appear."""
+    sums: dict[str, Counts] = {}
+    for c in counts:
+        before = sums.get(c.step, Counts(c.step))
+        sums[c.step] = Counts(
+            c.step,
+            before.documents_in + c.documents_in,
+            before.documents_out + c.documents_out,
+            before.bytes_in + c.bytes_in,
+            before.bytes_out + c.bytes_out,
+            dict(Counter(before.dropped) + Counter(c.dropped)),
+        )
+    return list(sums.values())

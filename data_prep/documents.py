@@ -1,0 +1,81 @@
+"""Documents and the compressed JSON-lines shards that carry them between stages; never changes a text."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BufferedReader, BufferedWriter
+from pathlib import Path
+from typing import Any, Protocol
+
+from gpt.errors import import_extra
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with its lasting id: the id comes from the source, so it is the same in every order and sharding."""
+
+    id: str
+    text: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the text in UTF-8."""
+        return len(self.text) if self.text.isascii() else len(self.text.encode())
+
+
+class Write(Protocol):
+    """Appends one document to a shard."""
+
+    def __call__(self, document: Document) -> None: ...
+
+
+@contextmanager
+def write_shard(path: Path) -> Iterator[Write]:
+    """Write documents to a `.jsonl.zst` shard, one line each; the same documents give the same bytes."""
+    zstandard = import_extra("zstandard", extra="data")
+    with open(path, "wb") as raw, zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False) as packed:
+        lines = BufferedWriter(packed, 1 << 18)
+
+        def write(document: Document) -> None:
+            lines.write(encode_line(document))
+
+        yield write
+        lines.flush()
+
+
+def read_shard(path: Path) -> Iterator[Document]:
+    """The documents of a shard that `write_shard` made."""
+    zstandard = import_extra("zstandard", extra="data")
+    with open(path, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as packed:
+        for line in BufferedReader(packed, 1 << 18):
+            values = json.loads(line)
+            yield Document(values["id"], values["text"], values["metadata"])
+
+
+def encode_line(document: Document) -> bytes:
+    """The shard's line for a document, newline included."""
+    values = {"id": document.id, "text": document.text, "metadata": document.metadata}
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def keyed_hash(document_id: str, *, key: str) -> int:
+    """A number in 0..2^64-1 that depends on nothing but the id and the key: the source of every draw and order here."""
+    return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8, key=key.encode()).digest(), "little")
+
+
+def content_id(kind: str, *parts: bytes) -> str:
+    """An id for a record that brings none: a digest of what it holds."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return f"{kind}:{digest.hexdigest()}"
+
+
+def whole_text(text: str) -> str:
+    """`text` with lone surrogates, which JSON can spell but UTF-8 cannot hold, as U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

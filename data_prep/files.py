@@ -1,0 +1,78 @@
+"""Small matters of the file system: syncing, locking, and a full disk as one clear line; holds no pipeline logic."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt.errors import ConfigError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full disk, or a place where we may not write, as a ConfigError that names `path` (or the file in the error)."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename2 or error.filename  # of a copy, the file that was written
+        place = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else path
+        if error.errno in _FULL:
+            folder = next((f for f in (place, *place.parents) if f.is_dir()), Path("/"))
+            free_bytes = shutil.disk_usage(folder).free
+            raise ConfigError(
+                f"{place}: the disk is full ({free_bytes:,} bytes free in {folder}); free some space or choose "
+                "another folder (output.folder, output.work), and run the same command again: finished work is kept"
+            ) from None
+        if error.errno in _FORBIDDEN:
+            raise ConfigError(f"{place}: cannot write here ({error.strerror}); choose another folder") from None
+        raise
+
+
+def lock_folder(folder: Path) -> int:
+    """Hold a folder until the returned file descriptor is closed, or ConfigError when another process holds it."""
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ConfigError(
+            f"{folder}: another run is working in this folder; wait for it, or give this run its own output.work"
+        ) from None
+    return handle
+
+
+def sync_file(file: IO[Any]) -> None:
+    """Flush a file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write a `.npy` file; unlike numpy.save, a full disk raises an error that says so."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_2_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.tobytes())
+
+
+def read_array(path: Path) -> npt.NDArray[Any]:
+    """A `.npy` file, without pickled objects."""
+    return np.asarray(np.load(path, allow_pickle=False))

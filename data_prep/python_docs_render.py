@@ -1,0 +1,91 @@
+"""Child process of the documentation crawl: renders pages with pydoc and prints them; run as a script, never imported.
+
+`--list` prints the name of every page, one a line. Without it, names come in on stdin and one JSON line a page goes
+out, in the same order: {"name", "html"} or {"name", "error"}. It imports nothing but the standard library, which is
+the point: whatever those imports do (crash, print, change global state) happens here and not in the pipeline.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import pkgutil
+import pydoc
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator
+
+# Test suites, programs that run or open a window when imported, and modules that only test CPython's own build.
+LEFT_OUT = {"antigravity", "this", "test", "idlelib", "turtledemo", "__hello__", "__phello__", "__main__", "pydoc_data"}
+LEFT_OUT_PARTS = {"__main__", "tests", "test", "idle_test"}
+LEFT_OUT_PREFIXES = ("_test", "_xx", "xx")
+# Differs from run to run: `<object object at 0x7f..>`, also where pydoc spells a space as &nbsp;, and ctypes' handles.
+ADDRESS = re.compile(r"(?: |&nbsp;)(?:at(?: |&nbsp;)0x|handle(?: |&nbsp;))[0-9a-f]{6,}")
+
+
+def page_names() -> Iterator[str]:
+    """`module NAME` for each module of the standard library and `topic NAME` for each of pydoc's topics, sorted."""
+    for name in sorted(sys.stdlib_module_names):
+        if name not in LEFT_OUT and not name.startswith(LEFT_OUT_PREFIXES):
+            yield f"module {name}"
+            spec = importlib.util.find_spec(name)  # finds a top-level module without running it
+            folders = list(spec.submodule_search_locations or []) if spec else []
+            yield from (f"module {submodule}" for submodule in _submodules(name, folders))
+    from pydoc_data import topics
+
+    yield from (f"topic {name}" for name in sorted(topics.topics))
+
+
+def _submodules(package: str, folders: list[str]) -> Iterator[str]:
+    for found in sorted(pkgutil.iter_modules(folders), key=lambda found: found.name):
+        if found.name in LEFT_OUT_PARTS or found.name.startswith(LEFT_OUT_PREFIXES):
+            continue
+        yield f"{package}.{found.name}"
+        if found.ispkg:
+            yield from _submodules(f"{package}.{found.name}", [os.path.join(folder, found.name) for folder in folders])
+
+
+def render(page: str) -> str:
+    """The HTML page that `pydoc -b` would serve, without this machine's paths and memory addresses."""
+    kind, _, name = page.partition(" ")
+    html = pydoc.HTMLDoc()
+    if kind == "topic":
+        from pydoc_data import topics
+
+        body = html.bigsection(name, "index", f"<pre>{html.markup(topics.topics[name])}</pre>")
+        title = f"Help on {name}"
+    else:
+        module = importlib.import_module(name)
+        body = html.document(module, name)
+        title = pydoc.describe(module)
+    text = ADDRESS.sub("", html.page(title, body))
+    for folder, shown in ((sysconfig.get_path("stdlib"), "/usr/lib/python3"), (sys.base_prefix, "/usr")):
+        text = text.replace(folder, shown)
+    return text
+
+
+def main() -> None:
+    """Print the list, or the pages that stdin names."""
+    if sys.argv[1:] == ["--list"]:
+        print("\n".join(page_names()))
+        return
+    names = sys.stdin.read().split("\n")
+    # A module may print, read or close the standard streams when it is imported: the pages leave by a private copy.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    for name in filter(None, names):
+        try:
+            with contextlib.redirect_stdout(sys.__stderr__):
+                line = {"name": name, "html": render(name)}
+        except (Exception, SystemExit) as error:
+            line = {"name": name, "error": f"{type(error).__name__}: {error}"}
+        out.write(json.dumps(line) + "\n")  # ASCII, so a lone surrogate in a docstring passes
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()

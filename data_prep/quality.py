@@ -1,0 +1,81 @@
+"""The quality stage: applies the rule sets that the recipe names, in its order; never decides by language or source."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from data_prep import c4
+from data_prep.c4 import C4Config
+from data_prep.counts import Tally
+from data_prep.documents import Document, read_shard, write_shard
+from data_prep.engine import Result, Stage
+from data_prep.fineweb import FineWebConfig, fineweb_reason
+from data_prep.gopher import GopherQualityConfig, GopherRepetitionConfig, quality_reason, repetition_reason
+from data_prep.words import TextView
+from gpt.errors import ConfigError
+
+RuleSet = Literal["gopher_quality", "gopher_repetition", "c4", "fineweb"]
+
+
+@dataclass(frozen=True)
+class QualityConfig:
+    """Section [quality]: `rules` names the rule sets to apply, in order; each has its thresholds in its own table.
+
+    They were made for English web prose. An empty list keeps every document.
+    """
+
+    rules: tuple[RuleSet, ...] = ("gopher_repetition", "gopher_quality", "c4", "fineweb")
+    gopher_quality: GopherQualityConfig = field(default_factory=GopherQualityConfig)
+    gopher_repetition: GopherRepetitionConfig = field(default_factory=GopherRepetitionConfig)
+    c4: C4Config = field(default_factory=C4Config)
+    fineweb: FineWebConfig = field(default_factory=FineWebConfig)
+
+    def __post_init__(self) -> None:
+        if len(set(self.rules)) != len(self.rules):
+            raise ConfigError(f"quality.rules names a rule set twice: {', '.join(self.rules)}")
+
+
+def apply_rules(config: QualityConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+    """Stage function: one shard in, one out; one row of counts for each rule set."""
+    tallies = {rule: Tally(rule) for rule in config.rules}
+    with write_shard(outputs[0]) as write:
+        for document in read_shard(inputs[0]):
+            text = filter_text(document.text, config, tallies)
+            if text is not None:
+                write(document if text is document.text else Document(document.id, text, document.metadata))
+    return Result([tally.counts() for tally in tallies.values()])
+
+
+def filter_text(text: str, config: QualityConfig, tallies: dict[RuleSet, Tally]) -> str | None:
+    """The text as the rules leave it (C4 removes lines), or None when one of them drops it."""
+    view = TextView(text)
+    n_bytes = len(text.encode())
+    for rule in config.rules:
+        changed, reason = judge(view, rule, config)
+        if reason is not None:
+            tallies[rule].drop(reason, n_bytes)
+            return None
+        before = n_bytes
+        if changed is not view.text:
+            view, n_bytes = TextView(changed), len(changed.encode())
+        tallies[rule].keep(before, n_bytes)
+    return view.text
+
+
+def judge(view: TextView, rule: RuleSet, config: QualityConfig) -> tuple[str, str | None]:
+    """(the text after one rule set, why it drops the text or None)."""
+    if rule == "gopher_quality":
+        return view.text, quality_reason(view, config.gopher_quality)
+    if rule == "gopher_repetition":
+        return view.text, repetition_reason(view, config.gopher_repetition)
+    if rule == "fineweb":
+        return view.text, fineweb_reason(view, config.fineweb)
+    return c4.clean(view.text, config.c4)
+
+
+QUALITY = Stage(
+    name="quality",
+    function=apply_rules,
+    modules=("quality", "gopher", "c4", "fineweb", "words", "documents"),
+    packages=("zstandard",),
+)

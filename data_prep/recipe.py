@@ -1,0 +1,58 @@
+"""The recipe of `triaxial prepare` as one frozen object; the type of each section lives beside its stage."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep.dedup_exact import ExactConfig
+from data_prep.dedup_minhash import FuzzyConfig
+from data_prep.extract import ExtractConfig
+from data_prep.language import LanguageConfig
+from data_prep.quality import QualityConfig
+from data_prep.readers import InputConfig
+from data_prep.tokenize import SplitConfig, TokenizerConfig
+from gpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Section [output]: where the corpus goes and how its documents are divided.
+
+    `folder` receives the token files; `work` (by default its subfolder "work") the intermediate files, which make a
+    second run quick and may be deleted. About `validation_fraction` of the documents go to the validation split. `seed`
+    draws the split and the order.
+    """
+
+    folder: Path
+    work: Path | None = None
+    validation_fraction: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ConfigError(
+                f"output.validation_fraction = {self.validation_fraction} must lie between 0 and 1, for example 0.01"
+            )
+
+    @property
+    def work_folder(self) -> Path:
+        """The folder of intermediate files."""
+        return self.work or self.folder / "work"
+
+    @property
+    def split(self) -> SplitConfig:
+        """What the tokenize stage needs to know of it."""
+        return SplitConfig(self.validation_fraction, self.seed)
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """A whole recipe."""
+
+    input: InputConfig
+    output: OutputConfig
+    tokenizer: TokenizerConfig
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    dedup_exact: ExactConfig = field(default_factory=ExactConfig)
+    dedup_minhash: FuzzyConfig = field(default_factory=FuzzyConfig)

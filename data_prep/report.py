@@ -1,0 +1,64 @@
+"""The table at the end of a run, documents and bytes in, out and dropped by reason; only shows, never counts."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.counts import Counts
+from data_prep.pipeline import Prepared
+
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+def show(prepared: Prepared, console: Console) -> None:
+    """Print the table and where the corpus is."""
+    console.print(counts_table(prepared.counts))
+    description = prepared.description
+    for name, split in description["splits"].items():
+        path = prepared.folder / split["prefix"]
+        console.print(
+            f"{name}: {split['tokens']:,} tokens, {split['documents']:,} documents -> {path}.bin, {path}.idx",
+            highlight=False,
+            soft_wrap=True,
+        )
+    about = description["tokenizer"]
+    console.print(
+        f"tokenizer: {about['vocab_size']:,} tokens -> {prepared.folder / about['file']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"entropy of the validation tokens' frequencies: {description['unigram_entropy_nats']:.4f} nats "
+        "(the loss of the best model without context)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def counts_table(counts: Sequence[Counts]) -> Table:
+    """One row a step, with a line for each reason; every step's documents add up, or this asserts."""
+    table = Table(title="documents by step", title_justify="left")
+    table.add_column("step")
+    for name in ("documents in", "bytes in", "documents out", "bytes out"):
+        table.add_column(name, justify="right")
+    table.add_column("dropped by reason")
+    for row in counts:
+        assert row.documents_in == row.documents_out + sum(row.dropped.values()), row
+        reasons = sorted(row.dropped.items(), key=lambda item: (-item[1], item[0]))
+        table.add_row(
+            row.step,
+            f"{row.documents_in:,}",
+            _bytes(row.bytes_in),
+            f"{row.documents_out:,}",
+            _bytes(row.bytes_out),
+            "\n".join(f"{n:,} {reason}" for reason, n in reasons) or "-",
+        )
+    return table
+
+
+def _bytes(n: int) -> str:
+    for unit, size in _UNITS:
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n} B"

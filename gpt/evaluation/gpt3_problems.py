@@ -1,0 +1,215 @@
+"""The arithmetic and word-scrambling problems of the GPT-3 paper, made by rule; never asks a model anything.
+
+arXiv 2005.14165, sections 3.9.1 and 3.9.2; the layout of a prompt follows its appendix G and the files in openai/gpt-3.
+A set of problems is a pure function of (task, seed, size) and, for words, of the word list.
+"""
+
+import hashlib
+import importlib
+import operator
+import random
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from gpt.errors import ConfigError
+
+ARITHMETIC_PROBLEMS = 2_000  # per task, as in the paper
+MOST_FREQUENT_WORDS = 10_000
+_LETTERS = range(5, 15)  # of a word: more than 4 and less than 15
+_FILLERS = " .!/"  # what the published files insert between letters
+
+_OPERATIONS = {"plus": operator.add, "minus": operator.sub, "times": operator.mul}
+_SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question and its answer, each without the space between them."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class TaskRule:
+    """One task: `label` is the paper's abbreviation, `make` draws a problem (None where a word admits none)."""
+
+    name: str
+    label: str
+    about_words: bool
+    make: Callable[[random.Random, str], Problem | None]
+
+    @property
+    def instruction(self) -> str:
+        """What stands above all examples."""
+        return "Please unscramble the letters into a word, and write that word:\n" if self.about_words else ""
+
+    @property
+    def delimiter(self) -> str:
+        """What stands between examples."""
+        return "\n" if self.about_words else "\n\n"
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """Problems to be scored, and others, none of them among the scored, to show as examples."""
+
+    scored: tuple[Problem, ...]
+    examples: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class WordList:
+    """Words, most frequent first, and where they are from."""
+
+    words: tuple[str, ...]
+    source: str
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the list, to be reported: scores on different lists do not compare."""
+        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+
+
+def task_rules() -> list[TaskRule]:
+    """The ten arithmetic tasks and the five word tasks, in the paper's order, named as the published files are."""
+    sizes = {2: "two", 3: "three", 4: "four", 5: "five"}
+    kinds = [(2, "plus"), (2, "minus"), (3, "plus"), (3, "minus"), (4, "plus"), (4, "minus"), (5, "plus"), (5, "minus")]
+    names = {"plus": ("addition", "+"), "minus": ("subtraction", "-"), "times": ("multiplication", "x")}
+    arithmetic = [
+        TaskRule(
+            f"gpt3_{sizes[digits]}_digit_{names[word][0]}",
+            f"{digits}D{names[word][1]}",
+            False,
+            partial(_sum, digits, word),
+        )
+        for digits, word in [*kinds, (2, "times")]
+    ]
+    words = [
+        TaskRule(f"gpt3_{name}", label, True, partial(_unscramble, scramble))
+        for name, label, scramble in (
+            ("cycle_letters_in_word", "CL", cycle_letters),
+            ("mid_word_1_anagrams", "A1", partial(shuffle_middle, kept=1)),
+            ("mid_word_2_anagrams", "A2", partial(shuffle_middle, kept=2)),
+            ("random_insertion_in_word", "RI", insert_fillers),
+            ("reversed_words", "RW", reverse),
+        )
+    ]
+    return [*arithmetic, TaskRule("gpt3_single_digit_three_ops", "1DC", False, _composite), *words]
+
+
+def make_problems(rule: TaskRule, *, seed: int, words: WordList) -> ProblemSet:
+    """Distinct problems in random order; at most one in ten, and at most 200, is kept for examples.
+
+    ConfigError: a word list from which too few problems can be made.
+    """
+    rng = random.Random(f"{seed}/{rule.name}")
+    if rule.about_words:
+        shuffled = list(words.words)
+        rng.shuffle(shuffled)
+        drawn = (rule.make(rng, word) for word in shuffled)
+        problems = [problem for problem in drawn if problem is not None]
+        n_examples = min(200, len(problems) // 10)
+    else:
+        n_examples = 200
+        problems = _distinct(rule, rng, ARITHMETIC_PROBLEMS + n_examples)
+    if not n_examples:
+        raise ConfigError(
+            f"{words.source}: {rule.name} finds {len(problems)} words of 5 to 14 letters that it can scramble, and "
+            "needs 10 at least; give a longer text"
+        )
+    return ProblemSet(scored=tuple(problems[n_examples:]), examples=tuple(problems[:n_examples]))
+
+
+def frequent_words(text: str, *, source: str, most: int = MOST_FREQUENT_WORDS) -> WordList:
+    """The most frequent lower-case English-letter words of 5 to 14 letters in a text; a tie goes to the earlier one."""
+    found = Counter(word for word in re.findall(r"[^\W\d_]+", text) if len(word) in _LETTERS and _is_plain(word))
+    return WordList(tuple(word for word, _ in found.most_common(most)), source)
+
+
+def words_of_python() -> WordList:
+    """The words of the help topics that come with every Python: the list that needs no file and no recipe."""
+    try:
+        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:
+        raise ConfigError(
+            "this Python comes without pydoc_data, the default word list; give one with --words FILE"
+        ) from None
+    return frequent_words("\n".join(topics[name] for name in sorted(topics)), source="pydoc_data.topics")
+
+
+def words_of_file(path: Path) -> WordList:
+    """The most frequent words of a text file; a list of words, one a line, keeps its order."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--words {path} cannot be read: {error}") from None
+    return frequent_words(text, source=str(path))
+
+
+def cycle_letters(rng: random.Random, word: str) -> str:
+    """The letters moved round by a random number of places."""
+    start = rng.randrange(1, len(word))
+    return word[start:] + word[:start]
+
+
+def shuffle_middle(rng: random.Random, word: str, *, kept: int) -> str:
+    """All letters shuffled but the first and last `kept`."""
+    middle = list(word[kept:-kept])
+    rng.shuffle(middle)
+    return word[:kept] + "".join(middle) + word[-kept:]
+
+
+def insert_fillers(rng: random.Random, word: str) -> str:
+    """A space or punctuation mark between each two letters."""
+    return word[0] + "".join(rng.choice(_FILLERS) + letter for letter in word[1:])
+
+
+def reverse(rng: random.Random, word: str) -> str:
+    """The letters backwards."""
+    return word[::-1]
+
+
+def _sum(digits: int, word: str, rng: random.Random, _: str) -> Problem:
+    """Operands uniform on [0, 10^digits)."""
+    a, b = rng.randrange(10**digits), rng.randrange(10**digits)
+    return Problem(f"Q: What is {a} {word} {b}?\nA:", str(_OPERATIONS[word](a, b)))
+
+
+def _composite(rng: random.Random, _: str) -> Problem:
+    """Two operations on three digits. The paper's text puts the parentheses around the last two, its appendix G and the
+    published problems around the first two, with digits from 1 on: the latter are what its scores are of."""
+    a, b, c = (rng.randrange(1, 10) for _ in range(3))
+    inner, outer = rng.choice(list(_SIGNS)), rng.choice(list(_SIGNS))
+    return Problem(f"Q: What is ({a} {inner} {b}) {outer} {c}?\nA:", str(_SIGNS[outer](_SIGNS[inner](a, b), c)))
+
+
+def _unscramble(scramble: Callable[[random.Random, str], str], rng: random.Random, word: str) -> Problem | None:
+    """None for a word that ten tries do not change."""
+    for _ in range(10):
+        scrambled = scramble(rng, word)
+        if scrambled != word:
+            return Problem(f"{scrambled} =", word)
+    return None
+
+
+def _distinct(rule: TaskRule, rng: random.Random, n: int) -> list[Problem]:
+    def draw() -> Iterator[Problem]:
+        seen: set[str] = set()
+        while True:
+            problem = rule.make(rng, "")
+            assert problem is not None
+            if problem.question not in seen:
+                seen.add(problem.question)
+                yield problem
+
+    return [problem for problem, _ in zip(draw(), range(n), strict=False)]
+
+
+def _is_plain(word: str) -> bool:
+    return all(letter in string.ascii_lowercase for letter in word)

@@ -1,0 +1,201 @@
+"""Our model as lm-evaluation-harness sees it; imported only where `lm_eval` is known to be installed (extra "eval").
+
+The harness asks three things: log-likelihoods of continuations, of whole texts, and generated text. How a pair of
+texts is cut into tokens and how a long text is cut into windows are the harness's own functions, so that scores
+compare with its other backends.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows
+
+from gpt.errors import ConfigError
+from gpt.evaluation.scoring import Request, batches_by_length, score
+from gpt.generation import GREEDY, Sampling, generate
+from gpt.model import GPT
+from gpt.tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]  # requests finished, requests in all
+
+
+class TriaxialLM(TemplateLM):  # type: ignore[misc]
+    """A GPT and its tokenizer, on the model's device. Requests are sorted by length and batched by tokens.
+
+    A context that does not fit loses its beginning, as everywhere in the harness; `truncated` holds those contexts.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        *,
+        n_ctx: int,
+        batch_tokens: int = 8192,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.n_ctx = n_ctx
+        self.batch_tokens = batch_tokens
+        self.truncated: set[str] = set()
+        self._text = tokenizer
+        self._device = next(model.parameters()).device
+        self._next_seed = seed
+        self._progress = progress
+
+    @property
+    def eot_token_id(self) -> int:
+        """What stands before a text that has no context."""
+        return self._text.end_of_document_id
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model can look at."""
+        return self.n_ctx
+
+    @property
+    def max_gen_toks(self) -> int:
+        """New tokens for a task that does not say how many."""
+        return 256
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Keys the harness's own caches of requests."""
+        return f"{self._text.name}-{self._text.fingerprint}"
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids; our tokenizers add none of their own."""
+        return self._text.encode(string)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation after its context, and whether it is the greedy one."""
+        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        asked = []
+        for (context, continuation), context_ids, continuation_ids in requests:
+            if len(continuation_ids) > self.n_ctx:
+                raise ConfigError(
+                    f"a continuation of {len(continuation_ids):,} tokens ('{continuation[:40]}...') is longer than the "
+                    f"model's context of n_ctx = {self.n_ctx:,} tokens; leave this task out"
+                )
+            tokens = context_ids + continuation_ids
+            if len(tokens) > self.n_ctx + 1:
+                self.truncated.add(context)
+            asked.append(Request(tokens[-(self.n_ctx + 1) :], len(continuation_ids)))
+        answers = [(sum(s.log_probs), all(s.greedy)) for s in self._score(asked)]
+        for (texts, _, _), answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Log-probability of each whole text, in windows of n_ctx tokens that do not overlap where the text allows."""
+        asked: list[Request] = []
+        owners: list[int] = []
+        for owner, request in enumerate(requests):
+            (text,) = request.args
+            for seen, predicted in get_rolling_token_windows(
+                self.tok_encode(text), prefix_token=self.eot_token_id, max_seq_len=self.n_ctx, context_len=1
+            ):
+                asked.append(Request([*seen, predicted[-1]], len(predicted)))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        for owner, result in zip(owners, self._score(asked), strict=True):
+            totals[owner] += sum(result.log_probs)
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """The text that follows each context, up to the first of its stop strings."""
+        alike: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(number)
+        texts = [""] * len(requests)
+        finished = 0
+        for numbers in alike.values():
+            settings = dict(requests[numbers[0]].args[1])
+            until = _stop_strings(settings)
+            new_tokens = int(settings.get("max_gen_toks", self.max_gen_toks))
+            prompts = self._contexts([requests[i].args[0] for i in numbers], new_tokens=new_tokens)
+            lengths = [len(prompt) + new_tokens for prompt in prompts]
+            for batch in batches_by_length(lengths, batch_tokens=self.batch_tokens):
+                generated = self._generate([prompts[i] for i in batch], until, new_tokens, settings)
+                for i, text in zip(batch, generated, strict=True):
+                    texts[numbers[i]] = text
+                    self.cache_hook.add_partial("generate_until", requests[numbers[i]].args, text)
+                finished += len(batch)
+                self._report(finished, len(requests))
+        return texts
+
+    def _contexts(self, texts: Sequence[str], *, new_tokens: int) -> list[list[int]]:
+        room = self.n_ctx - new_tokens
+        if room < 1:
+            raise ConfigError(
+                f"a task asks for {new_tokens:,} new tokens, which leaves no room for a question in the model's "
+                f"context of n_ctx = {self.n_ctx:,} tokens; leave this task out"
+            )
+        prompts = []
+        for text, ids in zip(texts, self._text.encode_batch(texts), strict=True):
+            if len(ids) > room:
+                self.truncated.add(text)
+            prompts.append(ids[-room:] or [self.eot_token_id])
+        return prompts
+
+    def _generate(
+        self, prompts: list[list[int]], until: list[str], new_tokens: int, settings: dict[str, Any]
+    ) -> list[str]:
+        def ends(_: int, tokens: list[int]) -> bool:
+            text = self._text.decode(tokens)
+            return any(stop in text for stop in until)
+
+        sampling = GREEDY
+        if settings.get("do_sample", False):
+            sampling = Sampling(float(settings.get("temperature", 1.0)), settings.get("top_k"), settings.get("top_p"))
+        results = generate(
+            self.model,
+            prompts,
+            n_ctx=self.n_ctx,
+            max_new_tokens=new_tokens,
+            sampling=sampling,
+            seed=self._next_seed,
+            stop_ids=(self.eot_token_id,),
+            n_ids=self._text.vocab_size,
+            watch=ends,
+        )
+        self._next_seed += len(prompts)  # a repeated question draws anew
+        texts = [self._text.decode([t for t in result.tokens if t != self.eot_token_id]) for result in results]
+        return [_before(text, until) for text in texts]
+
+    def _score(self, asked: list[Request]) -> Any:
+        finished = 0
+
+        def note(n: int) -> None:
+            nonlocal finished
+            finished += n
+            self._report(finished, len(asked))
+
+        return score(self.model, asked, batch_tokens=self.batch_tokens, progress=note)
+
+    def _report(self, finished: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(finished, total)
+
+
+def _stop_strings(settings: dict[str, Any]) -> list[str]:
+    until = settings.get("until", [])
+    return [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+
+
+def _before(text: str, until: list[str]) -> str:
+    for stop in until:
+        text = text.partition(stop)[0]
+    return text

@@ -1,0 +1,68 @@
+"""The tables of `triaxial evaluate`; computes nothing."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gpt.evaluation.few_shot import TaskScore
+
+
+def print_validation(console: Console, report: dict[str, Any]) -> None:
+    """Loss beside the unigram entropy, a row a corpus."""
+    title = f"Validation at step {report['step']:,} ({report['tokens_seen']:,} tokens seen), nats per token"
+    if not report["validation"]:
+        console.print(f"{title}: the run names no validation corpus", highlight=False)
+        return
+    table = _table(title)
+    table.add_column("corpus")
+    for column in ("tokens", "loss", "unigram entropy", "below it by", "perplexity"):
+        table.add_column(column, justify="right")
+    for name, values in report["validation"].items():
+        loss, entropy = values["loss_nats"], values["unigram_entropy_nats"]
+        figures = (f"{values['tokens']:,}", f"{loss:.4f}", f"{entropy:.4f}", f"{entropy - loss:+.4f}")
+        table.add_row(name, *figures, f"{values['perplexity']:.2f}")
+    console.print(table)
+
+
+def print_few_shot(console: Console, scores: list[TaskScore]) -> None:
+    """A row a task and metric, a column a number of examples; percent for accuracies.
+
+    What all rows share, the metric and the number of questions, goes into the title, for narrow terminals.
+    """
+    metrics = {score.metric for score in scores}
+    items = {score.items for score in scores}
+    labelled = any(score.label != score.task for score in scores)
+    shots = sorted({score.shots for score in scores})
+    title = f"Few-shot {next(iter(metrics)).replace('_', ' ') if len(metrics) == 1 else 'scores'} ± standard error"
+    table = _table(title + (f", {next(iter(items)):,} questions a task" if len(items) == 1 else ""))
+    headers = ["", "task"] if labelled else ["task"]
+    for header in [*headers, *(["metric"] if len(metrics) > 1 else []), *(["items"] if len(items) > 1 else [])]:
+        table.add_column(header, justify="right" if header == "items" else "left")
+    for k in shots:
+        table.add_column(f"{k} example{'' if k == 1 else 's'}", justify="right")
+    rows: dict[tuple[str, str], dict[int, TaskScore]] = {}
+    for score in scores:
+        rows.setdefault((score.task, score.metric), {})[score.shots] = score
+    for (task, metric), by_shots in rows.items():
+        first = next(iter(by_shots.values()))
+        cells = [first.label if first.label != task else "", task] if labelled else [task]
+        cells += [metric] if len(metrics) > 1 else []
+        cells += [f"{first.items:,}"] if len(items) > 1 else []
+        table.add_row(*cells, *(_cell(by_shots[k]) if k in by_shots else "" for k in shots))
+    console.print(table)
+    cut = [f"{s.label} with {s.shots}: {s.truncated} of {s.items}" for s in scores if s.truncated]
+    if cut:
+        console.print(f"contexts longer than the model's, cut at their beginning: {'; '.join(cut)}", highlight=False)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _cell(score: TaskScore) -> str:
+    percent = score.metric.startswith(("exact_match", "acc"))
+    scale, digits = (100, 1) if percent else (1, 4)
+    error = "" if score.standard_error is None else f" ± {score.standard_error * scale:.{digits}f}"
+    return f"{score.value * scale:.{digits}f}{'%' if percent else ''}{error}"

@@ -1,0 +1,36 @@
+"""`triaxial prepare`: web archives or text files to token files as a recipe says; the stages are in data_prep."""
+
+import argparse
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from gpt.errors import ConfigError
+from launch.recipe import apply_overrides, build, read_toml
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments; every key of the recipe can be overridden beside them."""
+    parser.add_argument("recipe", type=Path, help="TOML file, for example launch/recipes/demo_corpus.toml")
+    parser.add_argument("--workers", type=int, default=None, metavar="N", help="worker processes (default: all cores)")
+    parser.epilog = "Override any key of the recipe with --section.key VALUE, for example --output.folder data/mine"
+    parser.set_defaults(takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare the corpus, then print the table of documents and the paths of the files."""
+    from data_prep.pipeline import prepare
+    from data_prep.progress import Progress
+    from data_prep.recipe import PrepareConfig
+    from data_prep.report import show
+
+    n_workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
+    if n_workers < 1:
+        raise ConfigError(f"--workers {n_workers} must be at least 1")
+    config = build(PrepareConfig, apply_overrides(read_toml(args.recipe), args.overrides), where="")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a pipe has no width of its own, and 80 columns would break the table's rows
+    show(prepare(config, n_workers=n_workers, progress=Progress(console)), console)
+    return 0

@@ -1,0 +1,298 @@
+"""The manifest decides what is done; killed workers are noticed, their tasks retried; failures leave nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from data_prep.counts import Counts, Tally, total
+from data_prep.engine import Stage, Task, Workspace
+from data_prep.files import disk_errors
+from data_prep.progress import Progress
+from data_prep.workers import LocalWorkers
+from gpt.errors import ConfigError
+
+pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
+
+# Stage functions must be importable by the workers, so they live in a module on the path.
+FUNCTIONS = """
+import os, signal, time
+from dataclasses import dataclass
+from pathlib import Path
+from data_prep.counts import Counts
+from data_prep.engine import Result
+from gpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Config:
+    prefix: str
+    log: Path
+
+
+def copy(config, inputs, outputs):
+    with open(Path(config.log), "a") as log:
+        log.write(inputs[0].name + "\\n")
+    outputs[0].write_bytes(config.prefix.encode() + inputs[0].read_bytes())
+    return Result([Counts("copy", 2, 1, 10, 5, {"why": 1})], {"pid": os.getpid()})
+
+
+def die(config, inputs, outputs):
+    outputs[0].write_bytes(b"half")
+    mark = Path(config.log)
+    if config.prefix == "always" or not mark.exists():
+        mark.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return copy(config, inputs, outputs)
+
+
+def wait_to_be_killed(config, inputs, outputs):
+    outputs[0].write_bytes(b"half")
+    mark = Path(config.log)
+    if not mark.exists():
+        mark.write_text(str(os.getpid()))
+        time.sleep(300)
+    return copy(config, inputs, outputs)
+
+
+def fail(config, inputs, outputs):
+    outputs[0].write_bytes(b"half")
+    if config.prefix == "mistake":
+        raise ConfigError("the setting is wrong")
+    raise ValueError("a bug")
+
+
+def forget(config, inputs, outputs):
+    return Result()
+
+
+def identity(value):
+    return value * 2
+"""
+
+
+@pytest.fixture
+def functions(tmp_path, monkeypatch):
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "stage_functions.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "stage_functions", raising=False)
+    import stage_functions
+
+    return stage_functions
+
+
+@pytest.fixture
+def sources(tmp_path):
+    paths = [tmp_path / f"{name}.in" for name in "abc"]
+    for path in paths:
+        path.write_text(path.name)
+    return paths
+
+
+def run(folder, function, sources, config, n_workers=1):
+    with Workspace(folder, n_workers=n_workers, progress=Progress(Console(quiet=True))) as workspace:
+        stage = Stage("copy", function, modules=("counts",), packages=("numpy",))
+        tasks = [Task(config, (path,), (workspace.folder / "copy" / f"{path.stem}.out",)) for path in sources]
+        return workspace.run(stage, tasks)
+
+
+def test_a_second_run_does_nothing_and_a_change_does_what_it_must(tmp_path, functions, sources):
+    log = tmp_path / "log"
+
+    def did(prefix="p"):
+        log.write_text("")
+        finished = run(tmp_path / "w", functions.copy, sources, functions.Config(prefix, log))
+        assert [f.counts for f in finished] == [[Counts("copy", 2, 1, 10, 5, {"why": 1})]] * 3
+        return sorted(log.read_text().split())
+
+    assert did() == ["a.in", "b.in", "c.in"]
+    assert (tmp_path / "w/copy/b.out").read_text() == "pb.in"
+    assert did() == []
+    sources[1].write_text("changed")
+    assert did() == ["b.in"]
+    (tmp_path / "w/copy/c.out").write_text("spoilt")
+    assert did() == ["c.in"], "a file that exists is not a file that is done"
+    (tmp_path / "w/copy/a.out").unlink()
+    assert did() == ["a.in"]
+    assert did("q") == ["a.in", "b.in", "c.in"]
+    assert did("p") == ["a.in", "b.in", "c.in"], "its outputs were written over since"
+    lines = [json.loads(line) for line in (tmp_path / "w/manifest.jsonl").read_text().splitlines()]
+    entry = next(line for line in lines if line.get("stage") == "copy")
+    assert {"key", "inputs", "outputs", "counts", "facts", "elapsed_s", "finished_at", "versions"} <= entry.keys()
+    assert entry["outputs"][0]["bytes"] == 5
+
+
+def test_a_manifest_that_was_cut_off_or_damaged_costs_only_its_bad_lines(tmp_path, functions, sources):
+    log = tmp_path / "log"
+    run(tmp_path / "w", functions.copy, sources, functions.Config("p", log))
+    manifest = tmp_path / "w/manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    tasks = [i for i, line in enumerate(lines) if b'"stage"' in line]
+    lines[tasks[0]] = lines[tasks[0]][:20] + b"\xff" + lines[tasks[0]][20:]
+    lines[tasks[2]] = lines[tasks[2]][:-9]
+    manifest.write_bytes(b"".join(lines))
+    log.write_text("")
+    run(tmp_path / "w", functions.copy, sources, functions.Config("p", log))
+    assert sorted(log.read_text().split()) == ["a.in", "c.in"]
+
+
+def test_changed_code_runs_again_and_changed_comments_do_not(tmp_path, functions, sources, monkeypatch):
+    package = tmp_path / "code" / "somepackage"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    log = tmp_path / "log"
+
+    def did(source):
+        (package / "part.py").write_text(source)
+        log.write_text("")
+        with Workspace(tmp_path / "w", n_workers=1, progress=Progress(Console(quiet=True))) as workspace:
+            stage = Stage("copy", functions.copy, modules=("somepackage.part",))
+            workspace.run(stage, [Task(functions.Config("p", log), (sources[0],), (workspace.folder / "a.out",))])
+        return log.read_text().split()
+
+    assert did("x = 1") == ["a.in"]
+    assert did("# the same\nx  =  1\n") == []
+    assert did("x = 2") == ["a.in"]
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_task_done(tmp_path, functions, sources):
+    finished = run(tmp_path / "w", functions.die, sources[:1], functions.Config("p", tmp_path / "mark"))
+    assert (tmp_path / "w/copy/a.out").read_text() == "pa.in"
+    assert finished[0].facts["pid"] != int((tmp_path / "mark").read_text().split("\n")[0].removesuffix("a.in"))
+    assert list((tmp_path / "w").rglob(".*tmp*")) == []
+
+
+def test_a_worker_killed_from_outside_while_others_work(tmp_path, functions, sources):
+    """A real SIGKILL from another process, as the kernel's out-of-memory killer sends it."""
+    mark = tmp_path / "mark"
+    script = textwrap.dedent(
+        f"""
+        import os, signal, time
+        from pathlib import Path
+        mark = Path({str(mark)!r})
+        while not mark.exists() or not mark.read_text():
+            time.sleep(0.02)
+        os.kill(int(mark.read_text()), signal.SIGKILL)
+        """
+    )
+    killer = subprocess.Popen([sys.executable, "-c", script])
+    run(tmp_path / "w", functions.wait_to_be_killed, sources, functions.Config("p", mark), n_workers=2)
+    assert killer.wait(timeout=30) == 0
+    assert [(tmp_path / f"w/copy/{name}.out").read_text() for name in "abc"] == ["pa.in", "pb.in", "pc.in"]
+
+
+def test_a_task_that_kills_its_worker_twice_is_an_error_that_names_it(tmp_path, functions, sources):
+    with pytest.raises(ConfigError, match=r"stage 'copy' of a\.in: its worker was killed by SIGKILL, twice"):
+        run(tmp_path / "w", functions.die, sources[:1], functions.Config("always", tmp_path / "mark"))
+    assert list((tmp_path / "w/copy").iterdir()) == []
+
+
+def test_failures_leave_no_output(tmp_path, functions, sources):
+    with pytest.raises(ConfigError, match=r"^the setting is wrong$"):
+        run(tmp_path / "w", functions.fail, sources, functions.Config("mistake", tmp_path / "log"))
+    with pytest.raises(RuntimeError, match="ValueError: a bug"):
+        run(tmp_path / "w", functions.fail, sources, functions.Config("bug", tmp_path / "log"))
+    with pytest.raises(RuntimeError, match="FileNotFoundError"):
+        run(tmp_path / "w", functions.forget, sources, functions.Config("", tmp_path / "log"))
+    assert list((tmp_path / "w/copy").iterdir()) == []
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    quiet = Progress(Console(quiet=True))
+    with (
+        Workspace(tmp_path, n_workers=1, progress=quiet),
+        pytest.raises(ConfigError, match="another run is working in this folder"),
+        Workspace(tmp_path, n_workers=1, progress=quiet),
+    ):
+        pass
+    with Workspace(tmp_path, n_workers=1, progress=quiet):
+        pass
+
+
+def test_workers_end_with_their_owner(tmp_path, functions):
+    script = textwrap.dedent(
+        """
+        import os, signal, sys, time
+        from data_prep.workers import LocalWorkers
+        import stage_functions
+        if __name__ == "__main__":
+            workers = LocalWorkers(2)
+            assert sorted(workers.run(stage_functions.identity, [1, 2, 3])) == [(0, 2), (1, 4), (2, 6)]
+            print(*[worker.process.pid for worker in workers._workers], flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    (tmp_path / "code" / "owner.py").write_text(script)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "code" / "owner.py")],
+        stdout=subprocess.PIPE,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": f"{root}:{tmp_path / 'code'}"},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    for _ in range(500):
+        alive = [pid for pid in pids if _is_running(pid)]
+        if not alive:
+            break
+        time.sleep(0.02)
+    assert alive == []
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def test_workers_of_no_number():
+    with pytest.raises(ConfigError, match="workers = 0"):
+        LocalWorkers(0)
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """A real full file system: a tmpfs of 256 KiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    try:
+        path = tmp_path / "big"
+        with (
+            pytest.raises(ConfigError, match=r"big: the disk is full \([\d,]+ bytes free in ") as caught,
+            disk_errors(path),
+        ):
+            path.write_bytes(bytes(1 << 20))
+        assert "\n" not in str(caught.value)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_counts_must_add_up():
+    tally = Tally("step")
+    tally.keep(10, 8)
+    tally.drop("short", 3)
+    tally.drop("short", 4)
+    counts = tally.counts()
+    assert counts == Counts("step", 3, 1, 17, 8, {"short": 2})
+    assert Counts(**counts.as_dict()) == counts
+    assert total([counts, Counts("other"), counts]) == [Counts("step", 6, 2, 34, 16, {"short": 4}), Counts("other")]
+    with pytest.raises(AssertionError, match="cannot account for 1 of its 3 documents"):
+        Counts("step", 3, 1, dropped={"short": 1})

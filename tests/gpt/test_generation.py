@@ -1,0 +1,204 @@
+"""Generation against recomputing every prefix, batches against single prompts, and the sampling rules."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from gpt.config import ModelConfig
+from gpt.errors import ConfigError
+from gpt.generation import GREEDY, Decoder, KeyValueCache, Sampling, choose, generate
+from gpt.initialisation import initialise
+from gpt.model import GPT
+
+GPT3 = ModelConfig(vocab_size=61, n_ctx=40, n_layers=3, d_model=32, n_heads=4, init_std=0.3)
+LLAMA = ModelConfig(
+    vocab_size=61,
+    n_ctx=40,
+    n_layers=3,
+    d_model=32,
+    n_heads=4,
+    n_kv_heads=2,
+    d_ff=48,
+    positions="rope",
+    norm="rmsnorm",
+    activation="swiglu",
+    bias=False,
+    tied=False,
+    init_std=0.3,
+)
+PROMPTS = [[5, 3, 60], [7], list(range(20)), [1, 2, 3, 4, 5, 6, 7, 8], [9]]
+WARM = Sampling(temperature=1.3, top_k=40, top_p=0.95)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices this small only lose by being shared out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=[GPT3, LLAMA], ids=["gpt3", "llama"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    return random_model(request.param)
+
+
+def random_model(config: ModelConfig) -> GPT:
+    model = GPT(config)
+    initialise(model, config, seed=4)
+    return model.requires_grad_(False)
+
+
+def recompute(model: GPT, prompt: list[int], n: int) -> tuple[list[int], list[float]]:
+    """Greedy decoding the slow way: the whole text through the model for each new token."""
+    tokens, log_probs = list(prompt), []
+    for _ in range(n):
+        scores = model(torch.tensor([tokens]))[0, -1].log_softmax(-1)
+        tokens.append(int(scores.argmax()))
+        log_probs.append(float(scores.max()))
+    return tokens[len(prompt) :], log_probs
+
+
+def test_greedy_equals_recomputing_every_prefix(model: GPT) -> None:
+    """Same tokens; log-probabilities to 1e-4 nats, since a cache and a mask sum in another order in fp32."""
+    results = generate(model, PROMPTS, n_ctx=40, max_new_tokens=20)
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        tokens, log_probs = recompute(model, prompt, 20)
+        assert result.tokens == tokens
+        assert result.log_probs == pytest.approx(log_probs, abs=1e-4)
+        assert not result.stopped
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM])
+def test_a_batch_gives_each_prompt_what_it_gets_alone(model: GPT, sampling: Sampling) -> None:
+    together = generate(model, PROMPTS, n_ctx=40, max_new_tokens=16, sampling=sampling, seed=11, stop_ids=[3, 17])
+    for i, prompt in enumerate(PROMPTS):
+        (alone,) = generate(
+            model, [prompt], n_ctx=40, max_new_tokens=16, sampling=sampling, seed=11 + i, stop_ids=[3, 17]
+        )
+        assert together[i].tokens == alone.tokens
+        assert together[i].stopped == alone.stopped
+        assert together[i].log_probs == pytest.approx(alone.log_probs, abs=1e-4)
+
+
+def test_log_probabilities_are_the_models_own_whatever_the_sampling(model: GPT) -> None:
+    (result,) = generate(model, [PROMPTS[0]], n_ctx=40, max_new_tokens=12, sampling=WARM, seed=5)
+    text = torch.tensor([[*PROMPTS[0], *result.tokens]])
+    scores = model(text)[0].log_softmax(-1)
+    places = range(len(PROMPTS[0]) - 1, text.size(1) - 1)
+    expected = [float(scores[i, t]) for i, t in zip(places, result.tokens, strict=True)]
+    assert result.log_probs == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_seed_gives_its_text_again_and_another_seed_another(model: GPT) -> None:
+    def sample(seed: int) -> list[list[int]]:
+        results = generate(model, PROMPTS, n_ctx=40, max_new_tokens=16, sampling=WARM, seed=seed)
+        return [result.tokens for result in results]
+
+    assert sample(1) == sample(1)
+    assert all(a != b for a, b in zip(sample(1), sample(101), strict=True))
+
+
+def test_stopping_by_id_and_by_watch(model: GPT) -> None:
+    """A stop id is the last token; `watch` sees each token and ends only its own prompt; the rest go on as before,
+    also after rows have been dropped from the cache."""
+    free = generate(model, PROMPTS, n_ctx=40, max_new_tokens=16, sampling=WARM, seed=2)
+    stop = free[3].tokens[6]
+    seen: list[tuple[int, int]] = []
+
+    def watch(i: int, tokens: list[int]) -> bool:
+        seen.append((i, tokens[-1]))
+        return i in (0, 1) and len(tokens) == 4
+
+    stopped = generate(model, PROMPTS, n_ctx=40, max_new_tokens=16, sampling=WARM, seed=2, stop_ids={stop}, watch=watch)
+    for i, (result, whole) in enumerate(zip(stopped, free, strict=True)):
+        limit = 4 if i in (0, 1) else 16
+        ends = whole.tokens.index(stop) + 1 if stop in whole.tokens[:limit] else limit
+        assert result.tokens == whole.tokens[:ends]
+        assert result.stopped == (ends < 16 or whole.tokens[-1] == stop)
+        assert [token for j, token in seen if j == i] == result.tokens
+    assert len(stopped[3].tokens) <= 7
+    assert any(len(result.tokens) == 16 for result in stopped), "some prompt must outlive the others"
+
+
+def test_only_ids_that_the_tokenizer_has(model: GPT) -> None:
+    (result,) = generate(model, [[1]], n_ctx=40, max_new_tokens=39, sampling=Sampling(temperature=5.0), n_ids=4)
+    assert set(result.tokens) == {0, 1, 2, 3}
+
+
+def test_fills_the_context_to_its_last_token() -> None:
+    model = random_model(GPT3)
+    (result,) = generate(model, [list(range(39))], n_ctx=40, max_new_tokens=1)
+    assert result.tokens == recompute(model, list(range(39)), 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "new", "words"),
+    [
+        ([[1], list(range(38))], 3, ["prompt 2 has 38 tokens", "n_ctx = 40", "lower max_new_tokens to 2"]),
+        ([list(range(40))], 1, ["40 tokens", "; shorten the prompt"]),
+        ([[1], []], 1, ["prompt 2 is empty"]),
+        ([[1, 61]], 1, ["id 61", "0 to 60"]),
+        ([[1]], 0, ["max_new_tokens = 0"]),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(prompts: list[list[int]], new: int, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        generate(random_model(GPT3), prompts, n_ctx=40, max_new_tokens=new)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("settings", [(-1.0,), (math.nan,), (1.0, 0), (1.0, None, 0.0), (1.0, None, 1.5)])
+def test_impossible_sampling_is_refused(settings: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="must be"):
+        Sampling(*settings)  # type: ignore[arg-type]
+
+
+def frequencies(logits: list[float], sampling: Sampling) -> list[float]:
+    """How often each token is chosen when the uniform number runs evenly over [0, 1)."""
+    n = 4000
+    uniform = (torch.arange(n) + 0.5) / n
+    chosen = choose(torch.tensor([logits]).expand(n, -1), sampling, uniform)
+    return (torch.bincount(chosen, minlength=len(logits)) / n).tolist()
+
+
+def test_sampling_rules() -> None:
+    logits = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
+    assert frequencies(logits, Sampling(1.0)) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=1e-3)
+    assert frequencies(logits, Sampling(1.0, top_k=2)) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=1e-3)
+    # 0.4 + 0.3 reaches 0.65, so the third is out; 0.4 + 0.3 falls short of 0.75, so it is in
+    assert frequencies(logits, Sampling(1.0, top_p=0.65)) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=1e-3)
+    assert frequencies(logits, Sampling(1.0, top_p=0.75)) == pytest.approx([0, 4 / 9, 2 / 9, 3 / 9], abs=1e-3)
+    assert frequencies(logits, Sampling(1.0, top_p=0.01)) == [0, 1, 0, 0]
+    # top_k first: of the two left, 4/7 alone reaches 0.5
+    assert frequencies(logits, Sampling(1.0, top_k=2, top_p=0.5)) == [0, 1, 0, 0]
+    squared = [p * p / 0.30 for p in (0.1, 0.4, 0.2, 0.3)]
+    assert frequencies(logits, Sampling(0.5)) == pytest.approx(squared, abs=1e-3)
+    assert choose(torch.tensor([logits]), GREEDY).tolist() == [1]
+
+
+def test_cache_allocates_once_and_keeps_rows() -> None:
+    cache = KeyValueCache(5)
+    first = torch.randn(3, 2, 4, 8)
+    k, v = cache.append(first, -first)
+    again, _ = cache.append(first[:, :, :1], first[:, :, :1])
+    assert again.data_ptr() == k.data_ptr()
+    assert torch.equal(again, torch.cat([first, first[:, :, :1]], dim=2))
+    assert torch.equal(v, -first)
+    cache.keep(torch.tensor([2, 0]))
+    with pytest.raises(AssertionError):
+        cache.append(first[[2, 0], :, :1], first[[2, 0], :, :1])
+    assert cache.length == 5
+
+
+def test_padding_leaves_no_trace(model: GPT) -> None:
+    """Logits after the prompts equal those of each prompt alone, whatever stands in the padding."""
+    decoder = Decoder(model, PROMPTS, capacity=30)
+    decoder.prompts[decoder.prompts == 0] = 33
+    decoder.prompts[2] = torch.tensor(PROMPTS[2])
+    logits = decoder.read_prompts()
+    for row, prompt in zip(logits, PROMPTS, strict=True):
+        torch.testing.assert_close(row, model(torch.tensor([prompt]))[0, -1], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,138 @@
+"""Tokenizers give back the text that went in, the same file for the same text, and clear errors."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from gpt.errors import ConfigError
+from gpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+
+CORPUS = [
+    "def add(a, b):\n    return a + b  # 12345\n\n\tx = add(1, 2)\r\n",
+    "The naïve reader of 日本語 and ελληνικά sees words, words and more words.",
+    "Numbers 2026 and 1969 are split; the ▁ mark and ▅ stay what they are.",
+    "<|endoftext|> is a text like any other \x00 here.",
+] * 30
+AWKWARD = [
+    "",
+    " ",
+    "  a",
+    "a  ",
+    "\n\n \t\r\n",
+    "a\x00b",
+    "▁",
+    "a▁▁ b ▁",
+    "<|endoftext|>",
+    "<0x41>",
+    "<unk>",
+    "🎉\ufeff\u2028",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "t.model"
+    train_sentencepiece(iter(CORPUS), path, vocab_size=400)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model) -> Tokenizer:
+    return load_tokenizer(model)
+
+
+def test_every_text_comes_back(tokenizer):
+    letters = [chr(c) for c in range(0x3000)] + list("▁ \n\t\x00🎉") * 100
+    rng = random.Random(1)
+    texts = AWKWARD + CORPUS[:4] + ["".join(rng.choices(letters, k=rng.randrange(40))) for _ in range(500)]
+    batch = tokenizer.encode_batch(texts)
+    for text, ids in zip(texts, batch, strict=True):
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.encode(text) == ids
+        assert all(0 <= i < tokenizer.vocab_size for i in ids)
+        assert tokenizer.end_of_document_id not in ids, "only the end of a document may be the end token"
+
+
+def test_digits_are_single_and_space_runs_are_not(tokenizer):
+    assert len(tokenizer.encode("12345")) == 5
+    assert len(tokenizer.encode("    ")) < 4
+
+
+def test_what_it_says_of_itself(tokenizer, model):
+    assert isinstance(tokenizer, Tokenizer)
+    assert (tokenizer.vocab_size, tokenizer.end_of_document_id, tokenizer.name) == (400, 1, "t.model")
+    assert tokenizer.decode([tokenizer.end_of_document_id]) == ""
+    assert len(tokenizer.fingerprint) == 64
+
+
+def test_lone_surrogates_become_the_replacement_character(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+
+
+def test_training_is_deterministic(tmp_path, model):
+    train_sentencepiece(iter(CORPUS), tmp_path / "again.model", vocab_size=400)
+    assert (tmp_path / "again.model").read_bytes() == model.read_bytes()
+
+
+def test_a_vocabulary_that_cannot_be_had_names_one_that_can(tmp_path):
+    with pytest.raises(ConfigError, match=r"vocab_size = 90000; set vocab_size = (\d+)") as caught:
+        train_sentencepiece(iter(CORPUS), tmp_path / "t.model", vocab_size=90_000)
+    possible = int(str(caught.value).split("set vocab_size = ")[1].split()[0])
+    with pytest.raises(ConfigError, match=r"more than vocab_size = 260"):
+        train_sentencepiece(iter(CORPUS), tmp_path / "t.model", vocab_size=260)
+    with pytest.raises(ConfigError, match="no text"):
+        train_sentencepiece(iter([]), tmp_path / "t.model", vocab_size=400)
+    assert list(tmp_path.iterdir()) == []
+    train_sentencepiece(iter(CORPUS), tmp_path / "t.model", vocab_size=possible)
+    assert load_tokenizer(tmp_path / "t.model").vocab_size == possible
+
+
+def test_files_that_are_no_tokenizer(tmp_path, tokenizer):
+    for name, content, message in [
+        ("missing.model", None, "no such tokenizer file"),
+        ("bad.model", b"not a model", "not a sentencepiece model"),
+        ("words.txt", b"a", r"a tokenizer is a sentencepiece \.model"),
+    ]:
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=message):
+            load_tokenizer(tmp_path / name)
+    with pytest.raises(ConfigError, match="token id 400 is outside"):
+        tokenizer.decode([5, 400])
+
+
+def test_hugging_face_files(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers", reason="the extra 'hf' is not installed")
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(CORPUS, trainer)
+    model.enable_padding(length=64)
+    model.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    assert isinstance(tokenizer, Tokenizer)
+    assert tokenizer.end_of_document_id == 0
+    for text in [*AWKWARD, *CORPUS[:4]]:
+        ids = tokenizer.encode(text)
+        assert tokenizer.end_of_document_id not in ids, "a page must not end its own document"
+        assert tokenizer.decode(ids) == text
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not a Hugging Face tokenizer"):
+        load_tokenizer(tmp_path / "bad.json")
+
+
+def test_gpt2_file_gives_gpt2_ids():
+    pytest.importorskip("tokenizers", reason="the extra 'hf' is not installed")
+    path = Path(__file__).parents[3] / "shared/data/tokenizer/gpt2-tokenizer.json"
+    if not path.exists():
+        pytest.skip("../shared/data is absent")
+    tokenizer = load_tokenizer(path)
+    assert (tokenizer.vocab_size, tokenizer.end_of_document_id) == (50_257, 50_256)
+    assert tokenizer.encode("Hello world") == [15496, 995]

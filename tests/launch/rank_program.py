@@ -1,0 +1,83 @@
+"""What the launching tests run in each rank in place of training: one behaviour a word, real signals and exits."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from gpt.errors import ConfigError
+from launch import cluster
+
+
+def main(words: list[str]) -> int:
+    behaviour, folder = words[0], Path(words[1])
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        cluster.enter_process()
+        environment = cluster.ClusterEnvironment.from_environment()
+        if behaviour == "mistake":
+            raise ConfigError("model.d_model = 7 is not divisible by model.n_heads = 2; try 6 or 8")
+        if behaviour == "mistake-on-one" and rank == 1:
+            raise ConfigError("rank one's disk is full")
+        return BEHAVIOURS[behaviour](environment, folder)
+    except ConfigError as error:
+        cluster.report_mistake(str(error))
+        return 2
+
+
+def show(environment: cluster.ClusterEnvironment, folder: Path) -> int:
+    """Leave what this rank sees in a file, and print to both streams."""
+    names = ("OMP_NUM_THREADS", "MALLOC_MMAP_MAX_", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE")
+    seen = [f"{name}={os.environ.get(name)}" for name in names]
+    terminal = [f"isatty={sys.stdout.isatty()}", f"safe_path={sys.flags.safe_path}"]
+    fields = [f"{environment}", *seen, *terminal]
+    (folder / f"rank{environment.rank}").write_text("\n".join(fields), encoding="utf-8")
+    print(f"hello from rank {environment.rank}", flush=True)
+    print(f"a warning of rank {environment.rank}", file=sys.stderr, flush=True)
+    return 0
+
+
+def crash(environment: cluster.ClusterEnvironment, folder: Path) -> int:
+    """Rank 1 raises; the others wait for it as in a collective."""
+    if environment.rank == 1:
+        raise ValueError("the third tensor is bad")
+    time.sleep(60)
+    return 0
+
+
+def killed(environment: cluster.ClusterEnvironment, folder: Path) -> int:
+    """Rank 1 is killed as the kernel does for want of memory."""
+    if environment.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+    return 0
+
+
+def wait(environment: cluster.ClusterEnvironment, folder: Path) -> int:
+    """Say where we are, then wait for a signal; SIGTERM and SIGUSR1 mean save and stop, as in the training loop."""
+    noted: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda received, _: noted.append(received))
+    pid_file = folder / f"pid{environment.rank}"
+    pid_file.with_suffix(".new").write_text(str(os.getpid()), encoding="utf-8")
+    pid_file.with_suffix(".new").rename(pid_file)
+    for _ in range(1200):
+        if noted:
+            (folder / f"signal{environment.rank}").write_text(signal.Signals(noted[0]).name, encoding="utf-8")
+            return cluster.leave_word_saved(environment)
+        time.sleep(0.05)
+    return 1
+
+
+BEHAVIOURS = {
+    "show": show,
+    "crash": crash,
+    "killed": killed,
+    "wait": wait,
+    "mistake": show,
+    "mistake-on-one": wait,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,232 @@
+"""The sbatch template on a real Slurm controller with two nodes, all on this machine: signal, save, requeue, finish."""
+
+import contextlib
+import getpass
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = ROOT / "slurm" / "train.sbatch"
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "scancel")
+WAIT_S = 100.0  # for anything that Slurm does; far above what it takes, and only there to end a broken test
+
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CredType=cred/munge
+SlurmctldPort={ports[0]}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmdLogFile={folder}/slurmd-%n.log
+SlurmdSpoolDir={folder}/spool-%n
+StateSaveLocation={folder}/state
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SchedulerType=sched/builtin
+SchedulerParameters=batch_sched_delay=0,sched_interval=2
+MpiDefault=none
+ReturnToService=2
+GresTypes=gpu
+NodeName=n1 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]} CPUs=1 RealMemory=500 Gres=gpu:8
+NodeName=n2 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[2]} CPUs=1 RealMemory=500 Gres=gpu:8
+PartitionName=test Nodes=ALL Default=YES State=UP MaxTime=INFINITE
+"""
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """A running controller; its commands are called with its configuration."""
+
+    folder: Path
+
+    def __call__(self, *command: str, **variables: str) -> str:
+        environment = {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf"), **variables}
+        done = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}{self.logs()}"
+        return done.stdout
+
+    def job(self, number: str) -> dict[str, str]:
+        return dict(re.findall(r"(\w+)=(\S+)", self("scontrol", "--oneliner", "show", "job", number)))
+
+    def logs(self) -> str:
+        parts = [
+            f"\n== {path}\n{path.read_text(errors='replace')[-3000:]}"
+            for pattern in ("*.log", "triaxial-*.out", "triaxial-*/*")
+            for path in sorted(self.folder.glob(pattern))
+        ]
+        return "".join(parts)
+
+
+def wait_for(condition: Callable[[], object], *, what: str, slurm: Slurm) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {WAIT_S} s in vain for {what}{slurm.logs()}"
+        time.sleep(0.2)
+
+
+def unavailable(reason: str) -> None:
+    """In CI the test must run; elsewhere it may be skipped."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"no Slurm in CI: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def slurm() -> Iterator[Slurm]:
+    """munged, slurmctld and two slurmd as children of this test, in a folder of their own."""
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
+    if missing:
+        unavailable(f"Slurm is not installed ({', '.join(missing)}): apt-get install slurm-wlm munge")
+    folder = Path(tempfile.mkdtemp(prefix="slurm_", dir="/tmp"))  # a short path: Unix sockets allow 107 characters
+    folder.chmod(0o755)  # munged wants a folder that others can enter
+    cluster = Slurm(folder)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            start_daemons(cluster, stack, path=path)
+        except RuntimeError as error:
+            unavailable(f"{error}{cluster.logs()}")
+        yield cluster
+
+
+def start_daemons(cluster: Slurm, stack: contextlib.ExitStack, *, path: str) -> None:
+    """Start them and wait until both nodes are idle; RuntimeError when that does not come."""
+    folder = cluster.folder
+    host, user = socket.gethostname(), getpass.getuser()
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    for number in range(8):
+        (folder / f"gpu{number}").touch()  # files that stand for devices; the work itself runs on the CPU
+    (folder / "state").mkdir()
+    (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, user=user, folder=folder, ports=free_ports(3)))
+    (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")  # a container may have none
+    (folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={folder}/gpu[0-7]\n")
+    munge = [f"--{kind}={folder}/munge.{kind.removesuffix('-file')}" for kind in ("socket", "key-file", "pid-file")]
+    munge += [f"--seed-file={folder}/munge.seed", f"--log-file={folder}/munge.log", "--force", "--foreground"]
+    configuration = ["-D", "-f", str(folder / "slurm.conf")]
+    commands = [["munged", *munge], ["slurmctld", *configuration]]
+    commands += [["slurmd", *configuration, "-N", node] for node in ("n1", "n2")]
+    environment = {**os.environ, "PATH": path, "SLURM_CONF": str(folder / "slurm.conf")}
+    daemons = []
+    for command in commands:
+        daemon = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        daemons.append(daemon)
+        stack.callback(stop, daemon)
+        if command[0] == "munged":
+            for _ in range(100):
+                if (folder / "munge.socket").exists():
+                    break
+                time.sleep(0.05)
+    stack.callback(cancel_all, cluster)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        dead = [command[0] for command, daemon in zip(commands, daemons, strict=True) if daemon.poll() is not None]
+        if dead:
+            raise RuntimeError(f"{', '.join(dead)} cannot run here")
+        with contextlib.suppress(AssertionError):  # the controller does not answer yet
+            if cluster("sinfo", "--noheader", "--format=%D %t").split() == ["2", "idle"]:
+                return
+        time.sleep(0.2)
+    raise RuntimeError("the nodes did not come up within 30 s")
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def stop(daemon: subprocess.Popen[bytes]) -> None:
+    daemon.terminate()
+    try:
+        daemon.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
+
+
+def cancel_all(cluster: Slurm) -> None:
+    """End what a failed test left: the jobs' processes are not the daemons' children for long."""
+    with contextlib.suppress(AssertionError):
+        cluster("scancel", "--user", getpass.getuser(), "--signal=KILL", "--full")
+        cluster("scancel", "--user", getpass.getuser())
+        for _ in range(50):
+            if not cluster("squeue", "--noheader").strip():
+                break
+            time.sleep(0.2)
+
+
+def recipe(tiny_corpus: Any, folder: Path, *, steps: int) -> str:
+    """The small recipe of these tests with its run under `folder`, `steps` steps long."""
+    text = tiny_corpus.recipe.read_text()
+    text = re.sub(r"(?m)^directory = .*$", f'directory = "{folder}/run"', text)
+    text = re.sub(r"(?m)^total_tokens = .*$", f"total_tokens = {512 * steps}", text)
+    text = re.sub(r"(?m)^checkpoint_every_tokens = .*$", "checkpoint_every_tokens = 1_000_000_000", text)
+    return text + '[metrics]\nwandb = "disabled"\nlog_every_steps = 1\n'
+
+
+@pytest.mark.timeout(300)
+def test_the_signal_before_the_time_limit_reaches_the_ranks_and_the_job_goes_on_after_a_requeue(slurm, tiny_corpus):
+    file, metrics = slurm.folder / "recipe.toml", slurm.folder / "run" / "metrics.jsonl"
+    file.write_text(recipe(tiny_corpus, slurm.folder, steps=1_000_000))
+    edited = ("--account=anybody", "--partition=test")  # what a user edits in the template, and nothing else
+    variables = {"TRIAXIAL_PYTHON": sys.executable, "TRIAXIAL_RANKS_PER_NODE": "1"}
+    number = slurm("sbatch", "--parsable", *edited, str(TEMPLATE), str(file), **variables).strip()
+    wait_for(metrics.exists, what="the first training step", slurm=slurm)
+
+    # Less than five minutes are left of the time limit now, so Slurm's own clock sends the template's signal at its
+    # next look, at most 30 s from here.
+    slurm("scontrol", "update", f"JobId={number}", "TimeLimit=5")
+    wait_for(lambda: slurm.job(number)["Restarts"] == "1", what="the requeue after the signal", slurm=slurm)
+    slurm("scontrol", "update", f"JobId={number}", "TimeLimit=60")
+    (saved,) = (slurm.folder / "run" / "checkpoints").glob("step-*")
+    saved_step = int(saved.name.removeprefix("step-"))
+    file.write_text(recipe(tiny_corpus, slurm.folder, steps=saved_step + 5))  # else the test would last for days
+    wait_for(lambda: slurm.job(number)["JobState"] in ("COMPLETED", "FAILED"), what="the job's end", slurm=slurm)
+
+    job = slurm.job(number)
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("COMPLETED", "1", "0:0"), slurm.logs()
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = [record["step"] for record in records if "loss" in record]
+    assert steps == list(range(1, saved_step + 6)), "steps were lost or done twice"
+    log = (slurm.folder / f"triaxial-{number}.out").read_text()
+    assert "saved before the time limit; queued again" in log
+    assert f"job {number}, start 2 on n[1-2]" in log
+    first, second = sorted((slurm.folder / f"triaxial-{number}").glob("node*.log"))
+    assert (first.name.partition("-")[0], second.name.partition("-")[0]) == ("node0", "node1")
+    for node_log in (first, second):
+        assert "got signal: 10" in node_log.read_text(), "this node's torchrun had no SIGUSR1"
+    said = first.read_text() + second.read_text()  # which node has rank 0 is torchrun's choice
+    assert f"stopped by a signal at step {saved_step:,}" in said
+    assert f"resumed from {saved}" in said
+
+
+def test_the_template_without_a_recipe_says_what_it_wants():
+    result = subprocess.run(["bash", str(TEMPLATE)], capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "slurm/train.sbatch: which recipe? sbatch slurm/train.sbatch RECIPE [--section.key VALUE ...]\n"
+    )

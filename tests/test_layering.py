@@ -1,0 +1,122 @@
+"""The house rules that a machine can check: arrows of imports, the environment's one reader, no pickle, no drawers."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("gpt", "parallel", "data_prep", "launch")
+FOLDERS = {*PACKAGES, "slurm", "tests", "benchmarks", "docs", ".ci"}
+DRAWERS = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
+PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+FORBIDDEN_CALLS = {"torch.load", "torch.save"}
+FORBIDDEN_ARGUMENTS = {("weights_only", False), ("trust_remote_code", True), ("allow_pickle", True)}
+ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"}
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    program = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+    return subprocess.run(
+        [sys.executable, "-c", program, "--no-cache"], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+
+
+def sources() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def test_imports_run_one_way():
+    result = lint_imports(ROOT)
+    assert result.returncode == 0, result.stdout
+    assert "0 broken" in result.stdout
+
+
+def test_every_arrow_the_wrong_way_is_noticed(tmp_path):
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    wrong = {
+        "gpt/__init__.py": "import parallel.layout",
+        "parallel/__init__.py": "import launch.recipe",
+        "data_prep/documents.py": "import gpt.model\nimport launch.recipe",
+    }
+    for name, line in wrong.items():
+        with (tmp_path / name).open("a", encoding="utf-8") as file:
+            file.write(f"\n{line}\n")
+    result = lint_imports(tmp_path)
+    assert result.returncode == 1
+    assert "4 broken" in result.stdout, result.stdout
+
+
+def dotted(node: ast.AST) -> str:
+    """`torch.load` for an attribute of a name, "" for what is no such thing."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (inner := dotted(node.value)):
+        return f"{inner}.{node.attr}"
+    return ""
+
+
+def offences(source: str) -> Iterator[str]:
+    """What in this source reads the environment, pickles, or runs what a file says."""
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Attribute):
+            names = [dotted(node)]
+        elif isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant):
+            argument = (node.arg, node.value.value)
+            names = [f"{node.arg}={node.value.value}"] if argument in FORBIDDEN_ARGUMENTS else []
+        for name in names:
+            if "=" in name or name in ENVIRONMENT | FORBIDDEN_CALLS or name.partition(".")[0] in PICKLERS:
+                yield name
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import os\nos.environ['A']", ["os.environ"]),
+        ("from os import getenv", ["os.getenv"]),
+        ("import pickle", ["pickle"]),
+        ("import torch\ntorch.load('x', weights_only=False)", ["torch.load", "weights_only=False"]),
+        ("from torch import save", ["torch.save"]),
+        ("AutoModel.from_pretrained('x', trust_remote_code=True)", ["trust_remote_code=True"]),
+        ("import os\nos.path.join('a')\nload(weights_only=True)", []),
+    ],
+)
+def test_the_search_finds_what_it_looks_for(source, found):
+    assert sorted(offences(source)) == sorted(found)
+
+
+def test_only_the_cluster_module_reads_the_environment_and_nothing_pickles():
+    found = [f"{path.relative_to(ROOT)}: {offence}" for path in sources() for offence in offences(path.read_text())]
+    allowed = "launch/cluster.py: os.environ"
+    assert allowed in found, "the search no longer sees the environment's one reader"
+    assert [line for line in found if line != allowed] == []
+
+
+def test_no_module_is_a_drawer_for_odds_and_ends():
+    assert [path for path in sources() if path.name in DRAWERS] == []
+
+
+def test_every_folder_of_a_package_is_a_package():
+    folders = {path.parent for path in sources()}
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+def test_the_top_level_is_as_designed():
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout, so a user's own folders cannot be told from the project's")
+    command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    folders = {name.partition("/")[0] for name in listed if "/" in name and (ROOT / name).exists()}
+    assert folders - FOLDERS == set()
+    assert set(PACKAGES) <= folders
