@@ -157,7 +157,7 @@ class Decoder:
         mask = None
         if self.is_padded:
             is_key = (place >= self.padding)[:, None, None, :]  # (b, 1, 1, w)
-            # Padding may look at itself, since a row of attention with nothing to see is NaN and would spread.
+            # Padding may look at itself: attention with nothing to see is NaN in some kernels, and would spread.
             mask = (place <= place[:, None]) & (is_key | (place == place[:, None]))  # (b, 1, w, w)
         return self._logits(self.prompts, (place - self.padding).clamp(min=0), mask)
 

@@ -1,6 +1,7 @@
 """The house rules that a machine can check: arrows of imports, the environment's one reader, no pickle, no drawers."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -120,3 +121,13 @@ def test_the_top_level_is_as_designed():
     folders = {name.partition("/")[0] for name in listed if "/" in name and (ROOT / name).exists()}
     assert folders - FOLDERS == set()
     assert set(PACKAGES) <= folders
+
+
+@pytest.mark.parametrize("folder", sorted(FOLDERS - {".ci"}))
+def test_a_folders_readme_is_short_and_names_only_what_is_there(folder):
+    text = (ROOT / folder / "README.md").read_text()
+    assert len(text.splitlines()) <= 30
+    named = re.findall(r"`(\w[\w/]*(?:\.(?:py|md|toml|sbatch)|/))`", text)
+    assert named, "the search finds no file names"
+    missing = [name for name in named if not any((base / name).exists() for base in (ROOT / folder, ROOT))]
+    assert missing == []

@@ -18,7 +18,7 @@ class Request:
     n_scored: int
 
     def __post_init__(self) -> None:
-        assert 0 <= self.n_scored < len(self.tokens), f"{self.n_scored} scored of {len(self.tokens)} tokens"
+        assert 0 <= self.n_scored < max(1, len(self.tokens)), f"{self.n_scored} scored of {len(self.tokens)} tokens"
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,12 @@ def score(
     Sequences may be up to n_ctx + 1 tokens long, since the last one is only predicted. `progress` is called with the
     number of requests that a batch finished.
     """
-    results: dict[int, Score] = {}
-    for numbers in batches_by_length([len(request.tokens) for request in requests], batch_tokens=batch_tokens):
+    results: dict[int, Score] = {i: Score([], []) for i, request in enumerate(requests) if not request.n_scored}
+    if results and progress is not None:
+        progress(len(results))
+    asked = [i for i in range(len(requests)) if i not in results]
+    for batch in batches_by_length([len(requests[i].tokens) for i in asked], batch_tokens=batch_tokens):
+        numbers = [asked[place] for place in batch]
         scores = _score_batch(model, [requests[i] for i in numbers])
         results.update(zip(numbers, scores, strict=True))
         if progress is not None:

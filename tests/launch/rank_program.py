@@ -62,7 +62,7 @@ def wait(environment: cluster.ClusterEnvironment, folder: Path) -> int:
     pid_file = folder / f"pid{environment.rank}"
     pid_file.with_suffix(".new").write_text(str(os.getpid()), encoding="utf-8")
     pid_file.with_suffix(".new").rename(pid_file)
-    for _ in range(1200):
+    for _ in range(12_000):  # far longer than any test waits for the end of this process
         if noted:
             (folder / f"signal{environment.rank}").write_text(signal.Signals(noted[0]).name, encoding="utf-8")
             return cluster.leave_word_saved(environment)
