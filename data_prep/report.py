@@ -37,23 +37,18 @@ def show(prepared: Prepared, console: Console) -> None:
 
 
 def counts_table(counts: Sequence[Counts]) -> Table:
-    """One row a step, with a line for each reason; every step's documents add up, or this asserts."""
-    table = Table(title="documents by step", title_justify="left")
-    table.add_column("step")
-    for name in ("documents in", "bytes in", "documents out", "bytes out"):
-        table.add_column(name, justify="right")
-    table.add_column("dropped by reason")
+    """A row a step, and below it one for each reason; every step's documents add up, or this asserts."""
+    table = Table(title="documents by step", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("step, reason", no_wrap=True)
+    for name in ("docs in", "dropped", "docs out", "bytes in", "bytes out"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in counts:
-        assert row.documents_in == row.documents_out + sum(row.dropped.values()), row
-        reasons = sorted(row.dropped.items(), key=lambda item: (-item[1], item[0]))
-        table.add_row(
-            row.step,
-            f"{row.documents_in:,}",
-            _bytes(row.bytes_in),
-            f"{row.documents_out:,}",
-            _bytes(row.bytes_out),
-            "\n".join(f"{n:,} {reason}" for reason, n in reasons) or "-",
-        )
+        n_dropped = sum(row.dropped.values())
+        assert row.documents_in == row.documents_out + n_dropped, row
+        numbers = (f"{row.documents_in:,}", f"{n_dropped:,}", f"{row.documents_out:,}")
+        table.add_row(row.step, *numbers, _bytes(row.bytes_in), _bytes(row.bytes_out), style="bold")
+        for reason, n in sorted(row.dropped.items(), key=lambda item: (-item[1], item[0])):
+            table.add_row(f"  {reason}", "", f"{n:,}", "", "", "")
     return table
 
 

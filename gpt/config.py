@@ -33,9 +33,14 @@ class ModelConfig:
     vocab_multiple: int = 128
 
     def __post_init__(self) -> None:
-        for key in ("vocab_size", "n_ctx", "n_layers", "d_model", "n_heads", "kv_heads", "ff_width", "vocab_multiple"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"model.{key} = {getattr(self, key)} must be at least 1")
+        sizes = ("vocab_size", "n_ctx", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_ff", "vocab_multiple")
+        for key in sizes:
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"model.{key} = {value} must be at least 1")
+        for key in ("norm_eps", "rope_theta", "init_std"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise ConfigError(f"model.{key} = {getattr(self, key)} must be a number above 0")
         if self.d_model % self.n_heads:
             raise ConfigError(
                 f"model.d_model = {self.d_model} does not divide into model.n_heads = {self.n_heads} heads; "

@@ -14,6 +14,14 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
+class StepResult(NamedTuple):
+    """What one optimizer step found, over every rank."""
+
+    loss: "Totals"  # of all batches since the step before
+    gradient_norm: float  # before clipping
+    flagged: bool  # whether any rank raised the flag
+
+
 class Totals(NamedTuple):
     """A loss summed over every rank, in nats, and the number of tokens in the sum."""
 
@@ -36,12 +44,15 @@ class Engine(Protocol):
     data_size: int
     is_main: bool  # the one rank that prints and writes metrics
 
-    def forward_backward(self, batch: Batch) -> Totals:
-        """Gradients of the loss of this step's whole batch, in micro-batches; the loss over all ranks."""
+    def forward_backward(self, batch: Batch) -> None:
+        """Add the gradients of a batch, in micro-batches, to those since the last step. Waits for nothing."""
         ...
 
-    def optimizer_step(self, learning_rate: float) -> float:
-        """Clip the gradients to the configured global norm, update, clear; the norm before clipping."""
+    def optimizer_step(self, learning_rate: float, *, flag: bool = False) -> StepResult:
+        """Divide the gradients by the number of targets, clip them to the configured global norm, update, clear.
+
+        One collective of four numbers over all ranks, and the step's one wait for the device, after all is queued.
+        """
         ...
 
     def evaluate(self, batches: Iterable[Batch]) -> Totals:
@@ -52,14 +63,10 @@ class Engine(Protocol):
         """Logits (n, t, vocab_size) of token ids (n, t), on every rank of this data rank, without gradients."""
         ...
 
-    def any(self, flag: bool) -> bool:
-        """True when any rank passes True."""
-        ...
-
     def save(self, directory: Path, *, step: int, state: dict[str, object], keep_last: int) -> Path:
         """Publish a checkpoint of weights, optimizer and `state` (JSON, equal on all ranks)."""
         ...
 
     def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
-        """Weights and optimizer from a checkpoint of any layout; its state. `verified`: its digests are checked already."""
+        """Weights and optimizer from a checkpoint of any layout; its state. `verified`: its digests are known good."""
         ...

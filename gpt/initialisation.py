@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from gpt.config import ModelConfig
 
-_CHUNK = 1 << 15  # elements at a time: the working set stays in a core's cache
+_CHUNK = 1 << 15  # elements at a time on a CPU: the working set stays in a core's cache
+_CHUNK_GPU = 1 << 22  # and on a GPU, where each of some hundred small kernels a chunk must have work
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def fill(out: Tensor, name: str, start: Start, *, seed: int, shape: tuple[int, .
     flat = out.view(-1, out.size(-1))
     rows = indices[0] if len(shape) == 2 else torch.zeros(1, dtype=torch.int64, device=out.device)
     columns = indices[-1]
-    rows_at_once = max(1, _CHUNK // columns.numel())
+    chunk = _CHUNK if out.device.type == "cpu" else _CHUNK_GPU
+    rows_at_once = max(1, chunk // columns.numel())
     for i in range(0, rows.numel(), rows_at_once):
         counter = rows[i : i + rows_at_once, None] * stride + columns  # (rows, columns) positions in the full tensor
         flat[i : i + rows_at_once] = (normal(counter, key) * start.std).to(out.dtype)

@@ -14,7 +14,7 @@ import torch
 
 from gpt.config import ModelConfig
 from gpt.dataset import TrainingData, ValidationData
-from gpt.engine import Batch, Engine, Totals
+from gpt.engine import Batch, Engine, StepResult, Totals
 from gpt.errors import ConfigError
 from gpt.loss import IGNORE
 from gpt.schedule import ScheduleConfig, learning_rate
@@ -66,6 +66,11 @@ class Run:
     checkpoints: Path
     saved_state: dict[str, object]  # what each checkpoint carries besides the position: configuration, fingerprints
 
+    @property
+    def steps(self) -> int:
+        """Whole steps that reach total_tokens."""
+        return -(-self.config.total_tokens // self.global_batch_tokens)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -79,7 +84,7 @@ class Outcome:
     checkpoint: Path | None
 
 
-def train(  # the loop proper: read it downwards
+def train(
     run: Run,
     engine: Engine,
     data: TrainingData,
@@ -93,27 +98,25 @@ def train(  # the loop proper: read it downwards
     One step takes the next global batch in the data's order; each data rank reads its contiguous share, so that the
     order is the same for every data-parallel size. One synchronisation with the device a step, for the loss.
     """
-    steps = -(-run.config.total_tokens // run.global_batch_tokens)
+    steps = run.steps
     step, results, saved, training_s = first_step, {}, None, 0.0
     evaluate_at, save_at = run.config.evaluate_every_tokens, run.config.checkpoint_every_tokens
     with stop_signals() as stop_requested:
         interrupted = False
         while step < steps and not interrupted:
             started_at = time.perf_counter()
-            totals = engine.forward_backward(read_batch(data, engine, run, step))
+            engine.forward_backward(read_batch(data, engine, run, step))
             step += 1
             tokens_seen = step * run.global_batch_tokens
             rate = learning_rate(run.schedule, run.peak_learning_rate, tokens_seen)
-            norm = engine.optimizer_step(rate)
+            result = engine.optimizer_step(rate, flag=stop_requested())
             elapsed_s = time.perf_counter() - started_at
             training_s += elapsed_s
-            check_finite(step, totals.mean, norm, rate)
+            check_finite(step, result, rate)
             if metrics is not None and (step % run.log_every_steps == 0 or step == steps):
-                metrics.log(
-                    step, step_values(run, totals.mean, norm, rate, tokens_seen=tokens_seen, elapsed_s=elapsed_s)
-                )
-            interrupted = engine.any(stop_requested())
+                metrics.log(step, step_values(run, result, rate, tokens_seen=tokens_seen, elapsed_s=elapsed_s))
             done = step == steps
+            interrupted = result.flagged and not done
             if validation and not interrupted and (done or _due(evaluate_at, tokens_seen, run.global_batch_tokens)):
                 results = evaluate(run, engine, validation, metrics=metrics, step=step)
             if interrupted or done or _due(save_at, tokens_seen, run.global_batch_tokens):
@@ -131,8 +134,9 @@ def train(  # the loop proper: read it downwards
     )
 
 
-def check_finite(step: int, loss: float, norm: float, rate: float) -> None:
+def check_finite(step: int, result: StepResult, rate: float) -> None:
     """End the run, on all ranks alike, when a step has blown up."""
+    loss, norm = result.loss.mean, result.gradient_norm
     if not np.isfinite(loss) or not np.isfinite(norm):
         raise ConfigError(
             f"step {step}: the loss is {loss} and the gradient norm {norm}; earlier checkpoints are good. "
@@ -192,13 +196,13 @@ def save(run: Run, engine: Engine, step: int) -> Path:
 
 
 def step_values(
-    run: Run, loss: float, norm: float, rate: float, *, tokens_seen: int, elapsed_s: float
+    run: Run, result: StepResult, rate: float, *, tokens_seen: int, elapsed_s: float
 ) -> dict[str, float | int]:
     """What is logged of one step."""
     tokens_per_s = run.global_batch_tokens / elapsed_s
     values: dict[str, float | int] = {
-        "loss": loss,
-        "gradient_norm": norm,
+        "loss": result.loss.mean,
+        "gradient_norm": result.gradient_norm,
         "learning_rate": rate,
         "tokens_per_s": tokens_per_s,
         "tokens_seen": tokens_seen,

@@ -1,6 +1,7 @@
 """How fast the devices of a run could multiply matrices, the denominator of model FLOP utilisation (MFU)."""
 
 import os
+import re
 import time
 
 import torch
@@ -15,6 +16,7 @@ GPU_PEAKS_TFLOPS = {
     "L40S": 362,
     "A10G": 70,
     "A10": 125,
+    "H100 PCIe": 756,
     "V100": 125,
     "RTX 4090": 165,
     "RTX 3090": 71,
@@ -22,15 +24,16 @@ GPU_PEAKS_TFLOPS = {
 
 
 def peak_flops_per_s(device: torch.device, *, bf16: bool, world_size: int, local_world_size: int) -> float:
-    """The peak of all devices of a run together; 0.0 for a GPU that the table lacks (set run.peak_flops_per_s).
+    """The peak of all devices of a run together; 0.0 for a GPU that the table lacks and for
+    fp32 on a GPU, whose rate depends on TF32 settings (set run.peak_flops_per_s).
 
     A CPU has no honest data sheet: its peak is measured, as the best of a few products of 1,024-wide matrices on all
     cores. Takes a few tenths of a second; call it on one rank of a node while the others wait.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        known = next((peak for part, peak in GPU_PEAKS_TFLOPS.items() if part in name), 0)
-        return known * 1e12 * world_size
+        known = [part for part in GPU_PEAKS_TFLOPS if re.search(rf"\b{part}\b", name)]
+        return GPU_PEAKS_TFLOPS[max(known, key=len)] * 1e12 * world_size if known and bf16 else 0.0
     return measure_cpu_flops_per_s(torch.bfloat16 if bf16 else torch.float32) * world_size / local_world_size
 
 

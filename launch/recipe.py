@@ -84,7 +84,7 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:  # noqa: C901  one ca
         inner = [argument for argument in arguments if argument is not type(None)]
         return _convert(inner[0], value, where=where)
     if origin is Literal:
-        if value not in arguments:
+        if not any(value == choice and type(value) is type(choice) for choice in arguments):
             raise ConfigError(f"{where} = {value!r}: {unknown_name('value', str(value), [str(a) for a in arguments])}")
         return value
     if dataclasses.is_dataclass(hint):

@@ -1,30 +1,25 @@
 """`triaxial train`: checks a recipe, starts or joins the processes, wires data, engine and metrics, runs the loop."""
 
 import argparse
-import json
-import os
-import shutil
-import time
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from gpt.dataset import TrainingData, ValidationData, fingerprint_differences
+from gpt.dataset import TrainingData, ValidationData
 from gpt.errors import ConfigError
 from gpt.loss import next_token_loss
 from gpt.metrics import MetricsWriter
 from gpt.tokenizer import Tokenizer, load_tokenizer
-from gpt.train import Outcome, Run, train
+from gpt.train import Run, train
 from launch.cluster import ClusterEnvironment, keep_freed_memory, launch_local, leave_word_saved
-from launch.config import RunConfig, as_dict, changed_keys, read_run_config
+from launch.config import RunConfig, as_dict, read_run_config
 from launch.hardware import peak_flops_per_s
-from parallel import checkpoint
+from launch.resume import Start, check_run_directory, find_start
+from launch.run_report import describe, how_it_ended, prepare_run_directory, write_summary
 from parallel.engines.native import EngineSettings, NativeEngine
 from parallel.layout import Layout, resolve_layout
 
@@ -54,9 +49,28 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(config, environment)
     if device.type == "cpu":
         keep_freed_memory()
-    with ExitStack() as stack:
-        stack.callback(join_processes(config, environment, device))
-        outcome = train_here(config, layout, environment, device, resume=args.resume)
+    data, validation = open_data(config)
+    saved_state: dict[str, object] = {
+        "config": as_dict(config),
+        "data": data.fingerprint(),
+        "tokenizer": check_tokenizer(config).fingerprint,
+    }
+    check_run_directory(config, saved_state, resume=args.resume)
+    join_processes(config, environment, device)
+    start = find_start(config, saved_state, resume=args.resume)
+    engine = build_engine(config, layout, device, start)
+    loop = build_loop(config, saved_state, peak_flops_per_s=total_peak_flops_per_s(config, environment, device))
+    with open_metrics(config, loop, start) if engine.is_main else nullcontext() as metrics:
+        if metrics is not None:
+            prepare_run_directory(config)
+            for line in [*describe(config, loop, layout, device=device, data=data), *start.messages]:
+                metrics.message(line)
+        outcome = train(loop, engine, data, validation, metrics=metrics, first_step=start.step)
+        if metrics is not None:
+            metrics.message(how_it_ended(outcome, start))
+            if outcome.step > start.step:
+                write_summary(config, layout, outcome)
+    dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
     return leave_word_saved(environment) if outcome.interrupted else 0
 
 
@@ -85,53 +99,34 @@ def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.dev
     return device
 
 
-def join_processes(config: RunConfig, environment: ClusterEnvironment, device: torch.device) -> Any:
-    """Initialise the default process group; returns what ends it. A single process talks to nobody."""
+def join_processes(config: RunConfig, environment: ClusterEnvironment, device: torch.device) -> None:
+    """Initialise the default process group. A single process talks to nobody."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=config.run.collective_timeout_s)
     if environment.master_addr is not None:  # torchrun, or our own launcher
         dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    return dist.destroy_process_group
 
 
-@dataclass(frozen=True)
-class Start:
-    """From where training begins."""
-
-    step: int
-    messages: list[str]
-
-
-def train_here(
-    config: RunConfig, layout: Layout, environment: ClusterEnvironment, device: torch.device, *, resume: bool | None
-) -> Outcome:
-    """This rank's part of the whole run. Every rank calls it."""
-    started_at = time.perf_counter()
-    data, validation = open_data(config)
-    tokenizer = check_tokenizer(config)
-    engine = NativeEngine(
-        EngineSettings(
-            model=config.model,
-            parallel=config.parallel,
-            layout=layout,
-            optimizer=config.optimizer,
-            micro_batch_size=config.batch.micro_batch_size,
-            seq_len=config.data.seq_len,
-            seed=config.run.seed,
-        ),
-        loss=next_token_loss,
-        device=device,
+def build_engine(config: RunConfig, layout: Layout, device: torch.device, start: Start) -> NativeEngine:
+    """The engine with its weights: a checkpoint's, or the seed's. Collective over all ranks."""
+    settings = EngineSettings(
+        model=config.model,
+        parallel=config.parallel,
+        layout=layout,
+        optimizer=config.optimizer,
+        micro_batch_size=config.batch.micro_batch_size,
+        seed=config.run.seed,
     )
-    peak = total_peak_flops_per_s(config, environment, device)
-    saved_state: dict[str, object] = {
-        "config": as_dict(config),
-        "data": data.fingerprint(),
-        "tokenizer": tokenizer.fingerprint,
-    }
-    start = find_start(config, engine, saved_state, resume=resume)
-    loop = Run(
+    engine = NativeEngine(settings, loss=next_token_loss, device=device, fill=start.path is None)
+    if start.path is not None:
+        engine.load(start.path, verified=True)
+    return engine
+
+
+def build_loop(config: RunConfig, saved_state: dict[str, object], *, peak_flops_per_s: float) -> Run:
+    return Run(
         config=config.train,
         model=config.model,
         schedule=config.schedule,
@@ -139,23 +134,11 @@ def train_here(
         seq_len=config.data.seq_len,
         global_batch_tokens=config.batch.global_batch_tokens,
         micro_batch_size=config.batch.micro_batch_size,
-        peak_flops_per_s=peak,
+        peak_flops_per_s=peak_flops_per_s,
         log_every_steps=config.metrics.log_every_steps,
         checkpoints=config.run.directory / "checkpoints",
         saved_state=saved_state,
     )
-    writer = open_metrics(config, start) if engine.is_main else None
-    with writer or nullcontext():
-        if writer is not None:
-            prepare_run_directory(config)
-            for line in [*describe(config, layout, device, data), *start.messages]:
-                writer.message(line)
-        outcome = train(loop, engine, data, validation, metrics=writer, first_step=start.step)
-        if writer is not None:
-            writer.message(how_it_ended(outcome, start))
-            if outcome.step > start.step:
-                write_summary(config, layout, outcome, elapsed_s=time.perf_counter() - started_at)
-    return outcome
 
 
 def open_data(config: RunConfig) -> tuple[TrainingData, dict[str, ValidationData]]:
@@ -195,115 +178,12 @@ def total_peak_flops_per_s(config: RunConfig, environment: ClusterEnvironment, d
     return float(peak)
 
 
-def find_start(config: RunConfig, engine: NativeEngine, saved_state: dict[str, Any], *, resume: bool | None) -> Start:
-    """Load the newest whole checkpoint of the run directory, if there is one and it is wanted."""
-    directory = config.run.directory / "checkpoints"
-    path, skipped = checkpoint.find_latest(directory)
-    messages = [f"skipped the checkpoint {bad}: {reason}" for bad, reason in skipped]
-    if resume is False:
-        if path is not None:
-            raise ConfigError(
-                f"--no-resume, but {config.run.directory} holds the checkpoint {path.name}; "
-                f"choose another --run.directory, or remove that one"
-            )
-        return Start(0, messages)
-    if path is None:
-        if resume:
-            raise ConfigError(f"--resume, but {directory} holds no whole checkpoint{_because(messages)}")
-        if skipped:
-            raise ConfigError(f"{directory} holds checkpoints, but none is whole{_because(messages)}")
-        return Start(0, [])
-    state = checkpoint.read_state(path)
-    messages += check_same_run(path, state, saved_state)
-    engine.load(path, verified=True)
-    step = state["step"]
-    assert isinstance(step, int)
-    return Start(step, [*messages, f"resumed from {path} (step {step:,})"])
-
-
-def check_same_run(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Refuse a checkpoint of another model, of other data or of another batch; name what else has changed."""
-    for section in ("model", "batch"):
-        frozen = {k: v for k, v in saved["config"][section].items() if k != "micro_batch_size"}
-        changes = changed_keys(frozen, {k: now["config"][section][k] for k in frozen}, prefix=f"{section}.")
-        if changes:
-            raise ConfigError(
-                f"{path} was saved by another configuration ({'; '.join(changes)}); restore these values, or start in "
-                f"another --run.directory"
-            )
-    differences = fingerprint_differences(saved["data"], now["data"])
-    if saved["tokenizer"] != now["tokenizer"]:
-        differences.append(f"another tokenizer in {now['config']['data']['tokenizer']}")
-    if differences:
-        raise ConfigError(
-            f"{path} was trained on other data than the recipe names now ({'; '.join(differences)}); restore it, or "
-            f"start in another --run.directory"
-        )
-    return [f"changed since the checkpoint: {change}" for change in changed_keys(saved["config"], now["config"])]
-
-
-def open_metrics(config: RunConfig, start: Start) -> MetricsWriter:
-    config.run.directory.mkdir(parents=True, exist_ok=True)
+def open_metrics(config: RunConfig, loop: Run, start: Start) -> MetricsWriter:
     return MetricsWriter(
         config.metrics,
         config.run.directory,
         run_config=as_dict(config),
         resume_step=start.step or None,
-        total_steps=-(-config.train.total_tokens // config.batch.global_batch_tokens),
-        total_tokens=config.train.total_tokens,
+        total_steps=loop.steps,
+        total_tokens=loop.steps * loop.global_batch_tokens,
     )
-
-
-def prepare_run_directory(config: RunConfig) -> None:
-    """Leave beside the checkpoints what is needed to use them later."""
-    directory, tokenizer = config.run.directory, Path(config.data.tokenizer)
-    (directory / "config.json").write_text(json.dumps(as_dict(config), indent=2) + "\n")
-    (directory / "tokenizer").mkdir(exist_ok=True)
-    copy = directory / "tokenizer" / tokenizer.name
-    if not copy.exists():
-        partial = copy.with_name(f".{tokenizer.name}.partial")
-        shutil.copyfile(tokenizer, partial)
-        os.replace(partial, copy)
-
-
-def describe(config: RunConfig, layout: Layout, device: torch.device, data: TrainingData) -> list[str]:
-    """What will really run, in words."""
-    sequences = config.batch.global_batch_tokens // config.data.seq_len
-    epochs = data.epochs(config.train.total_tokens // config.data.seq_len)
-    mixed = ", ".join(f"{name} {share:.2f}" for name, share in epochs.items())
-    return [
-        f"model: {config.model.parameters:,} parameters in {config.model.n_layers} layers",
-        f"layout: {layout} on {layout.world_size} x {device.type}, {config.parallel.precision}, "
-        f"ZeRO {config.parallel.zero_stage} over {layout.data_shard}, schedule {config.parallel.schedule}",
-        f"batch: {sequences} sequences of {config.data.seq_len} = {config.batch.global_batch_tokens:,} tokens a step, "
-        f"{layout.micro_batches} micro-batches of {config.batch.micro_batch_size} per rank",
-        f"training: {config.train.total_tokens:,} tokens; epochs: {mixed}",
-    ]
-
-
-def how_it_ended(outcome: Outcome, start: Start) -> str:
-    if outcome.step == start.step:
-        return f"nothing left to train: step {start.step:,} has reached train.total_tokens; raise it to go on"
-    if outcome.interrupted:
-        return f"stopped by a signal at step {outcome.step:,}; run the same command again to continue"
-    return f"done: {outcome.tokens_seen:,} tokens in {outcome.step:,} steps, {outcome.tokens_per_s:,.0f} tokens/s"
-
-
-def write_summary(config: RunConfig, layout: Layout, outcome: Outcome, *, elapsed_s: float) -> None:
-    """`train_summary.json`: the figures of this process's part of the run."""
-    summary = {
-        "parameters": config.model.parameters,
-        "layout": str(layout),
-        "world_size": layout.world_size,
-        "step": outcome.step,
-        "tokens_seen": outcome.tokens_seen,
-        "tokens_per_s": outcome.tokens_per_s,
-        "validation_loss_nats": {name: totals.mean for name, totals in outcome.validation.items()},
-        "interrupted": outcome.interrupted,
-        "elapsed_s": elapsed_s,
-    }
-    (config.run.directory / "train_summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-
-
-def _because(messages: list[str]) -> str:
-    return f": {'; '.join(messages)}" if messages else ""

@@ -12,16 +12,17 @@ from gpt.errors import ConfigError
 class ParallelConfig:
     """The three sizes and how each axis works. `data` None takes every process that tensor and pipeline leave.
 
-    `zero_stage` 0 replicates weights and optimizer over data ranks; 2 shards optimizer and gradients, gathering
-    weights once a step; 3 gathers weights again for backward. `data_shard` is the number of data ranks that share
-    one copy (None: all of them, or 1 for zero_stage 0): between the two lies hybrid sharding.
+    `zero_stage` 0 replicates weights and optimizer over data ranks. 1 shards both: weights are gathered and gradients
+    reduced once a step. 2 reduces gradients into their shards after each micro-batch; 3 also gathers weights for each
+    use and frees them after. `data_shard` is the number of data ranks that share one copy (None: all of them, or 1 for
+    zero_stage 0): between the two lies hybrid sharding.
     """
 
     tensor: int = 1
     pipeline: int = 1
     data: int | None = None
     data_shard: int | None = None
-    zero_stage: Literal[0, 2, 3] = 2
+    zero_stage: Literal[0, 1, 2, 3] = 1
     schedule: Literal["1f1b", "gpipe"] = "1f1b"
     recompute: Literal["none", "full"] = "none"
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -99,7 +100,7 @@ def _shard_size(parallel: ParallelConfig, data: int) -> int:
     if parallel.zero_stage == 0:
         if shard not in (None, 1):
             raise ConfigError(
-                f"parallel.data_shard = {shard} with parallel.zero_stage = 0: nothing is sharded; use 2 or 3"
+                f"parallel.data_shard = {shard} with parallel.zero_stage = 0: nothing is sharded; use 1, 2 or 3"
             )
         return 1
     if shard is None:
@@ -112,12 +113,19 @@ def _check_model(parallel: ParallelConfig, model: ModelConfig, seq_len: int) -> 
     if seq_len > model.n_ctx:
         raise ConfigError(f"data.seq_len = {seq_len} is longer than model.n_ctx = {model.n_ctx}")
     _check_divides(model.n_layers, parallel.pipeline, "model.n_layers", "parallel.pipeline")
+    if parallel.pipeline > 1 and parallel.zero_stage > 1:
+        raise ConfigError(
+            f"parallel.zero_stage = {parallel.zero_stage} with parallel.pipeline = {parallel.pipeline}: torch's "
+            f"pipeline schedules keep a stage's weights and gradients whole until its last micro-batch, so 2 and 3 "
+            f"would save no memory there; use parallel.zero_stage = 1"
+        )
     for name, number in (
         ("model.n_heads", model.n_heads),
         ("model.n_kv_heads", model.kv_heads),
         ("model.d_ff", model.ff_width),
         ("the padded vocabulary (model.vocab_size up to a multiple of model.vocab_multiple)", model.padded_vocab_size),
         ("data.seq_len", seq_len),
+        ("model.n_ctx", model.n_ctx),
     ):
         _check_divides(number, parallel.tensor, name, "parallel.tensor")
 

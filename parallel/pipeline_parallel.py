@@ -17,7 +17,7 @@ SCHEDULES = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
 
 
 class Pipeline:
-    """This rank's stage among the stages of its pipeline. Schedules are built once for each shape of input."""
+    """This rank's stage among the stages of its pipeline. Schedules are built once for each shape of batch."""
 
     def __init__(self, stage: Stage, model: ModelConfig, mesh: Mesh, parallel: ParallelConfig) -> None:
         self.stage = stage
@@ -51,6 +51,8 @@ class Pipeline:
 
     def _schedule(self, kind: str, inputs: Tensor, micro_batches: int) -> PipelineScheduleSingle:
         key = (kind, inputs.size(0), inputs.size(1), micro_batches)
+        if kind == "logits":  # lengths vary without end
+            return ScheduleGPipe(self._pipeline_stage(kind, inputs.size(0), inputs.size(1)), 1, scale_grads=False)
         if key not in self._schedules:
             stage = self._pipeline_stage(kind, inputs.size(0) // micro_batches, inputs.size(1))
             if kind == "train":

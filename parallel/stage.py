@@ -41,8 +41,8 @@ class Stage(nn.Module):
 def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss: Loss) -> Stage:
     """This rank's stage, its parameters allocated on the mesh's device and not yet filled.
 
-    The order matters: tensor parallelism replaces parameters; recomputation wraps blocks; compilation sees the wrapped
-    block; FSDP hooks come last, around compiled code.
+    The order matters: tensor parallelism replaces parameters; blocks are compiled; recomputation runs compiled blocks
+    again (the other way round, torch 2.13 fails to save a DTensor's mesh for backward); FSDP hooks come last.
     """
     with torch.device("meta"):
         layers = mesh.layout.layers_of(mesh.stage, config.n_layers)
@@ -50,10 +50,10 @@ def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss:
     if mesh.layout.tensor > 1:
         apply_tensor_parallel(model, mesh.tensor)
     for name, block in model.blocks.items():
-        if parallel.recompute == "full":
-            model.blocks[name] = checkpoint_wrapper(block)
         if parallel.compile:
-            model.blocks[name].compile()
+            block.compile()
+        if parallel.recompute == "full":  # blocks draw no random numbers, so no generator's state need be kept
+            model.blocks[name] = checkpoint_wrapper(block, preserve_rng_state=False)
     stage = Stage(model, loss)
     _apply_data_parallel(stage, parallel, mesh)
     stage.to_empty(device=mesh.device)

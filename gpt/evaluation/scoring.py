@@ -99,7 +99,7 @@ def _against_vocabulary(hidden: Tensor, weight: Tensor, targets: Tensor) -> tupl
     """Log-probability of each target (n,) and whether it is the likeliest, from hidden states (n, d)."""
     log_probs: list[float] = []
     greedy: list[bool] = []
-    step = chunk_tokens(weight.size(0))
+    step = chunk_tokens(weight.size(0), weight.device)
     for i in range(0, targets.numel(), step):
         logits = (hidden[i : i + step] @ weight.T).float()  # (c, v)
         wanted = targets[i : i + step]

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from gpt.config import ModelConfig
-from gpt.engine import Batch, Totals
+from gpt.engine import Batch, StepResult, Totals
 from gpt.loss import Loss
 from gpt.optimizer import OptimizerConfig, build_optimizer
 from parallel import checkpoint
-from parallel.gradients import global_norm, scale_gradients, sum_tied_gradients
+from parallel.gradients import scale_gradients, squared_norm, sum_tied_gradients
 from parallel.initialisation import initialise_shards
 from parallel.layout import Layout, ParallelConfig
 from parallel.mesh import build_mesh
@@ -31,19 +31,22 @@ class EngineSettings:
     layout: Layout
     optimizer: OptimizerConfig
     micro_batch_size: int
-    seq_len: int
     seed: int
 
 
 class NativeEngine:
-    """See gpt.engine.Engine. Needs an initialised default process group of the layout's size, of one process too."""
+    """See gpt.engine.Engine. Needs an initialised default process group of the layout's size, of one process too.
 
-    def __init__(self, settings: EngineSettings, *, loss: Loss, device: torch.device) -> None:
+    `fill` False leaves weights as allocated, for a checkpoint to be loaded.
+    """
+
+    def __init__(self, settings: EngineSettings, *, loss: Loss, device: torch.device, fill: bool = True) -> None:
         self.settings = settings
         self.mesh = build_mesh(settings.layout, device)
         self.stage = build_stage(settings.model, settings.parallel, self.mesh, loss)
         self.parameters = canonical_parameters(self.stage)
-        initialise_shards(self.parameters, settings.model, seed=settings.seed)
+        if fill:
+            initialise_shards(self.parameters, settings.model, seed=settings.seed)
         self.optimizer = build_optimizer(self.parameters, settings.optimizer)
         self._allocate_optimizer_state()
         self.pipeline = (
@@ -51,39 +54,38 @@ class NativeEngine:
         )
         self.data_rank, self.data_size = self.mesh.data_rank, settings.layout.data
         self.is_main = dist.get_rank() == 0
-        self._tokens_in_gradients = 0
         self._tied_copy = self._find_tied_copy()
 
-    def forward_backward(self, batch: Batch) -> Totals:
-        inputs, targets = (x.to(self.mesh.device, non_blocking=True) for x in batch)
-        self.stage.totals.clear()
+    def forward_backward(self, batch: Batch) -> None:
+        inputs, targets = (x.to(self.mesh.device) for x in batch)
         if self.pipeline is not None:
             self.pipeline.forward_backward(inputs, targets, micro_batches=self.settings.layout.micro_batches)
         else:
             self._accumulate(inputs, targets)
-        totals = self._reduce_totals()
-        self._tokens_in_gradients += totals.tokens
-        return totals
 
-    def optimizer_step(self, learning_rate: float) -> float:
+    def optimizer_step(self, learning_rate: float, *, flag: bool = False) -> StepResult:
         parameters = [parameter for _, parameter in self.parameters]
         if self._tied_copy is not None:
             sum_tied_gradients(self._tied_copy, self.mesh)
         elsewhere = {self._tied_copy} if self._tied_copy is not None and not self.mesh.is_first_stage else set()
-        tokens = max(1, self._tokens_in_gradients)
-        norm = global_norm(parameters, self.mesh, counted_elsewhere=elsewhere) / tokens
-        clip = min(1.0, self.settings.optimizer.max_gradient_norm / (norm + 1e-6))
+        squared = squared_norm(parameters, self.mesh, counted_elsewhere=elsewhere)
+        numbers = torch.cat((self._local_totals(), squared.view(1), squared.new_full((1,), float(flag))))
+        dist.all_reduce(numbers)
+        _, tokens, squared, _ = numbers.unbind()
+        tokens = tokens.clamp(min=1)
+        norm = squared.sqrt() / tokens
+        clip = (self.settings.optimizer.max_gradient_norm / (norm + 1e-6)).clamp(max=1.0)
         scale_gradients(parameters, clip / tokens)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._tokens_in_gradients = 0
-        return norm
+        loss_sum, count, _, flags = numbers.tolist()
+        return StepResult(Totals(loss_sum, int(count)), float(norm), flags > 0)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Totals:
-        self.stage.totals.clear()
+        assert not self.stage.totals, "evaluate between forward_backward and optimizer_step"
         for batch in batches:
             inputs, targets = (x.to(self.mesh.device) for x in batch)
             if self.pipeline is not None:
@@ -91,7 +93,10 @@ class NativeEngine:
             else:
                 self.stage(inputs, targets)
         self._reshard()
-        return self._reduce_totals()
+        numbers = self._local_totals()
+        dist.all_reduce(numbers)
+        loss_sum, count = numbers.tolist()
+        return Totals(loss_sum, int(count))
 
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> Tensor:
@@ -102,11 +107,6 @@ class NativeEngine:
         logits = self.pipeline.forward(padded) if self.pipeline is not None else self.stage(padded)
         self._reshard()
         return logits[:, :length].float()
-
-    def any(self, flag: bool) -> bool:
-        raised = torch.tensor(int(flag), device=self.mesh.device)
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-        return bool(raised)
 
     def save(self, directory: Path, *, step: int, state: dict[str, object], keep_last: int) -> Path:
         state = {**state, "optimizer_steps": self._optimizer_steps()}
@@ -122,32 +122,26 @@ class NativeEngine:
         return state
 
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> None:
-        """Micro-batches one after the other; gradients are reduced over data ranks after the last one only."""
+        """Micro-batches one after the other. ZeRO 2 and 3 reduce gradients into their shards after each, the others
+        keep whole ones and reduce after the last; copies of shards (hybrid) are added up after the last in any case."""
         assert isinstance(self.stage, FSDPModule)
-        pairs = list(
-            zip(
-                torch.split(inputs, self.settings.micro_batch_size),
-                torch.split(targets, self.settings.micro_batch_size),
-                strict=True,
-            )
-        )
+        size, stage = self.settings.micro_batch_size, self.settings.parallel.zero_stage
+        pairs = list(zip(torch.split(inputs, size), torch.split(targets, size), strict=True))
         for i, (x, y) in enumerate(pairs):
             last = i == len(pairs) - 1
             self.stage.set_is_last_backward(last)
-            self.stage.set_requires_gradient_sync(last)
-            self.stage.set_reshard_after_backward(last or self.settings.parallel.zero_stage == 3)
+            self.stage.set_requires_gradient_sync(last or stage >= 2)
+            self.stage.set_requires_all_reduce(last)
+            self.stage.set_reshard_after_backward(last or stage == 3)
             self.stage(x, y).backward()
 
-    def _reduce_totals(self) -> Totals:
-        """Sum the losses gathered by the last stages. Collective over all ranks (two numbers, a sync point)."""
-        sums = torch.zeros(2, dtype=torch.float64)
-        if self.stage.totals and self.mesh.tensor_rank == 0:
-            sums[0] = torch.stack([total for total, _ in self.stage.totals]).double().sum()
-            sums[1] = torch.stack([count for _, count in self.stage.totals]).sum()
-        sums = sums.to(self.mesh.device)
-        dist.all_reduce(sums)
-        self.stage.totals.clear()
-        return Totals(float(sums[0]), int(sums[1]))
+    def _local_totals(self) -> Tensor:
+        """Loss and number of targets gathered here since the last call, (2,) float64 on the device; one rank of those
+        that computed the same loss has them, the others zeros."""
+        totals, self.stage.totals = self.stage.totals, []
+        if not totals or self.mesh.tensor_rank != 0:
+            return torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
+        return torch.stack([torch.stack((total.double(), count.double())) for total, count in totals]).sum(0)
 
     def _reshard(self) -> None:
         """Free gathered weights, so that none stay behind when the sharded ones change without a backward."""

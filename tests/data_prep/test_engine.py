@@ -44,20 +44,24 @@ def copy(config, inputs, outputs):
     return Result([Counts("copy", 2, 1, 10, 5, {"why": 1})], {"pid": os.getpid()})
 
 
+def write_pid(config):
+    path = Path(f"{config.log}.pid")
+    path.with_suffix(".part").write_text(str(os.getpid()))
+    path.with_suffix(".part").rename(path)  # who waits for it must not find it half written
+
+
 def die(config, inputs, outputs):
     outputs[0].write_bytes(b"half")
-    mark = Path(config.log)
-    if config.prefix == "always" or not mark.exists():
-        mark.write_text(str(os.getpid()))
+    if config.prefix == "always" or not Path(f"{config.log}.pid").exists():
+        write_pid(config)
         os.kill(os.getpid(), signal.SIGKILL)
     return copy(config, inputs, outputs)
 
 
 def wait_to_be_killed(config, inputs, outputs):
     outputs[0].write_bytes(b"half")
-    mark = Path(config.log)
-    if not mark.exists():
-        mark.write_text(str(os.getpid()))
+    if inputs[0].name == "a.in" and not Path(f"{config.log}.pid").exists():
+        write_pid(config)
         time.sleep(300)
     return copy(config, inputs, outputs)
 
@@ -165,34 +169,33 @@ def test_changed_code_runs_again_and_changed_comments_do_not(tmp_path, functions
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_task_done(tmp_path, functions, sources):
-    finished = run(tmp_path / "w", functions.die, sources[:1], functions.Config("p", tmp_path / "mark"))
+    finished = run(tmp_path / "w", functions.die, sources[:1], functions.Config("p", tmp_path / "log"))
     assert (tmp_path / "w/copy/a.out").read_text() == "pa.in"
-    assert finished[0].facts["pid"] != int((tmp_path / "mark").read_text().split("\n")[0].removesuffix("a.in"))
+    assert finished[0].facts["pid"] != int((tmp_path / "log.pid").read_text())
     assert list((tmp_path / "w").rglob(".*tmp*")) == []
 
 
 def test_a_worker_killed_from_outside_while_others_work(tmp_path, functions, sources):
     """A real SIGKILL from another process, as the kernel's out-of-memory killer sends it."""
-    mark = tmp_path / "mark"
     script = textwrap.dedent(
         f"""
         import os, signal, time
         from pathlib import Path
-        mark = Path({str(mark)!r})
-        while not mark.exists() or not mark.read_text():
+        mark = Path({str(tmp_path / "log.pid")!r})
+        while not mark.exists():
             time.sleep(0.02)
         os.kill(int(mark.read_text()), signal.SIGKILL)
         """
     )
     killer = subprocess.Popen([sys.executable, "-c", script])
-    run(tmp_path / "w", functions.wait_to_be_killed, sources, functions.Config("p", mark), n_workers=2)
+    run(tmp_path / "w", functions.wait_to_be_killed, sources, functions.Config("p", tmp_path / "log"), n_workers=2)
     assert killer.wait(timeout=30) == 0
     assert [(tmp_path / f"w/copy/{name}.out").read_text() for name in "abc"] == ["pa.in", "pb.in", "pc.in"]
 
 
 def test_a_task_that_kills_its_worker_twice_is_an_error_that_names_it(tmp_path, functions, sources):
     with pytest.raises(ConfigError, match=r"stage 'copy' of a\.in: its worker was killed by SIGKILL, twice"):
-        run(tmp_path / "w", functions.die, sources[:1], functions.Config("always", tmp_path / "mark"))
+        run(tmp_path / "w", functions.die, sources[:1], functions.Config("always", tmp_path / "log"))
     assert list((tmp_path / "w/copy").iterdir()) == []
 
 

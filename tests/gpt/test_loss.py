@@ -26,7 +26,7 @@ def reference(hidden, weight, targets, vocab):
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 def test_value_and_gradients_equal_torch(monkeypatch, chunk):
-    monkeypatch.setattr(gpt.loss, "chunk_tokens", lambda rows: chunk)
+    monkeypatch.setattr(gpt.loss, "chunk_tokens", lambda rows, device: chunk)
     hidden, weight, targets = inputs()
     totals = next_token_loss(hidden, weight, targets, whole_vocabulary(37))
     (3 * totals.sum).backward()  # the gradient must follow what is done with the loss
@@ -39,15 +39,6 @@ def test_value_and_gradients_equal_torch(monkeypatch, chunk):
     torch.testing.assert_close(ours[0], hidden.grad, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(ours[1], weight.grad, rtol=1e-10, atol=1e-12)
     assert not weight.grad[37:].any(), "padding rows learn nothing"
-
-
-def test_finite_differences_agree():
-    hidden, weight, targets = inputs()
-
-    def loss(h, w):
-        return next_token_loss(h, w, targets[:1, 5:9], whole_vocabulary(37)).sum
-
-    assert torch.autograd.gradcheck(loss, (hidden[:1, 5:9].detach().requires_grad_(), weight))
 
 
 def test_vocabulary_shards_equal_the_whole():
@@ -107,5 +98,7 @@ def test_all_targets_ignored_is_zero_not_nan():
 
 def test_chunks_bound_the_logits():
     for rows in (128, 50_304, 256_000):
-        chunk = gpt.loss.chunk_tokens(rows)
-        assert chunk == 64 or chunk * rows * 4 <= 64 << 20
+        for device, budget in (("cpu", 64 << 20), ("cuda", 512 << 20)):
+            chunk = gpt.loss.chunk_tokens(rows, torch.device(device))
+            assert chunk % 64 == 0
+            assert chunk == 64 or chunk * rows * 4 <= budget

@@ -141,8 +141,11 @@ def test_a_crawl_becomes_a_corpus_and_a_second_run_does_nothing(tmp_path, crawl,
     assert description["documents"] == 32 == sum(file.n_documents for file in files.values())
     text = tokenizer.decode(files["train"].read(0, files["train"].n_tokens).tolist())
     assert "The " in text
-    for row in ("dedup_minhash", "1 near_duplicate", "1 truncated", f"{corpus}/train.bin"):
-        assert row in shown
+    rows = [line.split() for line in shown.splitlines()]
+    for row in (["truncated", "1"], ["malformed", "1"], ["near_duplicate", "1"], ["other_language", "1"]):
+        assert row in rows
+    assert ["read", "38", "2", "36"] in [row[:4] for row in rows]
+    assert f"{corpus}/train.bin" in shown
 
     manifest = corpus / "work/manifest.jsonl"
     before = manifest.read_bytes(), {name: (corpus / name).stat().st_mtime_ns for name in CORPUS_FILES}

@@ -108,6 +108,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(finished, tiny_corpus, tmp_path
     assert "stopped by a signal" in rest
     (saved,) = (run / "checkpoints").iterdir()
     step = json.loads((saved / "state.json").read_text())["step"]
+    assert step < 10, "the signal must leave steps to compare after resuming"
     again = triaxial(*words, "--train.total_tokens", (step + 2) * 512)
     assert again.returncode == 0, again.stderr
     assert f"(step {step:,})" in again.stdout
@@ -140,7 +141,7 @@ def one_line(done, *parts, status=2):
         (["--batch.micro_batch_size", "3"], ["micro_batch_size 3", "nearest that do: 2 or 4"]),
         (["--model.vocab_size", "256"], ["model.vocab_size = 256", "512"]),
         (["--data.tokenizer", "/nowhere/t.model"], ["/nowhere/t.model"]),
-        (["--resume"], ["--resume", "holds no whole checkpoint"]),
+        (["--resume"], ["--resume", "holds no checkpoint"]),
     ],
 )
 def test_mistakes_end_in_one_line_before_anything_is_written(tiny_corpus, tmp_path, overrides, parts):

@@ -39,6 +39,7 @@ def test_replicated_shards_over_one():
         ({"tensor": 8}, "model.n_heads = 12 is not divisible by parallel.tensor = 8; nearest that divide: 6 or 12"),
         ({"data_shard": 3}, "data-parallel size = 8 is not divisible by parallel.data_shard = 3"),
         ({"zero_stage": 0, "data_shard": 2}, "nothing is sharded"),
+        ({"zero_stage": 3, "pipeline": 2}, "would save no memory there; use parallel.zero_stage = 1"),
         (
             {"tokens": 5000},
             "batch.global_batch_tokens = 5000 is not a multiple of data.seq_len = 2048; nearest: 4096 or 6144",

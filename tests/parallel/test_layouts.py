@@ -4,17 +4,24 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 from torch.nn import functional
 
 from gpt.config import ModelConfig
 from gpt.initialisation import initialise
 from gpt.model import GPT
+from parallel.gradients import squared_norm
+from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.mesh import build_mesh
 
 PROGRAM = Path(__file__).parent / "layout_runs.py"
 STEPS = 20
@@ -27,17 +34,25 @@ MODERN = {
     "n_kv_heads": 2,
     "d_ff": 64,
 }
+UNEVEN = {"d_model": 20, "vocab_size": 97, "vocab_multiple": 1}  # over 8 ranks some weights leave a rank with nothing
+COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 LAYOUTS = {
     "one": (1, {}),
     "data 2": (2, {"data": 2}),
     "data 2, replicated": (2, {"data": 2, "zero_stage": 0}),
+    "data 2, zero 2": (2, {"data": 2, "zero_stage": 2}),
     "data 2, zero 3": (2, {"data": 2, "zero_stage": 3}),
     "tensor 2": (2, {"tensor": 2}),
     "pipeline 2": (2, {"pipeline": 2}),
     "pipeline 2, gpipe": (2, {"pipeline": 2, "schedule": "gpipe"}),
     "tensor 2 x pipeline 2": (4, {"tensor": 2, "pipeline": 2}),
     "tensor 2 x pipeline 2, recompute": (4, {"tensor": 2, "pipeline": 2, "recompute": "full"}),
+    "tensor 2 x data 2, replicated": (4, {"tensor": 2, "data": 2, "zero_stage": 0}),
     "data 4, hybrid": (4, {"data": 4, "data_shard": 2}),
+    "tensor 2 x data 4, hybrid, zero 3, recompute": (
+        8,
+        {"tensor": 2, "data": 4, "data_shard": 2, "zero_stage": 3, "recompute": "full"},
+    ),
     "tensor 2 x pipeline 2 x data 2": (8, {"tensor": 2, "pipeline": 2, "data": 2}),
 }
 
@@ -47,13 +62,19 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("layouts")
     runs = []
     for name, (world_size, parallel) in LAYOUTS.items():
-        micro = 1 if world_size == 8 else 2 if parallel.get("data") != 4 else 1
+        micro = 1 if world_size == 8 or parallel.get("data") == 4 else 2
         runs.append(run(name, world_size, parallel, micro_batch_size=micro))
         if name in ("one", "tensor 2 x pipeline 2", "data 2, zero 3"):
             runs.append(run(f"modern, {name}", world_size, parallel, model=MODERN))
         if name in ("one", "tensor 2 x pipeline 2"):
             runs.append(run(f"bf16, {name}", world_size, {**parallel, "precision": "bf16"}))
     runs.append(run("bf16, one, micro-batch 4", 1, {"precision": "bf16"}, micro_batch_size=4))
+    runs.append(run("uneven, one", 1, {}, model=UNEVEN))
+    runs.append(run("uneven, data 8", 8, {"data": 8, "zero_stage": 3}, model=UNEVEN, micro_batch_size=1))
+    if COMPILER:
+        compiled = {"compile": True, "recompute": "full"}
+        runs.append(run("compiled", 2, {"tensor": 2, **compiled}, model={"n_layers": 2}, steps=3))
+        runs.append(run("two layers, one", 1, {}, model={"n_layers": 2}, steps=3))
     saved = str(folder / "checkpoints")
     runs.append(run("save", 4, {"tensor": 2, "pipeline": 2}, steps=8, save=saved))
     again = {"steps": 1, "load": saved, "resume_step": 8, "resume_to": STEPS}
@@ -129,7 +150,8 @@ def test_one_process_equals_textbook_torch(results, program, family):
     losses, norms = plain_torch_run(program, MODERN if family == "modern" else {}, STEPS)
     ours = results["one" if family == "gpt3" else "modern, one"]
     assert largest_difference(ours["losses"], losses) < 1e-5
-    assert largest_difference(ours["norms"], norms) < 1e-4
+    assert largest_difference(ours["norms"][:1], norms[:1]) < 1e-4
+    assert largest_difference(ours["norms"], norms) < 1e-3
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "one"])
@@ -148,15 +170,49 @@ def test_modern_architecture_equals_one_process(results, name):
     ours, reference = results[f"modern, {name}"], results["modern, one"]
     assert ours["initial_weights"] == reference["initial_weights"]
     assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
+    assert largest_difference(ours["norms"][:1], reference["norms"][:1]) < 1e-4
+    assert largest_difference(ours["norms"], reference["norms"]) < 1e-3
+
+
+def test_uneven_and_empty_shards_equal_one_process(results):
+    ours, reference = results["uneven, data 8"], results["uneven, one"]
+    assert ours["initial_weights"] == reference["initial_weights"]
+    assert min(ours["local_parameters"]) < max(ours["local_parameters"])
+    assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
     assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
 
 
-def test_bf16_layouts_differ_no_more_than_another_micro_batch_split_several_times(results):
-    """bf16 rounds each layout's sums apart; the yardstick is what splitting the batch otherwise does on one process."""
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
+def test_compiled_blocks_with_recomputation_and_tensor_ranks(results):
+    ours, reference = results["compiled"], results["two layers, one"]
+    assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
+    assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
+
+
+def test_the_norm_of_many_gradients_is_exact():
+    """fp32 sums on a CPU lose 1e-3 of a norm over tens of millions of equal elements: 4 million show it."""
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        layout = resolve_layout(
+            ParallelConfig(), BatchConfig(1, 16), model=ModelConfig(64, 16, 1, 16, 1), seq_len=16, world_size=1
+        )
+        parameter = torch.nn.Parameter(torch.empty(4_000_000))
+        parameter.grad = torch.full_like(parameter, 0.1)
+        squared = squared_norm([parameter], build_mesh(layout, torch.device("cpu")), counted_elsewhere=set())
+    finally:
+        dist.destroy_process_group()
+    assert math.isclose(float(squared), 4_000_000 * float(parameter.grad[0]) ** 2, rel_tol=1e-9)
+
+
+def test_bf16_layouts_agree_to_its_rounding(results):
+    """Tensor ranks add up partial products in bf16, which keeps 8 bits; another micro-batch split only reorders fp32
+    sums, and is printed as the yardstick."""
     one = results["bf16, one"]["losses"]
     split = largest_difference(results["bf16, one, micro-batch 4"]["losses"], one)
     layout = largest_difference(results["bf16, tensor 2 x pipeline 2"]["losses"], one)
-    assert layout < max(5 * split, 2e-3)
+    print(f"largest relative loss difference in bf16: another split {split:.1e}, tensor 2 x pipeline 2 {layout:.1e}")
+    assert split < 2e-4
+    assert layout < 1e-3
 
 
 @pytest.mark.parametrize("name", ["same layout", "one", "data 2", "tensor 2 x pipeline 2 x data 2"])

@@ -1,0 +1,85 @@
+"""From which checkpoint a run goes on, and whether it is the same run; loads no weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt.dataset import fingerprint_differences
+from gpt.errors import ConfigError
+from launch.config import RunConfig, changed_keys
+from parallel import checkpoint
+
+
+@dataclass(frozen=True)
+class Start:
+    """From where training begins: a step, the checkpoint to load (None: from the start), and what to tell the user."""
+
+    step: int
+    path: Path | None
+    messages: list[str]
+
+
+def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, resume: bool | None) -> None:
+    """Tell of a mistake before any process talks to another: what can be seen without verifying a checkpoint."""
+    found = checkpoint.list_checkpoints(config.run.directory / "checkpoints")
+    if not found:
+        if resume:
+            raise ConfigError(f"--resume, but {config.run.directory / 'checkpoints'} holds no checkpoint")
+        return
+    if resume is False:
+        raise ConfigError(
+            f"--no-resume, but {config.run.directory} holds the checkpoint {found[0].name}; choose another "
+            f"--run.directory, or remove that one"
+        )
+    try:
+        state = checkpoint.read_state(found[0])
+    except checkpoint.CheckpointError:
+        return  # find_start falls back to an older one, and says so
+    check_same_run(found[0], state, saved_state)
+
+
+def find_start(config: RunConfig, saved_state: Mapping[str, Any], *, resume: bool | None) -> Start:
+    """The newest whole checkpoint of the run directory, verified, if there is one. Collective over all ranks."""
+    directory = config.run.directory / "checkpoints"
+    path, skipped = checkpoint.find_latest(directory)
+    messages = [f"skipped the checkpoint {bad}: {reason}" for bad, reason in skipped]
+    if path is None:
+        if resume:
+            raise ConfigError(f"--resume, but {directory} holds no whole checkpoint{_because(messages)}")
+        if skipped:
+            raise ConfigError(f"{directory} holds checkpoints, but none is whole{_because(messages)}")
+        return Start(0, None, [])
+    state = checkpoint.read_state(path)
+    messages += check_same_run(path, state, saved_state)
+    step = state["step"]
+    assert isinstance(step, int)
+    return Start(step, path, [*messages, f"resumed from {path} (step {step:,})"])
+
+
+def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Refuse a checkpoint of another model, of other data or of another batch; name what else has changed."""
+    for section in ("model", "batch"):
+        before, after = (
+            {key: value for key, value in state["config"][section].items() if key != "micro_batch_size"}
+            for state in (saved, now)
+        )
+        changes = changed_keys(before, after, prefix=f"{section}.")
+        if changes:
+            raise ConfigError(
+                f"{path} was saved by another configuration ({'; '.join(changes)}); restore these values, or start in "
+                f"another --run.directory"
+            )
+    differences = fingerprint_differences(saved["data"], now["data"])
+    if saved["tokenizer"] != now["tokenizer"]:
+        differences.append(f"another tokenizer in {now['config']['data']['tokenizer']}")
+    if differences:
+        raise ConfigError(
+            f"{path} was trained on other data than the recipe names now ({'; '.join(differences)}); restore it, or "
+            f"start in another --run.directory"
+        )
+    return [f"changed since the checkpoint: {change}" for change in changed_keys(saved["config"], now["config"])]
+
+
+def _because(messages: list[str]) -> str:
+    return f": {'; '.join(messages)}" if messages else ""

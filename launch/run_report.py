@@ -1,0 +1,65 @@
+"""What a training run tells its user at both ends, and leaves beside its checkpoints; measures nothing."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from gpt.dataset import TrainingData
+from gpt.train import Outcome, Run
+from launch.config import RunConfig, as_dict
+from launch.resume import Start
+from parallel.layout import Layout
+
+
+def prepare_run_directory(config: RunConfig) -> None:
+    """Leave beside the checkpoints what is needed to use them later."""
+    directory, tokenizer = config.run.directory, Path(config.data.tokenizer)
+    (directory / "config.json").write_text(json.dumps(as_dict(config), indent=2) + "\n")
+    (directory / "tokenizer").mkdir(exist_ok=True)
+    copy = directory / "tokenizer" / tokenizer.name
+    if not copy.exists():
+        partial = copy.with_name(f".{tokenizer.name}.partial")
+        shutil.copyfile(tokenizer, partial)
+        os.replace(partial, copy)
+
+
+def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.device, data: TrainingData) -> list[str]:
+    """What will really run, in words."""
+    sequences = config.batch.global_batch_tokens // config.data.seq_len
+    epochs = data.epochs(run.steps * sequences)
+    mixed = ", ".join(f"{name} {share:.2f}" for name, share in epochs.items())
+    return [
+        f"model: {config.model.parameters:,} parameters in {config.model.n_layers} layers",
+        f"layout: {layout} on {layout.world_size} x {device.type}, {config.parallel.precision}, "
+        f"ZeRO {config.parallel.zero_stage} over {layout.data_shard}, schedule {config.parallel.schedule}",
+        f"batch: {sequences} sequences of {config.data.seq_len} = {config.batch.global_batch_tokens:,} tokens a step, "
+        f"{layout.micro_batches} micro-batches of {config.batch.micro_batch_size} per rank",
+        f"training: {run.steps:,} steps = {run.steps * run.global_batch_tokens:,} tokens (train.total_tokens = "
+        f"{config.train.total_tokens:,}, in whole steps); epochs: {mixed}",
+    ]
+
+
+def how_it_ended(outcome: Outcome, start: Start) -> str:
+    if outcome.step == start.step:
+        return f"nothing left to train: step {start.step:,} has reached train.total_tokens; raise it to go on"
+    if outcome.interrupted:
+        return f"stopped by a signal at step {outcome.step:,}; run the same command again to continue"
+    return f"done: {outcome.tokens_seen:,} tokens in {outcome.step:,} steps, {outcome.tokens_per_s:,.0f} tokens/s"
+
+
+def write_summary(config: RunConfig, layout: Layout, outcome: Outcome) -> None:
+    """`train_summary.json`: the figures of this process's part of the run."""
+    summary = {
+        "parameters": config.model.parameters,
+        "layout": str(layout),
+        "world_size": layout.world_size,
+        "step": outcome.step,
+        "tokens_seen": outcome.tokens_seen,
+        "tokens_per_s": outcome.tokens_per_s,
+        "validation_loss_nats": {name: totals.mean for name, totals in outcome.validation.items()},
+        "interrupted": outcome.interrupted,
+    }
+    (config.run.directory / "train_summary.json").write_text(json.dumps(summary, indent=2) + "\n")
