@@ -213,7 +213,6 @@ def our_step(setting: Setting) -> Step:
             layout=layout,
             optimizer=setting.optimizer,
             micro_batch_size=setting.batch.micro_batch_size,
-            seq_len=setting.model.n_ctx,
             seed=SEED,
         ),
         loss=next_token_loss,
@@ -221,9 +220,8 @@ def our_step(setting: Setting) -> Step:
     )
 
     def step(batch: Batch) -> float:
-        totals = engine.forward_backward(batch)
-        engine.optimizer_step(setting.optimizer.learning_rate)
-        return totals.mean
+        engine.forward_backward(batch)
+        return engine.optimizer_step(setting.optimizer.learning_rate).loss.mean
 
     return step
 

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import multiprocessing.connection
-import pickle
 import signal
 import traceback
 from collections import deque
@@ -131,17 +130,23 @@ def _serve(connection: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides what ends
     while True:
         try:
-            message = connection.recv_bytes()
+            function, job = connection.recv()  # raises what importing the function raises, beside the end of the pipe
         except (EOFError, OSError):
             return
-        try:
-            function, job = pickle.loads(message)  # from our own parent, over a private pipe
-            answer = ("done", function(job))
-        except ConfigError as error:
-            answer = ("mistake", str(error))
         except Exception:
             answer = ("error", traceback.format_exc())
+        else:
+            answer = _answer(function, job)
         try:
             connection.send(answer)
         except OSError:
             return
+
+
+def _answer(function: Callable[[Any], Any], job: Any) -> tuple[str, Any]:
+    try:
+        return "done", function(job)
+    except ConfigError as error:
+        return "mistake", str(error)
+    except Exception:
+        return "error", traceback.format_exc()
