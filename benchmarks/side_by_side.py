@@ -1,7 +1,7 @@
 """Runs contenders alternately, each in a process of its own, and compares them round by round; knows no contender.
 
-A process each, because then nothing of one reaches another: no heap that its neighbour has cut up, no hooks, no cache of
-compiled code, no peak memory of somebody else. Only one works at a time; the others wait for a line on their input.
+A process each, because then nothing of one reaches another: no heap that its neighbour has cut up, no hooks, no cache
+of compiled code, no peak memory of somebody else. Only one works at a time; the others wait for a line on their input.
 All get the same environment. Round i starts with contender i mod n, so that a machine that slows down favours nobody.
 """
 
@@ -58,8 +58,8 @@ class Contender:
 def serve(build: Callable[[], Callable[[], dict[str, Any]]]) -> None:
     """The child's side: build and warm up, say so, then do a block for each line of input until it ends.
 
-    Each answer holds what the block returned, its `elapsed_s`, its `cpu_s` (of all threads) and `peak_memory_bytes` of the
-    process so far. Whatever libraries print goes to the error stream.
+    Each answer holds what the block returned, its `elapsed_s`, its `cpu_s` (of all threads) and `peak_memory_bytes` of
+    the process so far. Whatever libraries print goes to the error stream.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -100,7 +100,7 @@ def alternate(
 
 
 def speed_ratios(spans_s: dict[str, list[float]], ours: str) -> dict[str, dict[str, float]]:
-    """How many times as fast as each peer we are: by the medians, and the median and spread of the rounds' own ratios."""
+    """How many times as fast as each peer we are: by the medians, and by the rounds' own ratios, median and spread."""
     ratios = {}
     for name, theirs in spans_s.items():
         if name == ours:
@@ -132,7 +132,9 @@ def need_compiler() -> None:
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not headers.exists():
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        raise ConfigError(f"torch.compile needs Python's headers, and there is no {headers}: apt install python{version}-dev")
+        raise ConfigError(
+            f"torch.compile needs Python's headers, and there is no {headers}: apt install python{version}-dev"
+        )
 
 
 def processor() -> str:

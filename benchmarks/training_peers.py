@@ -1,4 +1,4 @@
-"""The two peers of training_step.py: `transformers` GPT-2, and the plain step most people write; neither uses our engine."""
+"""The two peers of training_step.py: `transformers` GPT-2 and the plain step most people write, without our engine."""
 
 from collections.abc import Callable
 
@@ -89,7 +89,8 @@ def transformers_gpt2(config: ModelConfig, optimizer: OptimizerConfig, *, micro_
     start = starting_weights(config, seed)
     theirs = dict(to_theirs(config, ((name, parameter.data) for name, parameter in start.named_parameters())))
     missing, unexpected = model.load_state_dict(theirs, strict=False)
-    assert missing == ["lm_head.weight"] and not unexpected, (missing, unexpected)  # tied
+    assert missing == ["lm_head.weight"], missing  # tied
+    assert not unexpected, unexpected
     model.train()
     compiled = torch.compile(model)
     return training_step(

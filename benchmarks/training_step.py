@@ -182,9 +182,7 @@ def timed_block(name: str, setting: Setting) -> Callable[[], dict[str, Any]]:
     if name == OURS:
         step = our_step(setting)
     else:
-        step = PEERS[name](
-            setting.model, setting.optimizer, micro_batch_size=setting.batch.micro_batch_size, seed=SEED
-        )
+        step = PEERS[name](setting.model, setting.optimizer, micro_batch_size=setting.batch.micro_batch_size, seed=SEED)
     batches = [batch_of_step(setting, i) for i in range(WARM_UP_STEPS)]
     for batch in batches:
         step(batch)
@@ -227,8 +225,8 @@ def our_step(setting: Setting) -> Step:
 
 
 def batch_of_step(setting: Setting, step: int) -> Batch:
-    """Tokens drawn by Zipf's law, as words are: some rows of the embedding are met often, most hardly ever, and there is
-    something to learn, so that a step which learns wrongly shows in the loss."""
+    """Tokens drawn by Zipf's law, as words are: some rows of the embedding are met often, most hardly ever, and there
+    is something to learn, so that a step which learns wrongly shows in the loss."""
     generator = torch.Generator().manual_seed(step)
     weights = 1.0 / torch.arange(1, setting.model.vocab_size + 1)
     shape = (setting.seqs, setting.model.n_ctx + 1)
