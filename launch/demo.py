@@ -20,7 +20,7 @@ PROMPT = "Return a list of"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--items", type=int, default=40, help="few-shot questions per task (default: 40)")
+    parser.add_argument("--items", type=int, default=25, help="few-shot questions per task (default: 25)")
 
 
 def run(args: argparse.Namespace) -> int:
