@@ -82,13 +82,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        scale = grad_outputs[0]
-        grads: tuple[Tensor | None, Tensor | None] = ctx.saved_tensors
-        if scale.device.type != "cpu" or scale.item() != 1.0:  # on a CPU to ask costs less than to multiply by 1
-            for grad in grads:  # in place: a third copy of the head's gradient would be the step's memory peak
-                if grad is not None:
-                    grad.mul_(scale.to(grad.dtype))
-        return *grads, None, None
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = grad_outputs[0]  # in place: a third copy of the head's gradient would be the step's memory peak
+        return (
+            None if grad_hidden is None else grad_hidden.mul_(scale.to(grad_hidden.dtype)),
+            None if grad_weight is None else grad_weight.mul_(scale.to(grad_weight.dtype)),
+            None,
+            None,
+        )
 
 
 def _softmax_cross_entropy(

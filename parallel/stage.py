@@ -68,8 +68,6 @@ def _apply_data_parallel(stage: Stage, parallel: ParallelConfig, mesh: Mesh) -> 
     for block in stage.model.blocks.values():
         fully_shard(block, mesh=mesh.data, mp_policy=policy, reshard_after_forward=again)
     fully_shard(stage, mesh=mesh.data, mp_policy=policy, reshard_after_forward=False)
-    if mesh.layout.data == 1:
-        return  # nothing is added up, and to divide, by 1 too, would cost a pass over the gradients
     for module in stage.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are sums: gradients add up, one division comes at the end
