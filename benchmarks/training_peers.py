@@ -72,6 +72,7 @@ def nano_gpt(config: ModelConfig, optimizer: OptimizerConfig, *, micro_batch_siz
 def transformers_gpt2(config: ModelConfig, optimizer: OptimizerConfig, *, micro_batch_size: int, seed: int):
     """The same for GPT2LMHeadModel with its own loss, which is given the targets already shifted."""
     transformers = import_extra("transformers", extra="hf")
+    transformers.logging.set_verbosity_error()  # it warns of token ids that a small vocabulary lacks; none is used
     model = transformers.GPT2LMHeadModel._from_config(
         transformers.GPT2Config(
             vocab_size=config.vocab_size,
