@@ -25,7 +25,7 @@ from training_peers import nano_gpt, transformers_gpt2
 from gpt.config import ModelConfig
 from gpt.engine import Batch
 from gpt.errors import ConfigError
-from gpt.loss import next_token_loss
+from gpt.loss import loss_for
 from gpt.optimizer import OptimizerConfig
 from parallel.engines.native import EngineSettings, NativeEngine
 from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
@@ -218,7 +218,7 @@ def our_step(setting: Setting) -> Step:
             micro_batch_size=setting.batch.micro_batch_size,
             seed=SEED,
         ),
-        loss=next_token_loss,
+        loss=loss_for(compile=parallel.compile),
         device=torch.device("cpu"),
     )
 

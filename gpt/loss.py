@@ -5,11 +5,13 @@ A loss returns a sum and a count, never a mean: a mean of means would depend on 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+Exponentials = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # see _exponentials
 IGNORE = -100  # a target that counts neither in the sum nor in the count
 
 
@@ -46,74 +48,124 @@ def whole_vocabulary(vocab_size: int) -> VocabShard:
     return VocabShard(start=0, vocab_size=vocab_size, reduce_sum=_same, reduce_max=_same)
 
 
-def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, shard: VocabShard) -> LossTotals:
+def next_token_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    shard: VocabShard,
+    *,
+    in_place: Exponentials | None = None,
+) -> LossTotals:
     """Cross-entropy of `targets` (b, t) under the logits hidden @ weight.T; padding rows of the head get no
-    probability, IGNORE targets no loss. Communicates only through `shard`, 2 reductions a chunk."""
+    probability, IGNORE targets no loss. Communicates only through `shard`, 2 reductions a chunk. `in_place`: see
+    `loss_for`."""
     hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)  # (n, d), (n,)
-    total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, shard)  # type: ignore[no-untyped-call]
+    total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, shard, in_place)  # type: ignore[no-untyped-call]
     return LossTotals(total, (targets != IGNORE).sum(), {})
 
 
+def loss_for(*, compile: bool) -> Loss:
+    """`next_token_loss`, with what it does to logits between the products compiled, or left to torch's kernels."""
+    return partial(next_token_loss, in_place=torch.compile(_exponentials_in_place)) if compile else next_token_loss
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradients are found in the forward pass, while a chunk's logits are at hand, and kept instead of them."""
+    """The gradients are found in the forward pass, while a chunk's logits are at hand, and kept instead of them.
+
+    The gradient by a chunk's logits is e * factor, e (c, v) and factor (c, 1): the factor costs less on the (c, d)
+    sides of the products than in e.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shard: VocabShard) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shard: VocabShard, in_place: Exponentials | None
+    ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        total = torch.zeros(
-            (), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32, device=hidden.device
-        )
+        total = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=total.dtype) if wants_weight else None
-        chunk = chunk_tokens(weight.size(0), weight.device)
+        grad_weight: Tensor | None = None
+        chunk = _equal_chunk(hidden.size(0), weight, in_place=in_place is not None)
         for i in range(0, hidden.size(0), chunk):
             h, target = hidden[i : i + chunk], targets[i : i + chunk]
-            logits = (h @ weight.T).to(total.dtype)  # (c, v)
-            loss, grad = _softmax_cross_entropy(logits, target, shard, wants_gradient=wants_hidden or wants_weight)
+            loss, e, factor = _softmax_cross_entropy(h @ weight.T, target, shard, in_place or _exponentials)
             total += loss
-            if grad is not None:
-                grad = grad.to(hidden.dtype)
-                if grad_hidden is not None:
-                    grad_hidden[i : i + chunk] = grad @ weight
+            if grad_hidden is not None:
+                grad_hidden[i : i + chunk] = (e @ weight) * factor
+            if wants_weight:
+                part = e.T @ (h * factor).to(h.dtype)  # (v, d)
                 if grad_weight is not None:
-                    grad_weight += grad.T @ h
+                    grad_weight += part
+                else:  # added up in fp32, but a sole chunk has nothing to be added to
+                    grad_weight = part if chunk >= hidden.size(0) else part.to(total.dtype)
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        scale = grad_outputs[0]  # in place: a third copy of the head's gradient would be the step's memory peak
-        return (
-            None if grad_hidden is None else grad_hidden.mul_(scale.to(grad_hidden.dtype)),
-            None if grad_weight is None else grad_weight.mul_(scale.to(grad_weight.dtype)),
-            None,
-            None,
-        )
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        scale = grad_outputs[0]
+        grads: tuple[Tensor | None, ...] = ctx.saved_tensors
+        if scale.device.type != "cpu" or scale.item() != 1.0:  # on a CPU, to ask costs less than to multiply by 1
+            for grad in grads:  # in place: a third copy of the head's gradient would be the step's memory peak
+                if grad is not None:
+                    grad.mul_(scale.to(grad.dtype))
+        return (*grads, None, None, None)
 
 
 def _softmax_cross_entropy(
-    logits: Tensor, target: Tensor, shard: VocabShard, *, wants_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Summed loss of a chunk and its gradient by the logits (c, v), which it overwrites."""
+    logits: Tensor, target: Tensor, shard: VocabShard, exponentials: Exponentials
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed loss of a chunk, and e (c, v) and factor (c, 1), whose product is its gradient by the logits (c, v). May
+    overwrite the logits."""
     padding = shard.start + logits.size(1) - shard.vocab_size
-    if padding > 0:
-        logits[:, max(0, logits.size(1) - padding) :] = -torch.inf
+    if padding > 0:  # the lowest number and not -inf, so that a shard of nothing but padding has no 0 / 0
+        logits[:, max(0, logits.size(1) - padding) :] = torch.finfo(logits.dtype).min
     counted = target != IGNORE
     here = target - shard.start
     held = (here >= 0) & (here < logits.size(1)) & counted
-    here = here.clamp(0, logits.size(1) - 1).unsqueeze(1)
-    chosen = logits.gather(1, here).squeeze(1).where(held, 0.0)  # (c,)
-    largest = shard.reduce_max(logits.max(dim=1).values)
-    exponentials = logits.sub_(largest.unsqueeze(1)).exp_()
-    sums = shard.reduce_sum(torch.stack((exponentials.sum(dim=1), chosen)))
-    normaliser, chosen = sums.unbind()
-    loss = ((normaliser.log() + largest - chosen) * counted).sum()
-    if not wants_gradient:
-        return loss, None
-    grad = exponentials.mul_((counted / normaliser).unsqueeze(1))
-    grad.scatter_add_(1, here, -held.to(grad.dtype).unsqueeze(1))
-    return loss, grad
+    here = here.clamp(0, logits.size(1) - 1)
+    chosen_here = logits.gather(1, here.unsqueeze(1)).squeeze(1).to(_wide(logits))  # (c,)
+    e, reference, sums = exponentials(logits)
+    largest = shard.reduce_max(reference.clone())  # which may work in place
+    sums, chosen = shard.reduce_sum(
+        torch.stack((sums * (reference - largest).exp(), chosen_here.where(held, 0.0)))
+    ).unbind()
+    normaliser = largest + sums.log()
+    loss = ((normaliser - chosen) * counted).sum()
+    shift = (reference - normaliser).clamp(min=-80.0)  # of a shard that far below, exp(shift) is nothing beside 1
+    spike = (chosen_here - reference).exp() - (-shift).exp()
+    rows = torch.arange(e.size(0), device=e.device)
+    e[rows, here] = spike.to(e.dtype).where(held, e[rows, here])  # scatter_ would copy e
+    return loss, e, (shift.exp() * counted).unsqueeze(1)
+
+
+def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """e = exp(logits - reference) (c, v) in the logits' type, the reference (c,), and the sums of e by row (c,), both
+    in at least fp32. torch's softmax is one kernel: it makes the log-sum-exp the reference, and the sums 1."""
+    p = logits.softmax(dim=1, dtype=_wide(logits))
+    reference = logits.amax(dim=1) - p.amax(dim=1).log()
+    return p.to(logits.dtype), reference, torch.ones_like(reference)
+
+
+def _exponentials_in_place(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with the row's maximum as reference, e where the logits were. For the compiler, which makes it one loop
+    that takes each exponential once. The sums are of the rounded e, so that the gradient of a row adds up to zero."""
+    reference = logits.to(_wide(logits)).amax(dim=1)
+    logits.copy_((logits.to(_wide(logits)) - reference.unsqueeze(1)).exp())
+    return logits, reference, logits.to(_wide(logits)).sum(dim=1)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _equal_chunk(n: int, weight: Tensor, *, in_place: bool) -> int:
+    """Tokens at a time, so that all chunks of `n` are of one size, or almost. Logits that are overwritten in the
+    compute type, never widened, allow for more: 256 MiB of them on a CPU and 1 GiB on a GPU."""
+    most = chunk_tokens(weight.size(0), weight.device)
+    if in_place:
+        budget_bytes = (256 << 20) if weight.device.type == "cpu" else (1 << 30)
+        most = max(most, budget_bytes // (weight.element_size() * weight.size(0)))
+    return max(1, -(-n // max(1, -(-n // most))))
 
 
 def chunk_tokens(rows: int, device: torch.device) -> int:

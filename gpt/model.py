@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gpt.attention import attend
 from gpt.config import ModelConfig
 
 
@@ -72,7 +73,7 @@ class Attention(nn.Module):
         if k.size(1) != q.size(1):
             groups = q.size(1) // k.size(1)
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and bool(t > 1))
+        y = attend(q, k, v, mask)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, -1))  # (b, t, d)
         return out
 

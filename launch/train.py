@@ -11,7 +11,7 @@ from torch._C._distributed_c10d import HashStore
 
 from gpt.dataset import TrainingData, ValidationData
 from gpt.errors import ConfigError
-from gpt.loss import next_token_loss
+from gpt.loss import loss_for
 from gpt.metrics import MetricsWriter
 from gpt.tokenizer import Tokenizer, load_tokenizer
 from gpt.train import Run, train
@@ -119,7 +119,9 @@ def build_engine(config: RunConfig, layout: Layout, device: torch.device, start:
         micro_batch_size=config.batch.micro_batch_size,
         seed=config.run.seed,
     )
-    engine = NativeEngine(settings, loss=next_token_loss, device=device, fill=start.path is None)
+    engine = NativeEngine(
+        settings, loss=loss_for(compile=config.parallel.compile), device=device, fill=start.path is None
+    )
     if start.path is not None:
         engine.load(start.path, verified=True)
     return engine

@@ -1,13 +1,19 @@
 """The chunked cross-entropy against torch's own, in float64, with padding, ignored targets and a sharded vocabulary."""
 
+import shutil
+import sysconfig
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
 import gpt.loss
-from gpt.loss import IGNORE, VocabShard, next_token_loss, whole_vocabulary
+from gpt.loss import IGNORE, VocabShard, loss_for, next_token_loss, whole_vocabulary
+
+COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
+IN_PLACE = [None, gpt.loss._exponentials_in_place]  # torch's kernels, and what is compiled, here run as it stands
 
 
 def inputs(*, vocab=37, padded=48, dtype=torch.float64):
@@ -24,11 +30,12 @@ def reference(hidden, weight, targets, vocab):
     return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
+@pytest.mark.parametrize("in_place", IN_PLACE)
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-def test_value_and_gradients_equal_torch(monkeypatch, chunk):
-    monkeypatch.setattr(gpt.loss, "chunk_tokens", lambda rows, device: chunk)
+def test_value_and_gradients_equal_torch(monkeypatch, chunk, in_place):
+    monkeypatch.setattr(gpt.loss, "_equal_chunk", lambda n, weight, in_place: chunk)
     hidden, weight, targets = inputs()
-    totals = next_token_loss(hidden, weight, targets, whole_vocabulary(37))
+    totals = next_token_loss(hidden, weight, targets, whole_vocabulary(37), in_place=in_place)
     (3 * totals.sum).backward()  # the gradient must follow what is done with the loss
     ours = hidden.grad, weight.grad
     hidden.grad = weight.grad = None
@@ -41,9 +48,15 @@ def test_value_and_gradients_equal_torch(monkeypatch, chunk):
     assert not weight.grad[37:].any(), "padding rows learn nothing"
 
 
-def test_vocabulary_shards_equal_the_whole():
-    """Three holders of 16 rows each, the last one partly padding, talking through a barrier as ranks would."""
+@pytest.mark.parametrize("in_place", IN_PLACE)
+@pytest.mark.parametrize("shift", [0.0, 300.0])
+def test_vocabulary_shards_equal_the_whole(in_place, shift):
+    """Three holders of 16 rows each, the last one partly padding, talking through a barrier as ranks would; also when
+    one holder's logits are far above all others."""
     hidden, weight, targets = inputs()
+    with torch.no_grad():
+        hidden[..., 0] = 1.0
+        weight[:16, 0] += shift
     meeting, box, results = threading.Barrier(3), [None] * 3, [None] * 3
 
     def reduced(rank, x, op):
@@ -62,7 +75,7 @@ def test_vocabulary_shards_equal_the_whole():
         )
         h = hidden.detach().clone().requires_grad_()
         w = weight.detach()[16 * rank : 16 * rank + 16].clone().requires_grad_()
-        totals = next_token_loss(h, w, targets, shard)
+        totals = next_token_loss(h, w, targets, shard, in_place=in_place)
         totals.sum.backward()
         results[rank] = totals.sum.detach(), h.grad, w.grad
 
@@ -73,18 +86,25 @@ def test_vocabulary_shards_equal_the_whole():
     expected.backward()
     for total, _, _ in results:
         torch.testing.assert_close(total, expected.detach(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(sum(r[1] for r in results), hidden.grad, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(sum(r[1] for r in results), hidden.grad, rtol=1e-10, atol=1e-12 * (1 + shift))
     torch.testing.assert_close(torch.cat([r[2] for r in results]), weight.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_bf16_is_close_to_float64():
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.skipif(not COMPILER, reason="no g++"))]
+)
+def test_bf16_is_close_to_float64(compiled):
     hidden, weight, targets = inputs(dtype=torch.bfloat16)
-    totals = next_token_loss(hidden, weight, targets, whole_vocabulary(37))
-    expected = reference(hidden.double(), weight.double(), targets, 37)
+    totals = loss_for(compile=compiled)(hidden, weight, targets, whole_vocabulary(37))
+    exact = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    expected = reference(*exact, targets, 37)
+    expected.backward()
     assert totals.sum.dtype == torch.float32
     torch.testing.assert_close(totals.sum.double(), expected, rtol=5e-3, atol=0)
     totals.sum.backward()
-    assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+    for ours, theirs in zip((hidden, weight), exact, strict=True):
+        assert ours.grad.dtype == torch.bfloat16
+        assert (ours.grad - theirs.grad).norm() < 0.01 * theirs.grad.norm()
 
 
 def test_all_targets_ignored_is_zero_not_nan():
@@ -94,6 +114,17 @@ def test_all_targets_ignored_is_zero_not_nan():
     assert totals.sum == 0
     assert totals.count == 0
     assert not hidden.grad.any()
+
+
+@pytest.mark.parametrize("n", [1, 100, 2048, 2049, 8192])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_chunks_are_of_almost_one_size(n, in_place):
+    """So that compiled code meets one shape, and the last chunk is not a crumb."""
+    weight = torch.empty(50_304, 8, dtype=torch.bfloat16, device="meta")
+    chunk = gpt.loss._equal_chunk(n, weight, in_place=in_place)
+    count = -(-n // chunk)
+    assert 0 <= count * chunk - n < count
+    assert chunk * 50_304 * 2 <= 1 << 30
 
 
 def test_chunks_bound_the_logits():
