@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -25,6 +26,8 @@ from parallel.mesh import build_mesh
 
 PROGRAM = Path(__file__).parent / "layout_runs.py"
 STEPS = 20
+LAUNCH_TIMEOUT_S = 600  # of the one launch; a hung collective ends itself after 90 s
+pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
 MODERN = {
     "positions": "rope",
     "norm": "rmsnorm",
@@ -101,8 +104,13 @@ def launch(folder, world_size, runs):
     (folder / "runs.json").write_text(json.dumps(runs))
     command = [sys.executable, str(PROGRAM), str(world_size), str(folder / "runs.json"), str(folder / "out.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-4000:]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        _, errors = process.communicate(timeout=LAUNCH_TIMEOUT_S)
+    finally:
+        if process.poll() is None:  # with its ranks, which would go on without it
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, errors[-4000:]
     return json.loads((folder / "out.json").read_text())
 
 
