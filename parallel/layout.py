@@ -11,7 +11,7 @@ from parallel.split import balanced_split, check_split
 Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev"]
 V_SHAPED = ("zbv_zero_bubble", "dualpipev")  # a rank holds one stage going down and one coming up
 SEVERAL_STAGES = ("interleaved_1f1b", "interleaved_zero_bubble", *V_SHAPED)
-SPLIT_BACKWARD = ("interleaved_zero_bubble", *V_SHAPED)  # gradients of inputs first, of weights later
+ZERO_BUBBLE = ("interleaved_zero_bubble", "zbv_zero_bubble")  # each backward: of inputs first, of weights later
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,37 @@ def resolve_layout(
     data = _data_size(parallel, world_size)
     shard = _shard_size(parallel, data)
     _check_model(parallel, model, seq_len)
+    _check_pipeline(parallel)
     split = _split(parallel, model, seq_len)
     micro_batches = _micro_batches(parallel, batch, seq_len=seq_len, data=data)
     v_shaped = parallel.pipeline > 1 and parallel.schedule in V_SHAPED
     return Layout(parallel.tensor, parallel.pipeline, data, shard, micro_batches, split, v_shaped)
+
+
+def _check_pipeline(parallel: ParallelConfig) -> None:
+    """Refuse what torch's schedules (2.13) cannot combine, or could only at a loss."""
+    if parallel.pipeline == 1:
+        return
+    if parallel.zero_stage > 1:  # tried on pipeline 2 x data 2: same peaks, and weights gathered 4.2 times a step
+        raise ConfigError(
+            f"parallel.zero_stage = {parallel.zero_stage} with parallel.pipeline = {parallel.pipeline}: torch's "
+            f"pipeline schedules keep a stage's weights and gradients whole until its last micro-batch, so 2 and 3 "
+            f"would save no memory there; use parallel.zero_stage = 1"
+        )
+    if parallel.schedule not in ZERO_BUBBLE:
+        return
+    if parallel.compile:  # tried: the backward of a compiled block is one piece, and fails when half of it is asked for
+        raise ConfigError(
+            f"parallel.compile = true with parallel.schedule = '{parallel.schedule}': the backward of a compiled block "
+            f"cannot be split into one of inputs and one of weights, which is what fills the bubble; use "
+            f"parallel.compile = false, or parallel.schedule = 'interleaved_1f1b' or 'dualpipev'"
+        )
+    if parallel.recompute != "none":  # tried: a GPT block ran 10 times for each micro-batch, where 2 are needed
+        raise ConfigError(
+            f"parallel.recompute = '{parallel.recompute}' with parallel.schedule = '{parallel.schedule}': the separate "
+            f"backward of weights would recompute a block once for each of its layers; use parallel.recompute = "
+            f"'none', or parallel.schedule = 'interleaved_1f1b' or 'dualpipev'"
+        )
 
 
 def _split(parallel: ParallelConfig, model: ModelConfig, seq_len: int) -> tuple[int, ...]:
@@ -169,12 +196,6 @@ def _shard_size(parallel: ParallelConfig, data: int) -> int:
 def _check_model(parallel: ParallelConfig, model: ModelConfig, seq_len: int) -> None:
     if seq_len > model.n_ctx:
         raise ConfigError(f"data.seq_len = {seq_len} is longer than model.n_ctx = {model.n_ctx}")
-    if parallel.pipeline > 1 and parallel.zero_stage > 1:
-        raise ConfigError(
-            f"parallel.zero_stage = {parallel.zero_stage} with parallel.pipeline = {parallel.pipeline}: torch's "
-            f"pipeline schedules keep a stage's weights and gradients whole until its last micro-batch, so 2 and 3 "
-            f"would save no memory there; use parallel.zero_stage = 1"
-        )
     for name, number in (
         ("model.n_heads", model.n_heads),
         ("model.n_kv_heads", model.kv_heads),

@@ -1,5 +1,6 @@
 """Runs the stages of a rank under torch's pipeline schedules; never decides what a stage holds."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ class Pipeline:
         self.mesh = mesh
         self.schedule = parallel.schedule
         self.dtype = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
+        # DualPipeV splits only the backward passes at its ends; with these, which cannot be split, it splits none
+        self.whole_backward = parallel.schedule == "dualpipev" and (parallel.compile or parallel.recompute != "none")
         self.last = mesh.layout.stages - 1
         self._schedules: dict[tuple[int, int, int], PipelineScheduleSingle | PipelineScheduleMulti] = {}
 
@@ -52,9 +55,9 @@ class Pipeline:
     def forward(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor:
         """Forward only. With targets, losses gather in the last stage; without, the logits are sent to every stage.
 
-        From stage to stage, without torch's schedules: those of several stages a rank run no forward alone (in 2.13
-        eval() of the V-shaped ones asserts that there is a backward pass). A rank is free for the next batch when its
-        output is received, so that several batches fill the pipeline where each rank has one stage.
+        From stage to stage, without torch's schedules: eval() of the V-shaped ones fails in 2.13, as it hands gradients
+        on. A rank is free for the next batch when its output is received, so that several batches fill the pipeline
+        where each rank has one stage.
         """
         output = inputs
         for index, stage in self.stages.items():
@@ -105,6 +108,7 @@ class Pipeline:
             input_args=tokens if index == 0 else hidden,
             output_args=loss if index == self.last else hidden,
             group=self.mesh.pipeline_group,
+            dw_builder=_nothing_left if self.whole_backward else None,
         )
 
     def _hidden_shape(self, sequences: int, length: int) -> tuple[int, int, int]:
@@ -114,3 +118,8 @@ class Pipeline:
 def _loss_of_stage(output: Tensor, target: Tensor) -> Tensor:
     """The last stage's output is its loss already: it needs the head's weights, gathered only while it runs."""
     return output
+
+
+def _nothing_left() -> Callable[[], None]:
+    """Tells torch that a backward pass leaves no gradients of weights for later: it then runs whole ones."""
+    return lambda: None

@@ -53,12 +53,20 @@ def test_replicated_shards_over_one():
         ),
         (
             {"pipeline": 4, "micro": 32, "world_size": 4, "tokens": 2048 * 9 * 32, "schedule": "interleaved_1f1b"},
-            f"a multiple of its quotient by parallel.pipeline: 9 .*nearest: 8 or 10, so batch.global_batch_tokens = {2048 * 8 * 32} or "
-            f"{2048 * 10 * 32}",
+            f"a multiple of its quotient by parallel.pipeline: 9 .*nearest: 8 or 10, so batch.global_batch_tokens = "
+            f"{2048 * 8 * 32} or {2048 * 10 * 32}",
         ),
         ({"tensor": 8}, "model.n_heads = 12 is not divisible by parallel.tensor = 8; nearest that divide: 6 or 12"),
         ({"data_shard": 3}, "data-parallel size = 8 is not divisible by parallel.data_shard = 3"),
         ({"zero_stage": 0, "data_shard": 2}, "nothing is sharded"),
+        (
+            {"pipeline": 2, "schedule": "zbv_zero_bubble", "compile": True},
+            "= true with parallel.schedule = 'zbv_zero_bubble': the backward of a compiled block cannot be split",
+        ),
+        (
+            {"pipeline": 2, "schedule": "interleaved_zero_bubble", "recompute": "full"},
+            "= 'full' with parallel.schedule = 'interleaved_zero_bubble': .* recompute a block once for each",
+        ),
         ({"zero_stage": 3, "pipeline": 2}, "would save no memory there; use parallel.zero_stage = 1"),
         (
             {"tokens": 5000},
@@ -80,7 +88,7 @@ def test_mistakes_name_key_value_rule_and_nearest(keys, message):
 
 
 def test_a_head_counts_as_the_blocks_that_it_costs():
-    """GPT-3 125M: the head costs 4.5 blocks, so one of four stages is the head alone, and of two the last has less."""
+    """GPT-3 125M: the head costs 3.8 blocks, so one of four stages is the head alone, and of two the last has less."""
     assert resolve(world_size=4, pipeline=4, data=1).split == (4, 4, 4, 0)
     assert resolve(world_size=2, pipeline=2, data=1).split == (8, 4)
     assert [list(resolve(world_size=2, pipeline=2, data=1).layers_of(s))[:1] for s in (0, 1)] == [[0], [8]]
