@@ -1,9 +1,14 @@
 """Which arrangements are allowed, and what the user is told of the others."""
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.pipelining import PipelineStage
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
+from parallel import pipeline_parallel
 from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
 
 MODEL = ModelConfig(vocab_size=50257, n_ctx=2048, n_layers=12, d_model=768, n_heads=12)
@@ -106,6 +111,41 @@ def test_stages_lie_in_rounds_or_as_a_v():
     v = resolve(world_size=3, pipeline=3, data=1, schedule="zbv_zero_bubble")
     assert [v.stages_of(rank) for rank in range(3)] == [(0, 5), (1, 4), (2, 3)]
     assert resolve(world_size=2, schedule="zbv_zero_bubble").stages == 1
+
+
+@pytest.mark.parametrize("schedule", [*pipeline_parallel.SINGLE, *pipeline_parallel.MULTI])
+def test_a_number_of_micro_batches_is_refused_where_torch_refuses_it(schedule):
+    """And the stages of a rank are those that torch's schedule looks for there."""
+    for ranks in (2, 3, 4):
+        for micro_batches in range(1, 4 * ranks):
+            try:
+                layout = resolve(
+                    world_size=ranks, pipeline=ranks, micro=1, tokens=2048 * micro_batches, schedule=schedule
+                )
+            except ConfigError:
+                layout = None
+            stages = resolve(world_size=ranks, pipeline=ranks, micro=1, tokens=2048 * 8, schedule=schedule)
+            accepted = built_by_torch(schedule, ranks, micro_batches, stages=stages)
+            assert (layout is not None) == accepted, (ranks, micro_batches)
+
+
+def built_by_torch(schedule, ranks, micro_batches, *, stages):
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=ranks)
+    try:
+        mine = [
+            PipelineStage(torch.nn.Linear(1, 1), index, stages.stages, torch.device("cpu"))
+            for index in stages.stages_of(1)
+        ]
+        if schedule in pipeline_parallel.SINGLE:
+            pipeline_parallel.SINGLE[schedule](mine[0], micro_batches)
+        else:
+            built = pipeline_parallel.MULTI[schedule](mine, micro_batches)
+            assert built.stage_index_to_group_rank == {s: stages.rank_of(s) for s in range(stages.stages)}
+        return True
+    except ValueError:
+        return False
+    finally:
+        dist.destroy_process_group()
 
 
 def test_key_value_heads_must_divide_too():
