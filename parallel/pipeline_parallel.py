@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,
@@ -100,7 +101,7 @@ class Pipeline:
         hidden = torch.empty(shape, dtype=self.dtype, device="meta", requires_grad=True)
         tokens = torch.empty((sequences, length), dtype=torch.int64, device="meta")
         loss = torch.empty((), dtype=torch.float32, device="meta", requires_grad=True)
-        return PipelineStage(
+        return _Stage(
             self.stages[index],
             index,
             self.mesh.layout.stages,
@@ -113,6 +114,18 @@ class Pipeline:
 
     def _hidden_shape(self, sequences: int, length: int) -> tuple[int, int, int]:
         return sequences, length // self.mesh.layout.tensor, self.model.d_model
+
+
+class _Stage(PipelineStage):
+    """FSDP adds gradients up in fp32 when it sees the end of a backward pass. It does not see a separate one of weights:
+    torch would add its bf16 gradients to those of the one before."""
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+        for module in self.submod.modules():
+            if isinstance(module, FSDPModule):
+                for group in module._get_fsdp_state()._fsdp_param_groups:
+                    group.post_backward()  # as PipelineStage.perform_reduce_grad does after the last
 
 
 def _loss_of_stage(output: Tensor, target: Tensor) -> Tensor:

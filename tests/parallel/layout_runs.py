@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,8 +39,15 @@ def launch(folder, runs, *, world_size, timeout_s):
     (folder / "runs.json").write_text(json.dumps(runs))
     command = [sys.executable, __file__, str(world_size), str(folder / "runs.json"), str(folder / "out.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s)
-    assert done.returncode == 0, done.stderr[-4000:]
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            _, errors = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its children too, which would go on without it
+            raise
+    assert process.returncode == 0, errors[-4000:]
     return json.loads((folder / "out.json").read_text())
 
 
