@@ -9,6 +9,8 @@ import pytest
 import torch
 
 STEPS = 20
+LAUNCH_TIMEOUT_S = 600  # of the one launch; a hung collective ends itself after 90 s
+pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
 TIED = {"n_layers": 6}
 UNTIED = {"n_layers": 7, "tied": False, "norm": "rmsnorm", "positions": "rope", "bias": False}
 LAYOUTS = {  # tied models of 6 layers on 2 ranks, untied ones of 7 on 4
@@ -58,7 +60,7 @@ def results(tmp_path_factory):
     for schedule in ("gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev"):
         live = {"steps": 1, "count_live": True}
         runs.append(run(f"live, {schedule}", 4, UNTIED, {"pipeline": 4, "schedule": schedule}, **live))
-    return program.launch(folder, runs, world_size=8, timeout_s=500)
+    return program.launch(folder, runs, world_size=8, timeout_s=LAUNCH_TIMEOUT_S)
 
 
 def run(name, world_size, model, parallel, *, steps=STEPS, **more):
