@@ -118,7 +118,7 @@ class Pipeline:
 
 class _Stage(PipelineStage):
     """FSDP adds gradients up in fp32 when it sees the end of a backward pass. It does not see a separate one of
-    weights: torch would add its bf16 gradients to those of the one before."""
+    weights, whose bf16 gradients torch would add to those of the one before."""
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
         super().backward_weight_one_chunk(bwd_chunk_id, last_backward)

@@ -157,8 +157,8 @@ def run_one(run):
     result["losses"], result["norms"] = train(engine, run["steps"])
     share = SEQUENCES // engine.data_size
     mine = tokens_of_step(10_000)[engine.data_rank * share : (engine.data_rank + 1) * share]
-    halves = [mine[: share // 2], mine[share // 2 :]]
-    totals = engine.evaluate([Batch(half[:, :-1], half[:, 1:]) for half in halves])
+    parts = mine.split(max(1, share // 2))  # several batches may be in a pipeline at once
+    totals = engine.evaluate([Batch(part[:, :-1], part[:, 1:]) for part in parts])
     result["evaluated"], result["evaluated_tokens"] = totals.mean, totals.tokens
     logits = engine.forward(tokens_of_step(10_001)[:2, :7])
     result["logits"] = logits.double().flatten()[::97].tolist()
