@@ -121,13 +121,23 @@ def _check_model(parallel: ParallelConfig, model: ModelConfig, seq_len: int) -> 
         )
     for name, number in (
         ("model.n_heads", model.n_heads),
-        ("model.n_kv_heads", model.kv_heads),
         ("model.d_ff", model.ff_width),
-        ("the padded vocabulary (model.vocab_size up to a multiple of model.vocab_multiple)", model.padded_vocab_size),
         ("data.seq_len", seq_len),
         ("model.n_ctx", model.n_ctx),
     ):
         _check_divides(number, parallel.tensor, name, "parallel.tensor")
+    rows = model.padded_vocab_size
+    if not _leaves_none_empty(rows, parallel.tensor):
+        near = _near(parallel.tensor, (tensor for tensor in range(1, rows + 1) if _leaves_none_empty(rows, tensor)))
+        raise ConfigError(
+            f"parallel.tensor = {parallel.tensor} leaves ranks without any of the vocabulary's {rows} rows "
+            f"(model.vocab_size up to a multiple of model.vocab_multiple); nearest that do not: {near}"
+        )
+
+
+def _leaves_none_empty(rows: int, ranks: int) -> bool:
+    """Whether shares of ceil(rows / ranks) give each rank some."""
+    return -(-rows // ranks) * (ranks - 1) < rows
 
 
 def _micro_batches(parallel: ParallelConfig, batch: BatchConfig, *, seq_len: int, data: int) -> int:

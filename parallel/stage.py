@@ -48,7 +48,7 @@ def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss:
         layers = mesh.layout.layers_of(mesh.stage, config.n_layers)
         model = GPT(config, layers, first=mesh.is_first_stage, last=mesh.is_last_stage)
     if mesh.layout.tensor > 1:
-        apply_tensor_parallel(model, mesh.tensor)
+        apply_tensor_parallel(model, config, mesh.tensor)
     for name, block in model.blocks.items():
         if parallel.compile:
             block.compile()

@@ -1,10 +1,13 @@
 """Which arrangements are allowed, and what the user is told of the others."""
 
+from dataclasses import replace
+
 import pytest
 
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
 from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.tensor_parallel import key_value_heads
 
 MODEL = ModelConfig(vocab_size=50257, n_ctx=2048, n_layers=12, d_model=768, n_heads=12)
 
@@ -59,10 +62,20 @@ def test_mistakes_name_key_value_rule_and_nearest(keys, message):
         resolve(**keys)
 
 
-def test_key_value_heads_must_divide_too():
+def test_key_value_heads_need_not_divide():
     model = ModelConfig(vocab_size=512, n_ctx=2048, n_layers=12, d_model=768, n_heads=12, n_kv_heads=2)
-    with pytest.raises(ConfigError, match=r"model.n_kv_heads = 2 is not divisible by parallel.tensor = 4"):
-        resolve(tensor=4, model=model)
+    assert resolve(tensor=4, model=model).tensor == 4
+    assert [key_value_heads(model, rank=rank, tensor=4) for rank in range(4)] == [[0] * 3, [0] * 3, [1] * 3, [1] * 3]
+    assert key_value_heads(replace(model, n_kv_heads=4), rank=1, tensor=6) == [0, 1]
+
+
+def test_vocabulary_rows_may_be_uneven_but_not_missing():
+    small = ModelConfig(vocab_size=9, n_ctx=2048, n_layers=12, d_model=768, n_heads=12, vocab_multiple=1)
+    assert resolve(tensor=4, model=replace(small, vocab_size=10), tokens=2048 * 8).tensor == 4  # 3, 3, 3, 1 rows
+    with pytest.raises(
+        ConfigError, match=r"parallel.tensor = 4 leaves ranks without .* 9 rows.*nearest that do not: 3 or 5"
+    ):
+        resolve(tensor=4, model=small)
 
 
 def test_nearest_values_named_in_errors_are_accepted():

@@ -35,6 +35,15 @@ MODERN = {
     "d_ff": 64,
 }
 UNEVEN = {"d_model": 20, "vocab_size": 97, "vocab_multiple": 1}  # over 8 ranks some weights leave a rank with nothing
+GROUPED = {**MODERN, "n_layers": 2, "bias": True}  # 2 key-value heads
+UNEVEN_GROUPS = {
+    "d_model": 48,
+    "n_heads": 12,
+    "n_kv_heads": 6,
+    "positions": "rope",
+    "n_layers": 2,
+}  # ranks need 2 of them
+UNEVEN_VOCAB = {"vocab_size": 98, "vocab_multiple": 3, "n_layers": 2}  # 99 rows, the last padding: 25, 25, 25, 24
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 LAYOUTS = {
     "one": (1, {}),
@@ -71,6 +80,12 @@ def results(tmp_path_factory):
     runs.append(run("bf16, one, micro-batch 4", 1, {"precision": "bf16"}, micro_batch_size=4))
     runs.append(run("uneven, one", 1, {}, model=UNEVEN))
     runs.append(run("uneven, data 8", 8, {"data": 8, "zero_stage": 3}, model=UNEVEN, micro_batch_size=1))
+    for family, model in (("grouped", GROUPED), ("uneven groups", UNEVEN_GROUPS), ("uneven vocabulary", UNEVEN_VOCAB)):
+        runs.append(run(f"{family}, one", 1, {}, model=model))
+        runs.append(run(f"{family}, tensor 4", 4, {"tensor": 4}, model=model))
+    over_data = {"tensor": 4, "data": 2, "zero_stage": 3, "recompute": "full"}
+    runs.append(run("grouped, tensor 4 x data 2", 8, over_data, model=GROUPED))
+    runs.append(run("uneven vocabulary, tensor 4 x data 2", 8, over_data, model=UNEVEN_VOCAB))
     if COMPILER:
         compiled = {"compile": True, "recompute": "full"}
         runs.append(run("compiled", 2, {"tensor": 2, **compiled}, model={"n_layers": 2}, steps=3))
@@ -180,6 +195,25 @@ def test_uneven_and_empty_shards_equal_one_process(results):
     assert min(ours["local_parameters"]) < max(ours["local_parameters"])
     assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
     assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "grouped, tensor 4",
+        "grouped, tensor 4 x data 2",
+        "uneven groups, tensor 4",
+        "uneven vocabulary, tensor 4",
+        "uneven vocabulary, tensor 4 x data 2",
+    ],
+)
+def test_tensor_ranks_that_do_not_divide_equal_one_process(results, name):
+    """Neither key-value heads nor vocabulary rows need divide."""
+    ours, reference = results[name], results[name.split(",")[0] + ", one"]
+    assert ours["initial_weights"] == reference["initial_weights"]
+    assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
+    assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
+    assert torch.allclose(torch.tensor(ours["logits"]), torch.tensor(reference["logits"]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
