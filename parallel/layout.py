@@ -24,7 +24,7 @@ class ParallelConfig:
     data_shard: int | None = None
     zero_stage: Literal[0, 1, 2, 3] = 1
     schedule: Literal["1f1b", "gpipe"] = "1f1b"
-    recompute: Literal["none", "full"] = "none"
+    recompute: Literal["none", "selective", "full"] = "none"
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
 

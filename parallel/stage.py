@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from gpt.config import ModelConfig
@@ -10,6 +9,7 @@ from gpt.loss import Loss, whole_vocabulary
 from gpt.model import GPT
 from parallel.layout import ParallelConfig
 from parallel.mesh import Mesh
+from parallel.recomputation import wrap_block
 from parallel.tensor_parallel import apply_tensor_parallel, vocabulary_parallel_loss
 
 
@@ -41,8 +41,8 @@ class Stage(nn.Module):
 def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss: Loss) -> Stage:
     """This rank's stage, its parameters allocated on the mesh's device and not yet filled.
 
-    The order matters: tensor parallelism replaces parameters; blocks are compiled; recomputation runs compiled blocks
-    again (the other way round, torch 2.13 fails to save a DTensor's mesh for backward); FSDP hooks come last.
+    The order matters: tensor parallelism replaces parameters; blocks are compiled and wrapped for recomputation; FSDP's
+    hooks come last.
     """
     with torch.device("meta"):
         layers = mesh.layout.layers_of(mesh.stage, config.n_layers)
@@ -50,10 +50,7 @@ def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss:
     if mesh.layout.tensor > 1:
         apply_tensor_parallel(model, config, mesh.tensor)
     for name, block in model.blocks.items():
-        if parallel.compile:
-            block.compile()
-        if parallel.recompute == "full":  # blocks draw no random numbers, so no generator's state need be kept
-            model.blocks[name] = checkpoint_wrapper(block, preserve_rng_state=False)
+        model.blocks[name] = wrap_block(block, config, parallel)
     stage = Stage(model, loss)
     _apply_data_parallel(stage, parallel, mesh)
     stage.to_empty(device=mesh.device)

@@ -8,9 +8,12 @@ Key-value heads that tensor ranks cannot divide evenly (2 of them on 4 ranks) ar
 KeyValueProjection.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -120,7 +123,15 @@ def apply_tensor_parallel(model: GPT, config: ModelConfig, mesh: DeviceMesh) -> 
         share = PrepareModuleInput(input_layouts=(Replicate(),), desired_input_layouts=(Shard(1),))
         parallelize_module(model, mesh, {"embed.positions": share}, src_data_rank=None)
     parallelize_module(model, mesh, {name: plan[name] for name in plan if name in held}, src_data_rank=None)
+    if model.embed is not None:
+        model.embed.register_forward_hook(_wait)
     model.tie()
+
+
+def _wait(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """Wait for the reduce-scatter that gives the embedding's output, where no addition of positions did. Torch's compiler
+    (2.13) takes a tensor still under way for a type of its own and gives wrong gradients for what comes after it."""
+    return output.clone() if isinstance(output, AsyncCollectiveTensor) else output
 
 
 def vocabulary_parallel_loss(
