@@ -1,6 +1,6 @@
 """Which activations of a block are kept for backward and which are computed again; never changes a result.
 
-`full` keeps a block's input. `selective` keeps what is dear to compute, the outputs of matrix products and of attention,
+`full` keeps a block's input. `selective` keeps what is dear to compute, outputs of matrix products and of attention,
 and computes the cheap rest again: norms, activation function, rotary positions and, on tensor ranks, the gathered
 inputs (arXiv 2205.05198, section 5, takes attention's softmax alone; torch's attention kernels do that by themselves).
 """
@@ -37,8 +37,8 @@ def wrap_block(block: nn.Module, config: ModelConfig, parallel: ParallelConfig) 
     """A block that is compiled where `parallel.compile` says so and keeps what `parallel.recompute` says.
 
     `selective` is compiled with its policy, which the compiler obeys. `full` runs a compiled block again: the other way
-    round, torch 2.13 fails to save a DTensor's mesh for backward. Blocks draw no random numbers, so no generator's state
-    need be kept.
+    round, torch 2.13 fails to save a DTensor's mesh for backward. Blocks draw no random numbers, so no state of a
+    generator need be kept.
     """
     if parallel.recompute == "selective":
         contexts = partial(_keep_products, config, parallel.tensor)
@@ -59,7 +59,8 @@ def _keep_products(config: ModelConfig, tensor: int) -> Contexts:
     """
     last = 6 if config.activation == "swiglu" else 5
     dropped = {last} if tensor == 1 else {_OUT, last}
-    return create_selective_checkpoint_contexts(_policy(dropped))
+    contexts: Contexts = create_selective_checkpoint_contexts(_policy(dropped))  # type: ignore[no-untyped-call]
+    return contexts
 
 
 def _policy(dropped: set[int]) -> Callable[..., CheckpointPolicy]:

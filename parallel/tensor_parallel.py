@@ -129,8 +129,8 @@ def apply_tensor_parallel(model: GPT, config: ModelConfig, mesh: DeviceMesh) -> 
 
 
 def _wait(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Wait for the reduce-scatter that gives the embedding's output, where no addition of positions did. Torch's compiler
-    (2.13) takes a tensor still under way for a type of its own and gives wrong gradients for what comes after it."""
+    """Wait for the reduce-scatter that gives the embedding's output, where no addition of positions did: torch's
+    compiler (2.13) takes a tensor still under way for a type of its own and gives wrong gradients after it."""
     return output.clone() if isinstance(output, AsyncCollectiveTensor) else output
 
 
