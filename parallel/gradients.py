@@ -18,7 +18,8 @@ def sum_tied_gradients(weight: nn.Parameter, mesh: Mesh) -> None:
     """Add up the gradients that the first and the last stage have of one tied weight. Called by these two stages only;
     a message each way, of the weight's local size."""
     assert weight.grad is not None
-    mine = local(weight.grad)
+    held = local(weight.grad)
+    mine = held.to(mesh.device)  # where it is not offloaded, the same tensor
     other = torch.empty_like(mine)
     peer = mesh.layout.pipeline - 1 if mesh.is_first_stage else 0
     group = mesh.pipeline_group
@@ -27,7 +28,7 @@ def sum_tied_gradients(weight: nn.Parameter, mesh: Mesh) -> None:
         [dist.P2POp(dist.isend, mine, rank, group), dist.P2POp(dist.irecv, other, rank, group)]
     ):
         work.wait()
-    mine += other
+    held += other.to(held.device)
 
 
 @torch.no_grad()
@@ -45,14 +46,16 @@ def squared_norm(parameters: list[nn.Parameter], mesh: Mesh, *, counted_elsewher
             by_copies.setdefault(_copies(parameter, mesh), []).append(local(parameter.grad))
     for copies, gradients in by_copies.items():
         norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float64))  # type: ignore[attr-defined]
-        total += norms.square().sum() / copies
+        total += norms.square().sum().to(mesh.device) / copies
     return total
 
 
 @torch.no_grad()
 def scale_gradients(parameters: list[nn.Parameter], factor: Tensor) -> None:
-    """Multiply all gradients in place by a 0-d tensor on their device."""
-    torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], factor)  # type: ignore[attr-defined]
+    """Multiply all gradients in place by a 0-d tensor. Waits for the device where gradients are offloaded."""
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor.to(gradients[0].device))  # type: ignore[attr-defined]
 
 
 def _copies(parameter: nn.Parameter, mesh: Mesh) -> int:

@@ -15,7 +15,8 @@ class ParallelConfig:
     `zero_stage` 0 replicates weights and optimizer over data ranks. 1 shards both: weights are gathered and gradients
     reduced once a step. 2 reduces gradients into their shards after each micro-batch; 3 also gathers weights for each
     use and frees them after. `data_shard` is the number of data ranks that share one copy (None: all of them, or 1 for
-    zero_stage 0): between the two lies hybrid sharding.
+    zero_stage 0): between the two lies hybrid sharding. `offload` keeps the shards of weights, gradients and optimizer
+    in the host's memory and updates them there. `async_tensor` overlaps tensor ranks' messages with products.
     """
 
     tensor: int = 1
@@ -27,6 +28,8 @@ class ParallelConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
+    offload: bool = False
+    async_tensor: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,16 @@ def resolve_layout(
     return Layout(parallel.tensor, parallel.pipeline, data, shard, micro_batches)
 
 
+def check_device(parallel: ParallelConfig, device_type: str) -> None:
+    """ConfigError where a setting asks for what only CUDA has."""
+    for key, reason in (
+        ("offload", "on a CPU weights and optimizer are in the host's memory already"),
+        ("async_tensor", "it needs CUDA's symmetric memory"),
+    ):
+        if getattr(parallel, key) and device_type != "cuda":
+            raise ConfigError(f"parallel.{key} = true with device '{device_type}': {reason}; set it to false")
+
+
 def _data_size(parallel: ParallelConfig, world_size: int) -> int:
     inner = parallel.tensor * parallel.pipeline
     if parallel.data is None:
@@ -118,6 +131,12 @@ def _check_model(parallel: ParallelConfig, model: ModelConfig, seq_len: int) -> 
             f"parallel.zero_stage = {parallel.zero_stage} with parallel.pipeline = {parallel.pipeline}: torch's "
             f"pipeline schedules keep a stage's weights and gradients whole until its last micro-batch, so 2 and 3 "
             f"would save no memory there; use parallel.zero_stage = 1"
+        )
+    if parallel.async_tensor and not (parallel.compile and parallel.tensor > 1):
+        raise ConfigError(
+            f"parallel.async_tensor = true with parallel.compile = {str(parallel.compile).lower()} and parallel.tensor "
+            f"= {parallel.tensor}: it is the compiler that splits tensor ranks' products and messages; set "
+            f"parallel.compile = true and parallel.tensor to 2 or more, or parallel.async_tensor = false"
         )
     for name, number in (
         ("model.n_heads", model.n_heads),

@@ -45,7 +45,8 @@ def wrap_block(block: nn.Module, config: ModelConfig, parallel: ParallelConfig) 
         block = checkpoint_wrapper(block, preserve_rng_state=False, context_fn=contexts)
     if parallel.compile:
         # With symbolic sizes torch 2.13 fails on some of a DTensor's; each batch shape is compiled for itself instead.
-        block.compile(dynamic=False if parallel.tensor > 1 else None)
+        options: dict[str, Any] | None = {"_micro_pipeline_tp": True} if parallel.async_tensor else None
+        block.compile(dynamic=False if parallel.tensor > 1 else None, options=options)
     if parallel.recompute == "full":
         block = checkpoint_wrapper(block, preserve_rng_state=False)
     return block

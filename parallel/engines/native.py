@@ -159,7 +159,7 @@ class NativeEngine:
     def _allocate_optimizer_state(self) -> None:
         for _, parameter in self.parameters:
             self.optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=self.mesh.device),
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }

@@ -6,7 +6,7 @@ import pytest
 
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.layout import BatchConfig, ParallelConfig, check_device, resolve_layout
 from parallel.tensor_parallel import key_value_heads
 
 MODEL = ModelConfig(vocab_size=50257, n_ctx=2048, n_layers=12, d_model=768, n_heads=12)
@@ -54,6 +54,11 @@ def test_replicated_shards_over_one():
             {"pipeline": 4, "micro": 64, "world_size": 4, "tokens": 262_144},
             "needs at least as many micro-batches a step as stages: 2 <",
         ),
+        (
+            {"async_tensor": True, "tensor": 2},
+            "async_tensor = true with parallel.compile = false and parallel.tensor = 2",
+        ),
+        ({"async_tensor": True, "compile": True}, "compile = true and parallel.tensor = 1: it is the compiler"),
         ({"world_size": 6, "micro": 4, "pipeline": 1}, "global_batch_tokens nearest that does: 491520 or 540672"),
     ],
 )
@@ -76,6 +81,14 @@ def test_vocabulary_rows_may_be_uneven_but_not_missing():
         ConfigError, match=r"parallel.tensor = 4 leaves ranks without .* 9 rows.*nearest that do not: 3 or 5"
     ):
         resolve(tensor=4, model=small)
+
+
+@pytest.mark.parametrize("key", ["offload", "async_tensor"])
+def test_what_only_cuda_has_is_refused_on_a_cpu(key):
+    parallel = ParallelConfig(**{key: True})
+    check_device(parallel, "cuda")
+    with pytest.raises(ConfigError, match=f"parallel.{key} = true with device 'cpu'"):
+        check_device(parallel, "cpu")
 
 
 def test_nearest_values_named_in_errors_are_accepted():

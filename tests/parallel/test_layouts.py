@@ -65,6 +65,11 @@ LAYOUTS = {
         8,
         {"tensor": 2, "data": 4, "data_shard": 2, "zero_stage": 3, "recompute": "full"},
     ),
+    "tensor 2 x pipeline 2, offload": (
+        4,
+        {"tensor": 2, "pipeline": 2, "offload": True},
+    ),  # on a CPU the code path alone
+    "data 2, zero 3, offload": (2, {"data": 2, "zero_stage": 3, "offload": True}),
     "tensor 2 x pipeline 2 x data 2": (8, {"tensor": 2, "pipeline": 2, "data": 2}),
 }
 
