@@ -21,7 +21,7 @@ from launch.hardware import peak_flops_per_s
 from launch.resume import Start, check_run_directory, find_start
 from launch.run_report import describe, how_it_ended, prepare_run_directory, write_summary
 from parallel.engines.native import EngineSettings, NativeEngine
-from parallel.layout import Layout, resolve_layout
+from parallel.layout import Layout, check_device, resolve_layout
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return launch_local(args.nproc, words)
     layout = layout_of(config, environment.world_size)
     device = pick_device(config, environment)
+    check_device(config.parallel, device.type)
     if device.type == "cpu":
         keep_freed_memory()
     data, validation = open_data(config)
