@@ -48,6 +48,7 @@ SHOWN_SETTINGS = (
 class ClusterEnvironment:
     """This process among its peers, as torchrun and Slurm describe it; a plain process is rank 0 of 1.
 
+    `agent_store`: torchrun itself keeps the store at the master's address, else rank 0 does.
     `saved_file` is where rank 0 leaves word for whoever launched it that the run saved after a signal.
     """
 
@@ -58,6 +59,7 @@ class ClusterEnvironment:
     node_rank: int = 0
     master_addr: str | None = None
     master_port: int | None = None
+    agent_store: bool = False
     restart_count: int = 0
     slurm_job_id: str | None = None
     saved_file: Path | None = None
@@ -86,6 +88,7 @@ class ClusterEnvironment:
             node_rank=_whole_number("GROUP_RANK", default=0),
             master_addr=os.environ.get("MASTER_ADDR"),
             master_port=_whole_number("MASTER_PORT"),
+            agent_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             restart_count=_whole_number("TORCHELASTIC_RESTART_COUNT", default=0),
             slurm_job_id=slurm_job_id,
             saved_file=saved_file,
