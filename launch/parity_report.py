@@ -164,12 +164,13 @@ def draw(report: Report, path: Path) -> None:
     import_extra("matplotlib", extra="plots")
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # the plain class needs no display, and leaves no global state
+    from matplotlib.ticker import MaxNLocator
 
     rows = [*report.yardsticks, *report.rows]
     figure = Figure(figsize=(11, max(5.0, 0.22 * len(rows) + 1)), layout="constrained")
     axes = figure.subplots()
     steps = range(1, report.steps + 1)
-    styles = itertools.product(("-", "--", ":", "-."), colormaps["tab10"].colors)
+    styles = itertools.product(("-", "--", ":", "-."), [colormaps["tab10"](i) for i in range(10)])
     for row, (style, colour) in zip(rows, itertools.cycle(styles)):
         heights = [max(difference, DRAWN_AS_ZERO) for difference in row.loss_differences]
         axes.plot(steps, heights, style, color=colour, linewidth=1.3, marker=".", markersize=4, label=row.result.name)
@@ -178,7 +179,7 @@ def draw(report: Report, path: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel(f"relative difference of the loss (0 is drawn at {DRAWN_AS_ZERO:g})")
     axes.set_title(f"Every layout against one process, {report.precision}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True, alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="x-small")
     figure.savefig(path, dpi=150)
