@@ -162,6 +162,7 @@ def _as_table(row: Row) -> dict[str, Any]:
 def draw(report: Report, path: Path) -> None:
     """A picture of how far each layout's loss is from the reference's, step by step."""
     import_extra("matplotlib", extra="plots")
+    from matplotlib import colormaps
     from matplotlib.figure import Figure  # the plain class needs no display, and leaves no global state
     from matplotlib.ticker import MaxNLocator
 
@@ -169,7 +170,7 @@ def draw(report: Report, path: Path) -> None:
     figure = Figure(figsize=(11, max(5.0, 0.22 * len(rows) + 1)), layout="constrained")
     axes = figure.subplots()
     steps = range(1, report.steps + 1)
-    styles = itertools.product(("-", "--", ":", "-."), [f"C{i}" for i in range(10)])
+    styles = itertools.product(("-", "--", ":", "-."), [colormaps["tab10"](i) for i in range(10)])
     for row, (style, colour) in zip(rows, itertools.cycle(styles)):
         heights = [max(difference, DRAWN_AS_ZERO) for difference in row.loss_differences]
         axes.plot(steps, heights, style, color=colour, linewidth=1.3, marker=".", markersize=4, label=row.result.name)

@@ -14,6 +14,7 @@ from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
 Setting = tuple[str, Any]  # a key of [parallel] and its value
 
 SIZES = ("tensor", "pipeline", "data")
+NOT_TRIED = ("precision", "compile", "async_tensor")  # common to all; and what needs a compiler, for --layout to name
 AXIS_OF = {"schedule": "pipeline", "zero_stage": "data"}  # a mode of one axis says nothing where the axis has size 1
 
 
@@ -130,14 +131,15 @@ def _possible(sized: ParallelConfig, workload: Workload) -> tuple[list[Choice], 
 
 
 def _modes() -> dict[str, list[Any]]:
-    """The settings of ParallelConfig that have a few values to choose from, the default first; not the precision."""
+    """The settings of ParallelConfig that have a few values to choose from, the default first."""
     hints = typing.get_type_hints(ParallelConfig)
     choices = {key: typing.get_args(hint) for key, hint in hints.items() if typing.get_origin(hint) is Literal}
+    choices |= {key: (False, True) for key, hint in hints.items() if hint is bool}
     defaults = ParallelConfig()
     return {
         key: sorted(values, key=lambda value: value != getattr(defaults, key))
         for key, values in choices.items()
-        if key != "precision"
+        if key not in NOT_TRIED
     }
 
 

@@ -1,0 +1,52 @@
+"""What tests/launch/test_local_ranks.py runs on ranks."""
+
+import os
+import signal
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from gpt.errors import ConfigError
+
+
+def meets(rank: int, folder: str) -> None:
+    import torch
+    import torch.distributed as dist
+
+    store = dist.FileStore(str(Path(folder, "store")), 3)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=3, timeout=timedelta(hours=1))
+    total = torch.ones(())
+    dist.all_reduce(total)
+    print(f"rank {rank} of a group of {int(total)}", flush=True)
+    dist.destroy_process_group()
+
+
+meets_again = meets
+
+
+def killed_before_it_joins(rank: int, folder: str) -> None:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    meets(rank, folder)
+
+
+def killed_with_its_peers_waiting(rank: int, folder: str) -> None:
+    import torch.distributed as dist
+
+    store = dist.FileStore(str(Path(folder, "store")), 3)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=3, timeout=timedelta(hours=1))
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+
+
+def raises(rank: int, folder: str) -> None:
+    if rank == 2:
+        raise ValueError("the fourth tensor is bad")
+    time.sleep(3600)
+
+
+def mistaken(rank: int, folder: str) -> None:
+    if rank == 1:
+        raise ConfigError("data.seq_len = 0 must be at least 1")
+    time.sleep(3600)

@@ -1,0 +1,183 @@
+"""`triaxial parity` as users run it: the matrix, the files it writes, its exit status, and its mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch.main import main
+
+TRIAXIAL = [sys.executable, "-m", "launch.main"]
+WITHOUT_MATPLOTLIB = """
+import sys
+sys.modules["matplotlib"] = None
+from launch.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def parity(*words, command=TRIAXIAL, timeout=280):
+    return subprocess.run(
+        [*command, "parity", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=ENVIRONMENT,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def everything(tiny_corpus, tmp_path_factory):
+    """Whatever fits in two processes, of a model with one layer, which no pipeline can cut."""
+    folder = tmp_path_factory.mktemp("parity") / "new"
+    done = parity(
+        *(tiny_corpus.recipe, "--processes", 2, "--steps", 3, "--output", folder),
+        *("--model.n_layers", 1, "--batch.micro_batch_size", 8),
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return folder, done, json.loads((folder / "parity.json").read_text())
+
+
+def test_every_mode_that_fits_is_the_one_process_run(everything):
+    _, done, found = everything
+    layouts = {row["layout"]: row for row in found["layouts"]}
+    assert len(layouts) == len(found["layouts"])
+    assert {"tensor=2", "data=2", "recompute=full"} <= layouts.keys()
+    assert {row["parallel"]["zero_stage"] for row in layouts.values() if row["parallel"]["data"] == 2} == {0, 1, 2, 3}
+    assert found["steps"] == 3
+    assert found["passed"]
+    assert found["initial_weights_identical"] is True
+    assert 0 < found["max_relative_loss_difference"] < 1e-5
+    assert 0 < found["max_relative_grad_norm_difference"] < 1e-4
+    for row in (found["reference"], *layouts.values()):
+        assert len(row["losses"]) == len(row["grad_norms"]) == 3
+        assert row["initial_weights"] == found["reference"]["initial_weights"]
+        assert row["losses"][2] < row["losses"][0]
+        assert any(line.strip().startswith(f"{row['layout']} ") for line in done.stdout.splitlines()), (
+            "a row of the table"
+        )
+
+
+def test_the_micro_batch_shrinks_where_data_ranks_need_it(everything):
+    layouts = {row["layout"]: row["micro_batch_size"] for row in everything[2]["layouts"]}
+    assert (layouts["tensor=2"], layouts["data=2"]) == (8, 4)
+
+
+def test_what_cannot_be_is_listed_with_the_reason(everything):
+    _, done, found = everything
+    (skipped,) = found["skipped"]
+    assert skipped["layout"] == "pipeline=2"
+    assert "model.n_layers = 1" in skipped["reason"]
+    assert "skipped pipeline=2: model.n_layers = 1" in done.stdout
+
+
+def test_the_picture_is_one(everything):
+    from PIL import Image
+
+    with Image.open(everything[0] / "parity.png") as image:
+        image.load()
+        assert image.width > 1000
+        assert len(image.convert("RGB").getcolors(maxcolors=1 << 24)) > 50
+
+
+def test_above_the_tolerance_the_status_says_so(tiny_corpus, tmp_path):
+    words = ("--layout", "tensor=2", "--steps", 2, "--tolerance", 1e-30, "--norm-tolerance", 1e-30, "--no-picture")
+    done = parity(tiny_corpus.recipe, *words, "--output", tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "tensor=2: the gradient norm of step 1 differs by" in done.stdout
+    found = json.loads((tmp_path / "parity.json").read_text())
+    assert not found["passed"]
+    assert found["failures"]
+    assert not (tmp_path / "parity.png").exists()
+
+
+def test_bf16_has_other_splits_of_one_process_beside_it(tiny_corpus, tmp_path):
+    done = parity(
+        *(tiny_corpus.recipe, "--layout", "data=2,zero_stage=3", "--precision", "bf16", "--steps", 2),
+        *("--no-picture", "--output", tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "parity.json").read_text())
+    assert [row["micro_batch_size"] for row in found["yardsticks"]] == [1, 4]
+    assert found["reference"]["micro_batch_size"] == 2
+    assert found["yardsticks"][0]["losses"] != found["reference"]["losses"]
+    assert found["layouts"][0]["parallel"]["precision"] == "bf16"
+
+
+def test_the_recipes_own_layout_is_the_default(tiny_corpus, tmp_path):
+    words = ("--parallel.pipeline", 2, "--parallel.schedule", "gpipe", "--steps", 1, "--no-picture")
+    done = parity(tiny_corpus.recipe, *words, "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "parity.json").read_text())["layouts"]
+    assert row["layout"] == "pipeline=2,schedule=gpipe"
+
+
+def test_a_rank_that_is_killed_ends_the_command_and_is_named(tiny_corpus, tmp_path):
+    words = ("--layout", "pipeline=2", "--steps", "60", "--no-picture", "--output", str(tmp_path / "out"))
+    process = subprocess.Popen(
+        [*TRIAXIAL, "parity", str(tiny_corpus.recipe), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    try:
+        next(line for line in process.stdout if line.startswith("[1/2]"))
+        ranks = []
+        while len(ranks) < 2:
+            time.sleep(0.05)
+            ranks = [pid for child in children(process.pid) for pid in children(child)]
+        os.kill(max(ranks), signal.SIGKILL)  # the one that was started last
+        _, errors = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert errors.startswith("triaxial: error: layout pipeline=2: rank 1 of 2 failed first (killed by SIGKILL"), errors
+
+
+def children(pid):
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(word) for word in found.stdout.split()]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--layout", "tensor=3"], ["--layout tensor=3", "model.n_heads = 2", "nearest that divide: 2"]),
+        (["--layout", "tensor"], ["'tensor' must be KEY=VALUE"]),
+        (["--layout", "tensors=2"], ["parallel.tensors", "did you mean 'tensor'"]),
+        (["--layout", "pipeline=2,schedule=gpip"], ["parallel.schedule = 'gpip'", "did you mean 'gpipe'"]),
+        (["--layout", "tensor=2", "--processes", "2"], ["--layout and --processes exclude each other"]),
+        (["--layout", "tensor=2", "--parallel.data", "2"], ["--parallel.data", "--layout KEY=VALUE"]),
+        (["--processes", "0"], ["--processes 0 must be at least 1"]),
+        (["--steps", "0", "--processes", "2"], ["--steps 0 must be at least 1"]),
+        (["--tolerance", "-1", "--processes", "2"], ["--tolerance -1.0"]),
+        (["--norm-tolerance", "nan", "--processes", "2"], ["--norm-tolerance nan"]),
+        ([], ["runs in one process", "--layout tensor=2"]),
+    ],
+)
+def test_mistakes_end_in_one_line_before_anything_runs(tiny_corpus, tmp_path, capsys, words, parts):
+    status = main(["parity", str(tiny_corpus.recipe), *words, "--no-picture", "--output", str(tmp_path / "out")])
+    one_line(status, capsys.readouterr().err, *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_matplotlib_it_says_what_to_install_before_anything_runs(tiny_corpus, tmp_path):
+    words = (tiny_corpus.recipe, "--layout", "data=2", "--output", tmp_path / "out")
+    done = parity(*words, command=[sys.executable, "-c", WITHOUT_MATPLOTLIB])
+    one_line(done.returncode, done.stderr, "'matplotlib'", "pip install 'triaxial[plots]'", "--no-picture")
+    assert not (tmp_path / "out").exists()
+
+
+def one_line(status, errors, *parts):
+    assert status == 2, (status, errors)
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert len(lines) == 1, errors
+    for part in parts:
+        assert part in lines[0], (part, lines[0])
