@@ -128,11 +128,15 @@ def _check_pipeline(parallel: ParallelConfig) -> None:
             f"cannot be split into one of inputs and one of weights, which is what fills the bubble; use "
             f"parallel.compile = false, or parallel.schedule = 'interleaved_1f1b' or 'dualpipev'"
         )
-    if parallel.recompute != "none":  # tried: a GPT block ran 10 times for each micro-batch, where 2 are needed
+    if parallel.recompute != "none":
+        reason = {  # tried: under `full` a GPT block ran 10 times for each micro-batch, where 2 are needed
+            "full": "the separate backward of weights would recompute a block once for each of its layers",
+            "selective": "torch lets one backward pass use what is kept of a block, not one of inputs, then of weights",
+        }
         raise ConfigError(
-            f"parallel.recompute = '{parallel.recompute}' with parallel.schedule = '{parallel.schedule}': the separate "
-            f"backward of weights would recompute a block once for each of its layers; use parallel.recompute = "
-            f"'none', or parallel.schedule = 'interleaved_1f1b' or 'dualpipev'"
+            f"parallel.recompute = '{parallel.recompute}' with parallel.schedule = '{parallel.schedule}': "
+            f"{reason[parallel.recompute]}; use parallel.recompute = 'none', or parallel.schedule = "
+            f"'interleaved_1f1b' or 'dualpipev'"
         )
 
 
