@@ -128,11 +128,15 @@ def _check_pipeline(parallel: ParallelConfig) -> None:
             f"cannot be split into one of inputs and one of weights, which is what fills the bubble; use "
             f"parallel.compile = false, or parallel.schedule = 'interleaved_1f1b' or 'dualpipev'"
         )
-    if parallel.recompute != "none":  # tried: a GPT block ran 10 times for each micro-batch, where 2 are needed
+    if parallel.recompute != "none":
+        reason = {  # tried: under `full` a GPT block ran 10 times for each micro-batch, where 2 are needed
+            "full": "the separate backward of weights would recompute a block once for each of its layers",
+            "selective": "torch lets one backward pass use what is kept of a block, not one of inputs, then of weights",
+        }
         raise ConfigError(
-            f"parallel.recompute = '{parallel.recompute}' with parallel.schedule = '{parallel.schedule}': the separate "
-            f"backward of weights would recompute a block once for each of its layers; use parallel.recompute = "
-            f"'none', or parallel.schedule = 'interleaved_1f1b' or 'dualpipev'"
+            f"parallel.recompute = '{parallel.recompute}' with parallel.schedule = '{parallel.schedule}': "
+            f"{reason[parallel.recompute]}; use parallel.recompute = 'none', or parallel.schedule = "
+            f"'interleaved_1f1b' or 'dualpipev'"
         )
 
 
@@ -273,11 +277,11 @@ def _check_schedule(
         allowed = [n for n in range(1, 2 * micro_batches + ranks) if n % max(1, n // ranks) == 0]
     if micro_batches in allowed:
         return
-    near = _near(micro_batches, allowed).split(" or ")
-    tokens = " or ".join(str(int(n) * micro_batch_tokens) for n in near)
+    near = _nearest(micro_batches, allowed)
+    tokens = " or ".join(str(n * micro_batch_tokens) for n in near)
     raise ConfigError(
         f"parallel.schedule = '{name}' needs {rule}: {micro_batches} with parallel.pipeline = {ranks}; nearest: "
-        f"{' or '.join(near)}, so batch.global_batch_tokens = {tokens}, or change batch.micro_batch_size = "
+        f"{' or '.join(map(str, near))}, so batch.global_batch_tokens = {tokens}, or change batch.micro_batch_size = "
         f"{batch.micro_batch_size}"
     )
 
@@ -300,10 +304,15 @@ def _near_micro_batches(sequences: int, data: int, wanted: int, seq_len: int) ->
 
 
 def _near(wanted: int, allowed: Iterable[int]) -> str:
+    return " or ".join(map(str, _nearest(wanted, allowed)))
+
+
+def _nearest(wanted: int, allowed: Iterable[int]) -> list[int]:
+    """Of `allowed`, which ascends, the last up to `wanted` and the first from it on."""
     values = list(allowed)
     below = [value for value in values if value <= wanted]
     above = [value for value in values if value >= wanted]
-    return " or ".join(str(value) for value in dict.fromkeys(below[-1:] + above[:1]))
+    return list(dict.fromkeys(below[-1:] + above[:1]))
 
 
 def _multiples(unit: int, wanted: int) -> str:

@@ -10,6 +10,7 @@ import gc
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import subprocess
@@ -230,6 +231,8 @@ def work(rank, world_size, runs, store_file, out):
         if rank >= run["world_size"]:
             continue
         store = dist.FileStore(f"{store_file}-{i}", run["world_size"])
+        store.set(f"here {rank}", "")  # the others may be in runs before this one for long
+        store.wait([f"here {r}" for r in range(run["world_size"])], timedelta(hours=1))
         dist.init_process_group(
             "gloo", store=store, rank=rank, world_size=run["world_size"], timeout=timedelta(seconds=90)
         )
@@ -251,8 +254,11 @@ def main():
         ]
         for process in processes:
             process.start()
-        for process in processes:
-            process.join()
+        while running := [process for process in processes if process.exitcode is None]:
+            multiprocessing.connection.wait([process.sentinel for process in running])
+            if any(process.exitcode for process in processes):  # the others would wait for it
+                for process in running:
+                    process.kill()
     sys.exit(max(abs(process.exitcode) for process in processes))
 
 

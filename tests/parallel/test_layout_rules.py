@@ -75,6 +75,10 @@ def test_replicated_shards_over_one():
             {"pipeline": 2, "schedule": "interleaved_zero_bubble", "recompute": "full"},
             "= 'full' with parallel.schedule = 'interleaved_zero_bubble': .* recompute a block once for each",
         ),
+        (
+            {"pipeline": 2, "schedule": "zbv_zero_bubble", "recompute": "selective"},
+            "= 'selective' with parallel.schedule = 'zbv_zero_bubble': torch lets one backward pass use",
+        ),
         ({"zero_stage": 3, "pipeline": 2}, "would save no memory there; use parallel.zero_stage = 1"),
         (
             {"tokens": 5000},

@@ -32,7 +32,7 @@ LAYOUTS = {  # tied models of 6 layers on 2 ranks, untied ones of 7 on 4
     "interleaved_1f1b on 4": (4, UNTIED, {"pipeline": 4, "schedule": "interleaved_1f1b"}),
     "interleaved_zero_bubble on 4": (4, UNTIED, {"pipeline": 4, "schedule": "interleaved_zero_bubble"}),
     "zbv_zero_bubble on 4": (4, UNTIED, {"pipeline": 4, "schedule": "zbv_zero_bubble"}),
-    "dualpipev on 4": (4, UNTIED, {"pipeline": 4, "schedule": "dualpipev"}),
+    "dualpipev on 4, selective": (4, UNTIED, {"pipeline": 4, "schedule": "dualpipev", "recompute": "selective"}),
 }
 LOADED = {  # saved as a V of 4 stages, whose ends are copies of one weight on one rank
     "one": (1, {}),
