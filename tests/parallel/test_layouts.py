@@ -300,8 +300,8 @@ def test_the_norm_of_many_gradients_is_exact():
 
 
 def test_bf16_layouts_round_no_worse_than_one_process(results):
-    """docs/adr/0006: other micro-batch splits of one process round each sequence's forward pass alike, tensor ranks round
-    it anew. So what is compared is the distance of each from the run in fp32; the distances between them are printed."""
+    """docs/adr/0006: other micro-batch splits of one process round each sequence's forward pass alike, tensor ranks
+    round it anew. So what counts is the distance of each from the run in fp32; distances between them are printed."""
     exact = results["one"]["losses"]
     splits = [results[f"bf16, one, micro-batch {size}"]["losses"] for size in (1, 4, 8)] + [
         results["bf16, one"]["losses"]
