@@ -14,21 +14,27 @@ def local(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sum_tied_gradients(weight: nn.Parameter, mesh: Mesh) -> None:
-    """Add up the gradients that the first and the last stage have of one tied weight. Called by these two stages only;
-    a message each way, of the weight's local size."""
-    assert weight.grad is not None
-    held = local(weight.grad)
-    mine = held.to(mesh.device)  # where it is not offloaded, the same tensor
+def sum_tied_gradients(weights: list[nn.Parameter], mesh: Mesh) -> None:
+    """Add up the gradients that the first and the last stage have of one tied weight, in both. `weights`: the copies
+    that this rank holds, both where the stages lie as a V. Called by the ranks of these two stages only; from rank to
+    rank a message each way, of the weight's local size. The sum of two numbers has one order: the copies stay equal to
+    the bit."""
+    held = [_gradient(weight) for weight in weights]
+    if len(held) == 2:
+        held[0] += held[1]
+        held[1].copy_(held[0])
+        return
+    mine = held[0].to(mesh.device)  # where it is not offloaded, the same tensor
     other = torch.empty_like(mine)
-    peer = mesh.layout.pipeline - 1 if mesh.is_first_stage else 0
-    group = mesh.pipeline_group
-    rank = dist.get_global_rank(group, peer)
+    rank = mesh.global_rank_of(mesh.layout.stages - 1 if 0 in mesh.stages else 0)
     for work in dist.batch_isend_irecv(
-        [dist.P2POp(dist.isend, mine, rank, group), dist.P2POp(dist.irecv, other, rank, group)]
+        [
+            dist.P2POp(dist.isend, mine, rank, mesh.pipeline_group),
+            dist.P2POp(dist.irecv, other, rank, mesh.pipeline_group),
+        ]
     ):
         work.wait()
-    held += other.to(held.device)
+    held[0] += other.to(held[0].device)
 
 
 @torch.no_grad()
@@ -56,6 +62,11 @@ def scale_gradients(parameters: list[nn.Parameter], factor: Tensor) -> None:
     gradients = [local(p.grad) for p in parameters if p.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor.to(gradients[0].device))  # type: ignore[attr-defined]
+
+
+def _gradient(weight: nn.Parameter) -> Tensor:
+    assert weight.grad is not None
+    return local(weight.grad)
 
 
 def _copies(parameter: nn.Parameter, mesh: Mesh) -> int:
