@@ -43,6 +43,8 @@ UNEVEN_GROUPS = {
     "n_layers": 2,
 }  # ranks need 2 of them
 ONE_HEAD = {**MODERN, "n_layers": 1, "n_kv_heads": 1}
+TALKATIVE = {"vocab_size": 98, "vocab_multiple": 3, "init_std": 0.3}  # logits that tell tokens apart, some padding
+GENERATING = {"tensor 2": 2, "pipeline 2": 2, "tensor 2 x pipeline 2": 4, "data 2, zero 3": 2}
 KEPT = [(tensor, recompute) for tensor in (1, 2) for recompute in ("none", "selective", "full")]
 UNEVEN_VOCAB = {"vocab_size": 98, "vocab_multiple": 3, "n_layers": 2}  # 99 rows, the last padding: 25, 25, 25, 24
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
@@ -93,6 +95,10 @@ def results(tmp_path_factory, program):
     over_data = {"tensor": 4, "data": 2, "zero_stage": 3, "recompute": "full"}
     runs.append(run("grouped, tensor 4 x data 2", 8, over_data, model=GROUPED))
     runs.append(run("uneven vocabulary, tensor 4 x data 2", 8, over_data, model=UNEVEN_VOCAB))
+    for family, model in (("gpt3", TALKATIVE), ("modern", {**MODERN, **TALKATIVE, "n_kv_heads": 1})):
+        for name, world_size in {"one": 1, **GENERATING}.items():
+            generating = {"model": model, "steps": 2, "generate": True}
+            runs.append(run(f"generate, {family}, {name}", world_size, LAYOUTS[name][1], **generating))
     selective = {"recompute": "selective"}
     for name, world_size, parallel in (
         ("one", 1, {}),
@@ -106,8 +112,17 @@ def results(tmp_path_factory, program):
         name = f"kept, {'modern' if model else 'gpt3'}, {tensor}, {recompute}"
         runs.append(run(name, tensor, keys, model={**model, "n_layers": 2}, steps=1, measure_kept=True))
     if COMPILER:
-        runs.append(run("compiled, selective", 2, {"tensor": 2, "compile": True, **selective}, model=ONE_HEAD, steps=3))
-        runs.append(run("one layer, one", 1, {}, model=ONE_HEAD, steps=3))
+        runs.append(
+            run(
+                "compiled, selective",
+                2,
+                {"tensor": 2, "compile": True, **selective},
+                model=ONE_HEAD,
+                steps=3,
+                generate=True,
+            )
+        )
+        runs.append(run("one layer, one", 1, {}, model=ONE_HEAD, steps=3, generate=True))
         compiled = {"compile": True, "recompute": "full"}
         runs.append(run("compiled", 2, {"tensor": 2, **compiled}, model={"n_layers": 2}, steps=3))
         runs.append(run("two layers, one", 1, {}, model={"n_layers": 2}, steps=3))
@@ -238,6 +253,7 @@ def test_compiled_blocks_with_recomputation_and_tensor_ranks(results):
 @pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
 def test_compiled_modern_blocks_with_copied_key_value_heads_and_selective_recomputation(results):
     ours, reference = results["compiled, selective"], results["one layer, one"]
+    assert_same_continuations(ours["greedy"], reference["greedy"])
     assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
     assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
 
@@ -271,6 +287,27 @@ def test_recomputation_keeps_what_the_formulas_say(results, program):
         assert math.isclose(kept["selective"], formula["selective"])
         if family == "gpt3":
             assert math.isclose(kept["none"], (28 / tensor + 4) * d, rel_tol=0.03)
+
+
+@pytest.mark.parametrize("name", GENERATING)
+@pytest.mark.parametrize("family", ["gpt3", "modern"])
+def test_generation_over_a_layout_equals_one_process(results, family, name):
+    """Tokens, their log-probabilities and stops, with prompts of unequal lengths that stop at unequal times; and the
+    training that follows."""
+    ours, reference = results[f"generate, {family}, {name}"], results[f"generate, {family}, one"]
+    for way in ("greedy", "warm"):
+        assert_same_continuations(ours[way], reference[way])
+    assert all(token < TALKATIVE["vocab_size"] for tokens, _, _ in ours["warm"] for token in tokens), "never padding"
+    assert len({len(tokens) for way in ("greedy", "warm") for tokens, _, _ in reference[way]}) > 1, "some stop early"
+    assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
+
+
+def assert_same_continuations(ours, reference):
+    for (tokens, log_probs, stopped), (their_tokens, their_log_probs, they_stopped) in zip(
+        ours, reference, strict=True
+    ):
+        assert (tokens, stopped) == (their_tokens, they_stopped)
+        assert log_probs == pytest.approx(their_log_probs, rel=1e-4, abs=1e-4)
 
 
 def test_the_norm_of_many_gradients_is_exact():
