@@ -7,8 +7,9 @@ sequence gets the numbers that it would get alone.
 
 import math
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -88,8 +89,45 @@ def make_cache(model: GPT, capacity: int) -> dict[str, KeyValueCache]:
     return {name: KeyValueCache(capacity) for name in model.blocks}
 
 
+class Model(Protocol):
+    """What generation asks of a model; parallel/generation.py has one over many ranks."""
+
+    vocab_size: int
+    device: torch.device
+
+    def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
+        """Empty caches of the layers held here, by layer name; at least one."""
+        ...
+
+    def next_logits(
+        self, tokens: Tensor, *, positions: Tensor, mask: Tensor | None, cache: Mapping[str, KeyValueCache]
+    ) -> Tensor:
+        """Logits (b, v) fp32 after tokens (b, t) that go on from those in the cache; arguments as `GPT.forward`."""
+        ...
+
+
+class OneDevice:
+    """A whole GPT on one device, as a Model."""
+
+    def __init__(self, model: GPT) -> None:
+        self.model = model
+        self.vocab_size = model.vocab_size
+        self.device = next(model.parameters()).device
+
+    def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
+        return make_cache(self.model, capacity)
+
+    def next_logits(
+        self, tokens: Tensor, *, positions: Tensor, mask: Tensor | None, cache: Mapping[str, KeyValueCache]
+    ) -> Tensor:
+        hidden = self.model.hidden_states(tokens, positions=positions, mask=mask, cache=cache)
+        assert self.model.head is not None
+        last: Tensor = self.model.head(hidden[:, -1])  # the head is most of a small model: apply it where it is needed
+        return last[:, : self.vocab_size].float()
+
+
 def generate(
-    model: GPT,
+    model: GPT | Model,
     prompts: Sequence[Sequence[int]],
     *,
     n_ctx: int,
@@ -141,10 +179,10 @@ def generate(
 class Decoder:
     """A batch of sequences on their way through a model: the prompts first, then a token each at a time."""
 
-    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], *, capacity: int) -> None:
-        self.model = model
-        self.device = next(model.parameters()).device
-        self.cache = make_cache(model, capacity)
+    def __init__(self, model: GPT | Model, prompts: Sequence[Sequence[int]], *, capacity: int) -> None:
+        self.model = OneDevice(model) if isinstance(model, GPT) else model
+        self.device = self.model.device
+        self.cache = self.model.make_cache(capacity)
         width = max(map(len, prompts))
         self.prompts = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=self.device)  # (b, w)
         self.padding = torch.tensor([width - len(p) for p in prompts], device=self.device).unsqueeze(1)  # (b, 1)
@@ -159,7 +197,8 @@ class Decoder:
             is_key = (place >= self.padding)[:, None, None, :]  # (b, 1, 1, w)
             # Padding may look at itself: attention with nothing to see is NaN in some kernels, and would spread.
             mask = (place <= place[:, None]) & (is_key | (place == place[:, None]))  # (b, 1, w, w)
-        return self._logits(self.prompts, (place - self.padding).clamp(min=0), mask)
+        positions = (place - self.padding).clamp(min=0)  # (b, w)
+        return self.model.next_logits(self.prompts, positions=positions, mask=mask, cache=self.cache)
 
     @torch.inference_mode()
     def read_token(self, tokens: Tensor) -> Tensor:
@@ -168,19 +207,14 @@ class Decoder:
         mask = None
         if self.is_padded:
             mask = (torch.arange(length + 1, device=self.device) >= self.padding)[:, None, None, :]  # (b, 1, 1, s)
-        return self._logits(tokens.unsqueeze(1), length - self.padding, mask)
+        positions = length - self.padding  # (b, 1)
+        return self.model.next_logits(tokens.unsqueeze(1), positions=positions, mask=mask, cache=self.cache)
 
     def keep(self, rows: Tensor) -> None:
         """Drop every sequence but these (n,), in this order."""
         self.padding = self.padding[rows]
         for layer in self.cache.values():
             layer.keep(rows)
-
-    def _logits(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        hidden = self.model.hidden_states(tokens, positions=positions, mask=mask, cache=self.cache)
-        assert self.model.head is not None
-        last: Tensor = self.model.head(hidden[:, -1])  # the head is most of a small model: apply it where it is needed
-        return last[:, : self.model.vocab_size].float()
 
 
 def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None = None) -> Tensor:

@@ -1,18 +1,31 @@
 """The piece of a model that one rank runs, wrapped for its layout; the loss is part of it on the last stage."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate
 
 from gpt.config import ModelConfig
 from gpt.loss import Loss, whole_vocabulary
-from gpt.model import GPT
+from gpt.model import GPT, LayerCache
 from parallel.layout import ParallelConfig
 from parallel.mesh import Mesh
 from parallel.recomputation import wrap_block
 from parallel.tensor_parallel import apply_tensor_parallel, vocabulary_parallel_loss
+
+
+@dataclass(frozen=True)
+class CachedStep:
+    """Tokens that go on from those in a cache: arguments of GPT.hidden_states, and the one place whose logits count."""
+
+    positions: Tensor
+    mask: Tensor | None
+    cache: Mapping[str, LayerCache]
+    place: int
 
 
 class Stage(nn.Module):
@@ -26,18 +39,31 @@ class Stage(nn.Module):
         self.loss = loss
         self.totals: list[tuple[Tensor, Tensor]] = []
 
-    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, targets: Tensor | None = None, step: CachedStep | None = None) -> Tensor:
+        if step is not None:
+            return self._continue(x, step)
         head = self.model.head
         if targets is None or head is None:
             y: Tensor = self.model(x)
             return y
         hidden = self.model.hidden_states(x)
-        if isinstance(hidden, torch.distributed.tensor.DTensor):
+        if isinstance(hidden, DTensor):
             totals = vocabulary_parallel_loss(self.loss, head, hidden, targets, self.model.vocab_size)
         else:
             totals = self.loss(hidden, head.weight, targets, whole_vocabulary(self.model.vocab_size))
         self.totals.append((totals.sum.detach(), totals.count))
         return totals.sum
+
+    def _continue(self, x: Tensor, step: CachedStep) -> Tensor:
+        """The next stage's input, or on the last stage logits (b, v) of one place: the head is applied there alone."""
+        hidden = self.model.hidden_states(x, positions=step.positions, mask=step.mask, cache=step.cache)
+        head = self.model.head
+        if head is None:
+            return hidden
+        if isinstance(hidden, DTensor):  # sharded over places
+            hidden = hidden.redistribute(placements=[Replicate()])
+        logits: Tensor = head(hidden[:, step.place])
+        return logits[:, : self.model.vocab_size]
 
 
 def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss: Loss, *, index: int) -> Stage:

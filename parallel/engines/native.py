@@ -1,6 +1,6 @@
 """The default engine: DTensor, torch.distributed.pipelining and FSDP2 on one mesh, on CUDA (NCCL) or CPU (gloo)."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,11 @@ from torch.distributed.fsdp import FSDPModule
 
 from gpt.config import ModelConfig
 from gpt.engine import Batch, StepResult, Totals
+from gpt.generation import GREEDY, Continuation, Sampling, generate
 from gpt.loss import Loss
 from gpt.optimizer import OptimizerConfig, build_optimizer
 from parallel import checkpoint
+from parallel.generation import LayoutModel
 from parallel.gradients import local, scale_gradients, squared_norm, sum_tied_gradients
 from parallel.initialisation import initialise_shards
 from parallel.layout import Layout, ParallelConfig
@@ -113,6 +115,35 @@ class NativeEngine:
         logits = self.pipeline.forward(padded) if self.pipeline is not None else self.stages[0](padded)
         self._reshard()
         return logits[:, :length].float()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        stop_ids: Collection[int] = (),
+        n_ids: int | None = None,
+    ) -> list[Continuation]:
+        """See gpt.generation.generate. All ranks pass equal arguments and get equal results; data ranks all do the same
+        work. Compiled blocks run as they are written: shapes change with each token."""
+        settings = self.settings
+        dtype = torch.bfloat16 if settings.parallel.precision == "bf16" else torch.float32
+        model = LayoutModel(self.stages, self.mesh, d_model=settings.model.d_model, dtype=dtype)
+        with torch.compiler.set_stance("force_eager"):
+            results = generate(
+                model,
+                prompts,
+                n_ctx=settings.model.n_ctx,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                seed=seed,
+                stop_ids=stop_ids,
+                n_ids=n_ids,
+            )
+        self._reshard()
+        return results
 
     def save(self, directory: Path, *, step: int, state: dict[str, object], keep_last: int) -> Path:
         state = {**state, "optimizer_steps": self._optimizer_steps()}

@@ -28,6 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from gpt.config import ModelConfig
 from gpt.engine import Batch
+from gpt.generation import Sampling
 from gpt.loss import next_token_loss
 from gpt.optimizer import OptimizerConfig
 from parallel.engines.native import EngineSettings, NativeEngine
@@ -35,6 +36,7 @@ from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
 
 SEQUENCES, SEQ_LEN, VOCAB, SEED = 8, 16, 120, 5
 SMALLEST_VOCAB = 97  # ids that every model here has
+PROMPTS = [[5, 3, 60], [7], [90, 4, 8, 20, 20, 1, 3, 9, 77], [1, 2, 3, 4]]
 MODEL = {"vocab_size": VOCAB, "n_ctx": 16, "n_layers": 4, "d_model": 32, "n_heads": 4}
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, max_gradient_norm=0.5)
 
@@ -199,6 +201,10 @@ def run_one(run):
         return count_live(run)
     engine = build(run)
     result = {"initial_weights": whole_weights_digest(engine)}
+    if run.get("generate"):
+        for way, sampling in (("greedy", Sampling()), ("warm", Sampling(temperature=1.3, top_k=20))):
+            continued = engine.generate(PROMPTS, max_new_tokens=6, sampling=sampling, stop_ids=range(30), seed=3)
+            result[way] = [(c.tokens, c.log_probs, c.stopped) for c in continued]
     result["losses"], result["norms"] = train(engine, run["steps"])
     share = SEQUENCES // engine.data_size
     mine = tokens_of_step(10_000)[engine.data_rank * share : (engine.data_rank + 1) * share]
