@@ -1,7 +1,7 @@
 """Counts what a rank communicates while its code runs, on real or fake tensors; changes nothing that is sent.
 
-Bytes are those of the whole tensor at one rank: what an all-gather puts out, what a reduce-scatter or an all-reduce takes
-in, what a send or a receive carries. Of these, a ring of n ranks sends (n - 1)/n for an all-gather or a
+Bytes are those of the whole tensor at one rank: what an all-gather puts out, what a reduce-scatter or an all-reduce
+takes in, what a send or a receive carries. Of these, a rank in a ring of n sends (n - 1)/n for an all-gather or a
 reduce-scatter, and twice that for an all-reduce.
 """
 
@@ -70,12 +70,12 @@ class Traffic:
     bytes: int = 0
 
 
-class CollectiveCounter(TorchDispatchMode):
+class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While entered, counts this process's communication in `traffic`. Groups of one rank move nothing and are left
     out; so are the integers by which pipeline stages agree on shapes, once in a run."""
 
     def __init__(self, mesh: Mesh) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.axes = axis_of_group(mesh)
         self.traffic: dict[Collective, Traffic] = defaultdict(Traffic)
 
@@ -122,7 +122,7 @@ def extended(few: Mapping[Collective, Traffic], more: Mapping[Collective, Traffi
     return result
 
 
-def _group(args: tuple[Any, ...]) -> dist.ProcessGroup:
+def _group(args: tuple[Any, ...]) -> Any:
     """The process group among an operator's arguments: boxed, or by name."""
     for arg in args:
         if isinstance(arg, torch.ScriptObject):
@@ -133,4 +133,5 @@ def _group(args: tuple[Any, ...]) -> dist.ProcessGroup:
         if isinstance(arg, dist.ProcessGroup):
             return arg
     names = [arg for arg in args if isinstance(arg, str)]
-    return dist.distributed_c10d._resolve_process_group(names[-1])  # the last: a reduction's name comes before it
+    resolve: Any = dist.distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    return resolve(names[-1])  # the last: a reduction's name comes before it

@@ -21,9 +21,8 @@ from gpt.loss import Loss
 from parallel.collectives import Collective, CollectiveCounter, Traffic, extended
 from parallel.engines.native import EngineSettings, NativeEngine
 from parallel.gradients import local
-from parallel.layout import Layout
 from parallel.memory import MemoryTracker, tracking
-from parallel.mesh import build_mesh
+from parallel.mesh import Mesh, build_mesh
 
 FULL_RUN_BLOCKS = 200  # a step of more passes through a block than this is run twice, shortened, and extended
 
@@ -35,8 +34,8 @@ class RankReport:
     a step of `micro_batches` was found from two shorter ones."""
 
     rank: int
-    stage: int
-    layers: tuple[int, ...]
+    pipeline_rank: int
+    layers: tuple[int, ...]  # blocks, by their number in the model
     parameters: int
     parameter_bytes: int
     gradient_bytes: int
@@ -51,31 +50,35 @@ class RankReport:
 def measure_rank(
     settings: EngineSettings, *, rank: int, seq_len: int, loss: Loss, all_micro_batches: bool = False
 ) -> RankReport:
-    """One training step of this rank. Call it where no process group exists; it makes a fake one and ends it.
+    """One training step of this rank. Call it where no process group exists; it makes a fake one and ends it. Once in a
+    process: DTensor remembers groups that have ended.
 
     A step of many micro-batches is run with two small numbers of them and extended linearly, which is exact once the
     pipeline is full: every further micro-batch does the same. `all_micro_batches` runs it as it is. Blocks are not
     compiled, which changes no communication.
     """
-    layout = settings.layout
     parallel = dataclasses.replace(settings.parallel, compile=False)
-    runs = micro_batches_to_run(layout, settings.model.n_layers, everything=all_micro_batches)
-    reports = []
-    for micro_batches in runs:
-        shortened = dataclasses.replace(layout, micro_batches=micro_batches)
-        short = dataclasses.replace(settings, parallel=parallel, layout=shortened)
-        with fake_process_group(rank, layout.world_size):
-            reports.append(_run_step(short, rank=rank, seq_len=seq_len, loss=loss))
-    return reports[0] if len(runs) == 1 else _extend(reports[0], reports[1], layout.micro_batches)
+    with fake_process_group(rank, settings.layout.world_size):
+        mesh = build_mesh(settings.layout, torch.device("cpu"))  # outside the fake mode: its ranks are looked up
+        reports = []
+        for micro_batches in micro_batches_to_run(settings, everything=all_micro_batches):
+            shortened = dataclasses.replace(settings.layout, micro_batches=micro_batches)
+            short = dataclasses.replace(settings, parallel=parallel, layout=shortened)
+            reports.append(_run_step(short, mesh, seq_len=seq_len, loss=loss))
+    return _extend(reports[0], reports[-1], settings.layout.micro_batches)
 
 
-def micro_batches_to_run(layout: Layout, n_layers: int, *, everything: bool = False) -> tuple[int, ...]:
-    """The numbers of micro-batches of the steps to run: the real one, or two with a full pipeline."""
-    first = layout.pipeline + 1  # from here on each micro-batch more adds the same
-    blocks = layout.micro_batches * -(-n_layers // layout.pipeline)
-    if everything or layout.micro_batches <= first + 1 or blocks <= FULL_RUN_BLOCKS:
-        return (layout.micro_batches,)
-    return (first, first + 1)
+def micro_batches_to_run(settings: EngineSettings, *, everything: bool = False) -> tuple[int, ...]:
+    """The numbers of micro-batches of the steps to run: the real one, or two from which a further micro-batch, or a
+    further round of them where the schedule goes by rounds, adds the same each time."""
+    layout = settings.layout
+    whole = layout.micro_batches
+    by_one = settings.parallel.schedule in ("1f1b", "gpipe") or layout.pipeline == 1
+    first, more = (layout.pipeline + 1, 1) if by_one else (2 * layout.pipeline, layout.pipeline)
+    blocks = whole * -(-settings.model.n_layers // layout.pipeline)
+    if everything or blocks <= FULL_RUN_BLOCKS or whole <= first + more or (whole - first) % more:
+        return (whole,)
+    return (first, first + more)
 
 
 @contextmanager
@@ -102,24 +105,24 @@ def held_bytes(engine: NativeEngine) -> dict[str, int]:
     }
 
 
-def _run_step(settings: EngineSettings, *, rank: int, seq_len: int, loss: Loss) -> RankReport:
-    device, layout = torch.device("cpu"), settings.layout
-    mesh = build_mesh(layout, device)  # its ranks are looked up, so they are real
-    with FakeTensorMode(allow_non_fake_inputs=True), _OnlyLookedUp():
-        engine = NativeEngine(settings, loss=loss, device=device, fill=False, mesh=mesh)
+def _run_step(settings: EngineSettings, mesh: Mesh, *, seq_len: int, loss: Loss) -> RankReport:
+    layout = settings.layout
+    with FakeTensorMode(allow_non_fake_inputs=True), _OnlyLookedUp():  # type: ignore[no-untyped-call]
+        engine = NativeEngine(settings, loss=loss, device=mesh.device, fill=False, mesh=mesh)
         tokens = torch.zeros(layout.micro_batches * settings.micro_batch_size, seq_len, dtype=torch.int64)
         state = [tensor for entry in engine.optimizer.state.values() for tensor in entry.values()]
-        tracker = MemoryTracker(engine.stage, [*(parameter for _, parameter in engine.parameters), *state])
+        tracker = MemoryTracker([engine.stage], [*(parameter for _, parameter in engine.parameters), *state])
         with ExitStack() as stack:
             counter = stack.enter_context(CollectiveCounter(mesh))
             stack.enter_context(tracking(tracker))
             engine.forward_backward(Batch(tokens, tokens))
             held = held_bytes(engine)
             engine.optimizer_step(settings.optimizer.learning_rate)
+    blocks = {int(name.split(".")[1]) for name, _ in engine.parameters if name.startswith("blocks.")}
     return RankReport(
-        rank=rank,
-        stage=mesh.stage,
-        layers=tuple(int(name) for name in engine.stage.model.blocks),
+        rank=dist.get_rank(),
+        pipeline_rank=mesh.whole.get_local_rank("pp"),
+        layers=tuple(sorted(blocks)),
         **held,
         peak_activation_bytes=tracker.peak_activation_bytes,
         peak_bytes=tracker.peak_bytes,
@@ -130,7 +133,9 @@ def _run_step(settings: EngineSettings, *, rank: int, seq_len: int, loss: Loss) 
 
 
 def _extend(few: RankReport, more: RankReport, micro_batches: int) -> RankReport:
-    """The report of a step of `micro_batches`, from two of fewer."""
+    """The report of a step of `micro_batches`, from two of fewer; `few` itself where it has as many."""
+    if few.micro_batches == micro_batches:
+        return few
     times = (micro_batches - more.micro_batches) // (more.micro_batches - few.micro_batches)
     return dataclasses.replace(
         more,
@@ -143,7 +148,7 @@ def _extend(few: RankReport, more: RankReport, micro_batches: int) -> RankReport
     )
 
 
-class _OnlyLookedUp(TorchDispatchMode):
+class _OnlyLookedUp(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside a FakeTensorMode: keeps real what was made before it (the mesh's ranks), and answers 1 where code wants
     to see a number of a fake tensor (a loss, a norm, the pipeline's vote that shapes are known)."""
 

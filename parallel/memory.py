@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -14,10 +14,9 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parallel.gradients import local
-from parallel.stage import Stage
 
 
-class MemoryTracker(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While entered (through `tracking`), adds up the storages that operations make and drops those that die.
 
     `peak_bytes` is the most that was held at once, with what `held` names; `peak_activation_bytes` the most without
@@ -25,9 +24,9 @@ class MemoryTracker(TorchDispatchMode):
     communication. Caching and fragmentation of an allocator come on top.
     """
 
-    def __init__(self, stage: Stage, held: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.stages = [module for module in stage.modules() if isinstance(module, FSDPModule)]
+    def __init__(self, stages: Iterable[nn.Module], held: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.wrapped = [module for stage in stages for module in stage.modules() if isinstance(module, FSDPModule)]
         self.sizes: dict[int, int] = {}  # bytes of each live storage, by id, which is its own for as long as it lives
         self.weights: set[int] = set()  # of these, gathered weights and gradients, as far as found
         self.watched: dict[int, weakref.ref[Any]] = {}
@@ -90,7 +89,7 @@ class MemoryTracker(TorchDispatchMode):
 
     def _weights_and_gradients(self) -> Iterator[torch.UntypedStorage]:
         """Storages of FSDP's gathered weights, and of gradients before and after they are reduced."""
-        for module in self.stages:
+        for module in self.wrapped:
             group = module._get_fsdp_state()._fsdp_param_group
             for parameter in () if group is None else group.fsdp_params:
                 tensors = [*parameter.all_gather_outputs, parameter.unsharded_accumulated_grad]
