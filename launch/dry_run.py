@@ -69,9 +69,9 @@ def world_size_of(args: argparse.Namespace, config: RunConfig) -> int:
 
 def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -> int:
     layout = settings.layout
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ConfigError(f"--json {args.json}: the folder {args.json.absolute().parent} does not exist")
-    alike = {args.rank: ""} if args.rank is not None else ranks_to_show(settings)
+    if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
+        raise ConfigError(f"--json {args.json}: must be a file in a folder that exists")
+    alike: dict[int, tuple[int, ...]] = {args.rank: ()} if args.rank is not None else ranks_to_show(settings)
     print(f"dry run of {layout} = {layout.world_size:,} ranks, {layout.micro_batches} micro-batches a step", flush=True)
     reports = measure(settings, list(alike), seq_len=config.data.seq_len)
     for line in [*holdings_table(reports), "", *traffic_table(reports), "", *notes(config, reports, alike)]:
@@ -87,14 +87,16 @@ def measure(settings: EngineSettings, ranks: list[int], *, seq_len: int) -> list
     work = partial(measure_rank, settings, seq_len=seq_len, loss=loss_for(compile=False))
     if len(ranks) == 1:
         return [work(rank=ranks[0])]
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["parallel.dry_run"])  # torch is imported once
     at_once = min(len(ranks), os.cpu_count() or 1)
-    with ProcessPoolExecutor(at_once, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(at_once, mp_context=context, max_tasks_per_child=1) as pool:
         jobs = [pool.submit(work, rank=rank) for rank in ranks]
         return [job.result() for job in jobs]
 
 
-def ranks_to_show(settings: EngineSettings) -> dict[int, str]:
-    """The first rank of each kind of pipeline rank, and which others are alike: they hold equally many blocks and the
+def ranks_to_show(settings: EngineSettings) -> dict[int, tuple[int, ...]]:
+    """The first rank of each kind of pipeline rank, and which others are of its kind: they hold equally many blocks and the
     same ends of the model. Ranks apart by tensor or data alone do the same."""
     layout = settings.layout
     kinds: dict[tuple[int, bool, bool], list[int]] = {}
@@ -102,7 +104,7 @@ def ranks_to_show(settings: EngineSettings) -> dict[int, str]:
         blocks = len(layout.layers_of(stage, settings.model.n_layers))
         kinds.setdefault((blocks, stage == 0, stage == layout.pipeline - 1), []).append(stage)
     ranks_per_stage = layout.tensor * layout.data
-    return {stages[0] * ranks_per_stage: ", ".join(map(str, stages[1:])) for stages in kinds.values()}
+    return {stages[0] * ranks_per_stage: tuple(stages[1:]) for stages in kinds.values()}
 
 
 def holdings_table(reports: list[RankReport]) -> list[str]:
@@ -125,20 +127,20 @@ def traffic_table(reports: list[RankReport]) -> list[str]:
     return _aligned(rows)
 
 
-def notes(config: RunConfig, reports: list[RankReport], alike: dict[int, str]) -> list[str]:
+def notes(config: RunConfig, reports: list[RankReport], alike: dict[int, tuple[int, ...]]) -> list[str]:
     """What the figures mean and how they were found."""
     lines = []
     for r in reports:
         if alike[r.rank]:
             lines.append(
-                f"pipeline ranks {alike[r.rank]} are like rank {r.rank} but for the micro-batches in flight, which may "
-                f"be fewer there: --rank shows any"
+                f"pipeline {_span(alike[r.rank])} is like {r.pipeline_rank}, but may hold the activations of fewer "
+                f"micro-batches; --rank shows any"
             )
     lines.append("weights, gradients, optimizer: the shards this rank keeps. activations: most held at once beside")
     lines.append(
         "weights and gradients, gathered ones too. peak: of everything; an allocator's own losses come on top."
     )
-    lines.append("bytes a step: of whole tensors, as gathered or before reduction (docs/parallelism.md).")
+    lines.append("bytes a step: of whole tensors, as gathered or before reduction (docs/dry_run.md).")
     if len(reports[0].micro_batches_run) > 1:
         few, more = reports[0].micro_batches_run
         lines.append(
@@ -171,14 +173,14 @@ def human_bytes(n: int) -> str:
     return f"{size / 1024:,.2f} TiB"
 
 
-def _span(layers: tuple[int, ...]) -> str:
+def _span(numbers: tuple[int, ...]) -> str:
     """0-5 for neighbours, with a comma between spans: 0-1,6-7."""
     spans: list[list[int]] = []
-    for layer in layers:
-        if spans and layer == spans[-1][1] + 1:
-            spans[-1][1] = layer
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
         else:
-            spans.append([layer, layer])
+            spans.append([number, number])
     return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans) or "-"
 
 

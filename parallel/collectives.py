@@ -50,7 +50,13 @@ OPERATORS = {
     "_c10d_functional::broadcast_": ("broadcast", 0),
     "_c10d_functional::all_to_all_single": ("all-to-all", 0),
 }
-CARRY_NOTHING = ("c10d::barrier", "c10d::monitored_barrier_", "c10d::check_for_nan", "_c10d_functional::wait_tensor")
+CARRY_NOTHING = (
+    "c10d::barrier",
+    "c10d::monitored_barrier_",
+    "c10d::check_for_nan",
+    "_c10d_functional::wait_tensor",
+    "_c10d_functional::_wrap_tensor_autograd",
+)
 
 
 @dataclass(frozen=True, order=True)

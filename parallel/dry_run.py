@@ -48,27 +48,27 @@ class RankReport:
 
 
 def measure_rank(
-    settings: EngineSettings, *, rank: int, seq_len: int, loss: Loss, all_micro_batches: bool = False
+    settings: EngineSettings, *, rank: int, seq_len: int, loss: Loss, runs: tuple[int, ...] | None = None
 ) -> RankReport:
     """One training step of this rank. Call it where no process group exists; it makes a fake one and ends it. Once in a
     process: DTensor remembers groups that have ended.
 
-    A step of many micro-batches is run with two small numbers of them and extended linearly, which is exact once the
-    pipeline is full: every further micro-batch does the same. `all_micro_batches` runs it as it is. Blocks are not
-    compiled, which changes no communication.
+    A step of many micro-batches is run with two small numbers of them and extended linearly, which is exact where every
+    further micro-batch does the same. `runs` None lets `micro_batches_to_run` decide; one number runs the step as it
+    is. Blocks are not compiled, which changes no communication.
     """
     parallel = dataclasses.replace(settings.parallel, compile=False)
     with fake_process_group(rank, settings.layout.world_size):
         mesh = build_mesh(settings.layout, torch.device("cpu"))  # outside the fake mode: its ranks are looked up
         reports = []
-        for micro_batches in micro_batches_to_run(settings, everything=all_micro_batches):
+        for micro_batches in runs or micro_batches_to_run(settings):
             shortened = dataclasses.replace(settings.layout, micro_batches=micro_batches)
             short = dataclasses.replace(settings, parallel=parallel, layout=shortened)
             reports.append(_run_step(short, mesh, seq_len=seq_len, loss=loss))
     return _extend(reports[0], reports[-1], settings.layout.micro_batches)
 
 
-def micro_batches_to_run(settings: EngineSettings, *, everything: bool = False) -> tuple[int, ...]:
+def micro_batches_to_run(settings: EngineSettings) -> tuple[int, ...]:
     """The numbers of micro-batches of the steps to run: the real one, or two from which a further micro-batch, or a
     further round of them where the schedule goes by rounds, adds the same each time."""
     layout = settings.layout
@@ -76,7 +76,7 @@ def micro_batches_to_run(settings: EngineSettings, *, everything: bool = False) 
     by_one = settings.parallel.schedule in ("1f1b", "gpipe") or layout.pipeline == 1
     first, more = (layout.pipeline + 1, 1) if by_one else (2 * layout.pipeline, layout.pipeline)
     blocks = whole * -(-settings.model.n_layers // layout.pipeline)
-    if everything or blocks <= FULL_RUN_BLOCKS or whole <= first + more or (whole - first) % more:
+    if blocks <= FULL_RUN_BLOCKS or whole <= first + more or (whole - first) % more:
         return (whole,)
     return (first, first + more)
 
