@@ -96,8 +96,8 @@ def measure(settings: EngineSettings, ranks: list[int], *, seq_len: int) -> list
 
 
 def ranks_to_show(settings: EngineSettings) -> dict[int, tuple[int, ...]]:
-    """The first rank of each kind of pipeline rank, and which others are of its kind: they hold equally many blocks and the
-    same ends of the model. Ranks apart by tensor or data alone do the same."""
+    """The first rank of each kind of pipeline rank, and which others are of its kind: they hold equally many blocks and
+    the same ends of the model. Ranks apart by tensor or data alone do the same."""
     layout = settings.layout
     kinds: dict[tuple[int, bool, bool], list[int]] = {}
     for stage in range(layout.pipeline):

@@ -7,14 +7,16 @@ import sys
 
 import pytest
 
+from launch.main import main
+
 TRIAXIAL = [sys.executable, "-m", "launch.main", "train"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 LAYOUT = ("--parallel.tensor", "2", "--parallel.pipeline", "2", "--ranks", "8", "--batch.micro_batch_size", "1")
 
 
-def dry_run(*words, environment=ENVIRONMENT):
+def dry_run(*words):
     command = [*TRIAXIAL, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, env=ENVIRONMENT, check=False)
 
 
 def test_tables_of_each_kind_of_stage(tiny_corpus, tmp_path):
@@ -76,15 +78,15 @@ def test_gpt3_175b_on_1024_ranks_in_little_memory(tmp_path):
         (["--json", "x.json"], ["--json", "--dry-run"]),
     ],
 )
-def test_mistakes_end_in_one_line(tiny_corpus, words, parts):
-    done = dry_run(tiny_corpus.recipe, *words)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.splitlines()
+def test_mistakes_end_in_one_line(tiny_corpus, capsys, words, parts):
+    assert main(["train", str(tiny_corpus.recipe), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert all(part in line for part in parts), line
 
 
-def test_torchrun_is_refused(tiny_corpus):
+def test_torchrun_is_refused(tiny_corpus, capsys, monkeypatch):
     ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
-    done = dry_run(tiny_corpus.recipe, "--dry-run", environment={**ENVIRONMENT, **ranks})
-    assert done.returncode == 2
-    assert "--ranks 2" in done.stderr
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", str(tiny_corpus.recipe), "--dry-run"]) == 2
+    assert "--ranks 2" in capsys.readouterr().err
