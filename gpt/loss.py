@@ -97,6 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight += part
                 else:  # added up in fp32, but a sole chunk has nothing to be added to
                     grad_weight = part if chunk >= hidden.size(0) else part.to(total.dtype)
+        ctx.scale = None
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 
@@ -104,10 +105,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         scale = grad_outputs[0]
         grads: tuple[Tensor | None, ...] = ctx.saved_tensors
-        if scale.device.type != "cpu" or scale.item() != 1.0:  # on a CPU, to ask costs less than to multiply by 1
-            for grad in grads:  # in place: a third copy of the head's gradient would be the step's memory peak
-                if grad is not None:
-                    grad.mul_(scale.to(grad.dtype))
+        if ctx.scale is None:
+            ctx.scale = scale
+            if scale.device.type != "cpu" or scale.item() != 1.0:  # on a CPU, to ask costs less than to multiply by 1
+                for grad in grads:  # in place: a third copy of the head's gradient would be the step's memory peak
+                    if grad is not None:
+                        grad.data.mul_(scale.to(grad.dtype))  # .data: a retained graph may come here once more
+        elif ctx.scale is not scale:  # a pipeline that splits backward in two passes the same tensor twice
+            grads = tuple(None if grad is None else grad * (scale / ctx.scale).to(grad.dtype) for grad in grads)
         return (*grads, None, None, None)
 
 

@@ -99,12 +99,12 @@ def ranks_to_show(settings: EngineSettings) -> dict[int, tuple[int, ...]]:
     """The first rank of each kind of pipeline rank, and which others are of its kind: they hold equally many blocks and
     the same ends of the model. Ranks apart by tensor or data alone do the same."""
     layout = settings.layout
-    kinds: dict[tuple[int, bool, bool], list[int]] = {}
-    for stage in range(layout.pipeline):
-        blocks = len(layout.layers_of(stage, settings.model.n_layers))
-        kinds.setdefault((blocks, stage == 0, stage == layout.pipeline - 1), []).append(stage)
-    ranks_per_stage = layout.tensor * layout.data
-    return {stages[0] * ranks_per_stage: tuple(stages[1:]) for stages in kinds.values()}
+    kinds: dict[tuple[tuple[int, bool, bool], ...], list[int]] = {}
+    for pipeline_rank in range(layout.pipeline):
+        kind = tuple((layout.split[i], i == 0, i == layout.stages - 1) for i in layout.stages_of(pipeline_rank))
+        kinds.setdefault(kind, []).append(pipeline_rank)
+    ranks_each = layout.tensor * layout.data
+    return {first * ranks_each: tuple(others) for first, *others in kinds.values()}
 
 
 def holdings_table(reports: list[RankReport]) -> list[str]:

@@ -34,11 +34,23 @@ def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.devic
     return [
         f"model: {config.model.parameters:,} parameters in {config.model.n_layers} layers",
         f"layout: {layout} on {layout.world_size} x {device.type}, {config.parallel.precision}, "
-        f"ZeRO {config.parallel.zero_stage} over {layout.data_shard}, schedule {config.parallel.schedule}",
+        f"ZeRO {config.parallel.zero_stage} over {layout.data_shard}",
+        *describe_pipeline(config, layout),
         f"batch: {sequences} sequences of {config.data.seq_len} = {config.batch.global_batch_tokens:,} tokens a step, "
         f"{layout.micro_batches} micro-batches of {config.batch.micro_batch_size} per rank",
         f"training: {run.steps:,} steps = {run.steps * run.global_batch_tokens:,} tokens (train.total_tokens = "
         f"{config.train.total_tokens:,}, in whole steps); epochs: {mixed}",
+    ]
+
+
+def describe_pipeline(config: RunConfig, layout: Layout) -> list[str]:
+    """The schedule and the blocks of each stage, where there is more than one."""
+    if layout.pipeline == 1:
+        return []
+    blocks = ", ".join(map(str, layout.split))
+    return [
+        f"pipeline: schedule {config.parallel.schedule}, {layout.stages // layout.pipeline} stages a rank; blocks of "
+        f"stages 0 to {layout.stages - 1}: {blocks} (embedding with the first, head with the last)"
     ]
 
 

@@ -35,6 +35,7 @@ class RankReport:
 
     rank: int
     pipeline_rank: int
+    stages: tuple[int, ...]
     layers: tuple[int, ...]  # blocks, by their number in the model
     parameters: int
     parameter_bytes: int
@@ -111,7 +112,7 @@ def _run_step(settings: EngineSettings, mesh: Mesh, *, seq_len: int, loss: Loss)
         engine = NativeEngine(settings, loss=loss, device=mesh.device, fill=False, mesh=mesh)
         tokens = torch.zeros(layout.micro_batches * settings.micro_batch_size, seq_len, dtype=torch.int64)
         state = [tensor for entry in engine.optimizer.state.values() for tensor in entry.values()]
-        tracker = MemoryTracker([engine.stage], [*(parameter for _, parameter in engine.parameters), *state])
+        tracker = MemoryTracker(engine.stages, [*(parameter for _, parameter in engine.parameters), *state])
         with ExitStack() as stack:
             counter = stack.enter_context(CollectiveCounter(mesh))
             stack.enter_context(tracking(tracker))
@@ -121,7 +122,8 @@ def _run_step(settings: EngineSettings, mesh: Mesh, *, seq_len: int, loss: Loss)
     blocks = {int(name.split(".")[1]) for name, _ in engine.parameters if name.startswith("blocks.")}
     return RankReport(
         rank=dist.get_rank(),
-        pipeline_rank=mesh.whole.get_local_rank("pp"),
+        pipeline_rank=mesh.pipeline_rank,
+        stages=mesh.stages,
         layers=tuple(sorted(blocks)),
         **held,
         peak_activation_bytes=tracker.peak_activation_bytes,

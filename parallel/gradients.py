@@ -14,20 +14,26 @@ def local(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sum_tied_gradients(weight: nn.Parameter, mesh: Mesh) -> None:
-    """Add up the gradients that the first and the last stage have of one tied weight. Called by these two stages only;
-    a message each way, of the weight's local size."""
-    assert weight.grad is not None
-    mine = local(weight.grad)
-    other = torch.empty_like(mine)
-    peer = mesh.layout.pipeline - 1 if mesh.is_first_stage else 0
-    group = mesh.pipeline_group
-    rank = dist.get_global_rank(group, peer)
+def sum_tied_gradients(weights: list[nn.Parameter], mesh: Mesh) -> None:
+    """Add up the gradients that the first and the last stage have of one tied weight, in both. `weights`: the copies
+    that this rank holds, both where the stages lie as a V. Called by the ranks of these two stages only; from rank to
+    rank a message each way, of the weight's local size. The sum of two numbers has one order: the copies stay equal to
+    the bit."""
+    mine = [_gradient(weight) for weight in weights]
+    if len(mine) == 2:
+        mine[0] += mine[1]
+        mine[1].copy_(mine[0])
+        return
+    other = torch.empty_like(mine[0])
+    rank = mesh.global_rank_of(mesh.layout.stages - 1 if 0 in mesh.stages else 0)
     for work in dist.batch_isend_irecv(
-        [dist.P2POp(dist.isend, mine, rank, group), dist.P2POp(dist.irecv, other, rank, group)]
+        [
+            dist.P2POp(dist.isend, mine[0], rank, mesh.pipeline_group),
+            dist.P2POp(dist.irecv, other, rank, mesh.pipeline_group),
+        ]
     ):
         work.wait()
-    mine += other
+    mine[0] += other
 
 
 @torch.no_grad()
@@ -53,6 +59,11 @@ def squared_norm(parameters: list[nn.Parameter], mesh: Mesh, *, counted_elsewher
 def scale_gradients(parameters: list[nn.Parameter], factor: Tensor) -> None:
     """Multiply all gradients in place by a 0-d tensor on their device."""
     torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], factor)  # type: ignore[attr-defined]
+
+
+def _gradient(weight: nn.Parameter) -> Tensor:
+    assert weight.grad is not None
+    return local(weight.grad)
 
 
 def _copies(parameter: nn.Parameter, mesh: Mesh) -> int:

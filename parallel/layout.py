@@ -6,6 +6,12 @@ from typing import Literal
 
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
+from parallel.split import balanced_split, check_split
+
+Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev"]
+V_SHAPED = ("zbv_zero_bubble", "dualpipev")  # a rank holds one stage going down and one coming up
+SEVERAL_STAGES = ("interleaved_1f1b", "interleaved_zero_bubble", *V_SHAPED)
+ZERO_BUBBLE = ("interleaved_zero_bubble", "zbv_zero_bubble")  # each backward: of inputs first, of weights later
 
 
 @dataclass(frozen=True)
@@ -16,6 +22,10 @@ class ParallelConfig:
     reduced once a step. 2 reduces gradients into their shards after each micro-batch; 3 also gathers weights for each
     use and frees them after. `data_shard` is the number of data ranks that share one copy (None: all of them, or 1 for
     zero_stage 0): between the two lies hybrid sharding.
+
+    `schedule` orders the micro-batches of a pipeline, `stages_per_rank` is the number of stages on each of its ranks
+    (None: 1 for gpipe and 1f1b, else 2); with pipeline 1 there is nothing to order, and both are not used. `split` is
+    the number of blocks of each stage (None: balanced by cost).
     """
 
     tensor: int = 1
@@ -23,7 +33,9 @@ class ParallelConfig:
     data: int | None = None
     data_shard: int | None = None
     zero_stage: Literal[0, 1, 2, 3] = 1
-    schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    schedule: Schedule = "1f1b"
+    stages_per_rank: int | None = None
+    split: tuple[int, ...] | None = None
     recompute: Literal["none", "full"] = "none"
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
@@ -47,6 +59,8 @@ class Layout:
     data: int
     data_shard: int
     micro_batches: int  # per rank and step
+    split: tuple[int, ...]  # blocks of each pipeline stage, from the embedding to the head
+    v_shaped: bool  # the second half of the stages lies on the ranks in backward order
 
     @property
     def world_size(self) -> int:
@@ -55,25 +69,95 @@ class Layout:
     def __str__(self) -> str:
         return f"tensor {self.tensor} x pipeline {self.pipeline} x data {self.data}"
 
-    def layers_of(self, stage: int, n_layers: int) -> range:
+    @property
+    def stages(self) -> int:
+        return len(self.split)
+
+    def layers_of(self, stage: int) -> range:
         """The blocks of a pipeline stage."""
-        per_stage = n_layers // self.pipeline
-        return range(stage * per_stage, (stage + 1) * per_stage)
+        begin = sum(self.split[:stage])
+        return range(begin, begin + self.split[stage])
+
+    def stages_of(self, pipeline_rank: int) -> tuple[int, ...]:
+        """The stages that a pipeline rank holds, in the model's order."""
+        return tuple(stage for stage in range(self.stages) if self.rank_of(stage) == pipeline_rank)
+
+    def rank_of(self, stage: int) -> int:
+        """The pipeline rank that holds a stage: in rounds, or for two stages a rank as a V, 0 .. p-1 and back."""
+        if self.v_shaped and stage >= self.pipeline:
+            return self.stages - 1 - stage
+        return stage % self.pipeline
 
 
 def resolve_layout(
     parallel: ParallelConfig, batch: BatchConfig, *, model: ModelConfig, seq_len: int, world_size: int
 ) -> Layout:
     """The layout a configuration asks for on `world_size` processes; ConfigError names the rule that it breaks."""
-    for key in ("tensor", "pipeline", "data", "data_shard"):
+    for key in ("tensor", "pipeline", "data", "data_shard", "stages_per_rank"):
         value = getattr(parallel, key)
         if value is not None and value < 1:
             raise ConfigError(f"parallel.{key} = {value} must be at least 1")
     data = _data_size(parallel, world_size)
     shard = _shard_size(parallel, data)
     _check_model(parallel, model, seq_len)
+    _check_pipeline(parallel)
+    split = _split(parallel, model, seq_len)
     micro_batches = _micro_batches(parallel, batch, seq_len=seq_len, data=data)
-    return Layout(parallel.tensor, parallel.pipeline, data, shard, micro_batches)
+    v_shaped = parallel.pipeline > 1 and parallel.schedule in V_SHAPED
+    return Layout(parallel.tensor, parallel.pipeline, data, shard, micro_batches, split, v_shaped)
+
+
+def _check_pipeline(parallel: ParallelConfig) -> None:
+    """Refuse what torch's schedules (2.13) cannot combine, or could only at a loss."""
+    if parallel.pipeline == 1:
+        return
+    if parallel.zero_stage > 1:  # tried on pipeline 2 x data 2: same peaks, and weights gathered 4.2 times a step
+        raise ConfigError(
+            f"parallel.zero_stage = {parallel.zero_stage} with parallel.pipeline = {parallel.pipeline}: torch's "
+            f"pipeline schedules keep a stage's weights and gradients whole until its last micro-batch, so 2 and 3 "
+            f"would save no memory there; use parallel.zero_stage = 1"
+        )
+    if parallel.schedule not in ZERO_BUBBLE:
+        return
+    if parallel.compile:  # tried: the backward of a compiled block is one piece, and fails when half of it is asked for
+        raise ConfigError(
+            f"parallel.compile = true with parallel.schedule = '{parallel.schedule}': the backward of a compiled block "
+            f"cannot be split into one of inputs and one of weights, which is what fills the bubble; use "
+            f"parallel.compile = false, or parallel.schedule = 'interleaved_1f1b' or 'dualpipev'"
+        )
+    if parallel.recompute != "none":  # tried: a GPT block ran 10 times for each micro-batch, where 2 are needed
+        raise ConfigError(
+            f"parallel.recompute = '{parallel.recompute}' with parallel.schedule = '{parallel.schedule}': the separate "
+            f"backward of weights would recompute a block once for each of its layers; use parallel.recompute = "
+            f"'none', or parallel.schedule = 'interleaved_1f1b' or 'dualpipev'"
+        )
+
+
+def _split(parallel: ParallelConfig, model: ModelConfig, seq_len: int) -> tuple[int, ...]:
+    """Blocks of each stage."""
+    stages = parallel.pipeline * _stages_per_rank(parallel)
+    if parallel.split is not None:
+        return check_split(parallel.split, model, stages=stages)
+    return balanced_split(model, stages=stages, seq_len=seq_len, recompute=parallel.recompute == "full")
+
+
+def _stages_per_rank(parallel: ParallelConfig) -> int:
+    if parallel.pipeline == 1:
+        return 1
+    schedule, wanted = parallel.schedule, parallel.stages_per_rank
+    if schedule not in SEVERAL_STAGES:
+        if wanted not in (None, 1):
+            raise ConfigError(
+                f"parallel.stages_per_rank = {wanted} with parallel.schedule = '{schedule}', which runs 1 stage a "
+                f"rank; use 1, or one of {', '.join(SEVERAL_STAGES)}"
+            )
+        return 1
+    if schedule in V_SHAPED and wanted not in (None, 2):
+        raise ConfigError(
+            f"parallel.stages_per_rank = {wanted} with parallel.schedule = '{schedule}', which lays 2 stages a rank "
+            f"out as a V; use 2, or one of interleaved_1f1b, interleaved_zero_bubble"
+        )
+    return 2 if wanted is None else wanted
 
 
 def _data_size(parallel: ParallelConfig, world_size: int) -> int:
@@ -112,13 +196,6 @@ def _shard_size(parallel: ParallelConfig, data: int) -> int:
 def _check_model(parallel: ParallelConfig, model: ModelConfig, seq_len: int) -> None:
     if seq_len > model.n_ctx:
         raise ConfigError(f"data.seq_len = {seq_len} is longer than model.n_ctx = {model.n_ctx}")
-    _check_divides(model.n_layers, parallel.pipeline, "model.n_layers", "parallel.pipeline")
-    if parallel.pipeline > 1 and parallel.zero_stage > 1:
-        raise ConfigError(
-            f"parallel.zero_stage = {parallel.zero_stage} with parallel.pipeline = {parallel.pipeline}: torch's "
-            f"pipeline schedules keep a stage's weights and gradients whole until its last micro-batch, so 2 and 3 "
-            f"would save no memory there; use parallel.zero_stage = 1"
-        )
     for name, number in (
         ("model.n_heads", model.n_heads),
         ("model.n_kv_heads", model.kv_heads),
@@ -147,13 +224,33 @@ def _micro_batches(parallel: ParallelConfig, batch: BatchConfig, *, seq_len: int
             f"{_near_micro_batches(sequences, data, batch.micro_batch_size, seq_len)}"
         )
     micro_batches = sequences // at_once
-    if parallel.schedule == "1f1b" and micro_batches < parallel.pipeline:
-        raise ConfigError(
-            f"parallel.schedule = '1f1b' needs at least as many micro-batches a step as stages: {micro_batches} < "
-            f"parallel.pipeline = {parallel.pipeline}; lower batch.micro_batch_size = {batch.micro_batch_size} or "
-            f"raise batch.global_batch_tokens to {parallel.pipeline * at_once * seq_len}"
-        )
+    _check_schedule(parallel, batch, micro_batches=micro_batches, micro_batch_tokens=at_once * seq_len)
     return micro_batches
+
+
+def _check_schedule(
+    parallel: ParallelConfig, batch: BatchConfig, *, micro_batches: int, micro_batch_tokens: int
+) -> None:
+    """Refuse a number of micro-batches that torch's schedule cannot order."""
+    if parallel.pipeline == 1:
+        return
+    name, ranks, rule, allowed = parallel.schedule, parallel.pipeline, "", [micro_batches]
+    if name in ("1f1b", "dualpipev"):
+        least = ranks * _stages_per_rank(parallel)
+        rule, allowed = "at least as many micro-batches a step as stages", [max(least, micro_batches)]
+    elif name in ("interleaved_1f1b", "interleaved_zero_bubble"):
+        # torch runs max(1, micro-batches // ranks) rounds of equally many micro-batches
+        rule = "a number of micro-batches a step that is a multiple of its quotient by parallel.pipeline"
+        allowed = [n for n in range(1, 2 * micro_batches + ranks) if n % max(1, n // ranks) == 0]
+    if micro_batches in allowed:
+        return
+    near = _near(micro_batches, allowed).split(" or ")
+    tokens = " or ".join(str(int(n) * micro_batch_tokens) for n in near)
+    raise ConfigError(
+        f"parallel.schedule = '{name}' needs {rule}: {micro_batches} with parallel.pipeline = {ranks}; nearest: "
+        f"{' or '.join(near)}, so batch.global_batch_tokens = {tokens}, or change batch.micro_batch_size = "
+        f"{batch.micro_batch_size}"
+    )
 
 
 def _check_divides(number: int, divisor: int, name: str, divisor_name: str) -> None:

@@ -33,8 +33,13 @@ class Mesh:
         return self.whole["pp"].get_group()
 
     @property
-    def stage(self) -> int:
+    def pipeline_rank(self) -> int:
         return self.whole.get_local_rank("pp")
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The pipeline stages of this rank, by their number in the whole pipeline."""
+        return self.layout.stages_of(self.pipeline_rank)
 
     @property
     def tensor_rank(self) -> int:
@@ -46,13 +51,9 @@ class Mesh:
             "dp_shard"
         )
 
-    @property
-    def is_first_stage(self) -> bool:
-        return self.stage == 0
-
-    @property
-    def is_last_stage(self) -> bool:
-        return self.stage == self.layout.pipeline - 1
+    def global_rank_of(self, stage: int) -> int:
+        """The process that holds a stage of this rank's pipeline."""
+        return dist.get_global_rank(self.pipeline_group, self.layout.rank_of(stage))
 
 
 def build_mesh(layout: Layout, device: torch.device) -> Mesh:

@@ -1,86 +1,138 @@
-"""Runs a stage under torch's pipeline schedules; never decides what a stage holds."""
+"""Runs the stages of a rank under torch's pipeline schedules; never decides what a stage holds."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
-from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleDualPipeV,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
+)
+from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 
 from gpt.config import ModelConfig
 from parallel.layout import ParallelConfig
 from parallel.mesh import Mesh
 from parallel.stage import Stage
 
-SCHEDULES = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
+SINGLE: dict[str, type[PipelineScheduleSingle]] = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
+MULTI: dict[str, type[PipelineScheduleMulti]] = {
+    "interleaved_1f1b": ScheduleInterleaved1F1B,
+    "interleaved_zero_bubble": ScheduleInterleavedZeroBubble,
+    "zbv_zero_bubble": ScheduleZBVZeroBubble,
+    "dualpipev": ScheduleDualPipeV,
+}
 
 
 class Pipeline:
-    """This rank's stage among the stages of its pipeline. Schedules are built once for each shape of batch."""
+    """This rank's stages among those of its pipeline. Schedules are built once for each shape of batch."""
 
-    def __init__(self, stage: Stage, model: ModelConfig, mesh: Mesh, parallel: ParallelConfig) -> None:
-        self.stage = stage
+    def __init__(self, stages: list[Stage], model: ModelConfig, mesh: Mesh, parallel: ParallelConfig) -> None:
+        self.stages = dict(zip(mesh.stages, stages, strict=True))
         self.model = model
         self.mesh = mesh
-        self.schedule = SCHEDULES[parallel.schedule]
+        self.schedule = parallel.schedule
         self.dtype = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
-        self._schedules: dict[tuple[str, int, int, int], PipelineScheduleSingle] = {}
+        # DualPipeV splits only the backward passes at its ends; with these, which cannot be split, it splits none
+        self.whole_backward = parallel.schedule == "dualpipev" and (parallel.compile or parallel.recompute != "none")
+        self.last = mesh.layout.stages - 1
+        self._schedules: dict[tuple[int, int, int], PipelineScheduleSingle | PipelineScheduleMulti] = {}
 
     def forward_backward(self, inputs: Tensor, targets: Tensor, *, micro_batches: int) -> None:
-        """inputs and targets (n, t), the same on every stage; gradients accumulate in the stage's parameters."""
-        schedule = self._schedule("train", inputs, micro_batches)
-        first = (inputs,) if self.mesh.is_first_stage else ()
-        last: dict[str, Any] = {"targets": targets} if self.mesh.is_last_stage else {}
+        """inputs and targets (n, t), the same on every stage; gradients accumulate in the stages' parameters."""
+        first = (inputs,) if 0 in self.stages else ()
+        last: dict[str, Any] = {"targets": targets} if self.last in self.stages else {}
+        schedule = self._schedule(inputs, micro_batches)
         schedule.step(*first, target=targets if last else None, return_outputs=False, **last)
 
     def forward(self, inputs: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Forward only. With targets, losses gather in the stage; without, the logits are sent to every stage."""
-        schedule = self._schedule("loss" if targets is not None else "logits", inputs, 1)
-        first = (inputs,) if self.mesh.is_first_stage else ()
-        last: dict[str, Any] = {"targets": targets} if self.mesh.is_last_stage and targets is not None else {}
-        output: Tensor = schedule.step(*first, return_outputs=targets is None, **last)
-        if targets is not None:
-            return torch.empty(0)
-        if not self.mesh.is_last_stage:
+        """Forward only. With targets, losses gather in the last stage; without, the logits are sent to every stage.
+
+        From stage to stage, without torch's schedules: eval() of the V-shaped ones fails in 2.13, as it hands gradients
+        on. A rank is free for the next batch when its output is received, so that several batches fill the pipeline
+        where each rank has one stage.
+        """
+        output = inputs
+        for index, stage in self.stages.items():
+            x = inputs if index == 0 else self._received(index, inputs, output)
+            output = stage(x, targets if index == self.last else None)
+            if index < self.last and index + 1 not in self.stages:
+                dist.send(output, dst=self.mesh.global_rank_of(index + 1), group=self.mesh.pipeline_group)
+        return torch.empty(0) if targets is not None else self._broadcast_logits(output, inputs)
+
+    def _received(self, index: int, tokens: Tensor, output: Tensor) -> Tensor:
+        """The input of stage `index`: from another rank, or, at the foot of a V, this rank's last `output`."""
+        if index - 1 in self.stages:
+            return output
+        x = torch.empty(self._hidden_shape(*tokens.shape), dtype=self.dtype, device=self.mesh.device)
+        dist.recv(x, src=self.mesh.global_rank_of(index - 1), group=self.mesh.pipeline_group)
+        return x
+
+    def _broadcast_logits(self, output: Tensor, inputs: Tensor) -> Tensor:
+        if self.last not in self.stages:
             output = torch.empty(*inputs.shape, self.model.vocab_size, dtype=self.dtype, device=self.mesh.device)
         output = output.contiguous()
-        group = self.mesh.pipeline_group
-        dist.broadcast(output, src=dist.get_global_rank(group, self.mesh.layout.pipeline - 1), group=group)
+        dist.broadcast(output, src=self.mesh.global_rank_of(self.last), group=self.mesh.pipeline_group)
         return output
 
-    def _schedule(self, kind: str, inputs: Tensor, micro_batches: int) -> PipelineScheduleSingle:
-        key = (kind, inputs.size(0), inputs.size(1), micro_batches)
-        if kind == "logits":  # lengths vary without end
-            return ScheduleGPipe(self._pipeline_stage(kind, inputs.size(0), inputs.size(1)), 1, scale_grads=False)
+    def _schedule(self, inputs: Tensor, micro_batches: int) -> PipelineScheduleSingle | PipelineScheduleMulti:
+        key = (inputs.size(0), inputs.size(1), micro_batches)
         if key not in self._schedules:
-            stage = self._pipeline_stage(kind, inputs.size(0) // micro_batches, inputs.size(1))
-            if kind == "train":
-                self._schedules[key] = self.schedule(stage, micro_batches, loss_fn=_loss_of_stage, scale_grads=False)
+            shape = (inputs.size(0) // micro_batches, inputs.size(1))
+            stages = [self._pipeline_stage(index, *shape) for index in self.stages]
+            options: dict[str, Any] = {"loss_fn": _loss_of_stage, "scale_grads": False}
+            if self.schedule in SINGLE:
+                self._schedules[key] = SINGLE[self.schedule](stages[0], micro_batches, **options)
             else:
-                self._schedules[key] = ScheduleGPipe(stage, micro_batches, scale_grads=False)
+                self._schedules[key] = MULTI[self.schedule](stages, micro_batches, **options)  # type: ignore[arg-type]
         return self._schedules[key]
 
-    def _pipeline_stage(self, kind: str, sequences: int, length: int) -> PipelineStage:
+    def _pipeline_stage(self, index: int, sequences: int, length: int) -> PipelineStage:
         """Shapes are stated here, so that torch need not run the model to find them."""
-        mesh, train = self.mesh, kind == "train"
-        shape = (sequences, length // mesh.layout.tensor, self.model.d_model)
-        hidden = torch.empty(shape, dtype=self.dtype, device="meta", requires_grad=train)
+        shape = self._hidden_shape(sequences, length)
+        hidden = torch.empty(shape, dtype=self.dtype, device="meta", requires_grad=True)
         tokens = torch.empty((sequences, length), dtype=torch.int64, device="meta")
-        loss = torch.empty((), dtype=torch.float32, device="meta", requires_grad=train)
-        logits = torch.empty((sequences, length, self.model.vocab_size), dtype=self.dtype, device="meta")
-        output = hidden if not mesh.is_last_stage else logits if kind == "logits" else loss
-        return PipelineStage(
-            self.stage,
-            mesh.stage,
-            mesh.layout.pipeline,
-            mesh.device,
-            input_args=tokens if mesh.is_first_stage else hidden,
-            output_args=output,
-            group=mesh.pipeline_group,
+        loss = torch.empty((), dtype=torch.float32, device="meta", requires_grad=True)
+        return _Stage(
+            self.stages[index],
+            index,
+            self.mesh.layout.stages,
+            self.mesh.device,
+            input_args=tokens if index == 0 else hidden,
+            output_args=loss if index == self.last else hidden,
+            group=self.mesh.pipeline_group,
+            dw_builder=_nothing_left if self.whole_backward else None,
         )
+
+    def _hidden_shape(self, sequences: int, length: int) -> tuple[int, int, int]:
+        return sequences, length // self.mesh.layout.tensor, self.model.d_model
+
+
+class _Stage(PipelineStage):
+    """FSDP adds gradients up in fp32 when it sees the end of a backward pass. It does not see a separate one of
+    weights, whose bf16 gradients torch would add to those of the one before."""
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+        for module in self.submod.modules():
+            if isinstance(module, FSDPModule):
+                for group in module._get_fsdp_state()._fsdp_param_groups:
+                    group.post_backward()  # as PipelineStage.perform_reduce_grad does after the last
 
 
 def _loss_of_stage(output: Tensor, target: Tensor) -> Tensor:
     """The last stage's output is its loss already: it needs the head's weights, gathered only while it runs."""
     return output
+
+
+def _nothing_left() -> Callable[[], None]:
+    """Tells torch that a backward pass leaves no gradients of weights for later: it then runs whole ones."""
+    return lambda: None

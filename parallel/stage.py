@@ -15,7 +15,8 @@ from parallel.tensor_parallel import apply_tensor_parallel, vocabulary_parallel_
 
 class Stage(nn.Module):
     """One pipeline stage. Forward gives the next stage's input, or on the last stage the summed loss when targets are
-    given, else logits. `totals` gathers the sum and count of each loss, in the order of the micro-batches."""
+    given, else logits; other stages ignore targets. `totals` gathers the sum and count of each loss, in the order of
+    the micro-batches."""
 
     def __init__(self, model: GPT, loss: Loss) -> None:
         super().__init__()
@@ -24,12 +25,11 @@ class Stage(nn.Module):
         self.totals: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
-        if targets is None:
+        head = self.model.head
+        if targets is None or head is None:
             y: Tensor = self.model(x)
             return y
         hidden = self.model.hidden_states(x)
-        head = self.model.head
-        assert head is not None
         if isinstance(hidden, torch.distributed.tensor.DTensor):
             totals = vocabulary_parallel_loss(self.loss, head, hidden, targets, self.model.vocab_size)
         else:
@@ -38,15 +38,15 @@ class Stage(nn.Module):
         return totals.sum
 
 
-def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss: Loss) -> Stage:
-    """This rank's stage, its parameters allocated on the mesh's device and not yet filled.
+def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss: Loss, *, index: int) -> Stage:
+    """Stage `index` of the pipeline, its parameters allocated on the mesh's device and not yet filled.
 
     The order matters: tensor parallelism replaces parameters; blocks are compiled; recomputation runs compiled blocks
     again (the other way round, torch 2.13 fails to save a DTensor's mesh for backward); FSDP hooks come last.
     """
     with torch.device("meta"):
-        layers = mesh.layout.layers_of(mesh.stage, config.n_layers)
-        model = GPT(config, layers, first=mesh.is_first_stage, last=mesh.is_last_stage)
+        layout = mesh.layout
+        model = GPT(config, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
     if mesh.layout.tensor > 1:
         apply_tensor_parallel(model, mesh.tensor)
     for name, block in model.blocks.items():

@@ -14,12 +14,14 @@ from gpt.engine import Batch, StepResult, Totals
 from gpt.loss import Loss
 from gpt.optimizer import OptimizerConfig, build_optimizer
 from parallel import checkpoint
-from parallel.gradients import scale_gradients, squared_norm, sum_tied_gradients
+from parallel.gradients import local, scale_gradients, squared_norm, sum_tied_gradients
 from parallel.initialisation import initialise_shards
 from parallel.layout import Layout, ParallelConfig
 from parallel.mesh import Mesh, build_mesh
 from parallel.pipeline_parallel import Pipeline
 from parallel.stage import build_stage, canonical_parameters
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,22 @@ class NativeEngine:
     ) -> None:
         self.settings = settings
         self.mesh = build_mesh(settings.layout, device) if mesh is None else mesh
-        self.stage = build_stage(settings.model, settings.parallel, self.mesh, loss)
-        self.parameters = canonical_parameters(self.stage)
+        self.stages = [
+            build_stage(settings.model, settings.parallel, self.mesh, loss, index=index) for index in self.mesh.stages
+        ]
+        self.parameters = [named for stage in self.stages for named in canonical_parameters(stage)]
+        self._tied_copies = self._find_tied_copies()
         if fill:
             initialise_shards(self.parameters, settings.model, seed=settings.seed)
         self.optimizer = build_optimizer(self.parameters, settings.optimizer)
         self._allocate_optimizer_state()
         self.pipeline = (
-            Pipeline(self.stage, settings.model, self.mesh, settings.parallel) if settings.layout.pipeline > 1 else None
+            Pipeline(self.stages, settings.model, self.mesh, settings.parallel)
+            if settings.layout.pipeline > 1
+            else None
         )
         self.data_rank, self.data_size = self.mesh.data_rank, settings.layout.data
         self.is_main = dist.get_rank() == 0
-        self._tied_copy = self._find_tied_copy()
 
     def forward_backward(self, batch: Batch) -> None:
         inputs, targets = (x.to(self.mesh.device) for x in batch)
@@ -74,9 +80,9 @@ class NativeEngine:
 
     def optimizer_step(self, learning_rate: float, *, flag: bool = False) -> StepResult:
         parameters = [parameter for _, parameter in self.parameters]
-        if self._tied_copy is not None:
-            sum_tied_gradients(self._tied_copy, self.mesh)
-        elsewhere = {self._tied_copy} if self._tied_copy is not None and not self.mesh.is_first_stage else set()
+        if self._tied_copies:
+            sum_tied_gradients(self._tied_copies, self.mesh)
+        elsewhere = set(self._tied_copies[1:] if 0 in self.mesh.stages else self._tied_copies)
         squared = squared_norm(parameters, self.mesh, counted_elsewhere=elsewhere)
         numbers = torch.cat((self._local_totals(), squared.view(1), squared.new_full((1,), float(flag))))
         dist.all_reduce(numbers)
@@ -94,13 +100,13 @@ class NativeEngine:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Totals:
-        assert not self.stage.totals, "evaluate between forward_backward and optimizer_step"
+        assert not any(stage.totals for stage in self.stages), "evaluate between forward_backward and optimizer_step"
         for batch in batches:
             inputs, targets = (x.to(self.mesh.device) for x in batch)
             if self.pipeline is not None:
                 self.pipeline.forward(inputs, targets)
             else:
-                self.stage(inputs, targets)
+                self.stages[0](inputs, targets)
         self._reshard()
         numbers = self._local_totals()
         dist.all_reduce(numbers)
@@ -113,7 +119,7 @@ class NativeEngine:
         tensor = self.settings.layout.tensor
         length = inputs.size(1)
         padded = torch.nn.functional.pad(inputs, (0, -length % tensor))  # sequence parallelism needs equal shares
-        logits = self.pipeline.forward(padded) if self.pipeline is not None else self.stage(padded)
+        logits = self.pipeline.forward(padded) if self.pipeline is not None else self.stages[0](padded)
         self._reshard()
         return logits[:, :length].float()
 
@@ -126,6 +132,7 @@ class NativeEngine:
         checkpoint.load(path, tensors=self._tensors(), complete=True, verified=verified)
         steps = state["optimizer_steps"]
         assert isinstance(steps, (int, float))
+        self._equalise_tied_copies()
         for parameter_state in self.optimizer.state.values():
             parameter_state["step"].fill_(steps)
         return state
@@ -133,44 +140,55 @@ class NativeEngine:
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> None:
         """Micro-batches one after the other. ZeRO 2 and 3 reduce gradients into their shards after each, the others
         keep whole ones and reduce after the last; copies of shards (hybrid) are added up after the last in any case."""
-        assert isinstance(self.stage, FSDPModule)
-        size, stage = self.settings.micro_batch_size, self.settings.parallel.zero_stage
+        model, size, zero = self.stages[0], self.settings.micro_batch_size, self.settings.parallel.zero_stage
+        assert isinstance(model, FSDPModule)
         pairs = list(zip(torch.split(inputs, size), torch.split(targets, size), strict=True))
         for i, (x, y) in enumerate(pairs):
             last = i == len(pairs) - 1
-            self.stage.set_is_last_backward(last)
-            self.stage.set_requires_gradient_sync(last or stage >= 2)
-            self.stage.set_requires_all_reduce(last)
-            self.stage.set_reshard_after_backward(last or stage == 3)
-            self.stage(x, y).backward()
+            model.set_is_last_backward(last)
+            model.set_requires_gradient_sync(last or zero >= 2)
+            model.set_requires_all_reduce(last)
+            model.set_reshard_after_backward(last or zero == 3)
+            model(x, y).backward()
 
     def _local_totals(self) -> Tensor:
         """Loss and number of targets gathered here since the last call, (2,) float64 on the device; one rank of those
         that computed the same loss has them, the others zeros."""
-        totals, self.stage.totals = self.stage.totals, []
+        totals, self.stages[-1].totals = self.stages[-1].totals, []
         if not totals or self.mesh.tensor_rank != 0:
             return torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
         return torch.stack([torch.stack((total.double(), count.double())) for total, count in totals]).sum(0)
 
     def _reshard(self) -> None:
         """Free gathered weights, so that none stay behind when the sharded ones change without a backward."""
-        for module in self.stage.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        for stage in self.stages:
+            for module in stage.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
 
-    def _find_tied_copy(self) -> torch.nn.Parameter | None:
-        """The tied weight, where it is held twice and this rank holds one of the two."""
-        mesh = self.mesh
-        if self.pipeline is None or not self.settings.model.tied or not (mesh.is_first_stage or mesh.is_last_stage):
-            return None
-        return dict(self.parameters)["embed.tokens.weight"]
+    def _find_tied_copies(self) -> list[torch.nn.Parameter]:
+        """The tied weight, where the first and the last stage hold a copy each: the copies of this rank, in order."""
+        if self.settings.layout.stages == 1 or not self.settings.model.tied:
+            return []
+        return [parameter for name, parameter in self.parameters if name == "embed.tokens.weight"]
+
+    @torch.no_grad()
+    def _equalise_tied_copies(self) -> None:
+        """Both copies of one rank (stages as a V) get what a checkpoint had for the first."""
+        if len(self._tied_copies) == 2:
+            first, last = self._tied_copies
+            pairs = [(local(last), local(first))]
+            pairs += [
+                (local(self.optimizer.state[last][key]), local(self.optimizer.state[first][key])) for key in MOMENTS
+            ]
+            for copy, original in pairs:
+                copy.copy_(original)
 
     def _allocate_optimizer_state(self) -> None:
         for _, parameter in self.parameters:
             self.optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=self.mesh.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
+                **{key: torch.zeros_like(parameter) for key in MOMENTS},
             }
 
     def _optimizer_steps(self) -> int:
@@ -179,9 +197,8 @@ class NativeEngine:
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds, by name; a tied weight is held twice under one name and written once."""
         tensors: dict[str, Tensor] = {}
-        for name, parameter in self.parameters:
-            state = self.optimizer.state[parameter]
+        for name, parameter in reversed(self.parameters):  # of two copies of a tied weight, the first stage's
             tensors[f"model.{name}"] = parameter.data
-            tensors[f"optimizer.exp_avg.{name}"] = state["exp_avg"]
-            tensors[f"optimizer.exp_avg_sq.{name}"] = state["exp_avg_sq"]
+            for key in MOMENTS:
+                tensors[f"optimizer.{key}.{name}"] = self.optimizer.state[parameter][key]
         return tensors

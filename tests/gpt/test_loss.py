@@ -48,6 +48,20 @@ def test_value_and_gradients_equal_torch(monkeypatch, chunk, in_place):
     assert not weight.grad[37:].any(), "padding rows learn nothing"
 
 
+def test_a_retained_graph_can_be_walked_again():
+    """As pipelines do that take gradients of inputs first and of weights later."""
+    hidden, weight, targets = inputs()
+    total = next_token_loss(hidden, weight, targets, whole_vocabulary(37)).sum
+    expected = torch.autograd.grad(2 * reference(hidden, weight, targets, 37), (hidden, weight))
+    two = torch.tensor(2.0, dtype=torch.float64)
+    (first,) = torch.autograd.grad(total, hidden, two, retain_graph=True)
+    (second,) = torch.autograd.grad(total, weight, two, retain_graph=True)
+    (third,) = torch.autograd.grad(total, weight, 3 * two)
+    torch.testing.assert_close(first, expected[0], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(second, expected[1], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(third, 3 * expected[1], rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("in_place", IN_PLACE)
 @pytest.mark.parametrize("shift", [0.0, 300.0])
 def test_vocabulary_shards_equal_the_whole(in_place, shift):

@@ -11,7 +11,17 @@ from launch.main import main
 
 TRIAXIAL = [sys.executable, "-m", "launch.main", "train"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-LAYOUT = ("--parallel.tensor", "2", "--parallel.pipeline", "2", "--ranks", "8", "--batch.micro_batch_size", "1")
+LAYOUT = (
+    "--parallel.tensor",
+    "2",
+    "--parallel.pipeline",
+    "2",
+    "--ranks",
+    "8",
+    "--batch.micro_batch_size",
+    "1",
+    "--parallel.split=[1, 1]",
+)
 
 
 def dry_run(*words):

@@ -68,13 +68,13 @@ def test_a_finished_run_says_so_and_keeps_its_files(finished, tiny_corpus):
 
 
 def test_local_processes_resume_on_another_layout(finished, tiny_corpus, tmp_path):
-    """4 processes (tensor 2 x pipeline 2) to step 8, then 2 under torchrun itself (data 2) to the end."""
+    """4 processes (tensor 2 x pipeline 2, as a V) to step 8, then 2 under torchrun itself (data 2) to the end."""
     run = tmp_path / "run"
     words = ["train", tiny_corpus.recipe, "--run.directory", run]
-    first = triaxial(
-        *words, "--nproc", 4, "--parallel.tensor", 2, "--parallel.pipeline", 2, "--train.total_tokens", 4096
-    )
+    layout = ["--parallel.tensor", 2, "--parallel.pipeline", 2, "--parallel.schedule", "zbv_zero_bubble"]
+    first = triaxial(*words, "--nproc", 4, *layout, "--train.total_tokens", 4096)
     assert first.returncode == 0, first.stderr
+    assert "schedule zbv_zero_bubble, 2 stages a rank; blocks of stages 0 to 3: 0, 1, 1, 0" in first.stdout
     torchrun = [
         sys.executable,
         "-m",
@@ -137,7 +137,11 @@ def one_line(done, *parts, status=2):
             ["--nproc", "2", "--parallel.tensor", "2", "--model.n_heads", "1"],
             ["model.n_heads = 1", "parallel.tensor = 2"],
         ),
-        (["--nproc", "4", "--parallel.pipeline", "4"], ["model.n_layers = 2", "parallel.pipeline = 4"]),
+        (["--nproc", "5", "--parallel.pipeline", "5"], ["model.n_layers = 2", "5 pipeline stages"]),
+        (
+            ["--nproc", "2", "--parallel.pipeline", "2", "--parallel.split", "[1, 2]"],
+            ["parallel.split = [1, 2]", "adds up to 3"],
+        ),
         (["--batch.micro_batch_size", "3"], ["micro_batch_size 3", "nearest that do: 2 or 4"]),
         (["--model.vocab_size", "256"], ["model.vocab_size = 256", "512"]),
         (["--data.tokenizer", "/nowhere/t.model"], ["/nowhere/t.model"]),

@@ -10,8 +10,12 @@ and sent. Torch is imported once, in the fork server.
 import hashlib
 import json
 import multiprocessing
+import os
+import signal
+import subprocess
 import sys
 import tempfile
+import weakref
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,6 +35,23 @@ SEQUENCES, SEQ_LEN, VOCAB, SEED = 8, 16, 120, 5
 SMALLEST_VOCAB = 97  # ids that every model here has
 MODEL = {"vocab_size": VOCAB, "n_ctx": 16, "n_layers": 4, "d_model": 32, "n_heads": 4}
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, max_gradient_norm=0.5)
+
+
+def launch(folder, runs, *, world_size, timeout_s):
+    """Run this program; what it found, by the name of the run."""
+    (folder / "runs.json").write_text(json.dumps(runs))
+    command = [sys.executable, __file__, str(world_size), str(folder / "runs.json"), str(folder / "out.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            _, errors = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its children too, which would go on without it
+            raise
+    assert process.returncode == 0, errors[-4000:]
+    return json.loads((folder / "out.json").read_text())
 
 
 def tokens_of_step(step):
@@ -55,7 +76,8 @@ def whole_weights_digest(engine):
     mine = {}
     for name, parameter in engine.parameters:
         full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-        mine[name] = hashlib.sha256(full.detach().contiguous().numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(full.detach().contiguous().numpy().tobytes()).hexdigest()
+        assert mine.setdefault(name, digest) == digest, f"{name} differs between the stages of a rank"
     everyone = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     merged = {}
@@ -91,7 +113,65 @@ def counted_step(engine):
     return ranks
 
 
+class LiveMicroBatches:
+    """Counts the micro-batches of which autograd still holds something, by the lifetime of what it saved: in each stage
+    of this rank, and in all together."""
+
+    def __init__(self, engine):
+        self.saved = {}  # (stage, micro-batch) -> number of saved tensors
+        self.started = dict.fromkeys(engine.mesh.stages, 0)
+        self.peaks, self.peak = dict.fromkeys(engine.mesh.stages, 0), 0
+        for index, stage in zip(engine.mesh.stages, engine.stages, strict=True):
+            self.watch(index, stage)
+
+    def watch(self, index, stage):
+        forward = stage.forward
+
+        def watched(*args, **kwargs):
+            key = (index, self.started[index])
+            self.started[index] += 1
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: self.hold(key, x), lambda held: held.tensor):
+                return forward(*args, **kwargs)
+
+        stage.forward = watched
+
+    def hold(self, key, tensor):
+        held = Held(tensor.detach())  # with its graph, it would hold the node that holds it
+        self.saved[key] = self.saved.get(key, 0) + 1
+        weakref.finalize(held, self.free, key)
+        self.peak = max(self.peak, len(self.saved))
+        self.peaks[key[0]] = max(self.peaks[key[0]], sum(stage == key[0] for stage, _ in self.saved))
+        return held
+
+    def free(self, key):
+        self.saved[key] -= 1
+        if self.saved[key] == 0:
+            del self.saved[key]
+
+
+class Held:
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def count_live(run):
+    """By stage, and by rank, the most micro-batches alive at once in a step."""
+    engine = build(run)
+    live = LiveMicroBatches(engine)
+    train(engine, run["steps"])
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, (live.peaks, live.peak, len(live.saved)))
+    by_stage = {stage: peak for peaks, _, _ in everyone for stage, peak in peaks.items()}
+    return {
+        "by_stage": [by_stage[stage] for stage in sorted(by_stage)],
+        "by_rank": [peak for _, peak, _ in everyone],
+        "left": sum(left for _, _, left in everyone),
+    }
+
+
 def run_one(run):
+    if run.get("count_live"):
+        return count_live(run)
     engine = build(run)
     if run.get("count"):
         return counted_step(engine)
@@ -99,7 +179,8 @@ def run_one(run):
     result["losses"], result["norms"] = train(engine, run["steps"])
     share = SEQUENCES // engine.data_size
     mine = tokens_of_step(10_000)[engine.data_rank * share : (engine.data_rank + 1) * share]
-    totals = engine.evaluate([Batch(mine[:, :-1], mine[:, 1:])])
+    parts = mine.split(max(1, share // 2))  # several batches may be in a pipeline at once
+    totals = engine.evaluate([Batch(part[:, :-1], part[:, 1:]) for part in parts])
     result["evaluated"], result["evaluated_tokens"] = totals.mean, totals.tokens
     logits = engine.forward(tokens_of_step(10_001)[:2, :7])
     result["logits"] = logits.double().flatten()[::97].tolist()

@@ -30,6 +30,7 @@ REAL = {
     "zero 3": (4, {"data": 4, "zero_stage": 3}, 1),
     "hybrid, tensor": (8, {"tensor": 2, "data": 4, "data_shard": 2}, 1),
     "all axes": (8, {"tensor": 2, "pipeline": 2, "data": 2}, 1),
+    "v": (4, {"tensor": 2, "pipeline": 2, "schedule": "zbv_zero_bubble"}, 1),
     "gpipe": (4, {"tensor": 2, "pipeline": 2, "schedule": "gpipe", "recompute": "full", "precision": "bf16"}, 2),
 }
 # Against formulas: name: (parallel, processes, micro-batches), of a model whose sizes every layout divides
@@ -41,7 +42,7 @@ BOOK = {
     "zero 2": ({"zero_stage": 2}, 4, 2),
     "zero 3": ({"zero_stage": 3}, 4, 3),
     "hybrid": ({"zero_stage": 3, "data_shard": 4}, 8, 2),
-    "three axes": ({"tensor": 2, "pipeline": 4, "zero_stage": 1}, 32, 5),
+    "three axes": ({"tensor": 2, "pipeline": 4, "split": (1, 1, 1, 1)}, 32, 5),
 }
 # A rank of the first stage, of one in the middle, of the last; where there is one stage, ranks do the same.
 RANKS = {name: (0, 17, 31) if name == "three axes" else (0,) for name in BOOK}

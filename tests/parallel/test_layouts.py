@@ -1,12 +1,8 @@
 """Every layout trains the same model: against one process, and that one against plain torch without our engine."""
 
 import importlib.util
-import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -25,6 +21,8 @@ from parallel.mesh import build_mesh
 
 PROGRAM = Path(__file__).parent / "layout_runs.py"
 STEPS = 20
+LAUNCH_TIMEOUT_S = 600  # of the one launch; a hung collective ends itself after 90 s
+pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
 MODERN = {
     "positions": "rope",
     "norm": "rmsnorm",
@@ -58,7 +56,7 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, program):
     folder = tmp_path_factory.mktemp("layouts")
     runs = []
     for name, (world_size, parallel) in LAYOUTS.items():
@@ -90,20 +88,11 @@ def results(tmp_path_factory):
             **again,
         )
     )
-    return launch(folder, 8, runs)
+    return program.launch(folder, runs, world_size=8, timeout_s=LAUNCH_TIMEOUT_S)
 
 
 def run(name, world_size, parallel, *, steps=STEPS, **more):
     return {"name": name, "world_size": world_size, "parallel": parallel, "steps": steps, **more}
-
-
-def launch(folder, world_size, runs):
-    (folder / "runs.json").write_text(json.dumps(runs))
-    command = [sys.executable, str(PROGRAM), str(world_size), str(folder / "runs.json"), str(folder / "out.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "out.json").read_text())
 
 
 def largest_difference(ours, reference):
