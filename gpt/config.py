@@ -11,8 +11,8 @@ class ModelConfig:
     """The shape of a dense decoder transformer. The defaults are GPT-3's choices (arXiv 2005.14165, section 2.1).
 
     `n_kv_heads` below `n_heads` is grouped-query attention; None means one key-value head per query head.
-    `d_ff` None means 4 * d_model. `vocab_multiple` pads the rows of the embedding and the head so that tensor
-    ranks divide them; padding is never predicted and counts in no figure.
+    `d_ff` None means 4 * d_model. `vocab_multiple` pads the rows of the embedding and the head, for fast
+    products and equal shares on tensor ranks; padding is never predicted and counts in no figure.
     """
 
     vocab_size: int

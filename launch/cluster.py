@@ -48,6 +48,7 @@ SHOWN_SETTINGS = (
 class ClusterEnvironment:
     """This process among its peers, as torchrun and Slurm describe it; a plain process is rank 0 of 1.
 
+    `agent_store`: torchrun itself keeps the store at the master's address, else rank 0 does.
     `saved_file` is where rank 0 leaves word for whoever launched it that the run saved after a signal.
     """
 
@@ -58,6 +59,7 @@ class ClusterEnvironment:
     node_rank: int = 0
     master_addr: str | None = None
     master_port: int | None = None
+    agent_store: bool = False
     restart_count: int = 0
     slurm_job_id: str | None = None
     saved_file: Path | None = None
@@ -86,6 +88,7 @@ class ClusterEnvironment:
             node_rank=_whole_number("GROUP_RANK", default=0),
             master_addr=os.environ.get("MASTER_ADDR"),
             master_port=_whole_number("MASTER_PORT"),
+            agent_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             restart_count=_whole_number("TORCHELASTIC_RESTART_COUNT", default=0),
             slurm_job_id=slurm_job_id,
             saved_file=saved_file,
@@ -134,6 +137,17 @@ def keep_freed_memory() -> None:
         mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD, from malloc.h
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, -1)
+
+
+def share_machine(nproc: int) -> None:
+    """Before it joins a process group: a rank of `nproc` local ones talks to no other machine and takes its part of the
+    cores, as `launch_local` has it by the environment. What the user has set himself stays."""
+    import torch
+
+    if Path("/sys/class/net/lo").exists():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // nproc))
 
 
 def leave_word_saved(environment: ClusterEnvironment) -> int:
@@ -323,10 +337,7 @@ def _explain(failures: Mapping[int, Any], *, nproc: int, log_dir: Path) -> int:
     if first.exitcode == 2 and isinstance(recorded, dict):
         print(recorded["message"], file=sys.stderr, flush=True)
         return 2
-    how = f"exit status {first.exitcode}" if first.exitcode > 0 else f"killed by {signal.Signals(-first.exitcode).name}"
-    if first.exitcode == -signal.SIGKILL:
-        how += ", perhaps for want of memory"
-    print(f"triaxial: error: rank {rank} of {nproc} failed first ({how})", file=sys.stderr)
+    print(f"triaxial: error: rank {rank} of {nproc} failed first ({exit_words(first.exitcode)})", file=sys.stderr)
     if rank == 0:
         print("triaxial: what it said is above", file=sys.stderr)
     for path in sorted(log_dir.glob(f"*/attempt_*/{rank}/stderr.log")):
@@ -334,6 +345,14 @@ def _explain(failures: Mapping[int, Any], *, nproc: int, log_dir: Path) -> int:
             print(f"[rank {rank}] {line}", file=sys.stderr)
     print(f"triaxial: output of the other ranks: {log_dir}", file=sys.stderr, flush=True)
     return int(first.exitcode) if first.exitcode > 0 else 128 - int(first.exitcode)
+
+
+def exit_words(exitcode: int) -> str:
+    """How a process ended, from its exit status, or minus the number of the signal that killed it."""
+    if exitcode >= 0:
+        return f"exit status {exitcode}"
+    perhaps = ", perhaps for want of memory" if exitcode == -signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-exitcode).name}{perhaps}"
 
 
 def _failed_at(item: tuple[int, Any]) -> tuple[bool, float, int]:

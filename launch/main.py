@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": ("launch.evaluate", "validation loss, perplexity and few-shot accuracy of a checkpoint"),
     "generate": ("launch.generate", "continue a prompt"),
     "convert": ("launch.convert", "export a checkpoint to another library's format"),
+    "parity": ("launch.parity", "show that a recipe trains the same model on every layout"),
     "doctor": ("launch.doctor", "show what this machine offers and what would break a run"),
     "demo": ("launch.demo", "the whole path on this machine: pages, tokens, training, evaluation, export"),
 }

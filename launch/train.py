@@ -2,12 +2,10 @@
 
 import argparse
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
 
 from gpt.dataset import TrainingData, ValidationData
 from gpt.errors import ConfigError
@@ -21,8 +19,9 @@ from launch.config import RunConfig, as_dict, read_run_config
 from launch.hardware import peak_flops_per_s
 from launch.resume import Start, check_run_directory, find_start
 from launch.run_report import describe, how_it_ended, prepare_run_directory, write_summary
+from launch.start_up import join_processes
 from parallel.engines.native import EngineSettings, NativeEngine
-from parallel.layout import Layout, resolve_layout
+from parallel.layout import Layout, check_device, resolve_layout
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         return launch_local(args.nproc, words)
     layout = layout_of(config, environment.world_size)
     device = pick_device(config, environment)
+    check_device(config.parallel, device.type)
     if device.type == "cpu":
         keep_freed_memory()
     data, validation = open_data(config)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         "tokenizer": check_tokenizer(config).fingerprint,
     }
     check_run_directory(config, saved_state, resume=args.resume)
-    join_processes(config, environment, device)
+    join_processes(environment, device, timeout_s=config.run.collective_timeout_s)
     start = find_start(config, saved_state, resume=args.resume)
     engine = build_engine(config, layout, device, start)
     loop = build_loop(config, saved_state, peak_flops_per_s=total_peak_flops_per_s(config, environment, device))
@@ -102,16 +102,6 @@ def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.dev
     device = torch.device("cuda", environment.local_rank)
     torch.cuda.set_device(device)
     return device
-
-
-def join_processes(config: RunConfig, environment: ClusterEnvironment, device: torch.device) -> None:
-    """Initialise the default process group. A single process talks to nobody."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=config.run.collective_timeout_s)
-    if environment.master_addr is not None:  # torchrun, or our own launcher
-        dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
-    else:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 
 
 def build_engine(config: RunConfig, layout: Layout, device: torch.device, start: Start) -> NativeEngine:

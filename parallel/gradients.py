@@ -19,21 +19,22 @@ def sum_tied_gradients(weights: list[nn.Parameter], mesh: Mesh) -> None:
     that this rank holds, both where the stages lie as a V. Called by the ranks of these two stages only; from rank to
     rank a message each way, of the weight's local size. The sum of two numbers has one order: the copies stay equal to
     the bit."""
-    mine = [_gradient(weight) for weight in weights]
-    if len(mine) == 2:
-        mine[0] += mine[1]
-        mine[1].copy_(mine[0])
+    held = [_gradient(weight) for weight in weights]
+    if len(held) == 2:
+        held[0] += held[1]
+        held[1].copy_(held[0])
         return
-    other = torch.empty_like(mine[0])
+    mine = held[0].to(mesh.device)  # where it is not offloaded, the same tensor
+    other = torch.empty_like(mine)
     rank = mesh.global_rank_of(mesh.layout.stages - 1 if 0 in mesh.stages else 0)
     for work in dist.batch_isend_irecv(
         [
-            dist.P2POp(dist.isend, mine[0], rank, mesh.pipeline_group),
+            dist.P2POp(dist.isend, mine, rank, mesh.pipeline_group),
             dist.P2POp(dist.irecv, other, rank, mesh.pipeline_group),
         ]
     ):
         work.wait()
-    mine[0] += other
+    held[0] += other.to(held[0].device)
 
 
 @torch.no_grad()
@@ -51,14 +52,16 @@ def squared_norm(parameters: list[nn.Parameter], mesh: Mesh, *, counted_elsewher
             by_copies.setdefault(_copies(parameter, mesh), []).append(local(parameter.grad))
     for copies, gradients in by_copies.items():
         norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float64))  # type: ignore[attr-defined]
-        total += norms.square().sum() / copies
+        total += norms.square().sum().to(mesh.device) / copies
     return total
 
 
 @torch.no_grad()
 def scale_gradients(parameters: list[nn.Parameter], factor: Tensor) -> None:
-    """Multiply all gradients in place by a 0-d tensor on their device."""
-    torch._foreach_mul_([local(p.grad) for p in parameters if p.grad is not None], factor)  # type: ignore[attr-defined]
+    """Multiply all gradients in place by a 0-d tensor. Waits for the device where gradients are offloaded."""
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor.to(gradients[0].device))  # type: ignore[attr-defined]
 
 
 def _gradient(weight: nn.Parameter) -> Tensor:

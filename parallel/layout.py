@@ -21,7 +21,8 @@ class ParallelConfig:
     `zero_stage` 0 replicates weights and optimizer over data ranks. 1 shards both: weights are gathered and gradients
     reduced once a step. 2 reduces gradients into their shards after each micro-batch; 3 also gathers weights for each
     use and frees them after. `data_shard` is the number of data ranks that share one copy (None: all of them, or 1 for
-    zero_stage 0): between the two lies hybrid sharding.
+    zero_stage 0): between the two lies hybrid sharding. `offload` keeps the shards of weights, gradients and optimizer
+    in the host's memory and updates them there. `async_tensor` overlaps tensor ranks' messages with products.
 
     `schedule` orders the micro-batches of a pipeline, `stages_per_rank` is the number of stages on each of its ranks
     (None: 1 for gpipe and 1f1b, else 2); with pipeline 1 there is nothing to order, and both are not used. `split` is
@@ -36,9 +37,11 @@ class ParallelConfig:
     schedule: Schedule = "1f1b"
     stages_per_rank: int | None = None
     split: tuple[int, ...] | None = None
-    recompute: Literal["none", "full"] = "none"
+    recompute: Literal["none", "selective", "full"] = "none"
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
+    offload: bool = False
+    async_tensor: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,16 @@ def _stages_per_rank(parallel: ParallelConfig) -> int:
     return 2 if wanted is None else wanted
 
 
+def check_device(parallel: ParallelConfig, device_type: str) -> None:
+    """ConfigError where a setting asks for what only CUDA has."""
+    for key, reason in (
+        ("offload", "on a CPU weights and optimizer are in the host's memory already"),
+        ("async_tensor", "it needs CUDA's symmetric memory"),
+    ):
+        if getattr(parallel, key) and device_type != "cuda":
+            raise ConfigError(f"parallel.{key} = true with device '{device_type}': {reason}; set it to false")
+
+
 def _data_size(parallel: ParallelConfig, world_size: int) -> int:
     inner = parallel.tensor * parallel.pipeline
     if parallel.data is None:
@@ -196,15 +209,31 @@ def _shard_size(parallel: ParallelConfig, data: int) -> int:
 def _check_model(parallel: ParallelConfig, model: ModelConfig, seq_len: int) -> None:
     if seq_len > model.n_ctx:
         raise ConfigError(f"data.seq_len = {seq_len} is longer than model.n_ctx = {model.n_ctx}")
+    if parallel.async_tensor and not (parallel.compile and parallel.tensor > 1):
+        raise ConfigError(
+            f"parallel.async_tensor = true with parallel.compile = {str(parallel.compile).lower()} and parallel.tensor "
+            f"= {parallel.tensor}: it is the compiler that splits tensor ranks' products and messages; set "
+            f"parallel.compile = true and parallel.tensor to 2 or more, or parallel.async_tensor = false"
+        )
     for name, number in (
         ("model.n_heads", model.n_heads),
-        ("model.n_kv_heads", model.kv_heads),
         ("model.d_ff", model.ff_width),
-        ("the padded vocabulary (model.vocab_size up to a multiple of model.vocab_multiple)", model.padded_vocab_size),
         ("data.seq_len", seq_len),
         ("model.n_ctx", model.n_ctx),
     ):
         _check_divides(number, parallel.tensor, name, "parallel.tensor")
+    rows = model.padded_vocab_size
+    if not _leaves_none_empty(rows, parallel.tensor):
+        near = _near(parallel.tensor, (tensor for tensor in range(1, rows + 1) if _leaves_none_empty(rows, tensor)))
+        raise ConfigError(
+            f"parallel.tensor = {parallel.tensor} leaves ranks without any of the vocabulary's {rows} rows "
+            f"(model.vocab_size up to a multiple of model.vocab_multiple); nearest that do not: {near}"
+        )
+
+
+def _leaves_none_empty(rows: int, ranks: int) -> bool:
+    """Whether shares of ceil(rows / ranks) give each rank some."""
+    return -(-rows // ranks) * (ranks - 1) < rows
 
 
 def _micro_batches(parallel: ParallelConfig, batch: BatchConfig, *, seq_len: int, data: int) -> int:

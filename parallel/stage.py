@@ -1,15 +1,17 @@
 """The piece of a model that one rank runs, wrapped for its layout; the loss is part of it on the last stage."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from gpt.config import ModelConfig
 from gpt.loss import Loss, whole_vocabulary
 from gpt.model import GPT
 from parallel.layout import ParallelConfig
 from parallel.mesh import Mesh
+from parallel.recomputation import wrap_block
 from parallel.tensor_parallel import apply_tensor_parallel, vocabulary_parallel_loss
 
 
@@ -39,24 +41,22 @@ class Stage(nn.Module):
 
 
 def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss: Loss, *, index: int) -> Stage:
-    """Stage `index` of the pipeline, its parameters allocated on the mesh's device and not yet filled.
+    """Stage `index` of the pipeline, its parameters allocated on the mesh's device (on the host if offloaded) and not
+    yet filled.
 
-    The order matters: tensor parallelism replaces parameters; blocks are compiled; recomputation runs compiled blocks
-    again (the other way round, torch 2.13 fails to save a DTensor's mesh for backward); FSDP hooks come last.
+    The order matters: tensor parallelism replaces parameters; blocks are compiled and wrapped for recomputation; FSDP's
+    hooks come last.
     """
     with torch.device("meta"):
         layout = mesh.layout
         model = GPT(config, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
     if mesh.layout.tensor > 1:
-        apply_tensor_parallel(model, mesh.tensor)
+        apply_tensor_parallel(model, config, mesh.tensor)
     for name, block in model.blocks.items():
-        if parallel.compile:
-            block.compile()
-        if parallel.recompute == "full":  # blocks draw no random numbers, so no generator's state need be kept
-            model.blocks[name] = checkpoint_wrapper(block, preserve_rng_state=False)
+        model.blocks[name] = wrap_block(block, config, parallel)
     stage = Stage(model, loss)
     _apply_data_parallel(stage, parallel, mesh)
-    stage.to_empty(device=mesh.device)
+    stage.to_empty(device=torch.device("cpu") if parallel.offload else mesh.device)
     return stage
 
 
@@ -64,10 +64,14 @@ def _apply_data_parallel(stage: Stage, parallel: ParallelConfig, mesh: Mesh) -> 
     """FSDP2 on every layout, on one rank too: it is also what keeps fp32 weights beside bf16 ones for compute."""
     compute = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    place = OffloadPolicy()
+    if parallel.offload:
+        place = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")
     again = parallel.zero_stage == 3
+    shard = partial(fully_shard, mesh=mesh.data, mp_policy=policy, offload_policy=place)
     for block in stage.model.blocks.values():
-        fully_shard(block, mesh=mesh.data, mp_policy=policy, reshard_after_forward=again)
-    fully_shard(stage, mesh=mesh.data, mp_policy=policy, reshard_after_forward=False)
+        shard(block, reshard_after_forward=again)
+    shard(stage, reshard_after_forward=False)
     for module in stage.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are sums: gradients add up, one division comes at the end

@@ -3,12 +3,19 @@
 Between blocks each rank holds its share of the sequence, (b, t/tp, d); inside attention and MLP its share of the
 heads and the hidden width over the whole sequence (Megatron-LM's scheme, arXiv 2205.05198, section 4.2): an all-gather
 before and a reduce-scatter after each.
+
+Key-value heads that tensor ranks cannot divide evenly (2 of them on 4 ranks) are copied, as in Megatron-LM: see
+KeyValueProjection.
 """
 
+from typing import Any
+
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -18,8 +25,57 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from gpt.config import ModelConfig
 from gpt.loss import Loss, LossTotals, VocabShard
-from gpt.model import GPT
+from gpt.model import GPT, Attention
+
+
+class KeyValueProjection(nn.Module):
+    """The key or value projection where tensor ranks do not divide its heads. Every rank holds the weight whole, under
+    the name and shape of one process, and computes only the heads that its own queries look at.
+
+    A rank's gradient is a partial sum, which FSDP adds up over tensor ranks (an all-reduce of the weight's size) before
+    it reduces over data ranks: all copies get the same bits.
+    """
+
+    def __init__(self, whole: nn.Linear, config: ModelConfig, mesh: DeviceMesh) -> None:
+        super().__init__()
+        self.weight = _replicated(whole.weight, mesh)
+        self.bias = None if whole.bias is None else _replicated(whole.bias, mesh)
+        self.d_head = config.d_head
+        heads = key_value_heads(config, rank=mesh.get_local_rank(), tensor=mesh.size())
+        self.first, self.last = heads[0], heads[-1]
+        self.repeats = [heads.count(head) for head in range(self.first, self.last + 1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, t, m * d_head) from a replicated DTensor (b, t, d): the m heads that this rank's queries share evenly."""
+        assert isinstance(x, DTensor)
+        rows = slice(self.first * self.d_head, (self.last + 1) * self.d_head)
+        weight, bias = _partial(self.weight)[rows], None if self.bias is None else _partial(self.bias)[rows]
+        y = nn.functional.linear(_partial(x), weight, bias)  # (b, t, m * d_head)
+        if len(set(self.repeats)) == 1:
+            return y
+        heads = y.view(*y.shape[:2], -1, self.d_head)  # (b, t, m, d_head)
+        return torch.cat(  # one for each query: the model repeats all heads equally often or not at all
+            [heads[:, :, i : i + 1].expand(-1, -1, times, -1) for i, times in enumerate(self.repeats)], dim=2
+        ).flatten(2)
+
+
+def key_value_heads(config: ModelConfig, *, rank: int, tensor: int) -> list[int]:
+    """The key-value head of each query head of a tensor rank, rising."""
+    queries = config.n_heads // tensor
+    group = config.n_heads // config.kv_heads
+    return [query // group for query in range(rank * queries, (rank + 1) * queries)]
+
+
+def _replicated(parameter: Tensor, mesh: DeviceMesh) -> nn.Parameter:
+    return nn.Parameter(distribute_tensor(parameter.detach(), mesh, [Replicate()], src_data_rank=None))
+
+
+def _partial(x: Tensor) -> Tensor:
+    """A replicated tensor as a plain one, of which each rank's gradient is a partial sum."""
+    assert isinstance(x, DTensor)
+    return x.to_local(grad_placements=[Partial()])
 
 
 def block_plan() -> dict[str, ParallelStyle]:
@@ -51,17 +107,31 @@ def end_plan() -> dict[str, ParallelStyle]:
     }
 
 
-def apply_tensor_parallel(model: GPT, mesh: DeviceMesh) -> None:
+def apply_tensor_parallel(model: GPT, config: ModelConfig, mesh: DeviceMesh) -> None:
     """Shard a model's parameters over `mesh` in place. Moves no data: call it while they are on the meta device."""
     plan = end_plan()
+    parts = block_plan()
+    if config.kv_heads % mesh.size():
+        del parts["attention.k"], parts["attention.v"]
+        for attention in [module for module in model.modules() if isinstance(module, Attention)]:
+            for part in ("k", "v"):
+                setattr(attention, part, KeyValueProjection(getattr(attention, part), config, mesh))
     for name in model.blocks:
-        plan |= {f"blocks.{name}.{part}": style for part, style in block_plan().items()}
+        plan |= {f"blocks.{name}.{part}": style for part, style in parts.items()}
     held = {name for name, module in model.named_modules(remove_duplicate=False) if module is not None}
     if "embed.positions" in held:  # positions come whole; each rank looks up its share of the sequence
         share = PrepareModuleInput(input_layouts=(Replicate(),), desired_input_layouts=(Shard(1),))
         parallelize_module(model, mesh, {"embed.positions": share}, src_data_rank=None)
     parallelize_module(model, mesh, {name: plan[name] for name in plan if name in held}, src_data_rank=None)
+    if model.embed is not None:
+        model.embed.register_forward_hook(_wait)
     model.tie()
+
+
+def _wait(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """Wait for the reduce-scatter that gives the embedding's output, where no addition of positions did: torch's
+    compiler (2.13) takes a tensor still under way for a type of its own and gives wrong gradients after it."""
+    return output.clone() if isinstance(output, AsyncCollectiveTensor) else output
 
 
 def vocabulary_parallel_loss(
@@ -83,7 +153,7 @@ def vocabulary_parallel_loss(
         return x
 
     shard = VocabShard(
-        start=mesh.get_local_rank() * weight.size(0),
+        start=mesh.get_local_rank() * -(-head.weight.size(0) // mesh.size()),  # the last ranks may hold fewer
         vocab_size=vocab_size,
         reduce_sum=lambda x: reduced(x, dist.ReduceOp.SUM),
         reduce_max=lambda x: reduced(x, dist.ReduceOp.MAX),

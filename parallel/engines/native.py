@@ -187,7 +187,7 @@ class NativeEngine:
     def _allocate_optimizer_state(self) -> None:
         for _, parameter in self.parameters:
             self.optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=self.mesh.device),
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 **{key: torch.zeros_like(parameter) for key in MOMENTS},
             }
 

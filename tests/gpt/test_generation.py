@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -202,3 +203,16 @@ def test_padding_leaves_no_trace(model: GPT) -> None:
     logits = decoder.read_prompts()
     for row, prompt in zip(logits, PROMPTS, strict=True):
         torch.testing.assert_close(row, model(torch.tensor([prompt]))[0, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_vocabulary_padding_is_never_predicted() -> None:
+    """Not even where its rows of the head would win by far: nor does it take probability from others."""
+    model = GPT(replace(GPT3, tied=False))
+    initialise(model, GPT3, seed=0)
+    with torch.no_grad():
+        model.head.weight[GPT3.vocab_size :] = 100.0 * torch.randn(128 - GPT3.vocab_size, 32)
+        padded = generate(model, PROMPTS, n_ctx=40, max_new_tokens=8, sampling=WARM)
+        model.head.weight[GPT3.vocab_size :] = 0
+    assert padded == generate(model, PROMPTS, n_ctx=40, max_new_tokens=8, sampling=WARM)
+    assert all(token < GPT3.vocab_size for result in padded for token in result.tokens)
+    assert model(torch.tensor([[1, 2]])).shape == (1, 2, GPT3.vocab_size)

@@ -54,6 +54,44 @@ def killed(environment: cluster.ClusterEnvironment, folder: Path) -> int:
     return 0
 
 
+def absent(environment: cluster.ClusterEnvironment, folder: Path) -> int:
+    """Rank 1 is killed before it gives any sign of itself; the others join."""
+    if environment.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return join(environment, folder)
+
+
+def absent_0(environment: cluster.ClusterEnvironment, folder: Path) -> int:
+    """As `absent`, but it is rank 0, which keeps the store."""
+    if environment.rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return join(environment, folder)
+
+
+def killed_joining(environment: cluster.ClusterEnvironment, folder: Path) -> int:
+    """Rank 1 is killed when all have met and the process group is being made."""
+    import torch.distributed as dist
+
+    if environment.rank == 1:
+        dist.init_process_group = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    return join(environment, folder)
+
+
+def join(environment: cluster.ClusterEnvironment, folder: Path) -> int:
+    import torch  # here, since most behaviours do without it and start faster
+    import torch.distributed as dist
+
+    from launch import start_up
+
+    timeout_s = int((folder / "timeout_s").read_text(encoding="utf-8"))
+    start_up.join_processes(environment, torch.device("cpu"), timeout_s=timeout_s)
+    total = torch.ones(())
+    dist.all_reduce(total)
+    (folder / f"joined{environment.rank}").write_text(str(int(total)), encoding="utf-8")
+    dist.destroy_process_group()
+    return 0
+
+
 def wait(environment: cluster.ClusterEnvironment, folder: Path) -> int:
     """Say where we are, then wait for a signal; SIGTERM and SIGUSR1 mean save and stop, as in the training loop."""
     noted: list[int] = []
@@ -75,6 +113,10 @@ BEHAVIOURS = {
     "crash": crash,
     "killed": killed,
     "wait": wait,
+    "absent": absent,
+    "absent-0": absent_0,
+    "killed-joining": killed_joining,
+    "join": join,
     "mistake": show,
     "mistake-on-one": wait,
 }

@@ -7,6 +7,7 @@ run uses the first `world_size` of the processes. One with "count" takes a singl
 and sent. Torch is imported once, in the fork server.
 """
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -21,6 +22,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from gpt.config import ModelConfig
 from gpt.engine import Batch
@@ -169,6 +173,46 @@ def count_live(run):
     }
 
 
+class Live(TorchDispatchMode):
+    """Remembers the storage of every operator's result, for as long as something holds it."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = storage_of(tensor)
+                self.storages[storage] = storage.nbytes()
+        return result
+
+
+def storage_of(tensor):
+    while hasattr(tensor, "_local_tensor") or hasattr(tensor, "elem"):  # a DTensor, a collective under way
+        tensor = tensor._local_tensor if hasattr(tensor, "_local_tensor") else tensor.elem
+    return tensor.untyped_storage()
+
+
+def kept_bytes(engine):
+    """What one block holds for backward, its output (the next block's input) counted and its input not; bytes."""
+    block = next(iter(engine.stages[0].model.blocks.values()))
+    width = SEQ_LEN // engine.settings.layout.tensor
+    x = torch.randn(SEQUENCES, width, engine.settings.model.d_model, dtype=torch.bfloat16, requires_grad=True)
+    with torch.no_grad():
+        block(x)  # gathers the weights, which are not to be counted
+    with Live() as live:
+        y = block(x)
+    gc.collect()
+    for known in (x, *block.parameters()):
+        live.storages.pop(storage_of(known), None)
+    kept = sum(live.storages.values())
+    y.sum().backward()
+    engine.optimizer.zero_grad()
+    return kept
+
+
 def run_one(run):
     if run.get("count_live"):
         return count_live(run)
@@ -184,6 +228,8 @@ def run_one(run):
     result["evaluated"], result["evaluated_tokens"] = totals.mean, totals.tokens
     logits = engine.forward(tokens_of_step(10_001)[:2, :7])
     result["logits"] = logits.double().flatten()[::97].tolist()
+    if run.get("measure_kept"):
+        result["kept_bytes"] = kept_bytes(engine)
     if run.get("save"):
         engine.save(Path(run["save"]), step=run["steps"], state={"step": run["steps"]}, keep_last=1)
     if run.get("load"):

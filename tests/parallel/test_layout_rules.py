@@ -1,5 +1,7 @@
 """Which arrangements are allowed, and what the user is told of the others."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,7 +11,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
 from parallel import pipeline_parallel
-from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.layout import BatchConfig, ParallelConfig, check_device, resolve_layout
+from parallel.tensor_parallel import key_value_heads
 
 MODEL = ModelConfig(vocab_size=50257, n_ctx=2048, n_layers=12, d_model=768, n_heads=12)
 
@@ -84,6 +87,11 @@ def test_replicated_shards_over_one():
             {"pipeline": 4, "micro": 64, "world_size": 4, "tokens": 262_144},
             "needs at least as many micro-batches a step as stages: 2 with parallel.pipeline = 4; nearest: 4",
         ),
+        (
+            {"async_tensor": True, "tensor": 2},
+            "async_tensor = true with parallel.compile = false and parallel.tensor = 2",
+        ),
+        ({"async_tensor": True, "compile": True}, "compile = true and parallel.tensor = 1: it is the compiler"),
         ({"world_size": 6, "micro": 4, "pipeline": 1}, "global_batch_tokens nearest that does: 491520 or 540672"),
     ],
 )
@@ -148,10 +156,28 @@ def built_by_torch(schedule, ranks, micro_batches, *, stages):
         dist.destroy_process_group()
 
 
-def test_key_value_heads_must_divide_too():
+def test_key_value_heads_need_not_divide():
     model = ModelConfig(vocab_size=512, n_ctx=2048, n_layers=12, d_model=768, n_heads=12, n_kv_heads=2)
-    with pytest.raises(ConfigError, match=r"model.n_kv_heads = 2 is not divisible by parallel.tensor = 4"):
-        resolve(tensor=4, model=model)
+    assert resolve(tensor=4, model=model).tensor == 4
+    assert [key_value_heads(model, rank=rank, tensor=4) for rank in range(4)] == [[0] * 3, [0] * 3, [1] * 3, [1] * 3]
+    assert key_value_heads(replace(model, n_kv_heads=4), rank=1, tensor=6) == [0, 1]
+
+
+def test_vocabulary_rows_may_be_uneven_but_not_missing():
+    small = ModelConfig(vocab_size=9, n_ctx=2048, n_layers=12, d_model=768, n_heads=12, vocab_multiple=1)
+    assert resolve(tensor=4, model=replace(small, vocab_size=10), tokens=2048 * 8).tensor == 4  # 3, 3, 3, 1 rows
+    with pytest.raises(
+        ConfigError, match=r"parallel.tensor = 4 leaves ranks without .* 9 rows.*nearest that do not: 3 or 5"
+    ):
+        resolve(tensor=4, model=small)
+
+
+@pytest.mark.parametrize("key", ["offload", "async_tensor"])
+def test_what_only_cuda_has_is_refused_on_a_cpu(key):
+    parallel = ParallelConfig(**{key: True})
+    check_device(parallel, "cuda")
+    with pytest.raises(ConfigError, match=f"parallel.{key} = true with device 'cpu'"):
+        check_device(parallel, "cpu")
 
 
 def test_nearest_values_named_in_errors_are_accepted():

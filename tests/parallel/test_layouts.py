@@ -1,6 +1,7 @@
 """Every layout trains the same model: against one process, and that one against plain torch without our engine."""
 
 import importlib.util
+import itertools
 import math
 import shutil
 import sysconfig
@@ -33,6 +34,17 @@ MODERN = {
     "d_ff": 64,
 }
 UNEVEN = {"d_model": 20, "vocab_size": 97, "vocab_multiple": 1}  # over 8 ranks some weights leave a rank with nothing
+GROUPED = {**MODERN, "n_layers": 2, "bias": True}  # 2 key-value heads
+UNEVEN_GROUPS = {
+    "d_model": 48,
+    "n_heads": 12,
+    "n_kv_heads": 6,
+    "positions": "rope",
+    "n_layers": 2,
+}  # ranks need 2 of them
+ONE_HEAD = {**MODERN, "n_layers": 1, "n_kv_heads": 1}
+KEPT = [(tensor, recompute) for tensor in (1, 2) for recompute in ("none", "selective", "full")]
+UNEVEN_VOCAB = {"vocab_size": 98, "vocab_multiple": 3, "n_layers": 2}  # 99 rows, the last padding: 25, 25, 25, 24
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 LAYOUTS = {
     "one": (1, {}),
@@ -51,6 +63,11 @@ LAYOUTS = {
         8,
         {"tensor": 2, "data": 4, "data_shard": 2, "zero_stage": 3, "recompute": "full"},
     ),
+    "tensor 2 x pipeline 2, offload": (
+        4,
+        {"tensor": 2, "pipeline": 2, "offload": True},
+    ),  # on a CPU the code path alone
+    "data 2, zero 3, offload": (2, {"data": 2, "zero_stage": 3, "offload": True}),
     "tensor 2 x pipeline 2 x data 2": (8, {"tensor": 2, "pipeline": 2, "data": 2}),
 }
 
@@ -69,7 +86,27 @@ def results(tmp_path_factory, program):
     runs.append(run("bf16, one, micro-batch 4", 1, {"precision": "bf16"}, micro_batch_size=4))
     runs.append(run("uneven, one", 1, {}, model=UNEVEN))
     runs.append(run("uneven, data 8", 8, {"data": 8, "zero_stage": 3}, model=UNEVEN, micro_batch_size=1))
+    for family, model in (("grouped", GROUPED), ("uneven groups", UNEVEN_GROUPS), ("uneven vocabulary", UNEVEN_VOCAB)):
+        runs.append(run(f"{family}, one", 1, {}, model=model))
+        runs.append(run(f"{family}, tensor 4", 4, {"tensor": 4}, model=model))
+    over_data = {"tensor": 4, "data": 2, "zero_stage": 3, "recompute": "full"}
+    runs.append(run("grouped, tensor 4 x data 2", 8, over_data, model=GROUPED))
+    runs.append(run("uneven vocabulary, tensor 4 x data 2", 8, over_data, model=UNEVEN_VOCAB))
+    selective = {"recompute": "selective"}
+    for name, world_size, parallel in (
+        ("one", 1, {}),
+        ("data 2, zero 3", 2, {"data": 2, "zero_stage": 3}),
+        ("tensor 2 x pipeline 2", 4, {"tensor": 2, "pipeline": 2}),
+    ):
+        runs.append(run(f"selective, {name}", world_size, {**parallel, **selective}))
+    runs.append(run("modern, selective, tensor 2", 2, {"tensor": 2, **selective}, model=MODERN))
+    for (tensor, recompute), model in itertools.product(KEPT, ({}, MODERN)):
+        keys = {"tensor": tensor, "recompute": recompute, "precision": "bf16"}
+        name = f"kept, {'modern' if model else 'gpt3'}, {tensor}, {recompute}"
+        runs.append(run(name, tensor, keys, model={**model, "n_layers": 2}, steps=1, measure_kept=True))
     if COMPILER:
+        runs.append(run("compiled, selective", 2, {"tensor": 2, "compile": True, **selective}, model=ONE_HEAD, steps=3))
+        runs.append(run("one layer, one", 1, {}, model=ONE_HEAD, steps=3))
         compiled = {"compile": True, "recompute": "full"}
         runs.append(run("compiled", 2, {"tensor": 2, **compiled}, model={"n_layers": 2}, steps=3))
         runs.append(run("two layers, one", 1, {}, model={"n_layers": 2}, steps=3))
@@ -171,11 +208,68 @@ def test_uneven_and_empty_shards_equal_one_process(results):
     assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "grouped, tensor 4",
+        "grouped, tensor 4 x data 2",
+        "uneven groups, tensor 4",
+        "uneven vocabulary, tensor 4",
+        "uneven vocabulary, tensor 4 x data 2",
+    ],
+)
+def test_tensor_ranks_that_do_not_divide_equal_one_process(results, name):
+    """Neither key-value heads nor vocabulary rows need divide."""
+    ours, reference = results[name], results[name.split(",")[0] + ", one"]
+    assert ours["initial_weights"] == reference["initial_weights"]
+    assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
+    assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
+    assert torch.allclose(torch.tensor(ours["logits"]), torch.tensor(reference["logits"]), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
 def test_compiled_blocks_with_recomputation_and_tensor_ranks(results):
     ours, reference = results["compiled"], results["two layers, one"]
     assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
     assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
+
+
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
+def test_compiled_modern_blocks_with_copied_key_value_heads_and_selective_recomputation(results):
+    ours, reference = results["compiled, selective"], results["one layer, one"]
+    assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
+    assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["one", "data 2, zero 3", "tensor 2 x pipeline 2", "modern"])
+def test_selective_recomputation_changes_nothing(results, name):
+    ours = results["modern, selective, tensor 2" if name == "modern" else f"selective, {name}"]
+    reference = results["modern, one" if name == "modern" else "one"]
+    if name == "one":
+        assert ours["losses"] == reference["losses"]
+        assert ours["final_weights"] == reference["final_weights"]
+    assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
+    assert largest_difference(ours["norms"], reference["norms"]) < 1e-4 * (1 if name != "modern" else 10)
+
+
+def test_recomputation_keeps_what_the_formulas_say(results, program):
+    """Bytes per token and layer in bf16 (docs/parallelism.md), measured as the storages alive after a block has run."""
+    for tensor, family in itertools.product((1, 2), ("gpt3", "modern")):
+        config = ModelConfig(**{**program.MODEL, **(MODERN if family == "modern" else {})})
+        d, kv, ff = config.d_model, config.kv_heads * config.d_head, config.ff_width
+        wide = 2 if family == "modern" else 1  # gate and up
+        products = d + 2 * kv + d + wide * ff  # q, k, v, attention's own output, first half of the MLP
+        statistics = 4 * config.n_heads / tensor  # attention's log-sum-exp, fp32
+        formula = {"full": 2 * d / tensor, "selective": 2 * (2 * d + products) / tensor + statistics}
+        kept = {
+            way: results[f"kept, {family}, {tensor}, {way}"]["kept_bytes"] / (program.SEQUENCES * program.SEQ_LEN)
+            for way in ("none", "selective", "full")
+        }
+        assert kept["full"] < kept["selective"] < kept["none"]
+        assert math.isclose(kept["full"], formula["full"])
+        assert math.isclose(kept["selective"], formula["selective"])
+        if family == "gpt3":
+            assert math.isclose(kept["none"], (28 / tensor + 4) * d, rel_tol=0.03)
 
 
 def test_the_norm_of_many_gradients_is_exact():

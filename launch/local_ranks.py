@@ -1,0 +1,115 @@
+"""Runs one function on several fresh processes of this machine as ranks, and ends them all when one fails.
+
+Unlike `launch.cluster.launch_local` it starts no interpreter for each rank: a fork server loads torch once, so that
+many short runs cost little. The ranks are not restarted, and a signal ends them without saving.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from gpt.errors import ConfigError
+from launch.cluster import die_with_parent, exit_words, share_machine
+
+MISTAKE = 2  # the exit status of a rank that met a user's mistake
+SETTLE_S = 0.3  # how long after a first failure others are looked for: the first one seen need not be the cause
+LAST_LINES = 40
+
+
+class RankFailed(Exception):
+    """A rank died or raised; the message names it and ends with the last lines that it wrote."""
+
+
+def fork_server(preload: Sequence[str]) -> ForkServerContext:
+    """What `run_ranks` starts ranks with. `preload`: modules to load once; they must start no threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    return context
+
+
+def run_ranks(
+    context: ForkServerContext, function: Callable[..., None], arguments: Sequence[str], *, nproc: int, logs: Path
+) -> None:
+    """Call `function(rank, *arguments)` on each rank and return when all have returned.
+
+    Rank 0 keeps the terminal, what the others write goes to files in `logs`. When a rank fails the others are killed,
+    whatever they wait for: RankFailed, or ConfigError for a user's mistake. No rank outlives this process.
+    """
+    logs.mkdir(parents=True)
+    ranks = [
+        context.Process(target=_serve, args=(function, rank, nproc, arguments, str(logs)), daemon=True)
+        for rank in range(nproc)
+    ]
+    try:
+        for process in ranks:
+            process.start()
+        failures = _wait(ranks)
+    finally:
+        started = [process for process in ranks if process.pid is not None]
+        for process in started:
+            process.kill()
+        for process in started:
+            process.join()
+    if failures:
+        # a killed rank is a cause; its peers' broken connections, which they raise, follow
+        rank = min(failures, key=lambda rank: (failures[rank] > 0, _failed_at(logs, rank), rank))
+        log = _log(logs, rank)
+        said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        if failures[rank] == MISTAKE:
+            raise ConfigError(said)
+        lines = [f"\n[rank {rank}] {line}" for line in said.splitlines()[-LAST_LINES:]]
+        raise RankFailed(f"rank {rank} of {nproc} failed first ({exit_words(failures[rank])}){''.join(lines)}")
+
+
+def _wait(ranks: Sequence[BaseProcess]) -> dict[int, int]:
+    """Until all have ended well, or one has not: then rank to exit status of those that have failed by themselves."""
+    running = {process.sentinel: process for process in ranks}
+    while running:
+        for sentinel in multiprocessing.connection.wait(list(running)):
+            assert isinstance(sentinel, int)
+            process = running.pop(sentinel)
+            process.join()
+            if process.exitcode != 0:
+                time.sleep(SETTLE_S)
+                codes = {rank: process.exitcode for rank, process in enumerate(ranks)}
+                return {rank: code for rank, code in codes.items() if code}
+    return {}
+
+
+def _serve(function: Callable[..., None], rank: int, nproc: int, arguments: Sequence[str], logs: str) -> None:
+    """A rank's life. What it raises goes to its log, for the launcher to show."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher decides what ends
+    die_with_parent()
+    share_machine(nproc)
+    log = _log(Path(logs), rank)
+    with log.open("ab") as file:
+        if rank > 0:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+    try:
+        function(rank, *arguments)
+    except ConfigError as error:
+        log.write_text(str(error), encoding="utf-8")
+        sys.exit(MISTAKE)
+    except Exception:
+        sys.stdout.flush()
+        with log.open("a", encoding="utf-8") as text:
+            text.write(traceback.format_exc())
+        sys.exit(1)
+
+
+def _log(logs: Path, rank: int) -> Path:
+    return logs / f"rank{rank}.log"
+
+
+def _failed_at(logs: Path, rank: int) -> float:
+    path = _log(logs, rank)
+    return path.stat().st_mtime if path.exists() else 0.0

@@ -1,0 +1,193 @@
+"""`triaxial parity`: trains a recipe's first steps on many layouts and shows that each is the one-process run."""
+
+import argparse
+import math
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from gpt.errors import ConfigError, import_extra
+from launch.cluster import ClusterEnvironment
+from launch.config import RunConfig, read_run_config
+from launch.local_ranks import RankFailed
+from launch.parity_ranks import Task, measure_all
+from launch.parity_report import Report, Tolerances, compare, draw, print_report, write_json
+from launch.recipe import apply_overrides, build
+from launch.train import check_tokenizer, open_data
+from parallel.layout import ParallelConfig
+from parallel.layout_choices import Choice, Skipped, Workload, choose_layouts, fit_micro_batch, layout_text
+
+# (loss at every step, gradient norm at step 1): what rounding may do. docs/parity.md has the measurements.
+DEFAULT_TOLERANCES = {"fp32": (1e-4, 1e-4), "bf16": (1e-2, 5e-2)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_overrides=True)
+    parser.add_argument("recipe", help="a TOML recipe, or the name of a shipped one")
+    parser.add_argument(
+        "--layout",
+        action="append",
+        metavar="KEY=VALUE,...",
+        help="a layout: any keys of [parallel], such as tensor=2,pipeline=2,schedule=gpipe (repeatable)",
+    )
+    parser.add_argument(
+        "--processes", type=int, metavar="W", help="instead: all layouts that fit in W processes, every mode among them"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each (default: 20)")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of all layouts and the reference (default: fp32)"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        help="largest relative difference of the loss, at any step (default: 1e-4; for bf16 1e-2)",
+    )
+    parser.add_argument(
+        "--norm-tolerance",
+        type=float,
+        help="largest relative difference of the gradient norm at step 1 (default: 1e-4; for bf16 5e-2)",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="for parity.json and parity.png (default: the run directory)"
+    )
+    parser.add_argument("--no-picture", action="store_true", help="write no parity.png, which needs matplotlib")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = read_run_config(args.recipe, args.overrides)
+    tolerances = check_arguments(args)
+    check_tokenizer(config)
+    open_data(config)
+    choices, skipped = wanted_layouts(config, args)
+    one = fit_micro_batch(ParallelConfig(precision=args.precision), workload_of(config))
+    yardsticks = other_splits(one, config) if args.precision == "bf16" else []
+    check_devices(config, max(choice.world_size for choice in choices))
+    folder = args.output or config.run.directory
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = [task(config, choice) for choice in (one, *yardsticks, *choices)]
+    results = []
+    try:
+        for result in measure_all(tasks, steps=args.steps):
+            results.append(result)
+            counted = f"[{len(results)}/{len(tasks)}] {result.name}"
+            print(
+                f"{counted}: loss {result.losses[-1]:.6f} after {args.steps} steps, {result.seconds:.1f} s", flush=True
+            )
+    except RankFailed as error:
+        print(f"triaxial: error: {error}", file=sys.stderr, flush=True)
+        return 1
+    reference, *rows = (
+        compare(choice, result, results[0])
+        for choice, result in zip((one, *yardsticks, *choices), results, strict=True)
+    )
+    n = len(yardsticks)
+    report = Report(args.precision, args.steps, tolerances, reference, rows[:n], rows[n:], skipped)
+    return conclude(report, folder, picture=not args.no_picture)
+
+
+def check_arguments(args: argparse.Namespace) -> Tolerances:
+    """The tolerances; ConfigError for an argument that cannot be."""
+    if args.steps < 1:
+        raise ConfigError(f"--steps {args.steps} must be at least 1")
+    if args.layout is not None and args.processes is not None:
+        raise ConfigError(
+            "--layout and --processes exclude each other: name the layouts, or let all that fit be chosen"
+        )
+    if args.processes is not None and args.processes < 1:
+        raise ConfigError(f"--processes {args.processes} must be at least 1")
+    if args.layout is not None or args.processes is not None:
+        for word in args.overrides:
+            if word.startswith("--parallel."):
+                raise ConfigError(
+                    f"{word}: --layout and --processes say what [parallel] is; give it as --layout KEY=VALUE"
+                )
+    if ClusterEnvironment.from_environment().master_addr is not None:
+        raise ConfigError("`triaxial parity` starts its own processes: run it without torchrun")
+    loss, norm = DEFAULT_TOLERANCES[args.precision]
+    given = {"--tolerance": args.tolerance, "--norm-tolerance": args.norm_tolerance}
+    for name, value in given.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise ConfigError(f"{name} {value} must be a number of at least 0, such as 1e-4")
+    if not args.no_picture:  # now, not when all has been trained
+        try:
+            import_extra("matplotlib", extra="plots")
+        except ConfigError as error:
+            raise ConfigError(f"{error}; or ask for no picture: --no-picture") from None
+    return Tolerances(
+        loss if args.tolerance is None else args.tolerance, norm if args.norm_tolerance is None else args.norm_tolerance
+    )
+
+
+def wanted_layouts(config: RunConfig, args: argparse.Namespace) -> tuple[list[Choice], list[Skipped]]:
+    """Those named, those that fit, or the recipe's own; a named one that cannot be is a ConfigError."""
+    workload = workload_of(config)
+    if args.processes is not None:
+        choices, skipped = choose_layouts(args.processes, workload, precision=args.precision)
+        if not choices:
+            raise ConfigError(f"--processes {args.processes}: no layout but one process fits this recipe")
+        return choices, skipped
+    if args.layout is not None:
+        return [named_layout(text, workload, args.precision) for text in args.layout], []
+    own = replace(config.parallel, precision=args.precision)
+    if layout_text(own) == "one process":
+        raise ConfigError(
+            "this recipe runs in one process: name a layout, --layout tensor=2, or all that fit, --processes 4"
+        )
+    return [fit_micro_batch(own, workload)], []
+
+
+def named_layout(text: str, workload: Workload, precision: str) -> Choice:
+    """The layout of one --layout, whose keys are read as the recipe's [parallel]."""
+    words = [word.strip() for word in re.split(r",(?![^\[]*\])", text)]  # commas in brackets are a list's own
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"--layout '{text}': '{word}' must be KEY=VALUE, for example tensor=2,pipeline=2")
+    table = apply_overrides({}, [f"--parallel.{word}" for word in words])["parallel"]
+    try:
+        return fit_micro_batch(build(ParallelConfig, {"precision": precision, **table}, where="parallel"), workload)
+    except ConfigError as error:
+        raise ConfigError(f"--layout {text}: {error}") from None
+
+
+def workload_of(config: RunConfig) -> Workload:
+    return Workload(config.model, config.batch, config.data.seq_len)
+
+
+def other_splits(one: Choice, config: RunConfig) -> list[Choice]:
+    """One process with the nearest smaller and larger micro-batches: the yardstick of what bf16's rounding does."""
+    sequences = config.batch.global_batch_tokens // config.data.seq_len
+    sizes = [size for size in range(1, sequences + 1) if sequences % size == 0]
+    at = sizes.index(one.micro_batch_size)
+    return [replace(one, micro_batch_size=size) for size in (*sizes[max(0, at - 1) : at], *sizes[at + 1 : at + 2])]
+
+
+def check_devices(config: RunConfig, processes: int) -> None:
+    if config.run.device == "cpu" or not torch.cuda.is_available():
+        return
+    if processes > torch.cuda.device_count():
+        raise ConfigError(
+            f"these layouts need {processes} processes with a GPU each, and there are {torch.cuda.device_count()}; "
+            f"choose smaller layouts, or --run.device cpu"
+        )
+
+
+def task(config: RunConfig, choice: Choice) -> Task:
+    batch = replace(config.batch, micro_batch_size=choice.micro_batch_size)
+    return Task(layout_text(choice.parallel), choice.world_size, replace(config, parallel=choice.parallel, batch=batch))
+
+
+def conclude(report: Report, folder: Path, *, picture: bool) -> int:
+    """Tell and write all; the exit status."""
+    print_report(report)
+    files = [folder / "parity.json"]
+    write_json(report, files[0])
+    if picture:
+        files.append(folder / "parity.png")
+        draw(report, files[1])
+    print(f"written to {' and '.join(map(str, files))}")
+    for failure in report.failures:
+        print(f"triaxial: parity: {failure}")
+    return 1 if report.failures else 0

@@ -1,0 +1,115 @@
+"""Trains one layout after the other for `triaxial parity`, each in fresh processes; judges nothing.
+
+Fresh ones, since torch keeps device meshes in caches beyond the process groups that they name: on new groups in the
+same process it went on to find groups that were no more (torch 2.13, after some twenty layouts).
+"""
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
+
+from gpt.dataset import TrainingData
+from gpt.errors import ConfigError
+from gpt.schedule import learning_rate
+from gpt.train import check_finite, read_batch
+from launch.cluster import ClusterEnvironment, keep_freed_memory
+from launch.config import RunConfig, as_dict, from_dict
+from launch.local_ranks import RankFailed, fork_server, run_ranks
+from launch.resume import Start
+from launch.train import build_engine, build_loop, layout_of, pick_device
+from parallel.engines.native import NativeEngine
+from parallel.weight_digests import model_digest, weight_digests
+
+PRELOAD = ("torch", "torch.distributed.fsdp", "torch.distributed.pipelining", "torch.distributed.tensor.parallel")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One layout to train: its name, its number of ranks, and the recipe with this layout in it."""
+
+    name: str
+    world_size: int
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one layout gave; losses and norms have an entry a step."""
+
+    name: str
+    losses: list[float]
+    grad_norms: list[float]
+    initial_weights: str
+    seconds: float
+
+
+def measure_all(tasks: Sequence[Task], *, steps: int) -> Iterator[Result]:
+    """Each layout's result as it is there. ConfigError and RankFailed name the layout."""
+    context = fork_server(PRELOAD)
+    with tempfile.TemporaryDirectory(prefix="triaxial_parity_") as temporary:
+        for i, task in enumerate(tasks):
+            folder = Path(temporary, str(i))
+            folder.mkdir()
+            table = {"name": task.name, "world_size": task.world_size, "config": as_dict(task.config), "steps": steps}
+            (folder / "task.json").write_text(json.dumps(table), encoding="utf-8")
+            try:
+                run_ranks(context, train_rank, [str(folder)], nproc=task.world_size, logs=folder / "logs")
+            except (ConfigError, RankFailed) as error:
+                raise type(error)(f"layout {task.name}: {error}") from None
+            yield Result(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+
+
+def train_rank(rank: int, folder: str) -> None:
+    """One rank of the layout in `folder`/task.json; rank 0 leaves result.json there."""
+    started_at = time.perf_counter()
+    table = json.loads(Path(folder, "task.json").read_text(encoding="utf-8"))
+    name, world_size, config = table["name"], table["world_size"], from_dict(table["config"])
+    # gathering a weight to hash it takes several steps on some layouts, of which torch warns that it may be slow
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    here = ClusterEnvironment(rank=rank, local_rank=rank, world_size=world_size, local_world_size=world_size)
+    device = pick_device(config, here)
+    if device.type == "cpu":
+        keep_freed_memory()
+    store = FileStore(str(Path(folder, "store")), world_size)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=config.run.collective_timeout_s),
+        device_id=device if device.type == "cuda" else None,
+    )
+    engine = build_engine(config, layout_of(config, world_size), device, Start(0, None, []))
+    store.set(f"weights of {rank}", json.dumps(weight_digests(engine.parameters)))
+    losses, norms = train(engine, config, table["steps"])
+    if rank == 0:
+        digest = model_digest(json.loads(store.get(f"weights of {other}")) for other in range(world_size))
+        result = Result(name, losses, norms, digest, time.perf_counter() - started_at)
+        Path(folder, "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def train(engine: NativeEngine, config: RunConfig, steps: int) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of the recipe's first steps, by its own data order and schedule."""
+    run = build_loop(config, {}, peak_flops_per_s=0.0)
+    data = TrainingData(
+        config.data.train, seq_len=config.data.seq_len, seed=config.run.seed, vocab_size=config.model.vocab_size
+    )
+    losses, norms = [], []
+    for step in range(steps):
+        engine.forward_backward(read_batch(data, engine, run, step))
+        rate = learning_rate(run.schedule, run.peak_learning_rate, (step + 1) * run.global_batch_tokens)
+        result = engine.optimizer_step(rate)
+        check_finite(step + 1, result, rate)
+        losses.append(result.loss.mean)
+        norms.append(result.gradient_norm)
+    return losses, norms
