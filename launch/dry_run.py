@@ -149,6 +149,8 @@ def notes(config: RunConfig, reports: list[RankReport], alike: dict[int, tuple[i
         )
     if config.parallel.compile:
         lines.append("run without parallel.compile, which holds fewer activations and sends the same.")
+    if config.parallel.offload:
+        lines.append("with parallel.offload weights, gradients and optimizer lie in the host's memory: peak has both.")
     return lines
 
 

@@ -1,11 +1,7 @@
 """The dry run against real processes, exactly, and against the textbook's formulas; memory against known tensors."""
 
 import importlib.util
-import json
 import math
-import os
-import subprocess
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +19,8 @@ from parallel.engines.native import EngineSettings
 from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
 from parallel.memory import MemoryTracker, tracking
 
+LAUNCH_TIMEOUT_S = 600  # of the real processes, and again of the dry runs; a hung collective ends itself after 90 s
+pytestmark = pytest.mark.timeout(2 * LAUNCH_TIMEOUT_S)
 PROGRAM = Path(__file__).parent / "layout_runs.py"
 # On real processes and in the dry run: name: (processes, parallel, micro-batch size)
 REAL = {
@@ -57,19 +55,14 @@ def program():
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
+def real(program, tmp_path_factory):
     """Per layout and rank, what a real process held and sent."""
     folder = tmp_path_factory.mktemp("counted")
     runs = [
         {"name": name, "world_size": size, "parallel": parallel, "micro_batch_size": micro, "count": True}
         for name, (size, parallel, micro) in REAL.items()
     ]
-    (folder / "runs.json").write_text(json.dumps(runs))
-    command = [sys.executable, str(PROGRAM), "8", str(folder / "runs.json"), str(folder / "out.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "out.json").read_text())
+    return program.launch(folder, runs, world_size=8, timeout_s=LAUNCH_TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +87,7 @@ def dry(program):
             key: pool.submit(measure_rank, settings, rank=rank, seq_len=length, loss=next_token_loss, runs=runs)
             for key, (settings, rank, length, runs) in jobs.items()
         }
-        return {key: job.result(timeout=250) for key, job in work.items()}
+        return {key: job.result(timeout=LAUNCH_TIMEOUT_S) for key, job in work.items()}
 
 
 def book_settings(name, *, micro_batches=None):
