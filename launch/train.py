@@ -13,6 +13,7 @@ from gpt.loss import loss_for
 from gpt.metrics import MetricsWriter
 from gpt.tokenizer import Tokenizer, load_tokenizer
 from gpt.train import Run, train
+from launch import dry_run
 from launch.cluster import ClusterEnvironment, keep_freed_memory, launch_local, leave_word_saved
 from launch.config import RunConfig, as_dict, read_run_config
 from launch.hardware import peak_flops_per_s
@@ -32,11 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="continue from the newest whole checkpoint (the default where the run directory holds one)",
     )
+    dry_run.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     config = read_run_config(args.recipe, args.overrides)
     environment = ClusterEnvironment.from_environment()
+    if dry_run.is_wanted(args, environment):
+        layout = layout_of(config, dry_run.world_size_of(args, config))
+        return dry_run.run(args, config, engine_settings(config, layout))
     if args.nproc is not None:
         if args.nproc < 1:
             raise ConfigError(f"--nproc {args.nproc} must be at least 1")
@@ -101,7 +106,19 @@ def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.dev
 
 def build_engine(config: RunConfig, layout: Layout, device: torch.device, start: Start) -> NativeEngine:
     """The engine with its weights: a checkpoint's, or the seed's. Collective over all ranks."""
-    settings = EngineSettings(
+    engine = NativeEngine(
+        engine_settings(config, layout),
+        loss=loss_for(compile=config.parallel.compile),
+        device=device,
+        fill=start.path is None,
+    )
+    if start.path is not None:
+        engine.load(start.path, verified=True)
+    return engine
+
+
+def engine_settings(config: RunConfig, layout: Layout) -> EngineSettings:
+    return EngineSettings(
         model=config.model,
         parallel=config.parallel,
         layout=layout,
@@ -109,12 +126,6 @@ def build_engine(config: RunConfig, layout: Layout, device: torch.device, start:
         micro_batch_size=config.batch.micro_batch_size,
         seed=config.run.seed,
     )
-    engine = NativeEngine(
-        settings, loss=loss_for(compile=config.parallel.compile), device=device, fill=start.path is None
-    )
-    if start.path is not None:
-        engine.load(start.path, verified=True)
-    return engine
 
 
 def build_loop(config: RunConfig, saved_state: dict[str, object], *, peak_flops_per_s: float) -> Run:

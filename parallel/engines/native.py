@@ -19,7 +19,7 @@ from parallel.generation import LayoutModel
 from parallel.gradients import local, scale_gradients, squared_norm, sum_tied_gradients
 from parallel.initialisation import initialise_shards
 from parallel.layout import Layout, ParallelConfig
-from parallel.mesh import build_mesh
+from parallel.mesh import Mesh, build_mesh
 from parallel.pipeline_parallel import Pipeline
 from parallel.stage import build_stage, canonical_parameters
 
@@ -41,12 +41,21 @@ class EngineSettings:
 class NativeEngine:
     """See gpt.engine.Engine. Needs an initialised default process group of the layout's size, of one process too.
 
-    `fill` False leaves weights as allocated, for a checkpoint to be loaded.
+    `fill` False leaves weights as allocated, for a checkpoint to be loaded. `mesh`: the layout's, where it is there
+    already; several engines can share one.
     """
 
-    def __init__(self, settings: EngineSettings, *, loss: Loss, device: torch.device, fill: bool = True) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        loss: Loss,
+        device: torch.device,
+        fill: bool = True,
+        mesh: Mesh | None = None,
+    ) -> None:
         self.settings = settings
-        self.mesh = build_mesh(settings.layout, device)
+        self.mesh = build_mesh(settings.layout, device) if mesh is None else mesh
         self.stages = [
             build_stage(settings.model, settings.parallel, self.mesh, loss, index=index) for index in self.mesh.stages
         ]

@@ -3,7 +3,8 @@
     python layout_runs.py WORLD_SIZE RUNS.json OUT.json
 
 RUNS.json is a list of {"name", "world_size", "parallel": {...}, "model": {...}, "steps", "micro_batch_size"}; each
-run uses the first `world_size` of the processes. Torch is imported once, in the fork server.
+run uses the first `world_size` of the processes. One with "count" takes a single step, and tells what each rank held
+and sent. Torch is imported once, in the fork server.
 """
 
 import gc
@@ -31,6 +32,8 @@ from gpt.engine import Batch
 from gpt.generation import Sampling
 from gpt.loss import next_token_loss
 from gpt.optimizer import OptimizerConfig
+from parallel.collectives import CollectiveCounter
+from parallel.dry_run import held_bytes
 from parallel.engines.native import EngineSettings, NativeEngine
 from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
 
@@ -63,13 +66,16 @@ def tokens_of_step(step):
     return torch.randint(0, SMALLEST_VOCAB, (SEQUENCES, SEQ_LEN + 1), generator=generator)
 
 
-def build(run):
+def settings_of(run):
     model = ModelConfig(**{**MODEL, **run.get("model", {})})
     parallel = ParallelConfig(**{"precision": "fp32", **run["parallel"]})
     batch = BatchConfig(run.get("micro_batch_size", 2), SEQUENCES * SEQ_LEN)
     layout = resolve_layout(parallel, batch, model=model, seq_len=SEQ_LEN, world_size=run["world_size"])
-    settings = EngineSettings(model, parallel, layout, OPTIMIZER, batch.micro_batch_size, SEED)
-    return NativeEngine(settings, loss=next_token_loss, device=torch.device("cpu"))
+    return EngineSettings(model, parallel, layout, OPTIMIZER, batch.micro_batch_size, SEED)
+
+
+def build(run):
+    return NativeEngine(settings_of(run), loss=next_token_loss, device=torch.device("cpu"))
 
 
 def whole_weights_digest(engine):
@@ -98,6 +104,20 @@ def train(engine, steps, first_step=0):
         losses.append(result.loss.mean)
         norms.append(result.gradient_norm)
     return losses, norms
+
+
+def counted_step(engine):
+    """What each rank holds after the gradients of a step, and what it sends in all of it."""
+    share = SEQUENCES // engine.data_size
+    mine = tokens_of_step(0)[engine.data_rank * share : (engine.data_rank + 1) * share]
+    with CollectiveCounter(engine.mesh) as counter:
+        engine.forward_backward(Batch(mine[:, :-1], mine[:, 1:]))
+        held = held_bytes(engine)
+        engine.optimizer_step(OPTIMIZER.learning_rate)
+    traffic = [[key.axis, key.kind, key.ranks, n.count, n.bytes] for key, n in sorted(counter.traffic.items())]
+    ranks = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, {"held": held, "traffic": traffic})
+    return ranks
 
 
 class LiveMicroBatches:
@@ -200,6 +220,8 @@ def run_one(run):
     if run.get("count_live"):
         return count_live(run)
     engine = build(run)
+    if run.get("count"):
+        return counted_step(engine)
     result = {"initial_weights": whole_weights_digest(engine)}
     if run.get("generate"):
         for way, sampling in (("greedy", Sampling()), ("warm", Sampling(temperature=1.3, top_k=20))):

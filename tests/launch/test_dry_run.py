@@ -1,0 +1,102 @@
+"""`triaxial train --dry-run` as users run it: its tables, its file, its memory for 175B parameters, and mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from launch.main import main
+
+TRIAXIAL = [sys.executable, "-m", "launch.main", "train"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+LAYOUT = (
+    "--parallel.tensor",
+    "2",
+    "--parallel.pipeline",
+    "2",
+    "--ranks",
+    "8",
+    "--batch.micro_batch_size",
+    "1",
+    "--parallel.split=[1, 1]",
+)
+
+
+def dry_run(*words):
+    command = [*TRIAXIAL, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, env=ENVIRONMENT, check=False)
+
+
+def test_tables_of_each_kind_of_stage(tiny_corpus, tmp_path):
+    """Nothing that the recipe names is opened, and no run directory is made."""
+    words = ("--dry-run", "--run.directory", tmp_path / "run", "--data.tokenizer", "/nowhere")
+    done = dry_run(tiny_corpus.recipe, *words, *LAYOUT, "--json", tmp_path / "dry.json")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run").exists()
+    lines = done.stdout.splitlines()
+    assert lines[0] == "dry run of tensor 2 x pipeline 2 x data 2 = 8 ranks, 4 micro-batches a step"
+    first, last = (line.split() for line in lines[2:4])
+    assert (first[:3], last[:3]) == (["0", "0", "0"], ["4", "1", "1"])
+    report = json.loads((tmp_path / "dry.json").read_text())
+    assert report["world_size"] == 8
+    assert [rank["rank"] for rank in report["ranks"]] == [0, 4]
+    rank = report["ranks"][0]
+    assert rank["layers"] == [0]
+    assert rank["parameter_bytes"] == rank["gradient_bytes"] == 4 * rank["parameters"]
+    sends = [entry for entry in rank["traffic"] if entry["kind"] == "send"]
+    tied = 512 // 2 * 32 // 2 * 4
+    assert sends == [{"axis": "pipeline", "kind": "send", "ranks": 2, "count": 5, "bytes": 4 * 64 // 2 * 32 * 4 + tied}]
+
+
+def test_gpt3_175b_on_1024_ranks_in_little_memory(tmp_path):
+    """A rank of the last stage, which has the loss, over a batch that just fills the pipeline."""
+    words = ("--dry-run", "--ranks", "1024", "--rank", "1023", "--json", str(tmp_path / "dry.json"))
+    process = subprocess.Popen(
+        [*TRIAXIAL, "gpt3_175b", *words, "--batch.global_batch_tokens", str(16 * 8 * 2048)],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert usage.ru_maxrss < 4 * 2**20, "KiB"
+    (rank,) = json.loads((tmp_path / "dry.json").read_text())["ranks"]
+    assert rank["layers"] == list(range(90, 96))
+    d, rows, kept = 12288, 50304 // 8, 8 * 8  # kept whole on each tensor rank, so shared out over data ranks alone
+    matrices = 6 * (12 * d * d + 7 * d) + 50304 * d
+    assert rank["parameters"] == matrices // kept + (6 * 6 * d + 2 * d) // 8
+    gathers = next(e for e in rank["traffic"] if (e["axis"], e["kind"]) == ("tensor", "all-gather"))
+    assert gathers["count"] == 16 * (6 * 4 + 1)
+    assert gathers["bytes"] == gathers["count"] * 2048 * d * 2
+    assert rows * d * 4 < rank["peak_bytes"] < 80 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--dry-run", "--ranks", "8", "--rank", "8"], ["--rank 8", "8 ranks, 0 to 7"]),
+        (["--dry-run", "--rank", "-1"], ["--rank -1"]),
+        (["--dry-run", "--ranks", "0"], ["--ranks 0", "at least 1"]),
+        (["--dry-run", "--ranks", "3", "--parallel.tensor", "2"], ["parallel.tensor 2", "3 processes"]),
+        (["--dry-run", "--resume"], ["--dry-run", "--resume"]),
+        (["--dry-run", "--no-resume"], ["--dry-run", "--no-resume"]),
+        (["--dry-run", "--nproc", "2"], ["--nproc", "--ranks 2"]),
+        (["--dry-run", "--json", "/nowhere/dry.json"], ["--json /nowhere/dry.json"]),
+        (["--rank", "1"], ["--rank", "--dry-run"]),
+        (["--json", "x.json"], ["--json", "--dry-run"]),
+    ],
+)
+def test_mistakes_end_in_one_line(tiny_corpus, capsys, words, parts):
+    assert main(["train", str(tiny_corpus.recipe), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(part in line for part in parts), line
+
+
+def test_torchrun_is_refused(tiny_corpus, capsys, monkeypatch):
+    ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", str(tiny_corpus.recipe), "--dry-run"]) == 2
+    assert "--ranks 2" in capsys.readouterr().err
