@@ -30,6 +30,31 @@ from gpt.loss import Loss, LossTotals, VocabShard
 from gpt.model import GPT, Attention
 
 
+class VocabularyEmbedding(nn.Module):
+    """The token embedding with its rows shared out over tensor ranks. Each looks up the tokens whose rows it has; a
+    reduce-scatter adds up and gives each rank its share of the sequence. All-gathers the gradient.
+
+    With DTensor's own style every rank builds the gradient of all rows in backward (torch 2.13 has no rule for shards).
+    """
+
+    def __init__(self, whole: nn.Embedding, mesh: DeviceMesh) -> None:
+        super().__init__()
+        shard = distribute_tensor(whole.weight.detach(), mesh, [Shard(0)], src_data_rank=None)
+        self.weight = nn.Parameter(shard)
+        self.mesh = mesh
+        self.start = mesh.get_local_rank() * -(-whole.num_embeddings // mesh.size())  # the last ranks may hold fewer
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(b, t/tp, d) from ids (b, t), the same on all tensor ranks."""
+        assert isinstance(self.weight, DTensor)
+        weight = self.weight.to_local()  # (v/tp, d)
+        here = tokens - self.start
+        held = (here >= 0) & (here < weight.size(0))
+        x = nn.functional.embedding(here.where(held, 0), weight).where(held.unsqueeze(-1), 0.0)  # (b, t, d)
+        share: Tensor = DTensor.from_local(x, self.mesh, [Partial()]).redistribute(placements=[Shard(1)]).to_local()
+        return share
+
+
 class KeyValueProjection(nn.Module):
     """The key or value projection where tensor ranks do not divide its heads. Every rank holds the weight whole, under
     the name and shape of one process, and computes only the heads that its own queries look at.
@@ -98,9 +123,8 @@ def block_plan() -> dict[str, ParallelStyle]:
 
 
 def end_plan() -> dict[str, ParallelStyle]:
-    """How the two ends of the model are sharded: vocabulary rows over ranks, learned positions kept whole."""
+    """How the two ends of the model are sharded: positions kept whole, the head's rows over ranks."""
     return {
-        "embed.tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
         "embed.positions": SequenceParallel(use_local_output=True),
         "norm": SequenceParallel(),
         "head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
@@ -124,6 +148,7 @@ def apply_tensor_parallel(model: GPT, config: ModelConfig, mesh: DeviceMesh) -> 
         parallelize_module(model, mesh, {"embed.positions": share}, src_data_rank=None)
     parallelize_module(model, mesh, {name: plan[name] for name in plan if name in held}, src_data_rank=None)
     if model.embed is not None:
+        setattr(model.embed, "tokens", VocabularyEmbedding(model.embed.tokens, mesh))  # noqa: B010  another type
         model.embed.register_forward_hook(_wait)
     model.tie()
 

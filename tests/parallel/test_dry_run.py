@@ -1,5 +1,6 @@
 """The dry run against real processes, exactly, and against the textbook's formulas; memory against known tensors."""
 
+import dataclasses
 import importlib.util
 import math
 from concurrent.futures import ProcessPoolExecutor
@@ -80,6 +81,7 @@ def dry(program):
     for rank in (0, 31):
         jobs["whole", rank] = (many, rank, T, (9,))
         jobs["extended", rank] = (many, rank, T, (5, 6))
+    jobs["wide vocabulary", 0] = (wide_vocabulary(), 0, T, None)
     context = get_context("forkserver")
     context.set_forkserver_preload(["parallel.dry_run"])
     with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
@@ -98,6 +100,17 @@ def book_settings(name, *, micro_batches=None):
     batch = BatchConfig(B, B * T * data * (micro_batches or usual))
     layout = resolve_layout(config, batch, model=model, seq_len=T, world_size=size)
     return EngineSettings(model, config, layout, OptimizerConfig(learning_rate=1e-3), B, seed=1)
+
+
+def wide_vocabulary():
+    """Of 8,192 rows, 2,048 on a tensor rank."""
+    usual = book_settings("three axes")
+    return dataclasses.replace(
+        usual,
+        model=dataclasses.replace(usual.model, vocab_size=8192),
+        parallel=dataclasses.replace(usual.parallel, tensor=4),
+        layout=dataclasses.replace(usual.layout, tensor=4, data=2, data_shard=2),
+    )
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -221,6 +234,12 @@ def test_more_micro_batches_in_flight_hold_more(dry):
     """1F1B: stage s of 4 holds the activations of 4 - s micro-batches, here of equally many blocks each."""
     first, third = dry["book, three axes", 0], dry["book, three axes", 17]
     assert first.peak_activation_bytes > 1.6 * third.peak_activation_bytes
+
+
+def test_no_tensor_rank_builds_the_gradient_of_the_whole_vocabulary(dry):
+    """In bf16 and, added up, in fp32: a quarter of the rows, and not all."""
+    whole = 8192 * D * (2 + 4)
+    assert whole / 4 < dry["wide vocabulary", 0].peak_activation_bytes < whole / 2
 
 
 def test_the_tracker_sees_every_byte_once():
