@@ -1,17 +1,15 @@
 """A program for tests: trains one small model on many layouts with real gloo processes, and writes what it saw.
 
-    python layout_runs.py WORLD_SIZE RUNS.json OUT.json
+    python layout_runs.py RUNS.json OUT.json
 
-RUNS.json is a list of {"name", "world_size", "parallel": {...}, "model": {...}, "steps", "micro_batch_size"}; each
-run uses the first `world_size` of the processes. One with "count" takes a single step, and tells what each rank held
-and sent. Torch is imported once, in the fork server.
+RUNS.json is a list of {"name", "world_size", "parallel": {...}, "model": {...}, "steps", "micro_batch_size"}. One with
+"count" takes a single step, and tells what each rank held and sent. Each run has processes of its own, forked from one
+that has imported torch: torch's caches remember process groups that are no more.
 """
 
 import gc
 import hashlib
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import subprocess
@@ -32,6 +30,7 @@ from gpt.engine import Batch
 from gpt.generation import Sampling
 from gpt.loss import next_token_loss
 from gpt.optimizer import OptimizerConfig
+from launch.local_ranks import fork_server, run_ranks
 from parallel.collectives import CollectiveCounter
 from parallel.dry_run import held_bytes
 from parallel.engines.native import EngineSettings, NativeEngine
@@ -44,10 +43,10 @@ MODEL = {"vocab_size": VOCAB, "n_ctx": 16, "n_layers": 4, "d_model": 32, "n_head
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, max_gradient_norm=0.5)
 
 
-def launch(folder, runs, *, world_size, timeout_s):
+def launch(folder, runs, *, timeout_s):
     """Run this program; what it found, by the name of the run."""
     (folder / "runs.json").write_text(json.dumps(runs))
-    command = [sys.executable, __file__, str(world_size), str(folder / "runs.json"), str(folder / "out.json")]
+    command = [sys.executable, __file__, str(folder / "runs.json"), str(folder / "out.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -252,42 +251,30 @@ def run_one(run):
     return result
 
 
-def work(rank, world_size, runs, store_file, out):
+def work(rank, i, runs_file, folder):
+    """One rank of run `i`; rank 0 writes what the run found."""
     torch.set_num_threads(1)
-    results = {}
-    for i, run in enumerate(runs):
-        if rank >= run["world_size"]:
-            continue
-        store = dist.FileStore(f"{store_file}-{i}", run["world_size"])
-        store.set(f"here {rank}", "")  # the others may be in runs before this one for long
-        store.wait([f"here {r}" for r in range(run["world_size"])], timedelta(hours=1))
-        dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=run["world_size"], timeout=timedelta(seconds=90)
-        )
-        results[run["name"]] = run_one(run)
-        dist.barrier()
-        dist.destroy_process_group()
+    run = json.loads(Path(runs_file).read_text())[int(i)]
+    store = dist.FileStore(f"{folder}/store", run["world_size"])
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=run["world_size"], timeout=timedelta(seconds=90))
+    result = run_one(run)
+    dist.barrier()
+    dist.destroy_process_group()
     if rank == 0:
-        Path(out).write_text(json.dumps(results))
+        Path(folder, "result.json").write_text(json.dumps(result))
 
 
 def main():
-    world_size, runs, out = int(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), sys.argv[3]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.pipelining"])
-    with tempfile.TemporaryDirectory() as folder:
-        processes = [
-            context.Process(target=work, args=(rank, world_size, runs, f"{folder}/store", out))
-            for rank in range(world_size)
-        ]
-        for process in processes:
-            process.start()
-        while running := [process for process in processes if process.exitcode is None]:
-            multiprocessing.connection.wait([process.sentinel for process in running])
-            if any(process.exitcode for process in processes):  # the others would wait for it
-                for process in running:
-                    process.kill()
-    sys.exit(max(abs(process.exitcode) for process in processes))
+    runs_file, out = sys.argv[1:]
+    context = fork_server(["parallel.engines.native", "parallel.dry_run", "launch.local_ranks"])
+    results = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for i, run in enumerate(json.loads(Path(runs_file).read_text())):
+            folder = Path(temporary, str(i))
+            folder.mkdir()
+            run_ranks(context, work, [str(i), runs_file, str(folder)], nproc=run["world_size"], logs=folder / "logs")
+            results[run["name"]] = json.loads((folder / "result.json").read_text())
+    Path(out).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def real(program, tmp_path_factory):
         {"name": name, "world_size": size, "parallel": parallel, "micro_batch_size": micro, "count": True}
         for name, (size, parallel, micro) in REAL.items()
     ]
-    return program.launch(folder, runs, world_size=8, timeout_s=LAUNCH_TIMEOUT_S)
+    return program.launch(folder, runs, timeout_s=LAUNCH_TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,7 @@ def results(tmp_path_factory, program):
             **again,
         )
     )
-    return program.launch(folder, runs, world_size=8, timeout_s=LAUNCH_TIMEOUT_S)
+    return program.launch(folder, runs, timeout_s=LAUNCH_TIMEOUT_S)
 
 
 def run(name, world_size, parallel, *, steps=STEPS, **more):

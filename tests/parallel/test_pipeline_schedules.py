@@ -60,7 +60,7 @@ def results(tmp_path_factory):
     for schedule in ("gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev"):
         live = {"steps": 1, "count_live": True}
         runs.append(run(f"live, {schedule}", 4, UNTIED, {"pipeline": 4, "schedule": schedule}, **live))
-    return program.launch(folder, runs, world_size=8, timeout_s=LAUNCH_TIMEOUT_S)
+    return program.launch(folder, runs, timeout_s=LAUNCH_TIMEOUT_S)
 
 
 def run(name, world_size, model, parallel, *, steps=STEPS, **more):
