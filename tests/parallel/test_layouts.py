@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
+from torch.distributed._symmetric_memory import is_symm_mem_enabled_for_group
 from torch.nn import functional
 
 from gpt.config import ModelConfig
@@ -19,6 +20,7 @@ from gpt.model import GPT
 from parallel.gradients import squared_norm
 from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
 from parallel.mesh import build_mesh
+from parallel.tensor_parallel import allow_asynchronous
 
 PROGRAM = Path(__file__).parent / "layout_runs.py"
 STEPS = 20
@@ -308,6 +310,19 @@ def assert_same_continuations(ours, reference):
     ):
         assert (tokens, stopped) == (their_tokens, they_stopped)
         assert log_probs == pytest.approx(their_log_probs, rel=1e-4, abs=1e-4)
+
+
+def test_tensor_ranks_are_entered_for_asynchronous_messages():
+    """Without it the compiler's pass leaves every message as it is, and says nothing."""
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,), mesh_dim_names=("tp",))
+        name = mesh.get_group().group_name
+        assert not is_symm_mem_enabled_for_group(name)
+        allow_asynchronous(mesh)
+        assert is_symm_mem_enabled_for_group(name)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_the_norm_of_many_gradients_is_exact():
