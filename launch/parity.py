@@ -153,7 +153,12 @@ def named_layout(text: str, workload: Workload, precision: str) -> Choice:
 
 
 def workload_of(config: RunConfig) -> Workload:
-    return Workload(config.model, config.batch, config.data.seq_len)
+    return Workload(config.model, config.batch, config.data.seq_len, device_type(config))
+
+
+def device_type(config: RunConfig) -> str:
+    """What `pick_device` will choose on the ranks; this process itself takes no GPU."""
+    return "cpu" if config.run.device == "cpu" or not torch.cuda.is_available() else "cuda"
 
 
 def other_splits(one: Choice, config: RunConfig) -> list[Choice]:
@@ -165,7 +170,7 @@ def other_splits(one: Choice, config: RunConfig) -> list[Choice]:
 
 
 def check_devices(config: RunConfig, processes: int) -> None:
-    if config.run.device == "cpu" or not torch.cuda.is_available():
+    if device_type(config) == "cpu":
         return
     if processes > torch.cuda.device_count():
         raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.layout import BatchConfig, ParallelConfig, check_device, resolve_layout
 
 Setting = tuple[str, Any]  # a key of [parallel] and its value
 
@@ -20,11 +20,12 @@ AXIS_OF = {"schedule": "pipeline", "zero_stage": "data"}  # a mode of one axis s
 
 @dataclass(frozen=True)
 class Workload:
-    """What every layout is to train: the same global batch of one model."""
+    """What every layout is to train, the same global batch of one model, and on what: "cpu" or "cuda"."""
 
     model: ModelConfig
     batch: BatchConfig
     seq_len: int
+    device_type: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def fit_micro_batch(parallel: ParallelConfig, workload: Workload) -> Choice:
 
     ConfigError names the rule that it breaks with any of them.
     """
+    check_device(parallel, workload.device_type)
     given = replace(parallel, data=1 if parallel.data is None else parallel.data)
     world_size = given.tensor * given.pipeline * (given.data or 1)
     mistake = None
@@ -105,7 +107,8 @@ def choose_layouts(
             skipped.append(Skipped(layout_text(sized), mistakes[0][1]))
     seen = {setting for choices in by_sizes for choice in choices for setting in _settings(choice.parallel)}
     modes = [setting for setting in reasons if setting not in seen]
-    return _cover(by_sizes), skipped + [Skipped(f"{key}={value}", reasons[key, value]) for key, value in modes]
+    skipped += [Skipped(f"{key}={_toml(value)}", reasons[key, value]) for key, value in modes]
+    return _cover(by_sizes), skipped
 
 
 def _sizes(processes: int) -> list[tuple[int, int, int]]:

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 
 import pytest
 
 from launch.main import main
+from parallel.layout import ParallelConfig
 
 TRIAXIAL = [sys.executable, "-m", "launch.main"]
 WITHOUT_MATPLOTLIB = """
@@ -18,6 +20,8 @@ sys.modules["matplotlib"] = None
 from launch.main import main
 sys.exit(main(sys.argv[1:]))
 """
+# the axis on which each way to work must have been seen
+MODES_OF = {"tensor": ("recompute",), "pipeline": ("recompute", "schedule"), "data": ("recompute", "zero_stage")}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -34,11 +38,11 @@ def parity(*words, command=TRIAXIAL, timeout=280):
 
 @pytest.fixture(scope="module")
 def everything(tiny_corpus, tmp_path_factory):
-    """Whatever fits in two processes, of a model with one layer, which no pipeline can cut."""
+    """Whatever fits in two processes, of a model with a layer for each of four stages."""
     folder = tmp_path_factory.mktemp("parity") / "new"
     done = parity(
         *(tiny_corpus.recipe, "--processes", 2, "--steps", 3, "--output", folder),
-        *("--model.n_layers", 1, "--batch.micro_batch_size", 8),
+        *("--model.n_layers", 4, "--batch.micro_batch_size", 8),
     )
     assert done.returncode == 0, (done.stdout, done.stderr)
     return folder, done, json.loads((folder / "parity.json").read_text())
@@ -48,8 +52,11 @@ def test_every_mode_that_fits_is_the_one_process_run(everything):
     _, done, found = everything
     layouts = {row["layout"]: row for row in found["layouts"]}
     assert len(layouts) == len(found["layouts"])
-    assert {"tensor=2", "data=2", "recompute=full"} <= layouts.keys()
-    assert {row["parallel"]["zero_stage"] for row in layouts.values() if row["parallel"]["data"] == 2} == {0, 1, 2, 3}
+    settings = [row["parallel"] for row in layouts.values()]
+    for axis, modes in MODES_OF.items():
+        for key in modes:
+            there = {parallel[key] for parallel in settings if parallel[axis] == 2}
+            assert there == set(typing.get_args(typing.get_type_hints(ParallelConfig)[key])), (axis, key)
     assert found["steps"] == 3
     assert found["passed"]
     assert found["initial_weights_identical"] is True
@@ -65,16 +72,18 @@ def test_every_mode_that_fits_is_the_one_process_run(everything):
 
 
 def test_the_micro_batch_shrinks_where_data_ranks_need_it(everything):
-    layouts = {row["layout"]: row["micro_batch_size"] for row in everything[2]["layouts"]}
-    assert (layouts["tensor=2"], layouts["data=2"]) == (8, 4)
+    """Of 8 sequences, which are the recipe's micro-batch here, each of two data ranks has 4."""
+    for axis, sizes in (("tensor", {8}), ("data", {4})):
+        rows = [row for row in everything[2]["layouts"] if row["parallel"][axis] == 2]
+        assert {row["micro_batch_size"] for row in rows} == sizes
 
 
 def test_what_cannot_be_is_listed_with_the_reason(everything):
     _, done, found = everything
     (skipped,) = found["skipped"]
-    assert skipped["layout"] == "pipeline=2"
-    assert "model.n_layers = 1" in skipped["reason"]
-    assert "skipped pipeline=2: model.n_layers = 1" in done.stdout
+    assert skipped["layout"] == "offload=true"
+    assert "parallel.offload = true with device 'cpu'" in skipped["reason"]
+    assert "skipped offload=true: parallel.offload = true with device 'cpu'" in done.stdout
 
 
 def test_the_picture_is_one(everything):
