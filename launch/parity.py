@@ -12,7 +12,7 @@ import torch
 from gpt.errors import ConfigError, import_extra
 from launch.cluster import ClusterEnvironment
 from launch.config import RunConfig, read_run_config
-from launch.local_ranks import RankFailed
+from launch.local_ranks import RankFailed, signals_unwind
 from launch.parity_ranks import Task, measure_all
 from launch.parity_report import Report, Tolerances, compare, draw, print_report, write_json
 from launch.recipe import apply_overrides, build
@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with signals_unwind():
+        return run_all(args)
+
+
+def run_all(args: argparse.Namespace) -> int:
     config = read_run_config(args.recipe, args.overrides)
     tolerances = check_arguments(args)
     check_tokenizer(config)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import typing
+from contextlib import contextmanager
 
 import pytest
 
@@ -127,27 +128,61 @@ def test_the_recipes_own_layout_is_the_default(tiny_corpus, tmp_path):
     assert row["layout"] == "pipeline=2,schedule=gpipe"
 
 
-def test_a_rank_that_is_killed_ends_the_command_and_is_named(tiny_corpus, tmp_path):
-    words = ("--layout", "pipeline=2", "--steps", "60", "--no-picture", "--output", str(tmp_path / "out"))
+@contextmanager
+def two_ranks(recipe, folder):
+    """The command and its two ranks, at the second layout of two; all dead in the end."""
+    (folder / "temporary").mkdir()
+    words = ("--layout", "pipeline=2", "--steps", "200", "--no-picture", "--output", str(folder / "out"))
     process = subprocess.Popen(
-        [*TRIAXIAL, "parity", str(tiny_corpus.recipe), *words],
+        [*TRIAXIAL, "parity", str(recipe), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, "TMPDIR": str(folder / "temporary")},
     )
+    ranks = []
     try:
         next(line for line in process.stdout if line.startswith("[1/2]"))
-        ranks = []
         while len(ranks) < 2:
             time.sleep(0.05)
-            ranks = [pid for child in children(process.pid) for pid in children(child)]
-        os.kill(max(ranks), signal.SIGKILL)  # the one that was started last
-        _, errors = process.communicate(timeout=100)
+            ranks = sorted(pid for child in children(process.pid) for pid in children(child))
+        yield process, ranks
     finally:
         process.kill()
+        for pid in alive(ranks):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_rank_that_is_killed_ends_the_command_and_is_named(tiny_corpus, tmp_path):
+    with two_ranks(tiny_corpus.recipe, tmp_path) as (process, ranks):
+        os.kill(ranks[1], signal.SIGKILL)  # the one that was started last
+        _, errors = process.communicate(timeout=100)
+        assert not alive(ranks)
     assert process.returncode == 1
     assert errors.startswith("triaxial: error: layout pipeline=2: rank 1 of 2 failed first (killed by SIGKILL"), errors
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "left"), [(signal.SIGKILL, -9, 1), (signal.SIGTERM, 143, 0), (signal.SIGHUP, 129, 0)]
+)
+def test_no_rank_outlives_a_killed_command(tiny_corpus, tmp_path, number, status, left):
+    with two_ranks(tiny_corpus.recipe, tmp_path) as (process, ranks):
+        time.sleep(0.5)  # into their start or training
+        everybody = [*children(process.pid), *ranks]
+        process.send_signal(number)
+        assert process.wait(timeout=20) == status
+        deadline = time.monotonic() + 15
+        while alive(everybody) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not alive(everybody)
+    assert len(list((tmp_path / "temporary").glob("triaxial_parity_*"))) == left, "kill -9 alone leaves the folder"
+
+
+def alive(pids):
+    """Those that run; one that has ended and that nobody has asked for its status does not."""
+    found = subprocess.run(["ps", "-o", "pid=,stat=", *map(str, pids)], capture_output=True, text=True, check=False)
+    return [int(line.split()[0]) for line in found.stdout.splitlines() if not line.split()[1].startswith("Z")]
 
 
 def children(pid):
