@@ -15,7 +15,11 @@ Setting = tuple[str, Any]  # a key of [parallel] and its value
 
 SIZES = ("tensor", "pipeline", "data")
 NOT_TRIED = ("precision", "compile", "async_tensor")  # common to all; and what needs a compiler, for --layout to name
-AXIS_OF = {"schedule": "pipeline", "zero_stage": "data"}  # a mode of one axis says nothing where the axis has size 1
+# a setting of one axis says nothing where the axis has size 1
+AXIS_OF = {
+    **dict.fromkeys(("schedule", "stages_per_rank", "split"), "pipeline"),
+    **dict.fromkeys(("zero_stage", "data_shard"), "data"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,13 @@ def layout_text(parallel: ParallelConfig) -> str:
         if field.name not in (*SIZES, "precision") and value != field.default:
             words.append(f"{field.name}={_toml(value)}")
     return ",".join(words) or "one process"
+
+
+def is_one_process(parallel: ParallelConfig) -> bool:
+    """Whether nothing that this says makes it another run than that of one process."""
+    default = ParallelConfig()
+    idle = {key: getattr(default, key) for key in AXIS_OF if not _applies(parallel, key)}
+    return layout_text(replace(parallel, **idle)) == "one process"
 
 
 def fit_micro_batch(parallel: ParallelConfig, workload: Workload) -> Choice:
@@ -147,7 +158,7 @@ def _modes() -> dict[str, list[Any]]:
 
 
 def _applies(parallel: ParallelConfig, mode: str) -> bool:
-    return mode not in AXIS_OF or getattr(parallel, AXIS_OF[mode]) > 1
+    return mode not in AXIS_OF or (getattr(parallel, AXIS_OF[mode]) or 1) > 1
 
 
 def _settings(parallel: ParallelConfig) -> frozenset[Setting]:

@@ -1,5 +1,6 @@
 """`triaxial parity` as users run it: the matrix, the files it writes, its exit status, and its mistakes."""
 
+import itertools
 import json
 import os
 import signal
@@ -109,15 +110,23 @@ def test_above_the_tolerance_the_status_says_so(tiny_corpus, tmp_path):
 
 def test_bf16_has_other_splits_of_one_process_beside_it(tiny_corpus, tmp_path):
     done = parity(
-        *(tiny_corpus.recipe, "--layout", "data=2,zero_stage=3", "--precision", "bf16", "--steps", 2),
+        *(tiny_corpus.recipe, "--layout", "data=2,zero_stage=3", "--precision", "bf16", "--steps", 6),
         *("--no-picture", "--output", tmp_path),
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "parity.json").read_text())
-    assert [row["micro_batch_size"] for row in found["yardsticks"]] == [1, 4]
+    assert [row["micro_batch_size"] for row in found["yardsticks"]] == [1, 4, 8]
     assert found["reference"]["micro_batch_size"] == 2
     assert found["yardsticks"][0]["losses"] != found["reference"]["losses"]
-    assert found["layouts"][0]["parallel"]["precision"] == "bf16"
+    (row,) = found["layouts"]
+    assert row["parallel"]["precision"] == "bf16"
+    one = [found["reference"], *found["yardsticks"]]
+    pairs = [zip(a["losses"], b["losses"], strict=True) for a, b in itertools.combinations(one, 2)]
+    spread = max(abs(a - b) / b for pair in pairs for a, b in pair)
+    assert found["yardstick_spread"] == pytest.approx(spread, rel=0.01)
+    assert 0 < found["yardstick_spread"] < 1e-3
+    assert row["times_yardstick_spread"] == pytest.approx(row["max_relative_loss_difference"] / spread, rel=0.01)
+    assert f"the spread is {spread:.1e}" in done.stdout
 
 
 def test_the_recipes_own_layout_is_the_default(tiny_corpus, tmp_path):
@@ -131,7 +140,10 @@ def test_the_recipes_own_layout_is_the_default(tiny_corpus, tmp_path):
 @contextmanager
 def two_ranks(recipe, folder):
     """The command and its two ranks, at the second layout of two; all dead in the end."""
-    (folder / "temporary").mkdir()
+    for name in ("temporary", "out"):
+        (folder / name).mkdir()
+    for name in ("parity.json", "parity.png"):
+        (folder / "out" / name).write_text("of an earlier run")
     words = ("--layout", "pipeline=2", "--steps", "200", "--no-picture", "--output", str(folder / "out"))
     process = subprocess.Popen(
         [*TRIAXIAL, "parity", str(recipe), *words],
@@ -156,11 +168,20 @@ def two_ranks(recipe, folder):
 
 def test_a_rank_that_is_killed_ends_the_command_and_is_named(tiny_corpus, tmp_path):
     with two_ranks(tiny_corpus.recipe, tmp_path) as (process, ranks):
+        assert not list((tmp_path / "out").iterdir()), "an earlier run's results would pass for this one's"
         os.kill(ranks[1], signal.SIGKILL)  # the one that was started last
         _, errors = process.communicate(timeout=100)
         assert not alive(ranks)
     assert process.returncode == 1
-    assert errors.startswith("triaxial: error: layout pipeline=2: rank 1 of 2 failed first (killed by SIGKILL"), errors
+    said = "layout pipeline=2: rank 1 of 2 failed first (killed by SIGKILL"
+    assert errors.startswith(f"triaxial: error: {said}"), errors
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["parity.json"]
+    found = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert found["passed"] is False
+    assert found["failures"][0].startswith(said)
+    assert len(found["reference"]["losses"]) == 200
+    assert found["layouts"] == []
+    assert found["max_relative_loss_difference"] is None
 
 
 @pytest.mark.parametrize(
@@ -197,6 +218,10 @@ def children(pid):
         (["--layout", "tensor"], ["'tensor' must be KEY=VALUE"]),
         (["--layout", "tensors=2"], ["parallel.tensors", "did you mean 'tensor'"]),
         (["--layout", "pipeline=2,schedule=gpip"], ["parallel.schedule = 'gpip'", "did you mean 'gpipe'"]),
+        (["--layout", "tensor=1"], ["--layout tensor=1", "one process, which is the reference"]),
+        (["--layout", "schedule=gpipe,zero_stage=3"], ["one process, which is the reference"]),
+        (["--layout", "tensor=2,precision=bf16"], ["precision=bf16", "use --precision"]),
+        (["--layout", "tensor=2,offload=true"], ["--layout tensor=2,offload=true", "offload = true with device 'cpu'"]),
         (["--layout", "tensor=2", "--processes", "2"], ["--layout and --processes exclude each other"]),
         (["--layout", "tensor=2", "--parallel.data", "2"], ["--parallel.data", "--layout KEY=VALUE"]),
         (["--processes", "0"], ["--processes 0 must be at least 1"]),
@@ -210,6 +235,17 @@ def test_mistakes_end_in_one_line_before_anything_runs(tiny_corpus, tmp_path, ca
     status = main(["parity", str(tiny_corpus.recipe), *words, "--no-picture", "--output", str(tmp_path / "out")])
     one_line(status, capsys.readouterr().err, *parts)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", ["a file", "a file/under it", "/proc", "/proc/new"])
+def test_an_output_that_cannot_be_written_is_told_before_anything_runs(tiny_corpus, tmp_path, capsys, where):
+    (tmp_path / "a file").write_text("kept")
+    words = ["--layout", "tensor=2", "--no-picture", "--output", str(tmp_path / where)]
+    status = main(["parity", str(tiny_corpus.recipe), *words])
+    said = capsys.readouterr()
+    one_line(status, said.err, f"--output = '{tmp_path / where}' must be a folder to write parity.json")
+    assert "[1/" not in said.out
+    assert (tmp_path / "a file").read_text() == "kept"
 
 
 def test_without_matplotlib_it_says_what_to_install_before_anything_runs(tiny_corpus, tmp_path):
