@@ -138,8 +138,8 @@ def test_the_recipes_own_layout_is_the_default(tiny_corpus, tmp_path):
 
 
 @contextmanager
-def two_ranks(recipe, folder):
-    """The command and its two ranks, at the second layout of two; all dead in the end."""
+def running(recipe, folder, *, ranks_wanted):
+    """The command and its ranks, of the reference or of the layout that follows it; all dead in the end."""
     for name in ("temporary", "out"):
         (folder / name).mkdir()
     for name in ("parity.json", "parity.png"):
@@ -154,8 +154,9 @@ def two_ranks(recipe, folder):
     )
     ranks = []
     try:
-        next(line for line in process.stdout if line.startswith("[1/2]"))
-        while len(ranks) < 2:
+        if ranks_wanted == 2:
+            next(line for line in process.stdout if line.startswith("[1/2]"))
+        while len(ranks) < ranks_wanted:
             time.sleep(0.05)
             ranks = sorted(pid for child in children(process.pid) for pid in children(child))
         yield process, ranks
@@ -167,7 +168,7 @@ def two_ranks(recipe, folder):
 
 
 def test_a_rank_that_is_killed_ends_the_command_and_is_named(tiny_corpus, tmp_path):
-    with two_ranks(tiny_corpus.recipe, tmp_path) as (process, ranks):
+    with running(tiny_corpus.recipe, tmp_path, ranks_wanted=2) as (process, ranks):
         assert not list((tmp_path / "out").iterdir()), "an earlier run's results would pass for this one's"
         os.kill(ranks[1], signal.SIGKILL)  # the one that was started last
         _, errors = process.communicate(timeout=100)
@@ -184,11 +185,21 @@ def test_a_rank_that_is_killed_ends_the_command_and_is_named(tiny_corpus, tmp_pa
     assert found["max_relative_loss_difference"] is None
 
 
+def test_without_a_reference_there_is_no_verdict_but_failed(tiny_corpus, tmp_path):
+    with running(tiny_corpus.recipe, tmp_path, ranks_wanted=1) as (process, ranks):
+        os.kill(ranks[0], signal.SIGKILL)
+        process.communicate(timeout=100)
+    assert process.returncode == 1
+    found = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert (found["passed"], found["reference"], found["layouts"]) == (False, None, [])
+    assert found["failures"][0].startswith("layout one process: rank 0 of 1 failed first (killed by SIGKILL")
+
+
 @pytest.mark.parametrize(
     ("number", "status", "left"), [(signal.SIGKILL, -9, 1), (signal.SIGTERM, 143, 0), (signal.SIGHUP, 129, 0)]
 )
 def test_no_rank_outlives_a_killed_command(tiny_corpus, tmp_path, number, status, left):
-    with two_ranks(tiny_corpus.recipe, tmp_path) as (process, ranks):
+    with running(tiny_corpus.recipe, tmp_path, ranks_wanted=2) as (process, ranks):
         time.sleep(0.5)  # into their start or training
         everybody = [*children(process.pid), *ranks]
         process.send_signal(number)
