@@ -9,12 +9,15 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 
 from gpt.errors import ConfigError
 from launch.cluster import die_with_parent, exit_words, share_machine
@@ -33,6 +36,27 @@ def fork_server(preload: Sequence[str]) -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     return context
+
+
+@contextmanager
+def signals_unwind() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP raise SystemExit(128 + number), so that ranks and temporary files go before the
+    process does. Main thread only. A signal that is ignored, as nohup does, stays so."""
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # a second one must not break into the clearing up
+        sys.exit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        for number in before:
+            signal.signal(number, unwind)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_ranks(
@@ -88,6 +112,7 @@ def _serve(function: Callable[..., None], rank: int, nproc: int, arguments: Sequ
     """A rank's life. What it raises goes to its log, for the launcher to show."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher decides what ends
     die_with_parent()
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     share_machine(nproc)
     log = _log(Path(logs), rank)
     with log.open("ab") as file:
@@ -104,6 +129,18 @@ def _serve(function: Callable[..., None], rank: int, nproc: int, arguments: Sequ
         with log.open("a", encoding="utf-8") as text:
             text.write(traceback.format_exc())
         sys.exit(1)
+
+
+def _end_with_launcher() -> None:
+    """Ends this rank when its launcher is gone, even by kill -9.
+
+    The kernel's signal does not: the parent that it watches is the fork server, which itself lives on while a rank
+    does, since every rank holds the pipe by whose end the server sees that nobody needs it.
+    """
+    launcher = multiprocessing.parent_process()  # not getppid(): the process that asked the fork server for this one
+    assert launcher is not None
+    launcher.join()
+    os._exit(1)
 
 
 def _log(logs: Path, rank: int) -> Path:

@@ -45,15 +45,29 @@ class Report:
     precision: str
     steps: int
     tolerances: Tolerances
-    reference: Row
+    reference: list[Row]  # of one, or none where it has failed itself
     yardsticks: list[Row]
     rows: list[Row]
     skipped: list[Skipped]
+    stopped_by: str | None = None  # what ended it before all had been trained
 
     @property
     def failures(self) -> list[str]:
-        """A line for each way in which a layout is not the reference."""
-        return [line for row in self.rows for line in row_failures(row, self.tolerances)]
+        """A line for each way in which a layout is not the reference, and what a layout failed with."""
+        found = [line for row in self.rows for line in row_failures(row, self.tolerances)]
+        return found if self.stopped_by is None else [*found, self.stopped_by]
+
+    @property
+    def yardstick_spread(self) -> float | None:
+        """How far one process's micro-batch splits are from each other: the largest relative difference of the loss,
+        of all pairs and steps. None where there is only one."""
+        losses = [row.result.losses for row in [*self.reference, *self.yardsticks]]
+        return max((max(relative_differences(a, b)) for a, b in itertools.combinations(losses, 2)), default=None)
+
+    def times_spread(self, row: Row) -> float | None:
+        """A layout's largest difference of the loss in units of the spread, if that is one."""
+        spread = self.yardstick_spread
+        return max(row.loss_differences) / spread if spread else None
 
 
 def compare(choice: Choice, result: Result, reference: Result) -> Row:
@@ -98,25 +112,41 @@ def print_report(report: Report) -> None:
     last = f"step {report.steps}"
     for header in ("ranks", "micro-batch", "loss\nstep 1", last, "norm\nstep 1", last):
         table.add_column(header, justify="right")
-    for header in ("loss\ndifference", "norm\nstep 1", "norm\ndifference", "same\nweights", "s"):
+    spread = report.yardstick_spread
+    beside = () if spread is None else ("times the\nspread",)
+    for header in ("loss\ndifference", *beside, "norm\nstep 1", "norm\ndifference", "same\nweights", "s"):
         table.add_column(header, justify="right")
-    for row in [report.reference, *report.yardsticks, *report.rows]:
-        table.add_row(*_cells(row), style="bold red" if row_failures(row, report.tolerances) else "")
+    for row in [*report.reference, *report.yardsticks, *report.rows]:
+        failed = row in report.rows and row_failures(row, report.tolerances)
+        table.add_row(*_cells(report, row), style="bold red" if failed else "")
     console.print(table)
+    if spread is not None:
+        console.print(
+            f"the spread is {spread:.1e}: the largest difference of the loss among one process's "
+            f"{1 + len(report.yardsticks)} splits into micro-batches",
+            highlight=False,
+        )
     for reason, group in itertools.groupby(sorted(report.skipped, key=lambda s: s.reason), key=lambda s: s.reason):
         console.print(f"skipped {'; '.join(s.layout for s in group)}: {reason}", highlight=False, markup=False)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(report: Report, row: Row) -> list[str]:
     losses, norms = row.result.losses, row.result.grad_norms
     figures = [f"{losses[0]:.6f}", f"{losses[-1]:.6f}", f"{norms[0]:.5g}", f"{norms[-1]:.5g}"]
-    differences = [max(row.loss_differences), row.grad_norm_differences[0], max(row.grad_norm_differences)]
+    loss, *norm = (
+        f"{difference:.1e}" if difference else "0"
+        for difference in (max(row.loss_differences), row.grad_norm_differences[0], max(row.grad_norm_differences))
+    )
+    times = report.times_spread(row)
+    beside = [] if report.yardstick_spread is None else ["" if times is None else f"{times:.1f}"]
     return [
         row.result.name,
         str(row.choice.world_size),
         str(row.choice.micro_batch_size),
         *figures,
-        *(f"{difference:.1e}" if difference else "0" for difference in differences),
+        loss,
+        *beside,
+        *norm,
         "yes" if row.initial_weights_identical else "NO",
         f"{row.result.seconds:.1f}",
     ]
@@ -126,28 +156,30 @@ def write_json(report: Report, path: Path) -> None:
     """`parity.json`: the figures over all layouts first, then every loss and norm of each."""
     table = {
         "steps": report.steps,
-        "max_relative_loss_difference": max(max(row.loss_differences) for row in report.rows),
-        "max_relative_grad_norm_difference": max(max(row.grad_norm_differences) for row in report.rows),
-        "initial_weights_identical": all(row.initial_weights_identical for row in report.rows),
+        "max_relative_loss_difference": max((max(row.loss_differences) for row in report.rows), default=None),
+        "max_relative_grad_norm_difference": max((max(row.grad_norm_differences) for row in report.rows), default=None),
+        "initial_weights_identical": all(row.initial_weights_identical for row in report.rows) if report.rows else None,
         "passed": not report.failures,
         "failures": report.failures,
         "precision": report.precision,
         "tolerance": report.tolerances.loss,
         "norm_tolerance": report.tolerances.grad_norm,
-        "reference": _as_table(report.reference),
-        "yardsticks": [_as_table(row) for row in report.yardsticks],
-        "layouts": [_as_table(row) for row in report.rows],
+        "yardstick_spread": report.yardstick_spread,
+        "reference": _as_table(report, report.reference[0]) if report.reference else None,
+        "yardsticks": [_as_table(report, row) for row in report.yardsticks],
+        "layouts": [_as_table(report, row) for row in report.rows],
         "skipped": [asdict(skipped) for skipped in report.skipped],
     }
     path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
 
-def _as_table(row: Row) -> dict[str, Any]:
+def _as_table(report: Report, row: Row) -> dict[str, Any]:
     return {
         "layout": row.result.name,
         "world_size": row.choice.world_size,
         "micro_batch_size": row.choice.micro_batch_size,
         "max_relative_loss_difference": max(row.loss_differences),
+        "times_yardstick_spread": report.times_spread(row),
         "max_relative_grad_norm_difference": max(row.grad_norm_differences),
         "relative_grad_norm_difference_at_step_1": row.grad_norm_differences[0],
         "initial_weights": row.result.initial_weights,
@@ -182,4 +214,4 @@ def draw(report: Report, path: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True, alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="x-small")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")

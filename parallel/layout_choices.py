@@ -9,22 +9,27 @@ from typing import Any, Literal
 
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.layout import BatchConfig, ParallelConfig, check_device, resolve_layout
 
 Setting = tuple[str, Any]  # a key of [parallel] and its value
 
 SIZES = ("tensor", "pipeline", "data")
 NOT_TRIED = ("precision", "compile", "async_tensor")  # common to all; and what needs a compiler, for --layout to name
-AXIS_OF = {"schedule": "pipeline", "zero_stage": "data"}  # a mode of one axis says nothing where the axis has size 1
+# a setting of one axis says nothing where the axis has size 1
+AXIS_OF = {
+    **dict.fromkeys(("schedule", "stages_per_rank", "split"), "pipeline"),
+    **dict.fromkeys(("zero_stage", "data_shard"), "data"),
+}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What every layout is to train: the same global batch of one model."""
+    """What every layout is to train, the same global batch of one model, and on what: "cpu" or "cuda"."""
 
     model: ModelConfig
     batch: BatchConfig
     seq_len: int
+    device_type: str
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,19 @@ def layout_text(parallel: ParallelConfig) -> str:
     return ",".join(words) or "one process"
 
 
+def is_one_process(parallel: ParallelConfig) -> bool:
+    """Whether nothing that this says makes it another run than that of one process."""
+    default = ParallelConfig()
+    idle = {key: getattr(default, key) for key in AXIS_OF if not _applies(parallel, key)}
+    return layout_text(replace(parallel, **idle)) == "one process"
+
+
 def fit_micro_batch(parallel: ParallelConfig, workload: Workload) -> Choice:
     """The layout with the workload's micro-batch size, else the nearest smaller one that it takes.
 
     ConfigError names the rule that it breaks with any of them.
     """
+    check_device(parallel, workload.device_type)
     given = replace(parallel, data=1 if parallel.data is None else parallel.data)
     world_size = given.tensor * given.pipeline * (given.data or 1)
     mistake = None
@@ -105,7 +118,8 @@ def choose_layouts(
             skipped.append(Skipped(layout_text(sized), mistakes[0][1]))
     seen = {setting for choices in by_sizes for choice in choices for setting in _settings(choice.parallel)}
     modes = [setting for setting in reasons if setting not in seen]
-    return _cover(by_sizes), skipped + [Skipped(f"{key}={value}", reasons[key, value]) for key, value in modes]
+    skipped += [Skipped(f"{key}={_toml(value)}", reasons[key, value]) for key, value in modes]
+    return _cover(by_sizes), skipped
 
 
 def _sizes(processes: int) -> list[tuple[int, int, int]]:
@@ -144,7 +158,7 @@ def _modes() -> dict[str, list[Any]]:
 
 
 def _applies(parallel: ParallelConfig, mode: str) -> bool:
-    return mode not in AXIS_OF or getattr(parallel, AXIS_OF[mode]) > 1
+    return mode not in AXIS_OF or (getattr(parallel, AXIS_OF[mode]) or 1) > 1
 
 
 def _settings(parallel: ParallelConfig) -> frozenset[Setting]:

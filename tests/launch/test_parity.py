@@ -1,15 +1,19 @@
 """`triaxial parity` as users run it: the matrix, the files it writes, its exit status, and its mistakes."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import typing
+from contextlib import contextmanager
 
 import pytest
 
 from launch.main import main
+from parallel.layout import ParallelConfig
 
 TRIAXIAL = [sys.executable, "-m", "launch.main"]
 WITHOUT_MATPLOTLIB = """
@@ -18,6 +22,8 @@ sys.modules["matplotlib"] = None
 from launch.main import main
 sys.exit(main(sys.argv[1:]))
 """
+# the axis on which each way to work must have been seen
+MODES_OF = {"tensor": ("recompute",), "pipeline": ("recompute", "schedule"), "data": ("recompute", "zero_stage")}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -34,11 +40,11 @@ def parity(*words, command=TRIAXIAL, timeout=280):
 
 @pytest.fixture(scope="module")
 def everything(tiny_corpus, tmp_path_factory):
-    """Whatever fits in two processes, of a model with one layer, which no pipeline can cut."""
+    """Whatever fits in two processes, of a model with a layer for each of four stages."""
     folder = tmp_path_factory.mktemp("parity") / "new"
     done = parity(
         *(tiny_corpus.recipe, "--processes", 2, "--steps", 3, "--output", folder),
-        *("--model.n_layers", 1, "--batch.micro_batch_size", 8),
+        *("--model.n_layers", 4, "--batch.micro_batch_size", 8),
     )
     assert done.returncode == 0, (done.stdout, done.stderr)
     return folder, done, json.loads((folder / "parity.json").read_text())
@@ -48,8 +54,11 @@ def test_every_mode_that_fits_is_the_one_process_run(everything):
     _, done, found = everything
     layouts = {row["layout"]: row for row in found["layouts"]}
     assert len(layouts) == len(found["layouts"])
-    assert {"tensor=2", "data=2", "recompute=full"} <= layouts.keys()
-    assert {row["parallel"]["zero_stage"] for row in layouts.values() if row["parallel"]["data"] == 2} == {0, 1, 2, 3}
+    settings = [row["parallel"] for row in layouts.values()]
+    for axis, modes in MODES_OF.items():
+        for key in modes:
+            there = {parallel[key] for parallel in settings if parallel[axis] == 2}
+            assert there == set(typing.get_args(typing.get_type_hints(ParallelConfig)[key])), (axis, key)
     assert found["steps"] == 3
     assert found["passed"]
     assert found["initial_weights_identical"] is True
@@ -65,16 +74,18 @@ def test_every_mode_that_fits_is_the_one_process_run(everything):
 
 
 def test_the_micro_batch_shrinks_where_data_ranks_need_it(everything):
-    layouts = {row["layout"]: row["micro_batch_size"] for row in everything[2]["layouts"]}
-    assert (layouts["tensor=2"], layouts["data=2"]) == (8, 4)
+    """Of 8 sequences, which are the recipe's micro-batch here, each of two data ranks has 4."""
+    for axis, sizes in (("tensor", {8}), ("data", {4})):
+        rows = [row for row in everything[2]["layouts"] if row["parallel"][axis] == 2]
+        assert {row["micro_batch_size"] for row in rows} == sizes
 
 
 def test_what_cannot_be_is_listed_with_the_reason(everything):
     _, done, found = everything
     (skipped,) = found["skipped"]
-    assert skipped["layout"] == "pipeline=2"
-    assert "model.n_layers = 1" in skipped["reason"]
-    assert "skipped pipeline=2: model.n_layers = 1" in done.stdout
+    assert skipped["layout"] == "offload=true"
+    assert "parallel.offload = true with device 'cpu'" in skipped["reason"]
+    assert "skipped offload=true: parallel.offload = true with device 'cpu'" in done.stdout
 
 
 def test_the_picture_is_one(everything):
@@ -99,15 +110,23 @@ def test_above_the_tolerance_the_status_says_so(tiny_corpus, tmp_path):
 
 def test_bf16_has_other_splits_of_one_process_beside_it(tiny_corpus, tmp_path):
     done = parity(
-        *(tiny_corpus.recipe, "--layout", "data=2,zero_stage=3", "--precision", "bf16", "--steps", 2),
+        *(tiny_corpus.recipe, "--layout", "data=2,zero_stage=3", "--precision", "bf16", "--steps", 6),
         *("--no-picture", "--output", tmp_path),
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "parity.json").read_text())
-    assert [row["micro_batch_size"] for row in found["yardsticks"]] == [1, 4]
+    assert [row["micro_batch_size"] for row in found["yardsticks"]] == [1, 4, 8]
     assert found["reference"]["micro_batch_size"] == 2
     assert found["yardsticks"][0]["losses"] != found["reference"]["losses"]
-    assert found["layouts"][0]["parallel"]["precision"] == "bf16"
+    (row,) = found["layouts"]
+    assert row["parallel"]["precision"] == "bf16"
+    one = [found["reference"], *found["yardsticks"]]
+    pairs = [zip(a["losses"], b["losses"], strict=True) for a, b in itertools.combinations(one, 2)]
+    spread = max(abs(a - b) / b for pair in pairs for a, b in pair)
+    assert found["yardstick_spread"] == pytest.approx(spread, rel=0.01)
+    assert 0 < found["yardstick_spread"] < 1e-3
+    assert row["times_yardstick_spread"] == pytest.approx(row["max_relative_loss_difference"] / spread, rel=0.01)
+    assert f"the spread is {spread:.1e}" in done.stdout
 
 
 def test_the_recipes_own_layout_is_the_default(tiny_corpus, tmp_path):
@@ -118,27 +137,84 @@ def test_the_recipes_own_layout_is_the_default(tiny_corpus, tmp_path):
     assert row["layout"] == "pipeline=2,schedule=gpipe"
 
 
-def test_a_rank_that_is_killed_ends_the_command_and_is_named(tiny_corpus, tmp_path):
-    words = ("--layout", "pipeline=2", "--steps", "60", "--no-picture", "--output", str(tmp_path / "out"))
+@contextmanager
+def running(recipe, folder, *, ranks_wanted):
+    """The command and its ranks, of the reference or of the layout that follows it; all dead in the end."""
+    for name in ("temporary", "out"):
+        (folder / name).mkdir()
+    for name in ("parity.json", "parity.png"):
+        (folder / "out" / name).write_text("of an earlier run")
+    words = ("--layout", "pipeline=2", "--steps", "200", "--no-picture", "--output", str(folder / "out"))
     process = subprocess.Popen(
-        [*TRIAXIAL, "parity", str(tiny_corpus.recipe), *words],
+        [*TRIAXIAL, "parity", str(recipe), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, "TMPDIR": str(folder / "temporary")},
     )
+    ranks = []
     try:
-        next(line for line in process.stdout if line.startswith("[1/2]"))
-        ranks = []
-        while len(ranks) < 2:
+        if ranks_wanted == 2:
+            next(line for line in process.stdout if line.startswith("[1/2]"))
+        while len(ranks) < ranks_wanted:
             time.sleep(0.05)
-            ranks = [pid for child in children(process.pid) for pid in children(child)]
-        os.kill(max(ranks), signal.SIGKILL)  # the one that was started last
-        _, errors = process.communicate(timeout=100)
+            ranks = sorted(pid for child in children(process.pid) for pid in children(child))
+        yield process, ranks
     finally:
         process.kill()
+        for pid in alive(ranks):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_rank_that_is_killed_ends_the_command_and_is_named(tiny_corpus, tmp_path):
+    with running(tiny_corpus.recipe, tmp_path, ranks_wanted=2) as (process, ranks):
+        assert not list((tmp_path / "out").iterdir()), "an earlier run's results would pass for this one's"
+        os.kill(ranks[1], signal.SIGKILL)  # the one that was started last
+        _, errors = process.communicate(timeout=100)
+        assert not alive(ranks)
     assert process.returncode == 1
-    assert errors.startswith("triaxial: error: layout pipeline=2: rank 1 of 2 failed first (killed by SIGKILL"), errors
+    said = "layout pipeline=2: rank 1 of 2 failed first (killed by SIGKILL"
+    assert errors.startswith(f"triaxial: error: {said}"), errors
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["parity.json"]
+    found = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert found["passed"] is False
+    assert found["failures"][0].startswith(said)
+    assert len(found["reference"]["losses"]) == 200
+    assert found["layouts"] == []
+    assert found["max_relative_loss_difference"] is None
+
+
+def test_without_a_reference_there_is_no_verdict_but_failed(tiny_corpus, tmp_path):
+    with running(tiny_corpus.recipe, tmp_path, ranks_wanted=1) as (process, ranks):
+        os.kill(ranks[0], signal.SIGKILL)
+        process.communicate(timeout=100)
+    assert process.returncode == 1
+    found = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert (found["passed"], found["reference"], found["layouts"]) == (False, None, [])
+    assert found["failures"][0].startswith("layout one process: rank 0 of 1 failed first (killed by SIGKILL")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "left"), [(signal.SIGKILL, -9, 1), (signal.SIGTERM, 143, 0), (signal.SIGHUP, 129, 0)]
+)
+def test_no_rank_outlives_a_killed_command(tiny_corpus, tmp_path, number, status, left):
+    with running(tiny_corpus.recipe, tmp_path, ranks_wanted=2) as (process, ranks):
+        time.sleep(0.5)  # into their start or training
+        everybody = [*children(process.pid), *ranks]
+        process.send_signal(number)
+        assert process.wait(timeout=20) == status
+        deadline = time.monotonic() + 15
+        while alive(everybody) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not alive(everybody)
+    assert len(list((tmp_path / "temporary").glob("triaxial_parity_*"))) == left, "kill -9 alone leaves the folder"
+
+
+def alive(pids):
+    """Those that run; one that has ended and that nobody has asked for its status does not."""
+    found = subprocess.run(["ps", "-o", "pid=,stat=", *map(str, pids)], capture_output=True, text=True, check=False)
+    return [int(line.split()[0]) for line in found.stdout.splitlines() if not line.split()[1].startswith("Z")]
 
 
 def children(pid):
@@ -153,6 +229,10 @@ def children(pid):
         (["--layout", "tensor"], ["'tensor' must be KEY=VALUE"]),
         (["--layout", "tensors=2"], ["parallel.tensors", "did you mean 'tensor'"]),
         (["--layout", "pipeline=2,schedule=gpip"], ["parallel.schedule = 'gpip'", "did you mean 'gpipe'"]),
+        (["--layout", "tensor=1"], ["--layout tensor=1", "one process, which is the reference"]),
+        (["--layout", "schedule=gpipe,zero_stage=3"], ["one process, which is the reference"]),
+        (["--layout", "tensor=2,precision=bf16"], ["precision=bf16", "use --precision"]),
+        (["--layout", "tensor=2,offload=true"], ["--layout tensor=2,offload=true", "offload = true with device 'cpu'"]),
         (["--layout", "tensor=2", "--processes", "2"], ["--layout and --processes exclude each other"]),
         (["--layout", "tensor=2", "--parallel.data", "2"], ["--parallel.data", "--layout KEY=VALUE"]),
         (["--processes", "0"], ["--processes 0 must be at least 1"]),
@@ -166,6 +246,17 @@ def test_mistakes_end_in_one_line_before_anything_runs(tiny_corpus, tmp_path, ca
     status = main(["parity", str(tiny_corpus.recipe), *words, "--no-picture", "--output", str(tmp_path / "out")])
     one_line(status, capsys.readouterr().err, *parts)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", ["a file", "a file/under it", "/proc", "/proc/new"])
+def test_an_output_that_cannot_be_written_is_told_before_anything_runs(tiny_corpus, tmp_path, capsys, where):
+    (tmp_path / "a file").write_text("kept")
+    words = ["--layout", "tensor=2", "--no-picture", "--output", str(tmp_path / where)]
+    status = main(["parity", str(tiny_corpus.recipe), *words])
+    said = capsys.readouterr()
+    one_line(status, said.err, f"--output = '{tmp_path / where}' must be a folder to write parity.json")
+    assert "[1/" not in said.out
+    assert (tmp_path / "a file").read_text() == "kept"
 
 
 def test_without_matplotlib_it_says_what_to_install_before_anything_runs(tiny_corpus, tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import typing
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
 from parallel.layout_choices import Workload, choose_layouts, fit_micro_batch, layout_text
 
 MODEL = ModelConfig(vocab_size=512, n_ctx=64, n_layers=8, d_model=32, n_heads=8)
-WORKLOAD = Workload(MODEL, BatchConfig(2, 16 * 64), 64)
+WORKLOAD = Workload(MODEL, BatchConfig(2, 16 * 64), 64, "cuda")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_all_possible_sizes_are_there_once_or_more(chosen):
 
 def test_no_layout_twice_and_none_is_the_reference(chosen):
     names = [layout_text(choice.parallel) for choice in chosen[0]]
-    assert len(set(names)) == len(names) >= 20
+    assert len(set(names)) == len(names) >= 24
     assert "one process" not in names
 
 
@@ -59,15 +60,25 @@ def test_impossible_sizes_and_modes_have_their_reason(chosen):
     reasons = {skipped.layout: skipped.reason for skipped in chosen[1]}
     assert "model.n_heads = 8 is not divisible by parallel.tensor = 3" in reasons["tensor=3"]
     assert "3 sequences does not divide" in reasons["data=3"]
-    one_micro_batch = Workload(MODEL, BatchConfig(1, 64), 64)
+    one_micro_batch = Workload(MODEL, BatchConfig(1, 64), 64, "cpu")
     choices, skipped = choose_layouts(2, one_micro_batch, precision="fp32")
     assert "needs at least as many micro-batches" in next(s.reason for s in skipped if s.layout == "schedule=1f1b")
     assert any(choice.parallel.schedule == "gpipe" for choice in choices)
 
 
+def test_what_needs_cuda_is_skipped_on_a_cpu(chosen):
+    assert any(choice.parallel.offload for choice in chosen[0])
+    choices, skipped = choose_layouts(2, replace(WORKLOAD, device_type="cpu"), precision="fp32")
+    assert choices
+    assert not any(choice.parallel.offload for choice in choices)
+    assert "parallel.offload = true with device 'cpu'" in next(s.reason for s in skipped if s.layout == "offload=true")
+    with pytest.raises(ConfigError, match=r"parallel.offload = true with device 'cpu'"):
+        fit_micro_batch(ParallelConfig(offload=True), replace(WORKLOAD, device_type="cpu"))
+
+
 def test_the_micro_batch_is_the_nearest_smaller_that_fits():
-    workload = Workload(MODEL, BatchConfig(6, 16 * 64), 64)
+    workload = Workload(MODEL, BatchConfig(6, 16 * 64), 64, "cpu")
     assert fit_micro_batch(ParallelConfig(), workload).micro_batch_size == 4
     assert fit_micro_batch(ParallelConfig(data=8), workload).micro_batch_size == 2
     with pytest.raises(ConfigError, match=r"batch.micro_batch_size = 0 must be at least 1"):
-        fit_micro_batch(ParallelConfig(), Workload(MODEL, BatchConfig(0, 1024), 64))
+        fit_micro_batch(ParallelConfig(), Workload(MODEL, BatchConfig(0, 1024), 64, "cpu"))
