@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import gpt.loss
@@ -169,3 +171,48 @@ def test_evaluation_computes_no_gradient():
         with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(grad_enabled):
             next_token_loss(hidden, weight, targets, whole_vocabulary(37))
         assert counter.get_total_flops() == products * 2 * 150 * 48 * 16
+
+
+class Largest(TorchDispatchMode):
+    """Records the largest storage that any operator's result had, by type and in all; bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.by_type = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                size_bytes = tensor.untyped_storage().nbytes()
+                self.by_type[tensor.dtype] = max(size_bytes, self.by_type.get(tensor.dtype, 0))
+        return result
+
+    @property
+    def all_types(self):
+        return max(self.by_type.values())
+
+
+@pytest.mark.parametrize(
+    ("device", "n", "in_place", "most"),
+    [  # meta tensors have shapes alone: GPT-3's vocabulary, and as many tokens as a GPU's chunk holds 25 or 6 times
+        ("meta", 65_536, None, 512 << 20),
+        ("meta", 65_536, gpt.loss._exponentials_in_place, 2 << 30),  # fp32 in passing, unless compiled
+        ("cpu", 2048, None, 64 << 20),
+    ],
+)
+def test_no_tensor_holds_the_logits_of_all_tokens(device, n, in_place, most):
+    """Forward and backward, by the tensors that are made."""
+    vocab, d = 50_304, 16
+    hidden = torch.zeros(1, n, d, dtype=torch.bfloat16, device=device, requires_grad=True)
+    weight = torch.zeros(vocab, d, dtype=torch.bfloat16, device=device, requires_grad=True)
+    targets = torch.zeros(1, n, dtype=torch.int64, device=device)
+    with Largest() as made:
+        totals = next_token_loss(hidden, weight, targets, whole_vocabulary(vocab), in_place=in_place)
+        forward = made.all_types
+        (2 * totals.sum).backward()
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert made.all_types == forward, "backward makes none that is larger"
+    assert most / 2 < made.by_type[torch.float32] <= most
+    assert made.all_types <= most < 2 * n * vocab / 3, "bytes of all logits in bf16"
