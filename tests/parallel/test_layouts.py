@@ -74,7 +74,8 @@ LAYOUTS = {
     "tensor 2 x pipeline 2 x data 2": (8, {"tensor": 2, "pipeline": 2, "data": 2}),
 }
 GENERATING = {
-    **{name: LAYOUTS[name] for name in ("tensor 2", "pipeline 2", "tensor 2 x pipeline 2", "data 2, zero 3")},
+    **{name: LAYOUTS[name] for name in ("tensor 2", "tensor 2 x pipeline 2", "data 2, zero 3")},
+    "a rank with the head alone": (2, {"pipeline": 2, "split": [4, 0]}),
     "two stages a rank, in rounds": (2, {"pipeline": 2, "schedule": "interleaved_1f1b"}),
     "two stages a rank, as a V": (2, {"pipeline": 2, "schedule": "zbv_zero_bubble"}),
 }
