@@ -7,12 +7,15 @@ The last line printed is one JSON object. docs/benchmarks.md says what is compar
 """
 
 import argparse
+import atexit
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -40,7 +43,7 @@ WARM_UP_STEPS = 2
 SEED = 1234
 KINDS = {  # what a profile's kernels are counted as, by how their names begin
     "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product"),
-    "communication": ("gloo:", "c10d::", "_c10d_functional::wait", "record_param_comms"),
+    "communication": ("gloo:", "c10d::", "_c10d_functional::"),
     "optimizer": ("aten::_fused_adamw",),
 }
 
@@ -74,9 +77,9 @@ def main() -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
+    print(json.dumps(result), flush=True)
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
     return 0
 
 
@@ -104,8 +107,8 @@ def read_setting(args: argparse.Namespace) -> Setting:
     for name in ("micro_batch", "sequences", "rounds"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ConfigError(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
+    if args.json is not None and args.serve is None:
+        side_by_side.check_writable(args.json)
     width = 256 * -(-int(8 * args.d_model / 3) // 256)  # of the gated layer, as torchtitan rounds it
     model = ModelConfig(
         vocab_size=args.vocab,
@@ -177,7 +180,9 @@ def print_table(result: dict[str, Any]) -> None:
 def timed_block(name: str, setting: Setting, *, profiled: bool) -> Callable[[], dict[str, Any]]:
     """Start a contender's ranks and warm them up; a function that does one step on all of them."""
     world_size = 1 if name == "one" else 2
-    store = Path(tempfile.mkdtemp()) / "store"
+    folder = Path(tempfile.mkdtemp(prefix="triaxial_layouts_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    store = folder / "store"
     if world_size > 1:
         multiprocessing.get_context("spawn").Process(
             target=follow, args=(name, setting, str(store)), daemon=True
@@ -195,8 +200,10 @@ def timed_block(name: str, setting: Setting, *, profiled: bool) -> Callable[[], 
     found = {}
     if profiled:
         with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            started_at = time.perf_counter()
             one_step()
-        found["profile"] = shares(recorded)
+            elapsed_s = time.perf_counter() - started_at
+        found["profile"] = shares(recorded, elapsed_s)
 
     def block() -> dict[str, Any]:
         one_step()
@@ -269,12 +276,14 @@ def share_of_step(setting: Setting, step: int, *, rank: int, data: int) -> Batch
     return Batch(mine[:, :-1].contiguous(), mine[:, 1:].contiguous())
 
 
-def shares(recorded: profile) -> dict[str, float]:
-    """What rank 0 spends a step on: products, communication (waiting included), optimizer, rest."""
-    spans = dict.fromkeys((*KINDS, "rest"), 0.0)
+def shares(recorded: profile, elapsed_s: float) -> dict[str, float]:
+    """What rank 0's main thread spends a step on: operators by kind, and the rest of the clock's time, in which it runs
+    Python and waits for messages that no operator waits for."""
+    spans = dict.fromkeys((*KINDS, "other operators"), 0.0)
     for event in recorded.key_averages():
-        kind = next((kind for kind, names in KINDS.items() if event.key.startswith(names)), "rest")
-        spans[kind] += event.self_cpu_time_total
+        kind = next((kind for kind, names in KINDS.items() if event.key.startswith(names)), "other operators")
+        spans[kind] += event.self_cpu_time_total / 1e6
+    spans["Python and waiting"] = max(0.0, elapsed_s - sum(spans.values()))
     whole = sum(spans.values())
     return {kind: span / whole for kind, span in spans.items()}
 

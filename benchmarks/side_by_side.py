@@ -124,6 +124,15 @@ def rounded(result: Any) -> Any:
     return float(f"{result:.6g}") if isinstance(result, float) else result
 
 
+def check_writable(path: Path) -> None:
+    """ConfigError, before hours of work, when a result could not be written there."""
+    try:
+        with path.open("a"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--json {path}: {error.strerror}; name a file in a folder that you may write to") from None
+
+
 def need_compiler() -> None:
     """ConfigError when torch.compile would not work on this CPU."""
     compiler = os.environ.get("CXX", "g++")

@@ -67,9 +67,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     result = side_by_side.rounded(result)
+    print(json.dumps(result), flush=True)
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
     return 0
 
 
@@ -94,8 +94,8 @@ def read_setting(args: argparse.Namespace) -> Setting:
     for name in ("micro_batch", "accumulation", "threads", "rounds", "steps_per_block"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ConfigError(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
+    if args.json is not None and args.serve is None:
+        side_by_side.check_writable(args.json)
     return Setting(
         model=ModelConfig(
             vocab_size=args.vocab,

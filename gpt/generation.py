@@ -96,13 +96,20 @@ class Model(Protocol):
     device: torch.device
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
-        """Empty caches of the layers held here, by layer name; at least one."""
+        """Empty caches of the layers held here, by layer name."""
         ...
 
     def next_logits(
-        self, tokens: Tensor, *, positions: Tensor, mask: Tensor | None, cache: Mapping[str, KeyValueCache]
+        self,
+        tokens: Tensor,
+        *,
+        earlier: int,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: Mapping[str, KeyValueCache],
     ) -> Tensor:
-        """Logits (b, v) fp32 after tokens (b, t) that go on from those in the cache; arguments as `GPT.forward`."""
+        """Logits (b, v) fp32 after tokens (b, t) that go on from the `earlier` ones in the cache; the other arguments
+        as `GPT.forward`."""
         ...
 
 
@@ -118,7 +125,13 @@ class OneDevice:
         return make_cache(self.model, capacity)
 
     def next_logits(
-        self, tokens: Tensor, *, positions: Tensor, mask: Tensor | None, cache: Mapping[str, KeyValueCache]
+        self,
+        tokens: Tensor,
+        *,
+        earlier: int,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: Mapping[str, KeyValueCache],
     ) -> Tensor:
         hidden = self.model.hidden_states(tokens, positions=positions, mask=mask, cache=cache)
         assert self.model.head is not None
@@ -183,6 +196,7 @@ class Decoder:
         self.model = OneDevice(model) if isinstance(model, GPT) else model
         self.device = self.model.device
         self.cache = self.model.make_cache(capacity)
+        self.length = 0  # positions read so far
         width = max(map(len, prompts))
         self.prompts = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=self.device)  # (b, w)
         self.padding = torch.tensor([width - len(p) for p in prompts], device=self.device).unsqueeze(1)  # (b, 1)
@@ -198,23 +212,25 @@ class Decoder:
             # Padding may look at itself: attention with nothing to see is NaN in some kernels, and would spread.
             mask = (place <= place[:, None]) & (is_key | (place == place[:, None]))  # (b, 1, w, w)
         positions = (place - self.padding).clamp(min=0)  # (b, w)
-        return self.model.next_logits(self.prompts, positions=positions, mask=mask, cache=self.cache)
+        return self._next_logits(self.prompts, positions, mask)
 
     @torch.inference_mode()
     def read_token(self, tokens: Tensor) -> Tensor:
         """Logits (b, v) fp32 after one more token (b,) in each sequence."""
-        length = next(iter(self.cache.values())).length
         mask = None
         if self.is_padded:
-            mask = (torch.arange(length + 1, device=self.device) >= self.padding)[:, None, None, :]  # (b, 1, 1, s)
-        positions = length - self.padding  # (b, 1)
-        return self.model.next_logits(tokens.unsqueeze(1), positions=positions, mask=mask, cache=self.cache)
+            mask = (torch.arange(self.length + 1, device=self.device) >= self.padding)[:, None, None, :]  # (b, 1, 1, s)
+        return self._next_logits(tokens.unsqueeze(1), self.length - self.padding, mask)
 
     def keep(self, rows: Tensor) -> None:
         """Drop every sequence but these (n,), in this order."""
         self.padding = self.padding[rows]
         for layer in self.cache.values():
             layer.keep(rows)
+
+    def _next_logits(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        earlier, self.length = self.length, self.length + tokens.size(1)
+        return self.model.next_logits(tokens, earlier=earlier, positions=positions, mask=mask, cache=self.cache)
 
 
 def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None = None) -> Tensor:

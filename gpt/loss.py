@@ -31,6 +31,7 @@ class VocabShard:
 
     start: int
     vocab_size: int  # of the whole vocabulary, padding left out
+    most_rows: int  # of the holder with the most, so that all go through the tokens in the same chunks
     reduce_sum: Callable[[Tensor], Tensor]
     reduce_max: Callable[[Tensor], Tensor]
 
@@ -45,7 +46,7 @@ class Loss(Protocol):
 
 def whole_vocabulary(vocab_size: int) -> VocabShard:
     """The shard of a process that holds the whole head."""
-    return VocabShard(start=0, vocab_size=vocab_size, reduce_sum=_same, reduce_max=_same)
+    return VocabShard(start=0, vocab_size=vocab_size, most_rows=vocab_size, reduce_sum=_same, reduce_max=_same)
 
 
 def next_token_loss(
@@ -60,6 +61,8 @@ def next_token_loss(
     probability, IGNORE targets no loss. Communicates only through `shard`, 2 reductions a chunk. `in_place`: see
     `loss_for`."""
     hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)  # (n, d), (n,)
+    if not torch.is_grad_enabled():  # which the function below is not told of: it would compute gradients
+        hidden, weight = hidden.detach(), weight.detach()
     total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, shard, in_place)  # type: ignore[no-untyped-call]
     return LossTotals(total, (targets != IGNORE).sum(), {})
 
@@ -84,19 +87,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight: Tensor | None = None
-        chunk = _equal_chunk(hidden.size(0), weight, in_place=in_place is not None)
+        chunk = _equal_chunk(hidden.size(0), weight, shard.most_rows, in_place=in_place is not None)
         for i in range(0, hidden.size(0), chunk):
             h, target = hidden[i : i + chunk], targets[i : i + chunk]
             loss, e, factor = _softmax_cross_entropy(h @ weight.T, target, shard, in_place or _exponentials)
             total += loss
             if grad_hidden is not None:
                 grad_hidden[i : i + chunk] = (e @ weight) * factor
-            if wants_weight:
-                part = e.T @ (h * factor).to(h.dtype)  # (v, d)
-                if grad_weight is not None:
-                    grad_weight += part
-                else:  # added up in fp32, but a sole chunk has nothing to be added to
-                    grad_weight = part if chunk >= hidden.size(0) else part.to(total.dtype)
+            if wants_weight and chunk >= hidden.size(0):  # a sole chunk has nothing to be added to
+                grad_weight = e.T @ (h * factor).to(h.dtype)  # (v, d)
+            elif wants_weight:
+                grad_weight = torch.zeros_like(weight, dtype=total.dtype) if grad_weight is None else grad_weight
+                grad_weight += e.T @ (h * factor).to(h.dtype)
+            del e  # or the next chunk's would be made beside it
         ctx.scale = None
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
@@ -163,13 +166,15 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _equal_chunk(n: int, weight: Tensor, *, in_place: bool) -> int:
-    """Tokens at a time, so that all chunks of `n` are of one size, or almost. Logits that are overwritten in the
-    compute type, never widened, allow for more: 256 MiB of them on a CPU and 1 GiB on a GPU."""
-    most = chunk_tokens(weight.size(0), weight.device)
+def _equal_chunk(n: int, weight: Tensor, most_rows: int, *, in_place: bool) -> int:
+    """Tokens at a time, so that all chunks of `n` are of one size, or almost; for a holder of `most_rows`, or of as
+    many as `weight` has. Logits that are overwritten in the compute type, never widened, allow for more: 256 MiB of
+    them on a CPU and 1 GiB on a GPU."""
+    rows = max(most_rows, weight.size(0))
+    most = chunk_tokens(rows, weight.device)
     if in_place:
         budget_bytes = (256 << 20) if weight.device.type == "cpu" else (1 << 30)
-        most = max(most, budget_bytes // (weight.element_size() * weight.size(0)))
+        most = max(most, budget_bytes // (weight.element_size() * rows))
     return max(1, -(-n // max(1, -(-n // most))))
 
 

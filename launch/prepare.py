@@ -6,8 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, import_extra
 from launch.recipe import apply_overrides, build, read_toml
+
+DATA_PACKAGES = ("fastwarc", "resiliparse", "pycld2", "pyarrow", "zstandard", "xxhash")  # of the extra `data`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the corpus, then print the table of documents and the paths of the files."""
+    for module in DATA_PACKAGES:  # now, and not when the stage that needs it comes
+        import_extra(module, extra="data")
     from data_prep.pipeline import prepare
     from data_prep.progress import Progress
     from data_prep.recipe import PrepareConfig

@@ -41,7 +41,6 @@ def join_processes(environment: ClusterEnvironment, device: torch.device, *, tim
             rank=environment.rank,
             world_size=environment.world_size,
             timeout=timedelta(seconds=timeout_s),
-            device_id=device if device.type == "cuda" else None,
         )
         store.set(f"joined {environment.rank}", "yes")
     except RuntimeError as error:  # torch.distributed's own are all of this kind

@@ -46,12 +46,17 @@ class LayoutModel:
         return {name: KeyValueCache(capacity) for stage in self.stages.values() for name in stage.model.blocks}
 
     def next_logits(
-        self, tokens: Tensor, *, positions: Tensor, mask: Tensor | None, cache: Mapping[str, KeyValueCache]
+        self,
+        tokens: Tensor,
+        *,
+        earlier: int,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: Mapping[str, KeyValueCache],
     ) -> Tensor:
         """Logits (b, v) fp32 after tokens (b, t). A message (b, r, d) between stages, a broadcast of the logits."""
         length = tokens.size(1)
         extra = -length % self.mesh.layout.tensor  # sequence parallelism needs equal shares
-        earlier = next(iter(cache.values())).length
         with torch.inference_mode(False), torch.no_grad():  # FSDP keeps its buffers for training
             if extra:
                 mask = _padded_mask(mask, earlier=earlier, length=length, extra=extra, device=self.device)

@@ -159,6 +159,11 @@ def _stages_per_rank(parallel: ParallelConfig) -> int:
                 f"rank; use 1, or one of {', '.join(SEVERAL_STAGES)}"
             )
         return 1
+    if wanted == 1:
+        raise ConfigError(
+            f"parallel.stages_per_rank = 1 with parallel.schedule = '{schedule}', which is made for several stages a "
+            f"rank; use 2, or parallel.schedule = '1f1b'"
+        )
     if schedule in V_SHAPED and wanted not in (None, 2):
         raise ConfigError(
             f"parallel.stages_per_rank = {wanted} with parallel.schedule = '{schedule}', which lays 2 stages a rank "

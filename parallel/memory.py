@@ -90,8 +90,8 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _weights_and_gradients(self) -> Iterator[torch.UntypedStorage]:
         """Storages of FSDP's gathered weights, and of gradients before and after they are reduced."""
         for module in self.wrapped:
-            group = module._get_fsdp_state()._fsdp_param_group
-            for parameter in () if group is None else group.fsdp_params:
+            groups = module._get_fsdp_state()._fsdp_param_groups
+            for parameter in (parameter for group in groups for parameter in group.fsdp_params):
                 tensors = [*parameter.all_gather_outputs, parameter.unsharded_accumulated_grad]
                 tensors += [parameter.sharded_param.grad]
                 if hasattr(parameter, "_unsharded_param"):  # which exists from the first gathering on

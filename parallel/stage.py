@@ -15,7 +15,7 @@ from gpt.model import GPT, LayerCache
 from parallel.layout import ParallelConfig
 from parallel.mesh import Mesh
 from parallel.recomputation import wrap_block
-from parallel.tensor_parallel import apply_tensor_parallel, vocabulary_parallel_loss
+from parallel.tensor_parallel import allow_asynchronous, apply_tensor_parallel, vocabulary_parallel_loss
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss:
         model = GPT(config, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
     if mesh.layout.tensor > 1:
         apply_tensor_parallel(model, config, mesh.tensor)
+    if parallel.async_tensor:
+        allow_asynchronous(mesh.tensor)
     for name, block in model.blocks.items():
         model.blocks[name] = wrap_block(block, config, parallel)
     stage = Stage(model, loss)

@@ -8,12 +8,14 @@ Key-value heads that tensor ranks cannot divide evenly (2 of them on 4 ranks) ar
 KeyValueProjection.
 """
 
+import warnings
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed._symmetric_memory import enable_symm_mem_for_group
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -159,6 +161,14 @@ def _wait(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     return output.clone() if isinstance(output, AsyncCollectiveTensor) else output
 
 
+def allow_asynchronous(mesh: DeviceMesh) -> None:
+    """Give the compiler leave to join tensor ranks' messages with products. Called by all of them; needs CUDA to be of
+    use. torch 2.13 calls the function superfluous, but its compiler's pass asks for what only it enters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        enable_symm_mem_for_group(mesh.get_group().group_name)
+
+
 def vocabulary_parallel_loss(
     loss: Loss, head: nn.Linear, hidden: Tensor, targets: Tensor, vocab_size: int
 ) -> LossTotals:
@@ -177,9 +187,11 @@ def vocabulary_parallel_loss(
         dist.all_reduce(x, op=op, group=group)
         return x
 
+    most_rows = -(-head.weight.size(0) // mesh.size())  # the last ranks may hold fewer
     shard = VocabShard(
-        start=mesh.get_local_rank() * -(-head.weight.size(0) // mesh.size()),  # the last ranks may hold fewer
+        start=mesh.get_local_rank() * most_rows,
         vocab_size=vocab_size,
+        most_rows=most_rows,
         reduce_sum=lambda x: reduced(x, dist.ReduceOp.SUM),
         reduce_max=lambda x: reduced(x, dist.ReduceOp.MAX),
     )

@@ -16,13 +16,23 @@ def weight_digests(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, 
     Each weight is gathered by torch's own account of its shards, not by the one that initialisation used, and let go
     before the next: one whole weight in memory at a time.
     """
-    return {name: _digest(p.full_tensor() if isinstance(p, DTensor) else p) for name, p in parameters}
+    return {name: _digest(_whole(p)) for name, p in parameters}
 
 
 def model_digest(of_ranks: Iterable[Mapping[str, str]]) -> str:
     """One digest of what all ranks found. A weight of which two ranks hold different copies changes it too."""
     found = {(name, digest) for digests in of_ranks for name, digest in digests.items()}
     return hashlib.sha256(json.dumps(sorted(found)).encode()).hexdigest()
+
+
+def _whole(parameter: nn.Parameter) -> torch.Tensor:
+    if not isinstance(parameter, DTensor):
+        return parameter
+    on_device = parameter.to(
+        parameter.device_mesh.device_type
+    )  # NCCL gathers nothing of the host's, where offload has it
+    assert isinstance(on_device, DTensor)
+    return on_device.full_tensor()
 
 
 def _digest(weight: torch.Tensor) -> str:

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 import gpt.loss
 from gpt.loss import IGNORE, VocabShard, loss_for, next_token_loss, whole_vocabulary
@@ -33,7 +36,7 @@ def reference(hidden, weight, targets, vocab):
 @pytest.mark.parametrize("in_place", IN_PLACE)
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 def test_value_and_gradients_equal_torch(monkeypatch, chunk, in_place):
-    monkeypatch.setattr(gpt.loss, "_equal_chunk", lambda n, weight, in_place: chunk)
+    monkeypatch.setattr(gpt.loss, "_equal_chunk", lambda n, weight, rows, in_place: chunk)
     hidden, weight, targets = inputs()
     totals = next_token_loss(hidden, weight, targets, whole_vocabulary(37), in_place=in_place)
     (3 * totals.sum).backward()  # the gradient must follow what is done with the loss
@@ -84,6 +87,7 @@ def test_vocabulary_shards_equal_the_whole(in_place, shift):
         shard = VocabShard(
             start=16 * rank,
             vocab_size=37,
+            most_rows=16,
             reduce_sum=lambda x: reduced(rank, x, lambda s: s.sum(0)),
             reduce_max=lambda x: reduced(rank, x, lambda s: s.max(0).values),
         )
@@ -135,7 +139,7 @@ def test_all_targets_ignored_is_zero_not_nan():
 def test_chunks_are_of_almost_one_size(n, in_place):
     """So that compiled code meets one shape, and the last chunk is not a crumb."""
     weight = torch.empty(50_304, 8, dtype=torch.bfloat16, device="meta")
-    chunk = gpt.loss._equal_chunk(n, weight, in_place=in_place)
+    chunk = gpt.loss._equal_chunk(n, weight, 50_257, in_place=in_place)
     count = -(-n // chunk)
     assert 0 <= count * chunk - n < count
     assert chunk * 50_304 * 2 <= 1 << 30
@@ -147,3 +151,68 @@ def test_chunks_bound_the_logits():
             chunk = gpt.loss.chunk_tokens(rows, torch.device(device))
             assert chunk % 64 == 0
             assert chunk == 64 or chunk * rows * 4 <= budget
+
+
+def test_holders_of_unequal_shares_take_equal_chunks():
+    """Each chunk is two reductions over all holders: 65,536 rows on 3 are 21,846, 21,846 and 21,844."""
+    for in_place in (False, True):
+        for n in (768, 2048, 4096):
+            chunks = {
+                gpt.loss._equal_chunk(n, torch.empty(rows, 8, dtype=torch.bfloat16), 21_846, in_place=in_place)
+                for rows in (21_846, 21_844)
+            }
+            assert len(chunks) == 1
+
+
+def test_evaluation_computes_no_gradient():
+    hidden, weight, targets = inputs()
+    weight = torch.nn.Parameter(weight.detach())
+    for grad_enabled, products in ((False, 1), (True, 3)):
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(grad_enabled):
+            next_token_loss(hidden, weight, targets, whole_vocabulary(37))
+        assert counter.get_total_flops() == products * 2 * 150 * 48 * 16
+
+
+class Largest(TorchDispatchMode):
+    """Records the largest storage that any operator's result had, by type and in all; bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.by_type = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                size_bytes = tensor.untyped_storage().nbytes()
+                self.by_type[tensor.dtype] = max(size_bytes, self.by_type.get(tensor.dtype, 0))
+        return result
+
+    @property
+    def all_types(self):
+        return max(self.by_type.values())
+
+
+@pytest.mark.parametrize(
+    ("device", "n", "in_place", "most"),
+    [  # meta tensors have shapes alone: GPT-3's vocabulary, and as many tokens as a GPU's chunk holds 25 or 6 times
+        ("meta", 65_536, None, 512 << 20),
+        ("meta", 65_536, gpt.loss._exponentials_in_place, 2 << 30),  # fp32 in passing, unless compiled
+        ("cpu", 2048, None, 64 << 20),
+    ],
+)
+def test_no_tensor_holds_the_logits_of_all_tokens(device, n, in_place, most):
+    """Forward and backward, by the tensors that are made."""
+    vocab, d = 50_304, 16
+    hidden = torch.zeros(1, n, d, dtype=torch.bfloat16, device=device, requires_grad=True)
+    weight = torch.zeros(vocab, d, dtype=torch.bfloat16, device=device, requires_grad=True)
+    targets = torch.zeros(1, n, dtype=torch.int64, device=device)
+    with Largest() as made:
+        totals = next_token_loss(hidden, weight, targets, whole_vocabulary(vocab), in_place=in_place)
+        forward = made.all_types
+        (2 * totals.sum).backward()
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert made.all_types == forward, "backward makes none that is larger"
+    assert most / 2 < made.by_type[torch.float32] <= most
+    assert made.all_types <= most < 2 * n * vocab / 3, "bytes of all logits in bf16"

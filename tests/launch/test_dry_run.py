@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -51,18 +54,24 @@ def test_tables_of_each_kind_of_stage(tiny_corpus, tmp_path):
 
 
 def test_gpt3_175b_on_1024_ranks_in_little_memory(tmp_path):
-    """A rank of the last stage, which has the loss, over a batch that just fills the pipeline."""
-    words = ("--dry-run", "--ranks", "1024", "--rank", "1023", "--json", str(tmp_path / "dry.json"))
+    """Each kind of stage over a batch that just fills the pipeline: the first, which holds the activations of most
+    micro-batches, one in the middle, and the last, which has the loss."""
+    words = ("--dry-run", "--ranks", "1024", "--json", str(tmp_path / "dry.json"))
     process = subprocess.Popen(
         [*TRIAXIAL, "gpt3_175b", *words, "--batch.global_batch_tokens", str(16 * 8 * 2048)],
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    marks = high_water_marks(process)
     assert process.returncode == 0
-    assert usage.ru_maxrss < 4 * 2**20, "KiB"
-    (rank,) = json.loads((tmp_path / "dry.json").read_text())["ranks"]
+    assert len(marks) > 3, "a process for each rank, and what starts them"
+    assert sum(marks.values()) < 4 * 2**20, "KiB, if all of them were at their highest at once"
+    first, middle, rank = json.loads((tmp_path / "dry.json").read_text())["ranks"]
+    assert [first["stages"], middle["stages"], rank["stages"]] == [[0], [1], [15]]
+    assert 80 * 2**30 > first["peak_bytes"] > middle["peak_bytes"] > rank["peak_bytes"]
+    in_flight = 16 * 6 * (28 / 8 + 4) * 2048 * 12288  # micro-batches, blocks in each, bytes a number of d_model
+    assert 1 < first["peak_activation_bytes"] / in_flight < 1.05, "all 16 micro-batches and little else"
     assert rank["layers"] == list(range(90, 96))
     d, rows, kept = 12288, 50304 // 8, 8 * 8  # kept whole on each tensor rank, so shared out over data ranks alone
     matrices = 6 * (12 * d * d + 7 * d) + 50304 * d
@@ -70,7 +79,23 @@ def test_gpt3_175b_on_1024_ranks_in_little_memory(tmp_path):
     gathers = next(e for e in rank["traffic"] if (e["axis"], e["kind"]) == ("tensor", "all-gather"))
     assert gathers["count"] == 16 * (6 * 4 + 1)
     assert gathers["bytes"] == gathers["count"] * 2048 * d * 2
-    assert rows * d * 4 < rank["peak_bytes"] < 80 * 2**30
+    assert rows * d * 4 < rank["peak_bytes"]
+
+
+def high_water_marks(process):
+    """Wait for a process that leads a session; the most memory that each process of its session ever had, KiB by id."""
+    marks = {}
+    while process.poll() is None:
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                session = int(stat.read_text().rpartition(")")[2].split()[3])
+                status = (stat.parent / "status").read_text() if session == process.pid else ""
+            except (FileNotFoundError, ProcessLookupError):  # it has ended
+                continue
+            if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+                marks[stat.parent.name] = int(found[1])
+        time.sleep(0.1)
+    return marks
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,26 @@ def test_a_missing_extra_is_named_with_its_pip_line(tmp_path, crawl):
     assert done.stdout.count("\n") == 1
 
 
+def test_a_missing_extra_ends_the_command_before_it_writes_anything(tmp_path):
+    recipe = ROOT / "launch" / "recipes" / "demo_corpus.toml"
+    code = (
+        f"import sys\nsys.modules['zstandard'] = None\nfrom launch.main import main\n"
+        f"sys.exit(main(['prepare', {str(recipe)!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "'zstandard' is not installed" in done.stderr
+    assert "pip install 'triaxial[data]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_and_packages_load_without_torch():
     code = (
         "import sys, data_prep.pipeline\nfrom launch.main import main\n"

@@ -28,7 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from gpt.config import ModelConfig
 from gpt.engine import Batch
 from gpt.generation import Sampling
-from gpt.loss import next_token_loss
+from gpt.loss import loss_for
 from gpt.optimizer import OptimizerConfig
 from launch.local_ranks import fork_server, run_ranks
 from parallel.collectives import CollectiveCounter
@@ -74,7 +74,9 @@ def settings_of(run):
 
 
 def build(run):
-    return NativeEngine(settings_of(run), loss=next_token_loss, device=torch.device("cpu"))
+    settings = settings_of(run)
+    loss = loss_for(compile=settings.parallel.compile)
+    return NativeEngine(settings, loss=loss, device=torch.device("cpu"))
 
 
 def whole_weights_digest(engine):
@@ -227,6 +229,8 @@ def run_one(run):
             continued = engine.generate(PROMPTS, max_new_tokens=6, sampling=sampling, stop_ids=range(30), seed=3)
             result[way] = [(c.tokens, c.log_probs, c.stopped) for c in continued]
     result["losses"], result["norms"] = train(engine, run["steps"])
+    if engine.settings.parallel.compile:
+        result["compiled_graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     share = SEQUENCES // engine.data_size
     mine = tokens_of_step(10_000)[engine.data_rank * share : (engine.data_rank + 1) * share]
     parts = mine.split(max(1, share // 2))  # several batches may be in a pipeline at once
@@ -266,10 +270,14 @@ def work(rank, i, runs_file, folder):
 
 def main():
     runs_file, out = sys.argv[1:]
-    context = fork_server(["parallel.engines.native", "parallel.dry_run", "launch.local_ranks"])
+    runs = json.loads(Path(runs_file).read_text())
+    preload = ["parallel.engines.native", "parallel.dry_run", "launch.local_ranks"]
+    if any(run["parallel"].get("compile") for run in runs):
+        preload.append("torch._inductor.compile_fx")  # takes longer to load than a small run takes
+    context = fork_server(preload)
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for i, run in enumerate(json.loads(Path(runs_file).read_text())):
+        for i, run in enumerate(runs):
             folder = Path(temporary, str(i))
             folder.mkdir()
             run_ranks(context, work, [str(i), runs_file, str(folder)], nproc=run["world_size"], logs=folder / "logs")

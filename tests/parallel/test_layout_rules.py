@@ -44,6 +44,10 @@ def test_replicated_shards_over_one():
             {"pipeline": 8, "schedule": "interleaved_1f1b"},
             "model.n_layers = 12 blocks do not fill 16 pipeline stages .*use at most 14 stages or at least 14 layers",
         ),
+        (
+            {"pipeline": 2, "schedule": "interleaved_1f1b", "stages_per_rank": 1},
+            "stages_per_rank = 1 with parallel.schedule = 'interleaved_1f1b', .*use 2, or parallel.schedule = '1f1b'",
+        ),
         ({"pipeline": 4, "split": (3, 3, 3)}, r"parallel.split = \[3, 3, 3\] names 3 stages, but .* gives 4"),
         ({"pipeline": 4, "split": (3, 3, 3, 4)}, r"adds up to 13 blocks, but model.n_layers = 12"),
         ({"pipeline": 4, "split": (6, 0, 3, 3)}, r"stage 1 of 4 would hold nothing"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
+from torch.distributed._symmetric_memory import is_symm_mem_enabled_for_group
 from torch.nn import functional
 
 from gpt.config import ModelConfig
@@ -19,6 +20,7 @@ from gpt.model import GPT
 from parallel.gradients import squared_norm
 from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
 from parallel.mesh import build_mesh
+from parallel.tensor_parallel import allow_asynchronous
 
 PROGRAM = Path(__file__).parent / "layout_runs.py"
 STEPS = 20
@@ -44,7 +46,6 @@ UNEVEN_GROUPS = {
 }  # ranks need 2 of them
 ONE_HEAD = {**MODERN, "n_layers": 1, "n_kv_heads": 1}
 TALKATIVE = {"vocab_size": 98, "vocab_multiple": 3, "init_std": 0.3}  # logits that tell tokens apart, some padding
-GENERATING = {"tensor 2": 2, "pipeline 2": 2, "tensor 2 x pipeline 2": 4, "data 2, zero 3": 2}
 KEPT = [(tensor, recompute) for tensor in (1, 2) for recompute in ("none", "selective", "full")]
 UNEVEN_VOCAB = {"vocab_size": 98, "vocab_multiple": 3, "n_layers": 2}  # 99 rows, the last padding: 25, 25, 25, 24
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
@@ -72,6 +73,18 @@ LAYOUTS = {
     "data 2, zero 3, offload": (2, {"data": 2, "zero_stage": 3, "offload": True}),
     "tensor 2 x pipeline 2 x data 2": (8, {"tensor": 2, "pipeline": 2, "data": 2}),
 }
+GENERATING = {
+    **{name: LAYOUTS[name] for name in ("tensor 2", "pipeline 2", "tensor 2 x pipeline 2", "data 2, zero 3")},
+    "two stages a rank, in rounds": (2, {"pipeline": 2, "schedule": "interleaved_1f1b"}),
+    "two stages a rank, as a V": (2, {"pipeline": 2, "schedule": "zbv_zero_bubble"}),
+}
+# With compiled blocks; a step is of 2 micro-batches or more
+COMPILED = {
+    "pipeline 2": (2, {"pipeline": 2}),
+    "pipeline 2, dualpipev": (2, {"pipeline": 2, "schedule": "dualpipev"}),
+    "data 2, zero 3, selective": (2, {"data": 2, "zero_stage": 3, "recompute": "selective"}),
+    "tensor 2 x data 2": (4, {"tensor": 2, "data": 2}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +109,9 @@ def results(tmp_path_factory, program):
     runs.append(run("grouped, tensor 4 x data 2", 8, over_data, model=GROUPED))
     runs.append(run("uneven vocabulary, tensor 4 x data 2", 8, over_data, model=UNEVEN_VOCAB))
     for family, model in (("gpt3", TALKATIVE), ("modern", {**MODERN, **TALKATIVE, "n_kv_heads": 1})):
-        for name, world_size in {"one": 1, **GENERATING}.items():
+        for name, (world_size, parallel) in {"one": (1, {}), **GENERATING}.items():
             generating = {"model": model, "steps": 2, "generate": True}
-            runs.append(run(f"generate, {family}, {name}", world_size, LAYOUTS[name][1], **generating))
+            runs.append(run(f"generate, {family}, {name}", world_size, parallel, **generating))
     selective = {"recompute": "selective"}
     for name, world_size, parallel in (
         ("one", 1, {}),
@@ -126,6 +139,8 @@ def results(tmp_path_factory, program):
         compiled = {"compile": True, "recompute": "full"}
         runs.append(run("compiled", 2, {"tensor": 2, **compiled}, model={"n_layers": 2}, steps=3))
         runs.append(run("two layers, one", 1, {}, model={"n_layers": 2}, steps=3))
+        for name, (world_size, parallel) in COMPILED.items():
+            runs.append(run(f"compiled, {name}", world_size, {"compile": True, **parallel}, steps=3))
     saved = str(folder / "checkpoints")
     runs.append(run("save", 4, {"tensor": 2, "pipeline": 2}, steps=8, save=saved))
     again = {"steps": 1, "load": saved, "resume_step": 8, "resume_to": STEPS}
@@ -251,6 +266,16 @@ def test_compiled_blocks_with_recomputation_and_tensor_ranks(results):
 
 
 @pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_layouts_equal_one_process(results, name):
+    ours, reference = results[f"compiled, {name}"], results["one"]
+    assert ours["compiled_graphs"] > 0
+    assert ours["initial_weights"] == reference["initial_weights"]
+    assert largest_difference(ours["losses"], reference["losses"][:3]) < 1e-5
+    assert largest_difference(ours["norms"], reference["norms"][:3]) < 1e-4
+
+
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
 def test_compiled_modern_blocks_with_copied_key_value_heads_and_selective_recomputation(results):
     ours, reference = results["compiled, selective"], results["one layer, one"]
     assert_same_continuations(ours["greedy"], reference["greedy"])
@@ -308,6 +333,19 @@ def assert_same_continuations(ours, reference):
     ):
         assert (tokens, stopped) == (their_tokens, they_stopped)
         assert log_probs == pytest.approx(their_log_probs, rel=1e-4, abs=1e-4)
+
+
+def test_tensor_ranks_are_entered_for_asynchronous_messages():
+    """Without it the compiler's pass leaves every message as it is, and says nothing."""
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,), mesh_dim_names=("tp",))
+        name = mesh.get_group().group_name
+        assert not is_symm_mem_enabled_for_group(name)
+        allow_asynchronous(mesh)
+        assert is_symm_mem_enabled_for_group(name)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_the_norm_of_many_gradients_is_exact():
