@@ -209,6 +209,7 @@ def test_no_rank_outlives_a_killed_command(tiny_corpus, tmp_path, number, status
             time.sleep(0.1)
         assert not alive(everybody)
     assert len(list((tmp_path / "temporary").glob("triaxial_parity_*"))) == left, "kill -9 alone leaves the folder"
+    assert not list((tmp_path / "temporary").glob("*/1/result.json")), "they went on to the end of their training"
 
 
 def alive(pids):
