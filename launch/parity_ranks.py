@@ -85,7 +85,6 @@ def train_rank(rank: int, folder: str) -> None:
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=config.run.collective_timeout_s),
-        device_id=device if device.type == "cuda" else None,
     )
     engine = build_engine(config, layout_of(config, world_size), device, Start(0, None, []))
     store.set(f"weights of {rank}", json.dumps(weight_digests(engine.parameters)))
