@@ -47,13 +47,15 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         if self.looks_away:
             return result
-        if func.namespace == "fsdp" or torch._C._current_graph_task_id() != -1:  # gathered just now, or in backward
-            self.stale = True
+        in_backward = torch._C._current_graph_task_id() != -1
+        makes_some = in_backward or func.namespace == "fsdp" or func is torch.ops.aten.empty.memory_format
+        self.stale |= makes_some  # FSDP gathers into what empty made, on one data rank by no operator of its own
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, FakeTensor):
                 self._add(tensor.untyped_storage())
         if self.live_bytes - self.weights_bytes > self.peak_activation_bytes:
             self._look_closer()
+            self.stale = makes_some  # what this made is put into its place only after
         self.peak_bytes = max(self.peak_bytes, self.held_bytes + self.live_bytes)
         return result
 
@@ -84,7 +86,6 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.stale:
             self.weights = {id(s) for s in self._weights_and_gradients()} & self.sizes.keys()
             self.weights_bytes = sum(self.sizes[key] for key in self.weights)
-            self.stale = False
         self.peak_activation_bytes = max(self.peak_activation_bytes, self.live_bytes - self.weights_bytes)
 
     def _weights_and_gradients(self) -> Iterator[torch.UntypedStorage]:

@@ -16,11 +16,15 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -107,17 +111,23 @@ def train(engine, steps, first_step=0):
     return losses, norms
 
 
-def counted_step(engine):
-    """What each rank holds after the gradients of a step, and what it sends in all of it."""
+def counted_step(engine, *, peaks):
+    """What each rank holds after the gradients of a step, what it sends in all of it, and the most it held at once."""
     share = SEQUENCES // engine.data_size
     mine = tokens_of_step(0)[engine.data_rank * share : (engine.data_rank + 1) * share]
-    with CollectiveCounter(engine.mesh) as counter:
-        engine.forward_backward(Batch(mine[:, :-1], mine[:, 1:]))
+    batch = Batch(mine[:, :-1], mine[:, 1:])
+    if peaks:  # inputs and targets in one storage, as the dry run has them
+        batch = Batch(*[mine[:, 1:].contiguous()] * 2)
+    peak = Peak(engine)
+    with CollectiveCounter(engine.mesh) as counter, peak if peaks else nullcontext():
+        engine.forward_backward(batch)
         held = held_bytes(engine)
         engine.optimizer_step(OPTIMIZER.learning_rate)
     traffic = [[key.axis, key.kind, key.ranks, n.count, n.bytes] for key, n in sorted(counter.traffic.items())]
     ranks = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, {"held": held, "traffic": traffic})
+    dist.all_gather_object(
+        ranks, {"held": held, "traffic": traffic, "peak": {"activations": peak.activations, "all": peak.all}}
+    )
     return ranks
 
 
@@ -187,10 +197,54 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
+            # DTensor works out shapes on fake ones
+            if isinstance(tensor, torch.Tensor) and not isinstance(tensor, FakeTensor):
                 storage = storage_of(tensor)
                 self.storages[storage] = storage.nbytes()
         return result
+
+
+class Peak(Live):
+    """The most bytes of real tensors that were alive at once, as the dry run counts them and found without its tracker:
+    after each operator all that lives is added up anew. `all` has the engine's shards too, `activations` neither these
+    nor gathered weights and gradients."""
+
+    def __init__(self, engine):
+        super().__init__()
+        self.engine = engine
+        state = [tensor for entry in engine.optimizer.state.values() for tensor in entry.values()]
+        self.shards = WeakIdKeyDictionary()
+        for tensor in (*(parameter for _, parameter in engine.parameters), *state):
+            self.shards[storage_of(tensor)] = storage_of(tensor).nbytes()
+        self.held = sum(self.shards.values())
+        self.all = self.activations = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(issubclass(t, DTensor) for t in types):
+            return NotImplemented  # DTensor turns it into what it does to local tensors, which comes here again
+        result = super().__torch_dispatch__(function, types, args, kwargs)
+        live = {id(s): s.nbytes() for s in self.storages if s not in self.shards}
+        self.all = max(self.all, self.held + sum(live.values()))
+        if sum(live.values()) > self.activations:
+            for storage in self.weights_and_gradients():
+                live.pop(id(storage), None)
+            self.activations = max(self.activations, sum(live.values()))
+        return result
+
+    def weights_and_gradients(self):
+        for _, parameter in self.engine.parameters:
+            if parameter.grad is not None:
+                yield storage_of(parameter.grad)
+        for stage in self.engine.stages:
+            for module in stage.modules():
+                for group in module._get_fsdp_state()._fsdp_param_groups if isinstance(module, FSDPModule) else ():
+                    for parameter in group.fsdp_params:
+                        yield from map(storage_of, parameter.all_gather_outputs)
+                        if parameter.unsharded_accumulated_grad is not None:
+                            yield storage_of(parameter.unsharded_accumulated_grad)
+                        unsharded = getattr(parameter, "_unsharded_param", None)
+                        if unsharded is not None and unsharded.grad is not None:
+                            yield storage_of(unsharded.grad)
 
 
 def storage_of(tensor):
@@ -222,7 +276,7 @@ def run_one(run):
         return count_live(run)
     engine = build(run)
     if run.get("count"):
-        return counted_step(engine)
+        return counted_step(engine, peaks=run.get("peak", False))
     result = {"initial_weights": whole_weights_digest(engine)}
     if run.get("generate"):
         for way, sampling in (("greedy", Sampling()), ("warm", Sampling(temperature=1.3, top_k=20))):

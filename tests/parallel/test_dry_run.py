@@ -26,12 +26,19 @@ PROGRAM = Path(__file__).parent / "layout_runs.py"
 # On real processes and in the dry run: name: (processes, parallel, micro-batch size)
 REAL = {
     "one": (1, {}, 2),
+    "tensor": (2, {"tensor": 2}, 2),
+    "1f1b": (2, {"pipeline": 2}, 2),
     "zero 3": (4, {"data": 4, "zero_stage": 3}, 1),
     "hybrid, tensor": (8, {"tensor": 2, "data": 4, "data_shard": 2}, 1),
     "all axes": (8, {"tensor": 2, "pipeline": 2, "data": 2}, 1),
     "v": (4, {"tensor": 2, "pipeline": 2, "schedule": "zbv_zero_bubble"}, 1),
     "gpipe": (4, {"tensor": 2, "pipeline": 2, "schedule": "gpipe", "recompute": "full", "precision": "bf16"}, 2),
 }
+# Their peaks too, followed operator by operator. How many messages a real process may hold while they are under way,
+# which they never are in the dry run.
+PEAKS = {"one": 0, "tensor": 0, "1f1b": 1}
+# A step of so many micro-batches whole, and extended from two shorter ones
+EXTENDED = {"gpipe": 7, "interleaved_1f1b": 12, "zbv_zero_bubble": 12, "dualpipev": 12}
 # Against formulas: name: (parallel, processes, micro-batches), of a model whose sizes every layout divides
 B, T, D, LAYERS, VOCAB, FF = 2, 32, 64, 4, 256, 256
 BOOK = {
@@ -60,7 +67,14 @@ def real(program, tmp_path_factory):
     """Per layout and rank, what a real process held and sent."""
     folder = tmp_path_factory.mktemp("counted")
     runs = [
-        {"name": name, "world_size": size, "parallel": parallel, "micro_batch_size": micro, "count": True}
+        {
+            "name": name,
+            "world_size": size,
+            "parallel": parallel,
+            "micro_batch_size": micro,
+            "count": True,
+            "peak": name in PEAKS,
+        }
         for name, (size, parallel, micro) in REAL.items()
     ]
     return program.launch(folder, runs, timeout_s=LAUNCH_TIMEOUT_S)
@@ -81,6 +95,9 @@ def dry(program):
     for rank in (0, 31):
         jobs["whole", rank] = (many, rank, T, (9,))
         jobs["extended", rank] = (many, rank, T, (5, 6))
+    for schedule, count in EXTENDED.items():
+        for runs in ((count,), few_of(schedule)):
+            jobs[schedule, len(runs)] = (scheduled(schedule, micro_batches=count), 0, T, runs)
     jobs["wide vocabulary", 0] = (wide_vocabulary(), 0, T, None)
     context = get_context("forkserver")
     context.set_forkserver_preload(["parallel.dry_run"])
@@ -102,6 +119,20 @@ def book_settings(name, *, micro_batches=None):
     return EngineSettings(model, config, layout, OptimizerConfig(learning_rate=1e-3), B, seed=1)
 
 
+def scheduled(schedule, *, micro_batches):
+    """A pipeline of 2 with 2 data ranks."""
+    config = ParallelConfig(pipeline=2, schedule=schedule)
+    model = ModelConfig(VOCAB, T, 2 * LAYERS, D, n_heads=8)
+    batch = BatchConfig(B, B * T * 2 * micro_batches)
+    layout = resolve_layout(config, batch, model=model, seq_len=T, world_size=4)
+    return EngineSettings(model, config, layout, OptimizerConfig(learning_rate=1e-3), B, seed=1)
+
+
+def few_of(schedule):
+    """The two numbers of micro-batches that a long step of this schedule is found from."""
+    return micro_batches_to_run(scheduled(schedule, micro_batches=200))
+
+
 def wide_vocabulary():
     """Of 8,192 rows, 2,048 on a tensor rank."""
     usual = book_settings("three axes")
@@ -120,6 +151,18 @@ def test_the_dry_run_equals_real_processes(real, dry, name):
         assert {key: getattr(report, key) for key in found["held"]} == found["held"]
         traffic = [[key.axis, key.kind, key.ranks, n.count, n.bytes] for key, n in report.traffic.items()]
         assert traffic == found["traffic"]
+
+
+@pytest.mark.parametrize("name", PEAKS)
+def test_peaks_of_the_dry_run_equal_those_of_real_tensors(real, dry, program, name):
+    """To the byte; but a pipeline's rank also holds a message until it has arrived, and the vote on its shape."""
+    micro = REAL[name][2]
+    message = micro * program.SEQ_LEN * program.MODEL["d_model"] * 4
+    slack = PEAKS[name] * (message + 8)
+    for rank in {0, len(real[name]) - 1}:
+        report, found = dry[name, rank], real[name][rank]["peak"]
+        assert 0 <= found["activations"] - report.peak_activation_bytes <= slack
+        assert 0 <= found["all"] - report.peak_bytes <= slack
 
 
 def test_zero_3_keeps_a_quarter_of_everything(real):
@@ -221,6 +264,16 @@ def test_a_step_of_many_micro_batches_is_extended_exactly(dry):
         assert found.traffic == whole.traffic
         assert found.peak_activation_bytes == whole.peak_activation_bytes
         assert found.peak_bytes == whole.peak_bytes
+
+
+@pytest.mark.parametrize("schedule", EXTENDED)
+def test_every_schedule_is_extended_exactly(dry, schedule):
+    whole, found = dry[schedule, 1], dry[schedule, 2]
+    assert found.micro_batches_run == few_of(schedule)
+    assert whole.micro_batches_run == (EXTENDED[schedule],)
+    assert found.traffic == whole.traffic
+    assert found.peak_activation_bytes == whole.peak_activation_bytes
+    assert found.peak_bytes == whole.peak_bytes
 
 
 def test_which_steps_are_run_whole():
