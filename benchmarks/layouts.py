@@ -8,7 +8,6 @@ The last line printed is one JSON object. docs/benchmarks.md says what is compar
 
 import argparse
 import atexit
-import json
 import multiprocessing
 import os
 import shutil
@@ -64,23 +63,20 @@ class Setting:
 
 def main() -> int:
     args = parse_arguments()
-    try:
-        setting = read_setting(args)
-        if args.serve is not None:
-            side_by_side.serve(lambda: timed_block(args.serve, setting, profiled=args.profile))
-            return 0
-        if setting.compile:
-            side_by_side.need_compiler()
-        if not args.no_peer:
-            import_extra("torchtitan", extra="benchmarks")
-        result = side_by_side.rounded(compare(setting, args))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(json.dumps(result), flush=True)
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+    return side_by_side.report_result(lambda: measure(args), args.json)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The comparison; None as a contender's own process."""
+    setting = read_setting(args)
+    if args.serve is not None:
+        side_by_side.serve(lambda: timed_block(args.serve, setting, profiled=args.profile))
+        return None
+    if setting.compile:
+        side_by_side.need_compiler()
+    if not args.no_peer:
+        import_extra("torchtitan", extra="benchmarks")
+    return compare(setting, args)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -124,6 +124,22 @@ def rounded(result: Any) -> Any:
     return float(f"{result:.6g}") if isinstance(result, float) else result
 
 
+def report_result(measure: Callable[[], dict[str, Any] | None], json_file: Path | None) -> int:
+    """A benchmark's ending: the result as one JSON object on the last line, and in a file; None says nothing. A user's
+    mistake is one line. Returns the exit status."""
+    try:
+        result = measure()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if result is not None:
+        result = rounded(result)
+        print(json.dumps(result), flush=True)
+        if json_file is not None:
+            json_file.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
 def check_writable(path: Path) -> None:
     """ConfigError, before hours of work, when a result could not be written there."""
     try:

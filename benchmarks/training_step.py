@@ -6,7 +6,6 @@ The last line printed is one JSON object. docs/benchmarks.md says what is compar
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -56,21 +55,17 @@ class Setting:
 
 def main() -> int:
     args = parse_arguments()
-    try:
-        setting = read_setting(args)
-        if args.serve is not None:
-            side_by_side.serve(lambda: timed_block(args.serve, setting))
-            return 0
-        side_by_side.need_compiler()
-        result = compare(setting, args.rounds)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    result = side_by_side.rounded(result)
-    print(json.dumps(result), flush=True)
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+    return side_by_side.report_result(lambda: measure(args), args.json)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The comparison; None as a contender's own process."""
+    setting = read_setting(args)
+    if args.serve is not None:
+        side_by_side.serve(lambda: timed_block(args.serve, setting))
+        return None
+    side_by_side.need_compiler()
+    return compare(setting, args.rounds)
 
 
 def parse_arguments() -> argparse.Namespace:

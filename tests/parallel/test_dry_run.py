@@ -1,11 +1,9 @@
 """The dry run against real processes, exactly, and against the textbook's formulas; memory against known tensors."""
 
 import dataclasses
-import importlib.util
 import math
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +20,6 @@ from parallel.memory import MemoryTracker, tracking
 
 LAUNCH_TIMEOUT_S = 600  # of the real processes, and again of the dry runs; a hung collective ends itself after 90 s
 pytestmark = pytest.mark.timeout(2 * LAUNCH_TIMEOUT_S)
-PROGRAM = Path(__file__).parent / "layout_runs.py"
 # On real processes and in the dry run: name: (processes, parallel, micro-batch size)
 REAL = {
     "one": (1, {}, 2),
@@ -52,14 +49,6 @@ BOOK = {
 }
 # A rank of the first stage, of one in the middle, of the last; where there is one stage, ranks do the same.
 RANKS = {name: (0, 17, 31) if name == "three axes" else (0,) for name in BOOK}
-
-
-@pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("layout_runs", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Every layout trains the same model: against one process, and that one against plain torch without our engine."""
 
-import importlib.util
 import itertools
 import math
 import shutil
@@ -22,7 +21,6 @@ from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
 from parallel.mesh import build_mesh
 from parallel.tensor_parallel import allow_asynchronous
 
-PROGRAM = Path(__file__).parent / "layout_runs.py"
 STEPS = 20
 LAUNCH_TIMEOUT_S = 600  # of the one launch; a hung collective ends itself after 90 s
 pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
@@ -166,14 +164,6 @@ def run(name, world_size, parallel, *, steps=STEPS, **more):
 
 def largest_difference(ours, reference):
     return max(abs(a - b) / abs(b) for a, b in zip(ours, reference, strict=True))
-
-
-@pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("layout_runs", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def plain_torch_run(program, model_keys, steps):

@@ -1,9 +1,7 @@
 """Every pipeline schedule trains the model of one process, on stages of unequal size, tied or not; and keeps the
 activations of as many micro-batches as it should."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -43,11 +41,8 @@ LOADED = {  # saved as a V of 4 stages, whose ends are copies of one weight on o
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, program):
     folder = tmp_path_factory.mktemp("schedules")
-    spec = importlib.util.spec_from_file_location("layout_runs", Path(__file__).parent / "layout_runs.py")
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
     runs = [run("tied, one", 1, TIED, {}), run("untied, one", 1, UNTIED, {})]
     runs += [run(name, *layout) for name, layout in LAYOUTS.items()]
     runs.append(run("bf16, one", 1, TIED, {"precision": "bf16"}))
