@@ -77,7 +77,10 @@ def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -
     for line in [*holdings_table(reports), "", *traffic_table(reports), "", *notes(config, reports, alike)]:
         print(line)
     if args.json is not None:
-        args.json.write_text(json.dumps(as_json(layout, reports), indent=2) + "\n", encoding="utf-8")
+        try:
+            args.json.write_text(json.dumps(as_json(layout, reports), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--json {args.json}: {error.strerror}; the figures are above") from None
         print(f"wrote {args.json}")
     return 0
 

@@ -28,7 +28,7 @@ from launch.train import build_engine, build_loop, layout_of, pick_device
 from parallel.engines.native import NativeEngine
 from parallel.weight_digests import model_digest, weight_digests
 
-PRELOAD = ("torch", "torch.distributed.fsdp", "torch.distributed.pipelining", "torch.distributed.tensor.parallel")
+PRELOAD = ("launch.parity_ranks",)  # torch, and all that a rank needs
 
 
 @dataclass(frozen=True)
