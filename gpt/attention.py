@@ -25,9 +25,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 class _CausalOnCPU(torch.autograd.Function):
     """torch's forward kernel, and a backward of large matrix products, for which a CPU has fast bf16 code, instead of
-    torch's backward kernel, which takes nearly twice as long. The compiler makes one loop of what lies between two
-    products. Keeps the sums of exponentials and no probabilities, like FlashAttention (arXiv 2205.14135, algorithm 4);
-    unlike it, rounds scores to bf16 between products, as unfused attention under autocast does.
+    torch's backward kernel, which takes a third longer (docs/benchmarks.md). The compiler makes one loop of what lies
+    between two products. Keeps the sums of exponentials and no probabilities, like FlashAttention (arXiv 2205.14135,
+    algorithm 4); unlike it, rounds scores to bf16 between products, as unfused attention under autocast does.
     """
 
     @staticmethod

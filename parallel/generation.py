@@ -16,6 +16,7 @@ from torch.nn import functional
 from gpt.generation import KeyValueCache
 from gpt.model import LayerCache
 from parallel.mesh import Mesh
+from parallel.pipeline_parallel import pass_through
 from parallel.stage import CachedStep, Stage
 
 
@@ -65,20 +66,13 @@ class LayoutModel:
                 trimmed: Mapping[str, LayerCache] = {name: _WithoutPadding(c, length) for name, c in cache.items()}
             else:
                 trimmed = cache
-            output = tokens
-            for index, stage in self.stages.items():
-                x = output if index == 0 or index - 1 in self.stages else self._received(index, tokens)
-                output = stage(x, step=CachedStep(positions, mask, trimmed, length - 1))
-                if index < self.last and index + 1 not in self.stages:
-                    target = self.mesh.global_rank_of(index + 1)
-                    dist.send(output.contiguous(), dst=target, group=self.mesh.pipeline_group)
+            step = CachedStep(positions, mask, trimmed, length - 1)
+            shape = (tokens.size(0), tokens.size(1) // self.mesh.layout.tensor, self.d_model)
+            message = torch.empty(shape, dtype=self.dtype, device="meta")
+            output = pass_through(
+                self.stages, self.mesh, tokens, message, lambda index, x: self.stages[index](x, step=step)
+            )
             return self._broadcast(output, tokens.size(0))
-
-    def _received(self, index: int, tokens: Tensor) -> Tensor:
-        shape = (tokens.size(0), tokens.size(1) // self.mesh.layout.tensor, self.d_model)
-        x = torch.empty(shape, dtype=self.dtype, device=self.device)
-        dist.recv(x, src=self.mesh.global_rank_of(index - 1), group=self.mesh.pipeline_group)
-        return x
 
     def _broadcast(self, output: Tensor, sequences: int) -> Tensor:
         """From one rank to all, data ranks too: if they differed in a bit, they could part ways and wait for ever."""

@@ -1,6 +1,6 @@
 """Runs the stages of a rank under torch's pipeline schedules; never decides what a stage holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -60,21 +60,15 @@ class Pipeline:
         on. A rank is free for the next batch when its output is received, so that several batches fill the pipeline
         where each rank has one stage.
         """
-        output = inputs
-        for index, stage in self.stages.items():
-            x = inputs if index == 0 else self._received(index, inputs, output)
-            output = stage(x, targets if index == self.last else None)
-            if index < self.last and index + 1 not in self.stages:
-                dist.send(output, dst=self.mesh.global_rank_of(index + 1), group=self.mesh.pipeline_group)
+        message = torch.empty(self._hidden_shape(*inputs.shape), dtype=self.dtype, device="meta")
+        output = pass_through(
+            self.stages,
+            self.mesh,
+            inputs,
+            message,
+            lambda index, x: self.stages[index](x, targets if index == self.last else None),
+        )
         return torch.empty(0) if targets is not None else self._broadcast_logits(output, inputs)
-
-    def _received(self, index: int, tokens: Tensor, output: Tensor) -> Tensor:
-        """The input of stage `index`: from another rank, or, at the foot of a V, this rank's last `output`."""
-        if index - 1 in self.stages:
-            return output
-        x = torch.empty(self._hidden_shape(*tokens.shape), dtype=self.dtype, device=self.mesh.device)
-        dist.recv(x, src=self.mesh.global_rank_of(index - 1), group=self.mesh.pipeline_group)
-        return x
 
     def _broadcast_logits(self, output: Tensor, inputs: Tensor) -> Tensor:
         if self.last not in self.stages:
@@ -114,6 +108,22 @@ class Pipeline:
 
     def _hidden_shape(self, sequences: int, length: int) -> tuple[int, int, int]:
         return sequences, length // self.mesh.layout.tensor, self.model.d_model
+
+
+def pass_through(
+    stages: Iterable[int], mesh: Mesh, inputs: Tensor, message: Tensor, run: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """Forward only, from stage to stage by messages: `run` each of this rank's stages in order; what the last of them
+    gave. `inputs` go into stage 0; `message` has the shape and type of what stages pass on. Every rank calls it."""
+    held, output = tuple(stages), inputs
+    for index in held:
+        if index > 0 and index - 1 not in held:  # else it is stage 0, or the foot of a V
+            output = torch.empty_like(message, device=mesh.device)
+            dist.recv(output, src=mesh.global_rank_of(index - 1), group=mesh.pipeline_group)
+        output = run(index, output)
+        if index < mesh.layout.stages - 1 and index + 1 not in held:
+            dist.send(output.contiguous(), dst=mesh.global_rank_of(index + 1), group=mesh.pipeline_group)
+    return output
 
 
 class _Stage(PipelineStage):
