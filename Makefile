@@ -6,7 +6,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup clean
+.PHONY: help demo test rehearse check setup clean
 
 PYTHON ?=
 PIP_ARGS ?=
@@ -22,6 +22,9 @@ demo: $(INSTALLED) ## the whole path on this machine: pages, tokens, training, e
 
 test: $(INSTALLED) ## run all tests
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+rehearse: $(INSTALLED) ## the long tests that `make test` leaves out: faults at full count, large corpora
+	$(VENV)/bin/python -m pytest -m rehearse --timeout 3600 $(ARGS)
 
 check: $(INSTALLED) ## formatting, lint, types and the arrows of imports
 	$(VENV)/bin/ruff format --check .

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_prep.traces import Drop, Trace
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -37,10 +39,11 @@ class Counts:
 
 
 class Tally:
-    """Counts one step while it runs: exactly one `keep` or `drop` a document."""
+    """Counts one step while it runs: exactly one `keep` or `drop` a document. Drops also go to `trace`, if given."""
 
-    def __init__(self, step: str) -> None:
+    def __init__(self, step: str, trace: Trace | None = None) -> None:
         self.step = step
+        self._trace = trace
         self._documents_in = self._documents_out = self._bytes_in = self._bytes_out = 0
         self._dropped: Counter[str] = Counter()
 
@@ -51,11 +54,13 @@ class Tally:
         self._bytes_in += bytes_in
         self._bytes_out += bytes_out
 
-    def drop(self, reason: str, bytes_in: int) -> None:
-        """A document of `bytes_in` ends here."""
+    def drop(self, reason: str, bytes_in: int, document_id: str = "", *, detail: str = "") -> None:
+        """A document of `bytes_in` ends here; `detail` says what the reason leaves open."""
         self._documents_in += 1
         self._bytes_in += bytes_in
         self._dropped[reason] += 1
+        if self._trace is not None:
+            self._trace.add(Drop(document_id, self.step, reason, bytes_in, detail))
 
     def counts(self) -> Counts:
         """The totals so far."""

@@ -15,6 +15,7 @@ from data_prep.counts import Tally
 from data_prep.documents import encode_line, keyed_hash, read_shard, write_shard
 from data_prep.engine import Result, Stage
 from data_prep.files import read_array, write_array
+from data_prep.traces import write_trace
 from gpt.errors import import_extra
 
 # 40 bytes a document: what the choice needs to know of it.
@@ -67,21 +68,21 @@ def choose_copies(config: ExactConfig, inputs: tuple[Path, ...], outputs: tuple[
 
 
 def remove_rows(config: Removal, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
-    """Stage function: (shard, row numbers to remove) to the shard without them."""
+    """Stage function: (shard, row numbers to remove) to (the shard without them, trace)."""
     shard, list_path = inputs
     removed = set(read_array(list_path).tolist())
-    tally = Tally(config.step)
-    with write_shard(outputs[0]) as write:
+    with write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
+        tally = Tally(config.step, trace)
         for number, document in enumerate(read_shard(shard)):
             if number in removed:
-                tally.drop(config.reason, document.n_bytes)
+                tally.drop(config.reason, document.n_bytes, document.id)
             else:
                 tally.keep(document.n_bytes, document.n_bytes)
                 write(document)
     return Result([tally.counts()])
 
 
-DIGESTS = Stage("exact_digests", digest_texts, ("dedup_exact", "documents"), ("xxhash", "zstandard"))
+DIGESTS = Stage("exact_digests", digest_texts, ("dedup_exact", "documents", "traces"), ("xxhash", "zstandard"))
 CHOICE = Stage("exact_choice", choose_copies, ("dedup_exact",))
-REMOVAL = Stage("dedup_exact", remove_rows, ("dedup_exact", "documents"), ("zstandard",))
+REMOVAL = Stage("dedup_exact", remove_rows, ("dedup_exact", "documents", "traces"), ("zstandard",))
 COPY = Removal("dedup_exact", "duplicate")

@@ -8,6 +8,7 @@ from data_prep.counts import Tally
 from data_prep.documents import Document, whole_text, write_shard
 from data_prep.engine import Result, Stage
 from data_prep.readers import InputConfig, read_records
+from data_prep.traces import write_trace
 from data_prep.web_archives import Dropped, Page
 from gpt.errors import import_extra
 
@@ -42,20 +43,20 @@ class ExtractTask:
 
 
 def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
-    """Stage function: one input file to one shard; rows of counts `read` and `extract`."""
-    reading, extracting = Tally("read"), Tally("extract")
-    with write_shard(outputs[0]) as write:
+    """Stage function: one input file to (shard, trace); rows of counts `read` and `extract`."""
+    with write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
+        reading, extracting = Tally("read", trace), Tally("extract", trace)
         for record in read_records(inputs[0], config.input):
             if isinstance(record, Dropped):
-                reading.drop(record.reason, record.n_bytes)
+                reading.drop(record.reason, record.n_bytes, record.id, detail=record.detail)
                 continue
             n_bytes = len(record.content) if isinstance(record, Page) else record.n_bytes
             reading.keep(n_bytes, n_bytes)
             document = record if isinstance(record, Document) else page_text(record, config.extract)
             if document is None:
-                extracting.drop("failed", n_bytes)
+                extracting.drop("failed", n_bytes, record.id)
             elif not document.text.strip():
-                extracting.drop("empty", n_bytes)
+                extracting.drop("empty", n_bytes, record.id)
             else:
                 extracting.keep(n_bytes, document.n_bytes)
                 write(document)
@@ -121,6 +122,6 @@ def tidy(text: str) -> str:
 EXTRACT = Stage(
     name="extract",
     function=extract_file,
-    modules=("extract", "readers", "web_archives", "compressed", "documents"),
+    modules=("extract", "readers", "web_archives", "compressed", "documents", "traces"),
     packages=("fastwarc", "resiliparse", "zstandard", "pyarrow"),
 )

@@ -1,5 +1,6 @@
 """The language stage: keeps documents in the wanted languages, found by CLD2; never translates or trims."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from data_prep.counts import Tally
 from data_prep.documents import Document, read_shard, write_shard
 from data_prep.engine import Result, Stage
+from data_prep.traces import write_trace
 from gpt.errors import ConfigError, import_extra
 
 # CLD2 refuses text with these, which say nothing about the language.
@@ -64,24 +66,31 @@ def drop_reason(found: Language, config: LanguageConfig) -> str | None:
 
 
 def filter_languages(config: LanguageConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
-    """Stage function: one shard in, one out, with `language` and `language_share` added to the metadata."""
-    tally = Tally("language")
-    with write_shard(outputs[0]) as write:
+    """Stage function: a shard to (shard, trace), with `language` and `language_share` added to the metadata.
+
+    Facts: `languages`, documents by language before any is dropped.
+    """
+    languages: Counter[str] = Counter()
+    with write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
+        tally = Tally("language", trace)
         for document in read_shard(inputs[0]):
             found = detect(document.text)
+            languages[found.code or "undetected"] += 1
             reason = drop_reason(found, config)
             if reason is not None:
-                tally.drop(reason, document.n_bytes)
+                tally.drop(
+                    reason, document.n_bytes, document.id, detail=f"{found.code or 'undetected'} {found.share:.2f}"
+                )
                 continue
             tally.keep(document.n_bytes, document.n_bytes)
             added = {"language": found.code or "undetected", "language_share": found.share}
             write(Document(document.id, document.text, {**document.metadata, **added}))
-    return Result([tally.counts()])
+    return Result([tally.counts()], {"languages": dict(sorted(languages.items()))})
 
 
 LANGUAGE = Stage(
     name="language",
     function=filter_languages,
-    modules=("language", "documents"),
+    modules=("language", "documents", "traces"),
     packages=("pycld2", "zstandard"),
 )

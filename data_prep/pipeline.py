@@ -1,16 +1,15 @@
 """The order of the stages, from a recipe's inputs to its corpus folder; each step's work is in its own file."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep import dedup_exact, dedup_minhash
 from data_prep.corpus import MERGE, SPLITS, MergeTask, describe, publish
-from data_prep.counts import Counts, total
+from data_prep.counts import Counts
 from data_prep.dedup_exact import COPY
 from data_prep.dedup_minhash import NEAR_COPY
-from data_prep.engine import Finished, Stage, Task, Workspace, plain, versions
+from data_prep.engine import Task, Workspace, plain, versions
 from data_prep.extract import EXTRACT, ExtractTask
 from data_prep.language import LANGUAGE
 from data_prep.progress import Progress
@@ -18,14 +17,13 @@ from data_prep.python_docs import CRAWL, CrawlTask
 from data_prep.quality import QUALITY
 from data_prep.readers import find_inputs
 from data_prep.recipe import PrepareConfig
+from data_prep.shard_runs import ShardRun, Shards
 from data_prep.tokenize import TOKENIZE, TRAIN, TrainTask
 from gpt.errors import ConfigError
 from gpt.tokenizer import load_tokenizer
 
 _CRAWL_FILES = 8  # fixed: it is part of what the demo's crawl is, not of how it is run
 _PACKAGES = ("fastwarc", "numpy", "pycld2", "resiliparse", "sentencepiece", "xxhash", "zstandard")
-
-Shards = dict[str, Path]  # name, which depends on the source file's content alone: the shard's file at this step
 
 
 @dataclass(frozen=True)
@@ -43,84 +41,25 @@ def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Pre
     sources = [] if crawls else find_inputs(config.input.paths)
     _check_tokenizer(config)
     with Workspace(config.output.work_folder, n_workers=n_workers, progress=progress) as workspace:
-        run = _Run(workspace)
-        shards = run.map(
-            EXTRACT, ExtractTask(config.input, config.extract), run.named(run.crawl() if crawls else sources)
-        )
+        run = ShardRun(workspace)
+        if crawls:
+            configs = {f"python-docs-{i:05d}": CrawlTask(i, _CRAWL_FILES) for i in range(_CRAWL_FILES)}
+            sources = run.make(CRAWL, configs, ending=".warc.gz")
+        shards = run.map(EXTRACT, ExtractTask(config.input, config.extract), run.named(sources))
         if config.language.enabled:
             shards = run.map(LANGUAGE, config.language, shards)
         if config.quality.rules:
             shards = run.map(QUALITY, config.quality, shards)
         if config.dedup_exact.enabled:
-            digests = run.map(dedup_exact.DIGESTS, config.dedup_exact, shards, ending=".npy")
+            digests = run.measure(dedup_exact.DIGESTS, config.dedup_exact, shards)
             copies = run.reduce(dedup_exact.CHOICE, config.dedup_exact, [*digests.values()], list(shards))
             shards = run.map(dedup_exact.REMOVAL, COPY, shards, beside=copies)
         if config.dedup_minhash.enabled:
-            signed = run.map(dedup_minhash.SIGNATURES, config.dedup_minhash, shards, ending=".npy")
+            signed = run.measure(dedup_minhash.SIGNATURES, config.dedup_minhash, shards)
             texts = list(shards.values()) if config.dedup_minhash.min_jaccard > 0 else []
             copies = run.reduce(dedup_minhash.CLUSTERS, config.dedup_minhash, [*signed.values(), *texts], list(shards))
             shards = run.map(dedup_minhash.REMOVAL, NEAR_COPY, shards, beside=copies)
         return _write_corpus(run, config, shards)
-
-
-class _Run:
-    """Applies stages to shards and remembers the counts."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
-        self.counts: list[Counts] = []
-
-    def crawl(self) -> list[Path]:
-        """The WARC files of the built-in source."""
-        files = [self.workspace.folder / "crawl" / f"python-docs-{i:05d}.warc.gz" for i in range(_CRAWL_FILES)]
-        self.finish(
-            self.workspace.run(CRAWL, [Task(CrawlTask(i, len(files)), (), (path,)) for i, path in enumerate(files)])
-        )
-        return files
-
-    def named(self, sources: Sequence[Path]) -> Shards:
-        """Source files by the digest of their content, so names and order do not matter, and equal files count once."""
-        return dict(sorted({self.workspace.digest(path)[:16]: path for path in sources}.items()))
-
-    def map(
-        self, stage: Stage, config: Any, shards: Shards, *, beside: Shards | None = None, ending: str = ".jsonl.zst"
-    ) -> Shards:
-        """One task a shard, with the shard of the same name in `beside` as a second input."""
-        outputs = self._paths(stage, list(shards), ending)
-        tasks = [
-            Task(config, (path,) if beside is None else (path, beside[name]), (outputs[name],))
-            for name, path in shards.items()
-        ]
-        self.finish(self.workspace.run(stage, tasks))
-        return outputs
-
-    def reduce(self, stage: Stage, config: Any, inputs: Sequence[Path], names: Sequence[str]) -> Shards:
-        """One task over all shards that writes a small array for each."""
-        outputs = self._paths(stage, names, ".npy")
-        self.workspace.run(stage, [Task(config, tuple(inputs), tuple(outputs.values()))])
-        return outputs
-
-    def _paths(self, stage: Stage, names: Sequence[str], ending: str) -> Shards:
-        return {name: self.workspace.folder / stage.name / f"{name}{ending}" for name in names}
-
-    def finish(self, finished: Sequence[Finished]) -> None:
-        """Add a stage's counts, and stop when it left nothing."""
-        rows = total(counts for task in finished for counts in task.counts)
-        for row in rows:
-            self.counts.append(row)
-            if row.documents_out == 0:
-                raise ConfigError(_nothing_left(row))
-
-
-def _nothing_left(row: Counts) -> str:
-    if not row.documents_in:
-        return f"step '{row.step}': there are no documents in the input"
-    reasons = sorted(row.dropped.items(), key=lambda item: (-item[1], item[0]))[:3]
-    top = ", ".join(f"{reason} {n:,}" for reason, n in reasons)
-    return (
-        f"step '{row.step}' left none of its {row.documents_in:,} documents (dropped: {top}); "
-        "loosen that step in the recipe or give other input"
-    )
 
 
 def _check_tokenizer(config: PrepareConfig) -> None:
@@ -133,25 +72,25 @@ def _check_tokenizer(config: PrepareConfig) -> None:
         )
 
 
-def _write_corpus(run: _Run, config: PrepareConfig, shards: Shards) -> Prepared:
+def _write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards) -> Prepared:
     workspace = run.workspace
     model = config.tokenizer.path
     if model is None:
         model = workspace.folder / TRAIN.name / "tokenizer.model"
         task = Task(TrainTask(config.tokenizer, config.output.split), tuple(shards.values()), (model,))
-        workspace.run(TRAIN, [task])
+        run.tasks(TRAIN, [task])
     tasks = [
         Task(config.output.split, (path, model), _tokens_and_rows(workspace.folder, name))
         for name, path in shards.items()
     ]
-    run.finish(workspace.run(TOKENIZE, tasks))
+    run.tasks(TOKENIZE, tasks)
     tokenizer = load_tokenizer(model)
     tokenized = tuple(path for task in tasks for path in task.outputs)
     merges = []
     for split, prefix in SPLITS.items():
         outputs = tuple(workspace.folder / MERGE.name / f"{prefix}{suffix}" for suffix in (".bin", ".idx"))
         merges.append(Task(MergeTask(split == "validation", tokenizer.vocab_size), tokenized, outputs))
-    finished = workspace.run(MERGE, merges)
+    finished = run.tasks(MERGE, merges)
     splits = {split: merged.facts for split, merged in zip(SPLITS, finished, strict=True)}
     _check_splits(splits, config)
     name = f"tokenizer{model.suffix}"

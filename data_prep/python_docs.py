@@ -20,6 +20,7 @@ from pathlib import Path
 
 from data_prep.counts import Tally
 from data_prep.engine import Result, Stage
+from data_prep.traces import write_trace
 from gpt.errors import ConfigError
 
 SITE = "http://localhost:7464/"  # where `pydoc -b` would serve these pages
@@ -39,20 +40,18 @@ class CrawlTask:
 
 
 def crawl(config: CrawlTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
-    """Stage function: no input, one `.warc.gz`. Modules that this machine cannot import are `not_importable`."""
-    tally = Tally("crawl")
-    failures = []
-    with open(outputs[0], "wb") as file:
+    """Stage function: no input, (one `.warc.gz`, trace); modules that cannot be imported here are `not_importable`."""
+    with open(outputs[0], "wb") as file, write_trace(outputs[1]) as trace:
+        tally = Tally("crawl", trace)
         file.write(_warcinfo(f"python-docs-{config.index:05d}.warc.gz"))
         for name, html, error in render_pages(page_names()[config.index :: config.n_files]):
             if error:
-                failures.append(f"{name}: {error}")
-                tally.drop("not_importable", 0)
+                tally.drop("not_importable", 0, name, detail=error)
             else:
                 content = html.encode("utf-8", "replace")
                 file.write(_response(_url(name), content))
                 tally.keep(len(content), len(content))
-    return Result([tally.counts()], {"failures": failures})
+    return Result([tally.counts()])
 
 
 def page_names() -> list[str]:
@@ -144,4 +143,4 @@ def _sha1(data: bytes) -> str:
     return "sha1:" + base64.b32encode(hashlib.sha1(data).digest()).decode()
 
 
-CRAWL = Stage("crawl", crawl, ("python_docs", "python_docs_render"))
+CRAWL = Stage("crawl", crawl, ("python_docs", "python_docs_render", "traces"), ("zstandard",))

@@ -11,6 +11,7 @@ from data_prep.documents import Document, read_shard, write_shard
 from data_prep.engine import Result, Stage
 from data_prep.fineweb import FineWebConfig, fineweb_reason
 from data_prep.gopher import GopherQualityConfig, GopherRepetitionConfig, quality_reason, repetition_reason
+from data_prep.traces import write_trace
 from data_prep.words import TextView
 from gpt.errors import ConfigError
 
@@ -36,24 +37,23 @@ class QualityConfig:
 
 
 def apply_rules(config: QualityConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
-    """Stage function: one shard in, one out; one row of counts for each rule set."""
-    tallies = {rule: Tally(rule) for rule in config.rules}
-    with write_shard(outputs[0]) as write:
+    """Stage function: a shard to (shard, trace); one row of counts for each rule set."""
+    with write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
+        tallies = {rule: Tally(rule, trace) for rule in config.rules}
         for document in read_shard(inputs[0]):
-            text = filter_text(document.text, config, tallies)
+            text = filter_text(document, config, tallies)
             if text is not None:
                 write(document if text is document.text else Document(document.id, text, document.metadata))
     return Result([tally.counts() for tally in tallies.values()])
 
 
-def filter_text(text: str, config: QualityConfig, tallies: dict[RuleSet, Tally]) -> str | None:
-    """The text as the rules leave it (C4 removes lines), or None when one of them drops it."""
-    view = TextView(text)
-    n_bytes = len(text.encode())
+def filter_text(document: Document, config: QualityConfig, tallies: dict[RuleSet, Tally]) -> str | None:
+    """The document's text as the rules leave it (C4 removes lines), or None when one of them drops it."""
+    view, n_bytes = TextView(document.text), document.n_bytes
     for rule in config.rules:
         changed, reason = judge(view, rule, config)
         if reason is not None:
-            tallies[rule].drop(reason, n_bytes)
+            tallies[rule].drop(reason, n_bytes, document.id)
             return None
         before = n_bytes
         if changed is not view.text:
@@ -76,6 +76,6 @@ def judge(view: TextView, rule: RuleSet, config: QualityConfig) -> tuple[str, st
 QUALITY = Stage(
     name="quality",
     function=apply_rules,
-    modules=("quality", "gopher", "c4", "fineweb", "words", "documents"),
+    modules=("quality", "gopher", "c4", "fineweb", "words", "documents", "traces"),
     packages=("zstandard",),
 )

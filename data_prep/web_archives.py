@@ -28,10 +28,12 @@ class Page:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A record that gives no document, and why."""
+    """A record that gives no document, and why; `id` is empty when the record brings none."""
 
     reason: str
     n_bytes: int
+    id: str = ""
+    detail: str = ""
 
 
 def read_web_archive(path: Path, *, max_record_bytes: int) -> Iterator[Page | Document | Dropped]:

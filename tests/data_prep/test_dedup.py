@@ -32,7 +32,7 @@ def run(folder, documents, n_shards, digest, choose, config):
     choose(config, (*digests, *shards) if choose is find_near_copies else tuple(digests), lists)
     kept = []
     for shard, removed in zip(shards, lists, strict=True):
-        result = remove_rows(COPY, (shard, removed), (folder / "out.zst",))
+        result = remove_rows(COPY, (shard, removed), (folder / "out.zst", folder / "trace"))
         stay = list(read_shard(folder / "out.zst"))
         (counts,) = result.counts
         assert counts.documents_out == len(stay)

@@ -8,6 +8,7 @@ import pytest
 
 from data_prep.documents import Document, read_shard, write_shard
 from data_prep.language import LanguageConfig, detect, drop_reason, filter_languages
+from data_prep.traces import read_trace
 from gpt.errors import ConfigError
 
 pytest.importorskip("pycld2", reason="the extra 'data' is not installed")
@@ -57,12 +58,18 @@ def test_the_stage_labels_and_counts(tmp_path):
         for code, text in TEXTS.items():
             write(Document(code, text * 2, {"url": code}))
         write(Document("none", "?!"))
-    result = filter_languages(LanguageConfig(keep=("en", "fr")), (tmp_path / "in",), (tmp_path / "out",))
+    result = filter_languages(
+        LanguageConfig(keep=("en", "fr")), (tmp_path / "in",), (tmp_path / "out", tmp_path / "trace")
+    )
     kept = list(read_shard(tmp_path / "out"))
     assert [(d.id, d.metadata["language"], d.metadata["url"]) for d in kept] == [("en", "en", "en"), ("fr", "fr", "fr")]
     (counts,) = result.counts
     assert (counts.documents_in, counts.documents_out) == (6, 2)
     assert counts.dropped == {"other_language": 3, "undetected": 1}
+    drops = list(read_trace(tmp_path / "trace"))
+    assert sorted(drop.id for drop in drops) == sorted({*TEXTS, "none"} - {"en", "fr"})
+    assert [(drop.reason, drop.bytes) for drop in drops if drop.id == "none"] == [("undetected", 2)]
+    assert result.facts["languages"] == {"undetected": 1, **dict.fromkeys(TEXTS, 1)}
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is absent")

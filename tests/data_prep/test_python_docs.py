@@ -9,6 +9,7 @@ import pytest
 from data_prep import python_docs
 from data_prep.python_docs import CrawlTask, crawl, page_names, render_pages
 from data_prep.readers import InputConfig, read_records
+from data_prep.traces import read_trace
 from data_prep.web_archives import Page
 
 warc = pytest.importorskip("fastwarc.warc", reason="the extra 'data' is not installed")
@@ -29,12 +30,12 @@ def test_the_list_has_the_library_and_not_its_tests():
 
 
 def test_a_crawl_is_a_warc_with_valid_digests_and_the_same_bytes_each_time(tmp_path):
-    results = [crawl(SHARE, (), (tmp_path / f"{n}.warc.gz",)) for n in range(2)]
+    results = [crawl(SHARE, (), (tmp_path / f"{n}.warc.gz", tmp_path / f"{n}.trace")) for n in range(2)]
     data = (tmp_path / "0.warc.gz").read_bytes()
     assert data == (tmp_path / "1.warc.gz").read_bytes()
     (counts,) = results[0].counts
     assert counts.documents_out >= 5
-    assert counts.dropped.get("not_importable", 0) == len(results[0].facts["failures"])
+    assert counts.dropped.get("not_importable", 0) == len(list(read_trace(tmp_path / "0.trace")))
     records = list(warc.ArchiveIterator(str(tmp_path / "0.warc.gz"), verify_digests=True, parse_http=False))
     assert len(records) == counts.documents_out + 1, "a record with a wrong digest would be skipped"
     pages = [r for r in read_records(tmp_path / "0.warc.gz", InputConfig(paths=("x",))) if isinstance(r, Page)]

@@ -143,7 +143,7 @@ def test_the_stage_counts_each_rule_set_in_the_recipes_order(tmp_path, prose):
         write(Document("brackets", prose(4, 30) + "\nAnd then they wrote { in the end."))
         write(Document("menu", prose(5, 30) + "\nHome\nAbout"))
     config = QualityConfig(rules=("c4", "gopher_quality"))
-    result = apply_rules(config, (tmp_path / "in",), (tmp_path / "out",))
+    result = apply_rules(config, (tmp_path / "in",), (tmp_path / "out", tmp_path / "trace"))
     kept = {document.id: document.text for document in read_shard(tmp_path / "out")}
     assert kept == {"good": prose(3, 30), "menu": prose(5, 30)}, "C4 takes the menu's lines out of the text"
     first, second = result.counts

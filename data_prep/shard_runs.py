@@ -1,0 +1,131 @@
+"""Applies stages to all shards of a run, counts, and notes which files each step wrote; knows no stage by name."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.counts import Counts, total
+from data_prep.engine import Finished, Stage, Task, Workspace
+from data_prep.files import disk_errors
+from gpt.errors import ConfigError
+
+Shards = dict[str, Path]  # name, which depends on the source file's content alone: the shard's file at this step
+STEPS_FILE = "steps.json"
+SHARD_ENDING, TRACE_ENDING = ".jsonl.zst", ".dropped.jsonl.zst"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a run that took documents: where its shards (or web archives) and traces lie."""
+
+    stage: str
+    ending: str
+    names: tuple[str, ...]
+
+    def shards(self, folder: Path) -> list[Path]:
+        """What the step left, in the workspace `folder`."""
+        return [folder / self.stage / f"{name}{self.ending}" for name in self.names]
+
+    def traces(self, folder: Path) -> list[Path]:
+        """What it dropped, file by file as `shards`."""
+        return [folder / self.stage / f"{name}{TRACE_ENDING}" for name in self.names]
+
+
+class ShardRun:
+    """One pass of a recipe over its shards."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.counts: list[Counts] = []
+        self.facts: dict[str, list[dict[str, Any]]] = {}  # stage: facts of its tasks
+        self._steps: list[Step] = []
+
+    def named(self, sources: Sequence[Path]) -> Shards:
+        """Source files by the digest of their content, so names and order do not matter, and equal files count once."""
+        return dict(sorted({self.workspace.digest(path)[:16]: path for path in sources}.items()))
+
+    def make(self, stage: Stage, configs: dict[str, Any], *, ending: str) -> list[Path]:
+        """Tasks without input, by name; each writes a file that ends in `ending`, and a trace."""
+        step = Step(stage.name, ending, tuple(configs))
+        outputs = zip(step.shards(self.workspace.folder), step.traces(self.workspace.folder), strict=True)
+        self._run(
+            stage, [Task(config, (), both) for config, both in zip(configs.values(), outputs, strict=True)], step=step
+        )
+        return step.shards(self.workspace.folder)
+
+    def map(self, stage: Stage, config: Any, shards: Shards, *, beside: Shards | None = None) -> Shards:
+        """One task a shard, which writes (shard, trace); the file of the same name in `beside` is a second input."""
+        step = Step(stage.name, SHARD_ENDING, tuple(shards))
+        after = dict(zip(shards, step.shards(self.workspace.folder), strict=True))
+        traces = dict(zip(shards, step.traces(self.workspace.folder), strict=True))
+        tasks = [
+            Task(config, (path,) if beside is None else (path, beside[name]), (after[name], traces[name]))
+            for name, path in shards.items()
+        ]
+        self._run(stage, tasks, step=step)
+        return after
+
+    def measure(self, stage: Stage, config: Any, shards: Shards) -> Shards:
+        """One task a shard, which writes an array about it."""
+        outputs = self.arrays(stage, list(shards))
+        self._run(stage, [Task(config, (path,), (outputs[name],)) for name, path in shards.items()])
+        return outputs
+
+    def reduce(self, stage: Stage, config: Any, inputs: Sequence[Path], names: Sequence[str]) -> Shards:
+        """One task over all shards that writes an array for each."""
+        outputs = self.arrays(stage, names)
+        self._run(stage, [Task(config, tuple(inputs), tuple(outputs.values()))])
+        return outputs
+
+    def tasks(self, stage: Stage, tasks: Sequence[Task]) -> list[Finished]:
+        """Any other tasks, counted and noted like these."""
+        return self._run(stage, tasks)
+
+    def arrays(self, stage: Stage, names: Sequence[str]) -> Shards:
+        """Paths of arrays by name, in the stage's folder."""
+        return {name: self.workspace.folder / stage.name / f"{name}.npy" for name in names}
+
+    def _run(self, stage: Stage, tasks: Sequence[Task], *, step: Step | None = None) -> list[Finished]:
+        finished = self.workspace.run(stage, tasks)
+        self.facts.setdefault(stage.name, []).extend(task.facts for task in finished if task.facts)
+        if step is not None:
+            self._steps.append(step)
+            write_steps(self.workspace.folder, self._steps)
+        for row in total(counts for task in finished for counts in task.counts):
+            self.counts.append(row)
+            if row.documents_out == 0:
+                raise ConfigError(_nothing_left(row))
+        return finished
+
+
+def write_steps(folder: Path, steps: Sequence[Step]) -> None:
+    """Note the steps so far in a workspace, for `read_steps`."""
+    rows = [{"stage": step.stage, "ending": step.ending, "names": step.names} for step in steps]
+    temporary = folder / f".tmp-{os.getpid()}-{STEPS_FILE}"
+    with disk_errors(folder):
+        temporary.write_text(json.dumps(rows), encoding="utf-8")
+        os.replace(temporary, folder / STEPS_FILE)
+
+
+def read_steps(folder: Path) -> list[Step]:
+    """The steps of a workspace's last run, in order; ConfigError when there is none."""
+    path = folder / STEPS_FILE
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run `triaxial prepare` on this recipe first") from None
+    return [Step(row["stage"], row["ending"], tuple(row["names"])) for row in rows]
+
+
+def _nothing_left(row: Counts) -> str:
+    if not row.documents_in:
+        return f"step '{row.step}': there are no documents in the input"
+    reasons = sorted(row.dropped.items(), key=lambda item: (-item[1], item[0]))[:3]
+    top = ", ".join(f"{reason} {n:,}" for reason, n in reasons)
+    return (
+        f"step '{row.step}' left none of its {row.documents_in:,} documents (dropped: {top}); "
+        "loosen that step in the recipe or give other input"
+    )
