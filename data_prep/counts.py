@@ -13,6 +13,7 @@ class Counts:
     """Documents and bytes of one step; `in = out + sum of dropped` holds or the object cannot be made.
 
     Bytes are UTF-8 text, or a record's content where there is no text yet. `dropped` maps a reason to documents.
+    `sizes` is a histogram: a number of bits to how many documents came out with a length in bytes of so many bits.
     """
 
     step: str
@@ -21,6 +22,7 @@ class Counts:
     bytes_in: int = 0
     bytes_out: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lost = self.documents_in - self.documents_out - sum(self.dropped.values())
@@ -35,6 +37,7 @@ class Counts:
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "dropped": dict(sorted(self.dropped.items())),
+            "sizes": dict(sorted(self.sizes.items(), key=lambda item: int(item[0]))),
         }
 
 
@@ -46,6 +49,7 @@ class Tally:
         self._trace = trace
         self._documents_in = self._documents_out = self._bytes_in = self._bytes_out = 0
         self._dropped: Counter[str] = Counter()
+        self._sizes: Counter[int] = Counter()
 
     def keep(self, bytes_in: int, bytes_out: int) -> None:
         """A document came in with `bytes_in` and went on with `bytes_out`."""
@@ -53,6 +57,7 @@ class Tally:
         self._documents_out += 1
         self._bytes_in += bytes_in
         self._bytes_out += bytes_out
+        self._sizes[bytes_out.bit_length()] += 1
 
     def drop(self, reason: str, bytes_in: int, document_id: str = "", *, detail: str = "") -> None:
         """A document of `bytes_in` ends here; `detail` says what the reason leaves open."""
@@ -64,9 +69,9 @@ class Tally:
 
     def counts(self) -> Counts:
         """The totals so far."""
-        return Counts(
-            self.step, self._documents_in, self._documents_out, self._bytes_in, self._bytes_out, dict(self._dropped)
-        )
+        sizes = {str(bits): n for bits, n in self._sizes.items()}  # text, as JSON has it
+        numbers = (self._documents_in, self._documents_out, self._bytes_in, self._bytes_out)
+        return Counts(self.step, *numbers, dict(self._dropped), sizes)
 
 
 def total(counts: Iterable[Counts]) -> list[Counts]:
@@ -81,5 +86,6 @@ def total(counts: Iterable[Counts]) -> list[Counts]:
             before.bytes_in + c.bytes_in,
             before.bytes_out + c.bytes_out,
             dict(Counter(before.dropped) + Counter(c.dropped)),
+            dict(Counter(before.sizes) + Counter(c.sizes)),
         )
     return list(sums.values())

@@ -64,11 +64,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Finished:
-    """A task's entry in the manifest."""
+    """A task's entry in the manifest, with the seconds that its worker took."""
 
     task: Task
     counts: list[Counts]
     facts: dict[str, Any]
+    elapsed_s: float
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Workspace:
         self._entries[key] = json.loads(json.dumps(entry, sort_keys=True))  # just as a later run will find it
 
     def _finished(self, task: Task, entry: dict[str, Any]) -> Finished:
-        return Finished(task, [Counts(**counts) for counts in entry["counts"]], entry["facts"])
+        return Finished(task, [Counts(**counts) for counts in entry["counts"]], entry["facts"], entry["elapsed_s"])
 
     def _append(self, line: dict[str, Any]) -> None:
         path = self.folder / MANIFEST

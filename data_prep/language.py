@@ -78,9 +78,7 @@ def filter_languages(config: LanguageConfig, inputs: tuple[Path, ...], outputs: 
             languages[found.code or "undetected"] += 1
             reason = drop_reason(found, config)
             if reason is not None:
-                tally.drop(
-                    reason, document.n_bytes, document.id, detail=f"{found.code or 'undetected'} {found.share:.2f}"
-                )
+                tally.drop(reason, document.n_bytes, document.id, detail=f"{found.code} {found.share:.2f}")
                 continue
             tally.keep(document.n_bytes, document.n_bytes)
             added = {"language": found.code or "undetected", "language_share": found.share}

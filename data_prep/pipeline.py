@@ -28,9 +28,11 @@ _PACKAGES = ("fastwarc", "numpy", "pycld2", "resiliparse", "sentencepiece", "xxh
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run left: the rows of the final table, and the corpus folder with its description."""
+    """What a run left: the rows of the final table, what stages found, and the corpus folder with its description."""
 
     counts: list[Counts]
+    facts: dict[str, list[dict[str, Any]]]  # stage: facts of its tasks
+    seconds: dict[str, tuple[int, float]]  # stage: (tasks, seconds of work)
     folder: Path
     description: dict[str, Any]
 
@@ -106,7 +108,7 @@ def _write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards) -> Prepa
     description = describe(splits, about, recipe=recipe, steps=steps, versions=versions(_PACKAGES))
     files = {path.name: path for task in merges for path in task.outputs}
     publish(config.output.folder, {name: model, **files}, description)
-    return Prepared(run.counts, config.output.folder, description)
+    return Prepared(run.counts, run.facts, run.seconds, config.output.folder, description)
 
 
 def _tokens_and_rows(folder: Path, name: str) -> tuple[Path, Path]:

@@ -1,18 +1,26 @@
 """The table at the end of a run, documents and bytes in, out and dropped by reason; only shows, never counts."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from data_prep.counts import Counts
+from data_prep.explain import Fate
+from data_prep.files import disk_errors
 from data_prep.pipeline import Prepared
+from data_prep.recipe import PrepareConfig
+from data_prep.report_page import report_page
 
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
-def show(prepared: Prepared, console: Console) -> None:
-    """Print the table and where the corpus is."""
+def show(prepared: Prepared, work: Path, console: Console) -> None:
+    """Print the table and where the corpus is, and leave the report page in the `work` folder."""
+    page = work / "report.html"
+    with disk_errors(page):
+        page.write_text(report_page(prepared), encoding="utf-8")
     console.print(counts_table(prepared.counts))
     description = prepared.description
     for name, split in description["splits"].items():
@@ -34,6 +42,24 @@ def show(prepared: Prepared, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    console.print(f"report with plots: {page}", highlight=False, soft_wrap=True)
+
+
+def show_fates(fates: Sequence[Fate], config: PrepareConfig, console: Console) -> None:
+    """Print a document's way through the steps: what it passed, and where it ended or which split holds it."""
+    for fate in fates:
+        lines = [f"{step}: passed" for step in fate.steps]
+        if fate.dropped is not None:
+            drop = fate.dropped
+            detail = f" ({drop.detail})" if drop.detail else ""
+            lines.append(f"{drop.step}: dropped, {drop.reason}{detail}; {drop.bytes:,} bytes")
+        for document in fate.kept:
+            split = "validation" if config.output.split.is_validation(document.id) else "training"
+            about = ", ".join(f"{key} {value}" for key, value in document.metadata.items())
+            lines.append(f"kept as {document.id} in the {split} split; {document.n_bytes:,} bytes; {about}")
+        lines.append(f"says {fate.shard}")
+        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+        console.print()
 
 
 def counts_table(counts: Sequence[Counts]) -> Table:

@@ -41,6 +41,7 @@ class ShardRun:
         self.workspace = workspace
         self.counts: list[Counts] = []
         self.facts: dict[str, list[dict[str, Any]]] = {}  # stage: facts of its tasks
+        self.seconds: dict[str, tuple[int, float]] = {}  # stage: (tasks, seconds of work)
         self._steps: list[Step] = []
 
     def named(self, sources: Sequence[Path]) -> Shards:
@@ -91,6 +92,9 @@ class ShardRun:
     def _run(self, stage: Stage, tasks: Sequence[Task], *, step: Step | None = None) -> list[Finished]:
         finished = self.workspace.run(stage, tasks)
         self.facts.setdefault(stage.name, []).extend(task.facts for task in finished if task.facts)
+        n_tasks, elapsed_s = self.seconds.get(stage.name, (0, 0.0))
+        elapsed_s += sum(task.elapsed_s for task in finished)
+        self.seconds[stage.name] = (n_tasks + len(finished), elapsed_s)
         if step is not None:
             self._steps.append(step)
             write_steps(self.workspace.folder, self._steps)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gpt.errors import ConfigError
 from launch.cluster import enter_process, report_mistake
 
-# command: (module, one line of help). A module has add_arguments(parser) and run(args) -> exit status.
+# command, of one word or two: (module, one line of help). A module has add_arguments(parser) and run(args) -> status.
 COMMANDS = {
     "prepare": ("launch.prepare", "turn web archives or text files into token files"),
     "train": ("launch.train", "train a GPT from a recipe, on any layout of tensor x pipeline x data parallelism"),
@@ -24,7 +24,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit status (2 for a user's mistake, 130 for Ctrl-C)."""
     enter_process()
-    words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    words, overrides = split_overrides(join_command(sys.argv[1:] if argv is None else argv))
     parser = argparse.ArgumentParser(
         prog="triaxial", description="Train GPT-3-class language models in three dimensions."
     )
@@ -45,6 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def join_command(words: Sequence[str]) -> list[str]:
+    """The words with a command of two of them, such as `prepare verify`, as one."""
+    pair = " ".join(words[:2])
+    return [pair, *words[2:]] if pair in COMMANDS else list(words)
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -155,6 +155,20 @@ def test_a_crawl_becomes_a_corpus_and_a_second_run_does_nothing(tmp_path, crawl,
     assert again.split("documents by step")[1] == shown.split("documents by step")[1]
     assert "extract: 3 tasks, 3 done before" in again
 
+    page = (corpus / "work/report.html").read_text()
+    for text in ("32 documents", "gopher_quality: too_few_words", "Lengths of documents", "Language: languages"):
+        assert text in page, text
+    for document, fate in (
+        ("de", "extract: passed\nlanguage: dropped, other_language (de 0.99)"),
+        ("c1", "dedup_exact: passed\ndedup_minhash: dropped, near_duplicate; "),
+        ("c2", "dedup_minhash: passed\nkept as c2 in the training split; "),
+        ("<urn:x:a1>", "kept as urn:x:a1 in the "),
+    ):
+        assert main(["prepare", str(path), "--explain", document]) == 0
+        assert fate in capsys.readouterr().out, document
+    assert main(["prepare", str(path), "--explain", "nobody"]) == 2
+    assert "no document 'nobody' was read or dropped" in capsys.readouterr().err
+
 
 def test_the_same_bytes_for_other_workers_names_and_orders(tmp_path, crawl, undisturbed):
     moved = tmp_path / "moved"
