@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
     n_workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     if n_workers < 1:
         raise ConfigError(f"--workers {n_workers} must be at least 1")
-    console = Console()
+    console = Console(emoji=False)  # ":x:" in a path or an id is no picture
     if not console.is_terminal:
-        console = Console(width=140)  # a pipe has no width of its own, and 80 columns would break the table's rows
+        console = Console(width=140, emoji=False)  # a pipe has no width, and the default 80 breaks rows
     config = build(PrepareConfig, apply_overrides(read_toml(args.recipe), args.overrides), where="")
     if args.explain is not None:
         show_fates(explain(config.output.work_folder, args.explain), config, console)
