@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gpt.errors import import_extra
+
+_PIECE = re.compile(r"#piece-\d+$")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,16 @@ def content_id(kind: str, *parts: bytes) -> str:
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return f"{kind}:{digest.hexdigest()}"
+
+
+def piece_id(document_id: str, number: int) -> str:
+    """The id of a piece of a document that was cut."""
+    return f"{document_id}#piece-{number}"
+
+
+def parent_id(document_id: str) -> str:
+    """The id of the document that a piece was cut from; any other id as it is."""
+    return _PIECE.sub("", document_id)
 
 
 def whole_text(text: str) -> str:

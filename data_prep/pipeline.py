@@ -7,9 +7,11 @@ from typing import Any
 from data_prep import dedup_exact, dedup_minhash
 from data_prep.corpus import MERGE, SPLITS, MergeTask, describe, publish
 from data_prep.counts import Counts
+from data_prep.decontaminate import REPORT, decontaminate, summary
 from data_prep.dedup_exact import COPY
 from data_prep.dedup_minhash import NEAR_COPY
 from data_prep.engine import Task, Workspace, plain, versions
+from data_prep.evaluation_sets import find_set_files
 from data_prep.extract import EXTRACT, ExtractTask
 from data_prep.language import LANGUAGE
 from data_prep.progress import Progress
@@ -42,6 +44,7 @@ def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Pre
     crawls = config.input.source == "python-docs"
     sources = [] if crawls else find_inputs(config.input.paths)
     _check_tokenizer(config)
+    find_set_files(config.decontaminate.sets, where="decontaminate.sets")  # a missing file is said now
     with Workspace(config.output.work_folder, n_workers=n_workers, progress=progress) as workspace:
         run = ShardRun(workspace)
         if crawls:
@@ -61,6 +64,8 @@ def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Pre
             texts = list(shards.values()) if config.dedup_minhash.min_jaccard > 0 else []
             copies = run.reduce(dedup_minhash.CLUSTERS, config.dedup_minhash, [*signed.values(), *texts], list(shards))
             shards = run.map(dedup_minhash.REMOVAL, NEAR_COPY, shards, beside=copies)
+        if config.decontaminate.sets:
+            shards = decontaminate(run, config.decontaminate, shards)
         return _write_corpus(run, config, shards)
 
 
@@ -106,6 +111,8 @@ def _write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards) -> Prepa
     recipe["output"] = {key: recipe["output"][key] for key in ("validation_fraction", "seed")}
     steps = [counts.as_dict() for counts in run.counts]
     description = describe(splits, about, recipe=recipe, steps=steps, versions=versions(_PACKAGES))
+    if REPORT in run.facts:
+        description[REPORT] = summary(run.facts[REPORT][-1])
     files = {path.name: path for task in merges for path in task.outputs}
     publish(config.output.folder, {name: model, **files}, description)
     return Prepared(run.counts, run.facts, run.seconds, config.output.folder, description)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_prep.decontaminate import DecontaminateConfig
 from data_prep.dedup_exact import ExactConfig
 from data_prep.dedup_minhash import FuzzyConfig
 from data_prep.extract import ExtractConfig
@@ -56,3 +57,4 @@ class PrepareConfig:
     quality: QualityConfig = field(default_factory=QualityConfig)
     dedup_exact: ExactConfig = field(default_factory=ExactConfig)
     dedup_minhash: FuzzyConfig = field(default_factory=FuzzyConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)

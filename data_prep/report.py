@@ -7,8 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.counts import Counts
+from data_prep.decontaminate import REPORT
 from data_prep.explain import Fate
 from data_prep.files import disk_errors
+from data_prep.overlap_tables import show_decontamination
 from data_prep.pipeline import Prepared
 from data_prep.recipe import PrepareConfig
 from data_prep.report_page import report_page
@@ -22,6 +24,8 @@ def show(prepared: Prepared, work: Path, console: Console) -> None:
     with disk_errors(page):
         page.write_text(report_page(prepared), encoding="utf-8")
     console.print(counts_table(prepared.counts))
+    for found in prepared.facts.get(REPORT, []):
+        show_decontamination(found, console)
     description = prepared.description
     for name, split in description["splits"].items():
         path = prepared.folder / split["prefix"]

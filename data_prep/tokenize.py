@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.counts import Tally
-from data_prep.documents import Document, keyed_hash, read_shard
+from data_prep.documents import Document, keyed_hash, parent_id, read_shard
 from data_prep.engine import Result, Stage
 from data_prep.files import write_array
 from gpt.errors import ConfigError, import_extra
@@ -50,8 +50,8 @@ class SplitConfig:
     seed: int
 
     def is_validation(self, document_id: str) -> bool:
-        """Whether the document goes to the validation split."""
-        return keyed_hash(document_id, key=f"validation {self.seed}") < self.validation_fraction * 2**64
+        """Whether the document goes to the validation split; pieces of one document go together."""
+        return keyed_hash(parent_id(document_id), key=f"validation {self.seed}") < self.validation_fraction * 2**64
 
     def order(self, document_id: str) -> int:
         """The document's place in its split, as a sorting key."""

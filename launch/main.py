@@ -11,6 +11,7 @@ from launch.cluster import enter_process, report_mistake
 # command, of one word or two: (module, one line of help). A module has add_arguments(parser) and run(args) -> status.
 COMMANDS = {
     "prepare": ("launch.prepare", "turn web archives or text files into token files"),
+    "prepare overlap": ("launch.prepare_overlap", "mark the examples of evaluation sets that occur in a corpus"),
     "train": ("launch.train", "train a GPT from a recipe, on any layout of tensor x pipeline x data parallelism"),
     "evaluate": ("launch.evaluate", "validation loss, perplexity and few-shot accuracy of a checkpoint"),
     "generate": ("launch.generate", "continue a prompt"),
