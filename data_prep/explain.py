@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.documents import Document, read_shard
+from data_prep.documents import Document, parent_id, read_shard
 from data_prep.shard_runs import Step, read_steps
 from data_prep.traces import Drop, read_trace
 from gpt.errors import ConfigError
@@ -30,7 +30,7 @@ def explain(work: Path, document_id: str) -> list[Fate]:
     for number, step in enumerate(steps):
         passed = tuple(earlier.stage for earlier in steps[:number])
         for path in step.traces(work):
-            fates += [Fate(passed, drop, (), path) for drop in _drops(path) if drop.id == wanted]
+            fates += [Fate(passed, drop, (), path) for drop in _drops(path) if _is_of(drop.id, wanted)]
     fates += _survivors(work, steps, wanted)
     if not fates:
         raise ConfigError(
@@ -49,7 +49,12 @@ def _survivors(work: Path, steps: list[Step], wanted: str) -> list[Fate]:
     fates = []
     for path in steps[-1].shards(work):
         if path.exists() and path.name.endswith(".jsonl.zst"):
-            found = [d for d in read_shard(path) if d.id == wanted or d.id.startswith(f"{wanted}#")]
+            found = [d for d in read_shard(path) if _is_of(d.id, wanted)]
             if found:
                 fates.append(Fate(passed, None, tuple(found), path))
     return fates
+
+
+def _is_of(document_id: str, wanted: str) -> bool:
+    """Whether the id is the wanted one, or a piece's that decontamination cut from it."""
+    return wanted in (document_id, parent_id(document_id))

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from data_prep.counts import Counts
 from data_prep.decontaminate import REPORT
+from data_prep.documents import parent_id
 from data_prep.explain import Fate
 from data_prep.files import disk_errors
 from data_prep.overlap_tables import show_decontamination
@@ -58,7 +59,7 @@ def show_fates(fates: Sequence[Fate], config: PrepareConfig, console: Console) -
             detail = f" ({drop.detail})" if drop.detail else ""
             lines.append(f"{drop.step}: dropped, {drop.reason}{detail}; {drop.bytes:,} bytes")
         for document in fate.kept:
-            split = "validation" if config.output.split.is_validation(document.id) else "training"
+            split = "validation" if config.output.split.is_validation(parent_id(document.id)) else "training"
             about = ", ".join(f"{key} {value}" for key, value in document.metadata.items())
             lines.append(f"kept as {document.id} in the {split} split; {document.n_bytes:,} bytes; {about}")
         lines.append(f"says {fate.shard}")
