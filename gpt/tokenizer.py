@@ -1,4 +1,4 @@
-"""Text to token ids and back, through sentencepiece or Hugging Face files; never downloads one."""
+"""Text to token ids and back, through sentencepiece, GPT-2 or Hugging Face files; never downloads one."""
 
 import hashlib
 import io
@@ -6,14 +6,19 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
+
+from gpt.byte_pair_tokenizer import END_OF_DOCUMENT, BytePairTokenizer
 from gpt.errors import ConfigError, import_extra
 
-END_OF_DOCUMENT = "<|endoftext|>"
 _END_NAMES = (END_OF_DOCUMENT, "</s>", "<|end_of_text|>", "<eos>")  # as GPT-2, Llama 2, Llama 3 and Gemma call it
 _SPACE_MARK = "\u2581"  # sentencepiece writes a space as this character, so the character itself needs care
 _LONGEST_LINE = 4000  # characters of one training sentence; pieces are a few characters long, so cutting is harmless
+# The two names of GPT-2's pair of files: OpenAI's and Hugging Face's, as (token ids, merges); a name may have a prefix.
+_PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 
 
 @runtime_checkable
@@ -23,7 +28,7 @@ class Tokenizer(Protocol):
     name: str
     vocab_size: int
     end_of_document_id: int
-    fingerprint: str  # sha256 of the tokenizer's file
+    fingerprint: str  # sha256 of the tokenizer's files
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without an end-of-document token; the text `<|endoftext|>` is encoded as plain characters."""
@@ -33,22 +38,56 @@ class Tokenizer(Protocol):
         """`encode` of each text."""
         ...
 
+    def encode_arrays(self, texts: Sequence[str]) -> Sequence[npt.NDArray[Any]]:
+        """`encode` of each text as an array of integers (n,), which may be read-only."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; bytes that are not whole UTF-8 characters become U+FFFD."""
         ...
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a sentencepiece `.model` or a Hugging Face `.json` file.
+    """The tokenizer of the file, pair of files or folder that `tokenizer_files` describes.
 
-    Raises ConfigError when the file is missing or unreadable, has no end-of-document token, or the extra is missing.
+    Raises ConfigError when a file is missing or unreadable, has no end-of-document token, or the extra is missing.
+    """
+    files = tokenizer_files(path)
+    if len(files) == 2 or files[0].suffix == ".tiktoken":
+        return BytePairTokenizer(files)
+    return SentencePieceTokenizer(files[0]) if files[0].suffix == ".model" else HuggingFaceTokenizer(files[0])
+
+
+def tokenizer_files(path: Path) -> tuple[Path, ...]:
+    """The files of a tokenizer: one, or GPT-2's pair as (encoder.json, vocab.bpe).
+
+    `path` is a sentencepiece `.model`, a Hugging Face `tokenizer.json`, one of OpenAI's `.tiktoken` rank files, either
+    file of the pair (also under Hugging Face's names, vocab.json and merges.txt), or a folder with one of these in it,
+    such as a corpus. Raises ConfigError when there is none, or a folder holds several.
     """
     path = Path(path)
-    if path.suffix not in (".model", ".json"):
-        raise ConfigError(f"{path}: a tokenizer is a sentencepiece .model or a Hugging Face tokenizer.json file")
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such tokenizer file")
-    return SentencePieceTokenizer(path) if path.suffix == ".model" else HuggingFaceTokenizer(path)
+    if path.is_dir():
+        endings = (".model", "tokenizer.json", ".tiktoken", *(merges for _, merges in _PAIRS))
+        found = sorted(file for file in path.iterdir() if file.name.endswith(endings) and file.is_file())
+        if len(found) != 1:
+            holds = f"holds {', '.join(file.name for file in found)}; name one" if found else "holds no tokenizer"
+            raise ConfigError(f"{path}: a folder given as a tokenizer must hold exactly one, but this {holds}")
+        path = found[0]
+    files: tuple[Path, ...] = (path,)
+    for pair in _PAIRS:
+        for own in pair:
+            if path.name.endswith(own):
+                files = tuple(path.with_name(path.name.removesuffix(own) + name) for name in pair)
+    if path.suffix not in (".model", ".json", ".tiktoken") and len(files) == 1:
+        raise ConfigError(
+            f"{path}: a tokenizer is a sentencepiece .model, a Hugging Face tokenizer.json, a .tiktoken rank file, or "
+            "the pair encoder.json and vocab.bpe"
+        )
+    for file in files:
+        if not file.is_file():
+            beside = f" beside {path.name}" if file != path and path.is_file() else ""
+            raise ConfigError(f"{file}: no such tokenizer file{beside}")
+    return files
 
 
 class SentencePieceTokenizer:
@@ -86,6 +125,10 @@ class SentencePieceTokenizer:
         # The character U+2581 would come back as a space; spelt as its three bytes it comes back as itself.
         return [self._encode_marked(text) if _SPACE_MARK in text else i for text, i in zip(clean, ids, strict=True)]
 
+    def encode_arrays(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """`encode` of each text as an array (n,)."""
+        return [np.array(ids, dtype=np.int32) for ids in self.encode_batch(texts)]
+
     def _encode_marked(self, text: str) -> list[int]:
         first, *rest = self._model.encode(text.split(_SPACE_MARK), num_threads=1)
         return [*first, *(i for part in rest for i in (*self._mark_ids, *part))]
@@ -109,7 +152,8 @@ class HuggingFaceTokenizer:
         self._model.no_padding()
         self._model.no_truncation()
         self.name = path.name
-        self.vocab_size: int = self._model.get_vocab_size(with_added_tokens=True)
+        # Not the number of tokens: some files leave ids out, and others give two tokens one id.
+        self.vocab_size: int = max(self._model.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
         known = [i for name in _END_NAMES if (i := self._model.token_to_id(name)) is not None]
         if not known:
@@ -123,7 +167,11 @@ class HuggingFaceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text."""
         clean = [_without_surrogates(text) for text in texts]
-        return [encoding.ids for encoding in self._model.encode_batch(clean, add_special_tokens=False)]
+        return [encoding.ids for encoding in self._model.encode_batch_fast(clean, add_special_tokens=False)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """`encode` of each text as an array (n,)."""
+        return [np.array(ids, dtype=np.int32) for ids in self.encode_batch(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; special tokens become nothing."""

@@ -209,6 +209,8 @@ def _check_weights(path: Path, config: ModelConfig) -> None:
 
 
 def _tokenizer_file(run_directory: Path, data: DataConfig) -> Path:
-    original = Path(data.tokenizer)
-    copy = run_directory / "tokenizer" / original.name
-    return copy if copy.is_file() else original
+    """The run's own copy, or where the recipe found it; a recipe may name the folder of a corpus."""
+    original, copies = Path(data.tokenizer), run_directory / "tokenizer"
+    if (copies / original.name).is_file():
+        return copies / original.name
+    return copies if any(copies.glob("[!.]*")) else original

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from gpt.dataset import TrainingData
+from gpt.tokenizer import tokenizer_files
 from gpt.train import Outcome, Run
 from launch.config import RunConfig, as_dict
 from launch.resume import Start
@@ -16,14 +17,15 @@ from parallel.layout import Layout
 
 def prepare_run_directory(config: RunConfig) -> None:
     """Leave beside the checkpoints what is needed to use them later."""
-    directory, tokenizer = config.run.directory, Path(config.data.tokenizer)
+    directory = config.run.directory
     (directory / "config.json").write_text(json.dumps(as_dict(config), indent=2) + "\n")
     (directory / "tokenizer").mkdir(exist_ok=True)
-    copy = directory / "tokenizer" / tokenizer.name
-    if not copy.exists():
-        partial = copy.with_name(f".{tokenizer.name}.partial")
-        shutil.copyfile(tokenizer, partial)
-        os.replace(partial, copy)
+    for file in tokenizer_files(Path(config.data.tokenizer)):
+        copy = directory / "tokenizer" / file.name
+        if not copy.exists():
+            partial = copy.with_name(f".{file.name}.partial")
+            shutil.copyfile(file, partial)
+            os.replace(partial, copy)
 
 
 def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.device, data: TrainingData) -> list[str]:

@@ -1,6 +1,7 @@
 """Our tokenizer as the files that `transformers.AutoTokenizer` loads, with the same ids for every text; trains nothing.
 
-A sentencepiece BPE becomes a `tokenizer.json`; one that is a `tokenizer.json` already travels along unchanged.
+A sentencepiece BPE and GPT-2's byte pairs become a `tokenizer.json`; one that is a `tokenizer.json` already travels
+along unchanged.
 """
 
 import importlib
@@ -9,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gpt.byte_pair_tokenizer import END_OF_DOCUMENT, BytePairTokenizer, printable_bytes
 from gpt.errors import ConfigError, import_extra
-from gpt.tokenizer import Tokenizer
+from gpt.tokenizer import Tokenizer, tokenizer_files
 
 _SPACE_MARK = "\u2581"  # how sentencepiece writes a space inside a piece
 
@@ -39,7 +41,11 @@ def write_tokenizer(source: Path, folder: Path, *, tokenizer: Tokenizer, n_ctx: 
 
     ConfigError: a sentencepiece model that a tokenizer.json cannot express with equal ids.
     """
-    if source.suffix == ".json":
+    source = tokenizer_files(source)[0]
+    if isinstance(tokenizer, BytePairTokenizer):
+        from_byte_pairs(tokenizer).save(str(folder / "tokenizer.json"))
+        end = END_OF_DOCUMENT
+    elif source.suffix == ".json":
         data = source.read_bytes()
         (folder / "tokenizer.json").write_bytes(data)
         names = _token_names(json.loads(data))
@@ -58,6 +64,37 @@ def write_tokenizer(source: Path, folder: Path, *, tokenizer: Tokenizer, n_ctx: 
     }
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def from_byte_pairs(tokenizer: BytePairTokenizer) -> Any:
+    """A `tokenizers.Tokenizer` that splits text as GPT-2's byte pairs do."""
+    tokenizers = import_extra("tokenizers", extra="hf")
+    character_of = {byte: character for character, byte in printable_bytes().items()}
+    names = {token: "".join(map(character_of.__getitem__, token)) for token in tokenizer.ranks}
+    merges = [
+        tuple(names[part] for part in split_by_ranks(token, tokenizer.ranks))
+        for token in sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
+        if len(token) > 1
+    ]
+    vocabulary = {names[token]: rank for token, rank in tokenizer.ranks.items()}
+    vocabulary[END_OF_DOCUMENT] = tokenizer.end_of_document_id
+    result = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
+    result.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    result.decoder = tokenizers.decoders.ByteLevel()
+    result.add_special_tokens([tokenizers.AddedToken(END_OF_DOCUMENT, special=True, normalized=False)])
+    assert result.token_to_id(END_OF_DOCUMENT) == tokenizer.end_of_document_id
+    return result
+
+
+def split_by_ranks(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """The two tokens whose merge makes `token`: what is left of it when only tokens of lower rank may be made."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        joined = [ranks.get(a + b, len(ranks) + 1) for a, b in zip(parts, parts[1:], strict=False)]
+        i = min(range(len(joined)), key=joined.__getitem__)
+        assert joined[i] < ranks[token], token
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
 
 
 def from_sentencepiece(source: Path, *, end_id: int) -> tuple[Any, str]:

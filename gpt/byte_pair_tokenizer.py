@@ -1,0 +1,162 @@
+"""GPT-2's and GPT-3's byte-pair encoding from the files OpenAI published, run by tiktoken; never downloads one.
+
+Two forms hold the same vocabulary: `encoder.json` (token: id) with `vocab.bpe` (the merges, best first), and one
+`.tiktoken` file of base64 tokens and their ranks. Neither says how text is cut into words before merging, so only
+GPT-2's rule is known here: other vocabularies come as Hugging Face tokenizer.json.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt.errors import ConfigError, import_extra
+
+END_OF_DOCUMENT = "<|endoftext|>"
+# GPT-2's rule 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ in the spelling of tiktoken
+# 0.14, which finds the same pieces without going back over any.
+_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# Of the file's ranks in order, as OpenAI publishes them (tiktoken_ext/openai_public.py): (name, end of document).
+_RANK_FILES = {
+    "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930": ("r50k_base", 50256),  # GPT-2, GPT-3
+    "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069": ("p50k_base", 50256),  # with runs of spaces
+}
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    ranks: dict[bytes, int]
+    end_of_document_id: int
+
+
+class BytePairTokenizer:
+    """GPT-2's byte-pair encoding; decode(encode(text)) == text for every text that UTF-8 can hold.
+
+    `files` are (encoder.json, vocab.bpe) or (x.tiktoken,). ConfigError: a file that is not what its name says, merges
+    that do not make the vocabulary, a rank file that is not OpenAI's for GPT-2 or GPT-3, the missing extra.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        contents = [path.read_bytes() for path in files]
+        vocabulary = _from_ranks(files[0], contents[0]) if len(files) == 1 else _from_merges(files, contents)
+        tiktoken = import_extra("tiktoken", extra="data")
+        self.name = files[-1].name
+        self.ranks = vocabulary.ranks  # bytes of each token but the end of document: its id, in the order of merging
+        self.end_of_document_id = vocabulary.end_of_document_id
+        self.vocab_size = len(vocabulary.ranks) + 1
+        self.fingerprint = _fingerprint(contents)
+        self._model: Any = tiktoken.Encoding(
+            self.name,
+            pat_str=_WORDS,
+            mergeable_ranks=vocabulary.ranks,
+            special_tokens={END_OF_DOCUMENT: vocabulary.end_of_document_id},
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; a lone surrogate is read as U+FFFD."""
+        ids: list[int] = self._model.encode_ordinary(text)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on the caller's thread."""
+        return [self.encode(text) for text in texts]
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        """The same ids as read-only arrays (n,), faster than lists: no number becomes a Python object."""
+        return [self._array(text) for text in texts]
+
+    def _array(self, text: str) -> npt.NDArray[np.uint32]:
+        try:
+            ids: npt.NDArray[np.uint32] = self._model.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # a lone surrogate, which encode_ordinary mends
+            return np.array(self.encode(text), dtype=np.uint32)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids; the end-of-document token becomes nothing. ConfigError: an id outside the vocabulary."""
+        numbers = [int(i) for i in ids]
+        for i in numbers:
+            if not 0 <= i < self.vocab_size:
+                raise ConfigError(f"token id {i} is outside the {self.vocab_size} pieces of {self.name}")
+        return str(self._model.decode([i for i in numbers if i != self.end_of_document_id]))
+
+
+def printable_bytes() -> dict[str, int]:
+    """The character that stands for each byte in encoder.json and vocab.bpe, in the order of the ids of the bytes.
+
+    A byte that is a printable character of Latin-1 stands for itself; the others, in order, are U+0100 and up
+    (github.com/openai/gpt-2, src/encoder.py, bytes_to_unicode).
+    """
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+def _from_merges(files: Sequence[Path], contents: Sequence[bytes]) -> _Vocabulary:
+    """The vocabulary of encoder.json, checked against the one that the merges make."""
+    encoder_path, merges_path = files
+    try:
+        encoder = json.loads(contents[0])
+        lines = contents[1].decode("utf-8").split("\n")
+    except ValueError as error:
+        raise ConfigError(f"{encoder_path}, {merges_path}: not a byte-pair vocabulary ({error})") from None
+    if not isinstance(encoder, dict) or not all(type(i) is int for i in encoder.values()):
+        raise ConfigError(f"{encoder_path}: not an encoder.json, which maps tokens to ids")
+    byte_of = printable_bytes()
+    known = {character: rank for rank, character in enumerate(byte_of)}  # bytes first, then merges in their order
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.split()
+        if len(pair) != 2 or not all(character in byte_of for part in pair for character in part):
+            raise ConfigError(f"{merges_path}: line {number} is not a merge, two pieces with a space between: {line!r}")
+        known["".join(pair)] = len(known)
+    for token, rank in known.items():
+        if encoder.get(token) != rank:
+            raise ConfigError(
+                f"{encoder_path}: {token!r} has id {encoder.get(token)}, but {merges_path.name} makes it number {rank}: "
+                "the two files do not belong together, or ids do not follow the merges; use its tokenizer.json"
+            )
+    rest = {token: i for token, i in encoder.items() if token not in known}
+    if list(rest) != [END_OF_DOCUMENT] or rest[END_OF_DOCUMENT] != len(known):
+        raise ConfigError(
+            f"{encoder_path}: beside the merges it must hold {END_OF_DOCUMENT} with id {len(known)} and nothing else, "
+            f"found {dict(list(rest.items())[:5])}; use its tokenizer.json"
+        )
+    ranks = {bytes(byte_of[character] for character in token): rank for token, rank in known.items()}
+    return _Vocabulary(ranks, rest[END_OF_DOCUMENT])
+
+
+def _from_ranks(path: Path, content: bytes) -> _Vocabulary:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise ConfigError(f"{path}: line {number} is not a base64 token and its rank: {line[:60]!r}") from None
+    ordered = sorted(ranks.items(), key=lambda item: item[1])
+    lines = b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ordered)
+    found = _RANK_FILES.get(hashlib.sha256(lines).hexdigest())
+    if found is None:
+        names = " or ".join(name for name, _ in _RANK_FILES.values())
+        raise ConfigError(
+            f"{path}: not the ranks of {names}; a rank file does not say how its text is cut into words, so no other "
+            "is known: use its tokenizer.json"
+        )
+    return _Vocabulary(ranks, found[1])
+
+
+def _fingerprint(contents: Sequence[bytes]) -> str:
+    """Of one file its sha256, as for the other tokenizers; of two the sha256 of both digests."""
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
