@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gpt.data_order import ORDER_VERSION, make_order
 from gpt.errors import ConfigError
+from gpt.token_corpus import open_tokens
 from gpt.token_files import TokenFile
 
 Tokens = NDArray[np.int64]
@@ -118,7 +119,7 @@ class TrainingData:
         self.seed = seed
         self.vocab_size = vocab_size
         self.sampling = Windows(seq_len)
-        self.files = [TokenFile(Path(corpus.path)) for corpus in self.corpora]
+        self.files = [open_tokens(Path(corpus.path)) for corpus in self.corpora]
         self.n_windows = [_count_samples(self.sampling, file) for file in self.files]
         self.order = make_order(
             [corpus.name for corpus in self.corpora],
@@ -182,7 +183,7 @@ class ValidationData:
         self.seq_len = seq_len
         self.vocab_size = vocab_size
         self.sampling = Windows(seq_len)
-        self.file = TokenFile(Path(corpus.path))
+        self.file = open_tokens(Path(corpus.path))
         self.n_windows = _count_samples(self.sampling, self.file)
 
     def batch(self, start: int, stop: int) -> Tokens:
@@ -229,7 +230,7 @@ def _read(spans: Sequence[tuple[TokenFile, int, int]], *, seq_len: int, vocab_si
         row, column = (int(i) for i in np.argwhere((batch >= vocab_size) | (batch < 0))[0])
         file, start, _ = spans[row]
         raise ConfigError(
-            f"{file.prefix}.bin: token {start + column:,} of {file.n_tokens:,} is id {batch[row, column]}, but "
+            f"{file.locate(start + column)[0]}: token {start + column:,} of {file.n_tokens:,} is id {batch[row, column]}, but "
             f"vocab_size = {vocab_size} has ids 0 to {vocab_size - 1}; use the tokenizer that made the file and its "
             "vocab_size, or prepare the file again with this tokenizer"
         )

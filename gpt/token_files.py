@@ -7,7 +7,10 @@ Layout: Megatron-LM, megatron/core/datasets/indexed_dataset.py.
 """
 
 import bisect
+import hashlib
+import itertools
 import os
+import re
 import struct
 from array import array
 from collections.abc import Iterable, Iterator
@@ -30,6 +33,7 @@ DTYPES: dict[int, type[np.integer[Any]]] = {
     5: np.int64,
     8: np.uint16,
 }
+_SAMPLES, _SAMPLE_BYTES = 16, 4096  # part of the format of corpus.json: a change makes every corpus look damaged
 _CHUNK = 1 << 20  # documents per block when the index is written: bounds memory at 8 MiB whatever the corpus
 
 
@@ -68,7 +72,6 @@ class TokenFileWriter:
 
     def add_document(self, ids: npt.ArrayLike) -> None:
         """Append one document, ids (n,) of any integer type; its end-of-document token is the caller's to add."""
-        assert self._bin is not None, "add_document outside the with block"
         values = np.asarray(ids)
         if values.ndim != 1 or (values.size and not np.issubdtype(values.dtype, np.integer)):
             raise ConfigError(
@@ -76,15 +79,23 @@ class TokenFileWriter:
             )
         if values.size > 2**31 - 1:
             raise ConfigError(f"{self.prefix}.bin: a document of {values.size:,} tokens is above the format's 2^31-1")
-        if values.size and (int(values.min()) < 0 or int(values.max()) >= self.vocab_size):
-            bad = int(values.max()) if int(values.max()) >= self.vocab_size else int(values.min())
+        self.add_documents(values, np.array([values.size], dtype=np.int32))
+
+    def add_documents(self, ids: npt.NDArray[Any], lengths: npt.NDArray[np.int32]) -> None:
+        """Append documents that lie one after another in ids (n,); their lengths (documents,) add up to n."""
+        assert self._bin is not None, "add_documents outside the with block"
+        assert lengths.dtype == np.int32, lengths.dtype
+        assert int(lengths.sum(dtype=np.int64)) == ids.size, f"{ids.size} ids in documents of {lengths.sum()}"
+        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size):
+            place = int(np.argmax((ids < 0) | (ids >= self.vocab_size)))
+            document = len(self._lengths) + int(np.searchsorted(np.cumsum(lengths), place, side="right"))
             raise ConfigError(
-                f"{self.prefix}.bin: token id {bad} in document {len(self._lengths)} is outside the vocabulary, "
+                f"{self.prefix}.bin: token id {ids[place]} in document {document} is outside the vocabulary, "
                 f"0..{self.vocab_size - 1}; the tokenizer does not match vocab_size = {self.vocab_size}"
             )
-        self._bin.write(values.astype(self.dtype).tobytes())
-        self._lengths.append(values.size)
-        self.n_tokens += int(values.size)
+        self._bin.write(np.ascontiguousarray(ids, dtype=self.dtype).data)
+        self._lengths.frombytes(np.ascontiguousarray(lengths).data.cast("B"))
+        self.n_tokens += int(ids.size)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -110,22 +121,111 @@ class TokenFileWriter:
 class TokenFile:
     """Token ids of a corpus, read in place: opening costs the same for a thousand tokens and for a trillion.
 
-    `prefix` is the path without `.bin` or `.idx`. Raises ConfigError when a file is missing, is not of this format, or
-    when the sizes of the two do not agree.
+    `prefix` is the path without `.bin` or `.idx`; a set of shards that `shard_prefixes` finds is read as one stream, at
+    a cost in memory and time to open that follows the number of shards alone. Raises ConfigError when a file is
+    missing, is not of this format, when the sizes of the two do not agree, or when shards differ in their type of ids.
     """
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = Path(prefix)
+        self._shards = [_Shard(path) for path in shard_prefixes(self.prefix)]
+        self.dtype = self._shards[0].dtype
+        for shard in self._shards:
+            if shard.dtype != self.dtype:
+                raise ConfigError(
+                    f"{shard.prefix}.idx: ids of type {shard.dtype}, but {self._shards[0].prefix.name}.idx has "
+                    f"{self.dtype}; the shards are not of one corpus"
+                )
+        # Of each shard, its first token and first document in the stream; then the totals.
+        self._token_starts = [0, *itertools.accumulate(shard.n_tokens for shard in self._shards)]
+        self._document_starts = [0, *itertools.accumulate(shard.n_documents for shard in self._shards)]
+        self.n_tokens, self.n_documents = self._token_starts[-1], self._document_starts[-1]
+
+    def __reduce__(self) -> tuple[type["TokenFile"], tuple[Path]]:
+        return TokenFile, (self.prefix,)  # a loader's worker process maps the file anew instead of receiving a copy
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Tokens start..stop-1 of all documents taken as one stream, a copy of shape (stop - start,)."""
+        if not 0 <= start <= stop <= self.n_tokens:
+            raise ConfigError(f"{self.prefix}.bin holds tokens 0..{self.n_tokens}; asked for {start}..{stop}")
+        number = self._shard_of(start)
+        pieces = []
+        while start < stop:
+            first, end = self._token_starts[number], min(stop, self._token_starts[number + 1])
+            pieces.append(self._shards[number].tokens[start - first : end - first])
+            start, number = end, number + 1
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=self.dtype)
+
+    def document_at(self, position: int) -> tuple[int, int]:
+        """(document, offset in it) of a token position; a binary search in the mapped index, O(log documents)."""
+        if not 0 <= position < self.n_tokens:
+            raise ConfigError(f"{self.prefix}.bin holds tokens 0..{self.n_tokens}; asked for token {position}")
+        number = self._shard_of(position)
+        shard, offset = self._shards[number], position - self._token_starts[number]
+        after = bisect.bisect_right(range(shard.n_documents), offset, key=shard.document_start)
+        return self._document_starts[number] + after - 1, offset - shard.document_start(after - 1)
+
+    def document_start(self, document: int) -> int:
+        """Position of a document's first token; `n_documents` gives the end of the stream."""
+        number = min(bisect.bisect_right(self._document_starts, document), len(self._shards)) - 1
+        return self._token_starts[number] + self._shards[number].document_start(
+            document - self._document_starts[number]
+        )
+
+    def locate(self, position: int) -> tuple[Path, int]:
+        """(the .bin file, the token's place in it) of a position, for messages."""
+        number = self._shard_of(position)
+        return Path(f"{self._shards[number].prefix}.bin"), position - self._token_starts[number]
+
+    def _shard_of(self, position: int) -> int:
+        """The shard that holds a position; an empty one holds none."""
+        return min(bisect.bisect_right(self._token_starts, position), len(self._shards)) - 1
+
+
+def shard_prefixes(prefix: Path) -> list[Path]:
+    """What `prefix` stands for: itself where there is such a pair of files, else the set `prefix-00000-of-NNNNN` on.
+
+    Raises ConfigError, naming the file, when there is neither, when there are both or two sets, and when a set lacks a
+    file.
+    """
+    prefix = Path(prefix)
+    single = [path for suffix in (".bin", ".idx") if (path := Path(f"{prefix}{suffix}")).is_file()]
+    pattern = re.compile(re.escape(prefix.name) + r"-(\d{5,})-of-(\d{5,})\.(?:bin|idx)")
+    names = sorted(path.name for path in prefix.parent.iterdir()) if prefix.parent.is_dir() else []
+    sets = {found[2] for name in names if (found := pattern.fullmatch(name))}
+    if not sets:
+        return [prefix]
+    kinds = [path.name for path in single[:1]] + [f"{prefix.name}-00000-of-{size}" for size in sorted(sets)]
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"{prefix}: {' and '.join(kinds)} are token files of two corpora; name one, or remove those of the other"
+        )
+    size = sets.pop()
+    prefixes = [prefix.with_name(f"{prefix.name}-{number:05d}-of-{size}") for number in range(int(size))]
+    present = set(names)
+    for path in prefixes:
+        for suffix in (".bin", ".idx"):
+            if f"{path.name}{suffix}" not in present:
+                raise ConfigError(f"{path}{suffix}: no such file; the set of {int(size)} shards is not complete")
+    return prefixes
+
+
+class _Shard:
+    """One mapped pair of files; `tokens` are all its ids."""
+
+    def __init__(self, prefix: Path) -> None:
+        self.prefix = prefix
         index_path, bin_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
         for path in (index_path, bin_path):
             if not path.is_file():
                 raise ConfigError(
-                    f"{path}: no such token file; a corpus is a pair of files {prefix}.bin and {prefix}.idx"
+                    f"{path}: no such token file; a corpus is a pair of files {prefix}.bin and {prefix}.idx, or a set "
+                    f"of them, {prefix}-00000-of-NNNNN and so on"
                 )
         code, n_sequences, n_document_marks = _read_header(index_path)
         self.dtype: np.dtype[Any] = np.dtype(DTYPES[code]).newbyteorder("<")
         _check_size(index_path, HEADER.size + 12 * n_sequences + 8 * n_document_marks, index_path)
-        index = np.memmap(index_path, dtype=np.uint8, mode="r")
+        index = np.asarray(np.memmap(index_path, dtype=np.uint8, mode="r"))  # a memmap proper is slow to slice
         lengths_end = HEADER.size + 4 * n_sequences
         self._lengths = index[HEADER.size : lengths_end].view("<i4")  # (S,)
         pointers_end = lengths_end + 8 * n_sequences
@@ -141,28 +241,27 @@ class TokenFile:
         self.n_tokens = end // self.dtype.itemsize
         self.n_documents = n_document_marks - 1
         empty = np.empty(0, dtype=self.dtype)  # a file of no bytes cannot be mapped
-        self._tokens = np.memmap(bin_path, dtype=self.dtype, mode="r") if self.n_tokens else empty
-
-    def __reduce__(self) -> tuple[type["TokenFile"], tuple[Path]]:
-        return TokenFile, (self.prefix,)  # a loader's worker process maps the file anew instead of receiving a copy
-
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Tokens start..stop-1 of all documents taken as one stream, a copy of shape (stop - start,)."""
-        if not 0 <= start <= stop <= self.n_tokens:
-            raise ConfigError(f"{self.prefix}.bin holds tokens 0..{self.n_tokens}; asked for {start}..{stop}")
-        return np.array(self._tokens[start:stop])
-
-    def document_at(self, position: int) -> tuple[int, int]:
-        """(document, offset in it) of a token position; a binary search in the mapped index, O(log documents)."""
-        if not 0 <= position < self.n_tokens:
-            raise ConfigError(f"{self.prefix}.bin holds tokens 0..{self.n_tokens}; asked for token {position}")
-        after = bisect.bisect_right(range(self.n_documents), position, key=self.document_start)
-        return after - 1, position - self.document_start(after - 1)
+        self.tokens = np.asarray(np.memmap(bin_path, dtype=self.dtype, mode="r")) if self.n_tokens else empty
 
     def document_start(self, document: int) -> int:
-        """Position of a document's first token; `n_documents` gives the end of the stream."""
+        """Position of a document's first token; `n_documents` gives the end."""
         sequence = int(self._documents[document])
         return int(self._pointers[sequence]) // self.dtype.itemsize if sequence < len(self._pointers) else self.n_tokens
+
+
+def sampled_digest(path: Path) -> str:
+    """sha256 of a file's length and of 16 blocks of 4 KiB spread evenly over it, the first and last among them.
+
+    Costs the same for every size. It notices another file, another length and damage of more than a 15th of the
+    length; a single wrong byte only inside those blocks.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for i in range(_SAMPLES):
+            file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def _read_header(path: Path) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from gpt import token_corpus
 from gpt.dataset import TrainingData, ValidationData
 from gpt.errors import ConfigError
 from gpt.loss import loss_for
@@ -154,7 +155,7 @@ def open_data(config: RunConfig) -> tuple[TrainingData, dict[str, ValidationData
 
 
 def check_tokenizer(config: RunConfig) -> Tokenizer:
-    """The recipe's tokenizer, whose vocabulary the model must hold."""
+    """The recipe's tokenizer, whose vocabulary the model must hold and which must have made the corpora."""
     path = Path(config.data.tokenizer)
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -162,6 +163,8 @@ def check_tokenizer(config: RunConfig) -> Tokenizer:
             f"model.vocab_size = {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} pieces of "
             f"{path}; set model.vocab_size = {tokenizer.vocab_size}"
         )
+    for corpus in (*config.data.train, *config.data.validation):
+        token_corpus.check_tokenizer(Path(corpus.path), path=path, fingerprint=tokenizer.fingerprint)
     return tokenizer
 
 
