@@ -1,75 +1,34 @@
-"""The last step: token ids of all shards into the corpus folder; a corpus is whole when its corpus.json is there.
+"""The corpus folder and its corpus.json: put there whole, or not at all; reads and writes no token.
 
-The folder holds train.bin/.idx, validation.bin/.idx, the tokenizer and corpus.json, which is taken away first and put
-back last while the files are exchanged.
+The folder holds the token files of both splits, the tokenizer and corpus.json, which is taken away first and put back
+last while the files are exchanged, so a folder that has one is whole.
 """
 
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.engine import Result, Stage
-from data_prep.files import disk_errors, read_array, sync_file, sync_folder
+from data_prep.files import disk_errors, sync_file, sync_folder
 from gpt.errors import ConfigError
-from gpt.token_files import TokenFileWriter, token_dtype
 
 CORPUS_FILE = "corpus.json"
+VERSION = 2  # 1 had one file a split and no sampled digests
 SPLITS = {"training": "train", "validation": "validation"}  # split: prefix of its token files
+# Files that only a corpus has, so an older one's may be taken away.
+TOKEN_FILE = re.compile(rf"({'|'.join(SPLITS.values())})(-\d{{5,}}-of-\d{{5,}})?\.(bin|idx)")
 
 
-@dataclass(frozen=True)
-class MergeTask:
-    """Which split to gather."""
-
-    validation: bool
-    vocab_size: int
-
-
-def merge_split(config: MergeTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
-    """Stage function: (.tokens and rows of every shard in turn) to one split's .bin and .idx, in shuffled order.
-
-    Facts: tokens, documents, and the entropy of the tokens' frequencies in nats, which is the loss of the best model
-    that ignores context. Memory: some 100 bytes a document; token ids are read from the mapped shards.
-    """
-    token_paths, row_paths = inputs[0::2], inputs[1::2]
-    dtype = token_dtype(config.vocab_size)
-    tables = [read_array(path) for path in row_paths]
-    shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    rows = np.concatenate(tables)
-    mine = rows["validation"] == config.validation
-    rows, shard = rows[mine], shard[mine]
-    order = np.lexsort((rows["text"], rows["order"]))
-    sources = [
-        np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype) for path in token_paths
-    ]
-    prefix = outputs[0].with_suffix("")
-    with TokenFileWriter(prefix, vocab_size=config.vocab_size) as writer:
-        for row, source in zip(rows[order], shard[order].tolist(), strict=True):
-            writer.add_document(sources[source][row["start"] : row["stop"]])
-    facts = {
-        "tokens": writer.n_tokens,
-        "documents": writer.n_documents,
-        "unigram_entropy_nats": entropy_nats(_count_tokens(outputs[0], dtype, config.vocab_size)),
-        "bin_sha256": _sha256(outputs[0]),
-        "idx_sha256": _sha256(outputs[1]),
-    }
-    return Result([], facts)
-
-
-def _count_tokens(path: Path, dtype: Any, vocab_size: int) -> Any:
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            counts += np.bincount(np.frombuffer(block, dtype), minlength=vocab_size)
-    return counts
+def shard_names(prefix: str, n_files: int) -> list[str]:
+    """Names of a split's token files without their endings: the prefix alone when there is one."""
+    return [prefix] if n_files == 1 else [f"{prefix}-{number:05d}-of-{n_files:05d}" for number in range(n_files)]
 
 
 def entropy_nats(counts: Any) -> float:
@@ -83,6 +42,7 @@ def publish(folder: Path, files: Mapping[str, Path], description: Mapping[str, A
     """Put `files` (name: where it lies now) and corpus.json into the corpus folder, all or nothing.
 
     Links where the file system allows it, so a corpus takes no second copy; does nothing when all is as it should be.
+    Token files and tokenizer of another corpus that was here are taken away, so that none can be read for one of these.
     """
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     corpus_path = folder / CORPUS_FILE
@@ -90,8 +50,8 @@ def publish(folder: Path, files: Mapping[str, Path], description: Mapping[str, A
         folder.mkdir(parents=True, exist_ok=True)
         if _is_published(folder, files, text):
             return
-        for left_over in folder.glob(".tmp-*"):  # by a run that was killed here
-            left_over.unlink()
+        for path in folder.glob(".tmp-*"):  # by a run that was killed here
+            path.unlink()
         temporary = {name: folder / f".tmp-{os.getpid()}-{name}" for name in (*files, CORPUS_FILE)}
         try:
             for name, source in files.items():
@@ -99,7 +59,10 @@ def publish(folder: Path, files: Mapping[str, Path], description: Mapping[str, A
             with open(temporary[CORPUS_FILE], "w", encoding="utf-8") as file:
                 file.write(text)
                 sync_file(file)
+            left_over = _token_files(folder) | _old_tokenizer(corpus_path)
             corpus_path.unlink(missing_ok=True)
+            for name in left_over - files.keys():
+                (folder / name).unlink(missing_ok=True)
             for name, path in temporary.items():  # corpus.json is the last
                 os.replace(path, folder / name)
             sync_folder(folder)
@@ -113,8 +76,10 @@ def read_corpus(folder: Path) -> dict[str, Any]:
     path = folder / CORPUS_FILE
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: no such file; run `triaxial prepare` to make the corpus") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged ({error}); run `triaxial prepare` again") from None
     return description
 
 
@@ -125,11 +90,12 @@ def describe(
     recipe: Mapping[str, Any],
     steps: Sequence[Mapping[str, Any]],
     versions: Mapping[str, str],
+    more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What corpus.json says: nothing that differs when the same corpus is made again elsewhere, by other workers."""
-    return {
+    description = {
         "format": "triaxial-corpus",
-        "version": 1,
+        "version": VERSION,
         "vocab_size": tokenizer["vocab_size"],
         "tokens": sum(split["tokens"] for split in splits.values()),
         "documents": sum(split["documents"] for split in splits.values()),
@@ -139,7 +105,28 @@ def describe(
         "steps": list(steps),
         "recipe": dict(recipe),
         "versions": dict(versions),
+        **more,
     }
+    return {**description, "sha256": seal(description)}
+
+
+def seal(description: Mapping[str, Any]) -> str:
+    """sha256 of all that a description says beside its own `sha256`."""
+    rest = {key: value for key, value in description.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _token_files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if TOKEN_FILE.fullmatch(path.name)}
+
+
+def _old_tokenizer(corpus_path: Path) -> set[str]:
+    try:
+        about = json.loads(corpus_path.read_text(encoding="utf-8"))["tokenizer"]
+        names = about.get("files", {about["file"]: None})
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+    return {name for name in names if name == Path(name).name}
 
 
 def _is_published(folder: Path, files: Mapping[str, Path], text: str) -> bool:
@@ -167,6 +154,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-MERGE = Stage("write_corpus", merge_split, ("corpus", "files", "gpt.token_files"), ("numpy",))

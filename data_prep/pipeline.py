@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import dedup_exact, dedup_minhash
-from data_prep.corpus import MERGE, SPLITS, MergeTask, describe, publish
 from data_prep.counts import Counts
 from data_prep.decontaminate import REPORT, decontaminate, summary
 from data_prep.dedup_exact import COPY
 from data_prep.dedup_minhash import NEAR_COPY
-from data_prep.engine import Task, Workspace, plain, versions
+from data_prep.engine import Workspace
 from data_prep.evaluation_sets import find_set_files
 from data_prep.extract import EXTRACT, ExtractTask
 from data_prep.language import LANGUAGE
@@ -19,13 +18,12 @@ from data_prep.python_docs import CRAWL, CrawlTask
 from data_prep.quality import QUALITY
 from data_prep.readers import find_inputs
 from data_prep.recipe import PrepareConfig
-from data_prep.shard_runs import ShardRun, Shards
-from data_prep.tokenize import TOKENIZE, TRAIN, TrainTask
+from data_prep.shard_runs import ShardRun
+from data_prep.write_corpus import write_corpus
 from gpt.errors import ConfigError
 from gpt.tokenizer import load_tokenizer
 
 _CRAWL_FILES = 8  # fixed: it is part of what the demo's crawl is, not of how it is run
-_PACKAGES = ("fastwarc", "numpy", "pycld2", "resiliparse", "sentencepiece", "xxhash", "zstandard")
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,9 @@ def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Pre
             shards = run.map(dedup_minhash.REMOVAL, NEAR_COPY, shards, beside=copies)
         if config.decontaminate.sets:
             shards = decontaminate(run, config.decontaminate, shards)
-        return _write_corpus(run, config, shards)
+        more = {REPORT: summary(run.facts[REPORT][-1])} if REPORT in run.facts else {}
+        description = write_corpus(run, config, shards, more=more)
+        return Prepared(run.counts, run.facts, run.seconds, config.output.folder, description)
 
 
 def _check_tokenizer(config: PrepareConfig) -> None:
@@ -77,56 +77,3 @@ def _check_tokenizer(config: PrepareConfig) -> None:
         raise ConfigError(
             f"tokenizer.vocab_size = {wanted}, but {config.tokenizer.path} has {size} tokens; remove vocab_size"
         )
-
-
-def _write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards) -> Prepared:
-    workspace = run.workspace
-    model = config.tokenizer.path
-    if model is None:
-        model = workspace.folder / TRAIN.name / "tokenizer.model"
-        task = Task(TrainTask(config.tokenizer, config.output.split), tuple(shards.values()), (model,))
-        run.tasks(TRAIN, [task])
-    tasks = [
-        Task(config.output.split, (path, model), _tokens_and_rows(workspace.folder, name))
-        for name, path in shards.items()
-    ]
-    run.tasks(TOKENIZE, tasks)
-    tokenizer = load_tokenizer(model)
-    tokenized = tuple(path for task in tasks for path in task.outputs)
-    merges = []
-    for split, prefix in SPLITS.items():
-        outputs = tuple(workspace.folder / MERGE.name / f"{prefix}{suffix}" for suffix in (".bin", ".idx"))
-        merges.append(Task(MergeTask(split == "validation", tokenizer.vocab_size), tokenized, outputs))
-    finished = run.tasks(MERGE, merges)
-    splits = {split: merged.facts for split, merged in zip(SPLITS, finished, strict=True)}
-    _check_splits(splits, config)
-    name = f"tokenizer{model.suffix}"
-    about = {
-        "file": name,
-        "fingerprint": tokenizer.fingerprint,
-        "vocab_size": tokenizer.vocab_size,
-        "end_of_document_id": tokenizer.end_of_document_id,
-    }
-    recipe = plain(config)
-    recipe["output"] = {key: recipe["output"][key] for key in ("validation_fraction", "seed")}
-    steps = [counts.as_dict() for counts in run.counts]
-    description = describe(splits, about, recipe=recipe, steps=steps, versions=versions(_PACKAGES))
-    if REPORT in run.facts:
-        description[REPORT] = summary(run.facts[REPORT][-1])
-    files = {path.name: path for task in merges for path in task.outputs}
-    publish(config.output.folder, {name: model, **files}, description)
-    return Prepared(run.counts, run.facts, run.seconds, config.output.folder, description)
-
-
-def _tokens_and_rows(folder: Path, name: str) -> tuple[Path, Path]:
-    return folder / TOKENIZE.name / f"{name}.tokens", folder / TOKENIZE.name / f"{name}.npy"
-
-
-def _check_splits(splits: dict[str, dict[str, Any]], config: PrepareConfig) -> None:
-    n_documents = sum(split["documents"] for split in splits.values())
-    for name, split in splits.items():
-        if not split["documents"]:
-            raise ConfigError(
-                f"output.validation_fraction = {config.output.validation_fraction} of {n_documents:,} documents leaves "
-                f"none for {name}; change it or output.seed, or give more documents"
-            )

@@ -20,18 +20,24 @@ class OutputConfig:
 
     `folder` receives the token files; `work` (by default its subfolder "work") the intermediate files, which make a
     second run quick and may be deleted. About `validation_fraction` of the documents go to the validation split. `seed`
-    draws the split and the order.
+    draws the split and the order. A split of more than `shard_tokens` tokens is written as several pairs of files of
+    about equal length, each a random part of it.
     """
 
     folder: Path
     work: Path | None = None
     validation_fraction: float = 0.01
     seed: int = 0
+    shard_tokens: int = 1_000_000_000
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
             raise ConfigError(
                 f"output.validation_fraction = {self.validation_fraction} must lie between 0 and 1, for example 0.01"
+            )
+        if self.shard_tokens < 1:
+            raise ConfigError(
+                f"output.shard_tokens = {self.shard_tokens} must be at least 1; the default is 1000000000"
             )
 
     @property

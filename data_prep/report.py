@@ -29,9 +29,10 @@ def show(prepared: Prepared, work: Path, console: Console) -> None:
         show_decontamination(found, console)
     description = prepared.description
     for name, split in description["splits"].items():
-        path = prepared.folder / split["prefix"]
+        first = prepared.folder / split["shards"][0]["name"]
+        more = f" and {len(split['shards']) - 1} more" if len(split["shards"]) > 1 else ""
         console.print(
-            f"{name}: {split['tokens']:,} tokens, {split['documents']:,} documents -> {path}.bin, {path}.idx",
+            f"{name}: {split['tokens']:,} tokens, {split['documents']:,} documents -> {first}.bin, {first}.idx{more}",
             highlight=False,
             soft_wrap=True,
         )

@@ -1,11 +1,19 @@
-"""Tokenizer training, and shards to token ids; decides each document's split and place, never writes a corpus."""
+"""Shards to token ids, in the shuffled order already; decides each document's split and place, never writes a corpus.
 
+A shard's `.tokens` file holds its training documents and then its validation documents, each part in the order in which
+the corpus will have them. So every file of the corpus, which is a range of that order, finds its part of a shard in one
+piece.
+"""
+
+import tempfile
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from data_prep.counts import Tally
 from data_prep.documents import Document, keyed_hash, parent_id, read_shard
@@ -13,16 +21,17 @@ from data_prep.engine import Result, Stage
 from data_prep.files import write_array
 from gpt.errors import ConfigError, import_extra
 from gpt.token_files import token_dtype
-from gpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from gpt.tokenizer import Tokenizer, load_tokenizer
 
-# Where a document's tokens lie in its shard's `.tokens`, and where the document goes.
-ROW = np.dtype([("order", "<u8"), ("text", "<u8"), ("start", "<i8"), ("stop", "<i8"), ("validation", "?")])
+# Where a document stands: its split, its place in the shuffled order (equal ids: by text), and where its tokens lie.
+ROW = np.dtype([("validation", "?"), ("order", "<u8"), ("text", "<u8"), ("start", "<i8"), ("length", "<i4")])
 _BATCH_CHARACTERS = 1 << 20
+_COPIED_TOKENS = 1 << 24  # at a time, when a shard is put in order
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Section [tokenizer]: `path` names a sentencepiece .model or a Hugging Face tokenizer.json to use as it is.
+    """Section [tokenizer]: `path` names an existing tokenizer, in one of the forms of gpt.tokenizer.tokenizer_files.
 
     Without it, a byte-pair vocabulary of `vocab_size` pieces is trained on at most `train_bytes` of the training
     documents, a random part if there are more. `character_coverage` is the share of characters that get a piece.
@@ -40,6 +49,10 @@ class TokenizerConfig:
             raise ConfigError(
                 f"tokenizer.vocab_size = {self.vocab_size} must be at least 300: 256 bytes, 2 marks and some pieces"
             )
+        if self.train_bytes < 1:
+            raise ConfigError(
+                f"tokenizer.train_bytes = {self.train_bytes} must be at least 1; the default is 100000000"
+            )
 
 
 @dataclass(frozen=True)
@@ -54,95 +67,104 @@ class SplitConfig:
         return keyed_hash(parent_id(document_id), key=f"validation {self.seed}") < self.validation_fraction * 2**64
 
     def order(self, document_id: str) -> int:
-        """The document's place in its split, as a sorting key."""
+        """The document's place in its split, as a sorting key in 0..2^64-1."""
         return keyed_hash(document_id, key=f"shuffle {self.seed}")
 
 
-@dataclass(frozen=True)
-class TrainTask:
-    """What the training of a tokenizer depends on."""
-
-    tokenizer: TokenizerConfig
-    split: SplitConfig
-
-
-def train_tokenizer(config: TrainTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
-    """Stage function: all shards to one sentencepiece model."""
-    assert config.tokenizer.vocab_size is not None
-    train_sentencepiece(
-        _training_texts(inputs, config),
-        outputs[0],
-        vocab_size=config.tokenizer.vocab_size,
-        character_coverage=config.tokenizer.character_coverage,
-    )
-    return Result()
-
-
-def _training_texts(shards: Sequence[Path], config: TrainTask) -> Iterator[str]:
-    """Texts of training documents in shuffled order, up to train_bytes: the same whatever the shards."""
-    sizes = []  # (place in the order, shard, row, bytes)
-    for number, shard in enumerate(shards):
-        for row, document in enumerate(read_shard(shard)):
-            if not config.split.is_validation(document.id):
-                sizes.append((config.split.order(document.id), number, row, document.n_bytes))
-    sizes.sort()
-    budget = config.tokenizer.train_bytes
-    chosen: dict[tuple[int, int], int] = {}  # (shard, row): place in the order
-    for place, (_, number, row, n_bytes) in enumerate(sizes):
-        if n_bytes > budget and chosen:
-            break
-        chosen[number, row] = place
-        budget -= n_bytes
-    texts = [""] * len(chosen)
-    for number, shard in enumerate(shards):
-        for row, document in enumerate(read_shard(shard)):
-            if (number, row) in chosen:
-                texts[chosen[number, row]] = document.text
-    yield from texts
-
-
 def tokenize_shard(config: SplitConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
-    """Stage function: (shard, tokenizer) to (token ids of all documents one after another, one ROW for each)."""
+    """Stage function: (shard, tokenizer's files) to (token ids of all documents, one ROW for each), in ROW's order.
+
+    Facts: tokens and documents of each split. Memory: 29 bytes a document of the shard beside what is being copied.
+    """
     xxhash = import_extra("xxhash", extra="data")
     tokenizer = load_tokenizer(inputs[1])
     dtype = token_dtype(tokenizer.vocab_size)
     tally = Tally("tokenize")
-    rows: list[tuple[Any, ...]] = []
-    position = 0
-    with open(outputs[0], "wb") as file:
-        for document, ids in _encode(read_shard(inputs[0]), tokenizer):
-            ids.append(tokenizer.end_of_document_id)
-            file.write(np.array(ids).astype(dtype).tobytes())
-            text_hash = xxhash.xxh3_64_intdigest(document.text.encode())
-            where = (position, position + len(ids))
-            rows.append((config.order(document.id), text_hash, *where, config.is_validation(document.id)))
-            position += len(ids)
-            tally.keep(document.n_bytes, document.n_bytes)
-    write_array(outputs[1], np.array(rows, dtype=ROW))
-    return Result([tally.counts()], {"tokens": position})
+    validation, order, texts, lengths = array("b"), array("Q"), array("Q"), array("i")
+    with tempfile.TemporaryFile(dir=outputs[0].parent) as unsorted:
+        for documents, ids in _encode(read_shard(inputs[0]), tokenizer):
+            unsorted.write(_joined(ids, tokenizer, dtype).data)
+            for document in documents:
+                text = document.text.encode()
+                validation.append(config.is_validation(document.id))
+                order.append(config.order(document.id))
+                texts.append(xxhash.xxh3_64_intdigest(text))
+                tally.keep(len(text), len(text))
+            lengths.extend(len(document_ids) + 1 for document_ids in ids)
+        rows = np.zeros(len(lengths), dtype=ROW)
+        for name, column in (("validation", validation), ("order", order), ("text", texts), ("length", lengths)):
+            rows[name] = np.asarray(column)
+        rows["start"] = np.cumsum(rows["length"], dtype=np.int64) - rows["length"]
+        rows = rows[np.lexsort((rows["text"], rows["order"], rows["validation"]))]
+        with open(outputs[0], "wb") as tokens:
+            _copy_in_order(unsorted, tokens, rows, dtype)
+    rows["start"] = np.cumsum(rows["length"], dtype=np.int64) - rows["length"]
+    write_array(outputs[1], rows)
+    return Result(
+        [tally.counts()], {split: _totals(rows, split == "validation") for split in ("training", "validation")}
+    )
 
 
-def _encode(documents: Iterator[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, list[int]]]:
+def gather(tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+    """The documents at `starts` (documents,) of `tokens`, joined: their number of tokens is the sum of `lengths`."""
+    size = tokens.dtype.itemsize
+    raw = tokens.view(np.uint8).data if len(tokens) else memoryview(b"")
+    ends = ((starts + lengths) * size).tolist()
+    pieces = [raw[start:end] for start, end in zip((starts * size).tolist(), ends, strict=True)]
+    return np.frombuffer(b"".join(pieces), dtype=tokens.dtype)
+
+
+def blocks(lengths: npt.NDArray[np.int32], tokens: int) -> Iterator[slice]:
+    """Runs of documents of at most `tokens` tokens, or of one document that is longer."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    first = 0
+    while first < len(lengths):
+        before = int(ends[first - 1]) if first else 0
+        after = max(int(np.searchsorted(ends, before + tokens, side="right")), first + 1)
+        yield slice(first, after)
+        first = after
+
+
+def _copy_in_order(source: Any, target: BinaryIO, rows: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
+    source.flush()
+    tokens = np.memmap(source, dtype=dtype, mode="r") if int(rows["length"].sum(dtype=np.int64)) else np.empty(0, dtype)
+    for block in blocks(rows["length"], _COPIED_TOKENS):
+        target.write(gather(tokens, rows["start"][block], rows["length"][block]).data)
+
+
+def _joined(ids: Sequence[npt.NDArray[Any]], tokenizer: Tokenizer, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """All documents one after another, each with its end-of-document token."""
+    end = np.array([tokenizer.end_of_document_id], dtype=ids[0].dtype)
+    joined = np.concatenate([piece for document_ids in ids for piece in (document_ids, end)])
+    if int(joined.max()) >= tokenizer.vocab_size:  # before it is cut to the type of the vocabulary
+        raise ConfigError(f"{tokenizer.name} gave token id {joined.max()}, beyond its own {tokenizer.vocab_size} ids")
+    return joined.astype(dtype)
+
+
+def _totals(rows: npt.NDArray[Any], validation: bool) -> dict[str, int]:
+    lengths = rows["length"][rows["validation"] == validation]
+    return {"tokens": int(lengths.sum(dtype=np.int64)), "documents": len(lengths)}
+
+
+def _encode(
+    documents: Iterator[Document], tokenizer: Tokenizer
+) -> Iterator[tuple[list[Document], Sequence[npt.NDArray[Any]]]]:
+    """The documents in batches, with the ids of each."""
     batch: list[Document] = []
     size = 0
     for document in documents:
         batch.append(document)
         size += len(document.text)
         if size > _BATCH_CHARACTERS:
-            yield from zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True)
+            yield batch, tokenizer.encode_arrays([d.text for d in batch])
             batch, size = [], 0
-    yield from zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True)
+    if batch:
+        yield batch, tokenizer.encode_arrays([d.text for d in batch])
 
 
-TRAIN = Stage(
-    "train_tokenizer",
-    train_tokenizer,
-    ("tokenize", "documents", "gpt.tokenizer"),
-    ("sentencepiece", "zstandard"),
-)
 TOKENIZE = Stage(
     "tokenize",
     tokenize_shard,
-    ("tokenize", "documents", "gpt.tokenizer", "gpt.token_files"),
-    ("sentencepiece", "tokenizers", "zstandard", "xxhash"),
+    ("tokenize", "documents", "gpt.tokenizer", "gpt.byte_pair_tokenizer", "gpt.token_files"),
+    ("sentencepiece", "tiktoken", "tokenizers", "zstandard", "xxhash"),
 )

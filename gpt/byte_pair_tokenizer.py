@@ -121,7 +121,7 @@ def _from_merges(files: Sequence[Path], contents: Sequence[bytes]) -> _Vocabular
     for token, rank in known.items():
         if encoder.get(token) != rank:
             raise ConfigError(
-                f"{encoder_path}: {token!r} has id {encoder.get(token)}, but {merges_path.name} makes it number {rank}: "
+                f"{encoder_path}: {token!r} has id {encoder.get(token)}, but is number {rank} by {merges_path.name}: "
                 "the two files do not belong together, or ids do not follow the merges; use its tokenizer.json"
             )
     rest = {token: i for token, i in encoder.items() if token not in known}

@@ -229,8 +229,9 @@ def _read(spans: Sequence[tuple[TokenFile, int, int]], *, seq_len: int, vocab_si
     if batch.size and (batch.max() >= vocab_size or batch.min() < 0):
         row, column = (int(i) for i in np.argwhere((batch >= vocab_size) | (batch < 0))[0])
         file, start, _ = spans[row]
+        place = start + column
         raise ConfigError(
-            f"{file.locate(start + column)[0]}: token {start + column:,} of {file.n_tokens:,} is id {batch[row, column]}, but "
+            f"{file.bin_path(place)}: token {place:,} of {file.n_tokens:,} is id {batch[row, column]}, but "
             f"vocab_size = {vocab_size} has ids 0 to {vocab_size - 1}; use the tokenizer that made the file and its "
             "vocab_size, or prepare the file again with this tokenizer"
         )

@@ -31,7 +31,10 @@ def describe_corpus(prefix: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{path}: damaged ({error}); copy it again, or run `triaxial prepare` again") from None
     if not isinstance(description, dict) or description.get("format") != "triaxial-corpus":
         return None
-    return description if _shards(description, Path(prefix).name) else None
+    try:
+        return description if _shards(description, Path(prefix).name) else None
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{path}: damaged; copy it again, or run `triaxial prepare` again") from None
 
 
 def check_corpus(prefix: Path) -> None:

@@ -172,10 +172,9 @@ class TokenFile:
             document - self._document_starts[number]
         )
 
-    def locate(self, position: int) -> tuple[Path, int]:
-        """(the .bin file, the token's place in it) of a position, for messages."""
-        number = self._shard_of(position)
-        return Path(f"{self._shards[number].prefix}.bin"), position - self._token_starts[number]
+    def bin_path(self, position: int) -> Path:
+        """The file that holds a token position, for messages."""
+        return Path(f"{self._shards[self._shard_of(position)].prefix}.bin")
 
     def _shard_of(self, position: int) -> int:
         """The shard that holds a position; an empty one holds none."""

@@ -5,6 +5,7 @@ along unchanged.
 """
 
 import importlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +91,7 @@ def split_by_ranks(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """The two tokens whose merge makes `token`: what is left of it when only tokens of lower rank may be made."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        joined = [ranks.get(a + b, len(ranks) + 1) for a, b in zip(parts, parts[1:], strict=False)]
+        joined = [ranks.get(a + b, len(ranks) + 1) for a, b in itertools.pairwise(parts)]
         i = min(range(len(joined)), key=joined.__getitem__)
         assert joined[i] < ranks[token], token
         parts[i : i + 2] = [parts[i] + parts[i + 1]]

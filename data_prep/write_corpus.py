@@ -1,0 +1,142 @@
+"""The last steps of a recipe, from clean shards to the corpus folder: tokenizer, ids, files; holds no document."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.corpus import SPLITS, describe, entropy_nats, publish, shard_names
+from data_prep.corpus_shards import WRITE, FileTask
+from data_prep.engine import Finished, Task, plain, versions
+from data_prep.files import read_array
+from data_prep.recipe import PrepareConfig
+from data_prep.shard_runs import SHARD_ENDING, ShardRun, Shards
+from data_prep.tokenize import TOKENIZE
+from data_prep.tokenizer_training import SAMPLE, TRAIN, SampleTask, TrainTask, sample_bound
+from gpt.errors import ConfigError
+from gpt.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
+
+_PACKAGES = ("fastwarc", "numpy", "pycld2", "resiliparse", "sentencepiece", "tiktoken", "xxhash", "zstandard")
+
+
+def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Train the tokenizer if none is given, tokenize, write the files and publish them; what corpus.json says.
+
+    `more` are keys that it shall have beside its own.
+    ConfigError when a split or a file of it would have no document.
+    """
+    model = config.tokenizer.path or _train_tokenizer(run, config, shards)
+    sources = tokenizer_files(model)
+    tokenizer = load_tokenizer(model)
+    # The merges name their pair, so the last of the files is enough to load it.
+    tasks = [
+        Task(config.output.split, (path, *reversed(sources)), _tokens_and_rows(run, name))
+        for name, path in shards.items()
+    ]
+    totals = _totals(run.tasks(TOKENIZE, tasks))
+    _check_splits(totals, config)
+    tokenized = tuple(path for task in tasks for path in task.outputs)
+    splits: dict[str, dict[str, Any]] = {}
+    files: dict[str, Path] = {}
+    for split, prefix in SPLITS.items():
+        names = shard_names(prefix, -(-totals[split]["tokens"] // config.output.shard_tokens))
+        written = run.tasks(WRITE, _write_tasks(run, split, names, tokenizer.vocab_size, tokenized))
+        _check_files(names, written, config)
+        splits[split] = _describe_split(totals[split], names, written)
+        files |= {path.name: path for finished in written for path in finished.task.outputs[:2]}
+    published = dict(zip(_published_names(sources), sources, strict=True))
+    recipe = plain(config)
+    recipe["output"] = {key: recipe["output"][key] for key in ("validation_fraction", "seed", "shard_tokens")}
+    description = describe(
+        splits,
+        _describe_tokenizer(tokenizer, published),
+        recipe=recipe,
+        steps=[counts.as_dict() for counts in run.counts],
+        versions=versions(_PACKAGES),
+        more=more,
+    )
+    publish(config.output.folder, published | files, description)
+    return description
+
+
+def _train_tokenizer(run: ShardRun, config: PrepareConfig, shards: Shards) -> Path:
+    """A sentencepiece model of the first training documents in the shuffled order."""
+    folder, split = run.workspace.folder, config.output.split
+    before = run.counts[-1]
+    below = sample_bound(config.tokenizer.train_bytes, documents=before.documents_out, n_bytes=before.bytes_out)
+    samples = shards
+    if below < 2**64:
+        samples = {name: folder / SAMPLE.name / f"{name}{SHARD_ENDING}" for name in shards}
+        run.tasks(SAMPLE, [Task(SampleTask(split, below), (shards[name],), (samples[name],)) for name in shards])
+    model = folder / TRAIN.name / "tokenizer.model"
+    run.tasks(TRAIN, [Task(TrainTask(config.tokenizer, split), tuple(samples.values()), (model,))])
+    return model
+
+
+def _tokens_and_rows(run: ShardRun, name: str) -> tuple[Path, Path]:
+    folder = run.workspace.folder / TOKENIZE.name
+    return folder / f"{name}.tokens", folder / f"{name}.npy"
+
+
+def _write_tasks(
+    run: ShardRun, split: str, names: list[str], vocab_size: int, tokenized: tuple[Path, ...]
+) -> list[Task]:
+    folder = run.workspace.folder / WRITE.name
+    return [
+        Task(
+            FileTask(split == "validation", number, len(names), vocab_size),
+            tokenized,
+            (folder / f"{name}.bin", folder / f"{name}.idx", folder / f"{name}.counts.npy"),
+        )
+        for number, name in enumerate(names)
+    ]
+
+
+def _totals(finished: list[Finished]) -> dict[str, dict[str, int]]:
+    return {
+        split: {key: sum(task.facts[split][key] for task in finished) for key in ("tokens", "documents")}
+        for split in SPLITS
+    }
+
+
+def _describe_split(totals: dict[str, int], names: list[str], written: list[Finished]) -> dict[str, Any]:
+    counts = sum((read_array(finished.task.outputs[2]) for finished in written), start=np.zeros(1, dtype=np.int64))
+    shards = [{"name": name, **finished.facts} for name, finished in zip(names, written, strict=True)]
+    for key, total in totals.items():
+        assert sum(shard[key] for shard in shards) == total, f"{key} of the files do not add up to {total}"
+    return {**totals, "unigram_entropy_nats": entropy_nats(counts), "shards": shards}
+
+
+def _describe_tokenizer(tokenizer: Tokenizer, published: dict[str, Path]) -> dict[str, Any]:
+    return {
+        "file": list(published)[-1],  # what data.tokenizer should name
+        "files": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in published.items()},
+        "fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "end_of_document_id": tokenizer.end_of_document_id,
+    }
+
+
+def _published_names(sources: tuple[Path, ...]) -> list[str]:
+    return ["encoder.json", "vocab.bpe"] if len(sources) == 2 else [f"tokenizer{sources[0].suffix}"]
+
+
+def _check_splits(totals: dict[str, dict[str, int]], config: PrepareConfig) -> None:
+    n_documents = sum(split["documents"] for split in totals.values())
+    for name, split in totals.items():
+        if not split["documents"]:
+            raise ConfigError(
+                f"output.validation_fraction = {config.output.validation_fraction} of {n_documents:,} documents leaves "
+                f"none for {name}; change it or output.seed, or give more documents"
+            )
+
+
+def _check_files(names: list[str], written: list[Finished], config: PrepareConfig) -> None:
+    for name, finished in zip(names, written, strict=True):
+        if not finished.facts["documents"]:
+            raise ConfigError(
+                f"output.shard_tokens = {config.output.shard_tokens:,} makes {len(names)} files, and by chance {name} "
+                "gets no document; choose a larger one, some hundred documents long at least"
+            )
