@@ -1,5 +1,6 @@
 """The token files are Megatron's, byte for byte, and bad ones are refused."""
 
+import itertools
 import pickle
 import struct
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt.errors import ConfigError
-from gpt.token_files import TokenFile, TokenFileWriter
+from gpt.token_files import TokenFile, TokenFileWriter, sampled_digest
 
 DOCUMENTS = [[5, 6, 7, 1], [1], [], [300, 2, 1], [9] * 70 + [1]]
 STREAM = [token for ids in DOCUMENTS for token in ids]
@@ -159,6 +160,85 @@ def test_a_missing_byte_or_file_is_refused(tmp_path):
     (tmp_path / "a.bin").unlink()
     with pytest.raises(ConfigError, match=r"a\.bin: no such token file"):
         TokenFile(tmp_path / "a")
+
+
+def write_set(folder: Path, parts) -> list[str]:
+    for number, documents in enumerate(parts):
+        write(folder / f"a-{number:05d}-of-{len(parts):05d}", documents=documents)
+    return [f"a-{number:05d}-of-{len(parts):05d}" for number in range(len(parts))]
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (2, 2, 4), (0, 5)])
+def test_a_set_of_files_reads_as_one(tmp_path, cuts):
+    """Cut between any two documents, some parts empty: everything is as in the single file."""
+    edges = [0, *cuts, len(DOCUMENTS)]
+    write_set(tmp_path, [DOCUMENTS[a:b] for a, b in itertools.pairwise(edges)])
+    parts, whole = TokenFile(tmp_path / "a"), TokenFile(write(tmp_path / "whole"))
+    assert (parts.n_tokens, parts.n_documents, parts.dtype) == (whole.n_tokens, whole.n_documents, whole.dtype)
+    for start in range(whole.n_tokens + 1):
+        for stop in {start, start + 1, start + 9, whole.n_tokens}:
+            if start <= stop <= whole.n_tokens:
+                np.testing.assert_array_equal(parts.read(start, stop), whole.read(start, stop))
+    for n in range(whole.n_tokens):
+        assert parts.document_at(n) == whole.document_at(n)
+        path = parts.bin_path(n)
+        assert parts.read(n, n + 1)[0] in np.fromfile(path, dtype="<u2")
+    assert [parts.document_start(d) for d in range(6)] == [whole.document_start(d) for d in range(6)]
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(parts)).read(0, 79), STREAM)
+    parts.read(0, 3)[:] = 0
+    assert parts.read(0, 1)[0] == 5, "read must hand out a copy"
+
+
+def test_a_set_that_is_not_whole_or_not_alone_is_refused(tmp_path):
+    names = write_set(tmp_path, [DOCUMENTS[:2], DOCUMENTS[2:4], DOCUMENTS[4:]])
+    assert TokenFile(tmp_path / names[1]).n_tokens == 3, "one of a set can be read by its own name"
+    moved = (tmp_path / f"{names[1]}.idx").rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=rf"{names[1]}\.idx: no such file; the set of 3"):
+        TokenFile(tmp_path / "a")
+    moved.rename(tmp_path / f"{names[1]}.idx")
+    write(tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"a\.bin and a-00000-of-00003 are token files of two corpora"):
+        TokenFile(tmp_path / "a")
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"a{suffix}").rename(tmp_path / f"a-00004-of-00009{suffix}")
+    with pytest.raises(ConfigError, match=r"a-00000-of-00003 and a-00000-of-00009"):
+        TokenFile(tmp_path / "a")
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"a-00004-of-00009{suffix}").unlink()
+    write(tmp_path / names[2], vocab_size=70_000)
+    with pytest.raises(ConfigError, match=rf"{names[2]}\.idx: ids of type int32, but {names[0]}\.idx has uint16"):
+        TokenFile(tmp_path / "a")
+
+
+def test_documents_written_in_one_call_are_those_written_one_by_one(tmp_path):
+    write(tmp_path / "one")
+    with TokenFileWriter(tmp_path / "many", vocab_size=1000) as writer:
+        for part in (DOCUMENTS[:3], [], DOCUMENTS[3:]):
+            ids = np.array([i for document in part for i in document], dtype=np.uint32)
+            writer.add_documents(ids, np.array([len(document) for document in part], dtype=np.int32))
+    assert writer.n_tokens == len(STREAM)
+    for suffix in (".bin", ".idx"):
+        assert (tmp_path / f"many{suffix}").read_bytes() == (tmp_path / f"one{suffix}").read_bytes()
+    with TokenFileWriter(tmp_path / "bad", vocab_size=1000) as writer:
+        writer.add_documents(np.array([1, 2, 3]), np.array([3], dtype=np.int32))
+        with pytest.raises(ConfigError, match=r"token id 1000 in document 3 is outside"):
+            writer.add_documents(np.array([1, 2, 1000, 4]), np.array([1, 0, 3], dtype=np.int32))
+
+
+def test_a_sampled_digest_covers_both_ends_and_the_length(tmp_path):
+    path = tmp_path / "f"
+    content = bytes(range(256)) * 4096  # 1 MiB
+    digests = []
+    for change in ({}, {0: 1}, {len(content) - 1: 1}, {(len(content) - 4096) // 15 + 4095: 1}, {300_000: 1}):
+        path.write_bytes(bytes(byte ^ change[i] if i in change else byte for i, byte in enumerate(content)))
+        digests.append(sampled_digest(path))
+    path.write_bytes(content[:-1])
+    digests.append(sampled_digest(path))
+    assert digests[0] == digests[4], "what lies between the samples is not seen"
+    assert len(set(digests)) == 5
+    for size in (0, 1, 4096, 4097):
+        path.write_bytes(content[:size])
+        assert len(sampled_digest(path)) == 64
 
 
 def test_megatron_core_reads_our_files_and_we_read_its(tmp_path):

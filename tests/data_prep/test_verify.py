@@ -1,0 +1,220 @@
+"""A corpus that is not what its corpus.json says is found: in full by `prepare verify`, mostly when it is opened."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.corpus import CORPUS_FILE, seal
+from data_prep.corpus_shards import describe_file
+from gpt.errors import ConfigError
+from gpt.token_corpus import check_tokenizer, open_tokens
+from gpt.token_files import TokenFile, TokenFileWriter
+from gpt.tokenizer import load_tokenizer, train_sentencepiece
+from launch.main import main
+
+pytest.importorskip("fastwarc", reason="the extra 'data' is not installed")
+
+RECIPE = """
+[input]
+paths = ["{folder}/texts.jsonl"]
+[output]
+folder = "{folder}/corpus"
+work = "{folder}/work"
+validation_fraction = 0.2
+shard_tokens = 90_000
+[language]
+enabled = false
+[quality]
+rules = []
+[dedup_minhash]
+enabled = false
+[tokenizer]
+vocab_size = 400
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, prose) -> Path:
+    """A folder with recipe.toml, work and corpus: train in three files, validation in one."""
+    folder = tmp_path_factory.mktemp("verify")
+    lines = [json.dumps({"id": f"d{n}", "text": prose(n, 60)}) for n in range(150)]
+    (folder / "texts.jsonl").write_text("\n".join(lines))
+    (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
+    assert main(["prepare", str(folder / "recipe.toml"), "--workers", "1"]) == 0
+    return folder
+
+
+@pytest.fixture
+def corpus(made, tmp_path) -> Path:
+    """A copy to be damaged."""
+    return shutil.copytree(made / "corpus", tmp_path / "corpus")
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def faults(folder, capsys) -> tuple[int, str]:
+    capsys.readouterr()
+    status = main(["prepare", "verify", str(folder), "--workers", "2"])
+    return status, capsys.readouterr().out
+
+
+def test_a_whole_corpus_in_several_files(made, capsys):
+    status, shown = faults(made / "corpus", capsys)
+    assert status == 0, shown
+    description = json.loads((made / "corpus" / CORPUS_FILE).read_text())
+    assert f"whole; {description['tokens']:,} tokens, 150 documents" in shown
+    shards = description["splits"]["training"]["shards"]
+    assert [shard["name"] for shard in shards] == [f"train-{n:05d}-of-00003" for n in range(3)]
+    assert [shard["name"] for shard in description["splits"]["validation"]["shards"]] == ["validation"]
+    tokens = open_tokens(made / "corpus/train")
+    assert tokens.n_tokens == description["splits"]["training"]["tokens"] == sum(shard["tokens"] for shard in shards)
+    assert open_tokens(made / "corpus" / shards[1]["name"]).n_tokens == shards[1]["tokens"]
+
+
+def test_other_files_of_the_same_stream(made, tmp_path, capsys):
+    """One file, then three again: the stream is the same, and no file of the corpus before stays."""
+    again = shutil.copytree(made, tmp_path / "made", symlinks=True)
+    (again / "recipe.toml").write_text(RECIPE.format(folder=again))
+    before = TokenFile(made / "corpus/train")
+    words = ["prepare", str(again / "recipe.toml"), "--workers", "1", "--output.shard_tokens"]
+    for shard_tokens, n_files in ((10_000_000, 1), (90_000, 3)):
+        assert main([*words, str(shard_tokens)]) == 0
+        assert len(list((again / "corpus").glob("train*.bin"))) == n_files
+        after = open_tokens(again / "corpus/train")
+        np.testing.assert_array_equal(before.read(0, before.n_tokens), after.read(0, after.n_tokens))
+    assert main([*words, "4000"]) == 2
+    assert "output.shard_tokens = 4,000 makes" in capsys.readouterr().err
+
+
+BIN, IDX = "train-00001-of-00003.bin", "train-00001-of-00003.idx"
+FAULTS = {
+    "a bit at the end": (lambda c: flip(c / BIN, -1), rf"{BIN}: sha256", rf"{BIN}: its content is not"),
+    "a bit between samples": (lambda c: flip(c / BIN, 7000), rf"{BIN}: sha256", None),
+    "a bit of the index": (lambda c: flip(c / IDX, 40), rf"{IDX}: sha256", rf"{IDX}: its content is not"),
+    "a byte too few": (
+        lambda c: (c / BIN).write_bytes((c / BIN).read_bytes()[:-1]),
+        rf"{BIN}: [\d,]+ bytes, expected",
+        rf"{BIN}: [\d,]+ bytes, but corpus\.json says",
+    ),
+    "a file gone": (lambda c: (c / IDX).unlink(), rf"{IDX}: No such file", rf"{IDX}: no such file"),
+    "two exchanged": (
+        lambda c: [
+            (c / f"validation{s}").write_bytes((c / f"train-00000-of-00003{s}").read_bytes()) for s in (".bin", ".idx")
+        ],
+        r"validation\.bin: [\d,]+ bytes, expected",
+        None,  # of the training files, that is
+    ),
+    "a file too many": (
+        lambda c: [shutil.copy(c / f"validation{s}", c / f"train{s}") for s in (".bin", ".idx")],
+        r"train\.bin: not a file of this corpus",
+        r"train\.bin and train-00000-of-00003 are token files of two corpora",
+    ),
+    "the description": (
+        lambda c: (c / CORPUS_FILE).write_text((c / CORPUS_FILE).read_text().replace('"seed": 0', '"seed": 1')),
+        r"corpus\.json: its own sha256",
+        None,
+    ),
+    "the tokenizer": (lambda c: flip(c / "tokenizer.model", 2000), r"tokenizer\.model: sha256", None),
+    "the tokenizer gone": (lambda c: (c / "tokenizer.model").unlink(), r"tokenizer\.model: No such file", None),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_faults_are_named(corpus, capsys, case):
+    damage, in_full, when_opened = FAULTS[case]
+    damage(corpus)
+    status, shown = faults(corpus, capsys)
+    assert status == 1
+    assert re.search(in_full, shown), shown
+    if when_opened:
+        with pytest.raises(ConfigError, match=when_opened):
+            open_tokens(corpus / "train")
+    elif case == "two exchanged":
+        with pytest.raises(ConfigError, match=r"validation\.bin: [\d,]+ bytes, but"):
+            open_tokens(corpus / "validation")
+    else:
+        assert open_tokens(corpus / "train").n_documents == TokenFile(corpus / "train").n_documents
+
+
+def test_faults_that_digests_cannot_show(corpus, capsys):
+    """Files that are what corpus.json says, but that no writer of ours could have written."""
+    description = json.loads((corpus / CORPUS_FILE).read_text())
+    with TokenFileWriter(corpus / "validation", vocab_size=65_000) as writer:
+        writer.add_document([5, 400, 6])
+    shard = description["splits"]["validation"]["shards"][0]
+    shard |= {suffix: describe_file(corpus / f"validation.{suffix}") for suffix in ("bin", "idx")}
+    description["sha256"] = seal(description)
+    (corpus / CORPUS_FILE).write_text(json.dumps(description))
+    status, shown = faults(corpus, capsys)
+    assert status == 1
+    assert "validation.bin: holds ids from 0 to 400, but the vocabulary has 0 to 399" in shown
+    assert f"validation.idx: 3 tokens, expected {shard['tokens']:,}" in shown
+    assert f"validation.idx: 1 documents, expected {shard['documents']:,}" in shown
+    assert "validation.bin: its last token is not the end of a document, 1" in shown
+    assert "4 faults" in shown
+
+
+def test_any_bit_of_the_description(corpus, capsys):
+    original = (corpus / CORPUS_FILE).read_bytes()
+    for place in range(0, len(original), 211):
+        flip(corpus / CORPUS_FILE, place)
+        status, shown = faults(corpus, capsys)
+        if json.dumps(_parsed(corpus / CORPUS_FILE)) == json.dumps(json.loads(original)):
+            continue  # a blank between two values
+        assert (status, "corpus.json" in shown) == (1, True), place
+        (corpus / CORPUS_FILE).write_bytes(original)
+
+
+def _parsed(path):
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
+
+
+def test_what_cannot_be_verified(corpus, tmp_path, capsys):
+    assert main(["prepare", "verify", str(tmp_path)]) == 2
+    assert "corpus.json: no such file" in capsys.readouterr().err
+    (corpus / CORPUS_FILE).write_text(json.dumps({"format": "triaxial-corpus", "version": 1}))
+    assert main(["prepare", "verify", str(corpus)]) == 2
+    assert "version 1 of the description has too little to verify" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_did_not_make_the_corpus_is_refused_by_name(made, tmp_path):
+    train_sentencepiece(iter(["other words " * 9, "and more of them"]), tmp_path / "other.model", vocab_size=300)
+    other, own = load_tokenizer(tmp_path / "other.model"), load_tokenizer(made / "corpus")
+    check_tokenizer(made / "corpus/train", path=made / "corpus", fingerprint=own.fingerprint)
+    check_tokenizer(tmp_path / "elsewhere/train", path=made / "corpus", fingerprint="of no corpus")
+    for name in ("train", "validation", "train-00001-of-00003"):
+        with pytest.raises(ConfigError) as error:
+            check_tokenizer(made / "corpus" / name, path=tmp_path / "other.model", fingerprint=other.fingerprint)
+        for part in (
+            "other.model",
+            other.fingerprint[:16],
+            f"corpus/{name}",
+            own.fingerprint[:16],
+            "corpus/tokenizer.model'",
+        ):
+            assert part in str(error.value)
+
+
+def test_token_files_without_a_description_open_as_they_are(corpus):
+    flip(corpus / BIN, 0)
+    (corpus / CORPUS_FILE).unlink()
+    assert open_tokens(corpus / "train").n_documents > 0
+    (corpus / CORPUS_FILE).write_text("{")
+    with pytest.raises(ConfigError, match=r"corpus\.json: damaged"):
+        open_tokens(corpus / "train")
+    (corpus / CORPUS_FILE).write_text(json.dumps({"format": "triaxial-corpus", "splits": {"x": 3}}))
+    with pytest.raises(ConfigError, match=r"corpus\.json: damaged"):
+        open_tokens(corpus / "train")
+    (corpus / CORPUS_FILE).write_text(json.dumps({"name": "some other tool's"}))
+    assert open_tokens(corpus / "train").n_documents > 0
