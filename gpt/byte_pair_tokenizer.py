@@ -110,14 +110,16 @@ def _from_merges(files: Sequence[Path], contents: Sequence[bytes]) -> _Vocabular
     if not isinstance(encoder, dict) or not all(type(i) is int for i in encoder.values()):
         raise ConfigError(f"{encoder_path}: not an encoder.json, which maps tokens to ids")
     byte_of = printable_bytes()
+    characters = set(byte_of)
     known = {character: rank for rank, character in enumerate(byte_of)}  # bytes first, then merges in their order
     for number, line in enumerate(lines, 1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
             continue
         pair = line.split()
-        if len(pair) != 2 or not all(character in byte_of for part in pair for character in part):
+        token = "".join(pair)
+        if len(pair) != 2 or not characters.issuperset(token):
             raise ConfigError(f"{merges_path}: line {number} is not a merge, two pieces with a space between: {line!r}")
-        known["".join(pair)] = len(known)
+        known[token] = len(known)
     for token, rank in known.items():
         if encoder.get(token) != rank:
             raise ConfigError(
@@ -130,7 +132,8 @@ def _from_merges(files: Sequence[Path], contents: Sequence[bytes]) -> _Vocabular
             f"{encoder_path}: beside the merges it must hold {END_OF_DOCUMENT} with id {len(known)} and nothing else, "
             f"found {dict(list(rest.items())[:5])}; use its tokenizer.json"
         )
-    ranks = {bytes(byte_of[character] for character in token): rank for token, rank in known.items()}
+    latin = str.maketrans({character: chr(byte) for character, byte in byte_of.items()})
+    ranks = {token.translate(latin).encode("latin-1"): rank for token, rank in known.items()}
     return _Vocabulary(ranks, rest[END_OF_DOCUMENT])
 
 
