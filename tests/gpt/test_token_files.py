@@ -243,13 +243,16 @@ def test_a_sampled_digest_covers_both_ends_and_the_length(tmp_path):
 
 def test_megatron_core_reads_our_files_and_we_read_its(tmp_path):
     indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed")
-    dataset = indexed.IndexedDataset(str(write(tmp_path / "ours")))
-    assert [dataset[i].tolist() for i in range(len(dataset))] == DOCUMENTS
     torch = pytest.importorskip("torch")
-    builder = indexed.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint16)
-    for ids in DOCUMENTS:
-        builder.add_document(torch.tensor(ids, dtype=torch.int64), [len(ids)])
-    builder.finalize(str(tmp_path / "theirs.idx"))
-    for suffix in (".bin", ".idx"):
-        assert (tmp_path / f"theirs{suffix}").read_bytes() == (tmp_path / f"ours{suffix}").read_bytes()
-    np.testing.assert_array_equal(TokenFile(tmp_path / "theirs").read(0, len(STREAM)), STREAM)
+    for vocab_size in (1000, 70_000):
+        ours, theirs = tmp_path / f"ours-{vocab_size}", tmp_path / f"theirs-{vocab_size}"
+        dataset = indexed.IndexedDataset(str(write(ours, vocab_size=vocab_size)))
+        assert [dataset[i].tolist() for i in range(len(dataset))] == DOCUMENTS
+        kind = indexed.DType.optimal_dtype(vocab_size)
+        builder = indexed.IndexedDatasetBuilder(f"{theirs}.bin", dtype=kind)
+        for ids in DOCUMENTS:
+            builder.add_document(torch.tensor(ids, dtype=torch.int64), [len(ids)])
+        builder.finalize(f"{theirs}.idx")
+        for suffix in (".bin", ".idx"):
+            assert Path(f"{theirs}{suffix}").read_bytes() == Path(f"{ours}{suffix}").read_bytes()
+        np.testing.assert_array_equal(TokenFile(theirs).read(0, len(STREAM)), STREAM)
