@@ -170,6 +170,11 @@ def test_the_tokenizer_sees_the_first_documents_of_the_order_whatever_the_shards
         assert found == expected
         assert seen_by_training(tmp_path / f"{case}-1", documents[::-1], 1, train_bytes)[0] == expected
         assert share < 0.2 or case == 1, "the samples are a small part of the shards"
+    shards = write_shards(tmp_path / "more", documents, 4)
+    for train_bytes in range(5_000, 65_000, 6_000):
+        config = TrainTask(TokenizerConfig(vocab_size=400, train_bytes=train_bytes), SPLIT)
+        expected = [d.text for d in training[: int(np.searchsorted(ends, train_bytes, side="right"))]]
+        assert list(tokenizer_training._training_texts(shards, config)) == expected
     large = [Document(f"large-{n}", prose(n, 60)) for n in range(5)]
     found, _ = seen_by_training(tmp_path / "large", large, 2, 100)
     first = min((d for d in large if not SPLIT.is_validation(d.id)), key=lambda d: SPLIT.order(d.id))
