@@ -28,6 +28,7 @@ from gpt.tokenizer import Tokenizer, load_tokenizer
 ROW = np.dtype([("validation", "?"), ("order", "<u8"), ("text", "<u8"), ("start", "<i8"), ("length", "<i4")])
 _BATCH_CHARACTERS = 1 << 20
 _COPIED_TOKENS = 1 << 24  # at a time, when a shard is put in order
+_BLOCK_DOCUMENTS = 1 << 16  # at a time: each costs some Python objects
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,13 @@ def gather(tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], lengths: npt
 
 
 def blocks(lengths: npt.NDArray[np.int32], tokens: int) -> Iterator[slice]:
-    """Runs of documents of at most `tokens` tokens, or of one document that is longer."""
+    """Runs of at most 2^16 documents of at most `tokens` tokens, or of one document that is longer."""
     ends = np.cumsum(lengths, dtype=np.int64)
     first = 0
     while first < len(lengths):
         before = int(ends[first - 1]) if first else 0
         after = max(int(np.searchsorted(ends, before + tokens, side="right")), first + 1)
+        after = min(after, first + _BLOCK_DOCUMENTS)
         yield slice(first, after)
         first = after
 

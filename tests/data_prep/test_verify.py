@@ -10,6 +10,7 @@ import pytest
 
 from data_prep.corpus import CORPUS_FILE, seal
 from data_prep.corpus_shards import describe_file
+from gpt.byte_pair_tokenizer import printable_bytes
 from gpt.errors import ConfigError
 from gpt.token_corpus import check_tokenizer, open_tokens
 from gpt.token_files import TokenFile, TokenFileWriter
@@ -92,6 +93,30 @@ def test_other_files_of_the_same_stream(made, tmp_path, capsys):
         np.testing.assert_array_equal(before.read(0, before.n_tokens), after.read(0, after.n_tokens))
     assert main([*words, "4000"]) == 2
     assert "output.shard_tokens = 4,000 makes" in capsys.readouterr().err
+
+
+def test_gpt2s_pair_of_files_travels_with_its_corpus(made, tmp_path, capsys):
+    pytest.importorskip("tiktoken", reason="the extra 'data' is not installed")
+    pair = tmp_path / "pair"
+    pair.mkdir()
+    names = {name: i for i, name in enumerate([*printable_bytes(), "th", "the", "<|endoftext|>"])}
+    (pair / "my-encoder.json").write_text(json.dumps(names))
+    (pair / "my-vocab.bpe").write_text("#version: 0.2\nt h\nth e\n")
+    again = shutil.copytree(made, tmp_path / "made")
+    recipe = RECIPE.format(folder=again).replace("vocab_size = 400", f'path = "{pair}"')
+    (again / "recipe.toml").write_text(recipe)
+    assert main(["prepare", str(again / "recipe.toml"), "--workers", "1", "--output.shard_tokens", "200_000"]) == 0
+    corpus = again / "corpus"
+    tokenizer = load_tokenizer(corpus)
+    assert tokenizer.fingerprint == load_tokenizer(pair).fingerprint
+    files = sorted(path.name for path in corpus.iterdir() if not path.name.startswith(("train", "validation")))
+    assert files == [CORPUS_FILE, "encoder.json", "vocab.bpe"], "and the other tokenizer is gone"
+    tokens = open_tokens(corpus / "validation")
+    text = tokenizer.decode(tokens.read(0, tokens.document_start(1)).tolist())
+    assert text in {json.loads(line)["text"] for line in (made / "texts.jsonl").read_text().splitlines()}
+    assert faults(corpus, capsys)[0] == 0
+    flip(corpus / "encoder.json", 3)
+    assert "encoder.json: sha256" in faults(corpus, capsys)[1]
 
 
 BIN, IDX = "train-00001-of-00003.bin", "train-00001-of-00003.idx"
