@@ -38,19 +38,19 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
     totals = _totals(run.tasks(TOKENIZE, tasks))
     _check_splits(totals, config)
     tokenized = tuple(path for task in tasks for path in task.outputs)
-    splits: dict[str, dict[str, Any]] = {}
-    files: dict[str, Path] = {}
-    for split, prefix in SPLITS.items():
-        names = shard_names(prefix, -(-totals[split]["tokens"] // config.output.shard_tokens))
-        written = run.tasks(WRITE, _write_tasks(run, split, names, tokenizer.vocab_size, tokenized))
-        _check_files(names, written, config)
-        splits[split] = _describe_split(totals[split], names, written)
-        files |= {path.name: path for finished in written for path in finished.task.outputs[:2]}
+    names = {
+        split: shard_names(prefix, -(-totals[split]["tokens"] // config.output.shard_tokens))
+        for split, prefix in SPLITS.items()
+    }
+    written = _write_files(run, names, tokenizer.vocab_size, tokenized)
+    for split in SPLITS:
+        _check_files(names[split], written[split], config)
+    files = {path.name: path for split in SPLITS for finished in written[split] for path in finished.task.outputs[:2]}
     published = dict(zip(_published_names(sources), sources, strict=True))
     recipe = plain(config)
     recipe["output"] = {key: recipe["output"][key] for key in ("validation_fraction", "seed", "shard_tokens")}
     description = describe(
-        splits,
+        {split: _describe_split(totals[split], names[split], written[split]) for split in SPLITS},
         _describe_tokenizer(tokenizer, published),
         recipe=recipe,
         steps=[counts.as_dict() for counts in run.counts],
@@ -80,18 +80,22 @@ def _tokens_and_rows(run: ShardRun, name: str) -> tuple[Path, Path]:
     return folder / f"{name}.tokens", folder / f"{name}.npy"
 
 
-def _write_tasks(
-    run: ShardRun, split: str, names: list[str], vocab_size: int, tokenized: tuple[Path, ...]
-) -> list[Task]:
+def _write_files(
+    run: ShardRun, names: dict[str, list[str]], vocab_size: int, tokenized: tuple[Path, ...]
+) -> dict[str, list[Finished]]:
+    """The files of each split, which `names` lists, all at once."""
     folder = run.workspace.folder / WRITE.name
-    return [
+    tasks = [
         Task(
-            FileTask(split == "validation", number, len(names), vocab_size),
+            FileTask(split == "validation", number, len(names[split]), vocab_size),
             tokenized,
             (folder / f"{name}.bin", folder / f"{name}.idx", folder / f"{name}.counts.npy"),
         )
-        for number, name in enumerate(names)
+        for split in names
+        for number, name in enumerate(names[split])
     ]
+    finished = iter(run.tasks(WRITE, tasks))
+    return {split: [next(finished) for _ in names[split]] for split in names}
 
 
 def _totals(finished: list[Finished]) -> dict[str, dict[str, int]]:

@@ -35,6 +35,7 @@ rules = []
 enabled = false
 [tokenizer]
 vocab_size = 400
+train_bytes = 100_000
 """
 
 
