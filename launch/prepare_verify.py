@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
         console.print(fault)
     read = f"{found.files} files, {found.n_bytes / 1e6:,.1f} MB of token files in {elapsed_s:.1f} s"
     if found.faults:
-        console.print(f"{args.folder}: {len(found.faults)} faults ({read})")
+        faults = "1 fault" if len(found.faults) == 1 else f"{len(found.faults)} faults"
+        console.print(f"{args.folder}: {faults} ({read})")
         return 1
     console.print(f"{args.folder}: whole; {found.tokens:,} tokens, {found.documents:,} documents ({read})")
     return 0
