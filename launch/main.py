@@ -12,6 +12,7 @@ from launch.cluster import enter_process, report_mistake
 COMMANDS = {
     "prepare": ("launch.prepare", "turn web archives or text files into token files"),
     "prepare overlap": ("launch.prepare_overlap", "mark the examples of evaluation sets that occur in a corpus"),
+    "prepare train-quality": ("launch.prepare_train_quality", "train GPT-3's quality classifier for `prepare`"),
     "train": ("launch.train", "train a GPT from a recipe, on any layout of tensor x pipeline x data parallelism"),
     "evaluate": ("launch.evaluate", "validation loss, perplexity and few-shot accuracy of a checkpoint"),
     "generate": ("launch.generate", "continue a prompt"),
