@@ -53,11 +53,13 @@ def words(text: str) -> list[str]:
 
 
 def word_buckets(text: str) -> npt.NDArray[np.int64]:
-    """The bucket of each word, in order, (n_words,)."""
-    found = words(text)
+    """The bucket of each word, (n_words,); those of the empty words, of which indented text is full, come last."""
     hashing = import_extra("mmh3", extra="data").hash
-    hashes = np.fromiter(map(hashing, found, repeat(_SEED)), dtype=np.int64, count=len(found))  # signed 32 bits
-    return hashes & (N_BUCKETS - 1)  # the non-negative remainder, as the number of buckets is a power of two
+    found = words(text)
+    filled = list(filter(None, found))
+    hashes = np.full(len(found), hashing("", _SEED), dtype=np.int64)
+    hashes[: len(filled)] = np.fromiter(map(hashing, filled, repeat(_SEED)), dtype=np.int64, count=len(filled))
+    return hashes & (N_BUCKETS - 1)  # of signed numbers too the remainder, as the number of buckets is a power of two
 
 
 def term_counts(text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
