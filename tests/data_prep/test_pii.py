@@ -105,7 +105,7 @@ def test_addresses_in_every_notation_and_place(prose):
 )  # fmt: skip
 def test_hostile_text_takes_linear_time(unit):
     """A megabyte of what each pattern almost finds: 0.1 s if linear; one that is quadratic runs into the limit, as
-    datatrove's for e-mail would after 20 minutes ("a-": 3.9 s for 40 kB, 16 times that for 4 times the text)."""
+    datatrove's for e-mail would (of "a-", 3.9 s for 20 kB, 16 times that for 4 times the text)."""
     text = (unit * (2**20 // len(unit)))[: 2**20]
     masked, counts = mask(text, PiiConfig(enabled=True, private_ips=True))
     assert sum(counts.values()) <= 1
