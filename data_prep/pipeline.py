@@ -13,9 +13,12 @@ from data_prep.engine import Workspace
 from data_prep.evaluation_sets import find_set_files
 from data_prep.extract import EXTRACT, ExtractTask
 from data_prep.language import LANGUAGE
+from data_prep.pareto import CLASSIFY
+from data_prep.pii import PII
 from data_prep.progress import Progress
 from data_prep.python_docs import CRAWL, CrawlTask
 from data_prep.quality import QUALITY
+from data_prep.quality_classifier import load_model
 from data_prep.readers import find_inputs
 from data_prep.recipe import PrepareConfig
 from data_prep.shard_runs import ShardRun
@@ -43,6 +46,8 @@ def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Pre
     sources = [] if crawls else find_inputs(config.input.paths)
     _check_tokenizer(config)
     find_set_files(config.decontaminate.sets, where="decontaminate.sets")  # a missing file is said now
+    if config.classify.model is not None:
+        load_model(config.classify.model)  # a wrong file is a mistake to hear of now
     with Workspace(config.output.work_folder, n_workers=n_workers, progress=progress) as workspace:
         run = ShardRun(workspace)
         if crawls:
@@ -53,6 +58,10 @@ def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Pre
             shards = run.map(LANGUAGE, config.language, shards)
         if config.quality.rules:
             shards = run.map(QUALITY, config.quality, shards)
+        if config.classify.model is not None:
+            shards = run.map(
+                CLASSIFY, config.classify.rule, shards, beside=dict.fromkeys(shards, config.classify.model)
+            )
         if config.dedup_exact.enabled:
             digests = run.measure(dedup_exact.DIGESTS, config.dedup_exact, shards)
             copies = run.reduce(dedup_exact.CHOICE, config.dedup_exact, [*digests.values()], list(shards))
@@ -64,6 +73,8 @@ def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Pre
             shards = run.map(dedup_minhash.REMOVAL, NEAR_COPY, shards, beside=copies)
         if config.decontaminate.sets:
             shards = decontaminate(run, config.decontaminate, shards)
+        if config.pii.enabled:
+            shards = run.map(PII, config.pii, shards)
         more = {REPORT: summary(run.facts[REPORT][-1])} if REPORT in run.facts else {}
         description = write_corpus(run, config, shards, more=more)
         return Prepared(run.counts, run.facts, run.seconds, config.output.folder, description)

@@ -8,6 +8,8 @@ from data_prep.dedup_exact import ExactConfig
 from data_prep.dedup_minhash import FuzzyConfig
 from data_prep.extract import ExtractConfig
 from data_prep.language import LanguageConfig
+from data_prep.pareto import ClassifyConfig
+from data_prep.pii import PiiConfig
 from data_prep.quality import QualityConfig
 from data_prep.readers import InputConfig
 from data_prep.tokenize import SplitConfig, TokenizerConfig
@@ -61,6 +63,8 @@ class PrepareConfig:
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     dedup_exact: ExactConfig = field(default_factory=ExactConfig)
     dedup_minhash: FuzzyConfig = field(default_factory=FuzzyConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    pii: PiiConfig = field(default_factory=PiiConfig)

@@ -27,6 +27,9 @@ def show(prepared: Prepared, work: Path, console: Console) -> None:
     console.print(counts_table(prepared.counts))
     for found in prepared.facts.get(REPORT, []):
         show_decontamination(found, console)
+    for kind in dict.fromkeys(kind for facts in prepared.facts.get("pii", []) for kind in facts["masked"]):
+        n = sum(facts["masked"][kind] for facts in prepared.facts["pii"])
+        console.print(f"pii: {n:,} of kind {kind} masked", highlight=False)
     description = prepared.description
     for name, split in description["splits"].items():
         first = prepared.folder / split["shards"][0]["name"]

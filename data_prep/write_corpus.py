@@ -11,6 +11,7 @@ from data_prep.corpus import SPLITS, describe, entropy_nats, publish, shard_name
 from data_prep.corpus_shards import WRITE, FileTask
 from data_prep.engine import Finished, Task, plain, versions
 from data_prep.files import read_array
+from data_prep.quality_classifier import fingerprint
 from data_prep.recipe import PrepareConfig
 from data_prep.shard_runs import SHARD_ENDING, ShardRun, Shards
 from data_prep.tokenize import TOKENIZE
@@ -49,6 +50,8 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
     published = dict(zip(_published_names(sources), sources, strict=True))
     recipe = plain(config)
     recipe["output"] = {key: recipe["output"][key] for key in ("validation_fraction", "seed", "shard_tokens")}
+    if config.classify.model is not None:
+        recipe["classify"]["model_sha256"] = fingerprint(config.classify.model)
     description = describe(
         {split: _describe_split(totals[split], names[split], written[split]) for split in SPLITS},
         _describe_tokenizer(tokenizer, published),

@@ -9,7 +9,7 @@ from rich.console import Console
 from gpt.errors import ConfigError, import_extra
 from launch.recipe import apply_overrides, build, read_toml
 
-DATA_PACKAGES = ("fastwarc", "resiliparse", "pycld2", "pyarrow", "zstandard", "xxhash")  # of the extra `data`
+DATA_PACKAGES = ("fastwarc", "resiliparse", "pycld2", "pyarrow", "zstandard", "xxhash", "mmh3")  # of the extra `data`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

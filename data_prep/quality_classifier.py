@@ -1,0 +1,126 @@
+"""GPT-3's quality features and the model that scores them: a text to a number from 0 to 1; never trains, never drops.
+
+Features as in appendix A of arXiv 2005.14165: Spark's Tokenizer, then HashingTF with its 2^18 buckets, term counts.
+The hash is that of Spark 3 and later, MurmurHash3_x86_32 with seed 42 (Spark 2 treated a word's last 1 to 3 bytes
+differently, so its buckets are others, no better and no worse).
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt.errors import ConfigError, import_extra
+
+N_BUCKETS = 1 << 18
+FEATURES = (
+    f"lower case, split at each of [ \\t\\n\\v\\f\\r], counts in {N_BUCKETS} buckets of MurmurHash3_x86_32 (seed 42)"
+)
+_SEED = 42
+_BLANKS = " \t\n\x0b\x0c\r"  # Java's \s: the blanks of Unicode are parts of words
+_FORMAT = "triaxial-quality-model"
+
+
+@dataclass(frozen=True)
+class QualityModel:
+    """Logistic regression over the buckets: `weights` (N_BUCKETS,) float64, `bias`, and how it was made (JSON)."""
+
+    weights: npt.NDArray[np.float64]
+    bias: float
+    about: Mapping[str, Any]
+
+
+def words(text: str) -> list[str]:
+    """The words of Spark's Tokenizer, which are those of Java's `text.toLowerCase().split("\\s")`.
+
+    Each blank ends a word, so two in a row have an empty word between them, which counts; those at the end are left
+    out, as Java does.
+    """
+    stripped = text.rstrip(_BLANKS)
+    if text and not stripped:
+        return []
+    lowered = stripped.lower()
+    for blank in _BLANKS[1:]:
+        lowered = lowered.replace(blank, " ")
+    return lowered.split(" ")
+
+
+def word_buckets(text: str) -> npt.NDArray[np.int64]:
+    """The bucket of each word, (n_words,); those of the empty words, of which indented text is full, come last."""
+    hashing = import_extra("mmh3", extra="data").hash
+    found = words(text)
+    filled = list(filter(None, found))
+    hashes = np.full(len(found), hashing("", _SEED), dtype=np.int64)
+    hashes[: len(filled)] = np.fromiter(map(hashing, filled, repeat(_SEED)), dtype=np.int64, count=len(filled))
+    return hashes & (N_BUCKETS - 1)  # of signed numbers too the remainder, as the number of buckets is a power of two
+
+
+def term_counts(text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(buckets that occur, sorted; how many words fall into each)."""
+    return np.unique(word_buckets(text), return_counts=True)
+
+
+def scorer(model: QualityModel) -> Callable[[str], float]:
+    """The function from a text to its score, the probability that it is of the positive kind.
+
+    Rounded to 6 decimals, so that a shard's `quality_score` is the very number that the decision was taken on, and the
+    last bits of a sum, which differ between machines, decide nothing.
+    """
+
+    def score(text: str) -> float:
+        margin = float(model.weights[word_buckets(text)].sum()) + model.bias
+        return round(probability(margin), 6)
+
+    return score
+
+
+def probability(margin: float) -> float:
+    """1 / (1 + exp(-margin)), for margins of any size."""
+    if margin >= 0:
+        return 1 / (1 + math.exp(-margin))
+    small = math.exp(margin)
+    return small / (1 + small)
+
+
+def save_model(model: QualityModel, path: Path) -> None:
+    """Write a `.safetensors` file: tensors `weights` and `bias`, and in its header what the model is (JSON)."""
+    from safetensors.numpy import save
+
+    about = {"format": _FORMAT, "version": 1, "features": FEATURES, **model.about}
+    tensors = {"weights": model.weights, "bias": np.array([model.bias])}
+    path.write_bytes(save(tensors, {"triaxial": json.dumps(about, sort_keys=True)}))
+
+
+def load_model(path: Path) -> QualityModel:
+    """A model that `save_model` wrote; ConfigError when the file is missing or is something else."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get("triaxial", "{}"))
+            if about.get("format") != _FORMAT:
+                raise ConfigError(f"{path} is not a quality model; make one with `triaxial prepare train-quality`")
+            if about.get("features") != FEATURES:
+                raise ConfigError(f"{path} was trained on other features ({about.get('features')}); train it again")
+            weights, bias = file.get_tensor("weights"), file.get_tensor("bias")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such quality model; make one with `triaxial prepare train-quality --output {path}`"
+        ) from None
+    except (SafetensorError, IsADirectoryError, ValueError) as error:
+        raise ConfigError(f"{path} is not a quality model ({error})") from None
+    if weights.shape != (N_BUCKETS,) or bias.shape != (1,) or not np.isfinite(weights).all():
+        raise ConfigError(f"{path} is not a quality model: its weights are not {N_BUCKETS} finite numbers")
+    return QualityModel(weights, float(bias[0]), about)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a model's file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,154 @@
+"""GPT-3's features are Spark's to the bucket, the regression is scikit-learn's, and a model's file is checked."""
+
+import numpy as np
+import pytest
+
+from data_prep.logistic import Examples, deviations, fit, margins, sigmoid
+from data_prep.quality_classifier import (
+    N_BUCKETS,
+    QualityModel,
+    load_model,
+    probability,
+    save_model,
+    scorer,
+    term_counts,
+    word_buckets,
+    words,
+)
+from gpt.errors import ConfigError
+
+mmh3 = pytest.importorskip("mmh3", reason="the extra 'data' is not installed")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The quick\tbrown", ["the", "quick", "brown"]),
+        ("two  blanks", ["two", "", "blanks"]),  # Java: an empty string between two separators ...
+        ("\n begins", ["", "", "begins"]),  # ... and before the first
+        ("ends \n\r\n", ["ends"]),  # but none at the end
+        ("", [""]),  # no separator is found, so the text is its only part
+        (" \t\n", []),
+        ("no\xa0break\u2003em\x1cunit", ["no\xa0break\u2003em\x1cunit"]),  # blanks to Python, not to Java's \s
+        ("a\x0bb\x0cc", ["a", "b", "c"]),
+        ("ÄÖ İ ΟΔΟΣ", ["äö", "i̇", "οδος"]),
+    ],
+)
+def test_words_are_those_of_java(text, expected):
+    assert words(text) == expected
+
+
+def test_buckets_are_those_that_spark_publishes():
+    """The examples in the documentation of pyspark.ml.feature: HashingTF (10 buckets) and FeatureHasher (2^18)."""
+    assert [h % 10 for h in (mmh3.hash(word, 42) for word in "abc")] == [7, 5, 8]
+    assert word_buckets("REAL bool=true stringNum=1").tolist()[:2] == [174475, 247670]
+    assert mmh3.hash("stringNum=1", 42) % N_BUCKETS == 262126  # in its own case, which the tokenizer lowers
+    assert word_buckets("string=foo").tolist() == [257907]
+    buckets, counts = term_counts("string=foo real string=foo  real STRING=FOO")
+    assert dict(zip(buckets.tolist(), counts.tolist(), strict=True)) == {257907: 3, 174475: 2, word_buckets("")[0]: 1}
+
+
+def test_buckets_are_scikit_learns_hash():
+    murmurhash3_32 = pytest.importorskip("sklearn.utils", reason="scikit-learn is not installed").murmurhash3_32
+    rng = np.random.default_rng(0)
+    alphabet = [*"abcxyz019-.'", "é", "ß", "я", "中", "😀", "\xa0"]
+    made = ["".join(rng.choice(alphabet, size=n)) for n in rng.integers(0, 19, size=3000)]
+    expected = [murmurhash3_32(word, seed=42) % N_BUCKETS for word in made]  # signed, and Python's % is non-negative
+    assert [word_buckets(word)[0] for word in made] == expected
+
+
+N_FEATURES = 1000  # fewer than the real 2^18, so that it is quick
+
+
+def bags(n: int, seed: int) -> tuple[Examples, np.ndarray]:
+    """n rows of counts of some 300 buckets; what tells the kinds apart is spread over many."""
+    rng = np.random.default_rng(seed)
+    names = np.sort(rng.choice(N_FEATURES, 300, replace=False))
+    positive = rng.random(n) < 0.4
+    lean = rng.normal(size=300)
+    rows = []
+    for label in positive:
+        p = np.exp(np.log(np.arange(1, 301)[::-1]) + (0.4 if label else -0.4) * lean)
+        rows.append(np.unique(rng.choice(names, size=rng.integers(5, 80), p=p / p.sum()), return_counts=True))
+    stops = np.cumsum([len(buckets) for buckets, _ in rows])
+    buckets, counts = (np.concatenate(part).astype(np.int32) for part in zip(*rows, strict=True))
+    return Examples(np.concatenate([[0], stops[:-1]]), stops, buckets, counts), positive
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_the_regression_is_scikit_learns(monkeypatch, standardize):
+    linear = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is not installed")
+    sparse = pytest.importorskip("scipy.sparse")
+    monkeypatch.setattr("data_prep.logistic._BLOCK", 997)  # many blocks, cut anywhere
+    examples, positive = bags(400, 0)
+    weights = np.where(positive, 0.5 / positive.sum(), 0.5 / (~positive).sum())
+    weights[::7] = 0  # as those that are held out
+    weights /= weights.sum()
+    settings = {"n_features": N_FEATURES, "l2": 1e-2, "max_iterations": 2000, "tolerance": 1e-10}
+    found = fit(examples, positive, weights, standardize=standardize, **settings)
+    assert found.converged
+    counts = sparse.csr_matrix(
+        (examples.counts.astype(float), examples.buckets, [0, *examples.stops]), shape=(400, N_FEATURES)
+    )
+    scale = np.ones(N_FEATURES)
+    if standardize:
+        mean = weights @ counts
+        spread = np.sqrt(np.maximum(weights @ counts.power(2) - mean**2, 0))
+        np.testing.assert_allclose(deviations(examples, weights, N_FEATURES), spread, atol=1e-12)
+        scale = np.divide(1, spread, out=np.zeros(N_FEATURES), where=spread > 0)
+    used = np.unique(examples.buckets)
+    reference = linear.LogisticRegression(C=1 / 1e-2, solver="newton-cholesky", tol=1e-12, max_iter=500)
+    reference.fit((counts @ sparse.diags(scale))[:, used], positive, sample_weight=weights)
+    expected = reference.predict_proba((counts @ sparse.diags(scale))[:, used])[:, 1]
+    np.testing.assert_allclose(sigmoid(margins(examples, found.weights, found.bias)), expected, atol=1e-6)
+
+
+def test_scores_are_scikit_learns_decisions(prose):
+    linear = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is not installed")
+    murmurhash3_32 = pytest.importorskip("sklearn.utils").murmurhash3_32
+    model = QualityModel(np.random.default_rng(1).normal(scale=0.1, size=N_BUCKETS), -0.3, {})
+    reference = linear.LogisticRegression()
+    reference.coef_, reference.intercept_, reference.classes_ = (
+        model.weights[None],
+        np.array([model.bias]),
+        np.array([0, 1]),
+    )
+    texts = [prose(seed, 3 + seed) for seed in range(20)] + ["", " \n ", "Ein  Wort\xa0mehr"]
+    score = scorer(model)
+    for text in texts:
+        row = np.zeros((1, N_BUCKETS))
+        for word in words(text):
+            row[0, murmurhash3_32(word, seed=42) % N_BUCKETS] += 1
+        assert abs(score(text) - reference.predict_proba(row)[0, 1]) < 1e-6
+
+
+def test_probabilities_of_any_margin():
+    assert [probability(m) for m in (-1e4, -700.0, 0.0, 40.0, 1e4)] == [0.0, pytest.approx(np.exp(-700)), 0.5, 1, 1]
+
+
+def test_a_models_file(tmp_path):
+    from safetensors.numpy import save_file
+
+    weights = np.random.default_rng(2).normal(size=N_BUCKETS)
+    model = QualityModel(weights, 0.25, {"held_out": {"f1": 0.9}})
+    save_model(model, tmp_path / "a.safetensors")
+    save_model(model, tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    again = load_model(tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(again.weights, weights)
+    assert (again.bias, again.about["held_out"], again.about["version"]) == (0.25, {"f1": 0.9}, 1)
+
+    with pytest.raises(ConfigError, match="no such quality model; make one with"):
+        load_model(tmp_path / "gone.safetensors")
+    (tmp_path / "text.safetensors").write_text("not a model at all")
+    with pytest.raises(ConfigError, match="is not a quality model"):
+        load_model(tmp_path / "text.safetensors")
+    save_file({"weights": weights}, tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match=r"is not a quality model; make one"):
+        load_model(tmp_path / "other.safetensors")
+    save_model(QualityModel(weights[:100], 0.0, {}), tmp_path / "short.safetensors")
+    with pytest.raises(ConfigError, match="262144 finite numbers"):
+        load_model(tmp_path / "short.safetensors")
+    save_model(QualityModel(weights, 0.0, {"features": "others"}), tmp_path / "old.safetensors")
+    with pytest.raises(ConfigError, match=r"trained on other features \(others\)"):
+        load_model(tmp_path / "old.safetensors")
