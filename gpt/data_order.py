@@ -31,6 +31,15 @@ _ROUNDS = 12  # below 10, permutations of 5 or fewer samples are measurably unev
 _LOW_32 = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: multiples of it are far apart modulo 2**64
 
+_ROUND_OFFSETS = np.array([(i + 1) * _GOLDEN % 2**64 for i in range(_ROUNDS)], dtype=np.uint64)  # (rounds,)
+_ONE = np.uint64(1)
+_SHIFT_30, _SHIFT_27, _SHIFT_31 = (
+    np.uint64(30),
+    np.uint64(27),
+    np.uint64(31),
+)  # made once: making costs as much as using
+_MULTIPLY_1, _MULTIPLY_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
 UInts = NDArray[np.uint64]
 Ints = NDArray[np.int64]
 
@@ -131,31 +140,34 @@ def permute(rank: UInts, *, size: UInts, key: UInts) -> UInts:
     root = np.sqrt(size.astype(np.float64)).astype(np.uint64)
     rows = root + (root * root < size)  # any side near the square root will do, as rows * columns >= size holds below
     columns = (size + rows - 1) // rows
-    result = rank.copy()
-    outside = np.arange(rank.size)
+    round_keys = mix(key + _ROUND_OFFSETS[:, None])  # (rounds, n); all at once, as numpy's cost of few is that of calls
+    result = _feistel(rank, rows, columns, round_keys)
+    outside = np.flatnonzero(result >= size)
     while outside.size:
-        result[outside] = _feistel(result[outside], rows[outside], columns[outside], key[outside])
+        result[outside] = _feistel(result[outside], rows[outside], columns[outside], round_keys[:, outside])
         outside = outside[result[outside] >= size[outside]]
     return result
 
 
-def _feistel(value: UInts, rows: UInts, columns: UInts, key: UInts) -> UInts:
+def _feistel(value: UInts, rows: UInts, columns: UInts, round_keys: UInts) -> UInts:
     """One pass of the network over range(rows * columns); each round adds to one half a keyed hash of the other."""
-    column, row = value // rows, value % rows
-    for i in range(_ROUNDS):
-        round_key = mix(key + np.uint64((i + 1) * _GOLDEN % 2**64))
+    column, row = np.divmod(value, rows)
+    for i, round_key in enumerate(round_keys):
         if i % 2 == 0:
-            row = (row + (mix(round_key ^ column) >> 1)) % rows
+            row = (row + (mix(round_key ^ column) >> _ONE)) % rows
         else:
-            column = (column + (mix(round_key ^ row) >> 1)) % columns
+            column = (column + (mix(round_key ^ row) >> _ONE)) % columns
     return column * rows + row
 
 
 def mix(value: UInts) -> UInts:
     """A bijection of 64-bit words whose every output bit depends on every input bit (the finaliser of SplitMix64)."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    value = value ^ (value >> _SHIFT_30)
+    value *= _MULTIPLY_1
+    value ^= value >> _SHIFT_27
+    value *= _MULTIPLY_2
+    value ^= value >> _SHIFT_31
+    return value
 
 
 @dataclass(frozen=True)
