@@ -13,6 +13,7 @@ COMMANDS = {
     "prepare": ("launch.prepare", "turn web archives or text files into token files"),
     "prepare overlap": ("launch.prepare_overlap", "mark the examples of evaluation sets that occur in a corpus"),
     "prepare verify": ("launch.prepare_verify", "compare a corpus with its corpus.json, every byte of it"),
+    "data mixture": ("launch.mixture", "tokens and epochs that each corpus of a mixture comes to"),
     "train": ("launch.train", "train a GPT from a recipe, on any layout of tensor x pipeline x data parallelism"),
     "evaluate": ("launch.evaluate", "validation loss, perplexity and few-shot accuracy of a checkpoint"),
     "generate": ("launch.generate", "continue a prompt"),
