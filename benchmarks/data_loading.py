@@ -3,8 +3,8 @@
     python benchmarks/data_loading.py [--json FILE] [--rounds 5] [--peer none] [--folder DIR]
 
 The files described as 300 billion and 10 trillion tokens are sparse: every length, offset and read is real, and every
-token is 0. The last line printed is one JSON object. megatron_data_peer.py says how to install the peer;
-docs/data_mixture.md explains the figures.
+token is 0. The last line printed is one JSON object. The peer needs the extra `megatron`; docs/data_mixture.md explains
+the figures.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """Megatron-core's GPTDataset and BlendedDataset on our token files, set up as Megatron-LM's pretraining script does.
 
-Needs megatron-core 0.16, which is not a dependency: pip install --no-deps --target DIR 'megatron-core==0.16.*', then
-PYTHONPATH=DIR (it imports with torch alone).
+Needs the extra `megatron` (measured with 0.16.1; torch and numpy are all that it imports).
 """
 
 import math
@@ -16,7 +15,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from gpt.dataset import CorpusConfig
-from gpt.errors import ConfigError
+from gpt.errors import import_extra
 
 SURPLUS = 0.005  # megatron-core's default for `mid_level_dataset_surplus`
 
@@ -24,15 +23,8 @@ SURPLUS = 0.005  # megatron-core's default for `mid_level_dataset_surplus`
 def load_megatron() -> None:
     """Import what the measurements use, in advance of them; ConfigError without megatron-core."""
     warnings.filterwarnings("ignore")
-    try:
-        import megatron.core.datasets.blended_dataset
-        import megatron.core.datasets.gpt_dataset
-        import megatron.core.datasets.helpers  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"megatron-core cannot be imported ({error}): pip install --no-deps --target DIR 'megatron-core==0.16.*', "
-            "then PYTHONPATH=DIR; or leave it out with --peer none"
-        ) from None
+    for module in ("blended_dataset", "gpt_dataset", "helpers"):
+        import_extra(f"megatron.core.datasets.{module}", extra="megatron")
     if not dist.is_initialized():  # BlendedDataset asks for its rank
         dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
 
