@@ -24,6 +24,8 @@ class Field:
 # What a terminal too narrow for the short form does without, first to last.
 _DROPPED_FIRST = ("mfu", "learning_rate", "gradient_norm", "tokens_seen", "time_left", "tokens_per_s")
 
+_MOST_VALUES = 12  # of an evaluation or of the epochs on one line: a mixture may have a thousand corpora
+
 
 class Console:
     """Where the lines go. `interactive` None asks whether standard output is a terminal."""
@@ -38,7 +40,9 @@ class Console:
     def step(self, step: int, values: Values) -> None:
         """Show a step. Values without a loss, such as those of an evaluation, get a line of their own that stays."""
         if "loss" not in values:
-            others = "  ".join(f"{key} {value:.5g}" for key, value in values.items())
+            others = "  ".join(f"{key} {value:.5g}" for key, value in list(values.items())[:_MOST_VALUES])
+            if len(values) > _MOST_VALUES:
+                others += f"  and {len(values) - _MOST_VALUES} more, in metrics.jsonl"
             self.message(f"{_step_field(step, self.total_steps).aligned}  {others}")
             return
         now = time.monotonic()

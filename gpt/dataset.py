@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt.data_order import ORDER_VERSION, make_order
+from gpt.data_order import ORDER_VERSION, Ints, make_order
 from gpt.errors import ConfigError
 from gpt.token_corpus import open_tokens
 from gpt.token_files import TokenFile
@@ -37,11 +37,7 @@ class CorpusConfig:
             )
         if not self.name:
             object.__setattr__(self, "name", Path(self.path).name)
-        if not 0.0 < self.weight < float("inf"):
-            raise ConfigError(
-                f"corpus '{self.name}': weight = {self.weight} must be a finite number > 0; "
-                "leave the corpus out to read nothing of it"
-            )
+        check_weight(self.name, self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +50,11 @@ class DataConfig:
     seq_len: int
 
     def __post_init__(self) -> None:
-        _check_seq_len(self.seq_len)
+        check_seq_len(self.seq_len)
         if not self.train:
             raise ConfigError("data.train is empty; give at least one corpus: train = [{ path = 'corpus/train' }]")
-        _check_names(self.train, where="data.train")
-        _check_names(self.validation, where="data.validation")
+        check_names([(corpus.name, corpus.path) for corpus in self.train], where="data.train")
+        check_names([(corpus.name, corpus.path) for corpus in self.validation], where="data.validation")
 
 
 @dataclass(frozen=True)
@@ -71,9 +67,9 @@ class Windows:
 
     seq_len: int
 
-    def count(self, file: TokenFile) -> int:
-        """Whole windows in the file; the last n_tokens - 1 - count * seq_len tokens are in none."""
-        return max(0, (file.n_tokens - 1) // self.seq_len)
+    def count(self, n_tokens: int) -> int:
+        """Whole windows in a stream of so many tokens; the last n_tokens - 1 - count * seq_len of them are in none."""
+        return max(0, (n_tokens - 1) // self.seq_len)
 
     def span(self, sample: int) -> tuple[int, int]:
         """First token and one past the last token of a sample, as positions in the file."""
@@ -110,8 +106,8 @@ class TrainingData:
     """
 
     def __init__(self, corpora: Sequence[CorpusConfig], *, seq_len: int, seed: int, vocab_size: int) -> None:
-        _check_seq_len(seq_len)
-        _check_names(corpora, where="train")
+        check_seq_len(seq_len)
+        check_names([(corpus.name, corpus.path) for corpus in corpora], where="train")
         if not corpora:
             raise ConfigError("there is no corpus to train on; give at least one in data.train")
         self.corpora = sorted(corpora, key=lambda corpus: corpus.name)
@@ -120,7 +116,9 @@ class TrainingData:
         self.vocab_size = vocab_size
         self.sampling = Windows(seq_len)
         self.files = [open_tokens(Path(corpus.path)) for corpus in self.corpora]
-        self.n_windows = [_count_samples(self.sampling, file) for file in self.files]
+        self.n_windows = [
+            count_samples(self.sampling, file.n_tokens, called=f"{file.prefix}.bin") for file in self.files
+        ]
         self.order = make_order(
             [corpus.name for corpus in self.corpora],
             sizes=self.n_windows,
@@ -133,9 +131,16 @@ class TrainingData:
 
         ConfigError: an id that the vocabulary does not have.
         """
+        return _read(self._spans(positions), seq_len=self.seq_len, vocab_size=self.vocab_size)
+
+    def announce(self, positions: NDArray[Any]) -> None:
+        """Have the system fetch the samples at the positions (n,) in the background, for a later `batch` of them."""
+        for file, start, stop in self._spans(positions):
+            file.announce(start, stop)
+
+    def _spans(self, positions: NDArray[Any]) -> list[tuple[TokenFile, int, int]]:
         corpus, _, sample = self.order.lookup(positions)
-        spans = [(self.files[k], *self.sampling.span(i)) for k, i in zip(corpus.tolist(), sample.tolist(), strict=True)]
-        return _read(spans, seq_len=self.seq_len, vocab_size=self.vocab_size)
+        return [(self.files[k], *self.sampling.span(i)) for k, i in zip(corpus.tolist(), sample.tolist(), strict=True)]
 
     def locate(self, position: int) -> Location:
         """The corpus, epoch, window and documents that a position of the run reads: a line of the data ledger."""
@@ -174,17 +179,28 @@ class TrainingData:
         }
 
 
+def share_of_step(step: int, *, n_samples: int, rank: int, ranks: int) -> Ints:
+    """The positions (n_samples / ranks,) that a data rank reads for a step, counted from 0, of `n_samples` samples.
+
+    Each rank has a contiguous part, so all ranks together read the same samples whatever their number.
+    """
+    assert n_samples % ranks == 0, f"{n_samples} samples do not divide by {ranks} data ranks"
+    mine = n_samples // ranks
+    begin = step * n_samples + rank * mine
+    return np.arange(begin, begin + mine, dtype=np.int64)
+
+
 class ValidationData:
     """One corpus, window by window in file order. ConfigError as for TrainingData."""
 
     def __init__(self, corpus: CorpusConfig, *, seq_len: int, vocab_size: int) -> None:
-        _check_seq_len(seq_len)
+        check_seq_len(seq_len)
         self.corpus = corpus
         self.seq_len = seq_len
         self.vocab_size = vocab_size
         self.sampling = Windows(seq_len)
         self.file = open_tokens(Path(corpus.path))
-        self.n_windows = _count_samples(self.sampling, self.file)
+        self.n_windows = count_samples(self.sampling, self.file.n_tokens, called=f"{self.file.prefix}.bin")
 
     def batch(self, start: int, stop: int) -> Tokens:
         """Windows start to stop - 1 as token ids (stop - start, seq_len + 1)."""
@@ -224,9 +240,11 @@ def fingerprint_differences(saved: dict[str, Any], current: dict[str, Any]) -> l
 def _read(spans: Sequence[tuple[TokenFile, int, int]], *, seq_len: int, vocab_size: int) -> Tokens:
     """One row of ids a span; refuses ids outside the vocabulary, which would index past the embedding."""
     batch = np.empty((len(spans), seq_len + 1), dtype=np.int64)
+    for file, start, stop in spans:
+        file.announce(start, stop)  # all before the first is read: a disk serves many at once
     for row, (file, start, stop) in enumerate(spans):
         batch[row] = file.read(start, stop)
-    if batch.size and (batch.max() >= vocab_size or batch.min() < 0):
+    if batch.size and batch.view(np.uint64).max() >= vocab_size:  # a negative id is a large one without its sign
         row, column = (int(i) for i in np.argwhere((batch >= vocab_size) | (batch < 0))[0])
         file, start, _ = spans[row]
         place = start + column
@@ -250,27 +268,37 @@ def _documents(file: TokenFile, start: int, stop: int) -> tuple[DocumentSpan, ..
     return tuple(reversed(spans))
 
 
-def _count_samples(sampling: Windows, file: TokenFile) -> int:
-    n_samples = sampling.count(file)
+def count_samples(sampling: Windows, n_tokens: int, *, called: str) -> int:
+    """The samples in so many tokens; ConfigError when there is none, with the words that name the corpus."""
+    n_samples = sampling.count(n_tokens)
     if n_samples == 0:
         raise ConfigError(
-            f"{file.prefix}.bin has {file.n_tokens:,} tokens, but one sample of seq_len = {sampling.seq_len:,} needs "
+            f"{called} has {n_tokens:,} tokens, but one sample of seq_len = {sampling.seq_len:,} needs "
             f"{sampling.seq_len + 1:,}; add documents to the corpus, leave it out, or lower seq_len"
         )
     return n_samples
 
 
-def _check_seq_len(seq_len: int) -> None:
+def check_seq_len(seq_len: int) -> None:
     if seq_len < 1:
         raise ConfigError(f"seq_len = {seq_len} tokens must be at least 1")
 
 
-def _check_names(corpora: Sequence[CorpusConfig], *, where: str) -> None:
+def check_weight(name: str, weight: float) -> None:
+    if not 0.0 < weight < float("inf"):
+        raise ConfigError(
+            f"corpus '{name}': weight = {weight} must be a finite number > 0; "
+            "leave the corpus out to read nothing of it"
+        )
+
+
+def check_names(corpora: Sequence[tuple[str, str]], *, where: str) -> None:
+    """ConfigError when two of the (name, path) have one name."""
     seen: dict[str, str] = {}
-    for corpus in corpora:
-        if corpus.name in seen:
+    for name, path in corpora:
+        if name in seen:
             raise ConfigError(
-                f"{where}: '{seen[corpus.name]}' and '{corpus.path}' both have the name '{corpus.name}'; "
+                f"{where}: '{seen[name]}' and '{path}' both have the name '{name}'; "
                 "give one of them another with name = '...'"
             )
-        seen[corpus.name] = corpus.path
+        seen[name] = path

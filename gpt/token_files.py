@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt.errors import ConfigError
+from gpt.stored_tokens import StoredTokens
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents: 34 bytes
@@ -142,19 +143,27 @@ class TokenFile:
         self.n_tokens, self.n_documents = self._token_starts[-1], self._document_starts[-1]
 
     def __reduce__(self) -> tuple[type["TokenFile"], tuple[Path]]:
-        return TokenFile, (self.prefix,)  # a loader's worker process maps the file anew instead of receiving a copy
+        return TokenFile, (self.prefix,)  # a loader's worker process opens the files anew
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Tokens start..stop-1 of all documents taken as one stream, a copy of shape (stop - start,)."""
         if not 0 <= start <= stop <= self.n_tokens:
             raise ConfigError(f"{self.prefix}.bin holds tokens 0..{self.n_tokens}; asked for {start}..{stop}")
+        pieces = [tokens.read(first, end) for tokens, first, end in self._pieces(start, stop)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, dtype=self.dtype), *pieces])
+
+    def announce(self, start: int, stop: int) -> None:
+        """Have the system fetch these tokens in the background, for a later `read`."""
+        for tokens, first, end in self._pieces(start, stop):
+            tokens.announce(first, end)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[StoredTokens, int, int]]:
+        """The files that hold tokens start..stop-1, each with the range in it."""
         number = self._shard_of(start)
-        pieces = []
         while start < stop:
             first, end = self._token_starts[number], min(stop, self._token_starts[number + 1])
-            pieces.append(self._shards[number].tokens[start - first : end - first])
+            yield self._shards[number].tokens, start - first, end - first
             start, number = end, number + 1
-        return np.concatenate(pieces) if pieces else np.empty(0, dtype=self.dtype)
 
     def document_at(self, position: int) -> tuple[int, int]:
         """(document, offset in it) of a token position; a binary search in the mapped index, O(log documents)."""
@@ -210,7 +219,7 @@ def shard_prefixes(prefix: Path) -> list[Path]:
 
 
 class _Shard:
-    """One mapped pair of files; `tokens` are all its ids."""
+    """One open pair of files; `tokens` are all its ids."""
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
@@ -239,8 +248,7 @@ class _Shard:
         _check_size(bin_path, end, index_path)
         self.n_tokens = end // self.dtype.itemsize
         self.n_documents = n_document_marks - 1
-        empty = np.empty(0, dtype=self.dtype)  # a file of no bytes cannot be mapped
-        self.tokens = np.asarray(np.memmap(bin_path, dtype=self.dtype, mode="r")) if self.n_tokens else empty
+        self.tokens = StoredTokens(bin_path, self.dtype)
 
     def document_start(self, document: int) -> int:
         """Position of a document's first token; `n_documents` gives the end."""

@@ -11,9 +11,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gpt.config import ModelConfig
-from gpt.dataset import TrainingData, ValidationData
+from gpt.dataset import TrainingData, ValidationData, share_of_step
 from gpt.engine import Batch, Engine, StepResult, Totals
 from gpt.errors import ConfigError
 from gpt.loss import IGNORE
@@ -42,6 +43,10 @@ class TrainConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"train.{key} = {value} must be at least 1")
 
+    def steps(self, global_batch_tokens: int) -> int:
+        """Whole steps that reach total_tokens."""
+        return -(-self.total_tokens // global_batch_tokens)
+
 
 class Metrics(Protocol):
     """Where the loop reports; on the main rank only."""
@@ -68,8 +73,18 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Whole steps that reach total_tokens."""
-        return -(-self.config.total_tokens // self.global_batch_tokens)
+        """Steps of the whole run."""
+        return self.config.steps(self.global_batch_tokens)
+
+    @property
+    def step_sequences(self) -> int:
+        """Sequences of a step, over all data ranks."""
+        return self.global_batch_tokens // self.seq_len
+
+    @property
+    def epochs_every_steps(self) -> int:
+        """How often the epochs are reported: about ten times in a run."""
+        return max(1, self.steps // 10)
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,9 @@ def train(
         interrupted = False
         while step < steps and not interrupted:
             started_at = time.perf_counter()
-            engine.forward_backward(read_batch(data, engine, run, step))
+            batch = read_batch(data, engine, run, step)
+            data.announce(step_positions(engine, run, step + 1))
+            engine.forward_backward(batch)
             step += 1
             tokens_seen = step * run.global_batch_tokens
             rate = learning_rate(run.schedule, run.peak_learning_rate, tokens_seen)
@@ -117,6 +134,8 @@ def train(
                 metrics.log(step, step_values(run, result, rate, tokens_seen=tokens_seen, elapsed_s=elapsed_s))
             done = step == steps
             interrupted = result.flagged and not done
+            if metrics is not None and (done or interrupted or step % run.epochs_every_steps == 0):
+                report_epochs(run, data, metrics=metrics, step=step)
             if validation and not interrupted and (done or _due(evaluate_at, tokens_seen, run.global_batch_tokens)):
                 results = evaluate(run, engine, validation, metrics=metrics, step=step)
             if interrupted or done or _due(save_at, tokens_seen, run.global_batch_tokens):
@@ -146,11 +165,19 @@ def check_finite(step: int, result: StepResult, rate: float) -> None:
 
 def read_batch(data: TrainingData, engine: Engine, run: Run, step: int) -> Batch:
     """This data rank's share of a step's global batch: (sequences, seq_len) inputs and targets."""
-    sequences = run.global_batch_tokens // run.seq_len
-    mine = sequences // engine.data_size
-    begin = step * sequences + engine.data_rank * mine
-    tokens = torch.from_numpy(data.batch(np.arange(begin, begin + mine, dtype=np.int64)))  # (mine, seq_len + 1)
+    tokens = torch.from_numpy(data.batch(step_positions(engine, run, step)))  # (sequences, seq_len + 1)
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+
+def step_positions(engine: Engine, run: Run, step: int) -> NDArray[np.int64]:
+    """The positions of the data's order that this data rank reads for a step."""
+    return share_of_step(step, n_samples=run.step_sequences, rank=engine.data_rank, ranks=engine.data_size)
+
+
+def report_epochs(run: Run, data: TrainingData, *, metrics: Metrics, step: int) -> None:
+    """How many times each corpus has been read through: ten times in a run, and where a process ends."""
+    epochs = data.epochs(step * run.step_sequences)
+    metrics.log(step, {f"epochs/{name}": read for name, read in epochs.items()})
 
 
 def evaluate(
@@ -189,7 +216,7 @@ def save(run: Run, engine: Engine, step: int) -> Path:
     position = {
         "step": step,
         "tokens_seen": step * run.global_batch_tokens,
-        "samples_seen": step * (run.global_batch_tokens // run.seq_len),
+        "samples_seen": step * run.step_sequences,
     }
     state = {**run.saved_state, **position}
     return engine.save(run.checkpoints, step=step, state=state, keep_last=run.config.keep_checkpoints)

@@ -30,7 +30,7 @@ def prepare_run_directory(config: RunConfig) -> None:
 
 def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.device, data: TrainingData) -> list[str]:
     """What will really run, in words."""
-    sequences = config.batch.global_batch_tokens // config.data.seq_len
+    sequences = run.step_sequences
     epochs = data.epochs(run.steps * sequences)
     mixed = ", ".join(f"{name} {share:.2f}" for name, share in epochs.items())
     return [
@@ -64,7 +64,7 @@ def how_it_ended(outcome: Outcome, start: Start) -> str:
     return f"done: {outcome.tokens_seen:,} tokens in {outcome.step:,} steps, {outcome.tokens_per_s:,.0f} tokens/s"
 
 
-def write_summary(config: RunConfig, layout: Layout, outcome: Outcome) -> None:
+def write_summary(config: RunConfig, layout: Layout, outcome: Outcome, *, epochs: dict[str, float]) -> None:
     """`train_summary.json`: the figures of this process's part of the run."""
     summary = {
         "parameters": config.model.parameters,
@@ -73,6 +73,7 @@ def write_summary(config: RunConfig, layout: Layout, outcome: Outcome) -> None:
         "step": outcome.step,
         "tokens_seen": outcome.tokens_seen,
         "tokens_per_s": outcome.tokens_per_s,
+        "epochs": epochs,
         "validation_loss_nats": {name: totals.mean for name, totals in outcome.validation.items()},
         "interrupted": outcome.interrupted,
     }

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         if metrics is not None:
             metrics.message(how_it_ended(outcome, start))
             if outcome.step > start.step:
-                write_summary(config, layout, outcome)
+                write_summary(config, layout, outcome, epochs=data.epochs(outcome.step * loop.step_sequences))
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
     return leave_word_saved(environment) if outcome.interrupted else 0
 

@@ -156,6 +156,21 @@ def test_reads_past_four_billion_tokens(tmp_path: Path) -> None:
     assert begin == place.first_token
 
 
+def test_a_corpus_in_several_files_is_the_same_corpus(corpora: tuple[CorpusConfig, ...], tmp_path: Path) -> None:
+    """Windows that run over the borders of files included; another cut between the files changes nothing."""
+    (tmp_path / "set").mkdir()
+    first = FIRST_ID["web"]
+    for number, lengths in enumerate([LENGTHS["web"][:4], LENGTHS["web"][4:8], LENGTHS["web"][8:]]):
+        write_corpus(tmp_path / "set" / f"web-{number:05d}-of-00003", lengths, first_id=first)
+        first += sum(lengths)
+    cut = (corpora[0], CorpusConfig(path=str(tmp_path / "set" / "web"), weight=WEIGHTS["web"]), corpora[2])
+    whole, parts = training(corpora), training(cut)
+    parts.announce(np.arange(300))
+    assert np.array_equal(parts.batch(np.arange(300)), whole.batch(np.arange(300)))
+    assert parts.fingerprint() == whole.fingerprint()
+    assert [parts.locate(n).documents for n in range(300)] == [whole.locate(n).documents for n in range(300)]
+
+
 def test_validation_is_read_in_file_order(corpora: tuple[CorpusConfig, ...]) -> None:
     web = ValidationData(corpora[1], seq_len=SEQ_LEN, vocab_size=IDS)
     assert web.n_windows == 50

@@ -240,6 +240,42 @@ def test_a_sampled_digest_covers_both_ends_and_the_length(tmp_path):
     assert len({(path.write_bytes(bytes(size)), sampled_digest(path))[1] for size in sizes}) == len(sizes)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the figures come from Linux's /proc")
+def test_opening_takes_no_address_space_and_reading_leaves_no_trace(tmp_path):
+    """16 documents of 2**31 - 1 tokens, 64 GiB that take no room on the disk: a mapped file would show in both."""
+    lengths = np.full(16, 2**31 - 1, dtype="<i4")
+    starts = np.concatenate(([0], np.cumsum(lengths[:-1], dtype="<i8") * 2)).astype("<i8")
+    header = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, 16, 17)
+    (tmp_path / "long.idx").write_bytes(
+        header + lengths.tobytes() + starts.tobytes() + np.arange(17, dtype="<i8").tobytes()
+    )
+    with (tmp_path / "long.bin").open("wb") as file:
+        file.truncate(2 * int(lengths.sum(dtype=np.int64)))
+    before = process_memory()
+    long = TokenFile(tmp_path / "long")
+    for sample in range(2000):
+        start = sample * (long.n_tokens // 2000)
+        long.announce(start, start + 100)
+        assert not long.read(start, start + 100).any()
+    after = process_memory()
+    assert after["VmSize"] - before["VmSize"] < 2**30
+    assert after["VmPTE"] - before["VmPTE"] < 2**20  # 2,000 touches of a mapped file: 8 MB
+
+
+def process_memory() -> dict[str, int]:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("VmSize", "VmPTE"))}
+
+
+def test_a_file_that_is_cut_while_it_is_read_from_is_told_and_not_a_crash(tmp_path):
+    file = TokenFile(write(tmp_path / "a"))
+    with (tmp_path / "a.bin").open("r+b") as tokens:
+        tokens.truncate(20)
+    assert file.read(0, 10).tolist() == STREAM[:10]
+    with pytest.raises(ConfigError, match=r"a\.bin has become shorter since it was opened"):
+        file.read(5, 15)
+
+
 def test_megatron_core_reads_our_files_and_we_read_its(tmp_path):
     indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed")
     torch = pytest.importorskip("torch")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt.token_files import TokenFileWriter
+from gpt.token_files import TokenFile, TokenFileWriter
 from gpt.tokenizer import train_sentencepiece
 
 TRIAXIAL = [sys.executable, "-m", "launch.main"]
@@ -30,6 +30,11 @@ def losses(run):
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
+def epochs(run):
+    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["epochs/train"] for line in lines if "epochs/train" in line}
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_corpus, tmp_path_factory):
     """A run of one process, to the end."""
@@ -39,7 +44,7 @@ def finished(tiny_corpus, tmp_path_factory):
     return run, done
 
 
-def test_a_run_leaves_everything_behind(finished):
+def test_a_run_leaves_everything_behind(finished, tiny_corpus):
     run, done = finished
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000000008", "step-000000012"]
     assert set(losses(run)) == set(range(1, 13))
@@ -48,6 +53,10 @@ def test_a_run_leaves_everything_behind(finished):
     keys = {"loss", "gradient_norm", "learning_rate", "tokens_per_s", "mfu", "tokens_seen", "step"}
     assert keys <= records[0].keys()
     assert records[-1]["validation/topics/loss"] < losses(run)[1]
+    windows = (TokenFile(tiny_corpus.folder / "train").n_tokens - 1) // 64
+    assert epochs(run) == {step: step * 8 / windows for step in range(1, 13)}, "a tenth of 12 steps is each step"
+    assert json.loads((run / "train_summary.json").read_text())["epochs"] == {"train": 96 / windows}
+    assert f"step 12/12  epochs/train {96 / windows:.5g}" in done.stdout
     assert list((run / "wandb").glob("offline-run-*/*.wandb")), "Weights & Biases' own file, ready to sync"
     assert (run / "tokenizer" / "topics.model").exists()
     assert json.loads((run / "config.json").read_text())["model"]["vocab_size"] == 512
@@ -92,6 +101,7 @@ def test_local_processes_resume_on_another_layout(finished, tiny_corpus, tmp_pat
     for step, loss in losses(run).items():
         assert abs(loss / reference[step] - 1) < 1e-4, step
     assert set(losses(run)) == set(reference)
+    assert epochs(run) == epochs(finished[0])
 
 
 def test_a_signal_saves_and_the_next_run_goes_on(finished, tiny_corpus, tmp_path):
