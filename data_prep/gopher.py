@@ -4,11 +4,9 @@ Names, order and counting are those of datatrove's GopherQualityFilter and Gophe
 was made; docs/data_rules.md says where the paper leaves it open or says something else.
 """
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from data_prep.punctuation import SYMBOLS
 from data_prep.words import Integers, TextView, later_copies, repeated
@@ -16,9 +14,6 @@ from gpt.errors import ConfigError
 
 Reason = tuple[str, float]  # the rule that drops a text, and what it measured
 NGramLimits = tuple[tuple[float, ...], ...]
-
-_PARAGRAPH_BREAKS = re.compile(r"\n{2,}")
-_LINE_BREAKS = re.compile(r"\n+")
 
 
 @dataclass(frozen=True)
@@ -145,8 +140,8 @@ def repetition_reason(view: TextView, config: GopherRepetitionConfig) -> Reason 
 
 def _line_reason(view: TextView, config: GopherRepetitionConfig) -> Reason | None:
     text = view.text
-    paragraphs = ("para", _PARAGRAPH_BREAKS.split(text.strip()), config.dup_para_frac, config.dup_para_char_frac)
-    lines = ("line", _LINE_BREAKS.split(text), config.dup_line_frac, config.dup_line_char_frac)
+    paragraphs = ("para", _paragraphs(text), config.dup_para_frac, config.dup_para_char_frac)
+    lines = ("line", _lines(text), config.dup_line_frac, config.dup_line_char_frac)
     for name, parts, limit, character_limit in (paragraphs, lines):
         n_repeated, n_characters = repeated(parts)
         if limit and n_repeated / len(parts) > limit:
@@ -156,19 +151,29 @@ def _line_reason(view: TextView, config: GopherRepetitionConfig) -> Reason | Non
     return None
 
 
+def _paragraphs(text: str) -> list[str]:
+    """What two or more line ends divide."""
+    parts = (part.lstrip("\n") for part in text.strip().split("\n\n"))
+    return [part for part in parts if part] or [""]
+
+
+def _lines(text: str) -> list[str]:
+    """What one or more line ends divide: no empty lines but one before a line end that opens or closes the text."""
+    parts = text.split("\n")
+    return [part for i, part in enumerate(parts) if part or i in (0, len(parts) - 1)]
+
+
 def _top_reason(view: TextView, limits: NGramLimits) -> Reason | None:
     """The most frequent n-gram; of several, the first in the text. Its characters include one space between words."""
-    at_most = None  # times that a longer n-gram than those seen so far can occur
     for n, limit in ((int(n), limit) for n, limit in sorted(limits)):
         lengths = view.ngram_lengths(n) + (n - 1)
-        if not len(lengths):
-            continue
-        if at_most is not None and at_most * int(lengths.max()) / len(view.text) <= limit:
-            continue
-        grams = view.ngrams(n)
+        most = view.rarest_word_counts(n) * lengths
+        if not len(most) or int(most.max()) / len(view.text) <= limit:
+            continue  # which settles all but the worst texts
+        grams = view.ngrams(n, np.arange(len(lengths)))
         _, first, counts = np.unique(grams, return_index=True, return_counts=True)
-        at_most = int(counts.max())
-        share = int(lengths[first[counts == at_most].min()]) * at_most / len(view.text)
+        count = int(counts.max())
+        share = int(lengths[first[counts == count].min()]) * count / len(view.text)
         if share > limit:
             return f"top_{n}_gram", share
     return None
@@ -181,11 +186,11 @@ def _copy_reason(view: TextView, limits: NGramLimits) -> Reason | None:
     for n, limit in ((int(n), limit) for n, limit in sorted(limits)):
         if bound is not None and bound <= limit:
             continue
-        grams = view.ngrams(n)
-        copies = later_copies(grams)
+        possible = np.flatnonzero(view.rarest_word_counts(n) > 1)
+        copies = possible[later_copies(view.ngrams(n, possible))]
         bound = _covered_characters(view, copies, n) / len(view.text)
         if bound > limit:
-            share = _repeated_characters(view, grams, n) / len(view.text)
+            share = _repeated_characters(view, n) / len(view.text)
             if share > limit:
                 return f"duplicated_{n}_n_grams", share
     return None
@@ -198,12 +203,12 @@ def _covered_characters(view: TextView, starts: Integers, n: int) -> int:
     return int(np.diff(view.word_ends)[np.cumsum(changes)[:-1] > 0].sum())
 
 
-def _repeated_characters(view: TextView, grams: npt.NDArray[np.uint64], n: int) -> int:
+def _repeated_characters(view: TextView, n: int) -> int:
     """Characters in n-grams that came before, each counted once: after a repetition the scan goes on behind it."""
     lengths = view.ngram_lengths(n).tolist()
+    values = view.ngrams(n, np.arange(len(lengths))).tolist()
     seen: set[int] = set()
     total = position = 0
-    values = grams.tolist()
     while position < len(values):
         if values[position] in seen:
             total += lengths[position]

@@ -51,14 +51,21 @@ class TextView:
         np.cumsum(self.vocabulary_lengths[self.word_numbers], out=ends[1:])
         return ends
 
-    def ngrams(self, n: int) -> npt.NDArray[np.uint64]:
-        """A number for each n-gram of words, (n_words - n + 1,); within this text, equal numbers mean equal n-grams."""
+    def ngrams(self, n: int, starts: Integers) -> npt.NDArray[np.uint64]:
+        """A number for the n-gram of words at each start; within this text, equal numbers mean equal n-grams."""
         numbers = self.word_numbers.astype(np.uint64) + np.uint64(1)
-        count = max(len(numbers) - n + 1, 0)
-        grams = numbers[:count]
+        grams = numbers[starts]
         for i in range(1, n):
-            grams = mix(grams) + numbers[i : i + count]
+            grams = mix(grams) + numbers[starts + i]
         return grams
+
+    def rarest_word_counts(self, n: int) -> Integers:
+        """How often the rarest word of each n-gram occurs, (n_words - n + 1,): the n-gram cannot occur more often."""
+        counts = self.word_counts[self.word_numbers]
+        rarest = counts[: max(len(counts) - n + 1, 0)]
+        for i in range(1, n):
+            rarest = np.minimum(rarest, counts[i : i + len(rarest)])
+        return rarest
 
     def ngram_lengths(self, n: int) -> Integers:
         """Characters of the words of each n-gram, without what stands between them, (n_words - n + 1,)."""
@@ -74,7 +81,7 @@ def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def later_copies(grams: npt.NDArray[np.uint64]) -> Integers:
-    """Places of the n-grams that came before in the text, in rising order."""
+    """Which of the numbers came before, in rising order."""
     order = np.argsort(grams, kind="stable")
     same = grams[order[1:]] == grams[order[:-1]]
     return np.sort(order[1:][same])

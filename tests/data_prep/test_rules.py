@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep import c4
@@ -188,11 +189,15 @@ def test_ngram_counting_agrees_with_a_plain_count():
     assert view.words == words
     for n in (1, 2, 3, 11, 12):
         grams = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
-        numbers = view.ngrams(n).tolist()
+        starts = np.arange(len(grams))
+        numbers = view.ngrams(n, starts).tolist()
         assert len(numbers) == len(grams)
         assert len(set(zip(numbers, grams, strict=True))) == len(set(grams)) == len(set(numbers))
         assert view.ngram_lengths(n).tolist() == [len(gram.replace(" ", "")) for gram in grams]
-        assert later_copies(view.ngrams(n)).tolist() == [i for i, gram in enumerate(grams) if gram in grams[:i]]
+        copies = later_copies(view.ngrams(n, starts)).tolist()
+        assert copies == [i for i, gram in enumerate(grams) if gram in grams[:i]]
+        rarest = [min(map(words.count, words[i : i + n])) for i in range(len(grams))]
+        assert view.rarest_word_counts(n).tolist() == rarest
     assert repeated(["a", "bb", "a", "bb", "bb"]) == (3, 5)
 
 
