@@ -22,7 +22,8 @@ RuleSet = Literal["gopher_quality", "gopher_repetition", "c4", "fineweb"]
 class QualityConfig:
     """Section [quality]: `rules` names the rule sets to apply, in order; each has its thresholds in its own table.
 
-    They were made for English web prose. An empty list keeps every document.
+    They were made for English web prose. An empty list keeps every document. Texts of more than `max_characters` are
+    dropped as `too_large` by the first set, since what is measured on them takes up to 80 bytes a character.
     """
 
     rules: tuple[RuleSet, ...] = ("gopher_repetition", "gopher_quality", "c4", "fineweb")
@@ -30,8 +31,11 @@ class QualityConfig:
     gopher_repetition: GopherRepetitionConfig = field(default_factory=GopherRepetitionConfig)
     c4: C4Config = field(default_factory=C4Config)
     fineweb: FineWebConfig = field(default_factory=FineWebConfig)
+    max_characters: int = 5_000_000
 
     def __post_init__(self) -> None:
+        if self.max_characters < 1:
+            raise ConfigError(f"quality.max_characters = {self.max_characters} must be at least 1")
         if len(set(self.rules)) != len(self.rules):
             raise ConfigError(f"quality.rules names a rule set twice: {', '.join(self.rules)}")
 
@@ -50,6 +54,9 @@ def apply_rules(config: QualityConfig, inputs: tuple[Path, ...], outputs: tuple[
 def filter_text(document: Document, config: QualityConfig, tallies: dict[RuleSet, Tally]) -> str | None:
     """The document's text as the rules leave it (C4 removes lines), or None when one of them drops it."""
     view, n_bytes = TextView(document.text), document.n_bytes
+    if len(document.text) > config.max_characters:
+        tallies[config.rules[0]].drop("too_large", n_bytes, document.id, detail=f"{len(document.text)} characters")
+        return None
     for rule in config.rules:
         before, n_bytes_before = view, n_bytes
         view, found = judge(view, rule, config)

@@ -246,9 +246,22 @@ def test_the_stage_counts_each_rule_set_in_the_recipes_order(tmp_path, prose):
     assert drops == {"short": ("c4", "too_few_sentences", "0"), "brackets": ("c4", "curly_bracket", "10")}
 
 
+def test_a_text_too_large_to_measure_is_dropped_by_the_first_set(tmp_path, prose):
+    with write_shard(tmp_path / "in") as write:
+        write(Document("book", prose(3, 90)))
+        write(Document("page", prose(3, 30)))
+    config = QualityConfig(rules=("fineweb", "c4"), max_characters=len(prose(3, 30)))
+    first, second = apply_rules(config, (tmp_path / "in",), (tmp_path / "out", tmp_path / "trace")).counts
+    assert (first.dropped, second.documents_in, second.documents_out) == ({"too_large": 1}, 1, 1)
+    [drop] = read_trace(tmp_path / "trace")
+    assert (drop.id, drop.step, drop.detail) == ("book", "fineweb", f"{len(prose(3, 90))} characters")
+
+
 def test_settings_that_make_no_sense():
     with pytest.raises(ConfigError, match="names a rule set twice"):
         QualityConfig(rules=("c4", "c4"))
+    with pytest.raises(ConfigError, match="max_characters = 0 must be at least 1"):
+        QualityConfig(max_characters=0)
     with pytest.raises(ConfigError, match=r"min_doc_words = 9 is above max_doc_words = 3; max_doc_words = 0 sets no"):
         GopherQualityConfig(min_doc_words=9, max_doc_words=3)
     with pytest.raises(ConfigError, match=r"dup_n_grams holds \[5.5, 0.1\]; an entry is \[n, share\]"):
