@@ -14,7 +14,8 @@ from itertools import chain
 
 from data_prep.punctuation import SENTENCE_ENDS
 
-_MARKS = re.escape(",:;!?()[]{}<>_#*&'\"`…¿¡؟。？！，、；：～·।،۔؛٪”“‘´’‚„»«「」『』（）〔〕【】《》〈〉⟦⟧—–")
+_ALL_MARKS = ",:;!?()[]{}<>_#*&'\"`…¿¡؟。？！，、；：～·।،۔؛٪”“‘´’‚„»«「」『』（）〔〕【】《》〈〉⟦⟧—–"
+_MARKS = re.escape(_ALL_MARKS)
 _CURRENCIES = "$£€¥฿₽﷼₴₠₡₢₣₤₥₦₧₨₩₪₫₭₮₯₰₱₲₳₵₶₷₸₹₺₻₼₾₿"
 _UNITS = (
     "km[²³]?|[dcm]?m[²³]?|ha|[µn]m|yd|in|ft|kg|[mµ]?g|t|lb|oz|m/s|km/h|kmh|mph|hPa|Pa|mbar|[mkgt]b|[MKGT]B|[TGMK]|%"
@@ -73,6 +74,10 @@ def _split_piece(piece: str) -> tuple[str, ...]:
     """Text without blanks to its words. Linear in its length, also for a million brackets."""
     if piece.isalpha():
         return _JOINED.get(piece) or (piece,)
+    word, mark = piece[:-1], piece[-1]
+    if word.isalpha() and word not in _JOINED and piece not in _WHOLE:  # most of the rest: "word," and "word."
+        if mark in _ALL_MARKS or (mark == "." and word[-1].islower()):
+            return word, mark
     front: list[str] = []
     back: list[str] = []
     start, stop = 0, len(piece)
