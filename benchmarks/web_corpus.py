@@ -9,7 +9,6 @@ fairly.
 
 import argparse
 import dataclasses
-import importlib
 import io
 import json
 import os
@@ -191,7 +190,7 @@ def our_chain(folder: Path, data: Path, *, slow: bool) -> Callable[[], dict[str,
         config = PrepareConfig(
             InputConfig(paths=(str(folder / "crawl" / "*.warc.gz"),)),
             OutputConfig(output, validation_fraction=0.1),
-            TokenizerConfig(path=data / "tokenizer" / "gpt2-tokenizer.json"),
+            TokenizerConfig(path=data / "tokenizer" / "gpt2-vocab.bpe"),  # the vocabulary of the peer's json
             extract=ExtractConfig(**({"method": "trafilatura"} if slow else {})),
             quality=QualityConfig(c4=C4Config(**FINEWEB["c4"])),
             dedup_exact=ExactConfig(enabled=False),  # datatrove's published chain has none
@@ -207,7 +206,6 @@ def our_chain(folder: Path, data: Path, *, slow: bool) -> Callable[[], dict[str,
         shutil.rmtree(output)
         return measured
 
-    importlib.import_module("tokenizers")
     return block
 
 

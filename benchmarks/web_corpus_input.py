@@ -9,24 +9,23 @@ import io
 import json
 import random
 import re
+import tempfile
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from data_prep.documents import Document
-from data_prep.extract import ExtractConfig, decode, page_text
+from data_prep.documents import read_shard
+from data_prep.extract import ExtractConfig, ExtractTask, extract_file
 from data_prep.python_docs import SITE, page_names, render_pages
-from data_prep.readers import ENDINGS, InputConfig, read_records
-from data_prep.web_archives import Page
-from gpt.errors import ConfigError
+from data_prep.readers import ENDINGS, InputConfig
+from gpt.errors import ConfigError, import_extra
 
 _MARKUP = re.compile(r"(<script\b.*?</script>|<style\b.*?</style>|<!--.*?-->|<[^>]*>)", re.DOTALL | re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _ARTICLE = re.compile(r"^(?= = [^=].* = $)", re.MULTILINE)
-_READ = InputConfig(paths=("-",))
-_KEEP_ALL = (ExtractConfig(), ExtractConfig(main_content=False))
 _EDITS = (0.3, 0.3, 0.3, 0.02)  # share of a copy's words that are changed: most copies are news, some near-copies
+_PAGES_PER_FILE = 1000
 
 
 def real_texts(folder: Path) -> dict[str, str]:
@@ -37,12 +36,14 @@ def real_texts(folder: Path) -> dict[str, str]:
     texts: dict[str, str] = {}
     for path in sorted((folder / "warc").glob("*.gz")):
         if path.name.endswith(tuple(ENDINGS)) and ".wat." not in path.name:
-            texts |= _numbered(path.name, _record_texts(path))
+            texts |= _numbered(path.name, _archive_texts(path))
     for path in sorted((folder / "text").glob("*.json*.gz")):
         lines = gzip.decompress(path.read_bytes()).splitlines()
         texts |= _numbered(path.name, (json.loads(line)["text"] for line in lines))
-    texts |= _numbered("html", _html_texts(sorted((folder / "html").glob("*.html"))))
-    texts |= _numbered("handbook", _html_texts(sorted((folder / "multiling").glob("*.html.gz"))))
+    pages = sorted((*(folder / "html").glob("*.html"), *(folder / "multiling").glob("*.html.gz")))
+    texts |= _numbered("html", _page_texts({path.name: _content(path) for path in pages}))
+    documentation = {SITE + name: html.encode("utf-8", "replace") for name, html, _ in render_pages(page_names())}
+    texts |= _numbered("python-docs", _page_texts(documentation))
     gold = json.loads((folder / "html" / "aeb-ground-truth.json").read_text())
     texts |= _numbered("gold", (page["articleBody"] for _, page in sorted(gold.items())))
     for name in ("inaugural", "state_union", "genesis"):
@@ -52,33 +53,31 @@ def real_texts(folder: Path) -> dict[str, str]:
         texts |= _numbered(f"wikitext-{name}", (text for text in articles if text.strip()))
     plays = (folder / "text" / "tinyshakespeare.txt").read_text().split("\n\n")
     texts |= _numbered("shakespeare", ("\n\n".join(plays[i : i + 60]) for i in range(0, len(plays), 60)))
-    texts |= _numbered("python-docs", _python_docs())
     return {name: text for text, name in {text: name for name, text in texts.items()}.items()}  # each text once
 
 
-def _numbered(name: str, texts: Iterator[str]) -> dict[str, str]:
+def _numbered(name: str, texts: Iterable[str]) -> dict[str, str]:
     return {f"{name} {number}": text for number, text in enumerate(texts) if text}
 
 
-def _record_texts(path: Path) -> Iterator[str]:
-    for record in read_records(path, _READ):
-        if isinstance(record, Page):
-            yield from _page_texts(record)
-        elif isinstance(record, Document):
-            yield record.text
+def _archive_texts(path: Path) -> Iterator[str]:
+    """Of each page its main content and all of its text, of each other record its text."""
+    with tempfile.TemporaryDirectory() as name:
+        shard, trace = Path(name) / "shard", Path(name) / "trace"
+        for config in (ExtractConfig(), ExtractConfig(main_content=False)):
+            extract_file(ExtractTask(InputConfig(paths=(str(path),)), config), (path,), (shard, trace))
+            yield from (document.text for document in read_shard(shard))
 
 
-def _page_texts(page: Page) -> Iterator[str]:
-    for config in _KEEP_ALL if page.is_html else _KEEP_ALL[:1]:
-        document = page_text(page, config)
-        if document is not None:
-            yield document.text
+def _page_texts(pages: dict[str, bytes]) -> list[str]:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "pages.warc.gz"
+        path.write_bytes(b"".join(_response(url, content) for url, content in pages.items() if content))
+        return list(_archive_texts(path))
 
 
-def _html_texts(paths: list[Path]) -> Iterator[str]:
-    for path in paths:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        yield from _page_texts(Page(path.name, content, None, True, {}))
+def _content(path: Path) -> bytes:
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
 
 
 def _zipped(path: Path) -> Iterator[str]:
@@ -88,24 +87,17 @@ def _zipped(path: Path) -> Iterator[str]:
                 yield archive.read(name).decode("utf-8", "replace")
 
 
-def _python_docs() -> Iterator[str]:
-    for name, html, _ in render_pages(page_names()):
-        if html:
-            yield from _page_texts(Page(SITE + name, html.encode("utf-8", "replace"), None, True, {}))
-
-
 def grow_crawl(source: Path, folder: Path, *, n_pages: int, seed: int) -> tuple[list[Path], int]:
     """WARC files in `folder` with `n_pages` pages: those of `source` (shared/data/warc) as they are, then copies with
-    edited words. Returns the files, of at most 200 pages, and the bytes of HTML in all. The same arguments give the
-    same bytes."""
+    edited words. Returns the files and the bytes of HTML in all. The same arguments give the same bytes."""
     pages = [page for path in sorted(source.glob("*.warc.gz")) for page in _html_pages(path)]
     if not pages:
         raise ConfigError(f"{source}: no WARC file with a page in it")
     files, n_bytes = [], 0
-    for start in range(0, n_pages, 200):
-        files.append(folder / f"crawl-{start // 200:05d}.warc.gz")
+    for start in range(0, n_pages, _PAGES_PER_FILE):
+        files.append(folder / f"crawl-{start // _PAGES_PER_FILE:05d}.warc.gz")
         with open(files[-1], "wb") as file:
-            for number in range(start, min(start + 200, n_pages)):
+            for number in range(start, min(start + _PAGES_PER_FILE, n_pages)):
                 url, html = pages[number % len(pages)]
                 copy = number // len(pages)
                 if copy:
@@ -126,9 +118,17 @@ def edit_words(html: str, rate: float, rng: random.Random) -> str:
 
 
 def _html_pages(path: Path) -> Iterator[tuple[str, str]]:
-    for record in read_records(path, _READ):
-        if isinstance(record, Page) and record.is_html:
-            yield record.metadata["url"], decode(record.content, record.charset)
+    """(address, HTML) of the pages that a server sent; what comes after damage in the file is left out."""
+    warc = import_extra("fastwarc.warc", extra="data")
+    encoding = import_extra("resiliparse.parse.encoding", extra="data")
+    try:
+        for record in warc.ArchiveIterator(str(path), record_types=warc.WarcRecordType.response, auto_decode="all"):
+            if record.http_content_type == "text/html" and record.http_headers.status_code == 200:
+                body = record.reader.read()
+                url = record.headers.get("WARC-Target-URI").strip("<>")
+                yield url, encoding.bytes_to_str(body, encoding.detect_encoding(body))
+    except OSError:
+        return
 
 
 def _response(url: str, content: bytes) -> bytes:

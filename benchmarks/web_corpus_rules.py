@@ -65,6 +65,7 @@ def single_rules() -> Rules:
         for pair in pairs:
             rules[f"gopher_repetition.{key}.{pair[0]}"] = "gopher_repetition", {**off, key: (pair,)}
     c4_off = {name: False if isinstance(value, bool) else -1 for name, value in _C4.items()}
+    c4_off["min_num_sentences"] = 1  # with -1 datatrove passes on texts of which no line is left, and we do not
     for name, value in _C4.items():
         rules[f"c4.{name}"] = "c4", {**c4_off, name: value}
     for name, value in _FINEWEB.items():
@@ -111,14 +112,17 @@ def their_decisions(
 
 def agreement(ours: list[dict[str, list[str]]], theirs: list[dict[str, list[str]]]) -> dict[str, dict[str, Any]]:
     """By configuration: shares of texts with the same decision, the same reason and the same text left where both keep
-    it; how often each side drops; and the pairs of reasons where the decisions differ."""
+    it; how often each side drops; and the pairs of reasons where the decisions differ. Texts on which datatrove fails
+    (those without a word, where nothing else drops them) are only counted."""
     result = {}
     for name in ours[0]:
-        pairs = [(a[name], b[name]) for a, b in zip(ours, theirs, strict=True)]
+        everything = [(a[name], b[name]) for a, b in zip(ours, theirs, strict=True)]
+        pairs = [(a, b) for a, b in everything if not b[0].endswith("Error")]
         kept = [(a, b) for a, b in pairs if not a[0] and not b[0]]
         unlike = Counter(f"{a[0] or 'kept'} / {b[0] or 'kept'}" for a, b in pairs if bool(a[0]) != bool(b[0]))
         result[name] = {
             "texts": len(pairs),
+            "they_failed": len(everything) - len(pairs),
             "same_decision": sum(bool(a[0]) == bool(b[0]) for a, b in pairs) / len(pairs),
             "same_reason": sum(a[0] == b[0] for a, b in pairs) / len(pairs),
             "same_text_left": sum(a[1] == b[1] for a, b in kept) / max(len(kept), 1),

@@ -75,9 +75,9 @@ def _split_piece(piece: str) -> tuple[str, ...]:
     if piece.isalpha():
         return _JOINED.get(piece) or (piece,)
     word, mark = piece[:-1], piece[-1]
-    if word.isalpha() and word not in _JOINED and piece not in _WHOLE:  # most of the rest: "word," and "word."
-        if mark in _ALL_MARKS or (mark == "." and word[-1].islower()):
-            return word, mark
+    ends_word = mark in _ALL_MARKS or (mark == "." and word[-1:].islower())
+    if ends_word and word.isalpha() and word not in _JOINED and piece not in _WHOLE:  # "word," and "word."
+        return word, mark
     front: list[str] = []
     back: list[str] = []
     start, stop = 0, len(piece)
