@@ -1,34 +1,54 @@
-"""FineWeb's own rules (arXiv 2406.17557, section 3.5): line shapes that tell lists and menus from prose."""
+"""FineWeb's own rules (arXiv 2406.17557, section 3.6): line shapes that tell lists and menus from prose.
+
+Names, order and counting are those of datatrove's FineWebQualityFilter; docs/data_rules.md says where the paper
+differs.
+"""
 
 from dataclasses import dataclass
 
+from data_prep.punctuation import SENTENCE_ENDS
 from data_prep.words import TextView, repeated
-
-_TERMINAL = (".", "!", "?", '"', "'", "”", "’")
 
 
 @dataclass(frozen=True)
 class FineWebConfig:
-    """Section [quality.fineweb]; the defaults are the paper's. Empty lines are not counted as lines."""
+    """Section [quality.fineweb]; the defaults are those of the published code. Blank lines are not counted as lines.
 
-    min_punctuated_lines: float = 0.12  # share of lines that end like a sentence; at or below it the page goes
-    max_short_lines: float = 0.67  # share of lines of at most short_line_characters
-    short_line_characters: int = 30
-    max_repeated_line_characters: float = 0.01
-    max_lines_per_word: float = 0.3
+    `line_punct_thr`: least share of lines that end in one of `stop_chars` (empty: everything that Unicode calls the end
+    of a sentence; `line_punct_exclude_zero` lets pages pass that have no such line). `short_line_thr`: greatest share
+    of lines of at most `short_line_length` characters. `char_duplicates_ratio`: greatest share of characters, without
+    line ends, in lines that came before; the paper says 0.1. `new_line_ratio`: greatest number of line ends per word.
+    """
+
+    line_punct_thr: float = 0.12
+    line_punct_exclude_zero: bool = False
+    stop_chars: tuple[str, ...] = ()
+    short_line_thr: float = 0.67
+    short_line_length: int = 30
+    char_duplicates_ratio: float = 0.01
+    new_line_ratio: float = 0.3
 
 
-def fineweb_reason(view: TextView, config: FineWebConfig) -> str | None:
-    """Why FineWeb's rules drop the text, or None."""
-    lines = [line for line in view.lines if line.strip()]
+def fineweb_reason(view: TextView, config: FineWebConfig) -> tuple[str, float] | None:
+    """Why FineWeb's rules drop the text and what was measured, or None."""
+    lines = [line for line in view.text.split("\n") if line.strip()]
     if not lines:
-        return "no_lines"
-    if sum(line.rstrip().endswith(_TERMINAL) for line in lines) / len(lines) <= config.min_punctuated_lines:
-        return "few_punctuated_lines"
-    if sum(len(line) <= config.short_line_characters for line in lines) / len(lines) >= config.max_short_lines:
-        return "short_lines"
-    if repeated(lines)[1] / sum(map(len, lines)) >= config.max_repeated_line_characters:
-        return "repeated_line_characters"
-    if view.text.count("\n") / max(len(view.words), 1) > config.max_lines_per_word:
-        return "many_lines"
+        return "empty", 0
+    if config.stop_chars:
+        n_ends = sum(line.endswith(config.stop_chars) for line in lines)
+    else:
+        n_ends = sum(line[-1] in SENTENCE_ENDS for line in lines)
+    share = n_ends / len(lines)
+    if share < config.line_punct_thr and not (share == 0 and config.line_punct_exclude_zero):
+        return "line_punct_ratio", share
+    share = sum(len(line) <= config.short_line_length for line in lines) / len(lines)
+    if share > config.short_line_thr:
+        return "short_line_ratio", share
+    n_line_ends = view.text.count("\n")
+    share = repeated(lines)[1] / (len(view.text) - n_line_ends)
+    if share > config.char_duplicates_ratio:
+        return "char_dup_ratio", share
+    share = n_line_ends / max(len(view.words), 1)
+    if share > config.new_line_ratio:
+        return "list_ratio", share
     return None

@@ -10,7 +10,7 @@ from data_prep.counts import Tally
 from data_prep.documents import Document, read_shard, write_shard
 from data_prep.engine import Result, Stage
 from data_prep.fineweb import FineWebConfig, fineweb_reason
-from data_prep.gopher import GopherQualityConfig, GopherRepetitionConfig, quality_reason, repetition_reason
+from data_prep.gopher import GopherQualityConfig, GopherRepetitionConfig, Reason, quality_reason, repetition_reason
 from data_prep.traces import write_trace
 from data_prep.words import TextView
 from gpt.errors import ConfigError
@@ -22,7 +22,8 @@ RuleSet = Literal["gopher_quality", "gopher_repetition", "c4", "fineweb"]
 class QualityConfig:
     """Section [quality]: `rules` names the rule sets to apply, in order; each has its thresholds in its own table.
 
-    They were made for English web prose. An empty list keeps every document.
+    They were made for English web prose. An empty list keeps every document. Texts of more than `max_characters` are
+    dropped as `too_large` by the first set, since what is measured on them takes up to 80 bytes a character.
     """
 
     rules: tuple[RuleSet, ...] = ("gopher_repetition", "gopher_quality", "c4", "fineweb")
@@ -30,8 +31,11 @@ class QualityConfig:
     gopher_repetition: GopherRepetitionConfig = field(default_factory=GopherRepetitionConfig)
     c4: C4Config = field(default_factory=C4Config)
     fineweb: FineWebConfig = field(default_factory=FineWebConfig)
+    max_characters: int = 5_000_000
 
     def __post_init__(self) -> None:
+        if self.max_characters < 1:
+            raise ConfigError(f"quality.max_characters = {self.max_characters} must be at least 1")
         if len(set(self.rules)) != len(self.rules):
             raise ConfigError(f"quality.rules names a rule set twice: {', '.join(self.rules)}")
 
@@ -50,32 +54,36 @@ def apply_rules(config: QualityConfig, inputs: tuple[Path, ...], outputs: tuple[
 def filter_text(document: Document, config: QualityConfig, tallies: dict[RuleSet, Tally]) -> str | None:
     """The document's text as the rules leave it (C4 removes lines), or None when one of them drops it."""
     view, n_bytes = TextView(document.text), document.n_bytes
+    if len(document.text) > config.max_characters:
+        tallies[config.rules[0]].drop("too_large", n_bytes, document.id, detail=f"{len(document.text)} characters")
+        return None
     for rule in config.rules:
-        changed, reason = judge(view, rule, config)
-        if reason is not None:
-            tallies[rule].drop(reason, n_bytes, document.id)
+        before, n_bytes_before = view, n_bytes
+        view, found = judge(view, rule, config)
+        if found is not None:
+            reason, measured = found
+            tallies[rule].drop(reason, n_bytes, document.id, detail=f"{measured:.4g}")
             return None
-        before = n_bytes
-        if changed is not view.text:
-            view, n_bytes = TextView(changed), len(changed.encode())
-        tallies[rule].keep(before, n_bytes)
+        if view is not before:
+            n_bytes = len(view.text.encode())
+        tallies[rule].keep(n_bytes_before, n_bytes)
     return view.text
 
 
-def judge(view: TextView, rule: RuleSet, config: QualityConfig) -> tuple[str, str | None]:
-    """(the text after one rule set, why it drops the text or None)."""
+def judge(view: TextView, rule: RuleSet, config: QualityConfig) -> tuple[TextView, Reason | None]:
+    """(the text after one rule set, why it drops the text and what it measured, or None)."""
     if rule == "gopher_quality":
-        return view.text, quality_reason(view, config.gopher_quality)
+        return view, quality_reason(view, config.gopher_quality)
     if rule == "gopher_repetition":
-        return view.text, repetition_reason(view, config.gopher_repetition)
+        return view, repetition_reason(view, config.gopher_repetition)
     if rule == "fineweb":
-        return view.text, fineweb_reason(view, config.fineweb)
-    return c4.clean(view.text, config.c4)
+        return view, fineweb_reason(view, config.fineweb)
+    return c4.clean(view, config.c4)
 
 
 QUALITY = Stage(
     name="quality",
     function=apply_rules,
-    modules=("quality", "gopher", "c4", "fineweb", "words", "documents", "traces"),
-    packages=("zstandard",),
+    modules=("quality", "gopher", "c4", "fineweb", "words", "word_split", "punctuation", "documents", "traces"),
+    packages=("numpy", "zstandard"),
 )

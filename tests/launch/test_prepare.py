@@ -127,7 +127,7 @@ def test_a_crawl_becomes_a_corpus_and_a_second_run_does_nothing(tmp_path, crawl,
     ]
     assert steps["read"].dropped == {"truncated": 1, "malformed": 1}
     assert steps["language"].dropped == {"other_language": 1}
-    assert steps["gopher_quality"].dropped == {"too_few_words": 1}
+    assert steps["gopher_quality"].dropped == {"gopher_short_doc": 1}
     assert steps["dedup_exact"].dropped == {"duplicate": 1}
     assert steps["dedup_minhash"].dropped == {"near_duplicate": 1}
     assert steps["tokenize"].documents_out == 32
@@ -214,7 +214,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, crawl, undisturbed)
         (["--quality.rulez", "x"], "quality.rulez: unknown key 'rulez'; did you mean 'rules'?"),
         (["--quality.rules", '["c5"]'], "quality.rules[0] = 'c5': unknown value 'c5'"),
         (["--langauge.keep", '["en"]'], "langauge: unknown key 'langauge'; did you mean 'language'?"),
-        (["--quality.c4.min_sentences", "many"], "quality.c4.min_sentences = 'many' must be a whole number"),
+        (["--quality.c4.min_num_sentences", "many"], "quality.c4.min_num_sentences = 'many' must be a whole number"),
         (["--input.paths", '["missing/*.warc.gz"]'], "input.paths: no file matches 'missing/*.warc.gz'"),
         (["--tokenizer.path", "gone.model"], "gone.model: no such tokenizer file"),
         (["--workers", "0"], "--workers 0 must be at least 1"),

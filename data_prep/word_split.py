@@ -1,0 +1,158 @@
+"""Splits text into words and counts sentences as spaCy's rules for English do; knows no other language and no model.
+
+The published filters count words, and how words are told from punctuation moves their ratios (share of words with a
+letter, lines per word, repeated n-grams). datatrove, which made FineWeb, takes spaCy's English tokenizer, so this file
+follows the rules that spaCy documents: split at blanks, strip prefixes and suffixes, keep exceptions whole, split at
+infixes. Left out: emoticons, contractions written without their apostrophe, units written in other scripts.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import chain
+
+from data_prep.punctuation import SENTENCE_ENDS
+
+_ALL_MARKS = ",:;!?()[]{}<>_#*&'\"`…¿¡؟。？！，、；：～·।،۔؛٪”“‘´’‚„»«「」『』（）〔〕【】《》〈〉⟦⟧—–"
+_MARKS = re.escape(_ALL_MARKS)
+_CURRENCIES = "$£€¥฿₽﷼₴₠₡₢₣₤₥₦₧₨₩₪₫₭₮₯₰₱₲₳₵₶₷₸₹₺₻₼₾₿"
+_UNITS = (
+    "km[²³]?|[dcm]?m[²³]?|ha|[µn]m|yd|in|ft|kg|[mµ]?g|t|lb|oz|m/s|km/h|kmh|mph|hPa|Pa|mbar|[mkgt]b|[MKGT]B|[TGMK]|%"
+)
+_FRONT = re.compile(rf"\.\.+|\+(?![0-9])|(?:US|C|A)\$|[§%={_MARKS}{_CURRENCIES}]")
+_BACK = re.compile(rf"(?:\.\.+|[{_MARKS}]|['’][sS]|(?<=[0-9])(?:\+|[{_CURRENCIES}]|{_UNITS}))$")
+_BACK_LONGEST = 8  # characters that a suffix other than dots and the digit before it can take
+_LETTER = r"[^\W\d_]"
+_QUOTES = "'\"”“`‘´’‚„»«"
+_INSIDE = re.compile(
+    rf"\.\.+|[…\ufffd]|(?<=[0-9])[+\-*^](?=[0-9-])|(?<=[a-zß-öø-ÿ{_QUOTES}])\.(?=[A-ZÀ-ÖØ-Þ{_QUOTES}])"
+    rf"|(?<={_LETTER}),(?={_LETTER})|(?<=[^\W_])(?:——|---?|[-–—~])(?={_LETTER})|(?<=[^\W_])[:<>=/](?={_LETTER})"
+)
+_ADDRESS = re.compile(
+    r"(?:(?:(?:https?|ftp|ssh|git|file)://)?(?:[\w-]+\.)+[a-z]{2,}(?::\d+)?(?:[/?#]\S*)?|[^\s/@:]+@[^\s/@]+\.[a-z]{2,})"
+)
+_ADDRESS_LONGEST = 2000
+_WHOLE = frozenset(
+    """Adm. Apr. Aug. Bros. Calif. Co. Corp. D.C. Dec. Dr. E.g. Feb. Gen. Gov. I.e. Ind. Inc. Jan. Jr. Jul. Jun. Ltd.
+    Mar. Messrs. Minn. Mr. Mrs. Ms. Mt. N.C. N.J. N.Y. Nov. Oct. Ph.D. Prof. Rep. Rev. Sen. Sep. Sept. St. Va. a.m. co.
+    e.g. i.e. p.m. v.s. vs. and/or w/o ma'am ma’am o'clock o’clock 's ’s 'S ’S 'll ’ll 're ’re 'd ’d 'em ’em '' ’’
+    a. b. c. d. e. f. g. h. i. j. k. l. m. n. o. p. q. r. s. t. u. v. w. x. y. z.""".split()  # noqa: SIM905  a list would take a line for each
+)
+_JOINED = {word: (word[:3], word[3:]) for word in ("cannot", "Cannot", "gonna", "Gonna", "gotta", "Gotta")}
+_NEGATED = re.compile(r"([A-Za-z][a-z]*)(n['’]t)(['’]ve)?")
+_SHORTENED = re.compile(
+    r"((?:[Ii]|[Yy]ou|[Hh]e|[Ss]he|[Ii]t|[Ww]e|[Tt]hey|[Ww]h(?:o|at|en|ere|y)|[Hh]ow|[Tt]h(?:ere|at|is|[eo]se))"
+    r"|(?:[Cc]o|[Ss]ho|[Ww]o)uld|[Mm]ight|[Mm]ust)(['’](?:d|ll|re|ve|m|s))(['’]ve)?"
+)
+_SPECIAL_LONGEST = 20
+_REMEMBERED = 1 << 16  # pieces of text between blanks; web text repeats them, so most are split once
+_REMEMBERED_LONGEST = 100  # characters
+
+
+def split_words(text: str) -> list[str]:
+    """Words and punctuation marks in order; joined they are the text without its blanks."""
+    pieces = text.split()
+    if max(map(len, pieces), default=0) <= _REMEMBERED_LONGEST:
+        return list(chain.from_iterable(map(_split_remembered, pieces)))
+    short = _REMEMBERED_LONGEST
+    return [word for piece in pieces for word in (_split_remembered if len(piece) <= short else _split_piece)(piece)]
+
+
+def count_sentences(words: Iterable[str]) -> int:
+    """Sentences in a line of these words, at least 1: a new one begins with the first word after an end mark."""
+    count, ended = 1, False
+    for word in words:
+        if word in SENTENCE_ENDS:
+            ended = True
+        elif ended and not unicodedata.category(word[0]).startswith("P"):
+            count, ended = count + 1, False
+    return count
+
+
+def _split_piece(piece: str) -> tuple[str, ...]:
+    """Text without blanks to its words. Linear in its length, also for a million brackets."""
+    if piece.isalpha():
+        return _JOINED.get(piece) or (piece,)
+    word, mark = piece[:-1], piece[-1]
+    ends_word = mark in _ALL_MARKS or (mark == "." and word[-1:].islower())
+    if ends_word and word.isalpha() and word not in _JOINED and piece not in _WHOLE:  # "word," and "word."
+        return word, mark
+    front: list[str] = []
+    back: list[str] = []
+    start, stop = 0, len(piece)
+    while start < stop:
+        middle = _unsplit(piece, start, stop)
+        if middle:
+            return (*front, *middle, *reversed(back))
+        if width := _front_width(piece, start, stop):
+            front.append(piece[start : start + width])
+            start += width
+        elif width := _back_width(piece, start, stop):
+            back.append(piece[stop - width : stop])
+            stop -= width
+        else:
+            return (*front, *_split_inside(piece[start:stop]), *reversed(back))
+    return (*front, *reversed(back))
+
+
+_split_remembered = lru_cache(_REMEMBERED)(_split_piece)
+
+
+def _unsplit(piece: str, start: int, stop: int) -> tuple[str, ...] | None:
+    """The words of a mark, an abbreviation or a contraction, or None for anything else."""
+    if stop - start == 1:
+        return (piece[start:stop],)
+    if stop - start <= _SPECIAL_LONGEST:
+        word = piece[start:stop]
+        if word in _WHOLE:
+            return (word,)
+        if word in _JOINED:
+            return _JOINED[word]
+        if "'" in word or "’" in word:
+            found = _NEGATED.fullmatch(word) or _SHORTENED.fullmatch(word)
+            if found:
+                return tuple(part for part in found.groups() if part)
+    return None
+
+
+def _front_width(piece: str, start: int, stop: int) -> int:
+    """Characters that a prefix takes, 0 when there is none."""
+    found = _FRONT.match(piece, start, stop)
+    if found:
+        return found.end() - start
+    return int(_is_icon(piece[start]))
+
+
+def _back_width(piece: str, start: int, stop: int) -> int:
+    """Characters that a suffix takes, 0 when there is none. A dot stays on a capital letter that has none before it."""
+    if piece[stop - 1] == ".":
+        dots = stop - start - len(piece[start:stop].rstrip("."))
+        if dots > 1:
+            return dots
+        before = piece[max(start, stop - 3) : stop - 1]
+        return int(not before[-1:].isupper() or before[:-1].isupper())
+    found = _BACK.search(piece, max(start, stop - _BACK_LONGEST), stop)
+    if found and found.start() > start:
+        return stop - found.start()
+    return int(_is_icon(piece[stop - 1]))
+
+
+def _split_inside(middle: str) -> list[str]:
+    """A piece without prefixes and suffixes at its infixes; an address stays whole."""
+    if len(middle) <= _ADDRESS_LONGEST and _ADDRESS.fullmatch(middle):
+        return [middle]
+    parts: list[str] = []
+    at = 0
+    for found in _INSIDE.finditer(middle):
+        if found.start() > at:
+            parts.append(middle[at : found.start()])
+        parts.append(found[0])
+        at = found.end()
+    if at < len(middle):
+        parts.append(middle[at:])
+    return parts
+
+
+def _is_icon(character: str) -> bool:
+    return character > "\x7f" and character != "°" and unicodedata.category(character) == "So"
