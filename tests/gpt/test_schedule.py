@@ -37,11 +37,37 @@ def test_no_warm_up():
 
 
 @pytest.mark.parametrize(
+    ("keys", "shares"),
+    [
+        ({"shape": "constant"}, {50: 0.5, 100: 1, 10**9: 1}),
+        ({"shape": "linear", "decay_tokens": 1100}, {100: 1, 350: 0.775, 600: 0.55, 1100: 0.1, 9999: 0.1}),
+        (
+            {"shape": "wsd", "decay_tokens": 1100, "cooldown_tokens": 200},
+            {50: 0.5, 100: 1, 900: 1, 1000: 0.55, 1100: 0.1, 9999: 0.1},
+        ),
+        ({"shape": "wsd", "decay_tokens": 1100, "cooldown_tokens": 1000, "final_fraction": 0.0}, {350: 0.75, 1100: 0}),
+    ],
+)
+def test_other_shapes(keys, shares):
+    config = ScheduleConfig(warmup_tokens=100, **keys)
+    for tokens, share in shares.items():
+        assert math.isclose(learning_rate(config, 3e-4, tokens), 3e-4 * share, rel_tol=1e-12, abs_tol=1e-18), tokens
+
+
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"warmup_tokens": 5, "decay_tokens": 5}, "schedule.decay_tokens = 5"),
         ({"warmup_tokens": -1, "decay_tokens": 5}, "schedule.warmup_tokens = -1"),
         ({"warmup_tokens": 1, "decay_tokens": 5, "final_fraction": 2.0}, "schedule.final_fraction = 2.0"),
+        ({"warmup_tokens": 1}, "schedule.decay_tokens is missing with schedule.shape = 'cosine'"),
+        ({"warmup_tokens": 1, "shape": "constant", "decay_tokens": 5}, "schedule.decay_tokens is 5 .* remove it"),
+        ({"warmup_tokens": 1, "decay_tokens": 5, "cooldown_tokens": 1}, "schedule.cooldown_tokens is 1 .* remove it"),
+        ({"warmup_tokens": 1, "decay_tokens": 5, "shape": "wsd"}, "schedule.cooldown_tokens is missing"),
+        (
+            {"warmup_tokens": 1, "decay_tokens": 5, "shape": "wsd", "cooldown_tokens": 5},
+            "schedule.cooldown_tokens = 5 must be from 1 to 4",
+        ),
     ],
 )
 def test_mistakes_name_the_key(keys, message):
