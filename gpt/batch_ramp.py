@@ -37,8 +37,8 @@ class BatchRamp:
             )
         if self.increment_tokens < 1 or grows % self.increment_tokens:
             raise ConfigError(
-                f"batch.ramp_increment_tokens = {self.increment_tokens} must divide the {grows} tokens between "
-                f"batch.ramp_initial_tokens = {self.initial_tokens} and batch.global_batch_tokens = {self.full_tokens}; "
+                f"batch.ramp_increment_tokens = {self.increment_tokens} must divide the {grows} tokens between batch."
+                f"ramp_initial_tokens = {self.initial_tokens} and batch.global_batch_tokens = {self.full_tokens}; "
                 f"batch.global_batch_tokens = {self.full_tokens - grows % max(self.increment_tokens, 1)} would do"
             )
         if self.ramp_tokens < 0 or (grows and not self.ramp_tokens):

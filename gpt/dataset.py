@@ -179,14 +179,14 @@ class TrainingData:
         }
 
 
-def share_of_step(step: int, *, n_samples: int, rank: int, ranks: int) -> Ints:
-    """The positions (n_samples / ranks,) that a data rank reads for a step, counted from 0, of `n_samples` samples.
+def share_of_step(first: int, *, n_samples: int, rank: int, ranks: int) -> Ints:
+    """The positions (n_samples / ranks,) that a data rank reads for a step of `n_samples` samples, `first` the first.
 
     Each rank has a contiguous part, so all ranks together read the same samples whatever their number.
     """
     assert n_samples % ranks == 0, f"{n_samples} samples do not divide by {ranks} data ranks"
     mine = n_samples // ranks
-    begin = step * n_samples + rank * mine
+    begin = first + rank * mine
     return np.arange(begin, begin + mine, dtype=np.int64)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gpt.batch_ramp import BatchRamp
 from gpt.config import ModelConfig
 from gpt.dataset import TrainingData, ValidationData, share_of_step
 from gpt.engine import Batch, Engine, StepResult, Totals
@@ -43,9 +44,9 @@ class TrainConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"train.{key} = {value} must be at least 1")
 
-    def steps(self, global_batch_tokens: int) -> int:
+    def steps(self, batch: BatchRamp) -> int:
         """Whole steps that reach total_tokens."""
-        return -(-self.total_tokens // global_batch_tokens)
+        return batch.steps_to(self.total_tokens)
 
 
 class Metrics(Protocol):
@@ -64,7 +65,7 @@ class Run:
     schedule: ScheduleConfig
     peak_learning_rate: float
     seq_len: int
-    global_batch_tokens: int
+    batch: BatchRamp
     micro_batch_size: int
     peak_flops_per_s: float  # of all devices together, for model FLOP utilisation; 0 when unknown
     log_every_steps: int
@@ -74,12 +75,11 @@ class Run:
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
-        return self.config.steps(self.global_batch_tokens)
+        return self.config.steps(self.batch)
 
-    @property
-    def step_sequences(self) -> int:
-        """Sequences of a step, over all data ranks."""
-        return self.global_batch_tokens // self.seq_len
+    def samples_seen(self, step: int) -> int:
+        """Samples of all steps before `step`, over all data ranks: the place in the data's order."""
+        return self.batch.tokens_seen(step) // self.seq_len
 
     @property
     def epochs_every_steps(self) -> int:
@@ -124,28 +124,28 @@ def train(
             data.announce(step_positions(engine, run, step + 1))
             engine.forward_backward(batch)
             step += 1
-            tokens_seen = step * run.global_batch_tokens
+            step_tokens, tokens_seen = run.batch.step_tokens(step - 1), run.batch.tokens_seen(step)
             rate = learning_rate(run.schedule, run.peak_learning_rate, tokens_seen)
             result = engine.optimizer_step(rate, flag=stop_requested())
             elapsed_s = time.perf_counter() - started_at
             training_s += elapsed_s
             check_finite(step, result, rate)
             if metrics is not None and (step % run.log_every_steps == 0 or step == steps):
-                metrics.log(step, step_values(run, result, rate, tokens_seen=tokens_seen, elapsed_s=elapsed_s))
+                metrics.log(step, step_values(run, result, rate, step=step, elapsed_s=elapsed_s))
             done = step == steps
             interrupted = result.flagged and not done
             if metrics is not None and (done or interrupted or step % run.epochs_every_steps == 0):
                 report_epochs(run, data, metrics=metrics, step=step)
-            if validation and not interrupted and (done or _due(evaluate_at, tokens_seen, run.global_batch_tokens)):
+            if validation and not interrupted and (done or _due(evaluate_at, tokens_seen, step_tokens)):
                 results = evaluate(run, engine, validation, metrics=metrics, step=step)
-            if interrupted or done or _due(save_at, tokens_seen, run.global_batch_tokens):
+            if interrupted or done or _due(save_at, tokens_seen, step_tokens):
                 saved = save(run, engine, step)
                 if metrics is not None:
                     metrics.message(f"saved {saved}")
-    new_tokens = (step - first_step) * run.global_batch_tokens
+    new_tokens = run.batch.tokens_seen(step) - run.batch.tokens_seen(first_step)
     return Outcome(
         step,
-        step * run.global_batch_tokens,
+        run.batch.tokens_seen(step),
         interrupted,
         results,
         new_tokens / training_s if training_s else 0.0,
@@ -171,12 +171,13 @@ def read_batch(data: TrainingData, engine: Engine, run: Run, step: int) -> Batch
 
 def step_positions(engine: Engine, run: Run, step: int) -> NDArray[np.int64]:
     """The positions of the data's order that this data rank reads for a step."""
-    return share_of_step(step, n_samples=run.step_sequences, rank=engine.data_rank, ranks=engine.data_size)
+    first, n_samples = run.samples_seen(step), run.batch.step_tokens(step) // run.seq_len
+    return share_of_step(first, n_samples=n_samples, rank=engine.data_rank, ranks=engine.data_size)
 
 
 def report_epochs(run: Run, data: TrainingData, *, metrics: Metrics, step: int) -> None:
     """How many times each corpus has been read through: ten times in a run, and where a process ends."""
-    epochs = data.epochs(step * run.step_sequences)
+    epochs = data.epochs(run.samples_seen(step))
     metrics.log(step, {f"epochs/{name}": read for name, read in epochs.items()})
 
 
@@ -215,24 +216,22 @@ def save(run: Run, engine: Engine, step: int) -> Path:
     """Publish a checkpoint of this step."""
     position = {
         "step": step,
-        "tokens_seen": step * run.global_batch_tokens,
-        "samples_seen": step * run.step_sequences,
+        "tokens_seen": run.batch.tokens_seen(step),
+        "samples_seen": run.samples_seen(step),
     }
     state = {**run.saved_state, **position}
     return engine.save(run.checkpoints, step=step, state=state, keep_last=run.config.keep_checkpoints)
 
 
-def step_values(
-    run: Run, result: StepResult, rate: float, *, tokens_seen: int, elapsed_s: float
-) -> dict[str, float | int]:
+def step_values(run: Run, result: StepResult, rate: float, *, step: int, elapsed_s: float) -> dict[str, float | int]:
     """What is logged of one step."""
-    tokens_per_s = run.global_batch_tokens / elapsed_s
+    tokens_per_s = run.batch.step_tokens(step - 1) / elapsed_s
     values: dict[str, float | int] = {
         "loss": result.loss.mean,
         "gradient_norm": result.gradient_norm,
         "learning_rate": rate,
         "tokens_per_s": tokens_per_s,
-        "tokens_seen": tokens_seen,
+        "tokens_seen": run.batch.tokens_seen(step),
         "step_s": elapsed_s,
     }
     if run.peak_flops_per_s:

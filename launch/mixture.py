@@ -57,7 +57,7 @@ def read_plan(recipe: str, overrides: list[str]) -> tuple[MixturePlan, str]:
 
 def plan_of_run(config: RunConfig) -> MixturePlan:
     """What a training run will read, from the lengths of its token files."""
-    seq_len, batch_tokens = config.data.seq_len, config.batch.global_batch_tokens
+    seq_len, batch = config.data.seq_len, config.batch.ramp
     data = TrainingData(
         config.data.train, seq_len=seq_len, seed=config.run.seed, vocab_size=config.model.vocab_size
     )  # refuses what training would refuse
@@ -69,7 +69,7 @@ def plan_of_run(config: RunConfig) -> MixturePlan:
         corpora,
         seq_len=seq_len,
         planned_tokens=config.train.total_tokens,
-        samples=config.train.steps(batch_tokens) * (batch_tokens // seq_len),
+        samples=batch.tokens_seen(config.train.steps(batch)) // seq_len,
     )
 
 

@@ -106,7 +106,7 @@ def train(engine: NativeEngine, config: RunConfig, steps: int) -> tuple[list[flo
     losses, norms = [], []
     for step in range(steps):
         engine.forward_backward(read_batch(data, engine, run, step))
-        rate = learning_rate(run.schedule, run.peak_learning_rate, (step + 1) * run.global_batch_tokens)
+        rate = learning_rate(run.schedule, run.peak_learning_rate, run.batch.tokens_seen(step + 1))
         result = engine.optimizer_step(rate)
         check_finite(step + 1, result, rate)
         losses.append(result.loss.mean)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from gpt.batch_ramp import BatchRamp
 from gpt.dataset import TrainingData
 from gpt.tokenizer import tokenizer_files
 from gpt.train import Outcome, Run
@@ -30,18 +31,30 @@ def prepare_run_directory(config: RunConfig) -> None:
 
 def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.device, data: TrainingData) -> list[str]:
     """What will really run, in words."""
-    sequences = run.step_sequences
-    epochs = data.epochs(run.steps * sequences)
+    epochs = data.epochs(run.samples_seen(run.steps))
     mixed = ", ".join(f"{name} {share:.2f}" for name, share in epochs.items())
     return [
         f"model: {config.model.parameters:,} parameters in {config.model.n_layers} layers",
         f"layout: {layout} on {layout.world_size} x {device.type}, {config.parallel.precision}, "
         f"ZeRO {config.parallel.zero_stage} over {layout.data_shard}",
         *describe_pipeline(config, layout),
-        f"batch: {sequences} sequences of {config.data.seq_len} = {config.batch.global_batch_tokens:,} tokens a step, "
-        f"{layout.micro_batches} micro-batches of {config.batch.micro_batch_size} per rank",
-        f"training: {run.steps:,} steps = {run.steps * run.global_batch_tokens:,} tokens (train.total_tokens = "
+        f"batch: {run.batch.full_tokens // run.seq_len} sequences of {run.seq_len} = {run.batch.full_tokens:,} tokens "
+        f"a step, {layout.micro_batches} micro-batches of {config.batch.micro_batch_size} per rank",
+        *describe_ramp(run.batch),
+        f"training: {run.steps:,} steps = {run.batch.tokens_seen(run.steps):,} tokens (train.total_tokens = "
         f"{config.train.total_tokens:,}, in whole steps); epochs: {mixed}",
+    ]
+
+
+def describe_ramp(batch: BatchRamp) -> list[str]:
+    """How the steps grow, where they do."""
+    *ramped, last = batch.levels()
+    if not ramped:
+        return []
+    return [
+        f"batch ramp: {ramped[0].step_tokens:,} tokens a step at first, {len(ramped)} sizes by "
+        f"{batch.increment_tokens:,}, the full size from step {last.first_step + 1:,} on, after "
+        f"{last.tokens_before:,} tokens"
     ]
 
 

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         if metrics is not None:
             metrics.message(how_it_ended(outcome, start))
             if outcome.step > start.step:
-                write_summary(config, layout, outcome, epochs=data.epochs(outcome.step * loop.step_sequences))
+                write_summary(config, layout, outcome, epochs=data.epochs(loop.samples_seen(outcome.step)))
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
     return leave_word_saved(environment) if outcome.interrupted else 0
 
@@ -136,7 +136,7 @@ def build_loop(config: RunConfig, saved_state: dict[str, object], *, peak_flops_
         schedule=config.schedule,
         peak_learning_rate=config.optimizer.learning_rate,
         seq_len=config.data.seq_len,
-        global_batch_tokens=config.batch.global_batch_tokens,
+        batch=config.batch.ramp,
         micro_batch_size=config.batch.micro_batch_size,
         peak_flops_per_s=peak_flops_per_s,
         log_every_steps=config.metrics.log_every_steps,
@@ -191,5 +191,5 @@ def open_metrics(config: RunConfig, loop: Run, start: Start) -> MetricsWriter:
         run_config=as_dict(config),
         resume_step=start.step or None,
         total_steps=loop.steps,
-        total_tokens=loop.steps * loop.global_batch_tokens,
+        total_tokens=loop.batch.tokens_seen(loop.steps),
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from gpt.batch_ramp import BatchRamp, constant_batch
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
 from parallel.split import balanced_split, check_split
@@ -46,10 +47,36 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """`micro_batch_size` sequences per rank and forward pass; `global_batch_tokens` over all ranks per step."""
+    """`micro_batch_size` sequences per rank and forward pass; `global_batch_tokens` over all ranks per step.
+
+    With `ramp_tokens`, steps grow to that size over the first so many tokens, from `ramp_initial_tokens` by
+    `ramp_increment_tokens` (None: by the initial size).
+    """
 
     micro_batch_size: int
     global_batch_tokens: int
+    ramp_tokens: int | None = None
+    ramp_initial_tokens: int | None = None
+    ramp_increment_tokens: int | None = None
+
+    @property
+    def ramp(self) -> BatchRamp:
+        """Tokens of each step; ConfigError when the keys do not go together."""
+        if self.ramp_tokens is None:
+            for key in ("ramp_initial_tokens", "ramp_increment_tokens"):
+                if getattr(self, key) is not None:
+                    raise ConfigError(
+                        f"batch.{key} = {getattr(self, key)} without batch.ramp_tokens: say over how many tokens steps "
+                        f"grow, or remove it"
+                    )
+            return constant_batch(self.global_batch_tokens)
+        initial = self.ramp_initial_tokens
+        if initial is None:
+            raise ConfigError(
+                f"batch.ramp_tokens = {self.ramp_tokens} needs batch.ramp_initial_tokens, the size of the first steps"
+            )
+        increment = initial if self.ramp_increment_tokens is None else self.ramp_increment_tokens
+        return BatchRamp(self.global_batch_tokens, initial, increment, self.ramp_tokens)
 
 
 @dataclass(frozen=True)
@@ -61,7 +88,7 @@ class Layout:
     pipeline: int
     data: int
     data_shard: int
-    micro_batches: int  # per rank and step
+    micro_batches: int  # per rank and step of the full batch
     split: tuple[int, ...]  # blocks of each pipeline stage, from the embedding to the head
     v_shaped: bool  # the second half of the stages lies on the ranks in backward order
 
@@ -246,19 +273,29 @@ def _leaves_none_empty(rows: int, ranks: int) -> bool:
 
 
 def _micro_batches(parallel: ParallelConfig, batch: BatchConfig, *, seq_len: int, data: int) -> int:
+    """Of a step of the full batch; every size of the ramp is checked."""
     if batch.micro_batch_size < 1:
         raise ConfigError(f"batch.micro_batch_size = {batch.micro_batch_size} must be at least 1")
-    if batch.global_batch_tokens < seq_len or batch.global_batch_tokens % seq_len:
+    *ramped, full = (level.step_tokens for level in batch.ramp.levels())
+    for tokens in ramped:
+        _micro_batches_of(tokens, parallel, batch, seq_len=seq_len, data=data, name="a step of the batch ramp, of")
+    return _micro_batches_of(full, parallel, batch, seq_len=seq_len, data=data, name="batch.global_batch_tokens")
+
+
+def _micro_batches_of(
+    step_tokens: int, parallel: ParallelConfig, batch: BatchConfig, *, seq_len: int, data: int, name: str
+) -> int:
+    if step_tokens < seq_len or step_tokens % seq_len:
         raise ConfigError(
-            f"batch.global_batch_tokens = {batch.global_batch_tokens} is not a multiple of data.seq_len = {seq_len}; "
-            f"nearest: {_multiples(seq_len, batch.global_batch_tokens)}"
+            f"{name} = {step_tokens} is not a multiple of data.seq_len = {seq_len}; "
+            f"nearest: {_multiples(seq_len, step_tokens)}"
         )
-    sequences = batch.global_batch_tokens // seq_len
+    sequences = step_tokens // seq_len
     at_once = batch.micro_batch_size * data
     if sequences % at_once:
         raise ConfigError(
             f"batch.micro_batch_size {batch.micro_batch_size} x data-parallel size {data} = {at_once} sequences does "
-            f"not divide the global batch of {sequences} sequences ({batch.global_batch_tokens} tokens); "
+            f"not divide the global batch of {sequences} sequences ({step_tokens} tokens); "
             f"{_near_micro_batches(sequences, data, batch.micro_batch_size, seq_len)}"
         )
     micro_batches = sequences // at_once

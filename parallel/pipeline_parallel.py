@@ -33,7 +33,7 @@ MULTI: dict[str, type[PipelineScheduleMulti]] = {
 
 
 class Pipeline:
-    """This rank's stages among those of its pipeline. Schedules are built once for each shape of batch."""
+    """This rank's stages among those of its pipeline. A schedule is built when the shape of the batch changes."""
 
     def __init__(self, stages: list[Stage], model: ModelConfig, mesh: Mesh, parallel: ParallelConfig) -> None:
         self.stages = dict(zip(mesh.stages, stages, strict=True))
@@ -83,6 +83,7 @@ class Pipeline:
             shape = (inputs.size(0) // micro_batches, inputs.size(1))
             stages = [self._pipeline_stage(index, *shape) for index in self.stages]
             options: dict[str, Any] = {"loss_fn": _loss_of_stage, "scale_grads": False}
+            self._schedules.clear()  # torch's hold a receive buffer for every micro-batch
             if self.schedule in SINGLE:
                 self._schedules[key] = SINGLE[self.schedule](stages[0], micro_batches, **options)
             else:

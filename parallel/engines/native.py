@@ -76,7 +76,8 @@ class NativeEngine:
     def forward_backward(self, batch: Batch) -> None:
         inputs, targets = (x.to(self.mesh.device) for x in batch)
         if self.pipeline is not None:
-            self.pipeline.forward_backward(inputs, targets, micro_batches=self.settings.layout.micro_batches)
+            micro_batches = inputs.size(0) // self.settings.micro_batch_size
+            self.pipeline.forward_backward(inputs, targets, micro_batches=micro_batches)
         else:
             self._accumulate(inputs, targets)
 

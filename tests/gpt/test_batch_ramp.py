@@ -13,7 +13,9 @@ def counted(ramp: BatchRamp, n_steps: int) -> list[tuple[int, int]]:
     for _ in range(n_steps):
         size = ramp.full_tokens
         if seen < ramp.ramp_tokens:
-            size = ramp.initial_tokens + grows * seen // ramp.ramp_tokens // ramp.increment_tokens * ramp.increment_tokens
+            size = (
+                ramp.initial_tokens + grows * seen // ramp.ramp_tokens // ramp.increment_tokens * ramp.increment_tokens
+            )
         rows.append((seen, size))
         seen += size
     return rows
@@ -54,7 +56,10 @@ def test_gpt3_175b():
     [
         ((64, 0, 8, 10), "batch.ramp_initial_tokens = 0 must be from 1 to batch.global_batch_tokens = 64"),
         ((64, 65, 1, 10), "batch.ramp_initial_tokens = 65"),
-        ((64, 8, 9, 10), "batch.ramp_increment_tokens = 9 must divide the 56 tokens .* batch.global_batch_tokens = 62 would"),
+        (
+            (64, 8, 9, 10),
+            "batch.ramp_increment_tokens = 9 must divide the 56 tokens .* batch.global_batch_tokens = 62 would",
+        ),
         ((64, 8, 0, 10), "batch.ramp_increment_tokens = 0"),
         ((64, 8, 8, 0), "batch.ramp_tokens = 0 must be a positive"),
     ],

@@ -59,7 +59,9 @@ def test_a_run_reads_at_every_step_what_the_plan_says_on_any_number_of_ranks(tmp
         data = TrainingData(corpora, seq_len=seq_len, seed=5, vocab_size=10**6)
         read: dict[str, list[int]] = {name: [] for name in lengths}
         for step in range(60):
-            shares = [share_of_step(step, n_samples=per_step, rank=rank, ranks=ranks) for rank in range(ranks)]
+            shares = [
+                share_of_step(step * per_step, n_samples=per_step, rank=rank, ranks=ranks) for rank in range(ranks)
+            ]
             for start in np.concatenate([data.batch(share) for share in shares])[:, 0].tolist():
                 read["abcd"[start // 10_000]].append(start % 10_000 // seq_len)
             plan = plan_mixture(

@@ -25,14 +25,16 @@ def triaxial(*words, timeout=120, command=TRIAXIAL):
     )
 
 
+def metrics(run):
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(run):
-    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return {line["step"]: line["loss"] for line in metrics(run) if "loss" in line}
 
 
 def epochs(run):
-    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["epochs/train"] for line in lines if "epochs/train" in line}
+    return {line["step"]: line["epochs/train"] for line in metrics(run) if "epochs/train" in line}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_a_run_leaves_everything_behind(finished, tiny_corpus):
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000000008", "step-000000012"]
     assert set(losses(run)) == set(range(1, 13))
     assert losses(run)[12] < losses(run)[1] - 0.5, "it learns"
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = metrics(run)
     keys = {"loss", "gradient_norm", "learning_rate", "tokens_per_s", "mfu", "tokens_seen", "step"}
     assert keys <= records[0].keys()
     assert records[-1]["validation/topics/loss"] < losses(run)[1]
@@ -102,6 +104,34 @@ def test_local_processes_resume_on_another_layout(finished, tiny_corpus, tmp_pat
         assert abs(loss / reference[step] - 1) < 1e-4, step
     assert set(losses(run)) == set(reference)
     assert epochs(run) == epochs(finished[0])
+
+
+def test_a_batch_ramp_is_the_same_on_every_layout_and_when_resumed(tiny_corpus, tmp_path):
+    """4, 5, 6, 7, 8 sequences a step over the first 2,048 tokens; the data's order is that of full steps."""
+    ramp = ["--batch.ramp_tokens", 2048, "--batch.ramp_initial_tokens", 256, "--batch.ramp_increment_tokens", 64]
+    words = ["train", tiny_corpus.recipe, *ramp, "--batch.micro_batch_size", 1]
+    one = triaxial(*words, "--run.directory", tmp_path / "one")
+    assert one.returncode == 0, one.stderr
+    assert (
+        "batch ramp: 256 tokens a step at first, 4 sizes by 64, the full size from step 8 on, after 2,432" in one.stdout
+    )
+    seen = {line["step"]: line["tokens_seen"] for line in metrics(tmp_path / "one") if "loss" in line}
+    assert [seen[step] for step in range(1, 9)] == [256, 512, 832, 1152, 1536, 1984, 2432, 2944]
+    assert max(seen) == 15, "three steps more than without, for the same tokens"
+    windows = (TokenFile(tiny_corpus.folder / "train").n_tokens - 1) // 64
+    assert all(share == seen[step] / 64 / windows for step, share in epochs(tmp_path / "one").items())
+    other = ["--run.directory", tmp_path / "other", "--nproc", 2, "--parallel.pipeline", 2]
+    first = triaxial(*words, *other, "--train.total_tokens", 1000)
+    assert first.returncode == 0, first.stderr
+    second = triaxial(*words, *other, "--resume")
+    assert second.returncode == 0, second.stderr
+    assert "(step 4)" in second.stdout
+    reference = losses(tmp_path / "one")
+    assert losses(tmp_path / "other").keys() == reference.keys()
+    assert all(abs(loss / reference[step] - 1) < 1e-4 for step, loss in losses(tmp_path / "other").items())
+    refused = triaxial(*words, "--run.directory", tmp_path / "no", "--batch.micro_batch_size", 3)
+    assert refused.returncode == 2
+    assert "= 3 sequences does not divide the global batch of 4 sequences (256 tokens)" in refused.stderr
 
 
 def test_a_signal_saves_and_the_next_run_goes_on(finished, tiny_corpus, tmp_path):
