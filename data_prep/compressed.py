@@ -1,99 +1,166 @@
-"""Opens plain, gzip and zstandard files as byte streams that notice when they were cut off; never unpacks to disk."""
+"""Plain, gzip, bzip2, xz and zstandard files as streams of small blocks that notice damage; never unpacks to disk.
 
-import gzip
-import io
-import zlib
-from collections.abc import Iterator
+What one step gives is bounded, whatever the file claims: a bomb costs time in proportion to what is read of it, and
+no memory.
+"""
+
+import bz2
+import lzma
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any
 
 from gpt.errors import import_extra
 
-# What a damaged or cut-off compressed file raises while it is read.
-BROKEN: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, zlib.error)
-_BLOCK = 1 << 17
+PACKINGS = ("", ".gz", ".bz2", ".xz", ".zst")  # endings that `unpacked_blocks` knows
+_PACKED_BLOCK, _BLOCK = 1 << 16, 1 << 18
+_ZSTD_BLOCK = 1 << 10  # packed; one block can be worth 128 KiB in 4 bytes, so this much becomes 32 MiB at most
+_WINDOW_LIMIT = 1 << 27  # bytes of history that a zstandard or xz file may ask for: what `zstd --long` and `xz -9` use
+
+_Read = Callable[[int], bytes]
 
 
-def open_bytes(path: Path) -> BinaryIO:
-    """The decompressed bytes of a file, by its ending (.gz, .zst, else plain); reading past damage raises BROKEN."""
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if path.suffix == ".zst":
-        return cast(BinaryIO, io.BufferedReader(_ZstdFile(path), _BLOCK))
-    return open(path, "rb")
+class Broken(Exception):
+    """Bytes that end too early (`truncated`), cannot be unpacked (`damaged`) or go on without end (`too_large`)."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
 
 
-def read_lines(stream: BinaryIO, *, max_bytes: int) -> Iterator[bytes | None]:
-    """Lines without their newline; None for a line longer than `max_bytes`, which is skipped without being held."""
-    while line := stream.readline(max_bytes + 1):
-        if line.endswith(b"\n"):
-            yield line[:-1]
-        elif len(line) <= max_bytes:
-            yield line  # the last line of a file without a final newline
+@dataclass(frozen=True)
+class Piece:
+    """A line or other part of a stream: where it starts, its length in bytes, and its bytes, or None if too many."""
+
+    start: int
+    n_bytes: int
+    data: bytes | None
+
+
+def unpacked_blocks(path: Path) -> Iterator[bytes]:
+    """The content of a file in blocks of at most 256 KiB, unpacked as its ending says; Broken where it cannot be."""
+    with open(path, "rb", buffering=0) as file:
+        if path.suffix == ".gz":
+            yield from _gzip_blocks(file.read)
+        elif path.suffix == ".bz2":
+            yield from _stream_blocks(file.read, bz2.BZ2Decompressor, OSError)
+        elif path.suffix == ".xz":
+            yield from _stream_blocks(file.read, lambda: lzma.LZMADecompressor(memlimit=_WINDOW_LIMIT), lzma.LZMAError)
+        elif path.suffix == ".zst":
+            yield from _zstd_blocks(file.read)
         else:
-            while (rest := stream.readline(_BLOCK)) and not rest.endswith(b"\n"):
-                pass
-            yield None
+            while block := file.read(_BLOCK):
+                yield block
 
 
-def gzip_members(path: Path, start: int) -> tuple[int, Literal["clean", "cut", "damaged"]]:
-    """(whole gzip members from byte `start` on, how they end: with the file, in a member that the file cuts off, or in
-    one that is damaged)."""
-    whole = 0
-    with open(path, "rb") as file:
-        file.seek(start)
-        block = file.read(_BLOCK)
-        while block:
-            member = zlib.decompressobj(wbits=31)
-            while block and not member.eof:
-                try:
-                    member.decompress(block, _BLOCK)  # the text is not needed, so never more than a block of it
-                except zlib.error:
-                    return whole, "damaged"
-                block = member.unconsumed_tail or member.unused_data or file.read(_BLOCK)
-            if not member.eof:
-                member.flush()  # all input is taken, but the end of a long match may still be inside
-            if not member.eof:
-                return whole, "cut"
-            whole += 1
-    return whole, "clean"
+def split_stream(
+    blocks: Iterable[bytes], separator: bytes, *, max_bytes: int, give_up_bytes: int, taken: list[int]
+) -> Iterator[Piece]:
+    """The parts of a stream between separators; the data of one over `max_bytes` is not held.
+
+    `taken[0]` is where the part begins that is being read: what is lost if the stream breaks. Broken, `too_large`: a
+    part passes `give_up_bytes`.
+    """
+    start, size, held, carry = 0, 0, [b""], b""  # of the open part: offset, bytes held or skipped, the bytes
+    overlap = max(len(separator) - 1, 0)
+    for block in blocks:
+        first, *others = (carry + block).split(separator) if separator else [block]
+        for other in others:
+            yield _piece(start, [*held, first], size + len(first), max_bytes)
+            start += size + len(first) + len(separator)
+            size, held, first = 0, [b""], other
+        taken[0] = start
+        carry = first[len(first) - overlap :] if overlap else b""  # a separator may go on in the next block
+        if overlap:
+            first = first[: len(first) - len(carry)]
+        size += len(first)
+        held = [*held, first] if size <= max_bytes else [b""]
+        if size > give_up_bytes:
+            raise Broken("too_large", f"more than {give_up_bytes} bytes without an end")
+    if size + len(carry):
+        yield _piece(start, [*held, carry], size + len(carry), max_bytes)
 
 
-class _ZstdFile(io.RawIOBase):
-    """zstandard's own reader returns a silent end of file for a frame that was cut off; this one raises EOFError."""
+def read_bytes(path: Path) -> bytes:
+    """The whole content of a file, for files that are trusted to fit in the memory; Broken."""
+    return b"".join(unpacked_blocks(path))
 
-    def __init__(self, path: Path) -> None:
-        self._new_frame: Any = import_extra("zstandard", extra="data").ZstdDecompressor
-        self._error: Any = import_extra("zstandard", extra="data").ZstdError
-        self._file = open(path, "rb")  # noqa: SIM115  closed in close()
-        self._frame: Any = None
-        self._packed = b""
-        self._ready = memoryview(b"")
 
-    def readable(self) -> bool:
-        return True
+def read_lines(path: Path, *, max_bytes: int) -> Iterator[bytes | None]:
+    """The lines of a file without their ends; None for one over `max_bytes`. Broken."""
+    blocks = unpacked_blocks(path)
+    for piece in split_stream(blocks, b"\n", max_bytes=max_bytes, give_up_bytes=1 << 62, taken=[0]):
+        yield piece.data
 
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            # Small blocks bound what one step can expand to: a frame of zeros grows some thousand times.
-            self._packed = self._packed or self._file.read(1 << 12)
-            if not self._packed:
-                if self._frame is not None:
-                    raise EOFError("the zstandard stream ends before its frame does")
-                return 0
-            self._frame = self._frame or self._new_frame().decompressobj()
+
+def _piece(start: int, held: list[bytes], size: int, max_bytes: int) -> Piece:
+    return Piece(start, size, b"".join(held) if size <= max_bytes else None)
+
+
+def _gzip_blocks(read: _Read) -> Iterator[bytes]:
+    zlib: Any = import_extra("isal.isal_zlib", extra="data")
+    packed = read(_PACKED_BLOCK)
+    while packed:
+        member, full = zlib.decompressobj(wbits=31), False
+        while not member.eof:
+            if not packed and not full:
+                packed = read(_PACKED_BLOCK)
+                if not packed:
+                    raise Broken("truncated", "the file ends within a gzip member")
             try:
-                self._ready = memoryview(self._frame.decompress(self._packed))
-            except self._error as error:
-                raise EOFError(f"damaged zstandard stream ({error})") from None
-            self._packed = b""
-            if self._frame.eof:
-                self._packed, self._frame = self._frame.unused_data, None
-        n = min(len(buffer), len(self._ready))
-        buffer[:n] = self._ready[:n]
-        self._ready = self._ready[n:]
-        return n
+                block = member.decompress(packed, _BLOCK)
+            except zlib.error as error:
+                raise Broken("damaged", f"gzip: {error}") from None
+            full = len(block) >= _BLOCK  # then there can be more without further input
+            packed = member.unused_data if member.eof else member.unconsumed_tail
+            if block:
+                yield block
+        packed = _past_padding(packed, read)
 
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+
+def _stream_blocks(read: _Read, new: Callable[[], Any], error: type[Exception]) -> Iterator[bytes]:
+    """bzip2 and xz: one stream after the other."""
+    packed = read(_PACKED_BLOCK)
+    while packed:
+        stream = new()
+        while not stream.eof:
+            if not packed and stream.needs_input:
+                packed = read(_PACKED_BLOCK)
+                if not packed:
+                    raise Broken("truncated", "the file ends within a compressed stream")
+            try:
+                block = stream.decompress(packed, _BLOCK)
+            except error as reason:
+                raise Broken("damaged", str(reason)) from None
+            packed = stream.unused_data if stream.eof else b""
+            if block:
+                yield block
+        packed = _past_padding(packed, read)
+
+
+def _zstd_blocks(read: _Read) -> Iterator[bytes]:
+    zstandard: Any = import_extra("zstandard", extra="data")
+    frame, packed = None, b""
+    while packed := packed or read(_ZSTD_BLOCK):
+        frame = frame or zstandard.ZstdDecompressor(max_window_size=_WINDOW_LIMIT).decompressobj()
+        try:
+            unpacked = frame.decompress(packed)
+        except zstandard.ZstdError as error:
+            raise Broken("damaged", str(error)) from None
+        ended = frame.eof
+        packed = frame.unused_data if ended else b""
+        frame = None if ended else frame
+        for start in range(0, len(unpacked), _BLOCK):
+            yield unpacked[start : start + _BLOCK]
+    if frame is not None:
+        raise Broken("truncated", "the file ends within a zstandard frame")
+
+
+def _past_padding(packed: bytes, read: _Read) -> bytes:
+    """Packed bytes after zeros, with which some tools fill a file up."""
+    while not packed or not packed[0]:
+        packed = packed.lstrip(b"\0") or read(_PACKED_BLOCK)
+        if not packed:
+            break
+    return packed

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.compressed import BROKEN, open_bytes, read_lines
+from data_prep.compressed import Broken, read_bytes, read_lines
 from data_prep.documents import whole_text
 from gpt.errors import ConfigError, import_extra
 
@@ -77,14 +77,13 @@ def read_examples(about: EvaluationSet, paths: Sequence[Path]) -> Iterator[Examp
             for id_, text in _read_file(about, path):
                 yield Example(index, id_, whole_text(text))
                 index += 1
-        except BROKEN as error:
+        except Broken as error:
             raise ConfigError(f"evaluation set '{about.name}': {path} is damaged or cut off: {error}") from None
 
 
 def _read_file(about: EvaluationSet, path: Path) -> Iterator[tuple[str, str]]:
     if ".txt" in path.suffixes:
-        with open_bytes(path) as stream:
-            text = stream.read().decode("utf-8-sig", "replace")
+        text = read_bytes(path).decode("utf-8-sig", "replace")
         pieces = text.split(about.text_separator) if about.text_separator else [text]
         yield from (("", piece) for piece in pieces if piece.strip())
         return
@@ -102,17 +101,16 @@ def _records(about: EvaluationSet, path: Path) -> Iterator[Any]:
     elif path.suffix == ".arrow":
         yield from _arrow_rows(path, import_extra("pyarrow", extra="data").ipc.open_stream)
     else:
-        with open_bytes(path) as stream:
-            lines = [stream.read()] if path.suffix == ".json" else read_lines(stream, max_bytes=_MAX_RECORD_BYTES)
-            for number, line in enumerate(lines):
-                try:
-                    if line is None or line.strip():
-                        values = json.loads(line or b"")
-                        yield from values if path.suffix == ".json" and isinstance(values, list) else [values]
-                except (ValueError, RecursionError) as error:
-                    raise ConfigError(
-                        f"evaluation set '{about.name}': {path}, line {number + 1} is not JSON: {error}"
-                    ) from None
+        lines = [read_bytes(path)] if path.suffix == ".json" else read_lines(path, max_bytes=_MAX_RECORD_BYTES)
+        for number, line in enumerate(lines):
+            try:
+                if line is None or line.strip():
+                    values = json.loads(line or b"")
+                    yield from values if path.suffix == ".json" and isinstance(values, list) else [values]
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(
+                    f"evaluation set '{about.name}': {path}, line {number + 1} is not JSON: {error}"
+                ) from None
 
 
 def _arrow_rows(path: Path, open_file: Any) -> Iterator[Any]:

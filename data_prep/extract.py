@@ -1,37 +1,23 @@
 """The extraction stage: records of an input file to plain text; never judges the text beyond finding it empty."""
 
-import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.counts import Tally
-from data_prep.documents import Document, whole_text, write_shard
+from data_prep.documents import Document, write_shard
 from data_prep.engine import Result, Stage
-from data_prep.readers import InputConfig, read_records
+from data_prep.page_sandbox import Failure, PageSandbox
+from data_prep.page_text import ExtractConfig
+from data_prep.readers import READING, InputConfig, read_records
+from data_prep.records import Dropped, Page
+from data_prep.remote_files import local_copy
 from data_prep.traces import write_trace
-from data_prep.web_archives import Dropped, Page
-from gpt.errors import import_extra
 
-_META_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.-]+)", re.IGNORECASE)
-_MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
-_CONTROLS = dict.fromkeys((*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)))  # all but tab and newline
-_TIDY = {**_CONTROLS, 0x09: 0x09, 0xA0: 0x20, 0x2028: 0x0A, 0x2029: 0x0A, 0xFEFF: None, 0xAD: None}
-_ASCII = bytes(range(128))
-_LINE_ENDS = re.compile(r"[ \t]+\n")
-_BLANK_LINES = re.compile(r"\n{3,}")
+# Of a batch for the child process: large enough that sending it costs little, small enough to hold two.
+_BATCH_PAGES, _BATCH_BYTES = 32, 1 << 20
 
-
-@dataclass(frozen=True)
-class ExtractConfig:
-    """Section [extract]: how HTML becomes text.
-
-    `main_content` leaves navigation, headers, footers and the like out. `list_bullets` marks list items, `alt_texts`
-    puts in what images say they show.
-    """
-
-    main_content: bool = True
-    list_bullets: bool = True
-    alt_texts: bool = False
+Record = Page | Document | Dropped
 
 
 @dataclass(frozen=True)
@@ -43,85 +29,79 @@ class ExtractTask:
 
 
 def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
-    """Stage function: one input file to (shard, trace); rows of counts `read` and `extract`."""
-    with write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
+    """Stage function: one input file, or the stub of a remote one, to (shard, trace); counts `read` and `extract`."""
+    with (
+        local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path,
+        write_shard(outputs[0]) as write,
+        write_trace(outputs[1]) as trace,
+    ):
         reading, extracting = Tally("read", trace), Tally("extract", trace)
-        for record in read_records(inputs[0], config.input):
+        for record, text in extract_texts(read_records(path, config.input), config.extract):
             if isinstance(record, Dropped):
                 reading.drop(record.reason, record.n_bytes, record.id, detail=record.detail)
                 continue
             n_bytes = len(record.content) if isinstance(record, Page) else record.n_bytes
             reading.keep(n_bytes, n_bytes)
-            document = record if isinstance(record, Document) else page_text(record, config.extract)
-            if document is None:
-                extracting.drop("failed", n_bytes, record.id)
-            elif not document.text.strip():
+            if isinstance(text, Failure):
+                extracting.drop(text.reason, n_bytes, record.id, detail=text.detail)
+            elif not text.strip():
                 extracting.drop("empty", n_bytes, record.id)
             else:
+                document = Document(record.id, text, record.metadata)
                 extracting.keep(n_bytes, document.n_bytes)
                 write(document)
     return Result([reading.counts(), extracting.counts()])
 
 
-def page_text(page: Page, config: ExtractConfig) -> Document | None:
-    """The text of a fetched page, or None when its HTML cannot be parsed."""
-    text = decode(page.content, page.charset)
-    if page.is_html:
-        html = import_extra("resiliparse.extract.html2text", extra="data")
-        try:
-            text = html.extract_plain_text(
-                text, main_content=config.main_content, list_bullets=config.list_bullets, alt_texts=config.alt_texts
-            )
-        except (RuntimeError, ValueError):
-            return None
-    return Document(page.id, tidy(text), page.metadata)
+def extract_texts(records: Iterable[Record], config: ExtractConfig) -> Iterator[tuple[Record, str | Failure]]:
+    """Each record, in order, with its text or why it has none; only pages go through the child process.
 
-
-def decode(data: bytes, charset: str | None) -> str:
-    """Bytes of a page to text: byte-order mark, else UTF-8 if the bytes prove it, else what is declared, else detected.
-
-    Servers often declare an encoding for all their pages, and text in another one is almost never valid UTF-8 by
-    chance, so well-formed multi-byte UTF-8 wins over a declaration. A declared encoding that does not fit is not used.
+    While it works on one batch, the next is read.
     """
-    for mark, name in _MARKS:
-        if data.startswith(mark):
-            return data[len(mark) :].decode(name, "replace")
-    if not data.isascii():
-        text = data.decode("utf-8", "replace")
-        n_high_bytes = len(data.translate(None, _ASCII))
-        if text.count("\ufffd") * 50 <= n_high_bytes:  # a few broken characters in a UTF-8 page are no other encoding
-            return text
-    found = _META_CHARSET.search(data[:4096])
-    encoding = import_extra("resiliparse.parse.encoding", extra="data")
-    for declared in (charset, found[1].decode() if found else None):
-        codec = encoding.map_encoding_to_html5(declared, fallback_utf8=False) if declared else None
-        fitting = _decode_fitting(data, codec) if codec else None
-        if fitting is not None:
-            return fitting
-    detected = encoding.detect_encoding(data, html5_compatible=False) or "utf-8"
-    # The web's name for it where there is one (ISO-8859-1 is read as Windows-1252); cp949, for one, has none.
-    codec = encoding.map_encoding_to_html5(detected, fallback_utf8=False) or detected
-    return str(encoding.bytes_to_str(data, codec, errors="replace"))
+    with PageSandbox(config) as sandbox:
+        waiting: list[Record] = []
+        for batch in _batches(records):
+            yield from _collected(waiting, sandbox)
+            sandbox.submit([record for record in batch if isinstance(record, Page)])
+            waiting = batch
+        yield from _collected(waiting, sandbox)
 
 
-def _decode_fitting(data: bytes, codec: str) -> str | None:
-    """The text, unless more than one byte in a thousand does not fit the encoding."""
-    try:
-        text = data.decode(codec, "replace")
-    except LookupError:
-        return None
-    return text if text.count("\ufffd") <= len(data) // 1000 else None
+def _collected(batch: list[Record], sandbox: PageSandbox) -> Iterator[tuple[Record, str | Failure]]:
+    texts = iter(sandbox.collect())
+    for record in batch:
+        if isinstance(record, Page):
+            yield record, next(texts)
+        else:
+            yield record, record.text if isinstance(record, Document) else ""
 
 
-def tidy(text: str) -> str:
-    """Text without control characters, soft hyphens, blanks at line ends, runs of empty lines and no-break spaces."""
-    text = whole_text(text).replace("\r\n", "\n").replace("\r", "\n").translate(_TIDY)
-    return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("\n", text)).strip()
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    n_bytes = n_pages = 0
+    for record in records:
+        batch.append(record)
+        n_pages += isinstance(record, Page)
+        n_bytes += len(record.content) if isinstance(record, Page) else record.n_bytes
+        if n_pages == _BATCH_PAGES or n_bytes >= _BATCH_BYTES or len(batch) == 10 * _BATCH_PAGES:
+            yield batch
+            batch, n_bytes, n_pages = [], 0, 0
+    yield batch
+
+
+def extract_stage(config: ExtractConfig) -> Stage:
+    """The stage, which depends on the libraries of the chosen method only."""
+    if config.method == "resiliparse":
+        return EXTRACT
+    return replace(EXTRACT, packages=(*EXTRACT.packages, "trafilatura", "lxml", "justext", "courlan", "htmldate"))
 
 
 EXTRACT = Stage(
     name="extract",
     function=extract_file,
-    modules=("extract", "readers", "web_archives", "compressed", "documents", "traces"),
-    packages=("fastwarc", "resiliparse", "zstandard", "pyarrow"),
+    modules=(
+        *("extract", "page_sandbox", "page_child", "page_text", "documents", "traces"),
+        *READING,
+    ),
+    packages=("resiliparse", "isal", "brotli", "zstandard", "pyarrow"),
 )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gpt.errors import ConfigError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -26,7 +26,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         name = error.filename2 or error.filename  # of a copy, the file that was written
         place = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else path
-        if error.errno in _FULL:
+        if error.errno in FULL:
             folder = next((f for f in (place, *place.parents) if f.is_dir()), Path("/"))
             free_bytes = shutil.disk_usage(folder).free
             raise ConfigError(

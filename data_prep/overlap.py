@@ -30,10 +30,11 @@ from data_prep.known_grams import (
     search_shard,
 )
 from data_prep.progress import Progress
-from data_prep.readers import InputConfig, find_inputs, read_records
+from data_prep.readers import READING, InputConfig, find_inputs, local_inputs, read_records
+from data_prep.records import Page
+from data_prep.remote_files import local_copy
 from data_prep.shard_runs import ShardRun, read_steps
 from data_prep.tokenize import SplitConfig
-from data_prep.web_archives import Page
 from gpt.errors import ConfigError
 
 EXAMPLES_FILE, SUMMARY_FILE = "examples.jsonl", "overlap.json"
@@ -135,7 +136,13 @@ def analyse(config: OverlapConfig, *, n_workers: int, progress: Progress) -> dic
                 id_field=config.training.id_field,
                 text_separator=config.training.text_separator,
             )
-            finished += search(run, TEXTS, TextTask(known.lengths, reading), known, run.named(sources))
+            finished += search(
+                run,
+                TEXTS,
+                TextTask(known.lengths, reading),
+                known,
+                run.named(local_inputs(sources, workspace.folder / "remote")),
+            )
         hits = [path for task in finished for path in task.task.outputs]
         marked = workspace.folder / MARK.name / EXAMPLES_FILE
         inputs = (known.numbers, known.grams, known.examples, *hits)
@@ -194,7 +201,8 @@ def mark_examples(config: MarkTask, inputs: tuple[Path, ...], outputs: tuple[Pat
 def search_texts(config: TextTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
     """Stage function: (text file, known numbers) to its HITs. A file that cannot be read to its end is a mistake: an
     example that is clean only because a part of the corpus was not seen must not pass for clean."""
-    return find_hits(_texts(inputs[0], config.input), config.lengths, inputs[1], outputs[0])
+    with local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path:
+        return find_hits(_texts(path, config.input), config.lengths, inputs[1], outputs[0])
 
 
 def _texts(path: Path, reading: InputConfig) -> Iterator[tuple[int, str]]:
@@ -237,7 +245,7 @@ SHARDS = Stage("overlap_search", search_shard, (*MODULES, "tokenize"), ("numpy",
 TEXTS = Stage(
     "overlap_texts",
     search_texts,
-    (*MODULES, "overlap", "readers", "web_archives", "compressed"),
-    ("numpy", "pyarrow", "zstandard"),
+    (*MODULES, "overlap", *READING),
+    ("numpy", "pyarrow", "isal", "brotli", "zstandard"),
 )
 MARK = Stage("overlap_mark", mark_examples, ("overlap", "known_grams", "documents"), ("numpy", "zstandard"))

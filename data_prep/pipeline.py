@@ -5,21 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import dedup_exact, dedup_minhash
+from data_prep.corpus_upload import check_target, upload_corpus
 from data_prep.counts import Counts
 from data_prep.decontaminate import REPORT, decontaminate, summary
 from data_prep.dedup_exact import COPY
 from data_prep.dedup_minhash import NEAR_COPY
 from data_prep.engine import Workspace
 from data_prep.evaluation_sets import find_set_files
-from data_prep.extract import EXTRACT, ExtractTask
-from data_prep.language import LANGUAGE
+from data_prep.extract import ExtractTask, extract_stage
+from data_prep.language import language_stage
+from data_prep.page_text import load_libraries
 from data_prep.pareto import CLASSIFY
 from data_prep.pii import PII
 from data_prep.progress import Progress
 from data_prep.python_docs import CRAWL, CrawlTask
 from data_prep.quality import QUALITY
 from data_prep.quality_classifier import load_model
-from data_prep.readers import find_inputs
+from data_prep.readers import find_inputs, local_inputs
 from data_prep.recipe import PrepareConfig
 from data_prep.shard_runs import ShardRun
 from data_prep.write_corpus import write_corpus
@@ -43,19 +45,23 @@ class Prepared:
 def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Prepared:
     """Run every stage that is not done yet and publish the corpus; ConfigError when nothing is left on the way."""
     crawls = config.input.source == "python-docs"
-    sources = [] if crawls else find_inputs(config.input.paths)
+    found = [] if crawls else find_inputs(config.input.paths)
     _check_tokenizer(config)
     find_set_files(config.decontaminate.sets, where="decontaminate.sets")  # a missing file is said now
     if config.classify.model is not None:
         load_model(config.classify.model)  # a wrong file is a mistake to hear of now
+    load_libraries(config.extract)
+    if config.output.url is not None:
+        check_target(config.output.url)
     with Workspace(config.output.work_folder, n_workers=n_workers, progress=progress) as workspace:
         run = ShardRun(workspace)
+        sources = local_inputs(found, workspace.folder / "remote")
         if crawls:
             configs = {f"python-docs-{i:05d}": CrawlTask(i, _CRAWL_FILES) for i in range(_CRAWL_FILES)}
             sources = run.make(CRAWL, configs, ending=".warc.gz")
-        shards = run.map(EXTRACT, ExtractTask(config.input, config.extract), run.named(sources))
+        shards = run.map(extract_stage(config.extract), ExtractTask(config.input, config.extract), run.named(sources))
         if config.language.enabled:
-            shards = run.map(LANGUAGE, config.language, shards)
+            shards = run.map(language_stage(config.language), config.language, shards)
         if config.quality.rules:
             shards = run.map(QUALITY, config.quality, shards)
         if config.classify.model is not None:
@@ -77,7 +83,9 @@ def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Pre
             shards = run.map(PII, config.pii, shards)
         more = {REPORT: summary(run.facts[REPORT][-1])} if REPORT in run.facts else {}
         description = write_corpus(run, config, shards, more=more)
-        return Prepared(run.counts, run.facts, run.seconds, config.output.folder, description)
+        if config.output.url is not None:
+            upload_corpus(config.output.corpus_folder, config.output.url)
+        return Prepared(run.counts, run.facts, run.seconds, config.output.corpus_folder, description)
 
 
 def _check_tokenizer(config: PrepareConfig) -> None:

@@ -5,35 +5,45 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from data_prep.compressed import BROKEN, open_bytes, read_lines
-from data_prep.documents import Document, content_id, whole_text
-from data_prep.web_archives import Dropped, Page, read_web_archive
-from gpt.errors import ConfigError, import_extra
+from data_prep.compressed import PACKINGS, Broken, Piece, split_stream, unpacked_blocks
+from data_prep.documents import Document, content_id
+from data_prep.parquet_files import read_parquet
+from data_prep.records import Dropped, Origin, Page, decode_utf8, from_fields, usable_id
+from data_prep.remote_files import RemoteFile, find_remote, is_url, write_stub
+from data_prep.web_archives import read_web_archive
+from gpt.errors import ConfigError
 
+# Web archives are packed record by record, which bzip2, xz and zstandard are not, so only gzip is known for them.
 ENDINGS = {
-    ".warc": "web archive",
-    ".warc.gz": "web archive",
-    ".wet": "web archive",
-    ".wet.gz": "web archive",
-    ".jsonl": "json lines",
-    ".jsonl.gz": "json lines",
-    ".jsonl.zst": "json lines",
+    **{f"{name}{packing}": "web archive" for name in (".warc", ".wet", ".arc") for packing in ("", ".gz")},
+    **{f".jsonl{packing}": "json lines" for packing in PACKINGS},
+    **{f".json{packing}": "json lines" for packing in PACKINGS if packing},  # as dolma names them
+    **{f".txt{packing}": "text" for packing in PACKINGS},
     ".parquet": "parquet",
-    ".txt": "text",
-    ".txt.gz": "text",
-    ".txt.zst": "text",
 }
+# The modules that a stage which reads input files depends on.
+READING = (
+    *("readers", "records", "compressed", "web_archives", "archive_bytes", "archive_formats", "http_messages"),
+    *("parquet_files", "parquet_child", "child_process", "frames", "remote_files"),
+)
+# A line of 16 MiB can hold millions of values, and each takes some 100 bytes when it is read, wanted or not.
+_LONG_LINE, _MOST_VALUES = 1 << 20, 1_500_000
+# Times max_record_bytes: after so much of one line or text the rest of the file is left alone. It takes seconds.
+_GIVE_UP = {".bz2": 16, ".xz": 16}
+_GIVE_UP_FAST = 128
 
 
 @dataclass(frozen=True)
 class InputConfig:
     """Section [input]: where the documents come from.
 
-    `paths`: files, or patterns such as "crawl/**/*.warc.gz", relative to the current folder. `source = "python-docs"`
-    instead takes the documentation pages of the running Python. `text_field` and `id_field` name the fields of JSON
-    lines and the columns of Parquet files. `text_separator` cuts `.txt` files into documents (empty: a file is one).
+    `paths`: files, or patterns such as "crawl/**/*.warc.gz", relative to the current folder, or URLs that fsspec knows,
+    with or without `*`; a remote file may have up to `max_download_bytes`. `source = "python-docs"` instead takes the
+    documentation pages of the running Python. `text_field` and `id_field` name the fields of JSON lines and the columns
+    of Parquet files. `text_separator` cuts `.txt` files into documents (empty: a file is one). Records of more than
+    `max_record_bytes`, also after unpacking, are dropped.
     """
 
     paths: tuple[str, ...] = ()
@@ -41,7 +51,8 @@ class InputConfig:
     text_field: str = "text"
     id_field: str = "id"
     text_separator: str = ""
-    max_record_bytes: int = 64 << 20
+    max_record_bytes: int = 16 << 20
+    max_download_bytes: int = 64 << 30
 
     def __post_init__(self) -> None:
         if self.source == "files" and not self.paths:
@@ -52,10 +63,14 @@ class InputConfig:
             raise ConfigError(f"input.max_record_bytes = {self.max_record_bytes} must be at least 1")
 
 
-def find_inputs(patterns: Sequence[str]) -> list[Path]:
+def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
     """The files that the patterns name, each once, sorted. ConfigError: nothing found, unknown ending."""
     found: set[Path] = set()
+    remote: dict[str, RemoteFile] = {}
     for pattern in patterns:
+        if is_url(pattern):
+            remote |= {file.url: file for file in find_remote(pattern) if kind_of(file.name)}
+            continue
         path = Path(pattern).expanduser()
         matches = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
         if not matches:
@@ -65,113 +80,80 @@ def find_inputs(patterns: Sequence[str]) -> list[Path]:
                 raise ConfigError(
                     f"input.paths: '{match}' is a folder; name its files, for example '{match}/*.warc.gz'"
                 )
-            kind_of(match)
+            kind_of(match.name)
             found.add(match.resolve())
-    return sorted(found)
+    return [*sorted(found), *(remote[url] for url in sorted(remote))]
 
 
-def kind_of(path: Path) -> str:
+def local_inputs(files: Sequence[Path | RemoteFile], folder: Path) -> list[Path]:
+    """What tasks take for these inputs: local files as they are, remote ones as stubs in `folder`."""
+    return [write_stub(file, folder) if isinstance(file, RemoteFile) else file for file in files]
+
+
+def kind_of(name: str) -> str:
     """The kind of an input file by its ending, or ConfigError."""
     for ending, kind in ENDINGS.items():
-        if path.name.endswith(ending):
+        if name.endswith(ending):
             return kind
-    raise ConfigError(f"input.paths: cannot tell what '{path}' is; known endings: {', '.join(ENDINGS)}")
+    raise ConfigError(f"input.paths: cannot tell what '{name}' is; known endings: {', '.join(ENDINGS)}")
 
 
 def read_records(path: Path, config: InputConfig) -> Iterator[Page | Document | Dropped]:
-    """Every record of an input file: a page, a text, or why it is neither. A cut-off file ends with `truncated`."""
-    kind = kind_of(path)
+    """Every record of an input file: a page, a text, or why it is neither, with its place in the file.
+
+    Places in compressed text and JSON lines are offsets in what they unpack to.
+    """
+    kind = kind_of(path.name)
     if kind == "web archive":
         yield from read_web_archive(path, max_record_bytes=config.max_record_bytes)
     elif kind == "parquet":
-        yield from _read_parquet(path, config)
+        columns = (config.text_field, config.id_field)
+        yield from read_parquet(path, *columns, max_record_bytes=config.max_record_bytes)
     else:
-        try:
-            with open_bytes(path) as stream:
-                read = _read_json_lines if kind == "json lines" else _read_text
-                yield from read(stream, config)
-        except BROKEN:
-            yield Dropped("truncated", 0)
+        yield from _read_stream(path, config, kind)
 
 
-def _read_json_lines(stream: Any, config: InputConfig) -> Iterator[Document | Dropped]:
-    for line in read_lines(stream, max_bytes=config.max_record_bytes):
-        if line is None:
-            yield Dropped("too_large", config.max_record_bytes)
-        elif line.strip():
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):  # ValueError covers bad UTF-8 too
-                values = None
-            yield _from_fields(values, len(line), config)
-
-
-def _from_fields(values: Any, n_bytes: int, config: InputConfig) -> Document | Dropped:
-    if not isinstance(values, dict) or not isinstance(values.get(config.text_field), str):
-        return Dropped("malformed", n_bytes)
-    text = whole_text(values[config.text_field])
-    given = values.get(config.id_field)
-    named = isinstance(given, str | int) and given != ""
-    metadata = {key: values[key] for key in ("url", "date") if isinstance(values.get(key), str)}
-    metadata = {key: whole_text(value) for key, value in metadata.items()}
-    return Document(whole_text(str(given)) if named else content_id("text", text.encode()), text, metadata)
-
-
-def _read_text(stream: Any, config: InputConfig) -> Iterator[Document | Dropped]:
-    separator = config.text_separator.encode()
-    if not separator:
-        yield _text_document(stream.read(config.max_record_bytes + 1), config)
-        return
-    rest = b""
-    skipping = False  # inside a document that is already too long
-    while block := stream.read(1 << 16):
-        *pieces, rest = (rest + block).split(separator)
-        for piece in pieces:
-            if not skipping and piece.strip():
-                yield _text_document(piece, config)
-            skipping = False
-        if len(rest) > config.max_record_bytes:
-            if not skipping:
-                yield _text_document(rest, config)
-            skipping, rest = True, rest[-len(separator) + 1 :] if len(separator) > 1 else b""
-    if rest.strip() and not skipping:
-        yield _text_document(rest, config)
-
-
-def _text_document(data: bytes, config: InputConfig) -> Document | Dropped:
-    if len(data) > config.max_record_bytes:
-        return Dropped("too_large", len(data))
-    text = data.decode("utf-8-sig", "replace")
-    return Document(content_id("text", text.encode()), text)
-
-
-def _read_parquet(path: Path, config: InputConfig) -> Iterator[Document | Dropped]:
-    parquet = import_extra("pyarrow.parquet", extra="data")
-    arrow = import_extra("pyarrow", extra="data")
+def _read_stream(path: Path, config: InputConfig, kind: str) -> Iterator[Document | Dropped]:
+    origin, taken = Origin(path), [0]
+    separator = b"\n" if kind == "json lines" else config.text_separator.encode()
+    pieces = split_stream(
+        unpacked_blocks(path),
+        separator,
+        max_bytes=config.max_record_bytes,
+        give_up_bytes=config.max_record_bytes * _GIVE_UP.get(path.suffix, _GIVE_UP_FAST),
+        taken=taken,
+    )
+    read = _json_document if kind == "json lines" else _text_document
     try:
-        file = parquet.ParquetFile(path)
-    except arrow.ArrowInvalid as error:
-        raise ConfigError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
-    with file:
-        names = file.schema_arrow.names
-        if config.text_field not in names:
-            raise ConfigError(
-                f"{path} has no column '{config.text_field}' (it has: {', '.join(names)}); set input.text_field"
-            )
-        wanted = [name for name in dict.fromkeys((config.text_field, config.id_field, "url", "date")) if name in names]
-        batches = file.iter_batches(batch_size=256, columns=wanted)
-        while True:
-            try:
-                batch = next(batches, None)
-            except (arrow.ArrowException, OSError) as error:
-                if isinstance(error, OSError) and error.errno is not None:  # the disk, not the data
-                    raise
-                yield Dropped("damaged", 0)
-                return
-            if batch is None:
-                return
-            for values in batch.to_pylist():
-                text = values[config.text_field]
-                n_bytes = len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
-                large = n_bytes > config.max_record_bytes
-                yield Dropped("too_large", n_bytes) if large else _from_fields(values, n_bytes, config)
+        for piece in pieces:
+            if piece.data is None:
+                yield origin.drop("too_large", piece.n_bytes, piece.start)
+            elif piece.data.strip():
+                yield read(piece, config, origin)
+    except Broken as error:  # of what was read since the last separator nobody knows how it ends
+        yield origin.drop(error.reason, 0, taken[0], detail=error.detail)
+
+
+def _json_document(piece: Piece, config: InputConfig, origin: Origin) -> Document | Dropped:
+    assert piece.data is not None
+    if piece.n_bytes > _LONG_LINE and sum(map(piece.data.count, (b",", b":", b"[", b"{"))) > _MOST_VALUES:
+        return origin.drop("malformed", piece.n_bytes, piece.start, detail=f"more than {_MOST_VALUES} JSON values")
+    try:
+        values = json.loads(piece.data)
+    except (ValueError, RecursionError) as error:  # ValueError covers bad UTF-8 too
+        return origin.drop("malformed", piece.n_bytes, piece.start, detail=str(error)[:200])
+    document = from_fields(values, text_field=config.text_field, id_field=config.id_field)
+    if document is None:
+        given = usable_id(values.get(config.id_field)) if isinstance(values, dict) else ""
+        detail = f"no text in '{config.text_field}'"
+        return origin.drop("malformed", piece.n_bytes, piece.start, id=given, detail=detail)
+    return document
+
+
+def _text_document(piece: Piece, config: InputConfig, origin: Origin) -> Document | Dropped:
+    assert piece.data is not None
+    data = piece.data.removeprefix(b"\xef\xbb\xbf") if piece.start == 0 else piece.data
+    text = decode_utf8(data)
+    if text is None:
+        return origin.drop("not_utf8", piece.n_bytes, piece.start)
+    return Document(content_id("text", text.encode()), text)

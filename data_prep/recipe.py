@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_prep.corpus_upload import url_of
 from data_prep.decontaminate import DecontaminateConfig
 from data_prep.dedup_exact import ExactConfig
 from data_prep.dedup_minhash import FuzzyConfig
-from data_prep.extract import ExtractConfig
 from data_prep.language import LanguageConfig
+from data_prep.page_text import ExtractConfig
 from data_prep.pareto import ClassifyConfig
 from data_prep.pii import PiiConfig
 from data_prep.quality import QualityConfig
@@ -21,9 +22,10 @@ class OutputConfig:
     """Section [output]: where the corpus goes and how its documents are divided.
 
     `folder` receives the token files; `work` (by default its subfolder "work") the intermediate files, which make a
-    second run quick and may be deleted. About `validation_fraction` of the documents go to the validation split. `seed`
-    draws the split and the order. A split of more than `shard_tokens` tokens is written as several pairs of files of
-    about equal length, each a random part of it.
+    second run quick and may be deleted. A `folder` behind a URL gets a copy of the corpus, which is made in `work`;
+    then that must be given, and be local. About `validation_fraction` of the documents go to the validation split.
+    `seed` draws the split and the order. A split of more than `shard_tokens` tokens is written as several pairs of
+    files of about equal length, each a random part of it.
     """
 
     folder: Path
@@ -33,6 +35,10 @@ class OutputConfig:
     shard_tokens: int = 1_000_000_000
 
     def __post_init__(self) -> None:
+        if self.url is not None and self.work is None:
+            raise ConfigError(f"output.folder = {self.url} is remote, so output.work must name a local folder")
+        if self.work is not None and url_of(self.work) is not None:
+            raise ConfigError(f"output.work = {url_of(self.work)} must be a local folder")
         if not 0 < self.validation_fraction < 1:
             raise ConfigError(
                 f"output.validation_fraction = {self.validation_fraction} must lie between 0 and 1, for example 0.01"
@@ -41,6 +47,16 @@ class OutputConfig:
             raise ConfigError(
                 f"output.shard_tokens = {self.shard_tokens} must be at least 1; the default is 1000000000"
             )
+
+    @property
+    def url(self) -> str | None:
+        """The corpus's address if it is remote."""
+        return url_of(self.folder)
+
+    @property
+    def corpus_folder(self) -> Path:
+        """Where the corpus is made."""
+        return self.folder if self.url is None else self.work_folder / "corpus"
 
     @property
     def work_folder(self) -> Path:

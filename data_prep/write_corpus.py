@@ -19,7 +19,7 @@ from data_prep.tokenizer_training import SAMPLE, TRAIN, SampleTask, TrainTask, s
 from gpt.errors import ConfigError
 from gpt.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
 
-_PACKAGES = ("fastwarc", "numpy", "pycld2", "resiliparse", "sentencepiece", "tiktoken", "xxhash", "zstandard")
+_PACKAGES = ("isal", "numpy", "pycld2", "resiliparse", "sentencepiece", "tiktoken", "xxhash", "zstandard")
 
 
 def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
         versions=versions(_PACKAGES),
         more=more,
     )
-    publish(config.output.folder, published | files, description)
+    publish(config.output.corpus_folder, published | files, description)
     return description
 
 

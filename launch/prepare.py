@@ -9,7 +9,8 @@ from rich.console import Console
 from gpt.errors import ConfigError, import_extra
 from launch.recipe import apply_overrides, build, read_toml
 
-DATA_PACKAGES = ("fastwarc", "resiliparse", "pycld2", "pyarrow", "zstandard", "xxhash", "mmh3")  # of the extra `data`
+# Of the extra `data`.
+DATA_PACKAGES = ("brotli", "isal", "resiliparse", "pycld2", "pyarrow", "zstandard", "xxhash", "mmh3")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,4 +43,6 @@ def run(args: argparse.Namespace) -> int:
         show_fates(explain(config.output.work_folder, args.explain), config, console)
         return 0
     show(prepare(config, n_workers=n_workers, progress=Progress(console)), config.output.work_folder, console)
+    if config.output.url is not None:
+        console.print(f"copied to {config.output.url}", highlight=False, soft_wrap=True)
     return 0

@@ -9,8 +9,8 @@ import pytest
 from data_prep import python_docs
 from data_prep.python_docs import CrawlTask, crawl, page_names, render_pages
 from data_prep.readers import InputConfig, read_records
+from data_prep.records import Page
 from data_prep.traces import read_trace
-from data_prep.web_archives import Page
 
 warc = pytest.importorskip("fastwarc.warc", reason="the extra 'data' is not installed")
 

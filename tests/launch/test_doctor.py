@@ -31,7 +31,7 @@ def test_the_facts_of_this_machine_agree_with_what_the_machine_says(here):
     assert here.matmul_gflops["fp32"] > 0.1
     found = {package.name: package for package in here.packages}
     assert {"torch", "numpy", "sentencepiece"} <= {name for name, package in found.items() if not package.extra}
-    assert found["fastwarc"].extra == "data"
+    assert found["pyarrow"].extra == "data"
     assert found["pytest"].version == pytest.__version__
     assert doctor.problems_of(here) == []
 

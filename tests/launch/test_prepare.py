@@ -17,7 +17,7 @@ from gpt.token_files import TokenFile
 from gpt.tokenizer import load_tokenizer
 from launch.main import main
 
-pytest.importorskip("fastwarc", reason="the extra 'data' is not installed")
+pytest.importorskip("isal", reason="the extra 'data' is not installed")
 
 ROOT = Path(__file__).parents[2]
 CORPUS_FILES = ("corpus.json", "tokenizer.model", "train.bin", "train.idx", "validation.bin", "validation.idx")

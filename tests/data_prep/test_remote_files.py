@@ -1,0 +1,253 @@
+"""Inputs and outputs behind URLs: real fsspec file systems that need no cloud, and a web server on this machine."""
+
+import gzip
+import http.server
+import json
+import threading
+import uuid
+from collections import Counter
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from data_prep.corpus_upload import check_target, upload_corpus, url_of
+from data_prep.pipeline import prepare
+from data_prep.progress import Progress
+from data_prep.readers import find_inputs, local_inputs
+from data_prep.recipe import PrepareConfig
+from data_prep.remote_files import RemoteFile, find_remote, local_copy, read_stub, write_stub
+from gpt.errors import ConfigError
+from launch.recipe import build
+
+fsspec = pytest.importorskip("fsspec", reason="the extra 'data' is not installed")
+pytest.importorskip("isal", reason="the extra 'data' is not installed")
+
+
+class Site:
+    """A web server: files in memory with their tags, what was asked for, and how often an answer is to fail."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.asked: Counter[str] = Counter()
+        self.failures: list[str] = []  # of the next downloads: "503", or "cut" after half of the bytes
+
+    def tag(self, path: str) -> str:
+        return f'"{hash(self.files[path]):x}"'
+
+
+@pytest.fixture
+def site():
+    site = Site()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self.answer(with_body=True)
+
+        def answer(self, *, with_body: bool) -> None:
+            site.asked[f"{self.command} {self.path}"] += 1
+            body = site.files.get(self.path)
+            if self.path.endswith("/"):
+                body = "".join(f'<a href="{name}">x</a>' for name in site.files).encode()
+            failure = site.failures.pop(0) if with_body and site.failures and self.path in site.files else ""
+            if body is None or failure == "503":
+                self.send_error(404 if body is None else 503)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            if self.path in site.files:
+                self.send_header("ETag", site.tag(self.path))
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body[: len(body) // 2] if failure == "cut" else body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    site.url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield site
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def memory():
+    """A folder of fsspec's memory file system, and its URL."""
+    name = uuid.uuid4().hex
+    yield fsspec.filesystem("memory"), f"memory://{name}"
+    fsspec.filesystem("memory").rm(name, recursive=True)
+
+
+def fetch(stub: Path, folder: Path, *, max_bytes: int = 1 << 20) -> bytes:
+    with local_copy(stub, folder, max_bytes=max_bytes, waits_s=(0.0, 0.0)) as copy:
+        assert copy.parent == folder
+        data = copy.read_bytes()
+    assert not copy.exists()
+    return data
+
+
+def test_files_are_found_and_copied_from_every_kind_of_system(tmp_path, site, memory):
+    pytest.importorskip("aiohttp")
+    system, url = memory
+    for n in range(2):
+        (tmp_path / f"disk{n}.jsonl").write_bytes(b"disk %d" % n)
+        system.pipe(f"{url}/deep/memory{n}.jsonl", b"memory %d" % n)
+        site.files[f"/web{n}.jsonl"] = b"web %d" % n
+    system.pipe(f"{url}/deep/other.csv", b"")
+    patterns = [f"file://{tmp_path}/*.jsonl", f"{url}/**/*.jsonl", f"{site.url}/*.jsonl", f"{site.url}/web0.jsonl"]
+    found = find_inputs([*patterns, str(tmp_path / "disk0.jsonl")])
+    assert found[0] == tmp_path / "disk0.jsonl", "a local file stays what it is"
+    names = [f"{kind}{n}.jsonl" for kind in ("disk", "web", "memory") for n in (0, 1)]
+    assert [file.name for file in found[1:]] == names
+    assert {file.n_bytes for file in found[1:]} == {6, 5, 8}
+    stubs = local_inputs(found, tmp_path / "stubs")[1:]
+    assert site.asked["GET /web0.jsonl"] == 0, "nothing is fetched to know what there is"
+    assert [fetch(stub, tmp_path) for stub in stubs] == [
+        b"%s %d" % (kind, n) for kind in (b"disk", b"web", b"memory") for n in (0, 1)
+    ]
+    assert local_inputs(found, tmp_path / "stubs")[1:] == stubs
+
+
+def test_the_key_of_a_remote_file_is_its_version(tmp_path, site, memory):
+    pytest.importorskip("aiohttp")
+    system, url = memory
+    site.files["/a.txt"] = b"one"
+    system.pipe(f"{url}/a.txt", b"one")
+    for address in (f"{site.url}/a.txt", f"{url}/a.txt"):
+        before = [write_stub(find_remote(address)[0], tmp_path) for _ in range(2)]
+        assert before[0] == before[1]
+        assert read_stub(before[0]).n_bytes == 3
+        site.files["/a.txt"] = b"two"
+        system.pipe(f"{url}/a.txt", b"two")
+        assert write_stub(find_remote(address)[0], tmp_path) != before[0]
+        with pytest.raises(ConfigError, match="has changed since this run began"):
+            fetch(before[0], tmp_path)
+
+
+def test_a_size_that_is_not_as_announced(tmp_path, memory):
+    system, url = memory
+    system.pipe(f"{url}/a.txt", b"four")
+    for n_bytes, message in ((5, "4 of 5 bytes came"), (3, "more than the 3 bytes")):
+        with pytest.raises(ConfigError, match=message):
+            fetch(write_stub(RemoteFile(f"{url}/a.txt", n_bytes, {}), tmp_path), tmp_path)
+    assert fetch(write_stub(RemoteFile(f"{url}/a.txt", None, {}), tmp_path), tmp_path) == b"four"
+
+
+def test_what_goes_wrong_on_the_way(tmp_path, site):
+    pytest.importorskip("aiohttp")
+    site.files["/a.txt"] = b"some bytes of a text"
+    (file,) = find_remote(f"{site.url}/a.txt")
+    stub = write_stub(file, tmp_path)
+    site.failures = ["503", "cut"]
+    assert fetch(stub, tmp_path) == site.files["/a.txt"], "the third attempt"
+    site.failures = ["cut", "503", "cut"]
+    with pytest.raises(ConfigError, match=r"/a\.txt: "):
+        fetch(stub, tmp_path)
+    with pytest.raises(ConfigError, match=r"has 20 bytes; input\.max_download_bytes = 10 must be"):
+        fetch(stub, tmp_path, max_bytes=10)
+    asked = site.asked.total()
+    with pytest.raises(ConfigError, match="no file matches"):
+        find_remote(f"{site.url}/missing.txt")
+    del site.files["/a.txt"]
+    with pytest.raises(ConfigError, match="FileNotFoundError"):
+        fetch(stub, tmp_path)
+    assert site.asked.total() <= asked + 4, "what is not there is not asked for again and again"
+    assert [path.name for path in tmp_path.iterdir()] == [stub.name], "no half copies"
+
+
+def test_mistakes_in_urls(tmp_path):
+    for url, message in [
+        ("s3://bucket/a.txt", "s3fs"),
+        ("nonsense://bucket/a.txt", "Protocol not known: nonsense"),
+        ("https://user:secret@host/a.txt", "a password in the URL of https://host"),
+        (f"file://{tmp_path}/*.txt", "no file matches"),
+    ]:
+        with pytest.raises(ConfigError, match=message) as raised:
+            find_inputs([url])
+        assert "secret" not in str(raised.value)
+    (tmp_path / "a.csv").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"cannot tell what 'a\.csv' is"):
+        find_inputs([f"file://{tmp_path}/a.csv"])
+    with pytest.raises(ConfigError, match="cannot be written over http"):
+        check_target("http://host/corpus")
+
+
+def test_a_folder_of_a_recipe_is_a_url_or_not():
+    addresses = ["s3://bucket/a/b", "gs://bucket", "file:///tmp/x", "memory://a", "sftp://me@host/x"]
+    assert [url_of(Path(address)) for address in addresses] == addresses
+    assert [url_of(Path(path)) for path in ("data/x", "/tmp/a", "a:b", "c:/x")] == [None] * 4
+    for output, message in [
+        ({"folder": "s3://b/x"}, "output.folder = s3://b/x is remote, so output.work must name a local folder"),
+        ({"folder": "x", "work": "s3://b/x"}, "output.work = s3://b/x must be a local folder"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            recipe(output, ["a.txt"])
+
+
+def test_upload_is_last_corpus_json_and_only_what_changed(tmp_path, memory):
+    system, url = memory
+    (tmp_path / "train.bin").write_bytes(bytes(100))
+    (tmp_path / "corpus.json").write_text('{"n": 1}')
+    (tmp_path / ".hidden").write_text("")
+    check_target(url)
+    upload_corpus(tmp_path, url)
+    assert {Path(name).name for name in system.ls(url, detail=False)} == {"train.bin", "corpus.json"}
+    times = {name: system.info(name)["created"] for name in system.ls(url, detail=False)}
+    upload_corpus(tmp_path, url)
+    assert {name: system.info(name)["created"] for name in times} == times
+    (tmp_path / "corpus.json").write_text('{"n": 2}')
+    (tmp_path / "train.bin").write_bytes(bytes(50))
+    upload_corpus(tmp_path, url)
+    assert system.cat(f"{url}/corpus.json") == b'{"n": 2}'
+    assert system.size(f"{url}/train.bin") == 50
+    system.pipe(f"{url}/train.bin", b"cut")
+    upload_corpus(tmp_path, url)
+    assert system.size(f"{url}/train.bin") == 50
+    assert max(times.values()) < system.created(f"{url}/corpus.json"), "written after the others"
+    assert system.created(f"{url}/train.bin") <= system.created(f"{url}/corpus.json")
+
+
+def recipe(output: dict[str, object], paths: list[str]) -> PrepareConfig:
+    table = {
+        "input": {"paths": paths},
+        "output": {**output, "validation_fraction": 0.2},
+        "quality": {"rules": []},
+        "dedup_minhash": {"enabled": False},
+        "tokenizer": {"vocab_size": 400},
+    }
+    return build(PrepareConfig, table, where="")
+
+
+def test_from_a_web_server_to_a_remote_corpus(tmp_path, site, prose):
+    """A second run asks for no file again; a changed one is fetched, the other is not."""
+    pytest.importorskip("aiohttp")
+    for name, seeds in (("a", range(10)), ("b", range(10, 20))):
+        lines = [json.dumps({"id": f"{name}{seed}", "text": prose(seed)}) for seed in seeds]
+        site.files[f"/{name}.jsonl.gz"] = gzip.compress("\n".join(lines).encode(), mtime=0)
+    output = {"folder": f"file://{tmp_path}/away/corpus", "work": str(tmp_path / "work")}
+    config = recipe(output, [f"{site.url}/*.jsonl.gz"])
+
+    def run() -> dict[str, object]:
+        prepare(config, n_workers=2, progress=Progress(Console(file=StringIO())))
+        return json.loads((tmp_path / "away/corpus/corpus.json").read_text())
+
+    first = run()
+    assert first["documents"] == 20
+    for name in ("train.bin", "validation.idx", "tokenizer.model"):
+        assert (tmp_path / "away/corpus" / name).stat().st_size > 0
+    fetched = Counter({key: n for key, n in site.asked.items() if key.startswith("GET") and not key.endswith("/")})
+    assert fetched == {"GET /a.jsonl.gz": 1, "GET /b.jsonl.gz": 1}
+    assert run() == first
+    site.files["/b.jsonl.gz"] = gzip.compress(json.dumps({"id": "new", "text": prose(99)}).encode())
+    assert run()["documents"] == 11
+    asked = {key: n for key, n in site.asked.items() if key.startswith("GET") and not key.endswith("/")}
+    assert asked == {"GET /a.jsonl.gz": 1, "GET /b.jsonl.gz": 2}
+    assert not list((tmp_path / "work").rglob(".*tmp-*"))
