@@ -87,7 +87,8 @@ def texts_of(patterns: list[str] | None) -> list[str]:
             path.read_text(encoding="utf-8", errors="replace") for path in files if "site-packages" not in str(path)
         ]
     config = InputConfig(tuple(patterns))
-    records = (record for path in find_inputs(patterns) for record in read_records(path, config))
+    files = (path for path in find_inputs(patterns) if isinstance(path, Path))
+    records = (record for path in files for record in read_records(path, config))
     return [record.text for record in records if isinstance(record, Document)]
 
 

@@ -28,6 +28,11 @@ class ExtractTask:
     extract: ExtractConfig
 
 
+def extract_task(reading: InputConfig, extract: ExtractConfig) -> ExtractTask:
+    """The settings of every task of a run: without its list of files, or one more would have all of them read again."""
+    return ExtractTask(replace(reading, paths=("-",), source="files"), extract)
+
+
 def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
     """Stage function: one input file, or the stub of a remote one, to (shard, trace); counts `read` and `extract`."""
     with (

@@ -12,7 +12,7 @@ from data_prep.dedup_exact import COPY
 from data_prep.dedup_minhash import NEAR_COPY
 from data_prep.engine import Workspace
 from data_prep.evaluation_sets import find_set_files
-from data_prep.extract import ExtractTask, extract_stage
+from data_prep.extract import extract_stage, extract_task
 from data_prep.language import language_stage
 from data_prep.page_text import load_libraries
 from data_prep.pareto import CLASSIFY
@@ -59,7 +59,7 @@ def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Pre
         if crawls:
             configs = {f"python-docs-{i:05d}": CrawlTask(i, _CRAWL_FILES) for i in range(_CRAWL_FILES)}
             sources = run.make(CRAWL, configs, ending=".warc.gz")
-        shards = run.map(extract_stage(config.extract), ExtractTask(config.input, config.extract), run.named(sources))
+        shards = run.map(extract_stage(config.extract), extract_task(config.input, config.extract), run.named(sources))
         if config.language.enabled:
             shards = run.map(language_stage(config.language), config.language, shards)
         if config.quality.rules:

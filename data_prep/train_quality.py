@@ -14,13 +14,15 @@ import numpy.typing as npt
 
 from data_prep.counts import Counts
 from data_prep.engine import Result, Stage, Task, Workspace, plain
-from data_prep.extract import EXTRACT, ExtractConfig, ExtractTask
+from data_prep.extract import extract_stage, extract_task
 from data_prep.files import disk_errors, read_array, sync_file, sync_folder
 from data_prep.logistic import Examples, Floats, fit, margins, sigmoid
+from data_prep.page_text import ExtractConfig
 from data_prep.progress import Progress
 from data_prep.quality_classifier import N_BUCKETS, QualityModel, fingerprint, save_model
 from data_prep.quality_sample import FEATURES, KINDS, SAMPLE, GatherTask, SampleConfig, map_numbers
-from data_prep.readers import InputConfig, find_inputs
+from data_prep.readers import InputConfig, find_inputs, local_inputs
+from data_prep.remote_files import RemoteFile
 from data_prep.shard_runs import ShardRun, Shards
 from gpt.errors import ConfigError
 
@@ -98,7 +100,7 @@ def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: Progr
     files = {kind: _find(kind, getattr(config, kind)) for kind in KINDS}
     with Workspace(config.work, n_workers=n_workers, progress=progress) as workspace:
         run = ShardRun(workspace)
-        named = {kind: run.named(files[kind]) for kind in KINDS}
+        named = {kind: run.named(local_inputs(files[kind], workspace.folder / "remote")) for kind in KINDS}
         both = sorted(set(named["positive"]) & set(named["negative"]))
         if both:
             raise ConfigError(f"{named['positive'][both[0]]} is given as --positive and as --negative; remove one")
@@ -106,7 +108,7 @@ def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: Progr
         features = []
         for kind in KINDS:
             before = len(run.counts)
-            texts = run.map(EXTRACT, ExtractTask(_reading(config), config.extract), named[kind])
+            texts = run.map(extract_stage(config.extract), extract_task(_reading(config), config.extract), named[kind])
             counts += [replace(row, step=f"{row.step}, {kind}") for row in run.counts[before:]]
             features.append(_features(run, config.sample, texts))
         folder = workspace.folder / SAMPLE.name
@@ -120,7 +122,7 @@ def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: Progr
     return Trained(config.output, fingerprint(config.output), fitted.facts, counts)
 
 
-def _find(kind: str, patterns: Sequence[str]) -> list[Path]:
+def _find(kind: str, patterns: Sequence[str]) -> list[Path | RemoteFile]:
     try:
         return find_inputs(patterns)
     except ConfigError as error:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gpt.errors import ConfigError, import_extra
 
-PACKAGES = ("fastwarc", "mmh3", "resiliparse", "pyarrow", "zstandard", "xxhash")  # of the extra `data`
+PACKAGES = ("brotli", "isal", "mmh3", "resiliparse", "pyarrow", "zstandard", "xxhash")  # of the extra `data`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> Any:
-    from data_prep.extract import ExtractConfig
+    from data_prep.page_text import ExtractConfig
     from data_prep.quality_sample import SampleConfig
     from data_prep.train_quality import FitConfig, TrainQualityConfig
     from launch.recipe import apply_overrides, build, unknown_name

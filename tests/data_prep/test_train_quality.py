@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from data_prep.documents import Document, keyed_hash, write_shard
-from data_prep.extract import ExtractConfig, page_text
+from data_prep.page_text import ExtractConfig, page_text
 from data_prep.quality_classifier import load_model, scorer, term_counts
 from data_prep.quality_sample import GatherTask, SampleConfig, count_terms, gather_sample
 from data_prep.readers import InputConfig, read_records
+from data_prep.records import Page
 from data_prep.train_quality import FitConfig, FitTask, fit_model, judge, row_weights
-from data_prep.web_archives import Page
 from gpt.errors import ConfigError
 
 pytest.importorskip("mmh3", reason="the extra 'data' is not installed")
@@ -91,9 +91,9 @@ def test_articles_are_told_from_web_pages(tmp_path):
     pages = []
     for path in sorted((SHARED / "warc").glob("*.warc.gz")):
         for record in read_records(path, InputConfig(paths=("-",))):
-            page = page_text(record, ExtractConfig(main_content=False)) if isinstance(record, Page) else None
-            if page is not None and page.text.strip():
-                pages.append(page.text[:8000])
+            if isinstance(record, Page):
+                whole = page_text(record.content, record.charset, record.is_html, ExtractConfig(main_content=False))
+                pages += [whole[:8000]] if whole.strip() else []
     assert min(len(good), len(pages)) > 50
     report, _ = train(tmp_path / "a", (documents("page", pages), documents("good", good)), held_out=0.4)
     held = report["held_out"]

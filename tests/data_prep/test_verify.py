@@ -17,7 +17,7 @@ from gpt.token_files import TokenFile, TokenFileWriter
 from gpt.tokenizer import load_tokenizer, train_sentencepiece
 from launch.main import main
 
-pytest.importorskip("fastwarc", reason="the extra 'data' is not installed")
+pytest.importorskip("isal", reason="the extra 'data' is not installed")
 
 RECIPE = """
 [input]

@@ -9,7 +9,7 @@ from gpt.token_files import TokenFile
 from gpt.tokenizer import load_tokenizer
 from launch.main import main
 
-pytest.importorskip("fastwarc", reason="the extra 'data' is not installed")
+pytest.importorskip("isal", reason="the extra 'data' is not installed")
 
 
 def passage(rng: random.Random, n: int) -> str:

@@ -12,7 +12,7 @@ from data_prep.shard_runs import read_steps
 from data_prep.traces import read_trace
 from launch.main import main
 
-pytest.importorskip("fastwarc", reason="the extra 'data' is not installed")
+pytest.importorskip("isal", reason="the extra 'data' is not installed")
 pytest.importorskip("mmh3", reason="the extra 'data' is not installed")
 
 GOOD = ["theory", "valley", "river", "history", "measured", "careful", "people", "describes", "the", "of"]
