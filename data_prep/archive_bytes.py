@@ -16,6 +16,7 @@ from gpt.errors import import_extra
 _MAGIC = b"\x1f\x8b\x08"
 _PACKED_BLOCK, _PIECE = 1 << 16, 1 << 18
 _WINDOW = 1 << 20
+_AGAIN_LIMIT = 16 << 30
 _MAX_PROBES = 100_000  # of places that look like a gzip member; a file may be made of nothing else
 
 
@@ -43,6 +44,7 @@ class ArchiveBytes:
         self._buffer = self._packed = b""
         self._inflate: Any = None
         self._full = self._ended = False
+        self._n_again = 0  # bytes that were unpacked once more
         self._begin(0)
 
     def __enter__(self) -> "ArchiveBytes":
@@ -140,8 +142,18 @@ class ArchiveBytes:
         return None
 
     def seek(self, place: Place) -> None:
-        """Read on from `place`; what lies before it in its member is unpacked once more."""
+        """Read on from `place`. If that is no longer held, what lies before it in its member is unpacked once more.
+
+        Broken, when that has been so much for one file that somebody must have made it so.
+        """
+        if place.member == self._member and self._before <= place.inner <= self._before + len(self._buffer):
+            self._at = place.inner - self._before
+            return
         self._begin(place.member)
+        if self.packed and place.inner:
+            self._n_again += place.inner
+            if self._n_again > _AGAIN_LIMIT:
+                raise Broken("damaged", "too many bad records in one gzip member")
         self.skip(place.inner, limit=place.inner)
 
     def _begin(self, member: int, inner: int = 0) -> None:
