@@ -33,7 +33,7 @@ class StoredTokens:
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """The ids start..stop-1 (stop - start,). ConfigError: the file has become shorter, or its disk fails."""
         tokens = np.empty(stop - start, dtype=self.dtype)
-        missing, offset_bytes = memoryview(tokens).cast("B"), start * self.dtype.itemsize
+        missing, offset_bytes = tokens.data.cast("B"), start * self.dtype.itemsize
         while missing:
             try:
                 n_bytes = os.preadv(self._file, [missing], offset_bytes)
