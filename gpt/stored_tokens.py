@@ -8,7 +8,6 @@ reader, and a file that shrinks would end the process by SIGBUS.
 import errno
 import os
 import weakref
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,8 @@ class StoredTokens:
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """The ids start..stop-1 (stop - start,). ConfigError: the file has become shorter, or its disk fails."""
         tokens = np.empty(stop - start, dtype=self.dtype)
-        missing, offset_bytes = tokens.view(np.uint8).data, start * self.dtype.itemsize
-        while len(missing):
+        missing, offset_bytes = tokens.data.cast("B"), start * self.dtype.itemsize
+        while missing:
             try:
                 n_bytes = os.preadv(self._file, [missing], offset_bytes)
             except OSError as error:
@@ -49,5 +48,7 @@ class StoredTokens:
         """Have the system fetch the ids start..stop-1 in the background; a later `read` then finds them in memory."""
         if hasattr(os, "posix_fadvise"):  # macOS has none; there a read waits for the disk
             width = self.dtype.itemsize
-            with suppress(OSError):  # a file system may know no such wish
+            try:  # noqa: SIM105  entering a `suppress` takes as long as the call
                 os.posix_fadvise(self._file, start * width, (stop - start) * width, os.POSIX_FADV_WILLNEED)
+            except OSError:
+                pass  # a file system may know no such wish

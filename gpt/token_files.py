@@ -157,13 +157,14 @@ class TokenFile:
         for tokens, first, end in self._pieces(start, stop):
             tokens.announce(first, end)
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[StoredTokens, int, int]]:
+    def _pieces(self, start: int, stop: int) -> list[tuple[StoredTokens, int, int]]:
         """The files that hold tokens start..stop-1, each with the range in it."""
-        number = self._shard_of(start)
+        number, pieces = self._shard_of(start), []
         while start < stop:
             first, end = self._token_starts[number], min(stop, self._token_starts[number + 1])
-            yield self._shards[number].tokens, start - first, end - first
+            pieces.append((self._shards[number].tokens, start - first, end - first))
             start, number = end, number + 1
+        return pieces
 
     def document_at(self, position: int) -> tuple[int, int]:
         """(document, offset in it) of a token position; a binary search in the mapped index, O(log documents)."""
