@@ -10,6 +10,7 @@ import ipaddress
 import re
 import string
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,19 +30,23 @@ _AT = re.compile(
 )
 _LOCAL_PART = string.ascii_letters + string.digits + "_.%+-"
 _LONGEST_LOCAL_PART = 64
-_EXAMPLE_DOMAIN = re.compile(r"(?:^|\.)(?:example\.(?:com|net|org|edu)|example|invalid|test|localhost)$", re.IGNORECASE)
-_FILE_NAME = re.compile(r"\.(?:png|jpe?g|gif|svg|webp|css|js|html?|php|pdf|txt|zip)$", re.IGNORECASE)  # icon@2x.png
+_NO_DOMAIN = re.compile(  # reserved for examples, or the end of a file's name such as icon@2x.png
+    r"(?:\bexample\.(?:com|net|org|edu)|\.(?:example|invalid|test|localhost|png|jpe?g|gif|svg|webp|css|js|html?|php|pdf"
+    r"|txt|zip))$",
+    re.IGNORECASE,
+)
 
 _IPV4 = re.compile(
     r"[0-9](?<![0-9A-Za-z_.].)(?<![A-Za-z][\-/].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?![0-9A-Za-z_]|\.[0-9]|-[A-Za-z])"
 )
 _VERSION_BEFORE = re.compile(
     r"(?:\b(?:version|ver|v|release|rev|revision|build|firmware|driver|patch|update|section|sec|chapter|clause|rule|item"
-    r"|figure|fig|table|appendix|article|step)|§)s?[\s.:#(]{0,3}$",
+    r"|figure|fig|table|appendix|article|step)|§)s?$",
     re.IGNORECASE,
 )
 _VERSION_REACH = 16  # characters before an address in which such a word is looked for
 _VERSION_PART = 32  # four numbers that are all below this are a version or a heading far more often than an address
+_SPECIAL_BLOCKS = {0, 10, 100, 127, 169, 172, 192, 198, 203, *range(224, 256)}  # first numbers that need a closer look
 _PRIVATE_IPV4 = tuple(
     ipaddress.IPv4Network(block)
     for block in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10")
@@ -69,6 +74,8 @@ _INTERNATIONAL = re.compile(
     rf"|(?:{_COUNTRY}){_IN_BRACKETS}(?:{_SEPARATOR}[0-9]){{4,13}}+)(?![0-9])"
 )
 _SIGNED = re.compile(r"\+[0-9]+(?:\.[0-9]+)?|\+[0-9]{1,3}(?:\.[0-9]{3})+")  # also thousands, as much of Europe has them
+_PIECE, _CUT_REACH = 1 << 18, 1 << 14
+_OUTSIDE = re.compile(rf"[^0-9A-Za-z_@.%+:()/{_SPACE}{_DASH}]")
 _AREA = rf"(?:\([2-9][0-9]{{2}}\)[{_SPACE}.{_DASH}]?|[2-9][0-9]{{2}}[.{_DASH}])"
 _NORTH_AMERICAN = re.compile(
     rf"[(1-9](?<![0-9A-Za-z_+./{_DASH}].)"
@@ -104,13 +111,35 @@ class PiiConfig:
 def mask(text: str, config: PiiConfig) -> tuple[str, dict[Kind, int]]:
     """(the text with everything masked, how many of each kind were); e-mail addresses first, telephone numbers last."""
     masked: dict[Kind, int] = {}
+    parts = [_mask_piece(piece, config, masked) for piece in _pieces(text)]
+    return parts[0] if len(parts) == 1 else "".join(parts), masked
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in parts of about _PIECE characters, so that what is found in one needs little memory.
+
+    Cut after a line; where there is none for long after a character that none of the kinds has inside; else anywhere.
+    """
+    start = 0
+    while len(text) - start > _PIECE + _CUT_REACH:
+        place, last = start + _PIECE, start + _PIECE + _CUT_REACH
+        stop = text.find("\n", place, last) + 1
+        if not stop:
+            found = _OUTSIDE.search(text, place, last)
+            stop = found.end() if found else last
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def _mask_piece(text: str, config: PiiConfig, masked: dict[Kind, int]) -> str:
     for kind, look_for in (("email", _emails), ("ipv6", _ipv6s), ("ipv4", _ipv4s), ("phone", _phones)):
         if kind in config.kinds:
             spans = look_for(text, config.private_ips)
             if spans:
-                masked[kind] = len(spans)
+                masked[kind] = masked.get(kind, 0) + len(spans)
                 text = _exchange(text, spans, getattr(config, kind))
-    return text, masked
+    return text
 
 
 def _exchange(text: str, spans: list[tuple[int, int]], replacement: str) -> str:
@@ -125,9 +154,7 @@ def _emails(text: str, _: bool) -> list[tuple[int, int]]:
         least = spans[-1][1] if spans else 0
         before = text[max(match.start() - _LONGEST_LOCAL_PART - 1, least) : match.start()]
         local = before[len(before.rstrip(_LOCAL_PART)) :].lstrip(".%+-")
-        if not 0 < len(local) <= _LONGEST_LOCAL_PART:
-            continue
-        if not _EXAMPLE_DOMAIN.search(match[1]) and not _FILE_NAME.search(match[1]):
+        if 0 < len(local) <= _LONGEST_LOCAL_PART and not _NO_DOMAIN.search(match[1]):
             spans.append((match.start() - len(local), match.end()))
     return spans
 
@@ -137,16 +164,18 @@ def _ipv4s(text: str, private: bool) -> list[tuple[int, int]]:
 
 
 def _is_ipv4(match: re.Match[str], private: bool) -> bool:
-    try:
+    parts = match[0].split(".")
+    numbers = [int(part) for part in parts]
+    if max(numbers) > 255 or any(part[0] == "0" and part != "0" for part in parts):
+        return False
+    if numbers[0] not in _SPECIAL_BLOCKS:
+        public = max(numbers) >= _VERSION_PART
+    else:
         address = ipaddress.IPv4Address(match[0])
-    except ValueError:  # a number above 255, or one with a zero before it
-        return False
-    if _VERSION_BEFORE.search(match.string[max(match.start() - _VERSION_REACH, 0) : match.start()]):
-        return False
-    if private and any(address in block for block in _PRIVATE_IPV4):
-        return True
-    small = all(part < _VERSION_PART for part in address.packed)
-    return address.is_global and not address.is_multicast and not small
+        public = address.is_global and not address.is_multicast and max(numbers) >= _VERSION_PART
+        public = public or (private and any(address in block for block in _PRIVATE_IPV4))
+    before = match.string[max(match.start() - _VERSION_REACH, 0) : match.start()].rstrip(" \t\n.:#(")
+    return public and not (before and (before[-1].isalpha() or before[-1] == "§") and _VERSION_BEFORE.search(before))
 
 
 def _ipv6s(text: str, private: bool) -> list[tuple[int, int]]:

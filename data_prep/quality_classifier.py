@@ -8,7 +8,8 @@ differently, so its buckets are others, no better and no worse).
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -25,6 +26,8 @@ FEATURES = (
 )
 _SEED = 42
 _BLANKS = " \t\n\x0b\x0c\r"  # Java's \s: the blanks of Unicode are parts of words
+_BLANK = re.compile(f"[{_BLANKS}]")
+_PIECE = 1 << 18
 _FORMAT = "triaxial-quality-model"
 
 
@@ -37,34 +40,48 @@ class QualityModel:
     about: Mapping[str, Any]
 
 
-def words(text: str) -> list[str]:
-    """The words of Spark's Tokenizer, which are those of Java's `text.toLowerCase().split("\\s")`.
+def words(text: str) -> Iterator[list[str]]:
+    """The words of Spark's Tokenizer, which are those of Java's `text.toLowerCase().split("\\s")`, some at a time.
 
     Each blank ends a word, so two in a row have an empty word between them, which counts; those at the end are left
-    out, as Java does.
+    out, as Java does. Long texts come in lists of about _PIECE characters, so that a text of 64 MiB does not need the
+    gigabytes that its words would take together.
     """
-    stripped = text.rstrip(_BLANKS)
-    if text and not stripped:
-        return []
-    lowered = stripped.lower()
-    for blank in _BLANKS[1:]:
-        lowered = lowered.replace(blank, " ")
-    return lowered.split(" ")
+    end = len(text.rstrip(_BLANKS))
+    if text and not end:
+        return
+    start = 0
+    while start <= end:
+        blank = _BLANK.search(text, start + _PIECE, end)
+        stop = blank.start() if blank else end
+        lowered = text[start:stop].lower()
+        for character in _BLANKS[1:]:
+            lowered = lowered.replace(character, " ")
+        yield lowered.split(" ")
+        start = stop + 1
 
 
-def word_buckets(text: str) -> npt.NDArray[np.int64]:
-    """The bucket of each word, (n_words,); those of the empty words, of which indented text is full, come last."""
+def word_buckets(text: str) -> Iterator[npt.NDArray[np.int64]]:
+    """The bucket of each word, in arrays that follow the lists of `words`; those of empty words, of which indented text
+    is full, come last in each."""
     hashing = import_extra("mmh3", extra="data").hash
-    found = words(text)
-    filled = list(filter(None, found))
-    hashes = np.full(len(found), hashing("", _SEED), dtype=np.int64)
-    hashes[: len(filled)] = np.fromiter(map(hashing, filled, repeat(_SEED)), dtype=np.int64, count=len(filled))
-    return hashes & (N_BUCKETS - 1)  # of signed numbers too the remainder, as the number of buckets is a power of two
+    for found in words(text):
+        filled = list(filter(None, found))
+        hashes = np.full(len(found), hashing("", _SEED), dtype=np.int64)
+        hashes[: len(filled)] = np.fromiter(map(hashing, filled, repeat(_SEED)), dtype=np.int64, count=len(filled))
+        yield hashes & (N_BUCKETS - 1)  # of signed numbers too the remainder, as N_BUCKETS is a power of two
 
 
 def term_counts(text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """(buckets that occur, sorted; how many words fall into each)."""
-    return np.unique(word_buckets(text), return_counts=True)
+    parts = [np.unique(buckets, return_counts=True) for buckets in word_buckets(text)]
+    if len(parts) == 1:
+        return parts[0]
+    total = np.zeros(N_BUCKETS, dtype=np.int64)
+    for buckets, counts in parts:
+        total[buckets] += counts
+    found = np.flatnonzero(total)
+    return found, total[found]
 
 
 def scorer(model: QualityModel) -> Callable[[str], float]:
@@ -75,7 +92,7 @@ def scorer(model: QualityModel) -> Callable[[str], float]:
     """
 
     def score(text: str) -> float:
-        margin = float(model.weights[word_buckets(text)].sum()) + model.bias
+        margin = sum(float(model.weights[buckets].sum()) for buckets in word_buckets(text)) + model.bias
         return round(probability(margin), 6)
 
     return score

@@ -64,7 +64,7 @@ def test_settings_that_make_no_sense(setting, message):
 
 def test_the_same_documents_stay_in_every_order_and_sharding(tmp_path, prose):
     weights = np.zeros(N_BUCKETS)
-    weights[word_buckets("miller sailor harbour")] = (2.0, -2.0, 1.0)
+    weights[next(word_buckets("miller sailor harbour"))] = (2.0, -2.0, 1.0)
     model = QualityModel(weights, 1.0, {})
     save_model(model, tmp_path / "model")
     documents = [Document(f"d{seed}", prose(seed, 4), {"url": str(seed)}) for seed in range(300)]

@@ -97,6 +97,27 @@ def test_addresses_in_every_notation_and_place(prose):
     assert not any(character in masked for character in ":") or all(a not in masked for a in written)
 
 
+def test_long_texts_are_cut_where_nothing_is_lost(monkeypatch):
+    monkeypatch.setattr("data_prep.pii._PIECE", 50)
+    monkeypatch.setattr("data_prep.pii._CUT_REACH", 40)
+    line = "write to a.b@c.org, or call +49 (0)69 380 795 200\n"
+    assert mask(line * 50, CONFIG) == ("write to <E>, or call <P>\n" * 50, {"email": 50, "phone": 50})
+    row = "85.214.132.117,2a00:1450:4001:82b::200e;"
+    assert mask(row * 50, CONFIG) == ("<4>,<6>;" * 50, {"ipv4": 50, "ipv6": 50})
+    assert mask("x" * 1000, CONFIG) == ("x" * 1000, {})
+
+
+def test_public_addresses_are_those_of_ipaddress():
+    """Each block of 2^17 addresses, and those around each edge of a special one."""
+    edges = [0, 2**32 - 1, *range(0, 2**32, 2**17)]
+    for block in ("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.51.100.0/24", "203.0.113.0/24"):
+        net = ipaddress.IPv4Network(block)
+        edges += [int(net[0]) - 1, int(net[0]), int(net[-1]), int(net[-1]) + 1]
+    for address in map(ipaddress.IPv4Address, edges):
+        public = address.is_global and not address.is_multicast and max(address.packed) >= 32
+        assert mask(f"at {address}!", CONFIG)[1] == ({"ipv4": 1} if public else {}), address
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "unit",

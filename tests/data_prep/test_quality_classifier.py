@@ -34,18 +34,35 @@ mmh3 = pytest.importorskip("mmh3", reason="the extra 'data' is not installed")
         ("ÄÖ İ ΟΔΟΣ", ["äö", "i̇", "οδος"]),
     ],
 )
-def test_words_are_those_of_java(text, expected):
-    assert words(text) == expected
+def test_words_are_those_of_java(monkeypatch, text, expected):
+    assert [word for found in words(text) for word in found] == expected
+    for size in range(6):  # in pieces of any length
+        monkeypatch.setattr("data_prep.quality_classifier._PIECE", size)
+        assert [word for found in words(text) for word in found] == expected
 
 
 def test_buckets_are_those_that_spark_publishes():
     """The examples in the documentation of pyspark.ml.feature: HashingTF (10 buckets) and FeatureHasher (2^18)."""
     assert [h % 10 for h in (mmh3.hash(word, 42) for word in "abc")] == [7, 5, 8]
-    assert word_buckets("REAL bool=true stringNum=1").tolist()[:2] == [174475, 247670]
+    assert next(word_buckets("REAL bool=true stringNum=1")).tolist()[:2] == [174475, 247670]
     assert mmh3.hash("stringNum=1", 42) % N_BUCKETS == 262126  # in its own case, which the tokenizer lowers
-    assert word_buckets("string=foo").tolist() == [257907]
+    assert next(word_buckets("string=foo")).tolist() == [257907]
     buckets, counts = term_counts("string=foo real string=foo  real STRING=FOO")
-    assert dict(zip(buckets.tolist(), counts.tolist(), strict=True)) == {257907: 3, 174475: 2, word_buckets("")[0]: 1}
+    assert dict(zip(buckets.tolist(), counts.tolist(), strict=True)) == {
+        257907: 3,
+        174475: 2,
+        next(word_buckets(""))[0]: 1,
+    }
+
+
+def test_a_long_text_is_the_sum_of_its_pieces(monkeypatch, prose):
+    text, model = prose(1, 40), QualityModel(np.random.default_rng(3).normal(scale=0.05, size=N_BUCKETS), 0.1, {})
+    whole, score = term_counts(text), scorer(model)(text)
+    monkeypatch.setattr("data_prep.quality_classifier._PIECE", 100)
+    assert len(list(words(text))) > 10
+    assert all(np.array_equal(*pair) for pair in zip(term_counts(text), whole, strict=True))
+    assert scorer(model)(text) == score
+    assert [len(part) for part in term_counts(" \n ")] == [0, 0]
 
 
 def test_buckets_are_scikit_learns_hash():
@@ -54,7 +71,7 @@ def test_buckets_are_scikit_learns_hash():
     alphabet = [*"abcxyz019-.'", "é", "ß", "я", "中", "😀", "\xa0"]
     made = ["".join(rng.choice(alphabet, size=n)) for n in rng.integers(0, 19, size=3000)]
     expected = [murmurhash3_32(word, seed=42) % N_BUCKETS for word in made]  # signed, and Python's % is non-negative
-    assert [word_buckets(word)[0] for word in made] == expected
+    assert [next(word_buckets(word))[0] for word in made] == expected
 
 
 N_FEATURES = 1000  # fewer than the real 2^18, so that it is quick
@@ -117,7 +134,7 @@ def test_scores_are_scikit_learns_decisions(prose):
     score = scorer(model)
     for text in texts:
         row = np.zeros((1, N_BUCKETS))
-        for word in words(text):
+        for word in (word for found in words(text) for word in found):
             row[0, murmurhash3_32(word, seed=42) % N_BUCKETS] += 1
         assert abs(score(text) - reference.predict_proba(row)[0, 1]) < 1e-6
 
