@@ -98,9 +98,7 @@ def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | Remote
     if config.quality.rules:
         shards = run.map(QUALITY, config.quality, shards)
     if config.classify.model is not None:
-        shards = run.map(
-            CLASSIFY, config.classify.rule, shards, beside=dict.fromkeys(shards, config.classify.model)
-        )
+        shards = run.map(CLASSIFY, config.classify.rule, shards, beside=dict.fromkeys(shards, config.classify.model))
     if config.dedup_exact.enabled:
         digests = run.measure(dedup_exact.DIGESTS, config.dedup_exact, shards)
         copies = run.reduce(dedup_exact.CHOICE, config.dedup_exact, [*digests.values()], list(shards))

@@ -69,13 +69,11 @@ def show_dry_run(plan: PlanOfRun, config: PrepareConfig, console: Console, *, n_
     elapsed_s = plan.elapsed_s(n_workers)
     if not any(stage.n_to_do for stage in plan.stages):
         lines.append("nothing to do")
-    elif elapsed_s is None or plan.open_end:
-        lines.append(f"to write: at least {writes}; {free}")
     else:
-        lines += [
-            f"to write: about {writes}; {free}",
-            f"time with {workers}, as finished tasks went: {span(elapsed_s)}",
-        ]
+        least = "at least" if elapsed_s is None or plan.open_end else "about"
+        lines.append(f"to write: {least} {writes}; {free}")
+        if elapsed_s is not None:
+            lines.append(f"time with {workers}, as finished tasks went: {least} {span(elapsed_s)}")
     _print(lines, console)
 
 

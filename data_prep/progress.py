@@ -147,7 +147,7 @@ def span(seconds: float) -> str:
     """A length of time in two units at most: 8 s, 3 min, 2 h 5 min, 4 d 3 h."""
     minutes, hours = round(seconds / 60), round(seconds / 3600)
     if 0 < seconds < 1:
-        return "under 1 s"
+        return "1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     if minutes < 60:

@@ -71,4 +71,4 @@ def test_a_terminal_gets_a_bar():
 
 def test_spans():
     words = [span(seconds) for seconds in (0, 0.2, 8, 89, 91, 3599, 7500, 200_000, 400_000)]
-    assert words == ["0 s", "under 1 s", "8 s", "89 s", "2 min", "1 h 0 min", "2 h 5 min", "2 d 8 h", "4 d 15 h"]
+    assert words == ["0 s", "1 s", "8 s", "89 s", "2 min", "1 h 0 min", "2 h 5 min", "2 d 8 h", "4 d 15 h"]
