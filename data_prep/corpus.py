@@ -61,10 +61,13 @@ def publish(folder: Path, files: Mapping[str, Path], description: Mapping[str, A
                 sync_file(file)
             left_over = _token_files(folder) | _old_tokenizer(corpus_path)
             corpus_path.unlink(missing_ok=True)
+            sync_folder(folder)  # on the disk too, before any file is another
             for name in left_over - files.keys():
                 (folder / name).unlink(missing_ok=True)
-            for name, path in temporary.items():  # corpus.json is the last
-                os.replace(path, folder / name)
+            for name in files:
+                os.replace(temporary[name], folder / name)
+            sync_folder(folder)
+            os.replace(temporary[CORPUS_FILE], corpus_path)
             sync_folder(folder)
         finally:
             for path in temporary.values():

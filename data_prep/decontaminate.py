@@ -7,7 +7,6 @@ count over all shards in how many documents each gram is, cut. What is cut depen
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from data_prep.counts import Tally
 from data_prep.documents import Document, piece_id, read_shard, write_shard
 from data_prep.engine import Result, Stage
 from data_prep.evaluation_sets import EvaluationSet
-from data_prep.files import disk_errors, read_array, write_array
+from data_prep.files import read_array, write_array
 from data_prep.known_grams import SEARCH, LengthRule, SearchTask, add_documents, index_sets, search
 from data_prep.ngrams import GramIndex, Spans, find_known, plain
 from data_prep.shard_runs import ShardRun, Shards
@@ -80,10 +79,7 @@ def decontaminate(run: ShardRun, config: DecontaminateConfig, shards: Shards) ->
     shards = run.map(CUT, replace(config, sets=()), shards, beside=chosen)
     report = _report(run, known.sets)
     run.facts[REPORT] = [report]
-    temporary = run.workspace.folder / f".tmp-{os.getpid()}-{REPORT}.json"
-    with disk_errors(temporary):
-        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, run.workspace.folder / f"{REPORT}.json")
+    run.workspace.note(f"{REPORT}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return shards
 
 

@@ -1,279 +1,337 @@
-"""Stages as pure functions of files, and the manifest that says which of them are done; never looks into a document.
+"""A work folder in which stages run, and the rules by which a task counts as done; never looks into a document.
 
-A task's key is a digest of its stage's code and libraries, its configuration and its inputs' content. Its function
-writes under temporary names; they are synced, renamed and then entered in the manifest. Complete means entered: a file
-that merely exists is written again, and a second run of the same work finds every key and does nothing.
+A task's key is a digest of its stage's code and libraries, its configuration and its inputs' content. A worker writes
+and syncs the outputs elsewhere; they are moved to their place and then entered in the manifest. Complete means entered:
+a file that merely exists is written again, and a second run of the same work finds every key and does nothing.
 """
 
-import ast
-import dataclasses
+import contextlib
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
-import platform
+import shutil
+import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from data_prep.counts import Counts
-from data_prep.files import disk_errors, lock_folder, sync_file, sync_folder
-from data_prep.workers import LocalWorkers
-from gpt.errors import import_extra
+from data_prep.files import disk_errors, sync_folder
+from data_prep.manifest import Entry, Manifest
+from data_prep.shares import Hold, Share, Watch
+from data_prep.stages import (
+    About,
+    Finished,
+    Job,
+    Outcome,
+    Result,
+    Stage,
+    Task,
+    about,
+    describe,
+    execute,
+    plain,
+    task_key,
+    versions,
+)
+from data_prep.workers import Executor, LocalWorkers
+from gpt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from data_prep.progress import Progress  # brings rich, which the workers, who import this file, do not need
+    from data_prep.progress import Follow, Progress  # brings rich, which the workers do not need
 
-MANIFEST = "manifest.jsonl"
-Paths = tuple[Path, ...]
+__all__ = ["Finished", "Result", "Stage", "Task", "Work", "Workspace", "plain", "versions"]
 
-
-@dataclass(frozen=True)
-class Result:
-    """What a stage function reports: rows for the final table, and anything else worth keeping, as JSON values."""
-
-    counts: list[Counts] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+TEMPORARY = ".tmp"
+SHARE_TIMEOUT_S = 3600.0
+_SYNC_S = 1.0  # what a crash of the machine may cost of the finished tasks; an fsync a task would slow small ones
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A step of the pipeline: `function(config, inputs, outputs)` reads its inputs and writes its outputs, no more.
+class Work(Protocol):
+    """What a pipeline asks of the work folder: of `Workspace`, which does the tasks, or of a plan, which only looks."""
 
-    `modules` (of data_prep, or dotted) and `packages` from the index are what its output depends on: a change in their
-    code (comments apart) or version makes its tasks run again.
-    """
+    folder: Path
+    stubs: Path  # the folder for what stands for remote inputs
 
-    name: str
-    function: Callable[[Any, Paths, Paths], Result]
-    modules: tuple[str, ...]
-    packages: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Task:
-    """One application of a stage. `config` is a frozen dataclass; paths of outputs lie in the workspace."""
-
-    config: Any
-    inputs: Paths
-    outputs: Paths
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A task's entry in the manifest, with the seconds that its worker took."""
-
-    task: Task
-    counts: list[Counts]
-    facts: dict[str, Any]
-    elapsed_s: float
-
-
-@dataclass(frozen=True)
-class _Job:
-    stage: Stage
-    task: Task
-
-
-class Workspace:
-    """A folder of intermediate files with its manifest and workers; one run at a time may hold it.
-
-    with Workspace(folder, n_workers=2, progress=progress) as workspace:
-        finished = workspace.run(STAGE, tasks)
-    """
-
-    def __init__(self, folder: Path, *, n_workers: int, progress: "Progress") -> None:
-        self.folder = folder.resolve()
-        self._progress = progress
-        self._workers = LocalWorkers(n_workers)
-        self._entries: dict[str, dict[str, Any]] = {}  # task key: its last entry
-        self._digests: dict[str, dict[str, Any]] = {}  # path: {"bytes", "digest", "mtime_ns"}
-        self._lock: int | None = None
-
-    def __enter__(self) -> "Workspace":
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock_folder(self.folder)
-            self._sweep()
-            self._load()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._workers.close()
-        self._sweep()
-        if self._lock is not None:
-            os.close(self._lock)
+    def digests(self, paths: Sequence[Path]) -> list[str]:
+        """Digest of each source file's content."""
+        ...
 
     def run(self, stage: Stage, tasks: Sequence[Task]) -> list[Finished]:
         """Do the tasks that are not in the manifest; the entries of all, in the order of the tasks."""
-        about_stage = {
-            "stage": stage.name,
-            "code": {name: _code_digest(name) for name in stage.modules},
-            "versions": versions(stage.packages),
-        }
-        keys = [self._key(about_stage, task) for task in tasks]
+        ...
+
+    def note(self, name: str, text: str) -> None:
+        """Keep a small file about the run in the folder, whole or not at all."""
+        ...
+
+    def alone(self, function: Callable[[], None]) -> None:
+        """Call `function`, which writes outside the folder: in one share of a run only, and in no plan."""
+        ...
+
+    def no_more_tasks(self) -> None:
+        """Say that no `run` follows; what a plan is for ends here."""
+        ...
+
+
+class Workspace:
+    """A folder of intermediate files with its manifest and workers; one run, or the shares of one run, may hold it.
+
+    with Workspace(folder, n_workers=2, progress=progress) as workspace:
+        finished = workspace.run(STAGE, tasks)
+
+    `executor(n_workers)` makes what does the tasks. With a `share` this run does its part of each stage and waits for
+    the others' parts; ConfigError when a share that it waits for shows no sign of life for `share_timeout_s`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        n_workers: int | None,
+        progress: "Progress",
+        executor: Callable[[int | None], Executor] = LocalWorkers,
+        share: Share | None = None,
+        share_timeout_s: float = SHARE_TIMEOUT_S,
+    ) -> None:
+        self.folder = folder.resolve()
+        self.stubs = self.folder / "remote"
+        self._progress = progress
+        self._executor = executor(n_workers)
+        self._share = share
+        self._share_timeout_s = share_timeout_s
+        self._hold = Hold(self.folder, share)
+        self._attempts = self.folder / TEMPORARY / (self._hold.label or "run")
+        self._manifest = Manifest(self.folder)
+        self._watch: Watch | None = None
+        self._renamed_in: set[Path] = set()  # folders to sync
+        self._synced_at = 0.0
+        self._step, self._stage, self._said = 0, "", ""  # what this run says of itself
+
+    def __enter__(self) -> "Workspace":
+        with disk_errors(self.folder):
+            _make_folders([self.folder])
+            self._hold.take()
+            try:
+                if self._share is not None:
+                    self._watch = Watch(self._hold, timeout_s=self._share_timeout_s)
+                self._sweep()
+                self._attempts.mkdir(parents=True)
+                self._manifest.open_own(f"manifest{self._hold.label}.jsonl")
+                self._manifest.refresh()
+            except BaseException:
+                self._hold.release()
+                raise
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._executor.close()
+        self._sweep()
+        try:
+            self._sync()
+            failed = str(error) or type(error).__name__ if error is not None else ""
+            self._hold.say("failed" if failed else "done", step=self._step, stage=self._stage, message=failed)
+        except ConfigError:  # a full disk, which is why we are here, if there is an error already
+            if error is None:
+                raise
+        finally:
+            self._manifest.close()
+            self._hold.release()
+
+    def run(self, stage: Stage, tasks: Sequence[Task]) -> list[Finished]:
+        """As `Work.run`."""
+        self._step += 1
+        self._stage = stage.name
+        if self._share is not None:
+            self._manifest.refresh()
+        what = about(stage)
+        keys = [task_key(what, task, self.digest, self.folder) for task in tasks]
         open_tasks = [i for i, key in enumerate(keys) if not self._is_done(key)]
-        with self._progress.stage(stage.name, len(tasks), done_before=len(tasks) - len(open_tasks)) as advance:
-            jobs = [_Job(stage, tasks[i]) for i in open_tasks]
+        mine = [i for i in open_tasks if self._is_mine(i)]
+        self._said = hashlib.sha256("".join(keys).encode()).hexdigest()
+        self._say("working")
+        jobs = [self._job(stage, tasks[i], what) for i in mine]
+        with self._progress.stage(
+            stage.name,
+            n_tasks=len(tasks),
+            n_done=len(tasks) - len(open_tasks),
+            n_bytes=sum(sum(job.n_bytes) for job in jobs),
+            longest=self._executor.longest,
+        ) as follow:
             with disk_errors(self.folder):
-                for folder in {output.parent for job in jobs for output in job.task.outputs}:
-                    folder.mkdir(parents=True, exist_ok=True)
-            for index, (result, files, elapsed_s) in self._workers.run(_execute, jobs, name=_job_name):
-                self._enter(stage, tasks[open_tasks[index]], keys[open_tasks[index]], result, files, elapsed_s)
-                advance(result.counts)
-        return [self._finished(task, self._entries[key]) for task, key in zip(tasks, keys, strict=True)]
+                _make_folders({output.parent for job in jobs for output in job.task.outputs})
+            for index, outcome in self._executor.run(execute, jobs, name=_name):
+                self._enter(jobs[index], keys[mine[index]], outcome)
+                follow.advance(outcome.result.counts, sum(jobs[index].n_bytes))
+            self._sync()
+            others = {keys[i]: i for i in set(open_tasks) - set(mine)}
+            self._wait(others, self._is_done, follow)
+        return [self._finished(task, key) for task, key in zip(tasks, keys, strict=True)]
+
+    def digests(self, paths: Sequence[Path]) -> list[str]:
+        """As `Work.digests`; files that are not known are read by the workers, once."""
+        self._step += 1
+        self._stage = "reading of inputs"
+        unknown = {str(path): i for i, path in enumerate(paths) if self._manifest.digest(path) is None}
+        mine = [Path(path) for path, i in unknown.items() if self._is_mine(i)]
+        self._said = ""
+        if unknown:
+            self._say("working")
+            with self._progress.stage(
+                "inputs",
+                n_tasks=len(paths),
+                n_done=len(paths) - len(unknown),
+                n_bytes=sum(path.stat().st_size for path in mine),
+                longest=self._executor.longest,
+            ) as follow:
+                for index, facts in self._executor.run(describe, mine, name=_reading):
+                    self._append({"file": {"path": str(mine[index]), **facts}})
+                    follow.advance([], facts["bytes"])
+                self._sync()
+                others = {path: i for path, i in unknown.items() if not self._is_mine(i)}
+                self._wait(others, lambda path: self._manifest.digest(Path(path)) is not None, follow)
+        return [self.digest(path) for path in paths]
 
     def digest(self, path: Path) -> str:
         """Digest of a file's content; read once, then known by path, size and time of change."""
-        known = self._digests.get(str(path))
-        stat = path.stat()
-        if known is not None and known["bytes"] == stat.st_size and known["mtime_ns"] == stat.st_mtime_ns:
-            return str(known["digest"])
-        facts = {"path": str(path), **_describe(path)}
-        self._append({"file": facts})
-        self._digests[str(path)] = facts
-        return str(facts["digest"])
+        known = self._manifest.digest(path)
+        if known is None:
+            facts = {"path": str(path), **describe(path)}
+            self._append({"file": facts})
+            known = str(facts["digest"])
+        return known
 
-    def _key(self, about_stage: dict[str, Any], task: Task) -> str:
-        parts = {
-            **about_stage,
-            "config": plain(task.config),
-            "inputs": [self.digest(path) for path in task.inputs],
-            "outputs": [os.path.relpath(path, self.folder) for path in task.outputs],
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    def note(self, name: str, text: str) -> None:
+        """As `Work.note`."""
+        temporary = self._attempts / name
+        with disk_errors(self.folder / name):
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, self.folder / name)
+
+    def alone(self, function: Callable[[], None]) -> None:
+        """As `Work.alone`: the first share does it."""
+        if self._is_mine(0):
+            function()
+
+    def no_more_tasks(self) -> None:
+        """As `Work.no_more_tasks`: nothing to do."""
+
+    def _is_mine(self, index: int) -> bool:
+        return self._share is None or self._share.owner(index) == self._share.number
 
     def _is_done(self, key: str) -> bool:
         """In the manifest, and no other task has written to its outputs since."""
-        entry = self._entries.get(key)
+        entry = self._manifest.entry(key)
         if entry is None:
             return False
-        for output in entry["outputs"]:
-            path = self.folder / output["path"]
-            if not path.is_file() or self.digest(path) != output["digest"]:
-                return False
-        return True
+        outputs = [(self.folder / output["path"], output["digest"]) for output in entry["outputs"]]
+        return all(path.is_file() and self.digest(path) == digest for path, digest in outputs)
 
-    def _enter(
-        self, stage: Stage, task: Task, key: str, result: Result, files: list[dict[str, Any]], elapsed_s: float
-    ) -> None:
+    def _job(self, stage: Stage, task: Task, what: About) -> Job:
+        n_bytes = tuple(self._manifest.n_bytes(path) or 0 for path in task.inputs)
+        return Job(stage, task, what, n_bytes, self.folder, self._attempts, socket.gethostname())
+
+    def _enter(self, job: Job, key: str, outcome: Outcome) -> None:
+        """Move a task's outputs to their place and write its line."""
         outputs = []
-        for path, facts in zip(task.outputs, files, strict=True):
-            outputs.append({"path": os.path.relpath(path, self.folder), **facts})
-            self._digests[str(path)] = facts
-        entry = {
-            "key": key,
-            "stage": stage.name,
-            "inputs": [{"path": str(path), "digest": self.digest(path)} for path in task.inputs],
-            "outputs": outputs,
-            "counts": [counts.as_dict() for counts in result.counts],
-            "facts": result.facts,
-            "elapsed_s": round(elapsed_s, 3),
-            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "versions": versions(stage.packages),
-        }
-        self._append(entry)
-        self._entries[key] = json.loads(json.dumps(entry, sort_keys=True))  # just as a later run will find it
+        with disk_errors(self.folder):
+            for left, final, facts in zip(outcome.outputs, job.task.outputs, outcome.files, strict=True):
+                os.replace(left, final)
+                self._renamed_in.add(final.parent)
+                outputs.append({"path": os.path.relpath(final, self.folder), **facts})
+        inputs = [
+            {"path": str(path), "digest": self.digest(path), "bytes": n_bytes}
+            for path, n_bytes in zip(job.task.inputs, job.n_bytes, strict=True)
+        ]
+        self._append(
+            {
+                "key": key,
+                "stage": job.stage.name,
+                "settings": self._settings(job),
+                "inputs": inputs,
+                "outputs": outputs,
+                "counts": [counts.as_dict() for counts in outcome.result.counts],
+                "facts": outcome.result.facts,
+                "elapsed_s": round(outcome.elapsed_s, 3),
+                "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "host": outcome.host,
+                "versions": job.about.versions,
+            }
+        )
 
-    def _finished(self, task: Task, entry: dict[str, Any]) -> Finished:
+    def _settings(self, job: Job) -> str:
+        """Digest of a task's configuration and code, which have a line of their own."""
+        settings = {"of": job.stage.name, "code": job.about.code, "config": plain(job.task.config)}
+        name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+        if not self._manifest.has_settings(name):
+            self._append({"settings_of_tasks": name, **settings})
+        return name
+
+    def _finished(self, task: Task, key: str) -> Finished:
+        entry = self._manifest.entry(key)
+        assert entry is not None, key
         return Finished(task, [Counts(**counts) for counts in entry["counts"]], entry["facts"], entry["elapsed_s"])
 
-    def _append(self, line: dict[str, Any]) -> None:
-        path = self.folder / MANIFEST
-        with disk_errors(path), open(path, "ab") as file:
-            file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
-            sync_file(file)
-
-    def _load(self) -> None:
-        path = self.folder / MANIFEST
-        if not path.exists():
+    def _wait(self, missing: dict[str, int], is_there: Callable[[str], bool], follow: "Follow") -> None:
+        """Until the other shares have done what is `missing`: key or path, and index by which its owner is found."""
+        if not missing:
             return
-        data = path.read_bytes()
-        if data and not data.endswith(b"\n"):  # a run died in the middle of a line: it counts for nothing
-            data = data[: data.rfind(b"\n") + 1]
-            os.truncate(path, len(data))
-        for line in data.splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # damaged: that task is done again
-                continue
-            if "file" in entry:
-                self._digests[entry["file"]["path"]] = entry["file"]
-                continue
-            self._entries[entry["key"]] = entry
-            for output in entry["outputs"]:
-                self._digests[str(self.folder / output["path"])] = output
+        assert self._share is not None
+        assert self._watch is not None
+        self._say("waiting")
+        while True:
+            self._manifest.refresh()
+            there = [name for name in missing if is_there(name)]
+            for name in there:
+                del missing[name]
+            owners = {self._share.owner(i) for i in missing.values()}
+            waiting = f"waiting for {len(missing):,} of share {self._watch.who(owners)}" if missing else ""
+            follow.others(len(there), waiting)
+            if not missing:
+                return
+            self._watch.check(owners, step=self._step, tasks=self._said)
+            time.sleep(0.2 + 0.05 * self._share.count)  # all shares look at all shares' files
+
+    def _say(self, state: str) -> None:
+        self._hold.say(state, step=self._step, stage=self._stage, tasks=self._said)
+
+    def _append(self, line: Entry) -> None:
+        self._manifest.append(line)
+        if time.monotonic() - self._synced_at > _SYNC_S:
+            self._sync()
+
+    def _sync(self) -> None:
+        """Renames first: a line that tells of a file that is not there costs a task, not more, but why."""
+        with disk_errors(self.folder):
+            for folder in self._renamed_in:
+                sync_folder(folder)
+        self._renamed_in.clear()
+        self._manifest.sync()
+        self._synced_at = time.monotonic()
 
     def _sweep(self) -> None:
-        """Remove what killed or failed tasks left under temporary names."""
-        for path in self.folder.rglob(".*tmp-*"):
-            path.unlink(missing_ok=True)
-
-
-def _execute(job: _Job) -> tuple[Result, list[dict[str, Any]], float]:
-    """Run one task in a worker: (its result, facts of each output, seconds)."""
-    started = time.perf_counter()
-    outputs = job.task.outputs
-    temporary = tuple(path.with_name(f".tmp-{os.getpid()}-{path.name}") for path in outputs)
-    with disk_errors(outputs[0] if outputs else Path.cwd()):
-        try:
-            result = job.stage.function(job.task.config, job.task.inputs, temporary)
-            for path in temporary:
-                with open(path, "rb+") as file:
-                    sync_file(file)
-            for path, final in zip(temporary, outputs, strict=True):
-                os.replace(path, final)
-            for folder in {path.parent for path in outputs}:
-                sync_folder(folder)
-        finally:
-            for path in temporary:
+        """Remove what killed or failed tasks left: all of it when no other share can be at work."""
+        shutil.rmtree(self._attempts if self._share else self.folder / TEMPORARY, ignore_errors=True)
+        with contextlib.suppress(OSError):  # of shares, the last one out removes it
+            (self.folder / TEMPORARY).rmdir()
+        if self._share is None:
+            for path in self.folder.glob(".ray-probe-*"):
                 path.unlink(missing_ok=True)
-    return result, [_describe(path) for path in outputs], time.perf_counter() - started
 
 
-def _job_name(job: _Job) -> str:
-    return f"stage '{job.stage.name}' of {', '.join(path.name for path in job.task.inputs[:3]) or 'its source'}"
+def _make_folders(folders: Iterable[Path]) -> None:
+    """Make folders, and make them last."""
+    for folder in folders:
+        missing = [place for place in (folder, *folder.parents) if not place.is_dir()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in reversed(missing):
+            sync_folder(place.parent)
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    xxhash = import_extra("xxhash", extra="data")
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        stat = os.fstat(file.fileno())
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "digest": digest.hexdigest()}
+def _name(job: Any) -> str:
+    return str(job.name)
 
 
-def _code_digest(module: str) -> str:
-    """Digest of a module's code without its comments and layout."""
-    spec = importlib.util.find_spec(module if "." in module else f"data_prep.{module}")
-    assert spec is not None, module
-    assert spec.origin is not None, module
-    tree = ast.parse(Path(spec.origin).read_bytes())
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Version of Python and of each package ("absent" if it is not installed)."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"  # the stage itself says so if it needs it
-    return found
-
-
-def plain(value: Any) -> Any:
-    """A configuration as JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+def _reading(path: Any) -> str:
+    return f"reading of {path}"

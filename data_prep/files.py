@@ -1,7 +1,6 @@
-"""Small matters of the file system: syncing, locking, and a full disk as one clear line; holds no pipeline logic."""
+"""Small matters of the file system: syncing, arrays, and a full disk as one clear line; holds no pipeline logic."""
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         name = error.filename2 or error.filename  # of a copy, the file that was written
         place = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else path
         if error.errno in FULL:
-            folder = next((f for f in (place, *place.parents) if f.is_dir()), Path("/"))
+            folder = existing_parent(place)
             free_bytes = shutil.disk_usage(folder).free
             raise ConfigError(
                 f"{place}: the disk is full ({free_bytes:,} bytes free in {folder}); free some space or choose "
@@ -38,17 +37,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def lock_folder(folder: Path) -> int:
-    """Hold a folder until the returned file descriptor is closed, or ConfigError when another process holds it."""
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ConfigError(
-            f"{folder}: another run is working in this folder; wait for it, or give this run its own output.work"
-        ) from None
-    return handle
+def existing_parent(path: Path) -> Path:
+    """`path` itself if it is a folder, else the nearest one above it that exists."""
+    return next((f for f in (path, *path.parents) if f.is_dir()), Path("/"))
 
 
 def sync_file(file: IO[Any]) -> None:

@@ -1,6 +1,8 @@
 """The order of the stages, from a recipe's inputs to its corpus folder; each step's work is in its own file."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from data_prep.counts import Counts
 from data_prep.decontaminate import REPORT, decontaminate, summary
 from data_prep.dedup_exact import COPY
 from data_prep.dedup_minhash import NEAR_COPY
-from data_prep.engine import Workspace
+from data_prep.engine import SHARE_TIMEOUT_S, Work, Workspace
 from data_prep.evaluation_sets import find_set_files
 from data_prep.extract import extract_stage, extract_task
 from data_prep.language import language_stage
@@ -23,7 +25,10 @@ from data_prep.quality import QUALITY
 from data_prep.quality_classifier import load_model
 from data_prep.readers import find_inputs, local_inputs
 from data_prep.recipe import PrepareConfig
+from data_prep.remote_files import RemoteFile
 from data_prep.shard_runs import ShardRun
+from data_prep.shares import Share
+from data_prep.workers import Executor, LocalWorkers
 from data_prep.write_corpus import write_corpus
 from gpt.errors import ConfigError
 from gpt.tokenizer import load_tokenizer
@@ -42,10 +47,34 @@ class Prepared:
     description: dict[str, Any]
 
 
-def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Prepared:
-    """Run every stage that is not done yet and publish the corpus; ConfigError when nothing is left on the way."""
-    crawls = config.input.source == "python-docs"
-    found = [] if crawls else find_inputs(config.input.paths)
+def prepare(
+    config: PrepareConfig,
+    *,
+    n_workers: int | None,
+    progress: Progress,
+    executor: Callable[[int | None], Executor] = LocalWorkers,
+    share: Share | None = None,
+    share_timeout_s: float = SHARE_TIMEOUT_S,
+) -> Prepared:
+    """Run every stage that is not done yet and publish the corpus; ConfigError when nothing is left on the way.
+
+    `executor`, `share`: as for `Workspace`.
+    """
+    found = check(config)
+    with Workspace(
+        config.output.work_folder,
+        n_workers=n_workers,
+        progress=progress,
+        executor=executor,
+        share=share,
+        share_timeout_s=share_timeout_s,
+    ) as workspace:
+        return run_stages(workspace, config, found)
+
+
+def check(config: PrepareConfig) -> list[Path | RemoteFile]:
+    """The input files, none for the built-in source; ConfigError for what can be seen to be wrong before any stage."""
+    found = [] if config.input.source == "python-docs" else find_inputs(config.input.paths)
     _check_tokenizer(config)
     find_set_files(config.decontaminate.sets, where="decontaminate.sets")  # a missing file is said now
     if config.classify.model is not None:
@@ -53,39 +82,41 @@ def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Pre
     load_libraries(config.extract)
     if config.output.url is not None:
         check_target(config.output.url)
-    with Workspace(config.output.work_folder, n_workers=n_workers, progress=progress) as workspace:
-        run = ShardRun(workspace)
-        sources = local_inputs(found, workspace.folder / "remote")
-        if crawls:
-            configs = {f"python-docs-{i:05d}": CrawlTask(i, _CRAWL_FILES) for i in range(_CRAWL_FILES)}
-            sources = run.make(CRAWL, configs, ending=".warc.gz")
-        shards = run.map(extract_stage(config.extract), extract_task(config.input, config.extract), run.named(sources))
-        if config.language.enabled:
-            shards = run.map(language_stage(config.language), config.language, shards)
-        if config.quality.rules:
-            shards = run.map(QUALITY, config.quality, shards)
-        if config.classify.model is not None:
-            shards = run.map(
-                CLASSIFY, config.classify.rule, shards, beside=dict.fromkeys(shards, config.classify.model)
-            )
-        if config.dedup_exact.enabled:
-            digests = run.measure(dedup_exact.DIGESTS, config.dedup_exact, shards)
-            copies = run.reduce(dedup_exact.CHOICE, config.dedup_exact, [*digests.values()], list(shards))
-            shards = run.map(dedup_exact.REMOVAL, COPY, shards, beside=copies)
-        if config.dedup_minhash.enabled:
-            signed = run.measure(dedup_minhash.SIGNATURES, config.dedup_minhash, shards)
-            texts = list(shards.values()) if config.dedup_minhash.min_jaccard > 0 else []
-            copies = run.reduce(dedup_minhash.CLUSTERS, config.dedup_minhash, [*signed.values(), *texts], list(shards))
-            shards = run.map(dedup_minhash.REMOVAL, NEAR_COPY, shards, beside=copies)
-        if config.decontaminate.sets:
-            shards = decontaminate(run, config.decontaminate, shards)
-        if config.pii.enabled:
-            shards = run.map(PII, config.pii, shards)
-        more = {REPORT: summary(run.facts[REPORT][-1])} if REPORT in run.facts else {}
-        description = write_corpus(run, config, shards, more=more)
-        if config.output.url is not None:
-            upload_corpus(config.output.corpus_folder, config.output.url)
-        return Prepared(run.counts, run.facts, run.seconds, config.output.corpus_folder, description)
+    return found
+
+
+def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | RemoteFile]) -> Prepared:
+    """All stages in their order, and the corpus published; `workspace` does them, or only plans."""
+    run = ShardRun(workspace)
+    sources = local_inputs(found, workspace.stubs)
+    if config.input.source == "python-docs":
+        configs = {f"python-docs-{i:05d}": CrawlTask(i, _CRAWL_FILES) for i in range(_CRAWL_FILES)}
+        sources = run.make(CRAWL, configs, ending=".warc.gz")
+    shards = run.map(extract_stage(config.extract), extract_task(config.input, config.extract), run.named(sources))
+    if config.language.enabled:
+        shards = run.map(language_stage(config.language), config.language, shards)
+    if config.quality.rules:
+        shards = run.map(QUALITY, config.quality, shards)
+    if config.classify.model is not None:
+        shards = run.map(CLASSIFY, config.classify.rule, shards, beside=dict.fromkeys(shards, config.classify.model))
+    if config.dedup_exact.enabled:
+        digests = run.measure(dedup_exact.DIGESTS, config.dedup_exact, shards)
+        copies = run.reduce(dedup_exact.CHOICE, config.dedup_exact, [*digests.values()], list(shards))
+        shards = run.map(dedup_exact.REMOVAL, COPY, shards, beside=copies)
+    if config.dedup_minhash.enabled:
+        signed = run.measure(dedup_minhash.SIGNATURES, config.dedup_minhash, shards)
+        texts = list(shards.values()) if config.dedup_minhash.min_jaccard > 0 else []
+        copies = run.reduce(dedup_minhash.CLUSTERS, config.dedup_minhash, [*signed.values(), *texts], list(shards))
+        shards = run.map(dedup_minhash.REMOVAL, NEAR_COPY, shards, beside=copies)
+    if config.decontaminate.sets:
+        shards = decontaminate(run, config.decontaminate, shards)
+    if config.pii.enabled:
+        shards = run.map(PII, config.pii, shards)
+    more = {REPORT: summary(run.facts[REPORT][-1])} if REPORT in run.facts else {}
+    description = write_corpus(run, config, shards, more=more)
+    if config.output.url is not None:
+        workspace.alone(partial(upload_corpus, config.output.corpus_folder, config.output.url))
+    return Prepared(run.counts, run.facts, run.seconds, config.output.corpus_folder, description)
 
 
 def _check_tokenizer(config: PrepareConfig) -> None:

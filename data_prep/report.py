@@ -16,7 +16,7 @@ from data_prep.pipeline import Prepared
 from data_prep.recipe import PrepareConfig
 from data_prep.report_page import report_page
 
-_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def show(prepared: Prepared, work: Path, console: Console) -> None:
@@ -81,13 +81,14 @@ def counts_table(counts: Sequence[Counts]) -> Table:
         n_dropped = sum(row.dropped.values())
         assert row.documents_in == row.documents_out + n_dropped, row
         numbers = (f"{row.documents_in:,}", f"{n_dropped:,}", f"{row.documents_out:,}")
-        table.add_row(row.step, *numbers, _bytes(row.bytes_in), _bytes(row.bytes_out), style="bold")
+        table.add_row(row.step, *numbers, in_bytes(row.bytes_in), in_bytes(row.bytes_out), style="bold")
         for reason, n in sorted(row.dropped.items(), key=lambda item: (-item[1], item[0])):
             table.add_row(f"  {reason}", "", f"{n:,}", "", "", "")
     return table
 
 
-def _bytes(n: int) -> str:
+def in_bytes(n: int) -> str:
+    """A size in the largest unit that it fills."""
     for unit, size in _UNITS:
         if n >= size:
             return f"{n / size:.1f} {unit}"

@@ -1,15 +1,13 @@
 """Applies stages to all shards of a run, counts, and notes which files each step wrote; knows no stage by name."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.counts import Counts, total
-from data_prep.engine import Finished, Stage, Task, Workspace
-from data_prep.files import disk_errors
+from data_prep.engine import Finished, Stage, Task, Work
 from gpt.errors import ConfigError
 
 Shards = dict[str, Path]  # name, which depends on the source file's content alone: the shard's file at this step
@@ -37,7 +35,7 @@ class Step:
 class ShardRun:
     """One pass of a recipe over its shards."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Work) -> None:
         self.workspace = workspace
         self.counts: list[Counts] = []
         self.facts: dict[str, list[dict[str, Any]]] = {}  # stage: facts of its tasks
@@ -46,7 +44,8 @@ class ShardRun:
 
     def named(self, sources: Sequence[Path]) -> Shards:
         """Source files by the digest of their content, so names and order do not matter, and equal files count once."""
-        return dict(sorted({self.workspace.digest(path)[:16]: path for path in sources}.items()))
+        digests = self.workspace.digests(sources)
+        return dict(sorted({digest[:16]: path for digest, path in zip(digests, sources, strict=True)}.items()))
 
     def make(self, stage: Stage, configs: dict[str, Any], *, ending: str) -> list[Path]:
         """Tasks without input, by name; each writes a file that ends in `ending`, and a trace."""
@@ -97,7 +96,7 @@ class ShardRun:
         self.seconds[stage.name] = (n_tasks + len(finished), elapsed_s)
         if step is not None:
             self._steps.append(step)
-            write_steps(self.workspace.folder, self._steps)
+            write_steps(self.workspace, self._steps)
         for row in total(counts for task in finished for counts in task.counts):
             self.counts.append(row)
             if row.documents_out == 0:
@@ -105,13 +104,10 @@ class ShardRun:
         return finished
 
 
-def write_steps(folder: Path, steps: Sequence[Step]) -> None:
+def write_steps(workspace: Work, steps: Sequence[Step]) -> None:
     """Note the steps so far in a workspace, for `read_steps`."""
     rows = [{"stage": step.stage, "ending": step.ending, "names": step.names} for step in steps]
-    temporary = folder / f".tmp-{os.getpid()}-{STEPS_FILE}"
-    with disk_errors(folder):
-        temporary.write_text(json.dumps(rows), encoding="utf-8")
-        os.replace(temporary, folder / STEPS_FILE)
+    workspace.note(STEPS_FILE, json.dumps(rows))
 
 
 def read_steps(folder: Path) -> list[Step]:

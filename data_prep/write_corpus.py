@@ -29,14 +29,14 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
     ConfigError when a split or a file of it would have no document.
     """
     model = config.tokenizer.path or _train_tokenizer(run, config, shards)
-    sources = tokenizer_files(model)
-    tokenizer = load_tokenizer(model)
+    sources = (model,) if config.tokenizer.path is None else tokenizer_files(model)
     # The merges name their pair, so the last of the files is enough to load it.
     tasks = [
         Task(config.output.split, (path, *reversed(sources)), _tokens_and_rows(run, name))
         for name, path in shards.items()
     ]
     totals = _totals(run.tasks(TOKENIZE, tasks))
+    tokenizer = load_tokenizer(model)
     _check_splits(totals, config)
     tokenized = tuple(path for task in tasks for path in task.outputs)
     names = {
@@ -44,6 +44,7 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
         for split, prefix in SPLITS.items()
     }
     written = _write_files(run, names, tokenizer.vocab_size, tokenized)
+    run.workspace.no_more_tasks()
     for split in SPLITS:
         _check_files(names[split], written[split], config)
     files = {path.name: path for split in SPLITS for finished in written[split] for path in finished.task.outputs[:2]}
@@ -60,15 +61,17 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
         versions=versions(_PACKAGES),
         more=more,
     )
-    publish(config.output.corpus_folder, published | files, description)
+    run.workspace.alone(lambda: publish(config.output.corpus_folder, published | files, description))
     return description
 
 
 def _train_tokenizer(run: ShardRun, config: PrepareConfig, shards: Shards) -> Path:
     """A sentencepiece model of the first training documents in the shuffled order."""
     folder, split = run.workspace.folder, config.output.split
-    before = run.counts[-1]
-    below = sample_bound(config.tokenizer.train_bytes, documents=before.documents_out, n_bytes=before.bytes_out)
+    below = 2**64  # all, for a plan before the first run, which has no counts
+    if run.counts:
+        before = run.counts[-1]
+        below = sample_bound(config.tokenizer.train_bytes, documents=before.documents_out, n_bytes=before.bytes_out)
     samples = shards
     if below < 2**64:
         samples = {name: folder / SAMPLE.name / f"{name}{SHARD_ENDING}" for name in shards}

@@ -95,6 +95,24 @@ class ClusterEnvironment:
         )
 
 
+def slurm_array_share() -> tuple[int, int]:
+    """(number of this element, number of elements) of a Slurm array; ConfigError unless its elements are 1 to N."""
+    if "SLURM_ARRAY_TASK_ID" not in os.environ:
+        raise ConfigError(
+            "--executor slurm-array: SLURM_ARRAY_TASK_ID is not set; start it with sbatch --array=1-N, as "
+            "slurm/prepare.sbatch does, or name the share: --share K/N"
+        )
+    number = _whole_number("SLURM_ARRAY_TASK_ID")
+    first, last = _whole_number("SLURM_ARRAY_TASK_MIN"), _whole_number("SLURM_ARRAY_TASK_MAX")
+    count = _whole_number("SLURM_ARRAY_TASK_COUNT")
+    if first != 1 or last != count:
+        raise ConfigError(
+            f"--executor slurm-array: the array has {count} elements from {first} to {last}, and they must be 1 to N; "
+            f"to start some of N again, name the share: --share {number}/N"
+        )
+    return number, count
+
+
 def shown_settings() -> dict[str, str]:
     """Those of SHOWN_SETTINGS that are set, with their values."""
     return {name: os.environ[name] for name in SHOWN_SETTINGS if name in os.environ}

@@ -1,7 +1,11 @@
 """The manifest decides what is done; killed workers are noticed, their tasks retried; failures leave nothing behind."""
 
+import contextlib
 import json
+import multiprocessing
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +13,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -16,10 +21,10 @@ from data_prep.counts import Counts, Tally, total
 from data_prep.engine import Stage, Task, Workspace
 from data_prep.files import disk_errors
 from data_prep.progress import Progress
-from data_prep.workers import LocalWorkers
+from data_prep.workers import LocalWorkers, _end_of_stream, _receive
 from gpt.errors import ConfigError
 
-pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
+xxhash = pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
 
 # Stage functions must be importable by the workers, so they live in a module on the path.
 FUNCTIONS = """
@@ -77,6 +82,32 @@ def forget(config, inputs, outputs):
     return Result()
 
 
+def die_with_a_child(config, inputs, outputs):
+    if Path(f"{config.log}.child").exists():
+        return copy(config, inputs, outputs)
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    Path(f"{config.log}.child").write_text(str(child))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave_more(config, inputs, outputs):
+    outputs[0].with_suffix(".scratch").write_bytes(b"a temporary file of the stage's own")
+    return copy(config, inputs, outputs)
+
+
+def change_code(config, inputs, outputs):
+    Path(config.prefix).write_text("x = 2")  # as if someone had installed another version
+    outputs[0].write_bytes(b"")
+    return Result()
+
+
+def sleep(seconds):
+    time.sleep(seconds)
+
+
 def identity(value):
     return value * 2
 """
@@ -102,8 +133,25 @@ def sources(tmp_path):
     return paths
 
 
-def run(folder, function, sources, config, n_workers=1):
-    with Workspace(folder, n_workers=n_workers, progress=Progress(Console(quiet=True))) as workspace:
+class InThisProcess:
+    """An executor without processes, for tests of what they do not matter for."""
+
+    def __init__(self, n_workers):
+        pass
+
+    def run(self, function, jobs, *, name):
+        yield from ((index, function(job)) for index, job in enumerate(jobs))
+
+    def longest(self):
+        return None
+
+    def close(self):
+        pass
+
+
+def run(folder, function, sources, config, n_workers=1, executor=LocalWorkers):
+    quiet = Progress(Console(quiet=True))
+    with Workspace(folder, n_workers=n_workers, progress=quiet, executor=executor) as workspace:
         stage = Stage("copy", function, modules=("counts",), packages=("numpy",))
         tasks = [Task(config, (path,), (workspace.folder / "copy" / f"{path.stem}.out",)) for path in sources]
         return workspace.run(stage, tasks)
@@ -199,6 +247,127 @@ def test_a_task_that_kills_its_worker_twice_is_an_error_that_names_it(tmp_path, 
     assert list((tmp_path / "w/copy").iterdir()) == []
 
 
+def test_a_dead_worker_is_noticed_when_its_child_lives_on(tmp_path, functions, sources):
+    run(tmp_path / "w", functions.die_with_a_child, sources[:1], functions.Config("p", tmp_path / "log"))
+    os.kill(int((tmp_path / "log.child").read_text()), signal.SIGKILL)
+    assert (tmp_path / "w/copy/a.out").read_text() == "pa.in"
+
+
+def test_half_an_answer_is_no_answer():
+    """A worker dies while it sends, and something that it forked holds its end of the pipe open."""
+    ours, theirs = multiprocessing.Pipe()
+    os.write(theirs.fileno(), (1000).to_bytes(4, "big") + b"the first part of a message of 1000 bytes")
+    _end_of_stream(ours)
+    assert _receive(ours) is None
+    theirs.close()
+
+
+def test_a_worker_that_died_while_idle_costs_no_job_an_attempt(tmp_path, functions, sources):
+    workers = LocalWorkers(1)
+    try:
+        assert list(workers.run(functions.identity, [1])) == [(0, 2)]
+        for _ in range(3):
+            before = workers._workers[0].process
+            os.kill(before.pid, signal.SIGKILL)
+            assert list(workers.run(functions.identity, [2])) == [(0, 4)]
+            assert workers._workers[0].process.pid != before.pid
+        assert workers.longest() is None
+    finally:
+        workers.close()
+
+
+def test_the_longest_job_is_known_while_it_runs(functions):
+    workers, seen = LocalWorkers(2), []
+    try:
+        for _ in workers.run(functions.sleep, [0.0, 30.0], name=lambda seconds: f"a sleep of {seconds} s"):
+            seen.append(workers.longest())
+            break
+    finally:
+        pid = next(worker.process.pid for worker in workers._workers if worker.job is not None)
+        workers.close()  # in the middle of a job
+    assert seen[0].name == "a sleep of 30.0 s"
+    assert seen[0].where == f"pid {pid}"
+    assert not _is_running(pid)
+
+
+def test_only_outputs_reach_the_folder(tmp_path, functions, sources):
+    run(tmp_path / "w", functions.leave_more, sources, functions.Config("p", tmp_path / "log"))
+    assert sorted(path.name for path in (tmp_path / "w/copy").iterdir()) == ["a.out", "b.out", "c.out"]
+    assert list((tmp_path / "w").rglob("*.scratch")) == []
+
+
+def test_code_that_changes_during_a_run_is_an_error(tmp_path, functions, sources):
+    package = tmp_path / "code" / "changing"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "part.py").write_text("x = 1")
+    with Workspace(tmp_path / "w", n_workers=1, progress=Progress(Console(quiet=True))) as workspace:
+        stage = Stage("copy", functions.change_code, modules=("changing.part",))
+        config = functions.Config(str(package / "part.py"), tmp_path / "log")
+        tasks = [Task(config, (path,), (workspace.folder / path.stem,)) for path in sources]
+        with pytest.raises(ConfigError, match=r"of b\.in: the worker on .* another installation .*changing\.part"):
+            workspace.run(stage, tasks)
+
+
+def test_the_manifest_says_what_made_a_file(tmp_path, functions, sources):
+    run(tmp_path / "w", functions.copy, sources, functions.Config("p", tmp_path / "log"))
+    lines = [json.loads(line) for line in (tmp_path / "w/manifest.jsonl").read_text().splitlines()]
+    (entry,) = [line for line in lines if line.get("inputs", [{}])[0].get("path") == str(sources[0])]
+    assert entry["counts"] == [Counts("copy", 2, 1, 10, 5, {"why": 1}).as_dict()]
+    facts = {"path": "copy/a.out", "bytes": 5, "digest": xxhash.xxh3_128_hexdigest(b"pa.in")}
+    assert entry["outputs"] == [{**facts, "mtime_ns": (tmp_path / "w/copy/a.out").stat().st_mtime_ns}]
+    given = {"path": str(sources[0]), "bytes": 4, "digest": xxhash.xxh3_128_hexdigest(b"a.in")}
+    assert entry["inputs"] == [given]
+    assert entry["versions"] == {"python": platform.python_version(), "numpy": np.__version__}
+    assert 0 < entry["elapsed_s"] < 60
+    (settings,) = [line for line in lines if line.get("settings_of_tasks") == entry["settings"]]
+    assert settings["config"] == {"prefix": "p", "log": str(tmp_path / "log")}
+    assert settings["of"] == "copy"
+    assert list(settings["code"]) == ["counts"]
+
+
+def test_a_full_disk_at_any_moment_leaves_nothing_half(tmp_path, functions, sources):
+    """A real file system with 0 to 12 free pages: output, folder, manifest and what the run says of itself meet it."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(small)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    errors = []
+    try:
+        for free_pages in range(13):
+            work, filler = small / "w", small / "filler"
+            shutil.rmtree(work, ignore_errors=True)
+            run(work, functions.copy, sources[:1], functions.Config("first", tmp_path / "log"), executor=InThisProcess)
+            with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+                while file.write(bytes(4096)) == 4096:
+                    pass
+            os.truncate(filler, max(0, filler.stat().st_size - 4096 * free_pages))
+            config = functions.Config("p" * 3000, tmp_path / "log")
+            try:
+                run(work, functions.copy, sources, config, executor=InThisProcess)
+            except ConfigError as error:
+                errors.append(str(error))
+            filler.unlink()
+            for line in (work / "manifest.jsonl").read_text().splitlines():
+                for output in json.loads(line).get("outputs", []):
+                    path = work / output["path"]
+                    if path.name != "a.out" or path.stat().st_size == output["bytes"]:  # else of the first run
+                        assert xxhash.xxh3_128_hexdigest(path.read_bytes()) == output["digest"]
+            assert list(work.rglob("*tmp*")) == []
+            run(work, functions.copy, sources, config, executor=InThisProcess)
+            written = [(work / f"copy/{name}.out").read_text() for name in "abc"]
+            assert written == [f"{config.prefix}{name}.in" for name in "abc"]
+        assert 3 < len(errors) < 13
+        assert all("the disk is full" in error and "\n" not in error for error in errors)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
 def test_failures_leave_no_output(tmp_path, functions, sources):
     with pytest.raises(ConfigError, match=r"^the setting is wrong$"):
         run(tmp_path / "w", functions.fail, sources, functions.Config("mistake", tmp_path / "log"))
@@ -221,7 +390,8 @@ def test_two_runs_in_one_folder(tmp_path):
         pass
 
 
-def test_workers_end_with_their_owner(tmp_path, functions):
+@pytest.mark.parametrize("busy", [False, True])
+def test_workers_end_with_their_owner(tmp_path, functions, busy):
     script = textwrap.dedent(
         """
         import os, signal, sys, time
@@ -231,10 +401,14 @@ def test_workers_end_with_their_owner(tmp_path, functions):
             workers = LocalWorkers(2)
             assert sorted(workers.run(stage_functions.identity, [1, 2, 3])) == [(0, 2), (1, 4), (2, 6)]
             print(*[worker.process.pid for worker in workers._workers], flush=True)
+            if BUSY:
+                signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+                signal.setitimer(signal.ITIMER_REAL, 0.3)
+                list(workers.run(stage_functions.sleep, [300, 300]))
             os.kill(os.getpid(), signal.SIGKILL)
         """
     )
-    (tmp_path / "code" / "owner.py").write_text(script)
+    (tmp_path / "code" / "owner.py").write_text(script.replace("BUSY", str(busy)))
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, str(tmp_path / "code" / "owner.py")],

@@ -1,0 +1,244 @@
+"""What a run would do and what earlier ones have done: walks a recipe's stages over the manifest; starts nothing.
+
+Sizes and times of tasks that are not done come from the finished tasks of the same stage, in proportion to their input;
+where there are none, they are not known, and nor is what follows.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from data_prep.counts import Counts, total
+from data_prep.engine import Finished, Stage, Task
+from data_prep.manifest import Entry, Manifest
+from data_prep.pipeline import check, run_stages
+from data_prep.recipe import PrepareConfig
+from data_prep.remote_files import STUB_ENDING, read_stub
+from data_prep.shares import Seen, look
+from data_prep.stages import about, describe, task_key
+from gpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: its tasks by state, what the done ones did, and what the others will take, None where unknown.
+
+    `n_stale` tasks were done before with other settings, code or inputs, or their outputs have changed since.
+    """
+
+    name: str
+    n_tasks: int
+    n_done: int
+    n_stale: int
+    counts: list[Counts]  # of the done tasks, one a step
+    input_bytes: float | None  # of the tasks to do
+    output_bytes: float | None
+    work_s: float | None
+
+    @property
+    def n_to_do(self) -> int:
+        """Tasks that the next run does."""
+        return self.n_tasks - self.n_done
+
+
+@dataclass(frozen=True)
+class PlanOfRun:
+    """All stages in order. `open_end`: the last of them decides what comes after it, so that is not known yet."""
+
+    stages: list[StagePlan]
+    source_files: int
+    source_bytes: int
+    unread_files: int  # of the sources: new or changed since they were read
+    last_entry: Entry | None
+    runs: list[Seen]
+    open_end: bool
+
+    def elapsed_s(self, n_workers: int) -> float | None:
+        """Estimated time of the run on so many workers, None if a stage is not known."""
+        parts = [
+            0.0 if not stage.n_to_do else stage.work_s and stage.work_s / min(n_workers, stage.n_to_do)
+            for stage in self.stages
+        ]
+        return None if any(part is None for part in parts) else sum(part for part in parts if part)
+
+
+def plan(config: PrepareConfig) -> PlanOfRun:
+    """The plan of a recipe with what its work folder holds; ConfigError as a run raises it before its first task."""
+    found = check(config)
+    folder = config.output.work_folder.resolve()
+    manifest = Manifest(folder)
+    manifest.refresh()
+    open_end = True
+    with tempfile.TemporaryDirectory() as stubs:
+        work = _Plan(folder, manifest, Path(stubs))
+        try:
+            run_stages(work, config, found)
+        except _EndOfPlanError:
+            open_end = not work.is_complete
+        except (ConfigError, OSError, LookupError):
+            if not work.is_open:
+                raise  # else the pipeline wanted to know what a stage before it has not found yet
+        finally:
+            manifest.close()
+    return PlanOfRun(
+        work.stages, work.source_files, work.source_bytes, work.unread_files, work.last_entry, look(folder), open_end
+    )
+
+
+class _EndOfPlanError(Exception):
+    """No tasks follow, or the pipeline asked for a fact of a task that is not done."""
+
+
+class _Unknown:
+    """Facts of a task that is not done: whatever is asked of them ends the plan."""
+
+    def __getitem__(self, name: str) -> Any:
+        raise _EndOfPlanError(name)
+
+    def __getattr__(self, name: str) -> Any:
+        raise _EndOfPlanError(name)
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def _unknown(path: Path) -> str:
+    """Stands for a digest; unlike every digest and that of every other path, in its first letters too."""
+    return f"?{hashlib.sha256(str(path).encode()).hexdigest()}"
+
+
+def _source_bytes(path: Path) -> int:
+    """Size of an input; of a remote one as its server tells it."""
+    if path.suffix == STUB_ENDING:
+        return read_stub(path).n_bytes or 0
+    return path.stat().st_size if path.is_file() else 0
+
+
+@dataclass
+class _Rate:
+    """What the finished tasks of a stage took, in all."""
+
+    n_tasks: int = 0
+    input_bytes: int = 0
+    output_bytes: list[int] = field(default_factory=list)  # by place among the outputs, if all have as many
+    work_s: float = 0.0
+
+    def add(self, entry: Entry) -> None:
+        sizes = [output["bytes"] for output in entry["outputs"]]
+        if self.n_tasks and len(sizes) != len(self.output_bytes):
+            each = sum(self.output_bytes) / max(1, len(sizes))
+            self.output_bytes = [round(each)] * len(sizes)
+        before = self.output_bytes or [0] * len(sizes)
+        self.output_bytes = [a + b for a, b in zip(before, sizes, strict=True)]
+        self.input_bytes += sum(given.get("bytes", 0) for given in entry["inputs"])
+        self.work_s += entry["elapsed_s"]
+        self.n_tasks += 1
+
+    def expect(self, input_bytes: float, n_outputs: int) -> tuple[list[float], float]:
+        """(bytes of each output, seconds) of a task with this input."""
+        scale = input_bytes / self.input_bytes if self.input_bytes else 1 / self.n_tasks
+        if len(self.output_bytes) == n_outputs:
+            return [scale * n for n in self.output_bytes], scale * self.work_s
+        return [scale * sum(self.output_bytes) / max(1, n_outputs)] * n_outputs, scale * self.work_s
+
+
+class _Plan:
+    """A work folder that only looks: `Work` of the engine, for the pipeline."""
+
+    def __init__(self, folder: Path, manifest: Manifest, stubs: Path) -> None:
+        self.folder, self.stubs = folder, stubs
+        self.stages: list[StagePlan] = []
+        self.source_files = self.source_bytes = self.unread_files = 0
+        self.is_open = False  # some task is not done
+        self.is_complete = False  # no stage is missing
+        self.last_entry: Entry | None = None
+        self._manifest = manifest
+        self._rates: dict[str, _Rate] = {}
+        self._to_make: dict[str, float | None] = {}  # outputs of tasks that are not done, with their expected size
+        for entry in manifest.entries():
+            self._rates.setdefault(entry["stage"], _Rate()).add(entry)
+            if self.last_entry is None or entry["finished_at"] >= self.last_entry["finished_at"]:
+                self.last_entry = entry
+
+    def digests(self, paths: Sequence[Path]) -> list[str]:
+        """Those that are known; a name of its own for a file that would have to be read."""
+        self.source_files += len(paths)
+        self.source_bytes += sum(_source_bytes(path) for path in paths)
+        digests = [self._digest(path) for path in paths]
+        self.unread_files += sum(digest.startswith("?") for digest in digests)
+        return digests
+
+    def run(self, stage: Stage, tasks: Sequence[Task]) -> list[Finished]:
+        """Note the stage; facts and counts of its tasks are there only when all are done."""
+        what = about(stage)
+        entries = [self._entry(task_key(what, task, self._digest, self.folder)) for task in tasks]
+        to_do = [task for task, entry in zip(tasks, entries, strict=True) if entry is None]
+        stale = [task for task in to_do if any(self._manifest.n_bytes(path) is not None for path in task.outputs)]
+        self.is_open = self.is_open or bool(to_do)
+        self.stages.append(
+            StagePlan(
+                stage.name,
+                len(tasks),
+                len(tasks) - len(to_do),
+                len(stale),
+                total(Counts(**counts) for entry in entries if entry is not None for counts in entry["counts"]),
+                *self._expect(stage.name, to_do),
+            )
+        )
+        if to_do:
+            return [Finished(task, [], cast(dict[str, Any], _Unknown()), 0.0) for task in tasks]
+        return [
+            Finished(task, [Counts(**counts) for counts in entry["counts"]], entry["facts"], entry["elapsed_s"])
+            for task, entry in zip(tasks, entries, strict=True)
+            if entry is not None
+        ]
+
+    def note(self, name: str, text: str) -> None:
+        """Nothing: a plan writes nothing."""
+
+    def alone(self, function: Callable[[], None]) -> None:
+        """Nothing: a plan writes nothing."""
+
+    def no_more_tasks(self) -> None:
+        """End the plan."""
+        self.is_complete = True
+        raise _EndOfPlanError
+
+    def _entry(self, key: str) -> Entry | None:
+        entry = self._manifest.entry(key)
+        return entry if entry is not None and self._manifest.is_intact(entry) else None
+
+    def _digest(self, path: Path) -> str:
+        """A file's digest, or a mark that no digest equals."""
+        if str(path) in self._to_make or not path.is_file():
+            return _unknown(path)
+        if path.parent == self.stubs:
+            return str(describe(path)["digest"])
+        return self._manifest.digest(path) or _unknown(path)
+
+    def _expect(self, stage: str, tasks: Iterable[Task]) -> tuple[float | None, float | None, float | None]:
+        """(bytes of the inputs, bytes of the outputs, seconds) of tasks to do; notes the size of each output."""
+        rate = self._rates.get(stage)
+        read: float | None = 0.0
+        written: float | None = 0.0
+        work_s: float | None = 0.0
+        for task in tasks:
+            sizes = [self._size(path) for path in task.inputs]
+            given = None if None in sizes else sum(size for size in sizes if size is not None)
+            read = None if read is None or given is None else read + given
+            if rate is None or given is None or written is None or work_s is None:
+                written = work_s = None
+                self._to_make.update((str(path), None) for path in task.outputs)
+                continue
+            outputs, task_s = rate.expect(given, len(task.outputs))
+            written, work_s = written + sum(outputs), work_s + task_s
+            self._to_make.update(zip(map(str, task.outputs), outputs, strict=True))
+        return read, written, work_s
+
+    def _size(self, path: Path) -> float | None:
+        if str(path) in self._to_make:
+            return self._to_make[str(path)]
+        return path.stat().st_size if path.is_file() else None

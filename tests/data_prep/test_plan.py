@@ -1,0 +1,179 @@
+"""Status and dry run: what is done, stale and open, sizes and times from finished tasks, and nothing written."""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from data_prep.engine import Workspace
+from data_prep.language import LanguageConfig
+from data_prep.pipeline import check, prepare, run_stages
+from data_prep.plan import plan
+from data_prep.plan_report import show_dry_run, show_status
+from data_prep.progress import Progress
+from data_prep.quality import QualityConfig
+from data_prep.readers import InputConfig
+from data_prep.recipe import OutputConfig, PrepareConfig
+from data_prep.tokenize import TokenizerConfig
+from data_prep.workers import LocalWorkers
+from gpt.errors import ConfigError
+
+pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
+pytest.importorskip("pycld2", reason="the extra 'data' is not installed")
+
+QUIET = Progress(Console(quiet=True))
+STAGES = [
+    "extract",
+    "language",
+    "exact_digests",
+    "exact_choice",
+    "dedup_exact",
+    "minhash_signatures",
+    "minhash_clusters",
+    "dedup_minhash",
+    "train_tokenizer",
+    "tokenize",
+    "write_corpus",
+]
+
+
+class InThisProcess:
+    """An executor without processes; stops with an error after some tasks."""
+
+    def __init__(self, n_workers):
+        self.left = n_workers
+
+    def run(self, function, jobs, *, name):
+        for index, job in enumerate(jobs):
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield index, function(job)
+
+    def longest(self):
+        return None
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def config(tmp_path, prose) -> PrepareConfig:
+    for number in range(4):
+        lines = [{"id": f"{number}-{n}", "text": prose(100 * number + n, 6)} for n in range(10)]
+        (tmp_path / f"{number}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return PrepareConfig(
+        InputConfig(paths=(f"{tmp_path}/*.jsonl",)),
+        OutputConfig(tmp_path / "corpus", validation_fraction=0.2),
+        TokenizerConfig(vocab_size=400),
+        quality=QualityConfig(rules=()),
+    )
+
+
+def shown(show, *args, **named):
+    text = io.StringIO()
+    show(*args, Console(file=text, width=150), **named)
+    return text.getvalue()
+
+
+def rows(text):
+    """The table's numbers by stage."""
+    return {words[0]: words[1:] for words in map(str.split, text.splitlines()) if words and words[0] in STAGES}
+
+
+def test_before_a_run_the_plan_names_all_stages_and_says_what_it_cannot_know(tmp_path, config):
+    found = plan(config)
+    assert [stage.name for stage in found.stages] == STAGES[:-1]
+    assert found.open_end, "how many files the corpus has depends on its tokens"
+    assert [stage.n_to_do for stage in found.stages] == [4, 4, 4, 1, 4, 4, 1, 4, 1, 4]
+    n_bytes = sum(path.stat().st_size for path in tmp_path.glob("*.jsonl"))
+    assert (found.source_files, found.source_bytes, found.unread_files) == (4, n_bytes, 4)
+    assert found.stages[0].input_bytes == n_bytes
+    assert [stage.input_bytes for stage in found.stages[1:]] == [None] * 9
+    assert [stage.work_s for stage in found.stages] == [None] * 10
+    text = shown(show_dry_run, found, config, n_workers=2)
+    assert "4 files" in text
+    assert f"cannot be said: size and time of {', '.join(STAGES[:-1])};" in text
+    assert "what comes after tokenize is planned when its tasks are done" in text
+    assert "as finished tasks went" not in text
+    assert "runs: none so far" in shown(show_status, found, config)
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_status_follows_a_run_and_tells_stale_from_open(tmp_path, config):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Workspace(config.output.work_folder, n_workers=4 + 4 + 2, progress=QUIET, executor=InThisProcess) as workspace,
+    ):
+        run_stages(workspace, config, check(config))  # 4 digests, 4 extractions, 2 languages
+    numbers = rows(shown(show_status, plan(config), config))
+    assert numbers["extract"] == ["4", "4", "0", "0", "40", "40"]
+    assert numbers["language"] == ["4", "2", "0", "2", "20", "20"]
+    assert numbers["exact_digests"] == ["4", "0", "0", "4"]
+    text = shown(show_status, plan(config), config)
+    assert "corpus: not written yet" in text
+    assert "last finished task: language of " in text
+    assert "stopped in language: KeyboardInterrupt" in text
+
+    changed = replace(config, language=LanguageConfig(min_share=0.6))
+    assert rows(shown(show_status, plan(changed), changed))["language"] == ["4", "0", "2", "2"]
+
+    prepare(config, n_workers=100, progress=QUIET, executor=InThisProcess)
+    text = shown(show_status, plan(config), config)
+    assert all(row[:4] == [row[0], row[0], "0", "0"] for row in rows(text).values())
+    assert f"corpus: {tmp_path}/corpus/corpus.json\n" in text
+    assert "ended well at" in text
+    min((tmp_path / "corpus/work/language").iterdir()).unlink()
+    before = listing(tmp_path)
+    assert rows(shown(show_status, plan(config), config))["language"] == ["4", "3", "1", "0", "30", "30"]
+    assert "of an earlier run" in shown(show_status, plan(config), config)
+    assert "to write: at least" in shown(show_dry_run, plan(config), config, n_workers=2)
+    assert listing(tmp_path) == before, "looking changes nothing"
+
+
+def listing(folder: Path):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_scales_what_finished_tasks_took(tmp_path, config):
+    """One file done, then three copies of it under other ids: three times the input, three times the rest."""
+    first, rest = tmp_path / "0.jsonl", [tmp_path / f"{n}.jsonl" for n in (1, 2, 3)]
+    one = replace(config, input=InputConfig(paths=(str(first),)))
+    prepare(one, n_workers=100, progress=QUIET, executor=InThisProcess)
+    for number, path in enumerate(rest, 1):
+        path.write_text(first.read_text().replace('"id": "0-', f'"id": "{number}-'))
+    found = {stage.name: stage for stage in plan(config).stages}
+    work = tmp_path / "corpus/work"
+    sizes = {stage: sum(path.stat().st_size for path in (work / stage).iterdir()) for stage in STAGES}
+    # The choice of copies is made anew, so what rests on it counts as to be done, for the first file too.
+    for stage, n in (("extract", 3), ("language", 3), ("exact_digests", 3), ("dedup_exact", 4), ("dedup_minhash", 4)):
+        assert found[stage].n_to_do == n
+        assert found[stage].output_bytes == pytest.approx(n * sizes[stage], rel=0.01), stage
+    assert found["extract"].input_bytes == 3 * first.stat().st_size
+    entries = [json.loads(line) for line in (work / "manifest.jsonl").read_text().splitlines()]
+    seconds = {entry["stage"]: entry["elapsed_s"] for entry in entries if entry.get("stage") == "extract"}
+    assert found["extract"].work_s == pytest.approx(3 * seconds["extract"], rel=0.01, abs=1e-3)
+    text = shown(show_dry_run, plan(config), config, n_workers=2)
+    assert "3 of them to be read for their digest" in text
+    assert "time with 2 workers, as finished tasks went: at least " in text
+    assert "cannot be said" not in text
+
+
+def test_a_plan_raises_what_a_run_would_at_its_start(tmp_path, config):
+    missing = replace(config, input=InputConfig(paths=(f"{tmp_path}/gone/*.jsonl",)))
+    with pytest.raises(ConfigError, match="no file matches"):
+        plan(missing)
+    wrong = replace(config, tokenizer=TokenizerConfig(path=tmp_path / "gone.model"))
+    with pytest.raises(ConfigError, match="no such tokenizer file"):
+        plan(wrong)
+
+
+def test_a_moved_work_folder_is_still_done(tmp_path, config):
+    prepare(config, n_workers=2, progress=QUIET, executor=LocalWorkers)
+    shutil.move(tmp_path / "corpus", tmp_path / "moved")
+    moved = replace(config, output=OutputConfig(tmp_path / "moved", validation_fraction=0.2))
+    assert [stage.n_to_do for stage in plan(moved).stages] == [0] * len(STAGES)

@@ -1,0 +1,74 @@
+"""Progress: documents a second, the time left, a task that takes long; lines without a terminal, a bar on one."""
+
+import io
+import re
+import time
+
+import pytest
+from rich.console import Console
+
+from data_prep.counts import Counts
+from data_prep.progress import Follow, Progress, span
+from data_prep.workers import Busy
+
+
+def follow(**changes):
+    named = {"n_tasks": 10, "n_done": 4, "n_bytes": 1000, "longest": lambda: None, **changes}
+    return Follow("extract", **named)
+
+
+def test_the_time_left_goes_by_bytes_and_without_them_by_tasks(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    by_bytes, by_tasks = follow(), follow(n_bytes=0)
+    assert by_bytes.left_s() is None
+    assert by_bytes.line() == "extract: 4 of 10 tasks"
+    now[0] = 110.0
+    for each, n_bytes in ((by_bytes, 100), (by_tasks, 0)):
+        each.advance([Counts("read", 50, 50), Counts("extract", 50, 50)], n_bytes)
+    assert by_bytes.left_s() == pytest.approx(90.0)  # a tenth of the bytes in 10 s
+    assert by_tasks.left_s() == pytest.approx(50.0)  # one of six tasks in 10 s
+    assert by_tasks.line() == "extract: 5 of 10 tasks, 50 documents, 5 documents/s, 50 s left"
+    by_bytes.advance([], 400)
+    assert by_bytes.left_s() == pytest.approx(10.0)
+    assert by_bytes.summary() == "extract: 10 tasks, 4 done before, 50 documents, 5 documents/s, 10.0 s"
+
+
+def test_a_task_that_takes_long_is_named_and_a_wait_for_others_is_told():
+    busy = Busy("stage 'extract' of big.warc.gz", 4000.0, "pid 77")
+    each = follow(longest=lambda: busy)
+    assert each.line() == "extract: 4 of 10 tasks, longest: stage 'extract' of big.warc.gz, for 1 h 7 min (pid 77)"
+    assert "longest" not in follow(longest=lambda: Busy("short", 2.0, "pid 1")).line()
+    each = follow()
+    each.advance([], 10)
+    each.others(2, "waiting for 3 of share 2/4")
+    assert each.line() == "extract: 7 of 10 tasks, waiting for 3 of share 2/4"
+    assert each.summary().startswith("extract: 10 tasks, 4 done before, 2 by other shares, ")
+
+
+def test_lines_come_while_a_stage_runs_and_a_summary_at_its_end():
+    text = io.StringIO()
+    progress = Progress(Console(file=text, width=120), every_s=0.05)
+    with progress.stage("extract", n_tasks=2) as stage:
+        stage.advance([Counts("read", 7, 7)], 0)
+        time.sleep(0.3)
+        stage.advance([Counts("read", 3, 3)], 0)
+    lines = text.getvalue().splitlines()
+    assert len(lines) >= 3
+    assert all(re.match(r"extract: [12] of 2 tasks, \d+ documents, [\d,]+ documents/s", line) for line in lines[:-1])
+    assert re.fullmatch(r"extract: 2 tasks, 10 documents, [\d,]+ documents/s, \d+\.\d s", lines[-1])
+
+
+def test_a_terminal_gets_a_bar():
+    text = io.StringIO()
+    progress = Progress(Console(file=text, width=150, force_terminal=True))
+    with progress.stage("extract", n_tasks=2) as stage:
+        stage.advance([Counts("read", 7, 7)], 0)
+        stage.advance([Counts("read", 3, 3)], 0)
+    assert "2/2" in text.getvalue()
+    assert "10 documents" in text.getvalue()
+
+
+def test_spans():
+    words = [span(seconds) for seconds in (0, 0.2, 8, 89, 91, 3599, 7500, 200_000, 400_000)]
+    assert words == ["0 s", "1 s", "8 s", "89 s", "2 min", "1 h 0 min", "2 h 5 min", "2 d 8 h", "4 d 15 h"]

@@ -1,0 +1,196 @@
+"""Shares of one run: each holds its own lock, does its own tasks, and knows a slow share from a dead one."""
+
+import io
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from data_prep.documents import Document, read_shard, write_shard
+from data_prep.engine import Task, Workspace
+from data_prep.language import LANGUAGE, LanguageConfig
+from data_prep.progress import Progress
+from data_prep.shares import Hold, Share, look
+from gpt.errors import ConfigError
+from launch.cluster import slurm_array_share
+
+pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
+pytest.importorskip("pycld2", reason="the extra 'data' is not installed")
+
+QUIET = Progress(Console(quiet=True))
+
+
+class InThisProcess:
+    """An executor without processes: what they do is tested elsewhere."""
+
+    def __init__(self, n_workers):
+        pass
+
+    def run(self, function, jobs, *, name):
+        yield from ((index, function(job)) for index, job in enumerate(jobs))
+
+    def longest(self):
+        return None
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def shards(tmp_path, prose) -> list[Path]:
+    paths = [tmp_path / "in" / f"{n}.jsonl.zst" for n in range(4)]
+    paths[0].parent.mkdir()
+    for number, path in enumerate(paths):
+        with write_shard(path) as write:
+            write(Document(f"d{number}", prose(number)))
+    return paths
+
+
+def work(folder, shards, share, *, progress=QUIET, timeout_s=60.0):
+    """Digests of the shards and the language stage, as one share (None: alone); the documents of every output."""
+    with Workspace(
+        folder,
+        n_workers=1,
+        progress=progress,
+        executor=InThisProcess,
+        share=share,
+        share_timeout_s=timeout_s,
+    ) as workspace:
+        names = [path.name for path in shards]
+        assert len(workspace.digests(shards)) == len(shards)
+        outputs = [(workspace.folder / "language" / n, workspace.folder / "language" / f"{n}.dropped") for n in names]
+        tasks = [Task(LanguageConfig(), (path,), output) for path, output in zip(shards, outputs, strict=True)]
+        finished = workspace.run(LANGUAGE, tasks)
+        assert [task.counts[0].documents_in for task in finished] == [1] * len(shards)
+        return [list(read_shard(output[0])) for output in outputs]
+
+
+def test_shares_divide_the_work_and_each_sees_all_of_it(tmp_path, shards):
+    expected = work(tmp_path / "alone", shards, None)
+    found = {}
+
+    def one(number):
+        found[number] = work(tmp_path / "w", shards, Share(number, 3))
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join(timeout=60)
+    assert found == {1: expected, 2: expected, 3: expected}
+    lines = [(tmp_path / f"w/manifest-{number}-of-3.jsonl").read_text().count('"key"') for number in (1, 2, 3)]
+    assert lines == [2, 1, 1]  # of four tasks
+    assert list((tmp_path / "w").rglob("*tmp*")) == []
+    # A run alone, or shares of another count, find all of it done.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "w/language").iterdir()}
+    assert work(tmp_path / "w", shards, None) == expected
+    assert work(tmp_path / "w", shards, Share(2, 5)) == expected
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "w/language").iterdir()} == before
+    assert [seen.word.state for seen in look(tmp_path / "w")] == ["done", "done"]
+
+
+def test_who_may_work_beside_whom(tmp_path):
+    def start(share):
+        hold = Hold(tmp_path, share)
+        hold.take()
+        return hold
+
+    one = start(Share(1, 2))
+    two = start(Share(2, 2))
+    assert [(seen.word.share, seen.is_running) for seen in look(tmp_path)] == [("1/2", True), ("2/2", True)]
+    with pytest.raises(ConfigError, match=r"another run is working in this folder \(pid \d+ on .*; pid"):
+        start(None)
+    with pytest.raises(ConfigError, match=r"share 2/2 is already working in this folder"):
+        start(Share(2, 2))
+    with pytest.raises(ConfigError, match=r"share 1/2 is working in this folder, and this is share 3/4; all shares"):
+        start(Share(3, 4))
+    one.release()
+    two.release()
+    alone = start(None)
+    with pytest.raises(ConfigError, match=r"another run is working in this folder"):
+        start(Share(1, 2))
+    alone.release()
+    start(Share(1, 2)).release()
+
+
+def test_a_share_that_never_comes_or_died_is_named(tmp_path, shards):
+    with pytest.raises(
+        ConfigError, match=r"^share 2/2 has not been started for 0 minutes, .*start it again with --share 2/2"
+    ):
+        work(tmp_path / "w", shards, Share(1, 2), timeout_s=0.5)
+    dead = Hold(tmp_path / "w", Share(2, 2))
+    dead.take()
+    dead.say("working", step=2, stage="language")
+    dead.release()  # as the kernel does it for a process that dies
+    with pytest.raises(
+        ConfigError, match=r"share 2/2 has shown no sign of life .*last in stage 'language', pid \d+ on"
+    ):
+        work(tmp_path / "w", shards, Share(1, 2), timeout_s=0.5)
+    assert [seen.word.state for seen in look(tmp_path / "w")] == ["failed", "working"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            {"state": "failed", "stage": "extract", "message": "the disk is full"},
+            "stopped in stage 'extract': the disk",
+        ),
+        ({"state": "waiting", "step": 1, "tasks": "other"}, r"share 2/2 \(pid \d+ on .*\) has other tasks in stage"),
+    ],
+)
+def test_what_another_share_says_ends_the_wait(tmp_path, shards, word, message):
+    (tmp_path / "w").mkdir()
+    other = Hold(tmp_path / "w", Share(2, 2))
+    other.take()
+    other.say("failed", message="of an earlier run, and so no reason to stop")
+    waiting = threading.Event()
+
+    class Notes(io.StringIO):
+        """What the share prints; notes when it waits."""
+
+        def write(self, text):
+            if "waiting for 2 of share 2/2" in text:
+                waiting.set()
+            return len(text)
+
+    def say():
+        assert waiting.wait(30)
+        other.say(**{"step": 0, "stage": "reading of inputs", "tasks": "", "message": "", **word})
+
+    threading.Thread(target=say, daemon=True).start()
+    with pytest.raises(ConfigError, match=message):
+        work(tmp_path / "w", shards, Share(1, 2), progress=Progress(Console(file=Notes(), width=200), every_s=0.05))
+    other.release()
+
+
+def test_shares_that_make_no_sense(monkeypatch):
+    assert Share.parse("3/8") == Share(3, 8)
+    owners = [Share(1, 3).owner(index) for index in range(7)]
+    assert owners == [1, 2, 3, 1, 2, 3, 1] == [Share(3, 3).owner(index) for index in range(7)]
+    with pytest.raises(ConfigError, match="share '3' must be K/N"):
+        Share.parse("3")
+    with pytest.raises(ConfigError, match=r"share 0/4: the number must lie between 1 and 4"):
+        Share.parse("0/4")
+    with pytest.raises(ConfigError, match=r"share 5/4"):
+        Share.parse("5/4")
+
+
+def test_the_share_of_a_slurm_array(monkeypatch):
+    for name in ("ID", "MIN", "MAX", "COUNT"):
+        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}", raising=False)
+    with pytest.raises(ConfigError, match="SLURM_ARRAY_TASK_ID is not set"):
+        slurm_array_share()
+
+    def array(number, first, last, count):
+        for name, value in (("ID", number), ("MIN", first), ("MAX", last), ("COUNT", count)):
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+        return slurm_array_share()
+
+    assert array(3, 1, 8, 8) == (3, 8)
+    for elements in ((3, 3, 3, 1), (0, 0, 7, 8), (5, 1, 9, 5)):
+        with pytest.raises(ConfigError, match=rf"must be 1 to N; .* --share {elements[0]}/N"):
+            array(*elements)
