@@ -6,7 +6,8 @@ probability 1 - (1 - J^r)^b: .92 at J = .8 for 14 x 8.
 """
 
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,53 +15,133 @@ import numpy.typing as npt
 from data_prep.words import mix
 from gpt.errors import import_extra
 
-_WORD = re.compile(r"\w+")
-_BLOCK = 1 << 12  # n-grams hashed at once: 4 MiB at 112 places, which stays in cache
+HASH_VERSION = 1  # of words, n-grams, hash functions and band keys: what differs in it cannot be compared
 EMPTY = np.uint32(0xFFFFFFFF)  # signature of a text without words
+Tokens = Literal["words", "whitespace"]
+Numbers = npt.NDArray[np.uint64]
+
+_WORD = re.compile(r"\w+")
+_BLOCK = 512  # n-grams hashed at once: 458,752 bytes at 112 functions, which stays in the second cache
+_KNOWN_WORDS = 1 << 16  # some 8 MB; nearly all words of a text are among the most frequent
+# What ends a word of ASCII as `\w+` sees it becomes a blank; bytes of other characters are left for a closer look.
+_BLANKS = bytes(c if c >= 0x80 or chr(c).isalnum() or c == ord("_") else 0x20 for c in range(256))
+_NEXT_BANDS = 4  # whose keys' 16 high bits each make up what `following` gives
 
 
-def shingles(text: str, n: int) -> npt.NDArray[np.uint64]:
-    """Hashes of the distinct n-grams of lower-cased words, sorted; all words as one gram when they are fewer than n."""
-    xxhash = import_extra("xxhash", extra="data")
-    words = _WORD.findall(text.lower())
-    known: dict[str, int] = {}
-    for word in words:
-        if word not in known:
-            known[word] = xxhash.xxh3_64_intdigest(word.encode())
-    hashes = np.array([known[word] for word in words], dtype=np.uint64)
+class WordHashes(dict[bytes, int]):
+    """The 64-bit hash of every word seen so far (XXH3). A dict that fills itself, since a lookup then costs no call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hash = import_extra("xxhash", extra="data").xxh3_64_intdigest
+
+    def __missing__(self, word: bytes) -> int:
+        if len(self) >= _KNOWN_WORDS:
+            self.clear()
+        value = self[word] = self._hash(word)
+        return int(value)
+
+
+@dataclass(frozen=True)
+class HashFunctions:
+    """x -> (multipliers x + offsets) >> 32: the same on every machine and in every version."""
+
+    multipliers: Numbers
+    offsets: Numbers
+
+
+def permutations(n: int) -> HashFunctions:
+    """The first n hash functions."""
+    numbers = mix(mix(np.arange(1, 2 * n + 1, dtype=np.uint64)))
+    return HashFunctions(numbers[:n] | np.uint64(1), numbers[n:])
+
+
+def split_words(text: str, tokens: Tokens = "words") -> list[bytes]:
+    """The lower-cased words of a text in UTF-8: runs of letters, digits and underscores, or whatever stands between
+    ASCII blanks, as Spark's Tokenizer splits and GPT-3's features are."""
+    data = text.lower().encode()
+    if tokens == "whitespace":
+        return data.split()
+    pieces = data.translate(_BLANKS).split()
+    if data.isascii():
+        return pieces
+    found = []
+    for piece in pieces:
+        if piece.isascii():
+            found.append(piece)
+        else:
+            found += [word.encode() for word in _WORD.findall(piece.decode())]
+    return found
+
+
+def hash_ngrams(words: list[bytes], n: int, known: WordHashes) -> Numbers:
+    """A hash for each n-gram of the words in turn; one for all words together when they are fewer than n."""
+    hashes = np.fromiter(map(known.__getitem__, words), dtype=np.uint64, count=len(words))
     n = min(n, len(words))
     count = len(words) - n + 1 if words else 0
     grams = np.zeros(count, dtype=np.uint64)
     for i in range(n):
         grams = mix(grams + hashes[i : i + count])
-    return np.unique(grams)
+    return grams
 
 
-def permutations(n: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Multipliers and offsets of n hash functions x -> (a x + b) >> 32: the same on every machine and version."""
-    numbers = mix(mix(np.arange(1, 2 * n + 1, dtype=np.uint64)))
-    return numbers[:n] | np.uint64(1), numbers[n:]
+def distinct(grams: Numbers) -> Numbers:
+    """The different ones, sorted. (numpy.unique hashes first, which takes several times as long here.)"""
+    grams = np.sort(grams)
+    keep = np.ones(len(grams), dtype=bool)
+    np.not_equal(grams[1:], grams[:-1], out=keep[1:])
+    return grams[keep]
 
 
-def signature(grams: npt.NDArray[np.uint64], multipliers: Any, offsets: Any) -> npt.NDArray[np.uint32]:
-    """The smallest value of each hash function over the n-grams, (n_functions,)."""
-    lowest = np.full(len(multipliers), EMPTY, dtype=np.uint32)
+def shingles(text: str, n: int, tokens: Tokens = "words") -> Numbers:
+    """Hashes of the distinct n-grams of a text, sorted."""
+    return distinct(hash_ngrams(split_words(text, tokens), n, WordHashes()))
+
+
+def signature(grams: Numbers, functions: HashFunctions) -> npt.NDArray[np.uint32]:
+    """The smallest value of each hash function over the n-grams, (n_functions,); repeated n-grams change nothing."""
+    n_functions = len(functions.multipliers)
+    lowest = np.full(n_functions, 2**64 - 1, dtype=np.uint64)
+    space = np.empty((min(len(grams), _BLOCK), n_functions), dtype=np.uint64)
     for start in range(0, len(grams), _BLOCK):
-        block = grams[start : start + _BLOCK]
-        hashed = (block[:, None] * multipliers + offsets) >> np.uint64(32)  # (block, n_functions)
-        np.minimum(lowest, hashed.min(axis=0).astype(np.uint32), out=lowest)
-    return lowest
+        block = grams[start : start + _BLOCK, None]  # (block, 1)
+        hashed = np.multiply(block, functions.multipliers, out=space[: len(block)])  # (block, n_functions)
+        hashed += functions.offsets
+        np.minimum(lowest, hashed.min(axis=0), out=lowest)
+    return (lowest >> np.uint64(32)).astype(np.uint32)  # the shift keeps the order, so it can come last
 
 
-def band_keys(signatures: npt.NDArray[np.uint32], band: int, n_rows: int) -> npt.NDArray[np.uint64]:
-    """A number a document for a band of its signature, (n_documents,): documents with equal ones are candidates."""
-    keys = np.full(len(signatures), band + 1, dtype=np.uint64)
-    for row in range(band * n_rows, (band + 1) * n_rows):
-        keys = mix(keys + signatures[:, row].astype(np.uint64))
+def band_keys(signatures: npt.NDArray[np.uint32], bands: int, rows: int) -> Numbers:
+    """A number for each band of each signature, (n, bands): documents that share one are candidates.
+
+    Numbers of different bands differ but for chance, and so do those of different rows: two in 2^64.
+    """
+    places = signatures.reshape(len(signatures), bands, rows).astype(np.uint64)
+    keys = np.tile(np.arange(1, bands + 1, dtype=np.uint64), (len(signatures), 1))
+    for row in range(rows):
+        keys = mix(keys + places[:, :, row])
     return keys
 
 
-def jaccard(a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> float:
-    """Similarity of two sets of n-grams, each sorted and distinct: shared over all."""
-    shared = len(np.intersect1d(a, b, assume_unique=True))
-    return shared / max(len(a) + len(b) - shared, 1)
+def following(keys: Numbers) -> Numbers:
+    """For each band key, the start of the keys of the next bands of its document, 16 bits each, (n, bands).
+
+    In the order of these numbers, documents of a bucket that share more than its band come to stand together, as in a
+    prefix tree: M. Bawa, T. Condie, P. Ganesan, "LSH Forest: self-tuning indexes for similarity search" (2005).
+    """
+    following = np.zeros_like(keys)
+    for i in range(1, _NEXT_BANDS + 1):
+        following = (following << np.uint64(16)) | (np.roll(keys, -i, axis=1) >> np.uint64(48))
+    return following
+
+
+def jaccard(a: Numbers, b: Numbers) -> float:
+    """Similarity of two sets of n-grams, each sorted and distinct: shared over all; 0 for two empty ones."""
+    if len(a) < len(b):
+        a, b = b, a
+    if not len(b):
+        return 0.0
+    at = np.searchsorted(a, b)
+    at[at == len(a)] = 0  # larger than all, so certainly not equal to the first
+    shared = int(np.count_nonzero(a[at] == b))
+    return shared / (len(a) + len(b) - shared)

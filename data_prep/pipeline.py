@@ -62,14 +62,12 @@ def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Pre
             shards = run.map(
                 CLASSIFY, config.classify.rule, shards, beside=dict.fromkeys(shards, config.classify.model)
             )
+        against = config.dedup.against
         if config.dedup_exact.enabled:
-            digests = run.measure(dedup_exact.DIGESTS, config.dedup_exact, shards)
-            copies = run.reduce(dedup_exact.CHOICE, config.dedup_exact, [*digests.values()], list(shards))
+            copies = dedup_exact.find_copies(run, config.dedup_exact, shards, against=against)
             shards = run.map(dedup_exact.REMOVAL, COPY, shards, beside=copies)
         if config.dedup_minhash.enabled:
-            signed = run.measure(dedup_minhash.SIGNATURES, config.dedup_minhash, shards)
-            texts = list(shards.values()) if config.dedup_minhash.min_jaccard > 0 else []
-            copies = run.reduce(dedup_minhash.CLUSTERS, config.dedup_minhash, [*signed.values(), *texts], list(shards))
+            copies = dedup_minhash.find_near_copies(run, config.dedup_minhash, shards, against=against)
             shards = run.map(dedup_minhash.REMOVAL, NEAR_COPY, shards, beside=copies)
         if config.decontaminate.sets:
             shards = decontaminate(run, config.decontaminate, shards)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data_prep.decontaminate import DecontaminateConfig
 from data_prep.dedup_exact import ExactConfig
+from data_prep.dedup_index import DedupConfig
 from data_prep.dedup_minhash import FuzzyConfig
 from data_prep.extract import ExtractConfig
 from data_prep.language import LanguageConfig
@@ -64,6 +65,7 @@ class PrepareConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
     dedup_exact: ExactConfig = field(default_factory=ExactConfig)
     dedup_minhash: FuzzyConfig = field(default_factory=FuzzyConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)

@@ -7,9 +7,10 @@ sizes of the files: D. Knuth, "The Art of Computer Programming", volume 3, secti
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +21,7 @@ Rows = npt.NDArray[Any]  # (n,), of a structured type whose fields are unsigned 
 LAST = 2**64 - 1
 _OPEN_FILES = 256  # held open while merging; more are opened again for each read, so that no limit of the system is met
 _LEAST_READ = 64  # rows
+_MOST_RUNS = 512
 
 
 @dataclass(frozen=True)
@@ -59,22 +61,22 @@ class Source:
 def even_ranges(n: int) -> list[Range]:
     """All 64-bit numbers in n ranges of the same size."""
     cuts = [(i << 64) // n for i in range(n + 1)]
-    return [Range(first, following - 1) for first, following in zip(cuts, cuts[1:], strict=False)]
+    return [Range(first, following - 1) for first, following in pairwise(cuts)]
 
 
 def sort_rows(rows: Rows) -> Rows:
     """The rows in the order of all their fields. One fast sort by the first field, a slower one where that is equal."""
-    assert rows.dtype.names is not None
-    name = rows.dtype.names[0]
-    rows = rows[np.argsort(rows[name])]
-    tied = np.flatnonzero(in_company(rows[name]))
+    names = rows.dtype.names
+    assert names is not None
+    rows = rows[np.argsort(rows[names[0]])]
+    tied = np.flatnonzero(_in_company(rows[names[0]]))
     if len(tied):
         some = rows[tied]
-        rows[tied] = some[np.lexsort([some[field] for field in reversed(rows.dtype.names)])]
+        rows[tied] = some[np.lexsort([some[name] for name in reversed(names)])]
     return rows
 
 
-def in_company(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def _in_company(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Which of the sorted values occur more than once."""
     same = values[1:] == values[:-1]
     company = np.zeros(len(values), dtype=bool)
@@ -83,22 +85,16 @@ def in_company(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return company
 
 
-def starts(values: npt.NDArray[Any], before: int | None = None) -> npt.NDArray[np.bool_]:
-    """Which of the sorted values differ from the one to their left; `before` is what came before the first."""
-    first = np.ones(len(values), dtype=bool)
-    first[1:] = values[1:] != values[:-1]
-    if len(values) and before is not None:
-        first[0] = int(values[0]) != before
-    return first
-
-
 @contextmanager
 def write_sorted(path: Path, dtype: np.dtype[Any], *, rows_in_memory: int) -> Iterator[Callable[[Rows], None]]:
     """Call what is yielded with rows in any order; afterwards the file holds the different ones, sorted."""
     waiting: list[Rows] = []
     n_waiting = 0
     ends = [0]  # of the sorted runs, in rows
-    with tempfile.TemporaryFile(dir=path.parent) as runs, open(path, "wb") as file:  # the former has no name to sweep
+    with ExitStack() as stack, open(path, "wb") as file:
+        runs = stack.enter_context(
+            tempfile.TemporaryFile(dir=path.parent)
+        )  # it has no name that would have to be swept
 
         def take() -> Rows:
             nonlocal n_waiting
@@ -114,23 +110,35 @@ def write_sorted(path: Path, dtype: np.dtype[Any], *, rows_in_memory: int) -> It
                 waiting.append(block)
                 n_waiting += len(block)
                 if n_waiting >= rows_in_memory:
-                    run = take()
-                    runs.write(run.tobytes())
-                    ends.append(ends[-1] + len(run))
+                    _write(runs, ends, [take()])
 
         yield append
         rest = take()
         if len(ends) == 1:
             file.write(rest.tobytes())
             return
-        runs.write(rest.tobytes())
-        runs.flush()
-        ends.append(ends[-1] + len(rest))
-        slices = [
-            _Slice(runs, dtype, start=start, stop=stop) for start, stop in zip(ends[:-1], ends[1:], strict=True)
-        ]
-        for block in _merge(slices, rows_in_memory):
-            file.write(block.tobytes())
+        _write(runs, ends, [rest])
+        while len(ends) > _MOST_RUNS:  # more of them would need more memory, however little is held of each
+            longer, longer_ends = stack.enter_context(tempfile.TemporaryFile(dir=path.parent)), [0]
+            for start in range(0, len(ends) - 1, _MOST_RUNS):
+                some = _slices(runs, dtype, ends[start : start + _MOST_RUNS + 1])
+                _write(longer, longer_ends, _merge(some, rows_in_memory))
+            runs, ends = longer, longer_ends
+        _write(file, [0], _merge(_slices(runs, dtype, ends), rows_in_memory))
+
+
+def _write(file: IO[bytes], ends: list[int], blocks: Iterable[Rows]) -> None:
+    """Append one sorted run."""
+    n = 0
+    for block in blocks:
+        file.write(block.tobytes())
+        n += len(block)
+    file.flush()
+    ends.append(ends[-1] + n)
+
+
+def _slices(file: IO[bytes], dtype: np.dtype[Any], ends: Sequence[int]) -> list["_Slice"]:
+    return [_Slice(file, dtype, start=start, stop=stop) for start, stop in pairwise(ends)]
 
 
 def merge_sorted(
@@ -148,11 +156,6 @@ def merge_sorted(
                 opened = file if keep else source.path
                 slices.append(_Slice(opened, dtype, start=start, stop=stop, adapt=source.adapt))
         yield from _merge(slices, rows_in_memory)
-
-
-def read_rows(path: Path, dtype: np.dtype[Any]) -> Rows:
-    """All rows of a file, for small ones."""
-    return np.fromfile(path, dtype)
 
 
 def count_rows(paths: Sequence[Path], dtype: np.dtype[Any]) -> int:
@@ -244,8 +247,9 @@ def _rows_up_to(rows: Rows, bound: tuple[int, ...]) -> int:
             break
         column = np.ascontiguousarray(rows[name][low:high])
         wanted = column.dtype.type(value)  # a plain int would make numpy compare as floats
-        low, high = low + int(np.searchsorted(column, wanted, "left")), low + int(
-            np.searchsorted(column, wanted, "right")
+        low, high = (
+            low + int(np.searchsorted(column, wanted, "left")),
+            low + int(np.searchsorted(column, wanted, "right")),
         )
     return high
 
