@@ -5,7 +5,7 @@ Signatures of each shard as band keys, gathered and sorted; pairs for each range
 Every step is cut into tasks whose memory does not grow with the corpus.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from data_prep.documents import Document, keyed_hash, read_shard
 from data_prep.engine import Result, Stage, Task
 from data_prep.minhash import (
     HASH_VERSION,
+    Numbers,
     Tokens,
     WordHashes,
     band_keys,
@@ -48,7 +49,7 @@ from gpt.errors import ConfigError
 BAND = np.dtype([("key", "<u8"), ("place", "<u8")])
 # and when pairs are compared: what brings similar ones together in a bucket, and how many n-grams there are.
 COMPARED_BAND = np.dtype([("key", "<u8"), ("following", "<u8"), ("order", "<u8"), ("place", "<u8"), ("n_grams", "<u8")])
-_BATCH = 512  # documents whose band keys are computed at once
+_BATCH_WORDS, _BATCH_DOCUMENTS = 1 << 14, 512  # what is hashed at once
 
 
 @dataclass(frozen=True)
@@ -174,58 +175,71 @@ def find_near_copies(
 def sign_texts(config: SignTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
     """Stage function: a shard to (its documents' bands, their .about, their .notes). Texts without words have none."""
     setting = config.setting
-    functions = permutations(setting.bands * setting.rows)
-    known = WordHashes()
-    number = -1
+    signer = _Signer(setting)
+    first = 0
     with (
         write_sorted(outputs[0], setting.row_type, rows_in_memory=config.limits.rows_in_memory) as append,
         describe_documents(outputs[1], outputs[2], key="minhash") as describe,
     ):
-        batch = _Batch(setting, append)
-        for number, document in enumerate(read_shard(inputs[0])):
-            grams = hash_ngrams(split_words(document.text, setting.tokens), setting.ngram_words, known)
-            if setting.min_jaccard == 0:
-                describe(document)
-            else:
-                grams = distinct(grams)
-                describe(document, grams)
-            if len(grams):
-                batch.add(signature(grams, functions), document, number, len(grams))
-        batch.flush()
-    return Result([], {"documents": number + 1})
+        for documents, words in _batches(read_shard(inputs[0]), setting):
+            grams = signer.grams(words)
+            for document, some in zip(documents, grams, strict=True):
+                describe(document, None if setting.min_jaccard == 0 else some)
+            append(signer.rows(documents, grams, first))
+            first += len(documents)
+    return Result([], {"documents": first})
 
 
-class _Batch:
-    """Turns signatures into rows, many documents at once."""
+def _batches(documents: Iterator[Document], setting: MinHash) -> Iterator[tuple[list[Document], list[list[bytes]]]]:
+    """Documents and their words, as many at a time as make numpy worth calling."""
+    batch: list[Document] = []
+    words: list[list[bytes]] = []
+    n_words = 0
+    for document in documents:
+        batch.append(document)
+        words.append(split_words(document.text, setting.tokens))
+        n_words += len(words[-1])
+        if n_words >= _BATCH_WORDS or len(batch) == _BATCH_DOCUMENTS:
+            yield batch, words
+            batch, words, n_words = [], [], 0
+    if batch:
+        yield batch, words
 
-    def __init__(self, setting: MinHash, append: Callable[[Rows], None]) -> None:
-        self._setting, self._append = setting, append
-        self._signatures: list[Any] = []
-        self._about: list[tuple[int, int, int]] = []  # place, order, number of n-grams
 
-    def add(self, signed: Any, document: Document, number: int, n_grams: int) -> None:
-        order = 0
-        if self._setting.min_jaccard > 0:  # the longest first
-            length = min(document.n_bytes, 2**24 - 1)
-            order = (2**24 - 1 - length) << 40 | keyed_hash(document.id, key="minhash") >> 24
-        self._signatures.append(signed)
-        self._about.append((number, order, n_grams))
-        if len(self._about) == _BATCH:
-            self.flush()
+class _Signer:
+    """Turns words into n-grams, and these into rows."""
 
-    def flush(self) -> None:
-        if not self._about:
-            return
+    def __init__(self, setting: MinHash) -> None:
+        self._setting = setting
+        self._functions = permutations(setting.bands * setting.rows)
+        self._known = WordHashes()
+
+    def grams(self, words: list[list[bytes]]) -> list[Numbers]:
+        """Hashes of each text's n-grams: where they are compared the different ones, sorted."""
+        grams = hash_ngrams(words, self._setting.ngram_words, self._known)
+        return grams if self._setting.min_jaccard == 0 else [distinct(some) for some in grams]
+
+    def rows(self, documents: Sequence[Document], grams: Sequence[Numbers], first: int) -> Rows:
+        """A row for each band of the documents that have words; `first` is the number of the first."""
         setting = self._setting
-        keys = band_keys(np.stack(self._signatures), setting.bands, setting.rows)  # (documents, bands)
+        at = [i for i, some in enumerate(grams) if len(some)]
+        if not at:
+            return np.empty(0, setting.row_type)
+        signatures = np.stack([signature(grams[i], self._functions) for i in at])
+        keys = band_keys(signatures, setting.bands, setting.rows)  # (documents, bands)
         rows = np.empty(keys.shape, setting.row_type)
-        about = np.array(self._about, dtype=np.uint64)[:, :, None]  # (documents, 3, 1)
-        rows["key"], rows["place"] = keys, about[:, 0]
+        rows["key"], rows["place"] = keys, np.array(at, dtype=np.uint64)[:, None] + np.uint64(first)
         if setting.min_jaccard > 0:
-            rows["following"], rows["order"], rows["n_grams"] = following(keys), about[:, 1], about[:, 2]
-        self._append(rows.ravel())
-        self._signatures.clear()
-        self._about.clear()
+            rows["following"] = following(keys)
+            rows["order"] = np.array([_preference(documents[i]) for i in at], dtype=np.uint64)[:, None]
+            rows["n_grams"] = np.array([len(grams[i]) for i in at], dtype=np.uint64)[:, None]
+        return rows.ravel()
+
+
+def _preference(document: Document) -> int:
+    """Orders the documents of a bucket, the longest first, then by a hash of the id."""
+    length = min(document.n_bytes, 2**24 - 1)
+    return (2**24 - 1 - length) << 40 | keyed_hash(document.id, key="minhash") >> 24
 
 
 def find_pairs(config: PairTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
