@@ -1,20 +1,21 @@
 """Candidate pairs of documents checked by the exact similarity of their n-grams; finds no candidates itself."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.components import EDGE, edges
+from data_prep.components import EDGE
 from data_prep.copies import GATHER_MODULES
 from data_prep.dedup_index import Corpus, Notes, place_ranges, read_corpora
 from data_prep.engine import Result, Stage, Task
-from data_prep.minhash import jaccard
+from data_prep.minhash import Numbers, similarities
 from data_prep.shard_runs import ShardRun
-from data_prep.sorted_rows import Limits, Range, Source, count_rows, merge_sorted, write_sorted
+from data_prep.sorted_rows import Limits, Range, Rows, Source, count_rows, merge_sorted, write_sorted
 
 
 @dataclass(frozen=True)
@@ -45,32 +46,54 @@ def compare(config: CompareTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
     """Stage function: (indexes of all corpora, EDGE files) to the EDGE rows of similar pairs. Each pair is compared
     once, however many bands it shares. Facts: pairs compared, and how many of them were similar."""
     sources = [Source(path) for path in inputs[config.n_corpora :]]
-    limit = config.limits.rows_in_memory
+    limit = config.limits.bytes_in_memory
     n_compared = n_similar = 0
     with (
         Notes(read_corpora(inputs[: config.n_corpora])) as notes,
-        write_sorted(outputs[0], EDGE, rows_in_memory=limit) as append,
+        write_sorted(outputs[0], EDGE, bytes_in_memory=limit) as append,
     ):
-        grams = _Grams(notes, limit)
-        for rows in merge_sorted(sources, EDGE, within=config.within, rows_in_memory=limit):
-            similar = np.fromiter(
-                (jaccard(grams.of(a), grams.of(b)) >= config.min_jaccard for a, b in rows.tolist()), bool, len(rows)
-            )
-            append(edges(rows["node"][similar], rows["other"][similar]))
-            n_compared += len(rows)
+        grams = _Grams(notes, limit // 8)
+        for block in merge_sorted(sources, EDGE, within=config.within, bytes_in_memory=limit):
+            similar = np.zeros(len(block), dtype=bool)
+            for rows in _by_node(block):
+                similar[rows] = grams.are_similar(int(block["node"][rows][0]), block["other"][rows], config.min_jaccard)
+            append(block[similar])
+            n_compared += len(block)
             n_similar += int(similar.sum())
     return Result([], {"pairs": {"compared": n_compared, "similar": n_similar}})
 
 
+def _by_node(block: Rows) -> Iterator[slice]:
+    """The rows of each node."""
+    cuts = np.flatnonzero(block["node"][1:] != block["node"][:-1]) + 1
+    return (slice(start, stop) for start, stop in pairwise([0, *cuts.tolist(), len(block)]))
+
+
 class _Grams:
-    """The n-grams of documents, kept as long as the last ones used are at most so many."""
+    """The n-grams of documents, kept as long as the last ones used are at most `most`."""
 
     def __init__(self, notes: Notes, most: int) -> None:
         self._notes, self._most = notes, most
-        self._kept: OrderedDict[int, npt.NDArray[np.uint64]] = OrderedDict()
+        self._kept: OrderedDict[int, Numbers] = OrderedDict()
         self._n_kept = 0
 
-    def of(self, number: int) -> npt.NDArray[np.uint64]:
+    def are_similar(self, node: int, others: Numbers, min_jaccard: float) -> npt.NDArray[np.bool_]:
+        """Which of the others are similar enough to the document at `node`."""
+        mine = self.of(node)
+        found: list[npt.NDArray[np.float64]] = []
+        batch: list[Numbers] = []
+        n_grams = 0
+        for other in others.tolist():
+            batch.append(self.of(other))
+            n_grams += len(batch[-1])
+            if n_grams >= self._most:
+                found.append(similarities(mine, batch))
+                batch, n_grams = [], 0
+        if batch:
+            found.append(similarities(mine, batch))
+        return np.concatenate(found) >= min_jaccard
+
+    def of(self, number: int) -> Numbers:
         """Those of the document at a place, sorted."""
         grams = self._kept.get(number)
         if grams is None:

@@ -60,7 +60,7 @@ class RankTask:
 def small_star(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
     """Stage function: EDGE files with `other` < `node` to the same in both directions. Facts: how many edges moved."""
     moved = 0
-    with write_sorted(outputs[0], EDGE, rows_in_memory=config.limits.rows_in_memory) as append:
+    with write_sorted(outputs[0], EDGE, bytes_in_memory=config.limits.bytes_in_memory) as append:
         for rows, new, smallest in _by_node(config, inputs):
             moved += int(np.count_nonzero(~new))
             one = np.where(new, rows["node"], rows["other"])
@@ -72,7 +72,7 @@ def small_star(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
 def large_star(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
     """Stage function: EDGE files with both directions to those with `other` < `node`. Facts: how many edges moved."""
     moved = 0
-    with write_sorted(outputs[0], EDGE, rows_in_memory=config.limits.rows_in_memory) as append:
+    with write_sorted(outputs[0], EDGE, bytes_in_memory=config.limits.bytes_in_memory) as append:
         for rows, _, first in _by_node(config, inputs):
             larger = rows["other"] > rows["node"]
             smallest = np.minimum(rows["node"], first)
@@ -126,9 +126,9 @@ def rank_documents(config: RankTask, inputs: tuple[Path, ...], outputs: tuple[Pa
     (corpus,) = read_corpora(inputs[:1])
     sources = [Source(path) for path in inputs[1:]]
     within = Range(place(config.first_shard), place(config.first_shard + config.n_shards) - 1)
-    limit = config.limits.rows_in_memory
-    with write_sorted(outputs[0], RANKED, rows_in_memory=limit) as append:
-        found = merge_sorted(sources, EDGE, within=within, rows_in_memory=limit)
+    limit = config.limits.bytes_in_memory
+    with write_sorted(outputs[0], RANKED, bytes_in_memory=limit) as append:
+        found = merge_sorted(sources, EDGE, within=within, bytes_in_memory=limit)
         for rows, new, smallest in with_first(found, ("node",), "other"):
             nodes = rows["node"][new]
             labels = np.minimum(nodes, smallest[new])
@@ -141,10 +141,10 @@ def rank_documents(config: RankTask, inputs: tuple[Path, ...], outputs: tuple[Pa
 def choose_copies(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
     """Stage function: RANKED files to CHOSEN rows of the clusters in a range. Facts: clusters by their size."""
     sources = [Source(path) for path in inputs]
-    limit = config.limits.rows_in_memory
+    limit = config.limits.bytes_in_memory
     sizes = ClusterSizes()
-    with write_sorted(outputs[0], CHOSEN, rows_in_memory=limit) as append:
-        found = merge_sorted(sources, RANKED, within=config.within, rows_in_memory=limit)
+    with write_sorted(outputs[0], CHOSEN, bytes_in_memory=limit) as append:
+        found = merge_sorted(sources, RANKED, within=config.within, bytes_in_memory=limit)
         for rows, new, best in with_first(found, ("label",), "place"):
             sizes.add(new)
             append(choose(rows, np.where(corpus_of(rows["label"]) == OWN, best, rows["label"])))
@@ -153,7 +153,7 @@ def choose_copies(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Pat
 
 def _by_node(config: StarTask, inputs: tuple[Path, ...]) -> Iterator[Any]:
     sources = [Source(path) for path in inputs]
-    found = merge_sorted(sources, EDGE, within=config.within, rows_in_memory=config.limits.rows_in_memory)
+    found = merge_sorted(sources, EDGE, within=config.within, bytes_in_memory=config.limits.bytes_in_memory)
     return with_first(found, ("node",), "other")
 
 

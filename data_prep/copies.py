@@ -89,9 +89,9 @@ def fields_of(dtype: np.dtype[Any]) -> Names:
 def gather(config: GatherTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
     """Stage function: sorted rows of some shards to one file of sorted rows, with places in the corpus."""
     sources = [Source(path, in_shard(config.first_shard + i)) for i, path in enumerate(inputs)]
-    limit = config.limits.rows_in_memory
+    limit = config.limits.bytes_in_memory
     with open(outputs[0], "wb") as file:
-        for rows in merge_sorted(sources, np.dtype(list(config.fields)), within=Range(), rows_in_memory=limit):
+        for rows in merge_sorted(sources, np.dtype(list(config.fields)), within=Range(), bytes_in_memory=limit):
             file.write(rows.tobytes())
     return Result()
 
@@ -104,7 +104,7 @@ def list_copies(config: ListTask, inputs: tuple[Path, ...], outputs: tuple[Path,
     n_corpora = len(config.corpora) + 1
     sources = [Source(path) for path in inputs[n_corpora:]]
     group = Range(place(config.first_shard), place(config.first_shard + len(outputs)) - 1)
-    found = merge_sorted(sources, CHOSEN, within=group, rows_in_memory=config.limits.rows_in_memory)
+    found = merge_sorted(sources, CHOSEN, within=group, bytes_in_memory=config.limits.bytes_in_memory)
     with Notes(read_corpora(inputs[:n_corpora])) as notes:
         by_shard = groupby(_entries(found, notes, config.corpora), key=itemgetter(0))
         shard, entries = next(by_shard, (-1, iter(())))

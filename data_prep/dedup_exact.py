@@ -91,7 +91,7 @@ def digest_texts(config: DigestTask, inputs: tuple[Path, ...], outputs: tuple[Pa
     rows: list[tuple[int, ...]] = []
     number = -1
     with (
-        write_sorted(outputs[0], ROW, rows_in_memory=config.limits.rows_in_memory) as append,
+        write_sorted(outputs[0], ROW, bytes_in_memory=config.limits.bytes_in_memory) as append,
         describe_documents(outputs[1], outputs[2], key="exact") as describe,
     ):
         for number, document in enumerate(read_shard(inputs[0])):
@@ -111,10 +111,10 @@ def digest_texts(config: DigestTask, inputs: tuple[Path, ...], outputs: tuple[Pa
 def choose_copies(config: ChoiceTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
     """Stage function: indexes of all corpora, this one's last, to CHOSEN rows. Facts: clusters by their size."""
     sources = [source for corpus in read_corpora(inputs) for source in corpus.sources()]
-    limit = config.limits.rows_in_memory
+    limit = config.limits.bytes_in_memory
     sizes = ClusterSizes()
-    with write_sorted(outputs[0], CHOSEN, rows_in_memory=limit) as append:
-        found = merge_sorted(sources, ROW, within=config.within, rows_in_memory=limit)
+    with write_sorted(outputs[0], CHOSEN, bytes_in_memory=limit) as append:
+        found = merge_sorted(sources, ROW, within=config.within, bytes_in_memory=limit)
         for rows, new, kept in with_first(found, ("high", "low"), "place"):
             sizes.add(new)
             append(choose(rows, kept))

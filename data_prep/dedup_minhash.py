@@ -178,7 +178,7 @@ def sign_texts(config: SignTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
     signer = _Signer(setting)
     first = 0
     with (
-        write_sorted(outputs[0], setting.row_type, rows_in_memory=config.limits.rows_in_memory) as append,
+        write_sorted(outputs[0], setting.row_type, bytes_in_memory=config.limits.bytes_in_memory) as append,
         describe_documents(outputs[1], outputs[2], key="minhash") as describe,
     ):
         for documents, words in _batches(read_shard(inputs[0]), setting):
@@ -246,9 +246,9 @@ def find_pairs(config: PairTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
     """Stage function: indexes of all corpora, this one's last, to EDGE rows with `other` < `node`, of documents that
     share a band. Never of two that both belong to other corpora, and of no bucket more than a multiple of its size."""
     sources = [source for corpus in read_corpora(inputs) for source in corpus.sources()]
-    limit = config.limits.rows_in_memory
-    found = merge_sorted(sources, config.setting.row_type, within=config.within, rows_in_memory=limit)
-    with write_sorted(outputs[0], EDGE, rows_in_memory=limit) as append:
+    limit = config.limits.bytes_in_memory
+    found = merge_sorted(sources, config.setting.row_type, within=config.within, bytes_in_memory=limit)
+    with write_sorted(outputs[0], EDGE, bytes_in_memory=limit) as append:
         for block in (_to_first if config.setting.min_jaccard == 0 else _to_neighbours)(found, config.setting):
             append(block)
     return Result()

@@ -156,13 +156,17 @@ def following(keys: Numbers) -> Numbers:
     return following
 
 
+def similarities(mine: Numbers, others: Sequence[Numbers]) -> npt.NDArray[np.float64]:
+    """Jaccard similarity of a set of n-grams with others, (n_others,): shared over all. Each is sorted, distinct, and
+    not empty."""
+    sizes = np.array([len(other) for other in others])
+    theirs = np.concatenate(others)
+    at = np.searchsorted(mine, theirs)
+    at[at == len(mine)] = 0  # larger than all, so certainly not equal to the first
+    shared = np.add.reduceat(mine[at] == theirs, np.cumsum(sizes) - sizes, dtype=np.int64)
+    return np.asarray(shared / (len(mine) + sizes - shared))
+
+
 def jaccard(a: Numbers, b: Numbers) -> float:
-    """Similarity of two sets of n-grams, each sorted and distinct: shared over all; 0 for two empty ones."""
-    if len(a) < len(b):
-        a, b = b, a
-    if not len(b):
-        return 0.0
-    at = np.searchsorted(a, b)
-    at[at == len(a)] = 0  # larger than all, so certainly not equal to the first
-    shared = int(np.count_nonzero(a[at] == b))
-    return shared / (len(a) + len(b) - shared)
+    """Similarity of two sets of n-grams, each sorted and distinct; 0 when one is empty."""
+    return float(similarities(a, [b])[0]) if len(a) and len(b) else 0.0

@@ -1,8 +1,8 @@
 """Files of fixed-size rows in sorted order, far larger than memory: written, cut into ranges, merged; ignores meaning.
 
 A file holds nothing but its rows, in the order of all their fields, the first field first. Whoever reads it knows their
-type. Everything here holds about `rows_in_memory` rows at a time (some three times that while it sorts), whatever the
-sizes of the files: D. Knuth, "The Art of Computer Programming", volume 3, section 5.4 (external sorting by merging).
+type. Everything here holds about `bytes_in_memory` of rows at a time (some four times that while it sorts), whatever
+the sizes of the files: D. Knuth, "The Art of Computer Programming", volume 3, section 5.4 (sorting by merging).
 """
 
 import os
@@ -32,7 +32,7 @@ class Limits:
     read their rows as a stream, their memory does not. At least `shards_per_group` shards are gathered into a file.
     """
 
-    rows_in_memory: int = 1 << 17
+    bytes_in_memory: int = 1 << 21
     rows_per_task: int = 1 << 21
     max_tasks: int = 1024
     shards_per_group: int = 64
@@ -86,8 +86,9 @@ def _in_company(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 @contextmanager
-def write_sorted(path: Path, dtype: np.dtype[Any], *, rows_in_memory: int) -> Iterator[Callable[[Rows], None]]:
+def write_sorted(path: Path, dtype: np.dtype[Any], *, bytes_in_memory: int) -> Iterator[Callable[[Rows], None]]:
     """Call what is yielded with rows in any order; afterwards the file holds the different ones, sorted."""
+    rows_in_memory = max(bytes_in_memory // dtype.itemsize, 1)
     waiting: list[Rows] = []
     n_waiting = 0
     ends = [0]  # of the sorted runs, in rows
@@ -142,7 +143,7 @@ def _slices(file: IO[bytes], dtype: np.dtype[Any], ends: Sequence[int]) -> list[
 
 
 def merge_sorted(
-    sources: Sequence[Source], dtype: np.dtype[Any], *, within: Range, rows_in_memory: int
+    sources: Sequence[Source], dtype: np.dtype[Any], *, within: Range, bytes_in_memory: int
 ) -> Iterator[Rows]:
     """The different rows of several sorted files whose first field lies in the range, in order, block by block."""
     with ExitStack() as stack:
@@ -155,7 +156,7 @@ def merge_sorted(
             if start < stop:
                 opened = file if keep else source.path
                 slices.append(_Slice(opened, dtype, start=start, stop=stop, adapt=source.adapt))
-        yield from _merge(slices, rows_in_memory)
+        yield from _merge(slices, bytes_in_memory // dtype.itemsize)
 
 
 def count_rows(paths: Sequence[Path], dtype: np.dtype[Any]) -> int:

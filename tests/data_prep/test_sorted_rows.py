@@ -25,7 +25,7 @@ def test_files_hold_the_different_rows_in_order(tmp_path, n_keys, room):
     rng = np.random.default_rng(n_keys)
     parts = [some_rows(rng, n, n_keys=n_keys) for n in (3000, 1, 700, 0)]
     for i, part in enumerate(parts):
-        with write_sorted(tmp_path / str(i), THREE, rows_in_memory=room) as append:
+        with write_sorted(tmp_path / str(i), THREE, bytes_in_memory=room * THREE.itemsize) as append:
             append(part[:1000])
             append(part[1000:])
         assert np.array_equal(np.fromfile(tmp_path / str(i), THREE), np.unique(part))
@@ -35,7 +35,7 @@ def test_files_hold_the_different_rows_in_order(tmp_path, n_keys, room):
     sources = [Source(tmp_path / str(i)) for i in range(4)]
     ranges = [Range(), Range(1, 2**53), Range(2**63, LAST - 1), Range(LAST, LAST), *even_ranges(7)]
     for within in ranges:
-        blocks = list(merge_sorted(sources, THREE, within=within, rows_in_memory=300))
+        blocks = list(merge_sorted(sources, THREE, within=within, bytes_in_memory=300 * THREE.itemsize))
         keys = everything["a"].tolist()
         expected = everything[[within.first <= key <= within.last for key in keys]]
         assert np.array_equal(np.concatenate([np.empty(0, THREE), *blocks]), expected)
@@ -46,7 +46,7 @@ def test_more_files_than_may_be_open(tmp_path):
     rng = np.random.default_rng(0)
     rows = some_rows(rng, 4000, n_keys=50)
     for i in range(300):
-        with write_sorted(tmp_path / str(i), THREE, rows_in_memory=50) as append:
+        with write_sorted(tmp_path / str(i), THREE, bytes_in_memory=50 * THREE.itemsize) as append:
             append(rows[i::300])
 
     def double(block):
@@ -55,7 +55,7 @@ def test_more_files_than_may_be_open(tmp_path):
         return block
 
     sources = [Source(tmp_path / str(i), double) for i in range(300)]
-    merged = np.concatenate(list(merge_sorted(sources, THREE, within=Range(), rows_in_memory=1000)))
+    merged = np.concatenate(list(merge_sorted(sources, THREE, within=Range(), bytes_in_memory=1000 * THREE.itemsize)))
     assert np.array_equal(merged, np.unique(double(rows)))
 
 
