@@ -45,7 +45,7 @@ def measure_memory(documents: str, method: str) -> dict[str, Any]:
         shards = _write_shards(folder, int(documents))
         peaks: dict[int, int] = {}
         stop = threading.Event()
-        watch = threading.Thread(target=_watch, args=(peaks, stop))
+        watch = threading.Thread(target=_watch, args=(peaks, stop), daemon=True)
         watch.start()
         started = time.perf_counter()
         with Workspace(folder / "work", n_workers=1, progress=Progress(Console(quiet=True))) as workspace:

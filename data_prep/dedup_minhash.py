@@ -30,15 +30,19 @@ from data_prep.documents import Document, keyed_hash, read_shard
 from data_prep.engine import Result, Stage, Task
 from data_prep.minhash import (
     HASH_VERSION,
+    SKETCH_BITS,
     Numbers,
     Tokens,
     WordHashes,
     band_keys,
+    count_bits,
     distinct,
     following,
     hash_ngrams,
+    most_differences,
     permutations,
     signature,
+    sketches,
     split_words,
 )
 from data_prep.shard_runs import ShardRun, Shards
@@ -47,8 +51,18 @@ from gpt.errors import ConfigError
 
 # A band of a document: all that is needed when sharing one is enough,
 BAND = np.dtype([("key", "<u8"), ("place", "<u8")])
-# and when pairs are compared: what brings similar ones together in a bucket, and how many n-grams there are.
-COMPARED_BAND = np.dtype([("key", "<u8"), ("following", "<u8"), ("order", "<u8"), ("place", "<u8"), ("n_grams", "<u8")])
+# and when pairs are compared: what brings similar ones together in a bucket, and what tells most others without a look
+# at their n-grams.
+COMPARED_BAND = np.dtype(
+    [
+        ("key", "<u8"),
+        ("following", "<u8"),
+        ("order", "<u8"),
+        ("place", "<u8"),
+        ("sketch", "<u8"),
+        ("n_grams", "<u4"),
+    ]
+)
 _BATCH_WORDS, _BATCH_DOCUMENTS = 1 << 14, 512  # what is hashed at once
 
 
@@ -211,7 +225,8 @@ class _Signer:
 
     def __init__(self, setting: MinHash) -> None:
         self._setting = setting
-        self._functions = permutations(setting.bands * setting.rows)
+        n_functions = setting.bands * setting.rows
+        self._functions = permutations(n_functions if setting.min_jaccard == 0 else max(n_functions, SKETCH_BITS))
         self._known = WordHashes()
 
     def grams(self, words: list[list[bytes]]) -> list[Numbers]:
@@ -226,13 +241,16 @@ class _Signer:
         if not at:
             return np.empty(0, setting.row_type)
         signatures = np.stack([signature(grams[i], self._functions) for i in at])
-        keys = band_keys(signatures, setting.bands, setting.rows)  # (documents, bands)
+        keys = band_keys(
+            signatures[:, : setting.bands * setting.rows], setting.bands, setting.rows
+        )  # (documents, bands)
         rows = np.empty(keys.shape, setting.row_type)
         rows["key"], rows["place"] = keys, np.array(at, dtype=np.uint64)[:, None] + np.uint64(first)
         if setting.min_jaccard > 0:
             rows["following"] = following(keys)
             rows["order"] = np.array([_preference(documents[i]) for i in at], dtype=np.uint64)[:, None]
-            rows["n_grams"] = np.array([len(grams[i]) for i in at], dtype=np.uint64)[:, None]
+            rows["sketch"] = sketches(signatures)[:, None]
+            rows["n_grams"] = np.array([len(grams[i]) for i in at], dtype=np.uint32)[:, None]
         return rows.ravel()
 
 
@@ -262,25 +280,26 @@ def _to_first(blocks: Iterator[Rows], setting: MinHash) -> Iterator[Rows]:
 
 
 def _to_neighbours(blocks: Iterator[Rows], setting: MinHash) -> Iterator[Rows]:
-    """Each document of a bucket with those before it, `neighbours` at most, whose number of n-grams allows the
-    similarity: it is at most the smaller number over the larger.
+    """Each document of a bucket with those before it, `neighbours` at most, where they may be similar enough.
 
     M. Hernandez, S. Stolfo, "The merge/purge problem for large databases" (1995), the sorted neighbourhood.
     """
-    least = setting.min_jaccard * (1 - 1e-12)
+    most = most_differences(setting.min_jaccard)
     before = np.empty(0, COMPARED_BAND)
     for new in blocks:
         rows = np.concatenate([before, new])
         own = corpus_of(rows["place"]) == OWN
         for distance in range(1, min(setting.neighbours, len(rows) - 1) + 1):
-            left = slice(max(len(before) - distance, 0), len(rows) - distance)
-            right = slice(left.start + distance, len(rows))
-            n = rows["n_grams"][left], rows["n_grams"][right]
-            good = (rows["key"][left] == rows["key"][right]) & (own[left] | own[right])
-            good &= np.minimum(*n) >= least * np.maximum(*n)
-            a, b = rows["place"][left][good], rows["place"][right][good]
-            different = a != b
-            yield edges(np.maximum(a, b)[different], np.minimum(a, b)[different])
+            left = np.arange(max(len(before) - distance, 0), len(rows) - distance)
+            right = left + distance
+            together = (rows["key"][left] == rows["key"][right]) & (own[left] | own[right])
+            a, b = rows[left[together]], rows[right[together]]
+            n = np.minimum(a["n_grams"], b["n_grams"]), np.maximum(a["n_grams"], b["n_grams"])
+            good = n[0] >= setting.min_jaccard * (1 - 1e-12) * n[1]  # shared over all is at most the one over the other
+            good &= count_bits(a["sketch"] ^ b["sketch"]) <= most
+            good &= a["place"] != b["place"]
+            one, other = a["place"][good], b["place"][good]
+            yield edges(np.maximum(one, other), np.minimum(one, other))
         before = rows[max(len(rows) - setting.neighbours, 0) :].copy()
 
 

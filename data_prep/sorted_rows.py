@@ -32,7 +32,7 @@ class Limits:
     read their rows as a stream, their memory does not. At least `shards_per_group` shards are gathered into a file.
     """
 
-    bytes_in_memory: int = 1 << 21
+    bytes_in_memory: int = 1 << 20
     rows_per_task: int = 1 << 21
     max_tasks: int = 1024
     shards_per_group: int = 64
