@@ -35,7 +35,7 @@ def compare_pairs(
     indexes = tuple(corpus.path for corpus in corpora)
     folder = run.workspace.folder / COMPARE.name
     tasks = []
-    for i, within in enumerate(place_ranges(corpora, limits.n_tasks(count_rows(pairs, EDGE)))):
+    for i, within in enumerate(place_ranges(corpora, limits.n_tasks(count_rows(pairs, EDGE), joining=True))):
         config = CompareTask(within, min_jaccard, len(indexes), limits)
         tasks.append(Task(config, (*indexes, *pairs), (folder / f"{i:05d}.rows",)))
     run.tasks(COMPARE, tasks)

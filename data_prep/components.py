@@ -90,7 +90,7 @@ def edges(node: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> Rows:
 
 def connect(run: ShardRun, edge_files: Sequence[Path], *, corpora: Sequence[Corpus], limits: Limits) -> list[Path]:
     """From files of EDGE rows with `other` < `node` to such files, in both directions, of one star a cluster."""
-    ranges = place_ranges(corpora, limits.n_tasks(count_rows(edge_files, EDGE)))
+    ranges = place_ranges(corpora, limits.n_tasks(count_rows(edge_files, EDGE), joining=True))
     files, _ = _step(run, SMALL_STAR, 0, edge_files, ranges, limits)
     number = 0
     while True:
@@ -112,7 +112,7 @@ def choose_best(
         tasks.append(Task(config, (gathered.index, *stars), (folder / RANKS.name / f"{i:05d}.rows",)))
     run.tasks(RANKS, tasks)
     ranked = tuple(task.outputs[0] for task in tasks)
-    ranges = place_ranges(corpora, limits.n_tasks(count_rows(ranked, RANKED)))
+    ranges = place_ranges(corpora, limits.n_tasks(count_rows(ranked, RANKED), joining=True))
     choices = [
         Task(StarTask(within, limits), ranked, (folder / CHOICE.name / f"{i:05d}.rows",))
         for i, within in enumerate(ranges)

@@ -28,18 +28,20 @@ _MOST_RUNS = 512
 class Limits:
     """What bounds a task's memory and how work is cut into tasks; no result depends on these numbers.
 
-    There is one task for every `rows_per_task` rows, but never more than `max_tasks`: then tasks grow, and since they
-    read their rows as a stream, their memory does not. At least `shards_per_group` shards are gathered into a file.
+    There is one task for every `rows_per_task` rows, but never more than `max_tasks`, or `max_joining` where each task
+    reads a slice of whatever every task of the step before wrote. Beyond that tasks grow, and since they read their
+    rows as a stream, their memory does not. At least `shards_per_group` shards are gathered into a file.
     """
 
     bytes_in_memory: int = 1 << 20
     rows_per_task: int = 1 << 21
     max_tasks: int = 1024
+    max_joining: int = 256
     shards_per_group: int = 64
 
-    def n_tasks(self, n_rows: int) -> int:
+    def n_tasks(self, n_rows: int, *, joining: bool = False) -> int:
         """Into how many tasks so many rows are cut."""
-        return max(1, min(self.max_tasks, -(-n_rows // self.rows_per_task)))
+        return max(1, min(self.max_joining if joining else self.max_tasks, -(-n_rows // self.rows_per_task)))
 
 
 @dataclass(frozen=True)

@@ -64,5 +64,6 @@ def test_ranges_cover_all_numbers_once():
         ranges = even_ranges(n)
         assert (ranges[0].first, ranges[-1].last) == (0, LAST)
         assert all(b.first == a.last + 1 for a, b in pairwise(ranges))
-    limits = Limits(rows_per_task=10, max_tasks=4)
+    limits = Limits(rows_per_task=10, max_tasks=4, max_joining=3)
+    assert limits.n_tasks(1000, joining=True) == 3
     assert [limits.n_tasks(n) for n in (0, 10, 11, 40, 1000)] == [1, 1, 2, 4, 4]
