@@ -7,6 +7,7 @@ that a corpus of higher priority holds goes; else the copy stays whose id has th
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,11 +68,11 @@ def find_copies(
 ) -> Shards:
     """The copies to remove from each shard, as lists for REMOVAL. `against`: corpora, that of highest priority first.
 
-    Memory does not grow with documents or corpora. ConfigError: what `find_indexes` raises.
+    Memory does not grow with documents or corpora. ConfigError: what `find_others` raises.
     """
     limits = limits or Limits()
-    setting = {"ignore_case_and_space": config.ignore_case_and_space}
-    others = find_indexes(against, "exact", own=run.workspace.folder, setting=setting)
+    setting = _comparable(config)
+    others = find_others(config, against, own=run.workspace.folder)
     described = describe_shards(run, DIGESTS, DigestTask(config.ignore_case_and_space, limits), shards)
     gathered = gather_rows(run, GATHER, described, kind="exact", setting=setting, dtype=ROW, limits=limits)
     indexes = (*others, gathered.index)
@@ -83,6 +84,16 @@ def find_copies(
     run.tasks(CHOICE, tasks)
     chosen = [task.outputs[0] for task in tasks]
     return write_lists(run, LISTS, gathered, indexes=indexes, chosen=chosen, corpora=against, limits=limits)
+
+
+def find_others(config: ExactConfig, against: Sequence[Path], *, own: Path) -> list[Path]:
+    """Indexes of the other corpora; `own` is this run's work folder. ConfigError: what `find_indexes` raises."""
+    return find_indexes(against, "exact", own=own, setting=_comparable(config))
+
+
+def _comparable(config: ExactConfig) -> dict[str, Any]:
+    """What two corpora must have in common to be compared."""
+    return {"ignore_case_and_space": config.ignore_case_and_space}
 
 
 def digest_texts(config: DigestTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:

@@ -161,11 +161,11 @@ def find_near_copies(
 ) -> Shards:
     """The near-copies to remove from each shard, as lists for REMOVAL. `against`: corpora, highest priority first.
 
-    Memory does not grow with documents or corpora. ConfigError: what `find_indexes` raises.
+    Memory does not grow with documents or corpora. ConfigError: what `find_others` raises.
     """
     limits, setting = limits or Limits(), config.setting
     comparable = setting.comparable()
-    others = find_indexes(against, "minhash", own=run.workspace.folder, setting=comparable)
+    others = find_others(config, against, own=run.workspace.folder)
     described = describe_shards(run, SIGNATURES, SignTask(setting, limits), shards)
     gathered = gather_rows(
         run, GATHER, described, kind="minhash", setting=comparable, dtype=setting.row_type, limits=limits
@@ -184,6 +184,11 @@ def find_near_copies(
     stars = connect(run, pairs, corpora=corpora, limits=limits)
     chosen = choose_best(run, stars, gathered, corpora=corpora, limits=limits)
     return write_lists(run, LISTS, gathered, indexes=indexes, chosen=chosen, corpora=against, limits=limits)
+
+
+def find_others(config: FuzzyConfig, against: Sequence[Path], *, own: Path) -> list[Path]:
+    """Indexes of the other corpora; `own` is this run's work folder. ConfigError: what `find_indexes` raises."""
+    return find_indexes(against, "minhash", own=own, setting=config.setting.comparable())
 
 
 def sign_texts(config: SignTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:

@@ -78,6 +78,15 @@ def prepare(config: PrepareConfig, *, n_workers: int, progress: Progress) -> Pre
         return Prepared(run.counts, run.facts, run.seconds, config.output.folder, description)
 
 
+def _check_other_corpora(config: PrepareConfig) -> None:
+    """Now, and not when the step that needs them comes."""
+    against, own = config.dedup.against, config.output.work_folder
+    if config.dedup_exact.enabled:
+        dedup_exact.find_others(config.dedup_exact, against, own=own)
+    if config.dedup_minhash.enabled:
+        dedup_minhash.find_others(config.dedup_minhash, against, own=own)
+
+
 def _check_tokenizer(config: PrepareConfig) -> None:
     if config.tokenizer.path is None:
         return

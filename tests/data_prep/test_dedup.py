@@ -19,7 +19,18 @@ from data_prep.dedup_index import DedupConfig
 from data_prep.dedup_minhash import FuzzyConfig, PairTask, SignTask, find_pairs, sign_texts
 from data_prep.documents import Document, keyed_hash, read_shard, write_shard
 from data_prep.engine import Workspace
-from data_prep.minhash import band_keys, jaccard, permutations, shingles, signature, split_words
+from data_prep.minhash import (
+    band_keys,
+    count_bits,
+    following,
+    jaccard,
+    most_differences,
+    permutations,
+    shingles,
+    signature,
+    sketches,
+    split_words,
+)
 from data_prep.progress import Progress
 from data_prep.shard_runs import ShardRun
 from data_prep.sorted_rows import Limits, Range
@@ -127,7 +138,7 @@ def words_of(config, text):
 @pytest.mark.parametrize(
     "config",
     [
-        FuzzyConfig(method="gpt3", neighbours=1000),
+        FuzzyConfig(method="gpt3", neighbours=3),  # buckets hold half of the texts: similar ones stand together
         FuzzyConfig(ngram_words=3, bands=40, rows=2, min_jaccard=0.7, neighbours=1000),
     ],
     ids=["gpt3", "compared"],
@@ -282,7 +293,21 @@ def test_signatures_estimate_jaccard(prose):
         same = signature(a, functions) == signature(b, functions)
         assert abs(float(np.mean(same)) - exact) < 4 * np.sqrt(exact * (1 - exact) / 1024) + 0.01
         assert 0 < exact < 1
+        pair = sketches(np.stack([signature(a, functions), signature(b, functions)])[:, -64:])
+        assert (
+            abs(int(count_bits(pair[:1] ^ pair[1:])[0]) / 64 - (1 - exact) / 2)
+            < 4 * np.sqrt((1 - exact**2) / 4 / 64) + 0.01
+        )
     assert jaccard(a, a[:0]) == jaccard(a[:0], a[:0]) == 0
+
+
+def test_what_sieves_pairs():
+    numbers = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64, endpoint=False)
+    assert count_bits(numbers).tolist() == [int(n).bit_count() for n in numbers]
+    # By scipy.stats.binom.isf(1e-6, 64, (1 - j) / 2).
+    assert [most_differences(j) for j in (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)] == [50, 34, 25, 20, 14, 0]
+    keys = np.arange(12, dtype=np.uint64).reshape(1, 12) << np.uint64(56)
+    assert f"{following(keys)[0, 6]:016x}" == "0708090a0b000102", "the next eight, round and round"
 
 
 def test_candidates_follow_the_banding_curve():
