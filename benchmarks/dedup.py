@@ -13,6 +13,7 @@ The last line printed is one JSON object.
 
 import argparse
 import gzip
+import importlib.util
 import json
 import re
 import statistics
@@ -55,6 +56,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if args.json is not None:
         side_by_side.check_writable(args.json)
+    if "speed" in args.parts:
+        check_peers(args.peers)
     result: dict[str, Any] = {"processor": side_by_side.processor(), "texts": str(args.texts or "generated")}
     if "curve" in args.parts:
         result["curve"] = measure_curve(read_texts(args.texts), seed=args.seed, plot=args.plot)
@@ -80,6 +83,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--serve-memory", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def check_peers(names: list[str]) -> None:
+    """ConfigError, before other parts take their time, when a peer is not installed."""
+    for name in names:
+        for module in {"datatrove_words": ["datatrove"], "datatrove": ["datatrove", "spacy"]}.get(name, [name]):
+            if importlib.util.find_spec(module) is None:
+                raise ConfigError(
+                    f"--peers {name}: the package '{module}' is not installed; see --help, or leave this peer out"
+                )
 
 
 def read_texts(folder: Path | None) -> list[str]:

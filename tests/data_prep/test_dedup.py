@@ -16,7 +16,7 @@ from data_prep.components import EDGE
 from data_prep.copies import Removal, remove_copies
 from data_prep.dedup_exact import ExactConfig
 from data_prep.dedup_index import DedupConfig
-from data_prep.dedup_minhash import FuzzyConfig, PairTask, SignTask, find_pairs, sign_texts
+from data_prep.dedup_minhash import FuzzyConfig, MinHash, PairTask, SignTask, find_pairs, sign_texts
 from data_prep.documents import Document, keyed_hash, read_shard, write_shard
 from data_prep.engine import Workspace
 from data_prep.minhash import (
@@ -36,6 +36,7 @@ from data_prep.shard_runs import ShardRun
 from data_prep.sorted_rows import Limits, Range
 from data_prep.traces import read_trace
 from gpt.errors import ConfigError
+from launch.recipe import build
 
 pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
@@ -363,4 +364,8 @@ def test_settings_that_make_no_sense():
         FuzzyConfig(min_jaccard=1.5)
     with pytest.raises(ConfigError, match=r"min_jaccard = 0\.0 with rows = 1"):
         FuzzyConfig(method="gpt3", min_jaccard=0.0)
+    with pytest.raises(ConfigError, match=r"dedup_minhash\.method = 'gpt4': unknown value 'gpt4'; did you mean 'gpt3'"):
+        build(FuzzyConfig, {"method": "gpt4"}, where="dedup_minhash")
+    table = {"method": "gpt3", "min_jaccard": 1, "tokens": "words"}
+    assert build(FuzzyConfig, table, where="").setting == MinHash("words", 1, 10, 1, min_jaccard=1.0, neighbours=16)
     assert (FuzzyConfig(method="gpt3", bands=20).setting.bands, FuzzyConfig(method="gpt3").rows) == (20, 1)
