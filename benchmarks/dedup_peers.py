@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.dedup_minhash import FuzzyConfig, SignTask, sign_texts
+from data_prep.dedup_minhash import FuzzyConfig
 from data_prep.documents import Document, write_shard
+from data_prep.signatures import SignTask, sign_texts
 from data_prep.sorted_rows import Limits
 
 Block = Callable[[], dict[str, Any]]

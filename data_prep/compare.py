@@ -106,4 +106,4 @@ class _Grams:
         return grams
 
 
-COMPARE = Stage("minhash_compare", compare, ("compare", "minhash", *GATHER_MODULES), ("numpy",))
+COMPARE = Stage("minhash_compare", compare, ("compare", "components", "minhash", *GATHER_MODULES), ("numpy",))

@@ -16,7 +16,7 @@ from data_prep.components import EDGE
 from data_prep.copies import Removal, remove_copies
 from data_prep.dedup_exact import ExactConfig
 from data_prep.dedup_index import DedupConfig
-from data_prep.dedup_minhash import FuzzyConfig, MinHash, PairTask, SignTask, find_pairs, sign_texts
+from data_prep.dedup_minhash import FuzzyConfig, PairTask, find_pairs
 from data_prep.documents import Document, keyed_hash, read_shard, write_shard
 from data_prep.engine import Workspace
 from data_prep.minhash import (
@@ -33,6 +33,7 @@ from data_prep.minhash import (
 )
 from data_prep.progress import Progress
 from data_prep.shard_runs import ShardRun
+from data_prep.signatures import MinHash, SignTask, sign_texts
 from data_prep.sorted_rows import Limits, Range
 from data_prep.traces import read_trace
 from gpt.errors import ConfigError
