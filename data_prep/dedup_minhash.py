@@ -1,155 +1,173 @@
 """Fuzzy de-duplication by MinHash and locality-sensitive hashing; of each cluster of near-copies the longest stays.
 
-Steps: signatures of each shard, one clustering over all of them, and the removal from each shard (dedup_exact).
-Documents are ordered by length, then by hashes of id and text, before anything is compared, so neither the order nor
-the number of shards decides which copy stays.
+Signatures of each shard as band keys, gathered and sorted; pairs for each range of keys; pairs checked exactly where
+`min_jaccard` says so (compare); clusters and the best of each (components); the removal from each shard (copies).
+Every step is cut into tasks whose memory does not grow with the corpus.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from data_prep.dedup_exact import Removal, remove_rows
-from data_prep.documents import keyed_hash, read_shard
-from data_prep.engine import Result, Stage
-from data_prep.files import read_array, write_array
-from data_prep.minhash import EMPTY, band_keys, jaccard, permutations, shingles, signature
-from gpt.errors import ConfigError, import_extra
+from data_prep.compare import compare_pairs
+from data_prep.components import EDGE, choose_best, connect, edges
+from data_prep.copies import (
+    GATHER_MODULES,
+    Removal,
+    describe_shards,
+    gather,
+    gather_rows,
+    list_copies,
+    remove_copies,
+    with_first,
+    write_lists,
+)
+from data_prep.dedup_index import OWN, corpus_of, find_indexes, read_corpora
+from data_prep.engine import Result, Stage, Task
+from data_prep.minhash import Tokens, count_bits, most_differences
+from data_prep.shard_runs import ShardRun, Shards
+from data_prep.signatures import COMPARED_BAND, SIGNATURES, MinHash, SignTask
+from data_prep.sorted_rows import Limits, Range, Rows, even_ranges, merge_sorted, write_sorted
+from gpt.errors import ConfigError
+
+METHODS = {
+    "banded": MinHash("words", ngram_words=5, bands=14, rows=8, min_jaccard=0.0, neighbours=16),
+    "gpt3": MinHash("whitespace", ngram_words=1, bands=10, rows=1, min_jaccard=0.8, neighbours=16),
+}
 
 
 @dataclass(frozen=True)
 class FuzzyConfig:
-    """Section [dedup_minhash]: word n-grams of `ngram_words`, `bands` x `rows` hash functions.
+    """Section [dedup_minhash]. `method` gives the keys that are left out.
 
-    With `min_jaccard` above 0, candidates count as near-copies only when their exact similarity is at least that.
+    "banded": word 5-grams, 14 bands of 8 rows, as datatrove and FineWeb have them. "gpt3": appendix A of the GPT-3
+    paper, Spark's MinHashLSH with 10 hashes over the classifier's features: sets of lower-cased words split at blanks,
+    candidates by any one of 10 hash values. The paper does not state its threshold; 0.8 is ours.
     """
 
     enabled: bool = True
-    ngram_words: int = 5
-    bands: int = 14
-    rows: int = 8
-    min_jaccard: float = 0.0
+    method: Literal["banded", "gpt3"] = "banded"
+    tokens: Tokens | None = None
+    ngram_words: int | None = None
+    bands: int | None = None
+    rows: int | None = None
+    min_jaccard: float | None = None
+    neighbours: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("ngram_words", "bands", "rows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"dedup_minhash.{name} = {getattr(self, name)} must be at least 1")
-        if not 0 <= self.min_jaccard <= 1:
-            raise ConfigError(f"dedup_minhash.min_jaccard = {self.min_jaccard} must lie between 0 and 1")
+        for name, value in asdict(METHODS[self.method]).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # so that what is recorded is what runs
+        setting = self.setting
+        for name in ("ngram_words", "bands", "rows", "neighbours"):
+            if getattr(setting, name) < 1:
+                raise ConfigError(f"dedup_minhash.{name} = {getattr(setting, name)} must be at least 1")
+        if not 0 <= setting.min_jaccard <= 1:
+            raise ConfigError(f"dedup_minhash.min_jaccard = {setting.min_jaccard} must lie between 0 and 1")
+        if setting.rows == 1 and setting.min_jaccard == 0:
+            raise ConfigError(
+                "dedup_minhash.min_jaccard = 0.0 with rows = 1 would take texts that share hardly anything for copies; "
+                "give a threshold, such as 0.8, or more rows"
+            )
+
+    @property
+    def setting(self) -> MinHash:
+        """The keys, given or the method's."""
+        return MinHash(**{name: getattr(self, name) for name in asdict(METHODS[self.method])})
 
 
-def sign_texts(config: FuzzyConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
-    """Stage function: a shard to one row for each of its documents, with its signature."""
-    xxhash = import_extra("xxhash", extra="data")
-    multipliers, offsets = permutations(config.bands * config.rows)
-    rows = []
-    for document in read_shard(inputs[0]):
-        places = signature(shingles(document.text, config.ngram_words), multipliers, offsets)
-        text_hash = xxhash.xxh3_64_intdigest(document.text.encode())
-        rows.append((document.n_bytes, keyed_hash(document.id, key="minhash"), text_hash, places))
-    write_array(outputs[0], np.array(rows, dtype=_row_type(config)))
-    return Result()
+@dataclass(frozen=True)
+class PairTask:
+    """Band keys in the range."""
+
+    within: Range
+    setting: MinHash
+    limits: Limits
 
 
-def find_near_copies(config: FuzzyConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
-    """Stage function: (signatures of every shard, then every shard) to the row numbers to remove from each shard.
+def find_near_copies(
+    run: ShardRun, config: FuzzyConfig, shards: Shards, *, against: Sequence[Path] = (), limits: Limits | None = None
+) -> Shards:
+    """The near-copies to remove from each shard, as lists for REMOVAL. `against`: corpora, highest priority first.
 
-    Memory: the signatures of all documents, and the n-grams of the candidates when they are compared exactly.
+    Memory does not grow with documents or corpora. ConfigError: what `find_others` raises.
     """
-    n_shards = len(outputs)
-    tables = [read_array(path) for path in inputs[:n_shards]]
-    place = np.concatenate([_places(number, len(table)) for number, table in enumerate(tables)])  # (documents, 2)
-    rows: npt.NDArray[Any] = np.concatenate(tables)
-    order = np.lexsort((rows["text"], rows["order"], -rows["n_bytes"]))  # best copy first
-    rows, place = rows[order], place[order]
-    parent = np.arange(len(rows))
-    pairs = {pair for band in range(config.bands) for pair in _candidates(rows["signature"], band, config.rows)}
-    if config.min_jaccard > 0:
-        pairs = _similar_pairs(pairs, place, inputs[n_shards:], config)
-    for a, b in pairs:
-        _unite(parent, a, b)
-    removed = place[[i for i in range(len(rows)) if _root(parent, i) != i]].reshape(-1, 2)
-    for number, path in enumerate(outputs):
-        write_array(path, np.sort(removed[removed[:, 0] == number, 1]))
+    limits, setting = limits or Limits(), config.setting
+    comparable = setting.comparable()
+    others = find_others(config, against, own=run.workspace.folder)
+    described = describe_shards(run, SIGNATURES, SignTask(setting, limits), shards)
+    gathered = gather_rows(
+        run, GATHER, described, kind="minhash", setting=comparable, dtype=setting.row_type, limits=limits
+    )
+    indexes = (*others, gathered.index)
+    folder = run.workspace.folder / PAIRS.name
+    tasks = [
+        Task(PairTask(within, setting, limits), indexes, (folder / f"{i:05d}.rows",))
+        for i, within in enumerate(even_ranges(limits.n_tasks(gathered.n_rows)))
+    ]
+    run.tasks(PAIRS, tasks)
+    pairs = [task.outputs[0] for task in tasks]
+    corpora = read_corpora(indexes)
+    if setting.min_jaccard > 0:
+        pairs = compare_pairs(run, pairs, corpora=corpora, min_jaccard=setting.min_jaccard, limits=limits)
+    stars = connect(run, pairs, corpora=corpora, limits=limits)
+    chosen = choose_best(run, stars, gathered, corpora=corpora, limits=limits)
+    return write_lists(run, LISTS, gathered, indexes=indexes, chosen=chosen, corpora=against, limits=limits)
+
+
+def find_others(config: FuzzyConfig, against: Sequence[Path], *, own: Path) -> list[Path]:
+    """Indexes of the other corpora; `own` is this run's work folder. ConfigError: what `find_indexes` raises."""
+    return find_indexes(against, "minhash", own=own, setting=config.setting.comparable())
+
+
+def find_pairs(config: PairTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+    """Stage function: indexes of all corpora, this one's last, to EDGE rows with `other` < `node`, of documents that
+    share a band. Never of two that both belong to other corpora, and of no bucket more than a multiple of its size."""
+    sources = [source for corpus in read_corpora(inputs) for source in corpus.sources()]
+    limit = config.limits.bytes_in_memory
+    found = merge_sorted(sources, config.setting.row_type, within=config.within, bytes_in_memory=limit)
+    with write_sorted(outputs[0], EDGE, bytes_in_memory=limit) as append:
+        for block in (_to_first if config.setting.min_jaccard == 0 else _to_neighbours)(found, config.setting):
+            append(block)
     return Result()
 
 
-def _row_type(config: FuzzyConfig) -> np.dtype[Any]:
-    n_places = config.bands * config.rows
-    return np.dtype([("n_bytes", "<i8"), ("order", "<u8"), ("text", "<u8"), ("signature", "<u4", (n_places,))])
+def _to_first(blocks: Iterator[Rows], setting: MinHash) -> Iterator[Rows]:
+    """Each document of a bucket with the first, which is all that clusters need."""
+    for rows, new, first in with_first(blocks, ("key",), "place"):
+        own = ~new & (corpus_of(rows["place"]) == OWN)
+        yield edges(rows["place"][own], first[own])
 
 
-def _places(shard: int, n_documents: int) -> npt.NDArray[np.int64]:
-    return np.stack([np.full(n_documents, shard), np.arange(n_documents)], axis=1)
+def _to_neighbours(blocks: Iterator[Rows], setting: MinHash) -> Iterator[Rows]:
+    """Each document of a bucket with those before it, `neighbours` at most, where they may be similar enough.
+
+    M. Hernandez, S. Stolfo, "The merge/purge problem for large databases" (1995), the sorted neighbourhood.
+    """
+    most = most_differences(setting.min_jaccard)
+    before = np.empty(0, COMPARED_BAND)
+    for new in blocks:
+        rows = np.concatenate([before, new])
+        own = corpus_of(rows["place"]) == OWN
+        for distance in range(1, min(setting.neighbours, len(rows) - 1) + 1):
+            left = np.arange(max(len(before) - distance, 0), len(rows) - distance)
+            right = left + distance
+            together = (rows["key"][left] == rows["key"][right]) & (own[left] | own[right])
+            a, b = rows[left[together]], rows[right[together]]
+            n = np.minimum(a["n_grams"], b["n_grams"]), np.maximum(a["n_grams"], b["n_grams"])
+            good = n[0] >= setting.min_jaccard * (1 - 1e-12) * n[1]  # shared over all is at most the one over the other
+            good &= count_bits(a["sketch"] ^ b["sketch"]) <= most
+            good &= a["place"] != b["place"]
+            one, other = a["place"][good], b["place"][good]
+            yield edges(np.maximum(one, other), np.minimum(one, other))
+        before = rows[max(len(rows) - setting.neighbours, 0) :].copy()
 
 
-def _candidates(signatures: npt.NDArray[np.uint32], band: int, n_rows: int) -> Iterator[tuple[int, int]]:
-    """Pairs (better, worse) that share a band: each document with the best of its bucket and with the one before it."""
-    with_words = np.flatnonzero((signatures != EMPTY).any(axis=1))
-    keys = band_keys(signatures[with_words], band, n_rows)
-    by_key = np.argsort(keys, kind="stable")
-    first = previous = -1
-    last_key = None
-    for i in by_key[_in_company(keys[by_key])].tolist():
-        number, key = int(with_words[i]), int(keys[i])
-        if key != last_key:
-            first = previous = number
-            last_key = key
-            continue
-        yield first, number
-        if previous != first:
-            yield previous, number
-        previous = number
-
-
-def _in_company(sorted_keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Which of the sorted keys occur more than once."""
-    same = sorted_keys[1:] == sorted_keys[:-1]
-    company = np.zeros(len(sorted_keys), dtype=bool)
-    company[1:] |= same
-    company[:-1] |= same
-    return company
-
-
-def _similar_pairs(
-    pairs: set[tuple[int, int]], place: npt.NDArray[np.int64], shards: tuple[Path, ...], config: FuzzyConfig
-) -> set[tuple[int, int]]:
-    """The pairs whose n-gram sets are really as similar as `min_jaccard`; reads the candidates' texts again."""
-    wanted: dict[int, dict[int, int]] = {}  # shard: {row: document}
-    for document in {document for pair in pairs for document in pair}:
-        shard, row = place[document].tolist()
-        wanted.setdefault(shard, {})[row] = document
-    grams: dict[int, npt.NDArray[np.uint64]] = {}
-    for shard, documents in wanted.items():
-        for row, text in enumerate(document.text for document in read_shard(shards[shard])):
-            if row in documents:
-                grams[documents[row]] = shingles(text, config.ngram_words)
-    return {(a, b) for a, b in pairs if jaccard(grams[a], grams[b]) >= config.min_jaccard}
-
-
-def _root(parent: npt.NDArray[np.int64], i: int) -> int:
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = int(parent[i])
-    return i
-
-
-def _unite(parent: npt.NDArray[np.int64], a: int, b: int) -> None:
-    """Join two clusters under their best document, the one with the smaller number."""
-    a, b = sorted((_root(parent, a), _root(parent, b)))
-    parent[b] = a
-
-
-SIGNATURES = Stage(
-    "minhash_signatures",
-    sign_texts,
-    ("dedup_minhash", "minhash", "words", "documents"),
-    ("xxhash", "zstandard", "numpy"),
-)
-CLUSTERS = Stage("minhash_clusters", find_near_copies, ("dedup_minhash", "minhash", "words"), ("xxhash", "numpy"))
-REMOVAL = Stage("dedup_minhash", remove_rows, ("dedup_exact", "documents"), ("zstandard",))
+GATHER = Stage("minhash_gather", gather, GATHER_MODULES)
+PAIRS = Stage("minhash_pairs", find_pairs, ("dedup_minhash", "signatures", "minhash", *GATHER_MODULES), ("numpy",))
+LISTS = Stage("minhash_lists", list_copies, GATHER_MODULES)
+REMOVAL = Stage("dedup_minhash", remove_copies, ("copies", "documents", "traces"), ("zstandard",))
 NEAR_COPY = Removal("dedup_minhash", "near_duplicate")

@@ -99,14 +99,12 @@ def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | Remote
         shards = run.map(QUALITY, config.quality, shards)
     if config.classify.model is not None:
         shards = run.map(CLASSIFY, config.classify.rule, shards, beside=dict.fromkeys(shards, config.classify.model))
+    against = config.dedup.against
     if config.dedup_exact.enabled:
-        digests = run.measure(dedup_exact.DIGESTS, config.dedup_exact, shards)
-        copies = run.reduce(dedup_exact.CHOICE, config.dedup_exact, [*digests.values()], list(shards))
+        copies = dedup_exact.find_copies(run, config.dedup_exact, shards, against=against)
         shards = run.map(dedup_exact.REMOVAL, COPY, shards, beside=copies)
     if config.dedup_minhash.enabled:
-        signed = run.measure(dedup_minhash.SIGNATURES, config.dedup_minhash, shards)
-        texts = list(shards.values()) if config.dedup_minhash.min_jaccard > 0 else []
-        copies = run.reduce(dedup_minhash.CLUSTERS, config.dedup_minhash, [*signed.values(), *texts], list(shards))
+        copies = dedup_minhash.find_near_copies(run, config.dedup_minhash, shards, against=against)
         shards = run.map(dedup_minhash.REMOVAL, NEAR_COPY, shards, beside=copies)
     if config.decontaminate.sets:
         shards = decontaminate(run, config.decontaminate, shards)
@@ -117,6 +115,15 @@ def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | Remote
     if config.output.url is not None:
         workspace.alone(partial(upload_corpus, config.output.corpus_folder, config.output.url))
     return Prepared(run.counts, run.facts, run.seconds, config.output.corpus_folder, description)
+
+
+def _check_other_corpora(config: PrepareConfig) -> None:
+    """Now, and not when the step that needs them comes."""
+    against, own = config.dedup.against, config.output.work_folder
+    if config.dedup_exact.enabled:
+        dedup_exact.find_others(config.dedup_exact, against, own=own)
+    if config.dedup_minhash.enabled:
+        dedup_minhash.find_others(config.dedup_minhash, against, own=own)
 
 
 def _check_tokenizer(config: PrepareConfig) -> None:

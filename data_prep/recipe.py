@@ -6,6 +6,7 @@ from pathlib import Path
 from data_prep.corpus_upload import url_of
 from data_prep.decontaminate import DecontaminateConfig
 from data_prep.dedup_exact import ExactConfig
+from data_prep.dedup_index import DedupConfig
 from data_prep.dedup_minhash import FuzzyConfig
 from data_prep.language import LanguageConfig
 from data_prep.page_text import ExtractConfig
@@ -80,6 +81,7 @@ class PrepareConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
     dedup_exact: ExactConfig = field(default_factory=ExactConfig)
     dedup_minhash: FuzzyConfig = field(default_factory=FuzzyConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)

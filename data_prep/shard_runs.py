@@ -68,12 +68,6 @@ class ShardRun:
         self._run(stage, tasks, step=step)
         return after
 
-    def measure(self, stage: Stage, config: Any, shards: Shards) -> Shards:
-        """One task a shard, which writes an array about it."""
-        outputs = self.arrays(stage, list(shards))
-        self._run(stage, [Task(config, (path,), (outputs[name],)) for name, path in shards.items()])
-        return outputs
-
     def reduce(self, stage: Stage, config: Any, inputs: Sequence[Path], names: Sequence[str]) -> Shards:
         """One task over all shards that writes an array for each."""
         outputs = self.arrays(stage, names)

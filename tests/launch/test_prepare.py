@@ -160,7 +160,7 @@ def test_a_crawl_becomes_a_corpus_and_a_second_run_does_nothing(tmp_path, crawl,
         assert text in page, text
     for document, fate in (
         ("de", "extract: passed\nlanguage: dropped, other_language (de 0.99)"),
-        ("c1", "dedup_exact: passed\ndedup_minhash: dropped, near_duplicate; "),
+        ("c1", "dedup_exact: passed\ndedup_minhash: dropped, near_duplicate (copy of near); "),
         ("c2", "dedup_minhash: passed\nkept as c2 in the training split; "),
         ("<urn:x:a1>", "kept as urn:x:a1 in the "),
     ):
@@ -217,6 +217,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, crawl, undisturbed)
         (["--quality.c4.min_num_sentences", "many"], "quality.c4.min_num_sentences = 'many' must be a whole number"),
         (["--input.paths", '["missing/*.warc.gz"]'], "input.paths: no file matches 'missing/*.warc.gz'"),
         (["--tokenizer.path", "gone.model"], "gone.model: no such tokenizer file"),
+        (["--dedup.against", '["gone"]'], "dedup.against: gone keeps no exact_index.json"),
         (["--workers", "0"], "--workers 0 must be at least 1"),
         (["--output.folder", "/dev/null/corpus"], "cannot write here"),
         (
@@ -243,6 +244,21 @@ def test_an_existing_tokenizer_is_used_as_it_is(tmp_path, crawl, undisturbed):
     assert main(["prepare", str(tmp_path / "recipe.toml"), "--workers", "1"]) == 0
     for name in ("tokenizer.model", "train.bin", "validation.bin"):
         assert (tmp_path / "corpus" / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_what_another_corpus_holds_is_left_out(tmp_path, crawl, undisturbed, capsys):
+    lines = [{"id": f"new{n}", "text": story(60 + n)} for n in range(10)]
+    lines += [{"id": "near", "text": "A line more.\n" + story(40)}]
+    (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    paths = json.dumps([str(crawl / "c.jsonl.gz"), str(tmp_path / "new.jsonl")])
+    words = ["--input.paths", paths, "--dedup.against", json.dumps([str(undisturbed)])]
+    assert main(["prepare", str(recipe(tmp_path, crawl)), "--workers", "1", *words]) == 0
+    steps = {s["step"]: s for s in json.loads((tmp_path / "corpus/corpus.json").read_text())["steps"]}
+    assert steps["dedup_exact"]["dropped"] == {"duplicate_of_other_corpus": 13}
+    assert steps["dedup_minhash"]["dropped"] == {"near_duplicate_of_other_corpus": 1}
+    assert steps["tokenize"]["documents_out"] == 10
+    assert main(["prepare", str(recipe(tmp_path, crawl)), "--explain", "near"]) == 0
+    assert f"(copy of c0 in {undisturbed})" in capsys.readouterr().out
 
 
 def test_a_missing_extra_is_named_with_its_pip_line(tmp_path, crawl):

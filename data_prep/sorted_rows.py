@@ -1,0 +1,268 @@
+"""Files of fixed-size rows in sorted order, far larger than memory: written, cut into ranges, merged; ignores meaning.
+
+A file holds nothing but its rows, in the order of all their fields, the first field first. Whoever reads it knows their
+type. Everything here holds about `bytes_in_memory` of rows at a time (some four times that while it sorts), whatever
+the sizes of the files: D. Knuth, "The Art of Computer Programming", volume 3, section 5.4 (sorting by merging).
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[Any]  # (n,), of a structured type whose fields are unsigned whole numbers
+LAST = 2**64 - 1
+_OPEN_FILES = 256  # held open while merging; more are opened again for each read, so that no limit of the system is met
+_LEAST_READ = 64  # rows
+_MOST_RUNS = 512
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a task's memory and how work is cut into tasks; no result depends on these numbers.
+
+    There is one task for every `rows_per_task` rows, but never more than `max_tasks`, or `max_joining` where each task
+    reads a slice of whatever every task of the step before wrote. Beyond that tasks grow, and since they read their
+    rows as a stream, their memory does not. At least `shards_per_group` shards are gathered into a file.
+    """
+
+    bytes_in_memory: int = 1 << 20
+    rows_per_task: int = 1 << 21
+    max_tasks: int = 1024
+    max_joining: int = 256
+    shards_per_group: int = 64
+
+    def n_tasks(self, n_rows: int, *, joining: bool = False) -> int:
+        """Into how many tasks so many rows are cut."""
+        return max(1, min(self.max_joining if joining else self.max_tasks, -(-n_rows // self.rows_per_task)))
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values of a first field, `first` and `last` included."""
+
+    first: int = 0
+    last: int = LAST
+
+
+@dataclass(frozen=True)
+class Source:
+    """A sorted file of rows. `adapt` changes what is read without changing its order."""
+
+    path: Path
+    adapt: Callable[[Rows], Rows] | None = None
+
+
+def even_ranges(n: int) -> list[Range]:
+    """All 64-bit numbers in n ranges of the same size."""
+    cuts = [(i << 64) // n for i in range(n + 1)]
+    return [Range(first, following - 1) for first, following in pairwise(cuts)]
+
+
+def sort_rows(rows: Rows) -> Rows:
+    """The rows in the order of all their fields. One fast sort by the first field, a slower one where that is equal."""
+    names = rows.dtype.names
+    assert names is not None
+    rows = rows[np.argsort(rows[names[0]])]
+    tied = np.flatnonzero(_in_company(rows[names[0]]))
+    if len(tied):
+        some = rows[tied]
+        rows[tied] = some[np.lexsort([some[name] for name in reversed(names)])]
+    return rows
+
+
+def _in_company(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which of the sorted values occur more than once."""
+    same = values[1:] == values[:-1]
+    company = np.zeros(len(values), dtype=bool)
+    company[1:] |= same
+    company[:-1] |= same
+    return company
+
+
+@contextmanager
+def write_sorted(path: Path, dtype: np.dtype[Any], *, bytes_in_memory: int) -> Iterator[Callable[[Rows], None]]:
+    """Call what is yielded with rows in any order; afterwards the file holds the different ones, sorted."""
+    rows_in_memory = max(bytes_in_memory // dtype.itemsize, 1)
+    waiting: list[Rows] = []
+    n_waiting = 0
+    ends = [0]  # of the sorted runs, in rows
+    with ExitStack() as stack, open(path, "wb") as file:
+        runs = stack.enter_context(
+            tempfile.TemporaryFile(dir=path.parent)
+        )  # it has no name that would have to be swept
+
+        def take() -> Rows:
+            nonlocal n_waiting
+            rows = np.concatenate(waiting) if waiting else np.empty(0, dtype)
+            waiting.clear()
+            n_waiting = 0
+            return _distinct(sort_rows(rows))
+
+        def append(rows: Rows) -> None:
+            nonlocal n_waiting
+            for start in range(0, len(rows), rows_in_memory):
+                block = rows[start : start + rows_in_memory]
+                waiting.append(block)
+                n_waiting += len(block)
+                if n_waiting >= rows_in_memory:
+                    _write(runs, ends, [take()])
+
+        yield append
+        rest = take()
+        if len(ends) == 1:
+            file.write(rest.tobytes())
+            return
+        _write(runs, ends, [rest])
+        while len(ends) > _MOST_RUNS:  # more of them would need more memory, however little is held of each
+            longer, longer_ends = stack.enter_context(tempfile.TemporaryFile(dir=path.parent)), [0]
+            for start in range(0, len(ends) - 1, _MOST_RUNS):
+                some = _slices(runs, dtype, ends[start : start + _MOST_RUNS + 1])
+                _write(longer, longer_ends, _merge(some, rows_in_memory))
+            runs, ends = longer, longer_ends
+        _write(file, [0], _merge(_slices(runs, dtype, ends), rows_in_memory))
+
+
+def _write(file: IO[bytes], ends: list[int], blocks: Iterable[Rows]) -> None:
+    """Append one sorted run."""
+    n = 0
+    for block in blocks:
+        file.write(block.tobytes())
+        n += len(block)
+    file.flush()
+    ends.append(ends[-1] + n)
+
+
+def _slices(file: IO[bytes], dtype: np.dtype[Any], ends: Sequence[int]) -> list["_Slice"]:
+    return [_Slice(file, dtype, start=start, stop=stop) for start, stop in pairwise(ends)]
+
+
+def merge_sorted(
+    sources: Sequence[Source], dtype: np.dtype[Any], *, within: Range, bytes_in_memory: int
+) -> Iterator[Rows]:
+    """The different rows of several sorted files whose first field lies in the range, in order, block by block."""
+    with ExitStack() as stack:
+        keep = len(sources) <= _OPEN_FILES
+        slices = []
+        for source in sources:
+            with ExitStack() as brief:
+                file = (stack if keep else brief).enter_context(open(source.path, "rb"))
+                start, stop = (find_row(file, dtype, value) for value in (within.first, within.last + 1))
+            if start < stop:
+                opened = file if keep else source.path
+                slices.append(_Slice(opened, dtype, start=start, stop=stop, adapt=source.adapt))
+        yield from _merge(slices, bytes_in_memory // dtype.itemsize)
+
+
+def count_rows(paths: Sequence[Path], dtype: np.dtype[Any]) -> int:
+    """Rows in the files together, by their sizes."""
+    return sum(path.stat().st_size // dtype.itemsize for path in paths)
+
+
+def find_row(file: IO[bytes], dtype: np.dtype[Any], value: int) -> int:
+    """Number of rows of a sorted file whose first field is below `value`; reads some 25 rows of a large file."""
+    assert dtype.names is not None
+    low, high = 0, os.fstat(file.fileno()).st_size // dtype.itemsize
+    while low < high:
+        middle = (low + high) // 2
+        row = np.frombuffer(os.pread(file.fileno(), dtype.itemsize, middle * dtype.itemsize), dtype)
+        if int(row[dtype.names[0]][0]) < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+class _Slice:
+    """The rows start..stop of a file, read little by little."""
+
+    def __init__(
+        self,
+        file: IO[bytes] | Path,
+        dtype: np.dtype[Any],
+        *,
+        start: int,
+        stop: int,
+        adapt: Callable[[Rows], Rows] | None = None,
+    ) -> None:
+        self._file, self._dtype, self._next, self._stop, self._adapt = file, dtype, start, stop, adapt
+        self.rows = np.empty(0, dtype)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether `rows` is all that is left."""
+        return self._next == self._stop
+
+    def fill(self, n_rows: int) -> None:
+        """Read so that `rows` holds n_rows, or all that are left."""
+        n_new = min(n_rows - len(self.rows), self._stop - self._next)
+        if n_new <= 0:
+            return
+        n_bytes, position = n_new * self._dtype.itemsize, self._next * self._dtype.itemsize
+        if isinstance(self._file, Path):
+            with open(self._file, "rb") as file:
+                data = os.pread(file.fileno(), n_bytes, position)
+        else:
+            data = os.pread(self._file.fileno(), n_bytes, position)
+        assert len(data) == n_bytes, self._file
+        new = np.frombuffer(data, self._dtype)
+        new = new if self._adapt is None else self._adapt(new)
+        self.rows = np.concatenate([self.rows, new]) if len(self.rows) else new
+        self._next += n_new
+
+
+def _merge(slices: Sequence[_Slice], rows_in_memory: int) -> Iterator[Rows]:
+    """Every slice is filled to the same number of rows, and what none of the unread rows can precede is given out.
+
+    For rows that are spread evenly that is nearly all that is held, so a round costs one read and two short searches a
+    file, and one sort.
+    """
+    slices = list(slices)
+    while slices:
+        n_each = max(rows_in_memory // len(slices), _LEAST_READ)
+        for part in slices:
+            part.fill(n_each)
+        bounds = [part.rows[-1].item() for part in slices if not part.is_read]
+        parts = []
+        for part in slices:
+            n = _rows_up_to(part.rows, min(bounds)) if bounds else len(part.rows)
+            parts.append(part.rows[:n])
+            part.rows = part.rows[n:]
+        block = np.concatenate(parts)
+        if len(block):
+            yield _distinct(sort_rows(block) if len(slices) > 1 else block)
+        slices = [part for part in slices if len(part.rows) or not part.is_read]
+
+
+def _rows_up_to(rows: Rows, bound: tuple[int, ...]) -> int:
+    """How many of the sorted rows do not come after `bound`."""
+    assert rows.dtype.names is not None
+    low, high = 0, len(rows)
+    for name, value in zip(rows.dtype.names, bound, strict=True):
+        if low == high:
+            break
+        column = np.ascontiguousarray(rows[name][low:high])
+        wanted = column.dtype.type(value)  # a plain int would make numpy compare as floats
+        low, high = (
+            low + int(np.searchsorted(column, wanted, "left")),
+            low + int(np.searchsorted(column, wanted, "right")),
+        )
+    return high
+
+
+def _distinct(rows: Rows) -> Rows:
+    """Sorted rows without those equal to the one before."""
+    if len(rows) < 2:
+        return rows
+    assert rows.dtype.names is not None
+    different = np.zeros(len(rows) - 1, dtype=bool)
+    for name in rows.dtype.names:
+        different |= rows[name][1:] != rows[name][:-1]
+    return rows if different.all() else rows[np.concatenate(([True], different))]
