@@ -70,6 +70,8 @@ class OurWords(WordTokenizer):
 class Resiliparse(BaseExtractor):
     """Our default extraction as a datatrove block."""
 
+    name = "Resiliparse"
+
     def __init__(self, timeout: float = 1) -> None:
         super().__init__(timeout)
 
