@@ -2,18 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from gpt.config import ModelConfig
 from gpt.dataset import DataConfig
-from gpt.errors import ConfigError
 from gpt.metrics import MetricsConfig
 from gpt.optimizer import OptimizerConfig
 from gpt.schedule import ScheduleConfig
 from gpt.train import TrainConfig
-from launch.recipe import apply_overrides, build, read_toml
+from launch.recipe import apply_overrides, build, find_recipe, read_toml
 from parallel.layout import BatchConfig, ParallelConfig
 
 
@@ -46,19 +44,6 @@ class RunConfig:
 def read_run_config(recipe: str, overrides: list[str]) -> RunConfig:
     """A recipe file, or the name of a shipped one, with the command line's overrides on top."""
     return build(RunConfig, apply_overrides(read_toml(find_recipe(recipe)), overrides), where="")
-
-
-def find_recipe(recipe: str) -> Path:
-    """The path of a recipe; names like `gpt3_125m` or `launch/recipes/demo.toml` find the shipped files anywhere."""
-    path = Path(recipe)
-    if path.exists() or path.is_symlink():
-        return path
-    shipped = Path(str(resources.files("launch"))) / "recipes"
-    named = shipped / f"{path.name.removesuffix('.toml')}.toml"
-    if named.exists() and path.parent in (Path("."), Path("launch/recipes")):
-        return named
-    names = ", ".join(sorted(file.stem for file in shipped.glob("*.toml")))
-    raise ConfigError(f"{recipe}: no such recipe file, and no shipped recipe of this name ({names})")
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:

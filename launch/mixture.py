@@ -12,8 +12,8 @@ from gpt.console import human_count
 from gpt.dataset import TrainingData
 from gpt.errors import ConfigError
 from gpt.mixture import MixtureConfig, MixturePlan, PlannedCorpus, plan_mixture
-from launch.config import RunConfig, find_recipe
-from launch.recipe import apply_overrides, build, read_toml
+from launch.config import RunConfig
+from launch.recipe import apply_overrides, build, find_recipe, read_toml
 
 LARGEST_ERROR = 1e-3  # of a corpus's planned tokens; beyond it, a line says why
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from gpt.errors import ConfigError, import_extra
 from launch.cluster import slurm_array_share
-from launch.recipe import apply_overrides, build, read_toml
+from launch.recipe import apply_overrides, build, find_recipe, read_toml
 
 # Of the extra `data`.
 DATA_PACKAGES = ("brotli", "isal", "resiliparse", "pycld2", "pyarrow", "zstandard", "xxhash", "mmh3")
@@ -18,7 +18,7 @@ DATA_PACKAGES = ("brotli", "isal", "resiliparse", "pycld2", "pyarrow", "zstandar
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments; every key of the recipe can be overridden beside them."""
-    parser.add_argument("recipe", type=Path, help="TOML file, for example launch/recipes/demo_corpus.toml")
+    parser.add_argument("recipe", help="a TOML file, or the name of a shipped one, such as crawl_gpt3")
     how = parser.add_argument_group("how it runs (docs/data_running.md)")
     how.add_argument("--workers", type=int, default=None, metavar="N", help="tasks at a time (default: all cores)")
     how.add_argument(
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(emoji=False)  # ":x:" in a path or an id is no picture
     if not console.is_terminal:
         console = Console(width=140, emoji=False)  # a pipe has no width, and the default 80 breaks rows
-    config = build(PrepareConfig, apply_overrides(read_toml(args.recipe), args.overrides), where="")
+    config = build(PrepareConfig, apply_overrides(read_toml(find_recipe(args.recipe)), args.overrides), where="")
     if args.explain is not None:
         show_fates(explain(config.output.work_folder, args.explain), config, console)
     elif args.status:

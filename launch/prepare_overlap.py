@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gpt.errors import ConfigError, import_extra
-from launch.recipe import apply_overrides, build, read_toml
+from launch.recipe import apply_overrides, build, find_recipe, read_toml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(emoji=False)
     if not console.is_terminal:
         console = Console(width=140, emoji=False)
-    config = build(OverlapConfig, apply_overrides(read_toml(args.recipe), args.overrides), where="")
+    config = build(OverlapConfig, apply_overrides(read_toml(find_recipe(str(args.recipe))), args.overrides), where="")
     show_overlap(analyse(config, n_workers=n_workers, progress=Progress(console)), console)
     for name in (EXAMPLES_FILE, SUMMARY_FILE):
         console.print(f"written: {config.output.folder / name}", highlight=False, soft_wrap=True)

@@ -6,12 +6,26 @@ import tomllib
 import types
 import typing
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from gpt.errors import ConfigError
 
 T = TypeVar("T")
+
+
+def find_recipe(recipe: str) -> Path:
+    """The path of a recipe; names like `gpt3_125m` or `launch/recipes/demo.toml` find the shipped files anywhere."""
+    path = Path(recipe)
+    if path.exists() or path.is_symlink():
+        return path
+    shipped = Path(str(resources.files("launch"))) / "recipes"
+    named = shipped / f"{path.name.removesuffix('.toml')}.toml"
+    if named.exists() and path.parent in (Path("."), Path("launch/recipes")):
+        return named
+    names = ", ".join(sorted(file.stem for file in shipped.glob("*.toml")))
+    raise ConfigError(f"{recipe}: no such recipe file, and no shipped recipe of this name ({names})")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pytest
 
 from gpt.errors import ConfigError
 from gpt.schedule import learning_rate
-from launch.config import as_dict, changed_keys, find_recipe, from_dict, read_run_config
+from launch.config import as_dict, changed_keys, from_dict, read_run_config
+from launch.recipe import find_recipe
 from launch.train import layout_of
 
 # Table 2.1 of arXiv 2005.14165: parameters (millions), layers, width, heads, batch (tokens), learning rate. Two rows
