@@ -187,7 +187,8 @@ def show(result: dict[str, Any]) -> None:
     print(f"\nopening to the first batch, medians of {result['rounds']}")
     for name, values in result["open"].items():
         if isinstance(values, dict) and "seconds" in values and "/" not in name:
-            print(f"  {name:24}{values['seconds'] * 1e3:>12,.2f} ms{values['peak_bytes'] / 2**20:>10,.1f} MiB")
+            times = f"{values['seconds'] * 1e3:>12,.2f} ms{values['cpu_seconds'] * 1e3:>12,.2f} ms of processor"
+            print(f"  {name:24}{times}{values['peak_bytes'] / 2**20:>10,.1f} MiB")
     for name, values in result["open"].get("largest", {}).items():
         if isinstance(values, dict):
             print(f"  {'at the largest: ' + name:36}{values['seconds']:,.2f} s {values['peak_bytes'] / 2**20:,.0f} MiB")
