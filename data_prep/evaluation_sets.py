@@ -1,6 +1,7 @@
 """Reads the examples of evaluation sets from local files; never skips a record that it cannot read, never downloads."""
 
 import glob
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,13 @@ def find_set_files(sets: Sequence[EvaluationSet], *, where: str) -> list[tuple[P
         if names.count(name) > 1:
             raise ConfigError(f"{where}: two sets are called '{name}'; give each its own name")
     return [tuple(sorted({path for p in s.paths for path in _matches(p, f"{where} '{s.name}'")})) for s in sets]
+
+
+def check_sets(sets: Sequence[EvaluationSet], *, where: str) -> None:
+    """`find_set_files`, and that the first example of every file can be read: hours before its step needs all."""
+    for one, paths in zip(sets, find_set_files(sets, where=where), strict=True):
+        if not sum(1 for path in paths for _ in itertools.islice(read_examples(one, [path]), 1)):
+            raise ConfigError(f"{where} '{one.name}': there is no example in {', '.join(map(str, paths))}")
 
 
 def _matches(pattern: str, where: str) -> list[Path]:

@@ -17,6 +17,7 @@ from data_prep.evaluation_sets import EvaluationSet, Example, find_set_files, re
 from data_prep.files import read_array, write_array
 from data_prep.ngrams import GramIndex, count_words, find_in_each, join, scan_grams
 from data_prep.shard_runs import ShardRun
+from gpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from data_prep.tokenize import SplitConfig
@@ -93,6 +94,8 @@ def index_examples(config: IndexTask, inputs: tuple[Path, ...], outputs: tuple[P
         for place, (one, n_files) in enumerate(zip(config.sets, config.n_files, strict=True)):
             paths, files = files[:n_files], files[n_files:]
             lengths = [count_words(example.text) for example in read_examples(one, paths)]
+            if not any(lengths):  # else all of it would count as clean
+                raise ConfigError(f"evaluation set '{one.name}': no example with a word in {', '.join(map(str, paths))}")
             n = gram_length(lengths, config.rule, synthetic=one.synthetic)
             distinct = [np.zeros(0, np.uint64)]
             for example in read_examples(one, paths):

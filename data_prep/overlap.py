@@ -16,7 +16,7 @@ import numpy as np
 
 from data_prep.corpus import read_corpus
 from data_prep.documents import Document, read_shard
-from data_prep.engine import Result, Stage, Task, Workspace
+from data_prep.engine import Finished, Result, Stage, Task, Workspace
 from data_prep.evaluation_sets import EvaluationSet
 from data_prep.files import disk_errors, read_array
 from data_prep.known_grams import (
@@ -126,9 +126,11 @@ def analyse(config: OverlapConfig, *, n_workers: int, progress: Progress) -> dic
         rule = LengthRule(config.overlap.min_words, config.overlap.max_words, config.overlap.percentile)
         known = index_sets(run, config.overlap.sets, rule, where="overlap.sets")
         finished = []
-        for place, (split, shards) in enumerate(corpora):
-            named = {f"{place}-{name}": path for name, path in run.named(shards).items()}
-            finished += search(run, SHARDS, SearchTask(known.lengths, split), known, named)
+        for place, corpus in enumerate(corpora):
+            named = {f"{place}-{name}": path for name, path in run.named(corpus.shards).items()}
+            searched = search(run, SHARDS, SearchTask(known.lengths, corpus.split), known, named)
+            _check_documents(corpus, searched)
+            finished += searched
         if sources:
             reading = InputConfig(
                 paths=("-",),  # the files are the tasks' inputs; what matters is how they are read
@@ -216,18 +218,41 @@ def _texts(path: Path, reading: InputConfig) -> Iterator[tuple[int, str]]:
         yield row, record.text
 
 
-def _corpora(config: TrainingConfig) -> list[tuple[SplitConfig, list[Path]]]:
-    """How each corpus divides its documents, and the shards of its last text step."""
+@dataclass(frozen=True)
+class _Corpus:
+    folder: Path
+    split: SplitConfig
+    documents: int  # of its training split
+    work: Path
+    shards: list[Path]  # of its last text step
+
+
+def _corpora(config: TrainingConfig) -> list[_Corpus]:
     found = []
     for place, folder in enumerate(config.corpora):
-        recipe = read_corpus(folder)["recipe"]["output"]
+        about = read_corpus(folder)
+        try:
+            recipe, documents = about["recipe"]["output"], about["splits"]["training"]["documents"]
+            split = SplitConfig(recipe["validation_fraction"], recipe["seed"])
+        except (KeyError, TypeError):
+            raise ConfigError(f"{folder}/corpus.json: damaged; run `triaxial prepare` again") from None
         work = config.works[place] if config.works else folder / "work"
         shards = read_steps(work)[-1].shards(work)
         for path in shards:
             if not path.is_file():
                 raise ConfigError(f"{path}: no such file; run `triaxial prepare` on the recipe of {folder} again")
-        found.append((SplitConfig(recipe["validation_fraction"], recipe["seed"]), shards))
+        found.append(_Corpus(folder, split, documents, work, shards))
     return found
+
+
+def _check_documents(corpus: _Corpus, searched: list[Finished]) -> None:
+    """The texts are those of the corpus, and not of a later run in its work folder that did not come to its end."""
+    documents = sum(task.facts["documents"] for task in searched)
+    if documents != corpus.documents:
+        raise ConfigError(
+            f"{corpus.work} holds {documents:,} training documents, but the corpus in {corpus.folder} has "
+            f"{corpus.documents:,}: another recipe ran there since; run `triaxial prepare` on its own again"
+        )
 
 
 def _publish(folder: Path, marked: Path, summary: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ whose values start at 0 and not at 1, so the probability to stay is exactly (2 -
 of the document's id: the same documents stay in every order, sharding and run.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,8 +53,8 @@ class ClassifyConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise ConfigError(f"classify.alpha = {self.alpha} must be above 0; GPT-3 has 9")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"classify.alpha = {self.alpha} must be a finite number above 0; GPT-3 has 9")
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"classify.threshold = {self.threshold} must lie between 0 and 1")
 

@@ -13,7 +13,7 @@ from data_prep.decontaminate import REPORT, decontaminate, summary
 from data_prep.dedup_exact import COPY
 from data_prep.dedup_minhash import NEAR_COPY
 from data_prep.engine import SHARE_TIMEOUT_S, Work, Workspace
-from data_prep.evaluation_sets import find_set_files
+from data_prep.evaluation_sets import check_sets
 from data_prep.extract import extract_stage, extract_task
 from data_prep.language import language_stage
 from data_prep.page_text import load_libraries
@@ -76,9 +76,9 @@ def check(config: PrepareConfig) -> list[Path | RemoteFile]:
     """The input files, none for the built-in source; ConfigError for what can be seen to be wrong before any stage."""
     found = [] if config.input.source == "python-docs" else find_inputs(config.input.paths)
     _check_tokenizer(config)
-    find_set_files(config.decontaminate.sets, where="decontaminate.sets")  # a missing file is said now
+    check_sets(config.decontaminate.sets, where="decontaminate.sets")  # a wrong file is a mistake to hear of now
     if config.classify.model is not None:
-        load_model(config.classify.model)  # a wrong file is a mistake to hear of now
+        load_model(config.classify.model)
     load_libraries(config.extract)
     if config.output.url is not None:
         check_target(config.output.url)

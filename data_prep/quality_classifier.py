@@ -131,7 +131,7 @@ def load_model(path: Path) -> QualityModel:
         raise ConfigError(
             f"{path}: no such quality model; make one with `triaxial prepare train-quality --output {path}`"
         ) from None
-    except (SafetensorError, IsADirectoryError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError) as error:  # of a folder: "No such device"
         raise ConfigError(f"{path} is not a quality model ({error})") from None
     if weights.shape != (N_BUCKETS,) or bias.shape != (1,) or not np.isfinite(weights).all():
         raise ConfigError(f"{path} is not a quality model: its weights are not {N_BUCKETS} finite numbers")

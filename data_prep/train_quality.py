@@ -46,14 +46,14 @@ class FitConfig:
     alpha: float = 9.0
 
     def __post_init__(self) -> None:
-        if not self.l2 >= 0:
-            raise ConfigError(f"--l2 {self.l2} must be at least 0")
+        if not 0 <= self.l2 < math.inf:
+            raise ConfigError(f"--l2 {self.l2} must be a finite number of at least 0; the default is 0.01")
         if self.max_iterations < 1:
             raise ConfigError(f"--max-iterations {self.max_iterations} must be at least 1")
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"--held-out {self.held_out} must be at least 0 and below 1, for example 0.1")
-        if not self.alpha > 0:
-            raise ConfigError(f"--alpha {self.alpha} must be above 0; GPT-3 has 9")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"--alpha {self.alpha} must be a finite number above 0; GPT-3 has 9")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class TrainQualityConfig:
             raise ConfigError(f"--max-documents {self.sample.max_documents} must be at least 2")
         if self.output.suffix != SUFFIX:
             raise ConfigError(f"--output {self.output} must end in {SUFFIX}, for example {self.output.stem}{SUFFIX}")
+        if self.output.is_dir():
+            raise ConfigError(f"--output {self.output} is a folder; name a file that ends in {SUFFIX}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The `triaxial` command: finds the subcommand, prints a user's mistake as one line, never does the work itself."""
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ COMMANDS = {
     "doctor": ("launch.doctor", "show what this machine offers and what would break a run"),
     "demo": ("launch.demo", "the whole path on this machine: pages, tokens, training, evaluation, export"),
 }
+# What a path or a machine may be wrong in wherever a command first touches it; any other error is ours to explain.
+_OF_THE_MACHINE = {getattr(errno, f"E{name}") for name in "ACCES PERM ROFS NOTDIR ISDIR NAMETOOLONG LOOP NOSPC".split()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except ConfigError as error:
         report_mistake(str(error))
+        return 2
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE or error.filename is None:
+            raise
+        report_mistake(f"{error.filename2 or error.filename}: {(error.strerror or '').lower()}")
         return 2
     except KeyboardInterrupt:
         return 130
