@@ -95,7 +95,9 @@ def index_examples(config: IndexTask, inputs: tuple[Path, ...], outputs: tuple[P
             paths, files = files[:n_files], files[n_files:]
             lengths = [count_words(example.text) for example in read_examples(one, paths)]
             if not any(lengths):  # else all of it would count as clean
-                raise ConfigError(f"evaluation set '{one.name}': no example with a word in {', '.join(map(str, paths))}")
+                raise ConfigError(
+                    f"evaluation set '{one.name}': no example with a word in {', '.join(map(str, paths))}"
+                )
             n = gram_length(lengths, config.rule, synthetic=one.synthetic)
             distinct = [np.zeros(0, np.uint64)]
             for example in read_examples(one, paths):

@@ -183,13 +183,16 @@ def task_key(about: About, task: Task, digest: Callable[[Path], str], folder: Pa
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Size, time of change and digest of a file's content, for the manifest."""
+    """Size, time of change and digest of a file's content, for the manifest. ConfigError: it cannot be read."""
     xxhash = import_extra("xxhash", extra="data")
     digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        stat = os.fstat(file.fileno())
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except PermissionError as error:  # of an input: what we wrote ourselves can be read
+        raise ConfigError(f"{path}: {error.strerror}; this user must be able to read it") from None
     return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "digest": digest.hexdigest()}
 
 

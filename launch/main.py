@@ -25,7 +25,10 @@ COMMANDS = {
     "demo": ("launch.demo", "the whole path on this machine: pages, tokens, training, evaluation, export"),
 }
 # What a path or a machine may be wrong in wherever a command first touches it; any other error is ours to explain.
-_OF_THE_MACHINE = {getattr(errno, f"E{name}") for name in "ACCES PERM ROFS NOTDIR ISDIR NAMETOOLONG LOOP NOSPC".split()}
+_OF_THE_MACHINE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
