@@ -20,7 +20,6 @@ from data_prep.files import disk_errors, sync_file, sync_folder
 from gpt.errors import ConfigError
 
 CORPUS_FILE = "corpus.json"
-FORMAT = "triaxial-corpus"
 VERSION = 2  # 1 had one file a split and no sampled digests
 SPLITS = {"training": "train", "validation": "validation"}  # split: prefix of its token files
 # Files that only a corpus has, so an older one's may be taken away.
@@ -84,8 +83,8 @@ def read_corpus(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file; run `triaxial prepare` to make the corpus") from None
     except ValueError as error:
         raise ConfigError(f"{path}: damaged ({error}); run `triaxial prepare` again") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ConfigError(f"{path}: damaged, or not of a Triaxial corpus; run `triaxial prepare` again")
+    if not isinstance(description, dict):
+        raise ConfigError(f"{path}: damaged (not a JSON object); run `triaxial prepare` again")
     return description
 
 
@@ -100,7 +99,7 @@ def describe(
 ) -> dict[str, Any]:
     """What corpus.json says: nothing that differs when the same corpus is made again elsewhere, by other workers."""
     description = {
-        "format": FORMAT,
+        "format": "triaxial-corpus",
         "version": VERSION,
         "vocab_size": tokenizer["vocab_size"],
         "tokens": sum(split["tokens"] for split in splits.values()),

@@ -94,10 +94,8 @@ def index_examples(config: IndexTask, inputs: tuple[Path, ...], outputs: tuple[P
         for place, (one, n_files) in enumerate(zip(config.sets, config.n_files, strict=True)):
             paths, files = files[:n_files], files[n_files:]
             lengths = [count_words(example.text) for example in read_examples(one, paths)]
-            if not any(lengths):  # else all of it would count as clean
-                raise ConfigError(
-                    f"evaluation set '{one.name}': no example with a word in {', '.join(map(str, paths))}"
-                )
+            if not lengths:  # else it would count as clean, and nothing be cut for it
+                raise ConfigError(f"evaluation set '{one.name}': there is no example in {', '.join(map(str, paths))}")
             n = gram_length(lengths, config.rule, synthetic=one.synthetic)
             distinct = [np.zeros(0, np.uint64)]
             for example in read_examples(one, paths):

@@ -81,7 +81,7 @@ def _lengths(counts: Sequence[Counts]) -> str:
         what = f"{_size(2 ** max(b - 1, 0))} to {_size(2**b)}: {numbers[0]:,}, in the corpus {numbers[1]:,}"
         columns.append(f'<div title="{escape(what)}">{pair}</div>')
         labels.append(f"<span>{_size(2 ** max(b - 1, 0))}</span>")
-    key = f"<p class=\"key note\"><i></i>after {escape(first.step)}<i class=last></i>in the corpus</p>"
+    key = f'<p class="key note"><i></i>after {escape(first.step)}<i class=last></i>in the corpus</p>'
     head = "<h2>Lengths of documents</h2><p class=note>UTF-8 bytes, each column twice as long as the one before.</p>"
     return f"{head}{key}<div class=columns>{''.join(columns)}</div><div class=labels>{''.join(labels)}</div>"
 

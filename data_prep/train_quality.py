@@ -47,13 +47,13 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.l2 < math.inf:
-            raise ConfigError(f"--l2 {self.l2} must be a finite number of at least 0; the default is 0.01")
+            raise ConfigError(f"--l2 {self.l2} must be at least 0 and finite; the default is 0.01")
         if self.max_iterations < 1:
             raise ConfigError(f"--max-iterations {self.max_iterations} must be at least 1")
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"--held-out {self.held_out} must be at least 0 and below 1, for example 0.1")
         if not 0 < self.alpha < math.inf:
-            raise ConfigError(f"--alpha {self.alpha} must be a finite number above 0; GPT-3 has 9")
+            raise ConfigError(f"--alpha {self.alpha} must be above 0 and finite; GPT-3 has 9")
 
 
 @dataclass(frozen=True)

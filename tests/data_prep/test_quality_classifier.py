@@ -155,6 +155,8 @@ def test_a_models_file(tmp_path):
     np.testing.assert_array_equal(again.weights, weights)
     assert (again.bias, again.about["held_out"], again.about["version"]) == (0.25, {"f1": 0.9}, 1)
 
+    with pytest.raises(ConfigError, match="is not a quality model"):
+        load_model(tmp_path)
     with pytest.raises(ConfigError, match="no such quality model; make one with"):
         load_model(tmp_path / "gone.safetensors")
     (tmp_path / "text.safetensors").write_text("not a model at all")

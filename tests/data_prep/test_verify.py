@@ -207,6 +207,10 @@ def _parsed(path):
 
 
 def test_what_cannot_be_verified(corpus, tmp_path, capsys):
+    (tmp_path / CORPUS_FILE).write_text("[]")
+    assert main(["prepare", "verify", str(tmp_path)]) == 1
+    assert "damaged (not a JSON object)" in capsys.readouterr().out
+    (tmp_path / CORPUS_FILE).unlink()
     assert main(["prepare", "verify", str(tmp_path)]) == 2
     assert "corpus.json: no such file" in capsys.readouterr().err
     (corpus / CORPUS_FILE).write_text(json.dumps({"format": "triaxial-corpus", "version": 1}))

@@ -119,6 +119,13 @@ def test_a_corpus_is_cleaned(folder, capsys):
     assert main(["prepare", str(folder / "clean.toml"), "--explain", "d6"]) == 0
     assert "decontaminate: dropped, no_long_piece" in capsys.readouterr().out
 
+    # Half of the input, in the same work folder, and no corpus: what lies there is not what the model is trained on.
+    other = ("--input.paths", f'["{folder}/0.jsonl"]', "--tokenizer.vocab_size", "9_000_000")
+    assert main(["prepare", str(folder / "clean.toml"), "--workers", "1", *other]) == 2
+    assert "9000000" in capsys.readouterr().err
+    assert main(["prepare", "overlap", str(folder / "overlap.toml")]) == 2
+    assert "another recipe ran there since" in capsys.readouterr().err
+
 
 def test_mistakes_are_one_line(folder, capsys):
     (folder / "bad.toml").write_text((RECIPE + SETS).format(folder=folder, out=folder / "bad"))
@@ -131,4 +138,25 @@ def test_mistakes_are_one_line(folder, capsys):
     (folder / "bad.toml").write_text((RECIPE + sets).format(folder=folder, out=folder / "bad"))
     assert main(["prepare", str(folder / "bad.toml")]) == 2
     assert "decontaminate.sets 'quiz': no file matches" in capsys.readouterr().err
+    (folder / "empty.jsonl").write_text("")
+    sets = SETS.replace("set.jsonl", "empty.jsonl")
+    (folder / "bad.toml").write_text((RECIPE + sets).format(folder=folder, out=folder / "bad"))
+    assert main(["prepare", str(folder / "bad.toml")]) == 2
+    assert "decontaminate.sets 'quiz': there is no example in" in capsys.readouterr().err
+    sets = SETS.replace('"q"', '"p"')
+    (folder / "bad.toml").write_text((RECIPE + sets).format(folder=folder, out=folder / "bad"))
+    assert main(["prepare", str(folder / "bad.toml")]) == 2
+    assert "record 1 has none of the fields p" in capsys.readouterr().err
     assert not (folder / "bad").exists(), "said before any work"
+    (folder / "none.toml").write_text(ANALYSIS.format(folder=folder, out=folder / "none").replace("set.j", "empty.j"))
+    (folder / "x.txt").write_text("x")
+    texts = ("--training.corpora", "[]", "--training.paths", f'["{folder}/x.txt"]')
+    assert main(["prepare", "overlap", str(folder / "none.toml"), *texts]) == 2
+    assert "evaluation set 'quiz': there is no example in" in capsys.readouterr().err
+    (folder / "none").mkdir(exist_ok=True)
+    for content in ("[]", "{}"):
+        (folder / "none/corpus.json").write_text(content)
+        assert main(["prepare", "overlap", str(folder / "none.toml")]) == 2
+        assert "corpus.json: damaged" in capsys.readouterr().err
+    assert main(["prepare", "x" * 300]) == 2
+    assert "file name too long" in capsys.readouterr().err
