@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.documents import Document, parent_id, read_shard
-from data_prep.shard_runs import Step, read_steps
+from data_prep.shard_runs import Steps, read_steps
 from data_prep.traces import Drop, read_trace
 from gpt.errors import ConfigError
 
@@ -17,6 +17,7 @@ class Fate:
     dropped: Drop | None
     kept: tuple[Document, ...]
     shard: Path  # the trace or the shard that tells
+    finished: bool = True  # else the run has not come to its end, and later steps may yet drop what is kept
 
 
 def explain(work: Path, document_id: str) -> list[Fate]:
@@ -25,13 +26,14 @@ def explain(work: Path, document_id: str) -> list[Fate]:
     Reads the traces of all steps and the shards of the last one. ConfigError: no run yet, or no such document.
     """
     wanted = document_id.strip("<>")
-    steps = read_steps(work)
+    about = read_steps(work)
+    steps = about.done
     fates = []
     for number, step in enumerate(steps):
         passed = tuple(earlier.stage for earlier in steps[:number])
         for path in step.traces(work):
             fates += [Fate(passed, drop, (), path) for drop in _drops(path) if _is_of(drop.id, wanted)]
-    fates += _survivors(work, steps, wanted)
+    fates += _survivors(work, about, wanted)
     if not fates:
         raise ConfigError(
             f"no document '{wanted}' was read or dropped by the last run in {work}; ids are those of the "
@@ -44,14 +46,14 @@ def _drops(path: Path) -> list[Drop]:
     return list(read_trace(path)) if path.exists() else []  # a run that is not finished has not all of them
 
 
-def _survivors(work: Path, steps: list[Step], wanted: str) -> list[Fate]:
-    passed = tuple(step.stage for step in steps)
+def _survivors(work: Path, steps: Steps, wanted: str) -> list[Fate]:
+    passed = tuple(step.stage for step in steps.done)
     fates = []
-    for path in steps[-1].shards(work):
+    for path in steps.done[-1].shards(work):
         if path.exists() and path.name.endswith(".jsonl.zst"):
             found = [d for d in read_shard(path) if _is_of(d.id, wanted)]
             if found:
-                fates.append(Fate(passed, None, tuple(found), path))
+                fates.append(Fate(passed, None, tuple(found), path, steps.finished))
     return fates
 
 

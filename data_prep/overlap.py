@@ -237,7 +237,13 @@ def _corpora(config: TrainingConfig) -> list[_Corpus]:
         except (KeyError, TypeError):
             raise ConfigError(f"{folder}/corpus.json: damaged; run `triaxial prepare` again") from None
         work = config.works[place] if config.works else folder / "work"
-        shards = read_steps(work)[-1].shards(work)
+        steps = read_steps(work)
+        if not steps.finished:
+            raise ConfigError(
+                f"{work}: the last run there has not come to its end, so its texts are not those of {folder}; run "
+                "`triaxial prepare` on the recipe of that corpus again"
+            )
+        shards = steps.done[-1].shards(work)
         for path in shards:
             if not path.is_file():
                 raise ConfigError(f"{path}: no such file; run `triaxial prepare` on the recipe of {folder} again")

@@ -76,6 +76,7 @@ def check(config: PrepareConfig) -> list[Path | RemoteFile]:
     """The input files, none for the built-in source; ConfigError for what can be seen to be wrong before any stage."""
     found = [] if config.input.source == "python-docs" else find_inputs(config.input.paths)
     _check_tokenizer(config)
+    _check_other_corpora(config)
     check_sets(config.decontaminate.sets, where="decontaminate.sets")  # a wrong file is a mistake to hear of now
     if config.classify.model is not None:
         load_model(config.classify.model)
@@ -112,6 +113,7 @@ def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | Remote
         shards = run.map(PII, config.pii, shards)
     more = {REPORT: summary(run.facts[REPORT][-1])} if REPORT in run.facts else {}
     description = write_corpus(run, config, shards, more=more)
+    run.finish()
     if config.output.url is not None:
         workspace.alone(partial(upload_corpus, config.output.corpus_folder, config.output.url))
     return Prepared(run.counts, run.facts, run.seconds, config.output.corpus_folder, description)

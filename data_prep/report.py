@@ -65,7 +65,10 @@ def show_fates(fates: Sequence[Fate], config: PrepareConfig, console: Console) -
         for document in fate.kept:
             split = "validation" if config.output.split.is_validation(parent_id(document.id)) else "training"
             about = ", ".join(f"{key} {value}" for key, value in document.metadata.items())
-            lines.append(f"kept as {document.id} in the {split} split; {document.n_bytes:,} bytes; {about}")
+            kept = f"kept as {document.id} in the {split} split" if fate.finished else f"so far kept as {document.id}"
+            lines.append(f"{kept}; {document.n_bytes:,} bytes; {about}")
+        if not fate.finished:
+            lines.append("but that run has not come to its end: steps to come may drop it")
         lines.append(f"says {fate.shard}")
         console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
         console.print()

@@ -74,6 +74,10 @@ class ShardRun:
         self._run(stage, [Task(config, tuple(inputs), tuple(outputs.values()))])
         return outputs
 
+    def finish(self) -> None:
+        """Note that the run has come to its end, and its last shards are what the corpus was made of."""
+        write_steps(self.workspace, self._steps, finished=True)
+
     def tasks(self, stage: Stage, tasks: Sequence[Task]) -> list[Finished]:
         """Any other tasks, counted and noted like these."""
         return self._run(stage, tasks)
@@ -98,20 +102,31 @@ class ShardRun:
         return finished
 
 
-def write_steps(workspace: Work, steps: Sequence[Step]) -> None:
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a workspace's last run, in order, and whether that run came to its end."""
+
+    done: tuple[Step, ...]
+    finished: bool
+
+
+def write_steps(workspace: Work, steps: Sequence[Step], *, finished: bool = False) -> None:
     """Note the steps so far in a workspace, for `read_steps`."""
     rows = [{"stage": step.stage, "ending": step.ending, "names": step.names} for step in steps]
-    workspace.note(STEPS_FILE, json.dumps(rows))
+    workspace.note(STEPS_FILE, json.dumps({"finished": finished, "steps": rows}))
 
 
-def read_steps(folder: Path) -> list[Step]:
-    """The steps of a workspace's last run, in order; ConfigError when there is none."""
+def read_steps(folder: Path) -> Steps:
+    """What `write_steps` noted; ConfigError when there is none that can be read."""
     path = folder / STEPS_FILE
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(Step(row["stage"], row["ending"], tuple(row["names"])) for row in about["steps"])
+        return Steps(rows, bool(about["finished"]))
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: no such file; run `triaxial prepare` on this recipe first") from None
-    return [Step(row["stage"], row["ending"], tuple(row["names"])) for row in rows]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path}: damaged, or of an older version; run `triaxial prepare` again") from None
 
 
 def _nothing_left(row: Counts) -> str:

@@ -234,6 +234,8 @@ def test_mistakes_are_one_line_and_leave_no_corpus(tmp_path, crawl, capsys, word
     assert error.count("\n") == 1
     assert message in error
     assert [path.name for path in tmp_path.glob("corpus/*") if path.is_file()] == []
+    if "gone" in words[1]:
+        assert not (tmp_path / "corpus").exists(), "said before any work"
     assert [path for path in tmp_path.rglob("*") if "tmp" in path.name] == []
 
 

@@ -124,6 +124,12 @@ def test_a_corpus_is_cleaned(folder, capsys):
     assert main(["prepare", str(folder / "clean.toml"), "--workers", "1", *other]) == 2
     assert "9000000" in capsys.readouterr().err
     assert main(["prepare", "overlap", str(folder / "overlap.toml")]) == 2
+    assert "the last run there has not come to its end" in capsys.readouterr().err
+    assert main(["prepare", str(folder / "clean.toml"), "--explain", "d2"]) == 0
+    assert "so far kept as d2#piece-0;" in capsys.readouterr().out
+    apart = ("--output.folder", str(folder / "apart"), "--output.work", str(folder / "clean/work"), "--workers", "1")
+    assert main(["prepare", str(folder / "clean.toml"), *apart, *other[:2]]) == 0
+    assert main(["prepare", "overlap", str(folder / "overlap.toml")]) == 2
     assert "another recipe ran there since" in capsys.readouterr().err
 
 

@@ -109,7 +109,7 @@ def test_a_recipe_scores_keeps_and_masks(trained, tmp_path, capsys):
             """
         )
         assert main(["prepare", str(recipe), "--workers", str(workers)]) == 0
-        (step,) = [step for step in read_steps(tmp_path / name / "work") if step.stage == "classify"]
+        (step,) = [step for step in read_steps(tmp_path / name / "work").done if step.stage == "classify"]
         shards = [d for path in step.shards(tmp_path / name / "work") for d in read_shard(path)]
         kept[name] = {d.id: d.metadata["quality_score"] for d in shards}
         drops = [d for path in step.traces(tmp_path / name / "work") for d in read_trace(path)]
