@@ -32,9 +32,21 @@ def describe_corpus(prefix: Path) -> dict[str, Any] | None:
     if not isinstance(description, dict) or description.get("format") != "triaxial-corpus":
         return None
     try:
-        return description if _shards(description, Path(prefix).name) else None
+        shards = _shards(description, Path(prefix).name)
+        _check_fields(description, shards)
+        return description if shards else None
     except (KeyError, TypeError, AttributeError):
         raise ConfigError(f"{path}: damaged; copy it again, or run `triaxial prepare` again") from None
+
+
+def _check_fields(description: dict[str, Any], shards: list[dict[str, Any]]) -> None:
+    """Raise KeyError, TypeError or AttributeError unless all is there that opening the files will ask for."""
+    if shards:
+        description["tokenizer"]["file"].encode(), description["tokenizer"]["fingerprint"].encode()
+    if description.get("version", 1) >= 2:
+        for shard in shards:
+            for suffix in ("bin", "idx"):
+                int(shard[suffix]["bytes"]), shard[suffix]["sampled_sha256"].encode()
 
 
 def check_corpus(prefix: Path) -> None:

@@ -246,5 +246,11 @@ def test_token_files_without_a_description_open_as_they_are(corpus):
     (corpus / CORPUS_FILE).write_text(json.dumps({"format": "triaxial-corpus", "splits": {"x": 3}}))
     with pytest.raises(ConfigError, match=r"corpus\.json: damaged"):
         open_tokens(corpus / "train")
+    part = {"x": {"prefix": "train", "shards": [{"name": "train-00000-of-00003"}]}}
+    for version in (2, "two"):
+        about = {"format": "triaxial-corpus", "version": version, "splits": part}
+        (corpus / CORPUS_FILE).write_text(json.dumps(about | {"tokenizer": {"file": "x", "fingerprint": "y"}}))
+        with pytest.raises(ConfigError, match=r"corpus\.json: damaged"):
+            open_tokens(corpus / "train")
     (corpus / CORPUS_FILE).write_text(json.dumps({"name": "some other tool's"}))
     assert open_tokens(corpus / "train").n_documents > 0
