@@ -1,5 +1,6 @@
 """The language stage: keeps documents in the wanted languages, by CLD2 or py3langid; never translates or trims."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from data_prep.traces import write_trace
 from gpt.errors import ConfigError, import_extra
 
 # CLD2 refuses text with these, which say nothing about the language.
-_NOT_TEXT = dict.fromkeys((*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), *range(0x7F, 0xA0), 0xFFFE, 0xFFFF), " ")
+_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 _LEAST_PROBABILITY = 0.3  # of py3langid's answer, below which it is taken for none
 
 
@@ -62,7 +63,7 @@ def detect(text: str) -> Language:
     """The language of a text by CLD2."""
     cld2: Any = import_extra("pycld2", extra="data")
     try:
-        _, _, details = cld2.detect(text.translate(_NOT_TEXT).encode(), bestEffort=True)
+        _, _, details = cld2.detect(_NOT_TEXT.sub(" ", text).encode(), bestEffort=True)
     except cld2.error:  # a character that CLD2's own UTF-8 check does not allow
         printable = "".join(c if c.isprintable() or c.isspace() else " " for c in text)
         _, _, details = cld2.detect(printable.encode(), bestEffort=True)
