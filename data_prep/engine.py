@@ -316,6 +316,7 @@ class Workspace:
         assert self._share is not None
         assert self._watch is not None
         self._say("waiting")
+        pause_s = 0.02
         while True:
             self._manifest.refresh()
             there = [name for name in missing if is_there(name)]
@@ -327,7 +328,8 @@ class Workspace:
             if not missing:
                 return
             self._watch.check(owners, step=self._step, tasks=self._said)
-            time.sleep(0.2 + 0.05 * self._share.count)  # all shares look at all shares' files
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.2 + 0.05 * self._share.count)  # all shares look at all shares' files
 
     def _say(self, state: str) -> None:
         self._hold.say(state, step=self._step, stage=self._stage, tasks=self._said)
