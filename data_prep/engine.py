@@ -13,6 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,7 @@ from data_prep.stages import (
     Finished,
     Job,
     Outcome,
+    Paths,
     Result,
     Stage,
     Task,
@@ -45,6 +47,7 @@ __all__ = ["Finished", "Result", "Stage", "Task", "Work", "Workspace", "plain", 
 
 TEMPORARY = ".tmp"
 SHARE_TIMEOUT_S = 3600.0
+_LISTED_INPUTS = 32  # in a task's own line
 _SYNC_S = 1.0  # what a crash of the machine may cost of the finished tasks; an fsync a task would slow small ones
 
 
@@ -64,6 +67,14 @@ class Work(Protocol):
 
     def note(self, name: str, text: str) -> None:
         """Keep a small file about the run in the folder, whole or not at all."""
+        ...
+
+    def find(self, steps: Callable[[], dict[str, Path]], shards: dict[str, Path], *, size: float) -> dict[str, Path]:
+        """What `steps` returns: a file for each of the shards.
+
+        Those steps depend on what earlier ones find. A plan that does not know it takes stand-ins for the files, with
+        `size` times a shard's bytes.
+        """
         ...
 
     def alone(self, function: Callable[[], None]) -> None:
@@ -107,6 +118,7 @@ class Workspace:
         self._watch: Watch | None = None
         self._renamed_in: set[Path] = set()  # folders to sync
         self._synced_at = 0.0
+        self._inputs: dict[Paths, _Inputs] = {}  # of this stage's tasks
         self._step, self._stage, self._said = 0, "", ""  # what this run says of itself
 
     def __enter__(self) -> "Workspace":
@@ -146,7 +158,8 @@ class Workspace:
         if self._share is not None:
             self._manifest.refresh()
         what = about(stage)
-        keys = [task_key(what, task, self.digest, self.folder) for task in tasks]
+        self._inputs.clear()
+        keys = [task_key(what, task, self._inputs_of(task).digests, self.folder) for task in tasks]
         open_tasks = [i for i, key in enumerate(keys) if not self._is_done(key)]
         mine = [i for i in open_tasks if self._is_mine(i)]
         self._said = hashlib.sha256("".join(keys).encode()).hexdigest()
@@ -172,11 +185,10 @@ class Workspace:
     def digests(self, paths: Sequence[Path]) -> list[str]:
         """As `Work.digests`; files that are not known are read by the workers, once."""
         self._step += 1
-        self._stage = "reading of inputs"
         unknown = {str(path): i for i, path in enumerate(paths) if self._manifest.digest(path) is None}
         mine = [Path(path) for path, i in unknown.items() if self._is_mine(i)]
-        self._said = ""
         if unknown:
+            self._stage, self._said = "reading of inputs", ""
             self._say("working")
             with self._progress.stage(
                 "inputs",
@@ -209,6 +221,10 @@ class Workspace:
             temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, self.folder / name)
 
+    def find(self, steps: Callable[[], dict[str, Path]], shards: dict[str, Path], *, size: float) -> dict[str, Path]:
+        """As `Work.find`."""
+        return steps()
+
     def alone(self, function: Callable[[], None]) -> None:
         """As `Work.alone`: the first share does it."""
         if self._is_mine(0):
@@ -229,8 +245,17 @@ class Workspace:
         return all(path.is_file() and self.digest(path) == digest for path, digest in outputs)
 
     def _job(self, stage: Stage, task: Task, what: About) -> Job:
-        n_bytes = tuple(self._manifest.n_bytes(path) or 0 for path in task.inputs)
+        n_bytes = self._inputs_of(task).n_bytes
         return Job(stage, task, what, n_bytes, self.folder, self._attempts, socket.gethostname())
+
+    def _inputs_of(self, task: Task) -> "_Inputs":
+        """What is known of a task's inputs; tasks that share many files share this too."""
+        known = self._inputs.get(task.inputs)
+        if known is None:
+            digests = [self.digest(path) for path in task.inputs]
+            known = _Inputs(digests, tuple(self._manifest.n_bytes(path) or 0 for path in task.inputs))
+            self._inputs[task.inputs] = known
+        return known
 
     def _enter(self, job: Job, key: str, outcome: Outcome) -> None:
         """Move a task's outputs to their place and write its line."""
@@ -240,16 +265,14 @@ class Workspace:
                 os.replace(left, final)
                 self._renamed_in.add(final.parent)
                 outputs.append({"path": os.path.relpath(final, self.folder), **facts})
-        inputs = [
-            {"path": str(path), "digest": self.digest(path), "bytes": n_bytes}
-            for path, n_bytes in zip(job.task.inputs, job.n_bytes, strict=True)
-        ]
+        settings = {"of": job.stage.name, "code": job.about.code, "config": plain(job.task.config)}
         self._append(
             {
                 "key": key,
                 "stage": job.stage.name,
-                "settings": self._settings(job),
-                "inputs": inputs,
+                "settings": self._share_line(settings),
+                "inputs": self._input_words(job.task),
+                "input_bytes": sum(job.n_bytes),
                 "outputs": outputs,
                 "counts": [counts.as_dict() for counts in outcome.result.counts],
                 "facts": outcome.result.facts,
@@ -260,12 +283,25 @@ class Workspace:
             }
         )
 
-    def _settings(self, job: Job) -> str:
-        """Digest of a task's configuration and code, which have a line of their own."""
-        settings = {"of": job.stage.name, "code": job.about.code, "config": plain(job.task.config)}
-        name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
-        if not self._manifest.has_settings(name):
-            self._append({"settings_of_tasks": name, **settings})
+    def _input_words(self, task: Task) -> list[dict[str, Any]] | str:
+        """The inputs for the manifest; many of them as the name of a line that tasks share."""
+        known = self._inputs_of(task)
+        if known.name:
+            return known.name
+        words = [
+            {"path": str(path), "digest": digest, "bytes": n_bytes}
+            for path, digest, n_bytes in zip(task.inputs, known.digests, known.n_bytes, strict=True)
+        ]
+        if len(words) <= _LISTED_INPUTS:
+            return words
+        known.name = self._share_line({"inputs": words})
+        return known.name
+
+    def _share_line(self, facts: dict[str, Any]) -> str:
+        """Name of a line with facts that several tasks have in common; written once."""
+        name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        if not self._manifest.has_shared(name):
+            self._append({"of_tasks": name, **facts})
         return name
 
     def _finished(self, task: Task, key: str) -> Finished:
@@ -280,6 +316,7 @@ class Workspace:
         assert self._share is not None
         assert self._watch is not None
         self._say("waiting")
+        pause_s = 0.02
         while True:
             self._manifest.refresh()
             there = [name for name in missing if is_there(name)]
@@ -291,7 +328,8 @@ class Workspace:
             if not missing:
                 return
             self._watch.check(owners, step=self._step, tasks=self._said)
-            time.sleep(0.2 + 0.05 * self._share.count)  # all shares look at all shares' files
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.2 + 0.05 * self._share.count)  # all shares look at all shares' files
 
     def _say(self, state: str) -> None:
         self._hold.say(state, step=self._step, stage=self._stage, tasks=self._said)
@@ -318,6 +356,15 @@ class Workspace:
         if self._share is None:
             for path in self.folder.glob(".ray-probe-*"):
                 path.unlink(missing_ok=True)
+
+
+@dataclass
+class _Inputs:
+    """Digests and sizes of a task's inputs, and the name of their line in the manifest if they have one."""
+
+    digests: list[str]
+    n_bytes: tuple[int, ...]
+    name: str = ""
 
 
 def _make_folders(folders: Iterable[Path]) -> None:

@@ -29,7 +29,7 @@ class Manifest:
         self._readers: dict[Path, IO[bytes]] = {}
         self._read_to: dict[Path, int] = {}
         self._places: dict[bytes, tuple[Path, int, int]] = {}  # task key: file, offset and length of its last entry
-        self._settings: set[str] = set()
+        self._shared: set[str] = set()
         self._known: dict[str, tuple[int, int, str, Path]] = {}  # path: bytes, mtime_ns, digest, whose word it is
 
     def open_own(self, name: str) -> None:
@@ -74,9 +74,9 @@ class Manifest:
         """Whether there is an entry with this key."""
         return bytes.fromhex(key) in self._places
 
-    def has_settings(self, name: str) -> bool:
-        """Whether there is a line with the settings of this name."""
-        return name in self._settings
+    def has_shared(self, name: str) -> bool:
+        """Whether there is a line of this name that says what several tasks have in common."""
+        return name in self._shared
 
     def digest(self, path: Path) -> str | None:
         """Digest of a file's content if it is known for the file as it is now, by size and time of change."""
@@ -134,8 +134,8 @@ class Manifest:
     def _take(self, path: Path, entry: Entry, *, offset: int, length: int) -> None:
         if "file" in entry:
             self._know(entry["file"]["path"], entry["file"], path)
-        elif "settings_of_tasks" in entry:
-            self._settings.add(entry["settings_of_tasks"])
+        elif "of_tasks" in entry:
+            self._shared.add(entry["of_tasks"])
         elif "key" in entry:
             self._places[bytes.fromhex(entry["key"])] = (path, offset, length)
             for output in entry["outputs"]:

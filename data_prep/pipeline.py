@@ -102,13 +102,15 @@ def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | Remote
         shards = run.map(CLASSIFY, config.classify.rule, shards, beside=dict.fromkeys(shards, config.classify.model))
     against = config.dedup.against
     if config.dedup_exact.enabled:
-        copies = dedup_exact.find_copies(run, config.dedup_exact, shards, against=against)
+        find = partial(dedup_exact.find_copies, run, config.dedup_exact, shards, against=against)
+        copies = workspace.find(find, shards, size=0)
         shards = run.map(dedup_exact.REMOVAL, COPY, shards, beside=copies)
     if config.dedup_minhash.enabled:
-        copies = dedup_minhash.find_near_copies(run, config.dedup_minhash, shards, against=against)
+        find = partial(dedup_minhash.find_near_copies, run, config.dedup_minhash, shards, against=against)
+        copies = workspace.find(find, shards, size=0)
         shards = run.map(dedup_minhash.REMOVAL, NEAR_COPY, shards, beside=copies)
     if config.decontaminate.sets:
-        shards = decontaminate(run, config.decontaminate, shards)
+        shards = workspace.find(partial(decontaminate, run, config.decontaminate, shards), shards, size=1)
     if config.pii.enabled:
         shards = run.map(PII, config.pii, shards)
     more = {REPORT: summary(run.facts[REPORT][-1])} if REPORT in run.facts else {}

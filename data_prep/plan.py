@@ -7,7 +7,7 @@ where there are none, they are not known, and nor is what follows.
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +37,7 @@ class StagePlan:
     input_bytes: float | None  # of the tasks to do
     output_bytes: float | None
     work_s: float | None
+    more_follow: bool = False  # stages that depend on what this one finds, before the next one here
 
     @property
     def n_to_do(self) -> int:
@@ -46,7 +47,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class PlanOfRun:
-    """All stages in order. `open_end`: the last of them decides what comes after it, so that is not known yet."""
+    """The stages in order; those that depend on what others find are missing until it is found."""
 
     stages: list[StagePlan]
     source_files: int
@@ -54,7 +55,7 @@ class PlanOfRun:
     unread_files: int  # of the sources: new or changed since they were read
     last_entry: Entry | None
     runs: list[Seen]
-    open_end: bool
+    is_complete: bool  # no stage is missing
 
     def elapsed_s(self, n_workers: int) -> float | None:
         """Estimated time of the run on so many workers, None if a stage is not known."""
@@ -71,20 +72,21 @@ def plan(config: PrepareConfig) -> PlanOfRun:
     folder = config.output.work_folder.resolve()
     manifest = Manifest(folder)
     manifest.refresh()
-    open_end = True
     with tempfile.TemporaryDirectory() as stubs:
         work = _Plan(folder, manifest, Path(stubs))
         try:
             run_stages(work, config, found)
-        except _EndOfPlanError:
-            open_end = not work.is_complete
-        except (ConfigError, OSError, LookupError):
-            if not work.is_open:
+        except (_EndOfPlanError, ConfigError, OSError, LookupError) as error:
+            if not work.is_open and not isinstance(error, _EndOfPlanError):
                 raise  # else the pipeline wanted to know what a stage before it has not found yet
         finally:
             manifest.close()
+    stages = work.stages
+    if stages and not work.is_at_end:
+        stages[-1] = replace(stages[-1], more_follow=True)
+    is_complete = not any(stage.more_follow for stage in stages)
     return PlanOfRun(
-        work.stages, work.source_files, work.source_bytes, work.unread_files, work.last_entry, look(folder), open_end
+        stages, work.source_files, work.source_bytes, work.unread_files, work.last_entry, look(folder), is_complete
     )
 
 
@@ -133,7 +135,7 @@ class _Rate:
             self.output_bytes = [round(each)] * len(sizes)
         before = self.output_bytes or [0] * len(sizes)
         self.output_bytes = [a + b for a, b in zip(before, sizes, strict=True)]
-        self.input_bytes += sum(given.get("bytes", 0) for given in entry["inputs"])
+        self.input_bytes += entry.get("input_bytes", 0)
         self.work_s += entry["elapsed_s"]
         self.n_tasks += 1
 
@@ -153,7 +155,7 @@ class _Plan:
         self.stages: list[StagePlan] = []
         self.source_files = self.source_bytes = self.unread_files = 0
         self.is_open = False  # some task is not done
-        self.is_complete = False  # no stage is missing
+        self.is_at_end = False  # no task follows
         self.last_entry: Entry | None = None
         self._manifest = manifest
         self._rates: dict[str, _Rate] = {}
@@ -165,16 +167,19 @@ class _Plan:
 
     def digests(self, paths: Sequence[Path]) -> list[str]:
         """Those that are known; a name of its own for a file that would have to be read."""
-        self.source_files += len(paths)
-        self.source_bytes += sum(_source_bytes(path) for path in paths)
-        digests = [self._digest(path) for path in paths]
-        self.unread_files += sum(digest.startswith("?") for digest in digests)
-        return digests
+        sources = [path for path in paths if not path.is_relative_to(self.folder)]
+        self.source_files += len(sources)
+        self.source_bytes += sum(_source_bytes(path) for path in sources)
+        self.unread_files += sum(self._digest(path).startswith("?") for path in sources)
+        return [self._digest(path) for path in paths]
 
     def run(self, stage: Stage, tasks: Sequence[Task]) -> list[Finished]:
         """Note the stage; facts and counts of its tasks are there only when all are done."""
         what = about(stage)
-        entries = [self._entry(task_key(what, task, self._digest, self.folder)) for task in tasks]
+        entries = [
+            self._entry(task_key(what, task, [self._digest(path) for path in task.inputs], self.folder))
+            for task in tasks
+        ]
         to_do = [task for task, entry in zip(tasks, entries, strict=True) if entry is None]
         stale = [task for task in to_do if any(self._manifest.n_bytes(path) is not None for path in task.outputs)]
         self.is_open = self.is_open or bool(to_do)
@@ -199,12 +204,26 @@ class _Plan:
     def note(self, name: str, text: str) -> None:
         """Nothing: a plan writes nothing."""
 
+    def find(self, steps: Callable[[], dict[str, Path]], shards: dict[str, Path], *, size: float) -> dict[str, Path]:
+        """What the steps return, or stand-ins, with a note that something is missing here."""
+        try:
+            return steps()
+        except (_EndOfPlanError, ConfigError, OSError, LookupError):
+            if not self.is_open:
+                raise
+        self.stages[-1] = replace(self.stages[-1], more_follow=True)
+        found = {name: self.folder / f"?{len(self.stages)}" / name for name in shards}
+        for name, path in found.items():
+            expected = self._size(shards[name]) if size else 0.0
+            self._to_make[str(path)] = None if expected is None else size * expected
+        return found
+
     def alone(self, function: Callable[[], None]) -> None:
         """Nothing: a plan writes nothing."""
 
     def no_more_tasks(self) -> None:
         """End the plan."""
-        self.is_complete = True
+        self.is_at_end = True
         raise _EndOfPlanError
 
     def _entry(self, key: str) -> Entry | None:

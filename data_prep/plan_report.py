@@ -15,6 +15,8 @@ from data_prep.recipe import PrepareConfig
 from data_prep.report import in_bytes
 from data_prep.shares import Seen
 
+_MORE = "  (and more, which depend on what it finds)"
+
 
 def show_status(plan: PlanOfRun, config: PrepareConfig, console: Console) -> None:
     """Stages with their tasks and documents, the last line of the manifest, and who works in the folder."""
@@ -24,19 +26,21 @@ def show_status(plan: PlanOfRun, config: PrepareConfig, console: Console) -> Non
         numbers = [f"{n:,}" for n in (stage.n_tasks, stage.n_done, stage.n_stale, n_open)]
         ends = (stage.counts[0].documents_in, stage.counts[-1].documents_out) if stage.counts else ()
         table.add_row(stage.name, *numbers, *(f"{n:,}" for n in ends))
+        if stage.more_follow:
+            table.add_row(_MORE)
     console.print(table)
-    lines = _after(plan)
+    lines = []
     corpus = config.output.corpus_folder / CORPUS_FILE
-    is_done = not plan.open_end and not any(stage.n_to_do for stage in plan.stages)
+    is_done = plan.is_complete and not any(stage.n_to_do for stage in plan.stages)
     if corpus.exists():
         lines.append(f"corpus: {corpus}{'' if is_done else ', of an earlier run'}")
     else:
         lines.append("corpus: not written yet")
     if plan.last_entry is not None:
         entry = plan.last_entry
-        of = ", ".join(Path(given["path"]).name for given in entry["inputs"][:3]) or "its source"
+        made = Path(entry["outputs"][0]["path"]).name
         lines.append(
-            f"last finished task: {entry['stage']} of {of} at {entry['finished_at']}, {entry['elapsed_s']:.1f} s"
+            f"last finished task: {entry['stage']}, {made}, at {entry['finished_at']}, {entry['elapsed_s']:.1f} s"
         )
     lines += [_who(seen) for seen in plan.runs] or ["runs: none so far"]
     _print(lines, console)
@@ -54,15 +58,17 @@ def show_dry_run(plan: PlanOfRun, config: PrepareConfig, console: Console, *, n_
         sizes = (stage.input_bytes, stage.output_bytes)
         work = "?" if stage.work_s is None else span(stage.work_s)
         table.add_row(stage.name, *numbers, *("?" if n is None else in_bytes(round(n)) for n in sizes), work)
+        if stage.more_follow:
+            table.add_row(_MORE)
     console.print(table)
-    lines = _after(plan)
+    lines = []
     unknown = [stage.name for stage in plan.stages if stage.n_to_do and stage.work_s is None]
     if unknown:
         lines.append(
             f"cannot be said: size and time of {', '.join(unknown)}; no finished task there to go by, or before it. "
             "Prepare a few of the files with the same output.work and another output.folder, then ask again"
         )
-    writes = in_bytes(round(sum(stage.output_bytes or 0.0 for stage in plan.stages)))
+    writes = round(sum(stage.output_bytes or 0.0 for stage in plan.stages))
     folder = existing_parent(config.output.work_folder)
     free = f"free in {folder}: {in_bytes(shutil.disk_usage(folder).free)}"
     workers = "1 worker" if n_workers == 1 else f"{n_workers} workers"
@@ -70,17 +76,12 @@ def show_dry_run(plan: PlanOfRun, config: PrepareConfig, console: Console, *, n_
     if not any(stage.n_to_do for stage in plan.stages):
         lines.append("nothing to do")
     else:
-        least = "at least" if elapsed_s is None or plan.open_end else "about"
-        lines.append(f"to write: {least} {writes}; {free}")
+        least = "about" if plan.is_complete and elapsed_s is not None else "at least"
+        size = f"{least} {in_bytes(writes)}" if writes else "not known"
+        lines.append(f"to write: {size}; {free}")
         if elapsed_s is not None:
             lines.append(f"time with {workers}, as finished tasks went: {least} {span(elapsed_s)}")
     _print(lines, console)
-
-
-def _after(plan: PlanOfRun) -> list[str]:
-    if not plan.open_end or not plan.stages:
-        return []
-    return [f"what comes after {plan.stages[-1].name} is planned when its tasks are done"]
 
 
 def _who(seen: Seen) -> str:

@@ -211,7 +211,7 @@ class Watch:
             )
 
     def _dead(self, number: int, word: Word | None) -> str:
-        since = f"for {self._timeout_s / 60:.0f} minutes"
+        since = f"for {self._timeout_s / 60:.3g} minutes"
         if word is None:
             said = f"has not been started {since}"
         else:

@@ -171,12 +171,12 @@ def about(stage: Stage) -> About:
     return About(stage.name, {name: _code_digest(name) for name in stage.modules}, versions(stage.packages))
 
 
-def task_key(about: About, task: Task, digest: Callable[[Path], str], folder: Path) -> str:
-    """A task's key: equal keys, equal outputs."""
+def task_key(about: About, task: Task, inputs: list[str], folder: Path) -> str:
+    """A task's key: equal keys, equal outputs. `inputs`: their digests."""
     parts = {
         **plain(about),
         "config": plain(task.config),
-        "inputs": [digest(path) for path in task.inputs],
+        "inputs": inputs,
         "outputs": [os.path.relpath(path, folder) for path in task.outputs],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -320,7 +320,7 @@ def test_the_manifest_says_what_made_a_file(tmp_path, functions, sources):
     assert entry["inputs"] == [given]
     assert entry["versions"] == {"python": platform.python_version(), "numpy": np.__version__}
     assert 0 < entry["elapsed_s"] < 60
-    (settings,) = [line for line in lines if line.get("settings_of_tasks") == entry["settings"]]
+    (settings,) = [line for line in lines if line.get("of_tasks") == entry["settings"]]
     assert settings["config"] == {"prefix": "p", "log": str(tmp_path / "log")}
     assert settings["of"] == "copy"
     assert list(settings["code"]) == ["counts"]

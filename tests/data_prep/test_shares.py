@@ -118,7 +118,7 @@ def test_who_may_work_beside_whom(tmp_path):
 
 def test_a_share_that_never_comes_or_died_is_named(tmp_path, shards):
     with pytest.raises(
-        ConfigError, match=r"^share 2/2 has not been started for 0 minutes, .*start it again with --share 2/2"
+        ConfigError, match=r"^share 2/2 has not been started for 0.00833 minutes, .*start it again with --share 2/2"
     ):
         work(tmp_path / "w", shards, Share(1, 2), timeout_s=0.5)
     dead = Hold(tmp_path / "w", Share(2, 2))

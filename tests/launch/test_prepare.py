@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -188,15 +189,19 @@ def test_the_same_bytes_for_other_workers_names_and_orders(tmp_path, crawl, undi
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, crawl, undisturbed):
-    """SIGKILL to the command itself, at several points of its work; then it ends as if nothing had been."""
+    """SIGKILL to a worker and to the command itself, at several points; then it ends as if nothing had been."""
     path = recipe(tmp_path, crawl)
     manifest = tmp_path / "corpus/work/manifest.jsonl"
     command = [sys.executable, "-m", "launch.main", "prepare", str(path), "--workers", "2"]
     in_time = 0
-    for n_lines in (4, 12, 25):
+    for points in ((6, 16), (30,), (50,)):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and (not manifest.exists() or manifest.read_bytes().count(b"\n") < n_lines):
-            time.sleep(0.005)
+        for n_lines in points:
+            while process.poll() is None and (not manifest.exists() or manifest.read_bytes().count(b"\n") < n_lines):
+                time.sleep(0.005)
+            if n_lines != points[-1] and process.poll() is None:
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                os.kill(int(children[-1]), signal.SIGKILL)  # the last one: the first only cleans up after the others
         process.kill()
         process.wait(timeout=60)
         in_time += not (tmp_path / "corpus/corpus.json").exists()  # on a busy machine a later kill may come too late
@@ -219,6 +224,12 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, crawl, undisturbed)
         (["--tokenizer.path", "gone.model"], "gone.model: no such tokenizer file"),
         (["--dedup.against", '["gone"]'], "dedup.against: gone keeps no exact_index.json"),
         (["--workers", "0"], "--workers 0 must be at least 1"),
+        (["--share", "5/4"], "share 5/4: the number must lie between 1 and 4"),
+        (["--share", "1/2", "--share-timeout", "0.005"], "share 2/2 has not been started for 0.005 minutes, and its"),
+        (["--executor", "slurm-array"], "SLURM_ARRAY_TASK_ID is not set; start it with sbatch --array=1-N"),
+        (["--ray-address", "h:1"], "--ray-address h:1 goes with --executor ray, and not with local"),
+        (["--executor", "ray", "--share", "1/2"], "--share 1/2 goes with the local executor: Ray divides the tasks"),
+        (["--progress-every", "0"], "--progress-every 0 must be above 0 s, for example 30"),
         (["--output.folder", "/dev/null/corpus"], "cannot write here"),
         (
             ["--language.keep", '["fi"]'],

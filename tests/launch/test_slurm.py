@@ -1,4 +1,4 @@
-"""The sbatch template on a real Slurm controller with two nodes, all on this machine: signal, save, requeue, finish."""
+"""The sbatch templates on a real Slurm controller with two nodes, all on this machine: signal, save, requeue, end."""
 
 import contextlib
 import getpass
@@ -14,12 +14,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
 
+from launch.main import main
+
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "slurm" / "train.sbatch"
+PREPARE = ROOT / "slurm" / "prepare.sbatch"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "scancel")
 WAIT_S = 150.0  # for anything that Slurm does; far above what it takes, and only there to end a broken test
 
@@ -70,7 +74,7 @@ class Slurm:
     def logs(self) -> str:
         parts = [
             f"\n== {path}\n{path.read_text(errors='replace')[-3000:]}"
-            for pattern in ("*.log", "triaxial-*.out", "triaxial-*/*")
+            for pattern in ("*.log", "triaxial*.out", "triaxial-*/*")
             for path in sorted(self.folder.glob(pattern))
         ]
         return "".join(parts)
@@ -90,7 +94,7 @@ def unavailable(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
     """munged, slurmctld and two slurmd as children of this test, in a folder of their own."""
     path = f"{os.environ['PATH']}:/usr/sbin"
@@ -224,9 +228,40 @@ def test_the_signal_before_the_time_limit_reaches_the_ranks_and_the_job_goes_on_
     assert f"resumed from {saved}" in said
 
 
-def test_the_template_without_a_recipe_says_what_it_wants():
-    result = subprocess.run(["bash", str(TEMPLATE)], capture_output=True, text=True, timeout=30)
-    assert result.returncode == 2
-    assert result.stderr == (
-        "slurm/train.sbatch: which recipe? sbatch slurm/train.sbatch RECIPE [--section.key VALUE ...]\n"
+@pytest.mark.rehearse
+@pytest.mark.timeout(300)
+def test_the_elements_of_an_array_prepare_one_corpus(slurm, tmp_path):
+    pytest.importorskip("resiliparse", reason="the extra 'data' is not installed")
+    names = sorted(topics)
+    for number in range(4):
+        lines = [json.dumps({"id": name, "text": topics[name]}) for name in names[number::4]]
+        (slurm.folder / f"{number}.jsonl").write_text("\n".join(lines))
+    file = slurm.folder / "corpus.toml"
+    file.write_text(
+        f'input.paths = ["{slurm.folder}/*.jsonl"]\noutput.folder = "{slurm.folder}/corpus"\nquality.rules = []\n'
+        "output.validation_fraction = 0.2\nlanguage.enabled = false\ntokenizer.vocab_size = 400\n"
     )
+    edited = ("--account=anybody", "--partition=test", "--cpus-per-task=1", "--mem-per-cpu=400M", "--array=1-2")
+    number = slurm("sbatch", "--parsable", *edited, str(PREPARE), str(file), TRIAXIAL_PYTHON=sys.executable).strip()
+
+    def is_over() -> bool:
+        return not slurm("squeue", "--noheader", "--jobs", number).strip()
+
+    wait_for(is_over, what="the end of both elements", slurm=slurm)
+    states = [slurm.job(f"{number}_{element}")["JobState"] for element in (1, 2)]
+    assert states == ["COMPLETED", "COMPLETED"], slurm.logs()
+    assert main(["prepare", str(file), "--output.folder", str(tmp_path), "--workers", "1"]) == 0
+    for name in ("corpus.json", "train.bin", "train.idx", "validation.bin", "validation.idx", "tokenizer.model"):
+        assert (slurm.folder / "corpus" / name).read_bytes() == (tmp_path / name).read_bytes(), name
+    for element in (1, 2):
+        manifest = slurm.folder / f"corpus/work/manifest-{element}-of-2.jsonl"
+        assert manifest.read_text().count('"stage": "extract"') == 2, "each element did its half"
+    assert "share 2/2 is done" in (slurm.folder / f"triaxial-prepare-{number}_2.out").read_text()
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, PREPARE])
+def test_a_template_without_a_recipe_says_what_it_wants(template):
+    result = subprocess.run(["bash", str(template)], capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2
+    name = f"slurm/{template.name}"
+    assert result.stderr == f"{name}: which recipe? sbatch {name} RECIPE [--section.key VALUE ...]\n"
