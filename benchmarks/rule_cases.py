@@ -39,6 +39,7 @@ def _cases() -> Iterator[tuple[str, Pieces]]:
     yield from _gopher_cases()
     yield from _line_cases()
     yield from _c4_cases()
+    yield from _exact_cases()
     for seed in range(14):
         yield f"small vocabulary {seed}", [(_babble(seed, 80 + 4 * seed, 4 + 3 * seed), 1)]
     for seed in range(6):
@@ -147,6 +148,24 @@ def _line_cases() -> Iterator[tuple[str, Pieces]]:
     yield "lists", [(f"{word}.\n", 1) for word in _PLAIN[:30]]
     for length in (7, 8, 9, 20):
         yield f"line of {length} copied", [(_prose(80, 16, between="\n") + "\n", 1), ("a" * length + ".\n", 2)]
+
+
+def _exact_cases() -> Iterator[tuple[str, Pieces]]:
+    """Texts that meet a threshold exactly, which is not above it and not below it."""
+    yield "a tenth hashes", [(" ".join((_WORDS * 2)[:90]) + " ", 1), ("# ", 10)]
+    yield "a tenth ellipses", [(" ".join((_WORDS * 2)[:90]) + " ", 1), ("... ", 10)]
+    yield "mean of 3 letters", [("the and ", 30)]
+    yield "mean of 10 letters", [("x" * 10 + " ", 60)]
+    yield "67 of 100 lines short", [("Short one.\n", 67), ("A line that has more than thirty characters.\n", 33)]
+    yield "3 line ends in 10 words", [("one two three four five six seven eight nine ten\n\n\n", 6)]
+    yield (
+        "3 of 10 lines came before",
+        [("Once more.\n", 3), ("Once more.", 1), *((f"\nLine {i}.", 1) for i in range(6))],
+    )
+    copied = [f"{i:02d}{'x' * 25}." for i in range(38)] + ["aaaaaaaaaa."] * 2
+    yield "1% copied, counted without line ends", [("\n".join(copied), 1)]
+    yield "a fifth copied, counted with line ends", [("abcdefgh." + "\n" * 9, 2), ("ijklmnopqrstuvwxyz", 1)]
+    yield "top 2-gram is a fifth", [("ab cd", 2), (" ", 1), (" ".join(f"{i:02d}" for i in range(13)), 1), ("x", 1)]
 
 
 def _c4_cases() -> Iterator[tuple[str, Pieces]]:

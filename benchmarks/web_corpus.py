@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from web_corpus_rules import PEER, RULE_SETS, agreement, our_decisions, single_r
 
 from data_prep.c4 import C4Config
 from data_prep.dedup_exact import ExactConfig
+from data_prep.engine import versions as engine_versions
 from data_prep.extract import ExtractConfig
 from data_prep.pipeline import prepare
 from data_prep.progress import Progress
@@ -114,10 +114,9 @@ def versions(python: Path) -> dict[str, str]:
     if found.returncode:
         lacking = found.stderr.strip().splitlines()[-1]
         raise ConfigError(f"--datatrove {python}: {lacking}; docs/data_rules.md has the lines that install it")
-    names = ("resiliparse", "fastwarc", "pycld2", "tokenizers", "numpy")
-    return {**{f"their {line.split()[0]}": line.split()[1] for line in found.stdout.splitlines()}} | {
-        name: version(name) for name in names
-    }
+    names = ("resiliparse", "fastwarc", "pycld2", "tiktoken", "numpy", "trafilatura")
+    pairs = (line.split() for line in found.stdout.splitlines())
+    return {f"their {name}": number for name, number in pairs} | engine_versions(names)
 
 
 def compare_rules(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -226,12 +225,13 @@ def cpu_of_all_s() -> float:
 
 
 def summary(name: str, answers: list[dict[str, Any]], n_pages: int) -> dict[str, Any]:
-    """Medians of a contender's rounds, and where its last round's documents and seconds went."""
+    """Medians of a contender's rounds, and where its seconds and (in the last round) its documents went."""
     cpu_s = statistics.median(answer["cpu_all_s"] for answer in answers)
     elapsed_s = statistics.median(answer["elapsed_s"] for answer in answers)
     last = answers[-1]
     report(f"\n{name}: {n_pages / cpu_s:.1f} documents/s of one core ({n_pages / elapsed_s:.1f} by the clock)")
-    seconds = last.get("seconds") or {block["block"]: block["elapsed_s"] for block in last["blocks"]}
+    by_round = [a.get("seconds") or {block["block"]: block["elapsed_s"] for block in a["blocks"]} for a in answers]
+    seconds = {block: statistics.median(spent[block] for spent in by_round) for block in by_round[0]}
     for block, spent in seconds.items():
         report(f"  {block:<28}{spent:8.2f} s")
     counts = [block for block in last["blocks"] if "total" in block]
