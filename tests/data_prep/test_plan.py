@@ -128,7 +128,9 @@ def test_status_follows_a_run_and_tells_stale_from_open(tmp_path, config):
     assert "ended well at" in text
     min((tmp_path / "corpus/work/language").iterdir()).unlink()
     before = listing(tmp_path)
-    assert rows(shown(show_status, plan(config), config))["language"] == ["4", "3", "1", "0", "30", "30"]
+    numbers = rows(shown(show_status, plan(config), config))
+    assert numbers["language"] == ["4", "3", "1", "0", "30", "30"]
+    assert numbers["exact_digests"] == ["4", "3", "1", "0"], "what is made of a file that will be made again"
     assert "of an earlier run" in shown(show_status, plan(config), config)
     assert "to write: at least" in shown(show_dry_run, plan(config), config, n_workers=2)
     assert listing(tmp_path) == before, "looking changes nothing"
