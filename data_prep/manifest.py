@@ -186,12 +186,7 @@ def _whole_lines(file: IO[bytes]) -> int:
 
 
 def _write_whole(handle: int, data: bytes) -> None:
-    """All of it or nothing: a full disk takes part of a line."""
-    size = os.fstat(handle).st_size
-    try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(handle, rest) :]
-    except OSError:
-        os.ftruncate(handle, size)
-        raise
+    """All of it. A full disk takes a part of a line, which the next to write here cuts off."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
