@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.files import disk_errors, sync_file, sync_folder
+from data_prep.files import disk_errors, hold_folder, sync_file, sync_folder
 from gpt.errors import ConfigError
 
 CORPUS_FILE = "corpus.json"
@@ -45,33 +45,37 @@ def publish(folder: Path, files: Mapping[str, Path], description: Mapping[str, A
     Token files and tokenizer of another corpus that was here are taken away, so that none can be read for one of these.
     """
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    corpus_path = folder / CORPUS_FILE
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if _is_published(folder, files, text):
-            return
-        for path in folder.glob(".tmp-*"):  # by a run that was killed here
-            path.unlink()
-        temporary = {name: folder / f".tmp-{os.getpid()}-{name}" for name in (*files, CORPUS_FILE)}
-        try:
-            for name, source in files.items():
-                _link_or_copy(source, temporary[name])
-            with open(temporary[CORPUS_FILE], "w", encoding="utf-8") as file:
-                file.write(text)
-                sync_file(file)
-            left_over = _token_files(folder) | _old_tokenizer(corpus_path)
-            corpus_path.unlink(missing_ok=True)
-            sync_folder(folder)  # on the disk too, before any file is another
-            for name in left_over - files.keys():
-                (folder / name).unlink(missing_ok=True)
-            for name in files:
-                os.replace(temporary[name], folder / name)
-            sync_folder(folder)
-            os.replace(temporary[CORPUS_FILE], corpus_path)
-            sync_folder(folder)
-        finally:
-            for path in temporary.values():
-                path.unlink(missing_ok=True)
+        with hold_folder(folder):
+            if not _is_published(folder, files, text):
+                _exchange(folder, files, text)
+
+
+def _exchange(folder: Path, files: Mapping[str, Path], text: str) -> None:
+    corpus_path = folder / CORPUS_FILE
+    for path in folder.glob(".tmp-*"):  # by a run that was killed here
+        path.unlink()
+    temporary = {name: folder / f".tmp-{os.getpid()}-{name}" for name in (*files, CORPUS_FILE)}
+    try:
+        for name, source in files.items():
+            _link_or_copy(source, temporary[name])
+        with open(temporary[CORPUS_FILE], "w", encoding="utf-8") as file:
+            file.write(text)
+            sync_file(file)
+        left_over = _token_files(folder) | _old_tokenizer(corpus_path)
+        corpus_path.unlink(missing_ok=True)
+        sync_folder(folder)  # on the disk too, before any file is another
+        for name in left_over - files.keys():
+            (folder / name).unlink(missing_ok=True)
+        for name in files:
+            os.replace(temporary[name], folder / name)
+        sync_folder(folder)
+        os.replace(temporary[CORPUS_FILE], corpus_path)
+        sync_folder(folder)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
 
 
 def read_corpus(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Small matters of the file system: syncing, arrays, and a full disk as one clear line; holds no pipeline logic."""
+"""Small matters of the file system: syncing, locking, and a full disk as one clear line; holds no pipeline logic."""
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -46,6 +47,24 @@ def sync_file(file: IO[Any]) -> None:
     """Flush a file to the disk."""
     file.flush()
     os.fsync(file.fileno())
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Exchange files in a folder alone; ConfigError when another process does. Leaves no file; not on every NFS."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder}: another run is writing its corpus here; give each its own output.folder"
+            ) from None
+        except OSError:  # a file system without locks for folders
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from data_prep import tokenizer_training
 from data_prep.corpus import entropy_nats, publish, read_corpus, shard_names
 from data_prep.corpus_shards import FileTask, write_file
 from data_prep.documents import Document, encode_line, keyed_hash, read_shard, write_shard
+from data_prep.files import hold_folder
 from data_prep.recipe import OutputConfig
 from data_prep.tokenize import ROW, SplitConfig, TokenizerConfig, blocks, tokenize_shard
 from data_prep.tokenizer_training import SampleTask, TrainTask, sample_bound, sample_shard, train_tokenizer
@@ -242,6 +243,18 @@ def test_publishing_is_all_or_nothing(tmp_path, monkeypatch):
     assert json.loads((out / "corpus.json").read_text()) == {"n": 2}
     assert (out / "train.idx").read_text() == "second train.idx"
     assert sorted(path.name for path in out.iterdir()) == ["corpus.json", "train.bin", "train.idx", "training.bin"]
+
+
+def test_two_runs_that_publish_in_one_folder(tmp_path):
+    (tmp_path / "train.bin").write_text("x")
+    (tmp_path / "out").mkdir()
+    with (
+        hold_folder(tmp_path / "out"),
+        pytest.raises(ConfigError, match="another run is writing its corpus here"),
+    ):
+        publish(tmp_path / "out", {"train.bin": tmp_path / "train.bin"}, {"n": 1})
+    assert list((tmp_path / "out").iterdir()) == []
+    publish(tmp_path / "out", {"train.bin": tmp_path / "train.bin"}, {"n": 1})
 
 
 def test_settings_that_make_no_sense(tmp_path):
