@@ -101,7 +101,7 @@ def describe(
     versions: Mapping[str, str],
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What corpus.json says: nothing that differs when the same corpus is made again elsewhere, by other workers."""
+    """What corpus.json says: the same for the same recipe, input names and libraries, whatever machine or workers."""
     description = {
         "format": "triaxial-corpus",
         "version": VERSION,

@@ -337,7 +337,10 @@ def _make_folders(folders: Iterable[Path]) -> None:
     """Make folders, and make them last."""
     for folder in folders:
         missing = [place for place in (folder, *folder.parents) if not place.is_dir()]
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # as /proc and some remote file systems say it
+            raise ConfigError(f"{folder}: this folder cannot be made; choose another") from None
         for place in reversed(missing):
             sync_folder(place.parent)
 

@@ -290,6 +290,8 @@ def check_weight(name: str, weight: float) -> None:
             f"corpus '{name}': weight = {weight} must be a finite number > 0; "
             "leave the corpus out to read nothing of it"
         )
+    if not 1e-100 < weight < 1e100:  # else sums and shares leave the range of floating-point numbers
+        raise ConfigError(f"corpus '{name}': weight = {weight} must lie between 1e-100 and 1e100; scale all weights")
 
 
 def check_names(corpora: Sequence[tuple[str, str]], *, where: str) -> None:
