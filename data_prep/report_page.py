@@ -1,10 +1,21 @@
 """The report of a run as one HTML page with its plots inside; only shows what was counted, and needs no network."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from data_prep.counts import Counts
 from data_prep.pipeline import Prepared
+
+Facts = Mapping[str, Sequence[Mapping[str, Any]]]  # stage: what each of its tasks found
+
+# Tables of numbers among the facts: name to title and note.
+_TABLES = {
+    "languages": ("Languages", "Documents by the first language found, before any is dropped."),
+    "clusters_of_size_from": ("Clusters of copies", "By their size, from so many documents on; one of each stays."),
+    "masked": ("Masked", "Personal data, by kind."),
+}
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430 }
@@ -35,8 +46,10 @@ def report_page(prepared: Prepared) -> str:
         _reasons(prepared.counts),
         _lengths(prepared.counts),
     ]
-    for title, note, values in _sums(prepared.facts):
-        parts.append(_bars(title, note, values))
+    for name, (title, note) in _TABLES.items():
+        for values in _sums(prepared.facts, name):
+            parts.append(_bars(title, note, values))
+    parts.append(_scores(prepared.facts))
     parts.append(_seconds(prepared.seconds))
     title = escape(f"{prepared.folder.name}: how it was made")
     body = "\n".join(part for part in parts if part)
@@ -72,47 +85,55 @@ def _lengths(counts: Sequence[Counts]) -> str:
     if not measured:
         return ""
     first, last = measured[0], measured[-1]
-    bits = sorted({int(b) for row in (first, last) for b in row.sizes})
-    most = max(n for row in (first, last) for n in row.sizes.values())
-    columns, labels = [], []
-    for b in range(bits[0], bits[-1] + 1):
-        numbers = [row.sizes.get(str(b), 0) for row in (first, last)]
-        pair = "".join(f'<i style="height:{100 * n / most:.2f}%"></i>' for n in numbers)
-        what = f"{_size(2 ** max(b - 1, 0))} to {_size(2**b)}: {numbers[0]:,}, in the corpus {numbers[1]:,}"
-        columns.append(f'<div title="{escape(what)}">{pair}</div>')
-        labels.append(f"<span>{_size(2 ** max(b - 1, 0))}</span>")
-    key = f'<p class="key note"><i></i>after {escape(first.step)}<i class=last></i>in the corpus</p>'
-    head = "<h2>Lengths of documents</h2><p class=note>UTF-8 bytes, each column twice as long as the one before.</p>"
-    return f"{head}{key}<div class=columns>{''.join(columns)}</div><div class=labels>{''.join(labels)}</div>"
+    bits = [int(b) for row in (first, last) for b in row.sizes]
+    pairs = {
+        _size(2 ** max(b - 1, 0)): (first.sizes.get(str(b), 0), last.sizes.get(str(b), 0))
+        for b in range(min(bits), max(bits) + 1)
+    }
+    note = "UTF-8 bytes, each column twice as long as the one before."
+    return _columns("Lengths of documents", note, pairs, names=(f"after {first.step}", "in the corpus"))
 
 
-def _sums(facts: Mapping[str, Sequence[Mapping[str, object]]]) -> list[tuple[str, str, dict[str, int]]]:
-    """(title, note, numbers) of each fact that is a table of numbers, such as documents by language, over all tasks."""
+def _scores(facts: Facts) -> str:
+    """The quality classifier's scores, before and after it chose."""
+    found = list(zip(_sums(facts, "scores"), _sums(facts, "scores_kept"), strict=True))
+    if not found:
+        return ""
+    before, after = found[0]
+    pairs = {score: (n, after.get(score, 0)) for score, n in before.items()}
+    return _columns("Quality scores", "Documents by score, 0 to 1.", pairs, names=("all", "kept"))
+
+
+def _columns(title: str, note: str, pairs: Mapping[str, tuple[int, int]], *, names: tuple[str, str]) -> str:
+    """A histogram of two kinds side by side: label to both numbers."""
+    most = max(max(pair) for pair in pairs.values()) or 1
+    columns = []
+    for label, pair in pairs.items():
+        bars = "".join(f'<i style="height:{100 * n / most:.2f}%"></i>' for n in pair)
+        what = f"from {label}: {pair[0]:,} {names[0]}, {pair[1]:,} {names[1]}"
+        columns.append(f'<div title="{escape(what)}">{bars}</div>')
+    labels = "".join(f"<span>{escape(label)}</span>" for label in pairs)
+    key = f'<p class="key note"><i></i>{escape(names[0])}<i class=last></i>{escape(names[1])}</p>'
+    head = f"<h2>{escape(title)}</h2><p class=note>{escape(note)}</p>"
+    return f"{head}{key}<div class=columns>{''.join(columns)}</div><div class=labels>{labels}</div>"
+
+
+def _sums(facts: Facts, name: str) -> list[dict[str, int]]:
+    """The fact of that name, a table of numbers, summed over the tasks of each stage that has it."""
     found = []
-    for stage, of_tasks in facts.items():
-        for name in dict.fromkeys(key for facts in of_tasks for key in facts):
-            tables = [facts[name] for facts in of_tasks if isinstance(facts.get(name), dict)]
-            sums: dict[str, int] = {}
-            for table in tables:
-                assert isinstance(table, dict)
-                for key, n in table.items():
-                    if isinstance(n, int):
-                        sums[key] = sums.get(key, 0) + n
-            if sums:
-                found.append((f"{stage}: {name.replace('_', ' ')}", "", sums))
+    for of_tasks in facts.values():
+        sums: Counter[str] = Counter()
+        for table in (task[name] for task in of_tasks if name in task):
+            sums.update(table)
+        if sums:
+            found.append(dict(sums))
     return found
 
 
 def _bars(title: str, note: str, values: Mapping[str, int]) -> str:
     most = max(values.values()) or 1
-    ordered = values.items() if _is_scale(values) else sorted(values.items(), key=lambda item: (-item[1], item[0]))
-    rows = [_row(key, (f"{n:,}",), n / most) for key, n in list(ordered)[:40]]
-    return _table(title[0].upper() + title[1:], note, ("", "", ""), rows)
-
-
-def _is_scale(values: Mapping[str, int]) -> bool:
-    """Whether the keys are numbers, which keep their order."""
-    return all(key.replace(".", "", 1).replace("-", "").replace("+", "").strip().isdigit() for key in values)
+    ordered = sorted(values.items(), key=lambda item: (-item[1], item[0]))[:40]
+    return _table(title, note, ("", "", ""), [_row(key, (f"{n:,}",), n / most) for key, n in ordered])
 
 
 def _seconds(seconds: Mapping[str, tuple[int, float]]) -> str:

@@ -63,4 +63,5 @@ def test_the_shipped_recipe(tmp_path, prose, warc_record, capsys):
     assert "surveyor" not in kept
     assert prose(50, 24)[:200] in kept, "what is far from the question stays"
     assert "subscribe" not in kept
+    assert "from 0.95: " in (tmp_path / "corpus/work/report.html").read_text(), "the histogram of the scores"
     assert main(["prepare", "verify", str(tmp_path / "corpus")]) == 0

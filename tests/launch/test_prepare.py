@@ -157,7 +157,13 @@ def test_a_crawl_becomes_a_corpus_and_a_second_run_does_nothing(tmp_path, crawl,
     assert "extract: 3 tasks, 3 done before" in again
 
     page = (corpus / "work/report.html").read_text()
-    for text in ("32 documents", "gopher_quality: gopher_short_doc", "Lengths of documents", "Language: languages"):
+    for text in (
+        "32 documents",
+        "gopher_quality: gopher_short_doc",
+        "Lengths of documents",
+        "<h2>Languages</h2>",
+        "Clusters of copies",
+    ):
         assert text in page, text
     for document, fate in (
         ("de", "extract: passed\nlanguage: dropped, other_language (de 0.99)"),
