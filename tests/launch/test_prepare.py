@@ -342,7 +342,7 @@ def test_a_full_disk_keeps_the_finished_work_and_the_old_corpus(tmp_path, crawl,
         assert main(words) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert f"{small}/corpus/work/" in error
+        assert f"{small}/corpus/work" in error
         assert "the disk is full" in error
         assert [path.name for path in small.rglob("*") if "tmp-" in path.name or path.name in CORPUS_FILES] == []
         done = (small / "corpus/work/manifest.jsonl").read_text()

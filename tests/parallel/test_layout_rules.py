@@ -191,3 +191,23 @@ def test_what_only_cuda_has_is_refused_on_a_cpu(key):
 def test_nearest_values_named_in_errors_are_accepted():
     for micro in (4, 8):
         assert resolve(micro=micro).micro_batches == 256 // (8 * micro)
+
+
+def test_every_size_of_a_batch_ramp_must_fit():
+    """4 sequences at first, 8 at the end, on 2 data ranks."""
+    model = ModelConfig(vocab_size=128, n_ctx=64, n_layers=2, d_model=32, n_heads=4)
+    keys = {"ramp_tokens": 2048, "ramp_initial_tokens": 256, "ramp_increment_tokens": 64}
+    for micro, message in (
+        (1, "= 2 sequences does not divide the global batch of 5 sequences \\(320 tokens\\)"),
+        (3, "= 6 sequences does not divide the global batch of 4 sequences \\(256 tokens\\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            resolve_layout(
+                ParallelConfig(data=2), BatchConfig(micro, 512, **keys), model=model, seq_len=64, world_size=2
+            )
+    even = BatchConfig(1, 512, ramp_tokens=2048, ramp_initial_tokens=256, ramp_increment_tokens=128)
+    assert resolve_layout(ParallelConfig(data=2), even, model=model, seq_len=64, world_size=2).micro_batches == 4
+    with pytest.raises(ConfigError, match=r"batch.ramp_initial_tokens = 256 without batch.ramp_tokens"):
+        resolve_layout(
+            ParallelConfig(), BatchConfig(1, 512, ramp_initial_tokens=256), model=model, seq_len=64, world_size=1
+        )

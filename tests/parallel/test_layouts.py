@@ -44,7 +44,7 @@ UNEVEN_GROUPS = {
 }  # ranks need 2 of them
 ONE_HEAD = {**MODERN, "n_layers": 1, "n_kv_heads": 1}
 TALKATIVE = {"vocab_size": 98, "vocab_multiple": 3, "init_std": 0.3}  # logits that tell tokens apart, some padding
-KEPT = [(tensor, recompute) for tensor in (1, 2) for recompute in ("none", "selective", "full")]
+KEPT = [("gpt3", 1), ("gpt3", 2), ("modern", 2)]  # family, tensor ranks
 UNEVEN_VOCAB = {"vocab_size": 98, "vocab_multiple": 3, "n_layers": 2}  # 99 rows, the last padding: 25, 25, 25, 24
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 LAYOUTS = {
@@ -72,7 +72,7 @@ LAYOUTS = {
     "tensor 2 x pipeline 2 x data 2": (8, {"tensor": 2, "pipeline": 2, "data": 2}),
 }
 GENERATING = {
-    **{name: LAYOUTS[name] for name in ("tensor 2", "tensor 2 x pipeline 2", "data 2, zero 3")},
+    **{name: LAYOUTS[name] for name in ("tensor 2 x pipeline 2", "data 2, zero 3")},
     "a rank with the head alone": (2, {"pipeline": 2, "split": [4, 0]}),
     "two stages a rank, in rounds": (2, {"pipeline": 2, "schedule": "interleaved_1f1b"}),
     "two stages a rank, as a V": (2, {"pipeline": 2, "schedule": "zbv_zero_bubble"}),
@@ -119,10 +119,12 @@ def results(tmp_path_factory, program):
     ):
         runs.append(run(f"selective, {name}", world_size, {**parallel, **selective}))
     runs.append(run("modern, selective, tensor 2", 2, {"tensor": 2, **selective}, model=MODERN))
-    for (tensor, recompute), model in itertools.product(KEPT, ({}, MODERN)):
+    for (family, tensor), recompute in itertools.product(KEPT, ("none", "selective", "full")):
         keys = {"tensor": tensor, "recompute": recompute, "precision": "bf16"}
-        name = f"kept, {'modern' if model else 'gpt3'}, {tensor}, {recompute}"
-        runs.append(run(name, tensor, keys, model={**model, "n_layers": 2}, steps=1, measure_kept=True))
+        model = {**(MODERN if family == "modern" else {}), "n_layers": 2}
+        runs.append(
+            run(f"kept, {family}, {tensor}, {recompute}", tensor, keys, model=model, steps=1, measure_kept=True)
+        )
     if COMPILER:
         runs.append(
             run(
@@ -287,7 +289,7 @@ def test_selective_recomputation_changes_nothing(results, name):
 
 def test_recomputation_keeps_what_the_formulas_say(results, program):
     """Bytes per token and layer in bf16 (docs/parallelism.md), measured as the storages alive after a block has run."""
-    for tensor, family in itertools.product((1, 2), ("gpt3", "modern")):
+    for family, tensor in KEPT:
         config = ModelConfig(**{**program.MODEL, **(MODERN if family == "modern" else {})})
         d, kv, ff = config.d_model, config.kv_heads * config.d_head, config.ff_width
         wide = 2 if family == "modern" else 1  # gate and up
