@@ -14,6 +14,7 @@ from gpt.errors import ConfigError
 from gpt.mixture import MixtureConfig, MixturePlan, PlannedCorpus, plan_mixture
 from launch.config import RunConfig
 from launch.recipe import apply_overrides, build, find_recipe, read_toml
+from launch.terminal import table_console
 
 LARGEST_ERROR = 1e-3  # of a corpus's planned tokens; beyond it, a line says why
 
@@ -27,10 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     plan, note = read_plan(args.recipe, args.overrides)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)  # a pipe has no width of its own, and 80 columns would break the rows
-    show(plan, note, console)
+    show(plan, note, table_console())
     if args.json is not None:
         try:
             args.json.write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")

@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from gpt.errors import ConfigError, import_extra
 from launch.cluster import slurm_array_share
 from launch.recipe import apply_overrides, build, find_recipe, read_toml
+from launch.terminal import table_console
 
 # Of the extra `data`.
 DATA_PACKAGES = ("brotli", "isal", "resiliparse", "pycld2", "pyarrow", "zstandard", "xxhash", "mmh3")
@@ -64,9 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from data_prep.report import show, show_fates
 
     _check(args)
-    console = Console(emoji=False)  # ":x:" in a path or an id is no picture
-    if not console.is_terminal:
-        console = Console(width=140, emoji=False)  # a pipe has no width, and the default 80 breaks rows
+    console = table_console()
     config = build(PrepareConfig, apply_overrides(read_toml(find_recipe(args.recipe)), args.overrides), where="")
     if args.explain is not None:
         show_fates(explain(config.output.work_folder, args.explain), config, console)

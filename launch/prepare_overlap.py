@@ -1,13 +1,11 @@
 """`triaxial prepare overlap`: which examples of evaluation sets occur in what a model is trained on; cuts nothing."""
 
 import argparse
-import os
 from pathlib import Path
 
-from rich.console import Console
-
-from gpt.errors import ConfigError, import_extra
+from gpt.errors import import_extra
 from launch.recipe import apply_overrides, build, find_recipe, read_toml
+from launch.terminal import table_console, worker_count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,12 +24,8 @@ def run(args: argparse.Namespace) -> int:
     from data_prep.overlap_tables import show_overlap
     from data_prep.progress import Progress
 
-    n_workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
-    if n_workers < 1:
-        raise ConfigError(f"--workers {n_workers} must be at least 1")
-    console = Console(emoji=False)
-    if not console.is_terminal:
-        console = Console(width=140, emoji=False)
+    n_workers = worker_count(args.workers)
+    console = table_console()
     config = build(OverlapConfig, apply_overrides(read_toml(find_recipe(str(args.recipe))), args.overrides), where="")
     show_overlap(analyse(config, n_workers=n_workers, progress=Progress(console)), console)
     for name in (EXAMPLES_FILE, SUMMARY_FILE):

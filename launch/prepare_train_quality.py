@@ -1,13 +1,11 @@
 """`triaxial prepare train-quality`: GPT-3's quality classifier from two kinds of corpora; the work is in data_prep."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from gpt.errors import ConfigError, import_extra
+from launch.terminal import table_console, worker_count
 
 PACKAGES = ("brotli", "isal", "mmh3", "resiliparse", "pyarrow", "zstandard", "xxhash")  # of the extra `data`
 
@@ -43,13 +41,9 @@ def run(args: argparse.Namespace) -> int:
     from data_prep.report import counts_table
     from data_prep.train_quality import train_quality
 
-    n_workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
-    if n_workers < 1:
-        raise ConfigError(f"--workers {n_workers} must be at least 1")
+    n_workers = worker_count(args.workers)
     config = _config(args)
-    console = Console(emoji=False)
-    if not console.is_terminal:
-        console = Console(width=140, emoji=False)
+    console = table_console()
     trained = train_quality(config, n_workers=n_workers, progress=Progress(console))
     console.print(counts_table(trained.counts))
     for line in _lines(trained.report):

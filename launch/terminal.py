@@ -1,0 +1,21 @@
+"""What the commands that print tables share: the console, and how many workers `--workers` means; prints nothing."""
+
+import os
+
+from rich.console import Console
+
+from gpt.errors import ConfigError
+
+
+def table_console() -> Console:
+    """Standard output: ":x:" in an id is no picture, and a pipe, which has no width, is wide enough for the rows."""
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(width=140, emoji=False)
+
+
+def worker_count(workers: int | None) -> int:
+    """`--workers N`, or one for each core that this process may use. ConfigError for less than 1."""
+    n_workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if n_workers < 1:
+        raise ConfigError(f"--workers {n_workers} must be at least 1")
+    return n_workers
