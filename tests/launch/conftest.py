@@ -36,10 +36,11 @@ warmup_tokens = 1024
 decay_tokens = 20480
 [parallel]
 precision = "fp32"
+[checkpoint]
+every_tokens = 2048
 [train]
 total_tokens = 6144
 validation_tokens = 4096
-checkpoint_every_tokens = 2048
 """
 
 

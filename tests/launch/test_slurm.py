@@ -188,7 +188,7 @@ def recipe(tiny_corpus: Any, folder: Path, *, steps: int) -> str:
     text = tiny_corpus.recipe.read_text()
     text = re.sub(r"(?m)^directory = .*$", f'directory = "{folder}/run"', text)
     text = re.sub(r"(?m)^total_tokens = .*$", f"total_tokens = {512 * steps}", text)
-    text = re.sub(r"(?m)^checkpoint_every_tokens = .*$", "checkpoint_every_tokens = 1_000_000_000", text)
+    text = re.sub(r"(?m)^every_tokens = .*$", "every_tokens = 1_000_000_000", text)
     return text + '[metrics]\nwandb = "disabled"\nlog_every_steps = 1\n'
 
 

@@ -133,7 +133,7 @@ def test_a_batch_ramp_is_the_same_on_every_layout_and_when_resumed(tiny_corpus, 
 
 def test_a_signal_saves_and_the_next_run_goes_on(finished, tiny_corpus, tmp_path):
     run = tmp_path / "run"
-    words = ["train", tiny_corpus.recipe, "--run.directory", run, "--train.checkpoint_every_tokens", "1000000000"]
+    words = ["train", tiny_corpus.recipe, "--run.directory", run, "--checkpoint.every_tokens", "1000000000"]
     long = [*words, "--train.total_tokens", "50000000", "--schedule.decay_tokens", "20480"]
     process = subprocess.Popen([*TRIAXIAL, *map(str, long)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     for line in process.stdout:
@@ -225,7 +225,7 @@ def test_a_full_disk_while_saving(tiny_corpus, tmp_path):
         pytest.skip("this machine does not let us mount a tmpfs")
     try:
         done = triaxial(
-            *("train", tiny_corpus.recipe, "--run.directory", disk / "run", "--train.keep_checkpoints", 9),
+            *("train", tiny_corpus.recipe, "--run.directory", disk / "run", "--checkpoint.keep_last", 9),
             *("--metrics.wandb", "disabled"),
         )
         one_line(done, str(disk))

@@ -1,0 +1,48 @@
+"""How long a run trains and how often it looks: the [train] section of a recipe."""
+
+from dataclasses import dataclass
+
+from gpt.batch_ramp import BatchRamp
+from gpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Spans are in tokens, since tokens are the clock. The run ends at the first of its three ends."""
+
+    total_tokens: int
+    stop_after_s: float | None = None  # seconds since this process began to train
+    target_loss: float | None = None  # nats: every validation corpus at or below it
+    evaluate_every_tokens: int | None = None
+    validation_tokens: int = 1 << 20  # at most so many of each validation corpus, from its start
+    sample_every_tokens: int | None = None
+    sample_prompts: tuple[str, ...] = ("",)  # "" = from the start of a document
+    sample_new_tokens: int = 64
+    sample_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for key in (
+            "total_tokens",
+            "evaluate_every_tokens",
+            "validation_tokens",
+            "sample_every_tokens",
+            "sample_new_tokens",
+        ):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"train.{key} = {value} must be at least 1")
+        if self.stop_after_s is not None and not 0 < self.stop_after_s < float("inf"):
+            raise ConfigError(f"train.stop_after_s = {self.stop_after_s} must be a number of seconds above 0")
+        if self.target_loss is not None:
+            if not 0 < self.target_loss < float("inf"):
+                raise ConfigError(f"train.target_loss = {self.target_loss} must be a number of nats above 0")
+            if self.evaluate_every_tokens is None:
+                raise ConfigError("train.target_loss needs train.evaluate_every_tokens: it is compared at evaluations")
+        if not 0 <= self.sample_temperature < float("inf"):
+            raise ConfigError(f"train.sample_temperature = {self.sample_temperature} must be 0 or a positive number")
+        if self.sample_every_tokens is not None and not self.sample_prompts:
+            raise ConfigError("train.sample_prompts is empty; give at least one, such as ''")
+
+    def steps(self, batch: BatchRamp) -> int:
+        """Whole steps that reach total_tokens."""
+        return batch.steps_to(self.total_tokens)
