@@ -34,7 +34,9 @@ class CheckpointConfig:
                 raise ConfigError(f"checkpoint.{key} = {value} must be at least 1")
         if self.keep_every_tokens is not None:
             if self.every_tokens is None:
-                raise ConfigError("checkpoint.keep_every_tokens needs checkpoint.every_tokens, of which it is a multiple")
+                raise ConfigError(
+                    "checkpoint.keep_every_tokens needs checkpoint.every_tokens, of which it is a multiple"
+                )
             if self.keep_every_tokens % self.every_tokens:
                 below = self.keep_every_tokens // self.every_tokens * self.every_tokens
                 raise ConfigError(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gpt.data_order import ORDER_VERSION, Ints, make_order
 from gpt.errors import ConfigError
+from gpt.skipped_data import check_skip
 from gpt.token_corpus import open_tokens
 from gpt.token_files import TokenFile
 
@@ -48,9 +49,11 @@ class DataConfig:
     train: tuple[CorpusConfig, ...]
     validation: tuple[CorpusConfig, ...] = ()
     seq_len: int
+    skip: tuple[tuple[int, ...], ...] = ()  # [first, stop) positions of the data's order that the run leaves out
 
     def __post_init__(self) -> None:
         check_seq_len(self.seq_len)
+        check_skip(self.skip)
         if not self.train:
             raise ConfigError("data.train is empty; give at least one corpus: train = [{ path = 'corpus/train' }]")
         check_names([(corpus.name, corpus.path) for corpus in self.train], where="data.train")

@@ -1,10 +1,13 @@
 """What the training loop may ask of the hardware; parallel/engines/ has what answers."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
+
+from gpt.checkpoint_config import Retention
+from gpt.generation import GREEDY, Continuation, Sampling
 
 
 class Batch(NamedTuple):
@@ -19,7 +22,8 @@ class StepResult(NamedTuple):
 
     loss: "Totals"  # of all batches since the step before
     gradient_norm: float  # before clipping
-    flagged: bool  # whether any rank raised the flag
+    skipped: bool  # loss or gradient was not finite, and no weight or moment changed, on any rank
+    flags: tuple[bool, ...]  # for each flag whether any rank raised it
 
 
 class Totals(NamedTuple):
@@ -48,10 +52,11 @@ class Engine(Protocol):
         """Add the gradients of a batch, in micro-batches, to those since the last step. Waits for nothing."""
         ...
 
-    def optimizer_step(self, learning_rate: float, *, flag: bool = False) -> StepResult:
+    def optimizer_step(self, learning_rate: float, *, flags: tuple[bool, ...] = ()) -> StepResult:
         """Divide the gradients by the number of targets, clip them to the configured global norm, update, clear.
 
-        One collective of four numbers over all ranks, and the step's one wait for the device, after all is queued.
+        Where loss or norm is not finite nothing is updated, on no rank. One collective of a few numbers over all
+        ranks, and the step's one wait for the device, before the update is queued.
         """
         ...
 
@@ -63,10 +68,31 @@ class Engine(Protocol):
         """Logits (n, t, vocab_size) of token ids (n, t), on every rank of this data rank, without gradients."""
         ...
 
-    def save(self, directory: Path, *, step: int, state: dict[str, object], keep_last: int) -> Path:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        stop_ids: Collection[int] = (),
+        n_ids: int | None = None,
+    ) -> list[Continuation]:
+        """See gpt.generation.generate. All ranks pass equal arguments and get equal results."""
+        ...
+
+    def save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> Path:
         """Publish a checkpoint of weights, optimizer and `state` (JSON, equal on all ranks)."""
         ...
 
     def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
         """Weights and optimizer from a checkpoint of any layout; its state. `verified`: its digests are known good."""
+        ...
+
+    def load_newest(self, directory: Path, *, at_most: int) -> dict[str, object] | None:
+        """Load the newest whole checkpoint of a step up to `at_most`; its state, or None where there is none."""
+        ...
+
+    def discard_after(self, directory: Path, *, step: int) -> None:
+        """Remove the checkpoints of later steps."""
         ...

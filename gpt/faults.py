@@ -8,8 +8,8 @@ from gpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class FaultConfig:
-    """A step whose loss or gradient is not finite changes nothing and is counted; `max_skipped_steps` in a row may pass.
-    `on_damaged_data`: end the run when a block of token files fails its checksum, or leave its samples out."""
+    """A step whose loss or gradient is not finite changes nothing and is counted; `max_skipped_steps` in a row may
+    pass. `on_damaged_data`: end the run when a block of token files fails its checksum, or leave its samples out."""
 
     max_skipped_steps: int = 10
     on_damaged_data: Literal["stop", "skip"] = "stop"

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Literal, Self
 
 from gpt.console import Console
 from gpt.errors import ConfigError
+from gpt.event_log import append_event
 
 WandbMode = Literal["offline", "online", "disabled"]
 
@@ -98,7 +99,8 @@ class MetricsWriter:
     def log(self, step: int, values: Mapping[str, float | int]) -> None:
         """Record the values of a step: one line of JSON, one row of W&B, one line (or the live line) of the console.
 
-        Steps must not go back. Two calls for one step, of training and of an evaluation, give two lines.
+        Steps must not go back, but for `rewind`. Two calls for one step, of training and of an evaluation, give two
+        lines.
         ConfigError: the disk is full or the file cannot be written.
         """
         assert self._file is not None, "MetricsWriter is a context manager: log inside its `with`"
@@ -117,6 +119,25 @@ class MetricsWriter:
     def message(self, text: str) -> None:
         """Print a line that stays, above the live line if there is one."""
         self._console.message(text)
+
+    def event(self, kind: str, *, step: int, text: str, **fields: Any) -> None:
+        """Print what befell the run, and keep it in events.jsonl. ConfigError: that file cannot be written."""
+        self.message(text)
+        path = self._run_directory / "events.jsonl"
+        try:
+            append_event(path, kind, step=step, text=text, fields=fields)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+    def rewind(self, step: int) -> None:
+        """The run goes on from an earlier step: lines past it move to metrics.superseded.jsonl."""
+        assert self._file is not None, "MetricsWriter is a context manager: use it inside its `with`"
+        self._file.close()
+        try:
+            supersede_after(self.path, step=step)
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
 
 
 def supersede_after(path: Path, *, step: int) -> None:

@@ -3,57 +3,42 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from gpt.batch_ramp import BatchRamp
+from gpt.checkpoint_config import CheckpointConfig, Retention
 from gpt.config import ModelConfig
+from gpt.data_order import Ints
 from gpt.dataset import TrainingData, ValidationData, share_of_step
 from gpt.engine import Batch, Engine, StepResult, Totals
 from gpt.errors import ConfigError
-from gpt.loss import IGNORE
+from gpt.faults import FaultConfig
+from gpt.loop_state import LoopState
+from gpt.samples import Sampler, append_samples
 from gpt.schedule import ScheduleConfig, learning_rate
+from gpt.skipped_data import SkippedData
+from gpt.spikes import Spike, SpikeConfig
+from gpt.time_ledger import TimeLedger
+from gpt.train_config import TrainConfig
+from gpt.validation import evaluate, validation_values
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How long to train, how often to look and to save. Spans are in tokens, since tokens are the clock."""
-
-    total_tokens: int
-    evaluate_every_tokens: int | None = None
-    validation_tokens: int = 1 << 20  # at most so many of each validation corpus, from its start
-    checkpoint_every_tokens: int | None = None
-    keep_checkpoints: int = 2
-
-    def __post_init__(self) -> None:
-        for key in (
-            "total_tokens",
-            "evaluate_every_tokens",
-            "validation_tokens",
-            "checkpoint_every_tokens",
-            "keep_checkpoints",
-        ):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"train.{key} = {value} must be at least 1")
-
-    def steps(self, batch: BatchRamp) -> int:
-        """Whole steps that reach total_tokens."""
-        return batch.steps_to(self.total_tokens)
+End = Literal["total_tokens", "signal", "stop_after_s", "target_loss"]
 
 
 class Metrics(Protocol):
     """Where the loop reports; on the main rank only."""
 
-    def log(self, step: int, values: dict[str, float | int]) -> None: ...
+    def log(self, step: int, values: Mapping[str, float | int]) -> None: ...
     def message(self, text: str) -> None: ...
+    def event(self, kind: str, *, step: int, text: str, **fields: Any) -> None: ...
+    def rewind(self, step: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -61,6 +46,9 @@ class Run:
     """Everything that one training run needs."""
 
     config: TrainConfig
+    checkpoint: CheckpointConfig
+    faults: FaultConfig
+    spike: SpikeConfig
     model: ModelConfig
     schedule: ScheduleConfig
     peak_learning_rate: float
@@ -69,17 +57,32 @@ class Run:
     micro_batch_size: int
     peak_flops_per_s: float  # of all devices together, for model FLOP utilisation; 0 when unknown
     log_every_steps: int
-    checkpoints: Path
-    saved_state: dict[str, object]  # what each checkpoint carries besides the position: configuration, fingerprints
+    directory: Path
+    saved_state: dict[str, object]  # what each checkpoint carries besides the loop's: configuration, fingerprints
 
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
         return self.config.steps(self.batch)
 
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
     def samples_seen(self, step: int) -> int:
-        """Samples of all steps before `step`, over all data ranks: the place in the data's order."""
+        """Samples of all steps before `step`, over all data ranks: how many of the run's samples have been read."""
         return self.batch.tokens_seen(step) // self.seq_len
+
+    def due(self, every_tokens: int | None, step: int) -> bool:
+        """Whether step `step`, counted from 1, reached or passed a multiple of `every_tokens`."""
+        if every_tokens is None or step < 1:
+            return False
+        return self.batch.tokens_seen(step) // every_tokens > self.batch.tokens_seen(step - 1) // every_tokens
+
+    @property
+    def retention(self) -> Retention:
+        """Which checkpoints stay; a function of their steps alone, so that a resumed run decides alike."""
+        return Retention(self.checkpoint.keep_last, lambda step: self.due(self.checkpoint.keep_every_tokens, step))
 
     @property
     def epochs_every_steps(self) -> int:
@@ -91,9 +94,9 @@ class Run:
 class Outcome:
     """How a run ended."""
 
-    step: int
+    state: LoopState
     tokens_seen: int
-    interrupted: bool
+    ended: End
     validation: dict[str, Totals]
     tokens_per_s: float  # over the steps of this process, evaluation and saving left out
     checkpoint: Path | None
@@ -105,122 +108,256 @@ def train(
     data: TrainingData,
     validation: dict[str, ValidationData],
     *,
+    state: LoopState,
     metrics: Metrics | None,
-    first_step: int = 0,
+    ledger: TimeLedger,
+    sampler: Sampler | None = None,
 ) -> Outcome:
-    """Train from `first_step` to the end, or until SIGTERM or SIGUSR1 asks to save and stop. Every rank calls it.
+    """Train from `state` to the end, or until SIGTERM or SIGUSR1 asks to save and stop. Every rank calls it.
 
     One step takes the next global batch in the data's order; each data rank reads its contiguous share, so that the
     order is the same for every data-parallel size. One synchronisation with the device a step, for the loss.
     """
-    steps = run.steps
-    step, results, saved, training_s = first_step, {}, None, 0.0
-    evaluate_at, save_at = run.config.evaluate_every_tokens, run.config.checkpoint_every_tokens
+    loop = TrainingLoop(run, engine, data, validation, state=state, metrics=metrics, ledger=ledger, sampler=sampler)
+    ledger.resume(step=state.step, tokens=run.batch.tokens_seen(state.step))
     with stop_signals() as stop_requested:
-        interrupted = False
-        while step < steps and not interrupted:
-            started_at = time.perf_counter()
-            batch = read_batch(data, engine, run, step)
-            data.announce(step_positions(engine, run, step + 1))
+        ended = loop.run_to_end(stop_requested)
+    return loop.outcome(ended)
+
+
+class TrainingLoop:
+    """A run under way. `metrics` is None on all ranks but the main one; all else is alike on every rank."""
+
+    def __init__(
+        self,
+        run: Run,
+        engine: Engine,
+        data: TrainingData,
+        validation: dict[str, ValidationData],
+        *,
+        state: LoopState,
+        metrics: Metrics | None,
+        ledger: TimeLedger,
+        sampler: Sampler | None,
+    ) -> None:
+        self.run, self.engine, self.data, self.validation = run, engine, data, validation
+        self.state, self.metrics, self.ledger, self.sampler = state, metrics, ledger, sampler
+        self.results: dict[str, Totals] = {}
+        self.saved: Path | None = None
+        self.failed_saves = 0  # in a row
+        self.began_at = time.monotonic()
+        self.trained_tokens, self.trained_s = 0, 0.0
+
+    def run_to_end(self, stop_requested: Callable[[], bool]) -> End:
+        """Step after step, with what is due after each."""
+        run = self.run
+        ended: End | None = "total_tokens" if self.state.step >= run.steps else None
+        while ended is None:
+            result, ended = self.take_step(stop_requested())
+            spike = self.judge(result)
+            if spike is not None and self.rewind(spike):
+                ended = None
+                continue
+            step, last = self.state.step, ended == "total_tokens"
+            if self.metrics is not None and (ended is not None or step % run.epochs_every_steps == 0):
+                self.log_epochs(self.metrics)
+            if self.validation and (last or (ended is None and run.due(run.config.evaluate_every_tokens, step))):
+                ended = self.evaluate() or ended
+            if self.sampler is not None and (last or (ended is None and run.due(run.config.sample_every_tokens, step))):
+                self.sample(self.sampler)
+            if ended is not None or run.due(run.checkpoint.every_tokens, step):
+                self.save(last=ended is not None)
+        return ended
+
+    def take_step(self, signalled: bool) -> tuple[StepResult, End | None]:
+        """Read, forward, backward, update, report; and whether the run ends here."""
+        run, engine, state = self.run, self.engine, self.state
+        started_at = time.perf_counter()
+        with self.ledger.span("data"):
+            batch = read_batch(self.data, engine, run, state.step, state.skipped)
+        with self.ledger.span("training"):
+            self.data.announce(step_positions(engine, run, state.step + 1, state.skipped))
             engine.forward_backward(batch)
-            step += 1
-            step_tokens, tokens_seen = run.batch.step_tokens(step - 1), run.batch.tokens_seen(step)
+            tokens_seen = run.batch.tokens_seen(state.step + 1)
             rate = learning_rate(run.schedule, run.peak_learning_rate, tokens_seen)
-            result = engine.optimizer_step(rate, flag=stop_requested())
-            elapsed_s = time.perf_counter() - started_at
-            training_s += elapsed_s
-            check_finite(step, result, rate)
-            if metrics is not None and (step % run.log_every_steps == 0 or step == steps):
-                metrics.log(step, step_values(run, result, rate, step=step, elapsed_s=elapsed_s))
-            done = step == steps
-            interrupted = result.flagged and not done
-            if metrics is not None and (done or interrupted or step % run.epochs_every_steps == 0):
-                report_epochs(run, data, metrics=metrics, step=step)
-            if validation and not interrupted and (done or _due(evaluate_at, tokens_seen, step_tokens)):
-                results = evaluate(run, engine, validation, metrics=metrics, step=step)
-            if interrupted or done or _due(save_at, tokens_seen, step_tokens):
-                saved = save(run, engine, step)
-                if metrics is not None:
-                    metrics.message(f"saved {saved}")
-    new_tokens = run.batch.tokens_seen(step) - run.batch.tokens_seen(first_step)
-    return Outcome(
-        step,
-        run.batch.tokens_seen(step),
-        interrupted,
-        results,
-        new_tokens / training_s if training_s else 0.0,
-        saved,
-    )
+            result = engine.optimizer_step(rate, flags=(signalled, self._time_is_over()))
+        elapsed_s = time.perf_counter() - started_at
+        self.trained_tokens += run.batch.step_tokens(state.step)
+        self.trained_s += elapsed_s
+        state.step += 1
+        if self.metrics is not None and (state.step % run.log_every_steps == 0 or state.step == run.steps):
+            self.metrics.log(state.step, step_values(run, result, rate, step=state.step, elapsed_s=elapsed_s))
+        self.ledger.step_done(step=state.step, tokens=tokens_seen)
+        signal_came, time_is_over = result.flags
+        if state.step == run.steps:
+            return result, "total_tokens"
+        return result, "signal" if signal_came else "stop_after_s" if time_is_over else None
 
+    def judge(self, result: StepResult) -> Spike | None:
+        """Count a step that changed nothing, and end the run after too many in a row; look for a spike elsewhere."""
+        state, loss, norm = self.state, result.loss.mean, result.gradient_norm
+        if not result.skipped:
+            state.skipped_in_a_row = 0
+            spike = state.spikes.observe(state.step, loss)
+            if spike is not None:
+                self.event("spike", spike.text)
+            return spike
+        state.skipped_steps += 1
+        state.skipped_in_a_row += 1
+        most = self.run.faults.max_skipped_steps
+        found = f"step {state.step}: the loss is {loss} and the gradient norm {norm}"
+        if state.skipped_in_a_row > most:
+            self.event("stopped", f"{found}; {state.skipped_in_a_row} such steps in a row end the run")
+            rate = learning_rate(self.run.schedule, self.run.peak_learning_rate, self.run.batch.tokens_seen(state.step))
+            raise ConfigError(
+                f"{found}, as in {state.skipped_in_a_row} steps in a row (faults.max_skipped_steps = {most}); the "
+                f"weights and earlier checkpoints are good. Lower optimizer.learning_rate (at this step {rate:.3g}), "
+                f"lengthen schedule.warmup_tokens, or leave this data out with data.skip"
+            )
+        self.event(
+            "step_skipped", f"{found}: nothing was updated, on any rank ({state.skipped_steps} such steps so far)"
+        )
+        return None
 
-def check_finite(step: int, result: StepResult, rate: float) -> None:
-    """End the run, on all ranks alike, when a step has blown up."""
-    loss, norm = result.loss.mean, result.gradient_norm
-    if not np.isfinite(loss) or not np.isfinite(norm):
-        raise ConfigError(
-            f"step {step}: the loss is {loss} and the gradient norm {norm}; earlier checkpoints are good. "
-            f"Lower optimizer.learning_rate (at this step {rate:.3g}) or lengthen schedule.warmup_tokens"
+    def rewind(self, spike: Spike) -> bool:
+        """Go back to a checkpoint well before the spike, and leave out the data that was read around it. False where
+        the recipe wants none, has had its fill, or no checkpoint is old enough."""
+        run, config, state = self.run, self.run.spike, self.state
+        if config.action != "rewind":
+            return False
+        if state.rewinds >= config.max_rewinds:
+            self.event("rewind_refused", f"no rewind: there have been spike.max_rewinds = {config.max_rewinds} already")
+            return False
+        target = config.rewind_target(spike)
+        with self.ledger.span("rewinding"):
+            self.collect_saves(wait=True)
+            saved = self.engine.load_newest(run.checkpoints, at_most=target)
+        if saved is None:
+            self.event("rewind_refused", f"no rewind: no checkpoint of step {max(target, 0)} or earlier is left")
+            return False
+        step, table = saved["step"], saved["loop"]
+        assert isinstance(step, int)
+        assert isinstance(table, dict)
+        first, stop = run.samples_seen(target), run.samples_seen(target + config.skip_steps)
+        skipped = state.skipped.without_samples(first, stop, why=spike.why)
+        self.state = LoopState.from_json(table, step=step, spike=config)
+        self.state.skipped, self.state.rewinds = skipped, state.rewinds + 1
+        self.state.skipped_steps = state.skipped_steps
+        if self.metrics is not None:
+            self.metrics.rewind(step)
+        left_out = skipped.ranges[-1]
+        self.event(
+            "rewind",
+            f"went back to the checkpoint of step {step}; positions {left_out.first:,} to {left_out.stop - 1:,} of the "
+            f"data's order are left out (rewind {self.state.rewinds} of at most {config.max_rewinds})",
+            skipped=[left_out.first, left_out.stop],
+        )
+        self.ledger.resume(step=step, tokens=run.batch.tokens_seen(step), rewound=True)
+        with self.ledger.span("rewinding"):  # so that a restart finds the decision, and not the spike
+            self.save(last=True)
+            self.engine.discard_after(run.checkpoints, step=step)
+        return True
+
+    def log_epochs(self, metrics: Metrics) -> None:
+        """How many times each corpus has been read through: ten times in a run, and where a process ends."""
+        epochs = epochs_read(self.run, self.data, self.state)
+        metrics.log(self.state.step, {f"epochs/{name}": read for name, read in epochs.items()})
+
+    def evaluate(self) -> End | None:
+        """The loss on every validation corpus; whether it is what the run was to reach."""
+        config = self.run.config
+        with self.ledger.span("evaluation"):
+            self.results = evaluate(
+                self.engine,
+                self.validation,
+                tokens=config.validation_tokens,
+                micro_batch_size=self.run.micro_batch_size,
+            )
+        if self.metrics is not None:
+            self.metrics.log(self.state.step, validation_values(self.results))
+        target = config.target_loss
+        reached = target is not None and all(totals.mean <= target for totals in self.results.values())
+        return "target_loss" if reached else None
+
+    def sample(self, sampler: Sampler) -> None:
+        """Have the model write, on all ranks, and the main rank keep it."""
+        with self.ledger.span("sampling"):
+            texts = sampler.write(self.engine, step=self.state.step)
+        if self.metrics is not None:
+            path = self.run.directory / "samples.jsonl"
+            append_samples(path, step=self.state.step, prompts=sampler.prompts, texts=texts)
+            for text in texts:
+                self.metrics.message(f"sample at step {self.state.step}: {text!r}")
+
+    def save(self, *, last: bool) -> None:
+        """Save the run as it is now. The `last` save is waited for, and must succeed."""
+        run, state = self.run, self.state
+        self.collect_saves(wait=True)
+        saved = {
+            **run.saved_state,
+            "step": state.step,
+            "tokens_seen": run.batch.tokens_seen(state.step),
+            "samples_seen": run.samples_seen(state.step),
+            "loop": state.to_json(),
+        }
+        with self.ledger.span("saving"):
+            try:
+                self.saved = self.engine.save(run.checkpoints, step=state.step, state=saved, keep=run.retention)
+            except ConfigError as error:
+                self.save_failed(error, fatal=last)
+                return
+        self.failed_saves = 0
+        self.event("checkpoint_saved", f"saved {self.saved}")
+
+    def collect_saves(self, *, wait: bool) -> None:
+        """Look after the saves in the background."""
+
+    def save_failed(self, error: ConfigError, *, fatal: bool) -> None:
+        """Go on, as earlier checkpoints are untouched, unless it was the last save or too many have failed."""
+        self.failed_saves += 1
+        most = self.run.checkpoint.max_failures
+        self.event("checkpoint_failed", f"{error} (failure {self.failed_saves} in a row of at most {most})")
+        if fatal or self.failed_saves >= most:
+            raise error
+
+    def event(self, kind: str, text: str, **fields: Any) -> None:
+        """Have it told and kept, by the main rank."""
+        if self.metrics is not None:
+            self.metrics.event(kind, step=self.state.step, text=text, **fields)
+
+    def outcome(self, ended: End) -> Outcome:
+        """What is left to tell when the loop has ended."""
+        return Outcome(
+            state=self.state,
+            tokens_seen=self.run.batch.tokens_seen(self.state.step),
+            ended=ended,
+            validation=self.results,
+            tokens_per_s=self.trained_tokens / self.trained_s if self.trained_s else 0.0,
+            checkpoint=self.saved,
         )
 
+    def _time_is_over(self) -> bool:
+        """By the main rank's clock: those of others may differ."""
+        limit_s = self.run.config.stop_after_s
+        return limit_s is not None and self.engine.is_main and time.monotonic() - self.began_at >= limit_s
 
-def read_batch(data: TrainingData, engine: Engine, run: Run, step: int) -> Batch:
+
+def read_batch(data: TrainingData, engine: Engine, run: Run, step: int, skipped: SkippedData) -> Batch:
     """This data rank's share of a step's global batch: (sequences, seq_len) inputs and targets."""
-    tokens = torch.from_numpy(data.batch(step_positions(engine, run, step)))  # (sequences, seq_len + 1)
+    tokens = torch.from_numpy(data.batch(step_positions(engine, run, step, skipped)))  # (sequences, seq_len + 1)
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
 
-def step_positions(engine: Engine, run: Run, step: int) -> NDArray[np.int64]:
+def step_positions(engine: Engine, run: Run, step: int, skipped: SkippedData) -> Ints:
     """The positions of the data's order that this data rank reads for a step."""
     first, n_samples = run.samples_seen(step), run.batch.step_tokens(step) // run.seq_len
-    return share_of_step(first, n_samples=n_samples, rank=engine.data_rank, ranks=engine.data_size)
+    mine: NDArray[Any] = share_of_step(first, n_samples=n_samples, rank=engine.data_rank, ranks=engine.data_size)
+    return skipped.positions(int(mine[0]), len(mine))
 
 
-def report_epochs(run: Run, data: TrainingData, *, metrics: Metrics, step: int) -> None:
-    """How many times each corpus has been read through: ten times in a run, and where a process ends."""
-    epochs = data.epochs(run.samples_seen(step))
-    metrics.log(step, {f"epochs/{name}": read for name, read in epochs.items()})
-
-
-def evaluate(
-    run: Run, engine: Engine, validation: dict[str, ValidationData], *, metrics: Metrics | None, step: int
-) -> dict[str, Totals]:
-    """The loss on each validation corpus, from its start, at most validation_tokens of each."""
-    results = {}
-    for name, corpus in validation.items():
-        windows = min(corpus.n_windows, max(1, run.config.validation_tokens // run.seq_len))
-        results[name] = engine.evaluate(validation_batches(corpus, engine, windows, run.micro_batch_size))
-    if metrics is not None:
-        values = {}
-        for name, totals in results.items():
-            values[f"validation/{name}/loss"] = totals.mean
-            values[f"validation/{name}/perplexity"] = float(np.exp(min(totals.mean, 700.0)))
-        metrics.log(step, values)
-    return results
-
-
-def validation_batches(corpus: ValidationData, engine: Engine, windows: int, per_rank: int) -> Iterator[Batch]:
-    """Equally many batches of one shape on every data rank; the missing windows of the last ones count nothing."""
-    at_once = per_rank * engine.data_size
-    for start in range(0, windows, at_once):
-        begin = min(windows, start + engine.data_rank * per_rank)
-        end = min(windows, begin + per_rank)
-        tokens = torch.zeros(per_rank, corpus.seq_len + 1, dtype=torch.int64)
-        targets = torch.full((per_rank, corpus.seq_len), IGNORE, dtype=torch.int64)
-        if end > begin:
-            tokens[: end - begin] = torch.from_numpy(corpus.batch(begin, end))
-            targets[: end - begin] = tokens[: end - begin, 1:]
-        yield Batch(tokens[:, :-1].contiguous(), targets)
-
-
-def save(run: Run, engine: Engine, step: int) -> Path:
-    """Publish a checkpoint of this step."""
-    position = {
-        "step": step,
-        "tokens_seen": run.batch.tokens_seen(step),
-        "samples_seen": run.samples_seen(step),
-    }
-    state = {**run.saved_state, **position}
-    return engine.save(run.checkpoints, step=step, state=state, keep_last=run.config.keep_checkpoints)
+def epochs_read(run: Run, data: TrainingData, state: LoopState) -> dict[str, float]:
+    """How many times each corpus has been read through."""
+    return data.epochs(run.samples_seen(state.step))
 
 
 def step_values(run: Run, result: StepResult, rate: float, *, step: int, elapsed_s: float) -> dict[str, float | int]:
@@ -252,8 +389,3 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _due(every_tokens: int | None, tokens_seen: int, step_tokens: int) -> bool:
-    """Whether this step reached or passed a multiple of `every_tokens`."""
-    return every_tokens is not None and tokens_seen // every_tokens > (tokens_seen - step_tokens) // every_tokens

@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from gpt.checkpoint_config import CheckpointConfig
 from gpt.config import ModelConfig
 from gpt.dataset import DataConfig
+from gpt.faults import FaultConfig
 from gpt.metrics import MetricsConfig
 from gpt.optimizer import OptimizerConfig
 from gpt.schedule import ScheduleConfig
-from gpt.train import TrainConfig
+from gpt.spikes import SpikeConfig
+from gpt.train_config import TrainConfig
 from launch.recipe import apply_overrides, build, find_recipe, read_toml
 from parallel.layout import BatchConfig, ParallelConfig
 
@@ -37,6 +40,9 @@ class RunConfig:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     train: TrainConfig
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    spike: SpikeConfig = field(default_factory=SpikeConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 

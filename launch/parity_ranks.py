@@ -19,11 +19,12 @@ from torch._C._distributed_c10d import FileStore
 from gpt.dataset import TrainingData
 from gpt.errors import ConfigError
 from gpt.schedule import learning_rate
-from gpt.train import check_finite, read_batch
+from gpt.skipped_data import SkippedData
+from gpt.train import read_batch
 from launch.cluster import ClusterEnvironment, keep_freed_memory
 from launch.config import RunConfig, as_dict, from_dict
 from launch.local_ranks import RankFailed, fork_server, run_ranks
-from launch.resume import Start
+from launch.resume import fresh_start
 from launch.train import build_engine, build_loop, layout_of, pick_device
 from parallel.engines.native import NativeEngine
 from parallel.weight_digests import model_digest, weight_digests
@@ -86,7 +87,7 @@ def train_rank(rank: int, folder: str) -> None:
         world_size=world_size,
         timeout=timedelta(seconds=config.run.collective_timeout_s),
     )
-    engine = build_engine(config, layout_of(config, world_size), device, Start(0, None, []))
+    engine = build_engine(config, layout_of(config, world_size), device, fresh_start(config))
     store.set(f"weights of {rank}", json.dumps(weight_digests(engine.parameters)))
     losses, norms = train(engine, config, table["steps"])
     if rank == 0:
@@ -103,12 +104,14 @@ def train(engine: NativeEngine, config: RunConfig, steps: int) -> tuple[list[flo
     data = TrainingData(
         config.data.train, seq_len=config.data.seq_len, seed=config.run.seed, vocab_size=config.model.vocab_size
     )
+    skipped = SkippedData.stated(config.data.skip)
     losses, norms = [], []
     for step in range(steps):
-        engine.forward_backward(read_batch(data, engine, run, step))
+        engine.forward_backward(read_batch(data, engine, run, step, skipped))
         rate = learning_rate(run.schedule, run.peak_learning_rate, run.batch.tokens_seen(step + 1))
         result = engine.optimizer_step(rate)
-        check_finite(step + 1, result, rate)
+        if result.skipped:
+            raise ConfigError(f"step {step + 1}: the loss is {result.loss.mean}; lower optimizer.learning_rate")
         losses.append(result.loss.mean)
         norms.append(result.gradient_norm)
     return losses, norms

@@ -7,17 +7,25 @@ from typing import Any
 
 from gpt.dataset import fingerprint_differences
 from gpt.errors import ConfigError
+from gpt.loop_state import LoopState
+from gpt.skipped_data import SkippedData, resumed
+from gpt.spikes import SpikeDetector
 from launch.config import RunConfig, changed_keys
 from parallel import checkpoint
 
 
 @dataclass(frozen=True)
 class Start:
-    """From where training begins: a step, the checkpoint to load (None: from the start), and what to tell the user."""
+    """From where training begins: the loop's state, the checkpoint to load (None: from the start), and what to tell
+    the user."""
 
-    step: int
+    state: LoopState
     path: Path | None
     messages: list[str]
+
+    @property
+    def step(self) -> int:
+        return self.state.step
 
 
 def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, resume: bool | None) -> None:
@@ -49,12 +57,29 @@ def find_start(config: RunConfig, saved_state: Mapping[str, Any], *, resume: boo
             raise ConfigError(f"--resume, but {directory} holds no whole checkpoint{_because(messages)}")
         if skipped:
             raise ConfigError(f"{directory} holds checkpoints, but none is whole{_because(messages)}")
-        return Start(0, None, [])
+        return fresh_start(config)
     state = checkpoint.read_state(path)
     messages += check_same_run(path, state, saved_state)
-    step = state["step"]
-    assert isinstance(step, int)
-    return Start(step, path, [*messages, f"resumed from {path} (step {step:,})"])
+    loop, changes = loop_state(config, state)
+    return Start(loop, path, [*messages, *changes, f"resumed from {path} (step {loop.step:,})"])
+
+
+def fresh_start(config: RunConfig) -> Start:
+    """From the seed's weights and the first sample."""
+    return Start(LoopState(0, SkippedData.stated(config.data.skip), SpikeDetector(config.spike)), None, [])
+
+
+def loop_state(config: RunConfig, saved: Mapping[str, Any]) -> tuple[LoopState, list[str]]:
+    """The loop's part of a checkpoint's state under the recipe of now, and what to tell of a changed data.skip."""
+    step, ramp, seq_len = int(saved["step"]), config.batch.ramp, config.data.seq_len
+    state = LoopState.from_json(saved["loop"], step=step, spike=config.spike)
+    state.skipped, messages = resumed(
+        state.skipped,
+        config.data.skip,
+        samples_read=int(saved["samples_seen"]),
+        step_of=lambda sample: ramp.steps_to((sample + 1) * seq_len),
+    )
+    return state, messages
 
 
 def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,6 @@ from gpt.dataset import TrainingData
 from gpt.tokenizer import tokenizer_files
 from gpt.train import Outcome, Run
 from launch.config import RunConfig, as_dict
-from launch.resume import Start
 from parallel.layout import Layout
 
 
@@ -69,12 +68,18 @@ def describe_pipeline(config: RunConfig, layout: Layout) -> list[str]:
     ]
 
 
-def how_it_ended(outcome: Outcome, start: Start) -> str:
-    if outcome.step == start.step:
-        return f"nothing left to train: step {start.step:,} has reached train.total_tokens; raise it to go on"
-    if outcome.interrupted:
-        return f"stopped by a signal at step {outcome.step:,}; run the same command again to continue"
-    return f"done: {outcome.tokens_seen:,} tokens in {outcome.step:,} steps, {outcome.tokens_per_s:,.0f} tokens/s"
+def how_it_ended(config: RunConfig, outcome: Outcome, *, first_step: int) -> str:
+    step = outcome.state.step
+    if step == first_step and outcome.ended == "total_tokens":
+        return f"nothing left to train: step {step:,} has reached train.total_tokens; raise it to go on"
+    if outcome.ended == "signal":
+        return f"stopped by a signal at step {step:,}; run the same command again to continue"
+    figures = f"{outcome.tokens_seen:,} tokens in {step:,} steps, {outcome.tokens_per_s:,.0f} tokens/s"
+    if outcome.ended == "stop_after_s":
+        return f"stopped: train.stop_after_s = {config.train.stop_after_s:g} is over, {figures}; run again to continue"
+    if outcome.ended == "target_loss":
+        return f"done: train.target_loss = {config.train.target_loss} is reached, {figures}"
+    return f"done: {figures}"
 
 
 def write_summary(config: RunConfig, layout: Layout, outcome: Outcome, *, epochs: dict[str, float]) -> None:
@@ -83,11 +88,14 @@ def write_summary(config: RunConfig, layout: Layout, outcome: Outcome, *, epochs
         "parameters": config.model.parameters,
         "layout": str(layout),
         "world_size": layout.world_size,
-        "step": outcome.step,
+        "step": outcome.state.step,
         "tokens_seen": outcome.tokens_seen,
         "tokens_per_s": outcome.tokens_per_s,
         "epochs": epochs,
         "validation_loss_nats": {name: totals.mean for name, totals in outcome.validation.items()},
-        "interrupted": outcome.interrupted,
+        "ended": outcome.ended,
+        "interrupted": outcome.ended == "signal",
+        "skipped_steps": outcome.state.skipped_steps,
+        "rewinds": outcome.state.rewinds,
     }
     (config.run.directory / "train_summary.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -12,8 +12,10 @@ from gpt.dataset import TrainingData, ValidationData
 from gpt.errors import ConfigError
 from gpt.loss import loss_for
 from gpt.metrics import MetricsWriter
+from gpt.samples import make_sampler
+from gpt.time_ledger import TimeLedger
 from gpt.tokenizer import Tokenizer, load_tokenizer
-from gpt.train import Run, train
+from gpt.train import Run, epochs_read, train
 from launch import dry_run
 from launch.cluster import ClusterEnvironment, keep_freed_memory, launch_local, leave_word_saved
 from launch.config import RunConfig, as_dict, read_run_config
@@ -56,28 +58,47 @@ def run(args: argparse.Namespace) -> int:
     if device.type == "cpu":
         keep_freed_memory()
     data, validation = open_data(config)
+    tokenizer = check_tokenizer(config)
+    sampler = make_sampler(config.train, tokenizer, n_ctx=config.model.n_ctx)
     saved_state: dict[str, object] = {
         "config": as_dict(config),
         "data": data.fingerprint(),
-        "tokenizer": check_tokenizer(config).fingerprint,
+        "tokenizer": tokenizer.fingerprint,
     }
     check_run_directory(config, saved_state, resume=args.resume)
     join_processes(environment, device, timeout_s=config.run.collective_timeout_s)
     start = find_start(config, saved_state, resume=args.resume)
     engine = build_engine(config, layout, device, start)
     loop = build_loop(config, saved_state, peak_flops_per_s=total_peak_flops_per_s(config, environment, device))
-    with open_metrics(config, loop, start) if engine.is_main else nullcontext() as metrics:
+    ledger = TimeLedger(
+        config.run.directory / "ledger.jsonl" if engine.is_main else None,
+        world_size=environment.world_size,
+        restart_count=environment.restart_count,
+    )
+    with ledger, open_metrics(config, loop, start) if engine.is_main else nullcontext() as metrics:
         if metrics is not None:
             prepare_run_directory(config)
-            for line in [*describe(config, loop, layout, device=device, data=data), *start.messages]:
+            for line in describe(config, loop, layout, device=device, data=data):
                 metrics.message(line)
-        outcome = train(loop, engine, data, validation, metrics=metrics, first_step=start.step)
+            for line in start.messages:
+                metrics.event("resumed", step=start.step, text=line)
+        first_step = start.step
+        outcome = train(
+            loop,
+            engine,
+            data,
+            validation,
+            state=start.state,
+            metrics=metrics,
+            ledger=ledger,
+            sampler=sampler,
+        )
         if metrics is not None:
-            metrics.message(how_it_ended(outcome, start))
-            if outcome.step > start.step:
-                write_summary(config, layout, outcome, epochs=data.epochs(loop.samples_seen(outcome.step)))
+            metrics.event("ended", step=outcome.state.step, text=how_it_ended(config, outcome, first_step=first_step))
+            if outcome.state.step > first_step:
+                write_summary(config, layout, outcome, epochs=epochs_read(loop, data, outcome.state))
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
-    return leave_word_saved(environment) if outcome.interrupted else 0
+    return leave_word_saved(environment) if outcome.ended == "signal" else 0
 
 
 def layout_of(config: RunConfig, world_size: int) -> Layout:
@@ -132,6 +153,9 @@ def engine_settings(config: RunConfig, layout: Layout) -> EngineSettings:
 def build_loop(config: RunConfig, saved_state: dict[str, object], *, peak_flops_per_s: float) -> Run:
     return Run(
         config=config.train,
+        checkpoint=config.checkpoint,
+        faults=config.faults,
+        spike=config.spike,
         model=config.model,
         schedule=config.schedule,
         peak_learning_rate=config.optimizer.learning_rate,
@@ -140,7 +164,7 @@ def build_loop(config: RunConfig, saved_state: dict[str, object], *, peak_flops_
         micro_batch_size=config.batch.micro_batch_size,
         peak_flops_per_s=peak_flops_per_s,
         log_every_steps=config.metrics.log_every_steps,
-        checkpoints=config.run.directory / "checkpoints",
+        directory=config.run.directory,
         saved_state=saved_state,
     )
 

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from gpt.checkpoint_config import Retention
 from gpt.errors import ConfigError
 from parallel.checkpoint_files import (
     MANIFEST,
@@ -38,12 +39,13 @@ from parallel.checkpoint_files import (
     stored_slice,
     write_file,
 )
-from parallel.checkpoint_folders import delete_old, list_checkpoints, make_hidden, publish
+from parallel.checkpoint_folders import delete_after, delete_old, list_checkpoints, make_hidden, publish
 from parallel.checkpoint_ranks import PeerLost, dcp_errors, exchange, is_distributed, rank_in, together, world_size
 from parallel.checkpoint_storage import SafetensorsReader, SafetensorsWriter, SavePlannerWithChecks, check_tensors
 
 __all__ = [
     "CheckpointError",
+    "discard_after",
     "find_latest",
     "list_checkpoints",
     "load",
@@ -63,15 +65,15 @@ def save(
     step: int,
     tensors: Mapping[str, torch.Tensor],
     state: dict[str, object],
-    keep_last: int,
+    keep: Retention,
     group: dist.ProcessGroup | None = None,
 ) -> Path:
-    """Save tensors and state as `directory/step-000000123`, then delete older checkpoints beyond `keep_last`.
+    """Save tensors and state as `directory/step-000000123`, then delete older checkpoints that `keep` does not name.
 
     `tensors`: fully qualified name -> DTensor of any placement on any mesh, or plain tensor; a name that several ranks
     hold is written once, and names may differ by rank (pipeline stages). `state`: JSON object; rank 0's is written.
     A checkpoint of the same step is replaced; checkpoints of later steps are left alone. Room is needed for
-    `keep_last + 1` checkpoints.
+    one checkpoint more than are kept.
 
     Collective over `group` (default: all ranks; one process needs no group): small objects are gathered, tensors are
     not sent. Blocks until the data are on disk. Raises ConfigError on all ranks for tensors or state that cannot be
@@ -81,7 +83,7 @@ def save(
     is_first = rank_in(group) == 0
 
     def check() -> bytes:
-        encoded = _check_save(step, tensors, state, keep_last)
+        encoded = _check_save(step, tensors, state, keep)
         return encoded if is_first else b""  # every rank's is checked, rank 0's is kept
 
     encoded_state = together(check, group, path=final)[0]
@@ -102,25 +104,32 @@ def save(
         needed_bytes = None if planner is None else planner.tensor_bytes
         _abandon(final, hidden, error, needed_bytes=needed_bytes, group=group)
     if is_first:
-        delete_old(final, keep_last)
+        delete_old(final, keep)
     return final
 
 
 def find_latest(
-    directory: Path, *, group: dist.ProcessGroup | None = None
+    directory: Path, *, at_most: int | None = None, group: dist.ProcessGroup | None = None
 ) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest checkpoint that verifies, and the newer ones that do not, each with the reason.
+    """The newest checkpoint that verifies, of a step up to `at_most`, and the newer ones that do not, each with the
+    reason.
 
     Collective over `group`: each rank reads a share of every candidate's files, and all ranks get the same answer.
     """
     directory = Path(directory)
     skipped: list[tuple[Path, str]] = []
-    for path in together(lambda: list_checkpoints(directory), group, path=directory)[0]:
+    for path in together(lambda: list_checkpoints(directory, at_most=at_most), group, path=directory)[0]:
         reason = verify(path, group=group)
         if reason is None:
             return path, skipped
         skipped.append((path, reason))
     return None, skipped
+
+
+def discard_after(directory: Path, *, step: int, group: dist.ProcessGroup | None = None) -> None:
+    """Delete the checkpoints of later steps, for a run that goes on from `step`. Collective over `group`."""
+    directory = Path(directory)
+    together(lambda: delete_after(directory, step) if rank_in(group) == 0 else None, group, path=directory)
 
 
 def verify(path: Path, *, group: dist.ProcessGroup | None = None) -> str | None:
@@ -235,9 +244,9 @@ def _check_file(path: Path, name: str, record: FileRecord) -> None:
 # Steps of a save and of a load
 
 
-def _check_save(step: int, tensors: Mapping[str, torch.Tensor], state: dict[str, object], keep_last: int) -> bytes:
-    if step < 0 or keep_last < 1:
-        raise ConfigError(f"a checkpoint needs step >= 0 and keep_last >= 1, not step {step} and keep_last {keep_last}")
+def _check_save(step: int, tensors: Mapping[str, torch.Tensor], state: dict[str, object], keep: Retention) -> bytes:
+    if step < 0 or keep.last < 1:
+        raise ConfigError(f"a checkpoint needs step >= 0 and keep_last >= 1, not step {step} and keep_last {keep.last}")
     check_tensors(tensors)
     return encode_state(state)
 

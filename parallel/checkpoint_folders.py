@@ -14,6 +14,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from gpt.checkpoint_config import Retention
 from parallel.checkpoint_files import CheckpointError, fsync_folder, step_of
 
 _SAVING, _REPLACED, _DELETING = ".saving-", ".replaced-", ".deleting-"
@@ -21,8 +22,9 @@ _REPLACED_NAME = re.compile(rf"\{_REPLACED}(step-\d+)-[0-9a-f]+")
 _log = logging.getLogger(__name__)
 
 
-def list_checkpoints(directory: Path) -> list[Path]:
-    """Published checkpoints in a directory, newest step first, not verified. Symbolic links do not count.
+def list_checkpoints(directory: Path, *, at_most: int | None = None) -> list[Path]:
+    """Published checkpoints in a directory, of steps up to `at_most`, newest step first, not verified. Symbolic links
+    do not count.
 
     A checkpoint that was set aside for a new save of its step, when that save died between its two renames, counts
     under its hidden name.
@@ -34,7 +36,8 @@ def list_checkpoints(directory: Path) -> list[Path]:
     found: dict[int, Path] = {}
     for entry in entries:
         step = step_of(_published_name(entry.name))
-        if step is not None and entry.is_dir() and not entry.is_symlink():
+        wanted = step is not None and (at_most is None or step <= at_most)
+        if step is not None and wanted and entry.is_dir() and not entry.is_symlink():
             found[step] = entry
     return [found[step] for step in sorted(found, reverse=True)]
 
@@ -79,22 +82,41 @@ def publish(hidden: Path, final: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def delete_old(final: Path, keep_last: int) -> None:
-    """Delete checkpoints of earlier steps than `final`, but for the newest `keep_last - 1`; trouble is only logged.
+def delete_old(final: Path, keep: Retention) -> None:
+    """Delete checkpoints of earlier steps than `final` that `keep` does not name; trouble is only logged.
 
     Later steps stay: they come from a run that was taken up again at an earlier point, or are damaged, and deleting
     them is for a person to decide.
     """
     step = step_of(final.name)
     assert step is not None
-    earlier = [p for p in list_checkpoints(final.parent) if (other := step_of(p.name)) is not None and other < step]
-    for path in earlier[keep_last - 1 :]:
-        try:
-            going = _hidden_path(_DELETING, path)
-            path.rename(going)
-            shutil.rmtree(going)
-        except OSError as error:
-            _log.warning("cannot delete the old checkpoint %s: %s", path, error)
+    earlier = [path for path in list_checkpoints(final.parent) if _step(path) < step]
+    for path in earlier[keep.last - 1 :]:
+        if not keep.for_ever(_step(path)):
+            delete(path)
+
+
+def delete_after(directory: Path, step: int) -> None:
+    """Delete the checkpoints of later steps, the last one first; trouble is only logged."""
+    for path in list_checkpoints(directory):
+        if _step(path) > step:
+            delete(path)
+
+
+def delete(path: Path) -> None:
+    """Remove a checkpoint, first from sight, so that nothing half deleted is ever found; trouble is only logged."""
+    try:
+        going = _hidden_path(_DELETING, path)
+        path.rename(going)
+        shutil.rmtree(going)
+    except OSError as error:
+        _log.warning("cannot delete the old checkpoint %s: %s", path, error)
+
+
+def _step(path: Path) -> int:
+    step = step_of(_published_name(path.name))
+    assert step is not None
+    return step
 
 
 def _hidden_path(prefix: str, final: Path) -> Path:

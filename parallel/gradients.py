@@ -57,11 +57,11 @@ def squared_norm(parameters: list[nn.Parameter], mesh: Mesh, *, counted_elsewher
 
 
 @torch.no_grad()
-def scale_gradients(parameters: list[nn.Parameter], factor: Tensor) -> None:
-    """Multiply all gradients in place by a 0-d tensor. Waits for the device where gradients are offloaded."""
+def scale_gradients(parameters: list[nn.Parameter], factor: float) -> None:
+    """Multiply all gradients in place."""
     gradients = [local(p.grad) for p in parameters if p.grad is not None]
     if gradients:
-        torch._foreach_mul_(gradients, factor.to(gradients[0].device))  # type: ignore[attr-defined]
+        torch._foreach_mul_(gradients, factor)  # type: ignore[attr-defined]
 
 
 def _gradient(weight: nn.Parameter) -> Tensor:

@@ -1,5 +1,6 @@
 """The default engine: DTensor, torch.distributed.pipelining and FSDP2 on one mesh, on CUDA (NCCL) or CPU (gloo)."""
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from gpt.checkpoint_config import Retention
 from gpt.config import ModelConfig
 from gpt.engine import Batch, StepResult, Totals
 from gpt.generation import GREEDY, Continuation, Sampling, generate
@@ -81,25 +83,29 @@ class NativeEngine:
         else:
             self._accumulate(inputs, targets)
 
-    def optimizer_step(self, learning_rate: float, *, flag: bool = False) -> StepResult:
+    def optimizer_step(self, learning_rate: float, *, flags: tuple[bool, ...] = ()) -> StepResult:
         parameters = [parameter for _, parameter in self.parameters]
         if self._tied_copies:
             sum_tied_gradients(self._tied_copies, self.mesh)
         elsewhere = set(self._tied_copies[1:] if 0 in self.mesh.stages else self._tied_copies)
         squared = squared_norm(parameters, self.mesh, counted_elsewhere=elsewhere)
-        numbers = torch.cat((self._local_totals(), squared.view(1), squared.new_full((1,), float(flag))))
+        raised = torch.tensor(flags, dtype=torch.float64, device=squared.device)
+        numbers = torch.cat((self._local_totals(), squared.view(1), raised))
         dist.all_reduce(numbers)
-        _, tokens, squared, _ = numbers.unbind()
-        tokens = tokens.clamp(min=1)
-        norm = squared.sqrt() / tokens
-        clip = (self.settings.optimizer.max_gradient_norm / (norm + 1e-6)).clamp(max=1.0)
-        scale_gradients(parameters, clip / tokens)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
+        loss_sum, count, total, *counts = numbers.tolist()
+        tokens = max(count, 1.0)
+        norm = math.sqrt(total) / tokens
+        finite = math.isfinite(loss_sum) and math.isfinite(
+            norm
+        )  # the same on all ranks: they added up the same numbers
+        if finite:
+            clip = min(1.0, self.settings.optimizer.max_gradient_norm / (norm + 1e-6))
+            scale_gradients(parameters, clip / tokens)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum, count, _, flags = numbers.tolist()
-        return StepResult(Totals(loss_sum, int(count)), float(norm), flags > 0)
+        return StepResult(Totals(loss_sum, int(count)), norm, not finite, tuple(n > 0 for n in counts))
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Totals:
@@ -155,9 +161,16 @@ class NativeEngine:
         self._reshard()
         return results
 
-    def save(self, directory: Path, *, step: int, state: dict[str, object], keep_last: int) -> Path:
+    def save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> Path:
         state = {**state, "optimizer_steps": self._optimizer_steps()}
-        return checkpoint.save(directory, step=step, tensors=self._tensors(), state=state, keep_last=keep_last)
+        return checkpoint.save(directory, step=step, tensors=self._tensors(), state=state, keep=keep)
+
+    def load_newest(self, directory: Path, *, at_most: int) -> dict[str, object] | None:
+        path, _ = checkpoint.find_latest(directory, at_most=at_most)
+        return None if path is None else self.load(path, verified=True)
+
+    def discard_after(self, directory: Path, *, step: int) -> None:
+        checkpoint.discard_after(directory, step=step)
 
     def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
         state = checkpoint.read_state(path)

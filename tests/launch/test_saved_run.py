@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpt.checkpoint_config import Retention
 from gpt.dataset import CorpusConfig
 from gpt.errors import ConfigError
 from gpt.generation import Sampling, generate
@@ -77,7 +78,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         tensors = {f"model.{name}": tensor for name, tensor in models[step].named_parameters()}
         tensors |= {f"optimizer.exp_avg.{name}": torch.ones_like(t) for name, t in models[step].named_parameters()}
         state: dict[str, object] = {"config": as_dict(config), "step": step, "tokens_seen": step * 4096}
-        checkpoint.save(directory / "checkpoints", step=step, tensors=tensors, state=state, keep_last=2)
+        checkpoint.save(directory / "checkpoints", step=step, tensors=tensors, state=state, keep=Retention(2))
     return Made(directory, models, words)
 
 
@@ -128,7 +129,7 @@ def rewrite_step(run: Path, change: Any) -> None:
     path = run / "checkpoints" / "step-000000020"
     tensors, state = dict(checkpoint.read_tensors(path)), checkpoint.read_state(path)
     change(tensors, state)
-    checkpoint.save(run / "checkpoints", step=20, tensors=tensors, state=state, keep_last=2)
+    checkpoint.save(run / "checkpoints", step=20, tensors=tensors, state=state, keep=Retention(2))
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_note(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

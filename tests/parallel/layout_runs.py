@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from gpt.checkpoint_config import Retention
 from gpt.config import ModelConfig
 from gpt.engine import Batch
 from gpt.generation import Sampling
@@ -295,7 +296,7 @@ def run_one(run):
     if run.get("measure_kept"):
         result["kept_bytes"] = kept_bytes(engine)
     if run.get("save"):
-        engine.save(Path(run["save"]), step=run["steps"], state={"step": run["steps"]}, keep_last=1)
+        engine.save(Path(run["save"]), step=run["steps"], state={"step": run["steps"]}, keep=Retention(1))
     if run.get("load"):
         (path,) = Path(run["load"]).glob("step-*")
         state = engine.load(path)

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from gpt.checkpoint_config import Retention
 from gpt.errors import ConfigError
 from parallel import checkpoint
 from parallel.checkpoint_files import INDEX, MANIFEST, FileRecord, encode_manifest, read_manifest, write_file
@@ -133,7 +134,7 @@ def job_four(folder: Path, rank: int) -> None:
     tensors |= {f"stage{rank}.w": torch.full((4, 3), float(rank))}  # pipeline stages hold different names
     if rank in (0, 3):
         tensors["tied.w"] = torch.arange(1000.0)
-    path = checkpoint.save(directory, step=10, tensors=tensors, state={"rank": rank}, keep_last=2)
+    path = checkpoint.save(directory, step=10, tensors=tensors, state={"rank": rank}, keep=Retention(2))
     if rank == 0:
         save_file(reference, folder / "reference.safetensors")
     _load_on_four(path, reference)
@@ -172,7 +173,7 @@ def _save_more_layouts(folder: Path, rank: int) -> None:
     columns = torch.arange(24.0).view(8, 3).t()[:, rank * 2 : rank * 2 + 2]  # (3, 2), strides (1, 3)
     tensors["strides"] = DTensor.from_local(columns, line, [Shard(1)])
     whole["strides"] = torch.arange(24.0).view(8, 3).t()
-    path = checkpoint.save(folder / "layouts", step=1, tensors=tensors, state={}, keep_last=1)
+    path = checkpoint.save(folder / "layouts", step=1, tensors=tensors, state={}, keep=Retention(1))
     target = {name: torch.zeros_like(tensor) for name, tensor in whole.items()}
     checkpoint.load(path, tensors=target, complete=True)
     assert all(same(target[name], whole[name]) for name in whole)
@@ -180,7 +181,7 @@ def _save_more_layouts(folder: Path, rank: int) -> None:
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     pair = pairs[rank // 2]
     mine = {"w": torch.full((6,), float(rank // 2))}
-    path = checkpoint.save(folder / f"pair{rank // 2}", step=1, tensors=mine, state={}, keep_last=1, group=pair)
+    path = checkpoint.save(folder / f"pair{rank // 2}", step=1, tensors=mine, state={}, keep=Retention(1), group=pair)
     target = {"w": torch.zeros(6)}
     checkpoint.load(path, tensors=target, group=pair)
     assert same(target["w"], mine["w"])
@@ -199,7 +200,7 @@ def _refuse_on_four(directory: Path, path: Path, rank: int) -> None:
     def save(tensors: dict[str, torch.Tensor], state: dict[str, object] | None = None) -> str:
         return fails(
             ConfigError,
-            lambda: checkpoint.save(directory, step=11, tensors=tensors, state=state or {}, keep_last=2),
+            lambda: checkpoint.save(directory, step=11, tensors=tensors, state=state or {}, keep=Retention(2)),
         )
 
     local = torch.zeros(2)
@@ -230,7 +231,7 @@ def _one_rank_fails(directory: Path, rank: int) -> None:
     tensors = {f"stage{rank}.w": torch.ones(100_000)}
     message = fails(
         checkpoint.CheckpointError,
-        lambda: checkpoint.save(directory, step=12, tensors=tensors, state={}, keep_last=1),
+        lambda: checkpoint.save(directory, step=12, tensors=tensors, state={}, keep=Retention(1)),
     )
     assert "File too large on rank 2" in message
     assert "needs 1600000 bytes" in message
@@ -238,7 +239,7 @@ def _one_rank_fails(directory: Path, rank: int) -> None:
     assert "are free" in message
     assert os.listdir(directory) == ["step-000000010"]
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    path = checkpoint.save(directory, step=12, tensors=tensors, state={}, keep_last=2)
+    path = checkpoint.save(directory, step=12, tensors=tensors, state={}, keep=Retention(2))
     shard = path / "shard-00003.safetensors"
     if rank == 0:
         flip_bit(shard, shard.stat().st_size // 2)
@@ -256,7 +257,7 @@ def _one_rank_dies(directory: Path, rank: int) -> None:
     tensors = {f"stage{rank}.w": torch.ones(1000)}
     message = fails(
         checkpoint.CheckpointError,
-        lambda: checkpoint.save(directory, step=13, tensors=tensors, state={}, keep_last=1),
+        lambda: checkpoint.save(directory, step=13, tensors=tensors, state={}, keep=Retention(1)),
     )
     assert "another rank died" in message
     assert "untouched" in message
@@ -289,7 +290,7 @@ def job_kill(folder: Path, rank: int) -> None:
         directory = folder / case
         for moment in range(1, 1000):
             shutil.rmtree(directory, ignore_errors=True)
-            checkpoint.save(directory, step=1, tensors=some_tensors(1.0), state={"value": 1}, keep_last=1)
+            checkpoint.save(directory, step=1, tensors=some_tensors(1.0), state={"value": 1}, keep=Retention(1))
             finished = _save_in_child(directory, step, kill_at=moment)
             for path in checkpoint.list_checkpoints(directory):
                 assert checkpoint.verify(path) is None, (case, moment, path)
@@ -300,7 +301,7 @@ def job_kill(folder: Path, rank: int) -> None:
             assert not finished or value == 2
             if finished:
                 break
-            checkpoint.save(directory, step=3, tensors=some_tensors(3.0), state={"value": 3}, keep_last=1)
+            checkpoint.save(directory, step=3, tensors=some_tensors(3.0), state={"value": 3}, keep=Retention(1))
             assert os.listdir(directory) == ["step-000000003"], (case, moment)
         moments[case] = moment
     (folder / "moments.json").write_text(json.dumps(moments))
@@ -332,17 +333,18 @@ def _save_in_child(directory: Path, step: int, *, kill_at: int) -> bool:
 
     os.fsync = fsync
     sys.addaudithook(count)
-    checkpoint.save(directory, step=step, tensors=some_tensors(2.0), state={"value": 2}, keep_last=1)
+    checkpoint.save(directory, step=step, tensors=some_tensors(2.0), state={"value": 2}, keep=Retention(1))
     os._exit(0)
 
 
 def job_full(folder: Path, rank: int) -> None:
     """`folder` is a file system of 8 MiB: one save too large for it, one during which another program fills it."""
     directory = folder / "run"
-    checkpoint.save(directory, step=1, tensors=some_tensors(1.0), state={}, keep_last=3)
+    checkpoint.save(directory, step=1, tensors=some_tensors(1.0), state={}, keep=Retention(3))
     large = {"w": torch.ones(4_000_000)}
     message = fails(
-        checkpoint.CheckpointError, lambda: checkpoint.save(directory, step=2, tensors=large, state={}, keep_last=3)
+        checkpoint.CheckpointError,
+        lambda: checkpoint.save(directory, step=2, tensors=large, state={}, keep=Retention(3)),
     )
     assert "not enough room" in message
     assert "needs 16000000 bytes" in message
@@ -365,7 +367,8 @@ def job_full(folder: Path, rank: int) -> None:
     sys.addaudithook(fill)
     medium = {"w": torch.ones(500_000)}
     message = fails(
-        checkpoint.CheckpointError, lambda: checkpoint.save(directory, step=2, tensors=medium, state={}, keep_last=3)
+        checkpoint.CheckpointError,
+        lambda: checkpoint.save(directory, step=2, tensors=medium, state={}, keep=Retention(3)),
     )
     assert not is_armed
     assert "No space left on device" in message
@@ -373,7 +376,7 @@ def job_full(folder: Path, rank: int) -> None:
     assert os.listdir(directory) == ["step-000000001"]
     assert loaded(directory / "step-000000001", 1.0)
     filler.unlink()
-    checkpoint.save(directory, step=2, tensors=medium, state={}, keep_last=3)
+    checkpoint.save(directory, step=2, tensors=medium, state={}, keep=Retention(3))
     assert len(checkpoint.list_checkpoints(directory)) == 2
 
 
@@ -394,7 +397,7 @@ def job_pickle(folder: Path, rank: int) -> None:
     pickle.loads(bomb)
     assert canary.is_dir(), "the canary must sing when it is let out"
     canary.rmdir()
-    path = checkpoint.save(folder / "run", step=1, tensors=some_tensors(1.0), state={"a": 1}, keep_last=3)
+    path = checkpoint.save(folder / "run", step=1, tensors=some_tensors(1.0), state={"a": 1}, keep=Retention(3))
     for name in (".metadata", "__0_0.distcp", "model.pt", "pytorch_model.bin", "state.pkl", "shard-00007.safetensors"):
         (path / name).write_bytes(bomb)
     events = []
@@ -432,7 +435,9 @@ def replace_file(path: Path, name: str, data: bytes) -> None:
 def two(tmp_path: Path) -> tuple[Path, Path]:
     """A directory with steps 1 and 2; the paths of both."""
     save = [
-        checkpoint.save(tmp_path / "run", step=step, tensors=some_tensors(step), state={"value": step}, keep_last=2)
+        checkpoint.save(
+            tmp_path / "run", step=step, tensors=some_tensors(step), state={"value": step}, keep=Retention(2)
+        )
         for step in (1, 2)
     ]
     return save[0], save[1]
@@ -573,7 +578,7 @@ def test_round_trip_without_process_group(tmp_path: Path) -> None:
     }
     tensors["tied"] = tensors["half"]
     state = {"step": 5, "data": {"position": 12345678901234}, "rng": [1, 2], "best": float("inf")}
-    path = checkpoint.save(tmp_path, step=5, tensors=tensors, state=state, keep_last=1)
+    path = checkpoint.save(tmp_path, step=5, tensors=tensors, state=state, keep=Retention(1))
     assert path == tmp_path / "step-000000005"
     assert checkpoint.read_state(path) == state
     assert checkpoint.tensor_metadata(path) == {name: (t.shape, t.dtype) for name, t in tensors.items()}
@@ -591,7 +596,7 @@ def test_round_trip_without_process_group(tmp_path: Path) -> None:
 def test_every_piece_is_aligned(tmp_path: Path) -> None:
     dtypes = [torch.uint8, torch.float64, torch.bfloat16, torch.float32]
     tensors = {f"t{i}": torch.ones(3, dtype=dtype) for i, dtype in enumerate(dtypes)}
-    path = checkpoint.save(tmp_path, step=1, tensors=tensors, state={}, keep_last=1)
+    path = checkpoint.save(tmp_path, step=1, tensors=tensors, state={}, keep=Retention(1))
     data = (path / "shard-00000.safetensors").read_bytes()
     header_bytes = int.from_bytes(data[:8], "little")
     assert header_bytes % 8 == 0
@@ -602,7 +607,7 @@ def test_every_piece_is_aligned(tmp_path: Path) -> None:
 
 def test_same_content_gives_the_same_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        checkpoint.save(tmp_path / name, step=1, tensors=some_tensors(1.0), state={"x": 1}, keep_last=1)
+        checkpoint.save(tmp_path / name, step=1, tensors=some_tensors(1.0), state={"x": 1}, keep=Retention(1))
     manifests = [(tmp_path / name / "step-000000001" / MANIFEST).read_bytes() for name in ("a", "b")]
     assert manifests[0] == manifests[1]
 
@@ -612,14 +617,14 @@ def test_pytorch_reads_our_shards(tmp_path: Path) -> None:
     from torch.distributed.checkpoint import load
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-    path = checkpoint.save(tmp_path, step=1, tensors=some_tensors(1.0), state={}, keep_last=1)
+    path = checkpoint.save(tmp_path, step=1, tensors=some_tensors(1.0), state={}, keep=Retention(1))
     target = some_tensors(0.0)
     load(target, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
     assert all(same(target[name], tensor) for name, tensor in some_tensors(1.0).items())
 
 
 def test_checkpoint_of_another_model(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, step=1, tensors=some_tensors(1.0), state={}, keep_last=1)
+    path = checkpoint.save(tmp_path, step=1, tensors=some_tensors(1.0), state={}, keep=Retention(1))
     for wrong, words in [
         ({"w": torch.zeros(41, 5)}, [r"'w'", r"\[41, 5\]", r"\[40, 5\]", "another model"]),
         ({"w": torch.zeros(40, 5).half()}, [r"'w'", "float16", "float32"]),
@@ -635,12 +640,12 @@ def test_checkpoint_of_another_model(tmp_path: Path) -> None:
         checkpoint.load(path, tensors={"w": torch.zeros(40, 5)}, complete=True)
     for step, keep_last in ((-1, 1), (1, 0)):
         with pytest.raises(ConfigError, match=f"not step {step} and keep_last {keep_last}"):
-            checkpoint.save(tmp_path, step=step, tensors={}, state={}, keep_last=keep_last)
+            checkpoint.save(tmp_path, step=step, tensors={}, state={}, keep=Retention(keep_last))
 
 
 def test_retention_replacement_and_leftovers(tmp_path: Path) -> None:
     def save(step: int, keep_last: int) -> list[str]:
-        checkpoint.save(tmp_path, step=step, tensors=some_tensors(step), state={}, keep_last=keep_last)
+        checkpoint.save(tmp_path, step=step, tensors=some_tensors(step), state={}, keep=Retention(keep_last))
         return sorted(os.listdir(tmp_path))
 
     for leftover in (".saving-step-000000001-ab", ".deleting-step-000000001-ab"):
@@ -677,7 +682,7 @@ def test_everything_is_on_disk_before_the_rename(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", rename)
-    checkpoint.save(tmp_path / "run", step=1, tensors=some_tensors(1.0), state={}, keep_last=1)
+    checkpoint.save(tmp_path / "run", step=1, tensors=some_tensors(1.0), state={}, keep=Retention(1))
     made, *files, hidden, renamed, parent = done
     assert made == tmp_path.name, "the new directory itself"
     assert files == ["shard-00000.safetensors", INDEX, "state.json", MANIFEST]
@@ -687,7 +692,7 @@ def test_everything_is_on_disk_before_the_rename(tmp_path: Path, monkeypatch: py
 
 
 def test_an_interrupt_stays_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.save(tmp_path, step=1, tensors=some_tensors(1.0), state={}, keep_last=1)
+    checkpoint.save(tmp_path, step=1, tensors=some_tensors(1.0), state={}, keep=Retention(1))
 
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
@@ -695,16 +700,16 @@ def test_an_interrupt_stays_an_interrupt(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint.save(tmp_path, step=2, tensors=some_tensors(2.0), state={}, keep_last=1)
+            checkpoint.save(tmp_path, step=2, tensors=some_tensors(2.0), state={}, keep=Retention(1))
     assert checkpoint.find_latest(tmp_path) == (tmp_path / "step-000000001", [])
-    checkpoint.save(tmp_path, step=2, tensors=some_tensors(2.0), state={}, keep_last=1)
+    checkpoint.save(tmp_path, step=2, tensors=some_tensors(2.0), state={}, keep=Retention(1))
     assert os.listdir(tmp_path) == ["step-000000002"]
 
 
 def test_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(checkpoint.CheckpointError) as caught:
-        checkpoint.save(tmp_path / "file" / "run", step=1, tensors=some_tensors(1.0), state={}, keep_last=1)
+        checkpoint.save(tmp_path / "file" / "run", step=1, tensors=some_tensors(1.0), state={}, keep=Retention(1))
     assert caught.match("step-000000001: not saved: Not a directory on rank 0")
 
 

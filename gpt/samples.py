@@ -1,0 +1,66 @@
+"""Texts that the model writes while it trains, in RUN/samples.jsonl and on the console; changes no weight."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt.engine import Engine
+from gpt.errors import ConfigError
+from gpt.generation import Sampling
+from gpt.tokenizer import Tokenizer
+from gpt.train_config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Prompts to continue, equal on every rank. The same weights and step give the same texts on every layout that
+    computes the same logits."""
+
+    tokenizer: Tokenizer
+    prompts: tuple[str, ...]
+    new_tokens: int
+    sampling: Sampling
+
+    def write(self, engine: Engine, *, step: int) -> list[str]:
+        """The prompts with what follows them. Every rank calls it and has the result."""
+        end = self.tokenizer.end_of_document_id
+        prompts = [self.tokenizer.encode(prompt) or [end] for prompt in self.prompts]
+        results = engine.generate(
+            prompts,
+            max_new_tokens=self.new_tokens,
+            sampling=self.sampling,
+            seed=step,
+            stop_ids=(end,),
+            n_ids=self.tokenizer.vocab_size,
+        )
+        return [
+            prompt + self.tokenizer.decode([token for token in result.tokens if token != end])
+            for prompt, result in zip(self.prompts, results, strict=True)
+        ]
+
+
+def make_sampler(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int) -> Sampler | None:
+    """What `sample_every_tokens` asks for, None without it. ConfigError: a prompt that does not fit the context."""
+    if config.sample_every_tokens is None:
+        return None
+    for prompt in config.sample_prompts:
+        length = max(1, len(tokenizer.encode(prompt)))
+        if length + config.sample_new_tokens > n_ctx:
+            raise ConfigError(
+                f"train.sample_prompts: {prompt[:40]!r} has {length} tokens, and with train.sample_new_tokens = "
+                f"{config.sample_new_tokens} they pass model.n_ctx = {n_ctx}; at most {n_ctx - length} fit"
+            )
+    return Sampler(
+        tokenizer=tokenizer,
+        prompts=config.sample_prompts,
+        new_tokens=config.sample_new_tokens,
+        sampling=Sampling(config.sample_temperature),
+    )
+
+
+def append_samples(path: Path, *, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
+    """One line of JSON for each text."""
+    with path.open("a", encoding="utf-8") as file:
+        for prompt, text in zip(prompts, texts, strict=True):
+            file.write(json.dumps({"step": step, "prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
