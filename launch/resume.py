@@ -17,11 +17,11 @@ from parallel import checkpoint
 @dataclass(frozen=True)
 class Start:
     """From where training begins: the loop's state, the checkpoint to load (None: from the start), and what to tell
-    the user."""
+    the user, each with the kind of event that it is."""
 
     state: LoopState
     path: Path | None
-    messages: list[str]
+    events: list[tuple[str, str]]
 
     @property
     def step(self) -> int:
@@ -51,17 +51,18 @@ def find_start(config: RunConfig, saved_state: Mapping[str, Any], *, resume: boo
     """The newest whole checkpoint of the run directory, verified, if there is one. Collective over all ranks."""
     directory = config.run.directory / "checkpoints"
     path, skipped = checkpoint.find_latest(directory)
-    messages = [f"skipped the checkpoint {bad}: {reason}" for bad, reason in skipped]
+    passed_over = [f"skipped the checkpoint {bad}: {reason}" for bad, reason in skipped]
     if path is None:
         if resume:
-            raise ConfigError(f"--resume, but {directory} holds no whole checkpoint{_because(messages)}")
+            raise ConfigError(f"--resume, but {directory} holds no whole checkpoint{_because(passed_over)}")
         if skipped:
-            raise ConfigError(f"{directory} holds checkpoints, but none is whole{_because(messages)}")
+            raise ConfigError(f"{directory} holds checkpoints, but none is whole{_because(passed_over)}")
         return fresh_start(config)
     state = checkpoint.read_state(path)
-    messages += check_same_run(path, state, saved_state)
     loop, changes = loop_state(config, state)
-    return Start(loop, path, [*messages, *changes, f"resumed from {path} (step {loop.step:,})"])
+    changes = [*check_same_run(path, state, saved_state), *changes]
+    events = [("checkpoint_skipped", text) for text in passed_over] + [("setting_changed", text) for text in changes]
+    return Start(loop, path, [*events, ("resumed", f"resumed from {path} (step {loop.step:,})")])
 
 
 def fresh_start(config: RunConfig) -> Start:

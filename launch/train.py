@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
             prepare_run_directory(config)
             for line in describe(config, loop, layout, device=device, data=data):
                 metrics.message(line)
-            for line in start.messages:
-                metrics.event("resumed", step=start.step, text=line)
+            for kind, line in start.events:
+                metrics.event(kind, step=start.step, text=line)
         first_step = start.step
         outcome = train(
             loop,

@@ -1,0 +1,75 @@
+"""How a run ends before its last token, and the texts that it writes on the way; each run in this very process."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.main import main
+
+QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
+
+
+def train(tiny_corpus: Any, run: Path, *words: object) -> int:
+    return main(["train", str(tiny_corpus.recipe), "--run.directory", str(run), *QUIET, *map(str, words)])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_target_loss_ends_a_run_at_the_evaluation_that_reaches_it(tiny_corpus, tmp_path, capsys):
+    run = tmp_path / "run"
+    samples = ["--train.sample_every_tokens", 2048, "--train.sample_prompts", '["The", ""]']
+    samples += ["--train.sample_new_tokens", 8]
+    words = ["--train.evaluate_every_tokens", 1024, "--train.target_loss", 5.9, *samples]
+    assert train(tiny_corpus, run, *words) == 0
+    shown = capsys.readouterr().out
+    seen = {line["step"]: line["validation/topics/loss"] for line in lines(run / "metrics.jsonl") if "loss" not in line
+            and "validation/topics/loss" in line}  # fmt: skip
+    last = max(seen)
+    assert last < 12
+    assert seen[last] <= 5.9 < min(loss for step, loss in seen.items() if step < last)
+    assert "done: train.target_loss = 5.9 is reached" in shown
+    assert (run / "checkpoints" / f"step-{last:09}").is_dir()
+    summary = json.loads((run / "train_summary.json").read_text())
+    assert (summary["step"], summary["ended"], summary["interrupted"]) == (last, "target_loss", False)
+    texts = lines(run / "samples.jsonl")
+    assert [(text["step"], text["prompt"]) for text in texts] == [(4, "The"), (4, "")] * (last // 4), texts
+    assert all(text["text"].startswith(text["prompt"]) for text in texts)
+    assert f"sample at step 4: {texts[0]['text']!r}" in shown
+
+    assert train(tiny_corpus, run) == 0, "without the target the run goes on"
+    assert "resumed from" in capsys.readouterr().out
+    assert lines(run / "metrics.jsonl")[-1]["step"] == 12
+    kinds = [event["kind"] for event in lines(run / "events.jsonl")]
+    assert kinds.count("resumed") == 1
+    assert kinds.count("ended") == 2
+
+
+def test_a_run_stops_when_its_time_is_over_and_goes_on_later(tiny_corpus, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(tiny_corpus, run, "--train.stop_after_s", 1e-6) == 0
+    assert "stopped: train.stop_after_s = 1e-06 is over, 512 tokens in 1 steps" in capsys.readouterr().out
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000001"]
+    assert train(tiny_corpus, run, "--train.total_tokens", 1024) == 0
+    assert [line["step"] for line in lines(run / "metrics.jsonl") if "loss" in line] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--train.stop_after_s", 0], "train.stop_after_s = 0.0 must be a number of seconds above 0"),
+        (["--train.target_loss", 3], "train.target_loss needs train.evaluate_every_tokens"),
+        (["--train.sample_every_tokens", 512], "with train.sample_new_tokens = 64 they pass model.n_ctx = 64; at most"),
+        (["--checkpoint.keep_every_tokens", 3000], "must be a multiple of checkpoint.every_tokens = 2048; the nearest"),
+        (["--checkpoint.fast_directory", "/tmp"], "belong together"),
+        (["--faults.max_skipped_steps", -1], "faults.max_skipped_steps = -1 must not be negative"),
+        (["--data.skip", "[[5, 5]]"], "data.skip: [5, 5] must be [first, stop] with 0 <= first < stop"),
+    ],
+)
+def test_mistakes_in_how_a_run_ends(tiny_corpus, tmp_path, capsys, words, said):
+    assert train(tiny_corpus, tmp_path / "run", *words) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
