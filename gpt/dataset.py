@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gpt.data_order import ORDER_VERSION, Ints, make_order
 from gpt.errors import ConfigError
-from gpt.skipped_data import check_skip
+from gpt.skipped_data import SkippedData, check_skip
 from gpt.token_corpus import open_tokens
 from gpt.token_files import TokenFile
 
@@ -49,7 +49,7 @@ class DataConfig:
     train: tuple[CorpusConfig, ...]
     validation: tuple[CorpusConfig, ...] = ()
     seq_len: int
-    skip: tuple[tuple[int, ...], ...] = ()  # [first, stop) positions of the data's order that the run leaves out
+    skip: tuple[tuple[int, ...], ...] = ()  # positions of the data's order to leave out: [[first, stop], ...]
 
     def __post_init__(self) -> None:
         check_seq_len(self.seq_len)
@@ -159,9 +159,13 @@ class TrainingData:
             documents=_documents(file, start, stop),
         )
 
-    def epochs(self, n_samples: int) -> dict[str, float]:
-        """How many times each corpus, by name, has been read through after the first `n_samples` samples of the run."""
-        counts = self.order.counts(n_samples)
+    def epochs(self, n_samples: int, skipped: SkippedData | None = None) -> dict[str, float]:
+        """How many times each corpus, by name, has been read through after the first `n_samples` samples of the run,
+        which leaves out what `skipped` says."""
+        counts = [0] * len(self.corpora)
+        for first, stop in (skipped or SkippedData()).spans_read(n_samples):
+            up_to = zip(self.order.counts(stop), self.order.counts(first), strict=True)
+            counts = [count + after - before for count, (after, before) in zip(counts, up_to, strict=True)]
         return {c.name: count / n for c, count, n in zip(self.corpora, counts, self.n_windows, strict=True)}
 
     def fingerprint(self) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""Loss spikes on curves whose course is known: BLOOM's, PaLM's kind, ordinary training in its phases, bad values."""
+
+import json
+import math
+import random
+
+import pytest
+
+from gpt.errors import ConfigError
+from gpt.spikes import SpikeConfig, SpikeDetector
+
+
+def curve(n_steps: int, *, seed: int, noise: float) -> list[float]:
+    """A loss that falls as in training: fast, then as a power of the step, with a bump in warm-up and, up to a third of
+    the steps, a batch ramp that halves the noise."""
+    draw = random.Random(seed)
+    losses = []
+    for step in range(1, n_steps + 1):
+        trend = 1.8 + 9.2 * (1 + step / 40) ** -0.55 + 0.3 * math.exp(-(((step - 120) / 30) ** 2))
+        scale = noise * (2 - min(1.0, 3 * step / n_steps))
+        heavy = draw.gauss(0, 1) / math.sqrt(sum(draw.gauss(0, 1) ** 2 for _ in range(4)) / 4)  # Student's t, 4 degrees
+        losses.append(trend + scale * heavy)
+    return losses
+
+
+def found(losses, config=None, *, first_step=1):
+    detector = SpikeDetector(config or SpikeConfig())
+    return [spike for step, loss in enumerate(losses, first_step) if (spike := detector.observe(step, loss))]
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.02, 0.15])
+def test_ordinary_training_raises_no_alarm(noise):
+    assert not any(found(curve(4000, seed=seed, noise=noise)) for seed in range(3))
+
+
+def bloom(losses, at):
+    """BLOOM's spike (bigscience tr11-176B, chronicles): 2.2 to 5.1, back in about 30 steps, rising over a few."""
+    shape = [0.35, 0.7, 1.0, *(math.exp(-i / 8) for i in range(1, 30))]
+    return [*losses[:at], *(loss + 2.9 * s for loss, s in zip(losses[at:], shape, strict=False)), *losses[at + 32 :]]
+
+
+@pytest.mark.parametrize(("noise", "at"), [(0.003, 600), (0.02, 2500), (0.15, 3900)])
+def test_the_spike_of_bloom_is_found_once_and_where_it_begins(noise, at):
+    (spike,) = found(bloom(curve(4000, seed=2, noise=noise), at))
+    assert at + 1 <= spike.first_step <= at + 2
+    assert spike.step == spike.first_step + 2
+    assert spike.loss > spike.limit > spike.usual_loss
+    assert f"loss spike from step {spike.first_step:,} on" in spike.text
+
+
+def test_a_run_that_diverges_for_good_is_told_once():
+    losses = curve(2000, seed=4, noise=0.02)
+    (spike,) = found([*losses[:1000], *(loss + 4 for loss in losses[1000:])])
+    assert spike.first_step == 1001
+
+
+def test_values_that_are_not_finite_leave_no_trace():
+    losses = bloom(curve(1500, seed=3, noise=0.02), 1200)
+    (clean,) = found(losses)
+    spoilt, detector, spikes = list(enumerate(losses, 1)), SpikeDetector(SpikeConfig()), []
+    for place, bad in ((3, math.nan), (700, math.inf), (1100, math.nan), (1202, math.nan), (1203, -math.inf)):
+        spoilt.insert(place, (0, bad))
+    for step, loss in spoilt:
+        spike = detector.observe(step, loss)
+        spikes += [spike] if spike else []
+    assert spikes == [clean]
+
+
+def test_a_detector_goes_on_from_its_json_state_at_any_step():
+    losses = bloom(curve(600, seed=7, noise=0.02), 400)
+    (whole,) = found(losses)
+    for stop in (0, 5, 255, 400, 401, 402, 403, 500):
+        detector = SpikeDetector(SpikeConfig())
+        before = [detector.observe(step, loss) for step, loss in enumerate(losses[:stop], 1)]
+        state = json.loads(json.dumps(detector.state()))
+        assert len(state["losses"]) <= 128
+        again = SpikeDetector.from_state(SpikeConfig(), state)
+        after = [again.observe(step, loss) for step, loss in enumerate(losses[stop:], stop + 1)]
+        assert [spike for spike in before + after if spike] == [whole]
+
+
+def test_two_high_losses_are_no_spike_and_off_is_off():
+    losses = curve(1000, seed=8, noise=0.02)
+    assert found([*losses[:800], 9.0, 9.0, *losses[800:]]) == []
+    assert len(found([*losses[:800], 9.0, 9.0, 9.0, *losses[800:]])) == 1
+    assert found([*losses[:800], *[9.0] * 50], SpikeConfig(action="off")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"patience_steps": 0}, "spike.patience_steps = 0 must be at least 1"),
+        ({"sigmas": 0.0}, "spike.sigmas = 0.0 must be a finite number > 0"),
+        ({"patience_steps": 40}, "at most a quarter of spike.window_steps = 128.*try 32"),
+        ({"skip_steps": 100}, r"spike.skip_steps = 100 must be at least .* = 103"),
+        ({"window_steps": 10**6}, "at most 4096"),
+    ],
+)
+def test_settings_that_cannot_be(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        SpikeConfig(**changes)
+
+
+def test_where_a_spike_sends_the_run():
+    losses = bloom(curve(1500, seed=3, noise=0.02), 1200)
+    (spike,) = found(losses)
+    assert SpikeConfig().rewind_target(spike) == spike.first_step - 100
+    assert spike.why == f"the loss spike at step {spike.first_step}"
