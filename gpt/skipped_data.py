@@ -1,8 +1,8 @@
 """Which positions of the data's order a run leaves out, and so which it reads; never changes the order, opens no file.
 
 `gpt.dataset.TrainingData` says what each position holds. A run without skips reads its sample n at position n; with
-ranges left out, at the n-th position that lies in none. Ranges come from the recipe (`data.skip`) and from rewinds after
-a loss spike, and all that are in force travel in the checkpoint:
+ranges left out, at the n-th position that lies in none. Ranges come from the recipe (`data.skip`) and from rewinds
+after a loss spike, and all that are in force travel in the checkpoint:
 
     skipped = SkippedData.stated(config.data.skip)
     skipped.positions(first_sample, n)                    # (n,) int64: what samples first_sample, ... of the run read
