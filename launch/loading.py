@@ -97,11 +97,11 @@ def open_run(path: Path, *, step: int | None = None) -> SavedRun:
     model_config = _section(ModelConfig, config, "model")
     data_config = _section(DataConfig, config, "data")
     _check_weights(checkpoint_path, model_config)
-    tokenizer_file = _tokenizer_file(run_directory, data_config)
-    tokenizer = load_tokenizer(tokenizer_file)
+    tokenizer_path = tokenizer_file(run_directory, data_config)
+    tokenizer = load_tokenizer(tokenizer_path)
     if tokenizer.vocab_size > model_config.vocab_size:
         raise ConfigError(
-            f"{tokenizer_file} has {tokenizer.vocab_size} pieces, but the model of {checkpoint_path} only "
+            f"{tokenizer_path} has {tokenizer.vocab_size} pieces, but the model of {checkpoint_path} only "
             f"model.vocab_size = {model_config.vocab_size}: it was trained with another tokenizer"
         )
     return SavedRun(
@@ -112,7 +112,7 @@ def open_run(path: Path, *, step: int | None = None) -> SavedRun:
         model_config=model_config,
         data_config=data_config,
         tokenizer=tokenizer,
-        tokenizer_file=tokenizer_file,
+        tokenizer_file=tokenizer_path,
         step=int(state.get("step", 0)),
         tokens_seen=int(state.get("tokens_seen", 0)),
         notes=tuple(notes),
@@ -208,8 +208,8 @@ def _check_weights(path: Path, config: ModelConfig) -> None:
             )
 
 
-def _tokenizer_file(run_directory: Path, data: DataConfig) -> Path:
-    """The run's own copy, or where the recipe found it; a recipe may name the folder of a corpus."""
+def tokenizer_file(run_directory: Path, data: DataConfig) -> Path:
+    """A run's tokenizer: its own copy, or where the recipe found it; a recipe may name the folder of a corpus."""
     original, copies = Path(data.tokenizer), run_directory / "tokenizer"
     if (copies / original.name).is_file():
         return copies / original.name

@@ -16,6 +16,7 @@ COMMANDS = {
     "prepare verify": ("launch.prepare_verify", "compare a corpus with its corpus.json, every byte of it"),
     "prepare train-quality": ("launch.prepare_train_quality", "train GPT-3's quality classifier for `prepare`"),
     "data mixture": ("launch.mixture", "tokens and epochs that each corpus of a mixture comes to"),
+    "data audit": ("launch.data_audit", "name the corpus, file and documents that a step of a run was read from"),
     "train": ("launch.train", "train a GPT from a recipe, on any layout of tensor x pipeline x data parallelism"),
     "evaluate": ("launch.evaluate", "validation loss, perplexity and few-shot accuracy of a checkpoint"),
     "generate": ("launch.generate", "continue a prompt"),

@@ -33,16 +33,23 @@ def test_ordinary_training_raises_no_alarm(noise):
     assert not any(found(curve(4000, seed=seed, noise=noise)) for seed in range(3))
 
 
-def bloom(losses, at):
-    """BLOOM's spike (bigscience tr11-176B, chronicles): 2.2 to 5.1, back in about 30 steps, rising over a few."""
-    shape = [0.35, 0.7, 1.0, *(math.exp(-i / 8) for i in range(1, 30))]
-    return [*losses[:at], *(loss + 2.9 * s for loss, s in zip(losses[at:], shape, strict=False)), *losses[at + 32 :]]
+# lm loss of iterations 31214 to 31222 and 31250 of BLOOM-176B, as its log has them (bigscience-workshop/bigscience,
+# train/tr11-176B-ml/chronicles.md, 2022-04-12); what lies between the last two is not published, only that it fell.
+BLOOM = [2.198845, 2.220424, 2.595213, 2.241558, 2.345279, 5.098124, 3.492029, 3.213059, 2.804948]
+BLOOM += [2.215699 + (2.804948 - 2.215699) * math.exp(-i / 8) for i in range(1, 28)]
 
 
-@pytest.mark.parametrize(("noise", "at"), [(0.003, 600), (0.02, 2500), (0.15, 3900)])
+def bloom(losses, at, *, usual=2.21):
+    """The losses with BLOOM's spike in place of those from index `at` on, raised to where these are."""
+    level = sum(losses[at - 50 : at]) / 50 - usual
+    return [*losses[:at], *(loss + level for loss in BLOOM), *losses[at + len(BLOOM) :]]
+
+
+@pytest.mark.parametrize(("noise", "at"), [(0.003, 600), (0.02, 2500), (0.05, 3900)])
 def test_the_spike_of_bloom_is_found_once_and_where_it_begins(noise, at):
+    """The jump to 5.1 is the sixth value; how much of its forerunners counts depends on the usual noise."""
     (spike,) = found(bloom(curve(4000, seed=2, noise=noise), at))
-    assert at + 1 <= spike.first_step <= at + 2
+    assert at + 5 <= spike.first_step <= at + 6
     assert spike.step == spike.first_step + 2
     assert spike.loss > spike.limit > spike.usual_loss
     assert f"loss spike from step {spike.first_step:,} on" in spike.text
@@ -58,7 +65,7 @@ def test_values_that_are_not_finite_leave_no_trace():
     losses = bloom(curve(1500, seed=3, noise=0.02), 1200)
     (clean,) = found(losses)
     spoilt, detector, spikes = list(enumerate(losses, 1)), SpikeDetector(SpikeConfig()), []
-    for place, bad in ((3, math.nan), (700, math.inf), (1100, math.nan), (1202, math.nan), (1203, -math.inf)):
+    for place, bad in ((3, math.nan), (700, math.inf), (1100, math.nan), (1207, math.nan), (1209, -math.inf)):
         spoilt.insert(place, (0, bad))
     for step, loss in spoilt:
         spike = detector.observe(step, loss)
@@ -67,9 +74,9 @@ def test_values_that_are_not_finite_leave_no_trace():
 
 
 def test_a_detector_goes_on_from_its_json_state_at_any_step():
-    losses = bloom(curve(600, seed=7, noise=0.02), 400)
+    losses = bloom(curve(1700, seed=7, noise=0.02), 1500)
     (whole,) = found(losses)
-    for stop in (0, 5, 255, 400, 401, 402, 403, 500):
+    for stop in (0, 5, 255, 1500, 1505, 1506, 1507, 1508, 1600):
         detector = SpikeDetector(SpikeConfig())
         before = [detector.observe(step, loss) for step, loss in enumerate(losses[:stop], 1)]
         state = json.loads(json.dumps(detector.state()))
