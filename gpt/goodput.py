@@ -49,6 +49,11 @@ class ProcessTime:
     first_step_s: float | None  # from the end of the start-up to the end of the first step; None if it made none
 
     @property
+    def ended_time(self) -> float:
+        """Of its last row; later if it goes on."""
+        return self.started_time + self.elapsed_s
+
+    @property
     def start_up(self) -> dict[str, float]:
         """The parts of the start-up, without "start_up/"."""
         return {phase.removeprefix("start_up/"): s for phase, s in self.seconds.items() if phase.startswith("start_up")}

@@ -18,6 +18,7 @@ COMMANDS = {
     "data mixture": ("launch.mixture", "tokens and epochs that each corpus of a mixture comes to"),
     "data audit": ("launch.data_audit", "name the corpus, file and documents that a step of a run was read from"),
     "train": ("launch.train", "train a GPT from a recipe, on any layout of tensor x pipeline x data parallelism"),
+    "report": ("launch.report", "what a training run did and where its time went, as tables or one HTML page"),
     "evaluate": ("launch.evaluate", "validation loss, perplexity and few-shot accuracy of a checkpoint"),
     "generate": ("launch.generate", "continue a prompt"),
     "convert": ("launch.convert", "export a checkpoint to another library's format"),

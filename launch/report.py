@@ -1,0 +1,99 @@
+"""`triaxial report`: what a training run did and where its time went, as tables, a page or JSON; changes nothing.
+
+For one process, while the run goes on or after it.
+"""
+
+import argparse
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from gpt.goodput import NAMES, Account
+from launch.report_facts import as_json, bytes_text, headline, kind_of, start_up_medians, status, time_text
+from launch.report_page import report_page
+from launch.run_history import RunHistory, read_history
+from launch.terminal import table_console
+
+LAST_EVENTS = 12
+BAR = 30  # characters of a whole bar
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory (run.directory)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with plots, which needs no network")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures for a program")
+
+
+def run(args: argparse.Namespace) -> int:
+    history, now = read_history(args.run), time.time()
+    console = table_console()
+    console.print(Text(f"{history.directory}: {printable(status(history, now=now))}"))
+    for problem in history.problems:
+        console.print(Text(f"note: {printable(problem)}"))
+    console.print(figures_table(history))
+    if history.account is not None:
+        console.print(time_table(history.account))
+        parts = start_up_medians(history.account.processes)
+        if parts:
+            told = ", ".join(f"{name} {s:.2f} s" for name, s in parts.items())
+            console.print(Text(f"start to first step, {sum(parts.values()):.2f} s: {told} (medians)"))
+    if history.events:
+        counts = Counter(event.kind for event in history.events)
+        console.print(Text("events: " + ", ".join(f"{n:,} {printable(kind)}" for kind, n in counts.most_common())))
+        console.print(events_table(history))
+    if history.checkpoints:
+        newest = history.checkpoints[-1]
+        n = len(history.checkpoints)
+        console.print(
+            Text(f"checkpoints on the disk: {n:,}, the newest {newest.name} of {bytes_text(newest.size_bytes)}")
+        )
+    if args.html is not None:
+        args.html.write_text(report_page(history, now=now), encoding="utf-8")
+        console.print(Text(f"wrote {args.html}"))
+    if args.json is not None:
+        args.json.write_text(json.dumps(as_json(history, now=now), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        console.print(Text(f"wrote {args.json}"))
+    return 0
+
+
+def figures_table(history: RunHistory) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for what, value, note in headline(history):
+        table.add_row(Text(printable(what)), Text(value), Text(note, style="dim"))
+    return table
+
+
+def time_table(account: Account) -> Table:
+    """Each part of the wall time, with its share as a bar."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in (("where the time went", "left"), ("seconds", "right"), ("share", "right"), ("", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    wall_s = account.wall_s or 1.0
+    for name, s in account.by_name.items():
+        if s > 0:
+            table.add_row(NAMES[name], f"{s:,.2f}", f"{s / wall_s:.1%}", "█" * round(BAR * s / wall_s))
+    table.add_section()
+    table.add_row("wall time", f"{account.wall_s:,.2f}", "100%", "")
+    return table
+
+
+def events_table(history: RunHistory) -> Table:
+    """The newest events that are more than a save."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in (("when", "left"), ("step", "right"), ("kind", "left"), ("what", "left")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for event in [event for event in history.events if kind_of(event) != "checkpoint"][-LAST_EVENTS:]:
+        step = "" if event.step is None else f"{event.step:,}"
+        words = (time_text(event.time), step, printable(event.kind), printable(event.text))
+        table.add_row(*(Text(word) for word in words))
+    return table
+
+
+def printable(text: str) -> str:
+    """Without what would steer the terminal: a run's files may come from anywhere."""
+    return "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
