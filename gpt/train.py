@@ -200,7 +200,7 @@ class TrainingLoop:
             state.skipped_in_a_row = 0
             spike = state.spikes.observe(state.step, loss)
             if spike is not None:
-                self.event("spike", spike.text)
+                self.event("spike", spike.text, first_step=spike.first_step, loss=spike.loss, limit=spike.limit)
             return spike
         state.skipped_steps += 1
         state.skipped_in_a_row += 1
@@ -357,7 +357,7 @@ def step_positions(engine: Engine, run: Run, step: int, skipped: SkippedData) ->
 
 def epochs_read(run: Run, data: TrainingData, state: LoopState) -> dict[str, float]:
     """How many times each corpus has been read through."""
-    return data.epochs(run.samples_seen(state.step))
+    return data.epochs(run.samples_seen(state.step), state.skipped)
 
 
 def step_values(run: Run, result: StepResult, rate: float, *, step: int, elapsed_s: float) -> dict[str, float | int]:

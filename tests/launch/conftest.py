@@ -1,5 +1,6 @@
 """A small real corpus (the help topics that ship with Python) and a recipe that trains on it in seconds."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -67,3 +68,12 @@ def tiny_corpus(tmp_path_factory):
                 writer.add_document(np.array([*tokenizer.encode(text), tokenizer.end_of_document_id]))
     (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
     return TinyCorpus(folder)
+
+
+@pytest.fixture(scope="session")
+def watched_ranks():
+    """tests/launch/watched_ranks.py as a module."""
+    spec = importlib.util.spec_from_file_location("watched_ranks", Path(__file__).parent / "watched_ranks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,110 @@
+"""A run that meets poisoned data: it goes back by itself, leaves out the stated samples and nothing else, and does the
+same again; killed in the middle of it, too. And `data audit` tells what was read."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from gpt.dataset import CorpusConfig, TrainingData
+from gpt.skipped_data import SkippedData
+from launch.main import main
+from parallel import checkpoint
+from parallel.layout import BatchConfig
+
+SEQ_LEN, STEPS = 64, 64
+RAMP = BatchConfig(2, 512, ramp_tokens=2048, ramp_initial_tokens=256, ramp_increment_tokens=256).ramp
+SPIKE = {"window_steps": 16, "min_steps": 16, "sigmas": 4.0, "min_rise_nats": 0.5, "patience_steps": 3}
+SPIKE |= {"rewind_steps": 5, "skip_steps": 10}
+POISONED = (30, 50)  # the first of four steps, as the run counts them when it comes there
+
+
+def samples_seen(step):
+    return RAMP.tokens_seen(step) // SEQ_LEN
+
+
+def left_out():
+    """Where the poison lies, and what a run that rewinds leaves out for it."""
+    skipped, poisoned = SkippedData(), []
+    for step in POISONED:
+        poisoned += skipped.positions(samples_seen(step - 1), samples_seen(step + 3) - samples_seen(step - 1)).tolist()
+        target = step - SPIKE["rewind_steps"]
+        first, stop = samples_seen(target), samples_seen(target + SPIKE["skip_steps"])
+        skipped = skipped.without_samples(first, stop, why=f"the loss spike at step {step}")
+    return poisoned, skipped
+
+
+@pytest.fixture(scope="module")
+def poisoned(tiny_corpus, tmp_path_factory):
+    """The corpus with random ids where the run reads at steps 30 to 33, and again at its 50 to 53."""
+    prefix = tmp_path_factory.mktemp("poisoned") / "train"
+    for ending in (".bin", ".idx"):
+        shutil.copy(f"{tiny_corpus.folder / 'train'}{ending}", f"{prefix}{ending}")
+    data = TrainingData([CorpusConfig(str(prefix))], seq_len=SEQ_LEN, seed=3, vocab_size=512)
+    tokens = np.memmap(f"{prefix}.bin", dtype="<u2", mode="r+")
+    draw = np.random.default_rng(0)
+    for position in left_out()[0]:
+        first = data.locate(position).first_token + 1
+        tokens[first : first + SEQ_LEN - 1] = draw.integers(2, 512, SEQ_LEN - 1)
+    tokens.flush()
+    return prefix, data
+
+
+def run(name, folder, corpus, prefix, *, spike=(), nproc=2, directory=None, **more):
+    words = [corpus.recipe, "--run.directory", directory or folder / name / "run", "--metrics.wandb", "disabled"]
+    words += ["--data.train", f'[{{ path = "{prefix}" }}]', "--train.total_tokens", RAMP.tokens_seen(STEPS)]
+    words += ["--batch.ramp_tokens", 2048, "--batch.ramp_initial_tokens", 256, "--batch.ramp_increment_tokens", 256]
+    words += ["--checkpoint.every_tokens", 4 * 512, "--checkpoint.keep_last", 5, "--train.validation_tokens", 64]
+    settings = {"spike.action": "rewind", **{f"spike.{key}": value for key, value in SPIKE.items()}, **dict(spike)}
+    words += [word for key, value in settings.items() for word in (f"--{key}", value)]
+    return {"name": name, "nproc": nproc, "words": [*map(str, words)], **more}
+
+
+def losses(run_directory):
+    lines = map(json.loads, (run_directory / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def events(run_directory, kind):
+    lines = map(json.loads, (run_directory / "events.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def newest(run_directory):
+    return checkpoint.list_checkpoints(run_directory / "checkpoints")[0]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_corpus, poisoned, watched_ranks, tmp_path_factory):
+    """One that rewinds, and one whose recipe leaves the same positions out from the beginning."""
+    folder = tmp_path_factory.mktemp("rewound")
+    stated = [[r.first, r.stop] for r in left_out()[1].ranges]
+    plan = [
+        run("rewound", folder, tiny_corpus, poisoned[0]),
+        run("stated", folder, tiny_corpus, poisoned[0], spike={"spike.action": "off", "data.skip": stated}),
+    ]
+    return folder, watched_ranks.launch(folder, plan)
+
+
+def test_a_run_goes_back_and_leaves_out_what_was_poisoned(runs):
+    folder, seen = runs
+    directory = folder / "rewound" / "run"
+    assert seen["rewound"]["status"] == [0, 0], seen["rewound"]
+    ranges = left_out()[1].ranges
+    assert [event["first_step"] for event in events(directory, "spike")] == list(POISONED)
+    rewinds = events(directory, "rewind")
+    assert [event["skipped"] for event in rewinds] == [[r.first, r.stop] for r in ranges]
+    assert all(event["step"] <= step - SPIKE["rewind_steps"] for event, step in zip(rewinds, POISONED, strict=True))
+    state = checkpoint.read_state(newest(directory))
+    assert SkippedData.from_json(state["loop"]["skipped"]) == left_out()[1]
+    assert state["loop"]["rewinds"] == 2
+
+
+def test_it_equals_the_run_that_never_met_the_poison(runs):
+    folder, seen = runs
+    one, other = (folder / name / "run" for name in ("rewound", "stated"))
+    assert losses(one) == losses(other), "bit for bit"
+    assert losses(one).keys() == set(range(1, STEPS + 1))
+    pairs = zip(checkpoint.read_tensors(newest(one)), checkpoint.read_tensors(newest(other)), strict=True)
+    assert all(name == again and a.equal(b) for (name, a), (again, b) in pairs)

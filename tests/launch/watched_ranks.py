@@ -1,0 +1,174 @@
+"""A program for tests: `triaxial train` on fresh local ranks, each watched and, where the plan says so, broken.
+
+    python watched_ranks.py PLAN.json
+
+PLAN.json is a list of {"name", "nproc", "words": [...], "faults": [...], "kill": {"rank", "call"}, "digests"}. What each
+rank saw goes to NAME/rank0.jsonl and so on beside the plan, a line an optimizer step; what it wrote to NAME/rank0.txt,
+its exit status to NAME/rank0.status. A fault is {"rank", "step", "micro_batch", "value", "where"}: in that micro-batch of
+that step the loss ("loss") or the gradient that comes back to this rank's stage ("gradient") is multiplied by the value.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from launch.local_ranks import RankFailed, fork_server, run_ranks
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+def launch(folder, plan, *, timeout_s=250):
+    """Run this program in a folder; the runs by name, each with "failed", "status", "ranks" and "written"."""
+    (folder / "plan.json").write_text(json.dumps(plan))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder / "plan.json")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {run["name"]: seen(folder / run["name"], run["nproc"]) for run in plan}
+
+
+def seen(folder, nproc):
+    """What the ranks of a run left, and what they wrote."""
+    files = [folder / f"rank{rank}.jsonl" for rank in range(nproc)]
+    ranks = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    written = [(folder / f"rank{rank}.txt").read_text() for rank in range(nproc)]
+    status = [int(file.read_text()) for file in sorted(folder.glob("rank*.status"))]
+    return {
+        "failed": json.loads((folder / "failed.json").read_text()),
+        "status": status,
+        "ranks": ranks,
+        "written": written,
+    }
+
+
+def main():
+    plan_path = Path(sys.argv[1])
+    context = fork_server(["launch.train", "launch.local_ranks", "watched_ranks"])
+    for run in json.loads(plan_path.read_text()):
+        folder = plan_path.parent / run["name"]
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps(run))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        try:
+            run_ranks(context, work, [str(folder), str(port)], nproc=run["nproc"], logs=folder / "logs")
+            failed = ""
+        except RankFailed as error:
+            failed = str(error)
+        (folder / "failed.json").write_text(json.dumps(failed))
+
+
+def work(rank, folder, port):
+    """One rank of a run."""
+    folder = Path(folder)
+    run = json.loads((folder / "run.json").read_text())
+    os.environ.update(
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(run["nproc"]), "MASTER_ADDR": "127.0.0.1"}
+    )
+    os.environ.update({"LOCAL_WORLD_SIZE": str(run["nproc"]), "MASTER_PORT": port})
+    with (folder / f"rank{rank}.txt").open("w") as written:
+        os.dup2(written.fileno(), 1)
+        os.dup2(written.fileno(), 2)
+    Watch(rank, run, folder / f"rank{rank}.jsonl").install()
+    from launch.main import main as triaxial
+
+    (folder / f"rank{rank}.status").write_text(str(triaxial(["train", *run["words"]])))
+    sys.stdout.flush()
+
+
+class Watch:
+    """Stands around the engine's optimizer step and each stage's forward, from outside."""
+
+    def __init__(self, rank, run, path):
+        self.rank, self.path, self.digests = rank, path, run.get("digests", False)
+        self.faults = {(f["step"], f["micro_batch"]): f for f in run.get("faults", []) if f["rank"] == rank}
+        kill = run.get("kill") or {}
+        self.kill_at = kill["call"] if kill.get("rank") == rank else None
+        self.calls = self.micro_batches = 0
+        self.tokens = []
+
+    def install(self):
+        from parallel.engines.native import NativeEngine
+        from parallel.stage import Stage
+
+        forward, step = Stage.forward, NativeEngine.optimizer_step
+        forward_backward = NativeEngine.forward_backward
+
+        def broken_forward(stage, *args, **kwargs):
+            return self.breaking(stage, forward(stage, *args, **kwargs))
+
+        def watched_forward_backward(engine, batch):
+            self.tokens = [
+                [*row, end] for row, end in zip(batch.inputs.tolist(), batch.targets[:, -1].tolist(), strict=True)
+            ]
+            return forward_backward(engine, batch)
+
+        def watched_step(engine, *args, **kwargs):
+            return self.step(engine, lambda: step(engine, *args, **kwargs))
+
+        Stage.forward, NativeEngine.optimizer_step = broken_forward, watched_step
+        NativeEngine.forward_backward = watched_forward_backward
+
+    def breaking(self, stage, out):
+        import torch
+
+        if not torch.is_grad_enabled():
+            return out
+        fault = self.faults.get((self.calls + 1, self.micro_batches))
+        self.micro_batches += 1
+        if fault is None:
+            return out
+        value = float(fault["value"])
+        if fault["where"] == "loss":
+            loss_sum, count = stage.totals[-1]
+            stage.totals[-1] = (loss_sum * value, count)
+            return out * value
+        out.register_hook(lambda gradient: gradient * value)
+        return out
+
+    def step(self, engine, take):
+        self.calls += 1
+        if self.calls == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        before = self.bits(engine)
+        result = take()
+        self.micro_batches = 0
+        line = {
+            "loss": result.loss.mean.hex(),
+            "norm": result.gradient_norm.hex(),
+            "skipped": result.skipped,
+            "unchanged": before == self.bits(engine),
+            "tokens": self.tokens,
+        }
+        if self.digests:
+            from parallel.weight_digests import weight_digests
+
+            line["digests"] = weight_digests(engine.parameters)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return result
+
+    def bits(self, engine):
+        """A digest of this rank's part of weights and moments."""
+        digest = hashlib.sha256()
+        for _, parameter in engine.parameters:
+            for tensor in (parameter.data, *engine.optimizer.state[parameter].values()):
+                digest.update(getattr(tensor, "_local_tensor", tensor).detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    main()
