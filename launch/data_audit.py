@@ -1,7 +1,7 @@
 """`triaxial data audit`: what each sequence of any step of a run was read from, or will be; it starts no process group.
 
-The order of the data is arithmetic (gpt/data_order.py), so any step costs the same, and nothing is looked up but the run's
-configuration, the ranges that it leaves out, and the index of the token files.
+The order of the data is arithmetic (gpt/data_order.py), so any step costs the same, and nothing is looked up but the
+run's configuration, the ranges that it leaves out, and the index of the token files.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from launch.terminal import table_console
 from parallel.checkpoint import CheckpointError, list_checkpoints, read_state
 from parallel.checkpoint_files import read_manifest
 
-_TEXT_TOKENS, _TEXT_CHARACTERS = 32, 60  # of a document's beginning
+_TEXT_TOKENS, _TEXT_CHARACTERS = 32, 40  # of a document's beginning
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def open_audited_run(path: Path, overrides: list[str], *, rank: str | None, text: bool) -> AuditedRun:
-    """The run of a run directory. ConfigError: no run there, data that are gone or other than those it was trained on."""
+    """The run of a run directory. ConfigError: no run there; data that are gone, or not those it was trained on."""
     try:
         table = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -233,9 +233,10 @@ def _print(sources: Iterator[SequenceSource], heading: str, args: argparse.Names
         return
     table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("sequence", "rank", "position", "corpus", "epoch", "window", "file", "document", "offset", "tokens"):
-        table.add_column(header, justify="left" if header in ("corpus", "file") else "right")
+        is_name = header in ("corpus", "file")
+        table.add_column(header, justify="left" if is_name else "right", no_wrap=not is_name)
     if args.text:
-        table.add_column("begins", no_wrap=True)
+        table.add_column("begins")
     for source in sources:
         table_rows(table, source, text=args.text)
     console.print(table)

@@ -2,6 +2,7 @@
 same again; killed in the middle of it, too. And `data audit` tells what was read."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -108,3 +109,88 @@ def test_it_equals_the_run_that_never_met_the_poison(runs):
     assert losses(one).keys() == set(range(1, STEPS + 1))
     pairs = zip(checkpoint.read_tensors(newest(one)), checkpoint.read_tensors(newest(other)), strict=True)
     assert all(name == again and a.equal(b) for (name, a), (again, b) in pairs)
+
+
+def fed(seen, rank, directory):
+    """The tokens that a rank fed to its engine at each step, as last taken."""
+    back = {
+        spike["step"]: rewind["step"]
+        for spike, rewind in zip(events(directory, "spike"), events(directory, "rewind"), strict=True)
+    }
+    taken, step = {}, 0
+    for line in seen["ranks"][rank]:
+        step += 1
+        taken[step] = line["tokens"]
+        step = back.pop(step, step)  # each spike comes once
+    return taken
+
+
+def audit(capsys, *words):
+    """What `data audit` prints, as objects."""
+    assert main(["data", "audit", *map(str, words), "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_audit_names_what_each_rank_was_fed_at_every_step(runs, poisoned, capsys):
+    folder, seen = runs
+    prefix, data = poisoned
+    directory = folder / "rewound" / "run"
+    sources = audit(capsys, directory, "--steps", f"1-{STEPS}")
+    file = data.files[0]
+    told = {}
+    for source in sources:
+        assert {part["file"] for part in source["documents"]} == {f"{prefix}.bin"}
+        starts = [file.document_start(part["document"]) + part["offset_tokens"] for part in source["documents"]]
+        pieces = [file.read(at, at + part["n_tokens"]) for at, part in zip(starts, source["documents"], strict=True)]
+        assert starts[0] == source["first_token"]
+        told.setdefault((source["step"], source["data_rank"]), []).append(np.concatenate(pieces).tolist())
+    assert told == {
+        (step, rank): rows for rank in (0, 1) for step, rows in fed(seen["rewound"], rank, directory).items()
+    }
+    assert len(sources) == samples_seen(STEPS)
+    positions = [source["position"] for source in sources]
+    assert positions == left_out()[1].positions(0, len(sources)).tolist()
+
+
+def test_audit_of_one_rank_of_positions_and_in_words(runs, capsys):
+    directory = runs[0] / "rewound" / "run"
+    whole = audit(capsys, directory, "--step", 40)
+    assert audit(capsys, directory, "--step", 40, "--rank", 1) == whole[4:]
+    halves = audit(capsys, directory, "--step", 40, "--rank", "3/4")
+    assert [source["sequence"] for source in halves] == [6, 7]
+    first, stop = left_out()[1].spans[0]
+    edge = audit(capsys, directory, "--positions", f"{first - 1}-{first}")
+    assert [(source["step"], source["sample"]) for source in edge] == [(25, samples_seen(25) - 1), (None, None)]
+    assert main(["data", "audit", str(directory), "--step", "40", "--text"]) == 0
+    shown = capsys.readouterr().out
+    assert f"left out: positions {first} to {stop - 1} (the loss spike at step 30)" in shown
+    assert "step 40: 8 sequences of 64 tokens, positions" in shown
+    assert f"to leave these out: data.skip = [[{whole[0]['position']}, {whole[-1]['position'] + 1}]]" in shown
+    assert str(whole[0]["documents"][0]["document"]) in shown
+    assert main(["data", "audit", str(directory), "--step", "40", "--train.total_tokens", "100000"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--step", "65"], "step 65 is beyond the end of the run: train.total_tokens = .* are 64 steps"),
+        (["--step", "0"], "--step 0 must be a whole number from 1 on"),
+        (["--steps", "5-3"], "--steps 5-3 must be A-B"),
+        (["--step", "4", "--rank", "2"], r"--rank 2 must be R or R/N with 0 <= R < N, the number of data ranks \(2\)"),
+        (["--step", "4", "--rank", "0/3"], "step 4 has .* which 3 data ranks cannot share equally"),
+        (
+            ["--step", "4", "--data.train", '[{ path = "/nowhere/train" }]'],
+            "/nowhere/train.idx: no such .* say so with --data.train",
+        ),
+        (["--step", "4", "--data.seq_len", "32"], "the data are not those of .*seq_len was 64 and is now 32"),
+    ],
+)
+def test_audits_mistakes_are_one_line(runs, capsys, words, message):
+    assert main(["data", "audit", str(runs[0] / "rewound" / "run"), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line), line
+
+
+def test_audit_where_no_run_is(tmp_path, capsys):
+    assert main(["data", "audit", str(tmp_path), "--step", "1"]) == 2
+    assert f"{tmp_path}: no config.json, so no run was started there" in capsys.readouterr().err
