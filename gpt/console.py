@@ -40,9 +40,10 @@ class Console:
     def step(self, step: int, values: Values) -> None:
         """Show a step. Values without a loss, such as those of an evaluation, get a line of their own that stays."""
         if "loss" not in values:
-            others = "  ".join(f"{key} {value:.5g}" for key, value in list(values.items())[:_MOST_VALUES])
-            if len(values) > _MOST_VALUES:
-                others += f"  and {len(values) - _MOST_VALUES} more, in metrics.jsonl"
+            shown = {key: value for key, value in values.items() if not key.startswith("time/")}  # goodput sums them up
+            others = "  ".join(f"{key} {value:.5g}" for key, value in list(shown.items())[:_MOST_VALUES])
+            if len(shown) > _MOST_VALUES:
+                others += f"  and {len(shown) - _MOST_VALUES} more, in metrics.jsonl"
             self.message(f"{_step_field(step, self.total_steps).aligned}  {others}")
             return
         now = time.monotonic()

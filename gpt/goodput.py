@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from gpt.time_ledger import PHASES
+from gpt.time_ledger import PHASES, TimeLedger
 
 TRAINING, REPEATED, DOWN = "training", "repeated", "down"
 # In this order everywhere, with what a reader who is no programmer calls them. "start_up" stands for its parts.
@@ -91,6 +91,12 @@ class Account:
 
 
 Row = dict[str, Any]
+
+
+def current_account(ledger: TimeLedger) -> Account | None:
+    """The account of the whole run up to now; None on all ranks but the main one."""
+    ledger.write()
+    return None if ledger.path is None else read_account(ledger.path)
 
 
 def read_account(path: Path) -> Account | None:

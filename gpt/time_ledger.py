@@ -86,6 +86,8 @@ class TimeLedger:
         finally:
             self._count()
             self._phases.pop()
+            if self.path is not None and phase not in ("data", "training") and self._counted_to >= self._next_row_at:
+                self.write()  # after each step there is step_done
 
     def resume(self, *, step: int, tokens: int, rewound: bool = False) -> None:
         """Training goes on from here: call it once before the first step, and, `rewound`, after each return to an
@@ -96,6 +98,11 @@ class TimeLedger:
         self.step = self.from_step = step
         self.tokens = tokens
         self.write()
+
+    def shut_down(self) -> None:
+        """From now on time outside of all spans is "shutdown"."""
+        self._count()
+        self._phases[0] = "shutdown"
 
     def step_done(self, *, step: int, tokens: int) -> None:
         """After each step, outside of its spans. Writes a row after the first one, and then about every thousandth of

@@ -20,7 +20,9 @@ from gpt.dataset import TrainingData, ValidationData, share_of_step
 from gpt.engine import Batch, Engine, StepResult, Totals
 from gpt.errors import ConfigError
 from gpt.faults import FaultConfig
+from gpt.goodput import current_account
 from gpt.loop_state import LoopState
+from gpt.memory import peak_memory_bytes
 from gpt.samples import Sampler, append_samples
 from gpt.schedule import ScheduleConfig, learning_rate
 from gpt.skipped_data import SkippedData
@@ -160,7 +162,7 @@ class TrainingLoop:
                 continue
             step, last = self.state.step, ended == "total_tokens"
             if self.metrics is not None and (ended is not None or step % run.epochs_every_steps == 0):
-                self.log_epochs(self.metrics)
+                self.log_progress(self.metrics)
             if self.validation and (last or (ended is None and run.due(run.config.evaluate_every_tokens, step))):
                 ended = self.evaluate() or ended
             if self.sampler is not None and (last or (ended is None and run.due(run.config.sample_every_tokens, step))):
@@ -258,10 +260,13 @@ class TrainingLoop:
             self.engine.discard_after(run.checkpoints, step=step)
         return True
 
-    def log_epochs(self, metrics: Metrics) -> None:
-        """How many times each corpus has been read through: ten times in a run, and where a process ends."""
+    def log_progress(self, metrics: Metrics) -> None:
+        """How many times each corpus has been read through, and where the run's time went: ten times in a run, and
+        where a process ends. Reads the whole ledger of time, while the other ranks wait."""
         epochs = epochs_read(self.run, self.data, self.state)
-        metrics.log(self.state.step, {f"epochs/{name}": read for name, read in epochs.items()})
+        values = {f"epochs/{name}": read for name, read in epochs.items()}
+        account = current_account(self.ledger)
+        metrics.log(self.state.step, values if account is None else values | account.values())
 
     def evaluate(self) -> End | None:
         """The loss on every validation corpus; whether it is what the run was to reach."""
@@ -306,6 +311,7 @@ class TrainingLoop:
             except ConfigError as error:
                 self.save_failed(error, fatal=last)
                 return
+        self.ledger.write()  # what was done up to here is not lost any more
         self.failed_saves = 0
         self.event("checkpoint_saved", f"saved {self.saved}")
 
@@ -371,6 +377,8 @@ def step_values(run: Run, result: StepResult, rate: float, *, step: int, elapsed
         "tokens_seen": run.batch.tokens_seen(step),
         "step_s": elapsed_s,
     }
+    if (memory := peak_memory_bytes()) is not None:
+        values["peak_memory_bytes"] = memory  # of the main rank
     if run.peak_flops_per_s:
         values["mfu"] = run.model.train_flops_per_token(run.seq_len) * tokens_per_s / run.peak_flops_per_s
     return values

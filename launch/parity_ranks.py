@@ -20,6 +20,7 @@ from gpt.dataset import TrainingData
 from gpt.errors import ConfigError
 from gpt.schedule import learning_rate
 from gpt.skipped_data import SkippedData
+from gpt.time_ledger import TimeLedger
 from gpt.train import read_batch
 from launch.cluster import ClusterEnvironment, keep_freed_memory
 from launch.config import RunConfig, as_dict, from_dict
@@ -87,7 +88,7 @@ def train_rank(rank: int, folder: str) -> None:
         world_size=world_size,
         timeout=timedelta(seconds=config.run.collective_timeout_s),
     )
-    engine = build_engine(config, layout_of(config, world_size), device, fresh_start(config))
+    engine = build_engine(config, layout_of(config, world_size), device, fresh_start(config), TimeLedger(None))
     store.set(f"weights of {rank}", json.dumps(weight_digests(engine.parameters)))
     losses, norms = train(engine, config, table["steps"])
     if rank == 0:

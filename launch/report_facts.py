@@ -28,7 +28,8 @@ KINDS = {
     "rewind": "rescue",
     "data_skipped": "rescue",
     "resumed": "restart",
-    "stopped": "restart",
+    "stopped": "fault",  # for too many skipped steps
+    "rewind_refused": "rescue",
 }
 
 

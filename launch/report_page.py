@@ -25,8 +25,8 @@ def report_page(history: RunHistory, *, now: float) -> str:
     name = history.directory.resolve().name
     body = [
         f"<h1>{escape(name)}</h1>",
-        f"<p class=note>{escape(str(history.directory))} &middot; {escape(status(history, now=now))} &middot; this page "
-        f"was made at {escape(time_text(now))}</p>",
+        f"<p class=note>{escape(str(history.directory))} &middot; {escape(status(history, now=now))} &middot; "
+        f"this page was made at {escape(time_text(now))}</p>",
         *(f"<p class=problem>{escape(problem)}</p>" for problem in history.problems),
         _tiles(history),
         _plots(history),

@@ -20,7 +20,7 @@ def events_part(history: RunHistory) -> str:
         f"<tr><td class=word>{escape(time_text(event.time))}</td><td>{_step(event.step)}</td>"
         f"<td class=word><i class={kind_of(event)}></i>{escape(event.kind)}</td>"
         f"<td class=text>{escape(event.text)}</td></tr>"
-        for event in shown[-MOST_ROWS:]
+        for event in reversed(shown[-MOST_ROWS:])
     ]
     counts = ", ".join(f"{n:,} {kind}" for kind, n in Counter(event.kind for event in shown).most_common())
     names = ("when", "step", "kind", "what")
@@ -44,7 +44,7 @@ def checkpoints_part(history: RunHistory) -> str:
         return ""
     failed = sum(event.kind == "checkpoint_failed" for event in saves)
     note = f"{len(entries) - failed:,} saved, {failed:,} failed, {len(history.checkpoints):,} on the disk"
-    rows = [row for _, row in sorted(entries)[-MOST_ROWS:]]
+    rows = [row for _, row in sorted(entries, reverse=True)[:MOST_ROWS]]
     names = ("when", "step", "size", "took", "state")
     return f"<h2>Checkpoints</h2><p class=note>{note}</p>{_table(names, rows, len(entries))}"
 
@@ -74,8 +74,8 @@ def _seconds_field(event: Event) -> str:
 def _table(names: Sequence[str], rows: Sequence[str], total: int) -> str:
     words = ("when", "started", "host", "kind", "what", "state")
     head = "".join(f"<th{' class=word' if name in words else ''}>{escape(name)}</th>" for name in names)
-    left_out = f"<p class=note>The newest {len(rows):,} of {total:,}.</p>" if total > len(rows) else ""
-    return f"{left_out}<div class=scroll><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+    left_out = f" Of {total:,} the newest {len(rows):,}." if total > len(rows) else ""
+    return f"<p class=note>The newest first.{left_out}</p><div class=scroll><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
 
 def _step(step: int | None) -> str:
@@ -105,7 +105,7 @@ def processes_part(processes: Sequence[ProcessTime]) -> str:
         told = ", ".join(f"{name} {s:.2f} s" for name, s in parts.items())
         note += f" From its start to its first step, medians: {told}; together {sum(parts.values()):.2f} s."
     rows = []
-    for i, process in list(enumerate(processes))[-MOST_ROWS:]:
+    for i, process in reversed(list(enumerate(processes))[-MOST_ROWS:]):
         steps = "no step" if process.from_step is None else f"{process.from_step:,} to {process.step:,}"
         start = sum(process.start_up.values())
         first = "" if process.first_step_s is None else f"{process.first_step_s:.2f} s"

@@ -9,6 +9,7 @@ import math
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +164,10 @@ def read_events(path: Path, problems: list[str]) -> list[Event]:
     for record in _objects(path, problems):
         time, step = record.pop("time", None), record.pop("step", None)
         kind, text = record.pop("kind", None), record.pop("text", "")
-        if isinstance(time, (int, float)) and _finite(time) and isinstance(kind, str):
+        at = _seconds_since_1970(time)
+        if at is not None and isinstance(kind, str):
             whole = step if isinstance(step, int) and 0 <= step < 2**62 else None
-            events.append(Event(float(time), kind, whole, str(text), record))
+            events.append(Event(at, kind, whole, str(text), record))
     return events
 
 
@@ -222,6 +224,14 @@ def _table(path: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{path.name}: cannot be read")
         return {}
     return table
+
+
+def _seconds_since_1970(time: object) -> float | None:
+    """Of a time as events.jsonl has it: ISO 8601 with its zone."""
+    try:
+        return datetime.fromisoformat(time).timestamp() if isinstance(time, str) else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _where(series: Series, chosen: NDArray[np.bool_]) -> Series | None:

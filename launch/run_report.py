@@ -9,6 +9,7 @@ import torch
 
 from gpt.batch_ramp import BatchRamp
 from gpt.dataset import TrainingData
+from gpt.goodput import Account
 from gpt.tokenizer import tokenizer_files
 from gpt.train import Outcome, Run
 from launch.config import RunConfig, as_dict
@@ -82,8 +83,10 @@ def how_it_ended(config: RunConfig, outcome: Outcome, *, first_step: int) -> str
     return f"done: {figures}"
 
 
-def write_summary(config: RunConfig, layout: Layout, outcome: Outcome, *, epochs: dict[str, float]) -> None:
-    """`train_summary.json`: the figures of this process's part of the run."""
+def write_summary(
+    config: RunConfig, layout: Layout, outcome: Outcome, *, epochs: dict[str, float], account: Account | None
+) -> None:
+    """`train_summary.json`: the figures of this process's part of the run, and where the time of all of it went."""
     summary = {
         "parameters": config.model.parameters,
         "layout": str(layout),
@@ -98,4 +101,6 @@ def write_summary(config: RunConfig, layout: Layout, outcome: Outcome, *, epochs
         "skipped_steps": outcome.state.skipped_steps,
         "rewinds": outcome.state.rewinds,
     }
+    if account is not None:
+        summary |= {"goodput": account.goodput, "wall_s": account.wall_s, "seconds": account.by_name}
     (config.run.directory / "train_summary.json").write_text(json.dumps(summary, indent=2) + "\n")

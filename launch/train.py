@@ -10,6 +10,7 @@ import torch.distributed as dist
 from gpt import token_corpus
 from gpt.dataset import TrainingData, ValidationData
 from gpt.errors import ConfigError
+from gpt.goodput import current_account, summary_lines
 from gpt.loss import loss_for
 from gpt.metrics import MetricsWriter
 from gpt.samples import make_sampler
@@ -52,13 +53,19 @@ def run(args: argparse.Namespace) -> int:
         words = ["train", args.recipe, *args.overrides]
         words += [] if args.resume is None else ["--resume" if args.resume else "--no-resume"]
         return launch_local(args.nproc, words)
+    ledger = TimeLedger(
+        config.run.directory / "ledger.jsonl" if environment.rank == 0 else None,
+        world_size=environment.world_size,
+        restart_count=environment.restart_count,
+    )
     layout = layout_of(config, environment.world_size)
     device = pick_device(config, environment)
     check_device(config.parallel, device.type)
     if device.type == "cpu":
         keep_freed_memory()
-    data, validation = open_data(config)
-    tokenizer = check_tokenizer(config)
+    with ledger.span("start_up/data"):
+        data, validation = open_data(config)
+        tokenizer = check_tokenizer(config)
     sampler = make_sampler(config.train, tokenizer, n_ctx=config.model.n_ctx)
     saved_state: dict[str, object] = {
         "config": as_dict(config),
@@ -66,15 +73,15 @@ def run(args: argparse.Namespace) -> int:
         "tokenizer": tokenizer.fingerprint,
     }
     check_run_directory(config, saved_state, resume=args.resume)
-    join_processes(environment, device, timeout_s=config.run.collective_timeout_s)
-    start = find_start(config, saved_state, resume=args.resume)
-    engine = build_engine(config, layout, device, start)
-    loop = build_loop(config, saved_state, peak_flops_per_s=total_peak_flops_per_s(config, environment, device))
-    ledger = TimeLedger(
-        config.run.directory / "ledger.jsonl" if engine.is_main else None,
-        world_size=environment.world_size,
-        restart_count=environment.restart_count,
-    )
+    with ledger.span("start_up/joining"):
+        join_processes(environment, device, timeout_s=config.run.collective_timeout_s)
+    with ledger.span("start_up/verifying"):
+        start = find_start(config, saved_state, resume=args.resume)
+    with ledger.span("start_up/building"):
+        engine = build_engine(config, layout, device, start, ledger)
+    with ledger.span("start_up/measuring"):
+        peak = total_peak_flops_per_s(config, environment, device)
+    loop = build_loop(config, saved_state, peak_flops_per_s=peak)
     with ledger, open_metrics(config, loop, start) if engine.is_main else nullcontext() as metrics:
         if metrics is not None:
             prepare_run_directory(config)
@@ -93,10 +100,15 @@ def run(args: argparse.Namespace) -> int:
             ledger=ledger,
             sampler=sampler,
         )
+        ledger.shut_down()
         if metrics is not None:
             metrics.event("ended", step=outcome.state.step, text=how_it_ended(config, outcome, first_step=first_step))
             if outcome.state.step > first_step:
-                write_summary(config, layout, outcome, epochs=epochs_read(loop, data, outcome.state))
+                account = current_account(ledger)
+                for line in summary_lines(account) if account is not None else []:
+                    metrics.message(line)
+                epochs = epochs_read(loop, data, outcome.state)
+                write_summary(config, layout, outcome, epochs=epochs, account=account)
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
     return leave_word_saved(environment) if outcome.ended == "signal" else 0
 
@@ -126,7 +138,9 @@ def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.dev
     return device
 
 
-def build_engine(config: RunConfig, layout: Layout, device: torch.device, start: Start) -> NativeEngine:
+def build_engine(
+    config: RunConfig, layout: Layout, device: torch.device, start: Start, ledger: TimeLedger
+) -> NativeEngine:
     """The engine with its weights: a checkpoint's, or the seed's. Collective over all ranks."""
     engine = NativeEngine(
         engine_settings(config, layout),
@@ -135,7 +149,8 @@ def build_engine(config: RunConfig, layout: Layout, device: torch.device, start:
         fill=start.path is None,
     )
     if start.path is not None:
-        engine.load(start.path, verified=True)
+        with ledger.span("start_up/loading"):
+            engine.load(start.path, verified=True)
     return engine
 
 
