@@ -1,0 +1,205 @@
+"""Names ranks that need longer for a step than their peers, by the time each needs for itself; never acts on it.
+
+All ranks end a step together, since they wait for each other in collectives. What a rank needs for itself is the step
+without the time in which communication was under way and nothing was computed. torch's profiler tells the two apart:
+on CUDA by kernels, NCCL's (which spin while they wait) and all others; on a CPU by operators. Where neither ran, as
+when a host is too slow to start kernels or is reading data, the time is the rank's own.
+"""
+
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from parallel.checkpoint_ranks import exchange
+from parallel.layout import Layout
+
+SLOWER = 1.2  # times the median of its peers: from here on a rank is slow
+CLOSELY = 10  # measurements by which a change is confirmed
+AGREEING = 8  # of these, so many must show it
+CLOSE_STEPS = 2  # while a change is being confirmed, one step in so many is measured
+
+Times = NDArray[np.float64]  # (ranks, 2): seconds of its own that each needed for a step, and those of reading data
+
+
+@dataclass(frozen=True)
+class Change:
+    """A rank that has become slow, or is so no more, over the measurements that confirmed it."""
+
+    rank: int
+    slow: bool
+    ratio: float  # its own time by the median of its peers'
+    reading: float  # the share of what it needs more that it spends reading data, 0 to 1
+    peers: int
+
+
+class Judge:
+    """Decides from one measurement after the other which ranks are slow. The same numbers give the same decisions, so
+    that all ranks agree without a word.
+
+    A first measurement that disagrees with what is known is a suspicion. It is confirmed by 8 of the next 10.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        stage_size = layout.tensor * layout.data  # ranks that do the same work: those of one pipeline rank
+        self.stages = [np.arange(first, first + stage_size) for first in range(0, layout.world_size, stage_size)]
+        self.slow: frozenset[int] = frozenset()
+        self.suspected: frozenset[int] = frozenset()  # of a change, either way
+        self.seen: list[Times] = []  # since the suspicion
+        self.ratios = np.ones(layout.world_size)  # of the last measurement
+
+    @property
+    def has_peers(self) -> bool:
+        return len(self.stages[0]) > 1
+
+    def add(self, times: Times) -> list[Change]:
+        """The changes that this measurement confirms."""
+        self.ratios = self._ratios(times)
+        if not self.suspected:
+            self.suspected = _slow(self.ratios) ^ self.slow
+            return []
+        self.seen.append(times)
+        changed = self._changed()
+        if len(self.seen) < CLOSELY and changed:
+            return []
+        confirmed = [self._change(rank) for rank in sorted(changed)] if len(self.seen) == CLOSELY else []
+        self.slow ^= {change.rank for change in confirmed}
+        self.suspected, self.seen = frozenset(), []
+        return confirmed
+
+    def _changed(self) -> set[int]:
+        """Those suspected whose change is not yet disproved."""
+        agreeing = {
+            rank: sum((rank in _slow(self._ratios(times))) != (rank in self.slow) for times in self.seen)
+            for rank in self.suspected
+        }
+        return {rank for rank, times in agreeing.items() if len(self.seen) - times <= CLOSELY - AGREEING}
+
+    def _change(self, rank: int) -> Change:
+        medians: Times = np.median(np.stack(self.seen), axis=0)  # (ranks, 2)
+        peers = self._peers(rank)
+        usual = np.median(medians[peers], axis=0)
+        more = medians[rank] - usual
+        reading = float(np.clip(more[1] / more[0], 0, 1)) if more[0] > 0 else 0.0
+        return Change(rank, rank not in self.slow, float(medians[rank, 0] / usual[0]), reading, len(peers))
+
+    def _peers(self, rank: int) -> NDArray[np.int64]:
+        stage = self.stages[rank // len(self.stages[0])]
+        return stage[stage != rank]
+
+    def _ratios(self, times: Times) -> Times:
+        """Of each rank, its own time by the median of its peers'."""
+        ratios = [times[rank, 0] / np.median(times[self._peers(rank), 0]) for rank in range(len(times))]
+        return np.array(ratios)
+
+
+class Stragglers:
+    """One for a run, on every rank. One step in `every_steps` is measured: call `step` around each, `reading` inside it
+    around what reads data, `compare` after it."""
+
+    def __init__(self, layout: Layout, device: torch.device, *, every_steps: int) -> None:
+        self.judge = Judge(layout)
+        self.device = device
+        self.every_steps = every_steps
+        self.hosts: list[str] = []
+        self._reading_s = 0.0
+        self._measured: tuple[float, float] | None = None
+
+    def due(self, step: int) -> bool:
+        every = min(CLOSE_STEPS, self.every_steps) if self.judge.suspected else self.every_steps
+        return self.judge.has_peers and step % every == 0
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Around all of a training step; what it measures, `compare` takes."""
+        self._measured = None
+        if not self.due(step):
+            yield
+            return
+        self._reading_s = 0.0
+        on_cuda = self.device.type == "cuda"
+        with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU], acc_events=False) as seen:
+            started_at = time.perf_counter()
+            yield
+            elapsed_s = time.perf_counter() - started_at
+        self._measured = elapsed_s - waiting_s(seen, self.device), self._reading_s
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        started_at = time.perf_counter()
+        yield
+        self._reading_s += time.perf_counter() - started_at
+
+    def compare(self) -> list[Change]:
+        """After a measured step, on all ranks: gathers two numbers of each. What has changed, the same on all."""
+        if self._measured is None:
+            return []
+        mine = torch.tensor(self._measured, dtype=torch.float64, device=self.device)
+        everyone = mine.new_empty(dist.get_world_size() * 2)
+        dist.all_gather_into_tensor(everyone, mine)
+        changes = self.judge.add(everyone.view(-1, 2).cpu().numpy())
+        if changes and not self.hosts:
+            self.hosts = exchange(socket.gethostname(), None)
+        return changes
+
+    def describe(self, change: Change) -> str:
+        """The change in a sentence."""
+        who = f"rank {change.rank} on {self.hosts[change.rank]}"
+        peers = "its peer" if change.peers == 1 else f"the median of its {change.peers} peers"
+        over = f"over {CLOSELY} measured steps"
+        if not change.slow:
+            return f"{who} is no longer slow: {_percent(change.ratio)} {peers} {over}"
+        data = f", of which reading data {change.reading:.0%}" if change.reading >= 0.1 else ""
+        return f"{who}: {_percent(change.ratio)} {peers} {over}{data}"
+
+    def values(self) -> dict[str, float | int]:
+        """Metrics of the last measured step: which rank was the slowest among its peers, and by how much."""
+        rank = int(np.argmax(self.judge.ratios))
+        return {"straggler/slowest_rank": rank, "straggler/ratio": float(self.judge.ratios[rank])}
+
+
+def waiting_s(seen: profile, device: torch.device) -> float:
+    """Seconds of a profile in which communication was under way and nothing was computed."""
+    communication: list[tuple[int, int]] = []
+    computation: list[tuple[int, int]] = []
+    assert seen.profiler is not None
+    for event in seen.profiler.kineto_results.events():
+        name: str = event.name()
+        if device.type == "cuda":
+            if event.device_type() != DeviceType.CUDA:
+                continue
+            kind = communication if name.startswith("nccl") else computation
+        elif name.startswith("gloo:"):
+            kind = communication
+        elif name.startswith("aten::"):
+            kind = computation
+        else:
+            continue
+        kind.append((event.start_ns(), event.end_ns()))
+    return (_covered_ns(communication + computation) - _covered_ns(computation)) / 1e9
+
+
+def _covered_ns(spans: Sequence[tuple[int, int]]) -> int:
+    """The length of the union of spans."""
+    if not spans:
+        return 0
+    ordered = np.array(sorted(spans), dtype=np.int64)  # (n, 2)
+    ends = np.maximum.accumulate(ordered[:, 1])
+    covered_to = np.concatenate((ordered[:1, 0], ends[:-1]))
+    return int(np.maximum(ends - np.maximum(ordered[:, 0], covered_to), 0).sum())
+
+
+def _slow(ratios: Times) -> frozenset[int]:
+    return frozenset(np.flatnonzero(ratios > SLOWER).tolist())
+
+
+def _percent(ratio: float) -> str:
+    return f"{abs(ratio - 1):.0%} {'slower' if ratio >= 1 else 'faster'} than"
