@@ -81,6 +81,11 @@ class Engine(Protocol):
         """See gpt.generation.generate. All ranks pass equal arguments and get equal results."""
         ...
 
+    def compare_copies(self) -> str | None:
+        """What differs between copies of one weight or moment on several ranks, in words, the same on every rank; None
+        where nothing does or nothing is held twice."""
+        ...
+
     def save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> Path:
         """Publish a checkpoint of weights, optimizer and `state` (JSON, equal on all ranks)."""
         ...

@@ -17,3 +17,7 @@ class FaultConfig:
     def __post_init__(self) -> None:
         if self.max_skipped_steps < 0:
             raise ConfigError(f"faults.max_skipped_steps = {self.max_skipped_steps} must not be negative")
+
+
+class CopiesDiffer(ConfigError):
+    """Ranks hold different copies of one weight or moment: no setting is wrong, and a restart may well mend it."""

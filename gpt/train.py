@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,7 +19,7 @@ from gpt.data_order import Ints
 from gpt.dataset import TrainingData, ValidationData, share_of_step
 from gpt.engine import Batch, Engine, StepResult, Totals
 from gpt.errors import ConfigError
-from gpt.faults import FaultConfig
+from gpt.faults import CopiesDiffer, FaultConfig
 from gpt.goodput import current_account
 from gpt.loop_state import LoopState
 from gpt.memory import peak_memory_bytes
@@ -27,6 +27,7 @@ from gpt.samples import Sampler, append_samples
 from gpt.schedule import ScheduleConfig, learning_rate
 from gpt.skipped_data import SkippedData
 from gpt.spikes import Spike, SpikeConfig
+from gpt.step_watch import StepWatch
 from gpt.time_ledger import TimeLedger
 from gpt.train_config import TrainConfig
 from gpt.validation import evaluate, validation_values
@@ -59,6 +60,7 @@ class Run:
     micro_batch_size: int
     peak_flops_per_s: float  # of all devices together, for model FLOP utilisation; 0 when unknown
     log_every_steps: int
+    compare_copies_every_steps: int  # and before each save; 0: never
     directory: Path
     saved_state: dict[str, object]  # what each checkpoint carries besides the loop's: configuration, fingerprints
 
@@ -114,13 +116,16 @@ def train(
     metrics: Metrics | None,
     ledger: TimeLedger,
     sampler: Sampler | None = None,
+    watch: StepWatch | None = None,
 ) -> Outcome:
     """Train from `state` to the end, or until SIGTERM or SIGUSR1 asks to save and stop. Every rank calls it.
 
     One step takes the next global batch in the data's order; each data rank reads its contiguous share, so that the
     order is the same for every data-parallel size. One synchronisation with the device a step, for the loss.
     """
-    loop = TrainingLoop(run, engine, data, validation, state=state, metrics=metrics, ledger=ledger, sampler=sampler)
+    loop = TrainingLoop(
+        run, engine, data, validation, state=state, metrics=metrics, ledger=ledger, sampler=sampler, watch=watch
+    )
     ledger.resume(step=state.step, tokens=run.batch.tokens_seen(state.step))
     with stop_signals() as stop_requested:
         ended = loop.run_to_end(stop_requested)
@@ -141,9 +146,12 @@ class TrainingLoop:
         metrics: Metrics | None,
         ledger: TimeLedger,
         sampler: Sampler | None,
+        watch: StepWatch | None,
     ) -> None:
         self.run, self.engine, self.data, self.validation = run, engine, data, validation
         self.state, self.metrics, self.ledger, self.sampler = state, metrics, ledger, sampler
+        self.watch = watch
+        self.compared_at = -1  # the step after which copies were last found equal
         self.results: dict[str, Totals] = {}
         self.saved: Path | None = None
         self.failed_saves = 0  # in a row
@@ -155,7 +163,10 @@ class TrainingLoop:
         run = self.run
         ended: End | None = "total_tokens" if self.state.step >= run.steps else None
         while ended is None:
-            result, ended = self.take_step(stop_requested())
+            step_watch = nullcontext() if self.watch is None else self.watch.step(self.state.step + 1)
+            with step_watch:
+                result, ended = self.take_step(stop_requested())
+            self.look_after_ranks(result)
             spike = self.judge(result)
             if spike is not None and self.rewind(spike):
                 ended = None
@@ -175,7 +186,8 @@ class TrainingLoop:
         """Read, forward, backward, update, report; and whether the run ends here."""
         run, engine, state = self.run, self.engine, self.state
         started_at = time.perf_counter()
-        with self.ledger.span("data"):
+        reading = nullcontext() if self.watch is None else self.watch.reading()
+        with self.ledger.span("data"), reading:
             batch = read_batch(self.data, engine, run, state.step, state.skipped)
         with self.ledger.span("training"):
             self.data.announce(step_positions(engine, run, state.step + 1, state.skipped))
@@ -194,6 +206,31 @@ class TrainingLoop:
         if state.step == run.steps:
             return result, "total_tokens"
         return result, "signal" if signal_came else "stop_after_s" if time_is_over else None
+
+    def look_after_ranks(self, result: StepResult) -> None:
+        """What is due of comparing ranks: their copies of weights, at once where a step has gone wrong; their times."""
+        every = self.run.compare_copies_every_steps
+        if every and (result.skipped or self.state.step % every == 0):
+            self.compare_copies()
+        if self.watch is not None:
+            values, findings = self.watch.compare()
+            if self.metrics is not None and values:
+                self.metrics.log(self.state.step, values)
+            for kind, text, fields in findings:
+                self.event(kind, text, **fields)
+
+    def compare_copies(self) -> None:
+        """End the run, on all ranks alike, where copies of one weight or moment on several ranks have come apart."""
+        if self.compared_at == self.state.step:
+            return
+        found = self.engine.compare_copies()
+        if found is not None:
+            self.event("copies_differ", found)
+            raise CopiesDiffer(
+                f"step {self.state.step}: {found}. A device or its memory may be at fault. Nothing was saved since; a "
+                f"restart goes on from the newest checkpoint, which was compared before it was saved"
+            )
+        self.compared_at = self.state.step
 
     def judge(self, result: StepResult) -> Spike | None:
         """Count a step that changed nothing, and end the run after too many in a row; look for a spike elsewhere."""
@@ -297,6 +334,8 @@ class TrainingLoop:
     def save(self, *, last: bool) -> None:
         """Save the run as it is now. The `last` save is waited for, and must succeed."""
         run, state = self.run, self.state
+        if run.compare_copies_every_steps:
+            self.compare_copies()
         self.collect_saves(wait=True)
         saved = {
             **run.saved_state,

@@ -124,8 +124,10 @@ def shown_settings() -> dict[str, str]:
 def enter_process() -> None:
     """First thing in every `triaxial` process: a launched rank dies with its launcher and leaves word of its crash.
 
-    A process that nobody launched is left as it is.
+    A process that nobody launched is left as it is, but for torch's profiler, which would tell the terminal of each
+    step that it measures.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read when torch is loaded
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
         sys.excepthook = _record_and_print

@@ -15,6 +15,7 @@ from gpt.schedule import ScheduleConfig
 from gpt.spikes import SpikeConfig
 from gpt.train_config import TrainConfig
 from launch.recipe import apply_overrides, build, find_recipe, read_toml
+from parallel.health import HealthConfig
 from parallel.layout import BatchConfig, ParallelConfig
 
 
@@ -43,6 +44,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     faults: FaultConfig = field(default_factory=FaultConfig)
     spike: SpikeConfig = field(default_factory=SpikeConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 

@@ -26,6 +26,7 @@ from launch.run_report import describe, how_it_ended, prepare_run_directory, wri
 from launch.start_up import join_processes
 from parallel.engines.native import EngineSettings, NativeEngine
 from parallel.layout import Layout, check_device, resolve_layout
+from parallel.stragglers import Stragglers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
             metrics=metrics,
             ledger=ledger,
             sampler=sampler,
+            watch=watch_steps(config, layout, device),
         )
         ledger.shut_down()
         if metrics is not None:
@@ -179,9 +181,18 @@ def build_loop(config: RunConfig, saved_state: dict[str, object], *, peak_flops_
         micro_batch_size=config.batch.micro_batch_size,
         peak_flops_per_s=peak_flops_per_s,
         log_every_steps=config.metrics.log_every_steps,
+        compare_copies_every_steps=config.health.replica_check_every_steps,
         directory=config.run.directory,
         saved_state=saved_state,
     )
+
+
+def watch_steps(config: RunConfig, layout: Layout, device: torch.device) -> Stragglers | None:
+    """What finds slow ranks, where the recipe wants it and there are ranks to compare."""
+    every_steps = config.health.straggler_every_steps
+    if every_steps == 0 or layout.tensor * layout.data == 1:
+        return None
+    return Stragglers(layout, device, every_steps=every_steps)
 
 
 def open_data(config: RunConfig) -> tuple[TrainingData, dict[str, ValidationData]]:

@@ -49,9 +49,9 @@ class ReplicaCheck:
     """Finds out, when it is made, who holds copies of what, and compares them at each `compare`. All ranks make it and
     call it together; the tensors' storages must stay the same.
 
-    `parameters`: this rank's, by canonical name, each with the tensors of its shape and sharding to compare, in the
-    order of `kinds`, which are what the names of these tensors begin with. What it sends, from all ranks to all, is 8 bytes for each parameter once, and 8 bytes for each
-    tensor with a copy elsewhere at each `compare`.
+    `parameters`: this rank's, by canonical name, each with the tensors of its shape and sharding to compare. `kinds`:
+    what the names of these tensors begin with, in the same order. Sends, from all ranks to all, 8 bytes for each
+    parameter once, and 8 bytes for each tensor with a copy elsewhere at each `compare`.
     """
 
     def __init__(

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
+from gpt.step_watch import Finding
 from parallel.checkpoint_ranks import exchange
 from parallel.layout import Layout
 
@@ -93,7 +94,8 @@ class Judge:
 
     def _peers(self, rank: int) -> NDArray[np.int64]:
         stage = self.stages[rank // len(self.stages[0])]
-        return stage[stage != rank]
+        peers: NDArray[np.int64] = stage[stage != rank]
+        return peers
 
     def _ratios(self, times: Times) -> Times:
         """Of each rank, its own time by the median of its peers'."""
@@ -109,7 +111,6 @@ class Stragglers:
         self.judge = Judge(layout)
         self.device = device
         self.every_steps = every_steps
-        self.hosts: list[str] = []
         self._reading_s = 0.0
         self._measured: tuple[float, float] | None = None
 
@@ -125,10 +126,12 @@ class Stragglers:
             yield
             return
         self._reading_s = 0.0
-        on_cuda = self.device.type == "cuda"
-        with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU], acc_events=False) as seen:
+        activity = ProfilerActivity.CUDA if self.device.type == "cuda" else ProfilerActivity.CPU
+        self._finish()  # the update of the step before
+        with profile(activities=[activity], acc_events=False) as seen:
             started_at = time.perf_counter()
             yield
+            self._finish()
             elapsed_s = time.perf_counter() - started_at
         self._measured = elapsed_s - waiting_s(seen, self.device), self._reading_s
 
@@ -138,32 +141,37 @@ class Stragglers:
         yield
         self._reading_s += time.perf_counter() - started_at
 
-    def compare(self) -> list[Change]:
-        """After a measured step, on all ranks: gathers two numbers of each. What has changed, the same on all."""
+    def _finish(self) -> None:
+        """Wait until the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def compare(self) -> tuple[dict[str, float | int], list[Finding]]:
+        """After each step, on all ranks: where it was measured, gathers two numbers of each. Gives the slowest rank,
+        beside its peers, and what is confirmed to have changed, the same on all ranks."""
         if self._measured is None:
-            return []
+            return {}, []
         mine = torch.tensor(self._measured, dtype=torch.float64, device=self.device)
         everyone = mine.new_empty(dist.get_world_size() * 2)
         dist.all_gather_into_tensor(everyone, mine)
         changes = self.judge.add(everyone.view(-1, 2).cpu().numpy())
-        if changes and not self.hosts:
-            self.hosts = exchange(socket.gethostname(), None)
-        return changes
+        self._measured = None
+        slowest = int(np.argmax(self.judge.ratios))
+        values = {"straggler/slowest_rank": slowest, "straggler/ratio": float(self.judge.ratios[slowest])}
+        hosts = exchange(socket.gethostname(), None) if changes else []
+        return values, [finding(change, hosts[change.rank]) for change in changes]
 
-    def describe(self, change: Change) -> str:
-        """The change in a sentence."""
-        who = f"rank {change.rank} on {self.hosts[change.rank]}"
-        peers = "its peer" if change.peers == 1 else f"the median of its {change.peers} peers"
-        over = f"over {CLOSELY} measured steps"
-        if not change.slow:
-            return f"{who} is no longer slow: {_percent(change.ratio)} {peers} {over}"
-        data = f", of which reading data {change.reading:.0%}" if change.reading >= 0.1 else ""
-        return f"{who}: {_percent(change.ratio)} {peers} {over}{data}"
 
-    def values(self) -> dict[str, float | int]:
-        """Metrics of the last measured step: which rank was the slowest among its peers, and by how much."""
-        rank = int(np.argmax(self.judge.ratios))
-        return {"straggler/slowest_rank": rank, "straggler/ratio": float(self.judge.ratios[rank])}
+def finding(change: Change, host: str) -> Finding:
+    """A change as an event."""
+    peers = "its peer" if change.peers == 1 else f"the median of its {change.peers} peers"
+    percent = f"{abs(change.ratio - 1):.0%} {'slower' if change.ratio >= 1 else 'faster'} than {peers}"
+    data = f", of which reading data {change.reading:.0%}" if change.slow and change.reading >= 0.1 else ""
+    text = f"rank {change.rank} on {host}: {percent} over {CLOSELY} measured steps{data}"
+    fields = {"rank": change.rank, "host": host, "ratio": change.ratio, "reading": change.reading}
+    return (
+        Finding("straggler", text, fields) if change.slow else Finding("straggler_gone", f"{text}, as it was", fields)
+    )
 
 
 def waiting_s(seen: profile, device: torch.device) -> float:
@@ -171,6 +179,7 @@ def waiting_s(seen: profile, device: torch.device) -> float:
     communication: list[tuple[int, int]] = []
     computation: list[tuple[int, int]] = []
     assert seen.profiler is not None
+    assert seen.profiler.kineto_results is not None
     for event in seen.profiler.kineto_results.events():
         name: str = event.name()
         if device.type == "cuda":
@@ -199,7 +208,3 @@ def _covered_ns(spans: Sequence[tuple[int, int]]) -> int:
 
 def _slow(ratios: Times) -> frozenset[int]:
     return frozenset(np.flatnonzero(ratios > SLOWER).tolist())
-
-
-def _percent(ratio: float) -> str:
-    return f"{abs(ratio - 1):.0%} {'slower' if ratio >= 1 else 'faster'} than"

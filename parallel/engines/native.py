@@ -23,6 +23,7 @@ from parallel.initialisation import initialise_shards
 from parallel.layout import Layout, ParallelConfig
 from parallel.mesh import Mesh, build_mesh
 from parallel.pipeline_parallel import Pipeline
+from parallel.replica_check import ReplicaCheck, describe
 from parallel.stage import build_stage, canonical_parameters
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -72,6 +73,7 @@ class NativeEngine:
             if settings.layout.pipeline > 1
             else None
         )
+        self._replica_check: ReplicaCheck | None = None
         self.data_rank, self.data_size = self.mesh.data_rank, settings.layout.data
         self.is_main = dist.get_rank() == 0
 
@@ -160,6 +162,16 @@ class NativeEngine:
             )
         self._reshard()
         return results
+
+    def compare_copies(self) -> str | None:
+        if self._replica_check is None:
+            self._replica_check = ReplicaCheck(
+                [(name, p, (p.data, *(self.optimizer.state[p][k] for k in MOMENTS))) for name, p in self.parameters],
+                kinds=("model.", *(f"optimizer.{key}." for key in MOMENTS)),
+                device=self.mesh.device,
+            )
+        differences = self._replica_check.compare()
+        return describe(differences) if differences else None
 
     def save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> Path:
         state = {**state, "optimizer_steps": self._optimizer_steps()}
