@@ -5,43 +5,45 @@ fails, all give the save up together. Loading checks digests first and lets DCP 
 One run writes to one directory at a time.
 """
 
-import contextlib
 import functools
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from gpt.checkpoint_config import Retention
 from gpt.errors import ConfigError
 from parallel.checkpoint_files import (
-    MANIFEST,
     STATE,
     CheckpointError,
     FileRecord,
     Manifest,
     StoredTensor,
     check_file,
-    encode_manifest,
-    encode_state,
     open_shard,
     read_index,
     read_manifest,
     read_small,
     step_name,
-    step_of,
     stored_slice,
-    write_file,
 )
-from parallel.checkpoint_folders import delete_after, delete_old, list_checkpoints, make_hidden, publish
-from parallel.checkpoint_ranks import PeerLost, dcp_errors, exchange, is_distributed, rank_in, together, world_size
-from parallel.checkpoint_storage import SafetensorsReader, SafetensorsWriter, SavePlannerWithChecks, check_tensors
+from parallel.checkpoint_folders import delete_after, list_checkpoints
+from parallel.checkpoint_plan import make_plan
+from parallel.checkpoint_ranks import (
+    ALONE,
+    Group,
+    PeerLost,
+    dcp_errors,
+    is_distributed,
+    rank_in,
+    together,
+    world_size,
+)
+from parallel.checkpoint_save import Save, check_save, given_up, local, tensor_bytes, write_checkpoint
+from parallel.checkpoint_storage import SafetensorsReader, check_tensors
 
 __all__ = [
     "CheckpointError",
@@ -66,7 +68,7 @@ def save(
     tensors: Mapping[str, torch.Tensor],
     state: dict[str, object],
     keep: Retention,
-    group: dist.ProcessGroup | None = None,
+    group: Group = None,
 ) -> Path:
     """Save tensors and state as `directory/step-000000123`, then delete older checkpoints that `keep` does not name.
 
@@ -80,36 +82,23 @@ def save(
     saved, CheckpointError when the disk or a rank fails: earlier checkpoints are then untouched.
     """
     final = Path(directory) / step_name(step)
-    is_first = rank_in(group) == 0
 
     def check() -> bytes:
-        encoded = _check_save(step, tensors, state, keep)
-        return encoded if is_first else b""  # every rank's is checked, rank 0's is kept
+        encoded = check_save(step, state, keep)
+        return encoded if rank_in(group) == 0 else b""  # every rank's is checked, rank 0's is kept
 
-    encoded_state = together(check, group, path=final)[0]
-    hidden: Path | None = None
-    planner: SavePlannerWithChecks | None = None
+    encoded = together(check, group, path=final)[0]
     try:
-        hidden = together(lambda: make_hidden(final) if is_first else None, group, path=final)[0]
-        assert hidden is not None
-        planner = SavePlannerWithChecks(hidden)
-        parts = together(functools.partial(_write_tensors, planner, tensors, group), group, path=final)
-        finish = functools.partial(_finish, planner, final, encoded_state, parts)
-        together(lambda: finish() if is_first else None, group, path=final)
+        plan = make_plan(tensors, group, path=final)
     except PeerLost as error:
-        if is_first and hidden is not None:
-            shutil.rmtree(hidden, ignore_errors=True)
-        raise CheckpointError(final, f"the save was given up: {error}; earlier checkpoints are untouched") from error
-    except ConfigError as error:
-        needed_bytes = None if planner is None else planner.tensor_bytes
-        _abandon(final, hidden, error, needed_bytes=needed_bytes, group=group)
-    if is_first:
-        delete_old(final, keep)
+        raise given_up(final, error) from error
+    read = functools.partial(_local_of, tensors)
+    write_checkpoint(Save(final, plan, encoded, keep), lambda: tensor_bytes(plan.pieces, read), group)
     return final
 
 
 def find_latest(
-    directory: Path, *, at_most: int | None = None, group: dist.ProcessGroup | None = None
+    directory: Path, *, at_most: int | None = None, group: Group = None
 ) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest checkpoint that verifies, of a step up to `at_most`, and the newer ones that do not, each with the
     reason.
@@ -126,13 +115,13 @@ def find_latest(
     return None, skipped
 
 
-def discard_after(directory: Path, *, step: int, group: dist.ProcessGroup | None = None) -> None:
+def discard_after(directory: Path, *, step: int, group: Group = None) -> None:
     """Delete the checkpoints of later steps, for a run that goes on from `step`. Collective over `group`."""
     directory = Path(directory)
     together(lambda: delete_after(directory, step) if rank_in(group) == 0 else None, group, path=directory)
 
 
-def verify(path: Path, *, group: dist.ProcessGroup | None = None) -> str | None:
+def verify(path: Path, *, group: Group = None) -> str | None:
     """Check manifest, sizes and SHA-256 of all files: None when the checkpoint is whole, or what is wrong with it.
 
     Collective over `group`: each rank reads a share of the files, and all ranks get the same answer.
@@ -158,7 +147,7 @@ def load(
     tensors: Mapping[str, torch.Tensor],
     complete: bool = False,
     verified: bool = False,
-    group: dist.ProcessGroup | None = None,
+    group: Group = None,
 ) -> None:
     """Load a checkpoint in place into tensors of any layout and any number of ranks; each rank reads what it needs.
 
@@ -241,59 +230,11 @@ def _check_file(path: Path, name: str, record: FileRecord) -> None:
         raise CheckpointError(path, wrong)
 
 
-# Steps of a save and of a load
+# Steps of a load
 
 
-def _check_save(step: int, tensors: Mapping[str, torch.Tensor], state: dict[str, object], keep: Retention) -> bytes:
-    if step < 0 or keep.last < 1:
-        raise ConfigError(f"a checkpoint needs step >= 0 and keep_last >= 1, not step {step} and keep_last {keep.last}")
-    check_tensors(tensors)
-    return encode_state(state)
-
-
-def _write_tensors(
-    planner: SavePlannerWithChecks, tensors: Mapping[str, torch.Tensor], group: dist.ProcessGroup | None
-) -> dict[str, FileRecord]:
-    """Write this rank's pieces (and on rank 0 the index); return the records of its files."""
-    if not planner.folder.is_dir():
-        raise ConfigError(f"{planner.folder} is not there: checkpoints need a directory that all ranks share")
-    writer = SafetensorsWriter(planner.folder)
-    with dcp_errors():
-        dcp_save(
-            dict(tensors), storage_writer=writer, planner=planner, process_group=group, no_dist=not is_distributed()
-        )
-    return writer.written
-
-
-def _finish(
-    planner: SavePlannerWithChecks, final: Path, encoded_state: bytes, parts: list[dict[str, FileRecord]]
-) -> None:
-    """Write state and manifest, publish (rank 0, when all ranks have written)."""
-    step = step_of(final.name)
-    assert step is not None
-    assert planner.tensor_bytes is not None
-    files = {name: record for records in parts for name, record in records.items()}
-    files[STATE] = write_file(planner.folder / STATE, [encoded_state])
-    manifest = Manifest(step, len(parts), torch.__version__, planner.tensor_bytes, files)
-    write_file(planner.folder / MANIFEST, [encode_manifest(manifest)])
-    publish(planner.folder, final)
-
-
-def _abandon(
-    final: Path, hidden: Path | None, error: ConfigError, *, needed_bytes: int | None, group: dist.ProcessGroup | None
-) -> NoReturn:
-    """Remove the hidden folder (all ranks have stopped writing) and raise what went wrong, with the room needed."""
-    figures = ""
-    if rank_in(group) == 0:
-        if hidden is not None:
-            shutil.rmtree(hidden, ignore_errors=True)
-        existing = next(folder for folder in final.absolute().parents if folder.exists())
-        needed = "" if needed_bytes is None else f"it needs {needed_bytes} bytes and "
-        figures = f"{needed}{shutil.disk_usage(existing).free} bytes are free in {final.parent}"
-    with contextlib.suppress(PeerLost):  # then each rank tells what it knows
-        figures = exchange(figures, group)[0]
-    reason = error.reason if isinstance(error, CheckpointError) else str(error)
-    raise CheckpointError(final, f"not saved: {reason}; {figures}; earlier checkpoints are untouched") from error
+def _local_of(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    return local(tensors[name])
 
 
 def _prepare_load(path: Path, tensors: Mapping[str, torch.Tensor]) -> SafetensorsReader:
@@ -313,11 +254,13 @@ def _prepare_load(path: Path, tensors: Mapping[str, torch.Tensor]) -> Safetensor
     return SafetensorsReader(path, manifest, index)
 
 
-def _read_tensors(
-    reader: SafetensorsReader, tensors: Mapping[str, torch.Tensor], group: dist.ProcessGroup | None
-) -> None:
+def _read_tensors(reader: SafetensorsReader, tensors: Mapping[str, torch.Tensor], group: Group) -> None:
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with dcp_errors():
         dcp_load(
-            dict(tensors), storage_reader=reader, planner=planner, process_group=group, no_dist=not is_distributed()
+            dict(tensors),
+            storage_reader=reader,
+            planner=planner,
+            process_group=None if group is ALONE else group,
+            no_dist=not is_distributed() or group is ALONE,
         )

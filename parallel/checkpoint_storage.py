@@ -1,20 +1,16 @@
-"""Storage for torch.distributed.checkpoint: safetensors shards and a JSON index; never pickles, never publishes.
+"""Which tensors may be stored, and reading safetensors shards for torch.distributed.checkpoint; never unpickles.
 
-DCP plans who writes and who reads which piece (de-duplication, re-sharding); these classes move the bytes. DCP asks
-for subclasses of its storage interfaces, hence the inheritance.
+DCP plans who reads which piece (re-sharding); the reader here moves the bytes. DCP asks for a subclass of its storage
+interface, hence the inheritance.
 """
 
-import dataclasses
-import json
 import math
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -22,8 +18,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItem
-from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.storage import StorageReader
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -32,19 +28,12 @@ from torch.futures import Future
 from gpt.errors import ConfigError
 from parallel.checkpoint_files import (
     DTYPE_NAMES,
-    INDEX,
-    CheckpointError,
     Chunk,
-    FileRecord,
     Manifest,
     StoredTensor,
-    encode_index,
     open_shard,
     stored_slice,
-    write_file,
 )
-
-_HEADER_BYTES_PER_PIECE = 512  # generous: one line in the shard's header and one in the index
 
 
 def check_tensors(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -79,78 +68,6 @@ def _check_placements(name: str, tensor: DTensor) -> None:
             later = [mesh.size(i) for i in range(axis + 1, mesh.ndim) if placements[i].is_shard(placement.dim)]
             if placement.split_factor != math.prod(later):
                 raise ConfigError(f"tensor '{name}' is sharded {placements}: its pieces are not contiguous")
-
-
-class SavePlannerWithChecks(DefaultSavePlanner):
-    """DCP's planner; the coordinator also compares the ranks' tensors and the free space before a byte is written."""
-
-    def __init__(self, folder: Path) -> None:
-        # Names are flat already; flattening would split them at dots of nested dictionaries only to join them again.
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self.folder = folder
-        self.tensor_bytes: int | None = None  # of all ranks together, known on rank 0 once planned
-
-    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        """Check, then let DCP de-duplicate and validate. Runs on rank 0; its exception reaches all ranks."""
-        _check_same_everywhere(all_plans)
-        plans, metadata = super().create_global_plan(all_plans)
-        self.tensor_bytes = sum(_item_bytes(item) for plan in plans for item in plan.items)
-        header_bytes = _HEADER_BYTES_PER_PIECE * sum(len(plan.items) for plan in plans)
-        if self.tensor_bytes + header_bytes > shutil.disk_usage(self.folder).free:
-            raise CheckpointError(self.folder, "there is not enough room")  # the caller adds the figures
-        return plans, metadata
-
-
-class SafetensorsWriter(StorageWriter):
-    """Writes each rank's planned pieces to one safetensors file, a tensor at a time, and the index on rank 0.
-
-    After the save, `written` holds the records of this rank's files.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.written: dict[str, FileRecord] = {}
-
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """DCP's plan as it is."""
-        return plan
-
-    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Give each rank its file name."""
-        return [dataclasses.replace(p, storage_data=f"shard-{rank:05d}.safetensors") for rank, p in enumerate(plans)]
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this rank's file, if it has anything to write."""
-        # Widest elements first: every piece is then aligned to its element in the memory map that readers make.
-        items = sorted(plan.items, key=lambda item: -_data(item).properties.dtype.itemsize)
-        if items:
-            self.written[plan.storage_data] = write_file(self.folder / plan.storage_data, _shard_pieces(items, planner))
-        done: Future[list[WriteResult]] = Future()
-        done.set_result([WriteResult(item.index, _item_bytes(item), plan.storage_data) for item in items])
-        return done
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Write the index (rank 0)."""
-        files = {result.index: result.storage_data for rank_results in results for result in rank_results}
-        index = {}
-        for name, md in metadata.state_dict_metadata.items():
-            assert isinstance(md, TensorStorageMetadata)
-            chunks = tuple(
-                Chunk(files[MetadataIndex(name, c.offsets)], tuple(c.offsets), tuple(c.sizes)) for c in md.chunks
-            )
-            index[name] = StoredTensor(tuple(md.size), md.properties.dtype, chunks)
-        self.written[INDEX] = write_file(self.folder / INDEX, [encode_index(index)])
-
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing to reset: one writer serves one save."""
-
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing to set up: the folder exists."""
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Any path will do."""
-        return True
 
 
 class SafetensorsReader(StorageReader):
@@ -216,60 +133,3 @@ class SafetensorsReader(StorageReader):
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """Any path will do."""
         return True
-
-
-def _shard_pieces(items: list[WriteItem], planner: SavePlanner) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file: header, then one tensor after the other, so that one at a time is in memory."""
-    header: dict[str, Any] = {}
-    offsets = {}
-    end = 0
-    for item in items:
-        name, chunk = item.index.fqn, _data(item).chunk
-        assert name not in header, f"two pieces of {name} on one rank"
-        start, end = end, end + _item_bytes(item)
-        header[name] = {
-            "dtype": DTYPE_NAMES[_data(item).properties.dtype],
-            "shape": list(chunk.sizes),
-            "data_offsets": [start, end],
-        }
-        offsets[name] = {"saved_offsets": list(chunk.offsets)}
-    # PyTorch's own HuggingFaceStorageReader finds the pieces' places here, so others can read our shards too.
-    header["__metadata__"] = {"format": "pt", "DCP_SHARDING_INFO": json.dumps(offsets)}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for item in items:
-        tensor = planner.resolve_data(item)
-        assert isinstance(tensor, torch.Tensor)
-        yield _tensor_bytes(item, tensor)
-
-
-def _tensor_bytes(item: WriteItem, tensor: torch.Tensor) -> memoryview:
-    tensor = tensor.detach().cpu().contiguous()
-    assert tensor.shape == _data(item).chunk.sizes, f"{item.index.fqn}: {tensor.shape}, planned {_data(item).chunk}"
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _check_same_everywhere(plans: list[SavePlan]) -> None:
-    """A name that several ranks hold must mean one tensor: same global shape, dtype and kind (plain or sharded)."""
-    seen: dict[str, tuple[Any, ...]] = {}
-    for rank, plan in enumerate(plans):
-        for item in plan.items:
-            data = _data(item)
-            what = (tuple(data.size), data.properties.dtype, item.type.name)
-            first = seen.setdefault(item.index.fqn, (*what, rank))
-            if first[:3] != what:
-                raise ConfigError(
-                    f"tensor '{item.index.fqn}' is {first[2]} {list(first[0])} {first[1]} on rank {first[3]} but "
-                    f"{what[2]} {list(what[0])} {what[1]} on rank {rank}; one name must be one tensor"
-                )
-
-
-def _data(item: WriteItem) -> Any:
-    assert item.tensor_data is not None, f"{item.index.fqn} is no tensor"
-    return item.tensor_data
-
-
-def _item_bytes(item: WriteItem) -> int:
-    data = _data(item)
-    return int(data.chunk.sizes.numel()) * int(data.properties.dtype.itemsize)
