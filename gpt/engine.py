@@ -1,6 +1,7 @@
 """What the training loop may ask of the hardware; parallel/engines/ has what answers."""
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -35,6 +36,18 @@ class Totals(NamedTuple):
     @property
     def mean(self) -> float:
         return self.loss_sum / self.tokens if self.tokens else float("nan")
+
+
+@dataclass(frozen=True)
+class SaveResult:
+    """How a save ended that went on beside training: `path`, or `error` in one line."""
+
+    step: int
+    path: Path | None
+    error: str | None
+    stall_s: float  # training waited so long, on the slowest rank
+    write_s: float  # from the copy in host memory to the published checkpoint, on the slowest rank
+    bytes: int  # on disk, of all ranks together
 
 
 class Engine(Protocol):
@@ -90,6 +103,23 @@ class Engine(Protocol):
         """Publish a checkpoint of weights, optimizer and `state` (JSON, equal on all ranks)."""
         ...
 
+    def start_save(
+        self, directory: Path, *, step: int, state: dict[str, object], keep: Retention, each_its_own: bool = False
+    ) -> float:
+        """As `save`, but only a copy in host memory is waited for, and the save before; the seconds of that.
+
+        How it went comes out of `finished_saves`. `each_its_own`: every rank saves what it holds into its own folder of
+        `directory`, which may be a disk of its node; for the same layout and number of ranks only.
+        """
+        ...
+
+    def finished_saves(self, *, wait: bool) -> list[SaveResult]:
+        """The started saves that have ended since the last call, in order, the same on all ranks; `wait`: all of them.
+
+        Cheap enough for every step: only while a save is under way does it cost one small reduction.
+        """
+        ...
+
     def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
         """Weights and optimizer from a checkpoint of any layout; its state. `verified`: its digests are known good."""
         ...
@@ -98,6 +128,6 @@ class Engine(Protocol):
         """Load the newest whole checkpoint of a step up to `at_most`; its state, or None where there is none."""
         ...
 
-    def discard_after(self, directory: Path, *, step: int) -> None:
-        """Remove the checkpoints of later steps."""
+    def discard_after(self, directory: Path, *, step: int, each_its_own: bool = False) -> None:
+        """Remove the checkpoints of later steps; `each_its_own` as for `start_save`."""
         ...

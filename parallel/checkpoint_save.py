@@ -97,8 +97,8 @@ def given_up(final: Path, error: PeerLost) -> CheckpointError:
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's elements of a tensor, without its gradient."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    with torch.no_grad():  # then a DTensor hands out what it holds, and not a view
+        return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def tensor_bytes(pieces: tuple[Piece, ...], read: Callable[[str], torch.Tensor]) -> ShardBytes:

@@ -1,6 +1,7 @@
 """The default engine: DTensor, torch.distributed.pipelining and FSDP2 on one mesh, on CUDA (NCCL) or CPU (gloo)."""
 
 import math
+import secrets
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,13 @@ from torch.distributed.fsdp import FSDPModule
 
 from gpt.checkpoint_config import Retention
 from gpt.config import ModelConfig
-from gpt.engine import Batch, StepResult, Totals
+from gpt.engine import Batch, SaveResult, StepResult, Totals
 from gpt.generation import GREEDY, Continuation, Sampling, generate
 from gpt.loss import Loss
 from gpt.optimizer import OptimizerConfig, build_optimizer
-from parallel import checkpoint
+from parallel import checkpoint, checkpoint_fast
+from parallel.checkpoint_background import BackgroundSaver
+from parallel.checkpoint_ranks import exchange
 from parallel.generation import LayoutModel
 from parallel.gradients import local, scale_gradients, squared_norm, sum_tied_gradients
 from parallel.initialisation import initialise_shards
@@ -39,6 +42,20 @@ class EngineSettings:
     optimizer: OptimizerConfig
     micro_batch_size: int
     seed: int
+
+
+def holding_layout(settings: EngineSettings) -> dict[str, object]:
+    """What decides which elements of which tensors each rank holds, but for the model; as JSON has it."""
+    layout = settings.layout
+    return {
+        "tensor": layout.tensor,
+        "pipeline": layout.pipeline,
+        "data": layout.data,
+        "data_shard": layout.data_shard,
+        "split": list(layout.split),
+        "v_shaped": layout.v_shaped,
+        "zero_stage": settings.parallel.zero_stage,
+    }
 
 
 class NativeEngine:
@@ -74,6 +91,8 @@ class NativeEngine:
             else None
         )
         self._replica_check: ReplicaCheck | None = None
+        self.saver = BackgroundSaver(self._tensors, device=self.mesh.device)
+        self._saves: tuple[str, int] | None = None  # of the second tier: a word for this process's, and how many
         self.data_rank, self.data_size = self.mesh.data_rank, settings.layout.data
         self.is_main = dist.get_rank() == 0
 
@@ -174,19 +193,40 @@ class NativeEngine:
         return describe(differences) if differences else None
 
     def save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> Path:
+        self.saver.wait()
         state = {**state, "optimizer_steps": self._optimizer_steps()}
         return checkpoint.save(directory, step=step, tensors=self._tensors(), state=state, keep=keep)
 
+    def start_save(
+        self, directory: Path, *, step: int, state: dict[str, object], keep: Retention, each_its_own: bool = False
+    ) -> float:
+        state = {**state, "optimizer_steps": self._optimizer_steps()}
+        if each_its_own:
+            directory = checkpoint_fast.rank_directory(directory)
+            state = checkpoint_fast.marked(state, save_id=self._next_save_id(), layout=holding_layout(self.settings))
+        return self.saver.start(directory, step=step, state=state, keep=keep, each_its_own=each_its_own)
+
+    def finished_saves(self, *, wait: bool) -> list[SaveResult]:
+        return self.saver.finished(wait=wait)
+
     def load_newest(self, directory: Path, *, at_most: int) -> dict[str, object] | None:
+        self.saver.wait()
         path, _ = checkpoint.find_latest(directory, at_most=at_most)
         return None if path is None else self.load(path, verified=True)
 
-    def discard_after(self, directory: Path, *, step: int) -> None:
-        checkpoint.discard_after(directory, step=step)
+    def discard_after(self, directory: Path, *, step: int, each_its_own: bool = False) -> None:
+        self.saver.wait()
+        if each_its_own:
+            checkpoint_fast.discard_after(directory, step=step)
+        else:
+            checkpoint.discard_after(directory, step=step)
 
     def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
         state = checkpoint.read_state(path)
-        checkpoint.load(path, tensors=self._tensors(), complete=True, verified=verified)
+        if checkpoint_fast.MARK in state:
+            checkpoint_fast.load(path, self._tensors())
+        else:
+            checkpoint.load(path, tensors=self._tensors(), complete=True, verified=verified)
         steps = state["optimizer_steps"]
         assert isinstance(steps, (int, float))
         self._equalise_tied_copies()
@@ -247,6 +287,12 @@ class NativeEngine:
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 **{key: torch.zeros_like(parameter) for key in MOMENTS},
             }
+
+    def _next_save_id(self) -> str:
+        """The same on all ranks, and never again: not after a restart, nor for the same step after a rewind."""
+        word, count = self._saves or (exchange(secrets.token_hex(8), None)[0], 0)
+        self._saves = word, count + 1
+        return f"{word}-{count}"
 
     def _optimizer_steps(self) -> int:
         return int(next(iter(self.optimizer.state.values()))["step"])
