@@ -48,6 +48,7 @@ class SaveResult:
     stall_s: float  # training waited so long, on the slowest rank
     write_s: float  # from the copy in host memory to the published checkpoint, on the slowest rank
     bytes: int  # on disk, of all ranks together
+    each_its_own: bool = False
 
 
 class Engine(Protocol):

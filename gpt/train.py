@@ -32,6 +32,8 @@ from gpt.time_ledger import TimeLedger
 from gpt.train_config import TrainConfig
 from gpt.validation import evaluate, validation_values
 
+FAST_KEPT = 2  # checkpoints of the second tier: the newest, and the one before, whole while the newest is being made
+
 End = Literal["total_tokens", "signal", "stop_after_s", "target_loss"]
 
 
@@ -62,6 +64,7 @@ class Run:
     log_every_steps: int
     compare_copies_every_steps: int  # and before each save; 0: never
     directory: Path
+    fast_checkpoints: Path | None  # this run's folder in the second tier, if there is one
     saved_state: dict[str, object]  # what each checkpoint carries besides the loop's: configuration, fingerprints
 
     @property
@@ -180,6 +183,9 @@ class TrainingLoop:
                 self.sample(self.sampler)
             if ended is not None or run.due(run.checkpoint.every_tokens, step):
                 self.save(last=ended is not None)
+            elif run.fast_checkpoints is not None and run.due(run.checkpoint.fast_every_tokens, step):
+                self.start_save(run.fast_checkpoints, Retention(FAST_KEPT), each_its_own=True)
+            self.collect_saves(wait=False)
         return ended
 
     def take_step(self, signalled: bool) -> tuple[StepResult, End | None]:
@@ -293,6 +299,8 @@ class TrainingLoop:
         )
         self.ledger.resume(step=step, tokens=run.batch.tokens_seen(step), rewound=True)
         with self.ledger.span("rewinding"):  # so that a restart finds the decision, and not the spike
+            if run.fast_checkpoints is not None:
+                self.engine.discard_after(run.fast_checkpoints, step=step, each_its_own=True)
             self.save(last=True)
             self.engine.discard_after(run.checkpoints, step=step)
         return True
@@ -333,20 +341,18 @@ class TrainingLoop:
 
     def save(self, *, last: bool) -> None:
         """Save the run as it is now. The `last` save is waited for, and must succeed."""
-        run, state = self.run, self.state
+        run, step = self.run, self.state.step
         if run.compare_copies_every_steps:
             self.compare_copies()
-        self.collect_saves(wait=True)
-        saved = {
-            **run.saved_state,
-            "step": state.step,
-            "tokens_seen": run.batch.tokens_seen(state.step),
-            "samples_seen": run.samples_seen(state.step),
-            "loop": state.to_json(),
-        }
+        if run.checkpoint.in_background and not last:
+            self.start_save(run.checkpoints, run.retention)
+            return
         with self.ledger.span("saving"):
+            self.collect_saves(wait=True)
             try:
-                self.saved = self.engine.save(run.checkpoints, step=state.step, state=saved, keep=run.retention)
+                self.saved = self.engine.save(
+                    run.checkpoints, step=step, state=self.state_to_save(), keep=run.retention
+                )
             except ConfigError as error:
                 self.save_failed(error, fatal=last)
                 return
@@ -354,8 +360,38 @@ class TrainingLoop:
         self.failed_saves = 0
         self.event("checkpoint_saved", f"saved {self.saved}")
 
+    def start_save(self, directory: Path, keep: Retention, *, each_its_own: bool = False) -> None:
+        """Begin a save that goes on beside training, and hear of the one before, which has ended by then."""
+        step, state, in_background = self.state.step, self.state_to_save(), self.run.checkpoint.in_background
+        with self.ledger.span("saving"):
+            self.engine.start_save(directory, step=step, state=state, keep=keep, each_its_own=each_its_own)
+            self.collect_saves(wait=not in_background)
+
     def collect_saves(self, *, wait: bool) -> None:
-        """Look after the saves in the background."""
+        """Hear of the saves beside training that have ended: the same ones on all ranks, at the same step."""
+        for result in self.engine.finished_saves(wait=wait):
+            if result.error is not None and result.each_its_own:  # the first tier is there all the same
+                self.event("fast_checkpoint_failed", result.error)
+            elif result.error is not None:
+                self.save_failed(ConfigError(result.error), fatal=False)
+            elif not result.each_its_own:
+                self.saved, self.failed_saves = result.path, 0
+                self.event(
+                    "checkpoint_saved",
+                    f"saved {result.path}: training waited {result.stall_s:.2f} s, written in {result.write_s:.1f} s",
+                    **{"stall_s": result.stall_s, "write_s": result.write_s, "bytes": result.bytes},
+                )
+
+    def state_to_save(self) -> dict[str, object]:
+        """All that a checkpoint holds besides tensors."""
+        run, state = self.run, self.state
+        return {
+            **run.saved_state,
+            "step": state.step,
+            "tokens_seen": run.batch.tokens_seen(state.step),
+            "samples_seen": run.samples_seen(state.step),
+            "loop": state.to_json(),
+        }
 
     def save_failed(self, error: ConfigError, *, fatal: bool) -> None:
         """Go on, as earlier checkpoints are untouched, unless it was the last save or too many have failed."""

@@ -10,8 +10,9 @@ from gpt.errors import ConfigError
 from gpt.loop_state import LoopState
 from gpt.skipped_data import SkippedData, resumed
 from gpt.spikes import SpikeDetector
+from launch import fast_tier
 from launch.config import RunConfig, changed_keys
-from parallel import checkpoint
+from parallel import checkpoint, checkpoint_fast
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, re
     """Tell of a mistake before any process talks to another: what can be seen without verifying a checkpoint."""
     found = checkpoint.list_checkpoints(config.run.directory / "checkpoints")
     if not found:
-        if resume:
+        if resume and not config.checkpoint.fast_directory:
             raise ConfigError(f"--resume, but {config.run.directory / 'checkpoints'} holds no checkpoint")
         return
     if resume is False:
@@ -47,17 +48,45 @@ def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, re
     check_same_run(found[0], state, saved_state)
 
 
-def find_start(config: RunConfig, saved_state: Mapping[str, Any], *, resume: bool | None) -> Start:
-    """The newest whole checkpoint of the run directory, verified, if there is one. Collective over all ranks."""
+def find_start(
+    config: RunConfig, saved_state: Mapping[str, Any], *, resume: bool | None, layout: dict[str, object] | None = None
+) -> Start:
+    """The newest whole checkpoint over both tiers, verified, if there is one; the second tier, if there is one, is
+    rid of what is newer. `layout`: what its folders must have been saved on. Collective over all ranks."""
+    directory, fast_directory = config.run.directory / "checkpoints", fast_tier.fast_directory(config)
+    fast, passed_over = None, list[str]()
+    if fast_directory is not None and layout is not None and resume is not False:
+        fast, passed_over = checkpoint_fast.find_newest(
+            fast_directory, run_id=str(saved_state["run_id"]), layout=layout
+        )
+    path, skipped = checkpoint.find_latest(directory, newer_than=-1 if fast is None else fast.step)
+    passed_over += [f"skipped the checkpoint {bad}: {reason}" for bad, reason in skipped]
+    if path is None and fast is not None:
+        path = fast.path
+    start = _start_from(path, config, saved_state, resume=resume, passed_over=passed_over)
+    if fast_directory is not None:
+        checkpoint_fast.discard_after(fast_directory, step=start.step)
+    return start
+
+
+def _start_from(
+    path: Path | None,
+    config: RunConfig,
+    saved_state: Mapping[str, Any],
+    *,
+    resume: bool | None,
+    passed_over: list[str],
+) -> Start:
+    """From the checkpoint that was found, or from the beginning where there has been none."""
     directory = config.run.directory / "checkpoints"
-    path, skipped = checkpoint.find_latest(directory)
-    passed_over = [f"skipped the checkpoint {bad}: {reason}" for bad, reason in skipped]
     if path is None:
         if resume:
             raise ConfigError(f"--resume, but {directory} holds no whole checkpoint{_because(passed_over)}")
-        if skipped:
+        if checkpoint.list_checkpoints(directory):
             raise ConfigError(f"{directory} holds checkpoints, but none is whole{_because(passed_over)}")
-        return fresh_start(config)
+        start = fresh_start(config)
+        start.events.extend(("checkpoint_skipped", text) for text in passed_over)
+        return start
     state = checkpoint.read_state(path)
     loop, changes = loop_state(config, state)
     changes = [*check_same_run(path, state, saved_state), *changes]

@@ -18,13 +18,16 @@ from gpt.time_ledger import TimeLedger
 from gpt.tokenizer import Tokenizer, load_tokenizer
 from gpt.train import Run, epochs_read, train
 from launch import dry_run
+from launch.checkpoint_room import check_room
 from launch.cluster import ClusterEnvironment, keep_freed_memory, launch_local, leave_word_saved
 from launch.config import RunConfig, as_dict, read_run_config
+from launch.fast_tier import check_fast_directory, fast_directory, run_identity
 from launch.hardware import peak_flops_per_s
 from launch.resume import Start, check_run_directory, find_start
 from launch.run_report import describe, how_it_ended, prepare_run_directory, write_summary
 from launch.start_up import join_processes
-from parallel.engines.native import EngineSettings, NativeEngine
+from parallel.checkpoint_fast import discard_all
+from parallel.engines.native import EngineSettings, NativeEngine, holding_layout
 from parallel.layout import Layout, check_device, resolve_layout
 from parallel.stragglers import Stragglers
 
@@ -76,19 +79,24 @@ def run(args: argparse.Namespace) -> int:
     check_run_directory(config, saved_state, resume=args.resume)
     with ledger.span("start_up/joining"):
         join_processes(environment, device, timeout_s=config.run.collective_timeout_s)
+    settings = engine_settings(config, layout)
+    if config.checkpoint.fast_directory:
+        check_fast_directory(config)
+        saved_state["run_id"] = run_identity(config.run.directory)
     with ledger.span("start_up/verifying"):
-        start = find_start(config, saved_state, resume=args.resume)
+        start = find_start(config, saved_state, resume=args.resume, layout=holding_layout(settings))
     with ledger.span("start_up/building"):
         engine = build_engine(config, layout, device, start, ledger)
     with ledger.span("start_up/measuring"):
         peak = total_peak_flops_per_s(config, environment, device)
     loop = build_loop(config, saved_state, peak_flops_per_s=peak)
+    room = check_room(loop, engine, step=start.step)
     with ledger, open_metrics(config, loop, start) if engine.is_main else nullcontext() as metrics:
         if metrics is not None:
             prepare_run_directory(config)
             for line in describe(config, loop, layout, device=device, data=data):
                 metrics.message(line)
-            for kind, line in start.events:
+            for kind, line in [*start.events, *room]:
                 metrics.event(kind, step=start.step, text=line)
         first_step = start.step
         outcome = train(
@@ -111,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
                     metrics.message(line)
                 epochs = epochs_read(loop, data, outcome.state)
                 write_summary(config, layout, outcome, epochs=epochs, account=account)
+    if loop.fast_checkpoints is not None and outcome.ended in ("total_tokens", "target_loss"):
+        discard_all(loop.fast_checkpoints)
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
     return leave_word_saved(environment) if outcome.ended == "signal" else 0
 
@@ -183,6 +193,7 @@ def build_loop(config: RunConfig, saved_state: dict[str, object], *, peak_flops_
         log_every_steps=config.metrics.log_every_steps,
         compare_copies_every_steps=config.health.replica_check_every_steps,
         directory=config.run.directory,
+        fast_checkpoints=fast_directory(config),
         saved_state=saved_state,
     )
 

@@ -30,7 +30,7 @@ from parallel.checkpoint_files import (
     step_name,
     stored_slice,
 )
-from parallel.checkpoint_folders import delete_after, list_checkpoints
+from parallel.checkpoint_folders import delete_after, list_checkpoints, published_step
 from parallel.checkpoint_plan import make_plan
 from parallel.checkpoint_ranks import (
     ALONE,
@@ -98,16 +98,17 @@ def save(
 
 
 def find_latest(
-    directory: Path, *, at_most: int | None = None, group: Group = None
+    directory: Path, *, at_most: int | None = None, newer_than: int = -1, group: Group = None
 ) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest checkpoint that verifies, of a step up to `at_most`, and the newer ones that do not, each with the
-    reason.
+    """The newest checkpoint that verifies, of a step up to `at_most` and above `newer_than`, and the newer ones that do
+    not, each with the reason.
 
     Collective over `group`: each rank reads a share of every candidate's files, and all ranks get the same answer.
     """
     directory = Path(directory)
     skipped: list[tuple[Path, str]] = []
-    for path in together(lambda: list_checkpoints(directory, at_most=at_most), group, path=directory)[0]:
+    found = together(lambda: list_checkpoints(directory, at_most=at_most), group, path=directory)[0]
+    for path in [path for path in found if published_step(path) > newer_than]:
         reason = verify(path, group=group)
         if reason is None:
             return path, skipped

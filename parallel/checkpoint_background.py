@@ -10,7 +10,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from os import PRIO_PROCESS, setpriority
 from pathlib import Path
@@ -52,11 +52,8 @@ class BackgroundSaver:
         self._running: _Running | None = None
         self._results: list[SaveResult] = []
 
-    def prepare(self, directory: Path, *, each_its_own: bool = False) -> WritePlan:
-        """Make what does not change from save to save: the plan, and the memory that the copies go to.
-
-        Collective. ConfigError on all ranks for tensors that would be saved wrongly.
-        """
+    def plan(self, directory: Path, *, each_its_own: bool = False) -> WritePlan:
+        """What this rank will write, made once. Collective; errors as checkpoint_plan.make_plan."""
         if each_its_own not in self._plans:
             self.wait()
             if self._group is None and is_distributed():
@@ -67,10 +64,17 @@ class BackgroundSaver:
             else:
                 plan = make_plan(tensors, self._group, path=directory)
             self._plans[each_its_own] = plan
-            needed_bytes = sum(piece.size_bytes for piece in plan.pieces)
-            if needed_bytes > self._buffer.numel():
-                self._buffer = _host_memory(needed_bytes, pinned=self._device.type == "cuda")
         return self._plans[each_its_own]
+
+    def prepare(self, directory: Path, *, each_its_own: bool = False) -> WritePlan:
+        """`plan`, and see that the memory is there which copies go to, so that the first save waits no longer than the
+        next. Not while a save is under way."""
+        assert self._running is None
+        plan = self.plan(directory, each_its_own=each_its_own)
+        needed_bytes = sum(piece.size_bytes for piece in plan.pieces)
+        if needed_bytes > self._buffer.numel():
+            self._buffer = _host_memory(needed_bytes, pinned=self._device.type == "cuda")
+        return plan
 
     def start(
         self,
@@ -121,9 +125,7 @@ class BackgroundSaver:
         result, self._running = self._running.result, None
         assert result is not None
         if self._anywhere(result.error is not None) and result.error is None:  # the last agreement got lost on the way
-            result = SaveResult(
-                result.step, None, "another rank reports a failure", result.stall_s, result.write_s, result.bytes
-            )
+            result = replace(result, path=None, error="another rank reports a failure")
         self._results.append(result)
 
     def _anywhere(self, here: bool) -> bool:
@@ -185,6 +187,7 @@ class _Running:
             stall_s=max(f.stall_s for f in figures),
             write_s=max(f.write_s for f in figures),
             bytes=sum(f.bytes for f in figures),
+            each_its_own=self._save.each_its_own,
         )
 
     def _written_bytes(self) -> int:

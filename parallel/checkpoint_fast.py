@@ -7,7 +7,6 @@ ranks publish, or none, and each deletes an older one only after all have publis
 FAST/run-1f2e3d4c/rank-00012/step-000000123/
 """
 
-import contextlib
 import hashlib
 import shutil
 from collections.abc import Mapping
@@ -24,7 +23,6 @@ from parallel.checkpoint_folders import list_checkpoints
 from parallel.checkpoint_ranks import ALONE, exchange, rank_in, together, world_size
 from parallel.checkpoint_save import local
 
-KEPT = 2  # of each rank: the newest, and the one before, which is whole while the newest is being made
 MARK = "fast_tier"  # the key of a checkpoint's state that says it is of this tier
 
 
@@ -100,10 +98,8 @@ def discard_after(directory: Path, *, step: int) -> None:
 
 
 def discard_all(directory: Path) -> None:
-    """Remove this rank's folder, and the run's with the last one; for a run that has reached its end."""
-    shutil.rmtree(rank_directory(directory), ignore_errors=True)
-    with contextlib.suppress(OSError):  # another rank's is still there
-        directory.rmdir()
+    """Remove the run's folder from this node, for a run that has reached its end on all ranks."""
+    shutil.rmtree(directory, ignore_errors=True)  # other ranks of this node are at it too
 
 
 def _save_id(state: Mapping[str, Any], *, run_id: str, layout: dict[str, object]) -> str:

@@ -90,16 +90,16 @@ def delete_old(final: Path, keep: Retention) -> None:
     """
     step = step_of(final.name)
     assert step is not None
-    earlier = [path for path in list_checkpoints(final.parent) if _step(path) < step]
+    earlier = [path for path in list_checkpoints(final.parent) if published_step(path) < step]
     for path in earlier[keep.last - 1 :]:
-        if not keep.for_ever(_step(path)):
+        if not keep.for_ever(published_step(path)):
             delete(path)
 
 
 def delete_after(directory: Path, step: int) -> None:
     """Delete the checkpoints of later steps, the last one first; trouble is only logged."""
     for path in list_checkpoints(directory):
-        if _step(path) > step:
+        if published_step(path) > step:
             delete(path)
 
 
@@ -113,7 +113,8 @@ def delete(path: Path) -> None:
         _log.warning("cannot delete the old checkpoint %s: %s", path, error)
 
 
-def _step(path: Path) -> int:
+def published_step(path: Path) -> int:
+    """The step of a folder that `list_checkpoints` gave."""
     step = step_of(_published_name(path.name))
     assert step is not None
     return step
