@@ -12,7 +12,7 @@ from gpt.faults import FaultConfig
 from gpt.metrics import MetricsConfig
 from gpt.optimizer import OptimizerConfig
 from gpt.schedule import ScheduleConfig
-from gpt.spikes import SpikeConfig
+from gpt.spikes import SpikeConfig, check_can_rewind
 from gpt.train_config import TrainConfig
 from launch.recipe import apply_overrides, build, find_recipe, read_toml
 from parallel.health import HealthConfig
@@ -47,6 +47,9 @@ class RunConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    def __post_init__(self) -> None:
+        check_can_rewind(self.spike, self.checkpoint, step_tokens=self.batch.global_batch_tokens)
 
 
 def read_run_config(recipe: str, overrides: list[str]) -> RunConfig:

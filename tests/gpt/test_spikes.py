@@ -6,8 +6,9 @@ import random
 
 import pytest
 
+from gpt.checkpoint_config import CheckpointConfig
 from gpt.errors import ConfigError
-from gpt.spikes import SpikeConfig, SpikeDetector
+from gpt.spikes import SpikeConfig, SpikeDetector, check_can_rewind
 
 
 def curve(n_steps: int, *, seed: int, noise: float) -> list[float]:
@@ -113,3 +114,15 @@ def test_where_a_spike_sends_the_run():
     (spike,) = found(losses)
     assert SpikeConfig().rewind_target(spike) == spike.first_step - 100
     assert spike.why == f"the loss spike at step {spike.first_step}"
+
+
+def test_a_rewind_needs_checkpoints_that_go_back_far_enough():
+    rewinding = SpikeConfig(action="rewind")
+    with pytest.raises(ConfigError, match=r"needs checkpoints to go back to: set checkpoint\.every_tokens"):
+        check_can_rewind(rewinding, CheckpointConfig(), step_tokens=512)
+    with pytest.raises(
+        ConfigError, match=r"= 103 steps, but .*reach back 50 steps of 512; use checkpoint.keep_last = 4"
+    ):
+        check_can_rewind(rewinding, CheckpointConfig(every_tokens=50 * 512), step_tokens=512)
+    check_can_rewind(rewinding, CheckpointConfig(every_tokens=50 * 512, keep_last=4), step_tokens=512)
+    check_can_rewind(SpikeConfig(), CheckpointConfig(), step_tokens=512)

@@ -1,6 +1,7 @@
 """A run that meets poisoned data: it goes back by itself, leaves out the stated samples and nothing else, and does the
 same again; killed in the middle of it, too. And `data audit` tells what was read."""
 
+import functools
 import json
 import re
 import shutil
@@ -103,7 +104,7 @@ def test_a_run_goes_back_and_leaves_out_what_was_poisoned(runs):
 
 
 def test_it_equals_the_run_that_never_met_the_poison(runs):
-    folder, seen = runs
+    folder, _ = runs
     one, other = (folder / name / "run" for name in ("rewound", "stated"))
     assert losses(one) == losses(other), "bit for bit"
     assert losses(one).keys() == set(range(1, STEPS + 1))
@@ -194,3 +195,48 @@ def test_audits_mistakes_are_one_line(runs, capsys, words, message):
 def test_audit_where_no_run_is(tmp_path, capsys):
     assert main(["data", "audit", str(tmp_path), "--step", "1"]) == 2
     assert f"{tmp_path}: no config.json, so no run was started there" in capsys.readouterr().err
+
+
+def loop_state(run_directory):
+    return checkpoint.read_state(newest(run_directory))["loop"]
+
+
+@pytest.mark.rehearse
+def test_the_same_again_killed_in_the_middle_on_other_layouts_and_with_a_limit(
+    runs, poisoned, tiny_corpus, watched_ranks, tmp_path
+):
+    """Killed in the first spike, before it is found (resumed from step 28), and soon after the rewind to step 24."""
+    reference = runs[0] / "rewound" / "run"
+    make = functools.partial(run, folder=tmp_path, corpus=tiny_corpus, prefix=poisoned[0])
+    killed = tmp_path / "killed"
+    plan = [
+        make("again"),
+        make("limited", spike={"spike.max_rewinds": 1}),
+        make("killed_1", directory=killed, kill={"rank": 1, "call": 31}),
+        make("killed_2", directory=killed, kill={"rank": 0, "call": 4 + 3}),
+        make("killed_3", directory=killed),
+        make("tensor", spike={"parallel.tensor": 2}),
+        make("pipeline", spike={"parallel.pipeline": 2}),
+    ]
+    seen = watched_ranks.launch(tmp_path, plan)
+    statuses = {name: one["status"] for name, one in seen.items()}
+    assert {name for name, status in statuses.items() if status != [0, 0]} == {"killed_1", "killed_2"}, seen
+    for directory in (tmp_path / "again" / "run", killed):
+        assert losses(directory) == losses(reference)
+        assert loop_state(directory) == loop_state(reference)
+    assert [event["step"] for event in events(killed, "rewind")] == [24, 44]
+    assert any("resumed from" in event["text"] and event["step"] == 28 for event in events(killed, "resumed"))
+    assert any("resumed from" in event["text"] and event["step"] == 24 for event in events(killed, "resumed"))
+    for axis in ("tensor", "pipeline"):
+        directory = tmp_path / axis / "run"
+        assert loop_state(directory)["skipped"] == loop_state(reference)["skipped"], "the same decisions"
+        expected = losses(reference)
+        assert all(abs(loss / expected[step] - 1) < 1e-4 for step, loss in losses(directory).items())
+    limited = tmp_path / "limited" / "run"
+    assert len(events(limited, "rewind")) == 1
+    assert len(events(limited, "spike")) == 2
+    (refused,) = events(limited, "rewind_refused")
+    assert "spike.max_rewinds = 1" in refused["text"]
+    assert loop_state(limited)["skipped"] == loop_state(reference)["skipped"][:1]
+    same = range(1, POISONED[1] - SPIKE["rewind_steps"] + 1)  # what follows is read from another place
+    assert [losses(limited)[step] for step in same] == [losses(reference)[step] for step in same]

@@ -2,10 +2,11 @@
 
     python watched_ranks.py PLAN.json
 
-PLAN.json is a list of {"name", "nproc", "words": [...], "faults": [...], "kill": {"rank", "call"}, "digests"}. What each
-rank saw goes to NAME/rank0.jsonl and so on beside the plan, a line an optimizer step; what it wrote to NAME/rank0.txt,
-its exit status to NAME/rank0.status. A fault is {"rank", "step", "micro_batch", "value", "where"}: in that micro-batch of
-that step the loss ("loss") or the gradient that comes back to this rank's stage ("gradient") is multiplied by the value.
+PLAN.json is a list of {"name", "nproc", "words": [...], "faults": [...], "kill": {"rank", "call"}, "digests"}. What
+each rank saw goes to NAME/rank0.jsonl and so on beside the plan, a line an optimizer step; what it wrote to
+NAME/rank0.txt, its exit status to NAME/rank0.status. A fault is {"rank", "step", "micro_batch", "value", "where"}: in
+that micro-batch of that step the loss ("loss") or the gradient that comes back to this rank's stage ("gradient") is
+multiplied by the value. A rank that is to be killed is so at its optimizer step number "call".
 """
 
 import hashlib
