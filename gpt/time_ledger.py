@@ -5,6 +5,7 @@ or waits, and a ledger that cannot be written never stops a run. A killed proces
 """
 
 import json
+import math
 import os
 import secrets
 import socket
@@ -59,7 +60,7 @@ class TimeLedger:
             "restart_count": restart_count,
             "world_size": world_size,
         }
-        self._next_row_at = now
+        self._next_row_at = math.inf  # until somebody writes the first one
         self._file: int | None = None
         self._whole = False  # whether the file is known to end with a whole line
 

@@ -85,6 +85,9 @@ def run(args: argparse.Namespace) -> int:
         saved_state["run_id"] = run_identity(config.run.directory)
     with ledger.span("start_up/verifying"):
         start = find_start(config, saved_state, resume=args.resume, layout=holding_layout(settings))
+    if start.step >= config.train.steps(config.batch.ramp):
+        ledger.path = None  # nothing is left to train: the time since the end is no part of the run
+    ledger.write()  # a restart that fails from here on is in it
     with ledger.span("start_up/building"):
         engine = build_engine(config, layout, device, start, ledger)
     with ledger.span("start_up/measuring"):

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt.goodput import read_account
 from gpt.token_files import TokenFile, TokenFileWriter
 from gpt.tokenizer import train_sentencepiece
+from launch.main import main
 
 TRIAXIAL = [sys.executable, "-m", "launch.main"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -71,11 +73,35 @@ def test_a_run_leaves_everything_behind(finished, tiny_corpus):
 
 def test_a_finished_run_says_so_and_keeps_its_files(finished, tiny_corpus):
     run, _ = finished
-    before = (run / "train_summary.json").read_bytes()
+    kept = [run / "train_summary.json", run / "ledger.jsonl"]
+    before = [path.read_bytes() for path in kept]
     again = triaxial("train", tiny_corpus.recipe, "--run.directory", run)
     assert again.returncode == 0, again.stderr
     assert "nothing left to train" in again.stdout
-    assert (run / "train_summary.json").read_bytes() == before
+    assert [path.read_bytes() for path in kept] == before
+
+
+def test_where_the_time_of_a_run_went(finished, tmp_path, capsys):
+    run, done = finished
+    found = read_account(run / "ledger.jsonl")
+    (process,) = found.processes
+    parts = {"imports", "preparing", "data", "joining", "verifying", "building", "measuring"}
+    assert set(process.start_up) == parts, "and no loading"
+    assert process.first_step_s > 0
+    assert (found.step, found.tokens, found.repeated_steps, found.seconds["repeated"]) == (12, 6144, 0, 0)
+    assert all(found.by_name[name] > 0 for name in ("training", "data", "evaluation", "saving", "shutdown"))
+    trained = sum(line["step_s"] for line in metrics(run) if "step_s" in line)
+    assert trained / 2 < found.by_name["training"] + found.by_name["data"] <= trained + 0.01, "the loop's own clock"
+    summary = json.loads((run / "train_summary.json").read_text())
+    assert sum(summary["seconds"].values()) == pytest.approx(summary["wall_s"])
+    assert f"s in 1 process, goodput {summary['goodput']:.1%}" in done.stdout
+    assert metrics(run)[0]["peak_memory_bytes"] > 1 << 20
+    assert [line["step"] for line in metrics(run) if "goodput" in line] == list(range(1, 13))
+    assert all("time/training_s" in line for line in metrics(run) if "goodput" in line)
+    assert "time/training_s" not in done.stdout
+    assert main(["report", str(run), "--html", str(tmp_path / "report.html")]) == 0
+    assert f"goodput {found.goodput:.1%}" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "report.html").read_text().count("<svg ") == 8
 
 
 def test_local_processes_resume_on_another_layout(finished, tiny_corpus, tmp_path):
@@ -135,6 +161,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(finished, tiny_corpus, tmp_path
     run = tmp_path / "run"
     words = ["train", tiny_corpus.recipe, "--run.directory", run, "--checkpoint.every_tokens", "1000000000"]
     long = [*words, "--train.total_tokens", "50000000", "--schedule.decay_tokens", "20480"]
+    began_at = time.monotonic()
     process = subprocess.Popen([*TRIAXIAL, *map(str, long)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     for line in process.stdout:
         if line.lstrip().startswith("step"):
@@ -153,6 +180,10 @@ def test_a_signal_saves_and_the_next_run_goes_on(finished, tiny_corpus, tmp_path
     shared = losses(finished[0]).keys() & losses(run).keys()
     assert shared
     assert all(losses(run)[s] == losses(finished[0])[s] for s in shared), "bit for bit on the same layout"
+    account = read_account(run / "ledger.jsonl")
+    assert [(p.from_step, p.step) for p in account.processes] == [(0, step), (step, step + 2)]
+    assert sum(account.seconds.values()) == account.wall_s < time.monotonic() - began_at
+    assert account.repeated_steps == 0
 
 
 def one_line(done, *parts, status=2):
