@@ -154,7 +154,7 @@ def _key(name: str, parameter: Tensor) -> int:
 def _all_gather(mine: Tensor) -> Tensor:
     """The tensors of all ranks, which have one shape, stacked on the host."""
     flat = mine.new_empty(dist.get_world_size() * mine.numel())  # gloo gathers into one dimension only
-    dist.all_gather_into_tensor(flat, mine.flatten())
+    dist.all_gather_single(flat, mine.flatten())
     return flat.view(-1, *mine.shape).cpu()
 
 
