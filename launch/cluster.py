@@ -49,7 +49,8 @@ class ClusterEnvironment:
     """This process among its peers, as torchrun and Slurm describe it; a plain process is rank 0 of 1.
 
     `agent_store`: torchrun itself keeps the store at the master's address, else rank 0 does.
-    `saved_file` is where rank 0 leaves word for whoever launched it that the run saved after a signal.
+    `saved_file` is where rank 0 leaves word for whoever launched it that the run saved after a signal, `error_file`
+    where torch elastic looks for why this rank failed.
     """
 
     rank: int = 0
@@ -63,6 +64,7 @@ class ClusterEnvironment:
     restart_count: int = 0
     slurm_job_id: str | None = None
     saved_file: Path | None = None
+    error_file: Path | None = None
 
     @classmethod
     def from_environment(cls) -> "ClusterEnvironment":
@@ -92,6 +94,7 @@ class ClusterEnvironment:
             restart_count=_whole_number("TORCHELASTIC_RESTART_COUNT", default=0),
             slurm_job_id=slurm_job_id,
             saved_file=saved_file,
+            error_file=Path(os.environ["TORCHELASTIC_ERROR_FILE"]) if "TORCHELASTIC_ERROR_FILE" in os.environ else None,
         )
 
 
@@ -352,6 +355,12 @@ def _explain(failures: Mapping[int, Any], *, nproc: int, log_dir: Path) -> int:
     # when one rank has failed the launcher ends the others with SIGTERM, at which a training rank saves and stops
     asked_to_stop = (-int(signal.SIGTERM), SAVED_AFTER_SIGNAL)
     causes = {rank: failure for rank, failure in failures.items() if failure.exitcode not in asked_to_stop} or failures
+    verdict = {words for words in map(_watchdog_words, causes.values()) if words}
+    # the watchdog's kills follow from a fault that is another rank's, or, when all were killed so, in its words
+    causes = {rank: failure for rank, failure in causes.items() if not _watchdog_words(failure)}
+    if not causes:
+        print(f"{min(verdict)}\ntriaxial: output of the ranks: {log_dir}", file=sys.stderr, flush=True)
+        return 128 + int(signal.SIGKILL)
     rank, first = min(causes.items(), key=_failed_at)
     recorded = first.error_file_data.get("message")
     if first.exitcode == 2 and isinstance(recorded, dict):
@@ -365,6 +374,13 @@ def _explain(failures: Mapping[int, Any], *, nproc: int, log_dir: Path) -> int:
             print(f"[rank {rank}] {line}", file=sys.stderr)
     print(f"triaxial: output of the other ranks: {log_dir}", file=sys.stderr, flush=True)
     return int(first.exitcode) if first.exitcode > 0 else 128 - int(first.exitcode)
+
+
+def _watchdog_words(failure: Any) -> str | None:
+    """Why the watchdog killed a rank; None where something else ended it."""
+    recorded = failure.error_file_data.get("message")
+    told = isinstance(recorded, dict) and recorded.get("extraInfo", {}).get("watchdog")
+    return str(recorded["message"]) if told and failure.exitcode == -signal.SIGKILL else None
 
 
 def exit_words(exitcode: int) -> str:

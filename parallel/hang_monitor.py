@@ -1,0 +1,351 @@
+"""The process that watches one rank, reports when it or another stands still, and kills it then; imports no torch.
+
+It is started by parallel/watchdog.py, one a rank, and ends with its rank. Ranks' monitors speak through the run
+directory, and only once something is wrong: the first one makes RUN/hangs/TIME, each leaves its report there, that of
+rank 0 (where it is silent, the lowest that is there) decides who is to blame and tells it, then each kills its rank.
+A directory that does not answer delays no kill. Time is counted in the monitor's own waits, so that neither a clock
+that is set nor a machine that was asleep makes a healthy rank look hung.
+"""
+
+import contextlib
+import dataclasses
+import json
+import mmap
+import os
+import select
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from parallel import hang_evidence as evidence
+from parallel import hang_verdict
+from parallel.hang_verdict import Report, Verdict
+from parallel.heartbeat import ALARM_AT, FAILED, LOST, RUNNING, SIZE, STATUS, Beat, read_beat
+
+POLL_S = 0.25
+LOOK_S = 1.0  # how often a rank that may be waiting looks for an alarm of others
+LINGER_S = 2.0  # how long a monitor outlives a rank that failed
+GATHER_S = 3.0  # after the alarm, until the verdict is made of the reports that are there
+DEPUTY_S = 0.5  # then so long for another monitor to decide where that of rank 0 has not
+STACKS_SIGNAL = signal.SIGRTMIN + 10 if sys.platform == "linux" else signal.SIGUSR2  # nothing else uses it
+SHOWN_COLLECTIVES = 100
+
+
+@dataclass(frozen=True)
+class Member:
+    """A rank as the others must know it. `machine` tells processes apart that can signal each other."""
+
+    host: str
+    machine: str
+    pid: int
+    started_at: str
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a monitor is told of its rank and of the others."""
+
+    rank: int
+    members: tuple[Member, ...]  # by rank
+    incarnation: str  # one word for all ranks of this start of the run
+    hangs: str  # the folder RUN/hangs
+    main_thread: int
+    recorder: str  # socket of torch's flight recorder; "" where there is none
+    error_file: str  # by which torch elastic learns why a rank failed; "" where nobody asks
+    launcher_pid: int
+    beat_file: int  # open files, inherited
+    stacks_file: int
+
+    @property
+    def me(self) -> Member:
+        return self.members[self.rank]
+
+
+def main() -> None:
+    told = json.load(sys.stdin)
+    told["members"] = tuple(Member(*member) for member in told["members"])
+    watched = Watched(**told)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # sent to the rank's whole process group; the rank decides
+    watch(watched)
+    leave(watched)
+
+
+def watch(watched: Watched) -> None:
+    """Until the rank ends, or all is over."""
+    shared = mmap.mmap(watched.beat_file, SIZE)
+    wait_for_exit = exit_of(watched.me.pid)
+    still_s, looked_s, last, suspected = 0.0, 0.0, read_beat(shared), False
+    before = time.monotonic()
+    while not wait_for_exit(POLL_S):
+        now, beat = time.monotonic(), read_beat(shared)
+        passed_s, before = min(now - before, 2 * POLL_S), now
+        still_s = still_s + passed_s if beat.number == last.number else 0.0
+        last, looked_s = beat, looked_s + passed_s
+        overdue = still_s > beat.allowed_s
+        if beat.status == LOST or (overdue and suspected):
+            return end_job(watched, shared, beat, still_s)
+        suspected = overdue
+        if still_s > beat.allowed_s / 2 and looked_s >= LOOK_S:
+            looked_s = 0.0
+            if alarm_file(watched).exists():
+                return end_job(watched, shared, beat, still_s)
+    beat = read_beat(shared)
+    if beat.status == FAILED:
+        missed = missed_by_others(watched)
+    else:  # whoever killed our launcher wants no report
+        missed = beat.status in (RUNNING, LOST) and bool(evidence.process_state(watched.launcher_pid))
+    if missed and len(watched.members) > 1:
+        end_job(watched, shared, beat, still_s)
+
+
+def missed_by_others(watched: Watched) -> bool:
+    """After the end of a rank that has said why it ends: whether others raise an alarm, since they needed it."""
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for stream in (1, 2):  # nobody need wait for us who reads them to their end
+        os.dup2(quiet, stream)
+    ends_at = time.monotonic() + LINGER_S
+    while time.monotonic() < ends_at:
+        if alarm_file(watched).exists():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def exit_of(pid: int) -> Callable[[float], bool]:
+    """A function that waits so many seconds for the end of our parent, the rank, and says whether it came."""
+    try:
+        poll = select.poll()
+        poll.register(os.pidfd_open(pid), select.POLLIN)
+    except (AttributeError, OSError):  # an old kernel, or it is gone
+        return lambda seconds: time.sleep(seconds) or os.getppid() != pid  # type: ignore[func-returns-value]
+    return lambda seconds: bool(poll.poll(seconds * 1000)) or os.getppid() != pid
+
+
+# ---- once something is wrong ----------------------------------------------------------------------------------------
+
+
+def end_job(watched: Watched, shared: mmap.mmap, beat: Beat, still_s: float) -> None:
+    """Report, hear the others, decide or hear the decision, then kill the rank. Takes less than 5 seconds."""
+    shared[ALARM_AT] = 1
+    ends_at = time.monotonic() + GATHER_S + 2 * DEPUTY_S
+    heard: list[dict[str, Any]] = []
+    talk = threading.Thread(target=confer, args=(watched, beat, still_s, heard.append), daemon=True)
+    talk.start()  # a thread, since a directory that does not answer must not delay the end
+    talk.join(ends_at - time.monotonic())
+    if heard:
+        line, silent = str(heard[0]["lines"][0]), list(heard[0]["silent"])
+    else:
+        me = f"rank {watched.rank} ({watched.me.host}, pid {watched.me.pid})"
+        where = f"in step {beat.step:,} ({beat.phase})"
+        line = (
+            f"triaxial: error: no progress for {still_s:.1f} s: {me} {where}; {watched.hangs} gave no verdict in time"
+        )
+        silent = []
+        print(line, file=sys.stderr, flush=True)
+    leave_error_file(watched, line)
+    for rank in {watched.rank, *silent}:
+        kill(watched.members[rank], watched.me)
+    leave(watched)
+
+
+def confer(watched: Watched, beat: Beat, still_s: float, hear: Callable[[dict[str, Any]], None]) -> None:
+    """Leave this rank's report, then give `hear` what has been decided of all."""
+    began = time.monotonic()
+    alive = evidence.process_state(watched.me.pid) not in ("", "Z")
+    with contextlib.suppress(OSError):
+        report, text = collect(watched, beat, still_s, alive=alive)
+        folder = hang_folder(watched)
+        publish(folder / f"rank-{watched.rank:05}.txt", text)
+        publish(folder / f"rank-{watched.rank:05}.json", json.dumps(dataclasses.asdict(report), indent=1))
+        if not alive and watched.rank != 0:
+            leave(watched)  # said what there is to say
+        decided = folder / "verdict.json"
+        while time.monotonic() < began + GATHER_S + 2 * DEPUTY_S:
+            if decided.exists():
+                return hear(json.loads(decided.read_text(encoding="utf-8")))
+            late_s = time.monotonic() - began - GATHER_S
+            if (watched.rank == 0 and (late_s > 0 or all_there(watched, folder))) or late_s > DEPUTY_S:
+                reports = read_reports(folder)
+                if leads(watched.rank, reports):
+                    return hear(conclude(watched, folder, reports))
+            time.sleep(0.1)
+
+
+def leads(rank: int, reports: list[Report]) -> bool:
+    """Whether the monitor of this rank decides: the lowest of those that are there to do it."""
+    return rank == min((report.rank for report in reports if report.rank == 0 or report.status != "died"), default=rank)
+
+
+def conclude(watched: Watched, folder: Path, reports: list[Report]) -> dict[str, Any]:
+    """Decide, leave the verdict beside the reports and in the run's events, and tell it."""
+    world_size = len(watched.members)
+    verdict = hang_verdict.decide(reports, world_size=world_size)
+    silent = sorted(set(range(world_size)) - {report.rank for report in reports})
+    lines = hang_verdict.tell(verdict, reports, world_size=world_size, folder=str(folder))
+    lines += [f"  rank {rank} runs on {watched.members[rank].host}" for rank in silent[:3]]
+    decision = {**dataclasses.asdict(verdict), "silent": silent, "world_size": world_size, "lines": lines}
+    if verdict.ranks:
+        decision["hosts"] = sorted({watched.members[rank].host for rank in verdict.ranks})
+    publish(folder / "verdict.txt", "\n".join(lines) + "\n")
+    publish(folder / "verdict.json", json.dumps(decision, indent=1))
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    leave_event(folder, verdict, reports, lines[0])
+    return decision
+
+
+def collect(watched: Watched, beat: Beat, still_s: float, *, alive: bool) -> tuple[Report, str]:
+    """This rank's report, and its text for a reader."""
+    pid, me = watched.me.pid, watched.me
+    state, channel = evidence.process_state(pid), evidence.waits_in_kernel(pid)
+    links, addresses = evidence.dead_links(pid), evidence.addresses_of(pid)
+    stopped_at = time.time_ns() if state and state in evidence.STOPPED else None
+    stacks, collectives = "", None
+    if alive:
+        stacks, collectives = ask(watched, stopped=stopped_at is not None)
+    seen = [c for c in collectives or [] if stopped_at is None or c.created_ns < stopped_at]
+    report = Report(
+        rank=watched.rank,
+        host=me.host,
+        pid=pid,
+        step=beat.step,
+        phase=beat.phase,
+        still_s=round(still_s, 2),
+        status="died" if beat.status == RUNNING and not alive else STATUS[beat.status],
+        note=beat.note,
+        state=state,
+        wait_channel=channel,
+        frames=tuple(evidence.main_frames(stacks, watched.main_thread))[:20],
+        pending=next((collective for collective in seen if not collective.done), None),
+        last=seen[-1] if seen else None,
+        counts={collective.group: collective.number for collective in seen},
+        departures=tuple(evidence.departures(seen)),
+        dead_links=tuple(links[:20]),
+        addresses=tuple(addresses[:20]),
+    )
+    text = [
+        f"{report.place}: {report.status} in step {report.step} ({report.phase}), no progress for {still_s:.1f} s",
+        f"process state {state or 'gone'}{f', waits in {channel}' if channel else ''}; {report.note}".rstrip("; "),
+        "\nStacks of all threads:\n",
+        stacks or "none: the process did not answer",
+        f"\nThe last {SHOWN_COLLECTIVES} collectives, newest last (> is not done):\n"
+        if collectives is not None
+        else "\nNo collectives: the flight recorder did not answer",
+        *(f"{' ' if c.done else '>'} {c.created_ns} {c}" for c in seen[-SHOWN_COLLECTIVES:]),
+        *(f"departure: {words}" for words in report.departures),
+        *(f"dead link: {link}" for link in links),
+    ]
+    return report, "\n".join(text) + "\n"
+
+
+def ask(watched: Watched, *, stopped: bool) -> tuple[str, list[evidence.Collective] | None]:
+    """Stacks and collectives of the rank. A stopped one is let go for it, and held again."""
+    pid = watched.me.pid
+    if stopped:
+        os.kill(pid, STACKS_SIGNAL)  # first, so that it is served before anything else
+        os.kill(pid, signal.SIGCONT)
+    stacks = evidence.read_stacks(pid, signal_number=STACKS_SIGNAL, file=watched.stacks_file)
+    collectives = evidence.read_collectives(watched.recorder) if watched.recorder else None
+    if stopped:
+        os.kill(pid, signal.SIGSTOP)
+    return stacks, collectives
+
+
+# ---- the run directory ----------------------------------------------------------------------------------------------
+
+
+def alarm_file(watched: Watched) -> Path:
+    """The file whose existence is the alarm of this start of the run; it holds the name of the folder of reports."""
+    return Path(watched.hangs) / f".alarm-{watched.incarnation}"
+
+
+def hang_folder(watched: Watched) -> Path:
+    """The folder of this hang's reports, the same for all ranks: the first that asks names it after the time."""
+    alarm, hangs = alarm_file(watched), Path(watched.hangs)
+    if not alarm.exists():
+        name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        if (hangs / name).exists():
+            name += f"-{watched.incarnation[:6]}"
+        mine = hangs / f"{alarm.name}.{watched.rank}"
+        hangs.mkdir(parents=True, exist_ok=True)
+        mine.write_text(name, encoding="utf-8")
+        with contextlib.suppress(FileExistsError):
+            os.link(mine, alarm)  # the first one wins, on shared file systems too
+        mine.unlink()
+    folder = hangs / alarm.read_text(encoding="utf-8")
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def all_there(watched: Watched, folder: Path) -> bool:
+    """Whether every rank's report is in the folder."""
+    probe = folder / f".probe-{watched.rank}"
+    probe.touch()  # a change of our own makes a network file system show those of others
+    probe.unlink()
+    return sum(1 for _ in folder.glob("rank-*.json")) == len(watched.members)
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """The reports that are there."""
+    return [parse_report(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("rank-*.json"))]
+
+
+def parse_report(table: dict[str, Any]) -> Report:
+    """A report as `dataclasses.asdict` and JSON have left it."""
+    for key in ("pending", "last"):
+        table[key] = evidence.Collective(**table[key]) if table[key] else None
+    links = tuple(evidence.Link(**link) for link in table["dead_links"])
+    rest = {key: tuple(table[key]) for key in ("frames", "departures", "addresses")}
+    return Report(**{**table, **rest, "dead_links": links})
+
+
+def publish(path: Path, text: str) -> None:
+    """A file that is never half there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def leave_event(folder: Path, verdict: Verdict, reports: list[Report], line: str) -> None:
+    """A line in the run's events, beside those of the training loop."""
+    step = min((report.step for report in reports), default=0)
+    event = {"time": time.time(), "kind": "hang", "step": step, "text": line, "ranks": list(verdict.ranks)}
+    event |= {"finding": verdict.kind, "reports": str(folder)}
+    with (folder.parents[1] / "events.jsonl").open("a", encoding="utf-8") as events:
+        events.write(json.dumps(event) + "\n")
+
+
+# ---- the end --------------------------------------------------------------------------------------------------------
+
+
+def leave_error_file(watched: Watched, line: str) -> None:
+    """Let torch elastic, and our launcher, know why this rank is killed; a rank's own word stays."""
+    if not watched.error_file or Path(watched.error_file).exists():
+        return
+    extra = {"py_callstack": line, "timestamp": str(int(time.time())), "watchdog": True}
+    with contextlib.suppress(OSError):
+        publish(Path(watched.error_file), json.dumps({"message": {"message": line, "extraInfo": extra}}))
+
+
+def leave(watched: Watched) -> NoReturn:
+    """End this process, though a thread may still wait for a directory that does not answer."""
+    if watched.recorder:
+        shutil.rmtree(Path(watched.recorder).parent, ignore_errors=True)
+    os._exit(0)
+
+
+def kill(member: Member, me: Member) -> None:
+    """SIGKILL, if the process is one of this machine's, and the same that was there at the start."""
+    if member.machine == me.machine and evidence.process_started_at(member.pid) == member.started_at:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(member.pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

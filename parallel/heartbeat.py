@@ -1,0 +1,40 @@
+"""The few bytes that a rank and its monitor share: what the rank does, how long it may; imports no torch.
+
+The monitor reads without a lock, so it may see half of a beat: it believes what it has seen twice.
+"""
+
+import struct
+from dataclasses import dataclass
+from mmap import mmap
+
+LAYOUT = struct.Struct("<QqdB24s")  # number of the beat, step, seconds allowed, status, phase
+ALARM_AT, NOTE_AT, SIZE = 63, 64, 1024
+RUNNING, LOST, FAILED, ENDED = range(4)
+STATUS = ("running", "lost its peers", "failed", "ended")
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a rank last said of itself. `note`: the error, where it lost its peers or failed."""
+
+    number: int
+    step: int
+    allowed_s: float
+    status: int
+    phase: str
+    note: str = ""
+
+
+def write_beat(shared: mmap, beat: Beat) -> None:
+    """Leave a beat; the note first, since the status speaks of it."""
+    if beat.note:
+        text = beat.note.encode()[: SIZE - NOTE_AT - 1]
+        shared[NOTE_AT : NOTE_AT + len(text) + 1] = text + b"\0"
+    LAYOUT.pack_into(shared, 0, beat.number, beat.step, beat.allowed_s, beat.status, beat.phase.encode()[:24])
+
+
+def read_beat(shared: mmap) -> Beat:
+    """The last beat."""
+    number, step, allowed_s, status, phase = LAYOUT.unpack_from(shared, 0)
+    note = shared[NOTE_AT:SIZE].partition(b"\0")[0].decode(errors="replace")
+    return Beat(number, step, allowed_s, status, phase.rstrip(b"\0").decode(errors="replace"), note)
