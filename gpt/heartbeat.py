@@ -19,3 +19,6 @@ class Unwatched:
 
     def beat(self, phase: str, step: int) -> None:
         pass
+
+
+UNWATCHED = Unwatched()

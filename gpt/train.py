@@ -21,6 +21,7 @@ from gpt.engine import Batch, Engine, StepResult, Totals
 from gpt.errors import ConfigError
 from gpt.faults import CopiesDiffer, FaultConfig
 from gpt.goodput import current_account
+from gpt.heartbeat import UNWATCHED, Heartbeat
 from gpt.loop_state import LoopState
 from gpt.memory import peak_memory_bytes
 from gpt.samples import Sampler, append_samples
@@ -120,6 +121,7 @@ def train(
     ledger: TimeLedger,
     sampler: Sampler | None = None,
     watch: StepWatch | None = None,
+    heartbeat: Heartbeat = UNWATCHED,
 ) -> Outcome:
     """Train from `state` to the end, or until SIGTERM or SIGUSR1 asks to save and stop. Every rank calls it.
 
@@ -127,7 +129,16 @@ def train(
     order is the same for every data-parallel size. One synchronisation with the device a step, for the loss.
     """
     loop = TrainingLoop(
-        run, engine, data, validation, state=state, metrics=metrics, ledger=ledger, sampler=sampler, watch=watch
+        run,
+        engine,
+        data,
+        validation,
+        state=state,
+        metrics=metrics,
+        ledger=ledger,
+        sampler=sampler,
+        watch=watch,
+        heartbeat=heartbeat,
     )
     ledger.resume(step=state.step, tokens=run.batch.tokens_seen(state.step))
     with stop_signals() as stop_requested:
@@ -150,10 +161,11 @@ class TrainingLoop:
         ledger: TimeLedger,
         sampler: Sampler | None,
         watch: StepWatch | None,
+        heartbeat: Heartbeat,
     ) -> None:
         self.run, self.engine, self.data, self.validation = run, engine, data, validation
         self.state, self.metrics, self.ledger, self.sampler = state, metrics, ledger, sampler
-        self.watch = watch
+        self.watch, self.heartbeat = watch, heartbeat
         self.compared_at = -1  # the step after which copies were last found equal
         self.results: dict[str, Totals] = {}
         self.saved: Path | None = None
@@ -186,15 +198,18 @@ class TrainingLoop:
             elif run.fast_checkpoints is not None and run.due(run.checkpoint.fast_every_tokens, step):
                 self.start_save(run.fast_checkpoints, Retention(FAST_KEPT), each_its_own=True)
             self.collect_saves(wait=False)
+        self.heartbeat.beat("end", self.state.step)
         return ended
 
     def take_step(self, signalled: bool) -> tuple[StepResult, End | None]:
         """Read, forward, backward, update, report; and whether the run ends here."""
         run, engine, state = self.run, self.engine, self.state
         started_at = time.perf_counter()
+        self.heartbeat.beat("data", state.step + 1)
         reading = nullcontext() if self.watch is None else self.watch.reading()
         with self.ledger.span("data"), reading:
             batch = read_batch(self.data, engine, run, state.step, state.skipped)
+        self.heartbeat.beat("training", state.step + 1)
         with self.ledger.span("training"):
             self.data.announce(step_positions(engine, run, state.step + 1, state.skipped))
             engine.forward_backward(batch)
@@ -274,6 +289,7 @@ class TrainingLoop:
             self.event("rewind_refused", f"no rewind: there have been spike.max_rewinds = {config.max_rewinds} already")
             return False
         target = config.rewind_target(spike)
+        self.heartbeat.beat("rewinding", state.step)
         with self.ledger.span("rewinding"):
             self.collect_saves(wait=True)
             saved = self.engine.load_newest(run.checkpoints, at_most=target)
@@ -322,6 +338,7 @@ class TrainingLoop:
                 self.validation,
                 tokens=config.validation_tokens,
                 micro_batch_size=self.run.micro_batch_size,
+                before_each=lambda: self.heartbeat.beat("evaluation", self.state.step),
             )
         if self.metrics is not None:
             self.metrics.log(self.state.step, validation_values(self.results))
@@ -331,6 +348,7 @@ class TrainingLoop:
 
     def sample(self, sampler: Sampler) -> None:
         """Have the model write, on all ranks, and the main rank keep it."""
+        self.heartbeat.beat("sampling", self.state.step)
         with self.ledger.span("sampling"):
             texts = sampler.write(self.engine, step=self.state.step)
         if self.metrics is not None:
@@ -342,6 +360,7 @@ class TrainingLoop:
     def save(self, *, last: bool) -> None:
         """Save the run as it is now. The `last` save is waited for, and must succeed."""
         run, step = self.run, self.state.step
+        self.heartbeat.beat("saving", step)
         if run.compare_copies_every_steps:
             self.compare_copies()
         if run.checkpoint.in_background and not last:
@@ -363,6 +382,7 @@ class TrainingLoop:
     def start_save(self, directory: Path, keep: Retention, *, each_its_own: bool = False) -> None:
         """Begin a save that goes on beside training, and hear of the one before, which has ended by then."""
         step, state, in_background = self.state.step, self.state_to_save(), self.run.checkpoint.in_background
+        self.heartbeat.beat("saving", step)
         with self.ledger.span("saving"):
             self.engine.start_save(directory, step=step, state=state, keep=keep, each_its_own=each_its_own)
             self.collect_saves(wait=not in_background)

@@ -1,6 +1,6 @@
 """The loss on validation corpora while a run trains; changes no weight."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -11,14 +11,29 @@ from gpt.loss import IGNORE
 
 
 def evaluate(
-    engine: Engine, corpora: Mapping[str, ValidationData], *, tokens: int, micro_batch_size: int
+    engine: Engine,
+    corpora: Mapping[str, ValidationData],
+    *,
+    tokens: int,
+    micro_batch_size: int,
+    before_each: Callable[[], None] = lambda: None,
 ) -> dict[str, Totals]:
-    """The loss on each corpus, from its start, at most `tokens` of each. Every rank calls it and has the result."""
+    """The loss on each corpus, from its start, at most `tokens` of each. Every rank calls it and has the result.
+
+    `before_each` is called before each batch.
+    """
     results = {}
     for name, corpus in corpora.items():
         windows = min(corpus.n_windows, max(1, tokens // corpus.seq_len))
-        results[name] = engine.evaluate(validation_batches(corpus, engine, windows, micro_batch_size))
+        batches = validation_batches(corpus, engine, windows, micro_batch_size)
+        results[name] = engine.evaluate(_announced(batches, before_each))
     return results
+
+
+def _announced(batches: Iterator[Batch], before_each: Callable[[], None]) -> Iterator[Batch]:
+    for batch in batches:
+        before_each()
+        yield batch
 
 
 def validation_values(results: Mapping[str, Totals]) -> dict[str, float | int]:

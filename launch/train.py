@@ -11,9 +11,10 @@ from gpt import token_corpus
 from gpt.dataset import TrainingData, ValidationData
 from gpt.errors import ConfigError
 from gpt.goodput import current_account, summary_lines
+from gpt.heartbeat import Heartbeat
 from gpt.loss import loss_for
 from gpt.metrics import MetricsWriter
-from gpt.samples import make_sampler
+from gpt.samples import Sampler, make_sampler
 from gpt.time_ledger import TimeLedger
 from gpt.tokenizer import Tokenizer, load_tokenizer
 from gpt.train import Run, epochs_read, train
@@ -30,6 +31,7 @@ from parallel.checkpoint_fast import discard_all
 from parallel.engines.native import EngineSettings, NativeEngine, holding_layout
 from parallel.layout import Layout, check_device, resolve_layout
 from parallel.stragglers import Stragglers
+from parallel.watchdog import LostPeers, watch_rank
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +81,40 @@ def run(args: argparse.Namespace) -> int:
     check_run_directory(config, saved_state, resume=args.resume)
     with ledger.span("start_up/joining"):
         join_processes(environment, device, timeout_s=config.run.collective_timeout_s)
+    try:
+        with watch_rank(config.health, config.run.directory, error_file=environment.error_file) as heartbeat:
+            return train_joined(
+                args,
+                config,
+                environment,
+                heartbeat,
+                layout=layout,
+                device=device,
+                data=data,
+                validation=validation,
+                sampler=sampler,
+                saved_state=saved_state,
+                ledger=ledger,
+            )
+    except LostPeers:  # it has been said, and what it was is in the run directory
+        return 1
+
+
+def train_joined(
+    args: argparse.Namespace,
+    config: RunConfig,
+    environment: ClusterEnvironment,
+    heartbeat: Heartbeat,
+    *,
+    layout: Layout,
+    device: torch.device,
+    data: TrainingData,
+    validation: dict[str, ValidationData],
+    sampler: Sampler | None,
+    saved_state: dict[str, object],
+    ledger: TimeLedger,
+) -> int:
+    """A rank among the others, from the checkpoint to the end of training; returns the exit status."""
     settings = engine_settings(config, layout)
     if config.checkpoint.fast_directory:
         check_fast_directory(config)
@@ -112,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
             ledger=ledger,
             sampler=sampler,
             watch=watch_steps(config, layout, device),
+            heartbeat=heartbeat,
         )
         ledger.shut_down()
         if metrics is not None:

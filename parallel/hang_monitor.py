@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gpt.event_log import append_event
 from parallel import hang_evidence as evidence
 from parallel import hang_verdict
 from parallel.hang_verdict import Report, Verdict
@@ -69,7 +70,7 @@ class Watched:
 
 def main() -> None:
     told = json.load(sys.stdin)
-    told["members"] = tuple(Member(*member) for member in told["members"])
+    told["members"] = tuple(Member(**member) for member in told["members"])
     watched = Watched(**told)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # sent to the rank's whole process group; the rank decides
@@ -314,11 +315,9 @@ def publish(path: Path, text: str) -> None:
 
 def leave_event(folder: Path, verdict: Verdict, reports: list[Report], line: str) -> None:
     """A line in the run's events, beside those of the training loop."""
-    step = min((report.step for report in reports), default=0)
-    event = {"time": time.time(), "kind": "hang", "step": step, "text": line, "ranks": list(verdict.ranks)}
-    event |= {"finding": verdict.kind, "reports": str(folder)}
-    with (folder.parents[1] / "events.jsonl").open("a", encoding="utf-8") as events:
-        events.write(json.dumps(event) + "\n")
+    step = min((report.step for report in reports), default=None)
+    fields = {"ranks": list(verdict.ranks), "finding": verdict.kind, "reports": str(folder)}
+    append_event(folder.parents[1] / "events.jsonl", "hang", step=step, text=line, fields=fields)
 
 
 # ---- the end --------------------------------------------------------------------------------------------------------

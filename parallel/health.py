@@ -10,7 +10,8 @@ class HealthConfig:
     """How long a rank may go without a sign of progress before the job is ended, so that it starts again.
 
     What a process does for the first time (its first step, evaluation, generation) may compile or open files and has
-    `first_step_timeout_s`; so has everything before the first step. A save has `saving_timeout_s`.
+    `first_step_timeout_s`; so has everything before the first step. A save, a rewind or the writing of samples is one
+    long call and has `saving_timeout_s`.
 
     With `replica_check_every_steps`, copies of one weight on several ranks are compared so often, and before each save.
     Every `straggler_every_steps` a step is measured, to find ranks slower than their peers. 0: never.

@@ -21,7 +21,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from gpt.errors import ConfigError
-from gpt.heartbeat import Heartbeat, Unwatched
+from gpt.heartbeat import UNWATCHED, Heartbeat
 from parallel import hang_monitor
 from parallel.checkpoint_ranks import PeerLost, exchange, rank_in
 from parallel.hang_evidence import process_started_at
@@ -30,6 +30,7 @@ from parallel.health import HealthConfig
 from parallel.heartbeat import ALARM_AT, ENDED, FAILED, LOST, RUNNING, SIZE, Beat, write_beat
 
 START_MONITOR = "import sys; sys.path.append(sys.argv[1]); from parallel.hang_monitor import main; main()"
+LONG_PHASES = ("saving", "rewinding", "sampling")  # one long call each, without a beat
 LOOK_AFTER_MONITOR = 16  # so many beats apart
 WORDS_OF_LOST_PEERS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
@@ -47,7 +48,7 @@ def watch_rank(config: HealthConfig, run_directory: Path, *, error_file: Path | 
     `error_file`: torch elastic's for this rank. Linux only; elsewhere nobody watches.
     """
     if not config.watchdog or sys.platform != "linux":
-        yield Unwatched()
+        yield UNWATCHED
         return
     hangs = run_directory / "hangs"
     with contextlib.ExitStack() as stack:
@@ -107,7 +108,7 @@ class WatchedHeart:
         elif self.number % LOOK_AFTER_MONITOR == 0 and self.monitor.poll() is not None:
             self.monitor = self._start_monitor()
         allowed_s = self.config.first_step_timeout_s if first else self.config.hang_timeout_s
-        if phase == "saving":
+        if phase in LONG_PHASES:
             allowed_s = self.config.saving_timeout_s
         self.step, self.phase = step, phase
         self._write(RUNNING, allowed_s)
@@ -179,12 +180,26 @@ def _flight_recorder() -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="triaxial_", ignore_cleanup_errors=True) as folder:  # mode 0700
         path = f"{folder}/recorder"
-        server = _WorkerServer(path)
+        with _quiet_stderr():  # it warns that it listens
+            server = _WorkerServer(path)
         os.chmod(path, 0o600)
         try:
             yield path
         finally:
             server.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """While inside, what C code writes to stderr goes nowhere."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _machine() -> str:
