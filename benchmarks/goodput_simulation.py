@@ -70,9 +70,9 @@ class Faults:
 
 
 # What this machine measured, 2026-11-25: the start of a ~100M model on two processes (benchmarks/resume_time.py) and
-# the stall and time of its save in the background. Detection: twice the default hang timeout, the bound that is promised.
-# "at scale" takes instead what MegaScale reports of 12,288 GPUs (arXiv 2402.15627, section 4): found within 10
-# minutes, caught up within 15, and a save that holds training up for tens of seconds where it is synchronous.
+# the stall and time of its save in the background. Detection: twice the default hang timeout, the bound that is
+# promised. "at scale" takes instead what MegaScale reports of 12,288 GPUs (arXiv 2402.15627, section 4): found within
+# 10 minutes, caught up within 15, and a save that holds training up for tens of seconds where it is synchronous.
 PRESETS = {
     "measured": Phases(detect_s=600.0, restart_s=8.0, load_s=4.0, first_step_s=2.0, stall_s=0.3, write_s=5.0),
     "at scale": Phases(detect_s=600.0, restart_s=600.0, load_s=240.0, first_step_s=60.0, stall_s=10.0, write_s=120.0),

@@ -7,8 +7,11 @@ from types import ModuleType
 class ConfigError(Exception):
     """A setting, file or argument is wrong: the message names it, its value, the rule and what to try.
 
-    Commands print the message alone, without a traceback, and exit with status 2.
+    Commands print the message alone, without a traceback, and exit with `exit_status`: 2, which no launcher of ours
+    starts again, unless a subclass says that another start may well succeed.
     """
+
+    exit_status = 2
 
 
 def import_extra(module: str, *, extra: str) -> ModuleType:

@@ -21,3 +21,5 @@ class FaultConfig:
 
 class CopiesDiffer(ConfigError):
     """Ranks hold different copies of one weight or moment: no setting is wrong, and a restart may well mend it."""
+
+    exit_status = 1

@@ -11,8 +11,9 @@ from parallel.engines.native import NativeEngine
 
 
 def check_room(run: Run, engine: NativeEngine, *, step: int) -> list[tuple[str, str]]:
-    """Events to tell: what a checkpoint needs, and a warning where not all that are to be kept will fit. The host memory
-    that saves in the background need is taken here, too.
+    """Events to tell: what a checkpoint needs, and a warning where not all that are to be kept will fit.
+
+    The host memory that saves in the background need is taken here, too.
 
     Collective over all ranks. ConfigError on all when not even one fits.
     """

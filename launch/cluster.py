@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import json
 import logging
 import os
@@ -19,8 +20,17 @@ from types import TracebackType
 from typing import Any
 
 from gpt.errors import ConfigError
+from launch.failures import (
+    MISTAKE,
+    SAVED_AFTER_SIGNAL,
+    explain,
+    first_failure,
+    in_words,
+    mistake_of,
+    shell_status,
+)
+from launch.restarts import ONCE, Progress, Restart, RestartPolicy
 
-SAVED_AFTER_SIGNAL = 75  # the status of a run that saved after a signal and wants to be started again (EX_TEMPFAIL)
 GRACE_S = 120  # how long signalled ranks may take to save before they are killed
 FIRST_WORD_S = 5.0  # how long other ranks leave a mistake to local rank 0, so that the user reads it once
 FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -48,7 +58,8 @@ SHOWN_SETTINGS = (
 class ClusterEnvironment:
     """This process among its peers, as torchrun and Slurm describe it; a plain process is rank 0 of 1.
 
-    `agent_store`: torchrun itself keeps the store at the master's address, else rank 0 does.
+    `agent_store`: torchrun itself keeps the store at the master's address, else rank 0 does. `restart`: the launcher
+    started these ranks in place of ones that failed.
     `saved_file` is where rank 0 leaves word for whoever launched it that the run saved after a signal, `error_file`
     where torch elastic looks for why this rank failed.
     """
@@ -61,7 +72,7 @@ class ClusterEnvironment:
     master_addr: str | None = None
     master_port: int | None = None
     agent_store: bool = False
-    restart_count: int = 0
+    restart: Restart | None = None
     slurm_job_id: str | None = None
     saved_file: Path | None = None
     error_file: Path | None = None
@@ -91,7 +102,7 @@ class ClusterEnvironment:
             master_addr=os.environ.get("MASTER_ADDR"),
             master_port=_whole_number("MASTER_PORT"),
             agent_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-            restart_count=_whole_number("TORCHELASTIC_RESTART_COUNT", default=0),
+            restart=_restart(),
             slurm_job_id=slurm_job_id,
             saved_file=saved_file,
             error_file=Path(os.environ["TORCHELASTIC_ERROR_FILE"]) if "TORCHELASTIC_ERROR_FILE" in os.environ else None,
@@ -127,13 +138,15 @@ def shown_settings() -> dict[str, str]:
 def enter_process() -> None:
     """First thing in every `triaxial` process: a launched rank dies with its launcher and leaves word of its crash.
 
-    A process that nobody launched is left as it is, but for torch's profiler, which would tell the terminal of each
-    step that it measures.
+    A rank that torchrun starts again after a user's mistake leaves at once with the same status. A process that nobody
+    launched is left as it is, but for torch's profiler, which would tell the terminal of each step that it measures.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read when torch is loaded
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
         sys.excepthook = _record_and_print
+        if _mistake_before_restart():
+            os._exit(MISTAKE)  # torchrun knows no failure that another start would not mend
 
 
 def die_with_parent() -> None:
@@ -184,8 +197,8 @@ def leave_word_saved(environment: ClusterEnvironment) -> int:
     return SAVED_AFTER_SIGNAL
 
 
-def report_mistake(message: str) -> None:
-    """Show a user's mistake once, however many ranks made it: main's last act before it returns 2.
+def report_mistake(message: str, *, exit_status: int = MISTAKE) -> None:
+    """Show a user's mistake once, however many ranks made it: main's last act before it returns `exit_status`.
 
     A plain process prints it. Under `launch_local` the launcher prints it. Under torchrun local rank 0 prints it, and
     the others do so only if rank 0 does not end the run within FIRST_WORD_S, since then the mistake is theirs alone.
@@ -193,7 +206,7 @@ def report_mistake(message: str) -> None:
     line = f"triaxial: error: {message}"
     local_rank = os.environ.get("LOCAL_RANK", "0")
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        recorded = _leave_error_file(line, details="")
+        recorded = _leave_error_file(line, exit_status=exit_status)
         if recorded and "TRIAXIAL_LAUNCHER_PID" in os.environ:
             return
         if local_rank != "0":
@@ -204,16 +217,41 @@ def report_mistake(message: str) -> None:
 
 def _record_and_print(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     text = "".join(traceback.format_exception(kind, error, trace))
-    _leave_error_file(f"{kind.__name__}: {error}", details=text)
+    recorded = _leave_error_file(f"{kind.__name__}: {error}", details=text)
+    if recorded and "TRIAXIAL_LAUNCHER_PID" in os.environ and os.environ.get("LOCAL_RANK") == "0":
+        return  # the launcher shows it, if it is what failed first and no mere echo of a peer's death
     sys.__excepthook__(kind, error, trace)
 
 
-def _leave_error_file(message: str, *, details: str) -> bool:
+def _mistake_before_restart() -> bool:
+    """Whether a rank of this node ended with a user's mistake in the start before this one, of the same torchrun."""
+    restarts, path = _whole_number("TORCHELASTIC_RESTART_COUNT", default=0), os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if restarts == 0 or not path:
+        return False
+    attempt = Path(path).parents[1]  # .../attempt_N/LOCAL_RANK/error.json
+    before = attempt.with_name(f"attempt_{restarts - 1}")
+    for file in before.glob("*/error.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(file.read_text(encoding="utf-8"))["message"]["extraInfo"]["exit_status"] == MISTAKE:
+                shutil.copyfile(file, path)  # for the start after this one, and for torchrun's own report
+                return True
+    return False
+
+
+def _restart() -> Restart | None:
+    """What our launcher says of the start before this one, or that torchrun counts."""
+    if os.environ.get("TRIAXIAL_RESTART"):
+        return Restart(**json.loads(os.environ["TRIAXIAL_RESTART"]))
+    count = _whole_number("TORCHELASTIC_RESTART_COUNT", default=0)
+    return Restart(count, _whole_number("TORCHELASTIC_MAX_RESTARTS", default=count)) if count else None
+
+
+def _leave_error_file(message: str, *, details: str = "", exit_status: int = 1) -> bool:
     """Write the file by which torch elastic learns why and when a rank failed; False when there is none to write."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return False
-    extra = {"py_callstack": details or message, "timestamp": str(int(time.time()))}
+    extra = {"py_callstack": details, "timestamp": str(int(time.time())), "exit_status": exit_status}
     try:
         Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
     except OSError:  # a full disk, perhaps: the terminal is still there
@@ -243,44 +281,87 @@ def launch_local(
     threads_per_process: int | None = None,
     module: str = "launch.main",
     grace_s: int = GRACE_S,
+    restarts: RestartPolicy = ONCE,
 ) -> int:
     """Run `python -m MODULE *argv` in `nproc` ranks on this machine; returns the exit status for the shell.
 
     Rank 0 keeps the terminal, the others' output is shown only if they fail. A SIGTERM, SIGINT, SIGHUP, SIGQUIT or
-    SIGUSR1 sent to this process reaches every rank; they have `grace_s` seconds to save. Status: 0; 2 for a user's
-    mistake, printed once; SAVED_AFTER_SIGNAL; 128 + n for a signal; else that of the rank that failed first.
-    Call it in the main thread.
+    SIGUSR1 sent to this process reaches every rank; they have `grace_s` seconds to save. When a rank fails, all are
+    ended and started again as `restarts` allows. Status: 0; 2 for a user's mistake, printed once, never started again;
+    SAVED_AFTER_SIGNAL; 128 + n for a signal; else that of the rank that failed first. Call it in the main thread.
     """
     if nproc < 1:
         raise ConfigError(f"--nproc {nproc}: the number of local processes must be 1 or more")
     from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import elastic_launch
 
     log_dir = Path(tempfile.mkdtemp(prefix="triaxial_"))
     saved_file = log_dir / "saved"
     in_checkout = Path.cwd() == Path(__file__).resolve().parents[1]
     # -P: a folder of the user's that happens to be called gpt must not shadow ours
     command = [*([] if in_checkout else ["-P"]), "-m", module, *argv]
-    keep_logs = False
     settings = _child_settings(nproc, threads_per_process, saved_file=saved_file)
+    keep_logs = False
     try:
-        with _launch_environment(settings), _own_signal_handlers():
+        with _own_signal_handlers():
             quiet_elastic_logs()
-            launch = elastic_launch(_launch_config(nproc, log_dir=log_dir, grace_s=grace_s), sys.executable)
-            launch(*(word.replace("$", "$$") for word in command))  # elastic expands ${macros} in the words
-        return 0
-    except ChildFailedError as error:
-        if {failure.exitcode for failure in error.failures.values()} == {SAVED_AFTER_SIGNAL}:
-            return SAVED_AFTER_SIGNAL
-        status = _explain(error.failures, nproc=nproc, log_dir=log_dir)
-        keep_logs = status != 2
+            status = _start_until_done(nproc, command, settings, restarts, log_dir=log_dir, grace_s=grace_s)
+        keep_logs = status not in (0, MISTAKE, SAVED_AFTER_SIGNAL)
         return status
     except SignalException as error:
         return SAVED_AFTER_SIGNAL if saved_file.exists() else 128 + int(error.sigval)
     finally:
         if not keep_logs:
             shutil.rmtree(log_dir, ignore_errors=True)
+
+
+def _start_until_done(
+    nproc: int, command: list[str], settings: dict[str, str], restarts: RestartPolicy, *, log_dir: Path, grace_s: int
+) -> int:
+    """Start the ranks, and again after a failure as `restarts` allows; returns the exit status.
+
+    Each start is a launch of its own, with a store of its own: nothing of the dead ranks is in it.
+    """
+    progress = Progress(restarts.last_step())
+    for count in range(restarts.most + 1):
+        failures = _start(nproc, command, settings, log_dir=log_dir / f"start_{count}", grace_s=grace_s)
+        if not failures:
+            return 0
+        if {failure.exitcode for failure in failures.values()} == {SAVED_AFTER_SIGNAL}:
+            return SAVED_AFTER_SIGNAL
+        rank, failure = first_failure(failures)
+        mistake = mistake_of(failure)
+        if mistake is not None:
+            print(mistake, file=sys.stderr, flush=True)
+            return MISTAKE
+        step = restarts.last_step()
+        progress = progress.after(step)
+        if count == restarts.most or progress.is_stuck:
+            break
+        restart = Restart(count + 1, restarts.most, f"{in_words(rank, failure)} at step ~{step:,}")
+        print(f"triaxial: {restart.cause}; restart {restart.count} of {restart.most}", file=sys.stderr, flush=True)
+        settings |= {"TRIAXIAL_RESTART": json.dumps(dataclasses.asdict(restart))}
+    explain(rank, failure, nproc=nproc, log_dir=log_dir / f"start_{count}")
+    if restarts.most:
+        why = progress.why_stuck if progress.is_stuck else f"it was restarted {count} times (--max-restarts)"
+        print(f"triaxial: not started again: {why}", file=sys.stderr, flush=True)
+    return shell_status(failure)
+
+
+def _start(
+    nproc: int, command: list[str], settings: dict[str, str], *, log_dir: Path, grace_s: int
+) -> Mapping[int, Any]:
+    """One start of all ranks, to its end; the failures by rank, none when all went well."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    Path(settings["TRIAXIAL_SAVED_FILE"]).unlink(missing_ok=True)
+    with _launch_environment(settings):
+        launch = elastic_launch(_launch_config(nproc, log_dir=log_dir, grace_s=grace_s), sys.executable)
+        try:
+            launch(*(word.replace("$", "$$") for word in command))  # elastic expands ${macros} in the words
+        except ChildFailedError as error:
+            return error.failures
+    return {}
 
 
 def quiet_elastic_logs() -> None:
@@ -348,52 +429,3 @@ def _own_signal_handlers() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(getattr(signal, number), handler)
-
-
-def _explain(failures: Mapping[int, Any], *, nproc: int, log_dir: Path) -> int:
-    """Tell the user which rank failed first and why; returns the exit status. `failures`: rank to ProcessFailure."""
-    # when one rank has failed the launcher ends the others with SIGTERM, at which a training rank saves and stops
-    asked_to_stop = (-int(signal.SIGTERM), SAVED_AFTER_SIGNAL)
-    causes = {rank: failure for rank, failure in failures.items() if failure.exitcode not in asked_to_stop} or failures
-    verdict = {words for words in map(_watchdog_words, causes.values()) if words}
-    # the watchdog's kills follow from a fault that is another rank's, or, when all were killed so, in its words
-    causes = {rank: failure for rank, failure in causes.items() if not _watchdog_words(failure)}
-    if not causes:
-        print(f"{min(verdict)}\ntriaxial: output of the ranks: {log_dir}", file=sys.stderr, flush=True)
-        return 128 + int(signal.SIGKILL)
-    rank, first = min(causes.items(), key=_failed_at)
-    recorded = first.error_file_data.get("message")
-    if first.exitcode == 2 and isinstance(recorded, dict):
-        print(recorded["message"], file=sys.stderr, flush=True)
-        return 2
-    print(f"triaxial: error: rank {rank} of {nproc} failed first ({exit_words(first.exitcode)})", file=sys.stderr)
-    if rank == 0:
-        print("triaxial: what it said is above", file=sys.stderr)
-    for path in sorted(log_dir.glob(f"*/attempt_*/{rank}/stderr.log")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-40:]:
-            print(f"[rank {rank}] {line}", file=sys.stderr)
-    print(f"triaxial: output of the other ranks: {log_dir}", file=sys.stderr, flush=True)
-    return int(first.exitcode) if first.exitcode > 0 else 128 - int(first.exitcode)
-
-
-def _watchdog_words(failure: Any) -> str | None:
-    """Why the watchdog killed a rank; None where something else ended it."""
-    recorded = failure.error_file_data.get("message")
-    told = isinstance(recorded, dict) and recorded.get("extraInfo", {}).get("watchdog")
-    return str(recorded["message"]) if told and failure.exitcode == -signal.SIGKILL else None
-
-
-def exit_words(exitcode: int) -> str:
-    """How a process ended, from its exit status, or minus the number of the signal that killed it."""
-    if exitcode >= 0:
-        return f"exit status {exitcode}"
-    perhaps = ", perhaps for want of memory" if exitcode == -signal.SIGKILL else ""
-    return f"killed by {signal.Signals(-exitcode).name}{perhaps}"
-
-
-def _failed_at(item: tuple[int, Any]) -> tuple[bool, float, int]:
-    """Order of failures, first cause first: a killed rank leaves no word, and its peers' broken connections follow."""
-    rank, failure = item
-    path = Path(failure.error_file)
-    failed_at = path.stat().st_mtime if path.is_file() else float(failure.timestamp)
-    return failure.exitcode > 0, failed_at, rank

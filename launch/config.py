@@ -47,12 +47,9 @@ class RunConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
-    health: HealthConfig = field(default_factory=HealthConfig)
 
     def __post_init__(self) -> None:
         self.health.check_collective_timeout(self.run.collective_timeout_s)
-
-    def __post_init__(self) -> None:
         check_can_rewind(self.spike, self.checkpoint, step_tokens=self.batch.global_batch_tokens)
 
 

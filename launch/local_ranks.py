@@ -20,7 +20,8 @@ from pathlib import Path
 from types import FrameType
 
 from gpt.errors import ConfigError
-from launch.cluster import die_with_parent, exit_words, share_machine
+from launch.cluster import die_with_parent, share_machine
+from launch.failures import exit_words
 
 MISTAKE = 2  # the exit status of a rank that met a user's mistake
 SETTLE_S = 0.3  # how long after a first failure others are looked for: the first one seen need not be the cause

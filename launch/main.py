@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"this command reads no recipe, so it takes no override: {' '.join(overrides)}")
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except ConfigError as error:
-        report_mistake(str(error))
-        return 2
+        report_mistake(str(error), exit_status=error.exit_status)
+        return error.exit_status
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE or error.filename is None:
             raise

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from gpt.errors import ConfigError, import_extra
+from launch.build import check_tokenizer, open_data
 from launch.cluster import ClusterEnvironment
 from launch.config import RunConfig, read_run_config
 from launch.local_ranks import RankFailed, signals_unwind
 from launch.parity_ranks import Result, Task, measure_all
 from launch.parity_report import Report, Tolerances, compare, draw, print_report, write_json
 from launch.recipe import apply_overrides, build
-from launch.train import check_tokenizer, open_data
 from parallel.layout import ParallelConfig
 from parallel.layout_choices import (
     Choice,

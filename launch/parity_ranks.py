@@ -22,11 +22,11 @@ from gpt.schedule import learning_rate
 from gpt.skipped_data import SkippedData
 from gpt.time_ledger import TimeLedger
 from gpt.train import read_batch
+from launch.build import build_engine, build_loop, layout_of, pick_device
 from launch.cluster import ClusterEnvironment, keep_freed_memory
 from launch.config import RunConfig, as_dict, from_dict
 from launch.local_ranks import RankFailed, fork_server, run_ranks
 from launch.resume import fresh_start
-from launch.train import build_engine, build_loop, layout_of, pick_device
 from parallel.engines.native import NativeEngine
 from parallel.weight_digests import model_digest, weight_digests
 

@@ -75,7 +75,8 @@ def _table(names: Sequence[str], rows: Sequence[str], total: int) -> str:
     words = ("when", "started", "host", "kind", "what", "state")
     head = "".join(f"<th{' class=word' if name in words else ''}>{escape(name)}</th>" for name in names)
     left_out = f" Of {total:,} the newest {len(rows):,}." if total > len(rows) else ""
-    return f"<p class=note>The newest first.{left_out}</p><div class=scroll><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+    table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    return f"<p class=note>The newest first.{left_out}</p><div class=scroll>{table}</div>"
 
 
 def _step(step: int | None) -> str:

@@ -186,7 +186,8 @@ def _flight_recorder() -> Iterator[str]:
         try:
             yield path
         finally:
-            server.shutdown()
+            with _quiet_stderr():
+                server.shutdown()
 
 
 @contextlib.contextmanager

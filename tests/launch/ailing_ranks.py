@@ -46,7 +46,7 @@ def ail(fault):
 
 def flip(engine, kind, bit):
     """Flip a bit of the last element of a norm's bias, or of one of its moments."""
-    name, parameter = next((name, p) for name, p in engine.parameters if name.endswith("norm.bias"))
+    parameter = next(p for name, p in engine.parameters if name.endswith("norm.bias"))
     tensor = parameter.data if kind == "model" else engine.optimizer.state[parameter][kind]
     local(tensor).view(-1)[-1:].view(torch.int32).bitwise_xor_(torch.tensor(1 << bit, dtype=torch.int32))
 

@@ -1,6 +1,6 @@
 """A rank of a real `triaxial train` in which one thing goes wrong at one step of one rank, as said by its first words.
 
-    hang_program FAULT RANK STEP train RECIPE ...
+hang_program FAULT RANK STEP train RECIPE ...
 """
 
 import ctypes

@@ -8,10 +8,10 @@ import pytest
 
 from gpt.errors import ConfigError
 from gpt.tokenizer import load_tokenizer
+from launch.build import check_tokenizer
 from launch.config import read_run_config
 from launch.loading import _tokenizer_file
 from launch.run_report import prepare_run_directory
-from launch.train import check_tokenizer
 
 
 def test_the_tokenizer_that_made_the_corpus_is_the_only_one_that_trains_on_it(tiny_corpus, tmp_path):

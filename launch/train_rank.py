@@ -1,0 +1,173 @@
+"""One rank of a training run, from its recipe to its exit status; starts no process."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from gpt.dataset import TrainingData, ValidationData
+from gpt.goodput import current_account, summary_lines
+from gpt.heartbeat import Heartbeat
+from gpt.metrics import MetricsWriter
+from gpt.samples import Sampler, make_sampler
+from gpt.time_ledger import TimeLedger
+from gpt.train import Outcome, Run, epochs_read, train
+from launch.build import (
+    build_engine,
+    build_loop,
+    check_tokenizer,
+    engine_settings,
+    layout_of,
+    open_data,
+    open_metrics,
+    pick_device,
+    total_peak_flops_per_s,
+    watch_steps,
+)
+from launch.checkpoint_room import check_room
+from launch.cluster import ClusterEnvironment, keep_freed_memory, leave_word_saved
+from launch.config import RunConfig, as_dict
+from launch.fast_tier import check_fast_directory, run_identity
+from launch.restarts import count_start, how_it_resumed, last_logged_step
+from launch.resume import check_run_directory, find_start
+from launch.run_lock import hold
+from launch.run_report import describe, how_it_ended, prepare_run_directory, write_summary
+from launch.start_up import join_processes
+from parallel.checkpoint_fast import discard_all
+from parallel.engines.native import holding_layout
+from parallel.layout import Layout, check_device
+from parallel.watchdog import LostPeers, watch_rank
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a rank has in hand before it joins the others."""
+
+    config: RunConfig
+    environment: ClusterEnvironment
+    resume: bool | None
+    layout: Layout
+    device: torch.device
+    data: TrainingData
+    validation: dict[str, ValidationData]
+    sampler: Sampler | None
+    saved_state: dict[str, object]
+    ledger: TimeLedger
+    reached: int  # about how far the run had come before this start
+
+
+def run_rank(config: RunConfig, environment: ClusterEnvironment, *, resume: bool | None) -> int:
+    """Train as this rank of the run, alone or among the others that the launcher started; returns the exit status."""
+    resume = resume if environment.restart is None else None  # what a restart goes on from is the run's own
+    is_first = environment.rank == 0
+    ledger = TimeLedger(
+        config.run.directory / "ledger.jsonl" if is_first else None,
+        world_size=environment.world_size,
+        restart_count=environment.restart.count if environment.restart is not None else 0,
+    )
+    prepared = prepare(config, environment, ledger, resume=resume)
+    with hold(config.run.directory, job_id=environment.slurm_job_id) if is_first else nullcontext():
+        if is_first:
+            count_start(config.run.directory, environment.restart, reached=prepared.reached)
+        with ledger.span("start_up/joining"):
+            join_processes(environment, prepared.device, timeout_s=config.run.collective_timeout_s)
+        try:
+            with watch_rank(config.health, config.run.directory, error_file=environment.error_file) as heartbeat:
+                return train_joined(prepared, heartbeat)
+        except LostPeers:  # it has been said, and what it was is in the run directory
+            return 1
+
+
+def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedger, *, resume: bool | None) -> Prepared:
+    """Open and check all that one rank can alone, so that a user's mistake is told before ranks wait for each other."""
+    layout = layout_of(config, environment.world_size)
+    device = pick_device(config, environment)
+    check_device(config.parallel, device.type)
+    if device.type == "cpu":
+        keep_freed_memory()
+    with ledger.span("start_up/data"):
+        data, validation = open_data(config)
+        tokenizer = check_tokenizer(config)
+    saved_state: dict[str, object] = {
+        "config": as_dict(config),
+        "data": data.fingerprint(),
+        "tokenizer": tokenizer.fingerprint,
+    }
+    check_run_directory(config, saved_state, resume=resume)
+    return Prepared(
+        config=config,
+        environment=environment,
+        resume=resume,
+        layout=layout,
+        device=device,
+        data=data,
+        validation=validation,
+        sampler=make_sampler(config.train, tokenizer, n_ctx=config.model.n_ctx),
+        saved_state=saved_state,
+        ledger=ledger,
+        reached=last_logged_step(config.run.directory),
+    )
+
+
+def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
+    """A rank among the others, from the checkpoint to the end of training; returns the exit status."""
+    config, layout, ledger = prepared.config, prepared.layout, prepared.ledger
+    if config.checkpoint.fast_directory:
+        check_fast_directory(config)
+        prepared.saved_state["run_id"] = run_identity(config.run.directory)
+    with ledger.span("start_up/verifying"):
+        holding = holding_layout(engine_settings(config, layout))
+        start = find_start(config, prepared.saved_state, resume=prepared.resume, layout=holding)
+    if start.step >= config.train.steps(config.batch.ramp):
+        ledger.path = None  # nothing is left to train: the time since the end is no part of the run
+    ledger.write()  # a restart that fails from here on is in it
+    with ledger.span("start_up/building"):
+        engine = build_engine(config, layout, prepared.device, start, ledger)
+    with ledger.span("start_up/measuring"):
+        peak = total_peak_flops_per_s(config, prepared.environment, prepared.device)
+    run = build_loop(config, prepared.saved_state, peak_flops_per_s=peak)
+    events = [*start.events, *check_room(run, engine, step=start.step)]
+    restart = prepared.environment.restart
+    if restart is not None:
+        events.insert(0, ("restart", how_it_resumed(restart, reached=prepared.reached, step=start.step)))
+    first_step = start.step
+    with ledger, open_metrics(config, run, start) if engine.is_main else nullcontext() as metrics:
+        if metrics is not None:
+            prepare_run_directory(config)
+            for line in describe(config, run, layout, device=prepared.device, data=prepared.data):
+                metrics.message(line)
+            for kind, line in events:
+                metrics.event(kind, step=first_step, text=line)
+        outcome = train(
+            run,
+            engine,
+            prepared.data,
+            prepared.validation,
+            state=start.state,
+            metrics=metrics,
+            ledger=ledger,
+            sampler=prepared.sampler,
+            watch=watch_steps(config, layout, prepared.device),
+            heartbeat=heartbeat,
+        )
+        ledger.shut_down()
+        if metrics is not None:
+            tell_end(prepared, run, outcome, metrics, first_step=first_step)
+    if run.fast_checkpoints is not None and outcome.ended in ("total_tokens", "target_loss"):
+        discard_all(run.fast_checkpoints)
+    dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
+    return leave_word_saved(prepared.environment) if outcome.ended == "signal" else 0
+
+
+def tell_end(prepared: Prepared, run: Run, outcome: Outcome, metrics: MetricsWriter, *, first_step: int) -> None:
+    """How the run ended and where its time went, to the user and into the run directory."""
+    config, step = prepared.config, outcome.state.step
+    metrics.event("ended", step=step, text=how_it_ended(config, outcome, first_step=first_step))
+    if step == first_step:
+        return
+    account = current_account(prepared.ledger)
+    for line in summary_lines(account) if account is not None else []:
+        metrics.message(line)
+    epochs = epochs_read(run, prepared.data, outcome.state)
+    write_summary(config, prepared.layout, outcome, epochs=epochs, account=account)
