@@ -21,7 +21,7 @@ from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
 from parallel.mesh import build_mesh
 from parallel.tensor_parallel import allow_asynchronous
 
-STEPS = 20
+STEPS = 10
 LAUNCH_TIMEOUT_S = 600  # of the one launch; a hung collective ends itself after 90 s
 pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
 MODERN = {
