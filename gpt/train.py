@@ -3,111 +3,31 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
-from gpt.batch_ramp import BatchRamp
-from gpt.checkpoint_config import CheckpointConfig, Retention
-from gpt.config import ModelConfig
 from gpt.data_order import Ints
 from gpt.dataset import TrainingData, ValidationData, share_of_step
 from gpt.engine import Batch, Engine, StepResult, Totals
 from gpt.errors import ConfigError
-from gpt.faults import CopiesDiffer, FaultConfig
+from gpt.faults import CopiesDiffer
 from gpt.goodput import current_account
 from gpt.heartbeat import UNWATCHED, Heartbeat
 from gpt.loop_state import LoopState
 from gpt.memory import peak_memory_bytes
+from gpt.run import End, Metrics, Outcome, Run
+from gpt.run_saver import RunSaver
 from gpt.samples import Sampler, append_samples
-from gpt.schedule import ScheduleConfig, learning_rate
+from gpt.schedule import learning_rate
 from gpt.skipped_data import SkippedData
-from gpt.spikes import Spike, SpikeConfig
+from gpt.spikes import Spike
 from gpt.step_watch import StepWatch
 from gpt.time_ledger import TimeLedger
-from gpt.train_config import TrainConfig
 from gpt.validation import evaluate, validation_values
-
-FAST_KEPT = 2  # checkpoints of the second tier: the newest, and the one before, whole while the newest is being made
-
-End = Literal["total_tokens", "signal", "stop_after_s", "target_loss"]
-
-
-class Metrics(Protocol):
-    """Where the loop reports; on the main rank only."""
-
-    def log(self, step: int, values: Mapping[str, float | int]) -> None: ...
-    def message(self, text: str) -> None: ...
-    def event(self, kind: str, *, step: int, text: str, **fields: Any) -> None: ...
-    def rewind(self, step: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that one training run needs."""
-
-    config: TrainConfig
-    checkpoint: CheckpointConfig
-    faults: FaultConfig
-    spike: SpikeConfig
-    model: ModelConfig
-    schedule: ScheduleConfig
-    peak_learning_rate: float
-    seq_len: int
-    batch: BatchRamp
-    micro_batch_size: int
-    peak_flops_per_s: float  # of all devices together, for model FLOP utilisation; 0 when unknown
-    log_every_steps: int
-    compare_copies_every_steps: int  # and before each save; 0: never
-    directory: Path
-    fast_checkpoints: Path | None  # this run's folder in the second tier, if there is one
-    saved_state: dict[str, object]  # what each checkpoint carries besides the loop's: configuration, fingerprints
-
-    @property
-    def steps(self) -> int:
-        """Steps of the whole run."""
-        return self.config.steps(self.batch)
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.directory / "checkpoints"
-
-    def samples_seen(self, step: int) -> int:
-        """Samples of all steps before `step`, over all data ranks: how many of the run's samples have been read."""
-        return self.batch.tokens_seen(step) // self.seq_len
-
-    def due(self, every_tokens: int | None, step: int) -> bool:
-        """Whether step `step`, counted from 1, reached or passed a multiple of `every_tokens`."""
-        if every_tokens is None or step < 1:
-            return False
-        return self.batch.tokens_seen(step) // every_tokens > self.batch.tokens_seen(step - 1) // every_tokens
-
-    @property
-    def retention(self) -> Retention:
-        """Which checkpoints stay; a function of their steps alone, so that a resumed run decides alike."""
-        return Retention(self.checkpoint.keep_last, lambda step: self.due(self.checkpoint.keep_every_tokens, step))
-
-    @property
-    def epochs_every_steps(self) -> int:
-        """How often the epochs are reported: about ten times in a run."""
-        return max(1, self.steps // 10)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    state: LoopState
-    tokens_seen: int
-    ended: End
-    validation: dict[str, Totals]
-    tokens_per_s: float  # over the steps of this process, evaluation and saving left out
-    checkpoint: Path | None
 
 
 def train(
@@ -168,8 +88,7 @@ class TrainingLoop:
         self.watch, self.heartbeat = watch, heartbeat
         self.compared_at = -1  # the step after which copies were last found equal
         self.results: dict[str, Totals] = {}
-        self.saved: Path | None = None
-        self.failed_saves = 0  # in a row
+        self.saver = RunSaver(run, engine, ledger=ledger, event=self.event)
         self.began_at = time.monotonic()
         self.trained_tokens, self.trained_s = 0, 0.0
 
@@ -196,8 +115,9 @@ class TrainingLoop:
             if ended is not None or run.due(run.checkpoint.every_tokens, step):
                 self.save(last=ended is not None)
             elif run.fast_checkpoints is not None and run.due(run.checkpoint.fast_every_tokens, step):
-                self.start_save(run.fast_checkpoints, Retention(FAST_KEPT), each_its_own=True)
-            self.collect_saves(wait=False)
+                self.heartbeat.beat("saving", step)
+                self.saver.start_fast(run.fast_checkpoints, self.state)
+            self.saver.collect(wait=False)
         self.heartbeat.beat("end", self.state.step)
         return ended
 
@@ -291,7 +211,7 @@ class TrainingLoop:
         target = config.rewind_target(spike)
         self.heartbeat.beat("rewinding", state.step)
         with self.ledger.span("rewinding"):
-            self.collect_saves(wait=True)
+            self.saver.collect(wait=True)
             saved = self.engine.load_newest(run.checkpoints, at_most=target)
         if saved is None:
             self.event("rewind_refused", f"no rewind: no checkpoint of step {max(target, 0)} or earlier is left")
@@ -359,67 +279,13 @@ class TrainingLoop:
 
     def save(self, *, last: bool) -> None:
         """Save the run as it is now. The `last` save is waited for, and must succeed."""
-        run, step = self.run, self.state.step
-        self.heartbeat.beat("saving", step)
-        if run.compare_copies_every_steps:
+        self.heartbeat.beat("saving", self.state.step)
+        if self.run.compare_copies_every_steps:
             self.compare_copies()
-        if run.checkpoint.in_background and not last:
-            self.start_save(run.checkpoints, run.retention)
-            return
-        with self.ledger.span("saving"):
-            self.collect_saves(wait=True)
-            try:
-                self.saved = self.engine.save(
-                    run.checkpoints, step=step, state=self.state_to_save(), keep=run.retention
-                )
-            except ConfigError as error:
-                self.save_failed(error, fatal=last)
-                return
-        self.ledger.write()  # what was done up to here is not lost any more
-        self.failed_saves = 0
-        self.event("checkpoint_saved", f"saved {self.saved}")
-
-    def start_save(self, directory: Path, keep: Retention, *, each_its_own: bool = False) -> None:
-        """Begin a save that goes on beside training, and hear of the one before, which has ended by then."""
-        step, state, in_background = self.state.step, self.state_to_save(), self.run.checkpoint.in_background
-        self.heartbeat.beat("saving", step)
-        with self.ledger.span("saving"):
-            self.engine.start_save(directory, step=step, state=state, keep=keep, each_its_own=each_its_own)
-            self.collect_saves(wait=not in_background)
-
-    def collect_saves(self, *, wait: bool) -> None:
-        """Hear of the saves beside training that have ended: the same ones on all ranks, at the same step."""
-        for result in self.engine.finished_saves(wait=wait):
-            if result.error is not None and result.each_its_own:  # the first tier is there all the same
-                self.event("fast_checkpoint_failed", result.error)
-            elif result.error is not None:
-                self.save_failed(ConfigError(result.error), fatal=False)
-            elif not result.each_its_own:
-                self.saved, self.failed_saves = result.path, 0
-                self.event(
-                    "checkpoint_saved",
-                    f"saved {result.path}: training waited {result.stall_s:.2f} s, written in {result.write_s:.1f} s",
-                    **{"stall_s": result.stall_s, "write_s": result.write_s, "bytes": result.bytes},
-                )
-
-    def state_to_save(self) -> dict[str, object]:
-        """All that a checkpoint holds besides tensors."""
-        run, state = self.run, self.state
-        return {
-            **run.saved_state,
-            "step": state.step,
-            "tokens_seen": run.batch.tokens_seen(state.step),
-            "samples_seen": run.samples_seen(state.step),
-            "loop": state.to_json(),
-        }
-
-    def save_failed(self, error: ConfigError, *, fatal: bool) -> None:
-        """Go on, as earlier checkpoints are untouched, unless it was the last save or too many have failed."""
-        self.failed_saves += 1
-        most = self.run.checkpoint.max_failures
-        self.event("checkpoint_failed", f"{error} (failure {self.failed_saves} in a row of at most {most})")
-        if fatal or self.failed_saves >= most:
-            raise error
+        if self.run.checkpoint.in_background and not last:
+            self.saver.start(self.state)
+        else:
+            self.saver.save(self.state, must_succeed=last)
 
     def event(self, kind: str, text: str, **fields: Any) -> None:
         """Have it told and kept, by the main rank."""
@@ -434,7 +300,7 @@ class TrainingLoop:
             ended=ended,
             validation=self.results,
             tokens_per_s=self.trained_tokens / self.trained_s if self.trained_s else 0.0,
-            checkpoint=self.saved,
+            checkpoint=self.saver.newest,
         )
 
     def _time_is_over(self) -> bool:

@@ -10,9 +10,9 @@ from gpt.dataset import TrainingData, ValidationData
 from gpt.errors import ConfigError
 from gpt.loss import loss_for
 from gpt.metrics import MetricsWriter
+from gpt.run import Run
 from gpt.time_ledger import TimeLedger
 from gpt.tokenizer import Tokenizer, load_tokenizer
-from gpt.train import Run
 from launch.cluster import ClusterEnvironment
 from launch.config import RunConfig, as_dict
 from launch.fast_tier import fast_directory

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from gpt.checkpoint_config import CheckpointConfig
 from gpt.errors import ConfigError
-from gpt.train import FAST_KEPT, Run
+from gpt.run import Run
+from gpt.run_saver import FAST_KEPT
 from parallel import checkpoint
 from parallel.checkpoint_estimate import FastEstimate, SaveEstimate, estimate, estimate_fast
 from parallel.engines.native import NativeEngine

@@ -10,8 +10,8 @@ import torch
 from gpt.batch_ramp import BatchRamp
 from gpt.dataset import TrainingData
 from gpt.goodput import Account
+from gpt.run import Outcome, Run
 from gpt.tokenizer import tokenizer_files
-from gpt.train import Outcome, Run
 from launch.config import RunConfig, as_dict
 from parallel.layout import Layout
 

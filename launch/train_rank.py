@@ -10,9 +10,10 @@ from gpt.dataset import TrainingData, ValidationData
 from gpt.goodput import current_account, summary_lines
 from gpt.heartbeat import Heartbeat
 from gpt.metrics import MetricsWriter
+from gpt.run import Outcome, Run
 from gpt.samples import Sampler, make_sampler
 from gpt.time_ledger import TimeLedger
-from gpt.train import Outcome, Run, epochs_read, train
+from gpt.train import epochs_read, train
 from launch.build import (
     build_engine,
     build_loop,

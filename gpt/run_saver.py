@@ -1,0 +1,88 @@
+"""Saves a run, at once or beside training, and counts the saves that failed; decides neither when nor what is kept."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpt.checkpoint_config import Retention
+from gpt.engine import Engine
+from gpt.errors import ConfigError
+from gpt.loop_state import LoopState
+from gpt.run import Run
+from gpt.time_ledger import TimeLedger
+
+FAST_KEPT = 2  # checkpoints of the second tier: the newest, and the one before, whole while the newest is being made
+
+
+class RunSaver:
+    """The saves of one run, the same ones on all ranks. `event` has something told and kept: (kind, text, **fields)."""
+
+    def __init__(self, run: Run, engine: Engine, *, ledger: TimeLedger, event: Callable[..., None]) -> None:
+        self.run, self.engine, self.ledger, self.event = run, engine, ledger, event
+        self.newest: Path | None = None
+        self.failures = 0  # in a row
+
+    def save(self, state: LoopState, *, must_succeed: bool) -> None:
+        """Save and wait for it. ConfigError where it fails and must not, or has failed too often."""
+        run = self.run
+        with self.ledger.span("saving"):
+            self.collect(wait=True)
+            try:
+                self.newest = self.engine.save(
+                    run.checkpoints, step=state.step, state=self.contents(state), keep=run.retention
+                )
+            except ConfigError as error:
+                self.count_failure(error, fatal=must_succeed)
+                return
+        self.ledger.write()  # what was done up to here is not lost any more
+        self.failures = 0
+        self.event("checkpoint_saved", f"saved {self.newest}")
+
+    def start(self, state: LoopState) -> None:
+        """Begin a save that goes on beside training, and hear of the one before, which has ended by then."""
+        self._start(self.run.checkpoints, state, self.run.retention, each_its_own=False)
+
+    def start_fast(self, directory: Path, state: LoopState) -> None:
+        """The same in the second tier, where each rank keeps its own part."""
+        self._start(directory, state, Retention(FAST_KEPT), each_its_own=True)
+
+    def _start(self, directory: Path, state: LoopState, keep: Retention, *, each_its_own: bool) -> None:
+        with self.ledger.span("saving"):
+            contents = self.contents(state)
+            self.engine.start_save(directory, step=state.step, state=contents, keep=keep, each_its_own=each_its_own)
+            self.collect(wait=not self.run.checkpoint.in_background)
+
+    def collect(self, *, wait: bool) -> None:
+        """Hear of the saves beside training that have ended: the same ones on all ranks, at the same step."""
+        for result in self.engine.finished_saves(wait=wait):
+            if result.error is not None and result.each_its_own:  # the first tier is there all the same
+                self.event("fast_checkpoint_failed", result.error)
+            elif result.error is not None:
+                self.count_failure(ConfigError(result.error), fatal=False)
+            elif not result.each_its_own:
+                self.newest, self.failures = result.path, 0
+                self.event(
+                    "checkpoint_saved",
+                    f"saved {result.path}: training waited {result.stall_s:.2f} s, written in {result.write_s:.1f} s",
+                    stall_s=result.stall_s,
+                    write_s=result.write_s,
+                    bytes=result.bytes,
+                )
+
+    def contents(self, state: LoopState) -> dict[str, Any]:
+        """All that a checkpoint holds besides tensors."""
+        return {
+            **self.run.saved_state,
+            "step": state.step,
+            "tokens_seen": self.run.batch.tokens_seen(state.step),
+            "samples_seen": self.run.samples_seen(state.step),
+            "loop": state.to_json(),
+        }
+
+    def count_failure(self, error: ConfigError, *, fatal: bool) -> None:
+        """Go on, as earlier checkpoints are untouched, unless the save had to succeed or too many have failed."""
+        self.failures += 1
+        most = self.run.checkpoint.max_failures
+        self.event("checkpoint_failed", f"{error} (failure {self.failures} in a row of at most {most})")
+        if fatal or self.failures >= most:
+            raise error
