@@ -1,8 +1,9 @@
 """What the training loop may ask of the hardware; parallel/engines/ has what answers."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -25,6 +26,7 @@ class StepResult(NamedTuple):
     gradient_norm: float  # before clipping
     skipped: bool  # loss or gradient was not finite, and no weight or moment changed, on any rank
     flags: tuple[bool, ...]  # for each flag whether any rank raised it
+    metrics: Mapping[str, float] = MappingProxyType({})  # what the loss reports beside itself, by target
 
 
 class Totals(NamedTuple):

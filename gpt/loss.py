@@ -5,7 +5,6 @@ A loss returns a sum and a count, never a mean: a mean of means would depend on 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -13,15 +12,17 @@ from torch import Tensor
 
 Exponentials = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # see _exponentials
 IGNORE = -100  # a target that counts neither in the sum nor in the count
+LEAST = 1e-3  # what z-loss may at least multiply a softmax by: the product of e and factor cannot tell of 0
 
 
 @dataclass(frozen=True)
 class LossTotals:
-    """`sum` in nats, 0-d with gradient; `count` of what was summed, 0-d; `metrics` further 0-d sums by name, which no
-    engine reports yet."""
+    """`sum` in nats, 0-d with gradient: what a step lowers; `count` of what was summed, 0-d. Without gradient, 0-d:
+    `reported`, the part of the sum that is called the loss, and `metrics`, further sums by name."""
 
     sum: Tensor
     count: Tensor
+    reported: Tensor
     metrics: dict[str, Tensor]
 
 
@@ -39,6 +40,11 @@ class VocabShard:
 class Loss(Protocol):
     """What an engine needs of a loss."""
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The keys of `metrics` where gradients are computed, in order; ranks that compute no loss need them too."""
+        ...
+
     def __call__(self, hidden: Tensor, weight: Tensor, targets: Tensor, shard: VocabShard) -> LossTotals:
         """hidden (b, t, d), the head's rows held here (v, d), targets (b, t)."""
         ...
@@ -55,21 +61,41 @@ def next_token_loss(
     targets: Tensor,
     shard: VocabShard,
     *,
+    z_loss: float = 0.0,
     in_place: Exponentials | None = None,
 ) -> LossTotals:
     """Cross-entropy of `targets` (b, t) under the logits hidden @ weight.T; padding rows of the head get no
     probability, IGNORE targets no loss. Communicates only through `shard`, 2 reductions a chunk. `in_place`: see
-    `loss_for`."""
+    `loss_for`.
+
+    Where gradients are computed, the sum has `z_loss` * log^2 Z beside each token's cross-entropy, Z what its softmax
+    divides by (PaLM, section 5: 1e-4); the loss that is reported has not.
+    """
     hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)  # (n, d), (n,)
     if not torch.is_grad_enabled():  # which the function below is not told of: it would compute gradients
-        hidden, weight = hidden.detach(), weight.detach()
-    total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, shard, in_place)  # type: ignore[no-untyped-call]
-    return LossTotals(total, (targets != IGNORE).sum(), {})
+        hidden, weight, z_loss = hidden.detach(), weight.detach(), 0.0
+    total, reported, penalty = _LinearCrossEntropy.apply(hidden, weight, targets, shard, z_loss, in_place)  # type: ignore[no-untyped-call]
+    return LossTotals(total, (targets != IGNORE).sum(), reported, {"z_loss": penalty} if z_loss else {})
 
 
-def loss_for(*, compile: bool) -> Loss:
-    """`next_token_loss`, with what it does to logits between the products compiled, or left to torch's kernels."""
-    return partial(next_token_loss, in_place=torch.compile(_exponentials_in_place)) if compile else next_token_loss
+@dataclass(frozen=True)
+class NextTokenLoss:
+    """`next_token_loss` with its settings, as engines take it."""
+
+    z_loss: float = 0.0
+    in_place: Exponentials | None = None  # see loss_for
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return ("z_loss",) if self.z_loss else ()
+
+    def __call__(self, hidden: Tensor, weight: Tensor, targets: Tensor, shard: VocabShard) -> LossTotals:
+        return next_token_loss(hidden, weight, targets, shard, z_loss=self.z_loss, in_place=self.in_place)
+
+
+def loss_for(*, compile: bool, z_loss: float = 0.0) -> Loss:
+    """The loss with what it does to logits between the products compiled, or left to torch's kernels."""
+    return NextTokenLoss(z_loss, torch.compile(_exponentials_in_place) if compile else None)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -81,28 +107,41 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, shard: VocabShard, in_place: Exponentials | None
-    ) -> Tensor:
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        shard: VocabShard,
+        z_loss: float,
+        in_place: Exponentials | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a step lowers, and its two parts: the cross-entropy and the z-loss."""
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        total = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
+        reported = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
+        penalty = torch.zeros_like(reported)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight: Tensor | None = None
         chunk = _equal_chunk(hidden.size(0), weight, shard.most_rows, in_place=in_place is not None)
         for i in range(0, hidden.size(0), chunk):
             h, target = hidden[i : i + chunk], targets[i : i + chunk]
-            loss, e, factor = _softmax_cross_entropy(h @ weight.T, target, shard, in_place or _exponentials)
-            total += loss
+            loss, log_z, e, factor = _softmax_cross_entropy(
+                h @ weight.T, target, shard, in_place or _exponentials, z_loss=z_loss
+            )
+            reported += loss
+            if z_loss:
+                penalty += z_loss * (log_z.square() * (target != IGNORE)).sum()
             if grad_hidden is not None:
                 grad_hidden[i : i + chunk] = (e @ weight) * factor
             if wants_weight and chunk >= hidden.size(0):  # a sole chunk has nothing to be added to
                 grad_weight = e.T @ (h * factor).to(h.dtype)  # (v, d)
             elif wants_weight:
-                grad_weight = torch.zeros_like(weight, dtype=total.dtype) if grad_weight is None else grad_weight
+                grad_weight = torch.zeros_like(weight, dtype=reported.dtype) if grad_weight is None else grad_weight
                 grad_weight += e.T @ (h * factor).to(h.dtype)
             del e  # or the next chunk's would be made beside it
         ctx.scale = None
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
-        return total
+        ctx.mark_non_differentiable(reported, penalty)
+        return reported + penalty, reported, penalty
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -116,14 +155,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         grad.data.mul_(scale.to(grad.dtype))  # .data: a retained graph may come here once more
         elif ctx.scale is not scale:  # a pipeline that splits backward in two passes the same tensor twice
             grads = tuple(None if grad is None else grad * (scale / ctx.scale).to(grad.dtype) for grad in grads)
-        return (*grads, None, None, None)
+        return (*grads, None, None, None, None)
 
 
 def _softmax_cross_entropy(
-    logits: Tensor, target: Tensor, shard: VocabShard, exponentials: Exponentials
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Summed loss of a chunk, and e (c, v) and factor (c, 1), whose product is its gradient by the logits (c, v). May
-    overwrite the logits."""
+    logits: Tensor, target: Tensor, shard: VocabShard, exponentials: Exponentials, *, z_loss: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Summed loss of a chunk, log Z (c,), and e (c, v) and factor (c, 1), whose product is the gradient by the logits
+    (c, v) of the loss and its z-loss. May overwrite the logits."""
     padding = shard.start + logits.size(1) - shard.vocab_size
     if padding > 0:  # the lowest number and not -inf, so that a shard of nothing but padding has no 0 / 0
         logits[:, max(0, logits.size(1) - padding) :] = torch.finfo(logits.dtype).min
@@ -140,10 +179,15 @@ def _softmax_cross_entropy(
     normaliser = largest + sums.log()
     loss = ((normaliser - chosen) * counted).sum()
     shift = (reference - normaliser).clamp(min=-80.0)  # of a shard that far below, exp(shift) is nothing beside 1
-    spike = (chosen_here - reference).exp() - (-shift).exp()
+    p, one = shift.exp() * counted, (-shift).exp()  # e times p is the softmax, one times p is 1
+    if z_loss:  # by a logit z, log^2 Z has the slope 2 log Z softmax(z): so much more of the softmax, and as much of 1
+        more = 1 + 2 * z_loss * normaliser
+        more = more.where(more.abs() > LEAST, LEAST)
+        p, one = p * more, one / more
+    spike = (chosen_here - reference).exp() - one
     rows = torch.arange(e.size(0), device=e.device)
     e[rows, here] = spike.to(e.dtype).where(held, e[rows, here])  # scatter_ would copy e
-    return loss, e, (shift.exp() * counted).unsqueeze(1)
+    return loss, normaliser, e, p.unsqueeze(1)
 
 
 def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -337,6 +337,7 @@ def step_values(run: Run, result: StepResult, rate: float, *, step: int, elapsed
         "tokens_per_s": tokens_per_s,
         "tokens_seen": run.batch.tokens_seen(step),
         "step_s": elapsed_s,
+        **result.metrics,
     }
     if (memory := peak_memory_bytes()) is not None:
         values["peak_memory_bytes"] = memory  # of the main rank

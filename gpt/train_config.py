@@ -11,6 +11,7 @@ class TrainConfig:
     """Spans are in tokens, since tokens are the clock. The run ends at the first of its three ends."""
 
     total_tokens: int
+    z_loss: float = 0.0  # times log^2 Z of each token is added to what a step lowers (PaLM: 1e-4); 0: nothing
     stop_after_s: float | None = None  # seconds since this process began to train
     target_loss: float | None = None  # nats: every validation corpus at or below it
     evaluate_every_tokens: int | None = None
@@ -31,6 +32,8 @@ class TrainConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"train.{key} = {value} must be at least 1")
+        if not 0 <= self.z_loss <= 1:
+            raise ConfigError(f"train.z_loss = {self.z_loss} must be from 0 to 1; PaLM's is 1e-4, 0 turns it off")
         if self.stop_after_s is not None and not 0 < self.stop_after_s < float("inf"):
             raise ConfigError(f"train.stop_after_s = {self.stop_after_s} must be a number of seconds above 0")
         if self.target_loss is not None:

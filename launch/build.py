@@ -54,7 +54,7 @@ def build_engine(
     """The engine with its weights: a checkpoint's, or the seed's. Collective over all ranks."""
     engine = NativeEngine(
         engine_settings(config, layout),
-        loss=loss_for(compile=config.parallel.compile),
+        loss=loss_for(compile=config.parallel.compile, z_loss=config.train.z_loss),
         device=device,
         fill=start.path is None,
     )

@@ -30,14 +30,14 @@ class CachedStep:
 
 class Stage(nn.Module):
     """One pipeline stage. Forward gives the next stage's input, or on the last stage the summed loss when targets are
-    given, else logits; other stages ignore targets. `totals` gathers the sum and count of each loss, in the order of
-    the micro-batches."""
+    given, else logits; other stages ignore targets. `totals` gathers of each loss what is reported, its count and its
+    metrics, in the order of the micro-batches."""
 
     def __init__(self, model: GPT, loss: Loss) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
-        self.totals: list[tuple[Tensor, Tensor]] = []
+        self.totals: list[tuple[Tensor, ...]] = []
 
     def forward(self, x: Tensor, targets: Tensor | None = None, step: CachedStep | None = None) -> Tensor:
         if step is not None:
@@ -51,7 +51,8 @@ class Stage(nn.Module):
             totals = vocabulary_parallel_loss(self.loss, head, hidden, targets, self.model.vocab_size)
         else:
             totals = self.loss(hidden, head.weight, targets, whole_vocabulary(self.model.vocab_size))
-        self.totals.append((totals.sum.detach(), totals.count))
+        metrics = (totals.metrics[name] for name in self.loss.metric_names if name in totals.metrics)
+        self.totals.append((totals.reported, totals.count, *metrics))
         return totals.sum
 
     def _continue(self, x: Tensor, step: CachedStep) -> Tensor:

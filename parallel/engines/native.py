@@ -74,7 +74,7 @@ class NativeEngine:
         fill: bool = True,
         mesh: Mesh | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self.loss = settings, loss
         self.mesh = build_mesh(settings.layout, device) if mesh is None else mesh
         self.stages = [
             build_stage(settings.model, settings.parallel, self.mesh, loss, index=index) for index in self.mesh.stages
@@ -111,10 +111,12 @@ class NativeEngine:
         elsewhere = set(self._tied_copies[1:] if 0 in self.mesh.stages else self._tied_copies)
         squared = squared_norm(parameters, self.mesh, counted_elsewhere=elsewhere)
         raised = torch.tensor(flags, dtype=torch.float64, device=squared.device)
-        numbers = torch.cat((self._local_totals(), squared.view(1), raised))
+        names = self.loss.metric_names
+        numbers = torch.cat((squared.view(1), self._local_totals(metrics=len(names)), raised))
         dist.all_reduce(numbers)
-        loss_sum, count, total, *counts = numbers.tolist()
+        total, loss_sum, count, *rest = numbers.tolist()
         tokens = max(count, 1.0)
+        metrics = {name: value / tokens for name, value in zip(names, rest, strict=False)}
         norm = math.sqrt(total) / tokens
         finite = math.isfinite(loss_sum) and math.isfinite(
             norm
@@ -126,7 +128,8 @@ class NativeEngine:
                 group["lr"] = learning_rate
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(Totals(loss_sum, int(count)), norm, not finite, tuple(n > 0 for n in counts))
+        raised_by_any = tuple(n > 0 for n in rest[len(names) :])
+        return StepResult(Totals(loss_sum, int(count)), norm, not finite, raised_by_any, metrics)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Totals:
@@ -248,13 +251,13 @@ class NativeEngine:
             model.set_reshard_after_backward(last or zero == 3)
             model(x, y).backward()
 
-    def _local_totals(self) -> Tensor:
-        """Loss and number of targets gathered here since the last call, (2,) float64 on the device; one rank of those
-        that computed the same loss has them, the others zeros."""
+    def _local_totals(self, *, metrics: int = 0) -> Tensor:
+        """Loss, number of targets and so many metrics gathered here since the last call, (2 + metrics,) float64 on the
+        device; one rank of those that computed the same loss has them, the others zeros."""
         totals, self.stages[-1].totals = self.stages[-1].totals, []
         if not totals or self.mesh.tensor_rank != 0:
-            return torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
-        return torch.stack([torch.stack((total.double(), count.double())) for total, count in totals]).sum(0)
+            return torch.zeros(2 + metrics, dtype=torch.float64, device=self.mesh.device)
+        return torch.stack([torch.stack([number.double() for number in numbers]) for numbers in totals]).sum(0)
 
     def _reshard(self) -> None:
         """Free gathered weights, so that none stay behind when the sharded ones change without a backward."""

@@ -28,23 +28,36 @@ def inputs(*, vocab=37, padded=48, dtype=torch.float64):
     return hidden, weight, targets
 
 
-def reference(hidden, weight, targets, vocab):
+def reference(hidden, weight, targets, vocab, *, z_loss=0.0):
     logits = (hidden @ weight.T)[..., :vocab]
-    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    return loss + z_loss * z_reference(logits, targets) if z_loss else loss
 
 
+def z_reference(logits, targets):
+    """The sum of log^2 Z, as PaLM's section 5 has it."""
+    return (logits.exp().sum(-1).log() ** 2)[targets != IGNORE].sum()
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-4, 0.3])
 @pytest.mark.parametrize("in_place", IN_PLACE)
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-def test_value_and_gradients_equal_torch(monkeypatch, chunk, in_place):
+def test_value_and_gradients_equal_torch(monkeypatch, chunk, in_place, z_loss):
     monkeypatch.setattr(gpt.loss, "_equal_chunk", lambda n, weight, rows, in_place: chunk)
     hidden, weight, targets = inputs()
-    totals = next_token_loss(hidden, weight, targets, whole_vocabulary(37), in_place=in_place)
+    totals = next_token_loss(hidden, weight, targets, whole_vocabulary(37), z_loss=z_loss, in_place=in_place)
     (3 * totals.sum).backward()  # the gradient must follow what is done with the loss
     ours = hidden.grad, weight.grad
     hidden.grad = weight.grad = None
-    expected = reference(hidden, weight, targets, 37)
+    expected = reference(hidden, weight, targets, 37, z_loss=z_loss)
     (3 * expected).backward()
     assert totals.count == 143
+    torch.testing.assert_close(totals.reported, reference(hidden, weight, targets, 37).detach(), rtol=1e-12, atol=0)
+    assert not totals.reported.requires_grad
+    assert totals.metrics.keys() == ({"z_loss"} if z_loss else set())
+    if z_loss:
+        expected_z = z_loss * z_reference((hidden @ weight.T)[..., :37], targets).detach()
+        torch.testing.assert_close(totals.metrics["z_loss"], expected_z, rtol=1e-12, atol=0)
     torch.testing.assert_close(totals.sum, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(ours[0], hidden.grad, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(ours[1], weight.grad, rtol=1e-10, atol=1e-12)
@@ -65,9 +78,10 @@ def test_a_retained_graph_can_be_walked_again():
     torch.testing.assert_close(third, 3 * expected[1], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 @pytest.mark.parametrize("in_place", IN_PLACE)
 @pytest.mark.parametrize("shift", [0.0, 300.0])
-def test_vocabulary_shards_equal_the_whole(in_place, shift):
+def test_vocabulary_shards_equal_the_whole(in_place, shift, z_loss):
     """Three holders of 16 rows each, the last one partly padding, talking through a barrier as ranks would; also when
     one holder's logits are far above all others."""
     hidden, weight, targets = inputs()
@@ -93,14 +107,14 @@ def test_vocabulary_shards_equal_the_whole(in_place, shift):
         )
         h = hidden.detach().clone().requires_grad_()
         w = weight.detach()[16 * rank : 16 * rank + 16].clone().requires_grad_()
-        totals = next_token_loss(h, w, targets, shard, in_place=in_place)
+        totals = next_token_loss(h, w, targets, shard, z_loss=z_loss, in_place=in_place)
         totals.sum.backward()
         results[rank] = totals.sum.detach(), h.grad, w.grad
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
     [thread.start() for thread in threads]
     [thread.join(timeout=60) for thread in threads]
-    expected = reference(hidden, weight, targets, 37)
+    expected = reference(hidden, weight, targets, 37, z_loss=z_loss)
     expected.backward()
     for total, _, _ in results:
         torch.testing.assert_close(total, expected.detach(), rtol=1e-12, atol=0)
@@ -108,14 +122,39 @@ def test_vocabulary_shards_equal_the_whole(in_place, shift):
     torch.testing.assert_close(torch.cat([r[2] for r in results]), weight.grad, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("in_place", IN_PLACE)
+@pytest.mark.parametrize("level", [-1.0, -0.5, 0.0, 40.0])
+def test_z_loss_where_it_outweighs_the_softmax(in_place, level):
+    """With the coefficient 1 the softmax is multiplied by 1 + 2 log Z: below 0, as good as 0, and far above."""
+    hidden, weight, targets = inputs(vocab=48)
+    with torch.no_grad():
+        weight.mul_(1e-6)
+        hidden[..., 0] = 1.0
+        weight[:, 0] = level - torch.tensor(48.0).log()
+    totals = next_token_loss(hidden, weight, targets, whole_vocabulary(48), z_loss=1.0, in_place=in_place)
+    ours = torch.autograd.grad(totals.sum, (hidden, weight))
+    expected = torch.autograd.grad(reference(hidden, weight, targets, 48, z_loss=1.0), (hidden, weight))
+    for mine, theirs in zip(ours, expected, strict=True):
+        assert (mine - theirs).norm() <= 2e-3 * theirs.norm()
+
+
+def test_evaluation_is_without_z_loss():
+    hidden, weight, targets = inputs()
+    with torch.no_grad():
+        totals = next_token_loss(hidden, weight, targets, whole_vocabulary(37), z_loss=0.3)
+    assert totals.metrics == {}
+    torch.testing.assert_close(totals.sum, reference(hidden, weight, targets, 37).detach(), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(
-    "compiled", [False, pytest.param(True, marks=pytest.mark.skipif(not COMPILER, reason="no g++"))]
+    ("compiled", "z_loss"),
+    [(False, 0.0), (False, 1e-2), pytest.param(True, 1e-2, marks=pytest.mark.skipif(not COMPILER, reason="no g++"))],
 )
-def test_bf16_is_close_to_float64(compiled):
+def test_bf16_is_close_to_float64(compiled, z_loss):
     hidden, weight, targets = inputs(dtype=torch.bfloat16)
-    totals = loss_for(compile=compiled)(hidden, weight, targets, whole_vocabulary(37))
+    totals = loss_for(compile=compiled, z_loss=z_loss)(hidden, weight, targets, whole_vocabulary(37))
     exact = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
-    expected = reference(*exact, targets, 37)
+    expected = reference(*exact, targets, 37, z_loss=z_loss)
     expected.backward()
     assert totals.sum.dtype == torch.float32
     torch.testing.assert_close(totals.sum.double(), expected, rtol=5e-3, atol=0)

@@ -134,8 +134,8 @@ class Watch:
             return out
         value = float(fault["value"])
         if fault["where"] == "loss":
-            loss_sum, count = stage.totals[-1]
-            stage.totals[-1] = (loss_sum * value, count)
+            loss_sum, *others = stage.totals[-1]
+            stage.totals[-1] = (loss_sum * value, *others)
             return out * value
         out.register_hook(lambda gradient: gradient * value)
         return out

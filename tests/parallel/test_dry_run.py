@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gpt.config import ModelConfig
-from gpt.loss import next_token_loss
+from gpt.loss import loss_for
 from gpt.optimizer import OptimizerConfig
 from parallel.collectives import Collective, Traffic, extended
 from parallel.dry_run import measure_rank, micro_batches_to_run
@@ -92,7 +92,7 @@ def dry(program):
     context.set_forkserver_preload(["parallel.dry_run"])
     with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
         work = {
-            key: pool.submit(measure_rank, settings, rank=rank, seq_len=length, loss=next_token_loss, runs=runs)
+            key: pool.submit(measure_rank, settings, rank=rank, seq_len=length, loss=loss_for(compile=False), runs=runs)
             for key, (settings, rank, length, runs) in jobs.items()
         }
         return {key: job.result(timeout=LAUNCH_TIMEOUT_S) for key, job in work.items()}
