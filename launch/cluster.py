@@ -39,6 +39,8 @@ FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 RESTART_SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 # glibc hands each large freed block back to the kernel and pays a page fault for each page when it asks again.
 CPU_MEMORY_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+# Two buffers for cuBLAS, and NCCL without sums inside of switches, whose order is nobody's: read at their first use.
+DETERMINISTIC_SETTINGS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "^NVLS,NVLSTree"}
 # What a user may set that changes how a run behaves; `triaxial doctor` shows them. None of them is a secret.
 SHOWN_SETTINGS = (
     "OMP_NUM_THREADS",
@@ -51,6 +53,7 @@ SHOWN_SETTINGS = (
     "TRIAXIAL_SAVED_FILE",
     *RESTART_SETTINGS,
     *CPU_MEMORY_SETTINGS,
+    *DETERMINISTIC_SETTINGS,
 )
 
 
@@ -184,6 +187,19 @@ def share_machine(nproc: int) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // nproc))
+
+
+def make_libraries_deterministic() -> None:
+    """Before the first use of CUDA: have cuBLAS and NCCL give the same bits each time. What the user has set himself
+    stays; ConfigError where cuBLAS could not then."""
+    for name, value in DETERMINISTIC_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    found = os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    if found not in (":4096:8", ":16:8"):
+        raise ConfigError(
+            f"run.deterministic = true: the environment variable CUBLAS_WORKSPACE_CONFIG = '{found}' lets cuBLAS give "
+            f"other bits each time; unset it, or set :4096:8"
+        )
 
 
 def leave_word_saved(environment: ClusterEnvironment) -> int:

@@ -21,11 +21,13 @@ from parallel.layout import BatchConfig, ParallelConfig
 
 @dataclass(frozen=True)
 class RunSection:
-    """Where a run lives and what it runs on. `peak_flops_per_s` is one device's, for MFU; None looks it up."""
+    """Where a run lives and what it runs on. `peak_flops_per_s` is one device's, for MFU; None looks it up.
+    `deterministic`: the same bits from run to run on one layout, or the name of the operation that prevents it."""
 
     directory: Path
     seed: int = 1234
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    deterministic: bool = False
     peak_flops_per_s: float | None = None
     collective_timeout_s: int = 600
 

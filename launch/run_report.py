@@ -13,6 +13,7 @@ from gpt.goodput import Account
 from gpt.run import Outcome, Run
 from gpt.tokenizer import tokenizer_files
 from launch.config import RunConfig, as_dict
+from launch.determinism import conditions
 from parallel.layout import Layout
 
 
@@ -37,6 +38,7 @@ def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.devic
         f"model: {config.model.parameters:,} parameters in {config.model.n_layers} layers",
         f"layout: {layout} on {layout.world_size} x {device.type}, {config.parallel.precision}, "
         f"ZeRO {config.parallel.zero_stage} over {layout.data_shard}",
+        *([f"deterministic: {conditions(device)}"] if config.run.deterministic else []),
         *describe_pipeline(config, layout),
         f"batch: {run.batch.full_tokens // run.seq_len} sequences of {run.seq_len} = {run.batch.full_tokens:,} tokens "
         f"a step, {layout.micro_batches} micro-batches of {config.batch.micro_batch_size} per rank",
@@ -84,9 +86,16 @@ def how_it_ended(config: RunConfig, outcome: Outcome, *, first_step: int) -> str
 
 
 def write_summary(
-    config: RunConfig, layout: Layout, outcome: Outcome, *, epochs: dict[str, float], account: Account | None
+    config: RunConfig,
+    layout: Layout,
+    outcome: Outcome,
+    *,
+    epochs: dict[str, float],
+    account: Account | None,
+    weights: str | None,
 ) -> None:
-    """`train_summary.json`: the figures of this process's part of the run, and where the time of all of it went."""
+    """`train_summary.json`: the figures of this process's part of the run, and where the time of all of it went.
+    `weights`: a digest of them, if there is one."""
     summary = {
         "parameters": config.model.parameters,
         "layout": str(layout),
@@ -101,6 +110,8 @@ def write_summary(
         "skipped_steps": outcome.state.skipped_steps,
         "rewinds": outcome.state.rewinds,
     }
+    if weights is not None:
+        summary["weights_sha256"] = weights
     if account is not None:
         summary |= {"goodput": account.goodput, "wall_s": account.wall_s, "seconds": account.by_name}
     (config.run.directory / "train_summary.json").write_text(json.dumps(summary, indent=2) + "\n")

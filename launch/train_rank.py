@@ -1,5 +1,6 @@
 """One rank of a training run, from its recipe to its exit status; starts no process."""
 
+import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from launch.build import (
 from launch.checkpoint_room import check_room
 from launch.cluster import ClusterEnvironment, keep_freed_memory, leave_word_saved
 from launch.config import RunConfig, as_dict
+from launch.determinism import deterministic
 from launch.fast_tier import check_fast_directory, run_identity
 from launch.restarts import count_start, how_it_resumed, last_logged_step
 from launch.resume import check_run_directory, find_start
@@ -36,9 +38,11 @@ from launch.run_lock import hold
 from launch.run_report import describe, how_it_ended, prepare_run_directory, write_summary
 from launch.start_up import join_processes
 from parallel.checkpoint_fast import discard_all
-from parallel.engines.native import holding_layout
+from parallel.checkpoint_ranks import exchange
+from parallel.engines.native import NativeEngine, holding_layout
 from parallel.layout import Layout, check_device
 from parallel.watchdog import LostPeers, watch_rank
+from parallel.weight_digests import model_digest, weight_digests
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def run_rank(config: RunConfig, environment: ClusterEnvironment, *, resume: bool
         with ledger.span("start_up/joining"):
             join_processes(environment, prepared.device, timeout_s=config.run.collective_timeout_s)
         try:
-            with watch_rank(config.health, config.run.directory, error_file=environment.error_file) as heartbeat:
+            watching = watch_rank(config.health, config.run.directory, error_file=environment.error_file)
+            with watching as heartbeat, deterministic(config.run.deterministic, prepared.device):
                 return train_joined(prepared, heartbeat)
         except LostPeers:  # it has been said, and what it was is in the run directory
             return 1
@@ -153,15 +158,31 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
             heartbeat=heartbeat,
         )
         ledger.shut_down()
+        weights = digest_of_weights(engine) if config.run.deterministic else None
         if metrics is not None:
-            tell_end(prepared, run, outcome, metrics, first_step=first_step)
+            tell_end(prepared, run, outcome, metrics, first_step=first_step, weights=weights)
     if run.fast_checkpoints is not None and outcome.ended in ("total_tokens", "target_loss"):
         discard_all(run.fast_checkpoints)
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
     return leave_word_saved(prepared.environment) if outcome.ended == "signal" else 0
 
 
-def tell_end(prepared: Prepared, run: Run, outcome: Outcome, metrics: MetricsWriter, *, first_step: int) -> None:
+def digest_of_weights(engine: NativeEngine) -> str:
+    """By which two runs see that they made the same model, to the bit. Collective; one whole weight in memory."""
+    # to gather a weight takes several steps on some layouts, of which torch warns that it may be slow
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    return model_digest(exchange(weight_digests(engine.parameters), None))
+
+
+def tell_end(
+    prepared: Prepared,
+    run: Run,
+    outcome: Outcome,
+    metrics: MetricsWriter,
+    *,
+    first_step: int,
+    weights: str | None,
+) -> None:
     """How the run ended and where its time went, to the user and into the run directory."""
     config, step = prepared.config, outcome.state.step
     metrics.event("ended", step=step, text=how_it_ended(config, outcome, first_step=first_step))
@@ -171,4 +192,4 @@ def tell_end(prepared: Prepared, run: Run, outcome: Outcome, metrics: MetricsWri
     for line in summary_lines(account) if account is not None else []:
         metrics.message(line)
     epochs = epochs_read(run, prepared.data, outcome.state)
-    write_summary(config, prepared.layout, outcome, epochs=epochs, account=account)
+    write_summary(config, prepared.layout, outcome, epochs=epochs, account=account, weights=weights)

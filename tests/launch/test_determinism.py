@@ -1,0 +1,100 @@
+"""run.deterministic: two runs of one recipe are equal to the bit, or the operation that prevents it is named."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from launch.main import main
+from parallel.engines.native import NativeEngine
+
+STEPS = 3
+LAYOUTS = {  # with the words that make each take more of the code
+    "data": ["--parallel.zero_stage", "3"],
+    "tensor": ["--parallel.precision", "bf16", "--train.z_loss", "1e-3"],
+    "pipeline": ["--checkpoint.every_tokens", "1024"],
+}
+QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12", "--health.watchdog", "false"]
+MODE = ["--run.deterministic", "true"]
+SHORT = ["--train.total_tokens", str(STEPS * 512), "--train.validation_tokens", "64"]
+
+
+@pytest.fixture(scope="module")
+def twice(tiny_corpus, watched_ranks, tmp_path_factory):
+    """Each layout's run, and another of the same recipe."""
+    folder = tmp_path_factory.mktemp("twice")
+    plan = []
+    for axis, more in LAYOUTS.items():
+        for name in ("first", "second"):
+            words = [tiny_corpus.recipe, "--run.directory", folder / f"{axis} {name}" / "run", f"--parallel.{axis}", 2]
+            words += [*QUIET, *MODE, *SHORT, *more]
+            plan.append({"name": f"{axis} {name}", "nproc": 2, "words": [*map(str, words)], "digests": True})
+    return folder, watched_ranks.launch(folder, plan)
+
+
+@pytest.mark.parametrize("axis", LAYOUTS)
+def test_two_runs_on_one_layout_are_equal_to_the_bit(twice, axis):
+    folder, runs = twice
+    first, second = (runs[f"{axis} {name}"] for name in ("first", "second"))
+    assert (first["failed"], second["failed"]) == ("", "")
+    assert [len(lines) for lines in first["ranks"]] == [STEPS, STEPS]
+    assert first["ranks"] == second["ranks"], "losses, norms, tokens and weights after every step, on both ranks"
+    summaries = [json.loads((folder / f"{axis} {name}/run/train_summary.json").read_text()) for name in
+                 ("first", "second")]  # fmt: skip
+    assert len(summaries[0]["weights_sha256"]) == 64
+    for key in ("weights_sha256", "validation_loss_nats"):
+        assert summaries[0][key] == summaries[1][key]
+    logged = [metrics(folder / f"{axis} {name}/run") for name in ("first", "second")]
+    assert logged[0] == logged[1]
+    assert all(("z_loss" in line) == (axis == "tensor") for line in logged[0])
+
+
+def metrics(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timed = {"tokens_per_s", "step_s", "mfu", "peak_memory_bytes", "time", "elapsed_s"}
+    return [{key: line[key] for key in line.keys() - timed} for line in lines if "loss" in line]
+
+
+def test_several_threads_add_up_in_one_order_and_another_seed_gives_other_bits(tiny_corpus, tmp_path, capsys):
+    before = torch.get_num_threads()
+    logged, weights = [], []
+    try:
+        torch.set_num_threads(3)
+        for number, seed in enumerate((7, 7, 8)):
+            run = tmp_path / str(number)
+            words = ["--model.d_model", 192, "--run.seed", seed, "--run.directory", run, *QUIET, *MODE, *SHORT]
+            assert main(["train", str(tiny_corpus.recipe), *map(str, words)]) == 0
+            logged.append(metrics(run))
+            weights.append(json.loads((run / "train_summary.json").read_text())["weights_sha256"])
+    finally:
+        torch.set_num_threads(before)
+    assert "3 threads a rank" in capsys.readouterr().out
+    assert logged[0] == logged[1] != logged[2]
+    assert weights[0] == weights[1] != weights[2]
+    assert not torch.are_deterministic_algorithms_enabled(), "this process is as it was"
+
+
+def test_an_operation_without_a_deterministic_implementation_is_named_in_one_line(
+    tiny_corpus, tmp_path, capsys, monkeypatch
+):
+    """put_ is one, also on a CPU: which of two values for one place is the last depends on the threads."""
+    original = NativeEngine.forward_backward
+
+    def with_put(engine, batch):
+        torch.zeros(4).put_(torch.tensor([1, 1]), torch.ones(2))
+        original(engine, batch)
+
+    monkeypatch.setattr(NativeEngine, "forward_backward", with_put)
+    words = ["train", str(tiny_corpus.recipe), "--run.directory", str(tmp_path / "run"), *QUIET, *SHORT]
+    assert main(words) == 0, "without the mode it runs"
+    words[3] += " again"
+    try:
+        assert main([*words, *MODE]) == 2
+    finally:
+        dist.destroy_process_group()  # which the end of the process would do
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    (line,) = [line for line in error.splitlines() if "error:" in line]
+    assert "run.deterministic = true: on cpu torch" in line
+    assert "has no deterministic implementation of put_" in line
