@@ -157,6 +157,7 @@ def running(recipe, folder, *, ranks_wanted):
         if ranks_wanted == 2:
             next(line for line in process.stdout if line.startswith("[1/2]"))
         while len(ranks) < ranks_wanted:
+            assert process.poll() is None, process.stderr.read()
             time.sleep(0.05)
             ranks = sorted(pid for child in children(process.pid) for pid in children(child))
         yield process, ranks
@@ -214,6 +215,8 @@ def test_no_rank_outlives_a_killed_command(tiny_corpus, tmp_path, number, status
 
 def alive(pids):
     """Those that run; one that has ended and that nobody has asked for its status does not."""
+    if not pids:
+        return []  # of which ps would show all that it knows
     found = subprocess.run(["ps", "-o", "pid=,stat=", *map(str, pids)], capture_output=True, text=True, check=False)
     return [int(line.split()[0]) for line in found.stdout.splitlines() if not line.split()[1].startswith("Z")]
 
