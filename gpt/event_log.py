@@ -3,10 +3,40 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
+
+# Every kind that any rank may leave; launch/report_facts.py says what each means to an operator, and a test that none
+# is missing there.
+EventKind = Literal[
+    "checkpoint_estimate",
+    "checkpoint_failed",
+    "checkpoint_saved",
+    "checkpoint_skipped",
+    "copies_differ",
+    "ended",
+    "fast_checkpoint_failed",
+    "hang",
+    "restart",
+    "resumed",
+    "rewind",
+    "rewind_refused",
+    "setting_changed",
+    "spike",
+    "step_skipped",
+    "stopped",
+    "straggler",
+    "straggler_gone",
+    "warning",
+]
 
 
-def append_event(path: Path, kind: str, *, step: int | None, text: str, fields: dict[str, Any]) -> None:
+class TellEvent(Protocol):
+    """Has what befell a run told and kept."""
+
+    def __call__(self, kind: EventKind, text: str, **fields: Any) -> None: ...
+
+
+def append_event(path: Path, kind: EventKind, *, step: int | None, text: str, fields: dict[str, Any]) -> None:
     """Add one line: time (UTC, for people: nothing is decided by it), kind, step, text, and what else is known of it.
 
     Opened for each line, since events are rare and must outlive a kill. OSError: the disk is full.

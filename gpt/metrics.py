@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, Self
 
 from gpt.console import Console
 from gpt.errors import ConfigError
-from gpt.event_log import append_event
+from gpt.event_log import EventKind, append_event
 
 WandbMode = Literal["offline", "online", "disabled"]
 
@@ -120,7 +120,7 @@ class MetricsWriter:
         """Print a line that stays, above the live line if there is one."""
         self._console.message(text)
 
-    def event(self, kind: str, *, step: int, text: str, **fields: Any) -> None:
+    def event(self, kind: EventKind, *, step: int, text: str, **fields: Any) -> None:
         """Print what befell the run, and keep it in events.jsonl. ConfigError: that file cannot be written."""
         self.message(text)
         path = self._run_directory / "events.jsonl"

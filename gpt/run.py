@@ -9,6 +9,7 @@ from gpt.batch_ramp import BatchRamp
 from gpt.checkpoint_config import CheckpointConfig, Retention
 from gpt.config import ModelConfig
 from gpt.engine import Totals
+from gpt.event_log import EventKind
 from gpt.faults import FaultConfig
 from gpt.loop_state import LoopState
 from gpt.schedule import ScheduleConfig
@@ -23,7 +24,7 @@ class Metrics(Protocol):
 
     def log(self, step: int, values: Mapping[str, float | int]) -> None: ...
     def message(self, text: str) -> None: ...
-    def event(self, kind: str, *, step: int, text: str, **fields: Any) -> None: ...
+    def event(self, kind: EventKind, *, step: int, text: str, **fields: Any) -> None: ...
     def rewind(self, step: int) -> None: ...
 
 

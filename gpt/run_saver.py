@@ -1,12 +1,12 @@
 """Saves a run, at once or beside training, and counts the saves that failed; decides neither when nor what is kept."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gpt.checkpoint_config import Retention
 from gpt.engine import Engine
 from gpt.errors import ConfigError
+from gpt.event_log import TellEvent
 from gpt.loop_state import LoopState
 from gpt.run import Run
 from gpt.time_ledger import TimeLedger
@@ -15,9 +15,9 @@ FAST_KEPT = 2  # checkpoints of the second tier: the newest, and the one before,
 
 
 class RunSaver:
-    """The saves of one run, the same ones on all ranks. `event` has something told and kept: (kind, text, **fields)."""
+    """The saves of one run, the same ones on all ranks."""
 
-    def __init__(self, run: Run, engine: Engine, *, ledger: TimeLedger, event: Callable[..., None]) -> None:
+    def __init__(self, run: Run, engine: Engine, *, ledger: TimeLedger, event: TellEvent) -> None:
         self.run, self.engine, self.ledger, self.event = run, engine, ledger, event
         self.newest: Path | None = None
         self.failures = 0  # in a row

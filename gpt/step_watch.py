@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
+from gpt.event_log import EventKind
+
 
 class Finding(NamedTuple):
     """What is worth an event: its kind, a sentence, and further fields, ready for JSON."""
 
-    kind: str
+    kind: EventKind
     text: str
     fields: dict[str, Any]
 

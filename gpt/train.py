@@ -14,6 +14,7 @@ from gpt.data_order import Ints
 from gpt.dataset import TrainingData, ValidationData, share_of_step
 from gpt.engine import Batch, Engine, StepResult, Totals
 from gpt.errors import ConfigError
+from gpt.event_log import EventKind
 from gpt.faults import CopiesDiffer
 from gpt.goodput import current_account
 from gpt.heartbeat import UNWATCHED, Heartbeat
@@ -287,7 +288,7 @@ class TrainingLoop:
         else:
             self.saver.save(self.state, must_succeed=last)
 
-    def event(self, kind: str, text: str, **fields: Any) -> None:
+    def event(self, kind: EventKind, text: str, **fields: Any) -> None:
         """Have it told and kept, by the main rank."""
         if self.metrics is not None:
             self.metrics.event(kind, step=self.state.step, text=text, **fields)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from gpt.checkpoint_config import CheckpointConfig
 from gpt.errors import ConfigError
+from gpt.event_log import EventKind
 from gpt.run import Run
 from gpt.run_saver import FAST_KEPT
 from parallel import checkpoint
@@ -11,7 +12,7 @@ from parallel.checkpoint_estimate import FastEstimate, SaveEstimate, estimate, e
 from parallel.engines.native import NativeEngine
 
 
-def check_room(run: Run, engine: NativeEngine, *, step: int) -> list[tuple[str, str]]:
+def check_room(run: Run, engine: NativeEngine, *, step: int) -> list[tuple[EventKind, str]]:
     """Events to tell: what a checkpoint needs, and a warning where not all that are to be kept will fit.
 
     The host memory that saves in the background need is taken here, too.
@@ -39,14 +40,14 @@ def checkpoints_at_once(run: Run) -> int:
     return min(saves, config.keep_last + 1 + for_ever)
 
 
-def _first_tier(run: Run, found: SaveEstimate, *, kept: int, there: int) -> list[tuple[str, str]]:
+def _first_tier(run: Run, found: SaveEstimate, *, kept: int, there: int) -> list[tuple[EventKind, str]]:
     size, free, needed = found.size_bytes, found.free_bytes, max(0, kept - there) * found.size_bytes
     if size > free:
         raise ConfigError(
             f"run.directory: a checkpoint is {_gigabytes(size)}, and {_gigabytes(free)} are free in {run.checkpoints}; "
             f"make room, or name another run.directory"
         )
-    events = [
+    events: list[tuple[EventKind, str]] = [
         (
             "checkpoint_estimate",
             f"checkpoints: {_gigabytes(size)} each, about {found.write_s:.1f} s to write; at most {kept} at a time, "
@@ -65,7 +66,7 @@ def _first_tier(run: Run, found: SaveEstimate, *, kept: int, there: int) -> list
     return events
 
 
-def _second_tier(config: CheckpointConfig, fast: FastEstimate, *, held: bool) -> list[tuple[str, str]]:
+def _second_tier(config: CheckpointConfig, fast: FastEstimate, *, held: bool) -> list[tuple[EventKind, str]]:
     needed = fast.size_bytes * (1 if held else FAST_KEPT + 1)
     if needed > fast.free_bytes:
         raise ConfigError(

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt.goodput import NAMES, Account
-from launch.report_facts import as_json, bytes_text, headline, kind_of, start_up_medians, status, time_text
+from launch.report_facts import as_json, bytes_text, headline, meaning_of, start_up_medians, status, time_text
 from launch.report_page import report_page
 from launch.run_history import RunHistory, read_history
 from launch.terminal import table_console
@@ -87,7 +87,7 @@ def events_table(history: RunHistory) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, justify in (("when", "left"), ("step", "right"), ("kind", "left"), ("what", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for event in [event for event in history.events if kind_of(event) != "checkpoint"][-LAST_EVENTS:]:
+    for event in [event for event in history.events if meaning_of(event.kind) != "checkpoint"][-LAST_EVENTS:]:
         step = "" if event.step is None else f"{event.step:,}"
         words = (time_text(event.time), step, printable(event.kind), printable(event.text))
         table.add_row(*(Text(word) for word in words))

@@ -4,37 +4,44 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from gpt.console import human_count, human_duration
+from gpt.event_log import EventKind
 from gpt.goodput import NAMES, ProcessTime
-from launch.run_history import Event, RunHistory
+from launch.run_history import RunHistory
 
 RECENT = 100  # logged steps over which speeds are a median
 
-# Kinds of events by what they mean to an operator; others are notes.
-KINDS = {
-    "checkpoint_saved": "checkpoint",
+Meaning = Literal["fault", "warning", "restart", "checkpoint", "note"]
+KINDS: dict[EventKind, Meaning] = {
+    "checkpoint_estimate": "note",
     "checkpoint_failed": "fault",
-    "step_skipped": "fault",
+    "checkpoint_saved": "checkpoint",
+    "checkpoint_skipped": "fault",
+    "copies_differ": "fault",
+    "ended": "note",
+    "fast_checkpoint_failed": "fault",
     "hang": "fault",
-    "straggler": "fault",
-    "replica_mismatch": "fault",
-    "damaged_data": "fault",
-    "crash": "fault",
-    "spike": "rescue",
-    "rewind": "rescue",
-    "data_skipped": "rescue",
+    "restart": "restart",
     "resumed": "restart",
-    "stopped": "fault",  # for too many skipped steps
-    "rewind_refused": "rescue",
+    "rewind": "warning",
+    "rewind_refused": "warning",
+    "setting_changed": "note",
+    "spike": "warning",
+    "step_skipped": "fault",
+    "stopped": "fault",
+    "straggler": "warning",
+    "straggler_gone": "note",
+    "warning": "warning",
 }
 
 
-def kind_of(event: Event) -> str:
-    return KINDS.get(event.kind, "note")
+def meaning_of(kind: str) -> Meaning:
+    """What a kind of event means to an operator; one that a later version left is a note."""
+    return KINDS.get(cast(EventKind, kind), "note")
 
 
 def status(history: RunHistory, *, now: float) -> str:
@@ -72,7 +79,7 @@ def headline(history: RunHistory) -> list[tuple[str, str, str]]:
         found.append(("goodput", f"{account.goodput:.1%}", f"of {human_duration(account.wall_s)}"))
         lost = f"{account.repeated_steps:,} steps taken again" if account.repeated_steps else ""
         found.append(("restarts", f"{len(account.processes) - 1:,}", lost))
-    faults = sum(kind_of(event) == "fault" for event in history.events)
+    faults = sum(meaning_of(event.kind) == "fault" for event in history.events)
     if history.events:
         found.append(("faults", f"{faults:,}", "") if faults else ("faults", "none", ""))
     return found

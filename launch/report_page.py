@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt.console import human_count
 from gpt.goodput import NAMES, Account
-from launch.report_facts import headline, kind_of, seconds_text, status, time_text
+from launch.report_facts import headline, meaning_of, seconds_text, status, time_text
 from launch.report_plots import Line, Mark, draw
 from launch.report_style import STYLE, TIME_COLOURS
 from launch.report_tables import checkpoints_part, events_part, processes_part
@@ -85,7 +85,7 @@ def _plots(history: RunHistory) -> str:
 
 _KIND_WORDS = {
     "fault": "fault",
-    "rescue": "spike or rewind",
+    "warning": "spike, rewind or warning",
     "restart": "restart",
     "checkpoint": "checkpoint saved",
     "note": "other event",
@@ -151,7 +151,7 @@ def _memory_lines(history: RunHistory) -> tuple[str, list[Line]]:
 def event_marks(history: RunHistory) -> list[Mark]:
     """Of the events that have a step, and of the restarts that the ledger knows of."""
     marks = [
-        Mark(event.step, kind_of(event), f"step {event.step:,}: {event.text or event.kind}")
+        Mark(event.step, meaning_of(event.kind), f"step {event.step:,}: {event.text or event.kind}")
         for event in history.events
         if event.step is not None
     ]

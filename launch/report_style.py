@@ -5,10 +5,10 @@ from gpt.goodput import DOWN, REPEATED
 STYLE = """
 :root { --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea; --paper: #fff; --card: #f7f9fb;
   --blue: #2f6fc4; --v0: #d9730d; --v1: #2a9d5c; --v2: #9b51b8; --v3: #b8860b; --v4: #0e8f9e; --v5: #c2476f;
-  --fault: #cf2e2e; --rescue: #e08600; --restart: #7a4fc9; --checkpoint: #8793a3; --note: #9aa5b3 }
+  --fault: #cf2e2e; --warning: #e08600; --restart: #7a4fc9; --checkpoint: #8793a3; --note: #9aa5b3 }
 @media (prefers-color-scheme: dark) { :root { --ink: #dde3ea; --soft: #98a4b3; --line: #323a45; --paper: #14181d;
   --card: #1c2229; --blue: #6aa5f0; --v0: #f09a48; --v1: #5fcf90; --v2: #c78be0; --v3: #d9b04a; --v4: #52c7d4;
-  --v5: #ea86a8; --fault: #ff6b66; --rescue: #ffb347; --restart: #ab8bf0; --checkpoint: #7c8896; --note: #6f7b89 } }
+  --v5: #ea86a8; --fault: #ff6b66; --warning: #ffb347; --restart: #ab8bf0; --checkpoint: #7c8896; --note: #6f7b89 } }
 * { box-sizing: border-box }
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1.2rem;
   color: var(--ink); background: var(--paper) }
@@ -28,7 +28,7 @@ figcaption { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: baseline;
 svg { width: 100%; height: auto; display: block } svg text { font-size: 11px; fill: var(--soft) }
 .blue { --c: var(--blue) } .lost { --c: var(--soft) } .v0 { --c: var(--v0) } .v1 { --c: var(--v1) }
 .v2 { --c: var(--v2) } .v3 { --c: var(--v3) } .v4 { --c: var(--v4) } .v5 { --c: var(--v5) }
-.fault { --c: var(--fault) } .rescue { --c: var(--rescue) } .restart { --c: var(--restart) }
+.fault { --c: var(--fault) } .warning { --c: var(--warning) } .restart { --c: var(--restart) }
 .checkpoint { --c: var(--checkpoint) } .note { --c: var(--note) }
 .grid { stroke: var(--line); fill: none } .axis { stroke: var(--soft); fill: none; opacity: .6 }
 .line { stroke: var(--c); fill: none; stroke-width: 1.5; stroke-linejoin: round } .line.lost { opacity: .5 }

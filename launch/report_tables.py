@@ -6,19 +6,19 @@ from html import escape
 
 from gpt.console import human_duration
 from gpt.goodput import ProcessTime
-from launch.report_facts import bytes_text, kind_of, seconds_text, start_up_medians, time_text
+from launch.report_facts import bytes_text, meaning_of, seconds_text, start_up_medians, time_text
 from launch.run_history import Event, RunHistory
 
 MOST_ROWS = 200  # of a table; the newest
 
 
 def events_part(history: RunHistory) -> str:
-    shown = [event for event in history.events if kind_of(event) != "checkpoint"]
+    shown = [event for event in history.events if meaning_of(event.kind) != "checkpoint"]
     if not shown:
         return ""
     rows = [
         f"<tr><td class=word>{escape(time_text(event.time))}</td><td>{_step(event.step)}</td>"
-        f"<td class=word><i class={kind_of(event)}></i>{escape(event.kind)}</td>"
+        f"<td class=word><i class={meaning_of(event.kind)}></i>{escape(event.kind)}</td>"
         f"<td class=text>{escape(event.text)}</td></tr>"
         for event in reversed(shown[-MOST_ROWS:])
     ]

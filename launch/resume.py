@@ -7,6 +7,7 @@ from typing import Any
 
 from gpt.dataset import fingerprint_differences
 from gpt.errors import ConfigError
+from gpt.event_log import EventKind
 from gpt.loop_state import LoopState
 from gpt.skipped_data import SkippedData, resumed
 from gpt.spikes import SpikeDetector
@@ -22,7 +23,7 @@ class Start:
 
     state: LoopState
     path: Path | None
-    events: list[tuple[str, str]]
+    events: list[tuple[EventKind, str]]
 
     @property
     def step(self) -> int:
@@ -90,7 +91,8 @@ def _start_from(
     state = checkpoint.read_state(path)
     loop, changes = loop_state(config, state)
     changes = [*check_same_run(path, state, saved_state), *changes]
-    events = [("checkpoint_skipped", text) for text in passed_over] + [("setting_changed", text) for text in changes]
+    events: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in passed_over]
+    events += [("setting_changed", text) for text in changes]
     return Start(loop, path, [*events, ("resumed", f"resumed from {path} (step {loop.step:,})")])
 
 

@@ -4,14 +4,16 @@ tests/launch/test_train.py reports on real runs."""
 import json
 import re
 from html.parser import HTMLParser
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from gpt.event_log import append_event
+from gpt.event_log import EventKind, append_event
 from gpt.metrics import MetricsConfig, MetricsWriter
 from gpt.time_ledger import TimeLedger
 from launch.main import main
+from launch.report_facts import KINDS, meaning_of
 from launch.report_plots import HEIGHT, TOP, Axis, Line, Mark, draw, log_ticks, merged, ticks
 from launch.run_history import Series, settle
 
@@ -161,6 +163,12 @@ def test_steps_taken_twice_count_once():
     assert metrics["a"].steps.tolist() == [1, 2, 3, 4]
     assert "b" not in metrics
     assert [{name: s.steps.tolist() for name, s in take.items()} for take in lost] == [{"a": [2, 3], "b": [3]}]
+
+
+def test_every_kind_of_event_is_known_to_the_report():
+    """mypy holds what leaves events to EventKind."""
+    assert KINDS.keys() == set(get_args(EventKind))
+    assert meaning_of("of a later version") == "note"
 
 
 def test_axes_have_round_numbers_and_marks_of_one_column_are_one():
