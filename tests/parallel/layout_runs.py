@@ -80,7 +80,7 @@ def settings_of(run):
 
 def build(run):
     settings = settings_of(run)
-    loss = loss_for(compile=settings.parallel.compile)
+    loss = loss_for(compile=settings.parallel.compile, z_loss=run.get("z_loss", 0.0))
     return NativeEngine(settings, loss=loss, device=torch.device("cpu"))
 
 
@@ -102,14 +102,15 @@ def whole_weights_digest(engine):
 
 def train(engine, steps, first_step=0):
     share = SEQUENCES // engine.data_size
-    losses, norms = [], []
+    losses, norms, metrics = [], [], []
     for step in range(first_step, steps):
         mine = tokens_of_step(step)[engine.data_rank * share : (engine.data_rank + 1) * share]
         engine.forward_backward(Batch(mine[:, :-1], mine[:, 1:]))
         result = engine.optimizer_step(OPTIMIZER.learning_rate)
         losses.append(result.loss.mean)
         norms.append(result.gradient_norm)
-    return losses, norms
+        metrics.append(dict(result.metrics))
+    return losses, norms, metrics
 
 
 def counted_step(engine, *, peaks):
@@ -283,7 +284,7 @@ def run_one(run):
         for way, sampling in (("greedy", Sampling()), ("warm", Sampling(temperature=1.3, top_k=20))):
             continued = engine.generate(PROMPTS, max_new_tokens=6, sampling=sampling, stop_ids=range(30), seed=3)
             result[way] = [(c.tokens, c.log_probs, c.stopped) for c in continued]
-    result["losses"], result["norms"] = train(engine, run["steps"])
+    result["losses"], result["norms"], result["metrics"] = train(engine, run["steps"])
     if engine.settings.parallel.compile:
         result["compiled_graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     share = SEQUENCES // engine.data_size
@@ -301,7 +302,8 @@ def run_one(run):
         (path,) = Path(run["load"]).glob("step-*")
         state = engine.load(path)
         assert state["step"] == run["resume_step"]
-        result["resumed_losses"], result["resumed_norms"] = train(engine, run["resume_to"], first_step=state["step"])
+        resumed = train(engine, run["resume_to"], first_step=state["step"])
+        result["resumed_losses"], result["resumed_norms"], _ = resumed
     result["final_weights"] = whole_weights_digest(engine)
     local = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for _, p in engine.parameters)
     counts = [None] * dist.get_world_size()

@@ -46,6 +46,11 @@ ONE_HEAD = {**MODERN, "n_layers": 1, "n_kv_heads": 1}
 TALKATIVE = {"vocab_size": 98, "vocab_multiple": 3, "init_std": 0.3}  # logits that tell tokens apart, some padding
 KEPT = [("gpt3", 1), ("gpt3", 2), ("modern", 2)]  # family, tensor ranks
 UNEVEN_VOCAB = {"vocab_size": 98, "vocab_multiple": 3, "n_layers": 2}  # 99 rows, the last padding: 25, 25, 25, 24
+Z_LOSSES = [
+    ("z-loss, one", 1, {}, 1e-2),
+    ("z-loss, tensor 2 x pipeline 2", 4, {"tensor": 2, "pipeline": 2}, 1e-2),
+    ("without z-loss", 1, {}, 0.0),
+]
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 LAYOUTS = {
     "one": (1, {}),
@@ -99,6 +104,7 @@ def results(tmp_path_factory, program):
             runs.append(run(f"bf16, {name}", world_size, {**parallel, "precision": "bf16"}))
     for size in (1, 4, 8):
         runs.append(run(f"bf16, one, micro-batch {size}", 1, {"precision": "bf16"}, micro_batch_size=size))
+    runs += [run(name, n, parallel, model=TALKATIVE, steps=3, z_loss=z) for name, n, parallel, z in Z_LOSSES]
     runs.append(run("uneven, one", 1, {}, model=UNEVEN))
     runs.append(run("uneven, data 8", 8, {"data": 8, "zero_stage": 3}, model=UNEVEN, micro_batch_size=1))
     for family, model in (("grouped", GROUPED), ("uneven groups", UNEVEN_GROUPS), ("uneven vocabulary", UNEVEN_VOCAB)):
@@ -213,6 +219,21 @@ def test_layout_equals_one_process(results, name):
     assert ours["evaluated_tokens"] == reference["evaluated_tokens"]
     assert math.isclose(ours["evaluated"], reference["evaluated"], rel_tol=1e-5)
     assert torch.allclose(torch.tensor(ours["logits"]), torch.tensor(reference["logits"]), rtol=1e-4, atol=1e-5)
+
+
+def test_z_loss_on_a_layout_equals_one_process(results):
+    """Also its figure, of which the ranks of the first stage know nothing."""
+    ours, reference, without = (
+        results[name] for name in ("z-loss, tensor 2 x pipeline 2", "z-loss, one", "without z-loss")
+    )
+    assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
+    assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
+    z_losses = [[metrics["z_loss"] for metrics in result["metrics"]] for result in (ours, reference)]
+    assert largest_difference(*z_losses) < 1e-5
+    assert min(z_losses[0]) > 0.1
+    assert reference["losses"][0] == without["losses"][0], "the loss that is told has none of it"
+    assert reference["norms"][0] != without["norms"][0]
+    assert without["metrics"] == [{}] * 3
 
 
 @pytest.mark.parametrize("name", ["tensor 2 x pipeline 2", "data 2, zero 3"])
