@@ -29,11 +29,11 @@ from launch.failures import (
     mistake_of,
     shell_status,
 )
+from launch.launcher_signals import signals_tell_ranks
 from launch.restarts import ONCE, Progress, Restart, RestartPolicy
 
 GRACE_S = 120  # how long signalled ranks may take to save before they are killed
 FIRST_WORD_S = 5.0  # how long other ranks leave a mistake to local rank 0, so that the user reads it once
-FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 # Without it an in-place restart over gloo reads the addresses of the ranks that died (docs/adr, DESIGN decision 12).
 RESTART_SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -318,7 +318,7 @@ def launch_local(
     settings = _child_settings(nproc, threads_per_process, saved_file=saved_file)
     keep_logs = False
     try:
-        with _own_signal_handlers():
+        with signals_tell_ranks(grace_s=grace_s):
             quiet_elastic_logs()
             status = _start_until_done(nproc, command, settings, restarts, log_dir=log_dir, grace_s=grace_s)
         keep_logs = status not in (0, MISTAKE, SAVED_AFTER_SIGNAL)
@@ -403,7 +403,7 @@ def _launch_config(nproc: int, *, log_dir: Path, grace_s: int) -> Any:
         local_addr="127.0.0.1",  # this machine's name need not resolve
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(log_dir), redirects=others),
-        signals_to_handle=FORWARDED_SIGNALS,
+        signals_to_handle="",  # ours are there already, see signals_tell_ranks
         shutdown_timeout=grace_s,
     )
 
@@ -434,14 +434,3 @@ def _launch_environment(settings: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    """Put back the signal handlers that torch elastic replaces and leaves."""
-    before = {number: signal.getsignal(getattr(signal, number)) for number in FORWARDED_SIGNALS.split(",")}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(getattr(signal, number), handler)

@@ -73,7 +73,17 @@ def tiny_corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def watched_ranks():
     """tests/launch/watched_ranks.py as a module."""
-    spec = importlib.util.spec_from_file_location("watched_ranks", Path(__file__).parent / "watched_ranks.py")
+    return beside_this("watched_ranks")
+
+
+@pytest.fixture(scope="session")
+def launched():
+    """tests/launch/launched.py as a module."""
+    return beside_this("launched")
+
+
+def beside_this(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

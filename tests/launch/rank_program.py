@@ -54,6 +54,21 @@ def killed(environment: cluster.ClusterEnvironment, folder: Path) -> int:
     return 0
 
 
+def crash_twice(environment: cluster.ClusterEnvironment, folder: Path) -> int:
+    """Rank 1 raises in the first start and is killed in the second; each start leaves word of what it was told."""
+    (folder / f"start{environment.restart.count if environment.restart else 0}").write_text(str(environment.restart))
+    if environment.restart is None:
+        return crash(environment, folder)
+    return killed(environment, folder) if environment.restart.count == 1 else 0
+
+
+def mistake_when_restarted(environment: cluster.ClusterEnvironment, folder: Path) -> int:
+    """As when a checkpoint turns out to be another run's: only after the first start has failed."""
+    if environment.restart is None:
+        return crash(environment, folder)
+    raise ConfigError("the recipe has changed meanwhile")
+
+
 def absent(environment: cluster.ClusterEnvironment, folder: Path) -> int:
     """Rank 1 is killed before it gives any sign of itself; the others join."""
     if environment.rank == 1:
@@ -108,11 +123,23 @@ def wait(environment: cluster.ClusterEnvironment, folder: Path) -> int:
     return 1
 
 
+def save_slowly(environment: cluster.ClusterEnvironment, folder: Path) -> int:
+    """As `wait`, but the save goes on until the test says that it is done."""
+    status = wait(environment, folder)
+    while not (folder / "saved").exists():
+        time.sleep(0.05)
+    (folder / f"saved{environment.rank}").touch()
+    return status
+
+
 BEHAVIOURS = {
     "show": show,
     "crash": crash,
+    "crash-twice": crash_twice,
+    "mistake-when-restarted": mistake_when_restarted,
     "killed": killed,
     "wait": wait,
+    "save-slowly": save_slowly,
     "absent": absent,
     "absent-0": absent_0,
     "killed-joining": killed_joining,

@@ -114,9 +114,9 @@ def test_a_killed_rank_is_named(tmp_path):
 def waiting(tmp_path):
     """A launcher with two ranks that wait for a signal; the parameter says which launcher."""
 
-    def start(*launcher: str) -> tuple[subprocess.Popen[bytes], list[int]]:
+    def start(*launcher: str, behaviour: str = "wait") -> tuple[subprocess.Popen[bytes], list[int]]:
         process = subprocess.Popen(
-            [*launcher, "wait", str(tmp_path)], env=child_environment(tmp_path), stderr=subprocess.DEVNULL
+            [*launcher, behaviour, str(tmp_path)], env=child_environment(tmp_path), stderr=subprocess.DEVNULL
         )
         files = [tmp_path / f"pid{rank}" for rank in range(2)]
         wait_until(lambda: all(file.exists() for file in files))
@@ -155,6 +155,18 @@ def test_a_signal_to_the_launcher_lets_every_rank_save(waiting, tmp_path, number
     assert process.wait(timeout=60) == cluster.SAVED_AFTER_SIGNAL
     assert [(tmp_path / f"signal{rank}").read_text() for rank in range(2)] == [number.name] * 2
     assert not any(runs(pid) for pid in pids)
+
+
+def test_more_signals_do_not_cut_a_save_short(waiting, tmp_path):
+    process, pids = waiting(sys.executable, "-c", LAUNCH, "2", behaviour="save-slowly")
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
+        process.send_signal(number)
+        wait_until(lambda: all((tmp_path / f"signal{rank}").exists() for rank in range(2)))
+        time.sleep(0.3)
+    assert all(runs(pid) for pid in pids)
+    (tmp_path / "saved").touch()
+    assert process.wait(timeout=60) == cluster.SAVED_AFTER_SIGNAL
+    assert all((tmp_path / f"saved{rank}").exists() for rank in range(2))
 
 
 def test_ctrl_c_reaches_every_rank(waiting):

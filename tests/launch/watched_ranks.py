@@ -6,7 +6,8 @@ PLAN.json is a list of {"name", "nproc", "words": [...], "faults": [...], "kill"
 each rank saw goes to NAME/rank0.jsonl and so on beside the plan, a line an optimizer step; what it wrote to
 NAME/rank0.txt, its exit status to NAME/rank0.status. A fault is {"rank", "step", "micro_batch", "value", "where"}: in
 that micro-batch of that step the loss ("loss") or the gradient that comes back to this rank's stage ("gradient") is
-multiplied by the value. A rank that is to be killed is so at its optimizer step number "call".
+multiplied by the value. A rank that is to be killed is so at its optimizer step number "call". "terms" are
+{"rank", "during", "call", "times"}: so many SIGTERM come to this rank in that call of "step" or "save".
 """
 
 import hashlib
@@ -98,7 +99,8 @@ class Watch:
         self.faults = {(f["step"], f["micro_batch"]): f for f in run.get("faults", []) if f["rank"] == rank}
         kill = run.get("kill") or {}
         self.kill_at = kill["call"] if kill.get("rank") == rank else None
-        self.calls = self.micro_batches = 0
+        self.terms = {(t["during"], t["call"]): t["times"] for t in run.get("terms", []) if t["rank"] == rank}
+        self.calls = self.saves = self.micro_batches = 0
         self.tokens = []
 
     def install(self):
@@ -106,7 +108,7 @@ class Watch:
         from parallel.stage import Stage
 
         forward, step = Stage.forward, NativeEngine.optimizer_step
-        forward_backward = NativeEngine.forward_backward
+        forward_backward, start_save = NativeEngine.forward_backward, NativeEngine.start_save
 
         def broken_forward(stage, *args, **kwargs):
             return self.breaking(stage, forward(stage, *args, **kwargs))
@@ -120,8 +122,17 @@ class Watch:
         def watched_step(engine, *args, **kwargs):
             return self.step(engine, lambda: step(engine, *args, **kwargs))
 
+        def watched_save(engine, *args, **kwargs):
+            self.saves += 1
+            self.terminate("save", self.saves)
+            return start_save(engine, *args, **kwargs)
+
         Stage.forward, NativeEngine.optimizer_step = broken_forward, watched_step
-        NativeEngine.forward_backward = watched_forward_backward
+        NativeEngine.forward_backward, NativeEngine.start_save = watched_forward_backward, watched_save
+
+    def terminate(self, during, call):
+        for _ in range(self.terms.get((during, call), 0)):
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def breaking(self, stage, out):
         import torch
@@ -144,6 +155,7 @@ class Watch:
         self.calls += 1
         if self.calls == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        self.terminate("step", self.calls)
         before = self.bits(engine)
         result = take()
         self.micro_batches = 0

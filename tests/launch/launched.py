@@ -1,0 +1,158 @@
+"""For tests: `triaxial train` with ranks of its own in the background, broken from outside by process number."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WAIT_S = 240.0  # for anything that a run does; far above what it takes, and only there to end a broken test
+QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
+TRIAXIAL = [sys.executable, "-m", "launch.main"]
+
+
+def torchrun(*options):
+    return [sys.executable, "-m", "torch.distributed.run", *options, "-m", "launch.main"]
+
+
+def wait_for(condition, *, what, wait_s=WAIT_S):
+    """Poll until `condition()` gives something, and return that."""
+    ends_at = time.monotonic() + wait_s
+    while not (found := condition()):
+        assert time.monotonic() < ends_at, f"waited {wait_s} s in vain for {what}"
+        time.sleep(0.005)
+    return found
+
+
+class Launched:
+    """A launcher with its ranks, which write to `run`; what it prints goes to files beside that folder."""
+
+    def __init__(self, recipe, run, *words, command=TRIAXIAL, environment=None):
+        self.run, self.number = Path(run), 0
+        while (log := self.run.with_name(f"{self.run.name}.{self.number}.out")).exists():
+            self.number += 1
+        self.out, self.err = log, log.with_suffix(".err")
+        self.temporary = self.run.with_name("tmp")
+        self.temporary.mkdir(parents=True, exist_ok=True)
+        settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary)}
+        words = ["train", recipe, "--run.directory", run, *QUIET, *words]
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [*command, *map(str, words)],
+                stdout=out,
+                stderr=err,
+                env={**os.environ, **settings, **(environment or {})},
+                cwd=ROOT,
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()  # its ranks die with it
+            self.process.wait()
+
+    def shown(self):
+        return self.out.read_text(errors="replace")
+
+    def errors(self):
+        return self.err.read_text(errors="replace")
+
+    def step(self):
+        """The last step that rank 0 has told of."""
+        try:
+            lines = (self.run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return 0
+        return max((json.loads(line)["step"] for line in lines[-3:] if line.endswith(b"\n")), default=0)
+
+    def wait_for(self, condition, *, what):
+        """As wait_for, but it ends with the words of a launcher that has ended."""
+
+        def look():
+            ended = self.process.poll() is not None
+            found = condition()
+            assert found or not ended, f"{what}: the launcher ended before:\n{self.shown()}\n{self.errors()}"
+            return found
+
+        return wait_for(look, what=what)
+
+    def wait_for_step(self, step, *, start=0):
+        """Until this step has been taken in start number `start`, counted from 0; the step that the run is at."""
+        return self.wait_for(
+            lambda: self.told("restart").__len__() >= start and (at := self.step()) >= step and at,
+            what=f"step {step} of start {start}",
+        )
+
+    def told(self, kind):
+        """The events of one kind that the run directory has."""
+        try:
+            lines = (self.run / "events.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [event["text"] for line in lines if (event := json.loads(line))["kind"] == kind]
+
+    def ranks(self):
+        """Process number by rank of the ranks that live now, whichever process started them."""
+        found, mine = {}, str(self.run).encode()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if mine not in words or b"launch.main" not in words:
+                    continue
+                for setting in (folder / "environ").read_bytes().split(b"\0"):
+                    name, _, value = setting.partition(b"=")
+                    if name == b"RANK" and int(folder.name) != self.process.pid:
+                        found[int(value)] = int(folder.name)
+            except (OSError, ValueError):
+                continue
+        return found
+
+    def kill(self, rank, number=signal.SIGKILL):
+        """Signal one rank; the process that had it."""
+        pid = self.wait_for(lambda: self.ranks().get(rank), what=f"rank {rank}")
+        os.kill(pid, number)
+        return pid
+
+    def end(self):
+        """The exit status, when it has ended by itself."""
+        return self.process.wait(timeout=WAIT_S)
+
+
+def losses(run):
+    """Loss by step as the bits of a double, of a run that counts each step once."""
+    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == sorted(set(steps)), f"steps twice in {run}"
+    return {line["step"]: float(line["loss"]).hex() for line in lines if "loss" in line}
+
+
+def newest(run):
+    """The folder of the newest checkpoint."""
+    return max((Path(run) / "checkpoints").glob("step-*[0-9]"))
+
+
+def saved(run):
+    """SHA-256 of every tensor file of the newest checkpoint, and the loop's state: weights, moments, position."""
+    folder = newest(run)
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
+    assert files
+    state = json.loads((folder / "state.json").read_text())
+    return folder.name, files, {key: value for key, value in state.items() if key != "config"}
+
+
+def left_behind(run):
+    """Processes that still run for this run directory."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(run).encode() in (folder / "cmdline").read_bytes() and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,141 @@
+"""A run that loses ranks starts again by itself and ends as if nothing had happened; real processes."""
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from gpt.errors import ConfigError
+from launch import cluster
+from launch.restarts import Restart, RestartPolicy, count_start
+
+# torch elastic leaves the files open into which its ranks wrote, until they are collected
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+HERE = Path(__file__).resolve().parent
+STEPS = ["--train.total_tokens", 512 * 60]
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch, capfd):
+    """Ranks of rank_program under our launcher, in this process; gives the status and what the user reads."""
+    monkeypatch.setenv("PYTHONPATH", f"{HERE.parents[1]}:{HERE}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+    def start(behaviour, *, most, last_step=int):
+        policy = RestartPolicy(most, last_step)
+        status = cluster.launch_local(2, [behaviour, str(tmp_path)], module="rank_program", restarts=policy, grace_s=10)
+        return status, capfd.readouterr().err
+
+    return start
+
+
+def test_failed_ranks_are_started_again_and_the_user_reads_why(launch, tmp_path):
+    steps = iter([0, 40, 75])
+    status, said = launch("crash-twice", most=5, last_step=lambda: next(steps))
+    assert status == 0
+    causes = [
+        "rank 1 failed with exit status 1 (ValueError: the third tensor is bad) at step ~40",
+        "rank 1 was killed by SIGKILL, perhaps for want of memory at step ~75",
+    ]
+    assert said == "".join(f"triaxial: {cause}; restart {n} of 5\n" for n, cause in enumerate(causes, 1))
+    told = [(tmp_path / f"start{n}").read_text() for n in range(3)]
+    assert told == ["None", *(f"restart {n} of 5 ({cause})" for n, cause in enumerate(causes, 1))]
+
+
+def test_restarts_are_used_up(launch):
+    status, said = launch("crash", most=1, last_step=iter(range(9)).__next__)
+    assert status == 1
+    assert said.count("; restart 1 of 1\n") == 1
+    assert "rank 1 of 2 failed first (exit status 1)" in said
+    assert "[rank 1] ValueError: the third tensor is bad" in said
+    assert said.endswith("triaxial: not started again: it was restarted 1 times (--max-restarts)\n")
+
+
+def test_a_run_that_gets_nowhere_is_given_up(launch):
+    status, said = launch("killed", most=100)
+    assert status == 128 + signal.SIGKILL
+    assert said.count("; restart ") == 2
+    assert said.splitlines()[-1] == (
+        "triaxial: not started again: 3 starts in a row got to no step at all; mend the cause, then start the run again"
+    )
+
+
+def test_a_mistake_is_not_started_again(launch):
+    status, said = launch("mistake", most=5)
+    assert (status, said.count("\n")) == (2, 1)
+    status, said = launch("mistake-when-restarted", most=5)
+    lines = said.splitlines()
+    assert (status, len(lines)) == (2, 2)
+    assert "; restart 1 of 5" in lines[0]
+    assert lines[1] == "triaxial: error: the recipe has changed meanwhile"
+
+
+def test_what_our_launcher_counts_rank_0_counts_for_torchrun(tmp_path):
+    count_start(tmp_path, None, reached=500)
+    for restart, reached in enumerate([520, 520, 520], 1):  # the first of these got 20 steps further
+        count_start(tmp_path, Restart(restart, 99), reached=reached)
+    with pytest.raises(ConfigError, match=r"restart 4 of 99: 3 starts in a row got no further than step 520; mend"):
+        count_start(tmp_path, Restart(4, 99), reached=520)
+    count_start(tmp_path, None, reached=520)  # the user has mended it and starts anew
+    count_start(tmp_path, Restart(1, 99), reached=520)
+    for _ in range(9):
+        count_start(tmp_path, Restart(2, 99, "our launcher counts for itself"), reached=520)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_corpus, watched_ranks, launched, tmp_path_factory):
+    """Under data 2: a run that nobody disturbs; one that is told to stop twice, and each time started again by hand."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(name, directory, **more):
+        words = [tiny_corpus.recipe, "--run.directory", folder / directory, *launched.QUIET, *STEPS]
+        return {"name": name, "nproc": 2, "words": list(map(str, words)), **more}
+
+    while_training = [{"rank": 1, "during": "step", "call": 6, "times": 1}]
+    while_saving = [{"rank": rank, "during": "save", "call": 2, "times": 2} for rank in range(2)]
+    plan = [run("undisturbed", "undisturbed"), run("first", "told", terms=while_training)]
+    plan += [run("second", "told", terms=while_saving), run("third", "told")]
+    return folder, watched_ranks.launch(folder, plan)
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_to_one_rank_or_twice_during_a_save_saves_and_the_run_goes_on(runs, launched):
+    folder, seen = runs
+    assert [seen[name]["status"] for name in ("first", "second", "third")] == [[75, 75], [75, 75], [0, 0]]
+    assert "stopped by a signal at step 7" in seen["first"]["written"][0], "rank 1 alone was told, in step 6"
+    assert "resumed from" in seen["second"]["written"][0]
+    assert "(step 7)" in seen["second"]["written"][0]
+    assert "stopped by a signal at step 13" in seen["second"]["written"][0], "one step after the second save"
+    assert "(step 13)" in seen["third"]["written"][0]
+    assert launched.losses(folder / "told") == launched.losses(folder / "undisturbed")
+    assert launched.saved(folder / "told") == launched.saved(folder / "undisturbed")
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_rank_costs_no_more_than_the_steps_since_the_checkpoint(tiny_corpus, launched, runs, tmp_path):
+    chance = random.Random()
+    rank, step = chance.randrange(2), chance.randrange(5, 20)
+    words = ["--nproc", 2, "--max-restarts", 2, *STEPS]
+    with launched.Launched(tiny_corpus.recipe, tmp_path / "run", *words) as job:
+        seen = job.wait_for_step(step)
+        dead = job.kill(rank)
+        assert job.end() == 0, (rank, step, job.errors())
+    undisturbed = runs[0] / "undisturbed"
+    assert launched.losses(job.run) == launched.losses(undisturbed), (rank, step)
+    assert launched.saved(job.run) == launched.saved(undisturbed), (rank, step)
+    (resumed,) = job.told("restart")
+    assert resumed.startswith(
+        f"restart 1 of 2 (rank {rank} was killed by SIGKILL, perhaps for want of memory at step ~"
+    )
+    assert resumed in job.shown()
+    from_step = int(resumed.partition("resumed from step ")[2].partition(",")[0])
+    assert from_step % 4 == 0
+    assert seen - 8 < from_step, "a checkpoint every 4 steps, of which the newest may still have been in the making"
+    assert f"resumed from {job.run}/checkpoints/step-{from_step:09}" in job.shown()
+    assert f"rank {rank} (" in job.errors(), "the watchdog's report names the dead rank, and not the one that waits"
+    assert "; restart 1 of 2\n" in job.errors()
+    assert not launched.left_behind(job.run), dead
