@@ -65,7 +65,10 @@ def make_hidden(final: Path) -> Path:
 
 
 def publish(hidden: Path, final: Path) -> None:
-    """Make a fully written and fsynced folder appear under its final name, durably; one already there is replaced."""
+    """Make a fully written and fsynced folder appear under its final name, durably; one already there is replaced.
+
+    OSError when the disk refuses; all is then as it was before.
+    """
     fsync_folder(hidden)
     replaced = None
     if final.is_dir():  # rename cannot replace a folder that has content
@@ -73,11 +76,13 @@ def publish(hidden: Path, final: Path) -> None:
         final.rename(replaced)
     try:
         hidden.rename(final)
+        fsync_folder(final.parent)
     except OSError:
+        if not hidden.exists():  # renamed, but not known to outlive a loss of power: a failed save must not be found
+            final.rename(hidden)
         if replaced is not None:
             replaced.rename(final)
         raise
-    fsync_folder(final.parent)
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -90,7 +95,11 @@ def delete_old(final: Path, keep: Retention) -> None:
     """
     step = step_of(final.name)
     assert step is not None
-    earlier = [path for path in list_checkpoints(final.parent) if published_step(path) < step]
+    try:
+        earlier = [path for path in list_checkpoints(final.parent) if published_step(path) < step]
+    except OSError as error:
+        _log.warning("cannot look for old checkpoints in %s: %s", final.parent, error)
+        return
     for path in earlier[keep.last - 1 :]:
         if not keep.for_ever(published_step(path)):
             delete(path)

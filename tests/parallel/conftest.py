@@ -1,4 +1,4 @@
-"""The program that trains on many layouts, for the tests that launch it."""
+"""Modules that tests of this folder share with the programs that they launch."""
 
 import importlib.util
 from pathlib import Path
@@ -10,6 +10,15 @@ import pytest
 def program():
     """tests/parallel/layout_runs.py as a module."""
     spec = importlib.util.spec_from_file_location("layout_runs", Path(__file__).parent / "layout_runs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def cases():
+    """tests/parallel/checkpoint_cases.py as a module."""
+    spec = importlib.util.spec_from_file_location("checkpoint_cases", Path(__file__).parent / "checkpoint_cases.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,0 +1,137 @@
+"""Jobs of processes that meet damaged and hostile checkpoints: a program of test_checkpoint_damage.py.
+
+python checkpoint_damage_jobs.py JOB FOLDER RANK RANKS
+"""
+
+import json
+import os
+import pickle
+import random
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from checkpoint_cases import fails, flip_bit, loaded, replace_file, run_main, some_tensors
+
+from gpt.checkpoint_config import Retention
+from parallel import checkpoint, checkpoint_fast
+from parallel.checkpoint_files import INDEX, MANIFEST
+from parallel.checkpoint_ranks import exchange
+
+
+class Canary:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def job_pickle(folder: Path, rank: int) -> None:
+    """Pickles lie everywhere in a checkpoint, in a shard's place too: none is opened."""
+    canary = folder / "canary"
+    bomb = pickle.dumps(Canary(canary)) + bytes(1000)  # what follows a pickle is ignored
+    pickle.loads(bomb)
+    assert canary.is_dir(), "the canary must sing when it is let out"
+    canary.rmdir()
+    path = checkpoint.save(folder / "run", step=1, tensors=some_tensors(1.0), state={"a": 1}, keep=Retention(3))
+    for name in (".metadata", "__0_0.distcp", "model.pt", "pytorch_model.bin", "state.pkl", "shard-00007.safetensors"):
+        (path / name).write_bytes(bomb)
+    tier = folder / "fast" / "run-12345678"
+    mark = checkpoint_fast.marked({"step": 1, "run_id": "r"}, save_id="s", layout={})
+    mine = checkpoint.save(
+        checkpoint_fast.rank_directory(tier), step=1, tensors=some_tensors(1.0), state=mark, keep=Retention(1)
+    )
+    for name in (".metadata", "__0_0.distcp", "shard-00007.safetensors", "state.pkl"):
+        (mine / name).write_bytes(bomb)
+    events = []
+    sys.addaudithook(lambda event, _: events.append(event) if event.startswith("pickle.") else None)
+    assert checkpoint.find_latest(folder / "run") == (path, [])
+    assert loaded(path, 1.0)
+    assert checkpoint.read_state(path) == {"a": 1}
+    assert len(list(checkpoint.read_tensors(path))) == len(checkpoint.tensor_metadata(path)) == 2
+    found, said = checkpoint_fast.find_newest(tier, run_id="r", layout={})
+    assert found is not None
+    assert (found.path, said) == (mine, [])
+    checkpoint_fast.load(mine, some_tensors(0.0))
+    for name in (INDEX, "state.json", MANIFEST):
+        whole = (mine / name).read_bytes()
+        (mine / name).write_bytes(bomb)
+        assert checkpoint_fast.find_newest(tier, run_id="r", layout={})[0] is None
+        (mine / name).write_bytes(whole)
+    replace_file(path, "shard-00000.safetensors", bomb)
+    assert "no valid safetensors" in fails(
+        checkpoint.CheckpointError, lambda: checkpoint.load(path, tensors=some_tensors(0.0))
+    )
+    assert not events
+    assert not canary.exists()
+
+
+def job_flips(folder: Path, rank: int) -> None:
+    """COUNT times one file of the newest checkpoint is damaged: all ranks go back to the one before."""
+    directory, rng, kinds = folder / "run", random.Random(12), Counter[str]()
+    paths = [
+        checkpoint.save(directory, step=step, tensors=_two_ranks(step), state={"value": step}, keep=Retention(2))
+        for step in (1, 2)
+    ]
+    names = sorted(os.listdir(paths[1]))
+    assert len(names) == 5
+    sizes = {name: (paths[1] / name).stat().st_size for name in names}
+    dist.barrier()
+    for i in range(int(os.environ["COUNT"])):
+        name, kind = rng.choice(names), ("flip", "truncate", "delete")[i % 3]
+        position = rng.randrange(sizes[name])
+        if rank == 0:
+            shutil.copy(paths[1] / name, folder / "aside")
+            _damage(paths[1] / name, kind, position)
+        dist.barrier()
+        latest, skipped = checkpoint.find_latest(directory)
+        assert exchange((latest, skipped), None) == [(latest, skipped)] * 2
+        assert latest == paths[0], (name, kind, position)
+        assert [path for path, _ in skipped] == [paths[1]]
+        assert name in skipped[0][1] or name == MANIFEST, (skipped[0][1], name, kind, position)
+        target = _two_ranks(-1)
+        assert name in fails(
+            checkpoint.CheckpointError, lambda target=target: checkpoint.load(paths[1], tensors=target)
+        )
+        assert all(torch.equal(target[key], tensor) for key, tensor in _two_ranks(-1).items()), "something was used"
+        checkpoint.load(latest, tensors=target, complete=True, verified=True)
+        assert all(torch.equal(target[key], tensor) for key, tensor in _two_ranks(1).items())
+        dist.barrier()
+        if rank == 0:
+            shutil.move(folder / "aside", paths[1] / name)
+            kinds[f"{kind} {name}"] += 1
+        dist.barrier()
+    assert checkpoint.find_latest(directory) == (paths[1], [])
+    dist.barrier()
+    if rank == 0:
+        for path in paths:
+            _damage(path / names[-1], "flip", 20)
+        (folder / "damage.json").write_text(json.dumps(kinds, sort_keys=True))
+    dist.barrier()
+    latest, skipped = checkpoint.find_latest(directory)
+    assert latest is None
+    assert [path for path, _ in skipped] == [paths[1], paths[0]]
+
+
+def _two_ranks(value: float) -> dict[str, torch.Tensor]:
+    """What both ranks hold, so that each writes a part."""
+    return {f"t{i}": torch.full((50 + i,), float(value)) for i in range(4)}
+
+
+def _damage(path: Path, kind: str, position: int) -> None:
+    if kind == "flip":
+        flip_bit(path, position)
+    elif kind == "truncate":
+        os.truncate(path, position)
+    else:
+        path.unlink()
+
+
+if __name__ == "__main__":
+    run_main({"pickle": job_pickle, "flips": job_flips})
