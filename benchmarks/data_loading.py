@@ -131,14 +131,14 @@ def reading_described(
 
 def cold(args: argparse.Namespace, full: Path, peer: bool, report: Callable[[str], None]) -> dict[str, Any]:
     """The first samples out of a file of which nothing is in memory."""
-    names = ["triaxial", *(["megatron", "megatron_unmapped"] if peer else [])]
+    names = ["triaxial", "triaxial_unchecked", *(["megatron", "megatron_unmapped"] if peer else [])]
     common = ["--prefix", str(full), "--folder", str(full.parent), "--batch", str(args.batch)]
     return alternate_fresh({name: ["--part", "cold", "--who", name, *common] for name in names}, args.rounds, report)
 
 
 def warm(args: argparse.Namespace, full: Path, peer: bool, report: Callable[[str], None]) -> dict[str, Any]:
     """Batches/s out of a file that is in memory, by sequences in a batch: `--batch`, and four times as many."""
-    names = ["triaxial", *(["megatron", "megatron_tokens_only"] if peer else [])]
+    names = ["triaxial", "triaxial_unchecked", *(["megatron", "megatron_tokens_only"] if peer else [])]
     result = {}
     for n in (args.batch, 4 * args.batch):
         common = ["--part", "batches", "--prefix", str(full), "--folder", str(full.parent), "--batch", str(n)]

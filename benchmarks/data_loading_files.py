@@ -68,6 +68,15 @@ def full_corpus(prefix: Path, n_tokens: int) -> CorpusConfig:
     return CorpusConfig(path=str(prefix))
 
 
+def without_sums(corpus: CorpusConfig) -> CorpusConfig:
+    """The same files under names beside which there are no checksums."""
+    for suffix in (".bin", ".idx"):
+        link = Path(f"{corpus.path}-unchecked{suffix}")
+        if not link.exists():
+            os.link(f"{corpus.path}{suffix}", link)
+    return CorpusConfig(path=f"{corpus.path}-unchecked")
+
+
 def run_samples(n_tokens: int) -> int:
     """Sequences of the run that reads such a mixture, as GPT-3 did its own: 300 tokens of 499."""
     return n_tokens * 300 // sum(billions for billions, _ in TABLE_2_2.values()) // SEQ_LEN

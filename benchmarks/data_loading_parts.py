@@ -95,8 +95,8 @@ def read_cold(args: argparse.Namespace) -> dict[str, float]:
     """The first samples of a file that the system's cache does not hold."""
     corpus = CorpusConfig(path=str(args.prefix))
     n_samples = Path(f"{args.prefix}.bin").stat().st_size // 2 // files.SEQ_LEN - 1
-    if args.who == "triaxial":
-        data = open_ours([corpus])
+    if args.who.startswith("triaxial"):
+        data = open_ours([corpus if args.who == "triaxial" else files.without_sums(corpus)])
         read: Callable[[int], Any] = lambda i: our_batch(data, i, args.batch)  # noqa: E731
     else:
         megatron.load_megatron()
@@ -121,8 +121,8 @@ def batches(who: str, prefix: Path, folder: Path, n: int) -> Callable[[], dict[s
     torch.set_num_threads(1)
     corpus = CorpusConfig(path=str(prefix))
     n_samples = Path(f"{prefix}.bin").stat().st_size // 2 // files.SEQ_LEN - 1
-    if who == "triaxial":
-        data = open_ours([corpus])
+    if who.startswith("triaxial"):
+        data = open_ours([corpus if who == "triaxial" else files.without_sums(corpus)])
         read: Callable[[int], Any] = lambda i: our_batch(data, i, n)  # noqa: E731
     else:
         megatron.load_megatron()

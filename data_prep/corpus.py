@@ -23,7 +23,7 @@ CORPUS_FILE = "corpus.json"
 VERSION = 2  # 1 had one file a split and no sampled digests
 SPLITS = {"training": "train", "validation": "validation"}  # split: prefix of its token files
 # Files that only a corpus has, so an older one's may be taken away.
-TOKEN_FILE = re.compile(rf"({'|'.join(SPLITS.values())})(-\d{{5,}}-of-\d{{5,}})?\.(bin|idx)")
+TOKEN_FILE = re.compile(rf"({'|'.join(SPLITS.values())})(-\d{{5,}}-of-\d{{5,}})?\.(bin|idx|sums)")
 
 
 def shard_names(prefix: str, n_files: int) -> list[str]:

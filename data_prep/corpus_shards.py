@@ -21,6 +21,8 @@ from data_prep.files import write_array
 from data_prep.tokenize import ROW, blocks, gather
 from gpt.token_files import TokenFileWriter, sampled_digest, token_dtype
 
+FILE_ENDINGS = (".bin", ".idx", ".sums", ".counts.npy")  # of what a task writes
+_TOKEN_FILES = ("gpt.token_files", "gpt.token_index", "gpt.token_sums")
 _BLOCK_TOKENS = 1 << 25  # of the file, read and written at a time: 64 MiB of uint16, twice
 _COUNTED_TOKENS = 1 << 22
 
@@ -46,10 +48,10 @@ class FileTask:
 
 
 def write_file(config: FileTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
-    """Stage function: (.tokens and rows of every shard in turn) to (.bin, .idx, how often each id occurs).
+    """Stage function: (.tokens and rows of every shard in turn) to (.bin, .idx, .sums, how often each id occurs).
 
-    Facts: tokens, documents, and bytes and digests of both files. Memory: about 100 bytes a document of this file and
-    two blocks of tokens.
+    Facts: tokens, documents, and bytes and digests of the first three. Memory: about 100 bytes a document of this
+    file and two blocks of tokens.
     """
     token_paths, row_paths = inputs[0::2], inputs[1::2]
     dtype = token_dtype(config.vocab_size)
@@ -65,8 +67,8 @@ def write_file(config: FileTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
             writer.add_documents(ids, rows["length"][block])
             for start in range(0, len(ids), _COUNTED_TOKENS):  # numpy counts a copy in 64 bits
                 counts += np.bincount(ids[start : start + _COUNTED_TOKENS], minlength=config.vocab_size)
-    write_array(outputs[2], counts)
-    files = {path.suffix[1:]: describe_file(path) for path in outputs[:2]}
+    write_array(outputs[3], counts)
+    files = {path.suffix[1:]: describe_file(path) for path in outputs[:3]}
     return Result([], {"tokens": writer.n_tokens, "documents": writer.n_documents, **files})
 
 
@@ -117,4 +119,4 @@ def _read_tokens(path: Path, start: int, into: npt.NDArray[Any]) -> None:
     assert n_bytes == into.nbytes, f"{path} ends after {n_bytes} of the {into.nbytes} bytes from token {start}"
 
 
-WRITE = Stage("write_corpus", write_file, ("corpus_shards", "tokenize", "files", "gpt.token_files"), ("numpy",))
+WRITE = Stage("write_corpus", write_file, ("corpus_shards", "tokenize", "files", *_TOKEN_FILES), ("numpy",))

@@ -11,10 +11,11 @@ import numpy as np
 
 from data_prep.corpus import CORPUS_FILE, TOKEN_FILE, VERSION, read_corpus, seal
 from gpt.errors import ConfigError
-from gpt.token_files import TokenFile, token_dtype
+from gpt.token_files import TokenFile, compare_sums, token_dtype
 from gpt.tokenizer import load_tokenizer
 
 _BLOCK_BYTES = 1 << 24
+_SHOWN_BLOCKS = 5
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def verify(folder: Path, *, n_threads: int) -> Verified:
         faults = [fault for one in found for fault in one]
     faults += _tokenizer_faults(folder, description["tokenizer"])
     faults += _total_faults(folder, description)
-    listed = {f"{shard['name']}.{suffix}" for shard in shards for suffix in ("bin", "idx")}
+    listed = {f"{shard['name']}.{suffix}" for shard in shards for suffix in ("bin", "idx", "sums") if suffix in shard}
     stray = sorted(
         path.name for path in folder.iterdir() if TOKEN_FILE.fullmatch(path.name) and path.name not in listed
     )
@@ -95,8 +96,31 @@ def _shard_faults(folder: Path, shard: dict[str, Any], description: dict[str, An
                 f"{path}: holds ids from {smallest} to {largest}, but the vocabulary has 0 to "
                 f"{description['vocab_size'] - 1}"
             )
+    yield from _sums_faults(folder / shard["name"], shard)
     if whole:
         yield from _index_faults(folder / shard["name"], shard, description["tokenizer"]["end_of_document_id"])
+
+
+def _sums_faults(prefix: Path, shard: dict[str, Any]) -> Iterator[str]:
+    """Blocks that are not what `.sums` says, of a corpus that was written with one: where in a file the damage is."""
+    if "sums" not in shard:
+        return
+    path = Path(f"{prefix}.sums")
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        yield f"{path}: {error.strerror}; `triaxial prepare checksum {prefix}` writes it again"
+        return
+    if digest != shard["sums"]["sha256"]:
+        yield f"{path}: sha256 {digest}, expected {shard['sums']['sha256']}"
+        return
+    try:
+        damaged = compare_sums(prefix) or []
+    except OSError:  # of a token file, which has been told
+        return
+    yield from damaged[:_SHOWN_BLOCKS]
+    if len(damaged) > _SHOWN_BLOCKS:
+        yield f"{prefix}: {len(damaged) - _SHOWN_BLOCKS:,} more blocks are damaged"
 
 
 def _read(path: Path, dtype: np.dtype[Any]) -> tuple[str, int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.corpus import SPLITS, describe, entropy_nats, publish, shard_names
-from data_prep.corpus_shards import WRITE, FileTask
+from data_prep.corpus_shards import FILE_ENDINGS, WRITE, FileTask
 from data_prep.engine import Finished, Task, plain, versions
 from data_prep.files import read_array
 from data_prep.quality_classifier import fingerprint
@@ -47,7 +47,7 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
     run.workspace.no_more_tasks()
     for split in SPLITS:
         _check_files(names[split], written[split], config)
-    files = {path.name: path for split in SPLITS for finished in written[split] for path in finished.task.outputs[:2]}
+    files = {path.name: path for split in SPLITS for finished in written[split] for path in finished.task.outputs[:3]}
     published = dict(zip(_published_names(sources), sources, strict=True))
     recipe = plain(config)
     recipe["output"] = {key: recipe["output"][key] for key in ("validation_fraction", "seed", "shard_tokens")}
@@ -95,7 +95,7 @@ def _write_files(
         Task(
             FileTask(split == "validation", number, len(names[split]), vocab_size),
             tokenized,
-            (folder / f"{name}.bin", folder / f"{name}.idx", folder / f"{name}.counts.npy"),
+            tuple(folder / f"{name}{ending}" for ending in FILE_ENDINGS),
         )
         for split in names
         for number, name in enumerate(names[split])
@@ -112,7 +112,7 @@ def _totals(finished: list[Finished]) -> dict[str, dict[str, int]]:
 
 
 def _describe_split(totals: dict[str, int], names: list[str], written: list[Finished]) -> dict[str, Any]:
-    counts = sum((read_array(finished.task.outputs[2]) for finished in written), start=np.zeros(1, dtype=np.int64))
+    counts = sum((read_array(finished.task.outputs[3]) for finished in written), start=np.zeros(1, dtype=np.int64))
     shards = [{"name": name, **finished.facts} for name, finished in zip(names, written, strict=True)]
     for key, total in totals.items():
         assert sum(shard[key] for shard in shards) == total, f"{key} of the files do not add up to {total}"

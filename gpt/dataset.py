@@ -4,7 +4,7 @@ Position n of a run names one sample of seq_len + 1 tokens (inputs and, one to t
 samples consumed is all that a checkpoint needs to go on: gpt/data_order.py computes the rest. It never imports torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,18 @@ from gpt.errors import ConfigError
 from gpt.skipped_data import SkippedData, check_skip
 from gpt.token_corpus import open_tokens
 from gpt.token_files import TokenFile
+from gpt.token_sums import DamagedTokens
 
 Tokens = NDArray[np.int64]
+
+
+class DamagedSamples(DamagedTokens):
+    """Samples that cannot be read: `rows` of what was asked for, each with what is wrong."""
+
+    def __init__(self, rows: Mapping[int, str]) -> None:
+        first, *more = dict.fromkeys(rows.values())
+        super().__init__(f"{first}. Copy it again" + (f" ({len(more)} more blocks are damaged)" if more else ""))
+        self.rows = rows
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,8 @@ class TrainingData:
     def batch(self, positions: NDArray[Any]) -> Tokens:
         """The samples at the positions (n,) of the run, as token ids (n, seq_len + 1).
 
-        ConfigError: an id that the vocabulary does not have.
+        DamagedSamples: parts of the files that are not what was written. ConfigError: an id that the vocabulary does
+        not have.
         """
         return _read(self._spans(positions), seq_len=self.seq_len, vocab_size=self.vocab_size)
 
@@ -144,6 +155,10 @@ class TrainingData:
     def _spans(self, positions: NDArray[Any]) -> list[tuple[TokenFile, int, int]]:
         corpus, _, sample = self.order.lookup(positions)
         return [(self.files[k], *self.sampling.span(i)) for k, i in zip(corpus.tolist(), sample.tolist(), strict=True)]
+
+    def corpus_of(self, position: int) -> str:
+        """The name of the corpus that a position of the run reads; opens no index."""
+        return self.corpora[int(self.order.lookup(np.array([position], dtype=np.int64))[0][0])].name
 
     def locate(self, position: int) -> Location:
         """The corpus, epoch, window and documents that a position of the run reads: a line of the data ledger."""
@@ -249,8 +264,14 @@ def _read(spans: Sequence[tuple[TokenFile, int, int]], *, seq_len: int, vocab_si
     batch = np.empty((len(spans), seq_len + 1), dtype=np.int64)
     for file, start, stop in spans:
         file.announce(start, stop)  # all before the first is read: a disk serves many at once
+    damaged: dict[int, str] = {}
     for row, (file, start, stop) in enumerate(spans):
-        batch[row] = file.read(start, stop)
+        try:
+            batch[row] = file.read(start, stop)
+        except DamagedTokens as error:
+            damaged[row] = str(error)
+    if damaged:
+        raise DamagedSamples(damaged)
     if batch.size and batch.view(np.uint64).max() >= vocab_size:  # a negative id is a large one without its sign
         row, column = (int(i) for i in np.argwhere((batch >= vocab_size) | (batch < 0))[0])
         file, start, _ = spans[row]

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ class StepResult(NamedTuple):
     loss: "Totals"  # of all batches since the step before
     gradient_norm: float  # before clipping
     skipped: bool  # loss or gradient was not finite, and no weight or moment changed, on any rank
+    discarded: bool  # a rank asked for it, and no weight or moment changed, on any rank
     flags: tuple[bool, ...]  # for each flag whether any rank raised it
     metrics: Mapping[str, float] = MappingProxyType({})  # what the loss reports beside itself, by target
 
@@ -68,11 +69,14 @@ class Engine(Protocol):
         """Add the gradients of a batch, in micro-batches, to those since the last step. Waits for nothing."""
         ...
 
-    def optimizer_step(self, learning_rate: float, *, flags: tuple[bool, ...] = ()) -> StepResult:
+    def optimizer_step(
+        self, learning_rate: float, *, flags: tuple[bool, ...] = (), discard: bool = False
+    ) -> StepResult:
         """Divide the gradients by the number of targets, clip them to the configured global norm, update, clear.
 
-        Where loss or norm is not finite nothing is updated, on no rank. One collective of a few numbers over all
-        ranks, and the step's one wait for the device, before the update is queued.
+        Where loss or norm is not finite, or any rank wants to `discard` the batch, nothing is updated,
+        on no rank. One collective of a few numbers over all ranks, and the step's one wait for the device, before the
+        update is queued.
         """
         ...
 
@@ -95,6 +99,10 @@ class Engine(Protocol):
         n_ids: int | None = None,
     ) -> list[Continuation]:
         """See gpt.generation.generate. All ranks pass equal arguments and get equal results."""
+        ...
+
+    def exchange(self, values: list[Any]) -> list[list[Any]]:
+        """Every rank's values, few and plain, by rank."""
         ...
 
     def compare_copies(self) -> str | None:

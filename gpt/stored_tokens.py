@@ -15,14 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt.errors import ConfigError
+from gpt.token_sums import DamagedTokens, FileSums
 
 
 class StoredTokens:
-    """An open file of ids of one type, little-endian, without a header. Threads and forked processes may share it."""
+    """An open file of ids of one type, little-endian, without a header. Threads and forked processes may share it.
 
-    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+    With `sums`, whole blocks are read, and none is handed out that is not what it was when they were made.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], sums: FileSums | None = None) -> None:
         self.path = path
         self.dtype = dtype
+        self._sums = sums
         try:
             self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -31,18 +36,30 @@ class StoredTokens:
         weakref.finalize(self, os.close, self._file)
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """The ids start..stop-1 (stop - start,). ConfigError: the file has become shorter, or its disk fails."""
-        tokens = np.empty(stop - start, dtype=self.dtype)
-        missing, offset_bytes = tokens.data.cast("B"), start * self.dtype.itemsize
+        """The ids start..stop-1 (stop - start,). DamagedTokens: they are not what was written, or the disk fails."""
+        width = self.dtype.itemsize
+        if self._sums is None:
+            return self._bytes(start * width, stop * width).view(self.dtype)
+        first, end = self._sums.blocks_around(start * width, stop * width)
+        blocks = self._bytes(first, end)
+        self._sums.check(first, blocks)
+        return blocks[start * width - first : stop * width - first].view(self.dtype)
+
+    def _bytes(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """The bytes start..stop-1 of the file."""
+        found = np.empty(stop - start, dtype=np.uint8)
+        missing = found.data
         while missing:
             try:
-                n_bytes = os.preadv(self._file, [missing], offset_bytes)
+                n_bytes = os.preadv(self._file, [missing], start)
             except OSError as error:
-                raise ConfigError(f"{self.path} cannot be read at token {start:,}: {error.strerror}") from None
+                raise DamagedTokens(f"{self.path}: byte {start:,} cannot be read: {error.strerror}") from None
             if n_bytes == 0:
-                raise ConfigError(f"{self.path} has become shorter since it was opened; copy or write it again")
-            missing, offset_bytes = missing[n_bytes:], offset_bytes + n_bytes
-        return tokens
+                raise DamagedTokens(
+                    f"{self.path} has become shorter since it was opened: it ends before byte {start + 1:,}"
+                )
+            missing, start = missing[n_bytes:], start + n_bytes
+        return found
 
     def announce(self, start: int, stop: int) -> None:
         """Have the system fetch the ids start..stop-1 in the background; a later `read` then finds them in memory."""

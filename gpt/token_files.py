@@ -3,7 +3,8 @@
 `.bin` holds the token ids of all sequences one after another, little-endian, without a header. `.idx` says where they
 begin: magic, version, dtype code, sequence count S, document count D, then lengths i32[S], byte offsets i64[S] and
 document starts i64[D] (the first 0, the last S). We write one sequence a document, so D = S + 1.
-Layout: Megatron-LM, megatron/core/datasets/indexed_dataset.py.
+Layout: Megatron-LM, megatron/core/datasets/indexed_dataset.py. Beside the pair lies `.sums` (gpt/token_sums.py), which
+Megatron does not know: where it is there, every read is compared with it.
 """
 
 import bisect
@@ -11,31 +12,25 @@ import hashlib
 import itertools
 import os
 import re
-import struct
+import secrets
 from array import array
-from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpt.errors import ConfigError
 from gpt.stored_tokens import StoredTokens
+from gpt.token_index import DTYPES, HEADER, MAGIC, Shard, write_index
+from gpt.token_sums import SummedFile, damaged_blocks, open_sums, sums_of_file, sums_path, write_sums
 
-MAGIC = b"MMIDIDX\x00\x00"
-HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents: 34 bytes
-DTYPES: dict[int, type[np.integer[Any]]] = {
-    1: np.uint8,
-    2: np.int8,
-    3: np.int16,
-    4: np.int32,
-    5: np.int64,
-    8: np.uint16,
-}
+__all__ = ["DTYPES", "HEADER", "MAGIC", "TokenFile", "TokenFileWriter"]
+
+_SUFFIXES = (".bin", ".idx", ".sums")
 _SAMPLES, _SAMPLE_BYTES = 16, 4096  # part of the format of corpus.json: a change makes every corpus look damaged
-_CHUNK = 1 << 20  # documents per block when the index is written: bounds memory at 8 MiB whatever the corpus
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -44,7 +39,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class TokenFileWriter:
-    """Writes `prefix.bin` and `prefix.idx`, which appear together when the block ends without an error.
+    """Writes `prefix.bin`, `prefix.idx` and `prefix.sums`, which appear together when the block ends without an error.
 
     with TokenFileWriter(Path("train"), vocab_size=50257) as writer:
         writer.add_document(ids)
@@ -58,8 +53,8 @@ class TokenFileWriter:
         self.dtype = token_dtype(vocab_size)
         self.n_tokens = 0
         self._lengths = array("i")
-        self._temporary = {s: prefix.with_name(f".{prefix.name}.{os.getpid()}{s}.tmp") for s in (".bin", ".idx")}
-        self._bin: BinaryIO | None = None
+        self._stem = prefix.with_name(f".{prefix.name}.{secrets.token_hex(6)}")
+        self._bin: SummedFile | None = None
 
     @property
     def n_documents(self) -> int:
@@ -68,7 +63,7 @@ class TokenFileWriter:
 
     def __enter__(self) -> "TokenFileWriter":
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._bin = open(self._temporary[".bin"], "wb", buffering=1 << 20)  # closed in __exit__
+        self._bin = SummedFile(self._temporary(".bin"))  # closed in __exit__
         return self
 
     def add_document(self, ids: npt.ArrayLike) -> None:
@@ -94,7 +89,7 @@ class TokenFileWriter:
                 f"{self.prefix}.bin: token id {ids[place]} in document {document} is outside the vocabulary, "
                 f"0..{self.vocab_size - 1}; the tokenizer does not match vocab_size = {self.vocab_size}"
             )
-        self._bin.write(np.ascontiguousarray(ids, dtype=self.dtype).data)
+        self._bin.write(np.ascontiguousarray(ids, dtype=self.dtype))
         self._lengths.frombytes(np.ascontiguousarray(lengths).data.cast("B"))
         self.n_tokens += int(ids.size)
 
@@ -102,21 +97,26 @@ class TokenFileWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._bin is not None
-        try:
+        with ExitStack() as at_end:
+            for suffix in _SUFFIXES:
+                at_end.callback(self._temporary(suffix).unlink, missing_ok=True)
+            at_end.push(self._bin)
             if kind is None:
-                _sync(self._bin)
-                with open(self._temporary[".idx"], "wb", buffering=1 << 20) as index:
-                    _write_index(index, self._lengths, self.dtype)
-                    _sync(index)
-                for suffix, temporary in self._temporary.items():
-                    os.replace(temporary, f"{self.prefix}{suffix}")
-                _sync_folder(self.prefix.parent)
-        finally:
-            try:
-                self._bin.close()  # on a full disk this flushes, and fails, once more
-            finally:
-                for temporary in self._temporary.values():
-                    temporary.unlink(missing_ok=True)
+                self._finish(self._bin)
+
+    def _finish(self, tokens: SummedFile) -> None:
+        tokens.sync()
+        with SummedFile(self._temporary(".idx")) as index:
+            write_index(index, self._lengths, self.dtype)
+            index.sync()
+        write_sums(self._temporary(".sums"), tokens.sums, index.sums, bin_bytes=tokens.n_bytes, idx_bytes=index.n_bytes)
+        sums_path(self.prefix).unlink(missing_ok=True)  # or, after a crash, they were for a while those of other files
+        for suffix in _SUFFIXES:
+            os.replace(self._temporary(suffix), f"{self.prefix}{suffix}")
+        _sync_folder(self.prefix.parent)
+
+    def _temporary(self, suffix: str) -> Path:
+        return self._stem.with_name(f"{self._stem.name}{suffix}.tmp")
 
 
 class TokenFile:
@@ -124,12 +124,13 @@ class TokenFile:
 
     `prefix` is the path without `.bin` or `.idx`; a set of shards that `shard_prefixes` finds is read as one stream, at
     a cost in memory and time to open that follows the number of shards alone. Raises ConfigError when a file is
-    missing, is not of this format, when the sizes of the two do not agree, or when shards differ in their type of ids.
+    missing, is not of this format, when the sizes of the two do not agree, or when shards differ in their type of ids;
+    DamagedTokens, also from later reads, when what is read is not what `.sums` says.
     """
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = Path(prefix)
-        self._shards = [_Shard(path) for path in shard_prefixes(self.prefix)]
+        self._shards = [Shard(path) for path in shard_prefixes(self.prefix)]
         self.dtype = self._shards[0].dtype
         for shard in self._shards:
             if shard.dtype != self.dtype:
@@ -182,6 +183,11 @@ class TokenFile:
             document - self._document_starts[number]
         )
 
+    @property
+    def unchecked(self) -> list[Path]:
+        """The prefixes without `.sums`: nothing notices when their tokens are damaged."""
+        return [shard.prefix for shard in self._shards if shard.sums is None]
+
     def bin_path(self, position: int) -> Path:
         """The file that holds a token position, for messages."""
         return Path(f"{self._shards[self._shard_of(position)].prefix}.bin")
@@ -219,42 +225,27 @@ def shard_prefixes(prefix: Path) -> list[Path]:
     return prefixes
 
 
-class _Shard:
-    """One open pair of files; `tokens` are all its ids."""
+def make_sums(prefix: Path) -> None:
+    """Write `.sums` beside one pair of token files, of what they hold now, once they have been found to be a pair."""
+    Shard(prefix, compare=False)
+    paths = [Path(f"{prefix}{suffix}") for suffix in (".bin", ".idx")]
+    sizes = [path.stat().st_size for path in paths]
+    temporary = prefix.with_name(f".{prefix.name}.{secrets.token_hex(6)}.sums.tmp")
+    try:
+        write_sums(temporary, *map(sums_of_file, paths), bin_bytes=sizes[0], idx_bytes=sizes[1])
+        os.replace(temporary, sums_path(prefix))
+        _sync_folder(prefix.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
-    def __init__(self, prefix: Path) -> None:
-        self.prefix = prefix
-        index_path, bin_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-        for path in (index_path, bin_path):
-            if not path.is_file():
-                raise ConfigError(
-                    f"{path}: no such token file; a corpus is a pair of files {prefix}.bin and {prefix}.idx, or a set "
-                    f"of them, {prefix}-00000-of-NNNNN and so on"
-                )
-        code, n_sequences, n_document_marks = _read_header(index_path)
-        self.dtype: np.dtype[Any] = np.dtype(DTYPES[code]).newbyteorder("<")
-        _check_size(index_path, HEADER.size + 12 * n_sequences + 8 * n_document_marks, index_path)
-        index = np.asarray(np.memmap(index_path, dtype=np.uint8, mode="r"))  # a memmap proper is slow to slice
-        lengths_end = HEADER.size + 4 * n_sequences
-        self._lengths = index[HEADER.size : lengths_end].view("<i4")  # (S,)
-        pointers_end = lengths_end + 8 * n_sequences
-        self._pointers = index[lengths_end:pointers_end].view("<i8")  # (S,) byte offsets into .bin
-        self._documents = index[pointers_end:].view("<i8")  # (D,) first sequence of each document, then S
-        if int(self._documents[0]) != 0 or int(self._documents[-1]) != n_sequences:
-            raise ConfigError(
-                f"{index_path}: document marks run from {self._documents[0]} to {self._documents[-1]}, "
-                f"not from 0 to its {n_sequences} sequences: the file is damaged, write it again"
-            )
-        end = int(self._pointers[-1]) + int(self._lengths[-1]) * self.dtype.itemsize if n_sequences else 0
-        _check_size(bin_path, end, index_path)
-        self.n_tokens = end // self.dtype.itemsize
-        self.n_documents = n_document_marks - 1
-        self.tokens = StoredTokens(bin_path, self.dtype)
 
-    def document_start(self, document: int) -> int:
-        """Position of a document's first token; `n_documents` gives the end."""
-        sequence = int(self._documents[document])
-        return int(self._pointers[sequence]) // self.dtype.itemsize if sequence < len(self._pointers) else self.n_tokens
+def compare_sums(prefix: Path) -> list[str] | None:
+    """A line for each block of one pair that is not what `.sums` says; None where there is none. Reads all of both."""
+    try:
+        sums = open_sums(prefix)
+    except ConfigError as error:
+        return [str(error)]
+    return None if sums is None else [str(found) for file in sums.files.values() for found in damaged_blocks(file)]
 
 
 def sampled_digest(path: Path) -> str:
@@ -270,60 +261,6 @@ def sampled_digest(path: Path) -> str:
             file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
-
-
-def _read_header(path: Path) -> tuple[int, int, int]:
-    with open(path, "rb") as file:
-        head = file.read(HEADER.size)
-    if len(head) < HEADER.size:
-        raise ConfigError(
-            f"{path}: {len(head)} bytes are too few for a token index (its header alone has {HEADER.size})"
-        )
-    magic, version, code, n_sequences, n_document_marks = HEADER.unpack(head)
-    if magic != MAGIC:
-        raise ConfigError(f"{path}: not a Megatron token index (it begins with {magic!r}, expected {MAGIC!r})")
-    if version != 1:
-        raise ConfigError(f"{path}: version {version} of the token index is not known; only version 1 is")
-    if code not in DTYPES:
-        raise ConfigError(f"{path}: dtype code {code} is not a whole-number type; known: {sorted(DTYPES)}")
-    if n_document_marks < 1:
-        raise ConfigError(f"{path}: document count 0; an index has at least the leading 0")
-    return code, n_sequences, n_document_marks
-
-
-def _check_size(path: Path, expected_bytes: int, index_path: Path) -> None:
-    actual_bytes = path.stat().st_size
-    if actual_bytes != expected_bytes:
-        raise ConfigError(
-            f"{path}: {actual_bytes:,} bytes, but {index_path.name} says {expected_bytes:,}: "
-            "one of the two files is damaged or from another corpus; copy or write both again"
-        )
-
-
-def _write_index(file: BinaryIO, lengths: "array[int]", dtype: np.dtype[Any]) -> None:
-    code = next(code for code, kind in DTYPES.items() if np.dtype(kind) == dtype.newbyteorder("="))
-    n_documents = len(lengths)
-    file.write(HEADER.pack(MAGIC, 1, code, n_documents, n_documents + 1))
-    all_lengths = np.frombuffer(lengths, dtype=np.int32) if n_documents else np.empty(0, np.int32)
-    for block in _blocks(all_lengths):
-        file.write(block.astype("<i4").tobytes())
-    start_bytes = 0
-    for block in _blocks(all_lengths):
-        ends = np.cumsum(block, dtype=np.int64) * dtype.itemsize
-        file.write((np.concatenate(([0], ends[:-1])) + start_bytes).astype("<i8").tobytes())
-        start_bytes += int(ends[-1])
-    for first in range(0, n_documents + 1, _CHUNK):
-        file.write(np.arange(first, min(first + _CHUNK, n_documents + 1), dtype="<i8").tobytes())
-
-
-def _blocks(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    starts: Iterable[int] = range(0, len(values), _CHUNK)
-    return (values[start : start + _CHUNK] for start in starts)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:

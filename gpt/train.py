@@ -7,12 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch
-from numpy.typing import NDArray
-
-from gpt.data_order import Ints
-from gpt.dataset import TrainingData, ValidationData, share_of_step
-from gpt.engine import Batch, Engine, StepResult, Totals
+from gpt.damage import DamageKeeper
+from gpt.dataset import TrainingData, ValidationData
+from gpt.engine import Engine, StepResult, Totals
 from gpt.errors import ConfigError
 from gpt.event_log import EventKind
 from gpt.faults import CopiesDiffer
@@ -24,8 +21,8 @@ from gpt.run import End, Metrics, Outcome, Run
 from gpt.run_saver import RunSaver
 from gpt.samples import Sampler, append_samples
 from gpt.schedule import learning_rate
-from gpt.skipped_data import SkippedData
 from gpt.spikes import Spike
+from gpt.step_data import epochs_read, step_positions
 from gpt.step_watch import StepWatch
 from gpt.time_ledger import TimeLedger
 from gpt.validation import evaluate, validation_values
@@ -90,6 +87,7 @@ class TrainingLoop:
         self.compared_at = -1  # the step after which copies were last found equal
         self.results: dict[str, Totals] = {}
         self.saver = RunSaver(run, engine, ledger=ledger, event=self.event)
+        self.damage = DamageKeeper(run, engine, data, event=self.event, save=lambda: self.save(last=True))
         self.began_at = time.monotonic()
         self.trained_tokens, self.trained_s = 0, 0.0
 
@@ -124,19 +122,12 @@ class TrainingLoop:
 
     def take_step(self, signalled: bool) -> tuple[StepResult, End | None]:
         """Read, forward, backward, update, report; and whether the run ends here."""
-        run, engine, state = self.run, self.engine, self.state
+        run, state = self.run, self.state
         started_at = time.perf_counter()
-        self.heartbeat.beat("data", state.step + 1)
-        reading = nullcontext() if self.watch is None else self.watch.reading()
-        with self.ledger.span("data"), reading:
-            batch = read_batch(self.data, engine, run, state.step, state.skipped)
-        self.heartbeat.beat("training", state.step + 1)
-        with self.ledger.span("training"):
-            self.data.announce(step_positions(engine, run, state.step + 1, state.skipped))
-            engine.forward_backward(batch)
-            tokens_seen = run.batch.tokens_seen(state.step + 1)
-            rate = learning_rate(run.schedule, run.peak_learning_rate, tokens_seen)
-            result = engine.optimizer_step(rate, flags=(signalled, self._time_is_over()))
+        tokens_seen = run.batch.tokens_seen(state.step + 1)
+        rate = learning_rate(run.schedule, run.peak_learning_rate, tokens_seen)
+        while (result := self.try_step(rate, signalled)).discarded:
+            pass  # damaged data: the same step again, without them
         elapsed_s = time.perf_counter() - started_at
         self.trained_tokens += run.batch.step_tokens(state.step)
         self.trained_s += elapsed_s
@@ -148,6 +139,23 @@ class TrainingLoop:
         if state.step == run.steps:
             return result, "total_tokens"
         return result, "signal" if signal_came else "stop_after_s" if time_is_over else None
+
+    def try_step(self, rate: float, signalled: bool) -> StepResult:
+        """One attempt at a step: discarded, on all ranks, where any of them could not read what it was to read."""
+        run, engine, state = self.run, self.engine, self.state
+        self.heartbeat.beat("data", state.step + 1)
+        reading = nullcontext() if self.watch is None else self.watch.reading()
+        with self.ledger.span("data"), reading:
+            batch, damage = self.damage.read(state)
+        self.heartbeat.beat("training", state.step + 1)
+        with self.ledger.span("training"):
+            self.data.announce(step_positions(engine, run, state.step + 1, state.skipped))
+            engine.forward_backward(batch)
+            flags = (signalled, self._time_is_over())
+            result = engine.optimizer_step(rate, flags=flags, discard=bool(damage))
+        if result.discarded:
+            self.damage.agree(state, damage)
+        return result
 
     def look_after_ranks(self, result: StepResult) -> None:
         """What is due of comparing ranks: their copies of weights, at once where a step has gone wrong; their times."""
@@ -259,8 +267,10 @@ class TrainingLoop:
                 self.validation,
                 tokens=config.validation_tokens,
                 micro_batch_size=self.run.micro_batch_size,
+                left_out=self.damage.windows,
                 before_each=lambda: self.heartbeat.beat("evaluation", self.state.step),
             )
+        self.damage.tell_of_windows(self.state)
         if self.metrics is not None:
             self.metrics.log(self.state.step, validation_values(self.results))
         target = config.target_loss
@@ -308,24 +318,6 @@ class TrainingLoop:
         """By the main rank's clock: those of others may differ."""
         limit_s = self.run.config.stop_after_s
         return limit_s is not None and self.engine.is_main and time.monotonic() - self.began_at >= limit_s
-
-
-def read_batch(data: TrainingData, engine: Engine, run: Run, step: int, skipped: SkippedData) -> Batch:
-    """This data rank's share of a step's global batch: (sequences, seq_len) inputs and targets."""
-    tokens = torch.from_numpy(data.batch(step_positions(engine, run, step, skipped)))  # (sequences, seq_len + 1)
-    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-
-
-def step_positions(engine: Engine, run: Run, step: int, skipped: SkippedData) -> Ints:
-    """The positions of the data's order that this data rank reads for a step."""
-    first, n_samples = run.samples_seen(step), run.batch.step_tokens(step) // run.seq_len
-    mine: NDArray[Any] = share_of_step(first, n_samples=n_samples, rank=engine.data_rank, ranks=engine.data_size)
-    return skipped.positions(int(mine[0]), len(mine))
-
-
-def epochs_read(run: Run, data: TrainingData, state: LoopState) -> dict[str, float]:
-    """How many times each corpus has been read through."""
-    return data.epochs(run.samples_seen(state.step), state.skipped)
 
 
 def step_values(run: Run, result: StepResult, rate: float, *, step: int, elapsed_s: float) -> dict[str, float | int]:

@@ -14,6 +14,7 @@ COMMANDS = {
     "prepare": ("launch.prepare", "turn web archives or text files into token files"),
     "prepare overlap": ("launch.prepare_overlap", "mark the examples of evaluation sets that occur in a corpus"),
     "prepare verify": ("launch.prepare_verify", "compare a corpus with its corpus.json, every byte of it"),
+    "prepare checksum": ("launch.prepare_checksum", "write checksums beside token files, or compare them"),
     "prepare train-quality": ("launch.prepare_train_quality", "train GPT-3's quality classifier for `prepare`"),
     "data mixture": ("launch.mixture", "tokens and epochs that each corpus of a mixture comes to"),
     "data audit": ("launch.data_audit", "name the corpus, file and documents that a step of a run was read from"),

@@ -20,8 +20,8 @@ from gpt.dataset import TrainingData
 from gpt.errors import ConfigError
 from gpt.schedule import learning_rate
 from gpt.skipped_data import SkippedData
+from gpt.step_data import read_batch, step_positions
 from gpt.time_ledger import TimeLedger
-from gpt.train import read_batch
 from launch.build import build_engine, build_loop, layout_of, pick_device
 from launch.cluster import ClusterEnvironment, keep_freed_memory
 from launch.config import RunConfig, as_dict, from_dict
@@ -108,7 +108,7 @@ def train(engine: NativeEngine, config: RunConfig, steps: int) -> tuple[list[flo
     skipped = SkippedData.stated(config.data.skip)
     losses, norms = [], []
     for step in range(steps):
-        engine.forward_backward(read_batch(data, engine, run, step, skipped))
+        engine.forward_backward(read_batch(data, step_positions(engine, run, step, skipped)))
         rate = learning_rate(run.schedule, run.peak_learning_rate, run.batch.tokens_seen(step + 1))
         result = engine.optimizer_step(rate)
         if result.skipped:

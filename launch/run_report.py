@@ -43,8 +43,20 @@ def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.devic
         f"batch: {run.batch.full_tokens // run.seq_len} sequences of {run.seq_len} = {run.batch.full_tokens:,} tokens "
         f"a step, {layout.micro_batches} micro-batches of {config.batch.micro_batch_size} per rank",
         *describe_ramp(run.batch),
+        *describe_checks(data),
         f"training: {run.steps:,} steps = {run.batch.tokens_seen(run.steps):,} tokens (train.total_tokens = "
         f"{config.train.total_tokens:,}, in whole steps); epochs: {mixed}",
+    ]
+
+
+def describe_checks(data: TrainingData) -> list[str]:
+    """Which token files nothing is compared with, where there are any."""
+    unchecked = [str(file.prefix) for file in data.files if file.unchecked]
+    if not unchecked:
+        return []
+    return [
+        f"data: damage of {', '.join(unchecked)} would not be noticed, for want of checksums; `triaxial prepare "
+        f"checksum {unchecked[0]}` makes them"
     ]
 
 

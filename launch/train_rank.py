@@ -13,8 +13,9 @@ from gpt.heartbeat import Heartbeat
 from gpt.metrics import MetricsWriter
 from gpt.run import Outcome, Run
 from gpt.samples import Sampler, make_sampler
+from gpt.step_data import epochs_read
 from gpt.time_ledger import TimeLedger
-from gpt.train import epochs_read, train
+from gpt.train import train
 from launch.build import (
     build_engine,
     build_loop,

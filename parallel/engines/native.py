@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -104,13 +105,15 @@ class NativeEngine:
         else:
             self._accumulate(inputs, targets)
 
-    def optimizer_step(self, learning_rate: float, *, flags: tuple[bool, ...] = ()) -> StepResult:
+    def optimizer_step(
+        self, learning_rate: float, *, flags: tuple[bool, ...] = (), discard: bool = False
+    ) -> StepResult:
         parameters = [parameter for _, parameter in self.parameters]
         if self._tied_copies:
             sum_tied_gradients(self._tied_copies, self.mesh)
         elsewhere = set(self._tied_copies[1:] if 0 in self.mesh.stages else self._tied_copies)
         squared = squared_norm(parameters, self.mesh, counted_elsewhere=elsewhere)
-        raised = torch.tensor(flags, dtype=torch.float64, device=squared.device)
+        raised = torch.tensor((discard, *flags), dtype=torch.float64, device=squared.device)
         names = self.loss.metric_names
         numbers = torch.cat((squared.view(1), self._local_totals(metrics=len(names)), raised))
         dist.all_reduce(numbers)
@@ -118,18 +121,23 @@ class NativeEngine:
         tokens = max(count, 1.0)
         metrics = {name: value / tokens for name, value in zip(names, rest, strict=False)}
         norm = math.sqrt(total) / tokens
-        finite = math.isfinite(loss_sum) and math.isfinite(
-            norm
-        )  # the same on all ranks: they added up the same numbers
-        if finite:
+        finite = math.isfinite(loss_sum) and math.isfinite(norm)  # alike on all ranks: they added up the same numbers
+        discarded, *raised_by_any = (n > 0 for n in rest[len(names) :])
+        if finite and not discarded:
             clip = min(1.0, self.settings.optimizer.max_gradient_norm / (norm + 1e-6))
             scale_gradients(parameters, clip / tokens)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        raised_by_any = tuple(n > 0 for n in rest[len(names) :])
-        return StepResult(Totals(loss_sum, int(count)), norm, not finite, raised_by_any, metrics)
+        return StepResult(
+            Totals(loss_sum, int(count)),
+            norm,
+            skipped=not finite and not discarded,
+            discarded=discarded,
+            flags=tuple(raised_by_any),
+            metrics=metrics,
+        )
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Totals:
@@ -184,6 +192,9 @@ class NativeEngine:
             )
         self._reshard()
         return results
+
+    def exchange(self, values: list[Any]) -> list[list[Any]]:
+        return exchange(values, None)
 
     def compare_copies(self) -> str | None:
         if self._replica_check is None:

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep import tokenizer_training
 from data_prep.corpus import entropy_nats, publish, read_corpus, shard_names
-from data_prep.corpus_shards import FileTask, write_file
+from data_prep.corpus_shards import FILE_ENDINGS, FileTask, write_file
 from data_prep.documents import Document, encode_line, keyed_hash, read_shard, write_shard
 from data_prep.files import hold_folder
 from data_prep.recipe import OutputConfig
@@ -57,7 +57,7 @@ def build(folder, documents, n_shards, n_files=1):
     files = {}
     for split, prefix in (("training", "train"), ("validation", "validation")):
         for number, name in enumerate(shard_names(prefix, n_files)):
-            outputs = tuple(folder / f"{name}{ending}" for ending in (".bin", ".idx", ".counts.npy"))
+            outputs = tuple(folder / f"{name}{ending}" for ending in FILE_ENDINGS)
             task = FileTask(split == "validation", number, n_files, 400)
             files[name] = write_file(task, tuple(tokenized), outputs).facts
             totals.subtract({(split, key): files[name][key] for key in ("tokens", "documents")})
@@ -134,7 +134,7 @@ def test_a_file_that_gets_no_document_and_a_shard_that_has_none(tmp_path, docume
     shards = write_shards(tmp_path / "b", [], 1)
     outputs = (tmp_path / "b/0.tokens", tmp_path / "b/0.npy")
     assert tokenize_shard(SPLIT, (shards[0], tmp_path / "a/tokenizer.model"), outputs).facts["training"]["tokens"] == 0
-    files = tuple(tmp_path / "b" / f"train{ending}" for ending in (".bin", ".idx", ".counts.npy"))
+    files = tuple(tmp_path / "b" / f"train{ending}" for ending in FILE_ENDINGS)
     assert write_file(FileTask(False, 0, 1, 400), outputs, files).facts["documents"] == 0
 
 

@@ -176,7 +176,7 @@ def test_faults_that_digests_cannot_show(corpus, capsys):
     with TokenFileWriter(corpus / "validation", vocab_size=65_000) as writer:
         writer.add_document([5, 400, 6])
     shard = description["splits"]["validation"]["shards"][0]
-    shard |= {suffix: describe_file(corpus / f"validation.{suffix}") for suffix in ("bin", "idx")}
+    shard |= {suffix: describe_file(corpus / f"validation.{suffix}") for suffix in ("bin", "idx", "sums")}
     description["sha256"] = seal(description)
     (corpus / CORPUS_FILE).write_text(json.dumps(description))
     status, shown = faults(corpus, capsys)

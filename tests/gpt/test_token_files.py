@@ -60,7 +60,7 @@ def test_layout_is_megatrons(tmp_path, vocab_size, code, kind):
 
 def test_index_of_several_blocks_equals_one_of_a_single_block(tmp_path, monkeypatch):
     write(tmp_path / "whole")
-    monkeypatch.setattr("gpt.token_files._CHUNK", 2)
+    monkeypatch.setattr("gpt.token_index._CHUNK", 2)
     write(tmp_path / "blocks")
     assert (tmp_path / "blocks.idx").read_bytes() == (tmp_path / "whole.idx").read_bytes()
 
@@ -125,7 +125,7 @@ def test_files_appear_only_at_the_end_and_old_ones_stay_until_then(tmp_path):
         writer.add_document(np.array([2, 3]))
         assert TokenFile(tmp_path / "a").n_tokens == 1
     assert TokenFile(tmp_path / "a").n_tokens == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx", "a.sums"]
 
 
 def damage(data: bytes, offset: int, new: bytes) -> bytes:
@@ -146,6 +146,7 @@ def damage(data: bytes, offset: int, new: bytes) -> bytes:
 )
 def test_a_damaged_index_is_refused(tmp_path, change, message):
     write(tmp_path / "a")
+    (tmp_path / "a.sums").unlink()
     (tmp_path / "a.idx").write_bytes(change((tmp_path / "a.idx").read_bytes()))
     with pytest.raises(ConfigError, match=message):
         TokenFile(tmp_path / "a")
@@ -153,6 +154,7 @@ def test_a_damaged_index_is_refused(tmp_path, change, message):
 
 def test_a_missing_byte_or_file_is_refused(tmp_path):
     write(tmp_path / "a")
+    (tmp_path / "a.sums").unlink()
     data = (tmp_path / "a.bin").read_bytes()
     (tmp_path / "a.bin").write_bytes(data[:-1])
     with pytest.raises(ConfigError, match=r"a\.bin: 157 bytes, but a\.idx says 158"):
@@ -268,7 +270,9 @@ def process_memory() -> dict[str, int]:
 
 
 def test_a_file_that_is_cut_while_it_is_read_from_is_told_and_not_a_crash(tmp_path):
-    file = TokenFile(write(tmp_path / "a"))
+    write(tmp_path / "a")
+    (tmp_path / "a.sums").unlink()  # whose block would be the whole file
+    file = TokenFile(tmp_path / "a")
     with (tmp_path / "a.bin").open("r+b") as tokens:
         tokens.truncate(20)
     assert file.read(0, 10).tolist() == STREAM[:10]

@@ -2,12 +2,13 @@
 
     python watched_ranks.py PLAN.json
 
-PLAN.json is a list of {"name", "nproc", "words": [...], "faults": [...], "kill": {"rank", "call"}, "digests"}. What
-each rank saw goes to NAME/rank0.jsonl and so on beside the plan, a line an optimizer step; what it wrote to
+PLAN.json is a list of {"name", "nproc", "words": [...], "faults": [...], "kill": {"rank", "call"}, "digests", "disk"}.
+What each rank saw goes to NAME/rank0.jsonl and so on beside the plan, a line an optimizer step; what it wrote to
 NAME/rank0.txt, its exit status to NAME/rank0.status. A fault is {"rank", "step", "micro_batch", "value", "where"}: in
 that micro-batch of that step the loss ("loss") or the gradient that comes back to this rank's stage ("gradient") is
 multiplied by the value. A rank that is to be killed is so at its optimizer step number "call". "terms" are
-{"rank", "during", "call", "times"}: so many SIGTERM come to this rank in that call of "step" or "save".
+{"rank", "during", "call", "times"}: so many SIGTERM come to this rank in that call of "step" or "save". "disk" is
+{"rank", "file", "other"}: where that rank opens the file it has the other one, as from a disk of its own.
 """
 
 import hashlib
@@ -100,6 +101,8 @@ class Watch:
         kill = run.get("kill") or {}
         self.kill_at = kill["call"] if kill.get("rank") == rank else None
         self.terms = {(t["during"], t["call"]): t["times"] for t in run.get("terms", []) if t["rank"] == rank}
+        disk = run.get("disk") or {}
+        self.disk = {disk["file"]: disk["other"]} if disk.get("rank") == rank else {}
         self.calls = self.saves = self.micro_batches = 0
         self.tokens = []
 
@@ -107,6 +110,9 @@ class Watch:
         from parallel.engines.native import NativeEngine
         from parallel.stage import Stage
 
+        if self.disk:
+            opened = os.open
+            os.open = lambda path, *args, **kwargs: opened(self.disk.get(str(path), path), *args, **kwargs)
         forward, step = Stage.forward, NativeEngine.optimizer_step
         forward_backward, start_save = NativeEngine.forward_backward, NativeEngine.start_save
 
