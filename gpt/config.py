@@ -7,6 +7,29 @@ from gpt.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How Llama 3.1 stretched its rotary positions from `original_n_ctx` to `factor` times as many (arXiv 2407.21783;
+    the rule is in its published code): angles that turn less than `low_frequency` times over the original context are
+    divided by `factor`, those that turn more than `high_frequency` times stay, between the two it passes smoothly."""
+
+    factor: float
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+    original_n_ctx: int = 8192
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.factor < float("inf"):
+            raise ConfigError(f"model.rope_scaling.factor = {self.factor} must be a number of at least 1")
+        if not 0 < self.low_frequency < self.high_frequency < float("inf"):
+            raise ConfigError(
+                f"model.rope_scaling.low_frequency = {self.low_frequency} must be above 0 and below "
+                f"model.rope_scaling.high_frequency = {self.high_frequency}"
+            )
+        if self.original_n_ctx < 1:
+            raise ConfigError(f"model.rope_scaling.original_n_ctx = {self.original_n_ctx} must be at least 1")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The shape of a dense decoder transformer. The defaults are GPT-3's choices (arXiv 2005.14165, section 2.1).
 
@@ -29,6 +52,7 @@ class ModelConfig:
     tied: bool = True
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None  # Llama 3.1 and later
     init_std: float = 0.02
     vocab_multiple: int = 128
 
@@ -53,6 +77,8 @@ class ModelConfig:
             )
         if self.positions == "rope" and self.d_head % 2:
             raise ConfigError(f"model.positions = 'rope' needs an even head width; d_model / n_heads = {self.d_head}")
+        if self.rope_scaling is not None and self.positions != "rope":
+            raise ConfigError(f"model.rope_scaling needs model.positions = 'rope', not '{self.positions}'")
 
     @property
     def kv_heads(self) -> int:

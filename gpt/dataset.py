@@ -64,8 +64,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_seq_len(self.seq_len)
         check_skip(self.skip)
-        if not self.train:
-            raise ConfigError("data.train is empty; give at least one corpus: train = [{ path = 'corpus/train' }]")
         check_names([(corpus.name, corpus.path) for corpus in self.train], where="data.train")
         check_names([(corpus.name, corpus.path) for corpus in self.validation], where="data.validation")
 

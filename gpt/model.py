@@ -9,6 +9,7 @@ Both ends may be None, as on a pipeline stage in the middle; heads are counted f
 holds only some of them.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gpt.attention import attend
-from gpt.config import ModelConfig
+from gpt.config import ModelConfig, RopeScaling
 
 
 class LayerCache(Protocol):
@@ -57,6 +58,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
         self.d_head = config.d_head
         self.rope_theta = config.rope_theta if config.positions == "rope" else None
+        self.rope_scaling = config.rope_scaling
 
     def forward(
         self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: LayerCache | None = None
@@ -66,7 +68,7 @@ class Attention(nn.Module):
         k = self.k(x).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, k, t, e)
         v = self.v(x).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, k, t, e)
         if self.rope_theta is not None:
-            cos, sin = rotary_angles(q, positions, self.rope_theta)
+            cos, sin = rotary_angles(q, positions, self.rope_theta, self.rope_scaling)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)  # (b, k, s, e)
@@ -177,14 +179,26 @@ class GPT(nn.Module):
         return x if self.head is None else self.head(x)[..., : self.vocab_size]
 
 
-def rotary_angles(q: Tensor, positions: Tensor | None, theta: float) -> tuple[Tensor, Tensor]:
+def rotary_angles(
+    q: Tensor, positions: Tensor | None, theta: float, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines, each (1 or b, 1, t, e/2) in fp32, for queries (b, h, t, e)."""
     t, e = q.shape[-2:]
     if positions is None:
         positions = torch.arange(t, device=q.device).unsqueeze(0)  # (1, t)
-    frequencies = theta ** (torch.arange(0, e, 2, device=q.device, dtype=torch.float32) / -e)  # (e/2,)
+    # Divided in this order, as transformers does: a last bit off is an angle off at position 1,000.
+    frequencies = 1.0 / theta ** (torch.arange(0, e, 2, device=q.device, dtype=torch.float32) / e)  # (e/2,)
+    if scaling is not None:
+        frequencies = _stretched(frequencies, scaling)
     angles = positions[:, None, :, None].float() * frequencies
     return angles.cos(), angles.sin()
+
+
+def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    turns = scaling.original_n_ctx * frequencies / (2 * math.pi)  # over the original context
+    kept = (turns - scaling.low_frequency) / (scaling.high_frequency - scaling.low_frequency)
+    kept = kept.clamp(0.0, 1.0)
+    return (1.0 - kept) * frequencies / scaling.factor + kept * frequencies
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

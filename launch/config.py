@@ -8,6 +8,7 @@ from typing import Any, Literal
 from gpt.checkpoint_config import CheckpointConfig
 from gpt.config import ModelConfig
 from gpt.dataset import DataConfig
+from gpt.errors import ConfigError
 from gpt.faults import FaultConfig
 from gpt.metrics import MetricsConfig
 from gpt.optimizer import OptimizerConfig
@@ -51,6 +52,8 @@ class RunConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     def __post_init__(self) -> None:
+        if not self.data.train:
+            raise ConfigError("data.train is empty; give at least one corpus: train = [{ path = 'corpus/train' }]")
         self.health.check_collective_timeout(self.run.collective_timeout_s)
         check_can_rewind(self.spike, self.checkpoint, step_tokens=self.batch.global_batch_tokens)
 

@@ -1,61 +1,73 @@
-"""`triaxial convert`: a run's checkpoint in another library's format; changes nothing in the run."""
+"""`triaxial convert`: a model from one format into another, checked at the end; changes nothing in what it reads."""
 
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
-from gpt.convert.hugging_face import Verification, export
-from gpt.convert.names import family_of, shapes
+from gpt.convert.hugging_face_config import CONFIG
 from gpt.errors import ConfigError
-from launch.loading import DTYPES, SavedRun, add_run_arguments, open_run
+from launch import convert_hugging_face, convert_triaxial
+from launch.convert_size import describe_size
+from launch.loading import open_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser)
-    parser.add_argument("--to", choices=["hf"], required=True, help="hf: a folder that transformers loads")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to make")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="precision of the weights (default: float32)"
+        "run",
+        type=Path,
+        metavar="SOURCE",
+        help="a run directory such as runs/demo, one checkpoint in it, or a Hugging Face folder; with --dry-run also a "
+        "recipe",
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest whole)")
+    parser.add_argument(
+        "--to",
+        choices=["hf", "triaxial"],
+        required=True,
+        help="hf: a folder that transformers loads; triaxial: a run directory that every command here takes",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="the folder to make (needed without --dry-run)")
+    parser.add_argument(
+        "--dtype",
+        choices=convert_hugging_face.EXPORT_DTYPES,
+        help="to hf: precision of the weights (default: what was imported, or float32)",
+    )
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="from hf: instead of the folder's own")
+    parser.add_argument("--weights-only", action="store_true", help="to triaxial: without the optimizer's moments")
+    parser.add_argument(
+        "--logits",
+        choices=["auto", "whole", "none"],
+        default="auto",
+        help="how much is compared with transformers' logits at the end (default: all of a model up to 1 GiB in fp32, "
+        "else as many layers as keep memory near the largest tensor)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what would be read, written and held in memory"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    saved = open_run(args.run, step=args.step)
-    for note in saved.notes:
-        print(note)
-    verification = convert_to_hugging_face(saved, args.output, dtype=args.dtype)
-    title = {"gpt2": "GPT-2", "llama": "Llama"}[family_of(saved.model_config)]
-    print(f"{args.output}: {title} architecture, {saved.model_config.parameters:,} parameters, step {saved.step:,}")
-    print(
-        f"verified: {verification.tensors} tensors bit for bit; logits within "
-        f"{verification.max_relative_logit_error:.1e} of transformers (max |a - b| / max |b|); "
-        f"{verification.texts} texts tokenized alike"
-    )
-    return 0
-
-
-def convert_to_hugging_face(saved: SavedRun, output: Path, *, dtype: str = "float32") -> Verification:
-    """Write `output` and check it, with a progress bar on standard error; errors as `export`."""
-    if output.absolute().is_relative_to(saved.run_directory.absolute() / "checkpoints"):
-        raise ConfigError(f"--output {output} lies among the run's checkpoints; name a folder elsewhere")
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("writing tensors", total=len(shapes(saved.model_config)))
-
-        def note(_: str) -> None:
-            progress.advance(task)
-            if progress.finished:
-                progress.update(task, description="reading back and comparing")
-
-        return export(
-            saved.weights(),
-            saved.model_config,
-            output,
-            tokenizer=saved.tokenizer,
-            tokenizer_file=saved.tokenizer_file,
-            dtype=DTYPES[dtype],
-            about={"checkpoint": str(saved.checkpoint_path), "step": saved.step, "tokens_seen": saved.tokens_seen},
-            progress=note,
+    if args.dry_run:
+        for line in describe_size(args):
+            print(line)
+        return 0
+    if args.output is None:
+        raise ConfigError("--output DIR is missing: the folder to make")
+    if (args.run / CONFIG).is_file() and not (args.run / "checkpoints").is_dir():
+        if args.to == "hf":
+            raise ConfigError(f"{args.run} is a Hugging Face folder already; import it with --to triaxial")
+        lines = convert_hugging_face.import_folder(
+            args.run, args.output, tokenizer_file=args.tokenizer, mode=args.logits
         )
+    else:
+        saved = open_run(args.run, step=args.step)
+        for note in saved.notes:
+            print(note)
+        if args.output.absolute().is_relative_to(saved.run_directory.absolute() / "checkpoints"):
+            raise ConfigError(f"--output {args.output} lies among the run's checkpoints; name a folder elsewhere")
+        if args.to == "hf":
+            lines = convert_hugging_face.export_run(saved, args.output, dtype=args.dtype, mode=args.logits)
+        else:
+            lines = convert_triaxial.rewrite(saved, args.output, weights_only=args.weights_only)
+    for line in lines:
+        print(line)
+    return 0

@@ -20,15 +20,11 @@ from parallel.checkpoint_files import (
     STATE,
     CheckpointError,
     FileRecord,
-    Manifest,
-    StoredTensor,
     check_file,
-    open_shard,
     read_index,
     read_manifest,
     read_small,
     step_name,
-    stored_slice,
 )
 from parallel.checkpoint_folders import delete_after, list_checkpoints, published_step
 from parallel.checkpoint_plan import make_plan
@@ -44,6 +40,7 @@ from parallel.checkpoint_ranks import (
 )
 from parallel.checkpoint_save import Save, check_save, given_up, local, tensor_bytes, write_checkpoint
 from parallel.checkpoint_storage import SafetensorsReader, check_tensors
+from parallel.checkpoint_stream import assembled
 
 __all__ = [
     "CheckpointError",
@@ -57,8 +54,6 @@ __all__ = [
     "tensor_metadata",
     "verify",
 ]
-
-_OPEN_SHARDS = 128  # of a single-process reader: well under the usual limit of 1024 open files
 
 
 def save(
@@ -210,19 +205,7 @@ def read_tensors(
     for file, record in manifest.files.items():
         if not verified:
             _check_file(path, file, record)
-    return _assembled(path, manifest, [(name, index[name]) for name in wanted])
-
-
-def _assembled(
-    path: Path, manifest: Manifest, wanted: list[tuple[str, StoredTensor]]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    shard_of = functools.lru_cache(_OPEN_SHARDS)(lambda file: open_shard(path, file, manifest))
-    for name, stored in wanted:
-        full = torch.zeros(stored.shape, dtype=stored.dtype)
-        for chunk in stored.chunks:
-            box = tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.shape, strict=True))
-            full[box] = stored_slice(path, shard_of(chunk.file), name=name, stored=stored, chunk=chunk)[...]
-        yield name, full
+    return assembled(path, manifest, [(name, index[name]) for name in wanted])
 
 
 def _check_file(path: Path, name: str, record: FileRecord) -> None:

@@ -88,14 +88,19 @@ def to_theirs(config: ModelConfig, tensors: Iterable[tuple[str, Tensor]]) -> Ite
         if name not in missing:
             raise ConfigError(f"the tensor '{name}' is {'given twice' if name in entries else 'unknown to this model'}")
         waiting[name] = check_shape(name, _cut(name, tensor, config), expected[name])
+        del tensor  # or the next one would be read while this one is still held
         missing.remove(name)
         entry = entries[name]
         if all(part in waiting for part in entry.ours):
-            parts = [waiting.pop(part) for part in entry.ours]
-            joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-            yield entry.theirs, joined.T if entry.transposed else joined
+            yield entry.theirs, _joined(entry, waiting)
     if missing:
         raise ConfigError(f"{len(missing)} tensors of the model are missing, among them '{min(missing)}'")
+
+
+def _joined(entry: Entry, waiting: dict[str, Tensor]) -> Tensor:
+    parts = [waiting.pop(part) for part in entry.ours]
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return joined.T if entry.transposed else joined
 
 
 def to_ours(config: ModelConfig, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -109,8 +114,9 @@ def to_ours(config: ModelConfig, tensors: Iterable[tuple[str, Tensor]]) -> Itera
         missing.remove(name)
         entry = entries[name]
         check_shape(name, tensor, their_shape(entry, expected))
-        parts = torch.split(tensor.T if entry.transposed else tensor, [expected[part][0] for part in entry.ours])
-        yield from zip(entry.ours, parts, strict=True)
+        rows = [expected[part][0] for part in entry.ours]
+        yield from zip(entry.ours, torch.split(tensor.T if entry.transposed else tensor, rows), strict=True)
+        del tensor
     if missing:
         raise ConfigError(f"{len(missing)} tensors of the model are missing, among them '{min(missing)}'")
 

@@ -1,0 +1,319 @@
+"""`triaxial convert --to triaxial`: folders that transformers wrote become runs that give its logits, and go back to it
+bit for bit; wrong folders end with one line and leave nothing."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gpt.checkpoint_config import Retention
+from gpt.convert.hugging_face_source import open_source
+from gpt.errors import ConfigError
+from gpt.tokenizer import load_tokenizer
+from launch.loading import load_run
+from launch.main import main
+from parallel import checkpoint
+
+transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
+tokenizers = pytest.importorskip("tokenizers", reason="needs the extra 'hf'")
+
+TEXT = "\n".join(topics.values())
+LLAMA = {
+    "vocab_size": 515,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "initializer_range": 0.2,
+}
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+GPT2 = {
+    "vocab_size": 515,
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE of 500 tokens, as GPT-2's and SmolLM2's are."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<|endoftext|>", "<|im_end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    model.train_from_iterator([TEXT[:100_000]], trainer)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    model.save(str(path))
+    return path
+
+
+def shaken(model: Any, *, dtype: torch.dtype) -> Any:
+    """Biases and norms away from 0 and 1, where a mix-up would not show."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name or "ln_" in name:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model.to(dtype).eval()
+
+
+def write_folder(
+    folder: Path, tokenizer_json: Path, kind: str, *, dtype: torch.dtype = torch.float32, **settings: Any
+) -> Path:
+    torch.manual_seed(1)
+    if kind == "llama":
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, **settings}))
+    else:
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**GPT2, **settings}))
+    shaken(model, dtype=dtype).save_pretrained(folder)
+    text = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer_json), eos_token="<|im_end|>", bos_token="<|endoftext|>"
+    )
+    text.chat_template = "{{ messages[0]['content'] }}"
+    text.save_pretrained(folder)
+    return folder
+
+
+def convert(*words: object) -> int:
+    return main(["convert", *map(str, words)])
+
+
+CASES: list[tuple[str, str, torch.dtype, dict[str, Any]]] = [
+    ("llama-grouped-untied", "llama", torch.bfloat16, {"tie_word_embeddings": False}),
+    ("llama-3-tied", "llama", torch.float32, {"tie_word_embeddings": True, "rope_parameters": LLAMA_3}),
+    (
+        "llama-2-half-bias",
+        "llama",
+        torch.float16,
+        {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-5},
+    ),
+    ("gpt2", "gpt2", torch.float32, {}),
+    ("gpt2-narrow-untied", "gpt2", torch.bfloat16, {"n_inner": 80, "tie_word_embeddings": False}),
+]
+
+
+@pytest.mark.parametrize(("kind", "dtype", "settings"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_a_folder_becomes_a_run_and_comes_back(
+    tmp_path: Path,
+    tokenizer_json: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    dtype: torch.dtype,
+    settings: dict[str, Any],
+) -> None:
+    folder = write_folder(tmp_path / "folder", tokenizer_json, kind, dtype=dtype, **settings)
+    assert convert(folder, "--to", "triaxial", "--output", tmp_path / "run") == 0
+    assert "bit for bit; logits of 3 layers and 515 tokens of vocabulary within" in capsys.readouterr().out
+    loaded = load_run(tmp_path / "run")
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    text = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = text.encode(TEXT[100_000:102_000], add_special_tokens=False)
+    assert loaded.saved.tokenizer.encode(TEXT[100_000:102_000]) == ids
+    tokens = torch.tensor([ids[:512]])
+    with torch.inference_mode():
+        ours, logits = loaded.model(tokens), theirs(tokens).logits
+    assert float((ours - logits).abs().max() / logits.abs().max()) < 1e-5
+    assert torch.equal(ours.argmax(-1), logits.argmax(-1))
+
+    assert convert(tmp_path / "run", "--to", "hf", "--output", tmp_path / "back") == 0
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == dtype for name in before)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes(), name
+    old, new = (transformers.AutoConfig.from_pretrained(path).to_dict() for path in (folder, tmp_path / "back"))
+    for key in old.keys() - {"_name_or_path", "n_inner", "head_dim", "attn_pdrop", "embd_pdrop", "resid_pdrop"}:
+        assert new[key] == old[key], key
+
+
+def test_older_names_and_leftovers_are_understood(tmp_path: Path, tokenizer_json: Path) -> None:
+    """OpenAI's own GPT-2 files have no 'transformer.' in their names and hold causal masks; some hold a tied head."""
+    folder = write_folder(tmp_path / "folder", tokenizer_json, "gpt2")
+    stored = load_file(folder / "model.safetensors")
+    older = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
+    older["h.0.attn.bias"] = torch.ones(1, 1, 8, 8)
+    older["h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    older["lm_head.weight"] = older["wte.weight"].clone()
+    save_file(older, folder / "model.safetensors")
+    source = open_source(folder)
+    assert set(source.tensors) == set(stored)
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in source.read())
+    older["lm_head.weight"][0, 0] += 1
+    save_file(older, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match="is not the embedding"):
+        open_source(folder)
+
+
+def _change_config(folder: Path, **settings: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def _change_tensors(folder: Path, change: Any) -> None:
+    stored = load_file(folder / "model.safetensors")
+    change(stored)
+    save_file(stored, folder / "model.safetensors")
+
+
+def _cut(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-100])
+
+
+def _larger_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    table = json.loads(path.read_text())
+    table["model"]["vocab"]["zz"] = 600
+    path.write_text(json.dumps(table))
+
+
+BAD: list[tuple[Any, str]] = [
+    (lambda f: _change_config(f, model_type="mamba", architectures=["MambaForCausalLM"]), "MambaForCausalLM"),
+    (lambda f: _change_config(f, auto_map={"AutoModel": "evil.Model"}), "code of its own, which is never run"),
+    (lambda f: _change_config(f, quantization_config={"bits": 4}), "quantised weights"),
+    (lambda f: _change_config(f, hidden_act="gelu"), "hidden_act = 'gelu' is not here"),
+    (lambda f: _change_config(f, head_dim=24), "head_dim = 24"),
+    (lambda f: _change_config(f, attention_bias=True), "either all linear layers have a bias or none"),
+    (lambda f: _change_config(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "'yarn'"),
+    (lambda f: _change_config(f, num_hidden_layers=4), "9 tensors of the Llama that config.json describes are missing"),
+    (lambda f: _change_config(f, num_hidden_layers=2), "9 tensors are unknown to the Llama"),
+    (lambda f: _change_config(f, vocab_size=514), r"is \[515, 48\], but \[514, 48\] in the Llama"),
+    (lambda f: _change_tensors(f, lambda t: t.pop("model.norm.weight")), "'model.norm.weight' the first"),
+    (lambda f: _change_tensors(f, lambda t: t.update(x=torch.ones(2))), "1 tensors are unknown .* 'x' the first"),
+    (lambda f: _cut(f), "cut off"),
+    (lambda f: (f / "model.safetensors").write_bytes(b"\x05\0"), "no whole safetensors file"),
+    (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "a pickle, which can run code"),
+    (lambda f: (f / "model.safetensors").unlink(), "no weights"),
+    (lambda f: (f / "tokenizer.json").unlink(), "holds no tokenizer"),
+    (lambda f: _larger_tokenizer(f), "601 pieces, but .* a vocabulary of 515: it is another model's tokenizer"),
+]
+
+
+@pytest.fixture(scope="module")
+def good_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: Path) -> Path:
+    return write_folder(tmp_path_factory.mktemp("good") / "folder", tokenizer_json, "llama")
+
+
+@pytest.mark.parametrize(("spoil", "words"), BAD)
+def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(
+    tmp_path: Path, good_folder: Path, capsys: pytest.CaptureFixture[str], spoil: Any, words: str
+) -> None:
+    folder = shutil.copytree(good_folder, tmp_path / "folder")
+    spoil(folder)
+    assert convert(folder, "--to", "triaxial", "--output", tmp_path / "run") == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1, error
+    assert re.search(words, error), error
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_another_models_tokenizer_is_refused(
+    tmp_path: Path, good_folder: Path, tokenizer_json: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = json.loads(tokenizer_json.read_text())
+    table["model"]["merges"] = table["model"]["merges"][:20]  # the same vocabulary, other ids for a text
+    other = tmp_path / "tokenizer.json"
+    other.write_text(json.dumps(table))
+    words = ("--to", "triaxial", "--output", tmp_path / "run", "--tokenizer", other)
+    assert convert(good_folder, *words) == 2
+    assert "is not the tokenizer that transformers finds in" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_files_and_a_full_disk(
+    tmp_path: Path, good_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of several files in and several out; a disk without room leaves nothing."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(good_folder)
+    folder = shutil.copytree(good_folder, tmp_path / "folder")
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="100KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    assert convert(folder, "--to", "triaxial", "--output", tmp_path / "run") == 0
+    loaded = load_run(tmp_path / "run")
+    assert torch.equal(loaded.model.blocks["1"].mlp.gate.weight, model.model.layers[1].mlp.gate_proj.weight)  # type: ignore[union-attr]
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))  # type: ignore[attr-defined]
+    assert convert(folder, "--to", "triaxial", "--output", tmp_path / "other") == 2
+    assert "1000 bytes are free there" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "run"]
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../run/x.safetensors"}}))
+    with pytest.raises(ConfigError, match="no safetensors file beside it"):
+        open_source(folder)
+
+
+def test_a_run_is_rewritten_into_few_files(tmp_path: Path, good_folder: Path) -> None:
+    assert convert(good_folder, "--to", "triaxial", "--output", tmp_path / "run") == 0
+    path = tmp_path / "run" / "checkpoints" / "step-000000000"
+    tensors = dict(checkpoint.read_tensors(path))
+    state = checkpoint.read_state(path)
+    moments = {f"optimizer.exp_avg.{name}": torch.ones_like(t) for name, t in tensors.items()}
+    moments["optimizer.count"] = torch.tensor([3], dtype=torch.int64)
+    checkpoint.save(
+        tmp_path / "run" / "checkpoints",
+        step=7,
+        tensors={**tensors, **moments},
+        state={**state, "step": 7},
+        keep=Retention(2),
+    )
+    assert convert(tmp_path / "run", "--to", "triaxial", "--output", tmp_path / "whole") == 0
+    found = dict(checkpoint.read_tensors(tmp_path / "whole" / "checkpoints" / "step-000000007"))
+    assert found.keys() == tensors.keys() | moments.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in {**tensors, **moments}.items())
+    assert convert(tmp_path / "run", "--to", "triaxial", "--output", tmp_path / "slim", "--weights-only") == 0
+    assert dict(checkpoint.read_tensors(tmp_path / "slim" / "checkpoints" / "step-000000007")).keys() == tensors.keys()
+    assert load_run(tmp_path / "slim").saved.tokenizer.vocab_size == 500
+
+
+def test_a_dry_run_reads_sizes_alone(tmp_path: Path, good_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert("gpt3_175b", "--to", "hf", "--dry-run", "--output", tmp_path / "x") == 0
+    out = capsys.readouterr().out
+    assert "GPT-2 architecture, 174," in out or "GPT-2 architecture, 175," in out, out
+    assert "room:" in out
+    assert convert(good_folder, "--to", "triaxial", "--dry-run") == 0
+    parameters = sum(t.numel() for t in load_file(good_folder / "model.safetensors").values())
+    assert f"{parameters:,} parameters" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_load_tokenizer_reads_the_travelled_file(tmp_path: Path, good_folder: Path) -> None:
+    assert convert(good_folder, "--to", "triaxial", "--output", tmp_path / "run") == 0
+    assert (
+        load_tokenizer(tmp_path / "run" / "tokenizer").fingerprint
+        == load_tokenizer(good_folder / "tokenizer.json").fingerprint
+    )
