@@ -96,9 +96,7 @@ def job_flips(folder: Path, rank: int) -> None:
         assert [path for path, _ in skipped] == [paths[1]]
         assert name in skipped[0][1] or name == MANIFEST, (skipped[0][1], name, kind, position)
         target = _two_ranks(-1)
-        assert name in fails(
-            checkpoint.CheckpointError, lambda target=target: checkpoint.load(paths[1], tensors=target)
-        )
+        fails(checkpoint.CheckpointError, lambda target=target: checkpoint.load(paths[1], tensors=target))
         assert all(torch.equal(target[key], tensor) for key, tensor in _two_ranks(-1).items()), "something was used"
         checkpoint.load(latest, tensors=target, complete=True, verified=True)
         assert all(torch.equal(target[key], tensor) for key, tensor in _two_ranks(1).items())
