@@ -1,0 +1,121 @@
+"""Runs whose saves fail, and runs whose checkpoints are damaged: what they do, what they tell, and that in the end
+nothing differs from an undisturbed run; each run in this very process."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from launch.main import main
+from parallel import checkpoint
+
+WORDS = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12", "--train.validation_tokens", "64"]
+WORDS += ["--checkpoint.every_tokens", "1024", "--checkpoint.keep_last", "1"]  # 2 steps of 12
+CHECKPOINT_BYTES = 540_000  # and a little less than that
+
+
+def train(tiny_corpus: Any, run: Path, *words: object) -> int:
+    try:
+        return main(["train", str(tiny_corpus.recipe), "--run.directory", str(run), *WORDS, *map(str, words)])
+    finally:
+        if dist.is_initialized():  # after an error a process leaves it to its end
+            dist.destroy_process_group()
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def ended_alike(run: Path, other: Path) -> bool:
+    """Whether the last checkpoints are equal to the bit, and the losses of every step."""
+    last = [dict(checkpoint.read_tensors(path / "checkpoints" / "step-000000012")) for path in (run, other)]
+    assert last[0].keys() == last[1].keys()
+    losses = []
+    for path in (run, other):
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        losses.append({line["step"]: line["loss"] for line in lines if "loss" in line})
+    assert sorted(losses[0]) == list(range(1, 13))
+    return losses[0] == losses[1] and all(torch.equal(last[0][name], tensor) for name, tensor in last[1].items())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert train(tiny_corpus, run, "--checkpoint.keep_last", 2) == 0
+    return run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A run directory whose checkpoints lie on a file system with room for one and a half."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={CHECKPOINT_BYTES * 3 // 2}", "tmpfs", folder]
+    mounted = subprocess.run(command, capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small tmpfs here: {mounted.stderr.decode().strip()}")
+    yield tmp_path / "run"
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_told_and_counted_and_ends_the_run_at_last(
+    tiny_corpus: Any, undisturbed: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tiny_corpus, small_disk) == 2
+    failed = events(small_disk, "checkpoint_failed")
+    folder = small_disk / "checkpoints"
+    for n, (step, event) in enumerate(zip((4, 6, 8), failed, strict=True), start=1):
+        for part in (f"step-{step:09d}", "not enough room", "it needs", f"bytes are free in {folder}", "untouched"):
+            assert part in event["text"]
+        assert f"(failure {n} in a row of at most 3)" in event["text"]
+    assert "not enough room" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["step-000000002"]
+    assert checkpoint.verify(folder / "step-000000002") is None
+
+    subprocess.run(["mount", "-o", f"remount,size={CHECKPOINT_BYTES * 3}", folder], check=True)
+    assert train(tiny_corpus, small_disk) == 0
+    assert "step-000000002 (step 2)" in events(small_disk, "resumed")[0]["text"]
+    assert ended_alike(small_disk, undisturbed)
+
+
+def test_a_run_goes_on_after_a_save_that_failed(tiny_corpus: Any, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for step in (4, 6, 10):
+        (run / "checkpoints" / f"step-{step:09d}").symlink_to(tmp_path)
+    assert train(tiny_corpus, run, "--checkpoint.keep_last", 2) == 0
+    texts = [event["text"] for event in events(run, "checkpoint_failed")]
+    assert all("a symbolic link has this name" in text for text in texts)
+    assert [text.partition("(failure ")[2][0] for text in texts] == ["1", "2", "1"], "in a row"
+    assert ended_alike(run, undisturbed)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_none_whole_is_an_error(
+    tiny_corpus: Any, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    before, newest = (run / "checkpoints" / f"step-{step:09d}" for step in (10, 12))
+    shard = newest / "shard-00000.safetensors"
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 8
+    shard.write_bytes(damaged)
+    assert train(tiny_corpus, run, "--checkpoint.keep_last", 2) == 0
+    (skipped,) = events(run, "checkpoint_skipped")
+    assert f"skipped the checkpoint {newest}: shard-00000.safetensors is damaged" in skipped["text"]
+    assert "(step 10)" in events(run, "resumed")[0]["text"]
+    assert ended_alike(run, undisturbed)
+
+    shard.write_bytes(damaged)
+    (before / "MANIFEST.json").unlink()
+    capsys.readouterr()
+    assert train(tiny_corpus, run) == 2
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    for part in ("holds checkpoints, but none is whole", before.name, "MANIFEST.json is missing", newest.name):
+        assert part in told
