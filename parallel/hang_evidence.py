@@ -6,6 +6,7 @@ All of it also answers while another thread of that process holds Python's globa
 import json
 import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from typing import Any
 
 ANSWER_S = 1.0  # so long may a process take to show its stacks, and again to tell its collectives
 CONTEXT = 6  # so many collectives must have come before, for what then followed to be expected again
+LATELY = 12  # so many of the last ones are looked at: who left one out comes no further than to one that does not fit
+BESIDE = "checkpoints"  # the group of saves beside training, whose collectives a thread of their own issues
 STOPPED = "Tt"  # states of a process that a signal or a debugger holds
 
 
@@ -29,6 +32,11 @@ class Collective:
     sizes: str
     done: bool
     created_ns: int
+
+    @property
+    def is_beside(self) -> bool:
+        """Of a save beside training: it says nothing of where training stands."""
+        return self.about == BESIDE
 
     @property
     def what(self) -> tuple[str, str, str]:
@@ -61,6 +69,21 @@ def process_started_at(pid: int) -> str:
     """A number that tells the process from a later one with its pid; empty when there is no such process."""
     fields = _stat_fields(pid)
     return fields[19] if len(fields) > 19 else ""
+
+
+def is_alive(pid: int, started_at: str) -> bool:
+    """Whether the process still runs: not a later one with its pid, nor what is left of it until its parent looks."""
+    fields = _stat_fields(pid)
+    return len(fields) > 19 and fields[19] == started_at and fields[0] not in "ZX"
+
+
+def signal_of_death(pid: int) -> str:
+    """What signal ended the process, "" where none did; "" as well once its parent has looked."""
+    fields = _stat_fields(pid)
+    if fields[0] != "Z" or len(fields) < 50:
+        return ""
+    number = int(fields[49]) & 0x7F  # the status as wait(2) has it
+    return signal.Signals(number).name if number else ""
 
 
 def waits_in_kernel(pid: int) -> str:
@@ -159,7 +182,7 @@ def read_stacks(pid: int, *, signal_number: int, file: int) -> str:
 
 def main_frames(stacks: str, thread: int) -> list[str]:
     """The stack of the thread with this identity, innermost first, as 'file.py:12 in function'."""
-    for block in re.split(r"\n(?=\S*[Tt]hread 0x)", stacks):
+    for block in re.split(r"\n(?=Thread 0x|Current thread 0x)", stacks):
         heading, _, lines = block.partition("\n")
         if f"0x{thread:016x}" in heading:
             found = re.findall(r'File "(.*)", line (\d+|\?\?\?) in (.*)', lines)
@@ -219,8 +242,8 @@ def parse_collectives(trace: dict[str, Any]) -> list[Collective]:
 def departures(collectives: Sequence[Collective]) -> list[str]:
     """Where a rank did something else than every time before, in words: a collective left out, or one too many.
 
-    Training repeats itself: what follows the same CONTEXT collectives is the same in every step. Sought in the newer
-    half, so that the older one can say what is usual.
+    Training repeats itself: what follows the same CONTEXT collectives is the same in every step. Only the LATELY last
+    ones are judged, by those before them.
     """
     whats = [collective.what for collective in collectives]
     abouts = {collective.group: collective.about for collective in collectives}
@@ -228,7 +251,7 @@ def departures(collectives: Sequence[Collective]) -> list[str]:
     found = []
     for i in range(CONTEXT, len(whats)):
         known = followers.setdefault(tuple(whats[i - CONTEXT : i]), {})
-        if known and whats[i] not in known and sum(known.values()) >= 2 and i >= len(whats) // 2:
+        if known and whats[i] not in known and sum(known.values()) >= 2 and i >= len(whats) - LATELY:
             usual = " or ".join(f"{kind} {sizes} of group {abouts[group]}" for group, kind, sizes in known)
             found.append(f"{collectives[i]} came where {usual} had come {sum(known.values())} times before")
         known[whats[i]] = known.get(whats[i], 0) + 1

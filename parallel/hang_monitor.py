@@ -23,49 +23,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gpt.event_log import append_event
 from parallel import hang_evidence as evidence
 from parallel import hang_verdict
-from parallel.hang_verdict import Report, Verdict
+from parallel.hang_folder import (
+    Member,
+    Watched,
+    alarm_file,
+    all_there,
+    hang_folder,
+    leave_event,
+    publish,
+    read_reports,
+)
+from parallel.hang_verdict import Report
 from parallel.heartbeat import ALARM_AT, FAILED, LOST, RUNNING, SIZE, STATUS, Beat, read_beat
 
 POLL_S = 0.25
-LOOK_S = 1.0  # how often a rank that may be waiting looks for an alarm of others
+LOOK_S = 1.0  # how often a rank looks for an alarm of others, once it has been still for half of hang_timeout_s
+EARLY_LOOK_S = 5.0  # and before: whoever waits for a rank that died may be told of it by nobody else (NCCL)
 LINGER_S = 2.0  # how long a monitor outlives a rank that failed
 GATHER_S = 3.0  # after the alarm, until the verdict is made of the reports that are there
 DEPUTY_S = 0.5  # then so long for another monitor to decide where that of rank 0 has not
 STACKS_SIGNAL = signal.SIGRTMIN + 10 if sys.platform == "linux" else signal.SIGUSR2  # nothing else uses it
 SHOWN_COLLECTIVES = 100
-
-
-@dataclass(frozen=True)
-class Member:
-    """A rank as the others must know it. `machine` tells processes apart that can signal each other."""
-
-    host: str
-    machine: str
-    pid: int
-    started_at: str
-
-
-@dataclass(frozen=True)
-class Watched:
-    """What a monitor is told of its rank and of the others."""
-
-    rank: int
-    members: tuple[Member, ...]  # by rank
-    incarnation: str  # one word for all ranks of this start of the run
-    hangs: str  # the folder RUN/hangs
-    main_thread: int
-    recorder: str  # socket of torch's flight recorder; "" where there is none
-    error_file: str  # by which torch elastic learns why a rank failed; "" where nobody asks
-    launcher_pid: int
-    beat_file: int  # open files, inherited
-    stacks_file: int
-
-    @property
-    def me(self) -> Member:
-        return self.members[self.rank]
 
 
 def main() -> None:
@@ -93,17 +73,20 @@ def watch(watched: Watched) -> None:
         if beat.status == LOST or (overdue and suspected):
             return end_job(watched, shared, beat, still_s)
         suspected = overdue
-        if still_s > beat.allowed_s / 2 and looked_s >= LOOK_S:
+        # not by what this rank is allowed: those that are allowed less may wait for it
+        late = still_s > watched.hang_timeout_s / 2
+        if (late and looked_s >= LOOK_S) or min(still_s, looked_s) >= EARLY_LOOK_S:
             looked_s = 0.0
-            if alarm_file(watched).exists():
+            if is_alarmed(watched):
                 return end_job(watched, shared, beat, still_s)
-    beat = read_beat(shared)
+    died_of, beat = evidence.signal_of_death(watched.me.pid), read_beat(shared)
     if beat.status == FAILED:
         missed = missed_by_others(watched)
     else:  # whoever killed our launcher wants no report
-        missed = beat.status in (RUNNING, LOST) and bool(evidence.process_state(watched.launcher_pid))
+        launcher_lives = evidence.is_alive(watched.launcher_pid, watched.launcher_started_at)
+        missed = beat.status in (RUNNING, LOST) and launcher_lives
     if missed and len(watched.members) > 1:
-        end_job(watched, shared, beat, still_s)
+        end_job(watched, shared, beat, still_s, died_of=died_of)
 
 
 def missed_by_others(watched: Watched) -> bool:
@@ -113,10 +96,18 @@ def missed_by_others(watched: Watched) -> bool:
         os.dup2(quiet, stream)
     ends_at = time.monotonic() + LINGER_S
     while time.monotonic() < ends_at:
-        if alarm_file(watched).exists():
+        if is_alarmed(watched):
             return True
         time.sleep(0.1)
     return False
+
+
+def is_alarmed(watched: Watched) -> bool:
+    """Whether a monitor of this start of the run has raised the alarm."""
+    try:
+        return alarm_file(watched).exists()
+    except OSError:  # the directory is not to be had: each monitor is on its own
+        return False
 
 
 def exit_of(pid: int) -> Callable[[float], bool]:
@@ -132,51 +123,72 @@ def exit_of(pid: int) -> Callable[[float], bool]:
 # ---- once something is wrong ----------------------------------------------------------------------------------------
 
 
-def end_job(watched: Watched, shared: mmap.mmap, beat: Beat, still_s: float) -> None:
+@dataclass
+class Talk:
+    """What has come of speaking with the other monitors; a thread fills it in."""
+
+    died_of: str  # the signal that ended our own rank, as far as that is known
+    report: Report | None = None  # of our own rank
+    decision: dict[str, Any] | None = None
+    trouble: str = "no answer in time"
+
+
+def end_job(watched: Watched, shared: mmap.mmap, beat: Beat, still_s: float, *, died_of: str = "") -> None:
     """Report, hear the others, decide or hear the decision, then kill the rank. Takes less than 5 seconds."""
     shared[ALARM_AT] = 1
     ends_at = time.monotonic() + GATHER_S + 2 * DEPUTY_S
-    heard: list[dict[str, Any]] = []
-    talk = threading.Thread(target=confer, args=(watched, beat, still_s, heard.append), daemon=True)
-    talk.start()  # a thread, since a directory that does not answer must not delay the end
-    talk.join(ends_at - time.monotonic())
-    if heard:
-        line, silent = str(heard[0]["lines"][0]), list(heard[0]["silent"])
+    talk = Talk(died_of)
+    talker = threading.Thread(target=confer, args=(watched, beat, still_s, talk), daemon=True)
+    talker.start()  # a thread, since a directory that does not answer must not delay the end
+    talker.join(ends_at - time.monotonic())
+    if talk.decision is not None:
+        line, silent = str(talk.decision["lines"][0]), list(talk.decision["silent"])
     else:
-        me = f"rank {watched.rank} ({watched.me.host}, pid {watched.me.pid})"
-        where = f"in step {beat.step:,} ({beat.phase})"
-        line = (
-            f"triaxial: error: no progress for {still_s:.1f} s: {me} {where}; {watched.hangs} gave no verdict in time"
-        )
-        silent = []
-        print(line, file=sys.stderr, flush=True)
+        lines = tell_alone(watched, beat, still_s, talk)
+        line, silent = lines[0], []
+        print("\n".join(lines), file=sys.stderr, flush=True)
     leave_error_file(watched, line)
     for rank in {watched.rank, *silent}:
         kill(watched.members[rank], watched.me)
     leave(watched)
 
 
-def confer(watched: Watched, beat: Beat, still_s: float, hear: Callable[[dict[str, Any]], None]) -> None:
-    """Leave this rank's report, then give `hear` what has been decided of all."""
+def tell_alone(watched: Watched, beat: Beat, still_s: float, talk: Talk) -> list[str]:
+    """What is known of this rank by itself, where the ranks' folder gave no verdict: it may be full, or not answer."""
+    me = f"rank {watched.rank} ({watched.me.host}, pid {watched.me.pid})"
+    where = f"in step {beat.step:,} ({beat.phase})"
+    return [
+        f"triaxial: error: no progress for {still_s:.1f} s: {me} {where}; no verdict on whose fault it is",
+        *(hang_verdict.about_rank(talk.report) if talk.report is not None else []),
+        f"  no reports could be exchanged in {watched.hangs} ({talk.trouble}); the job is ended, to start again",
+    ]
+
+
+def confer(watched: Watched, beat: Beat, still_s: float, talk: Talk) -> None:
+    """Leave this rank's report, then hear what has been decided of all, or decide it."""
     began = time.monotonic()
-    alive = evidence.process_state(watched.me.pid) not in ("", "Z")
-    with contextlib.suppress(OSError):
-        report, text = collect(watched, beat, still_s, alive=alive)
+    alive = evidence.is_alive(watched.me.pid, watched.me.started_at)
+    try:
+        talk.report, text = collect(watched, beat, still_s, alive=alive, died_of=talk.died_of)
         folder = hang_folder(watched)
         publish(folder / f"rank-{watched.rank:05}.txt", text)
-        publish(folder / f"rank-{watched.rank:05}.json", json.dumps(dataclasses.asdict(report), indent=1))
+        publish(folder / f"rank-{watched.rank:05}.json", json.dumps(dataclasses.asdict(talk.report), indent=1))
         if not alive and watched.rank != 0:
             leave(watched)  # said what there is to say
         decided = folder / "verdict.json"
         while time.monotonic() < began + GATHER_S + 2 * DEPUTY_S:
             if decided.exists():
-                return hear(json.loads(decided.read_text(encoding="utf-8")))
+                talk.decision = json.loads(decided.read_text(encoding="utf-8"))
+                return
             late_s = time.monotonic() - began - GATHER_S
             if (watched.rank == 0 and (late_s > 0 or all_there(watched, folder))) or late_s > DEPUTY_S:
                 reports = read_reports(folder)
                 if leads(watched.rank, reports):
-                    return hear(conclude(watched, folder, reports))
+                    talk.decision = conclude(watched, folder, reports)
+                    return
             time.sleep(0.1)
+    except OSError as error:
+        talk.trouble = error.strerror or str(error)
 
 
 def leads(rank: int, reports: list[Report]) -> bool:
@@ -197,11 +209,12 @@ def conclude(watched: Watched, folder: Path, reports: list[Report]) -> dict[str,
     publish(folder / "verdict.txt", "\n".join(lines) + "\n")
     publish(folder / "verdict.json", json.dumps(decision, indent=1))
     print("\n".join(lines), file=sys.stderr, flush=True)
-    leave_event(folder, verdict, reports, lines[0])
+    with contextlib.suppress(OSError):  # the verdict stands without it
+        leave_event(folder, verdict, reports, lines[0])
     return decision
 
 
-def collect(watched: Watched, beat: Beat, still_s: float, *, alive: bool) -> tuple[Report, str]:
+def collect(watched: Watched, beat: Beat, still_s: float, *, alive: bool, died_of: str) -> tuple[Report, str]:
     """This rank's report, and its text for a reader."""
     pid, me = watched.me.pid, watched.me
     state, channel = evidence.process_state(pid), evidence.waits_in_kernel(pid)
@@ -211,6 +224,8 @@ def collect(watched: Watched, beat: Beat, still_s: float, *, alive: bool) -> tup
     if alive:
         stacks, collectives = ask(watched, stopped=stopped_at is not None)
     seen = [c for c in collectives or [] if stopped_at is None or c.created_ns < stopped_at]
+    ours = [c for c in seen if not c.is_beside]  # those of saves come between them whenever they like
+    first_open = next((c for c in ours if not c.done), None)
     report = Report(
         rank=watched.rank,
         host=me.host,
@@ -220,19 +235,22 @@ def collect(watched: Watched, beat: Beat, still_s: float, *, alive: bool) -> tup
         still_s=round(still_s, 2),
         status="died" if beat.status == RUNNING and not alive else STATUS[beat.status],
         note=beat.note,
+        died_of=died_of,
         state=state,
         wait_channel=channel,
         frames=tuple(evidence.main_frames(stacks, watched.main_thread))[:20],
-        pending=next((collective for collective in seen if not collective.done), None),
-        last=seen[-1] if seen else None,
+        pending=first_open or next((c for c in seen if not c.done), None),
+        last=next(reversed(ours or seen), None),
         counts={collective.group: collective.number for collective in seen},
-        departures=tuple(evidence.departures(seen)),
+        departures=tuple(evidence.departures(ours)),
         dead_links=tuple(links[:20]),
         addresses=tuple(addresses[:20]),
     )
     text = [
         f"{report.place}: {report.status} in step {report.step} ({report.phase}), no progress for {still_s:.1f} s",
-        f"process state {state or 'gone'}{f', waits in {channel}' if channel else ''}; {report.note}".rstrip("; "),
+        f"process state {state or 'gone'} {died_of}{f', waits in {channel}' if channel else ''}; {report.note}".rstrip(
+            "; "
+        ),
         "\nStacks of all threads:\n",
         stacks or "none: the process did not answer",
         f"\nThe last {SHOWN_COLLECTIVES} collectives, newest last (> is not done):\n"
@@ -256,68 +274,6 @@ def ask(watched: Watched, *, stopped: bool) -> tuple[str, list[evidence.Collecti
     if stopped:
         os.kill(pid, signal.SIGSTOP)
     return stacks, collectives
-
-
-# ---- the run directory ----------------------------------------------------------------------------------------------
-
-
-def alarm_file(watched: Watched) -> Path:
-    """The file whose existence is the alarm of this start of the run; it holds the name of the folder of reports."""
-    return Path(watched.hangs) / f".alarm-{watched.incarnation}"
-
-
-def hang_folder(watched: Watched) -> Path:
-    """The folder of this hang's reports, the same for all ranks: the first that asks names it after the time."""
-    alarm, hangs = alarm_file(watched), Path(watched.hangs)
-    if not alarm.exists():
-        name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        if (hangs / name).exists():
-            name += f"-{watched.incarnation[:6]}"
-        mine = hangs / f"{alarm.name}.{watched.rank}"
-        hangs.mkdir(parents=True, exist_ok=True)
-        mine.write_text(name, encoding="utf-8")
-        with contextlib.suppress(FileExistsError):
-            os.link(mine, alarm)  # the first one wins, on shared file systems too
-        mine.unlink()
-    folder = hangs / alarm.read_text(encoding="utf-8")
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def all_there(watched: Watched, folder: Path) -> bool:
-    """Whether every rank's report is in the folder."""
-    probe = folder / f".probe-{watched.rank}"
-    probe.touch()  # a change of our own makes a network file system show those of others
-    probe.unlink()
-    return sum(1 for _ in folder.glob("rank-*.json")) == len(watched.members)
-
-
-def read_reports(folder: Path) -> list[Report]:
-    """The reports that are there."""
-    return [parse_report(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("rank-*.json"))]
-
-
-def parse_report(table: dict[str, Any]) -> Report:
-    """A report as `dataclasses.asdict` and JSON have left it."""
-    for key in ("pending", "last"):
-        table[key] = evidence.Collective(**table[key]) if table[key] else None
-    links = tuple(evidence.Link(**link) for link in table["dead_links"])
-    rest = {key: tuple(table[key]) for key in ("frames", "departures", "addresses")}
-    return Report(**{**table, **rest, "dead_links": links})
-
-
-def publish(path: Path, text: str) -> None:
-    """A file that is never half there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def leave_event(folder: Path, verdict: Verdict, reports: list[Report], line: str) -> None:
-    """A line in the run's events, beside those of the training loop."""
-    step = min((report.step for report in reports), default=None)
-    fields = {"ranks": list(verdict.ranks), "finding": verdict.kind, "reports": str(folder)}
-    append_event(folder.parents[1] / "events.jsonl", "hang", step=step, text=line, fields=fields)
 
 
 # ---- the end --------------------------------------------------------------------------------------------------------

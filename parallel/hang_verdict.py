@@ -1,8 +1,8 @@
 """Which rank is to blame when a job stands still, from what was seen of each; pure functions, imports no torch.
 
 The order of the rules is the order of how sure they are: a rank that died or was stopped; one that is not in a
-collective though others wait in one; one of which nobody hears; then, when all wait, one that left a collective out,
-one that is behind in a group's count, one whose connections are dead.
+collective though others wait in one; one of which nobody hears; then, when all wait, one that left a collective out or
+is in another one, one that is behind in a group's count, one whose connections are dead.
 """
 
 from collections import Counter
@@ -14,6 +14,7 @@ from parallel.heartbeat import LOST, RUNNING, STATUS
 
 SHOWN_FRAMES = 4
 SHOWN_RANKS = 6
+DEATHS = {"": "as of kill -9", "SIGKILL": "of SIGKILL: kill -9, or for want of memory"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Report:
     still_s: float  # since the last sign of progress
     status: str = "running"  # or "lost its peers", "failed", "died"
     note: str = ""
+    died_of: str = ""  # the signal, where it is known
     state: str = "S"  # the kernel's letter
     wait_channel: str = ""
     frames: tuple[str, ...] = ()  # of the main thread, innermost first
@@ -42,7 +44,8 @@ class Report:
     def waits_for_others(self) -> bool:
         """In a collective, a send or a receive. gloo's sends and receives are in no record, but on the stack."""
         in_torch = bool(self.frames) and "/torch/distributed/" in self.frames[0]
-        return self.pending is not None or in_torch or self.status == STATUS[LOST]
+        in_collective = self.pending is not None and not self.pending.is_beside
+        return in_collective or in_torch or self.status == STATUS[LOST]
 
     @property
     def place(self) -> str:
@@ -60,7 +63,7 @@ class Verdict:
 
 def decide(reports: Sequence[Report], *, world_size: int) -> Verdict:
     """The verdict on the reports that came in; ranks without one are silent."""
-    rules = (_ended, _stopped, _busy, _silent, _skipped, _behind, _cut_off)
+    rules = (_aborted, _ended, _stopped, _busy, _silent, _skipped, _differs, _behind, _cut_off)
     for rule in rules:
         verdict = rule(reports, world_size)
         if verdict is not None:
@@ -71,12 +74,24 @@ def decide(reports: Sequence[Report], *, world_size: int) -> Verdict:
     return Verdict((), "unclear", "no rank is behind the others: compare the stacks")
 
 
+def _aborted(reports: Sequence[Report], world_size: int) -> Verdict | None:
+    """gloo ends a process that receives more than it asked for: perhaps since another one left a collective out."""
+    aborted = [report for report in reports if report.status == "died" and report.died_of == "SIGABRT"]
+    found = _skipped([report for report in reports if report.status != "died"], world_size) if aborted else None
+    if found is None:
+        return None
+    return Verdict(found.ranks, found.kind, f"{found.reason}; {_named(_ranks(aborted))} aborted in a mismatched one")
+
+
 def _ended(reports: Sequence[Report], world_size: int) -> Verdict | None:
-    for status, words in (("failed", "it failed: {note}"), ("died", "it died without a word, as of kill -9")):
-        found = [report for report in reports if report.status == status]
-        if found:
-            return Verdict(_ranks(found), status, words.format(note=found[0].note))
-    return None
+    failed = [report for report in reports if report.status == "failed"]
+    if failed:
+        return Verdict(_ranks(failed), "failed", f"it failed: {failed[0].note}")
+    died = [report for report in reports if report.status == "died"]
+    if not died:
+        return None
+    how = DEATHS.get(died[0].died_of) or f"of {died[0].died_of}, see what it wrote"
+    return Verdict(_ranks(died), "died", f"it died without a word, {how}")
 
 
 def _stopped(reports: Sequence[Report], world_size: int) -> Verdict | None:
@@ -114,6 +129,21 @@ def _skipped(reports: Sequence[Report], world_size: int) -> Verdict | None:
     if len(found) != 1:
         return None
     return Verdict(_ranks(found), "skipped", f"its collectives differ from those before: {alone[found[0].rank][-1]}")
+
+
+def _differs(reports: Sequence[Report], world_size: int) -> Verdict | None:
+    """Ranks that wait in another collective than most of those with the same number in the same group."""
+    places: dict[tuple[str, int], list[Report]] = {}
+    for report in reports:
+        if report.pending is not None:
+            places.setdefault((report.pending.group, report.pending.number), []).append(report)
+    for together in places.values():
+        most = _majority(together, lambda report: str(report.pending))
+        found = [report for report in together if report.rank not in most]
+        if most and found:
+            usual = next(report for report in together if report.rank in most)
+            return Verdict(_ranks(found), "skipped", f"it waits in {found[0].pending}, others in {usual.pending}")
+    return None
 
 
 def _behind(reports: Sequence[Report], world_size: int) -> Verdict | None:
@@ -155,17 +185,26 @@ def tell(verdict: Verdict, reports: Sequence[Report], *, world_size: int, folder
     culprits = [by_rank[rank] for rank in verdict.ranks if rank in by_rank]
     lines = [headline(verdict, reports, world_size=world_size)]
     for report in culprits[:2]:
-        if report.frames:
-            lines.append(f"  rank {report.rank} is at: {' <- '.join(map(short_frame, report.frames[:SHOWN_FRAMES]))}")
-        if report.last is not None:
-            how = "still in it" if report.pending is not None else "which is done"
-            lines.append(f"  last collective of rank {report.rank}: {report.last} ({how})")
+        lines += about_rank(report)
+    for words, ranks in _lost(reports, culprits=set(verdict.ranks))[:3]:
+        lines.append(f"  {_named(ranks)} lost the peers after: {words}")
     for words, ranks in _waiting(reports, culprits=set(verdict.ranks))[:3]:
         lines.append(f"  {_named(ranks)} wait{'s' * (len(ranks) == 1)} in: {words}")
     missing = sorted(set(range(world_size)) - set(by_rank))
     if missing:
         lines.append(f"  no report of {_named(missing)}")
     lines.append(f"  reports of {len(reports)} of {world_size} ranks: {folder}; the job is ended, to start again")
+    return lines
+
+
+def about_rank(report: Report) -> list[str]:
+    """Where a rank is, for the terminal."""
+    lines = []
+    if report.frames and report.status == STATUS[RUNNING]:  # else it waits to be ended
+        lines.append(f"  rank {report.rank} is at: {' <- '.join(map(short_frame, report.frames[:SHOWN_FRAMES]))}")
+    if report.last is not None:
+        how = "which is done" if report.last.done else "still in it"
+        lines.append(f"  last collective of rank {report.rank}: {report.last} ({how})")
     return lines
 
 
@@ -180,15 +219,25 @@ def headline(verdict: Verdict, reports: Sequence[Report], *, world_size: int) ->
     else:
         who = _named(verdict.ranks) if verdict.ranks else "no rank to name"
         where = f"in step {min((report.step for report in reports), default=0):,}"
-    fault = "fault" if verdict.kind in ("died", "failed") else f"no progress for {still_s:.1f} s"
+    ended = any(report.status in ("died", "failed") for report in reports)
+    fault = "fault" if ended else f"no progress for {still_s:.1f} s"
     return f"triaxial: error: {fault} of {world_size} ranks: {who} {where}: {verdict.reason}"
+
+
+def _lost(reports: Sequence[Report], *, culprits: set[int]) -> list[tuple[str, list[int]]]:
+    """What ranks that lost their peers had done last, with the ranks; the most first."""
+    places: dict[str, list[int]] = {}
+    for report in reports:
+        if report.status == STATUS[LOST] and report.rank not in culprits:
+            places.setdefault(str(report.last or report.phase), []).append(report.rank)
+    return sorted(places.items(), key=lambda item: -len(item[1]))
 
 
 def _waiting(reports: Sequence[Report], *, culprits: set[int]) -> list[tuple[str, list[int]]]:
     """In what the others wait, in words, with the ranks; the most first."""
     places: dict[str, list[int]] = {}
     for report in reports:
-        if report.rank in culprits:
+        if report.rank in culprits or report.status != STATUS[RUNNING]:
             continue
         if report.pending is not None:
             words = str(report.pending)

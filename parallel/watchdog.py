@@ -25,13 +25,15 @@ from gpt.heartbeat import UNWATCHED, Heartbeat
 from parallel import hang_monitor
 from parallel.checkpoint_ranks import PeerLost, exchange, rank_in
 from parallel.hang_evidence import process_started_at
-from parallel.hang_monitor import DEPUTY_S, GATHER_S, STACKS_SIGNAL, Member, Watched
+from parallel.hang_folder import Member, Watched
+from parallel.hang_monitor import DEPUTY_S, GATHER_S, STACKS_SIGNAL
 from parallel.health import HealthConfig
 from parallel.heartbeat import ALARM_AT, ENDED, FAILED, LOST, RUNNING, SIZE, Beat, write_beat
 
 START_MONITOR = "import sys; sys.path.append(sys.argv[1]); from parallel.hang_monitor import main; main()"
 LONG_PHASES = ("saving", "rewinding", "sampling")  # one long call each, without a beat
 LOOK_AFTER_MONITOR = 16  # so many beats apart
+LONGEST_PLACE = 64  # characters; the path of a socket has 107 at most
 WORDS_OF_LOST_PEERS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
 
@@ -72,6 +74,8 @@ def watch_rank(config: HealthConfig, run_directory: Path, *, error_file: Path | 
             recorder=stack.enter_context(_flight_recorder()),
             error_file=str(error_file or ""),
             launcher_pid=os.getppid(),
+            launcher_started_at=process_started_at(os.getppid()),
+            hang_timeout_s=config.hang_timeout_s,
             beat_file=beat_file,
             stacks_file=stacks_file,
         )
@@ -79,7 +83,7 @@ def watch_rank(config: HealthConfig, run_directory: Path, *, error_file: Path | 
         try:
             yield heart
         except Exception as error:
-            stack.pop_all()  # the monitor may still ask; this process is about to end
+            heart.kept_open = stack.pop_all()  # the monitor may still ask; this process is about to end
             if lost_peers(error):
                 heart.lose(error)
             heart.fail(error)
@@ -98,6 +102,7 @@ class WatchedHeart:
         self.shared = mmap.mmap(settings.beat_file, SIZE)
         self.number, self.step, self.phase = 0, 0, "start_up"
         self.seen: set[str] = set()
+        self.kept_open: contextlib.ExitStack | None = None  # what the monitor asks, of a rank that is about to end
         self.beat(self.phase, 0)
         self.monitor = self._start_monitor()
 
@@ -178,11 +183,17 @@ def _flight_recorder() -> Iterator[str]:
     except ImportError:  # not part of torch's public interface
         yield ""
         return
-    with tempfile.TemporaryDirectory(prefix="triaxial_", ignore_cleanup_errors=True) as folder:  # mode 0700
-        path = f"{folder}/recorder"
-        with _quiet_stderr():  # it warns that it listens
-            server = _WorkerServer(path)
-        os.chmod(path, 0o600)
+    place = None if len(tempfile.gettempdir()) < LONGEST_PLACE else "/tmp"
+    with contextlib.ExitStack() as stack:
+        try:
+            made = tempfile.TemporaryDirectory(prefix="triaxial_", dir=place, ignore_cleanup_errors=True)
+            path = f"{stack.enter_context(made)}/recorder"  # in a folder of mode 0700
+            with _quiet_stderr():  # it warns that it listens
+                server = _WorkerServer(path)
+            os.chmod(path, 0o600)
+        except (OSError, RuntimeError):  # a full disk, say: reports do without collectives, training goes on
+            yield ""
+            return
         try:
             yield path
         finally:
@@ -214,8 +225,9 @@ def _machine() -> str:
 
 def _forget_alarms(hangs: Path) -> None:
     """Remove what earlier starts of the run have left of their alarms; the reports stay."""
-    for alarm in hangs.glob(".alarm-*"):
-        alarm.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # they are told apart by the incarnation all the same
+        for alarm in hangs.glob(".alarm-*"):
+            alarm.unlink(missing_ok=True)
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,6 +1,10 @@
-"""A rank of a real `triaxial train` in which one thing goes wrong at one step of one rank, as said by its first words.
+"""A rank of a real `triaxial train` in which one thing goes wrong, as said by its first word; then the command's words.
 
-hang_program FAULT RANK STEP train RECIPE ...
+    hang_program FAULT:RANK:STEP[,...] train RECIPE ...
+
+The first fault befalls the first start of the ranks, the second one the restart after it, and so on. The first step
+is 1. With TEST_OF_HANGS=FOLDER in the environment, FOLDER/fault holds the time of the fault and FOLDER/rank0.pid and so
+on who the ranks are.
 """
 
 import ctypes
@@ -10,10 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch.distributed as dist
 
+from gpt import validation
 from gpt.dataset import TrainingData
+from gpt.train import TrainingLoop
+from launch.cluster import ClusterEnvironment
 from launch.main import main
 from parallel.engines.native import NativeEngine
 
@@ -65,10 +73,6 @@ def crash() -> None:
     raise ValueError("the third tensor is bad")
 
 
-def slow() -> None:
-    time.sleep(3.0)
-
-
 IN_THE_STEP = {
     "loop": python_loop,
     "gil": hold_the_lock,
@@ -77,30 +81,74 @@ IN_THE_STEP = {
     "skip": leave_out_a_collective,
     "kill": kill,
     "crash": crash,
-    "slow": slow,
 }
 IN_THE_DATA = {"data": read_what_never_comes}
 
 
-def once(method, action, at: int):
-    """The method, with `action` before its call number `at`, counted from 1."""
-    calls = 0
+def note(name: str, text: str) -> None:
+    if "TEST_OF_HANGS" in os.environ:
+        Path(os.environ["TEST_OF_HANGS"], name).write_text(text)
 
-    def wrapped(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == at:
+
+def break_at(step: int, owner: type, name: str, action) -> None:
+    """Have `action` come before the first call of a method that the training loop makes in step `step`."""
+    method, take_step, now = getattr(owner, name), TrainingLoop.take_step, [0]
+
+    def noting(loop, *args):
+        now[0] = loop.state.step + 1
+        return take_step(loop, *args)
+
+    def broken(*args, **kwargs):
+        if now[0] == step:
+            now[0] = 0
+            note("fault", str(time.time()))
             action()
         return method(*args, **kwargs)
 
-    return wrapped
+    TrainingLoop.take_step = noting
+    setattr(owner, name, broken)
+
+
+def slow_down(seconds: float) -> None:
+    """What takes long in a healthy run does so here: the first step, each save, an evaluation as a whole."""
+
+    def slower(owner, name: str, *, only_first: bool = False) -> None:
+        function, calls = getattr(owner, name), [0]
+
+        def wrapped(*args, **kwargs):
+            calls[0] += 1
+            if calls[0] == 1 or not only_first:
+                time.sleep(seconds)
+            return function(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    slower(NativeEngine, "forward_backward", only_first=True)
+    slower(NativeEngine, "save")
+    slower(NativeEngine, "start_save")
+    batches = validation.validation_batches
+
+    def slow_batches(*args):
+        for batch in batches(*args):
+            time.sleep(seconds / 3)
+            yield batch
+
+    validation.validation_batches = slow_batches
 
 
 if __name__ == "__main__":
-    fault, rank, step, *words = sys.argv[1:]
-    if os.environ["RANK"] == rank:
-        if fault in IN_THE_STEP:
-            NativeEngine.forward_backward = once(NativeEngine.forward_backward, IN_THE_STEP[fault], int(step))
-        else:
-            TrainingData.batch = once(TrainingData.batch, IN_THE_DATA[fault], int(step))
+    faults, *words = sys.argv[1:]
+    environment = ClusterEnvironment.from_environment()
+    start = environment.restart.count if environment.restart is not None else 0
+    plan = [fault.split(":") for fault in faults.split(",")]
+    note(f"rank{environment.rank}.pid", str(os.getpid()))
+    if plan[0][0] == "slow":
+        slow_down(float(plan[0][1]))
+    elif start < len(plan) and plan[start][0] != "none":
+        kind, rank, step = plan[start]
+        if environment.rank == int(rank):
+            if kind in IN_THE_STEP:
+                break_at(int(step), NativeEngine, "forward_backward", IN_THE_STEP[kind])
+            else:
+                break_at(int(step), TrainingData, "batch", IN_THE_DATA[kind])
     sys.exit(main(words))

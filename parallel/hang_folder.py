@@ -1,0 +1,110 @@
+"""Where the monitors of a run's ranks meet once something is wrong, RUN/hangs: alarm and reports; decides nothing.
+
+No torch is imported. Everything here may wait as long as the file system does, and raises OSError where it fails.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt.event_log import append_event
+from parallel.hang_evidence import Collective, Link
+from parallel.hang_verdict import Report, Verdict
+
+
+@dataclass(frozen=True)
+class Member:
+    """A rank as the others must know it. `machine` tells processes apart that can signal each other."""
+
+    host: str
+    machine: str
+    pid: int
+    started_at: str
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a monitor is told of its rank and of the others."""
+
+    rank: int
+    members: tuple[Member, ...]  # by rank
+    incarnation: str  # one word for all ranks of this start of the run
+    hangs: str  # the folder RUN/hangs
+    main_thread: int
+    recorder: str  # socket of torch's flight recorder; "" where there is none
+    error_file: str  # by which torch elastic learns why a rank failed; "" where nobody asks
+    launcher_pid: int
+    launcher_started_at: str
+    hang_timeout_s: float
+    beat_file: int  # open files, inherited
+    stacks_file: int
+
+    @property
+    def me(self) -> Member:
+        return self.members[self.rank]
+
+
+def alarm_file(watched: Watched) -> Path:
+    """The file whose existence is the alarm of this start of the run; it holds the name of the folder of reports."""
+    return Path(watched.hangs) / f".alarm-{watched.incarnation}"
+
+
+def hang_folder(watched: Watched) -> Path:
+    """The folder of this hang's reports, the same for all ranks: the first that asks names it after the time."""
+    alarm, hangs = alarm_file(watched), Path(watched.hangs)
+    if not alarm.exists():
+        name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        if (hangs / name).exists():
+            name += f"-{watched.incarnation[:6]}"
+        mine = hangs / f"{alarm.name}.{watched.rank}"
+        hangs.mkdir(parents=True, exist_ok=True)
+        mine.write_text(name, encoding="utf-8")
+        try:
+            os.link(mine, alarm)  # the first one wins, on shared file systems too
+            mine.unlink()
+        except FileExistsError:
+            mine.unlink()
+        except OSError:  # a file system without links: of two at the same moment, one reports into a folder of its own
+            mine.replace(alarm)
+    folder = hangs / alarm.read_text(encoding="utf-8")
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def all_there(watched: Watched, folder: Path) -> bool:
+    """Whether every rank's report is in the folder."""
+    probe = folder / f".probe-{watched.rank}"
+    probe.touch()  # a change of our own makes a network file system show those of others
+    probe.unlink()
+    return sum(1 for _ in folder.glob("rank-*.json")) == len(watched.members)
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """The reports that are there."""
+    return [parse_report(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("rank-*.json"))]
+
+
+def parse_report(table: dict[str, Any]) -> Report:
+    """A report as `dataclasses.asdict` and JSON have left it."""
+    for key in ("pending", "last"):
+        table[key] = Collective(**table[key]) if table[key] else None
+    links = tuple(Link(**link) for link in table["dead_links"])
+    rest = {key: tuple(table[key]) for key in ("frames", "departures", "addresses")}
+    return Report(**{**table, **rest, "dead_links": links})
+
+
+def publish(path: Path, text: str) -> None:
+    """A file that is never half there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def leave_event(folder: Path, verdict: Verdict, reports: list[Report], line: str) -> None:
+    """A line in the run's events, beside those of the training loop."""
+    step = min((report.step for report in reports), default=None)
+    fields = {"ranks": list(verdict.ranks), "finding": verdict.kind, "reports": str(folder)}
+    append_event(folder.parents[1] / "events.jsonl", "hang", step=step, text=line, fields=fields)

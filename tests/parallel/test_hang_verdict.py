@@ -1,0 +1,160 @@
+"""Who is to blame for a hang, on reports as monitors leave them; the processes behind them are in tests/launch."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parallel.hang_evidence import (
+    Collective,
+    Link,
+    departures,
+    is_alive,
+    main_frames,
+    process_started_at,
+    signal_of_death,
+)
+from parallel.hang_folder import Member, Watched, alarm_file, hang_folder, parse_report
+from parallel.hang_verdict import Report, decide, tell
+
+
+def collective(
+    kind: str, number: int, *, group: str = "0", sizes: str = "[[8]] Float", done: bool = True
+) -> Collective:
+    return Collective(
+        group=group, about=f"group{group}", kind=kind, number=number, sizes=sizes, done=done, created_ns=1
+    )
+
+
+def report(rank: int, **more) -> Report:
+    fields = {"host": f"node{rank}", "pid": 100 + rank, "step": 9, "phase": "training", "still_s": 10.0}
+    return Report(rank=rank, **{**fields, **more})
+
+
+def waiting(rank: int, kind: str = "all_reduce", number: int = 40, **more) -> Report:
+    open_one = collective(kind, number, done=False)
+    return report(rank, **{"pending": open_one, "last": open_one, "counts": {"0": number}, **more})
+
+
+def test_a_rank_that_waits_for_nobody_is_blamed_and_one_that_only_saves_beside_is_no_exception():
+    saving = dataclasses.replace(collective("all_gather", 7, group="9", done=False), about="checkpoints")
+    for pending in (None, saving):
+        busy = report(2, pending=pending, frames=("/x/data.py:5 in read",))
+        verdict = decide([waiting(0), waiting(1), busy, waiting(3)], world_size=4)
+        assert (verdict.ranks, verdict.kind) == ((2,), "busy")
+    in_a_receive = report(2, frames=("/venv/torch/distributed/distributed_c10d.py:7 in recv",))
+    assert decide([waiting(0), in_a_receive], world_size=2).kind != "busy"
+
+
+@pytest.mark.parametrize(
+    ("odd", "ranks", "kind"),
+    [
+        (report(1, status="died", died_of="SIGKILL"), (1,), "died"),
+        (report(1, status="failed", note="ValueError: no"), (1,), "failed"),
+        (waiting(1, state="T"), (1,), "stopped"),
+        (None, (1,), "silent"),
+        (waiting(1, departures=("x came where y had come 9 times before",)), (1,), "skipped"),
+        (waiting(1, kind="all_gather"), (1,), "skipped"),
+        (waiting(1, number=38), (1,), "behind"),
+        (waiting(1), (), "unclear"),
+    ],
+)
+def test_the_odd_one_out_is_blamed(odd, ranks, kind):
+    reports = [waiting(0), *([odd] if odd is not None else []), waiting(2), waiting(3)]
+    verdict = decide(reports, world_size=4)
+    assert (verdict.ranks, verdict.kind) == (ranks, kind)
+    lines = tell(verdict, reports, world_size=4, folder="/run/hangs/now")
+    assert ("rank 1" if ranks else "no rank to name") in lines[0]
+    assert "in step 9" in lines[0]
+
+
+def test_of_two_ranks_the_one_that_left_a_collective_out_is_blamed_though_the_other_aborts():
+    culprit = report(0, status="lost its peers", departures=("all_reduce came where all_gather had come",))
+    victim = report(1, status="died", died_of="SIGABRT")
+    assert decide([culprit, victim], world_size=2).ranks == (0,)
+    assert decide([culprit, dataclasses.replace(victim, died_of="SIGKILL")], world_size=2).ranks == (1,)
+    assert decide([dataclasses.replace(culprit, departures=()), victim], world_size=2).ranks == (1,)
+
+
+def test_dead_connections_show_the_machine_that_is_cut_off():
+    def cut(rank: int, *others: int) -> Report:
+        links = tuple(Link(f"10.0.0.{rank}:5", f"10.0.0.{other}:6", 100, 4) for other in others)
+        return waiting(rank, dead_links=links, addresses=(f"10.0.0.{rank}",))
+
+    verdict = decide([cut(0, 2), cut(1, 2), cut(2, 0, 1), cut(3)], world_size=4)
+    assert (verdict.ranks, verdict.kind) == ((2,), "link")
+
+
+def test_a_collective_left_out_is_a_departure_and_a_long_past_one_is_not():
+    def step(number: int, *, without: str = "") -> list[Collective]:
+        kinds = ["gather_a", "gather_b", "reduce_a", "reduce_b", "sum", "norm", "flags"]
+        return [collective(kind, 10 * number + i) for i, kind in enumerate(kinds) if kind != without]
+
+    usual = [c for number in range(6) for c in step(number)]
+    assert departures(usual) == []
+    found = departures([*usual, *step(6, without="sum")])
+    assert any("norm" in words and "where sum" in words for words in found)
+    assert departures([*step(0), *step(1), *step(2, without="sum"), *usual]) == []
+    assert departures([*step(0), *step(1, without="sum")]) == [], "once is no custom"
+
+
+STACKS = """Thread 0x00000000000000aa (most recent call first):
+  <no Python frame>
+
+Current thread 0x00000000000000bb (most recent call first):
+  File "/a/b.py", line 3 in inner
+  File "/a/c.py", line 9 in outer
+
+Thread 0x00000000000000cc (most recent call first):
+  File "/a/d.py", line 1 in other
+"""
+
+
+def test_the_main_threads_stack_is_found_wherever_it_stands():
+    assert main_frames(STACKS, 0xBB) == ["/a/b.py:3 in inner", "/a/c.py:9 in outer"]
+    assert main_frames(STACKS, 0xCC) == ["/a/d.py:1 in other"]
+    assert main_frames(STACKS, 0xAA) == []
+
+
+def test_a_dead_process_and_a_later_one_with_its_pid_are_told_from_it():
+    child = subprocess.Popen([sys.executable, "-S", "-c", "import os; os.abort()"], stderr=subprocess.DEVNULL)
+    started_at = process_started_at(child.pid)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert signal_of_death(child.pid) == "SIGABRT"
+    assert not is_alive(child.pid, started_at)
+    child.wait()
+    assert signal_of_death(child.pid) == ""
+    me = os.getpid()
+    assert is_alive(me, process_started_at(me))
+    assert not is_alive(me, started_at)
+
+
+def watched(folder: Path, rank: int) -> Watched:
+    members = tuple(Member(f"node{i}", "machine", 100 + i, "1") for i in range(2))
+    rest = {"main_thread": 0, "recorder": "", "error_file": "", "launcher_pid": 1, "launcher_started_at": "1"}
+    places = {"hangs": str(folder), "incarnation": "abc", "beat_file": 0, "stacks_file": 0, "hang_timeout_s": 9.0}
+    return Watched(rank=rank, members=members, **rest, **places)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_all_ranks_report_into_one_folder_with_links_and_without(tmp_path, monkeypatch, links):
+    if not links:
+
+        def refuse(*_):
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    folders = {hang_folder(watched(tmp_path / "hangs", rank)) for rank in (1, 0)}
+    assert len(folders) == 1
+    assert alarm_file(watched(tmp_path / "hangs", 0)).read_text() == folders.pop().name
+    assert len(list((tmp_path / "hangs").iterdir())) == 2
+
+
+def test_a_report_survives_its_journey():
+    links = (Link("10.0.0.1:5", "10.0.0.2:6", 100, 4),)
+    sent = waiting(1, dead_links=links, addresses=("10.0.0.1",), frames=("/a/b.py:1 in f",), departures=("a", "b"))
+    assert parse_report(json.loads(json.dumps(dataclasses.asdict(sent)))) == sent
