@@ -248,8 +248,8 @@ def collect(watched: Watched, beat: Beat, still_s: float, *, alive: bool, died_o
     )
     text = [
         f"{report.place}: {report.status} in step {report.step} ({report.phase}), no progress for {still_s:.1f} s",
-        f"process state {state or 'gone'} {died_of}{f', waits in {channel}' if channel else ''}; {report.note}".rstrip(
-            "; "
+        "; ".join(
+            filter(None, [f"process state {state or 'gone'}", died_of, channel and f"in {channel}", report.note])
         ),
         "\nStacks of all threads:\n",
         stacks or "none: the process did not answer",
