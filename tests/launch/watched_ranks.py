@@ -9,6 +9,8 @@ that micro-batch of that step the loss ("loss") or the gradient that comes back 
 multiplied by the value. A rank that is to be killed is so at its optimizer step number "call". "terms" are
 {"rank", "during", "call", "times"}: so many SIGTERM come to this rank in that call of "step" or "save". "disk" is
 {"rank", "file", "other"}: where that rank opens the file it has the other one, as from a disk of its own.
+With "digests", a line has those of all whole weights after the step, and the first line in "began" those of all
+tensors of a checkpoint before it.
 """
 
 import hashlib
@@ -162,6 +164,9 @@ class Watch:
         if self.calls == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         self.terminate("step", self.calls)
+        from parallel.weight_digests import weight_digests
+
+        began = weight_digests(engine._tensors().items()) if self.digests and self.calls == 1 else {}
         before = self.bits(engine)
         result = take()
         self.micro_batches = 0
@@ -171,10 +176,10 @@ class Watch:
             "skipped": result.skipped,
             "unchanged": before == self.bits(engine),
             "tokens": self.tokens,
+            "data_rank": engine.data_rank,
         }
         if self.digests:
-            from parallel.weight_digests import weight_digests
-
+            line["began"] = began
             line["digests"] = weight_digests(engine.parameters)
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
