@@ -32,11 +32,11 @@ class RunSaver:
                     run.checkpoints, step=state.step, state=self.contents(state), keep=run.retention
                 )
             except ConfigError as error:
-                self.count_failure(error, fatal=must_succeed)
+                self.count_failure(error, step=state.step, fatal=must_succeed)
                 return
         self.ledger.write()  # what was done up to here is not lost any more
         self.failures = 0
-        self.event("checkpoint_saved", f"saved {self.newest}")
+        self.event("checkpoint_saved", f"saved {self.newest}", checkpoint_step=state.step)
 
     def start(self, state: LoopState) -> None:
         """Begin a save that goes on beside training, and hear of the one before, which has ended by then."""
@@ -56,14 +56,15 @@ class RunSaver:
         """Hear of the saves beside training that have ended: the same ones on all ranks, at the same step."""
         for result in self.engine.finished_saves(wait=wait):
             if result.error is not None and result.each_its_own:  # the first tier is there all the same
-                self.event("fast_checkpoint_failed", result.error)
+                self.event("fast_checkpoint_failed", result.error, checkpoint_step=result.step)
             elif result.error is not None:
-                self.count_failure(ConfigError(result.error), fatal=False)
+                self.count_failure(ConfigError(result.error), step=result.step, fatal=False)
             elif not result.each_its_own:
                 self.newest, self.failures = result.path, 0
                 self.event(
                     "checkpoint_saved",
                     f"saved {result.path}: training waited {result.stall_s:.2f} s, written in {result.write_s:.1f} s",
+                    checkpoint_step=result.step,  # the event's own is the step that the run has come to by now
                     stall_s=result.stall_s,
                     write_s=result.write_s,
                     bytes=result.bytes,
@@ -79,10 +80,11 @@ class RunSaver:
             "loop": state.to_json(),
         }
 
-    def count_failure(self, error: ConfigError, *, fatal: bool) -> None:
-        """Go on, as earlier checkpoints are untouched, unless the save had to succeed or too many have failed."""
+    def count_failure(self, error: ConfigError, *, step: int, fatal: bool) -> None:
+        """Go on, as earlier checkpoints are untouched, unless the save of `step` had to succeed or too many failed."""
         self.failures += 1
         most = self.run.checkpoint.max_failures
-        self.event("checkpoint_failed", f"{error} (failure {self.failures} in a row of at most {most})")
+        text = f"{error} (failure {self.failures} in a row of at most {most})"
+        self.event("checkpoint_failed", text, checkpoint_step=step)
         if fatal or self.failures >= most:
             raise error

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt.goodput import NAMES, Account
-from launch.report_facts import as_json, bytes_text, headline, meaning_of, start_up_medians, status, time_text
+from launch.report_facts import as_json, bytes_text, headline, news, start_up_medians, status, time_text, word_of
 from launch.report_page import report_page
 from launch.run_history import RunHistory, read_history
 from launch.terminal import table_console
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             told = ", ".join(f"{name} {s:.2f} s" for name, s in parts.items())
             console.print(Text(f"start to first step, {sum(parts.values()):.2f} s: {told} (medians)"))
     if history.events:
-        counts = Counter(event.kind for event in history.events)
+        counts = Counter(word_of(event) for event in history.events)
         console.print(Text("events: " + ", ".join(f"{n:,} {printable(kind)}" for kind, n in counts.most_common())))
         console.print(events_table(history))
     if history.checkpoints:
@@ -87,9 +87,9 @@ def events_table(history: RunHistory) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, justify in (("when", "left"), ("step", "right"), ("kind", "left"), ("what", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for event in [event for event in history.events if meaning_of(event.kind) != "checkpoint"][-LAST_EVENTS:]:
+    for event in news(history)[-LAST_EVENTS:]:
         step = "" if event.step is None else f"{event.step:,}"
-        words = (time_text(event.time), step, printable(event.kind), printable(event.text))
+        words = (time_text(event.time), step, printable(word_of(event)), printable(event.text))
         table.add_row(*(Text(word) for word in words))
     return table
 

@@ -11,7 +11,7 @@ import numpy as np
 from gpt.console import human_count, human_duration
 from gpt.event_log import EventKind
 from gpt.goodput import NAMES, ProcessTime
-from launch.run_history import RunHistory
+from launch.run_history import Event, RunHistory
 
 RECENT = 100  # logged steps over which speeds are a median
 
@@ -44,13 +44,31 @@ def meaning_of(kind: str) -> Meaning:
     return KINDS.get(cast(EventKind, kind), "note")
 
 
+def news(history: RunHistory) -> list[Event]:
+    """The events that are more than a save, or what it will need."""
+    return [event for event in history.events if event.kind not in ("checkpoint_saved", "checkpoint_estimate")]
+
+
+def word_of(event: Event) -> str:
+    """What happened, in a word or two; of a fault of ranks, what the watchdog found."""
+    finding = event.fields.get("finding") if event.kind == "hang" else None
+    return f"rank {finding}" if isinstance(finding, str) else event.kind.replace("_", " ")
+
+
+ENDS = {  # as train_summary.json has them, but for the last token
+    "signal": "stopped by a signal; the same command goes on",
+    "stop_after_s": "stopped when its time was over; the same command goes on",
+    "target_loss": "finished: it reached its target loss",
+}
+
+
 def status(history: RunHistory, *, now: float) -> str:
     """Whether it is done, stopped, or when it was last heard of."""
     total, seen = history.setting("train", "total_tokens"), history.last("tokens_seen")
     if isinstance(total, int) and seen is not None and seen >= total:
         return "finished"
-    if history.summary.get("step") == history.last_step and history.summary.get("interrupted") is True:
-        return "stopped by a signal; the same command goes on"
+    if history.summary.get("step") == history.last_step and history.summary.get("ended") in ENDS:
+        return ENDS[history.summary["ended"]]
     heard = [event.time for event in history.events] + [stored.written_time for stored in history.checkpoints]
     if history.account is not None:
         heard += [process.ended_time for process in history.account.processes]

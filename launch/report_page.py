@@ -151,9 +151,9 @@ def _memory_lines(history: RunHistory) -> tuple[str, list[Line]]:
 def event_marks(history: RunHistory) -> list[Mark]:
     """Of the events that have a step, and of the restarts that the ledger knows of."""
     marks = [
-        Mark(event.step, meaning_of(event.kind), f"step {event.step:,}: {event.text or event.kind}")
+        Mark(step, meaning_of(event.kind), f"step {step:,}: {event.text or event.kind}")
         for event in history.events
-        if event.step is not None
+        if event.kind != "checkpoint_estimate" and (step := event.about_step) is not None
     ]
     told = {mark.step for mark in marks if mark.kind == "restart"}
     for process in history.account.processes[1:] if history.account is not None else []:

@@ -6,25 +6,25 @@ from html import escape
 
 from gpt.console import human_duration
 from gpt.goodput import ProcessTime
-from launch.report_facts import bytes_text, meaning_of, seconds_text, start_up_medians, time_text
+from launch.report_facts import bytes_text, meaning_of, news, seconds_text, start_up_medians, time_text, word_of
 from launch.run_history import Event, RunHistory
 
 MOST_ROWS = 200  # of a table; the newest
 
 
 def events_part(history: RunHistory) -> str:
-    shown = [event for event in history.events if meaning_of(event.kind) != "checkpoint"]
+    shown = news(history)
     if not shown:
         return ""
     rows = [
         f"<tr><td class=word>{escape(time_text(event.time))}</td><td>{_step(event.step)}</td>"
-        f"<td class=word><i class={meaning_of(event.kind)}></i>{escape(event.kind)}</td>"
+        f"<td class=word><i class={meaning_of(event.kind)}></i>{escape(word_of(event))}</td>"
         f"<td class=text>{escape(event.text)}</td></tr>"
         for event in reversed(shown[-MOST_ROWS:])
     ]
-    counts = ", ".join(f"{n:,} {kind}" for kind, n in Counter(event.kind for event in shown).most_common())
+    counts = ", ".join(f"{n:,} {kind}" for kind, n in Counter(map(word_of, shown)).most_common())
     names = ("when", "step", "kind", "what")
-    return f"<h2>Faults, rescues and restarts</h2><p class=note>{escape(counts)}</p>{_table(names, rows, len(shown))}"
+    return f"<h2>Faults, warnings and restarts</h2><p class=note>{escape(counts)}</p>{_table(names, rows, len(shown))}"
 
 
 def checkpoints_part(history: RunHistory) -> str:
@@ -32,11 +32,12 @@ def checkpoints_part(history: RunHistory) -> str:
     stored = {entry.step: entry for entry in history.checkpoints}
     saves = [event for event in history.events if event.kind in ("checkpoint_saved", "checkpoint_failed")]
     entries: list[tuple[float, str]] = []
-    for event in saves:
-        at = stored.pop(event.step, None) if event.kind == "checkpoint_saved" and event.step is not None else None
+    for event in reversed(saves):  # of two saves of a step that was taken twice, the newer one is there
+        step = event.about_step
+        at = stored.pop(step, None) if event.kind == "checkpoint_saved" and step is not None else None
         state = "failed: " + event.text if event.kind == "checkpoint_failed" else "on the disk" if at else "deleted"
         size = bytes_text(at.size_bytes) if at else _bytes_field(event)
-        entries.append((event.time, _checkpoint_row(event.time, event.step, size, _seconds_field(event), state)))
+        entries.append((event.time, _checkpoint_row(event.time, step, size, _seconds_field(event), state)))
     for entry in stored.values():
         size = bytes_text(entry.size_bytes)
         entries.append((entry.written_time, _checkpoint_row(entry.written_time, entry.step, size, "", "on the disk")))
@@ -57,14 +58,14 @@ def _checkpoint_row(at: float, step: int | None, size: str, took: str, state: st
 
 
 def _bytes_field(event: Event) -> str:
-    size = event.fields.get("size_bytes")
+    size = event.fields.get("bytes")
     return bytes_text(size) if isinstance(size, (int, float)) and 0 <= size < 1e30 else ""
 
 
 def _seconds_field(event: Event) -> str:
     """How long the save took, and for how long of it training stood still."""
     told = []
-    for name, word in (("elapsed_s", ""), ("stall_s", " standing still")):
+    for name, word in (("write_s", ""), ("stall_s", " standing still")):
         s = event.fields.get(name)
         if isinstance(s, (int, float)) and 0 <= s < 1e30:
             told.append(f"{seconds_text(s)}{word}")

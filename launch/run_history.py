@@ -46,6 +46,12 @@ class Event:
     text: str
     fields: Mapping[str, Any]
 
+    @property
+    def about_step(self) -> int | None:
+        """The step of the checkpoint that it tells of, else its own: a save beside training ends at a later step."""
+        about = self.fields.get("checkpoint_step", self.step)
+        return about if isinstance(about, int) and 0 <= about < 2**62 else self.step
+
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
