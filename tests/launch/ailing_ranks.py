@@ -1,6 +1,6 @@
 """A rank for tests: `triaxial` itself, of which one rank ails as the first word says (JSON), from outside of our code.
 
-{"rank": 1, "from_step": 3, "flip": ["exp_avg", 30]}        one bit of one moment or weight flips after that step
+{"rank": 1, "from_step": 3, "flip": ["exp_avg", 30]}        one bit of a moment ("model": weight) flips after that step
 {"rank": 1, "from_step": 3, "slower": 1.5}                  each forward and backward takes so much longer
 {"rank": 1, "from_step": 3, "reading_s": 0.1}               so does each reading of data
 """
@@ -55,6 +55,6 @@ if __name__ == "__main__":
     fault = json.loads(sys.argv[1])
     import os
 
-    if int(os.environ["RANK"]) == fault["rank"]:
+    if int(os.environ["RANK"]) == fault["rank"] and "TRIAXIAL_RESTART" not in os.environ:  # a restart is well again
         ail(fault)
     sys.exit(main(sys.argv[2:]))

@@ -2,13 +2,15 @@
 
     python watched_ranks.py PLAN.json
 
-PLAN.json is a list of {"name", "nproc", "words": [...], "faults": [...], "kill": {"rank", "call"}, "digests", "disk"}.
+PLAN.json is a list of {"name", "nproc", "words": [...], "faults": [...], "kill": {"rank", "call"}, "terms", "disk",
+"ail", "digests"}.
 What each rank saw goes to NAME/rank0.jsonl and so on beside the plan, a line an optimizer step; what it wrote to
 NAME/rank0.txt, its exit status to NAME/rank0.status. A fault is {"rank", "step", "micro_batch", "value", "where"}: in
 that micro-batch of that step the loss ("loss") or the gradient that comes back to this rank's stage ("gradient") is
 multiplied by the value. A rank that is to be killed is so at its optimizer step number "call". "terms" are
 {"rank", "during", "call", "times"}: so many SIGTERM come to this rank in that call of "step" or "save". "disk" is
 {"rank", "file", "other"}: where that rank opens the file it has the other one, as from a disk of its own.
+A rank that ails does so as ailing_ranks.py has it.
 With "digests", a line has those of all whole weights after the step, and the first line in "began" those of all
 tensors of a checkpoint before it.
 """
@@ -87,6 +89,10 @@ def work(rank, folder, port):
     with (folder / f"rank{rank}.txt").open("w") as written:
         os.dup2(written.fileno(), 1)
         os.dup2(written.fileno(), 2)
+    if run.get("ail", {}).get("rank") == rank:
+        import ailing_ranks
+
+        ailing_ranks.ail(run["ail"])
     Watch(rank, run, folder / f"rank{rank}.jsonl").install()
     from launch.main import main as triaxial
 

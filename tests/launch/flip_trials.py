@@ -1,0 +1,134 @@
+"""A program for tests: flips a bit of a copy on one rank, trains on, and writes what the run's check of copies found.
+
+    python flip_trials.py PLAN.json
+
+PLAN.json is a list of {"name", "nproc", "words": [...], "trials", "bits": [first, last], "seed"}: for each an engine on
+fresh ranks, and as many trials, of which each starts from the same weights and moments and trains by the real loop
+until it ends. What was flipped and found goes to NAME.json beside the plan, a list of {"rank", "bit", "flipped",
+"flipped_at", "found", "found_at"}; steps are optimizer steps taken, and "found" is the error's message or null.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from launch.local_ranks import fork_server, run_ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(folder, plan, *, timeout_s):
+    """Run this program in a folder; what it found, by name."""
+    (folder / "plan.json").write_text(json.dumps(plan))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(folder / "plan.json")]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {task["name"]: json.loads((folder / f"{task['name']}.json").read_text()) for task in plan}
+
+
+def main():
+    plan_path = Path(sys.argv[1])
+    context = fork_server(["launch.train", "launch.local_ranks"])
+    for i, task in enumerate(json.loads(plan_path.read_text())):
+        logs = plan_path.parent / f"{task['name']} logs"
+        run_ranks(context, try_flips, [str(plan_path), str(i)], nproc=task["nproc"], logs=logs)
+
+
+def try_flips(rank, plan_path, index):
+    """One rank of a task."""
+    import torch
+    import torch.distributed as dist
+
+    from gpt.time_ledger import TimeLedger
+    from launch.build import build_engine, layout_of
+    from launch.config import read_run_config
+    from launch.resume import fresh_start
+
+    folder, task = Path(plan_path).parent, json.loads(Path(plan_path).read_text())[int(index)]
+    config = read_run_config(task["words"][0], task["words"][1:])
+    store = dist.FileStore(str(folder / f"{task['name']}.store"), task["nproc"])
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=task["nproc"], timeout=timedelta(seconds=90))
+    layout = layout_of(config, task["nproc"])
+    engine = build_engine(config, layout, torch.device("cpu"), fresh_start(config), TimeLedger(None))
+    trials = Trials(task, config, rank, engine)
+    found = [trials.next() for _ in range(task["trials"])]
+    if rank == 0:
+        (folder / f"{task['name']}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+class Trials:
+    """Of one engine. Every rank draws the same numbers, and only one rank flips."""
+
+    def __init__(self, task, config, rank, engine):
+        from launch.build import build_loop, open_data
+
+        self.nproc, self.bits, self.rank, self.random = task["nproc"], task["bits"], rank, random.Random(task["seed"])
+        self.config, self.engine, self.step = config, engine, engine.optimizer_step
+        self.run, (self.data, _) = build_loop(config, {}, peak_flops_per_s=0.0), open_data(config)
+        self.train()
+        self.places = engine._replica_check.places  # what has copies elsewhere: under the same names on every rank
+        self.kept = [tensor.clone() for tensor in self.tensors()]
+
+    def tensors(self):
+        from parallel.gradients import local
+
+        for _, parameter in self.engine.parameters:
+            for tensor in (parameter.data, *self.engine.optimizer.state[parameter].values()):
+                yield local(tensor)
+
+    def next(self):
+        import torch
+
+        for tensor, kept in zip(self.tensors(), self.kept, strict=True):
+            tensor.copy_(kept)
+        place, kind = self.random.choice(self.places), self.random.randrange(3)
+        tensor = place.tensors[kind].view(-1)
+        index, bit = self.random.randrange(tensor.numel()), self.random.randint(*self.bits)
+        who, when = self.random.randrange(self.nproc), self.random.randrange(self.run.compare_copies_every_steps)
+        taken = []
+
+        def step(*args, **kwargs):
+            if len(taken) == when and self.rank == who:
+                tensor[index : index + 1].view(torch.int32).bitwise_xor_(torch.tensor(1 << bit, dtype=torch.int32))
+            result = self.step(*args, **kwargs)
+            taken.append(result.skipped)
+            return result
+
+        self.engine.optimizer_step = step
+        return {
+            "rank": who,
+            "bit": bit,
+            "flipped": f"{('model.', 'optimizer.exp_avg.', 'optimizer.exp_avg_sq.')[kind]}{place.name}",
+            "flipped_at": when,
+            "found": self.train(),
+            "found_at": len(taken),
+        }
+
+    def train(self):
+        """The real loop from its first step until it finds copies that differ; its message, or None. Saves nothing."""
+        from gpt.faults import CopiesDiffer
+        from gpt.heartbeat import UNWATCHED
+        from gpt.time_ledger import TimeLedger
+        from gpt.train import TrainingLoop
+        from launch.resume import fresh_start
+
+        parts = {"metrics": None, "sampler": None, "watch": None, "heartbeat": UNWATCHED, "ledger": TimeLedger(None)}
+        state = fresh_start(self.config).state
+        loop = TrainingLoop(self.run, self.engine, self.data, {}, state=state, **parts)
+        loop.save = lambda *, last: None
+        try:
+            loop.run_to_end(lambda: False)
+        except CopiesDiffer as error:
+            return str(error)
+        return None
+
+
+if __name__ == "__main__":
+    main()
