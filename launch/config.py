@@ -32,6 +32,17 @@ class RunSection:
     peak_flops_per_s: float | None = None
     collective_timeout_s: int = 600
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"run.seed = {self.seed} must be from 0 to 2^63 - 1")
+        if self.peak_flops_per_s is not None and not 0 < self.peak_flops_per_s < float("inf"):
+            raise ConfigError(
+                f"run.peak_flops_per_s = {self.peak_flops_per_s:g} must be a number above 0; leave it out to have it "
+                f"looked up"
+            )
+        if self.collective_timeout_s < 1:
+            raise ConfigError(f"run.collective_timeout_s = {self.collective_timeout_s} must be at least 1 second")
+
 
 @dataclass(frozen=True)
 class RunConfig:

@@ -5,6 +5,7 @@ import errno
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from gpt.errors import ConfigError
 from launch.cluster import enter_process, report_mistake
@@ -34,13 +35,18 @@ _OF_THE_MACHINE = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells of a mistake in one line, as all others are told."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; `{self.prog} --help` says what there is")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit status (2 for a user's mistake, 130 for Ctrl-C)."""
     enter_process()
     words, overrides = split_overrides(join_command(sys.argv[1:] if argv is None else argv))
-    parser = argparse.ArgumentParser(
-        prog="triaxial", description="Train GPT-3-class language models in three dimensions."
-    )
+    parser = _Parser(prog="triaxial", description="Train GPT-3-class language models in three dimensions.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in words if word in COMMANDS), None)
     for name, (module, summary) in COMMANDS.items():
@@ -48,10 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == chosen:  # only the chosen command's imports are paid for
             importlib.import_module(module).add_arguments(command)
     try:
-        args = parser.parse_args(words)
+        args, unknown = parser.parse_known_args(words)
+        if unknown:
+            commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
         args.overrides = overrides
         if overrides and not getattr(args, "takes_overrides", False):
-            parser.error(f"this command reads no recipe, so it takes no override: {' '.join(overrides)}")
+            raise ConfigError(f"triaxial {chosen} reads no recipe, so it takes no override: {' '.join(overrides)}")
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except ConfigError as error:
         report_mistake(str(error), exit_status=error.exit_status)

@@ -87,9 +87,12 @@ def build(cls: type[T], table: dict[str, Any], *, where: str) -> T:
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> str:
     """'unknown key 'x'; did you mean 'y'?' or the list of what is known."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-    return f"unknown {kind} '{name}'; {hint}"
+    return f"unknown {kind} '{name}'" + (_nearest(name, known) or f"; known: {', '.join(known)}")
+
+
+def _nearest(name: str, known: Sequence[Any]) -> str:
+    near = difflib.get_close_matches(name, [str(one) for one in known], n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _convert(hint: Any, value: Any, *, where: str) -> Any:  # noqa: C901  one case a kind of type
@@ -99,7 +102,7 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:  # noqa: C901  one ca
         return _convert(inner[0], value, where=where)
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in arguments):
-            raise ConfigError(f"{where} = {value!r}: {unknown_name('value', str(value), [str(a) for a in arguments])}")
+            raise ConfigError(f"{where} = {value!r} must be {_describe(hint)}{_nearest(str(value), arguments)}")
         return value
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):

@@ -47,6 +47,7 @@ def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, re
     except checkpoint.CheckpointError:
         return  # find_start falls back to an older one, and says so
     check_same_run(found[0], state, saved_state)
+    loop_state(config, state)
 
 
 def find_start(

@@ -63,7 +63,12 @@ def hold(
     ConfigError at once when another process of this machine has it, or one of another machine whose record changes.
     One of another machine that left no word of its end is watched for `silent_s` seconds, then taken for dead.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"run.directory = {directory} cannot be made: {error.strerror}; choose another with --run.directory"
+        ) from None
     owner, record = Owner.here(job_id), directory / RECORD
     with (directory / LOCK).open("a", encoding="utf-8") as lock:  # closing it gives the lock back
         _take(directory, lock, owner, silent_s=silent_s)

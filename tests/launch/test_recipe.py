@@ -46,7 +46,7 @@ def test_values_become_typed():
         ({"inner": {"size": "3"}}, "inner.size = '3' must be a whole number"),
         ({"inner": {"size": True}}, "inner.size = True must be a whole number"),
         ({"inner": {"size": 1.5}}, "inner.size = 1.5 must be a whole number"),
-        ({"inner": {"size": 1, "kind": "c"}}, "inner.kind = 'c': unknown value 'c'"),
+        ({"inner": {"size": 1, "kind": "c"}}, "inner.kind = 'c' must be one of a, b"),
         ({"inner": 3}, "inner = 3 must be a table"),
         ({"inner": {"size": 1}, "many": {}}, "many = {} must be a list"),
         ({"inner": {"size": 1}, "many": [{"size": "x"}]}, r"many\[0\].size = 'x'"),

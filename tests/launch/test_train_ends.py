@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from launch.main import main
 
 QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
@@ -55,21 +53,3 @@ def test_a_run_stops_when_its_time_is_over_and_goes_on_later(tiny_corpus, tmp_pa
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000001"]
     assert train(tiny_corpus, run, "--train.total_tokens", 1024) == 0
     assert [line["step"] for line in lines(run / "metrics.jsonl") if "loss" in line] == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--train.stop_after_s", 0], "train.stop_after_s = 0.0 must be a number of seconds above 0"),
-        (["--train.target_loss", 3], "train.target_loss needs train.evaluate_every_tokens"),
-        (["--train.sample_every_tokens", 512], "with train.sample_new_tokens = 64 they pass model.n_ctx = 64; at most"),
-        (["--checkpoint.keep_every_tokens", 3000], "must be a multiple of checkpoint.every_tokens = 2048; the nearest"),
-        (["--checkpoint.fast_directory", "/tmp"], "belong together"),
-        (["--faults.max_skipped_steps", -1], "faults.max_skipped_steps = -1 must not be negative"),
-        (["--data.skip", "[[5, 5]]"], "data.skip: [5, 5] must be [first, stop] with 0 <= first < stop"),
-    ],
-)
-def test_mistakes_in_how_a_run_ends(tiny_corpus, tmp_path, capsys, words, said):
-    assert train(tiny_corpus, tmp_path / "run", *words) == 2
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
