@@ -32,9 +32,11 @@ def join_processes(environment: ClusterEnvironment, device: torch.device, *, tim
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         return
     ends_at = time.monotonic() + timeout_s
-    # torchrun may keep one store for all its restarts, and in it the words and addresses of ranks that died
-    restarts = environment.restart.count if environment.restart is not None else 0
-    store: Store = PrefixStore(f"start {restarts}", _open_store(environment, timeout_s))
+    store: Store = _open_store(environment, timeout_s)
+    if environment.agent_store:  # torchrun keeps it for all its restarts, with words and addresses of ranks that died
+        restarts = environment.restart.count if environment.restart is not None else 0
+        # Not where rank 0 keeps it, new at every start: torchrun's agents on several nodes may count differently.
+        store = PrefixStore(f"start {restarts}", store)
     try:
         _call_the_roll(store, environment, timeout_s=max(1.0, ends_at - time.monotonic()))
         dist.init_process_group(

@@ -4,10 +4,13 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from gpt.goodput import read_account
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 240.0  # for anything that a run does; far above what it takes, and only there to end a broken test
@@ -17,6 +20,12 @@ TRIAXIAL = [sys.executable, "-m", "launch.main"]
 
 def torchrun(*options):
     return [sys.executable, "-m", "torch.distributed.run", *options, "-m", "launch.main"]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def wait_for(condition, *, what, wait_s=WAIT_S):
@@ -82,11 +91,16 @@ class Launched:
 
         return wait_for(look, what=what)
 
-    def wait_for_step(self, step, *, start=0):
-        """Until this step has been taken in start number `start`, counted from 0; the step that the run is at."""
+    def starts(self):
+        """How many times rank 0 has begun to train."""
+        account = read_account(self.run / "ledger.jsonl")
+        return sum(process.from_step is not None for process in account.processes) if account else 0
+
+    def wait_for_step(self, step, *, starts=1):
+        """Until this step has been taken, in start number `starts` of the ranks; the step that the run is at."""
         return self.wait_for(
-            lambda: self.told("restart").__len__() >= start and (at := self.step()) >= step and at,
-            what=f"step {step} of start {start}",
+            lambda: self.starts() >= starts and (at := self.step()) >= step and at,
+            what=f"step {step} of start {starts}",
         )
 
     def told(self, kind):

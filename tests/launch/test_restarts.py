@@ -14,7 +14,7 @@ from launch.restarts import Restart, RestartPolicy, count_start
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 HERE = Path(__file__).resolve().parent
-STEPS = ["--train.total_tokens", 512 * 60]
+STEPS = ["--train.total_tokens", 512 * 36]
 
 
 @pytest.fixture

@@ -247,22 +247,3 @@ def test_a_full_disk_while_saving(tiny_corpus, tmp_path):
     again = triaxial("train", tiny_corpus.recipe, "--run.directory", elsewhere, "--metrics.wandb", "disabled")
     assert again.returncode == 0, again.stderr
     assert "resumed from" in again.stdout
-
-
-def test_a_rank_killed_outright_leaves_no_process_waiting(tiny_corpus, tmp_path):
-    words = ["train", str(tiny_corpus.recipe), "--nproc", "2", "--run.directory", str(tmp_path / "run")]
-    process = subprocess.Popen(
-        [*TRIAXIAL, *words, "--train.total_tokens", "50000000", "--metrics.wandb", "disabled"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    next(line for line in process.stdout if line.lstrip().startswith("step"))
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
-    os.kill(int(ranks[-1]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode not in (0, 2)
-    assert "SIGKILL" in errors
-    time.sleep(0.2)
-    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)

@@ -1,0 +1,33 @@
+"""For tests: a process that holds a run directory as rank 0 of a training run does, until its input ends.
+
+    python holding.py DIRECTORY JOB BEAT_S SILENT_S [MACHINE]
+
+MACHINE: it takes itself for that machine, whose locks are its own, as where Lustre or NFS is mounted so.
+"""
+
+import fcntl
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from gpt.errors import ConfigError
+from launch import run_lock
+
+
+def hold(directory, job, beat_s, silent_s, machine=None):
+    if machine is not None:
+        here = run_lock.Owner.here
+        run_lock.Owner.here = lambda job_id: replace(here(job_id), machine=machine, host=machine)
+        fcntl.lockf = lambda *_: None
+    try:
+        with run_lock.hold(Path(directory), job_id=job, beat_s=float(beat_s), silent_s=float(silent_s)):
+            print("held", flush=True)
+            sys.stdin.read()
+    except ConfigError as error:
+        print(error, flush=True)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(hold(*sys.argv[1:]))

@@ -1,0 +1,163 @@
+"""At full count: ranks killed at random under four layouts, other numbers of processes, and torchrun's own restarts."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from gpt.goodput import read_account
+
+pytestmark = [pytest.mark.rehearse, pytest.mark.timeout(3600)]
+
+SEEDS = int(os.environ.get("TRIAXIAL_REHEARSE_SEEDS", "50"))
+STEPS = 36
+LAYOUTS = {
+    "data 2": [],
+    "tensor 2": ["--parallel.tensor", 2],
+    "pipeline 2": ["--parallel.pipeline", 2],
+    "ZeRO 3": ["--parallel.zero_stage", 3],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_random_rank_killed_at_a_random_time(tiny_corpus, launched, tmp_path, layout):
+    """A share of SEEDS under each layout: the rank, the step and the moment in it are drawn."""
+    words = ["--nproc", 2, *LAYOUTS[layout], "--train.total_tokens", 512 * STEPS]
+    with launched.Launched(tiny_corpus.recipe, tmp_path / "undisturbed", *words) as plain:
+        assert plain.end() == 0, plain.errors()
+    order = list(LAYOUTS).index(layout)
+    down_s = []
+    for seed in range(order, SEEDS, len(LAYOUTS)):
+        chance = random.Random(seed)
+        rank, step, moment_s = chance.randrange(2), chance.randrange(1, STEPS - 6), chance.uniform(0, 0.1)
+        case = (layout, seed, rank, step, moment_s)
+        with launched.Launched(tiny_corpus.recipe, tmp_path / f"run{seed}", *words, "--max-restarts", 1) as job:
+            job.wait_for_step(step)
+            time.sleep(moment_s)
+            job.kill(rank)
+            killed_at = time.monotonic()
+            job.wait_for(lambda job=job: job.told("restart"), what=f"the restart of {case}")
+            down_s.append(time.monotonic() - killed_at)
+            assert job.end() == 0, (case, job.errors())
+        assert launched.losses(job.run) == launched.losses(plain.run), case
+        assert launched.saved(job.run) == launched.saved(plain.run), case
+        (told,) = job.told("restart")
+        assert f"rank {rank} was killed by SIGKILL" in told, case
+        assert not launched.left_behind(job.run), case
+    down_s.sort()
+    print(f"\n{layout}: {len(down_s)} kills, all equal; down for {down_s[len(down_s) // 2]:.1f} s (median), "
+          f"{down_s[-1]:.1f} s at most")  # fmt: skip
+
+
+def test_on_half_and_on_twice_the_processes_losses_stay_within_1e_5(tiny_corpus, launched, tmp_path):
+    """4 ranks, then 2, then 4 again and 1, each told to stop and started again by hand on what is left."""
+    words = ["--train.total_tokens", 512 * 60, "--batch.micro_batch_size", 1]
+    with launched.Launched(tiny_corpus.recipe, tmp_path / "undisturbed", *words, "--nproc", 4) as plain:
+        assert plain.end() == 0, plain.errors()
+    run, at = tmp_path / "run", 0
+    for nproc in (4, 2, 4, 1):
+        with launched.Launched(tiny_corpus.recipe, run, *words, "--nproc", nproc) as job:
+            if nproc == 1:
+                assert job.end() == 0, job.errors()
+                break
+            at = job.wait_for_step(at + 10)
+            job.process.send_signal(signal.SIGTERM)
+            assert job.end() == 75, job.errors()
+            at = job.step()
+    ours, theirs = ({step: float.fromhex(bits) for step, bits in launched.losses(each).items()}
+                    for each in (run, plain.run))  # fmt: skip
+    assert ours.keys() == theirs.keys()
+    worst = max(abs(ours[step] - theirs[step]) for step in ours)
+    print(f"\nworst difference of {len(ours)} losses: {worst:.1e}")
+    assert worst < 1e-5
+    changes = [text for text in job.told("setting_changed") if "data" in text or "parallel" in text]
+    resumed = job.told("resumed")
+    assert len(resumed) == 3, (resumed, changes)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_torchruns_own_restarts_in_place(tiny_corpus, launched, tmp_path, nodes):
+    """One agent with two ranks, or two agents with one each, as on two nodes; ranks are killed one after another."""
+    words, kills = ["--train.total_tokens", 512 * 200], 3
+    with launched.Launched(tiny_corpus.recipe, tmp_path / "undisturbed", *words, "--nproc", 2) as plain:
+        assert plain.end() == 0, plain.errors()
+    settings = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    options = ["--nproc-per-node", 2 // nodes, "--nnodes", nodes, "--max-restarts", kills + 1]
+    if nodes == 1:
+        options += ["--standalone"]
+    else:
+        port = launched.free_port()
+        options += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
+        options += ["--rdzv-id", "rehearsal"]
+    jobs = []
+    try:
+        for _ in range(nodes):
+            jobs.append(
+                launched.Launched(
+                    tiny_corpus.recipe,
+                    tmp_path / "run",
+                    *words,
+                    command=launched.torchrun(*map(str, options)),
+                    environment=settings,
+                )
+            )
+        chance = random.Random(nodes)
+        for count in range(kills):
+            jobs[0].wait_for_step(jobs[0].step() + chance.randrange(5, 20), starts=count + 1)
+            jobs[0].kill(chance.randrange(2))
+        assert [job.end() for job in jobs] == [0] * nodes, [job.errors()[-3000:] for job in jobs]
+    finally:
+        for job in jobs:
+            job.__exit__()
+    run = jobs[0].run
+    assert launched.losses(run) == launched.losses(plain.run)
+    assert launched.saved(run) == launched.saved(plain.run)
+    assert jobs[0].starts() == kills + 1
+    told = jobs[0].told("restart")
+    if nodes == 1:  # an agent whose rank was not the dead one may count no restart of its own
+        assert [text.partition(":")[0] for text in told] == [f"restart {n} of {kills + 1}" for n in range(1, kills + 1)]
+    assert not launched.left_behind(run)
+
+
+def test_a_mistake_under_torchrun_is_told_once_and_not_repeated(tiny_corpus, launched, tmp_path):
+    with launched.Launched(
+        tiny_corpus.recipe,
+        tmp_path / "run",
+        *("--model.vocab_size", 256),
+        command=launched.torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=5"),
+    ) as job:
+        assert job.end() == 1, "torchrun has no other status"
+    lines = [line for line in job.errors().splitlines() if line.startswith("triaxial: error:")]
+    assert len(lines) == 1, job.errors()
+    assert "model.vocab_size = 256" in lines[0]
+
+
+def test_sigterm_at_random_times_to_the_launcher(tiny_corpus, launched, tmp_path):
+    """Told to stop again and again, once or three times in a row, until it is done: nothing is taken twice."""
+    words = ["--nproc", 2, "--train.total_tokens", 512 * 120]
+    with launched.Launched(tiny_corpus.recipe, tmp_path / "undisturbed", *words) as plain:
+        assert plain.end() == 0, plain.errors()
+    chance, at, stops, saved_s = random.Random(4), 0, 0, []
+    while True:
+        with launched.Launched(tiny_corpus.recipe, tmp_path / "run", *words) as job:
+            if stops < 6:
+                job.wait_for_step(at + chance.randrange(3, 12))
+                time.sleep(chance.uniform(0, 0.1))
+                told_at = time.monotonic()
+                for _ in range(chance.choice((1, 3))):
+                    job.process.send_signal(signal.SIGTERM)
+                    time.sleep(0.02)
+            status = job.end()
+            if stops < 6:
+                saved_s.append(time.monotonic() - told_at)
+            at = job.step()
+            assert status == (75 if stops < 6 else 0), job.errors()
+            if status == 0:
+                break
+            stops += 1
+    assert launched.losses(job.run) == launched.losses(plain.run)
+    assert launched.saved(job.run) == launched.saved(plain.run)
+    assert read_account(job.run / "ledger.jsonl").repeated_steps == 0
+    print(f"\nfrom SIGTERM to the end of the launcher: {max(saved_s):.1f} s at most of {stops}")
