@@ -126,7 +126,7 @@ def test_the_top_level_is_as_designed():
 @pytest.mark.parametrize("folder", sorted(FOLDERS - {".ci"}))
 def test_a_folders_readme_is_short_and_names_only_what_is_there(folder):
     text = (ROOT / folder / "README.md").read_text()
-    assert len(text.splitlines()) <= 30
+    assert len(text.splitlines()) <= 40
     named = re.findall(r"`(\w[\w/]*(?:\.(?:py|md|toml|sbatch)|/))`", text)
     assert named, "the search finds no file names"
     missing = [name for name in named if not any((base / name).exists() for base in (ROOT / folder, ROOT))]
