@@ -117,21 +117,34 @@ class Titan:
 class Small:
     """Stands for what torchtitan saves besides tensors: loader, schedule, counters."""
 
+    def __init__(self) -> None:
+        self.step = torch.tensor(0)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"step": torch.tensor(0)}
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
 
 
 class TitanOptimizer:
-    """The state of its OptimizersContainer, of an optimizer that this engine made."""
+    """What its OptimizersContainer saves and loads, of the optimizer that this engine made."""
 
     def __init__(self, engine: NativeEngine) -> None:
-        self.engine = engine
+        from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+        self.module, self.optimizer = engine.stages[0], engine.optimizer
+        self.options = StateDictOptions(flatten_optimizer_state_dict=True)
 
     def state_dict(self) -> dict[str, Any]:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-        options = StateDictOptions(flatten_optimizer_state_dict=True)
-        return dict(get_optimizer_state_dict(self.engine.stages[0], self.engine.optimizer, options=options))
+        return dict(get_optimizer_state_dict(self.module, self.optimizer, options=self.options))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
+        set_optimizer_state_dict(self.module, self.optimizer, optim_state_dict=state, options=self.options)
 
 
 TRAINERS: dict[str, Callable[[NativeEngine, Path], Saver]] = {

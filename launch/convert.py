@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gpt.convert.hugging_face_config import CONFIG
 from gpt.errors import ConfigError
-from launch import convert_hugging_face, convert_triaxial
+from launch import convert_hugging_face, convert_plain, convert_triaxial
 from launch.convert_size import describe_size
 from launch.loading import open_run
 
@@ -15,15 +15,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run",
         type=Path,
         metavar="SOURCE",
-        help="a run directory such as runs/demo, one checkpoint in it, or a Hugging Face folder; with --dry-run also a "
-        "recipe",
+        help="a run directory such as runs/demo, one checkpoint in it, a Hugging Face folder, or plain safetensors "
+        "(--to safetensors); with --dry-run also a recipe",
     )
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest whole)")
     parser.add_argument(
         "--to",
-        choices=["hf", "triaxial"],
+        choices=["hf", "triaxial", "safetensors"],
         required=True,
-        help="hf: a folder that transformers loads; triaxial: a run directory that every command here takes",
+        help="hf: a folder that transformers loads; triaxial: a run directory that every command here takes; "
+        "safetensors: plain files of the checkpoint's tensors under our names, which --to triaxial takes back",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="the folder to make (needed without --dry-run)")
     parser.add_argument(
@@ -32,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="to hf: precision of the weights (default: what was imported, or float32)",
     )
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="from hf: instead of the folder's own")
-    parser.add_argument("--weights-only", action="store_true", help="to triaxial: without the optimizer's moments")
+    parser.add_argument(
+        "--weights-only", action="store_true", help="to triaxial or safetensors: without the optimizer's moments"
+    )
     parser.add_argument(
         "--logits",
         choices=["auto", "whole", "none"],
@@ -52,22 +55,30 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.output is None:
         raise ConfigError("--output DIR is missing: the folder to make")
-    if (args.run / CONFIG).is_file() and not (args.run / "checkpoints").is_dir():
-        if args.to == "hf":
-            raise ConfigError(f"{args.run} is a Hugging Face folder already; import it with --to triaxial")
-        lines = convert_hugging_face.import_folder(
-            args.run, args.output, tokenizer_file=args.tokenizer, mode=args.logits
-        )
-    else:
-        saved = open_run(args.run, step=args.step)
-        for note in saved.notes:
-            print(note)
-        if args.output.absolute().is_relative_to(saved.run_directory.absolute() / "checkpoints"):
-            raise ConfigError(f"--output {args.output} lies among the run's checkpoints; name a folder elsewhere")
-        if args.to == "hf":
-            lines = convert_hugging_face.export_run(saved, args.output, dtype=args.dtype, mode=args.logits)
-        else:
-            lines = convert_triaxial.rewrite(saved, args.output, weights_only=args.weights_only)
-    for line in lines:
+    for line in _convert(args):
         print(line)
     return 0
+
+
+def _convert(args: argparse.Namespace) -> list[str]:
+    """Find out what the source is, and have it converted; what to tell the user."""
+    if convert_plain.is_plain(args.run):
+        if args.to != "triaxial":
+            raise ConfigError(f"{args.run} holds plain safetensors; make a run of it first, with --to triaxial")
+        return convert_plain.import_plain(args.run, args.output)
+    if (args.run / CONFIG).is_file() and not (args.run / "checkpoints").is_dir():
+        if args.to != "triaxial":
+            raise ConfigError(f"{args.run} is a Hugging Face folder; import it with --to triaxial")
+        return convert_hugging_face.import_folder(
+            args.run, args.output, tokenizer_file=args.tokenizer, mode=args.logits
+        )
+    saved = open_run(args.run, step=args.step)
+    for note in saved.notes:
+        print(note)
+    if args.output.absolute().is_relative_to(saved.run_directory.absolute() / "checkpoints"):
+        raise ConfigError(f"--output {args.output} lies among the run's checkpoints; name a folder elsewhere")
+    if args.to == "hf":
+        return convert_hugging_face.export_run(saved, args.output, dtype=args.dtype, mode=args.logits)
+    if args.to == "safetensors":
+        return convert_plain.export_plain(saved, args.output, weights_only=args.weights_only)
+    return convert_triaxial.rewrite(saved, args.output, weights_only=args.weights_only)
