@@ -174,7 +174,9 @@ def block_of(name: str, setting: Setting, directory: Path) -> Callable[[], dict[
         saves += 2
         empty(directory)
         step_s = statistics.median(timed(train) for _ in range(setting.steps))
+        cpu_started_at = time.process_time()
         stall_s = timed(lambda: saver.start(saves))
+        stall_cpu_s = time.process_time() - cpu_started_at
         beside_s = [timed(train)]
         while not saver.is_done():
             beside_s.append(timed(train))
@@ -184,6 +186,7 @@ def block_of(name: str, setting: Setting, directory: Path) -> Callable[[], dict[
         return {
             "step_s": step_s,
             "stall_s": stall_s,
+            "stall_cpu_s": stall_cpu_s,
             "stall_share": stall_s / step_s,
             "cost_share": (stall_s + slowed_s) / step_s,
             "steps_beside": len(beside_s),

@@ -91,6 +91,7 @@ def compare(setting: Setting, args: argparse.Namespace, folder: str) -> dict[str
         "rounds": args.rounds,
         "step_s": {name: middle(name, "step_s") for name in trainers},
         "stall_s": {name: middle(name, "stall_s") for name in trainers},
+        "stall_cpu_s": {name: middle(name, "stall_cpu_s") for name in trainers},
         "stall_share_of_step": {name: middle(name, "stall_share") for name in trainers},
         "cost_share_of_step": {name: middle(name, "cost_share") for name in trainers},
         "times_the_stall": {name: times(answers, name, OURS, "stall_s") for name in trainers if name != OURS},

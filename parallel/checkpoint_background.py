@@ -12,12 +12,13 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from os import PRIO_PROCESS, setpriority
+from os import PRIO_PROCESS, getpriority, setpriority
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from gpt.checkpoint_config import Retention
 from gpt.engine import SaveResult
@@ -32,8 +33,9 @@ Tensors = Mapping[str, torch.Tensor]
 # A rank waits so long for the slowest writer. The death of a rank is noticed at once, its silence by training's own
 # collectives much earlier.
 _PATIENCE = timedelta(hours=2)
+_MEETING = timedelta(minutes=10)  # for the ranks to find each other, before any save: a dead one is missed in this time
 _BLOCK_BYTES = 16 * 2**20  # hashed in one thread while the one before is written
-_NICENESS = 10  # of the threads that write, so that training on a CPU comes first
+_NICER = 10  # the threads that write, than those that train, so that training on a CPU comes first
 
 
 class BackgroundSaver:
@@ -57,7 +59,8 @@ class BackgroundSaver:
         if each_its_own not in self._plans:
             self.wait()
             if self._group is None and is_distributed():
-                self._group = dist.new_group(backend="gloo", timeout=_PATIENCE, group_desc="checkpoints")
+                self._group = dist.new_group(backend="gloo", timeout=_MEETING, group_desc="checkpoints")
+                _set_pg_timeout(_PATIENCE, self._group)
             tensors = self._tensors()
             if each_its_own:
                 plan = make_plan({name: local(t) for name, t in tensors.items()}, ALONE, path=directory)
@@ -164,7 +167,8 @@ class _Running:
 
     def _run(self) -> None:
         if sys.platform == "linux":  # where a thread has a niceness of its own, and those that it starts inherit it
-            setpriority(PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            thread = threading.get_native_id()
+            setpriority(PRIO_PROCESS, thread, min(19, getpriority(PRIO_PROCESS, thread) + _NICER))
         started_at = time.perf_counter()
         error = None
         try:

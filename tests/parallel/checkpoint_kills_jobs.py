@@ -128,6 +128,7 @@ def _save_on_two(folder: Path, directory: Path, kind: str, *, doomed: int, injec
     def work(rank: int) -> int:
         _join(meeting, rank)
         saver = BackgroundSaver(lambda: some_tensors(2.0), device=CPU)
+        saver.prepare(directory)  # as a run does before its first step: the ranks have found each other
         if rank == doomed:
             is_traced = tracer_check()
             ready.touch()
