@@ -39,6 +39,10 @@ svg { width: 100%; height: auto; display: block } svg text { font-size: 11px; fi
 .key i, td i { display: inline-block; width: .75rem; height: .75rem; border-radius: 2px; margin-right: .35rem;
   vertical-align: -1px; background: var(--c) }
 i.lost { opacity: .4 }
+.key i.fault, .key i.warning, .key i.restart, .key i.note, .key i.checkpoint { width: 3px }
+.key i.checkpoint { height: .45rem } .key i.lost { height: 2px; vertical-align: 3px }
+.key i.restart { background: repeating-linear-gradient(var(--c) 0 4px, transparent 4px 6px) }
+.key i.note { background: repeating-linear-gradient(var(--c) 0 2px, transparent 2px 4px) }
 
 .share { display: flex; height: 1.7rem; border-radius: 6px; overflow: hidden; margin: .7rem 0 .4rem }
 .share div { overflow: hidden; color: #fff; font-size: .8rem; line-height: 1.7rem; padding-left: .4rem;
@@ -53,7 +57,14 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th { font-weight: 600; border-bottom: 1px solid var(--line); position: sticky; top: 0; background: var(--paper) }
 td, th { padding: .22rem 1.4rem .22rem 0; text-align: right; vertical-align: top; white-space: nowrap }
 tr + tr td { border-top: 1px solid var(--line) }
-td.word, th.word { text-align: left } td.text { text-align: left; white-space: normal; overflow-wrap: anywhere }
+td.word, th.word { text-align: left } td.text { text-align: left; white-space: normal; overflow-wrap: anywhere;
+  min-width: 16rem }
+
+@media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 .8rem } svg text { font-size: 15px }
+  .tiles { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)) }
+  td, th { padding-right: .9rem } .told tr:first-child { display: none } .told td { display: inline; border: 0 }
+  .told tr { display: block; padding: .4rem 0; border-top: 1px solid var(--line) }
+  .told td:nth-child(2):not(:empty)::before { content: "step " } .told td.text { display: block; padding: 0 } }
 """
 
 # What each part of the time is coloured: useful, lost, and the rest between them.
@@ -64,7 +75,7 @@ TIME_COLOURS = {
     "sampling": "#62b98a",
     "saving": "#b8860b",
     "waiting_for_save": "#d9b04a",
-    "data": "#9b51b8",
+    "data": "#0e8f9e",
     "start_up": "#7a4fc9",
     "rewinding": "#e08600",
     "shutdown": "#7c8896",

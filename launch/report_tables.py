@@ -24,7 +24,8 @@ def events_part(history: RunHistory) -> str:
     ]
     counts = ", ".join(f"{n:,} {kind}" for kind, n in Counter(map(word_of, shown)).most_common())
     names = ("when", "step", "kind", "what")
-    return f"<h2>Faults, warnings and restarts</h2><p class=note>{escape(counts)}</p>{_table(names, rows, len(shown))}"
+    table = _table(names, rows, len(shown), told=True)
+    return f"<h2>Faults, warnings and restarts</h2><p class=note>{escape(counts)}</p>{table}"
 
 
 def checkpoints_part(history: RunHistory) -> str:
@@ -72,11 +73,12 @@ def _seconds_field(event: Event) -> str:
     return ", ".join(told)
 
 
-def _table(names: Sequence[str], rows: Sequence[str], total: int) -> str:
+def _table(names: Sequence[str], rows: Sequence[str], total: int, *, told: bool = False) -> str:
+    """`told`: a narrow screen shows each row as lines of text."""
     words = ("when", "started", "host", "kind", "what", "state")
     head = "".join(f"<th{' class=word' if name in words else ''}>{escape(name)}</th>" for name in names)
     left_out = f" Of {total:,} the newest {len(rows):,}." if total > len(rows) else ""
-    table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    table = f"<table{' class=told' if told else ''}><tr>{head}</tr>{''.join(rows)}</table>"
     return f"<p class=note>The newest first.{left_out}</p><div class=scroll>{table}</div>"
 
 

@@ -107,4 +107,5 @@ def leave_event(folder: Path, verdict: Verdict, reports: list[Report], line: str
     """A line in the run's events, beside those of the training loop."""
     step = min((report.step for report in reports), default=None)
     fields = {"ranks": list(verdict.ranks), "finding": verdict.kind, "reports": str(folder)}
-    append_event(folder.parents[1] / "events.jsonl", "hang", step=step, text=line, fields=fields)
+    text = line.removeprefix("triaxial: error: ")  # it stands among events, not on a console
+    append_event(folder.parents[1] / "events.jsonl", "hang", step=step, text=text, fields=fields)

@@ -6,6 +6,8 @@ import math
 
 import pytest
 
+from parallel import checkpoint
+
 LAYOUTS = {"data": 2, "tensor": 2, "pipeline": 2}
 # The first stage of a pipeline is on rank 0, the last on rank 1; of tensor ranks, rank 0 reports the loss.
 LOSS_RANK = {"data": 1, "tensor": 0, "pipeline": 1}
@@ -53,6 +55,17 @@ def test_all_ranks_skip_the_broken_steps_alone(broken, axis):
     assert skips.keys() == ({2, 4, 5, 8, 9} if axis == "data" else {2, 4, 5, 8, 9, 10})
     assert "step 5: the loss is nan" in skips[5]
     assert "(3 such steps so far)" in skips[5], "one more at each"
+
+
+@pytest.mark.parametrize("axis", LAYOUTS)
+def test_the_statistics_leave_the_broken_steps_out(broken, axis):
+    """What a spike is judged by; saved after step 6, of whose steps 2, 4 and 5 were broken, two with a finite loss."""
+    folder, runs = broken
+    (saved,) = [path for path in (folder / axis / "run" / "checkpoints").iterdir() if path.name == "step-000000006"]
+    loop = checkpoint.read_state(saved)["loop"]
+    steps = runs[axis]["ranks"][0][:6]
+    assert loop["spikes"]["losses"] == [float.fromhex(line["loss"]) for line in steps if not line["skipped"]]
+    assert (loop["spikes"]["seen"], loop["skipped_steps"], loop["skipped_in_a_row"]) == (3, 3, 0)
 
 
 def test_too_many_in_a_row_end_the_run_on_all_ranks(broken):

@@ -36,7 +36,7 @@ class Journey:
         return {"name": name, "nproc": nproc, "words": [*map(str, words)], "digests": True}
 
     def launch(self, plan):
-        seen = self.watched_ranks.launch(self.folder, plan)
+        seen = self.watched_ranks.launch(self.folder, plan, timeout_s=250 * len(plan))
         assert all(one["status"] == [0] * len(one["ranks"]) for one in seen.values()), seen
         return seen
 

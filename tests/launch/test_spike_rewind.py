@@ -218,7 +218,7 @@ def test_the_same_again_killed_in_the_middle_on_other_layouts_and_with_a_limit(
         make("tensor", spike={"parallel.tensor": 2}),
         make("pipeline", spike={"parallel.pipeline": 2}),
     ]
-    seen = watched_ranks.launch(tmp_path, plan)
+    seen = watched_ranks.launch(tmp_path, plan, timeout_s=250 * len(plan))
     statuses = {name: one["status"] for name, one in seen.items()}
     assert {name for name, status in statuses.items() if status != [0, 0]} == {"killed_1", "killed_2"}, seen
     for directory in (tmp_path / "again" / "run", killed):
