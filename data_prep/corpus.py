@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.files import disk_errors, hold_folder, sync_file, sync_folder
+from data_prep.files import disk_errors, hold_folder, sync_file, sync_folder, temporary_for
 from gpt.errors import ConfigError
 
 CORPUS_FILE = "corpus.json"
@@ -55,12 +55,13 @@ def publish(folder: Path, files: Mapping[str, Path], description: Mapping[str, A
 def _exchange(folder: Path, files: Mapping[str, Path], text: str) -> None:
     corpus_path = folder / CORPUS_FILE
     for path in folder.glob(".tmp-*"):  # by a run that was killed here
-        path.unlink()
-    temporary = {name: folder / f".tmp-{os.getpid()}-{name}" for name in (*files, CORPUS_FILE)}
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+    temporary = {name: temporary_for(folder / name) for name in (*files, CORPUS_FILE)}
     try:
         for name, source in files.items():
             _link_or_copy(source, temporary[name])
-        with open(temporary[CORPUS_FILE], "w", encoding="utf-8") as file:
+        with open(temporary[CORPUS_FILE], "x", encoding="utf-8") as file:
             file.write(text)
             sync_file(file)
         left_over = _token_files(folder) | _old_tokenizer(corpus_path)
@@ -155,8 +156,8 @@ def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
-        with open(target, "rb+") as file:
+        with open(source, "rb") as original, open(target, "xb") as file:
+            shutil.copyfileobj(original, file, 1 << 20)
             sync_file(file)
 
 

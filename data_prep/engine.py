@@ -316,6 +316,8 @@ class Workspace:
 
     def _sweep(self) -> None:
         """Remove what killed or failed tasks left: all of it when no other share can be at work."""
+        if (self.folder / TEMPORARY).is_symlink():  # none of ours: attempts would be written to where it leads
+            (self.folder / TEMPORARY).unlink()
         shutil.rmtree(self._attempts if self._share else self.folder / TEMPORARY, ignore_errors=True)
         with contextlib.suppress(OSError):  # of shares, the last one out removes it
             (self.folder / TEMPORARY).rmdir()

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,11 @@ def write_array(path: Path, array: npt.NDArray[Any]) -> None:
     with open(path, "wb") as file:
         np.lib.format.write_array_header_2_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.tobytes())
+
+
+def temporary_for(path: Path) -> Path:
+    """A name beside `path` that nobody can have guessed, for a file that is then renamed; open it with mode x."""
+    return path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}")
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:

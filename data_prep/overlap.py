@@ -18,7 +18,7 @@ from data_prep.corpus import read_corpus
 from data_prep.documents import Document, read_shard
 from data_prep.engine import Finished, Result, Stage, Task, Workspace
 from data_prep.evaluation_sets import EvaluationSet
-from data_prep.files import disk_errors, read_array
+from data_prep.files import disk_errors, read_array, temporary_for
 from data_prep.known_grams import (
     MODULES,
     LengthRule,
@@ -264,11 +264,13 @@ def _check_documents(corpus: _Corpus, searched: list[Finished]) -> None:
 def _publish(folder: Path, marked: Path, summary: dict[str, Any]) -> None:
     with disk_errors(folder):
         for name in (EXAMPLES_FILE, SUMMARY_FILE):
-            temporary = folder / f".tmp-{os.getpid()}-{name}"
-            if name == EXAMPLES_FILE:
-                shutil.copyfile(marked, temporary)
-            else:
-                temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary = temporary_for(folder / name)
+            with open(temporary, "xb") as file:
+                if name == EXAMPLES_FILE:
+                    with open(marked, "rb") as examples:
+                        shutil.copyfileobj(examples, file, 1 << 20)
+                else:
+                    file.write(json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
             os.replace(temporary, folder / name)
 
 

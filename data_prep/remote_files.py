@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from data_prep.files import FULL, sync_file
+from data_prep.files import FULL, sync_file, temporary_for
 from gpt.errors import ConfigError, import_extra
 
 T = TypeVar("T")
@@ -92,8 +92,8 @@ def write_stub(file: RemoteFile, folder: Path) -> Path:
     path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}{STUB_ENDING}"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".tmp-{os.getpid()}-{path.name}"
-        with open(temporary, "wb") as out:
+        temporary = temporary_for(path)
+        with open(temporary, "xb") as out:
             out.write(data)
             sync_file(out)
         os.replace(temporary, path)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from data_prep.counts import Counts
 from data_prep.engine import Result, Stage, Task, Workspace, plain
 from data_prep.extract import extract_stage, extract_task
-from data_prep.files import disk_errors, read_array, sync_file, sync_folder
+from data_prep.files import disk_errors, read_array, sync_file, sync_folder, temporary_for
 from data_prep.logistic import Examples, Floats, fit, margins, sigmoid
 from data_prep.page_text import ExtractConfig
 from data_prep.progress import Progress
@@ -148,11 +148,11 @@ def _features(run: ShardRun, config: SampleConfig, texts: Shards) -> list[Task]:
 
 def _put(data: bytes, path: Path) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = temporary_for(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "xb") as file:
                 file.write(data)
                 sync_file(file)
             os.replace(temporary, path)

@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from gpt.own_files import append_to
+
 # Every kind that any rank may leave; launch/report_facts.py says what each means to an operator, and a test that none
 # is missing there.
 EventKind = Literal[
@@ -43,5 +45,5 @@ def append_event(path: Path, kind: EventKind, *, step: int | None, text: str, fi
     """
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     record = {"time": time, "kind": kind, "step": step, "text": text, **fields}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=True) + "\n")
+    with append_to(path) as file:
+        file.write(json.dumps(record, allow_nan=True).encode() + b"\n")

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal, Self
 from gpt.console import Console
 from gpt.errors import ConfigError
 from gpt.event_log import EventKind, append_event
+from gpt.own_files import append_to, new_beside, replace_file
 
 WandbMode = Literal["offline", "online", "disabled"]
 
@@ -72,7 +73,7 @@ class MetricsWriter:
             self._run_directory.mkdir(parents=True, exist_ok=True)
             supersede_after(self.path, step=-1 if self._resume_step is None else self._resume_step)
             # Unbuffered: one write a line, so a crash of the process loses none and a reader sees whole lines.
-            self._file = self.path.open("ab", buffering=0)
+            self._file = append_to(self.path)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         if self.config.wandb != "disabled":
@@ -135,7 +136,7 @@ class MetricsWriter:
         self._file.close()
         try:
             supersede_after(self.path, step=step)
-            self._file = self.path.open("ab", buffering=0)
+            self._file = append_to(self.path)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
@@ -150,9 +151,9 @@ def supersede_after(path: Path, *, step: int) -> None:
     with path.open("rb") as lines:
         if all(_step_of(line) <= step for line in lines):
             return
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = new_beside(path)
     superseded = path.with_name("metrics.superseded.jsonl")
-    with path.open("rb") as lines, temporary.open("wb") as kept, superseded.open("ab") as moved:
+    with path.open("rb") as lines, temporary.open("xb") as kept, append_to(superseded) as moved:
         for line in lines:
             target = kept if _step_of(line) <= step else moved
             target.write(line if line.endswith(b"\n") else line + b"\n")
@@ -233,7 +234,7 @@ class _WandbRun:
         if resume and path.exists() and (kept := path.read_text(encoding="utf-8").strip()):
             return kept
         run_id = secrets.token_hex(8)
-        path.write_text(run_id + "\n", encoding="utf-8")
+        replace_file(path, run_id + "\n")
         return run_id
 
     def _start(self, run_id: str) -> Any:

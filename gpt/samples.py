@@ -8,6 +8,7 @@ from pathlib import Path
 from gpt.engine import Engine
 from gpt.errors import ConfigError
 from gpt.generation import Sampling
+from gpt.own_files import append_to
 from gpt.tokenizer import Tokenizer
 from gpt.train_config import TrainConfig
 
@@ -61,6 +62,7 @@ def make_sampler(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int) -> Sa
 
 def append_samples(path: Path, *, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
     """One line of JSON for each text."""
-    with path.open("a", encoding="utf-8") as file:
+    with append_to(path) as file:
         for prompt, text in zip(prompts, texts, strict=True):
-            file.write(json.dumps({"step": step, "prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
+            line = json.dumps({"step": step, "prompt": prompt, "text": text}, ensure_ascii=False)
+            file.write(line.encode() + b"\n")

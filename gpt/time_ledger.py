@@ -147,7 +147,9 @@ class TimeLedger:
         try:
             if self._file is None:
                 assert self.path is not None
-                self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._file = os.open(
+                    self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
+                )
                 size = os.fstat(self._file).st_size
                 self._whole = size == 0 or os.pread(self._file, 1, size - 1) == b"\n"
             line = line if self._whole else b"\n" + line  # what a killed process left half written spoils no other row

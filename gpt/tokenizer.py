@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gpt.byte_pair_tokenizer import END_OF_DOCUMENT, BytePairTokenizer
 from gpt.errors import ConfigError, import_extra
+from gpt.own_files import new_beside
 
 _END_NAMES = (END_OF_DOCUMENT, "</s>", "<|end_of_text|>", "<eos>")  # as GPT-2, Llama 2, Llama 3 and Gemma call it
 _SPACE_MARK = "\u2581"  # sentencepiece writes a space as this character, so the character itself needs care
@@ -220,9 +221,9 @@ def train_sentencepiece(
     except RuntimeError as error:
         raise ConfigError(_training_error(str(error), vocab_size)) from None
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = new_beside(out)
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(buffer.getvalue())
             file.flush()
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ import secrets
 from pathlib import Path
 
 from gpt.errors import ConfigError
+from gpt.own_files import replace_file
 from launch.config import RunConfig
 from parallel.checkpoint_fast import tier_directory
 from parallel.checkpoint_ranks import rank_in, together
@@ -28,9 +29,7 @@ def run_identity(run_directory: Path) -> str:
             return None
         if not path.exists():
             run_directory.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{_RUN_ID}.partial")
-            partial.write_text(secrets.token_hex(8), encoding="ascii")
-            os.replace(partial, path)
+            replace_file(path, secrets.token_hex(8))
         return path.read_text(encoding="ascii")
 
     identity = together(read_or_make, None, path=path)[0]

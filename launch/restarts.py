@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gpt.errors import ConfigError
+from gpt.own_files import replace_file
 
 MOST_STARTS_WITHOUT_PROGRESS = 3  # in a row: what fails so often at the same step fails for a reason
 
@@ -87,9 +88,7 @@ def count_start(run_directory: Path, restart: Restart | None, *, reached: int) -
             progress = Progress(**json.loads(file.read_text(encoding="utf-8"))).after(reached)
         except (OSError, ValueError, TypeError):  # no earlier start came so far
             progress = Progress(0).after(reached)
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    temporary.replace(file)
+    replace_file(file, json.dumps(asdict(progress)))
     if progress.is_stuck:
         raise ConfigError(f"{restart}: {progress.why_stuck}")
 

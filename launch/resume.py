@@ -32,6 +32,7 @@ class Start:
 
 def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, resume: bool | None) -> None:
     """Tell of a mistake before any process talks to another: what can be seen without verifying a checkpoint."""
+    check_no_links(config.run.directory)
     found = checkpoint.list_checkpoints(config.run.directory / "checkpoints")
     if not found:
         if resume and not config.checkpoint.fast_directory:
@@ -48,6 +49,17 @@ def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, re
         return  # find_start falls back to an older one, and says so
     check_same_run(found[0], state, saved_state)
     loop_state(config, state)
+
+
+def check_no_links(directory: Path) -> None:
+    """ConfigError where a symbolic link lies in a run directory, through which the run would write elsewhere. The
+    folder of checkpoints may be one, to a larger disk."""
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if path.is_symlink() and not (path.name == "checkpoints" and path.is_dir()):
+            raise ConfigError(
+                f"{path} is a symbolic link, and a run writes through none but a folder of checkpoints; remove it, or "
+                f"choose another --run.directory"
+            )
 
 
 def find_start(

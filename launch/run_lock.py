@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from gpt.errors import ConfigError
+from gpt.own_files import append_to
 
 LOCK, RECORD = ".lock", ".owner.json"
 BEAT_S = 5.0
@@ -70,7 +71,7 @@ def hold(
             f"run.directory = {directory} cannot be made: {error.strerror}; choose another with --run.directory"
         ) from None
     owner, record = Owner.here(job_id), directory / RECORD
-    with (directory / LOCK).open("a", encoding="utf-8") as lock:  # closing it gives the lock back
+    with append_to(directory / LOCK) as lock:  # closing it gives the lock back
         _take(directory, lock, owner, silent_s=silent_s)
         ended = threading.Event()
         beating = threading.Thread(target=_beat, args=(directory, owner, ended, beat_s), daemon=True)
@@ -84,7 +85,7 @@ def hold(
                 record.unlink(missing_ok=True)
 
 
-def _take(directory: Path, lock: IO[str], owner: Owner, *, silent_s: float) -> None:
+def _take(directory: Path, lock: BinaryIO, owner: Owner, *, silent_s: float) -> None:
     record = directory / RECORD
     gives_up_at = time.monotonic() + PATIENCE_S
     locked = _try_lock(lock)
@@ -106,7 +107,7 @@ def _take(directory: Path, lock: IO[str], owner: Owner, *, silent_s: float) -> N
             raise _in_use(directory, _read(record))
 
 
-def _try_lock(lock: IO[str]) -> bool | None:
+def _try_lock(lock: BinaryIO) -> bool | None:
     """Whether the lock is ours now; None where the file system has no locks."""
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,7 +158,7 @@ def _beat(directory: Path, owner: Owner, ended: threading.Event, beat_s: float) 
 def _write(record: Path, owner: Owner) -> None:
     partial = record.with_name(f"{RECORD}.{owner.token}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("x", encoding="utf-8") as file:
             file.write(json.dumps(asdict(owner)))
             file.flush()
             os.fsync(file.fileno())

@@ -1,8 +1,6 @@
 """What a training run tells its user at both ends, and leaves beside its checkpoints; measures nothing."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -10,6 +8,7 @@ import torch
 from gpt.batch_ramp import BatchRamp
 from gpt.dataset import TrainingData
 from gpt.goodput import Account
+from gpt.own_files import replace_file
 from gpt.run import Outcome, Run
 from gpt.tokenizer import tokenizer_files
 from launch.config import RunConfig, as_dict
@@ -20,14 +19,12 @@ from parallel.layout import Layout
 def prepare_run_directory(config: RunConfig) -> None:
     """Leave beside the checkpoints what is needed to use them later."""
     directory = config.run.directory
-    (directory / "config.json").write_text(json.dumps(as_dict(config), indent=2) + "\n")
+    replace_file(directory / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
     (directory / "tokenizer").mkdir(exist_ok=True)
     for file in tokenizer_files(Path(config.data.tokenizer)):
         copy = directory / "tokenizer" / file.name
         if not copy.exists():
-            partial = copy.with_name(f".{file.name}.partial")
-            shutil.copyfile(file, partial)
-            os.replace(partial, copy)
+            replace_file(copy, file.read_bytes())
 
 
 def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.device, data: TrainingData) -> list[str]:
@@ -126,4 +123,4 @@ def write_summary(
         summary["weights_sha256"] = weights
     if account is not None:
         summary |= {"goodput": account.goodput, "wall_s": account.wall_s, "seconds": account.by_name}
-    (config.run.directory / "train_summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    replace_file(config.run.directory / "train_summary.json", json.dumps(summary, indent=2) + "\n")

@@ -51,7 +51,10 @@ def make_hidden(final: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         fsync_folder(directory.parent)
     for entry in sorted(directory.iterdir()):
-        if entry.name.startswith((_SAVING, _DELETING)):
+        hides = entry.name.startswith((_SAVING, _DELETING, _REPLACED))
+        if hides and (entry.is_symlink() or not entry.is_dir()):  # none of ours: what a link names stays as it is
+            entry.unlink()
+        elif entry.name.startswith((_SAVING, _DELETING)):
             shutil.rmtree(entry)
         elif entry.name.startswith(_REPLACED):
             published = directory / _published_name(entry.name)

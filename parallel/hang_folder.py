@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.event_log import append_event
+from gpt.own_files import new_beside, replace_file
 from parallel.hang_evidence import Collective, Link
 from parallel.hang_verdict import Report, Verdict
 
@@ -59,9 +60,9 @@ def hang_folder(watched: Watched) -> Path:
         name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         if (hangs / name).exists():
             name += f"-{watched.incarnation[:6]}"
-        mine = hangs / f"{alarm.name}.{watched.rank}"
+        mine = new_beside(alarm)
         hangs.mkdir(parents=True, exist_ok=True)
-        mine.write_text(name, encoding="utf-8")
+        replace_file(mine, name)
         try:
             os.link(mine, alarm)  # the first one wins, on shared file systems too
             mine.unlink()
@@ -98,9 +99,7 @@ def parse_report(table: dict[str, Any]) -> Report:
 
 def publish(path: Path, text: str) -> None:
     """A file that is never half there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    replace_file(path, text)
 
 
 def leave_event(folder: Path, verdict: Verdict, reports: list[Report], line: str) -> None:
