@@ -62,9 +62,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace) -> list[str]:
     """Find out what the source is, and have it converted; what to tell the user."""
+    if args.dtype is not None and args.to != "hf":
+        raise ConfigError(f"--dtype {args.dtype} goes with --to hf; --to {args.to} leaves every tensor as it is")
     if convert_plain.is_plain(args.run):
         if args.to != "triaxial":
             raise ConfigError(f"{args.run} holds plain safetensors; make a run of it first, with --to triaxial")
+        if args.step is not None:
+            raise ConfigError(f"--step {args.step}: {args.run} holds one checkpoint alone; leave --step out")
         return convert_plain.import_plain(args.run, args.output)
     if (args.run / CONFIG).is_file() and not (args.run / "checkpoints").is_dir():
         if args.to != "triaxial":

@@ -59,7 +59,9 @@ def export_plain(
     with partial_folder(output) as partial, progress_bar("writing tensors", total=len(names)) as advance:
         stream = checkpoint.read_tensors(saved.checkpoint_path, names, verified=saved.verified)
         files = _write_files(partial, pieces, _noted(stream, digests, advance), max_file_bytes)
-        _write_json(partial / CONFIG, {"format": FORMAT, "format_version": 1, **_plain_model(saved.model_config)})
+        _write_json(
+            partial / CONFIG, {"format": FORMAT, "format_version": 1, "model": dataclasses.asdict(saved.model_config)}
+        )
         _write_json(partial / STATE, checkpoint.read_state(saved.checkpoint_path))
         _write_json(partial / DIGESTS, digests)
         (partial / "tokenizer").mkdir()
@@ -85,14 +87,26 @@ def is_plain(folder: Path) -> bool:
         return False
 
 
+def read_model_config(folder: Path) -> ModelConfig:
+    """The model in such a folder. ConfigError: its config.json describes none."""
+    described = _read_json(folder / CONFIG).get("model")
+    if not isinstance(described, dict):
+        raise ConfigError(f"{folder / CONFIG} has no 'model'")
+    return build(ModelConfig, _set(described), where="model")
+
+
 def import_plain(folder: Path, output: Path) -> list[str]:
     """Make a run directory of such a folder, whose tensors others may have changed; returns what to tell the user.
 
-    ConfigError: weights missing, unknown or of another shape than the configuration's. Nothing is left at `output`.
+    ConfigError: weights missing, unknown or of another shape than the configuration's, links. Nothing is left at
+    `output` then.
     """
-    state, tensors = _read_json(folder / STATE), read_folder(folder)
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a symbolic link, which is not followed; put the file itself there")
+    state, config, tensors = _read_json(folder / STATE), read_model_config(folder), read_folder(folder)
     before = _read_json(folder / DIGESTS) if (folder / DIGESTS).is_file() else None
-    config = _check_model(folder, state)
+    _check_state(folder, state, config)
     _check_tensors(folder, tensors, config)
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     expected = {name: Expected(tensors[name].shape, tensors[name].dtype) for name in names}
@@ -153,18 +167,16 @@ def _noted(stream: Iterator[tuple[str, Tensor]], digests: dict[str, str], advanc
         advance(name)
 
 
-def _check_model(folder: Path, state: dict[str, Any]) -> ModelConfig:
-    """The model that both files describe."""
+def _check_state(folder: Path, state: dict[str, Any], config: ModelConfig) -> None:
+    """That it is a checkpoint's, and of the same model."""
     try:
         described, step = state["config"]["model"], state["step"]
         if not isinstance(described, dict) or type(step) is not int or step < 0:
             raise TypeError
     except (KeyError, TypeError):
         raise ConfigError(f"{folder / STATE} holds no step and configuration: it is no checkpoint's state") from None
-    config = build(ModelConfig, {key: value for key, value in described.items() if value is not None}, where="model")
-    if _read_json(folder / CONFIG).get("model") != _plain_model(config)["model"]:
+    if build(ModelConfig, _set(described), where="model") != config:
         raise ConfigError(f"{folder}: {CONFIG} and {STATE} describe different models; make both say the same")
-    return config
 
 
 def _check_tensors(folder: Path, found: Mapping[str, StoredTensor], config: ModelConfig) -> None:
@@ -181,8 +193,8 @@ def _check_tensors(folder: Path, found: Mapping[str, StoredTensor], config: Mode
             raise ConfigError(f"{folder}: the tensor '{name}' is neither a weight nor the optimizer's; remove it")
 
 
-def _plain_model(config: ModelConfig) -> dict[str, Any]:
-    return {"model": json.loads(json.dumps(dataclasses.asdict(config)))}
+def _set(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if value is not None}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from gpt.convert.safetensors_files import MAX_FILE_BYTES, spread
 from gpt.errors import ConfigError
 from launch.config import read_run_config
 from launch.convert_hugging_face import EXPORT_DTYPES
+from launch.convert_plain import is_plain, read_model_config
 from launch.converted_run import expected_weights
 from launch.loading import open_run
 
@@ -59,6 +60,8 @@ def describe_size(args: argparse.Namespace) -> list[str]:
 
 def _model(source: Path, step: int | None) -> tuple[ModelConfig, torch.dtype]:
     """The model and the precision in which its weights lie there."""
+    if is_plain(source):
+        return read_model_config(source), torch.float32
     if (source / CONFIG).is_file() and not (source / "checkpoints").is_dir():
         name = str(_settings_dtype(source)).removeprefix("torch.")
         known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -63,6 +63,15 @@ def test_a_run_goes_on_from_plain_files_as_if_nothing_had_been(
     assert "step 8" in told
     assert "not as they were" not in told
     assert equal(tensors_of(tmp_path / "back", 8), tensors_of(run, 8))
+    assert convert(tmp_path / "plain", "--to", "triaxial", "--dry-run") == 0
+    assert "parameters" in capsys.readouterr().out
+    for words, said in (
+        ("--to hf", "first"),
+        ("--to triaxial --step 8", "alone"),
+        ("--to triaxial --dtype float16", "hf"),
+    ):
+        assert convert(tmp_path / "plain", *words.split(), "--output", tmp_path / "other") == 2
+        assert said in capsys.readouterr().err
     whole = shutil.copytree(run, tmp_path / "whole")
     for directory in (whole, tmp_path / "back"):
         assert train(tiny_corpus, directory) == 0
@@ -122,8 +131,13 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(plain: Path, t
     refused("neither a weight nor the optimizer's")
     rewrite("model.safetensors.index.json", weight_map={"x": "../plain/x.safetensors"})
     refused("no safetensors file beside it")
-    rewrite("config.json", model={"n_layers": 3})
+    model = json.loads((folder / "config.json").read_text())["model"]
+    rewrite("config.json", model={**model, "n_layers": 3})
     refused("describe different models")
+    rewrite("config.json", model={**model, "n_layer": 3})
+    refused("unknown key 'n_layer'")
+    (folder / "tokenizer" / "passwd").symlink_to("/etc/passwd")
+    refused("symbolic link")
     rewrite("state.json", step="../..")
     refused("no step and configuration")
     (folder / "state.json").write_bytes(b"[" * 100_000)
