@@ -1,10 +1,10 @@
 """How soon a hung rank is found, rightly named and ended, beside torch.distributed's own time-out; trains a tiny model.
 
-    python benchmarks/hang_detection.py [--hangs 20] [--timeout-s 10] [--json FILE]
+    python benchmarks/hang_detection.py [--hangs 20] [--timeout-s 20] [--jobs 1] [--json FILE]
 
-Each hang is a launch of two real ranks (tests/launch/hang_program.py) on gloo, under a launcher like torchrun: kinds
-and layouts in turn, rank and step by chance. After every `hangs / peers` of them one launch without the watchdog, in
-which the process group's time-out is the same number of seconds: what gloo and torch elastic do by themselves.
+Each hang is a launch of two real ranks (tests/launch/hang_program.py) on gloo: kinds and layouts in turn, rank and step
+by chance. Spread among them are launches of the same program by torchrun without the watchdog, where the process
+group's time-out is the same number of seconds: what torch does by itself.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -30,12 +32,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "tests" / "launch"
 KINDS = ("loop", "gil", "stop", "data", "skip")
 LAYOUTS = {"data 2": [], "tensor 2": ["--parallel.tensor", "2"], "pipeline 2": ["--parallel.pipeline", "2"]}
-TORCHRUN_GRACE_S = 30  # torchrun's own: so long after SIGTERM a rank is killed
-LAUNCH = f"""
+LAUNCH = """
 import sys
 from launch.cluster import launch_local
-sys.exit(launch_local(2, sys.argv[1:], module="hang_program", grace_s={TORCHRUN_GRACE_S}))
+sys.exit(launch_local(2, sys.argv[1:], module="hang_program"))
 """
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hang_program"]
 RECIPE = """
 [run]
 seed = 3
@@ -70,33 +72,58 @@ wandb = "disabled"
 """
 
 
+@dataclass(frozen=True)
+class Hang:
+    """What is done to one launch of two ranks."""
+
+    watched: bool
+    kind: str
+    layout: str
+    rank: int
+    step: int
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hangs", type=int, default=20)
     parser.add_argument("--peers", type=int, default=5, help="launches without the watchdog")
-    parser.add_argument("--timeout-s", type=int, default=10)
+    parser.add_argument("--timeout-s", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="launches at a time; they mostly wait")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    chance, ours, peers = random.Random(args.seed), [], []
+    hangs = plan(args.hangs, args.peers, random.Random(args.seed))
     with tempfile.TemporaryDirectory(prefix="hang_detection_") as name:
         folder = Path(name)
         make_corpus(folder)
-        for number in range(args.hangs):
-            ours.append(one_hang(folder / f"ours{number}", number, chance, timeout_s=args.timeout_s, watched=True))
-            if len(peers) < args.peers and (number + 1) * args.peers // args.hangs > len(peers):
-                place, turn = folder / f"peer{len(peers)}", len(peers)
-                peers.append(one_hang(place, turn, chance, timeout_s=args.timeout_s, watched=False))
+        with ThreadPoolExecutor(args.jobs) as pool:
+            numbered = enumerate(hangs)
+            found = list(pool.map(lambda item: one_hang(folder, item[0], item[1], timeout_s=args.timeout_s), numbered))
     result = {
         "benchmark": "hang_detection",
         "timeout_s": args.timeout_s,
-        "ours": summary(ours, timeout_s=args.timeout_s),
-        "torch_distributed": summary(peers, timeout_s=args.timeout_s),
-        "launches": ours + peers,
+        "jobs": args.jobs,
+        "ours": summary([launch for launch in found if launch["watched"]], timeout_s=args.timeout_s),
+        "torch_distributed": summary([launch for launch in found if not launch["watched"]], timeout_s=args.timeout_s),
+        "launches": found,
     }
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))
+
+
+def plan(hangs: int, peers: int, chance: random.Random) -> list[Hang]:
+    """Kinds and layouts in turn, rank and step by chance; the peer's launches spread among ours."""
+    planned, done = [], 0
+    for number in range(hangs):
+        turns = [(True, number)]
+        if (number + 1) * peers // hangs > done:
+            turns.append((False, done))
+            done += 1
+        for watched, turn in turns:
+            kind, layout = KINDS[turn % len(KINDS)], list(LAYOUTS)[turn % len(LAYOUTS)]
+            planned.append(Hang(watched, kind, layout, rank=chance.randrange(2), step=chance.randint(4, 14)))
+    return planned
 
 
 def make_corpus(folder: Path) -> None:
@@ -110,38 +137,31 @@ def make_corpus(folder: Path) -> None:
     (folder / "recipe.toml").write_text(RECIPE.format(folder=folder), encoding="utf-8")
 
 
-def one_hang(folder: Path, number: int, chance: random.Random, *, timeout_s: int, watched: bool) -> dict[str, Any]:
+def one_hang(corpus: Path, number: int, hang: Hang, *, timeout_s: int) -> dict[str, Any]:
     """One launch with one hang: what was done, and what was found of it after how long."""
+    folder = corpus / f"launch{number}"
     folder.mkdir()
-    kind, layout = KINDS[number % len(KINDS)], list(LAYOUTS)[number % len(LAYOUTS)]
-    rank, step = chance.randrange(2), chance.randint(4, 14)
-    words = [
-        f"{kind}:{rank}:{step}",
-        "train",
-        str(folder.parent / "recipe.toml"),
-        "--run.directory",
-        str(folder / "run"),
-    ]
-    words += LAYOUTS[layout]
-    if watched:
+    words = [f"{hang.kind}:{hang.rank}:{hang.step}", "train", str(corpus / "recipe.toml")]
+    words += ["--run.directory", str(folder / "run"), *LAYOUTS[hang.layout]]
+    if hang.watched:
         words += ["--health.hang_timeout_s", str(timeout_s), "--health.first_step_timeout_s", "120"]
     else:
         words += ["--health.watchdog", "false", "--run.collective_timeout_s", str(timeout_s)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}:{PROGRAM}",
-        "OMP_NUM_THREADS": "1",
-        "TEST_OF_HANGS": str(folder),
-    }
+    more = {"PYTHONPATH": f"{ROOT}:{PROGRAM}", "OMP_NUM_THREADS": "1", "TEST_OF_HANGS": str(folder)}
+    more |= {"GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    start = ["-c", LAUNCH] if hang.watched else TORCHRUN
     with (folder / "said.txt").open("w", encoding="utf-8") as said:
         launcher = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, *words], env=environment, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT
+            [sys.executable, *start, *words], env={**os.environ, **more}, cwd=ROOT, stdout=said, stderr=said
         )
         gone_at = when_gone(launcher, folder)
+    if not (folder / "fault").exists():
+        print(f"{hang}: ended before its fault\n{(folder / 'said.txt').read_text(encoding='utf-8')}", file=sys.stderr)
+        return {**asdict(hang), "named": None, "right": False, "ended_early": True}
     began_at = float((folder / "fault").read_text())
-    named, told_at = what_was_told(folder, watched=watched)
-    found: dict[str, Any] = {"watched": watched, "kind": kind, "layout": layout, "rank": rank, "step": step}
-    found |= {"named": named, "right": named == [rank], "gone_s": round(gone_at - began_at, 2)}
+    named, told_at = what_was_told(folder, watched=hang.watched)
+    found: dict[str, Any] = {**asdict(hang), "named": named, "right": named == [hang.rank]}
+    found["gone_s"] = round(gone_at - began_at, 2)
     if told_at is not None:
         found["told_s"] = round(told_at - began_at, 2)
     print(json.dumps(found), file=sys.stderr, flush=True)
@@ -167,12 +187,13 @@ def lives(file: Path) -> bool:
 
 
 def what_was_told(folder: Path, *, watched: bool) -> tuple[list[int] | None, float | None]:
-    """Which ranks the operator is pointed to, and when, where a file tells; without a watchdog the launcher tells."""
+    """Which ranks the operator is pointed to, and when, where a file tells; without a watchdog torchrun tells."""
     if watched:
         for verdict in (folder / "run" / "hangs").glob("*/verdict.json"):
             return json.loads(verdict.read_text(encoding="utf-8"))["ranks"], verdict.stat().st_mtime
         return None, None
-    first = re.search(r"rank (\d+) of 2 failed first", (folder / "said.txt").read_text(encoding="utf-8"))
+    said = (folder / "said.txt").read_text(encoding="utf-8")
+    first = re.search(r"Root Cause.*?rank +: (\d+)", said, re.DOTALL)
     return ([int(first[1])] if first else None), None
 
 

@@ -73,7 +73,8 @@ def exit_words(exitcode: int) -> str:
     if exitcode >= 0:
         return f"exit status {exitcode}"
     perhaps = ", perhaps for want of memory" if exitcode == -signal.SIGKILL else ""
-    return f"killed by {signal.Signals(-exitcode).name}{perhaps}"
+    names = {known.value: known.name for known in signal.Signals}
+    return f"killed by {names.get(-exitcode, f'signal {-exitcode}')}{perhaps}"
 
 
 def _recorded(failure: Any) -> str | None:

@@ -18,6 +18,12 @@ ANSWER_S = 1.0  # so long may a process take to show its stacks, and again to te
 CONTEXT = 6  # so many collectives must have come before, for what then followed to be expected again
 LATELY = 12  # so many of the last ones are looked at: who left one out comes no further than to one that does not fit
 BESIDE = "checkpoints"  # the group of saves beside training, whose collectives a thread of their own issues
+CRASHES = {
+    "Aborted": "SIGABRT",
+    "Segmentation fault": "SIGSEGV",
+    "Bus error": "SIGBUS",
+    "Illegal instruction": "SIGILL",
+}
 STOPPED = "Tt"  # states of a process that a signal or a debugger holds
 
 
@@ -83,7 +89,18 @@ def signal_of_death(pid: int) -> str:
     if fields[0] != "Z" or len(fields) < 50:
         return ""
     number = int(fields[49]) & 0x7F  # the status as wait(2) has it
-    return signal.Signals(number).name if number else ""
+    names = {known.value: known.name for known in signal.Signals}
+    return names.get(number, f"signal {number}") if number else ""
+
+
+def catches(pid: int, signal_number: int) -> bool:
+    """Whether the process has a handler for the signal, which would end it otherwise."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (signal_number - 1) & 1)
 
 
 def waits_in_kernel(pid: int) -> str:
@@ -163,9 +180,12 @@ def _link_target(path: str) -> str:
 def read_stacks(pid: int, *, signal_number: int, file: int) -> str:
     """Have the process write all its threads' stacks into the open `file`, by the signal that faulthandler waits for.
 
-    Empty when it does not answer within ANSWER_S: it ended, or waits in the kernel for a disk that does not answer.
+    Empty when it does not answer within ANSWER_S: it ended, or waits in the kernel for a disk that does not answer. So
+    it is when it does not wait for the signal any more, since it is about to end.
     """
     start = os.fstat(file).st_size
+    if not catches(pid, signal_number):
+        return ""
     try:
         os.kill(pid, signal_number)
     except ProcessLookupError:
@@ -178,6 +198,13 @@ def read_stacks(pid: int, *, signal_number: int, file: int) -> str:
             break
         text = more
     return text.decode(errors="replace")
+
+
+def last_words(file: int) -> tuple[str, str]:
+    """The signal of which the process crashed and its stacks then, as faulthandler has left them in `file`; or ""."""
+    text = os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
+    _, found, stacks = text.rpartition("Fatal Python error: ")
+    return (CRASHES.get(stacks.partition("\n")[0], ""), f"{found}{stacks}") if found else ("", "")
 
 
 def main_frames(stacks: str, thread: int) -> list[str]:

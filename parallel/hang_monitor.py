@@ -62,7 +62,7 @@ def watch(watched: Watched) -> None:
     """Until the rank ends, or all is over."""
     shared = mmap.mmap(watched.beat_file, SIZE)
     wait_for_exit = exit_of(watched.me.pid)
-    still_s, looked_s, last, suspected = 0.0, 0.0, read_beat(shared), False
+    still_s, looked_s, last, suspected, lookout = 0.0, 0.0, read_beat(shared), False, Lookout(watched)
     before = time.monotonic()
     while not wait_for_exit(POLL_S):
         now, beat = time.monotonic(), read_beat(shared)
@@ -77,8 +77,9 @@ def watch(watched: Watched) -> None:
         late = still_s > watched.hang_timeout_s / 2
         if (late and looked_s >= LOOK_S) or min(still_s, looked_s) >= EARLY_LOOK_S:
             looked_s = 0.0
-            if is_alarmed(watched):
-                return end_job(watched, shared, beat, still_s)
+            lookout.look()
+        if lookout.alarmed:
+            return end_job(watched, shared, beat, still_s)
     died_of, beat = evidence.signal_of_death(watched.me.pid), read_beat(shared)
     if beat.status == FAILED:
         missed = missed_by_others(watched)
@@ -94,20 +95,29 @@ def missed_by_others(watched: Watched) -> bool:
     quiet = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):  # nobody need wait for us who reads them to their end
         os.dup2(quiet, stream)
-    ends_at = time.monotonic() + LINGER_S
-    while time.monotonic() < ends_at:
-        if is_alarmed(watched):
-            return True
+    lookout, ends_at = Lookout(watched), time.monotonic() + LINGER_S
+    while time.monotonic() < ends_at and not lookout.alarmed:
+        lookout.look()
         time.sleep(0.1)
-    return False
+    return lookout.alarmed
 
 
-def is_alarmed(watched: Watched) -> bool:
-    """Whether a monitor of this start of the run has raised the alarm."""
-    try:
-        return alarm_file(watched).exists()
-    except OSError:  # the directory is not to be had: each monitor is on its own
-        return False
+class Lookout:
+    """Whether another monitor of this start of the run has raised the alarm; never waits for the file system itself."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.file, self.alarmed = alarm_file(watched), False
+        self.looking = threading.Thread(target=self._look, daemon=True)
+
+    def look(self) -> None:
+        """Begin to look; a look that still waits for an answer is enough."""
+        if not self.looking.is_alive():
+            self.looking = threading.Thread(target=self._look, daemon=True)
+            self.looking.start()
+
+    def _look(self) -> None:
+        with contextlib.suppress(OSError):  # the directory is not to be had: each monitor is on its own
+            self.alarmed = self.file.exists()
 
 
 def exit_of(pid: int) -> Callable[[float], bool]:
@@ -146,11 +156,18 @@ def end_job(watched: Watched, shared: mmap.mmap, beat: Beat, still_s: float, *, 
     else:
         lines = tell_alone(watched, beat, still_s, talk)
         line, silent = lines[0], []
-        print("\n".join(lines), file=sys.stderr, flush=True)
-    leave_error_file(watched, line)
+        within(DEPUTY_S, lambda: print("\n".join(lines), file=sys.stderr, flush=True))
+    within(DEPUTY_S, lambda: leave_error_file(watched, line))
     for rank in {watched.rank, *silent}:
         kill(watched.members[rank], watched.me)
     leave(watched)
+
+
+def within(seconds: float, action: Callable[[], None]) -> None:
+    """Do it, but wait no longer for it: what it writes to may not answer."""
+    doing = threading.Thread(target=action, daemon=True)
+    doing.start()
+    doing.join(seconds)
 
 
 def tell_alone(watched: Watched, beat: Beat, still_s: float, talk: Talk) -> list[str]:
@@ -220,9 +237,12 @@ def collect(watched: Watched, beat: Beat, still_s: float, *, alive: bool, died_o
     state, channel = evidence.process_state(pid), evidence.waits_in_kernel(pid)
     links, addresses = evidence.dead_links(pid), evidence.addresses_of(pid)
     stopped_at = time.time_ns() if state and state in evidence.STOPPED else None
-    stacks, collectives = "", None
+    collectives = None
     if alive:
         stacks, collectives = ask(watched, stopped=stopped_at is not None)
+    else:
+        crash, stacks = evidence.last_words(watched.stacks_file)
+        died_of = crash or died_of
     seen = [c for c in collectives or [] if stopped_at is None or c.created_ns < stopped_at]
     ours = [c for c in seen if not c.is_beside]  # those of saves come between them whenever they like
     first_open = next((c for c in ours if not c.done), None)
@@ -266,7 +286,7 @@ def collect(watched: Watched, beat: Beat, still_s: float, *, alive: bool, died_o
 def ask(watched: Watched, *, stopped: bool) -> tuple[str, list[evidence.Collective] | None]:
     """Stacks and collectives of the rank. A stopped one is let go for it, and held again."""
     pid = watched.me.pid
-    if stopped:
+    if stopped and evidence.catches(pid, STACKS_SIGNAL):
         os.kill(pid, STACKS_SIGNAL)  # first, so that it is served before anything else
         os.kill(pid, signal.SIGCONT)
     stacks = evidence.read_stacks(pid, signal_number=STACKS_SIGNAL, file=watched.stacks_file)

@@ -221,7 +221,7 @@ def headline(verdict: Verdict, reports: Sequence[Report], *, world_size: int) ->
         where = f"in step {min((report.step for report in reports), default=0):,}"
     ended = any(report.status in ("died", "failed") for report in reports)
     fault = "fault" if ended else f"no progress for {still_s:.1f} s"
-    return f"triaxial: error: {fault} of {world_size} ranks: {who} {where}: {verdict.reason}"
+    return f"triaxial: error: {fault} of {world_size} rank{'s' * (world_size > 1)}: {who} {where}: {verdict.reason}"
 
 
 def _lost(reports: Sequence[Report], *, culprits: set[int]) -> list[tuple[str, list[int]]]:

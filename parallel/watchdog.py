@@ -60,6 +60,9 @@ def watch_rank(config: HealthConfig, run_directory: Path, *, error_file: Path | 
         os.ftruncate(beat_file, SIZE)
         faulthandler.register(STACKS_SIGNAL, file=stacks_file, all_threads=True)
         stack.callback(faulthandler.unregister, STACKS_SIGNAL)
+        if not faulthandler.is_enabled():  # else whoever wants to read of a crash reads it elsewhere
+            faulthandler.enable(file=stacks_file, all_threads=True)
+            stack.callback(faulthandler.disable)
         me = Member(socket.gethostname(), _machine(), os.getpid(), process_started_at(os.getpid()))
         everyone = exchange((dataclasses.astuple(me), secrets.token_hex(8)), None)
         incarnation = everyone[0][1]
@@ -120,11 +123,12 @@ class WatchedHeart:
 
     def lose(self, error: BaseException) -> NoReturn:
         """Tell the monitor that the peers are gone, and wait to be ended by it; LostPeers where it does not."""
-        if not self.shared[ALARM_AT]:
+        told = bool(self.shared[ALARM_AT])
+        self._write(LOST, 0.0, _one_line(error))  # first: who reads what we print may not read any more
+        if not told:
             print(f"triaxial: {self._lost_words(error)}", file=sys.stderr, flush=True)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher that saw a rank die asks us to stop: we do
-        self._write(LOST, 0.0, _one_line(error))
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.monitor.wait(GATHER_S + 2 * DEPUTY_S + 1.0)
             time.sleep(1.0)  # it kills us as the last thing it does

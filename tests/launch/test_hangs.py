@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,40 @@ def test_without_a_place_for_reports_ranks_end_all_the_same_and_say_where_they_a
     assert "rank 0 is at: launch/hang_program.py:" in said
     assert "last collective of rank 0: all_" in said
     assert f"no reports could be exchanged in {run / 'hangs'} (" in said
+
+
+@pytest.fixture
+def frozen(tmp_path):
+    """A folder of a file system in which whoever writes waits until the test is over, and that asks for no signal."""
+    image, place = tmp_path / "image", tmp_path / "frozen"
+    place.mkdir()
+
+    def run(*words: object) -> None:
+        subprocess.run([*map(str, words)], check=True, capture_output=True, text=True, timeout=60)
+
+    with ExitStack() as stack:
+        try:
+            run("truncate", "-s", "16M", image)
+            run("mkfs.ext4", "-q", image)
+            run("mount", "-o", "loop", image, place)
+            stack.callback(run, "umount", place)
+            run("fsfreeze", "-f", place)
+            stack.callback(run, "fsfreeze", "-u", place)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"this machine lets no test freeze a file system ({getattr(error, 'stderr', '') or error})")
+        yield place
+
+
+@pytest.mark.rehearse
+def test_a_file_system_that_does_not_answer_keeps_no_rank_alive(tiny_corpus, tmp_path, frozen):
+    """As when a server of files is gone: monitors that want to report there wait for ever, and still end the ranks."""
+    folder = tmp_path / "hung"
+    (folder / "run").mkdir(parents=True)
+    (folder / "run" / "hangs").symlink_to(frozen)
+    run, status, said = launch(tiny_corpus, folder, "loop:1:6")
+    assert status == 128 + signal.SIGKILL
+    assert "in step 6 (training); no verdict on whose fault it is" in said
+    assert f"no reports could be exchanged in {run / 'hangs'} (no answer in time)" in said
 
 
 @pytest.mark.rehearse

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ from parallel.hang_evidence import (
     Link,
     departures,
     is_alive,
+    last_words,
     main_frames,
     process_started_at,
+    read_stacks,
     signal_of_death,
 )
 from parallel.hang_folder import Member, Watched, alarm_file, hang_folder, parse_report
@@ -131,6 +134,47 @@ def test_a_dead_process_and_a_later_one_with_its_pid_are_told_from_it():
     me = os.getpid()
     assert is_alive(me, process_started_at(me))
     assert not is_alive(me, started_at)
+
+
+CRASH = """
+import faulthandler, os, signal, sys
+file = int(sys.argv[1])
+faulthandler.register(signal.SIGUSR2, file=file)
+faulthandler.enable(file=file)
+def falls_over():
+    os.abort()
+print("ready", flush=True)
+sys.stdin.readline()
+faulthandler.unregister(signal.SIGUSR2)
+print("deaf", flush=True)
+sys.stdin.readline()
+falls_over()
+"""
+
+
+def test_stacks_are_asked_of_a_process_that_answers_and_kept_of_one_that_crashes():
+    file = os.memfd_create("stacks")
+    child = subprocess.Popen(
+        [sys.executable, "-S", "-c", CRASH, str(file)],
+        pass_fds=[file],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert child.stdout.readline() == "ready\n"
+    assert 'File "<string>", line 9' in read_stacks(child.pid, signal_number=signal.SIGUSR2, file=file)
+    assert last_words(file) == ("", "")
+    child.stdin.write("\n")
+    child.stdin.flush()
+    assert child.stdout.readline() == "deaf\n"
+    assert read_stacks(child.pid, signal_number=signal.SIGUSR2, file=file) == "", "the signal would have ended it"
+    assert child.poll() is None
+    child.communicate("\n")
+    signal_name, stacks = last_words(file)
+    assert signal_name == "SIGABRT"
+    assert "in falls_over" in stacks
+    os.close(file)
 
 
 def watched(folder: Path, rank: int) -> Watched:
