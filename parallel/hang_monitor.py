@@ -88,6 +88,7 @@ def watch(watched: Watched) -> None:
         missed = beat.status in (RUNNING, LOST) and launcher_lives
     if missed and len(watched.members) > 1:
         end_job(watched, shared, beat, still_s, died_of=died_of)
+    print(evidence.last_words(watched.stacks_file)[1], end="", file=sys.stderr, flush=True)
 
 
 def missed_by_others(watched: Watched) -> bool:

@@ -200,7 +200,7 @@ def tell(verdict: Verdict, reports: Sequence[Report], *, world_size: int, folder
 def about_rank(report: Report) -> list[str]:
     """Where a rank is, for the terminal."""
     lines = []
-    if report.frames and report.status == STATUS[RUNNING]:  # else it waits to be ended
+    if report.frames and report.status in (STATUS[RUNNING], "died"):  # else it waits to be ended
         lines.append(f"  rank {report.rank} is at: {' <- '.join(map(short_frame, report.frames[:SHOWN_FRAMES]))}")
     if report.last is not None:
         how = "which is done" if report.last.done else "still in it"
