@@ -45,7 +45,7 @@ i.lost { opacity: .4 }
 .key i.note { background: repeating-linear-gradient(var(--c) 0 2px, transparent 2px 4px) }
 
 .share { display: flex; height: 1.7rem; border-radius: 6px; overflow: hidden; margin: .7rem 0 .4rem }
-.share div { overflow: hidden; color: #fff; font-size: .8rem; line-height: 1.7rem; padding-left: .4rem;
+.share div { overflow: hidden; color: #fff; font-size: .8rem; line-height: 1.7rem; padding-left: .4rem; text-overflow: ellipsis;
   white-space: nowrap }
 .strip { position: relative; height: 1.1rem; background: var(--line); border-radius: 4px; overflow: hidden;
   margin: .2rem 0 1rem }
@@ -62,9 +62,12 @@ td.word, th.word { text-align: left } td.text { text-align: left; white-space: n
 
 @media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 .8rem } svg text { font-size: 15px }
   .tiles { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)) }
-  td, th { padding-right: .9rem } .told tr:first-child { display: none } .told td { display: inline; border: 0 }
+  table { font-size: .84rem } td, th { padding-right: .7rem }
+  .told, .told tbody { display: block } .told tr:first-child { display: none }
   .told tr { display: block; padding: .4rem 0; border-top: 1px solid var(--line) }
-  .told td:nth-child(2):not(:empty)::before { content: "step " } .told td.text { display: block; padding: 0 } }
+  .told td { display: inline-block; border: 0; padding-top: 0; padding-bottom: 0 }
+  .told td:nth-child(2):not(:empty)::before { content: "step " }
+  .told td.text { display: block; min-width: 0; padding: 0 } }
 """
 
 # What each part of the time is coloured: useful, lost, and the rest between them.

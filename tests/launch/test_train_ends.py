@@ -1,6 +1,7 @@
 """How a run ends before its last token, and the texts that it writes on the way; each run in this very process."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def test_a_target_loss_ends_a_run_at_the_evaluation_that_reaches_it(tiny_corpus,
     kinds = [event["kind"] for event in lines(run / "events.jsonl")]
     assert kinds.count("resumed") == 1
     assert kinds.count("ended") == 2
+
+    page = tmp_path / "report.html"
+    assert main(["report", str(run), "--html", str(page)]) == 0
+    rows = re.findall(
+        r"<td>(\d+)</td><td>[\d.]+ KiB</td><td>([^<]*)</td><td class=text>(on the disk|deleted)", page.read_text()
+    )
+    stored = {int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir()}
+    assert {int(step) for step, _, state in rows if state == "on the disk"} == stored
+    assert any(re.fullmatch(r"[\d.]+ s, [\d.]+ s standing still", took) for _, took, _ in rows), "beside training"
 
 
 def test_a_run_stops_when_its_time_is_over_and_goes_on_later(tiny_corpus, tmp_path, capsys):
