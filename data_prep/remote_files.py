@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from data_prep.files import FULL, sync_file, temporary_for
 from gpt.errors import ConfigError, import_extra
@@ -31,6 +31,7 @@ _VERSIONS = (
     *("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "md5", "crc32c", "CRC", "generation", "VersionId"),
     *("Last-Modified", "LastModified", "last_modified", "updated", "mtime", "modified"),
 )
+_SIGNATURE = re.compile(r"(^|[-_])(sig|signature|token|credential|secret|password|passwd|api_?key)$", re.IGNORECASE)
 _STALL_LIMIT_S = 120  # without a byte from a web server
 
 
@@ -166,12 +167,8 @@ def _check_size(file: RemoteFile, folder: Path, n_bytes: int, max_bytes: int) ->
 def open_system(url: str) -> tuple[Any, str]:
     """(fsspec's file system for a URL, the path in it); ConfigError names the package that a protocol needs."""
     fsspec: Any = import_extra("fsspec", extra="data")
+    _check_no_secret(url)
     parts = urlsplit(url)
-    if parts.password:
-        raise ConfigError(
-            f"a password in the URL of {parts.scheme}://{parts.hostname}: recipes are kept with the corpus, so "
-            "leave it to fsspec's configuration (~/.config/fsspec) or the storage's own"
-        )
     options: dict[str, Any] = {}
     if parts.scheme in ("http", "https"):
         aiohttp: Any = _import_protocol("aiohttp", "http")
@@ -183,6 +180,21 @@ def open_system(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise ConfigError(f"{url}: {error}; fsspec knows {', '.join(sorted(fsspec.available_protocols()))}") from None
     return system, path
+
+
+def _check_no_secret(url: str) -> None:
+    """ConfigError where a URL, or one that is chained to it, holds a password, a user that is none, or a signature."""
+    for link in url.split("::"):
+        parts = urlsplit(re.sub(r":/+", "://", link, count=1))  # a path of a recipe has lost a slash of its second URL
+        web = parts.scheme in ("http", "https")  # whose user names are tokens; those of ssh are people
+        held = "a password" if parts.password else "a user" if web and parts.username else None
+        if held is None and any(_SIGNATURE.search(name) for name, _ in parse_qsl(parts.query) if web):
+            held = "a key or signature"
+        if held is not None:
+            raise ConfigError(
+                f"{held} in the URL of {parts.scheme}://{parts.hostname}: recipes are kept with the corpus, so "
+                "leave it to fsspec's configuration (~/.config/fsspec) or the storage's own"
+            )
 
 
 def _import_protocol(package: str, protocol: str) -> Any:

@@ -30,6 +30,7 @@ from launch.failures import (
     shell_status,
 )
 from launch.launcher_signals import signals_tell_ranks
+from launch.redaction import without_secrets
 from launch.restarts import ONCE, Progress, Restart, RestartPolicy
 
 GRACE_S = 120  # how long signalled ranks may take to save before they are killed
@@ -138,13 +139,16 @@ def shown_settings() -> dict[str, str]:
 # ---- what a rank does ------------------------------------------------------------------------------------------------
 
 
-def enter_process() -> None:
+def enter_process(*, is_command: bool = True) -> None:
     """First thing in every `triaxial` process: a launched rank dies with its launcher and leaves word of its crash.
 
     A rank that torchrun starts again after a user's mistake leaves at once with the same status. A process that nobody
-    launched is left as it is, but for torch's profiler, which would tell the terminal of each step that it measures.
+    launched is left as it is, but for torch's profiler, which would tell the terminal of each step that it measures,
+    and, where it `is_command` and no program of the user's, that its crash is told without secrets.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read when torch is loaded
+    if is_command:
+        sys.excepthook = _record_and_print
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
         sys.excepthook = _record_and_print
@@ -219,6 +223,7 @@ def report_mistake(message: str, *, exit_status: int = MISTAKE) -> None:
     A plain process prints it. Under `launch_local` the launcher prints it. Under torchrun local rank 0 prints it, and
     the others do so only if rank 0 does not end the run within FIRST_WORD_S, since then the mistake is theirs alone.
     """
+    message = without_secrets(message, os.environ)
     line = f"triaxial: error: {message}"
     local_rank = os.environ.get("LOCAL_RANK", "0")
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -232,11 +237,11 @@ def report_mistake(message: str, *, exit_status: int = MISTAKE) -> None:
 
 
 def _record_and_print(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    text = "".join(traceback.format_exception(kind, error, trace))
-    recorded = _leave_error_file(f"{kind.__name__}: {error}", details=text)
+    text = without_secrets("".join(traceback.format_exception(kind, error, trace)), os.environ)
+    recorded = _leave_error_file(without_secrets(f"{kind.__name__}: {error}", os.environ), details=text)
     if recorded and "TRIAXIAL_LAUNCHER_PID" in os.environ and os.environ.get("LOCAL_RANK") == "0":
         return  # the launcher shows it, if it is what failed first and no mere echo of a peer's death
-    sys.__excepthook__(kind, error, trace)
+    print(text, end="", file=sys.stderr, flush=True)
 
 
 def _mistake_before_restart() -> bool:

@@ -44,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit status (2 for a user's mistake, 130 for Ctrl-C)."""
-    enter_process()
+    enter_process(is_command=argv is None)
     words, overrides = split_overrides(join_command(sys.argv[1:] if argv is None else argv))
     parser = _Parser(prog="triaxial", description="Train GPT-3-class language models in three dimensions.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

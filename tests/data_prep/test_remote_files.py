@@ -168,6 +168,11 @@ def test_mistakes_in_urls(tmp_path):
         ("s3://bucket/a.txt", "s3fs"),
         ("nonsense://bucket/a.txt", "Protocol not known: nonsense"),
         ("https://user:secret@host/a.txt", "a password in the URL of https://host"),
+        ("zip://a.txt::https://user:secret@host/a.zip", "a password in the URL of https://host"),
+        ("s3://key:secret@bucket/a.txt", "a password in the URL of s3://bucket"),
+        ("https://secret@host/a.txt", "a user in the URL of https://host"),
+        ("https://host/a.txt?X-Amz-Signature=secret", "a key or signature in the URL of https://host"),
+        ("https://host/a.txt?n=1&access_token=secret", "a key or signature in the URL of https://host"),
         (f"file://{tmp_path}/*.txt", "no file matches"),
     ]:
         with pytest.raises(ConfigError, match=message) as raised:

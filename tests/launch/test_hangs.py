@@ -22,6 +22,7 @@ nproc, restarts, run, *words = sys.argv[1:]
 policy = RestartPolicy(int(restarts), lambda: last_logged_step(Path(run)))
 sys.exit(launch_local(int(nproc), words, module="hang_program", restarts=policy))
 """
+CANARY = "canary-of-a-secret-in-the-environment"
 LAYOUTS = {"data": [], "tensor": ["--parallel.tensor", "2"], "pipeline": ["--parallel.pipeline", "2"]}
 # what is done to a rank: what the verdict must find, and the function that must be on the rank's stack
 FOUND = {
@@ -39,7 +40,8 @@ FOUND = {
 def environment(folder: Path) -> dict[str, str]:
     """For ranks; the folder marks every process of them, so that one left behind is found."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    return {**kept, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1", "TEST_OF_HANGS": str(folder)}
+    own = {"PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1", "TEST_OF_HANGS": str(folder)}
+    return {**kept, **own, "HF_TOKEN": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY}
 
 
 def words_of(corpus, run: Path, *, timeout_s: float) -> list[str]:
@@ -67,6 +69,8 @@ def launch(corpus, folder: Path, faults: str, *words: str, restarts: int = 0):
         status = launcher.wait(timeout=1500)
     finally:
         launcher.kill()
+    for path in folder.rglob("*"):  # stacks, reports, verdict, events, what was said
+        assert not (path.is_file() and CANARY.encode() in path.read_bytes()), path
     return folder / "run", status, (folder / "said.txt").read_text()
 
 
