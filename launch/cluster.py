@@ -404,7 +404,8 @@ def _launch_config(nproc: int, *, log_dir: Path, grace_s: int) -> Any:
         nproc_per_node=nproc,
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",  # a free port
+        rdzv_endpoint=str(log_dir.with_name(f"{log_dir.name}.store")),
+        rdzv_configs={"store_type": "file"},  # a store in a process would listen on all interfaces
         local_addr="127.0.0.1",  # this machine's name need not resolve
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(log_dir), redirects=others),

@@ -4,6 +4,7 @@ Under one torch elastic agent a rank's death ends the others at once. Of a rank 
 torch's own errors name a key or a socket. So ranks leave word in the store: that they are here, that they have joined.
 """
 
+import socket
 import time
 from collections.abc import Iterable
 from datetime import timedelta
@@ -57,6 +58,10 @@ def _open_store(environment: ClusterEnvironment, timeout_s: int) -> Store:
     assert environment.master_addr is not None
     assert environment.master_port is not None
     keeps_it = environment.rank == 0 and not environment.agent_store
+    listener = None
+    if keeps_it and environment.local_world_size == environment.world_size:
+        # torch itself listens on all interfaces, and the store asks nobody who he is
+        listener = _listener(environment.master_addr, environment.master_port)
     try:
         store = TCPStore(
             environment.master_addr,
@@ -66,6 +71,7 @@ def _open_store(environment: ClusterEnvironment, timeout_s: int) -> Store:
             timeout=timedelta(seconds=timeout_s / 2),  # torch tries to connect twice
             wait_for_workers=False,
             multi_tenant=True,
+            master_listen_fd=listener,
         )
         store.set_timeout(timedelta(seconds=timeout_s))
         return store
@@ -77,6 +83,15 @@ def _open_store(environment: ClusterEnvironment, timeout_s: int) -> Store:
             f"{keeper} did not start within {timeout_s} s (run.collective_timeout_s): no answer at "
             f"{environment.master_addr}:{environment.master_port}; what it wrote on its node says why"
         ) from error
+
+
+def _listener(address: str, port: int) -> int:
+    """A socket bound to this address alone, as a descriptor that torch takes over."""
+    family, kind, protocol, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(place)
+        return bound.detach()
 
 
 def _call_the_roll(store: Store, environment: ClusterEnvironment, *, timeout_s: float) -> None:

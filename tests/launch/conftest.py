@@ -82,6 +82,12 @@ def launched():
     return beside_this("launched")
 
 
+@pytest.fixture(scope="session")
+def listening():
+    """tests/launch/listening.py as a module."""
+    return beside_this("listening")
+
+
 def beside_this(name):
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     module = importlib.util.module_from_spec(spec)

@@ -117,7 +117,7 @@ class Launched:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
-                if mine not in words or b"launch.main" not in words:
+                if mine not in words:
                     continue
                 for setting in (folder / "environ").read_bytes().split(b"\0"):
                     name, _, value = setting.partition(b"=")

@@ -115,27 +115,49 @@ def test_sigterm_to_one_rank_or_twice_during_a_save_saves_and_the_run_goes_on(ru
     assert launched.saved(folder / "told") == launched.saved(folder / "undisturbed")
 
 
-@pytest.mark.timeout(300)
-def test_a_killed_rank_costs_no_more_than_the_steps_since_the_checkpoint(tiny_corpus, launched, runs, tmp_path):
+@pytest.fixture(scope="module")
+def killed(tiny_corpus, launched, listening, tmp_path_factory):
+    """A run that our launcher starts again after one rank was killed, to its end; and what was seen of it."""
     chance = random.Random()
     rank, step = chance.randrange(2), chance.randrange(5, 20)
     words = ["--nproc", 2, "--max-restarts", 2, *STEPS]
-    with launched.Launched(tiny_corpus.recipe, tmp_path / "run", *words) as job:
-        seen = job.wait_for_step(step)
-        dead = job.kill(rank)
-        assert job.end() == 0, (rank, step, job.errors())
-    undisturbed = runs[0] / "undisturbed"
-    assert launched.losses(job.run) == launched.losses(undisturbed), (rank, step)
-    assert launched.saved(job.run) == launched.saved(undisturbed), (rank, step)
+    with launched.Launched(tiny_corpus.recipe, tmp_path_factory.mktemp("killed") / "run", *words) as job:
+        job.wait_for_step(1)
+        everyone = listening.family_of(job.process.pid)
+        ports, datagrams = listening.listeners(everyone), listening.udp_sockets(everyone)
+        seen = {"ranks": set(job.ranks().values()), "everyone": set(everyone), "ports": ports, "udp": datagrams}
+        seen["unix"] = listening.unix_sockets(everyone)
+        at = job.wait_for_step(step)
+        job.kill(rank)
+        status = job.end()
+    return job, {**seen, "rank": rank, "killed_at": at, "status": status}
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_rank_costs_no_more_than_the_steps_since_the_checkpoint(runs, killed, launched):
+    undisturbed, (job, seen) = runs[0] / "undisturbed", killed
+    assert seen["status"] == 0, (seen, job.errors())
+    assert launched.losses(job.run) == launched.losses(undisturbed), seen
+    assert launched.saved(job.run) == launched.saved(undisturbed), seen
     (resumed,) = job.told("restart")
-    assert resumed.startswith(
-        f"restart 1 of 2 (rank {rank} was killed by SIGKILL, perhaps for want of memory at step ~"
-    )
+    cause = f"rank {seen['rank']} was killed by SIGKILL, perhaps for want of memory at step ~"
+    assert resumed.startswith(f"restart 1 of 2 ({cause}")
     assert resumed in job.shown()
     from_step = int(resumed.partition("resumed from step ")[2].partition(",")[0])
     assert from_step % 4 == 0
-    assert seen - 8 < from_step, "a checkpoint every 4 steps, of which the newest may still have been in the making"
+    assert seen["killed_at"] - 12 < from_step, "a checkpoint every 4 steps, the newest perhaps still in the making"
     assert f"resumed from {job.run}/checkpoints/step-{from_step:09}" in job.shown()
-    assert f"rank {rank} (" in job.errors(), "the watchdog's report names the dead rank, and not the one that waits"
+    assert f"triaxial: {cause}" in job.errors()
     assert "; restart 1 of 2\n" in job.errors()
-    assert not launched.left_behind(job.run), dead
+    assert not launched.left_behind(job.run)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_listens_on_the_loopback_alone(killed):
+    _, seen = killed
+    assert len(seen["ranks"]) == 2
+    assert seen["ranks"] < seen["everyone"]
+    assert len(seen["ports"]) >= 3, "the store of rank 0, and gloo on each rank"
+    assert {address for address, _ in seen["ports"]} == {"127.0.0.1"}, seen["ports"]
+    assert not seen["udp"]
+    assert not [path for path, open_to_others in seen["unix"] if open_to_others], seen["unix"]

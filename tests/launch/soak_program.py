@@ -1,0 +1,48 @@
+"""A program for tests: `triaxial train` in which the loss is no number at the same steps whoever runs it.
+
+    python soak_program.py EVERY train RECIPE --nproc N ...
+
+As a launcher it starts ranks of this program. In a rank, at each step that EVERY divides, the loss of rank 1's first
+micro-batch becomes NaN: a step that all ranks must skip, and again when it is taken again.
+"""
+
+import functools
+import os
+import sys
+
+import launch.train
+from gpt.train import TrainingLoop
+from launch.cluster import launch_local
+from launch.main import main
+from parallel.stage import Stage
+
+
+def break_steps(every):
+    due = {"now": False}
+    take_step, forward = TrainingLoop.take_step, Stage.forward
+
+    def watched_step(loop, *args):
+        due["now"] = (loop.state.step + 1) % every == 0
+        return take_step(loop, *args)
+
+    def broken_forward(stage, *args, **kwargs):
+        out = forward(stage, *args, **kwargs)
+        if due["now"]:
+            due["now"] = False
+            loss_sum, count = stage.totals[-1]
+            stage.totals[-1] = (loss_sum * float("nan"), count)
+            return out * float("nan")
+        return out
+
+    TrainingLoop.take_step, Stage.forward = watched_step, broken_forward
+
+
+if __name__ == "__main__":
+    every, *words = sys.argv[1:]
+    if "RANK" not in os.environ:
+        launch.train.launch_local = lambda nproc, argv, **more: functools.partial(launch_local, module="soak_program")(
+            nproc, [every, *argv], **more
+        )
+    elif os.environ["RANK"] == "1":
+        break_steps(int(every))
+    sys.exit(main(words))
