@@ -14,7 +14,7 @@ from launch.restarts import Restart, RestartPolicy, count_start
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 HERE = Path(__file__).resolve().parent
-STEPS = ["--train.total_tokens", 512 * 36]
+STEPS = ["--train.total_tokens", 512 * 40]
 
 
 @pytest.fixture
@@ -127,6 +127,7 @@ def killed(tiny_corpus, launched, listening, tmp_path_factory):
         ports, datagrams = listening.listeners(everyone), listening.udp_sockets(everyone)
         seen = {"ranks": set(job.ranks().values()), "everyone": set(everyone), "ports": ports, "udp": datagrams}
         seen["unix"] = listening.unix_sockets(everyone)
+        job.wait_for(lambda: job.told("checkpoint_saved"), what="a checkpoint")
         at = job.wait_for_step(step)
         job.kill(rank)
         status = job.end()

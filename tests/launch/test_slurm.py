@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from gpt.goodput import read_account
 from launch.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -226,6 +228,55 @@ def test_the_signal_before_the_time_limit_reaches_the_ranks_and_the_job_goes_on_
     said = first.read_text() + second.read_text()  # which node has rank 0 is torchrun's choice
     assert f"stopped by a signal at step {saved_step:,}" in said
     assert f"resumed from {saved}" in said
+
+
+def submit(slurm: Slurm, name: str, text: str, **variables: str) -> str:
+    """Queue the training template as a user would; the job's number."""
+    file = slurm.folder / f"{name}.toml"
+    file.write_text(text.replace(f'"{slurm.folder}/run"', f'"{slurm.folder}/{name}"'))
+    edited = ("--account=anybody", "--partition=test")
+    settings = {"TRIAXIAL_PYTHON": sys.executable, "TRIAXIAL_RANKS_PER_NODE": "1", **variables}
+    return slurm("sbatch", "--parsable", *edited, str(TEMPLATE), str(file), **settings).strip()
+
+
+def ended(slurm: Slurm, number: str) -> Callable[[], bool]:
+    return lambda: slurm.job(number)["JobState"] in ("COMPLETED", "FAILED", "NODE_FAIL")
+
+
+@pytest.mark.rehearse
+@pytest.mark.timeout(500)
+def test_a_mistake_is_neither_queued_again_nor_tried_again(slurm, tiny_corpus):
+    text = recipe(tiny_corpus, slurm.folder, steps=100).replace("vocab_size = 512", "vocab_size = 256")
+    number = submit(slurm, "mistaken", text, TRIAXIAL_MAX_RESTARTS="5")
+    wait_for(ended(slurm, number), what="the end of the mistaken job", slurm=slurm)
+    job = slurm.job(number)
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0"), slurm.logs()
+    logs = [path.read_text() for path in (slurm.folder / f"triaxial-{number}").glob("node*.log")]
+    told = [line for log in logs for line in log.splitlines() if line.startswith("triaxial: error: model.vocab_size")]
+    assert 1 <= len(told) <= 2, "once on each node that came so far"
+    assert not (slurm.folder / "mistaken").exists(), "nothing was written for it"
+    assert "queued again" not in (slurm.folder / f"triaxial-{number}.out").read_text()
+
+
+@pytest.mark.rehearse
+@pytest.mark.timeout(500)
+def test_a_killed_rank_is_replaced_within_the_job(slurm, tiny_corpus):
+    text = recipe(tiny_corpus, slurm.folder, steps=200).replace("every_tokens = 1_000_000_000", "every_tokens = 2048")
+    number = submit(slurm, "killed", text, TRIAXIAL_MAX_RESTARTS="3")
+    saved = slurm.folder / "killed" / "checkpoints"
+    wait_for(lambda: saved.is_dir() and list(saved.glob("step-*")), what="a checkpoint", slurm=slurm)
+    victims = subprocess.run(
+        ["pgrep", "-f", f"launch.main train {slurm.folder}/killed.toml"], capture_output=True, text=True
+    )
+    (rank_1,) = (pid for pid in victims.stdout.split() if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    os.kill(int(rank_1), signal.SIGKILL)
+    wait_for(ended(slurm, number), what="the end of the job", slurm=slurm)
+    job = slurm.job(number)
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("COMPLETED", "0", "0:0"), slurm.logs()
+    records = [json.loads(line) for line in (slurm.folder / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, 201))
+    account = read_account(slurm.folder / "killed" / "ledger.jsonl")
+    assert len([process for process in account.processes if process.from_step is not None]) == 2
 
 
 @pytest.mark.rehearse
