@@ -13,7 +13,7 @@ from pathlib import Path
 from gpt.goodput import read_account
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_S = 240.0  # for anything that a run does; far above what it takes, and only there to end a broken test
+WAIT_S = 1200.0  # for anything that a run does; far above what it takes, and only there to end a broken test
 QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
 TRIAXIAL = [sys.executable, "-m", "launch.main"]
 

@@ -11,8 +11,8 @@ from gpt.goodput import read_account
 
 pytestmark = [pytest.mark.rehearse, pytest.mark.timeout(3600)]
 
-SEEDS = int(os.environ.get("TRIAXIAL_REHEARSE_SEEDS", "50"))
-STEPS = 36
+KILLS = int(os.environ.get("TRIAXIAL_REHEARSE_KILLS", "50"))
+STEPS_A_KILL = 9
 LAYOUTS = {
     "data 2": [],
     "tensor 2": ["--parallel.tensor", 2],
@@ -22,33 +22,35 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_random_rank_killed_at_a_random_time(tiny_corpus, launched, tmp_path, layout):
-    """A share of SEEDS under each layout: the rank, the step and the moment in it are drawn."""
-    words = ["--nproc", 2, *LAYOUTS[layout], "--train.total_tokens", 512 * STEPS]
+def test_random_ranks_killed_at_random_times(tiny_corpus, launched, tmp_path, layout):
+    """A share of KILLS under each layout, one after another in one run: rank, step and the moment in it are drawn."""
+    order = list(LAYOUTS).index(layout)
+    seeds = range(order, KILLS, len(LAYOUTS))
+    words = ["--nproc", 2, *LAYOUTS[layout], "--train.total_tokens", 512 * (STEPS_A_KILL * len(seeds) + 12)]
     with launched.Launched(tiny_corpus.recipe, tmp_path / "undisturbed", *words) as plain:
         assert plain.end() == 0, plain.errors()
-    order = list(LAYOUTS).index(layout)
-    down_s = []
-    for seed in range(order, SEEDS, len(LAYOUTS)):
-        chance = random.Random(seed)
-        rank, step, moment_s = chance.randrange(2), chance.randrange(1, STEPS - 6), chance.uniform(0, 0.1)
-        case = (layout, seed, rank, step, moment_s)
-        with launched.Launched(tiny_corpus.recipe, tmp_path / f"run{seed}", *words, "--max-restarts", 1) as job:
-            job.wait_for_step(step)
+    down_s, killed, at = [], [], 0
+    with launched.Launched(tiny_corpus.recipe, tmp_path / "run", *words, "--max-restarts", len(seeds)) as job:
+        for count, seed in enumerate(seeds, 1):
+            chance = random.Random(seed)
+            rank, steps, moment_s = chance.randrange(2), chance.randrange(1, STEPS_A_KILL), chance.uniform(0, 0.1)
+            at = job.wait_for_step(at + steps, starts=count)  # further each time, or it would be given up
             time.sleep(moment_s)
             job.kill(rank)
             killed_at = time.monotonic()
-            job.wait_for(lambda job=job: job.told("restart"), what=f"the restart of {case}")
+            killed.append((seed, rank, at))
+            job.wait_for(lambda count=count: job.starts() > count, what=f"the restart after {killed}")
             down_s.append(time.monotonic() - killed_at)
-            assert job.end() == 0, (case, job.errors())
-        assert launched.losses(job.run) == launched.losses(plain.run), case
-        assert launched.saved(job.run) == launched.saved(plain.run), case
-        (told,) = job.told("restart")
-        assert f"rank {rank} was killed by SIGKILL" in told, case
-        assert not launched.left_behind(job.run), case
+        assert job.end() == 0, (killed, job.errors())
+    assert launched.losses(job.run) == launched.losses(plain.run), killed
+    assert launched.saved(job.run) == launched.saved(plain.run), killed
+    told = job.told("restart")
+    assert len(told) == len(killed)
+    assert all(f"rank {rank} was killed by SIGKILL" in text for text, (_, rank, _) in zip(told, killed, strict=True))
+    assert not launched.left_behind(job.run)
     down_s.sort()
-    print(f"\n{layout}: {len(down_s)} kills, all equal; down for {down_s[len(down_s) // 2]:.1f} s (median), "
-          f"{down_s[-1]:.1f} s at most")  # fmt: skip
+    print(f"\n{layout}: {len(down_s)} kills, losses and weights equal; from the kill to training again "
+          f"{down_s[len(down_s) // 2]:.1f} s (median), {down_s[-1]:.1f} s at most")  # fmt: skip
 
 
 def test_on_half_and_on_twice_the_processes_losses_stay_within_1e_5(tiny_corpus, launched, tmp_path):
