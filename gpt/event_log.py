@@ -24,6 +24,7 @@ EventKind = Literal[
     "rewind_refused",
     "setting_changed",
     "spike",
+    "started_from",
     "step_skipped",
     "stopped",
     "straggler",

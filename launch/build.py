@@ -51,16 +51,19 @@ def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.dev
 def build_engine(
     config: RunConfig, layout: Layout, device: torch.device, start: Start, ledger: TimeLedger
 ) -> NativeEngine:
-    """The engine with its weights: a checkpoint's, or the seed's. Collective over all ranks."""
+    """The engine with its weights: a checkpoint's, another run's, or the seed's. Collective over all ranks."""
     engine = NativeEngine(
         engine_settings(config, layout),
         loss=loss_for(compile=config.parallel.compile, z_loss=config.train.z_loss),
         device=device,
-        fill=start.path is None,
+        fill=start.path is None and start.weights is None,
     )
     if start.path is not None:
         with ledger.span("start_up/loading"):
             engine.load(start.path, verified=True)
+    elif start.weights is not None:
+        with ledger.span("start_up/loading"):
+            engine.load_weights(start.weights, verified=True)
     return engine
 
 

@@ -22,12 +22,14 @@ from parallel.layout import BatchConfig, ParallelConfig
 
 @dataclass(frozen=True)
 class RunSection:
-    """Where a run lives and what it runs on. `peak_flops_per_s` is one device's, for MFU; None looks it up.
+    """Where a run lives and what it runs on. `start_from`: the run, or one checkpoint of it, whose weights a new run
+    begins with; optimizer, data and step begin anew. `peak_flops_per_s` is one device's, for MFU; None looks it up.
     `deterministic`: the same bits from run to run on one layout, or the name of the operation that prevents it."""
 
     directory: Path
     seed: int = 1234
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    start_from: Path | None = None
     deterministic: bool = False
     peak_flops_per_s: float | None = None
     collective_timeout_s: int = 600

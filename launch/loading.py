@@ -119,20 +119,27 @@ def open_run(path: Path, *, step: int | None = None) -> SavedRun:
     )
 
 
-def find_checkpoint(path: Path, step: int | None) -> tuple[Path, Path, list[str]]:
-    """The run directory, the checkpoint, and notes, for a path to either of the two."""
+def find_checkpoint_folder(path: Path) -> tuple[Path, Path | None]:
+    """The folder of a run's checkpoints, and None; or that folder and the one checkpoint that `path` is itself."""
     if not path.is_dir():
         raise ConfigError(
             f"{path}: no such folder; give a run directory, such as runs/demo, or a checkpoint inside one"
         )
     folder = path / "checkpoints"
-    if not folder.is_dir():
-        if not (path / MANIFEST).is_file():
-            raise ConfigError(f"{path} is neither a run directory, which has checkpoints/, nor a checkpoint")
+    if folder.is_dir():
+        return folder, None
+    if not (path / MANIFEST).is_file():
+        raise ConfigError(f"{path} is neither a run directory, which has checkpoints/, nor a checkpoint")
+    return path.absolute().parent, path
+
+
+def find_checkpoint(path: Path, step: int | None) -> tuple[Path, Path, list[str]]:
+    """The run directory, the checkpoint, and notes, for a path to either of the two."""
+    folder, one = find_checkpoint_folder(path)
+    if one is not None:
         if step is not None:
             raise ConfigError(f"--step {step}: {path} is one checkpoint already; give its run directory, or no --step")
-        parent = path.absolute().parent
-        return parent.parent if parent.name == "checkpoints" else parent, path, []
+        return folder.parent if folder.name == "checkpoints" else folder, path, []
     if step is None:
         found, skipped = checkpoint.find_latest(folder)
         notes = [f"skipped the checkpoint {bad}: {reason}" for bad, reason in skipped]

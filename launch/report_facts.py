@@ -27,6 +27,7 @@ KINDS: dict[EventKind, Meaning] = {
     "hang": "fault",
     "restart": "restart",
     "resumed": "restart",
+    "started_from": "note",
     "rewind": "warning",
     "rewind_refused": "warning",
     "setting_changed": "note",

@@ -45,8 +45,8 @@ i.lost { opacity: .4 }
 .key i.note { background: repeating-linear-gradient(var(--c) 0 2px, transparent 2px 4px) }
 
 .share { display: flex; height: 1.7rem; border-radius: 6px; overflow: hidden; margin: .7rem 0 .4rem }
-.share div { overflow: hidden; color: #fff; font-size: .8rem; line-height: 1.7rem; padding-left: .4rem; text-overflow: ellipsis;
-  white-space: nowrap }
+.share div { overflow: hidden; color: #fff; font-size: .8rem; line-height: 1.7rem; padding-left: .4rem;
+  text-overflow: ellipsis; white-space: nowrap }
 .strip { position: relative; height: 1.1rem; background: var(--line); border-radius: 4px; overflow: hidden;
   margin: .2rem 0 1rem }
 .strip div { position: absolute; top: 0; bottom: 0; min-width: 1px; border-left: 1px solid var(--paper);

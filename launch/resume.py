@@ -13,17 +13,20 @@ from gpt.skipped_data import SkippedData, resumed
 from gpt.spikes import SpikeDetector
 from launch import fast_tier
 from launch.config import RunConfig, changed_keys
+from launch.start_from import check_start_from, starting_weights
 from parallel import checkpoint, checkpoint_fast
 
 
 @dataclass(frozen=True)
 class Start:
     """From where training begins: the loop's state, the checkpoint to load (None: from the start), and what to tell
-    the user, each with the kind of event that it is."""
+    the user, each with the kind of event that it is. `weights`: of a new run, the checkpoint of another to take them
+    from (None: the seed's)."""
 
     state: LoopState
     path: Path | None
     events: list[tuple[EventKind, str]]
+    weights: Path | None = None
 
     @property
     def step(self) -> int:
@@ -35,6 +38,7 @@ def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, re
     check_no_links(config.run.directory)
     found = checkpoint.list_checkpoints(config.run.directory / "checkpoints")
     if not found:
+        check_start_from(config)
         if resume and not config.checkpoint.fast_directory:
             raise ConfigError(f"--resume, but {config.run.directory / 'checkpoints'} holds no checkpoint")
         return
@@ -110,8 +114,10 @@ def _start_from(
 
 
 def fresh_start(config: RunConfig) -> Start:
-    """From the seed's weights and the first sample."""
-    return Start(LoopState(0, SkippedData.stated(config.data.skip), SpikeDetector(config.spike)), None, [])
+    """From the first sample, with the seed's weights or those that run.start_from names. Collective over all ranks."""
+    weights = starting_weights(config)
+    events: list[tuple[EventKind, str]] = [] if weights is None else [("started_from", f"weights of {weights}")]
+    return Start(LoopState(0, SkippedData.stated(config.data.skip), SpikeDetector(config.spike)), None, events, weights)
 
 
 def loop_state(config: RunConfig, saved: Mapping[str, Any]) -> tuple[LoopState, list[str]]:

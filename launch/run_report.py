@@ -13,6 +13,7 @@ from gpt.run import Outcome, Run
 from gpt.tokenizer import tokenizer_files
 from launch.config import RunConfig, as_dict
 from launch.determinism import conditions
+from launch.start_from import bring_companions
 from parallel.layout import Layout
 
 
@@ -25,6 +26,7 @@ def prepare_run_directory(config: RunConfig) -> None:
         copy = directory / "tokenizer" / file.name
         if not copy.exists():
             replace_file(copy, file.read_bytes())
+    bring_companions(config)
 
 
 def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.device, data: TrainingData) -> list[str]:

@@ -248,6 +248,12 @@ class NativeEngine:
             parameter_state["step"].fill_(steps)
         return state
 
+    def load_weights(self, path: Path, *, verified: bool = False) -> None:
+        """The weights alone, from a checkpoint of any layout that may hold more; the optimizer stays as it is."""
+        weights = {name: tensor for name, tensor in self._tensors().items() if name.startswith("model.")}
+        checkpoint.load(path, tensors=weights, verified=verified)
+        self._equalise_tied_copies()
+
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> None:
         """Micro-batches one after the other. ZeRO 2 and 3 reduce gradients into their shards after each, the others
         keep whole ones and reduce after the last; copies of shards (hybrid) are added up after the last in any case."""

@@ -1,0 +1,111 @@
+"""run.start_from: a new run begins with another run's weights, and with nothing else of it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch.config import read_run_config
+from launch.converted_run import HUGGING_FACE, model_toml
+from launch.loading import load_run
+from launch.main import main
+from parallel import checkpoint
+
+QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
+STILL = ["--optimizer.learning_rate", "1e-30"]  # so that weights stay what they were, to the bit
+
+
+def train(tiny_corpus: Any, run: Path, *words: object) -> int:
+    return main(["train", str(tiny_corpus.recipe), "--run.directory", str(run), *QUIET, *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def first(tiny_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("first") / "run"
+    assert train(tiny_corpus, run, "--train.total_tokens", 1024, "--run.seed", 9) == 0
+    return run
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(load_run(run).model.named_parameters())
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_new_run_takes_the_weights_and_nothing_else(
+    tiny_corpus: Any, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (first / HUGGING_FACE).mkdir()
+    (first / HUGGING_FACE / "chat_template.jinja").write_text("{{ messages }}")
+    words = [*STILL, "--run.start_from", first]
+    assert train(tiny_corpus, tmp_path / "run", *words, "--train.total_tokens", 512) == 0
+    assert "weights of" in capsys.readouterr().out
+    assert equal(weights(tmp_path / "run"), weights(first))
+    saved = load_run(tmp_path / "run").saved
+    assert (saved.step, saved.tokens_seen) == (1, 512)
+    assert checkpoint.read_state(saved.checkpoint_path)["optimizer_steps"] == 1
+    assert (tmp_path / "run" / HUGGING_FACE / "chat_template.jinja").read_text() == "{{ messages }}"
+    fresh = tmp_path / "fresh"
+    assert train(tiny_corpus, fresh, *STILL, "--train.total_tokens", 512) == 0
+    assert not equal(weights(fresh), weights(first)), "the seed's weights are others"
+
+    gone = tmp_path / "gone"
+    first.rename(gone)
+    try:
+        assert train(tiny_corpus, tmp_path / "run", *words, "--train.total_tokens", 1024) == 0, (
+            "a resume needs it no more"
+        )
+    finally:
+        gone.rename(first)
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert kinds.count("started_from") == 1
+    assert kinds.count("resumed") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--run.start_from", "/nowhere"], "/nowhere: no such folder"),
+        (["--model.n_layers", "3"], "is of another model than the recipe's (model.n_layers: 2 -> 3)"),
+        (["--model.rope_scaling.factor", "2", "--model.positions", '"rope"'], "model.positions: learned -> rope"),
+    ],
+)
+def test_what_cannot_be_started_from_is_told_in_one_line(
+    tiny_corpus: Any,
+    first: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    assert train(tiny_corpus, tmp_path / "run", "--run.start_from", first, *words) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.rehearse
+def test_every_layout_starts_from_the_same_weights(tiny_corpus: Any, first: Path, tmp_path: Path) -> None:
+    one = first / "checkpoints" / "step-000000002"
+    words = [*STILL, "--run.start_from", one, "--train.total_tokens", 512, "--nproc", 4]
+    for name, layout in (("tp_pp", (2, 2)), ("dp", (1, 1)), ("pp", (1, 2))):
+        tensor, pipeline = layout
+        layout_words = ["--parallel.tensor", tensor, "--parallel.pipeline", pipeline, "--batch.micro_batch_size", 1]
+        assert train(tiny_corpus, tmp_path / name, *words, *layout_words) == 0
+        assert equal(weights(tmp_path / name), weights(first)), name
+
+
+def test_model_toml_is_the_model_section_of_a_recipe(tiny_corpus: Any, tmp_path: Path) -> None:
+    for words in ([], ["--model.positions", '"rope"', "--model.rope_scaling.factor", "8", "--model.norm_eps", "1e-6"]):
+        config = read_run_config(str(tiny_corpus.recipe), words)
+        text = tiny_corpus.recipe.read_text()
+        start, stop = text.index("[model]"), text.index("[data]")
+        (tmp_path / "recipe.toml").write_text(text[:start] + model_toml(config.model) + text[stop:])
+        again = read_run_config(str(tmp_path / "recipe.toml"), [])
+        assert dataclasses.asdict(again.model) == dataclasses.asdict(config.model)
