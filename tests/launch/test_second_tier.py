@@ -1,0 +1,82 @@
+"""A run with the second tier of checkpoints that ends by a fault goes on from it, or from the first where that one is
+damaged, and ends as an undisturbed one; each run in this very process."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from launch.main import main
+from parallel import checkpoint
+
+
+def train(tiny_corpus: Any, run: Path, *words: object) -> int:
+    quiet = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12", "--train.validation_tokens", "64"]
+    try:
+        return main(["train", str(tiny_corpus.recipe), "--run.directory", str(run), *quiet, *map(str, words)])
+    finally:
+        for thread in threading.enumerate():  # a save under way, which the end of a process would cut off
+            if thread.name.startswith("saving step"):
+                thread.join()
+        if dist.is_initialized():  # after an error a process leaves it to its end
+            dist.destroy_process_group()
+
+
+def told(run: Path, kind: str) -> list[str]:
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [line["text"] for line in lines if line["kind"] == kind]
+
+
+def final(run: Path) -> dict[str, torch.Tensor]:
+    return dict(checkpoint.read_tensors(run / "checkpoints" / "step-000000012"))
+
+
+def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], tensor) for name, tensor in right.items())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert train(tiny_corpus, run) == 0
+    return final(run)
+
+
+def test_a_run_goes_on_from_the_second_tier(tiny_corpus: Any, undisturbed: Any, tmp_path: Path) -> None:
+    run, fast, blocked = tmp_path / "run", tmp_path / "fast", tmp_path / "run" / "checkpoints" / "step-000000008"
+    tier = ["--checkpoint.fast_directory", fast, "--checkpoint.fast_every_tokens", 512]  # every step
+    fast.mkdir()
+    blocked.parent.mkdir(parents=True)
+    blocked.symlink_to(tmp_path)  # the save of step 8 fails, and one failure is enough
+    assert train(tiny_corpus, run, *tier, "--checkpoint.max_failures", 1) == 2
+    assert [path.name for path in blocked.parent.iterdir() if path != blocked] == ["step-000000004"]
+    (mine,) = fast.glob("run-*/rank-00000")
+    newest, before = checkpoint.list_checkpoints(mine)
+    steps = {path: int(path.name.removeprefix("step-")) for path in (newest, before)}
+    assert tuple(steps.values()) in ((7, 6), (9, 7)), "the failure is heard of in step 8 or 9, as the disk will"
+    blocked.unlink()
+    for name in ("run", "fast"):
+        shutil.copytree(tmp_path / name, tmp_path / "kept" / name)
+
+    assert train(tiny_corpus, run, *tier) == 0
+    assert f"resumed from {newest} (step {steps[newest]})" in told(run, "resumed")[0]
+    assert equal(final(run), undisturbed)
+    assert list(fast.iterdir()) == [], "a run that is through leaves nothing on the node"
+
+    for damaged, step in (([newest], steps[before]), ([newest, before], 4)):
+        for name in ("run", "fast"):
+            shutil.rmtree(tmp_path / name)
+            shutil.copytree(tmp_path / "kept" / name, tmp_path / name)
+        for path in damaged:
+            (path / "shard-00000.safetensors").write_bytes(b"damaged")
+        assert train(tiny_corpus, run, *tier) == 0
+        skipped = told(run, "checkpoint_skipped")
+        assert len(skipped) == len(damaged)
+        assert all("shard-00000.safetensors has 7 bytes" in text for text in skipped)
+        assert f"(step {step})" in told(run, "resumed")[0]
+        assert equal(final(run), undisturbed)
