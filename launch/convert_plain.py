@@ -126,9 +126,7 @@ def import_plain(folder: Path, output: Path) -> list[str]:
     if changed:
         lines.append(f"{len(changed)} tensors are not as they were exported, '{changed[0]}' the first")
     if all(name.startswith(MODEL) for name in names):
-        lines.append(
-            "weights only: every command takes them, but training cannot go on without the optimizer's moments"
-        )
+        lines.append("weights only: training cannot go on from them; a new run can begin with them (run.start_from)")
     return [*lines, f"verified: {len(names)} tensors bit for bit"]
 
 
