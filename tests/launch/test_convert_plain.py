@@ -93,12 +93,17 @@ def test_weights_that_others_changed_come_back_changed(run: Path, plain: Path, t
     assert before.keys() == after.keys()
 
 
-def test_weights_alone(run: Path, tmp_path: Path) -> None:
+def test_weights_alone(tiny_corpus: Any, run: Path, tmp_path: Path) -> None:
     assert convert(run, "--to", "safetensors", "--output", tmp_path / "plain", "--weights-only") == 0
     assert all(name.startswith("model.") for name in load_file(tmp_path / "plain" / "model.safetensors"))
     assert any("weights only" in line for line in import_plain(tmp_path / "plain", tmp_path / "back"))
     expected, found = (dict(load_run(path).model.named_parameters()) for path in (run, tmp_path / "back"))
     assert equal(found, expected)
+    words = ["--run.start_from", tmp_path / "back", "--train.total_tokens", 512]
+    assert train(tiny_corpus, tmp_path / "new", *words) == 0
+    begun = dict(load_run(tmp_path / "new").model.named_parameters())
+    assert begun.keys() == expected.keys()
+    assert all((begun[name] - tensor).abs().max() < 0.05 for name, tensor in expected.items()), "one step further"
 
 
 def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(plain: Path, tmp_path: Path) -> None:
