@@ -163,7 +163,8 @@ def test_stacks_are_asked_of_a_process_that_answers_and_kept_of_one_that_crashes
         text=True,
     )
     assert child.stdout.readline() == "ready\n"
-    assert 'File "<string>", line 9' in read_stacks(child.pid, signal_number=signal.SIGUSR2, file=file)
+    asked = (read_stacks(child.pid, signal_number=signal.SIGUSR2, file=file) for _ in range(30))  # a busy machine
+    assert any('File "<string>", line 9' in stacks for stacks in asked)
     assert last_words(file) == ("", "")
     child.stdin.write("\n")
     child.stdin.flush()
