@@ -39,11 +39,12 @@ def in_words(rank: int, failure: Any) -> str:
     """'rank 1 was killed by SIGKILL', 'rank 1 failed with exit status 1 (ValueError: ..)', or the watchdog's words."""
     if words := watchdog_words(failure):
         return words.removeprefix("triaxial: ")
-    if failure.exitcode < 0:
-        return f"rank {rank} was {exit_words(failure.exitcode)}"
     lines = (_recorded(failure) or "").splitlines()
+    if failure.exitcode < 0 and not lines:
+        return f"rank {rank} was {exit_words(failure.exitcode)}"
     why = f" ({lines[0][:200]})" if lines else ""
-    return f"rank {rank} failed with {exit_words(failure.exitcode)}{why}"
+    how = f" with {exit_words(failure.exitcode)}" if failure.exitcode > 0 else ""  # else it was ended on its way out
+    return f"rank {rank} failed{how}{why}"
 
 
 def explain(rank: int, failure: Any, *, nproc: int, log_dir: Path) -> None:

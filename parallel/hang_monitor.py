@@ -41,6 +41,7 @@ from parallel.heartbeat import ALARM_AT, FAILED, LOST, RUNNING, SIZE, STATUS, Be
 POLL_S = 0.25
 LOOK_S = 1.0  # how often a rank looks for an alarm of others, once it has been still for half of hang_timeout_s
 EARLY_LOOK_S = 5.0  # and before: whoever waits for a rank that died may be told of it by nobody else (NCCL)
+EXIT_S = 10.0  # so long may a rank that failed take to end by itself
 LINGER_S = 2.0  # how long a monitor outlives a rank that failed
 GATHER_S = 3.0  # after the alarm, until the verdict is made of the reports that are there
 DEPUTY_S = 0.5  # then so long for another monitor to decide where that of rank 0 has not
@@ -159,6 +160,8 @@ def end_job(watched: Watched, shared: mmap.mmap, beat: Beat, still_s: float, *, 
         line, silent = lines[0], []
         within(DEPUTY_S, lambda: print("\n".join(lines), file=sys.stderr, flush=True))
     within(DEPUTY_S, lambda: leave_error_file(watched, line))
+    if beat.status == FAILED:
+        exit_of(watched.me.pid)(EXIT_S)  # it has said why, and is on its way
     for rank in {watched.rank, *silent}:
         kill(watched.members[rank], watched.me)
     leave(watched)

@@ -133,6 +133,7 @@ def check_run(run: Path, status: int, said: str, faults: list[tuple[str, int, in
     for folder, (kind, rank, step) in zip(folders, faults, strict=True):
         check_reports(folder, kind, rank, step)
         assert json.loads((folder / "verdict.json").read_text())["lines"][0] in said
+        assert kind != "crash" or f"(ValueError: the third tensor is bad) at step ~{step - 1}; restart" in said
     events = lines(run / "events.jsonl")
     assert [event["ranks"] for event in events if event["kind"] == "hang"] == [[rank] for _, rank, _ in faults]
     assert sum(event["kind"] == "restart" for event in events) == len(faults)
