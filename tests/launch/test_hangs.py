@@ -74,13 +74,13 @@ def launch(corpus, folder: Path, faults: str, *words: str, restarts: int = 0):
     return folder / "run", status, (folder / "said.txt").read_text()
 
 
-def left_behind(folder: Path) -> list[str]:
+def left_behind(folder: Path) -> dict[int, str]:
     """Processes of a run that are still there: ranks, monitors, or anything else they started."""
-    found = []
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if f"TEST_OF_HANGS={folder}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_text().replace("\0", " "))
+                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
     return found
@@ -175,6 +175,8 @@ def test_every_kind_of_hang_on_every_axis(tiny_corpus, tmp_path, layout):
     folder, calm = tmp_path / "hung", tmp_path / "calm"
     run, status, said = launch(tiny_corpus, folder, plan, *words, restarts=len(faults))
     check_run(run, status, said, faults, steps=40)
+    for pid in left_behind(folder):
+        os.kill(pid, signal.SIGCONT)  # the machine that was frozen wakes up: its monitor finds its rank gone
     check_nothing_is_left(folder)
     undisturbed, status, said = launch(tiny_corpus, calm, "none:0:0", *words)
     assert status == 0, said
