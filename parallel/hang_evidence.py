@@ -3,6 +3,7 @@
 All of it also answers while another thread of that process holds Python's global lock.
 """
 
+import ctypes
 import json
 import os
 import re
@@ -198,6 +199,13 @@ def read_stacks(pid: int, *, signal_number: int, file: int) -> str:
             break
         text = more
     return text.decode(errors="replace")
+
+
+def signal_main_thread(pid: int, signal_number: int) -> None:
+    """Send it to this thread alone: of a process, another thread could take it while this one runs on."""
+    tgkill = getattr(ctypes.CDLL(None), "tgkill", None)
+    if tgkill is None or tgkill(pid, pid, signal_number) != 0:
+        os.kill(pid, signal_number)
 
 
 def last_words(file: int) -> tuple[str, str]:

@@ -291,7 +291,7 @@ def ask(watched: Watched, *, stopped: bool) -> tuple[str, list[evidence.Collecti
     """Stacks and collectives of the rank. A stopped one is let go for it, and held again."""
     pid = watched.me.pid
     if stopped and evidence.catches(pid, STACKS_SIGNAL):
-        os.kill(pid, STACKS_SIGNAL)  # first, so that it is served before anything else
+        evidence.signal_main_thread(pid, STACKS_SIGNAL)  # first, so that it is served before anything else
         os.kill(pid, signal.SIGCONT)
     stacks = evidence.read_stacks(pid, signal_number=STACKS_SIGNAL, file=watched.stacks_file)
     collectives = evidence.read_collectives(watched.recorder) if watched.recorder else None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,9 +105,7 @@ def check_reports(folder: Path, kind: str, rank: int, step: int) -> None:
     assert verdict["ranks"] == [rank], (kind, verdict["lines"])
     assert verdict["kind"] in findings, (kind, verdict["lines"])
     host = os.uname().nodename
-    steps = (
-        (step, step + 1) if kind == "skip" else (step,)
-    )  # who left a collective out goes on to one that does not fit
+    steps = (step, step + 1) if kind == "skip" else (step,)  # who left one out goes on, to one that does not fit
     if kind == "freeze":  # its monitor stands still as well
         assert not (folder / f"rank-{rank:05}.json").exists()
         assert f"  rank {rank} runs on {host}" in verdict["lines"]
@@ -133,7 +132,8 @@ def check_run(run: Path, status: int, said: str, faults: list[tuple[str, int, in
     for folder, (kind, rank, step) in zip(folders, faults, strict=True):
         check_reports(folder, kind, rank, step)
         assert json.loads((folder / "verdict.json").read_text())["lines"][0] in said
-        assert kind != "crash" or f"(ValueError: the third tensor is bad) at step ~{step - 1}; restart" in said
+        if kind == "crash":
+            assert re.search(r"ValueError: the third tensor is bad.*; restart ", said)
     events = lines(run / "events.jsonl")
     assert [event["ranks"] for event in events if event["kind"] == "hang"] == [[rank] for _, rank, _ in faults]
     assert sum(event["kind"] == "restart" for event in events) == len(faults)
