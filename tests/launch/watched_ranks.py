@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 
-def launch(folder, plan, *, timeout_s=250):
+def launch(folder, plan, *, timeout_s=600):
     """Run this program in a folder; the runs by name, each with "failed", "status", "ranks" and "written"."""
     (folder / "plan.json").write_text(json.dumps(plan))
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
