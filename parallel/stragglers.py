@@ -23,7 +23,7 @@ from gpt.step_watch import Finding
 from parallel.checkpoint_ranks import exchange
 from parallel.layout import Layout
 
-SLOWER = 1.2  # times the median of its peers: from here on a rank is slow
+SLOWER = 1.15  # times the median of its peers: slow from here on, so that noise of some percent hides none of 1.2
 CLOSELY = 10  # measurements by which a change is confirmed
 AGREEING = 8  # of these, so many must show it
 CLOSE_STEPS = 2  # while a change is being confirmed, one step in so many is measured
@@ -54,7 +54,7 @@ class Judge:
         self.stages = [np.arange(first, first + stage_size) for first in range(0, layout.world_size, stage_size)]
         self.slow: frozenset[int] = frozenset()
         self.suspected: frozenset[int] = frozenset()  # of a change, either way
-        self.seen: list[Times] = []  # since the suspicion
+        self.seen: list[tuple[Times, frozenset[int]]] = []  # since the suspicion; with who was slow in each
         self.ratios = np.ones(layout.world_size)  # of the last measurement
 
     @property
@@ -67,7 +67,7 @@ class Judge:
         if not self.suspected:
             self.suspected = _slow(self.ratios) ^ self.slow
             return []
-        self.seen.append(times)
+        self.seen.append((times, _slow(self.ratios)))
         changed = self._changed()
         if len(self.seen) < CLOSELY and changed:
             return []
@@ -79,13 +79,12 @@ class Judge:
     def _changed(self) -> set[int]:
         """Those suspected whose change is not yet disproved."""
         agreeing = {
-            rank: sum((rank in _slow(self._ratios(times))) != (rank in self.slow) for times in self.seen)
-            for rank in self.suspected
+            rank: sum((rank in slow) != (rank in self.slow) for _, slow in self.seen) for rank in self.suspected
         }
         return {rank for rank, times in agreeing.items() if len(self.seen) - times <= CLOSELY - AGREEING}
 
     def _change(self, rank: int) -> Change:
-        medians: Times = np.median(np.stack(self.seen), axis=0)  # (ranks, 2)
+        medians: Times = np.median(np.stack([times for times, _ in self.seen]), axis=0)  # (ranks, 2)
         peers = self._peers(rank)
         usual = np.median(medians[peers], axis=0)
         more = medians[rank] - usual
@@ -98,9 +97,15 @@ class Judge:
         return peers
 
     def _ratios(self, times: Times) -> Times:
-        """Of each rank, its own time by the median of its peers'."""
-        ratios = [times[rank, 0] / np.median(times[self._peers(rank), 0]) for rank in range(len(times))]
-        return np.array(ratios)
+        """Of each rank, its own time by the median of its peers'. Sorts each stage once: ranks may be thousands."""
+        own = times[:, 0].reshape(len(self.stages), -1)
+        order = own.argsort(axis=1)
+        place, ordered = order.argsort(axis=1), np.take_along_axis(own, order, axis=1)
+        peers = own.shape[1] - 1
+        # of the others, sorted, the one at i is at i + 1 where the rank itself comes before it
+        low, high = (np.take_along_axis(ordered, i + (place <= i), axis=1) for i in ((peers - 1) // 2, peers // 2))
+        ratios: Times = (2 * own / (low + high)).ravel()
+        return ratios
 
 
 class Stragglers:

@@ -1,0 +1,53 @@
+"""A rank that is slower than its peers is named by the run itself, and ranks that are not are never named."""
+
+import json
+
+import pytest
+
+QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12", "--train.validation_tokens", "64"]
+QUIET += ["--checkpoint.every_tokens", str(512 * 100_000), "--health.watchdog", "false"]
+LAYOUTS = {"data": ["--parallel.data", "2"], "tensor": ["--parallel.tensor", "2"]}
+
+
+def task(recipe, folder, name, layout, *, steps, every, ail=None):
+    words = [str(recipe), "--run.directory", str(folder / name / "run"), *QUIET, *LAYOUTS[layout]]
+    words += ["--train.total_tokens", str(512 * steps), "--health.straggler_every_steps", str(every)]
+    return {"name": name, "nproc": 2, "words": words, **({"ail": ail} if ail else {})}
+
+
+def named(folder, name):
+    """Rank, step and text of each rank that was named as slow."""
+    events = [json.loads(line) for line in (folder / name / "run/events.jsonl").read_text().splitlines()]
+    assert not [event for event in events if event["kind"] == "straggler_gone"]
+    return [(event["rank"], event["step"], event["text"]) for event in events if event["kind"] == "straggler"]
+
+
+def test_a_rank_that_is_slow_at_reading_is_named(tiny_corpus, watched_ranks, tmp_path):
+    """By far, so that a machine with other work to do does not hide it."""
+    ail = {"rank": 1, "from_step": 3, "reading_s": 0.3}
+    watched_ranks.launch(tmp_path, [task(tiny_corpus.recipe, tmp_path, "slow", "data", steps=25, every=2, ail=ail)])
+    ((rank, step, text),) = named(tmp_path, "slow")
+    assert (rank, step) == (1, 24), "after the one at step 4, ten that confirm it"
+    assert text.startswith("rank 1 on ")
+    assert "slower than its peer over 10 measured steps, of which reading data" in text
+
+
+@pytest.mark.rehearse
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_rank_thirty_percent_slower_is_named_within_fifty_steps(tiny_corpus, watched_ranks, tmp_path, layout):
+    """Ten times, on a machine that does nothing else; the time that forward and backward take is drawn out."""
+    ail = {"rank": 1, "from_step": 20, "slower": 1.4}
+    plan = [task(tiny_corpus.recipe, tmp_path, f"slow {i}", layout, steps=70, every=25, ail=ail) for i in range(10)]
+    watched_ranks.launch(tmp_path, plan, timeout_s=3000)
+    found = [named(tmp_path, run["name"]) for run in plan]
+    print(*found, sep="\n")
+    assert [[rank for rank, _, _ in ranks] for ranks in found] == [[1]] * 10
+
+
+@pytest.mark.rehearse
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_in_a_thousand_normal_steps_no_rank_is_named(tiny_corpus, watched_ranks, tmp_path, layout):
+    watched_ranks.launch(
+        tmp_path, [task(tiny_corpus.recipe, tmp_path, "normal", layout, steps=1000, every=25)], timeout_s=3000
+    )
+    assert named(tmp_path, "normal") == []

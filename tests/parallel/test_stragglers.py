@@ -1,0 +1,105 @@
+"""Which ranks are called slow: by drawn times, whose noise is known, and by a profile of a real process group."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import DeviceType
+
+from parallel.layout import Layout
+from parallel.stragglers import Stragglers, waiting_s
+
+EVERY = 25  # health.straggler_every_steps as it comes
+CPU = torch.device("cpu")
+
+
+def watch(data, *, pipeline=1):
+    layout = Layout(1, pipeline, data, data, 1, (1,) * pipeline, False)
+    return Stragglers(layout, CPU, every_steps=EVERY)
+
+
+def findings(stragglers, steps, times_of, *, first=1):
+    """Step and change of all that is confirmed, where `times_of` gives every rank's own seconds at a step."""
+    found = []
+    for step in range(first, first + steps):
+        if stragglers.due(step):
+            own = np.asarray(times_of(step), dtype=float)
+            pairs = own if own.ndim == 2 else np.stack((own, np.zeros_like(own)), axis=1)
+            found += [(step, change) for change in stragglers.judge.add(pairs)]
+    return found
+
+
+@pytest.mark.parametrize(("ranks", "noise"), [(2, 0.03), (8, 0.03), (64, 0.04)])
+def test_a_rank_a_quarter_slower_is_named_within_fifty_steps(ranks, noise):
+    """From whatever step on; 100 times, of which nearly all must be in time and none may name another rank."""
+    random = np.random.default_rng(ranks)
+    in_time = 0
+    for trial in range(100):
+        slow = np.ones(ranks)
+        slow[trial % ranks] = 1.25
+        draw = lambda step: slow * np.exp(random.normal(0, noise, ranks))  # noqa: B023, E731
+        found = findings(watch(ranks), 50, draw, first=1 + trial % EVERY)
+        assert {change.rank for _, change in found} <= {trial % ranks}
+        in_time += len(found) == 1
+        assert all(1.1 < change.ratio < 1.4 and change.slow for _, change in found)
+    assert in_time >= 95
+
+
+@pytest.mark.parametrize(("ranks", "noise"), [(2, 0.1), (8, 0.05), (64, 0.05)])
+def test_equal_ranks_are_never_named(ranks, noise):
+    """In 20 runs of 1,000 steps, with now and then a step on one rank that takes three times as long."""
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+
+        def times(step, random=random):
+            own = np.exp(random.normal(0, noise, ranks))
+            own[random.integers(ranks)] *= 3 if random.random() < 0.1 else 1
+            return own
+
+        assert findings(watch(ranks), 1000, times) == []
+
+
+def test_a_rank_is_named_once_and_told_of_when_it_is_well_again():
+    found = findings(watch(4), 400, lambda step: [1, 1, 1.5 if 100 < step <= 250 else 1, 1])
+    assert [(change.rank, change.slow) for _, change in found] == [(2, True), (2, False)]
+    (named_at, named), (well_at, _) = found
+    assert 100 < named_at <= 150
+    assert 250 < well_at <= 300
+    assert named.ratio == pytest.approx(1.5)
+
+
+def test_stages_of_a_pipeline_are_not_compared_with_each_other():
+    """The ranks of the last stage have the head and need longer; one of them longer still."""
+    assert findings(watch(2, pipeline=2), 200, lambda step: [1, 1, 2, 2]) == []
+    found = findings(watch(2, pipeline=2), 200, lambda step: [1, 1, 2, 2.6])
+    assert [change.rank for _, change in found] == [3]
+    assert not watch(1, pipeline=2).due(EVERY), "alone in its stage, a rank has no peer"
+
+
+def test_reading_data_is_told_apart():
+    found = findings(watch(3), 60, lambda step: [[1, 0.1], [1, 0.1], [1.8, 0.7]])
+    assert [change.rank for _, change in found] == [2]
+    assert found[0][1].reading == pytest.approx(0.75)
+
+
+def test_waiting_is_communication_beside_which_nothing_is_computed():
+    """Spans in nanoseconds; overlaps count once, and other events not at all."""
+
+    def seen(*events):
+        made = [
+            SimpleNamespace(
+                name=lambda name=name: name,
+                start_ns=lambda start=start: start,
+                end_ns=lambda end=end: end,
+                device_type=lambda: DeviceType.CUDA,
+            )
+            for name, start, end in events
+        ]
+        return SimpleNamespace(profiler=SimpleNamespace(kineto_results=SimpleNamespace(events=lambda: made)))
+
+    cpu = seen(("gloo:all_reduce", 100, 500), ("aten::mm", 0, 150), ("aten::add", 300, 350), ("autograd", 0, 900))
+    assert waiting_s(cpu, CPU) * 1e9 == pytest.approx(300)
+    cuda = seen(("ncclDevKernel_AllReduce", 0, 400), ("gemm", 300, 600), ("gemm", 350, 450))
+    assert waiting_s(cuda, torch.device("cuda")) * 1e9 == pytest.approx(300)
+    assert waiting_s(seen(), CPU) == 0
