@@ -1,6 +1,9 @@
 """run.deterministic: two runs of one recipe are equal to the bit, or the operation that prevents it is named."""
 
 import json
+import shutil
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ import torch.distributed as dist
 from launch.main import main
 from parallel.engines.native import NativeEngine
 
+COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 STEPS = 3
 LAYOUTS = {  # with the words that make each take more of the code
     "data": ["--parallel.zero_stage", "3"],
@@ -73,6 +77,21 @@ def test_several_threads_add_up_in_one_order_and_another_seed_gives_other_bits(t
     assert logged[0] == logged[1] != logged[2]
     assert weights[0] == weights[1] != weights[2]
     assert not torch.are_deterministic_algorithms_enabled(), "this process is as it was"
+
+
+@pytest.mark.rehearse
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
+def test_two_compiled_runs_are_equal_to_the_bit(tiny_corpus, watched_ranks, tmp_path):
+    """The second takes what the first has compiled out of torch's cache on disk, which must not show."""
+    plan = []
+    for name in ("first", "second"):
+        words = [tiny_corpus.recipe, "--run.directory", tmp_path / name / "run", *QUIET, *MODE, *SHORT]
+        words += ["--parallel.data", 2, "--parallel.compile", "true", "--parallel.precision", "bf16"]
+        plan.append({"name": name, "nproc": 2, "words": [*map(str, words)], "digests": True})
+    runs = watched_ranks.launch(tmp_path, plan, timeout_s=1500)
+    assert (runs["first"]["failed"], runs["second"]["failed"]) == ("", "")
+    assert [len(lines) for lines in runs["first"]["ranks"]] == [STEPS, STEPS]
+    assert runs["first"]["ranks"] == runs["second"]["ranks"]
 
 
 def test_an_operation_without_a_deterministic_implementation_is_named_in_one_line(

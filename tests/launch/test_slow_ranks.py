@@ -24,10 +24,11 @@ def named(folder, name):
 
 def test_a_rank_that_is_slow_at_reading_is_named(tiny_corpus, watched_ranks, tmp_path):
     """By far, so that a machine with other work to do does not hide it."""
-    ail = {"rank": 1, "from_step": 3, "reading_s": 0.3}
-    watched_ranks.launch(tmp_path, [task(tiny_corpus.recipe, tmp_path, "slow", "data", steps=25, every=2, ail=ail)])
+    ail = {"rank": 1, "from_step": 3, "reading_s": 0.2}
+    watched_ranks.launch(tmp_path, [task(tiny_corpus.recipe, tmp_path, "slow", "data", steps=24, every=1, ail=ail)])
     ((rank, step, text),) = named(tmp_path, "slow")
-    assert (rank, step) == (1, 24), "after the one at step 4, ten that confirm it"
+    assert rank == 1
+    assert step > 10, "ten confirm what one has shown"
     assert text.startswith("rank 1 on ")
     assert "slower than its peer over 10 measured steps, of which reading data" in text
 
