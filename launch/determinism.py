@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import torch
 
 from gpt.errors import ConfigError
-from launch.cluster import make_libraries_deterministic
 
 REFUSAL = re.compile(r"(\S+) does not have a deterministic implementation")  # torch's own words, of a RuntimeError
 
@@ -15,16 +14,14 @@ REFUSAL = re.compile(r"(\S+) does not have a deterministic implementation")  # t
 @contextmanager
 def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
     """Within, where `wanted`, torch runs nothing whose bits may differ from run to run: ConfigError names what it would
-    have to. To be entered before the first use of CUDA. Another layout, number of threads or torch has other bits.
+    have to. Another layout, number of threads or torch has other bits.
 
     Memory that nothing has been written to holds NaN, so that no result depends on what was there. torch's settings are
-    put back; what libraries have read of the environment stays.
+    put back. cuBLAS and NCCL have to be told before, by launch.cluster.make_libraries_deterministic.
     """
     if not wanted:
         yield
         return
-    if device.type == "cuda":
-        make_libraries_deterministic()
     before = torch.are_deterministic_algorithms_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)  # also for what torch.compile makes: it times no kernels to choose one

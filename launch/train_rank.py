@@ -29,7 +29,7 @@ from launch.build import (
     watch_steps,
 )
 from launch.checkpoint_room import check_room
-from launch.cluster import ClusterEnvironment, keep_freed_memory, leave_word_saved
+from launch.cluster import ClusterEnvironment, keep_freed_memory, leave_word_saved, make_libraries_deterministic
 from launch.config import RunConfig, as_dict
 from launch.determinism import deterministic
 from launch.fast_tier import check_fast_directory, run_identity
@@ -93,6 +93,8 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
     check_device(config.parallel, device.type)
     if device.type == "cpu":
         keep_freed_memory()
+    elif config.run.deterministic:
+        make_libraries_deterministic()
     with ledger.span("start_up/data"):
         data, validation = open_data(config)
         tokenizer = check_tokenizer(config)

@@ -250,3 +250,15 @@ def test_a_half_given_environment_is_refused(monkeypatch, settings, said):
 def test_no_processes_is_a_mistake():
     with pytest.raises(ConfigError, match="--nproc 0"):
         cluster.launch_local(0, ["show"])
+
+
+def test_libraries_are_made_deterministic_unless_the_user_says_how(monkeypatch):
+    for name in cluster.DETERMINISTIC_SETTINGS:
+        monkeypatch.setenv(name, "")  # what is set below is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NCCL_ALGO", "Ring")
+    cluster.make_libraries_deterministic()
+    assert (os.environ["CUBLAS_WORKSPACE_CONFIG"], os.environ["NCCL_ALGO"]) == (":4096:8", "Ring")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(ConfigError, match=r"CUBLAS_WORKSPACE_CONFIG = ':0:0' lets cuBLAS give other bits each time"):
+        cluster.make_libraries_deterministic()
