@@ -12,6 +12,7 @@ import torch
 from gpt.data_order import Ints
 from gpt.dataset import DamagedSamples, TrainingData
 from gpt.engine import Batch, Engine
+from gpt.event_log import TellEvent
 from gpt.loop_state import LoopState
 from gpt.run import Run
 from gpt.skipped_data import SkippedData
@@ -38,7 +39,7 @@ class DamageKeeper:
     """What a run knows of damage. `event` has something told and kept: (kind, text, **fields); `save` saves the run."""
 
     def __init__(
-        self, run: Run, engine: Engine, data: TrainingData, *, event: Callable[..., None], save: Callable[[], None]
+        self, run: Run, engine: Engine, data: TrainingData, *, event: TellEvent, save: Callable[[], None]
     ) -> None:
         self.run, self.engine, self.data = run, engine, data
         self.event, self.save = event, save

@@ -15,6 +15,7 @@ EventKind = Literal[
     "checkpoint_saved",
     "checkpoint_skipped",
     "copies_differ",
+    "data_damaged",
     "ended",
     "fast_checkpoint_failed",
     "hang",

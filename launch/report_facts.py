@@ -22,6 +22,7 @@ KINDS: dict[EventKind, Meaning] = {
     "checkpoint_saved": "checkpoint",
     "checkpoint_skipped": "fault",
     "copies_differ": "fault",
+    "data_damaged": "fault",
     "ended": "note",
     "fast_checkpoint_failed": "fault",
     "hang": "fault",
