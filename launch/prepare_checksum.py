@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
         elif damaged:
             for line in damaged[:_SHOWN]:
                 console.print(line)
-            console.print(f"{prefix}: {len(damaged):,} faults; copy the file again (--replace declares it right)")
+            faults = "1 fault" if len(damaged) == 1 else f"{len(damaged):,} faults"
+            console.print(f"{prefix}: {faults}; copy the file again (--replace declares it right)")
             status = 1
         else:
             console.print(f"{prefix}: whole")

@@ -121,6 +121,7 @@ def test_gpt2s_pair_of_files_travels_with_its_corpus(made, tmp_path, capsys):
 
 
 BIN, IDX = "train-00001-of-00003.bin", "train-00001-of-00003.idx"
+SUMS = "train-00001-of-00003.sums"
 FAULTS = {
     "a bit at the end": (lambda c: flip(c / BIN, -1), rf"{BIN}: sha256", rf"{BIN}: its content is not"),
     "a bit between samples": (lambda c: flip(c / BIN, 7000), rf"{BIN}: sha256", None),
@@ -130,6 +131,8 @@ FAULTS = {
         rf"{BIN}: [\d,]+ bytes, expected",
         rf"{BIN}: [\d,]+ bytes, but corpus\.json says",
     ),
+    "a bit of the checksums": (lambda c: flip(c / SUMS, 60), rf"{SUMS}: sha256", None),
+    "no checksums": (lambda c: (c / SUMS).unlink(), rf"{SUMS}: No such file", None),
     "a file gone": (lambda c: (c / IDX).unlink(), rf"{IDX}: No such file", rf"{IDX}: no such file"),
     "two exchanged": (
         lambda c: [
@@ -160,6 +163,8 @@ def test_faults_are_named(corpus, capsys, case):
     status, shown = faults(corpus, capsys)
     assert status == 1
     assert re.search(in_full, shown), shown
+    if case == "a bit between samples":
+        assert re.search(rf"{BIN}: bytes 4,096 to 8,191 have the checksum \w+, but", shown), "where in the file"
     if when_opened:
         with pytest.raises(ConfigError, match=when_opened):
             open_tokens(corpus / "train")

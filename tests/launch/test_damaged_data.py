@@ -185,3 +185,34 @@ def test_damaged_validation_windows_and_too_much_damage(tiny_corpus, tmp_path, c
     assert status == 2
     assert "More samples than faults.max_damaged_samples = 20 are damaged: copy the file again" in said
     assert list((tmp_path / "too_much" / "checkpoints").iterdir()) == []
+
+
+def test_files_without_checksums_are_told_of_and_get_some(tiny_corpus, tmp_path, capsys):
+    prefix = tmp_path / "theirs"
+    for suffix in (".bin", ".idx"):
+        shutil.copy(f"{tiny_corpus.folder / 'train'}{suffix}", f"{prefix}{suffix}")
+    words = ["train", str(tiny_corpus.recipe), "--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
+    words += ["--train.total_tokens", "512", "--data.train", f'[{{ path = "{prefix}" }}]', "--data.validation", "[]"]
+    warning = (
+        f"data: damage of {prefix} would not be noticed, for want of checksums; `triaxial prepare checksum {prefix}`"
+    )
+    checksum = ["prepare", "checksum", str(prefix)]
+    for number, told in enumerate((1, 0)):
+        assert main([*words, "--run.directory", str(tmp_path / f"run{number}")]) == 0
+        assert capsys.readouterr().out.count(warning) == told, "once, and not when they are there"
+        assert main(checksum) == 0
+        assert capsys.readouterr().out == f"{['wrote ', ''][number]}{prefix}{['.sums', ': whole'][number]}\n"
+    made = (tmp_path / "theirs.sums").read_bytes()
+    assert made == (tiny_corpus.folder / "train.sums").read_bytes()
+    with open(f"{prefix}.bin", "r+b") as file:
+        file.seek(9000)
+        file.write(b"\xff\xff")
+    assert main(checksum) == 1
+    shown = capsys.readouterr().out
+    assert re.search(r"theirs\.bin: bytes 8,192 to 12,287 have the checksum \w{8}, but theirs\.sums says \w{8}", shown)
+    assert "1 faults" not in shown
+    assert "1 fault; copy the file again (--replace declares it right)" in shown
+    assert main([*checksum, "--replace"]) == 0
+    assert (tmp_path / "theirs.sums").read_bytes() != made
+    assert main(["prepare", "checksum", str(tmp_path / "nothing")]) == 2
+    assert "nothing.idx: no such token file" in capsys.readouterr().err
