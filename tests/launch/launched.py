@@ -38,14 +38,14 @@ def wait_for(condition, *, what, wait_s=WAIT_S):
 
 
 class Launched:
-    """A launcher with its ranks, which write to `run`; what it prints goes to files beside that folder."""
+    """A launcher with its ranks, which write to `run`; what it prints goes to files beside that folder, or in `logs`."""
 
-    def __init__(self, recipe, run, *words, command=TRIAXIAL, environment=None):
-        self.run, self.number = Path(run), 0
-        while (log := self.run.with_name(f"{self.run.name}.{self.number}.out")).exists():
+    def __init__(self, recipe, run, *words, command=TRIAXIAL, environment=None, logs=None):
+        self.run, self.logs, self.number = Path(run), Path(logs or Path(run).parent), 0
+        while (log := self.logs / f"{self.run.name}.{self.number}.out").exists():
             self.number += 1
         self.out, self.err = log, log.with_suffix(".err")
-        self.temporary = self.run.with_name("tmp")
+        self.temporary = self.logs / "tmp"
         self.temporary.mkdir(parents=True, exist_ok=True)
         settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary)}
         words = ["train", recipe, "--run.directory", run, *QUIET, *words]

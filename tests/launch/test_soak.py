@@ -16,15 +16,15 @@ from gpt.goodput import read_account
 
 SOAK_S = float(os.environ.get("TRIAXIAL_REHEARSE_SOAK_S", "1800"))
 MTBF_S = float(os.environ.get("TRIAXIAL_REHEARSE_MTBF_S", "30"))
-HANG_TIMEOUT_S = 10.0
+HANG_TIMEOUT_S = 20.0
 NOT_FINITE_EVERY = 97  # steps
 SAVE_EVERY = 8  # steps
 PROGRAM = Path(__file__).with_name("soak_program.py")
 SETTINGS = [
     *("--nproc", 2, "--max-restarts", 1_000_000, "--checkpoint.every_tokens", 512 * SAVE_EVERY),
     *("--checkpoint.keep_last", 3, "--checkpoint.max_failures", 1_000_000),
-    *("--health.hang_timeout_s", HANG_TIMEOUT_S, "--health.first_step_timeout_s", 120),
-    *("--health.saving_timeout_s", 120, "--schedule.decay_tokens", 512 * 20_000),
+    *("--health.hang_timeout_s", HANG_TIMEOUT_S, "--health.first_step_timeout_s", 600),
+    *("--health.saving_timeout_s", 300, "--schedule.decay_tokens", 512 * 20_000),
 ]
 
 
@@ -106,7 +106,7 @@ def test_soak(tiny_corpus, launched, tmp_path, disk):
     shared_before, open_files = shared_memory(), []
     with launched.Launched(
         tiny_corpus.recipe, run, *SETTINGS, "--train.total_tokens", 512 * 10**7, command=command,
-        environment=environment,
+        environment=environment, logs=tmp_path,
     ) as job:  # fmt: skip
         job.wait_for_step(1)
         faults, ends_at, starts = Faults(job, launched, disk, chance), time.monotonic() + SOAK_S, 1
