@@ -59,6 +59,7 @@ def test_a_run_that_gets_nowhere_is_given_up(launch):
     status, said = launch("killed", most=100)
     assert status == 128 + signal.SIGKILL
     assert said.count("; restart ") == 2
+    assert "rank 1 of 2 failed first (killed by SIGKILL" in said
     assert said.splitlines()[-1] == (
         "triaxial: not started again: 3 starts in a row got to no step at all; mend the cause, then start the run again"
     )
@@ -66,7 +67,8 @@ def test_a_run_that_gets_nowhere_is_given_up(launch):
 
 def test_a_mistake_is_not_started_again(launch):
     status, said = launch("mistake", most=5)
-    assert (status, said.count("\n")) == (2, 1)
+    message = "triaxial: error: model.d_model = 7 is not divisible by model.n_heads = 2; try 6 or 8\n"
+    assert (status, said) == (2, message), "of both ranks, in one line"
     status, said = launch("mistake-when-restarted", most=5)
     lines = said.splitlines()
     assert (status, len(lines)) == (2, 2)
