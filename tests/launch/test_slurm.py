@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "slurm" / "train.sbatch"
 PREPARE = ROOT / "slurm" / "prepare.sbatch"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "scancel")
-WAIT_S = 150.0  # for anything that Slurm does; far above what it takes, and only there to end a broken test
+WAIT_S = 400.0  # for anything that Slurm does; far above what it takes, and only there to end a broken test
 
 CONFIGURATION = """
 ClusterName=test
