@@ -4,10 +4,12 @@ What it shows are the values named loss, gradient_norm, learning_rate, tokens_pe
 those that are given, and the time left.
 """
 
+import os
 import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 Values = Mapping[str, float | int]
@@ -74,8 +76,26 @@ class Console:
             self._write("\n")
 
     def _write(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except OSError as error:  # a full disk, a closed pipe, a terminal that has gone: no reason to end a run
+            _discard_output(error)
+
+
+def _discard_output(error: OSError) -> None:
+    """Let nothing more go to standard output, nor what it still holds: else Python tries that again at its end."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    why = (error.strerror or str(error)).lower()
+    with suppress(OSError):
+        print(
+            f"triaxial: standard output cannot be written ({why}); the run goes on; its directory has what it tells",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class TimeLeft:

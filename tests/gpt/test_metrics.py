@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt.console import TimeLeft, fit, human_count, human_duration, step_fields
+from gpt.console import Console, TimeLeft, fit, human_count, human_duration, step_fields
 from gpt.errors import ConfigError
 from gpt.metrics import MetricsConfig, MetricsWriter, supersede_after
 
@@ -449,3 +449,17 @@ def test_human_count(n: float, text: str) -> None:
 )
 def test_human_duration(seconds: float, text: str) -> None:
     assert human_duration(seconds) == text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_that_cannot_be_written_ends_no_run(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        console = Console(total_steps=2, total_tokens=None, interactive=False)
+        console.message("one")
+        console.step(1, {"loss": 2.0})
+        console.close()
+    assert capsys.readouterr().err == (
+        "triaxial: standard output cannot be written (no space left on device); the run goes on; its directory has "
+        "what it tells\n"
+    )
