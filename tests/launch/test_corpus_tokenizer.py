@@ -10,7 +10,7 @@ from gpt.errors import ConfigError
 from gpt.tokenizer import load_tokenizer
 from launch.build import check_tokenizer
 from launch.config import read_run_config
-from launch.loading import _tokenizer_file
+from launch.loading import tokenizer_file
 from launch.run_report import prepare_run_directory
 
 
@@ -47,8 +47,8 @@ def test_a_run_keeps_both_files_of_a_pair(tiny_corpus, tmp_path):
         config = read_run_config(str(tiny_corpus.recipe), words)
         prepare_run_directory(config)
         assert sorted(path.name for path in (run / "tokenizer").iterdir()) == ["encoder.json", "vocab.bpe"]
-        found = _tokenizer_file(run, config.data)
+        found = tokenizer_file(run, config.data)
         assert found in (run / "tokenizer", run / "tokenizer" / given.name)
     (run / "tokenizer/encoder.json").unlink()
     (run / "tokenizer/vocab.bpe").unlink()
-    assert _tokenizer_file(run, config.data) == Path(config.data.tokenizer), "a run that kept none uses the original"
+    assert tokenizer_file(run, config.data) == Path(config.data.tokenizer), "a run that kept none uses the original"
