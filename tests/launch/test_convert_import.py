@@ -311,8 +311,16 @@ def test_a_dry_run_reads_sizes_alone(tmp_path: Path, good_folder: Path, capsys: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_load_tokenizer_reads_the_travelled_file(tmp_path: Path, good_folder: Path) -> None:
-    assert convert(good_folder, "--to", "triaxial", "--output", tmp_path / "run") == 0
+def test_an_import_is_evaluated_and_generates(
+    tmp_path: Path, good_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert convert(good_folder, "--to", "triaxial", "--output", run, "--logits", "none") == 0
+    assert "logits not compared" in capsys.readouterr().out
+    assert main(["generate", str(run), "--prompt", "The", "--max-new-tokens", "3", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("The")
+    assert main(["evaluate", str(run), "--tasks", "none", "--json", str(tmp_path / "x.json"), "--device", "cpu"]) == 0
+    assert json.loads((tmp_path / "x.json").read_text())["parameters"] == load_run(run).saved.model_config.parameters
     assert (
         load_tokenizer(tmp_path / "run" / "tokenizer").fingerprint
         == load_tokenizer(good_folder / "tokenizer.json").fingerprint

