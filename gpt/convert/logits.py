@@ -22,7 +22,10 @@ from gpt.model import GPT
 
 MAX_RELATIVE_ERROR = 1e-3  # in fp32 on both sides; one wrong tensor is off by far more, rounding by far less
 WHOLE_BYTES = 1 << 30  # a model of up to so many bytes in fp32 is compared whole
-_SPARE_BYTES = 300 << 20  # an excerpt may take so much more than 1.5 times the largest tensor
+# An excerpt may take 1.5 times the largest tensor, in 16 bits, and so much more: with Python, torch and transformers, 1
+# GiB more. One layer is compared in any case, unless it alone has more than a layer of 500 million parameters.
+_SPARE_BYTES = 300 << 20
+_ONE_LAYER_BYTES = 2 << 30
 _EXCERPT_VOCABULARY = 256
 
 Mode = Literal["auto", "whole", "none"]
@@ -48,11 +51,13 @@ def part_to_compare(config: ModelConfig, mode: Mode) -> ModelConfig | None:
     if mode == "whole" or 4 * config.parameters <= WHOLE_BYTES:
         return config
     largest = max(math.prod(shape) for shape in shapes(config).values())
-    budget = 6 * largest + _SPARE_BYTES
+    budget = 3 * largest + _SPARE_BYTES
     part = dataclasses.replace(config, vocab_size=min(config.vocab_size, _EXCERPT_VOCABULARY))
     ends = part.parameters - part.n_layers * part.block_parameters
-    layers = (budget // 4 - ends) // config.block_parameters
-    return dataclasses.replace(part, n_layers=min(int(layers), config.n_layers)) if layers >= 1 else None
+    layers = min((budget // 4 - ends) // config.block_parameters, config.n_layers)
+    if layers < 1 and 4 * config.block_parameters > _ONE_LAYER_BYTES:
+        return None
+    return dataclasses.replace(part, n_layers=max(int(layers), 1))
 
 
 def compare_logits(config: ModelConfig, part: ModelConfig, *, folder: Path, read: Read) -> LogitCheck:
