@@ -10,6 +10,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -159,6 +160,36 @@ def test_a_folder_becomes_a_run_and_comes_back(
     old, new = (transformers.AutoConfig.from_pretrained(path).to_dict() for path in (folder, tmp_path / "back"))
     for key in old.keys() - {"_name_or_path", "n_inner", "head_dim", "attn_pdrop", "embd_pdrop", "resid_pdrop"}:
         assert new[key] == old[key], key
+
+
+def test_a_sentencepiece_tokenizer_travels_too(tmp_path: Path, tokenizer_json: Path) -> None:
+    """As Llama 2 has it: a tokenizer.model that puts a space before a text, and no tokenizer.json."""
+    folder = write_folder(tmp_path / "folder", tokenizer_json, "llama")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with open(folder / "tokenizer.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXT[:100_000].splitlines()),
+            model_writer=file,
+            model_type="bpe",
+            vocab_size=500,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            minloglevel=3,
+        )
+    assert convert(folder, "--to", "triaxial", "--output", tmp_path / "run") == 0
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    text = TEXT[100_000:102_000]
+    assert load_run(tmp_path / "run").saved.tokenizer.encode(text) == theirs.encode(text, add_special_tokens=False)
+    assert convert(tmp_path / "run", "--to", "hf", "--output", tmp_path / "back") == 0
+    assert (tmp_path / "back" / "tokenizer.model").read_bytes() == (folder / "tokenizer.model").read_bytes()
 
 
 def test_older_names_and_leftovers_are_understood(tmp_path: Path, tokenizer_json: Path) -> None:
