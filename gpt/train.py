@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from gpt.damage import DamageKeeper
@@ -114,8 +115,7 @@ class TrainingLoop:
             if ended is not None or run.due(run.checkpoint.every_tokens, step):
                 self.save(last=ended is not None)
             elif run.fast_checkpoints is not None and run.due(run.checkpoint.fast_every_tokens, step):
-                self.heartbeat.beat("saving", step)
-                self.saver.start_fast(run.fast_checkpoints, self.state)
+                self.save_fast(run.fast_checkpoints)
             self.saver.collect(wait=False)
         self.heartbeat.beat("end", self.state.step)
         return ended
@@ -297,6 +297,13 @@ class TrainingLoop:
             self.saver.start(self.state)
         else:
             self.saver.save(self.state, must_succeed=last)
+
+    def save_fast(self, directory: Path) -> None:
+        """The same in the second tier: a restart may take its newest, which must be as good."""
+        self.heartbeat.beat("saving", self.state.step)
+        if self.run.compare_copies_every_steps:
+            self.compare_copies()
+        self.saver.start_fast(directory, self.state)
 
     def event(self, kind: EventKind, text: str, **fields: Any) -> None:
         """Have it told and kept, by the main rank."""

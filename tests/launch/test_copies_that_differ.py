@@ -88,6 +88,13 @@ def test_a_run_with_a_flipped_bit_ends_and_goes_on_from_a_checkpoint_that_was_co
         {"name": "again", "nproc": 2, "words": words},
         {"name": "undisturbed", "nproc": 2, "words": undisturbed},
     ]
+    (tmp_path / "disk").mkdir()
+    tier = ["--checkpoint.fast_directory", str(tmp_path / "disk"), "--checkpoint.fast_every_tokens", "512"]
+    words = [*words_of(tiny_corpus.recipe, tmp_path / "fast", "--parallel.tensor", 2), *tier]
+    plan += [
+        {"name": "flipped fast", "nproc": 2, "words": words, "ail": flip},
+        {"name": "again fast", "nproc": 2, "words": words},
+    ]
     runs = watched_ranks.launch(tmp_path, plan)
     assert runs["flipped"]["status"] == [1, 1], runs["flipped"]["written"]
     assert len(runs["flipped"]["ranks"][0]) == 8, "it is found before the next save"
@@ -95,11 +102,15 @@ def test_a_run_with_a_flipped_bit_ends_and_goes_on_from_a_checkpoint_that_was_co
     assert "step 8: the copies of model." in told
     assert "on rank 0 (" in told
     assert "and rank 1 (" in told
+    assert told_of(run) == [("copies_differ", 8), ("resumed", 4), ("ended", 10)]
+    assert told_of(tmp_path / "fast") == [("copies_differ", 7), ("resumed", 6), ("ended", 10)], "a save every step"
+    assert runs["again"]["status"] == runs["again fast"]["status"] == [0, 0]
+    assert_same_weights(run, tmp_path / "fast", tmp_path / "undisturbed")
+
+
+def told_of(run):
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    told = [(event["kind"], event["step"]) for event in events if not event["kind"].startswith("checkpoint")]
-    assert told == [("copies_differ", 8), ("resumed", 4), ("ended", 10)]
-    assert runs["again"]["status"] == [0, 0]
-    assert_same_weights(run, tmp_path / "undisturbed")
+    return [(event["kind"], event["step"]) for event in events if not event["kind"].startswith("checkpoint")]
 
 
 def assert_same_weights(*runs):
