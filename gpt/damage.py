@@ -36,7 +36,7 @@ class Damage:
 
 
 class DamageKeeper:
-    """What a run knows of damage. `event` has something told and kept: (kind, text, **fields); `save` saves the run."""
+    """What a run knows of damage. `event` has something told and kept; `save` saves the run."""
 
     def __init__(
         self, run: Run, engine: Engine, data: TrainingData, *, event: TellEvent, save: Callable[[], None]
