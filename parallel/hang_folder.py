@@ -75,17 +75,31 @@ def hang_folder(watched: Watched) -> Path:
     return folder
 
 
-def all_there(watched: Watched, folder: Path) -> bool:
-    """Whether every rank's report is in the folder."""
+def gather_reports(watched: Watched, folder: Path, reports: dict[str, Report]) -> None:
+    """Add those that have come since the last call, by file name: of a thousand ranks, on a slow file system, too many
+    to be read in the last moment."""
     probe = folder / f".probe-{watched.rank}"
     probe.touch()  # a change of our own makes a network file system show those of others
     probe.unlink()
-    return sum(1 for _ in folder.glob("rank-*.json")) == len(watched.members)
+    for path in sorted(folder.glob("rank-*.json")):
+        if path.name not in reports:
+            reports[path.name] = _read_report(path)
 
 
-def read_reports(folder: Path) -> list[Report]:
-    """The reports that are there."""
-    return [parse_report(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("rank-*.json"))]
+def leads(watched: Watched, folder: Path) -> bool:
+    """Whether the monitor of this rank decides: the lowest of those that are there to do it. Reads the reports of lower
+    ranks, until it knows: when rank 0 is slow, all monitors ask at the same moment."""
+    for path in sorted(folder.glob("rank-*.json")):
+        report = _read_report(path)
+        if report.rank >= watched.rank:
+            break
+        if report.rank == 0 or report.status != "died":
+            return False
+    return True
+
+
+def _read_report(path: Path) -> Report:
+    return parse_report(json.loads(path.read_text(encoding="utf-8")))
 
 
 def parse_report(table: dict[str, Any]) -> Report:

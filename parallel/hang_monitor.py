@@ -29,11 +29,11 @@ from parallel.hang_folder import (
     Member,
     Watched,
     alarm_file,
-    all_there,
+    gather_reports,
     hang_folder,
+    leads,
     leave_event,
     publish,
-    read_reports,
 )
 from parallel.hang_verdict import Report
 from parallel.heartbeat import ALARM_AT, FAILED, LOST, RUNNING, SIZE, STATUS, Beat, read_beat
@@ -196,25 +196,20 @@ def confer(watched: Watched, beat: Beat, still_s: float, talk: Talk) -> None:
         publish(folder / f"rank-{watched.rank:05}.json", json.dumps(dataclasses.asdict(talk.report), indent=1))
         if not alive and watched.rank != 0:
             leave(watched)  # said what there is to say
-        decided = folder / "verdict.json"
+        decided, reports = folder / "verdict.json", dict[str, Report]()
         while time.monotonic() < began + GATHER_S + 2 * DEPUTY_S:
             if decided.exists():
                 talk.decision = json.loads(decided.read_text(encoding="utf-8"))
                 return
             late_s = time.monotonic() - began - GATHER_S
-            if (watched.rank == 0 and (late_s > 0 or all_there(watched, folder))) or late_s > DEPUTY_S:
-                reports = read_reports(folder)
-                if leads(watched.rank, reports):
-                    talk.decision = conclude(watched, folder, reports)
+            if watched.rank == 0 or (late_s > DEPUTY_S and leads(watched, folder)):
+                gather_reports(watched, folder, reports)
+                if late_s > 0 or len(reports) == len(watched.members):
+                    talk.decision = conclude(watched, folder, [reports[name] for name in sorted(reports)])
                     return
             time.sleep(0.1)
     except OSError as error:
         talk.trouble = error.strerror or str(error)
-
-
-def leads(rank: int, reports: list[Report]) -> bool:
-    """Whether the monitor of this rank decides: the lowest of those that are there to do it."""
-    return rank == min((report.rank for report in reports if report.rank == 0 or report.status != "died"), default=rank)
 
 
 def conclude(watched: Watched, folder: Path, reports: list[Report]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from parallel.hang_evidence import (
     read_stacks,
     signal_of_death,
 )
-from parallel.hang_folder import Member, Watched, alarm_file, hang_folder, parse_report
+from parallel.hang_folder import Member, Watched, alarm_file, gather_reports, hang_folder, leads, parse_report
 from parallel.hang_verdict import Report, decide, tell
 
 
@@ -197,6 +197,31 @@ def test_all_ranks_report_into_one_folder_with_links_and_without(tmp_path, monke
     assert len(folders) == 1
     assert alarm_file(watched(tmp_path / "hangs", 0)).read_text() == folders.pop().name
     assert len(list((tmp_path / "hangs").iterdir())) == 2
+
+
+def leave_report(folder: Path, rank: int, **more) -> Path:
+    path = folder / f"rank-{rank:05}.json"
+    path.write_text(json.dumps(dataclasses.asdict(waiting(rank, **more))))
+    return path
+
+
+def test_the_lowest_rank_that_is_there_decides(tmp_path):
+    leave_report(tmp_path, 1, status="died")
+    for rank in (2, 3):
+        leave_report(tmp_path, rank)
+    assert [rank for rank in (2, 3) if leads(watched(tmp_path, rank), tmp_path)] == [2]
+    leave_report(tmp_path, 0, status="died")  # whose monitor decides although its rank is dead
+    assert [rank for rank in (0, 2, 3) if leads(watched(tmp_path, rank), tmp_path)] == [0]
+
+
+def test_reports_are_read_as_they_come_and_each_once(tmp_path):
+    reports, first = {}, leave_report(tmp_path, 1)
+    gather_reports(watched(tmp_path, 0), tmp_path, reports)
+    first.write_text("read already")
+    leave_report(tmp_path, 0)
+    gather_reports(watched(tmp_path, 0), tmp_path, reports)
+    assert [reports[name].rank for name in sorted(reports)] == [0, 1]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_report_survives_its_journey():
