@@ -170,7 +170,7 @@ def lost_peers(error: BaseException) -> bool:
     """Whether an error is torch.distributed's, itself or as the cause of another: a peer died, or did not answer."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, ConfigError):
+        if isinstance(seen, ConfigError) and not isinstance(seen.__cause__, PeerLost):  # else a save given up for it
             return False
         ours = isinstance(seen, (PeerLost, dist.DistError))
         if ours or (isinstance(seen, RuntimeError) and any(word in str(seen) for word in WORDS_OF_LOST_PEERS)):

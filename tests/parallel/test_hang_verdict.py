@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from gpt.errors import ConfigError
+from parallel.checkpoint_files import CheckpointError
+from parallel.checkpoint_ranks import PeerLost
+from parallel.checkpoint_save import given_up
 from parallel.hang_evidence import (
     Collective,
     Link,
@@ -23,6 +27,7 @@ from parallel.hang_evidence import (
 )
 from parallel.hang_folder import Member, Watched, alarm_file, gather_reports, hang_folder, leads, parse_report
 from parallel.hang_verdict import Report, decide, tell
+from parallel.watchdog import lost_peers
 
 
 def collective(
@@ -222,6 +227,19 @@ def test_reports_are_read_as_they_come_and_each_once(tmp_path):
     gather_reports(watched(tmp_path, 0), tmp_path, reports)
     assert [reports[name].rank for name in sorted(reports)] == [0, 1]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_save_given_up_for_a_dead_peer_is_no_mistake_of_the_users(tmp_path):
+    def fail(error, cause):
+        try:
+            raise error from cause
+        except ConfigError as raised:
+            return lost_peers(raised)
+
+    lost = PeerLost("another rank died or cannot be reached (Connection closed by peer)")
+    assert fail(given_up(tmp_path, lost), lost)
+    assert not fail(CheckpointError(tmp_path, "not saved: the gloo of the disk"), OSError(28, "full"))
+    assert not fail(ConfigError("a mistake"), None)
 
 
 def test_a_report_survives_its_journey():
