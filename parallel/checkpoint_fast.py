@@ -10,6 +10,7 @@ FAST/run-1f2e3d4c/rank-00012/step-000000123/
 import hashlib
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,11 @@ def find_newest(
     """
     mine: dict[int, tuple[str, Path]] = {}
     said: list[str] = []
-    for path in list_checkpoints(rank_directory(directory)):
+    try:
+        found = list_checkpoints(rank_directory(directory))
+    except OSError as error:  # a disk that fails: the first tier is there all the same
+        found, said = [], [f"skipped {rank_directory(directory)}: it cannot be read: {error.strerror}"]
+    for path in found:
         try:
             state = checkpoint.read_state(path)
             save_id = _save_id(state, run_id=run_id, layout=layout)
@@ -94,7 +99,8 @@ def load(path: Path, tensors: Mapping[str, torch.Tensor], group: dist.ProcessGro
 
 def discard_after(directory: Path, *, step: int) -> None:
     """Delete this rank's folders of later steps, for a run that goes on from `step`."""
-    checkpoint.discard_after(rank_directory(directory), step=step, group=ALONE)
+    with suppress(ConfigError):  # what cannot be looked at on a disk that fails cannot be found there either
+        checkpoint.discard_after(rank_directory(directory), step=step, group=ALONE)
 
 
 def discard_all(directory: Path) -> None:

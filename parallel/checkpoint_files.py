@@ -162,6 +162,8 @@ def read_manifest(path: Path) -> Manifest:
     except FileNotFoundError:
         what = f"{MANIFEST} is missing: no whole checkpoint was published here" if path.is_dir() else "no such folder"
         raise CheckpointError(path, what) from None
+    except OSError as error:
+        raise CheckpointError(path, f"{MANIFEST} cannot be read: {error.strerror}") from error
     body = _parse(path, MANIFEST, data)
     version = body.get("format_version")
     if body.get("format") == FORMAT and version != FORMAT_VERSION:

@@ -112,9 +112,12 @@ def tensor_bytes(pieces: tuple[Piece, ...], read: Callable[[str], torch.Tensor])
 def _begin(save: Save) -> Path:
     """Clear away what dead saves left, see that there is room, and make the hidden folder."""
     hidden = make_hidden(save.final)
-    if save.size_bytes > shutil.disk_usage(hidden).free:
+    try:
+        if save.size_bytes > shutil.disk_usage(hidden).free:
+            raise CheckpointError(save.final, "there is not enough room")  # the figures are added where this is caught
+    except (OSError, CheckpointError):
         shutil.rmtree(hidden, ignore_errors=True)
-        raise CheckpointError(save.final, "there is not enough room")  # the figures are added where this is caught
+        raise
     return hidden
 
 
@@ -155,9 +158,10 @@ def _abandon(save: Save, hidden: Path | None, error: ConfigError, group: Group) 
         shutil.rmtree(hidden, ignore_errors=True)
     figures = ""
     if save.each_its_own or rank_in(group) == 0:
-        existing = next(folder for folder in save.final.absolute().parents if folder.exists())
-        free_bytes = shutil.disk_usage(existing).free
-        figures = f"it needs {save.plan.tensor_bytes} bytes and {free_bytes} bytes are free in {save.final.parent}"
+        figures = f"it needs {save.plan.tensor_bytes} bytes"
+        with contextlib.suppress(OSError):  # a disk that no longer answers; the others wait to hear of this rank
+            existing = next(folder for folder in save.final.absolute().parents if folder.exists())
+            figures += f" and {shutil.disk_usage(existing).free} bytes are free in {save.final.parent}"
     path, reason = (error.path, error.reason) if isinstance(error, CheckpointError) else (save.final, str(error))
     with contextlib.suppress(PeerLost):  # then each rank tells what it knows
         said = exchange((save.final, figures), group)

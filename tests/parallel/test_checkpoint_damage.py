@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,18 @@ def test_any_flipped_bit_is_found(two: tuple[Path, Path], cases: Any) -> None:
         skipped_reason(*two, cases)
         (two[1] / name).write_bytes(original)
     assert checkpoint.find_latest(two[1].parent) == (two[1], [])
+
+
+def test_a_disk_that_does_not_give_the_manifest_is_damage(
+    two: tuple[Path, Path], cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (two[1] / MANIFEST).unlink()
+    monkeypatch.chdir(two[1])  # the name of a socket is short
+    with socket.socket(socket.AF_UNIX) as no_file:
+        no_file.bind(MANIFEST)  # to open it is an error of its own, as EIO is
+        assert f"{MANIFEST} cannot be read" in skipped_reason(*two, cases)
+        with pytest.raises(checkpoint.CheckpointError, match="cannot be read"):
+            checkpoint.read_state(two[1])
 
 
 @pytest.mark.parametrize("name", ["shard-00000.safetensors", INDEX, "state.json", MANIFEST])

@@ -1,5 +1,6 @@
 """A disk that is full or fails under a save: it is given up and told, what was there stays, the next works."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -7,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from parallel import checkpoint_fast
+from parallel.checkpoint import CheckpointError
 
 
 def test_full_disk(tmp_path: Path, cases: Any) -> None:
@@ -17,6 +21,27 @@ def test_full_disk(tmp_path: Path, cases: Any) -> None:
         assert cases.run_job("disk", "full", tmp_path) == [0]
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_disk_that_does_not_tell_its_room_fails_the_save_in_good_order(
+    tmp_path: Path, cases: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(shutil, "disk_usage", refuse)
+        with pytest.raises(CheckpointError, match=r"not saved: Input/output error.*; it needs [0-9]+ bytes; earlier"):
+            cases.save_value(tmp_path, 1, 1)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_second_tier_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "rank-00000").touch()  # to list it is an error, as of a disk that fails
+    found, said = checkpoint_fast.find_newest(tmp_path, run_id="", layout={})
+    assert found is None
+    assert said == [f"skipped {tmp_path}/rank-00000: it cannot be read: Not a directory"]
+    checkpoint_fast.discard_after(tmp_path, step=0)
 
 
 @pytest.mark.rehearse
