@@ -80,7 +80,8 @@ def run_rank(config: RunConfig, environment: ClusterEnvironment, *, resume: bool
             join_processes(environment, prepared.device, timeout_s=config.run.collective_timeout_s)
         try:
             watching = watch_rank(config.health, config.run.directory, error_file=environment.error_file)
-            with watching as heartbeat, deterministic(config.run.deterministic, prepared.device):
+            # in this order: to be watched, ranks talk to each other, and NCCL reads its settings then
+            with deterministic(config.run.deterministic, prepared.device), watching as heartbeat:
                 return train_joined(prepared, heartbeat)
         except LostPeers:  # it has been said, and what it was is in the run directory
             return 1
