@@ -7,7 +7,8 @@ from launch import dry_run
 from launch.build import engine_settings, layout_of
 from launch.cluster import ClusterEnvironment, launch_local
 from launch.config import RunConfig, read_run_config
-from launch.restarts import RestartPolicy, last_logged_step
+from launch.restarts import RestartPolicy
+from launch.resume import furthest_step
 from launch.train_rank import run_rank
 
 
@@ -52,4 +53,4 @@ def launch_ranks(args: argparse.Namespace, config: RunConfig) -> int:
     layout_of(config, args.nproc)  # a mistake is told before any process starts
     words = ["train", args.recipe, *args.overrides]
     words += [] if args.resume is None else ["--resume" if args.resume else "--no-resume"]
-    return launch_local(args.nproc, words, restarts=RestartPolicy(most, lambda: last_logged_step(config.run.directory)))
+    return launch_local(args.nproc, words, restarts=RestartPolicy(most, lambda: furthest_step(config.run.directory)))

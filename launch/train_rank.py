@@ -33,8 +33,8 @@ from launch.cluster import ClusterEnvironment, keep_freed_memory, leave_word_sav
 from launch.config import RunConfig, as_dict
 from launch.determinism import deterministic
 from launch.fast_tier import check_fast_directory, run_identity
-from launch.restarts import count_start, how_it_resumed, last_logged_step
-from launch.resume import check_run_directory, find_start
+from launch.restarts import count_start, how_it_resumed
+from launch.resume import check_run_directory, find_start, furthest_step
 from launch.run_lock import hold
 from launch.run_report import describe, how_it_ended, prepare_run_directory, write_summary
 from launch.start_up import join_processes
@@ -116,7 +116,7 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
         sampler=make_sampler(config.train, tokenizer, n_ctx=config.model.n_ctx),
         saved_state=saved_state,
         ledger=ledger,
-        reached=last_logged_step(config.run.directory),
+        reached=furthest_step(config.run.directory),
     )
 
 

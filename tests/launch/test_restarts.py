@@ -9,6 +9,7 @@ import pytest
 from gpt.errors import ConfigError
 from launch import cluster
 from launch.restarts import Restart, RestartPolicy, count_start
+from launch.resume import furthest_step
 
 # torch elastic leaves the files open into which its ranks wrote, until they are collected
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -74,6 +75,15 @@ def test_a_mistake_is_not_started_again(launch):
     assert (status, len(lines)) == (2, 2)
     assert "; restart 1 of 5" in lines[0]
     assert lines[1] == "triaxial: error: the recipe has changed meanwhile"
+
+
+def test_a_run_that_logs_seldom_gets_somewhere_with_every_checkpoint(tmp_path):
+    assert furthest_step(tmp_path) == 0
+    (tmp_path / "checkpoints" / "step-000000070").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-000000060").mkdir()
+    for logged, furthest in ((50, 70), (100, 100)):
+        (tmp_path / "metrics.jsonl").write_text(f'{{"step": {logged}}}\n')
+        assert furthest_step(tmp_path) == furthest
 
 
 def test_what_our_launcher_counts_rank_0_counts_for_torchrun(tmp_path):
