@@ -46,16 +46,20 @@ def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, re
             raise ConfigError(f"--resume, but {config.run.directory / 'checkpoints'} holds no checkpoint")
         return
     if resume is False:
-        raise ConfigError(
-            f"--no-resume, but {config.run.directory} holds the checkpoint {found[0].name}; choose another "
-            f"--run.directory, or remove that one"
-        )
+        raise _not_to_be_resumed(config, found[0])
     try:
         state = checkpoint.read_state(found[0])
     except checkpoint.CheckpointError:
         return  # find_start falls back to an older one, and says so
     check_same_run(found[0], state, saved_state)
     loop_state(config, state)
+
+
+def _not_to_be_resumed(config: RunConfig, found: Path) -> ConfigError:
+    return ConfigError(
+        f"--no-resume, but {config.run.directory} holds the checkpoint {found.name}; choose another --run.directory, "
+        f"or remove that one"
+    )
 
 
 def furthest_step(run_directory: Path) -> int:
@@ -116,6 +120,8 @@ def _start_from(
         start = fresh_start(config)
         start.events.extend(("checkpoint_skipped", text) for text in passed_over)
         return start
+    if resume is False:
+        raise _not_to_be_resumed(config, path)
     state = checkpoint.read_state(path)
     loop, changes = loop_state(config, state)
     changes = [*check_same_run(path, state, saved_state), *changes]

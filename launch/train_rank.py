@@ -33,7 +33,7 @@ from launch.cluster import ClusterEnvironment, keep_freed_memory, leave_word_sav
 from launch.config import RunConfig, as_dict
 from launch.determinism import deterministic
 from launch.fast_tier import check_fast_directory, run_identity
-from launch.restarts import count_start, how_it_resumed
+from launch.restarts import Restart, count_start, how_it_resumed
 from launch.resume import check_run_directory, find_start, furthest_step
 from launch.run_lock import hold
 from launch.run_report import describe, how_it_ended, prepare_run_directory, write_summary
@@ -65,7 +65,6 @@ class Prepared:
 
 def run_rank(config: RunConfig, environment: ClusterEnvironment, *, resume: bool | None) -> int:
     """Train as this rank of the run, alone or among the others that the launcher started; returns the exit status."""
-    resume = resume if environment.restart is None else None  # what a restart goes on from is the run's own
     is_first = environment.rank == 0
     ledger = TimeLedger(
         config.run.directory / "ledger.jsonl" if is_first else None,
@@ -104,7 +103,9 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
         "data": data.fingerprint(),
         "tokenizer": tokenizer.fingerprint,
     }
-    check_run_directory(config, saved_state, resume=resume)
+    # what a restart goes on from is the run's own; on several nodes not all ranks know of one yet
+    first_start = environment.restart is None and environment.local_world_size == environment.world_size
+    check_run_directory(config, saved_state, resume=resume if first_start else None)
     return Prepared(
         config=config,
         environment=environment,
@@ -123,12 +124,14 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
 def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
     """A rank among the others, from the checkpoint to the end of training; returns the exit status."""
     config, layout, ledger = prepared.config, prepared.layout, prepared.ledger
+    restart = known_restart(prepared.environment.restart)
+    resume = prepared.resume if restart is None else None
     if config.checkpoint.fast_directory:
         check_fast_directory(config)
         prepared.saved_state["run_id"] = run_identity(config.run.directory)
     with ledger.span("start_up/verifying"):
         holding = holding_layout(engine_settings(config, layout))
-        start = find_start(config, prepared.saved_state, resume=prepared.resume, layout=holding)
+        start = find_start(config, prepared.saved_state, resume=resume, layout=holding)
     if start.step >= config.train.steps(config.batch.ramp):
         ledger.path = None  # nothing is left to train: the time since the end is no part of the run
     ledger.write()  # a restart that fails from here on is in it
@@ -138,7 +141,6 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
         peak = total_peak_flops_per_s(config, prepared.environment, prepared.device)
     run = build_loop(config, prepared.saved_state, peak_flops_per_s=peak)
     events = [*start.events, *check_room(run, engine, step=start.step)]
-    restart = prepared.environment.restart
     if restart is not None:
         events.insert(0, ("restart", how_it_resumed(restart, reached=prepared.reached, step=start.step)))
     first_step = start.step
@@ -169,6 +171,13 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
         discard_all(run.fast_checkpoints)
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
     return leave_word_saved(prepared.environment) if outcome.ended == "signal" else 0
+
+
+def known_restart(mine: Restart | None) -> Restart | None:
+    """What any rank knows of a failure before this start: torchrun counts it on the node of the rank that failed, and
+    elsewhere starts its ranks again as if for the first time. Collective."""
+    known = [restart for restart in exchange(mine, None) if restart is not None]
+    return max(known, key=lambda restart: restart.count, default=None)
 
 
 def digest_of_weights(engine: NativeEngine) -> str:

@@ -6,7 +6,10 @@ import json
 import pytest
 import torch.distributed as dist
 
+from gpt.errors import ConfigError
+from launch.config import read_run_config
 from launch.main import main
+from launch.resume import find_start
 
 BIG = 2**40
 # Overrides of a sound recipe, and what the one line must say: the key, its value, the rule, and what is near to it.
@@ -154,6 +157,13 @@ def test_another_run_is_no_resume(said, trained, tiny_corpus, words, parts):
     line = said(words.split(" "), trained)
     assert all(part in line for part in parts), line
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_no_resume_is_refused_by_all_ranks_together_too(tiny_corpus, trained):
+    """On several nodes, where only those of the node of a failed rank know that this start is a restart."""
+    config = read_run_config(str(tiny_corpus.recipe), ["--run.directory", str(trained)])
+    with pytest.raises(ConfigError, match=r"--no-resume, but .* holds the checkpoint step-000000004"):
+        find_start(config, {}, resume=False)
 
 
 def test_a_resume_lists_the_settings_that_have_changed(tiny_corpus, trained, capsys):
