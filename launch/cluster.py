@@ -10,14 +10,15 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
 
 from gpt.errors import ConfigError
 from launch.failures import (
@@ -215,6 +216,29 @@ def leave_word_saved(environment: ClusterEnvironment) -> int:
         environment.saved_file.parent.mkdir(parents=True, exist_ok=True)
         environment.saved_file.write_text("saved after a signal\n", encoding="utf-8")
     return SAVED_AFTER_SIGNAL
+
+
+@contextlib.contextmanager
+def early_warning_ends(environment: ClusterEnvironment) -> Iterator[None]:
+    """While inside, SIGUSR1, which comes before a time limit, ends a rank that does not train yet, or no more, as it
+    ends one that trains: all that there is to save is saved, and the job is to start again. In the main thread only.
+
+    SIGTERM goes on killing: a launcher that saw a rank die sends it to the others, and should not have to wait.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        if environment.rank == 0:
+            print("triaxial: told to stop while it did not train: nothing is lost", file=sys.stderr, flush=True)
+        raise SystemExit(leave_word_saved(environment))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def report_mistake(message: str, *, exit_status: int = MISTAKE) -> None:

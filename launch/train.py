@@ -5,7 +5,7 @@ import argparse
 from gpt.errors import ConfigError
 from launch import dry_run
 from launch.build import engine_settings, layout_of
-from launch.cluster import ClusterEnvironment, launch_local
+from launch.cluster import ClusterEnvironment, early_warning_ends, launch_local
 from launch.config import RunConfig, read_run_config
 from launch.restarts import RestartPolicy
 from launch.resume import furthest_step
@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         return launch_ranks(args, config)
     if args.max_restarts is not None:
         raise ConfigError("--max-restarts goes with --nproc; torchrun has a --max-restarts of its own")
-    return run_rank(config, environment, resume=args.resume)
+    with early_warning_ends(environment):
+        return run_rank(config, environment, resume=args.resume)
 
 
 def launch_ranks(args: argparse.Namespace, config: RunConfig) -> int:

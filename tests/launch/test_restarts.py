@@ -98,6 +98,19 @@ def test_what_our_launcher_counts_rank_0_counts_for_torchrun(tmp_path):
         count_start(tmp_path, Restart(2, 99, "our launcher counts for itself"), reached=520)
 
 
+@pytest.mark.timeout(300)
+def test_a_warning_before_the_first_step_is_answered_as_one_in_training(tiny_corpus, launched, tmp_path):
+    saved = tmp_path / "saved"
+    with launched.Launched(
+        tiny_corpus.recipe, tmp_path / "run", *STEPS, environment={"TRIAXIAL_SAVED_FILE": str(saved)}
+    ) as job:
+        job.wait_for(lambda: (job.run / ".progress.json").exists(), what="what rank 0 writes before it joins others")
+        job.process.send_signal(signal.SIGUSR1)
+        assert job.end() == 75, job.errors()
+    assert saved.exists(), "slurm/train.sbatch queues the job again"
+    assert not (job.run / ".owner.json").exists()
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_corpus, watched_ranks, launched, tmp_path_factory):
     """Under data 2: a run that nobody disturbs; one that is told to stop twice, and each time started again by hand."""
