@@ -17,6 +17,9 @@ def first_failure(failures: Failures) -> tuple[int, Any]:
     # when one rank has failed the launcher ends the others with SIGTERM, at which a training rank saves and stops
     asked_to_stop = (-int(signal.SIGTERM), SAVED_AFTER_SIGNAL)
     causes = {rank: failure for rank, failure in failures.items() if failure.exitcode not in asked_to_stop} or failures
+    if any("no progress" in (watchdog_words(failure) or "") for failure in failures.values()):
+        # a rank whose own monitor was silent, too, was killed by another's, which has told why
+        causes = {rank: f for rank, f in causes.items() if f.exitcode != -signal.SIGKILL or watchdog_words(f)} or causes
     # the watchdog's kills follow from a fault that is another rank's; when all were killed so, its words tell whose
     causes = {rank: failure for rank, failure in causes.items() if not watchdog_words(failure)} or causes
     return min(causes.items(), key=_failed_at)

@@ -1,13 +1,16 @@
 """A run that loses ranks starts again by itself and ends as if nothing had happened; real processes."""
 
+import json
 import random
 import signal
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from gpt.errors import ConfigError
 from launch import cluster
+from launch.failures import first_failure, in_words
 from launch.restarts import Restart, RestartPolicy, count_start
 from launch.resume import furthest_step
 
@@ -75,6 +78,19 @@ def test_a_mistake_is_not_started_again(launch):
     assert (status, len(lines)) == (2, 2)
     assert "; restart 1 of 5" in lines[0]
     assert lines[1] == "triaxial: error: the recipe has changed meanwhile"
+
+
+def test_a_frozen_rank_that_the_watchdog_killed_is_not_said_to_want_memory(tmp_path):
+    def failures(words):
+        told = {"message": {"message": words, "extraInfo": {"watchdog": True, "timestamp": "1"}}}
+        (tmp_path / "told.json").write_text(json.dumps(told))
+        files = [tmp_path / "nothing", tmp_path / "told.json"]  # rank 1 alone was left a word by its monitor
+        return {rank: ProcessFailure(rank, 99, -signal.SIGKILL, str(file)) for rank, file in enumerate(files)}
+
+    frozen = "triaxial: error: no progress for 15.3 s of 2 ranks: rank 0 in step 5: no report came"
+    assert in_words(*first_failure(failures(frozen))) == frozen.removeprefix("triaxial: ")
+    killed = "triaxial: error: fault of 2 ranks: rank 0 in step 5: it died without a word"
+    assert in_words(*first_failure(failures(killed))).startswith("rank 0 was killed by SIGKILL")
 
 
 def test_a_run_that_logs_seldom_gets_somewhere_with_every_checkpoint(tmp_path):
