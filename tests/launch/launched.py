@@ -38,7 +38,7 @@ def wait_for(condition, *, what, wait_s=WAIT_S):
 
 
 class Launched:
-    """A launcher with its ranks, which write to `run`; what it prints goes to files beside that folder, or in `logs`."""
+    """A launcher with its ranks, which write to `run`; what it prints goes to files beside it, or in `logs`."""
 
     def __init__(self, recipe, run, *words, command=TRIAXIAL, environment=None, logs=None):
         self.run, self.logs, self.number = Path(run), Path(logs or Path(run).parent), 0
