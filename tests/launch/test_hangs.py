@@ -27,7 +27,8 @@ CANARY = "canary-of-a-secret-in-the-environment"
 LAYOUTS = {"data": [], "tensor": ["--parallel.tensor", "2"], "pipeline": ["--parallel.pipeline", "2"]}
 # what is done to a rank: what the verdict must find, and the function that must be on the rank's stack
 FOUND = {
-    "skip": (("skipped", "died"), ""),  # gloo ends the rank that receives more than it asked for: this one or a peer
+    # gloo ends the rank that receives more than it asked for, this one or a peer; else this one has issued fewer
+    "skip": (("skipped", "died", "behind"), ""),
     "loop": (("busy",), "python_loop"),
     "gil": (("busy",), "hold_the_lock"),
     "stop": (("stopped",), "in stop"),
