@@ -128,8 +128,8 @@ def slow_down(seconds: float) -> None:
     slower(NativeEngine, "start_save")
     batches = validation.validation_batches
 
-    def slow_batches(*args):
-        for batch in batches(*args):
+    def slow_batches(*args, **kwargs):
+        for batch in batches(*args, **kwargs):
             time.sleep(seconds / 3)
             yield batch
 
