@@ -1,14 +1,15 @@
 """Goodput of a simulated run of 54 days on 16,384 GPUs with Llama 3's rate of faults, for several checkpoint intervals.
 
-    python benchmarks/goodput_simulation.py [--interval-s 300 900 3600] [--ledger RUN/ledger.jsonl] [--json FILE]
+    python benchmarks/goodput_simulation.py [--interval-s 300 900 3600] [--resume FILE | --ledger FILE] [--json FILE]
 
 Faults strike at any time, start-up included. Each costs its detection, a new start (`restart_s`, `load_s`,
 `first_step_s`) and the steps since the newest checkpoint that was whole; each save holds training up for `stall_s` and
-is whole `write_s` after it began. What a fault costs is an input: measured by benchmarks/resume_time.py, read from a
-run's ledger, or set. The last line printed is one JSON object. docs/reliability.md has the figures.
+is whole `write_s` after it began. What a fault costs is an input: the result of benchmarks/resume_time.py (--resume),
+a run's ledger.jsonl (--ledger), or set. The last line printed is one JSON object. docs/reliability.md has the figures.
 """
 
 import argparse
+import json
 import math
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -32,6 +33,7 @@ GPUS, DAYS, FAULTS = 16_384, 54.0, 419
 # "Time between failures is modeled well by a Weibull distribution with decreasing hazard rate" (Schroeder and Gibson,
 # DSN 2006, on 23,000 failures at Los Alamos); the shape is the lower end of the 0.7 to 0.8 that they fit.
 CLUSTERED_SHAPE = 0.7
+LOADING = ("verifying", "building", "loading")  # parts of a start-up, as the ledger of time calls them
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,25 @@ def simulate(phases: Phases, faults: Faults, *, interval_s: float, horizon_s: fl
     )
 
 
+def phases_of_benchmark(path: Path, base: Phases) -> Phases:
+    """What benchmarks/resume_time.py wrote with --json; detection, of which it knows nothing, as in `base`."""
+    try:
+        found = json.loads(path.read_text())
+        parts, save = found["ours"]["phases_s"], found["save"]
+        stall_s, write_s = float(save["stall_s"]), float(save["write_s"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"--resume {path}: not what resume_time.py --json writes") from None
+    load_s = sum(parts.get(part, 0.0) for part in LOADING)
+    return Phases(
+        detect_s=base.detect_s,
+        restart_s=sum(parts.values()) - load_s - parts["first step"],
+        load_s=load_s,
+        first_step_s=parts["first step"],
+        stall_s=stall_s,
+        write_s=stall_s + write_s,
+    )
+
+
 def phases_of_ledger(path: Path, base: Phases) -> Phases:
     """Where a run's ledger knows a phase, its median; else as in `base`. A restart is what was down between processes
     and their start-up but for loading, so detection is in it and counts 0."""
@@ -143,8 +164,7 @@ def phases_of_ledger(path: Path, base: Phases) -> Phases:
     restarted = [process for process in started if process is not account.processes[0]]
     if not restarted:
         raise ConfigError(f"--ledger {path}: the run was never restarted, so it does not tell what a restart costs")
-    loading = ("verifying", "building", "loading")
-    load_s = median(sum(process.start_up.get(part, 0.0) for part in loading) for process in restarted)
+    load_s = median(sum(process.start_up.get(part, 0.0) for part in LOADING) for process in restarted)
     starts_s = median(process.down_s + sum(process.start_up.values()) for process in restarted)
     saving = [row["seconds"].get("saving", 0.0) for row in read_rows(path)]
     stalls = [after - before for before, after in pairwise(saving) if after > before]
@@ -215,6 +235,8 @@ def chosen_phases(args: argparse.Namespace) -> Phases:
     phases = PRESETS[args.phases]
     if args.ledger is not None:
         phases = phases_of_ledger(args.ledger, phases)
+    if args.resume is not None:
+        phases = phases_of_benchmark(args.resume, phases)
     given = {name: getattr(args, name) for name in asdict(phases) if getattr(args, name) is not None}
     phases = replace(phases, **given)
     for name, value in asdict(phases).items():
@@ -228,7 +250,9 @@ def chosen_phases(args: argparse.Namespace) -> Phases:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phases", choices=PRESETS, default="measured", help="what a fault and a save cost")
-    parser.add_argument("--ledger", type=Path, help="take what a restarted run's ledger.jsonl knows of them")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--resume", type=Path, help="take what resume_time.py --json wrote")
+    source.add_argument("--ledger", type=Path, help="take what a restarted run's ledger.jsonl knows of them")
     for name, value in asdict(PRESETS["measured"]).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, help=f"instead (measured: {value:g})")
     parser.add_argument("--interval-s", type=float, nargs="+", default=[300.0, 900.0, 3600.0], metavar="S")

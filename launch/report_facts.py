@@ -52,9 +52,9 @@ def news(history: RunHistory) -> list[Event]:
 
 
 def word_of(event: Event) -> str:
-    """What happened, in a word or two; of a fault of ranks, what the watchdog found."""
+    """What happened, in a word or two; of a rank that the watchdog blames, what it found."""
     finding = event.fields.get("finding") if event.kind == "hang" else None
-    return f"rank {finding}" if isinstance(finding, str) else event.kind.replace("_", " ")
+    return f"rank {finding}" if finding in ("died", "failed", "stopped") else event.kind.replace("_", " ")
 
 
 ENDS = {  # as train_summary.json has them, but for the last token

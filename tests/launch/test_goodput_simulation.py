@@ -40,6 +40,23 @@ def test_exponential_faults_and_blocking_saves_are_dalys_model(tmp_path):
     assert all(row["spread"] > 0 for row in clustered)
 
 
+def test_phases_come_from_the_benchmark_of_resuming(tmp_path):
+    parts = {
+        "launching": 1,
+        "imports": 2,
+        "joining": 4,
+        "verifying": 8,
+        "building": 16,
+        "loading": 32,
+        "first step": 64,
+    }
+    measured = {"ours": {"phases_s": parts}, "save": {"stall_s": 0.5, "write_s": 2}}
+    (tmp_path / "resume.json").write_text(json.dumps(measured))
+    found = simulation(tmp_path, "--resume", tmp_path / "resume.json", "--detect-s", 10, "--seeds", 2)
+    phases = {"detect_s": 10, "restart_s": 7, "load_s": 56, "first_step_s": 64, "stall_s": 0.5, "write_s": 2.5}
+    assert (found["phases"], found["recovery_s"]) == (phases, 137)
+
+
 @pytest.mark.parametrize(("mean_h", "optimum_min", "rounded_by"), [(24, 117, 0.5), (6, 57, 0.5), (0.25, 9.1, 0.05)])
 def test_the_best_interval_is_the_one_that_daly_publishes(tmp_path, mean_h, optimum_min, rounded_by):
     """Figures 3 to 5 of the paper: saves of 5 minutes."""
