@@ -36,7 +36,7 @@ from launch.report_facts import start_up_medians
 
 HERE = Path(__file__).resolve().parent
 PROCESSES, VOCAB = 2, 512
-STEP_TOKENS, STEPS, SAVE_EVERY = 128, 9, 2  # a small step: what counts is what comes before it
+STEP_TOKENS, STEPS, SAVE_EVERY = 128, 7, 2  # a small step: what counts is what comes before it
 PATIENCE_S = 600.0
 ENVIRONMENT = {**os.environ, **CPU_MEMORY_SETTINGS, "OMP_NUM_THREADS": "1"}
 RECIPE = f"""
@@ -183,8 +183,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             ]
             for turn in turns if i % 2 == 0 else reversed(turns):
                 turn()
-            told = f"ours {ours[-1]['total_s']:.1f} s, torch with DCP {theirs[-1]['total_s']:.1f} s"
-            print(f"round {i + 1} of {args.rounds}: {told}", file=sys.stderr)
+            for name, one in (("ours", ours[-1]), ("torch with DCP", theirs[-1])):
+                told = ", ".join(f"{phase} {s:.1f}" for phase, s in one["phases_s"].items())
+                print(f"round {i + 1} of {args.rounds}: {name} {one['total_s']:.1f} s ({told})", file=sys.stderr)
         totals = {"ours": [one["total_s"] for one in ours], "peer": [one["total_s"] for one in theirs]}
         (checkpoint,) = (run / "checkpoints").iterdir()
         return {
