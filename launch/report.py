@@ -14,7 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt.goodput import NAMES, Account
-from launch.report_facts import as_json, bytes_text, headline, news, start_up_medians, status, time_text, word_of
+from launch.report_facts import (
+    as_json,
+    bytes_text,
+    headline,
+    news,
+    start_up_medians,
+    status,
+    text_of,
+    time_text,
+    word_of,
+)
 from launch.report_page import report_page
 from launch.run_history import RunHistory, read_history
 from launch.terminal import table_console
@@ -89,7 +99,7 @@ def events_table(history: RunHistory) -> Table:
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for event in news(history)[-LAST_EVENTS:]:
         step = "" if event.step is None else f"{event.step:,}"
-        words = (time_text(event.time), step, printable(word_of(event)), printable(event.text))
+        words = (time_text(event.time), step, printable(word_of(event)), printable(text_of(event)))
         table.add_row(*(Text(word) for word in words))
     return table
 

@@ -57,6 +57,12 @@ def word_of(event: Event) -> str:
     return f"rank {finding}" if finding in ("died", "failed", "stopped") else event.kind.replace("_", " ")
 
 
+def text_of(event: Event) -> str:
+    """What is told of it, and where the stacks of a hang lie."""
+    reports = event.fields.get("reports") if event.kind == "hang" else None
+    return f"{event.text}; stacks in {reports}" if isinstance(reports, str) else event.text
+
+
 ENDS = {  # as train_summary.json has them, but for the last token
     "signal": "stopped by a signal; the same command goes on",
     "stop_after_s": "stopped when its time was over; the same command goes on",

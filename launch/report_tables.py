@@ -6,7 +6,16 @@ from html import escape
 
 from gpt.console import human_duration
 from gpt.goodput import ProcessTime
-from launch.report_facts import bytes_text, meaning_of, news, seconds_text, start_up_medians, time_text, word_of
+from launch.report_facts import (
+    bytes_text,
+    meaning_of,
+    news,
+    seconds_text,
+    start_up_medians,
+    text_of,
+    time_text,
+    word_of,
+)
 from launch.run_history import Event, RunHistory
 
 MOST_ROWS = 200  # of a table; the newest
@@ -19,7 +28,7 @@ def events_part(history: RunHistory) -> str:
     rows = [
         f"<tr><td class=word>{escape(time_text(event.time))}</td><td>{_step(event.step)}</td>"
         f"<td class=word><i class={meaning_of(event.kind)}></i>{escape(word_of(event))}</td>"
-        f"<td class=text>{escape(event.text)}</td></tr>"
+        f"<td class=text>{escape(text_of(event))}</td></tr>"
         for event in reversed(shown[-MOST_ROWS:])
     ]
     counts = ", ".join(f"{n:,} {kind}" for kind, n in Counter(map(word_of, shown)).most_common())

@@ -117,6 +117,8 @@ def test_a_run_that_died_or_is_damaged_shows_what_is_there(tmp_path, capsys):
     run = tmp_path / "run"
     write_run(run, steps=6)
     append_event(run / "events.jsonl", "from the future", step=3, text="", fields={"x": [1]})
+    blamed = {"finding": "died", "reports": "runs/x/hangs/1"}
+    append_event(run / "events.jsonl", "hang", step=5, text="rank 1 in step 5", fields=blamed)
     for name, junk in (
         ("metrics.jsonl", b'\xff\x00\n[1]\n"x"\n{"step": "3"}\n{"step": -1, "loss": 2}\n{"step": 7, "loss": 1e999}\n'),
         ("events.jsonl", b'{"time": 3}\n{"time": "2026", "kind": []}\n{"time": "never", "kind": "a"}\n7\n'),
@@ -132,6 +134,7 @@ def test_a_run_that_died_or_is_damaged_shows_what_is_there(tmp_path, capsys):
     assert len(facts["problems"]) == 5, facts["problems"]
     assert "metrics.jsonl: 3 lines that cannot be read passed over" in said
     assert "config.json: cannot be read" in page
+    assert "<i class=fault></i>rank died</td><td class=text>rank 1 in step 5; stacks in runs/x/hangs/1</td>" in page
     for left in ("ledger.jsonl", "config.json", "train_summary.json", "events.jsonl"):
         (run / left).unlink()
         report(run, tmp_path, capsys)
