@@ -145,11 +145,13 @@ def warm(args: argparse.Namespace, full: Path, peer: bool, report: Callable[[str
         commands = {name: [sys.executable, __file__, *common, "--who", name, "serve"] for name in names}
         rounds = side_by_side.alternate(commands, rounds=args.rounds, threads=1, report=report)
         spans = {name: [r[name]["elapsed_s"] / r[name]["batches"] for r in rounds] for name in names}
+        cpu_us = {name: [r[name]["cpu_s"] / r[name]["batches"] / n * 1e6 for r in rounds] for name in names}
         batches_per_s = {name: 1 / statistics.median(values) for name, values in spans.items()}
         result[str(n)] = {
             "batches_per_s": batches_per_s,
             "tokens_per_s": {name: speed * n * files.SEQ_LEN for name, speed in batches_per_s.items()},
             "ratios": side_by_side.speed_ratios(spans, "triaxial"),
+            "cpu_us_a_sample": {name: statistics.median(values) for name, values in cpu_us.items()},
         }
     return result
 
@@ -201,7 +203,8 @@ def show(result: dict[str, Any]) -> None:
         for name, speed in speeds["batches_per_s"].items():
             ratio = speeds["ratios"].get(name)
             beside = "" if ratio is None else f"   ours/its {ratio['of_medians']:.2f}"
-            print(f"  {name:24}{speed:>10,.0f}{beside}")
+            cpu_us = speeds["cpu_us_a_sample"][name]
+            print(f"  {name:24}{speed:>10,.0f}{beside}   {cpu_us:.1f} us of processor a sample")
     print("\nafter one epoch's worth of tokens in a run of three epochs")
     for name, values in result["epoch"].items():
         print(f"  {name:24}" + "  ".join(f"{key} {share:.2%}" for key, share in values.items()))

@@ -139,10 +139,11 @@ def batches(who: str, prefix: Path, folder: Path, n: int) -> Callable[[], dict[s
 
     def block() -> dict[str, Any]:
         nonlocal done
+        cpu_started_at = time.process_time()
         for _ in range(BATCHES_PER_BLOCK):
             read(done * n % (n_samples - n))
             done += 1
-        return {"batches": BATCHES_PER_BLOCK}
+        return {"batches": BATCHES_PER_BLOCK, "cpu_s": time.process_time() - cpu_started_at}
 
     block()
     return block

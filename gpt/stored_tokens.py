@@ -31,7 +31,7 @@ class StoredTokens:
         try:
             self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
-            hint = "; raise `ulimit -n` above the number of token files" if error.errno == errno.EMFILE else ""
+            hint = "; raise `ulimit -n` above twice the number of token files" if error.errno == errno.EMFILE else ""
             raise ConfigError(f"{path} cannot be opened: {error.strerror}{hint}") from None
         weakref.finalize(self, os.close, self._file)
 

@@ -5,6 +5,7 @@ Layout, little-endian: magic, bytes of .bin, bytes of .idx, the CRC-32 of these;
 a disk read nothing that it would not read anyway. The file takes a thousandth of what it describes.
 """
 
+import errno
 import os
 import struct
 import weakref
@@ -155,7 +156,8 @@ def open_sums(prefix: Path) -> TokenSums | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ConfigError(f"{sums_path(prefix)} cannot be opened: {error.strerror}") from None
+        hint = "; raise `ulimit -n` above twice the number of token files" if error.errno == errno.EMFILE else ""
+        raise ConfigError(f"{sums_path(prefix)} cannot be opened: {error.strerror}{hint}") from None
     for file in sums.files.values():
         file.check_size()
     return sums
