@@ -21,6 +21,7 @@ class RunSaver:
         self.run, self.engine, self.ledger, self.event = run, engine, ledger, event
         self.newest: Path | None = None
         self.failures = 0  # in a row
+        self.under_way: int | None = None  # step of a save of the first tier beside training
 
     def save(self, state: LoopState, *, must_succeed: bool) -> None:
         """Save and wait for it. ConfigError where it fails and must not, or has failed too often."""
@@ -40,10 +41,14 @@ class RunSaver:
 
     def start(self, state: LoopState) -> None:
         """Begin a save that goes on beside training, and hear of the one before, which has ended by then."""
+        self.under_way = state.step
         self._start(self.run.checkpoints, state, self.run.retention, each_its_own=False)
 
     def start_fast(self, directory: Path, state: LoopState) -> None:
-        """The same in the second tier, where each rank keeps its own part."""
+        """The same in the second tier, where each rank keeps its own part; left out while a save of the first is under
+        way, since training would wait for shared storage."""
+        if self.under_way is not None:
+            return
         self._start(directory, state, Retention(FAST_KEPT), each_its_own=True)
 
     def _start(self, directory: Path, state: LoopState, keep: Retention, *, each_its_own: bool) -> None:
@@ -55,6 +60,8 @@ class RunSaver:
     def collect(self, *, wait: bool) -> None:
         """Hear of the saves beside training that have ended: the same ones on all ranks, at the same step."""
         for result in self.engine.finished_saves(wait=wait):
+            if result.step == self.under_way and not result.each_its_own:
+                self.under_way = None
             if result.error is not None and result.each_its_own:  # the first tier is there all the same
                 self.event("fast_checkpoint_failed", result.error, checkpoint_step=result.step)
             elif result.error is not None:

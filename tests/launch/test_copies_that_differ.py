@@ -90,6 +90,7 @@ def test_a_run_with_a_flipped_bit_ends_and_goes_on_from_a_checkpoint_that_was_co
     ]
     (tmp_path / "disk").mkdir()
     tier = ["--checkpoint.fast_directory", str(tmp_path / "disk"), "--checkpoint.fast_every_tokens", "512"]
+    tier += ["--checkpoint.in_background", "false"]  # else a save beside training may take the second tier's turn
     words = [*words_of(tiny_corpus.recipe, tmp_path / "fast", "--parallel.tensor", 2), *tier]
     plan += [
         {"name": "flipped fast", "nproc": 2, "words": words, "ail": flip},

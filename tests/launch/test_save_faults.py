@@ -2,8 +2,11 @@
 nothing differs from an undisturbed run; each run in this very process."""
 
 import json
+import os
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from launch.main import main
+from launch.restarts import last_logged_step
 from parallel import checkpoint
 
 WORDS = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12", "--train.validation_tokens", "64"]
@@ -31,6 +35,35 @@ def train(tiny_corpus: Any, run: Path, *words: object) -> int:
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == kind]
+
+
+def test_the_second_tier_does_not_make_training_wait_for_shared_storage(tiny_corpus, tmp_path, monkeypatch):
+    run, disk, fsync, seen = tmp_path / "run", tmp_path / "disk", os.fsync, []
+
+    def slow(descriptor: int) -> None:
+        if (
+            threading.current_thread().name == "saving step 8" and not seen
+        ):  # the first tier: storage answers after three steps
+            ends_at = time.monotonic() + 60
+            while last_logged_step(run) < 11 and time.monotonic() < ends_at:
+                time.sleep(0.005)
+            seen.append(last_logged_step(run))
+        fsync(descriptor)
+
+    disk.mkdir()
+    monkeypatch.setattr(os, "fsync", slow)
+    words = [
+        "--checkpoint.every_tokens",
+        4096,
+        "--checkpoint.fast_directory",
+        disk,
+        "--checkpoint.fast_every_tokens",
+        512,
+    ]
+    assert train(tiny_corpus, run, *words) == 0
+    assert seen
+    assert min(seen) >= 11
+    assert [event["checkpoint_step"] for event in events(run, "checkpoint_saved")] == [8, 12]
 
 
 def ended_alike(run: Path, other: Path) -> bool:
