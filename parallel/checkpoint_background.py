@@ -4,6 +4,7 @@ The thread writes what a waiting save would write, byte for byte, by the same st
 gloo group of its own, never over one that training uses, so that neither waits for the other.
 """
 
+import contextlib
 import sys
 import threading
 import time
@@ -223,4 +224,7 @@ def _host_memory(size_bytes: int, *, pinned: bool) -> torch.Tensor:
         cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         if int(cudart.cudaHostRegister(buffer.data_ptr(), size_bytes, 0)) == 0:
             weakref.finalize(buffer, cudart.cudaHostUnregister, buffer.data_ptr())
+        else:  # copies are slower then; CUDA keeps the refusal for the next kernel, which is not to be one of training
+            with contextlib.suppress(RuntimeError):
+                torch.zeros(1, device="cuda")
     return buffer
