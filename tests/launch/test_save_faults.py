@@ -41,9 +41,7 @@ def test_the_second_tier_does_not_make_training_wait_for_shared_storage(tiny_cor
     run, disk, fsync, seen = tmp_path / "run", tmp_path / "disk", os.fsync, []
 
     def slow(descriptor: int) -> None:
-        if (
-            threading.current_thread().name == "saving step 8" and not seen
-        ):  # the first tier: storage answers after three steps
+        if threading.current_thread().name == "saving step 8" and not seen:  # shared storage, slow for three steps
             ends_at = time.monotonic() + 60
             while last_logged_step(run) < 11 and time.monotonic() < ends_at:
                 time.sleep(0.005)
