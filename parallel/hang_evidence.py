@@ -178,18 +178,23 @@ def _link_target(path: str) -> str:
 # ---- Python's stacks ------------------------------------------------------------------------------------------------
 
 
-def read_stacks(pid: int, *, signal_number: int, file: int) -> str:
+def read_stacks(pid: int, *, signal_number: int, file: int, stopped: bool = False) -> str:
     """Have the process write all its threads' stacks into the open `file`, by the signal that faulthandler waits for.
 
     Empty when it does not answer within ANSWER_S: it ended, or waits in the kernel for a disk that does not answer. So
-    it is when it does not wait for the signal any more, since it is about to end.
+    it is when it does not wait for the signal any more, since it is about to end. One that is `stopped` is let go.
     """
     start = os.fstat(file).st_size
-    if not catches(pid, signal_number):
-        return ""
     try:
-        os.kill(pid, signal_number)
+        if catches(pid, signal_number) and stopped:
+            signal_main_thread(pid, signal_number)  # before it goes on, so that it is served first
+        elif catches(pid, signal_number):
+            os.kill(pid, signal_number)
+        if stopped:
+            os.kill(pid, signal.SIGCONT)
     except ProcessLookupError:
+        return ""
+    if not catches(pid, signal_number):
         return ""
     text, ends_at = b"", time.monotonic() + ANSWER_S
     while time.monotonic() < ends_at:

@@ -285,10 +285,7 @@ def collect(watched: Watched, beat: Beat, still_s: float, *, alive: bool, died_o
 def ask(watched: Watched, *, stopped: bool) -> tuple[str, list[evidence.Collective] | None]:
     """Stacks and collectives of the rank. A stopped one is let go for it, and held again."""
     pid = watched.me.pid
-    if stopped and evidence.catches(pid, STACKS_SIGNAL):
-        evidence.signal_main_thread(pid, STACKS_SIGNAL)  # first, so that it is served before anything else
-        os.kill(pid, signal.SIGCONT)
-    stacks = evidence.read_stacks(pid, signal_number=STACKS_SIGNAL, file=watched.stacks_file)
+    stacks = evidence.read_stacks(pid, signal_number=STACKS_SIGNAL, file=watched.stacks_file, stopped=stopped)
     collectives = evidence.read_collectives(watched.recorder) if watched.recorder else None
     if stopped:
         os.kill(pid, signal.SIGSTOP)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from parallel.hang_evidence import (
     last_words,
     main_frames,
     process_started_at,
+    process_state,
     read_stacks,
     signal_of_death,
 )
@@ -181,6 +183,42 @@ def test_stacks_are_asked_of_a_process_that_answers_and_kept_of_one_that_crashes
     assert signal_name == "SIGABRT"
     assert "in falls_over" in stacks
     os.close(file)
+
+
+STOPS = """
+import faulthandler, os, signal, sys, threading, time
+faulthandler.register(signal.SIGUSR2, file=int(sys.argv[1]))
+for _ in range(8):
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+def stops():
+    os.kill(os.getpid(), signal.SIGSTOP)
+def runs_on():
+    while True:
+        pass
+stops()
+runs_on()
+"""
+
+
+def test_a_stopped_process_shows_where_it_was_stopped_and_not_where_it_runs_on():
+    file = os.memfd_create("stacks")
+    child = subprocess.Popen([sys.executable, "-S", "-c", STOPS, str(file)], pass_fds=[file])
+    try:
+        ends_at = time.monotonic() + 60
+        while process_state(child.pid) != "T":
+            assert time.monotonic() < ends_at
+            time.sleep(0.02)
+        stacks = read_stacks(child.pid, signal_number=signal.SIGUSR2, file=file, stopped=True)
+        while "in <module>" not in stacks:  # a busy machine
+            assert time.monotonic() < ends_at
+            time.sleep(0.1)
+            stacks = os.pread(file, 1 << 20, 0).decode()
+        assert "in stops" in stacks
+        assert "in runs_on" not in stacks
+    finally:
+        child.kill()
+        child.wait()
+        os.close(file)
 
 
 def watched(folder: Path, rank: int) -> Watched:
