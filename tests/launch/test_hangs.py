@@ -132,8 +132,9 @@ def check_run(run: Path, status: int, said: str, faults: list[tuple[str, int, in
     assert len(folders) == len(faults), said[-6000:]
     for folder, (kind, rank, step) in zip(folders, faults, strict=True):
         check_reports(folder, kind, rank, step)
-        assert json.loads((folder / "verdict.json").read_text())["lines"][0] in said
-        if kind == "crash":
+        if kind != "crash":  # of which the launcher tells: its monitor may have let go of the terminal
+            assert json.loads((folder / "verdict.json").read_text())["lines"][0] in said
+        else:
             assert re.search(r"ValueError: the third tensor is bad.*; restart ", said)
     events = lines(run / "events.jsonl")
     assert [event["ranks"] for event in events if event["kind"] == "hang"] == [[rank] for _, rank, _ in faults]
