@@ -26,6 +26,7 @@ SETTINGS = [
     *("--nproc", 2, "--max-restarts", 1_000_000, "--checkpoint.every_tokens", 512 * SAVE_EVERY),
     *("--checkpoint.keep_last", 3, "--checkpoint.max_failures", 1_000_000),
     *("--health.hang_timeout_s", HANG_TIMEOUT_S, "--health.first_step_timeout_s", 600),
+    *("--run.collective_timeout_s", 200),  # also of ranks that stand still before anything watches them
     *("--health.saving_timeout_s", 300, "--schedule.decay_tokens", 512 * 20_000),
 ]
 
