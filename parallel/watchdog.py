@@ -86,6 +86,9 @@ def watch_rank(config: HealthConfig, run_directory: Path, *, error_file: Path | 
         try:
             yield heart
         except Exception as error:
+            if len(everyone) == 1:  # nobody misses this rank, and its process may go on with something else
+                heart.stop()
+                raise
             heart.kept_open = stack.pop_all()  # the monitor may still ask; this process is about to end
             if lost_peers(error):
                 heart.lose(error)

@@ -96,10 +96,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
+def monitors() -> list[str]:
+    """The watchdog's monitors of this very process."""
+    listed = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "hang_monitor"], capture_output=True, text=True)
+    return listed.stdout.split()
+
+
 def test_a_full_disk_is_told_and_counted_and_ends_the_run_at_last(
     tiny_corpus: Any, undisturbed: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tiny_corpus, small_disk) == 2
+    assert monitors() == [], "one that is left would kill this process when it had waited for it long enough"
     failed = events(small_disk, "checkpoint_failed")
     folder = small_disk / "checkpoints"
     for n, (step, event) in enumerate(zip((4, 6, 8), failed, strict=True), start=1):
