@@ -50,6 +50,7 @@ def undisturbed(tiny_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> d
 def test_a_run_goes_on_from_the_second_tier(tiny_corpus: Any, undisturbed: Any, tmp_path: Path) -> None:
     run, fast, blocked = tmp_path / "run", tmp_path / "fast", tmp_path / "run" / "checkpoints" / "step-000000008"
     tier = ["--checkpoint.fast_directory", fast, "--checkpoint.fast_every_tokens", 512]  # every step
+    tier += ["--checkpoint.in_background", "false"]  # else a save beside training may take the second tier's turn
     fast.mkdir()
     blocked.parent.mkdir(parents=True)
     blocked.symlink_to(tmp_path)  # the save of step 8 fails, and one failure is enough
@@ -58,7 +59,7 @@ def test_a_run_goes_on_from_the_second_tier(tiny_corpus: Any, undisturbed: Any, 
     (mine,) = fast.glob("run-*/rank-00000")
     newest, before = checkpoint.list_checkpoints(mine)
     steps = {path: int(path.name.removeprefix("step-")) for path in (newest, before)}
-    assert tuple(steps.values()) in ((7, 6), (9, 7)), "the failure is heard of in step 8 or 9, as the disk will"
+    assert tuple(steps.values()) == (7, 6), "the failure is heard of in step 8"
     blocked.unlink()
     for name in ("run", "fast"):
         shutil.copytree(tmp_path / name, tmp_path / "kept" / name)
