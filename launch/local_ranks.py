@@ -1,7 +1,7 @@
 """Runs one function on several fresh processes of this machine as ranks, and ends them all when one fails.
 
-Unlike `launch.cluster.launch_local` it starts no interpreter for each rank: a fork server loads torch once, so that
-many short runs cost little. The ranks are not restarted, and a signal ends them without saving.
+Unlike `launch.local_launch.launch_local` it starts no interpreter for each rank: a fork server loads torch once, so
+that many short runs cost little. The ranks are not restarted, and a signal ends them without saving.
 """
 
 import multiprocessing

@@ -5,8 +5,9 @@ import argparse
 from gpt.errors import ConfigError
 from launch import dry_run
 from launch.build import engine_settings, layout_of
-from launch.cluster import ClusterEnvironment, early_warning_ends, launch_local
+from launch.cluster import ClusterEnvironment, early_warning_ends
 from launch.config import RunConfig, read_run_config
+from launch.local_launch import launch_local
 from launch.restarts import RestartPolicy
 from launch.resume import furthest_step
 from launch.train_rank import run_rank

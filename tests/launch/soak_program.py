@@ -12,7 +12,7 @@ import sys
 
 import launch.train
 from gpt.train import TrainingLoop
-from launch.cluster import launch_local
+from launch.local_launch import launch_local
 from launch.main import main
 from parallel.stage import Stage
 

@@ -12,13 +12,14 @@ import pytest
 
 from gpt.errors import ConfigError
 from launch import cluster
+from launch.local_launch import launch_local
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TORCHRUN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 LAUNCH = """
 import sys
-from launch.cluster import launch_local
+from launch.local_launch import launch_local
 words = sys.argv[1:]
 sys.exit(launch_local(int(words[0]), words[1:], module="rank_program", grace_s=10))
 """
@@ -178,7 +179,7 @@ def test_a_launch_leaves_this_process_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{HERE}")
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")  # the user's own choice
     handlers, environment = [signal.getsignal(number) for number in signal.valid_signals()], dict(os.environ)
-    assert cluster.launch_local(1, ["show", str(tmp_path)], threads_per_process=3, module="rank_program") == 0
+    assert launch_local(1, ["show", str(tmp_path)], threads_per_process=3, module="rank_program") == 0
     assert [signal.getsignal(number) for number in signal.valid_signals()] == handlers
     assert dict(os.environ) == environment
     seen = (tmp_path / "rank0").read_text().splitlines()
@@ -236,7 +237,7 @@ def test_a_half_given_environment_is_refused(monkeypatch, settings, said):
 
 def test_no_processes_is_a_mistake():
     with pytest.raises(ConfigError, match="--nproc 0"):
-        cluster.launch_local(0, ["show"])
+        launch_local(0, ["show"])
 
 
 def test_libraries_are_made_deterministic_unless_the_user_says_how(monkeypatch):

@@ -17,7 +17,7 @@ ROOT = HERE.parents[1]
 LAUNCH = """
 import sys
 from pathlib import Path
-from launch.cluster import launch_local
+from launch.local_launch import launch_local
 from launch.restarts import RestartPolicy, last_logged_step
 nproc, restarts, run, *words = sys.argv[1:]
 policy = RestartPolicy(int(restarts), lambda: last_logged_step(Path(run)))

@@ -9,8 +9,8 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from gpt.errors import ConfigError
-from launch import cluster
 from launch.failures import first_failure, in_words
+from launch.local_launch import launch_local
 from launch.restarts import Restart, RestartPolicy, count_start
 from launch.resume import furthest_step
 
@@ -31,7 +31,7 @@ def launch(tmp_path, monkeypatch, capfd):
 
     def start(behaviour, *, most, last_step=int):
         policy = RestartPolicy(most, last_step)
-        status = cluster.launch_local(2, [behaviour, str(tmp_path)], module="rank_program", restarts=policy, grace_s=10)
+        status = launch_local(2, [behaviour, str(tmp_path)], module="rank_program", restarts=policy, grace_s=10)
         return status, capfd.readouterr().err
 
     return start

@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 OURS = """
 import sys
-from launch.cluster import launch_local
+from launch.local_launch import launch_local
 sys.exit(launch_local(3, sys.argv[1:], module="rank_program", grace_s=10))
 """
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m", "rank_program")
