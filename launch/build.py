@@ -19,14 +19,8 @@ from launch.fast_tier import fast_directory
 from launch.hardware import peak_flops_per_s
 from launch.resume import Start
 from parallel.engines.native import EngineSettings, NativeEngine
-from parallel.layout import Layout, resolve_layout
+from parallel.layout import Layout
 from parallel.stragglers import Stragglers
-
-
-def layout_of(config: RunConfig, world_size: int) -> Layout:
-    return resolve_layout(
-        config.parallel, config.batch, model=config.model, seq_len=config.data.seq_len, world_size=world_size
-    )
 
 
 def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.device:

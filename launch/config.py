@@ -17,7 +17,7 @@ from gpt.spikes import SpikeConfig, check_can_rewind
 from gpt.train_config import TrainConfig
 from launch.recipe import apply_overrides, build, find_recipe, read_toml
 from parallel.health import HealthConfig
-from parallel.layout import BatchConfig, ParallelConfig
+from parallel.layout import BatchConfig, Layout, ParallelConfig, resolve_layout
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,13 @@ class RunConfig:
 def read_run_config(recipe: str, overrides: list[str]) -> RunConfig:
     """A recipe file, or the name of a shipped one, with the command line's overrides on top."""
     return build(RunConfig, apply_overrides(read_toml(find_recipe(recipe)), overrides), where="")
+
+
+def layout_of(config: RunConfig, world_size: int) -> Layout:
+    """The layout over so many processes; ConfigError where the recipe's does not fit them."""
+    return resolve_layout(
+        config.parallel, config.batch, model=config.model, seq_len=config.data.seq_len, world_size=world_size
+    )
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:

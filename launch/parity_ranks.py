@@ -22,9 +22,9 @@ from gpt.schedule import learning_rate
 from gpt.skipped_data import SkippedData
 from gpt.step_data import read_batch, step_positions
 from gpt.time_ledger import TimeLedger
-from launch.build import build_engine, build_loop, layout_of, pick_device
+from launch.build import build_engine, build_loop, pick_device
 from launch.cluster import ClusterEnvironment, keep_freed_memory
-from launch.config import RunConfig, as_dict, from_dict
+from launch.config import RunConfig, as_dict, from_dict, layout_of
 from launch.local_ranks import RankFailed, fork_server, run_ranks
 from launch.resume import fresh_start
 from parallel.engines.native import NativeEngine

@@ -3,11 +3,13 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gpt.errors import ConfigError
 from gpt.own_files import replace_file
+from parallel.checkpoint_folders import list_checkpoints, published_step
 
 MOST_STARTS_WITHOUT_PROGRESS = 3  # in a row: what fails so often at the same step fails for a reason
 
@@ -72,6 +74,14 @@ def last_logged_step(run_directory: Path) -> int:
         if isinstance(step, int):
             return step
     return 0
+
+
+def furthest_step(run_directory: Path) -> int:
+    """About how far the run is: its newest checkpoint's step, or a later one that it has logged."""
+    saved = list[Path]()
+    with suppress(OSError):
+        saved = list_checkpoints(run_directory / "checkpoints")
+    return max([last_logged_step(run_directory), *map(published_step, saved[:1])])
 
 
 def count_start(run_directory: Path, restart: Restart | None, *, reached: int) -> None:

@@ -1,7 +1,6 @@
 """From which checkpoint a run goes on, and whether it is the same run; loads no weights."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ from gpt.skipped_data import SkippedData, resumed
 from gpt.spikes import SpikeDetector
 from launch import fast_tier
 from launch.config import RunConfig, changed_keys
-from launch.restarts import last_logged_step
 from launch.start_from import check_start_from, starting_weights
 from parallel import checkpoint, checkpoint_fast
-from parallel.checkpoint_folders import published_step
 
 
 @dataclass(frozen=True)
@@ -60,14 +57,6 @@ def _not_to_be_resumed(config: RunConfig, found: Path) -> ConfigError:
         f"--no-resume, but {config.run.directory} holds the checkpoint {found.name}; choose another --run.directory, "
         f"or remove that one"
     )
-
-
-def furthest_step(run_directory: Path) -> int:
-    """About how far the run is: its newest checkpoint's step, or a later one that it has logged."""
-    saved = list[Path]()
-    with suppress(OSError):
-        saved = checkpoint.list_checkpoints(run_directory / "checkpoints")
-    return max([last_logged_step(run_directory), *map(published_step, saved[:1])])
 
 
 def check_no_links(directory: Path) -> None:

@@ -3,14 +3,12 @@
 import argparse
 
 from gpt.errors import ConfigError
-from launch import dry_run
-from launch.build import engine_settings, layout_of
+from launch import dry_run_options
 from launch.cluster import ClusterEnvironment, early_warning_ends
-from launch.config import RunConfig, read_run_config
+from launch.config import RunConfig, layout_of, read_run_config
 from launch.local_launch import launch_local
-from launch.restarts import RestartPolicy
-from launch.resume import furthest_step
-from launch.train_rank import run_rank
+from launch.restarts import RestartPolicy, furthest_step
+from parallel.layout import Layout
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,19 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="continue from the newest whole checkpoint (the default where the run directory holds one)",
     )
-    dry_run.add_arguments(parser)
+    dry_run_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     config = read_run_config(args.recipe, args.overrides)
     environment = ClusterEnvironment.from_environment()
-    if dry_run.is_wanted(args, environment):
-        layout = layout_of(config, dry_run.world_size_of(args, config))
-        return dry_run.run(args, config, engine_settings(config, layout))
+    if dry_run_options.is_wanted(args, environment):
+        layout = layout_of(config, dry_run_options.world_size_of(args, config))
+        return _dry_run(args, config, layout)
     if args.nproc is not None:
         return launch_ranks(args, config)
     if args.max_restarts is not None:
         raise ConfigError("--max-restarts goes with --nproc; torchrun has a --max-restarts of its own")
+    from launch.train_rank import run_rank  # loads every engine, for which a launcher would wait at each start
+
     with early_warning_ends(environment):
         return run_rank(config, environment, resume=args.resume)
 
@@ -56,3 +56,10 @@ def launch_ranks(args: argparse.Namespace, config: RunConfig) -> int:
     words = ["train", args.recipe, *args.overrides]
     words += [] if args.resume is None else ["--resume" if args.resume else "--no-resume"]
     return launch_local(args.nproc, words, restarts=RestartPolicy(most, lambda: furthest_step(config.run.directory)))
+
+
+def _dry_run(args: argparse.Namespace, config: RunConfig, layout: Layout) -> int:
+    from launch import dry_run
+    from launch.build import engine_settings
+
+    return dry_run.run(args, config, engine_settings(config, layout))

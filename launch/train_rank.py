@@ -21,7 +21,6 @@ from launch.build import (
     build_loop,
     check_tokenizer,
     engine_settings,
-    layout_of,
     open_data,
     open_metrics,
     pick_device,
@@ -30,11 +29,11 @@ from launch.build import (
 )
 from launch.checkpoint_room import check_room
 from launch.cluster import ClusterEnvironment, keep_freed_memory, leave_word_saved, make_libraries_deterministic
-from launch.config import RunConfig, as_dict
+from launch.config import RunConfig, as_dict, layout_of
 from launch.determinism import deterministic
 from launch.fast_tier import check_fast_directory, run_identity
-from launch.restarts import Restart, count_start, how_it_resumed
-from launch.resume import check_run_directory, find_start, furthest_step
+from launch.restarts import Restart, count_start, furthest_step, how_it_resumed
+from launch.resume import check_run_directory, find_start
 from launch.run_lock import hold
 from launch.run_report import describe, how_it_ended, prepare_run_directory, write_summary
 from launch.start_up import join_processes

@@ -45,8 +45,8 @@ def try_flips(rank, plan_path, index):
     import torch.distributed as dist
 
     from gpt.time_ledger import TimeLedger
-    from launch.build import build_engine, layout_of
-    from launch.config import read_run_config
+    from launch.build import build_engine
+    from launch.config import layout_of, read_run_config
     from launch.resume import fresh_start
 
     folder, task = Path(plan_path).parent, json.loads(Path(plan_path).read_text())[int(index)]

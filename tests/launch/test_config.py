@@ -8,8 +8,7 @@ import pytest
 
 from gpt.errors import ConfigError
 from gpt.schedule import learning_rate
-from launch.build import layout_of
-from launch.config import as_dict, changed_keys, from_dict, read_run_config
+from launch.config import as_dict, changed_keys, from_dict, layout_of, read_run_config
 from launch.recipe import find_recipe
 
 # Table 2.1 of arXiv 2005.14165: parameters (millions), layers, width, heads, batch (tokens), learning rate. Two rows

@@ -11,8 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from gpt.errors import ConfigError
 from launch.failures import first_failure, in_words
 from launch.local_launch import launch_local
-from launch.restarts import Restart, RestartPolicy, count_start
-from launch.resume import furthest_step
+from launch.restarts import Restart, RestartPolicy, count_start, furthest_step
 
 # torch elastic leaves the files open into which its ranks wrote, until they are collected
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
