@@ -33,7 +33,7 @@ def launch(folder, plan, *, timeout_s):
 
 def main():
     plan_path = Path(sys.argv[1])
-    context = fork_server(["launch.train", "launch.local_ranks"])
+    context = fork_server(["launch.train_rank", "launch.local_ranks"])
     for i, task in enumerate(json.loads(plan_path.read_text())):
         logs = plan_path.parent / f"{task['name']} logs"
         run_ranks(context, try_flips, [str(plan_path), str(i)], nproc=task["nproc"], logs=logs)

@@ -62,7 +62,7 @@ def seen(folder, nproc):
 
 def main():
     plan_path = Path(sys.argv[1])
-    context = fork_server(["launch.train", "launch.local_ranks", "watched_ranks"])
+    context = fork_server(["launch.train", "launch.train_rank", "launch.local_ranks", "watched_ranks"])
     for run in json.loads(plan_path.read_text()):
         folder = plan_path.parent / run["name"]
         folder.mkdir()
