@@ -84,12 +84,14 @@ class Judge:
         return {rank for rank, times in agreeing.items() if len(self.seen) - times <= CLOSELY - AGREEING}
 
     def _change(self, rank: int) -> Change:
-        medians: Times = np.median(np.stack([times for times, _ in self.seen]), axis=0)  # (ranks, 2)
-        peers = self._peers(rank)
-        usual = np.median(medians[peers], axis=0)
-        more = medians[rank] - usual
+        """By medians over measurements, in each of which the rank stands beside its peers: what slows all of them for a
+        moment counts for none."""
+        times = np.stack([times for times, _ in self.seen])  # (measurements, ranks, 2)
+        mine, usual = times[:, rank], np.median(times[:, self._peers(rank)], axis=1)  # (measurements, 2)
+        more = np.median(mine - usual, axis=0)  # (2,)
         reading = float(np.clip(more[1] / more[0], 0, 1)) if more[0] > 0 else 0.0
-        return Change(rank, rank not in self.slow, float(medians[rank, 0] / usual[0]), reading, len(peers))
+        ratio = float(np.median(mine[:, 0] / usual[:, 0]))
+        return Change(rank, rank not in self.slow, ratio, reading, len(self._peers(rank)))
 
     def _peers(self, rank: int) -> NDArray[np.int64]:
         stage = self.stages[rank // len(self.stages[0])]

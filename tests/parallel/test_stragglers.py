@@ -83,6 +83,19 @@ def test_reading_data_is_told_apart():
     assert found[0][1].reading == pytest.approx(0.75)
 
 
+def test_what_a_machine_does_now_and_then_does_not_blur_by_how_much_a_rank_is_slower():
+    """Every other measurement takes all ranks five times as long, and the slow one is spared in two of these."""
+    spared = (EVERY + 3, EVERY + 11)
+
+    def times(step):
+        busy = 5 if step % 4 == 0 else 1
+        return [busy, busy * (0.9 if step in spared else 1.3)]
+
+    found = findings(watch(2), 60, times)
+    assert [change.rank for _, change in found] == [1]
+    assert found[0][1].ratio == pytest.approx(1.3)
+
+
 def test_waiting_is_communication_beside_which_nothing_is_computed():
     """Spans in nanoseconds; overlaps count once, and other events not at all."""
 
