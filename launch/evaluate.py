@@ -16,7 +16,8 @@ from gpt.errors import ConfigError, import_extra
 from gpt.evaluation.few_shot import FewShotOptions, OpenTasks, TaskScore, few_shot_scores, open_tasks
 from gpt.evaluation.gpt3_problems import words_of_file, words_of_python
 from gpt.evaluation.perplexity import TokenCounts, Tokens, count_targets, validation_loss
-from launch.evaluation_tables import print_few_shot, print_validation
+from launch import evaluate_text
+from launch.evaluation_tables import print_few_shot, print_texts, print_validation
 from launch.loading import LoadedRun, add_device_arguments, add_run_arguments, load_for_command
 
 
@@ -25,10 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tasks",
         nargs="+",
-        default=["gpt3"],
         metavar="NAME",
-        help="few-shot tasks: gpt3 (the default: all fifteen), gpt3_arithmetic, gpt3_words, one of them by name, a "
-        "task of lm-evaluation-harness whose data is on this machine, or none",
+        help="few-shot tasks: gpt3 (the default without --text: all fifteen), gpt3_arithmetic, gpt3_words, one of them "
+        "by name, a task of lm-evaluation-harness whose data is on this machine, or none",
     )
     parser.add_argument(
         "--num-fewshot",
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--words", type=Path, metavar="FILE", help="text whose words are scrambled (default: Python's help)"
     )
     parser.add_argument("--seed", type=int, default=0, help="for questions and examples (default: 0)")
+    evaluate_text.add_arguments(parser)
     parser.add_argument("--max-validation-tokens", type=int, metavar="N", help="of each corpus, from its start")
     parser.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="tokens per batch (default: 8192)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE too")
@@ -50,10 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    only_text = bool(args.text) and args.tasks is None
+    args.tasks = args.tasks or (["none"] if only_text else ["gpt3"])
     tasks = few_shot_tasks(args)
     for name in ("max_validation_tokens", "batch_tokens"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    texts = evaluate_text.open_texts(args)
     if args.json is not None:
         check_writable(args.json)
     loaded = load_for_command(args)
@@ -67,9 +71,16 @@ def run(args: argparse.Namespace) -> int:
         "step": saved.step,
         "tokens_seen": saved.tokens_seen,
         "parameters": saved.model_config.parameters,
-        **evaluate_validation(loaded, max_tokens=args.max_validation_tokens, batch_tokens=args.batch_tokens),
     }
-    print_validation(console, report)
+    if texts:
+        with _progress() as progress:
+            report["text"] = evaluate_text.evaluate_texts(
+                loaded, texts, stride=args.stride, batch_tokens=args.batch_tokens, progress=progress
+            )
+        print_texts(console, report["text"])
+    if not only_text:
+        report |= evaluate_validation(loaded, max_tokens=args.max_validation_tokens, batch_tokens=args.batch_tokens)
+        print_validation(console, report)
     if tasks is not None:
         scores = evaluate_few_shot(loaded, tasks)
         report["few_shot"] = [asdict(score) for score in scores]

@@ -1,12 +1,15 @@
 """The tables of `triaxial evaluate`; computes nothing."""
 
+import math
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gpt.evaluation.few_shot import TaskScore
+from gpt.evaluation.perplexity import perplexity
 
 
 def print_validation(console: Console, report: dict[str, Any]) -> None:
@@ -23,6 +26,23 @@ def print_validation(console: Console, report: dict[str, Any]) -> None:
         loss, entropy = values["loss_nats"], values["unigram_entropy_nats"]
         figures = (f"{values['tokens']:,}", f"{loss:.4f}", f"{entropy:.4f}", f"{entropy - loss:+.4f}")
         table.add_row(name, *figures, f"{values['perplexity']:.2f}")
+    console.print(table)
+
+
+def print_texts(console: Console, report: dict[str, Any]) -> None:
+    """Loss per token, word and byte, three rows a text."""
+    table = _table(f"Perplexity, windows of {report['n_ctx']:,} tokens that move by {report['stride']:,}")
+    table.add_column("text", overflow="fold")
+    table.add_column("per")
+    for column in ("of them", "nats", "bits", "perplexity"):
+        table.add_column(column, justify="right")
+    together = {"all of them": report["together"]} if "together" in report else {}
+    for name, values in (report["texts"] | together).items():
+        for unit in ("token", "word", "byte"):
+            nats = values[f"nats_per_{unit}"]
+            bits = None if nats is None else nats / math.log(2)
+            figures = (_number(nats, 4), _number(bits, 4), _number(perplexity(nats), 2))
+            table.add_row(Text(name if unit == "token" else ""), unit, f"{values[f'{unit}s']:,}", *figures)
     console.print(table)
 
 
@@ -59,6 +79,10 @@ def print_few_shot(console: Console, scores: list[TaskScore]) -> None:
 
 def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}" if value < 1e7 else f"{value:.3g}"
 
 
 def _cell(score: TaskScore) -> str:

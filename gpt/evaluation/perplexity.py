@@ -1,7 +1,8 @@
-"""How well a model predicts held-out tokens, and how well knowing nothing but token frequencies would; never trains."""
+"""How well a model predicts held-out tokens and texts, and how well token frequencies alone would; never trains."""
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gpt.evaluation.scoring import Request, score
+from gpt.evaluation.text_pieces import Piece
 from gpt.loss import next_token_loss, whole_vocabulary
 from gpt.model import GPT
 
@@ -67,3 +70,93 @@ def count_targets(batches: Iterable[Tokens], vocab_size: int) -> TokenCounts:
     for batch in batches:
         counts += np.bincount(batch[:, 1:].ravel(), minlength=vocab_size)
     return TokenCounts(counts)
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """What a text costs a model in all, and how much text it is; a mean is None where there is nothing to divide by."""
+
+    nats: float = 0.0
+    tokens: int = 0
+    words: int = 0
+    n_bytes: int = 0
+
+    def __add__(self, other: "TextLoss") -> "TextLoss":
+        return TextLoss(
+            self.nats + other.nats, self.tokens + other.tokens, self.words + other.words, self.n_bytes + other.n_bytes
+        )
+
+    @property
+    def nats_per_token(self) -> float | None:
+        return self.nats / self.tokens if self.tokens else None
+
+    @property
+    def nats_per_word(self) -> float | None:
+        return self.nats / self.words if self.words else None
+
+    @property
+    def nats_per_byte(self) -> float | None:
+        return self.nats / self.n_bytes if self.n_bytes else None
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        return None if self.nats_per_byte is None else self.nats_per_byte / math.log(2)
+
+
+def perplexity(nats: float | None) -> float | None:
+    """e to the loss of one token or word; None where there is no loss, or the result is no float."""
+    return math.exp(nats) if nats is not None and nats < 700 else None
+
+
+def text_loss(
+    model: GPT,
+    documents: Iterable[Iterable[Piece]],
+    *,
+    first_id: int,
+    n_ctx: int,
+    stride: int,
+    batch_tokens: int,
+) -> TextLoss:
+    """The loss over documents, each of which begins after `first_id`; every token is predicted once, in one window.
+
+    Memory does not grow with the text: windows are scored as they come, some batches at a time.
+    """
+    words = n_bytes = tokens = 0
+    nats = 0.0
+
+    def tokens_of(document: Iterable[Piece]) -> Iterator[Sequence[int]]:
+        nonlocal words, n_bytes
+        for piece in document:
+            words, n_bytes = words + piece.words, n_bytes + piece.n_bytes
+            yield piece.tokens
+
+    windows = (
+        window
+        for document in documents
+        for window in sliding_windows(tokens_of(document), first_id=first_id, n_ctx=n_ctx, stride=stride)
+    )
+    at_once = max(64, 4 * batch_tokens // n_ctx)  # `score` sorts them by length
+    while some := list(itertools.islice(windows, at_once)):
+        for result in score(model, some, batch_tokens=batch_tokens):
+            nats -= math.fsum(result.log_probs)
+            tokens += len(result.log_probs)
+    return TextLoss(nats, tokens, words, n_bytes)
+
+
+def sliding_windows(pieces: Iterable[Sequence[int]], *, first_id: int, n_ctx: int, stride: int) -> Iterator[Request]:
+    """Windows of n_ctx tokens that begin every `stride` tokens of a document, the first of them with `first_id`.
+
+    Each predicts the tokens that the one before did not, so a token has at least n_ctx - stride + 1 tokens before it,
+    unless it stands nearer to the document's beginning. Where a document ends changes nothing for the tokens before.
+    """
+    assert 1 <= stride <= n_ctx, f"stride {stride} of {n_ctx}"
+    held, known = [first_id], 1  # tokens from the next window's first on; how many of them need no prediction
+    for piece in pieces:
+        held += piece
+        start = 0
+        while len(held) - start > n_ctx:
+            yield Request(held[start : start + n_ctx + 1], n_ctx + 1 - known)
+            start, known = start + stride, n_ctx + 1 - stride
+        del held[:start]
+    if len(held) > known:
+        yield Request(held, len(held) - known)
