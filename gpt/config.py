@@ -121,6 +121,11 @@ class ModelConfig:
             ends += self.n_ctx * self.d_model
         return self.n_layers * self.block_parameters + ends
 
+    @property
+    def non_embedding_parameters(self) -> int:
+        """Parameters without token and position embeddings and head, as scaling laws count them (arXiv 2001.08361)."""
+        return self.n_layers * self.block_parameters + self._norm_parameters
+
     def train_flops_per_token(self, seq_len: int) -> float:
         """Floating-point operations of forward and backward for one token: 6 per weight in a matrix product plus
         attention's 12 n_layers d_model seq_len (PaLM, arXiv 2204.02311, appendix B), causal masking not counted."""

@@ -13,7 +13,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from gpt.errors import ConfigError
 from gpt.goodput import NAMES, Account
+from launch import report_scaling
 from launch.report_facts import (
     as_json,
     bytes_text,
@@ -27,20 +29,34 @@ from launch.report_facts import (
 )
 from launch.report_page import report_page
 from launch.run_history import RunHistory, read_history
-from launch.terminal import table_console
+from launch.terminal import printable, table_console
 
 LAST_EVENTS = 12
 BAR = 30  # characters of a whole bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory (run.directory)")
+    parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="the run's directory (run.directory)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with plots, which needs no network")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures for a program")
+    parser.add_argument(
+        "--scaling", action="store_true", help="validation loss against compute of several runs, with power laws"
+    )
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="with --scaling: write the picture alone")
+    parser.add_argument(
+        "--corpus", metavar="NAME", help="with --scaling: the validation corpus, where the runs have several"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    history, now = read_history(args.run), time.time()
+    if args.scaling:
+        return report_scaling.run(args)
+    for name in ("svg", "corpus"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} {getattr(args, name)} is for --scaling; leave it out")
+    if len(args.run) > 1:
+        raise ConfigError(f"{len(args.run)} runs: a report is of one; --scaling compares the losses of several")
+    history, now = read_history(args.run[0]), time.time()
     console = table_console()
     console.print(Text(f"{history.directory}: {printable(status(history, now=now))}"))
     for problem in history.problems:
@@ -102,8 +118,3 @@ def events_table(history: RunHistory) -> Table:
         words = (time_text(event.time), step, printable(word_of(event)), printable(text_of(event)))
         table.add_row(*(Text(word) for word in words))
     return table
-
-
-def printable(text: str) -> str:
-    """Without what would steer the terminal: a run's files may come from anywhere."""
-    return "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))

@@ -19,3 +19,8 @@ def worker_count(workers: int | None) -> int:
     if n_workers < 1:
         raise ConfigError(f"--workers {n_workers} must be at least 1")
     return n_workers
+
+
+def printable(text: str) -> str:
+    """Without what would steer the terminal: a run's files may come from anywhere."""
+    return "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))

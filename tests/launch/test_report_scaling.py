@@ -1,0 +1,208 @@
+"""`triaxial report --scaling`: the shipped family trained for a few steps, runs whose law is known, and refusals."""
+
+import itertools
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt.metrics import MetricsConfig, MetricsWriter
+from gpt.scaling_law import GPT3_LAW, PF_DAY_FLOPS
+from launch.config import as_dict, read_run_config
+from launch.main import main
+
+FAMILY = ("scaling_100k", "scaling_400k", "scaling_1.8m", "scaling_4.7m")
+
+
+def test_the_family_differs_in_size_and_rate_alone():
+    """Each four times the one before or a little more, in GPT-3's shape, with the rates of the rule that it names."""
+    sizes = []
+    shared = []
+    for name in FAMILY:
+        config = read_run_config(name, [])
+        model = config.model
+        sizes.append(model.non_embedding_parameters)
+        assert config.optimizer.learning_rate == pytest.approx(0.003239 - 0.0001395 * np.log(sizes[-1]), rel=0.03)
+        assert (model.ff_width, model.positions, model.norm, model.tied) == (
+            4 * model.d_model,
+            "learned",
+            "layernorm",
+            True,
+        )
+        table = as_dict(config)
+        for section, key in (("run", "directory"), ("optimizer", "learning_rate")):
+            del table[section][key]
+        for key in ("n_layers", "d_model", "n_heads"):
+            del table["model"][key]
+        shared.append(table)
+    assert shared == [shared[0]] * 4
+    assert all(2.5 < b / a < 5 for a, b in itertools.pairwise(sizes))
+    assert shared[0]["train"]["total_tokens"] < 4 * 1_464_451, "under four epochs of the demo's corpus"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_corpus, tmp_path_factory):
+    """The four recipes, trained for six small steps on the tiny corpus."""
+    folder = tmp_path_factory.mktemp("family")
+    quiet = {
+        "data.tokenizer": f"{tiny_corpus.folder}/topics.model",
+        "data.train": f"[{{ path = '{tiny_corpus.folder}/train' }}]",
+        "data.validation": f"[{{ path = '{tiny_corpus.folder}/validation', name = 'topics' }}]",
+        "model.vocab_size": 512,
+        "batch.micro_batch_size": 2,
+        "batch.global_batch_tokens": 256,
+        "schedule.warmup_tokens": 512,
+        "train.total_tokens": 1536,
+        "train.evaluate_every_tokens": 512,
+        "train.validation_tokens": 1024,
+        "run.peak_flops_per_s": 1e12,
+        "checkpoint.keep_last": 1,
+        "metrics.wandb": "disabled",
+    }
+    words = [word for key, value in quiet.items() for word in (f"--{key}", str(value))]
+    for name in FAMILY:
+        assert main(["train", name, "--run.directory", str(folder / name), *words]) == 0
+    return folder
+
+
+def test_real_runs_of_the_shipped_family(trained, tmp_path, capsys):
+    runs = [str(trained / name) for name in reversed(FAMILY)]
+    files = {kind: tmp_path / f"scaling.{kind}" for kind in ("svg", "html", "json")}
+    capsys.readouterr()
+    assert main(["report", "--scaling", *runs, *(w for kind, f in files.items() for w in (f"--{kind}", str(f)))]) == 0
+    said = capsys.readouterr().out
+    facts = json.loads(files["json"].read_text(), parse_constant=pytest.fail)
+    assert [run["run"] for run in facts["runs"]] == runs[::-1], "smallest first"
+    assert facts["corpus"] == "topics"
+    assert facts["notes"] == []
+    for run in facts["runs"]:
+        lines = [json.loads(line) for line in Path(run["run"], "metrics.jsonl").read_text().splitlines()]
+        losses = [line["validation/topics/loss"] for line in lines if "validation/topics/loss" in line]
+        assert run["loss_nats"] == losses
+        assert run["tokens"] == [512, 1024, 1536]
+        n = read_run_config(run["run"].rpartition("/")[2], []).model.non_embedding_parameters
+        assert run["pf_days"] == pytest.approx([6 * n * tokens / 8.64e19 for tokens in run["tokens"]])
+        assert f"{losses[-1]:.4f}" in said
+    assert facts["gpt3_law"] == {"factor": 2.57, "exponent": -0.048, "exponent_95": None}
+    check_picture(files["svg"].read_text(), sizes=["100k", "397k", "1.78M", "4.74M"])
+    page = files["html"].read_text()
+    assert files["svg"].read_text() in page
+    assert "<script" not in page
+
+
+def check_picture(text, *, sizes):
+    """A whole XML document with a line and a name for each size; nothing in it lies outside the picture."""
+    picture = ET.fromstring(text)
+    names = "{http://www.w3.org/2000/svg}"
+    width, height = map(float, picture.get("viewBox").split()[2:])
+    texts = [element.text for element in picture.iter(f"{names}text")]
+    assert all(texts.count(size) == 2 for size in sizes), "at the end of its line and in the legend"
+    lines = [element for element in picture.iter(f"{names}path") if element.get("class") == "run"]
+    assert len({line.get("stroke") for line in lines}) == len(sizes)
+    for line in lines:
+        numbers = [float(n) for n in re.findall(r"[\d.]+", line.get("d"))]
+        assert all(0 <= n <= max(width, height) for n in numbers)
+    assert len(text) < 100_000
+
+
+def write_run(directory, recipe, losses, *, more=(), corpus="web"):
+    """What a run leaves that a family is read from; one evaluation every 200,000 tokens."""
+    config = read_run_config(recipe, ["--run.directory", str(directory), *more])
+    quiet = MetricsConfig(wandb="disabled")
+    with MetricsWriter(quiet, directory, run_config={}, resume_step=None, interactive=False) as metrics:
+        for i, loss in enumerate(losses, 1):
+            metrics.log(config.batch.ramp.steps_to(200_000 * i), {f"validation/{corpus}/loss": loss})
+    (directory / "config.json").write_text(json.dumps(as_dict(config)))
+    return str(directory)
+
+
+def lawful_runs(folder, *, factor=1.2, exponent=-0.09, **settings):
+    """Two runs of 20 evaluations: the smaller leads over its first half, the larger lies on the law thereafter."""
+    paths = []
+    sizes = [read_run_config(name, []).model.non_embedding_parameters for name in FAMILY[:2]]
+    handover = 10 * 200_000 * sizes[0] * 6 / PF_DAY_FLOPS
+    for name, size in zip(FAMILY, sizes, strict=False):
+        pf_days = 6 * size * 204_800 * np.arange(1, 21) / PF_DAY_FLOPS
+        over = np.log(pf_days / handover) if name == FAMILY[0] else np.log(handover / pf_days)
+        losses = factor * pf_days**exponent * np.exp(0.3 * np.maximum(0.0, over))
+        paths.append(write_run(folder / name, name, losses.tolist(), **settings))
+    return paths
+
+
+def test_the_law_of_a_known_family_is_told_and_drawn(tmp_path, capsys):
+    runs = lawful_runs(tmp_path)
+    assert (
+        main(["report", "--scaling", *runs, "--json", str(tmp_path / "s.json"), "--svg", str(tmp_path / "s.svg")]) == 0
+    )
+    said = capsys.readouterr().out
+    facts = json.loads((tmp_path / "s.json").read_text())
+    assert facts["law"]["factor"] == pytest.approx(1.2, rel=0.01)
+    assert facts["law"]["exponent"] == pytest.approx(-0.09, rel=0.01)
+    used = [point for point in facts["frontier"] if point["fitted"]]
+    assert {point["run"] for point in used} == {runs[1]}
+    assert len(used) > 10
+    assert "frontier: L = 1.2 C^-0.090" in said
+    assert "GPT-3: L = 2.57 C^-0.048" in said
+    assert "its tokenizer is gone" in said, "told of what could not be compared"
+    check_picture((tmp_path / "s.svg").read_text(), sizes=["100k", "397k"])
+    assert (tmp_path / "s.svg").read_text().count('class="fit"') == 2
+    assert GPT3_LAW.loss(1.0) == 2.57
+
+
+def test_what_cannot_be_compared_is_told_in_one_line(tmp_path, tiny_corpus, capsys):
+    one, two = lawful_runs(tmp_path / "<runs> &")
+    other = write_run(tmp_path / "other", FAMILY[2], [4.0, 3.0], corpus="books")
+    many = [write_run(tmp_path / f"many{i}", name, [4.0, 3.0]) for i, name in enumerate(FAMILY[:2])]
+    for run in many:
+        with open(f"{run}/metrics.jsonl", "a") as file:
+            file.write('{"step": 300, "validation/books/loss": 2.0}\n')
+    none = write_run(tmp_path / "none", FAMILY[2], [])
+    (tmp_path / "none" / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    damaged = write_run(tmp_path / "damaged", FAMILY[2], [4.0])
+    (tmp_path / "damaged" / "config.json").write_text('{"model": {"n_layers": 3}}')
+    for path, word in ((one, "first"), (other, "second"), (many[0], "first")):
+        shutil.copytree(
+            tiny_corpus.folder, f"{path}/tokenizer", ignore=lambda _, names: {n for n in names if n != "topics.model"}
+        )
+        if word == "second":
+            with open(f"{path}/tokenizer/topics.model", "ab") as file:
+                file.write(b"\x7a\x00")
+    swapped = shutil.copytree(other, tmp_path / "swapped")
+    (swapped / "metrics.jsonl").write_text((tmp_path / "other/metrics.jsonl").read_text().replace("books", "web"))
+    for words, message in (
+        (["--scaling", one], "got 1; name two or more"),
+        (["--scaling", one, one], "got 1; name two or more"),
+        (["--scaling", one, str(tmp_path / "no")], "no: no such directory"),
+        (["--scaling", one, none], "none: no validation loss; a run has one with data.validation"),
+        (["--scaling", one, other], "no validation corpus in common"),
+        (["--scaling", *many], "2 validation corpora; name one with --corpus: web, books"),
+        (["--scaling", one, two, "--corpus", "books"], "--corpus books:"),
+        (["--scaling", one, damaged], "damaged/config.json: run is missing"),
+        (["--scaling", one, str(swapped)], "have different tokenizers"),
+        ([one, two], "2 runs: a report is of one; --scaling"),
+        ([one, "--svg", "x.svg"], "--svg x.svg is for --scaling"),
+        ([one, "--corpus", "web"], "--corpus web is for --scaling"),
+    ):
+        capsys.readouterr()
+        assert main(["report", *words]) == 2, message
+        said = capsys.readouterr()
+        assert message in said.err
+        assert (said.out, said.err.count("\n")) == ("", 1)
+    assert main(["report", "--scaling", *many, "--corpus", "books"]) == 0
+    said = capsys.readouterr().out
+    assert "no power law is fitted: 0 evaluations lie on the frontier" in said
+    assert "many1 is at 614k of 4.00M tokens" in said
+
+
+def test_differences_beside_size_are_noted(tmp_path, capsys):
+    runs = [write_run(tmp_path / "a", FAMILY[0], [4.0, 3.0])]
+    more = ["--data.validation", "[{ path = 'elsewhere' }]", "--data.seq_len", "64"]
+    runs.append(write_run(tmp_path / "b", FAMILY[1], [4.0, 3.0], more=more))
+    assert main(["report", "--scaling", *runs]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "note: data.validation differs, ['data/demo/validation'] of" in said
+    assert "note: data.seq_len differs, 128 of" in said
