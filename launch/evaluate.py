@@ -74,9 +74,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if texts:
         with _progress() as progress:
-            report["text"] = evaluate_text.evaluate_texts(
-                loaded, texts, stride=args.stride, batch_tokens=args.batch_tokens, progress=progress
-            )
+            report["text"] = evaluate_text.evaluate_texts(loaded, texts, args, progress)
         print_texts(console, report["text"])
     if not only_text:
         report |= evaluate_validation(loaded, max_tokens=args.max_validation_tokens, batch_tokens=args.batch_tokens)

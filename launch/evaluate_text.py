@@ -43,33 +43,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "few-shot tasks are left out, unless --tasks names some",
     )
     parser.add_argument(
-        "--stride",
-        type=int,
-        metavar="N",
-        help="tokens by which the windows of --text move (default: half the model's context)",
+        "--window", type=int, metavar="N", help="tokens of a window of --text (default: the model's context)"
+    )
+    parser.add_argument(
+        "--stride", type=int, metavar="N", help="tokens by which the windows of --text move (default: half a window)"
     )
 
 
 def open_texts(args: argparse.Namespace) -> list[TextSource]:
     """What --text names, read through where it is text, so that nothing is found wrong after an hour of work."""
-    if args.stride is not None and not args.text:
-        raise ConfigError(f"--stride {args.stride} is for --text; name a text with --text FILE, or leave it out")
-    if args.stride is not None and args.stride < 1:
-        raise ConfigError(f"--stride {args.stride} must be at least 1 token")
+    for name in ("window", "stride"):
+        if (value := getattr(args, name)) is None:
+            continue
+        if not args.text:
+            raise ConfigError(f"--{name} {value} is for --text; name a text with --text FILE, or leave it out")
+        if value < 1:
+            raise ConfigError(f"--{name} {value} must be at least 1 token")
     return [_open(path) for path in dict.fromkeys(args.text)]
 
 
 def evaluate_texts(
-    loaded: LoadedRun, texts: list[TextSource], *, stride: int | None, batch_tokens: int, progress: Progress
+    loaded: LoadedRun, texts: list[TextSource], args: argparse.Namespace, progress: Progress
 ) -> dict[str, Any]:
     """Figures of each text, and of all of them together where there are several."""
-    n_ctx = loaded.saved.model_config.n_ctx
-    if stride is not None and stride > n_ctx:
-        raise ConfigError(
-            f"--stride {stride} is more than the model's context of n_ctx = {n_ctx} tokens, so that tokens would be "
-            f"left out; use 1 to {n_ctx}"
-        )
-    stride = stride or max(1, n_ctx // 2)
+    window, stride = window_and_stride(args, n_ctx=loaded.saved.model_config.n_ctx)
     tokenizer = loaded.saved.tokenizer
     for text in texts:
         _check_tokenizer(text, loaded)
@@ -79,16 +76,32 @@ def evaluate_texts(
             loaded.model,
             _advancing(text, tokenizer, progress),
             first_id=tokenizer.end_of_document_id,
-            n_ctx=n_ctx,
+            window=window,
             stride=stride,
-            batch_tokens=batch_tokens,
+            batch_tokens=args.batch_tokens,
         )
     report: dict[str, Any] = {
-        "n_ctx": n_ctx,
+        "window": window,
         "stride": stride,
         "texts": {name: figures(loss) for name, loss in losses.items()},
     }
     return report | ({"together": figures(reduce(add, losses.values()))} if len(losses) > 1 else {})
+
+
+def window_and_stride(args: argparse.Namespace, *, n_ctx: int) -> tuple[int, int]:
+    """In tokens. ConfigError: a window that the model cannot look at, or windows with gaps between them."""
+    window = n_ctx if args.window is None else args.window
+    if window > n_ctx:
+        raise ConfigError(
+            f"--window {window} is more than the model's context of n_ctx = {n_ctx} tokens; use 1 to {n_ctx}"
+        )
+    stride = max(1, window // 2) if args.stride is None else args.stride
+    if stride > window:
+        raise ConfigError(
+            f"--stride {stride} is more than a window of {window} tokens, so that tokens would be left out; use 1 to "
+            f"{window}"
+        )
+    return window, stride
 
 
 def figures(loss: TextLoss) -> dict[str, float | int | None]:

@@ -31,7 +31,7 @@ def print_validation(console: Console, report: dict[str, Any]) -> None:
 
 def print_texts(console: Console, report: dict[str, Any]) -> None:
     """Loss per token, word and byte, three rows a text."""
-    table = _table(f"Perplexity, windows of {report['n_ctx']:,} tokens that move by {report['stride']:,}")
+    table = _table(f"Perplexity, windows of {report['window']:,} tokens that move by {report['stride']:,}")
     table.add_column("text", overflow="fold")
     table.add_column("per")
     for column in ("of them", "nats", "bits", "perplexity"):

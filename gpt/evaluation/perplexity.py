@@ -113,7 +113,7 @@ def text_loss(
     documents: Iterable[Iterable[Piece]],
     *,
     first_id: int,
-    n_ctx: int,
+    window: int,
     stride: int,
     batch_tokens: int,
 ) -> TextLoss:
@@ -131,11 +131,11 @@ def text_loss(
             yield piece.tokens
 
     windows = (
-        window
+        one
         for document in documents
-        for window in sliding_windows(tokens_of(document), first_id=first_id, n_ctx=n_ctx, stride=stride)
+        for one in sliding_windows(tokens_of(document), first_id=first_id, window=window, stride=stride)
     )
-    at_once = max(64, 4 * batch_tokens // n_ctx)  # `score` sorts them by length
+    at_once = max(64, 4 * batch_tokens // window)  # `score` sorts them by length
     while some := list(itertools.islice(windows, at_once)):
         for result in score(model, some, batch_tokens=batch_tokens):
             nats -= math.fsum(result.log_probs)
@@ -143,20 +143,20 @@ def text_loss(
     return TextLoss(nats, tokens, words, n_bytes)
 
 
-def sliding_windows(pieces: Iterable[Sequence[int]], *, first_id: int, n_ctx: int, stride: int) -> Iterator[Request]:
-    """Windows of n_ctx tokens that begin every `stride` tokens of a document, the first of them with `first_id`.
+def sliding_windows(pieces: Iterable[Sequence[int]], *, first_id: int, window: int, stride: int) -> Iterator[Request]:
+    """Windows of so many tokens that begin every `stride` tokens of a document, the first of them with `first_id`.
 
-    Each predicts the tokens that the one before did not, so a token has at least n_ctx - stride + 1 tokens before it,
+    Each predicts the tokens that the one before did not, so a token has at least window - stride + 1 tokens before it,
     unless it stands nearer to the document's beginning. Where a document ends changes nothing for the tokens before.
     """
-    assert 1 <= stride <= n_ctx, f"stride {stride} of {n_ctx}"
+    assert 1 <= stride <= window, f"stride {stride} of {window}"
     held, known = [first_id], 1  # tokens from the next window's first on; how many of them need no prediction
     for piece in pieces:
         held += piece
         start = 0
-        while len(held) - start > n_ctx:
-            yield Request(held[start : start + n_ctx + 1], n_ctx + 1 - known)
-            start, known = start + stride, n_ctx + 1 - stride
+        while len(held) - start > window:
+            yield Request(held[start : start + window + 1], window + 1 - known)
+            start, known = start + stride, window + 1 - stride
         del held[:start]
     if len(held) > known:
         yield Request(held, len(held) - known)

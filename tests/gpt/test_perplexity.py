@@ -85,7 +85,7 @@ def test_each_token_is_predicted_once_in_its_own_window(model: GPT, n_tokens: in
         logits = exact(torch.tensor([whole[start:place]]))[0, -1]
         expected -= float(logits.log_softmax(-1)[whole[place]])
     documents = [[Piece(piece, 1, 2) for piece in pieces]]
-    loss = text_loss(model, documents, first_id=0, n_ctx=N_CTX, stride=stride, batch_tokens=100)
+    loss = text_loss(model, documents, first_id=0, window=N_CTX, stride=stride, batch_tokens=100)
     assert loss == TextLoss(pytest.approx(expected, rel=1e-5), n_tokens, 4, 8)
     assert loss.nats_per_token == pytest.approx(expected / n_tokens, rel=1e-5)
     assert loss.nats_per_word == pytest.approx(expected / 4, rel=1e-5)
@@ -94,13 +94,13 @@ def test_each_token_is_predicted_once_in_its_own_window(model: GPT, n_tokens: in
 
 def test_a_token_does_not_depend_on_where_its_document_ends() -> None:
     tokens = list(range(1, 60))
-    whole = list(sliding_windows([tokens], first_id=0, n_ctx=N_CTX, stride=5))
+    whole = list(sliding_windows([tokens], first_id=0, window=N_CTX, stride=5))
     for n in range(1, 60):
-        part = list(sliding_windows([tokens[:n]], first_id=0, n_ctx=N_CTX, stride=5))
+        part = list(sliding_windows([tokens[:n]], first_id=0, window=N_CTX, stride=5))
         assert part[:-1] == whole[: len(part) - 1]
         last = whole[len(part) - 1].tokens
         assert part[-1].tokens == last[: len(part[-1].tokens)]
-        assert sum(window.n_scored for window in part) == n
+        assert sum(one.n_scored for one in part) == n
 
 
 def test_documents_are_read_as_they_are_scored(model: GPT) -> None:
@@ -120,7 +120,7 @@ def test_documents_are_read_as_they_are_scored(model: GPT) -> None:
 
     assert model.norm is not None
     hook = model.norm.register_forward_hook(scored)
-    loss = text_loss(model, documents(), first_id=0, n_ctx=N_CTX, stride=6, batch_tokens=60)
+    loss = text_loss(model, documents(), first_id=0, window=N_CTX, stride=6, batch_tokens=60)
     hook.remove()
     assert (loss.tokens, loss.words) == (3000, 1000)
     assert most <= 64

@@ -80,7 +80,7 @@ def test_a_text_and_a_corpus_of_it_cost_the_same(
     assert "validation" not in report
     assert "few_shot" not in report
     found = report["text"]
-    assert (found["n_ctx"], found["stride"]) == (16, 4)
+    assert (found["window"], found["stride"]) == (16, 4)
     one = found["texts"][str(text)]
     tokenizer = load_tokenizer(made.run / "tokenizer" / "own.model")
     ids = [tokenizer.end_of_document_id, *tokenizer.encode(TEXT * 3)]
@@ -102,11 +102,12 @@ def test_a_text_and_a_corpus_of_it_cost_the_same(
     assert f"{one['nats_per_word']:.4f}" in printed
 
 
-def test_half_the_context_is_the_default_and_tasks_none_keeps_the_validation(made: Made, tmp_path: Path) -> None:
+def test_half_a_window_is_the_default_and_tasks_none_keeps_the_validation(made: Made, tmp_path: Path) -> None:
     words = ["--text", str(made.folder / "text.txt"), "--tasks", "none", "--json", str(tmp_path / "r.json")]
-    assert main(["evaluate", str(made.run), *words]) == 0
-    report = json.loads((tmp_path / "r.json").read_text())
-    assert report["text"]["stride"] == 8
+    for window, own in ((16, []), (10, ["--window", "10"])):
+        assert main(["evaluate", str(made.run), *words, *own]) == 0
+        report = json.loads((tmp_path / "r.json").read_text())
+        assert (report["text"]["window"], report["text"]["stride"]) == (window, window // 2)
     assert "together" not in report["text"]
     assert report["validation"]["corpus"]["tokens"] == report["text"]["texts"][words[1]]["tokens"] // 16 * 16
 
@@ -137,7 +138,9 @@ def test_what_cannot_be_scored_is_told_in_one_line(
         ([tmp_path / "alien"], "other.model (fingerprint ffffffffffffffff) made this corpus"),
         ([tmp_path / "without"], "the token corpus is empty"),
         ([text, "--stride", 0], "--stride 0 must be at least 1"),
-        ([text, "--stride", 17], "--stride 17 is more than the model's context of n_ctx = 16"),
+        ([text, "--stride", 17], "--stride 17 is more than a window of 16"),
+        ([text, "--window", 8, "--stride", 9], "--stride 9 is more than a window of 8"),
+        ([text, "--window", 17], "--window 17 is more than the model's context of n_ctx = 16"),
     ):
         capsys.readouterr()
         arguments = ["--text", *map(str, words), "--json", str(tmp_path / "r.json")]
