@@ -24,7 +24,8 @@ from parallel.layout import BatchConfig, Layout, ParallelConfig, resolve_layout
 class RunSection:
     """Where a run lives and what it runs on. `start_from`: the run, or one checkpoint of it, whose weights a new run
     begins with; optimizer, data and step begin anew. `peak_flops_per_s` is one device's, for MFU; None looks it up.
-    `deterministic`: the same bits from run to run on one layout, or the name of the operation that prevents it."""
+    `deterministic`: the same bits from run to run on one layout, or the name of the operation that prevents it.
+    `restart_pause_s`: before a start that follows one which got no further; then four times as long, each time."""
 
     directory: Path
     seed: int = 1234
@@ -33,6 +34,7 @@ class RunSection:
     deterministic: bool = False
     peak_flops_per_s: float | None = None
     collective_timeout_s: int = 600
+    restart_pause_s: float = 15.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -44,6 +46,8 @@ class RunSection:
             )
         if self.collective_timeout_s < 1:
             raise ConfigError(f"run.collective_timeout_s = {self.collective_timeout_s} must be at least 1 second")
+        if not 0 <= self.restart_pause_s <= 300:
+            raise ConfigError(f"run.restart_pause_s = {self.restart_pause_s:g} must be from 0 to 300 seconds")
 
 
 @dataclass(frozen=True)

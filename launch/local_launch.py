@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -91,7 +92,12 @@ def _start_until_done(
         if count == restarts.most or progress.is_stuck:
             break
         restart = Restart(count + 1, restarts.most, f"{in_words(rank, failure)} at step ~{step:,}")
-        print(f"triaxial: {restart.cause}; restart {restart.count} of {restart.most}", file=sys.stderr, flush=True)
+        pause_s = progress.pause_s(restarts.pause_s)
+        later = f" in {pause_s:.0f} s, as it got no further than the start before" if pause_s else ""
+        print(
+            f"triaxial: {restart.cause}; restart {restart.count} of {restart.most}{later}", file=sys.stderr, flush=True
+        )
+        time.sleep(pause_s)
         settings |= {"TRIAXIAL_RESTART": json.dumps(dataclasses.asdict(restart))}
     explain(rank, failure, nproc=nproc, log_dir=log_dir / f"start_{count}")
     if restarts.most:

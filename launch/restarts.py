@@ -11,7 +11,8 @@ from gpt.errors import ConfigError
 from gpt.own_files import replace_file
 from parallel.checkpoint_folders import list_checkpoints, published_step
 
-MOST_STARTS_WITHOUT_PROGRESS = 3  # in a row: what fails so often at the same step fails for a reason
+MOST_STARTS_WITHOUT_PROGRESS = 4  # in a row: what fails so often at the same step fails for a reason
+LONGER = 4  # times the pause before, each time: 15, 60, 240 s outlast a switch or a file server that is restarted
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,12 @@ class Restart:
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """At most so many restarts; `last_step` says how far the run is, so that one which gets nowhere is given up."""
+    """At most so many restarts; `last_step` says how far the run is, so that one which gets nowhere is given up, and
+    before that started again after pauses: `pause_s` the first time."""
 
     most: int = 0
     last_step: Callable[[], int] = int
+    pause_s: float = 0.0
 
 
 ONCE = RestartPolicy()
@@ -47,6 +50,10 @@ class Progress:
     def after(self, step: int) -> "Progress":
         """A start ended at `step`."""
         return Progress(step) if step > self.furthest else Progress(self.furthest, self.starts + 1)
+
+    def pause_s(self, first_s: float) -> float:
+        """Before the next start: none after one that got further, else longer each time."""
+        return first_s * LONGER ** (self.starts - 1) if self.starts else 0.0
 
     @property
     def is_stuck(self) -> bool:
@@ -84,13 +91,13 @@ def furthest_step(run_directory: Path) -> int:
     return max([last_logged_step(run_directory), *map(published_step, saved[:1])])
 
 
-def count_start(run_directory: Path, restart: Restart | None, *, reached: int) -> None:
+def count_start(run_directory: Path, restart: Restart | None, *, reached: int) -> Progress:
     """What our own launcher does in its memory, for torchrun: rank 0 calls it at every start, before it trains.
 
     ConfigError when torchrun's restarts get nowhere; with that the next ones end at once.
     """
     if restart is not None and restart.cause:
-        return
+        return Progress(reached)
     file = run_directory / ".progress.json"
     progress = Progress(reached)
     if restart is not None:
@@ -101,6 +108,7 @@ def count_start(run_directory: Path, restart: Restart | None, *, reached: int) -
     replace_file(file, json.dumps(asdict(progress)))
     if progress.is_stuck:
         raise ConfigError(f"{restart}: {progress.why_stuck}")
+    return progress
 
 
 def how_it_resumed(restart: Restart, *, reached: int, step: int) -> str:

@@ -53,9 +53,10 @@ def launch_ranks(args: argparse.Namespace, config: RunConfig) -> int:
     if most < 0:
         raise ConfigError(f"--max-restarts {most} must be 0 or more")
     layout_of(config, args.nproc)  # a mistake is told before any process starts
+    policy = RestartPolicy(most, lambda: furthest_step(config.run.directory), config.run.restart_pause_s)
     words = ["train", args.recipe, *args.overrides]
     words += [] if args.resume is None else ["--resume" if args.resume else "--no-resume"]
-    return launch_local(args.nproc, words, restarts=RestartPolicy(most, lambda: furthest_step(config.run.directory)))
+    return launch_local(args.nproc, words, restarts=policy)
 
 
 def _dry_run(args: argparse.Namespace, config: RunConfig, layout: Layout) -> int:

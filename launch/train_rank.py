@@ -1,6 +1,7 @@
 """One rank of a training run, from its recipe to its exit status; starts no process."""
 
 import logging
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -73,7 +74,9 @@ def run_rank(config: RunConfig, environment: ClusterEnvironment, *, resume: bool
     prepared = prepare(config, environment, ledger, resume=resume)
     with hold(config.run.directory, job_id=environment.slurm_job_id) if is_first else nullcontext():
         if is_first:
-            count_start(config.run.directory, environment.restart, reached=prepared.reached)
+            progress = count_start(config.run.directory, environment.restart, reached=prepared.reached)
+            # the others wait for it, which they do for so long
+            time.sleep(min(progress.pause_s(config.run.restart_pause_s), config.run.collective_timeout_s / 2))
         with ledger.span("start_up/joining"):
             join_processes(environment, prepared.device, timeout_s=config.run.collective_timeout_s)
         try:

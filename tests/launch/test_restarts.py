@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from gpt.errors import ConfigError
 from launch.failures import first_failure, in_words
 from launch.local_launch import launch_local
-from launch.restarts import Restart, RestartPolicy, count_start, furthest_step
+from launch.restarts import Progress, Restart, RestartPolicy, count_start, furthest_step
 
 # torch elastic leaves the files open into which its ranks wrote, until they are collected
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -28,8 +29,8 @@ def launch(tmp_path, monkeypatch, capfd):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
 
-    def start(behaviour, *, most, last_step=int):
-        policy = RestartPolicy(most, last_step)
+    def start(behaviour, *, most, last_step=int, pause_s=0.0):
+        policy = RestartPolicy(most, last_step, pause_s)
         status = launch_local(2, [behaviour, str(tmp_path)], module="rank_program", restarts=policy, grace_s=10)
         return status, capfd.readouterr().err
 
@@ -58,13 +59,26 @@ def test_restarts_are_used_up(launch):
     assert said.endswith("triaxial: not started again: it was restarted 1 times (--max-restarts)\n")
 
 
+def test_what_got_no_further_is_started_again_after_pauses(launch):
+    """In case what failed is only away for a while."""
+    started_at = time.monotonic()
+    _, said = launch("crash", most=1, pause_s=1.0)
+    assert time.monotonic() - started_at > 1
+    assert "; restart 1 of 1 in 1 s, as it got no further than the start before\n" in said
+    progress, pauses = Progress(7), []
+    for step in (7, 7, 7, 9, 9):
+        progress = progress.after(step)
+        pauses.append(progress.pause_s(15))
+    assert pauses == [15, 60, 240, 0, 15]
+
+
 def test_a_run_that_gets_nowhere_is_given_up(launch):
     status, said = launch("killed", most=100)
     assert status == 128 + signal.SIGKILL
-    assert said.count("; restart ") == 2
+    assert said.count("; restart ") == 3
     assert "rank 1 of 2 failed first (killed by SIGKILL" in said
     assert said.splitlines()[-1] == (
-        "triaxial: not started again: 3 starts in a row got to no step at all; mend the cause, then start the run again"
+        "triaxial: not started again: 4 starts in a row got to no step at all; mend the cause, then start the run again"
     )
 
 
@@ -103,10 +117,10 @@ def test_a_run_that_logs_seldom_gets_somewhere_with_every_checkpoint(tmp_path):
 
 def test_what_our_launcher_counts_rank_0_counts_for_torchrun(tmp_path):
     count_start(tmp_path, None, reached=500)
-    for restart, reached in enumerate([520, 520, 520], 1):  # the first of these got 20 steps further
+    for restart, reached in enumerate([520, 520, 520, 520], 1):  # the first of these got 20 steps further
         count_start(tmp_path, Restart(restart, 99), reached=reached)
-    with pytest.raises(ConfigError, match=r"restart 4 of 99: 3 starts in a row got no further than step 520; mend"):
-        count_start(tmp_path, Restart(4, 99), reached=520)
+    with pytest.raises(ConfigError, match=r"restart 5 of 99: 4 starts in a row got no further than step 520; mend"):
+        count_start(tmp_path, Restart(5, 99), reached=520)
     count_start(tmp_path, None, reached=520)  # the user has mended it and starts anew
     count_start(tmp_path, Restart(1, 99), reached=520)
     for _ in range(9):
