@@ -5,44 +5,38 @@ Prompts of different lengths are right-aligned; what fills the left is masked an
 sequence gets the numbers that it would get alone.
 """
 
-import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gpt.errors import ConfigError
 from gpt.model import GPT
+from gpt.sampling import GREEDY, Sampling, choose, seen_tokens
+from gpt.token_scores import token_scores
+
+__all__ = [
+    "GREEDY",
+    "Continuation",
+    "Decoder",
+    "KeyValueCache",
+    "Model",
+    "OneDevice",
+    "Rows",
+    "Sampling",
+    "as_model",
+    "check_prompts",
+    "choose",
+    "decode",
+    "generate",
+    "make_cache",
+]
 
 # Called after each new token with the prompt's number and its new tokens so far; True ends that prompt.
 Watch = Callable[[int, list[int]], bool]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen from the logits. Temperature 0 takes the likeliest and draws nothing.
-
-    Otherwise: logits / temperature, then the `top_k` likeliest, then the fewest of these whose probabilities reach
-    `top_p` (nucleus sampling, arXiv 1904.09751), then one draw. None switches a filter off.
-    """
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < math.inf:
-            raise ConfigError(f"temperature = {self.temperature} must be 0 (greedy) or a positive number")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k = {self.top_k} must be at least 1; leave it out to keep every token")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise ConfigError(f"top_p = {self.top_p} must be above 0 and at most 1; leave it out to keep every token")
-
-
-GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
@@ -83,6 +77,11 @@ class KeyValueCache:
         if self._k is not None and self._v is not None:
             self._k, self._v = self._k[rows], self._v[rows]
 
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` positions."""
+        assert length <= self.length, f"{length} positions of {self.length}"
+        self.length = length
+
 
 def make_cache(model: GPT, capacity: int) -> dict[str, KeyValueCache]:
     """An empty cache for each layer that `model` holds, by layer name, as `GPT.forward` takes it."""
@@ -90,10 +89,22 @@ def make_cache(model: GPT, capacity: int) -> dict[str, KeyValueCache]:
 
 
 class Model(Protocol):
-    """What generation asks of a model; parallel/generation.py has one over many ranks."""
+    """What generation and evaluation ask of a model; parallel/generation.py has one over many ranks.
+
+    A call reads tokens (b, t) that go on from the `earlier` ones in the cache: `positions` (b, t) or (1, t), `mask` and
+    `cache` are as in `GPT.forward`. Places are numbers row * t + column in those tokens.
+
+    Each of `data_size` data ranks has a whole model and may ask it what others do not; the ranks of one ask alike.
+    """
 
     vocab_size: int
     device: torch.device
+    data_rank: int
+    data_size: int
+
+    def gather(self, values: list[Any]) -> list[list[Any]]:
+        """Every data rank's values, by data rank; every rank calls it."""
+        ...
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         """Empty caches of the layers held here, by layer name."""
@@ -107,9 +118,24 @@ class Model(Protocol):
         positions: Tensor,
         mask: Tensor | None,
         cache: Mapping[str, KeyValueCache],
+        places: Tensor | None = None,
     ) -> Tensor:
-        """Logits (b, v) fp32 after tokens (b, t) that go on from the `earlier` ones in the cache; the other arguments
-        as `GPT.forward`."""
+        """Logits (n, v) fp32 after the tokens at `places` (n,), or (b, v) after the last of each row."""
+        ...
+
+    def log_probs(
+        self,
+        tokens: Tensor,
+        *,
+        earlier: int,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: Mapping[str, KeyValueCache] | None,
+        places: Tensor,
+        targets: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability, fp32 (n,), of each of `targets` (n,) after the token at its place, and whether it is the
+        likeliest, bool (n,). `places` rise and may repeat; none are asked when the tokens are only to be cached."""
         ...
 
 
@@ -117,9 +143,15 @@ class OneDevice:
     """A whole GPT on one device, as a Model."""
 
     def __init__(self, model: GPT) -> None:
+        assert model.head is not None
         self.model = model
+        self.head = model.head
         self.vocab_size = model.vocab_size
         self.device = next(model.parameters()).device
+        self.data_rank, self.data_size = 0, 1
+
+    def gather(self, values: list[Any]) -> list[list[Any]]:
+        return [values]
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         return make_cache(self.model, capacity)
@@ -132,11 +164,31 @@ class OneDevice:
         positions: Tensor,
         mask: Tensor | None,
         cache: Mapping[str, KeyValueCache],
+        places: Tensor | None = None,
     ) -> Tensor:
         hidden = self.model.hidden_states(tokens, positions=positions, mask=mask, cache=cache)
-        assert self.model.head is not None
-        last: Tensor = self.model.head(hidden[:, -1])  # the head is most of a small model: apply it where it is needed
-        return last[:, : self.vocab_size].float()
+        asked = hidden[:, -1] if places is None else hidden.flatten(0, 1)[places]
+        logits: Tensor = self.head(asked)  # the head is most of a small model: apply it where it is needed
+        return logits[:, : self.vocab_size].float()
+
+    def log_probs(
+        self,
+        tokens: Tensor,
+        *,
+        earlier: int,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: Mapping[str, KeyValueCache] | None,
+        places: Tensor,
+        targets: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        hidden = self.model.hidden_states(tokens, positions=positions, mask=mask, cache=cache)
+        return token_scores(hidden, self.head, places=places, targets=targets, vocab_size=self.vocab_size)
+
+
+def as_model(model: GPT | Model) -> Model:
+    """A GPT as a Model; what is one already stays."""
+    return OneDevice(model) if isinstance(model, GPT) else model
 
 
 def generate(
@@ -144,56 +196,104 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     n_ctx: int,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     sampling: Sampling = GREEDY,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     stop_ids: Collection[int] = (),
     n_ids: int | None = None,
     watch: Watch | None = None,
 ) -> list[Continuation]:
     """Continue every prompt (token ids) in one batch; results in the order of the prompts.
 
-    Prompt i draws from a stream of its own that `seed + i` starts, so it gets the same tokens in a batch as alone with
-    that seed. `n_ids`: only ids below it are chosen, for a tokenizer with fewer pieces than the model has rows.
+    `max_new_tokens` and `seed`: for all prompts, or one for each. Prompt i draws from a stream of its own that its seed
+    starts, `seed + i` where one is given for all, so it gets the same tokens in a batch as alone with that seed.
+    `n_ids`: only ids below it are chosen, for a tokenizer with fewer pieces than the model has rows.
     `watch` is called for each token: it streams, and it may end a prompt. Runs on the model's device.
     ConfigError: an empty prompt, an id outside the vocabulary, or a prompt that with max_new_tokens exceeds n_ctx.
     """
-    check_prompts(prompts, n_ctx=n_ctx, max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    check_prompts(prompts, n_ctx=n_ctx, max_new_tokens=limits, vocab_size=model.vocab_size)
     if not prompts:
         return []
-    draws = [random.Random(seed + i) for i in range(len(prompts))]
+    decoder = Decoder(model, prompts, capacity=max(map(len, prompts)) + max(limits) - 1)
+    logits = decoder.read_prompts()
+    return decode(
+        decoder,
+        logits,
+        prompts,
+        limits=limits,
+        seeds=seeds,
+        sampling=sampling,
+        stop_ids=stop_ids,
+        n_ids=n_ids,
+        watch=watch,
+    )
+
+
+class Rows(Protocol):
+    """Sequences that go on by a token each at a time."""
+
+    def read_token(self, tokens: Tensor) -> Tensor:
+        """Logits (b, v) fp32 after one more token (b,) in each sequence."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every sequence but these (n,), in this order."""
+        ...
+
+
+def decode(
+    sequences: Rows,
+    logits: Tensor,
+    prompts: Sequence[Sequence[int]],
+    *,
+    limits: Sequence[int],
+    seeds: Sequence[int],
+    sampling: Sampling = GREEDY,
+    stop_ids: Collection[int] = (),
+    n_ids: int | None = None,
+    watch: Watch | None = None,
+) -> list[Continuation]:
+    """What follows prompts that have been read, given the logits (b, v) after them. Arguments as `generate`'s, with one
+    limit and one seed for each prompt."""
+    draws = [random.Random(start) for start in seeds]
     tokens: list[list[int]] = [[] for _ in prompts]
     log_probs: list[list[float]] = [[] for _ in prompts]
-    stopped = [False] * len(prompts)
-    decoder = Decoder(model, prompts, capacity=max(map(len, prompts)) + max_new_tokens - 1)
+    stopped, ended = [False] * len(prompts), [False] * len(prompts)
+    seen = None
+    if sampling.repetition_penalty != 1.0:
+        seen = seen_tokens(prompts, vocab_size=logits.size(1), device=logits.device)
     rows = list(range(len(prompts)))  # the prompt of each row of the batch
-    logits = decoder.read_prompts()
-    for step in range(max_new_tokens):
+    while True:
         uniform = torch.tensor([draws[i].random() for i in rows]) if sampling.temperature else None
-        chosen = choose(logits[:, :n_ids], sampling, uniform)  # (b,)
-        chosen_log_probs = logits.log_softmax(dim=-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
+        chosen = choose(logits[:, :n_ids], sampling, uniform, seen=None if seen is None else seen[:, :n_ids])  # (b,)
+        chosen_log_probs = logits.gather(1, chosen.unsqueeze(1)).squeeze(1) - logits.logsumexp(dim=-1)
         for i, token, log_prob in zip(rows, chosen.tolist(), chosen_log_probs.tolist(), strict=True):
-            if not stopped[i]:
+            if not ended[i]:
                 tokens[i].append(token)
                 log_probs[i].append(log_prob)
                 ends = watch(i, tokens[i]) if watch is not None else False
                 stopped[i] = ends or token in stop_ids
-        running = [row for row, i in enumerate(rows) if not stopped[i]]
-        if not running or step + 1 == max_new_tokens:
-            break
+                ended[i] = stopped[i] or len(tokens[i]) == limits[i]
+        running = [row for row, i in enumerate(rows) if not ended[i]]
+        if not running:
+            return [Continuation(*result) for result in zip(tokens, log_probs, stopped, strict=True)]
+        if seen is not None:
+            seen.scatter_(1, chosen.unsqueeze(1), True)
         if 2 * len(running) <= len(rows):  # copying the cache pays once half of the work is for nothing
             kept = torch.tensor(running, device=chosen.device)
-            decoder.keep(kept)
+            sequences.keep(kept)
             chosen, rows = chosen[kept], [rows[row] for row in running]
-        logits = decoder.read_token(chosen)
-    return [Continuation(*result) for result in zip(tokens, log_probs, stopped, strict=True)]
+            seen = None if seen is None else seen[kept]
+        logits = sequences.read_token(chosen)
 
 
 class Decoder:
     """A batch of sequences on their way through a model: the prompts first, then a token each at a time."""
 
     def __init__(self, model: GPT | Model, prompts: Sequence[Sequence[int]], *, capacity: int) -> None:
-        self.model = OneDevice(model) if isinstance(model, GPT) else model
+        self.model = as_model(model)
         self.device = self.model.device
         self.cache = self.model.make_cache(capacity)
         self.length = 0  # positions read so far
@@ -233,38 +333,21 @@ class Decoder:
         return self.model.next_logits(tokens, earlier=earlier, positions=positions, mask=mask, cache=self.cache)
 
 
-def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None = None) -> Tensor:
-    """One token (b,) for each row of logits (b, v); `uniform` (b,) in [0, 1) decides unless temperature is 0."""
-    if not sampling.temperature:
-        return logits.argmax(dim=-1)
-    assert uniform is not None
-    kept = logits.size(-1) if sampling.top_k is None else min(sampling.top_k, logits.size(-1))
-    scores, order = (logits / sampling.temperature).topk(kept, dim=-1)  # (b, kept), falling
-    probabilities = scores.softmax(dim=-1)
-    cumulative = probabilities.cumsum(dim=-1)
-    if sampling.top_p is not None:
-        reached_before = cumulative - probabilities >= sampling.top_p
-        reached_before[:, 0] = False
-        probabilities = probabilities.masked_fill(reached_before, 0.0)
-        cumulative = probabilities.cumsum(dim=-1)
-    target = uniform.to(cumulative).unsqueeze(1) * cumulative[:, -1:]
-    place = (cumulative <= target).sum(dim=-1, keepdim=True)
-    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
-    return order.gather(1, torch.minimum(place, last)).squeeze(1)
-
-
-def check_prompts(prompts: Sequence[Sequence[int]], *, n_ctx: int, max_new_tokens: int, vocab_size: int) -> None:
-    """ConfigError unless every prompt can be continued by max_new_tokens."""
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens = {max_new_tokens} must be at least 1")
-    for number, prompt in enumerate(prompts, start=1):
+def check_prompts(
+    prompts: Sequence[Sequence[int]], *, n_ctx: int, max_new_tokens: int | Sequence[int], vocab_size: int
+) -> None:
+    """ConfigError unless every prompt can be continued by max_new_tokens, or its own number of them."""
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True), start=1):
+        if limit < 1:
+            raise ConfigError(f"max_new_tokens = {limit} must be at least 1")
         if not prompt:
             raise ConfigError(f"prompt {number} is empty; begin with at least one token, such as the end of a document")
-        if len(prompt) + max_new_tokens > n_ctx:
+        if len(prompt) + limit > n_ctx:
             room = n_ctx - len(prompt)
             fix = f"lower max_new_tokens to {room} or shorten the prompt" if room > 0 else "shorten the prompt"
             raise ConfigError(
-                f"prompt {number} has {len(prompt):,} tokens, which with max_new_tokens = {max_new_tokens:,} is more "
+                f"prompt {number} has {len(prompt):,} tokens, which with max_new_tokens = {limit:,} is more "
                 f"than the model's context of n_ctx = {n_ctx:,} tokens; {fix}"
             )
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:

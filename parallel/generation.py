@@ -1,12 +1,14 @@
-"""Generation by a model that lies over tensor and pipeline ranks, for gpt.generation's decoder; chooses no token.
+"""A model that lies over tensor and pipeline ranks, as generation and evaluation ask it; chooses no token.
 
 Every rank runs its stages on the same tokens, with a key-value cache of its own layers and heads. Hidden states go from
-stage to stage by messages; the last stage's logits are sent to all ranks, which therefore choose the same tokens.
+stage to stage by messages; what the last stage finds is sent to all ranks, which therefore choose the same tokens.
 Shapes as in gpt/generation.py; t' is t rounded up to a multiple of tensor ranks, r = t' / tensor.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,6 +17,7 @@ from torch.nn import functional
 
 from gpt.generation import KeyValueCache
 from gpt.model import LayerCache
+from parallel.checkpoint_ranks import exchange
 from parallel.mesh import Mesh
 from parallel.pipeline_parallel import pass_through
 from parallel.stage import CachedStep, Stage
@@ -32,9 +35,20 @@ class _WithoutPadding:
 
 
 class LayoutModel:
-    """See gpt.generation.Model: the same methods over a layout, called by every rank in the same order."""
+    """See gpt.generation.Model: the same methods over a layout, called by every rank in the same order.
 
-    def __init__(self, stages: list[Stage], mesh: Mesh, *, d_model: int, dtype: torch.dtype) -> None:
+    `data_ranks_together`: data ranks need each other to compute, as under ZeRO 3, so they do the same and count as one.
+    """
+
+    def __init__(
+        self,
+        stages: list[Stage],
+        mesh: Mesh,
+        *,
+        d_model: int,
+        dtype: torch.dtype,
+        data_ranks_together: bool = False,
+    ) -> None:
         self.d_model = d_model
         self.stages = dict(zip(mesh.stages, stages, strict=True))
         self.mesh = mesh
@@ -42,6 +56,14 @@ class LayoutModel:
         self.device = mesh.device
         self.vocab_size = stages[0].model.vocab_size
         self.last = mesh.layout.stages - 1
+        self.together = data_ranks_together
+        self.data_rank, self.data_size = (0, 1) if data_ranks_together else (mesh.data_rank, mesh.layout.data)
+
+    def gather(self, values: list[Any]) -> list[list[Any]]:
+        if self.data_size == 1:
+            return [values]
+        everyone = exchange(values, None)
+        return [everyone[self.mesh.peer_of(data_rank)] for data_rank in range(self.data_size)]
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         return {name: KeyValueCache(capacity) for stage in self.stages.values() for name in stage.model.blocks}
@@ -54,39 +76,86 @@ class LayoutModel:
         positions: Tensor,
         mask: Tensor | None,
         cache: Mapping[str, KeyValueCache],
+        places: Tensor | None = None,
     ) -> Tensor:
-        """Logits (b, v) fp32 after tokens (b, t). A message (b, r, d) between stages, a broadcast of the logits."""
+        """Logits (n, v) fp32 after tokens (b, t). A message (b, r, d) between stages, a broadcast of the logits."""
+        if places is None:
+            places = torch.arange(1, tokens.size(0) + 1, device=self.device) * tokens.size(1) - 1
+        step = CachedStep(positions, mask, cache, places)
+        return self._broadcast(self._read(tokens, earlier, step), (places.numel(), self.vocab_size))
+
+    def log_probs(
+        self,
+        tokens: Tensor,
+        *,
+        earlier: int,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: Mapping[str, KeyValueCache] | None,
+        places: Tensor,
+        targets: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """See gpt.generation.Model. A message (b, r, d) between stages, a broadcast of two numbers for each target."""
+        output = self._read(tokens, earlier, CachedStep(positions, mask, cache, places, targets))
+        log_probs, greedy = self._broadcast(output, (2, targets.numel())).unbind()
+        return log_probs, greedy > 0
+
+    def _read(self, tokens: Tensor, earlier: int, step: CachedStep) -> Tensor:
+        """What the last stage finds, where this rank has it; else what its last stage hands on."""
         length = tokens.size(1)
         extra = -length % self.mesh.layout.tensor  # sequence parallelism needs equal shares
         with torch.inference_mode(False), torch.no_grad():  # FSDP keeps its buffers for training
             if extra:
-                mask = _padded_mask(mask, earlier=earlier, length=length, extra=extra, device=self.device)
                 tokens = functional.pad(tokens, (0, extra))
-                positions = torch.cat((positions, positions[:, -1:].expand(-1, extra)), dim=1)
-                trimmed: Mapping[str, LayerCache] = {name: _WithoutPadding(c, length) for name, c in cache.items()}
-            else:
-                trimmed = cache
-            step = CachedStep(positions, mask, trimmed, length - 1)
+                step = _padded_step(step, earlier=earlier, length=length, extra=extra)
             shape = (tokens.size(0), tokens.size(1) // self.mesh.layout.tensor, self.d_model)
             message = torch.empty(shape, dtype=self.dtype, device="meta")
-            output = pass_through(
+            return pass_through(
                 self.stages, self.mesh, tokens, message, lambda index, x: self.stages[index](x, step=step)
             )
-            return self._broadcast(output, tokens.size(0))
 
-    def _broadcast(self, output: Tensor, sequences: int) -> Tensor:
-        """From one rank to all, data ranks too: if they differed in a bit, they could part ways and wait for ever."""
-        if self.last in self.stages:
-            logits = output.float().contiguous()
-        else:
-            logits = torch.empty(sequences, self.vocab_size, dtype=torch.float32, device=self.device)
-        dist.broadcast(logits, src=int(self.mesh.whole.mesh[self.mesh.layout.rank_of(self.last), 0, 0, 0]))
-        return logits
+    def _broadcast(self, output: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """From the last stage to the others. All its tensor ranks have the same bits, gathered of the same parts. Data
+        ranks that work together get one's: if they differed in a bit, they could part ways and wait for ever."""
+        with torch.inference_mode(False), torch.no_grad():
+            if not math.prod(shape):  # the tokens were only to be cached
+                return torch.empty(shape, device=self.device)
+            if self.last in self.stages:
+                found = output.float().contiguous()
+            else:
+                found = torch.empty(shape, dtype=torch.float32, device=self.device)
+            if self.together:
+                dist.broadcast(found, src=int(self.mesh.whole.mesh[self.mesh.layout.rank_of(self.last), 0, 0, 0]))
+            elif self.mesh.layout.pipeline > 1:
+                dist.broadcast(found, src=self.mesh.global_rank_of(self.last), group=self.mesh.pipeline_group)
+            return found
 
 
-def _padded_mask(mask: Tensor | None, *, earlier: int, length: int, extra: int, device: torch.device) -> Tensor:
-    """A mask for `extra` queries more, which look everywhere: nobody reads what they see."""
+def _padded_step(step: CachedStep, *, earlier: int, length: int, extra: int) -> CachedStep:
+    """The same step for `extra` tokens more in each row, which are not cached and not asked."""
+    cache: Mapping[str, LayerCache] | None = step.cache
+    if cache is not None:
+        cache = {name: _WithoutPadding(layer, length) for name, layer in cache.items()}
+    return CachedStep(
+        positions=torch.cat((step.positions, step.positions[:, -1:].expand(-1, extra)), dim=1),
+        mask=_padded_mask(step, earlier=earlier, length=length, extra=extra),
+        cache=cache,
+        places=step.places + step.places // length * extra,
+        targets=step.targets,
+    )
+
+
+def _padded_mask(step: CachedStep, *, earlier: int, length: int, extra: int) -> Tensor | None:
+    """A mask for `extra` queries more, which look everywhere: nobody reads what they see. Keys are added where no cache
+    leaves them out, and nobody else looks at those."""
+    if step.cache is None:
+        return (
+            None
+            if step.mask is None
+            else functional.pad(functional.pad(step.mask, (0, extra)), (0, 0, 0, extra), value=True)
+        )
+    mask = step.mask
     if mask is None:
-        places = torch.arange(earlier + length, device=device)
+        places = torch.arange(earlier + length, device=step.positions.device)
         mask = (places <= places[earlier:, None])[None, None]  # (1, 1, t, s)
     return mask if mask.size(2) == 1 else functional.pad(mask, (0, 0, 0, extra), value=True)

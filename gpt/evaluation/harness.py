@@ -14,44 +14,60 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows
 
 from gpt.errors import ConfigError
-from gpt.evaluation.scoring import Request, batches_by_length, score
-from gpt.generation import GREEDY, Sampling, generate
+from gpt.evaluation.answer_settings import read_settings
+from gpt.evaluation.scoring import Request, score
+from gpt.evaluation.shared_prompts import generate_sharing
+from gpt.generated_text import GeneratedText
+from gpt.generation import Model, as_model
 from gpt.model import GPT
+from gpt.special_tokens import SpecialTokens, own_special_tokens
 from gpt.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]  # requests finished, requests in all
 
 
 class TriaxialLM(TemplateLM):  # type: ignore[misc]
-    """A GPT and its tokenizer, on the model's device. Requests are sorted by length and batched by tokens.
+    """A GPT, or a Model over a layout, and its tokenizer, on the model's device. Requests are sorted by length and
+    batched by tokens. Over a layout every rank asks the same requests in the same order and has all answers.
 
     A context that does not fit loses its beginning, as everywhere in the harness; `truncated` holds those contexts.
     """
 
     def __init__(
         self,
-        model: GPT,
+        model: GPT | Model,
         tokenizer: Tokenizer,
         *,
         n_ctx: int,
         batch_tokens: int = 8192,
         seed: int = 0,
         progress: Progress | None = None,
+        special: SpecialTokens | None = None,
+        sharing: bool = True,
     ) -> None:
+        """`special`: which tokens begin and end a text, if not the tokenizer's end of a document. `sharing` False reads
+        every request whole, for comparison."""
         super().__init__()
-        self.model = model
+        self.model = as_model(model)
         self.n_ctx = n_ctx
         self.batch_tokens = batch_tokens
+        self.sharing = sharing
         self.truncated: set[str] = set()
         self._text = tokenizer
-        self._device = next(model.parameters()).device
+        self._special = own_special_tokens(tokenizer) if special is None else special
+        self._device = self.model.device
         self._next_seed = seed
         self._progress = progress
 
     @property
     def eot_token_id(self) -> int:
+        """What ends a text."""
+        return self._special.end_ids[0]
+
+    @property
+    def prefix_token_id(self) -> int:
         """What stands before a text that has no context."""
-        return self._text.end_of_document_id
+        return self._special.begin_id
 
     @property
     def max_length(self) -> int:
@@ -69,8 +85,15 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
         return f"{self._text.name}-{self._text.fingerprint}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids; our tokenizers add none of their own."""
-        return self._text.encode(string)
+        """Token ids, after those that an imported tokenizer puts before a text."""
+        ids = self._text.encode(string)
+        return ids if add_special_tokens is False else [*self._special.added_ids, *ids]
+
+    def continuation_length(self, context: str, continuation: str) -> int:
+        """Tokens of a continuation as it is scored after this context."""
+        if not context:
+            return len(self.tok_encode(continuation, add_special_tokens=False))
+        return len(self._encode_pair(context, continuation)[1])
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-probability of each continuation after its context, and whether it is the greedy one."""
@@ -103,7 +126,7 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
         for owner, request in enumerate(requests):
             (text,) = request.args
             for seen, predicted in get_rolling_token_windows(
-                self.tok_encode(text), prefix_token=self.eot_token_id, max_seq_len=self.n_ctx, context_len=1
+                self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.n_ctx, context_len=1
             ):
                 asked.append(Request([*seen, predicted[-1]], len(predicted)))
                 owners.append(owner)
@@ -120,20 +143,12 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
         for number, request in enumerate(requests):
             alike.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(number)
         texts = [""] * len(requests)
-        finished = 0
+        note = self._counter(len(requests))
         for numbers in alike.values():
-            settings = dict(requests[numbers[0]].args[1])
-            until = _stop_strings(settings)
-            new_tokens = int(settings.get("max_gen_toks", self.max_gen_toks))
-            prompts = self._contexts([requests[i].args[0] for i in numbers], new_tokens=new_tokens)
-            lengths = [len(prompt) + new_tokens for prompt in prompts]
-            for batch in batches_by_length(lengths, batch_tokens=self.batch_tokens):
-                generated = self._generate([prompts[i] for i in batch], until, new_tokens, settings)
-                for i, text in zip(batch, generated, strict=True):
-                    texts[numbers[i]] = text
-                    self.cache_hook.add_partial("generate_until", requests[numbers[i]].args, text)
-                finished += len(batch)
-                self._report(finished, len(requests))
+            answers = self._answers([requests[i] for i in numbers], progress=note)
+            for number, text in zip(numbers, answers, strict=True):
+                texts[number] = text
+                self.cache_hook.add_partial("generate_until", requests[number].args, text)
         return texts
 
     def _contexts(self, texts: Sequence[str], *, new_tokens: int) -> list[list[int]]:
@@ -144,58 +159,54 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
                 f"context of n_ctx = {self.n_ctx:,} tokens; leave this task out"
             )
         prompts = []
-        for text, ids in zip(texts, self._text.encode_batch(texts), strict=True):
+        for text, own in zip(texts, self._text.encode_batch(texts), strict=True):
+            ids = [*self._special.added_ids, *own]
             if len(ids) > room:
                 self.truncated.add(text)
-            prompts.append(ids[-room:] or [self.eot_token_id])
+            prompts.append(ids[-room:] or [self.prefix_token_id])
         return prompts
 
-    def _generate(
-        self, prompts: list[list[int]], until: list[str], new_tokens: int, settings: dict[str, Any]
-    ) -> list[str]:
-        def ends(_: int, tokens: list[int]) -> bool:
-            text = self._text.decode(tokens)
-            return any(stop in text for stop in until)
+    def _answers(self, requests: Sequence[Instance], *, progress: Callable[[int], None]) -> list[str]:
+        """Texts for requests with the same settings."""
+        settings = read_settings(requests[0].args[1], most=self.max_gen_toks)
+        prompts = self._contexts([request.args[0] for request in requests], new_tokens=settings.new_tokens)
+        written = [GeneratedText(self._text, (), settings.until) for _ in prompts]  # as the harness decodes: alone
 
-        sampling = GREEDY
-        if settings.get("do_sample", False):
-            sampling = Sampling(float(settings.get("temperature", 1.0)), settings.get("top_k"), settings.get("top_p"))
-        results = generate(
+        def ends(number: int, tokens: list[int]) -> bool:
+            if tokens[-1] not in self._special.end_ids:
+                written[number].update(tokens)
+            return written[number].stopped
+
+        results = generate_sharing(
             self.model,
             prompts,
             n_ctx=self.n_ctx,
-            max_new_tokens=new_tokens,
-            sampling=sampling,
+            max_new_tokens=settings.new_tokens,
+            batch_tokens=self.batch_tokens,
+            sampling=settings.sampling,
             seed=self._next_seed,
-            stop_ids=(self.eot_token_id,),
+            stop_ids=self._special.end_ids,
             n_ids=self._text.vocab_size,
             watch=ends,
+            progress=progress,
+            sharing=self.sharing,
         )
         self._next_seed += len(prompts)  # a repeated question draws anew
-        texts = [self._text.decode([t for t in result.tokens if t != self.eot_token_id]) for result in results]
-        return [_before(text, until) for text in texts]
+        for text, result in zip(written, results, strict=True):
+            text.finish([token for token in result.tokens if token not in self._special.end_ids])
+        return [text.text for text in written]
 
     def _score(self, asked: list[Request]) -> Any:
+        note = self._counter(len(asked))
+        return score(self.model, asked, batch_tokens=self.batch_tokens, progress=note, sharing=self.sharing)
+
+    def _counter(self, total: int) -> Callable[[int], None]:
         finished = 0
 
         def note(n: int) -> None:
             nonlocal finished
             finished += n
-            self._report(finished, len(asked))
+            if self._progress is not None:
+                self._progress(finished, total)
 
-        return score(self.model, asked, batch_tokens=self.batch_tokens, progress=note)
-
-    def _report(self, finished: int, total: int) -> None:
-        if self._progress is not None:
-            self._progress(finished, total)
-
-
-def _stop_strings(settings: dict[str, Any]) -> list[str]:
-    until = settings.get("until", [])
-    return [stop for stop in ([until] if isinstance(until, str) else until) if stop]
-
-
-def _before(text: str, until: list[str]) -> str:
-    for stop in until:
-        text = text.partition(stop)[0]
-    return text
+        return note
