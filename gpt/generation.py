@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gpt.errors import ConfigError
 from gpt.model import GPT
+from gpt.token_scores import token_scores
 
 # Called after each new token with the prompt's number and its new tokens so far; True ends that prompt.
 Watch = Callable[[int, list[int]], bool]
@@ -83,6 +84,11 @@ class KeyValueCache:
         if self._k is not None and self._v is not None:
             self._k, self._v = self._k[rows], self._v[rows]
 
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` positions."""
+        assert length <= self.length, f"{length} positions of {self.length}"
+        self.length = length
+
 
 def make_cache(model: GPT, capacity: int) -> dict[str, KeyValueCache]:
     """An empty cache for each layer that `model` holds, by layer name, as `GPT.forward` takes it."""
@@ -90,7 +96,11 @@ def make_cache(model: GPT, capacity: int) -> dict[str, KeyValueCache]:
 
 
 class Model(Protocol):
-    """What generation asks of a model; parallel/generation.py has one over many ranks."""
+    """What generation and evaluation ask of a model; parallel/generation.py has one over many ranks.
+
+    A call reads tokens (b, t) that go on from the `earlier` ones in the cache: `positions` (b, t) or (1, t), `mask` and
+    `cache` are as in `GPT.forward`. Places are numbers row * t + column in those tokens.
+    """
 
     vocab_size: int
     device: torch.device
@@ -107,9 +117,24 @@ class Model(Protocol):
         positions: Tensor,
         mask: Tensor | None,
         cache: Mapping[str, KeyValueCache],
+        places: Tensor | None = None,
     ) -> Tensor:
-        """Logits (b, v) fp32 after tokens (b, t) that go on from the `earlier` ones in the cache; the other arguments
-        as `GPT.forward`."""
+        """Logits (n, v) fp32 after the tokens at `places` (n,), or (b, v) after the last of each row."""
+        ...
+
+    def log_probs(
+        self,
+        tokens: Tensor,
+        *,
+        earlier: int,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: Mapping[str, KeyValueCache] | None,
+        places: Tensor,
+        targets: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability, fp32 (n,), of each of `targets` (n,) after the token at its place, and whether it is the
+        likeliest, bool (n,). `places` rise and may repeat; none are asked when the tokens are only to be cached."""
         ...
 
 
@@ -117,7 +142,9 @@ class OneDevice:
     """A whole GPT on one device, as a Model."""
 
     def __init__(self, model: GPT) -> None:
+        assert model.head is not None
         self.model = model
+        self.head = model.head
         self.vocab_size = model.vocab_size
         self.device = next(model.parameters()).device
 
@@ -132,11 +159,31 @@ class OneDevice:
         positions: Tensor,
         mask: Tensor | None,
         cache: Mapping[str, KeyValueCache],
+        places: Tensor | None = None,
     ) -> Tensor:
         hidden = self.model.hidden_states(tokens, positions=positions, mask=mask, cache=cache)
-        assert self.model.head is not None
-        last: Tensor = self.model.head(hidden[:, -1])  # the head is most of a small model: apply it where it is needed
-        return last[:, : self.vocab_size].float()
+        asked = hidden[:, -1] if places is None else hidden.flatten(0, 1)[places]
+        logits: Tensor = self.head(asked)  # the head is most of a small model: apply it where it is needed
+        return logits[:, : self.vocab_size].float()
+
+    def log_probs(
+        self,
+        tokens: Tensor,
+        *,
+        earlier: int,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: Mapping[str, KeyValueCache] | None,
+        places: Tensor,
+        targets: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        hidden = self.model.hidden_states(tokens, positions=positions, mask=mask, cache=cache)
+        return token_scores(hidden, self.head, places=places, targets=targets, vocab_size=self.vocab_size)
+
+
+def as_model(model: GPT | Model) -> Model:
+    """A GPT as a Model; what is one already stays."""
+    return OneDevice(model) if isinstance(model, GPT) else model
 
 
 def generate(
@@ -193,7 +240,7 @@ class Decoder:
     """A batch of sequences on their way through a model: the prompts first, then a token each at a time."""
 
     def __init__(self, model: GPT | Model, prompts: Sequence[Sequence[int]], *, capacity: int) -> None:
-        self.model = OneDevice(model) if isinstance(model, GPT) else model
+        self.model = as_model(model)
         self.device = self.model.device
         self.cache = self.model.make_cache(capacity)
         self.length = 0  # positions read so far

@@ -1,7 +1,7 @@
-"""Generation by a model that lies over tensor and pipeline ranks, for gpt.generation's decoder; chooses no token.
+"""A model that lies over tensor and pipeline ranks, as generation and evaluation ask it; chooses no token.
 
 Every rank runs its stages on the same tokens, with a key-value cache of its own layers and heads. Hidden states go from
-stage to stage by messages; the last stage's logits are sent to all ranks, which therefore choose the same tokens.
+stage to stage by messages; what the last stage finds is sent to all ranks, which therefore choose the same tokens.
 Shapes as in gpt/generation.py; t' is t rounded up to a multiple of tensor ranks, r = t' / tensor.
 """
 
@@ -54,39 +54,82 @@ class LayoutModel:
         positions: Tensor,
         mask: Tensor | None,
         cache: Mapping[str, KeyValueCache],
+        places: Tensor | None = None,
     ) -> Tensor:
-        """Logits (b, v) fp32 after tokens (b, t). A message (b, r, d) between stages, a broadcast of the logits."""
+        """Logits (n, v) fp32 after tokens (b, t). A message (b, r, d) between stages, a broadcast of the logits."""
+        if places is None:
+            places = torch.arange(1, tokens.size(0) + 1, device=self.device) * tokens.size(1) - 1
+        step = CachedStep(positions, mask, cache, places)
+        return self._broadcast(self._read(tokens, earlier, step), (places.numel(), self.vocab_size))
+
+    def log_probs(
+        self,
+        tokens: Tensor,
+        *,
+        earlier: int,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: Mapping[str, KeyValueCache] | None,
+        places: Tensor,
+        targets: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """See gpt.generation.Model. A message (b, r, d) between stages, a broadcast of two numbers for each target."""
+        output = self._read(tokens, earlier, CachedStep(positions, mask, cache, places, targets))
+        if not targets.numel():
+            return torch.empty(0, device=self.device), torch.empty(0, dtype=torch.bool, device=self.device)
+        log_probs, greedy = self._broadcast(output, (2, targets.numel())).unbind()
+        return log_probs, greedy > 0
+
+    def _read(self, tokens: Tensor, earlier: int, step: CachedStep) -> Tensor:
+        """What the last stage finds, where this rank has it; else what its last stage hands on."""
         length = tokens.size(1)
         extra = -length % self.mesh.layout.tensor  # sequence parallelism needs equal shares
         with torch.inference_mode(False), torch.no_grad():  # FSDP keeps its buffers for training
             if extra:
-                mask = _padded_mask(mask, earlier=earlier, length=length, extra=extra, device=self.device)
                 tokens = functional.pad(tokens, (0, extra))
-                positions = torch.cat((positions, positions[:, -1:].expand(-1, extra)), dim=1)
-                trimmed: Mapping[str, LayerCache] = {name: _WithoutPadding(c, length) for name, c in cache.items()}
-            else:
-                trimmed = cache
-            step = CachedStep(positions, mask, trimmed, length - 1)
+                step = _padded_step(step, earlier=earlier, length=length, extra=extra)
             shape = (tokens.size(0), tokens.size(1) // self.mesh.layout.tensor, self.d_model)
             message = torch.empty(shape, dtype=self.dtype, device="meta")
-            output = pass_through(
+            return pass_through(
                 self.stages, self.mesh, tokens, message, lambda index, x: self.stages[index](x, step=step)
             )
-            return self._broadcast(output, tokens.size(0))
 
-    def _broadcast(self, output: Tensor, sequences: int) -> Tensor:
+    def _broadcast(self, output: Tensor, shape: tuple[int, ...]) -> Tensor:
         """From one rank to all, data ranks too: if they differed in a bit, they could part ways and wait for ever."""
-        if self.last in self.stages:
-            logits = output.float().contiguous()
-        else:
-            logits = torch.empty(sequences, self.vocab_size, dtype=torch.float32, device=self.device)
-        dist.broadcast(logits, src=int(self.mesh.whole.mesh[self.mesh.layout.rank_of(self.last), 0, 0, 0]))
-        return logits
+        with torch.inference_mode(False), torch.no_grad():
+            if self.last in self.stages:
+                found = output.float().contiguous()
+            else:
+                found = torch.empty(shape, dtype=torch.float32, device=self.device)
+            dist.broadcast(found, src=int(self.mesh.whole.mesh[self.mesh.layout.rank_of(self.last), 0, 0, 0]))
+            return found
 
 
-def _padded_mask(mask: Tensor | None, *, earlier: int, length: int, extra: int, device: torch.device) -> Tensor:
-    """A mask for `extra` queries more, which look everywhere: nobody reads what they see."""
+def _padded_step(step: CachedStep, *, earlier: int, length: int, extra: int) -> CachedStep:
+    """The same step for `extra` tokens more in each row, which are not cached and not asked."""
+    cache: Mapping[str, LayerCache] | None = step.cache
+    if cache is not None:
+        cache = {name: _WithoutPadding(layer, length) for name, layer in cache.items()}
+    return CachedStep(
+        positions=torch.cat((step.positions, step.positions[:, -1:].expand(-1, extra)), dim=1),
+        mask=_padded_mask(step, earlier=earlier, length=length, extra=extra),
+        cache=cache,
+        places=step.places + step.places // length * extra,
+        targets=step.targets,
+    )
+
+
+def _padded_mask(step: CachedStep, *, earlier: int, length: int, extra: int) -> Tensor | None:
+    """A mask for `extra` queries more, which look everywhere: nobody reads what they see. Keys are added where no cache
+    leaves them out, and nobody else looks at those."""
+    if step.cache is None:
+        return (
+            None
+            if step.mask is None
+            else functional.pad(functional.pad(step.mask, (0, extra)), (0, 0, 0, extra), value=True)
+        )
+    mask = step.mask
     if mask is None:
-        places = torch.arange(earlier + length, device=device)
+        places = torch.arange(earlier + length, device=step.positions.device)
         mask = (places <= places[earlier:, None])[None, None]  # (1, 1, t, s)
     return mask if mask.size(2) == 1 else functional.pad(mask, (0, 0, 0, extra), value=True)

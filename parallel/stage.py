@@ -1,17 +1,19 @@
 """The piece of a model that one rank runs, wrapped for its layout; the loss is part of it on the last stage."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 
 from gpt.config import ModelConfig
 from gpt.loss import Loss, whole_vocabulary
 from gpt.model import GPT, LayerCache
+from gpt.token_scores import token_scores
 from parallel.layout import ParallelConfig
 from parallel.mesh import Mesh
 from parallel.recomputation import wrap_block
@@ -20,12 +22,14 @@ from parallel.tensor_parallel import allow_asynchronous, apply_tensor_parallel, 
 
 @dataclass(frozen=True)
 class CachedStep:
-    """Tokens that go on from those in a cache: arguments of GPT.hidden_states, and the one place whose logits count."""
+    """Tokens that go on from those in a cache: arguments of GPT.hidden_states, the places (n,) that are asked, and the
+    tokens (n,) whose log-probabilities there are wanted; None: the logits."""
 
     positions: Tensor
     mask: Tensor | None
-    cache: Mapping[str, LayerCache]
-    place: int
+    cache: Mapping[str, LayerCache] | None
+    places: Tensor
+    targets: Tensor | None = None
 
 
 class Stage(nn.Module):
@@ -56,15 +60,25 @@ class Stage(nn.Module):
         return totals.sum
 
     def _continue(self, x: Tensor, step: CachedStep) -> Tensor:
-        """The next stage's input, or on the last stage logits (b, v) of one place: the head is applied there alone."""
+        """The next stage's input, or on the last stage logits (n, v) of the places asked, or, (2, n) fp32, the targets'
+        log-probabilities and whether each is the likeliest (1 or 0). The head is applied to those places alone."""
         hidden = self.model.hidden_states(x, positions=step.positions, mask=step.mask, cache=step.cache)
-        head = self.model.head
+        head: Callable[[Tensor], Tensor] | None = self.model.head
         if head is None:
             return hidden
         if isinstance(hidden, DTensor):  # sharded over places
-            hidden = hidden.redistribute(placements=[Replicate()])
-        logits: Tensor = head(hidden[:, step.place])
-        return logits[:, : self.model.vocab_size]
+            head = partial(_replicated_head, head, hidden.device_mesh)
+            hidden = hidden.redistribute(placements=[Replicate()]).to_local()
+        vocab_size = self.model.vocab_size
+        if step.targets is None:
+            return head(hidden.flatten(0, 1)[step.places])[:, :vocab_size]
+        log_probs, greedy = token_scores(hidden, head, places=step.places, targets=step.targets, vocab_size=vocab_size)
+        return torch.stack((log_probs, greedy.float()))
+
+
+def _replicated_head(head: Callable[[Tensor], Tensor], mesh: DeviceMesh, hidden: Tensor) -> Tensor:
+    """Logits of places that all tensor ranks have; the head takes a plain tensor for a rank's own share of them."""
+    return head(DTensor.from_local(hidden, mesh, [Replicate()], run_check=False))
 
 
 def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss: Loss, *, index: int) -> Stage:

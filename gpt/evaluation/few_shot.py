@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt.errors import ConfigError, import_extra
 from gpt.evaluation.gpt3_problems import TaskRule, WordList, make_problems, task_rules
+from gpt.generation import Model
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
@@ -80,7 +81,7 @@ def open_tasks(options: FewShotOptions) -> OpenTasks:
 
 
 def few_shot_scores(
-    model: GPT, tokenizer: Tokenizer, tasks: OpenTasks, *, n_ctx: int, progress: "Progress | None" = None
+    model: GPT | Model, tokenizer: Tokenizer, tasks: OpenTasks, *, n_ctx: int, progress: "Progress | None" = None
 ) -> list[TaskScore]:
     """Scores of every task at every number of examples; all of ours in one pass, so that they share batches."""
     from gpt.evaluation.harness import TriaxialLM

@@ -15,7 +15,7 @@ from lm_eval.utils import get_rolling_token_windows
 
 from gpt.errors import ConfigError
 from gpt.evaluation.scoring import Request, batches_by_length, score
-from gpt.generation import GREEDY, Sampling, generate
+from gpt.generation import GREEDY, Model, Sampling, as_model, generate
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
@@ -23,14 +23,15 @@ Progress = Callable[[int, int], None]  # requests finished, requests in all
 
 
 class TriaxialLM(TemplateLM):  # type: ignore[misc]
-    """A GPT and its tokenizer, on the model's device. Requests are sorted by length and batched by tokens.
+    """A GPT, or a Model over a layout, and its tokenizer, on the model's device. Requests are sorted by length and
+    batched by tokens. Over a layout every rank asks the same requests in the same order and has all answers.
 
     A context that does not fit loses its beginning, as everywhere in the harness; `truncated` holds those contexts.
     """
 
     def __init__(
         self,
-        model: GPT,
+        model: GPT | Model,
         tokenizer: Tokenizer,
         *,
         n_ctx: int,
@@ -39,12 +40,12 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = as_model(model)
         self.n_ctx = n_ctx
         self.batch_tokens = batch_tokens
         self.truncated: set[str] = set()
         self._text = tokenizer
-        self._device = next(model.parameters()).device
+        self._device = self.model.device
         self._next_seed = seed
         self._progress = progress
 

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from gpt.loss import chunk_tokens
+from gpt.generation import Model, as_model
 from gpt.model import GPT
 
 
@@ -30,24 +29,25 @@ class Score:
 
 
 def score(
-    model: GPT,
+    model: GPT | Model,
     requests: Sequence[Request],
     *,
     batch_tokens: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Score]:
-    """Scores in the order of the requests. A batch holds up to `batch_tokens` positions, padding included.
+    """Scores in the order of the requests; over a layout every rank calls it alike and has them all.
 
-    Sequences may be up to n_ctx + 1 tokens long, since the last one is only predicted. `progress` is called with the
-    number of requests that a batch finished.
+    A batch holds up to `batch_tokens` positions, padding included. Sequences may be up to n_ctx + 1 tokens long, since
+    the last one is only predicted. `progress` is called with the number of requests that a batch finished.
     """
     results: dict[int, Score] = {i: Score([], []) for i, request in enumerate(requests) if not request.n_scored}
     if results and progress is not None:
         progress(len(results))
+    asked_model = as_model(model)
     asked = [i for i in range(len(requests)) if i not in results]
     for batch in batches_by_length([len(requests[i].tokens) for i in asked], batch_tokens=batch_tokens):
         numbers = [asked[place] for place in batch]
-        scores = _score_batch(model, [requests[i] for i in numbers])
+        scores = _score_batch(asked_model, [requests[i] for i in numbers])
         results.update(zip(numbers, scores, strict=True))
         if progress is not None:
             progress(len(numbers))
@@ -65,45 +65,27 @@ def batches_by_length(lengths: Sequence[int], *, batch_tokens: int) -> Iterator[
 
 
 @torch.inference_mode()
-def _score_batch(model: GPT, requests: list[Request]) -> list[Score]:
-    head = model.head
-    assert head is not None
-    device = head.weight.device
+def _score_batch(model: Model, requests: list[Request]) -> list[Score]:
     width = max(len(request.tokens) for request in requests) - 1
     rows = [request.tokens[:-1] for request in requests]
     # Padding on the right changes nothing: causal attention never looks there.
-    inputs = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)  # (b, t)
-    hidden = model.hidden_states(inputs)  # (b, t, d)
-    ends = [len(row) for row in rows]
-    places = torch.tensor(
-        [i * width + place for i, end in enumerate(ends) for place in range(end - requests[i].n_scored, end)],
-        dtype=torch.int64,
-        device=device,
+    inputs = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)  # (b, t)
+    places = [
+        i * width + place for i, row in enumerate(rows) for place in range(len(row) - requests[i].n_scored, len(row))
+    ]
+    targets = [token for request in requests for token in request.tokens[-request.n_scored :]]
+    log_probs, greedy = model.log_probs(
+        inputs,
+        earlier=0,
+        positions=torch.arange(width, device=model.device).unsqueeze(0),
+        mask=None,
+        cache=None,
+        places=torch.tensor(places, dtype=torch.int64, device=model.device),
+        targets=torch.tensor(targets, dtype=torch.int64, device=model.device),
     )
-    targets = torch.tensor(
-        [token for request in requests for token in request.tokens[len(request.tokens) - request.n_scored :]],
-        dtype=torch.int64,
-        device=device,
-    )
-    scored = hidden.reshape(-1, hidden.size(-1))[places]  # (n, d): the head runs on these alone
-    log_probs, greedy = _against_vocabulary(scored, head.weight[: model.vocab_size], targets)
     results, start = [], 0
     for request in requests:
         stop = start + request.n_scored
-        results.append(Score(log_probs[start:stop], greedy[start:stop]))
+        results.append(Score(log_probs[start:stop].tolist(), greedy[start:stop].tolist()))
         start = stop
     return results
-
-
-def _against_vocabulary(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:
-    """Log-probability of each target (n,) and whether it is the likeliest, from hidden states (n, d)."""
-    log_probs: list[float] = []
-    greedy: list[bool] = []
-    step = chunk_tokens(weight.size(0), weight.device)
-    for i in range(0, targets.numel(), step):
-        logits = (hidden[i : i + step] @ weight.T).float()  # (c, v)
-        wanted = targets[i : i + step]
-        chosen = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
-        log_probs += (chosen - logits.logsumexp(dim=-1)).tolist()
-        greedy += (logits.argmax(dim=-1) == wanted).tolist()
-    return log_probs, greedy
