@@ -5,7 +5,6 @@ Prompts of different lengths are right-aligned; what fills the left is masked an
 sequence gets the numbers that it would get alone.
 """
 
-import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,34 +15,26 @@ from torch import Tensor
 
 from gpt.errors import ConfigError
 from gpt.model import GPT
+from gpt.sampling import GREEDY, Sampling, choose, seen_tokens
 from gpt.token_scores import token_scores
+
+__all__ = [
+    "GREEDY",
+    "Continuation",
+    "Decoder",
+    "KeyValueCache",
+    "Model",
+    "OneDevice",
+    "Sampling",
+    "as_model",
+    "check_prompts",
+    "choose",
+    "generate",
+    "make_cache",
+]
 
 # Called after each new token with the prompt's number and its new tokens so far; True ends that prompt.
 Watch = Callable[[int, list[int]], bool]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen from the logits. Temperature 0 takes the likeliest and draws nothing.
-
-    Otherwise: logits / temperature, then the `top_k` likeliest, then the fewest of these whose probabilities reach
-    `top_p` (nucleus sampling, arXiv 1904.09751), then one draw. None switches a filter off.
-    """
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < math.inf:
-            raise ConfigError(f"temperature = {self.temperature} must be 0 (greedy) or a positive number")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k = {self.top_k} must be at least 1; leave it out to keep every token")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise ConfigError(f"top_p = {self.top_p} must be above 0 and at most 1; leave it out to keep every token")
-
-
-GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
@@ -191,49 +182,58 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     n_ctx: int,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     sampling: Sampling = GREEDY,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     stop_ids: Collection[int] = (),
     n_ids: int | None = None,
     watch: Watch | None = None,
 ) -> list[Continuation]:
     """Continue every prompt (token ids) in one batch; results in the order of the prompts.
 
-    Prompt i draws from a stream of its own that `seed + i` starts, so it gets the same tokens in a batch as alone with
-    that seed. `n_ids`: only ids below it are chosen, for a tokenizer with fewer pieces than the model has rows.
+    `max_new_tokens` and `seed`: for all prompts, or one for each. Prompt i draws from a stream of its own that its seed
+    starts, `seed + i` where one is given for all, so it gets the same tokens in a batch as alone with that seed.
+    `n_ids`: only ids below it are chosen, for a tokenizer with fewer pieces than the model has rows.
     `watch` is called for each token: it streams, and it may end a prompt. Runs on the model's device.
     ConfigError: an empty prompt, an id outside the vocabulary, or a prompt that with max_new_tokens exceeds n_ctx.
     """
-    check_prompts(prompts, n_ctx=n_ctx, max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    check_prompts(prompts, n_ctx=n_ctx, max_new_tokens=limits, vocab_size=model.vocab_size)
     if not prompts:
         return []
-    draws = [random.Random(seed + i) for i in range(len(prompts))]
+    draws = [random.Random(start) for start in seeds]
     tokens: list[list[int]] = [[] for _ in prompts]
     log_probs: list[list[float]] = [[] for _ in prompts]
-    stopped = [False] * len(prompts)
-    decoder = Decoder(model, prompts, capacity=max(map(len, prompts)) + max_new_tokens - 1)
+    stopped, ended = [False] * len(prompts), [False] * len(prompts)
+    decoder = Decoder(model, prompts, capacity=max(map(len, prompts)) + max(limits) - 1)
+    seen = None
+    if sampling.repetition_penalty != 1.0:
+        seen = seen_tokens(prompts, vocab_size=model.vocab_size, device=decoder.device)
     rows = list(range(len(prompts)))  # the prompt of each row of the batch
     logits = decoder.read_prompts()
-    for step in range(max_new_tokens):
+    while True:
         uniform = torch.tensor([draws[i].random() for i in rows]) if sampling.temperature else None
-        chosen = choose(logits[:, :n_ids], sampling, uniform)  # (b,)
-        chosen_log_probs = logits.log_softmax(dim=-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
+        chosen = choose(logits[:, :n_ids], sampling, uniform, seen=None if seen is None else seen[:, :n_ids])  # (b,)
+        chosen_log_probs = logits.gather(1, chosen.unsqueeze(1)).squeeze(1) - logits.logsumexp(dim=-1)
         for i, token, log_prob in zip(rows, chosen.tolist(), chosen_log_probs.tolist(), strict=True):
-            if not stopped[i]:
+            if not ended[i]:
                 tokens[i].append(token)
                 log_probs[i].append(log_prob)
                 ends = watch(i, tokens[i]) if watch is not None else False
                 stopped[i] = ends or token in stop_ids
-        running = [row for row, i in enumerate(rows) if not stopped[i]]
-        if not running or step + 1 == max_new_tokens:
-            break
+                ended[i] = stopped[i] or len(tokens[i]) == limits[i]
+        running = [row for row, i in enumerate(rows) if not ended[i]]
+        if not running:
+            return [Continuation(*result) for result in zip(tokens, log_probs, stopped, strict=True)]
+        if seen is not None:
+            seen.scatter_(1, chosen.unsqueeze(1), True)
         if 2 * len(running) <= len(rows):  # copying the cache pays once half of the work is for nothing
             kept = torch.tensor(running, device=chosen.device)
             decoder.keep(kept)
             chosen, rows = chosen[kept], [rows[row] for row in running]
+            seen = None if seen is None else seen[kept]
         logits = decoder.read_token(chosen)
-    return [Continuation(*result) for result in zip(tokens, log_probs, stopped, strict=True)]
 
 
 class Decoder:
@@ -280,38 +280,21 @@ class Decoder:
         return self.model.next_logits(tokens, earlier=earlier, positions=positions, mask=mask, cache=self.cache)
 
 
-def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None = None) -> Tensor:
-    """One token (b,) for each row of logits (b, v); `uniform` (b,) in [0, 1) decides unless temperature is 0."""
-    if not sampling.temperature:
-        return logits.argmax(dim=-1)
-    assert uniform is not None
-    kept = logits.size(-1) if sampling.top_k is None else min(sampling.top_k, logits.size(-1))
-    scores, order = (logits / sampling.temperature).topk(kept, dim=-1)  # (b, kept), falling
-    probabilities = scores.softmax(dim=-1)
-    cumulative = probabilities.cumsum(dim=-1)
-    if sampling.top_p is not None:
-        reached_before = cumulative - probabilities >= sampling.top_p
-        reached_before[:, 0] = False
-        probabilities = probabilities.masked_fill(reached_before, 0.0)
-        cumulative = probabilities.cumsum(dim=-1)
-    target = uniform.to(cumulative).unsqueeze(1) * cumulative[:, -1:]
-    place = (cumulative <= target).sum(dim=-1, keepdim=True)
-    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
-    return order.gather(1, torch.minimum(place, last)).squeeze(1)
-
-
-def check_prompts(prompts: Sequence[Sequence[int]], *, n_ctx: int, max_new_tokens: int, vocab_size: int) -> None:
-    """ConfigError unless every prompt can be continued by max_new_tokens."""
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens = {max_new_tokens} must be at least 1")
-    for number, prompt in enumerate(prompts, start=1):
+def check_prompts(
+    prompts: Sequence[Sequence[int]], *, n_ctx: int, max_new_tokens: int | Sequence[int], vocab_size: int
+) -> None:
+    """ConfigError unless every prompt can be continued by max_new_tokens, or its own number of them."""
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True), start=1):
+        if limit < 1:
+            raise ConfigError(f"max_new_tokens = {limit} must be at least 1")
         if not prompt:
             raise ConfigError(f"prompt {number} is empty; begin with at least one token, such as the end of a document")
-        if len(prompt) + max_new_tokens > n_ctx:
+        if len(prompt) + limit > n_ctx:
             room = n_ctx - len(prompt)
             fix = f"lower max_new_tokens to {room} or shorten the prompt" if room > 0 else "shorten the prompt"
             raise ConfigError(
-                f"prompt {number} has {len(prompt):,} tokens, which with max_new_tokens = {max_new_tokens:,} is more "
+                f"prompt {number} has {len(prompt):,} tokens, which with max_new_tokens = {limit:,} is more "
                 f"than the model's context of n_ctx = {n_ctx:,} tokens; {fix}"
             )
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:

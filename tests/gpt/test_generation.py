@@ -1,15 +1,15 @@
-"""Generation against recomputing every prefix, batches against single prompts, and the sampling rules."""
+"""Generation against recomputing every prefix, and batches against single prompts."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from gpt.generation import GREEDY, Decoder, KeyValueCache, Sampling, choose, generate
+from gpt.generation import GREEDY, Decoder, KeyValueCache, Sampling, generate
 from gpt.initialisation import initialise
 from gpt.model import GPT
 
@@ -31,6 +31,7 @@ LLAMA = ModelConfig(
 )
 PROMPTS = [[5, 3, 60], [7], list(range(20)), [1, 2, 3, 4, 5, 6, 7, 8], [9]]
 WARM = Sampling(temperature=1.3, top_k=40, top_p=0.95)
+VARIED = Sampling(temperature=1.1, repetition_penalty=1.4)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,7 +74,7 @@ def test_greedy_equals_recomputing_every_prefix(model: GPT) -> None:
         assert not result.stopped
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, WARM])
+@pytest.mark.parametrize("sampling", [GREEDY, WARM, VARIED])
 def test_a_batch_gives_each_prompt_what_it_gets_alone(model: GPT, sampling: Sampling) -> None:
     together = generate(model, PROMPTS, n_ctx=40, max_new_tokens=16, sampling=sampling, seed=11, stop_ids=[3, 17])
     for i, prompt in enumerate(PROMPTS):
@@ -85,8 +86,34 @@ def test_a_batch_gives_each_prompt_what_it_gets_alone(model: GPT, sampling: Samp
         assert together[i].log_probs == pytest.approx(alone.log_probs, abs=1e-4)
 
 
-def test_log_probabilities_are_the_models_own_whatever_the_sampling(model: GPT) -> None:
-    (result,) = generate(model, [PROMPTS[0]], n_ctx=40, max_new_tokens=12, sampling=WARM, seed=5)
+def test_each_prompt_may_have_a_seed_and_a_length_of_its_own(model: GPT) -> None:
+    limits, seeds = [16, 3, 9, 1, 16], [5, 90, 5, 7, 8]
+    together = generate(model, PROMPTS, n_ctx=40, max_new_tokens=limits, sampling=WARM, seed=seeds)
+    for prompt, limit, seed, result in zip(PROMPTS, limits, seeds, together, strict=True):
+        (alone,) = generate(model, [prompt], n_ctx=40, max_new_tokens=limit, sampling=WARM, seed=seed)
+        assert result.tokens == alone.tokens
+        assert len(result.tokens) == limit
+        assert not result.stopped
+
+
+def test_a_repetition_penalty_counts_prompt_and_text(model: GPT) -> None:
+    """So large that greedy decoding never takes a token twice; a little one only changes the choice where it must."""
+    strong = generate(model, PROMPTS, n_ctx=40, max_new_tokens=20, sampling=Sampling(repetition_penalty=1e6))
+    for prompt, result in zip(PROMPTS, strong, strict=True):
+        assert len({*prompt, *result.tokens}) == len(set(prompt)) + 20
+    (mild,) = generate(model, [PROMPTS[3]], n_ctx=40, max_new_tokens=20, sampling=Sampling(repetition_penalty=1.2))
+    text = list(PROMPTS[3])
+    for token in mild.tokens:
+        scores = model(torch.tensor([text]))[0, -1]
+        for held in set(text):
+            scores[held] = scores[held] * 1.2 if scores[held] < 0 else scores[held] / 1.2
+        assert int(scores.argmax()) == token
+        text.append(token)
+
+
+@pytest.mark.parametrize("sampling", [WARM, VARIED])
+def test_log_probabilities_are_the_models_own_whatever_the_sampling(model: GPT, sampling: Sampling) -> None:
+    (result,) = generate(model, [PROMPTS[0]], n_ctx=40, max_new_tokens=12, sampling=sampling, seed=5)
     text = torch.tensor([[*PROMPTS[0], *result.tokens]])
     scores = model(text)[0].log_softmax(-1)
     places = range(len(PROMPTS[0]) - 1, text.size(1) - 1)
@@ -144,41 +171,13 @@ def test_fills_the_context_to_its_last_token() -> None:
         ([[1], []], 1, ["prompt 2 is empty"]),
         ([[1, 61]], 1, ["id 61", "0 to 60"]),
         ([[1]], 0, ["max_new_tokens = 0"]),
+        ([[1], [1, 2]], [39, 39], ["prompt 2 has 2 tokens", "max_new_tokens = 39"]),
     ],
 )
-def test_what_cannot_be_continued_is_refused(prompts: list[list[int]], new: int, words: list[str]) -> None:
+def test_what_cannot_be_continued_is_refused(prompts: list[list[int]], new: Any, words: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         generate(random_model(GPT3), prompts, n_ctx=40, max_new_tokens=new)
     assert all(word in str(error.value) for word in words), error.value
-
-
-@pytest.mark.parametrize("settings", [(-1.0,), (math.nan,), (1.0, 0), (1.0, None, 0.0), (1.0, None, 1.5)])
-def test_impossible_sampling_is_refused(settings: tuple[float, ...]) -> None:
-    with pytest.raises(ConfigError, match="must be"):
-        Sampling(*settings)  # type: ignore[arg-type]
-
-
-def frequencies(logits: list[float], sampling: Sampling) -> list[float]:
-    """How often each token is chosen when the uniform number runs evenly over [0, 1)."""
-    n = 4000
-    uniform = (torch.arange(n) + 0.5) / n
-    chosen = choose(torch.tensor([logits]).expand(n, -1), sampling, uniform)
-    return (torch.bincount(chosen, minlength=len(logits)) / n).tolist()
-
-
-def test_sampling_rules() -> None:
-    logits = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
-    assert frequencies(logits, Sampling(1.0)) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=1e-3)
-    assert frequencies(logits, Sampling(1.0, top_k=2)) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=1e-3)
-    # 0.4 + 0.3 reaches 0.65, so the third is out; 0.4 + 0.3 falls short of 0.75, so it is in
-    assert frequencies(logits, Sampling(1.0, top_p=0.65)) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=1e-3)
-    assert frequencies(logits, Sampling(1.0, top_p=0.75)) == pytest.approx([0, 4 / 9, 2 / 9, 3 / 9], abs=1e-3)
-    assert frequencies(logits, Sampling(1.0, top_p=0.01)) == [0, 1, 0, 0]
-    # top_k first: of the two left, 4/7 alone reaches 0.5
-    assert frequencies(logits, Sampling(1.0, top_k=2, top_p=0.5)) == [0, 1, 0, 0]
-    squared = [p * p / 0.30 for p in (0.1, 0.4, 0.2, 0.3)]
-    assert frequencies(logits, Sampling(0.5)) == pytest.approx(squared, abs=1e-3)
-    assert choose(torch.tensor([logits]), GREEDY).tolist() == [1]
 
 
 def test_cache_allocates_once_and_keeps_rows() -> None:
