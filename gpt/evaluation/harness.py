@@ -14,7 +14,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows
 
 from gpt.errors import ConfigError
-from gpt.evaluation.scoring import Request, batches_by_length, score
+from gpt.evaluation.prefix_tree import batches_by_length
+from gpt.evaluation.scoring import Request, score
 from gpt.generation import GREEDY, Model, Sampling, as_model, generate
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer

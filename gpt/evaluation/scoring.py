@@ -1,12 +1,20 @@
-"""Log-probabilities that a model gives to the ends of token sequences, batched by length; never samples."""
+"""Log-probabilities that a model gives to the ends of token sequences, beginnings in common read once; never samples.
 
-from collections.abc import Callable, Iterator, Sequence
+Shapes: b rows of a pass, t tokens of a row, n tokens that are scored there.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from gpt.generation import Model, as_model
+from gpt.evaluation.prefix_tree import Plan, Read
+from gpt.generation import KeyValueCache, Model, as_model
 from gpt.model import GPT
+
+# Ends laid side by side in one row: longer rows are faster products, but attention grows with their square.
+ROW_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -28,64 +36,115 @@ class Score:
     greedy: list[bool]
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """A token to be scored in a pass: after which place, and where its score goes."""
+
+    place: int  # row * t + column
+    target: int
+    request: int
+    number: int
+
+
 def score(
     model: GPT | Model,
     requests: Sequence[Request],
     *,
     batch_tokens: int,
     progress: Callable[[int], None] | None = None,
+    sharing: bool = True,
 ) -> list[Score]:
     """Scores in the order of the requests; over a layout every rank calls it alike and has them all.
 
-    A batch holds up to `batch_tokens` positions, padding included. Sequences may be up to n_ctx + 1 tokens long, since
-    the last one is only predicted. `progress` is called with the number of requests that a batch finished.
+    Tokens that sequences have in common from their beginning are read once (`sharing` False: once a sequence); a batch
+    holds up to `batch_tokens` positions, padding included. Sequences may be up to n_ctx + 1 tokens long, since the last
+    one is only predicted. `progress` is called with the number of requests that a pass finished.
     """
-    results: dict[int, Score] = {i: Score([], []) for i, request in enumerate(requests) if not request.n_scored}
-    if results and progress is not None:
-        progress(len(results))
-    asked_model = as_model(model)
-    asked = [i for i in range(len(requests)) if i not in results]
-    for batch in batches_by_length([len(requests[i].tokens) for i in asked], batch_tokens=batch_tokens):
-        numbers = [asked[place] for place in batch]
-        scores = _score_batch(asked_model, [requests[i] for i in numbers])
-        results.update(zip(numbers, scores, strict=True))
-        if progress is not None:
-            progress(len(numbers))
-    return [results[i] for i in range(len(requests))]
+    log_probs = [[0.0] * request.n_scored for request in requests]
+    greedy = [[False] * request.n_scored for request in requests]
+    plan, owners = plan_scores(requests, batch_tokens=batch_tokens, sharing=sharing)
+    wanted, finished = _wanted(plan, requests, owners)
+    reader = Reader(as_model(model), plan)
+    if progress is not None and (at_once := sum(not request.n_scored for request in requests)):
+        progress(at_once)
+    for number, read in enumerate(plan.reads):
+        asked = wanted[number]
+        found, likeliest = reader.log_probs(read, [w.place for w in asked], [w.target for w in asked])
+        for w, log_prob, is_greedy in zip(asked, found.tolist(), likeliest.tolist(), strict=True):
+            log_probs[w.request][w.number] = log_prob
+            greedy[w.request][w.number] = is_greedy
+        if progress is not None and finished[number]:
+            progress(finished[number])
+    return [Score(*result) for result in zip(log_probs, greedy, strict=True)]
 
 
-def batches_by_length(lengths: Sequence[int], *, batch_tokens: int) -> Iterator[list[int]]:
-    """Numbers of sequences, longest first (so that a batch too large for memory fails at once), in batches of up to
-    `batch_tokens` tokens when padded to the longest; a longer sequence is a batch of its own."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    while order:
-        size = max(1, batch_tokens // max(1, lengths[order[0]]))
-        yield order[:size]
-        order = order[size:]
+def plan_scores(
+    requests: Sequence[Request], *, batch_tokens: int, sharing: bool = True
+) -> tuple[Plan, list[list[int]]]:
+    """The passes that score all requests, and the requests of each of the plan's sequences. The last token of a request
+    is not read, so that choices of one token are one sequence."""
+    owners: dict[tuple[int, ...], list[int]] = {}
+    for number, request in enumerate(requests):
+        if request.n_scored:
+            owners.setdefault(tuple(request.tokens[:-1]), []).append(number)
+    sequences = list(owners)
+    row_tokens = min(ROW_TOKENS, batch_tokens)
+    return Plan(sequences, row_tokens=row_tokens, batch_tokens=batch_tokens, sharing=sharing), list(owners.values())
 
 
-@torch.inference_mode()
-def _score_batch(model: Model, requests: list[Request]) -> list[Score]:
-    width = max(len(request.tokens) for request in requests) - 1
-    rows = [request.tokens[:-1] for request in requests]
-    # Padding on the right changes nothing: causal attention never looks there.
-    inputs = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)  # (b, t)
-    places = [
-        i * width + place for i, row in enumerate(rows) for place in range(len(row) - requests[i].n_scored, len(row))
-    ]
-    targets = [token for request in requests for token in request.tokens[-request.n_scored :]]
-    log_probs, greedy = model.log_probs(
-        inputs,
-        earlier=0,
-        positions=torch.arange(width, device=model.device).unsqueeze(0),
-        mask=None,
-        cache=None,
-        places=torch.tensor(places, dtype=torch.int64, device=model.device),
-        targets=torch.tensor(targets, dtype=torch.int64, device=model.device),
-    )
-    results, start = [], 0
-    for request in requests:
-        stop = start + request.n_scored
-        results.append(Score(log_probs[start:stop].tolist(), greedy[start:stop].tolist()))
-        start = stop
-    return results
+class Reader:
+    """Runs the passes of a plan, which must come in order: a pass may go on from what the ones before it cached."""
+
+    def __init__(self, model: Model, plan: Plan, *, more: int = 0) -> None:
+        """`more`: positions that the caller will append after a pass."""
+        self.model = model
+        self.plan = plan
+        length = plan.cache_length
+        self.cache: dict[str, KeyValueCache] = model.make_cache(length + more) if length else {}
+
+    def arguments(self, read: Read) -> tuple[Tensor, Tensor, Tensor | None, dict[str, KeyValueCache] | None]:
+        """Tokens (b, t), their positions (b, t), mask and cache, rewound to where the pass goes on."""
+        device = self.model.device
+        tokens = torch.from_numpy(read.tokens(self.plan.sequences)).to(device)
+        positions = torch.from_numpy(read.positions()).to(device)
+        mask = torch.from_numpy(read.mask()).unsqueeze(1).to(device) if read.needs_mask else None  # (b, 1, t, s)
+        if not read.earlier and not read.kept:
+            return tokens, positions, mask, None
+        for layer in self.cache.values():
+            layer.rewind(read.earlier)
+        return tokens, positions, mask, self.cache
+
+    @torch.inference_mode()
+    def log_probs(self, read: Read, places: list[int], targets: list[int]) -> tuple[Tensor, Tensor]:
+        """As Model.log_probs, for one pass."""
+        tokens, positions, mask, cache = self.arguments(read)
+        return self.model.log_probs(
+            tokens,
+            earlier=read.earlier,
+            positions=positions,
+            mask=mask,
+            cache=cache,
+            places=torch.tensor(places, dtype=torch.int64, device=self.model.device),
+            targets=torch.tensor(targets, dtype=torch.int64, device=self.model.device),
+        )
+
+
+def _wanted(plan: Plan, requests: Sequence[Request], owners: list[list[int]]) -> tuple[list[list[_Wanted]], list[int]]:
+    """For each pass the tokens that it scores, by place, and the number of requests that it finishes."""
+    wanted: list[list[_Wanted]] = [[] for _ in plan.reads]
+    finished = [0] * len(plan.reads)
+    widths = [read.width for read in plan.reads]
+    for sequence, numbers in enumerate(owners):
+        length = len(plan.sequences[sequence])
+        places = plan.places(sequence, length - max(requests[number].n_scored for number in numbers))
+        for number in numbers:
+            request = requests[number]
+            own = places[len(places) - request.n_scored :]
+            targets = request.tokens[-request.n_scored :]
+            for i, (place, target) in enumerate(zip(own, targets, strict=True)):
+                at = place.row * widths[place.read] + place.column
+                wanted[place.read].append(_Wanted(at, target, number, i))
+            finished[max(place.read for place in own)] += 1
+    for asked in wanted:
+        asked.sort(key=lambda w: w.place)
+    return wanted, finished

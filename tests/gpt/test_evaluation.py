@@ -28,7 +28,7 @@ from gpt.evaluation.gpt3_problems import (
     words_of_python,
 )
 from gpt.evaluation.perplexity import count_targets, validation_loss
-from gpt.evaluation.scoring import Request, batches_by_length, score
+from gpt.evaluation.scoring import Request, score
 from gpt.initialisation import initialise
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
@@ -112,11 +112,6 @@ def plain_score(model: GPT, tokens: list[int], n_scored: int) -> tuple[list[floa
     places = range(len(tokens) - n_scored, len(tokens))
     log_probs = [float(scores[place - 1, tokens[place]]) for place in places]
     return log_probs, [int(scores[place - 1].argmax()) == tokens[place] for place in places]
-
-
-def test_batches_by_length() -> None:
-    batches = list(batches_by_length([5, 30, 7, 6, 100, 1], batch_tokens=30))
-    assert batches == [[4], [1], [2, 3, 0, 5]]
 
 
 # The adapter
