@@ -25,10 +25,12 @@ __all__ = [
     "KeyValueCache",
     "Model",
     "OneDevice",
+    "Rows",
     "Sampling",
     "as_model",
     "check_prompts",
     "choose",
+    "decode",
     "generate",
     "make_cache",
 ]
@@ -202,16 +204,55 @@ def generate(
     check_prompts(prompts, n_ctx=n_ctx, max_new_tokens=limits, vocab_size=model.vocab_size)
     if not prompts:
         return []
+    decoder = Decoder(model, prompts, capacity=max(map(len, prompts)) + max(limits) - 1)
+    logits = decoder.read_prompts()
+    return decode(
+        decoder,
+        logits,
+        prompts,
+        limits=limits,
+        seeds=seeds,
+        sampling=sampling,
+        stop_ids=stop_ids,
+        n_ids=n_ids,
+        watch=watch,
+    )
+
+
+class Rows(Protocol):
+    """Sequences that go on by a token each at a time."""
+
+    def read_token(self, tokens: Tensor) -> Tensor:
+        """Logits (b, v) fp32 after one more token (b,) in each sequence."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every sequence but these (n,), in this order."""
+        ...
+
+
+def decode(
+    sequences: Rows,
+    logits: Tensor,
+    prompts: Sequence[Sequence[int]],
+    *,
+    limits: Sequence[int],
+    seeds: Sequence[int],
+    sampling: Sampling = GREEDY,
+    stop_ids: Collection[int] = (),
+    n_ids: int | None = None,
+    watch: Watch | None = None,
+) -> list[Continuation]:
+    """What follows prompts that have been read, given the logits (b, v) after them. Arguments as `generate`'s, with one
+    limit and one seed for each prompt."""
     draws = [random.Random(start) for start in seeds]
     tokens: list[list[int]] = [[] for _ in prompts]
     log_probs: list[list[float]] = [[] for _ in prompts]
     stopped, ended = [False] * len(prompts), [False] * len(prompts)
-    decoder = Decoder(model, prompts, capacity=max(map(len, prompts)) + max(limits) - 1)
     seen = None
     if sampling.repetition_penalty != 1.0:
-        seen = seen_tokens(prompts, vocab_size=model.vocab_size, device=decoder.device)
+        seen = seen_tokens(prompts, vocab_size=logits.size(1), device=logits.device)
     rows = list(range(len(prompts)))  # the prompt of each row of the batch
-    logits = decoder.read_prompts()
     while True:
         uniform = torch.tensor([draws[i].random() for i in rows]) if sampling.temperature else None
         chosen = choose(logits[:, :n_ids], sampling, uniform, seen=None if seen is None else seen[:, :n_ids])  # (b,)
@@ -230,10 +271,10 @@ def generate(
             seen.scatter_(1, chosen.unsqueeze(1), True)
         if 2 * len(running) <= len(rows):  # copying the cache pays once half of the work is for nothing
             kept = torch.tensor(running, device=chosen.device)
-            decoder.keep(kept)
+            sequences.keep(kept)
             chosen, rows = chosen[kept], [rows[row] for row in running]
             seen = None if seen is None else seen[kept]
-        logits = decoder.read_token(chosen)
+        logits = sequences.read_token(chosen)
 
 
 class Decoder:

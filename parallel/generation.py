@@ -5,6 +5,7 @@ stage to stage by messages; what the last stage finds is sent to all ranks, whic
 Shapes as in gpt/generation.py; t' is t rounded up to a multiple of tensor ranks, r = t' / tensor.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -75,8 +76,6 @@ class LayoutModel:
     ) -> tuple[Tensor, Tensor]:
         """See gpt.generation.Model. A message (b, r, d) between stages, a broadcast of two numbers for each target."""
         output = self._read(tokens, earlier, CachedStep(positions, mask, cache, places, targets))
-        if not targets.numel():
-            return torch.empty(0, device=self.device), torch.empty(0, dtype=torch.bool, device=self.device)
         log_probs, greedy = self._broadcast(output, (2, targets.numel())).unbind()
         return log_probs, greedy > 0
 
@@ -97,6 +96,8 @@ class LayoutModel:
     def _broadcast(self, output: Tensor, shape: tuple[int, ...]) -> Tensor:
         """From one rank to all, data ranks too: if they differed in a bit, they could part ways and wait for ever."""
         with torch.inference_mode(False), torch.no_grad():
+            if not math.prod(shape):  # the tokens were only to be cached
+                return torch.empty(shape, device=self.device)
             if self.last in self.stages:
                 found = output.float().contiguous()
             else:

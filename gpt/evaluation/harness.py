@@ -14,9 +14,11 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows
 
 from gpt.errors import ConfigError
-from gpt.evaluation.prefix_tree import batches_by_length
+from gpt.evaluation.answer_settings import read_settings
 from gpt.evaluation.scoring import Request, score
-from gpt.generation import GREEDY, Model, Sampling, as_model, generate
+from gpt.evaluation.shared_prompts import generate_sharing
+from gpt.generated_text import GeneratedText
+from gpt.generation import Model, as_model
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
@@ -39,11 +41,14 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
         batch_tokens: int = 8192,
         seed: int = 0,
         progress: Progress | None = None,
+        sharing: bool = True,
     ) -> None:
+        """`sharing` False reads every request whole, for comparison."""
         super().__init__()
         self.model = as_model(model)
         self.n_ctx = n_ctx
         self.batch_tokens = batch_tokens
+        self.sharing = sharing
         self.truncated: set[str] = set()
         self._text = tokenizer
         self._device = self.model.device
@@ -122,20 +127,12 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
         for number, request in enumerate(requests):
             alike.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(number)
         texts = [""] * len(requests)
-        finished = 0
+        note = self._counter(len(requests))
         for numbers in alike.values():
-            settings = dict(requests[numbers[0]].args[1])
-            until = _stop_strings(settings)
-            new_tokens = int(settings.get("max_gen_toks", self.max_gen_toks))
-            prompts = self._contexts([requests[i].args[0] for i in numbers], new_tokens=new_tokens)
-            lengths = [len(prompt) + new_tokens for prompt in prompts]
-            for batch in batches_by_length(lengths, batch_tokens=self.batch_tokens):
-                generated = self._generate([prompts[i] for i in batch], until, new_tokens, settings)
-                for i, text in zip(batch, generated, strict=True):
-                    texts[numbers[i]] = text
-                    self.cache_hook.add_partial("generate_until", requests[numbers[i]].args, text)
-                finished += len(batch)
-                self._report(finished, len(requests))
+            answers = self._answers([requests[i] for i in numbers], progress=note)
+            for number, text in zip(numbers, answers, strict=True):
+                texts[number] = text
+                self.cache_hook.add_partial("generate_until", requests[number].args, text)
         return texts
 
     def _contexts(self, texts: Sequence[str], *, new_tokens: int) -> list[list[int]]:
@@ -152,52 +149,47 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
             prompts.append(ids[-room:] or [self.eot_token_id])
         return prompts
 
-    def _generate(
-        self, prompts: list[list[int]], until: list[str], new_tokens: int, settings: dict[str, Any]
-    ) -> list[str]:
-        def ends(_: int, tokens: list[int]) -> bool:
-            text = self._text.decode(tokens)
-            return any(stop in text for stop in until)
+    def _answers(self, requests: Sequence[Instance], *, progress: Callable[[int], None]) -> list[str]:
+        """Texts for requests with the same settings."""
+        settings = read_settings(requests[0].args[1], most=self.max_gen_toks)
+        prompts = self._contexts([request.args[0] for request in requests], new_tokens=settings.new_tokens)
+        written = [GeneratedText(self._text, (), settings.until) for _ in prompts]  # as the harness decodes: alone
 
-        sampling = GREEDY
-        if settings.get("do_sample", False):
-            sampling = Sampling(float(settings.get("temperature", 1.0)), settings.get("top_k"), settings.get("top_p"))
-        results = generate(
+        def ends(number: int, tokens: list[int]) -> bool:
+            if tokens[-1] != self.eot_token_id:
+                written[number].update(tokens)
+            return written[number].stopped
+
+        results = generate_sharing(
             self.model,
             prompts,
             n_ctx=self.n_ctx,
-            max_new_tokens=new_tokens,
-            sampling=sampling,
+            max_new_tokens=settings.new_tokens,
+            batch_tokens=self.batch_tokens,
+            sampling=settings.sampling,
             seed=self._next_seed,
             stop_ids=(self.eot_token_id,),
             n_ids=self._text.vocab_size,
             watch=ends,
+            progress=progress,
+            sharing=self.sharing,
         )
         self._next_seed += len(prompts)  # a repeated question draws anew
-        texts = [self._text.decode([t for t in result.tokens if t != self.eot_token_id]) for result in results]
-        return [_before(text, until) for text in texts]
+        for text, result in zip(written, results, strict=True):
+            text.finish([token for token in result.tokens if token != self.eot_token_id])
+        return [text.text for text in written]
 
     def _score(self, asked: list[Request]) -> Any:
+        note = self._counter(len(asked))
+        return score(self.model, asked, batch_tokens=self.batch_tokens, progress=note, sharing=self.sharing)
+
+    def _counter(self, total: int) -> Callable[[int], None]:
         finished = 0
 
         def note(n: int) -> None:
             nonlocal finished
             finished += n
-            self._report(finished, len(asked))
+            if self._progress is not None:
+                self._progress(finished, total)
 
-        return score(self.model, asked, batch_tokens=self.batch_tokens, progress=note)
-
-    def _report(self, finished: int, total: int) -> None:
-        if self._progress is not None:
-            self._progress(finished, total)
-
-
-def _stop_strings(settings: dict[str, Any]) -> list[str]:
-    until = settings.get("until", [])
-    return [stop for stop in ([until] if isinstance(until, str) else until) if stop]
-
-
-def _before(text: str, until: list[str]) -> str:
-    for stop in until:
-        text = text.partition(stop)[0]
-    return text
+        return note

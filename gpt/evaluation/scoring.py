@@ -115,6 +115,15 @@ class Reader:
         return tokens, positions, mask, self.cache
 
     @torch.inference_mode()
+    def next_logits(self, read: Read, places: Tensor) -> Tensor:
+        """As Model.next_logits, for one pass with a cache."""
+        tokens, positions, mask, cache = self.arguments(read)
+        assert cache is not None
+        return self.model.next_logits(
+            tokens, earlier=read.earlier, positions=positions, mask=mask, cache=cache, places=places
+        )
+
+    @torch.inference_mode()
     def log_probs(self, read: Read, places: list[int], targets: list[int]) -> tuple[Tensor, Tensor]:
         """As Model.log_probs, for one pass."""
         tokens, positions, mask, cache = self.arguments(read)
