@@ -12,37 +12,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpt.dataset import CorpusConfig, ValidationData
-from gpt.errors import ConfigError, import_extra
-from gpt.evaluation.few_shot import FewShotOptions, OpenTasks, TaskScore, few_shot_scores, open_tasks
-from gpt.evaluation.gpt3_problems import words_of_file, words_of_python
+from gpt.errors import ConfigError
+from gpt.evaluation.few_shot import OpenTasks, TaskScore, few_shot_scores
 from gpt.evaluation.perplexity import TokenCounts, Tokens, count_targets, validation_loss
 from launch import evaluate_text
-from launch.evaluation_tables import print_few_shot, print_texts, print_validation
+from launch.evaluation_tables import print_clean_subset, print_few_shot, print_texts, print_validation
+from launch.few_shot_arguments import add_few_shot_arguments, few_shot_tasks
 from launch.loading import LoadedRun, add_device_arguments, add_run_arguments, load_for_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        metavar="NAME",
-        help="few-shot tasks: gpt3 (the default without --text: all fifteen), gpt3_arithmetic, gpt3_words, one of them "
-        "by name, a task of lm-evaluation-harness whose data is on this machine, or none",
-    )
-    parser.add_argument(
-        "--num-fewshot",
-        nargs="+",
-        type=int,
-        default=[0, 1, 5],
-        metavar="K",
-        help="examples before each question (default: 0 1 5)",
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="questions per task (default: all)")
-    parser.add_argument(
-        "--words", type=Path, metavar="FILE", help="text whose words are scrambled (default: Python's help)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="for questions and examples (default: 0)")
+    add_few_shot_arguments(parser)
     evaluate_text.add_arguments(parser)
     parser.add_argument("--max-validation-tokens", type=int, metavar="N", help="of each corpus, from its start")
     parser.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="tokens per batch (default: 8192)")
@@ -80,35 +61,20 @@ def run(args: argparse.Namespace) -> int:
         report |= evaluate_validation(loaded, max_tokens=args.max_validation_tokens, batch_tokens=args.batch_tokens)
         print_validation(console, report)
     if tasks is not None:
+        tasks, left_out = tasks.that_fit(saved.tokenizer, n_ctx=saved.model_config.n_ctx)
         scores = evaluate_few_shot(loaded, tasks)
         report["few_shot"] = [asdict(score) for score in scores]
-        words = tasks.options.words
-        report["words"] = {"source": words.source, "count": len(words.words), "sha256": words.sha256}
+        report |= tasks.sources()
         print_few_shot(console, scores)
+        print_clean_subset(console, scores)
+        for note in left_out:
+            console.print(note, highlight=False)
     if args.json is not None:
         partial = args.json.with_name(f".{args.json.name}.partial")
         partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         partial.replace(args.json)
         console.print(f"written to {args.json}", highlight=False)
     return 0
-
-
-def few_shot_tasks(args: argparse.Namespace) -> OpenTasks | None:
-    """What --tasks and its companions ask for; None when it is `none`. Fails before anything is loaded."""
-    if args.tasks == ["none"]:
-        return None
-    if "none" in args.tasks:
-        raise ConfigError(f"--tasks {' '.join(args.tasks)}: 'none' stands alone")
-    import_extra("lm_eval", extra="eval")
-    options = FewShotOptions(
-        tasks=tuple(args.tasks),
-        shots=tuple(dict.fromkeys(args.num_fewshot)),
-        limit=args.limit,
-        words=words_of_python() if args.words is None else words_of_file(args.words),
-        seed=args.seed,
-        batch_tokens=args.batch_tokens,
-    )
-    return open_tasks(options)
 
 
 def evaluate_validation(loaded: LoadedRun, *, max_tokens: int | None, batch_tokens: int) -> dict[str, Any]:

@@ -77,6 +77,31 @@ def print_few_shot(console: Console, scores: list[TaskScore]) -> None:
         console.print(f"contexts longer than the model's, cut at their beginning: {'; '.join(cut)}", highlight=False)
 
 
+def print_clean_subset(console: Console, scores: list[TaskScore]) -> None:
+    """Scores that have been split by an overlap analysis: on all items, the clean and the dirty ones."""
+    split = [score for score in scores if score.clean_items is not None]
+    if not split:
+        return
+    table = _table("On all items, on those that do not occur in the training text (clean) and on those that do (dirty)")
+    for column in ("task", "metric", "examples", "all", "clean", "items", "dirty", "items"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    for s in split:
+        table.add_row(
+            s.task,
+            s.metric,
+            str(s.shots),
+            _cell(s),
+            _part(s.metric, s.clean_value, s.clean_standard_error),
+            f"{s.clean_items:,}",
+            _part(s.metric, s.dirty_value, s.dirty_standard_error),
+            f"{s.dirty_items:,}",
+        )
+    console.print(table)
+    missing = sorted({score.task for score in scores} - {score.task for score in split})
+    if missing:
+        console.print(f"not in the overlap analysis: {', '.join(missing)}", highlight=False)
+
+
 def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
@@ -86,7 +111,13 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _cell(score: TaskScore) -> str:
-    percent = score.metric.startswith(("exact_match", "acc"))
+    return _part(score.metric, score.value, score.standard_error)
+
+
+def _part(metric: str, value: float | None, standard_error: float | None) -> str:
+    if value is None:
+        return ""
+    percent = metric.startswith(("exact_match", "acc"))
     scale, digits = (100, 1) if percent else (1, 4)
-    error = "" if score.standard_error is None else f" ± {score.standard_error * scale:.{digits}f}"
-    return f"{score.value * scale:.{digits}f}{'%' if percent else ''}{error}"
+    error = "" if standard_error is None else f" ± {standard_error * scale:.{digits}f}"
+    return f"{value * scale:.{digits}f}{'%' if percent else ''}{error}"

@@ -1,25 +1,27 @@
-"""Few-shot scores through lm-evaluation-harness: chooses tasks and runs its evaluator; never answers by itself."""
+"""Few-shot scores through lm-evaluation-harness: runs its evaluator, gathers what it finds; never answers by itself."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gpt.errors import ConfigError, import_extra
-from gpt.evaluation.gpt3_problems import TaskRule, WordList, make_problems, task_rules
+from gpt.evaluation.open_tasks import FewShotOptions, OpenTasks, choose_tasks, open_tasks
 from gpt.generation import Model
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gpt.evaluation.gpt3_tasks import GeneratedTask
     from gpt.evaluation.harness import Progress, TriaxialLM
+
+__all__ = ["FewShotOptions", "OpenTasks", "TaskScore", "choose_tasks", "few_shot_scores", "open_tasks"]
 
 _BOOTSTRAP_DRAWS = 1000  # for the few metrics whose standard error has no formula
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One metric of one task at one number of examples."""
+    """One metric of one task at one number of examples; with an overlap analysis also over the items that do not occur
+    in the training text and over those that do (None where there are none)."""
 
     task: str
     label: str
@@ -29,55 +31,12 @@ class TaskScore:
     standard_error: float | None
     items: int
     truncated: int  # items whose context did not fit and lost its beginning
-
-
-@dataclass(frozen=True)
-class FewShotOptions:
-    """What to evaluate. `tasks`: names of our tasks, of groups of them (`gpt3`, `gpt3_arithmetic`, `gpt3_words`), or of
-    the harness's own. `limit`: items per task, None for all."""
-
-    tasks: tuple[str, ...]
-    shots: tuple[int, ...]
-    limit: int | None
-    words: WordList
-    seed: int = 0
-    batch_tokens: int = 8192
-
-    def __post_init__(self) -> None:
-        if any(shots < 0 for shots in self.shots) or not self.shots:
-            raise ConfigError(
-                f"--num-fewshot {' '.join(map(str, self.shots))}: give numbers of examples, each 0 or more"
-            )
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"--limit {self.limit} must be at least 1; leave it out for all items")
-
-
-@dataclass(frozen=True)
-class OpenTasks:
-    """Tasks ready to be asked: ours by key, and the harness's own as it loads them, once a number of examples."""
-
-    options: FewShotOptions
-    generated: "dict[str, GeneratedTask]"
-    loaded: list[dict[str, Any]]
-
-
-def open_tasks(options: FewShotOptions) -> OpenTasks:
-    """Make and load the tasks, before any model is.
-
-    ConfigError: `lm_eval` missing, an unknown task, one whose data is not on this machine, or too many examples.
-    """
-    import_extra("lm_eval", extra="eval")
-    from gpt.evaluation.gpt3_tasks import GeneratedTask
-
-    rules, others = choose_tasks(options.tasks)
-    generated = {}
-    for rule in rules:
-        problems = make_problems(rule, seed=options.seed, words=options.words)
-        for shots in options.shots:
-            task = GeneratedTask(rule, problems, shots=shots, seed=options.seed)
-            generated[task.key] = task
-    loaded = [load_harness_tasks(others, shots) for shots in options.shots] if others else []
-    return OpenTasks(options, generated, loaded)
+    clean_value: float | None = None
+    clean_standard_error: float | None = None
+    clean_items: int | None = None
+    dirty_value: float | None = None
+    dirty_standard_error: float | None = None
+    dirty_items: int | None = None
 
 
 def few_shot_scores(
@@ -90,109 +49,113 @@ def few_shot_scores(
     lm = TriaxialLM(
         model, tokenizer, n_ctx=n_ctx, batch_tokens=options.batch_tokens, seed=options.seed, progress=progress
     )
-    scores = _generated_scores(lm, tasks.generated, options) if tasks.generated else []
+    scores = _scores(lm, {"tasks": tasks.generated, "groups": {}}, tasks) if tasks.generated else []
     for loaded in tasks.loaded:
-        scores += _harness_scores(lm, loaded, options)
+        scores += _scores(lm, loaded, tasks)
     return scores
 
 
-def choose_tasks(names: Sequence[str]) -> tuple[list[TaskRule], list[str]]:
-    """Our tasks, groups spelt out, and the names that must be the harness's own."""
-    rules = task_rules()
-    groups = {
-        "gpt3": rules,
-        "gpt3_arithmetic": [rule for rule in rules if not rule.about_words],
-        "gpt3_words": [rule for rule in rules if rule.about_words],
-    }
-    known = groups | {rule.name: [rule] for rule in rules}
-    chosen: dict[str, TaskRule] = {}
-    others = []
-    for name in names:
-        if name not in known:
-            others.append(name)
-        for rule in known.get(name, []):
-            chosen[rule.name] = rule
-    return list(chosen.values()), others
+def _scores(lm: "TriaxialLM", loaded: dict[str, Any], tasks: OpenTasks) -> list[TaskScore]:
+    """Scores of the harness's own metrics, then of the normalised ones, task by task."""
+    from lm_eval.evaluator import evaluate
 
-
-def load_harness_tasks(names: Sequence[str], shots: int) -> dict[str, Any]:
-    """The harness's own tasks, as its TaskManager loads them, with `shots` examples where a task lets one choose."""
-    import_extra("lm_eval", extra="eval")
-    from difflib import get_close_matches
-
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager()
-    ours = ["gpt3", "gpt3_arithmetic", "gpt3_words", *(rule.name for rule in task_rules())]
-    for name in names:
-        if name not in manager.all_tasks:
-            near = get_close_matches(name, [*ours, *manager.all_tasks], n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"ours: {', '.join(ours)}"
-            raise ConfigError(f"--tasks: unknown task '{name}'; {hint} (lm_eval lists its own with `lm_eval ls tasks`)")
-    try:
-        loaded: dict[str, Any] = manager.load(list(names))
-    except Exception as error:  # whatever a task's data set raises when it is not there
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(
-            f"--tasks {' '.join(names)} could not be loaded, probably because the data is not on this machine: {reason}"
-        ) from error
-    for task in loaded["tasks"].values():
-        if task.get_config("num_fewshot") != 0:  # 0 is a task's own wish for none
-            task.set_config(key="num_fewshot", value=shots)
-        task.set_fewshot_seed(seed=0)
-    return loaded
-
-
-def _generated_scores(lm: "TriaxialLM", tasks: "dict[str, GeneratedTask]", options: FewShotOptions) -> list[TaskScore]:
-    results = _evaluate(lm, {"tasks": tasks, "groups": {}}, options)
-    return [
-        TaskScore(
-            task=task.rule.name,
-            label=task.rule.label,
-            shots=task.shots,
-            metric="exact_match",
-            value=results[key]["exact_match,none"],
-            standard_error=_number(results[key].get("exact_match_stderr,none")),
-            items=len(task.instances),
-            truncated=_truncated(lm, task),
-        )
-        for key, task in tasks.items()
-    ]
-
-
-def _harness_scores(lm: "TriaxialLM", loaded: dict[str, Any], options: FewShotOptions) -> list[TaskScore]:
-    results = _evaluate(lm, loaded, options)
+    options = tasks.options
+    by_item = options.clean_subset is not None
+    found = evaluate(lm, loaded, limit=options.limit, bootstrap_iters=_BOOTSTRAP_DRAWS, log_samples=by_item)
     scores = []
     for name, task in loaded["tasks"].items():
-        for key, value in results[name].items():
+        samples = found["samples"][name] if by_item else []
+        whole = _Whole.of(name, task, lm)
+        dirty = None
+        if tasks.overlap is not None:
+            dirty = tasks.overlap.of(whole.task, items=tasks.items_in_file(name, task))
+        results = found["results"][name]
+        for key, value in results.items():
             metric, _, filtered = key.partition(",")
             if not filtered or metric.endswith("_stderr") or not isinstance(value, float):
                 continue
+            values = {s["doc_id"]: s[metric] for s in samples if s["filter"] == filtered and metric in s}
             scores.append(
-                TaskScore(
-                    task=name,
-                    label=name,
-                    shots=int(task.get_config("num_fewshot") or 0),
-                    metric=metric if filtered == "none" else f"{metric} ({filtered})",
-                    value=value,
-                    standard_error=_number(results[name].get(f"{metric}_stderr,{filtered}")),
-                    items=int(results[name]["sample_len"]),
-                    truncated=_truncated(lm, task),
+                whole.score(
+                    metric if filtered == "none" else f"{metric} ({filtered})",
+                    value,
+                    _number(results.get(f"{metric}_stderr,{filtered}")),
+                    items=int(results["sample_len"]),
+                    parts=_parts(values, dirty, task.aggregation()[metric]),
                 )
             )
+        scores += _normalised(lm, task, whole, options.normalise, dirty)
     return scores
 
 
-def _evaluate(lm: "TriaxialLM", tasks: dict[str, Any], options: FewShotOptions) -> dict[str, Any]:
-    from lm_eval.evaluator import evaluate
+@dataclass(frozen=True)
+class _Whole:
+    """What all scores of one task have in common."""
 
-    found = evaluate(lm, tasks, limit=options.limit, bootstrap_iters=_BOOTSTRAP_DRAWS, log_samples=False)
-    results: dict[str, Any] = found["results"]
-    return results
+    task: str
+    label: str
+    shots: int
+    truncated: int
+
+    @classmethod
+    def of(cls, name: str, task: Any, lm: "TriaxialLM") -> "_Whole":
+        from gpt.evaluation.gpt3_tasks import GeneratedTask
+
+        truncated = len({instance.doc_id for instance in task.instances if instance.args[0] in lm.truncated})
+        if isinstance(task, GeneratedTask):
+            return cls(task.rule.name, task.rule.label, task.shots, truncated)
+        return cls(name, name, int(task.get_config("num_fewshot") or 0), truncated)
+
+    def score(
+        self, metric: str, value: float, standard_error: float | None, *, items: int, parts: dict[str, Any]
+    ) -> TaskScore:
+        return TaskScore(
+            self.task, self.label, self.shots, metric, value, standard_error, items, self.truncated, **parts
+        )
 
 
-def _truncated(lm: "TriaxialLM", task: Any) -> int:
-    return len({instance.doc_id for instance in task.instances if instance.args[0] in lm.truncated})
+def _normalised(
+    lm: "TriaxialLM", task: Any, whole: _Whole, rules: tuple[str, ...], dirty: tuple[bool, ...] | None
+) -> list[TaskScore]:
+    if not rules:
+        return []
+    from lm_eval.api.metrics import mean
+
+    from gpt.evaluation.normalised import normalised_items
+
+    scores = []
+    for metric, values in normalised_items(lm, task, rules).items():
+        value, error = _mean_and_error([*values.values()])
+        scores.append(whole.score(metric, value, error, items=len(values), parts=_parts(values, dirty, mean)))
+    return scores
+
+
+def _parts(
+    values: dict[int, Any], dirty: tuple[bool, ...] | None, aggregate: Callable[[list[Any]], float]
+) -> dict[str, Any]:
+    """The same score over clean and over dirty items. A standard error is given for means, as the harness has it."""
+    if dirty is None:
+        return {}
+    from lm_eval.api.metrics import mean
+
+    parts: dict[str, Any] = {}
+    for name, is_dirty in (("clean", False), ("dirty", True)):
+        chosen = [value for item, value in values.items() if dirty[item] == is_dirty]
+        parts[f"{name}_items"] = len(chosen)
+        if chosen and aggregate is mean:
+            parts[f"{name}_value"], parts[f"{name}_standard_error"] = _mean_and_error(chosen)
+        elif chosen:
+            parts[f"{name}_value"] = float(aggregate(chosen))
+    return parts
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and the standard error of it, from the sample variance; None for a single value."""
+    n = len(values)
+    mean = sum(values) / n
+    if n == 1:
+        return mean, None
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
 
 
 def _number(value: Any) -> float | None:

@@ -20,6 +20,7 @@ from gpt.errors import ConfigError
 
 ARITHMETIC_PROBLEMS = 2_000  # per task, as in the paper
 MOST_FREQUENT_WORDS = 10_000
+MOST_EXAMPLES = 200  # problems per task that are set apart to be shown
 _LETTERS = range(5, 15)  # of a word: more than 4 and less than 15
 _FILLERS = " .!/"  # what the published files insert between letters
 
@@ -48,6 +49,11 @@ class TaskRule:
     def instruction(self) -> str:
         """What stands above all examples."""
         return "Please unscramble the letters into a word, and write that word:\n" if self.about_words else ""
+
+    @property
+    def paper_shots(self) -> int:
+        """Examples in the paper's few-shot scores (its table H.1), for a context of 2,048 tokens."""
+        return 100 if self.about_words else 50
 
     @property
     def delimiter(self) -> str:
@@ -114,9 +120,9 @@ def make_problems(rule: TaskRule, *, seed: int, words: WordList) -> ProblemSet:
         rng.shuffle(shuffled)
         drawn = (rule.make(rng, word) for word in shuffled)
         problems = [problem for problem in drawn if problem is not None]
-        n_examples = min(200, len(problems) // 10)
+        n_examples = min(MOST_EXAMPLES, len(problems) // 10)
     else:
-        n_examples = 200
+        n_examples = MOST_EXAMPLES
         problems = _distinct(rule, rng, ARITHMETIC_PROBLEMS + n_examples)
     if not n_examples:
         raise ConfigError(

@@ -79,6 +79,12 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
         """Token ids; our tokenizers add none of their own."""
         return self._text.encode(string)
 
+    def continuation_length(self, context: str, continuation: str) -> int:
+        """Tokens of a continuation as it is scored after this context."""
+        if not context:
+            return len(self.tok_encode(continuation))
+        return len(self._encode_pair(context, continuation)[1])
+
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-probability of each continuation after its context, and whether it is the greedy one."""
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
