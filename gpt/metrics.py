@@ -7,9 +7,7 @@ import json
 import math
 import numbers
 import os
-import secrets
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +16,8 @@ from typing import Any, BinaryIO, Literal, Self
 from gpt.console import Console
 from gpt.errors import ConfigError
 from gpt.event_log import EventKind, append_event
-from gpt.own_files import append_to, new_beside, replace_file
+from gpt.own_files import append_to, new_beside
+from gpt.wandb_run import WandbRun, WandbSettings
 
 WandbMode = Literal["offline", "online", "disabled"]
 
@@ -66,7 +65,7 @@ class MetricsWriter:
         self._resume_step = resume_step
         self._console = Console(total_steps=total_steps, total_tokens=total_tokens, interactive=interactive)
         self._file: BinaryIO | None = None
-        self._wandb: _WandbRun | None = None
+        self._wandb: WandbRun | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -77,11 +76,18 @@ class MetricsWriter:
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         if self.config.wandb != "disabled":
-            self._wandb = _WandbRun(
-                self.config,
-                self._run_directory,
+            self._wandb = WandbRun(
+                WandbSettings(
+                    directory=self._run_directory,
+                    project=self.config.wandb_project,
+                    entity=self.config.wandb_entity,
+                    name=self.config.wandb_name or self._run_directory.resolve().name,
+                    online=self.config.wandb == "online",
+                    resume=self._resume_step is not None,
+                    kept_elsewhere="the run goes on without it, metrics.jsonl has every value (metrics.wandb = "
+                    "'disabled' turns it off)",
+                ),
                 run_config=self._run_config,
-                resume=self._resume_step is not None,
                 warn=self.message,
             )
         return self
@@ -182,110 +188,3 @@ def _cannot_write(path: Path, error: OSError) -> ConfigError:
         f"{path}: cannot be written ({error.strerror or error}); free space or choose another run directory, then "
         "start the run again: it goes on from its newest checkpoint"
     )
-
-
-class _WandbRun:
-    """One run of the W&B client. The first failure is told once, and from then on nothing more goes there."""
-
-    def __init__(
-        self,
-        config: MetricsConfig,
-        run_directory: Path,
-        *,
-        run_config: dict[str, Any],
-        resume: bool,
-        warn: Callable[[str], None],
-    ) -> None:
-        self._config = config
-        self._directory = run_directory.resolve()
-        self._run_config = run_config
-        self._warn = warn
-        self._run: Any = None
-        try:
-            run_id = self._run_id(resume=resume)
-            self._run = self._start(run_id)
-        except Exception as error:  # whatever the client raises: recording is a service to the run, not a condition
-            self._give_up(error)
-
-    def log(self, step: int, values: Mapping[str, float | int]) -> None:
-        if self._run is None:
-            return
-        try:
-            # `step` is a metric and not W&B's own counter, which would refuse the steps taken again after a resume.
-            self._run.log({"step": step, **values})
-        except Exception as error:
-            self._give_up(error)
-
-    def finish(self, *, exit_code: int) -> None:
-        if self._run is not None:
-            try:
-                self._run.finish(exit_code=exit_code)
-                return
-            except Exception as error:
-                self._give_up(error)
-        with suppress(Exception):  # else the client's own hook at exit prints a traceback of what was told already
-            import wandb
-
-            wandb.teardown(exit_code=exit_code)
-
-    def _run_id(self, *, resume: bool) -> str:
-        """The id kept in the run directory; a run from the start gets a new one."""
-        path = self._directory / "wandb_run_id"
-        if resume and path.exists() and (kept := path.read_text(encoding="utf-8").strip()):
-            return kept
-        run_id = secrets.token_hex(8)
-        replace_file(path, run_id + "\n")
-        return run_id
-
-    def _start(self, run_id: str) -> Any:
-        if self._config.wandb == "online":
-            try:
-                return self._init(run_id, mode="online")
-            except Exception as error:
-                self._warn(
-                    f"Weights & Biases could not be reached ({_one_line(error)}); recording offline under "
-                    f"{self._directory / 'wandb'}: upload later with 'wandb sync'"
-                )
-                import wandb
-
-                wandb.teardown(exit_code=1)  # the service still holds the run id of the failed start
-        return self._init(run_id, mode="offline")
-
-    def _init(self, run_id: str, *, mode: Literal["online", "offline"]) -> Any:
-        import wandb  # takes a second, and only rank 0 needs it
-
-        settings = wandb.Settings(
-            silent=True,
-            console="off",
-            init_timeout=60.0,
-            finish_timeout=120.0,  # what is not uploaded by then stays on disk for `wandb sync`
-            root_dir=str(self._directory),
-            reinit="create_new",  # no process-wide current run
-        )
-        wandb.setup(settings=settings)
-        if mode == "online" and not wandb.login(prompt=False, verify=False):
-            raise ConfigError("no API key is configured; run 'wandb login'")
-        run = wandb.init(
-            project=self._config.wandb_project,
-            entity=self._config.wandb_entity or None,
-            name=self._config.wandb_name or self._directory.name,
-            id=run_id,
-            resume="allow",
-            mode=mode,
-            config=self._run_config,
-            settings=settings,
-        )
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
-        return run
-
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        self._warn(
-            f"Weights & Biases failed ({_one_line(error)}); the run goes on without it, metrics.jsonl has every value "
-            "(metrics.wandb = 'disabled' turns it off)"
-        )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
