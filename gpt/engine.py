@@ -1,6 +1,7 @@
 """What the training loop may ask of the hardware; parallel/engines/ has what answers."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from gpt.checkpoint_config import Retention
-from gpt.generation import GREEDY, Continuation, Sampling
+from gpt.generation import GREEDY, Continuation, Model, Sampling
 
 
 class Batch(NamedTuple):
@@ -99,6 +100,11 @@ class Engine(Protocol):
         n_ids: int | None = None,
     ) -> list[Continuation]:
         """See gpt.generation.generate. All ranks pass equal arguments and get equal results."""
+        ...
+
+    def as_model(self) -> AbstractContextManager[Model]:
+        """The model to be asked for scores and texts while training stands still: inside, data ranks may each have
+        questions of their own. No weight changes."""
         ...
 
     def exchange(self, values: list[Any]) -> list[list[Any]]:

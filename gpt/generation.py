@@ -8,7 +8,7 @@ sequence gets the numbers that it would get alone.
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -93,10 +93,18 @@ class Model(Protocol):
 
     A call reads tokens (b, t) that go on from the `earlier` ones in the cache: `positions` (b, t) or (1, t), `mask` and
     `cache` are as in `GPT.forward`. Places are numbers row * t + column in those tokens.
+
+    Each of `data_size` data ranks has a whole model and may ask it what others do not; the ranks of one ask alike.
     """
 
     vocab_size: int
     device: torch.device
+    data_rank: int
+    data_size: int
+
+    def gather(self, values: list[Any]) -> list[list[Any]]:
+        """Every data rank's values, by data rank; every rank calls it."""
+        ...
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         """Empty caches of the layers held here, by layer name."""
@@ -140,6 +148,10 @@ class OneDevice:
         self.head = model.head
         self.vocab_size = model.vocab_size
         self.device = next(model.parameters()).device
+        self.data_rank, self.data_size = 0, 1
+
+    def gather(self, values: list[Any]) -> list[list[Any]]:
+        return [values]
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         return make_cache(self.model, capacity)

@@ -8,6 +8,7 @@ Shapes as in gpt/generation.py; t' is t rounded up to a multiple of tensor ranks
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from gpt.generation import KeyValueCache
 from gpt.model import LayerCache
+from parallel.checkpoint_ranks import exchange
 from parallel.mesh import Mesh
 from parallel.pipeline_parallel import pass_through
 from parallel.stage import CachedStep, Stage
@@ -33,9 +35,20 @@ class _WithoutPadding:
 
 
 class LayoutModel:
-    """See gpt.generation.Model: the same methods over a layout, called by every rank in the same order."""
+    """See gpt.generation.Model: the same methods over a layout, called by every rank in the same order.
 
-    def __init__(self, stages: list[Stage], mesh: Mesh, *, d_model: int, dtype: torch.dtype) -> None:
+    `data_ranks_together`: data ranks need each other to compute, as under ZeRO 3, so they do the same and count as one.
+    """
+
+    def __init__(
+        self,
+        stages: list[Stage],
+        mesh: Mesh,
+        *,
+        d_model: int,
+        dtype: torch.dtype,
+        data_ranks_together: bool = False,
+    ) -> None:
         self.d_model = d_model
         self.stages = dict(zip(mesh.stages, stages, strict=True))
         self.mesh = mesh
@@ -43,6 +56,14 @@ class LayoutModel:
         self.device = mesh.device
         self.vocab_size = stages[0].model.vocab_size
         self.last = mesh.layout.stages - 1
+        self.together = data_ranks_together
+        self.data_rank, self.data_size = (0, 1) if data_ranks_together else (mesh.data_rank, mesh.layout.data)
+
+    def gather(self, values: list[Any]) -> list[list[Any]]:
+        if self.data_size == 1:
+            return [values]
+        everyone = exchange(values, None)
+        return [everyone[self.mesh.peer_of(data_rank)] for data_rank in range(self.data_size)]
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         return {name: KeyValueCache(capacity) for stage in self.stages.values() for name in stage.model.blocks}
@@ -94,7 +115,8 @@ class LayoutModel:
             )
 
     def _broadcast(self, output: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """From one rank to all, data ranks too: if they differed in a bit, they could part ways and wait for ever."""
+        """From the last stage to the others. All its tensor ranks have the same bits, gathered of the same parts. Data
+        ranks that work together get one's: if they differed in a bit, they could part ways and wait for ever."""
         with torch.inference_mode(False), torch.no_grad():
             if not math.prod(shape):  # the tokens were only to be cached
                 return torch.empty(shape, device=self.device)
@@ -102,7 +124,10 @@ class LayoutModel:
                 found = output.float().contiguous()
             else:
                 found = torch.empty(shape, dtype=torch.float32, device=self.device)
-            dist.broadcast(found, src=int(self.mesh.whole.mesh[self.mesh.layout.rank_of(self.last), 0, 0, 0]))
+            if self.together:
+                dist.broadcast(found, src=int(self.mesh.whole.mesh[self.mesh.layout.rank_of(self.last), 0, 0, 0]))
+            elif self.mesh.layout.pipeline > 1:
+                dist.broadcast(found, src=self.mesh.global_rank_of(self.last), group=self.mesh.pipeline_group)
             return found
 
 

@@ -51,6 +51,11 @@ class Mesh:
             "dp_shard"
         )
 
+    def peer_of(self, data_rank: int) -> int:
+        """The process of another data rank that holds what this one does."""
+        replica, shard = divmod(data_rank, self.layout.data_shard)
+        return int(self.whole.mesh[self.pipeline_rank, replica, shard, self.tensor_rank])
+
     def global_rank_of(self, stage: int) -> int:
         """The process that holds a stage of this rank's pipeline."""
         return dist.get_global_rank(self.pipeline_group, self.layout.rank_of(stage))

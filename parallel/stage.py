@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
+from torch.nn import functional
 
 from gpt.config import ModelConfig
 from gpt.loss import Loss, whole_vocabulary
@@ -17,7 +18,12 @@ from gpt.token_scores import token_scores
 from parallel.layout import ParallelConfig
 from parallel.mesh import Mesh
 from parallel.recomputation import wrap_block
-from parallel.tensor_parallel import allow_asynchronous, apply_tensor_parallel, vocabulary_parallel_loss
+from parallel.tensor_parallel import (
+    allow_asynchronous,
+    apply_tensor_parallel,
+    vocabulary_parallel_loss,
+    vocabulary_shard,
+)
 
 
 @dataclass(frozen=True)
@@ -63,16 +69,23 @@ class Stage(nn.Module):
         """The next stage's input, or on the last stage logits (n, v) of the places asked, or, (2, n) fp32, the targets'
         log-probabilities and whether each is the likeliest (1 or 0). The head is applied to those places alone."""
         hidden = self.model.hidden_states(x, positions=step.positions, mask=step.mask, cache=step.cache)
-        head: Callable[[Tensor], Tensor] | None = self.model.head
+        head, vocab_size = self.model.head, self.model.vocab_size
         if head is None:
             return hidden
+        logits_of: Callable[[Tensor], Tensor] = head
+        shard = None
         if isinstance(hidden, DTensor):  # sharded over places
-            head = partial(_replicated_head, head, hidden.device_mesh)
+            logits_of = partial(_replicated_head, head, hidden.device_mesh)
             hidden = hidden.redistribute(placements=[Replicate()]).to_local()
-        vocab_size = self.model.vocab_size
+            if step.targets is not None:  # few numbers are wanted: logits stay where they are
+                assert isinstance(head.weight, DTensor)
+                logits_of = partial(functional.linear, weight=head.weight.to_local())
+                shard = vocabulary_shard(head, vocab_size)
         if step.targets is None:
-            return head(hidden.flatten(0, 1)[step.places])[:, :vocab_size]
-        log_probs, greedy = token_scores(hidden, head, places=step.places, targets=step.targets, vocab_size=vocab_size)
+            return logits_of(hidden.flatten(0, 1)[step.places])[:, :vocab_size]
+        log_probs, greedy = token_scores(
+            hidden, logits_of, places=step.places, targets=step.targets, vocab_size=vocab_size, shard=shard
+        )
         return torch.stack((log_probs, greedy.float()))
 
 

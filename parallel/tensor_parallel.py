@@ -178,21 +178,25 @@ def vocabulary_parallel_loss(
     """
     assert isinstance(hidden, DTensor)
     assert isinstance(head.weight, DTensor)
-    mesh = hidden.device_mesh
-    group = mesh.get_group()
     whole = hidden.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])  # (b, t, d)
-    weight = head.weight.to_local()  # (v/tp, d)
+    return loss(whole, head.weight.to_local(), targets, vocabulary_shard(head, vocab_size))  # the weight: (v/tp, d)
+
+
+def vocabulary_shard(head: nn.Linear, vocab_size: int) -> VocabShard:
+    """Which rows of a head this tensor rank holds, and how all of them add up; of an unpadded vocabulary's size."""
+    assert isinstance(head.weight, DTensor)
+    mesh = head.weight.device_mesh
+    group = mesh.get_group()
 
     def reduced(x: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
         dist.all_reduce(x, op=op, group=group)
         return x
 
     most_rows = -(-head.weight.size(0) // mesh.size())  # the last ranks may hold fewer
-    shard = VocabShard(
+    return VocabShard(
         start=mesh.get_local_rank() * most_rows,
         vocab_size=vocab_size,
         most_rows=most_rows,
         reduce_sum=lambda x: reduced(x, dist.ReduceOp.SUM),
         reduce_max=lambda x: reduced(x, dist.ReduceOp.MAX),
     )
-    return loss(whole, weight, targets, shard)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gpt.evaluation.scoring import Request, score
 from gpt.evaluation.text_pieces import Piece
-from gpt.loss import next_token_loss, whole_vocabulary
+from gpt.generation import Model, as_model
 from gpt.model import GPT
 
 Tokens = NDArray[np.int64]
@@ -31,22 +31,32 @@ class ValidationLoss(NamedTuple):
 
 
 @torch.inference_mode()
-def validation_loss(model: GPT, batches: Iterable[Tokens]) -> ValidationLoss:
+def validation_loss(model: GPT | Model, batches: Iterable[Tokens]) -> ValidationLoss:
     """The loss over batches (n, seq_len + 1) of token ids: each row predicts its tokens but the first.
 
-    The same forward pass and loss as in training, on the model's device and in its dtype.
+    The same forward pass as in training, on the model's device and in its dtype. Every rank of a layout passes all
+    batches; data ranks take them in turns, and all have the result.
     """
-    head = model.head
-    assert head is not None
-    shard = whole_vocabulary(model.vocab_size)
-    device = head.weight.device
+    asked = as_model(model)
     total, count = 0.0, 0
-    for batch in batches:
-        tokens = torch.from_numpy(batch).to(device)  # (n, t + 1)
-        hidden = model.hidden_states(tokens[:, :-1])  # (n, t, d)
-        totals = next_token_loss(hidden, head.weight, tokens[:, 1:], shard)
-        total += float(totals.sum)
-        count += int(totals.count)
+    for number, batch in enumerate(batches):
+        if number % asked.data_size != asked.data_rank:
+            continue
+        tokens = torch.from_numpy(batch).to(asked.device)  # (n, t + 1)
+        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].flatten()
+        log_probs, _ = asked.log_probs(
+            inputs,
+            earlier=0,
+            positions=torch.arange(inputs.size(1), device=asked.device).unsqueeze(0),
+            mask=None,
+            cache=None,
+            places=torch.arange(inputs.numel(), device=asked.device),
+            targets=targets,
+        )
+        total -= float(log_probs.double().sum())
+        count += targets.numel()
+    totals = [of_rank for theirs in asked.gather([(total, count)]) for of_rank in theirs]
+    total, count = sum(loss for loss, _ in totals), sum(n for _, n in totals)
     return ValidationLoss(total / count if count else math.nan, count)
 
 
@@ -109,7 +119,7 @@ def perplexity(nats: float | None) -> float | None:
 
 
 def text_loss(
-    model: GPT,
+    model: GPT | Model,
     documents: Iterable[Iterable[Piece]],
     *,
     first_id: int,
@@ -119,7 +129,8 @@ def text_loss(
 ) -> TextLoss:
     """The loss over documents, each of which begins after `first_id`; every token is predicted once, in one window.
 
-    Memory does not grow with the text: windows are scored as they come, some batches at a time.
+    Memory does not grow with the text: windows are scored as they come, some batches at a time. Over a layout every
+    rank passes all documents.
     """
     words = n_bytes = tokens = 0
     nats = 0.0
@@ -135,7 +146,7 @@ def text_loss(
         for document in documents
         for one in sliding_windows(tokens_of(document), first_id=first_id, window=window, stride=stride)
     )
-    at_once = max(64, 4 * batch_tokens // window)  # `score` sorts them by length
+    at_once = max(64, 4 * batch_tokens // window) * as_model(model).data_size  # `score` sorts them by length
     while some := list(itertools.islice(windows, at_once)):
         for result in score(model, some, batch_tokens=batch_tokens):
             nats -= math.fsum(result.log_probs)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt.evaluation.prefix_tree import Plan, Read
+from gpt.evaluation.shares import brought_together, own_share
 from gpt.generation import KeyValueCache, Model, as_model
 from gpt.model import GPT
 
@@ -58,13 +59,34 @@ def score(
 
     Tokens that sequences have in common from their beginning are read once (`sharing` False: once a sequence); a batch
     holds up to `batch_tokens` positions, padding included. Sequences may be up to n_ctx + 1 tokens long, since the last
-    one is only predicted. `progress` is called with the number of requests that a pass finished.
+    one is only predicted. `progress` is called with the number of requests that a pass finished, and at the end with
+    those of other data ranks.
     """
+    asked = as_model(model)
+    mine = own_share(asked, [request.tokens for request in requests])
+    found = _score(
+        asked, [requests[number] for number in mine], batch_tokens=batch_tokens, progress=progress, sharing=sharing
+    )
+    scores = brought_together(asked, dict(zip(mine, found, strict=True)))
+    if progress is not None and len(mine) < len(requests):
+        progress(len(requests) - len(mine))
+    return [scores[number] for number in range(len(requests))]
+
+
+def _score(
+    model: Model,
+    requests: Sequence[Request],
+    *,
+    batch_tokens: int,
+    progress: Callable[[int], None] | None,
+    sharing: bool,
+) -> list[Score]:
+    """Those of one data rank."""
     log_probs = [[0.0] * request.n_scored for request in requests]
     greedy = [[False] * request.n_scored for request in requests]
     plan, owners = plan_scores(requests, batch_tokens=batch_tokens, sharing=sharing)
     wanted, finished = _wanted(plan, requests, owners)
-    reader = Reader(as_model(model), plan)
+    reader = Reader(model, plan)
     if progress is not None and (at_once := sum(not request.n_scored for request in requests)):
         progress(at_once)
     for number, read in enumerate(plan.reads):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gpt.evaluation.prefix_tree import Plan, Read, batches_by_length
 from gpt.evaluation.scoring import ROW_TOKENS, Reader
+from gpt.evaluation.shares import brought_together, own_share
 from gpt.generation import Continuation, KeyValueCache, Model, check_prompts, decode, generate
 from gpt.sampling import GREEDY, Sampling
 
@@ -100,12 +101,14 @@ def generate_sharing(
 ) -> list[Continuation]:
     """As gpt.generation.generate, for any number of prompts in batches of up to `batch_tokens` positions, new ones
     included; prompt i has the seed `seed + i` and gets what it would get alone. `progress` is called with the number of
-    prompts that a batch finished. `sharing` False: every prompt is read whole."""
+    prompts that a batch finished, and at the end with those of other data ranks. `watch` is called for the prompts of
+    this data rank. `sharing` False: every prompt is read whole."""
     check_prompts(prompts, n_ctx=n_ctx, max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
     asked = _Asked(prompts, n_ctx, max_new_tokens, seed, sampling, stop_ids, n_ids, watch)
     owners: dict[tuple[int, ...], list[int]] = {}
-    for number, prompt in enumerate(prompts):
-        owners.setdefault(tuple(prompt), []).append(number)
+    mine = own_share(model, prompts, more=max_new_tokens)
+    for number in mine:
+        owners.setdefault(tuple(prompts[number]), []).append(number)
     row_tokens = min(ROW_TOKENS, batch_tokens)
     plan = Plan([*owners], row_tokens=row_tokens, batch_tokens=batch_tokens, branching=False, sharing=sharing)
     alone: list[int] = []
@@ -121,6 +124,9 @@ def generate_sharing(
         results |= found
         if progress is not None:
             progress(len(found))
+    if progress is not None and len(mine) < len(prompts):
+        progress(len(prompts) - len(mine))
+    results = brought_together(model, results)
     return [results[i] for i in range(len(prompts))]
 
 

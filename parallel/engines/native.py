@@ -2,7 +2,8 @@
 
 import math
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from gpt.checkpoint_config import Retention
 from gpt.config import ModelConfig
 from gpt.engine import Batch, SaveResult, StepResult, Totals
-from gpt.generation import GREEDY, Continuation, Sampling, generate
+from gpt.generation import GREEDY, Continuation, Model, Sampling, generate
 from gpt.loss import Loss
 from gpt.optimizer import OptimizerConfig, build_optimizer
 from parallel import checkpoint, checkpoint_fast
@@ -175,23 +176,44 @@ class NativeEngine:
         n_ids: int | None = None,
     ) -> list[Continuation]:
         """See gpt.generation.generate. All ranks pass equal arguments and get equal results; data ranks all do the same
-        work. Compiled blocks run as they are written: shapes change with each token."""
-        settings = self.settings
-        dtype = torch.bfloat16 if settings.parallel.precision == "bf16" else torch.float32
-        model = LayoutModel(self.stages, self.mesh, d_model=settings.model.d_model, dtype=dtype)
-        with torch.compiler.set_stance("force_eager"):
-            results = generate(
+        work."""
+        with self._model(data_ranks_together=True) as model:
+            return generate(
                 model,
                 prompts,
-                n_ctx=settings.model.n_ctx,
+                n_ctx=self.settings.model.n_ctx,
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
                 seed=seed,
                 stop_ids=stop_ids,
                 n_ids=n_ids,
             )
+
+    @contextmanager
+    def as_model(self) -> Iterator[Model]:
+        """See gpt.engine.Engine. Under ZeRO 3 data ranks gather each block's weights together and so do the same work;
+        else each gathers its stages' once and works alone."""
+        together = self.settings.parallel.zero_stage == 3
+        if not together:
+            for module in self._sharded_modules():
+                module.unshard()
+        with self._model(data_ranks_together=together) as model:
+            yield model
+
+    @contextmanager
+    def _model(self, *, data_ranks_together: bool) -> Iterator[LayoutModel]:
+        """The stages as they are. Compiled blocks run as they are written: shapes change with each token."""
+        settings = self.settings
+        dtype = torch.bfloat16 if settings.parallel.precision == "bf16" else torch.float32
+        with torch.compiler.set_stance("force_eager"):
+            yield LayoutModel(
+                self.stages,
+                self.mesh,
+                d_model=settings.model.d_model,
+                dtype=dtype,
+                data_ranks_together=data_ranks_together,
+            )
         self._reshard()
-        return results
 
     def exchange(self, values: list[Any]) -> list[list[Any]]:
         return exchange(values, None)
@@ -278,10 +300,14 @@ class NativeEngine:
 
     def _reshard(self) -> None:
         """Free gathered weights, so that none stay behind when the sharded ones change without a backward."""
+        for module in self._sharded_modules():
+            module.reshard()
+
+    def _sharded_modules(self) -> Iterator[FSDPModule]:
         for stage in self.stages:
             for module in stage.modules():
                 if isinstance(module, FSDPModule):
-                    module.reshard()
+                    yield module
 
     def _find_tied_copies(self) -> list[torch.nn.Parameter]:
         """The tied weight, where the first and the last stage hold a copy each: the copies of this rank, in order."""
