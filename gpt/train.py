@@ -1,10 +1,8 @@
 """The training loop, for any engine and any layout; never asks which layout it has, and never reads the environment."""
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from gpt.damage import DamageKeeper
 from gpt.dataset import TrainingData, ValidationData
 from gpt.engine import Engine, StepResult, Totals
 from gpt.errors import ConfigError
+from gpt.evaluation.probe import Probe, append_scores, probe_values
 from gpt.event_log import EventKind
 from gpt.faults import CopiesDiffer
 from gpt.goodput import current_account
@@ -25,6 +24,7 @@ from gpt.schedule import learning_rate
 from gpt.spikes import Spike
 from gpt.step_data import epochs_read, step_positions
 from gpt.step_watch import StepWatch
+from gpt.stop_signals import stop_signals
 from gpt.time_ledger import TimeLedger
 from gpt.validation import evaluate, validation_values
 
@@ -39,6 +39,7 @@ def train(
     metrics: Metrics | None,
     ledger: TimeLedger,
     sampler: Sampler | None = None,
+    probe: Probe | None = None,
     watch: StepWatch | None = None,
     heartbeat: Heartbeat = UNWATCHED,
 ) -> Outcome:
@@ -56,6 +57,7 @@ def train(
         metrics=metrics,
         ledger=ledger,
         sampler=sampler,
+        probe=probe,
         watch=watch,
         heartbeat=heartbeat,
     )
@@ -79,12 +81,13 @@ class TrainingLoop:
         metrics: Metrics | None,
         ledger: TimeLedger,
         sampler: Sampler | None,
+        probe: Probe | None,
         watch: StepWatch | None,
         heartbeat: Heartbeat,
     ) -> None:
         self.run, self.engine, self.data, self.validation = run, engine, data, validation
         self.state, self.metrics, self.ledger, self.sampler = state, metrics, ledger, sampler
-        self.watch, self.heartbeat = watch, heartbeat
+        self.probe, self.watch, self.heartbeat = probe, watch, heartbeat
         self.compared_at = -1  # the step after which copies were last found equal
         self.results: dict[str, Totals] = {}
         self.saver = RunSaver(run, engine, ledger=ledger, event=self.event)
@@ -112,6 +115,8 @@ class TrainingLoop:
                 ended = self.evaluate() or ended
             if self.sampler is not None and (last or (ended is None and run.due(run.config.sample_every_tokens, step))):
                 self.sample(self.sampler)
+            if self.probe is not None and (last or (ended is None and run.due(run.config.few_shot_every_tokens, step))):
+                self.ask(self.probe)
             if ended is not None or run.due(run.checkpoint.every_tokens, step):
                 self.save(last=ended is not None)
             elif run.fast_checkpoints is not None and run.due(run.checkpoint.fast_every_tokens, step):
@@ -288,6 +293,18 @@ class TrainingLoop:
             for text in texts:
                 self.metrics.message(f"sample at step {self.state.step}: {text!r}")
 
+    def ask(self, probe: Probe) -> None:
+        """Put few-shot questions to the model, on all ranks, and have the main rank keep the scores."""
+        step = self.state.step
+        self.heartbeat.beat("few_shot", step)
+        with self.ledger.span("evaluation"):
+            scores = probe.ask(self.engine, before_each=lambda: self.heartbeat.beat("few_shot", step))
+        if self.metrics is not None:
+            append_scores(
+                self.run.directory / "few_shot.jsonl", scores, step=step, tokens=self.run.batch.tokens_seen(step)
+            )
+            self.metrics.log(step, probe_values(scores))
+
     def save(self, *, last: bool) -> None:
         """Save the run as it is now. The `last` save is waited for, and must succeed."""
         self.heartbeat.beat("saving", self.state.step)
@@ -344,18 +361,3 @@ def step_values(run: Run, result: StepResult, rate: float, *, step: int, elapsed
     if run.peak_flops_per_s:
         values["mfu"] = run.model.train_flops_per_token(run.seq_len) * tokens_per_s / run.peak_flops_per_s
     return values
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """While inside, SIGTERM and SIGUSR1 are noted instead of killing; yields a function that says whether one came."""
-    noted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noted.is_set
-        return
-    before = {number: signal.signal(number, lambda *_: noted.set()) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield noted.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

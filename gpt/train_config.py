@@ -20,6 +20,11 @@ class TrainConfig:
     sample_prompts: tuple[str, ...] = ("",)  # "" = from the start of a document
     sample_new_tokens: int = 64
     sample_temperature: float = 1.0
+    few_shot_every_tokens: int | None = None
+    few_shot_tasks: tuple[str, ...] = ("gpt3_two_digit_addition", "gpt3_cycle_letters_in_word")
+    few_shot_examples: tuple[int, ...] = (0, 1, 5)  # before each question
+    few_shot_limit: int = 100  # questions a task and number of examples
+    few_shot_batch_tokens: int = 8192
 
     def __post_init__(self) -> None:
         for key in (
@@ -28,6 +33,9 @@ class TrainConfig:
             "validation_tokens",
             "sample_every_tokens",
             "sample_new_tokens",
+            "few_shot_every_tokens",
+            "few_shot_limit",
+            "few_shot_batch_tokens",
         ):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -45,6 +53,12 @@ class TrainConfig:
             raise ConfigError(f"train.sample_temperature = {self.sample_temperature} must be 0 or a positive number")
         if self.sample_every_tokens is not None and not self.sample_prompts:
             raise ConfigError("train.sample_prompts is empty; give at least one, such as ''")
+        if self.few_shot_every_tokens is not None and not self.few_shot_tasks:
+            raise ConfigError("train.few_shot_tasks is empty; give at least one, such as 'gpt3_two_digit_addition'")
+        if not self.few_shot_examples or min(self.few_shot_examples) < 0:
+            raise ConfigError(
+                f"train.few_shot_examples = {list(self.few_shot_examples)} must be numbers of examples, each 0 or more"
+            )
 
     def steps(self, batch: BatchRamp) -> int:
         """Whole steps that reach total_tokens."""

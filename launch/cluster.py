@@ -184,6 +184,12 @@ def share_machine(nproc: int) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // nproc))
 
 
+def bootstrap_in_this_process() -> None:
+    """Have lm-evaluation-harness find the standard errors that have no formula without processes of its own, which it
+    would fork from a rank and its threads. What the user has set himself stays."""
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+
+
 def make_libraries_deterministic() -> None:
     """Before the first use of CUDA: have cuBLAS and NCCL give the same bits each time. What the user has set himself
     stays; ConfigError where cuBLAS could not then."""

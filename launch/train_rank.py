@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from gpt.dataset import TrainingData, ValidationData
+from gpt.evaluation.probe import Probe, make_probe
 from gpt.goodput import current_account, summary_lines
 from gpt.heartbeat import Heartbeat
 from gpt.metrics import MetricsWriter
@@ -29,7 +30,13 @@ from launch.build import (
     watch_steps,
 )
 from launch.checkpoint_room import check_room
-from launch.cluster import ClusterEnvironment, keep_freed_memory, leave_word_saved, make_libraries_deterministic
+from launch.cluster import (
+    ClusterEnvironment,
+    bootstrap_in_this_process,
+    keep_freed_memory,
+    leave_word_saved,
+    make_libraries_deterministic,
+)
 from launch.config import RunConfig, as_dict, layout_of
 from launch.determinism import deterministic
 from launch.fast_tier import check_fast_directory, run_identity
@@ -58,6 +65,7 @@ class Prepared:
     data: TrainingData
     validation: dict[str, ValidationData]
     sampler: Sampler | None
+    probe: Probe | None
     saved_state: dict[str, object]
     ledger: TimeLedger
     reached: int  # about how far the run had come before this start
@@ -105,6 +113,7 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
         "data": data.fingerprint(),
         "tokenizer": tokenizer.fingerprint,
     }
+    bootstrap_in_this_process()  # when few-shot questions are asked on the way
     # what a restart goes on from is the run's own; on several nodes not all ranks know of one yet
     first_start = environment.restart is None and environment.local_world_size == environment.world_size
     check_run_directory(config, saved_state, resume=resume if first_start else None)
@@ -117,6 +126,7 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
         data=data,
         validation=validation,
         sampler=make_sampler(config.train, tokenizer, n_ctx=config.model.n_ctx),
+        probe=make_probe(config.train, tokenizer, n_ctx=config.model.n_ctx),
         saved_state=saved_state,
         ledger=ledger,
         reached=furthest_step(config.run.directory),
@@ -162,6 +172,7 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
             metrics=metrics,
             ledger=ledger,
             sampler=prepared.sampler,
+            probe=prepared.probe,
             watch=watch_steps(config, layout, prepared.device),
             heartbeat=heartbeat,
         )

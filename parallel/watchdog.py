@@ -31,7 +31,7 @@ from parallel.health import HealthConfig
 from parallel.heartbeat import ALARM_AT, ENDED, FAILED, LOST, RUNNING, SIZE, Beat, write_beat
 
 START_MONITOR = "import sys; sys.path.append(sys.argv[1]); from parallel.hang_monitor import main; main()"
-LONG_PHASES = ("saving", "rewinding", "sampling")  # one long call each, without a beat
+LONG_PHASES = ("saving", "rewinding", "sampling", "few_shot")  # long calls between two beats
 LOOK_AFTER_MONITOR = 16  # so many beats apart
 LONGEST_PLACE = 64  # characters; the path of a socket has 107 at most
 WORDS_OF_LOST_PEERS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
