@@ -16,9 +16,18 @@ from gpt.errors import ConfigError
 from gpt.evaluation.few_shot import OpenTasks, TaskScore, few_shot_scores
 from gpt.evaluation.perplexity import TokenCounts, Tokens, count_targets, validation_loss
 from launch import evaluate_text
+from launch.evaluation_record import record_in_wandb
 from launch.evaluation_tables import print_clean_subset, print_few_shot, print_texts, print_validation
 from launch.few_shot_arguments import add_few_shot_arguments, few_shot_tasks
-from launch.loading import LoadedRun, add_device_arguments, add_run_arguments, load_for_command
+from launch.layout_loading import (
+    OpenedModel,
+    add_layout_arguments,
+    is_first_process,
+    opened_model,
+    start_ranks,
+    starts_ranks,
+)
+from launch.loading import add_device_arguments, add_run_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-validation-tokens", type=int, metavar="N", help="of each corpus, from its start")
     parser.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="tokens per batch (default: 8192)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE too")
+    parser.add_argument(
+        "--wandb",
+        action="store_true",
+        help="record the results as a run of Weights & Biases, in RUN/wandb, or online if the run's recipe says so",
+    )
     add_device_arguments(parser)
+    add_layout_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,13 +54,28 @@ def run(args: argparse.Namespace) -> int:
         if (value := getattr(args, name)) is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
     texts = evaluate_text.open_texts(args)
-    if args.json is not None:
+    if args.json is not None and is_first_process():
         check_writable(args.json)
-    loaded = load_for_command(args)
-    console = Console()
-    for note in loaded.saved.notes:
+    if starts_ranks(args):
+        return start_ranks(args)
+    with opened_model(args) as opened:
+        evaluate_opened(args, opened, tasks=tasks, texts=texts, validation=not only_text)
+    return 0
+
+
+def evaluate_opened(
+    args: argparse.Namespace,
+    opened: OpenedModel,
+    *,
+    tasks: OpenTasks | None,
+    texts: list[evaluate_text.TextSource],
+    validation: bool,
+) -> None:
+    """All that is asked for. Every rank of a layout calls it and has the results; the main one tells them."""
+    saved = opened.saved
+    console = Console(quiet=not opened.is_main)
+    for note in saved.notes:
         console.print(note)
-    saved = loaded.saved
     report: dict[str, Any] = {
         "run": str(saved.run_directory),
         "checkpoint": str(saved.checkpoint_path),
@@ -54,40 +84,46 @@ def run(args: argparse.Namespace) -> int:
         "parameters": saved.model_config.parameters,
     }
     if texts:
-        with _progress() as progress:
-            report["text"] = evaluate_text.evaluate_texts(loaded, texts, args, progress)
+        with _progress(opened) as progress:
+            report["text"] = evaluate_text.evaluate_texts(opened, texts, args, progress)
         print_texts(console, report["text"])
-    if not only_text:
-        report |= evaluate_validation(loaded, max_tokens=args.max_validation_tokens, batch_tokens=args.batch_tokens)
+    if validation:
+        report |= evaluate_validation(opened, max_tokens=args.max_validation_tokens, batch_tokens=args.batch_tokens)
         print_validation(console, report)
+    scores: list[TaskScore] = []
     if tasks is not None:
         tasks, left_out = tasks.that_fit(saved.tokenizer, n_ctx=saved.model_config.n_ctx)
-        scores = evaluate_few_shot(loaded, tasks)
+        scores = evaluate_few_shot(opened, tasks)
         report["few_shot"] = [asdict(score) for score in scores]
         report |= tasks.sources()
         print_few_shot(console, scores)
         print_clean_subset(console, scores)
         for note in left_out:
             console.print(note, highlight=False)
-    if args.json is not None:
+    if args.json is not None and opened.is_main:
         partial = args.json.with_name(f".{args.json.name}.partial")
         partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         partial.replace(args.json)
         console.print(f"written to {args.json}", highlight=False)
-    return 0
+    if args.wandb and opened.is_main:
+        record_in_wandb(saved, report, scores, warn=lambda text: console.print(text, highlight=False))
 
 
-def evaluate_validation(loaded: LoadedRun, *, max_tokens: int | None, batch_tokens: int) -> dict[str, Any]:
+def evaluate_validation(opened: OpenedModel, *, max_tokens: int | None, batch_tokens: int) -> dict[str, Any]:
     """Loss, perplexity and unigram entropy of each validation corpus, and of all their tokens together."""
-    corpora = [_Windows(loaded, corpus, max_tokens, batch_tokens) for corpus in loaded.saved.data_config.validation]
+    model, data = opened.model, opened.saved.data_config
+    corpora = [
+        _Windows(corpus, data.seq_len, model.vocab_size, max_tokens=max_tokens, batch_tokens=batch_tokens)
+        for corpus in data.validation
+    ]
     results: dict[str, Any] = {}
     n_tokens, total = 0, 0.0
-    counts = np.zeros(loaded.model.vocab_size, dtype=np.int64)
-    with _progress() as progress:
+    counts = np.zeros(model.vocab_size, dtype=np.int64)
+    with _progress(opened) as progress:
         for corpus in corpora:
             task = progress.add_task(f"validation loss, {corpus.name}", total=corpus.n_windows)
-            frequencies = count_targets(corpus.batches(), loaded.model.vocab_size)
-            loss = validation_loss(loaded.model, _advancing(corpus.batches(), progress, task))
+            frequencies = count_targets(corpus.batches(), model.vocab_size)
+            loss = validation_loss(model, _advancing(corpus.batches(), progress, task))
             results[corpus.name] = {
                 "loss_nats": loss.nats_per_token,
                 "perplexity": loss.perplexity,
@@ -106,15 +142,15 @@ def evaluate_validation(loaded: LoadedRun, *, max_tokens: int | None, batch_toke
     }
 
 
-def evaluate_few_shot(loaded: LoadedRun, tasks: OpenTasks) -> list[TaskScore]:
+def evaluate_few_shot(opened: OpenedModel, tasks: OpenTasks) -> list[TaskScore]:
     """Scores of all tasks, with a progress bar over the harness's requests."""
-    with _progress() as progress:
+    with _progress(opened) as progress:
         bar = progress.add_task("few-shot tasks", total=None)
         return few_shot_scores(
-            loaded.model,
-            loaded.saved.tokenizer,
+            opened.model,
+            opened.saved.tokenizer,
             tasks,
-            n_ctx=loaded.saved.model_config.n_ctx,
+            n_ctx=opened.saved.model_config.n_ctx,
             progress=lambda finished, total: progress.update(bar, completed=finished, total=total),
         )
 
@@ -135,10 +171,11 @@ def check_writable(path: Path) -> None:
 class _Windows:
     """The windows of one validation corpus that are evaluated, in batches."""
 
-    def __init__(self, loaded: LoadedRun, corpus: CorpusConfig, max_tokens: int | None, batch_tokens: int) -> None:
-        seq_len = loaded.saved.data_config.seq_len
+    def __init__(
+        self, corpus: CorpusConfig, seq_len: int, vocab_size: int, *, max_tokens: int | None, batch_tokens: int
+    ) -> None:
         self.name = corpus.name
-        self.data = ValidationData(corpus, seq_len=seq_len, vocab_size=loaded.model.vocab_size)
+        self.data = ValidationData(corpus, seq_len=seq_len, vocab_size=vocab_size)
         wanted = self.data.n_windows if max_tokens is None else max(1, max_tokens // seq_len)
         self.n_windows = min(self.data.n_windows, wanted)
         self.at_once = max(1, batch_tokens // seq_len)
@@ -155,9 +192,11 @@ def _advancing(batches: Iterator[Tokens], progress: Progress, task: Any) -> Iter
         progress.advance(task, len(batch))
 
 
-def _progress() -> Progress:
-    """A bar on standard error, so that piped output holds results only."""
+def _progress(opened: OpenedModel) -> Progress:
+    """A bar on standard error, so that piped output holds results only; the main rank's alone."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     console = Console(stderr=True)
     times = (TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(
+        *columns, *times, console=console, transient=True, disable=not (opened.is_main and console.is_terminal)
+    )

@@ -16,7 +16,8 @@ from gpt.evaluation.text_pieces import Piece, corpus_documents, read_text, text_
 from gpt.token_corpus import describe_corpus, open_tokens
 from gpt.token_files import TokenFile, shard_prefixes
 from gpt.tokenizer import Tokenizer
-from launch.loading import LoadedRun
+from launch.layout_loading import OpenedModel
+from launch.loading import SavedRun
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,17 @@ def open_texts(args: argparse.Namespace) -> list[TextSource]:
 
 
 def evaluate_texts(
-    loaded: LoadedRun, texts: list[TextSource], args: argparse.Namespace, progress: Progress
+    opened: OpenedModel, texts: list[TextSource], args: argparse.Namespace, progress: Progress
 ) -> dict[str, Any]:
     """Figures of each text, and of all of them together where there are several."""
-    window, stride = window_and_stride(args, n_ctx=loaded.saved.model_config.n_ctx)
-    tokenizer = loaded.saved.tokenizer
+    window, stride = window_and_stride(args, n_ctx=opened.saved.model_config.n_ctx)
+    tokenizer = opened.saved.tokenizer
     for text in texts:
-        _check_tokenizer(text, loaded)
+        _check_tokenizer(text, opened.saved)
     losses = {}
     for text in texts:
         losses[str(text.path)] = text_loss(
-            loaded.model,
+            opened.model,
             _advancing(text, tokenizer, progress),
             first_id=tokenizer.end_of_document_id,
             window=window,
@@ -136,16 +137,16 @@ def _open(path: Path) -> TextSource:
     return TextSource(path, corpus)
 
 
-def _check_tokenizer(text: TextSource, loaded: LoadedRun) -> None:
+def _check_tokenizer(text: TextSource, saved: SavedRun) -> None:
     """ConfigError: the corpus.json beside a token corpus says that another tokenizer made it."""
     description = describe_corpus(text.path) if text.corpus is not None else None
     if description is None:
         return
-    made_by, own = description["tokenizer"], loaded.saved.tokenizer
+    made_by, own = description["tokenizer"], saved.tokenizer
     if made_by["fingerprint"] != own.fingerprint:
         raise ConfigError(
             f"--text {text.path}: {made_by['file']} (fingerprint {made_by['fingerprint'][:16]}) made this corpus, but "
-            f"the run's tokenizer is {loaded.saved.tokenizer_file} (fingerprint {own.fingerprint[:16]}); give the text "
+            f"the run's tokenizer is {saved.tokenizer_file} (fingerprint {own.fingerprint[:16]}); give the text "
             "itself, or a corpus of this tokenizer"
         )
 

@@ -94,8 +94,8 @@ def open_run(path: Path, *, step: int | None = None) -> SavedRun:
     config = state.get("config")
     if not isinstance(config, dict):
         raise ConfigError(f"{checkpoint_path}: its state holds no configuration, so `triaxial train` did not save it")
-    model_config = _section(ModelConfig, config, "model")
-    data_config = _section(DataConfig, config, "data")
+    model_config = model_section(config)
+    data_config = section(DataConfig, config, "data")
     _check_weights(checkpoint_path, model_config)
     tokenizer_path = tokenizer_file(run_directory, data_config)
     tokenizer = load_tokenizer(tokenizer_path)
@@ -172,21 +172,37 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_for_command(args: argparse.Namespace) -> LoadedRun:
     """`load_run` for the arguments above."""
-    name = args.device
+    return load_run(args.run, step=args.step, device=device_of(args.device), dtype=DTYPES[args.dtype])
+
+
+def device_of(name: str, *, local_rank: int | None = None) -> torch.device:
+    """What `--device` asks for; of several processes on a machine, each has the GPU of its local rank."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"--device {name} is no device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and local_rank is not None:
+        if device.index is not None:
+            raise ConfigError(f"--device {name} with several processes, which need a GPU each; use --device cuda")
+        device = torch.device("cuda", local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices here; use --device cpu"
+            f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices here"
+            + (f", and local rank {local_rank} needs one of its own" if local_rank else "")
+            + "; use --device cpu"
         )
-    return load_run(args.run, step=args.step, device=device, dtype=DTYPES[args.dtype])
+    return device
 
 
-def _section(cls: type[T], config: dict[str, Any], name: str) -> T:
+def model_section(config: dict[str, Any]) -> ModelConfig:
+    """The model that a checkpoint's configuration describes."""
+    return section(ModelConfig, config, "model")
+
+
+def section(cls: type[T], config: dict[str, Any], name: str) -> T:
+    """One section of the configuration in a checkpoint."""
     table = config.get(name)
     if not isinstance(table, dict):
         raise ConfigError(f"the configuration in the checkpoint has no section [{name}]")

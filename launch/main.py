@@ -45,7 +45,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit status (2 for a user's mistake, 130 for Ctrl-C)."""
     enter_process(is_command=argv is None)
-    words, overrides = split_overrides(join_command(sys.argv[1:] if argv is None else argv))
+    given = list(sys.argv[1:] if argv is None else argv)
+    words, overrides = split_overrides(join_command(given))
     parser = _Parser(prog="triaxial", description="Train GPT-3-class language models in three dimensions.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in words if word in COMMANDS), None)
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, unknown = parser.parse_known_args(words)
         if unknown:
             commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
-        args.overrides = overrides
+        args.given, args.overrides = given, overrides
         if overrides and not getattr(args, "takes_overrides", False):
             raise ConfigError(f"triaxial {chosen} reads no recipe, so it takes no override: {' '.join(overrides)}")
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))

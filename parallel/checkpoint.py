@@ -143,12 +143,14 @@ def load(
     tensors: Mapping[str, torch.Tensor],
     complete: bool = False,
     verified: bool = False,
+    rounded: bool = False,
     group: Group = None,
 ) -> None:
     """Load a checkpoint in place into tensors of any layout and any number of ranks; each rank reads what it needs.
 
     `tensors` as for `save`. `complete`: also refuse a checkpoint with tensors that no rank asks for. `verified`: skip
-    the check of digests, for a path that `find_latest` has just returned.
+    the check of digests, for a path that `find_latest` has just returned. `rounded`: floating-point numbers are rounded
+    to the type of the tensors here, where that is another one.
 
     Collective over `group`. Raises CheckpointError when the checkpoint is damaged; ConfigError, before any tensor is
     changed, when a name is missing or a shape or dtype differs (a checkpoint from another model).
@@ -160,7 +162,7 @@ def load(
     prepared: list[SafetensorsReader] = []  # what stays on this rank: the index is large
 
     def prepare() -> list[str]:
-        prepared.append(_prepare_load(path, tensors))
+        prepared.append(_prepare_load(path, tensors, rounded=rounded))
         return list(tensors) if complete else []
 
     names = together(prepare, group, path=path)
@@ -221,7 +223,7 @@ def _local_of(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     return local(tensors[name])
 
 
-def _prepare_load(path: Path, tensors: Mapping[str, torch.Tensor]) -> SafetensorsReader:
+def _prepare_load(path: Path, tensors: Mapping[str, torch.Tensor], *, rounded: bool) -> SafetensorsReader:
     """Read manifest and index, and compare them with the tensors to be filled."""
     check_tensors(tensors)
     manifest = read_manifest(path)
@@ -230,7 +232,8 @@ def _prepare_load(path: Path, tensors: Mapping[str, torch.Tensor]) -> Safetensor
         stored = index.get(name)
         if stored is None:
             raise ConfigError(f"checkpoint {path} holds no tensor '{name}': it comes from another model or optimizer")
-        if (stored.shape, stored.dtype) != (tuple(tensor.shape), tensor.dtype):
+        may_round = rounded and stored.dtype.is_floating_point and tensor.dtype.is_floating_point
+        if stored.shape != tuple(tensor.shape) or not (stored.dtype == tensor.dtype or may_round):
             raise ConfigError(
                 f"tensor '{name}' is {list(tensor.shape)} {tensor.dtype} here but {list(stored.shape)} {stored.dtype} "
                 f"in checkpoint {path}: it comes from another model"

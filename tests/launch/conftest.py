@@ -88,6 +88,12 @@ def listening():
     return beside_this("listening")
 
 
+@pytest.fixture(scope="session")
+def evaluation_ranks():
+    """tests/launch/evaluation_ranks.py as a module."""
+    return beside_this("evaluation_ranks")
+
+
 def beside_this(name):
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     module = importlib.util.module_from_spec(spec)

@@ -1,0 +1,103 @@
+"""For tests: `triaxial` commands, and questions put straight to a run's model, on ranks that a fork server starts.
+
+    python evaluation_ranks.py JOBS.json FOLDER
+
+A job has a name, a number of ranks, and the words of a command or, under "ask", the layout that is to answer. Leaves
+FOLDER/NAME/rankN.json with what each rank was answered.
+"""
+
+import argparse
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+from launch.local_ranks import fork_server, run_ranks
+
+PAIRS = [
+    ("Q: What is 48 plus 76?\nA:", " 124"),
+    ("Q: What is 48 plus 76?\nA:", " 12"),
+    ("Q: What is 48 plus 76?\nA:", " no"),
+    ("Please unscramble the letters into a word, and write that word:\nlyinevitab =", " inevitably"),
+    ("", "Q: What"),
+    ("Q: What is 5 plus 6?\nA: 11\n\n" * 3 + "Q: What is 7 plus 8?\nA:", " 15"),
+    ("What", " is 9"),
+]
+TEXTS = ["Q: What is 5 plus 6?\nA: 11\n\n" * 6, "plus"]
+
+
+class Asked:
+    """What the harness hands over, as far as an adapter looks at it."""
+
+    def __init__(self, *arguments):
+        self.args = arguments
+
+
+def ask(run, *words):
+    """What the model of a run, on the layout that the words name, answers to requests of each kind."""
+    from gpt.evaluation.harness import TriaxialLM
+    from launch.layout_loading import add_layout_arguments, opened_model
+    from launch.loading import add_device_arguments, add_run_arguments
+    from launch.main import split_overrides
+
+    parser = argparse.ArgumentParser()
+    for add_arguments in (add_run_arguments, add_device_arguments, add_layout_arguments):
+        add_arguments(parser)
+    own, overrides = split_overrides([str(run), "--device", "cpu", *words])
+    args = parser.parse_args(own)
+    args.overrides = overrides
+    with opened_model(args) as opened:
+        settings = {"n_ctx": opened.saved.model_config.n_ctx, "batch_tokens": 150, "seed": 3}
+        lm = TriaxialLM(opened.model, opened.saved.tokenizer, **settings)
+        greedy = {"until": ["\n"], "max_gen_toks": 7, "do_sample": False}
+        drawn = {"until": [], "max_gen_toks": 5, "do_sample": True, "temperature": 1.5}
+        contexts = sorted({context for context, _ in PAIRS})
+        return {
+            "log_likelihoods": lm.loglikelihood([Asked(*pair) for pair in PAIRS * 3]),
+            "rolling": lm.loglikelihood_rolling([Asked(text) for text in TEXTS]),
+            "texts": lm.generate_until([Asked(context, s) for s in (greedy, drawn, drawn) for context in contexts]),
+        }
+
+
+def work(rank, jobs_file, number, folder):
+    """One rank of a job."""
+    from launch.main import main
+
+    torch.set_num_threads(1)
+    job = json.loads(Path(jobs_file).read_text())[int(number)]
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["ranks"], "LOCAL_WORLD_SIZE": job["ranks"]}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["ports"][0])})
+    if "words" in job:
+        assert main(job["words"]) == 0
+    if "ask" in job:
+        os.environ["MASTER_PORT"] = str(job["ports"][1])
+        Path(folder, f"rank{rank}.json").write_text(json.dumps(ask(*job["ask"])))
+
+
+def free_ports(number):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def run_all(jobs_file, out):
+    jobs = json.loads(Path(jobs_file).read_text())
+    context = fork_server(["lm_eval.evaluator", "gpt.evaluation.harness", "launch.evaluate", "launch.train"])
+    for job, ports in zip(jobs, zip(*[iter(free_ports(2 * len(jobs)))] * 2, strict=True), strict=True):
+        job["ports"] = ports
+    Path(jobs_file).write_text(json.dumps(jobs))
+    for number, job in enumerate(jobs):
+        folder = Path(out, job["name"])
+        folder.mkdir()
+        words = [str(jobs_file), str(number), str(folder)]
+        run_ranks(context, work, words, nproc=job["ranks"], logs=folder / "logs")
+
+
+if __name__ == "__main__":
+    run_all(*sys.argv[1:])
