@@ -56,11 +56,14 @@ class GeneratedTask(Task):  # type: ignore[misc]
         self.same_examples = same_examples
         self.OUTPUT_TYPE = "generate_until" if answers == "written" else "loglikelihood"
         self.key = f"{rule.name}/{shots}"
-        new_tokens = _WORD_TOKENS if rule.about_words else _ARITHMETIC_TOKENS
-        settings = {"until": ["\n"], "max_gen_toks": new_tokens, "do_sample": False}
+        self.new_tokens = _WORD_TOKENS if rule.about_words else _ARITHMETIC_TOKENS
+        settings = {"until": ["\n"], "max_gen_toks": self.new_tokens, "do_sample": False}
         # What Task.__init__ would set, which would also download a data set and take the settings for a task's name.
         self._config = TaskConfig(
-            task=self.key, num_fewshot=shots, output_type=self.OUTPUT_TYPE, generation_kwargs=settings
+            task=self.key,
+            num_fewshot=shots,
+            output_type=self.OUTPUT_TYPE,
+            generation_kwargs=settings if answers == "written" else None,
         )
         self._instances: list[Instance] | None = None
         self._filters = [build_filter_ensemble("none", [["take_first", None]])]
@@ -99,7 +102,7 @@ class GeneratedTask(Task):  # type: ignore[misc]
         """Tokens of the longest of the first `most` questions with its examples, and room for the answer."""
         documents = self.test_docs()[:most]
         contexts = tokenizer.encode_batch([self.fewshot_context(doc, self.shots) for doc in documents])
-        return max(map(len, contexts)) + int(self.config.generation_kwargs["max_gen_toks"])
+        return max(map(len, contexts)) + self.new_tokens
 
     def build_all_requests(self, *, limit: int | None = None, samples: list[int] | None = None, **kwargs: Any) -> None:
         """As the harness does it, without its progress bar for each task."""
