@@ -15,7 +15,9 @@ from gpt.dataset import CorpusConfig, ValidationData
 from gpt.errors import ConfigError
 from gpt.evaluation.few_shot import OpenTasks, TaskScore, few_shot_scores
 from gpt.evaluation.perplexity import TokenCounts, Tokens, count_targets, validation_loss
+from gpt.special_tokens import special_tokens_of
 from launch import evaluate_text
+from launch.converted_run import HUGGING_FACE
 from launch.evaluation_record import record_in_wandb
 from launch.evaluation_tables import print_clean_subset, print_few_shot, print_texts, print_validation
 from launch.few_shot_arguments import add_few_shot_arguments, few_shot_tasks
@@ -144,14 +146,16 @@ def evaluate_validation(opened: OpenedModel, *, max_tokens: int | None, batch_to
 
 def evaluate_few_shot(opened: OpenedModel, tasks: OpenTasks) -> list[TaskScore]:
     """Scores of all tasks, with a progress bar over the harness's requests."""
+    saved = opened.saved
     with _progress(opened) as progress:
         bar = progress.add_task("few-shot tasks", total=None)
         return few_shot_scores(
             opened.model,
-            opened.saved.tokenizer,
+            saved.tokenizer,
             tasks,
-            n_ctx=opened.saved.model_config.n_ctx,
+            n_ctx=saved.model_config.n_ctx,
             progress=lambda finished, total: progress.update(bar, completed=finished, total=total),
+            special=special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer),
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gpt.evaluation.open_tasks import FewShotOptions, OpenTasks, choose_tasks, open_tasks
 from gpt.generation import Model
 from gpt.model import GPT
+from gpt.special_tokens import SpecialTokens
 from gpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -40,14 +41,27 @@ class TaskScore:
 
 
 def few_shot_scores(
-    model: GPT | Model, tokenizer: Tokenizer, tasks: OpenTasks, *, n_ctx: int, progress: "Progress | None" = None
+    model: GPT | Model,
+    tokenizer: Tokenizer,
+    tasks: OpenTasks,
+    *,
+    n_ctx: int,
+    progress: "Progress | None" = None,
+    special: SpecialTokens | None = None,
 ) -> list[TaskScore]:
-    """Scores of every task at every number of examples; all of ours in one pass, so that they share batches."""
+    """Scores of every task at every number of examples; all of ours in one pass, so that they share batches. `special`:
+    the tokens around a text of an imported model."""
     from gpt.evaluation.harness import TriaxialLM
 
     options = tasks.options
     lm = TriaxialLM(
-        model, tokenizer, n_ctx=n_ctx, batch_tokens=options.batch_tokens, seed=options.seed, progress=progress
+        model,
+        tokenizer,
+        n_ctx=n_ctx,
+        batch_tokens=options.batch_tokens,
+        seed=options.seed,
+        progress=progress,
+        special=special,
     )
     scores = _scores(lm, {"tasks": tasks.generated, "groups": {}}, tasks) if tasks.generated else []
     for loaded in tasks.loaded:

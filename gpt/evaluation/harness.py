@@ -20,6 +20,7 @@ from gpt.evaluation.shared_prompts import generate_sharing
 from gpt.generated_text import GeneratedText
 from gpt.generation import Model, as_model
 from gpt.model import GPT
+from gpt.special_tokens import SpecialTokens, own_special_tokens
 from gpt.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]  # requests finished, requests in all
@@ -41,9 +42,11 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
         batch_tokens: int = 8192,
         seed: int = 0,
         progress: Progress | None = None,
+        special: SpecialTokens | None = None,
         sharing: bool = True,
     ) -> None:
-        """`sharing` False reads every request whole, for comparison."""
+        """`special`: which tokens begin and end a text, if not the tokenizer's end of a document. `sharing` False reads
+        every request whole, for comparison."""
         super().__init__()
         self.model = as_model(model)
         self.n_ctx = n_ctx
@@ -51,14 +54,20 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
         self.sharing = sharing
         self.truncated: set[str] = set()
         self._text = tokenizer
+        self._special = own_special_tokens(tokenizer) if special is None else special
         self._device = self.model.device
         self._next_seed = seed
         self._progress = progress
 
     @property
     def eot_token_id(self) -> int:
+        """What ends a text."""
+        return self._special.end_ids[0]
+
+    @property
+    def prefix_token_id(self) -> int:
         """What stands before a text that has no context."""
-        return self._text.end_of_document_id
+        return self._special.begin_id
 
     @property
     def max_length(self) -> int:
@@ -76,13 +85,14 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
         return f"{self._text.name}-{self._text.fingerprint}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids; our tokenizers add none of their own."""
-        return self._text.encode(string)
+        """Token ids, after those that an imported tokenizer puts before a text."""
+        ids = self._text.encode(string)
+        return ids if add_special_tokens is False else [*self._special.added_ids, *ids]
 
     def continuation_length(self, context: str, continuation: str) -> int:
         """Tokens of a continuation as it is scored after this context."""
         if not context:
-            return len(self.tok_encode(continuation))
+            return len(self.tok_encode(continuation, add_special_tokens=False))
         return len(self._encode_pair(context, continuation)[1])
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -116,7 +126,7 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
         for owner, request in enumerate(requests):
             (text,) = request.args
             for seen, predicted in get_rolling_token_windows(
-                self.tok_encode(text), prefix_token=self.eot_token_id, max_seq_len=self.n_ctx, context_len=1
+                self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.n_ctx, context_len=1
             ):
                 asked.append(Request([*seen, predicted[-1]], len(predicted)))
                 owners.append(owner)
@@ -149,10 +159,11 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
                 f"context of n_ctx = {self.n_ctx:,} tokens; leave this task out"
             )
         prompts = []
-        for text, ids in zip(texts, self._text.encode_batch(texts), strict=True):
+        for text, own in zip(texts, self._text.encode_batch(texts), strict=True):
+            ids = [*self._special.added_ids, *own]
             if len(ids) > room:
                 self.truncated.add(text)
-            prompts.append(ids[-room:] or [self.eot_token_id])
+            prompts.append(ids[-room:] or [self.prefix_token_id])
         return prompts
 
     def _answers(self, requests: Sequence[Instance], *, progress: Callable[[int], None]) -> list[str]:
@@ -162,7 +173,7 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
         written = [GeneratedText(self._text, (), settings.until) for _ in prompts]  # as the harness decodes: alone
 
         def ends(number: int, tokens: list[int]) -> bool:
-            if tokens[-1] != self.eot_token_id:
+            if tokens[-1] not in self._special.end_ids:
                 written[number].update(tokens)
             return written[number].stopped
 
@@ -174,7 +185,7 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
             batch_tokens=self.batch_tokens,
             sampling=settings.sampling,
             seed=self._next_seed,
-            stop_ids=(self.eot_token_id,),
+            stop_ids=self._special.end_ids,
             n_ids=self._text.vocab_size,
             watch=ends,
             progress=progress,
@@ -182,7 +193,7 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
         )
         self._next_seed += len(prompts)  # a repeated question draws anew
         for text, result in zip(written, results, strict=True):
-            text.finish([token for token in result.tokens if token != self.eot_token_id])
+            text.finish([token for token in result.tokens if token not in self._special.end_ids])
         return [text.text for text in written]
 
     def _score(self, asked: list[Request]) -> Any:
