@@ -127,7 +127,8 @@ def test_all_kinds_of_requests_get_the_answers_of_the_harness_own_backend(
     free = [Asked(text, {"until": [], "max_gen_toks": 12}) for text in (*questions, LONG, "a word")]
     written = ours.generate_until(free)
     assert written == theirs.generate_until(free, disable_tqdm=True)
-    stops = [written[0][2:4], written[3][1:3]]
+    letters = sorted({letter for text in written for letter in text if letter.isascii() and letter.isalpha()})
+    stops = letters[::3]  # a stop string of broken characters means something else to the peer
     until = [Asked(one.args[0], {"until": stops, "max_gen_toks": 12, "do_sample": False}) for one in free]
     assert ours.generate_until(until) == theirs.generate_until(until, disable_tqdm=True)
     assert ours.generate_until(until) != written
