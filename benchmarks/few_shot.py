@@ -30,7 +30,7 @@ from gpt.errors import import_extra
 from gpt.evaluation.gpt3_problems import make_problems, task_rules, words_of_python
 
 OURS, PEER = "triaxial", "lm_eval hf"
-TUNED_ON = 32  # requests of a case
+TUNED_ON = 16  # requests of a case
 
 
 @dataclass(frozen=True)

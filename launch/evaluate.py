@@ -61,17 +61,17 @@ def run(args: argparse.Namespace) -> int:
     if starts_ranks(args):
         return start_ranks(args)
     with opened_model(args) as opened:
-        evaluate_opened(args, opened, tasks, texts, with_validation=not only_text)
+        evaluate_opened(args, opened, tasks=tasks, texts=texts, validation=not only_text)
     return 0
 
 
 def evaluate_opened(
     args: argparse.Namespace,
     opened: OpenedModel,
+    *,
     tasks: OpenTasks | None,
     texts: list[evaluate_text.TextSource],
-    *,
-    with_validation: bool,
+    validation: bool,
 ) -> None:
     """All that is asked for. Every rank of a layout calls it and has the results; the main one tells them."""
     saved = opened.saved
@@ -89,7 +89,7 @@ def evaluate_opened(
         with _progress(opened) as progress:
             report["text"] = evaluate_text.evaluate_texts(opened, texts, args, progress)
         print_texts(console, report["text"])
-    if with_validation:
+    if validation:
         report |= evaluate_validation(opened, max_tokens=args.max_validation_tokens, batch_tokens=args.batch_tokens)
         print_validation(console, report)
     scores: list[TaskScore] = []

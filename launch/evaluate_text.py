@@ -17,6 +17,7 @@ from gpt.token_corpus import describe_corpus, open_tokens
 from gpt.token_files import TokenFile, shard_prefixes
 from gpt.tokenizer import Tokenizer
 from launch.layout_loading import OpenedModel
+from launch.loading import SavedRun
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def evaluate_texts(
     window, stride = window_and_stride(args, n_ctx=opened.saved.model_config.n_ctx)
     tokenizer = opened.saved.tokenizer
     for text in texts:
-        _check_tokenizer(text, opened)
+        _check_tokenizer(text, opened.saved)
     losses = {}
     for text in texts:
         losses[str(text.path)] = text_loss(
@@ -136,16 +137,16 @@ def _open(path: Path) -> TextSource:
     return TextSource(path, corpus)
 
 
-def _check_tokenizer(text: TextSource, opened: OpenedModel) -> None:
+def _check_tokenizer(text: TextSource, saved: SavedRun) -> None:
     """ConfigError: the corpus.json beside a token corpus says that another tokenizer made it."""
     description = describe_corpus(text.path) if text.corpus is not None else None
     if description is None:
         return
-    made_by, own = description["tokenizer"], opened.saved.tokenizer
+    made_by, own = description["tokenizer"], saved.tokenizer
     if made_by["fingerprint"] != own.fingerprint:
         raise ConfigError(
             f"--text {text.path}: {made_by['file']} (fingerprint {made_by['fingerprint'][:16]}) made this corpus, but "
-            f"the run's tokenizer is {opened.saved.tokenizer_file} (fingerprint {own.fingerprint[:16]}); give the text "
+            f"the run's tokenizer is {saved.tokenizer_file} (fingerprint {own.fingerprint[:16]}); give the text "
             "itself, or a corpus of this tokenizer"
         )
 

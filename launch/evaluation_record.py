@@ -35,8 +35,10 @@ def record_in_wandb(
         warn=warn,
     )
     values: dict[str, float | int] = {"tokens_seen": saved.tokens_seen}
-    for name, found in report["validation"].items():
+    for name, found in report.get("validation", {}).items():
         values |= {f"validation/{name}/loss": found["loss_nats"], f"validation/{name}/perplexity": found["perplexity"]}
+    for name, found in report.get("text", {}).get("texts", {}).items():
+        values |= {f"text/{name}/{figure}": value for figure, value in found.items() if value is not None}
     run.log(saved.step, values | probe_values(scores))
     if scores:
         columns = [field.name for field in fields(TaskScore)]

