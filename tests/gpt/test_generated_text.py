@@ -1,6 +1,5 @@
 """Text piece by piece: whole characters, stop strings that span tokens, and nothing shown that must be taken back."""
 
-from pathlib import Path
 
 import pytest
 
@@ -56,7 +55,7 @@ def test_bytes_that_stay_no_character_are_shown_at_the_end(tokenizer: Tokenizer)
     ],
 )
 def test_stop_strings_end_the_text_before_them(tokenizer: Tokenizer, stops: tuple[str, ...], wanted: str) -> None:
-    """Spelt in single characters too, so that a stop string spans tokens; what was shown is never more than the text."""
+    """Spelt in single characters too, so that a stop string spans tokens; never is more shown than the text."""
     single = [token for character in TEXT for token in tokenizer.encode(character)]
     for tokens in (tokenizer.encode(TEXT), single):
         text = GeneratedText(tokenizer, tokenizer.encode("It says: "), stops)
