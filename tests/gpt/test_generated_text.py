@@ -1,6 +1,5 @@
 """Text piece by piece: whole characters, stop strings that span tokens, and nothing shown that must be taken back."""
 
-
 import pytest
 
 from gpt.generated_text import GeneratedText

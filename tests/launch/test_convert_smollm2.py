@@ -71,3 +71,33 @@ def test_smollm2_on_ranks_gives_the_log_likelihoods_of_one_process(
                 assert ours == pytest.approx(theirs, rel=1e-5), name
                 assert greedy == is_greedy, name
     assert len(alone["likelihood"]) == 40
+
+
+@pytest.mark.rehearse
+def test_smollm2_costs_a_text_what_it_costs_with_transformers(smollm2: Path, tmp_path: Path) -> None:
+    """`triaxial evaluate --text` against the same windows through transformers' model and tokenizer."""
+    text = "\n".join(topics.values())[:12_000]
+    (tmp_path / "text").write_text(text)
+    assert main(["convert", str(smollm2), "--to", "triaxial", "--output", str(tmp_path / "run")]) == 0
+    words = ["--text", str(tmp_path / "text"), "--window", "512", "--stride", "256", "--json", str(tmp_path / "r.json")]
+    assert main(["evaluate", str(tmp_path / "run"), *words]) == 0
+    found = json.loads((tmp_path / "r.json").read_text())["text"]["texts"][str(tmp_path / "text")]
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
+    first = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    ids = torch.tensor([[first, *tokenizer.encode(text, add_special_tokens=False)]])
+    n_tokens = ids.size(1) - 1
+    nats, done = 0.0, 0
+    with torch.inference_mode():
+        for begin in range(0, n_tokens, 256):
+            end = min(begin + 512, n_tokens)
+            logits = model(ids[:, begin:end]).logits[0, done - begin :]
+            nats += float(torch.nn.functional.cross_entropy(logits, ids[0, done + 1 : end + 1], reduction="sum"))
+            done = end
+            if end == n_tokens:
+                break
+    expected = {"token": n_tokens, "word": len(text.split()), "byte": len(text.encode())}
+    for unit, n in expected.items():
+        assert found[f"{unit}s"] == n
+        assert found[f"nats_per_{unit}"] == pytest.approx(nats / n, rel=1e-4)
