@@ -2,11 +2,11 @@
 
     python benchmarks/conversion.py [--work DIR] [--smollm2 FOLDER] [--small] [--rounds 1] [--json FILE]
 
-A Llama of 1.2 billion random parameters (Llama 3.2's shape) is written to DIR, imported and exported again, each by a
-process of its own whose peak resident memory the system counts (ru_maxrss, the same as VmHWM). The peer loads the same
-folder and saves it, as a conversion by transformers does. `--small`: a tenth of the size. FOLDER: what
-shared/tools/smollm2_hf.py wrote; its logits are compared on 1,000 tokens of real text (Python's help texts), and the
-loss with the one that the script's header names. The last line printed is one JSON object.
+A Llama of 1.2 billion random parameters (Llama 3.2's shape) is written to DIR, imported and exported again, also to
+Megatron's format and from there, each by a process of its own whose peak resident memory the system counts (ru_maxrss,
+which is VmHWM). The peer loads the same folder and saves it, as a conversion by transformers does. `--small`: a tenth
+of the size. FOLDER: from shared/tools/smollm2_hf.py; its logits are compared on 1,000 tokens of real text (Python's
+help texts), and the loss with the one that the script's header names. The last line printed is one JSON object.
 """
 
 import argparse
@@ -134,11 +134,13 @@ def memory(work: Path, *, small: bool, rounds: int) -> dict[str, Any]:
             steps: dict[str, tuple[object, ...]] = {
                 "import": (*triaxial, folder, "--to", "triaxial", "--output", work / "run"),
                 "export": (*triaxial, work / "run", "--to", "hf", "--output", work / "back"),
+                "to_megatron": (*triaxial, work / "run", "--to", "megatron", "--output", work / "megatron"),
+                "from_megatron": (*triaxial, work / "megatron", "--to", "triaxial", "--output", work / "again"),
                 "transformers": ("-c", PEER, folder, work / "peer"),
             }
             for name, command in steps.items():
                 found.setdefault(name, []).append(measure(*command))
-            for made in ("run", "back", "peer"):
+            for made in ("run", "back", "megatron", "again", "peer"):
                 shutil.rmtree(work / made)
         shutil.rmtree(folder)
         name = str(dtype).removeprefix("torch.")
@@ -188,7 +190,7 @@ def real_model(folder: Path, work: Path) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="a folder for 20 GB (default: a temporary one)")
+    parser.add_argument("--work", type=Path, help="a folder for 30 GB (default: a temporary one)")
     parser.add_argument("--smollm2", type=Path, metavar="FOLDER")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--rounds", type=int, default=1)

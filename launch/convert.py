@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from gpt.convert.hugging_face_config import CONFIG
+from gpt.convert.megatron_source import is_megatron
 from gpt.errors import ConfigError
-from launch import convert_hugging_face, convert_plain, convert_triaxial
+from launch import convert_hugging_face, convert_megatron, convert_plain, convert_triaxial
 from launch.convert_size import describe_size
 from launch.loading import open_run
 
@@ -15,24 +16,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run",
         type=Path,
         metavar="SOURCE",
-        help="a run directory such as runs/demo, one checkpoint in it, a Hugging Face folder, or plain safetensors "
-        "(--to safetensors); with --dry-run also a recipe",
+        help="a run directory such as runs/demo, one checkpoint in it, a Hugging Face folder, a Megatron-core "
+        "checkpoint (torch_dist), or plain safetensors (--to safetensors); with --dry-run also a recipe",
     )
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest whole)")
     parser.add_argument(
         "--to",
-        choices=["hf", "triaxial", "safetensors"],
+        choices=["hf", "megatron", "triaxial", "safetensors"],
         required=True,
-        help="hf: a folder that transformers loads; triaxial: a run directory that every command here takes; "
+        help="hf: a folder that transformers loads; megatron: a torch_dist checkpoint of megatron-core's GPTModel; "
+        "triaxial: a run directory that every command here takes; "
         "safetensors: plain files of the checkpoint's tensors under our names, which --to triaxial takes back",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="the folder to make (needed without --dry-run)")
     parser.add_argument(
         "--dtype",
         choices=convert_hugging_face.EXPORT_DTYPES,
-        help="to hf: precision of the weights (default: what was imported, or float32)",
+        help="to hf or megatron: precision of the weights (default: what was imported, or float32)",
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="from hf: instead of the folder's own")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="from hf: instead of the folder's own; from megatron: the model's, since Megatron's checkpoints hold none",
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="RECIPE",
+        help="from megatron: a file whose [model] section says what the model is, where the checkpoint does not",
+    )
     parser.add_argument(
         "--weights-only", action="store_true", help="to triaxial or safetensors: without the optimizer's moments"
     )
@@ -62,8 +75,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace) -> list[str]:
     """Find out what the source is, and have it converted; what to tell the user."""
-    if args.dtype is not None and args.to != "hf":
-        raise ConfigError(f"--dtype {args.dtype} goes with --to hf; --to {args.to} leaves every tensor as it is")
+    if args.dtype is not None and args.to not in ("hf", "megatron"):
+        raise ConfigError(
+            f"--dtype {args.dtype} goes with --to hf or megatron; --to {args.to} leaves every tensor as it is"
+        )
+    if is_megatron(args.run):
+        _check_import(args, "a Megatron checkpoint")
+        return convert_megatron.import_checkpoint(
+            args.run, args.output, step=args.step, recipe=args.model, tokenizer_file=args.tokenizer
+        )
+    if args.model is not None:
+        raise ConfigError(f"--model {args.model} goes with a Megatron checkpoint; {args.run} is none")
     if convert_plain.is_plain(args.run):
         if args.to != "triaxial":
             raise ConfigError(f"{args.run} holds plain safetensors; make a run of it first, with --to triaxial")
@@ -71,11 +93,19 @@ def _convert(args: argparse.Namespace) -> list[str]:
             raise ConfigError(f"--step {args.step}: {args.run} holds one checkpoint alone; leave --step out")
         return convert_plain.import_plain(args.run, args.output)
     if (args.run / CONFIG).is_file() and not (args.run / "checkpoints").is_dir():
-        if args.to != "triaxial":
-            raise ConfigError(f"{args.run} is a Hugging Face folder; import it with --to triaxial")
+        _check_import(args, "a Hugging Face folder")
         return convert_hugging_face.import_folder(
             args.run, args.output, tokenizer_file=args.tokenizer, mode=args.logits
         )
+    return _convert_run(args)
+
+
+def _check_import(args: argparse.Namespace, kind: str) -> None:
+    if args.to != "triaxial":
+        raise ConfigError(f"{args.run} is {kind}; import it with --to triaxial")
+
+
+def _convert_run(args: argparse.Namespace) -> list[str]:
     saved = open_run(args.run, step=args.step)
     for note in saved.notes:
         print(note)
@@ -83,6 +113,8 @@ def _convert(args: argparse.Namespace) -> list[str]:
         raise ConfigError(f"--output {args.output} lies among the run's checkpoints; name a folder elsewhere")
     if args.to == "hf":
         return convert_hugging_face.export_run(saved, args.output, dtype=args.dtype, mode=args.logits)
+    if args.to == "megatron":
+        return convert_megatron.export_run(saved, args.output, dtype=args.dtype)
     if args.to == "safetensors":
         return convert_plain.export_plain(saved, args.output, weights_only=args.weights_only)
     return convert_triaxial.rewrite(saved, args.output, weights_only=args.weights_only)

@@ -13,11 +13,15 @@ from gpt.config import ModelConfig
 from gpt.convert.hugging_face_config import CONFIG, config_json, model_config, read_settings
 from gpt.convert.hugging_face_source import TITLES
 from gpt.convert.logits import part_to_compare
+from gpt.convert.megatron_names import check_expressible, piece_shape
+from gpt.convert.megatron_names import table as megatron_table
+from gpt.convert.megatron_source import is_megatron
 from gpt.convert.names import family_of, shapes, table, their_shape
 from gpt.convert.safetensors_files import MAX_FILE_BYTES, spread
 from gpt.errors import ConfigError
 from launch.config import read_run_config
 from launch.convert_hugging_face import EXPORT_DTYPES
+from launch.convert_megatron import NOT_COMPARED, open_checkpoint
 from launch.convert_plain import is_plain, read_model_config
 from launch.converted_run import expected_weights
 from launch.loading import open_run
@@ -28,24 +32,19 @@ _HASHED_BYTES = 1 << 26
 
 def describe_size(args: argparse.Namespace) -> list[str]:
     """Lines for the user. ConfigError: a source that is none, a model that the format cannot express."""
-    config, source_dtype = _model(args.run, args.step)
-    if args.to == "hf":
-        config_json(config, dtype=torch.float32)
-        dtype = EXPORT_DTYPES[args.dtype or "float32"]
-    else:
-        dtype = torch.float32
-    ours = shapes(config)
-    theirs = {entry.theirs: their_shape(entry, ours) for entry in table(config)}
-    written = theirs if args.to == "hf" else {n: e.shape for n, e in expected_weights(config).items()}
+    config, source_dtype = _model(args)
+    dtype = EXPORT_DTYPES[args.dtype or "float32"] if args.to in ("hf", "megatron") else torch.float32
+    megatron = args.to == "megatron" or is_megatron(args.run)
+    title, theirs = _their_tensors(config, megatron)
+    written = theirs if args.to in ("hf", "megatron") else _our_tensors(config, megatron)
     write_bytes = sum(math.prod(shape) for shape in written.values()) * dtype.itemsize
     read_bytes = sum(math.prod(shape) for shape in theirs.values()) * source_dtype.itemsize
     largest = max(theirs, key=lambda name: math.prod(theirs[name]))
     largest_bytes = math.prod(theirs[largest]) * 4
-    part = part_to_compare(config, args.logits)
+    part = None if megatron else part_to_compare(config, args.logits)
     peak = PROCESS_BYTES + max(largest_bytes * 3 // 2, 0 if part is None else 4 * part.parameters)
     rate = _hash_rate()
     passes = 2 * read_bytes + 2 * write_bytes
-    title = TITLES[family_of(config)]
     return [
         f"{args.run}: {title} architecture, {config.parameters:,} parameters, {len(theirs)} tensors",
         f"reads {read_bytes:,} bytes in {_name(source_dtype)}; writes {write_bytes:,} bytes in {_name(dtype)}, "
@@ -53,13 +52,32 @@ def describe_size(args: argparse.Namespace) -> list[str]:
         f"memory: about {peak:,} bytes at most; the largest tensor, '{largest}', has {largest_bytes:,} in fp32",
         f"digests: {passes:,} bytes, {passes / rate / 60:.1f} minutes at the {rate / 1e6:,.0f} MB/s of one core here; "
         "the disk's time comes to it",
-        _compared(config, part),
+        NOT_COMPARED if megatron else _compared(config, part),
         *_room(args.output, write_bytes),
     ]
 
 
-def _model(source: Path, step: int | None) -> tuple[ModelConfig, torch.dtype]:
+def _their_tensors(config: ModelConfig, megatron: bool) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """The architecture's name, and the shapes of its tensors; of Megatron's stacked ones, of each layer."""
+    ours = shapes(config)
+    if megatron:
+        check_expressible(config)
+        return "Megatron's GPTModel", {piece.title: piece_shape(piece, ours) for piece in megatron_table(config)}
+    config_json(config, dtype=torch.float32)
+    return TITLES[family_of(config)], {entry.theirs: their_shape(entry, ours) for entry in table(config)}
+
+
+def _our_tensors(config: ModelConfig, megatron: bool) -> dict[str, tuple[int, ...]]:
+    order = [name for piece in megatron_table(config) for name in piece.ours] if megatron else None
+    return {name: entry.shape for name, entry in expected_weights(config, order).items()}
+
+
+def _model(args: argparse.Namespace) -> tuple[ModelConfig, torch.dtype]:
     """The model and the precision in which its weights lie there."""
+    source: Path = args.run
+    if is_megatron(source):
+        found = open_checkpoint(source, step=args.step, recipe=args.model)
+        return found.config, found.dtype
     if is_plain(source):
         return read_model_config(source), torch.float32
     if (source / CONFIG).is_file() and not (source / "checkpoints").is_dir():
@@ -67,7 +85,7 @@ def _model(source: Path, step: int | None) -> tuple[ModelConfig, torch.dtype]:
         known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
         return model_config(source), known.get(name, torch.float32)
     if source.is_dir():
-        return open_run(source, step=step).model_config, torch.float32
+        return open_run(source, step=args.step).model_config, torch.float32
     try:
         return read_run_config(str(source), []).model, torch.float32
     except ConfigError as error:

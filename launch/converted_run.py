@@ -33,9 +33,10 @@ def write_run(
     config: ModelConfig,
     tokenizer_file: Path,
     about: dict[str, object],
+    order: Iterable[str] | None = None,
 ) -> Path:
-    """Fill an empty run directory; the checkpoint's path. `tensors`: in the order of the table, without vocabulary
-    padding, which becomes zeros."""
+    """Fill an empty run directory; the checkpoint's path. `tensors`: in the order of the table, or of the names in
+    `order`, without vocabulary padding, which becomes zeros."""
     (folder / "tokenizer").mkdir()
     files = tokenizer_files(tokenizer_file)
     for file in files:
@@ -45,15 +46,15 @@ def write_run(
     (folder / "model.toml").write_text(model_toml(config), encoding="utf-8")
     path = folder / "checkpoints" / step_name(0)
     state: dict[str, object] = {"config": {"model": model, "data": data}, "step": 0, "tokens_seen": 0, IMPORTED: about}
-    write_stream(path, _named(tensors), expected=expected_weights(config), state=state)
+    write_stream(path, _named(tensors), expected=expected_weights(config, order), state=state)
     return path
 
 
-def expected_weights(config: ModelConfig) -> dict[str, Expected]:
-    """The weights of a checkpoint, padding included, in the order of the table."""
+def expected_weights(config: ModelConfig, order: Iterable[str] | None = None) -> dict[str, Expected]:
+    """The weights of a checkpoint, padding included, in the order of the table, or of the names in `order`."""
     with torch.device("meta"):
         padded = {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
-    order = [name for entry in table(config) for name in entry.ours]
+    order = [name for entry in table(config) for name in entry.ours] if order is None else list(order)
     assert set(order) == set(shapes(config)) == set(padded)
     return {MODEL + name: Expected(padded[name], torch.float32) for name in order}
 

@@ -4,7 +4,10 @@ The shared tool writes it from a PyPI package (93 MB), which the project does no
 tool, is not here, the test skips and says how to have it.
 """
 
+import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -101,3 +104,44 @@ def test_smollm2_costs_a_text_what_it_costs_with_transformers(smollm2: Path, tmp
     for unit, n in expected.items():
         assert found[f"{unit}s"] == n
         assert found[f"nats_per_{unit}"] == pytest.approx(nats / n, rel=1e-4)
+
+
+@pytest.mark.rehearse
+def test_smollm2_through_megatrons_own_model(smollm2: Path, tmp_path: Path) -> None:
+    """Exported; loaded by megatron-core's dist_checkpointing on pipeline 2; and back, bit for bit."""
+    pytest.importorskip("megatron.core", reason="megatron-core is not installed (the extra 'megatron')")
+    run, exported = tmp_path / "run", tmp_path / "exported"
+    assert main(["convert", str(smollm2), "--to", "triaxial", "--output", str(run), "--logits", "none"]) == 0
+    assert main(["convert", str(run), "--to", "megatron", "--output", str(exported)]) == 0
+    loaded = load_run(run)
+    config = loaded.saved.model_config
+    ids = loaded.saved.tokenizer.encode("\n".join(topics.values())[:200_000])[:1000]
+    torch.save(torch.tensor([ids]), tmp_path / "tokens.pt")
+    job = {
+        "model": {**dataclasses.asdict(config), "d_ff": config.ff_width},
+        "padded_vocabulary": config.vocab_size,
+        "layout": (1, 2),
+        "load": str(exported / "release"),
+        "tokens": str(tmp_path / "tokens.pt"),
+        "logits": str(tmp_path / "logits.pt"),
+    }
+    (tmp_path / "jobs.json").write_text(json.dumps([job]))
+    program = Path(__file__).parent / "megatron_program.py"
+    subprocess.run(
+        [sys.executable, program, tmp_path / "jobs.json"], check=True, timeout=1200, cwd=Path(__file__).parents[2]
+    )
+    theirs = torch.load(tmp_path / "logits.pt")
+    with torch.inference_mode():
+        ours = loaded.model(torch.tensor([ids]))
+    error = float((ours - theirs).abs().max() / theirs.abs().max())
+    print(f"logits on {len(ids)} tokens: max relative error {error:.2e}")
+    assert error < 1e-5
+    assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
+
+    assert main(["convert", str(exported), "--to", "triaxial", "--output", str(tmp_path / "back")]) == 0
+    back = dict(load_run(tmp_path / "back").model.named_parameters())
+    assert all(torch.equal(back[name], parameter) for name, parameter in loaded.model.named_parameters())
+    assert main(["convert", str(tmp_path / "back"), "--to", "hf", "--output", str(tmp_path / "hf")]) == 0
+    before, after = (load_file(path / "model.safetensors") for path in (smollm2, tmp_path / "hf"))
+    assert before.keys() == after.keys()
+    assert all(before[name].dtype == after[name].dtype and torch.equal(before[name], after[name]) for name in before)

@@ -1,0 +1,143 @@
+"""Pickles taken apart as data: what Python writes is understood, what a hostile one asks for is never done."""
+
+import argparse
+import collections
+import os
+import pickle
+import pickletools
+from pathlib import PurePosixPath
+
+import pytest
+import torch
+
+from gpt.convert.pickle_as_data import Made, Name, Outside, Table, as_dict, decode, encode
+from gpt.errors import ConfigError
+
+PLAIN = {"a": [1, -5, 2**40, -(2**70), 1.5, True, None], "b": ("x", ("y",), ()), "ü": {"c": [[], {}]}}
+
+
+def plain(node):
+    """Tables as dicts again."""
+    if isinstance(node, Table):
+        return {plain(key): plain(value) for key, value in node.pairs}
+    return type(node)(map(plain, node)) if isinstance(node, list | tuple) else node
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_what_python_writes_is_understood_in_every_protocol(protocol):
+    shared = [1, 2]
+    value = {**PLAIN, "long": "x" * 70_000, "shared": [shared, shared], "bytes": b"raw" if protocol > 2 else None}
+    decoded = decode(pickle.dumps(value, protocol), where="here")
+    assert plain(decoded.root) == value
+    assert decoded.names == ()
+    theirs = decode(
+        pickle.dumps(argparse.Namespace(n=3, p=PurePosixPath("/a"), o=collections.OrderedDict(k=1)), protocol), where=""
+    )
+    assert "argparse.Namespace" in theirs.names
+    fields = as_dict(theirs.root, where="")
+    assert fields["n"] == 3
+    assert isinstance(fields["p"], Made)
+    assert fields["p"].of.endswith("PurePosixPath")
+    assert as_dict(fields["o"], where="") == {"k": 1}
+
+
+def test_what_is_written_python_and_torch_read():
+    assert pickle.loads(encode(PLAIN)) == PLAIN
+    assert plain(decode(encode(PLAIN), where="").root) == PLAIN
+    made = Made("argparse.Namespace", (), {"size": Made("torch.Size", ((2, 3),)), "dtype": Name("torch.float32")})
+    found = pickle.loads(encode(made))
+    assert (found.size, found.dtype) == (torch.Size([2, 3]), torch.float32)
+    assert b"Q" in encode(Outside("elsewhere"))
+
+
+class Evil:
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+def test_nothing_that_a_pickle_names_is_done(tmp_path):
+    canary = tmp_path / "canary"
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        decoded = decode(pickle.dumps({"x": [Evil(canary)]}, protocol), where="here")
+        assert decoded.names == ("posix.system",)
+        (made,) = decoded.root.pairs[0][1]
+        assert (made.of, made.arguments) == ("posix.system", (f"touch {canary}",))
+    pickle.loads(pickle.dumps(Evil(canary)))  # that it would have been done
+    assert canary.exists()
+
+
+def test_names_are_not_looked_up(tmp_path, monkeypatch):
+    """Not even imported: a module that would leave a trace is on the path."""
+    (tmp_path / "trace_of_import.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    decoded = decode(b"\x80\x02ctrace_of_import\nthing\n)R.", where="")
+    assert decoded.names == ("trace_of_import.thing",)
+    assert not (tmp_path / "trace").exists()
+
+
+HOSTILE = [
+    (b"", "no whole pickle"),
+    (pickle.dumps(PLAIN)[:-9], "no whole pickle"),
+    (b"\x80\x02.", "no whole pickle"),
+    (b"\x80\x02}}.", "no whole pickle"),
+    (b"\x80\x02h\x05.", "no whole pickle"),
+    (b"\x80\x02u.", "no whole pickle"),
+    (b"\x80\x02}(K\x01u.", "no whole pickle"),
+    (b"\x80\x02K\x01]R.", "a call of what has no name"),
+    (b"\x80\x02cos\nsystem\n)R)R.", "a call of what has no name"),
+    (b"\x80\x02]}b.", "a state for what has none"),
+    (b"\x80\x02K\x01K\x02a.", "items for what takes none"),
+    (b"\x80\x04]]\x93.", "a name that is no text"),
+    (b"\x80\x02\x82\x05.", "the pickle asks for EXT1"),
+    (b"(ios\nsystem\nS'x'\no.", "the pickle asks for INST"),
+    (b"\x80\x04X\xff\xff\xff\x7fab.", "no whole pickle"),
+    (b"garbage", "no whole pickle"),
+]
+
+
+@pytest.mark.parametrize(("data", "words"), HOSTILE, ids=range(len(HOSTILE)))
+def test_what_is_no_pickle_or_misuses_the_stack_is_one_line(data, words):
+    with pytest.raises(ConfigError, match=words) as told:
+        decode(data, where="here")
+    assert len(str(told.value).splitlines()) == 1
+    assert str(told.value).startswith("here: ")
+
+
+def test_every_instruction_is_either_carried_out_or_refused():
+    """No instruction that Python has is passed over without a word."""
+    from gpt.convert import pickle_as_data
+
+    machine = pickle_as_data._Machine()
+    known = {
+        *machine.others,
+        *pickle_as_data._LITERALS,
+        *pickle_as_data._CONSTANTS,
+        *pickle_as_data._EMPTY,
+        *pickle_as_data._SHORT_TUPLES,
+        *pickle_as_data._NOTHING,
+    }
+    names = {opcode.name for opcode in pickletools.opcodes}
+    assert known <= names
+    assert {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "BYTEARRAY8"} <= names - known
+    for name in names - known:
+        assert not machine.step(name, None), name
+
+
+def test_a_structure_without_end_is_told_in_a_few_words():
+    """A list that holds itself; and one of 2 ** 60 items in 60 steps, whose text nobody could wait for."""
+    root = decode(b"\x80\x02]q\x00h\x00a.", where="").root
+    assert root[0] is root
+    steps = b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(60))  # drop, then a list of the last one twice
+    for data in (b"\x80\x02]q\x00h\x00a.", b"\x80\x02]q\x00" + steps + b"."):
+        with pytest.raises(ConfigError, match="a list is where a table of names belongs"):
+            as_dict(decode(data, where="here").root, where="here")
+
+
+def test_keys_may_be_anything_and_are_not_hashed():
+    data = b"\x80\x02}(]K\x01u."
+    assert decode(data, where="").root.pairs == [([], 1)]
+    with pytest.raises(ConfigError, match="a table is where a table of names belongs"):
+        as_dict(decode(data, where="").root, where="here")

@@ -1,0 +1,232 @@
+"""torch's distributed checkpoints: torch reads what is written here, and what torch writes is read here as data."""
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+
+import pytest
+import torch
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import filesystem, metadata
+
+from gpt.convert.safetensors_files import read_tensor
+from gpt.convert.torch_archive import Window, find_tensor, write_tensor
+from gpt.convert.torch_dist_files import find_slices, read_metadata, read_slice
+from gpt.convert.torch_dist_writer import Part, write_torch_dist
+from gpt.errors import ConfigError
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+def random(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+STACKED, PLAIN = random(3, 4, 5), random(7, 2)
+
+
+def parts():
+    for layer in (2, 0, 1):
+        yield Part("stacked", (layer, 0, 0), STACKED[layer])
+    yield Part("plain", (0, 0), PLAIN)
+
+
+def write(folder, dtype=torch.float32, **settings):
+    folder.mkdir(exist_ok=True)
+    shapes = {"stacked": (3, 4, 5), "plain": (7, 2)}
+    write_torch_dist(folder, parts(), shapes=shapes, dtype=dtype, objects=["x._extra_state/shard_0_1"], **settings)
+    return folder
+
+
+def read(folder, name, layers=None):
+    return [read_slice(found) for found in find_slices(folder, name, read_metadata(folder)[name], layers)]
+
+
+def loaded(path, start, length):
+    return torch.load(io.BytesIO(path.read_bytes()[start : start + length]), weights_only=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_torch_reads_what_is_written_and_so_do_we(tmp_path, dtype):
+    folder = write(tmp_path / "x", dtype, max_file_bytes=700)
+    assert len(list(folder.glob("*.distcp"))) > 1
+    state = {"stacked": torch.zeros(3, 4, 5), "plain": torch.zeros(7, 2, dtype=dtype)}
+    dcp.load(state, checkpoint_id=str(folder))
+    assert torch.equal(state["stacked"], STACKED.to(dtype).float())
+    assert torch.equal(state["plain"], PLAIN.to(dtype))
+    described = dcp.FileSystemReader(str(folder)).read_metadata()
+    place = described.storage_data[metadata.MetadataIndex("x._extra_state/shard_0_1")]
+    assert loaded(folder / place.relative_path, place.offset, place.length) == [None]
+    for layer, tensor in zip((2, 0), read(folder, "stacked", [2, 0]), strict=True):
+        assert torch.equal(tensor, STACKED[layer].to(dtype))
+    assert torch.equal(read(folder, "plain")[0], PLAIN.to(dtype))
+
+
+def test_what_torch_writes_is_read(tmp_path):
+    """A stacked tensor in one piece too; a view into a larger storage; what is no tensor is passed over."""
+    state = {
+        "stacked": STACKED,
+        "plain": PLAIN.half(),
+        "part": STACKED[1],
+        "step": 3,
+        "nested": {"scalar": torch.ones(())},
+    }
+    dcp.save(state, checkpoint_id=str(tmp_path))
+    assert set(read_metadata(tmp_path)) == {"stacked", "plain", "part", "nested.scalar"}
+    assert all(torch.equal(found, STACKED[i]) for i, found in enumerate(read(tmp_path, "stacked", range(3))))
+    assert torch.equal(read(tmp_path, "plain")[0], PLAIN.half())
+    assert torch.equal(read(tmp_path, "part")[0], STACKED[1])
+    assert read(tmp_path, "nested.scalar")[0] == 1
+
+
+def test_parts_that_are_no_run_of_bytes_are_put_together(tmp_path):
+    shapes = {"x": (3, 4, 5)}
+    boxes = [(i, j, k) for i in range(3) for j in (0, 2) for k in (0, 3)]
+    cut = (Part("x", (i, j, k), STACKED[i, j : j + 2, k : k + (3 if k == 0 else 2)]) for i, j, k in boxes)
+    write_torch_dist(tmp_path, cut, shapes=shapes, dtype=torch.float32)
+    assert torch.equal(read(tmp_path, "x")[0], STACKED)
+    assert torch.equal(read(tmp_path, "x", [1])[0], STACKED[1])
+
+
+@pytest.mark.parametrize("tensor", [random(3, 4).T, random(9)[2:5], random(2, 3), torch.ones(()), torch.ones(0, 3)])
+def test_one_tensor_in_one_archive(tmp_path, tensor):
+    """Both ways; one that torch saves with its strides is refused, not read wrongly."""
+    with open(tmp_path / "x", "xb") as file:
+        file.write(b"before")
+        length = write_tensor(file, tensor.contiguous(), tuple(tensor.shape), torch.bfloat16)
+    assert torch.equal(loaded(tmp_path / "x", 6, length), tensor.bfloat16())
+    torch.save(tensor, tmp_path / "y")
+    if tensor.is_contiguous():
+        found = find_tensor(tmp_path / "y")
+        read = bytearray((tmp_path / "y").read_bytes()[found.start : found.start + found.size_bytes])
+        assert read == bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist())
+        assert (found.shape, found.dtype) == (tuple(tensor.shape), torch.float32)
+    else:
+        with pytest.raises(ConfigError, match="not stored in the order"):
+            find_tensor(tmp_path / "y")
+
+
+class Evil:
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+def change_metadata(folder, change):
+    described = dcp.FileSystemReader(str(folder)).read_metadata()
+    change(described)
+    (folder / ".metadata").write_bytes(pickle.dumps(described))
+
+
+def index(offset=(0, 0)):
+    return metadata.MetadataIndex("plain", offset)
+
+
+def info(**fields):
+    return filesystem._StorageInfo(**{"relative_path": "__0_0.distcp", "offset": 0, "length": 9, **fields})
+
+
+def set_place(folder, **fields):
+    change_metadata(folder, lambda m: m.storage_data.update({index(): info(**fields)}))
+
+
+def add_overlap(described):
+    found = described.state_dict_metadata["plain"]
+    half = torch.Size([3, 2])
+    found.chunks = [metadata.ChunkStorageMetadata(torch.Size([i, 0]), half) for i in (0, 1)]
+    place = described.storage_data[index()]
+    described.storage_data.update({index((1, 0)): place})
+
+
+def rewrite_archive(folder, *, compress=False, data=None, byteorder=b"little", keep=1):
+    """The archive of 'plain' anew, at the file's end, wrong in one thing."""
+    path = folder / "__0_0.distcp"
+    start = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.seek(0, os.SEEK_END)
+        method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+        with zipfile.ZipFile(Window(file, start), "w", method) as archive:
+            good = b"".join(struct.pack("<f", value) for value in PLAIN.flatten().tolist())
+            archive.writestr("archive/data.pkl", data or tensor_pickle(folder))
+            archive.writestr("archive/byteorder", byteorder)
+            archive.writestr("archive/data/0", good[: len(good) * keep])
+        length = file.seek(0, os.SEEK_END) - start
+    set_place(folder, offset=start, length=length)
+
+
+def tensor_pickle(folder):
+    torch.save(PLAIN, folder / "plain.pt")
+    with zipfile.ZipFile(folder / "plain.pt") as archive:
+        return archive.read("plain/data.pkl")
+
+
+BAD = [
+    (lambda f, _: (f / ".metadata").unlink(), "holds no .metadata"),
+    (lambda f, _: (f / ".metadata").write_bytes(b"nonsense"), "no whole pickle"),
+    (lambda f, _: (f / ".metadata").write_bytes((f / ".metadata").read_bytes()[:-20]), "no whole pickle"),
+    (lambda f, c: (f / ".metadata").write_bytes(pickle.dumps(Evil(c))), "names 'posix.system', which no description"),
+    (lambda f, c: change_metadata(f, lambda m: setattr(m, "planner_data", Evil(c))), "names 'posix.system'"),
+    (lambda f, c: change_metadata(f, lambda m: m.state_dict_metadata.update(x=Evil(c))), "names 'posix.system'"),
+    (lambda f, _: (f / ".metadata").write_bytes(pickle.dumps({"a": 1})), "a table where a .*Metadata belongs"),
+    (lambda f, _: change_metadata(f, lambda m: m.storage_data.clear()), r"where the part of '\w+' at .* is not told"),
+    (
+        lambda f, _: change_metadata(f, lambda m: m.storage_data.update({index(): "here"})),
+        "a str where a .*_StorageInfo",
+    ),
+    (lambda f, _: set_place(f, relative_path="../secret"), "which is no file beside it"),
+    (lambda f, _: set_place(f, relative_path="/etc/passwd"), "which is no file beside it"),
+    (lambda f, _: set_place(f, relative_path="gone.distcp"), "gone.distcp is missing"),
+    (lambda f, _: set_place(f, offset=-4), "cut off"),
+    (lambda f, _: set_place(f, length=10**9), "cut off: it has .* bytes, and 1000000000 are promised"),
+    (lambda f, _: set_place(f, length=100), "no archive of torch.save"),
+    (lambda f, _: set_place(f, transform_descriptors=["zstd"]), "compressed or encrypted"),
+    (lambda f, _: change_metadata(f, add_overlap), "is .7, 2. there, but .3, 2. in .metadata"),
+    (lambda f, _: rewrite_archive(f, compress=True), "is compressed"),
+    (lambda f, _: rewrite_archive(f, byteorder=b"big"), "big-endian"),
+    (lambda f, _: rewrite_archive(f, keep=0), "its tensor needs 56 bytes, and 0 are there"),
+    (
+        lambda f, c: rewrite_archive(f, data=pickle.dumps(Evil(c), 2)),
+        "names 'posix.system', which no tensor of weights",
+    ),
+    (lambda f, _: rewrite_archive(f, data=pickle.dumps([1], 2)), "a list where a tensor belongs"),
+    (lambda f, _: os.truncate(f / "__0_0.distcp", 900), "cut off"),
+    (lambda f, _: (f / "__0_0.distcp").write_bytes(b"\0" * 4000), "no archive of torch.save"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), BAD)
+def test_a_spoiled_checkpoint_is_one_line_and_runs_nothing(tmp_path, spoil, words):
+    folder, canary = write(tmp_path / "x"), tmp_path / "canary"
+    spoil(folder, canary)
+    with pytest.raises(ConfigError, match=words) as told:
+        read(folder, "plain")
+    assert len(str(told.value).splitlines()) == 1
+    assert not canary.exists()
+
+
+def test_parts_that_overlap_or_lack_are_found(tmp_path):
+    for number, offsets in enumerate([(0, 0), (0, 4)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        halves = (Part("x", (offset, 0), PLAIN[:4]) for offset in offsets)
+        if number == 0:
+            write_torch_dist(folder, halves, shapes={"x": (8, 2)}, dtype=torch.float32)
+        else:
+            write_torch_dist(folder, halves, shapes={"x": (9, 2)}, dtype=torch.float32)
+        with pytest.raises(ConfigError, match="do not make up its shape"):
+            read(folder, "x")
+
+
+def test_an_archive_beyond_four_gib_of_a_file_is_found(tmp_path):
+    """The zip's places are counted from its own beginning; the file is sparse."""
+    path = tmp_path / "x"
+    path.touch()
+    os.truncate(path, 2**32 + 100)
+    with open(path, "r+b") as file:
+        length = write_tensor(file, PLAIN, (7, 2), torch.float32)
+    found = find_tensor(path, start=2**32 + 100, length=length)
+    assert torch.equal(read_tensor(found), PLAIN)
