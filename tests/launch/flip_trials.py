@@ -119,7 +119,8 @@ class Trials:
         from gpt.train import TrainingLoop
         from launch.resume import fresh_start
 
-        parts = {"metrics": None, "sampler": None, "watch": None, "heartbeat": UNWATCHED, "ledger": TimeLedger(None)}
+        parts = dict.fromkeys(("metrics", "sampler", "probe", "watch"))
+        parts |= {"heartbeat": UNWATCHED, "ledger": TimeLedger(None)}
         state = fresh_start(self.config).state
         loop = TrainingLoop(self.run, self.engine, self.data, {}, state=state, **parts)
         loop.save = lambda *, last: None
