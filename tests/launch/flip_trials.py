@@ -5,9 +5,11 @@
 PLAN.json is a list of {"name", "nproc", "words": [...], "trials", "bits": [first, last], "seed"}: for each an engine on
 fresh ranks, and as many trials, of which each starts from the same weights and moments and trains by the real loop
 until it ends. What was flipped and found goes to NAME.json beside the plan, a list of {"rank", "bit", "flipped",
-"flipped_at", "found", "found_at"}; steps are optimizer steps taken, and "found" is the error's message or null.
+"flipped_at", "found", "found_at", "digests"}; steps are optimizer steps taken, "found" is the error's message or null,
+"digests" the number of different SHA-256 of that tensor on all ranks at the end.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -102,14 +104,23 @@ class Trials:
             return result
 
         self.engine.optimizer_step = step
+        found = self.train()
         return {
             "rank": who,
             "bit": bit,
             "flipped": f"{('model.', 'optimizer.exp_avg.', 'optimizer.exp_avg_sq.')[kind]}{place.name}",
             "flipped_at": when,
-            "found": self.train(),
+            "found": found,
             "found_at": len(taken),
+            "digests": len(set(self.everywhere(hashlib.sha256(tensor.numpy().tobytes()).hexdigest()))),
         }
+
+    def everywhere(self, value):
+        import torch.distributed as dist
+
+        values = [None] * self.nproc
+        dist.all_gather_object(values, value)
+        return values
 
     def train(self):
         """The real loop from its first step until it finds copies that differ; its message, or None. Saves nothing."""

@@ -150,11 +150,12 @@ def test_a_hundred_flipped_exponents_are_found(tiny_corpus, flip_trials, tmp_pat
 
 
 @pytest.mark.rehearse
-def test_of_a_hundred_flipped_mantissa_bits_none_of_a_weight_is_lost(tiny_corpus, flip_trials, tmp_path, capsys):
-    """What is not found has vanished in rounding."""
+def test_of_a_hundred_flipped_mantissa_bits_none_is_overlooked(tiny_corpus, flip_trials, tmp_path, capsys):
+    """What is not found has vanished in rounding: all copies are the same again, by a digest that is not the check's."""
     any_bit = flip_trials.launch(tmp_path, plan_of(tiny_corpus, 100, bits=[0, 22], layouts=["data 3"]), timeout_s=3000)
     lost = [trial for trial in any_bit["data 3"] if trial["found"] is None]
     with capsys.disabled():
         print(f"\nmantissa bits found within {EVERY} steps: {100 - len(lost)} of 100; not:")
         print(*[json.dumps(trial) for trial in lost], sep="\n")
-    assert all("exp_avg" in trial["flipped"] for trial in lost), "a weight's do not vanish"
+    assert all(trial["digests"] == 1 for trial in lost)
+    assert all(trial["digests"] > 1 for trial in any_bit["data 3"] if trial not in lost)
