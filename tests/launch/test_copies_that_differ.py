@@ -151,7 +151,7 @@ def test_a_hundred_flipped_exponents_are_found(tiny_corpus, flip_trials, tmp_pat
 
 @pytest.mark.rehearse
 def test_of_a_hundred_flipped_mantissa_bits_none_is_overlooked(tiny_corpus, flip_trials, tmp_path, capsys):
-    """What is not found has vanished in rounding: all copies are the same again, by a digest that is not the check's."""
+    """What is not found has vanished in rounding: all copies are the same again, by digests of another kind."""
     any_bit = flip_trials.launch(tmp_path, plan_of(tiny_corpus, 100, bits=[0, 22], layouts=["data 3"]), timeout_s=3000)
     lost = [trial for trial in any_bit["data 3"] if trial["found"] is None]
     with capsys.disabled():
