@@ -75,6 +75,8 @@ def _scores(lm: "TriaxialLM", loaded: dict[str, Any], tasks: OpenTasks) -> list[
 
     options = tasks.options
     by_item = options.clean_subset is not None
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=0)  # drawing examples leaves it elsewhere: tasks asked again show the same ones
     found = evaluate(lm, loaded, limit=options.limit, bootstrap_iters=_BOOTSTRAP_DRAWS, log_samples=by_item)
     scores = []
     for name, task in loaded["tasks"].items():

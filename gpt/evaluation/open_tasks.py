@@ -164,7 +164,6 @@ def load_harness_tasks(names: Sequence[str], shots: int, *, same_examples: bool 
         if task.get_config("num_fewshot") != 0:  # 0 is a task's own wish for none
             task.set_config(key="num_fewshot", value=shots)
             _choose_examples(name, task, shots, same=same_examples)
-        task.set_fewshot_seed(seed=0)
     return loaded
 
 

@@ -283,6 +283,17 @@ def test_the_harness_own_tasks_with_examples(own_task: str, model: GPT, tokenize
         open_tasks(options(own_task, normalise=("length",)))
 
 
+def test_tasks_asked_again_show_the_same_examples(own_task: str, model: GPT, tokenizer: Tokenizer) -> None:
+    """As a model that trains is asked every so many tokens: its scores at two steps are of the same questions."""
+    tasks = open_tasks(options(own_task, shots=(2,)))
+    asked = []
+    for _ in range(2):
+        few_shot_scores(model, tokenizer, tasks, n_ctx=96)
+        asked.append([instance.args for instance in tasks.loaded[0]["tasks"][own_task].instances])
+    assert len({context.rpartition("\n\n")[0] for context, _ in asked[0]}) > 1, "each question draws its own"
+    assert asked[0] == asked[1]
+
+
 # Clean subsets
 
 
