@@ -77,6 +77,14 @@ class KeyValueCache:
         if self._k is not None and self._v is not None:
             self._k, self._v = self._k[rows], self._v[rows]
 
+    def spread(self, columns: Tensor, capacity: int) -> "KeyValueCache":
+        """A cache of n sequences, which holds for each its own `columns` (n, w) of this one's only sequence."""
+        assert self._k is not None
+        assert self._v is not None
+        result = KeyValueCache(capacity)
+        result.append(self._k[0][:, columns].transpose(0, 1), self._v[0][:, columns].transpose(0, 1))
+        return result
+
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` positions."""
         assert length <= self.length, f"{length} positions of {self.length}"

@@ -82,22 +82,20 @@ def print_clean_subset(console: Console, scores: list[TaskScore]) -> None:
     split = [score for score in scores if score.clean_items is not None]
     if not split:
         return
-    table = _table("On all items, on those that do not occur in the training text (clean) and on those that do (dirty)")
-    for column in ("task", "metric", "examples", "all", "clean", "items", "dirty", "items"):
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    table = _table("By whether an item occurs in the training text (dirty) or not (clean), ± standard error")
+    for column in ("task", "metric", "examples", "items", "", "score"):
+        table.add_column(column, justify="right" if column in ("examples", "", "score") else "left")
     for s in split:
-        table.add_row(
-            s.task,
-            s.metric,
-            str(s.shots),
-            _cell(s),
-            _part(s.metric, s.clean_value, s.clean_standard_error),
-            f"{s.clean_items:,}",
-            _part(s.metric, s.dirty_value, s.dirty_standard_error),
-            f"{s.dirty_items:,}",
+        parts = (
+            ("all", s.items, s.value, s.standard_error),
+            ("clean", s.clean_items, s.clean_value, s.clean_standard_error),
+            ("dirty", s.dirty_items, s.dirty_value, s.dirty_standard_error),
         )
+        for name, items, value, error in parts:
+            first = (s.label, s.metric, str(s.shots)) if name == "all" else ("", "", "")
+            table.add_row(*first, name, f"{items:,}", _part(s.metric, value, error))
     console.print(table)
-    missing = sorted({score.task for score in scores} - {score.task for score in split})
+    missing = sorted({score.label for score in scores} - {score.label for score in split})
     if missing:
         console.print(f"not in the overlap analysis: {', '.join(missing)}", highlight=False)
 

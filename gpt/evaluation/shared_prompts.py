@@ -1,10 +1,11 @@
-"""Continues prompts that begin alike, their beginnings read once and their new tokens laid side by side; knows no text.
+"""Continues prompts that begin alike, their beginnings read once and short answers laid side by side; knows no text.
 
 Shapes: n prompts that go on together, s positions in the one row that holds them all, v vocab_size.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,8 +14,12 @@ from torch import Tensor
 from gpt.evaluation.prefix_tree import Plan, Read, batches_by_length
 from gpt.evaluation.scoring import ROW_TOKENS, Reader
 from gpt.evaluation.shares import brought_together, own_share
-from gpt.generation import Continuation, KeyValueCache, Model, check_prompts, decode, generate
+from gpt.generation import Continuation, KeyValueCache, Model, Rows, check_prompts, decode, generate
 from gpt.sampling import GREEDY, Sampling
+
+# New tokens of a prompt up to which all go on in one row. What a token looks at there grows with the tokens of all, so
+# that longer answers are better off with a copy of the keys and values for each.
+MOST_SIDE_BY_SIDE = 64
 
 # Called after each new token with the prompt's number and its new tokens so far; True ends that prompt.
 Watch = Callable[[int, list[int]], bool]
@@ -53,6 +58,33 @@ class SideBySide:
 
     def keep(self, rows: Tensor) -> None:
         self.seen, self.positions = self.seen[rows], self.positions[rows]
+
+
+class Below:
+    """See gpt.generation.Rows: sequences one below another, right-aligned after `padding` (n, 1) positions."""
+
+    def __init__(self, model: Model, cache: dict[str, KeyValueCache], *, length: int, padding: Tensor) -> None:
+        self.model = model
+        self.cache = cache
+        self.length = length
+        self.padding = padding
+
+    @torch.inference_mode()
+    def read_token(self, tokens: Tensor) -> Tensor:
+        earlier, self.length = self.length, self.length + 1
+        places = torch.arange(self.length, device=tokens.device)
+        return self.model.next_logits(
+            tokens.unsqueeze(1),
+            earlier=earlier,
+            positions=earlier - self.padding,
+            mask=(places >= self.padding)[:, None, None, :],  # (n, 1, 1, s)
+            cache=self.cache,
+        )
+
+    def keep(self, rows: Tensor) -> None:
+        self.padding = self.padding[rows]
+        for layer in self.cache.values():
+            layer.keep(rows)
 
 
 @dataclass(frozen=True)
@@ -120,7 +152,9 @@ def generate_sharing(
         else:
             alone += numbers
     results: dict[int, Continuation] = {}
-    for found in (*_alone(model, asked, alone, batch_tokens), *_together(model, asked, plan, together, batch_tokens)):
+    for found in chain(
+        _alone(model, asked, alone, batch_tokens), _together(model, asked, plan, together, batch_tokens)
+    ):
         results |= found
         if progress is not None:
             progress(len(found))
@@ -149,9 +183,11 @@ def _together(
     model: Model, asked: _Asked, plan: Plan, ends: dict[int, list[tuple[int, int]]], batch_tokens: int
 ) -> Iterator[dict[int, Continuation]]:
     """Prompts that go on from a beginning in the cache, pass by pass."""
-    at_once = max(1, batch_tokens // asked.max_new_tokens)
+    apart = asked.max_new_tokens > MOST_SIDE_BY_SIDE
+    each = max(map(len, asked.prompts), default=0) + asked.max_new_tokens if apart else asked.max_new_tokens
+    at_once = max(1, batch_tokens // each)
     most = min(at_once, max(map(len, ends.values()), default=0))
-    reader = Reader(model, plan, more=most * (asked.max_new_tokens - 1))
+    reader = Reader(model, plan, more=0 if apart else most * (asked.max_new_tokens - 1))
     for number, read in enumerate(plan.reads):
         if not read.kept and not read.earlier:
             continue
@@ -160,7 +196,9 @@ def _together(
         logits = reader.next_logits(read, columns)
         for start in range(0, len(found), at_once):
             own, now = columns[start : start + at_once], [n for _, n in found[start : start + at_once]]
-            sequences = _side_by_side(reader, read, own)
+            sequences: Rows = _side_by_side(reader, read, own)
+            if apart:
+                sequences = _one_below_another(_side_by_side(reader, read, own), asked.max_new_tokens)
             continued = decode(
                 sequences,
                 logits[start : start + at_once],
@@ -180,3 +218,12 @@ def _side_by_side(reader: Reader, read: Read, columns: Tensor) -> SideBySide:
     seen = torch.from_numpy(read.mask()[0]).to(device)[columns]  # (n, s)
     positions = torch.from_numpy(read.positions()[0]).to(device)[columns] + 1
     return SideBySide(reader.model, reader.cache, length=length, positions=positions, seen=seen)
+
+
+def _one_below_another(row: SideBySide, new_tokens: int) -> Below:
+    """The same sequences, each with a row of its own for what it has seen, right-aligned."""
+    width = int(row.positions.max())
+    order = row.seen.to(torch.int8).argsort(dim=1, stable=True)  # what is seen comes last, in its order
+    columns = order[:, order.size(1) - width :]  # (n, w)
+    cache = {name: layer.spread(columns, width + new_tokens - 1) for name, layer in row.cache.items()}
+    return Below(row.model, cache, length=width, padding=(width - row.positions).unsqueeze(1))

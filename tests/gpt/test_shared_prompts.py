@@ -7,8 +7,9 @@ import pytest
 
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
+from gpt.evaluation import shared_prompts
 from gpt.evaluation.answer_settings import read_settings
-from gpt.evaluation.shared_prompts import SideBySide, generate_sharing
+from gpt.evaluation.shared_prompts import Below, SideBySide, generate_sharing
 from gpt.generation import GREEDY, OneDevice, Sampling, generate
 from gpt.initialisation import initialise
 from gpt.model import GPT
@@ -41,23 +42,24 @@ def prompts() -> list[list[int]]:
 
 @pytest.mark.parametrize("config", [GPT3, LLAMA], ids=["gpt3", "llama"])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.3, top_k=40, repetition_penalty=1.2)])
-@pytest.mark.parametrize("batch_tokens", [100, 2000])
+@pytest.mark.parametrize(("batch_tokens", "way"), [(100, SideBySide), (2000, SideBySide), (2000, Below)])
 def test_each_prompt_gets_what_it_gets_alone(
-    config: ModelConfig, sampling: Sampling, batch_tokens: int, monkeypatch: pytest.MonkeyPatch
+    config: ModelConfig, sampling: Sampling, batch_tokens: int, way: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Greedy or drawn, with stop ids that drop some from the row; a hundred tokens at a time too, so that one pass is
-    continued in several parts."""
+    continued in several parts; and as answers are that may be long."""
     model = GPT(config)
     initialise(model, config, seed=4)
     model.requires_grad_(False)
     asked: list[int] = []
-    plain = SideBySide.read_token
+    plain = way.read_token
 
-    def counted(self: SideBySide, tokens: Any) -> Any:
+    def counted(self: Any, tokens: Any) -> Any:
         asked.append(tokens.numel())
         return plain(self, tokens)
 
-    monkeypatch.setattr(SideBySide, "read_token", counted)
+    monkeypatch.setattr(way, "read_token", counted)
+    monkeypatch.setattr(shared_prompts, "MOST_SIDE_BY_SIDE", 64 if way is SideBySide else 8)
     told: list[int] = []
     settings: dict[str, Any] = {"n_ctx": 120, "max_new_tokens": 9, "sampling": sampling, "stop_ids": [3, 17, 20]}
     results = generate_sharing(
@@ -84,7 +86,17 @@ def test_watching_ends_the_prompt_that_is_named() -> None:
         seen[number] = len(tokens)
         return len(tokens) == 1 + number % 4
 
-    results = generate_sharing(OneDevice(model), prompts(), n_ctx=120, max_new_tokens=9, batch_tokens=500, watch=watch)
+    begun: list[int] = []
+    results = generate_sharing(
+        OneDevice(model),
+        prompts(),
+        n_ctx=120,
+        max_new_tokens=9,
+        batch_tokens=200,
+        watch=watch,
+        progress=lambda _: begun.append(len(seen)),
+    )
+    assert begun[0] < len(results), "progress is told on the way"
     assert [len(result.tokens) for result in results] == [1 + i % 4 for i in range(len(results))]
     assert seen == {i: 1 + i % 4 for i in range(len(results))}
 

@@ -135,6 +135,7 @@ def test_all_kinds_of_requests_get_the_answers_of_the_harness_own_backend(tmp_pa
 
 
 @pytest.mark.rehearse
+@pytest.mark.timeout(3600)
 def test_smollm2_on_two_hundred_questions(smollm2: Path, tmp_path: Path) -> None:
     """2-digit addition and cycled letters, 0 and 10 examples, own and the same: every log-likelihood and greedy flag,
     and so the accuracy; and what is written, for some. Prints the largest difference."""
