@@ -97,6 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(60):
             for number in order.permutation(len(texts)):
                 writer.add_document(np.array([*tokenizer.encode(texts[number]), tokenizer.end_of_document_id]))
+    (folder / "text.txt").write_text("".join(texts * 3))
     (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
     return folder
 
@@ -118,7 +119,7 @@ def ranks(folder: Path, run: Path, evaluation_ranks: Any) -> Path:
     out.mkdir()
     jobs: list[dict[str, Any]] = []
     for name, (number, words) in LAYOUTS.items():
-        report = ["--json", str(out / f"{name}.json"), "--device", "cpu"]
+        report = ["--json", str(out / f"{name}.json"), "--device", "cpu", "--text", str(folder / "text.txt")]
         ask = [str(run), *words]
         jobs.append({"name": name, "ranks": number, "words": ["evaluate", *ask, *EVALUATE, *report], "ask": ask})
     for name, (number, words) in TRAININGS.items():
@@ -148,12 +149,18 @@ def asked_on_the_way(run: Path) -> dict[int, list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_gives_the_scores_of_one_process(name: str, run: Path, ranks: Path, tmp_path: Path) -> None:
-    ours, alone = json.loads((ranks / f"{name}.json").read_text()), evaluated(run, tmp_path / "alone.json")
+    ours, alone = (
+        json.loads((ranks / f"{name}.json").read_text()),
+        evaluated(run, tmp_path / "alone.json", "--text", str(run.parent / "text.txt")),
+    )
     assert ours["few_shot"] == alone["few_shot"]
     assert alone["few_shot"][0]["value"] > 0, "answers that are never right would always be equal"
     assert ours["validation"]["learned"]["loss_nats"] == pytest.approx(alone["validation_loss_nats"], rel=1e-5)
     assert ours["validation"]["learned"]["tokens"] == alone["validation_tokens"]
     assert ours["unigram_entropy_nats"] == alone["unigram_entropy_nats"]
+    (text,), (text_alone,) = ours["text"]["texts"].values(), alone["text"]["texts"].values()
+    assert text == pytest.approx(text_alone, rel=1e-5)
+    assert text["tokens"] > 500, "several windows"
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
