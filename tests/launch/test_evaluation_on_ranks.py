@@ -170,14 +170,14 @@ def test_a_layout_gives_the_likelihoods_and_texts_of_one_process(
     alone = json.loads(json.dumps(evaluation_ranks.ask(run)))
     for rank in range(LAYOUTS[name][0]):
         ours = json.loads((ranks / name / f"rank{rank}.json").read_text())
-        for (log_prob, greedy), (expected, expected_greedy) in zip(
-            ours["log_likelihoods"], alone["log_likelihoods"], strict=True
-        ):
-            assert log_prob == pytest.approx(expected, rel=1e-5)
-            assert greedy == expected_greedy
+        for kind in ("log_likelihoods", "greedy"):
+            for (log_prob, greedy), (expected, expected_greedy) in zip(ours[kind], alone[kind], strict=True):
+                assert log_prob == pytest.approx(expected, rel=1e-5)
+                assert greedy == expected_greedy
         assert ours["rolling"] == pytest.approx(alone["rolling"], rel=1e-5)
         assert ours["texts"] == alone["texts"]
     assert len(set(alone["texts"])) > 5
+    assert sum(greedy for _, greedy in alone["greedy"]) > 2
 
 
 def test_a_run_asks_its_model_as_evaluate_asks_the_checkpoint(run: Path, tmp_path: Path) -> None:
