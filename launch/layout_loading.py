@@ -7,7 +7,7 @@ and `.split` say how they share the model, whatever layout it was trained on. No
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +130,10 @@ def _layout(args: argparse.Namespace, world_size: int, config: dict[str, Any]) -
     fixed = {"zero_stage": 0, "schedule": "gpipe"}
     parallel = build(ParallelConfig, {**fixed, **table.get("parallel", {})}, where="parallel")
     model = model_section(config)
-    seq_len = model.n_ctx - model.n_ctx % max(1, parallel.tensor)  # so that n_ctx is named where it does not divide
-    batch = BatchConfig(micro_batch_size=1, global_batch_tokens=world_size * seq_len)
-    return resolve_layout(parallel, batch, model=model, seq_len=seq_len, world_size=world_size)
+    # the last few tokens of a context are padded to equal shares of tensor ranks, so that n_ctx need not divide
+    divisible = replace(model, n_ctx=-(-model.n_ctx // max(1, parallel.tensor)) * max(1, parallel.tensor))
+    batch = BatchConfig(micro_batch_size=1, global_batch_tokens=world_size * divisible.n_ctx)
+    return resolve_layout(parallel, batch, model=divisible, seq_len=divisible.n_ctx, world_size=world_size)
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:

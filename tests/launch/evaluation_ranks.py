@@ -63,7 +63,10 @@ def ask(run, *words):
         greedy = {"until": ["\n"], "max_gen_toks": 7, "do_sample": False}
         drawn = {"until": [], "max_gen_toks": 5, "do_sample": True, "temperature": 1.5}
         contexts = sorted({context for context, _ in PAIRS})
+        texts = lm.generate_until([Asked(context, greedy) for context in contexts])
+        written = [Asked(context, text) for context, text in zip(contexts, texts, strict=True) if text.strip()]
         return {
+            "greedy": lm.loglikelihood(written),
             "log_likelihoods": lm.loglikelihood([Asked(*pair) for pair in PAIRS * 3]),
             "rolling": lm.loglikelihood_rolling([Asked(text) for text in TEXTS]),
             "texts": lm.generate_until([Asked(context, s) for s in (greedy, drawn, drawn) for context in contexts]),

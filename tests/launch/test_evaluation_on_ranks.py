@@ -97,6 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(60):
             for number in order.permutation(len(texts)):
                 writer.add_document(np.array([*tokenizer.encode(texts[number]), tokenizer.end_of_document_id]))
+    (folder / "text.txt").write_text("".join(texts * 3))
     (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
     return folder
 
@@ -118,7 +119,7 @@ def ranks(folder: Path, run: Path, evaluation_ranks: Any) -> Path:
     out.mkdir()
     jobs: list[dict[str, Any]] = []
     for name, (number, words) in LAYOUTS.items():
-        report = ["--json", str(out / f"{name}.json"), "--device", "cpu"]
+        report = ["--json", str(out / f"{name}.json"), "--device", "cpu", "--text", str(folder / "text.txt")]
         ask = [str(run), *words]
         jobs.append({"name": name, "ranks": number, "words": ["evaluate", *ask, *EVALUATE, *report], "ask": ask})
     for name, (number, words) in TRAININGS.items():
@@ -148,12 +149,18 @@ def asked_on_the_way(run: Path) -> dict[int, list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_gives_the_scores_of_one_process(name: str, run: Path, ranks: Path, tmp_path: Path) -> None:
-    ours, alone = json.loads((ranks / f"{name}.json").read_text()), evaluated(run, tmp_path / "alone.json")
+    ours, alone = (
+        json.loads((ranks / f"{name}.json").read_text()),
+        evaluated(run, tmp_path / "alone.json", "--text", str(run.parent / "text.txt")),
+    )
     assert ours["few_shot"] == alone["few_shot"]
     assert alone["few_shot"][0]["value"] > 0, "answers that are never right would always be equal"
     assert ours["validation"]["learned"]["loss_nats"] == pytest.approx(alone["validation_loss_nats"], rel=1e-5)
     assert ours["validation"]["learned"]["tokens"] == alone["validation_tokens"]
     assert ours["unigram_entropy_nats"] == alone["unigram_entropy_nats"]
+    (text,), (text_alone,) = ours["text"]["texts"].values(), alone["text"]["texts"].values()
+    assert text == pytest.approx(text_alone, rel=1e-5)
+    assert text["tokens"] > 500, "several windows"
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -163,14 +170,14 @@ def test_a_layout_gives_the_likelihoods_and_texts_of_one_process(
     alone = json.loads(json.dumps(evaluation_ranks.ask(run)))
     for rank in range(LAYOUTS[name][0]):
         ours = json.loads((ranks / name / f"rank{rank}.json").read_text())
-        for (log_prob, greedy), (expected, expected_greedy) in zip(
-            ours["log_likelihoods"], alone["log_likelihoods"], strict=True
-        ):
-            assert log_prob == pytest.approx(expected, rel=1e-5)
-            assert greedy == expected_greedy
+        for kind in ("log_likelihoods", "greedy"):
+            for (log_prob, greedy), (expected, expected_greedy) in zip(ours[kind], alone[kind], strict=True):
+                assert log_prob == pytest.approx(expected, rel=1e-5)
+                assert greedy == expected_greedy
         assert ours["rolling"] == pytest.approx(alone["rolling"], rel=1e-5)
         assert ours["texts"] == alone["texts"]
     assert len(set(alone["texts"])) > 5
+    assert sum(greedy for _, greedy in alone["greedy"]) > 2
 
 
 def test_a_run_asks_its_model_as_evaluate_asks_the_checkpoint(run: Path, tmp_path: Path) -> None:

@@ -46,6 +46,18 @@ def test_round_trip_without_process_group(tmp_path: Path, cases: Any) -> None:
         checkpoint.read_tensors(path, ["absent"])
 
 
+def test_numbers_are_rounded_where_that_is_asked_for(tmp_path: Path) -> None:
+    tensors = {"weight": torch.randn(40, 3), "count": torch.arange(4)}
+    path = checkpoint.save(tmp_path, step=1, tensors=tensors, state={}, keep=Retention(1))
+    half = {"weight": torch.zeros(40, 3, dtype=torch.bfloat16)}
+    with pytest.raises(ConfigError, match="bfloat16 here but"):
+        checkpoint.load(path, tensors=half)
+    checkpoint.load(path, tensors=half, rounded=True)
+    assert torch.equal(half["weight"], tensors["weight"].bfloat16())
+    with pytest.raises(ConfigError, match="it comes from another model"):
+        checkpoint.load(path, tensors={"count": torch.zeros(4)}, rounded=True)
+
+
 def test_every_piece_is_aligned(tmp_path: Path) -> None:
     dtypes = [torch.uint8, torch.float64, torch.bfloat16, torch.float32]
     tensors = {f"t{i}": torch.ones(3, dtype=dtype) for i, dtype in enumerate(dtypes)}
