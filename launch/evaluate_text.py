@@ -13,9 +13,11 @@ from rich.progress import Progress
 from gpt.errors import ConfigError
 from gpt.evaluation.perplexity import TextLoss, perplexity, text_loss
 from gpt.evaluation.text_pieces import Piece, corpus_documents, read_text, text_pieces
+from gpt.special_tokens import special_tokens_of
 from gpt.token_corpus import describe_corpus, open_tokens
 from gpt.token_files import TokenFile, shard_prefixes
 from gpt.tokenizer import Tokenizer
+from launch.converted_run import HUGGING_FACE
 from launch.layout_loading import OpenedModel
 from launch.loading import SavedRun
 
@@ -68,15 +70,16 @@ def evaluate_texts(
 ) -> dict[str, Any]:
     """Figures of each text, and of all of them together where there are several."""
     window, stride = window_and_stride(args, n_ctx=opened.saved.model_config.n_ctx)
-    tokenizer = opened.saved.tokenizer
+    saved = opened.saved
     for text in texts:
-        _check_tokenizer(text, opened.saved)
+        _check_tokenizer(text, saved)
+    special = special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer)
     losses = {}
     for text in texts:
         losses[str(text.path)] = text_loss(
             opened.model,
-            _advancing(text, tokenizer, progress),
-            first_id=tokenizer.end_of_document_id,
+            _advancing(text, saved.tokenizer, progress),
+            first_id=special.begin_id,
             window=window,
             stride=stride,
             batch_tokens=args.batch_tokens,

@@ -90,6 +90,10 @@ def law_lines(law: PowerLaw | None, reason: str, used: Sequence[Point]) -> list[
         span = f"{used[0].pf_days:.2g} to {used[-1].pf_days:.2g} PF-days"
         interval = f", exponent {_interval(law)} (95 %, were their errors independent)" if law.exponent_95 else ""
         found = [f"frontier: {law_text(law)}, from {len(used)} evaluations of {span}{interval}"]
+        if len({point.curve for point in used}) == 1:
+            found.append(
+                "All of these evaluations are of one run: this is its learning curve more than a law of several."
+            )
     return [*found, f"GPT-3: {law_text(GPT3_LAW)}", COUNTED, LEVELS]
 
 

@@ -17,13 +17,13 @@ LEFT, RIGHT, TOP, BOTTOM = 66, 20, 16, 64
 COLUMNS, ROW = 4, 27  # of the legend
 # Dark to light, so that the order of the sizes is seen without colours too.
 SHADES = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 180, 80), (214, 158, 0))
-STYLE = """.scaling{font:13px system-ui,sans-serif}.scaling text{fill:#3d4754}.scaling .paper{fill:#fff}
+STYLE = """.scaling text{font:13px system-ui,sans-serif;fill:#3d4754}.scaling .paper{fill:#fff}
 .scaling .grid{stroke:#e3e7ec;fill:none}.scaling .axis{stroke:#5b6675;fill:none}
 .scaling .run{fill:none;stroke-width:2;stroke-linejoin:round}.scaling .used{fill:#fff;stroke:#1c2430;stroke-width:1.2}
 .scaling .fit{stroke:#1c2430;fill:none;stroke-width:1.8;stroke-dasharray:8 5}
 .scaling .gpt3{stroke:#b5332e;fill:none;stroke-width:2;stroke-dasharray:2 4}
-.scaling .size{font-weight:600;paint-order:stroke;stroke:#fff;stroke-width:4px}
-@media(max-width:40rem){.scaling{font-size:19px}}"""
+.scaling text.size{font-weight:600;paint-order:stroke;stroke:#fff;stroke-width:4px}
+@media(max-width:40rem){.scaling text{font-size:19px}}"""
 
 
 def draw_family(
@@ -127,15 +127,15 @@ def _legend(curves: Sequence[Curve], colours: Sequence[str], law_text: str, gpt3
         left, top = LEFT + i % COLUMNS * width, HEIGHT + i // COLUMNS * ROW + 6
         parts.append(f'<path class="run" stroke="{colour}" d="M{left} {top}h26"/>')
         parts.append(f'<text x="{left + 34}" y="{top + 5}">{human_count(curve.n_parameters)}</text>')
-    top = HEIGHT + -(-len(curves) // COLUMNS) * ROW + 6
     rows = [("gpt3", gpt3_text)]
     if law_text:
-        parts.append(f'<circle class="used" cx="{LEFT + 13}" cy="{top + 2 * ROW}" r="2.6"/>')
-        parts.append(f'<text x="{LEFT + 34}" y="{top + 2 * ROW + 5}">evaluations that it is fitted to</text>')
-        rows.insert(0, ("fit", law_text))
-    for i, (kind, text) in enumerate(rows):
-        parts.append(f'<path class="{kind}" d="M{LEFT} {top + i * ROW}h26"/>')
-        parts.append(f'<text x="{LEFT + 34}" y="{top + i * ROW + 5}">{escape(text)}</text>')
+        rows = [("fit", law_text), ("used", "evaluations that it is fitted to"), *rows]
+    top = HEIGHT + -(-len(curves) // COLUMNS) * ROW + 6
+    for kind, text in rows:
+        line, circle = f'd="M{LEFT} {top}h26"', f'cx="{LEFT + 13}" cy="{top}" r="2.6"'
+        parts.append(f'<circle class="used" {circle}/>' if kind == "used" else f'<path class="{kind}" {line}/>')
+        parts.append(f'<text x="{LEFT + 34}" y="{top + 5}">{escape(text)}</text>')
+        top += ROW
     return parts
 
 

@@ -148,7 +148,8 @@ def text_loss(
     )
     at_once = max(64, 4 * batch_tokens // window) * as_model(model).data_size  # `score` sorts them by length
     while some := list(itertools.islice(windows, at_once)):
-        for result in score(model, some, batch_tokens=batch_tokens):
+        # windows that begin differently share nothing, and the first ones of documents no more than `first_id`
+        for result in score(model, some, batch_tokens=batch_tokens, sharing=False):
             nats -= math.fsum(result.log_probs)
             tokens += len(result.log_probs)
     return TextLoss(nats, tokens, words, n_bytes)

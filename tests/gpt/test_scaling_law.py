@@ -108,8 +108,9 @@ def test_the_frontier_is_what_nobody_reached_for_less() -> None:
     # much as the small one's second
     assert [(point.curve, point.tokens) for point in points] == [(0, 1_000_000), (0, 2_000_000), (1, 2_000_000)]
     assert [(point.curve, point.loss) for point in fitted_points(points)] == [(1, 3.5)]
-    between = curve(150, 5.2, 3.2, 3.1)  # passes below the small run's second evaluation between its own first two
-    assert [(point.curve, point.tokens) for point in frontier([small, between])][-2:] == [
+    between = curve(150, 5.2, 2.5, 2.4)  # passes below the small run's second evaluation, between its own first two
+    assert [(point.curve, point.tokens) for point in frontier([small, between])] == [
+        (0, 1_000_000),
         (1, 2_000_000),
         (1, 4_000_000),
     ]

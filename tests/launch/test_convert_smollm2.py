@@ -88,8 +88,7 @@ def test_smollm2_costs_a_text_what_it_costs_with_transformers(smollm2: Path, tmp
 
     model = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
-    first = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    ids = torch.tensor([[first, *tokenizer.encode(text, add_special_tokens=False)]])
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]])
     n_tokens = ids.size(1) - 1
     nats, done = 0.0, 0
     with torch.inference_mode():

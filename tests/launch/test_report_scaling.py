@@ -145,6 +145,7 @@ def test_the_law_of_a_known_family_is_told_and_drawn(tmp_path, capsys):
     assert {point["run"] for point in used} == {runs[1]}
     assert len(used) > 10
     assert "frontier: L = 1.2 C^-0.090" in said
+    assert "All of these evaluations are of one run" in said
     assert "GPT-3: L = 2.57 C^-0.048" in said
     assert "its tokenizer is gone" in said, "told of what could not be compared"
     check_picture((tmp_path / "s.svg").read_text(), sizes=["25.5k", "100k"])
