@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import random as random_numbers
 import struct
 import zipfile
 
@@ -227,6 +228,38 @@ def test_a_flipped_bit_is_told_where_a_crc_was_taken(tmp_path):
                 read(folder, "plain")
         else:
             assert not torch.equal(read(folder, "plain")[0], PLAIN)
+
+
+def test_random_damage_is_one_line_or_harmless(tmp_path):
+    """Bytes flipped, taken out, put in, cut off: nothing else than ConfigError comes of it."""
+    folder = write(tmp_path / "x")
+    change_metadata(folder, lambda _: None)  # as Python pickles it
+    files = {name: (folder / name).read_bytes() for name in (".metadata", "__0_0.distcp")}
+    generator = random_numbers.Random(5)
+    told = []
+    for _ in range(300):
+        name = generator.choice(list(files))
+        data = bytearray(files[name])
+        place, kind = generator.randrange(len(data)), generator.randrange(4)
+        if kind == 0:
+            data[place] ^= 1 << generator.randrange(8)
+        elif kind == 1:
+            del data[place : place + generator.randrange(1, 9)]
+        elif kind == 2:
+            data[place:place] = generator.randbytes(4)
+        else:
+            del data[place:]
+        (folder / name).write_bytes(data)
+        try:
+            found = read_metadata(folder)
+            for known, layers in (("plain", None), ("stacked", range(3))):
+                if known in found and len(found[known].shape) == (2 if layers is None else 3):
+                    [read_slice(one) for one in find_slices(folder, known, found[known], layers)]
+        except ConfigError as error:
+            told.append(str(error))
+        (folder / name).write_bytes(files[name])
+    assert 150 < len(told) < 300
+    assert all(len(text.splitlines()) == 1 for text in told)
 
 
 def test_parts_that_overlap_or_lack_are_found(tmp_path):
