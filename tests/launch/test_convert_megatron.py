@@ -227,14 +227,17 @@ def check_weights(folder, model, config):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_export_comes_back_bit_for_bit(exported, tmp_path, capsys, name):
-    """With no more than the checkpoint says of itself; weights that came as bf16 go as bf16."""
+    """With no more than the checkpoint says of itself; what came as bf16 goes as bf16, a chat template goes too."""
     source = exported / f"{name}-megatron"
     if name == "llama":
         source = tmp_path / "half"
+        (exported / name / "hugging_face").mkdir()
+        (exported / name / "hugging_face" / "chat_template.jinja").write_text("{{ messages }}")
         assert convert(exported / name, "--to", "megatron", "--output", source) == 0
         assert open_source(source / "release").dtype == torch.bfloat16
     assert convert(source, "--to", "triaxial", "--output", tmp_path / "run") == 0
     assert f"tensors back to {source / 'release'} bit for bit" in capsys.readouterr().out
+    assert (tmp_path / "run" / "hugging_face" / "chat_template.jinja").is_file() == (name == "llama")
     before, after = load_run(exported / name), load_run(tmp_path / "run")
     assert after.saved.model_config == before.saved.model_config
     assert after.saved.tokenizer.fingerprint == before.saved.tokenizer.fingerprint
