@@ -62,6 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.model is not None and not is_megatron(args.run):
+        raise ConfigError(f"--model {args.model} goes with a Megatron checkpoint; {args.run} is none")
     if args.dry_run:
         for line in describe_size(args):
             print(line)
@@ -84,8 +86,6 @@ def _convert(args: argparse.Namespace) -> list[str]:
         return convert_megatron.import_checkpoint(
             args.run, args.output, step=args.step, recipe=args.model, tokenizer_file=args.tokenizer
         )
-    if args.model is not None:
-        raise ConfigError(f"--model {args.model} goes with a Megatron checkpoint; {args.run} is none")
     if convert_plain.is_plain(args.run):
         if args.to != "triaxial":
             raise ConfigError(f"{args.run} holds plain safetensors; make a run of it first, with --to triaxial")

@@ -3,6 +3,7 @@
 OUT/latest_checkpointed_iteration.txt   "release", as Megatron-LM's --load looks for it
 OUT/release/                            what megatron-core's dist_checkpointing.load reads, on any layout
 OUT/tokenizer/                          the tokenizer's files, which Megatron keeps elsewhere
+OUT/hugging_face/                       what else came with a model of Hugging Face, such as its chat template
 """
 
 import json
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gpt.config import ModelConfig
+from gpt.convert.hugging_face import COMPANIONS
 from gpt.convert.megatron_config import COMMON, arguments_of
 from gpt.convert.megatron_names import Piece, check_expressible, objects, stacked_shapes, to_megatron
 from gpt.convert.megatron_source import ABOUT, TRACKER, Source, check_format, find_checkpoint, open_source, to_ours
@@ -28,7 +30,7 @@ from gpt.errors import ConfigError
 from gpt.tokenizer import load_tokenizer, tokenizer_files
 from launch.convert_hugging_face import EXPORT_DTYPES
 from launch.convert_progress import progress_bar
-from launch.converted_run import IMPORTED, read_weights, write_run
+from launch.converted_run import HUGGING_FACE, IMPORTED, read_weights, write_run
 from launch.loading import SavedRun
 from launch.recipe import build, find_recipe, read_toml
 from parallel import checkpoint
@@ -89,6 +91,7 @@ def import_checkpoint(
                 about={"from": str(source.folder), "format": "Megatron", "dtype": _name(source.dtype)},
                 order=[name for piece in source.slices for name in piece.ours],
             )
+            _bring_companions(folder, partial)
         _verify_import(source, path, digests)
     return [
         *source.notes,
@@ -175,6 +178,15 @@ def _part(piece: Piece, tensor: Tensor) -> Part:
     return Part(piece.theirs, offsets, tensor)
 
 
+def _bring_companions(source: Path, target: Path) -> None:
+    """What came with a model of Hugging Face, where the source has it."""
+    names = [name for name in COMPANIONS if (source / HUGGING_FACE / name).is_file()]
+    if names:
+        (target / HUGGING_FACE).mkdir()
+    for name in names:
+        shutil.copyfile(source / HUGGING_FACE / name, target / HUGGING_FACE / name)
+
+
 def _write_companions(partial: Path, folder: Path, saved: SavedRun) -> None:
     """What Megatron reads besides tensors, and the tokenizer."""
     arguments = Made("argparse.Namespace", (), arguments_of(saved.model_config))
@@ -187,6 +199,7 @@ def _write_companions(partial: Path, folder: Path, saved: SavedRun) -> None:
     (partial / "tokenizer").mkdir()
     for file_ in tokenizer_files(saved.tokenizer_file):
         shutil.copyfile(file_, partial / "tokenizer" / file_.name)
+    _bring_companions(saved.run_directory, partial)
 
 
 def _verify_export(folder: Path, config: ModelConfig, digests: dict[str, str]) -> None:

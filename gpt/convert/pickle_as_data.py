@@ -69,17 +69,18 @@ def decode(data: bytes | BinaryIO, *, where: str) -> Decoded:
 def described(node: Any) -> str:
     """What a node is, in a few words; never the whole of it, which may be without end."""
     if isinstance(node, Made):
-        return f"a {node.of[:100]}"
-    return f"'{node.path[:100]}'" if isinstance(node, Name) else f"a {type(node).__name__.lower()}"
+        return f"a {node.of[:100]!r}"
+    return f"{node.path[:100]!r}" if isinstance(node, Name) else f"a {type(node).__name__.lower()}"
 
 
 def as_dict(node: Any, *, where: str) -> dict[str, Any]:
     """A table, or a made object's state, as a dict. ConfigError: it is neither, or a key is no text."""
     if isinstance(node, Made):
         node = node.state if isinstance(node.state, Table) else Table(node.items)
-    if not isinstance(node, Table) or not all(isinstance(key, str) for key, _ in node.pairs):
+    pairs: list[Any] = node.pairs if isinstance(node, Table) else [None]
+    if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
         raise ConfigError(f"{where}: {described(node)} is where a table of names belongs")
-    return dict(node.pairs)
+    return dict(pairs)
 
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}

@@ -31,11 +31,19 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member, up to the length
 
 @dataclass(frozen=True)
 class Archive:
-    """Where the members of one archive lie: `members` are first byte and length in `file`, by name."""
+    """Where the members of one archive lie: `members` are first byte, length and CRC-32 in `file`, by name."""
 
     file: Path
     pickle: bytes
-    members: dict[str, tuple[int, int]]
+    members: dict[str, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class FoundTensor:
+    """Where the elements lie, and their CRC-32; None where torch.save took none, or they are a part of it."""
+
+    stored: StoredTensor
+    crc: int | None
 
 
 class Window(RawIOBase):
@@ -93,18 +101,20 @@ def read_archive(path: Path, *, start: int = 0, length: int | None = None, what:
                 for info in archive.infolist():
                     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
                         raise ConfigError(
-                            f"{where}: '{info.filename[:100]}' is compressed, as torch.save writes nothing"
+                            f"{where}: {info.filename[:100]!r} is compressed, as torch.save writes nothing"
                         )
                     begin = start + info.header_offset + _header_bytes(file, start + info.header_offset)
                     if begin + info.file_size > start + length:
-                        raise ConfigError(f"{where}: '{info.filename[:100]}' ends beyond its archive")
-                    members[info.filename.partition("/")[2]] = (begin, info.file_size)
+                        raise ConfigError(f"{where}: {info.filename[:100]!r} ends beyond its archive")
+                    members[info.filename.partition("/")[2]] = (begin, info.file_size, info.CRC)
             return Archive(path, _read_pickle(file, members, where), members)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, KeyError, struct.error, OverflowError) as error:
         raise ConfigError(f"{where}: no archive of torch.save ({str(error)[:200]})") from None
 
 
 def _header_bytes(file: BinaryIO, place: int) -> int:
+    if place < 0:
+        raise ValueError("a member before the beginning")
     file.seek(place)
     magic, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if magic != b"PK\x03\x04":
@@ -112,14 +122,14 @@ def _header_bytes(file: BinaryIO, place: int) -> int:
     return int(_LOCAL_HEADER.size + name + extra)
 
 
-def _read_pickle(file: BinaryIO, members: dict[str, tuple[int, int]], where: str) -> bytes:
+def _read_pickle(file: BinaryIO, members: dict[str, tuple[int, int, int]], where: str) -> bytes:
     if "data.pkl" not in members:
         raise ConfigError(f"{where}: no archive of torch.save: it has no data.pkl")
-    begin, size = members["data.pkl"]
+    begin, size, _ = members["data.pkl"]
     if size > _MAX_PICKLE_BYTES:
         raise ConfigError(f"{where}: a pickle of {size} bytes is no tensor's")
     if "byteorder" in members:
-        place, length = members["byteorder"]
+        place, length, _ = members["byteorder"]
         file.seek(place)
         if file.read(min(length, 16)) != b"little":
             raise ConfigError(f"{where}: written on a big-endian machine, which is not read here")
@@ -127,7 +137,7 @@ def _read_pickle(file: BinaryIO, members: dict[str, tuple[int, int]], where: str
     return file.read(size)
 
 
-def find_tensor(path: Path, *, start: int = 0, length: int | None = None, what: str = "") -> StoredTensor:
+def find_tensor(path: Path, *, start: int = 0, length: int | None = None, what: str = "") -> FoundTensor:
     """Where the elements of the archive's one tensor lie. ConfigError: it holds something else, or not all of it."""
     archive = read_archive(path, start=start, length=length, what=what)
     where = f"{path}{what and f' ({what})'}"
@@ -136,7 +146,7 @@ def find_tensor(path: Path, *, start: int = 0, length: int | None = None, what: 
     for name in decoded.names:
         if name not in known:
             raise ConfigError(
-                f"{where}: its pickle names '{name[:100]}', which no tensor of weights needs; it was not run"
+                f"{where}: its pickle names {name[:100]!r}, which no tensor of weights needs; it was not run"
             )
     root = decoded.root
     if not isinstance(root, Made) or root.of != _REBUILD or len(root.arguments) < 4:
@@ -148,11 +158,12 @@ def find_tensor(path: Path, *, start: int = 0, length: int | None = None, what: 
         raise ConfigError(f"{where}: a tensor whose sizes are none")
     if not _contiguous(shape, strides):
         raise ConfigError(f"{where}: a tensor that is not stored in the order of its elements")
-    begin, size = archive.members.get(f"data/{key}", (0, -1))
+    begin, size, crc = archive.members.get(f"data/{key}", (0, -1, 0))
     needed = (offset + math.prod(shape)) * dtype.itemsize
     if size < needed or count * dtype.itemsize > size:
         raise ConfigError(f"{where}: its tensor needs {needed} bytes, and {max(size, 0)} are there")
-    return StoredTensor(path, dtype, tuple(shape), begin + offset * dtype.itemsize)
+    stored = StoredTensor(path, dtype, tuple(shape), begin + offset * dtype.itemsize)
+    return FoundTensor(stored, crc if crc and stored.size_bytes == size else None)
 
 
 def _storage(node: Any, where: str) -> tuple[torch.dtype, str, int]:

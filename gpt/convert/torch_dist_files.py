@@ -5,7 +5,8 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from gpt.convert.pickle_as_data import Made, Name, Table, as_dict, decode, described
 from gpt.convert.safetensors_files import StoredTensor, read_into
-from gpt.convert.torch_archive import find_tensor
+from gpt.convert.torch_archive import FoundTensor, find_tensor
 from gpt.errors import ConfigError
 
 METADATA = ".metadata"
@@ -59,12 +60,21 @@ class SavedTensor:
 
 
 @dataclass(frozen=True)
+class SlicePart:
+    """A part's place in its slice, and its elements; their CRC-32 where it is known."""
+
+    offsets: tuple[int, ...]
+    stored: StoredTensor
+    crc: int | None
+
+
+@dataclass(frozen=True)
 class Slice:
-    """A whole tensor, or one layer of a stacked one, found in the files: `parts` are offsets in it and elements."""
+    """A whole tensor, or one layer of a stacked one, found in the files."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    parts: tuple[tuple[tuple[int, ...], StoredTensor], ...]
+    parts: tuple[SlicePart, ...]
 
     @property
     def size_bytes(self) -> int:
@@ -84,13 +94,15 @@ def read_metadata(folder: Path) -> dict[str, SavedTensor]:
     for name in decoded.names:
         if name not in _NAMES and not name.startswith(_NAMES_BELOW):
             raise ConfigError(
-                f"{path}: it names '{name[:100]}', which no description of tensors needs; it was not run, "
+                f"{path}: it names {name[:100]!r}, which no description of tensors needs; it was not run, "
                 "and nothing was read"
             )
     root = _made(decoded.root, "Metadata", path)
     places = _places(root.get("storage_data"), path)
     tensors = {}
     for name, node in as_dict(root.get("state_dict_metadata"), where=str(path)).items():
+        if not name.isprintable():
+            raise ConfigError(f"{path}: {name[:100]!r} is no name of a tensor")
         if isinstance(node, Made) and node.of == CLASSES + "TensorStorageMetadata":
             tensors[name] = _tensor(name, as_dict(node, where=str(path)), places, path)
     return tensors
@@ -107,10 +119,16 @@ def _places(node: Any, path: Path) -> dict[tuple[str, tuple[int, ...]], tuple[st
         info = _made(value, STORAGE_INFO, path)
         file, start, length = (info.get(key) for key in ("relative_path", "offset", "length"))
         name = index.get("fqn")
-        if not isinstance(name, str) or not isinstance(file, str) or type(start) is not int or type(length) is not int:
+        if (
+            not isinstance(name, str)
+            or not name.isprintable()
+            or not isinstance(file, str)
+            or type(start) is not int
+            or type(length) is not int
+        ):
             raise ConfigError(f"{path}: the place of a tensor is not told in full")
         if Path(file).name != file or file in ("", ".", ".."):
-            raise ConfigError(f"{path}: '{name}' is said to lie in '{file[:100]}', which is no file beside it")
+            raise ConfigError(f"{path}: '{name}' is said to lie in {file[:100]!r}, which is no file beside it")
         if info.get("transform_descriptors"):
             raise ConfigError(f"{path}: '{name}' is stored compressed or encrypted, which is not read here")
         found[name, _size(index["offset"], path)] = (file, start, length)
@@ -164,67 +182,67 @@ def find_slices(folder: Path, name: str, saved: SavedTensor, layers: Sequence[in
     """The whole tensor, or these layers of it. ConfigError: a file is missing or cut off, parts overlap or lack."""
     found = [(box, _find_box(folder, name, saved, box)) for box in saved.boxes]
     if layers is None:
-        parts = tuple((box.offsets, stored) for box, stored in found)
-        return [_checked(folder, name, saved, saved.shape, parts)]
+        parts = tuple(SlicePart(box.offsets, here.stored, here.crc) for box, here in found)
+        return [_checked(folder, name, saved.shape, parts)]
     slices = []
     for layer in layers:
-        here = [(box, stored) for box, stored in found if box.offsets[0] <= layer < box.offsets[0] + box.shape[0]]
-        cut = tuple((box.offsets[1:], _layer_of(stored, layer - box.offsets[0])) for box, stored in here)
-        slices.append(_checked(folder, f"{name}, layer {layer}", saved, saved.shape[1:], cut))
+        held = [(box, here) for box, here in found if box.offsets[0] <= layer < box.offsets[0] + box.shape[0]]
+        cut = tuple(_layer_of(box, here, layer - box.offsets[0]) for box, here in held)
+        slices.append(_checked(folder, f"{name}, layer {layer}", saved.shape[1:], cut))
     return slices
 
 
-def _find_box(folder: Path, name: str, saved: SavedTensor, box: Box) -> StoredTensor:
+def _find_box(folder: Path, name: str, saved: SavedTensor, box: Box) -> FoundTensor:
     path = folder / box.file
     if not path.is_file():
         raise ConfigError(f"{path} is missing; {METADATA} says that '{name}' lies there")
-    stored = find_tensor(path, start=box.start, length=box.length, what=f"'{name}'")
+    found = find_tensor(path, start=box.start, length=box.length, what=f"'{name}'")
+    stored = found.stored
     # A layer's part of a stacked tensor was (rows, d) when it was saved, and is (1, rows, d) in the description.
     if tuple(n for n in stored.shape if n != 1) != tuple(n for n in box.shape if n != 1):
         raise ConfigError(f"{path}: '{name}' is {list(stored.shape)} there, but {list(box.shape)} in {METADATA}")
     if str(stored.dtype) != saved.dtype:
         raise ConfigError(f"{path}: '{name}' is {stored.dtype} there, but {saved.dtype} in {METADATA}")
-    return StoredTensor(path, stored.dtype, box.shape, stored.start)
+    return FoundTensor(StoredTensor(path, stored.dtype, box.shape, stored.start), found.crc)
 
 
-def _layer_of(stored: StoredTensor, layer: int) -> StoredTensor:
-    shape = stored.shape[1:]
+def _layer_of(box: Box, found: FoundTensor, layer: int) -> SlicePart:
+    """One layer of a box, counted from its first."""
+    stored, shape = found.stored, box.shape[1:]
     start = stored.start + layer * math.prod(shape) * stored.dtype.itemsize
-    return StoredTensor(stored.file, stored.dtype, shape, start)
+    crc = found.crc if box.shape[0] == 1 else None
+    return SlicePart(box.offsets[1:], StoredTensor(stored.file, stored.dtype, shape, start), crc)
 
 
-def _checked(
-    folder: Path,
-    name: str,
-    saved: SavedTensor,
-    shape: tuple[int, ...],
-    parts: tuple[tuple[tuple[int, ...], StoredTensor], ...],
-) -> Slice:
+def _checked(folder: Path, name: str, shape: tuple[int, ...], parts: tuple[SlicePart, ...]) -> Slice:
     """That the parts fill the shape exactly: as many elements, and no two at one place."""
-    held = sum(math.prod(stored.shape) for _, stored in parts)
+    held = sum(math.prod(part.stored.shape) for part in parts)
     if held != math.prod(shape) or any(_overlap(a, b) for a, b in itertools.combinations(parts, 2)):
         raise ConfigError(f"{folder}: the parts of '{name}' do not make up its shape {list(shape)}")
-    dtype = parts[0][1].dtype if parts else torch.float32
+    dtype = parts[0].stored.dtype if parts else torch.float32
     return Slice(shape, dtype, parts)
 
 
-def _overlap(a: tuple[tuple[int, ...], StoredTensor], b: tuple[tuple[int, ...], StoredTensor]) -> bool:
-    return all(max(i, j) < min(i + m, j + n) for i, j, m, n in zip(a[0], b[0], a[1].shape, b[1].shape, strict=True))
+def _overlap(a: SlicePart, b: SlicePart) -> bool:
+    spans = zip(a.offsets, b.offsets, a.stored.shape, b.stored.shape, strict=True)
+    return all(max(i, j) < min(i + m, j + n) for i, j, m, n in spans)
 
 
 def read_slice(found: Slice) -> Tensor:
-    """The elements, by plain reads: of a part that is no run of bytes in the whole, a copy more."""
+    """The elements, by plain reads: of a part that is no run of bytes in the whole, a copy more.
+
+    ConfigError: a file became shorter, or elements are not those that were written.
+    """
     out = torch.empty(found.shape, dtype=found.dtype)
-    for offsets, stored in found.parts:
-        box = out[tuple(slice(i, i + n) for i, n in zip(offsets, stored.shape, strict=True))]
-        if box.is_contiguous():
-            read_into(stored, box)
-        else:
-            part = torch.empty(stored.shape, dtype=stored.dtype)
-            read_into(stored, part)
-            box.copy_(part)
+    for part in found.parts:
+        box = out[tuple(slice(i, i + n) for i, n in zip(part.offsets, part.stored.shape, strict=True))]
+        elements = box if box.is_contiguous() else torch.empty(part.stored.shape, dtype=found.dtype)
+        read_into(part.stored, elements)
+        if part.crc is not None and zlib.crc32(elements.reshape(-1).view(torch.uint8).numpy().data) != part.crc:
+            raise ConfigError(
+                f"{part.stored.file}: damaged: the elements at byte {part.stored.start} have another CRC-32"
+            )
+        if elements is not box:
+            box.copy_(elements)
+        del elements
     return out
-
-
-def size_bytes(slices: Iterable[Slice]) -> int:
-    return sum(found.size_bytes for found in slices)

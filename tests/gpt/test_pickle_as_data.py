@@ -139,5 +139,7 @@ def test_a_structure_without_end_is_told_in_a_few_words():
 def test_keys_may_be_anything_and_are_not_hashed():
     data = b"\x80\x02}(]K\x01u."
     assert decode(data, where="").root.pairs == [([], 1)]
-    with pytest.raises(ConfigError, match="a table is where a table of names belongs"):
-        as_dict(decode(data, where="").root, where="here")
+    appended = b"\x80\x02cthing\nmade\n)RK\x01a."  # items that are no pairs
+    for wrong in (data, appended):
+        with pytest.raises(ConfigError, match=r"(a table|a 'thing.made') is where a table of names belongs"):
+            as_dict(decode(wrong, where="here").root, where="here")

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import random as random_numbers
 import struct
 import zipfile
 
@@ -99,7 +100,7 @@ def test_one_tensor_in_one_archive(tmp_path, tensor):
     assert torch.equal(loaded(tmp_path / "x", 6, length), tensor.bfloat16())
     torch.save(tensor, tmp_path / "y")
     if tensor.is_contiguous():
-        found = find_tensor(tmp_path / "y")
+        found = find_tensor(tmp_path / "y").stored
         read = bytearray((tmp_path / "y").read_bytes()[found.start : found.start + found.size_bytes])
         assert read == bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist())
         assert (found.shape, found.dtype) == (tuple(tensor.shape), torch.float32)
@@ -171,6 +172,7 @@ BAD = [
     (lambda f, c: (f / ".metadata").write_bytes(pickle.dumps(Evil(c))), "names 'posix.system', which no description"),
     (lambda f, c: change_metadata(f, lambda m: setattr(m, "planner_data", Evil(c))), "names 'posix.system'"),
     (lambda f, c: change_metadata(f, lambda m: m.state_dict_metadata.update(x=Evil(c))), "names 'posix.system'"),
+    (lambda f, _: change_metadata(f, lambda m: m.state_dict_metadata.update({"a\nb": None})), r"'a.nb' is no name"),
     (lambda f, _: (f / ".metadata").write_bytes(pickle.dumps({"a": 1})), "a table where a .*Metadata belongs"),
     (lambda f, _: change_metadata(f, lambda m: m.storage_data.clear()), r"where the part of '\w+' at .* is not told"),
     (
@@ -208,6 +210,58 @@ def test_a_spoiled_checkpoint_is_one_line_and_runs_nothing(tmp_path, spoil, word
     assert not canary.exists()
 
 
+def test_a_flipped_bit_is_told_where_a_crc_was_taken(tmp_path):
+    """torch.load would not notice; torch.save can be told to take none."""
+    for crc in (True, False):
+        folder = tmp_path / str(crc)
+        torch.serialization.set_crc32_options(crc)
+        try:
+            dcp.save({"plain": PLAIN}, checkpoint_id=str(folder))
+        finally:
+            torch.serialization.set_crc32_options(True)
+        (part,) = find_slices(folder, "plain", read_metadata(folder)["plain"], None)[0].parts
+        data = bytearray((folder / "__0_0.distcp").read_bytes())
+        data[part.stored.start + 5] ^= 4
+        (folder / "__0_0.distcp").write_bytes(data)
+        if crc:
+            with pytest.raises(ConfigError, match=f"damaged: the elements at byte {part.stored.start} have another"):
+                read(folder, "plain")
+        else:
+            assert not torch.equal(read(folder, "plain")[0], PLAIN)
+
+
+def test_random_damage_is_one_line_or_harmless(tmp_path):
+    """Bytes flipped, taken out, put in, cut off: nothing else than ConfigError comes of it."""
+    folder = write(tmp_path / "x")
+    change_metadata(folder, lambda _: None)  # as Python pickles it
+    files = {name: (folder / name).read_bytes() for name in (".metadata", "__0_0.distcp")}
+    generator = random_numbers.Random(5)
+    told = []
+    for _ in range(300):
+        name = generator.choice(list(files))
+        data = bytearray(files[name])
+        place, kind = generator.randrange(len(data)), generator.randrange(4)
+        if kind == 0:
+            data[place] ^= 1 << generator.randrange(8)
+        elif kind == 1:
+            del data[place : place + generator.randrange(1, 9)]
+        elif kind == 2:
+            data[place:place] = generator.randbytes(4)
+        else:
+            del data[place:]
+        (folder / name).write_bytes(data)
+        try:
+            found = read_metadata(folder)
+            for known, layers in (("plain", None), ("stacked", range(3))):
+                if known in found and len(found[known].shape) == (2 if layers is None else 3):
+                    [read_slice(one) for one in find_slices(folder, known, found[known], layers)]
+        except ConfigError as error:
+            told.append(str(error))
+        (folder / name).write_bytes(files[name])
+    assert 150 < len(told) < 300
+    assert all(len(text.splitlines()) == 1 for text in told)
+
+
 def test_parts_that_overlap_or_lack_are_found(tmp_path):
     for number, offsets in enumerate([(0, 0), (0, 4)]):
         folder = tmp_path / str(number)
@@ -229,4 +283,4 @@ def test_an_archive_beyond_four_gib_of_a_file_is_found(tmp_path):
     with open(path, "r+b") as file:
         length = write_tensor(file, PLAIN, (7, 2), torch.float32)
     found = find_tensor(path, start=2**32 + 100, length=length)
-    assert torch.equal(read_tensor(found), PLAIN)
+    assert torch.equal(read_tensor(found.stored), PLAIN)

@@ -12,9 +12,12 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-from torch import distributed
-from torch.nn import functional
+if __name__ == "__main__":  # a process that Megatron starts imports this file again, and needs none of it
+    import megatron.core.dist_checkpointing
+    import megatron.core.models.gpt.gpt_model  # noqa: F401
+    import torch
+    from torch import distributed
+    from torch.nn import functional
 
 
 class _NoRandomStates:
@@ -164,5 +167,5 @@ def main(rank, jobs, store):
 
 if __name__ == "__main__":
     listed = json.loads(Path(sys.argv[1]).read_text())
-    start = torch.multiprocessing.start_processes
-    start(main, args=(listed, f"{sys.argv[1]}.store"), nprocs=2, start_method="spawn")
+    start = torch.multiprocessing.start_processes  # by forking: what has been imported is imported once
+    start(main, args=(listed, f"{sys.argv[1]}.store"), nprocs=2, start_method="fork")

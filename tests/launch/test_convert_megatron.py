@@ -29,6 +29,7 @@ from launch.converted_run import write_run
 from launch.loading import load_run
 from launch.main import main
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 ROOT, PROGRAM = Path(__file__).parents[2], Path(__file__).parent / "megatron_program.py"
 HAVE_MEGATRON = (
     importlib.util.find_spec("megatron") is not None and importlib.util.find_spec("megatron.core") is not None
@@ -226,14 +227,17 @@ def check_weights(folder, model, config):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_export_comes_back_bit_for_bit(exported, tmp_path, capsys, name):
-    """With no more than the checkpoint says of itself; weights that came as bf16 go as bf16."""
+    """With no more than the checkpoint says of itself; what came as bf16 goes as bf16, a chat template goes too."""
     source = exported / f"{name}-megatron"
     if name == "llama":
         source = tmp_path / "half"
+        (exported / name / "hugging_face").mkdir()
+        (exported / name / "hugging_face" / "chat_template.jinja").write_text("{{ messages }}")
         assert convert(exported / name, "--to", "megatron", "--output", source) == 0
         assert open_source(source / "release").dtype == torch.bfloat16
     assert convert(source, "--to", "triaxial", "--output", tmp_path / "run") == 0
     assert f"tensors back to {source / 'release'} bit for bit" in capsys.readouterr().out
+    assert (tmp_path / "run" / "hugging_face" / "chat_template.jinja").is_file() == (name == "llama")
     before, after = load_run(exported / name), load_run(tmp_path / "run")
     assert after.saved.model_config == before.saved.model_config
     assert after.saved.tokenizer.fingerprint == before.saved.tokenizer.fingerprint
@@ -265,6 +269,23 @@ def test_older_names_and_numbered_layers_are_read(exported, tmp_path):
     for (piece, a), (same, b) in zip(before.read(), after.read(), strict=True):
         assert piece == same
         assert torch.equal(a, b), piece
+
+
+def test_an_iteration_is_chosen_and_the_tokenizer_tells_the_vocabulary(exported, tmp_path, capsys):
+    """As Megatron-LM leaves several, without --vocab-size."""
+    folder = shutil.copytree(exported / "gpt-megatron", tmp_path / "folder")
+    set_arguments(folder / "release", vocab_size=None, padded_vocab_size=515)
+    (folder / "release").rename(folder / "iter_0000012")
+    shutil.copytree(folder / "iter_0000012", folder / "iter_0000007")
+    set_arguments(folder / "iter_0000012", norm_epsilon=0.25)
+    (folder / "latest_checkpointed_iteration.txt").write_text("12\n")
+    for words, eps in (([], 0.25), (["--step", "7"], 1e-5)):
+        assert convert(folder, "--to", "triaxial", "--output", tmp_path / f"run-{eps}", *words) == 0
+        assert "3 rows of vocabulary are padding" in capsys.readouterr().out
+        loaded = load_run(tmp_path / f"run-{eps}")
+        assert loaded.saved.model_config == dataclasses.replace(GPT_LIKE, vocab_size=512, norm_eps=eps)
+        first = dict(load_run(exported / "gpt").model.named_parameters())["embed.tokens.weight"][:512]
+        assert torch.equal(loaded.model.embed.tokens.weight, first)
 
 
 def read_described(folder):
@@ -336,7 +357,6 @@ BAD = [
 
 
 @pytest.mark.parametrize(("spoil", "words"), BAD, ids=range(len(BAD)))
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(exported, tmp_path, capsys, spoil, words):
     folder, canary = shutil.copytree(exported / "gpt-megatron", tmp_path / "folder"), tmp_path / "canary"
     spoil(folder / "release", canary)
