@@ -72,10 +72,7 @@ class Attention(nn.Module):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)  # (b, k, s, e)
-        if k.size(1) != q.size(1):
-            groups = q.size(1) // k.size(1)
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        y = attend(q, k, v, mask)
+        y = attend(q, k, v, mask)  # (b, h, t, e)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, -1))  # (b, t, d)
         return out
 
