@@ -14,8 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from gpt.config import ModelConfig
+from gpt.dataset import DataConfig
 from gpt.errors import ConfigError
 from gpt.generation import Model, OneDevice
+from gpt.tokenizer import Tokenizer, load_tokenizer
 from launch.cluster import ClusterEnvironment, bootstrap_in_this_process
 from launch.loading import (
     DTYPES,
@@ -25,6 +28,8 @@ from launch.loading import (
     load_run,
     model_section,
     open_run,
+    section,
+    tokenizer_file,
 )
 from launch.local_launch import launch_local
 from launch.recipe import apply_overrides, build
@@ -117,14 +122,24 @@ def opened_model(args: argparse.Namespace) -> Iterator[OpenedModel]:
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
 
 
+def glance(args: argparse.Namespace) -> tuple[ModelConfig, Tokenizer]:
+    """The model's sizes and the tokenizer of the checkpoint that will most likely be used, at the cost of small files:
+    for what can be told of a request before a large model is read. Needs no other rank. ConfigError as for `open_run`.
+    """
+    config = _config_of_newest(args.run, args.step)
+    folder, _ = find_checkpoint_folder(args.run)
+    run_directory = folder.parent if folder.name == "checkpoints" else folder
+    return model_section(config), load_tokenizer(tokenizer_file(run_directory, section(DataConfig, config, "data")))
+
+
 def _layout(args: argparse.Namespace, world_size: int, config: dict[str, Any]) -> Layout:
     """As training would lay the model out, but that nothing here depends on micro-batches."""
     table = apply_overrides({}, _overrides(args))
-    for section, values in table.items():
+    for table_name, values in table.items():
         for key in values if isinstance(values, dict) else ():
-            if section != "parallel" or key not in _KEYS:
+            if table_name != "parallel" or key not in _KEYS:
                 raise ConfigError(
-                    f"--{section}.{key}: a trained model is used as it is; only its layout can be chosen, by "
+                    f"--{table_name}.{key}: a trained model is used as it is; only its layout can be chosen, by "
                     + ", ".join(f"--parallel.{name}" for name in _KEYS)
                 )
     fixed = {"zero_stage": 0, "schedule": "gpipe"}
