@@ -44,16 +44,18 @@ def prompts_of(tokenizer: Any, lengths: list[int]) -> list[list[int]]:
 def ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     import torch
 
-    from gpt.generation import generate
+    from gpt.generation import OneDevice, generate
+    from gpt.packed_model import packed
     from launch.loading import DTYPES, load_run
 
     torch.set_num_threads(args.threads)
     dtype, lengths = CASES[args.case]
     loaded = load_run(args.run, dtype=DTYPES[dtype])
+    model = packed(OneDevice(loaded.model), rows=len(lengths))  # as `triaxial generate` does
     prompts, n_ctx = prompts_of(loaded.saved.tokenizer, lengths), loaded.saved.model_config.n_ctx
 
     def block(new_tokens: int = args.new_tokens) -> dict[str, Any]:
-        results = generate(loaded.model, prompts, n_ctx=n_ctx, max_new_tokens=new_tokens)
+        results = generate(model, prompts, n_ctx=n_ctx, max_new_tokens=new_tokens)
         return {"tokens": [result.tokens for result in results], "log_probs": [r.log_probs for r in results]}
 
     block(8)

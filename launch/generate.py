@@ -7,7 +7,8 @@ from pathlib import Path
 
 from gpt.errors import ConfigError
 from gpt.generated_text import GeneratedText
-from gpt.generation import Continuation, Sampling
+from gpt.generation import Continuation, Model, Sampling
+from gpt.packed_model import packed
 from launch.generate_file import check_output, continue_jobs, read_lines, write_lines
 from launch.generate_jobs import (
     DEFAULT_BATCH_TOKENS,
@@ -91,10 +92,11 @@ def run(args: argparse.Namespace) -> int:
         for note in opened.saved.notes if opened.is_main else ():
             print(note, file=sys.stderr)
         if args.input is None:
+            model = packed(opened.model, rows=1)
             for number, job in enumerate(jobs):
                 if args.num_samples > 1 and opened.is_main:
                     print(f"--- sample {number + 1} of {args.num_samples}, seed {job.seed}")
-                stream(opened, job, rules)
+                stream(opened, model, job, rules)
         else:
             lines = continue_jobs(
                 opened.model,
@@ -145,7 +147,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     )
 
 
-def stream(opened: OpenedModel, job: Job, rules: Rules) -> None:
+def stream(opened: OpenedModel, model: Model, job: Job, rules: Rules) -> None:
     """Write the prompt and, token by token, what follows it; then a line about it on standard error. Every rank of a
     layout calls it; the main one writes."""
     tokenizer = opened.saved.tokenizer
@@ -162,7 +164,7 @@ def stream(opened: OpenedModel, job: Job, rules: Rules) -> None:
 
     write(tokenizer.decode(job.prompt))
     started_at = time.perf_counter()
-    (result,) = continue_batch(opened.model, tokenizer, [job], rules, n_ctx=opened.saved.model_config.n_ctx, watch=show)
+    (result,) = continue_batch(model, tokenizer, [job], rules, n_ctx=opened.saved.model_config.n_ctx, watch=show)
     elapsed_s = time.perf_counter() - started_at
     write(text.finish(result.tokens) + "\n")
     if opened.is_main:

@@ -16,6 +16,7 @@ from gpt.evaluation.shares import by_data_ranks
 from gpt.generated_text import GeneratedText
 from gpt.generation import Model
 from gpt.own_files import replace_file
+from gpt.packed_model import packed
 from gpt.tokenizer import Tokenizer
 from launch.generate_jobs import Job, Line, Rules, continue_batch
 
@@ -87,6 +88,7 @@ def continue_jobs(
     """The output line of each job, in their order. Every rank of a layout calls it and has them all; the one that
     `shows` has a progress bar."""
     batches = list(batches_of(jobs, rules, data_size=model.data_size))
+    model = packed(model, rows=max(map(len, batches)))
     limits = [jobs[i].max_new_tokens for batch in batches for i in batch]
     finished = 0
     with _progress(shows=shows) as progress:
