@@ -99,7 +99,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             for name in ("triaxial", "transformers")
         }
         rounds = side_by_side.alternate(
-            commands, rounds=args.rounds, threads=args.threads, report=lambda text, case=case: print(f"{case}: {text}")
+            commands,
+            rounds=args.rounds,
+            threads=args.threads,
+            report=lambda text, case=case: print(f"{case}: {text}", flush=True),
         )
         spans = {name: [answers[name]["elapsed_s"] for answers in rounds] for name in commands}
         tokens = len(CASES[case][1]) * args.new_tokens
@@ -110,7 +113,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             "same_tokens_until": [agreement(mine, other) for mine, other in zip(*both, strict=True)],
             "peak_memory_bytes": {name: rounds[-1][name]["peak_memory_bytes"] for name in commands},
         }
-        print(f"{case}: {cases[case]}")
+        print(f"{case}: {cases[case]}", flush=True)
     return {
         "processor": side_by_side.processor(),
         "threads": args.threads,

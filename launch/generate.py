@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpt.errors import ConfigError
@@ -30,6 +31,14 @@ from launch.layout_loading import (
 )
 from launch.loading import add_device_arguments, add_run_arguments
 from parallel.checkpoint_ranks import exchange
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The prompts, and the tokens that end a text of theirs: what rank 0 reads for all."""
+
+    jobs: list[Job]
+    end_ids: tuple[int, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,17 +87,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_arguments(args)
-    rules = Rules(
-        sampling=Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty),
-        stops=tuple(args.stop),
-        batch_size=args.batch_size,
-        batch_tokens=args.batch_tokens or DEFAULT_BATCH_TOKENS,
-    )
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
     if starts_ranks(args):
         return start_ranks(args)
-    mine = jobs_of(args) if is_first_process() else []  # a mistake is told before anything large is read
+    # a mistake is told before anything large is read
+    asked = jobs_of(args) if is_first_process() else Asked([], ())
     with opened_model(args) as opened:
-        jobs = exchange(mine, None)[0]
+        asked = exchange(asked, None)[0]
+        jobs = asked.jobs
+        rules = Rules(
+            sampling=sampling,
+            stops=tuple(args.stop),
+            end_ids=asked.end_ids,
+            batch_size=args.batch_size,
+            batch_tokens=args.batch_tokens or DEFAULT_BATCH_TOKENS,
+        )
         for note in opened.saved.notes if opened.is_main else ():
             print(note, file=sys.stderr)
         if args.input is None:
@@ -130,21 +143,23 @@ def check_arguments(args: argparse.Namespace) -> None:
         check_output(args.output)
 
 
-def jobs_of(args: argparse.Namespace) -> list[Job]:
+def jobs_of(args: argparse.Namespace) -> Asked:
     """What --prompt or --input asks for; reads standard input where one of them is '-'."""
     if args.input is not None:
         lines = read_lines(args.input)
     else:
         lines = [Line({"prompt": sys.stdin.read() if args.prompt == "-" else args.prompt})]
-    model, tokenizer = glance(args)
-    return make_jobs(
+    seen = glance(args)
+    jobs = make_jobs(
         lines,
-        tokenizer,
-        model,
+        seen.tokenizer,
+        seen.special,
+        seen.model_config,
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
         num_samples=args.num_samples,
     )
+    return Asked(jobs, seen.special.end_ids)
 
 
 def stream(opened: OpenedModel, model: Model, job: Job, rules: Rules) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpt.errors import ConfigError
-from gpt.evaluation.shares import by_data_ranks
+from gpt.evaluation.shares import brought_together
 from gpt.generated_text import GeneratedText
 from gpt.generation import Model
 from gpt.own_files import replace_file
@@ -88,27 +88,24 @@ def continue_jobs(
     """The output line of each job, in their order. Every rank of a layout calls it and has them all; the one that
     `shows` has a progress bar."""
     batches = list(batches_of(jobs, rules, data_size=model.data_size))
+    mine = batches[model.data_rank :: model.data_size]
     model = packed(model, rows=max(map(len, batches)))
-    limits = [jobs[i].max_new_tokens for batch in batches for i in batch]
-    finished = 0
+    found: dict[int, dict[str, Any]] = {}
+    limits = [jobs[i].max_new_tokens for batch in mine for i in batch]
     with _progress(shows=shows) as progress:
         bar = progress.add_task("tokens", total=sum(limits))
 
-        def round_done(n: int) -> None:
-            nonlocal finished
-            finished += n
-            progress.update(bar, completed=sum(limits[:finished]))  # stopped before their limit, some of them
+        def token_done() -> None:
+            progress.advance(bar)
 
-        def work(_: int, batch: list[int]) -> list[dict[str, Any]]:
-            def token_done() -> None:
-                progress.advance(bar, model.data_size)
-
-            return _continue_batch(
+        for batch in mine:
+            lines = _continue_batch(
                 model, tokenizer, [jobs[i] for i in batch], rules, n_ctx=n_ctx, token_done=token_done
             )
-
-        found = by_data_ranks(model, batches, work, progress=round_done)
-    return [found[i] for i in range(len(jobs))]
+            found.update(zip(batch, lines, strict=True))
+            progress.update(bar, completed=sum(limits[: len(found)]))  # some stopped before their limit
+    together = brought_together(model, found)
+    return [together[i] for i in range(len(jobs))]
 
 
 def _continue_batch(

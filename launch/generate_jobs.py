@@ -7,6 +7,7 @@ from typing import Any
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
 from gpt.generation import Continuation, Model, Sampling, Watch, check_prompts, generate
+from gpt.special_tokens import SpecialTokens
 from gpt.tokenizer import Tokenizer
 
 DEFAULT_NEW_TOKENS = 100
@@ -37,6 +38,7 @@ class Rules:
 
     sampling: Sampling
     stops: tuple[str, ...]
+    end_ids: tuple[int, ...]  # tokens that end a text
     batch_size: int | None
     batch_tokens: int
 
@@ -44,6 +46,7 @@ class Rules:
 def make_jobs(
     lines: Sequence[Line],
     tokenizer: Tokenizer,
+    special: SpecialTokens,
     model: ModelConfig,
     *,
     max_new_tokens: int | None,
@@ -56,7 +59,7 @@ def make_jobs(
     jobs = []
     prompts = tokenizer.encode_batch([line.fields["prompt"] for line in lines])
     for i, (line, ids) in enumerate(zip(lines, prompts, strict=True)):
-        prompt = ids or [tokenizer.end_of_document_id]
+        prompt = [*special.added_ids, *ids] or [special.begin_id]
         asked = line.fields.get("max_new_tokens")
         asked = max_new_tokens if asked is None else asked
         limit = max(1, min(DEFAULT_NEW_TOKENS, model.n_ctx - len(prompt))) if asked is None else asked
@@ -83,7 +86,7 @@ def continue_batch(
         max_new_tokens=[job.max_new_tokens for job in jobs],
         sampling=rules.sampling,
         seed=[job.seed for job in jobs],
-        stop_ids=(tokenizer.end_of_document_id,),
+        stop_ids=rules.end_ids,
         n_ids=tokenizer.vocab_size,
         watch=watch,
     )

@@ -18,8 +18,10 @@ from gpt.config import ModelConfig
 from gpt.dataset import DataConfig
 from gpt.errors import ConfigError
 from gpt.generation import Model, OneDevice
+from gpt.special_tokens import SpecialTokens, special_tokens_of
 from gpt.tokenizer import Tokenizer, load_tokenizer
 from launch.cluster import ClusterEnvironment, bootstrap_in_this_process
+from launch.converted_run import HUGGING_FACE
 from launch.loading import (
     DTYPES,
     SavedRun,
@@ -50,6 +52,15 @@ class OpenedModel:
     model: Model
     saved: SavedRun
     is_main: bool
+
+
+@dataclass(frozen=True)
+class Glance:
+    """For what can be told of a request before a large model is read."""
+
+    model_config: ModelConfig
+    tokenizer: Tokenizer
+    special: SpecialTokens
 
 
 def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,14 +133,19 @@ def opened_model(args: argparse.Namespace) -> Iterator[OpenedModel]:
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
 
 
-def glance(args: argparse.Namespace) -> tuple[ModelConfig, Tokenizer]:
-    """The model's sizes and the tokenizer of the checkpoint that will most likely be used, at the cost of small files:
-    for what can be told of a request before a large model is read. Needs no other rank. ConfigError as for `open_run`.
-    """
+def glance(args: argparse.Namespace) -> Glance:
+    """What the checkpoint that will most likely be used says in small files. Needs no other rank. ConfigError as for
+    `open_run`."""
     config = _config_of_newest(args.run, args.step)
     folder, _ = find_checkpoint_folder(args.run)
     run_directory = folder.parent if folder.name == "checkpoints" else folder
-    return model_section(config), load_tokenizer(tokenizer_file(run_directory, section(DataConfig, config, "data")))
+    file = tokenizer_file(run_directory, section(DataConfig, config, "data"))
+    tokenizer = load_tokenizer(file)
+    return Glance(
+        model_config=model_section(config),
+        tokenizer=tokenizer,
+        special=special_tokens_of(run_directory / HUGGING_FACE, file, tokenizer),
+    )
 
 
 def _layout(args: argparse.Namespace, world_size: int, config: dict[str, Any]) -> Layout:
