@@ -104,12 +104,15 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             threads=args.threads,
             report=lambda text, case=case: print(f"{case}: {text}", flush=True),
         )
-        spans = {name: [answers[name]["elapsed_s"] for answers in rounds] for name in commands}
+        spans, processor = (
+            {name: [answers[name][kind] for answers in rounds] for name in commands} for kind in ("elapsed_s", "cpu_s")
+        )
         tokens = len(CASES[case][1]) * args.new_tokens
         both = [rounds[0][name]["tokens"] for name in commands]
         cases[case] = {
             **{f"{name}_tokens_per_s": tokens / statistics.median(spans[name]) for name in commands},
             "times_as_fast": side_by_side.speed_ratios(spans, "triaxial")["transformers"],
+            "times_less_processor_time": side_by_side.speed_ratios(processor, "triaxial")["transformers"],
             "same_tokens_until": [agreement(mine, other) for mine, other in zip(*both, strict=True)],
             "peak_memory_bytes": {name: rounds[-1][name]["peak_memory_bytes"] for name in commands},
         }
