@@ -347,20 +347,21 @@ def check_prompts(
     """ConfigError unless every prompt can be continued by max_new_tokens, or its own number of them."""
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True), start=1):
+        named = f"prompt {number}" if len(prompts) > 1 else "the prompt"
         if limit < 1:
             raise ConfigError(f"max_new_tokens = {limit} must be at least 1")
         if not prompt:
-            raise ConfigError(f"prompt {number} is empty; begin with at least one token, such as the end of a document")
+            raise ConfigError(f"{named} is empty; begin with at least one token, such as the end of a document")
         if len(prompt) + limit > n_ctx:
             room = n_ctx - len(prompt)
             fix = f"lower max_new_tokens to {room} or shorten the prompt" if room > 0 else "shorten the prompt"
             raise ConfigError(
-                f"prompt {number} has {len(prompt):,} tokens, which with max_new_tokens = {limit:,} is more "
+                f"{named} has {len(prompt):,} tokens, which with max_new_tokens = {limit:,} is more "
                 f"than the model's context of n_ctx = {n_ctx:,} tokens; {fix}"
             )
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
             wrong = next(token for token in prompt if not 0 <= token < vocab_size)
             raise ConfigError(
-                f"prompt {number} holds token id {wrong}, but the model's vocabulary has ids 0 to {vocab_size - 1}; "
+                f"{named} holds token id {wrong}, but the model's vocabulary has ids 0 to {vocab_size - 1}; "
                 "use the tokenizer that the model was trained with"
             )

@@ -11,6 +11,7 @@ holds only some of them.
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -27,6 +28,15 @@ class LayerCache(Protocol):
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add (b, k, t, e) keys and values; returns all of them so far, (b, k, s, e)."""
         ...
+
+
+@dataclass(frozen=True)
+class Angles:
+    """Positions as all layers' `rotary_angles`, so that each need not compute them. No tuple: FSDP would round its
+    tensors on their way into a block."""
+
+    cos: Tensor
+    sin: Tensor
 
 
 class Embedding(nn.Module):
@@ -57,25 +67,30 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.d_model, kv_width, bias=config.bias)
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
         self.d_head = config.d_head
-        self.rope_theta = config.rope_theta if config.positions == "rope" else None
-        self.rope_scaling = config.rope_scaling
+        self.rotary = _rotary(config)
 
     def forward(
-        self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: LayerCache | None = None
+        self,
+        x: Tensor,
+        positions: Tensor | Angles | None = None,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         b, t = x.shape[:2]
         q = self.q(x).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, h, t, e)
         k = self.k(x).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, k, t, e)
         v = self.v(x).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, k, t, e)
-        if self.rope_theta is not None:
-            cos, sin = rotary_angles(q, positions, self.rope_theta, self.rope_scaling)
+        if self.rotary is not None:
+            if positions is None:
+                positions = torch.arange(t, device=x.device).unsqueeze(0)  # (1, t)
+            if isinstance(positions, Angles):
+                cos, sin = positions.cos, positions.sin
+            else:
+                cos, sin = rotary_angles(positions, *self.rotary)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)  # (b, k, s, e)
-        if k.size(1) != q.size(1):
-            groups = q.size(1) // k.size(1)
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        y = attend(q, k, v, mask)
+        y = attend(q, k, v, mask)  # (b, h, t, e)
         out: Tensor = self.out(y.transpose(1, 2).reshape(b, t, -1))  # (b, t, d)
         return out
 
@@ -118,7 +133,11 @@ class Block(nn.Module):
         self.mlp = SwiGLUMLP(config) if config.activation == "swiglu" else GeluMLP(config)
 
     def forward(
-        self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None, cache: LayerCache | None = None
+        self,
+        x: Tensor,
+        positions: Tensor | Angles | None = None,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), positions, mask, cache)
         y: Tensor = x + self.mlp(self.mlp_norm(x))
@@ -138,6 +157,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleDict({str(layer): Block(config) for layer in layers})
         self.norm = _norm(config) if last else None
         self.head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False) if last else None
+        self.rotary = _rotary(config)
         self.tied = config.tied
         self.tie()
 
@@ -162,8 +182,11 @@ class GPT(nn.Module):
         """
         if self.embed is not None:
             x = self.embed(x, positions)
+        place: Tensor | Angles | None = positions
+        if cache is not None and positions is not None and self.rotary is not None:
+            place = Angles(*rotary_angles(positions, *self.rotary))  # a step of generation is many small operations
         for name, block in self.blocks.items():
-            x = block(x, positions, mask, None if cache is None else cache[name])
+            x = block(x, place, mask, None if cache is None else cache[name])
         return x if self.norm is None else self.norm(x)
 
     def forward(
@@ -180,14 +203,12 @@ class GPT(nn.Module):
 
 
 def rotary_angles(
-    q: Tensor, positions: Tensor | None, theta: float, scaling: RopeScaling | None = None
+    positions: Tensor, d_head: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each (1 or b, 1, t, e/2) in fp32, for queries (b, h, t, e)."""
-    t, e = q.shape[-2:]
-    if positions is None:
-        positions = torch.arange(t, device=q.device).unsqueeze(0)  # (1, t)
+    """Cosines and sines, each (1 or b, 1, t, e/2) in fp32, of positions (1 or b, t) for heads of width e = d_head."""
     # Divided in this order, as transformers does: a last bit off is an angle off at position 1,000.
-    frequencies = 1.0 / theta ** (torch.arange(0, e, 2, device=q.device, dtype=torch.float32) / e)  # (e/2,)
+    steps = torch.arange(0, d_head, 2, device=positions.device, dtype=torch.float32)
+    frequencies = 1.0 / theta ** (steps / d_head)  # (e/2,)
     if scaling is not None:
         frequencies = _stretched(frequencies, scaling)
     angles = positions[:, None, :, None].float() * frequencies
@@ -205,6 +226,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (i, i + e/2) of the last dimension, the pairing of Llama's published weights; keeps x's dtype."""
     left, right = x.float().chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(x.dtype)
+
+
+def _rotary(config: ModelConfig) -> tuple[int, float, RopeScaling | None] | None:
+    return (config.d_head, config.rope_theta, config.rope_scaling) if config.positions == "rope" else None
 
 
 def _norm(config: ModelConfig) -> nn.Module:

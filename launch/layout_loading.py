@@ -14,9 +14,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from gpt.config import ModelConfig
+from gpt.dataset import DataConfig
 from gpt.errors import ConfigError
 from gpt.generation import Model, OneDevice
+from gpt.special_tokens import SpecialTokens, special_tokens_of
+from gpt.tokenizer import Tokenizer, load_tokenizer
 from launch.cluster import ClusterEnvironment, bootstrap_in_this_process
+from launch.converted_run import HUGGING_FACE
 from launch.loading import (
     DTYPES,
     SavedRun,
@@ -25,6 +30,8 @@ from launch.loading import (
     load_run,
     model_section,
     open_run,
+    section,
+    tokenizer_file,
 )
 from launch.local_launch import launch_local
 from launch.recipe import apply_overrides, build
@@ -45,6 +52,15 @@ class OpenedModel:
     model: Model
     saved: SavedRun
     is_main: bool
+
+
+@dataclass(frozen=True)
+class Glance:
+    """For what can be told of a request before a large model is read."""
+
+    model_config: ModelConfig
+    tokenizer: Tokenizer
+    special: SpecialTokens
 
 
 def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,14 +133,29 @@ def opened_model(args: argparse.Namespace) -> Iterator[OpenedModel]:
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
 
 
+def glance(args: argparse.Namespace) -> Glance:
+    """What the checkpoint that will most likely be used says in small files. Needs no other rank. ConfigError as for
+    `open_run`."""
+    config = _config_of_newest(args.run, args.step)
+    folder, _ = find_checkpoint_folder(args.run)
+    run_directory = folder.parent if folder.name == "checkpoints" else folder
+    file = tokenizer_file(run_directory, section(DataConfig, config, "data"))
+    tokenizer = load_tokenizer(file)
+    return Glance(
+        model_config=model_section(config),
+        tokenizer=tokenizer,
+        special=special_tokens_of(run_directory / HUGGING_FACE, file, tokenizer),
+    )
+
+
 def _layout(args: argparse.Namespace, world_size: int, config: dict[str, Any]) -> Layout:
     """As training would lay the model out, but that nothing here depends on micro-batches."""
     table = apply_overrides({}, _overrides(args))
-    for section, values in table.items():
+    for table_name, values in table.items():
         for key in values if isinstance(values, dict) else ():
-            if section != "parallel" or key not in _KEYS:
+            if table_name != "parallel" or key not in _KEYS:
                 raise ConfigError(
-                    f"--{section}.{key}: a trained model is used as it is; only its layout can be chosen, by "
+                    f"--{table_name}.{key}: a trained model is used as it is; only its layout can be chosen, by "
                     + ", ".join(f"--parallel.{name}" for name in _KEYS)
                 )
     fixed = {"zero_stage": 0, "schedule": "gpipe"}

@@ -1,0 +1,99 @@
+"""A packed model against the one it was made of: logits, cached steps, padding, and generated tokens."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from gpt.config import ModelConfig
+from gpt.generation import Sampling, generate, make_cache
+from gpt.initialisation import initialise
+from gpt.model import GPT
+from gpt.packed_model import can_pack, pack
+
+SIZES = {"vocab_size": 101, "n_ctx": 40, "n_layers": 3, "d_model": 32, "n_heads": 4, "init_std": 0.2}
+MODERN = {"positions": "rope", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "d_ff": 48}
+CONFIGS = {
+    "gpt3": ModelConfig(**SIZES),
+    "llama": ModelConfig(**SIZES, **MODERN, n_kv_heads=2, tied=False),
+    "smollm2": ModelConfig(**SIZES, **MODERN, n_kv_heads=1, tied=True),
+    "mixed": ModelConfig(**SIZES, **{**MODERN, "bias": True, "norm": "layernorm"}, n_kv_heads=2),
+}
+PROMPTS = [[5, 3, 60], [7], list(range(20)), [1, 2, 3, 4, 5, 6, 7, 8], [9]]
+
+pytestmark = pytest.mark.skipif(
+    not can_pack(torch.device("cpu"), torch.float32), reason="this build of torch has no oneDNN"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def both(config: ModelConfig, *, rows: int, dtype: torch.dtype = torch.float32) -> tuple[GPT, GPT]:
+    """The model, every weight of which shows, and its packed copy."""
+    model = GPT(config)
+    initialise(model, config, seed=4)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    model = model.to(dtype).requires_grad_(False)
+    packed = copy.deepcopy(model)
+    pack(packed, rows=rows)
+    return model, packed
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@torch.inference_mode()
+def test_the_same_logits(config: ModelConfig, rows: int) -> None:
+    """Whole texts, and step by step from a cache, with positions given or counted."""
+    model, packed = both(config, rows=rows)
+    tokens = torch.randint(101, (rows, 24), generator=torch.Generator().manual_seed(3))
+    whole = model(tokens)
+    assert relative_error(packed(tokens), whole) < 1e-5
+    cache = make_cache(packed, 24)
+    pieces = [packed(tokens[:, :9], cache=cache)]
+    pieces += [packed(tokens[:, i : i + 1], positions=torch.tensor([[i]]), cache=cache) for i in range(9, 24)]
+    assert relative_error(torch.cat(pieces, dim=1), whole) < 1e-5
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.2, top_k=30, repetition_penalty=1.1)])
+def test_the_same_tokens(config: ModelConfig, sampling: Sampling) -> None:
+    model, packed = both(config, rows=5)
+    ours, theirs = (
+        generate(m, PROMPTS, n_ctx=40, max_new_tokens=20, sampling=sampling, stop_ids=[17]) for m in (packed, model)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.tokens, a.stopped) == (b.tokens, b.stopped)
+        assert a.log_probs == pytest.approx(b.log_probs, abs=1e-4)
+
+
+@pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.bfloat16), reason="this processor has no bf16 kernels")
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@torch.inference_mode()
+def test_bf16_is_as_close_to_fp32_as_the_model_itself(config: ModelConfig, rows: int) -> None:
+    model, packed = both(config, rows=rows, dtype=torch.bfloat16)
+    exact = copy.deepcopy(model).float()
+    tokens = torch.randint(101, (rows, 24), generator=torch.Generator().manual_seed(3))
+    reference = exact(tokens)
+    assert packed(tokens).dtype == torch.bfloat16
+    error, usual = (relative_error(m(tokens).float(), reference) for m in (packed, model))
+    assert error < 1.5 * usual
+
+
+def test_weights_are_not_held_twice() -> None:
+    _, packed = both(CONFIGS["llama"], rows=1)
+    assert {name.split(".")[0] for name, _ in packed.named_parameters()} == {"embed"}
