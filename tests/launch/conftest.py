@@ -96,6 +96,18 @@ def evaluation_ranks():
     return beside_this("evaluation_ranks")
 
 
+@pytest.fixture(scope="session")
+def megatron_runs():
+    """tests/launch/megatron_runs.py as a module."""
+    return beside_this("megatron_runs")
+
+
+@pytest.fixture(scope="session")
+def exported(megatron_runs, tiny_corpus, tmp_path_factory):
+    """A folder of runs and their exports to Megatron; not to be changed."""
+    return megatron_runs.export_all(tmp_path_factory.mktemp("exported"), tiny_corpus.folder / "topics.model")
+
+
 def beside_this(name):
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
