@@ -75,6 +75,8 @@ def evaluate_opened(
 ) -> None:
     """All that is asked for. Every rank of a layout calls it and has the results; the main one tells them."""
     saved = opened.saved
+    if tasks is not None:
+        tasks.check_answers(n_ctx=saved.model_config.n_ctx)
     console = Console(quiet=not opened.is_main)
     for note in saved.notes:
         console.print(note)

@@ -9,6 +9,7 @@ from gpt.sampling import GREEDY, Sampling
 
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness takes the first given
 _KNOWN = {*_LIMITS, "until", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty"}
+MOST_TOKENS = 256  # of an answer, for a task that does not say
 _PLAIN = {"num_beams": 1, "use_cache": True}  # settings that ask for what is done anyway
 
 
@@ -19,6 +20,15 @@ class AnswerSettings:
     until: tuple[str, ...]
     new_tokens: int
     sampling: Sampling
+
+    def room(self, *, n_ctx: int) -> int:
+        """Tokens that a question may have. ConfigError: none."""
+        if self.new_tokens >= n_ctx:
+            raise ConfigError(
+                f"a task asks for {self.new_tokens:,} new tokens, which leaves no room for a question in the model's "
+                f"context of n_ctx = {n_ctx:,} tokens; leave this task out"
+            )
+        return n_ctx - self.new_tokens
 
 
 def read_settings(settings: Mapping[str, Any], *, most: int) -> AnswerSettings:

@@ -14,7 +14,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows
 
 from gpt.errors import ConfigError
-from gpt.evaluation.answer_settings import read_settings
+from gpt.evaluation.answer_settings import MOST_TOKENS, read_settings
 from gpt.evaluation.scoring import Request, score
 from gpt.evaluation.shared_prompts import generate_sharing
 from gpt.generated_text import GeneratedText
@@ -77,7 +77,7 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
     @property
     def max_gen_toks(self) -> int:
         """New tokens for a task that does not say how many."""
-        return 256
+        return MOST_TOKENS
 
     @property
     def tokenizer_name(self) -> str:
@@ -151,13 +151,7 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
                 self.cache_hook.add_partial("generate_until", requests[number].args, text)
         return texts
 
-    def _contexts(self, texts: Sequence[str], *, new_tokens: int) -> list[list[int]]:
-        room = self.n_ctx - new_tokens
-        if room < 1:
-            raise ConfigError(
-                f"a task asks for {new_tokens:,} new tokens, which leaves no room for a question in the model's "
-                f"context of n_ctx = {self.n_ctx:,} tokens; leave this task out"
-            )
+    def _contexts(self, texts: Sequence[str], *, room: int) -> list[list[int]]:
         prompts = []
         for text, own in zip(texts, self._text.encode_batch(texts), strict=True):
             ids = [*self._special.added_ids, *own]
@@ -169,7 +163,7 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
     def _answers(self, requests: Sequence[Instance], *, progress: Callable[[int], None]) -> list[str]:
         """Texts for requests with the same settings."""
         settings = read_settings(requests[0].args[1], most=self.max_gen_toks)
-        prompts = self._contexts([request.args[0] for request in requests], new_tokens=settings.new_tokens)
+        prompts = self._contexts([request.args[0] for request in requests], room=settings.room(n_ctx=self.n_ctx))
         written = [GeneratedText(self._text, (), settings.until) for _ in prompts]  # as the harness decodes: alone
 
         def ends(number: int, tokens: list[int]) -> bool:

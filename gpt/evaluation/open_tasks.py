@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gpt.errors import ConfigError, import_extra
+from gpt.evaluation.answer_settings import MOST_TOKENS, read_settings
 from gpt.evaluation.clean_subset import Overlap, read_overlap
 from gpt.evaluation.gpt3_problems import TaskRule, WordList, make_problems, task_rules
 from gpt.evaluation.published_problems import published_problems
@@ -68,6 +69,17 @@ class OpenTasks:
         if name in self.generated:
             return len(task.problems.scored) + len(task.problems.examples)
         return len(task.eval_docs)
+
+    def check_answers(self, *, n_ctx: int) -> None:
+        """ConfigError before any question is asked: a task whose answers leave no room for a question, or that wants
+        them chosen as we cannot."""
+        for loaded in [{"tasks": self.generated}, *self.loaded]:
+            for name, task in loaded["tasks"].items():
+                if task.OUTPUT_TYPE == "generate_until":
+                    try:
+                        read_settings(task.config.generation_kwargs or {}, most=MOST_TOKENS).room(n_ctx=n_ctx)
+                    except ConfigError as error:
+                        raise ConfigError(f"--tasks {name}: {error}") from None
 
     def that_fit(self, tokenizer: Tokenizer, *, n_ctx: int) -> "tuple[OpenTasks, list[str]]":
         """The same without those of the paper's numbers of examples that a model's context has no room for, and a line

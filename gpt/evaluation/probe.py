@@ -39,7 +39,7 @@ class Probe:
 
 def make_probe(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int) -> Probe | None:
     """What `few_shot_every_tokens` asks for, None without it. ConfigError: `lm_eval` is missing, an unknown task, one
-    whose data is not on this machine, or more examples than there are."""
+    whose data is not on this machine or whose answers do not fit, or more examples than there are."""
     if config.few_shot_every_tokens is None:
         return None
     options = FewShotOptions(
@@ -50,7 +50,9 @@ def make_probe(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int) -> Prob
         batch_tokens=config.few_shot_batch_tokens,
     )
     try:
-        return Probe(open_tasks(options), tokenizer, n_ctx)
+        tasks = open_tasks(options)
+        tasks.check_answers(n_ctx=n_ctx)
+        return Probe(tasks, tokenizer, n_ctx)
     except ConfigError as error:
         message = str(error)
         for option, setting in _SETTINGS.items():

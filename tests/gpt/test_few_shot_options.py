@@ -17,10 +17,12 @@ from gpt.errors import ConfigError
 from gpt.evaluation.clean_subset import read_overlap
 from gpt.evaluation.few_shot import FewShotOptions, OpenTasks, TaskScore, few_shot_scores, open_tasks
 from gpt.evaluation.gpt3_problems import Problem, WordList, task_rules
+from gpt.evaluation.probe import make_probe
 from gpt.evaluation.published_problems import published_problems
 from gpt.initialisation import initialise
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from gpt.train_config import TrainConfig
 
 pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
 
@@ -292,6 +294,26 @@ def test_tasks_asked_again_show_the_same_examples(own_task: str, model: GPT, tok
         asked.append([instance.args for instance in tasks.loaded[0]["tasks"][own_task].instances])
     assert len({context.rpartition("\n\n")[0] for context, _ in asked[0]}) > 1, "each question draws its own"
     assert asked[0] == asked[1]
+
+
+def test_answers_that_cannot_be_written_are_found_before_any_question(own_task: str, tokenizer: Tokenizer) -> None:
+    """Not by a model that has trained for hours."""
+    tasks = open_tasks(options(ADD, own_task))
+    tasks.check_answers(n_ctx=96)
+    with pytest.raises(ConfigError, match=f"--tasks {ADD}/0: a task asks for 8 new tokens, which leaves no room"):
+        tasks.check_answers(n_ctx=8)
+    task = tasks.loaded[0]["tasks"][own_task]
+    task.OUTPUT_TYPE = "generate_until"
+    task.set_config(key="generation_kwargs", value={"until": ["."]})
+    with pytest.raises(ConfigError, match=f"--tasks {own_task}: a task asks for 256 new tokens"):
+        tasks.check_answers(n_ctx=256)
+    tasks.check_answers(n_ctx=257)
+    task.set_config(key="generation_kwargs", value={"num_beams": 4})
+    with pytest.raises(ConfigError, match=f"--tasks {own_task}: .* num_beams = 4"):
+        tasks.check_answers(n_ctx=257)
+    config = TrainConfig(total_tokens=100, few_shot_every_tokens=10, few_shot_tasks=(ADD,), few_shot_examples=(0,))
+    with pytest.raises(ConfigError, match=f"train.few_shot_tasks {ADD}/0: a task asks for 8 new tokens"):
+        make_probe(config, tokenizer, n_ctx=8)
 
 
 # Clean subsets
