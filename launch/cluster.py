@@ -161,6 +161,12 @@ def die_with_parent() -> None:
         os._exit(1)  # the launcher ended before the kernel knew of our wish
 
 
+def stay_offline() -> None:
+    """Before Hugging Face's libraries are imported: they take data from this machine, where they would try for minutes
+    to reach another, each rank by itself. HF_HUB_OFFLINE=0 lets them."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory: what CPU_MEMORY_SETTINGS does for a child, for this process, already running.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from gpt.errors import ConfigError, import_extra
 from gpt.evaluation.few_shot import FewShotOptions, OpenTasks, open_tasks
 from gpt.evaluation.gpt3_problems import words_of_file, words_of_python
+from launch.cluster import stay_offline
 
 _PAPER = "paper"
 
@@ -68,6 +69,7 @@ def few_shot_tasks(args: argparse.Namespace) -> OpenTasks | None:
         return None
     if "none" in args.tasks:
         raise ConfigError(f"--tasks {' '.join(args.tasks)}: 'none' stands alone")
+    stay_offline()
     import_extra("lm_eval", extra="eval")
     if args.gpt3_data is not None and args.words is not None:
         raise ConfigError(

@@ -36,6 +36,7 @@ from launch.cluster import (
     keep_freed_memory,
     leave_word_saved,
     make_libraries_deterministic,
+    stay_offline,
 )
 from launch.config import RunConfig, as_dict, layout_of
 from launch.determinism import deterministic
@@ -113,6 +114,7 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
         "data": data.fingerprint(),
         "tokenizer": tokenizer.fingerprint,
     }
+    stay_offline()
     bootstrap_in_this_process()  # when few-shot questions are asked on the way
     # what a restart goes on from is the run's own; on several nodes not all ranks know of one yet
     first_start = environment.restart is None and environment.local_world_size == environment.world_size

@@ -170,7 +170,8 @@ def load_harness_tasks(names: Sequence[str], shots: int, *, same_examples: bool 
     except Exception as error:  # whatever a task's data set raises when it is not there
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"--tasks {' '.join(names)} could not be loaded, probably because the data is not on this machine: {reason}"
+            f"--tasks {' '.join(names)} could not be loaded, probably because the data is not on this machine "
+            f"(HF_HUB_OFFLINE=0 lets it be downloaded): {reason}"
         ) from error
     for name, task in loaded["tasks"].items():
         if task.get_config("num_fewshot") != 0:  # 0 is a task's own wish for none

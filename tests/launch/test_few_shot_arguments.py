@@ -1,0 +1,26 @@
+"""Options of few-shot tasks that are refused before anything is loaded."""
+
+import argparse
+import os
+
+import pytest
+
+from gpt.errors import ConfigError
+from launch.evaluate import add_arguments
+from launch.few_shot_arguments import few_shot_tasks
+
+pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_data_is_not_looked_for_elsewhere(monkeypatch: pytest.MonkeyPatch, before: str | None, after: str) -> None:
+    """Unless one asks for it. Set before the libraries are imported, which read it then."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "as it was")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    if before is not None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", before)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(ConfigError, match="--num-fewshot -1"):
+        few_shot_tasks(parser.parse_args(["runs/none", "--tasks", "gpt3", "--num-fewshot=-1"]))
+    assert os.environ["HF_HUB_OFFLINE"] == after
