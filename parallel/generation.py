@@ -6,7 +6,7 @@ Shapes as in gpt/generation.py; t' is t rounded up to a multiple of tensor ranks
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +95,13 @@ class LayoutModel:
         places: Tensor,
         targets: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """See gpt.generation.Model. A message (b, r, d) between stages, a broadcast of two numbers for each target."""
-        output = self._read(tokens, earlier, CachedStep(positions, mask, cache, places, targets))
+        """See gpt.generation.Model. Messages of (b, r, d) in all between stages, a broadcast of two numbers for each
+        target. Without a cache the rows go through a pipeline in parts, so that its stages work at the same time."""
+        step = CachedStep(positions, mask, cache, places, targets)
+        parts = 2 * self.mesh.layout.pipeline if cache is None and self.mesh.layout.pipeline > 1 else 1
+        found = [self._read(some, earlier, its_step) for some, its_step in _by_rows(tokens, step, parts)]
+        with torch.inference_mode(False):
+            output = torch.cat(found, dim=1) if self.last in self.stages else found[0]
         log_probs, greedy = self._broadcast(output, (2, targets.numel())).unbind()
         return log_probs, greedy > 0
 
@@ -129,6 +134,29 @@ class LayoutModel:
             elif self.mesh.layout.pipeline > 1:
                 dist.broadcast(found, src=self.mesh.global_rank_of(self.last), group=self.mesh.pipeline_group)
             return found
+
+
+def _by_rows(tokens: Tensor, step: CachedStep, parts: int) -> Iterator[tuple[Tensor, CachedStep]]:
+    """A step that needs no cache as up to so many, each of about equally many rows."""
+    rows, length = tokens.shape
+    size = -(-rows // min(parts, rows))
+    if size == rows:
+        yield tokens, step
+        return
+    assert step.targets is not None
+    for start in range(0, rows, size):
+        own = slice(start, start + size)
+        asked = (step.places >= start * length) & (step.places < (start + size) * length)
+        yield (
+            tokens[own],
+            CachedStep(
+                positions=step.positions if step.positions.size(0) == 1 else step.positions[own],
+                mask=step.mask if step.mask is None or step.mask.size(0) == 1 else step.mask[own],
+                cache=None,
+                places=step.places[asked] - start * length,
+                targets=step.targets[asked],
+            ),
+        )
 
 
 def _padded_step(step: CachedStep, *, earlier: int, length: int, extra: int) -> CachedStep:

@@ -129,9 +129,10 @@ def on_layouts(run, layouts, folder, **questions):
 def run_program(jobs, folder):
     """Run this program; its own process, since a fork server must not have the tests' threads."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
+    root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, __file__, str(folder / "jobs.json"), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "HOME": str(folder), "WANDB_API_KEY": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
         capture_output=True,
         text=True,
         timeout=3000,

@@ -71,7 +71,7 @@ def test_smollm2_on_ranks_gives_the_log_likelihoods_of_one_process(
             for (ours, greedy), (theirs, is_greedy) in zip(
                 found[name][rank]["likelihood"], alone["likelihood"], strict=True
             ):
-                assert ours == pytest.approx(theirs, rel=1e-5), name
+                assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-4), name
                 assert greedy == is_greedy, name
     assert len(alone["likelihood"]) == 40
 

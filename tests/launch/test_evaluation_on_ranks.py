@@ -23,7 +23,7 @@ pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
 pytestmark = pytest.mark.timeout(1800)  # one launch of many ranks, which wait for each other on a busy machine
 HERE = Path(__file__).resolve().parent
 TASK, LETTERS, ASKED = "gpt3_two_digit_addition", "gpt3_cycle_letters_in_word", 8
-STEPS, STEP_TOKENS = 60, 1024
+STEP_TOKENS = 1024
 RECIPE = """
 [run]
 directory = "{folder}/run"
@@ -121,7 +121,9 @@ def ranks(folder: Path, run: Path, evaluation_ranks: Any) -> Path:
     for name, (number, words) in LAYOUTS.items():
         report = ["--json", str(out / f"{name}.json"), "--device", "cpu", "--text", str(folder / "text.txt")]
         ask = [str(run), *words]
-        jobs.append({"name": name, "ranks": number, "words": ["evaluate", *ask, *EVALUATE, *report], "ask": ask})
+        recorded = ["--wandb"] if name == "tensor 2" else []
+        words = ["evaluate", *ask, *EVALUATE, *report, *recorded]
+        jobs.append({"name": name, "ranks": number, "words": words, "ask": ask})
     for name, (number, words) in TRAININGS.items():
         places = ["--run.directory", str(folder / name), "--run.start_from", str(run)]
         train = ["train", str(folder / "recipe.toml"), *places, *GO_ON, *words]
@@ -197,14 +199,14 @@ def test_a_run_asks_its_model_as_evaluate_asks_the_checkpoint(run: Path, tmp_pat
 
 def test_questions_on_the_way_change_no_weight(folder: Path, run: Path) -> None:
     words = ["--run.directory", str(folder / "undisturbed"), "--train.few_shot_every_tokens", "1000000"]
+    words += ["--train.total_tokens", str(40 * STEP_TOKENS)]
     assert main(["train", str(folder / "recipe.toml"), *words]) == 0
-    assert list(asked_on_the_way(folder / "undisturbed")) == [STEPS], "asked at the end"
-    for step in (40, 60):
-        name = f"checkpoints/step-{step:09}"
-        with_questions = dict(checkpoint.read_tensors(run / name))
-        without = dict(checkpoint.read_tensors(folder / "undisturbed" / name))
-        assert with_questions.keys() == without.keys()
-        assert all(torch.equal(tensor, without[name]) for name, tensor in with_questions.items())
+    assert list(asked_on_the_way(folder / "undisturbed")) == [40], "asked at the end alone"
+    name = "checkpoints/step-000000040"
+    with_questions = dict(checkpoint.read_tensors(run / name))
+    without = dict(checkpoint.read_tensors(folder / "undisturbed" / name))
+    assert with_questions.keys() == without.keys()
+    assert all(torch.equal(tensor, without[name]) for name, tensor in with_questions.items())
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -216,33 +218,9 @@ def test_a_run_on_ranks_asks_as_evaluate_does(name: str, folder: Path, ranks: Pa
     assert max(score["value"] for score in by_step[4]) > 0
 
 
-def test_the_launcher_starts_ranks_of_which_one_tells(run: Path, tmp_path: Path) -> None:
-    """On the terminal, in a file, and in a run of Weights & Biases, the real client offline."""
-    words = ["evaluate", str(run), "--nproc", "2", "--parallel.tensor=2", "--device", "cpu", "--wandb", "--limit", "3"]
-    words += [
-        "--tasks",
-        TASK,
-        "--num-fewshot",
-        "0",
-        "--max-validation-tokens",
-        "640",
-        "--json",
-        str(tmp_path / "r.json"),
-    ]
-    settings = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1", "WANDB_API_KEY": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.main", *words],
-        env={**os.environ, **settings},
-        cwd=HERE.parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("nats per token") == 1
-    report = json.loads((tmp_path / "r.json").read_text())
-    assert report["validation_tokens"] == 640
-    assert list(tmp_path.glob("triaxial_*")) == [], "nothing of the launcher is left behind"
+def test_the_main_rank_records_in_weights_and_biases(run: Path, ranks: Path) -> None:
+    """The real client, offline."""
+    report = json.loads((ranks / "tensor 2.json").read_text())
     (recorded,) = run.glob("wandb/offline-run-*")
     (table,) = recorded.glob("files/media/table/*.json")
     found = json.loads(table.read_text())
@@ -251,6 +229,23 @@ def test_the_launcher_starts_ranks_of_which_one_tells(run: Path, tmp_path: Path)
     for name in (f"few_shot/{TASK}/0", "validation/learned/loss"):
         assert name.encode() in stored.read_bytes()
     assert not (run / "wandb_run_id").exists(), "the id of the training's own run is not replaced"
+
+
+def test_the_launcher_starts_ranks_of_which_one_tells(run: Path, tmp_path: Path) -> None:
+    words = ["evaluate", str(run), "--nproc", "2", "--parallel.tensor=2", "--device", "cpu", "--tasks", "none"]
+    words += ["--max-validation-tokens", "640", "--json", str(tmp_path / "r.json")]
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.main", *words],
+        env={**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("nats per token") == 1
+    assert json.loads((tmp_path / "r.json").read_text())["validation_tokens"] == 640
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"], "nothing of the launcher is left behind"
 
 
 @pytest.mark.parametrize(
