@@ -93,11 +93,13 @@ def read_archive(path: Path, *, start: int = 0, length: int | None = None, what:
                 for info in archive.infolist():
                     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
                         raise ConfigError(
-                            f"{where}: '{info.filename[:100]}' is compressed, as torch.save writes nothing"
+                            f"{where}: {info.filename[:100]!r} is compressed, as torch.save writes nothing"
                         )
+                    if info.header_offset < 0:
+                        raise ValueError("a member before the beginning")
                     begin = start + info.header_offset + _header_bytes(file, start + info.header_offset)
                     if begin + info.file_size > start + length:
-                        raise ConfigError(f"{where}: '{info.filename[:100]}' ends beyond its archive")
+                        raise ConfigError(f"{where}: {info.filename[:100]!r} ends beyond its archive")
                     members[info.filename.partition("/")[2]] = (begin, info.file_size)
             return Archive(path, _read_pickle(file, members, where), members)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, KeyError, struct.error, OverflowError) as error:
@@ -146,7 +148,7 @@ def find_tensor(path: Path, *, start: int = 0, length: int | None = None, what: 
     counts = [offset, *_integers(shape, where), *_integers(strides, where)]
     if any(type(n) is not int or n < 0 for n in counts):
         raise ConfigError(f"{where}: a tensor whose sizes are none")
-    if not _contiguous(shape, strides):
+    if len(shape) != len(strides) or not _contiguous(shape, strides):
         raise ConfigError(f"{where}: a tensor that is not stored in the order of its elements")
     begin, size = archive.members.get(f"data/{key}", (0, -1))
     needed = (offset + math.prod(shape)) * dtype.itemsize

@@ -325,6 +325,11 @@ BAD = [
     (lambda f, _: set_arguments(f, bias_gelu_fusion=False), "computes GELU exactly"),
     (lambda f, _: set_arguments(f, kv_channels=16), "kv_channels = 16 is not hidden_size / num_attention_heads"),
     (lambda f, _: set_arguments(f, num_layers=5), r"is \[4, .*\], but \[5, "),
+    (lambda f, _: set_arguments(f, num_layers=10**9), "num_layers = 1000000000 must be .* at most 10,000"),
+    (lambda f, _: set_arguments(f, hidden_size=2**62), "hidden_size = .* at most 10,000,000"),
+    (lambda f, _: set_arguments(f, norm_epsilon="x"), "norm_epsilon = 'x' must be a number"),
+    (lambda f, _: set_arguments(f, normalization="x" * 10**5), "normalization = 'x{100}' is not here"),
+    (lambda f, _: [(f / "common.pt").unlink(), change(f, **{FC1: torch.ones(())})], "do not tell the number of heads"),
     (
         lambda f, _: (f / "common.pt").unlink(),
         "do not tell the number of heads; .* n_layers = 4, d_model = 48, d_ff = 80",
@@ -332,6 +337,7 @@ BAD = [
     (lambda f, _: shutil.rmtree(f.parent / "tokenizer"), "holds no tokenizer"),
     (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("7"), "no checkpoint iter_0000007"),
     (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("x/../y"), "names no iteration"),
+    (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("9" * 5000), "names no iteration"),
 ]
 
 
