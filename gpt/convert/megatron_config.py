@@ -36,6 +36,7 @@ _MUST: dict[str, tuple[object, ...]] = {
     "attention_output_gate": (None, False),
     "window_size": (None,),
     "softmax_type": (None, "vanilla"),
+    "softmax_scale": (None,),
     "mtp_num_layers": (None, 0),
     "no_rope_freq": (None,),
     "heterogeneous_layers_config_path": (None,),
