@@ -20,13 +20,15 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from gpt.config import ModelConfig, RopeScaling
-from gpt.convert.megatron_names import table
+from gpt.convert.megatron_names import Piece, table
 from gpt.convert.megatron_source import open_source
 from gpt.convert.names import shapes
+from gpt.convert.safetensors_files import digest
 from gpt.model import GPT
 from gpt.tokenizer import load_tokenizer
+from launch import convert_megatron
 from launch.converted_run import write_run
-from launch.loading import load_run
+from launch.loading import load_run, open_run
 from launch.main import main
 
 ROOT, PROGRAM = Path(__file__).parents[2], Path(__file__).parent / "megatron_program.py"
@@ -248,6 +250,28 @@ def test_an_export_comes_back_bit_for_bit(exported, tmp_path, capsys, name):
         assert torch.equal(old, new), key
 
 
+def test_one_byte_that_differs_is_found_by_the_verification_of_both_ways(exported, tmp_path):
+    folder, saved = shutil.copytree(exported / "gpt-megatron" / "release", tmp_path / "x"), open_run(exported / "gpt")
+    ours = {name: digest(tensor[: shapes(GPT_LIKE)[name][0]], torch.float32) for name, tensor in saved.weights()}
+    for changed in (False, True):
+        source = open_source(folder)
+        if changed:
+            (_, bias), *_ = source.slices[
+                Piece("decoder.layers.mlp.linear_fc2.bias", 3, ("blocks.3.mlp.down.bias",))
+            ].parts
+            with open(bias.file, "r+b") as file:
+                file.seek(bias.start)
+                byte = file.read(1)[0]
+                file.seek(bias.start)
+                file.write(bytes([byte ^ 1]))
+        theirs = {piece: digest(tensor, tensor.dtype) for piece, tensor in source.read()}
+        told = pytest.raises(RuntimeError, match="come back as") if changed else contextlib.nullcontext()
+        with told:
+            convert_megatron._verify_import(source, saved.checkpoint_path, theirs)
+        with told:
+            convert_megatron._verify_export(folder, GPT_LIKE, ours)
+
+
 def test_older_names_and_numbered_layers_are_read(exported, tmp_path):
     """Norms under names of their own; each layer a tensor by itself, as Megatron saves layers that differ."""
     folder = shutil.copytree(exported / "gpt-megatron" / "release", tmp_path / "folder")
@@ -373,6 +397,8 @@ def test_wrong_words_are_told_too(exported, tmp_path, capsys, tiny_corpus):
         ([exported / "gpt-megatron", "--to", "triaxial", "--model", other], "--model says n_heads = 8, but .* says 4"),
         ([exported / "gpt-megatron", "--to", "triaxial", "--step", "3"], "no checkpoint iter_0000003"),
         ([exported / "gpt-megatron", "--to", "triaxial", "--tokenizer", large], "no such tokenizer file"),
+        ([exported / "gpt", "--to", "megatron", "--weights-only"], "--weights-only goes with --to triaxial"),
+        ([exported / "gpt", "--to", "megatron", "--logits", "whole"], "--logits whole: Megatron's logits"),
         ([exported / "gpt", "--to", "megatron", "--model", other], "--model .* goes with a Megatron checkpoint"),
         ([tmp_path / "old", "--to", "triaxial"], "older format .mp_rank_00., pickles that are never loaded"),
         ([exported / "gpt", "--to", "triaxial", "--dtype", "float16"], "goes with --to hf or megatron"),
