@@ -81,7 +81,12 @@ def _convert(args: argparse.Namespace) -> list[str]:
         raise ConfigError(
             f"--dtype {args.dtype} goes with --to hf or megatron; --to {args.to} leaves every tensor as it is"
         )
-    if is_megatron(args.run):
+    if args.weights_only and args.to not in ("triaxial", "safetensors"):
+        raise ConfigError(f"--weights-only goes with --to triaxial or safetensors; --to {args.to} takes weights alone")
+    from_megatron = is_megatron(args.run)
+    if args.logits == "whole" and (from_megatron or args.to == "megatron"):
+        raise ConfigError("--logits whole: Megatron's logits are compared nowhere here; leave it out")
+    if from_megatron:
         _check_import(args, "a Megatron checkpoint")
         return convert_megatron.import_checkpoint(
             args.run, args.output, step=args.step, recipe=args.model, tokenizer_file=args.tokenizer

@@ -36,10 +36,12 @@ _MUST: dict[str, tuple[object, ...]] = {
     "attention_output_gate": (None, False),
     "window_size": (None,),
     "softmax_type": (None, "vanilla"),
+    "softmax_scale": (None,),
     "mtp_num_layers": (None, 0),
     "no_rope_freq": (None,),
     "heterogeneous_layers_config_path": (None,),
 }
+_MAX_LAYERS, _MAX_SIZE = 10_000, 10_000_000  # so that what is made before shapes are compared stays small
 _LLAMA_3_CONTEXT = 8192  # over which Megatron's rope_scaling stretches, with frequencies of 1 to 4
 
 
@@ -64,7 +66,7 @@ def config_of(arguments: Mapping[str, Any], *, where: str, pieces: int | None = 
     for key, allowed in _MUST.items():
         if arguments.get(key) not in allowed:
             wanted = " or ".join(repr(value) for value in allowed if value is not None) or "nothing of it"
-            raise ConfigError(f"{where}: {key} = {arguments[key]!r} is not here; only {wanted} is")
+            raise ConfigError(f"{where}: {key} = {_shown(arguments[key])} is not here; only {wanted} is")
     bias = bool(arguments.get("add_bias_linear", True))
     swiglu = bool(arguments.get("swiglu"))
     if not swiglu and not (bias and arguments.get("bias_gelu_fusion", True)):
@@ -75,7 +77,8 @@ def config_of(arguments: Mapping[str, Any], *, where: str, pieces: int | None = 
     heads, width = _size(arguments, "num_attention_heads", where), _size(arguments, "hidden_size", where)
     if arguments.get("kv_channels") not in (None, width / heads):
         raise ConfigError(
-            f"{where}: kv_channels = {arguments['kv_channels']} is not hidden_size / num_attention_heads, as here"
+            f"{where}: kv_channels = {_shown(arguments['kv_channels'])} is not hidden_size / num_attention_heads, as "
+            "here"
         )
     rope = arguments.get("position_embedding_type") == "rope" or bool(arguments.get("use_rotary_position_embeddings"))
     groups = _size(arguments, "num_query_groups", where) if arguments.get("group_query_attention") else heads
@@ -92,10 +95,12 @@ def config_of(arguments: Mapping[str, Any], *, where: str, pieces: int | None = 
         activation="swiglu" if swiglu else "gelu",
         bias=bias,
         tied=not arguments.get("untie_embeddings_and_output_weights"),
-        norm_eps=float(arguments.get("norm_epsilon", arguments.get("layernorm_epsilon", 1e-5))),
-        rope_theta=float(arguments.get("rotary_base") or 10_000),
-        rope_scaling=_rope_scaling(arguments) if rope else None,
-        init_std=float(arguments.get("init_method_std") or 0.02),
+        norm_eps=_number(
+            arguments, "norm_epsilon" if "norm_epsilon" in arguments else "layernorm_epsilon", where, 1e-5
+        ),
+        rope_theta=_number(arguments, "rotary_base", where, 10_000.0),
+        rope_scaling=_rope_scaling(arguments, where) if rope else None,
+        init_std=_number(arguments, "init_method_std", where, 0.02),
     )
 
 
@@ -106,16 +111,28 @@ def _vocabulary(arguments: Mapping[str, Any], where: str, pieces: int | None) ->
     return padded if pieces is None else min(pieces, padded)
 
 
-def _rope_scaling(arguments: Mapping[str, Any]) -> RopeScaling | None:
+def _rope_scaling(arguments: Mapping[str, Any], where: str) -> RopeScaling | None:
     if not arguments.get("use_rope_scaling"):
         return None
-    return RopeScaling(factor=float(arguments.get("rope_scaling_factor", 8.0)))
+    return RopeScaling(factor=_number(arguments, "rope_scaling_factor", where, 8.0))
+
+
+def _shown(value: Any) -> str:
+    """A value out of a file, cut short: it may be long."""
+    return repr(value[:100] if isinstance(value, str) else value)
+
+
+def _number(arguments: Mapping[str, Any], key: str, where: str, otherwise: float) -> float:
+    value = arguments.get(key)
+    if value is not None and type(value) not in (int, float):
+        raise ConfigError(f"{where}: {key} = {_shown(value)} must be a number")
+    return otherwise if value is None else float(value)
 
 
 def _size(arguments: Mapping[str, Any], key: str, where: str) -> int:
-    value = arguments.get(key)
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{where}: {key} = {value!r} must be a whole number of at least 1")
+    value, most = arguments.get(key), _MAX_LAYERS if key == "num_layers" else _MAX_SIZE
+    if type(value) is not int or not 1 <= value <= most:
+        raise ConfigError(f"{where}: {key} = {_shown(value)} must be a whole number of at least 1 and at most {most:,}")
     return value
 
 
@@ -164,6 +181,7 @@ def arguments_of(config: ModelConfig) -> dict[str, Any]:
 
 def told_by_tensors(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """What the shapes of a checkpoint's tensors tell, as settings of a recipe; layers stacked or numbered."""
+    shapes = {name: shape for name, shape in shapes.items() if shape}
     last = {name.removeprefix(LAYERS).lstrip("0123456789."): shape for name, shape in shapes.items()}
     stacked = [shape[0] for name, shape in shapes.items() if name == f"{LAYERS}mlp.linear_fc2.weight"]
     numbered = {name.removeprefix(LAYERS).partition(".")[0] for name in shapes if name.startswith(LAYERS)}
@@ -178,7 +196,7 @@ def told_by_tensors(shapes: Mapping[str, tuple[int, ...]]) -> str:
         "d_ff": down[-1],
         "positions": "learned" if POSITIONS in shapes else "rope",
         "norm": "layernorm" if "decoder.final_layernorm.bias" in shapes else "rmsnorm",
-        "activation": "gelu" if up[-2] == down[-1] else "swiglu",
+        "activation": "gelu" if up[-2:-1] == down[-1:] else "swiglu",
         "bias": "mlp.linear_fc2.bias" in last,
         "tied": HEAD not in shapes,
     }

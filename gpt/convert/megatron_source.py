@@ -93,7 +93,7 @@ def find_checkpoint(folder: Path, step: int | None = None) -> Path:
             raise ConfigError(f"--step {step}: {folder} is one checkpoint alone; leave --step out")
         return folder
     latest = tracker.read_text(encoding="utf-8", errors="replace").strip()
-    if step is None and latest != "release" and not latest.isdecimal():
+    if step is None and latest != "release" and not (latest.isdecimal() and len(latest) <= 18):
         raise ConfigError(f"{tracker} names no iteration, but {latest[:100]!r}")
     name = "release" if step is None and latest == "release" else f"iter_{int(latest) if step is None else step:07d}"
     if not (folder / name).is_dir():

@@ -6,6 +6,7 @@ with a list of allowed names nor torch's `weights_only` is used.
 """
 
 import pickletools
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -78,9 +79,14 @@ def as_dict(node: Any, *, where: str) -> dict[str, Any]:
     if isinstance(node, Made):
         node = node.state if isinstance(node.state, Table) else Table(node.items)
     pairs: list[Any] = node.pairs if isinstance(node, Table) else [None]
-    if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+    if not all(_is_named(pair) for pair in pairs):
         raise ConfigError(f"{where}: {described(node)} is where a table of names belongs")
     return dict(pairs)
+
+
+def _is_named(pair: Any) -> bool:
+    """A made object's items may be anything."""
+    return isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
 
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -96,6 +102,9 @@ _EMPTY: dict[str, Callable[[], Any]] = {
 }
 _SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _NOTHING = {"PROTO", "FRAME", "STOP"}
+# Two texts kept once can be made a name any number of times, at 6 bytes each; and names are shown to the user.
+_NAME = re.compile(r"[\w.<>-]{1,300}")
+_MAX_INT_BITS = 512  # more is no size or seed, and Python refuses to show what is much longer
 
 
 class _Machine:
@@ -133,6 +142,8 @@ class _Machine:
     def step(self, operation: str, argument: Any) -> bool:
         """Whether the instruction is known here; then it has been carried out."""
         if operation in _LITERALS:
+            if isinstance(argument, int) and argument.bit_length() > _MAX_INT_BITS:
+                raise ValueError(f"a number of {argument.bit_length()} bits")
             self.stack.append(argument)
         elif operation in _CONSTANTS:
             self.stack.append(_CONSTANTS[operation])
@@ -181,6 +192,8 @@ class _Machine:
     def _name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a name that is no text")
+        if not (_NAME.fullmatch(module) and _NAME.fullmatch(name)):
+            raise ValueError(f"a name of {len(module)} and {len(name)} characters that is none")
         self.names.append(f"{module}.{name}")
         self.stack.append(Name(self.names[-1]))
 

@@ -103,6 +103,8 @@ def read_archive(path: Path, *, start: int = 0, length: int | None = None, what:
                         raise ConfigError(
                             f"{where}: {info.filename[:100]!r} is compressed, as torch.save writes nothing"
                         )
+                    if info.header_offset < 0:
+                        raise ValueError("a member before the beginning")
                     begin = start + info.header_offset + _header_bytes(file, start + info.header_offset)
                     if begin + info.file_size > start + length:
                         raise ConfigError(f"{where}: {info.filename[:100]!r} ends beyond its archive")
@@ -156,7 +158,7 @@ def find_tensor(path: Path, *, start: int = 0, length: int | None = None, what: 
     counts = [offset, *_integers(shape, where), *_integers(strides, where)]
     if any(type(n) is not int or n < 0 for n in counts):
         raise ConfigError(f"{where}: a tensor whose sizes are none")
-    if not _contiguous(shape, strides):
+    if len(shape) != len(strides) or not _contiguous(shape, strides):
         raise ConfigError(f"{where}: a tensor that is not stored in the order of its elements")
     begin, size, crc = archive.members.get(f"data/{key}", (0, -1, 0))
     needed = (offset + math.prod(shape)) * dtype.itemsize

@@ -6,7 +6,7 @@
 import itertools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,16 @@ def read_metadata(folder: Path) -> dict[str, SavedTensor]:
     places = _places(root.get("storage_data"), path)
     tensors = {}
     for name, node in as_dict(root.get("state_dict_metadata"), where=str(path)).items():
-        if not name.isprintable():
-            raise ConfigError(f"{path}: {name[:100]!r} is no name of a tensor")
+        if not _is_name(name):
+            raise ConfigError(f"{path}: {name[:100]!r} of {len(name)} characters is no tensor's name")
         if isinstance(node, Made) and node.of == CLASSES + "TensorStorageMetadata":
             tensors[name] = _tensor(name, as_dict(node, where=str(path)), places, path)
     return tensors
+
+
+def _is_name(text: str) -> bool:
+    """Whether it can be shown in one line."""
+    return len(text) <= 1000 and text.isprintable()
 
 
 def _places(node: Any, path: Path) -> dict[tuple[str, tuple[int, ...]], tuple[str, int, int]]:
@@ -127,8 +132,8 @@ def _places(node: Any, path: Path) -> dict[tuple[str, tuple[int, ...]], tuple[st
             or type(length) is not int
         ):
             raise ConfigError(f"{path}: the place of a tensor is not told in full")
-        if Path(file).name != file or file in ("", ".", ".."):
-            raise ConfigError(f"{path}: '{name}' is said to lie in {file[:100]!r}, which is no file beside it")
+        if Path(file).name != file or file in ("", ".", "..") or not _is_name(file) or len(file.encode()) > 255:
+            raise ConfigError(f"{path}: {name[:100]!r} is said to lie in {file[:100]!r}, which is no file beside it")
         if info.get("transform_descriptors"):
             raise ConfigError(f"{path}: '{name}' is stored compressed or encrypted, which is not read here")
         found[name, _size(index["offset"], path)] = (file, start, length)
@@ -181,6 +186,7 @@ def _size(node: Any, path: Path) -> tuple[int, ...]:
 def find_slices(folder: Path, name: str, saved: SavedTensor, layers: Sequence[int] | None) -> list[Slice]:
     """The whole tensor, or these layers of it. ConfigError: a file is missing or cut off, parts overlap or lack."""
     found = [(box, _find_box(folder, name, saved, box)) for box in saved.boxes]
+    _check_apart(folder, name, [here.stored for _, here in found])
     if layers is None:
         parts = tuple(SlicePart(box.offsets, here.stored, here.crc) for box, here in found)
         return [_checked(folder, name, saved.shape, parts)]
@@ -204,6 +210,13 @@ def _find_box(folder: Path, name: str, saved: SavedTensor, box: Box) -> FoundTen
     if str(stored.dtype) != saved.dtype:
         raise ConfigError(f"{path}: '{name}' is {stored.dtype} there, but {saved.dtype} in {METADATA}")
     return FoundTensor(StoredTensor(path, stored.dtype, box.shape, stored.start), found.crc)
+
+
+def _check_apart(folder: Path, name: str, parts: Iterable[StoredTensor]) -> None:
+    """That no two parts are the same bytes, or a small file could be told to be a tensor of any size."""
+    for a, b in itertools.pairwise(sorted(parts, key=lambda part: (part.file, part.start))):
+        if a.file == b.file and b.start < a.start + a.size_bytes:
+            raise ConfigError(f"{folder / METADATA}: two parts of '{name}' lie at one place in {a.file}")
 
 
 def _layer_of(box: Box, found: FoundTensor, layer: int) -> SlicePart:

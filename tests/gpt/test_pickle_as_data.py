@@ -95,6 +95,9 @@ HOSTILE = [
     (b"(ios\nsystem\nS'x'\no.", "the pickle asks for INST"),
     (b"\x80\x04X\xff\xff\xff\x7fab.", "no whole pickle"),
     (b"garbage", "no whole pickle"),
+    (b"\x80\x04\x8c\x03a\nb\x8c\x01c\x93.", "a name of 3 and 1 characters that is none"),
+    (b"\x80\x02\x8b\x00\x10\x00\x00" + b"\x01" * 4096 + b".", "a number of 32761 bits"),
+    (b"\x80\x04X\x00\x04\x00\x00" + b"a" * 1024 + b"q\x000" + b"h\x00h\x00\x930" * 99 + b".", "a name of 1024 and"),
 ]
 
 
@@ -133,6 +136,14 @@ def test_a_structure_without_end_is_told_in_a_few_words():
     steps = b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(60))  # drop, then a list of the last one twice
     for data in (b"\x80\x02]q\x00h\x00a.", b"\x80\x02]q\x00" + steps + b"."):
         with pytest.raises(ConfigError, match="a list is where a table of names belongs"):
+            as_dict(decode(data, where="here").root, where="here")
+
+
+@pytest.mark.parametrize("items", [b"K\x01a", b"(X\x01\x00\x00\x00ae", b"(]]e"])
+def test_items_of_a_made_object_may_be_anything(items):
+    """They are names with values only if its class is a dict."""
+    for data in (b"\x80\x02cx\ny\n)R" + items + b".", b"\x80\x04cx\ny\n)}\x92."):
+        with pytest.raises(ConfigError, match="a table is where a table of names belongs"):
             as_dict(decode(data, where="here").root, where="here")
 
 

@@ -1,5 +1,6 @@
 """torch's distributed checkpoints: torch reads what is written here, and what torch writes is read here as data."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -12,6 +13,7 @@ import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import filesystem, metadata
 
+from gpt.convert.pickle_as_data import Made, Name, Outside, encode
 from gpt.convert.safetensors_files import read_tensor
 from gpt.convert.torch_archive import Window, find_tensor, write_tensor
 from gpt.convert.torch_dist_files import find_slices, read_metadata, read_slice
@@ -143,6 +145,24 @@ def add_overlap(described):
     described.storage_data.update({index((1, 0)): place})
 
 
+def repeat_rows(described):
+    """Twice as many rows as are there: the second half in the same bytes as the first."""
+    found, size = described.state_dict_metadata["plain"], torch.Size([7, 2])
+    found.size = torch.Size([14, 2])
+    found.chunks = [metadata.ChunkStorageMetadata(torch.Size([i, 0]), size) for i in (0, 7)]
+    described.storage_data.update({index((7, 0)): described.storage_data[index()]})
+
+
+def set_name(described, name):
+    described.state_dict_metadata[name] = described.state_dict_metadata.pop("stacked")
+
+
+def tensor_of(shape, strides):
+    """The pickle of a tensor of any sizes, which torch would not write."""
+    storage = Outside(("storage", Name("torch.FloatStorage"), "0", "cpu", 14))
+    return encode(Made("torch._utils._rebuild_tensor_v2", (storage, 0, shape, strides, False, None)))
+
+
 def rewrite_archive(folder, *, compress=False, data=None, byteorder=b"little", keep=1):
     """The archive of 'plain' anew, at the file's end, wrong in one thing."""
     path = folder / "__0_0.distcp"
@@ -172,7 +192,10 @@ BAD = [
     (lambda f, c: (f / ".metadata").write_bytes(pickle.dumps(Evil(c))), "names 'posix.system', which no description"),
     (lambda f, c: change_metadata(f, lambda m: setattr(m, "planner_data", Evil(c))), "names 'posix.system'"),
     (lambda f, c: change_metadata(f, lambda m: m.state_dict_metadata.update(x=Evil(c))), "names 'posix.system'"),
-    (lambda f, _: change_metadata(f, lambda m: m.state_dict_metadata.update({"a\nb": None})), r"'a.nb' is no name"),
+    (
+        lambda f, _: change_metadata(f, lambda m: m.state_dict_metadata.update({"a\nb": None})),
+        r"'a.*nb' of 3 characters is no tensor's name",
+    ),
     (lambda f, _: (f / ".metadata").write_bytes(pickle.dumps({"a": 1})), "a table where a .*Metadata belongs"),
     (lambda f, _: change_metadata(f, lambda m: m.storage_data.clear()), r"where the part of '\w+' at .* is not told"),
     (
@@ -187,6 +210,11 @@ BAD = [
     (lambda f, _: set_place(f, length=100), "no archive of torch.save"),
     (lambda f, _: set_place(f, transform_descriptors=["zstd"]), "compressed or encrypted"),
     (lambda f, _: change_metadata(f, add_overlap), "is .7, 2. there, but .3, 2. in .metadata"),
+    (lambda f, _: change_metadata(f, repeat_rows), "two parts of 'plain' lie at one place"),
+    (lambda f, _: change_metadata(f, lambda m: set_name(m, "a\nb")), r"'a\\nb' of 3 characters is no tensor's name"),
+    (lambda f, _: set_place(f, relative_path="a\nb"), r"'a\\nb', which is no file beside it"),
+    (lambda f, _: set_place(f, relative_path="a" * 300), "which is no file beside it"),
+    (lambda f, _: rewrite_archive(f, data=tensor_of((14,), (2, 1))), "not stored in the order"),
     (lambda f, _: rewrite_archive(f, compress=True), "is compressed"),
     (lambda f, _: rewrite_archive(f, byteorder=b"big"), "big-endian"),
     (lambda f, _: rewrite_archive(f, keep=0), "its tensor needs 56 bytes, and 0 are there"),
@@ -262,6 +290,20 @@ def test_random_damage_is_one_line_or_harmless(tmp_path):
     assert all(len(text.splitlines()) == 1 for text in told)
 
 
+def test_an_archive_with_any_bytes_changed_is_read_or_refused(tmp_path):
+    """Of a zip's beginning and end, where it says what lies where."""
+    path, chance = tmp_path / "x", random_numbers.Random(5)
+    torch.save(PLAIN, path)
+    good = path.read_bytes()
+    for _ in range(400):
+        data = bytearray(good)
+        for _ in range(chance.choice([1, 2, 4])):
+            data[chance.randrange(-600, 0)] = chance.choice([0, 255, chance.randrange(256)])
+        path.write_bytes(data)
+        with contextlib.suppress(ConfigError):
+            find_tensor(path)
+
+
 def test_parts_that_overlap_or_lack_are_found(tmp_path):
     for number, offsets in enumerate([(0, 0), (0, 4)]):
         folder = tmp_path / str(number)
@@ -271,7 +313,7 @@ def test_parts_that_overlap_or_lack_are_found(tmp_path):
             write_torch_dist(folder, halves, shapes={"x": (8, 2)}, dtype=torch.float32)
         else:
             write_torch_dist(folder, halves, shapes={"x": (9, 2)}, dtype=torch.float32)
-        with pytest.raises(ConfigError, match="do not make up its shape"):
+        with pytest.raises(ConfigError, match=r"do not make up its shape|lie at one place"):
             read(folder, "x")
 
 

@@ -1,6 +1,9 @@
 """For tests: runs of small random models that Megatron's GPTModel can be, and their exports."""
 
+import re
+
 import torch
+from torch.distributed import checkpoint as dcp
 
 from gpt.config import ModelConfig, RopeScaling
 from gpt.convert.megatron_names import table
@@ -17,6 +20,7 @@ LLAMA_LIKE = ModelConfig(
     rope_theta=500_000.0,
     rope_scaling=RopeScaling(factor=4.0),
 )
+PADDED = 520  # as a tensor-parallel Megatron has the vocabulary
 MODELS = {"gpt": GPT_LIKE, "llama": LLAMA_LIKE}
 
 
@@ -49,3 +53,56 @@ def export_all(folder, tokenizer):
 
 def write_model(path, config):
     path.write_text(model_toml(config))
+
+
+def check_weights(folder, model, config):
+    """Each head's rows, with torch's own reader of the checkpoint."""
+    described = dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+    theirs = {name: torch.empty(d.size) for name, d in described.items() if hasattr(d, "size")}
+    dcp.load(theirs, checkpoint_id=str(folder))
+    ours = dict(model.named_parameters())
+    width, queries = config.d_head, config.n_heads // config.kv_heads
+    seen = 0
+    for layer in range(config.n_layers):
+        for kind in ("weight", "bias") if config.bias else ("weight",):
+            qkv = theirs[f"decoder.layers.self_attention.linear_qkv.{kind}"][layer].split(width)
+            attention = {part: ours[f"blocks.{layer}.attention.{part}.{kind}"].split(width) for part in "qkv"}
+            for group in range(config.kv_heads):
+                rows = qkv[group * (queries + 2) : (group + 1) * (queries + 2)]
+                for i in range(queries):
+                    assert torch.equal(rows[i], attention["q"][group * queries + i])
+                assert torch.equal(rows[queries], attention["k"][group])
+                assert torch.equal(rows[queries + 1], attention["v"][group])
+                seen += sum(row.numel() for row in rows)
+    exact = {
+        "embedding.word_embeddings.weight": "embed.tokens.weight",
+        "embedding.position_embeddings.weight": "embed.positions.weight",
+        "output_layer.weight": "head.weight",
+        "decoder.final_layernorm.weight": "norm.weight",
+        "decoder.final_layernorm.bias": "norm.bias",
+    }
+    for name, own in exact.items():
+        if name in theirs:
+            rows = theirs[name][: config.vocab_size] if theirs[name].size(0) == PADDED else theirs[name]
+            assert torch.equal(rows, ours[own][: len(rows)]), name
+            seen += rows.numel()
+    each = {
+        "self_attention.linear_proj": "attention.out",
+        "mlp.linear_fc2": "mlp.down",
+        "self_attention.linear_qkv.layer_norm": "attention_norm",
+        "mlp.linear_fc1.layer_norm": "mlp_norm",
+    }
+    for name, stacked in theirs.items():
+        if not name.startswith("decoder.layers.") or "linear_qkv.weight" in name or "linear_qkv.bias" in name:
+            continue
+        module, _, kind = re.sub("layer_norm_", "layer_norm.", name).removeprefix("decoder.layers.").rpartition(".")
+        for layer in range(config.n_layers):
+            block = f"blocks.{layer}."
+            if module == "mlp.linear_fc1" and config.activation == "swiglu":
+                parts = [ours[f"{block}mlp.{part}.{kind}"] for part in ("gate", "up")]
+                assert torch.equal(stacked[layer], torch.cat(parts)), name
+            else:
+                own = "mlp.up" if module == "mlp.linear_fc1" else each[module]
+                assert torch.equal(stacked[layer], ours[f"{block}{own}.{kind}"]), name
+        seen += stacked.numel()
+    assert seen == config.parameters

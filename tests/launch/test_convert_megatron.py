@@ -12,8 +12,12 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from gpt.config import RopeScaling
+from gpt.convert.megatron_names import Piece
 from gpt.convert.megatron_source import open_source
-from launch.loading import load_run
+from gpt.convert.names import shapes
+from gpt.convert.safetensors_files import digest
+from launch import convert_megatron
+from launch.loading import load_run, open_run
 from launch.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -21,6 +25,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 def convert(*words):
     return main(["convert", *map(str, words)])
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_an_export_has_every_weight_where_megatron_looks_for_it(exported, megatron_runs, name):
+    """The way there and back alone would not show a mix-up that is made in both directions."""
+    model = load_run(exported / name).model
+    megatron_runs.check_weights(exported / f"{name}-megatron" / "release", model, megatron_runs.MODELS[name])
 
 
 @pytest.mark.parametrize("name", ["gpt", "llama"])
@@ -42,6 +53,21 @@ def test_an_export_comes_back_bit_for_bit(exported, tmp_path, capsys, name):
     assert after.saved.tokenizer.fingerprint == before.saved.tokenizer.fingerprint
     for (key, old), (_, new) in zip(before.model.named_parameters(), after.model.named_parameters(), strict=True):
         assert torch.equal(old, new), key
+
+
+def test_a_tensor_that_differs_is_found_by_the_verification_of_both_ways(exported, megatron_runs):
+    folder, saved = exported / "gpt-megatron" / "release", open_run(exported / "gpt")
+    config = megatron_runs.GPT_LIKE
+    ours = {name: digest(tensor[: shapes(config)[name][0]], torch.float32) for name, tensor in saved.weights()}
+    source = open_source(folder)
+    theirs = {piece: digest(tensor, tensor.dtype) for piece, tensor in source.read()}
+    convert_megatron._verify_import(source, saved.checkpoint_path, theirs)
+    convert_megatron._verify_export(folder, config, ours)
+    bias = Piece("decoder.layers.mlp.linear_fc2.bias", 3, ("blocks.3.mlp.down.bias",))
+    with pytest.raises(RuntimeError, match="come back as"):
+        convert_megatron._verify_import(source, saved.checkpoint_path, {**theirs, bias: "0" * 64})
+    with pytest.raises(RuntimeError, match="come back as"):
+        convert_megatron._verify_export(folder, config, {**ours, "blocks.3.mlp.down.bias": "0" * 64})
 
 
 def test_older_names_and_numbered_layers_are_read(exported, tmp_path):
@@ -141,10 +167,16 @@ BAD = [
     ),
     (lambda f, _: change(f, **{QKV: "decoder.layers.self_attention.linear_q_down_proj.weight"}), "multi-head latent"),
     (lambda f, _: set_arguments(f, num_experts=8), "num_experts = 8 is not here; only nothing of it is"),
+    (lambda f, _: set_arguments(f, softmax_scale=0.5), "softmax_scale = 0.5 is not here"),
     (lambda f, _: set_arguments(f, position_embedding_type="yarn"), "position_embedding_type = 'yarn' is not here"),
     (lambda f, _: set_arguments(f, bias_gelu_fusion=False), "computes GELU exactly"),
     (lambda f, _: set_arguments(f, kv_channels=16), "kv_channels = 16 is not hidden_size / num_attention_heads"),
     (lambda f, _: set_arguments(f, num_layers=5), r"is \[4, .*\], but \[5, "),
+    (lambda f, _: set_arguments(f, num_layers=10**9), "num_layers = 1000000000 must be .* at most 10,000"),
+    (lambda f, _: set_arguments(f, hidden_size=2**62), "hidden_size = .* at most 10,000,000"),
+    (lambda f, _: set_arguments(f, norm_epsilon="x"), "norm_epsilon = 'x' must be a number"),
+    (lambda f, _: set_arguments(f, normalization="x" * 10**5), "normalization = 'x{100}' is not here"),
+    (lambda f, _: [(f / "common.pt").unlink(), change(f, **{FC1: torch.ones(())})], "do not tell the number of heads"),
     (
         lambda f, _: (f / "common.pt").unlink(),
         "do not tell the number of heads; .* n_layers = 4, d_model = 48, d_ff = 80",
@@ -152,6 +184,7 @@ BAD = [
     (lambda f, _: shutil.rmtree(f.parent / "tokenizer"), "holds no tokenizer"),
     (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("7"), "no checkpoint iter_0000007"),
     (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("x/../y"), "names no iteration"),
+    (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("9" * 5000), "names no iteration"),
 ]
 
 
@@ -178,6 +211,8 @@ def test_wrong_words_are_told_too(exported, megatron_runs, tmp_path, capsys, tin
         ([exported / "gpt-megatron", "--to", "triaxial", "--model", other], "--model says n_heads = 8, but .* says 4"),
         ([exported / "gpt-megatron", "--to", "triaxial", "--step", "3"], "no checkpoint iter_0000003"),
         ([exported / "gpt-megatron", "--to", "triaxial", "--tokenizer", large], "no such tokenizer file"),
+        ([exported / "gpt", "--to", "megatron", "--weights-only"], "--weights-only goes with --to triaxial"),
+        ([exported / "gpt", "--to", "megatron", "--logits", "whole"], "--logits whole: Megatron's logits"),
         ([exported / "gpt", "--to", "megatron", "--model", other], "--model .* goes with a Megatron checkpoint"),
         ([tmp_path / "old", "--to", "triaxial"], "older format .mp_rank_00., pickles that are never loaded"),
         ([exported / "gpt", "--to", "triaxial", "--dtype", "float16"], "goes with --to hf or megatron"),

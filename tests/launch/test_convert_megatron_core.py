@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from pydoc_data.topics import topics
 
 import pytest
 import torch
-from torch.distributed import checkpoint as dcp
 
 from gpt.tokenizer import load_tokenizer
 from launch.loading import load_run
@@ -28,7 +26,6 @@ pytestmark = [
 ]
 ROOT, PROGRAM = Path(__file__).parents[2], Path(__file__).parent / "megatron_program.py"
 NAMES = ("gpt", "llama")
-PADDED = 520  # as a tensor-parallel Megatron has the vocabulary
 
 
 def in_words(config):
@@ -49,14 +46,16 @@ def megatron(exported, megatron_runs, tmp_path_factory, tiny_corpus):
     for name, layout, saved in (("gpt", (2, 1), (1, 2)), ("llama", (1, 2), (2, 1))):
         job = {
             "model": in_words(megatron_runs.MODELS[name]),
-            "padded_vocabulary": PADDED,
+            "padded_vocabulary": megatron_runs.PADDED,
             "tokens": str(folder / "tokens.pt"),
         }
         load = str(exported / f"{name}-megatron" / "release")
         jobs.append({**job, "layout": layout, "load": load, "logits": str(folder / f"{name}-loaded.pt")})
         save = folder / f"{name}-saved"
         save.mkdir()
-        arguments = None if name == "llama" else arguments_of_megatron_lm(megatron_runs.MODELS[name])
+        arguments = (
+            None if name == "llama" else arguments_of_megatron_lm(megatron_runs.MODELS[name], megatron_runs.PADDED)
+        )
         logits = str(folder / f"{name}-saved.pt")
         jobs.append({**job, "layout": saved, "save": str(save), "arguments": arguments, "logits": logits})
     (folder / "jobs.json").write_text(json.dumps(jobs))
@@ -73,7 +72,7 @@ def megatron(exported, megatron_runs, tmp_path_factory, tiny_corpus):
     return folder
 
 
-def arguments_of_megatron_lm(config):
+def arguments_of_megatron_lm(config, padded):
     """In Megatron-LM's own words, as its parser leaves them; not taken from the code under test."""
     return {
         **{"num_layers": 4, "hidden_size": 48, "ffn_hidden_size": 80, "num_attention_heads": 4, "kv_channels": 12},
@@ -81,7 +80,7 @@ def arguments_of_megatron_lm(config):
         **{"position_embedding_type": "learned_absolute", "add_position_embedding": True, "norm_epsilon": 1e-5},
         **{"use_rotary_position_embeddings": False, "rotary_base": 10000, "rotary_percent": 1.0, "swiglu": False},
         **{"add_bias_linear": True, "bias_gelu_fusion": True, "untie_embeddings_and_output_weights": False},
-        **{"normalization": "LayerNorm", "vocab_size": config.vocab_size, "padded_vocab_size": PADDED},
+        **{"normalization": "LayerNorm", "vocab_size": config.vocab_size, "padded_vocab_size": padded},
         **{"num_experts": None, "multi_latent_attention": False, "init_method_std": 0.2, "squared_relu": False},
     }
 
@@ -111,62 +110,9 @@ def test_a_checkpoint_that_megatron_saved_becomes_a_run(megatron, megatron_runs,
     assert "bit for bit" in out
     loaded = load_run(tmp_path / "run")
     assert dataclasses.replace(loaded.saved.model_config, init_std=0.2) == megatron_runs.MODELS[name]
-    check_weights(megatron / f"{name}-saved", loaded.model, megatron_runs.MODELS[name])
+    megatron_runs.check_weights(megatron / f"{name}-saved", loaded.model, megatron_runs.MODELS[name])
     with torch.inference_mode():
         ours = loaded.model(torch.load(megatron / "tokens.pt"))
     theirs = torch.load(megatron / f"{name}-saved.pt")
     assert relative_error(ours, theirs) < 1e-5
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
-
-
-def check_weights(folder, model, config):
-    """Each head's rows, with torch's own reader of the checkpoint."""
-    described = dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata
-    theirs = {name: torch.empty(d.size) for name, d in described.items() if hasattr(d, "size")}
-    dcp.load(theirs, checkpoint_id=str(folder))
-    ours = dict(model.named_parameters())
-    width, queries = config.d_head, config.n_heads // config.kv_heads
-    seen = 0
-    for layer in range(config.n_layers):
-        for kind in ("weight", "bias") if config.bias else ("weight",):
-            qkv = theirs[f"decoder.layers.self_attention.linear_qkv.{kind}"][layer].split(width)
-            attention = {part: ours[f"blocks.{layer}.attention.{part}.{kind}"].split(width) for part in "qkv"}
-            for group in range(config.kv_heads):
-                rows = qkv[group * (queries + 2) : (group + 1) * (queries + 2)]
-                for i in range(queries):
-                    assert torch.equal(rows[i], attention["q"][group * queries + i])
-                assert torch.equal(rows[queries], attention["k"][group])
-                assert torch.equal(rows[queries + 1], attention["v"][group])
-                seen += sum(row.numel() for row in rows)
-    exact = {
-        "embedding.word_embeddings.weight": "embed.tokens.weight",
-        "embedding.position_embeddings.weight": "embed.positions.weight",
-        "output_layer.weight": "head.weight",
-        "decoder.final_layernorm.weight": "norm.weight",
-        "decoder.final_layernorm.bias": "norm.bias",
-    }
-    for name, own in exact.items():
-        if name in theirs:
-            rows = theirs[name][: config.vocab_size] if theirs[name].size(0) == PADDED else theirs[name]
-            assert torch.equal(rows, ours[own][: len(rows)]), name
-            seen += rows.numel()
-    each = {
-        "self_attention.linear_proj": "attention.out",
-        "mlp.linear_fc2": "mlp.down",
-        "self_attention.linear_qkv.layer_norm": "attention_norm",
-        "mlp.linear_fc1.layer_norm": "mlp_norm",
-    }
-    for name, stacked in theirs.items():
-        if not name.startswith("decoder.layers.") or "linear_qkv.weight" in name or "linear_qkv.bias" in name:
-            continue
-        module, _, kind = re.sub("layer_norm_", "layer_norm.", name).removeprefix("decoder.layers.").rpartition(".")
-        for layer in range(config.n_layers):
-            block = f"blocks.{layer}."
-            if module == "mlp.linear_fc1" and config.activation == "swiglu":
-                parts = [ours[f"{block}mlp.{part}.{kind}"] for part in ("gate", "up")]
-                assert torch.equal(stacked[layer], torch.cat(parts)), name
-            else:
-                own = "mlp.up" if module == "mlp.linear_fc1" else each[module]
-                assert torch.equal(stacked[layer], ours[f"{block}{own}.{kind}"]), name
-        seen += stacked.numel()
-    assert seen == config.parameters
