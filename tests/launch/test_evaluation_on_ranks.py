@@ -67,7 +67,6 @@ wandb = "disabled"
 log_every_steps = 20
 """
 LAYOUTS = {
-    "tensor 2": (2, ["--parallel.tensor", "2"]),
     "tensor 2 x pipeline 2": (4, ["--parallel.tensor", "2", "--parallel.pipeline", "2", "--parallel.split", "[1, 1]"]),
     "pipeline 2 x data 2": (4, ["--parallel.pipeline", "2"]),
 }
@@ -121,7 +120,7 @@ def ranks(folder: Path, run: Path, evaluation_ranks: Any) -> Path:
     for name, (number, words) in LAYOUTS.items():
         report = ["--json", str(out / f"{name}.json"), "--device", "cpu", "--text", str(folder / "text.txt")]
         ask = [str(run), *words]
-        recorded = ["--wandb"] if name == "tensor 2" else []
+        recorded = ["--wandb"] if name == "pipeline 2 x data 2" else []
         words = ["evaluate", *ask, *EVALUATE, *report, *recorded]
         jobs.append({"name": name, "ranks": number, "words": words, "ask": ask})
     for name, (number, words) in TRAININGS.items():
@@ -220,7 +219,7 @@ def test_a_run_on_ranks_asks_as_evaluate_does(name: str, folder: Path, ranks: Pa
 
 def test_the_main_rank_records_in_weights_and_biases(run: Path, ranks: Path) -> None:
     """The real client, offline."""
-    report = json.loads((ranks / "tensor 2.json").read_text())
+    report = json.loads((ranks / "pipeline 2 x data 2.json").read_text())
     (recorded,) = run.glob("wandb/offline-run-*")
     (table,) = recorded.glob("files/media/table/*.json")
     found = json.loads(table.read_text())
