@@ -28,6 +28,7 @@ SETTINGS = [
     *("--health.hang_timeout_s", HANG_TIMEOUT_S, "--health.first_step_timeout_s", 600),
     *("--run.collective_timeout_s", 200),  # also of ranks that stand still before anything watches them
     *("--health.saving_timeout_s", 300, "--schedule.decay_tokens", 512 * 20_000),
+    *("--run.restart_pause_s", 0),  # a fault would wait for the next start and hit it at once, each time
 ]
 
 
