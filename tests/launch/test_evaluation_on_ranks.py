@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ GO_ON = ["--train.total_tokens", "4096", "--train.few_shot_every_tokens", "2048"
 EVALUATE = ["--tasks", TASK, LETTERS, "--num-fewshot", "0", "2", "--limit", str(ASKED), "--batch-tokens", "1024"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the ranks have: other numbers of threads give other bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of the questions with their answers, and a recipe that learns them."""
@@ -104,10 +114,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
     """A training run that asks its model twice on the way and at the end."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     assert main(["train", str(folder / "recipe.toml")]) == 0
-    torch.set_num_threads(threads)
     return folder / "run"
 
 
