@@ -14,6 +14,12 @@ class ConfigError(Exception):
     exit_status = 2
 
 
+class DiskFull(ConfigError):
+    """There is no room on a disk, but somebody may be making some: another start may well succeed."""
+
+    exit_status = 1
+
+
 def import_extra(module: str, *, extra: str) -> ModuleType:
     """Import an optional package, or raise ConfigError with the pip line that installs it."""
     try:

@@ -1,6 +1,8 @@
 """The faults and rescues of a run, a JSON object a line in RUN/events.jsonl; prints nothing and decides nothing."""
 
+import errno
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -47,5 +49,9 @@ def append_event(path: Path, kind: EventKind, *, step: int | None, text: str, fi
     """
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     record = {"time": time, "kind": kind, "step": step, "text": text, **fields}
+    line = json.dumps(record, allow_nan=True).encode() + b"\n"
     with append_to(path) as file:
-        file.write(json.dumps(record, allow_nan=True).encode() + b"\n")
+        size = os.fstat(file.fileno()).st_size
+        if file.write(line) != len(line):
+            os.ftruncate(file.fileno(), size)  # a cut line would spoil the next one, too
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

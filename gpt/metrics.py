@@ -3,21 +3,26 @@
 On rank 0 only. Nothing here communicates, and a failure of Weights & Biases never stops a run.
 """
 
+import errno
 import json
 import math
 import numbers
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Literal, Self
 
 from gpt.console import Console
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, DiskFull
 from gpt.event_log import EventKind, append_event
+from gpt.line_file import NO_ROOM, LineFile
 from gpt.own_files import append_to, new_beside
 from gpt.wandb_run import WandbRun, WandbSettings
+
+MOST_EVENTS_WAITING = 10_000  # for room on the disk
 
 WandbMode = Literal["offline", "online", "disabled"]
 
@@ -64,15 +69,16 @@ class MetricsWriter:
         self._run_config = run_config
         self._resume_step = resume_step
         self._console = Console(total_steps=total_steps, total_tokens=total_tokens, interactive=interactive)
-        self._file: BinaryIO | None = None
+        self._file: LineFile | None = None
+        self._events: list[dict[str, Any]] = []  # that wait for room on the disk
+        self._is_full = False
         self._wandb: WandbRun | None = None
 
     def __enter__(self) -> Self:
         try:
             self._run_directory.mkdir(parents=True, exist_ok=True)
             supersede_after(self.path, step=-1 if self._resume_step is None else self._resume_step)
-            # Unbuffered: one write a line, so a crash of the process loses none and a reader sees whole lines.
-            self._file = append_to(self.path)
+            self._file = LineFile(self.path)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         if self.config.wandb != "disabled":
@@ -93,11 +99,19 @@ class MetricsWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        self._console.close()
         if self._file is not None:
-            self._file.close()
+            self._close_file(self._file)
+        self._console.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if kind is None else 1)
+
+    def _close_file(self, file: LineFile) -> None:
+        with suppress(OSError, ConfigError):
+            file.add(b"")
+            self._write_events()
+        if file.is_waiting or self._events:
+            self.message(f"{self.path}: the disk is still full; what waited in memory to be recorded is lost")
+        file.close()
 
     def due(self, step: int) -> bool:
         """Whether the recipe asks for this step: ask before `log`, as reading a loss makes the device wait."""
@@ -107,18 +121,19 @@ class MetricsWriter:
         """Record the values of a step: one line of JSON, one row of W&B, one line (or the live line) of the console.
 
         Steps must not go back, but for `rewind`. Two calls for one step, of training and of an evaluation, give two
-        lines.
-        ConfigError: the disk is full or the file cannot be written.
+        lines. While the disk is full, lines and events wait in memory for room.
+        ConfigError: the file cannot be written, or so much waits that the disk will hardly have room again.
         """
         assert self._file is not None, "MetricsWriter is a context manager: log inside its `with`"
         plain = {key: _plain(value) for key, value in values.items()}
         record = {"step": step} | {key: value if math.isfinite(value) else str(value) for key, value in plain.items()}
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         try:
-            if self._file.write(line) != len(line):
-                raise OSError("the line was cut short, the disk may be full")
+            self._file.add(line)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
+        self._write_events()
+        self._tell_of_a_full_disk(self._file.is_waiting or bool(self._events))
         if self._wandb is not None:
             self._wandb.log(step, plain)
         self._console.step(step, plain)
@@ -130,19 +145,38 @@ class MetricsWriter:
     def event(self, kind: EventKind, *, step: int, text: str, **fields: Any) -> None:
         """Print what befell the run, and keep it in events.jsonl. ConfigError: that file cannot be written."""
         self.message(text)
+        self._events.append({"kind": kind, "step": step, "text": text, "fields": fields})
+        self._write_events()
+
+    def _write_events(self) -> None:
         path = self._run_directory / "events.jsonl"
-        try:
-            append_event(path, kind, step=step, text=text, fields=fields)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
+        while self._events:
+            try:
+                append_event(path, **self._events[0])
+            except OSError as error:
+                if error.errno in NO_ROOM and len(self._events) < MOST_EVENTS_WAITING:
+                    return
+                raise _cannot_write(path, error) from error
+            self._events.pop(0)
+
+    def _tell_of_a_full_disk(self, is_full: bool) -> None:
+        """Once when it begins and once when it ends."""
+        if is_full and not self._is_full:
+            self.message(f"{self.path}: the disk is full; what is recorded waits in memory, and training goes on")
+        elif self._is_full and not is_full:
+            self.message(f"{self.path}: the disk has room again; nothing that was recorded is lost")
+        self._is_full = is_full
 
     def rewind(self, step: int) -> None:
         """The run goes on from an earlier step: lines past it move to metrics.superseded.jsonl."""
         assert self._file is not None, "MetricsWriter is a context manager: use it inside its `with`"
-        self._file.close()
         try:
+            self._file.add(b"")
+            if self._file.is_waiting:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._file.close()
             supersede_after(self.path, step=step)
-            self._file = append_to(self.path)
+            self._file = LineFile(self.path)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
@@ -184,7 +218,8 @@ def _plain(value: Any) -> float | int:
 
 
 def _cannot_write(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(
+    kind = DiskFull if error.errno in NO_ROOM else ConfigError
+    return kind(
         f"{path}: cannot be written ({error.strerror or error}); free space or choose another run directory, then "
         "start the run again: it goes on from its newest checkpoint"
     )

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, DiskFull
+from gpt.line_file import NO_ROOM
 from launch.cluster import enter_process, report_mistake
 
 # command, of one word or two: (module, one line of help). A module has add_arguments(parser) and run(args) -> status.
@@ -68,8 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE or error.filename is None:
             raise
-        report_mistake(f"{error.filename2 or error.filename}: {(error.strerror or '').lower()}")
-        return 2
+        status = DiskFull.exit_status if error.errno in NO_ROOM else ConfigError.exit_status
+        report_mistake(f"{error.filename2 or error.filename}: {(error.strerror or '').lower()}", exit_status=status)
+        return status
     except KeyboardInterrupt:
         return 130
 

@@ -1,0 +1,89 @@
+"""What a run records on a disk that is full for a while, and on one that stays so."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from gpt.errors import DiskFull
+from gpt.line_file import MOST_WAITING, LineFile
+from gpt.metrics import MetricsConfig, MetricsWriter
+
+OFF = MetricsConfig(wandb="disabled")
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of its own, of 64 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("this machine does not let us mount a tmpfs")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(disk):
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(512))
+        except OSError:
+            return filler
+
+
+def steps(path):
+    """Of whole lines."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [json.loads(line)["step"] for line in lines if line.endswith(b"\n")]
+
+
+def test_what_a_run_records_waits_for_room_and_stands_there_whole_and_in_order(disk, capsys):
+    with MetricsWriter(OFF, disk / "run", run_config={}, resume_step=None, interactive=False) as writer:
+        writer.log(0, {"loss": 1.0})
+        filler = fill(disk)
+        for step in range(1, 300):
+            writer.log(step, {"loss": 1.0})
+        writer.event("checkpoint_failed", step=299, text="there is not enough room")
+        for _ in range(300):
+            writer.event("warning", step=299, text="more than the page has room for")
+        assert steps(disk / "run/metrics.jsonl")[-1:] != [299], "the disk is full, or this shows nothing"
+        filler.unlink()
+        writer.log(300, {"loss": 1.0})
+        assert steps(disk / "run/metrics.jsonl") == list(range(301))
+    events = [json.loads(line)["text"] for line in (disk / "run/events.jsonl").read_text().splitlines()]
+    assert events == ["there is not enough room"] + 300 * ["more than the page has room for"]
+    told = [line for line in capsys.readouterr().out.splitlines() if "the disk" in line]
+    assert [line.partition("metrics.jsonl: ")[2][:27] for line in told] == [
+        "the disk is full; what is r",
+        "the disk has room again; no",
+    ]
+
+
+def test_on_a_disk_that_stays_full_the_run_ends_at_last_and_may_be_started_again(disk, capsys):
+    assert DiskFull.exit_status == 1, "a launcher starts it again, after a pause"
+
+    def run():
+        with MetricsWriter(OFF, disk / "run", run_config={}, resume_step=None, interactive=False) as writer:
+            fill(disk)
+            for step in range(100):
+                writer.log(step, {f"loss of {'x' * (MOST_WAITING // 50)}": 1.0})
+
+    with pytest.raises(DiskFull, match=r"metrics\.jsonl: cannot be written \(No space left"):
+        run()
+    assert "what waited in memory to be recorded is lost" in capsys.readouterr().out
+
+
+def test_a_line_that_waits_is_cut_nowhere(disk):
+    (disk / "x").write_bytes(b"x" * 4090)  # a line would pass the end of the page
+    file, filler = LineFile(disk / "x"), fill(disk)
+    file.add(b"y" * 20 + b"\n")
+    assert file.is_waiting
+    filler.unlink()
+    file.add(b"z\n")
+    assert not file.is_waiting
+    file.close()
+    assert (disk / "x").read_bytes()[4090:] == b"y" * 20 + b"\nz\n"
