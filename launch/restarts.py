@@ -3,13 +3,11 @@
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gpt.errors import ConfigError
 from gpt.own_files import replace_file
-from parallel.checkpoint_folders import list_checkpoints, published_step
 
 MOST_STARTS_WITHOUT_PROGRESS = 4  # in a row: what fails so often at the same step fails for a reason
 LONGER = 4  # times the pause before, each time: 15, 60, 240 s outlast a switch or a file server that is restarted
@@ -81,14 +79,6 @@ def last_logged_step(run_directory: Path) -> int:
         if isinstance(step, int):
             return step
     return 0
-
-
-def furthest_step(run_directory: Path) -> int:
-    """About how far the run is: its newest checkpoint's step, or a later one that it has logged."""
-    saved = list[Path]()
-    with suppress(OSError):
-        saved = list_checkpoints(run_directory / "checkpoints")
-    return max([last_logged_step(run_directory), *map(published_step, saved[:1])])
 
 
 def count_start(run_directory: Path, restart: Restart | None, *, reached: int) -> Progress:

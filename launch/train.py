@@ -7,7 +7,8 @@ from launch import dry_run_options
 from launch.cluster import ClusterEnvironment, early_warning_ends
 from launch.config import RunConfig, layout_of, read_run_config
 from launch.local_launch import launch_local
-from launch.restarts import RestartPolicy, furthest_step
+from launch.restarts import RestartPolicy
+from launch.run_position import furthest_step
 from parallel.layout import Layout
 
 

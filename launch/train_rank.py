@@ -41,9 +41,10 @@ from launch.cluster import (
 from launch.config import RunConfig, as_dict, layout_of
 from launch.determinism import deterministic
 from launch.fast_tier import check_fast_directory, run_identity
-from launch.restarts import Restart, count_start, furthest_step, how_it_resumed
+from launch.restarts import Restart, count_start, how_it_resumed
 from launch.resume import check_run_directory, find_start
 from launch.run_lock import hold
+from launch.run_position import furthest_step
 from launch.run_report import describe, how_it_ended, prepare_run_directory, write_summary
 from launch.start_up import join_processes
 from parallel.checkpoint_fast import discard_all

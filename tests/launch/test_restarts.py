@@ -12,7 +12,8 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from gpt.errors import ConfigError
 from launch.failures import first_failure, in_words
 from launch.local_launch import launch_local
-from launch.restarts import Progress, Restart, RestartPolicy, count_start, furthest_step
+from launch.restarts import Progress, Restart, RestartPolicy, count_start
+from launch.run_position import furthest_step
 
 # torch elastic leaves the files open into which its ranks wrote, until they are collected
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
