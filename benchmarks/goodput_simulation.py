@@ -71,13 +71,13 @@ class Faults:
         return joined[: int(np.searchsorted(np.cumsum(joined), horizon_s, side="right")) + 1]
 
 
-# "measured": medians of only 3 restarts of a 124M model on two processes, and its saves in the background, on 2 cores
-# that other jobs kept busy (load 17 to 45), 2026-11-27, by benchmarks/resume_time.py; --resume takes what its --json
-# wrote elsewhere. Detection: twice the default hang timeout, the bound that is promised. "at scale": what MegaScale
+# "measured": medians of 5 restarts of a 124M model on two processes, and its saves in the background, on an otherwise
+# idle machine of 2 cores, 2026-11-27, by benchmarks/resume_time.py; --resume takes what its --json wrote elsewhere.
+# Detection: twice the default hang timeout, the bound that is promised. "at scale": what MegaScale
 # reports of 12,288 GPUs (arXiv 2402.15627, section 4): found within 10 minutes, caught up within 15, and a save that
 # holds training up for tens of seconds where it is synchronous.
 PRESETS = {
-    "measured": Phases(detect_s=600.0, restart_s=46.6, load_s=13.5, first_step_s=20.0, stall_s=1.2, write_s=23.4),
+    "measured": Phases(detect_s=600.0, restart_s=7.3, load_s=1.8, first_step_s=3.5, stall_s=0.12, write_s=4.1),
     "at scale": Phases(detect_s=600.0, restart_s=600.0, load_s=240.0, first_step_s=60.0, stall_s=10.0, write_s=120.0),
 }
 
