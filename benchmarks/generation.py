@@ -44,7 +44,8 @@ def prompts_of(tokenizer: Any, lengths: list[int]) -> list[list[int]]:
 def ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     import torch
 
-    from gpt.generation import OneDevice, generate
+    from gpt.cached_model import OneDevice
+    from gpt.generation import generate
     from gpt.packed_model import packed
     from launch.loading import DTYPES, load_run
 

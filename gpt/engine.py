@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from gpt.cached_model import Model
 from gpt.checkpoint_config import Retention
-from gpt.generation import GREEDY, Continuation, Model, Sampling
+from gpt.generation import Continuation
+from gpt.sampling import GREEDY, Sampling
 
 
 class Batch(NamedTuple):

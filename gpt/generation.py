@@ -6,34 +6,17 @@ sequence gets the numbers that it would get alone.
 """
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from gpt.cached_model import KeyValueCache, Model, Pass, as_model
 from gpt.errors import ConfigError
 from gpt.model import GPT
 from gpt.sampling import GREEDY, Sampling, choose, seen_tokens
-from gpt.token_scores import token_scores
-
-__all__ = [
-    "GREEDY",
-    "Continuation",
-    "Decoder",
-    "KeyValueCache",
-    "Model",
-    "OneDevice",
-    "Rows",
-    "Sampling",
-    "as_model",
-    "check_prompts",
-    "choose",
-    "decode",
-    "generate",
-    "make_cache",
-]
 
 # Called after each new token with the prompt's number and its new tokens so far; True ends that prompt.
 Watch = Callable[[int, list[int]], bool]
@@ -49,154 +32,6 @@ class Continuation:
     tokens: list[int]
     log_probs: list[float]
     stopped: bool  # by a stop id or by `watch`, not by max_new_tokens
-
-
-class KeyValueCache:
-    """Keys and values of one layer, (b, k, capacity, e), allocated once, at the first append."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
-        self._k: Tensor | None = None
-        self._v: Tensor | None = None
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (b, k, t, e) keys and values; returns all so far, (b, k, s, e), as views that a later append extends."""
-        if self._k is None or self._v is None:
-            shape = (*k.shape[:2], self.capacity, k.size(3))
-            self._k, self._v = k.new_empty(shape), v.new_empty(shape)
-        end = self.length + k.size(2)
-        assert end <= self.capacity, f"{end} positions in a cache of {self.capacity}"
-        self._k[:, :, self.length : end] = k
-        self._v[:, :, self.length : end] = v
-        self.length = end
-        return self._k[:, :, :end], self._v[:, :, :end]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop every sequence but these (n,), in this order."""
-        if self._k is not None and self._v is not None:
-            self._k, self._v = self._k[rows], self._v[rows]
-
-    def spread(self, columns: Tensor, capacity: int) -> "KeyValueCache":
-        """A cache of n sequences, which holds for each its own `columns` (n, w) of this one's only sequence."""
-        assert self._k is not None
-        assert self._v is not None
-        result = KeyValueCache(capacity)
-        result.append(self._k[0][:, columns].transpose(0, 1), self._v[0][:, columns].transpose(0, 1))
-        return result
-
-    def rewind(self, length: int) -> None:
-        """Forget all but the first `length` positions."""
-        assert length <= self.length, f"{length} positions of {self.length}"
-        self.length = length
-
-
-def make_cache(model: GPT, capacity: int) -> dict[str, KeyValueCache]:
-    """An empty cache for each layer that `model` holds, by layer name, as `GPT.forward` takes it."""
-    return {name: KeyValueCache(capacity) for name in model.blocks}
-
-
-class Model(Protocol):
-    """What generation and evaluation ask of a model; parallel/generation.py has one over many ranks.
-
-    A call reads tokens (b, t) that go on from the `earlier` ones in the cache: `positions` (b, t) or (1, t), `mask` and
-    `cache` are as in `GPT.forward`. Places are numbers row * t + column in those tokens.
-
-    Each of `data_size` data ranks has a whole model and may ask it what others do not; the ranks of one ask alike.
-    """
-
-    vocab_size: int
-    device: torch.device
-    data_rank: int
-    data_size: int
-
-    def gather(self, values: list[Any]) -> list[list[Any]]:
-        """Every data rank's values, by data rank; every rank calls it."""
-        ...
-
-    def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
-        """Empty caches of the layers held here, by layer name."""
-        ...
-
-    def next_logits(
-        self,
-        tokens: Tensor,
-        *,
-        earlier: int,
-        positions: Tensor,
-        mask: Tensor | None,
-        cache: Mapping[str, KeyValueCache],
-        places: Tensor | None = None,
-    ) -> Tensor:
-        """Logits (n, v) fp32 after the tokens at `places` (n,), or (b, v) after the last of each row."""
-        ...
-
-    def log_probs(
-        self,
-        tokens: Tensor,
-        *,
-        earlier: int,
-        positions: Tensor,
-        mask: Tensor | None,
-        cache: Mapping[str, KeyValueCache] | None,
-        places: Tensor,
-        targets: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probability, fp32 (n,), of each of `targets` (n,) after the token at its place, and whether it is the
-        likeliest, bool (n,). `places` rise and may repeat; none are asked when the tokens are only to be cached."""
-        ...
-
-
-class OneDevice:
-    """A whole GPT on one device, as a Model."""
-
-    def __init__(self, model: GPT) -> None:
-        assert model.head is not None
-        self.model = model
-        self.head = model.head
-        self.vocab_size = model.vocab_size
-        self.device = next(model.parameters()).device
-        self.data_rank, self.data_size = 0, 1
-
-    def gather(self, values: list[Any]) -> list[list[Any]]:
-        return [values]
-
-    def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
-        return make_cache(self.model, capacity)
-
-    def next_logits(
-        self,
-        tokens: Tensor,
-        *,
-        earlier: int,
-        positions: Tensor,
-        mask: Tensor | None,
-        cache: Mapping[str, KeyValueCache],
-        places: Tensor | None = None,
-    ) -> Tensor:
-        hidden = self.model.hidden_states(tokens, positions=positions, mask=mask, cache=cache)
-        asked = hidden[:, -1] if places is None else hidden.flatten(0, 1)[places]
-        logits: Tensor = self.head(asked)  # the head is most of a small model: apply it where it is needed
-        return logits[:, : self.vocab_size].float()
-
-    def log_probs(
-        self,
-        tokens: Tensor,
-        *,
-        earlier: int,
-        positions: Tensor,
-        mask: Tensor | None,
-        cache: Mapping[str, KeyValueCache] | None,
-        places: Tensor,
-        targets: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        hidden = self.model.hidden_states(tokens, positions=positions, mask=mask, cache=cache)
-        return token_scores(hidden, self.head, places=places, targets=targets, vocab_size=self.vocab_size)
-
-
-def as_model(model: GPT | Model) -> Model:
-    """A GPT as a Model; what is one already stays."""
-    return OneDevice(model) if isinstance(model, GPT) else model
 
 
 def generate(
@@ -224,10 +59,10 @@ def generate(
     check_prompts(prompts, n_ctx=n_ctx, max_new_tokens=limits, vocab_size=model.vocab_size)
     if not prompts:
         return []
-    decoder = Decoder(model, prompts, capacity=max(map(len, prompts)) + max(limits) - 1)
-    logits = decoder.read_prompts()
+    capacity = max(map(len, prompts)) + max(limits) - 1
+    sequences, logits = read_prompts(as_model(model), prompts, capacity=capacity)
     return decode(
-        decoder,
+        sequences,
         logits,
         prompts,
         limits=limits,
@@ -297,38 +132,25 @@ def decode(
         logits = sequences.read_token(chosen)
 
 
-class Decoder:
-    """A batch of sequences on their way through a model: the prompts first, then a token each at a time."""
+class RightAligned:
+    """Rows of the cache one below another, their ends aligned after `padding` (b, 1) positions that nobody looks at."""
 
-    def __init__(self, model: GPT | Model, prompts: Sequence[Sequence[int]], *, capacity: int) -> None:
-        self.model = as_model(model)
-        self.device = self.model.device
-        self.cache = self.model.make_cache(capacity)
-        self.length = 0  # positions read so far
-        width = max(map(len, prompts))
-        self.prompts = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=self.device)  # (b, w)
-        self.padding = torch.tensor([width - len(p) for p in prompts], device=self.device).unsqueeze(1)  # (b, 1)
-        self.is_padded = any(len(p) < width for p in prompts)
-
-    @torch.inference_mode()
-    def read_prompts(self) -> Tensor:
-        """Logits after the prompts, (b, v) fp32."""
-        place = torch.arange(self.prompts.size(1), device=self.device)  # (w,)
-        mask = None
-        if self.is_padded:
-            is_key = (place >= self.padding)[:, None, None, :]  # (b, 1, 1, w)
-            # Padding may look at itself: attention with nothing to see is NaN in some kernels, and would spread.
-            mask = (place <= place[:, None]) & (is_key | (place == place[:, None]))  # (b, 1, w, w)
-        positions = (place - self.padding).clamp(min=0)  # (b, w)
-        return self._next_logits(self.prompts, positions, mask)
+    def __init__(self, model: Model, cache: dict[str, KeyValueCache], *, length: int, padding: Tensor) -> None:
+        """`length`: positions of the cache that are filled."""
+        self.model = model
+        self.cache = cache
+        self.length = length
+        self.padding = padding
+        self.is_padded = bool(padding.any())
 
     @torch.inference_mode()
     def read_token(self, tokens: Tensor) -> Tensor:
         """Logits (b, v) fp32 after one more token (b,) in each sequence."""
+        earlier, self.length = self.length, self.length + 1
         mask = None
         if self.is_padded:
-            mask = (torch.arange(self.length + 1, device=self.device) >= self.padding)[:, None, None, :]  # (b, 1, 1, s)
-        return self._next_logits(tokens.unsqueeze(1), self.length - self.padding, mask)
+            mask = (torch.arange(self.length, device=tokens.device) >= self.padding)[:, None, None, :]  # (b, 1, 1, s)
+        return self.model.next_logits(Pass(tokens.unsqueeze(1), earlier - self.padding, mask, self.cache, earlier))
 
     def keep(self, rows: Tensor) -> None:
         """Drop every sequence but these (n,), in this order."""
@@ -336,9 +158,25 @@ class Decoder:
         for layer in self.cache.values():
             layer.keep(rows)
 
-    def _next_logits(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        earlier, self.length = self.length, self.length + tokens.size(1)
-        return self.model.next_logits(tokens, earlier=earlier, positions=positions, mask=mask, cache=self.cache)
+
+@torch.inference_mode()
+def read_prompts(
+    model: Model, prompts: Sequence[Sequence[int]], *, capacity: int, filler: int = 0
+) -> tuple[RightAligned, Tensor]:
+    """The prompts in a cache of so many positions, and the logits (b, v) fp32 after them. `filler`: the token that
+    stands where a prompt is shorter than others, which leaves no trace."""
+    device, width = model.device, max(map(len, prompts))
+    tokens = torch.tensor([[filler] * (width - len(p)) + list(p) for p in prompts], device=device)  # (b, w)
+    padding = torch.tensor([width - len(p) for p in prompts], device=device).unsqueeze(1)  # (b, 1)
+    sequences = RightAligned(model, model.make_cache(capacity), length=width, padding=padding)
+    place = torch.arange(width, device=device)
+    mask = None
+    if sequences.is_padded:
+        is_key = (place >= padding)[:, None, None, :]  # (b, 1, 1, w)
+        # Padding may look at itself: attention with nothing to see is NaN in some kernels, and would spread.
+        mask = (place <= place[:, None]) & (is_key | (place == place[:, None]))  # (b, 1, w, w)
+    positions = (place - padding).clamp(min=0)  # (b, w)
+    return sequences, model.next_logits(Pass(tokens, positions, mask, sequences.cache))
 
 
 def check_prompts(

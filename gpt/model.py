@@ -23,7 +23,7 @@ from gpt.config import ModelConfig, RopeScaling
 
 
 class LayerCache(Protocol):
-    """Keys and values of earlier positions for one layer (gpt/generation.py has the real one)."""
+    """Keys and values of earlier positions for one layer (gpt/cached_model.py has the real one)."""
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add (b, k, t, e) keys and values; returns all of them so far, (b, k, s, e)."""

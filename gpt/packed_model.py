@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gpt.attention import attend
-from gpt.generation import Model, OneDevice
+from gpt.cached_model import Model, OneDevice
 from gpt.model import GPT, Angles, Attention, Block, LayerCache, SwiGLUMLP, rotary_angles, rotate
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gpt.engine import Engine
 from gpt.errors import ConfigError
-from gpt.generation import Sampling
 from gpt.own_files import append_to
+from gpt.sampling import Sampling
 from gpt.tokenizer import Tokenizer
 from gpt.train_config import TrainConfig
 

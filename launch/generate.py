@@ -6,10 +6,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt.cached_model import Model
 from gpt.errors import ConfigError
 from gpt.generated_text import GeneratedText
-from gpt.generation import Continuation, Model, Sampling
+from gpt.generation import Continuation
 from gpt.packed_model import packed
+from gpt.sampling import Sampling
 from launch.generate_file import check_output, continue_jobs, read_lines, write_lines
 from launch.generate_jobs import (
     DEFAULT_BATCH_TOKENS,

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from gpt.cached_model import Model
 from gpt.errors import ConfigError
 from gpt.evaluation.shares import brought_together
 from gpt.generated_text import GeneratedText
-from gpt.generation import Model
 from gpt.own_files import replace_file
 from gpt.packed_model import packed
 from gpt.tokenizer import Tokenizer

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpt.cached_model import Model
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from gpt.generation import Continuation, Model, Sampling, Watch, check_prompts, generate
+from gpt.generation import Continuation, Watch, check_prompts, generate
+from gpt.sampling import Sampling
 from gpt.special_tokens import SpecialTokens
 from gpt.tokenizer import Tokenizer
 

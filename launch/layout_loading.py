@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from gpt.cached_model import Model, OneDevice
 from gpt.config import ModelConfig
 from gpt.dataset import DataConfig
 from gpt.errors import ConfigError
-from gpt.generation import Model, OneDevice
 from gpt.special_tokens import SpecialTokens, special_tokens_of
 from gpt.tokenizer import Tokenizer, load_tokenizer
 from launch.cluster import ClusterEnvironment, bootstrap_in_this_process

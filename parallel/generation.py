@@ -2,7 +2,7 @@
 
 Every rank runs its stages on the same tokens, with a key-value cache of its own layers and heads. Hidden states go from
 stage to stage by messages; what the last stage finds is sent to all ranks, which therefore choose the same tokens.
-Shapes as in gpt/generation.py; t' is t rounded up to a multiple of tensor ranks, r = t' / tensor.
+Shapes as in gpt/cached_model.py; t' is t rounded up to a multiple of tensor ranks, r = t' / tensor.
 """
 
 import math
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from gpt.generation import KeyValueCache
+from gpt.cached_model import KeyValueCache, Pass
 from gpt.model import LayerCache
 from parallel.checkpoint_ranks import exchange
 from parallel.mesh import Mesh
@@ -35,7 +35,7 @@ class _WithoutPadding:
 
 
 class LayoutModel:
-    """See gpt.generation.Model: the same methods over a layout, called by every rank in the same order.
+    """See gpt.cached_model.Model: the same methods over a layout, called by every rank in the same order.
 
     `data_ranks_together`: data ranks need each other to compute, as under ZeRO 3, so they do the same and count as one.
     """
@@ -68,38 +68,20 @@ class LayoutModel:
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         return {name: KeyValueCache(capacity) for stage in self.stages.values() for name in stage.model.blocks}
 
-    def next_logits(
-        self,
-        tokens: Tensor,
-        *,
-        earlier: int,
-        positions: Tensor,
-        mask: Tensor | None,
-        cache: Mapping[str, KeyValueCache],
-        places: Tensor | None = None,
-    ) -> Tensor:
+    def next_logits(self, read: Pass, *, places: Tensor | None = None) -> Tensor:
         """Logits (n, v) fp32 after tokens (b, t). A message (b, r, d) between stages, a broadcast of the logits."""
         if places is None:
-            places = torch.arange(1, tokens.size(0) + 1, device=self.device) * tokens.size(1) - 1
-        step = CachedStep(positions, mask, cache, places)
-        return self._broadcast(self._read(tokens, earlier, step), (places.numel(), self.vocab_size))
+            rows, length = read.tokens.shape
+            places = torch.arange(1, rows + 1, device=self.device) * length - 1
+        step = CachedStep(read.positions, read.mask, read.cache, places)
+        return self._broadcast(self._read(read.tokens, read.earlier, step), (places.numel(), self.vocab_size))
 
-    def log_probs(
-        self,
-        tokens: Tensor,
-        *,
-        earlier: int,
-        positions: Tensor,
-        mask: Tensor | None,
-        cache: Mapping[str, KeyValueCache] | None,
-        places: Tensor,
-        targets: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """See gpt.generation.Model. Messages of (b, r, d) in all between stages, a broadcast of two numbers for each
+    def log_probs(self, read: Pass, *, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See gpt.cached_model.Model. Messages of (b, r, d) in all between stages, a broadcast of two numbers for each
         target. Without a cache the rows go through a pipeline in parts, so that its stages work at the same time."""
-        step = CachedStep(positions, mask, cache, places, targets)
-        parts = 2 * self.mesh.layout.pipeline if cache is None and self.mesh.layout.pipeline > 1 else 1
-        found = [self._read(some, earlier, its_step) for some, its_step in _by_rows(tokens, step, parts)]
+        step = CachedStep(read.positions, read.mask, read.cache, places, targets)
+        parts = 2 * self.mesh.layout.pipeline if read.cache is None and self.mesh.layout.pipeline > 1 else 1
+        found = [self._read(some, read.earlier, its_step) for some, its_step in _by_rows(read.tokens, step, parts)]
         with torch.inference_mode(False):
             output = torch.cat(found, dim=1) if self.last in self.stages else found[0]
         log_probs, greedy = self._broadcast(output, (2, targets.numel())).unbind()

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gpt.cached_model import Model
 from gpt.evaluation.open_tasks import FewShotOptions, OpenTasks, choose_tasks, open_tasks
-from gpt.generation import Model
 from gpt.model import GPT
 from gpt.special_tokens import SpecialTokens
 from gpt.tokenizer import Tokenizer

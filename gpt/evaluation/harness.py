@@ -13,12 +13,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows
 
+from gpt.cached_model import Model, as_model
 from gpt.errors import ConfigError
 from gpt.evaluation.answer_settings import MOST_TOKENS, read_settings
 from gpt.evaluation.scoring import Request, score
 from gpt.evaluation.shared_prompts import generate_sharing
 from gpt.generated_text import GeneratedText
-from gpt.generation import Model, as_model
 from gpt.model import GPT
 from gpt.special_tokens import SpecialTokens, own_special_tokens
 from gpt.tokenizer import Tokenizer

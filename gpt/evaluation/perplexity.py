@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gpt.cached_model import Model, Pass, as_model
 from gpt.evaluation.scoring import Request, score
 from gpt.evaluation.text_pieces import Piece
-from gpt.generation import Model, as_model
 from gpt.model import GPT
 
 Tokens = NDArray[np.int64]
@@ -45,11 +45,7 @@ def validation_loss(model: GPT | Model, batches: Iterable[Tokens]) -> Validation
         tokens = torch.from_numpy(batch).to(asked.device)  # (n, t + 1)
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].flatten()
         log_probs, _ = asked.log_probs(
-            inputs,
-            earlier=0,
-            positions=torch.arange(inputs.size(1), device=asked.device).unsqueeze(0),
-            mask=None,
-            cache=None,
+            Pass(inputs, torch.arange(inputs.size(1), device=asked.device).unsqueeze(0)),
             places=torch.arange(inputs.numel(), device=asked.device),
             targets=targets,
         )

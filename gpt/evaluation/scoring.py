@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpt.cached_model import KeyValueCache, Model, Pass, as_model
 from gpt.evaluation.prefix_tree import Plan, Read
 from gpt.evaluation.shares import brought_together, own_share
-from gpt.generation import KeyValueCache, Model, as_model
 from gpt.model import GPT
 
 # Ends laid side by side in one row: longer rows are faster products, but attention grows with their square.
@@ -124,37 +124,28 @@ class Reader:
         length = plan.cache_length
         self.cache: dict[str, KeyValueCache] = model.make_cache(length + more) if length else {}
 
-    def arguments(self, read: Read) -> tuple[Tensor, Tensor, Tensor | None, dict[str, KeyValueCache] | None]:
-        """Tokens (b, t), their positions (b, t), mask and cache, rewound to where the pass goes on."""
+    def prepared(self, read: Read) -> Pass:
+        """A pass of the plan for the model, the cache rewound to where it goes on."""
         device = self.model.device
         tokens = torch.from_numpy(read.tokens(self.plan.sequences)).to(device)
         positions = torch.from_numpy(read.positions()).to(device)
         mask = torch.from_numpy(read.mask()).unsqueeze(1).to(device) if read.needs_mask else None  # (b, 1, t, s)
         if not read.earlier and not read.kept:
-            return tokens, positions, mask, None
+            return Pass(tokens, positions, mask)
         for layer in self.cache.values():
             layer.rewind(read.earlier)
-        return tokens, positions, mask, self.cache
+        return Pass(tokens, positions, mask, self.cache, read.earlier)
 
     @torch.inference_mode()
     def next_logits(self, read: Read, places: Tensor) -> Tensor:
         """As Model.next_logits, for one pass with a cache."""
-        tokens, positions, mask, cache = self.arguments(read)
-        assert cache is not None
-        return self.model.next_logits(
-            tokens, earlier=read.earlier, positions=positions, mask=mask, cache=cache, places=places
-        )
+        return self.model.next_logits(self.prepared(read), places=places)
 
     @torch.inference_mode()
     def log_probs(self, read: Read, places: list[int], targets: list[int]) -> tuple[Tensor, Tensor]:
         """As Model.log_probs, for one pass."""
-        tokens, positions, mask, cache = self.arguments(read)
         return self.model.log_probs(
-            tokens,
-            earlier=read.earlier,
-            positions=positions,
-            mask=mask,
-            cache=cache,
+            self.prepared(read),
             places=torch.tensor(places, dtype=torch.int64, device=self.model.device),
             targets=torch.tensor(targets, dtype=torch.int64, device=self.model.device),
         )

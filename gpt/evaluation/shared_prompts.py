@@ -11,18 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt.cached_model import KeyValueCache, Model, Pass
 from gpt.evaluation.prefix_tree import Plan, Read, batches_by_length
 from gpt.evaluation.scoring import ROW_TOKENS, Reader
 from gpt.evaluation.shares import brought_together, own_share
-from gpt.generation import Continuation, KeyValueCache, Model, Rows, check_prompts, decode, generate
+from gpt.generation import Continuation, RightAligned, Watch, check_prompts, decode, generate
 from gpt.sampling import GREEDY, Sampling
 
 # New tokens of a prompt up to which all go on in one row. What a token looks at there grows with the tokens of all, so
 # that longer answers are better off with a copy of the keys and values for each.
 MOST_SIDE_BY_SIDE = 64
-
-# Called after each new token with the prompt's number and its new tokens so far; True ends that prompt.
-Watch = Callable[[int, list[int]], bool]
 
 
 class SideBySide:
@@ -45,46 +43,13 @@ class SideBySide:
         places = torch.arange(n, device=tokens.device)
         self.seen = torch.cat((self.seen, places == places[:, None]), dim=1)  # (n, s + n)
         self.length += n
-        logits = self.model.next_logits(
-            tokens[None],
-            earlier=earlier,
-            positions=self.positions[None],
-            mask=self.seen[None, None],
-            cache=self.cache,
-            places=places,
-        )
+        read = Pass(tokens[None], self.positions[None], self.seen[None, None], self.cache, earlier)
+        logits = self.model.next_logits(read, places=places)
         self.positions = self.positions + 1
         return logits
 
     def keep(self, rows: Tensor) -> None:
         self.seen, self.positions = self.seen[rows], self.positions[rows]
-
-
-class Below:
-    """See gpt.generation.Rows: sequences one below another, right-aligned after `padding` (n, 1) positions."""
-
-    def __init__(self, model: Model, cache: dict[str, KeyValueCache], *, length: int, padding: Tensor) -> None:
-        self.model = model
-        self.cache = cache
-        self.length = length
-        self.padding = padding
-
-    @torch.inference_mode()
-    def read_token(self, tokens: Tensor) -> Tensor:
-        earlier, self.length = self.length, self.length + 1
-        places = torch.arange(self.length, device=tokens.device)
-        return self.model.next_logits(
-            tokens.unsqueeze(1),
-            earlier=earlier,
-            positions=earlier - self.padding,
-            mask=(places >= self.padding)[:, None, None, :],  # (n, 1, 1, s)
-            cache=self.cache,
-        )
-
-    def keep(self, rows: Tensor) -> None:
-        self.padding = self.padding[rows]
-        for layer in self.cache.values():
-            layer.keep(rows)
 
 
 @dataclass(frozen=True)
@@ -196,11 +161,9 @@ def _together(
         logits = reader.next_logits(read, columns)
         for start in range(0, len(found), at_once):
             own, now = columns[start : start + at_once], [n for _, n in found[start : start + at_once]]
-            sequences: Rows = _side_by_side(reader, read, own)
-            if apart:
-                sequences = _one_below_another(_side_by_side(reader, read, own), asked.max_new_tokens)
+            row = _side_by_side(reader, read, own)
             continued = decode(
-                sequences,
+                _one_below_another(row, asked.max_new_tokens) if apart else row,
                 logits[start : start + at_once],
                 limits=[asked.max_new_tokens] * len(now),
                 seeds=[asked.seed + n for n in now],
@@ -220,10 +183,10 @@ def _side_by_side(reader: Reader, read: Read, columns: Tensor) -> SideBySide:
     return SideBySide(reader.model, reader.cache, length=length, positions=positions, seen=seen)
 
 
-def _one_below_another(row: SideBySide, new_tokens: int) -> Below:
+def _one_below_another(row: SideBySide, new_tokens: int) -> RightAligned:
     """The same sequences, each with a row of its own for what it has seen, right-aligned."""
     width = int(row.positions.max())
     order = row.seen.to(torch.int8).argsort(dim=1, stable=True)  # what is seen comes last, in its order
     columns = order[:, order.size(1) - width :]  # (n, w)
     cache = {name: layer.spread(columns, width + new_tokens - 1) for name, layer in row.cache.items()}
-    return Below(row.model, cache, length=width, padding=(width - row.positions).unsqueeze(1))
+    return RightAligned(row.model, cache, length=width, padding=(width - row.positions).unsqueeze(1))

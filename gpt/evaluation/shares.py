@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from gpt.generation import Model
+from gpt.cached_model import Model
 
 T = TypeVar("T")
 

@@ -13,12 +13,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from gpt.cached_model import Model
 from gpt.checkpoint_config import Retention
 from gpt.config import ModelConfig
 from gpt.engine import Batch, SaveResult, StepResult, Totals
-from gpt.generation import GREEDY, Continuation, Model, Sampling, generate
+from gpt.generation import Continuation, generate
 from gpt.loss import Loss
 from gpt.optimizer import OptimizerConfig, build_optimizer
+from gpt.sampling import GREEDY, Sampling
 from parallel import checkpoint, checkpoint_fast
 from parallel.checkpoint_background import BackgroundSaver
 from parallel.checkpoint_ranks import exchange

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from gpt.cached_model import KeyValueCache, OneDevice
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from gpt.generation import GREEDY, Decoder, KeyValueCache, Sampling, generate
+from gpt.generation import generate, read_prompts
 from gpt.initialisation import initialise
 from gpt.model import GPT
+from gpt.sampling import GREEDY, Sampling
 
 GPT3 = ModelConfig(vocab_size=61, n_ctx=40, n_layers=3, d_model=32, n_heads=4, init_std=0.3)
 LLAMA = ModelConfig(
@@ -196,10 +198,7 @@ def test_cache_allocates_once_and_keeps_rows() -> None:
 
 def test_padding_leaves_no_trace(model: GPT) -> None:
     """Logits after the prompts equal those of each prompt alone, whatever stands in the padding."""
-    decoder = Decoder(model, PROMPTS, capacity=30)
-    decoder.prompts[decoder.prompts == 0] = 33
-    decoder.prompts[2] = torch.tensor(PROMPTS[2])
-    logits = decoder.read_prompts()
+    _, logits = read_prompts(OneDevice(model), PROMPTS, capacity=30, filler=33)
     for row, prompt in zip(logits, PROMPTS, strict=True):
         torch.testing.assert_close(row, model(torch.tensor([prompt]))[0, -1], rtol=1e-4, atol=1e-4)
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from gpt.cached_model import make_cache
 from gpt.config import ModelConfig
 from gpt.convert.names import to_ours
-from gpt.generation import make_cache
 from gpt.initialisation import initialise
 from gpt.model import GPT
 

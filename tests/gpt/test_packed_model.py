@@ -6,11 +6,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from gpt.cached_model import make_cache
 from gpt.config import ModelConfig
-from gpt.generation import Sampling, generate, make_cache
+from gpt.generation import generate
 from gpt.initialisation import initialise
 from gpt.model import GPT
 from gpt.packed_model import can_pack, pack
+from gpt.sampling import Sampling
 
 SIZES = {"vocab_size": 101, "n_ctx": 40, "n_layers": 3, "d_model": 32, "n_heads": 4, "init_std": 0.2}
 MODERN = {"positions": "rope", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "d_ff": 48}

@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 
+from gpt.cached_model import KeyValueCache, OneDevice
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
 from gpt.evaluation import shared_prompts
 from gpt.evaluation.answer_settings import read_settings
-from gpt.evaluation.shared_prompts import Below, SideBySide, generate_sharing
-from gpt.generation import GREEDY, OneDevice, Sampling, generate
+from gpt.evaluation.shared_prompts import SideBySide, generate_sharing
+from gpt.generation import generate
 from gpt.initialisation import initialise
 from gpt.model import GPT
+from gpt.sampling import GREEDY, Sampling
 
 GPT3 = ModelConfig(vocab_size=61, n_ctx=120, n_layers=2, d_model=32, n_heads=4, init_std=0.3)
 LLAMA = ModelConfig(
@@ -42,7 +44,7 @@ def prompts() -> list[list[int]]:
 
 @pytest.mark.parametrize("config", [GPT3, LLAMA], ids=["gpt3", "llama"])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.3, top_k=40, repetition_penalty=1.2)])
-@pytest.mark.parametrize(("batch_tokens", "way"), [(100, SideBySide), (2000, SideBySide), (2000, Below)])
+@pytest.mark.parametrize(("batch_tokens", "way"), [(100, SideBySide), (2000, SideBySide), (2000, KeyValueCache)])
 def test_each_prompt_gets_what_it_gets_alone(
     config: ModelConfig, sampling: Sampling, batch_tokens: int, way: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,13 +54,14 @@ def test_each_prompt_gets_what_it_gets_alone(
     initialise(model, config, seed=4)
     model.requires_grad_(False)
     asked: list[int] = []
-    plain = way.read_token
+    name = "read_token" if way is SideBySide else "spread"  # into a row for each
+    plain = getattr(way, name)
 
-    def counted(self: Any, tokens: Any) -> Any:
-        asked.append(tokens.numel())
-        return plain(self, tokens)
+    def counted(self: Any, rows: Any, *more: Any) -> Any:
+        asked.append(len(rows))
+        return plain(self, rows, *more)
 
-    monkeypatch.setattr(way, "read_token", counted)
+    monkeypatch.setattr(way, name, counted)
     monkeypatch.setattr(shared_prompts, "MOST_SIDE_BY_SIDE", 64 if way is SideBySide else 8)
     told: list[int] = []
     settings: dict[str, Any] = {"n_ctx": 120, "max_new_tokens": 9, "sampling": sampling, "stop_ids": [3, 17, 20]}

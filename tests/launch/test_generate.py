@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from gpt.checkpoint_config import Retention
-from gpt.generation import Sampling, generate
+from gpt.generation import generate
 from gpt.initialisation import initialise
 from gpt.model import GPT
+from gpt.sampling import Sampling
 from gpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from launch.config import as_dict, read_run_config
 from launch.generate_file import batches_of

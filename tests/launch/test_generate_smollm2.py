@@ -6,7 +6,8 @@ from pydoc_data.topics import topics
 import pytest
 import torch
 
-from gpt.generation import OneDevice, generate
+from gpt.cached_model import OneDevice
+from gpt.generation import generate
 from gpt.packed_model import packed
 from launch.loading import load_run
 from launch.main import main

@@ -19,9 +19,10 @@ import torch
 from gpt.checkpoint_config import Retention
 from gpt.dataset import CorpusConfig
 from gpt.errors import ConfigError
-from gpt.generation import Sampling, generate
+from gpt.generation import generate
 from gpt.initialisation import initialise
 from gpt.model import GPT
+from gpt.sampling import Sampling
 from gpt.token_files import TokenFileWriter
 from gpt.tokenizer import load_tokenizer, train_sentencepiece
 from launch.config import as_dict, read_run_config

@@ -32,9 +32,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from gpt.checkpoint_config import Retention
 from gpt.config import ModelConfig
 from gpt.engine import Batch
-from gpt.generation import Sampling
 from gpt.loss import loss_for
 from gpt.optimizer import OptimizerConfig
+from gpt.sampling import Sampling
 from launch.local_ranks import RankFailed, fork_server, run_ranks
 from parallel.collectives import CollectiveCounter
 from parallel.dry_run import held_bytes
