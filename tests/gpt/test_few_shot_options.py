@@ -5,7 +5,6 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from gpt.evaluation.probe import make_probe
 from gpt.evaluation.published_problems import published_problems
 from gpt.initialisation import initialise
 from gpt.model import GPT
-from gpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from gpt.tokenizer import Tokenizer
 from gpt.train_config import TrainConfig
 
 pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
@@ -31,25 +30,6 @@ CONFIG = ModelConfig(vocab_size=400, n_ctx=96, n_layers=2, d_model=32, n_heads=4
 RULES = {rule.name: rule for rule in task_rules()}
 WORDS = WordList(tuple(f"{a}{b}{c}{d}e" for a in "bcd" for b in "aeiou" for c in "lmnr" for d in "st"), "made here")
 ADD, LETTERS = "gpt3_two_digit_addition", "gpt3_cycle_letters_in_word"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small only lose by being shared out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    text = "Q: What is 12 plus 34? A: 46. Please unscramble the letters into a word, and write that word: the rest\n"
-    train_sentencepiece(
-        iter([text, "another text with other letters, numbers 567890 and = signs"]), path, vocab_size=330
-    )
-    return load_tokenizer(path)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Generation against recomputing every prefix, and batches against single prompts."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -34,15 +33,6 @@ LLAMA = ModelConfig(
 PROMPTS = [[5, 3, 60], [7], list(range(20)), [1, 2, 3, 4, 5, 6, 7, 8], [9]]
 WARM = Sampling(temperature=1.3, top_k=40, top_p=0.95)
 VARIED = Sampling(temperature=1.1, repetition_penalty=1.4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small only lose by being shared out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=[GPT3, LLAMA], ids=["gpt3", "llama"])

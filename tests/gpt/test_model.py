@@ -1,6 +1,5 @@
 """The model against transformers' GPT-2 and Llama with equal weights, its masks, and the paper's parameter counts."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,15 +10,6 @@ from gpt.config import ModelConfig
 from gpt.convert.names import to_ours
 from gpt.initialisation import initialise
 from gpt.model import GPT
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small only lose by being shared out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

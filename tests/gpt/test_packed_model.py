@@ -1,7 +1,6 @@
 """A packed model against the one it was made of: logits, cached steps, padding, and generated tokens."""
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -27,14 +26,6 @@ PROMPTS = [[5, 3, 60], [7], list(range(20)), [1, 2, 3, 4, 5, 6, 7, 8], [9]]
 pytestmark = pytest.mark.skipif(
     not can_pack(torch.device("cpu"), torch.float32), reason="this build of torch has no oneDNN"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def both(config: ModelConfig, *, rows: int, dtype: torch.dtype = torch.float32) -> tuple[GPT, GPT]:

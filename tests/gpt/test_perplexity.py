@@ -24,14 +24,6 @@ CONFIG = ModelConfig(vocab_size=300, n_ctx=N_CTX, n_layers=1, d_model=32, n_head
 SENTENCE = "The parser of 1998 reads the source,\tthen 42 of its naïve lines; “each” prints a name 名前 and a number.\n"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model() -> GPT:
     model = GPT(CONFIG)

@@ -4,7 +4,6 @@ bit for bit; wrong folders end with one line and leave nothing."""
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -56,14 +55,6 @@ GPT2 = {
     "eos_token_id": 0,
     "initializer_range": 0.2,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +21,6 @@ from parallel import checkpoint
 
 TEXT = "The parser reads the source,\tthen 42 of its naïve lines; for each it prints a name.\n\nAnd a number.\n"
 SIZES = {"vocab_size": 360, "n_ctx": 16, "n_layers": 1, "d_model": 32, "n_heads": 4, "init_std": 0.2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclasses.dataclass(frozen=True)

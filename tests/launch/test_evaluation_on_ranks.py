@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +76,6 @@ TRAININGS = {
 }
 GO_ON = ["--train.total_tokens", "4096", "--train.few_shot_every_tokens", "2048", "--batch.micro_batch_size", "4"]
 EVALUATE = ["--tasks", TASK, LETTERS, "--num-fewshot", "0", "2", "--limit", str(ASKED), "--batch-tokens", "1024"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the ranks have: other numbers of threads give other bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

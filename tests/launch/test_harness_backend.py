@@ -5,7 +5,6 @@ rehearsed.
 """
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,6 @@ class Asked:
         self.args = arguments
         self.arguments = arguments
         self.task_name = None
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random_llama(folder: Path, *, adds_begin: bool) -> Path:
