@@ -7,6 +7,7 @@ RUNS.json is a list of {"name", "world_size", "parallel": {...}, "model": {...},
 that has imported torch: torch's caches remember process groups that are no more.
 """
 
+import faulthandler
 import gc
 import hashlib
 import json
@@ -314,6 +315,7 @@ def run_one(run):
 
 def work(rank, i, runs_file, folder):
     """One rank of run `i`; rank 0 writes what the run found."""
+    faulthandler.enable()  # where a rank was that aborts
     torch.set_num_threads(1)
     run = json.loads(Path(runs_file).read_text())[int(i)]
     store = dist.FileStore(f"{folder}/store", run["world_size"])
