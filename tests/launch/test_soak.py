@@ -17,6 +17,7 @@ from gpt.goodput import read_account
 SOAK_S = float(os.environ.get("TRIAXIAL_REHEARSE_SOAK_S", "1800"))
 MTBF_S = float(os.environ.get("TRIAXIAL_REHEARSE_MTBF_S", "30"))
 HANG_TIMEOUT_S = 20.0
+JOIN_TIMEOUT_S = 60
 NOT_FINITE_EVERY = 97  # steps
 SAVE_EVERY = 8  # steps
 PROGRAM = Path(__file__).with_name("soak_program.py")
@@ -26,7 +27,7 @@ SETTINGS = [
     *("--nproc", 2, "--max-restarts", 1_000_000, "--checkpoint.every_tokens", 512 * SAVE_EVERY),
     *("--checkpoint.keep_last", 3, "--checkpoint.max_failures", 1_000_000),
     *("--health.hang_timeout_s", HANG_TIMEOUT_S, "--health.first_step_timeout_s", 600),
-    *("--run.collective_timeout_s", 200),  # also of ranks that stand still before anything watches them
+    *("--run.collective_timeout_s", JOIN_TIMEOUT_S),  # also of ranks that stand still before anything watches them
     *("--health.saving_timeout_s", 300, "--schedule.decay_tokens", 512 * 20_000),
     *("--run.restart_pause_s", 0),  # a fault would wait for the next start and hit it at once, each time
 ]
@@ -38,11 +39,14 @@ class Faults:
     def __init__(self, job, launched, disk, chance):
         self.job, self.launched, self.disk, self.chance = job, launched, disk, chance
         self.made = dict.fromkeys(("kill", "stop", "full", "corrupt"), 0)
+        self.stopped_starting = 0  # ranks that were stopped before they trained
 
     def kill(self):
         self.job.kill(self.chance.randrange(2))
 
     def stop(self):
+        launched = 1 + self.job.errors().count("; restart ")
+        self.stopped_starting += self.job.starts() < launched
         self.job.kill(self.chance.randrange(2), signal.SIGSTOP)
 
     def full(self):
@@ -140,10 +144,13 @@ def test_soak(tiny_corpus, launched, tmp_path, disk):
     step_s = ours.seconds["training"] / last
     restarts = len(ours.processes) - 1
     lost_s = (restarts + 1) * starting_s(ours) + restarts * step_s * SAVE_EVERY / 2
-    lost_s += faults.made["stop"] * HANG_TIMEOUT_S * 1.5 + faults.made["corrupt"] * step_s * SAVE_EVERY
+    lost_s += faults.stopped_starting * JOIN_TIMEOUT_S
+    lost_s += (faults.made["stop"] - faults.stopped_starting) * HANG_TIMEOUT_S * 1.5 + faults.made[
+        "corrupt"
+    ] * step_s * SAVE_EVERY
     best = 1 - lost_s / ours.wall_s
     figures = {
-        "seed": seed, "faults": faults.made, "not_finite": last // NOT_FINITE_EVERY, "restarts": restarts,
+        "seed": seed, "faults": faults.made, "stopped_starting": faults.stopped_starting, "not_finite": last // NOT_FINITE_EVERY, "restarts": restarts,
         "wall_s": round(ours.wall_s), "steps": last, "repeated_steps": ours.repeated_steps,
         "goodput": round(ours.goodput, 3), "possible": round(best, 3), "share": round(ours.goodput / best, 3),
         "undisturbed_goodput": round(ideal.goodput, 3), "start_s": round(starting_s(ours), 1),
