@@ -145,12 +145,12 @@ def test_soak(tiny_corpus, launched, tmp_path, disk):
     restarts = len(ours.processes) - 1
     lost_s = (restarts + 1) * starting_s(ours) + restarts * step_s * SAVE_EVERY / 2
     lost_s += faults.stopped_starting * JOIN_TIMEOUT_S
-    lost_s += (faults.made["stop"] - faults.stopped_starting) * HANG_TIMEOUT_S * 1.5 + faults.made[
-        "corrupt"
-    ] * step_s * SAVE_EVERY
+    lost_s += (faults.made["stop"] - faults.stopped_starting) * HANG_TIMEOUT_S * 1.5
+    lost_s += faults.made["corrupt"] * step_s * SAVE_EVERY
     best = 1 - lost_s / ours.wall_s
     figures = {
-        "seed": seed, "faults": faults.made, "stopped_starting": faults.stopped_starting, "not_finite": last // NOT_FINITE_EVERY, "restarts": restarts,
+        "seed": seed, "faults": faults.made, "stopped_starting": faults.stopped_starting,
+        "not_finite": last // NOT_FINITE_EVERY, "restarts": restarts,
         "wall_s": round(ours.wall_s), "steps": last, "repeated_steps": ours.repeated_steps,
         "goodput": round(ours.goodput, 3), "possible": round(best, 3), "share": round(ours.goodput / best, 3),
         "undisturbed_goodput": round(ideal.goodput, 3), "start_s": round(starting_s(ours), 1),
