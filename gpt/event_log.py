@@ -1,8 +1,6 @@
 """The faults and rescues of a run, a JSON object a line in RUN/events.jsonl; prints nothing and decides nothing."""
 
-import errno
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -43,15 +41,13 @@ class TellEvent(Protocol):
 
 
 def append_event(path: Path, kind: EventKind, *, step: int | None, text: str, fields: dict[str, Any]) -> None:
-    """Add one line: time (UTC, for people: nothing is decided by it), kind, step, text, and what else is known of it.
+    """Add one event from outside of the run's own process. OSError: the disk is full."""
+    with append_to(path) as file:
+        file.write(event_line(kind, step=step, text=text, fields=fields))
 
-    Opened for each line, since events are rare and must outlive a kill. OSError: the disk is full.
-    """
+
+def event_line(kind: EventKind, *, step: int | None, text: str, fields: dict[str, Any]) -> bytes:
+    """Time (UTC, for people: nothing is decided by it), kind, step, text, and what else is known of it."""
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     record = {"time": time, "kind": kind, "step": step, "text": text, **fields}
-    line = json.dumps(record, allow_nan=True).encode() + b"\n"
-    with append_to(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if file.write(line) != len(line):
-            os.ftruncate(file.fileno(), size)  # a cut line would spoil the next one, too
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return json.dumps(record, allow_nan=True).encode() + b"\n"

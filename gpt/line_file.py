@@ -1,7 +1,8 @@
-"""Lines added to the end of a file; while its disk is full they wait in memory, and none is cut short or lost."""
+"""Lines added to the ends of files; while the disk is full they wait in memory, and none is cut short or lost."""
 
 import errno
 from pathlib import Path
+from typing import BinaryIO
 
 from gpt.own_files import append_to
 
@@ -10,30 +11,33 @@ MOST_WAITING = 16 << 20  # bytes: hours of a run's metrics
 
 
 class LineFile:
-    """Open until `close`. Unbuffered: one write a line, so a crash of the process loses none, and a reader sees whole
-    lines unless the disk is full. OSError: the file cannot be opened."""
+    """Unbuffered: one write a line, so a crash of the process loses none, and a reader sees whole lines unless the disk
+    is full. Opened, and made if it is not there, at the first `add`."""
 
     def __init__(self, path: Path) -> None:
-        self._file = append_to(path)
+        self.path = path
+        self._file: BinaryIO | None = None
         self._waiting = b""
 
     @property
     def is_waiting(self) -> bool:
-        """Whether some of what was added is not in the file yet; each `add` tries again."""
+        """Whether some of what was added is not in the file yet; each `add`, of nothing too, tries again."""
         return bool(self._waiting)
 
     def add(self, line: bytes) -> None:
         """Add a line, with its newline. OSError: what is not for want of room, or too much waits for it already."""
         self._waiting += line
-        while self._waiting:
-            try:
-                written = self._file.write(self._waiting)
-            except OSError as error:
-                if error.errno in NO_ROOM and len(self._waiting) <= MOST_WAITING:
-                    return
+        try:
+            if self._file is None:
+                self._file = append_to(self.path)
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if error.errno not in NO_ROOM or len(self._waiting) > MOST_WAITING:
                 raise
-            self._waiting = self._waiting[written:]
 
     def close(self) -> None:
-        """What still waits is lost."""
-        self._file.close()
+        """What still waits is lost. A later `add` opens the file again."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._waiting = None, b""

@@ -8,7 +8,7 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,10 @@ from typing import Any, Literal, Self
 
 from gpt.console import Console
 from gpt.errors import ConfigError, DiskFull
-from gpt.event_log import EventKind, append_event
+from gpt.event_log import EventKind, event_line
 from gpt.line_file import NO_ROOM, LineFile
 from gpt.own_files import append_to, new_beside
 from gpt.wandb_run import WandbRun, WandbSettings
-
-MOST_EVENTS_WAITING = 10_000  # for room on the disk
 
 WandbMode = Literal["offline", "online", "disabled"]
 
@@ -69,8 +67,7 @@ class MetricsWriter:
         self._run_config = run_config
         self._resume_step = resume_step
         self._console = Console(total_steps=total_steps, total_tokens=total_tokens, interactive=interactive)
-        self._file: LineFile | None = None
-        self._events: list[dict[str, Any]] = []  # that wait for room on the disk
+        self._files: dict[str, LineFile] = {}  # by name, from the first line on
         self._is_full = False
         self._wandb: WandbRun | None = None
 
@@ -78,9 +75,9 @@ class MetricsWriter:
         try:
             self._run_directory.mkdir(parents=True, exist_ok=True)
             supersede_after(self.path, step=-1 if self._resume_step is None else self._resume_step)
-            self._file = LineFile(self.path)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
+        self._add(self.path.name, b"")  # what prevents it is told now
         if self.config.wandb != "disabled":
             self._wandb = WandbRun(
                 WandbSettings(
@@ -99,19 +96,15 @@ class MetricsWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        if self._file is not None:
-            self._close_file(self._file)
+        with suppress(ConfigError):
+            self._add_what_waits()
+        if any(file.is_waiting for file in self._files.values()):
+            self.message(f"{self._run_directory}: the disk is still full; what waited in memory to be recorded is lost")
+        for file in self._files.values():
+            file.close()
         self._console.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if kind is None else 1)
-
-    def _close_file(self, file: LineFile) -> None:
-        with suppress(OSError, ConfigError):
-            file.add(b"")
-            self._write_events()
-        if file.is_waiting or self._events:
-            self.message(f"{self.path}: the disk is still full; what waited in memory to be recorded is lost")
-        file.close()
 
     def due(self, step: int) -> bool:
         """Whether the recipe asks for this step: ask before `log`, as reading a loss makes the device wait."""
@@ -121,19 +114,15 @@ class MetricsWriter:
         """Record the values of a step: one line of JSON, one row of W&B, one line (or the live line) of the console.
 
         Steps must not go back, but for `rewind`. Two calls for one step, of training and of an evaluation, give two
-        lines. While the disk is full, lines and events wait in memory for room.
+        lines. While the disk is full, what is recorded waits in memory for room.
         ConfigError: the file cannot be written, or so much waits that the disk will hardly have room again.
         """
-        assert self._file is not None, "MetricsWriter is a context manager: log inside its `with`"
+        assert self._files, "MetricsWriter is a context manager: log inside its `with`"
         plain = {key: _plain(value) for key, value in values.items()}
         record = {"step": step} | {key: value if math.isfinite(value) else str(value) for key, value in plain.items()}
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        try:
-            self._file.add(line)
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
-        self._write_events()
-        self._tell_of_a_full_disk(self._file.is_waiting or bool(self._events))
+        self._add(self.path.name, line)
+        self._add_what_waits()
         if self._wandb is not None:
             self._wandb.log(step, plain)
         self._console.step(step, plain)
@@ -145,38 +134,43 @@ class MetricsWriter:
     def event(self, kind: EventKind, *, step: int, text: str, **fields: Any) -> None:
         """Print what befell the run, and keep it in events.jsonl. ConfigError: that file cannot be written."""
         self.message(text)
-        self._events.append({"kind": kind, "step": step, "text": text, "fields": fields})
-        self._write_events()
+        self._add("events.jsonl", event_line(kind, step=step, text=text, fields=fields))
 
-    def _write_events(self) -> None:
-        path = self._run_directory / "events.jsonl"
-        while self._events:
-            try:
-                append_event(path, **self._events[0])
-            except OSError as error:
-                if error.errno in NO_ROOM and len(self._events) < MOST_EVENTS_WAITING:
-                    return
-                raise _cannot_write(path, error) from error
-            self._events.pop(0)
+    def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add a line of JSON for each record to a file of the run. ConfigError: it cannot be written."""
+        self._add(name, b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records))
+
+    def _add(self, name: str, lines: bytes) -> None:
+        file = self._files.setdefault(name, LineFile(self._run_directory / name))
+        try:
+            file.add(lines)
+        except OSError as error:
+            raise _cannot_write(file.path, error) from error
+
+    def _add_what_waits(self) -> None:
+        for name in self._files:
+            self._add(name, b"")
+        self._tell_of_a_full_disk(any(file.is_waiting for file in self._files.values()))
 
     def _tell_of_a_full_disk(self, is_full: bool) -> None:
         """Once when it begins and once when it ends."""
         if is_full and not self._is_full:
-            self.message(f"{self.path}: the disk is full; what is recorded waits in memory, and training goes on")
+            self.message(
+                f"{self._run_directory}: the disk is full; what is recorded waits in memory, and training goes on"
+            )
         elif self._is_full and not is_full:
-            self.message(f"{self.path}: the disk has room again; nothing that was recorded is lost")
+            self.message(f"{self._run_directory}: the disk has room again; nothing that was recorded is lost")
         self._is_full = is_full
 
     def rewind(self, step: int) -> None:
         """The run goes on from an earlier step: lines past it move to metrics.superseded.jsonl."""
-        assert self._file is not None, "MetricsWriter is a context manager: use it inside its `with`"
+        file = self._files[self.path.name]
+        self._add(self.path.name, b"")
         try:
-            self._file.add(b"")
-            if self._file.is_waiting:
+            if file.is_waiting:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._file.close()
+            file.close()
             supersede_after(self.path, step=step)
-            self._file = LineFile(self.path)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 

@@ -1,13 +1,11 @@
 """Texts that the model writes while it trains, in RUN/samples.jsonl and on the console; changes no weight."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from gpt.engine import Engine
 from gpt.errors import ConfigError
-from gpt.own_files import append_to
 from gpt.sampling import Sampling
 from gpt.tokenizer import Tokenizer
 from gpt.train_config import TrainConfig
@@ -60,9 +58,7 @@ def make_sampler(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int) -> Sa
     )
 
 
-def append_samples(path: Path, *, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
-    """One line of JSON for each text."""
-    with append_to(path) as file:
-        for prompt, text in zip(prompts, texts, strict=True):
-            line = json.dumps({"step": step, "prompt": prompt, "text": text}, ensure_ascii=False)
-            file.write(line.encode() + b"\n")
+def sample_records(*, step: int, prompts: Sequence[str], texts: Sequence[str]) -> list[dict[str, Any]]:
+    """What samples.jsonl has of each text."""
+    pairs = zip(prompts, texts, strict=True)
+    return [{"step": step, "prompt": prompt, "text": text} for prompt, text in pairs]

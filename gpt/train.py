@@ -10,7 +10,7 @@ from gpt.damage import DamageKeeper
 from gpt.dataset import TrainingData, ValidationData
 from gpt.engine import Engine, StepResult, Totals
 from gpt.errors import ConfigError
-from gpt.evaluation.probe import Probe, append_scores, probe_values
+from gpt.evaluation.probe import Probe, probe_values, score_records
 from gpt.event_log import EventKind
 from gpt.faults import CopiesDiffer
 from gpt.goodput import current_account
@@ -19,7 +19,7 @@ from gpt.loop_state import LoopState
 from gpt.memory import peak_memory_bytes
 from gpt.run import End, Metrics, Outcome, Run
 from gpt.run_saver import RunSaver
-from gpt.samples import Sampler, append_samples
+from gpt.samples import Sampler, sample_records
 from gpt.schedule import learning_rate
 from gpt.spikes import Spike
 from gpt.step_data import epochs_read, step_positions
@@ -288,8 +288,8 @@ class TrainingLoop:
         with self.ledger.span("sampling"):
             texts = sampler.write(self.engine, step=self.state.step)
         if self.metrics is not None:
-            path = self.run.directory / "samples.jsonl"
-            append_samples(path, step=self.state.step, prompts=sampler.prompts, texts=texts)
+            records = sample_records(step=self.state.step, prompts=sampler.prompts, texts=texts)
+            self.metrics.append("samples.jsonl", records)
             for text in texts:
                 self.metrics.message(f"sample at step {self.state.step}: {text!r}")
 
@@ -300,9 +300,8 @@ class TrainingLoop:
         with self.ledger.span("evaluation"):
             scores = probe.ask(self.engine, before_each=lambda: self.heartbeat.beat("few_shot", step))
         if self.metrics is not None:
-            append_scores(
-                self.run.directory / "few_shot.jsonl", scores, step=step, tokens=self.run.batch.tokens_seen(step)
-            )
+            records = score_records(scores, step=step, tokens=self.run.batch.tokens_seen(step))
+            self.metrics.append("few_shot.jsonl", records)
             self.metrics.log(step, probe_values(scores))
 
     def save(self, *, last: bool) -> None:

@@ -1,15 +1,13 @@
 """Few-shot questions to a model while it trains, in RUN/few_shot.jsonl and the metrics; changes no weight."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 from gpt.engine import Engine
 from gpt.errors import ConfigError
 from gpt.evaluation.few_shot import FewShotOptions, OpenTasks, TaskScore, few_shot_scores, open_tasks
 from gpt.evaluation.gpt3_problems import words_of_python
-from gpt.own_files import append_to
 from gpt.tokenizer import Tokenizer
 from gpt.train_config import TrainConfig
 
@@ -72,9 +70,6 @@ def probe_values(scores: Sequence[TaskScore]) -> dict[str, float]:
     }
 
 
-def append_scores(path: Path, scores: Sequence[TaskScore], *, step: int, tokens: int) -> None:
-    """One line of JSON for each score."""
-    with append_to(path) as file:
-        for score in scores:
-            line = json.dumps({"step": step, "tokens_seen": tokens, **asdict(score)})
-            file.write(line.encode() + b"\n")
+def score_records(scores: Sequence[TaskScore], *, step: int, tokens: int) -> list[dict[str, Any]]:
+    """What few_shot.jsonl has of each score."""
+    return [{"step": step, "tokens_seen": tokens, **asdict(score)} for score in scores]

@@ -50,14 +50,16 @@ def test_what_a_run_records_waits_for_room_and_stands_there_whole_and_in_order(d
         writer.event("checkpoint_failed", step=299, text="there is not enough room")
         for _ in range(300):
             writer.event("warning", step=299, text="more than the page has room for")
+        writer.append("samples.jsonl", [{"step": 299, "text": "x" * 5000}, {"step": 299, "text": "é"}])
         assert steps(disk / "run/metrics.jsonl")[-1:] != [299], "the disk is full, or this shows nothing"
         filler.unlink()
         writer.log(300, {"loss": 1.0})
         assert steps(disk / "run/metrics.jsonl") == list(range(301))
+    assert [len(json.loads(line)["text"]) for line in (disk / "run/samples.jsonl").open()] == [5000, 1]
     events = [json.loads(line)["text"] for line in (disk / "run/events.jsonl").read_text().splitlines()]
     assert events == ["there is not enough room"] + 300 * ["more than the page has room for"]
     told = [line for line in capsys.readouterr().out.splitlines() if "the disk" in line]
-    assert [line.partition("metrics.jsonl: ")[2][:27] for line in told] == [
+    assert [line.partition("/run: ")[2][:27] for line in told] == [
         "the disk is full; what is r",
         "the disk has room again; no",
     ]

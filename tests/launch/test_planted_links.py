@@ -76,9 +76,9 @@ def test_no_file_of_a_run_is_written_through_a_link(tiny_corpus, finished, outsi
 def test_links_that_come_while_a_run_is_on_are_not_followed(finished, outside, tmp_path):
     """What writes each file, and not the check at the start."""
     from gpt.event_log import append_event
+    from gpt.line_file import LineFile
     from gpt.metrics import supersede_after
     from gpt.own_files import append_to, replace_file
-    from gpt.samples import append_samples
     from gpt.time_ledger import TimeLedger
 
     run = shutil.copytree(finished, tmp_path / "run")
@@ -86,7 +86,7 @@ def test_links_that_come_while_a_run_is_on_are_not_followed(finished, outside, t
     link.symlink_to(outside / "precious")
     for write in (
         lambda: append_event(link, "ended", step=1, text="x", fields={}),
-        lambda: append_samples(link, step=1, prompts=["x"], texts=["x"]),
+        lambda: LineFile(link).add(b"x"),
         lambda: append_to(link),
     ):
         with pytest.raises(OSError, match="symbolic links"):
