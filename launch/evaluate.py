@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gpt.dataset import CorpusConfig, ValidationData
 from gpt.errors import ConfigError
-from gpt.evaluation.few_shot import OpenTasks, TaskScore, few_shot_scores
+from gpt.evaluation.few_shot import TaskScore, few_shot_scores
+from gpt.evaluation.open_tasks import OpenTasks
 from gpt.evaluation.perplexity import TokenCounts, Tokens, count_targets, validation_loss
 from gpt.special_tokens import special_tokens_of
 from launch import evaluate_text

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from gpt.errors import ConfigError, import_extra
-from gpt.evaluation.few_shot import FewShotOptions, OpenTasks, open_tasks
 from gpt.evaluation.gpt3_problems import words_of_file, words_of_python
+from gpt.evaluation.open_tasks import FewShotOptions, OpenTasks, open_tasks
 from launch.cluster import stay_offline
 
 _PAPER = "paper"

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt.cached_model import Model
-from gpt.evaluation.open_tasks import FewShotOptions, OpenTasks, choose_tasks, open_tasks
+from gpt.evaluation.open_tasks import OpenTasks
 from gpt.model import GPT
 from gpt.special_tokens import SpecialTokens
 from gpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gpt.evaluation.harness import Progress, TriaxialLM
-
-__all__ = ["FewShotOptions", "OpenTasks", "TaskScore", "choose_tasks", "few_shot_scores", "open_tasks"]
 
 _HARNESS_SEED = 1234  # for examples of its own tasks: what its own command takes, so that scores compare
 _BOOTSTRAP_DRAWS = 1000  # for the few metrics whose standard error has no formula

@@ -6,8 +6,9 @@ from typing import Any
 
 from gpt.engine import Engine
 from gpt.errors import ConfigError
-from gpt.evaluation.few_shot import FewShotOptions, OpenTasks, TaskScore, few_shot_scores, open_tasks
+from gpt.evaluation.few_shot import TaskScore, few_shot_scores
 from gpt.evaluation.gpt3_problems import words_of_python
+from gpt.evaluation.open_tasks import FewShotOptions, OpenTasks, open_tasks
 from gpt.tokenizer import Tokenizer
 from gpt.train_config import TrainConfig
 

@@ -15,7 +15,7 @@ import torch
 
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from gpt.evaluation.few_shot import FewShotOptions, choose_tasks, few_shot_scores, open_tasks
+from gpt.evaluation.few_shot import few_shot_scores
 from gpt.evaluation.gpt3_problems import (
     TaskRule,
     WordList,
@@ -23,6 +23,7 @@ from gpt.evaluation.gpt3_problems import (
     task_rules,
     words_of_python,
 )
+from gpt.evaluation.open_tasks import FewShotOptions, choose_tasks, open_tasks
 from gpt.evaluation.perplexity import count_targets, validation_loss
 from gpt.evaluation.scoring import Request, score
 from gpt.initialisation import initialise

@@ -14,8 +14,9 @@ import torch
 from gpt.config import ModelConfig
 from gpt.errors import ConfigError
 from gpt.evaluation.clean_subset import read_overlap
-from gpt.evaluation.few_shot import FewShotOptions, OpenTasks, TaskScore, few_shot_scores, open_tasks
+from gpt.evaluation.few_shot import TaskScore, few_shot_scores
 from gpt.evaluation.gpt3_problems import Problem, WordList, task_rules
+from gpt.evaluation.open_tasks import FewShotOptions, OpenTasks, open_tasks
 from gpt.evaluation.probe import make_probe
 from gpt.evaluation.published_problems import published_problems
 from gpt.initialisation import initialise

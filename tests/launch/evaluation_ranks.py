@@ -75,8 +75,8 @@ def ask(run, *words):
 
 def ask_tasks(run, *words, limit, shots):
     """Log-likelihoods of the right answers to two of the GPT-3 tasks, and the answers written to a few."""
-    from gpt.evaluation.few_shot import FewShotOptions, open_tasks
     from gpt.evaluation.gpt3_problems import words_of_python
+    from gpt.evaluation.open_tasks import FewShotOptions, open_tasks
 
     answers = {}
     with asking(run, *words) as lm:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from gpt.evaluation.few_shot import FewShotOptions, open_tasks
 from gpt.evaluation.gpt3_problems import words_of_python
+from gpt.evaluation.open_tasks import FewShotOptions, open_tasks
 from gpt.special_tokens import special_tokens_of
 from launch.loading import load_run
 from launch.main import main
