@@ -1,4 +1,8 @@
-"""What holds for all tests."""
+"""What holds for all tests, and what those of several folders need."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,3 +17,26 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """small_disk(size_bytes, place=tmp_path / "disk"): a file system of its own of that size in the folder `place`,
+    which is returned; once more on the same place, and it gets another size. Skips where mounting is not allowed."""
+    mounted: list[Path] = []
+
+    def make(size_bytes: int, place: Path = tmp_path / "disk") -> Path:
+        if place in mounted:
+            subprocess.run(["mount", "-o", f"remount,size={size_bytes}", place], check=True)
+            return place
+        place.mkdir(parents=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", place]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"this machine does not let us mount a tmpfs: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield make
+    for place in mounted:  # lazily, as a process that is ending may have a file open
+        subprocess.run(["umount", "--lazy", place], check=True)

@@ -1,8 +1,9 @@
-"""Material for the data tests: English prose from a seeded generator, and WARC records spelt out by hand."""
+"""Material for the data tests: English prose from a seeded generator, WARC records spelt out by hand, small stages."""
 
 import gzip
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +57,42 @@ def warc_record() -> Callable[..., bytes]:
         return gzip.compress(record, mtime=0) if packed else record
 
     return make
+
+
+@pytest.fixture
+def functions(tmp_path, monkeypatch):
+    """Stage functions that worker processes can import, and tmp_path / "code" for more of them."""
+    (tmp_path / "code").mkdir()
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    import stage_functions
+
+    return stage_functions
+
+
+@pytest.fixture
+def sources(tmp_path):
+    paths = [tmp_path / f"{name}.in" for name in "abc"]
+    for path in paths:
+        path.write_text(path.name)
+    return paths
+
+
+@pytest.fixture
+def run_stage():
+    """run_stage(folder, function, sources, config): the stage "copy" over each of the sources; what was finished."""
+    pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
+    from rich.console import Console
+
+    from data_prep.engine import Stage, Task, Workspace
+    from data_prep.progress import Progress
+    from data_prep.workers import LocalWorkers
+
+    def run(folder, function, sources, config, n_workers=1, executor=LocalWorkers):
+        quiet = Progress(Console(quiet=True))
+        with Workspace(folder, n_workers=n_workers, progress=quiet, executor=executor) as workspace:
+            stage = Stage("copy", function, modules=("counts",), packages=("numpy",))
+            tasks = [Task(config, (path,), (workspace.folder / "copy" / f"{path.stem}.out",)) for path in sources]
+            return workspace.run(stage, tasks)
+
+    return run

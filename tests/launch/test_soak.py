@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -78,18 +77,6 @@ class Faults:
         getattr(self, kind)()
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A file system of its own for the run directory, with room for some checkpoints."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
-        pytest.skip("this machine does not let us mount a tmpfs")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
-
-
 def descriptors(pid):
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
@@ -107,8 +94,8 @@ def starting_s(account):
 
 @pytest.mark.rehearse
 @pytest.mark.timeout(4 * SOAK_S + 1200)
-def test_soak(tiny_corpus, launched, tmp_path, disk):
-    seed = random.randrange(1 << 30)
+def test_soak(tiny_corpus, launched, tmp_path, small_disk):
+    seed, disk = random.randrange(1 << 30), small_disk(40 << 20)  # room for some checkpoints
     chance, run = random.Random(seed), disk / "run"
     command = [*APART, sys.executable, str(PROGRAM), str(NOT_FINITE_EVERY)]
     environment = {"PYTHONPATH": f"{launched.ROOT}:{PROGRAM.parent}"}

@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,8 @@ from parallel import checkpoint_fast
 from parallel.checkpoint import CheckpointError
 
 
-def test_full_disk(tmp_path: Path, cases: Any) -> None:
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small tmpfs here: {mounted.stderr.decode().strip()}")
-    try:
-        assert cases.run_job("disk", "full", tmp_path) == [0]
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
+def test_full_disk(small_disk: Any, cases: Any) -> None:
+    assert cases.run_job("disk", "full", small_disk(8 << 20)) == [0]
 
 
 def test_a_disk_that_does_not_tell_its_room_fails_the_save_in_good_order(
