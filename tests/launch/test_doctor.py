@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 from launch import doctor
+from launch.machine_facts import Device, Facts, Package, collect
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "launch.main", "doctor"]
 
 
 @pytest.fixture(scope="module")
-def here() -> doctor.Facts:
-    return doctor.collect()
+def here() -> Facts:
+    return collect()
 
 
 def test_the_facts_of_this_machine_agree_with_what_the_machine_says(here):
@@ -64,7 +65,7 @@ def test_json_holds_the_same_facts():
     result = subprocess.run([*COMMAND, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     report = json.loads(result.stdout)
     assert report["problems"] == []
-    assert set(report["facts"]) == {field.name for field in dataclasses.fields(doctor.Facts)}
+    assert set(report["facts"]) == {field.name for field in dataclasses.fields(Facts)}
 
 
 @pytest.mark.parametrize(
@@ -77,8 +78,8 @@ def test_json_holds_the_same_facts():
         ({"compiler": None}, "no C++ compiler, so parallel.compile = true will fail"),
         ({"python_headers": False, "compiler": "/usr/bin/g++"}, "no Python headers, so parallel.compile"),
         ({"settings": {"OMP_NUM_THREADS": "64"}, "cores": 2}, "OMP_NUM_THREADS = 64 is above the 2 cores"),
-        ({"gpus": (doctor.Device("A", 2**34, True),), "backends": ("gloo",)}, "this torch has no NCCL"),
-        ({"gpus": (doctor.Device("A", 2**34, False),)}, "has no bf16"),
+        ({"gpus": (Device("A", 2**34, True),), "backends": ("gloo",)}, "this torch has no NCCL"),
+        ({"gpus": (Device("A", 2**34, False),)}, "has no bf16"),
         ({"gpus": (), "torch_build": "CUDA 13.0"}, "sees no GPU"),
     ],
 )
@@ -111,8 +112,8 @@ def test_what_would_break_a_run_is_a_warning(here, change, said):
         ({"backends": ()}, "ranks cannot talk"),
         ({"folder_writable": False}, "is not writable"),
         ({"packages": ()}, "not installed in this Python"),
-        ({"packages": (doctor.Package("numpy", "1.26", "", None),)}, "missing: numpy; install with: pip install numpy"),
-        ({"packages": (doctor.Package("torch", "2.11", "", "2.9.1"),)}, "torch 2.9.1 is older than 2.11"),
+        ({"packages": (Package("numpy", "1.26", "", None),)}, "missing: numpy; install with: pip install numpy"),
+        ({"packages": (Package("torch", "2.11", "", "2.9.1"),)}, "torch 2.9.1 is older than 2.11"),
     ],
 )
 def test_what_makes_training_impossible_is_a_problem(here, change, said):
@@ -122,7 +123,7 @@ def test_what_makes_training_impossible_is_a_problem(here, change, said):
 
 
 def test_a_missing_extra_is_shown_with_its_pip_line(here):
-    missing = doctor.Package("fastwarc", "0.15", "data", None)
-    present = doctor.Package("pyarrow", "17", "data", "26.0")
+    missing = Package("fastwarc", "0.15", "data", None)
+    present = Package("pyarrow", "17", "data", "26.0")
     rows = dict(doctor.lines_of(dataclasses.replace(here, packages=(missing, present))))
     assert rows["extra [data]"] == "pyarrow 26.0; missing fastwarc: pip install -e '.[data]'"
