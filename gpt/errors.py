@@ -1,7 +1,10 @@
 """The error a user's mistake raises, and the one line that mends a missing optional package."""
 
+import errno
 import importlib
 from types import ModuleType
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # the system's errors that mean a full disk
 
 
 class ConfigError(Exception):

@@ -1,12 +1,11 @@
 """Lines added to the ends of files; while the disk is full they wait in memory, and none is cut short or lost."""
 
-import errno
 from pathlib import Path
 from typing import BinaryIO
 
+from gpt.errors import NO_ROOM
 from gpt.own_files import append_to
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 MOST_WAITING = 16 << 20  # bytes: hours of a run's metrics
 
 

@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from gpt.console import Console
-from gpt.errors import ConfigError, DiskFull
+from gpt.errors import NO_ROOM, ConfigError, DiskFull
 from gpt.event_log import EventKind, event_line
-from gpt.line_file import NO_ROOM, LineFile
+from gpt.line_file import LineFile
 from gpt.own_files import append_to, new_beside
 from gpt.wandb_run import WandbRun, WandbSettings
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gpt.checkpoint_config import CheckpointConfig
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, DiskFull
 from gpt.event_log import EventKind
 from gpt.run import Run
 from gpt.run_saver import FAST_KEPT
@@ -17,15 +17,16 @@ def check_room(run: Run, engine: NativeEngine, *, step: int) -> list[tuple[Event
 
     The host memory that saves in the background need is taken here, too.
 
-    Collective over all ranks. ConfigError on all when not even one fits.
+    Collective over all ranks. ConfigError on all when not even one fits; DiskFull where a run goes on, which had room.
     """
     state: dict[str, object] = {**run.saved_state, "step": run.steps, "tokens_seen": 0, "samples_seen": 0, "loop": {}}
     found = estimate(engine.saver, run.checkpoints, state=state, step=run.steps)
     kept_already = checkpoint.list_checkpoints(run.checkpoints)
-    events = _first_tier(run, found, kept=checkpoints_at_once(run), there=len(kept_already))
+    error = DiskFull if step > 0 else ConfigError
+    events = _first_tier(run, found, kept=checkpoints_at_once(run), there=len(kept_already), error=error)
     if run.fast_checkpoints is not None:
         fast = estimate_fast(engine.saver, run.fast_checkpoints.parent, state=state, step=run.steps)
-        events += _second_tier(run.checkpoint, fast, held=step > 0)
+        events += _second_tier(run.checkpoint, fast, held=step > 0, error=error)
         engine.saver.prepare(run.fast_checkpoints, each_its_own=True)
     if run.checkpoint.in_background and run.checkpoint.every_tokens is not None:
         engine.saver.prepare(run.checkpoints)
@@ -40,10 +41,12 @@ def checkpoints_at_once(run: Run) -> int:
     return min(saves, config.keep_last + 1 + for_ever)
 
 
-def _first_tier(run: Run, found: SaveEstimate, *, kept: int, there: int) -> list[tuple[EventKind, str]]:
+def _first_tier(
+    run: Run, found: SaveEstimate, *, kept: int, there: int, error: type[ConfigError]
+) -> list[tuple[EventKind, str]]:
     size, free, needed = found.size_bytes, found.free_bytes, max(0, kept - there) * found.size_bytes
     if size > free:
-        raise ConfigError(
+        raise error(
             f"run.directory: a checkpoint is {_gigabytes(size)}, and {_gigabytes(free)} are free in {run.checkpoints}; "
             f"make room, or name another run.directory"
         )
@@ -66,10 +69,12 @@ def _first_tier(run: Run, found: SaveEstimate, *, kept: int, there: int) -> list
     return events
 
 
-def _second_tier(config: CheckpointConfig, fast: FastEstimate, *, held: bool) -> list[tuple[EventKind, str]]:
+def _second_tier(
+    config: CheckpointConfig, fast: FastEstimate, *, held: bool, error: type[ConfigError]
+) -> list[tuple[EventKind, str]]:
     needed = fast.size_bytes * (1 if held else FAST_KEPT + 1)
     if needed > fast.free_bytes:
-        raise ConfigError(
+        raise error(
             f"checkpoint.fast_directory = '{config.fast_directory}' needs room for {FAST_KEPT + 1} times "
             f"{_gigabytes(fast.size_bytes)} of the ranks that share {fast.where}, where {_gigabytes(fast.free_bytes)} "
             f"are free; name a larger disk, or leave the second tier out"

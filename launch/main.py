@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gpt.errors import ConfigError, DiskFull
-from gpt.line_file import NO_ROOM
+from gpt.errors import NO_ROOM, ConfigError, DiskFull
 from launch.cluster import enter_process, report_mistake
 
 # command, of one word or two: (module, one line of help). A module has add_arguments(parser) and run(args) -> status.

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, DiskFull
 
 FORMAT = "triaxial checkpoint"
 FORMAT_VERSION = 1
@@ -64,6 +64,10 @@ class CheckpointError(ConfigError):
 
     def __str__(self) -> str:
         return f"checkpoint {self.path}: {self.reason}"
+
+
+class NoRoomForCheckpoints(CheckpointError, DiskFull):
+    """The disk is so full that a run cannot start on it."""
 
 
 @dataclass(frozen=True)

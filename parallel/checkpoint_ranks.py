@@ -13,8 +13,8 @@ from typing import Any, TypeVar, cast
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from gpt.errors import ConfigError
-from parallel.checkpoint_files import CheckpointError
+from gpt.errors import NO_ROOM, ConfigError
+from parallel.checkpoint_files import CheckpointError, NoRoomForCheckpoints
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -139,7 +139,8 @@ def _as_config_error(error: BaseException, path: Path, rank: int) -> ConfigError
         return error
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        return CheckpointError(path, f"{error.strerror or error} on rank {rank}{where}")
+        kind = NoRoomForCheckpoints if error.errno in NO_ROOM else CheckpointError
+        return kind(path, f"{error.strerror or error} on rank {rank}{where}")
     return CheckpointError(path, f"{type(error).__name__} on rank {rank}: {_one_line(error)}")
 
 

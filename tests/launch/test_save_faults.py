@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch.distributed as dist
 
 from launch.main import main
 from launch.restarts import last_logged_step
-from parallel import checkpoint
+from parallel import checkpoint, checkpoint_estimate
 
 WORDS = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12", "--train.validation_tokens", "64"]
 WORDS += ["--checkpoint.every_tokens", "1024", "--checkpoint.keep_last", "1"]  # 2 steps of 12
@@ -83,19 +82,6 @@ def undisturbed(tiny_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> P
     return run
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A run directory whose checkpoints lie on a file system with room for one and a half."""
-    folder = tmp_path / "run" / "checkpoints"
-    folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={CHECKPOINT_BYTES * 3 // 2}", "tmpfs", folder]
-    mounted = subprocess.run(command, capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small tmpfs here: {mounted.stderr.decode().strip()}")
-    yield tmp_path / "run"
-    subprocess.run(["umount", folder], check=True)
-
-
 def monitors() -> list[str]:
     """The watchdog's monitors of this very process."""
     listed = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "hang_monitor"], capture_output=True, text=True)
@@ -103,12 +89,13 @@ def monitors() -> list[str]:
 
 
 def test_a_full_disk_is_told_and_counted_and_ends_the_run_at_last(
-    tiny_corpus: Any, undisturbed: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+    tiny_corpus: Any, undisturbed: Path, tmp_path: Path, small_disk: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(tiny_corpus, small_disk) == 2
+    run = tmp_path / "run"
+    folder = small_disk(CHECKPOINT_BYTES * 3 // 2, run / "checkpoints")  # room for one and a half
+    assert train(tiny_corpus, run) == 2
     assert monitors() == [], "one that is left would kill this process when it had waited for it long enough"
-    failed = events(small_disk, "checkpoint_failed")
-    folder = small_disk / "checkpoints"
+    failed = events(run, "checkpoint_failed")
     for n, (step, event) in enumerate(zip((4, 6, 8), failed, strict=True), start=1):
         for part in (f"step-{step:09d}", "not enough room", "it needs", f"bytes are free in {folder}", "untouched"):
             assert part in event["text"]
@@ -117,10 +104,34 @@ def test_a_full_disk_is_told_and_counted_and_ends_the_run_at_last(
     assert [path.name for path in folder.iterdir()] == ["step-000000002"]
     assert checkpoint.verify(folder / "step-000000002") is None
 
-    subprocess.run(["mount", "-o", f"remount,size={CHECKPOINT_BYTES * 3}", folder], check=True)
-    assert train(tiny_corpus, small_disk) == 0
-    assert "step-000000002 (step 2)" in events(small_disk, "resumed")[0]["text"]
-    assert ended_alike(small_disk, undisturbed)
+    small_disk(CHECKPOINT_BYTES * 3, folder)
+    assert train(tiny_corpus, run) == 0
+    assert "step-000000002 (step 2)" in events(run, "resumed")[0]["text"]
+    assert ended_alike(run, undisturbed)
+
+
+def test_a_disk_that_is_full_when_a_run_is_to_go_on_is_worth_another_start(
+    tiny_corpus: Any,
+    tmp_path: Path,
+    small_disk: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Status 1, which a launcher starts again, and not that of a mistake: somebody may be making room."""
+    run, longer = tmp_path / "run", ("--train.total_tokens", 7168)
+    folder = small_disk(4 * CHECKPOINT_BYTES, run / "checkpoints")
+    assert train(tiny_corpus, run) == 0
+    with (folder / "filler").open("wb", buffering=0) as filler:
+        while shutil.disk_usage(folder).free:
+            filler.write(bytes(4096))
+        assert train(tiny_corpus, run, *longer) == 1
+        assert f"checkpoint {folder}: No space left on device on rank 0" in capsys.readouterr().err
+        filler.truncate(filler.tell() - CHECKPOINT_BYTES // 2)
+        monkeypatch.setattr(checkpoint_estimate, "_TRIAL_BYTES", 4096)
+        assert train(tiny_corpus, run, *longer) == 1
+        assert f"are free in {folder}" in capsys.readouterr().err
+    (folder / "filler").unlink()
+    assert train(tiny_corpus, run, *longer) == 0
 
 
 def test_a_run_goes_on_after_a_save_that_failed(tiny_corpus: Any, undisturbed: Path, tmp_path: Path) -> None:
