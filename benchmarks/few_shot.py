@@ -99,7 +99,9 @@ def ask(lm: Any, case: Case, requests: list[Any]) -> list[Any]:
 
 
 def build_ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
+    from gpt.cached_model import OneDevice
     from gpt.evaluation.harness import TriaxialLM
+    from gpt.packed_model import packed
     from gpt.special_tokens import special_tokens_of
     from launch.converted_run import HUGGING_FACE
     from launch.loading import load_run
@@ -108,9 +110,8 @@ def build_ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     config = loaded.saved.model_config
     saved = loaded.saved
     special = special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer)
-    lm = TriaxialLM(
-        loaded.model, saved.tokenizer, n_ctx=config.n_ctx, special=special, sharing=not args.without_sharing
-    )
+    model = packed(OneDevice(loaded.model), rows=8192)
+    lm = TriaxialLM(model, saved.tokenizer, n_ctx=config.n_ctx, special=special, sharing=not args.without_sharing)
     warm_up = CASES[args.cases[0]]
     ask(lm, warm_up, requests_of(warm_up, 8))
     return lambda: {"cases": measured(args, lambda name: lm), "batch_sizes": {}}

@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from gpt.errors import ConfigError
 from gpt.evaluation.few_shot import TaskScore, few_shot_scores
 from gpt.evaluation.open_tasks import OpenTasks
 from gpt.evaluation.perplexity import TokenCounts, Tokens, count_targets, validation_loss
+from gpt.packed_model import packed
 from gpt.special_tokens import special_tokens_of
 from launch import evaluate_text
 from launch.converted_run import HUGGING_FACE
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if starts_ranks(args):
         return start_ranks(args)
     with opened_model(args) as opened:
+        opened = replace(opened, model=packed(opened.model, rows=args.batch_tokens))
         evaluate_opened(args, opened, tasks=tasks, texts=texts, validation=not only_text)
     return 0
 

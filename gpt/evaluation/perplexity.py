@@ -34,8 +34,8 @@ class ValidationLoss(NamedTuple):
 def validation_loss(model: GPT | Model, batches: Iterable[Tokens]) -> ValidationLoss:
     """The loss over batches (n, seq_len + 1) of token ids: each row predicts its tokens but the first.
 
-    The same forward pass as in training, on the model's device and in its dtype. Every rank of a layout passes all
-    batches; data ranks take them in turns, and all have the result.
+    The forward pass of training, on the model's device and in its dtype; to rounding, where the model is packed. Every
+    rank of a layout passes all batches; data ranks take them in turns, and all have the result.
     """
     asked = as_model(model)
     total, count = 0.0, 0

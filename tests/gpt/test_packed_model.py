@@ -7,6 +7,7 @@ import torch
 
 from gpt.cached_model import make_cache
 from gpt.config import ModelConfig
+from gpt.evaluation.scoring import Request, plan_scores, score
 from gpt.generation import generate
 from gpt.initialisation import initialise
 from gpt.model import GPT
@@ -85,6 +86,19 @@ def test_bf16_is_as_close_to_fp32_as_the_model_itself(config: ModelConfig, rows:
     assert packed(tokens).dtype == torch.bfloat16
     error, usual = (relative_error(m(tokens).float(), reference) for m in (packed, model))
     assert error < 1.5 * usual
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_same_scores(config: ModelConfig) -> None:
+    """Of ends in a row, each of which sees its own beginning only, and of what goes on from the cache."""
+    model, packed = both(config, rows=64)
+    shared = list(range(60, 95))
+    requests = [Request([*shared, number, number + 1, 60], 2) for number in range(40)]
+    requests += [Request([*prompt, 3], 1) for prompt in PROMPTS]
+    assert any(read.kept for read in plan_scores(requests, batch_tokens=64)[0].reads)
+    for ours, theirs in zip(*(score(m, requests, batch_tokens=64) for m in (packed, model)), strict=True):
+        assert ours.log_probs == pytest.approx(theirs.log_probs, abs=2e-5)
+        assert ours.greedy == theirs.greedy
 
 
 def test_weights_are_not_held_twice() -> None:
