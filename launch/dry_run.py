@@ -6,13 +6,13 @@ import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 from gpt.console import human_count
 from gpt.errors import ConfigError
 from gpt.loss import loss_for
 from launch.config import RunConfig
+from launch.local_ranks import fork_server
 from parallel.dry_run import RankReport, measure_rank
 from parallel.engines.native import EngineSettings
 from parallel.layout import Layout
@@ -43,8 +43,7 @@ def measure(settings: EngineSettings, ranks: list[int], *, seq_len: int) -> list
     work = partial(measure_rank, settings, seq_len=seq_len, loss=loss_for(compile=False))
     if len(ranks) == 1:
         return [work(rank=ranks[0])]
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["parallel.dry_run"])  # torch is imported once
+    context = fork_server(["parallel.dry_run"])  # torch is imported once
     at_once = min(len(ranks), os.cpu_count() or 1)
     with ProcessPoolExecutor(at_once, mp_context=context, max_tasks_per_child=1) as pool:
         jobs = [pool.submit(work, rank=rank) for rank in ranks]

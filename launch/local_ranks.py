@@ -9,6 +9,7 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -23,6 +24,8 @@ from gpt.errors import ConfigError
 from launch.cluster import die_with_parent, share_machine
 from launch.failures import exit_words
 
+LONGEST_SOCKET_NAME = 107 if sys.platform == "linux" else 103  # unix(7): sun_path, without its last zero
+SOCKET_NAME = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # what multiprocessing adds to the folder
 MISTAKE = 2  # the exit status of a rank that met a user's mistake
 SETTLE_S = 0.3  # how long after a first failure others are looked for: the first one seen need not be the cause
 LAST_LINES = 40
@@ -33,7 +36,14 @@ class RankFailed(Exception):
 
 
 def fork_server(preload: Sequence[str]) -> ForkServerContext:
-    """What `run_ranks` starts ranks with. `preload`: modules to load once; they must start no threads."""
+    """What `run_ranks` starts ranks with. `preload`: modules to load once; they must start no threads. ConfigError: the
+    folder for temporary files has so long a name that the server's socket in it has none."""
+    room = LONGEST_SOCKET_NAME - len(SOCKET_NAME)
+    if len(os.fsencode(tempfile.gettempdir())) > room:
+        raise ConfigError(
+            f"TMPDIR = {tempfile.gettempdir()} is too long a name for the sockets in it; set TMPDIR to a folder whose "
+            f"name has at most {room} characters"
+        )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     return context

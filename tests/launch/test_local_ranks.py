@@ -1,11 +1,16 @@
 """Fresh local ranks with real processes: what a failing one does to the others, and what is told of it."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from gpt.errors import ConfigError
+from launch.local_ranks import LONGEST_SOCKET_NAME, SOCKET_NAME, fork_server
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -28,11 +33,20 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory):
+def longest_folder():
+    """A folder for temporary files with the longest name in which sockets have room for theirs."""
+    name = f"/tmp/triaxial-{os.getpid()}-".ljust(LONGEST_SOCKET_NAME - len(SOCKET_NAME), "x")
+    Path(name).mkdir()
+    yield name
+    shutil.rmtree(name)
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory, longest_folder):
     """What one process saw of all behaviours, one after the other."""
     folder = tmp_path_factory.mktemp("ranks")
     names = ("meets", "killed_before_it_joins", "killed_with_its_peers_waiting", "meets_again", "raises", "mistaken")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1", "TMPDIR": longest_folder}
     (folder / "program.py").write_text(RUN)
     done = subprocess.run(
         [sys.executable, "program.py", str(folder), *names],
@@ -75,3 +89,9 @@ def test_what_a_rank_raised_is_shown(said):
 
 def test_a_users_mistake_stays_one(said):
     assert told(said, "mistaken") == "mistaken: ConfigError: data.seq_len = 0 must be at least 1"
+
+
+def test_a_folder_for_temporary_files_with_too_long_a_name_is_told_in_a_line(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/".ljust(LONGEST_SOCKET_NAME - len(SOCKET_NAME) + 1, "x"))
+    with pytest.raises(ConfigError, match=r"^TMPDIR = /tmp/x+ is too long a name .* has at most \d\d characters$"):
+        fork_server(["torch"])

@@ -137,6 +137,12 @@ def test_the_recipes_own_layout_is_the_default(tiny_corpus, tmp_path):
     assert row["layout"] == "pipeline=2,schedule=gpipe"
 
 
+@pytest.fixture
+def short_path(tmp_path_factory):
+    """A folder with a short name, in which sockets have names too."""
+    return tmp_path_factory.mktemp("p")
+
+
 @contextmanager
 def running(recipe, folder, *, ranks_wanted):
     """The command and its ranks, of the reference or of the layout that follows it; all dead in the end."""
@@ -168,17 +174,17 @@ def running(recipe, folder, *, ranks_wanted):
         process.communicate()
 
 
-def test_a_rank_that_is_killed_ends_the_command_and_is_named(tiny_corpus, tmp_path):
-    with running(tiny_corpus.recipe, tmp_path, ranks_wanted=2) as (process, ranks):
-        assert not list((tmp_path / "out").iterdir()), "an earlier run's results would pass for this one's"
+def test_a_rank_that_is_killed_ends_the_command_and_is_named(tiny_corpus, short_path):
+    with running(tiny_corpus.recipe, short_path, ranks_wanted=2) as (process, ranks):
+        assert not list((short_path / "out").iterdir()), "an earlier run's results would pass for this one's"
         os.kill(ranks[1], signal.SIGKILL)  # the one that was started last
         _, errors = process.communicate(timeout=100)
         assert not alive(ranks)
     assert process.returncode == 1
     said = "layout pipeline=2: rank 1 of 2 failed first (killed by SIGKILL"
     assert errors.startswith(f"triaxial: error: {said}"), errors
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["parity.json"]
-    found = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert [path.name for path in (short_path / "out").iterdir()] == ["parity.json"]
+    found = json.loads((short_path / "out" / "parity.json").read_text())
     assert found["passed"] is False
     assert found["failures"][0].startswith(said)
     assert len(found["reference"]["losses"]) == 200
@@ -186,12 +192,12 @@ def test_a_rank_that_is_killed_ends_the_command_and_is_named(tiny_corpus, tmp_pa
     assert found["max_relative_loss_difference"] is None
 
 
-def test_without_a_reference_there_is_no_verdict_but_failed(tiny_corpus, tmp_path):
-    with running(tiny_corpus.recipe, tmp_path, ranks_wanted=1) as (process, ranks):
+def test_without_a_reference_there_is_no_verdict_but_failed(tiny_corpus, short_path):
+    with running(tiny_corpus.recipe, short_path, ranks_wanted=1) as (process, ranks):
         os.kill(ranks[0], signal.SIGKILL)
         process.communicate(timeout=100)
     assert process.returncode == 1
-    found = json.loads((tmp_path / "out" / "parity.json").read_text())
+    found = json.loads((short_path / "out" / "parity.json").read_text())
     assert (found["passed"], found["reference"], found["layouts"]) == (False, None, [])
     assert found["failures"][0].startswith("layout one process: rank 0 of 1 failed first (killed by SIGKILL")
 
@@ -199,8 +205,8 @@ def test_without_a_reference_there_is_no_verdict_but_failed(tiny_corpus, tmp_pat
 @pytest.mark.parametrize(
     ("number", "status", "left"), [(signal.SIGKILL, -9, 1), (signal.SIGTERM, 143, 0), (signal.SIGHUP, 129, 0)]
 )
-def test_no_rank_outlives_a_killed_command(tiny_corpus, tmp_path, number, status, left):
-    with running(tiny_corpus.recipe, tmp_path, ranks_wanted=2) as (process, ranks):
+def test_no_rank_outlives_a_killed_command(tiny_corpus, short_path, number, status, left):
+    with running(tiny_corpus.recipe, short_path, ranks_wanted=2) as (process, ranks):
         time.sleep(0.5)  # into their start or training
         everybody = [*children(process.pid), *ranks]
         process.send_signal(number)
@@ -209,8 +215,8 @@ def test_no_rank_outlives_a_killed_command(tiny_corpus, tmp_path, number, status
         while alive(everybody) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not alive(everybody)
-    assert len(list((tmp_path / "temporary").glob("triaxial_parity_*"))) == left, "kill -9 alone leaves the folder"
-    assert not list((tmp_path / "temporary").glob("*/1/result.json")), "they went on to the end of their training"
+    assert len(list((short_path / "temporary").glob("triaxial_parity_*"))) == left, "kill -9 alone leaves the folder"
+    assert not list((short_path / "temporary").glob("*/1/result.json")), "they went on to the end of their training"
 
 
 def alive(pids):
