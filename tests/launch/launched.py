@@ -133,9 +133,9 @@ class Launched:
         os.kill(pid, number)
         return pid
 
-    def end(self):
+    def end(self, wait_s=WAIT_S):
         """The exit status, when it has ended by itself."""
-        return self.process.wait(timeout=WAIT_S)
+        return self.process.wait(timeout=wait_s)
 
 
 def losses(run):

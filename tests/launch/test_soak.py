@@ -126,7 +126,7 @@ def test_soak(tiny_corpus, launched, tmp_path, small_disk):
         tiny_corpus.recipe, tmp_path / "plain", *SETTINGS, "--train.total_tokens", 512 * last, command=command,
         environment=environment,
     ) as plain:  # fmt: skip
-        assert plain.end() == 0, plain.errors()
+        assert plain.end(wait_s=2 * SOAK_S + 600) == 0, plain.errors()
     ours, ideal = read_account(run / "ledger.jsonl"), read_account(plain.run / "ledger.jsonl")
     step_s = ours.seconds["training"] / last
     restarts = len(ours.processes) - 1
