@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file is in tests/parallel: begun last, it would keep one worker waiting for the other."""
+    items.sort(key=lambda item: item.path.parent.name != "parallel")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Torch in this process has one thread, as each rank of the tests has: small matrices only lose by being shared
