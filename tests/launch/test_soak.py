@@ -38,14 +38,11 @@ class Faults:
     def __init__(self, job, launched, disk, chance):
         self.job, self.launched, self.disk, self.chance = job, launched, disk, chance
         self.made = dict.fromkeys(("kill", "stop", "full", "corrupt"), 0)
-        self.stopped_starting = 0  # ranks that were stopped before they trained
 
     def kill(self):
         self.job.kill(self.chance.randrange(2))
 
     def stop(self):
-        launched = 1 + self.job.errors().count("; restart ")
-        self.stopped_starting += self.job.starts() < launched
         self.job.kill(self.chance.randrange(2), signal.SIGSTOP)
 
     def full(self):
@@ -131,12 +128,11 @@ def test_soak(tiny_corpus, launched, tmp_path, small_disk):
     step_s = ours.seconds["training"] / last
     restarts = len(ours.processes) - 1
     lost_s = (restarts + 1) * starting_s(ours) + restarts * step_s * SAVE_EVERY / 2
-    lost_s += faults.stopped_starting * JOIN_TIMEOUT_S
-    lost_s += (faults.made["stop"] - faults.stopped_starting) * HANG_TIMEOUT_S * 1.5
+    lost_s += faults.made["stop"] * HANG_TIMEOUT_S * 1.5
     lost_s += faults.made["corrupt"] * step_s * SAVE_EVERY
     best = 1 - lost_s / ours.wall_s
     figures = {
-        "seed": seed, "faults": faults.made, "stopped_starting": faults.stopped_starting,
+        "seed": seed, "faults": faults.made,
         "not_finite": last // NOT_FINITE_EVERY, "restarts": restarts,
         "wall_s": round(ours.wall_s), "steps": last, "repeated_steps": ours.repeated_steps,
         "goodput": round(ours.goodput, 3), "possible": round(best, 3), "share": round(ours.goodput / best, 3),
