@@ -1,11 +1,13 @@
 """The faults and rescues of a run, a JSON object a line in RUN/events.jsonl; prints nothing and decides nothing."""
 
+import errno
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from gpt.own_files import append_to
+from gpt.line_file import LineFile
 
 # Every kind that any rank may leave; launch/report_facts.py says what each means to an operator, and a test that none
 # is missing there.
@@ -42,8 +44,12 @@ class TellEvent(Protocol):
 
 def append_event(path: Path, kind: EventKind, *, step: int | None, text: str, fields: dict[str, Any]) -> None:
     """Add one event from outside of the run's own process. OSError: the disk is full."""
-    with append_to(path) as file:
-        file.write(event_line(kind, step=step, text=text, fields=fields))
+    file = LineFile(path)
+    file.add(event_line(kind, step=step, text=text, fields=fields))
+    is_cut = file.is_waiting
+    file.close()
+    if is_cut:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def event_line(kind: EventKind, *, step: int | None, text: str, fields: dict[str, Any]) -> bytes:

@@ -1,5 +1,6 @@
 """Lines added to the ends of files; while the disk is full they wait in memory, and none is cut short or lost."""
 
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +30,8 @@ class LineFile:
         try:
             if self._file is None:
                 self._file = append_to(self.path)
+                if not _ends_with_a_line(self._file):  # a process was killed while the rest waited
+                    self._waiting = b"\n" + self._waiting
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
@@ -40,3 +43,8 @@ class LineFile:
         if self._file is not None:
             self._file.close()
         self._file, self._waiting = None, b""
+
+
+def _ends_with_a_line(file: BinaryIO) -> bool:
+    size = os.fstat(file.fileno()).st_size
+    return size == 0 or os.pread(file.fileno(), 1, size - 1) == b"\n"

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 def append_to(path: Path) -> BinaryIO:
     """The file, unbuffered, to add to its end; made if it is not there. OSError (ELOOP): a symbolic link."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
 
 

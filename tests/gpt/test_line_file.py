@@ -5,6 +5,7 @@ import json
 import pytest
 
 from gpt.errors import DiskFull
+from gpt.event_log import append_event
 from gpt.line_file import MOST_WAITING, LineFile
 from gpt.metrics import MetricsConfig, MetricsWriter
 
@@ -72,7 +73,7 @@ def test_on_a_disk_that_stays_full_the_run_ends_at_last_and_may_be_started_again
 
 
 def test_a_line_that_waits_is_cut_nowhere(disk):
-    (disk / "x").write_bytes(b"x" * 4090)  # a line would pass the end of the page
+    (disk / "x").write_bytes(b"x" * 4089 + b"\n")  # a line would pass the end of the page
     file, filler = LineFile(disk / "x"), fill(disk)
     file.add(b"y" * 20 + b"\n")
     assert file.is_waiting
@@ -81,3 +82,25 @@ def test_a_line_that_waits_is_cut_nowhere(disk):
     assert not file.is_waiting
     file.close()
     assert (disk / "x").read_bytes()[4090:] == b"y" * 20 + b"\nz\n"
+
+
+def test_a_line_that_a_killed_process_left_half_written_spoils_no_other(tmp_path):
+    (tmp_path / "x").write_bytes(b"whole\nhal")
+    file = LineFile(tmp_path / "x")
+    file.add(b"next\n")
+    file.add(b"last\n")
+    file.close()
+    assert (tmp_path / "x").read_bytes() == b"whole\nhal\nnext\nlast\n"
+
+
+def test_an_event_that_finds_no_room_is_an_error_and_spoils_no_other(disk):
+    path = disk / "events.jsonl"
+    path.write_bytes(b"x" * 4089 + b"\n")  # room for a part of it, to the end of the page
+    filler = fill(disk)
+    with pytest.raises(OSError, match="No space left"):
+        append_event(path, "hang", step=3, text="rank 1 stands still", fields={})
+    filler.unlink()
+    append_event(path, "hang", step=4, text="rank 1 stands still", fields={})
+    lines = path.read_bytes().splitlines()
+    assert len(lines) == 3
+    assert json.loads(lines[2])["step"] == 4
