@@ -30,7 +30,6 @@ from gpt.initialisation import initialise
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
-GPT3_FILES = Path(__file__).resolve().parents[3] / "shared" / "data" / "gpt3"
 CONFIG = ModelConfig(vocab_size=400, n_ctx=48, n_layers=2, d_model=32, n_heads=4, init_std=0.3)
 RULES = {rule.name: rule for rule in task_rules()}
 WORDS = WordList(tuple(f"{a}{b}{c}{d}e" for a in "bcd" for b in "aeiou" for c in "lmnr" for d in "st"), "made here")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from gpt.config import ModelConfig
 from gpt.errors import ConfigError
 from gpt.evaluation.gpt3_problems import (
     WordList,
@@ -19,7 +18,6 @@ from gpt.evaluation.gpt3_problems import (
 )
 
 GPT3_FILES = Path(__file__).resolve().parents[3] / "shared" / "data" / "gpt3"
-CONFIG = ModelConfig(vocab_size=400, n_ctx=48, n_layers=2, d_model=32, n_heads=4, init_std=0.3)
 RULES = {rule.name: rule for rule in task_rules()}
 WORDS = WordList(tuple(f"{a}{b}{c}{d}e" for a in "bcd" for b in "aeiou" for c in "lmnr" for d in "st"), "made here")
 

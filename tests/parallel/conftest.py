@@ -7,15 +7,6 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def program():
-    """tests/parallel/layout_runs.py as a module."""
-    spec = importlib.util.spec_from_file_location("layout_runs", Path(__file__).parent / "layout_runs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
 def cases():
     """tests/parallel/checkpoint_cases.py as a module."""
     spec = importlib.util.spec_from_file_location("checkpoint_cases", Path(__file__).parent / "checkpoint_cases.py")

@@ -11,6 +11,7 @@ import faulthandler
 import gc
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -46,6 +47,18 @@ SEQUENCES, SEQ_LEN, VOCAB, SEED = 8, 16, 120, 5
 SMALLEST_VOCAB = 97  # ids that every model here has
 PROMPTS = [[5, 3, 60], [7], [90, 4, 8, 20, 20, 1, 3, 9, 77], [1, 2, 3, 4]]
 MODEL = {"vocab_size": VOCAB, "n_ctx": 16, "n_layers": 4, "d_model": 32, "n_heads": 4}
+MODERN = {
+    "positions": "rope",
+    "norm": "rmsnorm",
+    "activation": "swiglu",
+    "bias": False,
+    "tied": False,
+    "n_kv_heads": 2,
+    "d_ff": 64,
+}
+TALKATIVE = {"vocab_size": 98, "vocab_multiple": 3, "init_std": 0.3}  # logits that tell tokens apart, some padding
+STEPS = int(os.environ.get("TRIAXIAL_LAYOUT_STEPS", "6"))
+LAUNCH_TIMEOUT_S = 600  # of the one launch; a hung collective ends itself after 90 s
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, max_gradient_norm=0.5)
 
 
@@ -64,6 +77,25 @@ def launch(folder, runs, *, timeout_s):
             raise
     assert process.returncode == 0, errors[-4000:]
     return json.loads((folder / "out.json").read_text())
+
+
+def run_of(name, world_size, parallel, *, steps=STEPS, **more):
+    """An entry of RUNS.json."""
+    return {"name": name, "world_size": world_size, "parallel": parallel, "steps": steps, **more}
+
+
+def largest_difference(ours, reference):
+    """Between the figures of two runs, relative to the second's."""
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, reference, strict=True))
+
+
+def assert_same_continuations(ours, reference):
+    for (tokens, log_probs, stopped), (their_tokens, their_log_probs, they_stopped) in zip(
+        ours, reference, strict=True
+    ):
+        assert (tokens, stopped) == (their_tokens, they_stopped)
+        for ours_now, theirs_now in zip(log_probs, their_log_probs, strict=True):
+            assert math.isclose(ours_now, theirs_now, rel_tol=1e-4, abs_tol=1e-4), (log_probs, their_log_probs)
 
 
 def tokens_of_step(step):

@@ -5,6 +5,7 @@ import math
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import layout_runs
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -52,7 +53,7 @@ RANKS = {name: (0, 17, 31) if name == "three axes" else (0,) for name in BOOK}
 
 
 @pytest.fixture(scope="module")
-def real(program, tmp_path_factory):
+def real(tmp_path_factory):
     """Per layout and rank, what a real process held and sent."""
     folder = tmp_path_factory.mktemp("counted")
     runs = [
@@ -66,17 +67,17 @@ def real(program, tmp_path_factory):
         }
         for name, (size, parallel, micro) in REAL.items()
     ]
-    return program.launch(folder, runs, timeout_s=LAUNCH_TIMEOUT_S)
+    return layout_runs.launch(folder, runs, timeout_s=LAUNCH_TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")
-def dry(program):
+def dry():
     """Reports of the dry run by (layout, rank): of the first and the last real rank, and of some for the formulas."""
     jobs = {}
     for name, (size, parallel, micro) in REAL.items():
         run = {"world_size": size, "parallel": parallel, "micro_batch_size": micro}
         for rank in {0, size - 1}:
-            jobs[name, rank] = (program.settings_of(run), rank, program.SEQ_LEN, None)
+            jobs[name, rank] = (layout_runs.settings_of(run), rank, layout_runs.SEQ_LEN, None)
     for name in BOOK:
         for rank in RANKS[name]:
             jobs[f"book, {name}", rank] = (book_settings(name), rank, T, None)
@@ -143,10 +144,10 @@ def test_the_dry_run_equals_real_processes(real, dry, name):
 
 
 @pytest.mark.parametrize("name", PEAKS)
-def test_peaks_of_the_dry_run_equal_those_of_real_tensors(real, dry, program, name):
+def test_peaks_of_the_dry_run_equal_those_of_real_tensors(real, dry, name):
     """To the byte; but a pipeline's rank also holds a message until it has arrived, and the vote on its shape."""
     micro = REAL[name][2]
-    message = micro * program.SEQ_LEN * program.MODEL["d_model"] * 4
+    message = micro * layout_runs.SEQ_LEN * layout_runs.MODEL["d_model"] * 4
     slack = PEAKS[name] * (message + 8)
     for rank in {0, len(real[name]) - 1}:
         report, found = dry[name, rank], real[name][rank]["peak"]

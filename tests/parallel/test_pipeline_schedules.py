@@ -2,14 +2,12 @@
 activations of as many micro-batches as it should."""
 
 import math
-import os
 
 import pytest
 import torch
+from layout_runs import LAUNCH_TIMEOUT_S, STEPS, largest_difference, launch, run_of
 
-STEPS = int(os.environ.get("TRIAXIAL_LAYOUT_STEPS", "6"))
 SAVED_AT = STEPS - 2
-LAUNCH_TIMEOUT_S = 600  # of the one launch; a hung collective ends itself after 90 s
 pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
 TIED = {"n_layers": 6}
 UNTIED = {"n_layers": 7, "tied": False, "norm": "rmsnorm", "positions": "rope", "bias": False}
@@ -43,7 +41,7 @@ LOADED = {  # saved as a V of 4 stages, whose ends are copies of one weight on o
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, program):
+def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("schedules")
     runs = [run("tied, one", 1, TIED, {}), run("untied, one", 1, UNTIED, {})]
     runs += [run(name, *layout) for name, layout in LAYOUTS.items()]
@@ -57,17 +55,12 @@ def results(tmp_path_factory, program):
     for schedule in ("gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev"):
         live = {"steps": 1, "count_live": True}
         runs.append(run(f"live, {schedule}", 4, UNTIED, {"pipeline": 4, "schedule": schedule}, **live))
-    return program.launch(folder, runs, timeout_s=LAUNCH_TIMEOUT_S)
+    return launch(folder, runs, timeout_s=LAUNCH_TIMEOUT_S)
 
 
 def run(name, world_size, model, parallel, *, steps=STEPS, **more):
     """8 micro-batches a step for each of the pipelines, 4 where there are two."""
-    keys = {"name": name, "world_size": world_size, "model": model, "parallel": parallel, "micro_batch_size": 1}
-    return {**keys, "steps": steps, **more}
-
-
-def largest_difference(ours, reference):
-    return max(abs(a - b) / abs(b) for a, b in zip(ours, reference, strict=True))
+    return run_of(name, world_size, parallel, model=model, micro_batch_size=1, steps=steps, **more)
 
 
 @pytest.mark.parametrize("name", list(LAYOUTS))

@@ -1,0 +1,127 @@
+"""Recomputation and compiled blocks change nothing but memory and speed; what recomputation keeps is what it says."""
+
+import itertools
+import math
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+from layout_runs import (
+    LAUNCH_TIMEOUT_S,
+    MODEL,
+    MODERN,
+    SEQ_LEN,
+    SEQUENCES,
+    assert_same_continuations,
+    largest_difference,
+    launch,
+    run_of,
+)
+
+from gpt.config import ModelConfig
+
+pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
+ONE_HEAD = {**MODERN, "n_layers": 1, "n_kv_heads": 1}
+KEPT = [("gpt3", 1), ("gpt3", 2), ("modern", 2)]  # family, tensor ranks
+COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
+# With compiled blocks; a step is of 2 micro-batches or more
+COMPILED = {
+    "pipeline 2": (2, {"pipeline": 2}),
+    "pipeline 2, dualpipev": (2, {"pipeline": 2, "schedule": "dualpipev"}),
+    "data 2, zero 3, selective": (2, {"data": 2, "zero_stage": 3, "recompute": "selective"}),
+    "tensor 2 x data 2": (4, {"tensor": 2, "data": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    runs = [run_of("one", 1, {}), run_of("modern, one", 1, {}, model=MODERN)]
+    selective = {"recompute": "selective"}
+    for name, world_size, parallel in (
+        ("one", 1, {}),
+        ("data 2, zero 3", 2, {"data": 2, "zero_stage": 3}),
+        ("tensor 2 x pipeline 2", 4, {"tensor": 2, "pipeline": 2}),
+    ):
+        runs.append(run_of(f"selective, {name}", world_size, {**parallel, **selective}))
+    runs.append(run_of("modern, selective, tensor 2", 2, {"tensor": 2, **selective}, model=MODERN))
+    for (family, tensor), recompute in itertools.product(KEPT, ("none", "selective", "full")):
+        keys = {"tensor": tensor, "recompute": recompute, "precision": "bf16"}
+        model = {**(MODERN if family == "modern" else {}), "n_layers": 2}
+        runs.append(
+            run_of(f"kept, {family}, {tensor}, {recompute}", tensor, keys, model=model, steps=1, measure_kept=True)
+        )
+    if COMPILER:
+        runs.append(
+            run_of(
+                "compiled, selective",
+                2,
+                {"tensor": 2, "compile": True, **selective},
+                model=ONE_HEAD,
+                steps=3,
+                generate=True,
+            )
+        )
+        runs.append(run_of("one layer, one", 1, {}, model=ONE_HEAD, steps=3, generate=True))
+        compiled = {"compile": True, "recompute": "full"}
+        runs.append(run_of("compiled", 2, {"tensor": 2, **compiled}, model={"n_layers": 2}, steps=3))
+        runs.append(run_of("two layers, one", 1, {}, model={"n_layers": 2}, steps=3))
+        for name, (world_size, parallel) in COMPILED.items():
+            runs.append(run_of(f"compiled, {name}", world_size, {"compile": True, **parallel}, steps=3))
+    return launch(tmp_path_factory.mktemp("recomputation"), runs, timeout_s=LAUNCH_TIMEOUT_S)
+
+
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
+def test_compiled_blocks_with_recomputation_and_tensor_ranks(results):
+    ours, reference = results["compiled"], results["two layers, one"]
+    assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
+    assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
+
+
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_layouts_equal_one_process(results, name):
+    ours, reference = results[f"compiled, {name}"], results["one"]
+    assert ours["compiled_graphs"] > 0
+    assert ours["initial_weights"] == reference["initial_weights"]
+    assert largest_difference(ours["losses"], reference["losses"][:3]) < 1e-5
+    assert largest_difference(ours["norms"], reference["norms"][:3]) < 1e-4
+
+
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
+def test_compiled_modern_blocks_with_copied_key_value_heads_and_selective_recomputation(results):
+    ours, reference = results["compiled, selective"], results["one layer, one"]
+    assert_same_continuations(ours["greedy"], reference["greedy"])
+    assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
+    assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["one", "data 2, zero 3", "tensor 2 x pipeline 2", "modern"])
+def test_selective_recomputation_changes_nothing(results, name):
+    ours = results["modern, selective, tensor 2" if name == "modern" else f"selective, {name}"]
+    reference = results["modern, one" if name == "modern" else "one"]
+    if name == "one":
+        assert ours["losses"] == reference["losses"]
+        assert ours["final_weights"] == reference["final_weights"]
+    assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
+    assert largest_difference(ours["norms"], reference["norms"]) < 1e-4 * (1 if name != "modern" else 10)
+
+
+def test_recomputation_keeps_what_the_formulas_say(results):
+    """Bytes per token and layer in bf16 (docs/parallelism.md), measured as the storages alive after a block has run."""
+    for family, tensor in KEPT:
+        config = ModelConfig(**{**MODEL, **(MODERN if family == "modern" else {})})
+        d, kv, ff = config.d_model, config.kv_heads * config.d_head, config.ff_width
+        wide = 2 if family == "modern" else 1  # gate and up
+        products = d + 2 * kv + d + wide * ff  # q, k, v, attention's own output, first half of the MLP
+        statistics = 4 * config.n_heads / tensor  # attention's log-sum-exp, fp32
+        formula = {"full": 2 * d / tensor, "selective": 2 * (2 * d + products) / tensor + statistics}
+        kept = {
+            way: results[f"kept, {family}, {tensor}, {way}"]["kept_bytes"] / (SEQUENCES * SEQ_LEN)
+            for way in ("none", "selective", "full")
+        }
+        assert kept["full"] < kept["selective"] < kept["none"]
+        assert math.isclose(kept["full"], formula["full"])
+        assert math.isclose(kept["selective"], formula["selective"])
+        if family == "gpt3":
+            assert math.isclose(kept["none"], (28 / tensor + 4) * d, rel_tol=0.03)
