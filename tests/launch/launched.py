@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from gpt.goodput import read_account
+from launch.run_history import read_events
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 1200.0  # for anything that a run does; far above what it takes, and only there to end a broken test
@@ -104,12 +105,8 @@ class Launched:
         )
 
     def told(self, kind):
-        """The events of one kind that the run directory has."""
-        try:
-            lines = (self.run / "events.jsonl").read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        return [event["text"] for line in lines if (event := json.loads(line))["kind"] == kind]
+        """The texts of one kind of events; a line that a kill cut on a full disk is none."""
+        return [event.text for event in read_events(self.run / "events.jsonl", []) if event.kind == kind]
 
     def ranks(self):
         """Process number by rank of the ranks that live now, whichever process started them."""
