@@ -17,12 +17,12 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from gpt.checkpoint_config import Retention
-from gpt.config import ModelConfig
-from gpt.engine import Batch
-from gpt.loss import loss_for
-from gpt.optimizer import OptimizerConfig
+from gpt.losses.next_token import loss_for
+from gpt.model.config import ModelConfig
+from gpt.training.engine import Batch
+from gpt.training.optimizer import OptimizerConfig
 from parallel.engines.native import EngineSettings, NativeEngine
-from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
 
 PLAIN = "plain writer"
 MICRO_BATCH = 4

@@ -18,8 +18,8 @@ from typing import Any
 import side_by_side
 from checkpoint_savers import PEERS, PLAIN, TRAINERS, Setting, block_of
 
-from gpt.config import ModelConfig
 from gpt.errors import ConfigError, import_extra
+from gpt.model.config import ModelConfig
 
 OURS = "background"
 

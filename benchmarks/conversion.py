@@ -27,10 +27,10 @@ import side_by_side
 import torch
 from torch import Tensor
 
-from gpt.config import ModelConfig, RopeScaling
-from gpt.convert.hugging_face import write_configs
-from gpt.convert.names import shapes, table, their_shape
-from gpt.convert.safetensors_files import write_model
+from gpt.convert.hugging_face.export import write_configs
+from gpt.convert.hugging_face.names import shapes, table, their_shape
+from gpt.files.safetensors import write_model
+from gpt.model.config import ModelConfig, RopeScaling
 
 GIB = 1 << 30
 EIFFEL = (
@@ -161,7 +161,7 @@ def real_model(folder: Path, work: Path) -> dict[str, Any]:
     """SmolLM2 imported, beside transformers."""
     import transformers
 
-    from launch.loading import load_run
+    from launch.runs.saved_run import load_run
 
     measured = measure("-m", "launch.main", "convert", folder, "--to", "triaxial", "--output", work / "smollm2")
     loaded = load_run(work / "smollm2")

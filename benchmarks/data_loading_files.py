@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt.dataset import CorpusConfig
-from gpt.token_files import DTYPES, HEADER, MAGIC, TokenFileWriter
+from gpt.data.dataset import CorpusConfig
+from gpt.token_files.files import DTYPES, HEADER, MAGIC, TokenFileWriter
 
 VOCAB_SIZE = 50_257
 SEQ_LEN = 2048

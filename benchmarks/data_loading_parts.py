@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from gpt.dataset import CorpusConfig, TrainingData
+from gpt.data.dataset import CorpusConfig, TrainingData
 
 COLD_SAMPLES = 256
 READ_SAMPLES = 512
@@ -27,7 +27,7 @@ def open_ours(corpora: Sequence[CorpusConfig]) -> TrainingData:
 
 
 def our_batch(data: TrainingData, first: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As gpt/train.py makes inputs and targets of them."""
+    """As gpt/training/loop.py makes inputs and targets of them."""
     tokens = torch.from_numpy(data.batch(np.arange(first, first + n)))
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 

@@ -39,7 +39,7 @@ from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
 from loguru import logger
 from side_by_side import serve
 
-from data_prep.word_split import count_sentences, split_words
+from data_prep.documents.word_split import count_sentences, split_words
 
 FILTERS = {
     "gopher_repetition": GopherRepetitionFilter,

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import side_by_side
 
-from data_prep.decontaminate import DecontaminateConfig, cut
-from data_prep.documents import Document
-from data_prep.ngrams import GramIndex, find_in_each, find_known, join, plain, scan_grams
+from data_prep.decontamination.decontaminate import DecontaminateConfig, cut
+from data_prep.decontamination.ngrams import GramIndex, find_in_each, find_known, join, plain, scan_grams
+from data_prep.documents.shards import Document
 from gpt.errors import ConfigError
 
 CONTENDERS = ("triaxial", "janitor")

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from data_prep.dedup_minhash import FuzzyConfig, find_near_copies
-from data_prep.documents import Document, write_shard
-from data_prep.engine import Workspace
-from data_prep.progress import Progress
-from data_prep.shard_runs import ShardRun
+from data_prep.dedup.fuzzy import FuzzyConfig, find_near_copies
+from data_prep.documents.shards import Document, write_shard
+from data_prep.execution.progress import Progress
+from data_prep.execution.shard_runs import ShardRun
+from data_prep.execution.workspace import Workspace
 
 RATES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 MOST_TEXTS_A_RATE = 150

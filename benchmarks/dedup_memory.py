@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from data_prep import dedup_exact, dedup_minhash
-from data_prep.dedup_exact import ExactConfig
-from data_prep.dedup_minhash import FuzzyConfig
-from data_prep.documents import Document, write_shard
-from data_prep.engine import Workspace
-from data_prep.progress import Progress
-from data_prep.shard_runs import ShardRun
+from data_prep.dedup import exact as dedup_exact
+from data_prep.dedup import fuzzy as dedup_minhash
+from data_prep.dedup.exact import ExactConfig
+from data_prep.dedup.fuzzy import FuzzyConfig
+from data_prep.documents.shards import Document, write_shard
+from data_prep.execution.progress import Progress
+from data_prep.execution.shard_runs import ShardRun
+from data_prep.execution.workspace import Workspace
 
 WORDS, DOCUMENTS_A_SHARD = 60, 10_000
 BOILERPLATE = "This page is not available in your region. Please accept our cookies, or come back at another time."

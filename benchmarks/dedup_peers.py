@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.dedup_minhash import FuzzyConfig
-from data_prep.documents import Document, write_shard
-from data_prep.signatures import SignTask, sign_texts
-from data_prep.sorted_rows import Limits
+from data_prep.dedup.fuzzy import FuzzyConfig
+from data_prep.dedup.signatures import SignTask, sign_texts
+from data_prep.dedup.sorted_rows import Limits
+from data_prep.documents.shards import Document, write_shard
 
 Block = Callable[[], dict[str, Any]]
 N_GRAM, BANDS, ROWS = 5, 14, 8

@@ -27,7 +27,7 @@ import side_by_side
 import torch
 
 from gpt.errors import import_extra
-from gpt.evaluation.gpt3_problems import make_problems, task_rules, words_of_python
+from gpt.evaluation.few_shot.gpt3_problems import make_problems, task_rules, words_of_python
 
 OURS, PEER = "triaxial", "lm_eval hf"
 TUNED_ON = 16  # requests of a case
@@ -66,7 +66,7 @@ CASES = {
 
 def requests_of(case: Case, items: int) -> list[Any]:
     """The harness's own request objects, made anew each time: it keeps answers in them."""
-    from gpt.evaluation.gpt3_tasks import GeneratedTask
+    from gpt.evaluation.few_shot.gpt3_tasks import GeneratedTask
 
     rule = next(rule for rule in task_rules() if rule.name == TASKS[case.task])
     problems = make_problems(rule, seed=0, words=words_of_python())
@@ -99,12 +99,12 @@ def ask(lm: Any, case: Case, requests: list[Any]) -> list[Any]:
 
 
 def build_ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
-    from gpt.cached_model import OneDevice
-    from gpt.evaluation.harness import TriaxialLM
-    from gpt.packed_model import packed
-    from gpt.special_tokens import special_tokens_of
-    from launch.converted_run import HUGGING_FACE
-    from launch.loading import load_run
+    from gpt.evaluation.few_shot.harness import TriaxialLM
+    from gpt.inference.cpu_model import packed
+    from gpt.inference.model import OneDevice
+    from gpt.tokenizer.special_tokens import special_tokens_of
+    from launch.runs.imported_run import HUGGING_FACE
+    from launch.runs.saved_run import load_run
 
     loaded = load_run(args.run, dtype=getattr(torch, args.dtype))
     config = loaded.saved.model_config

@@ -44,10 +44,10 @@ def prompts_of(tokenizer: Any, lengths: list[int]) -> list[list[int]]:
 def ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     import torch
 
-    from gpt.cached_model import OneDevice
-    from gpt.generation import generate
-    from gpt.packed_model import packed
-    from launch.loading import DTYPES, load_run
+    from gpt.inference.cpu_model import packed
+    from gpt.inference.generation import generate
+    from gpt.inference.model import OneDevice
+    from launch.runs.saved_run import DTYPES, load_run
 
     torch.set_num_threads(args.threads)
     dtype, lengths = CASES[args.case]
@@ -67,7 +67,7 @@ def theirs(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     import torch
     import transformers
 
-    from launch.loading import open_run
+    from launch.runs.saved_run import open_run
 
     torch.set_num_threads(args.threads)
     dtype, lengths = CASES[args.case]

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpt.errors import ConfigError
-from gpt.goodput import read_account, read_rows
+from gpt.telemetry.goodput import read_account, read_rows
 
 # The Llama 3 Herd of Models (arXiv 2407.21783), section 3.3.4, table 5: 419 unexpected interruptions in a 54-day
 # snapshot on 16,384 H100; the paper reports over 90% effective training time.

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from gpt.token_files import TokenFileWriter
-from gpt.tokenizer import load_tokenizer, train_sentencepiece
+from gpt.token_files.files import TokenFileWriter
+from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "tests" / "launch"

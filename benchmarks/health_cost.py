@@ -24,17 +24,17 @@ import side_by_side
 import torch
 import torch.distributed as dist
 
-from gpt.config import ModelConfig
-from gpt.engine import Batch
-from gpt.loss import loss_for
-from gpt.optimizer import OptimizerConfig
-from launch.determinism import deterministic
-from launch.local_ranks import fork_server, run_ranks
+from gpt.losses.next_token import loss_for
+from gpt.model.config import ModelConfig
+from gpt.training.engine import Batch
+from gpt.training.optimizer import OptimizerConfig
+from launch.processes.determinism import deterministic
+from launch.processes.local_ranks import fork_server, run_ranks
+from parallel.axes.gradients import local
 from parallel.engines.native import EngineSettings, NativeEngine
-from parallel.gradients import local
-from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
-from parallel.replica_check import ReplicaCheck
-from parallel.stragglers import Stragglers
+from parallel.health.replica_check import ReplicaCheck
+from parallel.health.stragglers import Stragglers
+from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
 
 RANKS = 2
 CHECK_EVERY, STRAGGLER_EVERY = 100, 25
@@ -63,7 +63,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     settings = {key: value for key, value in vars(args).items() if key != "json"}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "settings.json").write_text(json.dumps(settings))
-        context = fork_server(["parallel.engines.native", "launch.determinism"])
+        context = fork_server(["parallel.engines.native", "launch.processes.determinism"])
         run_ranks(context, time_rank, [folder], nproc=RANKS, logs=Path(folder, "logs"))
         spans = json.loads(Path(folder, "spans.json").read_text())
     return {

@@ -27,13 +27,13 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 from torchtitan_peer import torchtitan_step
 
-from gpt.config import ModelConfig
-from gpt.engine import Batch
 from gpt.errors import ConfigError, import_extra
-from gpt.loss import loss_for
-from gpt.optimizer import OptimizerConfig
+from gpt.losses.next_token import loss_for
+from gpt.model.config import ModelConfig
+from gpt.training.engine import Batch
+from gpt.training.optimizer import OptimizerConfig
 from parallel.engines.native import EngineSettings, NativeEngine
-from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
 
 AXES = ("tensor", "pipeline", "data")
 LAYOUTS = {"one": {}, **{f"{axis} 2": {axis: 2} for axis in AXES}}

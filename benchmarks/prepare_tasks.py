@@ -24,12 +24,12 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.side_by_side import alternate, check_writable, processor, report_result, rounded, serve, speed_ratios
-from data_prep import stages
-from data_prep.engine import Result, Stage, Task, Workspace
-from data_prep.files import sync_file
-from data_prep.progress import Progress
-from data_prep.stages import Paths
-from data_prep.workers import LocalWorkers
+from data_prep.execution import tasks as stages
+from data_prep.execution.files import sync_file
+from data_prep.execution.progress import Progress
+from data_prep.execution.tasks import Paths
+from data_prep.execution.workers import LocalWorkers
+from data_prep.execution.workspace import Result, Stage, Task, Workspace
 from gpt.errors import ConfigError
 
 
@@ -120,8 +120,8 @@ def bare_task(job: tuple[Path, Path]) -> None:
         os.replace(path, path.with_name(path.name[1:]))
 
 
-COPY = Stage("copy", copy, ("files",), ("numpy",))
-JOIN = Stage("join", join, ("files",), ("numpy",))
+COPY = Stage("copy", copy, ("data_prep.execution.files",), ("numpy",))
+JOIN = Stage("join", join, ("data_prep.execution.files",), ("numpy",))
 
 
 class InThisProcess:

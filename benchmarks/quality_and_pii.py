@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import side_by_side
 
-from data_prep.documents import Document
-from data_prep.pii import PiiConfig, mask
-from data_prep.quality_classifier import N_BUCKETS, QualityModel, scorer
-from data_prep.readers import InputConfig, find_inputs, read_records
+from data_prep.documents.shards import Document
+from data_prep.filters.pii import PiiConfig, mask
+from data_prep.filters.quality_classifier import N_BUCKETS, QualityModel, scorer
+from data_prep.readers.readers import InputConfig, find_inputs, read_records
 from gpt.errors import ConfigError
 
 CONTENDERS = {"score": ("triaxial score", "scikit-learn score"), "mask": ("triaxial mask", "datatrove mask")}

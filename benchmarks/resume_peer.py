@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
-from gpt.model import GPT
-from gpt.time_ledger import process_started_at
-from launch.config import RunConfig, read_run_config
+from gpt.model.gpt import GPT
+from gpt.telemetry.time_ledger import process_started_at
+from launch.config.run_config import RunConfig, read_run_config
 
 
 def build(config: RunConfig) -> tuple[GPT, torch.optim.AdamW]:

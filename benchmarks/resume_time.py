@@ -27,12 +27,12 @@ import side_by_side
 import torch
 
 from gpt.errors import ConfigError
-from gpt.goodput import ProcessTime, read_account
-from gpt.token_files import TokenFileWriter
-from gpt.tokenizer import train_sentencepiece
-from launch.cluster import CPU_MEMORY_SETTINGS
-from launch.config import read_run_config
-from launch.report_facts import start_up_medians
+from gpt.telemetry.goodput import ProcessTime, read_account
+from gpt.token_files.files import TokenFileWriter
+from gpt.tokenizer.tokenizers import train_sentencepiece
+from launch.config.run_config import read_run_config
+from launch.processes.environment import CPU_MEMORY_SETTINGS
+from launch.reports.facts import start_up_medians
 
 HERE = Path(__file__).resolve().parent
 PROCESSES, VOCAB = 2, 512

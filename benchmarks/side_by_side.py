@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError
-from launch.cluster import CPU_MEMORY_SETTINGS
+from launch.processes.environment import CPU_MEMORY_SETTINGS
 
 
 class Contender:

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.side_by_side import alternate, check_writable, processor, report_result, serve, speed_ratios
-from data_prep.documents import Document, read_shard, write_shard
-from data_prep.tokenize import SplitConfig, tokenize_shard
-from data_prep.workers import LocalWorkers
+from data_prep.corpus.tokenize import SplitConfig, tokenize_shard
+from data_prep.documents.shards import Document, read_shard, write_shard
+from data_prep.execution.workers import LocalWorkers
 from gpt.errors import ConfigError
-from gpt.tokenizer import load_tokenizer
+from gpt.tokenizer.tokenizers import load_tokenizer
 
 _SHARDS = 4
 _SPLIT = SplitConfig(validation_fraction=0.01, seed=0)

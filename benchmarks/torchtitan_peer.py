@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
-from gpt.config import ModelConfig
-from gpt.engine import Batch
 from gpt.errors import import_extra
-from gpt.optimizer import OptimizerConfig
-from parallel.layout import BatchConfig
+from gpt.model.config import ModelConfig
+from gpt.training.engine import Batch
+from gpt.training.optimizer import OptimizerConfig
+from parallel.layout.layout import BatchConfig
 
 
 def torchtitan_step(

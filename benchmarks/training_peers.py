@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gpt.config import ModelConfig
-from gpt.convert.names import to_theirs
-from gpt.engine import Batch
+from gpt.convert.hugging_face.names import to_theirs
 from gpt.errors import import_extra
-from gpt.initialisation import initialise
-from gpt.model import GPT
-from gpt.optimizer import OptimizerConfig
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
+from gpt.training.engine import Batch
+from gpt.training.optimizer import OptimizerConfig
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
 

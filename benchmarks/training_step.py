@@ -21,13 +21,13 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from training_peers import nano_gpt, transformers_gpt2
 
-from gpt.config import ModelConfig
-from gpt.engine import Batch
 from gpt.errors import ConfigError
-from gpt.loss import loss_for
-from gpt.optimizer import OptimizerConfig
+from gpt.losses.next_token import loss_for
+from gpt.model.config import ModelConfig
+from gpt.training.engine import Batch
+from gpt.training.optimizer import OptimizerConfig
 from parallel.engines.native import EngineSettings, NativeEngine
-from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
 
 Step = Callable[[Batch], float]
 

@@ -28,16 +28,16 @@ from rule_cases import cases
 from web_corpus_input import grow_crawl, real_texts
 from web_corpus_rules import PEER, RULE_SETS, agreement, our_decisions, single_rules, their_decisions
 
-from data_prep.c4 import C4Config
-from data_prep.dedup_exact import ExactConfig
-from data_prep.engine import versions as engine_versions
-from data_prep.extract import ExtractConfig
+from data_prep.corpus.tokenize import TokenizerConfig
+from data_prep.dedup.exact import ExactConfig
+from data_prep.execution.progress import Progress
+from data_prep.execution.workspace import versions as engine_versions
+from data_prep.extraction.extract import ExtractConfig
+from data_prep.filters.c4 import C4Config
+from data_prep.filters.quality import QualityConfig
 from data_prep.pipeline import prepare
-from data_prep.progress import Progress
-from data_prep.quality import QualityConfig
-from data_prep.readers import InputConfig
+from data_prep.readers.readers import InputConfig
 from data_prep.recipe import OutputConfig, PrepareConfig
-from data_prep.tokenize import TokenizerConfig
 from gpt.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]

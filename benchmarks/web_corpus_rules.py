@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from data_prep.quality import QualityConfig, RuleSet, judge
-from data_prep.words import TextView
+from data_prep.documents.words import TextView
+from data_prep.filters.quality import QualityConfig, RuleSet, judge
 from gpt.errors import ConfigError
 
 PEER = Path(__file__).with_name("datatrove_peer.py")

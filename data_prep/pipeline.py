@@ -6,32 +6,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep import dedup_exact, dedup_minhash
-from data_prep.corpus_upload import check_target, upload_corpus
-from data_prep.counts import Counts
-from data_prep.decontaminate import REPORT, decontaminate, summary
-from data_prep.dedup_exact import COPY
-from data_prep.dedup_minhash import NEAR_COPY
-from data_prep.engine import SHARE_TIMEOUT_S, Work, Workspace
-from data_prep.evaluation_sets import check_sets
-from data_prep.extract import extract_stage, extract_task
-from data_prep.language import language_stage
-from data_prep.page_text import load_libraries
-from data_prep.pareto import CLASSIFY
-from data_prep.pii import PII
-from data_prep.progress import Progress
-from data_prep.python_docs import CRAWL, CrawlTask
-from data_prep.quality import QUALITY
-from data_prep.quality_classifier import load_model
-from data_prep.readers import find_inputs, local_inputs
+from data_prep.corpus.upload import check_target, upload_corpus
+from data_prep.decontamination.decontaminate import REPORT, decontaminate, summary
+from data_prep.decontamination.evaluation_sets import check_sets
+from data_prep.dedup import exact as dedup_exact
+from data_prep.dedup import fuzzy as dedup_minhash
+from data_prep.dedup.exact import COPY
+from data_prep.dedup.fuzzy import NEAR_COPY
+from data_prep.documents.counts import Counts
+from data_prep.execution.progress import Progress
+from data_prep.execution.shard_runs import ShardRun
+from data_prep.execution.shares import Share
+from data_prep.execution.workers import Executor, LocalWorkers
+from data_prep.execution.workspace import SHARE_TIMEOUT_S, Work, Workspace
+from data_prep.extraction.extract import extract_stage, extract_task
+from data_prep.extraction.page_text import load_libraries
+from data_prep.filters.language import language_stage
+from data_prep.filters.pareto import CLASSIFY
+from data_prep.filters.pii import PII
+from data_prep.filters.quality import QUALITY
+from data_prep.filters.quality_classifier import load_model
+from data_prep.readers.python_docs import CRAWL, CrawlTask
+from data_prep.readers.readers import find_inputs, local_inputs
+from data_prep.readers.remote_files import RemoteFile
 from data_prep.recipe import PrepareConfig
-from data_prep.remote_files import RemoteFile
-from data_prep.shard_runs import ShardRun
-from data_prep.shares import Share
-from data_prep.workers import Executor, LocalWorkers
 from data_prep.write_corpus import write_corpus
 from gpt.errors import ConfigError
-from gpt.tokenizer import load_tokenizer
+from gpt.tokenizer.tokenizers import load_tokenizer
 
 _CRAWL_FILES = 8  # fixed: it is part of what the demo's crawl is, not of how it is run
 

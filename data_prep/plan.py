@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from data_prep.counts import Counts, total
-from data_prep.engine import Finished, Stage, Task
-from data_prep.manifest import Entry, Manifest
+from data_prep.documents.counts import Counts, total
+from data_prep.execution.manifest import Entry, Manifest
+from data_prep.execution.shares import Seen, look
+from data_prep.execution.tasks import about, describe, task_key
+from data_prep.execution.workspace import Finished, Stage, Task
 from data_prep.pipeline import check, run_stages
+from data_prep.readers.remote_files import STUB_ENDING, read_stub
 from data_prep.recipe import PrepareConfig
-from data_prep.remote_files import STUB_ENDING, read_stub
-from data_prep.shares import Seen, look
-from data_prep.stages import about, describe, task_key
 from gpt.errors import ConfigError
 
 

@@ -3,18 +3,18 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.corpus_upload import url_of
-from data_prep.decontaminate import DecontaminateConfig
-from data_prep.dedup_exact import ExactConfig
-from data_prep.dedup_index import DedupConfig
-from data_prep.dedup_minhash import FuzzyConfig
-from data_prep.language import LanguageConfig
-from data_prep.page_text import ExtractConfig
-from data_prep.pareto import ClassifyConfig
-from data_prep.pii import PiiConfig
-from data_prep.quality import QualityConfig
-from data_prep.readers import InputConfig
-from data_prep.tokenize import SplitConfig, TokenizerConfig
+from data_prep.corpus.tokenize import SplitConfig, TokenizerConfig
+from data_prep.corpus.upload import url_of
+from data_prep.decontamination.decontaminate import DecontaminateConfig
+from data_prep.dedup.exact import ExactConfig
+from data_prep.dedup.fuzzy import FuzzyConfig
+from data_prep.dedup.index import DedupConfig
+from data_prep.extraction.page_text import ExtractConfig
+from data_prep.filters.language import LanguageConfig
+from data_prep.filters.pareto import ClassifyConfig
+from data_prep.filters.pii import PiiConfig
+from data_prep.filters.quality import QualityConfig
+from data_prep.readers.readers import InputConfig
 from gpt.errors import ConfigError
 
 

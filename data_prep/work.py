@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from data_prep.stages import Finished, Stage, Task
+from data_prep.execution.tasks import Finished, Stage, Task
 
 
 class Work(Protocol):

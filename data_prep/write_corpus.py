@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.corpus import SPLITS, describe, entropy_nats, publish, shard_names
-from data_prep.corpus_shards import FILE_ENDINGS, WRITE, FileTask
-from data_prep.engine import Finished, Task, plain, versions
-from data_prep.files import read_array
-from data_prep.quality_classifier import fingerprint
+from data_prep.corpus.corpus import SPLITS, describe, entropy_nats, publish, shard_names
+from data_prep.corpus.shards import FILE_ENDINGS, WRITE, FileTask
+from data_prep.corpus.tokenize import TOKENIZE
+from data_prep.corpus.tokenizer_training import SAMPLE, TRAIN, SampleTask, TrainTask, sample_bound
+from data_prep.execution.files import read_array
+from data_prep.execution.shard_runs import SHARD_ENDING, ShardRun, Shards
+from data_prep.execution.workspace import Finished, Task, plain, versions
+from data_prep.filters.quality_classifier import fingerprint
 from data_prep.recipe import PrepareConfig
-from data_prep.shard_runs import SHARD_ENDING, ShardRun, Shards
-from data_prep.tokenize import TOKENIZE
-from data_prep.tokenizer_training import SAMPLE, TRAIN, SampleTask, TrainTask, sample_bound
 from gpt.errors import ConfigError
-from gpt.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, tokenizer_files
 
 _PACKAGES = ("isal", "numpy", "pycld2", "resiliparse", "sentencepiece", "tiktoken", "xxhash", "zstandard")
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from gpt.skipped_data import SkippedData
-from gpt.spikes import SpikeConfig, SpikeDetector
+from gpt.data.skipped import SkippedData
+from gpt.health.spikes import SpikeConfig, SpikeDetector
 
 
 @dataclass

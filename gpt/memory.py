@@ -1,4 +1,4 @@
-"""The most memory that this process has had so far; estimates nothing (parallel/memory.py does) and frees nothing."""
+"""The most memory that this process has had so far; estimates nothing (parallel/planner/memory.py does) and frees nothing."""
 
 from contextlib import suppress
 from pathlib import Path

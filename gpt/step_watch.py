@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
-from gpt.event_log import EventKind
+from gpt.telemetry.event_log import EventKind
 
 
 class Finding(NamedTuple):

@@ -8,25 +8,37 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gpt.errors import NO_ROOM, ConfigError, DiskFull
-from launch.cluster import enter_process, report_mistake
+from launch.processes.environment import enter_process, report_mistake
 
 # command, of one word or two: (module, one line of help). A module has add_arguments(parser) and run(args) -> status.
 COMMANDS = {
-    "prepare": ("launch.prepare", "turn web archives or text files into token files"),
-    "prepare overlap": ("launch.prepare_overlap", "mark the examples of evaluation sets that occur in a corpus"),
-    "prepare verify": ("launch.prepare_verify", "compare a corpus with its corpus.json, every byte of it"),
+    "prepare": ("launch.commands.prepare", "turn web archives or text files into token files"),
+    "prepare overlap": (
+        "launch.commands.prepare_overlap",
+        "mark the examples of evaluation sets that occur in a corpus",
+    ),
+    "prepare verify": ("launch.commands.prepare_verify", "compare a corpus with its corpus.json, every byte of it"),
     "prepare checksum": ("launch.prepare_checksum", "write checksums beside token files, or compare them"),
-    "prepare train-quality": ("launch.prepare_train_quality", "train GPT-3's quality classifier for `prepare`"),
-    "data mixture": ("launch.mixture", "tokens and epochs that each corpus of a mixture comes to"),
-    "data audit": ("launch.data_audit", "name the corpus, file and documents that a step of a run was read from"),
-    "train": ("launch.train", "train a GPT from a recipe, on any layout of tensor x pipeline x data parallelism"),
-    "report": ("launch.report", "what a training run did and where its time went, as tables or one HTML page"),
-    "evaluate": ("launch.evaluate", "validation loss, perplexity and few-shot accuracy of a checkpoint"),
-    "generate": ("launch.generate", "continue a prompt"),
-    "convert": ("launch.convert", "export a checkpoint to another library's format"),
-    "parity": ("launch.parity", "show that a recipe trains the same model on every layout"),
-    "doctor": ("launch.doctor", "show what this machine offers and what would break a run"),
-    "demo": ("launch.demo", "the whole path on this machine: pages, tokens, training, evaluation, export"),
+    "prepare train-quality": (
+        "launch.commands.prepare_train_quality",
+        "train GPT-3's quality classifier for `prepare`",
+    ),
+    "data mixture": ("launch.commands.mixture", "tokens and epochs that each corpus of a mixture comes to"),
+    "data audit": (
+        "launch.commands.data_audit",
+        "name the corpus, file and documents that a step of a run was read from",
+    ),
+    "train": (
+        "launch.commands.train",
+        "train a GPT from a recipe, on any layout of tensor x pipeline x data parallelism",
+    ),
+    "report": ("launch.commands.report", "what a training run did and where its time went, as tables or one HTML page"),
+    "evaluate": ("launch.commands.evaluate", "validation loss, perplexity and few-shot accuracy of a checkpoint"),
+    "generate": ("launch.commands.generate", "continue a prompt"),
+    "convert": ("launch.commands.convert", "export a checkpoint to another library's format"),
+    "parity": ("launch.commands.parity", "show that a recipe trains the same model on every layout"),
+    "doctor": ("launch.commands.doctor", "show what this machine offers and what would break a run"),
+    "demo": ("launch.commands.demo", "the whole path on this machine: pages, tokens, training, evaluation, export"),
 }
 # What a path or a machine may be wrong in wherever a command first touches it; any other error is ours to explain.
 _OF_THE_MACHINE = (

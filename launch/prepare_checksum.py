@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gpt.token_files import compare_sums, make_sums, shard_prefixes
+from gpt.token_files.files import compare_sums, make_sums, shard_prefixes
 
 _SHOWN = 10  # damaged blocks of a pair
 

@@ -3,8 +3,8 @@
 from contextlib import suppress
 from pathlib import Path
 
-from launch.restarts import last_logged_step
-from parallel.checkpoint_folders import list_checkpoints, published_step
+from launch.processes.restarts import last_logged_step
+from parallel.checkpoint.folders import list_checkpoints, published_step
 
 
 def furthest_step(run_directory: Path) -> int:

@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gpt.config import ModelConfig
-from gpt.loss import loss_for
-from gpt.model import GPT
-from parallel import checkpoint
-from parallel.generation import LayoutModel
-from parallel.mesh import Mesh
-from parallel.stage import Stage, canonical_parameters
-from parallel.tensor_parallel import apply_tensor_parallel
+from gpt.losses.next_token import loss_for
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from parallel.axes.stage import Stage, canonical_parameters
+from parallel.axes.tensor_parallel import apply_tensor_parallel
+from parallel.checkpoint import find as checkpoint
+from parallel.inference.model import LayoutModel
+from parallel.layout.mesh import Mesh
 
 
 def load_layout_model(

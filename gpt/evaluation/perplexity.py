@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpt.cached_model import Model, Pass, as_model
-from gpt.evaluation.scoring import Request, score
-from gpt.evaluation.text_pieces import Piece
-from gpt.model import GPT
+from gpt.evaluation.batching.scoring import Request, score
+from gpt.evaluation.text_windows import Piece
+from gpt.inference.model import Model, Pass, as_model
+from gpt.model.gpt import GPT
 
 Tokens = NDArray[np.int64]
 

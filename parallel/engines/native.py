@@ -13,25 +13,26 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from gpt.cached_model import Model
 from gpt.checkpoint_config import Retention
-from gpt.config import ModelConfig
-from gpt.engine import Batch, SaveResult, StepResult, Totals
-from gpt.generation import Continuation, generate
-from gpt.loss import Loss
-from gpt.optimizer import OptimizerConfig, build_optimizer
-from gpt.sampling import GREEDY, Sampling
-from parallel import checkpoint, checkpoint_fast
-from parallel.checkpoint_background import BackgroundSaver
-from parallel.checkpoint_ranks import exchange
-from parallel.generation import LayoutModel
-from parallel.gradients import local, scale_gradients, squared_norm, sum_tied_gradients
-from parallel.initialisation import initialise_shards
-from parallel.layout import Layout, ParallelConfig
-from parallel.mesh import Mesh, build_mesh
-from parallel.pipeline_parallel import Pipeline
-from parallel.replica_check import ReplicaCheck, describe
-from parallel.stage import build_stage, canonical_parameters
+from gpt.inference.generation import Continuation, generate
+from gpt.inference.model import Model
+from gpt.inference.sampling import GREEDY, Sampling
+from gpt.losses.next_token import Loss
+from gpt.model.config import ModelConfig
+from gpt.training.engine import Batch, SaveResult, StepResult, Totals
+from gpt.training.optimizer import OptimizerConfig, build_optimizer
+from parallel.agreement import exchange
+from parallel.axes.gradients import local, scale_gradients, squared_norm, sum_tied_gradients
+from parallel.axes.initialisation import initialise_shards
+from parallel.axes.pipeline_parallel import Pipeline
+from parallel.axes.stage import build_stage, canonical_parameters
+from parallel.checkpoint import fast_tier as checkpoint_fast
+from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.background import BackgroundSaver
+from parallel.health.replica_check import ReplicaCheck, describe
+from parallel.inference.model import LayoutModel
+from parallel.layout.layout import Layout, ParallelConfig
+from parallel.layout.mesh import Mesh, build_mesh
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.counts import Counts
-from data_prep.engine import Result
+from data_prep.documents.counts import Counts
+from data_prep.execution.workspace import Result
 from gpt.errors import ConfigError
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_prep.components import EDGE, connect, edges
-from data_prep.dedup_index import OWN, Corpus, Index, IndexedShard, place, place_ranges
-from data_prep.engine import Workspace
-from data_prep.progress import Progress
-from data_prep.shard_runs import ShardRun
-from data_prep.sorted_rows import LAST, Limits, write_sorted
+from data_prep.dedup.clusters import EDGE, connect, edges
+from data_prep.dedup.index import OWN, Corpus, Index, IndexedShard, place, place_ranges
+from data_prep.dedup.sorted_rows import LAST, Limits, write_sorted
+from data_prep.execution.progress import Progress
+from data_prep.execution.shard_runs import ShardRun
+from data_prep.execution.workspace import Workspace
 
 pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
 SIZES = (400, 1, 0, 900, 200)

@@ -8,17 +8,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_prep import tokenizer_training
-from data_prep.corpus import entropy_nats, publish, read_corpus, shard_names
-from data_prep.corpus_shards import FILE_ENDINGS, FileTask, write_file
-from data_prep.documents import Document, encode_line, keyed_hash, read_shard, write_shard
-from data_prep.files import hold_folder
+from data_prep.corpus import tokenizer_training
+from data_prep.corpus.corpus import entropy_nats, publish, read_corpus, shard_names
+from data_prep.corpus.shards import FILE_ENDINGS, FileTask, write_file
+from data_prep.corpus.tokenize import ROW, SplitConfig, TokenizerConfig, blocks, tokenize_shard
+from data_prep.corpus.tokenizer_training import SampleTask, TrainTask, sample_bound, sample_shard, train_tokenizer
+from data_prep.documents.shards import Document, encode_line, keyed_hash, read_shard, write_shard
+from data_prep.execution.files import hold_folder
 from data_prep.recipe import OutputConfig
-from data_prep.tokenize import ROW, SplitConfig, TokenizerConfig, blocks, tokenize_shard
-from data_prep.tokenizer_training import SampleTask, TrainTask, sample_bound, sample_shard, train_tokenizer
 from gpt.errors import ConfigError
-from gpt.token_files import TokenFile
-from gpt.tokenizer import load_tokenizer
+from gpt.token_files.files import TokenFile
+from gpt.tokenizer.tokenizers import load_tokenizer
 
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
 pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
@@ -97,10 +97,10 @@ def test_every_document_is_in_one_split_word_for_word(tmp_path, documents):
 def test_bytes_do_not_depend_on_shards_or_order(tmp_path, documents, n_files, monkeypatch):
     twins = [*documents, Document("doc-7", "another text of the same id"), documents[8]]
     facts = [build(tmp_path / "a", twins, 3, n_files)]
-    monkeypatch.setattr("data_prep.tokenize._BATCH_CHARACTERS", 300)  # and not on how much is done at a time
-    monkeypatch.setattr("data_prep.tokenize._COPIED_TOKENS", 100)
-    monkeypatch.setattr("data_prep.corpus_shards._BLOCK_TOKENS", 100)
-    monkeypatch.setattr("data_prep.corpus_shards._COUNTED_TOKENS", 7)
+    monkeypatch.setattr("data_prep.corpus.tokenize._BATCH_CHARACTERS", 300)  # and not on how much is done at a time
+    monkeypatch.setattr("data_prep.corpus.tokenize._COPIED_TOKENS", 100)
+    monkeypatch.setattr("data_prep.corpus.shards._BLOCK_TOKENS", 100)
+    monkeypatch.setattr("data_prep.corpus.shards._COUNTED_TOKENS", 7)
     facts.append(build(tmp_path / "b", twins[::-1], 1, n_files))
     assert facts[0] == facts[1]
     for name in (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep.counts import Counts, Tally, total
+from data_prep.documents.counts import Counts, Tally, total
 
 
 def test_counts_must_add_up():

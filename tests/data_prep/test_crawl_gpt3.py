@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.counts import Counts
-from gpt.token_files import TokenFile
-from gpt.tokenizer import load_tokenizer, train_sentencepiece
+from data_prep.documents.counts import Counts
+from gpt.token_files.files import TokenFile
+from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
 from launch.main import main
 
 pytest.importorskip("isal", reason="the extra 'data' is not installed")

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import ngrams
-from data_prep.decontaminate import ChoiceTask, DecontaminateConfig, choose_grams, cut_documents
-from data_prep.documents import Document, parent_id, read_shard, write_shard
-from data_prep.evaluation_sets import EvaluationSet
-from data_prep.known_grams import IndexTask, LengthRule, SearchTask, index_examples, search_shard
-from data_prep.ngrams import GramIndex, find_in_each, find_known, join, plain, scan_grams, scan_words
-from data_prep.traces import read_trace
+from data_prep.decontamination import ngrams
+from data_prep.decontamination.decontaminate import ChoiceTask, DecontaminateConfig, choose_grams, cut_documents
+from data_prep.decontamination.evaluation_sets import EvaluationSet
+from data_prep.decontamination.known_grams import IndexTask, LengthRule, SearchTask, index_examples, search_shard
+from data_prep.decontamination.ngrams import GramIndex, find_in_each, find_known, join, plain, scan_grams, scan_words
+from data_prep.documents.shards import Document, parent_id, read_shard, write_shard
+from data_prep.documents.traces import read_trace
 from gpt.errors import ConfigError
 
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_prep import dedup_exact, dedup_minhash
-from data_prep.components import EDGE
-from data_prep.copies import Removal, remove_copies
-from data_prep.dedup_exact import ExactConfig
-from data_prep.dedup_index import DedupConfig
-from data_prep.dedup_minhash import FuzzyConfig, PairTask, find_pairs
-from data_prep.documents import Document, keyed_hash, read_shard, write_shard
-from data_prep.engine import Workspace
-from data_prep.minhash import (
+from data_prep.dedup import exact as dedup_exact
+from data_prep.dedup import fuzzy as dedup_minhash
+from data_prep.dedup.clusters import EDGE
+from data_prep.dedup.copies import Removal, remove_copies
+from data_prep.dedup.exact import ExactConfig
+from data_prep.dedup.fuzzy import FuzzyConfig, PairTask, find_pairs
+from data_prep.dedup.index import DedupConfig
+from data_prep.dedup.minhash import (
     band_keys,
     count_bits,
     following,
@@ -31,13 +30,15 @@ from data_prep.minhash import (
     sketches,
     split_words,
 )
-from data_prep.progress import Progress
-from data_prep.shard_runs import ShardRun
-from data_prep.signatures import MinHash, SignTask, sign_texts
-from data_prep.sorted_rows import Limits, Range
-from data_prep.traces import read_trace
+from data_prep.dedup.signatures import MinHash, SignTask, sign_texts
+from data_prep.dedup.sorted_rows import Limits, Range
+from data_prep.documents.shards import Document, keyed_hash, read_shard, write_shard
+from data_prep.documents.traces import read_trace
+from data_prep.execution.progress import Progress
+from data_prep.execution.shard_runs import ShardRun
+from data_prep.execution.workspace import Workspace
 from gpt.errors import ConfigError
-from launch.recipe import build
+from launch.config.recipe import build
 
 pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")

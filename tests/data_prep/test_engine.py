@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_prep.counts import Counts
-from data_prep.engine import Stage, Task, Workspace
-from data_prep.progress import Progress
+from data_prep.documents.counts import Counts
+from data_prep.execution.progress import Progress
+from data_prep.execution.workspace import Stage, Task, Workspace
 from gpt.errors import ConfigError
 
 xxhash = pytest.importorskip("xxhash", reason="the extra 'data' is not installed")

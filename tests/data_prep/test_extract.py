@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import Document
-from data_prep.extract import extract_texts
-from data_prep.page_text import ExtractConfig, decode, page_text, tidy
-from data_prep.readers import InputConfig, read_records
-from data_prep.records import Dropped, Page
+from data_prep.documents.records import Dropped, Page
+from data_prep.documents.shards import Document
+from data_prep.extraction.extract import extract_texts
+from data_prep.extraction.page_text import ExtractConfig, decode, page_text, tidy
+from data_prep.readers.readers import InputConfig, read_records
 from gpt.errors import ConfigError
 
 pytest.importorskip("resiliparse", reason="the extra 'data' is not installed")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep.files import disk_errors
+from data_prep.execution.files import disk_errors
 from gpt.errors import ConfigError
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import read_shard
-from data_prep.extract import extract_texts
-from data_prep.page_sandbox import Failure, PageSandbox
-from data_prep.page_text import ExtractConfig
-from data_prep.readers import InputConfig, read_records
-from data_prep.records import Dropped, Page
-from data_prep.traces import read_trace
+from data_prep.documents.records import Dropped, Page
+from data_prep.documents.shards import read_shard
+from data_prep.documents.traces import read_trace
+from data_prep.extraction.extract import extract_texts
+from data_prep.extraction.page_sandbox import Failure, PageSandbox
+from data_prep.extraction.page_text import ExtractConfig
+from data_prep.readers.readers import InputConfig, read_records
 
 pytest.importorskip("isal", reason="the extra 'data' is not installed")
 pytest.importorskip("resiliparse", reason="the extra 'data' is not installed")

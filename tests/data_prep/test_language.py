@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import Document, read_shard, write_shard
-from data_prep.language import LanguageConfig, detect, detector, drop_reason, filter_languages, language_stage
-from data_prep.traces import read_trace
+from data_prep.documents.shards import Document, read_shard, write_shard
+from data_prep.documents.traces import read_trace
+from data_prep.filters.language import LanguageConfig, detect, detector, drop_reason, filter_languages, language_stage
 from gpt.errors import ConfigError
 
 pytest.importorskip("pycld2", reason="the extra 'data' is not installed")

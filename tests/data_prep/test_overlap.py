@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep.evaluation_sets import EvaluationSet, find_set_files, read_examples
-from data_prep.known_grams import LengthRule, gram_length
-from data_prep.ngrams import count_words
-from data_prep.overlap import AnalysisConfig, OverlapConfig, OverlapOutput, TrainingConfig, analyse
+from data_prep.decontamination.evaluation_sets import EvaluationSet, find_set_files, read_examples
+from data_prep.decontamination.known_grams import LengthRule, gram_length
+from data_prep.decontamination.ngrams import count_words
+from data_prep.decontamination.overlap import AnalysisConfig, OverlapConfig, OverlapOutput, TrainingConfig, analyse
+from data_prep.execution.progress import Progress
 from data_prep.overlap_tables import show_overlap
-from data_prep.progress import Progress
 from gpt.errors import ConfigError
 
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")

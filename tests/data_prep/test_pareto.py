@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from data_prep.documents import Document, read_shard, write_shard
-from data_prep.pareto import ClassifyConfig, KeepRule, classify_shard, keep_probability
-from data_prep.quality_classifier import N_BUCKETS, QualityModel, save_model, scorer, word_buckets
-from data_prep.traces import read_trace
+from data_prep.documents.shards import Document, read_shard, write_shard
+from data_prep.documents.traces import read_trace
+from data_prep.filters.pareto import ClassifyConfig, KeepRule, classify_shard, keep_probability
+from data_prep.filters.quality_classifier import N_BUCKETS, QualityModel, save_model, scorer, word_buckets
 from gpt.errors import ConfigError
 
 pytest.importorskip("mmh3", reason="the extra 'data' is not installed")

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from data_prep.documents import Document, read_shard, write_shard
-from data_prep.pii import PiiConfig, mask, mask_shard
+from data_prep.documents.shards import Document, read_shard, write_shard
+from data_prep.filters.pii import PiiConfig, mask, mask_shard
 from gpt.errors import ConfigError
 
 CONFIG = PiiConfig(enabled=True, email="<E>", ipv4="<4>", ipv6="<6>", phone="<P>")
@@ -98,8 +98,8 @@ def test_addresses_in_every_notation_and_place(prose):
 
 
 def test_long_texts_are_cut_where_nothing_is_lost(monkeypatch):
-    monkeypatch.setattr("data_prep.pii._PIECE", 50)
-    monkeypatch.setattr("data_prep.pii._CUT_REACH", 40)
+    monkeypatch.setattr("data_prep.filters.pii._PIECE", 50)
+    monkeypatch.setattr("data_prep.filters.pii._CUT_REACH", 40)
     line = "write to a.b@c.org, or call +49 (0)69 380 795 200\n"
     assert mask(line * 50, CONFIG) == ("write to <E>, or call <P>\n" * 50, {"email": 50, "phone": 50})
     row = "85.214.132.117,2a00:1450:4001:82b::200e;"

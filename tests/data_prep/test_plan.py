@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep.engine import Workspace
-from data_prep.language import LanguageConfig
+from data_prep.corpus.tokenize import TokenizerConfig
+from data_prep.execution.progress import Progress
+from data_prep.execution.workers import LocalWorkers
+from data_prep.execution.workspace import Workspace
+from data_prep.filters.language import LanguageConfig
+from data_prep.filters.quality import QualityConfig
 from data_prep.pipeline import check, prepare, run_stages
 from data_prep.plan import plan
-from data_prep.plan_report import show_dry_run, show_status
-from data_prep.progress import Progress
-from data_prep.quality import QualityConfig
-from data_prep.readers import InputConfig
+from data_prep.readers.readers import InputConfig
 from data_prep.recipe import OutputConfig, PrepareConfig
-from data_prep.tokenize import TokenizerConfig
-from data_prep.workers import LocalWorkers
+from data_prep.reports.plan import show_dry_run, show_status
 from gpt.errors import ConfigError
 
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")

@@ -7,9 +7,9 @@ import time
 import pytest
 from rich.console import Console
 
-from data_prep.counts import Counts
-from data_prep.progress import Follow, Progress, span
-from data_prep.workers import Busy
+from data_prep.documents.counts import Counts
+from data_prep.execution.progress import Follow, Progress, span
+from data_prep.execution.workers import Busy
 
 
 def follow(**changes):

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from data_prep.logistic import Examples, deviations, fit, margins, sigmoid
-from data_prep.quality_classifier import (
+from data_prep.filters.quality_classifier import (
     N_BUCKETS,
     QualityModel,
     load_model,
@@ -15,6 +14,7 @@ from data_prep.quality_classifier import (
     word_buckets,
     words,
 )
+from data_prep.quality_training.logistic import Examples, deviations, fit, margins, sigmoid
 from gpt.errors import ConfigError
 
 mmh3 = pytest.importorskip("mmh3", reason="the extra 'data' is not installed")
@@ -37,7 +37,7 @@ mmh3 = pytest.importorskip("mmh3", reason="the extra 'data' is not installed")
 def test_words_are_those_of_java(monkeypatch, text, expected):
     assert [word for found in words(text) for word in found] == expected
     for size in range(6):  # in pieces of any length
-        monkeypatch.setattr("data_prep.quality_classifier._PIECE", size)
+        monkeypatch.setattr("data_prep.filters.quality_classifier._PIECE", size)
         assert [word for found in words(text) for word in found] == expected
 
 
@@ -58,7 +58,7 @@ def test_buckets_are_those_that_spark_publishes():
 def test_a_long_text_is_the_sum_of_its_pieces(monkeypatch, prose):
     text, model = prose(1, 40), QualityModel(np.random.default_rng(3).normal(scale=0.05, size=N_BUCKETS), 0.1, {})
     whole, score = term_counts(text), scorer(model)(text)
-    monkeypatch.setattr("data_prep.quality_classifier._PIECE", 100)
+    monkeypatch.setattr("data_prep.filters.quality_classifier._PIECE", 100)
     assert len(list(words(text))) > 10
     assert all(np.array_equal(*pair) for pair in zip(term_counts(text), whole, strict=True))
     assert scorer(model)(text) == score
@@ -96,7 +96,7 @@ def bags(n: int, seed: int) -> tuple[Examples, np.ndarray]:
 def test_the_regression_is_scikit_learns(monkeypatch, standardize):
     linear = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is not installed")
     sparse = pytest.importorskip("scipy.sparse")
-    monkeypatch.setattr("data_prep.logistic._BLOCK", 997)  # many blocks, cut anywhere
+    monkeypatch.setattr("data_prep.quality_training.logistic._BLOCK", 997)  # many blocks, cut anywhere
     examples, positive = bags(400, 0)
     weights = np.where(positive, 0.5 / positive.sum(), 0.5 / (~positive).sum())
     weights[::7] = 0  # as those that are held out

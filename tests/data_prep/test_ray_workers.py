@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep.engine import Stage, Task, Workspace
-from data_prep.progress import Progress
-from data_prep.ray_workers import RayWorkers
+from data_prep.execution.progress import Progress
+from data_prep.execution.ray_workers import RayWorkers
+from data_prep.execution.workspace import Stage, Task, Workspace
 from gpt.errors import ConfigError
 
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
@@ -101,7 +101,7 @@ def run(folder, function, sources, cluster, log):
 
     quiet = Progress(Console(quiet=True))
     with Workspace(folder, n_workers=None, progress=quiet, executor=executor) as workspace:
-        stage = Stage("copy", function, modules=("counts",))
+        stage = Stage("copy", function, modules=("data_prep.documents.counts",))
         tasks = [
             Task(sys.modules["ray_stage_functions"].Config(log), (path,), (workspace.folder / "copy" / path.name,))
             for path in sources

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.compressed import split_stream
-from data_prep.documents import Document
-from data_prep.http_messages import read_response
-from data_prep.readers import InputConfig, find_inputs, read_records
-from data_prep.records import Dropped, Page
+from data_prep.documents.records import Dropped, Page
+from data_prep.documents.shards import Document
+from data_prep.readers.compressed import split_stream
+from data_prep.readers.http_messages import read_response
+from data_prep.readers.readers import InputConfig, find_inputs, read_records
 from gpt.errors import ConfigError
 
 pytest.importorskip("isal", reason="the extra 'data' is not installed")

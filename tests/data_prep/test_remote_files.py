@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep.corpus_upload import check_target, upload_corpus, url_of
+from data_prep.corpus.upload import check_target, upload_corpus, url_of
+from data_prep.execution.progress import Progress
 from data_prep.pipeline import prepare
-from data_prep.progress import Progress
-from data_prep.readers import find_inputs, local_inputs
+from data_prep.readers.readers import find_inputs, local_inputs
+from data_prep.readers.remote_files import RemoteFile, find_remote, local_copy, read_stub, write_stub
 from data_prep.recipe import PrepareConfig
-from data_prep.remote_files import RemoteFile, find_remote, local_copy, read_stub, write_stub
 from gpt.errors import ConfigError
-from launch.recipe import build
+from launch.config.recipe import build
 
 fsspec = pytest.importorskip("fsspec", reason="the extra 'data' is not installed")
 pytest.importorskip("isal", reason="the extra 'data' is not installed")

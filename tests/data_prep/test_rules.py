@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import c4
-from data_prep.c4 import C4Config
-from data_prep.documents import Document, read_shard, write_shard
-from data_prep.fineweb import FineWebConfig, fineweb_reason
-from data_prep.gopher import GopherQualityConfig, GopherRepetitionConfig, quality_reason, repetition_reason
-from data_prep.quality import QualityConfig, apply_rules, judge
-from data_prep.traces import read_trace
-from data_prep.word_split import count_sentences, split_words
-from data_prep.words import TextView, later_copies, repeated
+from data_prep.documents.shards import Document, read_shard, write_shard
+from data_prep.documents.traces import read_trace
+from data_prep.documents.word_split import count_sentences, split_words
+from data_prep.documents.words import TextView, later_copies, repeated
+from data_prep.filters import c4
+from data_prep.filters.c4 import C4Config
+from data_prep.filters.fineweb import FineWebConfig, fineweb_reason
+from data_prep.filters.gopher import GopherQualityConfig, GopherRepetitionConfig, quality_reason, repetition_reason
+from data_prep.filters.quality import QualityConfig, apply_rules, judge
 from gpt.errors import ConfigError
 
 zstandard = pytest.importorskip("zstandard", reason="the extra 'data' is not installed")

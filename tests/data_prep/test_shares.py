@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep.documents import Document, read_shard, write_shard
-from data_prep.engine import Task, Workspace
-from data_prep.language import LANGUAGE, LanguageConfig
-from data_prep.progress import Progress
-from data_prep.shares import Hold, Share, look
+from data_prep.documents.shards import Document, read_shard, write_shard
+from data_prep.execution.progress import Progress
+from data_prep.execution.shares import Hold, Share, look
+from data_prep.execution.workspace import Task, Workspace
+from data_prep.filters.language import LANGUAGE, LanguageConfig
 from gpt.errors import ConfigError
-from launch.cluster import slurm_array_share
+from launch.processes.environment import slurm_array_share
 
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
 pytest.importorskip("pycld2", reason="the extra 'data' is not installed")

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from data_prep.sorted_rows import LAST, Limits, Range, Source, count_rows, even_ranges, merge_sorted, write_sorted
+from data_prep.dedup.sorted_rows import LAST, Limits, Range, Source, count_rows, even_ranges, merge_sorted, write_sorted
 
 THREE = np.dtype([("a", "<u8"), ("b", "<u8"), ("c", "<u4")])
 

@@ -14,13 +14,13 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from data_prep.documents import Document, keyed_hash, write_shard
-from data_prep.page_text import ExtractConfig, page_text
-from data_prep.quality_classifier import load_model, scorer, term_counts
-from data_prep.quality_sample import GatherTask, SampleConfig, count_terms, gather_sample
-from data_prep.readers import InputConfig, read_records
-from data_prep.records import Page
-from data_prep.train_quality import FitConfig, FitTask, fit_model, judge, row_weights
+from data_prep.documents.records import Page
+from data_prep.documents.shards import Document, keyed_hash, write_shard
+from data_prep.extraction.page_text import ExtractConfig, page_text
+from data_prep.filters.quality_classifier import load_model, scorer, term_counts
+from data_prep.quality_training.sample import GatherTask, SampleConfig, count_terms, gather_sample
+from data_prep.quality_training.train import FitConfig, FitTask, fit_model, judge, row_weights
+from data_prep.readers.readers import InputConfig, read_records
 from gpt.errors import ConfigError
 
 pytest.importorskip("mmh3", reason="the extra 'data' is not installed")

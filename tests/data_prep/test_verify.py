@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.corpus import CORPUS_FILE, seal
-from data_prep.corpus_shards import describe_file
-from gpt.byte_pair_tokenizer import printable_bytes
+from data_prep.corpus.corpus import CORPUS_FILE, seal
+from data_prep.corpus.shards import describe_file
 from gpt.errors import ConfigError
-from gpt.token_corpus import check_tokenizer, open_tokens
-from gpt.token_files import TokenFile, TokenFileWriter
-from gpt.tokenizer import load_tokenizer, train_sentencepiece
+from gpt.token_files.corpus import check_tokenizer, open_tokens
+from gpt.token_files.files import TokenFile, TokenFileWriter
+from gpt.tokenizer.byte_pair import printable_bytes
+from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
 from launch.main import main
 
 pytest.importorskip("isal", reason="the extra 'data' is not installed")

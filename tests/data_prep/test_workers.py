@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.workers import LocalWorkers, _end_of_stream, _receive
+from data_prep.execution.workers import LocalWorkers, _end_of_stream, _receive
 from gpt.errors import ConfigError
 
 pytest.importorskip("xxhash", reason="the extra 'data' is not installed")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gpt.batch_ramp import BatchRamp, constant_batch
 from gpt.errors import ConfigError
+from gpt.training.batch_ramp import BatchRamp, constant_batch
 
 
 def counted(ramp: BatchRamp, n_steps: int) -> list[tuple[int, int]]:

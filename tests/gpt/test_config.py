@@ -2,9 +2,9 @@
 
 import pytest
 
-from gpt.config import ModelConfig
 from gpt.errors import ConfigError, import_extra
-from gpt.model import GPT
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
 
 SMALL = {"vocab_size": 300, "n_ctx": 32, "n_layers": 3, "d_model": 48, "n_heads": 4}
 

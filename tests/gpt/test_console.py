@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpt.console import Console, TimeLeft, fit, human_count, human_duration, step_fields
+from gpt.telemetry.console import Console, TimeLeft, fit, human_count, human_duration, step_fields
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gpt.config import ModelConfig
-from gpt.convert.hugging_face import export
-from gpt.convert.hugging_face_tokenizer import SAMPLES, compare_tokenizers, write_tokenizer
-from gpt.convert.names import family_of, shapes, table, their_shape, to_ours, to_theirs
-from gpt.convert.safetensors_files import read_model, write_model
+from gpt.convert.hugging_face.export import export
+from gpt.convert.hugging_face.names import family_of, shapes, table, their_shape, to_ours, to_theirs
+from gpt.convert.hugging_face.tokenizer import SAMPLES, compare_tokenizers, write_tokenizer
 from gpt.errors import ConfigError
-from gpt.initialisation import initialise
-from gpt.model import GPT
-from gpt.tokenizer import load_tokenizer, train_sentencepiece
+from gpt.files.safetensors import read_model, write_model
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
+from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
 
@@ -118,7 +118,7 @@ def test_transformers_loads_the_folder_and_gives_equal_logits(
 
 
 def test_generates_the_same_text_as_transformers(tmp_path: Path, sentencepiece_file: Path) -> None:
-    from gpt.generation import generate
+    from gpt.inference.generation import generate
 
     config, tokenizer = gpt3(), load_tokenizer(sentencepiece_file)
     model = random_model(config)
@@ -230,7 +230,7 @@ def test_nothing_is_left_of_a_failed_export_and_nothing_overwritten(tmp_path: Pa
 
 def test_a_damaged_folder_fails_verification(tmp_path: Path, sentencepiece_file: Path) -> None:
     """Verification reads what lies on the disk: a tensor swapped there for another is found."""
-    from gpt.convert.hugging_face import verify
+    from gpt.convert.hugging_face.export import verify
 
     config, tokenizer = gpt3(), load_tokenizer(sentencepiece_file)
     output = tmp_path / "hf"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt.config import ModelConfig
-from gpt.convert.hugging_face import read_ours
-from gpt.convert.hugging_face_source import open_source
-from gpt.convert.logits import compare_logits, part_to_compare
+from gpt.convert.hugging_face.export import read_ours
+from gpt.convert.hugging_face.logits import compare_logits, part_to_compare
+from gpt.convert.hugging_face.source import open_source
+from gpt.model.config import ModelConfig
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
 

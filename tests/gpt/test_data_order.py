@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from gpt.data_order import MIXTURE_BOUND, DataOrder, assign, build_mixture, count, make_order, mix, permute
+from gpt.data.order import MIXTURE_BOUND, DataOrder, assign, build_mixture, count, make_order, mix, permute
 from gpt.errors import ConfigError
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt.dataset import CorpusConfig, DataConfig, TrainingData, ValidationData, fingerprint_differences
+from gpt.data.dataset import CorpusConfig, DataConfig, TrainingData, ValidationData, fingerprint_differences
 from gpt.errors import ConfigError
-from launch.recipe import build
+from launch.config.recipe import build
 
 SEQ_LEN = 8
 IDS = 1_000_000  # token ids in these files name the file and the position, so a row shows where it was read

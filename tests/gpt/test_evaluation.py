@@ -13,22 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from gpt.evaluation.few_shot import few_shot_scores
-from gpt.evaluation.gpt3_problems import (
-    TaskRule,
-    WordList,
-    make_problems,
-    task_rules,
-    words_of_python,
-)
-from gpt.evaluation.open_tasks import FewShotOptions, choose_tasks, open_tasks
+from gpt.evaluation.batching.scoring import Request, score
+from gpt.evaluation.few_shot.gpt3_problems import TaskRule, WordList, make_problems, task_rules, words_of_python
+from gpt.evaluation.few_shot.scores import few_shot_scores
+from gpt.evaluation.few_shot.tasks import FewShotOptions, choose_tasks, open_tasks
 from gpt.evaluation.perplexity import count_targets, validation_loss
-from gpt.evaluation.scoring import Request, score
-from gpt.initialisation import initialise
-from gpt.model import GPT
-from gpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 
 CONFIG = ModelConfig(vocab_size=400, n_ctx=48, n_layers=2, d_model=32, n_heads=4, init_std=0.3)
 RULES = {rule.name: rule for rule in task_rules()}
@@ -104,7 +98,7 @@ class Asked:
 @pytest.fixture
 def adapter(model: GPT, tokenizer: Tokenizer) -> Any:
     pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
-    from gpt.evaluation.harness import TriaxialLM
+    from gpt.evaluation.few_shot.harness import TriaxialLM
 
     return TriaxialLM(model, tokenizer, n_ctx=48, batch_tokens=200)
 
@@ -192,8 +186,8 @@ def test_equals_the_harness_own_backend(tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="lm_eval's own backend needs it")
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
     transformers = pytest.importorskip("transformers")
-    from gpt.convert.hugging_face import export
-    from gpt.evaluation.harness import TriaxialLM
+    from gpt.convert.hugging_face.export import export
+    from gpt.evaluation.few_shot.harness import TriaxialLM
 
     source = tmp_path / "tokenizer.model"
     text = "Q: What is 12 plus 34? A: 46. Please unscramble the letters into a word, and write that word: the rest\n"

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from gpt.evaluation.clean_subset import read_overlap
-from gpt.evaluation.few_shot import TaskScore, few_shot_scores
-from gpt.evaluation.gpt3_problems import Problem, WordList, task_rules
-from gpt.evaluation.open_tasks import FewShotOptions, OpenTasks, open_tasks
-from gpt.evaluation.probe import make_probe
-from gpt.evaluation.published_problems import published_problems
-from gpt.initialisation import initialise
-from gpt.model import GPT
-from gpt.tokenizer import Tokenizer
-from gpt.train_config import TrainConfig
+from gpt.evaluation.few_shot.clean_subset import read_overlap
+from gpt.evaluation.few_shot.gpt3_problems import Problem, WordList, task_rules
+from gpt.evaluation.few_shot.published_problems import published_problems
+from gpt.evaluation.few_shot.scores import TaskScore, few_shot_scores
+from gpt.evaluation.few_shot.tasks import FewShotOptions, OpenTasks, open_tasks
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
+from gpt.tokenizer.tokenizers import Tokenizer
+from gpt.training.config import TrainConfig
+from gpt.training.few_shot_probe import make_probe
 
 pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gpt.generated_text import GeneratedText
-from gpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from gpt.inference.text_stream import GeneratedText
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 
 TEXT = "The parser reads the source, then 42 of the others follow; for each it prints a line of names.\n"
 

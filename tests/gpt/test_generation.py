@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from gpt.cached_model import KeyValueCache, OneDevice
-from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from gpt.generation import generate, read_prompts
-from gpt.initialisation import initialise
-from gpt.model import GPT
-from gpt.sampling import GREEDY, Sampling
+from gpt.inference.generation import generate, read_prompts
+from gpt.inference.model import KeyValueCache, OneDevice
+from gpt.inference.sampling import GREEDY, Sampling
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
 
 GPT3 = ModelConfig(vocab_size=61, n_ctx=40, n_layers=3, d_model=32, n_heads=4, init_std=0.3)
 LLAMA = ModelConfig(

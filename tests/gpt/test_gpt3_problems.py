@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
-from gpt.evaluation.gpt3_problems import (
+from gpt.evaluation.few_shot.gpt3_problems import (
     WordList,
     frequent_words,
     make_problems,

@@ -6,9 +6,9 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from gpt.config import ModelConfig
-from gpt.initialisation import Start, _hash, fill, initialise, normal, start_of
-from gpt.model import GPT
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import Start, _hash, fill, initialise, normal, start_of
 
 CONFIG = ModelConfig(vocab_size=300, n_ctx=32, n_layers=3, d_model=48, n_heads=4)
 
@@ -22,7 +22,7 @@ def test_normal_is_the_inverse_of_the_normal_distribution():
 
 def test_far_tails_are_right():
     """The branch beyond r = 5 (|x| > 6.6) is reached by a few in 10^11: check the formula there directly."""
-    from gpt.initialisation import _tail
+    from gpt.model.initialisation import _tail
 
     for p in (1e-3, 1e-8, 1e-12, 1e-15):
         ours = float(_tail(torch.tensor([p - 0.5], dtype=torch.float64))[0])

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from gpt.errors import DiskFull
-from gpt.event_log import append_event
-from gpt.line_file import MOST_WAITING, LineFile
-from gpt.metrics import MetricsConfig, MetricsWriter
+from gpt.files.line_file import MOST_WAITING, LineFile
+from gpt.telemetry.event_log import append_event
+from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
 
 OFF = MetricsConfig(wandb="disabled")
 

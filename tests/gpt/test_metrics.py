@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from gpt.errors import ConfigError
-from gpt.metrics import MetricsConfig, MetricsWriter, supersede_after
+from gpt.telemetry.metrics import MetricsConfig, MetricsWriter, supersede_after
 
 REPOSITORY = Path(__file__).parents[2]
 OFF = MetricsConfig(wandb="disabled")

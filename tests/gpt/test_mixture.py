@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt.data_order import MIXTURE_BOUND
-from gpt.dataset import CorpusConfig, TrainingData, share_of_step
+from gpt.data.dataset import CorpusConfig, TrainingData, share_of_step
+from gpt.data.mixture import MixtureConfig, PlannedCorpus, plan_mixture
+from gpt.data.order import MIXTURE_BOUND
 from gpt.errors import ConfigError
-from gpt.mixture import MixtureConfig, PlannedCorpus, plan_mixture
-from gpt.token_files import TokenFileWriter
+from gpt.token_files.files import TokenFileWriter
 
 # GPT-3, table 2.2: billions of tokens, weight in percent (101 in all).
 TABLE_2_2 = {"common_crawl": (410, 60), "webtext2": (19, 22), "books1": (12, 8), "books2": (55, 8), "wikipedia": (3, 3)}

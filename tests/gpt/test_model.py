@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from gpt.cached_model import make_cache
-from gpt.config import ModelConfig
-from gpt.convert.names import to_ours
-from gpt.initialisation import initialise
-from gpt.model import GPT
+from gpt.convert.hugging_face.names import to_ours
+from gpt.inference.model import make_cache
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
 
 
 @pytest.fixture(scope="module")

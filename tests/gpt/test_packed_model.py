@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 
-from gpt.cached_model import make_cache
-from gpt.config import ModelConfig
-from gpt.evaluation.scoring import Request, plan_scores, score
-from gpt.generation import generate
-from gpt.initialisation import initialise
-from gpt.model import GPT
-from gpt.packed_model import can_pack, pack
-from gpt.sampling import Sampling
+from gpt.evaluation.batching.scoring import Request, plan_scores, score
+from gpt.inference.cpu_model import can_pack, pack
+from gpt.inference.generation import generate
+from gpt.inference.model import make_cache
+from gpt.inference.sampling import Sampling
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
 
 SIZES = {"vocab_size": 101, "n_ctx": 40, "n_layers": 3, "d_model": 32, "n_heads": 4, "init_std": 0.2}
 MODERN = {"positions": "rope", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "d_ff": 48}

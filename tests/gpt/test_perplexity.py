@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from gpt.config import ModelConfig
 from gpt.errors import ConfigError
 from gpt.evaluation.perplexity import TextLoss, perplexity, sliding_windows, text_loss
-from gpt.evaluation.text_pieces import BLOCK_BYTES, Piece, corpus_documents, read_text, text_pieces
-from gpt.initialisation import initialise
-from gpt.model import GPT
-from gpt.token_files import TokenFile, TokenFileWriter
-from gpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from gpt.evaluation.text_windows import BLOCK_BYTES, Piece, corpus_documents, read_text, text_pieces
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
+from gpt.token_files.files import TokenFile, TokenFileWriter
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 
 N_CTX = 12
 CONFIG = ModelConfig(vocab_size=300, n_ctx=N_CTX, n_layers=1, d_model=32, n_heads=4, init_std=0.3)

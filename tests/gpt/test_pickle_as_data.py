@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 import pytest
 import torch
 
-from gpt.convert.pickle_as_data import Made, Name, Outside, Table, as_dict, decode, encode
+from gpt.convert.torch_formats.pickle_as_data import Made, Name, Outside, Table, as_dict, decode, encode
 from gpt.errors import ConfigError
 
 PLAIN = {"a": [1, -5, 2**40, -(2**70), 1.5, True, None], "b": ("x", ("y",), ()), "ü": {"c": [[], {}]}}
@@ -111,7 +111,7 @@ def test_what_is_no_pickle_or_misuses_the_stack_is_one_line(data, words):
 
 def test_every_instruction_is_either_carried_out_or_refused():
     """No instruction that Python has is passed over without a word."""
-    from gpt.convert import pickle_as_data
+    from gpt.convert.torch_formats import pickle_as_data
 
     machine = pickle_as_data._Machine()
     known = {

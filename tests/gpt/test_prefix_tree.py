@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from gpt.config import ModelConfig
-from gpt.evaluation.prefix_tree import Plan, batches_by_length
-from gpt.evaluation.scoring import Request, plan_scores, score
-from gpt.initialisation import initialise
-from gpt.model import GPT
+from gpt.evaluation.batching.prefix_tree import Plan, batches_by_length
+from gpt.evaluation.batching.scoring import Request, plan_scores, score
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
 
 Sequences = list[tuple[int, ...]]
 

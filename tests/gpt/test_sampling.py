@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt.errors import ConfigError
-from gpt.sampling import GREEDY, Sampling, choose, penalised, seen_tokens
+from gpt.inference.sampling import GREEDY, Sampling, choose, penalised, seen_tokens
 
 
 @pytest.mark.parametrize(

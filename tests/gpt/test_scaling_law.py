@@ -5,9 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from gpt.scaling_law import (
+from gpt.evaluation.scaling_law import (
     GPT3_LAW,
     PF_DAY_FLOPS,
     Curve,
@@ -18,6 +17,7 @@ from gpt.scaling_law import (
     t_quantile_975,
     training_flops,
 )
+from gpt.model.config import ModelConfig
 
 # Table D.1 of arXiv 2005.14165: parameters (millions), tokens (billions), training FLOPs, PF-days.
 TABLE_D1 = {

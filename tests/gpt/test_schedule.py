@@ -5,7 +5,7 @@ import math
 import pytest
 
 from gpt.errors import ConfigError
-from gpt.schedule import ScheduleConfig, learning_rate
+from gpt.training.schedule import ScheduleConfig, learning_rate
 
 GPT3 = ScheduleConfig(warmup_tokens=375_000_000, decay_tokens=260_000_000_000, final_fraction=0.1)
 

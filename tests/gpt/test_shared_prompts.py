@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from gpt.cached_model import KeyValueCache, OneDevice
-from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from gpt.evaluation import shared_prompts
-from gpt.evaluation.answer_settings import read_settings
-from gpt.evaluation.shared_prompts import SideBySide, generate_sharing
-from gpt.generation import generate
-from gpt.initialisation import initialise
-from gpt.model import GPT
-from gpt.sampling import GREEDY, Sampling
+from gpt.evaluation.batching import shared_prefix as shared_prompts
+from gpt.evaluation.batching.shared_prefix import SideBySide, generate_sharing
+from gpt.evaluation.few_shot.answer_settings import read_settings
+from gpt.inference.generation import generate
+from gpt.inference.model import KeyValueCache, OneDevice
+from gpt.inference.sampling import GREEDY, Sampling
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
 
 GPT3 = ModelConfig(vocab_size=61, n_ctx=120, n_layers=2, d_model=32, n_heads=4, init_std=0.3)
 LLAMA = ModelConfig(

@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from gpt.dataset import CorpusConfig, DataConfig, TrainingData
+from gpt.data.dataset import CorpusConfig, DataConfig, TrainingData
+from gpt.data.skipped import STATED, SkippedData, SkippedRange, check_skip, resumed
 from gpt.errors import ConfigError
-from gpt.skipped_data import STATED, SkippedData, SkippedRange, check_skip, resumed
-from gpt.token_files import TokenFileWriter
+from gpt.token_files.files import TokenFileWriter
 
 
 def random_ranges(draw: random.Random) -> SkippedData:

@@ -8,7 +8,7 @@ import pytest
 
 from gpt.checkpoint_config import CheckpointConfig
 from gpt.errors import ConfigError
-from gpt.spikes import SpikeConfig, SpikeDetector, check_can_rewind
+from gpt.health.spikes import SpikeConfig, SpikeDetector, check_can_rewind
 
 
 def curve(n_steps: int, *, seed: int, noise: float) -> list[float]:

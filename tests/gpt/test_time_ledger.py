@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt.goodput import REPEATED, account, read_account, read_rows
-from gpt.time_ledger import TimeLedger, process_started_at
+from gpt.telemetry.goodput import REPEATED, account, read_account, read_rows
+from gpt.telemetry.time_ledger import TimeLedger, process_started_at
 
 REPOSITORY = Path(__file__).parents[2]
 

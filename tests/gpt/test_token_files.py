@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt.errors import ConfigError
-from gpt.token_files import TokenFile, TokenFileWriter, sampled_digest
+from gpt.token_files.files import TokenFile, TokenFileWriter, sampled_digest
 
 DOCUMENTS = [[5, 6, 7, 1], [1], [], [300, 2, 1], [9] * 70 + [1]]
 STREAM = [token for ids in DOCUMENTS for token in ids]
@@ -60,7 +60,7 @@ def test_layout_is_megatrons(tmp_path, vocab_size, code, kind):
 
 def test_index_of_several_blocks_equals_one_of_a_single_block(tmp_path, monkeypatch):
     write(tmp_path / "whole")
-    monkeypatch.setattr("gpt.token_index._CHUNK", 2)
+    monkeypatch.setattr("gpt.token_files.index._CHUNK", 2)
     write(tmp_path / "blocks")
     assert (tmp_path / "blocks.idx").read_bytes() == (tmp_path / "whole.idx").read_bytes()
 

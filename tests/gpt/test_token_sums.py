@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt.dataset import CorpusConfig, DamagedSamples, TrainingData, ValidationData
+from gpt.data.dataset import CorpusConfig, DamagedSamples, TrainingData, ValidationData
 from gpt.errors import ConfigError
-from gpt.token_files import TokenFile, TokenFileWriter, compare_sums, make_sums
-from gpt.token_sums import BLOCK_BYTES, DamagedTokens, SummedFile
+from gpt.token_files.checksums import BLOCK_BYTES, DamagedTokens, SummedFile
+from gpt.token_files.files import TokenFile, TokenFileWriter, compare_sums, make_sums
 
 SEQ_LEN = 64
 

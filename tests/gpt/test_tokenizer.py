@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt.convert.hugging_face_tokenizer import compare_tokenizers, from_byte_pairs, write_tokenizer
+from gpt.convert.hugging_face.tokenizer import compare_tokenizers, from_byte_pairs, write_tokenizer
 from gpt.errors import ConfigError
-from gpt.tokenizer import Tokenizer, load_tokenizer, tokenizer_files, train_sentencepiece
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, tokenizer_files, train_sentencepiece
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 

@@ -13,12 +13,12 @@ import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import filesystem, metadata
 
-from gpt.convert.pickle_as_data import Made, Name, Outside, encode
-from gpt.convert.safetensors_files import read_tensor
-from gpt.convert.torch_archive import Window, find_tensor, write_tensor
-from gpt.convert.torch_dist_files import find_slices, read_metadata, read_slice
-from gpt.convert.torch_dist_writer import Part, write_torch_dist
+from gpt.convert.torch_formats.dcp_reader import find_slices, read_metadata, read_slice
+from gpt.convert.torch_formats.dcp_writer import Part, write_torch_dist
+from gpt.convert.torch_formats.pickle_as_data import Made, Name, Outside, encode
+from gpt.convert.torch_formats.torch_archive import Window, find_tensor, write_tensor
 from gpt.errors import ConfigError
+from gpt.files.safetensors import read_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

@@ -11,10 +11,10 @@ import time
 
 import torch
 
-from gpt.dataset import TrainingData
+from gpt.data.dataset import TrainingData
 from launch.main import main
+from parallel.axes.gradients import local
 from parallel.engines.native import NativeEngine
-from parallel.gradients import local
 
 
 def ail(fault):

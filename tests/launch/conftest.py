@@ -10,8 +10,8 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from gpt.token_files import TokenFileWriter
-from gpt.tokenizer import load_tokenizer, train_sentencepiece
+from gpt.token_files.files import TokenFileWriter
+from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
 
 RECIPE = """
 [run]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from launch.local_ranks import fork_server, run_ranks
+from launch.processes.local_ranks import fork_server, run_ranks
 
 PAIRS = [
     ("Q: What is 48 plus 76?\nA:", " 124"),
@@ -42,10 +42,10 @@ class Asked:
 @contextmanager
 def asking(run, *words, **settings):
     """The adapter of a run's model on the layout that the words name."""
-    from gpt.evaluation.harness import TriaxialLM
-    from launch.layout_loading import add_layout_arguments, opened_model
-    from launch.loading import add_device_arguments, add_run_arguments
+    from gpt.evaluation.few_shot.harness import TriaxialLM
     from launch.main import split_overrides
+    from launch.runs.open_model import add_layout_arguments, opened_model
+    from launch.runs.saved_run import add_device_arguments, add_run_arguments
 
     parser = argparse.ArgumentParser()
     for add_arguments in (add_run_arguments, add_device_arguments, add_layout_arguments):
@@ -75,8 +75,8 @@ def ask(run, *words):
 
 def ask_tasks(run, *words, limit, shots):
     """Log-likelihoods of the right answers to two of the GPT-3 tasks, and the answers written to a few."""
-    from gpt.evaluation.gpt3_problems import words_of_python
-    from gpt.evaluation.open_tasks import FewShotOptions, open_tasks
+    from gpt.evaluation.few_shot.gpt3_problems import words_of_python
+    from gpt.evaluation.few_shot.tasks import FewShotOptions, open_tasks
 
     answers = {}
     with asking(run, *words) as lm:
@@ -150,7 +150,9 @@ def free_ports(number):
 
 def run_all(jobs_file, out):
     jobs = json.loads(Path(jobs_file).read_text())
-    context = fork_server(["lm_eval.evaluator", "gpt.evaluation.harness", "launch.evaluate", "launch.train"])
+    context = fork_server(
+        ["lm_eval.evaluator", "gpt.evaluation.few_shot.harness", "launch.commands.evaluate", "launch.commands.train"]
+    )
     for job, ports in zip(jobs, zip(*[iter(free_ports(2 * len(jobs)))] * 2, strict=True), strict=True):
         job["ports"] = ports
     Path(jobs_file).write_text(json.dumps(jobs))

@@ -18,7 +18,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from launch.local_ranks import fork_server, run_ranks
+from launch.processes.local_ranks import fork_server, run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +35,7 @@ def launch(folder, plan, *, timeout_s):
 
 def main():
     plan_path = Path(sys.argv[1])
-    context = fork_server(["launch.train_rank", "launch.local_ranks"])
+    context = fork_server(["launch.training.train_rank", "launch.processes.local_ranks"])
     for i, task in enumerate(json.loads(plan_path.read_text())):
         logs = plan_path.parent / f"{task['name']} logs"
         run_ranks(context, try_flips, [str(plan_path), str(i)], nproc=task["nproc"], logs=logs)
@@ -46,10 +46,10 @@ def try_flips(rank, plan_path, index):
     import torch
     import torch.distributed as dist
 
-    from gpt.time_ledger import TimeLedger
-    from launch.build import build_engine
-    from launch.config import layout_of, read_run_config
-    from launch.resume import fresh_start
+    from gpt.telemetry.time_ledger import TimeLedger
+    from launch.config.run_config import layout_of, read_run_config
+    from launch.training.build import build_engine
+    from launch.training.resume import fresh_start
 
     folder, task = Path(plan_path).parent, json.loads(Path(plan_path).read_text())[int(index)]
     config = read_run_config(task["words"][0], task["words"][1:])
@@ -69,7 +69,7 @@ class Trials:
     """Of one engine. Every rank draws the same numbers, and only one rank flips."""
 
     def __init__(self, task, config, rank, engine):
-        from launch.build import build_loop, open_data
+        from launch.training.build import build_loop, open_data
 
         self.nproc, self.bits, self.rank, self.random = task["nproc"], task["bits"], rank, random.Random(task["seed"])
         self.config, self.engine, self.step = config, engine, engine.optimizer_step
@@ -79,7 +79,7 @@ class Trials:
         self.kept = [tensor.clone() for tensor in self.tensors()]
 
     def tensors(self):
-        from parallel.gradients import local
+        from parallel.axes.gradients import local
 
         for _, parameter in self.engine.parameters:
             for tensor in (parameter.data, *self.engine.optimizer.state[parameter].values()):
@@ -125,10 +125,10 @@ class Trials:
     def train(self):
         """The real loop from its first step until it finds copies that differ; its message, or None. Saves nothing."""
         from gpt.faults import CopiesDiffer
-        from gpt.heartbeat import UNWATCHED
-        from gpt.time_ledger import TimeLedger
-        from gpt.train import TrainingLoop
-        from launch.resume import fresh_start
+        from gpt.health.watchers import UNWATCHED
+        from gpt.telemetry.time_ledger import TimeLedger
+        from gpt.training.loop import TrainingLoop
+        from launch.training.resume import fresh_start
 
         parts = dict.fromkeys(("metrics", "sampler", "probe", "watch"))
         parts |= {"heartbeat": UNWATCHED, "ledger": TimeLedger(None)}

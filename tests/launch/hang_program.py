@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from gpt import validation
-from gpt.dataset import TrainingData
-from gpt.train import TrainingLoop
-from launch.cluster import ClusterEnvironment
+from gpt.data.dataset import TrainingData
+from gpt.training import validation
+from gpt.training.loop import TrainingLoop
 from launch.main import main
+from launch.processes.environment import ClusterEnvironment
 from parallel.engines.native import NativeEngine
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt.errors import ConfigError
-from launch import run_lock
+from launch.processes import run_lock
 
 
 def hold(directory, job, beat_s, silent_s, machine=None):

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from gpt.goodput import read_account
-from launch.run_history import read_events
+from gpt.telemetry.goodput import read_account
+from launch.runs.history import read_events
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 1200.0  # for anything that a run does; far above what it takes, and only there to end a broken test

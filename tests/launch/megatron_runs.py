@@ -5,12 +5,12 @@ import re
 import torch
 from torch.distributed import checkpoint as dcp
 
-from gpt.config import ModelConfig, RopeScaling
-from gpt.convert.megatron_names import table
-from gpt.convert.names import shapes
-from gpt.model import GPT
-from launch.converted_run import model_toml, write_run
+from gpt.convert.hugging_face.names import shapes
+from gpt.convert.megatron.names import table
+from gpt.model.config import ModelConfig, RopeScaling
+from gpt.model.gpt import GPT
 from launch.main import main
+from launch.runs.imported_run import model_toml, write_run
 
 SIZES = {"vocab_size": 515, "n_ctx": 256, "n_layers": 4, "d_model": 48, "n_heads": 4, "d_ff": 80, "init_std": 0.2}
 GPT_LIKE = ModelConfig(**SIZES)

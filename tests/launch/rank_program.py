@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from gpt.errors import ConfigError
-from launch import cluster
+from launch.processes import environment as cluster
 
 
 def main(words: list[str]) -> int:
@@ -96,7 +96,7 @@ def join(environment: cluster.ClusterEnvironment, folder: Path) -> int:
     import torch  # here, since most behaviours do without it and start faster
     import torch.distributed as dist
 
-    from launch import start_up
+    from launch.processes import rendezvous as start_up
 
     timeout_s = int((folder / "timeout_s").read_text(encoding="utf-8"))
     start_up.join_processes(environment, torch.device("cpu"), timeout_s=timeout_s)

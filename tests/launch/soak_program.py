@@ -10,11 +10,11 @@ import functools
 import os
 import sys
 
-import launch.train
-from gpt.train import TrainingLoop
-from launch.local_launch import launch_local
+import launch.commands.train
+from gpt.training.loop import TrainingLoop
 from launch.main import main
-from parallel.stage import Stage
+from launch.processes.local_launch import launch_local
+from parallel.axes.stage import Stage
 
 
 def break_steps(every):
@@ -40,7 +40,7 @@ def break_steps(every):
 if __name__ == "__main__":
     every, *words = sys.argv[1:]
     if "RANK" not in os.environ:
-        launch.train.launch_local = lambda nproc, argv, **more: functools.partial(launch_local, module="soak_program")(
+        launch.commands.train.launch_local = lambda nproc, argv, **more: functools.partial(launch_local, module="soak_program")(
             nproc, [every, *argv], **more
         )
     elif os.environ["RANK"] == "1":

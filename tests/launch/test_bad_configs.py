@@ -7,9 +7,9 @@ import pytest
 import torch.distributed as dist
 
 from gpt.errors import ConfigError
-from launch.config import read_run_config
+from launch.config.run_config import read_run_config
 from launch.main import main
-from launch.resume import find_start
+from launch.training.resume import find_start
 
 BIG = 2**40
 # Overrides of a sound recipe, and what the one line must say: the key, its value, the rule, and what is near to it.

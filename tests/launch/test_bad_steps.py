@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from parallel import checkpoint
+from parallel.checkpoint import find as checkpoint
 
 LAYOUTS = {"data": 2, "tensor": 2, "pipeline": 2}
 # The first stage of a pipeline is on rank 0, the last on rank 1; of tensor ranks, rank 0 reports the loss.

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt.goodput import read_account
+from gpt.telemetry.goodput import read_account
 from launch.main import main
-from launch.run_history import read_history
+from launch.runs.history import read_history
 from parallel.engines.native import NativeEngine
 
 DAY_S = 86_400

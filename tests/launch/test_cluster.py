@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
-from launch import cluster
-from launch.local_launch import launch_local
+from launch.processes import environment as cluster
+from launch.processes.local_launch import launch_local
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

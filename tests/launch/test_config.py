@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
-from gpt.schedule import learning_rate
-from launch.config import as_dict, changed_keys, from_dict, layout_of, read_run_config
-from launch.recipe import find_recipe
+from gpt.training.schedule import learning_rate
+from launch.config.recipe import find_recipe
+from launch.config.run_config import as_dict, changed_keys, from_dict, layout_of, read_run_config
 
 # Table 2.1 of arXiv 2005.14165: parameters (millions), layers, width, heads, batch (tokens), learning rate. Two rows
 # hold what can be built instead of what is printed: 16 heads for XL (24 printed), width 5120 for 13B (5140 printed).

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gpt.checkpoint_config import Retention
-from gpt.convert.hugging_face_source import open_source
+from gpt.convert.hugging_face.source import open_source
 from gpt.errors import ConfigError
-from gpt.tokenizer import load_tokenizer
-from launch.loading import load_run
+from gpt.tokenizer.tokenizers import load_tokenizer
 from launch.main import main
-from parallel import checkpoint
+from launch.runs.saved_run import load_run
+from parallel.checkpoint import find as checkpoint
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra 'hf'")

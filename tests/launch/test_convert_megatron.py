@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
-from gpt.config import RopeScaling
-from gpt.convert.megatron_names import Piece
-from gpt.convert.megatron_source import open_source
-from gpt.convert.names import shapes
-from gpt.convert.safetensors_files import digest
-from launch import convert_megatron
-from launch.loading import load_run, open_run
+from gpt.convert.hugging_face.names import shapes
+from gpt.convert.megatron.names import Piece
+from gpt.convert.megatron.source import open_source
+from gpt.files.safetensors import digest
+from gpt.model.config import RopeScaling
+from launch.conversion import megatron as convert_megatron
 from launch.main import main
+from launch.runs.saved_run import load_run, open_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

@@ -15,9 +15,9 @@ from pydoc_data.topics import topics
 import pytest
 import torch
 
-from gpt.tokenizer import load_tokenizer
-from launch.loading import load_run
+from gpt.tokenizer.tokenizers import load_tokenizer
 from launch.main import main
+from launch.runs.saved_run import load_run
 
 HERE = importlib.util.find_spec("megatron") is not None and importlib.util.find_spec("megatron.core") is not None
 pytestmark = [

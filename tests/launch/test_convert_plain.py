@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gpt.errors import ConfigError
-from launch.convert_plain import export_plain, import_plain
-from launch.loading import load_run, open_run
+from launch.conversion.plain import export_plain, import_plain
 from launch.main import main
-from parallel import checkpoint
+from launch.runs.saved_run import load_run, open_run
+from parallel.checkpoint import find as checkpoint
 
 
 def train(tiny_corpus: Any, run: Path, *words: object) -> int:

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launch.loading import load_run
 from launch.main import main
+from launch.runs.saved_run import load_run
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
 

@@ -122,8 +122,8 @@ def assert_same_weights(*runs):
 @pytest.mark.rehearse
 def test_the_launcher_starts_a_run_with_a_flipped_bit_again(tiny_corpus, tmp_path, monkeypatch, capfd):
     """In a moment, of which there are three copies: `triaxial train --nproc 3 --max-restarts 1` as it is."""
-    from launch.local_launch import launch_local
-    from launch.restarts import RestartPolicy
+    from launch.processes.local_launch import launch_local
+    from launch.processes.restarts import RestartPolicy
 
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[2]}:{Path(__file__).parent}")
     shape = ["--batch.global_batch_tokens", 768, "--train.total_tokens", 7680, "--checkpoint.every_tokens", 3072]

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
-from gpt.tokenizer import load_tokenizer
-from launch.build import check_tokenizer
-from launch.config import read_run_config
-from launch.loading import tokenizer_file
-from launch.run_report import prepare_run_directory
+from gpt.tokenizer.tokenizers import load_tokenizer
+from launch.config.run_config import read_run_config
+from launch.runs.saved_run import tokenizer_file
+from launch.training.build import check_tokenizer
+from launch.training.summary import prepare_run_directory
 
 
 def test_the_tokenizer_that_made_the_corpus_is_the_only_one_that_trains_on_it(tiny_corpus, tmp_path):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from gpt.dataset import CorpusConfig, TrainingData
-from gpt.skipped_data import SkippedData
+from gpt.data.dataset import CorpusConfig, TrainingData
+from gpt.data.skipped import SkippedData
 from launch.main import main
-from parallel import checkpoint
+from parallel.checkpoint import find as checkpoint
 
 SEQ_LEN, STEPS, A_STEP = 64, 12, 8  # samples
 STEPS_HIT = (3, 7)  # one before the checkpoint that the killed run goes on from, one after it

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import doctor
-from launch.machine_facts import Device, Facts, Package, collect
+from launch.commands import doctor
+from launch.processes.machine_facts import Device, Facts, Package, collect
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "launch.main", "doctor"]

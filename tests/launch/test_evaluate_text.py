@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from gpt.checkpoint_config import Retention
-from gpt.dataset import CorpusConfig
-from gpt.initialisation import initialise
-from gpt.model import GPT
-from gpt.token_files import TokenFileWriter
-from gpt.tokenizer import load_tokenizer, train_sentencepiece
-from launch.config import as_dict, read_run_config
+from gpt.data.dataset import CorpusConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
+from gpt.token_files.files import TokenFileWriter
+from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
+from launch.config.run_config import as_dict, read_run_config
 from launch.main import main
-from parallel import checkpoint
+from parallel.checkpoint import find as checkpoint
 
 TEXT = "The parser reads the source,\tthen 42 of its naïve lines; for each it prints a name.\n\nAnd a number.\n"
 SIZES = {"vocab_size": 360, "n_ctx": 16, "n_layers": 1, "d_model": 32, "n_heads": 4, "init_std": 0.2}

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from gpt.evaluation.gpt3_problems import make_problems, task_rules, words_of_python
-from gpt.token_files import TokenFileWriter
-from gpt.tokenizer import load_tokenizer, train_sentencepiece
+from gpt.evaluation.few_shot.gpt3_problems import make_problems, task_rules, words_of_python
+from gpt.token_files.files import TokenFileWriter
+from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
 from launch.main import main
-from parallel import checkpoint
+from parallel.checkpoint import find as checkpoint
 
 pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
 

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from gpt.checkpoint_config import Retention
-from gpt.generation import generate
-from gpt.initialisation import initialise
-from gpt.model import GPT
-from gpt.sampling import Sampling
-from gpt.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
-from launch.config import as_dict, read_run_config
-from launch.generate_file import batches_of
-from launch.generate_jobs import Job, Rules
+from gpt.inference.generation import generate
+from gpt.inference.sampling import Sampling
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from launch.config.run_config import as_dict, read_run_config
+from launch.generation.jobs import Job, Rules
+from launch.generation.prompt_file import batches_of
 from launch.main import main
-from parallel import checkpoint
+from parallel.checkpoint import find as checkpoint
 
 HERE = Path(__file__).resolve().parent
 TEXT = "The parser reads the source, then 42 of the others follow; for each it prints a line of names and of numbers.\n"

@@ -6,11 +6,11 @@ from pydoc_data.topics import topics
 import pytest
 import torch
 
-from gpt.cached_model import OneDevice
-from gpt.generation import generate
-from gpt.packed_model import packed
-from launch.loading import load_run
+from gpt.inference.cpu_model import packed
+from gpt.inference.generation import generate
+from gpt.inference.model import OneDevice
 from launch.main import main
+from launch.runs.saved_run import load_run
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from gpt.evaluation.gpt3_problems import words_of_python
-from gpt.evaluation.open_tasks import FewShotOptions, open_tasks
-from gpt.special_tokens import special_tokens_of
-from launch.loading import load_run
+from gpt.evaluation.few_shot.gpt3_problems import words_of_python
+from gpt.evaluation.few_shot.tasks import FewShotOptions, open_tasks
+from gpt.tokenizer.special_tokens import special_tokens_of
 from launch.main import main
+from launch.runs.saved_run import load_run
 
 pytest.importorskip("accelerate", reason="lm_eval's own backend needs it: pip install accelerate")
 transformers = pytest.importorskip("transformers", reason="needs the extra 'eval'")
@@ -71,7 +71,7 @@ def random_llama(folder: Path, *, adds_begin: bool) -> Path:
 
 
 def both(folder: Path, run: Path, *, batch_size: int, **settings: Any) -> tuple[Any, Any]:
-    from gpt.evaluation.harness import TriaxialLM
+    from gpt.evaluation.few_shot.harness import TriaxialLM
 
     assert main(["convert", str(folder), "--to", "triaxial", "--output", str(run)]) == 0
     loaded = load_run(run)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
-from launch.local_ranks import LONGEST_SOCKET_NAME, SOCKET_NAME, fork_server
+from launch.processes.local_ranks import LONGEST_SOCKET_NAME, SOCKET_NAME, fork_server
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

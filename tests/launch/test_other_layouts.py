@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from gpt.dataset import CorpusConfig, TrainingData
-from parallel import checkpoint
-from parallel.weight_digests import weight_digests
+from gpt.data.dataset import CorpusConfig, TrainingData
+from parallel.checkpoint import find as checkpoint
+from parallel.health.weight_digests import weight_digests
 
 SEQ_LEN, SEQUENCES = 64, 8  # of a step
 LAYOUTS = {

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from data_prep.readers import ENDINGS, InputConfig, find_inputs, read_records
-from data_prep.records import Page
+from data_prep.documents.records import Page
+from data_prep.readers.readers import ENDINGS, InputConfig, find_inputs, read_records
 from gpt.errors import ConfigError
 from launch.main import main
 
@@ -75,11 +75,11 @@ def test_no_file_of_a_run_is_written_through_a_link(tiny_corpus, finished, outsi
 
 def test_links_that_come_while_a_run_is_on_are_not_followed(finished, outside, tmp_path):
     """What writes each file, and not the check at the start."""
-    from gpt.event_log import append_event
-    from gpt.line_file import LineFile
-    from gpt.metrics import supersede_after
-    from gpt.own_files import append_to, replace_file
-    from gpt.time_ledger import TimeLedger
+    from gpt.files.atomic import append_to, replace_file
+    from gpt.files.line_file import LineFile
+    from gpt.telemetry.event_log import append_event
+    from gpt.telemetry.metrics import supersede_after
+    from gpt.telemetry.time_ledger import TimeLedger
 
     run = shutil.copytree(finished, tmp_path / "run")
     link = run / "link"
@@ -126,8 +126,8 @@ def test_a_published_name_that_is_a_link_ends_the_save_and_not_what_it_names(tin
 
 
 def test_the_writer_of_a_corpus_follows_no_link(outside, tmp_path):
-    from data_prep.corpus import publish
-    from gpt.token_files import TokenFileWriter, make_sums
+    from data_prep.corpus.corpus import publish
+    from gpt.token_files.files import TokenFileWriter, make_sums
 
     for suffix in (".bin", ".idx", ".sums"):
         (tmp_path / f"train{suffix}").symlink_to(outside / "precious")
@@ -188,7 +188,7 @@ def test_archives_of_files_are_no_input(outside, tmp_path):
 
 
 def test_nothing_unpacks_archives():
-    """gpt/convert/torch_archive.py asks zipfile where in a file a tensor's bytes lie, and reads them there itself."""
+    """gpt/convert/torch_formats/torch_archive.py asks zipfile where in a file a tensor's bytes lie, and reads them there itself."""
     root = Path(__file__).resolve().parents[2]
     for package in ("gpt", "parallel", "data_prep", "launch"):
         for path in (root / package).rglob("*.py"):

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from gpt.token_files import TokenFile
-from gpt.tokenizer import load_tokenizer
+from gpt.token_files.files import TokenFile
+from gpt.tokenizer.tokenizers import load_tokenizer
 from launch.main import main
 
 pytest.importorskip("isal", reason="the extra 'data' is not installed")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import read_shard
-from data_prep.quality_classifier import fingerprint
-from data_prep.shard_runs import read_steps
-from data_prep.traces import read_trace
+from data_prep.documents.shards import read_shard
+from data_prep.documents.traces import read_trace
+from data_prep.execution.shard_runs import read_steps
+from data_prep.filters.quality_classifier import fingerprint
 from launch.main import main
 
 pytest.importorskip("isal", reason="the extra 'data' is not installed")

@@ -7,8 +7,8 @@ from typing import Literal
 import pytest
 
 from gpt.errors import ConfigError
+from launch.config.recipe import apply_overrides, build, read_toml
 from launch.main import split_overrides
-from launch.recipe import apply_overrides, build, read_toml
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from gpt.event_log import EventKind, append_event
-from gpt.metrics import MetricsConfig, MetricsWriter
-from gpt.time_ledger import TimeLedger
+from gpt.telemetry.event_log import EventKind, append_event
+from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
+from gpt.telemetry.time_ledger import TimeLedger
 from launch.main import main
-from launch.report_facts import KINDS, meaning_of
-from launch.report_plots import HEIGHT, TOP, Axis, Line, Mark, draw, log_ticks, merged, ticks
-from launch.run_history import Series, settle
+from launch.reports.facts import KINDS, meaning_of
+from launch.reports.plots import HEIGHT, TOP, Axis, Line, Mark, draw, log_ticks, merged, ticks
+from launch.runs.history import Series, settle
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \x1b[2J\x1b]0;title\x07'
 

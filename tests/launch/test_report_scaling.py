@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt.metrics import MetricsConfig, MetricsWriter
-from gpt.scaling_law import GPT3_LAW, PF_DAY_FLOPS
-from launch.config import as_dict, read_run_config
+from gpt.evaluation.scaling_law import GPT3_LAW, PF_DAY_FLOPS
+from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
+from launch.config.run_config import as_dict, read_run_config
 from launch.main import main
 
 FAMILY = ("scaling_25k", "scaling_100k", "scaling_330k", "scaling_1m")

@@ -10,9 +10,9 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from gpt.errors import ConfigError
-from launch.failures import first_failure, in_words
-from launch.local_launch import launch_local
-from launch.restarts import Progress, Restart, RestartPolicy, count_start
+from launch.processes.failures import first_failure, in_words
+from launch.processes.local_launch import launch_local
+from launch.processes.restarts import Progress, Restart, RestartPolicy, count_start
 from launch.run_position import furthest_step
 
 # torch elastic leaves the files open into which its ranks wrote, until they are collected

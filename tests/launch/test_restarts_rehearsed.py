@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from gpt.goodput import read_account
+from gpt.telemetry.goodput import read_account
 
 pytestmark = [pytest.mark.rehearse, pytest.mark.timeout(3600)]
 

@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 
 from launch.main import main
-from launch.restarts import last_logged_step
-from parallel import checkpoint, checkpoint_estimate
+from launch.processes.restarts import last_logged_step
+from parallel.checkpoint import estimate as checkpoint_estimate
+from parallel.checkpoint import find as checkpoint
 
 WORDS = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12", "--train.validation_tokens", "64"]
 WORDS += ["--checkpoint.every_tokens", "1024", "--checkpoint.keep_last", "1"]  # 2 steps of 12

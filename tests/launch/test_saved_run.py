@@ -16,18 +16,18 @@ import pytest
 import torch
 
 from gpt.checkpoint_config import Retention
-from gpt.dataset import CorpusConfig
+from gpt.data.dataset import CorpusConfig
 from gpt.errors import ConfigError
-from gpt.generation import generate
-from gpt.initialisation import initialise
-from gpt.model import GPT
-from gpt.sampling import Sampling
-from gpt.token_files import TokenFileWriter
-from gpt.tokenizer import load_tokenizer, train_sentencepiece
-from launch.config import as_dict, read_run_config
-from launch.loading import load_run, open_run
+from gpt.inference.generation import generate
+from gpt.inference.sampling import Sampling
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
+from gpt.token_files.files import TokenFileWriter
+from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
+from launch.config.run_config import as_dict, read_run_config
 from launch.main import main
-from parallel import checkpoint
+from launch.runs.saved_run import load_run, open_run
+from parallel.checkpoint import find as checkpoint
 
 TEXT = "The parser reads the source, then 42 of the others follow; for each it prints a line of names and of numbers.\n"
 SIZES = {"vocab_size": 360, "n_ctx": 64, "n_layers": 2, "d_model": 32, "n_heads": 4, "init_std": 0.2}

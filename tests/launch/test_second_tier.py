@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from launch.main import main
-from parallel import checkpoint
+from parallel.checkpoint import find as checkpoint
 
 
 def train(tiny_corpus: Any, run: Path, *words: object) -> int:

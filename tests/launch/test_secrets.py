@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from gpt.token_files import TokenFile
-from launch.cluster import enter_process
+from gpt.token_files.files import TokenFile
 from launch.main import main
+from launch.processes.environment import enter_process
 from launch.redaction import without_secrets
 from parallel.engines.native import NativeEngine
 

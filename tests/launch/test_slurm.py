@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from gpt.goodput import read_account
+from gpt.telemetry.goodput import read_account
 from launch.main import main
 
 ROOT = Path(__file__).resolve().parents[2]

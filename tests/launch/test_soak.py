@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt.goodput import read_account
+from gpt.telemetry.goodput import read_account
 
 SOAK_S = float(os.environ.get("TRIAXIAL_REHEARSE_SOAK_S", "1800"))
 MTBF_S = float(os.environ.get("TRIAXIAL_REHEARSE_MTBF_S", "30"))

@@ -9,11 +9,11 @@ import shutil
 import numpy as np
 import pytest
 
-from gpt.dataset import CorpusConfig, TrainingData
-from gpt.skipped_data import SkippedData
+from gpt.data.dataset import CorpusConfig, TrainingData
+from gpt.data.skipped import SkippedData
 from launch.main import main
-from parallel import checkpoint
-from parallel.layout import BatchConfig
+from parallel.checkpoint import find as checkpoint
+from parallel.layout.layout import BatchConfig
 
 SEQ_LEN, STEPS = 64, 64
 RAMP = BatchConfig(2, 512, ramp_tokens=2048, ramp_initial_tokens=256, ramp_increment_tokens=256).ramp

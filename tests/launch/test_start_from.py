@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from launch.config import read_run_config
-from launch.converted_run import HUGGING_FACE, model_toml
-from launch.loading import load_run
+from launch.config.run_config import read_run_config
 from launch.main import main
-from parallel import checkpoint
+from launch.runs.imported_run import HUGGING_FACE, model_toml
+from launch.runs.saved_run import load_run
+from parallel.checkpoint import find as checkpoint
 
 QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
 STILL = ["--optimizer.learning_rate", "1e-30"]  # so that weights stay what they were, to the bit

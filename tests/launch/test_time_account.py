@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from gpt.goodput import read_account
+from gpt.telemetry.goodput import read_account
 
 KILLS = 4
 

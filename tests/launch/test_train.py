@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt.goodput import read_account
-from gpt.token_files import TokenFile, TokenFileWriter
-from gpt.tokenizer import train_sentencepiece
+from gpt.telemetry.goodput import read_account
+from gpt.token_files.files import TokenFile, TokenFileWriter
+from gpt.tokenizer.tokenizers import train_sentencepiece
 from launch.main import main
 
 TRIAXIAL = [sys.executable, "-m", "launch.main"]

@@ -24,7 +24,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch.local_ranks import RankFailed, fork_server, run_ranks
+from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -62,7 +62,9 @@ def seen(folder, nproc):
 
 def main():
     plan_path = Path(sys.argv[1])
-    context = fork_server(["launch.train", "launch.train_rank", "launch.local_ranks", "watched_ranks"])
+    context = fork_server(
+        ["launch.commands.train", "launch.training.train_rank", "launch.processes.local_ranks", "watched_ranks"]
+    )
     for run in json.loads(plan_path.read_text()):
         folder = plan_path.parent / run["name"]
         folder.mkdir()
@@ -115,8 +117,8 @@ class Watch:
         self.tokens = []
 
     def install(self):
+        from parallel.axes.stage import Stage
         from parallel.engines.native import NativeEngine
-        from parallel.stage import Stage
 
         if self.disk:
             opened = os.open
@@ -170,7 +172,7 @@ class Watch:
         if self.calls == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         self.terminate("step", self.calls)
-        from parallel.weight_digests import weight_digests
+        from parallel.health.weight_digests import weight_digests
 
         began = weight_digests(engine._tensors().items()) if self.digests and self.calls == 1 else {}
         before = self.bits(engine)

@@ -17,10 +17,11 @@ from checkpoint_cases import run_main
 from torch import nn
 
 from gpt.checkpoint_config import Retention
-from gpt.engine import SaveResult
-from parallel import checkpoint, checkpoint_fast
-from parallel.checkpoint_background import BackgroundSaver
-from parallel.checkpoint_ranks import ALONE, exchange
+from gpt.training.engine import SaveResult
+from parallel.agreement import ALONE, exchange
+from parallel.checkpoint import fast_tier as checkpoint_fast
+from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.background import BackgroundSaver
 
 CPU = torch.device("cpu")
 LAYOUT = {"tensor": 2, "split": [1, 1]}

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from gpt.checkpoint_config import Retention
-from parallel import checkpoint
-from parallel.checkpoint_files import MANIFEST, encode_manifest, read_manifest, write_file
+from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.manifest import MANIFEST, encode_manifest, read_manifest, write_file
 
 FOLDER = Path(__file__).parent
 JOB_TIMEOUT_S = 150

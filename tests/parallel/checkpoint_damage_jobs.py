@@ -17,9 +17,10 @@ import torch.distributed as dist
 from checkpoint_cases import fails, flip_bit, loaded, replace_file, run_main, some_tensors
 
 from gpt.checkpoint_config import Retention
-from parallel import checkpoint, checkpoint_fast
-from parallel.checkpoint_files import INDEX, MANIFEST
-from parallel.checkpoint_ranks import exchange
+from parallel.agreement import exchange
+from parallel.checkpoint import fast_tier as checkpoint_fast
+from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.manifest import INDEX, MANIFEST
 
 
 class Canary:

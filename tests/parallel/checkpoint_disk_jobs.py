@@ -27,8 +27,8 @@ from checkpoint_cases import (
 )
 
 from gpt.checkpoint_config import Retention
-from parallel import checkpoint
-from parallel.checkpoint_background import BackgroundSaver
+from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.background import BackgroundSaver
 
 FAULTS = {  # what a disk may answer to each call that touches files
     "mkdir": ("ENOSPC", "EIO"),

@@ -30,8 +30,9 @@ from checkpoint_cases import (
 )
 
 from gpt.checkpoint_config import Retention
-from parallel import checkpoint, checkpoint_fast
-from parallel.checkpoint_background import BackgroundSaver
+from parallel.checkpoint import fast_tier as checkpoint_fast
+from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.background import BackgroundSaver
 
 CPU = torch.device("cpu")
 KINDS = ("waiting", "background", "fast")  # the last is the second tier, which saves in the background

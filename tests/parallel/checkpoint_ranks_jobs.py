@@ -16,7 +16,7 @@ from torch import nn
 
 from gpt.checkpoint_config import Retention
 from gpt.errors import ConfigError
-from parallel import checkpoint
+from parallel.checkpoint import find as checkpoint
 
 LAYOUTS = {
     "dp2tp2": ((2, 2), ("dp", "tp")),

@@ -32,16 +32,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gpt.checkpoint_config import Retention
-from gpt.config import ModelConfig
-from gpt.engine import Batch
-from gpt.loss import loss_for
-from gpt.optimizer import OptimizerConfig
-from gpt.sampling import Sampling
-from launch.local_ranks import RankFailed, fork_server, run_ranks
-from parallel.collectives import CollectiveCounter
-from parallel.dry_run import held_bytes
+from gpt.inference.sampling import Sampling
+from gpt.losses.next_token import loss_for
+from gpt.model.config import ModelConfig
+from gpt.training.engine import Batch
+from gpt.training.optimizer import OptimizerConfig
+from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
 from parallel.engines.native import EngineSettings, NativeEngine
-from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.planner.dry_run import held_bytes
+from parallel.planner.traffic import CollectiveCounter
 
 SEQUENCES, SEQ_LEN, VOCAB, SEED = 8, 16, 120, 5
 SMALLEST_VOCAB = 97  # ids that every model here has
@@ -367,7 +367,7 @@ def launch_run(context, i, run, runs_file, folder):
 def main():
     runs_file, out = sys.argv[1:]
     runs = json.loads(Path(runs_file).read_text())
-    preload = ["parallel.engines.native", "parallel.dry_run", "launch.local_ranks"]
+    preload = ["parallel.engines.native", "parallel.planner.dry_run", "launch.processes.local_ranks"]
     if any(run["parallel"].get("compile") for run in runs):
         preload.append("torch._inductor.compile_fx")  # takes longer to load than a small run takes
     context = fork_server(preload)

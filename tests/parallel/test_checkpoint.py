@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from gpt.checkpoint_config import Retention
 from gpt.errors import ConfigError
-from parallel import checkpoint
-from parallel.checkpoint_files import INDEX, MANIFEST, read_manifest
+from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.manifest import INDEX, MANIFEST, read_manifest
 
 # One process
 

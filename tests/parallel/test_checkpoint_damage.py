@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from gpt.checkpoint_config import Retention
-from parallel import checkpoint
-from parallel.checkpoint_files import INDEX, MANIFEST, FileRecord, encode_manifest, read_manifest
+from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.manifest import INDEX, MANIFEST, FileRecord, encode_manifest, read_manifest
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from parallel import checkpoint_fast
-from parallel.checkpoint import CheckpointError
+from parallel.checkpoint import fast_tier as checkpoint_fast
+from parallel.checkpoint.find import CheckpointError
 
 
 def test_full_disk(small_disk: Any, cases: Any) -> None:

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gpt.config import ModelConfig
-from gpt.loss import loss_for
-from gpt.optimizer import OptimizerConfig
-from parallel.collectives import Collective, Traffic, extended
-from parallel.dry_run import measure_rank, micro_batches_to_run
+from gpt.losses.next_token import loss_for
+from gpt.model.config import ModelConfig
+from gpt.training.optimizer import OptimizerConfig
 from parallel.engines.native import EngineSettings
-from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
-from parallel.memory import MemoryTracker, tracking
+from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.planner.dry_run import measure_rank, micro_batches_to_run
+from parallel.planner.memory import MemoryTracker, tracking
+from parallel.planner.traffic import Collective, Traffic, extended
 
 LAUNCH_TIMEOUT_S = 600  # of the real processes, and again of the dry runs; a hung collective ends itself after 90 s
 pytestmark = pytest.mark.timeout(2 * LAUNCH_TIMEOUT_S)
@@ -90,7 +90,7 @@ def dry():
             jobs[schedule, len(runs)] = (scheduled(schedule, micro_batches=count), 0, T, runs)
     jobs["wide vocabulary", 0] = (wide_vocabulary(), 0, T, None)
     context = get_context("forkserver")
-    context.set_forkserver_preload(["parallel.dry_run"])
+    context.set_forkserver_preload(["parallel.planner.dry_run"])
     with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
         work = {
             key: pool.submit(measure_rank, settings, rank=rank, seq_len=length, loss=loss_for(compile=False), runs=runs)

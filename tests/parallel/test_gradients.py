@@ -6,10 +6,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from gpt.config import ModelConfig
-from parallel.gradients import squared_norm
-from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
-from parallel.mesh import build_mesh
+from gpt.model.config import ModelConfig
+from parallel.axes.gradients import squared_norm
+from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.layout.mesh import build_mesh
 
 
 def test_the_norm_of_many_gradients_is_exact():

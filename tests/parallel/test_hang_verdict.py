@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
-from parallel.checkpoint_files import CheckpointError
-from parallel.checkpoint_ranks import PeerLost
-from parallel.checkpoint_save import given_up
-from parallel.hang_evidence import (
+from parallel.agreement import PeerLost
+from parallel.checkpoint.manifest import CheckpointError
+from parallel.checkpoint.save import given_up
+from parallel.health.evidence import (
     Collective,
     Link,
     departures,
@@ -27,9 +27,9 @@ from parallel.hang_evidence import (
     read_stacks,
     signal_of_death,
 )
-from parallel.hang_folder import Member, Watched, alarm_file, gather_reports, hang_folder, leads, parse_report
-from parallel.hang_verdict import Report, decide, tell
-from parallel.watchdog import lost_peers
+from parallel.health.reports import Member, Watched, alarm_file, gather_reports, hang_folder, leads, parse_report
+from parallel.health.verdict import Report, decide, tell
+from parallel.health.watchdog import lost_peers
 
 
 def collective(

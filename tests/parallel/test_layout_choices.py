@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from parallel.layout import BatchConfig, ParallelConfig, resolve_layout
-from parallel.layout_choices import Workload, choose_layouts, fit_micro_batch, layout_text
+from gpt.model.config import ModelConfig
+from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.planner.search import Workload, choose_layouts, fit_micro_batch, layout_text
 
 MODEL = ModelConfig(vocab_size=512, n_ctx=64, n_layers=8, d_model=32, n_heads=8)
 WORKLOAD = Workload(MODEL, BatchConfig(2, 16 * 64), 64, "cuda")

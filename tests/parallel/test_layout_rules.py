@@ -8,11 +8,11 @@ import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from gpt.config import ModelConfig
 from gpt.errors import ConfigError
-from parallel import pipeline_parallel
-from parallel.layout import BatchConfig, ParallelConfig, check_device, resolve_layout
-from parallel.tensor_parallel import key_value_heads
+from gpt.model.config import ModelConfig
+from parallel.axes import pipeline_parallel
+from parallel.axes.tensor_parallel import key_value_heads
+from parallel.layout.layout import BatchConfig, ParallelConfig, check_device, resolve_layout
 
 MODEL = ModelConfig(vocab_size=50257, n_ctx=2048, n_layers=12, d_model=768, n_heads=12)
 

@@ -20,9 +20,9 @@ from layout_runs import (
 )
 from torch.nn import functional
 
-from gpt.config import ModelConfig
-from gpt.initialisation import initialise
-from gpt.model import GPT
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
 
 SAVED_AT = STEPS - 2
 pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)

@@ -19,7 +19,7 @@ from layout_runs import (
     run_of,
 )
 
-from gpt.config import ModelConfig
+from gpt.model.config import ModelConfig
 
 pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
 ONE_HEAD = {**MODERN, "n_layers": 1, "n_kv_heads": 1}

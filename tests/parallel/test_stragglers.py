@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from parallel.layout import Layout
-from parallel.stragglers import Stragglers, waiting_s
+from parallel.health.stragglers import Stragglers, waiting_s
+from parallel.layout.layout import Layout
 
 EVERY = 25  # health.straggler_every_steps as it comes
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed._symmetric_memory import is_symm_mem_enabled_for_group
 
-from parallel.tensor_parallel import allow_asynchronous
+from parallel.axes.tensor_parallel import allow_asynchronous
 
 
 def test_tensor_ranks_are_entered_for_asynchronous_messages():

@@ -1,0 +1,166 @@
+"""The corpus folder and its corpus.json: put there whole, or not at all; reads and writes no token.
+
+The folder holds the token files of both splits, the tokenizer and corpus.json, which is taken away first and put back
+last while the files are exchanged, so a folder that has one is whole.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.execution.files import disk_errors, hold_folder, sync_file, sync_folder, temporary_for
+from gpt.errors import ConfigError
+
+CORPUS_FILE = "corpus.json"
+VERSION = 2  # 1 had one file a split and no sampled digests
+SPLITS = {"training": "train", "validation": "validation"}  # split: prefix of its token files
+# Files that only a corpus has, so an older one's may be taken away.
+TOKEN_FILE = re.compile(rf"({'|'.join(SPLITS.values())})(-\d{{5,}}-of-\d{{5,}})?\.(bin|idx|sums)")
+
+
+def shard_names(prefix: str, n_files: int) -> list[str]:
+    """Names of a split's token files without their endings: the prefix alone when there is one."""
+    return [prefix] if n_files == 1 else [f"{prefix}-{number:05d}-of-{n_files:05d}" for number in range(n_files)]
+
+
+def entropy_nats(counts: Any) -> float:
+    """Entropy of the distribution that the counts describe; 0 for no counts."""
+    present = np.asarray(counts)[np.asarray(counts) > 0].astype(np.float64)
+    shares = present / present.sum()
+    return 0.0 if not len(shares) else math.fsum((-shares * np.log(shares)).tolist())
+
+
+def publish(folder: Path, files: Mapping[str, Path], description: Mapping[str, Any]) -> None:
+    """Put `files` (name: where it lies now) and corpus.json into the corpus folder, all or nothing.
+
+    Links where the file system allows it, so a corpus takes no second copy; does nothing when all is as it should be.
+    Token files and tokenizer of another corpus that was here are taken away, so that none can be read for one of these.
+    """
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with hold_folder(folder):
+            if not _is_published(folder, files, text):
+                _exchange(folder, files, text)
+
+
+def _exchange(folder: Path, files: Mapping[str, Path], text: str) -> None:
+    corpus_path = folder / CORPUS_FILE
+    for path in folder.glob(".tmp-*"):  # by a run that was killed here
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+    temporary = {name: temporary_for(folder / name) for name in (*files, CORPUS_FILE)}
+    try:
+        for name, source in files.items():
+            _link_or_copy(source, temporary[name])
+        with open(temporary[CORPUS_FILE], "x", encoding="utf-8") as file:
+            file.write(text)
+            sync_file(file)
+        left_over = _token_files(folder) | _old_tokenizer(corpus_path)
+        corpus_path.unlink(missing_ok=True)
+        sync_folder(folder)  # on the disk too, before any file is another
+        for name in left_over - files.keys():
+            (folder / name).unlink(missing_ok=True)
+        for name in files:
+            os.replace(temporary[name], folder / name)
+        sync_folder(folder)
+        os.replace(temporary[CORPUS_FILE], corpus_path)
+        sync_folder(folder)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def read_corpus(folder: Path) -> dict[str, Any]:
+    """The description of a corpus, or ConfigError when there is none."""
+    path = folder / CORPUS_FILE
+    try:
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path}: no such file; run `triaxial prepare` to make the corpus") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged ({error}); run `triaxial prepare` again") from None
+    if not isinstance(description, dict):
+        raise ConfigError(f"{path}: damaged (not a JSON object); run `triaxial prepare` again")
+    return description
+
+
+def describe(
+    splits: Mapping[str, Mapping[str, Any]],
+    tokenizer: Mapping[str, Any],
+    *,
+    recipe: Mapping[str, Any],
+    steps: Sequence[Mapping[str, Any]],
+    versions: Mapping[str, str],
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What corpus.json says: the same for the same recipe, input names and libraries, whatever machine or workers."""
+    description = {
+        "format": "triaxial-corpus",
+        "version": VERSION,
+        "vocab_size": tokenizer["vocab_size"],
+        "tokens": sum(split["tokens"] for split in splits.values()),
+        "documents": sum(split["documents"] for split in splits.values()),
+        "unigram_entropy_nats": splits["validation"]["unigram_entropy_nats"],
+        "tokenizer": dict(tokenizer),
+        "splits": {name: {"prefix": SPLITS[name], **facts} for name, facts in splits.items()},
+        "steps": list(steps),
+        "recipe": dict(recipe),
+        "versions": dict(versions),
+        **more,
+    }
+    return {**description, "sha256": seal(description)}
+
+
+def seal(description: Mapping[str, Any]) -> str:
+    """sha256 of all that a description says beside its own `sha256`."""
+    rest = {key: value for key, value in description.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _token_files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if TOKEN_FILE.fullmatch(path.name)}
+
+
+def _old_tokenizer(corpus_path: Path) -> set[str]:
+    try:
+        about = json.loads(corpus_path.read_text(encoding="utf-8"))["tokenizer"]
+        names = about.get("files", {about["file"]: None})
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+    return {name for name in names if name == Path(name).name}
+
+
+def _is_published(folder: Path, files: Mapping[str, Path], text: str) -> bool:
+    """Whether corpus.json says the same already and every file is the very one, or one of the same size and digest."""
+    try:
+        if (folder / CORPUS_FILE).read_text(encoding="utf-8") != text:
+            return False
+        return all(
+            os.path.samefile(folder / name, source) or _sha256(folder / name) == _sha256(source)
+            for name, source in files.items()
+        )
+    except FileNotFoundError:
+        return False
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        with open(source, "rb") as original, open(target, "xb") as file:
+            shutil.copyfileobj(original, file, 1 << 20)
+            sync_file(file)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,191 @@
+"""Shards to token ids, in the shuffled order already; decides each document's split and place, never writes a corpus.
+
+A shard's `.tokens` file holds its training documents and then its validation documents, each part in the order in which
+the corpus will have them. So every file of the corpus, which is a range of that order, finds its part of a shard in one
+piece.
+"""
+
+import functools
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.documents.counts import Tally
+from data_prep.documents.shards import Document, keyed_hash, parent_id, read_shard
+from data_prep.execution.files import write_array
+from data_prep.execution.workspace import Result, Stage
+from gpt.errors import ConfigError, import_extra
+from gpt.token_files.files import token_dtype
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
+
+# Where a document stands: its split, its place in the shuffled order (equal ids: by text), and where its tokens lie.
+ROW = np.dtype([("validation", "?"), ("order", "<u8"), ("text", "<u8"), ("start", "<i8"), ("length", "<i4")])
+_BATCH_CHARACTERS = 1 << 20
+_COPIED_TOKENS = 1 << 24  # at a time, when a shard is put in order
+_BLOCK_DOCUMENTS = 1 << 16  # at a time: each costs some Python objects
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Section [tokenizer]: `path` names an existing tokenizer, in one of the forms of gpt.tokenizer.tokenizer_files.
+
+    Without it, a byte-pair vocabulary of `vocab_size` pieces is trained on at most `train_bytes` of the training
+    documents, a random part if there are more. `character_coverage` is the share of characters that get a piece.
+    """
+
+    path: Path | None = None
+    vocab_size: int | None = None
+    train_bytes: int = 100_000_000
+    character_coverage: float = 0.9995
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.vocab_size is None:
+            raise ConfigError("tokenizer: give vocab_size to train a tokenizer, or path to use an existing one")
+        if self.vocab_size is not None and self.vocab_size < 300:
+            raise ConfigError(
+                f"tokenizer.vocab_size = {self.vocab_size} must be at least 300: 256 bytes, 2 marks and some pieces"
+            )
+        if not 0.98 <= self.character_coverage <= 1:  # sentencepiece's own bounds
+            raise ConfigError(
+                f"tokenizer.character_coverage = {self.character_coverage} must lie between 0.98 and 1; "
+                "the default is 0.9995"
+            )
+        if self.train_bytes < 1:
+            raise ConfigError(
+                f"tokenizer.train_bytes = {self.train_bytes} must be at least 1; the default is 100000000"
+            )
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How documents are divided and ordered: by hashes of their ids with `seed`, so neither depends on shards."""
+
+    validation_fraction: float
+    seed: int
+
+    def is_validation(self, document_id: str) -> bool:
+        """Whether the document goes to the validation split; pieces of one document go together."""
+        return keyed_hash(parent_id(document_id), key=f"validation {self.seed}") < self.validation_fraction * 2**64
+
+    def order(self, document_id: str) -> int:
+        """The document's place in its split, as a sorting key in 0..2^64-1."""
+        return keyed_hash(document_id, key=f"shuffle {self.seed}")
+
+
+def tokenize_shard(config: SplitConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+    """Stage function: (shard, tokenizer's files) to (token ids of all documents, one ROW for each), in ROW's order.
+
+    Facts: tokens and documents of each split. Memory: 29 bytes a document of the shard beside what is being copied.
+    """
+    xxhash = import_extra("xxhash", extra="data")
+    stats = (path.stat() for path in inputs[1:])
+    tokenizer = _load_once(inputs[1], tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats))
+    dtype = token_dtype(tokenizer.vocab_size)
+    tally = Tally("tokenize")
+    validation, order, texts, lengths = array("b"), array("Q"), array("Q"), array("i")
+    with tempfile.TemporaryFile(dir=outputs[0].parent) as unsorted:
+        for documents, ids in _encode(read_shard(inputs[0]), tokenizer):
+            unsorted.write(_joined(ids, tokenizer, dtype).data)
+            for document in documents:
+                text = document.text.encode()
+                validation.append(config.is_validation(document.id))
+                order.append(config.order(document.id))
+                texts.append(xxhash.xxh3_64_intdigest(text))
+                tally.keep(len(text), len(text))
+            lengths.extend(len(document_ids) + 1 for document_ids in ids)
+        rows = np.zeros(len(lengths), dtype=ROW)
+        for name, column in (("validation", validation), ("order", order), ("text", texts), ("length", lengths)):
+            rows[name] = np.asarray(column)
+        rows["start"] = np.cumsum(rows["length"], dtype=np.int64) - rows["length"]
+        rows = rows[np.lexsort((rows["text"], rows["order"], rows["validation"]))]
+        with open(outputs[0], "wb") as tokens:
+            _copy_in_order(unsorted, tokens, rows, dtype)
+    rows["start"] = np.cumsum(rows["length"], dtype=np.int64) - rows["length"]
+    write_array(outputs[1], rows)
+    return Result(
+        [tally.counts()], {split: _totals(rows, split == "validation") for split in ("training", "validation")}
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(path: Path, identity: tuple[tuple[int, int, int], ...]) -> Tokenizer:
+    """A worker's tokenizer, kept from shard to shard while its files stay as they are: GPT-2's takes 0.1 s to load."""
+    return load_tokenizer(path)
+
+
+def gather(tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+    """The documents at `starts` (documents,) of `tokens`, joined: their number of tokens is the sum of `lengths`."""
+    size = tokens.dtype.itemsize
+    raw = tokens.view(np.uint8).data if len(tokens) else memoryview(b"")
+    ends = ((starts + lengths) * size).tolist()
+    pieces = [raw[start:end] for start, end in zip((starts * size).tolist(), ends, strict=True)]
+    return np.frombuffer(b"".join(pieces), dtype=tokens.dtype)
+
+
+def blocks(lengths: npt.NDArray[np.int32], tokens: int) -> Iterator[slice]:
+    """Runs of at most 2^16 documents of at most `tokens` tokens, or of one document that is longer."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    first = 0
+    while first < len(lengths):
+        before = int(ends[first - 1]) if first else 0
+        after = max(int(np.searchsorted(ends, before + tokens, side="right")), first + 1)
+        after = min(after, first + _BLOCK_DOCUMENTS)
+        yield slice(first, after)
+        first = after
+
+
+def _copy_in_order(source: Any, target: BinaryIO, rows: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
+    source.flush()
+    tokens = np.memmap(source, dtype=dtype, mode="r") if int(rows["length"].sum(dtype=np.int64)) else np.empty(0, dtype)
+    for block in blocks(rows["length"], _COPIED_TOKENS):
+        target.write(gather(tokens, rows["start"][block], rows["length"][block]).data)
+
+
+def _joined(ids: Sequence[npt.NDArray[Any]], tokenizer: Tokenizer, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """All documents one after another, each with its end-of-document token."""
+    end = np.array([tokenizer.end_of_document_id], dtype=ids[0].dtype)
+    joined = np.concatenate([piece for document_ids in ids for piece in (document_ids, end)])
+    if int(joined.max()) >= tokenizer.vocab_size:  # before it is cut to the type of the vocabulary
+        raise ConfigError(f"{tokenizer.name} gave token id {joined.max()}, beyond its own {tokenizer.vocab_size} ids")
+    return joined.astype(dtype)
+
+
+def _totals(rows: npt.NDArray[Any], validation: bool) -> dict[str, int]:
+    lengths = rows["length"][rows["validation"] == validation]
+    return {"tokens": int(lengths.sum(dtype=np.int64)), "documents": len(lengths)}
+
+
+def _encode(
+    documents: Iterator[Document], tokenizer: Tokenizer
+) -> Iterator[tuple[list[Document], Sequence[npt.NDArray[Any]]]]:
+    """The documents in batches, with the ids of each."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size > _BATCH_CHARACTERS:
+            yield batch, tokenizer.encode_arrays([d.text for d in batch])
+            batch, size = [], 0
+    if batch:
+        yield batch, tokenizer.encode_arrays([d.text for d in batch])
+
+
+TOKENIZE = Stage(
+    "data_prep.corpus.tokenize",
+    tokenize_shard,
+    (
+        "data_prep.corpus.tokenize",
+        "data_prep.documents.shards",
+        "gpt.tokenizer.tokenizers",
+        "gpt.tokenizer.byte_pair",
+        "gpt.token_files.files",
+    ),
+    ("sentencepiece", "tiktoken", "tokenizers", "zstandard", "xxhash"),
+)

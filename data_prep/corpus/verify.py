@@ -1,0 +1,180 @@
+"""Compares a corpus with its corpus.json, every byte and every id; changes nothing."""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.corpus.corpus import CORPUS_FILE, TOKEN_FILE, VERSION, read_corpus, seal
+from gpt.errors import ConfigError
+from gpt.token_files.files import TokenFile, compare_sums, token_dtype
+from gpt.tokenizer.tokenizers import load_tokenizer
+
+_BLOCK_BYTES = 1 << 24
+_SHOWN_BLOCKS = 5
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was read, and what is wrong with it: a line for each fault, which names the file. No fault: it is whole."""
+
+    files: int
+    n_bytes: int
+    tokens: int
+    documents: int
+    faults: tuple[str, ...]
+
+
+def verify(folder: Path, *, n_threads: int) -> Verified:
+    """Check all that corpus.json says: files, digests, counts, the range of the ids, the tokenizer.
+
+    Reads each file once, and up to `n_threads` at a time; memory some 50 MB a thread. ConfigError: no corpus.json, or
+    one of version 1.
+    """
+    try:
+        description = read_corpus(folder)
+    except ConfigError as error:
+        if not (folder / CORPUS_FILE).exists():
+            raise
+        return _damaged(str(error))
+    if description.get("version") == 1:
+        raise ConfigError(
+            f"{folder / CORPUS_FILE}: version 1 of the description has too little to verify; run `triaxial prepare` "
+            f"again, which writes version {VERSION}"
+        )
+    if description.get("sha256") != seal(description):
+        return _damaged(f"{folder / CORPUS_FILE}: its own sha256 does not match: it is damaged or was edited")
+    shards = [shard for split in description["splits"].values() for shard in split["shards"]]
+    with ThreadPoolExecutor(n_threads) as threads:  # digests and numpy let other threads run
+        found = threads.map(lambda shard: list(_shard_faults(folder, shard, description)), shards)
+        faults = [fault for one in found for fault in one]
+    faults += _tokenizer_faults(folder, description["tokenizer"])
+    faults += _total_faults(folder, description)
+    listed = {f"{shard['name']}.{suffix}" for shard in shards for suffix in ("bin", "idx", "sums") if suffix in shard}
+    stray = sorted(
+        path.name for path in folder.iterdir() if TOKEN_FILE.fullmatch(path.name) and path.name not in listed
+    )
+    faults += [f"{folder / name}: not a file of this corpus; remove it" for name in stray]
+    return Verified(
+        files=len(listed) + len(description["tokenizer"]["files"]),
+        n_bytes=sum(shard[suffix]["bytes"] for shard in shards for suffix in ("bin", "idx")),
+        tokens=description["tokens"],
+        documents=description["documents"],
+        faults=tuple(faults),
+    )
+
+
+def _damaged(fault: str) -> Verified:
+    """Nothing can be compared with a damaged description."""
+    return Verified(0, 0, 0, 0, (fault,))
+
+
+def _shard_faults(folder: Path, shard: dict[str, Any], description: dict[str, Any]) -> Iterator[str]:
+    dtype = token_dtype(description["vocab_size"])
+    whole = True
+    for suffix in ("bin", "idx"):
+        path, expected = folder / f"{shard['name']}.{suffix}", shard[suffix]
+        try:
+            size = path.stat().st_size
+            digest, largest, smallest = _read(path, dtype)
+        except OSError as error:
+            yield f"{path}: {error.strerror}"
+            whole = False
+            continue
+        if size != expected["bytes"]:
+            yield f"{path}: {size:,} bytes, expected {expected['bytes']:,}"
+            whole = False
+        elif digest != expected["sha256"]:
+            yield f"{path}: sha256 {digest}, expected {expected['sha256']}"
+            whole = False
+        if suffix == "bin" and (largest >= description["vocab_size"] or smallest < 0):
+            yield (
+                f"{path}: holds ids from {smallest} to {largest}, but the vocabulary has 0 to "
+                f"{description['vocab_size'] - 1}"
+            )
+    yield from _sums_faults(folder / shard["name"], shard)
+    if whole:
+        yield from _index_faults(folder / shard["name"], shard, description["tokenizer"]["end_of_document_id"])
+
+
+def _sums_faults(prefix: Path, shard: dict[str, Any]) -> Iterator[str]:
+    """Blocks that are not what `.sums` says, of a corpus that was written with one: where in a file the damage is."""
+    if "sums" not in shard:
+        return
+    path = Path(f"{prefix}.sums")
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        yield f"{path}: {error.strerror}; `triaxial prepare checksum {prefix}` writes it again"
+        return
+    if digest != shard["sums"]["sha256"]:
+        yield f"{path}: sha256 {digest}, expected {shard['sums']['sha256']}"
+        return
+    try:
+        damaged = compare_sums(prefix) or []
+    except OSError:  # of a token file, which has been told
+        return
+    yield from damaged[:_SHOWN_BLOCKS]
+    if len(damaged) > _SHOWN_BLOCKS:
+        yield f"{prefix}: {len(damaged) - _SHOWN_BLOCKS:,} more blocks are damaged"
+
+
+def _read(path: Path, dtype: np.dtype[Any]) -> tuple[str, int, int]:
+    """(sha256, largest and smallest number when its bytes are read as `dtype`); (-1, 0) for less than one number."""
+    digest = hashlib.sha256()
+    largest, smallest = -1, 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            numbers = np.frombuffer(block, dtype, count=len(block) // dtype.itemsize)
+            if len(numbers):
+                largest, smallest = max(largest, int(numbers.max())), min(smallest, int(numbers.min()))
+    return digest.hexdigest(), largest, smallest
+
+
+def _index_faults(prefix: Path, shard: dict[str, Any], end_of_document_id: int) -> Iterator[str]:
+    """What TokenFile sees in files whose digests are right."""
+    try:
+        tokens = TokenFile(prefix)
+    except ConfigError as error:
+        yield str(error)
+        return
+    for key, found in (("tokens", tokens.n_tokens), ("documents", tokens.n_documents)):
+        if found != shard[key]:
+            yield f"{prefix}.idx: {found:,} {key}, expected {shard[key]:,}"
+    if tokens.n_tokens and int(tokens.read(tokens.n_tokens - 1, tokens.n_tokens)[0]) != end_of_document_id:
+        yield f"{prefix}.bin: its last token is not the end of a document, {end_of_document_id}"
+
+
+def _tokenizer_faults(folder: Path, about: dict[str, Any]) -> list[str]:
+    faults = []
+    for name, expected in about["files"].items():
+        try:
+            digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        except OSError as error:
+            faults.append(f"{folder / name}: {error.strerror}")
+            continue
+        if digest != expected:
+            faults.append(f"{folder / name}: sha256 {digest}, expected {expected}: not the tokenizer of this corpus")
+    if faults:
+        return faults
+    tokenizer = load_tokenizer(folder / about["file"])
+    for key in ("fingerprint", "vocab_size", "end_of_document_id"):
+        if getattr(tokenizer, key) != about[key]:
+            faults.append(f"{folder / about['file']}: {key} {getattr(tokenizer, key)}, expected {about[key]}")
+    return faults
+
+
+def _total_faults(folder: Path, description: dict[str, Any]) -> Iterator[str]:
+    """Sums in corpus.json that do not add up."""
+    splits = description["splits"]
+    for key in ("tokens", "documents"):
+        for name, split in splits.items():
+            if sum(shard[key] for shard in split["shards"]) != split[key]:
+                yield f"{folder / CORPUS_FILE}: {key} of the files of {name} do not add up to {split[key]:,}"
+        if sum(split[key] for split in splits.values()) != description[key]:
+            yield f"{folder / CORPUS_FILE}: {key} of the splits do not add up to {description[key]:,}"

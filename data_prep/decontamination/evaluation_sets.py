@@ -1,0 +1,164 @@
+"""Reads the examples of evaluation sets from local files; never skips a record that it cannot read, never downloads."""
+
+import glob
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.documents.shards import whole_text
+from data_prep.readers.compressed import Broken, read_bytes, read_lines
+from gpt.errors import ConfigError, import_extra
+
+_MAX_RECORD_BYTES = 256 << 20
+_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".arrow", ".txt", ".txt.gz", ".txt.zst")
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """One evaluation set: the development and test files of a task.
+
+    `paths`: files or patterns. In JSON lines, a JSON list, Parquet, or the `.arrow` files of Hugging Face's cache, an
+    example is the texts of `fields` joined (dotted names reach inside; empty: all texts of the record in its order but
+    the id's). In `.txt`, `text_separator` cuts a file into examples (empty: a file is one). `synthetic` lifts the least
+    N of the overlap analysis, as the paper does for made-up tasks.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    fields: tuple[str, ...] = ()
+    id_field: str = "id"
+    text_separator: str = ""
+    synthetic: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.paths:
+            raise ConfigError(f"the evaluation set '{self.name}' needs a name and paths")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example: its place in its set, counted over all files; the id its record brings, or an empty text."""
+
+    index: int
+    id: str
+    text: str
+
+
+def find_set_files(sets: Sequence[EvaluationSet], *, where: str) -> list[tuple[Path, ...]]:
+    """The files of each set, sorted; ConfigError: nothing found, unknown ending, two sets of one name.
+
+    `where` names the setting in errors.
+    """
+    names = [s.name for s in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: two sets are called '{name}'; give each its own name")
+    return [tuple(sorted({path for p in s.paths for path in _matches(p, f"{where} '{s.name}'")})) for s in sets]
+
+
+def check_sets(sets: Sequence[EvaluationSet], *, where: str) -> None:
+    """`find_set_files`, and that the first example of every file can be read: hours before its step needs all."""
+    for one, paths in zip(sets, find_set_files(sets, where=where), strict=True):
+        if not sum(1 for path in paths for _ in itertools.islice(read_examples(one, [path]), 1)):
+            raise ConfigError(f"{where} '{one.name}': there is no example in {', '.join(map(str, paths))}")
+
+
+def _matches(pattern: str, where: str) -> list[Path]:
+    expanded = Path(pattern).expanduser()
+    matches = [expanded] if expanded.exists() else [Path(p) for p in glob.glob(str(expanded), recursive=True)]
+    if not matches:
+        raise ConfigError(f"{where}: no file matches '{pattern}' (current folder: {Path.cwd()})")
+    for path in matches:
+        if path.is_dir() or not path.name.endswith(_ENDINGS):
+            raise ConfigError(f"{where}: cannot read '{path}'; give files that end in {', '.join(_ENDINGS)}")
+    return [path.resolve() for path in matches]
+
+
+def read_examples(about: EvaluationSet, paths: Sequence[Path]) -> Iterator[Example]:
+    """Every example of a set, file by file. ConfigError names the file and record that cannot be read."""
+    index = 0
+    for path in paths:
+        try:
+            for id_, text in _read_file(about, path):
+                yield Example(index, id_, whole_text(text))
+                index += 1
+        except Broken as error:
+            raise ConfigError(f"evaluation set '{about.name}': {path} is damaged or cut off: {error}") from None
+
+
+def _read_file(about: EvaluationSet, path: Path) -> Iterator[tuple[str, str]]:
+    if ".txt" in path.suffixes:
+        text = read_bytes(path).decode("utf-8-sig", "replace")
+        pieces = text.split(about.text_separator) if about.text_separator else [text]
+        yield from (("", piece) for piece in pieces if piece.strip())
+        return
+    for number, record in enumerate(_records(about, path)):
+        place = f"evaluation set '{about.name}': {path}, record {number + 1}"
+        if not isinstance(record, dict):
+            raise ConfigError(f"{place} is not a JSON object")
+        identity = record.get(about.id_field)
+        yield ("" if identity is None else str(identity)), "\n".join(_texts(about, record, place))
+
+
+def _records(about: EvaluationSet, path: Path) -> Iterator[Any]:
+    if path.suffix == ".parquet":
+        yield from _arrow_rows(path, import_extra("pyarrow.parquet", extra="data").ParquetFile)
+    elif path.suffix == ".arrow":
+        yield from _arrow_rows(path, import_extra("pyarrow", extra="data").ipc.open_stream)
+    else:
+        lines = [read_bytes(path)] if path.suffix == ".json" else read_lines(path, max_bytes=_MAX_RECORD_BYTES)
+        for number, line in enumerate(lines):
+            try:
+                if line is None or line.strip():
+                    values = json.loads(line or b"")
+                    yield from values if path.suffix == ".json" and isinstance(values, list) else [values]
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(
+                    f"evaluation set '{about.name}': {path}, line {number + 1} is not JSON: {error}"
+                ) from None
+
+
+def _arrow_rows(path: Path, open_file: Any) -> Iterator[Any]:
+    arrow = import_extra("pyarrow", extra="data")
+    try:
+        with open_file(str(path)) as file:
+            batches = file if path.suffix == ".arrow" else file.iter_batches(batch_size=256)
+            for batch in batches:
+                yield from batch.to_pylist()
+    except (arrow.ArrowException, OSError) as error:
+        raise ConfigError(f"{path} is not readable: {str(error).splitlines()[0]}") from None
+
+
+def _texts(about: EvaluationSet, record: dict[str, Any], place: str) -> list[str]:
+    if not about.fields:
+        return [text for key, value in record.items() if key != about.id_field for text in _strings(value)]
+    found = [list(_inside(record, field.split("."))) for field in about.fields]
+    if not any(found):
+        raise ConfigError(f"{place} has none of the fields {', '.join(about.fields)} (it has: {', '.join(record)})")
+    # A field that is asked for may hold a number: the answer to a sum, a year.
+    return [text for values in found for value in values for text in _strings(value, numbers=True)]
+
+
+def _inside(value: Any, names: list[str]) -> Iterator[Any]:
+    """What a dotted name reaches; in a list, what it reaches in each element."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _inside(item, names)
+    elif not names:
+        if value is not None:
+            yield value
+    elif isinstance(value, dict) and names[0] in value:
+        yield from _inside(value[names[0]], names[1:])
+
+
+def _strings(value: Any, *, numbers: bool = False) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item, numbers=numbers)
+    elif numbers and isinstance(value, int | float) and not isinstance(value, bool):
+        yield str(value)

@@ -1,0 +1,198 @@
+"""Stages about the n-grams of evaluation sets: their index, and the documents of a shard that hold them; cuts nothing.
+
+The removal from the corpus (decontaminate.py) and the analysis of the examples (overlap.py) share them.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.decontamination.evaluation_sets import EvaluationSet, Example, find_set_files, read_examples
+from data_prep.decontamination.ngrams import GramIndex, count_words, find_in_each, join, scan_grams
+from data_prep.documents.shards import Document, read_shard, write_shard
+from data_prep.execution.files import read_array, write_array
+from data_prep.execution.shard_runs import ShardRun
+from data_prep.execution.workspace import Finished, Result, Stage, Task
+from gpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from data_prep.corpus.tokenize import SplitConfig
+
+# A gram of an example: its place in the sorted numbers, and where it stands in the example's text, in characters.
+GRAM = np.dtype([("gram", "<u4"), ("example", "<u4"), ("set", "<u2"), ("start", "<u4"), ("end", "<u4")])
+HIT = np.dtype([("row", "<u4"), ("gram", "<u4")])  # a document of a shard holds a gram, however often
+_BATCH_CHARACTERS = 1 << 16
+
+
+@dataclass(frozen=True)
+class LengthRule:
+    """N, the words of a gram, for each set: a percentile of its examples' lengths, held between two bounds."""
+
+    least: int
+    most: int
+    percentile: float = 5.0
+
+
+@dataclass(frozen=True)
+class IndexTask:
+    """The sets, how many of the task's files each has, and the rule for N."""
+
+    sets: tuple[EvaluationSet, ...]
+    n_files: tuple[int, ...]
+    rule: LengthRule
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """The lengths of the known grams; with `split`, only documents of its training side count."""
+
+    lengths: tuple[int, ...]
+    split: "SplitConfig | None" = None
+
+
+@dataclass(frozen=True)
+class KnownGrams:
+    """What the index stage left: the sorted numbers, a GRAM for each place in an example, the examples as a shard."""
+
+    numbers: Path
+    grams: Path
+    examples: Path
+    sets: tuple[dict[str, Any], ...]  # a set: name, examples, too_short, n_words, grams
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Every N that a set has."""
+        return tuple(sorted({int(about["n_words"]) for about in self.sets}))
+
+
+def index_sets(run: ShardRun, sets: tuple[EvaluationSet, ...], rule: LengthRule, *, where: str) -> KnownGrams:
+    """Run the index stage; `where` names the setting of the sets in errors."""
+    files = find_set_files(sets, where=where)
+    folder = run.workspace.folder / INDEX.name
+    outputs = (folder / "numbers.npy", folder / "grams.npy", folder / "examples.jsonl.zst")
+    config = IndexTask(sets, tuple(map(len, files)), rule)
+    (finished,) = run.tasks(INDEX, [Task(config, tuple(path for paths in files for path in paths), outputs)])
+    return KnownGrams(*outputs, tuple(finished.facts["sets"]))
+
+
+def search(run: ShardRun, stage: Stage, config: Any, known: KnownGrams, shards: dict[str, Path]) -> list[Finished]:
+    """Run a search stage over shards or other files; a task's output is its array of HITs."""
+    outputs = run.arrays(stage, list(shards))
+    return run.tasks(stage, [Task(config, (path, known.numbers), (outputs[name],)) for name, path in shards.items()])
+
+
+def index_examples(config: IndexTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+    """Stage function: the files of all sets to (numbers, GRAM rows, examples). Facts: `sets`."""
+    files = list(inputs)
+    numbers, rows, about = [np.zeros(0, np.uint64)], [np.zeros(0, GRAM)], []
+    n_examples = 0
+    with write_shard(outputs[2]) as write:
+        for place, (one, n_files) in enumerate(zip(config.sets, config.n_files, strict=True)):
+            paths, files = files[:n_files], files[n_files:]
+            lengths = [count_words(example.text) for example in read_examples(one, paths)]
+            if not lengths:  # else it would count as clean, and nothing be cut for it
+                raise ConfigError(f"evaluation set '{one.name}': there is no example in {', '.join(map(str, paths))}")
+            n = gram_length(lengths, config.rule, synthetic=one.synthetic)
+            distinct = [np.zeros(0, np.uint64)]
+            for example in read_examples(one, paths):
+                write(Document(example.id, example.text, {"set": one.name, "index": example.index}))
+                found = _rows(example, n)
+                found[1]["example"], found[1]["set"] = n_examples, place
+                numbers.append(found[0])
+                rows.append(found[1])
+                distinct.append(found[0])
+                n_examples += 1
+            n_grams = len(np.unique(np.concatenate(distinct)))
+            too_short = sum(length < n for length in lengths)
+            about.append(
+                {"name": one.name, "examples": len(lengths), "too_short": too_short, "n_words": n, "grams": n_grams}
+            )
+    known, places = np.unique(np.concatenate(numbers), return_inverse=True)
+    assert len(known) < 2**32, "more grams than a row can number"
+    table: npt.NDArray[Any] = np.concatenate(rows)
+    table["gram"] = places
+    write_array(outputs[0], known)
+    write_array(outputs[1], table)
+    return Result([], {"sets": about})
+
+
+def gram_length(lengths: list[int], rule: LengthRule, *, synthetic: bool) -> int:
+    """N of a set: the percentile of its examples' lengths in words, at most `most` and, if not synthetic, at least
+    `least` (arXiv 2005.14165, appendix C)."""
+    typical = int(np.percentile(lengths, rule.percentile, method="lower")) if lengths else rule.most
+    return min(max(typical, 1 if synthetic else rule.least), rule.most)
+
+
+def search_shard(config: SearchTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+    """Stage function: (shard, known numbers) to its HITs, sorted. Facts: documents and characters searched."""
+    split = config.split
+    chosen = (
+        (row, document.text)
+        for row, document in enumerate(read_shard(inputs[0]))
+        if split is None or not split.is_validation(document.id)
+    )
+    return find_hits(chosen, config.lengths, inputs[1], outputs[0])
+
+
+def find_hits(texts: Iterable[tuple[int, str]], lengths: tuple[int, ...], known: Path, output: Path) -> Result:
+    """Write the HITs of (row, text) pairs."""
+    index = GramIndex.of(np.load(known, mmap_mode="r", allow_pickle=False))  # mapped: the workers share its memory
+    hits = [np.zeros(0, np.uint64)]
+    n_documents = n_characters = 0
+    for batch in _batches(texts):
+        rows, found = find_in_each([text for _, text in batch], index, lengths)
+        of_batch = np.array([row for row, _ in batch], dtype=np.uint64)
+        if len(found):
+            hits.append(np.unique(of_batch[rows] << np.uint64(32) | found.numbers))
+        n_documents += len(batch)
+        n_characters += sum(len(text) for _, text in batch)
+    pairs = np.concatenate(hits)
+    table = np.zeros(len(pairs), HIT)
+    table["row"], table["gram"] = pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)
+    write_array(output, table)
+    return Result([], {"documents": n_documents, "characters": n_characters})
+
+
+def add_documents(documents: npt.NDArray[np.int64], hits: Path) -> None:
+    """Add to each gram the number of documents that hold it, by one array of HITs."""
+    grams, counts = np.unique(read_array(hits)["gram"], return_counts=True)
+    documents[grams] += counts
+
+
+def _rows(example: Example, n: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[Any]]:
+    grams = join(scan_grams(example.text, (n,)))
+    table = np.zeros(len(grams), GRAM)
+    table["start"], table["end"] = grams.starts, grams.ends
+    return grams.numbers, table
+
+
+def _batches(texts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    batch: list[tuple[int, str]] = []
+    size = 0
+    for row, text in texts:
+        batch.append((row, text))
+        size += len(text)
+        if size > _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+MODULES = (
+    "data_prep.decontamination.known_grams",
+    "data_prep.decontamination.ngrams",
+    "data_prep.documents.words",
+    "data_prep.documents.shards",
+)
+INDEX = Stage(
+    "evaluation_index",
+    index_examples,
+    (*MODULES, "data_prep.decontamination.evaluation_sets", "data_prep.readers.compressed"),
+    ("numpy", "zstandard", "pyarrow"),
+)
+SEARCH = Stage("evaluation_search", search_shard, MODULES, ("numpy", "zstandard"))

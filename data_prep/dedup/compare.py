@@ -1,0 +1,114 @@
+"""Candidate pairs of documents checked by the exact similarity of their n-grams; finds no candidates itself."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.dedup.clusters import EDGE
+from data_prep.dedup.copies import GATHER_MODULES
+from data_prep.dedup.index import Corpus, Notes, place_ranges, read_corpora
+from data_prep.dedup.minhash import Numbers, similarities
+from data_prep.dedup.sorted_rows import Limits, Range, Rows, Source, count_rows, merge_sorted, write_sorted
+from data_prep.execution.shard_runs import ShardRun
+from data_prep.execution.workspace import Result, Stage, Task
+
+
+@dataclass(frozen=True)
+class CompareTask:
+    """Pairs whose larger place lies in the range, and how similar they must be; indexes of `n_corpora` come first."""
+
+    within: Range
+    min_jaccard: float
+    n_corpora: int
+    limits: Limits
+
+
+def compare_pairs(
+    run: ShardRun, pairs: Sequence[Path], *, corpora: Sequence[Corpus], min_jaccard: float, limits: Limits
+) -> list[Path]:
+    """From files of EDGE rows with `other` < `node` to files of those that are similar enough."""
+    indexes = tuple(corpus.path for corpus in corpora)
+    folder = run.workspace.folder / COMPARE.name
+    tasks = []
+    for i, within in enumerate(place_ranges(corpora, limits.n_tasks(count_rows(pairs, EDGE), joining=True))):
+        config = CompareTask(within, min_jaccard, len(indexes), limits)
+        tasks.append(Task(config, (*indexes, *pairs), (folder / f"{i:05d}.rows",)))
+    run.tasks(COMPARE, tasks)
+    return [task.outputs[0] for task in tasks]
+
+
+def compare(config: CompareTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+    """Stage function: (indexes of all corpora, EDGE files) to the EDGE rows of similar pairs. Each pair is compared
+    once, however many bands it shares. Facts: pairs compared, and how many of them were similar."""
+    sources = [Source(path) for path in inputs[config.n_corpora :]]
+    limit = config.limits.bytes_in_memory
+    n_compared = n_similar = 0
+    with (
+        Notes(read_corpora(inputs[: config.n_corpora])) as notes,
+        write_sorted(outputs[0], EDGE, bytes_in_memory=limit) as append,
+    ):
+        grams = _Grams(notes, limit // 8)
+        for block in merge_sorted(sources, EDGE, within=config.within, bytes_in_memory=limit):
+            similar = np.zeros(len(block), dtype=bool)
+            for rows in _by_node(block):
+                similar[rows] = grams.are_similar(int(block["node"][rows][0]), block["other"][rows], config.min_jaccard)
+            append(block[similar])
+            n_compared += len(block)
+            n_similar += int(similar.sum())
+    return Result([], {"pairs": {"compared": n_compared, "similar": n_similar}})
+
+
+def _by_node(block: Rows) -> Iterator[slice]:
+    """The rows of each node."""
+    cuts = np.flatnonzero(block["node"][1:] != block["node"][:-1]) + 1
+    return (slice(start, stop) for start, stop in pairwise([0, *cuts.tolist(), len(block)]))
+
+
+class _Grams:
+    """The n-grams of documents, kept as long as the last ones used are at most `most`."""
+
+    def __init__(self, notes: Notes, most: int) -> None:
+        self._notes, self._most = notes, most
+        self._kept: OrderedDict[int, Numbers] = OrderedDict()
+        self._n_kept = 0
+
+    def are_similar(self, node: int, others: Numbers, min_jaccard: float) -> npt.NDArray[np.bool_]:
+        """Which of the others are similar enough to the document at `node`."""
+        mine = self.of(node)
+        found: list[npt.NDArray[np.float64]] = []
+        batch: list[Numbers] = []
+        n_grams = 0
+        for other in others.tolist():
+            batch.append(self.of(other))
+            n_grams += len(batch[-1])
+            if n_grams >= self._most:
+                found.append(similarities(mine, batch))
+                batch, n_grams = [], 0
+        if batch:
+            found.append(similarities(mine, batch))
+        return np.concatenate(found) >= min_jaccard
+
+    def of(self, number: int) -> Numbers:
+        """Those of the document at a place, sorted."""
+        grams = self._kept.get(number)
+        if grams is None:
+            grams = self._kept[number] = self._notes.grams(number, self._notes.about(number))
+            self._n_kept += len(grams)
+            while self._n_kept > self._most and len(self._kept) > 1:
+                self._n_kept -= len(self._kept.popitem(last=False)[1])
+        else:
+            self._kept.move_to_end(number)
+        return grams
+
+
+COMPARE = Stage(
+    "minhash_compare",
+    compare,
+    ("data_prep.dedup.compare", "data_prep.dedup.clusters", "data_prep.dedup.minhash", *GATHER_MODULES),
+    ("numpy",),
+)

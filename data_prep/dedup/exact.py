@@ -1,0 +1,150 @@
+"""Exact de-duplication: of documents with the same text one stays; never compares texts that differ in a letter.
+
+Digests of each shard, gathered and sorted; one choice for each range of digests; the removal from each shard. A text
+that a corpus of higher priority holds goes; else the copy stays whose id has the smallest hash.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.dedup.copies import (
+    CHOSEN,
+    GATHER_MODULES,
+    ClusterSizes,
+    Removal,
+    choose,
+    describe_shards,
+    gather,
+    gather_rows,
+    list_copies,
+    remove_copies,
+    with_first,
+    write_lists,
+)
+from data_prep.dedup.index import OWN, describe_documents, find_indexes, read_corpora
+from data_prep.dedup.sorted_rows import Limits, Range, even_ranges, merge_sorted, write_sorted
+from data_prep.documents.shards import encode_line, keyed_hash, read_shard
+from data_prep.execution.shard_runs import ShardRun, Shards
+from data_prep.execution.workspace import Result, Stage, Task
+from gpt.errors import import_extra
+
+# 44 bytes a document: its text's digest, whose it is, what orders the copies of one corpus, and where it stands.
+ROW = np.dtype(
+    [("high", "<u8"), ("low", "<u8"), ("corpus", "<u4"), ("order", "<u8"), ("line", "<u8"), ("place", "<u8")]
+)
+_BLOCK = 1 << 12
+
+
+@dataclass(frozen=True)
+class ExactConfig:
+    """Section [dedup_exact]. With `ignore_case_and_space`, texts that differ only in case and blanks are the same."""
+
+    enabled: bool = True
+    ignore_case_and_space: bool = False
+
+
+@dataclass(frozen=True)
+class DigestTask:
+    """How texts are compared."""
+
+    ignore_case_and_space: bool
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class ChoiceTask:
+    """Digests whose upper half lies in the range."""
+
+    within: Range
+    limits: Limits
+
+
+def find_copies(
+    run: ShardRun, config: ExactConfig, shards: Shards, *, against: Sequence[Path] = (), limits: Limits | None = None
+) -> Shards:
+    """The copies to remove from each shard, as lists for REMOVAL. `against`: corpora, that of highest priority first.
+
+    Memory does not grow with documents or corpora. ConfigError: what `find_others` raises.
+    """
+    limits = limits or Limits()
+    setting = _comparable(config)
+    others = find_others(config, against, own=run.workspace.folder)
+    described = describe_shards(run, DIGESTS, DigestTask(config.ignore_case_and_space, limits), shards)
+    gathered = gather_rows(run, GATHER, described, kind="exact", setting=setting, dtype=ROW, limits=limits)
+    indexes = (*others, gathered.index)
+    folder = run.workspace.folder / CHOICE.name
+    tasks = [
+        Task(ChoiceTask(within, limits), indexes, (folder / f"{i:05d}.rows",))
+        for i, within in enumerate(even_ranges(limits.n_tasks(gathered.n_rows)))
+    ]
+    run.tasks(CHOICE, tasks)
+    chosen = [task.outputs[0] for task in tasks]
+    return write_lists(run, LISTS, gathered, indexes=indexes, chosen=chosen, corpora=against, limits=limits)
+
+
+def find_others(config: ExactConfig, against: Sequence[Path], *, own: Path) -> list[Path]:
+    """Indexes of the other corpora; `own` is this run's work folder. ConfigError: what `find_indexes` raises."""
+    return find_indexes(against, "exact", own=own, setting=_comparable(config))
+
+
+def _comparable(config: ExactConfig) -> dict[str, Any]:
+    """What two corpora must have in common to be compared."""
+    return {"ignore_case_and_space": config.ignore_case_and_space}
+
+
+def digest_texts(config: DigestTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+    """Stage function: a shard to (a ROW for each of its documents, their .about, their .notes)."""
+    xxhash = import_extra("xxhash", extra="data")
+    rows: list[tuple[int, ...]] = []
+    number = -1
+    with (
+        write_sorted(outputs[0], ROW, bytes_in_memory=config.limits.bytes_in_memory) as append,
+        describe_documents(outputs[1], outputs[2], key="exact") as describe,
+    ):
+        for number, document in enumerate(read_shard(inputs[0])):
+            text = " ".join(document.text.lower().split()) if config.ignore_case_and_space else document.text
+            digest = xxhash.xxh3_128_intdigest(text.encode())
+            order = keyed_hash(document.id, key="exact")
+            line = xxhash.xxh3_64_intdigest(encode_line(document))
+            rows.append((digest >> 64, digest & (2**64 - 1), OWN, order, line, number))
+            describe(document)
+            if len(rows) >= _BLOCK:
+                append(np.array(rows, dtype=ROW))
+                rows.clear()
+        append(np.array(rows, dtype=ROW))
+    return Result([], {"documents": number + 1})
+
+
+def choose_copies(config: ChoiceTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+    """Stage function: indexes of all corpora, this one's last, to CHOSEN rows. Facts: clusters by their size."""
+    sources = [source for corpus in read_corpora(inputs) for source in corpus.sources()]
+    limit = config.limits.bytes_in_memory
+    sizes = ClusterSizes()
+    with write_sorted(outputs[0], CHOSEN, bytes_in_memory=limit) as append:
+        found = merge_sorted(sources, ROW, within=config.within, bytes_in_memory=limit)
+        for rows, new, kept in with_first(found, ("high", "low"), "place"):
+            sizes.add(new)
+            append(choose(rows, kept))
+    return Result([], {"clusters_of_size_from": sizes.table()})
+
+
+DIGESTS = Stage(
+    "exact_digests",
+    digest_texts,
+    ("data_prep.dedup.exact", "data_prep.dedup.index", "data_prep.dedup.sorted_rows", "data_prep.documents.shards"),
+    ("xxhash", "zstandard"),
+)
+GATHER = Stage("exact_gather", gather, GATHER_MODULES)
+CHOICE = Stage("exact_choice", choose_copies, ("data_prep.dedup.exact", *GATHER_MODULES))
+LISTS = Stage("exact_lists", list_copies, GATHER_MODULES)
+REMOVAL = Stage(
+    "data_prep.dedup.exact",
+    remove_copies,
+    ("data_prep.dedup.copies", "data_prep.documents.shards", "data_prep.documents.traces"),
+    ("zstandard",),
+)
+COPY = Removal("dedup_exact", "duplicate")

@@ -1,0 +1,183 @@
+"""Fuzzy de-duplication by MinHash and locality-sensitive hashing; of each cluster of near-copies the longest stays.
+
+Signatures of each shard as band keys, gathered and sorted; pairs for each range of keys; pairs checked exactly where
+`min_jaccard` says so (compare); clusters and the best of each (components); the removal from each shard (copies).
+Every step is cut into tasks whose memory does not grow with the corpus.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from data_prep.dedup.clusters import EDGE, choose_best, connect, edges
+from data_prep.dedup.compare import compare_pairs
+from data_prep.dedup.copies import (
+    GATHER_MODULES,
+    Removal,
+    describe_shards,
+    gather,
+    gather_rows,
+    list_copies,
+    remove_copies,
+    with_first,
+    write_lists,
+)
+from data_prep.dedup.index import OWN, corpus_of, find_indexes, read_corpora
+from data_prep.dedup.minhash import Tokens, count_bits, most_differences
+from data_prep.dedup.signatures import COMPARED_BAND, SIGNATURES, MinHash, SignTask
+from data_prep.dedup.sorted_rows import Limits, Range, Rows, even_ranges, merge_sorted, write_sorted
+from data_prep.execution.shard_runs import ShardRun, Shards
+from data_prep.execution.workspace import Result, Stage, Task
+from gpt.errors import ConfigError
+
+METHODS = {
+    "banded": MinHash("words", ngram_words=5, bands=14, rows=8, min_jaccard=0.0, neighbours=16),
+    "gpt3": MinHash("whitespace", ngram_words=1, bands=10, rows=1, min_jaccard=0.8, neighbours=16),
+}
+
+
+@dataclass(frozen=True)
+class FuzzyConfig:
+    """Section [dedup_minhash]. `method` gives the keys that are left out.
+
+    "banded": word 5-grams, 14 bands of 8 rows, as datatrove and FineWeb have them. "gpt3": appendix A of the GPT-3
+    paper, Spark's MinHashLSH with 10 hashes over the classifier's features: sets of lower-cased words split at blanks,
+    candidates by any one of 10 hash values. The paper does not state its threshold; 0.8 is ours.
+    """
+
+    enabled: bool = True
+    method: Literal["banded", "gpt3"] = "banded"
+    tokens: Tokens | None = None
+    ngram_words: int | None = None
+    bands: int | None = None
+    rows: int | None = None
+    min_jaccard: float | None = None
+    neighbours: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(METHODS[self.method]).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # so that what is recorded is what runs
+        setting = self.setting
+        for name in ("ngram_words", "bands", "rows", "neighbours"):
+            if getattr(setting, name) < 1:
+                raise ConfigError(f"dedup_minhash.{name} = {getattr(setting, name)} must be at least 1")
+        if not 0 <= setting.min_jaccard <= 1:
+            raise ConfigError(f"dedup_minhash.min_jaccard = {setting.min_jaccard} must lie between 0 and 1")
+        if setting.rows == 1 and setting.min_jaccard == 0:
+            raise ConfigError(
+                "dedup_minhash.min_jaccard = 0.0 with rows = 1 would take texts that share hardly anything for copies; "
+                "give a threshold, such as 0.8, or more rows"
+            )
+
+    @property
+    def setting(self) -> MinHash:
+        """The keys, given or the method's."""
+        return MinHash(**{name: getattr(self, name) for name in asdict(METHODS[self.method])})
+
+
+@dataclass(frozen=True)
+class PairTask:
+    """Band keys in the range."""
+
+    within: Range
+    setting: MinHash
+    limits: Limits
+
+
+def find_near_copies(
+    run: ShardRun, config: FuzzyConfig, shards: Shards, *, against: Sequence[Path] = (), limits: Limits | None = None
+) -> Shards:
+    """The near-copies to remove from each shard, as lists for REMOVAL. `against`: corpora, highest priority first.
+
+    Memory does not grow with documents or corpora. ConfigError: what `find_others` raises.
+    """
+    limits, setting = limits or Limits(), config.setting
+    comparable = setting.comparable()
+    others = find_others(config, against, own=run.workspace.folder)
+    described = describe_shards(run, SIGNATURES, SignTask(setting, limits), shards)
+    gathered = gather_rows(
+        run, GATHER, described, kind="minhash", setting=comparable, dtype=setting.row_type, limits=limits
+    )
+    indexes = (*others, gathered.index)
+    folder = run.workspace.folder / PAIRS.name
+    tasks = [
+        Task(PairTask(within, setting, limits), indexes, (folder / f"{i:05d}.rows",))
+        for i, within in enumerate(even_ranges(limits.n_tasks(gathered.n_rows)))
+    ]
+    run.tasks(PAIRS, tasks)
+    pairs = [task.outputs[0] for task in tasks]
+    corpora = read_corpora(indexes)
+    if setting.min_jaccard > 0:
+        pairs = compare_pairs(run, pairs, corpora=corpora, min_jaccard=setting.min_jaccard, limits=limits)
+    stars = connect(run, pairs, corpora=corpora, limits=limits)
+    chosen = choose_best(run, stars, gathered, corpora=corpora, limits=limits)
+    return write_lists(run, LISTS, gathered, indexes=indexes, chosen=chosen, corpora=against, limits=limits)
+
+
+def find_others(config: FuzzyConfig, against: Sequence[Path], *, own: Path) -> list[Path]:
+    """Indexes of the other corpora; `own` is this run's work folder. ConfigError: what `find_indexes` raises."""
+    return find_indexes(against, "minhash", own=own, setting=config.setting.comparable())
+
+
+def find_pairs(config: PairTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+    """Stage function: indexes of all corpora, this one's last, to EDGE rows with `other` < `node`, of documents that
+    share a band. Never of two that both belong to other corpora, and of no bucket more than a multiple of its size."""
+    sources = [source for corpus in read_corpora(inputs) for source in corpus.sources()]
+    limit = config.limits.bytes_in_memory
+    found = merge_sorted(sources, config.setting.row_type, within=config.within, bytes_in_memory=limit)
+    with write_sorted(outputs[0], EDGE, bytes_in_memory=limit) as append:
+        for block in (_to_first if config.setting.min_jaccard == 0 else _to_neighbours)(found, config.setting):
+            append(block)
+    return Result()
+
+
+def _to_first(blocks: Iterator[Rows], setting: MinHash) -> Iterator[Rows]:
+    """Each document of a bucket with the first, which is all that clusters need."""
+    for rows, new, first in with_first(blocks, ("key",), "place"):
+        own = ~new & (corpus_of(rows["place"]) == OWN)
+        yield edges(rows["place"][own], first[own])
+
+
+def _to_neighbours(blocks: Iterator[Rows], setting: MinHash) -> Iterator[Rows]:
+    """Each document of a bucket with those before it, `neighbours` at most, where they may be similar enough.
+
+    M. Hernandez, S. Stolfo, "The merge/purge problem for large databases" (1995), the sorted neighbourhood.
+    """
+    most = most_differences(setting.min_jaccard)
+    before = np.empty(0, COMPARED_BAND)
+    for new in blocks:
+        rows = np.concatenate([before, new])
+        own = corpus_of(rows["place"]) == OWN
+        for distance in range(1, min(setting.neighbours, len(rows) - 1) + 1):
+            left = np.arange(max(len(before) - distance, 0), len(rows) - distance)
+            right = left + distance
+            together = (rows["key"][left] == rows["key"][right]) & (own[left] | own[right])
+            a, b = rows[left[together]], rows[right[together]]
+            n = np.minimum(a["n_grams"], b["n_grams"]), np.maximum(a["n_grams"], b["n_grams"])
+            good = n[0] >= setting.min_jaccard * (1 - 1e-12) * n[1]  # shared over all is at most the one over the other
+            good &= count_bits(a["sketch"] ^ b["sketch"]) <= most
+            good &= a["place"] != b["place"]
+            one, other = a["place"][good], b["place"][good]
+            yield edges(np.maximum(one, other), np.minimum(one, other))
+        before = rows[max(len(rows) - setting.neighbours, 0) :].copy()
+
+
+GATHER = Stage("minhash_gather", gather, GATHER_MODULES)
+PAIRS = Stage(
+    "minhash_pairs",
+    find_pairs,
+    ("data_prep.dedup.fuzzy", "data_prep.dedup.signatures", "data_prep.dedup.minhash", *GATHER_MODULES),
+    ("numpy",),
+)
+LISTS = Stage("minhash_lists", list_copies, GATHER_MODULES)
+REMOVAL = Stage(
+    "data_prep.dedup.fuzzy",
+    remove_copies,
+    ("data_prep.dedup.copies", "data_prep.documents.shards", "data_prep.documents.traces"),
+    ("zstandard",),
+)
+NEAR_COPY = Removal("dedup_minhash", "near_duplicate")

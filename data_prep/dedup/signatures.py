@@ -1,0 +1,168 @@
+"""Shards of documents to the rows that near-copies are found by, one for each band of each; compares nothing."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.dedup.index import describe_documents
+from data_prep.dedup.minhash import (
+    HASH_VERSION,
+    SKETCH_BITS,
+    Numbers,
+    Tokens,
+    WordHashes,
+    band_keys,
+    distinct,
+    following,
+    hash_ngrams,
+    permutations,
+    signature,
+    sketches,
+    split_words,
+)
+from data_prep.dedup.sorted_rows import Limits, Rows, write_sorted
+from data_prep.documents.shards import Document, keyed_hash, read_shard
+from data_prep.execution.workspace import Result, Stage
+
+# A band of a document: all that is needed when sharing one is enough,
+BAND = np.dtype([("key", "<u8"), ("place", "<u8")])
+# and when pairs are compared: what brings similar ones together in a bucket, and what tells most others without a look
+# at their n-grams.
+COMPARED_BAND = np.dtype(
+    [
+        ("key", "<u8"),
+        ("following", "<u8"),
+        ("order", "<u8"),
+        ("place", "<u8"),
+        ("sketch", "<u8"),
+        ("n_grams", "<u4"),
+    ]
+)
+_BATCH_WORDS, _BATCH_DOCUMENTS = 1 << 14, 512  # what is hashed at once
+
+
+@dataclass(frozen=True)
+class MinHash:
+    """Which documents are near-copies: those that share one of `bands` of `rows` hash values each, over n-grams of
+    `ngram_words` words, and whose n-grams have at least the Jaccard similarity `min_jaccard` if that is not 0.
+
+    When pairs are compared, a document is compared with at most `neighbours` before it in each of its buckets.
+    """
+
+    tokens: Tokens
+    ngram_words: int
+    bands: int
+    rows: int
+    min_jaccard: float
+    neighbours: int
+
+    @property
+    def row_type(self) -> np.dtype[Any]:
+        """Type of the rows that buckets consist of."""
+        return BAND if self.min_jaccard == 0 else COMPARED_BAND
+
+    def comparable(self) -> dict[str, Any]:
+        """What two corpora must have in common to be compared."""
+        names = ("tokens", "ngram_words", "bands", "rows")
+        values = {"hash_version": HASH_VERSION, **{name: getattr(self, name) for name in names}}
+        return {**values, "min_jaccard > 0": self.min_jaccard > 0}
+
+
+@dataclass(frozen=True)
+class SignTask:
+    """What a shard's band keys depend on."""
+
+    setting: MinHash
+    limits: Limits
+
+
+def sign_texts(config: SignTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+    """Stage function: a shard to (its documents' bands, their .about, their .notes). Texts without words have none."""
+    setting = config.setting
+    signer = _Signer(setting)
+    first = 0
+    with (
+        write_sorted(outputs[0], setting.row_type, bytes_in_memory=config.limits.bytes_in_memory) as append,
+        describe_documents(outputs[1], outputs[2], key="minhash") as describe,
+    ):
+        for documents, words in _batches(read_shard(inputs[0]), setting):
+            grams = signer.grams(words)
+            for document, some in zip(documents, grams, strict=True):
+                describe(document, None if setting.min_jaccard == 0 else some)
+            append(signer.rows(documents, grams, first))
+            first += len(documents)
+    return Result([], {"documents": first})
+
+
+def _batches(documents: Iterator[Document], setting: MinHash) -> Iterator[tuple[list[Document], list[list[bytes]]]]:
+    """Documents and their words, as many at a time as make numpy worth calling."""
+    batch: list[Document] = []
+    words: list[list[bytes]] = []
+    n_words = 0
+    for document in documents:
+        batch.append(document)
+        words.append(split_words(document.text, setting.tokens))
+        n_words += len(words[-1])
+        if n_words >= _BATCH_WORDS or len(batch) == _BATCH_DOCUMENTS:
+            yield batch, words
+            batch, words, n_words = [], [], 0
+    if batch:
+        yield batch, words
+
+
+class _Signer:
+    """Turns words into n-grams, and these into rows."""
+
+    def __init__(self, setting: MinHash) -> None:
+        self._setting = setting
+        n_functions = setting.bands * setting.rows
+        self._functions = permutations(n_functions if setting.min_jaccard == 0 else max(n_functions, SKETCH_BITS))
+        self._known = WordHashes()
+
+    def grams(self, words: list[list[bytes]]) -> list[Numbers]:
+        """Hashes of each text's n-grams: where they are compared the different ones, sorted."""
+        grams = hash_ngrams(words, self._setting.ngram_words, self._known)
+        return grams if self._setting.min_jaccard == 0 else [distinct(some) for some in grams]
+
+    def rows(self, documents: Sequence[Document], grams: Sequence[Numbers], first: int) -> Rows:
+        """A row for each band of the documents that have words; `first` is the number of the first."""
+        setting = self._setting
+        at = [i for i, some in enumerate(grams) if len(some)]
+        if not at:
+            return np.empty(0, setting.row_type)
+        signatures = np.stack([signature(grams[i], self._functions) for i in at])
+        keys = band_keys(
+            signatures[:, : setting.bands * setting.rows], setting.bands, setting.rows
+        )  # (documents, bands)
+        rows = np.empty(keys.shape, setting.row_type)
+        rows["key"], rows["place"] = keys, np.array(at, dtype=np.uint64)[:, None] + np.uint64(first)
+        if setting.min_jaccard > 0:
+            rows["following"] = following(keys)
+            rows["order"] = np.array([_preference(documents[i]) for i in at], dtype=np.uint64)[:, None]
+            rows["sketch"] = sketches(signatures)[:, None]
+            rows["n_grams"] = np.array([len(grams[i]) for i in at], dtype=np.uint32)[:, None]
+        return rows.ravel()
+
+
+def _preference(document: Document) -> int:
+    """Orders the documents of a bucket, the longest first, then by a hash of the id."""
+    length = min(document.n_bytes, 2**24 - 1)
+    return (2**24 - 1 - length) << 40 | keyed_hash(document.id, key="minhash") >> 24
+
+
+SIGNATURES = Stage(
+    "minhash_signatures",
+    sign_texts,
+    (
+        "data_prep.dedup.signatures",
+        "data_prep.dedup.minhash",
+        "data_prep.documents.words",
+        "data_prep.dedup.index",
+        "data_prep.dedup.sorted_rows",
+        "data_prep.documents.shards",
+    ),
+    ("xxhash", "zstandard", "numpy"),
+)

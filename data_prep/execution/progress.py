@@ -1,0 +1,161 @@
+"""Shows how far each stage is: a live bar on a terminal, elsewhere a line now and then; never changes the work."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from data_prep.documents.counts import Counts
+from data_prep.execution.workers import Busy
+
+_LONG_S = 60.0  # a task that takes longer is named: it may hang
+_LIVE_S = 0.5
+
+
+class Progress:
+    """One bar or some lines a stage, on the given console; without a terminal a line every `every_s` seconds."""
+
+    def __init__(self, console: Console, *, every_s: float = 30.0) -> None:
+        self.console = console
+        self.every_s = every_s
+
+    @contextmanager
+    def stage(
+        self,
+        name: str,
+        *,
+        n_tasks: int,
+        n_done: int = 0,
+        n_bytes: int = 0,
+        longest: Callable[[], Busy | None] = lambda: None,
+    ) -> Iterator["Follow"]:
+        """Follow a stage of `n_tasks`, of which `n_done` were done before; the inputs of the others have `n_bytes`."""
+        live = self.console.is_terminal
+        columns = (
+            TextColumn("{task.description:<18}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[said]}"),
+        )
+        follow = Follow(name, n_tasks=n_tasks, n_done=n_done, n_bytes=n_bytes, longest=longest)
+        over = threading.Event()
+        with Bars(*columns, console=self.console, disable=not live) as bars:
+            bar = bars.add_task(name, total=n_tasks, completed=n_done, said="")
+
+            def say() -> None:
+                if live:
+                    bars.update(bar, completed=follow.n_done, said=", ".join(follow.words()))
+                else:
+                    self.console.print(follow.line(), highlight=False, markup=False)
+
+            def tick() -> None:
+                while not over.wait(_LIVE_S if live else self.every_s):
+                    say()
+
+            ticker = threading.Thread(target=tick, daemon=True)
+            ticker.start()
+            try:
+                yield follow
+            finally:
+                over.set()
+                ticker.join()
+                if live:
+                    say()
+        if not live:
+            self.console.print(follow.summary(), highlight=False, markup=False)
+
+
+class Follow:
+    """What is known of a stage while it runs; told by the thread that works, read by the one that shows."""
+
+    def __init__(
+        self, name: str, *, n_tasks: int, n_done: int, n_bytes: int, longest: Callable[[], Busy | None]
+    ) -> None:
+        self.name, self.n_tasks, self.n_done = name, n_tasks, n_done
+        self._n_before, self._n_here, self._n_others = n_done, 0, 0
+        self._bytes, self._bytes_done = n_bytes, 0
+        self._documents = 0
+        self._longest = longest
+        self._waiting = ""
+        self._started = self._advanced = time.monotonic()
+
+    def advance(self, counts: Sequence[Counts], n_bytes: int) -> None:
+        """A task is done, with these counts; its inputs had `n_bytes`."""
+        self._documents += counts[0].documents_in if counts else 0
+        self._bytes_done += n_bytes
+        self._n_here += 1
+        self.n_done += 1
+        self._advanced = time.monotonic()
+
+    def others(self, n: int, waiting: str) -> None:
+        """Other shares have done `n` more; `waiting` says for what this one waits."""
+        self._n_others += n
+        self.n_done += n
+        self._waiting = waiting
+
+    def words(self) -> list[str]:
+        """Documents, their rate, the time left and the task that takes longest, each where it is known."""
+        words = self._documents_words()
+        left_s = self.left_s()
+        if left_s is not None:
+            words.append(f"{span(left_s)} left")
+        busy = self._longest()
+        if busy is not None and busy.elapsed_s > _LONG_S:
+            words.append(f"longest: {busy.name}, for {span(busy.elapsed_s)} ({busy.where})")
+        if self._waiting:
+            words.append(self._waiting)
+        return words
+
+    def line(self) -> str:
+        """How far it is."""
+        return ", ".join([f"{self.name}: {self.n_done:,} of {_tasks(self.n_tasks)}", *self.words()])
+
+    def summary(self) -> str:
+        """What it did."""
+        words = [f"{self.name}: {_tasks(self.n_tasks)}"]
+        if self._n_before:
+            words.append(f"{self._n_before:,} done before")
+        if self._n_others:
+            words.append(f"{self._n_others:,} by other shares")
+        return ", ".join([*words, *self._documents_words(), f"{self._elapsed_s():.1f} s"])
+
+    def left_s(self) -> float | None:
+        """Seconds until the tasks of this run are done at the rate so far, by bytes where there are any."""
+        n_left = self.n_tasks - self._n_before - self._n_here - self._n_others
+        if not self._n_here or not n_left or self._waiting:
+            return None
+        if self._bytes_done:
+            return self._elapsed_s() * max(0, self._bytes - self._bytes_done) / self._bytes_done
+        return self._elapsed_s() * n_left / self._n_here
+
+    def _documents_words(self) -> list[str]:
+        if not self._documents:
+            return []
+        rate = self._documents / max(self._advanced - self._started, 1e-3)
+        return [f"{self._documents:,} documents", f"{rate:,.0f} documents/s"]
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+
+def span(seconds: float) -> str:
+    """A length of time in two units at most: 8 s, 3 min, 2 h 5 min, 4 d 3 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if 0 < seconds < 1:
+        return "1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _tasks(n: int) -> str:
+    return "1 task" if n == 1 else f"{n:,} tasks"

@@ -1,0 +1,216 @@
+"""Runs jobs on a Ray cluster, for work that is too much for one machine; knows nothing of stages.
+
+The machines share the work folder and the input files under the same paths, which is checked on every one of them.
+"""
+
+import contextlib
+import logging
+import re
+import socket
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.execution.files import disk_errors
+from data_prep.execution.workers import Busy, answer, unwrap
+from gpt.errors import ConfigError, import_extra
+
+_ATTEMPTS = 4  # machines come and go; a job that ends four workers is to blame itself
+_KNOCK_S = 10.0
+_PROBE_S = 120.0  # for a machine's first worker to start and look
+_QUEUED_PER_CPU = 2  # so that a free CPU need not wait for us, and an autoscaler sees the demand
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A file in the shared folder and what it must hold."""
+
+    path: Path
+    token: str
+
+
+class RayWorkers:
+    """The workers of the cluster at `address` (None: the one that Ray finds, else a new one on this machine).
+
+    At most `n_workers` jobs at a time, one CPU each; None: as many as the cluster has CPUs. `folder` is what all
+    machines must share. Ray's own retries are off: a job is sent again here, at most three times.
+    """
+
+    def __init__(self, n_workers: int | None, *, folder: Path, address: str | None = None) -> None:
+        if n_workers is not None and n_workers < 1:
+            raise ConfigError(f"workers = {n_workers} must be at least 1")
+        self._n_workers = n_workers
+        self._folder = folder.resolve()
+        self._address = address
+        self._ray: Any = None
+        self._probe = _Probe(Path(), "")
+        self._running: dict[Any, tuple[int, str, float]] = {}  # reference: job, its name, when it was sent
+
+    def run(
+        self, function: Callable[[Any], Any], jobs: Sequence[Any], *, name: Callable[[Any], str] = str
+    ) -> Iterator[tuple[int, Any]]:
+        """As `Executor.run`; `function` must be importable by name on every machine."""
+        if not jobs:
+            return
+        ray = self._connect()
+        remote = ray.remote(num_cpus=1, max_retries=0)(_answer_where_shared)
+        waiting = deque(range(len(jobs)))
+        attempts: dict[int, int] = {}
+        while waiting or self._running:
+            limit = self._limit()
+            while waiting and len(self._running) < limit:
+                index = waiting.popleft()
+                reference = remote.remote(self._probe, function, jobs[index])
+                self._running[reference] = (index, name(jobs[index]), time.monotonic())
+            for reference in self._ready():
+                index, said, _ = self._running.pop(reference)
+                lost, outcome = self._get(reference, said)
+                if lost is None:
+                    yield index, unwrap(outcome)
+                    continue
+                attempts[index] = attempts.get(index, 0) + 1
+                if attempts[index] == _ATTEMPTS:
+                    raise ConfigError(f"{said}: its Ray worker was lost {_ATTEMPTS} times, the last time by {lost}")
+                waiting.appendleft(index)
+
+    def longest(self) -> Busy | None:
+        """As `Executor.longest`; the time includes that in Ray's queue."""
+        running = list(self._running.values())
+        if not running:
+            return None
+        _, name, sent = min(running, key=lambda job: job[2])
+        return Busy(name, time.monotonic() - sent, "Ray, time in its queue included")
+
+    def close(self) -> None:
+        """Leave the cluster; Ray ends what still runs there for us."""
+        if self._ray is not None:
+            self._running.clear()
+            self._ray.shutdown()
+            self._ray = None
+            self._probe.path.unlink(missing_ok=True)
+
+    def _connect(self) -> Any:
+        """Join the cluster and see that all its machines share the folder; once."""
+        if self._ray is not None:
+            return self._ray
+        ray = import_extra("ray", extra="ray")
+        if ray.is_initialized():
+            raise ConfigError("this process is in a Ray cluster already; leave it first with ray.shutdown()")
+        if self._address not in (None, "auto"):
+            _knock(self._address)
+        try:
+            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            raise ConfigError(_cannot_join(self._address, _first_line(error))) from None
+        self._ray = ray
+        token = uuid.uuid4().hex  # in the name too, so that no machine can have noted that there is no such file
+        self._probe = _Probe(self._folder / f".ray-probe-{token}", token)
+        with disk_errors(self._probe.path):
+            self._probe.path.write_text(token, encoding="utf-8")
+        self._look_from_every_machine()
+        return ray
+
+    def _look_from_every_machine(self) -> None:
+        ray = self._ray
+        pinned = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        look = ray.remote(num_cpus=0, max_retries=0)(_look)
+        looks = {}
+        for node in ray.nodes():
+            if node["Alive"] and node["Resources"].get("CPU", 0) >= 1:
+                where = pinned(node["NodeID"], soft=False)
+                looks[look.options(scheduling_strategy=where).remote(self._probe)] = _node_name(node)
+        if not looks:
+            raise ConfigError(
+                "--executor ray: no machine of the cluster has a CPU for us; start Ray there with --num-cpus"
+            )
+        done, _ = ray.wait(list(looks), num_returns=len(looks), timeout=_PROBE_S)
+        for reference, node in looks.items():
+            if reference not in done:
+                raise ConfigError(f"Ray's node {node} did not answer within {_PROBE_S:.0f} s; look at its Ray logs")
+            lost, sees = self._get(reference, f"a first look from Ray's node {node}")
+            if lost is None and not sees:
+                raise ConfigError(_not_shared(node, self._probe))
+
+    def _limit(self) -> int:
+        if self._n_workers is not None:
+            return self._n_workers
+        return max(1, int(self._ray.cluster_resources().get("CPU", 1)) * _QUEUED_PER_CPU)
+
+    def _ready(self) -> list[Any]:
+        """All answers that are there, at least one."""
+        references = list(self._running)
+        self._ray.wait(references, num_returns=1)
+        ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
+        return list(ready)
+
+    def _get(self, reference: Any, name: str) -> tuple[str | None, Any]:
+        """(None, what the remote function returned), or (why there is no answer, None)."""
+        errors = self._ray.exceptions
+        try:
+            return None, self._ray.get(reference)
+        except errors.RayTaskError as error:  # not of the job, which answers for itself: it never began
+            missing = re.search(r"No module named '[^']+'", str(error))
+            if missing is not None:
+                raise ConfigError(
+                    f"{name}: {missing[0]} on one of Ray's machines; install this version of Triaxial with its extras "
+                    "on all of them"
+                ) from None
+            raise RuntimeError(f"a worker failed:\n{error}") from None
+        except errors.RayError as error:
+            return _first_line(error), None
+
+
+def _knock(address: str) -> None:
+    """ConfigError when nobody listens at HOST:PORT, where Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise ConfigError(
+            f"--ray-address {address} must be HOST:PORT of the cluster's head, for example 10.0.0.1:6379; run this "
+            "command on a machine of the cluster"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except OSError as error:
+        raise ConfigError(_cannot_join(address, error.strerror or type(error).__name__)) from None
+
+
+def _cannot_join(address: str | None, why: str) -> str:
+    place = "of this machine" if address is None else f"at {address}"
+    return (
+        f"--ray-address: cannot join the Ray cluster {place} ({why}); start one with `ray start --head` and join its "
+        "machines with `ray start --address HOST:6379`"
+    )
+
+
+def _look(probe: _Probe) -> bool:
+    """Whether the shared folder is visible where this runs."""
+    with contextlib.suppress(OSError):
+        return probe.path.read_text(encoding="utf-8") == probe.token
+    return False
+
+
+def _answer_where_shared(probe: _Probe, function: Callable[[Any], Any], job: Any) -> tuple[str, Any]:
+    """`answer`, unless this machine, which may have joined later, does not share the folder."""
+    if not _look(probe):
+        return "mistake", _not_shared(socket.gethostname(), probe)
+    return answer(function, job)
+
+
+def _not_shared(node: str, probe: _Probe) -> str:
+    return (
+        f"output.work = {probe.path.parent}: Ray's node {node} does not see this folder (no {probe.path.name} there); "
+        "choose one on a file system that all machines mount at the same path"
+    )
+
+
+def _node_name(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__

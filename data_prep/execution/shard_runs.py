@@ -1,0 +1,140 @@
+"""Applies stages to all shards of a run, counts, and notes which files each step wrote; knows no stage by name."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.documents.counts import Counts, total
+from data_prep.execution.workspace import Finished, Stage, Task, Work
+from gpt.errors import ConfigError
+
+Shards = dict[str, Path]  # name, which depends on the source file's content alone: the shard's file at this step
+STEPS_FILE = "steps.json"
+SHARD_ENDING, TRACE_ENDING = ".jsonl.zst", ".dropped.jsonl.zst"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a run that took documents: where its shards (or web archives) and traces lie."""
+
+    stage: str
+    ending: str
+    names: tuple[str, ...]
+
+    def shards(self, folder: Path) -> list[Path]:
+        """What the step left, in the workspace `folder`."""
+        return [folder / self.stage / f"{name}{self.ending}" for name in self.names]
+
+    def traces(self, folder: Path) -> list[Path]:
+        """What it dropped, file by file as `shards`."""
+        return [folder / self.stage / f"{name}{TRACE_ENDING}" for name in self.names]
+
+
+class ShardRun:
+    """One pass of a recipe over its shards."""
+
+    def __init__(self, workspace: Work) -> None:
+        self.workspace = workspace
+        self.counts: list[Counts] = []
+        self.facts: dict[str, list[dict[str, Any]]] = {}  # stage: facts of its tasks
+        self.seconds: dict[str, tuple[int, float]] = {}  # stage: (tasks, seconds of work)
+        self._steps: list[Step] = []
+
+    def named(self, sources: Sequence[Path]) -> Shards:
+        """Source files by the digest of their content, so names and order do not matter, and equal files count once."""
+        digests = self.workspace.digests(sources)
+        return dict(sorted({digest[:16]: path for digest, path in zip(digests, sources, strict=True)}.items()))
+
+    def make(self, stage: Stage, configs: dict[str, Any], *, ending: str) -> list[Path]:
+        """Tasks without input, by name; each writes a file that ends in `ending`, and a trace."""
+        step = Step(stage.name, ending, tuple(configs))
+        outputs = zip(step.shards(self.workspace.folder), step.traces(self.workspace.folder), strict=True)
+        self._run(
+            stage, [Task(config, (), both) for config, both in zip(configs.values(), outputs, strict=True)], step=step
+        )
+        return step.shards(self.workspace.folder)
+
+    def map(self, stage: Stage, config: Any, shards: Shards, *, beside: Shards | None = None) -> Shards:
+        """One task a shard, which writes (shard, trace); the file of the same name in `beside` is a second input."""
+        step = Step(stage.name, SHARD_ENDING, tuple(shards))
+        after = dict(zip(shards, step.shards(self.workspace.folder), strict=True))
+        traces = dict(zip(shards, step.traces(self.workspace.folder), strict=True))
+        tasks = [
+            Task(config, (path,) if beside is None else (path, beside[name]), (after[name], traces[name]))
+            for name, path in shards.items()
+        ]
+        self._run(stage, tasks, step=step)
+        return after
+
+    def reduce(self, stage: Stage, config: Any, inputs: Sequence[Path], names: Sequence[str]) -> Shards:
+        """One task over all shards that writes an array for each."""
+        outputs = self.arrays(stage, names)
+        self._run(stage, [Task(config, tuple(inputs), tuple(outputs.values()))])
+        return outputs
+
+    def finish(self) -> None:
+        """Note that the run has come to its end, and its last shards are what the corpus was made of."""
+        write_steps(self.workspace, self._steps, finished=True)
+
+    def tasks(self, stage: Stage, tasks: Sequence[Task]) -> list[Finished]:
+        """Any other tasks, counted and noted like these."""
+        return self._run(stage, tasks)
+
+    def arrays(self, stage: Stage, names: Sequence[str]) -> Shards:
+        """Paths of arrays by name, in the stage's folder."""
+        return {name: self.workspace.folder / stage.name / f"{name}.npy" for name in names}
+
+    def _run(self, stage: Stage, tasks: Sequence[Task], *, step: Step | None = None) -> list[Finished]:
+        finished = self.workspace.run(stage, tasks)
+        self.facts.setdefault(stage.name, []).extend(task.facts for task in finished if task.facts)
+        n_tasks, elapsed_s = self.seconds.get(stage.name, (0, 0.0))
+        elapsed_s += sum(task.elapsed_s for task in finished)
+        self.seconds[stage.name] = (n_tasks + len(finished), elapsed_s)
+        if step is not None:
+            self._steps.append(step)
+            write_steps(self.workspace, self._steps)
+        for row in total(counts for task in finished for counts in task.counts):
+            self.counts.append(row)
+            if row.documents_out == 0:
+                raise ConfigError(_nothing_left(row))
+        return finished
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a workspace's last run, in order, and whether that run came to its end."""
+
+    done: tuple[Step, ...]
+    finished: bool
+
+
+def write_steps(workspace: Work, steps: Sequence[Step], *, finished: bool = False) -> None:
+    """Note the steps so far in a workspace, for `read_steps`."""
+    rows = [{"stage": step.stage, "ending": step.ending, "names": step.names} for step in steps]
+    workspace.note(STEPS_FILE, json.dumps({"finished": finished, "steps": rows}))
+
+
+def read_steps(folder: Path) -> Steps:
+    """What `write_steps` noted; ConfigError when there is none that can be read."""
+    path = folder / STEPS_FILE
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(Step(row["stage"], row["ending"], tuple(row["names"])) for row in about["steps"])
+        return Steps(rows, bool(about["finished"]))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path}: no such file; run `triaxial prepare` on this recipe first") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path}: damaged, or of an older version; run `triaxial prepare` again") from None
+
+
+def _nothing_left(row: Counts) -> str:
+    if not row.documents_in:
+        return f"step '{row.step}': there are no documents in the input"
+    reasons = sorted(row.dropped.items(), key=lambda item: (-item[1], item[0]))[:3]
+    top = ", ".join(f"{reason} {n:,}" for reason, n in reasons)
+    return (
+        f"step '{row.step}' left none of its {row.documents_in:,} documents (dropped: {top}); "
+        "loosen that step in the recipe or give other input"
+    )

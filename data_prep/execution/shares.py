@@ -1,0 +1,284 @@
+"""Who works in a work folder: one run alone, or the shares of one run side by side; never touches a task's files.
+
+A run holds a lock, says in a small file what it is doing, and touches that file every few seconds, so that other
+shares, on other machines, can tell a slow share from a dead one by their own clocks.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.execution.files import disk_errors
+from gpt.errors import ConfigError
+
+BEAT_S = 5.0  # between two signs of life
+_LOCK_TRIES_S = 0.4  # `--status` looks at a lock by taking it for a moment
+
+
+@dataclass(frozen=True)
+class Share:
+    """The `number`-th of `count` runs that divide the tasks of each stage among them; numbers start at 1."""
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise ConfigError(f"share {self.number}/{self.count}: the number must lie between 1 and {self.count}")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Share":
+        """K/N, for example 3/8."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if found is None:
+            raise ConfigError(f"share '{text}' must be K/N, for example 3/8: the third of eight")
+        return cls(int(found[1]), int(found[2]))
+
+    def owner(self, index: int) -> int:
+        """Number of the share that does the task of this index: the same for all shares, whatever is done already."""
+        return index % self.count + 1
+
+
+@dataclass(frozen=True)
+class Word:
+    """What a run says of itself. `state`: working, waiting, done or failed; `step` counts the stages of the run."""
+
+    host: str
+    pid: int
+    started_at: str
+    share: str | None
+    state: str
+    step: int
+    stage: str
+    tasks: str  # digest of the stage's task keys: equal for all shares of one run
+    message: str
+
+    @property
+    def where(self) -> str:
+        """Process and machine."""
+        return f"pid {self.pid} on {self.host}"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run as others see it; `is_running` by its lock, `quiet_s` since its last sign of life by the file's clock."""
+
+    word: Word
+    is_running: bool
+    quiet_s: float
+
+
+class Hold:
+    """This process's hold on a work folder, from `take` to `release`."""
+
+    def __init__(self, folder: Path, share: Share | None) -> None:
+        self.folder = folder
+        self.share = share
+        self._locks: list[int] = []
+        self._stop = threading.Event()
+        self._said: dict[str, Any] = {}
+
+    @property
+    def label(self) -> str:
+        """Part of the names of this run's own files; empty for a run alone."""
+        return "" if self.share is None else _label(self.share.number, self.share.count)
+
+    def take(self) -> None:
+        """Lock the folder, or ConfigError that says who has it."""
+        with disk_errors(self.folder):
+            self._said = {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "share": None if self.share is None else str(self.share),
+            }
+            try:
+                self._lock_all()
+                self.say("working")
+            except BaseException:
+                self.release()
+                raise
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def say(self, state: str, *, step: int = 0, stage: str = "", tasks: str = "", message: str = "") -> None:
+        """Tell other shares and `--status` what this run is doing."""
+        word = {**self._said, "state": state, "step": step, "stage": stage, "tasks": tasks, "message": message}
+        path = _word_path(self.folder, self.label)
+        temporary = path.with_name(f"{path.name}.new")  # only this run writes it: it holds the lock
+        with disk_errors(path):
+            temporary.write_text(json.dumps(word), encoding="utf-8")
+            os.replace(temporary, path)
+
+    def release(self) -> None:
+        """Let go of the folder."""
+        self._stop.set()
+        for handle in self._locks:
+            os.close(handle)
+        self._locks.clear()
+
+    def _beat(self) -> None:
+        path = _word_path(self.folder, self.label)
+        while not self._stop.wait(BEAT_S):
+            with contextlib.suppress(OSError):  # a file system that is away for a moment is no reason to die
+                os.utime(path)
+
+    def _lock_all(self) -> None:
+        alone = self.share is None
+        self._take(self.folder / ".lock", exclusive=alone, what="another run is")
+        if self.share is None:
+            for path in self.folder.glob(".run-*-of-*.json"):  # of shares that worked here before
+                path.unlink(missing_ok=True)
+            return
+        self._take(self.folder / f".lock{self.label}", exclusive=True, what=f"share {self.share} is already")
+        for path in sorted(self.folder.glob(".lock-*-of-*")):
+            other = _label_of(path)
+            if other is not None and other[1] != self.share.count and _is_locked(path):
+                raise ConfigError(
+                    f"{self.folder}: share {other[0]}/{other[1]} is working in this folder, and this is share "
+                    f"{self.share}; all shares of a run must count the same, so stop the others first"
+                )
+
+    def _take(self, path: Path, *, exclusive: bool, what: str) -> None:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._locks.append(handle)
+        deadline = time.monotonic() + _LOCK_TRIES_S
+        while True:
+            try:
+                fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                holders = "; ".join(seen.word.where for seen in look(self.folder) if seen.is_running)
+                raise ConfigError(
+                    f"{self.folder}: {what} working in this folder ({holders or 'unknown to this machine'}); "
+                    "wait for it, or give this run its own output.work"
+                ) from None
+            return
+
+
+class Watch:
+    """What one share knows of the others while it waits for their tasks."""
+
+    def __init__(self, hold: Hold, *, timeout_s: float) -> None:
+        assert hold.share is not None
+        self._hold = hold
+        self._share = hold.share
+        self._timeout_s = timeout_s
+        self._changed: dict[int, tuple[int, float]] = {}  # share: its file's time of change, when we first saw that
+        self._at_start = {number: self._mtime(number) for number in range(1, self._share.count + 1)}
+
+    def check(self, numbers: Iterable[int], *, step: int, tasks: str) -> None:
+        """ConfigError when one of these shares has failed, runs something else, or shows no life for too long."""
+        for number in sorted(set(numbers)):
+            mtime, now = self._mtime(number), time.monotonic()
+            if self._changed.get(number, (-1, 0.0))[0] != mtime:
+                self._changed[number] = (mtime, now)
+            word = _read_word(_word_path(self._hold.folder, _label(number, self._share.count)))
+            if word is not None and mtime != self._at_start[number]:
+                self._check_word(number, word, step=step, tasks=tasks)
+            if now - self._changed[number][1] > self._timeout_s:
+                raise ConfigError(self._dead(number, word))
+
+    def who(self, numbers: Iterable[int]) -> str:
+        """The shares for a line of progress, with those that do not run marked."""
+        parts = []
+        for number in sorted(set(numbers)):
+            runs = _is_locked(self._hold.folder / f".lock{_label(number, self._share.count)}")
+            parts.append(f"{number}/{self._share.count}{'' if runs else ' (not running)'}")
+        return ", ".join(parts[:5]) + (f" and {len(parts) - 5} more" if len(parts) > 5 else "")
+
+    def _check_word(self, number: int, word: Word, *, step: int, tasks: str) -> None:
+        name = f"share {number}/{self._share.count} ({word.where})"
+        if word.state == "failed":
+            raise ConfigError(f"{name} stopped in stage '{word.stage}': {word.message}; {self._again(number)}")
+        if word.step == step and word.tasks and word.tasks != tasks:
+            raise ConfigError(
+                f"{name} has other tasks in stage '{word.stage}' than this share: recipe, input files, code or library "
+                "versions differ; start all shares with the same command from the same installation"
+            )
+
+    def _dead(self, number: int, word: Word | None) -> str:
+        since = f"for {self._timeout_s / 60:.3g} minutes"
+        if word is None:
+            said = f"has not been started {since}"
+        else:
+            said = f"has shown no sign of life {since} (last in stage '{word.stage}', {word.where})"
+        return f"share {number}/{self._share.count} {said}, and its tasks are needed; {self._again(number)}"
+
+    def _again(self, number: int) -> str:
+        return (
+            f"start it again with --share {number}/{self._share.count} (Slurm: scontrol requeue JOB_{number}), "
+            "then this one; finished work is kept"
+        )
+
+    def _mtime(self, number: int) -> int:
+        try:
+            return _word_path(self._hold.folder, _label(number, self._share.count)).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+
+def look(folder: Path) -> list[Seen]:
+    """Every run that has left word in a folder, running or not; changes nothing there."""
+    return list(_look(folder))
+
+
+def _look(folder: Path) -> Iterator[Seen]:
+    for path in sorted(folder.glob(".run*.json")):
+        word = _read_word(path)
+        if word is None:
+            continue
+        lock = folder / path.name.replace(".run", ".lock", 1).removesuffix(".json")
+        try:
+            quiet_s = max(0.0, time.time() - path.stat().st_mtime)
+        except FileNotFoundError:
+            continue
+        yield Seen(word, _is_locked(lock), quiet_s)
+
+
+def _read_word(path: Path) -> Word | None:
+    try:
+        return Word(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # not there, or of another version of this program
+        return None
+
+
+def _word_path(folder: Path, label: str) -> Path:
+    return folder / f".run{label}.json"
+
+
+def _label(number: int, count: int) -> str:
+    return f"-{number}-of-{count}"
+
+
+def _label_of(path: Path) -> tuple[int, int] | None:
+    found = re.search(r"-(\d+)-of-(\d+)$", path.name)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether somebody holds it, seen by taking it for a moment; `Hold` tries for longer than that."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False

@@ -1,0 +1,119 @@
+"""The extraction stage: records of an input file to plain text; never judges the text beyond finding it empty."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_prep.documents.counts import Tally
+from data_prep.documents.records import Dropped, Page
+from data_prep.documents.shards import Document, write_shard
+from data_prep.documents.traces import write_trace
+from data_prep.execution.workspace import Result, Stage
+from data_prep.extraction.page_sandbox import Failure, PageSandbox
+from data_prep.extraction.page_text import ExtractConfig
+from data_prep.readers.readers import READING, InputConfig, read_records
+from data_prep.readers.remote_files import local_copy
+
+# Of a batch for the child process: large enough that sending it costs little, small enough to hold two.
+_BATCH_PAGES, _BATCH_BYTES = 32, 1 << 20
+
+Record = Page | Document | Dropped
+
+
+@dataclass(frozen=True)
+class ExtractTask:
+    """What one extraction task does: how to read the file and how to extract."""
+
+    input: InputConfig
+    extract: ExtractConfig
+
+
+def extract_task(reading: InputConfig, extract: ExtractConfig) -> ExtractTask:
+    """The settings of every task of a run: without its list of files, or one more would have all of them read again."""
+    return ExtractTask(replace(reading, paths=("-",), source="files"), extract)
+
+
+def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+    """Stage function: one input file, or the stub of a remote one, to (shard, trace); counts `read` and `extract`."""
+    with (
+        local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path,
+        write_shard(outputs[0]) as write,
+        write_trace(outputs[1]) as trace,
+    ):
+        reading, extracting = Tally("read", trace), Tally("extract", trace)
+        for record, text in extract_texts(read_records(path, config.input), config.extract):
+            if isinstance(record, Dropped):
+                reading.drop(record.reason, record.n_bytes, record.id, detail=record.detail)
+                continue
+            n_bytes = len(record.content) if isinstance(record, Page) else record.n_bytes
+            reading.keep(n_bytes, n_bytes)
+            if isinstance(text, Failure):
+                extracting.drop(text.reason, n_bytes, record.id, detail=text.detail)
+            elif not text.strip():
+                extracting.drop("empty", n_bytes, record.id)
+            else:
+                document = Document(record.id, text, record.metadata)
+                extracting.keep(n_bytes, document.n_bytes)
+                write(document)
+    return Result([reading.counts(), extracting.counts()])
+
+
+def extract_texts(records: Iterable[Record], config: ExtractConfig) -> Iterator[tuple[Record, str | Failure]]:
+    """Each record, in order, with its text or why it has none; only pages go through the child process.
+
+    While it works on one batch, the next is read.
+    """
+    with PageSandbox(config) as sandbox:
+        waiting: list[Record] = []
+        for batch in _batches(records):
+            yield from _collected(waiting, sandbox)
+            sandbox.submit([record for record in batch if isinstance(record, Page)])
+            waiting = batch
+        yield from _collected(waiting, sandbox)
+
+
+def _collected(batch: list[Record], sandbox: PageSandbox) -> Iterator[tuple[Record, str | Failure]]:
+    texts = iter(sandbox.collect())
+    for record in batch:
+        if isinstance(record, Page):
+            yield record, next(texts)
+        else:
+            yield record, record.text if isinstance(record, Document) else ""
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    n_bytes = n_pages = 0
+    for record in records:
+        batch.append(record)
+        n_pages += isinstance(record, Page)
+        n_bytes += len(record.content) if isinstance(record, Page) else record.n_bytes
+        if n_pages == _BATCH_PAGES or n_bytes >= _BATCH_BYTES or len(batch) == 10 * _BATCH_PAGES:
+            yield batch
+            batch, n_bytes, n_pages = [], 0, 0
+    yield batch
+
+
+def extract_stage(config: ExtractConfig) -> Stage:
+    """The stage, which depends on the libraries of the chosen method only."""
+    if config.method == "resiliparse":
+        return EXTRACT
+    return replace(EXTRACT, packages=(*EXTRACT.packages, "trafilatura", "lxml", "justext", "courlan", "htmldate"))
+
+
+EXTRACT = Stage(
+    name="extract",
+    function=extract_file,
+    modules=(
+        *(
+            "data_prep.extraction.extract",
+            "data_prep.extraction.page_sandbox",
+            "data_prep.extraction.page_child",
+            "data_prep.extraction.page_text",
+            "data_prep.documents.shards",
+            "data_prep.documents.traces",
+        ),
+        *READING,
+    ),
+    packages=("resiliparse", "isal", "brotli", "zstandard", "pyarrow"),
+)

@@ -1,0 +1,70 @@
+"""The process that turns pages into text for page_sandbox.py: it may be killed at any page and holds nothing to lose.
+
+It reads the configuration, then batches of pages, each whole before it answers one frame a page, so neither end ever
+waits for the other to make room.
+"""
+
+import json
+import signal
+import struct
+import sys
+from typing import BinaryIO
+
+from data_prep.extraction.page_text import ExtractConfig, OutOfMemory, load_libraries, page_text
+from data_prep.frames import (
+    CRASHED,
+    FAILED,
+    MISTAKE,
+    OUT_OF_MEMORY,
+    READY,
+    SIZE,
+    TEXT,
+    limit_memory,
+    read_exactly,
+    read_text,
+    reply,
+)
+from gpt.errors import ConfigError
+
+PAGE = struct.Struct("<II")  # bytes of the page's facts as JSON, bytes of its content
+
+
+def serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    """Answer until the input ends."""
+    config = ExtractConfig(**json.loads(read_text(requests)))
+    try:
+        load_libraries(config)
+    except ConfigError as error:
+        reply(replies, MISTAKE, str(error))
+        return
+    limit_memory(config.max_page_memory_bytes)
+    reply(replies, READY)
+    while head := requests.read(SIZE.size):
+        pages = [_read_page(requests) for _ in range(SIZE.unpack(head)[0])]
+        pages.reverse()
+        while pages:
+            signal.setitimer(signal.ITIMER_PROF, config.max_page_cpu_s)  # ends the process, in the midst of C code too
+            kind, text = _answer(*pages.pop(), config)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            reply(replies, kind, text)
+
+
+def _answer(content: bytes, charset: str | None, is_html: bool, config: ExtractConfig) -> tuple[int, str]:
+    try:
+        return TEXT, page_text(content, charset, is_html, config)
+    except (MemoryError, OutOfMemory):
+        return OUT_OF_MEMORY, ""
+    except (ValueError, RecursionError) as error:
+        return FAILED, str(error)[:200]
+    except BaseException as error:  # a panic of a library written in Rust is no Exception
+        return CRASHED, type(error).__name__
+
+
+def _read_page(requests: BinaryIO) -> tuple[bytes, str | None, bool]:
+    n_facts, n_content = PAGE.unpack(read_exactly(requests, PAGE.size))
+    charset, is_html = json.loads(read_exactly(requests, n_facts))
+    return read_exactly(requests, n_content), charset, is_html
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -1,0 +1,54 @@
+"""FineWeb's own rules (arXiv 2406.17557, section 3.6): line shapes that tell lists and menus from prose.
+
+Names, order and counting are those of datatrove's FineWebQualityFilter; docs/data_rules.md says where the paper
+differs.
+"""
+
+from dataclasses import dataclass
+
+from data_prep.documents.words import TextView, repeated
+from data_prep.punctuation import SENTENCE_ENDS
+
+
+@dataclass(frozen=True)
+class FineWebConfig:
+    """Section [quality.fineweb]; the defaults are those of the published code. Blank lines are not counted as lines.
+
+    `line_punct_thr`: least share of lines that end in one of `stop_chars` (empty: everything that Unicode calls the end
+    of a sentence; `line_punct_exclude_zero` lets pages pass that have no such line). `short_line_thr`: greatest share
+    of lines of at most `short_line_length` characters. `char_duplicates_ratio`: greatest share of characters, without
+    line ends, in lines that came before; the paper says 0.1. `new_line_ratio`: greatest number of line ends per word.
+    """
+
+    line_punct_thr: float = 0.12
+    line_punct_exclude_zero: bool = False
+    stop_chars: tuple[str, ...] = ()
+    short_line_thr: float = 0.67
+    short_line_length: int = 30
+    char_duplicates_ratio: float = 0.01
+    new_line_ratio: float = 0.3
+
+
+def fineweb_reason(view: TextView, config: FineWebConfig) -> tuple[str, float] | None:
+    """Why FineWeb's rules drop the text and what was measured, or None."""
+    lines = [line for line in view.text.split("\n") if line.strip()]
+    if not lines:
+        return "empty", 0
+    if config.stop_chars:
+        n_ends = sum(line.endswith(config.stop_chars) for line in lines)
+    else:
+        n_ends = sum(line[-1] in SENTENCE_ENDS for line in lines)
+    share = n_ends / len(lines)
+    if share < config.line_punct_thr and not (share == 0 and config.line_punct_exclude_zero):
+        return "line_punct_ratio", share
+    share = sum(len(line) <= config.short_line_length for line in lines) / len(lines)
+    if share > config.short_line_thr:
+        return "short_line_ratio", share
+    n_line_ends = view.text.count("\n")
+    share = repeated(lines)[1] / (len(view.text) - n_line_ends)
+    if share > config.char_duplicates_ratio:
+        return "char_dup_ratio", share
+    share = n_line_ends / max(len(view.words), 1)
+    if share > config.new_line_ratio:
+        return "list_ratio", share
+    return None

@@ -1,0 +1,106 @@
+"""The classifier stage: scores every document and keeps by GPT-3's Pareto rule or a threshold; never trains a model.
+
+GPT-3 (arXiv 2005.14165, appendix A) keeps a document when numpy.random.pareto(9) > 1 - score. That is the Lomax law,
+whose values start at 0 and not at 1, so the probability to stay is exactly (2 - score) ** -9. Here the draw is a hash
+of the document's id: the same documents stay in every order, sharding and run.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_prep.documents.counts import Tally
+from data_prep.documents.shards import Document, keyed_hash, read_shard, write_shard
+from data_prep.documents.traces import write_trace
+from data_prep.execution.workspace import Result, Stage
+from data_prep.filters.quality_classifier import load_model, scorer
+from gpt.errors import ConfigError
+
+_SCORE_BINS = 20
+
+
+@dataclass(frozen=True)
+class KeepRule:
+    """How a score decides. `keep`: "pareto" draws with `alpha` and `seed`, "threshold" compares, "all" only labels."""
+
+    keep: Literal["pareto", "threshold", "all"] = "pareto"
+    alpha: float = 9.0
+    threshold: float = 0.5
+    seed: int = 0
+
+    def reason(self, document_id: str, score: float) -> str | None:
+        """Why a document with this score goes, or None."""
+        if self.keep == "pareto":
+            # An integer against a float, exactly: a score of 1 stays whatever its draw.
+            drawn = keyed_hash(document_id, key=f"pareto {self.seed}") < keep_probability(score, self.alpha) * 2**64
+            return None if drawn else "not_drawn"
+        return "low_score" if self.keep == "threshold" and score < self.threshold else None
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    """Section [classify]: `model` names a file of `triaxial prepare train-quality`; without it the stage is left out.
+
+    `keep = "pareto"` keeps a document of score s with probability (2 - s) ** -`alpha`, drawn from its id and `seed`;
+    "threshold" keeps those of at least `threshold`; "all" keeps all and only writes `quality_score` to the metadata.
+    """
+
+    model: Path | None = None
+    keep: Literal["pareto", "threshold", "all"] = "pareto"
+    alpha: float = 9.0
+    threshold: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"classify.alpha = {self.alpha} must be above 0 and finite; GPT-3 has 9")
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"classify.threshold = {self.threshold} must lie between 0 and 1")
+
+    @property
+    def rule(self) -> KeepRule:
+        """What the stage needs to know of it; the model is an input file, known by its content and not its name."""
+        return KeepRule(self.keep, self.alpha, self.threshold, self.seed)
+
+
+def keep_probability(score: float, alpha: float) -> float:
+    """P(Lomax(alpha) > 1 - score): .002 for score 0, .026 for .5, .65 for .95 and 1 for 1, with alpha 9."""
+    return float((2.0 - score) ** -alpha)
+
+
+def classify_shard(config: KeepRule, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+    """Stage function: (shard, model) to (shard, trace), with `quality_score` added to the metadata.
+
+    Facts: `scores` and `scores_kept`, documents by score before and after, in bins named by where they begin.
+    """
+    score_of = scorer(load_model(inputs[1]))
+    names = [f"{number / _SCORE_BINS:.2f}" for number in range(_SCORE_BINS)]
+    before, after = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    with write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
+        tally = Tally("classify", trace)
+        for document in read_shard(inputs[0]):
+            score = score_of(document.text)
+            name = names[min(int(score * _SCORE_BINS), _SCORE_BINS - 1)]
+            before[name] += 1
+            reason = config.reason(document.id, score)
+            if reason is not None:
+                tally.drop(reason, document.n_bytes, document.id, detail=f"score {score}")
+                continue
+            after[name] += 1
+            tally.keep(document.n_bytes, document.n_bytes)
+            write(Document(document.id, document.text, {**document.metadata, "quality_score": score}))
+    return Result([tally.counts()], {"scores": before, "scores_kept": after})
+
+
+CLASSIFY = Stage(
+    name="classify",
+    function=classify_shard,
+    modules=(
+        "data_prep.filters.pareto",
+        "data_prep.filters.quality_classifier",
+        "data_prep.documents.shards",
+        "data_prep.documents.traces",
+    ),
+    packages=("mmh3", "numpy", "zstandard"),
+)

@@ -1,0 +1,239 @@
+"""Trains GPT-3's quality classifier from two kinds of corpora, in stages that resume like any; scores no corpus."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.documents.counts import Counts
+from data_prep.execution.files import disk_errors, read_array, sync_file, sync_folder, temporary_for
+from data_prep.execution.progress import Progress
+from data_prep.execution.shard_runs import ShardRun, Shards
+from data_prep.execution.workspace import Result, Stage, Task, Workspace, plain
+from data_prep.extraction.extract import extract_stage, extract_task
+from data_prep.extraction.page_text import ExtractConfig
+from data_prep.filters.quality_classifier import N_BUCKETS, QualityModel, fingerprint, save_model
+from data_prep.quality_training.logistic import Examples, Floats, fit, margins, sigmoid
+from data_prep.quality_training.sample import FEATURES, KINDS, SAMPLE, GatherTask, SampleConfig, map_numbers
+from data_prep.readers.readers import InputConfig, find_inputs, local_inputs
+from data_prep.readers.remote_files import RemoteFile
+from gpt.errors import ConfigError
+
+SUFFIX = ".safetensors"
+_TOLERANCE = 1e-5  # largest entry of the gradient of the mean loss at the end; scikit-learn stops at 1e-4
+_SCORE_BINS = 20
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """The regression: see `logistic.fit` for the objective. `balance = "equal"` gives both kinds the same weight.
+
+    A share `held_out` of the documents is not trained on and judged in the report, where `alpha` is Pareto's.
+    """
+
+    l2: float = 0.01
+    max_iterations: int = 500
+    standardize: bool = False
+    balance: Literal["equal", "as-is"] = "equal"
+    held_out: float = 0.1
+    alpha: float = 9.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.l2 < math.inf:
+            raise ConfigError(f"--l2 {self.l2} must be at least 0 and finite; the default is 0.01")
+        if self.max_iterations < 1:
+            raise ConfigError(f"--max-iterations {self.max_iterations} must be at least 1")
+        if not 0 <= self.held_out < 1:
+            raise ConfigError(f"--held-out {self.held_out} must be at least 0 and below 1, for example 0.1")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"--alpha {self.alpha} must be above 0 and finite; GPT-3 has 9")
+
+
+@dataclass(frozen=True)
+class FitTask:
+    """What a fit depends on beside its input; `sample` is only told in the report."""
+
+    fit: FitConfig
+    sample: SampleConfig
+
+
+@dataclass(frozen=True)
+class TrainQualityConfig:
+    """All of `triaxial prepare train-quality`: files of both kinds, where the model goes, and how it is made."""
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    output: Path
+    work: Path
+    sample: SampleConfig
+    fit: FitConfig = field(default_factory=FitConfig)
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    text_field: str = "text"
+    text_separator: str = ""
+
+    def __post_init__(self) -> None:
+        if self.sample.max_documents < 2:
+            raise ConfigError(f"--max-documents {self.sample.max_documents} must be at least 2")
+        if self.output.suffix != SUFFIX:
+            raise ConfigError(f"--output {self.output} must end in {SUFFIX}, for example {self.output.stem}{SUFFIX}")
+        if self.output.is_dir():
+            raise ConfigError(f"--output {self.output} is a folder; name a file that ends in {SUFFIX}")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left: the model's file with its SHA-256, the report, and the rows of the table."""
+
+    model: Path
+    sha256: str
+    report: dict[str, Any]
+    counts: list[Counts]
+
+
+def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: Progress) -> Trained:
+    """Do every stage that is not done yet and put the model in its place; ConfigError when there is too little."""
+    files = {kind: _find(kind, getattr(config, kind)) for kind in KINDS}
+    with Workspace(config.work, n_workers=n_workers, progress=progress) as workspace:
+        run = ShardRun(workspace)
+        named = {kind: run.named(local_inputs(files[kind], workspace.folder / "remote")) for kind in KINDS}
+        both = sorted(set(named["positive"]) & set(named["negative"]))
+        if both:
+            raise ConfigError(f"{named['positive'][both[0]]} is given as --positive and as --negative; remove one")
+        counts: list[Counts] = []
+        features = []
+        for kind in KINDS:
+            before = len(run.counts)
+            texts = run.map(extract_stage(config.extract), extract_task(_reading(config), config.extract), named[kind])
+            counts += [replace(row, step=f"{row.step}, {kind}") for row in run.counts[before:]]
+            features.append(_features(run, config.sample, texts))
+        folder = workspace.folder / SAMPLE.name
+        sampled = tuple(folder / name for name in ("rows.npy", "positive.npy", "buckets.bin", "counts.bin"))
+        inputs = tuple(path for tasks in features for task in tasks for path in task.outputs)
+        run.tasks(SAMPLE, [Task(GatherTask(config.sample, len(features[0])), inputs, sampled)])
+        model = workspace.folder / FIT.name / f"quality{SUFFIX}"
+        (fitted,) = run.tasks(FIT, [Task(FitTask(config.fit, config.sample), sampled, (model,))])
+        _put(model.read_bytes(), config.output)
+        _put(json.dumps(fitted.facts, indent=2).encode() + b"\n", config.output.with_suffix(".json"))
+    return Trained(config.output, fingerprint(config.output), fitted.facts, counts)
+
+
+def _find(kind: str, patterns: Sequence[str]) -> list[Path | RemoteFile]:
+    try:
+        return find_inputs(patterns)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("input.paths", f"--{kind}")) from None
+
+
+def _reading(config: TrainQualityConfig) -> InputConfig:
+    paths = config.positive + config.negative
+    return InputConfig(paths, text_field=config.text_field, text_separator=config.text_separator)
+
+
+def _features(run: ShardRun, config: SampleConfig, texts: Shards) -> list[Task]:
+    folder = run.workspace.folder / FEATURES.name
+    tasks = [
+        Task(config, (path,), tuple(folder / f"{name}{ending}" for ending in (".npy", ".buckets.bin", ".counts.bin")))
+        for name, path in texts.items()
+    ]
+    run.tasks(FEATURES, tasks)
+    return tasks
+
+
+def _put(data: bytes, path: Path) -> None:
+    """Write a file whole or not at all."""
+    temporary = temporary_for(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                sync_file(file)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def fit_model(config: FitTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+    """Stage function: the sample's (rows, labels, buckets, counts) to a model; the facts are its report."""
+    rows, positive = read_array(inputs[0]), read_array(inputs[1])
+    held = rows["hold_out"] < config.fit.held_out * 2.0**64
+    data = {}
+    for kind, label in zip(KINDS, (False, True), strict=True):
+        n, n_held = (int(np.count_nonzero(chosen & (positive == label))) for chosen in (~held, held))
+        if n < 2:
+            raise ConfigError(f"--{kind}: {n} different documents to train on; at least 2 are needed")
+        data[kind] = {"documents": n, "held_out": n_held}
+    examples = Examples(rows["start"], rows["stop"], map_numbers(inputs[2]), map_numbers(inputs[3]))
+    found = fit(
+        examples,
+        positive,
+        row_weights(positive, held, config.fit.balance),
+        n_features=N_BUCKETS,
+        l2=config.fit.l2,
+        standardize=config.fit.standardize,
+        max_iterations=config.fit.max_iterations,
+        tolerance=_TOLERANCE,
+    )
+    scores = sigmoid(margins(examples, found.weights, found.bias))
+    sample = np.stack([rows["order"], rows["text"], positive.astype(np.uint64)], axis=1)
+    report = {
+        "settings": {**plain(config.sample), **plain(config.fit)},
+        "data": {**data, "sha256": hashlib.sha256(sample.astype("<u8").tobytes()).hexdigest()},
+        "fit": {"iterations": found.iterations, "converged": found.converged, "loss": found.loss},
+        "held_out": judge(scores[held], positive[held], alpha=config.fit.alpha),
+    }
+    save_model(QualityModel(found.weights, found.bias, report), outputs[0])
+    return Result(facts=report)
+
+
+def row_weights(positive: npt.NDArray[np.bool_], held: npt.NDArray[np.bool_], balance: str) -> Floats:
+    """The weight of each document in the objective, sum 1; held-out ones have none."""
+    weights = np.where(held, 0.0, 1.0)
+    if balance == "equal":
+        for label in (False, True):
+            weights[positive == label] /= weights[positive == label].sum()
+    return np.asarray(weights / weights.sum())
+
+
+def judge(scores: Floats, positive: npt.NDArray[np.bool_], *, alpha: float) -> dict[str, Any]:
+    """How scores fit the labels: at 0.5 (None where it cannot be said), and the share that the Pareto rule keeps."""
+    called = scores > 0.5
+    right = int(np.count_nonzero(called & positive))
+    precision = _ratio(right, int(np.count_nonzero(called)))
+    recall = _ratio(right, int(np.count_nonzero(positive)))
+    f1 = _ratio(2 * right, int(np.count_nonzero(called)) + int(np.count_nonzero(positive)))
+    result: dict[str, Any] = {"precision": precision, "recall": recall, "f1": f1}
+    for kind, label in zip(KINDS, (False, True), strict=True):
+        mine = scores[positive == label]
+        bins = np.minimum((mine * _SCORE_BINS).astype(np.int64), _SCORE_BINS - 1)
+        result[kind] = {
+            "scores": np.bincount(bins, minlength=_SCORE_BINS).tolist(),
+            "kept_at_half": _ratio(int(np.count_nonzero(mine > 0.5)), len(mine)),
+            "kept_by_pareto": _ratio(math.fsum(((2.0 - mine) ** -alpha).tolist()), len(mine)),
+        }
+    return result
+
+
+def _ratio(part: float, whole: int) -> float | None:
+    return round(part / whole, 6) if whole else None
+
+
+FIT = Stage(
+    "quality_fit",
+    fit_model,
+    (
+        "data_prep.quality_training.train",
+        "data_prep.quality_training.logistic",
+        "data_prep.filters.quality_classifier",
+        "data_prep.quality_training.sample",
+    ),
+    ("numpy", "safetensors", "torch"),
+)

@@ -1,0 +1,203 @@
+"""The unpacked bytes of an archive file, plain or gzip member by gzip member; never holds more than it is asked for.
+
+Where bytes are damaged, the next gzip member is searched for in the packed file, so that one bad member costs no other.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.readers.compressed import Broken
+from gpt.errors import import_extra
+
+_MAGIC = b"\x1f\x8b\x08"
+_PACKED_BLOCK, _PIECE = 1 << 16, 1 << 18
+_WINDOW = 1 << 20
+_AGAIN_LIMIT = 16 << 30
+_MAX_PROBES = 100_000  # of places that look like a gzip member; a file may be made of nothing else
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a record starts: file offset of its gzip member (0 in a plain file), and unpacked bytes before it there."""
+
+    member: int
+    inner: int
+
+    def __str__(self) -> str:
+        return f"{self.member}+{self.inner}" if self.member and self.inner else str(self.member or self.inner)
+
+
+class ArchiveBytes:
+    """Reads forward through a file; in a packed one every read ends with its member, until `next_member`."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  closed in __exit__
+        self._zlib: Any = import_extra("isal.isal_zlib", extra="data")
+        self.n_bytes = os.fstat(self._file.fileno()).st_size
+        head = os.pread(self._file.fileno(), 16, 0)
+        self.packed = head.startswith(_MAGIC[:2]) or (path.suffix == ".gz" and not head.startswith(b"WARC/"))
+        self._member = self._before = self._at = self._packed_at = 0  # see _begin
+        self._buffer = self._packed = b""
+        self._inflate: Any = None
+        self._full = self._ended = False
+        self._n_again = 0  # bytes that were unpacked once more
+        self._begin(0)
+
+    def __enter__(self) -> "ArchiveBytes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def place(self) -> Place:
+        """Of the next byte."""
+        return Place(self._member, self._before + self._at)
+
+    def peek(self, n: int) -> bytes:
+        """The next `n` bytes, fewer where the member ends, without going past them."""
+        while len(self._buffer) - self._at < n and (piece := self._unpack()):
+            self._before += self._at
+            self._buffer, self._at = self._buffer[self._at :] + piece, 0
+        return self._buffer[self._at : self._at + n]
+
+    def take(self, n: int) -> bytes:
+        """The next `n` bytes, fewer where the member ends."""
+        pieces = []
+        while n and (here := self.peek(1) and self._buffer[self._at : self._at + n]):
+            pieces.append(here)
+            self._at += len(here)
+            n -= len(here)
+        return b"".join(pieces)
+
+    def skip(self, n: int, *, limit: int) -> int:
+        """Go `n` bytes on, or to the member's end; how many it were. Broken, `too_large`, after unpacking `limit`."""
+        skipped = 0
+        if not self.packed and n > len(self._buffer) - self._at:
+            skipped = min(n, max(self.n_bytes - self.place.inner, 0))
+            self._begin(0, self.place.inner + skipped)
+            return skipped
+        while skipped < n and self.peek(1):
+            if skipped > limit:
+                raise Broken("too_large", f"more than {limit} bytes unpacked")
+            step = min(n - skipped, len(self._buffer) - self._at)
+            self._at += step
+            skipped += step
+        return skipped
+
+    def skip_to(self, mark: re.Pattern[bytes], *, overlap: int, limit: int) -> bool:
+        """Go to one byte behind the start of the next match of `mark` in this member; False when there is none.
+
+        Matches are at most `overlap` bytes long. A mark that starts with a byte of its own is found at memory's speed.
+        """
+        passed = 0
+        while window := self.peek(_PIECE):
+            if found := mark.search(window):
+                self._at += found.start() + 1
+                return True
+            step = len(window) - overlap if len(window) == _PIECE else len(window)
+            self._at += step
+            passed += step
+            if self.packed and passed > limit:
+                raise Broken("too_large", f"more than {limit} bytes unpacked")
+        return False
+
+    def next_member(self) -> bool:
+        """Begin the member after this one, which must be read to its end; False at the end of the file.
+
+        Zeros that pad the file are no member. Broken: something else follows; then `place` is where.
+        """
+        if not self.packed:
+            return False
+        assert self._ended, "the member is not at its end"
+        ahead = self._packed
+        start = self._packed_at - len(ahead)
+        head = ahead[:3] if len(ahead) >= 3 else os.pread(self._file.fileno(), 3, start)
+        if not head.strip(b"\0") and self._is_padding(start):
+            self._begin(self.n_bytes)
+            return False
+        self._begin(start)
+        self._packed, self._packed_at = ahead, start + len(ahead)
+        if not _MAGIC.startswith(head):
+            raise Broken("damaged", "no gzip member starts here")
+        return True
+
+    def find_member(self, start: int, begins: Callable[[bytes], object]) -> int | None:
+        """File offset of the first gzip member from `start` on whose first bytes `begins` accepts."""
+        probes, at, overlap = 0, start, len(_MAGIC) - 1
+        while len(window := os.pread(self._file.fileno(), _WINDOW, at)) > overlap:
+            found = window.find(_MAGIC)
+            while found >= 0:
+                probes += 1
+                if begins(self._probe(at + found)):
+                    return at + found
+                if probes == _MAX_PROBES:
+                    return None
+                found = window.find(_MAGIC, found + 1)
+            at += len(window) - overlap
+        return None
+
+    def seek(self, place: Place) -> None:
+        """Read on from `place`. If that is no longer held, what lies before it in its member is unpacked once more.
+
+        Broken, when that has been so much for one file that somebody must have made it so.
+        """
+        if place.member == self._member and self._before <= place.inner <= self._before + len(self._buffer):
+            self._at = place.inner - self._before
+            return
+        self._begin(place.member)
+        if self.packed and place.inner:
+            self._n_again += place.inner
+            if self._n_again > _AGAIN_LIMIT:
+                raise Broken("damaged", "too many bad records in one gzip member")
+        self.skip(place.inner, limit=place.inner)
+
+    def _begin(self, member: int, inner: int = 0) -> None:
+        self._member, self._before, self._at, self._buffer = member, inner, 0, b""
+        self._packed, self._packed_at = b"", member + inner
+        self._inflate = self._zlib.decompressobj(wbits=31) if self.packed else None
+        self._full = False  # the last step gave all that it may: there can be more without further input
+        self._ended = self.packed and member >= self.n_bytes
+
+    def _read(self, n: int) -> bytes:
+        block = os.pread(self._file.fileno(), n, self._packed_at)
+        self._packed_at += len(block)
+        return block
+
+    def _unpack(self) -> bytes:
+        """The next bytes of the member, at most a piece; none at its end."""
+        if not self.packed:
+            return self._read(_PIECE)
+        piece = b""
+        while not piece and not self._ended:
+            if not self._packed and not self._full:
+                self._packed = self._read(_PACKED_BLOCK)
+                if not self._packed:
+                    raise Broken("truncated", "the file ends within a gzip member")
+            try:
+                piece = self._inflate.decompress(self._packed, _PIECE)
+            except self._zlib.error as error:
+                raise Broken("damaged", f"gzip: {error}") from None
+            self._full = len(piece) >= _PIECE
+            self._ended = self._inflate.eof
+            self._packed = self._inflate.unused_data if self._ended else self._inflate.unconsumed_tail
+        return piece
+
+    def _probe(self, start: int) -> bytes:
+        """What the gzip member at `start`, if it is one, begins with."""
+        try:
+            head = os.pread(self._file.fileno(), 4096, start)
+            return bytes(self._zlib.decompressobj(wbits=31).decompress(head, 1024))
+        except self._zlib.error:
+            return b""
+
+    def _is_padding(self, start: int) -> bool:
+        while block := os.pread(self._file.fileno(), _WINDOW, start):
+            if block.strip(b"\0"):
+                return False
+            start += len(block)
+        return True

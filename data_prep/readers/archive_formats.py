@@ -1,0 +1,116 @@
+"""The heads of records in WARC (ISO 28500) and ARC version 1 files; knows nothing of what the records hold."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from data_prep.documents.records import shown, usable_id
+from data_prep.readers.http_messages import parse_headers
+
+HEAD_LIMIT = 1 << 16  # bytes
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_WARC_HEAD_END = re.compile(rb"\r?\n\r?\n")
+# Of two that differ one came in through another value with a line break in it.
+_NAMED_ONCE = frozenset(("warc-type", "warc-record-id", "warc-target-uri", "content-length"))
+_ARC_LINE = re.compile(
+    rb"(?P<url>[A-Za-z][A-Za-z0-9+.-]{1,15}:[^\r\n]{0,8000}) (?P<ip>[0-9A-Fa-f.:]{2,45}|-) (?P<date>[0-9]{8,14}) "
+    rb"(?P<type>[^ \r\n]{1,200}) (?P<length>[0-9]{1,18})\r?\n"
+)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a record says of itself. `kind`: a WARC-Type; `length` of its block in bytes; "" for what it leaves out."""
+
+    kind: str
+    length: int
+    id: str
+    url: str
+    date: str
+    content_type: str
+
+
+@dataclass(frozen=True)
+class Format:
+    """How to find and read heads.
+
+    `starts` accepts the first bytes of a record, or what the end of the file leaves of them; `mark` finds the next
+    record in a stream, from the line end before it, in at most `overlap` bytes; `head_end` gives the length of a head,
+    or None when the bytes hold none; and `parse` reads it (ValueError).
+    """
+
+    name: str
+    starts: Callable[[bytes], object]
+    mark: re.Pattern[bytes]
+    overlap: int
+    head_end: Callable[[bytes], int | None]
+    parse: Callable[[bytes], Head]
+
+
+def _warc_head_end(data: bytes) -> int | None:
+    end = _WARC_HEAD_END.search(data)
+    return None if end is None else end.end()
+
+
+def _parse_warc(head: bytes) -> Head:
+    _, _, lines = head.partition(b"\n")
+    values = parse_headers(lines, once=_NAMED_ONCE)
+    length = values.get("content-length", "")
+    if not _LENGTH.fullmatch(length):
+        raise ValueError(f"Content-Length is '{shown(length, 40)}'")
+    return Head(
+        kind=values.get("warc-type", "").lower(),
+        length=int(length),
+        id=usable_id(values.get("warc-record-id", "").strip("<>")),
+        url=shown(values.get("warc-target-uri", "")).strip("<>"),
+        date=shown(values.get("warc-date", ""), 40),
+        content_type=values.get("content-type", ""),
+    )
+
+
+def _arc_head_end(data: bytes) -> int | None:
+    end = data.find(b"\n")
+    return None if end < 0 else end + 1
+
+
+def _parse_arc(head: bytes) -> Head:
+    line = _ARC_LINE.fullmatch(head)
+    if line is None:
+        raise ValueError("no ARC header line of five fields")
+    date = line["date"].decode()
+    url = shown(line["url"].decode("utf-8", "replace"))
+    return Head(
+        kind="response" if url.lower().startswith(("http:", "https:")) else "other",  # filedesc:, dns:, ftp:
+        length=int(line["length"]),
+        id="",
+        url=url,
+        date=_iso_date(date),
+        content_type="application/http",  # the line names the type of the page, and so do the headers of the block
+    )
+
+
+def _iso_date(digits: str) -> str:
+    if len(digits) != 14:
+        return digits
+    year, month, day, hour, minute, second = (
+        digits[i:j] for i, j in ((0, 4), (4, 6), (6, 8), (8, 10), (10, 12), (12, 14))
+    )
+    return f"{year}-{month}-{day}T{hour}:{minute}:{second}Z"
+
+
+WARC = Format(
+    name="WARC",
+    starts=re.compile(rb"WARC/[0-9]|W(?:A(?:R(?:C/?)?)?)?\Z").match,
+    mark=re.compile(rb"\nWARC/[0-9]\.[0-9]{1,2}\r?\n"),
+    overlap=16,
+    head_end=_warc_head_end,
+    parse=_parse_warc,
+)
+ARC = Format(
+    name="ARC",
+    starts=re.compile(rb"[A-Za-z][A-Za-z0-9+.-]{0,15}(?::|\Z)").match,
+    mark=re.compile(rb"\n" + _ARC_LINE.pattern),
+    overlap=8400,
+    head_end=_arc_head_end,
+    parse=_parse_arc,
+)

@@ -1,0 +1,173 @@
+"""Finds and reads the input files, each kind by its ending; never judges what a text is worth."""
+
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_prep.documents.records import Dropped, Origin, Page, decode_utf8, from_fields, usable_id
+from data_prep.documents.shards import Document, content_id
+from data_prep.readers.compressed import PACKINGS, Broken, Piece, split_stream, unpacked_blocks
+from data_prep.readers.parquet_files import read_parquet
+from data_prep.readers.remote_files import RemoteFile, find_remote, is_url, write_stub
+from data_prep.readers.web_archives import read_web_archive
+from gpt.errors import ConfigError
+
+# Web archives are packed record by record, which bzip2, xz and zstandard are not, so only gzip is known for them.
+ENDINGS = {
+    **{f"{name}{packing}": "web archive" for name in (".warc", ".wet", ".arc") for packing in ("", ".gz")},
+    **{f".jsonl{packing}": "json lines" for packing in PACKINGS},
+    **{f".json{packing}": "json lines" for packing in PACKINGS if packing},  # as dolma names them
+    **{f".txt{packing}": "text" for packing in PACKINGS},
+    ".parquet": "parquet",
+}
+# The modules that a stage which reads input files depends on.
+READING = (
+    *(
+        "data_prep.readers.readers",
+        "data_prep.documents.records",
+        "data_prep.readers.compressed",
+        "data_prep.readers.web_archives",
+        "data_prep.readers.archive_bytes",
+        "data_prep.readers.archive_formats",
+        "data_prep.readers.http_messages",
+    ),
+    *(
+        "data_prep.readers.parquet_files",
+        "data_prep.readers.parquet_child",
+        "data_prep.execution.child_process",
+        "frames",
+        "data_prep.readers.remote_files",
+    ),
+)
+# A line of 16 MiB can hold millions of values, and each takes some 100 bytes when it is read, wanted or not.
+_LONG_LINE, _MOST_VALUES = 1 << 20, 1_500_000
+# Times max_record_bytes: after so much of one line or text the rest of the file is left alone. It takes seconds.
+_GIVE_UP = {".bz2": 16, ".xz": 16}
+_GIVE_UP_FAST = 128
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """Section [input]: where the documents come from.
+
+    `paths`: files, or patterns such as "crawl/**/*.warc.gz", relative to the current folder, or URLs that fsspec knows,
+    with or without `*`; a remote file may have up to `max_download_bytes`. `source = "python-docs"` instead takes the
+    documentation pages of the running Python. `text_field` and `id_field` name the fields of JSON lines and the columns
+    of Parquet files. `text_separator` cuts `.txt` files into documents (empty: a file is one). Records of more than
+    `max_record_bytes`, also after unpacking, are dropped.
+    """
+
+    paths: tuple[str, ...] = ()
+    source: Literal["files", "python-docs"] = "files"
+    text_field: str = "text"
+    id_field: str = "id"
+    text_separator: str = ""
+    max_record_bytes: int = 16 << 20
+    max_download_bytes: int = 64 << 30
+
+    def __post_init__(self) -> None:
+        if self.source == "files" and not self.paths:
+            raise ConfigError('input.paths is empty; list files or patterns, or set input.source = "python-docs"')
+        if self.source != "files" and self.paths:
+            raise ConfigError(f'input.paths and input.source = "{self.source}" are both given; remove one of them')
+        if self.max_record_bytes < 1:
+            raise ConfigError(f"input.max_record_bytes = {self.max_record_bytes} must be at least 1")
+
+
+def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
+    """The files that the patterns name, each once, sorted. ConfigError: nothing found, unknown ending."""
+    found: set[Path] = set()
+    remote: dict[str, RemoteFile] = {}
+    for pattern in patterns:
+        if is_url(pattern):
+            remote |= {file.url: file for file in find_remote(pattern) if kind_of(file.name)}
+            continue
+        path = Path(pattern).expanduser()
+        matches = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+        if not matches:
+            raise ConfigError(f"input.paths: no file matches '{pattern}' (current folder: {Path.cwd()})")
+        for match in matches:
+            if match.is_dir():
+                raise ConfigError(
+                    f"input.paths: '{match}' is a folder; name its files, for example '{match}/*.warc.gz'"
+                )
+            kind_of(match.name)
+            found.add(match.resolve())
+    return [*sorted(found), *(remote[url] for url in sorted(remote))]
+
+
+def local_inputs(files: Sequence[Path | RemoteFile], folder: Path) -> list[Path]:
+    """What tasks take for these inputs: local files as they are, remote ones as stubs in `folder`."""
+    return [write_stub(file, folder) if isinstance(file, RemoteFile) else file for file in files]
+
+
+def kind_of(name: str) -> str:
+    """The kind of an input file by its ending, or ConfigError."""
+    for ending, kind in ENDINGS.items():
+        if name.endswith(ending):
+            return kind
+    raise ConfigError(f"input.paths: cannot tell what '{name}' is; known endings: {', '.join(ENDINGS)}")
+
+
+def read_records(path: Path, config: InputConfig) -> Iterator[Page | Document | Dropped]:
+    """Every record of an input file: a page, a text, or why it is neither, with its place in the file.
+
+    Places in compressed text and JSON lines are offsets in what they unpack to.
+    """
+    kind = kind_of(path.name)
+    if kind == "web archive":
+        yield from read_web_archive(path, max_record_bytes=config.max_record_bytes)
+    elif kind == "parquet":
+        columns = (config.text_field, config.id_field)
+        yield from read_parquet(path, *columns, max_record_bytes=config.max_record_bytes)
+    else:
+        yield from _read_stream(path, config, kind)
+
+
+def _read_stream(path: Path, config: InputConfig, kind: str) -> Iterator[Document | Dropped]:
+    origin, taken = Origin(path), [0]
+    separator = b"\n" if kind == "json lines" else config.text_separator.encode()
+    pieces = split_stream(
+        unpacked_blocks(path),
+        separator,
+        max_bytes=config.max_record_bytes,
+        give_up_bytes=config.max_record_bytes * _GIVE_UP.get(path.suffix, _GIVE_UP_FAST),
+        taken=taken,
+    )
+    read = _json_document if kind == "json lines" else _text_document
+    try:
+        for piece in pieces:
+            if piece.data is None:
+                yield origin.drop("too_large", piece.n_bytes, piece.start)
+            elif piece.data.strip():
+                yield read(piece, config, origin)
+    except Broken as error:  # of what was read since the last separator nobody knows how it ends
+        yield origin.drop(error.reason, 0, taken[0], detail=error.detail)
+
+
+def _json_document(piece: Piece, config: InputConfig, origin: Origin) -> Document | Dropped:
+    assert piece.data is not None
+    if piece.n_bytes > _LONG_LINE and sum(map(piece.data.count, (b",", b":", b"[", b"{"))) > _MOST_VALUES:
+        return origin.drop("malformed", piece.n_bytes, piece.start, detail=f"more than {_MOST_VALUES} JSON values")
+    try:
+        values = json.loads(piece.data)
+    except (ValueError, RecursionError) as error:  # ValueError covers bad UTF-8 too
+        return origin.drop("malformed", piece.n_bytes, piece.start, detail=str(error)[:200])
+    document = from_fields(values, text_field=config.text_field, id_field=config.id_field)
+    if document is None:
+        given = usable_id(values.get(config.id_field)) if isinstance(values, dict) else ""
+        detail = f"no text in '{config.text_field}'"
+        return origin.drop("malformed", piece.n_bytes, piece.start, id=given, detail=detail)
+    return document
+
+
+def _text_document(piece: Piece, config: InputConfig, origin: Origin) -> Document | Dropped:
+    assert piece.data is not None
+    data = piece.data.removeprefix(b"\xef\xbb\xbf") if piece.start == 0 else piece.data
+    text = decode_utf8(data)
+    if text is None:
+        return origin.drop("not_utf8", piece.n_bytes, piece.start)
+    return Document(content_id("text", text.encode()), text)

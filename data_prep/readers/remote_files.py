@@ -1,0 +1,241 @@
+"""Input files and output folders behind URLs, through fsspec: found, copied one at a time, checked; never streamed.
+
+A remote input is a small local file, its *stub*, that holds URL, size and version as the server tells them. The stub is
+what a task depends on, so the work is done again when the file changes, and nothing is fetched to find that out.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from data_prep.execution.files import FULL, sync_file, temporary_for
+from gpt.errors import ConfigError, import_extra
+
+T = TypeVar("T")
+STUB_ENDING = ".remote"
+RETRY_WAITS_S = (1.0, 4.0, 16.0, 64.0)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# What file systems call the thing that changes with a file's content; `created` only where there is nothing better.
+_VERSIONS = (
+    *("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "md5", "crc32c", "CRC", "generation", "VersionId"),
+    *("Last-Modified", "LastModified", "last_modified", "updated", "mtime", "modified"),
+)
+_SIGNATURE = re.compile(r"(^|[-_])(sig|signature|token|credential|secret|password|passwd|api_?key)$", re.IGNORECASE)
+_STALL_LIMIT_S = 120  # without a byte from a web server
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file behind a URL. `n_bytes` is None where the server does not say; `version` changes with the content."""
+
+    url: str
+    n_bytes: int | None
+    version: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """Its file name, by whose ending it is read."""
+        path = urlsplit(self.url).path if self.url.startswith(("http://", "https://")) else self.url.split("::")[0]
+        return path.rpartition("/")[2]
+
+
+def is_url(text: str) -> bool:
+    """Whether a path of a recipe is a URL."""
+    return _URL.match(text) is not None
+
+
+def find_remote(pattern: str) -> list[RemoteFile]:
+    """The files that a URL, with or without `*`, names; ConfigError when there is none or no answer."""
+    system, path = open_system(pattern)
+    stripped = str(system._strip_protocol(path))
+    head, chain, rest = pattern.partition("::")
+    is_web = urlsplit(head).scheme in ("http", "https")
+    prefix = head.removesuffix(stripped) if head.endswith(stripped) else f"{urlsplit(head).scheme}://"
+    found = with_retries(pattern, partial(_list, system, stripped, web=is_web))
+    files = []
+    for name, info in sorted(found.items()):
+        if info.get("type") == "directory":
+            continue
+        if info.get("size") is None:  # a listing of links, for one
+            info = with_retries(name, partial(system.info, name))
+        url = name if is_url(name) else f"{prefix}{name}"
+        files.append(RemoteFile(url + chain + rest, info.get("size"), _version(info)))
+    if not files:
+        raise ConfigError(f"input.paths: no file matches '{pattern}'")
+    return files
+
+
+def _list(system: Any, path: str, *, web: bool) -> dict[str, dict[str, Any]]:
+    """{path: facts} of what a path or pattern names; a question mark of a web address is none of a pattern."""
+    if any(mark in path for mark in ("*[" if web else "*[?")):
+        return dict(system.glob(path, detail=True))
+    try:
+        return {path: system.info(path)}
+    except FileNotFoundError:
+        return {}
+
+
+def write_stub(file: RemoteFile, folder: Path) -> Path:
+    """The stub of a remote file, in `folder`; the same file gives the same stub."""
+    facts = {"url": file.url, "bytes": file.n_bytes, "version": file.version}
+    data = json.dumps(facts, sort_keys=True).encode()
+    path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}{STUB_ENDING}"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_for(path)
+        with open(temporary, "xb") as out:
+            out.write(data)
+            sync_file(out)
+        os.replace(temporary, path)
+    return path
+
+
+def read_stub(path: Path) -> RemoteFile:
+    """The remote file of a stub."""
+    facts = json.loads(path.read_bytes())
+    return RemoteFile(facts["url"], facts["bytes"], facts["version"])
+
+
+@contextmanager
+def local_copy(path: Path, folder: Path, *, max_bytes: int, waits_s: Sequence[float] = RETRY_WAITS_S) -> Iterator[Path]:
+    """`path` itself, or, if it is a stub, a copy of its file in `folder` that is removed afterwards.
+
+    The copy's name ends as the remote one does. ConfigError: it is not to be had, larger than `max_bytes` or than the
+    free space, or no longer what the stub says.
+    """
+    if path.suffix != STUB_ENDING:
+        yield path
+        return
+    file = read_stub(path)
+    ending = re.sub(r"[^A-Za-z0-9.]", "", file.name[-16:])
+    target = folder / f".tmp-{os.getpid()}-{path.stem}-{ending}"
+    try:
+        _copy(file, target, max_bytes=max_bytes, waits_s=waits_s)
+        yield target
+    finally:
+        target.unlink(missing_ok=True)
+
+
+def _copy(file: RemoteFile, target: Path, *, max_bytes: int, waits_s: Sequence[float]) -> None:
+    system, path = open_system(file.url)
+    _check_size(file, target.parent, file.n_bytes or 0, max_bytes)
+    callbacks: Any = import_extra("fsspec.callbacks", extra="data")
+    limit = max_bytes if file.n_bytes is None else file.n_bytes
+
+    def watch(size: int | None, value: int, **_: object) -> None:
+        if value > limit:
+            raise ConfigError(f"{file.url}: more than the {limit} bytes that were expected")
+
+    def fetch() -> None:
+        system.get_file(path, str(target), callback=callbacks.Callback(hooks={"watch": watch}))
+        n_bytes = target.stat().st_size
+        if file.n_bytes is not None and n_bytes != file.n_bytes:
+            raise EOFError(f"{n_bytes} of {file.n_bytes} bytes came")
+
+    with_retries(file.url, fetch, waits_s=waits_s)
+    system.invalidate_cache()
+    now = _version(with_retries(file.url, lambda: system.info(path), waits_s=waits_s))
+    common = now.keys() & file.version.keys()
+    if common and all(now[key] != file.version[key] for key in common):  # one may differ between a site's servers
+        raise ConfigError(f"{file.url} has changed since this run began; run the same command again")
+
+
+def _check_size(file: RemoteFile, folder: Path, n_bytes: int, max_bytes: int) -> None:
+    if n_bytes > max_bytes:
+        raise ConfigError(
+            f"{file.url} has {n_bytes} bytes; input.max_download_bytes = {max_bytes} must be at least that"
+        )
+    free_bytes = shutil.disk_usage(folder).free
+    if n_bytes > free_bytes:
+        raise ConfigError(
+            f"{file.url} has {n_bytes} bytes, and {folder} has {free_bytes} bytes free; free some space or choose "
+            "another output.work"
+        )
+
+
+def open_system(url: str) -> tuple[Any, str]:
+    """(fsspec's file system for a URL, the path in it); ConfigError names the package that a protocol needs."""
+    fsspec: Any = import_extra("fsspec", extra="data")
+    _check_no_secret(url)
+    parts = urlsplit(url)
+    options: dict[str, Any] = {}
+    if parts.scheme in ("http", "https"):
+        aiohttp: Any = _import_protocol("aiohttp", "http")
+        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_read=_STALL_LIMIT_S)}
+    try:
+        system, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        raise ConfigError(f"{url}: {str(error) or error.__cause__} (pip install it beside triaxial)") from None
+    except ValueError as error:
+        raise ConfigError(f"{url}: {error}; fsspec knows {', '.join(sorted(fsspec.available_protocols()))}") from None
+    return system, path
+
+
+def _check_no_secret(url: str) -> None:
+    """ConfigError where a URL, or one that is chained to it, holds a password, a user that is none, or a signature."""
+    for link in url.split("::"):
+        parts = urlsplit(re.sub(r":/+", "://", link, count=1))  # a path of a recipe has lost a slash of its second URL
+        web = parts.scheme in ("http", "https")  # whose user names are tokens; those of ssh are people
+        held = "a password" if parts.password else "a user" if web and parts.username else None
+        if held is None and any(_SIGNATURE.search(name) for name, _ in parse_qsl(parts.query) if web):
+            held = "a key or signature"
+        if held is not None:
+            raise ConfigError(
+                f"{held} in the URL of {parts.scheme}://{parts.hostname}: recipes are kept with the corpus, so "
+                "leave it to fsspec's configuration (~/.config/fsspec) or the storage's own"
+            )
+
+
+def _import_protocol(package: str, protocol: str) -> Any:
+    try:
+        return __import__(package)
+    except ImportError:
+        raise ConfigError(f"{protocol}:// needs the package {package}: pip install {package}") from None
+
+
+def with_retries(what: str, action: Callable[[], T], *, waits_s: Sequence[float] = RETRY_WAITS_S) -> T:
+    """The action's result, tried again after each wait. ConfigError: it failed each time, or will always fail."""
+    for wait_s in (*waits_s, None):
+        try:
+            return action()
+        except ConfigError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
+            if wait_s is None or _is_final(error):
+                reason = str(error).splitlines()[0] if str(error) else ""
+                raise ConfigError(f"{what}: {type(error).__name__}: {reason}"[:500]) from None
+            time.sleep(wait_s)
+    raise AssertionError("unreachable")
+
+
+def _is_final(error: Exception) -> bool:
+    status = getattr(error, "status", None)  # of an HTTP answer: 408 and 429 ask to come again
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+    return refused or isinstance(error, FileNotFoundError | PermissionError | NotImplementedError)
+
+
+def _version(info: dict[str, Any]) -> dict[str, str]:
+    found = {key: _as_text(info[key]) for key in _VERSIONS if info.get(key) is not None}
+    if not found and info.get("created") is not None:
+        found = {"created": _as_text(info["created"])}
+    return found
+
+
+def _as_text(value: object) -> str:
+    """The same for a point in time as a number and as a date: systems give one in listings and the other alone."""
+    if isinstance(value, datetime):
+        value = value.timestamp()
+    return f"{value:.6f}" if isinstance(value, float) else str(value)

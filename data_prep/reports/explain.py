@@ -1,0 +1,62 @@
+"""Answers where one document of a run went, from its traces and last shards; runs no stage."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.documents.shards import Document, parent_id, read_shard
+from data_prep.documents.traces import Drop, read_trace
+from data_prep.execution.shard_runs import Steps, read_steps
+from gpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a document: dropped at a step, or kept as what the last step left of it (pieces, too)."""
+
+    steps: tuple[str, ...]  # those it passed
+    dropped: Drop | None
+    kept: tuple[Document, ...]
+    shard: Path  # the trace or the shard that tells
+    finished: bool = True  # else the run has not come to its end, and later steps may yet drop what is kept
+
+
+def explain(work: Path, document_id: str) -> list[Fate]:
+    """Every document of that id in the workspace's last run; several input records may share an id.
+
+    Reads the traces of all steps and the shards of the last one. ConfigError: no run yet, or no such document.
+    """
+    wanted = document_id.strip("<>")
+    about = read_steps(work)
+    steps = about.done
+    fates = []
+    for number, step in enumerate(steps):
+        passed = tuple(earlier.stage for earlier in steps[:number])
+        for path in step.traces(work):
+            fates += [Fate(passed, drop, (), path) for drop in _drops(path) if _is_of(drop.id, wanted)]
+    fates += _survivors(work, about, wanted)
+    if not fates:
+        raise ConfigError(
+            f"no document '{wanted}' was read or dropped by the last run in {work}; ids are those of the "
+            "records (WARC-Record-ID, the id field of JSON lines), or 'text:' or 'warc:' and a digest for none"
+        )
+    return fates
+
+
+def _drops(path: Path) -> list[Drop]:
+    return list(read_trace(path)) if path.exists() else []  # a run that is not finished has not all of them
+
+
+def _survivors(work: Path, steps: Steps, wanted: str) -> list[Fate]:
+    passed = tuple(step.stage for step in steps.done)
+    fates = []
+    for path in steps.done[-1].shards(work):
+        if path.exists() and path.name.endswith(".jsonl.zst"):
+            found = [d for d in read_shard(path) if _is_of(d.id, wanted)]
+            if found:
+                fates.append(Fate(passed, None, tuple(found), path, steps.finished))
+    return fates
+
+
+def _is_of(document_id: str, wanted: str) -> bool:
+    """Whether the id is the wanted one, or a piece's that decontamination cut from it."""
+    return wanted in (document_id, parent_id(document_id))

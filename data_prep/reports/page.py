@@ -1,0 +1,164 @@
+"""The report of a run as one HTML page with its plots inside; only shows what was counted, and needs no network."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from data_prep.documents.counts import Counts
+from data_prep.pipeline import Prepared
+
+Facts = Mapping[str, Sequence[Mapping[str, Any]]]  # stage: what each of its tasks found
+
+# Tables of numbers among the facts: name to title and note.
+_TABLES = {
+    "languages": ("Languages", "Documents by the first language found, before any is dropped."),
+    "clusters_of_size_from": ("Clusters of copies", "By their size, from so many documents on; one of each stays."),
+    "masked": ("Masked", "Personal data, by kind."),
+}
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430 }
+h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2.2rem } p.note { color: #5b6675; margin: .2rem 0 .8rem }
+table { border-collapse: collapse; width: 100% } td, th { padding: .2rem .6rem .2rem 0; text-align: right }
+th { font-weight: 600; border-bottom: 1px solid #cfd6df } td:first-child, th:first-child { text-align: left }
+tr.reason td { color: #5b6675; font-size: .9em } tr.reason td:first-child { padding-left: 1.2rem }
+td.bar { width: 34%; padding-right: 0 }
+.bar div { height: .8rem; background: #3b74c4; border-radius: 2px; min-width: 1px }
+tr.reason .bar div { background: #d08a4e }
+.columns { display: flex; align-items: flex-end; gap: 3px; height: 11rem; border-bottom: 1px solid #8792a1 }
+.columns div { flex: 1; display: flex; align-items: flex-end; justify-content: center; gap: 1px; height: 100% }
+.columns i { flex: 1; background: #b9c6d8 } .columns i + i, .columns i.only { background: #3b74c4 }
+.labels { display: flex; gap: 3px; font-size: .75rem; color: #5b6675 } .labels span { flex: 1; text-align: center }
+.key i { display: inline-block; width: .8rem; height: .8rem; margin: 0 .3rem 0 .9rem; background: #b9c6d8 }
+.key i.last { background: #3b74c4 }
+"""
+
+
+def report_page(prepared: Prepared) -> str:
+    """The page's text; the same run gives the same page, but for the seconds."""
+    about = prepared.description
+    parts = [
+        f"<h1>{escape(prepared.folder.name)}: {about['tokens']:,} tokens, {about['documents']:,} documents</h1>",
+        f"<p class=note>{escape(str(prepared.folder))} &middot; tokenizer {escape(about['tokenizer']['file'])}, "
+        f"{about['vocab_size']:,} tokens</p>",
+        _steps(prepared.counts),
+        _reasons(prepared.counts),
+        _lengths(prepared.counts),
+    ]
+    for name, (title, note) in _TABLES.items():
+        for values in _sums(prepared.facts, name):
+            parts.append(_bars(title, note, values))
+    parts.append(_scores(prepared.facts))
+    parts.append(_seconds(prepared.seconds))
+    title = escape(f"{prepared.folder.name}: how it was made")
+    body = "\n".join(part for part in parts if part)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>\n{body}\n'
+    )
+
+
+def _steps(counts: Sequence[Counts]) -> str:
+    most = max((row.documents_in for row in counts), default=0) or 1
+    rows = []
+    for row in counts:
+        share = f"{row.documents_out / row.documents_in:.1%}" if row.documents_in else ""
+        numbers = (f"{row.documents_in:,}", f"{row.documents_out:,}", share, f"{row.bytes_out / 1e6:,.1f}")
+        rows.append(_row(row.step, numbers, row.documents_out / most))
+    head = ("step", "documents in", "out", "kept", "MB out", "")
+    note = "In = out + dropped holds at every step. Bars: documents that went on."
+    return _table("Documents by step", note, head, rows)
+
+
+def _reasons(counts: Sequence[Counts]) -> str:
+    found = [(n, row.step, reason) for row in counts for reason, n in row.dropped.items()]
+    found.sort(key=lambda item: (-item[0], item[1:]))
+    rows = [
+        _row(f"{step}: {reason}", (f"{n:,}",), n / found[0][0], kind=" class=reason") for n, step, reason in found[:40]
+    ]
+    return _table("Dropped, by reason", "The most frequent come first.", ("step: reason", "documents", ""), rows)
+
+
+def _lengths(counts: Sequence[Counts]) -> str:
+    """Two histograms in one: texts as extraction left them, and those of the corpus."""
+    measured = [row for row in counts if row.sizes and row.step not in ("crawl", "read")]
+    if not measured:
+        return ""
+    first, last = measured[0], measured[-1]
+    bits = [int(b) for row in (first, last) for b in row.sizes]
+    pairs = {
+        _size(2 ** max(b - 1, 0)): (first.sizes.get(str(b), 0), last.sizes.get(str(b), 0))
+        for b in range(min(bits), max(bits) + 1)
+    }
+    note = "UTF-8 bytes, each column twice as long as the one before."
+    return _columns("Lengths of documents", note, pairs, names=(f"after {first.step}", "in the corpus"))
+
+
+def _scores(facts: Facts) -> str:
+    """The quality classifier's scores, before and after it chose."""
+    found = list(zip(_sums(facts, "scores"), _sums(facts, "scores_kept"), strict=True))
+    if not found:
+        return ""
+    before, after = found[0]
+    pairs = {score: (n, after.get(score, 0)) for score, n in before.items()}
+    return _columns("Quality scores", "Documents by score, 0 to 1.", pairs, names=("all", "kept"))
+
+
+def _columns(title: str, note: str, pairs: Mapping[str, tuple[int, int]], *, names: tuple[str, str]) -> str:
+    """A histogram of two kinds side by side: label to both numbers."""
+    most = max(max(pair) for pair in pairs.values()) or 1
+    columns = []
+    for label, pair in pairs.items():
+        bars = "".join(f'<i style="height:{100 * n / most:.2f}%"></i>' for n in pair)
+        what = f"from {label}: {pair[0]:,} {names[0]}, {pair[1]:,} {names[1]}"
+        columns.append(f'<div title="{escape(what)}">{bars}</div>')
+    labels = "".join(f"<span>{escape(label)}</span>" for label in pairs)
+    key = f'<p class="key note"><i></i>{escape(names[0])}<i class=last></i>{escape(names[1])}</p>'
+    head = f"<h2>{escape(title)}</h2><p class=note>{escape(note)}</p>"
+    return f"{head}{key}<div class=columns>{''.join(columns)}</div><div class=labels>{labels}</div>"
+
+
+def _sums(facts: Facts, name: str) -> list[dict[str, int]]:
+    """The fact of that name, a table of numbers, summed over the tasks of each stage that has it."""
+    found = []
+    for of_tasks in facts.values():
+        sums: Counter[str] = Counter()
+        for table in (task[name] for task in of_tasks if name in task):
+            sums.update(table)
+        if sums:
+            found.append(dict(sums))
+    return found
+
+
+def _bars(title: str, note: str, values: Mapping[str, int]) -> str:
+    most = max(values.values()) or 1
+    ordered = sorted(values.items(), key=lambda item: (-item[1], item[0]))[:40]
+    return _table(title, note, ("", "", ""), [_row(key, (f"{n:,}",), n / most) for key, n in ordered])
+
+
+def _seconds(seconds: Mapping[str, tuple[int, float]]) -> str:
+    most = max((s for _, s in seconds.values()), default=0.0) or 1.0
+    rows = [_row(stage, (f"{n:,}", f"{s:,.1f}"), s / most) for stage, (n, s) in seconds.items()]
+    note = "Time of the tasks on their workers, also of those that an earlier run did."
+    return _table("Seconds of work", note, ("stage", "tasks", "seconds", ""), rows)
+
+
+def _table(title: str, note: str, head: Sequence[str], rows: Sequence[str]) -> str:
+    if not rows:
+        return ""
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    note = f"<p class=note>{escape(note)}</p>" if note else ""
+    return f"<h2>{escape(title)}</h2>{note}<table><tr>{cells}</tr>{''.join(rows)}</table>"
+
+
+def _row(name: str, numbers: Sequence[str], share: float, *, kind: str = "") -> str:
+    cells = "".join(f"<td>{n}</td>" for n in numbers)
+    bar = f'<td class=bar><div style="width:{100 * share:.2f}%"></div></td>'
+    return f"<tr{kind}><td>{escape(name)}</td>{cells}{bar}</tr>"
+
+
+def _size(n: int) -> str:
+    for unit, size in (("G", 1 << 30), ("M", 1 << 20), ("k", 1 << 10)):
+        if n >= size:
+            return f"{n // size}{unit}"
+    return str(n)

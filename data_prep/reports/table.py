@@ -1,0 +1,98 @@
+"""The table at the end of a run, documents and bytes in, out and dropped by reason; only shows, never counts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.decontamination.decontaminate import REPORT
+from data_prep.documents.counts import Counts
+from data_prep.documents.shards import parent_id
+from data_prep.execution.files import disk_errors
+from data_prep.overlap_tables import show_decontamination
+from data_prep.pipeline import Prepared
+from data_prep.recipe import PrepareConfig
+from data_prep.reports.explain import Fate
+from data_prep.reports.page import report_page
+
+_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+def show(prepared: Prepared, work: Path, console: Console) -> None:
+    """Print the table and where the corpus is, and leave the report page in the `work` folder."""
+    page = work / "report.html"
+    with disk_errors(page):
+        page.write_text(report_page(prepared), encoding="utf-8")
+    console.print(counts_table(prepared.counts))
+    for found in prepared.facts.get(REPORT, []):
+        show_decontamination(found, console)
+    for kind in dict.fromkeys(kind for facts in prepared.facts.get("pii", []) for kind in facts["masked"]):
+        n = sum(facts["masked"][kind] for facts in prepared.facts["pii"])
+        console.print(f"pii: {n:,} of kind {kind} masked", highlight=False)
+    description = prepared.description
+    for name, split in description["splits"].items():
+        first = prepared.folder / split["shards"][0]["name"]
+        more = f" and {len(split['shards']) - 1} more" if len(split["shards"]) > 1 else ""
+        console.print(
+            f"{name}: {split['tokens']:,} tokens, {split['documents']:,} documents -> {first}.bin, {first}.idx{more}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    about = description["tokenizer"]
+    console.print(
+        f"tokenizer: {about['vocab_size']:,} tokens -> {prepared.folder / about['file']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"entropy of the validation tokens' frequencies: {description['unigram_entropy_nats']:.4f} nats "
+        "(the loss of the best model without context)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"report with plots: {page}", highlight=False, soft_wrap=True)
+
+
+def show_fates(fates: Sequence[Fate], config: PrepareConfig, console: Console) -> None:
+    """Print a document's way through the steps: what it passed, and where it ended or which split holds it."""
+    for fate in fates:
+        lines = [f"{step}: passed" for step in fate.steps]
+        if fate.dropped is not None:
+            drop = fate.dropped
+            detail = f" ({drop.detail})" if drop.detail else ""
+            lines.append(f"{drop.step}: dropped, {drop.reason}{detail}; {drop.bytes:,} bytes")
+        for document in fate.kept:
+            split = "validation" if config.output.split.is_validation(parent_id(document.id)) else "training"
+            about = ", ".join(f"{key} {value}" for key, value in document.metadata.items())
+            kept = f"kept as {document.id} in the {split} split" if fate.finished else f"so far kept as {document.id}"
+            lines.append(f"{kept}; {document.n_bytes:,} bytes; {about}")
+        if not fate.finished:
+            lines.append("but that run has not come to its end: steps to come may drop it")
+        lines.append(f"says {fate.shard}")
+        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+        console.print()
+
+
+def counts_table(counts: Sequence[Counts]) -> Table:
+    """A row a step, and below it one for each reason; every step's documents add up, or this asserts."""
+    table = Table(title="documents by step", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("step, reason", no_wrap=True)
+    for name in ("docs in", "dropped", "docs out", "bytes in", "bytes out"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in counts:
+        n_dropped = sum(row.dropped.values())
+        assert row.documents_in == row.documents_out + n_dropped, row
+        numbers = (f"{row.documents_in:,}", f"{n_dropped:,}", f"{row.documents_out:,}")
+        table.add_row(row.step, *numbers, in_bytes(row.bytes_in), in_bytes(row.bytes_out), style="bold")
+        for reason, n in sorted(row.dropped.items(), key=lambda item: (-item[1], item[0])):
+            table.add_row(f"  {reason}", "", f"{n:,}", "", "", "")
+    return table
+
+
+def in_bytes(n: int) -> str:
+    """A size in the largest unit that it fills."""
+    for unit, size in _UNITS:
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n} B"

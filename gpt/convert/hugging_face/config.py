@@ -1,0 +1,202 @@
+"""A model's configuration as Hugging Face's config.json says it, in both directions; runs no code that one names."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt.convert.hugging_face.names import family_of
+from gpt.errors import ConfigError
+from gpt.model.config import ModelConfig, RopeScaling
+
+CONFIG = "config.json"
+Settings = Mapping[str, Any]
+
+# What an architecture can be asked for and our model has only in this way.
+_GPT2_MUST: dict[str, tuple[object, ...]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # three names of GELU in its tanh form
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+_LLAMA_MUST: dict[str, tuple[object, ...]] = {"hidden_act": ("silu", "swish"), "partial_rotary_factor": (1, 1.0)}
+_ROPE_NAMES = {
+    "factor": "factor",
+    "low_freq_factor": "low_frequency",
+    "high_freq_factor": "high_frequency",
+    "original_max_position_embeddings": "original_n_ctx",
+}
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """config.json as it is. ConfigError: there is none, or it asks for what is never done."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no {CONFIG}, so it is no Hugging Face folder")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: no JSON ({error})") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: no JSON object")
+    for key, why in (
+        ("auto_map", "asks for code of its own, which is never run"),
+        ("quantization_config", "describes quantised weights, which no model here has; use the unquantised model"),
+    ):
+        if settings.get(key):
+            raise ConfigError(f"{path} has {key}: it {why}")
+    return settings
+
+
+def model_config(folder: Path) -> ModelConfig:
+    """Our configuration of the model that a folder's config.json describes.
+
+    ConfigError: an architecture, or a variant of one, that gpt/model/gpt.py does not have.
+    """
+    settings = read_settings(folder)
+    path, kind = folder / CONFIG, settings.get("model_type")
+    readers: dict[str, Callable[[Path, Settings], ModelConfig]] = {"gpt2": _read_gpt2, "llama": _read_llama}
+    if kind not in readers:
+        named = ", ".join(map(str, settings.get("architectures") or [])) or "no architecture named"
+        raise ConfigError(
+            f"{path}: model_type = {kind!r} ({named}) is no architecture here; GPT-2 ('gpt2') and Llama ('llama': "
+            "Llama 1 to 3, SmolLM2 and others of its form) are"
+        )
+    return readers[kind](path, settings)
+
+
+def _read_gpt2(path: Path, settings: Settings) -> ModelConfig:
+    _check(path, settings, _GPT2_MUST)
+    return ModelConfig(
+        vocab_size=_size(path, settings, "vocab_size"),
+        n_ctx=_size(path, settings, "n_positions"),
+        n_layers=_size(path, settings, "n_layer"),
+        d_model=_size(path, settings, "n_embd"),
+        n_heads=_size(path, settings, "n_head"),
+        d_ff=None if settings.get("n_inner") is None else _size(path, settings, "n_inner"),
+        tied=bool(settings.get("tie_word_embeddings", True)),
+        norm_eps=float(settings.get("layer_norm_epsilon", 1e-5)),
+        init_std=float(settings.get("initializer_range", 0.02)),
+    )
+
+
+def _read_llama(path: Path, settings: Settings) -> ModelConfig:
+    _check(path, settings, _LLAMA_MUST)
+    d_model, n_heads = _size(path, settings, "hidden_size"), _size(path, settings, "num_attention_heads")
+    d_head = settings.get("head_dim") or d_model / n_heads
+    if d_head * n_heads != d_model:
+        raise ConfigError(
+            f"{path}: head_dim = {d_head} x num_attention_heads = {n_heads} is not hidden_size = {d_model}, as here"
+        )
+    biases = {key: bool(settings.get(key, False)) for key in ("attention_bias", "mlp_bias")}
+    if len(set(biases.values())) > 1:
+        raise ConfigError(f"{path}: {biases}, but here either all linear layers have a bias or none")
+    kv_heads = settings.get("num_key_value_heads")
+    rope = {**(settings.get("rope_parameters") or {}), **(settings.get("rope_scaling") or {})}
+    return ModelConfig(
+        vocab_size=_size(path, settings, "vocab_size"),
+        n_ctx=_size(path, settings, "max_position_embeddings"),
+        n_layers=_size(path, settings, "num_hidden_layers"),
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=None if kv_heads in (None, n_heads) else _size(path, settings, "num_key_value_heads"),
+        d_ff=_size(path, settings, "intermediate_size"),
+        positions="rope",
+        norm="rmsnorm",
+        activation="swiglu",
+        bias=biases["mlp_bias"],
+        tied=bool(settings.get("tie_word_embeddings", False)),
+        norm_eps=float(settings.get("rms_norm_eps", 1e-6)),
+        rope_theta=float(settings.get("rope_theta", rope.get("rope_theta", 10_000.0))),
+        rope_scaling=_rope_scaling(path, rope),
+        init_std=float(settings.get("initializer_range", 0.02)),
+    )
+
+
+def _rope_scaling(path: Path, rope: Settings) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ConfigError(f"{path}: rotary positions of the kind {kind!r} are not here; 'default' and 'llama3' are")
+    missing = [key for key in _ROPE_NAMES if key not in rope]
+    if missing:
+        raise ConfigError(f"{path}: the scaling of rotary positions has no {missing[0]}")
+    return RopeScaling(
+        factor=float(rope["factor"]),
+        low_frequency=float(rope["low_freq_factor"]),
+        high_frequency=float(rope["high_freq_factor"]),
+        original_n_ctx=int(rope["original_max_position_embeddings"]),
+    )
+
+
+def _check(path: Path, settings: Settings, must: Mapping[str, tuple[object, ...]]) -> None:
+    for key, allowed in must.items():
+        if settings.get(key, allowed[0]) not in allowed:
+            wanted = " or ".join(repr(value) for value in allowed)
+            raise ConfigError(f"{path}: {key} = {settings[key]!r} is not here; only {wanted} is")
+
+
+def _size(path: Path, settings: Settings, key: str) -> int:
+    value = settings.get(key)
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{path}: {key} = {value!r} must be a whole number of at least 1")
+    return value
+
+
+def config_json(config: ModelConfig, *, dtype: torch.dtype) -> dict[str, object]:
+    """config.json for a model, without the ids of special tokens. ConfigError: no architecture expresses it."""
+    settings = _gpt2_settings(config) if family_of(config) == "gpt2" else _llama_settings(config)
+    return {
+        **settings,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tied,
+        "initializer_range": config.init_std,
+        "dtype": str(dtype).removeprefix("torch."),
+        "use_cache": True,
+    }
+
+
+def _gpt2_settings(config: ModelConfig) -> dict[str, object]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_positions": config.n_ctx,
+        "n_embd": config.d_model,
+        "n_layer": config.n_layers,
+        "n_head": config.n_heads,
+        "n_inner": config.ff_width,
+        "activation_function": "gelu_new",  # GELU in its tanh form
+        "layer_norm_epsilon": config.norm_eps,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
+
+
+def _llama_settings(config: ModelConfig) -> dict[str, object]:
+    rope: dict[str, object] = {"rope_type": "default"}
+    if config.rope_scaling is not None:
+        values = {theirs: getattr(config.rope_scaling, ours) for theirs, ours in _ROPE_NAMES.items()}
+        rope = {"rope_type": "llama3", **values}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": config.d_model,
+        "intermediate_size": config.ff_width,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.d_head,
+        "max_position_embeddings": config.n_ctx,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,  # where transformers 4 looks
+        **({"rope_scaling": rope} if config.rope_scaling is not None else {}),
+        "rope_parameters": {**rope, "rope_theta": config.rope_theta},  # where 5 does
+        "attention_bias": config.bias,
+        "mlp_bias": config.bias,
+        "attention_dropout": 0.0,
+    }

@@ -1,0 +1,124 @@
+"""Compares our logits with those of `transformers` on the same weights, whole or an excerpt; writes nothing.
+
+One model is in memory at a time. A model too large for that is compared in its first layers and its first tokens of
+vocabulary: that all bits arrived is shown by other means, and what is left to show is that both read them alike.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gpt.convert.hugging_face.names import is_vocabulary, shapes, table, to_theirs
+from gpt.errors import import_extra
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+
+MAX_RELATIVE_ERROR = 1e-3  # in fp32 on both sides; one wrong tensor is off by far more, rounding by far less
+WHOLE_BYTES = 1 << 30  # a model of up to so many bytes in fp32 is compared whole
+# An excerpt may take 1.5 times the largest tensor, in 16 bits, and so much more: with Python, torch and transformers, 1
+# GiB more. One layer is compared in any case, unless it alone has more than a layer of 500 million parameters.
+_SPARE_BYTES = 300 << 20
+_ONE_LAYER_BYTES = 2 << 30
+_EXCERPT_VOCABULARY = 256
+
+Mode = Literal["auto", "whole", "none"]
+Read = Callable[[Iterable[str]], Iterator[tuple[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class LogitCheck:
+    """max |a - b| / max |b|, a our logits and b those of `transformers`, both fp32; in how many places another token is
+    the likeliest. `layers` and `vocabulary`: how much of the model was compared."""
+
+    max_relative_error: float
+    other_choices: int
+    places: int
+    layers: int
+    vocabulary: int
+
+
+def part_to_compare(config: ModelConfig, mode: Mode) -> ModelConfig | None:
+    """The configuration of what is compared, which is `config` itself where it is the whole; None: nothing fits."""
+    if mode == "none":
+        return None
+    if mode == "whole" or 4 * config.parameters <= WHOLE_BYTES:
+        return config
+    largest = max(math.prod(shape) for shape in shapes(config).values())
+    budget = 3 * largest + _SPARE_BYTES
+    part = dataclasses.replace(config, vocab_size=min(config.vocab_size, _EXCERPT_VOCABULARY))
+    ends = part.parameters - part.n_layers * part.block_parameters
+    layers = min((budget // 4 - ends) // config.block_parameters, config.n_layers)
+    if layers < 1 and 4 * config.block_parameters > _ONE_LAYER_BYTES:
+        return None
+    return dataclasses.replace(part, n_layers=max(int(layers), 1))
+
+
+def compare_logits(config: ModelConfig, part: ModelConfig, *, folder: Path, read: Read) -> LogitCheck:
+    """`folder`: of Hugging Face's kind. `read`: our tensors of these names, as a checkpoint has them. RuntimeError: the
+    logits differ by more than rounding, which is a defect of ours."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(part.vocab_size, (2, min(part.n_ctx, 256)), generator=generator)
+    with torch.inference_mode():
+        a = _ours(part, read)(tokens)
+        b: Tensor = _theirs(config, part, folder, read)(tokens).logits
+    if a.shape != b.shape:
+        raise RuntimeError(f"the logits of transformers have shape {tuple(b.shape)}, ours {tuple(a.shape)}")
+    error = float((a - b).abs().max() / b.abs().max())
+    if not error < MAX_RELATIVE_ERROR:
+        raise RuntimeError(f"{folder}: the logits of transformers differ from ours by {error:.1e} of the largest")
+    other = int((a.argmax(-1) != b.argmax(-1)).sum())
+    return LogitCheck(error, other, tokens.numel(), part.n_layers, part.vocab_size)
+
+
+def _ours(part: ModelConfig, read: Read) -> GPT:
+    tensors = _excerpt(part, read)
+    with torch.device("meta"):
+        model = GPT(part)
+    model.to_empty(device="cpu")
+    model.tie()  # allocating made two of a shared weight
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors:
+        parameters[name].zero_()
+        parameters[name][: tensor.size(0)] = tensor
+        del tensor
+    return model.eval()
+
+
+def _theirs(config: ModelConfig, part: ModelConfig, folder: Path, read: Read) -> Any:
+    transformers = import_extra("transformers", extra="hf")
+    if part == config:  # the folder as any user would load it
+        transformers.utils.logging.disable_progress_bar()  # ours is on the screen already
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        ).eval()
+    tensors = _excerpt(part, read)
+    settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    settings.num_hidden_layers, settings.vocab_size = part.n_layers, part.vocab_size
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(settings, key, None)  # may lie outside the excerpt's vocabulary
+    model = transformers.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    parameters = dict(model.named_parameters())
+    missing = set(parameters)
+    for name, tensor in to_theirs(part, tensors):
+        parameters[name].copy_(tensor)
+        missing.remove(name)
+        del tensor
+    assert not missing, missing
+    return model.eval()
+
+
+def _excerpt(part: ModelConfig, read: Read) -> Iterable[tuple[str, Tensor]]:
+    """Our tensors of the part. The ends are cut here and now, before a model takes its memory: they are the largest."""
+    names = [name for entry in table(part) for name in entry.ours]
+    ends = []
+    for name, tensor in read([name for name in names if is_vocabulary(name)]):
+        ends.append((name, tensor[: part.vocab_size].clone()))
+        del tensor
+    return itertools.chain(ends, read([name for name in names if not is_vocabulary(name)]))

@@ -1,0 +1,211 @@
+"""A model's configuration in the words of Megatron-LM's arguments, in both directions; runs no code that a file names.
+
+Megatron-LM leaves its arguments in a checkpoint's common.pt. A GPTModel saved by megatron-core alone leaves none: its
+tensors tell the sizes, but not the number of heads, nor what no tensor has.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt.convert.megatron.names import EMBEDDING, HEAD, LAYERS, POSITIONS
+from gpt.convert.torch_formats.pickle_as_data import Made, as_dict, decode
+from gpt.convert.torch_formats.torch_archive import read_archive
+from gpt.errors import ConfigError
+from gpt.model.config import ModelConfig, RopeScaling
+
+COMMON = "common.pt"
+# What may be asked for there and our model has only in this way; what a version does not know is absent.
+_MUST: dict[str, tuple[object, ...]] = {
+    "num_experts": (None,),
+    "multi_latent_attention": (None, False),
+    "position_embedding_type": (None, "learned_absolute", "rope"),
+    "rotary_percent": (None, 1, 1.0),
+    "rotary_interleaved": (None, False),
+    "rotary_seq_len_interpolation_factor": (None, 1),
+    "squared_relu": (None, False),
+    "quick_geglu": (None, False),
+    "glu_linear_offset": (None, 0, 0.0),
+    "activation_func_clamp_value": (None,),
+    "add_qkv_bias": (None, False),
+    "normalization": (None, "LayerNorm", "RMSNorm"),
+    "apply_layernorm_1p": (None, False),
+    "qk_layernorm": (None, False),
+    "qk_l2_norm": (None, False),
+    "apply_residual_connection_post_layernorm": (None, False),
+    "attention_output_gate": (None, False),
+    "window_size": (None,),
+    "softmax_type": (None, "vanilla"),
+    "softmax_scale": (None,),
+    "mtp_num_layers": (None, 0),
+    "no_rope_freq": (None,),
+    "heterogeneous_layers_config_path": (None,),
+}
+_MAX_LAYERS, _MAX_SIZE = 10_000, 10_000_000  # so that what is made before shapes are compared stays small
+_LLAMA_3_CONTEXT = 8192  # over which Megatron's rope_scaling stretches, with frequencies of 1 to 4
+
+
+def read_arguments(folder: Path) -> dict[str, Any] | None:
+    """Megatron-LM's arguments in common.pt, those that are text, numbers, truth or None. None: there are none."""
+    path = folder / COMMON
+    if not path.is_file():
+        return None
+    root = decode(read_archive(path).pickle, where=str(path)).root
+    arguments = as_dict(root, where=str(path)).get("args")
+    if not isinstance(arguments, Made) or arguments.state is None:
+        return None
+    fields = as_dict(arguments, where=str(path))
+    return {key: value for key, value in fields.items() if value is None or isinstance(value, str | int | float)}
+
+
+def config_of(arguments: Mapping[str, Any], *, where: str, pieces: int | None = None) -> ModelConfig:
+    """The model that the arguments describe. ConfigError: gpt/model/gpt.py has no such one.
+
+    `pieces`: of the tokenizer, from which Megatron-LM takes the vocabulary's size where it is not an argument.
+    """
+    for key, allowed in _MUST.items():
+        if arguments.get(key) not in allowed:
+            wanted = " or ".join(repr(value) for value in allowed if value is not None) or "nothing of it"
+            raise ConfigError(f"{where}: {key} = {_shown(arguments[key])} is not here; only {wanted} is")
+    bias = bool(arguments.get("add_bias_linear", True))
+    swiglu = bool(arguments.get("swiglu"))
+    if not swiglu and not (bias and arguments.get("bias_gelu_fusion", True)):
+        raise ConfigError(
+            f"{where}: without bias_gelu_fusion Megatron computes GELU exactly, here it has its tanh form; the "
+            "model would give other logits"
+        )
+    heads, width = _size(arguments, "num_attention_heads", where), _size(arguments, "hidden_size", where)
+    if arguments.get("kv_channels") not in (None, width / heads):
+        raise ConfigError(
+            f"{where}: kv_channels = {_shown(arguments['kv_channels'])} is not hidden_size / num_attention_heads, as "
+            "here"
+        )
+    rope = arguments.get("position_embedding_type") == "rope" or bool(arguments.get("use_rotary_position_embeddings"))
+    groups = _size(arguments, "num_query_groups", where) if arguments.get("group_query_attention") else heads
+    return ModelConfig(
+        vocab_size=_vocabulary(arguments, where, pieces),
+        n_ctx=_size(arguments, "max_position_embeddings", where),
+        n_layers=_size(arguments, "num_layers", where),
+        d_model=width,
+        n_heads=heads,
+        n_kv_heads=None if groups == heads else groups,
+        d_ff=_size(arguments, "ffn_hidden_size", where),
+        positions="rope" if rope else "learned",
+        norm="rmsnorm" if arguments.get("normalization") == "RMSNorm" else "layernorm",
+        activation="swiglu" if swiglu else "gelu",
+        bias=bias,
+        tied=not arguments.get("untie_embeddings_and_output_weights"),
+        norm_eps=_number(
+            arguments, "norm_epsilon" if "norm_epsilon" in arguments else "layernorm_epsilon", where, 1e-5
+        ),
+        rope_theta=_number(arguments, "rotary_base", where, 10_000.0),
+        rope_scaling=_rope_scaling(arguments, where) if rope else None,
+        init_std=_number(arguments, "init_method_std", where, 0.02),
+    )
+
+
+def _vocabulary(arguments: Mapping[str, Any], where: str, pieces: int | None) -> int:
+    if arguments.get("vocab_size"):
+        return _size(arguments, "vocab_size", where)
+    padded = _size(arguments, "padded_vocab_size", where)
+    return padded if pieces is None else min(pieces, padded)
+
+
+def _rope_scaling(arguments: Mapping[str, Any], where: str) -> RopeScaling | None:
+    if not arguments.get("use_rope_scaling"):
+        return None
+    return RopeScaling(factor=_number(arguments, "rope_scaling_factor", where, 8.0))
+
+
+def _shown(value: Any) -> str:
+    """A value out of a file, cut short: it may be long."""
+    return repr(value[:100] if isinstance(value, str) else value)
+
+
+def _number(arguments: Mapping[str, Any], key: str, where: str, otherwise: float) -> float:
+    value = arguments.get(key)
+    if value is not None and type(value) not in (int, float):
+        raise ConfigError(f"{where}: {key} = {_shown(value)} must be a number")
+    return otherwise if value is None else float(value)
+
+
+def _size(arguments: Mapping[str, Any], key: str, where: str) -> int:
+    value, most = arguments.get(key), _MAX_LAYERS if key == "num_layers" else _MAX_SIZE
+    if type(value) is not int or not 1 <= value <= most:
+        raise ConfigError(f"{where}: {key} = {_shown(value)} must be a whole number of at least 1 and at most {most:,}")
+    return value
+
+
+def arguments_of(config: ModelConfig) -> dict[str, Any]:
+    """The arguments with which Megatron-LM builds this model, so that its --use-checkpoint-args finds them."""
+    rope, groups = config.positions == "rope", config.kv_heads != config.n_heads
+    theta = config.rope_theta
+    return {
+        "num_layers": config.n_layers,
+        "hidden_size": config.d_model,
+        "ffn_hidden_size": config.ff_width,
+        "num_attention_heads": config.n_heads,
+        "group_query_attention": groups,
+        "num_query_groups": config.kv_heads if groups else 1,
+        "kv_channels": config.d_head,
+        "seq_length": config.n_ctx,
+        "max_position_embeddings": config.n_ctx,
+        "position_embedding_type": "rope" if rope else "learned_absolute",
+        "add_position_embedding": True,
+        "use_rotary_position_embeddings": rope,
+        "rotary_base": int(theta) if theta == int(theta) else theta,
+        "rotary_percent": 1.0,
+        "rotary_interleaved": False,
+        "use_rope_scaling": config.rope_scaling is not None,
+        "rope_scaling_factor": 8.0 if config.rope_scaling is None else config.rope_scaling.factor,
+        "add_bias_linear": config.bias,
+        "add_qkv_bias": False,
+        "swiglu": config.activation == "swiglu",
+        "squared_relu": False,
+        "bias_gelu_fusion": config.activation == "gelu",
+        "untie_embeddings_and_output_weights": not config.tied,
+        "normalization": "RMSNorm" if config.norm == "rmsnorm" else "LayerNorm",
+        "apply_layernorm_1p": False,
+        "norm_epsilon": config.norm_eps,
+        "apply_query_key_layer_scaling": False,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "init_method_std": config.init_std,
+        "num_experts": None,
+        "vocab_size": config.vocab_size,
+        "make_vocab_size_divisible_by": config.vocab_multiple,
+        "padded_vocab_size": config.padded_vocab_size,
+        "ckpt_format": "torch_dist",
+    }
+
+
+def told_by_tensors(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What the shapes of a checkpoint's tensors tell, as settings of a recipe; layers stacked or numbered."""
+    shapes = {name: shape for name, shape in shapes.items() if shape}
+    last = {name.removeprefix(LAYERS).lstrip("0123456789."): shape for name, shape in shapes.items()}
+    stacked = [shape[0] for name, shape in shapes.items() if name == f"{LAYERS}mlp.linear_fc2.weight"]
+    numbered = {name.removeprefix(LAYERS).partition(".")[0] for name in shapes if name.startswith(LAYERS)}
+    embedding, up, down = (
+        found.get(name, (0, 0))
+        for found, name in ((shapes, EMBEDDING), (last, "mlp.linear_fc1.weight"), (last, "mlp.linear_fc2.weight"))
+    )
+    settings = {
+        "vocab_size": embedding[0],
+        "n_layers": stacked[0] if stacked else len(numbered),
+        "d_model": embedding[-1],
+        "d_ff": down[-1],
+        "positions": "learned" if POSITIONS in shapes else "rope",
+        "norm": "layernorm" if "decoder.final_layernorm.bias" in shapes else "rmsnorm",
+        "activation": "gelu" if up[-2:-1] == down[-1:] else "swiglu",
+        "bias": "mlp.linear_fc2.bias" in last,
+        "tied": HEAD not in shapes,
+    }
+    if POSITIONS in shapes:
+        settings["n_ctx"] = shapes[POSITIONS][0]
+    words = {True: "true", False: "false"}
+    return ", ".join(
+        f'{key} = "{value}"'
+        if isinstance(value, str)
+        else f"{key} = {words[value] if isinstance(value, bool) else value}"
+        for key, value in settings.items()
+    )

@@ -1,0 +1,226 @@
+"""The zip that `torch.save` writes of one tensor, found in a file and written, by plain reads and writes; its pickle is
+taken apart as data and never loaded."""
+
+import math
+import struct
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import SEEK_CUR, SEEK_END, SEEK_SET, RawIOBase
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from gpt.convert.torch_formats.pickle_as_data import Made, Name, Outside, decode, described, encode
+from gpt.errors import ConfigError
+from gpt.files.safetensors import StoredTensor, byte_blocks
+
+_REBUILD = "torch._utils._rebuild_tensor_v2"
+STORAGES = {
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.DoubleStorage": torch.float64,
+}
+_STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
+_MAX_PICKLE_BYTES = 1 << 28  # of a tensor a few hundred bytes; of Megatron's common.pt far below this
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member, up to the lengths of its name and extra field
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Where the members of one archive lie: `members` are first byte, length and CRC-32 in `file`, by name."""
+
+    file: Path
+    pickle: bytes
+    members: dict[str, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class FoundTensor:
+    """Where the elements lie, and their CRC-32; None where torch.save took none, or they are a part of it."""
+
+    stored: StoredTensor
+    crc: int | None
+
+
+class Window(RawIOBase):
+    """A part of an open file as a file of its own, from `start` on. Closing it leaves the file open."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int | None = None) -> None:
+        self.file, self.start, self.length = file, start, length
+        self.place = 0
+
+    def readable(self) -> bool:
+        return self.length is not None
+
+    def writable(self) -> bool:
+        return self.length is None
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        end = self.length if self.length is not None else self.file.seek(0, SEEK_END) - self.start
+        self.place = {SEEK_SET: 0, SEEK_CUR: self.place, SEEK_END: end}[whence] + offset
+        if self.place < 0:
+            raise ValueError("a place before the beginning")
+        return self.place
+
+    def read(self, size: int | None = -1) -> bytes:
+        assert self.length is not None
+        left = max(self.length - self.place, 0)
+        self.file.seek(self.start + self.place)
+        data = self.file.read(left if size is None or size < 0 else min(size, left))
+        self.place += len(data)
+        return data
+
+    def write(self, data: Any) -> int:
+        self.file.seek(self.start + self.place)
+        n = self.file.write(data)
+        self.place += n
+        return n
+
+
+def read_archive(path: Path, *, start: int = 0, length: int | None = None, what: str = "") -> Archive:
+    """The table of contents and the pickle of the archive there. ConfigError: there is none, or not the whole of it."""
+    where = f"{path}{what and f' ({what})'}"
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, SEEK_END)
+            length = size - start if length is None else length
+            if start < 0 or length < 0 or start + length > size:
+                raise ConfigError(f"{where}: cut off: it has {size} bytes, and {start + length} are promised")
+            with zipfile.ZipFile(Window(file, start, length)) as archive:  # type: ignore[arg-type]
+                members = {}
+                for info in archive.infolist():
+                    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+                        raise ConfigError(
+                            f"{where}: {info.filename[:100]!r} is compressed, as torch.save writes nothing"
+                        )
+                    if info.header_offset < 0:
+                        raise ValueError("a member before the beginning")
+                    begin = start + info.header_offset + _header_bytes(file, start + info.header_offset)
+                    if begin + info.file_size > start + length:
+                        raise ConfigError(f"{where}: {info.filename[:100]!r} ends beyond its archive")
+                    members[info.filename.partition("/")[2]] = (begin, info.file_size, info.CRC)
+            return Archive(path, _read_pickle(file, members, where), members)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, KeyError, struct.error, OverflowError) as error:
+        raise ConfigError(f"{where}: no archive of torch.save ({str(error)[:200]})") from None
+
+
+def _header_bytes(file: BinaryIO, place: int) -> int:
+    if place < 0:
+        raise ValueError("a member before the beginning")
+    file.seek(place)
+    magic, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    if magic != b"PK\x03\x04":
+        raise ValueError("a member is not where the table of contents says")
+    return int(_LOCAL_HEADER.size + name + extra)
+
+
+def _read_pickle(file: BinaryIO, members: dict[str, tuple[int, int, int]], where: str) -> bytes:
+    if "data.pkl" not in members:
+        raise ConfigError(f"{where}: no archive of torch.save: it has no data.pkl")
+    begin, size, _ = members["data.pkl"]
+    if size > _MAX_PICKLE_BYTES:
+        raise ConfigError(f"{where}: a pickle of {size} bytes is no tensor's")
+    if "byteorder" in members:
+        place, length, _ = members["byteorder"]
+        file.seek(place)
+        if file.read(min(length, 16)) != b"little":
+            raise ConfigError(f"{where}: written on a big-endian machine, which is not read here")
+    file.seek(begin)
+    return file.read(size)
+
+
+def find_tensor(path: Path, *, start: int = 0, length: int | None = None, what: str = "") -> FoundTensor:
+    """Where the elements of the archive's one tensor lie. ConfigError: it holds something else, or not all of it."""
+    archive = read_archive(path, start=start, length=length, what=what)
+    where = f"{path}{what and f' ({what})'}"
+    decoded = decode(archive.pickle, where=where)
+    known = {_REBUILD, "collections.OrderedDict", *STORAGES}
+    for name in decoded.names:
+        if name not in known:
+            raise ConfigError(
+                f"{where}: its pickle names {name[:100]!r}, which no tensor of weights needs; it was not run"
+            )
+    root = decoded.root
+    if not isinstance(root, Made) or root.of != _REBUILD or len(root.arguments) < 4:
+        raise ConfigError(f"{where}: {described(root)} where a tensor belongs")
+    storage, offset, shape, strides = root.arguments[:4]
+    dtype, key, count = _storage(storage, where)
+    counts = [offset, *_integers(shape, where), *_integers(strides, where)]
+    if any(type(n) is not int or n < 0 for n in counts):
+        raise ConfigError(f"{where}: a tensor whose sizes are none")
+    if len(shape) != len(strides) or not _contiguous(shape, strides):
+        raise ConfigError(f"{where}: a tensor that is not stored in the order of its elements")
+    begin, size, crc = archive.members.get(f"data/{key}", (0, -1, 0))
+    needed = (offset + math.prod(shape)) * dtype.itemsize
+    if size < needed or count * dtype.itemsize > size:
+        raise ConfigError(f"{where}: its tensor needs {needed} bytes, and {max(size, 0)} are there")
+    stored = StoredTensor(path, dtype, tuple(shape), begin + offset * dtype.itemsize)
+    return FoundTensor(stored, crc if crc and stored.size_bytes == size else None)
+
+
+def _storage(node: Any, where: str) -> tuple[torch.dtype, str, int]:
+    identity = node.identity if isinstance(node, Outside) else None
+    match identity:
+        case ("storage", Name(path=kind), str(key), str(), int(count)) if kind in STORAGES and count >= 0:
+            return STORAGES[kind], key, count
+    raise ConfigError(f"{where}: a tensor of elements that are no float32, float16 or bfloat16")
+
+
+def _integers(node: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(node, tuple) or len(node) > 16:
+        raise ConfigError(f"{where}: {described(node)} where a tensor's sizes belong")
+    return node
+
+
+def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
+            return math.prod(shape) == 0
+        expected *= size
+    return True
+
+
+def tensor_pickle(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
+    """The pickle of a contiguous tensor whose elements are the member data/0."""
+    strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    storage = Outside(("storage", Name(_STORAGE_NAMES[dtype]), "0", "cpu", math.prod(shape)))
+    hooks = Made("collections.OrderedDict", ())
+    return encode(Made(_REBUILD, (storage, 0, shape, strides, False, hooks)))
+
+
+def write_archive(file: BinaryIO, pickle: bytes, elements: Iterable[memoryview] | None = None, size: int = 0) -> int:
+    """Write an archive at the file's end, a block at a time; how many bytes it takes. `size`: of the elements."""
+    start = file.seek(0, SEEK_END)
+    with zipfile.ZipFile(Window(file, start), "w", zipfile.ZIP_STORED) as archive:  # type: ignore[arg-type]
+        archive.writestr(_member("data.pkl"), pickle)
+        archive.writestr(_member("byteorder"), b"little")
+        if elements is not None:
+            info = _member("data/0")
+            info.file_size = size  # or one above 2 GiB would be found too large in the middle
+            with archive.open(info, "w", force_zip64=size >= 2**31) as out:
+                for block in elements:
+                    out.write(block)
+        archive.writestr(_member("version"), b"3\n")
+    return file.seek(0, SEEK_END) - start
+
+
+def write_tensor(file: BinaryIO, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """A tensor's archive, as `dtype` and of this shape, at the file's end; how many bytes it takes. Memory: a block."""
+    size = math.prod(shape) * dtype.itemsize
+    assert size == tensor.numel() * dtype.itemsize
+    return write_archive(file, tensor_pickle(shape, dtype), byte_blocks(tensor, dtype), size=size)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    return zipfile.ZipInfo(f"archive/{name}", date_time=(1980, 1, 1, 0, 0, 0))

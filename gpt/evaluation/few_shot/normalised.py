@@ -1,0 +1,83 @@
+"""The GPT-3 paper's ways to compare the choices of a question (arXiv 2005.14165, section 2.4); changes no answer.
+
+`tokens`: log-likelihood per token, the paper's rule for most tasks. `answer`: log-likelihood less that of the same
+choice after "Answer:" alone, its rule for ARC, OpenBookQA and RACE. The harness's own `acc` adds up tokens, its
+`acc_norm` divides by characters. Imported only where `lm_eval` is installed.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.instance import Instance
+
+from gpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gpt.evaluation.few_shot.harness import TriaxialLM
+
+METRICS = {"tokens": "acc_per_token", "answer": "acc_over_answer"}
+_ANSWER_CONTEXT = "Answer:"  # a choice begins with the space that follows
+
+
+def check_rules(rules: tuple[str, ...]) -> None:
+    """ConfigError for a rule that there is not."""
+    for rule in rules:
+        if rule not in METRICS:
+            raise ConfigError(f"--normalise {rule}: the rules are {' and '.join(METRICS)}")
+
+
+def normalised_items(lm: "TriaxialLM", task: Any, rules: tuple[str, ...]) -> dict[str, dict[int, float]]:
+    """By metric and item: 1 where the right choice is the best one under the rule. Nothing for a task that has been
+    asked otherwise than by choices."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return {}
+    items: dict[int, list[Any]] = {}
+    for instance in task.instances:
+        items.setdefault(instance.doc_id, []).append(instance)
+    choices = {item: _choices(task, instances) for item, instances in items.items()}
+    asked = [instance for instances in choices.values() for instance in instances]
+    alone = _after_answer(lm, asked) if "answer" in rules else {}
+    found: dict[str, dict[int, float]] = {METRICS[rule]: {} for rule in rules}
+    for item, instances in choices.items():
+        right = _right_choices(task, instances)
+        for rule in rules:
+            values = []
+            for instance in instances:
+                context, continuation = instance.args[:2]
+                log_likelihood = instance.resps[0][0]
+                if rule == "tokens":
+                    values.append(log_likelihood / max(1, lm.continuation_length(context, continuation)))
+                else:
+                    values.append(log_likelihood - alone[continuation])
+            found[METRICS[rule]][item] = float(values.index(max(values)) in right)
+    return found
+
+
+def _choices(task: Any, instances: list[Any]) -> list[Any]:
+    """Those that compare the item's choices, in order; a metric may have asked more after them."""
+    n = len(task.doc_to_choice(instances[0].doc))
+    return sorted(instances, key=lambda instance: instance.idx)[:n]
+
+
+def _after_answer(lm: "TriaxialLM", instances: list[Any]) -> dict[str, float]:
+    continuations = list(dict.fromkeys(instance.args[1] for instance in instances))
+    asked = [
+        Instance(request_type="loglikelihood", doc={}, arguments=(_ANSWER_CONTEXT, text), idx=0)
+        for text in continuations
+    ]
+    return {
+        text: log_likelihood for text, (log_likelihood, _) in zip(continuations, lm.loglikelihood(asked), strict=True)
+    }
+
+
+def _right_choices(task: Any, instances: list[Any]) -> set[int]:
+    """Numbers of the right choices, as the harness finds them."""
+    doc = instances[0].doc
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    names = task.doc_to_choice(doc)
+    right = set()
+    for one in gold if isinstance(gold, list) else [gold]:
+        if isinstance(one, str):
+            right |= {names.index(one)} if one in names else set()
+        else:
+            right.add(int(one))
+    return right

@@ -1,0 +1,66 @@
+"""The problems of openai/gpt-3's data files, in the layout of the paper; downloads nothing.
+
+A line is {"context": "\\n\\nQ: What is 65360 plus 16204?\\n\\nA:", "completion": " 81564"}, or "\\nasinoc =" and
+" casino". The paper's appendix G has no empty line between question and answer, so that one is taken out.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from pathlib import Path
+
+from gpt.errors import ConfigError
+from gpt.evaluation.few_shot.gpt3_problems import MOST_EXAMPLES, Problem, ProblemSet, TaskRule
+
+_ARITHMETIC = re.compile(r"Q: What is .+\?\nA:")
+_WORDS = re.compile(r"\S.* =")
+
+
+def published_problems(rule: TaskRule, folder: Path) -> ProblemSet:
+    """The problems of one task, numbered as the lines of its file; the last 200, or the last tenth of fewer, are the
+    examples, which are not scored.
+
+    ConfigError: no such file, not such a file, or fewer than ten problems.
+    """
+    path = _find(rule, folder)
+    problems = []
+    try:
+        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        lines = text.decode("utf-8").splitlines()
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise ConfigError(f"--gpt3-data: {path} cannot be read: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            problems.append(_read(line, rule, where=f"{path} line {number}"))
+    n_examples = min(MOST_EXAMPLES, len(problems) // 10)
+    if not n_examples:
+        raise ConfigError(f"--gpt3-data: {path} has {len(problems)} problems; 10 at least are needed")
+    return ProblemSet(scored=tuple(problems[:-n_examples]), examples=tuple(problems[-n_examples:]))
+
+
+def _find(rule: TaskRule, folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ConfigError(f"--gpt3-data {folder} is no folder; give the folder `data` of a checkout of openai/gpt-3")
+    stem = rule.name.removeprefix("gpt3_")
+    for name in (f"{stem}.jsonl", f"{stem}.jsonl.gz"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ConfigError(
+        f"--gpt3-data {folder} has no {stem}.jsonl or {stem}.jsonl.gz; leave {rule.name} out of --tasks, or leave out "
+        "--gpt3-data to have problems made by rule"
+    )
+
+
+def _read(line: str, rule: TaskRule, *, where: str) -> Problem:
+    try:
+        row = json.loads(line)
+        question, answer = row["context"], row["completion"]
+        question = question.lstrip("\n").replace("\n\nA:", "\nA:")
+        answer = answer.strip()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f'--gpt3-data: {where} is not {{"context": TEXT, "completion": TEXT}}') from None
+    layout, example = (_WORDS, "lyinevitab =") if rule.about_words else (_ARITHMETIC, "Q: What is 48 plus 76? ... A:")
+    if not layout.fullmatch(question) or not answer:
+        raise ConfigError(f"--gpt3-data: {where} is no problem of {rule.name}, whose contexts look like '{example}'")
+    return Problem(question, answer)

@@ -1,0 +1,158 @@
+"""A model's blocks as a CPU runs them fastest, for a model that is only used; never trains, and keeps no weight that
+could be read back.
+
+A step of generation reads every weight for few rows. So weights lie as the kernels want them, projections of one input
+are one product, and a residual is added where its product ends. The numbers are the model's own to rounding.
+Shapes as in gpt/model/gpt.py; i and o features of a layer's input and output.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gpt.inference.model import Model, OneDevice
+from gpt.model.attention import attend
+from gpt.model.gpt import GPT, Angles, Attention, Block, LayerCache, SwiGLUMLP, rotary_angles, rotate
+
+
+class BlockedLinear(nn.Module):
+    """Linear layers of one input side by side, by oneDNN, in an order of its own."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        weight, self.bias = _joined(linears)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """(b, t, o), with another such tensor `added`."""
+        y: Tensor
+        if added is None:
+            y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        else:
+            y = torch.ops.mkldnn._linear_pointwise.binary(x, added, self.weight, self.bias, "add")
+        return y
+
+
+class TransposedLinear(nn.Module):
+    """Linear layers of one input side by side, weights as (i, o): faster for a single row that becomes a longer one."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        weight, self.bias = _joined(linears)
+        self.weight = weight.T.contiguous()  # (i, o)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight.T, self.bias)
+
+
+class PackedRMSNorm(nn.Module):
+    """nn.RMSNorm in half as many operations."""
+
+    def __init__(self, norm: nn.RMSNorm) -> None:
+        super().__init__()
+        assert norm.eps is not None
+        self.weight = norm.weight.detach()
+        self.eps = torch.tensor(norm.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)  # (b, t, 1)
+        scale = torch.addcmul(self.eps, length, length, value=1.0 / x.size(-1)).rsqrt_()
+        return (x * scale * self.weight).to(x.dtype)
+
+
+class PackedBlock(nn.Module):
+    """`Block` with the same arguments and, to rounding, the same result. `rows`: see `pack`."""
+
+    def __init__(self, block: Block, *, rows: int) -> None:
+        super().__init__()
+        attention, mlp = block.attention, block.mlp
+        assert isinstance(attention, Attention)
+        self.d_head, self.rotary = attention.d_head, attention.rotary
+        self.heads = attention.q.out_features // self.d_head
+        self.kv_heads = attention.k.out_features // self.d_head
+        self.attention_norm, self.mlp_norm = _packed_norm(block.attention_norm), _packed_norm(block.mlp_norm)
+        self.qkv = packed_linear([attention.q, attention.k, attention.v], rows=rows)
+        self.out = BlockedLinear([attention.out])
+        self.is_gated = isinstance(mlp, SwiGLUMLP)
+        self.up = packed_linear([mlp.gate, mlp.up] if isinstance(mlp, SwiGLUMLP) else [mlp.up], rows=rows)
+        self.down = BlockedLinear([mlp.down])
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor | Angles | None = None,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        b, t = x.shape[:2]
+        qkv = self.qkv(self.attention_norm(x)).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, h + 2k, t, e)
+        turned, v = qkv[:, : -self.kv_heads], qkv[:, -self.kv_heads :]
+        if self.rotary is not None:
+            if positions is None:
+                positions = torch.arange(t, device=x.device).unsqueeze(0)  # (1, t)
+            if not isinstance(positions, Angles):
+                positions = Angles(*rotary_angles(positions, *self.rotary))
+            turned = rotate(turned, positions.cos, positions.sin)
+        q, k = turned[:, : self.heads], turned[:, self.heads :]
+        if cache is not None:
+            k, v = cache.append(k, v)  # (b, k, s, e)
+        y = attend(q, k, v, mask)
+        x = self.out(y.transpose(1, 2).reshape(b, t, -1), x)
+        wide = self.up(self.mlp_norm(x))
+        if self.is_gated:
+            gate, up = wide.chunk(2, dim=-1)
+            wide = functional.silu(gate) * up
+        else:
+            wide = functional.gelu(wide, approximate="tanh")
+        z: Tensor = self.down(wide, x)
+        return z
+
+
+def pack(model: GPT, *, rows: int) -> None:
+    """Rebuild a model on a CPU in place, for steps of about `rows` rows. Memory: what it was, and one block more while
+    it goes on; of a tied weight there are two from then on. Does nothing where `can_pack` says no."""
+    head = model.head
+    assert isinstance(head, nn.Linear), "packed already, or a piece of a pipeline"
+    if not can_pack(head.weight.device, head.weight.dtype):
+        return
+    model.requires_grad_(False)
+    for name, block in model.blocks.items():
+        assert isinstance(block, Block)
+        model.blocks[name] = PackedBlock(block, rows=rows)
+    if model.norm is not None:
+        model.norm = _packed_norm(model.norm)
+    setattr(model, "head", packed_linear([head], rows=rows))  # noqa: B010  another type
+
+
+def packed(model: Model, *, rows: int) -> Model:
+    """`pack` for a model on one device; one that lies over ranks stays as it is."""
+    if not isinstance(model, OneDevice):
+        return model
+    pack(model.model, rows=rows)
+    return OneDevice(model.model)
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there, and has kernels for this precision on this processor."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
+def packed_linear(linears: Sequence[nn.Linear], *, rows: int) -> nn.Module:
+    """Side by side, in the order that is faster (docs/benchmarks.md)."""
+    widens = sum(linear.out_features for linear in linears) > linears[0].in_features
+    single = rows == 1 and widens and linears[0].weight.dtype == torch.float32
+    return TransposedLinear(linears) if single else BlockedLinear(linears)
+
+
+def _packed_norm(norm: nn.Module) -> nn.Module:
+    return PackedRMSNorm(norm) if isinstance(norm, nn.RMSNorm) else norm
+
+
+def _joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    return weight, torch.cat(biases) if biases else None

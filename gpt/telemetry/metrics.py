@@ -1,0 +1,219 @@
+"""What a run records: metrics.jsonl, Weights & Biases, and lines on the console; it never decides what is measured.
+
+On rank 0 only. Nothing here communicates, and a failure of Weights & Biases never stops a run.
+"""
+
+import errno
+import json
+import math
+import numbers
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from gpt.errors import NO_ROOM, ConfigError, DiskFull
+from gpt.files.atomic import append_to, new_beside
+from gpt.files.line_file import LineFile
+from gpt.telemetry.console import Console
+from gpt.telemetry.event_log import EventKind, event_line
+from gpt.telemetry.wandb import WandbRun, WandbSettings
+
+WandbMode = Literal["offline", "online", "disabled"]
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """The [metrics] section of a recipe."""
+
+    log_every_steps: int = 1
+    wandb: WandbMode = "offline"  # offline runs are uploaded with `wandb sync RUN/wandb/offline-run-*`
+    wandb_project: str = "triaxial"
+    wandb_name: str = ""  # "" = the name of the run directory
+    wandb_entity: str = ""  # "" = the default of the W&B account
+
+    def __post_init__(self) -> None:
+        if self.log_every_steps < 1:
+            raise ConfigError(f"metrics.log_every_steps = {self.log_every_steps} must be at least 1")
+        if self.wandb != "disabled" and not self.wandb_project:
+            raise ConfigError("metrics.wandb_project is empty; give a project name, or set metrics.wandb = 'disabled'")
+
+
+class MetricsWriter:
+    """Open for the length of a run, as a context manager; leaving it by an exception marks the W&B run as failed.
+
+    `resume_step` is the last step of the checkpoint that the run goes on from, None for a run from the start. Lines of
+    metrics.jsonl past it move to metrics.superseded.jsonl, as those steps are about to be taken again; W&B keeps both
+    takes in one run. `total_steps` and `total_tokens` serve the console. ConfigError: the files cannot be written.
+    """
+
+    def __init__(
+        self,
+        config: MetricsConfig,
+        run_directory: Path,
+        *,
+        run_config: dict[str, Any],
+        resume_step: int | None,
+        interactive: bool | None = None,
+        total_steps: int | None = None,
+        total_tokens: int | None = None,
+    ) -> None:
+        self.config = config
+        self.path = run_directory / "metrics.jsonl"
+        self._run_directory = run_directory
+        self._run_config = run_config
+        self._resume_step = resume_step
+        self._console = Console(total_steps=total_steps, total_tokens=total_tokens, interactive=interactive)
+        self._files: dict[str, LineFile] = {}  # by name, from the first line on
+        self._is_full = False
+        self._wandb: WandbRun | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._run_directory.mkdir(parents=True, exist_ok=True)
+            supersede_after(self.path, step=-1 if self._resume_step is None else self._resume_step)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        self._add(self.path.name, b"")  # what prevents it is told now
+        if self.config.wandb != "disabled":
+            self._wandb = WandbRun(
+                WandbSettings(
+                    directory=self._run_directory,
+                    project=self.config.wandb_project,
+                    entity=self.config.wandb_entity,
+                    name=self.config.wandb_name or self._run_directory.resolve().name,
+                    online=self.config.wandb == "online",
+                    resume=self._resume_step is not None,
+                    kept_elsewhere="the run goes on without it, metrics.jsonl has every value (metrics.wandb = "
+                    "'disabled' turns it off)",
+                ),
+                run_config=self._run_config,
+                warn=self.message,
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        with suppress(ConfigError):
+            self._add_what_waits()
+        if any(file.is_waiting for file in self._files.values()):
+            self.message(f"{self._run_directory}: the disk is still full; what waited in memory to be recorded is lost")
+        for file in self._files.values():
+            file.close()
+        self._console.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if kind is None else 1)
+
+    def due(self, step: int) -> bool:
+        """Whether the recipe asks for this step: ask before `log`, as reading a loss makes the device wait."""
+        return step % self.config.log_every_steps == 0
+
+    def log(self, step: int, values: Mapping[str, float | int]) -> None:
+        """Record the values of a step: one line of JSON, one row of W&B, one line (or the live line) of the console.
+
+        Steps must not go back, but for `rewind`. Two calls for one step, of training and of an evaluation, give two
+        lines. While the disk is full, what is recorded waits in memory for room.
+        ConfigError: the file cannot be written, or so much waits that the disk will hardly have room again.
+        """
+        assert self._files, "MetricsWriter is a context manager: log inside its `with`"
+        plain = {key: _plain(value) for key, value in values.items()}
+        record = {"step": step} | {key: value if math.isfinite(value) else str(value) for key, value in plain.items()}
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        self._add(self.path.name, line)
+        self._add_what_waits()
+        if self._wandb is not None:
+            self._wandb.log(step, plain)
+        self._console.step(step, plain)
+
+    def message(self, text: str) -> None:
+        """Print a line that stays, above the live line if there is one."""
+        self._console.message(text)
+
+    def event(self, kind: EventKind, *, step: int, text: str, **fields: Any) -> None:
+        """Print what befell the run, and keep it in events.jsonl. ConfigError: that file cannot be written."""
+        self.message(text)
+        self._add("events.jsonl", event_line(kind, step=step, text=text, fields=fields))
+
+    def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add a line of JSON for each record to a file of the run. ConfigError: it cannot be written."""
+        self._add(name, b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records))
+
+    def _add(self, name: str, lines: bytes) -> None:
+        file = self._files.setdefault(name, LineFile(self._run_directory / name))
+        try:
+            file.add(lines)
+        except OSError as error:
+            raise _cannot_write(file.path, error) from error
+
+    def _add_what_waits(self) -> None:
+        for name in self._files:
+            self._add(name, b"")
+        self._tell_of_a_full_disk(any(file.is_waiting for file in self._files.values()))
+
+    def _tell_of_a_full_disk(self, is_full: bool) -> None:
+        """Once when it begins and once when it ends."""
+        if is_full and not self._is_full:
+            self.message(
+                f"{self._run_directory}: the disk is full; what is recorded waits in memory, and training goes on"
+            )
+        elif self._is_full and not is_full:
+            self.message(f"{self._run_directory}: the disk has room again; nothing that was recorded is lost")
+        self._is_full = is_full
+
+    def rewind(self, step: int) -> None:
+        """The run goes on from an earlier step: lines past it move to metrics.superseded.jsonl."""
+        file = self._files[self.path.name]
+        self._add(self.path.name, b"")
+        try:
+            if file.is_waiting:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            file.close()
+            supersede_after(self.path, step=step)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
+
+def supersede_after(path: Path, *, step: int) -> None:
+    """Move lines past `step`, and lines cut short by a crash, out of a metrics file into metrics.superseded.jsonl.
+
+    A crash in the middle leaves the file as it was; the moved lines may then stand twice in the other one.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        if all(_step_of(line) <= step for line in lines):
+            return
+    temporary = new_beside(path)
+    superseded = path.with_name("metrics.superseded.jsonl")
+    with path.open("rb") as lines, temporary.open("xb") as kept, append_to(superseded) as moved:
+        for line in lines:
+            target = kept if _step_of(line) <= step else moved
+            target.write(line if line.endswith(b"\n") else line + b"\n")
+        for target in (moved, kept):
+            target.flush()
+            os.fsync(target.fileno())
+    temporary.replace(path)
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line, infinity for a line that is not whole."""
+    try:
+        step = json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
+
+
+def _plain(value: Any) -> float | int:
+    """A Python number from one of numpy or torch."""
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _cannot_write(path: Path, error: OSError) -> ConfigError:
+    kind = DiskFull if error.errno in NO_ROOM else ConfigError
+    return kind(
+        f"{path}: cannot be written ({error.strerror or error}); free space or choose another run directory, then "
+        "start the run again: it goes on from its newest checkpoint"
+    )

@@ -1,0 +1,284 @@
+"""`triaxial data audit`: what each sequence of any step of a run was read from, or will be; it starts no process group.
+
+The order of the data is arithmetic (gpt/data/order.py), so any step costs the same, and nothing is looked up but the
+run's configuration, the ranges that it leaves out, and the index of the token files.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gpt.data.dataset import TrainingData, fingerprint_differences
+from gpt.data.skipped import SkippedData
+from gpt.errors import ConfigError
+from gpt.token_files.files import TokenFile
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
+from launch.config.recipe import apply_overrides
+from launch.config.run_config import RunConfig, from_dict
+from launch.processes.terminal import table_console
+from launch.runs.saved_run import tokenizer_file
+from launch.training.resume import loop_state
+from parallel.checkpoint.find import CheckpointError, list_checkpoints, read_state
+from parallel.checkpoint.manifest import read_manifest
+
+_TEXT_TOKENS, _TEXT_CHARACTERS = 32, 40  # of a document's beginning
+
+
+@dataclass(frozen=True)
+class DocumentPart:
+    """The part of a document that lies in a sequence."""
+
+    file: str  # that holds its tokens, one of the corpus's
+    document: int  # its number in the corpus
+    offset_tokens: int  # where in the document the part begins
+    n_tokens: int
+    text: str | None = None  # how the document begins
+
+
+@dataclass(frozen=True)
+class SequenceSource:
+    """What one sequence of a step was read from. All numbers count from 0, but steps from 1, as in metrics.jsonl."""
+
+    step: int | None  # None where positions were asked for: nothing reads one that is left out
+    sequence: int  # within the step, over all data ranks
+    data_rank: int | None
+    sample: int | None  # of the run
+    position: int  # in the order of the data
+    corpus: str
+    epoch: int
+    window: int
+    first_token: int  # in the stream of the corpus
+    documents: tuple[DocumentPart, ...]  # in the order read; their tokens add up to seq_len + 1
+
+
+@dataclass(frozen=True)
+class AuditedRun:
+    """All that the answers depend on."""
+
+    config: RunConfig
+    data: TrainingData
+    skipped: SkippedData
+    saved_step: int | None  # of the newest checkpoint
+    data_ranks: int | None
+    tokenizer: Tokenizer | None
+    notes: tuple[str, ...]
+
+    def samples(self, step: int) -> range:
+        """The samples of the run that a step reads."""
+        ramp, seq_len = self.config.batch.ramp, self.config.data.seq_len
+        first = ramp.tokens_seen(step - 1) // seq_len
+        return range(first, first + ramp.step_tokens(step - 1) // seq_len)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory such as runs/demo")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--step", metavar="N", help="the step, as in metrics.jsonl; past or to come")
+    which.add_argument("--steps", metavar="A-B", help="steps A to B, both included")
+    which.add_argument("--positions", metavar="A-B", help="positions of the data's order, read or left out")
+    parser.add_argument(
+        "--rank",
+        metavar="R[/N]",
+        help="only what data rank R reads, of the newest checkpoint's layout or of N data ranks",
+    )
+    parser.add_argument("--text", action="store_true", help="show how each document begins")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a sequence, and nothing else")
+    parser.epilog = 'Data that have moved: --data.train \'[{ path = "elsewhere/train", name = "web" }]\''
+    parser.set_defaults(takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    audited = open_audited_run(args.run, args.overrides, rank=args.rank, text=args.text)
+    console = table_console()
+    if not args.json:
+        for note in audited.notes:
+            console.print(note, highlight=False)
+    if args.positions is not None:
+        first, last = _span("--positions", args.positions, least=0)
+        _print(positions_of_order(audited, range(first, last + 1)), "positions " + args.positions, args, console)
+        return 0
+    first, last = _steps(args)
+    steps = audited.config.train.steps(audited.config.batch.ramp)
+    if last > steps:
+        raise ConfigError(
+            f"step {last:,} is beyond the end of the run: train.total_tokens = {audited.config.train.total_tokens:,} "
+            f"are {steps:,} steps"
+        )
+    for step in range(first, last + 1):
+        _print(sequences_of_step(audited, step, rank=_rank(args.rank)), title(audited, step), args, console)
+    if not args.json:
+        positions = [audited.skipped.position(n) for n in (audited.samples(first)[0], audited.samples(last)[-1])]
+        console.print(f"to leave these out: data.skip = [[{positions[0]}, {positions[1] + 1}]]", highlight=False)
+    return 0
+
+
+def open_audited_run(path: Path, overrides: list[str], *, rank: str | None, text: bool) -> AuditedRun:
+    """The run of a run directory. ConfigError: no run there; data that are gone, or not those it was trained on."""
+    try:
+        table = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path}: no config.json, so no run was started there; give a run directory") from None
+    except ValueError as error:
+        raise ConfigError(f"{path / 'config.json'}: damaged ({error})") from None
+    config = from_dict(apply_overrides(table, overrides))
+    try:
+        data = TrainingData(
+            config.data.train, seq_len=config.data.seq_len, seed=config.run.seed, vocab_size=config.model.vocab_size
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{error} (where the data have moved, say so with --data.train)") from None
+    skipped, saved_step, ranks, notes = SkippedData.stated(config.data.skip), None, None, []
+    for checkpoint in list_checkpoints(path / "checkpoints"):
+        try:
+            state, processes = read_state(checkpoint), read_manifest(checkpoint).ranks
+        except CheckpointError as error:
+            notes.append(f"passed over: {error}")
+            continue
+        if differences := fingerprint_differences(state["data"], data.fingerprint()):
+            raise ConfigError(f"the data are not those of {checkpoint}: {'; '.join(differences)}")
+        skipped, saved_step = loop_state(config, state)[0].skipped, int(state["step"])
+        ranks = processes // (state["config"]["parallel"]["tensor"] * state["config"]["parallel"]["pipeline"])
+        break
+    if rank is not None:
+        ranks = _data_ranks(rank, ranks)
+    notes += [f"left out: positions {r.first:,} to {r.stop - 1:,} ({r.why})" for r in skipped.ranges]
+    return AuditedRun(
+        config=config,
+        data=data,
+        skipped=skipped,
+        saved_step=saved_step,
+        data_ranks=ranks,
+        tokenizer=load_tokenizer(tokenizer_file(path, config.data)) if text else None,
+        notes=tuple(notes),
+    )
+
+
+def sequences_of_step(audited: AuditedRun, step: int, *, rank: int | None = None) -> Iterator[SequenceSource]:
+    """What each sequence of a step, counted from 1, is read from; of one data rank only, where one is given."""
+    samples, ranks = audited.samples(step), audited.data_ranks
+    if ranks is not None and len(samples) % ranks:
+        raise ConfigError(f"step {step} has {len(samples)} sequences, which {ranks} data ranks cannot share equally")
+    for sequence, position in enumerate(audited.skipped.positions(samples.start, len(samples)).tolist()):
+        data_rank = None if ranks is None else sequence * ranks // len(samples)
+        if rank is None or rank == data_rank:
+            yield source_of(audited, position, step=step, sequence=sequence, data_rank=data_rank)
+
+
+def positions_of_order(audited: AuditedRun, positions: range) -> Iterator[SequenceSource]:
+    """What positions of the order hold, and which steps read them."""
+    ramp, seq_len = audited.config.batch.ramp, audited.config.data.seq_len
+    for position in positions:
+        sample = audited.skipped.sample_at(position)
+        step = None if sample is None else ramp.steps_to((sample + 1) * seq_len)
+        sequence = 0 if sample is None or step is None else sample - audited.samples(step).start
+        yield source_of(audited, position, step=step, sequence=sequence, data_rank=None)
+
+
+def source_of(
+    audited: AuditedRun, position: int, *, step: int | None, sequence: int, data_rank: int | None
+) -> SequenceSource:
+    place = audited.data.locate(position)
+    file = next(f for c, f in zip(audited.data.corpora, audited.data.files, strict=True) if c.name == place.corpus)
+    parts, at = [], place.first_token
+    for span in place.documents:
+        text = None if audited.tokenizer is None else beginning(file, span.document, audited.tokenizer)
+        parts.append(DocumentPart(str(file.bin_path(at)), span.document, span.offset_tokens, span.n_tokens, text))
+        at += span.n_tokens
+    return SequenceSource(
+        step=step,
+        sequence=sequence,
+        data_rank=data_rank,
+        sample=audited.skipped.sample_at(position),
+        position=position,
+        corpus=place.corpus,
+        epoch=place.epoch,
+        window=place.window,
+        first_token=place.first_token,
+        documents=tuple(parts),
+    )
+
+
+def beginning(file: TokenFile, document: int, tokenizer: Tokenizer) -> str:
+    """The first words of a document."""
+    start, end = file.document_start(document), file.document_start(document + 1)
+    text = tokenizer.decode(file.read(start, min(end, start + _TEXT_TOKENS)).tolist())
+    return " ".join(text.split())[:_TEXT_CHARACTERS]
+
+
+def title(audited: AuditedRun, step: int) -> str:
+    """What a step reads, in a line."""
+    samples = audited.samples(step)
+    positions = audited.skipped.positions(samples.start, len(samples))
+    when = ""
+    if audited.saved_step is None or step > audited.saved_step:
+        newest = "there is none yet" if audited.saved_step is None else f"step {audited.saved_step:,}"
+        when = f"; later than the newest checkpoint ({newest}), so as planned"
+    return (
+        f"step {step:,}: {len(samples)} sequences of {audited.config.data.seq_len:,} tokens, positions "
+        f"{positions[0]:,} to {positions[-1]:,}{when}"
+    )
+
+
+def _print(sources: Iterator[SequenceSource], heading: str, args: argparse.Namespace, console: Console) -> None:
+    if args.json:
+        for source in sources:
+            print(json.dumps(asdict(source), ensure_ascii=False))
+        return
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("sequence", "rank", "position", "corpus", "epoch", "window", "file", "document", "offset", "tokens"):
+        is_name = header in ("corpus", "file")
+        table.add_column(header, justify="left" if is_name else "right", no_wrap=not is_name)
+    if args.text:
+        table.add_column("begins")
+    for source in sources:
+        table_rows(table, source, text=args.text)
+    console.print(table)
+
+
+def table_rows(table: Table, source: SequenceSource, *, text: bool) -> None:
+    """A row a document; those after the first leave out what is the same."""
+    where = "left out" if source.sample is None else str(source.sequence)
+    rank = "" if source.data_rank is None else str(source.data_rank)
+    own: list[Any] = [where, rank, source.position, source.corpus, source.epoch, source.window]
+    for part in source.documents:
+        row = [*own, Path(part.file).name, part.document, part.offset_tokens, part.n_tokens]
+        table.add_row(*map(str, row), *([part.text or ""] if text else []))
+        own = [""] * len(own)
+
+
+def _steps(args: argparse.Namespace) -> tuple[int, int]:
+    if args.steps is not None:
+        return _span("--steps", args.steps, least=1)
+    if not args.step.isdecimal() or int(args.step) < 1:
+        raise ConfigError(f"--step {args.step} must be a whole number from 1 on, as steps are counted in metrics.jsonl")
+    return int(args.step), int(args.step)
+
+
+def _span(option: str, text: str, *, least: int) -> tuple[int, int]:
+    """Both ends of A-B."""
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and least <= int(first) <= int(last)):
+        raise ConfigError(f"{option} {text} must be A-B, whole numbers with {least} <= A <= B")
+    return int(first), int(last)
+
+
+def _rank(text: str | None) -> int | None:
+    return None if text is None else int(text.partition("/")[0])
+
+
+def _data_ranks(text: str, saved: int | None) -> int:
+    """The number of data ranks that `--rank R[/N]` means, `saved` by the newest checkpoint."""
+    rank, slash, ranks = text.partition("/")
+    number = int(ranks) if ranks.isdecimal() else None if slash else saved
+    if number is None and not slash:
+        raise ConfigError(f"--rank {text}: no checkpoint tells the number of data ranks; give it: --rank {text}/N")
+    if number is None or not rank.isdecimal() or int(rank) >= number:
+        raise ConfigError(f"--rank {text} must be R or R/N with 0 <= R < N, the number of data ranks ({saved or 'N'})")
+    return number

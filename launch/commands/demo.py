@@ -1,0 +1,96 @@
+"""`triaxial demo`: the whole path on this machine, through the same commands a user types; does no work of its own."""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gpt.errors import ConfigError
+from launch.config.run_config import RunConfig, read_run_config
+
+CORPUS_RECIPE = "launch/recipes/demo_corpus.toml"
+TRAIN_RECIPE = "launch/recipes/demo.toml"
+CORPUS = Path("data/demo")
+PROCESSES = 4
+PROMPT = "Return a list of"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--items", type=int, default=25, help="few-shot questions per task (default: 25)")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = read_run_config(TRAIN_RECIPE, [])
+    directory = config.run.directory
+    start_over_if_finished(config)
+    export, scores = directory / "hf", directory / "evaluation.json"
+    shutil.rmtree(export, ignore_errors=True)
+    steps = {
+        "prepare": ["prepare", CORPUS_RECIPE],
+        "train": ["train", TRAIN_RECIPE, "--nproc", str(PROCESSES)],
+        "evaluate": ["evaluate", str(directory), "--limit", str(args.items), "--json", str(scores)],
+        "generate": ["generate", str(directory), "--prompt", PROMPT, "--max-new-tokens", "60", "--seed", "1"],
+        "convert": ["convert", str(directory), "--to", "hf", "--output", str(export)],
+    }
+    seconds = {}
+    for name, words in steps.items():
+        started_at = time.perf_counter()
+        status = run_command(words)
+        if status != 0:
+            return status
+        seconds[name] = round(time.perf_counter() - started_at, 2)
+    summary = write_summary(directory, seconds)
+    print("\n" + "\n".join(f"{key:30} {show(value)}" for key, value in summary.items()))
+    print(f"\nwritten to {directory / 'summary.json'}; try: triaxial generate {directory} --prompt '...'")
+    return 0
+
+
+def run_command(words: list[str]) -> int:
+    """One `triaxial` command in a process of its own, announced as a user would type it."""
+    print("\n$ triaxial " + " ".join(f"'{word}'" if " " in word else word for word in words), flush=True)
+    return subprocess.run([sys.executable, "-m", "launch.main", *words], check=False).returncode
+
+
+def start_over_if_finished(config: RunConfig) -> None:
+    """An interrupted demo goes on where it was; a finished one is trained anew."""
+    summary = config.run.directory / "train_summary.json"
+    if summary.exists() and json.loads(summary.read_text())["tokens_seen"] >= config.train.total_tokens:
+        shutil.rmtree(config.run.directory)
+
+
+def write_summary(directory: Path, seconds: dict[str, float]) -> dict[str, Any]:
+    """`summary.json` in the run directory: the figures that the steps left in their own reports."""
+    trained = read_report(directory / "train_summary.json")
+    corpus = read_report(CORPUS / "corpus.json")
+    exported = read_report(directory / "hf" / "triaxial_export.json")
+    summary = {
+        "validation_loss_nats": next(iter(trained["validation_loss_nats"].values())),
+        "unigram_entropy_nats": corpus["unigram_entropy_nats"],
+        "parameters": trained["parameters"],
+        "tokens_seen": trained["tokens_seen"],
+        "tokens_per_s": round(trained["tokens_per_s"], 1),
+        "corpus_documents": corpus["documents"],
+        "corpus_tokens": corpus["tokens"],
+        "hf_max_relative_logit_error": exported["max_relative_logit_error"],
+        "seconds_by_step": seconds,
+    }
+    (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing, though the step that writes it ended well") from None
+    return report
+
+
+def show(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)

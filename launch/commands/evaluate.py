@@ -1,0 +1,211 @@
+"""`triaxial evaluate`: validation loss, perplexity and few-shot accuracy of a run's model; never trains."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gpt.data.dataset import CorpusConfig, ValidationData
+from gpt.errors import ConfigError
+from gpt.evaluation.few_shot.scores import TaskScore, few_shot_scores
+from gpt.evaluation.few_shot.tasks import OpenTasks
+from gpt.evaluation.perplexity import TokenCounts, Tokens, count_targets, validation_loss
+from gpt.inference.cpu_model import packed
+from gpt.tokenizer.special_tokens import special_tokens_of
+from launch.evaluation import texts as evaluate_text
+from launch.evaluation.few_shot_arguments import add_few_shot_arguments, few_shot_tasks
+from launch.evaluation.tables import print_clean_subset, print_few_shot, print_texts, print_validation
+from launch.evaluation.wandb_record import record_in_wandb
+from launch.runs.imported_run import HUGGING_FACE
+from launch.runs.open_model import (
+    OpenedModel,
+    add_layout_arguments,
+    is_first_process,
+    opened_model,
+    start_ranks,
+    starts_ranks,
+)
+from launch.runs.saved_run import add_device_arguments, add_run_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser)
+    add_few_shot_arguments(parser)
+    evaluate_text.add_arguments(parser)
+    parser.add_argument("--max-validation-tokens", type=int, metavar="N", help="of each corpus, from its start")
+    parser.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="tokens per batch (default: 8192)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE too")
+    parser.add_argument(
+        "--wandb",
+        action="store_true",
+        help="record the results as a run of Weights & Biases, in RUN/wandb, or online if the run's recipe says so",
+    )
+    add_device_arguments(parser)
+    add_layout_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    only_text = bool(args.text) and args.tasks is None
+    args.tasks = args.tasks or (["none"] if only_text else ["gpt3"])
+    tasks = few_shot_tasks(args)
+    for name in ("max_validation_tokens", "batch_tokens"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    texts = evaluate_text.open_texts(args)
+    if args.json is not None and is_first_process():
+        check_writable(args.json)
+    if starts_ranks(args):
+        return start_ranks(args)
+    with opened_model(args) as opened:
+        opened = replace(opened, model=packed(opened.model, rows=args.batch_tokens))
+        evaluate_opened(args, opened, tasks=tasks, texts=texts, validation=not only_text)
+    return 0
+
+
+def evaluate_opened(
+    args: argparse.Namespace,
+    opened: OpenedModel,
+    *,
+    tasks: OpenTasks | None,
+    texts: list[evaluate_text.TextSource],
+    validation: bool,
+) -> None:
+    """All that is asked for. Every rank of a layout calls it and has the results; the main one tells them."""
+    saved = opened.saved
+    if tasks is not None:
+        tasks.check_answers(n_ctx=saved.model_config.n_ctx)
+    console = Console(quiet=not opened.is_main)
+    for note in saved.notes:
+        console.print(note)
+    report: dict[str, Any] = {
+        "run": str(saved.run_directory),
+        "checkpoint": str(saved.checkpoint_path),
+        "step": saved.step,
+        "tokens_seen": saved.tokens_seen,
+        "parameters": saved.model_config.parameters,
+    }
+    if texts:
+        with _progress(opened) as progress:
+            report["text"] = evaluate_text.evaluate_texts(opened, texts, args, progress)
+        print_texts(console, report["text"])
+    if validation:
+        report |= evaluate_validation(opened, max_tokens=args.max_validation_tokens, batch_tokens=args.batch_tokens)
+        print_validation(console, report)
+    scores: list[TaskScore] = []
+    if tasks is not None:
+        tasks, left_out = tasks.that_fit(saved.tokenizer, n_ctx=saved.model_config.n_ctx)
+        scores = evaluate_few_shot(opened, tasks)
+        report["few_shot"] = [asdict(score) for score in scores]
+        report |= tasks.sources()
+        print_few_shot(console, scores)
+        print_clean_subset(console, scores)
+        for note in left_out:
+            console.print(note, highlight=False)
+    if args.json is not None and opened.is_main:
+        partial = args.json.with_name(f".{args.json.name}.partial")
+        partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        partial.replace(args.json)
+        console.print(f"written to {args.json}", highlight=False)
+    if args.wandb and opened.is_main:
+        record_in_wandb(saved, report, scores, warn=lambda text: console.print(text, highlight=False))
+
+
+def evaluate_validation(opened: OpenedModel, *, max_tokens: int | None, batch_tokens: int) -> dict[str, Any]:
+    """Loss, perplexity and unigram entropy of each validation corpus, and of all their tokens together."""
+    model, data = opened.model, opened.saved.data_config
+    corpora = [
+        _Windows(corpus, data.seq_len, model.vocab_size, max_tokens=max_tokens, batch_tokens=batch_tokens)
+        for corpus in data.validation
+    ]
+    results: dict[str, Any] = {}
+    n_tokens, total = 0, 0.0
+    counts = np.zeros(model.vocab_size, dtype=np.int64)
+    with _progress(opened) as progress:
+        for corpus in corpora:
+            task = progress.add_task(f"validation loss, {corpus.name}", total=corpus.n_windows)
+            frequencies = count_targets(corpus.batches(), model.vocab_size)
+            loss = validation_loss(model, _advancing(corpus.batches(), progress, task))
+            results[corpus.name] = {
+                "loss_nats": loss.nats_per_token,
+                "perplexity": loss.perplexity,
+                "unigram_entropy_nats": frequencies.entropy_nats,
+                "tokens": loss.tokens,
+            }
+            n_tokens, total = n_tokens + loss.tokens, total + loss.nats_per_token * loss.tokens
+            counts += frequencies.counts
+    if not corpora:
+        return {"validation": {}}
+    return {
+        "validation": results,
+        "validation_loss_nats": total / n_tokens,
+        "unigram_entropy_nats": TokenCounts(counts).entropy_nats,
+        "validation_tokens": n_tokens,
+    }
+
+
+def evaluate_few_shot(opened: OpenedModel, tasks: OpenTasks) -> list[TaskScore]:
+    """Scores of all tasks, with a progress bar over the harness's requests."""
+    saved = opened.saved
+    with _progress(opened) as progress:
+        bar = progress.add_task("few-shot tasks", total=None)
+        return few_shot_scores(
+            opened.model,
+            saved.tokenizer,
+            tasks,
+            n_ctx=saved.model_config.n_ctx,
+            progress=lambda finished, total: progress.update(bar, completed=finished, total=total),
+            special=special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer),
+        )
+
+
+def check_writable(path: Path) -> None:
+    """ConfigError before the work when its result could not be written after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        with open(path, "a"):
+            pass
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(f"--json {path} cannot be written: {error.strerror}") from None
+
+
+class _Windows:
+    """The windows of one validation corpus that are evaluated, in batches."""
+
+    def __init__(
+        self, corpus: CorpusConfig, seq_len: int, vocab_size: int, *, max_tokens: int | None, batch_tokens: int
+    ) -> None:
+        self.name = corpus.name
+        self.data = ValidationData(corpus, seq_len=seq_len, vocab_size=vocab_size)
+        wanted = self.data.n_windows if max_tokens is None else max(1, max_tokens // seq_len)
+        self.n_windows = min(self.data.n_windows, wanted)
+        self.at_once = max(1, batch_tokens // seq_len)
+
+    def batches(self) -> Iterator[Tokens]:
+        """Token ids (n, seq_len + 1)."""
+        for start in range(0, self.n_windows, self.at_once):
+            yield self.data.batch(start, min(start + self.at_once, self.n_windows))
+
+
+def _advancing(batches: Iterator[Tokens], progress: Progress, task: Any) -> Iterator[Tokens]:
+    for batch in batches:
+        yield batch
+        progress.advance(task, len(batch))
+
+
+def _progress(opened: OpenedModel) -> Progress:
+    """A bar on standard error, so that piped output holds results only; the main rank's alone."""
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    console = Console(stderr=True)
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(
+        *columns, *times, console=console, transient=True, disable=not (opened.is_main and console.is_terminal)
+    )

@@ -1,0 +1,188 @@
+"""`triaxial generate`: continues a prompt with a run's model and streams the text, or a file of prompts."""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt.errors import ConfigError
+from gpt.inference.cpu_model import packed
+from gpt.inference.generation import Continuation
+from gpt.inference.model import Model
+from gpt.inference.sampling import Sampling
+from gpt.inference.text_stream import GeneratedText
+from launch.generation.jobs import DEFAULT_BATCH_TOKENS, DEFAULT_NEW_TOKENS, Job, Line, Rules, continue_batch, make_jobs
+from launch.generation.prompt_file import check_output, continue_jobs, read_lines, write_lines
+from launch.runs.open_model import (
+    OpenedModel,
+    add_layout_arguments,
+    glance,
+    is_first_process,
+    opened_model,
+    start_ranks,
+    starts_ranks,
+)
+from launch.runs.saved_run import add_device_arguments, add_run_arguments
+from parallel.agreement import exchange
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The prompts, and the tokens that end a text of theirs: what rank 0 reads for all."""
+
+    jobs: list[Job]
+    end_ids: tuple[int, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser)
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="what to continue; '-' reads standard input")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help='continue every line of FILE, such as {"prompt": "The", "max_new_tokens": 20}; "-" reads standard input',
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="where the lines go that --input gives (default: standard output)"
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help=f"stop after N tokens (default: {DEFAULT_NEW_TOKENS}, or fewer where the model's context ends)",
+    )
+    parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT", help="end before any of these texts")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="choose among the likeliest tokens that make up P")
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1, tokens that the text holds already are less likely (default: 1)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default: 0)")
+    parser.add_argument(
+        "--num-samples", type=int, default=1, metavar="N", help="texts of each prompt, with rising seeds (default: 1)"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="with --input: at most N prompts at once")
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        metavar="N",
+        help=f"with --input: at most N tokens at once, prompts and what follows them (default: {DEFAULT_BATCH_TOKENS})",
+    )
+    add_device_arguments(parser)
+    add_layout_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    check_arguments(args)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+    if starts_ranks(args):
+        return start_ranks(args)
+    # a mistake is told before anything large is read
+    asked = jobs_of(args) if is_first_process() else Asked([], ())
+    with opened_model(args) as opened:
+        asked = exchange(asked, None)[0]
+        jobs = asked.jobs
+        rules = Rules(
+            sampling=sampling,
+            stops=tuple(args.stop),
+            end_ids=asked.end_ids,
+            batch_size=args.batch_size,
+            batch_tokens=args.batch_tokens or DEFAULT_BATCH_TOKENS,
+        )
+        for note in opened.saved.notes if opened.is_main else ():
+            print(note, file=sys.stderr)
+        if args.input is None:
+            model = packed(opened.model, rows=1)
+            for number, job in enumerate(jobs):
+                if args.num_samples > 1 and opened.is_main:
+                    print(f"--- sample {number + 1} of {args.num_samples}, seed {job.seed}")
+                stream(opened, model, job, rules)
+        else:
+            lines = continue_jobs(
+                opened.model,
+                opened.saved.tokenizer,
+                jobs,
+                rules,
+                n_ctx=opened.saved.model_config.n_ctx,
+                shows=opened.is_main,
+            )
+            if opened.is_main:
+                write_lines(args.output, lines)
+    return 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """ConfigError for what can be seen without a model."""
+    for name in ("num_samples", "batch_size", "batch_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    if "" in args.stop:
+        raise ConfigError("--stop '': an empty text is everywhere; give one that ends the text, or no --stop")
+    if args.input is None:
+        for name in ("output", "batch_size", "batch_tokens"):
+            if getattr(args, name) is not None:
+                raise ConfigError(f"--{name.replace('_', '-')} goes with --input FILE; one --prompt is streamed")
+        return
+    if args.prompt:
+        raise ConfigError("--prompt and --input both say what to continue; give one of them")
+    if args.output is not None:
+        check_output(args.output)
+
+
+def jobs_of(args: argparse.Namespace) -> Asked:
+    """What --prompt or --input asks for; reads standard input where one of them is '-'."""
+    if args.input is not None:
+        lines = read_lines(args.input)
+    else:
+        lines = [Line({"prompt": sys.stdin.read() if args.prompt == "-" else args.prompt})]
+    seen = glance(args)
+    jobs = make_jobs(
+        lines,
+        seen.tokenizer,
+        seen.special,
+        seen.model_config,
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+        num_samples=args.num_samples,
+    )
+    return Asked(jobs, seen.special.end_ids)
+
+
+def stream(opened: OpenedModel, model: Model, job: Job, rules: Rules) -> None:
+    """Write the prompt and, token by token, what follows it; then a line about it on standard error. Every rank of a
+    layout calls it; the main one writes."""
+    tokenizer = opened.saved.tokenizer
+    text = GeneratedText(tokenizer, job.prompt, rules.stops)
+
+    def write(piece: str) -> None:
+        if opened.is_main:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+    def show(_: int, tokens: list[int]) -> bool:
+        write(text.update(tokens))
+        return text.stopped
+
+    write(tokenizer.decode(job.prompt))
+    started_at = time.perf_counter()
+    (result,) = continue_batch(model, tokenizer, [job], rules, n_ctx=opened.saved.model_config.n_ctx, watch=show)
+    elapsed_s = time.perf_counter() - started_at
+    write(text.finish(result.tokens) + "\n")
+    if opened.is_main:
+        end = "stop text" if text.stopped else "end of document" if result.stopped else "length reached"
+        print(describe(result, end=end, elapsed_s=elapsed_s), file=sys.stderr)
+
+
+def describe(result: Continuation, *, end: str, elapsed_s: float) -> str:
+    """One line on a continuation."""
+    mean = sum(result.log_probs) / len(result.log_probs)
+    speed = len(result.tokens) / elapsed_s
+    return f"{len(result.tokens)} tokens, {end}, mean log-probability {mean:.3f} nats, {speed:.0f} tokens/s"

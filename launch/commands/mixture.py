@@ -1,0 +1,104 @@
+"""`triaxial data mixture`: the tokens and epochs that each corpus of a mixture comes to; it reads no token."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gpt.data.dataset import TrainingData
+from gpt.data.mixture import MixtureConfig, MixturePlan, PlannedCorpus, plan_mixture
+from gpt.errors import ConfigError
+from gpt.telemetry.console import human_count
+from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
+from launch.config.run_config import RunConfig
+from launch.processes.terminal import table_console
+
+LARGEST_ERROR = 1e-3  # of a corpus's planned tokens; beyond it, a line says why
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a training recipe, whose token files are opened, or one with a table [mixture]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.epilog = "Override any key: --mixture.planned_tokens 10_000_000_000_000, --train.total_tokens 300e9"
+    parser.set_defaults(takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    plan, note = read_plan(args.recipe, args.overrides)
+    show(plan, note, table_console())
+    if args.json is not None:
+        try:
+            args.json.write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--json {args.json}: {error.strerror}; the figures are above") from None
+    return 0
+
+
+def read_plan(recipe: str, overrides: list[str]) -> tuple[MixturePlan, str]:
+    """The plan of a recipe, and the note that it carries."""
+    table = apply_overrides(read_toml(find_recipe(recipe)), overrides)
+    if "mixture" in table:
+        if len(table) > 1:
+            others = ", ".join(f"[{key}]" for key in table if key != "mixture")
+            raise ConfigError(f"{recipe}: a planning recipe has the table [mixture] alone; take out {others}")
+        mixture = build(MixtureConfig, table["mixture"], where="mixture")
+        return plan_mixture(
+            mixture.corpora, seq_len=mixture.seq_len, planned_tokens=mixture.planned_tokens
+        ), mixture.note
+    if "data" not in table:
+        raise ConfigError(f"{recipe} has neither a table [data], as a training recipe has, nor [mixture]")
+    return plan_of_run(build(RunConfig, table, where="")), ""
+
+
+def plan_of_run(config: RunConfig) -> MixturePlan:
+    """What a training run will read, from the lengths of its token files."""
+    seq_len, batch = config.data.seq_len, config.batch.ramp
+    data = TrainingData(
+        config.data.train, seq_len=seq_len, seed=config.run.seed, vocab_size=config.model.vocab_size
+    )  # refuses what training would refuse
+    corpora = [
+        PlannedCorpus(name=corpus.name, n_tokens=file.n_tokens, weight=corpus.weight)
+        for corpus, file in zip(data.corpora, data.files, strict=True)
+    ]
+    return plan_mixture(
+        corpora,
+        seq_len=seq_len,
+        planned_tokens=config.train.total_tokens,
+        samples=batch.tokens_seen(config.train.steps(batch)) // seq_len,
+    )
+
+
+def show(plan: MixturePlan, note: str, console: Console) -> None:
+    """The plan as a table, and what is to be said about it."""
+    stated = any(row.stated_epochs is not None for row in plan.corpora)
+    title = f"{plan.samples:,} sequences of {plan.seq_len:,} tokens = {plan.realised_tokens:,} tokens"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    table.add_column("corpus", footer="together")
+    for header, footer in {
+        "tokens": human_count(sum(row.n_tokens for row in plan.corpora)),
+        "weight": "100.00%",
+        "planned tokens": f"{plan.planned_tokens:,}",
+        "realised tokens": f"{plan.realised_tokens:,}",
+        "error": f"{plan.realised_tokens / plan.planned_tokens - 1:+.4%}",
+        "epochs": "",
+        **({"epochs, stated": ""} if stated else {}),
+    }.items():
+        table.add_column(header, footer=footer, justify="right")
+    for row in plan.corpora:
+        figures = [human_count(row.n_tokens), f"{row.share:.2%}", f"{row.planned_tokens:,.0f}"]
+        figures += [f"{row.realised_tokens:,}", f"{row.error:+.4%}", f"{row.epochs:.4g}"]
+        figures += ["" if row.stated_epochs is None else f"{row.stated_epochs:g}"] if stated else []
+        table.add_row(row.name, *figures)
+    console.print(table)
+    for row in plan.corpora:
+        if abs(row.error) > LARGEST_ERROR:
+            console.print(
+                f"{row.name}: {row.samples:,} sequences are {row.error:+.2%} off its share, which is "
+                f"{row.planned_tokens / plan.seq_len:,.2f}: a mixture comes to within 2 sequences of each",
+                highlight=False,
+            )
+    if note:
+        console.print(note, highlight=False)

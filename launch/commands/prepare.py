@@ -1,0 +1,118 @@
+"""`triaxial prepare`: web archives or text files to token files as a recipe says; the stages are in data_prep."""
+
+import argparse
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from gpt.errors import ConfigError, import_extra
+from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
+from launch.processes.environment import slurm_array_share
+from launch.processes.terminal import table_console
+
+# Of the extra `data`.
+DATA_PACKAGES = ("brotli", "isal", "resiliparse", "pycld2", "pyarrow", "zstandard", "xxhash", "mmh3")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments; every key of the recipe can be overridden beside them."""
+    parser.add_argument("recipe", help="a TOML file, or the name of a shipped one, such as crawl_gpt3")
+    how = parser.add_argument_group("how it runs (docs/data_running.md)")
+    how.add_argument("--workers", type=int, default=None, metavar="N", help="tasks at a time (default: all cores)")
+    how.add_argument(
+        "--executor",
+        choices=("local", "ray", "slurm-array"),
+        default="local",
+        help="processes of this machine (default), a Ray cluster, or this element's share of a Slurm array",
+    )
+    how.add_argument("--ray-address", metavar="HOST:PORT", help="the cluster to join (default: the one that Ray finds)")
+    how.add_argument("--share", metavar="K/N", help="do the K-th of N parts of each stage, beside the other parts")
+    how.add_argument(
+        "--share-timeout",
+        type=float,
+        default=60.0,
+        metavar="MINUTES",
+        help="give up after so long without a sign of life of a share that is waited for (default: %(default).0f)",
+    )
+    how.add_argument(
+        "--progress-every",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="without a terminal, a line so often (default: %(default).0f)",
+    )
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--explain", metavar="DOC_ID", help="run nothing: say where a document of the last run went")
+    only.add_argument("--status", action="store_true", help="run nothing: say what is done and who works on it")
+    only.add_argument("--dry-run", action="store_true", help="run nothing: say what would be done, its size and time")
+    parser.epilog = "Override any key of the recipe with --section.key VALUE, for example --output.folder data/mine"
+    parser.set_defaults(takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare the corpus, then print the table of documents and the paths of the files."""
+    for module in DATA_PACKAGES:  # now, and not when the stage that needs it comes
+        import_extra(module, extra="data")
+    from data_prep.execution.progress import Progress
+    from data_prep.pipeline import prepare
+    from data_prep.plan import plan
+    from data_prep.recipe import PrepareConfig
+    from data_prep.reports.explain import explain
+    from data_prep.reports.plan import show_dry_run, show_status
+    from data_prep.reports.table import show, show_fates
+
+    _check(args)
+    console = table_console()
+    config = build(PrepareConfig, apply_overrides(read_toml(find_recipe(args.recipe)), args.overrides), where="")
+    if args.explain is not None:
+        show_fates(explain(config.output.work_folder, args.explain), config, console)
+    elif args.status:
+        show_status(plan(config), config, console)
+    elif args.dry_run:
+        n_workers = args.workers or len(os.sched_getaffinity(0))
+        show_dry_run(plan(config), config, console, n_workers=n_workers)
+    else:
+        how = _how(args, config.output.work_folder)
+        prepared = prepare(
+            config, n_workers=args.workers, progress=Progress(console, every_s=args.progress_every), **how
+        )
+        share = how.get("share")
+        if share is None or share.number == 1:
+            show(prepared, config.output.work_folder, console)
+            if config.output.url is not None:
+                console.print(f"copied to {config.output.url}", highlight=False, soft_wrap=True)
+        else:
+            console.print(f"share {share} is done; share 1/{share.count} writes the corpus and the report")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers {args.workers} must be at least 1")
+    if args.progress_every <= 0:
+        raise ConfigError(f"--progress-every {args.progress_every:g} must be above 0 s, for example 30")
+    if args.share_timeout <= 0:
+        raise ConfigError(f"--share-timeout {args.share_timeout:g} must be above 0 minutes, for example 60")
+    if args.ray_address is not None and args.executor != "ray":
+        raise ConfigError(f"--ray-address {args.ray_address} goes with --executor ray, and not with {args.executor}")
+    if args.share is not None and args.executor == "ray":
+        raise ConfigError(f"--share {args.share} goes with the local executor: Ray divides the tasks itself")
+
+
+def _how(args: argparse.Namespace, work_folder: Path) -> dict[str, Any]:
+    """What `prepare` needs to know of executor and share."""
+    from data_prep.execution.shares import Share
+
+    if args.executor == "ray":
+        from data_prep.execution.ray_workers import RayWorkers
+
+        import_extra("ray", extra="ray")
+        return {"executor": functools.partial(RayWorkers, folder=work_folder, address=args.ray_address)}
+    if args.share is not None:
+        share = Share.parse(args.share)
+    elif args.executor == "slurm-array":
+        share = Share(*slurm_array_share())
+    else:
+        return {}
+    return {"share": share, "share_timeout_s": args.share_timeout * 60}

@@ -1,0 +1,33 @@
+"""`triaxial prepare overlap`: which examples of evaluation sets occur in what a model is trained on; cuts nothing."""
+
+import argparse
+from pathlib import Path
+
+from gpt.errors import import_extra
+from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
+from launch.processes.terminal import table_console, worker_count
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments; every key of the recipe can be overridden beside them."""
+    parser.add_argument("recipe", type=Path, help="TOML file; docs/data_decontamination.md shows one")
+    parser.add_argument("--workers", type=int, default=None, metavar="N", help="worker processes (default: all cores)")
+    parser.epilog = "Override any key of the recipe with --section.key VALUE, for example --output.folder runs/overlap"
+    parser.set_defaults(takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Mark the examples, print the table, say where the files are."""
+    for module in ("zstandard", "xxhash"):
+        import_extra(module, extra="data")
+    from data_prep.decontamination.overlap import EXAMPLES_FILE, SUMMARY_FILE, OverlapConfig, analyse
+    from data_prep.execution.progress import Progress
+    from data_prep.overlap_tables import show_overlap
+
+    n_workers = worker_count(args.workers)
+    console = table_console()
+    config = build(OverlapConfig, apply_overrides(read_toml(find_recipe(str(args.recipe))), args.overrides), where="")
+    show_overlap(analyse(config, n_workers=n_workers, progress=Progress(console)), console)
+    for name in (EXAMPLES_FILE, SUMMARY_FILE):
+        console.print(f"written: {config.output.folder / name}", highlight=False, soft_wrap=True)
+    return 0

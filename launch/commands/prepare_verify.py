@@ -1,0 +1,37 @@
+"""`triaxial prepare verify`: says whether a corpus is what its corpus.json describes; changes nothing."""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from gpt.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="a folder with a corpus.json, such as data/demo")
+    parser.add_argument("--workers", type=int, default=None, metavar="N", help="threads (default: one for each core)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print each fault, or that there is none; status 1 when there is one."""
+    from data_prep.corpus.verify import verify
+
+    n_threads = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
+    if n_threads < 1:
+        raise ConfigError(f"--workers {n_threads} must be at least 1")
+    started_at = time.perf_counter()
+    found = verify(args.folder, n_threads=n_threads)
+    elapsed_s = time.perf_counter() - started_at
+    console = Console(emoji=False, highlight=False, markup=False, soft_wrap=True)
+    for fault in found.faults:
+        console.print(fault)
+    read = f"{found.files} files, {found.n_bytes / 1e6:,.1f} MB of token files in {elapsed_s:.1f} s"
+    if found.faults:
+        faults = "1 fault" if len(found.faults) == 1 else f"{len(found.faults)} faults"
+        console.print(f"{args.folder}: {faults} ({read})")
+        return 1
+    console.print(f"{args.folder}: whole; {found.tokens:,} tokens, {found.documents:,} documents ({read})")
+    return 0

@@ -1,0 +1,120 @@
+"""`triaxial report`: what a training run did and where its time went, as tables, a page or JSON; changes nothing.
+
+For one process, while the run goes on or after it.
+"""
+
+import argparse
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from gpt.errors import ConfigError
+from gpt.telemetry.goodput import NAMES, Account
+from launch.processes.terminal import printable, table_console
+from launch.reports import scaling as report_scaling
+from launch.reports.facts import (
+    as_json,
+    bytes_text,
+    headline,
+    news,
+    start_up_medians,
+    status,
+    text_of,
+    time_text,
+    word_of,
+)
+from launch.reports.page import report_page
+from launch.runs.history import RunHistory, read_history
+
+LAST_EVENTS = 12
+BAR = 30  # characters of a whole bar
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="the run's directory (run.directory)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with plots, which needs no network")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures for a program")
+    parser.add_argument(
+        "--scaling", action="store_true", help="validation loss against compute of several runs, with power laws"
+    )
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="with --scaling: write the picture alone")
+    parser.add_argument(
+        "--corpus", metavar="NAME", help="with --scaling: the validation corpus, where the runs have several"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.scaling:
+        return report_scaling.run(args)
+    for name in ("svg", "corpus"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} {getattr(args, name)} is for --scaling; leave it out")
+    if len(args.run) > 1:
+        raise ConfigError(f"{len(args.run)} runs: a report is of one; --scaling compares the losses of several")
+    history, now = read_history(args.run[0]), time.time()
+    console = table_console()
+    console.print(Text(f"{history.directory}: {printable(status(history, now=now))}"))
+    for problem in history.problems:
+        console.print(Text(f"note: {printable(problem)}"))
+    console.print(figures_table(history))
+    if history.account is not None:
+        console.print(time_table(history.account))
+        parts = start_up_medians(history.account.processes)
+        if parts:
+            told = ", ".join(f"{name} {s:.2f} s" for name, s in parts.items())
+            console.print(Text(f"start to first step, {sum(parts.values()):.2f} s: {told} (medians)"))
+    if history.events:
+        counts = Counter(word_of(event) for event in history.events)
+        console.print(Text("events: " + ", ".join(f"{n:,} {printable(kind)}" for kind, n in counts.most_common())))
+        console.print(events_table(history))
+    if history.checkpoints:
+        newest = history.checkpoints[-1]
+        n = len(history.checkpoints)
+        console.print(
+            Text(f"checkpoints on the disk: {n:,}, the newest {newest.name} of {bytes_text(newest.size_bytes)}")
+        )
+    if args.html is not None:
+        args.html.write_text(report_page(history, now=now), encoding="utf-8")
+        console.print(Text(f"wrote {args.html}"))
+    if args.json is not None:
+        args.json.write_text(json.dumps(as_json(history, now=now), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        console.print(Text(f"wrote {args.json}"))
+    return 0
+
+
+def figures_table(history: RunHistory) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for what, value, note in headline(history):
+        table.add_row(Text(printable(what)), Text(value), Text(note, style="dim"))
+    return table
+
+
+def time_table(account: Account) -> Table:
+    """Each part of the wall time, with its share as a bar."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in (("where the time went", "left"), ("seconds", "right"), ("share", "right"), ("", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    wall_s = account.wall_s or 1.0
+    for name, s in account.by_name.items():
+        if s > 0:
+            table.add_row(NAMES[name], f"{s:,.2f}", f"{s / wall_s:.1%}", "█" * round(BAR * s / wall_s))
+    table.add_section()
+    table.add_row("wall time", f"{account.wall_s:,.2f}", "100%", "")
+    return table
+
+
+def events_table(history: RunHistory) -> Table:
+    """The newest events that are more than a save."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in (("when", "left"), ("step", "right"), ("kind", "left"), ("what", "left")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for event in news(history)[-LAST_EVENTS:]:
+        step = "" if event.step is None else f"{event.step:,}"
+        words = (time_text(event.time), step, printable(word_of(event)), printable(text_of(event)))
+        table.add_row(*(Text(word) for word in words))
+    return table

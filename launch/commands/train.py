@@ -1,0 +1,67 @@
+"""`triaxial train`: checks a recipe, then plans it (--dry-run), gives it to local processes (--nproc), or trains it."""
+
+import argparse
+
+from gpt.errors import ConfigError
+from launch.config.run_config import RunConfig, layout_of, read_run_config
+from launch.planning import options as dry_run_options
+from launch.processes.environment import ClusterEnvironment, early_warning_ends
+from launch.processes.local_launch import launch_local
+from launch.processes.restarts import RestartPolicy
+from launch.run_position import furthest_step
+from parallel.layout.layout import Layout
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_overrides=True)
+    parser.add_argument("recipe", help="a TOML recipe, or the name of a shipped one such as gpt3_125m")
+    parser.add_argument("--nproc", type=int, metavar="N", help="start N processes on this machine")
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        metavar="K",
+        help="with --nproc: start again, from the newest checkpoint, at most K times when a process fails (default 0)",
+    )
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        help="continue from the newest whole checkpoint (the default where the run directory holds one)",
+    )
+    dry_run_options.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    config = read_run_config(args.recipe, args.overrides)
+    environment = ClusterEnvironment.from_environment()
+    if dry_run_options.is_wanted(args, environment):
+        layout = layout_of(config, dry_run_options.world_size_of(args, config))
+        return _dry_run(args, config, layout)
+    if args.nproc is not None:
+        return launch_ranks(args, config)
+    if args.max_restarts is not None:
+        raise ConfigError("--max-restarts goes with --nproc; torchrun has a --max-restarts of its own")
+    from launch.training.train_rank import run_rank  # loads every engine, for which a launcher would wait at each start
+
+    with early_warning_ends(environment):
+        return run_rank(config, environment, resume=args.resume)
+
+
+def launch_ranks(args: argparse.Namespace, config: RunConfig) -> int:
+    """Start `--nproc` ranks of this command on this machine; what is wrong with the request is told before."""
+    if args.nproc < 1:
+        raise ConfigError(f"--nproc {args.nproc} must be at least 1")
+    most = args.max_restarts or 0
+    if most < 0:
+        raise ConfigError(f"--max-restarts {most} must be 0 or more")
+    layout_of(config, args.nproc)  # a mistake is told before any process starts
+    policy = RestartPolicy(most, lambda: furthest_step(config.run.directory), config.run.restart_pause_s)
+    words = ["train", args.recipe, *args.overrides]
+    words += [] if args.resume is None else ["--resume" if args.resume else "--no-resume"]
+    return launch_local(args.nproc, words, restarts=policy)
+
+
+def _dry_run(args: argparse.Namespace, config: RunConfig, layout: Layout) -> int:
+    from launch.planning import dry_run
+    from launch.training.build import engine_settings
+
+    return dry_run.run(args, config, engine_settings(config, layout))

@@ -1,0 +1,100 @@
+"""What `triaxial evaluate` may be told about few-shot tasks; loads no model."""
+
+import argparse
+from pathlib import Path
+
+from gpt.errors import ConfigError, import_extra
+from gpt.evaluation.few_shot.gpt3_problems import words_of_file, words_of_python
+from gpt.evaluation.few_shot.tasks import FewShotOptions, OpenTasks, open_tasks
+from launch.processes.environment import stay_offline
+
+_PAPER = "paper"
+
+
+def add_few_shot_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which tasks, how many examples, what counts."""
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="NAME",
+        help="few-shot tasks: gpt3 (the default without --text: all fifteen), gpt3_arithmetic, gpt3_words, one of them "
+        "by name, a task of lm-evaluation-harness whose data is on this machine, or none",
+    )
+    parser.add_argument(
+        "--num-fewshot",
+        nargs="+",
+        default=["0", "1", "5"],
+        metavar="K",
+        help="examples before each question (default: 0 1 5); paper: 0, 1, and 50 (arithmetic) or 100 (words) where so "
+        "many fit",
+    )
+    parser.add_argument(
+        "--same-examples",
+        action="store_true",
+        help="all questions of a task show the same examples, which are then read once; without it each draws its own",
+    )
+    parser.add_argument(
+        "--answers",
+        choices=("written", "likelihood"),
+        default="written",
+        help="gpt3 tasks: the model writes an answer, which is compared (the default), or the right one is scored",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="questions per task (default: all)")
+    parser.add_argument(
+        "--gpt3-data", type=Path, metavar="DIR", help="folder `data` of openai/gpt-3: its problems instead of made ones"
+    )
+    parser.add_argument(
+        "--words", type=Path, metavar="FILE", help="text whose words are scrambled (default: Python's help)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="for questions and examples (default: 0)")
+    parser.add_argument(
+        "--normalise",
+        nargs="+",
+        default=[],
+        metavar="RULE",
+        help="choices also compared by the rules of the GPT-3 paper: tokens (per token), answer (against the choice "
+        "after 'Answer:' alone)",
+    )
+    parser.add_argument(
+        "--clean-subset",
+        type=Path,
+        metavar="FILE",
+        help="examples.jsonl of `triaxial prepare overlap`: scores also over the items that are not in the corpus",
+    )
+
+
+def few_shot_tasks(args: argparse.Namespace) -> OpenTasks | None:
+    """What --tasks and its companions ask for; None when it is `none`. Fails before anything is loaded."""
+    if args.tasks == ["none"]:
+        return None
+    if "none" in args.tasks:
+        raise ConfigError(f"--tasks {' '.join(args.tasks)}: 'none' stands alone")
+    stay_offline()
+    import_extra("lm_eval", extra="eval")
+    if args.gpt3_data is not None and args.words is not None:
+        raise ConfigError(
+            "--words is for problems made by rule, and --gpt3-data takes published ones; give one of them"
+        )
+    return open_tasks(
+        FewShotOptions(
+            tasks=tuple(args.tasks),
+            shots=_numbers(args.num_fewshot),
+            paper_shots=_PAPER in args.num_fewshot,
+            limit=args.limit,
+            words=words_of_python() if args.words is None else words_of_file(args.words),
+            seed=args.seed,
+            batch_tokens=args.batch_tokens,
+            same_examples=args.same_examples,
+            answers=args.answers,
+            gpt3_data=args.gpt3_data,
+            normalise=tuple(dict.fromkeys(args.normalise)),
+            clean_subset=args.clean_subset,
+        )
+    )
+
+
+def _numbers(given: list[str]) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(text) for text in given if text != _PAPER))
+    except ValueError:
+        raise ConfigError(f"--num-fewshot {' '.join(given)}: give whole numbers, or {_PAPER}") from None

@@ -1,0 +1,168 @@
+"""`triaxial evaluate --text`: perplexity of text files and token corpora, in sliding windows; never trains."""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from gpt.errors import ConfigError
+from gpt.evaluation.perplexity import TextLoss, perplexity, text_loss
+from gpt.evaluation.text_windows import Piece, corpus_documents, read_text, text_pieces
+from gpt.token_files.corpus import describe_corpus, open_tokens
+from gpt.token_files.files import TokenFile, shard_prefixes
+from gpt.tokenizer.special_tokens import special_tokens_of
+from gpt.tokenizer.tokenizers import Tokenizer
+from launch.runs.imported_run import HUGGING_FACE
+from launch.runs.open_model import OpenedModel
+from launch.runs.saved_run import SavedRun
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A text file, or the token files of a prefix."""
+
+    path: Path
+    corpus: TokenFile | None
+
+    def documents(self, tokenizer: Tokenizer) -> Iterator[Iterable[Piece]]:
+        if self.corpus is None:
+            return iter([text_pieces(self.path, tokenizer)])
+        return corpus_documents(self.corpus, tokenizer)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="perplexity of text files, or of token corpora by their prefix, in sliding windows; then validation and "
+        "few-shot tasks are left out, unless --tasks names some",
+    )
+    parser.add_argument(
+        "--window", type=int, metavar="N", help="tokens of a window of --text (default: the model's context)"
+    )
+    parser.add_argument(
+        "--stride", type=int, metavar="N", help="tokens by which the windows of --text move (default: half a window)"
+    )
+
+
+def open_texts(args: argparse.Namespace) -> list[TextSource]:
+    """What --text names, read through where it is text, so that nothing is found wrong after an hour of work."""
+    for name in ("window", "stride"):
+        if (value := getattr(args, name)) is None:
+            continue
+        if not args.text:
+            raise ConfigError(f"--{name} {value} is for --text; name a text with --text FILE, or leave it out")
+        if value < 1:
+            raise ConfigError(f"--{name} {value} must be at least 1 token")
+    return [_open(path) for path in dict.fromkeys(args.text)]
+
+
+def evaluate_texts(
+    opened: OpenedModel, texts: list[TextSource], args: argparse.Namespace, progress: Progress
+) -> dict[str, Any]:
+    """Figures of each text, and of all of them together where there are several."""
+    window, stride = window_and_stride(args, n_ctx=opened.saved.model_config.n_ctx)
+    saved = opened.saved
+    for text in texts:
+        _check_tokenizer(text, saved)
+    special = special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer)
+    losses = {}
+    for text in texts:
+        losses[str(text.path)] = text_loss(
+            opened.model,
+            _advancing(text, saved.tokenizer, progress),
+            first_id=special.begin_id,
+            window=window,
+            stride=stride,
+            batch_tokens=args.batch_tokens,
+        )
+    report: dict[str, Any] = {
+        "window": window,
+        "stride": stride,
+        "texts": {name: figures(loss) for name, loss in losses.items()},
+    }
+    return report | ({"together": figures(reduce(add, losses.values()))} if len(losses) > 1 else {})
+
+
+def window_and_stride(args: argparse.Namespace, *, n_ctx: int) -> tuple[int, int]:
+    """In tokens. ConfigError: a window that the model cannot look at, or windows with gaps between them."""
+    window = n_ctx if args.window is None else args.window
+    if window > n_ctx:
+        raise ConfigError(
+            f"--window {window} is more than the model's context of n_ctx = {n_ctx} tokens; use 1 to {n_ctx}"
+        )
+    stride = max(1, window // 2) if args.stride is None else args.stride
+    if stride > window:
+        raise ConfigError(
+            f"--stride {stride} is more than a window of {window} tokens, so that tokens would be left out; use 1 to "
+            f"{window}"
+        )
+    return window, stride
+
+
+def figures(loss: TextLoss) -> dict[str, float | int | None]:
+    """What is told of a text; None where there is no such number."""
+    return {
+        "tokens": loss.tokens,
+        "words": loss.words,
+        "bytes": loss.n_bytes,
+        "nats_per_token": loss.nats_per_token,
+        "nats_per_word": loss.nats_per_word,
+        "nats_per_byte": loss.nats_per_byte,
+        "bits_per_byte": loss.bits_per_byte,
+        "token_perplexity": perplexity(loss.nats_per_token),
+        "word_perplexity": perplexity(loss.nats_per_word),
+    }
+
+
+def _open(path: Path) -> TextSource:
+    if path.is_file():
+        if path.suffix in (".bin", ".idx", ".sums") and path.with_suffix(".idx").is_file():
+            raise ConfigError(f"--text {path}: name a token corpus without its ending: {path.with_suffix('')}")
+        if not any(read_text(path)):
+            raise ConfigError(f"--text {path} is empty: there is nothing to predict")
+        return TextSource(path, None)
+    if path.is_dir():
+        raise ConfigError(f"--text {path} is a folder; name text files, or a token corpus by its prefix")
+    if not any(Path(f"{prefix}.idx").is_file() for prefix in shard_prefixes(path)):
+        raise ConfigError(f"--text {path}: no such text file, and no token corpus {path}.bin with its .idx")
+    corpus = open_tokens(path)
+    if not corpus.n_tokens:
+        raise ConfigError(f"--text {path}: the token corpus is empty, there is nothing to predict")
+    return TextSource(path, corpus)
+
+
+def _check_tokenizer(text: TextSource, saved: SavedRun) -> None:
+    """ConfigError: the corpus.json beside a token corpus says that another tokenizer made it."""
+    description = describe_corpus(text.path) if text.corpus is not None else None
+    if description is None:
+        return
+    made_by, own = description["tokenizer"], saved.tokenizer
+    if made_by["fingerprint"] != own.fingerprint:
+        raise ConfigError(
+            f"--text {text.path}: {made_by['file']} (fingerprint {made_by['fingerprint'][:16]}) made this corpus, but "
+            f"the run's tokenizer is {saved.tokenizer_file} (fingerprint {own.fingerprint[:16]}); give the text "
+            "itself, or a corpus of this tokenizer"
+        )
+
+
+def _advancing(text: TextSource, tokenizer: Tokenizer, progress: Progress) -> Iterator[Iterator[Piece]]:
+    """The documents of a text, which move its bar on as they are read: by bytes, or by tokens of a corpus."""
+    total = text.path.stat().st_size if text.corpus is None else text.corpus.n_tokens
+    task = progress.add_task(f"perplexity, {text.path.name}", total=total)
+
+    def moving(document: Iterable[Piece]) -> Iterator[Piece]:
+        for piece in document:
+            yield piece
+            progress.advance(task, piece.n_bytes if text.corpus is None else len(piece.tokens))
+
+    for document in text.documents(tokenizer):
+        yield moving(document)

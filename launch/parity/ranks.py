@@ -1,0 +1,118 @@
+"""Trains one layout after the other for `triaxial parity`, each in fresh processes; judges nothing.
+
+Fresh ones, since torch keeps device meshes in caches beyond the process groups that they name: on new groups in the
+same process it went on to find groups that were no more (torch 2.13, after some twenty layouts).
+"""
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
+
+from gpt.data.dataset import TrainingData
+from gpt.data.skipped import SkippedData
+from gpt.errors import ConfigError
+from gpt.telemetry.time_ledger import TimeLedger
+from gpt.training.batches import read_batch, step_positions
+from gpt.training.schedule import learning_rate
+from launch.config.run_config import RunConfig, as_dict, from_dict, layout_of
+from launch.processes.environment import ClusterEnvironment, keep_freed_memory
+from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
+from launch.training.build import build_engine, build_loop, pick_device
+from launch.training.resume import fresh_start
+from parallel.engines.native import NativeEngine
+from parallel.health.weight_digests import model_digest, weight_digests
+
+PRELOAD = ("launch.parity.ranks",)  # torch, and all that a rank needs
+
+
+@dataclass(frozen=True)
+class Task:
+    """One layout to train: its name, its number of ranks, and the recipe with this layout in it."""
+
+    name: str
+    world_size: int
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one layout gave; losses and norms have an entry a step."""
+
+    name: str
+    losses: list[float]
+    grad_norms: list[float]
+    initial_weights: str
+    seconds: float
+
+
+def measure_all(tasks: Sequence[Task], *, steps: int) -> Iterator[Result]:
+    """Each layout's result as it is there. ConfigError and RankFailed name the layout."""
+    context = fork_server(PRELOAD)
+    with tempfile.TemporaryDirectory(prefix="triaxial_parity_") as temporary:
+        for i, task in enumerate(tasks):
+            folder = Path(temporary, str(i))
+            folder.mkdir()
+            table = {"name": task.name, "world_size": task.world_size, "config": as_dict(task.config), "steps": steps}
+            (folder / "task.json").write_text(json.dumps(table), encoding="utf-8")
+            try:
+                run_ranks(context, train_rank, [str(folder)], nproc=task.world_size, logs=folder / "logs")
+            except (ConfigError, RankFailed) as error:
+                raise type(error)(f"layout {task.name}: {error}") from None
+            yield Result(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+
+
+def train_rank(rank: int, folder: str) -> None:
+    """One rank of the layout in `folder`/task.json; rank 0 leaves result.json there."""
+    started_at = time.perf_counter()
+    table = json.loads(Path(folder, "task.json").read_text(encoding="utf-8"))
+    name, world_size, config = table["name"], table["world_size"], from_dict(table["config"])
+    # gathering a weight to hash it takes several steps on some layouts, of which torch warns that it may be slow
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    here = ClusterEnvironment(rank=rank, local_rank=rank, world_size=world_size, local_world_size=world_size)
+    device = pick_device(config, here)
+    if device.type == "cpu":
+        keep_freed_memory()
+    store = FileStore(str(Path(folder, "store")), world_size)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=config.run.collective_timeout_s),
+    )
+    engine = build_engine(config, layout_of(config, world_size), device, fresh_start(config), TimeLedger(None))
+    store.set(f"weights of {rank}", json.dumps(weight_digests(engine.parameters)))
+    losses, norms = train(engine, config, table["steps"])
+    if rank == 0:
+        digest = model_digest(json.loads(store.get(f"weights of {other}")) for other in range(world_size))
+        result = Result(name, losses, norms, digest, time.perf_counter() - started_at)
+        Path(folder, "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def train(engine: NativeEngine, config: RunConfig, steps: int) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of the recipe's first steps, by its own data order and schedule."""
+    run = build_loop(config, {}, peak_flops_per_s=0.0)
+    data = TrainingData(
+        config.data.train, seq_len=config.data.seq_len, seed=config.run.seed, vocab_size=config.model.vocab_size
+    )
+    skipped = SkippedData.stated(config.data.skip)
+    losses, norms = [], []
+    for step in range(steps):
+        engine.forward_backward(read_batch(data, step_positions(engine, run, step, skipped)))
+        rate = learning_rate(run.schedule, run.peak_learning_rate, run.batch.tokens_seen(step + 1))
+        result = engine.optimizer_step(rate)
+        if result.skipped:
+            raise ConfigError(f"step {step + 1}: the loss is {result.loss.mean}; lower optimizer.learning_rate")
+        losses.append(result.loss.mean)
+        norms.append(result.gradient_norm)
+    return losses, norms

@@ -1,0 +1,146 @@
+"""`triaxial train --dry-run`: tables of what ranks of a layout would hold and send, before any of them is paid for."""
+
+import argparse
+import dataclasses
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any
+
+from gpt.errors import ConfigError
+from gpt.losses.next_token import loss_for
+from gpt.telemetry.console import human_count
+from launch.config.run_config import RunConfig
+from launch.processes.local_ranks import fork_server
+from parallel.engines.native import EngineSettings
+from parallel.layout.layout import Layout
+from parallel.planner.dry_run import RankReport, measure_rank
+
+COLUMNS = ("rank", "pipeline", "layers", "parameters", "weights", "gradients", "optimizer", "activations", "peak")
+
+
+def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -> int:
+    layout = settings.layout
+    if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
+        raise ConfigError(f"--json {args.json}: must be a file in a folder that exists")
+    alike: dict[int, tuple[int, ...]] = {args.rank: ()} if args.rank is not None else ranks_to_show(settings)
+    print(f"dry run of {layout} = {layout.world_size:,} ranks, {layout.micro_batches} micro-batches a step", flush=True)
+    reports = measure(settings, list(alike), seq_len=config.data.seq_len)
+    for line in [*holdings_table(reports), "", *traffic_table(reports), "", *notes(config, reports, alike)]:
+        print(line)
+    if args.json is not None:
+        try:
+            args.json.write_text(json.dumps(as_json(layout, reports), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--json {args.json}: {error.strerror}; the figures are above") from None
+        print(f"wrote {args.json}")
+    return 0
+
+
+def measure(settings: EngineSettings, ranks: list[int], *, seq_len: int) -> list[RankReport]:
+    """The reports of some ranks, each found in a process of its own."""
+    work = partial(measure_rank, settings, seq_len=seq_len, loss=loss_for(compile=False))
+    if len(ranks) == 1:
+        return [work(rank=ranks[0])]
+    context = fork_server(["parallel.planner.dry_run"])  # torch is imported once
+    at_once = min(len(ranks), os.cpu_count() or 1)
+    with ProcessPoolExecutor(at_once, mp_context=context, max_tasks_per_child=1) as pool:
+        jobs = [pool.submit(work, rank=rank) for rank in ranks]
+        return [job.result() for job in jobs]
+
+
+def ranks_to_show(settings: EngineSettings) -> dict[int, tuple[int, ...]]:
+    """The first rank of each kind of pipeline rank, and which others are of its kind: they hold equally many blocks and
+    the same ends of the model. Ranks apart by tensor or data alone do the same."""
+    layout = settings.layout
+    kinds: dict[tuple[tuple[int, bool, bool], ...], list[int]] = {}
+    for pipeline_rank in range(layout.pipeline):
+        kind = tuple((layout.split[i], i == 0, i == layout.stages - 1) for i in layout.stages_of(pipeline_rank))
+        kinds.setdefault(kind, []).append(pipeline_rank)
+    ranks_each = layout.tensor * layout.data
+    return {first * ranks_each: tuple(others) for first, *others in kinds.values()}
+
+
+def holdings_table(reports: list[RankReport]) -> list[str]:
+    """One line a rank: its place, and the bytes it holds."""
+    rows: list[tuple[str, ...]] = [COLUMNS]
+    for r in reports:
+        sizes = (r.parameter_bytes, r.gradient_bytes, r.optimizer_bytes, r.peak_activation_bytes, r.peak_bytes)
+        place = (f"{r.rank}", f"{r.pipeline_rank}", _span(r.layers), human_count(r.parameters))
+        rows.append((*place, *map(human_bytes, sizes)))
+    return _aligned(rows)
+
+
+def traffic_table(reports: list[RankReport]) -> list[str]:
+    """What each rank sends in one optimizer step, a line for each kind."""
+    rows: list[tuple[str, ...]] = [("rank", "axis", "collective", "among", "times a step", "bytes a step")]
+    for r in reports:
+        for key, traffic in r.traffic.items():
+            kind = (f"{r.rank}", key.axis, key.kind, f"{key.ranks}")
+            rows.append((*kind, f"{traffic.count:,}", human_bytes(traffic.bytes)))
+    return _aligned(rows)
+
+
+def notes(config: RunConfig, reports: list[RankReport], alike: dict[int, tuple[int, ...]]) -> list[str]:
+    """What the figures mean and how they were found."""
+    lines = []
+    for r in reports:
+        if alike[r.rank]:
+            lines.append(
+                f"pipeline {_span(alike[r.rank])} is like {r.pipeline_rank}, but may hold the activations of fewer "
+                f"micro-batches; --rank shows any"
+            )
+    lines.append("weights, gradients, optimizer: the shards this rank keeps. activations: most held at once beside")
+    lines.append(
+        "weights and gradients, gathered ones too. peak: of everything; an allocator's own losses come on top."
+    )
+    lines.append("bytes a step: of whole tensors, as gathered or before reduction (docs/dry_run.md).")
+    if len(reports[0].micro_batches_run) > 1:
+        few, more = reports[0].micro_batches_run
+        lines.append(
+            f"run with {few} and with {more} micro-batches and extended linearly to {reports[0].micro_batches}: "
+            f"each further one adds the same"
+        )
+    if config.parallel.compile:
+        lines.append("run without parallel.compile, which holds fewer activations and sends the same.")
+    if config.parallel.offload:
+        lines.append("with parallel.offload weights, gradients and optimizer lie in the host's memory: peak has both.")
+    return lines
+
+
+def as_json(layout: Layout, reports: list[RankReport]) -> dict[str, Any]:
+    """The figures, with every number of bytes exact."""
+    ranks = []
+    for report in reports:
+        traffic = [{**dataclasses.asdict(key), **dataclasses.asdict(value)} for key, value in report.traffic.items()]
+        ranks.append({**dataclasses.asdict(dataclasses.replace(report, traffic={})), "traffic": traffic})
+    return {"layout": dataclasses.asdict(layout), "world_size": layout.world_size, "ranks": ranks}
+
+
+def human_bytes(n: int) -> str:
+    """Three digits and a binary unit: 12 B, 3.40 MiB, 1.25 GiB."""
+    if n < 1024:
+        return f"{n} B"
+    size = float(n)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1000:
+            return f"{size:#.3g}".rstrip(".") + f" {unit}"
+    return f"{size / 1024:,.2f} TiB"
+
+
+def _span(numbers: tuple[int, ...]) -> str:
+    """0-5 for neighbours, with a comma between spans: 0-1,6-7."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans) or "-"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

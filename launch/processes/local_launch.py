@@ -1,0 +1,144 @@
+"""Starts the ranks of a command on this machine, and again after a failure; knows nothing of what they do."""
+
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt.errors import ConfigError
+from launch.launcher_signals import signals_tell_ranks
+from launch.processes.environment import child_settings, launch_environment, quiet_elastic_logs
+from launch.processes.failures import (
+    MISTAKE,
+    SAVED_AFTER_SIGNAL,
+    explain,
+    first_failure,
+    in_words,
+    mistake_of,
+    shell_status,
+)
+from launch.processes.restarts import ONCE, Progress, Restart, RestartPolicy
+
+GRACE_S = 120  # how long signalled ranks may take to save before they are killed
+
+
+def launch_local(
+    nproc: int,
+    argv: Sequence[str],
+    *,
+    threads_per_process: int | None = None,
+    module: str = "launch.main",
+    grace_s: int = GRACE_S,
+    restarts: RestartPolicy = ONCE,
+) -> int:
+    """Run `python -m MODULE *argv` in `nproc` ranks on this machine; returns the exit status for the shell.
+
+    Rank 0 keeps the terminal, the others' output is shown only if they fail. A SIGTERM, SIGINT, SIGHUP, SIGQUIT or
+    SIGUSR1 sent to this process reaches every rank; they have `grace_s` seconds to save. When a rank fails, all are
+    ended and started again as `restarts` allows. Status: 0; 2 for a user's mistake, printed once, never started again;
+    SAVED_AFTER_SIGNAL; 128 + n for a signal; else that of the rank that failed first. Call it in the main thread.
+    """
+    if nproc < 1:
+        raise ConfigError(f"--nproc {nproc}: the number of local processes must be 1 or more")
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    log_dir = Path(tempfile.mkdtemp(prefix="triaxial_"))
+    saved_file = log_dir / "saved"
+    in_checkout = Path.cwd() == Path(__file__).resolve().parents[1]
+    # -P: a folder of the user's that happens to be called gpt must not shadow ours
+    command = [*([] if in_checkout else ["-P"]), "-m", module, *argv]
+    settings = child_settings(nproc, threads_per_process, saved_file=saved_file)
+    keep_logs = False
+    try:
+        with signals_tell_ranks(grace_s=grace_s):
+            quiet_elastic_logs()
+            status = _start_until_done(nproc, command, settings, restarts, log_dir=log_dir, grace_s=grace_s)
+        keep_logs = status not in (0, MISTAKE, SAVED_AFTER_SIGNAL)
+        return status
+    except SignalException as error:
+        return SAVED_AFTER_SIGNAL if saved_file.exists() else 128 + int(error.sigval)
+    finally:
+        if not keep_logs:
+            shutil.rmtree(log_dir, ignore_errors=True)
+
+
+def _start_until_done(
+    nproc: int, command: list[str], settings: dict[str, str], restarts: RestartPolicy, *, log_dir: Path, grace_s: int
+) -> int:
+    """Start the ranks, and again after a failure as `restarts` allows; returns the exit status.
+
+    Each start is a launch of its own, with a store of its own: nothing of the dead ranks is in it.
+    """
+    progress = Progress(restarts.last_step())
+    for count in range(restarts.most + 1):
+        failures = _start(nproc, command, settings, log_dir=log_dir / f"start_{count}", grace_s=grace_s)
+        if not failures:
+            return 0
+        if {failure.exitcode for failure in failures.values()} == {SAVED_AFTER_SIGNAL}:
+            return SAVED_AFTER_SIGNAL
+        rank, failure = first_failure(failures)
+        mistake = mistake_of(failure)
+        if mistake is not None:
+            print(mistake, file=sys.stderr, flush=True)
+            return MISTAKE
+        step = restarts.last_step()
+        progress = progress.after(step)
+        if count == restarts.most or progress.is_stuck:
+            break
+        restart = Restart(count + 1, restarts.most, f"{in_words(rank, failure)} at step ~{step:,}")
+        pause_s = progress.pause_s(restarts.pause_s)
+        later = f" in {pause_s:.0f} s, as it got no further than the start before" if pause_s else ""
+        print(
+            f"triaxial: {restart.cause}; restart {restart.count} of {restart.most}{later}", file=sys.stderr, flush=True
+        )
+        time.sleep(pause_s)
+        settings |= {"TRIAXIAL_RESTART": json.dumps(dataclasses.asdict(restart))}
+    explain(rank, failure, nproc=nproc, log_dir=log_dir / f"start_{count}")
+    if restarts.most:
+        why = progress.why_stuck if progress.is_stuck else f"it was restarted {count} times (--max-restarts)"
+        print(f"triaxial: not started again: {why}", file=sys.stderr, flush=True)
+    return shell_status(failure)
+
+
+def _start(
+    nproc: int, command: list[str], settings: dict[str, str], *, log_dir: Path, grace_s: int
+) -> Mapping[int, Any]:
+    """One start of all ranks, to its end; the failures by rank, none when all went well."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    Path(settings["TRIAXIAL_SAVED_FILE"]).unlink(missing_ok=True)
+    with launch_environment(settings):
+        launch = elastic_launch(_launch_config(nproc, log_dir=log_dir, grace_s=grace_s), sys.executable)
+        try:
+            launch(*(word.replace("$", "$$") for word in command))  # elastic expands ${macros} in the words
+        except ChildFailedError as error:
+            return error.failures
+    return {}
+
+
+def _launch_config(nproc: int, *, log_dir: Path, grace_s: int) -> Any:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig
+
+    others = dict.fromkeys(range(1, nproc), Std.ALL)
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint=str(log_dir.with_name(f"{log_dir.name}.store")),
+        rdzv_configs={"store_type": "file"},  # a store in a process would listen on all interfaces
+        local_addr="127.0.0.1",  # this machine's name need not resolve
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=str(log_dir), redirects=others),
+        signals_to_handle="",  # ours are there already, see signals_tell_ranks
+        shutdown_timeout=grace_s,
+    )

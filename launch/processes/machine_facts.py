@@ -1,0 +1,212 @@
+"""What this machine offers to training, looked up once; judges nothing and contacts nobody."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import statistics
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch.processes.environment import shown_settings
+
+DEPENDENCY = re.compile(
+    r"^(?P<name>[A-Za-z0-9._-]+)\s*(?:>=(?P<least>[0-9.]+))?\s*(?:;.*extra == ['\"](?P<extra>\w+)['\"].*)?$"
+)
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU; memory in bytes."""
+
+    name: str
+    memory_bytes: int
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class Package:
+    """A dependency of ours: the lowest version we take, the one found or None, the extra that brings it ("": core)."""
+
+    name: str
+    least: str
+    extra: str
+    version: str | None
+
+    @property
+    def too_old(self) -> bool:
+        """Whether the version found is below the least."""
+        return self.version is not None and _numbers(self.version) < _numbers(self.least)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found on this machine. Sizes in bytes; None where the machine does not say."""
+
+    python: str
+    torch: str | None
+    torch_build: str
+    cpu: str
+    cores: int
+    gpus: tuple[Device, ...]
+    backends: tuple[str, ...]
+    bf16_on_cpu: str
+    matmul_gflops: dict[str, float]
+    packages: tuple[Package, ...]
+    torch_threads: int
+    settings: dict[str, str]
+    memory_free_bytes: int | None
+    disk_free_bytes: int
+    folder_writable: bool
+    shm_bytes: int | None
+    open_files: int
+    compiler: str | None
+    python_headers: bool
+    slurm_commands: tuple[str, ...] = field(default=())
+
+
+def collect() -> Facts:
+    """Look at everything once; takes a few seconds, most of it importing torch."""
+    folder = Path.cwd()
+    return Facts(
+        python=f"{platform.python_version()} ({sys.executable})",
+        cpu=cpu_name(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        packages=packages(),
+        settings=shown_settings(),
+        memory_free_bytes=memory_free_bytes(),
+        disk_free_bytes=shutil.disk_usage(folder).free,
+        folder_writable=os.access(folder, os.W_OK),
+        shm_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
+        open_files=open_files_limit(),
+        compiler=compiler(),
+        python_headers=Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
+        slurm_commands=tuple(name for name in ("sbatch", "srun", "scontrol", "squeue") if shutil.which(name)),
+        **torch_facts(),
+    )
+
+
+def torch_facts() -> dict[str, Any]:
+    """The fields of Facts that only torch can tell; the empty ones when torch cannot be imported."""
+    empty: dict[str, Any] = {"gpus": (), "backends": (), "bf16_on_cpu": "unknown", "matmul_gflops": {}}
+    try:
+        import torch
+        import torch.distributed as dist
+    except (ImportError, OSError) as error:  # OSError: a shared library of torch's is missing
+        return {**empty, "torch": None, "torch_build": f"cannot be imported: {error}", "torch_threads": 0}
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        with torch.cuda.device(index):
+            gpus.append(Device(properties.name, properties.total_memory, torch.cuda.is_bf16_supported()))
+    built = {
+        "gloo": dist.is_available() and dist.is_gloo_available(),
+        "nccl": dist.is_available() and dist.is_nccl_available(),
+        "mpi": dist.is_available() and dist.is_mpi_available(),
+    }
+    return {
+        "torch": torch.__version__,
+        "torch_build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only",
+        "gpus": tuple(gpus),
+        "backends": tuple(name for name, present in built.items() if present),
+        "bf16_on_cpu": bf16_on_cpu(),
+        "matmul_gflops": matmul_gflops("cuda" if gpus else "cpu"),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def matmul_gflops(device: str) -> dict[str, float]:
+    """Billions of operations a second in a square matrix product, median of five, fp32 and bf16."""
+    import torch
+
+    size = 4096 if device == "cuda" else 768
+    speeds = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        matrix = torch.ones(size, size, dtype=dtype, device=device)
+        spans = []
+        for _ in range(6):
+            started_at = time.perf_counter()
+            matrix @ matrix
+            if device == "cuda":
+                torch.cuda.synchronize()
+            spans.append(time.perf_counter() - started_at)
+        speeds[name] = round(2 * size**3 / statistics.median(spans[1:]) / 1e9, 1)  # the first pays for start-up
+    return speeds
+
+
+def packages() -> tuple[Package, ...]:
+    """Every dependency that our own package metadata names, with the version found."""
+    try:
+        lines = importlib.metadata.requires("triaxial") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ()
+    found = []
+    for line in lines:
+        match = DEPENDENCY.match(line)
+        if match is None or match["name"] == "triaxial":
+            continue
+        try:
+            version: str | None = importlib.metadata.version(match["name"])
+        except importlib.metadata.PackageNotFoundError:
+            version = None
+        found.append(Package(match["name"], match["least"] or "0", match["extra"] or "", version))
+    return tuple(found)
+
+
+def _numbers(version: str) -> list[int]:
+    """2.13.0+cpu -> [2, 13, 0]."""
+    return [int(part) for part in re.findall(r"\d+", version.partition("+")[0])]
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux gives it, else the architecture."""
+    return _first_in("/proc/cpuinfo", r"^model name\s*:\s*(.+)$") or platform.machine()
+
+
+def bf16_on_cpu() -> str:
+    """Which instructions for bf16 this processor has; without any, bf16 works but is slower than fp32."""
+    flags = (_first_in("/proc/cpuinfo", r"^(?:flags|Features)\s*:\s*(.+)$") or "").split()
+    native = [flag for flag in ("amx_bf16", "avx512_bf16", "bf16") if flag in flags]
+    return f"native ({', '.join(native)})" if native else "emulated"
+
+
+def memory_free_bytes() -> int | None:
+    """Memory that this process may still take: the kernel's estimate, or less where a container has a limit."""
+    available = _first_in("/proc/meminfo", r"^MemAvailable:\s*(\d+) kB$")
+    if available is None:
+        return None
+    free = [int(available) * 1024]
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        limit, used = _first_in(limit_file, r"^(\d+)$"), _first_in(used_file, r"^(\d+)$")
+        if limit is not None and used is not None:
+            free.append(max(0, int(limit) - int(used)))
+    return min(free)
+
+
+def open_files_limit() -> int:
+    """How many files a process may hold open."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would find, or None."""
+    candidates = [shown_settings().get("CXX"), "g++", "clang++", "c++"]
+    return next((found for name in candidates if name and (found := shutil.which(name))), None)
+
+
+def _first_in(path: str, pattern: str) -> str | None:
+    try:
+        match = re.search(pattern, Path(path).read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE)
+    except OSError:
+        return None
+    return match[1].strip() if match else None

@@ -1,0 +1,200 @@
+"""The report of a training run as one HTML page with its plots inside; only shows what was read, needs no network.
+
+No script at all. Everything that comes from the run's files is escaped.
+"""
+
+from collections.abc import Callable, Sequence
+from html import escape
+
+import numpy as np
+
+from gpt.telemetry.console import human_count
+from gpt.telemetry.goodput import NAMES, Account
+from launch.reports.facts import headline, meaning_of, seconds_text, status, time_text
+from launch.reports.plots import Line, Mark, draw
+from launch.reports.style import STYLE, TIME_COLOURS
+from launch.reports.tables import checkpoints_part, events_part, processes_part
+from launch.runs.history import RunHistory, Series, runs_without_gaps
+
+MOST_LOST = 40  # superseded takes drawn; the newest
+VALIDATION_COLOURS = 6
+
+
+def report_page(history: RunHistory, *, now: float) -> str:
+    """The page's text. `now`: seconds since 1970, for how long ago a run was last heard of."""
+    name = history.directory.resolve().name
+    body = [
+        f"<h1>{escape(name)}</h1>",
+        f"<p class=note>{escape(str(history.directory))} &middot; {escape(status(history, now=now))} &middot; "
+        f"this page was made at {escape(time_text(now))}</p>",
+        *(f"<p class=problem>{escape(problem)}</p>" for problem in history.problems),
+        _tiles(history),
+        _plots(history),
+        *(_time(history.account) if history.account is not None else []),
+        events_part(history),
+        checkpoints_part(history),
+        processes_part(history.account.processes) if history.account is not None else "",
+    ]
+    text = "\n".join(part for part in body if part)
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    return (
+        f'<!doctype html><html lang="en">{head}<title>{escape(name)}: training run</title>'
+        f"<style>{STYLE}</style>\n{text}\n"
+    )
+
+
+def _tiles(history: RunHistory) -> str:
+    tiles = [
+        f"<div><span>{escape(what)}</span><b>{escape(value)}</b><span>{escape(note)}</span></div>"
+        for what, value, note in headline(history)
+    ]
+    return f"<div class=tiles>{''.join(tiles)}</div>"
+
+
+# ---- plots -----------------------------------------------------------------------------------------------------------
+
+
+def _plots(history: RunHistory) -> str:
+    found = list(history.metrics.values())
+    if not found:
+        return ""
+    steps = (int(min(series.steps[0] for series in found)), history.last_step)
+    marks = event_marks(history)
+    unit, memory = _memory_lines(history)
+    figures = [
+        _figure(title, lines, marks=marks, steps=steps, number=number, from_zero=from_zero)
+        for title, lines, number, from_zero in (
+            ("Loss, nats a token", _loss_lines(history), _plain, False),
+            ("Gradient norm, before clipping", _lines(history, "gradient_norm"), _plain, False),
+            ("Learning rate", _lines(history, "learning_rate"), _scientific, True),
+            ("Tokens a second", _lines(history, "tokens_per_s"), human_count, True),
+            ("Model FLOP utilisation", _lines(history, "mfu"), _percent, True),
+            (f"Peak memory of the main rank, {unit}", memory, _plain, True),
+            ("Batch, tokens a step", _batch_lines(history), human_count, True),
+            ("Goodput since the start of the run", _lines(history, "goodput"), _percent, True),
+        )
+        if lines
+    ]
+    kinds = dict.fromkeys(mark.kind for mark in marks)
+    key = "".join(f"<span class=key><i class={kind}></i>{_KIND_WORDS[kind]}</span>" for kind in kinds)
+    if history.superseded:
+        key += "<span class=key><i class=lost></i>steps that were lost and taken again</span>"
+    note = f"<p class=note>Over the steps. {key}</p>"
+    return f"<h2>How it went</h2>{note}<div class=plots>{''.join(figures)}</div>"
+
+
+_KIND_WORDS = {
+    "fault": "fault",
+    "warning": "spike, rewind or warning",
+    "restart": "restart",
+    "checkpoint": "checkpoint saved",
+    "note": "other event",
+}
+
+
+def _figure(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    marks: Sequence[Mark],
+    steps: tuple[int, int],
+    number: Callable[[float], str],
+    from_zero: bool,
+) -> str:
+    named = {line.name: line.colour for line in lines if line.colour != "lost"}
+    keys = "".join(f"<span class=key><i class={colour}></i>{escape(name)}</span>" for name, colour in named.items())
+    picture = draw(lines, marks=marks, steps=steps, label=title, number=number, from_zero=from_zero)
+    return (
+        f"<figure><figcaption><h3>{escape(title)}</h3>{keys if len(named) > 1 else ''}</figcaption>{picture}</figure>"
+    )
+
+
+def _lines(history: RunHistory, name: str) -> list[Line]:
+    """A metric, above what was superseded of it."""
+    if name not in history.metrics:
+        return []
+    lost = [part for take in history.superseded if name in take for part in runs_without_gaps(take[name])]
+    return [
+        *(Line("taken again later", series, "lost") for series in lost[-MOST_LOST:]),
+        Line(name, history.metrics[name], "blue"),
+    ]
+
+
+def _loss_lines(history: RunHistory) -> list[Line]:
+    names = [name for name in history.metrics if name.startswith("validation/") and name.endswith("/loss")]
+    training = [Line("training", line.series, line.colour) if line.colour == "blue" else line
+                for line in _lines(history, "loss")]  # fmt: skip
+    return training + [
+        Line(name.removesuffix("/loss"), history.metrics[name], f"v{i}", dots=True)
+        for i, name in enumerate(names[:VALIDATION_COLOURS])
+    ]
+
+
+def _batch_lines(history: RunHistory) -> list[Line]:
+    """Tokens of each step, as its speed and its seconds give them."""
+    speed, seconds = history.metrics.get("tokens_per_s"), history.metrics.get("step_s")
+    if speed is None or seconds is None or not np.array_equal(speed.steps, seconds.steps):
+        return []
+    return [Line("batch", Series(speed.steps, np.round(speed.values * seconds.values)), "blue")]
+
+
+def _memory_lines(history: RunHistory) -> tuple[str, list[Line]]:
+    """In the unit that suits the largest, so that the axis has round numbers."""
+    lines = _lines(history, "peak_memory_bytes")
+    unit, size = (
+        ("GiB", 2**30) if max((line.series.values.max() for line in lines), default=0) >= 2**30 else ("MiB", 2**20)
+    )
+    scaled = [Series(line.series.steps, line.series.values / size) for line in lines]
+    return unit, [Line(line.name, series, line.colour) for line, series in zip(lines, scaled, strict=True)]
+
+
+def event_marks(history: RunHistory) -> list[Mark]:
+    """Of the events that have a step, and of the restarts that the ledger knows of."""
+    marks = [
+        Mark(step, meaning_of(event.kind), f"step {step:,}: {event.text or event.kind}")
+        for event in history.events
+        if event.kind != "checkpoint_estimate" and (step := event.about_step) is not None
+    ]
+    told = {mark.step for mark in marks if mark.kind == "restart"}
+    for process in history.account.processes[1:] if history.account is not None else []:
+        if process.from_step is not None and process.from_step not in told:
+            marks.append(Mark(process.from_step, "restart", f"step {process.from_step:,}: a new process went on"))
+    order = list(_KIND_WORDS)
+    return sorted(marks, key=lambda mark: order.index(mark.kind), reverse=True)  # faults are drawn last, above all
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _scientific(value: float) -> str:
+    return f"{value:.1e}".replace("e-0", "e-") if value else "0"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.3g}%" if (value := 100 * value) < 1 else f"{value:.0f}%"
+
+
+# ---- time ------------------------------------------------------------------------------------------------------------
+
+
+def _time(account: Account) -> list[str]:
+    wall_s, parts = account.wall_s or 1.0, {name: s for name, s in account.by_name.items() if s > 0}
+    bars, rows = [], []
+    for name, s in parts.items():
+        share, colour = s / wall_s, TIME_COLOURS[name]
+        label = f"{NAMES[name]} {share:.1%}"
+        bars.append(
+            f'<div style="width:{100 * share:.3f}%;background:{colour}{";padding:0" if share < 0.02 else ""}" '
+            f'title="{escape(label)}">{escape(label) if share >= 0.0065 * len(label) else ""}</div>'
+        )
+        named = f"<i style='background:{colour}'></i>{escape(NAMES[name])}"
+        rows.append(f"<tr><td class=word>{named}</td><td>{seconds_text(s)}</td><td>{share:.2%}</td></tr>")
+    total = f"<tr><td class=word>wall time</td><td>{seconds_text(wall_s)}</td><td>100%</td></tr>"
+    note = (
+        f"Goodput {account.goodput:.1%}: training that counted, of the wall time from the start of the first process "
+        "to the last row of the ledger."
+    )
+    head = "<tr><th class=word>part</th><th>time</th><th>share</th></tr>"
+    table = f"<div class=scroll><table>{head}{''.join(rows)}{total}</table></div>"
+    return [f"<h2>Where the time went</h2><p class=note>{note}</p><div class=share>{''.join(bars)}</div>", table]

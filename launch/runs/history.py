@@ -1,0 +1,249 @@
+"""Reads what a run left in its directory: metrics, events, time, checkpoints; computes and writes nothing.
+
+A run may be going on, may have died in the middle of a line, or may be no run of ours: what cannot be read is passed
+over and counted. Single process, no process group.
+"""
+
+import json
+import math
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt.errors import ConfigError
+from gpt.telemetry.goodput import Account, read_account
+from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.manifest import step_of
+
+METRICS, SUPERSEDED = "metrics.jsonl", "metrics.superseded.jsonl"
+EVENTS, LEDGER, CONFIG, SUMMARY = "events.jsonl", "ledger.jsonl", "config.json", "train_summary.json"
+
+
+@dataclass(frozen=True)
+class Series:
+    """The finite values of one metric, by rising step."""
+
+    steps: NDArray[np.int64]  # (n,)
+    values: NDArray[np.float64]  # (n,)
+
+
+Take = dict[str, Series]  # by the metric's name
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of events.jsonl."""
+
+    time: float  # seconds since 1970
+    kind: str
+    step: int | None
+    text: str
+    fields: Mapping[str, Any]
+
+    @property
+    def about_step(self) -> int | None:
+        """The step of the checkpoint that it tells of, else its own: a save beside training ends at a later step."""
+        about = self.fields.get("checkpoint_step", self.step)
+        return about if isinstance(about, int) and 0 <= about < 2**62 else self.step
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A checkpoint that is on the disk, not verified."""
+
+    step: int
+    name: str
+    size_bytes: int
+    written_time: float
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """All that was found. `superseded` are the steps that were lost and taken again, a take for each loss."""
+
+    directory: Path
+    metrics: Take
+    superseded: list[Take]
+    events: list[Event]
+    account: Account | None
+    checkpoints: list[StoredCheckpoint]
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def last_step(self) -> int:
+        ends = [int(series.steps[-1]) for series in self.metrics.values()]
+        return max([*ends, self.account.step if self.account else 0])
+
+    def last(self, name: str) -> float | None:
+        """The newest value of a metric."""
+        series = self.metrics.get(name)
+        return None if series is None else float(series.values[-1])
+
+    def setting(self, section: str, key: str) -> Any:
+        """A value of the run's configuration, None where it has none."""
+        table = self.config.get(section)
+        return table.get(key) if isinstance(table, dict) else None
+
+
+def read_history(directory: Path) -> RunHistory:
+    """ConfigError: it is no directory, or holds nothing that a run leaves."""
+    if not directory.is_dir():
+        raise ConfigError(f"{directory}: no such directory; name the run.directory of a training run")
+    known = (METRICS, EVENTS, LEDGER, SUMMARY, CONFIG, "checkpoints")
+    if not any((directory / name).exists() for name in known):
+        raise ConfigError(f"{directory} is no run directory: it holds none of {', '.join(known)}")
+    problems: list[str] = []
+    takes = read_takes(directory / METRICS, problems)
+    lost = read_takes(directory / SUPERSEDED, problems)
+    metrics, lost_here = settle(takes)
+    return RunHistory(
+        directory=directory,
+        metrics=metrics,
+        superseded=[*lost, *lost_here],
+        events=read_events(directory / EVENTS, problems),
+        account=read_account(directory / LEDGER),
+        checkpoints=stored_checkpoints(directory / "checkpoints"),
+        config=_table(directory / CONFIG, problems),
+        summary=_table(directory / SUMMARY, problems),
+        problems=problems,
+    )
+
+
+def read_takes(path: Path, problems: list[str]) -> list[Take]:
+    """The metrics of a file; a new take begins wherever the steps go back."""
+    takes: list[dict[str, tuple[array[int], array[float]]]] = []
+    last_step = math.inf
+    for record in _objects(path, problems):
+        step = record.get("step")
+        if not isinstance(step, int) or not 0 <= step < 2**62:
+            continue
+        if step < last_step:
+            takes.append({})
+        last_step = step
+        for name, value in record.items():
+            if name != "step" and isinstance(value, (int, float)) and _finite(value):
+                steps, values = takes[-1].setdefault(name, (array("q"), array("d")))
+                steps.append(step)
+                values.append(value)
+    return [{name: Series(np.array(s), np.array(v)) for name, (s, v) in take.items()} for take in takes]
+
+
+def settle(takes: list[Take]) -> tuple[Take, list[Take]]:
+    """Of several takes the one that counts, each step as it was last taken; and what was superseded."""
+    kept: list[Take] = []
+    lost: list[Take] = []
+    limit = 2**62
+    for take in reversed(takes):
+        kept.insert(0, {name: part for name, series in take.items() if (part := _where(series, series.steps < limit))})
+        past = {name: part for name, series in take.items() if (part := _where(series, series.steps >= limit))}
+        if past:
+            lost.insert(0, past)
+        limit = min([limit, *(int(series.steps[0]) for series in take.values())])
+    names = dict.fromkeys(name for take in kept for name in take)
+    joined = {name: [take[name] for take in kept if name in take] for name in names}
+    return {
+        name: Series(np.concatenate([part.steps for part in parts]), np.concatenate([part.values for part in parts]))
+        for name, parts in joined.items()
+    }, lost
+
+
+def runs_without_gaps(series: Series) -> list[Series]:
+    """The series in parts, cut where a gap is over ten times the usual distance of its steps."""
+    gaps = np.diff(series.steps)
+    if not gaps.size:
+        return [series]
+    cuts = np.flatnonzero(gaps > 10 * np.median(gaps)) + 1
+    parts = zip(np.split(series.steps, cuts), np.split(series.values, cuts), strict=True)
+    return [Series(steps, values) for steps, values in parts]
+
+
+def read_events(path: Path, problems: list[str]) -> list[Event]:
+    events = []
+    for record in _objects(path, problems):
+        time, step = record.pop("time", None), record.pop("step", None)
+        kind, text = record.pop("kind", None), record.pop("text", "")
+        at = _seconds_since_1970(time)
+        if at is not None and isinstance(kind, str):
+            whole = step if isinstance(step, int) and 0 <= step < 2**62 else None
+            events.append(Event(at, kind, whole, str(text), record))
+    return events
+
+
+def stored_checkpoints(directory: Path) -> list[StoredCheckpoint]:
+    """Oldest first. One that is deleted while we look is left out."""
+    found = []
+    try:
+        for path in reversed(checkpoint.list_checkpoints(directory)):
+            try:
+                sizes = [entry.stat(follow_symlinks=False) for entry in path.iterdir()]
+            except OSError:
+                continue
+            step = step_of(path.name)
+            if sizes and step is not None:
+                found.append(
+                    StoredCheckpoint(step, path.name, sum(s.st_size for s in sizes), max(s.st_mtime for s in sizes))
+                )
+    except NotADirectoryError:
+        return []
+    return found
+
+
+def _objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file of lines. A last line without its end is one that is being written."""
+    damaged = 0
+    try:
+        with path.open("rb") as lines:
+            for line in lines:
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
+                    record = None
+                if isinstance(record, dict):
+                    yield record
+                elif line.endswith(b"\n"):
+                    damaged += 1
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        problems.append(f"{path.name}: {(error.strerror or 'cannot be read').lower()}")
+    if damaged:
+        problems.append(f"{path.name}: {damaged:,} line{'s' if damaged > 1 else ''} that cannot be read passed over")
+
+
+def _table(path: Path, problems: list[str]) -> dict[str, Any]:
+    """A JSON object, empty where there is none."""
+    try:
+        table = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        table = None
+    if not isinstance(table, dict):
+        problems.append(f"{path.name}: cannot be read")
+        return {}
+    return table
+
+
+def _seconds_since_1970(time: object) -> float | None:
+    """Of a time as events.jsonl has it: ISO 8601 with its zone."""
+    try:
+        return datetime.fromisoformat(time).timestamp() if isinstance(time, str) else None
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _where(series: Series, chosen: NDArray[np.bool_]) -> Series | None:
+    return Series(series.steps[chosen], series.values[chosen]) if chosen.any() else None
+
+
+def _finite(value: float) -> bool:
+    """Whether it is a number to draw: no NaN, no infinity, nor so large that a difference of two is one."""
+    return abs(value) < 1e200

@@ -1,0 +1,90 @@
+"""A run directory made of weights that came from elsewhere, as training would have left it at step 0; trains nothing.
+
+OUT/checkpoints/step-000000000/   the weights in fp32, and in state.json the model's configuration and its origin
+OUT/tokenizer/                    the tokenizer's files
+OUT/model.toml                    the [model] section for a recipe that goes on from here (run.start_from)
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpt.convert.hugging_face.names import shapes, table
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.tokenizer.tokenizers import tokenizer_files
+from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.manifest import step_name
+from parallel.checkpoint.stream import Expected, write_stream
+
+IMPORTED = "imported"  # in a checkpoint's state: where it came from
+HUGGING_FACE = "hugging_face"  # the folder of what else came with the model
+MODEL = "model."  # what the names of weights in a checkpoint begin with
+
+
+def write_run(
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    config: ModelConfig,
+    tokenizer_file: Path,
+    about: dict[str, object],
+    order: Iterable[str] | None = None,
+) -> Path:
+    """Fill an empty run directory; the checkpoint's path. `tensors`: in the order of the table, or of the names in
+    `order`, without vocabulary padding, which becomes zeros."""
+    (folder / "tokenizer").mkdir()
+    files = tokenizer_files(tokenizer_file)
+    for file in files:
+        shutil.copyfile(file, folder / "tokenizer" / file.name)
+    data = {"tokenizer": files[-1].name, "seq_len": config.n_ctx, "train": [], "validation": []}
+    model = dataclasses.asdict(config)
+    (folder / "model.toml").write_text(model_toml(config), encoding="utf-8")
+    path = folder / "checkpoints" / step_name(0)
+    state: dict[str, object] = {"config": {"model": model, "data": data}, "step": 0, "tokens_seen": 0, IMPORTED: about}
+    write_stream(path, _named(tensors), expected=expected_weights(config, order), state=state)
+    return path
+
+
+def expected_weights(config: ModelConfig, order: Iterable[str] | None = None) -> dict[str, Expected]:
+    """The weights of a checkpoint, padding included, in the order of the table, or of the names in `order`."""
+    with torch.device("meta"):
+        padded = {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
+    order = [name for entry in table(config) for name in entry.ours] if order is None else list(order)
+    assert set(order) == set(shapes(config)) == set(padded)
+    return {MODEL + name: Expected(padded[name], torch.float32) for name in order}
+
+
+def read_weights(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Weights of a checkpoint that has been verified, padding included, one at a time."""
+    for name, tensor in checkpoint.read_tensors(path, [MODEL + name for name in names], verified=True):
+        yield name.removeprefix(MODEL), tensor
+        del tensor
+
+
+def model_toml(config: ModelConfig) -> str:
+    """The configuration as a recipe's [model] section."""
+    lines = ["[model]"]
+    tables = []
+    for key, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            tables += ["", f"[model.{key}]", *(f"{inner} = {_toml(item)}" for inner, item in value.items())]
+        elif value is not None:
+            lines.append(f"{key} = {_toml(value)}")
+    return "\n".join([*lines, *tables]) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _named(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
+        yield MODEL + name, tensor
+        del tensor

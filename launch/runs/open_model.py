@@ -1,0 +1,194 @@
+"""Opens a checkpoint for a command that uses it: in this process, or laid over the ranks of tensor, pipeline and data.
+
+`--nproc N` starts ranks on this machine; torchrun and Slurm start them too. `--parallel.tensor`, `.pipeline`, `.data`
+and `.split` say how they share the model, whatever layout it was trained on. Nothing here changes a run.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from gpt.data.dataset import DataConfig
+from gpt.errors import ConfigError
+from gpt.inference.model import Model, OneDevice
+from gpt.model.config import ModelConfig
+from gpt.tokenizer.special_tokens import SpecialTokens, special_tokens_of
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
+from launch.config.recipe import apply_overrides, build
+from launch.processes.environment import ClusterEnvironment, bootstrap_in_this_process
+from launch.processes.local_launch import launch_local
+from launch.processes.rendezvous import join_processes
+from launch.runs.imported_run import HUGGING_FACE
+from launch.runs.saved_run import (
+    DTYPES,
+    SavedRun,
+    device_of,
+    find_checkpoint_folder,
+    load_run,
+    model_section,
+    open_run,
+    section,
+    tokenizer_file,
+)
+from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.manifest import step_of
+from parallel.inference import load_layout_model
+from parallel.layout.layout import BatchConfig, Layout, ParallelConfig, resolve_layout
+from parallel.layout.mesh import build_mesh
+
+_KEYS = ("tensor", "pipeline", "data", "split")  # of [parallel]; the others are about training
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A checkpoint's model, ready to be used, and what belongs to it. `is_main`: the one rank that tells and writes."""
+
+    model: Model
+    saved: SavedRun
+    is_main: bool
+
+
+@dataclass(frozen=True)
+class Glance:
+    """For what can be told of a request before a large model is read."""
+
+    model_config: ModelConfig
+    tokenizer: Tokenizer
+    special: SpecialTokens
+
+
+def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
+    """On how many processes the model lies; with `add_run_arguments` and `add_device_arguments`."""
+    parser.set_defaults(takes_overrides=True)
+    parser.add_argument(
+        "--nproc",
+        type=int,
+        metavar="N",
+        help="start N processes on this machine; --parallel.tensor and --parallel.pipeline say how they share the "
+        "model, and what they leave works on requests of its own (default: one process)",
+    )
+
+
+def starts_ranks(args: argparse.Namespace) -> bool:
+    """Whether this process is to start others, by `start_ranks`, which do the work."""
+    environment = ClusterEnvironment.from_environment()
+    if args.nproc is None:
+        return False
+    if args.nproc < 1:
+        raise ConfigError(f"--nproc {args.nproc} must be at least 1")
+    if environment.master_addr is None:
+        return bool(args.nproc > 1)
+    if args.nproc != environment.world_size:
+        raise ConfigError(
+            f"--nproc {args.nproc} under a launcher that started {environment.world_size} processes; leave it out"
+        )
+    return False
+
+
+def is_first_process() -> bool:
+    """Whether this is the main rank, or no rank at all."""
+    return ClusterEnvironment.from_environment().rank == 0
+
+
+def start_ranks(args: argparse.Namespace) -> int:
+    """Start `--nproc` ranks of this command, with the words that it was given; returns the exit status."""
+    _layout(args, args.nproc, _config_of_newest(args.run, args.step))  # a mistake is told before any process starts
+    words: Sequence[str] = args.given
+    return launch_local(args.nproc, words)
+
+
+@contextmanager
+def opened_model(args: argparse.Namespace) -> Iterator[OpenedModel]:
+    """The model that a command's arguments ask for. Under a launcher every rank enters it, and it is collective.
+
+    ConfigError as for `open_run`, and for a layout that cannot be, before any process talks to another.
+    """
+    environment = ClusterEnvironment.from_environment()
+    config = _config_of_newest(args.run, args.step)
+    layout = _layout(args, environment.world_size, config)
+    if layout.world_size == 1:
+        loaded = load_run(args.run, step=args.step, device=device_of(args.device), dtype=DTYPES[args.dtype])
+        yield OpenedModel(OneDevice(loaded.model), loaded.saved, is_main=True)
+        return
+    device = device_of(args.device, local_rank=environment.local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    bootstrap_in_this_process()
+    join_processes(environment, device, timeout_s=_timeout_s(config))
+    saved = open_run(args.run, step=args.step)
+    model = load_layout_model(
+        saved.checkpoint_path,
+        saved.model_config,
+        build_mesh(layout, device),
+        dtype=DTYPES[args.dtype],
+        verified=saved.verified,
+    )
+    yield OpenedModel(model, saved, is_main=environment.rank == 0)
+    dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
+
+
+def glance(args: argparse.Namespace) -> Glance:
+    """What the checkpoint that will most likely be used says in small files. Needs no other rank. ConfigError as for
+    `open_run`."""
+    config = _config_of_newest(args.run, args.step)
+    folder, _ = find_checkpoint_folder(args.run)
+    run_directory = folder.parent if folder.name == "checkpoints" else folder
+    file = tokenizer_file(run_directory, section(DataConfig, config, "data"))
+    tokenizer = load_tokenizer(file)
+    return Glance(
+        model_config=model_section(config),
+        tokenizer=tokenizer,
+        special=special_tokens_of(run_directory / HUGGING_FACE, file, tokenizer),
+    )
+
+
+def _layout(args: argparse.Namespace, world_size: int, config: dict[str, Any]) -> Layout:
+    """As training would lay the model out, but that nothing here depends on micro-batches."""
+    table = apply_overrides({}, _overrides(args))
+    for table_name, values in table.items():
+        for key in values if isinstance(values, dict) else ():
+            if table_name != "parallel" or key not in _KEYS:
+                raise ConfigError(
+                    f"--{table_name}.{key}: a trained model is used as it is; only its layout can be chosen, by "
+                    + ", ".join(f"--parallel.{name}" for name in _KEYS)
+                )
+    fixed = {"zero_stage": 0, "schedule": "gpipe"}
+    parallel = build(ParallelConfig, {**fixed, **table.get("parallel", {})}, where="parallel")
+    model = model_section(config)
+    # the last few tokens of a context are padded to equal shares of tensor ranks, so that n_ctx need not divide
+    divisible = replace(model, n_ctx=-(-model.n_ctx // max(1, parallel.tensor)) * max(1, parallel.tensor))
+    batch = BatchConfig(micro_batch_size=1, global_batch_tokens=world_size * divisible.n_ctx)
+    return resolve_layout(parallel, batch, model=divisible, seq_len=divisible.n_ctx, world_size=world_size)
+
+
+def _overrides(args: argparse.Namespace) -> list[str]:
+    return list(getattr(args, "overrides", ()))
+
+
+def _config_of_newest(path: Path, step: int | None) -> dict[str, Any]:
+    """The configuration in the checkpoint that will most likely be used, at the cost of one small file: which one is
+    whole, ranks find out together."""
+    folder, one = find_checkpoint_folder(path)
+    found = [one] if one is not None else checkpoint.list_checkpoints(folder)
+    for candidate in found:
+        if step is None or step_of(candidate.name) == step:
+            try:
+                config = checkpoint.read_state(candidate).get("config")
+            except checkpoint.CheckpointError:
+                continue
+            if isinstance(config, dict):
+                return config
+    open_run(path, step=step)  # tells what is wrong
+    raise AssertionError(f"{path}: a checkpoint that can be opened has a configuration")
+
+
+def _timeout_s(config: dict[str, Any]) -> int:
+    """What the run allowed its own ranks."""
+    run = config.get("run")
+    return int(run.get("collective_timeout_s", 600)) if isinstance(run, dict) else 600

@@ -1,0 +1,239 @@
+"""Opens what a training run left behind, in one process and whatever its layout was; changes nothing there.
+
+runs/demo/checkpoints/step-000000123/   the weights, and in state.json the configuration they were trained with
+runs/demo/tokenizer/                    the run's own copy of its tokenizer
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from gpt.data.dataset import DataConfig
+from gpt.errors import ConfigError
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
+from launch.config.recipe import build
+from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.manifest import MANIFEST, step_of
+
+T = TypeVar("T")
+
+_MODEL = "model."  # what the names of a checkpoint's weights begin with; optimizer states have other names
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """One checkpoint of a run and what belongs to it; the weights stay on disk until `weights` reads them."""
+
+    run_directory: Path
+    checkpoint_path: Path
+    verified: bool  # whether the files' digests have been compared already
+    config: dict[str, Any]  # the whole resolved configuration
+    model_config: ModelConfig
+    data_config: DataConfig
+    tokenizer: Tokenizer
+    tokenizer_file: Path
+    step: int
+    tokens_seen: int
+    notes: tuple[str, ...]  # what the user should know, such as newer checkpoints that are damaged
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's (name, tensor) pairs on the CPU, one at a time, as they were saved."""
+        names = [_MODEL + name for name in _parameter_shapes(self.model_config)]
+        for name, tensor in checkpoint.read_tensors(self.checkpoint_path, names, verified=self.verified):
+            yield name.removeprefix(_MODEL), tensor
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A checkpoint's model on one device, ready to be used, and the checkpoint it is from."""
+
+    model: GPT
+    saved: SavedRun
+
+
+def load_run(
+    path: Path,
+    *,
+    step: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LoadedRun:
+    """The model of a run directory's newest whole checkpoint, or of `step`, or of a checkpoint folder. One process.
+
+    Memory: the model, and one more tensor. ConfigError as for `open_run`.
+    """
+    saved = open_run(path, step=step)
+    with torch.device("meta"):
+        model = GPT(saved.model_config)
+    model.to(dtype).to_empty(device=device)
+    model.tie()  # allocating made two of a shared weight
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in saved.weights():
+            parameters[name].copy_(tensor)
+    return LoadedRun(model.eval().requires_grad_(False), saved)
+
+
+def open_run(path: Path, *, step: int | None = None) -> SavedRun:
+    """Find a checkpoint and read everything but its weights.
+
+    ConfigError: nothing there, no such step, a damaged checkpoint, weights that are not of the model that its own
+    configuration describes, a tokenizer that is gone or does not fit.
+    """
+    path = Path(path)
+    run_directory, checkpoint_path, notes = find_checkpoint(path, step)
+    state = checkpoint.read_state(checkpoint_path)
+    config = state.get("config")
+    if not isinstance(config, dict):
+        raise ConfigError(f"{checkpoint_path}: its state holds no configuration, so `triaxial train` did not save it")
+    model_config = model_section(config)
+    data_config = section(DataConfig, config, "data")
+    _check_weights(checkpoint_path, model_config)
+    tokenizer_path = tokenizer_file(run_directory, data_config)
+    tokenizer = load_tokenizer(tokenizer_path)
+    if tokenizer.vocab_size > model_config.vocab_size:
+        raise ConfigError(
+            f"{tokenizer_path} has {tokenizer.vocab_size} pieces, but the model of {checkpoint_path} only "
+            f"model.vocab_size = {model_config.vocab_size}: it was trained with another tokenizer"
+        )
+    return SavedRun(
+        run_directory=run_directory,
+        checkpoint_path=checkpoint_path,
+        verified=step is None and checkpoint_path != path,
+        config=config,
+        model_config=model_config,
+        data_config=data_config,
+        tokenizer=tokenizer,
+        tokenizer_file=tokenizer_path,
+        step=int(state.get("step", 0)),
+        tokens_seen=int(state.get("tokens_seen", 0)),
+        notes=tuple(notes),
+    )
+
+
+def find_checkpoint_folder(path: Path) -> tuple[Path, Path | None]:
+    """The folder of a run's checkpoints, and None; or that folder and the one checkpoint that `path` is itself."""
+    if not path.is_dir():
+        raise ConfigError(
+            f"{path}: no such folder; give a run directory, such as runs/demo, or a checkpoint inside one"
+        )
+    folder = path / "checkpoints"
+    if folder.is_dir():
+        return folder, None
+    if not (path / MANIFEST).is_file():
+        raise ConfigError(f"{path} is neither a run directory, which has checkpoints/, nor a checkpoint")
+    return path.absolute().parent, path
+
+
+def find_checkpoint(path: Path, step: int | None) -> tuple[Path, Path, list[str]]:
+    """The run directory, the checkpoint, and notes, for a path to either of the two."""
+    folder, one = find_checkpoint_folder(path)
+    if one is not None:
+        if step is not None:
+            raise ConfigError(f"--step {step}: {path} is one checkpoint already; give its run directory, or no --step")
+        return folder.parent if folder.name == "checkpoints" else folder, path, []
+    if step is None:
+        found, skipped = checkpoint.find_latest(folder)
+        notes = [f"skipped the checkpoint {bad}: {reason}" for bad, reason in skipped]
+        if found is None:
+            raise ConfigError("; ".join([f"{folder} holds no whole checkpoint", *notes]))
+        return path, found, notes
+    available = checkpoint.list_checkpoints(folder)
+    by_step = {step_of(candidate.name): candidate for candidate in reversed(available)}
+    if step in by_step:
+        return path, by_step[step], []
+    steps = ", ".join(map(str, by_step)) or "none"
+    raise ConfigError(f"--step {step}: {folder} has no checkpoint of this step; there are: {steps}")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name a run, shared by the commands that use one."""
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a run directory such as runs/demo, or one checkpoint in it"
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest whole)")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where a model is loaded and in which precision."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="precision of the weights (default: float32)"
+    )
+
+
+def load_for_command(args: argparse.Namespace) -> LoadedRun:
+    """`load_run` for the arguments above."""
+    return load_run(args.run, step=args.step, device=device_of(args.device), dtype=DTYPES[args.dtype])
+
+
+def device_of(name: str, *, local_rank: int | None = None) -> torch.device:
+    """What `--device` asks for; of several processes on a machine, each has the GPU of its local rank."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name} is no device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and local_rank is not None:
+        if device.index is not None:
+            raise ConfigError(f"--device {name} with several processes, which need a GPU each; use --device cuda")
+        device = torch.device("cuda", local_rank)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices here"
+            + (f", and local rank {local_rank} needs one of its own" if local_rank else "")
+            + "; use --device cpu"
+        )
+    return device
+
+
+def model_section(config: dict[str, Any]) -> ModelConfig:
+    """The model that a checkpoint's configuration describes."""
+    return section(ModelConfig, config, "model")
+
+
+def section(cls: type[T], config: dict[str, Any], name: str) -> T:
+    """One section of the configuration in a checkpoint."""
+    table = config.get(name)
+    if not isinstance(table, dict):
+        raise ConfigError(f"the configuration in the checkpoint has no section [{name}]")
+    return build(cls, {key: value for key, value in table.items() if value is not None}, where=name)
+
+
+def _parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
+
+
+def _check_weights(path: Path, config: ModelConfig) -> None:
+    """Compare names and shapes before anything large is read."""
+    found = {
+        name.removeprefix(_MODEL): shape
+        for name, (shape, _) in checkpoint.tensor_metadata(path).items()
+        if name.startswith(_MODEL)
+    }
+    expected = _parameter_shapes(config)
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            shapes = [list(s) if s is not None else "absent" for s in (found.get(name), expected.get(name))]
+            raise ConfigError(
+                f"{path}: the tensor '{_MODEL}{name}' is {shapes[0]}, but {shapes[1]} in the model that the "
+                "checkpoint's own configuration describes; it is a checkpoint of another model"
+            )
+
+
+def tokenizer_file(run_directory: Path, data: DataConfig) -> Path:
+    """A run's tokenizer: its own copy, or where the recipe found it; a recipe may name the folder of a corpus."""
+    original, copies = Path(data.tokenizer), run_directory / "tokenizer"
+    if (copies / original.name).is_file():
+        return copies / original.name
+    return copies if any(copies.glob("[!.]*")) else original

@@ -1,0 +1,151 @@
+"""Builds the parts of a training run from its recipe: layout, device, data, engine, loop, metrics; runs none."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from gpt.data.dataset import TrainingData, ValidationData
+from gpt.errors import ConfigError
+from gpt.losses.next_token import loss_for
+from gpt.telemetry.metrics import MetricsWriter
+from gpt.telemetry.time_ledger import TimeLedger
+from gpt.token_files import corpus as token_corpus
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
+from gpt.training.run import Run
+from launch.config.run_config import RunConfig, as_dict
+from launch.processes.environment import ClusterEnvironment
+from launch.processes.hardware import peak_flops_per_s
+from launch.training.fast_tier import fast_directory
+from launch.training.resume import Start
+from parallel.engines.native import EngineSettings, NativeEngine
+from parallel.health.stragglers import Stragglers
+from parallel.layout.layout import Layout
+
+
+def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.device:
+    """The accelerator of this local rank, or the CPU."""
+    wanted = config.run.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "run.device = 'cuda', but torch finds no CUDA device here; `triaxial doctor` shows what it finds"
+        )
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if environment.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"local rank {environment.local_rank} has no GPU of its own: {torch.cuda.device_count()} here; start as "
+            f"many processes per node as it has GPUs, or set run.device = 'cpu'"
+        )
+    device = torch.device("cuda", environment.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def build_engine(
+    config: RunConfig, layout: Layout, device: torch.device, start: Start, ledger: TimeLedger
+) -> NativeEngine:
+    """The engine with its weights: a checkpoint's, another run's, or the seed's. Collective over all ranks."""
+    engine = NativeEngine(
+        engine_settings(config, layout),
+        loss=loss_for(compile=config.parallel.compile, z_loss=config.train.z_loss),
+        device=device,
+        fill=start.path is None and start.weights is None,
+    )
+    if start.path is not None:
+        with ledger.span("start_up/loading"):
+            engine.load(start.path, verified=True)
+    elif start.weights is not None:
+        with ledger.span("start_up/loading"):
+            engine.load_weights(start.weights, verified=True)
+    return engine
+
+
+def engine_settings(config: RunConfig, layout: Layout) -> EngineSettings:
+    return EngineSettings(
+        model=config.model,
+        parallel=config.parallel,
+        layout=layout,
+        optimizer=config.optimizer,
+        micro_batch_size=config.batch.micro_batch_size,
+        seed=config.run.seed,
+    )
+
+
+def build_loop(config: RunConfig, saved_state: dict[str, object], *, peak_flops_per_s: float) -> Run:
+    return Run(
+        config=config.train,
+        checkpoint=config.checkpoint,
+        faults=config.faults,
+        spike=config.spike,
+        model=config.model,
+        schedule=config.schedule,
+        peak_learning_rate=config.optimizer.learning_rate,
+        seq_len=config.data.seq_len,
+        batch=config.batch.ramp,
+        micro_batch_size=config.batch.micro_batch_size,
+        peak_flops_per_s=peak_flops_per_s,
+        log_every_steps=config.metrics.log_every_steps,
+        compare_copies_every_steps=config.health.replica_check_every_steps,
+        directory=config.run.directory,
+        fast_checkpoints=fast_directory(config),
+        saved_state=saved_state,
+    )
+
+
+def watch_steps(config: RunConfig, layout: Layout, device: torch.device) -> Stragglers | None:
+    """What finds slow ranks, where the recipe wants it and there are ranks to compare."""
+    every_steps = config.health.straggler_every_steps
+    if every_steps == 0 or layout.tensor * layout.data == 1:
+        return None
+    return Stragglers(layout, device, every_steps=every_steps)
+
+
+def open_data(config: RunConfig) -> tuple[TrainingData, dict[str, ValidationData]]:
+    vocab_size, seq_len = config.model.vocab_size, config.data.seq_len
+    data = TrainingData(config.data.train, seq_len=seq_len, seed=config.run.seed, vocab_size=vocab_size)
+    validation = {
+        corpus.name: ValidationData(corpus, seq_len=seq_len, vocab_size=vocab_size) for corpus in config.data.validation
+    }
+    return data, validation
+
+
+def check_tokenizer(config: RunConfig) -> Tokenizer:
+    """The recipe's tokenizer, whose vocabulary the model must hold and which must have made the corpora."""
+    path = Path(config.data.tokenizer)
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size = {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} pieces of "
+            f"{path}; set model.vocab_size = {tokenizer.vocab_size}"
+        )
+    for corpus in (*config.data.train, *config.data.validation):
+        token_corpus.check_tokenizer(Path(corpus.path), path=path, fingerprint=tokenizer.fingerprint)
+    return tokenizer
+
+
+def total_peak_flops_per_s(config: RunConfig, environment: ClusterEnvironment, device: torch.device) -> float:
+    """Measured on the main rank while the others wait, so that they do not slow it; collective on a CPU."""
+    if config.run.peak_flops_per_s is not None:
+        return config.run.peak_flops_per_s * environment.world_size
+    peak = torch.zeros((), dtype=torch.float64)
+    if environment.rank == 0:
+        peak += peak_flops_per_s(
+            device,
+            bf16=config.parallel.precision == "bf16",
+            world_size=environment.world_size,
+            local_world_size=environment.local_world_size,
+        )
+    dist.barrier()
+    return float(peak)
+
+
+def open_metrics(config: RunConfig, loop: Run, start: Start) -> MetricsWriter:
+    return MetricsWriter(
+        config.metrics,
+        config.run.directory,
+        run_config=as_dict(config),
+        resume_step=start.step or None,
+        total_steps=loop.steps,
+        total_tokens=loop.batch.tokens_seen(loop.steps),
+    )

@@ -1,0 +1,51 @@
+"""The second tier of a run's checkpoints: where its folder is, and whose; saves and loads nothing."""
+
+import os
+import secrets
+from pathlib import Path
+
+from gpt.errors import ConfigError
+from gpt.files.atomic import replace_file
+from launch.config.run_config import RunConfig
+from parallel.agreement import rank_in, together
+from parallel.checkpoint.fast_tier import tier_directory
+
+_RUN_ID = "run_id"
+
+
+def fast_directory(config: RunConfig) -> Path | None:
+    """The run's folder in the second tier, the same path on every node; None without that tier."""
+    if not config.checkpoint.fast_directory:
+        return None
+    return tier_directory(Path(config.checkpoint.fast_directory), config.run.directory)
+
+
+def run_identity(run_directory: Path) -> str:
+    """A word that tells this run from an earlier one of the same path, kept in the run directory. Collective."""
+    path = run_directory / _RUN_ID
+
+    def read_or_make() -> str | None:
+        if rank_in(None) != 0:
+            return None
+        if not path.exists():
+            run_directory.mkdir(parents=True, exist_ok=True)
+            replace_file(path, secrets.token_hex(8))
+        return path.read_text(encoding="ascii")
+
+    identity = together(read_or_make, None, path=path)[0]
+    assert identity is not None
+    return identity
+
+
+def check_fast_directory(config: RunConfig) -> None:
+    """ConfigError on a rank whose node has no such folder that can be written to. Collective, so on all ranks."""
+    directory = Path(config.checkpoint.fast_directory)
+
+    def check() -> None:
+        if not (directory.is_dir() and os.access(directory, os.W_OK)):
+            raise ConfigError(
+                f"checkpoint.fast_directory = '{directory}' is no folder that rank {rank_in(None)} may write to; make "
+                f"it on every node, name another such as /dev/shm, or leave it out"
+            )
+
+    together(check, None, path=directory)

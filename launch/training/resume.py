@@ -1,0 +1,168 @@
+"""From which checkpoint a run goes on, and whether it is the same run; loads no weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt.data.dataset import fingerprint_differences
+from gpt.data.skipped import SkippedData, resumed
+from gpt.errors import ConfigError
+from gpt.health.spikes import SpikeDetector
+from gpt.loop_state import LoopState
+from gpt.telemetry.event_log import EventKind
+from launch.config.run_config import RunConfig, changed_keys
+from launch.training import fast_tier
+from launch.training.start_from import check_start_from, starting_weights
+from parallel.checkpoint import fast_tier as checkpoint_fast
+from parallel.checkpoint import find as checkpoint
+
+
+@dataclass(frozen=True)
+class Start:
+    """From where training begins: the loop's state, the checkpoint to load (None: from the start), and what to tell
+    the user, each with the kind of event that it is. `weights`: of a new run, the checkpoint of another to take them
+    from (None: the seed's)."""
+
+    state: LoopState
+    path: Path | None
+    events: list[tuple[EventKind, str]]
+    weights: Path | None = None
+
+    @property
+    def step(self) -> int:
+        return self.state.step
+
+
+def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, resume: bool | None) -> None:
+    """Tell of a mistake before any process talks to another: what can be seen without verifying a checkpoint."""
+    check_no_links(config.run.directory)
+    found = checkpoint.list_checkpoints(config.run.directory / "checkpoints")
+    if not found:
+        check_start_from(config)
+        if resume and not config.checkpoint.fast_directory:
+            raise ConfigError(f"--resume, but {config.run.directory / 'checkpoints'} holds no checkpoint")
+        return
+    if resume is False:
+        raise _not_to_be_resumed(config, found[0])
+    try:
+        state = checkpoint.read_state(found[0])
+    except checkpoint.CheckpointError:
+        return  # find_start falls back to an older one, and says so
+    check_same_run(found[0], state, saved_state)
+    loop_state(config, state)
+
+
+def _not_to_be_resumed(config: RunConfig, found: Path) -> ConfigError:
+    return ConfigError(
+        f"--no-resume, but {config.run.directory} holds the checkpoint {found.name}; choose another --run.directory, "
+        f"or remove that one"
+    )
+
+
+def check_no_links(directory: Path) -> None:
+    """ConfigError where a symbolic link lies in a run directory, through which the run would write elsewhere. The
+    folder of checkpoints may be one, to a larger disk."""
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if path.is_symlink() and not (path.name == "checkpoints" and path.is_dir()):
+            raise ConfigError(
+                f"{path} is a symbolic link, and a run writes through none but a folder of checkpoints; remove it, or "
+                f"choose another --run.directory"
+            )
+
+
+def find_start(
+    config: RunConfig, saved_state: Mapping[str, Any], *, resume: bool | None, layout: dict[str, object] | None = None
+) -> Start:
+    """The newest whole checkpoint over both tiers, verified, if there is one; the second tier, if there is one, is
+    rid of what is newer. `layout`: what its folders must have been saved on. Collective over all ranks."""
+    directory, fast_directory = config.run.directory / "checkpoints", fast_tier.fast_directory(config)
+    fast, passed_over = None, list[str]()
+    if fast_directory is not None and layout is not None and resume is not False:
+        fast, passed_over = checkpoint_fast.find_newest(
+            fast_directory, run_id=str(saved_state["run_id"]), layout=layout
+        )
+    path, skipped = checkpoint.find_latest(directory, newer_than=-1 if fast is None else fast.step)
+    passed_over += [f"skipped the checkpoint {bad}: {reason}" for bad, reason in skipped]
+    if path is None and fast is not None:
+        path = fast.path
+    start = _start_from(path, config, saved_state, resume=resume, passed_over=passed_over)
+    if fast_directory is not None:
+        checkpoint_fast.discard_after(fast_directory, step=start.step)
+    return start
+
+
+def _start_from(
+    path: Path | None,
+    config: RunConfig,
+    saved_state: Mapping[str, Any],
+    *,
+    resume: bool | None,
+    passed_over: list[str],
+) -> Start:
+    """From the checkpoint that was found, or from the beginning where there has been none."""
+    directory = config.run.directory / "checkpoints"
+    if path is None:
+        if resume:
+            raise ConfigError(f"--resume, but {directory} holds no whole checkpoint{_because(passed_over)}")
+        if checkpoint.list_checkpoints(directory):
+            raise ConfigError(f"{directory} holds checkpoints, but none is whole{_because(passed_over)}")
+        start = fresh_start(config)
+        start.events.extend(("checkpoint_skipped", text) for text in passed_over)
+        return start
+    if resume is False:
+        raise _not_to_be_resumed(config, path)
+    state = checkpoint.read_state(path)
+    loop, changes = loop_state(config, state)
+    changes = [*check_same_run(path, state, saved_state), *changes]
+    events: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in passed_over]
+    events += [("setting_changed", text) for text in changes]
+    return Start(loop, path, [*events, ("resumed", f"resumed from {path} (step {loop.step:,})")])
+
+
+def fresh_start(config: RunConfig) -> Start:
+    """From the first sample, with the seed's weights or those that run.start_from names. Collective over all ranks."""
+    weights = starting_weights(config)
+    events: list[tuple[EventKind, str]] = [] if weights is None else [("started_from", f"weights of {weights}")]
+    return Start(LoopState(0, SkippedData.stated(config.data.skip), SpikeDetector(config.spike)), None, events, weights)
+
+
+def loop_state(config: RunConfig, saved: Mapping[str, Any]) -> tuple[LoopState, list[str]]:
+    """The loop's part of a checkpoint's state under the recipe of now, and what to tell of a changed data.skip."""
+    step, ramp, seq_len = int(saved["step"]), config.batch.ramp, config.data.seq_len
+    state = LoopState.from_json(saved["loop"], step=step, spike=config.spike)
+    state.skipped, messages = resumed(
+        state.skipped,
+        config.data.skip,
+        samples_read=int(saved["samples_seen"]),
+        step_of=lambda sample: ramp.steps_to((sample + 1) * seq_len),
+    )
+    return state, messages
+
+
+def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Refuse a checkpoint of another model, of other data or of another batch; name what else has changed."""
+    for section in ("model", "batch"):
+        before, after = (
+            {key: value for key, value in state["config"][section].items() if key != "micro_batch_size"}
+            for state in (saved, now)
+        )
+        changes = changed_keys(before, after, prefix=f"{section}.")
+        if changes:
+            raise ConfigError(
+                f"{path} was saved by another configuration ({'; '.join(changes)}); restore these values, or start in "
+                f"another --run.directory"
+            )
+    differences = fingerprint_differences(saved["data"], now["data"])
+    if saved["tokenizer"] != now["tokenizer"]:
+        differences.append(f"another tokenizer in {now['config']['data']['tokenizer']}")
+    if differences:
+        raise ConfigError(
+            f"{path} was trained on other data than the recipe names now ({'; '.join(differences)}); restore it, or "
+            f"start in another --run.directory"
+        )
+    return [f"changed since the checkpoint: {change}" for change in changed_keys(saved["config"], now["config"])]
+
+
+def _because(messages: list[str]) -> str:
+    return f": {'; '.join(messages)}" if messages else ""

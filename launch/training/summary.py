@@ -1,0 +1,128 @@
+"""What a training run tells its user at both ends, and leaves beside its checkpoints; measures nothing."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from gpt.data.dataset import TrainingData
+from gpt.files.atomic import replace_file
+from gpt.telemetry.goodput import Account
+from gpt.tokenizer.tokenizers import tokenizer_files
+from gpt.training.batch_ramp import BatchRamp
+from gpt.training.run import Outcome, Run
+from launch.config.run_config import RunConfig, as_dict
+from launch.processes.determinism import conditions
+from launch.training.start_from import bring_companions
+from parallel.layout.layout import Layout
+
+
+def prepare_run_directory(config: RunConfig) -> None:
+    """Leave beside the checkpoints what is needed to use them later."""
+    directory = config.run.directory
+    replace_file(directory / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
+    (directory / "tokenizer").mkdir(exist_ok=True)
+    for file in tokenizer_files(Path(config.data.tokenizer)):
+        copy = directory / "tokenizer" / file.name
+        if not copy.exists():
+            replace_file(copy, file.read_bytes())
+    bring_companions(config)
+
+
+def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.device, data: TrainingData) -> list[str]:
+    """What will really run, in words."""
+    epochs = data.epochs(run.samples_seen(run.steps))
+    mixed = ", ".join(f"{name} {share:.2f}" for name, share in epochs.items())
+    return [
+        f"model: {config.model.parameters:,} parameters in {config.model.n_layers} layers",
+        f"layout: {layout} on {layout.world_size} x {device.type}, {config.parallel.precision}, "
+        f"ZeRO {config.parallel.zero_stage} over {layout.data_shard}",
+        *([f"deterministic: {conditions(device)}"] if config.run.deterministic else []),
+        *describe_pipeline(config, layout),
+        f"batch: {run.batch.full_tokens // run.seq_len} sequences of {run.seq_len} = {run.batch.full_tokens:,} tokens "
+        f"a step, {layout.micro_batches} micro-batches of {config.batch.micro_batch_size} per rank",
+        *describe_ramp(run.batch),
+        *describe_checks(data),
+        f"training: {run.steps:,} steps = {run.batch.tokens_seen(run.steps):,} tokens (train.total_tokens = "
+        f"{config.train.total_tokens:,}, in whole steps); epochs: {mixed}",
+    ]
+
+
+def describe_checks(data: TrainingData) -> list[str]:
+    """Which token files nothing is compared with, where there are any."""
+    unchecked = [str(file.prefix) for file in data.files if file.unchecked]
+    if not unchecked:
+        return []
+    return [
+        f"data: damage of {', '.join(unchecked)} would not be noticed, for want of checksums; `triaxial prepare "
+        f"checksum {unchecked[0]}` makes them"
+    ]
+
+
+def describe_ramp(batch: BatchRamp) -> list[str]:
+    """How the steps grow, where they do."""
+    *ramped, last = batch.levels()
+    if not ramped:
+        return []
+    return [
+        f"batch ramp: {ramped[0].step_tokens:,} tokens a step at first, {len(ramped)} sizes by "
+        f"{batch.increment_tokens:,}, the full size from step {last.first_step + 1:,} on, after "
+        f"{last.tokens_before:,} tokens"
+    ]
+
+
+def describe_pipeline(config: RunConfig, layout: Layout) -> list[str]:
+    """The schedule and the blocks of each stage, where there is more than one."""
+    if layout.pipeline == 1:
+        return []
+    blocks = ", ".join(map(str, layout.split))
+    return [
+        f"pipeline: schedule {config.parallel.schedule}, {layout.stages // layout.pipeline} stages a rank; blocks of "
+        f"stages 0 to {layout.stages - 1}: {blocks} (embedding with the first, head with the last)"
+    ]
+
+
+def how_it_ended(config: RunConfig, outcome: Outcome, *, first_step: int) -> str:
+    step = outcome.state.step
+    if step == first_step and outcome.ended == "total_tokens":
+        return f"nothing left to train: step {step:,} has reached train.total_tokens; raise it to go on"
+    if outcome.ended == "signal":
+        return f"stopped by a signal at step {step:,}; run the same command again to continue"
+    figures = f"{outcome.tokens_seen:,} tokens in {step:,} steps, {outcome.tokens_per_s:,.0f} tokens/s"
+    if outcome.ended == "stop_after_s":
+        return f"stopped: train.stop_after_s = {config.train.stop_after_s:g} is over, {figures}; run again to continue"
+    if outcome.ended == "target_loss":
+        return f"done: train.target_loss = {config.train.target_loss} is reached, {figures}"
+    return f"done: {figures}"
+
+
+def write_summary(
+    config: RunConfig,
+    layout: Layout,
+    outcome: Outcome,
+    *,
+    epochs: dict[str, float],
+    account: Account | None,
+    weights: str | None,
+) -> None:
+    """`train_summary.json`: the figures of this process's part of the run, and where the time of all of it went.
+    `weights`: a digest of them, if there is one."""
+    summary = {
+        "parameters": config.model.parameters,
+        "layout": str(layout),
+        "world_size": layout.world_size,
+        "step": outcome.state.step,
+        "tokens_seen": outcome.tokens_seen,
+        "tokens_per_s": outcome.tokens_per_s,
+        "epochs": epochs,
+        "validation_loss_nats": {name: totals.mean for name, totals in outcome.validation.items()},
+        "ended": outcome.ended,
+        "interrupted": outcome.ended == "signal",
+        "skipped_steps": outcome.state.skipped_steps,
+        "rewinds": outcome.state.rewinds,
+    }
+    if weights is not None:
+        summary["weights_sha256"] = weights
+    if account is not None:
+        summary |= {"goodput": account.goodput, "wall_s": account.wall_s, "seconds": account.by_name}
+    replace_file(config.run.directory / "train_summary.json", json.dumps(summary, indent=2) + "\n")

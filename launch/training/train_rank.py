@@ -1,0 +1,224 @@
+"""One rank of a training run, from its recipe to its exit status; starts no process."""
+
+import logging
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from gpt.data.dataset import TrainingData, ValidationData
+from gpt.health.watchers import Heartbeat
+from gpt.telemetry.goodput import current_account, summary_lines
+from gpt.telemetry.metrics import MetricsWriter
+from gpt.telemetry.time_ledger import TimeLedger
+from gpt.training.batches import epochs_read
+from gpt.training.few_shot_probe import Probe, make_probe
+from gpt.training.loop import train
+from gpt.training.run import Outcome, Run
+from gpt.training.samples import Sampler, make_sampler
+from launch.config.run_config import RunConfig, as_dict, layout_of
+from launch.processes.determinism import deterministic
+from launch.processes.environment import (
+    ClusterEnvironment,
+    bootstrap_in_this_process,
+    keep_freed_memory,
+    leave_word_saved,
+    make_libraries_deterministic,
+    stay_offline,
+)
+from launch.processes.rendezvous import join_processes
+from launch.processes.restarts import Restart, count_start, how_it_resumed
+from launch.processes.run_lock import hold
+from launch.run_position import furthest_step
+from launch.training.build import (
+    build_engine,
+    build_loop,
+    check_tokenizer,
+    engine_settings,
+    open_data,
+    open_metrics,
+    pick_device,
+    total_peak_flops_per_s,
+    watch_steps,
+)
+from launch.training.checkpoint_space import check_room
+from launch.training.fast_tier import check_fast_directory, run_identity
+from launch.training.resume import check_run_directory, find_start
+from launch.training.summary import describe, how_it_ended, prepare_run_directory, write_summary
+from parallel.agreement import exchange
+from parallel.checkpoint.fast_tier import discard_all
+from parallel.engines.native import NativeEngine, holding_layout
+from parallel.health.watchdog import LostPeers, watch_rank
+from parallel.health.weight_digests import model_digest, weight_digests
+from parallel.layout.layout import Layout, check_device
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a rank has in hand before it joins the others."""
+
+    config: RunConfig
+    environment: ClusterEnvironment
+    resume: bool | None
+    layout: Layout
+    device: torch.device
+    data: TrainingData
+    validation: dict[str, ValidationData]
+    sampler: Sampler | None
+    probe: Probe | None
+    saved_state: dict[str, object]
+    ledger: TimeLedger
+    reached: int  # about how far the run had come before this start
+
+
+def run_rank(config: RunConfig, environment: ClusterEnvironment, *, resume: bool | None) -> int:
+    """Train as this rank of the run, alone or among the others that the launcher started; returns the exit status."""
+    is_first = environment.rank == 0
+    ledger = TimeLedger(
+        config.run.directory / "ledger.jsonl" if is_first else None,
+        world_size=environment.world_size,
+        restart_count=environment.restart.count if environment.restart is not None else 0,
+    )
+    prepared = prepare(config, environment, ledger, resume=resume)
+    with hold(config.run.directory, job_id=environment.slurm_job_id) if is_first else nullcontext():
+        if is_first:
+            progress = count_start(config.run.directory, environment.restart, reached=prepared.reached)
+            # the others wait for it, which they do for so long
+            time.sleep(min(progress.pause_s(config.run.restart_pause_s), config.run.collective_timeout_s / 2))
+        with ledger.span("start_up/joining"):
+            join_processes(environment, prepared.device, timeout_s=config.run.collective_timeout_s)
+        try:
+            watching = watch_rank(config.health, config.run.directory, error_file=environment.error_file)
+            # in this order: to be watched, ranks talk to each other, and NCCL reads its settings then
+            with deterministic(config.run.deterministic, prepared.device), watching as heartbeat:
+                return train_joined(prepared, heartbeat)
+        except LostPeers:  # it has been said, and what it was is in the run directory
+            return 1
+
+
+def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedger, *, resume: bool | None) -> Prepared:
+    """Open and check all that one rank can alone, so that a user's mistake is told before ranks wait for each other."""
+    layout = layout_of(config, environment.world_size)
+    device = pick_device(config, environment)
+    check_device(config.parallel, device.type)
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif config.run.deterministic:
+        make_libraries_deterministic()
+    with ledger.span("start_up/data"):
+        data, validation = open_data(config)
+        tokenizer = check_tokenizer(config)
+    saved_state: dict[str, object] = {
+        "config": as_dict(config),
+        "data": data.fingerprint(),
+        "tokenizer": tokenizer.fingerprint,
+    }
+    stay_offline()
+    bootstrap_in_this_process()  # when few-shot questions are asked on the way
+    # what a restart goes on from is the run's own; on several nodes not all ranks know of one yet
+    first_start = environment.restart is None and environment.local_world_size == environment.world_size
+    check_run_directory(config, saved_state, resume=resume if first_start else None)
+    return Prepared(
+        config=config,
+        environment=environment,
+        resume=resume,
+        layout=layout,
+        device=device,
+        data=data,
+        validation=validation,
+        sampler=make_sampler(config.train, tokenizer, n_ctx=config.model.n_ctx),
+        probe=make_probe(config.train, tokenizer, n_ctx=config.model.n_ctx),
+        saved_state=saved_state,
+        ledger=ledger,
+        reached=furthest_step(config.run.directory),
+    )
+
+
+def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
+    """A rank among the others, from the checkpoint to the end of training; returns the exit status."""
+    config, layout, ledger = prepared.config, prepared.layout, prepared.ledger
+    restart = known_restart(prepared.environment.restart)
+    resume = prepared.resume if restart is None else None
+    if config.checkpoint.fast_directory:
+        check_fast_directory(config)
+        prepared.saved_state["run_id"] = run_identity(config.run.directory)
+    with ledger.span("start_up/verifying"):
+        holding = holding_layout(engine_settings(config, layout))
+        start = find_start(config, prepared.saved_state, resume=resume, layout=holding)
+    if start.step >= config.train.steps(config.batch.ramp):
+        ledger.path = None  # nothing is left to train: the time since the end is no part of the run
+    ledger.write()  # a restart that fails from here on is in it
+    with ledger.span("start_up/building"):
+        engine = build_engine(config, layout, prepared.device, start, ledger)
+    with ledger.span("start_up/measuring"):
+        peak = total_peak_flops_per_s(config, prepared.environment, prepared.device)
+    run = build_loop(config, prepared.saved_state, peak_flops_per_s=peak)
+    events = [*start.events, *check_room(run, engine, step=start.step)]
+    if restart is not None:
+        events.insert(0, ("restart", how_it_resumed(restart, reached=prepared.reached, step=start.step)))
+    first_step = start.step
+    with ledger, open_metrics(config, run, start) if engine.is_main else nullcontext() as metrics:
+        if metrics is not None:
+            prepare_run_directory(config)
+            for line in describe(config, run, layout, device=prepared.device, data=prepared.data):
+                metrics.message(line)
+            for kind, line in events:
+                metrics.event(kind, step=first_step, text=line)
+        outcome = train(
+            run,
+            engine,
+            prepared.data,
+            prepared.validation,
+            state=start.state,
+            metrics=metrics,
+            ledger=ledger,
+            sampler=prepared.sampler,
+            probe=prepared.probe,
+            watch=watch_steps(config, layout, prepared.device),
+            heartbeat=heartbeat,
+        )
+        ledger.shut_down()
+        weights = digest_of_weights(engine) if config.run.deterministic else None
+        if metrics is not None:
+            tell_end(prepared, run, outcome, metrics, first_step=first_step, weights=weights)
+    if run.fast_checkpoints is not None and outcome.ended in ("total_tokens", "target_loss"):
+        discard_all(run.fast_checkpoints)
+    dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
+    return leave_word_saved(prepared.environment) if outcome.ended == "signal" else 0
+
+
+def known_restart(mine: Restart | None) -> Restart | None:
+    """What any rank knows of a failure before this start: torchrun counts it on the node of the rank that failed, and
+    elsewhere starts its ranks again as if for the first time. Collective."""
+    known = [restart for restart in exchange(mine, None) if restart is not None]
+    return max(known, key=lambda restart: restart.count, default=None)
+
+
+def digest_of_weights(engine: NativeEngine) -> str:
+    """By which two runs see that they made the same model, to the bit. Collective; one whole weight in memory."""
+    # to gather a weight takes several steps on some layouts, of which torch warns that it may be slow
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    return model_digest(exchange(weight_digests(engine.parameters), None))
+
+
+def tell_end(
+    prepared: Prepared,
+    run: Run,
+    outcome: Outcome,
+    metrics: MetricsWriter,
+    *,
+    first_step: int,
+    weights: str | None,
+) -> None:
+    """How the run ended and where its time went, to the user and into the run directory."""
+    config, step = prepared.config, outcome.state.step
+    metrics.event("ended", step=step, text=how_it_ended(config, outcome, first_step=first_step))
+    if step == first_step:
+        return
+    account = current_account(prepared.ledger)
+    for line in summary_lines(account) if account is not None else []:
+        metrics.message(line)
+    epochs = epochs_read(run, prepared.data, outcome.state)
+    write_summary(config, prepared.layout, outcome, epochs=epochs, account=account, weights=weights)

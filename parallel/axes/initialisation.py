@@ -1,0 +1,39 @@
+"""Fills this rank's share of every parameter, bit for bit what one process would hold there."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.placement_types import Shard, _StridedShard
+
+from gpt.model.config import ModelConfig
+from gpt.model.initialisation import fill, start_of
+
+
+@torch.no_grad()
+def initialise_shards(parameters: list[tuple[str, nn.Parameter]], config: ModelConfig, *, seed: int) -> None:
+    """Fill canonical named parameters in place. Communicates nothing; time and memory grow with the local share."""
+    for name, parameter in parameters:
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter.data
+        indices = held_indices(parameter)
+        assert tuple(index.numel() for index in indices) == tuple(local.shape), f"{name}: shard of unexpected shape"
+        fill(local, name, start_of(name, config), seed=seed, shape=tuple(parameter.shape), indices=indices)
+
+
+def held_indices(parameter: Tensor) -> list[Tensor]:
+    """For each dimension of a parameter, the positions in the whole tensor that this rank holds."""
+    indices = [torch.arange(size, device=parameter.device) for size in parameter.shape]
+    if not isinstance(parameter, DTensor):
+        return indices
+    mesh = parameter.device_mesh
+    names = mesh.mesh_dim_names
+    assert names is not None
+    for axis in sorted(
+        range(mesh.ndim), key=lambda i: names[i] != "tp"
+    ):  # tensor ranks cut first, data ranks their piece
+        placement = parameter.placements[axis]
+        if isinstance(placement, (Shard, _StridedShard)):
+            cut = indices[placement.dim]
+            size = -(-cut.numel() // mesh.size(axis))
+            begin = mesh.get_local_rank(axis) * size
+            indices[placement.dim] = cut[begin : begin + size]
+    return indices

@@ -1,0 +1,142 @@
+"""The folders of one checkpoint directory: hidden while written, renamed when whole, renamed again before deletion.
+
+Never looks inside a checkpoint and never talks to other ranks; rank 0 alone calls what changes anything. A folder is
+at every moment either published whole, or under a hidden name:
+
+    .saving-step-000000123-<random>    being written, or left by a save that died
+    .replaced-step-000000123-<random>  set aside for a new save of the same step
+    .deleting-step-000000123-<random>  on its way out
+"""
+
+import logging
+import re
+import secrets
+import shutil
+from pathlib import Path
+
+from gpt.checkpoint_config import Retention
+from parallel.checkpoint.manifest import CheckpointError, fsync_folder, step_of
+
+_SAVING, _REPLACED, _DELETING = ".saving-", ".replaced-", ".deleting-"
+_REPLACED_NAME = re.compile(rf"\{_REPLACED}(step-\d+)-[0-9a-f]+")
+_log = logging.getLogger(__name__)
+
+
+def list_checkpoints(directory: Path, *, at_most: int | None = None) -> list[Path]:
+    """Published checkpoints in a directory, of steps up to `at_most`, newest step first, not verified. Symbolic links
+    do not count.
+
+    A checkpoint that was set aside for a new save of its step, when that save died between its two renames, counts
+    under its hidden name.
+    """
+    try:
+        entries = sorted(Path(directory).iterdir())  # hidden names come first, so a published one takes their place
+    except FileNotFoundError:
+        return []
+    found: dict[int, Path] = {}
+    for entry in entries:
+        step = step_of(_published_name(entry.name))
+        wanted = step is not None and (at_most is None or step <= at_most)
+        if step is not None and wanted and entry.is_dir() and not entry.is_symlink():
+            found[step] = entry
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def make_hidden(final: Path) -> Path:
+    """Clear away what dead saves left in the directory of `final`, and make an empty hidden folder beside it."""
+    directory = final.parent
+    if final.is_symlink():
+        raise CheckpointError(final, "a symbolic link has this name; move it away")
+    if not directory.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
+        fsync_folder(directory.parent)
+    for entry in sorted(directory.iterdir()):
+        hides = entry.name.startswith((_SAVING, _DELETING, _REPLACED))
+        if hides and (entry.is_symlink() or not entry.is_dir()):  # none of ours: what a link names stays as it is
+            entry.unlink()
+        elif entry.name.startswith((_SAVING, _DELETING)):
+            shutil.rmtree(entry)
+        elif entry.name.startswith(_REPLACED):
+            published = directory / _published_name(entry.name)
+            if published.exists():
+                shutil.rmtree(entry)
+            else:
+                entry.rename(published)
+    hidden = _hidden_path(_SAVING, final)
+    hidden.mkdir()
+    return hidden
+
+
+def publish(hidden: Path, final: Path) -> None:
+    """Make a fully written and fsynced folder appear under its final name, durably; one already there is replaced.
+
+    OSError when the disk refuses; all is then as it was before.
+    """
+    fsync_folder(hidden)
+    replaced = None
+    if final.is_dir():  # rename cannot replace a folder that has content
+        replaced = _hidden_path(_REPLACED, final)
+        final.rename(replaced)
+    try:
+        hidden.rename(final)
+        fsync_folder(final.parent)
+    except OSError:
+        if not hidden.exists():  # renamed, but not known to outlive a loss of power: a failed save must not be found
+            final.rename(hidden)
+        if replaced is not None:
+            replaced.rename(final)
+        raise
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def delete_old(final: Path, keep: Retention) -> None:
+    """Delete checkpoints of earlier steps than `final` that `keep` does not name; trouble is only logged.
+
+    Later steps stay: they come from a run that was taken up again at an earlier point, or are damaged, and deleting
+    them is for a person to decide.
+    """
+    step = step_of(final.name)
+    assert step is not None
+    try:
+        earlier = [path for path in list_checkpoints(final.parent) if published_step(path) < step]
+    except OSError as error:
+        _log.warning("cannot look for old checkpoints in %s: %s", final.parent, error)
+        return
+    for path in earlier[keep.last - 1 :]:
+        if not keep.for_ever(published_step(path)):
+            delete(path)
+
+
+def delete_after(directory: Path, step: int) -> None:
+    """Delete the checkpoints of later steps, the last one first; trouble is only logged."""
+    for path in list_checkpoints(directory):
+        if published_step(path) > step:
+            delete(path)
+
+
+def delete(path: Path) -> None:
+    """Remove a checkpoint, first from sight, so that nothing half deleted is ever found; trouble is only logged."""
+    try:
+        going = _hidden_path(_DELETING, path)
+        path.rename(going)
+        shutil.rmtree(going)
+    except OSError as error:
+        _log.warning("cannot delete the old checkpoint %s: %s", path, error)
+
+
+def published_step(path: Path) -> int:
+    """The step of a folder that `list_checkpoints` gave."""
+    step = step_of(_published_name(path.name))
+    assert step is not None
+    return step
+
+
+def _hidden_path(prefix: str, final: Path) -> Path:
+    return final.parent / f"{prefix}{final.name}-{secrets.token_hex(8)}"
+
+
+def _published_name(name: str) -> str:
+    """The name a set-aside folder had; any other name as it is."""
+    match = _REPLACED_NAME.fullmatch(name)
+    return match[1] if match else name

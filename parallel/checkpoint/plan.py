@@ -1,0 +1,158 @@
+"""Who writes which piece of which tensor, and the exact size of every file, before a byte is there; never writes one.
+
+DCP's planner takes the pieces out of the tensors' layouts and gives each to one rank. A plan depends on names, shapes,
+dtypes and layouts alone, so one serves every save of a run.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
+
+from gpt.errors import ConfigError
+from parallel.agreement import Group, by_first
+from parallel.checkpoint.load import check_tensors
+from parallel.checkpoint.manifest import DTYPE_NAMES, INDEX, Chunk, StoredTensor, encode_index
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A box of a tensor that one rank writes: `shape` elements from `offsets` on."""
+
+    name: str
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class WritePlan:
+    """What this rank writes, and how much all write together."""
+
+    file: str  # the shard's name
+    pieces: tuple[Piece, ...]  # in the order of the file; none: no file
+    index: bytes | None  # tensors.json, which rank 0 writes
+    ranks: int  # that share in the checkpoint
+    tensor_bytes: int  # of all ranks
+    file_bytes: dict[str, int]  # on rank 0: the size of every shard and of the index; on the others nothing
+
+
+def make_plan(tensors: Mapping[str, torch.Tensor], group: Group, *, path: Path) -> WritePlan:
+    """This rank's part of saving `tensors`, which are those of checkpoint.save; no element is read.
+
+    Collective over `group`. ConfigError on all ranks for tensors that would be saved wrongly. `path`: for the errors.
+    """
+
+    def pieces_here() -> SavePlan:
+        check_tensors(tensors)
+        return _local_plan(tensors)
+
+    return by_first(pieces_here, _share_out, group, path=path)
+
+
+def plan_of_whole(tensors: Mapping[str, torch.Tensor]) -> WritePlan:
+    """The plan of one process that writes whole tensors, which may be on the meta device."""
+    return _share_out([_local_plan(tensors)])[0]
+
+
+def shard_header(pieces: tuple[Piece, ...]) -> bytes:
+    """The first bytes of a shard: a safetensors header that says where each piece lies."""
+    header: dict[str, Any] = {}
+    offsets = {}
+    end = 0
+    for piece in pieces:
+        assert piece.name not in header, f"two pieces of {piece.name} on one rank"
+        start, end = end, end + piece.size_bytes
+        header[piece.name] = {
+            "dtype": DTYPE_NAMES[piece.dtype],
+            "shape": list(piece.shape),
+            "data_offsets": [start, end],
+        }
+        offsets[piece.name] = {"saved_offsets": list(piece.offsets)}
+    # PyTorch's own HuggingFaceStorageReader finds the pieces' places here, so others can read our shards too.
+    header["__metadata__"] = {"format": "pt", "DCP_SHARDING_INFO": json.dumps(offsets)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _planner() -> DefaultSavePlanner:
+    # Names are flat already; flattening would split them at dots of nested dictionaries only to join them again.
+    return DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+
+def _local_plan(tensors: Mapping[str, torch.Tensor]) -> SavePlan:
+    planner = _planner()
+    planner.set_up_planner(dict(tensors), is_coordinator=False)
+    return planner.create_local_plan()
+
+
+def _share_out(plans: list[SavePlan]) -> list[WritePlan]:
+    """Every rank's part. DCP gives what several ranks hold to the one with least so far, and sees that all is there."""
+    _check_same_everywhere(plans)
+    global_plans, metadata = _planner().create_global_plan(plans)
+    files = [f"shard-{rank:05d}.safetensors" for rank in range(len(plans))]
+    # Widest elements first: every piece is then aligned to its element in the memory map that readers make.
+    shares = [tuple(sorted(map(_piece, plan.items), key=lambda piece: -piece.dtype.itemsize)) for plan in global_plans]
+    index = encode_index(_index(global_plans, files, metadata))
+    data_bytes = [sum(piece.size_bytes for piece in pieces) for pieces in shares]
+    file_bytes = {
+        file: len(shard_header(pieces)) + size
+        for file, pieces, size in zip(files, shares, data_bytes, strict=True)
+        if pieces
+    }
+    file_bytes[INDEX] = len(index)
+    first, *others = (
+        WritePlan(file, pieces, None, len(plans), sum(data_bytes), {})
+        for file, pieces in zip(files, shares, strict=True)
+    )
+    return [replace(first, index=index, file_bytes=file_bytes), *others]
+
+
+def _index(plans: list[SavePlan], files: list[str], metadata: Metadata) -> dict[str, StoredTensor]:
+    """For each tensor which piece of it lies in which file."""
+    file_of = {item.index: file for file, plan in zip(files, plans, strict=True) for item in plan.items}
+    index = {}
+    for name, md in metadata.state_dict_metadata.items():
+        assert isinstance(md, TensorStorageMetadata)
+        chunks = tuple(
+            Chunk(file_of[MetadataIndex(name, c.offsets)], tuple(c.offsets), tuple(c.sizes)) for c in md.chunks
+        )
+        index[name] = StoredTensor(tuple(md.size), md.properties.dtype, chunks)
+    return index
+
+
+def _check_same_everywhere(plans: list[SavePlan]) -> None:
+    """A name that several ranks hold must mean one tensor: same global shape, dtype and kind (plain or sharded)."""
+    seen: dict[str, tuple[Any, ...]] = {}
+    for rank, plan in enumerate(plans):
+        for item in plan.items:
+            data = _data(item)
+            what = (tuple(data.size), data.properties.dtype, item.type.name)
+            first = seen.setdefault(item.index.fqn, (*what, rank))
+            if first[:3] != what:
+                raise ConfigError(
+                    f"tensor '{item.index.fqn}' is {first[2]} {list(first[0])} {first[1]} on rank {first[3]} but "
+                    f"{what[2]} {list(what[0])} {what[1]} on rank {rank}; one name must be one tensor"
+                )
+
+
+def _piece(item: WriteItem) -> Piece:
+    data = _data(item)
+    return Piece(item.index.fqn, tuple(data.chunk.offsets), tuple(data.chunk.sizes), data.properties.dtype)
+
+
+def _data(item: WriteItem) -> Any:
+    assert item.tensor_data is not None, f"{item.index.fqn} is no tensor"
+    return item.tensor_data

@@ -1,0 +1,169 @@
+"""One save, from an empty hidden folder to the published checkpoint: the same steps whether training waits or not.
+
+Every step is agreed on by all ranks: the next begins when all have done it, and when one fails all give up together.
+"""
+
+import contextlib
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from gpt.checkpoint_config import Retention
+from gpt.errors import ConfigError
+from parallel.agreement import Group, PeerLost, exchange, rank_in, together
+from parallel.checkpoint.folders import delete_old, make_hidden, publish
+from parallel.checkpoint.manifest import (
+    INDEX,
+    MANIFEST,
+    STATE,
+    CheckpointError,
+    FileRecord,
+    Manifest,
+    encode_manifest,
+    encode_state,
+    step_of,
+    write_file,
+)
+from parallel.checkpoint.plan import Piece, WritePlan, shard_header
+
+ShardBytes = Iterator[bytes | memoryview]
+
+
+@dataclass(frozen=True)
+class Save:
+    """What is to be saved, but for the tensors' elements.
+
+    `each_its_own`: every rank publishes a checkpoint of its own, in a directory of its own, of a plan of its own; all
+    do or none. Otherwise all ranks make one checkpoint.
+    """
+
+    final: Path
+    plan: WritePlan
+    state: bytes
+    keep: Retention
+    each_its_own: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files together, to the byte; on the rank that makes the folder."""
+        sizes = {**self.plan.file_bytes, STATE: len(self.state)}
+        files = {name: FileRecord(size, "0" * 64) for name, size in sizes.items()}
+        return sum(sizes.values()) + len(encode_manifest(_manifest(self, files)))
+
+
+def check_save(step: int, state: dict[str, object], keep: Retention) -> bytes:
+    """The state as it is written, when step, state and retention are as they must be; else ConfigError."""
+    if step < 0 or keep.last < 1:
+        raise ConfigError(f"a checkpoint needs step >= 0 and keep_last >= 1, not step {step} and keep_last {keep.last}")
+    return encode_state(state)
+
+
+def write_checkpoint(save: Save, data: Callable[[], ShardBytes], group: Group) -> None:
+    """Write, publish, and delete what is no longer kept. `data`: the bytes of this rank's pieces, in their order.
+
+    Collective over `group`. CheckpointError on all ranks when any fails: what was published before is untouched, and
+    the hidden folder is gone.
+    """
+    leads = save.each_its_own or rank_in(group) == 0
+    hidden: Path | None = None
+    try:
+        folders = together(lambda: _begin(save) if leads else None, group, path=save.final)
+        hidden = folders[rank_in(group) if save.each_its_own else 0]
+        assert hidden is not None
+        parts = together(functools.partial(_write_share, save, hidden, data), group, path=save.final)
+        mine = [parts[rank_in(group)]] if save.each_its_own else parts
+        finish = functools.partial(_finish, save, hidden, mine)
+        together(lambda: finish() if leads else None, group, path=save.final)
+    except PeerLost as error:
+        if leads and hidden is not None:
+            shutil.rmtree(hidden, ignore_errors=True)
+        raise given_up(save.final, error) from error
+    except ConfigError as error:
+        _abandon(save, hidden if leads else None, error, group)
+    if leads:
+        delete_old(save.final, save.keep)
+
+
+def given_up(final: Path, error: PeerLost) -> CheckpointError:
+    """The error of a save in which another rank was lost."""
+    return CheckpointError(final, f"the save was given up: {error}; earlier checkpoints are untouched")
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's elements of a tensor, without its gradient."""
+    with torch.no_grad():  # then a DTensor hands out what it holds, and not a view
+        return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def tensor_bytes(pieces: tuple[Piece, ...], read: Callable[[str], torch.Tensor]) -> ShardBytes:
+    """The pieces' bytes; `read` gives this rank's elements of a tensor, and one at a time is copied."""
+    for piece in pieces:
+        tensor = read(piece.name).cpu().contiguous()
+        assert tuple(tensor.shape) == piece.shape, f"{piece.name}: {tuple(tensor.shape)}, planned {piece.shape}"
+        yield tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _begin(save: Save) -> Path:
+    """Clear away what dead saves left, see that there is room, and make the hidden folder."""
+    hidden = make_hidden(save.final)
+    try:
+        if save.size_bytes > shutil.disk_usage(hidden).free:
+            raise CheckpointError(save.final, "there is not enough room")  # the figures are added where this is caught
+    except (OSError, CheckpointError):
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
+    return hidden
+
+
+def _write_share(save: Save, hidden: Path, data: Callable[[], ShardBytes]) -> dict[str, FileRecord]:
+    """Write this rank's shard, and on rank 0 the index; the records of these files."""
+    if not hidden.is_dir():
+        raise ConfigError(f"{hidden} is not there: checkpoints need a directory that all ranks share")
+    written = {}
+    if save.plan.pieces:
+        written[save.plan.file] = write_file(hidden / save.plan.file, _whole_shard(save.plan.pieces, data))
+    if save.plan.index is not None:
+        written[INDEX] = write_file(hidden / INDEX, [save.plan.index])
+    return written
+
+
+def _whole_shard(pieces: tuple[Piece, ...], data: Callable[[], ShardBytes]) -> ShardBytes:
+    yield shard_header(pieces)
+    yield from data()
+
+
+def _finish(save: Save, hidden: Path, parts: list[dict[str, FileRecord]]) -> None:
+    """Write state and manifest, and publish: when all ranks have written."""
+    files = {name: record for records in parts for name, record in records.items()}
+    files[STATE] = write_file(hidden / STATE, [save.state])
+    write_file(hidden / MANIFEST, [encode_manifest(_manifest(save, files))])
+    publish(hidden, save.final)
+
+
+def _manifest(save: Save, files: dict[str, FileRecord]) -> Manifest:
+    step = step_of(save.final.name)
+    assert step is not None
+    return Manifest(step, save.plan.ranks, torch.__version__, save.plan.tensor_bytes, files)
+
+
+def _abandon(save: Save, hidden: Path | None, error: ConfigError, group: Group) -> NoReturn:
+    """Remove the hidden folder (all ranks have stopped writing) and raise what went wrong, with the room needed."""
+    if hidden is not None:
+        shutil.rmtree(hidden, ignore_errors=True)
+    figures = ""
+    if save.each_its_own or rank_in(group) == 0:
+        figures = f"it needs {save.plan.tensor_bytes} bytes"
+        with contextlib.suppress(OSError):  # a disk that no longer answers; the others wait to hear of this rank
+            existing = next(folder for folder in save.final.absolute().parents if folder.exists())
+            figures += f" and {shutil.disk_usage(existing).free} bytes are free in {save.final.parent}"
+    path, reason = (error.path, error.reason) if isinstance(error, CheckpointError) else (save.final, str(error))
+    with contextlib.suppress(PeerLost):  # then each rank tells what it knows
+        said = exchange((save.final, figures), group)
+        figures = next((text for final, text in said if final == path), said[0][1])  # of the rank that failed
+    raise CheckpointError(path, f"not saved: {reason}; {figures}; earlier checkpoints are untouched") from error

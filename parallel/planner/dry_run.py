@@ -1,0 +1,174 @@
+"""What one rank of a layout holds and sends in a training step, found by running its real code on fake tensors with a
+fake process group: no memory for tensors, no peers, no arithmetic."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import HashStore
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gpt.losses.next_token import Loss
+from gpt.training.engine import Batch
+from parallel.axes.gradients import local
+from parallel.engines.native import EngineSettings, NativeEngine
+from parallel.layout.mesh import Mesh, build_mesh
+from parallel.planner.memory import MemoryTracker, tracking
+from parallel.planner.traffic import Collective, CollectiveCounter, Traffic, extended
+
+FULL_RUN_BLOCKS = 200  # a step of more passes through a block than this is run twice, shortened, and extended
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """What a rank holds and sends. `gradient_bytes` are of its reduced gradients, which the optimizer reads;
+    `peak_bytes` of all tensors at once. `micro_batches_run` has one number where the whole step was run, and two where
+    a step of `micro_batches` was found from two shorter ones."""
+
+    rank: int
+    pipeline_rank: int
+    stages: tuple[int, ...]
+    layers: tuple[int, ...]  # blocks, by their number in the model
+    parameters: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    peak_activation_bytes: int
+    peak_bytes: int
+    traffic: dict[Collective, Traffic]
+    micro_batches: int
+    micro_batches_run: tuple[int, ...]
+
+
+def measure_rank(
+    settings: EngineSettings, *, rank: int, seq_len: int, loss: Loss, runs: tuple[int, ...] | None = None
+) -> RankReport:
+    """One training step of this rank. Call it where no process group exists; it makes a fake one and ends it. Once in a
+    process: DTensor remembers groups that have ended.
+
+    A step of many micro-batches is run with two small numbers of them and extended linearly, which is exact for what is
+    sent and for memory once a schedule has filled its pipeline. `runs` None lets `micro_batches_to_run` decide; one
+    number runs the step as it is. Blocks are not compiled and nothing is offloaded, which changes neither what is sent
+    nor what shards are held.
+    """
+    parallel = dataclasses.replace(settings.parallel, compile=False, async_tensor=False, offload=False)
+    with fake_process_group(rank, settings.layout.world_size):
+        mesh = build_mesh(settings.layout, torch.device("cpu"))  # outside the fake mode: its ranks are looked up
+        reports = []
+        for micro_batches in runs or micro_batches_to_run(settings):
+            shortened = dataclasses.replace(settings.layout, micro_batches=micro_batches)
+            short = dataclasses.replace(settings, parallel=parallel, layout=shortened)
+            reports.append(_run_step(short, mesh, seq_len=seq_len, loss=loss))
+    return _extend(reports[0], reports[-1], settings.layout.micro_batches)
+
+
+def micro_batches_to_run(settings: EngineSettings) -> tuple[int, ...]:
+    """The numbers of micro-batches of the steps to run: the real one, or two from which a further micro-batch, or a
+    further round of them where the schedule goes by rounds, adds the same each time. Schedules of several stages a rank
+    reach their usual peak in the third round: from the second on, DualPipeV's came out three times too high."""
+    layout = settings.layout
+    whole = layout.micro_batches
+    by_one = settings.parallel.schedule in ("1f1b", "gpipe") or layout.pipeline == 1
+    first, more = (layout.pipeline + 1, 1) if by_one else (3 * layout.pipeline, layout.pipeline)
+    blocks = whole * -(-settings.model.n_layers // layout.pipeline)
+    if blocks <= FULL_RUN_BLOCKS or whole <= first + more or (whole - first) % more:
+        return (whole,)
+    return (first, first + more)
+
+
+@contextmanager
+def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
+    """While inside, this process is one rank of a default process group that sends nothing."""
+    import torch.testing._internal.distributed.fake_pg  # noqa: F401  registers the backend
+
+    dist.init_process_group("fake", store=HashStore(), rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def held_bytes(engine: NativeEngine) -> dict[str, int]:
+    """What an engine holds between steps, and its gradients where there are any; for real engines too."""
+    parameters = [parameter for _, parameter in engine.parameters]
+    state = [tensor for entry in engine.optimizer.state.values() for tensor in entry.values()]
+    return {
+        "parameters": sum(local(parameter).numel() for parameter in parameters),
+        "parameter_bytes": _bytes(parameters),
+        "gradient_bytes": _bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
+        "optimizer_bytes": _bytes(state),
+    }
+
+
+def _run_step(settings: EngineSettings, mesh: Mesh, *, seq_len: int, loss: Loss) -> RankReport:
+    layout = settings.layout
+    with FakeTensorMode(allow_non_fake_inputs=True), _OnlyLookedUp():  # type: ignore[no-untyped-call]
+        engine = NativeEngine(settings, loss=loss, device=mesh.device, fill=False, mesh=mesh)
+        tokens = torch.zeros(layout.micro_batches * settings.micro_batch_size, seq_len, dtype=torch.int64)
+        state = [tensor for entry in engine.optimizer.state.values() for tensor in entry.values()]
+        tracker = MemoryTracker(engine.stages, [*(parameter for _, parameter in engine.parameters), *state])
+        with ExitStack() as stack:
+            counter = stack.enter_context(CollectiveCounter(mesh))
+            stack.enter_context(tracking(tracker))
+            engine.forward_backward(Batch(tokens, tokens))
+            held = held_bytes(engine)
+            engine.optimizer_step(settings.optimizer.learning_rate)
+    blocks = {int(name.split(".")[1]) for name, _ in engine.parameters if name.startswith("blocks.")}
+    return RankReport(
+        rank=dist.get_rank(),
+        pipeline_rank=mesh.pipeline_rank,
+        stages=mesh.stages,
+        layers=tuple(sorted(blocks)),
+        **held,
+        peak_activation_bytes=tracker.peak_activation_bytes,
+        peak_bytes=tracker.peak_bytes,
+        traffic=dict(sorted(counter.traffic.items())),
+        micro_batches=layout.micro_batches,
+        micro_batches_run=(layout.micro_batches,),
+    )
+
+
+def _extend(few: RankReport, more: RankReport, micro_batches: int) -> RankReport:
+    """The report of a step of `micro_batches`, from two of fewer; `few` itself where it has as many."""
+    if few.micro_batches == micro_batches:
+        return few
+    times = (micro_batches - more.micro_batches) // (more.micro_batches - few.micro_batches)
+    return dataclasses.replace(
+        more,
+        peak_activation_bytes=more.peak_activation_bytes
+        + times * (more.peak_activation_bytes - few.peak_activation_bytes),
+        peak_bytes=more.peak_bytes + times * (more.peak_bytes - few.peak_bytes),
+        traffic=extended(few.traffic, more.traffic, times),
+        micro_batches=micro_batches,
+        micro_batches_run=(few.micro_batches, more.micro_batches),
+    )
+
+
+class _OnlyLookedUp(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside a FakeTensorMode: keeps real what was made before it (the mesh's ranks), and answers 1 where code wants
+    to see a number of a fake tensor (a loss, a norm, the pipeline's vote that shapes are known)."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if any(issubclass(t, DTensor) for t in types):
+            return NotImplemented
+        kwargs = kwargs or {}
+        if any(issubclass(t, FakeTensor) for t in types):
+            return 1 if func is torch.ops.aten._local_scalar_dense.default else func(*args, **kwargs)
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(local(tensor).numel() * tensor.element_size() for tensor in tensors)
