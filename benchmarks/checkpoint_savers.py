@@ -16,13 +16,15 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from gpt.checkpoint_config import Retention
 from gpt.losses.next_token import loss_for
 from gpt.model.config import ModelConfig
+from gpt.training.config import Retention
 from gpt.training.engine import Batch
 from gpt.training.optimizer import OptimizerConfig
-from parallel.engines.native import EngineSettings, NativeEngine
-from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.engines.native import NativeEngine
+from parallel.engines.settings import EngineSettings
+from parallel.layout.config import BatchConfig, ParallelConfig
+from parallel.layout.layout import resolve_layout
 
 PLAIN = "plain writer"
 MICRO_BATCH = 4

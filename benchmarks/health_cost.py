@@ -31,10 +31,12 @@ from gpt.training.optimizer import OptimizerConfig
 from launch.processes.determinism import deterministic
 from launch.processes.local_ranks import fork_server, run_ranks
 from parallel.axes.gradients import local
-from parallel.engines.native import EngineSettings, NativeEngine
+from parallel.engines.native import NativeEngine
+from parallel.engines.settings import EngineSettings
 from parallel.health.replica_check import ReplicaCheck
 from parallel.health.stragglers import Stragglers
-from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.layout.config import BatchConfig, ParallelConfig
+from parallel.layout.layout import resolve_layout
 
 RANKS = 2
 CHECK_EVERY, STRAGGLER_EVERY = 100, 25

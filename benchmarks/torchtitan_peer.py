@@ -14,7 +14,7 @@ from gpt.errors import import_extra
 from gpt.model.config import ModelConfig
 from gpt.training.engine import Batch
 from gpt.training.optimizer import OptimizerConfig
-from parallel.layout.layout import BatchConfig
+from parallel.layout.config import BatchConfig
 
 
 def torchtitan_step(

@@ -26,8 +26,10 @@ from gpt.losses.next_token import loss_for
 from gpt.model.config import ModelConfig
 from gpt.training.engine import Batch
 from gpt.training.optimizer import OptimizerConfig
-from parallel.engines.native import EngineSettings, NativeEngine
-from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.engines.native import NativeEngine
+from parallel.engines.settings import EngineSettings
+from parallel.layout.config import BatchConfig, ParallelConfig
+from parallel.layout.layout import resolve_layout
 
 Step = Callable[[Batch], float]
 

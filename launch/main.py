@@ -12,20 +12,20 @@ from launch.processes.environment import enter_process, report_mistake
 
 # command, of one word or two: (module, one line of help). A module has add_arguments(parser) and run(args) -> status.
 COMMANDS = {
-    "prepare": ("launch.commands.prepare", "turn web archives or text files into token files"),
+    "prepare": ("launch.commands.data.prepare", "turn web archives or text files into token files"),
     "prepare overlap": (
-        "launch.commands.prepare_overlap",
+        "launch.commands.data.overlap",
         "mark the examples of evaluation sets that occur in a corpus",
     ),
-    "prepare verify": ("launch.commands.prepare_verify", "compare a corpus with its corpus.json, every byte of it"),
-    "prepare checksum": ("launch.prepare_checksum", "write checksums beside token files, or compare them"),
+    "prepare verify": ("launch.commands.data.verify", "compare a corpus with its corpus.json, every byte of it"),
+    "prepare checksum": ("launch.commands.data.checksum", "write checksums beside token files, or compare them"),
     "prepare train-quality": (
-        "launch.commands.prepare_train_quality",
+        "launch.commands.data.train_quality",
         "train GPT-3's quality classifier for `prepare`",
     ),
-    "data mixture": ("launch.commands.mixture", "tokens and epochs that each corpus of a mixture comes to"),
+    "data mixture": ("launch.commands.data.mixture", "tokens and epochs that each corpus of a mixture comes to"),
     "data audit": (
-        "launch.commands.data_audit",
+        "launch.commands.data.audit",
         "name the corpus, file and documents that a step of a run was read from",
     ),
     "train": (

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from gpt.errors import NO_ROOM, ConfigError
-from parallel.checkpoint.manifest import CheckpointError, NoRoomForCheckpoints
+from parallel.errors import CheckpointError, NoRoomForCheckpoints
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")

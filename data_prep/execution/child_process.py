@@ -8,24 +8,31 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import select
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from data_prep.frames import MISTAKE, READY, REPLY, SIZE
 from gpt.errors import ConfigError
 
 # Our search path without running `site`: so a child starts in 25 ms of processor time.
 _START = (
     "import sys, json, runpy; sys.path[:] = json.loads(sys.argv[1]); runpy.run_module(sys.argv[2], run_name='__main__')"
 )
+
+
 _START_LIMIT_S = 120  # for its imports, on a file system that is slow today
+
+
 _GRACE_S = 2.0  # for a child whose input has ended
+
+
 _PIPE_BYTES, _READ = 1 << 20, 1 << 18
 
 
@@ -124,3 +131,46 @@ def _wait(pid: int, limit_s: float) -> tuple[int, Any] | None:
         if time.monotonic() > deadline:
             return None
         time.sleep(0.002)
+
+
+READY, MISTAKE, TEXT, END, FAILED, OUT_OF_MEMORY, CRASHED = range(7)  # what a frame from a child says
+
+
+REPLY = struct.Struct("<BI")  # one of these, bytes of text after it
+
+
+SIZE = struct.Struct("<I")
+
+
+def read_exactly(requests: BinaryIO, n_bytes: int) -> bytes:
+    """The next bytes from the worker; the child ends when there are none any more."""
+    data = requests.read(n_bytes)
+    if len(data) < n_bytes:
+        sys.exit()
+    return data
+
+
+def read_text(requests: BinaryIO) -> str:
+    """The next sized piece of text from the worker."""
+    return read_exactly(requests, SIZE.unpack(read_exactly(requests, SIZE.size))[0]).decode()
+
+
+def reply(replies: BinaryIO, kind: int, text: str = "") -> None:
+    """A frame to the worker; the child ends when it is gone."""
+    data = text.encode("utf-8", "replace")
+    try:
+        replies.write(REPLY.pack(kind, len(data)) + data)
+        replies.flush()
+    except BrokenPipeError:
+        sys.exit()
+
+
+def limit_memory(n_bytes: int) -> None:
+    """Let this process grow to `n_bytes` of resident memory: address space beyond what is mapped and not in use now."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    statm = Path("/proc/self/statm")
+    if not statm.exists():  # not Linux: nothing to reckon with, and no limit that would hold
+        return
+    mapped, resident = (int(pages) * resource.getpagesize() for pages in statm.read_text().split()[:2])
+    limit = mapped - resident + n_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -18,13 +18,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data_prep.documents.counts import Counts
 from data_prep.execution.files import disk_errors, sync_file
 from gpt.errors import ConfigError, import_extra
 
 Paths = tuple[Path, ...]
+
+
 _SETTLE_S = 60.0  # how long a network file system may show another machine an old state
 
 
@@ -232,3 +234,38 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+class Work(Protocol):
+    """What a pipeline asks of the work folder: of `Workspace`, which does the tasks, or of a plan, which only looks."""
+
+    folder: Path
+    stubs: Path  # the folder for what stands for remote inputs
+
+    def digests(self, paths: Sequence[Path]) -> list[str]:
+        """Digest of each source file's content."""
+        ...
+
+    def run(self, stage: Stage, tasks: Sequence[Task]) -> list[Finished]:
+        """Do the tasks that are not in the manifest; the entries of all, in the order of the tasks."""
+        ...
+
+    def note(self, name: str, text: str) -> None:
+        """Keep a small file about the run in the folder, whole or not at all."""
+        ...
+
+    def find(self, steps: Callable[[], dict[str, Path]], shards: dict[str, Path], *, size: float) -> dict[str, Path]:
+        """What `steps` returns: a file for each of the shards.
+
+        Those steps depend on what earlier ones find. A plan that does not know it takes stand-ins for the files, with
+        `size` times a shard's bytes.
+        """
+        ...
+
+    def alone(self, function: Callable[[], None]) -> None:
+        """Call `function`, which writes outside the folder: in one share of a run only, and in no plan."""
+        ...
+
+    def no_more_tasks(self) -> None:
+        """Say that no `run` follows; what a plan is for ends here."""
+        ...

@@ -30,6 +30,7 @@ from data_prep.execution.tasks import (
     Result,
     Stage,
     Task,
+    Work,
     about,
     describe,
     execute,
@@ -38,7 +39,6 @@ from data_prep.execution.tasks import (
     versions,
 )
 from data_prep.execution.workers import Executor, LocalWorkers
-from data_prep.work import Work
 from gpt.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ import struct
 import sys
 from typing import BinaryIO
 
-from data_prep.extraction.page_text import ExtractConfig, OutOfMemory, load_libraries, page_text
-from data_prep.frames import (
+from data_prep.execution.child_process import (
     CRASHED,
     FAILED,
     MISTAKE,
@@ -24,6 +23,7 @@ from data_prep.frames import (
     read_text,
     reply,
 )
+from data_prep.extraction.page_text import ExtractConfig, OutOfMemory, load_libraries, page_text
 from gpt.errors import ConfigError
 
 PAGE = struct.Struct("<II")  # bytes of the page's facts as JSON, bytes of its content

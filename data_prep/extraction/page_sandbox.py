@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from data_prep.documents.records import Page
-from data_prep.execution.child_process import Child
+from data_prep.execution.child_process import FAILED, OUT_OF_MEMORY, SIZE, TEXT, Child
 from data_prep.extraction.page_child import PAGE
 from data_prep.extraction.page_text import ExtractConfig
-from data_prep.frames import FAILED, OUT_OF_MEMORY, SIZE, TEXT
 
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # never sent by a page
 _ATTEMPTS = 4  # at a page whose child is killed from outside

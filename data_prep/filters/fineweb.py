@@ -6,8 +6,8 @@ differs.
 
 from dataclasses import dataclass
 
+from data_prep.documents.word_split import SENTENCE_ENDS
 from data_prep.documents.words import TextView, repeated
-from data_prep.punctuation import SENTENCE_ENDS
 
 
 @dataclass(frozen=True)

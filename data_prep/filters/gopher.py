@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.documents.word_split import SYMBOLS
 from data_prep.documents.words import Integers, TextView, later_copies, repeated
-from data_prep.punctuation import SYMBOLS
 from gpt.errors import ConfigError
 
 Reason = tuple[str, float]  # the rule that drops a text, and what it measured

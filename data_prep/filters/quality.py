@@ -97,7 +97,7 @@ QUALITY = Stage(
         "data_prep.filters.fineweb",
         "data_prep.documents.words",
         "data_prep.documents.word_split",
-        "punctuation",
+        "data_prep.documents.word_split",
         "data_prep.documents.shards",
         "data_prep.documents.traces",
     ),

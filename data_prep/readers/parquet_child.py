@@ -9,7 +9,17 @@ import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from data_prep.frames import END, FAILED, MISTAKE, OUT_OF_MEMORY, READY, TEXT, limit_memory, read_text, reply
+from data_prep.execution.child_process import (
+    END,
+    FAILED,
+    MISTAKE,
+    OUT_OF_MEMORY,
+    READY,
+    TEXT,
+    limit_memory,
+    read_text,
+    reply,
+)
 from gpt.errors import ConfigError, import_extra
 
 _BUFFER = 1 << 20  # bytes of a column that are read at a time

@@ -38,7 +38,7 @@ READING = (
         "data_prep.readers.parquet_files",
         "data_prep.readers.parquet_child",
         "data_prep.execution.child_process",
-        "frames",
+        "data_prep.execution.child_process",
         "data_prep.readers.remote_files",
     ),
 )

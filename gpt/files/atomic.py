@@ -2,8 +2,13 @@
 
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from gpt.errors import ConfigError
 
 
 def append_to(path: Path) -> BinaryIO:
@@ -27,3 +32,22 @@ def replace_file(path: Path, data: bytes | str) -> None:
 def new_beside(path: Path) -> Path:
     """A hidden name in the same folder that nobody can have guessed."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+@contextmanager
+def partial_folder(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output`, renamed to it at the end, removed where anything fails.
+
+    ConfigError: `output` exists, or the disk refuses.
+    """
+    if output.exists() or output.is_symlink():
+        raise ConfigError(f"--output {output} exists already; name a folder that does not, or remove this one")
+    folder = output.with_name(f".{output.name}.{secrets.token_hex(4)}.partial")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        folder.rename(output)
+    except OSError as error:
+        raise ConfigError(f"--output {output} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # gone already where all went well

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from gpt.checkpoint_config import CheckpointConfig
 from gpt.errors import ConfigError
 
 _NORMAL = 1.4826  # standard deviation / median absolute deviation of a normal distribution
@@ -152,24 +151,3 @@ class SpikeDetector:
         usual = median(self._losses)
         deviation = _NORMAL * median(abs(loss - usual) for loss in self._losses)
         return usual, usual + max(self.config.sigmas * deviation, self.config.min_rise_nats)
-
-
-def check_can_rewind(spike: SpikeConfig, checkpoint: CheckpointConfig, *, step_tokens: int) -> None:
-    """ConfigError when a run is to rewind, but the checkpoints that it keeps do not go back far enough."""
-    if spike.action != "rewind" or checkpoint.keep_every_tokens is not None:
-        return
-    if checkpoint.every_tokens is None:
-        raise ConfigError(
-            "spike.action = 'rewind' needs checkpoints to go back to: set checkpoint.every_tokens, or spike.action = "
-            "'report'"
-        )
-    needed = spike.rewind_steps + spike.patience_steps
-    reach = (checkpoint.keep_last - 1) * checkpoint.every_tokens // step_tokens
-    if reach < needed:
-        enough = -(-needed * step_tokens // checkpoint.every_tokens) + 1
-        raise ConfigError(
-            f"spike.action = 'rewind' goes back spike.rewind_steps + spike.patience_steps = {needed} steps, but "
-            f"checkpoint.keep_last = {checkpoint.keep_last} checkpoints every {checkpoint.every_tokens:,} tokens reach "
-            f"back {reach} steps of {step_tokens:,}; use checkpoint.keep_last = {enough}, or a smaller "
-            f"spike.rewind_steps"
-        )

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from gpt.inference.model import Model, OneDevice
 from gpt.model.attention import attend
-from gpt.model.gpt import GPT, Angles, Attention, Block, LayerCache, SwiGLUMLP, rotary_angles, rotate
+from gpt.model.gpt import GPT, Attention, Block, LayerCache, SwiGLUMLP
+from gpt.model.rope import Angles, rotary_angles, rotate
 
 
 class BlockedLinear(nn.Module):

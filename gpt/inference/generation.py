@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gpt.errors import ConfigError
-from gpt.inference.model import KeyValueCache, Model, Pass, as_model
+from gpt.inference.kv_cache import KeyValueCache
+from gpt.inference.model import Model, Pass, as_model
 from gpt.inference.sampling import GREEDY, Sampling, choose, seen_tokens
 from gpt.model.gpt import GPT
 

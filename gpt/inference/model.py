@@ -11,53 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gpt.inference.kv_cache import KeyValueCache, make_cache
 from gpt.inference.token_scores import token_scores
 from gpt.model.gpt import GPT
-
-
-class KeyValueCache:
-    """Keys and values of one layer, (b, k, capacity, e), allocated once, at the first append."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
-        self._k: Tensor | None = None
-        self._v: Tensor | None = None
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (b, k, t, e) keys and values; returns all so far, (b, k, s, e), as views that a later append extends."""
-        if self._k is None or self._v is None:
-            shape = (*k.shape[:2], self.capacity, k.size(3))
-            self._k, self._v = k.new_empty(shape), v.new_empty(shape)
-        end = self.length + k.size(2)
-        assert end <= self.capacity, f"{end} positions in a cache of {self.capacity}"
-        self._k[:, :, self.length : end] = k
-        self._v[:, :, self.length : end] = v
-        self.length = end
-        return self._k[:, :, :end], self._v[:, :, :end]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop every sequence but these (n,), in this order."""
-        if self._k is not None and self._v is not None:
-            self._k, self._v = self._k[rows], self._v[rows]
-
-    def spread(self, columns: Tensor, capacity: int) -> "KeyValueCache":
-        """A cache of n sequences, which holds for each its own `columns` (n, w) of this one's only sequence."""
-        assert self._k is not None
-        assert self._v is not None
-        result = KeyValueCache(capacity)
-        result.append(self._k[0][:, columns].transpose(0, 1), self._v[0][:, columns].transpose(0, 1))
-        return result
-
-    def rewind(self, length: int) -> None:
-        """Forget all but the first `length` positions."""
-        assert length <= self.length, f"{length} positions of {self.length}"
-        self.length = length
-
-
-def make_cache(model: GPT, capacity: int) -> dict[str, KeyValueCache]:
-    """An empty cache for each layer that `model` holds, by layer name, as `GPT.forward` takes it."""
-    return {name: KeyValueCache(capacity) for name in model.blocks}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gpt.losses.next_token import VocabShard, chunk_tokens
+from gpt.losses.base import VocabShard
+from gpt.losses.linear_cross_entropy import chunk_tokens
 
 
 def token_scores(

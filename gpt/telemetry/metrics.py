@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import torch
+
 from gpt.errors import NO_ROOM, ConfigError, DiskFull
 from gpt.files.atomic import append_to, new_beside
 from gpt.files.line_file import LineFile
@@ -217,3 +219,15 @@ def _cannot_write(path: Path, error: OSError) -> ConfigError:
         f"{path}: cannot be written ({error.strerror or error}); free space or choose another run directory, then "
         "start the run again: it goes on from its newest checkpoint"
     )
+
+
+def peak_memory_bytes() -> int | None:
+    """What torch had allocated on the current CUDA device at its highest; without one in use, the process's own
+    resident memory at its highest. None where neither is known. Waits for nothing."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return int(torch.cuda.max_memory_allocated())
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from gpt.data.dataset import TrainingData, share_of_step
 from gpt.data.order import Ints
 from gpt.data.skipped import SkippedData
-from gpt.loop_state import LoopState
 from gpt.training.engine import Batch, Engine
-from gpt.training.run import Run
+from gpt.training.run import LoopState, Run
 
 
 def read_batch(data: TrainingData, positions: Ints) -> Batch:

@@ -1,8 +1,11 @@
 """How long a run trains and how often it looks: the [train] section of a recipe."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from gpt.errors import ConfigError
+from gpt.health.spikes import SpikeConfig
 from gpt.training.batch_ramp import BatchRamp
 
 
@@ -63,3 +66,94 @@ class TrainConfig:
     def steps(self, batch: BatchRamp) -> int:
         """Whole steps that reach total_tokens."""
         return batch.steps_to(self.total_tokens)
+
+
+@dataclass(frozen=True)
+class FaultConfig:
+    """A step whose loss or gradient is not finite changes nothing and is counted; `max_skipped_steps` in a row may
+    pass. `on_damaged_data`: where a part of the token files is not what was written, end the run, or leave such samples
+    out, up to `max_damaged_samples` in a run."""
+
+    max_skipped_steps: int = 10
+    on_damaged_data: Literal["stop", "skip"] = "stop"
+    max_damaged_samples: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.max_skipped_steps < 0:
+            raise ConfigError(f"faults.max_skipped_steps = {self.max_skipped_steps} must not be negative")
+        if self.max_damaged_samples < 1:
+            raise ConfigError(
+                f"faults.max_damaged_samples = {self.max_damaged_samples} must be at least 1; to allow none, set "
+                f"faults.on_damaged_data = 'stop'"
+            )
+
+
+class CopiesDiffer(ConfigError):
+    """Ranks hold different copies of one weight or moment: no setting is wrong, and a restart may well mend it."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints outlive the next: the newest `last`, and every one whose step `for_ever` names."""
+
+    last: int
+    for_ever: Callable[[int], bool] = lambda step: False
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Spans are in tokens, since tokens are the clock. `fast_directory` is the second tier: a fast disk of each node,
+    written often and kept short, for restarts on the same layout."""
+
+    every_tokens: int | None = None  # None: at the end only
+    keep_last: int = 2
+    keep_every_tokens: int | None = None  # a multiple of every_tokens: these are kept for ever
+    in_background: bool = True  # training waits for the copy to host memory alone
+    max_failures: int = 3  # saves in a row that may fail before the run ends
+    fast_directory: str = ""
+    fast_every_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("every_tokens", "keep_last", "keep_every_tokens", "max_failures", "fast_every_tokens"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"checkpoint.{key} = {value} must be at least 1")
+        if self.keep_every_tokens is not None:
+            if self.every_tokens is None:
+                raise ConfigError(
+                    "checkpoint.keep_every_tokens needs checkpoint.every_tokens, of which it is a multiple"
+                )
+            if self.keep_every_tokens % self.every_tokens:
+                below = self.keep_every_tokens // self.every_tokens * self.every_tokens
+                raise ConfigError(
+                    f"checkpoint.keep_every_tokens = {self.keep_every_tokens} must be a multiple of "
+                    f"checkpoint.every_tokens = {self.every_tokens}; the nearest are {below} and "
+                    f"{below + self.every_tokens}"
+                )
+        if bool(self.fast_directory) != (self.fast_every_tokens is not None):
+            raise ConfigError(
+                "checkpoint.fast_directory and checkpoint.fast_every_tokens belong together: give both, or neither"
+            )
+
+
+def check_can_rewind(spike: SpikeConfig, checkpoint: CheckpointConfig, *, step_tokens: int) -> None:
+    """ConfigError when a run is to rewind, but the checkpoints that it keeps do not go back far enough."""
+    if spike.action != "rewind" or checkpoint.keep_every_tokens is not None:
+        return
+    if checkpoint.every_tokens is None:
+        raise ConfigError(
+            "spike.action = 'rewind' needs checkpoints to go back to: set checkpoint.every_tokens, or spike.action = "
+            "'report'"
+        )
+    needed = spike.rewind_steps + spike.patience_steps
+    reach = (checkpoint.keep_last - 1) * checkpoint.every_tokens // step_tokens
+    if reach < needed:
+        enough = -(-needed * step_tokens // checkpoint.every_tokens) + 1
+        raise ConfigError(
+            f"spike.action = 'rewind' goes back spike.rewind_steps + spike.patience_steps = {needed} steps, but "
+            f"checkpoint.keep_last = {checkpoint.keep_last} checkpoints every {checkpoint.every_tokens:,} tokens reach "
+            f"back {reach} steps of {step_tokens:,}; use checkpoint.keep_last = {enough}, or a smaller "
+            f"spike.rewind_steps"
+        )

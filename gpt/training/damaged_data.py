@@ -12,12 +12,11 @@ import torch
 from gpt.data.dataset import DamagedSamples, TrainingData
 from gpt.data.order import Ints
 from gpt.data.skipped import SkippedData
-from gpt.loop_state import LoopState
 from gpt.telemetry.event_log import TellEvent
 from gpt.token_files.checksums import DamagedTokens
 from gpt.training.batches import read_batch, step_positions
 from gpt.training.engine import Batch, Engine
-from gpt.training.run import Run
+from gpt.training.run import LoopState, Run
 
 _WHY = "damaged data: "  # how the reason begins for which a position is left out
 

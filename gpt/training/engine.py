@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from gpt.checkpoint_config import Retention
 from gpt.inference.generation import Continuation
 from gpt.inference.model import Model
 from gpt.inference.sampling import GREEDY, Sampling
+from gpt.training.config import Retention
 
 
 class Batch(NamedTuple):

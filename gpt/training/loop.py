@@ -8,21 +8,18 @@ from typing import Any
 
 from gpt.data.dataset import TrainingData, ValidationData
 from gpt.errors import ConfigError
-from gpt.faults import CopiesDiffer
 from gpt.health.spikes import Spike
-from gpt.health.watchers import UNWATCHED, Heartbeat
-from gpt.loop_state import LoopState
-from gpt.memory import peak_memory_bytes
-from gpt.step_watch import StepWatch
-from gpt.stop_signals import stop_signals
+from gpt.health.watchers import UNWATCHED, Heartbeat, StepWatch, stop_signals
 from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.goodput import current_account
+from gpt.telemetry.metrics import peak_memory_bytes
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.batches import epochs_read, step_positions
+from gpt.training.config import CopiesDiffer
 from gpt.training.damaged_data import DamageKeeper
 from gpt.training.engine import Engine, StepResult, Totals
 from gpt.training.few_shot_probe import Probe, probe_values, score_records
-from gpt.training.run import End, Metrics, Outcome, Run
+from gpt.training.run import End, LoopState, Metrics, Outcome, Run
 from gpt.training.samples import Sampler, sample_records
 from gpt.training.saver import RunSaver
 from gpt.training.schedule import learning_rate

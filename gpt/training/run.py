@@ -5,18 +5,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from gpt.checkpoint_config import CheckpointConfig, Retention
-from gpt.faults import FaultConfig
-from gpt.health.spikes import SpikeConfig
-from gpt.loop_state import LoopState
+from gpt.data.skipped import SkippedData
+from gpt.health.spikes import SpikeConfig, SpikeDetector
 from gpt.model.config import ModelConfig
 from gpt.telemetry.event_log import EventKind
 from gpt.training.batch_ramp import BatchRamp
-from gpt.training.config import TrainConfig
+from gpt.training.config import CheckpointConfig, FaultConfig, Retention, TrainConfig
 from gpt.training.engine import Totals
 from gpt.training.schedule import ScheduleConfig
 
 End = Literal["total_tokens", "signal", "stop_after_s", "target_loss"]
+
+
+@dataclass
+class LoopState:
+    """`step`: steps taken. All of it goes into each checkpoint, equal on every rank."""
+
+    step: int
+    skipped: SkippedData
+    spikes: SpikeDetector
+    skipped_steps: int = 0  # whose loss or gradient was not finite
+    skipped_in_a_row: int = 0
+    rewinds: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the step, which every checkpoint has anyway."""
+        return {
+            "skipped": self.skipped.to_json(),
+            "spikes": self.spikes.state(),
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "rewinds": self.rewinds,
+        }
+
+    @classmethod
+    def from_json(cls, table: dict[str, Any], *, step: int, spike: SpikeConfig) -> "LoopState":
+        """What `to_json` wrote."""
+        return cls(
+            step=step,
+            skipped=SkippedData.from_json(table["skipped"]),
+            spikes=SpikeDetector.from_state(spike, table["spikes"]),
+            skipped_steps=int(table["skipped_steps"]),
+            skipped_in_a_row=int(table["skipped_in_a_row"]),
+            rewinds=int(table["rewinds"]),
+        )
 
 
 class Metrics(Protocol):

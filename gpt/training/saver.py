@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from gpt.checkpoint_config import Retention
 from gpt.errors import ConfigError
-from gpt.loop_state import LoopState
 from gpt.telemetry.event_log import TellEvent
 from gpt.telemetry.time_ledger import TimeLedger
+from gpt.training.config import Retention
 from gpt.training.engine import Engine
-from gpt.training.run import Run
+from gpt.training.run import LoopState, Run
 
 FAST_KEPT = 2  # checkpoints of the second tier: the newest, and the one before, whole while the newest is being made
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from gpt.data.dataset import DamagedSamples, Tokens, ValidationData
-from gpt.losses.next_token import IGNORE
+from gpt.losses.base import IGNORE
 from gpt.training.engine import Batch, Engine, Totals
 
 

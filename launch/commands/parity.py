@@ -19,7 +19,7 @@ from launch.parity.report import Report, Tolerances, compare, draw, print_report
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.local_ranks import RankFailed, signals_unwind
 from launch.training.build import check_tokenizer, open_data
-from parallel.layout.layout import ParallelConfig
+from parallel.layout.config import ParallelConfig
 from parallel.planner.search import (
     Choice,
     Skipped,

@@ -8,7 +8,7 @@ from launch.planning import options as dry_run_options
 from launch.processes.environment import ClusterEnvironment, early_warning_ends
 from launch.processes.local_launch import launch_local
 from launch.processes.restarts import RestartPolicy
-from launch.run_position import furthest_step
+from launch.runs.history import furthest_step
 from parallel.layout.layout import Layout
 
 

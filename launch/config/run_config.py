@@ -5,19 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt.checkpoint_config import CheckpointConfig
 from gpt.data.dataset import DataConfig
 from gpt.errors import ConfigError
-from gpt.faults import FaultConfig
-from gpt.health.spikes import SpikeConfig, check_can_rewind
+from gpt.health.spikes import SpikeConfig
 from gpt.model.config import ModelConfig
 from gpt.telemetry.metrics import MetricsConfig
-from gpt.training.config import TrainConfig
+from gpt.training.config import CheckpointConfig, FaultConfig, TrainConfig, check_can_rewind
 from gpt.training.optimizer import OptimizerConfig
 from gpt.training.schedule import ScheduleConfig
 from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
 from parallel.health.config import HealthConfig
-from parallel.layout.layout import BatchConfig, Layout, ParallelConfig, resolve_layout
+from parallel.layout.config import BatchConfig, ParallelConfig
+from parallel.layout.layout import Layout, resolve_layout
 
 
 @dataclass(frozen=True)

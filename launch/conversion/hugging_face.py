@@ -12,11 +12,11 @@ from gpt.convert.hugging_face.logits import LogitCheck, Mode, compare_logits, pa
 from gpt.convert.hugging_face.names import family_of, shapes, table, to_ours, to_theirs
 from gpt.convert.hugging_face.source import TITLES, Source, find_tokenizer, open_source
 from gpt.convert.hugging_face.tokenizer import compare_tokenizers
-from gpt.convert.partial_folder import partial_folder
 from gpt.errors import ConfigError
+from gpt.files.atomic import partial_folder
 from gpt.files.safetensors import digest
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
-from launch.convert_progress import progress_bar
+from launch.processes.terminal import progress_bar
 from launch.runs.imported_run import HUGGING_FACE, IMPORTED, read_weights, write_run
 from launch.runs.saved_run import DTYPES, SavedRun
 from parallel.checkpoint import find as checkpoint

@@ -20,17 +20,17 @@ from gpt.convert.hugging_face.names import shapes
 from gpt.convert.megatron.config import COMMON, arguments_of
 from gpt.convert.megatron.names import Piece, check_expressible, objects, stacked_shapes, to_megatron
 from gpt.convert.megatron.source import ABOUT, TRACKER, Source, check_format, find_checkpoint, open_source, to_ours
-from gpt.convert.partial_folder import partial_folder
 from gpt.convert.torch_formats.dcp_writer import Part, write_torch_dist
 from gpt.convert.torch_formats.pickle_as_data import Made, encode
 from gpt.convert.torch_formats.torch_archive import write_archive
 from gpt.errors import ConfigError
+from gpt.files.atomic import partial_folder
 from gpt.files.safetensors import digest
 from gpt.model.config import ModelConfig
 from gpt.tokenizer.tokenizers import load_tokenizer, tokenizer_files
 from launch.config.recipe import build, find_recipe, read_toml
 from launch.conversion.hugging_face import EXPORT_DTYPES
-from launch.convert_progress import progress_bar
+from launch.processes.terminal import progress_bar
 from launch.runs.imported_run import HUGGING_FACE, IMPORTED, read_weights, write_run
 from launch.runs.saved_run import SavedRun
 from parallel.checkpoint import find as checkpoint

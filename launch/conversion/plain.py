@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt.convert.partial_folder import partial_folder
 from gpt.errors import ConfigError
+from gpt.files.atomic import partial_folder
 from gpt.files.safetensors import (
     INDEX,
     MAX_FILE_BYTES,
@@ -34,7 +34,7 @@ from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.tokenizer.tokenizers import tokenizer_files
 from launch.config.recipe import build
-from launch.convert_progress import progress_bar
+from launch.processes.terminal import progress_bar
 from launch.runs.imported_run import HUGGING_FACE, MODEL
 from launch.runs.saved_run import SavedRun
 from parallel.checkpoint import find as checkpoint

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gpt.convert.partial_folder import partial_folder
+from gpt.files.atomic import partial_folder
 from gpt.files.safetensors import digest
-from launch.convert_progress import progress_bar
+from launch.processes.terminal import progress_bar
 from launch.runs.imported_run import HUGGING_FACE, MODEL
 from launch.runs.saved_run import SavedRun
 from parallel.checkpoint import find as checkpoint

@@ -13,7 +13,7 @@ from gpt.losses.next_token import loss_for
 from gpt.telemetry.console import human_count
 from launch.config.run_config import RunConfig
 from launch.processes.local_ranks import fork_server
-from parallel.engines.native import EngineSettings
+from parallel.engines.settings import EngineSettings
 from parallel.layout.layout import Layout
 from parallel.planner.dry_run import RankReport, measure_rank
 

@@ -18,9 +18,8 @@ from types import FrameType, TracebackType
 from typing import NoReturn
 
 from gpt.errors import ConfigError
-from launch.processes.failures import MISTAKE, SAVED_AFTER_SIGNAL
+from launch.processes.failures import MISTAKE, SAVED_AFTER_SIGNAL, without_secrets
 from launch.processes.restarts import Restart
-from launch.redaction import without_secrets
 
 FIRST_WORD_S = 5.0  # how long other ranks leave a mistake to local rank 0, so that the user reads it once
 

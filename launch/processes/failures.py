@@ -1,5 +1,6 @@
 """Tells which rank of a local launch failed first and why; starts and ends nothing."""
 
+import re
 import signal
 import sys
 from collections.abc import Mapping
@@ -7,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 MISTAKE = 2  # the exit status of a user's mistake: to start again would only repeat it
+
+
 SAVED_AFTER_SIGNAL = 75  # the status of a run that saved after a signal and wants to be started again (EX_TEMPFAIL)
+
 
 Failures = Mapping[int, Any]  # rank to torch elastic's ProcessFailure
 
@@ -92,3 +96,29 @@ def _failed_at(item: tuple[int, Any]) -> tuple[bool, float, int]:
     path = Path(failure.error_file)
     failed_at = path.stat().st_mtime if path.is_file() else float(failure.timestamp)
     return failure.exitcode > 0, failed_at, rank
+
+
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+
+
+_NO_SECRET_NAME = re.compile(r"_(FILE|PATH|DIR|FOLDER)$|TOKENIZER", re.IGNORECASE)
+
+
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^/\s'\"]*@")  # up to the last @: one may stand in a password
+
+
+_SIGNED = re.compile(
+    r"([?&][^=&\s]*(?:sign|sig|token|secret|credential|passw|api_?key)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE
+)
+
+
+_LEAST = 8  # a shorter value would be found in innocent words
+
+
+def without_secrets(text: str, environment: Mapping[str, str]) -> str:
+    """The text without users and signatures in URLs, and with the names of variables in the place of their secrets."""
+    text = _SIGNED.sub(r"\1***", _USER.sub(r"\1***@", text))
+    for name, value in environment.items():
+        if len(value) >= _LEAST and _SECRET_NAME.search(name) and not _NO_SECRET_NAME.search(name):
+            text = text.replace(value, f"<{name}>")
+    return text

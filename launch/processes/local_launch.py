@@ -1,18 +1,20 @@
 """Starts the ranks of a command on this machine, and again after a failure; knows nothing of what they do."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from gpt.errors import ConfigError
-from launch.launcher_signals import signals_tell_ranks
 from launch.processes.environment import child_settings, launch_environment, quiet_elastic_logs
 from launch.processes.failures import (
     MISTAKE,
@@ -142,3 +144,40 @@ def _launch_config(nproc: int, *, log_dir: Path, grace_s: int) -> Any:
         signals_to_handle="",  # ours are there already, see signals_tell_ranks
         shutdown_timeout=grace_s,
     )
+
+
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+
+
+INSISTING = (signal.SIGINT, signal.SIGQUIT)  # somebody at the keyboard who asks again does not want to wait
+
+
+@contextlib.contextmanager
+def signals_tell_ranks(*, grace_s: float) -> Iterator[None]:
+    """While inside, a signal raises torch elastic's SignalException, at which it passes the signal on to its ranks and
+    waits for them; in the main thread only.
+
+    Of elastic's own handlers each further signal raises as well: the second breaks into that wait and the third ends
+    the launcher, and its ranks with it, however far their save is. Here more of them are not heard for `grace_s`, and
+    a SIGHUP that is ignored, as nohup has it, stays so.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    first_at: float | None = None
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        nonlocal first_at
+        now = time.monotonic()
+        if first_at is not None and number not in INSISTING and now < first_at + grace_s:
+            return
+        first_at = now if first_at is None else first_at
+        raise SignalException(f"the launcher got signal {number}", sigval=signal.Signals(number))
+
+    hung_up_on = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in FORWARDED if not (hung_up_on and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, tell) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,8 +1,11 @@
 """What the commands that print tables share: the console, and how many workers `--workers` means; prints nothing."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
+from rich.progress import Progress
 
 from gpt.errors import ConfigError
 
@@ -24,3 +27,18 @@ def worker_count(workers: int | None) -> int:
 def printable(text: str) -> str:
     """Without what would steer the terminal: a run's files may come from anywhere."""
     return "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
+
+
+@contextmanager
+def progress_bar(title: str, *, total: int) -> Iterator[Callable[[str], None]]:
+    """A function to call with the name of each tensor done."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total)
+
+        def advance(_: str) -> None:
+            progress.advance(task)
+            if progress.finished:
+                progress.update(task, description="reading back and comparing")
+
+        yield advance

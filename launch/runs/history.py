@@ -8,6 +8,7 @@ import json
 import math
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,10 +19,14 @@ from numpy.typing import NDArray
 
 from gpt.errors import ConfigError
 from gpt.telemetry.goodput import Account, read_account
+from launch.processes.restarts import last_logged_step
 from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.folders import list_checkpoints, published_step
 from parallel.checkpoint.manifest import step_of
 
 METRICS, SUPERSEDED = "metrics.jsonl", "metrics.superseded.jsonl"
+
+
 EVENTS, LEDGER, CONFIG, SUMMARY = "events.jsonl", "ledger.jsonl", "config.json", "train_summary.json"
 
 
@@ -247,3 +252,11 @@ def _where(series: Series, chosen: NDArray[np.bool_]) -> Series | None:
 def _finite(value: float) -> bool:
     """Whether it is a number to draw: no NaN, no infinity, nor so large that a difference of two is one."""
     return abs(value) < 1e200
+
+
+def furthest_step(run_directory: Path) -> int:
+    """About how far the run is: its newest checkpoint's step, or a later one that it has logged."""
+    saved = list[Path]()
+    with suppress(OSError):
+        saved = list_checkpoints(run_directory / "checkpoints")
+    return max([last_logged_step(run_directory), *map(published_step, saved[:1])])

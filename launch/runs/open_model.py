@@ -38,8 +38,9 @@ from launch.runs.saved_run import (
 )
 from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.manifest import step_of
-from parallel.inference import load_layout_model
-from parallel.layout.layout import BatchConfig, Layout, ParallelConfig, resolve_layout
+from parallel.inference.model import load_layout_model
+from parallel.layout.config import BatchConfig, ParallelConfig
+from parallel.layout.layout import Layout, resolve_layout
 from parallel.layout.mesh import build_mesh
 
 _KEYS = ("tensor", "pipeline", "data", "split")  # of [parallel]; the others are about training

@@ -18,7 +18,8 @@ from launch.processes.environment import ClusterEnvironment
 from launch.processes.hardware import peak_flops_per_s
 from launch.training.fast_tier import fast_directory
 from launch.training.resume import Start
-from parallel.engines.native import EngineSettings, NativeEngine
+from parallel.engines.native import NativeEngine
+from parallel.engines.settings import EngineSettings
 from parallel.health.stragglers import Stragglers
 from parallel.layout.layout import Layout
 

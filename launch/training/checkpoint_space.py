@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from gpt.checkpoint_config import CheckpointConfig
 from gpt.errors import ConfigError, DiskFull
 from gpt.telemetry.event_log import EventKind
+from gpt.training.config import CheckpointConfig
 from gpt.training.run import Run
 from gpt.training.saver import FAST_KEPT
 from parallel.checkpoint import find as checkpoint

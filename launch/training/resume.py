@@ -9,8 +9,8 @@ from gpt.data.dataset import fingerprint_differences
 from gpt.data.skipped import SkippedData, resumed
 from gpt.errors import ConfigError
 from gpt.health.spikes import SpikeDetector
-from gpt.loop_state import LoopState
 from gpt.telemetry.event_log import EventKind
+from gpt.training.run import LoopState
 from launch.config.run_config import RunConfig, changed_keys
 from launch.training import fast_tier
 from launch.training.start_from import check_start_from, starting_weights

@@ -31,7 +31,7 @@ from launch.processes.environment import (
 from launch.processes.rendezvous import join_processes
 from launch.processes.restarts import Restart, count_start, how_it_resumed
 from launch.processes.run_lock import hold
-from launch.run_position import furthest_step
+from launch.runs.history import furthest_step
 from launch.training.build import (
     build_engine,
     build_loop,
@@ -49,7 +49,8 @@ from launch.training.resume import check_run_directory, find_start
 from launch.training.summary import describe, how_it_ended, prepare_run_directory, write_summary
 from parallel.agreement import exchange
 from parallel.checkpoint.fast_tier import discard_all
-from parallel.engines.native import NativeEngine, holding_layout
+from parallel.engines.native import NativeEngine
+from parallel.engines.settings import holding_layout
 from parallel.health.watchdog import LostPeers, watch_rank
 from parallel.health.weight_digests import model_digest, weight_digests
 from parallel.layout.layout import Layout, check_device

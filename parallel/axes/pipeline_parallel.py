@@ -20,7 +20,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, Pipeli
 
 from gpt.model.config import ModelConfig
 from parallel.axes.stage import Stage
-from parallel.layout.layout import ParallelConfig
+from parallel.layout.config import ParallelConfig
 from parallel.layout.mesh import Mesh
 
 SINGLE: dict[str, type[PipelineScheduleSingle]] = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}

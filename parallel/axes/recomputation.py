@@ -17,7 +17,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from gpt.model.config import ModelConfig
-from parallel.layout.layout import ParallelConfig
+from parallel.layout.config import ParallelConfig
 
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 

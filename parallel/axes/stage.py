@@ -7,23 +7,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn import functional
 
 from gpt.inference.token_scores import token_scores
-from gpt.losses.next_token import Loss, whole_vocabulary
-from gpt.model.config import ModelConfig
+from gpt.losses.base import Loss, whole_vocabulary
 from gpt.model.gpt import GPT, LayerCache
-from parallel.axes.recomputation import wrap_block
 from parallel.axes.tensor_parallel import (
-    allow_asynchronous,
-    apply_tensor_parallel,
     vocabulary_parallel_loss,
     vocabulary_shard,
 )
-from parallel.layout.layout import ParallelConfig
-from parallel.layout.mesh import Mesh
 
 
 @dataclass(frozen=True)
@@ -92,46 +85,6 @@ class Stage(nn.Module):
 def _replicated_head(head: Callable[[Tensor], Tensor], mesh: DeviceMesh, hidden: Tensor) -> Tensor:
     """Logits of places that all tensor ranks have; the head takes a plain tensor for a rank's own share of them."""
     return head(DTensor.from_local(hidden, mesh, [Replicate()], run_check=False))
-
-
-def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss: Loss, *, index: int) -> Stage:
-    """Stage `index` of the pipeline, its parameters allocated on the mesh's device (on the host if offloaded) and not
-    yet filled.
-
-    The order matters: tensor parallelism replaces parameters; blocks are compiled and wrapped for recomputation; FSDP's
-    hooks come last.
-    """
-    with torch.device("meta"):
-        layout = mesh.layout
-        model = GPT(config, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
-    if mesh.layout.tensor > 1:
-        apply_tensor_parallel(model, config, mesh.tensor)
-    if parallel.async_tensor:
-        allow_asynchronous(mesh.tensor)
-    for name, block in model.blocks.items():
-        model.blocks[name] = wrap_block(block, config, parallel)
-    stage = Stage(model, loss)
-    _apply_data_parallel(stage, parallel, mesh)
-    stage.to_empty(device=torch.device("cpu") if parallel.offload else mesh.device)
-    return stage
-
-
-def _apply_data_parallel(stage: Stage, parallel: ParallelConfig, mesh: Mesh) -> None:
-    """FSDP2 on every layout, on one rank too: it is also what keeps fp32 weights beside bf16 ones for compute."""
-    compute = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
-    place = OffloadPolicy()
-    if parallel.offload:
-        place = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")
-    again = parallel.zero_stage == 3
-    shard = partial(fully_shard, mesh=mesh.data, mp_policy=policy, offload_policy=place)
-    for block in stage.model.blocks.values():
-        shard(block, reshard_after_forward=again)
-    shard(stage, reshard_after_forward=False)
-    for module in stage.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # losses are sums: gradients add up, one division comes at the end
-            module.set_force_sum_reduction_for_comms(True)
 
 
 def canonical_parameters(stage: Stage) -> list[tuple[str, nn.Parameter]]:

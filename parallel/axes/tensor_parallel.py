@@ -27,7 +27,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from gpt.losses.next_token import Loss, LossTotals, VocabShard
+from gpt.losses.base import Loss, LossTotals, VocabShard
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT, Attention
 

@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from gpt.checkpoint_config import Retention
 from gpt.errors import ConfigError
+from gpt.training.config import Retention
 from gpt.training.engine import SaveResult
 from parallel.agreement import ALONE, PeerLost, exchange, is_distributed
 from parallel.checkpoint.manifest import step_name

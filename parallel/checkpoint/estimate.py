@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt.checkpoint_config import Retention
+from gpt.training.config import Retention
 from parallel.agreement import exchange, rank_in, together
 from parallel.checkpoint.background import BackgroundSaver
 from parallel.checkpoint.folders import make_hidden

@@ -14,8 +14,9 @@ import secrets
 import shutil
 from pathlib import Path
 
-from gpt.checkpoint_config import Retention
-from parallel.checkpoint.manifest import CheckpointError, fsync_folder, step_of
+from gpt.training.config import Retention
+from parallel.checkpoint.manifest import fsync_folder, step_of
+from parallel.errors import CheckpointError
 
 _SAVING, _REPLACED, _DELETING = ".saving-", ".replaced-", ".deleting-"
 _REPLACED_NAME = re.compile(rf"\{_REPLACED}(step-\d+)-[0-9a-f]+")

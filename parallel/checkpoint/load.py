@@ -4,13 +4,14 @@ DCP plans who reads which piece (re-sharding); the reader here moves the bytes. 
 interface, hence the inheritance.
 """
 
-import math
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -19,48 +20,24 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.storage import StorageReader
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-from torch.distributed.tensor.placement_types import _StridedShard
 from torch.futures import Future
 
 from gpt.errors import ConfigError
-from parallel.checkpoint.manifest import DTYPE_NAMES, Chunk, Manifest, StoredTensor, open_shard, stored_slice
-
-
-def check_tensors(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse what would be saved or filled wrongly, before anything is touched."""
-    for name, tensor in tensors.items():
-        if not name or name == "__metadata__":
-            raise ConfigError(f"{name!r} cannot be the name of a saved tensor")
-        if tensor.dtype not in DTYPE_NAMES:
-            raise ConfigError(f"tensor '{name}' is {tensor.dtype}; checkpoints hold {', '.join(DTYPE_NAMES.values())}")
-        if tensor.is_meta or tensor.layout != torch.strided:
-            raise ConfigError(f"tensor '{name}' has no dense storage (device {tensor.device}, {tensor.layout})")
-        if isinstance(tensor, DTensor):
-            _check_placements(name, tensor)
-
-
-def _check_placements(name: str, tensor: DTensor) -> None:
-    """Refuse partial sums, and shards of which DTensor cannot tell the place: DCP would mix them up silently."""
-    mesh, placements = tensor.device_mesh, tensor.placements
-    if any(placement.is_partial() for placement in placements):
-        raise ConfigError(f"tensor '{name}' is a partial sum ({placements}); redistribute it first")
-    if mesh.get_coordinate() is None:
-        return
-    told_shape, _ = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
-    if tuple(told_shape) != tuple(tensor.to_local().shape):
-        raise ConfigError(
-            f"tensor '{name}' {list(tensor.shape)} is sharded {placements} on mesh {tuple(mesh.shape)}: this rank has "
-            f"{list(tensor.to_local().shape)}, DTensor computes {list(told_shape)}; that dimension is sharded twice "
-            "and not divisible by the tensor-parallel size: make it divisible"
-        )
-    for axis, placement in enumerate(placements):
-        if isinstance(placement, _StridedShard):
-            later = [mesh.size(i) for i in range(axis + 1, mesh.ndim) if placements[i].is_shard(placement.dim)]
-            if placement.split_factor != math.prod(later):
-                raise ConfigError(f"tensor '{name}' is sharded {placements}: its pieces are not contiguous")
+from parallel.agreement import ALONE, Group, dcp_errors, is_distributed, together
+from parallel.checkpoint.find import verify
+from parallel.checkpoint.manifest import (
+    Chunk,
+    Manifest,
+    StoredTensor,
+    open_shard,
+    read_index,
+    read_manifest,
+    stored_slice,
+)
+from parallel.checkpoint.plan import check_tensors
+from parallel.errors import CheckpointError
 
 
 class SafetensorsReader(StorageReader):
@@ -126,3 +103,72 @@ class SafetensorsReader(StorageReader):
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """Any path will do."""
         return True
+
+
+def load(
+    path: Path,
+    *,
+    tensors: Mapping[str, torch.Tensor],
+    complete: bool = False,
+    verified: bool = False,
+    rounded: bool = False,
+    group: Group = None,
+) -> None:
+    """Load a checkpoint in place into tensors of any layout and any number of ranks; each rank reads what it needs.
+
+    `tensors` as for `save`. `complete`: also refuse a checkpoint with tensors that no rank asks for. `verified`: skip
+    the check of digests, for a path that `find_latest` has just returned. `rounded`: floating-point numbers are rounded
+    to the type of the tensors here, where that is another one.
+
+    Collective over `group`. Raises CheckpointError when the checkpoint is damaged; ConfigError, before any tensor is
+    changed, when a name is missing or a shape or dtype differs (a checkpoint from another model).
+    """
+    path = Path(path)
+    reason = None if verified else verify(path, group=group)
+    if reason is not None:
+        raise CheckpointError(path, reason)
+    prepared: list[SafetensorsReader] = []  # what stays on this rank: the index is large
+
+    def prepare() -> list[str]:
+        prepared.append(_prepare_load(path, tensors, rounded=rounded))
+        return list(tensors) if complete else []
+
+    names = together(prepare, group, path=path)
+    reader = prepared[0]
+    unused = set(reader.index).difference(*names) if complete else set()
+    if unused:
+        raise ConfigError(
+            f"checkpoint {path} holds {len(unused)} tensors that nothing here asks for, '{min(unused)}' the first; "
+            "it comes from another model or optimizer"
+        )
+    together(functools.partial(_read_tensors, reader, tensors, group), group, path=path)
+
+
+def _prepare_load(path: Path, tensors: Mapping[str, torch.Tensor], *, rounded: bool) -> SafetensorsReader:
+    """Read manifest and index, and compare them with the tensors to be filled."""
+    check_tensors(tensors)
+    manifest = read_manifest(path)
+    index = read_index(path, manifest)
+    for name, tensor in tensors.items():
+        stored = index.get(name)
+        if stored is None:
+            raise ConfigError(f"checkpoint {path} holds no tensor '{name}': it comes from another model or optimizer")
+        may_round = rounded and stored.dtype.is_floating_point and tensor.dtype.is_floating_point
+        if stored.shape != tuple(tensor.shape) or not (stored.dtype == tensor.dtype or may_round):
+            raise ConfigError(
+                f"tensor '{name}' is {list(tensor.shape)} {tensor.dtype} here but {list(stored.shape)} {stored.dtype} "
+                f"in checkpoint {path}: it comes from another model"
+            )
+    return SafetensorsReader(path, manifest, index)
+
+
+def _read_tensors(reader: SafetensorsReader, tensors: Mapping[str, torch.Tensor], group: Group) -> None:
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    with dcp_errors():
+        dcp_load(
+            dict(tensors),
+            storage_reader=reader,
+            planner=planner,
+            process_group=None if group is ALONE else group,
+            no_dist=not is_distributed() or group is ALONE,
+        )

@@ -22,13 +22,24 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from gpt.errors import ConfigError, DiskFull
+from gpt.errors import ConfigError
+from parallel.errors import CheckpointError
 
 FORMAT = "triaxial checkpoint"
+
+
 FORMAT_VERSION = 1
+
+
 MANIFEST = "MANIFEST.json"
+
+
 INDEX = "tensors.json"
+
+
 STATE = "state.json"
+
+
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -43,31 +54,19 @@ DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
 # The only names a manifest may list: no folder, no `..`, nothing that another program would run or unpickle.
 _FILE_NAME = re.compile(r"shard-\d{5,}\.safetensors|tensors\.json|state\.json")
+
+
 _STEP_NAME = re.compile(r"step-(\d{9,})")
+
+
 _MANIFEST_LIMIT_BYTES = 64 * 2**20  # a line of about 120 bytes a file: room for 500,000 files
-
-
-class CheckpointError(ConfigError):
-    """A checkpoint could not be written, or is damaged; `path` and `reason` say which and why.
-
-    It is a ConfigError so that commands end with the one line, and a class of its own so that a training loop
-    can go on after a failed save.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # both in `args`: DCP sends exceptions between ranks
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"checkpoint {self.path}: {self.reason}"
-
-
-class NoRoomForCheckpoints(CheckpointError, DiskFull):
-    """The disk is so full that a run cannot start on it."""
 
 
 @dataclass(frozen=True)

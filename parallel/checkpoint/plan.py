@@ -13,13 +13,28 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from gpt.errors import ConfigError
-from parallel.agreement import Group, by_first
-from parallel.checkpoint.load import check_tensors
-from parallel.checkpoint.manifest import DTYPE_NAMES, INDEX, Chunk, StoredTensor, encode_index
+from parallel.agreement import (
+    Group,
+    by_first,
+)
+from parallel.checkpoint.manifest import (
+    DTYPE_NAMES,
+    INDEX,
+    Chunk,
+    StoredTensor,
+    encode_index,
+)
 
 
 @dataclass(frozen=True)
@@ -156,3 +171,37 @@ def _piece(item: WriteItem) -> Piece:
 def _data(item: WriteItem) -> Any:
     assert item.tensor_data is not None, f"{item.index.fqn} is no tensor"
     return item.tensor_data
+
+
+def check_tensors(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse what would be saved or filled wrongly, before anything is touched."""
+    for name, tensor in tensors.items():
+        if not name or name == "__metadata__":
+            raise ConfigError(f"{name!r} cannot be the name of a saved tensor")
+        if tensor.dtype not in DTYPE_NAMES:
+            raise ConfigError(f"tensor '{name}' is {tensor.dtype}; checkpoints hold {', '.join(DTYPE_NAMES.values())}")
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise ConfigError(f"tensor '{name}' has no dense storage (device {tensor.device}, {tensor.layout})")
+        if isinstance(tensor, DTensor):
+            _check_placements(name, tensor)
+
+
+def _check_placements(name: str, tensor: DTensor) -> None:
+    """Refuse partial sums, and shards of which DTensor cannot tell the place: DCP would mix them up silently."""
+    mesh, placements = tensor.device_mesh, tensor.placements
+    if any(placement.is_partial() for placement in placements):
+        raise ConfigError(f"tensor '{name}' is a partial sum ({placements}); redistribute it first")
+    if mesh.get_coordinate() is None:
+        return
+    told_shape, _ = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    if tuple(told_shape) != tuple(tensor.to_local().shape):
+        raise ConfigError(
+            f"tensor '{name}' {list(tensor.shape)} is sharded {placements} on mesh {tuple(mesh.shape)}: this rank has "
+            f"{list(tensor.to_local().shape)}, DTensor computes {list(told_shape)}; that dimension is sharded twice "
+            "and not divisible by the tensor-parallel size: make it divisible"
+        )
+    for axis, placement in enumerate(placements):
+        if isinstance(placement, _StridedShard):
+            later = [mesh.size(i) for i in range(axis + 1, mesh.ndim) if placements[i].is_shard(placement.dim)]
+            if placement.split_factor != math.prod(later):
+                raise ConfigError(f"tensor '{name}' is sharded {placements}: its pieces are not contiguous")

@@ -6,7 +6,7 @@ Every step is agreed on by all ranks: the next begins when all have done it, and
 import contextlib
 import functools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -14,23 +14,30 @@ from typing import NoReturn
 import torch
 from torch.distributed.tensor import DTensor
 
-from gpt.checkpoint_config import Retention
 from gpt.errors import ConfigError
-from parallel.agreement import Group, PeerLost, exchange, rank_in, together
+from gpt.training.config import Retention
+from parallel.agreement import (
+    Group,
+    PeerLost,
+    exchange,
+    rank_in,
+    together,
+)
 from parallel.checkpoint.folders import delete_old, make_hidden, publish
 from parallel.checkpoint.manifest import (
     INDEX,
     MANIFEST,
     STATE,
-    CheckpointError,
     FileRecord,
     Manifest,
     encode_manifest,
     encode_state,
+    step_name,
     step_of,
     write_file,
 )
-from parallel.checkpoint.plan import Piece, WritePlan, shard_header
+from parallel.checkpoint.plan import Piece, WritePlan, make_plan, shard_header
+from parallel.errors import CheckpointError
 
 ShardBytes = Iterator[bytes | memoryview]
 
@@ -167,3 +174,46 @@ def _abandon(save: Save, hidden: Path | None, error: ConfigError, group: Group) 
         said = exchange((save.final, figures), group)
         figures = next((text for final, text in said if final == path), said[0][1])  # of the rank that failed
     raise CheckpointError(path, f"not saved: {reason}; {figures}; earlier checkpoints are untouched") from error
+
+
+def save(
+    directory: Path,
+    *,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    state: dict[str, object],
+    keep: Retention,
+    group: Group = None,
+) -> Path:
+    """Save tensors and state as `directory/step-000000123`, then delete older checkpoints that `keep` does not name.
+
+    `tensors`: fully qualified name -> DTensor of any placement on any mesh, or plain tensor; a name that several ranks
+    hold is written once, and names may differ by rank (pipeline stages). `state`: JSON object; rank 0's is written.
+    A checkpoint of the same step is replaced; checkpoints of later steps are left alone. Room is needed for
+    one checkpoint more than are kept.
+
+    Collective over `group` (default: all ranks; one process needs no group): small objects are gathered, tensors are
+    not sent. Blocks until the data are on disk. Raises ConfigError on all ranks for tensors or state that cannot be
+    saved, CheckpointError when the disk or a rank fails: earlier checkpoints are then untouched.
+    """
+    final = Path(directory) / step_name(step)
+
+    def check() -> bytes:
+        encoded = check_save(step, state, keep)
+        return encoded if rank_in(group) == 0 else b""  # every rank's is checked, rank 0's is kept
+
+    encoded = together(check, group, path=final)[0]
+    try:
+        plan = make_plan(tensors, group, path=final)
+    except PeerLost as error:
+        raise given_up(final, error) from error
+    read = functools.partial(_local_of, tensors)
+    write_checkpoint(Save(final, plan, encoded, keep), lambda: tensor_bytes(plan.pieces, read), group)
+    return final
+
+
+# Steps of a load
+
+
+def _local_of(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    return local(tensors[name])

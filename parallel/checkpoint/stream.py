@@ -22,7 +22,6 @@ from parallel.checkpoint.manifest import (
     INDEX,
     MANIFEST,
     STATE,
-    CheckpointError,
     Chunk,
     Manifest,
     StoredTensor,
@@ -35,6 +34,7 @@ from parallel.checkpoint.manifest import (
     write_file,
 )
 from parallel.checkpoint.plan import Piece, shard_header
+from parallel.errors import CheckpointError
 
 _OPEN_SHARDS = 128  # whose headers are kept
 

@@ -4,7 +4,6 @@ import math
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +12,28 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from gpt.checkpoint_config import Retention
 from gpt.inference.generation import Continuation, generate
 from gpt.inference.model import Model
 from gpt.inference.sampling import GREEDY, Sampling
-from gpt.losses.next_token import Loss
-from gpt.model.config import ModelConfig
+from gpt.losses.base import Loss
+from gpt.training.config import Retention
 from gpt.training.engine import Batch, SaveResult, StepResult, Totals
-from gpt.training.optimizer import OptimizerConfig, build_optimizer
+from gpt.training.optimizer import build_optimizer
 from parallel.agreement import exchange
 from parallel.axes.gradients import local, scale_gradients, squared_norm, sum_tied_gradients
 from parallel.axes.initialisation import initialise_shards
 from parallel.axes.pipeline_parallel import Pipeline
-from parallel.axes.stage import build_stage, canonical_parameters
+from parallel.axes.stage import canonical_parameters
 from parallel.checkpoint import fast_tier as checkpoint_fast
 from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.background import BackgroundSaver
+from parallel.engines.settings import EngineSettings, holding_layout
 from parallel.health.replica_check import ReplicaCheck, describe
 from parallel.inference.model import LayoutModel
-from parallel.layout.layout import Layout, ParallelConfig
 from parallel.layout.mesh import Mesh, build_mesh
+from parallel.parallelize import build_stage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """All that decides what a native engine builds."""
-
-    model: ModelConfig
-    parallel: ParallelConfig
-    layout: Layout
-    optimizer: OptimizerConfig
-    micro_batch_size: int
-    seed: int
-
-
-def holding_layout(settings: EngineSettings) -> dict[str, object]:
-    """What decides which elements of which tensors each rank holds, but for the model; as JSON has it."""
-    layout = settings.layout
-    return {
-        "tensor": layout.tensor,
-        "pipeline": layout.pipeline,
-        "data": layout.data,
-        "data_shard": layout.data_shard,
-        "split": list(layout.split),
-        "v_shaped": layout.v_shaped,
-        "zero_stage": settings.parallel.zero_stage,
-    }
 
 
 class NativeEngine:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
-from gpt.step_watch import Finding
+from gpt.health.watchers import Finding
 from parallel.agreement import exchange
 from parallel.layout.layout import Layout
 

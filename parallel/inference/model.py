@@ -8,18 +8,24 @@ Shapes as in gpt/inference/model.py; t' is t rounded up to a multiple of tensor 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from gpt.inference.model import KeyValueCache, Pass
-from gpt.model.gpt import LayerCache
+from gpt.inference.kv_cache import KeyValueCache
+from gpt.inference.model import Pass
+from gpt.losses.next_token import loss_for
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT, LayerCache
 from parallel.agreement import exchange
 from parallel.axes.pipeline_parallel import pass_through
-from parallel.axes.stage import CachedStep, Stage
+from parallel.axes.stage import CachedStep, Stage, canonical_parameters
+from parallel.axes.tensor_parallel import apply_tensor_parallel
+from parallel.checkpoint import find as checkpoint
 from parallel.layout.mesh import Mesh
 
 
@@ -169,3 +175,34 @@ def _padded_mask(step: CachedStep, *, earlier: int, length: int, extra: int) -> 
         places = torch.arange(earlier + length, device=step.positions.device)
         mask = (places <= places[earlier:, None])[None, None]  # (1, 1, t, s)
     return mask if mask.size(2) == 1 else functional.pad(mask, (0, 0, 0, extra), value=True)
+
+
+def load_layout_model(
+    path: Path, config: ModelConfig, mesh: Mesh, *, dtype: torch.dtype, verified: bool = False
+) -> LayoutModel:
+    """The weights of a checkpoint of any layout, rounded to `dtype`, as a model over `mesh`, without gradients.
+
+    Collective over all ranks. Memory of a rank: its share of the weights, and one tensor more. Errors as for
+    `checkpoint.load`.
+    """
+    stages = [_build_stage(config, mesh, index=index, dtype=dtype) for index in mesh.stages]
+    weights = {f"model.{name}": parameter.data for name, parameter in _parameters(stages)}
+    checkpoint.load(path, tensors=weights, verified=verified, rounded=True)
+    return LayoutModel(stages, mesh, d_model=config.d_model, dtype=dtype)
+
+
+def _build_stage(config: ModelConfig, mesh: Mesh, *, index: int, dtype: torch.dtype) -> Stage:
+    """One pipeline stage, its parameters allocated and not filled."""
+    layout = mesh.layout
+    with torch.device("meta"):
+        model = GPT(config, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
+    if layout.tensor > 1:
+        apply_tensor_parallel(model, config, mesh.tensor)
+    model.to(dtype).to_empty(device=mesh.device)
+    model.tie()  # allocating made two of a shared weight
+    return Stage(model.eval().requires_grad_(False), loss_for(compile=False))
+
+
+def _parameters(stages: list[Stage]) -> Iterator[tuple[str, nn.Parameter | Tensor]]:
+    for stage in stages:
+        yield from canonical_parameters(stage)

@@ -16,10 +16,11 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gpt.losses.next_token import Loss
+from gpt.losses.base import Loss
 from gpt.training.engine import Batch
 from parallel.axes.gradients import local
-from parallel.engines.native import EngineSettings, NativeEngine
+from parallel.engines.native import NativeEngine
+from parallel.engines.settings import EngineSettings
 from parallel.layout.mesh import Mesh, build_mesh
 from parallel.planner.memory import MemoryTracker, tracking
 from parallel.planner.traffic import Collective, CollectiveCounter, Traffic, extended

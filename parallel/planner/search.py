@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
-from parallel.layout.layout import BatchConfig, ParallelConfig, check_device, resolve_layout
+from parallel.layout.config import BatchConfig, ParallelConfig
+from parallel.layout.layout import check_device, resolve_layout
 
 Setting = tuple[str, Any]  # a key of [parallel] and its value
 

@@ -14,7 +14,7 @@ from data_prep.decontamination.known_grams import LengthRule, gram_length
 from data_prep.decontamination.ngrams import count_words
 from data_prep.decontamination.overlap import AnalysisConfig, OverlapConfig, OverlapOutput, TrainingConfig, analyse
 from data_prep.execution.progress import Progress
-from data_prep.overlap_tables import show_overlap
+from data_prep.reports.table import show_overlap
 from gpt.errors import ConfigError
 
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 import gpt.model.attention
-from gpt.model.attention import attend, causal_backward
+from gpt.model.attention import attend
+from gpt.model.cpu_attention import causal_backward
 
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 

@@ -8,7 +8,8 @@ import torch
 
 from gpt.errors import ConfigError
 from gpt.inference.generation import generate, read_prompts
-from gpt.inference.model import KeyValueCache, OneDevice
+from gpt.inference.kv_cache import KeyValueCache
+from gpt.inference.model import OneDevice
 from gpt.inference.sampling import GREEDY, Sampling
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT

@@ -12,13 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-import gpt.losses.next_token
-from gpt.losses.next_token import IGNORE, VocabShard, loss_for, next_token_loss, whole_vocabulary
+import gpt.losses.linear_cross_entropy
+from gpt.losses.base import IGNORE, VocabShard, whole_vocabulary
+from gpt.losses.linear_cross_entropy import loss_for, next_token_loss
 
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 IN_PLACE = [
     None,
-    gpt.losses.next_token._exponentials_in_place,
+    gpt.losses.linear_cross_entropy._exponentials_in_place,
 ]  # torch's kernels, and what is compiled, here run as it stands
 
 
@@ -46,7 +47,7 @@ def z_reference(logits, targets):
 @pytest.mark.parametrize("in_place", IN_PLACE)
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 def test_value_and_gradients_equal_torch(monkeypatch, chunk, in_place, z_loss):
-    monkeypatch.setattr(gpt.losses.next_token, "_equal_chunk", lambda n, weight, rows, in_place: chunk)
+    monkeypatch.setattr(gpt.losses.linear_cross_entropy, "_equal_chunk", lambda n, weight, rows, in_place: chunk)
     hidden, weight, targets = inputs()
     totals = next_token_loss(hidden, weight, targets, whole_vocabulary(37), z_loss=z_loss, in_place=in_place)
     (3 * totals.sum).backward()  # the gradient must follow what is done with the loss
@@ -181,7 +182,7 @@ def test_all_targets_ignored_is_zero_not_nan():
 def test_chunks_are_of_almost_one_size(n, in_place):
     """So that compiled code meets one shape, and the last chunk is not a crumb."""
     weight = torch.empty(50_304, 8, dtype=torch.bfloat16, device="meta")
-    chunk = gpt.losses.next_token._equal_chunk(n, weight, 50_257, in_place=in_place)
+    chunk = gpt.losses.linear_cross_entropy._equal_chunk(n, weight, 50_257, in_place=in_place)
     count = -(-n // chunk)
     assert 0 <= count * chunk - n < count
     assert chunk * 50_304 * 2 <= 1 << 30
@@ -190,7 +191,7 @@ def test_chunks_are_of_almost_one_size(n, in_place):
 def test_chunks_bound_the_logits():
     for rows in (128, 50_304, 256_000):
         for device, budget in (("cpu", 64 << 20), ("cuda", 512 << 20)):
-            chunk = gpt.losses.next_token.chunk_tokens(rows, torch.device(device))
+            chunk = gpt.losses.linear_cross_entropy.chunk_tokens(rows, torch.device(device))
             assert chunk % 64 == 0
             assert chunk == 64 or chunk * rows * 4 <= budget
 
@@ -200,7 +201,7 @@ def test_holders_of_unequal_shares_take_equal_chunks():
     for in_place in (False, True):
         for n in (768, 2048, 4096):
             chunks = {
-                gpt.losses.next_token._equal_chunk(
+                gpt.losses.linear_cross_entropy._equal_chunk(
                     n, torch.empty(rows, 8, dtype=torch.bfloat16), 21_846, in_place=in_place
                 )
                 for rows in (21_846, 21_844)
@@ -241,7 +242,7 @@ class Largest(TorchDispatchMode):
     ("device", "n", "in_place", "most"),
     [  # meta tensors have shapes alone: GPT-3's vocabulary, and as many tokens as a GPU's chunk holds 25 or 6 times
         ("meta", 65_536, None, 512 << 20),
-        ("meta", 65_536, gpt.losses.next_token._exponentials_in_place, 2 << 30),  # fp32 in passing, unless compiled
+        ("meta", 65_536, gpt.losses.linear_cross_entropy._exponentials_in_place, 2 << 30),  # fp32 in passing, unless compiled
         ("cpu", 2048, None, 64 << 20),
     ],
 )

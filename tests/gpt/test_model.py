@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gpt.convert.hugging_face.names import to_ours
-from gpt.inference.model import make_cache
+from gpt.inference.kv_cache import make_cache
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise

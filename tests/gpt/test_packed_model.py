@@ -8,7 +8,7 @@ import torch
 from gpt.evaluation.batching.scoring import Request, plan_scores, score
 from gpt.inference.cpu_model import can_pack, pack
 from gpt.inference.generation import generate
-from gpt.inference.model import make_cache
+from gpt.inference.kv_cache import make_cache
 from gpt.inference.sampling import Sampling
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT

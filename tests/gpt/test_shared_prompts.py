@@ -10,7 +10,8 @@ from gpt.evaluation.batching import shared_prefix as shared_prompts
 from gpt.evaluation.batching.shared_prefix import SideBySide, generate_sharing
 from gpt.evaluation.few_shot.answer_settings import read_settings
 from gpt.inference.generation import generate
-from gpt.inference.model import KeyValueCache, OneDevice
+from gpt.inference.kv_cache import KeyValueCache
+from gpt.inference.model import OneDevice
 from gpt.inference.sampling import GREEDY, Sampling
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT

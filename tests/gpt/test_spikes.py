@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from gpt.checkpoint_config import CheckpointConfig
 from gpt.errors import ConfigError
-from gpt.health.spikes import SpikeConfig, SpikeDetector, check_can_rewind
+from gpt.health.spikes import SpikeConfig, SpikeDetector
+from gpt.training.config import CheckpointConfig, check_can_rewind
 
 
 def curve(n_steps: int, *, seed: int, noise: float) -> list[float]:

@@ -124,9 +124,9 @@ class Trials:
 
     def train(self):
         """The real loop from its first step until it finds copies that differ; its message, or None. Saves nothing."""
-        from gpt.faults import CopiesDiffer
         from gpt.health.watchers import UNWATCHED
         from gpt.telemetry.time_ledger import TimeLedger
+        from gpt.training.config import CopiesDiffer
         from gpt.training.loop import TrainingLoop
         from launch.training.resume import fresh_start
 

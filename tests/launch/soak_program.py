@@ -40,9 +40,9 @@ def break_steps(every):
 if __name__ == "__main__":
     every, *words = sys.argv[1:]
     if "RANK" not in os.environ:
-        launch.commands.train.launch_local = lambda nproc, argv, **more: functools.partial(launch_local, module="soak_program")(
-            nproc, [every, *argv], **more
-        )
+        launch.commands.train.launch_local = lambda nproc, argv, **more: functools.partial(
+            launch_local, module="soak_program"
+        )(nproc, [every, *argv], **more)
     elif os.environ["RANK"] == "1":
         break_steps(int(every))
     sys.exit(main(words))

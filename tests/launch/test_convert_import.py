@@ -13,10 +13,10 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
-from gpt.checkpoint_config import Retention
 from gpt.convert.hugging_face.source import open_source
 from gpt.errors import ConfigError
 from gpt.tokenizer.tokenizers import load_tokenizer
+from gpt.training.config import Retention
 from launch.main import main
 from launch.runs.saved_run import load_run
 from parallel.checkpoint import find as checkpoint

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from gpt.checkpoint_config import Retention
 from gpt.inference.generation import generate
 from gpt.inference.sampling import Sampling
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from gpt.training.config import Retention
 from launch.config.run_config import as_dict, read_run_config
 from launch.generation.jobs import Job, Rules
 from launch.generation.prompt_file import batches_of

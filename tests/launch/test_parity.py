@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from launch.main import main
-from parallel.layout.layout import ParallelConfig
+from parallel.layout.config import ParallelConfig
 
 TRIAXIAL = [sys.executable, "-m", "launch.main"]
 WITHOUT_MATPLOTLIB = """

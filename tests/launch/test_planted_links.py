@@ -188,7 +188,7 @@ def test_archives_of_files_are_no_input(outside, tmp_path):
 
 
 def test_nothing_unpacks_archives():
-    """gpt/convert/torch_formats/torch_archive.py asks zipfile where in a file a tensor's bytes lie, and reads them there itself."""
+    """torch_archive.py asks zipfile where in a file a tensor's bytes lie, and reads them there itself."""
     root = Path(__file__).resolve().parents[2]
     for package in ("gpt", "parallel", "data_prep", "launch"):
         for path in (root / package).rglob("*.py"):

@@ -13,7 +13,7 @@ from gpt.errors import ConfigError
 from launch.processes.failures import first_failure, in_words
 from launch.processes.local_launch import launch_local
 from launch.processes.restarts import Progress, Restart, RestartPolicy, count_start
-from launch.run_position import furthest_step
+from launch.runs.history import furthest_step
 
 # torch elastic leaves the files open into which its ranks wrote, until they are collected
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

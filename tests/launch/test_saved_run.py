@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from gpt.checkpoint_config import Retention
 from gpt.data.dataset import CorpusConfig
 from gpt.errors import ConfigError
 from gpt.inference.generation import generate
@@ -24,6 +23,7 @@ from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
 from gpt.token_files.files import TokenFileWriter
 from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
+from gpt.training.config import Retention
 from launch.config.run_config import as_dict, read_run_config
 from launch.main import main
 from launch.runs.saved_run import load_run, open_run

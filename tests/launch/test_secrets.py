@@ -11,7 +11,7 @@ import torch.distributed as dist
 from gpt.token_files.files import TokenFile
 from launch.main import main
 from launch.processes.environment import enter_process
-from launch.redaction import without_secrets
+from launch.processes.failures import without_secrets
 from parallel.engines.native import NativeEngine
 
 CANARIES = {

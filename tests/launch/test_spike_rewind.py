@@ -13,7 +13,7 @@ from gpt.data.dataset import CorpusConfig, TrainingData
 from gpt.data.skipped import SkippedData
 from launch.main import main
 from parallel.checkpoint import find as checkpoint
-from parallel.layout.layout import BatchConfig
+from parallel.layout.config import BatchConfig
 
 SEQ_LEN, STEPS = 64, 64
 RAMP = BatchConfig(2, 512, ramp_tokens=2048, ramp_initial_tokens=256, ramp_increment_tokens=256).ramp

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from checkpoint_cases import run_main
 from torch import nn
 
-from gpt.checkpoint_config import Retention
+from gpt.training.config import Retention
 from gpt.training.engine import SaveResult
 from parallel.agreement import ALONE, exchange
 from parallel.checkpoint import fast_tier as checkpoint_fast

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt.checkpoint_config import Retention
+from gpt.training.config import Retention
 from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.manifest import MANIFEST, encode_manifest, read_manifest, write_file
 

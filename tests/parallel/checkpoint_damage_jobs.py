@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from checkpoint_cases import fails, flip_bit, loaded, replace_file, run_main, some_tensors
 
-from gpt.checkpoint_config import Retention
+from gpt.training.config import Retention
 from parallel.agreement import exchange
 from parallel.checkpoint import fast_tier as checkpoint_fast
 from parallel.checkpoint import find as checkpoint

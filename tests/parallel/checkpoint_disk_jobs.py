@@ -26,7 +26,7 @@ from checkpoint_cases import (
     wait_until,
 )
 
-from gpt.checkpoint_config import Retention
+from gpt.training.config import Retention
 from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.background import BackgroundSaver
 

@@ -14,8 +14,8 @@ from checkpoint_cases import fails, flip_bit, run_main, same
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gpt.checkpoint_config import Retention
 from gpt.errors import ConfigError
+from gpt.training.config import Retention
 from parallel.checkpoint import find as checkpoint
 
 LAYOUTS = {

@@ -31,15 +31,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from gpt.checkpoint_config import Retention
 from gpt.inference.sampling import Sampling
 from gpt.losses.next_token import loss_for
 from gpt.model.config import ModelConfig
+from gpt.training.config import Retention
 from gpt.training.engine import Batch
 from gpt.training.optimizer import OptimizerConfig
 from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
-from parallel.engines.native import EngineSettings, NativeEngine
-from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.engines.native import NativeEngine
+from parallel.engines.settings import EngineSettings
+from parallel.layout.config import BatchConfig, ParallelConfig
+from parallel.layout.layout import resolve_layout
 from parallel.planner.dry_run import held_bytes
 from parallel.planner.traffic import CollectiveCounter
 

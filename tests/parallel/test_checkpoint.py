@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpt.checkpoint_config import Retention
 from gpt.errors import ConfigError
+from gpt.training.config import Retention
 from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.manifest import INDEX, MANIFEST, read_manifest
 

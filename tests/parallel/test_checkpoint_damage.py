@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from gpt.checkpoint_config import Retention
+from gpt.training.config import Retention
 from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.manifest import INDEX, MANIFEST, FileRecord, encode_manifest, read_manifest
 

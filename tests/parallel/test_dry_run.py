@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gpt.losses.next_token import loss_for
 from gpt.model.config import ModelConfig
 from gpt.training.optimizer import OptimizerConfig
-from parallel.engines.native import EngineSettings
-from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.engines.settings import EngineSettings
+from parallel.layout.config import BatchConfig, ParallelConfig
+from parallel.layout.layout import resolve_layout
 from parallel.planner.dry_run import measure_rank, micro_batches_to_run
 from parallel.planner.memory import MemoryTracker, tracking
 from parallel.planner.traffic import Collective, Traffic, extended

@@ -8,7 +8,8 @@ from torch._C._distributed_c10d import HashStore
 
 from gpt.model.config import ModelConfig
 from parallel.axes.gradients import squared_norm
-from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.layout.config import BatchConfig, ParallelConfig
+from parallel.layout.layout import resolve_layout
 from parallel.layout.mesh import build_mesh
 
 

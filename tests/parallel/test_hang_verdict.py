@@ -13,8 +13,8 @@ import pytest
 
 from gpt.errors import ConfigError
 from parallel.agreement import PeerLost
-from parallel.checkpoint.manifest import CheckpointError
 from parallel.checkpoint.save import given_up
+from parallel.errors import CheckpointError
 from parallel.health.evidence import (
     Collective,
     Link,

@@ -8,7 +8,8 @@ import pytest
 
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
-from parallel.layout.layout import BatchConfig, ParallelConfig, resolve_layout
+from parallel.layout.config import BatchConfig, ParallelConfig
+from parallel.layout.layout import resolve_layout
 from parallel.planner.search import Workload, choose_layouts, fit_micro_batch, layout_text
 
 MODEL = ModelConfig(vocab_size=512, n_ctx=64, n_layers=8, d_model=32, n_heads=8)

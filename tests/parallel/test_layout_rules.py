@@ -12,7 +12,8 @@ from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from parallel.axes import pipeline_parallel
 from parallel.axes.tensor_parallel import key_value_heads
-from parallel.layout.layout import BatchConfig, ParallelConfig, check_device, resolve_layout
+from parallel.layout.config import BatchConfig, ParallelConfig
+from parallel.layout.layout import check_device, resolve_layout
 
 MODEL = ModelConfig(vocab_size=50257, n_ctx=2048, n_layers=12, d_model=768, n_heads=12)
 

@@ -18,8 +18,8 @@ from gpt.convert.hugging_face.logits import LogitCheck, Mode, compare_logits, pa
 from gpt.convert.hugging_face.names import family_of, shapes, table, their_shape, to_theirs
 from gpt.convert.hugging_face.source import Source, open_source
 from gpt.convert.hugging_face.tokenizer import compare_tokenizers, write_tokenizer
-from gpt.convert.partial_folder import partial_folder
 from gpt.errors import import_extra
+from gpt.files.atomic import partial_folder
 from gpt.files.safetensors import digest, write_model
 from gpt.model.config import ModelConfig
 from gpt.tokenizer.tokenizers import Tokenizer, tokenizer_files

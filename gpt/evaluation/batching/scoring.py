@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gpt.evaluation.batching.data_parallel import brought_together, own_share
 from gpt.evaluation.batching.prefix_tree import Plan, Read
-from gpt.inference.model import KeyValueCache, Model, Pass, as_model
+from gpt.inference.kv_cache import KeyValueCache
+from gpt.inference.model import Model, Pass, as_model
 from gpt.model.gpt import GPT
 
 # Ends laid side by side in one row: longer rows are faster products, but attention grows with their square.

@@ -15,7 +15,8 @@ from gpt.evaluation.batching.data_parallel import brought_together, own_share
 from gpt.evaluation.batching.prefix_tree import Plan, Read, batches_by_length
 from gpt.evaluation.batching.scoring import ROW_TOKENS, Reader
 from gpt.inference.generation import Continuation, RightAligned, Watch, check_prompts, decode, generate
-from gpt.inference.model import KeyValueCache, Model, Pass
+from gpt.inference.kv_cache import KeyValueCache
+from gpt.inference.model import Model, Pass
 from gpt.inference.sampling import GREEDY, Sampling
 
 # New tokens of a prompt up to which all go on in one row. What a token looks at there grows with the tokens of all, so

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
         import_extra(module, extra="data")
     from data_prep.decontamination.overlap import EXAMPLES_FILE, SUMMARY_FILE, OverlapConfig, analyse
     from data_prep.execution.progress import Progress
-    from data_prep.overlap_tables import show_overlap
+    from data_prep.reports.table import show_overlap
 
     n_workers = worker_count(args.workers)
     console = table_console()

@@ -1,0 +1,54 @@
+"""Causal attention for compiled code on a CPU: torch's forward kernel and a backward of large matrix products."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LEAST_QUERY_BLOCK, MOST_QUERY_BLOCKS = 128, 8
+
+
+class _CausalOnCPU(torch.autograd.Function):
+    """torch's forward kernel, and a backward of large matrix products, for which a CPU has fast bf16 code, instead of
+    torch's backward kernel, which takes a third longer (docs/benchmarks.md). The compiler makes one loop of what lies
+    between two products. Keeps the sums of exponentials and no probabilities, like FlashAttention (arXiv 2205.14135,
+    algorithm 4); unlike it, rounds scores to bf16 between products, as unfused attention under autocast does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+        ctx.save_for_backward(q, k, v, out, log_sums)
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, out, log_sums = ctx.saved_tensors
+        grads = causal_backward(grad_outputs[0], q, k, v, out, log_sums)
+        return grads[0], grads[1], grads[2]
+
+
+def causal_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor) -> list[Tensor]:
+    """Gradients by q, k and v (b, h, t, e) from that by `out` (b, h, t, e) and log_sums (b, h, t) of the exponentials.
+
+    A block of queries against the keys up to its end, so that what is beyond the diagonal is hardly ever computed.
+    """
+    shape, t, scale = q.shape, q.size(2), q.size(3) ** -0.5
+    grad, q, k, v, out = (x.reshape(-1, t, x.size(3)) for x in (grad, q, k, v, out))  # (n, t, e)
+    wide = log_sums.dtype
+    log_sums = log_sums.reshape(-1, t, 1)
+    along = (grad.to(wide) * out.to(wide)).sum(-1, keepdim=True)  # (n, t, 1): what softmax takes off its gradient
+    grad_q, grad_k, grad_v = [], torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+    block = max(LEAST_QUERY_BLOCK, -(-t // MOST_QUERY_BLOCKS))
+    for begin in range(0, t, block):
+        end = min(begin + block, t)
+        rows, keys = slice(begin, end), slice(0, end)
+        later = torch.ones(end - begin, end, dtype=torch.bool, device=q.device).triu(begin + 1)
+        scores = (q[:, rows] @ k[:, keys].mT).to(wide)  # (n, block, end)
+        p = (scores * scale - log_sums[:, rows]).exp().masked_fill(later, 0.0)
+        grad_p = (grad[:, rows] @ v[:, keys].mT).to(wide)
+        grad_scores = (p * (grad_p - along[:, rows]) * scale).to(q.dtype)
+        grad_q.append(grad_scores @ k[:, keys])
+        grad_k[:, keys] += grad_scores.mT @ q[:, rows]
+        grad_v[:, keys] += p.to(q.dtype).mT @ grad[:, rows]
+    return [x.to(q.dtype).reshape(shape) for x in (torch.cat(grad_q, dim=1), grad_k, grad_v)]
