@@ -9,7 +9,7 @@ import pytest
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file is in tests/parallel: begun last, it would keep one worker waiting for the other."""
-    items.sort(key=lambda item: item.path.parent.name != "parallel")
+    items.sort(key=lambda item: "parallel" not in item.path.relative_to(Path(__file__).parent).parts)
 
 
 @pytest.fixture(scope="session", autouse=True)

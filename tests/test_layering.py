@@ -42,9 +42,9 @@ def test_every_arrow_the_wrong_way_is_noticed(tmp_path):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     wrong = {
-        "gpt/__init__.py": "import parallel.layout",
-        "parallel/__init__.py": "import launch.recipe",
-        "data_prep/documents/shards.py": "import gpt.model\nimport launch.recipe",
+        "gpt/__init__.py": "import parallel.layout.layout",
+        "parallel/__init__.py": "import launch.config.recipe",
+        "data_prep/documents/shards.py": "import gpt.model\nimport launch.config.recipe",
     }
     for name, line in wrong.items():
         with (tmp_path / name).open("a", encoding="utf-8") as file:

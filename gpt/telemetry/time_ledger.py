@@ -1,4 +1,4 @@
-"""Where the time of a run goes, phase by phase, written to RUN/ledger.jsonl as it goes; gpt/telemetry/goodput.py adds it up.
+"""Record the time of a run, phase by phase, in RUN/ledger.jsonl; gpt/telemetry/goodput.py adds it up.
 
 Every rank keeps one, so that the loop is the same on all; the main rank's alone has a file. Nothing here communicates
 or waits, and a ledger that cannot be written never stops a run. A killed process loses what it did since its last row.

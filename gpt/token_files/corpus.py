@@ -1,7 +1,7 @@
-"""Opens token files as what the corpus.json beside them says they are; reads no more than a few blocks to check it.
+"""Open token files and check them against the corpus.json in their folder, by reading a few blocks.
 
-`triaxial prepare` writes corpus.json (data_prep/corpus/corpus.py). Token files without one, such as another tool's, open as
-they are; `triaxial prepare verify` compares whole digests.
+`triaxial prepare` writes corpus.json (data_prep/corpus/corpus.py). Token files without one, such as another tool's,
+open unchecked; `triaxial prepare verify` compares whole digests.
 """
 
 import json

@@ -3,8 +3,8 @@
 `.bin` holds the token ids of all sequences one after another, little-endian, without a header. `.idx` says where they
 begin: magic, version, dtype code, sequence count S, document count D, then lengths i32[S], byte offsets i64[S] and
 document starts i64[D] (the first 0, the last S). We write one sequence a document, so D = S + 1.
-Layout: Megatron-LM, megatron/core/datasets/indexed_dataset.py. Beside the pair lies `.sums` (gpt/token_files/checksums.py), which
-Megatron does not know: where it is there, every read is compared with it.
+Layout: Megatron-LM, megatron/core/datasets/indexed_dataset.py. Our checksums lie in `.sums`
+(gpt/token_files/checksums.py), which Megatron ignores: if present, every read is checked.
 """
 
 import bisect

@@ -1,0 +1,129 @@
+"""`triaxial doctor` on this machine, and its judgement of machines that lack something."""
+
+import dataclasses
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.commands import doctor
+from launch.processes.machine_facts import Device, Facts, Package, collect
+
+ROOT = Path(__file__).resolve().parents[3]
+COMMAND = [sys.executable, "-m", "launch.main", "doctor"]
+
+
+@pytest.fixture(scope="module")
+def here() -> Facts:
+    return collect()
+
+
+def test_the_facts_of_this_machine_agree_with_what_the_machine_says(here):
+    assert here.cores == len(os.sched_getaffinity(0))
+    assert here.python.startswith(".".join(map(str, sys.version_info[:3])))
+    assert here.shm_bytes == shutil.disk_usage("/dev/shm").total
+    assert 0 < here.memory_free_bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert "gloo" in here.backends
+    assert here.matmul_gflops["fp32"] > 0.1
+    found = {package.name: package for package in here.packages}
+    assert {"torch", "numpy", "sentencepiece"} <= {name for name, package in found.items() if not package.extra}
+    assert found["pyarrow"].extra == "data"
+    assert found["pytest"].version == pytest.__version__
+    assert doctor.problems_of(here) == []
+
+
+def test_the_command_prints_plain_lines_in_a_pipe_and_ends_well():
+    result = subprocess.run(COMMAND, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert all(": " in line or line.startswith("training can run here") for line in lines)
+    assert lines[-1].startswith("training can run here")
+    assert not any(character in result.stdout for character in "│┃\x1b")
+
+
+def test_the_command_prints_a_table_on_a_terminal():
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(COMMAND, cwd=ROOT, stdout=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    said = b""
+    while True:
+        try:
+            said += os.read(ours, 4096)
+        except OSError:  # the command has closed the terminal
+            break
+    assert process.wait(timeout=60) == 0
+    assert "│" in said.decode()
+    assert b"training can run here" in said
+
+
+def test_json_holds_the_same_facts():
+    result = subprocess.run([*COMMAND, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    report = json.loads(result.stdout)
+    assert report["problems"] == []
+    assert set(report["facts"]) == {field.name for field in dataclasses.fields(Facts)}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"shm_bytes": 2**20}, "/dev/shm has 1 MiB"),
+        ({"disk_free_bytes": 2**30}, "1.0 GiB free on this disk"),
+        ({"memory_free_bytes": 2**31}, "2.0 GiB of memory free"),
+        ({"open_files": 256}, "ulimit -n 65536"),
+        ({"compiler": None}, "no C++ compiler, so parallel.compile = true will fail"),
+        ({"python_headers": False, "compiler": "/usr/bin/g++"}, "no Python headers, so parallel.compile"),
+        ({"settings": {"OMP_NUM_THREADS": "64"}, "cores": 2}, "OMP_NUM_THREADS = 64 is above the 2 cores"),
+        ({"gpus": (Device("A", 2**34, True),), "backends": ("gloo",)}, "this torch has no NCCL"),
+        ({"gpus": (Device("A", 2**34, False),)}, "has no bf16"),
+        ({"gpus": (), "torch_build": "CUDA 13.0"}, "sees no GPU"),
+    ],
+)
+def test_what_would_break_a_run_is_a_warning(here, change, said):
+    sound = dataclasses.replace(
+        here,
+        shm_bytes=2**34,
+        disk_free_bytes=2**40,
+        memory_free_bytes=2**36,
+        open_files=4096,
+        compiler="/usr/bin/g++",
+        python_headers=True,
+        settings={},
+        gpus=(),
+        torch_build="CPU only",
+        backends=("gloo", "nccl"),
+    )
+    assert doctor.warnings_of(sound) == []
+    changed = dataclasses.replace(sound, **change)
+    warnings = doctor.warnings_of(changed)
+    assert len(warnings) == 1
+    assert said in warnings[0]
+    assert doctor.problems_of(changed) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"torch": None, "torch_build": "cannot be imported: no libgomp"}, "no libgomp; install it: pip install torch"),
+        ({"backends": ()}, "ranks cannot talk"),
+        ({"folder_writable": False}, "is not writable"),
+        ({"packages": ()}, "not installed in this Python"),
+        ({"packages": (Package("numpy", "1.26", "", None),)}, "missing: numpy; install with: pip install numpy"),
+        ({"packages": (Package("torch", "2.11", "", "2.9.1"),)}, "torch 2.9.1 is older than 2.11"),
+    ],
+)
+def test_what_makes_training_impossible_is_a_problem(here, change, said):
+    problems = doctor.problems_of(dataclasses.replace(here, **change))
+    assert len(problems) == 1
+    assert said in problems[0]
+
+
+def test_a_missing_extra_is_shown_with_its_pip_line(here):
+    missing = Package("fastwarc", "0.15", "data", None)
+    present = Package("pyarrow", "17", "data", "26.0")
+    rows = dict(doctor.lines_of(dataclasses.replace(here, packages=(missing, present))))
+    assert rows["extra [data]"] == "pyarrow 26.0; missing fastwarc: pip install -e '.[data]'"

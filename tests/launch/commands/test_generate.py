@@ -1,0 +1,267 @@
+"""`triaxial generate` on a file of prompts, with stop strings, and on layouts, with a small model of random weights."""
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt.inference.generation import generate
+from gpt.inference.sampling import Sampling
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from gpt.training.config import Retention
+from launch.config.run_config import as_dict, read_run_config
+from launch.generation.jobs import Job, Rules
+from launch.generation.prompt_file import batches_of
+from launch.main import main
+from parallel.checkpoint import find as checkpoint
+
+HERE = Path(__file__).resolve().parents[1]
+TEXT = "The parser reads the source, then 42 of the others follow; for each it prints a line of names and of numbers.\n"
+SIZES = {"vocab_size": 360, "n_ctx": 64, "n_layers": 4, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "init_std": 0.2}
+SAMPLING = ["--temperature", "1.1", "--top-k", "200", "--top-p", "0.98", "--repetition-penalty", "1.2", "--seed", "7"]
+LINES: list[dict[str, Any]] = [
+    {"id": "a", "prompt": "The parser"},
+    {"prompt": "", "max_new_tokens": 5, "note": ["kept", {"as": "it is"}]},
+    {"id": 3, "prompt": TEXT[:60], "seed": 90},
+    {"prompt": "then 42 \u20ac", "id": None},
+    {"id": 5, "prompt": "names", "max_new_tokens": 30, "seed": 1},
+]
+LAYOUTS = {
+    "tensor": (2, ["--parallel.tensor", "2"]),
+    "pipeline": (2, ["--parallel.pipeline", "2"]),
+    "data": (2, []),
+    "both": (4, ["--parallel.tensor", "2", "--parallel.pipeline", "2"]),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """The run, and what was put into it."""
+
+    directory: Path
+    model: GPT
+    tokenizer: Tokenizer
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    directory = tmp_path_factory.mktemp("run")
+    (directory / "tokenizer").mkdir()
+    train_sentencepiece(iter([TEXT] * 2), directory / "tokenizer" / "small.model", vocab_size=350)
+    sizes = [word for key, value in SIZES.items() for word in (f"--model.{key}", str(value))]
+    config = read_run_config("demo", [*sizes, "--model.positions", "rope"])
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer="gone/small.model"))
+    model = GPT(config.model).requires_grad_(False)
+    initialise(model, config.model, seed=3)
+    assert model.embed is not None
+    model.embed.tokens.weight[1] *= 2.5  # so that some texts end by themselves
+    tensors = {f"model.{name}": tensor for name, tensor in model.named_parameters()}
+    state: dict[str, object] = {"config": as_dict(config), "step": 10, "tokens_seen": 40960}
+    checkpoint.save(directory / "checkpoints", step=10, tensors=tensors, state=state, keep=Retention(1))
+    return Made(directory, model, load_tokenizer(directory / "tokenizer" / "small.model"))
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in LINES) + "\n\n", encoding="utf-8")
+    return path
+
+
+def continued(made: Made, path: Path, *words: str) -> list[dict[str, Any]]:
+    out = path.with_name("out.jsonl")
+    assert main(["generate", str(made.directory), "--input", str(path), "--output", str(out), *words]) == 0
+    assert sorted(out.parent.iterdir()) == sorted({path, out}), "no temporary file is left"
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+def alone(made: Made, prompt: str, *, limit: int, seed: int, sampling: Sampling) -> Any:
+    end = made.tokenizer.end_of_document_id
+    ids = made.tokenizer.encode(prompt) or [end]
+    settings = {"n_ctx": 64, "max_new_tokens": limit, "sampling": sampling, "seed": seed, "stop_ids": [end]}
+    return generate(made.model, [ids], n_ids=350, **settings)[0]
+
+
+@pytest.mark.parametrize("batch", [["--batch-size", "2"], ["--batch-tokens", "1"], []])
+def test_every_line_gets_what_it_would_get_alone(made: Made, prompts: Path, batch: list[str]) -> None:
+    found = continued(made, prompts, *SAMPLING, "--max-new-tokens", "8", *batch)
+    assert len(found) == len(LINES)
+    for i, (line, result) in enumerate(zip(LINES, found, strict=True)):
+        limit, seed = line.get("max_new_tokens", 8), line.get("seed", 7 + i)
+        expected = alone(made, line["prompt"], limit=limit, seed=seed, sampling=Sampling(1.1, 200, 0.98, 1.2))
+        assert {key: result[key] for key in line if key != "seed"} == {k: v for k, v in line.items() if k != "seed"}
+        assert result["seed"] == seed
+        assert result["tokens"] == expected.tokens
+        assert result["log_probs"] == pytest.approx(expected.log_probs, abs=1e-4)
+        assert result["finish_reason"] == ("stop" if expected.stopped else "length")
+        ids = made.tokenizer.encode(line["prompt"])
+        assert made.tokenizer.decode(ids) + result["text"] == made.tokenizer.decode([*ids, *expected.tokens])
+    assert {result["finish_reason"] for result in found} == {"stop", "length"}
+
+
+def test_several_samples_of_each_line(made: Made, prompts: Path) -> None:
+    found = continued(made, prompts, *SAMPLING, "--max-new-tokens", "4", "--num-samples", "3")
+    assert [(line["seed"], line["sample"]) for line in found] == [
+        (seed + j, j) for seed in (7, 10, 90, 16, 1) for j in range(3)
+    ]
+    assert all(len({tuple(line["tokens"]) for line in found[i : i + 3]}) > 1 for i in range(0, 15, 3))
+    again = continued(made, prompts, *SAMPLING, "--max-new-tokens", "4", "--num-samples", "3", "--batch-size", "4")
+    assert [line["tokens"] for line in again] == [line["tokens"] for line in found]
+
+
+def across_tokens(made: Made, prompt: str, tokens: list[int]) -> str:
+    """Two characters of a generated text, of two tokens, that do not stand earlier in it."""
+    ids = made.tokenizer.encode(prompt)
+    text = made.tokenizer.decode([*ids, *tokens])[len(prompt) :]
+    ends = [len(made.tokenizer.decode([*ids, *tokens[:n]])) - len(prompt) for n in range(2, len(tokens))]
+    return next(text[i - 1 : i + 1] for i in ends if i > 0 and text.find(text[i - 1 : i + 1]) == i - 1)
+
+
+def test_stop_texts_end_lines_before_them(made: Made, prompts: Path) -> None:
+    """Taken from a text that was generated without them; the others go on."""
+    words = [*SAMPLING, "--max-new-tokens", "20"]
+    free = continued(made, prompts, *words)
+    longest = max(free, key=lambda line: len(line["tokens"]))
+    stop = across_tokens(made, longest["prompt"], longest["tokens"])
+    found = continued(made, prompts, *words, "--stop", "nowhere", stop)
+    for line, whole in zip(found, free, strict=True):
+        assert line["text"] == whole["text"].partition(stop)[0]
+        assert (line["finish_reason"] == "stop") == (stop in whole["text"] or whole["finish_reason"] == "stop")
+        assert line["tokens"] == whole["tokens"][: len(line["tokens"])]
+    assert sum(len(line["tokens"]) for line in found) < sum(len(line["tokens"]) for line in free)
+
+
+def test_a_prompt_streams_up_to_a_stop_text(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(made.directory), "--prompt", "The parser", "--temperature", "0", "--max-new-tokens", "20"]
+    main(words)
+    free = capsys.readouterr()
+    assert "stop text" not in free.err
+    text = free.out.removeprefix("The parser").removesuffix("\n")
+    tokens = alone(made, "The parser", limit=20, seed=0, sampling=Sampling()).tokens
+    stop = across_tokens(made, "The parser", tokens)
+    main([*words, "--stop", stop])
+    cut = capsys.readouterr()
+    assert cut.out == "The parser" + text.partition(stop)[0] + "\n"
+    assert "stop text" in cut.err
+
+
+def test_lines_from_standard_input_to_standard_output(
+    made: Made, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = '\ufeff{"prompt": "The source"}\r\n{"prompt": "\\ud800\u20ac"}'.encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert main(["generate", str(made.directory), "--input", "-", "--max-new-tokens", "3"]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first["prompt"] == "The source"
+    assert second["prompt"] == "\ud800\u20ac"
+    assert len(first["tokens"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "message"),
+    [
+        (b'{"prompt": "a"}\n{"prompt": \n', [], "line 2 is no JSON"),
+        (b'{"prompt": "a"}\n\n\xff\n', [], "line 3 is no JSON"),
+        (b'{"prompt": "a"}\n"b"\n', [], "line 2 must be an object with a text 'prompt'"),
+        (b'{"prompt": ["a"]}\n', [], "line 1 must be an object with a text 'prompt'"),
+        (b'{"prompt": "a", "seed": 1.5}', [], "line 1: 'seed' = 1.5 must be a whole number"),
+        (b'{"prompt": "a", "max_new_tokens": 0}', [], "'max_new_tokens' = 0 must be a whole number from 1 on"),
+        (b'{"prompt": "a", "max_new_tokens": 64}', [], "line 1: the prompt has 1 tokens, which with max_new_tokens"),
+        (b'{"prompt": "a", "text": "b"}', [], "the name 'text' is one that the output adds"),
+        (b'{"prompt": "a"}\n{"prompt": "' + b"@" * 70 + b'"}', [], "line 2: the prompt has 70 tokens"),
+        (b"\n", [], "holds no line"),
+        (b'{"prompt": "a"}', ["--prompt", "b"], "--prompt and --input"),
+        (b'{"prompt": "a"}', ["--batch-size", "0"], "--batch-size 0"),
+        (b'{"prompt": "a"}', ["--stop", "x", ""], "--stop ''"),
+        (b'{"prompt": "a"}', ["--repetition-penalty", "0"], "repetition_penalty = 0.0"),
+        (b'{"prompt": "a"}', ["--parallel.tensor", "2"], "parallel.tensor"),
+        (b'{"prompt": "a"}', ["--nproc", "2", "--parallel.tensor", "3"], "parallel.tensor"),
+        (b'{"prompt": "a"}', ["--nproc", "2", "--model.n_ctx", "3"], "--model.n_ctx"),
+    ],
+)
+def test_a_bad_line_is_told_before_any_work(
+    made: Made, tmp_path: Path, data: bytes, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    path.write_bytes(data)
+    run = shutil.copytree(made.directory, tmp_path / "run")
+    next(run.rglob("*.safetensors")).write_bytes(b"")  # to read any weight would be told, too
+    assert main(["generate", str(run), "--input", str(path), "--output", str(out), *words]) == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--input", "nowhere.jsonl"], "nowhere.jsonl cannot be read: no such file"),
+        (["--input", "prompts.jsonl", "--output", "nowhere/out.jsonl"], "the folder nowhere is not there"),
+        (["--input", "prompts.jsonl", "--output", "."], "is a folder"),
+        (["--output", "out.jsonl"], "--output goes with --input"),
+        (["--batch-size", "3"], "--batch-size goes with --input"),
+    ],
+)
+def test_files_that_cannot_be(
+    made: Made,
+    prompts: Path,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(prompts.parent)
+    assert main(["generate", str(made.directory), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_batches_are_of_similar_length_and_no_larger_than_asked() -> None:
+    sizes = [(3, 5), (30, 5), (4, 50), (10, 10), (29, 6), (1, 1), (2, 7)]
+    jobs = [Job({}, [0] * prompt, new, 0) for prompt, new in sizes]
+    for size, tokens, ranks in ((None, 120, 1), (3, 10_000, 1), (None, 10_000, 3), (1, 10_000, 1), (None, 1, 1)):
+        batches = list(batches_of(jobs, Rules(Sampling(), (), (), size, tokens), data_size=ranks))
+        assert sorted(i for batch in batches for i in batch) == list(range(7))
+        assert len(batches) >= ranks
+        for batch in batches:
+            width = max(sizes[i][0] for i in batch) + max(sizes[i][1] for i in batch)
+            assert len(batch) == 1 or (width * len(batch) <= tokens and len(batch) <= (size or 7))
+    assert list(batches_of(jobs, Rules(Sampling(), (), (), 3, 10_000), data_size=1)) == [[2, 1, 4], [3, 6, 0], [5]]
+
+
+def test_layouts_give_the_texts_of_one_process(made: Made, prompts: Path, tmp_path_factory: Any) -> None:
+    """All layouts in one program; log-probabilities to rounding."""
+    out = tmp_path_factory.mktemp("ranks")
+    how = [*SAMPLING, "--max-new-tokens", "7", "--stop", "e"]
+    common = ["generate", str(made.directory), "--device", "cpu", "--input", str(prompts), *how]
+    jobs = [
+        {"name": name, "ranks": ranks, "words": [*common, *words, "--output", str(out / f"{name}.jsonl")]}
+        for name, (ranks, words) in LAYOUTS.items()
+    ]
+    (out / "jobs.json").write_text(json.dumps(jobs))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "evaluation_ranks.py"), str(out / "jobs.json"), str(out)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    one = continued(made, prompts, *how)
+    assert {line["finish_reason"] for line in one} == {"stop", "length"}
+    for name in LAYOUTS:
+        lines = (out / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        for found, expected in zip(map(json.loads, lines), one, strict=True):
+            assert found.pop("log_probs") == pytest.approx(expected["log_probs"], abs=1e-4), name
+            assert found == {key: value for key, value in expected.items() if key != "log_probs"}, name

@@ -1,0 +1,250 @@
+"""Hung and dead ranks, really made: all end, the culprit is named, the run starts again by itself and finishes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parents[1]
+ROOT = HERE.parents[1]
+LAUNCH = """
+import sys
+from pathlib import Path
+from launch.local_launch import launch_local
+from launch.restarts import RestartPolicy, last_logged_step
+nproc, restarts, run, *words = sys.argv[1:]
+policy = RestartPolicy(int(restarts), lambda: last_logged_step(Path(run)))
+sys.exit(launch_local(int(nproc), words, module="hang_program", restarts=policy))
+"""
+CANARY = "canary-of-a-secret-in-the-environment"
+LAYOUTS = {"data": [], "tensor": ["--parallel.tensor", "2"], "pipeline": ["--parallel.pipeline", "2"]}
+# what is done to a rank: what the verdict must find, and the function that must be on the rank's stack
+FOUND = {
+    # gloo ends the rank that receives more than it asked for, this one or a peer; else this one has issued fewer
+    "skip": (("skipped", "died", "behind"), ""),
+    "loop": (("busy",), "python_loop"),
+    "gil": (("busy",), "hold_the_lock"),
+    "stop": (("stopped",), "in stop"),
+    "data": (("busy",), "read_what_never_comes"),
+    "kill": (("died",), ""),
+    "crash": (("failed",), ""),
+    "freeze": (("silent",), ""),
+}
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """For ranks; the folder marks every process of them, so that one left behind is found."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    own = {"PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1", "TEST_OF_HANGS": str(folder)}
+    return {**kept, **own, "HF_TOKEN": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY}
+
+
+def words_of(corpus, run: Path, *, timeout_s: float) -> list[str]:
+    words = ["train", str(corpus.recipe), "--run.directory", str(run), "--metrics.wandb", "disabled"]
+    words += ["--run.peak_flops_per_s", "1e12", "--health.hang_timeout_s", str(timeout_s)]
+    return [*words, "--health.first_step_timeout_s", "120", "--health.saving_timeout_s", "120"]
+
+
+def start(
+    corpus, folder: Path, faults: str, *words: str, restarts: int = 0, timeout_s: float = 8.0
+) -> subprocess.Popen:
+    """A launcher that trains on two ranks, with one fault a start; what it says goes to FOLDER/said.txt."""
+    folder.mkdir(exist_ok=True)
+    run = folder / "run"
+    command = [sys.executable, "-c", LAUNCH, "2", str(restarts), str(run), faults]
+    command += [*words_of(corpus, run, timeout_s=timeout_s), *words]
+    with (folder / "said.txt").open("w") as said:
+        return subprocess.Popen(command, env=environment(folder), cwd=folder, stdout=said, stderr=subprocess.STDOUT)
+
+
+def launch(corpus, folder: Path, faults: str, *words: str, restarts: int = 0):
+    """`start`, to its end: the run directory, the exit status, what was said."""
+    launcher = start(corpus, folder, faults, *words, restarts=restarts)
+    try:
+        status = launcher.wait(timeout=1500)
+    finally:
+        launcher.kill()
+    for path in folder.rglob("*"):  # stacks, reports, verdict, events, what was said
+        assert not (path.is_file() and CANARY.encode() in path.read_bytes()), path
+    return folder / "run", status, (folder / "said.txt").read_text()
+
+
+def left_behind(folder: Path) -> dict[int, str]:
+    """Processes of a run that are still there: ranks, monitors, or anything else they started."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"TEST_OF_HANGS={folder}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return found
+
+
+def check_nothing_is_left(folder: Path) -> None:
+    ends_at = time.monotonic() + 60  # a monitor may outlive its rank by some seconds
+    while (left := left_behind(folder)) and time.monotonic() < ends_at:
+        time.sleep(0.2)
+    assert not left
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def check_reports(folder: Path, kind: str, rank: int, step: int) -> None:
+    """The verdict names the rank, and the reports say of every rank where it was."""
+    verdict = json.loads((folder / "verdict.json").read_text())
+    findings, function = FOUND[kind]
+    assert verdict["ranks"] == [rank], (kind, verdict["lines"])
+    assert verdict["kind"] in findings, (kind, verdict["lines"])
+    host = os.uname().nodename
+    steps = (step, step + 1) if kind == "skip" else (step,)  # who left one out goes on, to one that does not fit
+    if kind == "freeze":  # its monitor stands still as well
+        assert not (folder / f"rank-{rank:05}.json").exists()
+        assert f"  rank {rank} runs on {host}" in verdict["lines"]
+    else:
+        assert f"rank {rank} ({host}, pid " in verdict["lines"][0]
+        assert any(f"in step {number} (" in verdict["lines"][0] for number in steps)
+    for file in folder.glob("rank-*.json"):
+        report = json.loads(file.read_text())
+        assert report["host"] == host
+        assert report["step"] in steps, (kind, report)
+        if report["status"] not in ("died", "failed"):  # of those that are gone nothing more is known
+            assert report["frames"], (kind, report)
+            assert report["last"]["kind"], (kind, report)
+            assert "most recent call first" in file.with_suffix(".txt").read_text()
+        if report["rank"] == rank:
+            assert function in " ".join(report["frames"]), report["frames"]
+
+
+def check_run(run: Path, status: int, said: str, faults: list[tuple[str, int, int]], *, steps: int) -> None:
+    """Every fault of a launch was found, told and survived."""
+    assert status == 0, said[-6000:]
+    folders = sorted(path for path in (run / "hangs").iterdir() if path.is_dir())
+    assert len(folders) == len(faults), said[-6000:]
+    for folder, (kind, rank, step) in zip(folders, faults, strict=True):
+        check_reports(folder, kind, rank, step)
+        if kind != "crash":  # of which the launcher tells: its monitor may have let go of the terminal
+            assert json.loads((folder / "verdict.json").read_text())["lines"][0] in said
+        else:
+            assert re.search(r"ValueError: the third tensor is bad.*; restart ", said)
+    events = lines(run / "events.jsonl")
+    assert [event["ranks"] for event in events if event["kind"] == "hang"] == [[rank] for _, rank, _ in faults]
+    assert sum(event["kind"] == "restart" for event in events) == len(faults)
+    assert events[-1]["kind"] == "ended"
+    losses = [line for line in lines(run / "metrics.jsonl") if "loss" in line]
+    assert losses[-1]["step"] == steps
+    assert not list((run / "hangs").glob("*/.*")), "nothing is left half written"
+
+
+def test_a_hang_is_found_named_and_survived_while_a_slow_run_is_left_alone(tiny_corpus, tmp_path):
+    """Two hangs in one launch. Beside it, alone, a run in which all takes longer than hang_timeout_s that may."""
+    slow, hung = tmp_path / "slow", tmp_path / "hung"
+    slow.mkdir()
+    command = [sys.executable, "-m", "hang_program", "slow:7", *words_of(tiny_corpus, slow / "run", timeout_s=6)]
+    command += ["--train.total_tokens", "2048", "--train.validation_tokens", "640"]
+    with (slow / "said.txt").open("w") as said:
+        beside = subprocess.Popen(command, env=environment(slow), cwd=slow, stdout=said, stderr=subprocess.STDOUT)
+    try:
+        faults = [("skip", 0, 7), ("gil", 1, 10)]
+        run, status, text = launch(tiny_corpus, hung, "skip:0:7,gil:1:10", restarts=2)
+        check_run(run, status, text, faults, steps=12)
+        assert "; restart 1 of 2\n" in text
+        assert "; restart 2 of 2\n" in text
+        check_nothing_is_left(hung)
+        assert beside.wait(timeout=200) == 0, (slow / "said.txt").read_text()
+    finally:
+        beside.kill()
+    assert not (slow / "run" / "hangs").exists()
+    check_nothing_is_left(slow)
+
+
+@pytest.mark.rehearse
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_kind_of_hang_on_every_axis(tiny_corpus, tmp_path, layout):
+    """All kinds one after the other in one run, which ends with the losses of the run that nothing befell."""
+    words = [*LAYOUTS[layout], "--train.total_tokens", "20480", "--checkpoint.keep_last", "2"]
+    faults = [(kind, number % 2, 7 + 4 * number) for number, kind in enumerate(FOUND)]
+    plan = ",".join(f"{kind}:{rank}:{step}" for kind, rank, step in faults)
+    folder, calm = tmp_path / "hung", tmp_path / "calm"
+    run, status, said = launch(tiny_corpus, folder, plan, *words, restarts=len(faults))
+    check_run(run, status, said, faults, steps=40)
+    for pid in left_behind(folder):
+        os.kill(pid, signal.SIGCONT)  # the machine that was frozen wakes up: its monitor finds its rank gone
+    check_nothing_is_left(folder)
+    undisturbed, status, said = launch(tiny_corpus, calm, "none:0:0", *words)
+    assert status == 0, said
+    assert losses(run) == losses(undisturbed)
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in lines(run / "metrics.jsonl") if "loss" in line}
+
+
+@pytest.mark.rehearse
+def test_without_a_place_for_reports_ranks_end_all_the_same_and_say_where_they_are(tiny_corpus, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "hangs").write_text("no folder")
+    run, status, said = launch(tiny_corpus, tmp_path, "gil:0:6")
+    assert status == 128 + signal.SIGKILL
+    check_nothing_is_left(tmp_path)
+    assert "rank 0 is at: launch/hang_program.py:" in said
+    assert "last collective of rank 0: all_" in said
+    assert f"no reports could be exchanged in {run / 'hangs'} (" in said
+
+
+@pytest.fixture
+def frozen(tmp_path):
+    """A folder of a file system in which whoever writes waits until the test is over, and that asks for no signal."""
+    image, place = tmp_path / "image", tmp_path / "frozen"
+    place.mkdir()
+
+    def run(*words: object) -> None:
+        subprocess.run([*map(str, words)], check=True, capture_output=True, text=True, timeout=60)
+
+    with ExitStack() as stack:
+        try:
+            run("truncate", "-s", "16M", image)
+            run("mkfs.ext4", "-q", image)
+            run("mount", "-o", "loop", image, place)
+            stack.callback(run, "umount", place)
+            run("fsfreeze", "-f", place)
+            stack.callback(run, "fsfreeze", "-u", place)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"this machine lets no test freeze a file system ({getattr(error, 'stderr', '') or error})")
+        yield place
+
+
+@pytest.mark.rehearse
+def test_a_file_system_that_does_not_answer_keeps_no_rank_alive(tiny_corpus, tmp_path, frozen):
+    """As when a server of files is gone: monitors that want to report there wait for ever, and still end the ranks."""
+    folder = tmp_path / "hung"
+    (folder / "run").mkdir(parents=True)
+    (folder / "run" / "hangs").symlink_to(frozen)
+    run, status, said = launch(tiny_corpus, folder, "loop:1:6")
+    assert status == 128 + signal.SIGKILL
+    assert "in step 6 (training); no verdict on whose fault it is" in said
+    assert f"no reports could be exchanged in {run / 'hangs'} (no answer in time)" in said
+
+
+@pytest.mark.rehearse
+def test_ranks_and_monitors_end_with_their_launcher_and_call_it_no_hang(tiny_corpus, tmp_path):
+    launcher = start(tiny_corpus, tmp_path, "none:0:0", "--train.total_tokens", str(512 * 10000))
+    run = tmp_path / "run"
+    ends_at = time.monotonic() + 200
+    while not ((run / "metrics.jsonl").exists() and len(lines(run / "metrics.jsonl")) > 3):
+        assert time.monotonic() < ends_at
+        time.sleep(0.1)
+    assert len(left_behind(tmp_path)) >= 5, "a launcher, two ranks, two monitors"
+    launcher.kill()  # and nobody asks what became of it: it stays a zombie
+    check_nothing_is_left(tmp_path)
+    launcher.wait()
+    assert not (run / "hangs").exists()

@@ -1,0 +1,97 @@
+"""Fresh local ranks with real processes: what a failing one does to the others, and what is told of it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from gpt.errors import ConfigError
+from launch.processes.local_ranks import LONGEST_SOCKET_NAME, SOCKET_NAME, fork_server
+
+HERE = Path(__file__).resolve().parents[1]
+ROOT = HERE.parents[1]
+RUN = """
+import sys
+from pathlib import Path
+from gpt.errors import ConfigError
+from launch.local_ranks import RankFailed, fork_server, run_ranks
+import local_rank_functions
+if __name__ == "__main__":
+    context = fork_server(["torch"])
+    for name in sys.argv[2:]:
+        function, folder = getattr(local_rank_functions, name), Path(sys.argv[1], name)
+        try:
+            run_ranks(context, function, [str(folder)], nproc=3, logs=folder)
+            print(f"{name}: done")
+        except (ConfigError, RankFailed) as error:
+            print(f"{name}: {type(error).__name__}: {error}")
+"""
+
+
+@pytest.fixture(scope="module")
+def longest_folder():
+    """A folder for temporary files with the longest name in which sockets have room for theirs."""
+    name = f"/tmp/triaxial-{os.getpid()}-".ljust(LONGEST_SOCKET_NAME - len(SOCKET_NAME), "x")
+    Path(name).mkdir()
+    yield name
+    shutil.rmtree(name)
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory, longest_folder):
+    """What one process saw of all behaviours, one after the other."""
+    folder = tmp_path_factory.mktemp("ranks")
+    names = ("meets", "killed_before_it_joins", "killed_with_its_peers_waiting", "meets_again", "raises", "mistaken")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1", "TMPDIR": longest_folder}
+    (folder / "program.py").write_text(RUN)
+    done = subprocess.run(
+        [sys.executable, "program.py", str(folder), *names],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def told(said, name):
+    lines = said[1].stdout.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"{name}: "))
+    rest = [i for i, line in enumerate(lines) if i > start and line.partition(": ")[0].isidentifier()]
+    return "\n".join(lines[start : rest[0] if rest else None])
+
+
+def test_ranks_meet_and_only_rank_0_has_the_terminal(said):
+    folder, done = said
+    for name in ("meets", "meets_again"):
+        assert told(said, name) == f"{name}: done"
+        assert (folder / name / "rank2.log").read_text() == "rank 2 of a group of 3\n"
+    assert done.stdout.count("rank 0 of a group of 3") == 2
+    assert "rank 1 of a group" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["killed_before_it_joins", "killed_with_its_peers_waiting"])
+def test_a_killed_rank_is_named_and_nobody_waits_for_it(said, name):
+    assert told(said, name).startswith(f"{name}: RankFailed: rank 1 of 3 failed first (killed by SIGKILL")
+
+
+def test_what_a_rank_raised_is_shown(said):
+    text = told(said, "raises")
+    assert text.startswith("raises: RankFailed: rank 2 of 3 failed first (exit status 1)")
+    assert text.endswith("[rank 2] ValueError: the fourth tensor is bad")
+
+
+def test_a_users_mistake_stays_one(said):
+    assert told(said, "mistaken") == "mistaken: ConfigError: data.seq_len = 0 must be at least 1"
+
+
+def test_a_folder_for_temporary_files_with_too_long_a_name_is_told_in_a_line(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/".ljust(LONGEST_SOCKET_NAME - len(SOCKET_NAME) + 1, "x"))
+    with pytest.raises(ConfigError, match=r"^TMPDIR = /tmp/x+ is too long a name .* has at most \d\d characters$"):
+        fork_server(["torch"])

@@ -1,0 +1,106 @@
+"""A machine whose network goes silent in the middle of a run: three ranks, each in its own network, on one switch."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parents[1]
+ROOT = HERE.parents[1]
+SUBNET = "10.213.77"
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def switch():
+    """Names of three network namespaces, and of the ports by which they hang on one bridge."""
+    tag = f"tx{time.monotonic_ns() % 10**8}"  # the kernel takes its time to forget a name
+    with ExitStack() as stack:
+
+        def made(kind: list[str], name: str) -> None:
+            ip(*kind, "add", name, *(["type", "bridge"] if kind == ["link"] else []))
+            stack.callback(subprocess.run, ["ip", *kind, "del", name], check=False, capture_output=True)
+
+        try:
+            made(["link"], tag)
+            ip("link", "set", tag, "up")
+            spaces, ports = [f"{tag}n{rank}" for rank in range(3)], [f"{tag}p{rank}" for rank in range(3)]
+            for rank, (space, port) in enumerate(zip(spaces, ports, strict=True)):
+                made(["netns"], space)
+                ip("link", "add", port, "type", "veth", "peer", "name", "wire", "netns", space)
+                ip("link", "set", port, "master", tag, "up")
+                ip("-n", space, "addr", "add", f"{SUBNET}.{rank + 1}/24", "dev", "wire")
+                ip("-n", space, "link", "set", "wire", "up")
+                ip("-n", space, "link", "set", "lo", "up")
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"this machine lets no test make networks ({getattr(error, 'stderr', '') or error})")
+        yield spaces, ports
+
+
+def start(space: str, rank: int, words: list[str], said: Path) -> subprocess.Popen:
+    place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}
+    place |= {"MASTER_ADDR": f"{SUBNET}.1", "MASTER_PORT": "29511", "GLOO_SOCKET_IFNAME": "wire"}
+    command = ["ip", "netns", "exec", space, sys.executable, "-m", "launch.main", *words]
+    with said.open("w") as file:
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **place, "PYTHONPATH": str(ROOT)},
+            cwd=said.parent,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def last_step(run: Path) -> int:
+    with suppress(OSError, ValueError, IndexError, KeyError):
+        return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    return 0
+
+
+def wait_for(what, timeout_s: float, ranks: list[subprocess.Popen]) -> None:
+    ends_at = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < ends_at
+        assert all(rank.poll() is None for rank in ranks)
+        time.sleep(0.1)
+
+
+@pytest.mark.rehearse
+@pytest.mark.parametrize("lost", [1, 0])
+def test_a_rank_that_the_network_loses_is_a_hang(tiny_corpus, tmp_path, switch, lost):
+    """Its packets vanish on the switch: no connection breaks, all ranks just wait. The files are still shared."""
+    spaces, ports = switch
+    run = tmp_path / "run"
+    words = ["train", str(tiny_corpus.recipe), "--run.directory", str(run), "--metrics.wandb", "disabled"]
+    words += ["--batch.global_batch_tokens", "384", "--train.total_tokens", str(384 * 5000)]
+    words += ["--checkpoint.every_tokens", str(384 * 1000), "--run.peak_flops_per_s", "1e12"]
+    words += ["--health.hang_timeout_s", "15", "--health.first_step_timeout_s", "120"]
+    said = [tmp_path / f"said{rank}.txt" for rank in range(3)]
+    ranks = [start(spaces[rank], rank, words, said[rank]) for rank in range(3)]
+    try:
+        wait_for(lambda: last_step(run) >= 10, 200, ranks)
+        ip("link", "set", ports[lost], "nomaster")
+        codes = [rank.wait(timeout=200) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    texts = "\n".join(file.read_text() for file in said)
+    assert codes == [-9, -9, -9], texts
+    (folder,) = (path for path in (run / "hangs").iterdir() if path.is_dir())
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert (verdict["ranks"], verdict["kind"]) == ([lost], "link"), verdict["lines"]
+    assert f"(address {SUBNET}.{lost + 1})" in verdict["lines"][0]
+    for rank in range(3):
+        report = json.loads((folder / f"rank-{rank:05}.json").read_text())
+        assert report["status"] == "running"
+        assert report["addresses"] == [f"{SUBNET}.{rank + 1}"]
+        assert report["last"] is not None
+    assert verdict["lines"][0] in texts

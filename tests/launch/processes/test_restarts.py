@@ -1,0 +1,219 @@
+"""A run that loses ranks starts again by itself and ends as if nothing had happened; real processes."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from gpt.errors import ConfigError
+from launch.processes.failures import first_failure, in_words
+from launch.processes.local_launch import launch_local
+from launch.processes.restarts import Progress, Restart, RestartPolicy, count_start
+from launch.runs.history import furthest_step
+
+# torch elastic leaves the files open into which its ranks wrote, until they are collected
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+HERE = Path(__file__).resolve().parents[1]
+STEPS = ["--train.total_tokens", 512 * 40]
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch, capfd):
+    """Ranks of rank_program under our launcher, in this process; gives the status and what the user reads."""
+    monkeypatch.setenv("PYTHONPATH", f"{HERE.parents[1]}:{HERE}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+    def start(behaviour, *, most, last_step=int, pause_s=0.0):
+        policy = RestartPolicy(most, last_step, pause_s)
+        status = launch_local(2, [behaviour, str(tmp_path)], module="rank_program", restarts=policy, grace_s=10)
+        return status, capfd.readouterr().err
+
+    return start
+
+
+def test_failed_ranks_are_started_again_and_the_user_reads_why(launch, tmp_path):
+    steps = iter([0, 40, 75])
+    status, said = launch("crash-twice", most=5, last_step=lambda: next(steps))
+    assert status == 0
+    causes = [
+        "rank 1 failed with exit status 1 (ValueError: the third tensor is bad) at step ~40",
+        "rank 1 was killed by SIGKILL, perhaps for want of memory at step ~75",
+    ]
+    assert said == "".join(f"triaxial: {cause}; restart {n} of 5\n" for n, cause in enumerate(causes, 1))
+    told = [(tmp_path / f"start{n}").read_text() for n in range(3)]
+    assert told == ["None", *(f"restart {n} of 5 ({cause})" for n, cause in enumerate(causes, 1))]
+
+
+def test_restarts_are_used_up(launch):
+    status, said = launch("crash", most=1, last_step=iter(range(9)).__next__)
+    assert status == 1
+    assert said.count("; restart 1 of 1\n") == 1
+    assert "rank 1 of 2 failed first (exit status 1)" in said
+    assert "[rank 1] ValueError: the third tensor is bad" in said
+    assert said.endswith("triaxial: not started again: it was restarted 1 times (--max-restarts)\n")
+
+
+def test_what_got_no_further_is_started_again_after_pauses(launch):
+    """In case what failed is only away for a while."""
+    started_at = time.monotonic()
+    _, said = launch("crash", most=1, pause_s=1.0)
+    assert time.monotonic() - started_at > 1
+    assert "; restart 1 of 1 in 1 s, as it got no further than the start before\n" in said
+    progress, pauses = Progress(7), []
+    for step in (7, 7, 7, 9, 9):
+        progress = progress.after(step)
+        pauses.append(progress.pause_s(15))
+    assert pauses == [15, 60, 240, 0, 15]
+
+
+def test_a_run_that_gets_nowhere_is_given_up(launch):
+    status, said = launch("killed", most=100)
+    assert status == 128 + signal.SIGKILL
+    assert said.count("; restart ") == 3
+    assert "rank 1 of 2 failed first (killed by SIGKILL" in said
+    assert said.splitlines()[-1] == (
+        "triaxial: not started again: 4 starts in a row got to no step at all; mend the cause, then start the run again"
+    )
+
+
+def test_a_mistake_is_not_started_again(launch):
+    status, said = launch("mistake", most=5)
+    message = "triaxial: error: model.d_model = 7 is not divisible by model.n_heads = 2; try 6 or 8\n"
+    assert (status, said) == (2, message), "of both ranks, in one line"
+    status, said = launch("mistake-when-restarted", most=5)
+    lines = said.splitlines()
+    assert (status, len(lines)) == (2, 2)
+    assert "; restart 1 of 5" in lines[0]
+    assert lines[1] == "triaxial: error: the recipe has changed meanwhile"
+
+
+def test_a_frozen_rank_that_the_watchdog_killed_is_not_said_to_want_memory(tmp_path):
+    def failures(words):
+        told = {"message": {"message": words, "extraInfo": {"watchdog": True, "timestamp": "1"}}}
+        (tmp_path / "told.json").write_text(json.dumps(told))
+        files = [tmp_path / "nothing", tmp_path / "told.json"]  # rank 1 alone was left a word by its monitor
+        return {rank: ProcessFailure(rank, 99, -signal.SIGKILL, str(file)) for rank, file in enumerate(files)}
+
+    frozen = "triaxial: error: no progress for 15.3 s of 2 ranks: rank 0 in step 5: no report came"
+    assert in_words(*first_failure(failures(frozen))) == frozen.removeprefix("triaxial: ")
+    killed = "triaxial: error: fault of 2 ranks: rank 0 in step 5: it died without a word"
+    assert in_words(*first_failure(failures(killed))).startswith("rank 0 was killed by SIGKILL")
+
+
+def test_a_run_that_logs_seldom_gets_somewhere_with_every_checkpoint(tmp_path):
+    assert furthest_step(tmp_path) == 0
+    (tmp_path / "checkpoints" / "step-000000070").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-000000060").mkdir()
+    for logged, furthest in ((50, 70), (100, 100)):
+        (tmp_path / "metrics.jsonl").write_text(f'{{"step": {logged}}}\n')
+        assert furthest_step(tmp_path) == furthest
+
+
+def test_what_our_launcher_counts_rank_0_counts_for_torchrun(tmp_path):
+    count_start(tmp_path, None, reached=500)
+    for restart, reached in enumerate([520, 520, 520, 520], 1):  # the first of these got 20 steps further
+        count_start(tmp_path, Restart(restart, 99), reached=reached)
+    with pytest.raises(ConfigError, match=r"restart 5 of 99: 4 starts in a row got no further than step 520; mend"):
+        count_start(tmp_path, Restart(5, 99), reached=520)
+    count_start(tmp_path, None, reached=520)  # the user has mended it and starts anew
+    count_start(tmp_path, Restart(1, 99), reached=520)
+    for _ in range(9):
+        count_start(tmp_path, Restart(2, 99, "our launcher counts for itself"), reached=520)
+
+
+@pytest.mark.timeout(300)
+def test_a_warning_before_the_first_step_is_answered_as_one_in_training(tiny_corpus, launched, tmp_path):
+    saved = tmp_path / "saved"
+    with launched.Launched(
+        tiny_corpus.recipe, tmp_path / "run", *STEPS, environment={"TRIAXIAL_SAVED_FILE": str(saved)}
+    ) as job:
+        job.wait_for(lambda: (job.run / ".progress.json").exists(), what="what rank 0 writes before it joins others")
+        job.process.send_signal(signal.SIGUSR1)
+        assert job.end() == 75, job.errors()
+    assert saved.exists(), "slurm/train.sbatch queues the job again"
+    assert not (job.run / ".owner.json").exists()
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_corpus, watched_ranks, launched, tmp_path_factory):
+    """Under data 2: a run that nobody disturbs; one that is told to stop twice, and each time started again by hand."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(name, directory, **more):
+        words = [tiny_corpus.recipe, "--run.directory", folder / directory, *launched.QUIET, *STEPS]
+        return {"name": name, "nproc": 2, "words": list(map(str, words)), **more}
+
+    while_training = [{"rank": 1, "during": "step", "call": 6, "times": 1}]
+    while_saving = [{"rank": rank, "during": "save", "call": 2, "times": 2} for rank in range(2)]
+    plan = [run("undisturbed", "undisturbed"), run("first", "told", terms=while_training)]
+    plan += [run("second", "told", terms=while_saving), run("third", "told")]
+    return folder, watched_ranks.launch(folder, plan)
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_to_one_rank_or_twice_during_a_save_saves_and_the_run_goes_on(runs, launched):
+    folder, seen = runs
+    assert [seen[name]["status"] for name in ("first", "second", "third")] == [[75, 75], [75, 75], [0, 0]]
+    assert "stopped by a signal at step 7" in seen["first"]["written"][0], "rank 1 alone was told, in step 6"
+    assert "resumed from" in seen["second"]["written"][0]
+    assert "(step 7)" in seen["second"]["written"][0]
+    assert "stopped by a signal at step 13" in seen["second"]["written"][0], "one step after the second save"
+    assert "(step 13)" in seen["third"]["written"][0]
+    assert launched.losses(folder / "told") == launched.losses(folder / "undisturbed")
+    assert launched.saved(folder / "told") == launched.saved(folder / "undisturbed")
+
+
+@pytest.fixture(scope="module")
+def killed(tiny_corpus, launched, listening, tmp_path_factory):
+    """A run that our launcher starts again after one rank was killed, to its end; and what was seen of it."""
+    chance = random.Random()
+    rank, step = chance.randrange(2), chance.randrange(5, 20)
+    words = ["--nproc", 2, "--max-restarts", 2, *STEPS]
+    with launched.Launched(tiny_corpus.recipe, tmp_path_factory.mktemp("killed") / "run", *words) as job:
+        job.wait_for_step(1)
+        everyone = listening.family_of(job.process.pid)
+        ports, datagrams = listening.listeners(everyone), listening.udp_sockets(everyone)
+        seen = {"ranks": set(job.ranks().values()), "everyone": set(everyone), "ports": ports, "udp": datagrams}
+        seen["unix"] = listening.unix_sockets(everyone)
+        job.wait_for(lambda: job.told("checkpoint_saved"), what="a checkpoint")
+        at = job.wait_for_step(step)
+        job.kill(rank)
+        status = job.end()
+    return job, {**seen, "rank": rank, "killed_at": at, "status": status}
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_rank_costs_no_more_than_the_steps_since_the_checkpoint(runs, killed, launched):
+    undisturbed, (job, seen) = runs[0] / "undisturbed", killed
+    assert seen["status"] == 0, (seen, job.errors())
+    assert launched.losses(job.run) == launched.losses(undisturbed), seen
+    assert launched.saved(job.run) == launched.saved(undisturbed), seen
+    (resumed,) = job.told("restart")
+    cause = f"rank {seen['rank']} was killed by SIGKILL, perhaps for want of memory at step ~"
+    assert resumed.startswith(f"restart 1 of 2 ({cause}")
+    assert resumed in job.shown()
+    from_step = int(resumed.partition("resumed from step ")[2].partition(",")[0])
+    assert from_step % 4 == 0
+    assert seen["killed_at"] - 12 < from_step, "a checkpoint every 4 steps, the newest perhaps still in the making"
+    assert f"resumed from {job.run}/checkpoints/step-{from_step:09}" in job.shown()
+    assert f"triaxial: {cause}" in job.errors()
+    assert "; restart 1 of 2\n" in job.errors()
+    assert not launched.left_behind(job.run)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_listens_on_the_loopback_alone(killed):
+    _, seen = killed
+    assert len(seen["ranks"]) == 2
+    assert seen["ranks"] < seen["everyone"]
+    assert len(seen["ports"]) >= 3, "the store of rank 0, and gloo on each rank"
+    assert {address for address, _ in seen["ports"]} == {"127.0.0.1"}, seen["ports"]
+    assert not seen["udp"]
+    assert not [path for path, open_to_others in seen["unix"] if open_to_others], seen["unix"]

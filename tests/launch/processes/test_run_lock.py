@@ -1,0 +1,115 @@
+"""One job a run directory: real processes that want the same one, killed, stopped, on this machine and on another."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.main import main
+
+HERE = Path(__file__).resolve().parents[1]
+LONG_S = "60"  # between beats, or until silence counts: it does not come to that
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Starts a process that wants `tmp_path`/run; gives it and the line that it writes when it has it, or not."""
+    started = []
+
+    def start(job, *, beat_s=LONG_S, silent_s=LONG_S, machine=()):
+        words = [tmp_path / "run", job, beat_s, silent_s, *machine]
+        process = subprocess.Popen(
+            [sys.executable, HERE / "holding.py", *map(str, words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        )
+        started.append(process)
+        return process, process.stdout.readline().strip()
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            pipe.close()
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_job_is_refused_in_one_line_and_takes_over_when_the_first_is_killed(
+    tiny_corpus, holder, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    first, said = holder("4711")
+    assert said == "held"
+    before = contents(run)
+    words = ["train", str(tiny_corpus.recipe), "--run.directory", str(run), "--train.total_tokens", "1024"]
+    words += ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
+    assert main(words) == 2
+    assert capsys.readouterr().err == (
+        f"triaxial: error: {run} is in use by process {first.pid} on {socket.gethostname()} (job 4711), running for "
+        f"0 s; stop it first, or choose another --run.directory\n"
+    )
+    assert first.poll() is None
+    assert contents(run) == before, "the second wrote nothing"
+
+    first.kill()
+    first.wait()
+    assert main(words) == 0
+    assert "watching" not in capsys.readouterr().err, "on one machine the lock tells at once"
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()][-1] == 2
+    assert not (run / ".owner.json").exists(), "a job that ends leaves no record to wonder about"
+
+
+def test_jobs_of_two_machines_go_by_the_record(holder, tmp_path):
+    run = tmp_path / "run"
+    first, said = holder("1", beat_s=0.1, machine=["node1"])
+    assert said == "held"
+    second, refused = holder("2", silent_s=LONG_S, machine=["node2"])
+    assert f"is in use by process {first.pid} on node1 (job 1), running for" in refused
+    assert second.wait(timeout=60) == 2
+
+    first.kill()
+    first.wait()
+    third, said = holder("3", beat_s=0.1, silent_s=1.0, machine=["node2"])
+    assert said == "held", "nobody has heard of the first for a second"
+    third.stdin.close()
+    assert third.wait(timeout=60) == 0
+    warning = f"{run} was left without a word by process {first.pid} on node1 (job 1), running for "
+    assert warning in third.stderr.read()
+
+
+def test_a_job_that_was_cut_off_and_taken_for_dead_writes_no_more(holder, tmp_path):
+    first, _ = holder("1", beat_s=0.1, machine=["node1"])
+    first.send_signal(signal.SIGSTOP)
+    second, said = holder("2", beat_s=0.1, silent_s=1.0, machine=["node2"])
+    assert said == "held"
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(timeout=60) == 2
+    assert f"was taken by process {second.pid} on node2 (job 2)" in first.stderr.read()
+    assert second.poll() is None
+    assert json.loads((tmp_path / "run" / ".owner.json").read_text())["host"] == "node2"
+
+
+def test_a_record_that_cannot_be_read_keeps_nobody_out(holder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".owner.json").write_text('{"host": "node1", "pi')
+    _, said = holder("1", beat_s=0.05)
+    assert said == "held"
+    _, refused = holder("2")
+    assert "(job 1), running for" in refused
+    ends_at = time.monotonic() + 60
+    while json.loads((tmp_path / "run" / ".owner.json").read_text())["beats"] < 3:
+        assert time.monotonic() < ends_at
+        time.sleep(0.05)
