@@ -34,7 +34,7 @@ KINDS = ("loop", "gil", "stop", "data", "skip")
 LAYOUTS = {"data 2": [], "tensor 2": ["--parallel.tensor", "2"], "pipeline 2": ["--parallel.pipeline", "2"]}
 LAUNCH = """
 import sys
-from launch.local_launch import launch_local
+from launch.processes.local_launch import launch_local
 sys.exit(launch_local(2, sys.argv[1:], module="hang_program"))
 """
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hang_program"]

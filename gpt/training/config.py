@@ -88,7 +88,7 @@ class FaultConfig:
             )
 
 
-class CopiesDiffer(ConfigError):
+class ReplicaMismatch(ConfigError):
     """Ranks hold different copies of one weight or moment: no setting is wrong, and a restart may well mend it."""
 
     exit_status = 1

@@ -113,7 +113,7 @@ class Engine(Protocol):
         """Every rank's values, few and plain, by rank."""
         ...
 
-    def compare_copies(self) -> str | None:
+    def check_replicas(self) -> str | None:
         """What differs between copies of one weight or moment on several ranks, in words, the same on every rank; None
         where nothing does or nothing is held twice."""
         ...

@@ -15,7 +15,7 @@ from gpt.telemetry.goodput import current_account
 from gpt.telemetry.metrics import peak_memory_bytes
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.batches import epochs_read, step_positions
-from gpt.training.config import CopiesDiffer
+from gpt.training.config import ReplicaMismatch
 from gpt.training.damaged_data import DamageKeeper
 from gpt.training.engine import Engine, StepResult, Totals
 from gpt.training.few_shot_probe import Probe, probe_values, score_records
@@ -161,9 +161,9 @@ class TrainingLoop:
 
     def look_after_ranks(self, result: StepResult) -> None:
         """What is due of comparing ranks: their copies of weights, at once where a step has gone wrong; their times."""
-        every = self.run.compare_copies_every_steps
+        every = self.run.replica_check_every_steps
         if every and (result.skipped or self.state.step % every == 0):
-            self.compare_copies()
+            self.check_replicas()
         if self.watch is not None:
             values, findings = self.watch.compare()
             if self.metrics is not None and values:
@@ -171,14 +171,14 @@ class TrainingLoop:
             for kind, text, fields in findings:
                 self.event(kind, text, **fields)
 
-    def compare_copies(self) -> None:
+    def check_replicas(self) -> None:
         """End the run, on all ranks alike, where copies of one weight or moment on several ranks have come apart."""
         if self.compared_at == self.state.step:
             return
-        found = self.engine.compare_copies()
+        found = self.engine.check_replicas()
         if found is not None:
-            self.event("copies_differ", found)
-            raise CopiesDiffer(
+            self.event("replica_mismatch", found)
+            raise ReplicaMismatch(
                 f"step {self.state.step}: {found}. A device or its memory may be at fault. Nothing was saved since; a "
                 f"restart goes on from the newest checkpoint, which was compared before it was saved"
             )
@@ -304,8 +304,8 @@ class TrainingLoop:
     def save(self, *, last: bool) -> None:
         """Save the run as it is now. The `last` save is waited for, and must succeed."""
         self.heartbeat.beat("saving", self.state.step)
-        if self.run.compare_copies_every_steps:
-            self.compare_copies()
+        if self.run.replica_check_every_steps:
+            self.check_replicas()
         if self.run.checkpoint.in_background and not last:
             self.saver.start(self.state)
         else:
@@ -314,8 +314,8 @@ class TrainingLoop:
     def save_fast(self, directory: Path) -> None:
         """The same in the second tier: a restart may take its newest, which must be as good."""
         self.heartbeat.beat("saving", self.state.step)
-        if self.run.compare_copies_every_steps:
-            self.compare_copies()
+        if self.run.replica_check_every_steps:
+            self.check_replicas()
         self.saver.start_fast(directory, self.state)
 
     def event(self, kind: EventKind, text: str, **fields: Any) -> None:

@@ -77,7 +77,7 @@ class Run:
     micro_batch_size: int
     peak_flops_per_s: float  # of all devices together, for model FLOP utilisation; 0 when unknown
     log_every_steps: int
-    compare_copies_every_steps: int  # and before each save; 0: never
+    replica_check_every_steps: int  # and before each save; 0: never
     directory: Path
     fast_checkpoints: Path | None  # this run's folder in the second tier, if there is one
     saved_state: dict[str, object]  # what each checkpoint carries besides the loop's: configuration, fingerprints

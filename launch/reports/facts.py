@@ -21,11 +21,11 @@ KINDS: dict[EventKind, Meaning] = {
     "checkpoint_failed": "fault",
     "checkpoint_saved": "checkpoint",
     "checkpoint_skipped": "fault",
-    "copies_differ": "fault",
     "data_damaged": "fault",
     "ended": "note",
     "fast_checkpoint_failed": "fault",
     "hang": "fault",
+    "replica_mismatch": "fault",
     "restart": "restart",
     "resumed": "restart",
     "started_from": "note",
@@ -41,9 +41,13 @@ KINDS: dict[EventKind, Meaning] = {
 }
 
 
+# Kinds that runs of earlier versions have in their events.jsonl, under today's name.
+FORMER_KINDS: dict[str, EventKind] = {"copies_differ": "replica_mismatch"}
+
+
 def meaning_of(kind: str) -> Meaning:
     """What a kind of event means to an operator; one that a later version left is a note."""
-    return KINDS.get(cast(EventKind, kind), "note")
+    return KINDS.get(FORMER_KINDS.get(kind, cast(EventKind, kind)), "note")
 
 
 def news(history: RunHistory) -> list[Event]:

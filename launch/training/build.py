@@ -87,7 +87,7 @@ def build_loop(config: RunConfig, saved_state: dict[str, object], *, peak_flops_
         micro_batch_size=config.batch.micro_batch_size,
         peak_flops_per_s=peak_flops_per_s,
         log_every_steps=config.metrics.log_every_steps,
-        compare_copies_every_steps=config.health.replica_check_every_steps,
+        replica_check_every_steps=config.health.replica_check_every_steps,
         directory=config.run.directory,
         fast_checkpoints=fast_directory(config),
         saved_state=saved_state,

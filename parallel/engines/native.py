@@ -194,7 +194,7 @@ class NativeEngine:
     def exchange(self, values: list[Any]) -> list[list[Any]]:
         return exchange(values, None)
 
-    def compare_copies(self) -> str | None:
+    def check_replicas(self) -> str | None:
         if self._replica_check is None:
             self._replica_check = ReplicaCheck(
                 [(name, p, (p.data, *(self.optimizer.state[p][k] for k in MOMENTS))) for name, p in self.parameters],

@@ -30,7 +30,7 @@ from parallel.health.heartbeat import ALARM_AT, ENDED, FAILED, LOST, RUNNING, SI
 from parallel.health.monitor import DEPUTY_S, GATHER_S, STACKS_SIGNAL
 from parallel.health.reports import Member, Watched
 
-START_MONITOR = "import sys; sys.path.append(sys.argv[1]); from parallel.hang_monitor import main; main()"
+START_MONITOR = "import sys; sys.path.append(sys.argv[1]); from parallel.health.monitor import main; main()"
 LONG_PHASES = ("saving", "rewinding", "sampling", "few_shot")  # long calls between two beats
 LOOK_AFTER_MONITOR = 16  # so many beats apart
 LONGEST_PLACE = 64  # characters; the path of a socket has 107 at most
@@ -101,7 +101,7 @@ def watch_rank(config: HealthConfig, run_directory: Path, *, error_file: Path | 
 
 
 class WatchedHeart:
-    """The heartbeat of a rank with a monitor. See gpt.heartbeat.Heartbeat."""
+    """The heartbeat of a rank with a monitor. See gpt.health.watchers.Heartbeat."""
 
     def __init__(self, config: HealthConfig, settings: Watched) -> None:
         self.config, self.settings = config, settings
@@ -158,7 +158,7 @@ class WatchedHeart:
 
     def _start_monitor(self) -> "subprocess.Popen[str]":
         files = (self.settings.beat_file, self.settings.stacks_file)
-        root = str(Path(hang_monitor.__file__).resolve().parents[1])
+        root = str(Path(hang_monitor.__file__).resolve().parents[2])
         monitor = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", START_MONITOR, root], stdin=subprocess.PIPE, pass_fds=files, text=True
         )

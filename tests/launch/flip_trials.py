@@ -93,7 +93,7 @@ class Trials:
         place, kind = self.random.choice(self.places), self.random.randrange(3)
         tensor = place.tensors[kind].view(-1)
         index, bit = self.random.randrange(tensor.numel()), self.random.randint(*self.bits)
-        who, when = self.random.randrange(self.nproc), self.random.randrange(self.run.compare_copies_every_steps)
+        who, when = self.random.randrange(self.nproc), self.random.randrange(self.run.replica_check_every_steps)
         taken = []
 
         def step(*args, **kwargs):
@@ -126,7 +126,7 @@ class Trials:
         """The real loop from its first step until it finds copies that differ; its message, or None. Saves nothing."""
         from gpt.health.watchers import UNWATCHED
         from gpt.telemetry.time_ledger import TimeLedger
-        from gpt.training.config import CopiesDiffer
+        from gpt.training.config import ReplicaMismatch
         from gpt.training.loop import TrainingLoop
         from launch.training.resume import fresh_start
 
@@ -137,7 +137,7 @@ class Trials:
         loop.save = lambda *, last: None
         try:
             loop.run_to_end(lambda: False)
-        except CopiesDiffer as error:
+        except ReplicaMismatch as error:
             return str(error)
         return None
 

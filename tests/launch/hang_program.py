@@ -43,7 +43,9 @@ def stop() -> None:
 
 def freeze() -> None:
     """As when a machine stands still: this rank and its monitor."""
-    children = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "hang_monitor"], capture_output=True, text=True)
+    children = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "parallel.health.monitor"], capture_output=True, text=True
+    )
     for pid in children.stdout.split():
         os.kill(int(pid), signal.SIGSTOP)
     stop()

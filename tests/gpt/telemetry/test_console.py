@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[3]
 CONSOLE_RUN = """
 import sys
 from pathlib import Path
-from gpt.metrics import MetricsConfig, MetricsWriter
+from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
 config = MetricsConfig(wandb="disabled")
 arguments = {"run_config": {}, "resume_step": None, "total_steps": 1200, "total_tokens": 600_000_000}
 with MetricsWriter(config, Path(sys.argv[1]), **arguments) as writer:

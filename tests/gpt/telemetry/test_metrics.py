@@ -117,7 +117,7 @@ def test_a_disk_that_is_full_is_told_in_one_line(tmp_path: Path, python: Any) ->
 import resource, signal, sys
 from pathlib import Path
 from gpt.errors import ConfigError
-from gpt.metrics import MetricsConfig, MetricsWriter
+from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # writing past 1,000 bytes fails as on a full disk
 config = MetricsConfig(wandb="disabled")
@@ -158,7 +158,7 @@ def test_configuration() -> None:
 WANDB_RUN = """
 import sys
 from pathlib import Path
-from gpt.metrics import MetricsConfig, MetricsWriter
+from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
 directory, mode, first, last, resume = sys.argv[1:]
 config = MetricsConfig(wandb=mode, wandb_project="tests", wandb_name="a name")
 run_config = {"model": {"n_layers": 2}}
@@ -255,7 +255,7 @@ def test_a_client_killed_in_the_middle_does_not_stop_the_run(tmp_path: Path, pyt
     code = """
 import os, signal, sys, time
 from pathlib import Path
-from gpt.metrics import MetricsConfig, MetricsWriter
+from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
 
 def children():
     pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]

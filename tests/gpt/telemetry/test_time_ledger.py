@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[3]
 PROCESS = """
 import sys, time
 from pathlib import Path
-from gpt.time_ledger import TimeLedger
+from gpt.telemetry.time_ledger import TimeLedger
 
 first, last = int(sys.argv[2]), int(sys.argv[3])
 with TimeLedger(Path(sys.argv[1]), world_size=2, restart_count=int(sys.argv[4])) as ledger:

@@ -172,6 +172,7 @@ def test_every_kind_of_event_is_known_to_the_report():
     """mypy holds what leaves events to EventKind."""
     assert KINDS.keys() == set(get_args(EventKind))
     assert meaning_of("of a later version") == "note"
+    assert meaning_of("copies_differ") == "fault", "as earlier versions wrote replica_mismatch"
 
 
 def test_axes_have_round_numbers_and_marks_of_one_column_are_one():

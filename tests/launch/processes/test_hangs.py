@@ -17,8 +17,8 @@ ROOT = HERE.parents[1]
 LAUNCH = """
 import sys
 from pathlib import Path
-from launch.local_launch import launch_local
-from launch.restarts import RestartPolicy, last_logged_step
+from launch.processes.local_launch import launch_local
+from launch.processes.restarts import RestartPolicy, last_logged_step
 nproc, restarts, run, *words = sys.argv[1:]
 policy = RestartPolicy(int(restarts), lambda: last_logged_step(Path(run)))
 sys.exit(launch_local(int(nproc), words, module="hang_program", restarts=policy))

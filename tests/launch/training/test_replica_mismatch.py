@@ -103,8 +103,8 @@ def test_a_run_with_a_flipped_bit_ends_and_goes_on_from_a_checkpoint_that_was_co
     assert "step 8: the copies of model." in told
     assert "on rank 0 (" in told
     assert "and rank 1 (" in told
-    assert told_of(run) == [("copies_differ", 8), ("resumed", 4), ("ended", 10)]
-    assert told_of(tmp_path / "fast") == [("copies_differ", 7), ("resumed", 6), ("ended", 10)], "a save every step"
+    assert told_of(run) == [("replica_mismatch", 8), ("resumed", 4), ("ended", 10)]
+    assert told_of(tmp_path / "fast") == [("replica_mismatch", 7), ("resumed", 6), ("ended", 10)], "a save every step"
     assert runs["again"]["status"] == runs["again fast"]["status"] == [0, 0]
     assert_same_weights(run, tmp_path / "fast", tmp_path / "undisturbed")
 
@@ -136,7 +136,7 @@ def test_the_launcher_starts_a_run_with_a_flipped_bit_again(tiny_corpus, tmp_pat
     assert "on rank 2 (" in shown.err + shown.out
     events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
     told = [event["kind"] for event in events if not event["kind"].startswith("checkpoint")]
-    assert told == ["copies_differ", "restart", "resumed", "ended"]
+    assert told == ["replica_mismatch", "restart", "resumed", "ended"]
     assert_same_weights(tmp_path / "run", tmp_path / "undisturbed")
 
 

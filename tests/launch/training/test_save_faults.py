@@ -85,7 +85,9 @@ def undisturbed(tiny_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def monitors() -> list[str]:
     """The watchdog's monitors of this very process."""
-    listed = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "hang_monitor"], capture_output=True, text=True)
+    listed = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "parallel.health.monitor"], capture_output=True, text=True
+    )
     return listed.stdout.split()
 
 
