@@ -101,7 +101,7 @@ def ask(lm: Any, case: Case, requests: list[Any]) -> list[Any]:
 def build_ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     from gpt.evaluation.few_shot.harness import TriaxialLM
     from gpt.inference.cpu_model import packed
-    from gpt.inference.model import OneDevice
+    from gpt.inference.model import LocalModel
     from gpt.tokenizer.special_tokens import special_tokens_of
     from launch.runs.imported_run import HUGGING_FACE
     from launch.runs.saved_run import load_run
@@ -110,7 +110,7 @@ def build_ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     config = loaded.saved.model_config
     saved = loaded.saved
     special = special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer)
-    model = packed(OneDevice(loaded.model), rows=8192)
+    model = packed(LocalModel(loaded.model), rows=8192)
     lm = TriaxialLM(model, saved.tokenizer, n_ctx=config.n_ctx, special=special, sharing=not args.without_sharing)
     warm_up = CASES[args.cases[0]]
     ask(lm, warm_up, requests_of(warm_up, 8))

@@ -46,13 +46,13 @@ def ours(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
 
     from gpt.inference.cpu_model import packed
     from gpt.inference.generation import generate
-    from gpt.inference.model import OneDevice
+    from gpt.inference.model import LocalModel
     from launch.runs.saved_run import DTYPES, load_run
 
     torch.set_num_threads(args.threads)
     dtype, lengths = CASES[args.case]
     loaded = load_run(args.run, dtype=DTYPES[dtype])
-    model = packed(OneDevice(loaded.model), rows=len(lengths))  # as `triaxial generate` does
+    model = packed(LocalModel(loaded.model), rows=len(lengths))  # as `triaxial generate` does
     prompts, n_ctx = prompts_of(loaded.saved.tokenizer, lengths), loaded.saved.model_config.n_ctx
 
     def block(new_tokens: int = args.new_tokens) -> dict[str, Any]:

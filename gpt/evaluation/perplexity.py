@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from gpt.evaluation.batching.scoring import Request, score
-from gpt.evaluation.text_windows import Piece
-from gpt.inference.model import Model, Pass, as_model
+from gpt.evaluation.text_windows import TextChunk
+from gpt.inference.model import ForwardInputs, InferenceModel, as_model
 from gpt.model.gpt import GPT
 
 Tokens = NDArray[np.int64]
@@ -31,7 +31,7 @@ class ValidationLoss(NamedTuple):
 
 
 @torch.inference_mode()
-def validation_loss(model: GPT | Model, batches: Iterable[Tokens]) -> ValidationLoss:
+def validation_loss(model: GPT | InferenceModel, batches: Iterable[Tokens]) -> ValidationLoss:
     """The loss over batches (n, seq_len + 1) of token ids: each row predicts its tokens but the first.
 
     The forward pass of training, on the model's device and in its dtype; to rounding, where the model is packed. Every
@@ -45,7 +45,7 @@ def validation_loss(model: GPT | Model, batches: Iterable[Tokens]) -> Validation
         tokens = torch.from_numpy(batch).to(asked.device)  # (n, t + 1)
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].flatten()
         log_probs, _ = asked.log_probs(
-            Pass(inputs, torch.arange(inputs.size(1), device=asked.device).unsqueeze(0)),
+            ForwardInputs(inputs, torch.arange(inputs.size(1), device=asked.device).unsqueeze(0)),
             places=torch.arange(inputs.numel(), device=asked.device),
             targets=targets,
         )
@@ -115,8 +115,8 @@ def perplexity(nats: float | None) -> float | None:
 
 
 def text_loss(
-    model: GPT | Model,
-    documents: Iterable[Iterable[Piece]],
+    model: GPT | InferenceModel,
+    documents: Iterable[Iterable[TextChunk]],
     *,
     first_id: int,
     window: int,
@@ -131,7 +131,7 @@ def text_loss(
     words = n_bytes = tokens = 0
     nats = 0.0
 
-    def tokens_of(document: Iterable[Piece]) -> Iterator[Sequence[int]]:
+    def tokens_of(document: Iterable[TextChunk]) -> Iterator[Sequence[int]]:
         nonlocal words, n_bytes
         for piece in document:
             words, n_bytes = words + piece.words, n_bytes + piece.n_bytes

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from gpt.errors import ConfigError
 
 PF_DAY_FLOPS = 8.64e19  # 10^15 a second for a day
-FEWEST_POINTS = 3  # for a law
-FEWEST_FOR_INTERVAL = 5
+MIN_POINTS = 3  # for a law
+MIN_POINTS_FOR_INTERVAL = 5
 
 Floats = NDArray[np.float64]
 
@@ -99,10 +99,10 @@ def fitted_points(points: Sequence[Point]) -> list[Point]:
 
 def fit_power_law(points: Sequence[Point]) -> PowerLaw:
     """By least squares in the logarithms, all points alike. ConfigError: too few."""
-    if len(points) < FEWEST_POINTS:
+    if len(points) < MIN_POINTS:
         raise ConfigError(
             f"{len(points)} evaluations lie on the frontier after a second run takes the lead, fewer than "
-            f"{FEWEST_POINTS}: train the larger runs for longer, or evaluate more often (train.evaluate_every_tokens)"
+            f"{MIN_POINTS}: train the larger runs for longer, or evaluate more often (train.evaluate_every_tokens)"
         )
     x = np.log([point.pf_days for point in points])
     y = np.log([point.loss for point in points])
@@ -111,7 +111,7 @@ def fit_power_law(points: Sequence[Point]) -> PowerLaw:
     exponent = float(away @ y) / spread
     factor = math.exp(float(y.mean()) - exponent * float(x.mean()))
     interval = None
-    if len(points) >= FEWEST_FOR_INTERVAL:
+    if len(points) >= MIN_POINTS_FOR_INTERVAL:
         left = y - y.mean() - exponent * away
         degrees = len(points) - 2
         half = t_quantile_975(degrees) * math.sqrt(float(left @ left) / degrees / spread)

@@ -25,7 +25,7 @@ _PLACES = tuple(map(re.compile, (r"(?<=\S)\n(?=\S)", r"\n", r"(?<=\S)(?= \S)")))
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextChunk:
     """Consecutive tokens of a document, and the words and bytes of their text."""
 
     tokens: Sequence[int]
@@ -33,16 +33,16 @@ class Piece:
     n_bytes: int  # in UTF-8
 
 
-def text_pieces(path: Path, tokenizer: Tokenizer) -> Iterator[Piece]:
+def text_chunks(path: Path, tokenizer: Tokenizer) -> Iterator[TextChunk]:
     """A text file as one document. Words are what white space separates.
 
     ConfigError: it cannot be read or is not UTF-8. Memory: a few blocks, unless the tokenizer needs the text whole.
     """
     for text in _exact_cuts(read_text(path), tokenizer):  # which never cuts a word, so the words add up
-        yield Piece(tokenizer.encode(text), len(text.split()), len(text.encode()))
+        yield TextChunk(tokenizer.encode(text), len(text.split()), len(text.encode()))
 
 
-def corpus_documents(file: TokenFile, tokenizer: Tokenizer) -> Iterator[list[Piece]]:
+def corpus_documents(file: TokenFile, tokenizer: Tokenizer) -> Iterator[list[TextChunk]]:
     """Each document of a token corpus without the end-of-document token that closes it; empty ones are left out.
 
     ConfigError: an id that the tokenizer does not have. Memory: one document.
@@ -62,7 +62,7 @@ def corpus_documents(file: TokenFile, tokenizer: Tokenizer) -> Iterator[list[Pie
             tokens.pop()
         if tokens:
             text = tokenizer.decode(tokens)
-            yield [Piece(tokens, len(text.split()), len(text.encode(errors="replace")))]
+            yield [TextChunk(tokens, len(text.split()), len(text.encode(errors="replace")))]
 
 
 def read_text(path: Path) -> Iterator[str]:

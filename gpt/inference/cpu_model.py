@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gpt.inference.model import Model, OneDevice
+from gpt.inference.model import InferenceModel, LocalModel
 from gpt.model.attention import attend
 from gpt.model.gpt import GPT, Attention, Block, LayerCache, SwiGLUMLP
 from gpt.model.rope import Angles, rotary_angles, rotate
@@ -127,12 +127,12 @@ def pack(model: GPT, *, rows: int) -> None:
     setattr(model, "head", packed_linear([head], rows=rows))  # noqa: B010  another type
 
 
-def packed(model: Model, *, rows: int) -> Model:
+def packed(model: InferenceModel, *, rows: int) -> InferenceModel:
     """`pack` for a model on one device; one that lies over ranks stays as it is."""
-    if not isinstance(model, OneDevice):
+    if not isinstance(model, LocalModel):
         return model
     pack(model.model, rows=rows)
-    return OneDevice(model.model)
+    return LocalModel(model.model)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpt.errors import ConfigError
 from gpt.inference.kv_cache import KeyValueCache
-from gpt.inference.model import Model, Pass, as_model
+from gpt.inference.model import ForwardInputs, InferenceModel, as_model
 from gpt.inference.sampling import GREEDY, Sampling, choose, seen_tokens
 from gpt.model.gpt import GPT
 
@@ -36,7 +36,7 @@ class Continuation:
 
 
 def generate(
-    model: GPT | Model,
+    model: GPT | InferenceModel,
     prompts: Sequence[Sequence[int]],
     *,
     n_ctx: int,
@@ -133,10 +133,10 @@ def decode(
         logits = sequences.read_token(chosen)
 
 
-class RightAligned:
+class PaddedBatch:
     """Rows of the cache one below another, their ends aligned after `padding` (b, 1) positions that nobody looks at."""
 
-    def __init__(self, model: Model, cache: dict[str, KeyValueCache], *, length: int, padding: Tensor) -> None:
+    def __init__(self, model: InferenceModel, cache: dict[str, KeyValueCache], *, length: int, padding: Tensor) -> None:
         """`length`: positions of the cache that are filled."""
         self.model = model
         self.cache = cache
@@ -151,7 +151,9 @@ class RightAligned:
         mask = None
         if self.is_padded:
             mask = (torch.arange(self.length, device=tokens.device) >= self.padding)[:, None, None, :]  # (b, 1, 1, s)
-        return self.model.next_logits(Pass(tokens.unsqueeze(1), earlier - self.padding, mask, self.cache, earlier))
+        return self.model.next_logits(
+            ForwardInputs(tokens.unsqueeze(1), earlier - self.padding, mask, self.cache, earlier)
+        )
 
     def keep(self, rows: Tensor) -> None:
         """Drop every sequence but these (n,), in this order."""
@@ -162,14 +164,14 @@ class RightAligned:
 
 @torch.inference_mode()
 def read_prompts(
-    model: Model, prompts: Sequence[Sequence[int]], *, capacity: int, filler: int = 0
-) -> tuple[RightAligned, Tensor]:
+    model: InferenceModel, prompts: Sequence[Sequence[int]], *, capacity: int, filler: int = 0
+) -> tuple[PaddedBatch, Tensor]:
     """The prompts in a cache of so many positions, and the logits (b, v) fp32 after them. `filler`: the token that
     stands where a prompt is shorter than others, which leaves no trace."""
     device, width = model.device, max(map(len, prompts))
     tokens = torch.tensor([[filler] * (width - len(p)) + list(p) for p in prompts], device=device)  # (b, w)
     padding = torch.tensor([width - len(p) for p in prompts], device=device).unsqueeze(1)  # (b, 1)
-    sequences = RightAligned(model, model.make_cache(capacity), length=width, padding=padding)
+    sequences = PaddedBatch(model, model.make_cache(capacity), length=width, padding=padding)
     place = torch.arange(width, device=device)
     mask = None
     if sequences.is_padded:
@@ -177,7 +179,7 @@ def read_prompts(
         # Padding may look at itself: attention with nothing to see is NaN in some kernels, and would spread.
         mask = (place <= place[:, None]) & (is_key | (place == place[:, None]))  # (b, 1, w, w)
     positions = (place - padding).clamp(min=0)  # (b, w)
-    return sequences, model.next_logits(Pass(tokens, positions, mask, sequences.cache))
+    return sequences, model.next_logits(ForwardInputs(tokens, positions, mask, sequences.cache))
 
 
 def check_prompts(

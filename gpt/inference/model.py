@@ -17,7 +17,7 @@ from gpt.model.gpt import GPT
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardInputs:
     """Tokens (b, t) to be read, which go on from the `earlier` ones in the cache; `positions` (b, t) or (1, t),
     `mask` and `cache` as in GPT.forward."""
 
@@ -28,7 +28,7 @@ class Pass:
     earlier: int = 0
 
 
-class Model(Protocol):
+class InferenceModel(Protocol):
     """What generation and evaluation ask of a model; parallel/inference/model.py has one over many ranks.
 
     Places are numbers row * t + column in the tokens of a pass.
@@ -49,18 +49,18 @@ class Model(Protocol):
         """Empty caches of the layers held here, by layer name."""
         ...
 
-    def next_logits(self, read: Pass, *, places: Tensor | None = None) -> Tensor:
+    def next_logits(self, inputs: ForwardInputs, *, places: Tensor | None = None) -> Tensor:
         """Logits (n, v) fp32 after the tokens at `places` (n,), or (b, v) after the last of each row."""
         ...
 
-    def log_probs(self, read: Pass, *, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def log_probs(self, inputs: ForwardInputs, *, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability, fp32 (n,), of each of `targets` (n,) after the token at its place, and whether it is the
         likeliest, bool (n,). `places` rise and may repeat; none are asked when the tokens are only to be cached."""
         ...
 
 
-class OneDevice:
-    """A whole GPT on one device, as a Model."""
+class LocalModel:
+    """A whole GPT on one device, as an InferenceModel."""
 
     def __init__(self, model: GPT) -> None:
         assert model.head is not None
@@ -76,20 +76,20 @@ class OneDevice:
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         return make_cache(self.model, capacity)
 
-    def next_logits(self, read: Pass, *, places: Tensor | None = None) -> Tensor:
-        hidden = self._hidden(read)
+    def next_logits(self, inputs: ForwardInputs, *, places: Tensor | None = None) -> Tensor:
+        hidden = self._hidden(inputs)
         asked = hidden[:, -1] if places is None else hidden.flatten(0, 1)[places]
         logits: Tensor = self.head(asked)  # the head is most of a small model: apply it where it is needed
         return logits[:, : self.vocab_size].float()
 
-    def log_probs(self, read: Pass, *, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self._hidden(read)
+    def log_probs(self, inputs: ForwardInputs, *, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self._hidden(inputs)
         return token_scores(hidden, self.head, places=places, targets=targets, vocab_size=self.vocab_size)
 
-    def _hidden(self, read: Pass) -> Tensor:
-        return self.model.hidden_states(read.tokens, positions=read.positions, mask=read.mask, cache=read.cache)
+    def _hidden(self, inputs: ForwardInputs) -> Tensor:
+        return self.model.hidden_states(inputs.tokens, positions=inputs.positions, mask=inputs.mask, cache=inputs.cache)
 
 
-def as_model(model: GPT | Model) -> Model:
-    """A GPT as a Model; what is one already stays."""
-    return OneDevice(model) if isinstance(model, GPT) else model
+def as_model(model: GPT | InferenceModel) -> InferenceModel:
+    """A GPT as an InferenceModel; what is one already stays."""
+    return LocalModel(model) if isinstance(model, GPT) else model

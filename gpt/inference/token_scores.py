@@ -31,7 +31,7 @@ def token_scores(
     rows, row_of = torch.unique_consecutive(places, return_inverse=True)  # (m,), (n,)
     log_probs = torch.empty(places.numel(), dtype=torch.float32, device=places.device)
     greedy = torch.empty(places.numel(), dtype=torch.bool, device=places.device)
-    step = chunk_tokens(vocab_size if shard is None else shard.most_rows, hidden.device)
+    step = chunk_tokens(vocab_size if shard is None else shard.max_rows, hidden.device)
     for start in range(0, rows.numel(), step):
         logits = head(flat[rows[start : start + step]]).float()  # (c, v or more)
         here = (row_of >= start) & (row_of < start + step)

@@ -26,7 +26,7 @@ class VocabShard:
 
     start: int
     vocab_size: int  # of the whole vocabulary, padding left out
-    most_rows: int  # of the holder with the most, so that all go through the tokens in the same chunks
+    max_rows: int  # of the holder with the most, so that all go through the tokens in the same chunks
     reduce_sum: Callable[[Tensor], Tensor]
     reduce_max: Callable[[Tensor], Tensor]
 
@@ -46,7 +46,7 @@ class Loss(Protocol):
 
 def whole_vocabulary(vocab_size: int) -> VocabShard:
     """The shard of a process that holds the whole head."""
-    return VocabShard(start=0, vocab_size=vocab_size, most_rows=vocab_size, reduce_sum=_same, reduce_max=_same)
+    return VocabShard(start=0, vocab_size=vocab_size, max_rows=vocab_size, reduce_sum=_same, reduce_max=_same)
 
 
 def _same(x: Tensor) -> Tensor:

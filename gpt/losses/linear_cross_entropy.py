@@ -11,7 +11,7 @@ from gpt.losses.base import IGNORE, VocabShard
 Exponentials = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # see _exponentials
 
 
-LEAST = 1e-3  # what z-loss may at least multiply a softmax by: the product of e and factor cannot tell of 0
+MIN_FACTOR = 1e-3  # what z-loss may at least multiply a softmax by: the product of e and factor cannot tell of 0
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -37,7 +37,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         penalty = torch.zeros_like(reported)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight: Tensor | None = None
-        chunk = _equal_chunk(hidden.size(0), weight, shard.most_rows, in_place=in_place is not None)
+        chunk = _equal_chunk(hidden.size(0), weight, shard.max_rows, in_place=in_place is not None)
         for i in range(0, hidden.size(0), chunk):
             h, target = hidden[i : i + chunk], targets[i : i + chunk]
             loss, log_z, e, factor = _softmax_cross_entropy(
@@ -98,7 +98,7 @@ def _softmax_cross_entropy(
     p, one = shift.exp() * counted, (-shift).exp()  # e times p is the softmax, one times p is 1
     if z_loss:  # by a logit z, log^2 Z has the slope 2 log Z softmax(z): so much more of the softmax, and as much of 1
         more = 1 + 2 * z_loss * normaliser
-        more = more.where(more.abs() > LEAST, LEAST)
+        more = more.where(more.abs() > MIN_FACTOR, MIN_FACTOR)
         p, one = p * more, one / more
     spike = (chosen_here - reference).exp() - one
     rows = torch.arange(e.size(0), device=e.device)
@@ -126,11 +126,11 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _equal_chunk(n: int, weight: Tensor, most_rows: int, *, in_place: bool) -> int:
-    """Tokens at a time, so that all chunks of `n` are of one size, or almost; for a holder of `most_rows`, or of as
+def _equal_chunk(n: int, weight: Tensor, max_rows: int, *, in_place: bool) -> int:
+    """Tokens at a time, so that all chunks of `n` are of one size, or almost; for a holder of `max_rows`, or of as
     many as `weight` has. Logits that are overwritten in the compute type, never widened, allow for more: 256 MiB of
     them on a CPU and 1 GiB on a GPU."""
-    rows = max(most_rows, weight.size(0))
+    rows = max(max_rows, weight.size(0))
     most = chunk_tokens(rows, weight.device)
     if in_place:
         budget_bytes = (256 << 20) if weight.device.type == "cpu" else (1 << 30)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LEAST_QUERY_BLOCK, MOST_QUERY_BLOCKS = 128, 8
+MIN_QUERY_BLOCK, MAX_QUERY_BLOCKS = 128, 8
 
 
 class _CausalOnCPU(torch.autograd.Function):
@@ -39,7 +39,7 @@ def causal_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, 
     log_sums = log_sums.reshape(-1, t, 1)
     along = (grad.to(wide) * out.to(wide)).sum(-1, keepdim=True)  # (n, t, 1): what softmax takes off its gradient
     grad_q, grad_k, grad_v = [], torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
-    block = max(LEAST_QUERY_BLOCK, -(-t // MOST_QUERY_BLOCKS))
+    block = max(MIN_QUERY_BLOCK, -(-t // MAX_QUERY_BLOCKS))
     for begin in range(0, t, block):
         end = min(begin + block, t)
         rows, keys = slice(begin, end), slice(0, end)

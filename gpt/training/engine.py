@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from gpt.inference.generation import Continuation
-from gpt.inference.model import Model
+from gpt.inference.model import InferenceModel
 from gpt.inference.sampling import GREEDY, Sampling
 from gpt.training.config import Retention
 
@@ -101,10 +101,10 @@ class Engine(Protocol):
         stop_ids: Collection[int] = (),
         n_ids: int | None = None,
     ) -> list[Continuation]:
-        """See gpt.generation.generate. All ranks pass equal arguments and get equal results."""
+        """See gpt.inference.generation.generate. All ranks pass equal arguments and get equal results."""
         ...
 
-    def as_model(self) -> AbstractContextManager[Model]:
+    def as_model(self) -> AbstractContextManager[InferenceModel]:
         """The model to be asked for scores and texts while training stands still: inside, data ranks may each have
         questions of their own. No weight changes."""
         ...

@@ -21,14 +21,14 @@ _SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Probe:
+class FewShotProbe:
     """Questions, equal on every rank and at every step: those that `triaxial evaluate` asks with its default seed."""
 
     tasks: OpenTasks
     tokenizer: Tokenizer
     n_ctx: int
 
-    def ask(self, engine: Engine, *, before_each: Callable[[], None]) -> list[TaskScore]:
+    def run(self, engine: Engine, *, before_each: Callable[[], None]) -> list[TaskScore]:
         """Every rank calls it and has the result. `before_each` is called between batches."""
         with engine.as_model() as model:
             return few_shot_scores(
@@ -36,7 +36,7 @@ class Probe:
             )
 
 
-def make_probe(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int) -> Probe | None:
+def make_few_shot_probe(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int) -> FewShotProbe | None:
     """What `few_shot_every_tokens` asks for, None without it. ConfigError: `lm_eval` is missing, an unknown task, one
     whose data is not on this machine or whose answers do not fit, or more examples than there are."""
     if config.few_shot_every_tokens is None:
@@ -51,7 +51,7 @@ def make_probe(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int) -> Prob
     try:
         tasks = open_tasks(options)
         tasks.check_answers(n_ctx=n_ctx)
-        return Probe(tasks, tokenizer, n_ctx)
+        return FewShotProbe(tasks, tokenizer, n_ctx)
     except ConfigError as error:
         message = str(error)
         for option, setting in _SETTINGS.items():
@@ -59,7 +59,7 @@ def make_probe(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int) -> Prob
         raise ConfigError(message) from error
 
 
-def probe_values(scores: Sequence[TaskScore]) -> dict[str, float]:
+def few_shot_values(scores: Sequence[TaskScore]) -> dict[str, float]:
     """What is logged: `few_shot/TASK/EXAMPLES`, followed by the metric where a task has several."""
     metrics: dict[str, set[str]] = {}
     for score in scores:
@@ -71,6 +71,6 @@ def probe_values(scores: Sequence[TaskScore]) -> dict[str, float]:
     }
 
 
-def score_records(scores: Sequence[TaskScore], *, step: int, tokens: int) -> list[dict[str, Any]]:
+def few_shot_records(scores: Sequence[TaskScore], *, step: int, tokens: int) -> list[dict[str, Any]]:
     """What few_shot.jsonl has of each score."""
     return [{"step": step, "tokens_seen": tokens, **asdict(score)} for score in scores]

@@ -18,7 +18,7 @@ from gpt.training.batches import epochs_read, step_positions
 from gpt.training.config import ReplicaMismatch
 from gpt.training.damaged_data import DamageKeeper
 from gpt.training.engine import Engine, StepResult, Totals
-from gpt.training.few_shot_probe import Probe, probe_values, score_records
+from gpt.training.few_shot_probe import FewShotProbe, few_shot_records, few_shot_values
 from gpt.training.run import End, LoopState, Metrics, Outcome, Run
 from gpt.training.samples import Sampler, sample_records
 from gpt.training.saver import RunSaver
@@ -36,7 +36,7 @@ def train(
     metrics: Metrics | None,
     ledger: TimeLedger,
     sampler: Sampler | None = None,
-    probe: Probe | None = None,
+    probe: FewShotProbe | None = None,
     watch: StepWatch | None = None,
     heartbeat: Heartbeat = UNWATCHED,
 ) -> Outcome:
@@ -78,7 +78,7 @@ class TrainingLoop:
         metrics: Metrics | None,
         ledger: TimeLedger,
         sampler: Sampler | None,
-        probe: Probe | None,
+        probe: FewShotProbe | None,
         watch: StepWatch | None,
         heartbeat: Heartbeat,
     ) -> None:
@@ -113,7 +113,7 @@ class TrainingLoop:
             if self.sampler is not None and (last or (ended is None and run.due(run.config.sample_every_tokens, step))):
                 self.sample(self.sampler)
             if self.probe is not None and (last or (ended is None and run.due(run.config.few_shot_every_tokens, step))):
-                self.ask(self.probe)
+                self.run_few_shot_probe(self.probe)
             if ended is not None or run.due(run.checkpoint.every_tokens, step):
                 self.save(last=ended is not None)
             elif run.fast_checkpoints is not None and run.due(run.checkpoint.fast_every_tokens, step):
@@ -290,16 +290,16 @@ class TrainingLoop:
             for text in texts:
                 self.metrics.message(f"sample at step {self.state.step}: {text!r}")
 
-    def ask(self, probe: Probe) -> None:
+    def run_few_shot_probe(self, probe: FewShotProbe) -> None:
         """Put few-shot questions to the model, on all ranks, and have the main rank keep the scores."""
         step = self.state.step
         self.heartbeat.beat("few_shot", step)
         with self.ledger.span("evaluation"):
-            scores = probe.ask(self.engine, before_each=lambda: self.heartbeat.beat("few_shot", step))
+            scores = probe.run(self.engine, before_each=lambda: self.heartbeat.beat("few_shot", step))
         if self.metrics is not None:
-            records = score_records(scores, step=step, tokens=self.run.batch.tokens_seen(step))
+            records = few_shot_records(scores, step=step, tokens=self.run.batch.tokens_seen(step))
             self.metrics.append("few_shot.jsonl", records)
-            self.metrics.log(step, probe_values(scores))
+            self.metrics.log(step, few_shot_values(scores))
 
     def save(self, *, last: bool) -> None:
         """Save the run as it is now. The `last` save is waited for, and must succeed."""

@@ -9,10 +9,18 @@ from pathlib import Path
 from gpt.errors import ConfigError
 from gpt.inference.cpu_model import packed
 from gpt.inference.generation import Continuation
-from gpt.inference.model import Model
+from gpt.inference.model import InferenceModel
 from gpt.inference.sampling import Sampling
 from gpt.inference.text_stream import GeneratedText
-from launch.generation.jobs import DEFAULT_BATCH_TOKENS, DEFAULT_NEW_TOKENS, Job, Line, Rules, continue_batch, make_jobs
+from launch.generation.jobs import (
+    DEFAULT_BATCH_TOKENS,
+    DEFAULT_NEW_TOKENS,
+    GenerationJob,
+    GenerationSettings,
+    PromptLine,
+    continue_batch,
+    make_jobs,
+)
 from launch.generation.prompt_file import check_output, continue_jobs, read_lines, write_lines
 from launch.runs.open_model import (
     OpenedModel,
@@ -28,10 +36,10 @@ from parallel.agreement import exchange
 
 
 @dataclass(frozen=True)
-class Asked:
+class GenerationRequest:
     """The prompts, and the tokens that end a text of theirs: what rank 0 reads for all."""
 
-    jobs: list[Job]
+    jobs: list[GenerationJob]
     end_ids: tuple[int, ...]
 
 
@@ -85,11 +93,11 @@ def run(args: argparse.Namespace) -> int:
     if starts_ranks(args):
         return start_ranks(args)
     # a mistake is told before anything large is read
-    asked = jobs_of(args) if is_first_process() else Asked([], ())
+    asked = jobs_of(args) if is_first_process() else GenerationRequest([], ())
     with opened_model(args) as opened:
         asked = exchange(asked, None)[0]
         jobs = asked.jobs
-        rules = Rules(
+        rules = GenerationSettings(
             sampling=sampling,
             stops=tuple(args.stop),
             end_ids=asked.end_ids,
@@ -137,12 +145,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         check_output(args.output)
 
 
-def jobs_of(args: argparse.Namespace) -> Asked:
+def jobs_of(args: argparse.Namespace) -> GenerationRequest:
     """What --prompt or --input asks for; reads standard input where one of them is '-'."""
     if args.input is not None:
         lines = read_lines(args.input)
     else:
-        lines = [Line({"prompt": sys.stdin.read() if args.prompt == "-" else args.prompt})]
+        lines = [PromptLine({"prompt": sys.stdin.read() if args.prompt == "-" else args.prompt})]
     seen = glance(args)
     jobs = make_jobs(
         lines,
@@ -153,10 +161,10 @@ def jobs_of(args: argparse.Namespace) -> Asked:
         seed=args.seed,
         num_samples=args.num_samples,
     )
-    return Asked(jobs, seen.special.end_ids)
+    return GenerationRequest(jobs, seen.special.end_ids)
 
 
-def stream(opened: OpenedModel, model: Model, job: Job, rules: Rules) -> None:
+def stream(opened: OpenedModel, model: InferenceModel, job: GenerationJob, rules: GenerationSettings) -> None:
     """Write the prompt and, token by token, what follows it; then a line about it on standard error. Every rank of a
     layout calls it; the main one writes."""
     tokenizer = opened.saved.tokenizer

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from gpt.errors import ConfigError
 from gpt.evaluation.perplexity import TextLoss, perplexity, text_loss
-from gpt.evaluation.text_windows import Piece, corpus_documents, read_text, text_pieces
+from gpt.evaluation.text_windows import TextChunk, corpus_documents, read_text, text_chunks
 from gpt.token_files.corpus import describe_corpus, open_tokens
 from gpt.token_files.files import TokenFile, shard_prefixes
 from gpt.tokenizer.special_tokens import special_tokens_of
@@ -29,9 +29,9 @@ class TextSource:
     path: Path
     corpus: TokenFile | None
 
-    def documents(self, tokenizer: Tokenizer) -> Iterator[Iterable[Piece]]:
+    def documents(self, tokenizer: Tokenizer) -> Iterator[Iterable[TextChunk]]:
         if self.corpus is None:
-            return iter([text_pieces(self.path, tokenizer)])
+            return iter([text_chunks(self.path, tokenizer)])
         return corpus_documents(self.corpus, tokenizer)
 
 
@@ -154,12 +154,12 @@ def _check_tokenizer(text: TextSource, saved: SavedRun) -> None:
         )
 
 
-def _advancing(text: TextSource, tokenizer: Tokenizer, progress: Progress) -> Iterator[Iterator[Piece]]:
+def _advancing(text: TextSource, tokenizer: Tokenizer, progress: Progress) -> Iterator[Iterator[TextChunk]]:
     """The documents of a text, which move its bar on as they are read: by bytes, or by tokens of a corpus."""
     total = text.path.stat().st_size if text.corpus is None else text.corpus.n_tokens
     task = progress.add_task(f"perplexity, {text.path.name}", total=total)
 
-    def moving(document: Iterable[Piece]) -> Iterator[Piece]:
+    def moving(document: Iterable[TextChunk]) -> Iterator[TextChunk]:
         for piece in document:
             yield piece
             progress.advance(task, piece.n_bytes if text.corpus is None else len(piece.tokens))

@@ -7,7 +7,7 @@ from typing import Any
 from gpt.evaluation.few_shot.scores import TaskScore
 from gpt.telemetry.metrics import MetricsConfig
 from gpt.telemetry.wandb import WandbRun, WandbSettings
-from gpt.training.few_shot_probe import probe_values
+from gpt.training.few_shot_probe import few_shot_values
 from launch.runs.saved_run import SavedRun, section
 
 
@@ -39,7 +39,7 @@ def record_in_wandb(
         values |= {f"validation/{name}/loss": found["loss_nats"], f"validation/{name}/perplexity": found["perplexity"]}
     for name, found in report.get("text", {}).get("texts", {}).items():
         values |= {f"text/{name}/{figure}": value for figure, value in found.items() if value is not None}
-    run.log(saved.step, values | probe_values(scores))
+    run.log(saved.step, values | few_shot_values(scores))
     if scores:
         columns = [field.name for field in fields(TaskScore)]
         rows = [[asdict(score)[column] for column in columns] for score in scores]

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpt.errors import ConfigError
 from gpt.inference.generation import Continuation, Watch, check_prompts, generate
-from gpt.inference.model import Model
+from gpt.inference.model import InferenceModel
 from gpt.inference.sampling import Sampling
 from gpt.model.config import ModelConfig
 from gpt.tokenizer.special_tokens import SpecialTokens
@@ -17,7 +17,7 @@ DEFAULT_BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True)
-class Line:
+class PromptLine:
     """What is asked for: `fields` with a 'prompt', perhaps 'max_new_tokens' and 'seed', and where it stands."""
 
     fields: dict[str, Any]
@@ -25,7 +25,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Job:
+class GenerationJob:
     """One prompt to continue, and the fields that its result begins with."""
 
     fields: dict[str, Any]
@@ -35,7 +35,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Rules:
+class GenerationSettings:
     """How all jobs are continued, and how many at once."""
 
     sampling: Sampling
@@ -46,7 +46,7 @@ class Rules:
 
 
 def make_jobs(
-    lines: Sequence[Line],
+    lines: Sequence[PromptLine],
     tokenizer: Tokenizer,
     special: SpecialTokens,
     model: ModelConfig,
@@ -54,7 +54,7 @@ def make_jobs(
     max_new_tokens: int | None,
     seed: int,
     num_samples: int,
-) -> list[Job]:
+) -> list[GenerationJob]:
     """`num_samples` jobs for each line, in order; sample j of the i-th line has `seed` + i * num_samples + j, or the
     line's own seed + j. No prompt starts a document; without a length, what fits of the default is generated.
     ConfigError names the first line whose prompt does not fit."""
@@ -73,12 +73,20 @@ def make_jobs(
         first = seed + i * num_samples if first is None else first
         for sample in range(num_samples):
             numbered = {"sample": sample} if num_samples > 1 else {}
-            jobs.append(Job({**line.fields, **numbered, "seed": first + sample}, prompt, limit, first + sample))
+            jobs.append(
+                GenerationJob({**line.fields, **numbered, "seed": first + sample}, prompt, limit, first + sample)
+            )
     return jobs
 
 
 def continue_batch(
-    model: Model, tokenizer: Tokenizer, jobs: Sequence[Job], rules: Rules, *, n_ctx: int, watch: Watch
+    model: InferenceModel,
+    tokenizer: Tokenizer,
+    jobs: Sequence[GenerationJob],
+    rules: GenerationSettings,
+    *,
+    n_ctx: int,
+    watch: Watch,
 ) -> list[Continuation]:
     """All jobs at once, each up to its limit, the end of the document or where `watch` ends it."""
     return generate(

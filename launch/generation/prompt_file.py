@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpt.errors import ConfigError
-from gpt.evaluation.batching.data_parallel import brought_together
+from gpt.evaluation.batching.data_parallel import gather_by_index
 from gpt.files.atomic import replace_file
 from gpt.inference.cpu_model import packed
-from gpt.inference.model import Model
+from gpt.inference.model import InferenceModel
 from gpt.inference.text_stream import GeneratedText
 from gpt.tokenizer.tokenizers import Tokenizer
-from launch.generation.jobs import Job, Line, Rules, continue_batch
+from launch.generation.jobs import GenerationJob, GenerationSettings, PromptLine, continue_batch
 
 RESULTS = ("text", "tokens", "log_probs", "finish_reason", "sample")  # what an output line adds to its input line
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -27,7 +27,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 # Reading
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_lines(path: Path) -> list[PromptLine]:
     """The objects of a file of JSON lines, or of standard input for '-'. ConfigError names the first line that is none,
     or that has no prompt."""
     try:
@@ -38,7 +38,7 @@ def read_lines(path: Path) -> list[Line]:
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():
             where = f"--input {path}, line {number}"
-            found.append(Line(_fields(line, where=where), where))
+            found.append(PromptLine(_fields(line, where=where), where))
     if not found:
         raise ConfigError(f'--input {path} holds no line; write one JSON object a line, such as {{"prompt": "The"}}')
     return found
@@ -65,7 +65,7 @@ def _fields(line: bytes, *, where: str) -> dict[str, Any]:
 # Continuing
 
 
-def batches_of(jobs: Sequence[Job], rules: Rules, *, data_size: int) -> Iterator[list[int]]:
+def batches_of(jobs: Sequence[GenerationJob], rules: GenerationSettings, *, data_size: int) -> Iterator[list[int]]:
     """Numbers of jobs, the longest first, in batches of at most `batch_size` sequences and `batch_tokens` tokens,
     padding included; a longer sequence is a batch of its own. Each of `data_size` ranks gets one, if there are as many.
     """
@@ -83,7 +83,13 @@ def batches_of(jobs: Sequence[Job], rules: Rules, *, data_size: int) -> Iterator
 
 
 def continue_jobs(
-    model: Model, tokenizer: Tokenizer, jobs: Sequence[Job], rules: Rules, *, n_ctx: int, shows: bool
+    model: InferenceModel,
+    tokenizer: Tokenizer,
+    jobs: Sequence[GenerationJob],
+    rules: GenerationSettings,
+    *,
+    n_ctx: int,
+    shows: bool,
 ) -> list[dict[str, Any]]:
     """The output line of each job, in their order. Every rank of a layout calls it and has them all; the one that
     `shows` has a progress bar."""
@@ -104,15 +110,15 @@ def continue_jobs(
             )
             found.update(zip(batch, lines, strict=True))
             progress.update(bar, completed=sum(limits[: len(found)]))  # some stopped before their limit
-    together = brought_together(model, found)
+    together = gather_by_index(model, found)
     return [together[i] for i in range(len(jobs))]
 
 
 def _continue_batch(
-    model: Model,
+    model: InferenceModel,
     tokenizer: Tokenizer,
-    jobs: list[Job],
-    rules: Rules,
+    jobs: list[GenerationJob],
+    rules: GenerationSettings,
     *,
     n_ctx: int,
     token_done: Callable[[], None],

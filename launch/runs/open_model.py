@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from gpt.data.dataset import DataConfig
 from gpt.errors import ConfigError
-from gpt.inference.model import Model, OneDevice
+from gpt.inference.model import InferenceModel, LocalModel
 from gpt.model.config import ModelConfig
 from gpt.tokenizer.special_tokens import SpecialTokens, special_tokens_of
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
@@ -38,7 +38,7 @@ from launch.runs.saved_run import (
 )
 from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.manifest import step_of
-from parallel.inference.model import load_layout_model
+from parallel.inference.model import load_distributed_model
 from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import Layout, resolve_layout
 from parallel.layout.mesh import build_mesh
@@ -50,7 +50,7 @@ _KEYS = ("tensor", "pipeline", "data", "split")  # of [parallel]; the others are
 class OpenedModel:
     """A checkpoint's model, ready to be used, and what belongs to it. `is_main`: the one rank that tells and writes."""
 
-    model: Model
+    model: InferenceModel
     saved: SavedRun
     is_main: bool
 
@@ -115,7 +115,7 @@ def opened_model(args: argparse.Namespace) -> Iterator[OpenedModel]:
     layout = _layout(args, environment.world_size, config)
     if layout.world_size == 1:
         loaded = load_run(args.run, step=args.step, device=device_of(args.device), dtype=DTYPES[args.dtype])
-        yield OpenedModel(OneDevice(loaded.model), loaded.saved, is_main=True)
+        yield OpenedModel(LocalModel(loaded.model), loaded.saved, is_main=True)
         return
     device = device_of(args.device, local_rank=environment.local_rank)
     if device.type == "cuda":
@@ -123,7 +123,7 @@ def opened_model(args: argparse.Namespace) -> Iterator[OpenedModel]:
     bootstrap_in_this_process()
     join_processes(environment, device, timeout_s=_timeout_s(config))
     saved = open_run(args.run, step=args.step)
-    model = load_layout_model(
+    model = load_distributed_model(
         saved.checkpoint_path,
         saved.model_config,
         build_mesh(layout, device),

@@ -14,7 +14,7 @@ from gpt.telemetry.goodput import current_account, summary_lines
 from gpt.telemetry.metrics import MetricsWriter
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.batches import epochs_read
-from gpt.training.few_shot_probe import Probe, make_probe
+from gpt.training.few_shot_probe import FewShotProbe, make_few_shot_probe
 from gpt.training.loop import train
 from gpt.training.run import Outcome, Run
 from gpt.training.samples import Sampler, make_sampler
@@ -68,7 +68,7 @@ class Prepared:
     data: TrainingData
     validation: dict[str, ValidationData]
     sampler: Sampler | None
-    probe: Probe | None
+    probe: FewShotProbe | None
     saved_state: dict[str, object]
     ledger: TimeLedger
     reached: int  # about how far the run had come before this start
@@ -130,7 +130,7 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
         data=data,
         validation=validation,
         sampler=make_sampler(config.train, tokenizer, n_ctx=config.model.n_ctx),
-        probe=make_probe(config.train, tokenizer, n_ctx=config.model.n_ctx),
+        probe=make_few_shot_probe(config.train, tokenizer, n_ctx=config.model.n_ctx),
         saved_state=saved_state,
         ledger=ledger,
         reached=furthest_step(config.run.directory),

@@ -192,11 +192,11 @@ def vocabulary_shard(head: nn.Linear, vocab_size: int) -> VocabShard:
         dist.all_reduce(x, op=op, group=group)
         return x
 
-    most_rows = -(-head.weight.size(0) // mesh.size())  # the last ranks may hold fewer
+    max_rows = -(-head.weight.size(0) // mesh.size())  # the last ranks may hold fewer
     return VocabShard(
-        start=mesh.get_local_rank() * most_rows,
+        start=mesh.get_local_rank() * max_rows,
         vocab_size=vocab_size,
-        most_rows=most_rows,
+        max_rows=max_rows,
         reduce_sum=lambda x: reduced(x, dist.ReduceOp.SUM),
         reduce_max=lambda x: reduced(x, dist.ReduceOp.MAX),
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from gpt.inference.generation import Continuation, generate
-from gpt.inference.model import Model
+from gpt.inference.model import InferenceModel
 from gpt.inference.sampling import GREEDY, Sampling
 from gpt.losses.base import Loss
 from gpt.training.config import Retention
@@ -29,7 +29,7 @@ from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.background import BackgroundSaver
 from parallel.engines.settings import EngineSettings, holding_layout
 from parallel.health.replica_check import ReplicaCheck, describe
-from parallel.inference.model import LayoutModel
+from parallel.inference.model import DistributedModel
 from parallel.layout.mesh import Mesh, build_mesh
 from parallel.parallelize import build_stage
 
@@ -151,8 +151,8 @@ class NativeEngine:
         stop_ids: Collection[int] = (),
         n_ids: int | None = None,
     ) -> list[Continuation]:
-        """See gpt.generation.generate. All ranks pass equal arguments and get equal results; data ranks all do the same
-        work."""
+        """See gpt.inference.generation. All ranks pass equal arguments and get equal results; data ranks all do the
+        same work."""
         with self._model(data_ranks_together=True) as model:
             return generate(
                 model,
@@ -166,7 +166,7 @@ class NativeEngine:
             )
 
     @contextmanager
-    def as_model(self) -> Iterator[Model]:
+    def as_model(self) -> Iterator[InferenceModel]:
         """See gpt.engine.Engine. Under ZeRO 3 data ranks gather each block's weights together and so do the same work;
         else each gathers its stages' once and works alone."""
         together = self.settings.parallel.zero_stage == 3
@@ -177,12 +177,12 @@ class NativeEngine:
             yield model
 
     @contextmanager
-    def _model(self, *, data_ranks_together: bool) -> Iterator[LayoutModel]:
+    def _model(self, *, data_ranks_together: bool) -> Iterator[DistributedModel]:
         """The stages as they are. Compiled blocks run as they are written: shapes change with each token."""
         settings = self.settings
         dtype = torch.bfloat16 if settings.parallel.precision == "bf16" else torch.float32
         with torch.compiler.set_stance("force_eager"):
-            yield LayoutModel(
+            yield DistributedModel(
                 self.stages,
                 self.mesh,
                 d_model=settings.model.d_model,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gpt.inference.kv_cache import KeyValueCache
-from gpt.inference.model import Pass
+from gpt.inference.model import ForwardInputs
 from gpt.losses.next_token import loss_for
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT, LayerCache
@@ -40,8 +40,8 @@ class _WithoutPadding:
         return self.cache.append(k[:, :, : self.length], v[:, :, : self.length])
 
 
-class LayoutModel:
-    """See gpt.cached_model.Model: the same methods over a layout, called by every rank in the same order.
+class DistributedModel:
+    """See gpt.inference.model.InferenceModel: the same methods over a layout, called by every rank in the same order.
 
     `data_ranks_together`: data ranks need each other to compute, as under ZeRO 3, so they do the same and count as one.
     """
@@ -74,20 +74,21 @@ class LayoutModel:
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         return {name: KeyValueCache(capacity) for stage in self.stages.values() for name in stage.model.blocks}
 
-    def next_logits(self, read: Pass, *, places: Tensor | None = None) -> Tensor:
+    def next_logits(self, inputs: ForwardInputs, *, places: Tensor | None = None) -> Tensor:
         """Logits (n, v) fp32 after tokens (b, t). A message (b, r, d) between stages, a broadcast of the logits."""
         if places is None:
-            rows, length = read.tokens.shape
+            rows, length = inputs.tokens.shape
             places = torch.arange(1, rows + 1, device=self.device) * length - 1
-        step = CachedStep(read.positions, read.mask, read.cache, places)
-        return self._broadcast(self._read(read.tokens, read.earlier, step), (places.numel(), self.vocab_size))
+        step = CachedStep(inputs.positions, inputs.mask, inputs.cache, places)
+        return self._broadcast(self._read(inputs.tokens, inputs.earlier, step), (places.numel(), self.vocab_size))
 
-    def log_probs(self, read: Pass, *, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """See gpt.cached_model.Model. Messages of (b, r, d) in all between stages, a broadcast of two numbers for each
-        target. Without a cache the rows go through a pipeline in parts, so that its stages work at the same time."""
-        step = CachedStep(read.positions, read.mask, read.cache, places, targets)
-        parts = 2 * self.mesh.layout.pipeline if read.cache is None and self.mesh.layout.pipeline > 1 else 1
-        found = [self._read(some, read.earlier, its_step) for some, its_step in _by_rows(read.tokens, step, parts)]
+    def log_probs(self, inputs: ForwardInputs, *, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See gpt.inference.model.InferenceModel. Messages of (b, r, d) in all between stages, a broadcast of two
+        numbers for each target. Without a cache the rows go through a pipeline in parts, so that its stages work at the
+        same time."""
+        step = CachedStep(inputs.positions, inputs.mask, inputs.cache, places, targets)
+        parts = 2 * self.mesh.layout.pipeline if inputs.cache is None and self.mesh.layout.pipeline > 1 else 1
+        found = [self._read(some, inputs.earlier, its_step) for some, its_step in _by_rows(inputs.tokens, step, parts)]
         with torch.inference_mode(False):
             output = torch.cat(found, dim=1) if self.last in self.stages else found[0]
         log_probs, greedy = self._broadcast(output, (2, targets.numel())).unbind()
@@ -177,9 +178,9 @@ def _padded_mask(step: CachedStep, *, earlier: int, length: int, extra: int) -> 
     return mask if mask.size(2) == 1 else functional.pad(mask, (0, 0, 0, extra), value=True)
 
 
-def load_layout_model(
+def load_distributed_model(
     path: Path, config: ModelConfig, mesh: Mesh, *, dtype: torch.dtype, verified: bool = False
-) -> LayoutModel:
+) -> DistributedModel:
     """The weights of a checkpoint of any layout, rounded to `dtype`, as a model over `mesh`, without gradients.
 
     Collective over all ranks. Memory of a rank: its share of the weights, and one tensor more. Errors as for
@@ -188,7 +189,7 @@ def load_layout_model(
     stages = [_build_stage(config, mesh, index=index, dtype=dtype) for index in mesh.stages]
     weights = {f"model.{name}": parameter.data for name, parameter in _parameters(stages)}
     checkpoint.load(path, tensors=weights, verified=verified, rounded=True)
-    return LayoutModel(stages, mesh, d_model=config.d_model, dtype=dtype)
+    return DistributedModel(stages, mesh, d_model=config.d_model, dtype=dtype)
 
 
 def _build_stage(config: ModelConfig, mesh: Mesh, *, index: int, dtype: torch.dtype) -> Stage:

@@ -5,12 +5,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from gpt.inference.model import Model
+from gpt.inference.model import InferenceModel
 
 T = TypeVar("T")
 
 
-def own_share(model: Model, sequences: Sequence[Sequence[int]], *, more: int = 1) -> list[int]:
+def data_parallel_requests(model: InferenceModel, sequences: Sequence[Sequence[int]], *, more: int = 1) -> list[int]:
     """Numbers of the token sequences that this data rank is to read; each has one that does.
 
     Those that begin alike stay together, so that what they share is read by one rank; shares are about equal in tokens
@@ -30,7 +30,7 @@ def own_share(model: Model, sequences: Sequence[Sequence[int]], *, more: int = 1
     return sorted(number for number, owner in zip(order, owners, strict=True) if owner == model.data_rank)
 
 
-def brought_together(model: Model, found: dict[int, T]) -> dict[int, T]:
+def gather_by_index(model: InferenceModel, found: dict[int, T]) -> dict[int, T]:
     """What all data ranks have found, by number. Every rank calls it."""
     return {number: one for theirs in model.gather([*found.items()]) for number, one in theirs}
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt.evaluation.batching.data_parallel import brought_together, own_share
+from gpt.evaluation.batching.data_parallel import data_parallel_requests, gather_by_index
 from gpt.evaluation.batching.prefix_tree import Plan, Read
 from gpt.inference.kv_cache import KeyValueCache
-from gpt.inference.model import Model, Pass, as_model
+from gpt.inference.model import ForwardInputs, InferenceModel, as_model
 from gpt.model.gpt import GPT
 
 # Ends laid side by side in one row: longer rows are faster products, but attention grows with their square.
@@ -49,7 +49,7 @@ class _Wanted:
 
 
 def score(
-    model: GPT | Model,
+    model: GPT | InferenceModel,
     requests: Sequence[Request],
     *,
     batch_tokens: int,
@@ -64,18 +64,18 @@ def score(
     those of other data ranks.
     """
     asked = as_model(model)
-    mine = own_share(asked, [request.tokens for request in requests])
+    mine = data_parallel_requests(asked, [request.tokens for request in requests])
     found = _score(
         asked, [requests[number] for number in mine], batch_tokens=batch_tokens, progress=progress, sharing=sharing
     )
-    scores = brought_together(asked, dict(zip(mine, found, strict=True)))
+    scores = gather_by_index(asked, dict(zip(mine, found, strict=True)))
     if progress is not None and len(mine) < len(requests):
         progress(len(requests) - len(mine))
     return [scores[number] for number in range(len(requests))]
 
 
 def _score(
-    model: Model,
+    model: InferenceModel,
     requests: Sequence[Request],
     *,
     batch_tokens: int,
@@ -118,33 +118,33 @@ def plan_scores(
 class Reader:
     """Runs the passes of a plan, which must come in order: a pass may go on from what the ones before it cached."""
 
-    def __init__(self, model: Model, plan: Plan, *, more: int = 0) -> None:
+    def __init__(self, model: InferenceModel, plan: Plan, *, more: int = 0) -> None:
         """`more`: positions that the caller will append after a pass."""
         self.model = model
         self.plan = plan
         length = plan.cache_length
         self.cache: dict[str, KeyValueCache] = model.make_cache(length + more) if length else {}
 
-    def prepared(self, read: Read) -> Pass:
+    def prepared(self, read: Read) -> ForwardInputs:
         """A pass of the plan for the model, the cache rewound to where it goes on."""
         device = self.model.device
         tokens = torch.from_numpy(read.tokens(self.plan.sequences)).to(device)
         positions = torch.from_numpy(read.positions()).to(device)
         mask = torch.from_numpy(read.mask()).unsqueeze(1).to(device) if read.needs_mask else None  # (b, 1, t, s)
         if not read.earlier and not read.kept:
-            return Pass(tokens, positions, mask)
+            return ForwardInputs(tokens, positions, mask)
         for layer in self.cache.values():
             layer.rewind(read.earlier)
-        return Pass(tokens, positions, mask, self.cache, read.earlier)
+        return ForwardInputs(tokens, positions, mask, self.cache, read.earlier)
 
     @torch.inference_mode()
     def next_logits(self, read: Read, places: Tensor) -> Tensor:
-        """As Model.next_logits, for one pass with a cache."""
+        """As InferenceModel.next_logits, for one pass with a cache."""
         return self.model.next_logits(self.prepared(read), places=places)
 
     @torch.inference_mode()
     def log_probs(self, read: Read, places: list[int], targets: list[int]) -> tuple[Tensor, Tensor]:
-        """As Model.log_probs, for one pass."""
+        """As InferenceModel.log_probs, for one pass."""
         return self.model.log_probs(
             self.prepared(read),
             places=torch.tensor(places, dtype=torch.int64, device=self.model.device),

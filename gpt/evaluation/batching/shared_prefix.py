@@ -11,25 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt.evaluation.batching.data_parallel import brought_together, own_share
+from gpt.evaluation.batching.data_parallel import data_parallel_requests, gather_by_index
 from gpt.evaluation.batching.prefix_tree import Plan, Read, batches_by_length
 from gpt.evaluation.batching.scoring import ROW_TOKENS, Reader
-from gpt.inference.generation import Continuation, RightAligned, Watch, check_prompts, decode, generate
+from gpt.inference.generation import Continuation, PaddedBatch, Watch, check_prompts, decode, generate
 from gpt.inference.kv_cache import KeyValueCache
-from gpt.inference.model import Model, Pass
+from gpt.inference.model import ForwardInputs, InferenceModel
 from gpt.inference.sampling import GREEDY, Sampling
 
 # New tokens of a prompt up to which all go on in one row. What a token looks at there grows with the tokens of all, so
 # that longer answers are better off with a copy of the keys and values for each.
-MOST_SIDE_BY_SIDE = 64
+MAX_PACKED_NEW_TOKENS = 64
 
 
-class SideBySide:
-    """See gpt.generation.Rows: sequences in one row of the cache. Each sees what `seen` (n, s) says, and its own new
-    tokens. No keys or values are copied, and those that all see are read from memory once a step."""
+class PackedRow:
+    """See gpt.inference.generation.Rows: sequences in one row of the cache. Each sees what `seen` (n, s) says, and its
+    own new tokens. No keys or values are copied, and those that all see are read from memory once a step."""
 
     def __init__(
-        self, model: Model, cache: dict[str, KeyValueCache], *, length: int, positions: Tensor, seen: Tensor
+        self, model: InferenceModel, cache: dict[str, KeyValueCache], *, length: int, positions: Tensor, seen: Tensor
     ) -> None:
         """`positions` (n,) of the tokens that come next; `length` positions of the cache are filled."""
         self.model = model
@@ -44,7 +44,7 @@ class SideBySide:
         places = torch.arange(n, device=tokens.device)
         self.seen = torch.cat((self.seen, places == places[:, None]), dim=1)  # (n, s + n)
         self.length += n
-        read = Pass(tokens[None], self.positions[None], self.seen[None, None], self.cache, earlier)
+        read = ForwardInputs(tokens[None], self.positions[None], self.seen[None, None], self.cache, earlier)
         logits = self.model.next_logits(read, places=places)
         self.positions = self.positions + 1
         return logits
@@ -83,7 +83,7 @@ class _Asked:
 
 
 def generate_sharing(
-    model: Model,
+    model: InferenceModel,
     prompts: Sequence[Sequence[int]],
     *,
     n_ctx: int,
@@ -97,14 +97,14 @@ def generate_sharing(
     progress: Callable[[int], None] | None = None,
     sharing: bool = True,
 ) -> list[Continuation]:
-    """As gpt.generation.generate, for any number of prompts in batches of up to `batch_tokens` positions, new ones
-    included; prompt i has the seed `seed + i` and gets what it would get alone. `progress` is called with the number of
-    prompts that a batch finished, and at the end with those of other data ranks. `watch` is called for the prompts of
+    """As gpt.inference.generation.generate, for any number of prompts in batches of up to `batch_tokens` positions, new
+    ones included; prompt i has the seed `seed + i` and gets what it would get alone. `progress` is called with the
+    number of prompts that a batch finished, and at the end with those of other data ranks. `watch` is called for the prompts of
     this data rank. `sharing` False: every prompt is read whole."""
     check_prompts(prompts, n_ctx=n_ctx, max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
     asked = _Asked(prompts, n_ctx, max_new_tokens, seed, sampling, stop_ids, n_ids, watch)
     owners: dict[tuple[int, ...], list[int]] = {}
-    mine = own_share(model, prompts, more=max_new_tokens)
+    mine = data_parallel_requests(model, prompts, more=max_new_tokens)
     for number in mine:
         owners.setdefault(tuple(prompts[number]), []).append(number)
     row_tokens = min(ROW_TOKENS, batch_tokens)
@@ -126,11 +126,13 @@ def generate_sharing(
             progress(len(found))
     if progress is not None and len(mine) < len(prompts):
         progress(len(prompts) - len(mine))
-    results = brought_together(model, results)
+    results = gather_by_index(model, results)
     return [results[i] for i in range(len(prompts))]
 
 
-def _alone(model: Model, asked: _Asked, numbers: list[int], batch_tokens: int) -> Iterator[dict[int, Continuation]]:
+def _alone(
+    model: InferenceModel, asked: _Asked, numbers: list[int], batch_tokens: int
+) -> Iterator[dict[int, Continuation]]:
     """Prompts that share nothing worth while, batch by batch."""
     lengths = [len(asked.prompts[number]) + asked.max_new_tokens for number in numbers]
     for batch in batches_by_length(lengths, batch_tokens=batch_tokens):
@@ -146,10 +148,10 @@ def _alone(model: Model, asked: _Asked, numbers: list[int], batch_tokens: int) -
 
 
 def _together(
-    model: Model, asked: _Asked, plan: Plan, ends: dict[int, list[tuple[int, int]]], batch_tokens: int
+    model: InferenceModel, asked: _Asked, plan: Plan, ends: dict[int, list[tuple[int, int]]], batch_tokens: int
 ) -> Iterator[dict[int, Continuation]]:
     """Prompts that go on from a beginning in the cache, pass by pass."""
-    apart = asked.max_new_tokens > MOST_SIDE_BY_SIDE
+    apart = asked.max_new_tokens > MAX_PACKED_NEW_TOKENS
     each = max(map(len, asked.prompts), default=0) + asked.max_new_tokens if apart else asked.max_new_tokens
     at_once = max(1, batch_tokens // each)
     most = min(at_once, max(map(len, ends.values()), default=0))
@@ -173,7 +175,7 @@ def _together(
             yield dict(zip(now, continued, strict=True))
 
 
-def _side_by_side(reader: Reader, read: Read, columns: Tensor) -> SideBySide:
+def _side_by_side(reader: Reader, read: Read, columns: Tensor) -> PackedRow:
     """The sequences that end at these columns of a pass; forgets what others have added after it."""
     length = read.earlier + read.width
     for layer in reader.cache.values():
@@ -181,13 +183,13 @@ def _side_by_side(reader: Reader, read: Read, columns: Tensor) -> SideBySide:
     device = columns.device
     seen = torch.from_numpy(read.mask()[0]).to(device)[columns]  # (n, s)
     positions = torch.from_numpy(read.positions()[0]).to(device)[columns] + 1
-    return SideBySide(reader.model, reader.cache, length=length, positions=positions, seen=seen)
+    return PackedRow(reader.model, reader.cache, length=length, positions=positions, seen=seen)
 
 
-def _one_below_another(row: SideBySide, new_tokens: int) -> RightAligned:
+def _one_below_another(row: PackedRow, new_tokens: int) -> PaddedBatch:
     """The same sequences, each with a row of its own for what it has seen, right-aligned."""
     width = int(row.positions.max())
     order = row.seen.to(torch.int8).argsort(dim=1, stable=True)  # what is seen comes last, in its order
     columns = order[:, order.size(1) - width :]  # (n, w)
     cache = {name: layer.spread(columns, width + new_tokens - 1) for name, layer in row.cache.items()}
-    return RightAligned(row.model, cache, length=width, padding=(width - row.positions).unsqueeze(1))
+    return PaddedBatch(row.model, cache, length=width, padding=(width - row.positions).unsqueeze(1))

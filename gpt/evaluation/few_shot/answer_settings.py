@@ -9,7 +9,7 @@ from gpt.inference.sampling import GREEDY, Sampling
 
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness takes the first given
 _KNOWN = {*_LIMITS, "until", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty"}
-MOST_TOKENS = 256  # of an answer, for a task that does not say
+MAX_ANSWER_TOKENS = 256  # of an answer, for a task that does not say
 _PLAIN = {"num_beams": 1, "use_cache": True}  # settings that ask for what is done anyway
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from gpt.errors import ConfigError
 
 ARITHMETIC_PROBLEMS = 2_000  # per task, as in the paper
-MOST_FREQUENT_WORDS = 10_000
-MOST_EXAMPLES = 200  # problems per task that are set apart to be shown
+MAX_WORDS = 10_000
+MAX_EXAMPLES = 200  # problems per task that are set apart to be shown
 _LETTERS = range(5, 15)  # of a word: more than 4 and less than 15
 _FILLERS = " .!/"  # what the published files insert between letters
 
@@ -120,9 +120,9 @@ def make_problems(rule: TaskRule, *, seed: int, words: WordList) -> ProblemSet:
         rng.shuffle(shuffled)
         drawn = (rule.make(rng, word) for word in shuffled)
         problems = [problem for problem in drawn if problem is not None]
-        n_examples = min(MOST_EXAMPLES, len(problems) // 10)
+        n_examples = min(MAX_EXAMPLES, len(problems) // 10)
     else:
-        n_examples = MOST_EXAMPLES
+        n_examples = MAX_EXAMPLES
         problems = _distinct(rule, rng, ARITHMETIC_PROBLEMS + n_examples)
     if not n_examples:
         raise ConfigError(
@@ -132,7 +132,7 @@ def make_problems(rule: TaskRule, *, seed: int, words: WordList) -> ProblemSet:
     return ProblemSet(scored=tuple(problems[n_examples:]), examples=tuple(problems[:n_examples]))
 
 
-def frequent_words(text: str, *, source: str, most: int = MOST_FREQUENT_WORDS) -> WordList:
+def frequent_words(text: str, *, source: str, most: int = MAX_WORDS) -> WordList:
     """The most frequent lower-case English-letter words of 5 to 14 letters in a text; a tie goes to the earlier one."""
     found = Counter(word for word in re.findall(r"[^\W\d_]+", text) if len(word) in _LETTERS and _is_plain(word))
     return WordList(tuple(word for word, _ in found.most_common(most)), source)

@@ -16,8 +16,8 @@ from lm_eval.utils import get_rolling_token_windows
 from gpt.errors import ConfigError
 from gpt.evaluation.batching.scoring import Request, score
 from gpt.evaluation.batching.shared_prefix import generate_sharing
-from gpt.evaluation.few_shot.answer_settings import MOST_TOKENS, read_settings
-from gpt.inference.model import Model, as_model
+from gpt.evaluation.few_shot.answer_settings import MAX_ANSWER_TOKENS, read_settings
+from gpt.inference.model import InferenceModel, as_model
 from gpt.inference.text_stream import GeneratedText
 from gpt.model.gpt import GPT
 from gpt.tokenizer.special_tokens import SpecialTokens, own_special_tokens
@@ -27,15 +27,15 @@ Progress = Callable[[int, int], None]  # requests finished, requests in all
 
 
 class TriaxialLM(TemplateLM):  # type: ignore[misc]
-    """A GPT, or a Model over a layout, and its tokenizer, on the model's device. Requests are sorted by length and
-    batched by tokens. Over a layout every rank asks the same requests in the same order and has all answers.
+    """A GPT, or an InferenceModel over a layout, and its tokenizer, on the model's device. Requests are sorted by
+    length and batched by tokens. Over a layout every rank asks the same requests in the same order and has all answers.
 
     A context that does not fit loses its beginning, as everywhere in the harness; `truncated` holds those contexts.
     """
 
     def __init__(
         self,
-        model: GPT | Model,
+        model: GPT | InferenceModel,
         tokenizer: Tokenizer,
         *,
         n_ctx: int,
@@ -77,7 +77,7 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
     @property
     def max_gen_toks(self) -> int:
         """New tokens for a task that does not say how many."""
-        return MOST_TOKENS
+        return MAX_ANSWER_TOKENS
 
     @property
     def tokenizer_name(self) -> str:

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 from gpt.errors import ConfigError
-from gpt.evaluation.few_shot.gpt3_problems import MOST_EXAMPLES, Problem, ProblemSet, TaskRule
+from gpt.evaluation.few_shot.gpt3_problems import MAX_EXAMPLES, Problem, ProblemSet, TaskRule
 
 _ARITHMETIC = re.compile(r"Q: What is .+\?\nA:")
 _WORDS = re.compile(r"\S.* =")
@@ -33,7 +33,7 @@ def published_problems(rule: TaskRule, folder: Path) -> ProblemSet:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             problems.append(_read(line, rule, where=f"{path} line {number}"))
-    n_examples = min(MOST_EXAMPLES, len(problems) // 10)
+    n_examples = min(MAX_EXAMPLES, len(problems) // 10)
     if not n_examples:
         raise ConfigError(f"--gpt3-data: {path} has {len(problems)} problems; 10 at least are needed")
     return ProblemSet(scored=tuple(problems[:-n_examples]), examples=tuple(problems[-n_examples:]))

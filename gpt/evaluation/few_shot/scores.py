@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt.evaluation.few_shot.tasks import OpenTasks
-from gpt.inference.model import Model
+from gpt.inference.model import InferenceModel
 from gpt.model.gpt import GPT
 from gpt.tokenizer.special_tokens import SpecialTokens
 from gpt.tokenizer.tokenizers import Tokenizer
@@ -40,7 +40,7 @@ class TaskScore:
 
 
 def few_shot_scores(
-    model: GPT | Model,
+    model: GPT | InferenceModel,
     tokenizer: Tokenizer,
     tasks: OpenTasks,
     *,

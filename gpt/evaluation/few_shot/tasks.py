@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gpt.errors import ConfigError, import_extra
-from gpt.evaluation.few_shot.answer_settings import MOST_TOKENS, read_settings
+from gpt.evaluation.few_shot.answer_settings import MAX_ANSWER_TOKENS, read_settings
 from gpt.evaluation.few_shot.clean_subset import Overlap, read_overlap
 from gpt.evaluation.few_shot.gpt3_problems import TaskRule, WordList, make_problems, task_rules
 from gpt.evaluation.few_shot.published_problems import published_problems
@@ -77,7 +77,7 @@ class OpenTasks:
             for name, task in loaded["tasks"].items():
                 if task.OUTPUT_TYPE == "generate_until":
                     try:
-                        read_settings(task.config.generation_kwargs or {}, most=MOST_TOKENS).room(n_ctx=n_ctx)
+                        read_settings(task.config.generation_kwargs or {}, most=MAX_ANSWER_TOKENS).room(n_ctx=n_ctx)
                     except ConfigError as error:
                         raise ConfigError(f"--tasks {name}: {error}") from None
 

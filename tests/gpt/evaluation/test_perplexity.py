@@ -12,7 +12,7 @@ import torch
 
 from gpt.errors import ConfigError
 from gpt.evaluation.perplexity import TextLoss, perplexity, sliding_windows, text_loss
-from gpt.evaluation.text_windows import BLOCK_BYTES, Piece, corpus_documents, read_text, text_pieces
+from gpt.evaluation.text_windows import BLOCK_BYTES, TextChunk, corpus_documents, read_text, text_chunks
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
@@ -76,7 +76,7 @@ def test_each_token_is_predicted_once_in_its_own_window(model: GPT, n_tokens: in
         assert start == 0 or N_CTX - stride + 1 <= place - start <= N_CTX
         logits = exact(torch.tensor([whole[start:place]]))[0, -1]
         expected -= float(logits.log_softmax(-1)[whole[place]])
-    documents = [[Piece(piece, 1, 2) for piece in pieces]]
+    documents = [[TextChunk(piece, 1, 2) for piece in pieces]]
     loss = text_loss(model, documents, first_id=0, window=N_CTX, stride=stride, batch_tokens=100)
     assert loss == TextLoss(pytest.approx(expected, rel=1e-5), n_tokens, 4, 8)
     assert loss.nats_per_token == pytest.approx(expected / n_tokens, rel=1e-5)
@@ -99,12 +99,12 @@ def test_documents_are_read_as_they_are_scored(model: GPT) -> None:
     """A corpus never lies in memory whole: after so many documents some have been scored."""
     ahead = most = 0
 
-    def documents() -> Iterator[list[Piece]]:
+    def documents() -> Iterator[list[TextChunk]]:
         nonlocal ahead, most
         for _ in range(1000):
             ahead += 1
             most = max(most, ahead)
-            yield [Piece([1, 2, 3], 1, 1)]
+            yield [TextChunk([1, 2, 3], 1, 1)]
 
     def scored(*_: object) -> None:
         nonlocal ahead
@@ -146,7 +146,7 @@ def test_pieces_are_the_whole_text(
     path, text = tmp_path / "text", TEXTS[name]
     path.write_text(text, newline="")
     for kind, one in {"sentencepiece": tokenizer, **byte_level}.items():
-        pieces = list(text_pieces(path, one))
+        pieces = list(text_chunks(path, one))
         assert [i for piece in pieces for i in piece.tokens] == one.encode(text), kind
         assert sum(piece.words for piece in pieces) == len(text.split()), kind
         assert sum(piece.n_bytes for piece in pieces) == path.stat().st_size, kind
@@ -175,7 +175,9 @@ def test_documents_of_a_corpus(tmp_path: Path, tokenizer: Tokenizer) -> None:
         for text in texts:
             file.add_document(np.array([*tokenizer.encode(text), tokenizer.end_of_document_id]))
         file.add_document(np.array(tokenizer.encode("no end")))
-    expected = [Piece(tokenizer.encode(t), len(t.split()), len(t.encode())) for t in (SENTENCE, "two words", "no end")]
+    expected = [
+        TextChunk(tokenizer.encode(t), len(t.split()), len(t.encode())) for t in (SENTENCE, "two words", "no end")
+    ]
     assert list(corpus_documents(TokenFile(tmp_path / "corpus"), tokenizer)) == [[piece] for piece in expected]
     with TokenFileWriter(tmp_path / "other", vocab_size=tokenizer.vocab_size + 1) as file:
         file.add_document(np.array([3, 4]))

@@ -9,7 +9,7 @@ import torch
 from gpt.errors import ConfigError
 from gpt.inference.generation import generate, read_prompts
 from gpt.inference.kv_cache import KeyValueCache
-from gpt.inference.model import OneDevice
+from gpt.inference.model import LocalModel
 from gpt.inference.sampling import GREEDY, Sampling
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
@@ -189,7 +189,7 @@ def test_cache_allocates_once_and_keeps_rows() -> None:
 
 def test_padding_leaves_no_trace(model: GPT) -> None:
     """Logits after the prompts equal those of each prompt alone, whatever stands in the padding."""
-    _, logits = read_prompts(OneDevice(model), PROMPTS, capacity=30, filler=33)
+    _, logits = read_prompts(LocalModel(model), PROMPTS, capacity=30, filler=33)
     for row, prompt in zip(logits, PROMPTS, strict=True):
         torch.testing.assert_close(row, model(torch.tensor([prompt]))[0, -1], rtol=1e-4, atol=1e-4)
 

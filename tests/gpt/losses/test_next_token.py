@@ -105,7 +105,7 @@ def test_vocabulary_shards_equal_the_whole(in_place, shift, z_loss):
         shard = VocabShard(
             start=16 * rank,
             vocab_size=37,
-            most_rows=16,
+            max_rows=16,
             reduce_sum=lambda x: reduced(rank, x, lambda s: s.sum(0)),
             reduce_max=lambda x: reduced(rank, x, lambda s: s.max(0).values),
         )

@@ -19,7 +19,7 @@ from gpt.model.initialisation import initialise
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from gpt.training.config import Retention
 from launch.config.run_config import as_dict, read_run_config
-from launch.generation.jobs import Job, Rules
+from launch.generation.jobs import GenerationJob, GenerationSettings
 from launch.generation.prompt_file import batches_of
 from launch.main import main
 from parallel.checkpoint import find as checkpoint
@@ -227,15 +227,19 @@ def test_files_that_cannot_be(
 
 def test_batches_are_of_similar_length_and_no_larger_than_asked() -> None:
     sizes = [(3, 5), (30, 5), (4, 50), (10, 10), (29, 6), (1, 1), (2, 7)]
-    jobs = [Job({}, [0] * prompt, new, 0) for prompt, new in sizes]
+    jobs = [GenerationJob({}, [0] * prompt, new, 0) for prompt, new in sizes]
     for size, tokens, ranks in ((None, 120, 1), (3, 10_000, 1), (None, 10_000, 3), (1, 10_000, 1), (None, 1, 1)):
-        batches = list(batches_of(jobs, Rules(Sampling(), (), (), size, tokens), data_size=ranks))
+        batches = list(batches_of(jobs, GenerationSettings(Sampling(), (), (), size, tokens), data_size=ranks))
         assert sorted(i for batch in batches for i in batch) == list(range(7))
         assert len(batches) >= ranks
         for batch in batches:
             width = max(sizes[i][0] for i in batch) + max(sizes[i][1] for i in batch)
             assert len(batch) == 1 or (width * len(batch) <= tokens and len(batch) <= (size or 7))
-    assert list(batches_of(jobs, Rules(Sampling(), (), (), 3, 10_000), data_size=1)) == [[2, 1, 4], [3, 6, 0], [5]]
+    assert list(batches_of(jobs, GenerationSettings(Sampling(), (), (), 3, 10_000), data_size=1)) == [
+        [2, 1, 4],
+        [3, 6, 0],
+        [5],
+    ]
 
 
 def test_layouts_give_the_texts_of_one_process(made: Made, prompts: Path, tmp_path_factory: Any) -> None:

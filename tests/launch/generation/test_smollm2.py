@@ -8,7 +8,7 @@ import torch
 
 from gpt.inference.cpu_model import packed
 from gpt.inference.generation import generate
-from gpt.inference.model import OneDevice
+from gpt.inference.model import LocalModel
 from launch.main import main
 from launch.runs.saved_run import load_run
 
@@ -33,8 +33,8 @@ def test_smollm2_writes_greedily_what_transformers_would(smollm2: Path, tmp_path
     prompts = [loaded.saved.tokenizer.encode(prompt) for prompt in PROMPTS]
     settings = {"n_ctx": loaded.saved.model_config.n_ctx, "max_new_tokens": NEW_TOKENS}
     plain = generate(loaded.model, prompts, **settings)
-    together = generate(packed(OneDevice(loaded.model), rows=len(prompts)), prompts, **settings)
-    alone = generate(packed(OneDevice(load_run(tmp_path / "run").model), rows=1), prompts[:1], **settings)
+    together = generate(packed(LocalModel(loaded.model), rows=len(prompts)), prompts, **settings)
+    alone = generate(packed(LocalModel(load_run(tmp_path / "run").model), rows=1), prompts[:1], **settings)
     for prompt, result in zip([*prompts * 2, prompts[0]], [*plain, *together, *alone], strict=True):
         with torch.inference_mode():
             scores = theirs(torch.tensor([[*prompt, *result.tokens]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)

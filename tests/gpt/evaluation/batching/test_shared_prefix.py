@@ -7,11 +7,11 @@ import pytest
 
 from gpt.errors import ConfigError
 from gpt.evaluation.batching import shared_prefix as shared_prompts
-from gpt.evaluation.batching.shared_prefix import SideBySide, generate_sharing
+from gpt.evaluation.batching.shared_prefix import PackedRow, generate_sharing
 from gpt.evaluation.few_shot.answer_settings import read_settings
 from gpt.inference.generation import generate
 from gpt.inference.kv_cache import KeyValueCache
-from gpt.inference.model import OneDevice
+from gpt.inference.model import LocalModel
 from gpt.inference.sampling import GREEDY, Sampling
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
@@ -45,7 +45,7 @@ def prompts() -> list[list[int]]:
 
 @pytest.mark.parametrize("config", [GPT3, LLAMA], ids=["gpt3", "llama"])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.3, top_k=40, repetition_penalty=1.2)])
-@pytest.mark.parametrize(("batch_tokens", "way"), [(100, SideBySide), (2000, SideBySide), (2000, KeyValueCache)])
+@pytest.mark.parametrize(("batch_tokens", "way"), [(100, PackedRow), (2000, PackedRow), (2000, KeyValueCache)])
 def test_each_prompt_gets_what_it_gets_alone(
     config: ModelConfig, sampling: Sampling, batch_tokens: int, way: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,7 +55,7 @@ def test_each_prompt_gets_what_it_gets_alone(
     initialise(model, config, seed=4)
     model.requires_grad_(False)
     asked: list[int] = []
-    name = "read_token" if way is SideBySide else "spread"  # into a row for each
+    name = "read_token" if way is PackedRow else "spread"  # into a row for each
     plain = getattr(way, name)
 
     def counted(self: Any, rows: Any, *more: Any) -> Any:
@@ -63,11 +63,11 @@ def test_each_prompt_gets_what_it_gets_alone(
         return plain(self, rows, *more)
 
     monkeypatch.setattr(way, name, counted)
-    monkeypatch.setattr(shared_prompts, "MOST_SIDE_BY_SIDE", 64 if way is SideBySide else 8)
+    monkeypatch.setattr(shared_prompts, "MAX_PACKED_NEW_TOKENS", 64 if way is PackedRow else 8)
     told: list[int] = []
     settings: dict[str, Any] = {"n_ctx": 120, "max_new_tokens": 9, "sampling": sampling, "stop_ids": [3, 17, 20]}
     results = generate_sharing(
-        OneDevice(model), prompts(), batch_tokens=batch_tokens, seed=11, progress=told.append, **settings
+        LocalModel(model), prompts(), batch_tokens=batch_tokens, seed=11, progress=told.append, **settings
     )
     assert sum(told) == len(prompts())
     assert (max(asked) > 20) == (batch_tokens == 2000)
@@ -92,7 +92,7 @@ def test_watching_ends_the_prompt_that_is_named() -> None:
 
     begun: list[int] = []
     results = generate_sharing(
-        OneDevice(model),
+        LocalModel(model),
         prompts(),
         n_ctx=120,
         max_new_tokens=9,

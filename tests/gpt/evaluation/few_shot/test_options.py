@@ -22,7 +22,7 @@ from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
 from gpt.tokenizer.tokenizers import Tokenizer
 from gpt.training.config import TrainConfig
-from gpt.training.few_shot_probe import make_probe
+from gpt.training.few_shot_probe import make_few_shot_probe
 
 pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
 
@@ -294,7 +294,7 @@ def test_answers_that_cannot_be_written_are_found_before_any_question(own_task: 
         tasks.check_answers(n_ctx=257)
     config = TrainConfig(total_tokens=100, few_shot_every_tokens=10, few_shot_tasks=(ADD,), few_shot_examples=(0,))
     with pytest.raises(ConfigError, match=f"train.few_shot_tasks {ADD}/0: a task asks for 8 new tokens"):
-        make_probe(config, tokenizer, n_ctx=8)
+        make_few_shot_probe(config, tokenizer, n_ctx=8)
 
 
 # Clean subsets
