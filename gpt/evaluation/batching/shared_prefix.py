@@ -99,8 +99,8 @@ def generate_sharing(
 ) -> list[Continuation]:
     """As gpt.inference.generation.generate, for any number of prompts in batches of up to `batch_tokens` positions, new
     ones included; prompt i has the seed `seed + i` and gets what it would get alone. `progress` is called with the
-    number of prompts that a batch finished, and at the end with those of other data ranks. `watch` is called for the prompts of
-    this data rank. `sharing` False: every prompt is read whole."""
+    number of prompts that a batch finished, and at the end with those of other data ranks. `watch` is called for
+    the prompts of this data rank. `sharing` False: every prompt is read whole."""
     check_prompts(prompts, n_ctx=n_ctx, max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
     asked = _Asked(prompts, n_ctx, max_new_tokens, seed, sampling, stop_ids, n_ids, watch)
     owners: dict[tuple[int, ...], list[int]] = {}
