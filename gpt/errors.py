@@ -1,30 +1,55 @@
-"""The error a user's mistake raises, and the one line that mends a missing optional package."""
+"""ConfigError for mistakes of the user, and the nearest valid values that its message suggests."""
 
 import errno
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # the system's errors that mean a full disk
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # the system's errors for a full disk and a full quota
 
 
 class ConfigError(Exception):
-    """A setting, file or argument is wrong: the message names it, its value, the rule and what to try.
+    """A setting, file or argument is invalid. The message names it, its value, the rule and what to use instead.
 
-    Commands print the message alone, without a traceback, and exit with `exit_status`: 2, which no launcher of ours
-    starts again, unless a subclass says that another start may well succeed.
+    Commands print the message without a traceback and exit with `exit_status`. Our launchers do not restart after
+    status 2; a subclass with status 1 says that a restart may succeed.
     """
 
     exit_status = 2
 
 
 class DiskFull(ConfigError):
-    """There is no room on a disk, but somebody may be making some: another start may well succeed."""
+    """A disk is full. A restart may succeed, since somebody may free space."""
 
     exit_status = 1
 
 
+def nearest(wanted: int, allowed: Iterable[int]) -> list[int]:
+    """Return the largest allowed value up to `wanted` and the smallest from `wanted` on: one, two or no values."""
+    values = list(allowed)
+    below = [value for value in values if value <= wanted]
+    above = [value for value in values if value >= wanted]
+    return sorted({*([max(below)] if below else []), *([min(above)] if above else [])})
+
+
+def nearest_divisors(number: int, wanted: int) -> str:
+    """Name the divisors of `number` that are nearest to `wanted`: "4 or 6"."""
+    return either(nearest(wanted, (d for d in range(1, number + 1) if number % d == 0)))
+
+
+def nearest_multiples(unit: int, wanted: int) -> str:
+    """Name the positive multiples of `unit` that are nearest to `wanted`: "4096 or 6144"."""
+    below = wanted // unit * unit
+    return either(nearest(wanted, (value for value in (below, below + unit) if value > 0)))
+
+
+def either(values: Iterable[int]) -> str:
+    """Join values for a message: "4 or 6"."""
+    return " or ".join(map(str, values))
+
+
 def import_extra(module: str, *, extra: str) -> ModuleType:
-    """Import an optional package, or raise ConfigError with the pip line that installs it."""
+    """Import an optional package, or raise ConfigError with the pip command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

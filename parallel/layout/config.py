@@ -8,29 +8,27 @@ from gpt.training.batch_ramp import BatchRamp, constant_batch
 
 Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev"]
 
-
-V_SHAPED = ("zbv_zero_bubble", "dualpipev")  # a rank holds one stage going down and one coming up
-
-
+V_SHAPED = ("zbv_zero_bubble", "dualpipev")  # each rank holds two stages: one on the way down, one on the way up
 SEVERAL_STAGES = ("interleaved_1f1b", "interleaved_zero_bubble", *V_SHAPED)
-
-
-ZERO_BUBBLE = ("interleaved_zero_bubble", "zbv_zero_bubble")  # each backward: of inputs first, of weights later
+ZERO_BUBBLE = ("interleaved_zero_bubble", "zbv_zero_bubble")  # run the backward of inputs first, of weights later
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """The three sizes and how each axis works. `data` None takes every process that tensor and pipeline leave.
+    """Sizes of the three axes, and how each axis works.
 
-    `zero_stage` 0 replicates weights and optimizer over data ranks. 1 shards both: weights are gathered and gradients
-    reduced once a step. 2 reduces gradients into their shards after each micro-batch; 3 also gathers weights for each
-    use and frees them after. `data_shard` is the number of data ranks that share one copy (None: all of them, or 1 for
-    zero_stage 0): between the two lies hybrid sharding. `offload` keeps the shards of weights, gradients and optimizer
-    in the host's memory and updates them there. `async_tensor` overlaps tensor ranks' messages with products.
+    `data` None takes all processes that tensor and pipeline leave.
 
-    `schedule` orders the micro-batches of a pipeline, `stages_per_rank` is the number of stages on each of its ranks
-    (None: 1 for gpipe and 1f1b, else 2); with pipeline 1 there is nothing to order, and both are not used. `split` is
-    the number of blocks of each stage (None: balanced by cost).
+    `zero_stage` 0 replicates weights and optimizer over the data ranks. 1 shards both: weights are gathered and
+    gradients reduced once a step. 2 also reduces gradients into their shards after each micro-batch. 3 also gathers
+    weights before each use and frees them afterwards. `data_shard` is the number of data ranks that share one copy
+    of the weights; None means all of them, or 1 with zero_stage 0. Any other value is hybrid sharding. `offload` keeps
+    the shards of weights, gradients and optimizer in host memory and updates them there. `async_tensor` overlaps the
+    communication of tensor ranks with matrix products.
+
+    `schedule` orders the micro-batches of a pipeline. `stages_per_rank` is the number of stages on each of its ranks
+    (None: 1 for gpipe and 1f1b, else 2). Neither has an effect with pipeline 1. `split` is the number of blocks of each
+    stage (None: balanced by cost).
     """
 
     tensor: int = 1
@@ -50,10 +48,11 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """`micro_batch_size` sequences per rank and forward pass; `global_batch_tokens` over all ranks per step.
+    """Batch sizes: `micro_batch_size` in sequences per rank and forward pass, `global_batch_tokens` per step over all
+    ranks.
 
-    With `ramp_tokens`, steps grow to that size over the first so many tokens, from `ramp_initial_tokens` by
-    `ramp_increment_tokens` (None: by the initial size).
+    With `ramp_tokens`, the batch grows to its full size over the first `ramp_tokens` tokens. It starts at
+    `ramp_initial_tokens` and grows by `ramp_increment_tokens` (None: by the initial size).
     """
 
     micro_batch_size: int
@@ -64,13 +63,13 @@ class BatchConfig:
 
     @property
     def ramp(self) -> BatchRamp:
-        """Tokens of each step; ConfigError when the keys do not go together."""
+        """Tokens of each step. Raises ConfigError if the ramp's keys contradict each other."""
         if self.ramp_tokens is None:
             for key in ("ramp_initial_tokens", "ramp_increment_tokens"):
                 if getattr(self, key) is not None:
                     raise ConfigError(
-                        f"batch.{key} = {getattr(self, key)} without batch.ramp_tokens: say over how many tokens steps "
-                        f"grow, or remove it"
+                        f"batch.{key} = {getattr(self, key)} without batch.ramp_tokens is invalid: the ramp needs a "
+                        f"length. Set batch.ramp_tokens, or remove batch.{key}"
                     )
             return constant_batch(self.global_batch_tokens)
         initial = self.ramp_initial_tokens

@@ -1,4 +1,4 @@
-"""The device mesh of a layout: one place that knows which rank sits where."""
+"""Map the axes of a layout to torch's device mesh, and ranks to their coordinates on it."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from parallel.layout.layout import Layout
 
 @dataclass(frozen=True)
 class Mesh:
-    """Axes pp, dp_replicate, dp_shard, tp of one layout, and this rank's place on them."""
+    """The axes pp, dp_replicate, dp_shard and tp of one layout, and the coordinates of this rank."""
 
     layout: Layout
     device: torch.device
@@ -23,7 +23,7 @@ class Mesh:
 
     @property
     def data(self) -> DeviceMesh:
-        """One axis when one copy is shared by all data ranks, else (replicate, shard), as fully_shard reads it."""
+        """The data axis as fully_shard reads it: one axis if all data ranks share one copy, else (replicate, shard)."""
         if self.layout.data_shard == self.layout.data:
             return self.whole["dp_shard"]
         return self.whole["dp_replicate", "dp_shard"]
@@ -38,7 +38,7 @@ class Mesh:
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The pipeline stages of this rank, by their number in the whole pipeline."""
+        """The pipeline stages of this rank, as indices into the whole pipeline."""
         return self.layout.stages_of(self.pipeline_rank)
 
     @property
@@ -52,17 +52,17 @@ class Mesh:
         )
 
     def peer_of(self, data_rank: int) -> int:
-        """The process of another data rank that holds what this one does."""
+        """Return the global rank of another data rank with this rank's pipeline and tensor coordinates."""
         replica, shard = divmod(data_rank, self.layout.data_shard)
         return int(self.whole.mesh[self.pipeline_rank, replica, shard, self.tensor_rank])
 
     def global_rank_of(self, stage: int) -> int:
-        """The process that holds a stage of this rank's pipeline."""
+        """Return the global rank that holds a stage of this rank's pipeline."""
         return dist.get_global_rank(self.pipeline_group, self.layout.rank_of(stage))
 
 
 def build_mesh(layout: Layout, device: torch.device) -> Mesh:
-    """Collective over all ranks of the default process group, whose size must be the layout's."""
+    """Build the mesh. Collective over all ranks of the default process group; its size must be the layout's."""
     sizes = (layout.pipeline, layout.data // layout.data_shard, layout.data_shard, layout.tensor)
     whole = init_device_mesh(device.type, sizes, mesh_dim_names=("pp", "dp_replicate", "dp_shard", "tp"))
     return Mesh(layout, device, whole)

@@ -1,0 +1,35 @@
+"""The values that error messages suggest, and the message about a missing extra."""
+
+import pytest
+
+from gpt.errors import ConfigError, import_extra, nearest, nearest_divisors, nearest_multiples
+
+
+@pytest.mark.parametrize(
+    ("wanted", "allowed", "found"),
+    [
+        (5, [1, 2, 4, 8], [4, 8]),
+        (4, [1, 2, 4, 8], [4]),
+        (9, [1, 2, 4, 8], [8]),
+        (0, [1, 2], [1]),
+        (5, [8, 1, 4], [4, 8]),
+        (5, [], []),
+    ],
+)
+def test_nearest_is_the_last_value_up_to_the_wanted_one_and_the_first_from_it_on(wanted, allowed, found):
+    assert nearest(wanted, allowed) == found
+
+
+def test_divisors_and_multiples_are_named_as_alternatives():
+    assert nearest_divisors(12, 8) == "6 or 12"
+    assert nearest_divisors(12, 20) == "12"
+    assert nearest_multiples(2048, 5000) == "4096 or 6144"
+    assert nearest_multiples(2048, 100) == "2048", "0 is no size"
+
+
+def test_a_missing_extra_gives_the_pip_command():
+    with pytest.raises(
+        ConfigError, match=r"'no_such_package_anywhere' is not installed.*pip install 'triaxial\[data\]'"
+    ):
+        import_extra("no_such_package_anywhere", extra="data")
+    assert import_extra("json", extra="data").__name__ == "json"
