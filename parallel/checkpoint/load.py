@@ -26,7 +26,6 @@ from torch.futures import Future
 
 from gpt.errors import ConfigError
 from parallel.agreement import ALONE, Group, dcp_errors, is_distributed, together
-from parallel.checkpoint.find import verify
 from parallel.checkpoint.manifest import (
     Chunk,
     Manifest,
@@ -124,6 +123,8 @@ def load(
     changed, when a name is missing or a shape or dtype differs (a checkpoint from another model).
     """
     path = Path(path)
+    from parallel.checkpoint.find import verify  # find imports this module
+
     reason = None if verified else verify(path, group=group)
     if reason is not None:
         raise CheckpointError(path, reason)
