@@ -1,15 +1,15 @@
-"""Reads and writes safetensors files a tensor at a time, in any order; memory stays near one tensor.
+"""Read and write safetensors files one tensor at a time, in any order. Memory stays near one tensor.
 
-The library's own reader maps a file, so that all that was ever read of it counts as this process's memory, and its
-writer wants all tensors of a file at once. The format (8 bytes of header length, a JSON header of dtype, shape and
-place, then the bytes) lets both be done with plain reads and writes.
+The safetensors library maps a file into memory, so every page that was read counts as memory of this process, and its
+writer needs all tensors of a file at once. The format is simple: 8 bytes with the length of the header, a JSON header
+with dtype, shape and position of each tensor, then the elements. Plain reads and writes are enough for it.
 """
 
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +38,25 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_FILE_BYTES = 5 * 10**9
-_MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _BLOCK_BYTES = 1 << 25
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """Where one tensor lies: `start` is its first byte in `file`."""
+class TensorSpec:
+    """Shape and dtype of a tensor that is to be written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class TensorLocation:
+    """A contiguous tensor in a file. `start` is the position of its first byte."""
 
     file: Path
     dtype: torch.dtype
@@ -56,109 +68,115 @@ class StoredTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file, by name. ConfigError: it is no whole safetensors file."""
+def read_header(path: Path) -> dict[str, TensorLocation]:
+    """Return the tensors of one file by name. ConfigError: the file is cut off or not a safetensors file."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
-                raise ConfigError(f"{path}: no whole safetensors file: its {size} bytes do not hold its header")
+                raise ConfigError(f"{path} is not a complete safetensors file: its {size} bytes do not hold its header")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        found = {name: _place(path, entry, start=8 + length) for name, entry in header.items()}
+        found = {name: _location(path, entry, start=8 + length) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path}: no safetensors file ({error!r})") from None
-    for name, stored in found.items():
-        if stored.start + stored.size_bytes > size:
-            raise ConfigError(f"{path}: cut off: it has {size} bytes, and the tensor '{name}' ends beyond them")
+        raise ConfigError(f"{path} is not a safetensors file ({error!r})") from None
+    for name, location in found.items():
+        if location.start + location.size_bytes > size:
+            raise ConfigError(f"{path} is cut off: it has {size} bytes, and the tensor '{name}' ends beyond them")
     return found
 
 
-def _place(path: Path, entry: dict[str, Any], *, start: int) -> StoredTensor:
+def _location(path: Path, entry: dict[str, Any], *, start: int) -> TensorLocation:
     begin, end = entry["data_offsets"]
-    stored = StoredTensor(path, DTYPES[entry["dtype"]], tuple(entry["shape"]), start + begin)
-    counts = (begin, end, *stored.shape)
-    if any(type(n) is not int or n < 0 for n in counts) or end - begin != stored.size_bytes:
+    location = TensorLocation(path, DTYPES[entry["dtype"]], tuple(entry["shape"]), start + begin)
+    counts = (begin, end, *location.shape)
+    if any(type(n) is not int or n < 0 for n in counts) or end - begin != location.size_bytes:
         raise ValueError(f"the entry {entry} contradicts itself")
-    return stored
+    return location
 
 
-def read_into(stored: StoredTensor, out: Tensor) -> None:
-    """Fill `out`, contiguous and of the stored shape and dtype, from its file."""
+def read_into(location: TensorLocation, out: Tensor) -> None:
+    """Fill `out`, a contiguous tensor with the shape and dtype of `location`, from the file."""
     assert out.is_contiguous()
-    assert (tuple(out.shape), out.dtype) == (stored.shape, stored.dtype)
+    assert (tuple(out.shape), out.dtype) == (location.shape, location.dtype)
     if not out.numel():
         return
     target = memoryview(out.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-    with open(stored.file, "rb", buffering=0) as file:
-        file.seek(stored.start)
+    with open(location.file, "rb", buffering=0) as file:
+        file.seek(location.start)
         while target:
             n = file.readinto(target)
             if not n:
-                raise ConfigError(f"{stored.file} became shorter while it was read")
+                raise ConfigError(f"{location.file} became shorter while it was read")
             target = target[n:]
 
 
-def read_tensor(stored: StoredTensor) -> Tensor:
-    """One tensor on the CPU."""
-    out = torch.empty(stored.shape, dtype=stored.dtype)
-    read_into(stored, out)
+def read_tensor(location: TensorLocation) -> Tensor:
+    """Read one tensor to the CPU."""
+    out = torch.empty(location.shape, dtype=location.dtype)
+    read_into(location, out)
     return out
 
 
-def read_folder(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of a folder's model.safetensors, or of the files that its index names.
+def read_folder(folder: Path) -> dict[str, TensorLocation]:
+    """Return the tensors of a folder by name, from model.safetensors or from the files that its index lists.
 
-    ConfigError: neither is there (a pickle is never read), or a file or a tensor that the index promises is missing.
+    ConfigError: the folder has neither (pickles are never read), or a file or tensor listed in the index is missing.
     """
     index = folder / INDEX
-    promised: Mapping[str, str] = {}
+    weight_map: Mapping[str, str] = {}
     files = [SINGLE]
     if index.exists():
-        try:
-            promised = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = sorted(set(promised.values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{index}: no index of safetensors files ({error!r})") from None
-        for file in files:
-            if Path(file).name != file or not file.endswith(".safetensors"):
-                raise ConfigError(f"{index} names {file!r}, which is no safetensors file beside it")
+        weight_map, files = _read_index(index)
     elif not (folder / SINGLE).exists():
         raise ConfigError(_no_weights(folder))
-    found: dict[str, StoredTensor] = {}
+    found: dict[str, TensorLocation] = {}
     for file in files:
         if not (folder / file).is_file():
-            raise ConfigError(f"{folder / file} is missing; {INDEX} names it")
-        for name, stored in read_header(folder / file).items():
+            raise ConfigError(f"{folder / file} is missing, but {INDEX} lists it")
+        for name, location in read_header(folder / file).items():
             if name in found:
                 raise ConfigError(f"{folder}: '{name}' is in {found[name].file.name} and in {file}")
-            found[name] = stored
-    for name, file in promised.items():
+            found[name] = location
+    for name, file in weight_map.items():
         if name not in found:
-            raise ConfigError(f"{index} promises '{name}' in {file}, which does not hold it")
+            raise ConfigError(f"{index} lists '{name}' in {file}, but it is not there")
     return found
+
+
+def _read_index(index: Path) -> tuple[dict[str, str], list[str]]:
+    """Return the index's map from tensor to file, and the files in order."""
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{index} is not an index of safetensors files ({error!r})") from None
+    for file in files:
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise ConfigError(f"{index} lists {file!r}, which is not a safetensors file in the same folder")
+    return weight_map, files
 
 
 def _no_weights(folder: Path) -> str:
     pickles = sorted(path.name for ending in ("bin", "pt", "pth") for path in folder.glob(f"*.{ending}"))
     if not pickles:
-        return f"{folder} holds neither {SINGLE} nor {INDEX}: no weights"
+        return f"{folder} has no weights: it holds neither {SINGLE} nor {INDEX}"
     return (
-        f"{folder} holds weights only as {pickles[0]}, a pickle, which can run code and is never loaded; get the "
-        f"model's .safetensors files, or write them in a place that you trust: python -c \"from transformers import "
-        f"AutoModelForCausalLM as A; A.from_pretrained('{folder}').save_pretrained('NEW_FOLDER')\""
+        f"{folder} holds weights only as {pickles[0]}, a pickle, which can run code and is never loaded. Download the "
+        f"model's .safetensors files, or convert the pickle on a machine that you trust: python -c \"from transformers "
+        f"import AutoModelForCausalLM as A; A.from_pretrained('{folder}').save_pretrained('NEW_FOLDER')\""
     )
 
 
 def read_model(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a folder, one at a time."""
-    for name, stored in read_folder(folder).items():
-        yield name, read_tensor(stored)
+    """Read every tensor of a folder, one at a time."""
+    for name, location in read_folder(folder).items():
+        yield name, read_tensor(location)
 
 
 def byte_blocks(tensor: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
-    """The tensor's elements as `dtype`, in order, a block of rows at a time: a copy is a block and never the whole."""
+    """Return the elements as `dtype`, in order, in blocks of rows: only one block is copied at a time."""
     rows = tensor.detach().reshape(1) if tensor.dim() == 0 else tensor.detach()
     row_bytes = math.prod(rows.shape[1:]) * dtype.itemsize
     step = max(1, _BLOCK_BYTES // max(row_bytes, 1))
@@ -168,11 +186,51 @@ def byte_blocks(tensor: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
 
 
 def digest(tensor: Tensor, dtype: torch.dtype) -> str:
-    """SHA-256 of the tensor's elements as `dtype`."""
+    """Return the SHA-256 of the tensor's elements as `dtype`."""
     sha256 = hashlib.sha256()
     for block in byte_blocks(tensor, dtype):
         sha256.update(block)
     return sha256.hexdigest()
+
+
+def encode_header(specs: Mapping[str, TensorSpec], *, offsets: Mapping[str, Sequence[int]] | None = None) -> bytes:
+    """Return the first bytes of a file that holds these tensors one after another, in this order.
+
+    `offsets`: for files that hold parts of tensors, the position of each part in its whole tensor. They are written
+    where torch's HuggingFaceStorageReader looks for them (DCP_SHARDING_INFO).
+    """
+    entries: dict[str, object] = {}
+    end = 0
+    for name, spec in specs.items():
+        start, end = end, end + spec.size_bytes
+        entries[name] = {"dtype": DTYPE_NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
+    if offsets is None:
+        header = {"__metadata__": {"format": "pt"}, **entries}
+    else:
+        parts = json.dumps({name: {"saved_offsets": list(offsets[name])} for name in specs})
+        header = {**entries, "__metadata__": {"format": "pt", "DCP_SHARDING_INFO": parts}}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format requires that the data start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+def encode_file(specs: Mapping[str, TensorSpec], tensors: Iterator[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
+    """Return the bytes of a file of whole tensors, each converted to the dtype in its spec. Memory: about one tensor.
+
+    Takes `len(specs)` tensors from the iterator, which must have the names and the order of `specs`. A tensor with
+    fewer rows than its spec is filled up with zeros.
+    """
+    yield encode_header(specs, offsets={name: (0,) * len(spec.shape) for name, spec in specs.items()})
+    for expected, spec in specs.items():
+        name, tensor = next(tensors)
+        assert name == expected, f"{name} came where {expected} was expected"
+        assert tuple(tensor.shape)[1:] == spec.shape[1:], name
+        yield from byte_blocks(tensor, spec.dtype)
+        missing = spec.size_bytes - tensor.numel() * spec.dtype.itemsize
+        assert missing >= 0, name
+        del tensor  # this frame would keep it in memory while the next one is read
+        if missing:
+            yield bytes(missing)
 
 
 def write_model(
@@ -183,67 +241,57 @@ def write_model(
     dtype: torch.dtype,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Write exactly the tensors that `shapes` names, all as `dtype`, under the file names that `transformers` reads.
+    """Write the tensors of `shapes`, which come in any order, as `dtype`, under the file names of `transformers`.
 
-    One file, or several and an index when together they exceed `max_file_bytes`.
+    One file, or several files and an index if together they exceed `max_file_bytes`.
     """
-    files = named_files(spread(shapes, dtype, max_file_bytes))
-    names = {name: file for file, held in files.items() for name in held}
-    places = {file: _Layout(held, shapes, dtype) for file, held in files.items()}
+    specs = {name: TensorSpec(shape, dtype) for name, shape in shapes.items()}
+    files = named_files(group_into_files(specs, max_file_bytes))
+    file_of = {name: file for file, held in files.items() for name in held}
+    starts: dict[str, int] = {}
     written = set()
     with ExitStack() as stack:
         handles = {}
-        for file, layout in places.items():
+        for file, held in files.items():
             handles[file] = stack.enter_context(open(folder / file, "xb"))
-            handles[file].write(layout.header)
-            handles[file].truncate(len(layout.header) + layout.data_bytes)
+            header = encode_header({name: specs[name] for name in held})
+            handles[file].write(header)
+            end = len(header)
+            for name in held:
+                starts[name], end = end, end + specs[name].size_bytes
+            handles[file].truncate(end)
         for name, tensor in tensors:
             assert tuple(tensor.shape) == shapes[name], name
             assert name not in written, name
             written.add(name)
-            handles[names[name]].seek(places[names[name]].starts[name])
+            handles[file_of[name]].seek(starts[name])
             for block in byte_blocks(tensor, dtype):
-                handles[names[name]].write(block)
+                handles[file_of[name]].write(block)
     assert written == set(shapes), f"not written: {set(shapes) - written}"
     if len(files) > 1:
-        total = sum(layout.data_bytes for layout in places.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
+        total = sum(spec.size_bytes for spec in specs.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-class _Layout:
-    """Where each tensor of one file lies: `header` are the file's first bytes, `starts` positions in the file."""
+def group_into_files(specs: Mapping[str, TensorSpec], max_file_bytes: int) -> list[list[str]]:
+    """Divide the tensors into files, in order. A file exceeds `max_file_bytes` only if it holds a single tensor.
 
-    def __init__(self, names: list[str], shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offsets, end = {}, 0
-        for name in names:
-            offsets[name], end = end, end + math.prod(shapes[name]) * dtype.itemsize
-            place = [offsets[name], end]
-            header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shapes[name]), "data_offsets": place}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the format wants the data aligned
-        self.header = len(text).to_bytes(8, "little") + text
-        self.starts = {name: len(self.header) + offset for name, offset in offsets.items()}
-        self.data_bytes = end
-
-
-def spread(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_file_bytes: int) -> list[list[str]]:
-    """Which tensors share a file, in the order of `shapes`."""
+    A tensor with wider elements than the one before it starts a file, so that every tensor is aligned to its elements.
+    """
     groups: list[list[str]] = [[]]
-    used = 0
-    for name, shape in shapes.items():
-        size = math.prod(shape) * dtype.itemsize
-        if groups[-1] and used + size > max_file_bytes:
+    used, width = 0, 16
+    for name, spec in specs.items():
+        if groups[-1] and (used + spec.size_bytes > max_file_bytes or spec.dtype.itemsize > width):
             groups.append([])
             used = 0
         groups[-1].append(name)
-        used += size
+        used, width = used + spec.size_bytes, spec.dtype.itemsize
     return groups
 
 
 def named_files(groups: list[list[str]]) -> dict[str, list[str]]:
-    """The groups under the file names that `transformers` gives them."""
+    """Return the groups under the file names that `transformers` uses."""
     if len(groups) == 1:
         return {SINGLE: groups[0]}
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, start=1)}

@@ -17,7 +17,7 @@ from gpt.convert.megatron.names import check_expressible, piece_shape
 from gpt.convert.megatron.names import table as megatron_table
 from gpt.convert.megatron.source import is_megatron
 from gpt.errors import ConfigError
-from gpt.files.safetensors import MAX_FILE_BYTES, spread
+from gpt.files.safetensors import MAX_FILE_BYTES, TensorSpec, group_into_files
 from gpt.model.config import ModelConfig
 from launch.config.run_config import read_run_config
 from launch.conversion.hugging_face import EXPORT_DTYPES
@@ -43,12 +43,13 @@ def describe_size(args: argparse.Namespace) -> list[str]:
     largest_bytes = math.prod(theirs[largest]) * 4
     part = None if megatron else part_to_compare(config, args.logits)
     peak = PROCESS_BYTES + max(largest_bytes * 3 // 2, 0 if part is None else 4 * part.parameters)
+    specs = {name: TensorSpec(shape, dtype) for name, shape in written.items()}
     rate = _hash_rate()
     passes = 2 * read_bytes + 2 * write_bytes
     return [
         f"{args.run}: {title} architecture, {config.parameters:,} parameters, {len(theirs)} tensors",
         f"reads {read_bytes:,} bytes in {_name(source_dtype)}; writes {write_bytes:,} bytes in {_name(dtype)}, "
-        f"{len(spread(written, dtype, MAX_FILE_BYTES))} files, then reads them back",
+        f"{len(group_into_files(specs, MAX_FILE_BYTES))} files, then reads them back",
         f"memory: about {peak:,} bytes at most; the largest tensor, '{largest}', has {largest_bytes:,} in fp32",
         f"digests: {passes:,} bytes, {passes / rate / 60:.1f} minutes at the {rate / 1e6:,.0f} MB/s of one core here; "
         "the disk's time comes to it",

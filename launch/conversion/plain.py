@@ -23,9 +23,11 @@ from gpt.files.atomic import partial_folder
 from gpt.files.safetensors import (
     INDEX,
     MAX_FILE_BYTES,
-    StoredTensor,
-    byte_blocks,
+    TensorLocation,
+    TensorSpec,
     digest,
+    encode_file,
+    group_into_files,
     named_files,
     read_folder,
     read_tensor,
@@ -39,8 +41,7 @@ from launch.runs.imported_run import HUGGING_FACE, MODEL
 from launch.runs.saved_run import SavedRun
 from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.manifest import step_name, write_file
-from parallel.checkpoint.plan import Piece, shard_header
-from parallel.checkpoint.stream import Expected, write_stream
+from parallel.checkpoint.stream import write_stream
 
 FORMAT = "triaxial plain safetensors"
 CONFIG, STATE, DIGESTS = "config.json", "state.json", "digests.json"
@@ -54,11 +55,11 @@ def export_plain(
     # Widest elements first: all then lie aligned in their file.
     names = sorted(found, key=lambda name: (-found[name][1].itemsize, name))
     names = [name for name in names if name.startswith(MODEL) or not weights_only]
-    pieces = [Piece(name, (0,) * len(found[name][0]), tuple(found[name][0]), found[name][1]) for name in names]
+    specs = {name: TensorSpec(tuple(found[name][0]), found[name][1]) for name in names}
     digests: dict[str, str] = {}
     with partial_folder(output) as partial, progress_bar("writing tensors", total=len(names)) as advance:
         stream = checkpoint.read_tensors(saved.checkpoint_path, names, verified=saved.verified)
-        files = _write_files(partial, pieces, _noted(stream, digests, advance), max_file_bytes)
+        files = _write_files(partial, specs, _noted(stream, digests, advance), max_file_bytes)
         _write_json(
             partial / CONFIG, {"format": FORMAT, "format_version": 1, "model": dataclasses.asdict(saved.model_config)}
         )
@@ -72,7 +73,7 @@ def export_plain(
         for name, stored in read_folder(partial).items():
             if digest(read_tensor(stored), stored.dtype) != digests[name]:
                 raise RuntimeError(f"{partial}: '{name}' does not come back as {saved.checkpoint_path} has it")
-    size_bytes = sum(piece.size_bytes for piece in pieces)
+    size_bytes = sum(spec.size_bytes for spec in specs.values())
     return [
         f"{output}: step {saved.step:,}, {len(names)} tensors, {size_bytes:,} bytes in {files} safetensors files",
         f"verified: {len(names)} tensors bit for bit",
@@ -109,7 +110,7 @@ def import_plain(folder: Path, output: Path) -> list[str]:
     _check_state(folder, state, config)
     _check_tensors(folder, tensors, config)
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    expected = {name: Expected(tensors[name].shape, tensors[name].dtype) for name in names}
+    expected = {name: TensorSpec(tensors[name].shape, tensors[name].dtype) for name in names}
     digests: dict[str, str] = {}
     with partial_folder(output) as partial, progress_bar("writing tensors", total=len(names)) as advance:
         path = partial / "checkpoints" / step_name(int(state["step"]))
@@ -130,30 +131,18 @@ def import_plain(folder: Path, output: Path) -> list[str]:
     return [*lines, f"verified: {len(names)} tensors bit for bit"]
 
 
-def _write_files(folder: Path, pieces: list[Piece], stream: Iterator[tuple[str, Tensor]], max_file_bytes: int) -> int:
-    """The tensors of the stream, which come in the order of the pieces; how many files that made."""
-    groups: list[list[Piece]] = [[]]
-    for piece in pieces:
-        if groups[-1] and sum(held.size_bytes for held in groups[-1]) + piece.size_bytes > max_file_bytes:
-            groups.append([])
-        groups[-1].append(piece)
-    files = list(named_files([[piece.name for piece in group] for group in groups]))
-    for file, group in zip(files, groups, strict=True):
-        write_file(folder / file, _bytes_of(tuple(group), stream))
+def _write_files(
+    folder: Path, specs: Mapping[str, TensorSpec], stream: Iterator[tuple[str, Tensor]], max_file_bytes: int
+) -> int:
+    """The tensors of the stream, which come in the order of `specs`; how many files that made."""
+    files = named_files(group_into_files(specs, max_file_bytes))
+    for file, names in files.items():
+        write_file(folder / file, encode_file({name: specs[name] for name in names}, stream))
     if len(files) > 1:
-        places = {piece.name: file for file, group in zip(files, groups, strict=True) for piece in group}
-        total = sum(piece.size_bytes for piece in pieces)
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        weight_map = {name: file for file, names in files.items() for name in names}
+        total = sum(spec.size_bytes for spec in specs.values())
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     return len(files)
-
-
-def _bytes_of(pieces: tuple[Piece, ...], stream: Iterator[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
-    yield shard_header(pieces)
-    for piece in pieces:
-        name, tensor = next(stream)
-        assert (name, tuple(tensor.shape)) == (piece.name, piece.shape)
-        yield from byte_blocks(tensor, piece.dtype)
-        del tensor  # or the next one would be read while this one is still held
 
 
 def _noted(stream: Iterator[tuple[str, Tensor]], digests: dict[str, str], advance: Any) -> Iterator[tuple[str, Tensor]]:
@@ -177,7 +166,7 @@ def _check_state(folder: Path, state: dict[str, Any], config: ModelConfig) -> No
         raise ConfigError(f"{folder}: {CONFIG} and {STATE} describe different models; make both say the same")
 
 
-def _check_tensors(folder: Path, found: Mapping[str, StoredTensor], config: ModelConfig) -> None:
+def _check_tensors(folder: Path, found: Mapping[str, TensorLocation], config: ModelConfig) -> None:
     """Weights as the configuration has them; moments, if there are any, of these weights."""
     with torch.device("meta"):
         shapes = {MODEL + name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}

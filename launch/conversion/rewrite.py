@@ -7,13 +7,13 @@ from pathlib import Path
 from torch import Tensor
 
 from gpt.files.atomic import partial_folder
-from gpt.files.safetensors import digest
+from gpt.files.safetensors import TensorSpec, digest
 from launch.processes.terminal import progress_bar
 from launch.runs.imported_run import HUGGING_FACE, MODEL
 from launch.runs.saved_run import SavedRun
 from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.manifest import read_manifest, step_name
-from parallel.checkpoint.stream import Expected, write_stream
+from parallel.checkpoint.stream import write_stream
 
 
 def rewrite(saved: SavedRun, output: Path, *, weights_only: bool = False) -> list[str]:
@@ -26,7 +26,7 @@ def rewrite(saved: SavedRun, output: Path, *, weights_only: bool = False) -> lis
     # Widest elements first: pieces then lie aligned in the file.
     names = sorted(found, key=lambda name: (-found[name][1].itemsize, name))
     names = [name for name in names if name.startswith(MODEL) or not weights_only]
-    expected = {name: Expected(tuple(found[name][0]), found[name][1]) for name in names}
+    expected = {name: TensorSpec(tuple(found[name][0]), found[name][1]) for name in names}
     digests: dict[str, str] = {}
     with partial_folder(output) as partial, progress_bar("writing tensors", total=len(names)) as advance:
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from gpt.convert.hugging_face.names import shapes, table
+from gpt.files.safetensors import TensorSpec
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.tokenizer.tokenizers import tokenizer_files
 from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.manifest import step_name
-from parallel.checkpoint.stream import Expected, write_stream
+from parallel.checkpoint.stream import write_stream
 
 IMPORTED = "imported"  # in a checkpoint's state: where it came from
 HUGGING_FACE = "hugging_face"  # the folder of what else came with the model
@@ -50,13 +51,13 @@ def write_run(
     return path
 
 
-def expected_weights(config: ModelConfig, order: Iterable[str] | None = None) -> dict[str, Expected]:
+def expected_weights(config: ModelConfig, order: Iterable[str] | None = None) -> dict[str, TensorSpec]:
     """The weights of a checkpoint, padding included, in the order of the table, or of the names in `order`."""
     with torch.device("meta"):
         padded = {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
     order = [name for entry in table(config) for name in entry.ours] if order is None else list(order)
     assert set(order) == set(shapes(config)) == set(padded)
-    return {MODEL + name: Expected(padded[name], torch.float32) for name in order}
+    return {MODEL + name: TensorSpec(padded[name], torch.float32) for name in order}
 
 
 def read_weights(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:

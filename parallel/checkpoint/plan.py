@@ -4,7 +4,6 @@ DCP's planner takes the pieces out of the tensors' layouts and gives each to one
 dtypes and layouts alone, so one serves every save of a run.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from gpt.errors import ConfigError
+from gpt.files.safetensors import TensorSpec, encode_header
 from parallel.agreement import (
     Group,
     by_first,
@@ -83,23 +83,9 @@ def plan_of_whole(tensors: Mapping[str, torch.Tensor]) -> WritePlan:
 
 def shard_header(pieces: tuple[Piece, ...]) -> bytes:
     """The first bytes of a shard: a safetensors header that says where each piece lies."""
-    header: dict[str, Any] = {}
-    offsets = {}
-    end = 0
-    for piece in pieces:
-        assert piece.name not in header, f"two pieces of {piece.name} on one rank"
-        start, end = end, end + piece.size_bytes
-        header[piece.name] = {
-            "dtype": DTYPE_NAMES[piece.dtype],
-            "shape": list(piece.shape),
-            "data_offsets": [start, end],
-        }
-        offsets[piece.name] = {"saved_offsets": list(piece.offsets)}
-    # PyTorch's own HuggingFaceStorageReader finds the pieces' places here, so others can read our shards too.
-    header["__metadata__"] = {"format": "pt", "DCP_SHARDING_INFO": json.dumps(offsets)}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    specs = {piece.name: TensorSpec(piece.shape, piece.dtype) for piece in pieces}
+    assert len(specs) == len(pieces), "two pieces of one tensor on one rank"
+    return encode_header(specs, offsets={piece.name: piece.offsets for piece in pieces})
 
 
 def _planner() -> DefaultSavePlanner:

@@ -5,18 +5,23 @@ other ranks.
 """
 
 import functools
-import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpt.files.safetensors import MAX_FILE_BYTES, byte_blocks, read_header, read_into
-from gpt.files.safetensors import StoredTensor as Place
+from gpt.files.safetensors import (
+    MAX_FILE_BYTES,
+    TensorLocation,
+    TensorSpec,
+    encode_file,
+    group_into_files,
+    read_header,
+    read_into,
+)
 from parallel.checkpoint.folders import make_hidden, publish
 from parallel.checkpoint.manifest import (
     INDEX,
@@ -33,29 +38,16 @@ from parallel.checkpoint.manifest import (
     stored_slice,
     write_file,
 )
-from parallel.checkpoint.plan import Piece, shard_header
 from parallel.errors import CheckpointError
 
 _OPEN_SHARDS = 128  # whose headers are kept
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What a tensor of the stream will be."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def size_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_stream(
     final: Path,
     tensors: Iterable[tuple[str, Tensor]],
     *,
-    expected: Mapping[str, Expected],
+    expected: Mapping[str, TensorSpec],
     state: dict[str, object],
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
@@ -81,18 +73,18 @@ def _write_files(
     hidden: Path,
     final: Path,
     stream: Iterator[tuple[str, Tensor]],
-    expected: Mapping[str, Expected],
+    expected: Mapping[str, TensorSpec],
     state: dict[str, object],
     max_file_bytes: int,
 ) -> None:
     files, index = {}, {}
-    groups = _spread(expected, max_file_bytes)
+    groups = group_into_files(expected, max_file_bytes)
     for number, names in enumerate(groups):
         file = f"shard-{number:05d}.safetensors"
-        pieces = tuple(Piece(name, (0,) * len(e.shape), e.shape, e.dtype) for name in names for e in [expected[name]])
-        files[file] = write_file(hidden / file, _shard(pieces, stream))
-        for piece in pieces:
-            index[piece.name] = StoredTensor(piece.shape, piece.dtype, (Chunk(file, piece.offsets, piece.shape),))
+        specs = {name: expected[name] for name in names}
+        files[file] = write_file(hidden / file, encode_file(specs, stream))
+        for name, spec in specs.items():
+            index[name] = StoredTensor(spec.shape, spec.dtype, (Chunk(file, (0,) * len(spec.shape), spec.shape),))
     assert next(stream, None) is None, "more tensors than expected"
     files[INDEX] = write_file(hidden / INDEX, [encode_index(index)])
     files[STATE] = write_file(hidden / STATE, [encode_state(state)])
@@ -102,38 +94,11 @@ def _write_files(
     write_file(hidden / MANIFEST, [encode_manifest(Manifest(step, len(groups), torch.__version__, total, files))])
 
 
-def _shard(pieces: tuple[Piece, ...], stream: Iterator[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
-    yield shard_header(pieces)
-    for piece in pieces:
-        name, tensor = next(stream)
-        assert name == piece.name, f"{name} came where {piece.name} was expected"
-        assert tuple(tensor.shape)[1:] == piece.shape[1:], name
-        yield from byte_blocks(tensor, piece.dtype)
-        missing = piece.size_bytes - tensor.numel() * piece.dtype.itemsize
-        assert missing >= 0, name
-        del tensor  # the next one is made while this generator still has its frame
-        if missing:
-            yield bytes(missing)
-
-
-def _spread(expected: Mapping[str, Expected], max_file_bytes: int) -> list[list[str]]:
-    """Which tensors share a file, in order. One of wider elements begins a file, so that all lie aligned in theirs."""
-    groups: list[list[str]] = [[]]
-    used, width = 0, 16
-    for name, entry in expected.items():
-        if groups[-1] and (used + entry.size_bytes > max_file_bytes or entry.dtype.itemsize > width):
-            groups.append([])
-            used = 0
-        groups[-1].append(name)
-        used, width = used + entry.size_bytes, entry.dtype.itemsize
-    return groups
-
-
 def assembled(path: Path, manifest: Manifest, wanted: list[tuple[str, StoredTensor]]) -> Iterator[tuple[str, Tensor]]:
     """Whole tensors out of their pieces, one at a time, by plain reads: a map of a file would count as memory."""
 
     @functools.lru_cache(_OPEN_SHARDS)
-    def places(file: str) -> tuple[Any, dict[str, Place]]:
+    def places(file: str) -> tuple[Any, dict[str, TensorLocation]]:
         return open_shard(path, file, manifest), read_header(path / file)
 
     for name, stored in wanted:

@@ -15,7 +15,7 @@ from torch import Tensor
 from gpt.convert.hugging_face.config import CONFIG, model_config
 from gpt.convert.hugging_face.names import family_of, shapes, table, their_shape
 from gpt.errors import ConfigError
-from gpt.files.safetensors import StoredTensor, digest, read_folder, read_tensor
+from gpt.files.safetensors import TensorLocation, digest, read_folder, read_tensor
 from gpt.model.config import ModelConfig
 
 TITLES = {"gpt2": "GPT-2", "llama": "Llama"}
@@ -36,7 +36,7 @@ class Source:
 
     folder: Path
     config: ModelConfig
-    tensors: dict[str, StoredTensor]  # in the order of the table
+    tensors: dict[str, TensorLocation]  # in the order of the table
 
     @property
     def title(self) -> str:
@@ -94,7 +94,7 @@ def find_tokenizer(folder: Path) -> Path:
     raise ConfigError(f"{folder} holds no tokenizer ({known}); copy the model's there, or name one with --tokenizer")
 
 
-def _check_complete(folder: Path, config: ModelConfig, found: dict[str, StoredTensor]) -> None:
+def _check_complete(folder: Path, config: ModelConfig, found: dict[str, TensorLocation]) -> None:
     ours = shapes(config)
     expected = {entry.theirs: their_shape(entry, ours) for entry in table(config)}
     missing = [name for name in expected if name not in found]
@@ -115,7 +115,7 @@ def _check_complete(folder: Path, config: ModelConfig, found: dict[str, StoredTe
             raise ConfigError(f"{folder}: '{name}' is {stored.dtype}; float32, float16 and bfloat16 are read")
 
 
-def _check_tied(folder: Path, head: StoredTensor, embedding: StoredTensor | None) -> None:
+def _check_tied(folder: Path, head: TensorLocation, embedding: TensorLocation | None) -> None:
     """A tied head that is there all the same must be the embedding."""
     if embedding is None or head.shape != embedding.shape:
         return  # told with the other names and shapes

@@ -17,7 +17,7 @@ from torch import Tensor
 from gpt.convert.torch_formats.pickle_as_data import Made, Name, Table, as_dict, decode, described
 from gpt.convert.torch_formats.torch_archive import FoundTensor, find_tensor
 from gpt.errors import ConfigError
-from gpt.files.safetensors import StoredTensor, read_into
+from gpt.files.safetensors import TensorLocation, read_into
 
 METADATA = ".metadata"
 CLASSES = "torch.distributed.checkpoint.metadata."
@@ -64,7 +64,7 @@ class SlicePart:
     """A part's place in its slice, and its elements; their CRC-32 where it is known."""
 
     offsets: tuple[int, ...]
-    stored: StoredTensor
+    stored: TensorLocation
     crc: int | None
 
 
@@ -209,10 +209,10 @@ def _find_box(folder: Path, name: str, saved: SavedTensor, box: Box) -> FoundTen
         raise ConfigError(f"{path}: '{name}' is {list(stored.shape)} there, but {list(box.shape)} in {METADATA}")
     if str(stored.dtype) != saved.dtype:
         raise ConfigError(f"{path}: '{name}' is {stored.dtype} there, but {saved.dtype} in {METADATA}")
-    return FoundTensor(StoredTensor(path, stored.dtype, box.shape, stored.start), found.crc)
+    return FoundTensor(TensorLocation(path, stored.dtype, box.shape, stored.start), found.crc)
 
 
-def _check_apart(folder: Path, name: str, parts: Iterable[StoredTensor]) -> None:
+def _check_apart(folder: Path, name: str, parts: Iterable[TensorLocation]) -> None:
     """That no two parts are the same bytes, or a small file could be told to be a tensor of any size."""
     for a, b in itertools.pairwise(sorted(parts, key=lambda part: (part.file, part.start))):
         if a.file == b.file and b.start < a.start + a.size_bytes:
@@ -224,7 +224,7 @@ def _layer_of(box: Box, found: FoundTensor, layer: int) -> SlicePart:
     stored, shape = found.stored, box.shape[1:]
     start = stored.start + layer * math.prod(shape) * stored.dtype.itemsize
     crc = found.crc if box.shape[0] == 1 else None
-    return SlicePart(box.offsets[1:], StoredTensor(stored.file, stored.dtype, shape, start), crc)
+    return SlicePart(box.offsets[1:], TensorLocation(stored.file, stored.dtype, shape, start), crc)
 
 
 def _checked(folder: Path, name: str, shape: tuple[int, ...], parts: tuple[SlicePart, ...]) -> Slice:

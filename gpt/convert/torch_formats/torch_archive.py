@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpt.convert.torch_formats.pickle_as_data import Made, Name, Outside, decode, described, encode
 from gpt.errors import ConfigError
-from gpt.files.safetensors import StoredTensor, byte_blocks
+from gpt.files.safetensors import TensorLocation, byte_blocks
 
 _REBUILD = "torch._utils._rebuild_tensor_v2"
 STORAGES = {
@@ -42,7 +42,7 @@ class Archive:
 class FoundTensor:
     """Where the elements lie, and their CRC-32; None where torch.save took none, or they are a part of it."""
 
-    stored: StoredTensor
+    stored: TensorLocation
     crc: int | None
 
 
@@ -164,7 +164,7 @@ def find_tensor(path: Path, *, start: int = 0, length: int | None = None, what: 
     needed = (offset + math.prod(shape)) * dtype.itemsize
     if size < needed or count * dtype.itemsize > size:
         raise ConfigError(f"{where}: its tensor needs {needed} bytes, and {max(size, 0)} are there")
-    stored = StoredTensor(path, dtype, tuple(shape), begin + offset * dtype.itemsize)
+    stored = TensorLocation(path, dtype, tuple(shape), begin + offset * dtype.itemsize)
     return FoundTensor(stored, crc if crc and stored.size_bytes == size else None)
 
 

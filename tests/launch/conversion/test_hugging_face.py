@@ -238,9 +238,9 @@ BAD: list[tuple[Any, str]] = [
     (lambda f: _change_tensors(f, lambda t: t.pop("model.norm.weight")), "'model.norm.weight' the first"),
     (lambda f: _change_tensors(f, lambda t: t.update(x=torch.ones(2))), "1 tensors are unknown .* 'x' the first"),
     (lambda f: _cut(f), "cut off"),
-    (lambda f: (f / "model.safetensors").write_bytes(b"\x05\0"), "no whole safetensors file"),
+    (lambda f: (f / "model.safetensors").write_bytes(b"\x05\0"), "not a complete safetensors file"),
     (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "a pickle, which can run code"),
-    (lambda f: (f / "model.safetensors").unlink(), "no weights"),
+    (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
     (lambda f: (f / "tokenizer.json").unlink(), "holds no tokenizer"),
     (lambda f: _larger_tokenizer(f), "601 pieces, but .* a vocabulary of 515: it is another model's tokenizer"),
 ]
@@ -295,7 +295,7 @@ def test_several_files_and_a_full_disk(
     assert "1000 bytes are free there" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "run"]
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../run/x.safetensors"}}))
-    with pytest.raises(ConfigError, match="no safetensors file beside it"):
+    with pytest.raises(ConfigError, match="not a safetensors file in the same folder"):
         open_source(folder)
 
 

@@ -127,7 +127,7 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(plain: Path, t
         (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **values}))
 
     change(lambda tensors: tensors.pop(min(tensors)))
-    refused("promises 'model.blocks.0")
+    refused("lists 'model.blocks.0")
     change(lambda tensors: tensors.update({min(tensors): torch.zeros(3)}))
     refused(r"'model\.blocks\.0\S+' is \[3\], but")
     change(lambda tensors: tensors.update({"model.../../x": torch.zeros(3)}))
@@ -135,7 +135,7 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(plain: Path, t
     change(lambda tensors: tensors.update({"/etc/passwd": torch.zeros(3)}))
     refused("neither a weight nor the optimizer's")
     rewrite("model.safetensors.index.json", weight_map={"x": "../plain/x.safetensors"})
-    refused("no safetensors file beside it")
+    refused("not a safetensors file in the same folder")
     model = json.loads((folder / "config.json").read_text())["model"]
     rewrite("config.json", model={**model, "n_layers": 3})
     refused("describe different models")
