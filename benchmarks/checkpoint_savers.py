@@ -63,13 +63,13 @@ class Background:
 
     def __init__(self, engine: NativeEngine, directory: Path) -> None:
         self.engine, self.directory = engine, directory
-        engine.saver.prepare(directory)
+        engine.checkpoints.shared.prepare(directory)
 
     def start(self, step: int) -> None:
-        self.engine.start_save(self.directory, step=step, state=STATE, keep=Retention(1))
+        self.engine.checkpoints.shared.start_save(self.directory, step=step, state=STATE, keep=Retention(1))
 
     def is_done(self) -> bool:
-        results = self.engine.finished_saves(wait=False)
+        results = self.engine.checkpoints.shared.finished(wait=False)
         assert all(result.error is None for result in results), results
         return bool(results)
 
@@ -81,7 +81,7 @@ class Waiting:
         self.engine, self.directory = engine, directory
 
     def start(self, step: int) -> None:
-        self.engine.save(self.directory, step=step, state=STATE, keep=Retention(1))
+        self.engine.checkpoints.shared.save(self.directory, step=step, state=STATE, keep=Retention(1))
 
     def is_done(self) -> bool:
         return True

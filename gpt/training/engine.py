@@ -54,7 +54,83 @@ class SaveResult:
     stall_s: float  # training waited so long, on the slowest rank
     write_s: float  # from the copy in host memory to the published checkpoint, on the slowest rank
     bytes: int  # on disk, of all ranks together
-    each_its_own: bool = False
+
+
+@dataclass(frozen=True)
+class SaveEstimate:
+    """The size of one checkpoint and the free space for it."""
+
+    where: str  # the directory; node-local, host and directory of the disk with the least space left
+    size_bytes: int  # of all files there, with a state like the one given
+    free_bytes: int
+    write_s: float | None  # of the slowest rank, by a short trial; None where none was made
+
+
+class CheckpointStore(Protocol):
+    """An engine's checkpoints in one kind of storage. Every method must be called by every rank, in the same order.
+
+    `directory`: of one run's checkpoints, the same on all ranks. `state`: JSON, equal on all ranks.
+    """
+
+    def prepare(self, directory: Path) -> None:
+        """Allocate the host memory of background saves. Without this, the first save does."""
+        ...
+
+    def estimate(self, directory: Path, *, state: dict[str, object], step: int) -> SaveEstimate:
+        """The size of a checkpoint of `step`, and the free space."""
+        ...
+
+    def start_save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> float:
+        """Start a background save; return the seconds that training waited.
+
+        Training waits for a copy to host memory, and for a save that is still under way. `finished` returns the result.
+        """
+        ...
+
+    def finished(self, *, wait: bool) -> list[SaveResult]:
+        """The background saves that have ended since the last call, in order, the same on all ranks. `wait`: all saves.
+
+        Cheap enough for every step: it costs one small reduction while a save is under way, and nothing otherwise.
+        """
+        ...
+
+    def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
+        """Load weights and optimizer from a checkpoint; return its state. `verified`: its digests are known good."""
+        ...
+
+    def discard_after(self, directory: Path, *, step: int) -> None:
+        """Delete the checkpoints of steps after `step`."""
+        ...
+
+
+class SharedCheckpointStore(CheckpointStore, Protocol):
+    """Checkpoints that all ranks write together to storage that all can read. Any layout can load them."""
+
+    def save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> Path:
+        """Publish a checkpoint of weights, optimizer and `state`, and wait until it is on disk."""
+        ...
+
+    def load_weights(self, path: Path, *, verified: bool = False) -> None:
+        """Load the weights alone; the optimizer stays as it is."""
+        ...
+
+    def load_newest(self, directory: Path, *, at_most: int) -> dict[str, object] | None:
+        """Load the newest whole checkpoint of a step up to `at_most`; return its state, or None if there is none."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """All storage of an engine. Saves of both stores share host memory and run one at a time."""
+
+    @property
+    def shared(self) -> SharedCheckpointStore:
+        """On storage that all nodes share: for any restart."""
+        ...
+
+    @property
+    def local(self) -> CheckpointStore:
+        """The local tier: each rank saves its own shards to a disk of its node, for a restart on the same layout."""
+        ...
 
 
 class Engine(Protocol):
@@ -67,6 +143,11 @@ class Engine(Protocol):
     data_rank: int
     data_size: int
     is_main: bool  # the one rank that prints and writes metrics
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Where its weights and optimizer are saved and loaded."""
+        ...
 
     def forward_backward(self, batch: Batch) -> None:
         """Add the gradients of a batch, in micro-batches, to those since the last step. Waits for nothing."""
@@ -116,37 +197,4 @@ class Engine(Protocol):
     def check_replicas(self) -> str | None:
         """What differs between copies of one weight or moment on several ranks, in words, the same on every rank; None
         where nothing does or nothing is held twice."""
-        ...
-
-    def save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> Path:
-        """Publish a checkpoint of weights, optimizer and `state` (JSON, equal on all ranks)."""
-        ...
-
-    def start_save(
-        self, directory: Path, *, step: int, state: dict[str, object], keep: Retention, each_its_own: bool = False
-    ) -> float:
-        """As `save`, but only a copy in host memory is waited for, and the save before; the seconds of that.
-
-        How it went comes out of `finished_saves`. `each_its_own`: every rank saves what it holds into its own folder of
-        `directory`, which may be a disk of its node; for the same layout and number of ranks only.
-        """
-        ...
-
-    def finished_saves(self, *, wait: bool) -> list[SaveResult]:
-        """The started saves that have ended since the last call, in order, the same on all ranks; `wait`: all of them.
-
-        Cheap enough for every step: only while a save is under way does it cost one small reduction.
-        """
-        ...
-
-    def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
-        """Weights and optimizer from a checkpoint of any layout; its state. `verified`: its digests are known good."""
-        ...
-
-    def load_newest(self, directory: Path, *, at_most: int) -> dict[str, object] | None:
-        """Load the newest whole checkpoint of a step up to `at_most`; its state, or None where there is none."""
-        ...
-
-    def discard_after(self, directory: Path, *, step: int, each_its_own: bool = False) -> None:
-        """Remove the checkpoints of later steps; `each_its_own` as for `start_save`."""
         ...

@@ -223,7 +223,7 @@ class TrainingLoop:
         self.heartbeat.beat("rewinding", state.step)
         with self.ledger.span("rewinding"):
             self.saver.collect(wait=True)
-            saved = self.engine.load_newest(run.checkpoints, at_most=target)
+            saved = self.engine.checkpoints.shared.load_newest(run.checkpoints, at_most=target)
         if saved is None:
             self.event("rewind_refused", f"no rewind: no checkpoint of step {max(target, 0)} or earlier is left")
             return False
@@ -247,9 +247,9 @@ class TrainingLoop:
         self.ledger.resume(step=step, tokens=run.batch.tokens_seen(step), rewound=True)
         with self.ledger.span("rewinding"):  # so that a restart finds the decision, and not the spike
             if run.fast_checkpoints is not None:
-                self.engine.discard_after(run.fast_checkpoints, step=step, each_its_own=True)
+                self.engine.checkpoints.local.discard_after(run.fast_checkpoints, step=step)
             self.save(last=True)
-            self.engine.discard_after(run.checkpoints, step=step)
+            self.engine.checkpoints.shared.discard_after(run.checkpoints, step=step)
         return True
 
     def log_progress(self, metrics: Metrics) -> None:

@@ -7,7 +7,7 @@ from gpt.errors import ConfigError
 from gpt.telemetry.event_log import TellEvent
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.config import Retention
-from gpt.training.engine import Engine
+from gpt.training.engine import CheckpointStore, Engine
 from gpt.training.run import LoopState, Run
 
 FAST_KEPT = 2  # checkpoints of the second tier: the newest, and the one before, whole while the newest is being made
@@ -28,7 +28,7 @@ class RunSaver:
         with self.ledger.span("saving"):
             self.collect(wait=True)
             try:
-                self.newest = self.engine.save(
+                self.newest = self.engine.checkpoints.shared.save(
                     run.checkpoints, step=state.step, state=self.contents(state), keep=run.retention
                 )
             except ConfigError as error:
@@ -41,31 +41,31 @@ class RunSaver:
     def start(self, state: LoopState) -> None:
         """Begin a save that goes on beside training, and hear of the one before, which has ended by then."""
         self.under_way = state.step
-        self._start(self.run.checkpoints, state, self.run.retention, each_its_own=False)
+        self._start(self.engine.checkpoints.shared, self.run.checkpoints, state, self.run.retention)
 
     def start_fast(self, directory: Path, state: LoopState) -> None:
         """The same in the second tier, where each rank keeps its own part; left out while a save of the first is under
         way, since training would wait for shared storage."""
         if self.under_way is not None:
             return
-        self._start(directory, state, Retention(FAST_KEPT), each_its_own=True)
+        self._start(self.engine.checkpoints.local, directory, state, Retention(FAST_KEPT))
 
-    def _start(self, directory: Path, state: LoopState, keep: Retention, *, each_its_own: bool) -> None:
+    def _start(self, store: CheckpointStore, directory: Path, state: LoopState, keep: Retention) -> None:
         with self.ledger.span("saving"):
-            contents = self.contents(state)
-            self.engine.start_save(directory, step=state.step, state=contents, keep=keep, each_its_own=each_its_own)
+            store.start_save(directory, step=state.step, state=self.contents(state), keep=keep)
             self.collect(wait=not self.run.checkpoint.in_background)
 
     def collect(self, *, wait: bool) -> None:
         """Hear of the saves beside training that have ended: the same ones on all ranks, at the same step."""
-        for result in self.engine.finished_saves(wait=wait):
-            if result.step == self.under_way and not result.each_its_own:
-                self.under_way = None
-            if result.error is not None and result.each_its_own:  # the first tier is there all the same
+        for result in self.engine.checkpoints.local.finished(wait=wait):
+            if result.error is not None:  # not counted: the shared checkpoints are unaffected
                 self.event("fast_checkpoint_failed", result.error, checkpoint_step=result.step)
-            elif result.error is not None:
+        for result in self.engine.checkpoints.shared.finished(wait=wait):
+            if result.step == self.under_way:
+                self.under_way = None
+            if result.error is not None:
                 self.count_failure(ConfigError(result.error), step=result.step, fatal=False)
-            elif not result.each_its_own:
+            else:
                 self.newest, self.failures = result.path, 0
                 self.event(
                     "checkpoint_saved",

@@ -55,10 +55,11 @@ def build_engine(
     )
     if start.path is not None:
         with ledger.span("start_up/loading"):
-            engine.load(start.path, verified=True)
+            store = engine.checkpoints.local if start.is_local else engine.checkpoints.shared
+            store.load(start.path, verified=True)
     elif start.weights is not None:
         with ledger.span("start_up/loading"):
-            engine.load_weights(start.weights, verified=True)
+            engine.checkpoints.shared.load_weights(start.weights, verified=True)
     return engine
 
 

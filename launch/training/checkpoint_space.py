@@ -5,14 +5,13 @@ from pathlib import Path
 from gpt.errors import ConfigError, DiskFull
 from gpt.telemetry.event_log import EventKind
 from gpt.training.config import CheckpointConfig
+from gpt.training.engine import Engine, SaveEstimate
 from gpt.training.run import Run
 from gpt.training.saver import FAST_KEPT
 from parallel.checkpoint import find as checkpoint
-from parallel.checkpoint.estimate import FastEstimate, SaveEstimate, estimate, estimate_fast
-from parallel.engines.native import NativeEngine
 
 
-def check_room(run: Run, engine: NativeEngine, *, step: int) -> list[tuple[EventKind, str]]:
+def check_space(run: Run, engine: Engine, *, step: int) -> list[tuple[EventKind, str]]:
     """Events to tell: what a checkpoint needs, and a warning where not all that are to be kept will fit.
 
     The host memory that saves in the background need is taken here, too.
@@ -20,16 +19,16 @@ def check_room(run: Run, engine: NativeEngine, *, step: int) -> list[tuple[Event
     Collective over all ranks. ConfigError on all when not even one fits; DiskFull where a run goes on, which had room.
     """
     state: dict[str, object] = {**run.saved_state, "step": run.steps, "tokens_seen": 0, "samples_seen": 0, "loop": {}}
-    found = estimate(engine.saver, run.checkpoints, state=state, step=run.steps)
+    found = engine.checkpoints.shared.estimate(run.checkpoints, state=state, step=run.steps)
     kept_already = checkpoint.list_checkpoints(run.checkpoints)
     error = DiskFull if step > 0 else ConfigError
     events = _first_tier(run, found, kept=checkpoints_at_once(run), there=len(kept_already), error=error)
     if run.fast_checkpoints is not None:
-        fast = estimate_fast(engine.saver, run.fast_checkpoints.parent, state=state, step=run.steps)
+        fast = engine.checkpoints.local.estimate(run.fast_checkpoints, state=state, step=run.steps)
         events += _second_tier(run.checkpoint, fast, held=step > 0, error=error)
-        engine.saver.prepare(run.fast_checkpoints, each_its_own=True)
+        engine.checkpoints.local.prepare(run.fast_checkpoints)
     if run.checkpoint.in_background and run.checkpoint.every_tokens is not None:
-        engine.saver.prepare(run.checkpoints)
+        engine.checkpoints.shared.prepare(run.checkpoints)
     return events
 
 
@@ -70,7 +69,7 @@ def _first_tier(
 
 
 def _second_tier(
-    config: CheckpointConfig, fast: FastEstimate, *, held: bool, error: type[ConfigError]
+    config: CheckpointConfig, fast: SaveEstimate, *, held: bool, error: type[ConfigError]
 ) -> list[tuple[EventKind, str]]:
     needed = fast.size_bytes * (1 if held else FAST_KEPT + 1)
     if needed > fast.free_bytes:

@@ -1,7 +1,7 @@
 """From which checkpoint a run goes on, and whether it is the same run; loads no weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Start:
     path: Path | None
     events: list[tuple[EventKind, str]]
     weights: Path | None = None
+    is_local: bool = False  # whether `path` is of the local tier
 
     @property
     def step(self) -> int:
@@ -87,6 +88,7 @@ def find_start(
     if path is None and fast is not None:
         path = fast.path
     start = _start_from(path, config, saved_state, resume=resume, passed_over=passed_over)
+    start = replace(start, is_local=fast is not None and start.path == fast.path)
     if fast_directory is not None:
         checkpoint_fast.discard_after(fast_directory, step=start.step)
     return start

@@ -43,14 +43,14 @@ from launch.training.build import (
     total_peak_flops_per_s,
     watch_steps,
 )
-from launch.training.checkpoint_space import check_room
+from launch.training.checkpoint_space import check_space
 from launch.training.fast_tier import check_fast_directory, run_identity
 from launch.training.resume import check_run_directory, find_start
 from launch.training.summary import describe, how_it_ended, prepare_run_directory, write_summary
 from parallel.agreement import exchange
 from parallel.checkpoint.fast_tier import discard_all
 from parallel.engines.native import NativeEngine
-from parallel.engines.settings import holding_layout
+from parallel.engines.settings import sharding_signature
 from parallel.health.watchdog import LostPeers, watch_rank
 from parallel.health.weight_digests import model_digest, weight_digests
 from parallel.layout.layout import Layout, check_device
@@ -146,8 +146,8 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
         check_fast_directory(config)
         prepared.saved_state["run_id"] = run_identity(config.run.directory)
     with ledger.span("start_up/verifying"):
-        holding = holding_layout(engine_settings(config, layout))
-        start = find_start(config, prepared.saved_state, resume=resume, layout=holding)
+        sharding = sharding_signature(engine_settings(config, layout))
+        start = find_start(config, prepared.saved_state, resume=resume, layout=sharding)
     if start.step >= config.train.steps(config.batch.ramp):
         ledger.path = None  # nothing is left to train: the time since the end is no part of the run
     ledger.write()  # a restart that fails from here on is in it
@@ -156,7 +156,7 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
     with ledger.span("start_up/measuring"):
         peak = total_peak_flops_per_s(config, prepared.environment, prepared.device)
     run = build_loop(config, prepared.saved_state, peak_flops_per_s=peak)
-    events = [*start.events, *check_room(run, engine, step=start.step)]
+    events = [*start.events, *check_space(run, engine, step=start.step)]
     if restart is not None:
         events.insert(0, ("restart", how_it_resumed(restart, reached=prepared.reached, step=start.step)))
     first_step = start.step

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from os import PRIO_PROCESS, getpriority, setpriority
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -24,12 +24,20 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from gpt.errors import ConfigError
 from gpt.training.config import Retention
 from gpt.training.engine import SaveResult
-from parallel.agreement import ALONE, PeerLost, exchange, is_distributed
+from parallel.agreement import Group, PeerLost, exchange, is_distributed
+from parallel.checkpoint.folders import published_step
 from parallel.checkpoint.manifest import step_name
-from parallel.checkpoint.plan import Piece, WritePlan, make_plan
-from parallel.checkpoint.save import Save, ShardBytes, check_save, local, write_checkpoint
+from parallel.checkpoint.plan import Piece, WritePlan, local, make_plan
+from parallel.checkpoint.save import Save, ShardBytes, check_save, write_checkpoint
 
 Tensors = Mapping[str, torch.Tensor]
+
+
+class PlanMaker(Protocol):
+    """What plans a save: make_plan, make_rank_plan."""
+
+    def __call__(self, tensors: Tensors, group: Group, *, path: Path) -> WritePlan: ...
+
 
 # A rank waits so long for the slowest writer. The death of a rank is noticed at once, its silence by training's own
 # collectives much earlier.
@@ -39,110 +47,76 @@ _BLOCK_BYTES = 16 * 2**20  # hashed in one thread while the one before is writte
 _NICER = 10  # the threads that write, than those that train, so that training on a CPU comes first
 
 
-class BackgroundSaver:
-    """Saves one set of tensors again and again. All ranks make one, and call its methods in the same order.
+class BackgroundWriter:
+    """Writes one save at a time in a thread, from host memory that all savers of this rank share.
 
-    `tensors`: gives those to be saved as they are now; names, shapes, dtypes and layouts must not change. `device`:
-    where training computes; agreements that training waits for are made there.
+    All ranks make one. `device`: where training computes; reductions that training waits for run there.
     """
 
-    def __init__(self, tensors: Callable[[], Tensors], *, device: torch.device) -> None:
-        self._tensors = tensors
-        self._device = device
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._group: dist.ProcessGroup | None = None
-        self._plans: dict[bool, WritePlan] = {}  # by whether each rank makes a checkpoint of its own
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._running: _Running | None = None
-        self._results: list[SaveResult] = []
 
-    def plan(self, directory: Path, *, each_its_own: bool = False) -> WritePlan:
-        """What this rank will write, made once. Collective; errors as checkpoint_plan.make_plan."""
-        if each_its_own not in self._plans:
-            self.wait()
-            if self._group is None and is_distributed():
-                self._group = dist.new_group(backend="gloo", timeout=_MEETING, group_desc="checkpoints")
-                _set_pg_timeout(_PATIENCE, self._group)
-            tensors = self._tensors()
-            if each_its_own:
-                plan = make_plan({name: local(t) for name, t in tensors.items()}, ALONE, path=directory)
-            else:
-                plan = make_plan(tensors, self._group, path=directory)
-            self._plans[each_its_own] = plan
-        return self._plans[each_its_own]
+    def join(self) -> Group:
+        """The ranks' own process group for saves, made at the first call. Collective."""
+        if self._group is None and is_distributed():
+            self._group = dist.new_group(backend="gloo", timeout=_MEETING, group_desc="checkpoints")
+            _set_pg_timeout(_PATIENCE, self._group)
+        return self._group
 
-    def prepare(self, directory: Path, *, each_its_own: bool = False) -> WritePlan:
-        """`plan`, and see that the memory is there which copies go to, so that the first save waits no longer than the
-        next. Not while a save is under way."""
+    def reserve(self, plan: WritePlan) -> None:
+        """Allocate host memory for the pieces of a plan, unless there is enough. Not during a save."""
         assert self._running is None
-        plan = self.plan(directory, each_its_own=each_its_own)
         needed_bytes = sum(piece.size_bytes for piece in plan.pieces)
         if needed_bytes > self._buffer.numel():
-            self._buffer = _host_memory(needed_bytes, pinned=self._device.type == "cuda")
-        return plan
+            self._buffer = _host_memory(needed_bytes, pinned=self.device.type == "cuda")
 
-    def start(
-        self,
-        directory: Path,
-        *,
-        step: int,
-        state: dict[str, object],
-        keep: Retention,
-        each_its_own: bool = False,
-    ) -> float:
-        """Copy the tensors and begin to save them as `directory/step-000000123`; the seconds that training waited.
-
-        While an earlier save goes on, this waits for it first. Collective; arguments as for checkpoint.save.
-        `each_its_own`: see checkpoint_save.Save; `directory` is then this rank's. A failure comes out of `finished`.
-        """
-        started_at = time.perf_counter()
-        self.wait()
-        plan = self.prepare(directory, each_its_own=each_its_own)
-        save = Save(Path(directory) / step_name(step), plan, check_save(step, state, keep), keep, each_its_own)
-        self._copy(plan)
+    def start(self, save: Save, owner: "BackgroundSaver", *, tensors: Tensors, started_at: float) -> float:
+        """Copy the tensors and start to write them; return the seconds since `started_at`."""
+        self._copy(save.plan, tensors)
         stall_s = time.perf_counter() - started_at
-        self._running = _Running(save, self._buffer, self._group, step=step, stall_s=stall_s)
+        self._running = _Running(save, owner, self._buffer, self._group, stall_s=stall_s)
         self._running.thread.start()
         return stall_s
 
+    def is_busy_for(self, owner: "BackgroundSaver") -> bool:
+        """Whether the save under way is this saver's. The same on all ranks."""
+        return self._running is not None and self._running.owner is owner
+
     def wait(self) -> None:
-        """Wait for the save that is under way, if one is; its result is kept for `finished`. Collective."""
+        """Wait for the save under way, if there is one, and hand its result to its saver. Collective."""
         if self._running is not None:
             self._running.thread.join()
             self._collect()
 
-    def finished(self, *, wait: bool) -> list[SaveResult]:
-        """The saves that have ended since the last call, in order, the same on all ranks.
-
-        Collective; only while a save is under way does it cost anything: a reduction of two numbers.
-        """
-        if wait:
-            self.wait()
-        elif self._running is not None and not self._anywhere(self._running.thread.is_alive()):
+    def poll(self) -> None:
+        """Collect the result of the save under way if it has ended on all ranks. Collective: one small reduction."""
+        if self._running is not None and not self._anywhere(self._running.thread.is_alive()):
             self._collect()
-        results, self._results = self._results, []
-        return results
 
     def _collect(self) -> None:
         """Take over the result of a save whose thread has ended, on every rank."""
         assert self._running is not None
         self._running.thread.join()
-        result, self._running = self._running.result, None
+        running, self._running = self._running, None
+        result = running.result
         assert result is not None
         if self._anywhere(result.error is not None) and result.error is None:  # the last agreement got lost on the way
             result = replace(result, path=None, error="another rank reports a failure")
-        self._results.append(result)
+        running.owner.results.append(result)
 
     def _anywhere(self, here: bool) -> bool:
         if not is_distributed():
             return here
-        flag = torch.tensor(float(here), device=self._device)
+        flag = torch.tensor(float(here), device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag)
 
     @torch.no_grad()
-    def _copy(self, plan: WritePlan) -> None:
+    def _copy(self, plan: WritePlan, tensors: Tensors) -> None:
         """This rank's pieces, one after the other as they will lie in the file, into the buffer."""
-        tensors = self._tensors()
         end = 0
         for piece in plan.pieces:
             start, end = end, end + piece.size_bytes
@@ -150,21 +124,75 @@ class BackgroundSaver:
             source = local(tensors[piece.name])
             assert source.shape == target.shape, f"{piece.name}: {tuple(source.shape)}, planned {piece.shape}"
             target.copy_(source, non_blocking=True)
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+
+class BackgroundSaver:
+    """Saves one set of tensors again and again. All ranks make one, and call its methods in the same order.
+
+    `tensors`: gives those to be saved as they are now; names, shapes, dtypes and layouts must not change. `make_plan`:
+    `make_plan` for checkpoints of all ranks together, `make_rank_plan` for one of each rank.
+    """
+
+    def __init__(
+        self, tensors: Callable[[], Tensors], writer: BackgroundWriter, *, make_plan: PlanMaker = make_plan
+    ) -> None:
+        self.results: list[SaveResult] = []
+        self._tensors, self._writer, self._make_plan = tensors, writer, make_plan
+        self._plan: WritePlan | None = None
+
+    def plan(self, directory: Path) -> WritePlan:
+        """What this rank will write, made once. Collective; errors as for parallel.checkpoint.plan.make_plan."""
+        if self._plan is None:
+            self._writer.wait()
+            self._plan = self._make_plan(self._tensors(), self._writer.join(), path=directory)
+        return self._plan
+
+    def prepare(self, directory: Path) -> WritePlan:
+        """Make the plan, and allocate the host memory that saves copy to, so that the first save is no slower than the
+        next. Not during a save."""
+        plan = self.plan(directory)
+        self._writer.reserve(plan)
+        return plan
+
+    def start(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> float:
+        """Copy the tensors and start to save them as `directory/step-000000123`; the seconds that training waited.
+
+        This waits for an earlier save first. Collective; arguments as for `save`. Node-local, `directory` is this
+        rank's. `finished` returns the result, or the failure.
+        """
+        started_at = time.perf_counter()
+        self._writer.wait()
+        plan = self.prepare(directory)
+        save = Save(Path(directory) / step_name(step), plan, check_save(step, state, keep), keep)
+        return self._writer.start(save, self, tensors=self._tensors(), started_at=started_at)
+
+    def finished(self, *, wait: bool) -> list[SaveResult]:
+        """The saves that have ended since the last call, in order, the same on all ranks. `wait`: all saves.
+
+        Collective. It costs one small reduction while a save of this saver is under way, and nothing otherwise.
+        """
+        if self._writer.is_busy_for(self):
+            if wait:
+                self._writer.wait()
+            else:
+                self._writer.poll()
+        results, self.results = self.results, []
+        return results
 
 
 class _Running:
     """The save under way: a thread, and the result that it leaves."""
 
     def __init__(
-        self, save: Save, buffer: torch.Tensor, group: dist.ProcessGroup | None, *, step: int, stall_s: float
+        self, save: Save, owner: BackgroundSaver, buffer: torch.Tensor, group: Group, *, stall_s: float
     ) -> None:
+        self.owner = owner
         self.result: SaveResult | None = None
-        self._save, self._buffer, self._group = save, buffer, group
-        self._step, self._stall_s = step, stall_s
+        self._save, self._buffer, self._group, self._stall_s = save, buffer, group, stall_s
         # A daemon: when training ends by an error, nobody waits for a save; what it leaves is hidden.
-        self.thread = threading.Thread(target=self._run, name=f"saving step {step}", daemon=True)
+        self.thread = threading.Thread(target=self._run, name=f"saving {save.final.name}", daemon=True)
 
     def _run(self) -> None:
         if sys.platform == "linux":  # where a thread has a niceness of its own, and those that it starts inherit it
@@ -186,18 +214,16 @@ class _Running:
         except PeerLost as lost:
             figures, error = [mine], error or str(lost)
         self.result = SaveResult(
-            step=self._step,
+            step=published_step(self._save.final),
             path=None if error else self._save.final,
             error=error,
             stall_s=max(f.stall_s for f in figures),
             write_s=max(f.write_s for f in figures),
             bytes=sum(f.bytes for f in figures),
-            each_its_own=self._save.each_its_own,
         )
 
     def _written_bytes(self) -> int:
-        leads = bool(self._save.plan.file_bytes)
-        return self._save.size_bytes if leads else 0
+        return self._save.size_bytes if self._save.is_leader(self._group) else 0
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import os
 import shutil
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from gpt.training.config import Retention
+from gpt.training.engine import SaveEstimate
 from parallel.agreement import exchange, rank_in, together
 from parallel.checkpoint.background import BackgroundSaver
 from parallel.checkpoint.folders import make_hidden
@@ -17,25 +17,7 @@ from parallel.checkpoint.save import Save
 _TRIAL_BYTES = 32 * 2**20  # of each rank, at most
 
 
-@dataclass(frozen=True)
-class SaveEstimate:
-    """Of one checkpoint in one directory."""
-
-    size_bytes: int  # of all files, with a state like the one given
-    write_s: float  # of the rank with most to write, at the pace of the trial
-    free_bytes: int
-
-
-@dataclass(frozen=True)
-class FastEstimate:
-    """Of the second tier, on the disk where it is tightest."""
-
-    where: str  # host and folder
-    size_bytes: int  # of the folders of all ranks that write there
-    free_bytes: int
-
-
-def estimate(saver: BackgroundSaver, directory: Path, *, state: dict[str, object], step: int) -> SaveEstimate:
+def estimate_shared(saver: BackgroundSaver, directory: Path, *, state: dict[str, object], step: int) -> SaveEstimate:
     """Size, time and room of `checkpoint.save` there; all ranks write a little at once, and remove it.
 
     Collective. CheckpointError on all ranks when the directory cannot be written to, or a trial does not fit.
@@ -64,19 +46,21 @@ def estimate(saver: BackgroundSaver, directory: Path, *, state: dict[str, object
     size_bytes, free_bytes = exchange(
         (save.size_bytes, shutil.disk_usage(directory).free) if is_first else (0, 0), None
     )[0]
-    return SaveEstimate(size_bytes, write_s, free_bytes)
+    return SaveEstimate(str(directory), size_bytes, free_bytes, write_s)
 
 
-def estimate_fast(saver: BackgroundSaver, directory: Path, *, state: dict[str, object], step: int) -> FastEstimate:
-    """Size and room of the second tier, whose ranks may share a disk, or a node's memory. Collective."""
-    plan = saver.plan(directory, each_its_own=True)
-    size_bytes = Save(
-        directory / step_name(step), plan, encode_state(state), Retention(1), each_its_own=True
-    ).size_bytes
+def estimate_local(saver: BackgroundSaver, directory: Path, *, state: dict[str, object], step: int) -> SaveEstimate:
+    """Size and free space of the local tier, on the disk where it is tightest. Collective.
+
+    Ranks of a node may share a disk, or the node's memory: the size is that of all ranks that write there.
+    """
+    plan = saver.plan(directory)
+    size_bytes = Save(directory / step_name(step), plan, encode_state(state), Retention(1)).size_bytes
     disk = (socket.gethostname(), os.stat(directory).st_dev)
     everyone = exchange((disk, size_bytes, shutil.disk_usage(directory).free), None)
     found = []
     for host, device in {theirs for theirs, _, _ in everyone}:
         here = [(size, free) for theirs, size, free in everyone if theirs == (host, device)]
-        found.append(FastEstimate(f"{host}:{directory}", sum(size for size, _ in here), min(free for _, free in here)))
+        size_bytes, free_bytes = sum(size for size, _ in here), min(free for _, free in here)
+        found.append(SaveEstimate(f"{host}:{directory}", size_bytes, free_bytes, write_s=None))
     return min(found, key=lambda one: (one.free_bytes - one.size_bytes, one.where))

@@ -22,7 +22,7 @@ from gpt.errors import ConfigError
 from parallel.agreement import ALONE, exchange, rank_in, together, world_size
 from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.folders import list_checkpoints
-from parallel.checkpoint.save import local
+from parallel.checkpoint.plan import local
 
 MARK = "fast_tier"  # the key of a checkpoint's state that says it is of this tier
 

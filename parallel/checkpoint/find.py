@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from gpt.errors import ConfigError
-from parallel.agreement import Group, rank_in, together, world_size
+from parallel.agreement import Group, rank_in, together
 from parallel.checkpoint.folders import delete_after, list_checkpoints, published_step
 from parallel.checkpoint.load import load
-from parallel.checkpoint.manifest import STATE, FileRecord, check_file, read_index, read_manifest, read_small
+from parallel.checkpoint.manifest import STATE, read_index, read_manifest, read_small
 from parallel.checkpoint.save import save
 from parallel.checkpoint.stream import assembled
+from parallel.checkpoint.verify import check_against, verify
 from parallel.errors import CheckpointError
 
 __all__ = [
@@ -59,26 +60,6 @@ def discard_after(directory: Path, *, step: int, group: Group = None) -> None:
     together(lambda: delete_after(directory, step) if rank_in(group) == 0 else None, group, path=directory)
 
 
-def verify(path: Path, *, group: Group = None) -> str | None:
-    """Check manifest, sizes and SHA-256 of all files: None when the checkpoint is whole, or what is wrong with it.
-
-    Collective over `group`: each rank reads a share of the files, and all ranks get the same answer.
-    """
-    path = Path(path)
-
-    def check_share() -> None:
-        files = read_manifest(path).files
-        by_size = sorted(files, key=lambda name: (-files[name].size_bytes, name))
-        for name in by_size[rank_in(group) :: world_size(group)]:
-            _check_file(path, name, files[name])
-
-    try:
-        together(check_share, group, path=path)
-    except CheckpointError as error:
-        return error.reason
-    return None
-
-
 def read_state(path: Path) -> dict[str, Any]:
     """The state that was saved, after checking its digest. Any one rank may call this."""
     path = Path(path)
@@ -109,11 +90,5 @@ def read_tensors(
             raise ConfigError(f"checkpoint {path} holds no tensor '{name}'")
     for file, record in manifest.files.items():
         if not verified:
-            _check_file(path, file, record)
+            check_against(path, file, record)
     return assembled(path, manifest, [(name, index[name]) for name in wanted])
-
-
-def _check_file(path: Path, name: str, record: FileRecord) -> None:
-    wrong = check_file(path, name, record)
-    if wrong is not None:
-        raise CheckpointError(path, wrong)

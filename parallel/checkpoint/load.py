@@ -36,6 +36,7 @@ from parallel.checkpoint.manifest import (
     stored_slice,
 )
 from parallel.checkpoint.plan import check_tensors
+from parallel.checkpoint.verify import verify
 from parallel.errors import CheckpointError
 
 
@@ -123,8 +124,6 @@ def load(
     changed, when a name is missing or a shape or dtype differs (a checkpoint from another model).
     """
     path = Path(path)
-    from parallel.checkpoint.find import verify  # find imports this module
-
     reason = None if verified else verify(path, group=group)
     if reason is not None:
         raise CheckpointError(path, reason)

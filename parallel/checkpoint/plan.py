@@ -24,10 +24,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 from gpt.errors import ConfigError
 from gpt.files.safetensors import TensorSpec, encode_header
-from parallel.agreement import (
-    Group,
-    by_first,
-)
+from parallel.agreement import ALONE, Group, by_first, rank_in
 from parallel.checkpoint.manifest import (
     DTYPE_NAMES,
     INDEX,
@@ -58,7 +55,7 @@ class WritePlan:
     file: str  # the shard's name
     pieces: tuple[Piece, ...]  # in the order of the file; none: no file
     index: bytes | None  # tensors.json, which rank 0 writes
-    ranks: int  # that share in the checkpoint
+    writers: range  # the ranks that write into one checkpoint folder with this one; the first of them leads
     tensor_bytes: int  # of all ranks
     file_bytes: dict[str, int]  # on rank 0: the size of every shard and of the index; on the others nothing
 
@@ -76,9 +73,20 @@ def make_plan(tensors: Mapping[str, torch.Tensor], group: Group, *, path: Path) 
     return by_first(pieces_here, _share_out, group, path=path)
 
 
-def plan_of_whole(tensors: Mapping[str, torch.Tensor]) -> WritePlan:
-    """The plan of one process that writes whole tensors, which may be on the meta device."""
-    return _share_out([_local_plan(tensors)])[0]
+def make_rank_plan(tensors: Mapping[str, torch.Tensor], group: Group, *, path: Path) -> WritePlan:
+    """The plan of a rank that saves its shards of `tensors` as a checkpoint of its own. Communicates nothing.
+
+    `group`: the ranks that save at the same time, each into its own folder.
+    """
+    rank = rank_in(group)
+    plan = make_plan({name: local(tensor) for name, tensor in tensors.items()}, ALONE, path=path)
+    return replace(plan, writers=range(rank, rank + 1))
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's elements of a tensor, without its gradient."""
+    with torch.no_grad():  # then a DTensor hands out what it holds, and not a view
+        return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def shard_header(pieces: tuple[Piece, ...]) -> bytes:
@@ -115,7 +123,7 @@ def _share_out(plans: list[SavePlan]) -> list[WritePlan]:
     }
     file_bytes[INDEX] = len(index)
     first, *others = (
-        WritePlan(file, pieces, None, len(plans), sum(data_bytes), {})
+        WritePlan(file, pieces, None, range(len(plans)), sum(data_bytes), {})
         for file, pieces in zip(files, shares, strict=True)
     )
     return [replace(first, index=index, file_bytes=file_bytes), *others]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from gpt.errors import ConfigError
 from gpt.training.config import Retention
@@ -36,7 +35,7 @@ from parallel.checkpoint.manifest import (
     step_of,
     write_file,
 )
-from parallel.checkpoint.plan import Piece, WritePlan, make_plan, shard_header
+from parallel.checkpoint.plan import Piece, WritePlan, local, make_plan, shard_header
 from parallel.errors import CheckpointError
 
 ShardBytes = Iterator[bytes | memoryview]
@@ -46,19 +45,22 @@ ShardBytes = Iterator[bytes | memoryview]
 class Save:
     """What is to be saved, but for the tensors' elements.
 
-    `each_its_own`: every rank publishes a checkpoint of its own, in a directory of its own, of a plan of its own; all
-    do or none. Otherwise all ranks make one checkpoint.
+    The ranks in `plan.writers` publish one checkpoint. Node-local, that is each rank by itself, in a directory of its
+    own; all publish theirs, or none does.
     """
 
     final: Path
     plan: WritePlan
     state: bytes
     keep: Retention
-    each_its_own: bool = False
+
+    def is_leader(self, group: Group) -> bool:
+        """Whether this rank makes and publishes the folder."""
+        return rank_in(group) == self.plan.writers[0]
 
     @property
     def size_bytes(self) -> int:
-        """Of all files together, to the byte; on the rank that makes the folder."""
+        """Of all files together, to the byte; on the leader."""
         sizes = {**self.plan.file_bytes, STATE: len(self.state)}
         files = {name: FileRecord(size, "0" * 64) for name, size in sizes.items()}
         return sum(sizes.values()) + len(encode_manifest(_manifest(self, files)))
@@ -77,15 +79,14 @@ def write_checkpoint(save: Save, data: Callable[[], ShardBytes], group: Group) -
     Collective over `group`. CheckpointError on all ranks when any fails: what was published before is untouched, and
     the hidden folder is gone.
     """
-    leads = save.each_its_own or rank_in(group) == 0
+    leads, writers = save.is_leader(group), save.plan.writers
     hidden: Path | None = None
     try:
         folders = together(lambda: _begin(save) if leads else None, group, path=save.final)
-        hidden = folders[rank_in(group) if save.each_its_own else 0]
+        hidden = folders[writers[0]]
         assert hidden is not None
         parts = together(functools.partial(_write_share, save, hidden, data), group, path=save.final)
-        mine = [parts[rank_in(group)]] if save.each_its_own else parts
-        finish = functools.partial(_finish, save, hidden, mine)
+        finish = functools.partial(_finish, save, hidden, [parts[rank] for rank in writers])
         together(lambda: finish() if leads else None, group, path=save.final)
     except PeerLost as error:
         if leads and hidden is not None:
@@ -100,12 +101,6 @@ def write_checkpoint(save: Save, data: Callable[[], ShardBytes], group: Group) -
 def given_up(final: Path, error: PeerLost) -> CheckpointError:
     """The error of a save in which another rank was lost."""
     return CheckpointError(final, f"the save was given up: {error}; earlier checkpoints are untouched")
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's elements of a tensor, without its gradient."""
-    with torch.no_grad():  # then a DTensor hands out what it holds, and not a view
-        return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def tensor_bytes(pieces: tuple[Piece, ...], read: Callable[[str], torch.Tensor]) -> ShardBytes:
@@ -156,7 +151,7 @@ def _finish(save: Save, hidden: Path, parts: list[dict[str, FileRecord]]) -> Non
 def _manifest(save: Save, files: dict[str, FileRecord]) -> Manifest:
     step = step_of(save.final.name)
     assert step is not None
-    return Manifest(step, save.plan.ranks, torch.__version__, save.plan.tensor_bytes, files)
+    return Manifest(step, len(save.plan.writers), torch.__version__, save.plan.tensor_bytes, files)
 
 
 def _abandon(save: Save, hidden: Path | None, error: ConfigError, group: Group) -> NoReturn:
@@ -164,7 +159,7 @@ def _abandon(save: Save, hidden: Path | None, error: ConfigError, group: Group) 
     if hidden is not None:
         shutil.rmtree(hidden, ignore_errors=True)
     figures = ""
-    if save.each_its_own or rank_in(group) == 0:
+    if save.is_leader(group):
         figures = f"it needs {save.plan.tensor_bytes} bytes"
         with contextlib.suppress(OSError):  # a disk that no longer answers; the others wait to hear of this rank
             existing = next(folder for folder in save.final.absolute().parents if folder.exists())
@@ -210,9 +205,6 @@ def save(
     read = functools.partial(_local_of, tensors)
     write_checkpoint(Save(final, plan, encoded, keep), lambda: tensor_bytes(plan.pieces, read), group)
     return final
-
-
-# Steps of a load
 
 
 def _local_of(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:

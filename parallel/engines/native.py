@@ -1,10 +1,8 @@
 """The default engine: DTensor, torch.distributed.pipelining and FSDP2 on one mesh, on CUDA (NCCL) or CPU (gloo)."""
 
 import math
-import secrets
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,24 +14,19 @@ from gpt.inference.generation import Continuation, generate
 from gpt.inference.model import InferenceModel
 from gpt.inference.sampling import GREEDY, Sampling
 from gpt.losses.base import Loss
-from gpt.training.config import Retention
-from gpt.training.engine import Batch, SaveResult, StepResult, Totals
+from gpt.training.engine import Batch, StepResult, Totals
 from gpt.training.optimizer import build_optimizer
 from parallel.agreement import exchange
-from parallel.axes.gradients import local, scale_gradients, squared_norm, sum_tied_gradients
+from parallel.axes.gradients import scale_gradients, squared_norm, sum_tied_gradients
 from parallel.axes.initialisation import initialise_shards
 from parallel.axes.pipeline_parallel import Pipeline
 from parallel.axes.stage import canonical_parameters
-from parallel.checkpoint import fast_tier as checkpoint_fast
-from parallel.checkpoint import find as checkpoint
-from parallel.checkpoint.background import BackgroundSaver
-from parallel.engines.settings import EngineSettings, holding_layout
+from parallel.engines.native_checkpoints import MOMENTS, EngineTensors, open_checkpoints
+from parallel.engines.settings import EngineSettings, sharding_signature
 from parallel.health.replica_check import ReplicaCheck, describe
 from parallel.inference.model import DistributedModel
 from parallel.layout.mesh import Mesh, build_mesh
 from parallel.parallelize import build_stage
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class NativeEngine:
@@ -69,8 +62,10 @@ class NativeEngine:
             else None
         )
         self._replica_check: ReplicaCheck | None = None
-        self.saver = BackgroundSaver(self._tensors, device=self.mesh.device)
-        self._saves: tuple[str, int] | None = None  # of the second tier: a word for this process's, and how many
+        self.tensors = EngineTensors(self.parameters, self.optimizer, self._tied_copies)
+        self.checkpoints = open_checkpoints(
+            self.tensors, device=self.mesh.device, sharding=sharding_signature(settings)
+        )
         self.data_rank, self.data_size = self.mesh.data_rank, settings.layout.data
         self.is_main = dist.get_rank() == 0
 
@@ -204,54 +199,6 @@ class NativeEngine:
         differences = self._replica_check.compare()
         return describe(differences) if differences else None
 
-    def save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> Path:
-        self.saver.wait()
-        state = {**state, "optimizer_steps": self._optimizer_steps()}
-        return checkpoint.save(directory, step=step, tensors=self._tensors(), state=state, keep=keep)
-
-    def start_save(
-        self, directory: Path, *, step: int, state: dict[str, object], keep: Retention, each_its_own: bool = False
-    ) -> float:
-        state = {**state, "optimizer_steps": self._optimizer_steps()}
-        if each_its_own:
-            directory = checkpoint_fast.rank_directory(directory)
-            state = checkpoint_fast.marked(state, save_id=self._next_save_id(), layout=holding_layout(self.settings))
-        return self.saver.start(directory, step=step, state=state, keep=keep, each_its_own=each_its_own)
-
-    def finished_saves(self, *, wait: bool) -> list[SaveResult]:
-        return self.saver.finished(wait=wait)
-
-    def load_newest(self, directory: Path, *, at_most: int) -> dict[str, object] | None:
-        self.saver.wait()
-        path, _ = checkpoint.find_latest(directory, at_most=at_most)
-        return None if path is None else self.load(path, verified=True)
-
-    def discard_after(self, directory: Path, *, step: int, each_its_own: bool = False) -> None:
-        self.saver.wait()
-        if each_its_own:
-            checkpoint_fast.discard_after(directory, step=step)
-        else:
-            checkpoint.discard_after(directory, step=step)
-
-    def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
-        state = checkpoint.read_state(path)
-        if checkpoint_fast.MARK in state:
-            checkpoint_fast.load(path, self._tensors())
-        else:
-            checkpoint.load(path, tensors=self._tensors(), complete=True, verified=verified)
-        steps = state["optimizer_steps"]
-        assert isinstance(steps, (int, float))
-        self._equalise_tied_copies()
-        for parameter_state in self.optimizer.state.values():
-            parameter_state["step"].fill_(steps)
-        return state
-
-    def load_weights(self, path: Path, *, verified: bool = False) -> None:
-        """The weights alone, from a checkpoint of any layout that may hold more; the optimizer stays as it is."""
-        weights = {name: tensor for name, tensor in self._tensors().items() if name.startswith("model.")}
-        checkpoint.load(path, tensors=weights, verified=verified)
-        self._equalise_tied_copies()
-
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> None:
         """Micro-batches one after the other. ZeRO 2 and 3 reduce gradients into their shards after each, the others
         keep whole ones and reduce after the last; copies of shards (hybrid) are added up after the last in any case."""
@@ -291,39 +238,9 @@ class NativeEngine:
             return []
         return [parameter for name, parameter in self.parameters if name == "embed.tokens.weight"]
 
-    @torch.no_grad()
-    def _equalise_tied_copies(self) -> None:
-        """Both copies of one rank (stages as a V) get what a checkpoint had for the first."""
-        if len(self._tied_copies) == 2:
-            first, last = self._tied_copies
-            pairs = [(local(last), local(first))]
-            pairs += [
-                (local(self.optimizer.state[last][key]), local(self.optimizer.state[first][key])) for key in MOMENTS
-            ]
-            for copy, original in pairs:
-                copy.copy_(original)
-
     def _allocate_optimizer_state(self) -> None:
         for _, parameter in self.parameters:
             self.optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 **{key: torch.zeros_like(parameter) for key in MOMENTS},
             }
-
-    def _next_save_id(self) -> str:
-        """The same on all ranks, and never again: not after a restart, nor for the same step after a rewind."""
-        word, count = self._saves or (exchange(secrets.token_hex(8), None)[0], 0)
-        self._saves = word, count + 1
-        return f"{word}-{count}"
-
-    def _optimizer_steps(self) -> int:
-        return int(next(iter(self.optimizer.state.values()))["step"])
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint holds, by name; a tied weight is held twice under one name and written once."""
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in reversed(self.parameters):  # of two copies of a tied weight, the first stage's
-            tensors[f"model.{name}"] = parameter.data
-            for key in MOMENTS:
-                tensors[f"optimizer.{key}.{name}"] = self.optimizer.state[parameter][key]
-        return tensors

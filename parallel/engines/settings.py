@@ -20,8 +20,8 @@ class EngineSettings:
     seed: int
 
 
-def holding_layout(settings: EngineSettings) -> dict[str, object]:
-    """What decides which elements of which tensors each rank holds, but for the model; as JSON has it."""
+def sharding_signature(settings: EngineSettings) -> dict[str, object]:
+    """The settings that, with the model, decide which elements of each tensor a rank holds; as JSON values."""
     layout = settings.layout
     return {
         "tensor": layout.tensor,

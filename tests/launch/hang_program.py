@@ -24,6 +24,7 @@ from gpt.training.loop import TrainingLoop
 from launch.main import main
 from launch.processes.environment import ClusterEnvironment
 from parallel.engines.native import NativeEngine
+from parallel.engines.native_checkpoints import SharedCheckpoints
 
 
 def python_loop() -> None:
@@ -126,8 +127,8 @@ def slow_down(seconds: float) -> None:
         setattr(owner, name, wrapped)
 
     slower(NativeEngine, "forward_backward", only_first=True)
-    slower(NativeEngine, "save")
-    slower(NativeEngine, "start_save")
+    slower(SharedCheckpoints, "save")
+    slower(SharedCheckpoints, "start_save")
     batches = validation.validation_batches
 
     def slow_batches(*args, **kwargs):

@@ -119,12 +119,13 @@ class Watch:
     def install(self):
         from parallel.axes.stage import Stage
         from parallel.engines.native import NativeEngine
+        from parallel.engines.native_checkpoints import SharedCheckpoints
 
         if self.disk:
             opened = os.open
             os.open = lambda path, *args, **kwargs: opened(self.disk.get(str(path), path), *args, **kwargs)
         forward, step = Stage.forward, NativeEngine.optimizer_step
-        forward_backward, start_save = NativeEngine.forward_backward, NativeEngine.start_save
+        forward_backward, start_save = NativeEngine.forward_backward, SharedCheckpoints.start_save
 
         def broken_forward(stage, *args, **kwargs):
             return self.breaking(stage, forward(stage, *args, **kwargs))
@@ -138,13 +139,13 @@ class Watch:
         def watched_step(engine, *args, **kwargs):
             return self.step(engine, lambda: step(engine, *args, **kwargs))
 
-        def watched_save(engine, *args, **kwargs):
+        def watched_save(store, *args, **kwargs):
             self.saves += 1
             self.terminate("save", self.saves)
-            return start_save(engine, *args, **kwargs)
+            return start_save(store, *args, **kwargs)
 
         Stage.forward, NativeEngine.optimizer_step = broken_forward, watched_step
-        NativeEngine.forward_backward, NativeEngine.start_save = watched_forward_backward, watched_save
+        NativeEngine.forward_backward, SharedCheckpoints.start_save = watched_forward_backward, watched_save
 
     def terminate(self, during, call):
         for _ in range(self.terms.get((during, call), 0)):
@@ -174,7 +175,7 @@ class Watch:
         self.terminate("step", self.calls)
         from parallel.health.weight_digests import weight_digests
 
-        began = weight_digests(engine._tensors().items()) if self.digests and self.calls == 1 else {}
+        began = weight_digests(engine.tensors.by_name().items()) if self.digests and self.calls == 1 else {}
         before = self.bits(engine)
         result = take()
         self.micro_batches = 0

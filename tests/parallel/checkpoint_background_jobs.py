@@ -21,7 +21,8 @@ from gpt.training.engine import SaveResult
 from parallel.agreement import ALONE, exchange
 from parallel.checkpoint import fast_tier as checkpoint_fast
 from parallel.checkpoint import find as checkpoint
-from parallel.checkpoint.background import BackgroundSaver
+from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
+from parallel.checkpoint.plan import local, make_rank_plan
 
 CPU = torch.device("cpu")
 LAYOUT = {"tensor": 2, "split": [1, 1]}
@@ -53,15 +54,15 @@ def trained() -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def add(tensors: dict[str, torch.Tensor], value: float) -> None:
     for tensor in tensors.values():
-        checkpoint_fast.local(tensor).add_(value)
+        local(tensor).add_(value)
 
 
 def elements(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: checkpoint_fast.local(tensor).clone() for name, tensor in tensors.items()}
+    return {name: local(tensor).clone() for name, tensor in tensors.items()}
 
 
 def equal(tensors: dict[str, torch.Tensor], kept: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(checkpoint_fast.local(tensor), kept[name]) for name, tensor in tensors.items())
+    return all(torch.equal(local(tensor), kept[name]) for name, tensor in tensors.items())
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -81,11 +82,13 @@ def only(results: list[SaveResult]) -> SaveResult:
 
 def job_four(folder: Path, rank: int) -> None:
     tensors = trained()
-    saver = BackgroundSaver(lambda: tensors, device=CPU)
+    writer = BackgroundWriter(CPU)
+    saver = BackgroundSaver(lambda: tensors, writer)
     _same_bytes(folder, tensors, saver)
     _one_at_a_time(folder, tensors, saver)
     _one_rank_fails(folder, saver, rank)
-    _fast_tier(folder, tensors, saver, rank)
+    _fast_tier(folder, tensors, BackgroundSaver(lambda: tensors, writer, make_plan=make_rank_plan), rank)
+    _two_savers(folder, tensors, saver, writer)
     _one_rank_dies(folder, saver, rank)
 
 
@@ -153,7 +156,7 @@ def _fast_tier(folder: Path, tensors: dict[str, torch.Tensor], saver: Background
     def save(step: int, save_id: str) -> dict[str, torch.Tensor]:
         add(tensors, 1.0)
         state = checkpoint_fast.marked({"step": step, "run_id": "r"}, save_id=save_id, layout=LAYOUT)
-        saver.start(mine, step=step, state=state, keep=Retention(2), each_its_own=True)
+        saver.start(mine, step=step, state=state, keep=Retention(2))
         (result,) = saver.finished(wait=True)
         assert result.error is None
         assert result.bytes == sum(file.stat().st_size for file in directory.glob(f"*/step-*{step}/*"))
@@ -205,6 +208,21 @@ def _fast_tier(folder: Path, tensors: dict[str, torch.Tensor], saver: Background
     checkpoint_fast.discard_all(directory)
     dist.barrier()
     assert not directory.exists()
+
+
+def _two_savers(
+    folder: Path, tensors: dict[str, torch.Tensor], saver: BackgroundSaver, writer: BackgroundWriter
+) -> None:
+    """A save waits for that of another saver of the same writer; each saver returns its own results."""
+    local_saver = BackgroundSaver(lambda: tensors, writer, make_plan=make_rank_plan)
+    mine = checkpoint_fast.rank_directory(folder / "fast" / "two")
+    saver.start(folder / "two", step=1, state={}, keep=Retention(1))
+    local_saver.start(mine, step=2, state={}, keep=Retention(1))
+    assert only(saver.finished(wait=False)).step == 1
+    assert saver.finished(wait=True) == []
+    (result,) = local_saver.finished(wait=True)
+    assert (result.step, result.path, result.error) == (2, mine / "step-000000002", None)
+    dist.barrier()
 
 
 def _one_rank_dies(folder: Path, saver: BackgroundSaver, rank: int) -> None:

@@ -28,7 +28,7 @@ from checkpoint_cases import (
 
 from gpt.training.config import Retention
 from parallel.checkpoint import find as checkpoint
-from parallel.checkpoint.background import BackgroundSaver
+from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
 
 FAULTS = {  # what a disk may answer to each call that touches files
     "mkdir": ("ENOSPC", "EIO"),
@@ -51,7 +51,7 @@ def save(kind: str, directory: Path, step: int, tensors: dict[str, torch.Tensor]
         except checkpoint.CheckpointError as error:
             return str(error)
         return None
-    saver = BackgroundSaver(lambda: tensors, device=CPU)
+    saver = BackgroundSaver(lambda: tensors, BackgroundWriter(CPU))
     saver.start(directory, step=step, state=state, keep=Retention(keep_last))
     (result,) = saver.finished(wait=True)
     return result.error

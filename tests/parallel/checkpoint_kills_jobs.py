@@ -32,7 +32,8 @@ from checkpoint_cases import (
 from gpt.training.config import Retention
 from parallel.checkpoint import fast_tier as checkpoint_fast
 from parallel.checkpoint import find as checkpoint
-from parallel.checkpoint.background import BackgroundSaver
+from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
+from parallel.checkpoint.plan import make_plan, make_rank_plan
 
 CPU = torch.device("cpu")
 KINDS = ("waiting", "background", "fast")  # the last is the second tier, which saves in the background
@@ -92,7 +93,7 @@ def _save_in_child(directory: Path, kind: str, step: int, *, kill_at: int) -> bo
 
         os.fsync = fsync
         sys.addaudithook(count)
-        saver = BackgroundSaver(lambda: some_tensors(2.0), device=CPU)
+        saver = BackgroundSaver(lambda: some_tensors(2.0), BackgroundWriter(CPU))
         return 0 if _save(kind, saver, directory, step, 2) else 3
 
     return ended(fork(work)) == 0
@@ -128,7 +129,7 @@ def _save_on_two(folder: Path, directory: Path, kind: str, *, doomed: int, injec
 
     def work(rank: int) -> int:
         _join(meeting, rank)
-        saver = BackgroundSaver(lambda: some_tensors(2.0), device=CPU)
+        saver = BackgroundSaver(lambda: some_tensors(2.0), BackgroundWriter(CPU))
         saver.prepare(directory)  # as a run does before its first step: the ranks have found each other
         if rank == doomed:
             is_traced = tracer_check()
@@ -174,7 +175,8 @@ def _save_for_ever(folder: Path, kind: str, kill: int, rank: int) -> int:
     """A rank of two that goes on from what is there, step after step, until the other is lost."""
     _join(folder / f"meet-{kill}", rank)
     value = _find(folder, kind)
-    saver = BackgroundSaver(lambda: some_tensors(value), device=CPU)
+    plan = make_rank_plan if kind == "fast" else make_plan
+    saver = BackgroundSaver(lambda: some_tensors(value), BackgroundWriter(CPU), make_plan=plan)
     try:
         while True:
             value += 1
@@ -230,7 +232,7 @@ def _save(kind: str, saver: BackgroundSaver, directory: Path, step: int, value: 
     if is_fast:
         state = checkpoint_fast.marked(state, save_id=str(value), layout=LAYOUT)
         directory = checkpoint_fast.rank_directory(directory)
-    saver.start(directory, step=step, state=state, keep=Retention(2 if is_fast else 1), each_its_own=is_fast)
+    saver.start(directory, step=step, state=state, keep=Retention(2 if is_fast else 1))
     (result,) = saver.finished(wait=True)
     if result.error is not None and dist.is_initialized():
         raise RuntimeError(result.error)

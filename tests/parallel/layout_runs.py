@@ -332,10 +332,11 @@ def run_one(run):
     if run.get("measure_kept"):
         result["kept_bytes"] = kept_bytes(engine)
     if run.get("save"):
-        engine.save(Path(run["save"]), step=run["steps"], state={"step": run["steps"]}, keep=Retention(1))
+        directory, state = Path(run["save"]), {"step": run["steps"]}
+        engine.checkpoints.shared.save(directory, step=run["steps"], state=state, keep=Retention(1))
     if run.get("load"):
         (path,) = Path(run["load"]).glob("step-*")
-        state = engine.load(path)
+        state = engine.checkpoints.shared.load(path)
         assert state["step"] == run["resume_step"]
         resumed = train(engine, run["resume_to"], first_step=state["step"])
         result["resumed_losses"], result["resumed_norms"], _ = resumed

@@ -13,6 +13,7 @@ from launch.main import main
 from launch.processes.environment import enter_process
 from launch.processes.failures import without_secrets
 from parallel.engines.native import NativeEngine
+from parallel.engines.native_checkpoints import SharedCheckpoints
 
 CANARIES = {
     "WANDB_API_KEY": "0ddba11c0ffee0ddba11c0ffee0ddba11c0ffee0",
@@ -31,7 +32,7 @@ PHASES = {
     "update": (NativeEngine, "optimizer_step"),
     "evaluation": (NativeEngine, "evaluate"),
     "sampling": (NativeEngine, "generate"),
-    "saving": (NativeEngine, "save"),
+    "saving": (SharedCheckpoints, "save"),
 }
 
 

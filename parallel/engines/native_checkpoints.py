@@ -1,0 +1,175 @@
+"""Save and load the native engine's weights and optimizer: shared checkpoints, and node-local ones of each rank."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gpt.training.config import Retention
+from gpt.training.engine import SaveEstimate, SaveResult
+from parallel.agreement import exchange
+from parallel.checkpoint import fast_tier as checkpoint_fast
+from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
+from parallel.checkpoint.estimate import estimate_local, estimate_shared
+from parallel.checkpoint.plan import local, make_rank_plan
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class EngineTensors:
+    """Everything that a checkpoint holds: parameters, and the optimizer's moments of each."""
+
+    parameters: list[tuple[str, nn.Parameter]]
+    optimizer: torch.optim.Optimizer
+    tied_copies: list[nn.Parameter]  # of a tied weight, if the first and the last stage hold a copy each
+
+    def by_name(self) -> dict[str, Tensor]:
+        """A tied weight is held twice under one name and written once: the first stage's copy."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in reversed(self.parameters):
+            tensors[f"model.{name}"] = parameter.data
+            for key in MOMENTS:
+                tensors[f"optimizer.{key}.{name}"] = self.optimizer.state[parameter][key]
+        return tensors
+
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters alone."""
+        return {name: tensor for name, tensor in self.by_name().items() if name.startswith("model.")}
+
+    def with_steps(self, state: dict[str, object]) -> dict[str, object]:
+        """The state with the optimizer's step count, which `finish_load` restores."""
+        return {**state, "optimizer_steps": int(next(iter(self.optimizer.state.values()))["step"])}
+
+    def finish_load(self, state: dict[str, object]) -> dict[str, object]:
+        """Restore what is not in the tensors that were loaded; return the state."""
+        steps = state["optimizer_steps"]
+        assert isinstance(steps, (int, float))
+        self.equalise_tied_copies()
+        for parameter_state in self.optimizer.state.values():
+            parameter_state["step"].fill_(steps)
+        return state
+
+    @torch.no_grad()
+    def equalise_tied_copies(self) -> None:
+        """On a rank with both copies (stages as a V), the second gets what a checkpoint had for the first."""
+        if len(self.tied_copies) == 2:
+            first, last = self.tied_copies
+            pairs = [(local(last), local(first))]
+            pairs += [
+                (local(self.optimizer.state[last][key]), local(self.optimizer.state[first][key])) for key in MOMENTS
+            ]
+            for copy, original in pairs:
+                copy.copy_(original)
+
+
+class SharedCheckpoints:
+    """See gpt.training.engine.SharedCheckpointStore."""
+
+    def __init__(self, tensors: EngineTensors, writer: BackgroundWriter) -> None:
+        self._tensors, self._writer = tensors, writer
+        self._saver = BackgroundSaver(tensors.by_name, writer)
+
+    def prepare(self, directory: Path) -> None:
+        self._saver.prepare(directory)
+
+    def estimate(self, directory: Path, *, state: dict[str, object], step: int) -> SaveEstimate:
+        return estimate_shared(self._saver, directory, state=state, step=step)
+
+    def save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> Path:
+        self._writer.wait()
+        state = self._tensors.with_steps(state)
+        return checkpoint.save(directory, step=step, tensors=self._tensors.by_name(), state=state, keep=keep)
+
+    def start_save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> float:
+        return self._saver.start(directory, step=step, state=self._tensors.with_steps(state), keep=keep)
+
+    def finished(self, *, wait: bool) -> list[SaveResult]:
+        return self._saver.finished(wait=wait)
+
+    def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
+        state = checkpoint.read_state(path)
+        checkpoint.load(path, tensors=self._tensors.by_name(), complete=True, verified=verified)
+        return self._tensors.finish_load(state)
+
+    def load_weights(self, path: Path, *, verified: bool = False) -> None:
+        checkpoint.load(path, tensors=self._tensors.weights(), verified=verified)
+        self._tensors.equalise_tied_copies()
+
+    def load_newest(self, directory: Path, *, at_most: int) -> dict[str, object] | None:
+        self._writer.wait()
+        path, _ = checkpoint.find_latest(directory, at_most=at_most)
+        return None if path is None else self.load(path, verified=True)
+
+    def discard_after(self, directory: Path, *, step: int) -> None:
+        self._writer.wait()
+        checkpoint.discard_after(directory, step=step)
+
+
+class LocalCheckpoints:
+    """See gpt.training.engine.CheckpointStore. Every rank saves its shards into its own folder of `directory`.
+
+    `sharding`: settings.sharding_signature; a checkpoint is for the same one only.
+    """
+
+    def __init__(self, tensors: EngineTensors, writer: BackgroundWriter, *, sharding: dict[str, object]) -> None:
+        self._tensors, self._writer, self._sharding = tensors, writer, sharding
+        self._saver = BackgroundSaver(tensors.by_name, writer, make_plan=make_rank_plan)
+        self._next_save_id = _save_ids()
+
+    def prepare(self, directory: Path) -> None:
+        self._saver.prepare(directory)
+
+    def estimate(self, directory: Path, *, state: dict[str, object], step: int) -> SaveEstimate:
+        return estimate_local(self._saver, directory.parent, state=state, step=step)
+
+    def start_save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> float:
+        state = checkpoint_fast.marked(
+            self._tensors.with_steps(state), save_id=self._next_save_id(), layout=self._sharding
+        )
+        return self._saver.start(checkpoint_fast.rank_directory(directory), step=step, state=state, keep=keep)
+
+    def finished(self, *, wait: bool) -> list[SaveResult]:
+        return self._saver.finished(wait=wait)
+
+    def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
+        state = checkpoint.read_state(path)
+        checkpoint_fast.load(path, self._tensors.by_name())
+        return self._tensors.finish_load(state)
+
+    def discard_after(self, directory: Path, *, step: int) -> None:
+        self._writer.wait()
+        checkpoint_fast.discard_after(directory, step=step)
+
+
+@dataclass(frozen=True)
+class NativeCheckpoints:
+    """See gpt.training.engine.Checkpoints."""
+
+    shared: SharedCheckpoints
+    local: LocalCheckpoints
+
+
+def open_checkpoints(tensors: EngineTensors, *, device: torch.device, sharding: dict[str, object]) -> NativeCheckpoints:
+    """Both stores of an engine, over one writer. Communicates nothing yet."""
+    writer = BackgroundWriter(device)
+    return NativeCheckpoints(SharedCheckpoints(tensors, writer), LocalCheckpoints(tensors, writer, sharding=sharding))
+
+
+def _save_ids() -> Callable[[], str]:
+    """Gives identities of saves, the same on all ranks, and each only once: after a restart, or for the same step after
+    a rewind, there are others. The first call is collective."""
+    word: str | None = None
+    count = 0
+
+    def next_id() -> str:
+        nonlocal word, count
+        word = word or exchange(secrets.token_hex(8), None)[0]
+        count += 1
+        return f"{word}-{count - 1}"
+
+    return next_id
