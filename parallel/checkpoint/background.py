@@ -192,7 +192,7 @@ class _Running:
         self.result: SaveResult | None = None
         self._save, self._buffer, self._group, self._stall_s = save, buffer, group, stall_s
         # A daemon: when training ends by an error, nobody waits for a save; what it leaves is hidden.
-        self.thread = threading.Thread(target=self._run, name=f"saving {save.final.name}", daemon=True)
+        self.thread = threading.Thread(target=self._run, name=f"saving step {published_step(save.final)}", daemon=True)
 
     def _run(self) -> None:
         if sys.platform == "linux":  # where a thread has a niceness of its own, and those that it starts inherit it
