@@ -178,7 +178,7 @@ def _encode(
 
 
 TOKENIZE = Stage(
-    "data_prep.corpus.tokenize",
+    "tokenize",
     tokenize_shard,
     (
         "data_prep.corpus.tokenize",

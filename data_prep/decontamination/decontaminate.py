@@ -222,7 +222,7 @@ CHOICE = Stage(
     ("numpy", "zstandard"),
 )
 CUT = Stage(
-    "data_prep.decontamination.decontaminate",
+    "decontaminate",
     cut_documents,
     (
         "data_prep.decontamination.decontaminate",

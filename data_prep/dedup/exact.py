@@ -142,7 +142,7 @@ GATHER = Stage("exact_gather", gather, GATHER_MODULES)
 CHOICE = Stage("exact_choice", choose_copies, ("data_prep.dedup.exact", *GATHER_MODULES))
 LISTS = Stage("exact_lists", list_copies, GATHER_MODULES)
 REMOVAL = Stage(
-    "data_prep.dedup.exact",
+    "dedup_exact",
     remove_copies,
     ("data_prep.dedup.copies", "data_prep.documents.shards", "data_prep.documents.traces"),
     ("zstandard",),

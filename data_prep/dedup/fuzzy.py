@@ -175,7 +175,7 @@ PAIRS = Stage(
 )
 LISTS = Stage("minhash_lists", list_copies, GATHER_MODULES)
 REMOVAL = Stage(
-    "data_prep.dedup.fuzzy",
+    "dedup_minhash",
     remove_copies,
     ("data_prep.dedup.copies", "data_prep.documents.shards", "data_prep.documents.traces"),
     ("zstandard",),

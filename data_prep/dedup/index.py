@@ -284,4 +284,4 @@ def _check_index(path: Path, folder: Path, kind: Kind, setting: dict[str, Any]) 
             raise ConfigError(f"dedup.against: {file} is missing or cut; prepare the corpus in {folder} again")
 
 
-INDEX = Stage("data_prep.dedup.index", write_index, ("data_prep.dedup.index",))
+INDEX = Stage("dedup_index", write_index, ("data_prep.dedup.index",))

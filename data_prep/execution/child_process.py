@@ -49,7 +49,7 @@ class Child:
     """One child process, which runs `module` and has got `facts` as its first message."""
 
     def __init__(self, module: str, facts: dict[str, Any]) -> None:
-        paths = [str(Path(__file__).parents[1]), *filter(None, sys.path)]
+        paths = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _START, json.dumps(paths), module],
             stdin=subprocess.PIPE,

@@ -115,4 +115,4 @@ FEATURES = Stage(
     ("data_prep.quality_training.sample", "data_prep.filters.quality_classifier", "data_prep.documents.shards"),
     ("mmh3", "numpy", "xxhash", "zstandard"),
 )
-SAMPLE = Stage("data_prep.quality_training.sample", gather_sample, ("data_prep.quality_training.sample",), ("numpy",))
+SAMPLE = Stage("quality_sample", gather_sample, ("data_prep.quality_training.sample",), ("numpy",))

@@ -39,9 +39,9 @@ DRIVER = """
 import json, resource, sys
 from pathlib import Path
 sys.path[:] = json.loads(sys.argv[1])
-from data_prep.extract import ExtractTask, extract_file
-from data_prep.page_text import ExtractConfig
-from data_prep.readers import InputConfig
+from data_prep.extraction.extract import ExtractTask, extract_file
+from data_prep.extraction.page_text import ExtractConfig
+from data_prep.readers.readers import InputConfig
 for path in sorted(Path(sys.argv[2]).iterdir()):
     limit_s = 0.5 if path.name.startswith("deep") else 10.0
     config = ExtractTask(InputConfig(paths=("x",)), ExtractConfig(max_page_cpu_s=limit_s))

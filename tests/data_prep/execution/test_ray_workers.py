@@ -29,7 +29,7 @@ import os, time
 from pathlib import Path
 from dataclasses import dataclass
 import ray
-from data_prep.engine import Result
+from data_prep.execution.workspace import Result
 from gpt.errors import ConfigError
 
 

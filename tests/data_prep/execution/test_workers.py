@@ -98,7 +98,7 @@ def test_workers_end_with_their_owner(tmp_path, functions, busy):
     script = textwrap.dedent(
         """
         import os, signal, sys, time
-        from data_prep.workers import LocalWorkers
+        from data_prep.execution.workers import LocalWorkers
         import stage_functions
         if __name__ == "__main__":
             workers = LocalWorkers(2)

@@ -129,7 +129,7 @@ def test_the_manifest_says_what_made_a_file(tmp_path, functions, sources, run_st
     (settings,) = [line for line in lines if line.get("of_tasks") == entry["settings"]]
     assert settings["config"] == {"prefix": "p", "log": str(tmp_path / "log")}
     assert settings["of"] == "copy"
-    assert list(settings["code"]) == ["counts"]
+    assert list(settings["code"]) == ["data_prep.documents.counts"]
 
 
 def test_a_full_disk_at_any_moment_leaves_nothing_half(tmp_path, functions, sources, small_disk, run_stage):

@@ -62,7 +62,7 @@ def test_pages_hold_what_pydoc_says_and_nothing_of_this_machine(monkeypatch):
 
 def test_imports_happen_in_the_children_only():
     code = (
-        "import sys\nfrom data_prep.python_docs import render_pages\n"
+        "import sys\nfrom data_prep.readers.python_docs import render_pages\n"
         "print([error for _, _, error in render_pages(['module tabnanny', 'module no_such_module'])])\n"
         "print('tabnanny' in sys.modules)"
     )

@@ -283,7 +283,8 @@ def test_what_another_corpus_holds_is_left_out(tmp_path, crawl, undisturbed, cap
 def test_a_missing_extra_is_named_with_its_pip_line(tmp_path, crawl):
     """A real interpreter in which one package cannot be imported."""
     code = (
-        "import sys\nsys.modules['pycld2'] = None\nfrom pathlib import Path\nfrom data_prep.language import detect\n"
+        "import sys\nsys.modules['pycld2'] = None\nfrom pathlib import Path\n"
+        "from data_prep.filters.language import detect\n"
         "from gpt.errors import ConfigError\n"
         "try:\n    detect('words')\nexcept ConfigError as error:\n    print(error)"
     )
