@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gpt.errors import NO_ROOM, ConfigError, DiskFull
-from launch.processes.environment import enter_process, report_mistake
+from launch.processes.error_reports import report_mistake
+from launch.processes.rank_process import enter_process
 
 # command, of one word or two: (module, one line of help). A module has add_arguments(parser) and run(args) -> status.
 COMMANDS = {

@@ -42,7 +42,7 @@ def problems_of(facts: Facts) -> list[str]:
     if missing:
         problems.append(f"missing: {', '.join(missing)}; install with: pip install {' '.join(missing)}")
     old = [package for package in facts.packages if not package.extra and package.too_old]
-    problems += [f"{each.name} {each.version} is older than {each.least}: pip install -U {each.name}" for each in old]
+    problems += [f"{each.name} {each.version} is older than {each.minimum}: pip install -U {each.name}" for each in old]
     if not facts.folder_writable:
         problems.append(f"the current folder {Path.cwd()} is not writable, so a run cannot be saved; go to another")
     return problems

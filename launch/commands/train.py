@@ -5,8 +5,9 @@ import argparse
 from gpt.errors import ConfigError
 from launch.config.run_config import RunConfig, layout_of, read_run_config
 from launch.planning import options as dry_run_options
-from launch.processes.environment import ClusterEnvironment, early_warning_ends
+from launch.processes.environment import ClusterEnvironment
 from launch.processes.local_launch import launch_local
+from launch.processes.rank_process import early_warning_ends
 from launch.processes.restarts import RestartPolicy
 from launch.runs.history import furthest_step
 from parallel.layout.layout import Layout

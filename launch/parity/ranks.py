@@ -23,8 +23,9 @@ from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.batches import read_batch, step_positions
 from gpt.training.schedule import learning_rate
 from launch.config.run_config import RunConfig, as_dict, from_dict, layout_of
-from launch.processes.environment import ClusterEnvironment, keep_freed_memory
+from launch.processes.environment import ClusterEnvironment
 from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
+from launch.processes.rank_process import keep_freed_memory
 from launch.training.build import build_engine, build_loop, pick_device
 from launch.training.resume import fresh_start
 from parallel.engines.native import NativeEngine

@@ -1,4 +1,4 @@
-"""Has torch give the same bits from run to run, or say which operation cannot; decides nothing else about a run."""
+"""Make torch give the same bits from run to run, or name the operation that cannot."""
 
 import re
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ REFUSAL = re.compile(r"(\S+) does not have a deterministic implementation")  # t
 
 @contextmanager
 def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
-    """Within, where `wanted`, torch runs nothing whose bits may differ from run to run: ConfigError names what it would
-    have to. Another layout, number of threads or torch has other bits.
+    """Inside the block, if `wanted`, torch runs only operations whose bits are the same in every run.
 
-    Memory that nothing has been written to holds NaN, so that no result depends on what was there. torch's settings are
-    put back. cuBLAS and NCCL have to be told before, by launch.cluster.make_libraries_deterministic.
+    ConfigError names an operation that has no such implementation. Another layout, thread count or torch version gives
+    other bits. Torch fills uninitialised memory with NaN, so that no result can depend on what was there. The previous
+    settings of torch are restored. Set cuBLAS and NCCL before, with `environment.make_libraries_deterministic`.
     """
     if not wanted:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True)  # also for what torch.compile makes: it times no kernels to choose one
+    torch.use_deterministic_algorithms(True)  # torch.compile obeys too: it does not time kernels to choose one
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
         yield
@@ -34,8 +34,8 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
             raise
         raise ConfigError(
             f"run.deterministic = true: on {device.type} torch {torch.__version__} has no deterministic implementation "
-            f"of {operation}, which this run needs; choose another setting of [model] or [parallel] that does not, or "
-            f"set run.deterministic = false"
+            f"of {operation}, which this run needs. Change the setting of [model] or [parallel] that needs it, or set "
+            f"run.deterministic = false"
         ) from error
     finally:
         torch.use_deterministic_algorithms(before)
@@ -43,7 +43,7 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
 
 
 def refused_operation(error: BaseException) -> str | None:
-    """The operation that torch refused to run, where this or a cause of the error is such a refusal."""
+    """The operation that torch refused to run, if the error or one of its causes is such a refusal; else None."""
     seen: BaseException | None = error
     while seen is not None:
         found = REFUSAL.search(str(seen))
@@ -54,7 +54,7 @@ def refused_operation(error: BaseException) -> str | None:
 
 
 def conditions(device: torch.device) -> str:
-    """What else must be the same for the same bits, in words."""
+    """One line: which torch, layout and hardware the same bits depend on."""
     on = f"CPU with {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads a rank"
     if device.type == "cuda":
         on = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"

@@ -1,4 +1,4 @@
-"""How fast the devices of a run could multiply matrices, the denominator of model FLOP utilisation (MFU)."""
+"""Peak matrix-product speed of a run's devices: the denominator of model FLOP utilisation (MFU)."""
 
 import os
 import re
@@ -24,11 +24,11 @@ GPU_PEAKS_TFLOPS = {
 
 
 def peak_flops_per_s(device: torch.device, *, bf16: bool, world_size: int, local_world_size: int) -> float:
-    """The peak of all devices of a run together; 0.0 for a GPU that the table lacks and for
-    fp32 on a GPU, whose rate depends on TF32 settings (set run.peak_flops_per_s).
+    """The peak of all devices of a run together, in FLOP/s; 0.0 if unknown (then set run.peak_flops_per_s).
 
-    A CPU has no honest data sheet: its peak is measured, as the best of a few products of 1,024-wide matrices on all
-    cores. Takes a few tenths of a second; call it on one rank of a node while the others wait.
+    Unknown are GPUs missing from the table, and fp32 on a GPU, which depends on TF32 settings. CPU data sheets give no
+    usable peak, so it is measured: the best of a few products of 1,024 x 1,024 matrices on all cores. That takes a few
+    tenths of a second; call it on one rank of a node while the others wait.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -38,7 +38,7 @@ def peak_flops_per_s(device: torch.device, *, bf16: bool, world_size: int, local
 
 
 def measure_cpu_flops_per_s(dtype: torch.dtype) -> float:
-    """Best measured rate of a square matrix product on all cores of this machine."""
+    """Best measured speed of a square matrix product on all cores of this machine, in FLOP/s."""
     threads = torch.get_num_threads()
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     try:

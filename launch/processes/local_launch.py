@@ -1,6 +1,8 @@
-"""Starts the ranks of a command on this machine, and again after a failure; knows nothing of what they do."""
+"""Start the ranks of a command on this machine, forward signals to them, and restart them after a failure.
 
-import contextlib
+The work is torch elastic's; this module chooses its settings and reports failures in one place.
+"""
+
 import dataclasses
 import json
 import shutil
@@ -10,6 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,15 +22,17 @@ from launch.processes.environment import child_settings, launch_environment, qui
 from launch.processes.failures import (
     MISTAKE,
     SAVED_AFTER_SIGNAL,
-    explain,
+    describe_failure,
     first_failure,
-    in_words,
     mistake_of,
+    print_failure,
     shell_status,
 )
-from launch.processes.restarts import ONCE, Progress, Restart, RestartPolicy
+from launch.processes.restarts import ONCE, Restart, RestartPolicy, RunProgress
 
 GRACE_S = 120  # how long signalled ranks may take to save before they are killed
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+FROM_KEYBOARD = (signal.SIGINT, signal.SIGQUIT)  # a user who presses Ctrl-C again does not want to wait
 
 
 def launch_local(
@@ -39,26 +44,26 @@ def launch_local(
     grace_s: int = GRACE_S,
     restarts: RestartPolicy = ONCE,
 ) -> int:
-    """Run `python -m MODULE *argv` in `nproc` ranks on this machine; returns the exit status for the shell.
+    """Run `python -m MODULE *argv` in `nproc` ranks on this machine and return the exit status for the shell.
 
-    Rank 0 keeps the terminal, the others' output is shown only if they fail. A SIGTERM, SIGINT, SIGHUP, SIGQUIT or
-    SIGUSR1 sent to this process reaches every rank; they have `grace_s` seconds to save. When a rank fails, all are
-    ended and started again as `restarts` allows. Status: 0; 2 for a user's mistake, printed once, never started again;
-    SAVED_AFTER_SIGNAL; 128 + n for a signal; else that of the rank that failed first. Call it in the main thread.
+    Rank 0 keeps the terminal; the output of the others is shown only if they fail. The signals in FORWARDED reach every
+    rank, which then has `grace_s` seconds to save. If a rank fails, all are ended and restarted as `restarts` allows.
+    Status: 0; 2 for a user's mistake, printed once and never restarted; SAVED_AFTER_SIGNAL; 128 + n for a signal; else
+    the status of the rank that failed first. Call it in the main thread.
     """
     if nproc < 1:
-        raise ConfigError(f"--nproc {nproc}: the number of local processes must be 1 or more")
+        raise ConfigError(f"--nproc {nproc} is invalid: the number of local processes must be 1 or more")
     from torch.distributed.elastic.multiprocessing import SignalException
 
     log_dir = Path(tempfile.mkdtemp(prefix="triaxial_"))
     saved_file = log_dir / "saved"
-    in_checkout = Path.cwd() == Path(__file__).resolve().parents[1]
-    # -P: a folder of the user's that happens to be called gpt must not shadow ours
+    in_checkout = Path.cwd() == Path(__file__).resolve().parents[2]
+    # -P: a user's folder that happens to be called gpt must not shadow our package
     command = [*([] if in_checkout else ["-P"]), "-m", module, *argv]
     settings = child_settings(nproc, threads_per_process, saved_file=saved_file)
     keep_logs = False
     try:
-        with signals_tell_ranks(grace_s=grace_s):
+        with forward_signals(grace_s=grace_s):
             quiet_elastic_logs()
             status = _start_until_done(nproc, command, settings, restarts, log_dir=log_dir, grace_s=grace_s)
         keep_logs = status not in (0, MISTAKE, SAVED_AFTER_SIGNAL)
@@ -73,11 +78,11 @@ def launch_local(
 def _start_until_done(
     nproc: int, command: list[str], settings: dict[str, str], restarts: RestartPolicy, *, log_dir: Path, grace_s: int
 ) -> int:
-    """Start the ranks, and again after a failure as `restarts` allows; returns the exit status.
+    """Start the ranks, restart them after a failure as `restarts` allows, and return the exit status.
 
-    Each start is a launch of its own, with a store of its own: nothing of the dead ranks is in it.
+    Each start is a separate launch with a fresh store, which holds nothing of the dead ranks.
     """
-    progress = Progress(restarts.last_step())
+    progress = RunProgress(restarts.last_step())
     for count in range(restarts.most + 1):
         failures = _start(nproc, command, settings, log_dir=log_dir / f"start_{count}", grace_s=grace_s)
         if not failures:
@@ -93,25 +98,25 @@ def _start_until_done(
         progress = progress.after(step)
         if count == restarts.most or progress.is_stuck:
             break
-        restart = Restart(count + 1, restarts.most, f"{in_words(rank, failure)} at step ~{step:,}")
+        restart = Restart(count + 1, restarts.most, f"{describe_failure(rank, failure)} at step ~{step:,}")
         pause_s = progress.pause_s(restarts.pause_s)
-        later = f" in {pause_s:.0f} s, as it got no further than the start before" if pause_s else ""
+        later = f" in {pause_s:.0f} s, because it got no further than the previous start" if pause_s else ""
         print(
             f"triaxial: {restart.cause}; restart {restart.count} of {restart.most}{later}", file=sys.stderr, flush=True
         )
         time.sleep(pause_s)
         settings |= {"TRIAXIAL_RESTART": json.dumps(dataclasses.asdict(restart))}
-    explain(rank, failure, nproc=nproc, log_dir=log_dir / f"start_{count}")
+    print_failure(rank, failure, nproc=nproc, log_dir=log_dir / f"start_{count}")
     if restarts.most:
         why = progress.why_stuck if progress.is_stuck else f"it was restarted {count} times (--max-restarts)"
-        print(f"triaxial: not started again: {why}", file=sys.stderr, flush=True)
+        print(f"triaxial: not restarted: {why}", file=sys.stderr, flush=True)
     return shell_status(failure)
 
 
 def _start(
     nproc: int, command: list[str], settings: dict[str, str], *, log_dir: Path, grace_s: int
 ) -> Mapping[int, Any]:
-    """One start of all ranks, to its end; the failures by rank, none when all went well."""
+    """Start all ranks and wait for their end; returns the failures by rank, empty if all succeeded."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
@@ -119,7 +124,7 @@ def _start(
     with launch_environment(settings):
         launch = elastic_launch(_launch_config(nproc, log_dir=log_dir, grace_s=grace_s), sys.executable)
         try:
-            launch(*(word.replace("$", "$$") for word in command))  # elastic expands ${macros} in the words
+            launch(*(word.replace("$", "$$") for word in command))  # elastic expands ${macros} in the command
         except ChildFailedError as error:
             return error.failures
     return {}
@@ -137,45 +142,41 @@ def _launch_config(nproc: int, *, log_dir: Path, grace_s: int) -> Any:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint=str(log_dir.with_name(f"{log_dir.name}.store")),
-        rdzv_configs={"store_type": "file"},  # a store in a process would listen on all interfaces
+        rdzv_configs={"store_type": "file"},  # a TCP store would listen on all interfaces
         local_addr="127.0.0.1",  # this machine's name need not resolve
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(log_dir), redirects=others),
-        signals_to_handle="",  # ours are there already, see signals_tell_ranks
+        signals_to_handle="",  # forward_signals has installed ours
         shutdown_timeout=grace_s,
     )
 
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+# ---- signals to the launcher -----------------------------------------------------------------------------------------
 
 
-INSISTING = (signal.SIGINT, signal.SIGQUIT)  # somebody at the keyboard who asks again does not want to wait
+@contextmanager
+def forward_signals(*, grace_s: float) -> Iterator[None]:
+    """Inside the block, a signal raises torch elastic's SignalException: elastic passes it to its ranks and waits.
 
-
-@contextlib.contextmanager
-def signals_tell_ranks(*, grace_s: float) -> Iterator[None]:
-    """While inside, a signal raises torch elastic's SignalException, at which it passes the signal on to its ranks and
-    waits for them; in the main thread only.
-
-    Of elastic's own handlers each further signal raises as well: the second breaks into that wait and the third ends
-    the launcher, and its ranks with it, however far their save is. Here more of them are not heard for `grace_s`, and
-    a SIGHUP that is ignored, as nohup has it, stays so.
+    With elastic's own handlers every further signal raises again: the second interrupts that wait, and the third ends
+    the launcher and its ranks, however far they are with saving. Here further signals are ignored for `grace_s`. A
+    SIGHUP that is ignored (nohup) stays ignored. Main thread only.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
 
     first_at: float | None = None
 
-    def tell(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         nonlocal first_at
         now = time.monotonic()
-        if first_at is not None and number not in INSISTING and now < first_at + grace_s:
+        if first_at is not None and number not in FROM_KEYBOARD and now < first_at + grace_s:
             return
         first_at = now if first_at is None else first_at
         raise SignalException(f"the launcher got signal {number}", sigval=signal.Signals(number))
 
-    hung_up_on = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    numbers = [number for number in FORWARDED if not (hung_up_on and number == signal.SIGHUP)]
-    before = {number: signal.signal(number, tell) for number in numbers}
+    ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in FORWARDED if not (ignores_hangup and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, forward) for number in numbers}
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""Runs one function on several fresh processes of this machine as ranks, and ends them all when one fails.
+"""Run one function as ranks in several fresh processes of this machine, and end them all when one fails.
 
-Unlike `launch.local_launch.launch_local` it starts no interpreter for each rank: a fork server loads torch once, so
-that many short runs cost little. The ranks are not restarted, and a signal ends them without saving.
+Unlike `local_launch.launch_local` it does not start an interpreter for each rank: a fork server loads torch once, so
+many short runs are cheap. Ranks are not restarted, and a signal ends them without saving.
 """
 
 import multiprocessing
@@ -21,28 +21,30 @@ from pathlib import Path
 from types import FrameType
 
 from gpt.errors import ConfigError
-from launch.processes.environment import die_with_parent, share_machine
-from launch.processes.failures import exit_words
+from launch.processes.environment import share_machine
+from launch.processes.failures import MISTAKE, describe_exit
+from launch.processes.rank_process import die_with_parent
 
-LONGEST_SOCKET_NAME = 107 if sys.platform == "linux" else 103  # unix(7): sun_path, without its last zero
-SOCKET_NAME = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # what multiprocessing adds to the folder
-MISTAKE = 2  # the exit status of a rank that met a user's mistake
-SETTLE_S = 0.3  # how long after a first failure others are looked for: the first one seen need not be the cause
+MAX_SOCKET_NAME = 107 if sys.platform == "linux" else 103  # unix(7): sun_path without the terminating zero
+SOCKET_NAME = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # the part that multiprocessing appends to the folder
+SETTLE_S = 0.3  # wait this long after the first failure for others: the first one seen may not be the cause
 LAST_LINES = 40
 
 
 class RankFailed(Exception):
-    """A rank died or raised; the message names it and ends with the last lines that it wrote."""
+    """A rank died or raised; the message names it and ends with the last lines of its output."""
 
 
 def fork_server(preload: Sequence[str]) -> ForkServerContext:
-    """What `run_ranks` starts ranks with. `preload`: modules to load once; they must start no threads. ConfigError: the
-    folder for temporary files has so long a name that the server's socket in it has none."""
-    room = LONGEST_SOCKET_NAME - len(SOCKET_NAME)
-    if len(os.fsencode(tempfile.gettempdir())) > room:
+    """The context with which `run_ranks` starts ranks. `preload`: modules to load once; they must not start threads.
+
+    ConfigError if the name of the temporary folder is too long for the server's socket in it.
+    """
+    limit = MAX_SOCKET_NAME - len(SOCKET_NAME)
+    if len(os.fsencode(tempfile.gettempdir())) > limit:
         raise ConfigError(
-            f"TMPDIR = {tempfile.gettempdir()} is too long a name for the sockets in it; set TMPDIR to a folder whose "
-            f"name has at most {room} characters"
+            f"TMPDIR = {tempfile.gettempdir()} is invalid: the name is too long for the sockets in it. Set TMPDIR to a "
+            f"folder whose name has at most {limit} characters"
         )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
@@ -51,12 +53,12 @@ def fork_server(preload: Sequence[str]) -> ForkServerContext:
 
 @contextmanager
 def signals_unwind() -> Iterator[None]:
-    """Within, SIGTERM and SIGHUP raise SystemExit(128 + number), so that ranks and temporary files go before the
-    process does. Main thread only. A signal that is ignored, as nohup does, stays so."""
+    """Inside the block, SIGTERM and SIGHUP raise SystemExit(128 + number), so that ranks and temporary files are
+    removed before the process ends. Main thread only. An ignored signal (nohup) stays ignored."""
 
     def unwind(number: int, frame: FrameType | None) -> None:
         for each in before:
-            signal.signal(each, signal.SIG_IGN)  # a second one must not break into the clearing up
+            signal.signal(each, signal.SIG_IGN)  # a second signal must not interrupt the clean-up
         sys.exit(128 + number)
 
     numbers = (signal.SIGTERM, signal.SIGHUP)
@@ -75,8 +77,8 @@ def run_ranks(
 ) -> None:
     """Call `function(rank, *arguments)` on each rank and return when all have returned.
 
-    Rank 0 keeps the terminal, what the others write goes to files in `logs`. When a rank fails the others are killed,
-    whatever they wait for: RankFailed, or ConfigError for a user's mistake. No rank outlives this process.
+    Rank 0 keeps the terminal; the output of the others goes to files in `logs`. If a rank fails, the others are killed,
+    even while they wait, and RankFailed is raised, or ConfigError for a user's mistake. No rank outlives this process.
     """
     logs.mkdir(parents=True)
     ranks = [
@@ -94,18 +96,18 @@ def run_ranks(
         for process in started:
             process.join()
     if failures:
-        # a killed rank is a cause; its peers' broken connections, which they raise, follow
+        # A killed rank is the cause; its peers then raise errors about broken connections.
         rank = min(failures, key=lambda rank: (failures[rank] > 0, _failed_at(logs, rank), rank))
         log = _log(logs, rank)
-        said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        output = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
         if failures[rank] == MISTAKE:
-            raise ConfigError(said)
-        lines = [f"\n[rank {rank}] {line}" for line in said.splitlines()[-LAST_LINES:]]
-        raise RankFailed(f"rank {rank} of {nproc} failed first ({exit_words(failures[rank])}){''.join(lines)}")
+            raise ConfigError(output)
+        lines = [f"\n[rank {rank}] {line}" for line in output.splitlines()[-LAST_LINES:]]
+        raise RankFailed(f"rank {rank} of {nproc} failed first ({describe_exit(failures[rank])}){''.join(lines)}")
 
 
 def _wait(ranks: Sequence[BaseProcess]) -> dict[int, int]:
-    """Until all have ended well, or one has not: then rank to exit status of those that have failed by themselves."""
+    """Wait until all ranks have succeeded or one has failed; returns rank -> exit status of the failed ones."""
     running = {process.sentinel: process for process in ranks}
     while running:
         for sentinel in multiprocessing.connection.wait(list(running)):
@@ -120,8 +122,8 @@ def _wait(ranks: Sequence[BaseProcess]) -> dict[int, int]:
 
 
 def _serve(function: Callable[..., None], rank: int, nproc: int, arguments: Sequence[str], logs: str) -> None:
-    """A rank's life. What it raises goes to its log, for the launcher to show."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher decides what ends
+    """The body of one rank's process. An exception goes to the rank's log, for the launcher to show."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the launcher handles it
     die_with_parent()
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     share_machine(nproc)
@@ -143,12 +145,12 @@ def _serve(function: Callable[..., None], rank: int, nproc: int, arguments: Sequ
 
 
 def _end_with_launcher() -> None:
-    """Ends this rank when its launcher is gone, even by kill -9.
+    """End this rank when its launcher is gone, even by kill -9.
 
-    The kernel's signal does not: the parent that it watches is the fork server, which itself lives on while a rank
-    does, since every rank holds the pipe by whose end the server sees that nobody needs it.
+    The kernel's signal does not do that: it watches the fork server, which is the parent. The server lives as long as
+    any rank, because it exits only when its pipe is closed and every rank holds that pipe open.
     """
-    launcher = multiprocessing.parent_process()  # not getppid(): the process that asked the fork server for this one
+    launcher = multiprocessing.parent_process()  # the process that asked the fork server for this rank, not getppid()
     assert launcher is not None
     launcher.join()
     os._exit(1)

@@ -1,4 +1,4 @@
-"""What this machine offers to training, looked up once; judges nothing and contacts nobody."""
+"""Collect what this machine offers for training: devices, packages, memory, limits. Uses no network."""
 
 import importlib.metadata
 import os
@@ -16,7 +16,7 @@ from typing import Any
 from launch.processes.environment import shown_settings
 
 DEPENDENCY = re.compile(
-    r"^(?P<name>[A-Za-z0-9._-]+)\s*(?:>=(?P<least>[0-9.]+))?\s*(?:;.*extra == ['\"](?P<extra>\w+)['\"].*)?$"
+    r"^(?P<name>[A-Za-z0-9._-]+)\s*(?:>=(?P<minimum>[0-9.]+))?\s*(?:;.*extra == ['\"](?P<extra>\w+)['\"].*)?$"
 )
 
 
@@ -31,22 +31,22 @@ class Device:
 
 @dataclass(frozen=True)
 class Package:
-    """A dependency of ours: the lowest version we take, the one found or None, the extra that brings it ("": core)."""
+    """A dependency: minimum version, version found or None, and the extra that installs it ("" for the core)."""
 
     name: str
-    least: str
+    minimum: str
     extra: str
     version: str | None
 
     @property
     def too_old(self) -> bool:
-        """Whether the version found is below the least."""
-        return self.version is not None and _numbers(self.version) < _numbers(self.least)
+        """True if the version found is below the minimum."""
+        return self.version is not None and _numbers(self.version) < _numbers(self.minimum)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found on this machine. Sizes in bytes; None where the machine does not say."""
+    """The facts about this machine. Sizes in bytes; None if unknown."""
 
     python: str
     torch: str | None
@@ -71,7 +71,7 @@ class Facts:
 
 
 def collect() -> Facts:
-    """Look at everything once; takes a few seconds, most of it importing torch."""
+    """Collect everything; takes a few seconds, mostly to import torch."""
     folder = Path.cwd()
     return Facts(
         python=f"{platform.python_version()} ({sys.executable})",
@@ -92,12 +92,12 @@ def collect() -> Facts:
 
 
 def torch_facts() -> dict[str, Any]:
-    """The fields of Facts that only torch can tell; the empty ones when torch cannot be imported."""
+    """The fields of Facts that come from torch; empty values if torch cannot be imported."""
     empty: dict[str, Any] = {"gpus": (), "backends": (), "bf16_on_cpu": "unknown", "matmul_gflops": {}}
     try:
         import torch
         import torch.distributed as dist
-    except (ImportError, OSError) as error:  # OSError: a shared library of torch's is missing
+    except (ImportError, OSError) as error:  # OSError: a shared library of torch is missing
         return {**empty, "torch": None, "torch_build": f"cannot be imported: {error}", "torch_threads": 0}
     gpus = []
     for index in range(torch.cuda.device_count()):
@@ -121,7 +121,7 @@ def torch_facts() -> dict[str, Any]:
 
 
 def matmul_gflops(device: str) -> dict[str, float]:
-    """Billions of operations a second in a square matrix product, median of five, fp32 and bf16."""
+    """GFLOP/s of a square matrix product in fp32 and bf16, median of five."""
     import torch
 
     size = 4096 if device == "cuda" else 768
@@ -135,12 +135,12 @@ def matmul_gflops(device: str) -> dict[str, float]:
             if device == "cuda":
                 torch.cuda.synchronize()
             spans.append(time.perf_counter() - started_at)
-        speeds[name] = round(2 * size**3 / statistics.median(spans[1:]) / 1e9, 1)  # the first pays for start-up
+        speeds[name] = round(2 * size**3 / statistics.median(spans[1:]) / 1e9, 1)  # the first includes start-up costs
     return speeds
 
 
 def packages() -> tuple[Package, ...]:
-    """Every dependency that our own package metadata names, with the version found."""
+    """Every dependency in our package metadata, with the version found."""
     try:
         lines = importlib.metadata.requires("triaxial") or []
     except importlib.metadata.PackageNotFoundError:
@@ -154,7 +154,7 @@ def packages() -> tuple[Package, ...]:
             version: str | None = importlib.metadata.version(match["name"])
         except importlib.metadata.PackageNotFoundError:
             version = None
-        found.append(Package(match["name"], match["least"] or "0", match["extra"] or "", version))
+        found.append(Package(match["name"], match["minimum"] or "0", match["extra"] or "", version))
     return tuple(found)
 
 
@@ -164,19 +164,19 @@ def _numbers(version: str) -> list[int]:
 
 
 def cpu_name() -> str:
-    """The processor's name as Linux gives it, else the architecture."""
+    """The processor's name from Linux, else the architecture."""
     return _first_in("/proc/cpuinfo", r"^model name\s*:\s*(.+)$") or platform.machine()
 
 
 def bf16_on_cpu() -> str:
-    """Which instructions for bf16 this processor has; without any, bf16 works but is slower than fp32."""
+    """The bf16 instructions of this processor; without any, bf16 is emulated and slower than fp32."""
     flags = (_first_in("/proc/cpuinfo", r"^(?:flags|Features)\s*:\s*(.+)$") or "").split()
     native = [flag for flag in ("amx_bf16", "avx512_bf16", "bf16") if flag in flags]
     return f"native ({', '.join(native)})" if native else "emulated"
 
 
 def memory_free_bytes() -> int | None:
-    """Memory that this process may still take: the kernel's estimate, or less where a container has a limit."""
+    """Memory that this process may still allocate: the kernel's estimate, or less if a container has a limit."""
     available = _first_in("/proc/meminfo", r"^MemAvailable:\s*(\d+) kB$")
     if available is None:
         return None
@@ -192,14 +192,14 @@ def memory_free_bytes() -> int | None:
 
 
 def open_files_limit() -> int:
-    """How many files a process may hold open."""
+    """The number of files that a process may hold open."""
     import resource
 
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch.compile would find, or None."""
+    """The C++ compiler that torch.compile would use, or None."""
     candidates = [shown_settings().get("CXX"), "g++", "clang++", "c++"]
     return next((found for name in candidates if name and (found := shutil.which(name))), None)
 

@@ -1,4 +1,4 @@
-"""Whether a run that failed is started again, and how it is told; starts no process itself."""
+"""Decide whether a failed run is restarted and after which pause, and describe the restart. Starts no process."""
 
 import json
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
 
-MOST_STARTS_WITHOUT_PROGRESS = 4  # in a row: what fails so often at the same step fails for a reason
-LONGER = 4  # times the pause before, each time: 15, 60, 240 s outlast a switch or a file server that is restarted
+MAX_STARTS_WITHOUT_PROGRESS = 4  # in a row: a run that fails this often at the same step will fail again
+PAUSE_GROWTH = 4  # factor from pause to pause: 15, 60, 240 s outlast the reboot of a switch or a file server
 
 
 @dataclass(frozen=True)
 class Restart:
-    """This start is the `count`-th of at most `most` in place of one that failed; torchrun names no `cause`."""
+    """This start is restart `count` of at most `most`. `cause`: why the last start failed; torchrun does not say."""
 
     count: int
     most: int
@@ -27,8 +27,10 @@ class Restart:
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """At most so many restarts; `last_step` says how far the run is, so that one which gets nowhere is given up, and
-    before that started again after pauses: `pause_s` the first time."""
+    """Restart at most `most` times, and give up earlier if the run makes no progress.
+
+    `last_step` returns the furthest step of the run. `pause_s`: the first pause before a restart without progress.
+    """
 
     most: int = 0
     last_step: Callable[[], int] = int
@@ -39,32 +41,32 @@ ONCE = RestartPolicy()
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """The furthest step of a run, and how many starts in a row got no further."""
 
     furthest: int
     starts: int = 0
 
-    def after(self, step: int) -> "Progress":
-        """A start ended at `step`."""
-        return Progress(step) if step > self.furthest else Progress(self.furthest, self.starts + 1)
+    def after(self, step: int) -> "RunProgress":
+        """The progress after a start that ended at `step`."""
+        return RunProgress(step) if step > self.furthest else RunProgress(self.furthest, self.starts + 1)
 
     def pause_s(self, first_s: float) -> float:
-        """Before the next start: none after one that got further, else longer each time."""
-        return first_s * LONGER ** (self.starts - 1) if self.starts else 0.0
+        """The pause before the next start: none after progress, else longer each time."""
+        return first_s * PAUSE_GROWTH ** (self.starts - 1) if self.starts else 0.0
 
     @property
     def is_stuck(self) -> bool:
-        return self.starts >= MOST_STARTS_WITHOUT_PROGRESS
+        return self.starts >= MAX_STARTS_WITHOUT_PROGRESS
 
     @property
     def why_stuck(self) -> str:
         where = f"no further than step {self.furthest:,}" if self.furthest else "to no step at all"
-        return f"{self.starts} starts in a row got {where}; mend the cause, then start the run again"
+        return f"{self.starts} starts in a row got {where}. Fix the cause, then start the run again"
 
 
 def last_logged_step(run_directory: Path) -> int:
-    """The step of the last whole line of metrics.jsonl, 0 when there is none: about how far the run is."""
+    """The step of the last whole line of metrics.jsonl, 0 if there is none: about how far the run is."""
     try:
         with (run_directory / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
@@ -81,31 +83,30 @@ def last_logged_step(run_directory: Path) -> int:
     return 0
 
 
-def count_start(run_directory: Path, restart: Restart | None, *, reached: int) -> Progress:
-    """What our own launcher does in its memory, for torchrun: rank 0 calls it at every start, before it trains.
+def count_start(run_directory: Path, restart: Restart | None, *, reached: int) -> RunProgress:
+    """Count this start in a file of the run directory. Rank 0 calls it at every start, before it trains.
 
-    ConfigError when torchrun's restarts get nowhere; with that the next ones end at once.
+    `reached`: the furthest step of the run so far. Our own launcher counts in its memory and gives a `cause`; then
+    nothing is written. ConfigError if torchrun's restarts make no progress; its further restarts then end at once.
     """
     if restart is not None and restart.cause:
-        return Progress(reached)
+        return RunProgress(reached)
     file = run_directory / ".progress.json"
-    progress = Progress(reached)
+    progress = RunProgress(reached)
     if restart is not None:
         try:
-            progress = Progress(**json.loads(file.read_text(encoding="utf-8"))).after(reached)
-        except (OSError, ValueError, TypeError):  # no earlier start came so far
-            progress = Progress(0).after(reached)
+            progress = RunProgress(**json.loads(file.read_text(encoding="utf-8"))).after(reached)
+        except (OSError, ValueError, TypeError):  # the first start failed before it could write the file
+            progress = RunProgress(0).after(reached)
     replace_file(file, json.dumps(asdict(progress)))
     if progress.is_stuck:
         raise ConfigError(f"{restart}: {progress.why_stuck}")
     return progress
 
 
-def how_it_resumed(restart: Restart, *, reached: int, step: int) -> str:
-    """One line for the operator: what happened, from where the run goes on, and what that costs."""
+def describe_resume(restart: Restart, *, reached: int, step: int) -> str:
+    """One line for the operator: what happened, the step the run resumes from, and how many steps are repeated."""
     if not step:
-        return f"{restart}: there is no checkpoint, so all steps are taken again"
+        return f"{restart}: there is no checkpoint, so all steps are repeated"
     again = f"{reached - step:,} steps are" if reached - step != 1 else "1 step is"
-    return f"{restart}: resumed from step {step:,}, " + (
-        f"{again} taken again" if reached > step else "no step is lost"
-    )
+    return f"{restart}: resumed from step {step:,}, " + (f"{again} repeated" if reached > step else "no step is lost")

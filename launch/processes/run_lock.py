@@ -1,8 +1,8 @@
-"""Keeps a run directory for one job at a time, on one machine and across machines; never looks at what is in it.
+"""Lock a run directory for one job at a time, on one machine and across machines.
 
-On one machine a POSIX lock decides, which the kernel gives back however its owner ends. Where machines do not see each
-other's locks (Lustre and NFS may be mounted so) the owner's record decides: it changes with every beat, and a reader
-waits for a change instead of comparing two machines' clocks.
+On one machine a POSIX lock decides; the kernel releases it however its owner ends. Lustre and NFS may be mounted so
+that machines do not see each other's locks. Then the owner's record decides: the owner rewrites it at every heartbeat,
+and a reader waits for a change, because the clocks of two machines cannot be compared.
 """
 
 import errno
@@ -25,17 +25,17 @@ from gpt.files.atomic import append_to
 
 LOCK, RECORD = ".lock", ".owner.json"
 BEAT_S = 5.0
-SILENT_S = 20.0  # a record unchanged for so long belongs to a job that is dead, or cut off from the files
-PATIENCE_S = 1.0  # for a process on this machine that is just being killed
+SILENT_S = 20.0  # the owner of a record unchanged for this long is dead, or cut off from the file system
+PATIENCE_S = 1.0  # wait this long for a process of this machine that is just being killed
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a run directory, in its own words; `beats` grows, and `running_s` is by the owner's own clock."""
+    """The owner of a run directory, as it wrote itself. `beats` grows; `running_s` is by the owner's clock."""
 
     host: str
-    machine: str  # what tells one kernel from another; host names repeat
+    machine: str  # the kernel's boot id: host names may repeat
     pid: int
     job_id: str | None
     token: str
@@ -56,23 +56,23 @@ class Owner:
 
 
 @contextmanager
-def hold(
+def lock(
     directory: Path, *, job_id: str | None = None, beat_s: float = BEAT_S, silent_s: float = SILENT_S
 ) -> Iterator[None]:
-    """While inside, this process has the run directory, which is made if it is not there. One rank calls it.
+    """Lock the run directory inside the block, and create it if it does not exist. One rank calls it.
 
-    ConfigError at once when another process of this machine has it, or one of another machine whose record changes.
-    One of another machine that left no word of its end is watched for `silent_s` seconds, then taken for dead.
+    ConfigError if another process of this machine has it, or a job of another machine whose record changes. If such a
+    record does not change for `silent_s` seconds, its owner is considered dead.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"run.directory = {directory} cannot be made: {error.strerror}; choose another with --run.directory"
+            f"run.directory = {directory} cannot be created: {error.strerror}. Choose another with --run.directory"
         ) from None
     owner, record = Owner.here(job_id), directory / RECORD
-    with append_to(directory / LOCK) as lock:  # closing it gives the lock back
-        _take(directory, lock, owner, silent_s=silent_s)
+    with append_to(directory / LOCK) as lock_file:  # closing it releases the lock
+        _take(directory, lock_file, owner, silent_s=silent_s)
         ended = threading.Event()
         beating = threading.Thread(target=_beat, args=(directory, owner, ended, beat_s), daemon=True)
         beating.start()
@@ -85,32 +85,33 @@ def hold(
                 record.unlink(missing_ok=True)
 
 
-def _take(directory: Path, lock: BinaryIO, owner: Owner, *, silent_s: float) -> None:
+def _take(directory: Path, lock_file: BinaryIO, owner: Owner, *, silent_s: float) -> None:
     record = directory / RECORD
     gives_up_at = time.monotonic() + PATIENCE_S
-    locked = _try_lock(lock)
+    locked = _try_lock(lock_file)
     other = _read(record)
     while locked is False and (other is None or other.machine == owner.machine):
         if time.monotonic() > gives_up_at:
             raise _in_use(directory, other)
         time.sleep(0.05)
-        locked, other = _try_lock(lock), _read(record)
-    # With the lock, a record of this machine is a dead process's. Without (locks that the file server has not taken
-    # back from a machine that died, or has none), and for other machines, only silence tells.
+        locked, other = _try_lock(lock_file), _read(record)
+    # If we have the lock, a record of this machine belongs to a dead process. In two cases only silence shows that its
+    # owner is dead: the record is another machine's, or we have no lock. The file server may support no locks, or may
+    # not have released the lock of a machine that died.
     doubtful = other is not None and not (locked and other.machine == owner.machine)
     if doubtful and _changes(record, silent_s=silent_s):
         raise _in_use(directory, _read(record))
     _write(record, owner)
     if doubtful:
-        time.sleep(PATIENCE_S)  # two machines may both have found it silent: the last one to write has it
+        time.sleep(PATIENCE_S)  # two machines may both have found it silent: the last one to write wins
         if not _is_ours(record, owner):
             raise _in_use(directory, _read(record))
 
 
-def _try_lock(lock: BinaryIO) -> bool | None:
-    """Whether the lock is ours now; None where the file system has no locks."""
+def _try_lock(lock_file: BinaryIO) -> bool | None:
+    """True if the lock is ours now; None if the file system has no locks."""
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return None
@@ -121,37 +122,37 @@ def _try_lock(lock: BinaryIO) -> bool | None:
 
 
 def _changes(record: Path, *, silent_s: float) -> bool:
-    """Whether the record changes within `silent_s`; gone is silent too."""
+    """True if the record changes within `silent_s` seconds. A deleted record counts as unchanged."""
     first = _read(record)
     print(
-        f"triaxial: {record.parent} was left without a word by {first}; watching it for {silent_s:.0f} s",
+        f"triaxial: {record.parent} was last used by {first}; watching it for {silent_s:.0f} s for a sign of life",
         file=sys.stderr,
         flush=True,
     )
     ends_at = time.monotonic() + silent_s
     while time.monotonic() < ends_at:
         time.sleep(min(0.5, silent_s / 10))
-        now = _read(record)  # opened anew each time: that is when NFS asks its server
+        now = _read(record)  # opens the file each time: only then does NFS ask its server
         if now is not None and now != first:
             return True
     return False
 
 
 def _beat(directory: Path, owner: Owner, ended: threading.Event, beat_s: float) -> None:
-    """Change the record until `ended`; when another job has taken it, end this process before it writes more."""
+    """Rewrite the record until `ended`. If another job has taken it, end this process before it writes more."""
     record, started_at = directory / RECORD, time.monotonic()
     while not ended.wait(beat_s):
         other = _read(record)
         if other is not None and other.token != owner.token:
             print(
-                f"triaxial: error: {directory} was taken by {other}, as this process had given no sign of life for "
+                f"triaxial: error: {directory} was taken by {other}, because this process showed no sign of life for "
                 f"{SILENT_S:.0f} s; it ends without writing",
                 file=sys.stderr,
                 flush=True,
             )
             os._exit(ConfigError.exit_status)
         owner = replace(owner, running_s=time.monotonic() - started_at, beats=owner.beats + 1)
-        with suppress(OSError):  # a full disk, perhaps: the lock still holds on this machine
+        with suppress(OSError):  # a full disk, perhaps: on this machine the lock still protects the directory
             _write(record, owner)
 
 
@@ -169,7 +170,7 @@ def _write(record: Path, owner: Owner) -> None:
 
 
 def _read(record: Path) -> Owner | None:
-    """The record, None when there is none or none that we can read."""
+    """The record; None if it does not exist or cannot be read."""
     try:
         return Owner(**json.loads(record.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -182,8 +183,8 @@ def _is_ours(record: Path, owner: Owner) -> bool:
 
 
 def _in_use(directory: Path, other: Owner | None) -> ConfigError:
-    who = str(other) if other is not None else "another process, which has left no record yet"
-    return ConfigError(f"{directory} is in use by {who}; stop it first, or choose another --run.directory")
+    who = str(other) if other is not None else "another process, which has written no record yet"
+    return ConfigError(f"{directory} is in use by {who}. Stop it first, or choose another --run.directory")
 
 
 def _span(seconds: float) -> str:

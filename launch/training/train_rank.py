@@ -23,14 +23,13 @@ from launch.processes.determinism import deterministic
 from launch.processes.environment import (
     ClusterEnvironment,
     bootstrap_in_this_process,
-    keep_freed_memory,
-    leave_word_saved,
     make_libraries_deterministic,
     stay_offline,
 )
+from launch.processes.rank_process import keep_freed_memory, mark_saved
 from launch.processes.rendezvous import join_processes
-from launch.processes.restarts import Restart, count_start, how_it_resumed
-from launch.processes.run_lock import hold
+from launch.processes.restarts import Restart, count_start, describe_resume
+from launch.processes.run_lock import lock
 from launch.runs.history import furthest_step
 from launch.training.build import (
     build_engine,
@@ -83,7 +82,7 @@ def run_rank(config: RunConfig, environment: ClusterEnvironment, *, resume: bool
         restart_count=environment.restart.count if environment.restart is not None else 0,
     )
     prepared = prepare(config, environment, ledger, resume=resume)
-    with hold(config.run.directory, job_id=environment.slurm_job_id) if is_first else nullcontext():
+    with lock(config.run.directory, job_id=environment.slurm_job_id) if is_first else nullcontext():
         if is_first:
             progress = count_start(config.run.directory, environment.restart, reached=prepared.reached)
             # the others wait for it, which they do for so long
@@ -158,7 +157,7 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
     run = build_loop(config, prepared.saved_state, peak_flops_per_s=peak)
     events = [*start.events, *check_space(run, engine, step=start.step)]
     if restart is not None:
-        events.insert(0, ("restart", how_it_resumed(restart, reached=prepared.reached, step=start.step)))
+        events.insert(0, ("restart", describe_resume(restart, reached=prepared.reached, step=start.step)))
     first_step = start.step
     with ledger, open_metrics(config, run, start) if engine.is_main else nullcontext() as metrics:
         if metrics is not None:
@@ -183,11 +182,11 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
         ledger.shut_down()
         weights = digest_of_weights(engine) if config.run.deterministic else None
         if metrics is not None:
-            tell_end(prepared, run, outcome, metrics, first_step=first_step, weights=weights)
+            report_end(prepared, run, outcome, metrics, first_step=first_step, weights=weights)
     if run.fast_checkpoints is not None and outcome.ended in ("total_tokens", "target_loss"):
         discard_all(run.fast_checkpoints)
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
-    return leave_word_saved(prepared.environment) if outcome.ended == "signal" else 0
+    return mark_saved(prepared.environment) if outcome.ended == "signal" else 0
 
 
 def known_restart(mine: Restart | None) -> Restart | None:
@@ -204,7 +203,7 @@ def digest_of_weights(engine: NativeEngine) -> str:
     return model_digest(exchange(weight_digests(engine.parameters), None))
 
 
-def tell_end(
+def report_end(
     prepared: Prepared,
     run: Run,
     outcome: Outcome,

@@ -1,8 +1,8 @@
-"""For tests: a process that holds a run directory as rank 0 of a training run does, until its input ends.
+"""For tests: a process that locks a run directory, as rank 0 of a training run does, until its input ends.
 
     python holding.py DIRECTORY JOB BEAT_S SILENT_S [MACHINE]
 
-MACHINE: it takes itself for that machine, whose locks are its own, as where Lustre or NFS is mounted so.
+MACHINE: it pretends to run on that machine, whose locks other machines do not see (Lustre or NFS without flock).
 """
 
 import fcntl
@@ -20,7 +20,7 @@ def hold(directory, job, beat_s, silent_s, machine=None):
         run_lock.Owner.here = lambda job_id: replace(here(job_id), machine=machine, host=machine)
         fcntl.lockf = lambda *_: None
     try:
-        with run_lock.hold(Path(directory), job_id=job, beat_s=float(beat_s), silent_s=float(silent_s)):
+        with run_lock.lock(Path(directory), job_id=job, beat_s=float(beat_s), silent_s=float(silent_s)):
             print("held", flush=True)
             sys.stdin.read()
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""What tests/launch/processes/test_local_ranks.py runs on ranks."""
+"""Functions that tests/launch/processes/test_local_ranks.py runs on ranks."""
 
 import os
 import signal

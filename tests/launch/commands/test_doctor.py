@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pty
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,17 +22,7 @@ def here() -> Facts:
     return collect()
 
 
-def test_the_facts_of_this_machine_agree_with_what_the_machine_says(here):
-    assert here.cores == len(os.sched_getaffinity(0))
-    assert here.python.startswith(".".join(map(str, sys.version_info[:3])))
-    assert here.shm_bytes == shutil.disk_usage("/dev/shm").total
-    assert 0 < here.memory_free_bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert "gloo" in here.backends
-    assert here.matmul_gflops["fp32"] > 0.1
-    found = {package.name: package for package in here.packages}
-    assert {"torch", "numpy", "sentencepiece"} <= {name for name, package in found.items() if not package.extra}
-    assert found["pyarrow"].extra == "data"
-    assert found["pytest"].version == pytest.__version__
+def test_this_machine_has_no_problems(here):
     assert doctor.problems_of(here) == []
 
 

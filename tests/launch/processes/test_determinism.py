@@ -1,4 +1,4 @@
-"""run.deterministic: two runs of one recipe are equal to the bit, or the operation that prevents it is named."""
+"""run.deterministic: two runs of one recipe are bit-identical, or the error names the operation that prevents it."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from parallel.engines.native import NativeEngine
 
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 STEPS = 3
-LAYOUTS = {  # with the words that make each take more of the code
+LAYOUTS = {  # each with options that exercise more code
     "data": ["--parallel.zero_stage", "3"],
     "tensor": ["--parallel.precision", "bf16", "--train.z_loss", "1e-3"],
     "pipeline": ["--checkpoint.every_tokens", "1024"],
@@ -26,7 +26,7 @@ SHORT = ["--train.total_tokens", str(STEPS * 512), "--train.validation_tokens", 
 
 @pytest.fixture(scope="module")
 def twice(tiny_corpus, watched_ranks, tmp_path_factory):
-    """Each layout's run, and another of the same recipe."""
+    """Two runs of the same recipe for each layout."""
     folder = tmp_path_factory.mktemp("twice")
     plan = []
     for axis, more in LAYOUTS.items():
@@ -38,7 +38,7 @@ def twice(tiny_corpus, watched_ranks, tmp_path_factory):
 
 
 @pytest.mark.parametrize("axis", LAYOUTS)
-def test_two_runs_on_one_layout_are_equal_to_the_bit(twice, axis):
+def test_two_runs_on_one_layout_are_bit_identical(twice, axis):
     folder, runs = twice
     first, second = (runs[f"{axis} {name}"] for name in ("first", "second"))
     assert (first["failed"], second["failed"]) == ("", "")
@@ -60,7 +60,7 @@ def metrics(run):
     return [{key: line[key] for key in line.keys() - timed} for line in lines if "loss" in line]
 
 
-def test_several_threads_add_up_in_one_order_and_another_seed_gives_other_bits(tiny_corpus, tmp_path, capsys):
+def test_several_threads_sum_in_a_fixed_order_and_another_seed_gives_other_bits(tiny_corpus, tmp_path, capsys):
     before = torch.get_num_threads()
     logged, weights = [], []
     try:
@@ -76,13 +76,13 @@ def test_several_threads_add_up_in_one_order_and_another_seed_gives_other_bits(t
     assert "3 threads a rank" in capsys.readouterr().out
     assert logged[0] == logged[1] != logged[2]
     assert weights[0] == weights[1] != weights[2]
-    assert not torch.are_deterministic_algorithms_enabled(), "this process is as it was"
+    assert not torch.are_deterministic_algorithms_enabled(), "the settings of this process are restored"
 
 
 @pytest.mark.rehearse
 @pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
-def test_two_compiled_runs_are_equal_to_the_bit(tiny_corpus, watched_ranks, tmp_path):
-    """The second takes what the first has compiled out of torch's cache on disk, which must not show."""
+def test_two_compiled_runs_are_bit_identical(tiny_corpus, watched_ranks, tmp_path):
+    """The second run loads compiled code from torch's cache on disk; that must not change the bits."""
     plan = []
     for name in ("first", "second"):
         words = [tiny_corpus.recipe, "--run.directory", tmp_path / name / "run", *QUIET, *MODE, *SHORT]
@@ -97,7 +97,7 @@ def test_two_compiled_runs_are_equal_to_the_bit(tiny_corpus, watched_ranks, tmp_
 def test_an_operation_without_a_deterministic_implementation_is_named_in_one_line(
     tiny_corpus, tmp_path, capsys, monkeypatch
 ):
-    """put_ is one, also on a CPU: which of two values for one place is the last depends on the threads."""
+    """put_ is one, also on a CPU: which of two values for one index is written last depends on the threads."""
     original = NativeEngine.forward_backward
 
     def with_put(engine, batch):
@@ -106,12 +106,12 @@ def test_an_operation_without_a_deterministic_implementation_is_named_in_one_lin
 
     monkeypatch.setattr(NativeEngine, "forward_backward", with_put)
     words = ["train", str(tiny_corpus.recipe), "--run.directory", str(tmp_path / "run"), *QUIET, *SHORT]
-    assert main(words) == 0, "without the mode it runs"
+    assert main(words) == 0, "without run.deterministic it runs"
     words[3] += " again"
     try:
         assert main([*words, *MODE]) == 2
     finally:
-        dist.destroy_process_group()  # which the end of the process would do
+        dist.destroy_process_group()  # the end of a process would do it
     error = capsys.readouterr().err
     assert "Traceback" not in error
     (line,) = [line for line in error.splitlines() if "error:" in line]

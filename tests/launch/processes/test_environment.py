@@ -1,252 +1,46 @@
-"""Launching with real processes: who has the terminal, what failures say, what signals do, and that nobody is left."""
+"""Read torchrun's and Slurm's variables, and set those of torch's libraries."""
 
 import os
-import pty
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from gpt.errors import ConfigError
-from launch.processes import environment as cluster
-from launch.processes.local_launch import launch_local
+from launch.processes import environment
 
-HERE = Path(__file__).resolve().parents[1]
-ROOT = HERE.parents[1]
 TORCHRUN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-LAUNCH = """
-import sys
-from launch.local_launch import launch_local
-words = sys.argv[1:]
-sys.exit(launch_local(int(words[0]), words[1:], module="rank_program", grace_s=10))
-"""
-
-
-def child_environment(tmp_path: Path) -> dict[str, str]:
-    """Ours on the path, temporary files in `tmp_path`, and no word of a launcher around the tests."""
-    kept = {name: value for name, value in os.environ.items() if name not in (*TORCHRUN_NAMES, "OMP_NUM_THREADS")}
-    (tmp_path / "tmp").mkdir(exist_ok=True)
-    return {**kept, "PYTHONPATH": f"{ROOT}:{HERE}", "TMPDIR": str(tmp_path / "tmp")}
-
-
-def launch(tmp_path: Path, nproc: int, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", LAUNCH, str(nproc), *words, str(tmp_path)]
-    environment = child_environment(tmp_path)
-    return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-
-
-def test_two_ranks_see_their_place_and_rank_0_keeps_the_terminal(tmp_path):
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", LAUNCH, "2", "show", str(tmp_path)]
-    process = subprocess.Popen(command, env=child_environment(tmp_path), cwd=tmp_path, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    said = b""
-    while process.poll() is None or b"hello" not in said:
-        try:
-            said += os.read(ours, 4096)
-        except OSError:  # the last writer closed the terminal
-            break
-    assert process.wait(timeout=60) == 0
-    assert said.decode().splitlines() == ["hello from rank 0", "a warning of rank 0"]
-    first, second = ((tmp_path / f"rank{rank}").read_text().splitlines() for rank in range(2))
-    assert "rank=0, local_rank=0, world_size=2, local_world_size=2, node_rank=0" in first[0]
-    assert "rank=1, local_rank=1, world_size=2" in second[0]
-    assert "master_addr='127.0.0.1'" in first[0]
-    assert first[1] == f"OMP_NUM_THREADS={max(1, len(os.sched_getaffinity(0)) // 2)}"
-    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in second
-    assert (first[-2], second[-2]) == ("isatty=True", "isatty=False")
-    assert "safe_path=True" in first, "a folder in the user's working directory could shadow our packages"
-    assert not list((tmp_path / "tmp").glob("triaxial_*"))
-
-
-def test_a_mistake_of_one_rank_is_shown_though_the_others_stop_in_good_order(tmp_path):
-    result = launch(tmp_path, 2, "mistake-on-one")
-    assert (result.returncode, result.stderr) == (2, "triaxial: error: rank one's disk is full\n")
-
-
-def test_torchrun_without_our_launcher_shows_a_mistake_once(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "rank_program",
-    ]
-    environment = child_environment(tmp_path)
-    result = subprocess.run(
-        [*command, "mistake", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 1
-    lines = [line for line in result.stderr.splitlines() if line.startswith("triaxial:")]
-    assert len(lines) == 1
-    assert "d_model = 7" in lines[0]
-
-
-def test_a_crash_names_the_rank_and_shows_its_traceback(tmp_path):
-    result = launch(tmp_path, 2, "crash")
-    assert result.returncode == 1
-    assert "rank 1 of 2 failed first (exit status 1)" in result.stderr
-    assert "[rank 1] ValueError: the third tensor is bad" in result.stderr
-    assert "torch/distributed" not in result.stderr
-    assert "ChildFailedError" not in result.stderr
-    folder = Path(result.stderr.splitlines()[-1].rpartition(": ")[2])
-    assert list(folder.glob("*/attempt_0/1/stderr.log"))
-
-
-@pytest.fixture
-def waiting(tmp_path):
-    """A launcher with two ranks that wait for a signal; the parameter says which launcher."""
-
-    def start(*launcher: str, behaviour: str = "wait") -> tuple[subprocess.Popen[bytes], list[int]]:
-        process = subprocess.Popen(
-            [*launcher, behaviour, str(tmp_path)], env=child_environment(tmp_path), stderr=subprocess.DEVNULL
-        )
-        files = [tmp_path / f"pid{rank}" for rank in range(2)]
-        wait_until(lambda: all(file.exists() for file in files))
-        pids = [int(file.read_text()) for file in files]
-        started.append((process, pids))
-        return process, pids
-
-    started: list[tuple[subprocess.Popen[bytes], list[int]]] = []
-    yield start
-    for process, pids in started:
-        for pid in [process.pid, *pids]:
-            if runs(pid):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_until(condition) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("waited for a minute in vain")
-
-
-def runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
-def test_a_signal_to_the_launcher_lets_every_rank_save(waiting, tmp_path, number):
-    process, pids = waiting(sys.executable, "-c", LAUNCH, "2")
-    process.send_signal(number)
-    assert process.wait(timeout=60) == cluster.SAVED_AFTER_SIGNAL
-    assert [(tmp_path / f"signal{rank}").read_text() for rank in range(2)] == [number.name] * 2
-    assert not any(runs(pid) for pid in pids)
-
-
-def test_more_signals_do_not_cut_a_save_short(waiting, tmp_path):
-    process, pids = waiting(sys.executable, "-c", LAUNCH, "2", behaviour="save-slowly")
-    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
-        process.send_signal(number)
-        wait_until(lambda: all((tmp_path / f"signal{rank}").exists() for rank in range(2)))
-        time.sleep(0.3)
-    assert all(runs(pid) for pid in pids)
-    (tmp_path / "saved").touch()
-    assert process.wait(timeout=60) == cluster.SAVED_AFTER_SIGNAL
-    assert all((tmp_path / f"saved{rank}").exists() for rank in range(2))
-
-
-def test_ctrl_c_reaches_every_rank(waiting):
-    process, pids = waiting(sys.executable, "-c", LAUNCH, "2")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    assert not any(runs(pid) for pid in pids)
-
-
-@pytest.mark.parametrize("launcher", ["ours", "torchrun"])
-def test_ranks_of_a_launcher_killed_with_minus_9_do_not_live_on(waiting, launcher):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "rank_program")
-    process, pids = waiting(sys.executable, *(("-c", LAUNCH, "2") if launcher == "ours" else torchrun))
-    assert all(runs(pid) for pid in pids)
-    process.kill()
-    wait_until(lambda: not any(runs(pid) for pid in pids))
-
-
-def test_a_launch_leaves_this_process_as_it_was(tmp_path, monkeypatch):
-    for name in (*TORCHRUN_NAMES, "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{HERE}")
-    monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")  # the user's own choice
-    handlers, environment = [signal.getsignal(number) for number in signal.valid_signals()], dict(os.environ)
-    assert launch_local(1, ["show", str(tmp_path)], threads_per_process=3, module="rank_program") == 0
-    assert [signal.getsignal(number) for number in signal.valid_signals()] == handlers
-    assert dict(os.environ) == environment
-    seen = (tmp_path / "rank0").read_text().splitlines()
-    assert "OMP_NUM_THREADS=3" in seen
-    assert "MALLOC_MMAP_MAX_=7" in seen
-
-
-def test_kept_memory_costs_no_page_faults():
-    count = """
-import resource, sys, torch
-from launch.cluster import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-def work():
-    for _ in range(10):
-        torch.empty(10_000_000).fill_(1.0)
-work()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-work()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    environment["PYTHONPATH"] = str(ROOT)
-
-    def faults(word: str) -> int:
-        command = [sys.executable, "-c", count, word]
-        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
-
-    assert 5 * faults("keep") < faults("plain")
 
 
 def test_a_plain_process_is_rank_0_of_1(monkeypatch):
     for name in (*TORCHRUN_NAMES, "SLURM_JOB_ID", "SLURM_STEP_NUM_TASKS", "TRIAXIAL_SAVED_FILE"):
         monkeypatch.delenv(name, raising=False)
-    assert cluster.ClusterEnvironment.from_environment() == cluster.ClusterEnvironment()
+    assert environment.ClusterEnvironment.from_environment() == environment.ClusterEnvironment()
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK = 2 must be below WORLD_SIZE = 2"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK = 2 is invalid: must be below WORLD_SIZE = 2"),
         ({"RANK": "0"}, "WORLD_SIZE is not set"),
         ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK = 'one'"),
         ({"SLURM_STEP_NUM_TASKS": "8"}, "srun started 8 tasks"),
     ],
 )
-def test_a_half_given_environment_is_refused(monkeypatch, settings, said):
+def test_an_incomplete_environment_is_rejected(monkeypatch, settings, said):
     for name in TORCHRUN_NAMES:
         monkeypatch.delenv(name, raising=False)
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said):
-        cluster.ClusterEnvironment.from_environment()
+        environment.ClusterEnvironment.from_environment()
 
 
-def test_no_processes_is_a_mistake():
-    with pytest.raises(ConfigError, match="--nproc 0"):
-        launch_local(0, ["show"])
-
-
-def test_libraries_are_made_deterministic_unless_the_user_says_how(monkeypatch):
-    for name in cluster.DETERMINISTIC_SETTINGS:
-        monkeypatch.setenv(name, "")  # what is set below is taken back
+def test_libraries_are_made_deterministic_and_the_users_settings_are_kept(monkeypatch):
+    for name in environment.DETERMINISTIC_SETTINGS:
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores what is set below
         monkeypatch.delenv(name)
     monkeypatch.setenv("NCCL_ALGO", "Ring")
-    cluster.make_libraries_deterministic()
+    environment.make_libraries_deterministic()
     assert (os.environ["CUBLAS_WORKSPACE_CONFIG"], os.environ["NCCL_ALGO"]) == (":4096:8", "Ring")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     with pytest.raises(ConfigError, match=r"CUBLAS_WORKSPACE_CONFIG = ':0:0' lets cuBLAS give other bits each time"):
-        cluster.make_libraries_deterministic()
+        environment.make_libraries_deterministic()

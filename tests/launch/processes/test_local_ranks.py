@@ -1,4 +1,4 @@
-"""Fresh local ranks with real processes: what a failing one does to the others, and what is told of it."""
+"""Fresh local ranks with real processes: a failing rank ends the others, and the error names it."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
-from launch.processes.local_ranks import LONGEST_SOCKET_NAME, SOCKET_NAME, fork_server
+from launch.processes.local_ranks import MAX_SOCKET_NAME, SOCKET_NAME, fork_server
 
 HERE = Path(__file__).resolve().parents[1]
 ROOT = HERE.parents[1]
@@ -18,7 +18,7 @@ RUN = """
 import sys
 from pathlib import Path
 from gpt.errors import ConfigError
-from launch.local_ranks import RankFailed, fork_server, run_ranks
+from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
 import local_rank_functions
 if __name__ == "__main__":
     context = fork_server(["torch"])
@@ -34,8 +34,8 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def longest_folder():
-    """A folder for temporary files with the longest name in which sockets have room for theirs."""
-    name = f"/tmp/triaxial-{os.getpid()}-".ljust(LONGEST_SOCKET_NAME - len(SOCKET_NAME), "x")
+    """A temporary folder with the longest name that still leaves room for the names of sockets."""
+    name = f"/tmp/triaxial-{os.getpid()}-".ljust(MAX_SOCKET_NAME - len(SOCKET_NAME), "x")
     Path(name).mkdir()
     yield name
     shutil.rmtree(name)
@@ -43,7 +43,7 @@ def longest_folder():
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory, longest_folder):
-    """What one process saw of all behaviours, one after the other."""
+    """Run all behaviours in one process, one after the other; returns the folder and the finished process."""
     folder = tmp_path_factory.mktemp("ranks")
     names = ("meets", "killed_before_it_joins", "killed_with_its_peers_waiting", "meets_again", "raises", "mistaken")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1", "TMPDIR": longest_folder}
@@ -67,7 +67,7 @@ def told(said, name):
     return "\n".join(lines[start : rest[0] if rest else None])
 
 
-def test_ranks_meet_and_only_rank_0_has_the_terminal(said):
+def test_ranks_join_and_only_rank_0_has_the_terminal(said):
     folder, done = said
     for name in ("meets", "meets_again"):
         assert told(said, name) == f"{name}: done"
@@ -77,21 +77,23 @@ def test_ranks_meet_and_only_rank_0_has_the_terminal(said):
 
 
 @pytest.mark.parametrize("name", ["killed_before_it_joins", "killed_with_its_peers_waiting"])
-def test_a_killed_rank_is_named_and_nobody_waits_for_it(said, name):
+def test_a_killed_rank_is_named_and_the_others_do_not_wait_for_it(said, name):
     assert told(said, name).startswith(f"{name}: RankFailed: rank 1 of 3 failed first (killed by SIGKILL")
 
 
-def test_what_a_rank_raised_is_shown(said):
+def test_a_ranks_exception_is_shown(said):
     text = told(said, "raises")
     assert text.startswith("raises: RankFailed: rank 2 of 3 failed first (exit status 1)")
     assert text.endswith("[rank 2] ValueError: the fourth tensor is bad")
 
 
-def test_a_users_mistake_stays_one(said):
+def test_a_users_mistake_is_raised_as_config_error(said):
     assert told(said, "mistaken") == "mistaken: ConfigError: data.seq_len = 0 must be at least 1"
 
 
-def test_a_folder_for_temporary_files_with_too_long_a_name_is_told_in_a_line(monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", "/tmp/".ljust(LONGEST_SOCKET_NAME - len(SOCKET_NAME) + 1, "x"))
-    with pytest.raises(ConfigError, match=r"^TMPDIR = /tmp/x+ is too long a name .* has at most \d\d characters$"):
+def test_a_temporary_folder_with_too_long_a_name_is_reported_in_one_line(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/".ljust(MAX_SOCKET_NAME - len(SOCKET_NAME) + 1, "x"))
+    with pytest.raises(
+        ConfigError, match=r"^TMPDIR = /tmp/x+ is invalid: the name is too long .* has at most \d\d characters$"
+    ):
         fork_server(["torch"])

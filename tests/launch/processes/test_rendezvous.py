@@ -1,4 +1,4 @@
-"""Ranks that die while a run starts, really killed: the others end in time, and the error names the rank."""
+"""Ranks that are killed while a run starts: the others end in time, and the error names the dead rank."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parents[1]
 ROOT = HERE.parents[1]
 OURS = """
 import sys
-from launch.local_launch import launch_local
+from launch.processes.local_launch import launch_local
 sys.exit(launch_local(3, sys.argv[1:], module="rank_program", grace_s=10))
 """
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m", "rank_program")
@@ -62,21 +62,21 @@ def free_port() -> int:
         ("join", None),
     ],
 )
-def test_ranks_that_no_launcher_watches_name_the_missing_one(tmp_path, how, said):
-    """As on several nodes, where the launcher of one knows nothing of the other's ranks."""
+def test_ranks_without_a_launcher_name_the_missing_rank(tmp_path, how, said):
+    """As on several nodes, where the launcher of one node does not watch the ranks of another."""
     (tmp_path / "timeout_s").write_text("15" if said else "60")
-    place = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    group = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, "-m", "rank_program", how, str(tmp_path)]
     ranks = [
         subprocess.Popen(
             command,
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **place),
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **group),
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(3)
     ]
-    # start and import take some seconds of it; a rank that waits far beyond its 15 s is too late
+    # start and imports take some seconds; a rank that waits far beyond its 15 s fails the test
     deadline = time.monotonic() + (45 if said else 100)
     try:
         errors = [rank.communicate(timeout=max(0.1, deadline - time.monotonic()))[1] for rank in ranks]
@@ -90,4 +90,6 @@ def test_ranks_that_no_launcher_watches_name_the_missing_one(tmp_path, how, said
     assert ranks[victim].returncode == -signal.SIGKILL
     for rank in {0, 1, 2} - {victim}:
         assert ranks[rank].returncode == 1
-        assert errors[rank].splitlines()[-1].startswith(f"launch.start_up.StartUpError: {said}"), errors[rank]
+        assert errors[rank].splitlines()[-1].startswith(f"launch.processes.rendezvous.StartUpError: {said}"), errors[
+            rank
+        ]

@@ -1,21 +1,18 @@
-"""A run that loses ranks starts again by itself and ends as if nothing had happened; real processes."""
+"""A run that loses ranks restarts by itself and ends with the same bits as an undisturbed run; real processes."""
 
-import json
 import random
 import signal
 import time
 from pathlib import Path
 
 import pytest
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from gpt.errors import ConfigError
-from launch.processes.failures import first_failure, in_words
 from launch.processes.local_launch import launch_local
-from launch.processes.restarts import Progress, Restart, RestartPolicy, count_start
+from launch.processes.restarts import Restart, RestartPolicy, RunProgress, count_start
 from launch.runs.history import furthest_step
 
-# torch elastic leaves the files open into which its ranks wrote, until they are collected
+# torch elastic leaves its ranks' log files open until they are garbage collected
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 HERE = Path(__file__).resolve().parents[1]
@@ -24,7 +21,7 @@ STEPS = ["--train.total_tokens", 512 * 40]
 
 @pytest.fixture
 def launch(tmp_path, monkeypatch, capfd):
-    """Ranks of rank_program under our launcher, in this process; gives the status and what the user reads."""
+    """Run rank_program under our launcher, in this process; returns the status and standard error."""
     monkeypatch.setenv("PYTHONPATH", f"{HERE.parents[1]}:{HERE}")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
@@ -38,52 +35,52 @@ def launch(tmp_path, monkeypatch, capfd):
     return start
 
 
-def test_failed_ranks_are_started_again_and_the_user_reads_why(launch, tmp_path):
+def test_failed_ranks_are_restarted_and_the_user_reads_why(launch, tmp_path):
     steps = iter([0, 40, 75])
     status, said = launch("crash-twice", most=5, last_step=lambda: next(steps))
     assert status == 0
     causes = [
         "rank 1 failed with exit status 1 (ValueError: the third tensor is bad) at step ~40",
-        "rank 1 was killed by SIGKILL, perhaps for want of memory at step ~75",
+        "rank 1 was killed by SIGKILL, perhaps out of memory at step ~75",
     ]
     assert said == "".join(f"triaxial: {cause}; restart {n} of 5\n" for n, cause in enumerate(causes, 1))
     told = [(tmp_path / f"start{n}").read_text() for n in range(3)]
     assert told == ["None", *(f"restart {n} of 5 ({cause})" for n, cause in enumerate(causes, 1))]
 
 
-def test_restarts_are_used_up(launch):
+def test_a_run_fails_for_good_after_its_last_restart(launch):
     status, said = launch("crash", most=1, last_step=iter(range(9)).__next__)
     assert status == 1
     assert said.count("; restart 1 of 1\n") == 1
     assert "rank 1 of 2 failed first (exit status 1)" in said
     assert "[rank 1] ValueError: the third tensor is bad" in said
-    assert said.endswith("triaxial: not started again: it was restarted 1 times (--max-restarts)\n")
+    assert said.endswith("triaxial: not restarted: it was restarted 1 times (--max-restarts)\n")
 
 
-def test_what_got_no_further_is_started_again_after_pauses(launch):
-    """In case what failed is only away for a while."""
+def test_a_start_without_progress_is_followed_by_a_pause(launch):
+    """The cause may be temporary, such as a file server that reboots."""
     started_at = time.monotonic()
     _, said = launch("crash", most=1, pause_s=1.0)
     assert time.monotonic() - started_at > 1
-    assert "; restart 1 of 1 in 1 s, as it got no further than the start before\n" in said
-    progress, pauses = Progress(7), []
+    assert "; restart 1 of 1 in 1 s, because it got no further than the previous start\n" in said
+    progress, pauses = RunProgress(7), []
     for step in (7, 7, 7, 9, 9):
         progress = progress.after(step)
         pauses.append(progress.pause_s(15))
     assert pauses == [15, 60, 240, 0, 15]
 
 
-def test_a_run_that_gets_nowhere_is_given_up(launch):
+def test_a_run_without_progress_is_given_up(launch):
     status, said = launch("killed", most=100)
     assert status == 128 + signal.SIGKILL
     assert said.count("; restart ") == 3
     assert "rank 1 of 2 failed first (killed by SIGKILL" in said
     assert said.splitlines()[-1] == (
-        "triaxial: not started again: 4 starts in a row got to no step at all; mend the cause, then start the run again"
+        "triaxial: not restarted: 4 starts in a row got to no step at all. Fix the cause, then start the run again"
     )
 
 
-def test_a_mistake_is_not_started_again(launch):
+def test_a_mistake_is_not_restarted(launch):
     status, said = launch("mistake", most=5)
     message = "triaxial: error: model.d_model = 7 is not divisible by model.n_heads = 2; try 6 or 8\n"
     assert (status, said) == (2, message), "of both ranks, in one line"
@@ -94,20 +91,7 @@ def test_a_mistake_is_not_started_again(launch):
     assert lines[1] == "triaxial: error: the recipe has changed meanwhile"
 
 
-def test_a_frozen_rank_that_the_watchdog_killed_is_not_said_to_want_memory(tmp_path):
-    def failures(words):
-        told = {"message": {"message": words, "extraInfo": {"watchdog": True, "timestamp": "1"}}}
-        (tmp_path / "told.json").write_text(json.dumps(told))
-        files = [tmp_path / "nothing", tmp_path / "told.json"]  # rank 1 alone was left a word by its monitor
-        return {rank: ProcessFailure(rank, 99, -signal.SIGKILL, str(file)) for rank, file in enumerate(files)}
-
-    frozen = "triaxial: error: no progress for 15.3 s of 2 ranks: rank 0 in step 5: no report came"
-    assert in_words(*first_failure(failures(frozen))) == frozen.removeprefix("triaxial: ")
-    killed = "triaxial: error: fault of 2 ranks: rank 0 in step 5: it died without a word"
-    assert in_words(*first_failure(failures(killed))).startswith("rank 0 was killed by SIGKILL")
-
-
-def test_a_run_that_logs_seldom_gets_somewhere_with_every_checkpoint(tmp_path):
+def test_every_checkpoint_of_a_run_that_logs_rarely_counts_as_progress(tmp_path):
     assert furthest_step(tmp_path) == 0
     (tmp_path / "checkpoints" / "step-000000070").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-000000060").mkdir()
@@ -116,25 +100,27 @@ def test_a_run_that_logs_seldom_gets_somewhere_with_every_checkpoint(tmp_path):
         assert furthest_step(tmp_path) == furthest
 
 
-def test_what_our_launcher_counts_rank_0_counts_for_torchrun(tmp_path):
+def test_rank_0_counts_starts_without_progress_under_torchrun(tmp_path):
     count_start(tmp_path, None, reached=500)
     for restart, reached in enumerate([520, 520, 520, 520], 1):  # the first of these got 20 steps further
         count_start(tmp_path, Restart(restart, 99), reached=reached)
-    with pytest.raises(ConfigError, match=r"restart 5 of 99: 4 starts in a row got no further than step 520; mend"):
+    with pytest.raises(ConfigError, match=r"restart 5 of 99: 4 starts in a row got no further than step 520. Fix"):
         count_start(tmp_path, Restart(5, 99), reached=520)
-    count_start(tmp_path, None, reached=520)  # the user has mended it and starts anew
+    count_start(tmp_path, None, reached=520)  # the user has fixed the cause and starts the run again
     count_start(tmp_path, Restart(1, 99), reached=520)
     for _ in range(9):
         count_start(tmp_path, Restart(2, 99, "our launcher counts for itself"), reached=520)
 
 
 @pytest.mark.timeout(300)
-def test_a_warning_before_the_first_step_is_answered_as_one_in_training(tiny_corpus, launched, tmp_path):
+def test_sigusr1_before_the_first_step_ends_the_run_as_during_training(tiny_corpus, launched, tmp_path):
     saved = tmp_path / "saved"
     with launched.Launched(
         tiny_corpus.recipe, tmp_path / "run", *STEPS, environment={"TRIAXIAL_SAVED_FILE": str(saved)}
     ) as job:
-        job.wait_for(lambda: (job.run / ".progress.json").exists(), what="what rank 0 writes before it joins others")
+        job.wait_for(
+            lambda: (job.run / ".progress.json").exists(), what="the file that rank 0 writes before it joins the others"
+        )
         job.process.send_signal(signal.SIGUSR1)
         assert job.end() == 75, job.errors()
     assert saved.exists(), "slurm/train.sbatch queues the job again"
@@ -143,7 +129,7 @@ def test_a_warning_before_the_first_step_is_answered_as_one_in_training(tiny_cor
 
 @pytest.fixture(scope="module")
 def runs(tiny_corpus, watched_ranks, launched, tmp_path_factory):
-    """Under data 2: a run that nobody disturbs; one that is told to stop twice, and each time started again by hand."""
+    """With parallel.data = 2: an undisturbed run, and one that is stopped twice by a signal and resumed by hand."""
     folder = tmp_path_factory.mktemp("runs")
 
     def run(name, directory, **more):
@@ -158,10 +144,10 @@ def runs(tiny_corpus, watched_ranks, launched, tmp_path_factory):
 
 
 @pytest.mark.timeout(300)
-def test_sigterm_to_one_rank_or_twice_during_a_save_saves_and_the_run_goes_on(runs, launched):
+def test_sigterm_to_one_rank_or_twice_during_a_save_loses_nothing(runs, launched):
     folder, seen = runs
     assert [seen[name]["status"] for name in ("first", "second", "third")] == [[75, 75], [75, 75], [0, 0]]
-    assert "stopped by a signal at step 7" in seen["first"]["written"][0], "rank 1 alone was told, in step 6"
+    assert "stopped by a signal at step 7" in seen["first"]["written"][0], "only rank 1 got the signal, in step 6"
     assert "resumed from" in seen["second"]["written"][0]
     assert "(step 7)" in seen["second"]["written"][0]
     assert "stopped by a signal at step 13" in seen["second"]["written"][0], "one step after the second save"
@@ -172,7 +158,7 @@ def test_sigterm_to_one_rank_or_twice_during_a_save_saves_and_the_run_goes_on(ru
 
 @pytest.fixture(scope="module")
 def killed(tiny_corpus, launched, listening, tmp_path_factory):
-    """A run that our launcher starts again after one rank was killed, to its end; and what was seen of it."""
+    """A run whose rank was killed once and restarted by our launcher, to its end; and observations while it ran."""
     chance = random.Random()
     rank, step = chance.randrange(2), chance.randrange(5, 20)
     words = ["--nproc", 2, "--max-restarts", 2, *STEPS]
@@ -190,18 +176,18 @@ def killed(tiny_corpus, launched, listening, tmp_path_factory):
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_rank_costs_no_more_than_the_steps_since_the_checkpoint(runs, killed, launched):
+def test_a_killed_rank_costs_only_the_steps_since_the_checkpoint(runs, killed, launched):
     undisturbed, (job, seen) = runs[0] / "undisturbed", killed
     assert seen["status"] == 0, (seen, job.errors())
     assert launched.losses(job.run) == launched.losses(undisturbed), seen
     assert launched.saved(job.run) == launched.saved(undisturbed), seen
     (resumed,) = job.told("restart")
-    cause = f"rank {seen['rank']} was killed by SIGKILL, perhaps for want of memory at step ~"
+    cause = f"rank {seen['rank']} was killed by SIGKILL, perhaps out of memory at step ~"
     assert resumed.startswith(f"restart 1 of 2 ({cause}")
     assert resumed in job.shown()
     from_step = int(resumed.partition("resumed from step ")[2].partition(",")[0])
     assert from_step % 4 == 0
-    assert seen["killed_at"] - 12 < from_step, "a checkpoint every 4 steps, the newest perhaps still in the making"
+    assert seen["killed_at"] - 12 < from_step, "a checkpoint every 4 steps; the newest may still be incomplete"
     assert f"resumed from {job.run}/checkpoints/step-{from_step:09}" in job.shown()
     assert f"triaxial: {cause}" in job.errors()
     assert "; restart 1 of 2\n" in job.errors()
@@ -209,7 +195,7 @@ def test_a_killed_rank_costs_no_more_than_the_steps_since_the_checkpoint(runs, k
 
 
 @pytest.mark.timeout(300)
-def test_a_run_listens_on_the_loopback_alone(killed):
+def test_a_run_listens_only_on_the_loopback_interface(killed):
     _, seen = killed
     assert len(seen["ranks"]) == 2
     assert seen["ranks"] < seen["everyone"]

@@ -23,7 +23,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_random_ranks_killed_at_random_times(tiny_corpus, launched, tmp_path, layout):
-    """A share of KILLS under each layout, one after another in one run: rank, step and the moment in it are drawn."""
+    """A part of KILLS for each layout, one after another in one run; rank, step and moment are random."""
     order = list(LAYOUTS).index(layout)
     seeds = range(order, KILLS, len(LAYOUTS))
     words = ["--nproc", 2, *LAYOUTS[layout], "--train.total_tokens", 512 * (STEPS_A_KILL * len(seeds) + 12)]
@@ -34,7 +34,7 @@ def test_random_ranks_killed_at_random_times(tiny_corpus, launched, tmp_path, la
         for count, seed in enumerate(seeds, 1):
             chance = random.Random(seed)
             rank, steps, moment_s = chance.randrange(2), chance.randrange(1, STEPS_A_KILL), chance.uniform(0, 0.1)
-            at = job.wait_for_step(at + steps, starts=count)  # further each time, or it would be given up
+            at = job.wait_for_step(at + steps, starts=count)  # progress each time, or the run would be given up
             time.sleep(moment_s)
             job.kill(rank)
             killed_at = time.monotonic()
@@ -53,8 +53,8 @@ def test_random_ranks_killed_at_random_times(tiny_corpus, launched, tmp_path, la
           f"{down_s[len(down_s) // 2]:.1f} s (median), {down_s[-1]:.1f} s at most")  # fmt: skip
 
 
-def test_on_half_and_on_twice_the_processes_losses_stay_within_1e_5(tiny_corpus, launched, tmp_path):
-    """4 ranks, then 2, then 4 again and 1, each told to stop and started again by hand on what is left."""
+def test_losses_stay_within_1e_5_on_half_and_twice_the_processes(tiny_corpus, launched, tmp_path):
+    """4 ranks, then 2, 4 and 1; each run is stopped by a signal and the next resumes from its checkpoint."""
     words = ["--train.total_tokens", 512 * 60, "--batch.micro_batch_size", 1]
     with launched.Launched(tiny_corpus.recipe, tmp_path / "undisturbed", *words, "--nproc", 4) as plain:
         assert plain.end() == 0, plain.errors()
@@ -68,11 +68,11 @@ def test_on_half_and_on_twice_the_processes_losses_stay_within_1e_5(tiny_corpus,
             job.process.send_signal(signal.SIGTERM)
             assert job.end() == 75, job.errors()
             at = job.step()
-    ours, theirs = ({step: float.fromhex(bits) for step, bits in launched.losses(each).items()}
+    changed, plain_losses = ({step: float.fromhex(bits) for step, bits in launched.losses(each).items()}
                     for each in (run, plain.run))  # fmt: skip
-    assert ours.keys() == theirs.keys()
-    worst = max(abs(ours[step] - theirs[step]) for step in ours)
-    print(f"\nworst difference of {len(ours)} losses: {worst:.1e}")
+    assert changed.keys() == plain_losses.keys()
+    worst = max(abs(changed[step] - plain_losses[step]) for step in changed)
+    print(f"\nworst difference of {len(changed)} losses: {worst:.1e}")
     assert worst < 1e-5
     changes = [text for text in job.told("setting_changed") if "data" in text or "parallel" in text]
     resumed = job.told("resumed")
@@ -118,26 +118,26 @@ def test_torchruns_own_restarts_in_place(tiny_corpus, launched, tmp_path, nodes)
     assert launched.saved(run) == launched.saved(plain.run)
     assert jobs[0].starts() == kills + 1
     told = jobs[0].told("restart")
-    if nodes == 1:  # an agent whose rank was not the dead one may count no restart of its own
+    if nodes == 1:  # with two agents, the one whose rank did not die may count no restart
         assert [text.partition(":")[0] for text in told] == [f"restart {n} of {kills + 1}" for n in range(1, kills + 1)]
     assert not launched.left_behind(run)
 
 
-def test_a_mistake_under_torchrun_is_told_once_and_not_repeated(tiny_corpus, launched, tmp_path):
+def test_a_mistake_under_torchrun_is_printed_once_and_not_restarted(tiny_corpus, launched, tmp_path):
     with launched.Launched(
         tiny_corpus.recipe,
         tmp_path / "run",
         *("--model.vocab_size", 256),
         command=launched.torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=5"),
     ) as job:
-        assert job.end() == 1, "torchrun has no other status"
+        assert job.end() == 1, "torchrun has no other failure status"
     lines = [line for line in job.errors().splitlines() if line.startswith("triaxial: error:")]
     assert len(lines) == 1, job.errors()
     assert "model.vocab_size = 256" in lines[0]
 
 
 def test_sigterm_at_random_times_to_the_launcher(tiny_corpus, launched, tmp_path):
-    """Told to stop again and again, once or three times in a row, until it is done: nothing is taken twice."""
+    """Six stops, each by one or three SIGTERMs, then to the end: no step is repeated."""
     words = ["--nproc", 2, "--train.total_tokens", 512 * 120]
     with launched.Launched(tiny_corpus.recipe, tmp_path / "undisturbed", *words) as plain:
         assert plain.end() == 0, plain.errors()

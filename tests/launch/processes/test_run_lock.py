@@ -1,4 +1,4 @@
-"""One job a run directory: real processes that want the same one, killed, stopped, on this machine and on another."""
+"""One job a run directory: real processes lock the same one, are killed or stopped, on this machine or on another."""
 
 import json
 import os
@@ -14,12 +14,12 @@ import pytest
 from launch.main import main
 
 HERE = Path(__file__).resolve().parents[1]
-LONG_S = "60"  # between beats, or until silence counts: it does not come to that
+LONG_S = "60"  # between heartbeats, or until silence counts: no test gets that far
 
 
 @pytest.fixture
 def holder(tmp_path):
-    """Starts a process that wants `tmp_path`/run; gives it and the line that it writes when it has it, or not."""
+    """Start a process that locks `tmp_path`/run; returns it and its first line: "held" or the refusal."""
     started = []
 
     def start(job, *, beat_s=LONG_S, silent_s=LONG_S, machine=()):
@@ -47,7 +47,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_second_job_is_refused_in_one_line_and_takes_over_when_the_first_is_killed(
+def test_a_second_job_is_refused_in_one_line_and_takes_over_after_the_first_is_killed(
     tiny_corpus, holder, tmp_path, capsys
 ):
     run = tmp_path / "run"
@@ -59,7 +59,7 @@ def test_a_second_job_is_refused_in_one_line_and_takes_over_when_the_first_is_ki
     assert main(words) == 2
     assert capsys.readouterr().err == (
         f"triaxial: error: {run} is in use by process {first.pid} on {socket.gethostname()} (job 4711), running for "
-        f"0 s; stop it first, or choose another --run.directory\n"
+        f"0 s. Stop it first, or choose another --run.directory\n"
     )
     assert first.poll() is None
     assert contents(run) == before, "the second wrote nothing"
@@ -69,10 +69,10 @@ def test_a_second_job_is_refused_in_one_line_and_takes_over_when_the_first_is_ki
     assert main(words) == 0
     assert "watching" not in capsys.readouterr().err, "on one machine the lock tells at once"
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()][-1] == 2
-    assert not (run / ".owner.json").exists(), "a job that ends leaves no record to wonder about"
+    assert not (run / ".owner.json").exists(), "a job that ends deletes its record"
 
 
-def test_jobs_of_two_machines_go_by_the_record(holder, tmp_path):
+def test_jobs_of_two_machines_decide_by_the_record(holder, tmp_path):
     run = tmp_path / "run"
     first, said = holder("1", beat_s=0.1, machine=["node1"])
     assert said == "held"
@@ -83,14 +83,14 @@ def test_jobs_of_two_machines_go_by_the_record(holder, tmp_path):
     first.kill()
     first.wait()
     third, said = holder("3", beat_s=0.1, silent_s=1.0, machine=["node2"])
-    assert said == "held", "nobody has heard of the first for a second"
+    assert said == "held", "the first job was silent for a second"
     third.stdin.close()
     assert third.wait(timeout=60) == 0
-    warning = f"{run} was left without a word by process {first.pid} on node1 (job 1), running for "
+    warning = f"{run} was last used by process {first.pid} on node1 (job 1), running for "
     assert warning in third.stderr.read()
 
 
-def test_a_job_that_was_cut_off_and_taken_for_dead_writes_no_more(holder, tmp_path):
+def test_a_job_that_was_cut_off_and_replaced_writes_nothing_more(holder, tmp_path):
     first, _ = holder("1", beat_s=0.1, machine=["node1"])
     first.send_signal(signal.SIGSTOP)
     second, said = holder("2", beat_s=0.1, silent_s=1.0, machine=["node2"])
@@ -102,7 +102,7 @@ def test_a_job_that_was_cut_off_and_taken_for_dead_writes_no_more(holder, tmp_pa
     assert json.loads((tmp_path / "run" / ".owner.json").read_text())["host"] == "node2"
 
 
-def test_a_record_that_cannot_be_read_keeps_nobody_out(holder, tmp_path):
+def test_an_unreadable_record_does_not_block_a_job(holder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".owner.json").write_text('{"host": "node1", "pi')
     _, said = holder("1", beat_s=0.05)

@@ -1,4 +1,4 @@
-"""Canaries in the environment and in URLs: no file that a run leaves, and nothing that it says, holds one."""
+"""Secrets in the environment and in URLs appear in no file and no output of a run, even when it crashes."""
 
 import json
 import subprocess
@@ -10,8 +10,7 @@ import torch.distributed as dist
 
 from gpt.token_files.files import TokenFile
 from launch.main import main
-from launch.processes.environment import enter_process
-from launch.processes.failures import without_secrets
+from launch.processes.rank_process import enter_process
 from parallel.engines.native import NativeEngine
 from parallel.engines.native_checkpoints import SharedCheckpoints
 
@@ -44,8 +43,8 @@ def canaries(monkeypatch):
 
 @pytest.fixture
 def told(canaries, capfd, tmp_path, monkeypatch):
-    """The words and files of commands since the last call; none may hold a secret."""
-    (tmp_path / "checkout").mkdir()  # a folder under git with a token in its remote, which W&B looks at
+    """Check that no output since the last call and no file in a folder contains a secret; returns the output."""
+    (tmp_path / "checkout").mkdir()  # a git checkout with a token in its remote URL, which W&B reads
     monkeypatch.chdir(tmp_path / "checkout")
     subprocess.run(["git", "init", "-q", "."], check=True)
     subprocess.run(["git", "remote", "add", "origin", "https://canaryGitToken@example.org/x.git"], check=True)
@@ -68,8 +67,8 @@ def words(tiny_corpus, run, *more):
     return [*common, *more]
 
 
-def test_a_run_and_all_that_is_made_of_it(told, tiny_corpus, tmp_path):
-    """With W&B's offline folder, report, checkpoint, doctor; and again, resumed."""
+def test_a_run_with_its_report_checkpoint_and_doctor(told, tiny_corpus, tmp_path):
+    """With W&B's offline folder, and once more after a resume."""
     run = tmp_path / "run"
     assert main(words(tiny_corpus, run)) == 0
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
@@ -84,7 +83,7 @@ def test_a_run_and_all_that_is_made_of_it(told, tiny_corpus, tmp_path):
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_crash_in_each_phase(told, tiny_corpus, tmp_path, monkeypatch, phase):
-    """With the secrets in the error's own words, as a library might have them; what torch elastic keeps is read too."""
+    """The error message itself contains the secrets, as a library's might; torch elastic's file is checked too."""
     where, method = PHASES[phase]
     original, calls = getattr(where, method), []
 
@@ -102,7 +101,7 @@ def test_a_crash_in_each_phase(told, tiny_corpus, tmp_path, monkeypatch, phase):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(error_file))
     with pytest.raises(RuntimeError, match="cannot go on") as raised:
         main(words(tiny_corpus, run, "--train.evaluate_every_tokens", "512", "--metrics.wandb", wandb))
-    sys.excepthook(raised.type, raised.value, raised.tb)  # as Python itself does at the end
+    sys.excepthook(raised.type, raised.value, raised.tb)  # as Python does for an uncaught exception
     dist.destroy_process_group()
     shown = told(tmp_path)
     assert "RuntimeError: cannot go on: {'WANDB_API_KEY': '<WANDB_API_KEY>'" in shown
@@ -123,7 +122,7 @@ def test_a_crash_in_each_phase(told, tiny_corpus, tmp_path, monkeypatch, phase):
     ],
 )
 def test_secrets_in_the_urls_of_a_recipe(told, tmp_path, value):
-    """Refused, and not shown: neither as an input, nor as a wrong value, nor in a recipe that is no TOML."""
+    """The URL is rejected and not printed: as an input, as a value of the wrong type, and as an output folder."""
     recipe = tmp_path / "recipe.toml"
     home = tmp_path / "home"
     (tmp_path / "text.txt").write_text("a text")
@@ -136,16 +135,3 @@ def test_secrets_in_the_urls_of_a_recipe(told, tmp_path, value):
         shown = told(tmp_path)
         assert shown.count("\n") == 1, shown
         assert shown.startswith("triaxial: error: ")
-
-
-def test_what_is_no_secret_stays():
-    environment = {"HF_TOKEN": "short", "SSL_KEY_FILE": "/etc/ssl/private", "TOKENIZERS_PARALLELISM": "false-or-true"}
-    environment["HOME"] = "/home/somebody"
-    for text in (
-        "a short token in /etc/ssl/private, false-or-true, /home/somebody/run: step 3",
-        "https://host/a?n=1&key=2 mail@host",
-        "--data.train [{ path = 's3://bucket/x' }]; tokens_seen=5",
-    ):
-        assert without_secrets(text, environment) == text
-    shown = without_secrets("ftp://a:b@c@host/x?Sig=1&x=2 and LONGSECRET", {"MY_PASSWORD": "LONGSECRET"})
-    assert shown == "ftp://***@host/x?Sig=***&x=2 and <MY_PASSWORD>"

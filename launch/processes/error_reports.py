@@ -1,0 +1,80 @@
+"""Report a process's own error: a user's mistake in one line, a crash with its traceback, both without secrets.
+
+Many ranks may fail at once, so the launcher or one rank prints, and the others only record what happened.
+"""
+
+import json
+import shutil
+import sys
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from launch.processes.environment import LauncherEnvironment, hide_secrets
+from launch.processes.failures import MISTAKE
+
+RANK_0_FIRST_S = 5.0  # other ranks wait this long for local rank 0 to print the mistake, so that it appears once
+
+
+def report_mistake(message: str, *, exit_status: int = MISTAKE) -> None:
+    """Print a user's mistake once, however many ranks made it. Call it last, before exiting with `exit_status`.
+
+    A plain process prints it. Under `launch_local` the launcher prints it. Under torchrun local rank 0 prints it; the
+    other ranks print theirs only if rank 0 does not end the run within RANK_0_FIRST_S: then the mistake is theirs
+    alone.
+    """
+    launcher = LauncherEnvironment.from_environment()
+    message = hide_secrets(message)
+    line = f"triaxial: error: {message}"
+    if launcher.is_elastic:
+        recorded = _write_error_file(launcher, line, exit_status=exit_status)
+        if recorded and launcher.launcher_pid is not None:
+            return
+        if launcher.local_rank != "0":
+            time.sleep(RANK_0_FIRST_S)
+            line = f"triaxial: rank {launcher.rank}: error: {message}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def report_crashes() -> None:
+    """Record and print every uncaught exception of this process without secrets."""
+    sys.excepthook = _record_and_print
+
+
+def had_mistake_before_restart() -> bool:
+    """True if a rank of this node ended with a user's mistake in the previous start under the same torchrun."""
+    launcher = LauncherEnvironment.from_environment()
+    if launcher.restart_count == 0 or launcher.error_file is None:
+        return False
+    attempt = launcher.error_file.parents[1]  # .../attempt_N/LOCAL_RANK/error.json
+    before = attempt.with_name(f"attempt_{launcher.restart_count - 1}")
+    for file in before.glob("*/error.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(file.read_text(encoding="utf-8"))["message"]["extraInfo"]["exit_status"] == MISTAKE:
+                shutil.copyfile(file, launcher.error_file)  # for the next restart, and for torchrun's own report
+                return True
+    return False
+
+
+def _record_and_print(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    launcher = LauncherEnvironment.from_environment()
+    text = hide_secrets("".join(traceback.format_exception(kind, error, trace)))
+    recorded = _write_error_file(launcher, hide_secrets(f"{kind.__name__}: {error}"), details=text)
+    if recorded and launcher.launcher_pid is not None and launcher.local_rank == "0":
+        return  # the launcher prints it if it is the first failure, and not only the echo of a dead peer
+    print(text, end="", file=sys.stderr, flush=True)
+
+
+def _write_error_file(launcher: LauncherEnvironment, message: str, *, details: str = "", exit_status: int = 1) -> bool:
+    """Write the file that tells torch elastic why and when this rank failed; False if there is none to write."""
+    if launcher.error_file is None:
+        return False
+    extra = {"py_callstack": details, "timestamp": str(int(time.time())), "exit_status": exit_status}
+    text = json.dumps({"message": {"message": message, "extraInfo": extra}})
+    try:
+        Path(launcher.error_file).write_text(text, encoding="utf-8")
+    except OSError:  # a full disk, perhaps: the terminal still works
+        return False
+    return True

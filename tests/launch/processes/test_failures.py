@@ -1,0 +1,34 @@
+"""Which rank failed first, how its failure is described, and which secrets are removed from the description."""
+
+import json
+import signal
+
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from launch.processes.failures import describe_failure, first_failure, without_secrets
+
+
+def test_a_frozen_rank_that_the_watchdog_killed_is_not_reported_as_out_of_memory(tmp_path):
+    def failures(words):
+        told = {"message": {"message": words, "extraInfo": {"watchdog": True, "timestamp": "1"}}}
+        (tmp_path / "told.json").write_text(json.dumps(told))
+        files = [tmp_path / "nothing", tmp_path / "told.json"]  # only rank 1's monitor wrote a message
+        return {rank: ProcessFailure(rank, 99, -signal.SIGKILL, str(file)) for rank, file in enumerate(files)}
+
+    frozen = "triaxial: error: no progress for 15.3 s of 2 ranks: rank 0 in step 5: no report came"
+    assert describe_failure(*first_failure(failures(frozen))) == frozen.removeprefix("triaxial: ")
+    killed = "triaxial: error: fault of 2 ranks: rank 0 in step 5: it died without a word"
+    assert describe_failure(*first_failure(failures(killed))).startswith("rank 0 was killed by SIGKILL")
+
+
+def test_ordinary_values_are_kept():
+    environment = {"HF_TOKEN": "short", "SSL_KEY_FILE": "/etc/ssl/private", "TOKENIZERS_PARALLELISM": "false-or-true"}
+    environment["HOME"] = "/home/somebody"
+    for text in (
+        "a short token in /etc/ssl/private, false-or-true, /home/somebody/run: step 3",
+        "https://host/a?n=1&key=2 mail@host",
+        "--data.train [{ path = 's3://bucket/x' }]; tokens_seen=5",
+    ):
+        assert without_secrets(text, environment) == text
+    shown = without_secrets("ftp://a:b@c@host/x?Sig=1&x=2 and LONGSECRET", {"MY_PASSWORD": "LONGSECRET"})
+    assert shown == "ftp://***@host/x?Sig=***&x=2 and <MY_PASSWORD>"

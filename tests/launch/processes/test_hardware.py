@@ -1,0 +1,29 @@
+"""The peak speed of a run's devices: from the table of GPUs, or measured on a CPU."""
+
+import pytest
+import torch
+
+from launch.processes.hardware import peak_flops_per_s
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", True, 989e12),
+        ("NVIDIA H100 PCIe", True, 756e12),  # the longest matching name of the table
+        ("NVIDIA A10G", True, 70e12),
+        ("NVIDIA H100 80GB HBM3", False, 0.0),  # fp32 depends on TF32 settings
+        ("some GPU of tomorrow", True, 0.0),
+    ],
+)
+def test_a_gpus_peak_comes_from_the_table_times_the_number_of_devices(monkeypatch, name, bf16, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    found = peak_flops_per_s(torch.device("cuda"), bf16=bf16, world_size=16, local_world_size=8)
+    assert found == 16 * peak
+
+
+def test_a_cpus_peak_is_measured_once_a_node_and_keeps_the_number_of_threads():
+    before = torch.get_num_threads()
+    one_node = peak_flops_per_s(torch.device("cpu"), bf16=False, world_size=4, local_world_size=4)
+    assert one_node > 1e8
+    assert torch.get_num_threads() == before

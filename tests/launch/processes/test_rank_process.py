@@ -1,0 +1,65 @@
+"""What every process of ours does at its start: keep freed memory, and exit if a restart would repeat a mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.processes.environment import ClusterEnvironment
+from launch.processes.failures import SAVED_AFTER_SIGNAL
+from launch.processes.rank_process import mark_saved
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_kept_memory_costs_no_page_faults():
+    count = """
+import resource, sys, torch
+from launch.processes.rank_process import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def work():
+    for _ in range(10):
+        torch.empty(10_000_000).fill_(1.0)
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment["PYTHONPATH"] = str(ROOT)
+
+    def faults(word: str) -> int:
+        command = [sys.executable, "-c", count, word]
+        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    assert 5 * faults("keep") < faults("plain")
+
+
+@pytest.mark.parametrize(("status", "exits"), [(2, True), (1, False)])
+def test_a_restarted_rank_exits_at_once_if_the_previous_start_met_a_mistake(tmp_path, status, exits):
+    """torchrun restarts after every failure, also after a mistake, which a restart would only repeat."""
+    before, now = (tmp_path / f"attempt_{n}" for n in (0, 1))
+    for folder in (before / "1", now / "0"):
+        folder.mkdir(parents=True)
+    recorded = {"message": {"message": "a mistake", "extraInfo": {"exit_status": status}}}
+    (before / "1" / "error.json").write_text(json.dumps(recorded))
+    program = "from launch.processes.rank_process import enter_process; enter_process(); print('went on')"
+    settings = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "1", "PYTHONPATH": str(ROOT)}
+    settings["TORCHELASTIC_ERROR_FILE"] = str(now / "0" / "error.json")
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **settings}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == ((2, "") if exits else (0, "went on\n")), done.stderr
+    assert (now / "0" / "error.json").exists() == exits, "the next restart looks there"
+
+
+def test_only_rank_0_writes_the_file_that_marks_a_save(tmp_path):
+    saved = tmp_path / "logs" / "saved"
+    assert mark_saved(ClusterEnvironment(rank=1, world_size=2, saved_file=saved)) == SAVED_AFTER_SIGNAL
+    assert not saved.exists()
+    assert mark_saved(ClusterEnvironment(saved_file=saved)) == SAVED_AFTER_SIGNAL
+    assert saved.exists()
