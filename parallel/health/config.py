@@ -1,4 +1,4 @@
-"""What a recipe says about hung and ailing ranks; watches nothing itself."""
+"""The [health] section of a recipe."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from gpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """How long a rank may go without a sign of progress before the job is ended, so that it starts again.
+    """How long a rank may go without progress before the job ends for a restart, and how often ranks are compared.
 
-    What a process does for the first time (its first step, evaluation, generation) may compile or open files and has
-    `first_step_timeout_s`; so has everything before the first step. A save, a rewind or the writing of samples is one
-    long call and has `saving_timeout_s`.
+    `hang_timeout_s` applies between two signs of progress. Everything before the first step, and each activity that a
+    process does for the first time (step, evaluation, generation), may compile or open files and has
+    `first_step_timeout_s`. A save, a rewind or the writing of samples is one long call and has `saving_timeout_s`.
 
-    With `replica_check_every_steps`, copies of one weight on several ranks are compared so often, and before each save.
-    Every `straggler_every_steps` a step is measured, to find ranks slower than their peers. 0: never.
+    `replica_check_every_steps`: how often to compare the replicas of weights on several ranks, in addition to before
+    each save. `straggler_every_steps`: how often to measure a step, to find ranks slower than their peers. 0: never.
     """
 
     watchdog: bool = True
@@ -28,7 +28,7 @@ class HealthConfig:
         if self.hang_timeout_s < 1:
             raise ConfigError(
                 f"health.hang_timeout_s = {self.hang_timeout_s:g} must be at least 1 second, and longer than any step; "
-                f"to watch nothing: health.watchdog = false"
+                f"to watch nothing, set health.watchdog = false"
             )
         for key in ("first_step_timeout_s", "saving_timeout_s"):
             value = getattr(self, key)
@@ -36,16 +36,16 @@ class HealthConfig:
                 raise ConfigError(
                     f"health.{key} = {value:g} must be at least health.hang_timeout_s = {self.hang_timeout_s:g}"
                 )
-
         for key in ("replica_check_every_steps", "straggler_every_steps"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"health.{key} = {getattr(self, key)} must be at least 1, or 0 for never")
 
     def check_collective_timeout(self, collective_timeout_s: float) -> None:
-        """Refuse a time-out of collectives that comes first: it ends the ranks and names none of them."""
+        """Refuse a timeout of collectives that is not above hang_timeout_s: it would end the ranks first, and name
+        none of them."""
         if self.watchdog and self.hang_timeout_s >= collective_timeout_s:
             raise ConfigError(
                 f"health.hang_timeout_s = {self.hang_timeout_s:g} must be below run.collective_timeout_s = "
-                f"{collective_timeout_s:g}, or collectives give up before the hung rank is found; set "
+                f"{collective_timeout_s:g}, or collectives give up before the hung rank is found. Use "
                 f"run.collective_timeout_s = {2 * self.hang_timeout_s:.0f}, or health.watchdog = false"
             )

@@ -1,21 +1,21 @@
-"""The few bytes that a rank and its monitor share: what the rank does, how long it may; imports no torch.
+"""The shared memory between a rank and its monitor: what the rank is doing, and how long it may take. No torch.
 
-The monitor reads without a lock, so it may see half of a beat: it believes what it has seen twice.
+The monitor reads without a lock and may see half of a beat, so it trusts only a state that it has seen twice.
 """
 
 import struct
 from dataclasses import dataclass
 from mmap import mmap
 
-LAYOUT = struct.Struct("<QqdB24s")  # number of the beat, step, seconds allowed, status, phase
-ALARM_AT, NOTE_AT, SIZE = 63, 64, 1024
+LAYOUT = struct.Struct("<QqdB24s")  # number of the beat, step, allowed seconds, status, phase
+ALARM_AT, NOTE_AT, SIZE = 63, 64, 1024  # byte offsets of the alarm flag and of the note; size of the whole
 RUNNING, LOST, FAILED, ENDED = range(4)
 STATUS = ("running", "lost its peers", "failed", "ended")
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank last said of itself. `note`: the error, where it lost its peers or failed."""
+    """The last state that a rank reported. `note` is the error, if it lost its peers or failed."""
 
     number: int
     step: int
@@ -26,7 +26,7 @@ class Beat:
 
 
 def write_beat(shared: mmap, beat: Beat) -> None:
-    """Leave a beat; the note first, since the status speaks of it."""
+    """Write a beat. The note comes first, because the status refers to it."""
     if beat.note:
         text = beat.note.encode()[: SIZE - NOTE_AT - 1]
         shared[NOTE_AT : NOTE_AT + len(text) + 1] = text + b"\0"
@@ -34,7 +34,7 @@ def write_beat(shared: mmap, beat: Beat) -> None:
 
 
 def read_beat(shared: mmap) -> Beat:
-    """The last beat."""
+    """Read the last beat."""
     number, step, allowed_s, status, phase = LAYOUT.unpack_from(shared, 0)
     note = shared[NOTE_AT:SIZE].partition(b"\0")[0].decode(errors="replace")
     return Beat(number, step, allowed_s, status, phase.rstrip(b"\0").decode(errors="replace"), note)

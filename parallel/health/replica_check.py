@@ -1,8 +1,9 @@
-"""Compares copies of the same weights and moments on several ranks, bit for bit by checksums; never mends a copy.
+"""Compare replicas of the same weights and moments on several ranks, bit for bit, by checksums.
 
-Copies are what ranks hold of the same part of the same tensor: weights of data ranks that share nothing (ZeRO 0, the
-copies of hybrid sharding), weights that tensor ranks hold whole (norms, some biases and key-value heads), and the tied
-embedding of first and last stage. What ZeRO shards exists once: a flipped bit in it reaches all ranks alike.
+Ranks hold replicas of the same part of the same tensor in three cases: weights of data ranks that shard nothing (ZeRO
+0, the copies of hybrid sharding), weights that tensor ranks hold whole (norms, some biases and key-value heads), and
+the tied embedding on the first and the last stage. A shard of ZeRO exists once: a flipped bit in it reaches all ranks,
+and no comparison can find it.
 """
 
 import hashlib
@@ -23,22 +24,21 @@ from parallel.axes.initialisation import held_indices
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 ROW = 4096  # elements
-MOST_NAMED = 4  # differences that a message spells out, and ranks for each
+MAX_NAMED = 4  # mismatches that a message spells out, and ranks of each
 
 
 @dataclass(frozen=True)
-class Place:
-    """A parameter of this rank, or the part that it holds of one, and the tensors that are compared: local parts."""
+class HeldTensors:
+    """A parameter, or the part of one that this rank holds, and the local tensors to compare."""
 
-    key: int  # of the parameter's name and the part
+    key: int  # identifies the parameter's name and the part
     name: str
     tensors: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Copies that are not equal: the ranks that hold one, and those that a majority of copies contradicts, if there is
-    a majority."""
+class TensorMismatch:
+    """A tensor with unequal replicas: the ranks that hold one, and those outvoted by a majority, if there is one."""
 
     tensor: str
     ranks: tuple[int, ...]
@@ -46,12 +46,13 @@ class Difference:
 
 
 class ReplicaCheck:
-    """Finds out, when it is made, who holds copies of what, and compares them at each `compare`. All ranks make it and
-    call it together; the tensors' storages must stay the same.
+    """Finds at construction which ranks hold replicas of what, and compares them at each `compare`.
 
-    `parameters`: this rank's, by canonical name, each with the tensors of its shape and sharding to compare. `kinds`:
-    what the names of these tensors begin with, in the same order. Sends, from all ranks to all, 8 bytes for each
-    parameter once, and 8 bytes for each tensor with a copy elsewhere at each `compare`.
+    All ranks must construct it and call it together. The storages of the tensors must stay the same.
+
+    `parameters`: those of this rank by canonical name, each with the tensors of its shape and sharding to compare.
+    `kinds`: a prefix for the name of each of these tensors, in the same order. Communication, from all ranks to all:
+    8 bytes per parameter once, and 8 bytes per tensor with a replica elsewhere at each `compare`.
     """
 
     def __init__(
@@ -63,54 +64,56 @@ class ReplicaCheck:
     ) -> None:
         self.kinds = tuple(kinds)
         self.device = device
-        places = [
-            Place(_key(name, parameter), name, tuple(local(tensor) for tensor in tensors))
+        held = [
+            HeldTensors(_key(name, parameter), name, tuple(local(tensor) for tensor in tensors))
             for name, parameter, tensors in parameters
             if local(parameter).numel() > 0
         ]
-        keys = [place.key for place in places]
-        everywhere, counts = np.unique(np.concatenate(self._gather_keys(keys)), return_counts=True)
-        copied = set(everywhere[counts > 1].tolist())
-        self.places = [place for place in places if place.key in copied]
-        gathered = self._gather_keys([place.key for place in self.places])
+        keys, counts = np.unique(np.concatenate(self._gather_keys([one.key for one in held])), return_counts=True)
+        replicated = set(keys[counts > 1].tolist())
+        self.held = [one for one in held if one.key in replicated]
+        gathered = self._gather_keys([one.key for one in self.held])
         lengths = [len(keys) for keys in gathered]
-        self.most = max(lengths)  # places of any rank: what each sends, padded
-        # Of each copy, by rank and place: its rank, its number there, and what it is a copy of.
+        self.max_held = max(lengths)  # of any rank: all send as many checksums, padded
+        # For each replica, ordered by rank and index: its rank, its index there, and the group of equals it belongs to.
         self.ranks = np.repeat(np.arange(len(gathered)), lengths)
-        self.slots = np.concatenate([np.arange(length) for length in lengths])
+        self.indices = np.concatenate([np.arange(length) for length in lengths])
         _, self.firsts, self.groups = np.unique(np.concatenate(gathered), return_index=True, return_inverse=True)
 
     @torch.no_grad()
-    def compare(self) -> list[Difference]:
-        """What differs, in the same order on every rank. Waits for the device and for one small all-gather; only where
-        something differs, for a second one of its names."""
-        if self.most == 0:
+    def compare(self) -> list[TensorMismatch]:
+        """Return the mismatches, in the same order on every rank.
+
+        Waits for the device and one small all-gather. A second all-gather, of names, follows only after a mismatch.
+        """
+        if self.max_held == 0:
             return []
-        sums = torch.zeros(self.most, len(self.kinds), dtype=torch.int64, device=self.device)
-        for slot, place in enumerate(self.places):
-            sums[slot] = torch.stack([checksum(tensor) for tensor in place.tensors])
-        found = _all_gather(sums).numpy()[self.ranks, self.slots]  # (copies, kinds)
+        sums = torch.zeros(self.max_held, len(self.kinds), dtype=torch.int64, device=self.device)
+        for index, one in enumerate(self.held):
+            sums[index] = torch.stack([checksum(tensor) for tensor in one.tensors])
+        found = _all_gather(sums).numpy()[self.ranks, self.indices]  # (replicas, kinds)
         unequal = found != found[self.firsts][self.groups]
         if not unequal.any():
             return []
-        copies, kinds = np.nonzero(unequal)
-        return self._describe(sorted(set(zip(self.groups[copies].tolist(), kinds.tolist(), strict=True))), found)
+        replicas, kinds = np.nonzero(unequal)
+        wrong = sorted(set(zip(self.groups[replicas].tolist(), kinds.tolist(), strict=True)))
+        return self._mismatches(wrong, found)
 
-    def _describe(self, wrong: list[tuple[int, int]], found: NDArray[np.int64]) -> list[Difference]:
-        """`wrong`: group and kind of what differs."""
-        names = exchange([place.name for place in self.places], None)
+    def _mismatches(self, wrong: list[tuple[int, int]], found: NDArray[np.int64]) -> list[TensorMismatch]:
+        """Describe each (group, kind) in `wrong`. Collective: gathers the names."""
+        names = exchange([one.name for one in self.held], None)
         result = []
         for group, kind in wrong:
-            copies = np.flatnonzero(self.groups == group)
-            sums = Counter(found[copies, kind].tolist())
+            replicas = np.flatnonzero(self.groups == group)
+            sums = Counter(found[replicas, kind].tolist())
             common, times = sums.most_common(1)[0]
-            odd = self.ranks[copies[found[copies, kind] != common]] if 2 * times > len(copies) else ()
-            name = names[self.ranks[copies[0]]][self.slots[copies[0]]]
-            result.append(Difference(f"{self.kinds[kind]}{name}", *map(_distinct, (self.ranks[copies], odd))))
+            odd = self.ranks[replicas[found[replicas, kind] != common]] if 2 * times > len(replicas) else ()
+            name = names[self.ranks[replicas[0]]][self.indices[replicas[0]]]
+            result.append(TensorMismatch(f"{self.kinds[kind]}{name}", *map(_distinct, (self.ranks[replicas], odd))))
         return result
 
     def _gather_keys(self, keys: list[int]) -> list[NDArray[np.int64]]:
-        """Every rank's keys, by rank."""
+        """Return the keys of every rank, by rank."""
         lengths = _all_gather(torch.tensor([len(keys)], device=self.device)).flatten().tolist()
         if max(lengths) == 0:
             return [np.zeros(0, dtype=np.int64) for _ in lengths]
@@ -119,21 +122,22 @@ class ReplicaCheck:
         return [row[:length] for row, length in zip(_all_gather(mine).numpy(), lengths, strict=True)]
 
 
-def describe(differences: Sequence[Difference]) -> str:
-    """One sentence on what `compare` found. Every rank calls it: hosts are gathered."""
+def describe(mismatches: Sequence[TensorMismatch]) -> str:
+    """Describe the result of `compare` in one sentence. Every rank must call it: it gathers the host names."""
     hosts = exchange(socket.gethostname(), None)
-    texts = [_sentence(difference, hosts) for difference in differences[:MOST_NAMED]]
-    more = len(differences) - len(texts)
+    texts = [_sentence(mismatch, hosts) for mismatch in mismatches[:MAX_NAMED]]
+    more = len(mismatches) - len(texts)
     return "; ".join(texts) + (f"; and {more} more" if more else "")
 
 
 @torch.no_grad()
 def checksum(tensor: Tensor) -> Tensor:
-    """0-d int64 on the tensor's device: each element's bits as an integer times 2 i + 1, i its position, summed modulo
-    2^64. Reads the tensor twice and makes no copy of it; waits for nothing.
+    """Return a checksum as a 0-d int64 tensor on the tensor's device.
 
-    Every factor is odd, so a change of any one element changes the sum; for elements of at most 32 bits, fewer than
-    2^31 of them, so does an exchange of any two. 0.0 and -0.0 differ, and so do NaNs with different bits.
+    It is the sum, modulo 2^64, of each element's bits as an integer times 2 i + 1, where i is the element's position.
+    Every factor is odd, so changing any one element changes the sum. For fewer than 2^31 elements of at most 32 bits,
+    exchanging any two elements changes it too. 0.0 and -0.0 differ, and so do NaNs with different bits.
+    Reads the tensor twice, makes no copy, and does not wait for the device.
     """
     bits = tensor.detach().contiguous().flatten().view(INTEGERS[tensor.element_size()])
     n_rows = bits.numel() // ROW
@@ -145,14 +149,14 @@ def checksum(tensor: Tensor) -> Tensor:
 
 
 def _key(name: str, parameter: Tensor) -> int:
-    """64 bits by which ranks see that they hold the same part of the same parameter."""
+    """Return 64 bits that are equal on ranks that hold the same part of the same parameter."""
     part = [(int(index[0]), index.numel()) for index in held_indices(parameter)]
     digest = hashlib.sha256(f"{name} {part}".encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
 def _all_gather(mine: Tensor) -> Tensor:
-    """The tensors of all ranks, which have one shape, stacked on the host."""
+    """Stack the tensors of all ranks, which have one shape, on the host."""
     flat = mine.new_empty(dist.get_world_size() * mine.numel())  # gloo gathers into one dimension only
     dist.all_gather_single(flat, mine.flatten())
     return flat.view(-1, *mine.shape).cpu()
@@ -162,10 +166,10 @@ def _distinct(ranks: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted({int(rank) for rank in ranks}))
 
 
-def _sentence(difference: Difference, hosts: Sequence[str]) -> str:
-    if difference.odd:
-        odd = " and ".join(f"rank {rank} ({hosts[rank]})" for rank in difference.odd)
-        others = ", ".join(str(rank) for rank in difference.ranks if rank not in difference.odd)
-        return f"{difference.tensor} on {odd} differs from its copies on {others}"
-    where = " and ".join(f"rank {rank} ({hosts[rank]})" for rank in difference.ranks[:MOST_NAMED])
-    return f"the copies of {difference.tensor} on {where} differ, and no majority tells which is right"
+def _sentence(mismatch: TensorMismatch, hosts: Sequence[str]) -> str:
+    if mismatch.odd:
+        odd = " and ".join(f"rank {rank} ({hosts[rank]})" for rank in mismatch.odd)
+        others = ", ".join(str(rank) for rank in mismatch.ranks if rank not in mismatch.odd)
+        return f"{mismatch.tensor} on {odd} differs from its replicas on {others}"
+    where = " and ".join(f"rank {rank} ({hosts[rank]})" for rank in mismatch.ranks[:MAX_NAMED])
+    return f"the replicas of {mismatch.tensor} on {where} differ, and no majority shows which is right"

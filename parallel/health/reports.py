@@ -1,24 +1,25 @@
-"""Where the monitors of a run's ranks meet once something is wrong, RUN/hangs: alarm and reports; decides nothing.
+"""The meeting point of a run's monitors, RUN/hangs: the alarm, and one report per rank. No torch.
 
-No torch is imported. Everything here may wait as long as the file system does, and raises OSError where it fails.
+Every function here may block as long as the file system does, and raises OSError if it fails.
 """
 
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt.files.atomic import new_beside, replace_file
-from gpt.telemetry.event_log import append_event
-from parallel.health.evidence import Collective, Link
-from parallel.health.verdict import Report, Verdict
+from parallel.health.collective_record import RecordedCollective
+from parallel.health.heartbeat import LOST, STATUS
+from parallel.health.process_evidence import Link
 
 
 @dataclass(frozen=True)
 class Member:
-    """A rank as the others must know it. `machine` tells processes apart that can signal each other."""
+    """A rank's process, as the other monitors know it. Processes with equal `machine` can signal each other by pid."""
 
     host: str
     machine: str
@@ -27,16 +28,16 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What a monitor is told of its rank and of the others."""
+class MonitorSettings:
+    """What a monitor must know of its rank and of the other ranks."""
 
     rank: int
     members: tuple[Member, ...]  # by rank
-    incarnation: str  # one word for all ranks of this start of the run
+    incarnation: str  # names this start of the run, the same on all ranks
     hangs: str  # the folder RUN/hangs
     main_thread: int
-    recorder: str  # socket of torch's flight recorder; "" where there is none
-    error_file: str  # by which torch elastic learns why a rank failed; "" where nobody asks
+    recorder: str  # socket of torch's flight recorder; "" if there is none
+    error_file: str  # file that tells torch elastic why a rank failed; "" if nobody reads one
     launcher_pid: int
     launcher_started_at: str
     hang_timeout_s: float
@@ -48,18 +49,54 @@ class Watched:
         return self.members[self.rank]
 
 
-def alarm_file(watched: Watched) -> Path:
-    """The file whose existence is the alarm of this start of the run; it holds the name of the folder of reports."""
-    return Path(watched.hangs) / f".alarm-{watched.incarnation}"
+@dataclass(frozen=True)
+class HangReport:
+    """What the monitor of one rank saw. `pending` is the oldest recorded collective that the rank waits in."""
+
+    rank: int
+    host: str
+    pid: int
+    step: int
+    phase: str
+    still_s: float  # since the last sign of progress
+    status: str = "running"  # or "lost its peers", "failed", "died"
+    note: str = ""
+    died_of: str = ""  # the signal, if it is known
+    state: str = "S"  # the kernel's letter
+    wait_channel: str = ""
+    frames: tuple[str, ...] = ()  # of the main thread, innermost first
+    pending: RecordedCollective | None = None
+    last: RecordedCollective | None = None
+    counts: Mapping[str, int] | None = None  # per group, the number of the last collective issued
+    departures: tuple[str, ...] = ()
+    dead_links: tuple[Link, ...] = ()
+    addresses: tuple[str, ...] = ()
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether the rank is in a collective, a send or a receive. Sends and receives of gloo are not recorded, but
+        show on the stack."""
+        in_torch = bool(self.frames) and "/torch/distributed/" in self.frames[0]
+        in_collective = self.pending is not None and not self.pending.is_background
+        return in_collective or in_torch or self.status == STATUS[LOST]
+
+    @property
+    def title(self) -> str:
+        return f"rank {self.rank} ({self.host}, pid {self.pid})"
 
 
-def hang_folder(watched: Watched) -> Path:
-    """The folder of this hang's reports, the same for all ranks: the first that asks names it after the time."""
-    alarm, hangs = alarm_file(watched), Path(watched.hangs)
+def alarm_file(settings: MonitorSettings) -> Path:
+    """Return the file whose existence is the alarm of this start of the run. It holds the name of the report folder."""
+    return Path(settings.hangs) / f".alarm-{settings.incarnation}"
+
+
+def hang_folder(settings: MonitorSettings) -> Path:
+    """Return the folder for the reports of this hang, the same for all ranks. The first caller names it by the time."""
+    alarm, hangs = alarm_file(settings), Path(settings.hangs)
     if not alarm.exists():
         name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         if (hangs / name).exists():
-            name += f"-{watched.incarnation[:6]}"
+            name += f"-{settings.incarnation[:6]}"
         mine = new_beside(alarm)
         hangs.mkdir(parents=True, exist_ok=True)
         replace_file(mine, name)
@@ -68,57 +105,48 @@ def hang_folder(watched: Watched) -> Path:
             mine.unlink()
         except FileExistsError:
             mine.unlink()
-        except OSError:  # a file system without links: of two at the same moment, one reports into a folder of its own
+        except OSError:  # no hard links here: if two ranks come at the same moment, one reports into its own folder
             mine.replace(alarm)
     folder = hangs / alarm.read_text(encoding="utf-8")
     folder.mkdir(exist_ok=True)
     return folder
 
 
-def gather_reports(watched: Watched, folder: Path, reports: dict[str, Report]) -> None:
-    """Add those that have come since the last call, by file name: of a thousand ranks, on a slow file system, too many
-    to be read in the last moment."""
-    probe = folder / f".probe-{watched.rank}"
-    probe.touch()  # a change of our own makes a network file system show those of others
+def gather_reports(settings: MonitorSettings, folder: Path, reports: dict[str, HangReport]) -> None:
+    """Add the reports that arrived since the last call, by file name.
+
+    Reading a thousand reports from a slow file system at the last moment would take too long.
+    """
+    probe = folder / f".probe-{settings.rank}"
+    probe.touch()  # after a change of our own, a network file system shows the files of others
     probe.unlink()
     for path in sorted(folder.glob("rank-*.json")):
         if path.name not in reports:
             reports[path.name] = _read_report(path)
 
 
-def leads(watched: Watched, folder: Path) -> bool:
-    """Whether the monitor of this rank decides: the lowest of those that are there to do it. Reads the reports of lower
-    ranks, until it knows: when rank 0 is slow, all monitors ask at the same moment."""
+def is_leader(settings: MonitorSettings, folder: Path) -> bool:
+    """Whether the monitor of this rank decides: it is the lowest present one.
+
+    Reads reports of lower ranks only until the answer is known: if rank 0 is slow, all monitors ask at the same moment.
+    """
     for path in sorted(folder.glob("rank-*.json")):
         report = _read_report(path)
-        if report.rank >= watched.rank:
+        if report.rank >= settings.rank:
             break
-        if report.rank == 0 or report.status != "died":
+        if report.rank == 0 or report.status != "died":  # rank 0's monitor decides even if its rank died
             return False
     return True
 
 
-def _read_report(path: Path) -> Report:
+def _read_report(path: Path) -> HangReport:
     return parse_report(json.loads(path.read_text(encoding="utf-8")))
 
 
-def parse_report(table: dict[str, Any]) -> Report:
-    """A report as `dataclasses.asdict` and JSON have left it."""
+def parse_report(table: dict[str, Any]) -> HangReport:
+    """Rebuild a report from the JSON of its `dataclasses.asdict`."""
     for key in ("pending", "last"):
-        table[key] = Collective(**table[key]) if table[key] else None
+        table[key] = RecordedCollective(**table[key]) if table[key] else None
     links = tuple(Link(**link) for link in table["dead_links"])
     rest = {key: tuple(table[key]) for key in ("frames", "departures", "addresses")}
-    return Report(**{**table, **rest, "dead_links": links})
-
-
-def publish(path: Path, text: str) -> None:
-    """A file that is never half there."""
-    replace_file(path, text)
-
-
-def leave_event(folder: Path, verdict: Verdict, reports: list[Report], line: str) -> None:
-    """A line in the run's events, beside those of the training loop."""
-    step = min((report.step for report in reports), default=None)
-    fields = {"ranks": list(verdict.ranks), "finding": verdict.kind, "reports": str(folder)}
-    text = line.removeprefix("triaxial: error: ")  # it stands among events, not on a console
-    append_event(folder.parents[1] / "events.jsonl", "hang", step=step, text=text, fields=fields)
+    return HangReport(**{**table, **rest, "dead_links": links})

@@ -1,4 +1,4 @@
-"""Has this rank watched by a process of its own, and tells it of each beat; looks at no other rank, kills nothing."""
+"""Start a monitor process for this rank, and tell it of each beat. monitor.py is the other side."""
 
 import contextlib
 import dataclasses
@@ -23,92 +23,99 @@ import torch.distributed as dist
 from gpt.errors import ConfigError
 from gpt.health.watchers import UNWATCHED, Heartbeat
 from parallel.agreement import PeerLost, exchange, rank_in
-from parallel.health import monitor as hang_monitor
+from parallel.health import monitor as monitor_module
 from parallel.health.config import HealthConfig
-from parallel.health.evidence import process_started_at
+from parallel.health.hang_response import DEPUTY_S, GATHER_S, STACKS_SIGNAL
 from parallel.health.heartbeat import ALARM_AT, ENDED, FAILED, LOST, RUNNING, SIZE, Beat, write_beat
-from parallel.health.monitor import DEPUTY_S, GATHER_S, STACKS_SIGNAL
-from parallel.health.reports import Member, Watched
+from parallel.health.process_evidence import process_started_at
+from parallel.health.reports import Member, MonitorSettings
 
-START_MONITOR = "import sys; sys.path.append(sys.argv[1]); from parallel.health.monitor import main; main()"
-LONG_PHASES = ("saving", "rewinding", "sampling", "few_shot")  # long calls between two beats
-LOOK_AFTER_MONITOR = 16  # so many beats apart
-LONGEST_PLACE = 64  # characters; the path of a socket has 107 at most
-WORDS_OF_LOST_PEERS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+START_MONITOR = f"import sys; sys.path.append(sys.argv[1]); from {monitor_module.__name__} import main; main()"
+ROOT = Path(monitor_module.__file__).resolve().parents[monitor_module.__name__.count(".")]  # of the import
+LONG_PHASES = ("saving", "rewinding", "sampling", "few_shot")  # one long call between two beats
+CHECK_MONITOR_EVERY = 16  # beats
+MAX_TEMPORARY_LENGTH = 64  # characters; the path of a socket may have 107 at most
+LOST_PEER_WORDS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
 
 class LostPeers(RuntimeError):
-    """The ranks can no longer talk to each other; one line that says where this one was."""
+    """The ranks can no longer communicate. The message is one line that says where this rank was."""
 
 
 @contextlib.contextmanager
 def watch_rank(config: HealthConfig, run_directory: Path, *, error_file: Path | None = None) -> Iterator[Heartbeat]:
-    """While inside, a monitor process watches this rank. Collective over all ranks of the default process group.
+    """Watch this rank by a monitor process while inside. Collective over all ranks of the default process group.
 
-    Reports go to `run_directory`/hangs, which all ranks must share. Between beats a rank has the times of HealthConfig,
-    from entering on. An error of torch.distributed becomes one LostPeers, after the reports; others pass.
-    `error_file`: torch elastic's for this rank. Linux only; elsewhere nobody watches.
+    Reports go to `run_directory`/hangs, which all ranks must share. The time limits of HealthConfig apply between
+    beats, from the moment of entering. An error of torch.distributed becomes one LostPeers, after the reports are
+    written; other errors pass through. `error_file` is torch elastic's for this rank. Linux only: elsewhere, and with
+    health.watchdog = false, nothing is watched.
     """
     if not config.watchdog or sys.platform != "linux":
         yield UNWATCHED
         return
-    hangs = run_directory / "hangs"
     with contextlib.ExitStack() as stack:
-        beat_file, stacks_file = (os.memfd_create(name) for name in ("triaxial-beat", "triaxial-stacks"))
-        for file in (beat_file, stacks_file):
-            stack.callback(os.close, file)
-        os.ftruncate(beat_file, SIZE)
-        faulthandler.register(STACKS_SIGNAL, file=stacks_file, all_threads=True)
-        stack.callback(faulthandler.unregister, STACKS_SIGNAL)
-        if not faulthandler.is_enabled():  # else whoever wants to read of a crash reads it elsewhere
-            faulthandler.enable(file=stacks_file, all_threads=True)
-            stack.callback(faulthandler.disable)
-        me = Member(socket.gethostname(), _machine(), os.getpid(), process_started_at(os.getpid()))
-        everyone = exchange((dataclasses.astuple(me), secrets.token_hex(8)), None)
-        incarnation = everyone[0][1]
-        if rank_in(None) == 0:
-            _forget_alarms(hangs)
-        settings = Watched(
-            rank=rank_in(None),
-            members=tuple(Member(*member) for member, _ in everyone),
-            incarnation=incarnation,
-            hangs=str(hangs.absolute()),
-            main_thread=threading.main_thread().ident or 0,
-            recorder=stack.enter_context(_flight_recorder()),
-            error_file=str(error_file or ""),
-            launcher_pid=os.getppid(),
-            launcher_started_at=process_started_at(os.getppid()),
-            hang_timeout_s=config.hang_timeout_s,
-            beat_file=beat_file,
-            stacks_file=stacks_file,
-        )
-        heart = WatchedHeart(config, settings)
+        settings = _monitor_settings(stack, config, run_directory / "hangs", error_file)
+        heartbeat = MonitoredHeartbeat(config, settings)
         try:
-            yield heart
+            yield heartbeat
         except Exception as error:
-            if len(everyone) == 1:  # nobody misses this rank, and its process may go on with something else
-                heart.stop()
+            if len(settings.members) == 1:  # nobody needs this rank, and its process may continue with something else
+                heartbeat.stop()
                 raise
-            heart.kept_open = stack.pop_all()  # the monitor may still ask; this process is about to end
+            heartbeat.kept_open = stack.pop_all()  # the monitor may still ask; this process is about to end
             if lost_peers(error):
-                heart.lose(error)
-            heart.fail(error)
+                heartbeat.lose(error)
+            heartbeat.fail(error)
             raise
         except BaseException:
-            heart.stop()
+            heartbeat.stop()
             raise
-        heart.stop()
+        heartbeat.stop()
 
 
-class WatchedHeart:
+def _monitor_settings(
+    stack: contextlib.ExitStack, config: HealthConfig, hangs: Path, error_file: Path | None
+) -> MonitorSettings:
+    """Open what the monitor needs, until `stack` closes it. Collective over all ranks."""
+    beat_file, stacks_file = (os.memfd_create(name) for name in ("triaxial-beat", "triaxial-stacks"))
+    for file in (beat_file, stacks_file):
+        stack.callback(os.close, file)
+    os.ftruncate(beat_file, SIZE)
+    faulthandler.register(STACKS_SIGNAL, file=stacks_file, all_threads=True)
+    stack.callback(faulthandler.unregister, STACKS_SIGNAL)
+    if not faulthandler.is_enabled():  # leave it to whoever enabled it to read about a crash
+        faulthandler.enable(file=stacks_file, all_threads=True)
+        stack.callback(faulthandler.disable)
+    me = Member(socket.gethostname(), _machine(), os.getpid(), process_started_at(os.getpid()))
+    everyone = exchange((dataclasses.astuple(me), secrets.token_hex(8)), None)
+    if rank_in(None) == 0:
+        _remove_alarms(hangs)
+    return MonitorSettings(
+        rank=rank_in(None),
+        members=tuple(Member(*member) for member, _ in everyone),
+        incarnation=everyone[0][1],
+        hangs=str(hangs.absolute()),
+        main_thread=threading.main_thread().ident or 0,
+        recorder=stack.enter_context(_flight_recorder()),
+        error_file=str(error_file or ""),
+        launcher_pid=os.getppid(),
+        launcher_started_at=process_started_at(os.getppid()),
+        hang_timeout_s=config.hang_timeout_s,
+        beat_file=beat_file,
+        stacks_file=stacks_file,
+    )
+
+
+class MonitoredHeartbeat:
     """The heartbeat of a rank with a monitor. See gpt.health.watchers.Heartbeat."""
 
-    def __init__(self, config: HealthConfig, settings: Watched) -> None:
+    def __init__(self, config: HealthConfig, settings: MonitorSettings) -> None:
         self.config, self.settings = config, settings
         self.shared = mmap.mmap(settings.beat_file, SIZE)
         self.number, self.step, self.phase = 0, 0, "start_up"
         self.seen: set[str] = set()
-        self.kept_open: contextlib.ExitStack | None = None  # what the monitor asks, of a rank that is about to end
+        self.kept_open: contextlib.ExitStack | None = None  # what the monitor reads from a rank that is about to end
         self.beat(self.phase, 0)
         self.monitor = self._start_monitor()
 
@@ -116,7 +123,7 @@ class WatchedHeart:
         first = phase not in self.seen
         if first:
             self.seen.add(phase)
-        elif self.number % LOOK_AFTER_MONITOR == 0 and self.monitor.poll() is not None:
+        elif self.number % CHECK_MONITOR_EVERY == 0 and self.monitor.poll() is not None:
             self.monitor = self._start_monitor()
         allowed_s = self.config.first_step_timeout_s if first else self.config.hang_timeout_s
         if phase in LONG_PHASES:
@@ -125,24 +132,24 @@ class WatchedHeart:
         self._write(RUNNING, allowed_s)
 
     def lose(self, error: BaseException) -> NoReturn:
-        """Tell the monitor that the peers are gone, and wait to be ended by it; LostPeers where it does not."""
-        told = bool(self.shared[ALARM_AT])
-        self._write(LOST, 0.0, _one_line(error))  # first: who reads what we print may not read any more
-        if not told:
+        """Tell the monitor that the peers are gone, and wait for it to end this process; LostPeers if it does not."""
+        alarm_raised = bool(self.shared[ALARM_AT])
+        self._write(LOST, 0.0, _one_line(error))  # before printing, which blocks if nobody reads our output
+        if not alarm_raised:
             print(f"triaxial: {self._lost_words(error)}", file=sys.stderr, flush=True)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher that saw a rank die asks us to stop: we do
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from a launcher that saw a rank die; we are ending anyway
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.monitor.wait(GATHER_S + 2 * DEPUTY_S + 1.0)
-            time.sleep(1.0)  # it kills us as the last thing it does
+            time.sleep(1.0)  # killing us is the last thing that it does
         raise LostPeers(self._lost_words(error)) from error
 
     def fail(self, error: BaseException) -> None:
-        """Tell the monitor what ends this rank, for the peers that will miss it."""
+        """Tell the monitor which error ends this rank, for the peers that will miss it."""
         self._write(FAILED, self.config.hang_timeout_s, f"{type(error).__name__}: {_one_line(error)}")
 
     def stop(self) -> None:
-        """All is well: nobody need watch any more."""
+        """Stop watching, unless the monitor is ending the job already."""
         if self.shared[ALARM_AT]:
             return
         self._write(ENDED, self.config.hang_timeout_s)
@@ -158,10 +165,9 @@ class WatchedHeart:
 
     def _start_monitor(self) -> "subprocess.Popen[str]":
         files = (self.settings.beat_file, self.settings.stacks_file)
-        root = str(Path(hang_monitor.__file__).resolve().parents[2])
-        monitor = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", START_MONITOR, root], stdin=subprocess.PIPE, pass_fds=files, text=True
-        )
+        # isolated and without site-packages: it starts quickly, whatever the environment holds
+        command = [sys.executable, "-I", "-S", "-c", START_MONITOR, str(ROOT)]
+        monitor = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=files, text=True)
         assert monitor.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             json.dump(dataclasses.asdict(self.settings), monitor.stdin)
@@ -170,13 +176,15 @@ class WatchedHeart:
 
 
 def lost_peers(error: BaseException) -> bool:
-    """Whether an error is torch.distributed's, itself or as the cause of another: a peer died, or did not answer."""
+    """Whether an error, or a cause of it, comes from torch.distributed: a peer died, or did not answer."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, ConfigError) and not isinstance(seen.__cause__, PeerLost):  # else a save given up for it
+        # a ConfigError is the user's mistake, unless it is about a save that was given up because a peer died
+        if isinstance(seen, ConfigError) and not isinstance(seen.__cause__, PeerLost):
             return False
-        ours = isinstance(seen, (PeerLost, dist.DistError))
-        if ours or (isinstance(seen, RuntimeError) and any(word in str(seen) for word in WORDS_OF_LOST_PEERS)):
+        if isinstance(seen, (PeerLost, dist.DistError)):
+            return True
+        if isinstance(seen, RuntimeError) and any(word in str(seen) for word in LOST_PEER_WORDS):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
@@ -184,21 +192,22 @@ def lost_peers(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def _flight_recorder() -> Iterator[str]:
-    """A socket, for this user alone, at which torch answers what collectives it has recorded; "" where it cannot."""
+    """Open a socket, private to this user, at which torch answers which collectives it recorded. Yield its path, or ""
+    if that is not possible."""
     try:
         from torch._C._distributed_c10d import _WorkerServer
     except ImportError:  # not part of torch's public interface
         yield ""
         return
-    place = None if len(tempfile.gettempdir()) < LONGEST_PLACE else "/tmp"
+    folder = None if len(tempfile.gettempdir()) < MAX_TEMPORARY_LENGTH else "/tmp"
     with contextlib.ExitStack() as stack:
         try:
-            made = tempfile.TemporaryDirectory(prefix="triaxial_", dir=place, ignore_cleanup_errors=True)
+            made = tempfile.TemporaryDirectory(prefix="triaxial_", dir=folder, ignore_cleanup_errors=True)
             path = f"{stack.enter_context(made)}/recorder"  # in a folder of mode 0700
             with _quiet_stderr():  # it warns that it listens
                 server = _WorkerServer(path)
             os.chmod(path, 0o600)
-        except (OSError, RuntimeError):  # a full disk, say: reports do without collectives, training goes on
+        except (OSError, RuntimeError):  # such as a full disk: train anyway, with reports that lack the collectives
             yield ""
             return
         try:
@@ -210,7 +219,7 @@ def _flight_recorder() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """While inside, what C code writes to stderr goes nowhere."""
+    """Discard what C code writes to stderr while inside."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -222,7 +231,7 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def _machine() -> str:
-    """Processes with the same word here can signal each other by pid."""
+    """Return a string that is equal for processes that can signal each other by pid."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -230,9 +239,9 @@ def _machine() -> str:
         return secrets.token_hex(8)
 
 
-def _forget_alarms(hangs: Path) -> None:
-    """Remove what earlier starts of the run have left of their alarms; the reports stay."""
-    with contextlib.suppress(OSError):  # they are told apart by the incarnation all the same
+def _remove_alarms(hangs: Path) -> None:
+    """Remove the alarms of earlier starts of the run; keep the reports."""
+    with contextlib.suppress(OSError):  # harmless if they stay: the incarnation distinguishes them
         for alarm in hangs.glob(".alarm-*"):
             alarm.unlink(missing_ok=True)
 

@@ -75,7 +75,7 @@ class Trials:
         self.config, self.engine, self.step = config, engine, engine.optimizer_step
         self.run, (self.data, _) = build_loop(config, {}, peak_flops_per_s=0.0), open_data(config)
         self.train()
-        self.places = engine._replica_check.places  # what has copies elsewhere: under the same names on every rank
+        self.held = engine._replica_check.held  # tensors with replicas elsewhere, under the same names on every rank
         self.kept = [tensor.clone() for tensor in self.tensors()]
 
     def tensors(self):
@@ -90,8 +90,8 @@ class Trials:
 
         for tensor, kept in zip(self.tensors(), self.kept, strict=True):
             tensor.copy_(kept)
-        place, kind = self.random.choice(self.places), self.random.randrange(3)
-        tensor = place.tensors[kind].view(-1)
+        one, kind = self.random.choice(self.held), self.random.randrange(3)
+        tensor = one.tensors[kind].view(-1)
         index, bit = self.random.randrange(tensor.numel()), self.random.randint(*self.bits)
         who, when = self.random.randrange(self.nproc), self.random.randrange(self.run.replica_check_every_steps)
         taken = []
@@ -108,7 +108,7 @@ class Trials:
         return {
             "rank": who,
             "bit": bit,
-            "flipped": f"{('model.', 'optimizer.exp_avg.', 'optimizer.exp_avg_sq.')[kind]}{place.name}",
+            "flipped": f"{('model.', 'optimizer.exp_avg.', 'optimizer.exp_avg_sq.')[kind]}{one.name}",
             "flipped_at": when,
             "found": found,
             "found_at": len(taken),

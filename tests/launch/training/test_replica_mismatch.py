@@ -52,7 +52,7 @@ def assert_found(found):
 
 def copies_named(trial):
     """The ranks that the message says are odd; None where it says that none can be told, and names this one."""
-    if "no majority tells which is right" in trial["found"]:
+    if "no majority shows which is right" in trial["found"]:
         assert f"rank {trial['rank']} (" in trial["found"], trial
         return None
     return {int(rank) for part in re.findall(r" on (rank .*?) differs", trial["found"]) for rank in
@@ -100,7 +100,7 @@ def test_a_run_with_a_flipped_bit_ends_and_goes_on_from_a_checkpoint_that_was_co
     assert runs["flipped"]["status"] == [1, 1], runs["flipped"]["written"]
     assert len(runs["flipped"]["ranks"][0]) == 8, "it is found before the next save"
     (told,) = [line for line in runs["flipped"]["written"][0].splitlines() if "error:" in line]
-    assert "step 8: the copies of model." in told
+    assert "step 8: the replicas of model." in told
     assert "on rank 0 (" in told
     assert "and rank 1 (" in told
     assert told_of(run) == [("replica_mismatch", 8), ("resumed", 4), ("ended", 10)]

@@ -26,7 +26,7 @@ def findings(stragglers, steps, times_of, *, first=1):
         if stragglers.due(step):
             own = np.asarray(times_of(step), dtype=float)
             pairs = own if own.ndim == 2 else np.stack((own, np.zeros_like(own)), axis=1)
-            found += [(step, change) for change in stragglers.judge.add(pairs)]
+            found += [(step, change) for change in stragglers.detector.add(pairs)]
     return found
 
 

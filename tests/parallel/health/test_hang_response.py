@@ -1,0 +1,43 @@
+"""What one monitor writes: the text of a report, the error file for the launcher, its words without a verdict."""
+
+import json
+import sys
+
+import pytest
+from hang_reports import collective, settings, waiting
+
+from parallel.health.hang_response import Exchange, lines_without_verdict, report_text, write_error_file
+from parallel.health.heartbeat import RUNNING, Beat
+
+
+def test_the_text_of_a_report_has_stacks_and_marks_open_collectives():
+    done, open_one = collective("all_gather", 39), collective("all_reduce", 40, done=False)
+    text = report_text(waiting(1, died_of="SIGABRT", departures=("a before b",)), "the stacks", [done, open_one])
+    assert text.startswith("rank 1 (node1, pid 101): running in step 9 (training), no progress for 10.0 s\n")
+    assert "process state S; SIGABRT" in text
+    assert "the stacks" in text
+    assert f"\n  1 {done}\n> 1 {open_one}\n" in text
+    assert text.endswith("departure: a before b\n")
+    without = report_text(waiting(1), "", None)
+    assert "none: the process did not answer" in without
+    assert "No collectives: the flight recorder did not answer" in without
+
+
+def test_the_error_file_of_the_rank_itself_stays(tmp_path):
+    file = tmp_path / "error.json"
+    ours = settings(tmp_path, 0, error_file=str(file))
+    write_error_file(ours, "no progress")
+    message = json.loads(file.read_text())["message"]
+    assert (message["message"], message["extraInfo"]["watchdog"]) == ("no progress", True)
+    file.write_text("its own")
+    write_error_file(ours, "no progress")
+    assert file.read_text() == "its own"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the watchdog needs Linux")
+def test_without_a_verdict_a_monitor_describes_its_own_rank(tmp_path):
+    exchange = Exchange("", report=waiting(1), trouble="No space left on device")
+    lines = lines_without_verdict(settings(tmp_path, 1), Beat(3, 6, 8.0, RUNNING, "training"), 9.0, exchange)
+    assert lines[0].startswith("triaxial: error: no progress for 9.0 s: rank 1 (node1, pid 101) in step 6 (training);")
+    assert "last collective of rank 1: all_reduce" in lines[1]
+    assert f"no reports could be exchanged in {tmp_path} (No space left on device)" in lines[-1]

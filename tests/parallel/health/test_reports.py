@@ -1,0 +1,63 @@
+"""Where monitors meet: one folder for all reports, one leader, each report read once."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hang_reports import settings, waiting
+
+from parallel.health.process_evidence import Link
+from parallel.health.reports import (
+    alarm_file,
+    gather_reports,
+    hang_folder,
+    is_leader,
+    parse_report,
+)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_all_ranks_report_into_one_folder_with_or_without_hard_links(tmp_path, monkeypatch, links):
+    if not links:
+
+        def refuse(*_):
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    folders = {hang_folder(settings(tmp_path / "hangs", rank)) for rank in (1, 0)}
+    assert len(folders) == 1
+    assert alarm_file(settings(tmp_path / "hangs", 0)).read_text() == folders.pop().name
+    assert len(list((tmp_path / "hangs").iterdir())) == 2
+
+
+def leave_report(folder: Path, rank: int, **more) -> Path:
+    path = folder / f"rank-{rank:05}.json"
+    path.write_text(json.dumps(dataclasses.asdict(waiting(rank, **more))))
+    return path
+
+
+def test_the_lowest_present_rank_decides(tmp_path):
+    leave_report(tmp_path, 1, status="died")
+    for rank in (2, 3):
+        leave_report(tmp_path, rank)
+    assert [rank for rank in (2, 3) if is_leader(settings(tmp_path, rank), tmp_path)] == [2]
+    leave_report(tmp_path, 0, status="died")  # its monitor decides although the rank is dead
+    assert [rank for rank in (0, 2, 3) if is_leader(settings(tmp_path, rank), tmp_path)] == [0]
+
+
+def test_each_report_is_read_once_when_it_arrives(tmp_path):
+    reports, first = {}, leave_report(tmp_path, 1)
+    gather_reports(settings(tmp_path, 0), tmp_path, reports)
+    first.write_text("read already")
+    leave_report(tmp_path, 0)
+    gather_reports(settings(tmp_path, 0), tmp_path, reports)
+    assert [reports[name].rank for name in sorted(reports)] == [0, 1]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_report_survives_json():
+    links = (Link("10.0.0.1:5", "10.0.0.2:6", 100, 4),)
+    sent = waiting(1, dead_links=links, addresses=("10.0.0.1",), frames=("/a/b.py:1 in f",), departures=("a", "b"))
+    assert parse_report(json.loads(json.dumps(dataclasses.asdict(sent)))) == sent

@@ -1,0 +1,79 @@
+"""The watchdog of one rank with its real monitor process, and which errors count as lost peers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt.errors import ConfigError
+from parallel.agreement import PeerLost
+from parallel.checkpoint.save import given_up
+from parallel.errors import CheckpointError
+from parallel.health.watchdog import lost_peers
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_a_save_that_was_given_up_because_a_peer_died_is_no_user_mistake(tmp_path):
+    def fail(error, cause):
+        try:
+            raise error from cause
+        except ConfigError as raised:
+            return lost_peers(raised)
+
+    lost = PeerLost("another rank died or cannot be reached (Connection closed by peer)")
+    assert fail(given_up(tmp_path, lost), lost)
+    assert not fail(CheckpointError(tmp_path, "not saved: the gloo of the disk"), OSError(28, "full"))
+    assert not fail(ConfigError("a mistake"), None)
+
+
+WATCHED = """
+import sys, time
+from pathlib import Path
+from parallel.health.config import HealthConfig
+from parallel.health.watchdog import watch_rank
+
+def never_ends():
+    while True:
+        time.sleep(0.1)
+
+config = HealthConfig(hang_timeout_s=1, first_step_timeout_s=1, saving_timeout_s=60)
+with watch_rank(config, Path(sys.argv[1])) as heartbeat:
+    heartbeat.beat("saving", 3)
+    time.sleep(2)
+    heartbeat.beat("training", 4)
+    if sys.argv[2] == "hang":
+        never_ends()
+print("done", flush=True)
+"""
+
+
+def watched(run: Path, ending: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WATCHED, str(run), ending]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the watchdog needs Linux")
+def test_the_monitor_kills_a_rank_that_hangs_and_says_where_it_was(tmp_path):
+    done = watched(tmp_path, "hang")
+    assert done.returncode == -9, done.stderr
+    (folder,) = (path for path in (tmp_path / "hangs").iterdir() if path.is_dir())
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert (verdict["ranks"], verdict["kind"]) == ([0], "busy")
+    assert "in step 4 (training)" in verdict["lines"][0]
+    assert verdict["lines"][0] in done.stderr
+    report = json.loads((folder / "rank-00000.json").read_text())
+    assert any("in never_ends" in frame for frame in report["frames"])
+    (event,) = (json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines())
+    assert (event["kind"], event["ranks"], event["finding"]) == ("hang", [0], "busy")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the watchdog needs Linux")
+def test_a_rank_that_takes_no_longer_than_its_phase_may_is_left_alone(tmp_path):
+    done = watched(tmp_path, "end")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    assert list(tmp_path.iterdir()) == []
