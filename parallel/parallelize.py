@@ -8,10 +8,7 @@ from gpt.model.gpt import GPT
 from parallel.axes.data_parallel import _apply_data_parallel
 from parallel.axes.recomputation import wrap_block
 from parallel.axes.stage import Stage
-from parallel.axes.tensor_parallel import (
-    allow_asynchronous,
-    apply_tensor_parallel,
-)
+from parallel.axes.tensor_parallel import allow_asynchronous, apply_tensor_parallel
 from parallel.layout.config import ParallelConfig
 from parallel.layout.mesh import Mesh
 
@@ -23,11 +20,7 @@ def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss:
     The order matters: tensor parallelism replaces parameters; blocks are compiled and wrapped for recomputation; FSDP's
     hooks come last.
     """
-    with torch.device("meta"):
-        layout = mesh.layout
-        model = GPT(config, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
-    if mesh.layout.tensor > 1:
-        apply_tensor_parallel(model, config, mesh.tensor)
+    model = build_layers(config, mesh, index=index)
     if parallel.async_tensor:
         allow_asynchronous(mesh.tensor)
     for name, block in model.blocks.items():
@@ -36,3 +29,13 @@ def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss:
     _apply_data_parallel(stage, parallel, mesh)
     stage.to_empty(device=torch.device("cpu") if parallel.offload else mesh.device)
     return stage
+
+
+def build_layers(config: ModelConfig, mesh: Mesh, *, index: int) -> GPT:
+    """The part of the model that stage `index` holds, split over the tensor ranks, on the meta device (no memory)."""
+    layout = mesh.layout
+    with torch.device("meta"):
+        model = GPT(config, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
+    if layout.tensor > 1:
+        apply_tensor_parallel(model, config, mesh.tensor)
+    return model

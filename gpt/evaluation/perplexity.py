@@ -46,7 +46,7 @@ def validation_loss(model: GPT | InferenceModel, batches: Iterable[Tokens]) -> V
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].flatten()
         log_probs, _ = asked.log_probs(
             ForwardInputs(inputs, torch.arange(inputs.size(1), device=asked.device).unsqueeze(0)),
-            places=torch.arange(inputs.numel(), device=asked.device),
+            indices=torch.arange(inputs.numel(), device=asked.device),
             targets=targets,
         )
         total -= float(log_probs.double().sum())

@@ -1,8 +1,8 @@
-"""A model's blocks as a CPU runs them fastest, for a model that is only used; never trains, and keeps no weight that
-could be read back.
+"""Pack a model's blocks for fast inference on a CPU. The results equal the model's own to rounding.
 
-A step of generation reads every weight for few rows. So weights lie as the kernels want them, projections of one input
-are one product, and a residual is added where its product ends. The numbers are the model's own to rounding.
+A step of generation reads every weight for few rows. So the weights get the memory layout of the kernels, projections
+of one input become one product, and a residual is added inside its product. A packed model cannot train, and its
+weights cannot be read back.
 Shapes as in gpt/model/gpt.py; i and o features of a layer's input and output.
 """
 
@@ -19,25 +19,26 @@ from gpt.model.rope import Angles, rotary_angles, rotate
 
 
 class BlockedLinear(nn.Module):
-    """Linear layers of one input side by side, by oneDNN, in an order of its own."""
+    """Linear layers with one input, joined, in oneDNN's blocked layout."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
         weight, self.bias = _joined(linears)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
 
-    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        """(b, t, o), with another such tensor `added`."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return (b, t, o), plus `residual` (b, t, o) if given."""
         y: Tensor
-        if added is None:
+        if residual is None:
             y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         else:
-            y = torch.ops.mkldnn._linear_pointwise.binary(x, added, self.weight, self.bias, "add")
+            y = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
         return y
 
 
 class TransposedLinear(nn.Module):
-    """Linear layers of one input side by side, weights as (i, o): faster for a single row that becomes a longer one."""
+    """Linear layers with one input, joined, weights stored as (i, o): faster for a single row if o is larger than
+    i."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class TransposedLinear(nn.Module):
 
 
 class PackedRMSNorm(nn.Module):
-    """nn.RMSNorm in half as many operations."""
+    """nn.RMSNorm with half as many operations."""
 
     def __init__(self, norm: nn.RMSNorm) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class PackedRMSNorm(nn.Module):
 
 
 class PackedBlock(nn.Module):
-    """`Block` with the same arguments and, to rounding, the same result. `rows`: see `pack`."""
+    """A `Block` with packed weights: same arguments and, to rounding, the same result. `rows`: see `pack`."""
 
     def __init__(self, block: Block, *, rows: int) -> None:
         super().__init__()
@@ -112,10 +113,13 @@ class PackedBlock(nn.Module):
 
 
 def pack(model: GPT, *, rows: int) -> None:
-    """Rebuild a model on a CPU in place, for steps of about `rows` rows. Memory: what it was, and one block more while
-    it goes on; of a tied weight there are two from then on. Does nothing where `can_pack` says no."""
+    """Replace the blocks and the head of a model on a CPU by packed ones, for steps of about `rows` rows.
+
+    Needs memory for one more block while it runs. Afterwards a tied weight is in memory twice. Does nothing where
+    `can_pack` is False.
+    """
     head = model.head
-    assert isinstance(head, nn.Linear), "packed already, or a piece of a pipeline"
+    assert isinstance(head, nn.Linear), "packed already, or a pipeline stage"
     if not can_pack(head.weight.device, head.weight.dtype):
         return
     model.requires_grad_(False)
@@ -128,7 +132,7 @@ def pack(model: GPT, *, rows: int) -> None:
 
 
 def packed(model: InferenceModel, *, rows: int) -> InferenceModel:
-    """`pack` for a model on one device; one that lies over ranks stays as it is."""
+    """Pack a model on one device. Returns a model over many ranks unchanged."""
     if not isinstance(model, LocalModel):
         return model
     pack(model.model, rows=rows)
@@ -136,14 +140,14 @@ def packed(model: InferenceModel, *, rows: int) -> InferenceModel:
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN is there, and has kernels for this precision on this processor."""
+    """Whether oneDNN is available and has kernels for this precision on this processor."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def packed_linear(linears: Sequence[nn.Linear], *, rows: int) -> nn.Module:
-    """Side by side, in the order that is faster (docs/benchmarks.md)."""
+    """Join linear layers in the faster memory layout (docs/benchmarks.md)."""
     widens = sum(linear.out_features for linear in linears) > linears[0].in_features
     single = rows == 1 and widens and linears[0].weight.dtype == torch.float32
     return TransposedLinear(linears) if single else BlockedLinear(linears)

@@ -1,4 +1,7 @@
-"""A key-value cache for generation with fixed memory."""
+"""A key-value cache of fixed capacity.
+
+Shapes: b sequences, k key-value heads, t new positions, s positions so far, e = d_head.
+"""
 
 from torch import Tensor
 
@@ -15,7 +18,7 @@ class KeyValueCache:
         self._v: Tensor | None = None
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (b, k, t, e) keys and values; returns all so far, (b, k, s, e), as views that a later append extends."""
+        """Add keys and values (b, k, t, e). Returns all so far, (b, k, s, e), as views of the cache."""
         if self._k is None or self._v is None:
             shape = (*k.shape[:2], self.capacity, k.size(3))
             self._k, self._v = k.new_empty(shape), v.new_empty(shape)
@@ -27,12 +30,13 @@ class KeyValueCache:
         return self._k[:, :, :end], self._v[:, :, :end]
 
     def keep(self, rows: Tensor) -> None:
-        """Drop every sequence but these (n,), in this order."""
+        """Keep only the sequences at `rows` (n,), in this order."""
         if self._k is not None and self._v is not None:
             self._k, self._v = self._k[rows], self._v[rows]
 
-    def spread(self, columns: Tensor, capacity: int) -> "KeyValueCache":
-        """A cache of n sequences, which holds for each its own `columns` (n, w) of this one's only sequence."""
+    def unpack(self, columns: Tensor, capacity: int) -> "KeyValueCache":
+        """Return a new cache of n sequences. Sequence i gets the positions `columns[i]` (n, w) of the only row
+        here."""
         assert self._k is not None
         assert self._v is not None
         result = KeyValueCache(capacity)
@@ -40,11 +44,11 @@ class KeyValueCache:
         return result
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first `length` positions."""
+        """Drop all but the first `length` positions."""
         assert length <= self.length, f"{length} positions of {self.length}"
         self.length = length
 
 
 def make_cache(model: GPT, capacity: int) -> dict[str, KeyValueCache]:
-    """An empty cache for each layer that `model` holds, by layer name, as `GPT.forward` takes it."""
+    """Return an empty cache for each layer that `model` holds, by layer name, as `GPT.forward` takes it."""
     return {name: KeyValueCache(capacity) for name in model.blocks}

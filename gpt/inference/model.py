@@ -1,7 +1,6 @@
-"""A model that is asked with a key-value cache: what a pass reads, what may be asked of it; never trains.
+"""The interface between generation or evaluation and a model with a key-value cache.
 
-Shapes: b rows, t tokens that a pass reads, s positions so far, v vocab_size, k key-value heads, e = d_head; n places or
-rows that are asked.
+Shapes: b rows, t tokens of a forward pass, s positions so far, v vocab_size, n tokens that the caller asks about.
 """
 
 from collections.abc import Mapping
@@ -18,22 +17,25 @@ from gpt.model.gpt import GPT
 
 @dataclass(frozen=True)
 class ForwardInputs:
-    """Tokens (b, t) to be read, which go on from the `earlier` ones in the cache; `positions` (b, t) or (1, t),
-    `mask` and `cache` as in GPT.forward."""
+    """Inputs of one forward pass: tokens (b, t) that follow the `cached_tokens` tokens in the cache.
+
+    `positions` (b, t) or (1, t), `mask` and `cache` as in GPT.forward.
+    """
 
     tokens: Tensor
     positions: Tensor
     mask: Tensor | None = None
     cache: Mapping[str, KeyValueCache] | None = None
-    earlier: int = 0
+    cached_tokens: int = 0
 
 
 class InferenceModel(Protocol):
-    """What generation and evaluation ask of a model; parallel/inference/model.py has one over many ranks.
+    """What generation and evaluation need from a model. parallel/inference/model.py implements it over many ranks.
 
-    Places are numbers row * t + column in the tokens of a pass.
+    An index names a token of a forward pass by row * t + column.
 
-    Each of `data_size` data ranks has a whole model and may ask it what others do not; the ranks of one ask alike.
+    Each of the `data_size` data ranks has a whole model and may work on requests of its own. The ranks of one data
+    rank make the same calls in the same order.
     """
 
     vocab_size: int
@@ -42,20 +44,23 @@ class InferenceModel(Protocol):
     data_size: int
 
     def gather(self, values: list[Any]) -> list[list[Any]]:
-        """Every data rank's values, by data rank; every rank calls it."""
+        """Return the values of every data rank, by data rank. Every rank must call it."""
         ...
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
-        """Empty caches of the layers held here, by layer name."""
+        """Return empty caches of `capacity` positions for the layers held here, by layer name."""
         ...
 
-    def next_logits(self, inputs: ForwardInputs, *, places: Tensor | None = None) -> Tensor:
-        """Logits (n, v) fp32 after the tokens at `places` (n,), or (b, v) after the last of each row."""
+    def next_logits(self, inputs: ForwardInputs, *, indices: Tensor | None = None) -> Tensor:
+        """Return logits (n, v) fp32 after the tokens at `indices` (n,), or (b, v) after the last token of each row."""
         ...
 
-    def log_probs(self, inputs: ForwardInputs, *, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability, fp32 (n,), of each of `targets` (n,) after the token at its place, and whether it is the
-        likeliest, bool (n,). `places` rise and may repeat; none are asked when the tokens are only to be cached."""
+    def log_probs(self, inputs: ForwardInputs, *, indices: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Score each of `targets` (n,) as the token after the one at its index (n,).
+
+        Returns the log-probabilities in nats, fp32 (n,), and whether each target is the most likely token, bool (n,).
+        `indices` rise and may repeat. They are empty if the pass only fills the cache.
+        """
         ...
 
 
@@ -76,20 +81,20 @@ class LocalModel:
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         return make_cache(self.model, capacity)
 
-    def next_logits(self, inputs: ForwardInputs, *, places: Tensor | None = None) -> Tensor:
+    def next_logits(self, inputs: ForwardInputs, *, indices: Tensor | None = None) -> Tensor:
         hidden = self._hidden(inputs)
-        asked = hidden[:, -1] if places is None else hidden.flatten(0, 1)[places]
-        logits: Tensor = self.head(asked)  # the head is most of a small model: apply it where it is needed
+        # The head is most of a small model's work: apply it only to the tokens that the caller asks about.
+        logits: Tensor = self.head(hidden[:, -1] if indices is None else hidden.flatten(0, 1)[indices])
         return logits[:, : self.vocab_size].float()
 
-    def log_probs(self, inputs: ForwardInputs, *, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def log_probs(self, inputs: ForwardInputs, *, indices: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self._hidden(inputs)
-        return token_scores(hidden, self.head, places=places, targets=targets, vocab_size=self.vocab_size)
+        return token_scores(hidden, self.head, indices=indices, targets=targets, vocab_size=self.vocab_size)
 
     def _hidden(self, inputs: ForwardInputs) -> Tensor:
         return self.model.hidden_states(inputs.tokens, positions=inputs.positions, mask=inputs.mask, cache=inputs.cache)
 
 
 def as_model(model: GPT | InferenceModel) -> InferenceModel:
-    """A GPT as an InferenceModel; what is one already stays."""
+    """Wrap a GPT as an InferenceModel. Returns an InferenceModel unchanged."""
     return LocalModel(model) if isinstance(model, GPT) else model

@@ -1,4 +1,4 @@
-"""How the next token is chosen from logits; runs no model.
+"""Choose the next token from logits: greedily, or by temperature, top-k, top-p and a repetition penalty.
 
 Shapes: b sequences, v vocab_size.
 """
@@ -15,12 +15,18 @@ from gpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen from the logits. Temperature 0 takes the likeliest and draws nothing.
+    """How to choose the next token. Temperature 0 takes the most likely token and draws no random number.
 
-    Otherwise: logits / temperature, then the `top_k` likeliest, then the fewest of these whose probabilities reach
-    `top_p` (nucleus sampling, arXiv 1904.09751), then one draw. None switches a filter off. Before all that, at
-    temperature 0 too, the logit of each token that the prompt or the text so far holds is divided by
-    `repetition_penalty`, or multiplied where it is negative (arXiv 1909.05858, section 4.1, in transformers' form).
+    The steps, in order:
+    1. Divide the logit of each token that the prompt or the text so far contains by `repetition_penalty`, or multiply
+       it if it is negative (arXiv 1909.05858, section 4.1, in the form of transformers). This applies to temperature 0
+       too.
+    2. Divide the logits by `temperature`.
+    3. Keep the `top_k` most likely tokens.
+    4. Keep the fewest of these whose probabilities reach `top_p` (nucleus sampling, arXiv 1904.09751).
+    5. Draw one token.
+
+    None switches a filter off.
     """
 
     temperature: float = 0.0
@@ -30,14 +36,21 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < math.inf:
-            raise ConfigError(f"temperature = {self.temperature} must be 0 (greedy) or a positive number")
+            raise ConfigError(
+                f"temperature = {self.temperature} is invalid: it must be 0 (greedy) or a positive number."
+            )
         if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k = {self.top_k} must be at least 1; leave it out to keep every token")
+            raise ConfigError(
+                f"top_k = {self.top_k} is invalid: it must be at least 1. Leave it out to keep every token."
+            )
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise ConfigError(f"top_p = {self.top_p} must be above 0 and at most 1; leave it out to keep every token")
+            raise ConfigError(
+                f"top_p = {self.top_p} is invalid: it must be above 0 and at most 1. Leave it out to keep every token."
+            )
         if not 0.0 < self.repetition_penalty < math.inf:
             raise ConfigError(
-                f"repetition_penalty = {self.repetition_penalty} must be a number above 0; 1 leaves repetition alone"
+                f"repetition_penalty = {self.repetition_penalty} is invalid: it must be a number above 0. Use 1 for no "
+                "penalty."
             )
 
 
@@ -45,8 +58,11 @@ GREEDY = Sampling()
 
 
 def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None = None, *, seen: Tensor | None = None) -> Tensor:
-    """One token (b,) for each row of logits (b, v); `uniform` (b,) in [0, 1) decides unless temperature is 0. `seen`
-    (b, v): True where a token has been in the text, needed for a repetition penalty."""
+    """Choose one token (b,) for each row of logits (b, v).
+
+    `uniform` (b,) in [0, 1) decides each draw; temperature 0 does not need it. `seen` (b, v) is True for each token
+    that the text contains; a repetition penalty needs it.
+    """
     if sampling.repetition_penalty != 1.0:
         assert seen is not None
         logits = penalised(logits, seen, sampling.repetition_penalty)
@@ -55,9 +71,9 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None = None, *,
     assert uniform is not None
     scores = logits / sampling.temperature
     probabilities, order = scores.softmax(dim=-1), None
-    kept = _most_kept(probabilities, sampling)
+    kept = _max_kept(probabilities, sampling)
     if kept < logits.size(-1) or sampling.top_p is not None:
-        scores, order = scores.topk(kept, dim=-1)  # (b, kept), falling
+        scores, order = scores.topk(kept, dim=-1)  # (b, kept), most likely first
         probabilities = scores.softmax(dim=-1) if sampling.top_k is not None else probabilities.gather(1, order)
     cumulative = probabilities.cumsum(dim=-1)
     if sampling.top_p is not None:
@@ -66,15 +82,15 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None = None, *,
         probabilities = probabilities.masked_fill(reached_before, 0.0)
         cumulative = probabilities.cumsum(dim=-1)
     target = uniform.to(cumulative).unsqueeze(1) * cumulative[:, -1:]
-    place = (cumulative <= target).sum(dim=-1, keepdim=True)
-    places = torch.arange(probabilities.size(-1), device=logits.device)
-    last = (places * (probabilities > 0)).amax(dim=-1, keepdim=True)  # rounding must not lead past it
-    place = torch.minimum(place, last)
-    return (place if order is None else order.gather(1, place)).squeeze(1)
+    index = (cumulative <= target).sum(dim=-1, keepdim=True)
+    # Rounding can push the index past the last token of positive probability.
+    last = (torch.arange(probabilities.size(-1), device=logits.device) * (probabilities > 0)).amax(-1, keepdim=True)
+    index = torch.minimum(index, last)
+    return (index if order is None else order.gather(1, index)).squeeze(1)
 
 
 def seen_tokens(prompts: Sequence[Sequence[int]], *, vocab_size: int, device: torch.device) -> Tensor:
-    """(b, v): True where a prompt holds a token."""
+    """Return (b, v): True for each token that a prompt contains."""
     seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)
     for row, prompt in zip(seen, prompts, strict=True):
         row[torch.tensor(prompt)] = True
@@ -82,18 +98,19 @@ def seen_tokens(prompts: Sequence[Sequence[int]], *, vocab_size: int, device: to
 
 
 def penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Logits (b, v) with those of tokens seen (b, v) made less likely by `penalty` above 1, likelier below."""
+    """Make the tokens in `seen` (b, v) less likely if `penalty` is above 1, more likely if it is below. Logits (b,
+    v)."""
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def _most_kept(probabilities: Tensor, sampling: Sampling) -> int:
-    """At least as many of the likeliest tokens as any row (b, v) may draw from, so that no more need be sorted."""
+def _max_kept(probabilities: Tensor, sampling: Sampling) -> int:
+    """Return an upper bound on the tokens that the filters keep in any row (b, v), so that no more need sorting."""
     v = probabilities.size(-1)
     if sampling.top_k is not None:
         return min(sampling.top_k, v)
     if sampling.top_p is None:
         return v
-    # All tokens of up to (1 - p) / v together make up at most 1 - p: those above reach p without them. With some room
-    # for rounding.
-    least = 0.5 * (1.0 - sampling.top_p) / v
-    return max(1, int((probabilities > least).sum(dim=-1).max()))
+    # Tokens with a probability of at most (1 - p) / v add up to at most 1 - p, so the others reach p without them. The
+    # factor 0.5 leaves room for rounding.
+    min_probability = 0.5 * (1.0 - sampling.top_p) / v
+    return max(1, int((probabilities > min_probability).sum(dim=-1).max()))

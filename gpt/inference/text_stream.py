@@ -1,18 +1,21 @@
-"""The text of a continuation as its tokens come, whole characters only and cut before stop strings; runs no model."""
+"""Turn generated tokens into text as they arrive: whole characters only, and cut before stop strings."""
 
 from collections.abc import Sequence
 
 from gpt.tokenizer.tokenizers import Tokenizer
 
-_UNKNOWN = "\ufffd"  # what bytes decode to that are no whole character, or not yet
+_UNKNOWN = "\ufffd"  # how bytes decode that are not a whole character, or not yet
 
 
 class GeneratedText:
-    """What follows a prompt, in words. `text` is what is certain so far: no character whose bytes may still be on their
-    way, nothing that may turn out to begin a stop string. `stopped`: a stop string was there; `text` ends before it."""
+    """The text after a prompt.
+
+    `text` is the part that cannot change: it has no character with bytes still to come, and nothing that may be the
+    beginning of a stop string. `stopped` is True once a stop string was found; `text` ends before it.
+    """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
-        assert all(stops), "an empty stop string is everywhere"
+        assert all(stops), "an empty stop string matches everywhere"
         self.text = ""
         self.stopped = False
         self._tokenizer = tokenizer
@@ -21,12 +24,15 @@ class GeneratedText:
         self._stops = tuple(stops)
 
     def update(self, tokens: Sequence[int]) -> str:
-        """Take all new tokens so far; returns what that adds to `text`. Decodes everything anew, since a token's text
-        depends on what stands before it: that is little beside the model's own work."""
+        """Take all new tokens so far. Returns the characters that they add to `text`.
+
+        Decodes all tokens each time, since the text of a token depends on the tokens before it. This is cheap compared
+        with the model.
+        """
         return self._extend(self._decoded(tokens).rstrip(_UNKNOWN), is_end=False)
 
     def finish(self, tokens: Sequence[int]) -> str:
-        """As `update`, when no more tokens come: what was held back is text after all."""
+        """Take all new tokens when no more will come. Returns what they add, with the part that was held back."""
         return self._extend(self._decoded(tokens), is_end=True)
 
     def _decoded(self, tokens: Sequence[int]) -> str:
@@ -35,7 +41,7 @@ class GeneratedText:
     def _extend(self, decoded: str, *, is_end: bool) -> str:
         if self.stopped:
             return ""
-        ends = [place for stop in self._stops if (place := decoded.find(stop)) >= 0]
+        ends = [index for stop in self._stops if (index := decoded.find(stop)) >= 0]
         self.stopped = bool(ends)
         if ends:
             decoded = decoded[: min(ends)]
@@ -46,7 +52,7 @@ class GeneratedText:
         return new
 
     def _held_back(self, text: str) -> int:
-        """Characters at the end of a text that a stop string may begin with."""
+        """Return how many characters at the end of `text` are the beginning of a stop string."""
         longest = max(map(len, self._stops), default=0)
         lengths = range(min(longest - 1, len(text)), 0, -1)
         return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in self._stops)), 0)

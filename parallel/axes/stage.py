@@ -77,7 +77,7 @@ class Stage(nn.Module):
         if step.targets is None:
             return logits_of(hidden.flatten(0, 1)[step.places])[:, :vocab_size]
         log_probs, greedy = token_scores(
-            hidden, logits_of, places=step.places, targets=step.targets, vocab_size=vocab_size, shard=shard
+            hidden, logits_of, indices=step.places, targets=step.targets, vocab_size=vocab_size, shard=shard
         )
         return torch.stack((log_probs, greedy.float()))
 

@@ -1,4 +1,4 @@
-"""Shares requests out to data ranks, each of which has a whole model, and brings answers together; asks no model."""
+"""Divide requests among data ranks, each of which has a whole model, and gather their results."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -10,34 +10,35 @@ from gpt.inference.model import InferenceModel
 T = TypeVar("T")
 
 
-def data_parallel_requests(model: InferenceModel, sequences: Sequence[Sequence[int]], *, more: int = 1) -> list[int]:
-    """Numbers of the token sequences that this data rank is to read; each has one that does.
+def data_parallel_requests(
+    sequences: Sequence[Sequence[int]], *, data_rank: int, data_size: int, extra_tokens: int = 1
+) -> list[int]:
+    """Return the indices of the token sequences that a data rank works on. Each sequence belongs to one data rank.
 
-    Those that begin alike stay together, so that what they share is read by one rank; shares are about equal in tokens
-    that are read only once. `more`: what each sequence costs beside, in tokens.
+    Sequences with a common prefix stay together, so that one rank reads the prefix. The ranks get about equal numbers
+    of tokens, counting a common prefix once. `extra_tokens`: the cost of each sequence beyond its tokens.
     """
-    if model.data_size == 1 or not sequences:
+    if data_size == 1 or not sequences:
         return list(range(len(sequences)))
     order = sorted(range(len(sequences)), key=lambda number: tuple(sequences[number]))
-    before: Sequence[int] = ()
     costs = np.zeros(len(order))
-    for place, number in enumerate(order):
+    previous: Sequence[int] = ()
+    for i, number in enumerate(order):
         tokens = sequences[number]
-        costs[place] = len(tokens) - _alike(before, tokens) + more
-        before = tokens
+        costs[i] = len(tokens) - _common_prefix(previous, tokens) + extra_tokens
+        previous = tokens
     middles = costs.cumsum() - costs / 2
-    owners = (middles * model.data_size / costs.sum()).astype(int)
-    return sorted(number for number, owner in zip(order, owners, strict=True) if owner == model.data_rank)
+    owners = (middles * data_size / costs.sum()).astype(int)
+    return sorted(number for number, owner in zip(order, owners, strict=True) if owner == data_rank)
 
 
-def gather_by_index(model: InferenceModel, found: dict[int, T]) -> dict[int, T]:
-    """What all data ranks have found, by number. Every rank calls it."""
-    return {number: one for theirs in model.gather([*found.items()]) for number, one in theirs}
+def gather_by_index(model: InferenceModel, results: dict[int, T]) -> dict[int, T]:
+    """Merge the results of all data ranks, by index of their request. Every rank must call it."""
+    return {index: result for of_rank in model.gather([*results.items()]) for index, result in of_rank}
 
 
-def _alike(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens at the beginning that two sequences have in common."""
-    for place, (x, y) in enumerate(zip(a, b, strict=False)):
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
-            return place
+            return i
     return min(len(a), len(b))

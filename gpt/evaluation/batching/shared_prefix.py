@@ -1,6 +1,7 @@
-"""Continues prompts that begin alike, their beginnings read once and short answers laid side by side; knows no text.
+"""Generate tokens after many prompts. Common prefixes are read once, and short answers are generated in one packed
+row.
 
-Shapes: n prompts that go on together, s positions in the one row that holds them all, v vocab_size.
+Shapes: n prompts in a packed row, s positions of the cache row that holds them all, w longest prompt, v vocab_size.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -12,50 +13,55 @@ import torch
 from torch import Tensor
 
 from gpt.evaluation.batching.data_parallel import data_parallel_requests, gather_by_index
-from gpt.evaluation.batching.prefix_tree import Plan, Read, batches_by_length
-from gpt.evaluation.batching.scoring import ROW_TOKENS, Reader
+from gpt.evaluation.batching.forward_plan import ForwardPlan, PlannedPass, batches_by_length
+from gpt.evaluation.batching.plan_runner import MAX_ROW_TOKENS, PlanRunner
 from gpt.inference.generation import Continuation, PaddedBatch, Watch, check_prompts, decode, generate
 from gpt.inference.kv_cache import KeyValueCache
 from gpt.inference.model import ForwardInputs, InferenceModel
 from gpt.inference.sampling import GREEDY, Sampling
 
-# New tokens of a prompt up to which all go on in one row. What a token looks at there grows with the tokens of all, so
-# that longer answers are better off with a copy of the keys and values for each.
+# Up to this many new tokens a prompt, all prompts stay in one packed row. There each step attends to the new tokens of
+# all prompts. For longer answers it is faster to copy the keys and values into a row for each prompt.
 MAX_PACKED_NEW_TOKENS = 64
+
+Results = dict[int, Continuation]  # by index of the prompt
 
 
 class PackedRow:
-    """See gpt.inference.generation.Rows: sequences in one row of the cache. Each sees what `seen` (n, s) says, and its
-    own new tokens. No keys or values are copied, and those that all see are read from memory once a step."""
+    """A `DecodingBatch` of n sequences in one row of the cache.
+
+    Sequence i attends to the positions in `mask[i]` (n, s) and to its own new tokens. No keys or values are copied.
+    Each step reads those of a common prefix from memory once for all sequences.
+    """
 
     def __init__(
-        self, model: InferenceModel, cache: dict[str, KeyValueCache], *, length: int, positions: Tensor, seen: Tensor
+        self, model: InferenceModel, cache: dict[str, KeyValueCache], *, length: int, positions: Tensor, mask: Tensor
     ) -> None:
-        """`positions` (n,) of the tokens that come next; `length` positions of the cache are filled."""
+        """`positions` (n,) of the next tokens; `length`: filled positions of the cache."""
         self.model = model
         self.cache = cache
         self.length = length
         self.positions = positions
-        self.seen = seen
+        self.mask = mask
 
     @torch.inference_mode()
-    def read_token(self, tokens: Tensor) -> Tensor:
-        n, earlier = tokens.size(0), self.length
-        places = torch.arange(n, device=tokens.device)
-        self.seen = torch.cat((self.seen, places == places[:, None]), dim=1)  # (n, s + n)
+    def decode_step(self, tokens: Tensor) -> Tensor:
+        n, cached_tokens = tokens.size(0), self.length
+        indices = torch.arange(n, device=tokens.device)
+        self.mask = torch.cat((self.mask, indices == indices[:, None]), dim=1)  # (n, s + n)
         self.length += n
-        read = ForwardInputs(tokens[None], self.positions[None], self.seen[None, None], self.cache, earlier)
-        logits = self.model.next_logits(read, places=places)
+        inputs = ForwardInputs(tokens[None], self.positions[None], self.mask[None, None], self.cache, cached_tokens)
+        logits = self.model.next_logits(inputs, indices=indices)
         self.positions = self.positions + 1
         return logits
 
     def keep(self, rows: Tensor) -> None:
-        self.seen, self.positions = self.seen[rows], self.positions[rows]
+        self.mask, self.positions = self.mask[rows], self.positions[rows]
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Prompts and how they are to be continued."""
+class _Settings:
+    """Prompts and how to generate after them. Prompt i has the seed `seed + i`."""
 
     prompts: Sequence[Sequence[int]]
     n_ctx: int
@@ -66,8 +72,11 @@ class _Asked:
     n_ids: int | None
     watch: Watch | None
 
+    def seeds(self, numbers: Sequence[int]) -> list[int]:
+        return [self.seed + number for number in numbers]
+
     def options(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """Arguments for `generate` and `decode` for these prompts: each has its own seed wherever it is continued."""
+        """Return the arguments that `generate` and `decode` share, for these prompts."""
 
         def watch(i: int, tokens: list[int]) -> bool:
             assert self.watch is not None
@@ -97,99 +106,114 @@ def generate_sharing(
     progress: Callable[[int], None] | None = None,
     sharing: bool = True,
 ) -> list[Continuation]:
-    """As gpt.inference.generation.generate, for any number of prompts in batches of up to `batch_tokens` positions, new
-    ones included; prompt i has the seed `seed + i` and gets what it would get alone. `progress` is called with the
-    number of prompts that a batch finished, and at the end with those of other data ranks. `watch` is called for
-    the prompts of this data rank. `sharing` False: every prompt is read whole."""
+    """Generate tokens after any number of prompts, as gpt.inference.generation.generate does after a few.
+
+    Every rank of a layout must call it; all get all results. Batches have up to `batch_tokens` positions, new tokens
+    included. Prompt i has the seed `seed + i` and gets the same tokens as alone. `watch` is called for the prompts of
+    this data rank. `progress` is called with the number of prompts that a batch finished, and at the end with the
+    number of those that other data ranks finished. `sharing` False reads every prompt whole.
+    """
     check_prompts(prompts, n_ctx=n_ctx, max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
-    asked = _Asked(prompts, n_ctx, max_new_tokens, seed, sampling, stop_ids, n_ids, watch)
-    owners: dict[tuple[int, ...], list[int]] = {}
-    mine = data_parallel_requests(model, prompts, more=max_new_tokens)
-    for number in mine:
-        owners.setdefault(tuple(prompts[number]), []).append(number)
-    row_tokens = min(ROW_TOKENS, batch_tokens)
-    plan = Plan([*owners], row_tokens=row_tokens, batch_tokens=batch_tokens, branching=False, sharing=sharing)
-    alone: list[int] = []
-    together: dict[int, list[tuple[int, int]]] = {}  # by pass: columns of last tokens, and whose
-    for sequence, numbers in enumerate(owners.values()):
-        (end,) = plan.places(sequence, len(plan.sequences[sequence]) - 1)
-        if plan.reads[end.read].kept or plan.reads[end.read].earlier:
-            together.setdefault(end.read, []).extend((end.column, number) for number in numbers)
+    settings = _Settings(prompts, n_ctx, max_new_tokens, seed, sampling, stop_ids, n_ids, watch)
+    own = data_parallel_requests(
+        prompts, data_rank=model.data_rank, data_size=model.data_size, extra_tokens=max_new_tokens
+    )
+    numbers_of: dict[tuple[int, ...], list[int]] = {}  # equal prompts are read once
+    for number in own:
+        numbers_of.setdefault(tuple(prompts[number]), []).append(number)
+    max_row_tokens = min(MAX_ROW_TOKENS, batch_tokens)
+    plan = ForwardPlan(
+        [*numbers_of], row_tokens=max_row_tokens, batch_tokens=batch_tokens, branching=False, sharing=sharing
+    )
+    unshared: list[int] = []
+    cached: dict[int, list[tuple[int, int]]] = {}  # by pass: index of the last token, and the prompt
+    for sequence, (prompt, numbers) in enumerate(numbers_of.items()):
+        (last,) = plan.token_indices(sequence, len(prompt) - 1)
+        if plan.passes[last.pass_number].uses_cache:
+            cached.setdefault(last.pass_number, []).extend((last.index, number) for number in numbers)
         else:
-            alone += numbers
-    results: dict[int, Continuation] = {}
-    for found in chain(
-        _alone(model, asked, alone, batch_tokens), _together(model, asked, plan, together, batch_tokens)
+            unshared += numbers
+    results: Results = {}
+    for batch in chain(
+        _generate_unshared(model, settings, unshared, batch_tokens),
+        _generate_cached(model, settings, plan, cached, batch_tokens),
     ):
-        results |= found
+        results |= batch
         if progress is not None:
-            progress(len(found))
-    if progress is not None and len(mine) < len(prompts):
-        progress(len(prompts) - len(mine))
+            progress(len(batch))
+    if progress is not None and len(own) < len(prompts):
+        progress(len(prompts) - len(own))
     results = gather_by_index(model, results)
     return [results[i] for i in range(len(prompts))]
 
 
-def _alone(
-    model: InferenceModel, asked: _Asked, numbers: list[int], batch_tokens: int
-) -> Iterator[dict[int, Continuation]]:
-    """Prompts that share nothing worth while, batch by batch."""
-    lengths = [len(asked.prompts[number]) + asked.max_new_tokens for number in numbers]
+def _generate_unshared(
+    model: InferenceModel, settings: _Settings, numbers: list[int], batch_tokens: int
+) -> Iterator[Results]:
+    """Generate after prompts whose common prefixes are too short to be worth a pass, batch by batch."""
+    lengths = [len(settings.prompts[number]) + settings.max_new_tokens for number in numbers]
     for batch in batches_by_length(lengths, batch_tokens=batch_tokens):
-        chosen = [numbers[place] for place in batch]
-        found = generate(
+        chosen = [numbers[i] for i in batch]
+        continuations = generate(
             model,
-            n_ctx=asked.n_ctx,
-            max_new_tokens=asked.max_new_tokens,
-            seed=[asked.seed + number for number in chosen],
-            **asked.options(chosen),
+            n_ctx=settings.n_ctx,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seeds(chosen),
+            **settings.options(chosen),
         )
-        yield dict(zip(chosen, found, strict=True))
+        yield dict(zip(chosen, continuations, strict=True))
 
 
-def _together(
-    model: InferenceModel, asked: _Asked, plan: Plan, ends: dict[int, list[tuple[int, int]]], batch_tokens: int
-) -> Iterator[dict[int, Continuation]]:
-    """Prompts that go on from a beginning in the cache, pass by pass."""
-    apart = asked.max_new_tokens > MAX_PACKED_NEW_TOKENS
-    each = max(map(len, asked.prompts), default=0) + asked.max_new_tokens if apart else asked.max_new_tokens
-    at_once = max(1, batch_tokens // each)
-    most = min(at_once, max(map(len, ends.values()), default=0))
-    reader = Reader(model, plan, more=0 if apart else most * (asked.max_new_tokens - 1))
-    for number, read in enumerate(plan.reads):
-        if not read.kept and not read.earlier:
+def _generate_cached(
+    model: InferenceModel,
+    settings: _Settings,
+    plan: ForwardPlan,
+    ends_of_pass: dict[int, list[tuple[int, int]]],
+    batch_tokens: int,
+) -> Iterator[Results]:
+    """Generate after prompts that continue a prefix in the cache, pass by pass.
+
+    `ends_of_pass`: for each pass the index of each prompt's last token, and the prompt.
+    """
+    new_tokens = settings.max_new_tokens
+    is_packed = new_tokens <= MAX_PACKED_NEW_TOKENS
+    positions = new_tokens if is_packed else max(map(len, settings.prompts), default=0) + new_tokens  # of a prompt
+    at_once = max(1, batch_tokens // positions)
+    largest = min(at_once, max(map(len, ends_of_pass.values()), default=0))
+    runner = PlanRunner(model, plan, extra_capacity=largest * (new_tokens - 1) if is_packed else 0)
+    for pass_number, planned in enumerate(plan.passes):
+        if not planned.uses_cache:
             continue
-        found = sorted(ends.get(number, []))
-        columns = torch.tensor([column for column, _ in found], dtype=torch.int64, device=model.device)
-        logits = reader.next_logits(read, columns)
-        for start in range(0, len(found), at_once):
-            own, now = columns[start : start + at_once], [n for _, n in found[start : start + at_once]]
-            row = _side_by_side(reader, read, own)
-            continued = decode(
-                _one_below_another(row, asked.max_new_tokens) if apart else row,
-                logits[start : start + at_once],
-                limits=[asked.max_new_tokens] * len(now),
-                seeds=[asked.seed + n for n in now],
-                **asked.options(now),
+        ends = sorted(ends_of_pass.get(pass_number, []))
+        columns = torch.tensor([column for column, _ in ends], dtype=torch.int64, device=model.device)
+        logits = runner.next_logits(planned, columns)  # a pass that uses the cache has one row: an index is a column
+        for start in range(0, len(ends), at_once):
+            part = slice(start, start + at_once)
+            numbers = [number for _, number in ends[part]]
+            row = _packed_row(runner, planned, columns[part])
+            continuations = decode(
+                row if is_packed else _unpacked(row, new_tokens),
+                logits[part],
+                limits=[new_tokens] * len(numbers),
+                seeds=settings.seeds(numbers),
+                **settings.options(numbers),
             )
-            yield dict(zip(now, continued, strict=True))
+            yield dict(zip(numbers, continuations, strict=True))
 
 
-def _side_by_side(reader: Reader, read: Read, columns: Tensor) -> PackedRow:
-    """The sequences that end at these columns of a pass; forgets what others have added after it."""
-    length = read.earlier + read.width
-    for layer in reader.cache.values():
-        layer.rewind(length)
-    device = columns.device
-    seen = torch.from_numpy(read.mask()[0]).to(device)[columns]  # (n, s)
-    positions = torch.from_numpy(read.positions()[0]).to(device)[columns] + 1
-    return PackedRow(reader.model, reader.cache, length=length, positions=positions, seen=seen)
+def _packed_row(runner: PlanRunner, planned: PlannedPass, columns: Tensor) -> PackedRow:
+    """Return the sequences that end at these columns of a pass. Rewinds the cache to the end of the pass."""
+    length = planned.cached_tokens + planned.width
+    runner.rewind(length)
+    mask = torch.from_numpy(planned.mask()[0]).to(columns.device)[columns]  # (n, s)
+    positions = torch.from_numpy(planned.positions()[0]).to(columns.device)[columns] + 1
+    return PackedRow(runner.model, runner.cache, length=length, positions=positions, mask=mask)
 
 
-def _one_below_another(row: PackedRow, new_tokens: int) -> PaddedBatch:
-    """The same sequences, each with a row of its own for what it has seen, right-aligned."""
+def _unpacked(row: PackedRow, new_tokens: int) -> PaddedBatch:
+    """Copy each sequence of a packed row into a cache row of its own, right-aligned."""
     width = int(row.positions.max())
-    order = row.seen.to(torch.int8).argsort(dim=1, stable=True)  # what is seen comes last, in its order
+    order = row.mask.to(torch.int8).argsort(dim=1, stable=True)  # the positions of the sequence come last, in order
     columns = order[:, order.size(1) - width :]  # (n, w)
-    cache = {name: layer.spread(columns, width + new_tokens - 1) for name, layer in row.cache.items()}
+    cache = {name: layer.unpack(columns, width + new_tokens - 1) for name, layer in row.cache.items()}
     return PaddedBatch(row.model, cache, length=width, padding=(width - row.positions).unsqueeze(1))

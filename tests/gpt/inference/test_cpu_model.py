@@ -95,7 +95,7 @@ def test_the_same_scores(config: ModelConfig) -> None:
     shared = list(range(60, 95))
     requests = [Request([*shared, number, number + 1, 60], 2) for number in range(40)]
     requests += [Request([*prompt, 3], 1) for prompt in PROMPTS]
-    assert any(read.kept for read in plan_scores(requests, batch_tokens=64)[0].reads)
+    assert any(planned.extends_cache for planned in plan_scores(requests, batch_tokens=64)[0].passes)
     for ours, theirs in zip(*(score(m, requests, batch_tokens=64) for m in (packed, model)), strict=True):
         assert ours.log_probs == pytest.approx(theirs.log_probs, abs=2e-5)
         assert ours.greedy == theirs.greedy

@@ -159,8 +159,8 @@ def test_fills_the_context_to_its_last_token() -> None:
 @pytest.mark.parametrize(
     ("prompts", "new", "words"),
     [
-        ([[1], list(range(38))], 3, ["prompt 2 has 38 tokens", "n_ctx = 40", "lower max_new_tokens to 2"]),
-        ([list(range(40))], 1, ["40 tokens", "; shorten the prompt"]),
+        ([[1], list(range(38))], 3, ["prompt 2 has 38 tokens", "n_ctx = 40", "Lower max_new_tokens to 2"]),
+        ([list(range(40))], 1, ["40 tokens", ". Shorten the prompt"]),
         ([[1], []], 1, ["prompt 2 is empty"]),
         ([[1, 61]], 1, ["id 61", "0 to 60"]),
         ([[1]], 0, ["max_new_tokens = 0"]),

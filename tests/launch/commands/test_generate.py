@@ -175,7 +175,7 @@ def test_lines_from_standard_input_to_standard_output(
         (b'{"prompt": ["a"]}\n', [], "line 1 must be an object with a text 'prompt'"),
         (b'{"prompt": "a", "seed": 1.5}', [], "line 1: 'seed' = 1.5 must be a whole number"),
         (b'{"prompt": "a", "max_new_tokens": 0}', [], "'max_new_tokens' = 0 must be a whole number from 1 on"),
-        (b'{"prompt": "a", "max_new_tokens": 64}', [], "line 1: the prompt has 1 tokens, which with max_new_tokens"),
+        (b'{"prompt": "a", "max_new_tokens": 64}', [], "line 1: the prompt has 1 tokens. With max_new_tokens"),
         (b'{"prompt": "a", "text": "b"}', [], "the name 'text' is one that the output adds"),
         (b'{"prompt": "a"}\n{"prompt": "' + b"@" * 70 + b'"}', [], "line 2: the prompt has 70 tokens"),
         (b"\n", [], "holds no line"),
