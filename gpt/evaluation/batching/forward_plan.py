@@ -48,10 +48,10 @@ def row_tokens(row: Row) -> int:
 
 
 class TokenIndex(NamedTuple):
-    """Where a plan reads a token: in which pass, and at which index there (row * t + column)."""
+    """Where a plan reads a token: in which pass, and at which index of its tokens (row * t + column)."""
 
     pass_number: int
-    index: int
+    flat_index: int
 
 
 @dataclass(frozen=True)

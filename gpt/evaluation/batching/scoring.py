@@ -132,7 +132,7 @@ def _scored_tokens(
             own = indices[max_scored - request.n_scored :]
             targets = request.tokens[-request.n_scored :]
             for i, (at, target) in enumerate(zip(own, targets, strict=True)):
-                tokens[at.pass_number].append(_ScoredToken(at.index, target, number, i))
+                tokens[at.pass_number].append(_ScoredToken(at.flat_index, target, number, i))
             finished[max(at.pass_number for at in own)] += 1
     for of_pass in tokens:
         of_pass.sort(key=lambda token: token.index)

@@ -130,7 +130,7 @@ def generate_sharing(
     for sequence, (prompt, numbers) in enumerate(numbers_of.items()):
         (last,) = plan.token_indices(sequence, len(prompt) - 1)
         if plan.passes[last.pass_number].uses_cache:
-            cached.setdefault(last.pass_number, []).extend((last.index, number) for number in numbers)
+            cached.setdefault(last.pass_number, []).extend((last.flat_index, number) for number in numbers)
         else:
             unshared += numbers
     results: Results = {}

@@ -30,7 +30,7 @@ def test_passes_give_the_logits_of_plain_forward_passes(extra_capacity: int) -> 
     indices: list[list[tuple[int, int]]] = [[] for _ in plan.passes]
     for number, sequence in enumerate(sequences):
         (last,) = plan.token_indices(number, len(sequence) - 1)
-        indices[last.pass_number].append((last.index, number))
+        indices[last.pass_number].append((last.flat_index, number))
     scored = 0
     for planned, ends in zip(plan.passes, indices, strict=True):
         logits = runner.next_logits(planned, torch.tensor([index for index, _ in ends], dtype=torch.int64))
