@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from gpt.convert.hugging_face.export import write_configs
-from gpt.convert.hugging_face.names import shapes, table, their_shape
+from gpt.convert.hugging_face.names import table
+from gpt.convert.weights import shapes
 from gpt.files.safetensors import write_model
 from gpt.model.config import ModelConfig, RopeScaling
 
@@ -75,17 +76,17 @@ def llama_1b(*, small: bool) -> ModelConfig:
 def write_random(folder: Path, config: ModelConfig, tokenizer: Path, dtype: torch.dtype) -> None:
     """A Hugging Face folder of random weights."""
     folder.mkdir(parents=True)
-    ours = shapes(config)
-    theirs = {entry.theirs: their_shape(entry, ours) for entry in table(config)}
+    weight_shapes = shapes(config)
+    hf_shapes = {entry.hf_name: entry.shape(weight_shapes) for entry in table(config)}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         generator = torch.Generator().manual_seed(0)
-        for name, shape in theirs.items():
+        for name, shape in hf_shapes.items():
             noise = torch.empty(shape, dtype=dtype).normal_(0.0, 0.02, generator=generator)
             yield name, noise + 1 if "norm" in name else noise
 
     write_configs(folder, config, end_of_document_id=0, dtype=dtype)
-    write_model(folder, tensors(), shapes=theirs, dtype=dtype)
+    write_model(folder, tensors(), shapes=hf_shapes, dtype=dtype)
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
 
 

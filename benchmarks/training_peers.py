@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gpt.convert.hugging_face.names import to_theirs
+from gpt.convert.hugging_face.names import to_hugging_face
 from gpt.errors import import_extra
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
@@ -88,7 +88,7 @@ def transformers_gpt2(config: ModelConfig, optimizer: OptimizerConfig, *, micro_
         attn_implementation="sdpa",
     )
     start = starting_weights(config, seed)
-    theirs = dict(to_theirs(config, ((name, parameter.data) for name, parameter in start.named_parameters())))
+    theirs = dict(to_hugging_face(config, ((name, parameter.data) for name, parameter in start.named_parameters())))
     missing, unexpected = model.load_state_dict(theirs, strict=False)
     assert missing == ["lm_head.weight"], missing  # tied
     assert not unexpected, unexpected

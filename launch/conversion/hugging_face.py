@@ -1,35 +1,38 @@
-"""Runs to Hugging Face folders and back, with a progress bar, and what was verified in words."""
+"""Export runs as Hugging Face folders and import such folders, with a progress bar and a report of the verification."""
 
 import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from gpt.convert.hugging_face.export import COMPANIONS, export
+from gpt.convert.hugging_face.export import export
 from gpt.convert.hugging_face.logits import LogitCheck, Mode, compare_logits, part_to_compare
-from gpt.convert.hugging_face.names import family_of, shapes, table, to_ours, to_theirs
-from gpt.convert.hugging_face.source import TITLES, Source, find_tokenizer, open_source
+from gpt.convert.hugging_face.names import family_of, from_hugging_face, table, to_hugging_face
+from gpt.convert.hugging_face.source import TITLES, HuggingFaceSource, find_tokenizer, open_source
 from gpt.convert.hugging_face.tokenizer import compare_tokenizers
+from gpt.convert.round_trip import main_dtype, round_trip
+from gpt.convert.weights import shapes, without_padding
 from gpt.errors import ConfigError
 from gpt.files.atomic import partial_folder
-from gpt.files.safetensors import digest
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
+from launch.conversion.sources import (
+    check_tokenizer_fits,
+    copy_companions,
+    dtype_name,
+    export_dtype,
+    verified_weights,
+)
 from launch.processes.terminal import progress_bar
-from launch.runs.imported_run import HUGGING_FACE, IMPORTED, read_weights, write_run
-from launch.runs.saved_run import DTYPES, SavedRun
-from parallel.checkpoint import find as checkpoint
-
-EXPORT_DTYPES = {**DTYPES, "float16": torch.float16}  # a model that came in halves may go as it came
+from launch.runs.imported_run import HUGGING_FACE, read_weights, write_run
+from launch.runs.saved_run import SavedRun
+from parallel.checkpoint.manifest import step_name
 
 
 def export_run(saved: SavedRun, output: Path, *, dtype: str | None = None, mode: Mode = "auto") -> list[str]:
-    """Write `output` and check it; errors as `export`. Returns what to tell the user."""
+    """Write `output` and verify it; return lines for the user. Errors as `export`."""
     companions = saved.run_directory / HUGGING_FACE
-    imported = checkpoint.read_state(saved.checkpoint_path).get(IMPORTED)
-    if dtype is None:
-        dtype = str(imported["dtype"]) if isinstance(imported, dict) else "float32"
+    elements = export_dtype(saved, dtype)
     with progress_bar("writing tensors", total=len(shapes(saved.model_config))) as advance:
         verification = export(
             saved.weights(),
@@ -37,7 +40,7 @@ def export_run(saved: SavedRun, output: Path, *, dtype: str | None = None, mode:
             output,
             tokenizer=saved.tokenizer,
             tokenizer_file=saved.tokenizer_file,
-            dtype=EXPORT_DTYPES[dtype],
+            dtype=elements,
             companions=companions if companions.is_dir() else None,
             about={"checkpoint": str(saved.checkpoint_path), "step": saved.step, "tokens_seen": saved.tokens_seen},
             mode=mode,
@@ -45,102 +48,87 @@ def export_run(saved: SavedRun, output: Path, *, dtype: str | None = None, mode:
         )
     title = TITLES[family_of(saved.model_config)]
     return [
-        f"{output}: {title} architecture, {saved.model_config.parameters:,} parameters in {dtype}, step {saved.step:,}",
-        f"verified: {verification.tensors} tensors bit for bit; {logits_in_words(verification.logits)}; "
-        f"{verification.texts} texts tokenized alike",
+        f"{output}: {title} architecture, {saved.model_config.parameters:,} parameters in {dtype_name(elements)}, "
+        f"step {saved.step:,}",
+        f"verified: {verification.tensors} tensors bit for bit; {describe_logits(verification.logits)}; "
+        f"{verification.texts} texts tokenized equally",
     ]
 
 
 def import_folder(folder: Path, output: Path, *, tokenizer_file: Path | None = None, mode: Mode = "auto") -> list[str]:
-    """Make a run directory of a Hugging Face folder. Memory: about the largest tensor.
+    """Make a run directory of a Hugging Face folder; return lines for the user. Memory: about the largest tensor.
 
-    ConfigError: an architecture that is not here, tensors missing or unknown, a tokenizer that does not fit, an output
-    that exists. Nothing is left at `output` then. Returns what to tell the user.
+    ConfigError: the architecture is not supported, tensors are missing or unknown, the tokenizer does not fit, or the
+    output exists. After an error nothing is at `output`.
     """
     source = open_source(folder)
+    config, dtype = source.config, dtype_name(main_dtype(source))
     tokenizer_file = find_tokenizer(folder) if tokenizer_file is None else tokenizer_file
     tokenizer = load_tokenizer(tokenizer_file)
-    if tokenizer.vocab_size > source.config.vocab_size:
-        raise ConfigError(
-            f"{tokenizer_file} has {tokenizer.vocab_size} pieces, but {folder} a vocabulary of "
-            f"{source.config.vocab_size}: it is another model's tokenizer"
-        )
+    check_tokenizer_fits(tokenizer_file, tokenizer.vocab_size, folder=folder, vocab_size=config.vocab_size)
     texts = _compare_tokenizers(folder, tokenizer, tokenizer_file)
-    digests: dict[str, str] = {}
+    about: dict[str, object] = {"from": str(folder), "format": source.title, "dtype": dtype}
+    names = [name for entry in table(config) for name in entry.names]
     with partial_folder(output) as partial:
+        path = partial / "checkpoints" / step_name(0)
         with progress_bar("writing tensors", total=len(source.tensors)) as advance:
-            path = write_run(
-                partial,
-                to_ours(source.config, _noted(source, digests, advance)),
-                config=source.config,
-                tokenizer_file=tokenizer_file,
-                about={"from": str(folder), "format": source.title, "dtype": _name(source.dtype)},
+            digests = round_trip(
+                source,
+                lambda tensors: write_run(
+                    partial,
+                    from_hugging_face(config, tensors),
+                    config=config,
+                    tokenizer_file=tokenizer_file,
+                    about=about,
+                ),
+                lambda: to_hugging_face(config, verified_weights(path, names)),
+                progress=advance,
             )
-            (partial / HUGGING_FACE).mkdir()
-            for name in COMPANIONS:
-                if (folder / name).is_file():
-                    (partial / HUGGING_FACE / name).write_bytes((folder / name).read_bytes())
-        logits = _verify(source, path, digests, mode)
-    compared = (
-        "their tokenizer was not compared: no transformers here" if texts is None else f"{texts} texts tokenized alike"
-    )
+        copy_companions(folder, partial / HUGGING_FACE)
+        logits = _compare_logits(source, path, mode)
+    compared = f"{texts} texts tokenized equally"
+    if texts is None:
+        compared = "tokenizers not compared: transformers is not installed"
     return [
-        f"{output}: {source.title} architecture, {source.config.parameters:,} parameters, {_name(source.dtype)} to "
-        f"float32, which holds it exactly; the [model] section of a recipe is in {output / 'model.toml'}",
+        f"{output}: {source.title} architecture, {config.parameters:,} parameters, converted exactly from {dtype} to "
+        f"float32; the [model] section of a recipe is in {output / 'model.toml'}",
         f"verified: {len(digests)} tensors back to {folder} bit for bit; {logits}; {compared}",
     ]
 
 
-def logits_in_words(check: LogitCheck | None) -> str:
+def describe_logits(check: LogitCheck | None) -> str:
+    """Return the result of comparing logits in one phrase."""
     if check is None:
-        return "logits not compared (even one layer would need far more memory than a tensor; --logits whole does it)"
-    where = f"of {check.layers} layers and {check.vocabulary:,} tokens of vocabulary"
+        return "logits not compared (even one layer needs far more memory than a tensor; --logits whole compares them)"
+    part = f"of {check.layers} layers and {check.vocabulary:,} tokens of vocabulary"
     return (
-        f"logits {where} within {check.max_relative_error:.1e} of transformers (max |a - b| / max |b|), "
-        f"the likeliest token another at {check.other_choices} of {check.places} places"
+        f"logits {part} within {check.max_relative_error:.1e} of transformers (max |a - b| / max |b|), "
+        f"another most likely token at {check.other_choices} of {check.places} positions"
     )
 
 
-def _noted(source: Source, digests: dict[str, str], advance: object) -> Iterator[tuple[str, Tensor]]:
-    assert callable(advance)
-    for name, tensor in source.read():
-        digests[name] = digest(tensor, tensor.dtype)
-        yield name, tensor
-        del tensor  # or the next one would be read while this one is still held
-        advance(name)
-
-
-def _verify(source: Source, path: Path, digests: dict[str, str], mode: Mode) -> str:
-    """The checkpoint's tensors back under their names, in their dtype, bit for bit; then the logits."""
-    reason = checkpoint.verify(path)
-    assert reason is None, reason
-    names = [name for entry in table(source.config) for name in entry.ours]
-    for name, tensor in to_theirs(source.config, read_weights(path, names)):
-        if digest(tensor, source.tensors[name].dtype) != digests.get(name):
-            raise RuntimeError(f"{path}: '{name}' does not come back as {source.folder} has it")
-        del tensor
+def _compare_logits(source: HuggingFaceSource, path: Path, mode: Mode) -> str:
+    """Compare the logits of a verified checkpoint with those of transformers, if it is installed."""
     if importlib.util.find_spec("transformers") is None:
-        return "logits not compared: no transformers here (pip install 'triaxial[hf]')"
-    part = part_to_compare(source.config, mode)
+        return "logits not compared: transformers is not installed (pip install 'triaxial[hf]')"
+    config = source.config
+    part = part_to_compare(config, mode)
     if part is None:
-        return logits_in_words(None)
+        return describe_logits(None)
 
-    def read(wanted: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in read_weights(path, wanted):
-            yield name, tensor[: shapes(source.config)[name][0]]
+    def read(names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in read_weights(path, names):
+            yield name, without_padding(config, name, tensor)
             del tensor
 
-    return logits_in_words(compare_logits(source.config, part, folder=source.folder, read=read))
+    return describe_logits(compare_logits(config, part, folder=source.folder, read=read))
 
 
 def _compare_tokenizers(folder: Path, tokenizer: Tokenizer, file: Path) -> int | None:
+    """Return how many texts both tokenizers encode equally; None: transformers is not installed."""
     if importlib.util.find_spec("transformers") is None:
         return None
     try:
-        return compare_tokenizers(folder, tokenizer, as_it_came=True)
+        return compare_tokenizers(folder, tokenizer, imported=True)
     except (RuntimeError, ValueError, OSError) as error:
         raise ConfigError(f"{file} is not the tokenizer that transformers finds in {folder}: {error}") from None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

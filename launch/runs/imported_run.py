@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt.convert.hugging_face.names import shapes, table
+from gpt.convert.hugging_face.names import table
+from gpt.convert.weights import shapes
 from gpt.files.safetensors import TensorSpec
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
@@ -55,7 +56,7 @@ def expected_weights(config: ModelConfig, order: Iterable[str] | None = None) ->
     """The weights of a checkpoint, padding included, in the order of the table, or of the names in `order`."""
     with torch.device("meta"):
         padded = {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
-    order = [name for entry in table(config) for name in entry.ours] if order is None else list(order)
+    order = [name for entry in table(config) for name in entry.names] if order is None else list(order)
     assert set(order) == set(shapes(config)) == set(padded)
     return {MODEL + name: TensorSpec(padded[name], torch.float32) for name in order}
 

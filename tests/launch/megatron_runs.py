@@ -5,8 +5,8 @@ import re
 import torch
 from torch.distributed import checkpoint as dcp
 
-from gpt.convert.hugging_face.names import shapes
 from gpt.convert.megatron.names import table
+from gpt.convert.weights import shapes
 from gpt.model.config import ModelConfig, RopeScaling
 from gpt.model.gpt import GPT
 from launch.main import main
@@ -33,7 +33,7 @@ def write_random_run(folder, config, tokenizer, *, dtype=torch.float32):
             parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.2)
     rows = {name: shape[0] for name, shape in shapes(config).items()}
     weights = {name: parameter.detach()[: rows[name]].to(dtype) for name, parameter in model.named_parameters()}
-    order = [name for piece in table(config) for name in piece.ours]
+    order = [name for entry in table(config) for name in entry.names]
     folder.mkdir()
     about = {"from": "here", "format": "random", "dtype": str(dtype).removeprefix("torch.")}
     tensors = ((name, weights[name]) for name in order)

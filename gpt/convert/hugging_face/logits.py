@@ -1,7 +1,7 @@
-"""Compares our logits with those of `transformers` on the same weights, whole or an excerpt; writes nothing.
+"""Compare our logits with those of `transformers` on the same weights, of the whole model or of an excerpt.
 
-One model is in memory at a time. A model too large for that is compared in its first layers and its first tokens of
-vocabulary: that all bits arrived is shown by other means, and what is left to show is that both read them alike.
+Only one of the two models is in memory at a time. A model too large for that is compared in its first layers and its
+first tokens of vocabulary. Digests show that all bits arrived; logits show that both libraries read them equally.
 """
 
 import dataclasses
@@ -15,15 +15,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gpt.convert.hugging_face.names import is_vocabulary, shapes, table, to_theirs
+from gpt.convert.hugging_face.names import table, to_hugging_face
+from gpt.convert.weights import is_vocabulary, shapes
 from gpt.errors import import_extra
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 
-MAX_RELATIVE_ERROR = 1e-3  # in fp32 on both sides; one wrong tensor is off by far more, rounding by far less
-WHOLE_BYTES = 1 << 30  # a model of up to so many bytes in fp32 is compared whole
-# An excerpt may take 1.5 times the largest tensor, in 16 bits, and so much more: with Python, torch and transformers, 1
-# GiB more. One layer is compared in any case, unless it alone has more than a layer of 500 million parameters.
+MAX_RELATIVE_ERROR = 1e-3  # fp32 on both sides: one wrong tensor causes far more, rounding far less
+WHOLE_BYTES = 1 << 30  # models up to this size in fp32 are compared whole
+# An excerpt may take 1.5 times the largest tensor in 16 bits, plus this. Python, torch and transformers take about 1
+# GiB more. One layer is always compared, unless it has more than 500 million parameters.
 _SPARE_BYTES = 300 << 20
 _ONE_LAYER_BYTES = 2 << 30
 _EXCERPT_VOCABULARY = 256
@@ -34,18 +35,17 @@ Read = Callable[[Iterable[str]], Iterator[tuple[str, Tensor]]]
 
 @dataclass(frozen=True)
 class LogitCheck:
-    """max |a - b| / max |b|, a our logits and b those of `transformers`, both fp32; in how many places another token is
-    the likeliest. `layers` and `vocabulary`: how much of the model was compared."""
+    """Result of a comparison in fp32. The field names are part of triaxial_export.json."""
 
-    max_relative_error: float
-    other_choices: int
-    places: int
-    layers: int
-    vocabulary: int
+    max_relative_error: float  # max |a - b| / max |b|, where a are our logits and b those of transformers
+    other_choices: int  # positions at which another token is the most likely
+    places: int  # positions compared
+    layers: int  # compared
+    vocabulary: int  # tokens compared
 
 
 def part_to_compare(config: ModelConfig, mode: Mode) -> ModelConfig | None:
-    """The configuration of what is compared, which is `config` itself where it is the whole; None: nothing fits."""
+    """Return the configuration of the part to compare: `config` itself, a smaller one, or None if nothing fits."""
     if mode == "none":
         return None
     if mode == "whole" or 4 * config.parameters <= WHOLE_BYTES:
@@ -61,13 +61,16 @@ def part_to_compare(config: ModelConfig, mode: Mode) -> ModelConfig | None:
 
 
 def compare_logits(config: ModelConfig, part: ModelConfig, *, folder: Path, read: Read) -> LogitCheck:
-    """`folder`: of Hugging Face's kind. `read`: our tensors of these names, as a checkpoint has them. RuntimeError: the
-    logits differ by more than rounding, which is a defect of ours."""
+    """Compare the logits of `part` on random tokens, up to 2 sequences of 256.
+
+    `folder`: a Hugging Face folder. `read`: returns our weights of the given names. RuntimeError: the logits differ by
+    more than rounding, so the converter has a bug.
+    """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(part.vocab_size, (2, min(part.n_ctx, 256)), generator=generator)
     with torch.inference_mode():
-        a = _ours(part, read)(tokens)
-        b: Tensor = _theirs(config, part, folder, read)(tokens).logits
+        a = _our_model(part, read)(tokens)
+        b: Tensor = _transformers_model(config, part, folder, read)(tokens).logits
     if a.shape != b.shape:
         raise RuntimeError(f"the logits of transformers have shape {tuple(b.shape)}, ours {tuple(a.shape)}")
     error = float((a - b).abs().max() / b.abs().max())
@@ -77,12 +80,12 @@ def compare_logits(config: ModelConfig, part: ModelConfig, *, folder: Path, read
     return LogitCheck(error, other, tokens.numel(), part.n_layers, part.vocab_size)
 
 
-def _ours(part: ModelConfig, read: Read) -> GPT:
+def _our_model(part: ModelConfig, read: Read) -> GPT:
     tensors = _excerpt(part, read)
     with torch.device("meta"):
         model = GPT(part)
     model.to_empty(device="cpu")
-    model.tie()  # allocating made two of a shared weight
+    model.tie()  # to_empty allocates a shared weight twice
     parameters = dict(model.named_parameters())
     for name, tensor in tensors:
         parameters[name].zero_()
@@ -91,10 +94,10 @@ def _ours(part: ModelConfig, read: Read) -> GPT:
     return model.eval()
 
 
-def _theirs(config: ModelConfig, part: ModelConfig, folder: Path, read: Read) -> Any:
+def _transformers_model(config: ModelConfig, part: ModelConfig, folder: Path, read: Read) -> Any:
     transformers = import_extra("transformers", extra="hf")
-    if part == config:  # the folder as any user would load it
-        transformers.utils.logging.disable_progress_bar()  # ours is on the screen already
+    if part == config:  # load the folder as any user would
+        transformers.utils.logging.disable_progress_bar()  # we already show one
         return transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True
         ).eval()
@@ -102,11 +105,11 @@ def _theirs(config: ModelConfig, part: ModelConfig, folder: Path, read: Read) ->
     settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     settings.num_hidden_layers, settings.vocab_size = part.n_layers, part.vocab_size
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(settings, key, None)  # may lie outside the excerpt's vocabulary
+        setattr(settings, key, None)  # they may lie outside the excerpt's vocabulary
     model = transformers.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     parameters = dict(model.named_parameters())
     missing = set(parameters)
-    for name, tensor in to_theirs(part, tensors):
+    for name, tensor in to_hugging_face(part, tensors):
         parameters[name].copy_(tensor)
         missing.remove(name)
         del tensor
@@ -115,8 +118,8 @@ def _theirs(config: ModelConfig, part: ModelConfig, folder: Path, read: Read) ->
 
 
 def _excerpt(part: ModelConfig, read: Read) -> Iterable[tuple[str, Tensor]]:
-    """Our tensors of the part. The ends are cut here and now, before a model takes its memory: they are the largest."""
-    names = [name for entry in table(part) for name in entry.ours]
+    """Return our weights of the part. The embedding and the head are cut before a model is built: they are largest."""
+    names = [name for entry in table(part) for name in entry.names]
     ends = []
     for name, tensor in read([name for name in names if is_vocabulary(name)]):
         ends.append((name, tensor[: part.vocab_size].clone()))

@@ -1,10 +1,9 @@
-"""A Hugging Face folder as a source of tensors: all names and shapes checked first, then read one at a time.
+"""Open a Hugging Face folder as a source of tensors: check all names and shapes first, then read one at a time.
 
-Only safetensors files are read. Nothing that the folder says is run.
+Only safetensors files are read, and nothing that the folder names is run.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,62 +12,64 @@ import torch
 from torch import Tensor
 
 from gpt.convert.hugging_face.config import CONFIG, model_config
-from gpt.convert.hugging_face.names import family_of, shapes, table, their_shape
+from gpt.convert.hugging_face.names import family_of, table
+from gpt.convert.weights import shapes
 from gpt.errors import ConfigError
-from gpt.files.safetensors import TensorLocation, digest, read_folder, read_tensor
+from gpt.files.safetensors import TensorLocation, TensorSpec, digest, read_folder, read_tensor
 from gpt.model.config import ModelConfig
 
 TITLES = {"gpt2": "GPT-2", "llama": "Llama"}
 HEAD = "lm_head.weight"
-_PREFIX = {"gpt2": "transformer.", "llama": "model."}  # which a model saved without its head leaves out
+_PREFIX = {"gpt2": "transformer.", "llama": "model."}  # missing in a model that was saved without its head
 _EMBEDDING = {"gpt2": "transformer.wte.weight", "llama": "model.embed_tokens.weight"}
-# What older files hold besides weights: causal masks and the frequencies of rotary positions, which follow from sizes.
+# Older files also store causal masks and rotary frequencies, which follow from the configuration.
 _NO_WEIGHTS = re.compile(
     r"transformer\.h\.\d+\.attn\.(masked_)?bias|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 )
-_EXACT = (torch.float32, torch.float16, torch.bfloat16)  # fp32, in which checkpoints keep weights, holds them exactly
+_EXACT = (torch.float32, torch.float16, torch.bfloat16)  # our checkpoints store fp32, which holds all of these exactly
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model of another library: its tensors, under its own names, stay on disk until they are read."""
+class HuggingFaceSource:
+    """A Hugging Face model whose tensors, under their Hugging Face names, stay on disk until they are read."""
 
     folder: Path
     config: ModelConfig
-    tensors: dict[str, TensorLocation]  # in the order of the table
+    tensors: dict[str, TensorLocation]  # in the order of names.table
 
     @property
     def title(self) -> str:
+        """Name of the architecture, for messages."""
         return TITLES[family_of(self.config)]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """In which most of the elements are."""
-        sizes: Counter[torch.dtype] = Counter()
-        for stored in self.tensors.values():
-            sizes[stored.dtype] += stored.size_bytes
-        return sizes.most_common(1)[0][0]
+    def specs(self) -> dict[str, TensorSpec]:
+        """Shape and dtype of each tensor."""
+        return {name: TensorSpec(location.shape, location.dtype) for name, location in self.tensors.items()}
 
-    @property
-    def size_bytes(self) -> int:
-        return sum(stored.size_bytes for stored in self.tensors.values())
+    def read(self) -> Iterator[tuple[str, Tensor]]:
+        """Read the Hugging Face pairs (name, tensor), one at a time."""
+        for name, location in self.tensors.items():
+            yield name, read_tensor(location)
 
-    @property
-    def largest_bytes(self) -> int:
-        return max(stored.size_bytes for stored in self.tensors.values())
+    def read_weights(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Read our weights of these names, in the order of the table, without vocabulary padding."""
+        wanted, weight_shapes = set(names), shapes(self.config)
+        for entry in table(self.config):
+            if wanted.isdisjoint(entry.names):
+                continue
+            for name, part in entry.split(read_tensor(self.tensors[entry.hf_name]), weight_shapes):
+                if name in wanted:
+                    yield name, part
+                del part
 
-    def read(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Their (name, tensor) pairs, one at a time."""
-        for name in self.tensors if names is None else names:
-            yield name, read_tensor(self.tensors[name])
 
+def open_source(folder: Path) -> HuggingFaceSource:
+    """Read everything except the weights, and compare names, shapes and dtypes with config.json.
 
-def open_source(folder: Path) -> Source:
-    """Read everything but the weights, and compare names, shapes and dtypes with what config.json describes.
-
-    ConfigError: no such folder, an architecture that is not here, no safetensors, tensors missing, unknown or of
-    another shape.
+    ConfigError: there is no such folder, the architecture is not supported, the folder has no safetensors files, or
+    tensors are missing, unknown or have another shape.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
@@ -76,50 +77,51 @@ def open_source(folder: Path) -> Source:
     family = family_of(config)
     found = read_folder(folder)
     if not any(name.startswith(_PREFIX[family]) for name in found):
-        found = {name if name == HEAD else _PREFIX[family] + name: stored for name, stored in found.items()}
-    found = {name: stored for name, stored in found.items() if not _NO_WEIGHTS.fullmatch(name)}
+        found = {name if name == HEAD else _PREFIX[family] + name: location for name, location in found.items()}
+    found = {name: location for name, location in found.items() if not _NO_WEIGHTS.fullmatch(name)}
     if config.tied and HEAD in found:
         _check_tied(folder, found[HEAD], found.get(_EMBEDDING[family]))
         del found[HEAD]
     _check_complete(folder, config, found)
-    return Source(folder, config, {entry.theirs: found[entry.theirs] for entry in table(config)})
+    return HuggingFaceSource(folder, config, {entry.hf_name: found[entry.hf_name] for entry in table(config)})
 
 
 def find_tokenizer(folder: Path) -> Path:
-    """The folder's tokenizer file. ConfigError: it has none."""
+    """Return the folder's tokenizer file. ConfigError: it has none."""
     for names in _TOKENIZERS:
         if all((folder / name).is_file() for name in names):
             return folder / names[-1]
     known = ", ".join(" with ".join(names) for names in _TOKENIZERS)
-    raise ConfigError(f"{folder} holds no tokenizer ({known}); copy the model's there, or name one with --tokenizer")
+    raise ConfigError(f"{folder} holds no tokenizer ({known}). Copy the model's there, or name one with --tokenizer.")
 
 
 def _check_complete(folder: Path, config: ModelConfig, found: dict[str, TensorLocation]) -> None:
-    ours = shapes(config)
-    expected = {entry.theirs: their_shape(entry, ours) for entry in table(config)}
+    weight_shapes = shapes(config)
+    expected = {entry.hf_name: entry.shape(weight_shapes) for entry in table(config)}
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
     described = f"the {TITLES[family_of(config)]} that {CONFIG} describes"
     wrong = []
     if missing:
-        wrong.append(f"{len(missing)} tensors of {described} are missing, '{missing[0]}' the first")
+        wrong.append(f"{len(missing)} tensors of {described} are missing, '{missing[0]}' is the first")
     if unknown:
-        wrong.append(f"{len(unknown)} tensors are unknown to {described}, '{unknown[0]}' the first")
+        wrong.append(f"{len(unknown)} tensors are unknown to {described}, '{unknown[0]}' is the first")
     if wrong:
         raise ConfigError(f"{folder}: {'; '.join(wrong)}")
     for name, shape in expected.items():
-        stored = found[name]
-        if stored.shape != shape:
-            raise ConfigError(f"{folder}: '{name}' is {list(stored.shape)}, but {list(shape)} in {described}")
-        if stored.dtype not in _EXACT:
-            raise ConfigError(f"{folder}: '{name}' is {stored.dtype}; float32, float16 and bfloat16 are read")
+        location = found[name]
+        if location.shape != shape:
+            raise ConfigError(f"{folder}: '{name}' is {list(location.shape)}, but {list(shape)} in {described}")
+        if location.dtype not in _EXACT:
+            raise ConfigError(f"{folder}: '{name}' is {location.dtype}. Only float32, float16 and bfloat16 are read.")
 
 
 def _check_tied(folder: Path, head: TensorLocation, embedding: TensorLocation | None) -> None:
-    """A tied head that is there all the same must be the embedding."""
+    """Check that a tied head that is stored nevertheless equals the embedding."""
     if embedding is None or head.shape != embedding.shape:
-        return  # told with the other names and shapes
+        return  # _check_complete reports this
     if digest(read_tensor(head), torch.float32) != digest(read_tensor(embedding), torch.float32):
         raise ConfigError(
-            f"{folder}: {CONFIG} says tie_word_embeddings, but '{HEAD}' is not the embedding; set it to false there"
+            f"{folder}: {CONFIG} sets tie_word_embeddings, but '{HEAD}' differs from the embedding. Set it to false "
+            "there."
         )

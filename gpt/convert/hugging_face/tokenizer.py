@@ -121,28 +121,28 @@ def from_sentencepiece(source: Path, *, end_id: int) -> tuple[Any, str]:
     return result, proto.pieces[end_id].piece
 
 
-def compare_tokenizers(folder: Path, tokenizer: Tokenizer, *, as_it_came: bool = False) -> int:
+def compare_tokenizers(folder: Path, tokenizer: Tokenizer, *, imported: bool = False) -> int:
     """Load the folder's tokenizer as `transformers` does and compare ids and decoded text on SAMPLES; their number.
 
-    `as_it_came`: the folder's settings are another's, so that only ids are compared, and of text alone: what spells a
+    `imported`: the folder's settings are another's, so that only ids are compared, and of text alone: what spells a
     special token is text here. RuntimeError when it differs from ours: for a folder that we wrote, a defect of ours.
     """
     transformers = import_extra("transformers", extra="hf")
     theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    settings = {"split_special_tokens": True} if as_it_came else {}
-    texts = [text for text in SAMPLES if not as_it_came or _SPACE_MARK not in text]  # sentencepiece's mark is its own
+    settings = {"split_special_tokens": True} if imported else {}
+    texts = [text for text in SAMPLES if not imported or _SPACE_MARK not in text]  # sentencepiece's mark is its own
     for text in texts:
         ids = tokenizer.encode(text)
         # a long text is no cause for a warning
         found = theirs.encode(text, add_special_tokens=False, verbose=False, **settings)
         if found != ids:
             raise RuntimeError(f"{folder}: transformers reads {text!r} as tokens {found}, ours are {ids}")
-        if as_it_came:
+        if imported:
             continue
         back, ours = theirs.decode(ids, skip_special_tokens=True), tokenizer.decode(ids)
         if back != ours:
             raise RuntimeError(f"{folder}: transformers decodes {ids} to {back!r}, ours is {ours!r}")
-    if not as_it_came and theirs.eos_token_id != tokenizer.end_of_document_id:
+    if not imported and theirs.eos_token_id != tokenizer.end_of_document_id:
         raise RuntimeError(f"{folder}: eos is {theirs.eos_token_id}, ours is {tokenizer.end_of_document_id}")
     return len(texts)
 

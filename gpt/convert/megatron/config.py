@@ -1,7 +1,7 @@
-"""A model's configuration in the words of Megatron-LM's arguments, in both directions; runs no code that a file names.
+"""Convert a model configuration to Megatron-LM's arguments and back. No code that a file names is run.
 
-Megatron-LM leaves its arguments in a checkpoint's common.pt. A GPTModel saved by megatron-core alone leaves none: its
-tensors tell the sizes, but not the number of heads, nor what no tensor has.
+Megatron-LM saves its arguments in a checkpoint's common.pt. A GPTModel that megatron-core alone saved has none: its
+tensors determine the sizes, but not the number of heads, nor settings that do not change a shape.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig, RopeScaling
 
 COMMON = "common.pt"
-# What may be asked for there and our model has only in this way; what a version does not know is absent.
+# Arguments for which our model supports only these values. An argument that a Megatron version lacks is None here.
 _MUST: dict[str, tuple[object, ...]] = {
     "num_experts": (None,),
     "multi_latent_attention": (None, False),
@@ -41,12 +41,12 @@ _MUST: dict[str, tuple[object, ...]] = {
     "no_rope_freq": (None,),
     "heterogeneous_layers_config_path": (None,),
 }
-_MAX_LAYERS, _MAX_SIZE = 10_000, 10_000_000  # so that what is made before shapes are compared stays small
-_LLAMA_3_CONTEXT = 8192  # over which Megatron's rope_scaling stretches, with frequencies of 1 to 4
+_MAX_LAYERS, _MAX_SIZE = 10_000, 10_000_000  # keep small what is built before shapes are compared
+_LLAMA_3_CONTEXT = 8192  # the original context in Megatron's rope_scaling, whose frequency factors are 1 and 4
 
 
 def read_arguments(folder: Path) -> dict[str, Any] | None:
-    """Megatron-LM's arguments in common.pt, those that are text, numbers, truth or None. None: there are none."""
+    """Return the arguments in common.pt that are text, numbers, booleans or None; None if it has no arguments."""
     path = folder / COMMON
     if not path.is_file():
         return None
@@ -58,32 +58,32 @@ def read_arguments(folder: Path) -> dict[str, Any] | None:
     return {key: value for key, value in fields.items() if value is None or isinstance(value, str | int | float)}
 
 
-def config_of(arguments: Mapping[str, Any], *, where: str, pieces: int | None = None) -> ModelConfig:
-    """The model that the arguments describe. ConfigError: gpt/model/gpt.py has no such one.
+def config_of(arguments: Mapping[str, Any], *, where: str, tokenizer_size: int | None = None) -> ModelConfig:
+    """Return the model that the arguments describe. ConfigError: gpt/model/gpt.py cannot build it.
 
-    `pieces`: of the tokenizer, from which Megatron-LM takes the vocabulary's size where it is not an argument.
+    `tokenizer_size`: the vocabulary size if it is not an argument; Megatron-LM takes it from the tokenizer then.
     """
     for key, allowed in _MUST.items():
         if arguments.get(key) not in allowed:
-            wanted = " or ".join(repr(value) for value in allowed if value is not None) or "nothing of it"
-            raise ConfigError(f"{where}: {key} = {_shown(arguments[key])} is not here; only {wanted} is")
+            wanted = " or ".join(repr(value) for value in allowed if value is not None) or "no value"
+            raise ConfigError(f"{where}: {key} = {_shown(arguments[key])} is not supported; only {wanted} is")
     bias = bool(arguments.get("add_bias_linear", True))
     swiglu = bool(arguments.get("swiglu"))
     if not swiglu and not (bias and arguments.get("bias_gelu_fusion", True)):
         raise ConfigError(
-            f"{where}: without bias_gelu_fusion Megatron computes GELU exactly, here it has its tanh form; the "
-            "model would give other logits"
+            f"{where}: without bias_gelu_fusion Megatron computes the exact GELU, but ours is the tanh form: the model "
+            "would give other logits"
         )
     heads, width = _size(arguments, "num_attention_heads", where), _size(arguments, "hidden_size", where)
     if arguments.get("kv_channels") not in (None, width / heads):
         raise ConfigError(
-            f"{where}: kv_channels = {_shown(arguments['kv_channels'])} is not hidden_size / num_attention_heads, as "
-            "here"
+            f"{where}: kv_channels = {_shown(arguments['kv_channels'])} is not supported; only hidden_size / "
+            "num_attention_heads is"
         )
     rope = arguments.get("position_embedding_type") == "rope" or bool(arguments.get("use_rotary_position_embeddings"))
     groups = _size(arguments, "num_query_groups", where) if arguments.get("group_query_attention") else heads
     return ModelConfig(
-        vocab_size=_vocabulary(arguments, where, pieces),
+        vocab_size=_vocabulary(arguments, where, tokenizer_size),
         n_ctx=_size(arguments, "max_position_embeddings", where),
         n_layers=_size(arguments, "num_layers", where),
         d_model=width,
@@ -104,11 +104,11 @@ def config_of(arguments: Mapping[str, Any], *, where: str, pieces: int | None = 
     )
 
 
-def _vocabulary(arguments: Mapping[str, Any], where: str, pieces: int | None) -> int:
+def _vocabulary(arguments: Mapping[str, Any], where: str, tokenizer_size: int | None) -> int:
     if arguments.get("vocab_size"):
         return _size(arguments, "vocab_size", where)
     padded = _size(arguments, "padded_vocab_size", where)
-    return padded if pieces is None else min(pieces, padded)
+    return padded if tokenizer_size is None else min(tokenizer_size, padded)
 
 
 def _rope_scaling(arguments: Mapping[str, Any], where: str) -> RopeScaling | None:
@@ -118,7 +118,7 @@ def _rope_scaling(arguments: Mapping[str, Any], where: str) -> RopeScaling | Non
 
 
 def _shown(value: Any) -> str:
-    """A value out of a file, cut short: it may be long."""
+    """Shorten a value from a file for a message: it may be long."""
     return repr(value[:100] if isinstance(value, str) else value)
 
 
@@ -130,14 +130,14 @@ def _number(arguments: Mapping[str, Any], key: str, where: str, otherwise: float
 
 
 def _size(arguments: Mapping[str, Any], key: str, where: str) -> int:
-    value, most = arguments.get(key), _MAX_LAYERS if key == "num_layers" else _MAX_SIZE
-    if type(value) is not int or not 1 <= value <= most:
-        raise ConfigError(f"{where}: {key} = {_shown(value)} must be a whole number of at least 1 and at most {most:,}")
+    value, maximum = arguments.get(key), _MAX_LAYERS if key == "num_layers" else _MAX_SIZE
+    if type(value) is not int or not 1 <= value <= maximum:
+        raise ConfigError(f"{where}: {key} = {_shown(value)} must be a whole number from 1 to {maximum:,}")
     return value
 
 
 def arguments_of(config: ModelConfig) -> dict[str, Any]:
-    """The arguments with which Megatron-LM builds this model, so that its --use-checkpoint-args finds them."""
+    """Return the arguments with which Megatron-LM builds this model; its --use-checkpoint-args reads them."""
     rope, groups = config.positions == "rope", config.kv_heads != config.n_heads
     theta = config.rope_theta
     return {
@@ -179,8 +179,8 @@ def arguments_of(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def told_by_tensors(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What the shapes of a checkpoint's tensors tell, as settings of a recipe; layers stacked or numbered."""
+def described_by_tensors(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the settings that the shapes of a checkpoint determine, in TOML; layers may be stacked or numbered."""
     shapes = {name: shape for name, shape in shapes.items() if shape}
     last = {name.removeprefix(LAYERS).lstrip("0123456789."): shape for name, shape in shapes.items()}
     stacked = [shape[0] for name, shape in shapes.items() if name == f"{LAYERS}mlp.linear_fc2.weight"]

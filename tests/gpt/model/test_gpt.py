@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from gpt.convert.hugging_face.names import to_ours
+from gpt.convert.hugging_face.names import from_hugging_face
 from gpt.inference.kv_cache import make_cache
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
@@ -55,7 +55,7 @@ def with_their_weights(config: ModelConfig, theirs: torch.nn.Module) -> GPT:
     model = GPT(config).requires_grad_(False)
     parameters = dict(model.named_parameters())
     stored = {name: p for name, p in theirs.named_parameters() if not (config.tied and name == "lm_head.weight")}
-    for name, tensor in to_ours(config, stored.items()):
+    for name, tensor in from_hugging_face(config, stored.items()):
         parameters.pop(name)[: tensor.size(0)] = tensor.detach()
     assert not parameters, "a parameter that the table does not fill"
     return model

@@ -197,7 +197,7 @@ def test_older_names_and_leftovers_are_understood(tmp_path: Path, tokenizer_json
     assert all(torch.equal(tensor, stored[name]) for name, tensor in source.read())
     older["lm_head.weight"][0, 0] += 1
     save_file(older, folder / "model.safetensors")
-    with pytest.raises(ConfigError, match="is not the embedding"):
+    with pytest.raises(ConfigError, match="differs from the embedding"):
         open_source(folder)
 
 
@@ -235,8 +235,8 @@ BAD: list[tuple[Any, str]] = [
     (lambda f: _change_config(f, num_hidden_layers=4), "9 tensors of the Llama that config.json describes are missing"),
     (lambda f: _change_config(f, num_hidden_layers=2), "9 tensors are unknown to the Llama"),
     (lambda f: _change_config(f, vocab_size=514), r"is \[515, 48\], but \[514, 48\] in the Llama"),
-    (lambda f: _change_tensors(f, lambda t: t.pop("model.norm.weight")), "'model.norm.weight' the first"),
-    (lambda f: _change_tensors(f, lambda t: t.update(x=torch.ones(2))), "1 tensors are unknown .* 'x' the first"),
+    (lambda f: _change_tensors(f, lambda t: t.pop("model.norm.weight")), "'model.norm.weight' is the first"),
+    (lambda f: _change_tensors(f, lambda t: t.update(x=torch.ones(2))), "1 tensors are unknown .* 'x' is the first"),
     (lambda f: _cut(f), "cut off"),
     (lambda f: (f / "model.safetensors").write_bytes(b"\x05\0"), "not a complete safetensors file"),
     (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "a pickle, which can run code"),
@@ -326,7 +326,7 @@ def test_a_dry_run_reads_sizes_alone(tmp_path: Path, good_folder: Path, capsys: 
     assert convert("gpt3_175b", "--to", "hf", "--dry-run", "--output", tmp_path / "x") == 0
     out = capsys.readouterr().out
     assert "GPT-2 architecture, 174," in out or "GPT-2 architecture, 175," in out, out
-    assert "room:" in out
+    assert "disk space:" in out
     assert convert(good_folder, "--to", "triaxial", "--dry-run") == 0
     parameters = sum(t.numel() for t in load_file(good_folder / "model.safetensors").values())
     assert f"{parameters:,} parameters" in capsys.readouterr().out

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
-from gpt.convert.hugging_face.names import shapes
-from gpt.convert.megatron.names import Piece
+from gpt.convert.megatron.names import from_megatron, to_megatron
 from gpt.convert.megatron.source import open_source
+from gpt.convert.round_trip import compare, main_dtype
+from gpt.convert.weights import GivenWeights
 from gpt.files.safetensors import digest
 from gpt.model.config import RopeScaling
-from launch.conversion import megatron as convert_megatron
 from launch.main import main
 from launch.runs.saved_run import load_run, open_run
 
@@ -44,7 +44,7 @@ def test_an_export_comes_back_bit_for_bit(exported, tmp_path, capsys, name):
         (run / "hugging_face").mkdir()
         (run / "hugging_face" / "chat_template.jinja").write_text("{{ messages }}")
         assert convert(run, "--to", "megatron", "--output", source) == 0
-        assert open_source(source / "release").dtype == torch.bfloat16
+        assert main_dtype(open_source(source / "release")) == torch.bfloat16
     assert convert(source, "--to", "triaxial", "--output", tmp_path / "run") == 0
     assert f"tensors back to {source / 'release'} bit for bit" in capsys.readouterr().out
     assert (tmp_path / "run" / "hugging_face" / "chat_template.jinja").is_file() == (name == "llama")
@@ -55,19 +55,27 @@ def test_an_export_comes_back_bit_for_bit(exported, tmp_path, capsys, name):
         assert torch.equal(old, new), key
 
 
-def test_a_tensor_that_differs_is_found_by_the_verification_of_both_ways(exported, megatron_runs):
+def test_verification_finds_a_tensor_that_differs(exported, megatron_runs):
+    """For both directions, against a real export."""
     folder, saved = exported / "gpt-megatron" / "release", open_run(exported / "gpt")
     config = megatron_runs.GPT_LIKE
-    ours = {name: digest(tensor[: shapes(config)[name][0]], torch.float32) for name, tensor in saved.weights()}
-    source = open_source(folder)
-    theirs = {piece: digest(tensor, tensor.dtype) for piece, tensor in source.read()}
-    convert_megatron._verify_import(source, saved.checkpoint_path, theirs)
-    convert_megatron._verify_export(folder, config, ours)
-    bias = Piece("decoder.layers.mlp.linear_fc2.bias", 3, ("blocks.3.mlp.down.bias",))
-    with pytest.raises(RuntimeError, match="come back as"):
-        convert_megatron._verify_import(source, saved.checkpoint_path, {**theirs, bias: "0" * 64})
-    with pytest.raises(RuntimeError, match="come back as"):
-        convert_megatron._verify_export(folder, config, {**ours, "blocks.3.mlp.down.bias": "0" * 64})
+    source, weights = open_source(folder), GivenWeights(config, saved.weights(), torch.float32)
+
+    def imported():
+        return ((entry.title, tensor) for entry, tensor in to_megatron(config, saved.weights()))
+
+    def exported_weights():
+        return from_megatron(config, source.read())
+
+    cases = [
+        (source, imported, "decoder.layers.mlp.linear_fc2.bias, layer 3"),
+        (weights, exported_weights, "blocks.3.mlp.down.bias"),
+    ]
+    for given, read_back, name in cases:
+        digests = {key: digest(tensor, tensor.dtype) for key, tensor in given.read()}
+        compare(given.specs, digests, read_back())
+        with pytest.raises(RuntimeError, match=f"'{name}' did not come back bit for bit"):
+            compare(given.specs, {**digests, name: "0" * 64}, read_back())
 
 
 def test_older_names_and_numbered_layers_are_read(exported, tmp_path):
@@ -91,9 +99,9 @@ def test_older_names_and_numbered_layers_are_read(exported, tmp_path):
         shutil.copyfile(folder / name, other / name)
     before, after = open_source(folder), open_source(other)
     assert after.notes[0].startswith("1 tensors of the optimizer are left out")
-    for (piece, a), (same, b) in zip(before.read(), after.read(), strict=True):
-        assert piece == same
-        assert torch.equal(a, b), piece
+    for (name, a), (same, b) in zip(before.read(), after.read(), strict=True):
+        assert name == same
+        assert torch.equal(a, b), name
 
 
 def test_an_iteration_is_chosen_and_the_tokenizer_tells_the_vocabulary(exported, megatron_runs, tmp_path, capsys):
@@ -151,8 +159,11 @@ def set_arguments(folder, **changes):
 FC1, QKV = "decoder.layers.mlp.linear_fc1.weight", "decoder.layers.self_attention.linear_qkv.weight"
 BAD = [
     (lambda f, _: (f / ".metadata").unlink(), "holds no .metadata"),
-    (lambda f, _: (f / "metadata.json").unlink(), "its save did not come to its end"),
-    (lambda f, _: (f / "metadata.json").write_text('{"sharded_backend": "zarr"}'), "the format 'zarr' is not read"),
+    (lambda f, _: (f / "metadata.json").unlink(), "its save was not completed"),
+    (
+        lambda f, _: (f / "metadata.json").write_text('{"sharded_backend": "zarr"}'),
+        "'zarr' is not supported",
+    ),
     (lambda f, c: (f / ".metadata").write_bytes(pickle.dumps(Evil(c))), "names 'posix.system'"),
     (lambda f, c: set_arguments(f, num_layers=Evil(c)), "num_layers = None must be a whole number"),
     (lambda f, _: (f / "common.pt").write_bytes(b"PK\3\4nonsense"), "common.pt: no archive of torch.save"),
@@ -166,25 +177,37 @@ BAD = [
         "belongs to a mixture of experts",
     ),
     (lambda f, _: change(f, **{QKV: "decoder.layers.self_attention.linear_q_down_proj.weight"}), "multi-head latent"),
-    (lambda f, _: set_arguments(f, num_experts=8), "num_experts = 8 is not here; only nothing of it is"),
-    (lambda f, _: set_arguments(f, softmax_scale=0.5), "softmax_scale = 0.5 is not here"),
-    (lambda f, _: set_arguments(f, position_embedding_type="yarn"), "position_embedding_type = 'yarn' is not here"),
-    (lambda f, _: set_arguments(f, bias_gelu_fusion=False), "computes GELU exactly"),
-    (lambda f, _: set_arguments(f, kv_channels=16), "kv_channels = 16 is not hidden_size / num_attention_heads"),
+    (lambda f, _: set_arguments(f, num_experts=8), "num_experts = 8 is not supported; only no value is"),
+    (lambda f, _: set_arguments(f, softmax_scale=0.5), "softmax_scale = 0.5 is not supported"),
+    (
+        lambda f, _: set_arguments(f, position_embedding_type="yarn"),
+        "= 'yarn' is not supported",
+    ),
+    (lambda f, _: set_arguments(f, bias_gelu_fusion=False), "computes the exact GELU"),
+    (
+        lambda f, _: set_arguments(f, kv_channels=16),
+        "kv_channels = 16 is not supported; only hidden_size",
+    ),
     (lambda f, _: set_arguments(f, num_layers=5), r"is \[4, .*\], but \[5, "),
-    (lambda f, _: set_arguments(f, num_layers=10**9), "num_layers = 1000000000 must be .* at most 10,000"),
-    (lambda f, _: set_arguments(f, hidden_size=2**62), "hidden_size = .* at most 10,000,000"),
+    (
+        lambda f, _: set_arguments(f, num_layers=10**9),
+        "num_layers = 1000000000 must be .* from 1 to 10,000",
+    ),
+    (lambda f, _: set_arguments(f, hidden_size=2**62), "hidden_size = .* from 1 to 10,000,000"),
     (lambda f, _: set_arguments(f, norm_epsilon="x"), "norm_epsilon = 'x' must be a number"),
-    (lambda f, _: set_arguments(f, normalization="x" * 10**5), "normalization = 'x{100}' is not here"),
-    (lambda f, _: [(f / "common.pt").unlink(), change(f, **{FC1: torch.ones(())})], "do not tell the number of heads"),
+    (lambda f, _: set_arguments(f, normalization="x" * 10**5), "normalization = 'x{100}' is not supported"),
+    (
+        lambda f, _: [(f / "common.pt").unlink(), change(f, **{FC1: torch.ones(())})],
+        "do not contain the number of heads",
+    ),
     (
         lambda f, _: (f / "common.pt").unlink(),
-        "do not tell the number of heads; .* n_layers = 4, d_model = 48, d_ff = 80",
+        "do not contain the number of heads. .* n_layers = 4, d_model = 48, d_ff = 80",
     ),
     (lambda f, _: shutil.rmtree(f.parent / "tokenizer"), "holds no tokenizer"),
     (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("7"), "no checkpoint iter_0000007"),
-    (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("x/../y"), "names no iteration"),
-    (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("9" * 5000), "names no iteration"),
+    (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("x/../y"), "must contain an iteration"),
+    (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("9" * 5000), "must contain an iteration"),
 ]
 
 
@@ -207,15 +230,18 @@ def test_wrong_words_are_told_too(exported, megatron_runs, tmp_path, capsys, tin
     (tmp_path / "old" / "mp_rank_00").mkdir(parents=True)
     large = tmp_path / "large.model"
     cases = [
-        ([exported / "gpt-megatron", "--to", "hf"], "is a Megatron checkpoint; import it with --to triaxial"),
+        ([exported / "gpt-megatron", "--to", "hf"], "is a Megatron checkpoint. Import it with --to triaxial"),
         ([exported / "gpt-megatron", "--to", "triaxial", "--model", other], "--model says n_heads = 8, but .* says 4"),
         ([exported / "gpt-megatron", "--to", "triaxial", "--step", "3"], "no checkpoint iter_0000003"),
         ([exported / "gpt-megatron", "--to", "triaxial", "--tokenizer", large], "no such tokenizer file"),
-        ([exported / "gpt", "--to", "megatron", "--weights-only"], "--weights-only goes with --to triaxial"),
-        ([exported / "gpt", "--to", "megatron", "--logits", "whole"], "--logits whole: Megatron's logits"),
-        ([exported / "gpt", "--to", "megatron", "--model", other], "--model .* goes with a Megatron checkpoint"),
-        ([tmp_path / "old", "--to", "triaxial"], "older format .mp_rank_00., pickles that are never loaded"),
-        ([exported / "gpt", "--to", "triaxial", "--dtype", "float16"], "goes with --to hf or megatron"),
+        ([exported / "gpt", "--to", "megatron", "--weights-only"], "--weights-only is only valid with --to triaxial"),
+        ([exported / "gpt", "--to", "megatron", "--logits", "whole"], "--logits whole is invalid: Megatron's logits"),
+        (
+            [exported / "gpt", "--to", "megatron", "--model", other],
+            "--model .* is only valid for a Megatron checkpoint",
+        ),
+        ([tmp_path / "old", "--to", "triaxial"], "older format .mp_rank_00.: pickles, which are never loaded"),
+        ([exported / "gpt", "--to", "triaxial", "--dtype", "float16"], "is only valid with --to hf or megatron"),
     ]
     for words, told in cases:
         capsys.readouterr()
@@ -227,9 +253,9 @@ def test_wrong_words_are_told_too(exported, megatron_runs, tmp_path, capsys, tin
     assert convert(exported / "gpt", "--to", "megatron", "--output", exported / "llama") == 2
     assert "exists already" in capsys.readouterr().err
     for settings, told in (
-        ({"bias": False}, "its LayerNorm always has a bias"),
+        ({"bias": False}, "Megatron's LayerNorm always has a bias"),
         ({"bias": False, "norm": "rmsnorm"}, "only with biases"),
-        ({"positions": "rope", "rope_scaling": RopeScaling(8.0, original_n_ctx=64)}, "Llama 3.1's 8192, 1 to 4 alone"),
+        ({"positions": "rope", "rope_scaling": RopeScaling(8.0, original_n_ctx=64)}, "only Llama 3.1's 8192, 1 to 4"),
     ):
         config = dataclasses.replace(megatron_runs.GPT_LIKE, **settings)
         run = megatron_runs.write_random_run(tmp_path / told[:9], config, tiny_corpus.folder / "topics.model")

@@ -61,13 +61,13 @@ def test_a_run_goes_on_from_plain_files_as_if_nothing_had_been(
     assert convert(tmp_path / "plain", "--to", "triaxial", "--output", tmp_path / "back") == 0
     told = capsys.readouterr().out
     assert "step 8" in told
-    assert "not as they were" not in told
+    assert "have changed since" not in told
     assert equal(tensors_of(tmp_path / "back", 8), tensors_of(run, 8))
     assert convert(tmp_path / "plain", "--to", "triaxial", "--dry-run") == 0
     assert "parameters" in capsys.readouterr().out
     for words, said in (
-        ("--to hf", "first"),
-        ("--to triaxial --step 8", "alone"),
+        ("--to hf", "First"),
+        ("--to triaxial --step 8", "a single checkpoint"),
         ("--to triaxial --dtype float16", "hf"),
     ):
         assert convert(tmp_path / "plain", *words.split(), "--output", tmp_path / "other") == 2
@@ -87,7 +87,7 @@ def test_weights_that_others_changed_come_back_changed(run: Path, plain: Path, t
     tensors[name] = tensors[name] + 1
     save_file(tensors, file)
     lines = import_plain(folder, tmp_path / "back")
-    assert f"1 tensors are not as they were exported, '{name}' the first" in lines
+    assert f"1 tensors have changed since the export, '{name}' is the first" in lines
     before, after = tensors_of(run, 8), tensors_of(tmp_path / "back", 8)
     assert [key for key in before if not torch.equal(before[key], after[key])] == [name]
     assert before.keys() == after.keys()
@@ -133,7 +133,7 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(plain: Path, t
     change(lambda tensors: tensors.update({"model.../../x": torch.zeros(3)}))
     refused(r"'model\.\.\./\.\./x' is \[3\], but absent")
     change(lambda tensors: tensors.update({"/etc/passwd": torch.zeros(3)}))
-    refused("neither a weight nor the optimizer's")
+    refused("neither a weight nor part of the optimizer")
     rewrite("model.safetensors.index.json", weight_map={"x": "../plain/x.safetensors"})
     refused("not a safetensors file in the same folder")
     model = json.loads((folder / "config.json").read_text())["model"]
@@ -146,7 +146,7 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(plain: Path, t
     rewrite("state.json", step="../..")
     refused("no step and configuration")
     (folder / "state.json").write_bytes(b"[" * 100_000)
-    refused(r"state\.json: no JSON")
+    refused(r"state\.json is not JSON")
 
 
 def test_pickles_and_header_bombs_are_never_opened(plain: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt.convert.hugging_face.export import read_ours
 from gpt.convert.hugging_face.logits import compare_logits, part_to_compare
 from gpt.convert.hugging_face.source import open_source
 from gpt.model.config import ModelConfig
@@ -56,18 +55,18 @@ def test_an_excerpt_agrees_and_a_wrong_tensor_in_it_is_found(tmp_path: Path, kin
         transformers.GPT2LMHeadModel(settings).save_pretrained(tmp_path)
     source = open_source(tmp_path)
     part = dataclasses.replace(source.config, n_layers=2, vocab_size=100)
-    found = compare_logits(source.config, part, folder=tmp_path, read=lambda names: read_ours(source, names))
+    found = compare_logits(source.config, part, folder=tmp_path, read=source.read_weights)
     assert found.max_relative_error < 1e-5
     assert (found.layers, found.vocabulary, found.places, found.other_choices) == (2, 100, 128, 0)
 
     def swapped(names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in read_ours(source, names):
+        for name, tensor in source.read_weights(names):
             yield name, tensor.flip(0) if name == "blocks.1.attention.k.weight" else tensor
 
     calls = iter([swapped, swapped])  # of ours, the ends and then the rest; then theirs, which are as they were
 
     def read(names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        return next(calls, lambda wanted: read_ours(source, wanted))(names)
+        return next(calls, source.read_weights)(names)
 
     with pytest.raises(RuntimeError, match="differ from ours by"):
         compare_logits(source.config, part, folder=tmp_path, read=read)

@@ -1,0 +1,96 @@
+"""What the converters of runs share: a checkpoint as a source of tensors, and the files that travel with a model."""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpt.convert.hugging_face.export import COMPANIONS
+from gpt.errors import ConfigError
+from gpt.files.safetensors import TensorSpec
+from gpt.tokenizer.tokenizers import tokenizer_files
+from launch.runs.imported_run import HUGGING_FACE, IMPORTED, MODEL, read_weights
+from launch.runs.saved_run import DTYPES, SavedRun
+from parallel.checkpoint import find as checkpoint
+
+EXPORT_DTYPES = {**DTYPES, "float16": torch.float16}  # a model imported in float16 may be exported in float16
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """Tensors of a run's checkpoint, in the order of `specs`; they stay on disk until they are read."""
+
+    saved: SavedRun
+    specs: dict[str, TensorSpec]
+
+    def read(self) -> Iterator[tuple[str, Tensor]]:
+        """Read the (name, tensor) pairs under their names in the checkpoint, one at a time."""
+        return checkpoint.read_tensors(self.saved.checkpoint_path, self.specs, verified=self.saved.verified)
+
+
+def checkpoint_source(saved: SavedRun, *, weights_only: bool) -> CheckpointSource:
+    """Return all tensors of a checkpoint, or its weights, as a source."""
+    found = checkpoint.tensor_metadata(saved.checkpoint_path)
+    specs = {name: TensorSpec(tuple(shape), dtype) for name, (shape, dtype) in found.items()}
+    names = [name for name in widest_first(specs) if name.startswith(MODEL) or not weights_only]
+    return CheckpointSource(saved, {name: specs[name] for name in names})
+
+
+def widest_first(specs: dict[str, TensorSpec]) -> list[str]:
+    """Return the names, widest elements first: each tensor is then aligned to its elements in the file."""
+    return sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+
+
+def verified_weights(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Read weights of a checkpoint that we have just written, after checking its digests."""
+    reason = checkpoint.verify(path)
+    assert reason is None, reason
+    return read_weights(path, names)
+
+
+def export_dtype(saved: SavedRun, requested: str | None) -> torch.dtype:
+    """Return the dtype of exported weights: the requested one, else the one of the import, else float32."""
+    if requested is None:
+        imported = checkpoint.read_state(saved.checkpoint_path).get(IMPORTED)
+        requested = str(imported["dtype"]) if isinstance(imported, dict) else "float32"
+    return EXPORT_DTYPES[requested]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name without `torch.`"""
+    return str(dtype).removeprefix("torch.")
+
+
+def check_tokenizer_fits(tokenizer_file: Path, size: int, *, folder: Path, vocab_size: int) -> None:
+    """Check that the vocabulary of the model in `folder` covers the tokenizer. ConfigError: it does not."""
+    if size > vocab_size:
+        raise ConfigError(
+            f"{tokenizer_file} has {size} pieces, but {folder} a vocabulary of {vocab_size}: it is another model's "
+            "tokenizer"
+        )
+
+
+def copy_tokenizer(saved: SavedRun, folder: Path) -> None:
+    """Copy the tokenizer's files to `folder`/tokenizer."""
+    (folder / "tokenizer").mkdir()
+    for file in tokenizer_files(saved.tokenizer_file):
+        shutil.copyfile(file, folder / "tokenizer" / file.name)
+
+
+def copy_folders(source: Path, target: Path) -> None:
+    """Copy the folders of a run or an export that travel with the weights, if they are there."""
+    for name in ("tokenizer", HUGGING_FACE):
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy the files that belong to a Hugging Face model besides weights and tokenizer. No folder is made for none."""
+    names = [name for name in COMPANIONS if (source / name).is_file()]
+    if names:
+        target.mkdir()
+    for name in names:
+        shutil.copyfile(source / name, target / name)
