@@ -20,7 +20,7 @@ from rich.console import Console
 
 from data_prep.dedup.fuzzy import FuzzyConfig, find_near_copies
 from data_prep.documents.shards import Document, write_shard
-from data_prep.execution.progress import Progress
+from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.workspace import Workspace
 
@@ -94,7 +94,7 @@ def run_pipeline(texts: Sequence[str], config: FuzzyConfig) -> list[int]:
         with write_shard(folder / "shard.jsonl.zst") as write:
             for number, text in enumerate(texts):
                 write(Document(str(number), text))
-        with Workspace(folder / "work", n_workers=1, progress=Progress(Console(quiet=True))) as workspace:
+        with Workspace(folder / "work", n_workers=1, progress=ProgressBars(Console(quiet=True))) as workspace:
             lists = find_near_copies(ShardRun(workspace), config, {"shard": folder / "shard.jsonl.zst"})
         cluster = list(range(len(texts)))
         for line in lists["shard"].read_text().splitlines():

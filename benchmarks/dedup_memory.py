@@ -16,7 +16,7 @@ from data_prep.dedup import fuzzy as dedup_minhash
 from data_prep.dedup.exact import ExactConfig
 from data_prep.dedup.fuzzy import FuzzyConfig
 from data_prep.documents.shards import Document, write_shard
-from data_prep.execution.progress import Progress
+from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.workspace import Workspace
 
@@ -49,15 +49,15 @@ def measure_memory(documents: str, method: str) -> dict[str, Any]:
         watch = threading.Thread(target=_watch, args=(peaks, stop), daemon=True)
         watch.start()
         started = time.perf_counter()
-        with Workspace(folder / "work", n_workers=1, progress=Progress(Console(quiet=True))) as workspace:
+        with Workspace(folder / "work", n_workers=1, progress=ProgressBars(Console(quiet=True))) as workspace:
             run = ShardRun(workspace)
             if method == "exact":
                 copies = dedup_exact.find_copies(run, ExactConfig(), shards)
-                run.map(dedup_exact.REMOVAL, dedup_exact.COPY, shards, beside=copies)
+                run.map(dedup_exact.REMOVAL, dedup_exact.COPY, shards, extra_inputs=copies)
             else:
                 fuzzy = FuzzyConfig(method="gpt3" if method == "gpt3" else "banded")
                 copies = dedup_minhash.find_near_copies(run, fuzzy, shards)
-                run.map(dedup_minhash.REMOVAL, dedup_minhash.NEAR_COPY, shards, beside=copies)
+                run.map(dedup_minhash.REMOVAL, dedup_minhash.NEAR_COPY, shards, extra_inputs=copies)
             elapsed_s = time.perf_counter() - started
             stop.set()
             watch.join()

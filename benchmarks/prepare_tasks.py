@@ -26,10 +26,10 @@ from rich.console import Console
 from benchmarks.side_by_side import alternate, check_writable, processor, report_result, rounded, serve, speed_ratios
 from data_prep.execution import tasks as stages
 from data_prep.execution.files import sync_file
-from data_prep.execution.progress import Progress
-from data_prep.execution.tasks import Paths
+from data_prep.execution.progress import ProgressBars
+from data_prep.execution.tasks import Paths, Stage, Task, TaskResult
 from data_prep.execution.workers import LocalWorkers
-from data_prep.execution.workspace import Result, Stage, Task, Workspace
+from data_prep.execution.workspace import Workspace
 from gpt.errors import ConfigError
 
 
@@ -96,17 +96,17 @@ def contender(name: str, folder: Path, n_tasks: int) -> Callable[[], dict[str, A
     return block
 
 
-def copy(config: None, inputs: Paths, outputs: Paths) -> Result:
+def copy(config: None, inputs: Paths, outputs: Paths) -> TaskResult:
     """Stage function: two small files of one."""
     for output in outputs:
         output.write_bytes(inputs[0].read_bytes())
-    return Result()
+    return TaskResult()
 
 
-def join(config: int, inputs: Paths, outputs: Paths) -> Result:
+def join(config: int, inputs: Paths, outputs: Paths) -> TaskResult:
     """Stage function that depends on all and does nothing with them."""
     outputs[0].write_bytes(b"")
-    return Result()
+    return TaskResult()
 
 
 def bare_task(job: tuple[Path, Path]) -> None:
@@ -120,8 +120,8 @@ def bare_task(job: tuple[Path, Path]) -> None:
         os.replace(path, path.with_name(path.name[1:]))
 
 
-COPY = Stage("copy", copy, ("data_prep.execution.files",), ("numpy",))
-JOIN = Stage("join", join, ("data_prep.execution.files",), ("numpy",))
+COPY = Stage("copy", copy)
+JOIN = Stage("join", join)
 
 
 class InThisProcess:
@@ -146,7 +146,7 @@ class InThisProcess:
 def run_stage(work: Path, sources: list[Path], executor: Any, *, joins: int = 0) -> float:
     """Run the copies, and the joins of all of them; seconds until the workspace was open."""
     started = time.perf_counter()
-    quiet = Progress(Console(file=io.StringIO()))
+    quiet = ProgressBars(Console(file=io.StringIO()))
     with Workspace(work, n_workers=2, progress=quiet, executor=executor) as workspace:
         opened_s = time.perf_counter() - started
         outputs = [

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.side_by_side import alternate, check_writable, processor, report_result, serve, speed_ratios
-from data_prep.corpus.tokenize import SplitConfig, tokenize_shard
+from data_prep.corpus.split import SplitConfig
+from data_prep.corpus.tokenize import tokenize_shard
 from data_prep.documents.shards import Document, read_shard, write_shard
 from data_prep.execution.workers import LocalWorkers
 from gpt.errors import ConfigError

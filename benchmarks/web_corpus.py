@@ -30,7 +30,7 @@ from web_corpus_rules import PEER, RULE_SETS, agreement, our_decisions, single_r
 
 from data_prep.corpus.tokenize import TokenizerConfig
 from data_prep.dedup.exact import ExactConfig
-from data_prep.execution.progress import Progress
+from data_prep.execution.progress import ProgressBars
 from data_prep.execution.workspace import versions as engine_versions
 from data_prep.extraction.extract import ExtractConfig
 from data_prep.filters.c4 import C4Config
@@ -195,7 +195,7 @@ def our_chain(folder: Path, data: Path, *, slow: bool) -> Callable[[], dict[str,
             dedup_exact=ExactConfig(enabled=False),  # datatrove's published chain has none
         )
         before = cpu_of_all_s()
-        prepared = prepare(config, n_workers=1, progress=Progress(Console(file=io.StringIO())))
+        prepared = prepare(config, n_workers=1, progress=ProgressBars(Console(file=io.StringIO())))
         measured: dict[str, Any] = {"cpu_all_s": cpu_of_all_s() - before}
         measured["blocks"] = [
             {"block": row.step, "total": row.documents_in, "forwarded": row.documents_out} for row in prepared.counts

@@ -14,11 +14,12 @@ from data_prep.dedup import fuzzy as dedup_minhash
 from data_prep.dedup.exact import COPY
 from data_prep.dedup.fuzzy import NEAR_COPY
 from data_prep.documents.counts import Counts
-from data_prep.execution.progress import Progress
+from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.shares import Share
+from data_prep.execution.tasks import Work
 from data_prep.execution.workers import Executor, LocalWorkers
-from data_prep.execution.workspace import SHARE_TIMEOUT_S, Work, Workspace
+from data_prep.execution.workspace import SHARE_TIMEOUT_S, Workspace
 from data_prep.extraction.extract import extract_stage, extract_task
 from data_prep.extraction.page_text import load_libraries
 from data_prep.filters.language import language_stage
@@ -38,7 +39,7 @@ _CRAWL_FILES = 8  # fixed: it is part of what the demo's crawl is, not of how it
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCorpus:
     """What a run left: the rows of the final table, what stages found, and the corpus folder with its description."""
 
     counts: list[Counts]
@@ -52,11 +53,11 @@ def prepare(
     config: PrepareConfig,
     *,
     n_workers: int | None,
-    progress: Progress,
+    progress: ProgressBars,
     executor: Callable[[int | None], Executor] = LocalWorkers,
     share: Share | None = None,
     share_timeout_s: float = SHARE_TIMEOUT_S,
-) -> Prepared:
+) -> PreparedCorpus:
     """Run every stage that is not done yet and publish the corpus; ConfigError when nothing is left on the way.
 
     `executor`, `share`: as for `Workspace`.
@@ -87,7 +88,7 @@ def check(config: PrepareConfig) -> list[Path | RemoteFile]:
     return found
 
 
-def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | RemoteFile]) -> Prepared:
+def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | RemoteFile]) -> PreparedCorpus:
     """All stages in their order, and the corpus published; `workspace` does them, or only plans."""
     run = ShardRun(workspace)
     sources = local_inputs(found, workspace.stubs)
@@ -100,16 +101,18 @@ def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | Remote
     if config.quality.rules:
         shards = run.map(QUALITY, config.quality, shards)
     if config.classify.model is not None:
-        shards = run.map(CLASSIFY, config.classify.rule, shards, beside=dict.fromkeys(shards, config.classify.model))
+        shards = run.map(
+            CLASSIFY, config.classify.rule, shards, extra_inputs=dict.fromkeys(shards, config.classify.model)
+        )
     against = config.dedup.against
     if config.dedup_exact.enabled:
         find = partial(dedup_exact.find_copies, run, config.dedup_exact, shards, against=against)
         copies = workspace.find(find, shards, size=0)
-        shards = run.map(dedup_exact.REMOVAL, COPY, shards, beside=copies)
+        shards = run.map(dedup_exact.REMOVAL, COPY, shards, extra_inputs=copies)
     if config.dedup_minhash.enabled:
         find = partial(dedup_minhash.find_near_copies, run, config.dedup_minhash, shards, against=against)
         copies = workspace.find(find, shards, size=0)
-        shards = run.map(dedup_minhash.REMOVAL, NEAR_COPY, shards, beside=copies)
+        shards = run.map(dedup_minhash.REMOVAL, NEAR_COPY, shards, extra_inputs=copies)
     if config.decontaminate.sets:
         shards = workspace.find(partial(decontaminate, run, config.decontaminate, shards), shards, size=1)
     if config.pii.enabled:
@@ -118,8 +121,8 @@ def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | Remote
     description = write_corpus(run, config, shards, more=more)
     run.finish()
     if config.output.url is not None:
-        workspace.alone(partial(upload_corpus, config.output.corpus_folder, config.output.url))
-    return Prepared(run.counts, run.facts, run.seconds, config.output.corpus_folder, description)
+        workspace.run_once(partial(upload_corpus, config.output.corpus_folder, config.output.url))
+    return PreparedCorpus(run.counts, run.facts, run.seconds, config.output.corpus_folder, description)
 
 
 def _check_other_corpora(config: PrepareConfig) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from data_prep.documents.counts import Counts, total
-from data_prep.execution.manifest import Entry, Manifest
-from data_prep.execution.shares import Seen, look
-from data_prep.execution.tasks import about, describe, task_key
-from data_prep.execution.workspace import Finished, Stage, Task
+from data_prep.execution.files import describe_file
+from data_prep.execution.manifest import Entry, WorkManifest
+from data_prep.execution.shares import ObservedRun, observe_runs
+from data_prep.execution.tasks import FinishedTask, Stage, Task, task_key
 from data_prep.pipeline import check, run_stages
 from data_prep.readers.remote_files import STUB_ENDING, read_stub
 from data_prep.recipe import PrepareConfig
@@ -54,7 +54,7 @@ class PlanOfRun:
     source_bytes: int
     unread_files: int  # of the sources: new or changed since they were read
     last_entry: Entry | None
-    runs: list[Seen]
+    runs: list[ObservedRun]
     is_complete: bool  # no stage is missing
 
     def elapsed_s(self, n_workers: int) -> float | None:
@@ -70,7 +70,7 @@ def plan(config: PrepareConfig) -> PlanOfRun:
     """The plan of a recipe with what its work folder holds; ConfigError as a run raises it before its first task."""
     found = check(config)
     folder = config.output.work_folder.resolve()
-    manifest = Manifest(folder)
+    manifest = WorkManifest(folder)
     manifest.refresh()
     with tempfile.TemporaryDirectory() as stubs:
         work = _Plan(folder, manifest, Path(stubs))
@@ -86,7 +86,13 @@ def plan(config: PrepareConfig) -> PlanOfRun:
         stages[-1] = replace(stages[-1], more_follow=True)
     is_complete = not any(stage.more_follow for stage in stages)
     return PlanOfRun(
-        stages, work.source_files, work.source_bytes, work.unread_files, work.last_entry, look(folder), is_complete
+        stages,
+        work.source_files,
+        work.source_bytes,
+        work.unread_files,
+        work.last_entry,
+        observe_runs(folder),
+        is_complete,
     )
 
 
@@ -150,7 +156,7 @@ class _Rate:
 class _Plan:
     """A work folder that only looks: `Work` of the engine, for the pipeline."""
 
-    def __init__(self, folder: Path, manifest: Manifest, stubs: Path) -> None:
+    def __init__(self, folder: Path, manifest: WorkManifest, stubs: Path) -> None:
         self.folder, self.stubs = folder, stubs
         self.stages: list[StagePlan] = []
         self.source_files = self.source_bytes = self.unread_files = 0
@@ -173,11 +179,15 @@ class _Plan:
         self.unread_files += sum(self._digest(path).startswith("?") for path in sources)
         return [self._digest(path) for path in paths]
 
-    def run(self, stage: Stage, tasks: Sequence[Task]) -> list[Finished]:
+    def run(self, stage: Stage, tasks: Sequence[Task]) -> list[FinishedTask]:
         """Note the stage; facts and counts of its tasks are there only when all are done."""
-        what = about(stage)
+        fingerprint = stage.fingerprint()
         entries = [
-            self._entry(task_key(what, task, [self._digest(path) for path in task.inputs], self.folder))
+            self._entry(
+                task_key(
+                    stage.name, fingerprint, task, [self._digest(path) for path in task.inputs], folder=self.folder
+                )
+            )
             for task in tasks
         ]
         to_do = [task for task, entry in zip(tasks, entries, strict=True) if entry is None]
@@ -194,14 +204,14 @@ class _Plan:
             )
         )
         if to_do:
-            return [Finished(task, [], cast(dict[str, Any], _Unknown()), 0.0) for task in tasks]
+            return [FinishedTask(task, [], cast(dict[str, Any], _Unknown()), 0.0) for task in tasks]
         return [
-            Finished(task, [Counts(**counts) for counts in entry["counts"]], entry["facts"], entry["elapsed_s"])
+            FinishedTask(task, [Counts(**counts) for counts in entry["counts"]], entry["facts"], entry["elapsed_s"])
             for task, entry in zip(tasks, entries, strict=True)
             if entry is not None
         ]
 
-    def note(self, name: str, text: str) -> None:
+    def write_note(self, name: str, text: str) -> None:
         """Nothing: a plan writes nothing."""
 
     def find(self, steps: Callable[[], dict[str, Path]], shards: dict[str, Path], *, size: float) -> dict[str, Path]:
@@ -218,7 +228,7 @@ class _Plan:
             self._to_make[str(path)] = None if expected is None else size * expected
         return found
 
-    def alone(self, function: Callable[[], None]) -> None:
+    def run_once(self, function: Callable[[], None]) -> None:
         """Nothing: a plan writes nothing."""
 
     def no_more_tasks(self) -> None:
@@ -235,7 +245,7 @@ class _Plan:
         if str(path) in self._to_make or not path.is_file():
             return _unknown(path)
         if path.parent == self.stubs:
-            return str(describe(path)["digest"])
+            return str(describe_file(path)["digest"])
         return self._manifest.digest(path) or _unknown(path)
 
     def _expect(self, stage: str, tasks: Iterable[Task]) -> tuple[float | None, float | None, float | None]:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.corpus.tokenize import SplitConfig, TokenizerConfig
+from data_prep.corpus.split import SplitConfig
+from data_prep.corpus.tokenize import TokenizerConfig
 from data_prep.corpus.upload import url_of
 from data_prep.decontamination.decontaminate import DecontaminateConfig
 from data_prep.dedup.exact import ExactConfig

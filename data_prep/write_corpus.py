@@ -11,9 +11,10 @@ from data_prep.corpus.corpus import SPLITS, describe, entropy_nats, publish, sha
 from data_prep.corpus.shards import FILE_ENDINGS, WRITE, FileTask
 from data_prep.corpus.tokenize import TOKENIZE
 from data_prep.corpus.tokenizer_training import SAMPLE, TRAIN, SampleTask, TrainTask, sample_bound
-from data_prep.execution.files import read_array
+from data_prep.documents.arrays import read_array
+from data_prep.execution.fingerprint import versions
 from data_prep.execution.shard_runs import SHARD_ENDING, ShardRun, Shards
-from data_prep.execution.workspace import Finished, Task, plain, versions
+from data_prep.execution.tasks import FinishedTask, Task, plain
 from data_prep.filters.quality_classifier import fingerprint
 from data_prep.recipe import PrepareConfig
 from gpt.errors import ConfigError
@@ -61,7 +62,7 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
         versions=versions(_PACKAGES),
         more=more,
     )
-    run.workspace.alone(lambda: publish(config.output.corpus_folder, published | files, description))
+    run.workspace.run_once(lambda: publish(config.output.corpus_folder, published | files, description))
     return description
 
 
@@ -88,7 +89,7 @@ def _tokens_and_rows(run: ShardRun, name: str) -> tuple[Path, Path]:
 
 def _write_files(
     run: ShardRun, names: dict[str, list[str]], vocab_size: int, tokenized: tuple[Path, ...]
-) -> dict[str, list[Finished]]:
+) -> dict[str, list[FinishedTask]]:
     """The files of each split, which `names` lists, all at once."""
     folder = run.workspace.folder / WRITE.name
     tasks = [
@@ -104,14 +105,14 @@ def _write_files(
     return {split: [next(finished) for _ in names[split]] for split in names}
 
 
-def _totals(finished: list[Finished]) -> dict[str, dict[str, int]]:
+def _totals(finished: list[FinishedTask]) -> dict[str, dict[str, int]]:
     return {
         split: {key: sum(task.facts[split][key] for task in finished) for key in ("tokens", "documents")}
         for split in SPLITS
     }
 
 
-def _describe_split(totals: dict[str, int], names: list[str], written: list[Finished]) -> dict[str, Any]:
+def _describe_split(totals: dict[str, int], names: list[str], written: list[FinishedTask]) -> dict[str, Any]:
     counts = sum((read_array(finished.task.outputs[3]) for finished in written), start=np.zeros(1, dtype=np.int64))
     shards = [{"name": name, **finished.facts} for name, finished in zip(names, written, strict=True)]
     for key, total in totals.items():
@@ -143,7 +144,7 @@ def _check_splits(totals: dict[str, dict[str, int]], config: PrepareConfig) -> N
             )
 
 
-def _check_files(names: list[str], written: list[Finished], config: PrepareConfig) -> None:
+def _check_files(names: list[str], written: list[FinishedTask], config: PrepareConfig) -> None:
     for name, finished in zip(names, written, strict=True):
         if not finished.facts["documents"]:
             raise ConfigError(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.execution.files import disk_errors, hold_folder, sync_file, sync_folder, temporary_for
+from data_prep.execution.files import disk_errors, lock_folder, sync_file, sync_folder, temporary_for
 from gpt.errors import ConfigError
 
 CORPUS_FILE = "corpus.json"
@@ -47,7 +47,7 @@ def publish(folder: Path, files: Mapping[str, Path], description: Mapping[str, A
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with hold_folder(folder):
+        with lock_folder(folder):
             if not _is_published(folder, files, text):
                 _exchange(folder, files, text)
 

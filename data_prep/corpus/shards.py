@@ -17,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.corpus.tokenize import ROW, blocks, gather
-from data_prep.execution.files import write_array
-from data_prep.execution.workspace import Result, Stage
+from data_prep.documents.arrays import write_array
+from data_prep.execution.tasks import Stage, TaskResult
 from gpt.token_files.files import TokenFileWriter, sampled_digest, token_dtype
 
 FILE_ENDINGS = (".bin", ".idx", ".sums", ".counts.npy")  # of what a task writes
-_TOKEN_FILES = ("gpt.token_files.files", "gpt.token_files.index", "gpt.token_files.checksums")
 _BLOCK_TOKENS = 1 << 25  # of the file, read and written at a time: 64 MiB of uint16, twice
 _COUNTED_TOKENS = 1 << 22
 
@@ -47,7 +46,7 @@ class FileTask:
         return -(-((self.number + 1) << 64) // self.n_files)
 
 
-def write_file(config: FileTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def write_file(config: FileTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (.tokens and rows of every shard in turn) to (.bin, .idx, .sums, how often each id occurs).
 
     Facts: tokens, documents, and bytes and digests of the first three. Memory: about 100 bytes a document of this
@@ -69,7 +68,7 @@ def write_file(config: FileTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
                 counts += np.bincount(ids[start : start + _COUNTED_TOKENS], minlength=config.vocab_size)
     write_array(outputs[3], counts)
     files = {path.suffix[1:]: describe_file(path) for path in outputs[:3]}
-    return Result([], {"tokens": writer.n_tokens, "documents": writer.n_documents, **files})
+    return TaskResult([], {"tokens": writer.n_tokens, "documents": writer.n_documents, **files})
 
 
 def read_part(path: Path, config: FileTask) -> npt.NDArray[Any]:
@@ -119,9 +118,4 @@ def _read_tokens(path: Path, start: int, into: npt.NDArray[Any]) -> None:
     assert n_bytes == into.nbytes, f"{path} ends after {n_bytes} of the {into.nbytes} bytes from token {start}"
 
 
-WRITE = Stage(
-    "write_corpus",
-    write_file,
-    ("data_prep.corpus.shards", "data_prep.corpus.tokenize", "data_prep.execution.files", *_TOKEN_FILES),
-    ("numpy",),
-)
+WRITE = Stage("write_corpus", write_file)

@@ -16,10 +16,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.corpus.split import SplitConfig
+from data_prep.documents.arrays import write_array
 from data_prep.documents.counts import Tally
-from data_prep.documents.shards import Document, keyed_hash, parent_id, read_shard
-from data_prep.execution.files import write_array
-from data_prep.execution.workspace import Result, Stage
+from data_prep.documents.shards import Document, read_shard
+from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import ConfigError, import_extra
 from gpt.token_files.files import token_dtype
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
@@ -62,23 +63,7 @@ class TokenizerConfig:
             )
 
 
-@dataclass(frozen=True)
-class SplitConfig:
-    """How documents are divided and ordered: by hashes of their ids with `seed`, so neither depends on shards."""
-
-    validation_fraction: float
-    seed: int
-
-    def is_validation(self, document_id: str) -> bool:
-        """Whether the document goes to the validation split; pieces of one document go together."""
-        return keyed_hash(parent_id(document_id), key=f"validation {self.seed}") < self.validation_fraction * 2**64
-
-    def order(self, document_id: str) -> int:
-        """The document's place in its split, as a sorting key in 0..2^64-1."""
-        return keyed_hash(document_id, key=f"shuffle {self.seed}")
-
-
-def tokenize_shard(config: SplitConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def tokenize_shard(config: SplitConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (shard, tokenizer's files) to (token ids of all documents, one ROW for each), in ROW's order.
 
     Facts: tokens and documents of each split. Memory: 29 bytes a document of the shard beside what is being copied.
@@ -108,7 +93,7 @@ def tokenize_shard(config: SplitConfig, inputs: tuple[Path, ...], outputs: tuple
             _copy_in_order(unsorted, tokens, rows, dtype)
     rows["start"] = np.cumsum(rows["length"], dtype=np.int64) - rows["length"]
     write_array(outputs[1], rows)
-    return Result(
+    return TaskResult(
         [tally.counts()], {split: _totals(rows, split == "validation") for split in ("training", "validation")}
     )
 
@@ -177,15 +162,4 @@ def _encode(
         yield batch, tokenizer.encode_arrays([d.text for d in batch])
 
 
-TOKENIZE = Stage(
-    "tokenize",
-    tokenize_shard,
-    (
-        "data_prep.corpus.tokenize",
-        "data_prep.documents.shards",
-        "gpt.tokenizer.tokenizers",
-        "gpt.tokenizer.byte_pair",
-        "gpt.token_files.files",
-    ),
-    ("sentencepiece", "tiktoken", "tokenizers", "zstandard", "xxhash"),
-)
+TOKENIZE = Stage("tokenize", tokenize_shard)

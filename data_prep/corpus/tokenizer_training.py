@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.corpus.tokenize import SplitConfig, TokenizerConfig
+from data_prep.corpus.split import SplitConfig
+from data_prep.corpus.tokenize import TokenizerConfig
 from data_prep.documents.shards import read_shard, write_shard
-from data_prep.execution.workspace import Result, Stage
+from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import import_extra
 from gpt.tokenizer.tokenizers import train_sentencepiece
 
@@ -42,16 +43,16 @@ def sample_bound(train_bytes: int, *, documents: int, n_bytes: int) -> int:
     return 2**64 if share >= 1 else int(share * 2**64)
 
 
-def sample_shard(config: SampleTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def sample_shard(config: SampleTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: a shard to the shard of its documents that may be trained on."""
     with write_shard(outputs[0]) as write:
         for document in read_shard(inputs[0]):
             if config.split.order(document.id) < config.below and not config.split.is_validation(document.id):
                 write(document)
-    return Result()
+    return TaskResult()
 
 
-def train_tokenizer(config: TrainTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def train_tokenizer(config: TrainTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: all shards, or samples of them, to one sentencepiece model."""
     assert config.tokenizer.vocab_size is not None
     train_sentencepiece(
@@ -60,7 +61,7 @@ def train_tokenizer(config: TrainTask, inputs: tuple[Path, ...], outputs: tuple[
         vocab_size=config.tokenizer.vocab_size,
         character_coverage=config.tokenizer.character_coverage,
     )
-    return Result()
+    return TaskResult()
 
 
 def _training_texts(shards: Iterable[Path], config: TrainTask) -> Iterator[str]:
@@ -91,20 +92,5 @@ def _training_texts(shards: Iterable[Path], config: TrainTask) -> Iterator[str]:
         yield held.pop()[1]  # and let go of, as sentencepiece keeps its own copy
 
 
-SAMPLE = Stage(
-    "sample_text",
-    sample_shard,
-    ("data_prep.corpus.tokenizer_training", "data_prep.corpus.tokenize", "data_prep.documents.shards"),
-    ("zstandard",),
-)
-TRAIN = Stage(
-    "train_tokenizer",
-    train_tokenizer,
-    (
-        "data_prep.corpus.tokenizer_training",
-        "data_prep.corpus.tokenize",
-        "data_prep.documents.shards",
-        "gpt.tokenizer.tokenizers",
-    ),
-    ("sentencepiece", "zstandard", "xxhash"),
-)
+SAMPLE = Stage("sample_text", sample_shard)
+TRAIN = Stage("train_tokenizer", train_tokenizer)

@@ -18,12 +18,12 @@ import numpy.typing as npt
 from data_prep.decontamination.evaluation_sets import EvaluationSet
 from data_prep.decontamination.known_grams import SEARCH, LengthRule, SearchTask, add_documents, index_sets, search
 from data_prep.decontamination.ngrams import GramIndex, Spans, find_known, plain
+from data_prep.documents.arrays import read_array, write_array
 from data_prep.documents.counts import Tally
 from data_prep.documents.shards import Document, piece_id, read_shard, write_shard
 from data_prep.documents.traces import write_trace
-from data_prep.execution.files import read_array, write_array
 from data_prep.execution.shard_runs import ShardRun, Shards
-from data_prep.execution.workspace import Result, Stage
+from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import ConfigError
 
 REPORT = "decontamination"  # a key of the run's facts and of corpus.json, and the file in the work folder
@@ -60,7 +60,7 @@ class DecontaminateConfig:
 
 
 @dataclass(frozen=True)
-class ChoiceTask:
+class GramChoiceTask:
     """What the choice of grams depends on, beside the index and the hits."""
 
     sets: tuple[str, ...]
@@ -74,12 +74,12 @@ def decontaminate(run: ShardRun, config: DecontaminateConfig, shards: Shards) ->
     known = index_sets(run, sets, LengthRule(config.ngram_words, config.ngram_words), where="decontaminate.sets")
     search(run, SEARCH, SearchTask(known.lengths), known, shards)
     hits = run.arrays(SEARCH, list(shards))
-    choice = ChoiceTask(tuple(one.name for one in sets), config.max_documents)
+    choice = GramChoiceTask(tuple(one.name for one in sets), config.max_documents)
     chosen = run.reduce(CHOICE, choice, [known.numbers, known.grams, known.examples, *hits.values()], list(shards))
-    shards = run.map(CUT, replace(config, sets=()), shards, beside=chosen)
+    shards = run.map(CUT, replace(config, sets=()), shards, extra_inputs=chosen)
     report = _report(run, known.sets)
     run.facts[REPORT] = [report]
-    run.workspace.note(f"{REPORT}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    run.workspace.write_note(f"{REPORT}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return shards
 
 
@@ -88,7 +88,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if not isinstance(value, list) or key == "sets"}
 
 
-def choose_grams(config: ChoiceTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def choose_grams(config: GramChoiceTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (numbers, GRAM rows, examples, HITs of every shard) to the CUT_ROWs of each shard.
 
     A gram counts when at most `max_documents` documents of the whole corpus hold it. Memory: the index, and the hits of
@@ -125,10 +125,10 @@ def choose_grams(config: ChoiceTask, inputs: tuple[Path, ...], outputs: tuple[Pa
             {"documents": int(documents[gram]), "gram": texts[gram][0], "set": config.sets[texts[gram][1]]}
             for gram in order.tolist()
         ]
-    return Result([], facts)
+    return TaskResult([], facts)
 
 
-def cut_documents(config: DecontaminateConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def cut_documents(config: DecontaminateConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (shard, CUT_ROWs) to (shard, trace), where cut documents are replaced by their pieces.
 
     Two rows of counts: `decontaminate` counts documents, a cut one as kept when a piece of it is; `pieces` counts
@@ -161,7 +161,7 @@ def cut_documents(config: DecontaminateConfig, inputs: tuple[Path, ...], outputs
                 else:
                     pieces.keep(part.n_bytes, part.n_bytes)
                     write(part)
-    return Result([documents.counts(), pieces.counts()], {"documents_cut": n_cut, "characters_cut": n_characters})
+    return TaskResult([documents.counts(), pieces.counts()], {"documents_cut": n_cut, "characters_cut": n_characters})
 
 
 def cut(document: Document, found: Spans, window: int) -> list[Document]:
@@ -211,25 +211,5 @@ def _report(run: ShardRun, sets: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**hit, **numbers, "sets": together}
 
 
-CHOICE = Stage(
-    "evaluation_choice",
-    choose_grams,
-    (
-        "data_prep.decontamination.decontaminate",
-        "data_prep.decontamination.known_grams",
-        "data_prep.decontamination.ngrams",
-    ),
-    ("numpy", "zstandard"),
-)
-CUT = Stage(
-    "decontaminate",
-    cut_documents,
-    (
-        "data_prep.decontamination.decontaminate",
-        "data_prep.decontamination.ngrams",
-        "data_prep.documents.words",
-        "data_prep.documents.shards",
-        "data_prep.documents.traces",
-    ),
-    ("numpy", "zstandard"),
-)
+CHOICE = Stage("evaluation_choice", choose_grams)
+CUT = Stage("decontaminate", cut_documents)

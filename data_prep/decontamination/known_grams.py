@@ -6,21 +6,19 @@ The removal from the corpus (decontaminate.py) and the analysis of the examples 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.corpus.split import SplitConfig
 from data_prep.decontamination.evaluation_sets import EvaluationSet, Example, find_set_files, read_examples
 from data_prep.decontamination.ngrams import GramIndex, count_words, find_in_each, join, scan_grams
+from data_prep.documents.arrays import read_array, write_array
 from data_prep.documents.shards import Document, read_shard, write_shard
-from data_prep.execution.files import read_array, write_array
 from data_prep.execution.shard_runs import ShardRun
-from data_prep.execution.workspace import Finished, Result, Stage, Task
+from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskResult
 from gpt.errors import ConfigError
-
-if TYPE_CHECKING:
-    from data_prep.corpus.tokenize import SplitConfig
 
 # A gram of an example: its place in the sorted numbers, and where it stands in the example's text, in characters.
 GRAM = np.dtype([("gram", "<u4"), ("example", "<u4"), ("set", "<u2"), ("start", "<u4"), ("end", "<u4")])
@@ -51,7 +49,7 @@ class SearchTask:
     """The lengths of the known grams; with `split`, only documents of its training side count."""
 
     lengths: tuple[int, ...]
-    split: "SplitConfig | None" = None
+    split: SplitConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -79,13 +77,13 @@ def index_sets(run: ShardRun, sets: tuple[EvaluationSet, ...], rule: LengthRule,
     return KnownGrams(*outputs, tuple(finished.facts["sets"]))
 
 
-def search(run: ShardRun, stage: Stage, config: Any, known: KnownGrams, shards: dict[str, Path]) -> list[Finished]:
+def search(run: ShardRun, stage: Stage, config: Any, known: KnownGrams, shards: dict[str, Path]) -> list[FinishedTask]:
     """Run a search stage over shards or other files; a task's output is its array of HITs."""
     outputs = run.arrays(stage, list(shards))
     return run.tasks(stage, [Task(config, (path, known.numbers), (outputs[name],)) for name, path in shards.items()])
 
 
-def index_examples(config: IndexTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def index_examples(config: IndexTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: the files of all sets to (numbers, GRAM rows, examples). Facts: `sets`."""
     files = list(inputs)
     numbers, rows, about = [np.zeros(0, np.uint64)], [np.zeros(0, GRAM)], []
@@ -117,7 +115,7 @@ def index_examples(config: IndexTask, inputs: tuple[Path, ...], outputs: tuple[P
     table["gram"] = places
     write_array(outputs[0], known)
     write_array(outputs[1], table)
-    return Result([], {"sets": about})
+    return TaskResult([], {"sets": about})
 
 
 def gram_length(lengths: list[int], rule: LengthRule, *, synthetic: bool) -> int:
@@ -127,7 +125,7 @@ def gram_length(lengths: list[int], rule: LengthRule, *, synthetic: bool) -> int
     return min(max(typical, 1 if synthetic else rule.least), rule.most)
 
 
-def search_shard(config: SearchTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def search_shard(config: SearchTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (shard, known numbers) to its HITs, sorted. Facts: documents and characters searched."""
     split = config.split
     chosen = (
@@ -138,7 +136,7 @@ def search_shard(config: SearchTask, inputs: tuple[Path, ...], outputs: tuple[Pa
     return find_hits(chosen, config.lengths, inputs[1], outputs[0])
 
 
-def find_hits(texts: Iterable[tuple[int, str]], lengths: tuple[int, ...], known: Path, output: Path) -> Result:
+def find_hits(texts: Iterable[tuple[int, str]], lengths: tuple[int, ...], known: Path, output: Path) -> TaskResult:
     """Write the HITs of (row, text) pairs."""
     index = GramIndex.of(np.load(known, mmap_mode="r", allow_pickle=False))  # mapped: the workers share its memory
     hits = [np.zeros(0, np.uint64)]
@@ -154,7 +152,7 @@ def find_hits(texts: Iterable[tuple[int, str]], lengths: tuple[int, ...], known:
     table = np.zeros(len(pairs), HIT)
     table["row"], table["gram"] = pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)
     write_array(output, table)
-    return Result([], {"documents": n_documents, "characters": n_characters})
+    return TaskResult([], {"documents": n_documents, "characters": n_characters})
 
 
 def add_documents(documents: npt.NDArray[np.int64], hits: Path) -> None:
@@ -183,16 +181,5 @@ def _batches(texts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]
         yield batch
 
 
-MODULES = (
-    "data_prep.decontamination.known_grams",
-    "data_prep.decontamination.ngrams",
-    "data_prep.documents.words",
-    "data_prep.documents.shards",
-)
-INDEX = Stage(
-    "evaluation_index",
-    index_examples,
-    (*MODULES, "data_prep.decontamination.evaluation_sets", "data_prep.readers.compressed"),
-    ("numpy", "zstandard", "pyarrow"),
-)
-SEARCH = Stage("evaluation_search", search_shard, MODULES, ("numpy", "zstandard"))
+INDEX = Stage("evaluation_index", index_examples)
+SEARCH = Stage("evaluation_search", search_shard)

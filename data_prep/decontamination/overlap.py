@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.corpus.corpus import read_corpus
-from data_prep.corpus.tokenize import SplitConfig
+from data_prep.corpus.split import SplitConfig
 from data_prep.decontamination.evaluation_sets import EvaluationSet
 from data_prep.decontamination.known_grams import (
-    MODULES,
     LengthRule,
     SearchTask,
     add_documents,
@@ -27,13 +26,15 @@ from data_prep.decontamination.known_grams import (
     search,
     search_shard,
 )
+from data_prep.documents.arrays import read_array
 from data_prep.documents.records import Page
 from data_prep.documents.shards import Document, read_shard
-from data_prep.execution.files import disk_errors, read_array, temporary_for
-from data_prep.execution.progress import Progress
+from data_prep.execution.files import disk_errors, temporary_for
+from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun, read_steps
-from data_prep.execution.workspace import Finished, Result, Stage, Task, Workspace
-from data_prep.readers.readers import READING, InputConfig, find_inputs, local_inputs, read_records
+from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskResult
+from data_prep.execution.workspace import Workspace
+from data_prep.readers.readers import InputConfig, find_inputs, local_inputs, read_records
 from data_prep.readers.remote_files import local_copy
 from gpt.errors import ConfigError
 
@@ -117,7 +118,7 @@ class MarkTask:
     sets: tuple[str, ...]
 
 
-def analyse(config: OverlapConfig, *, n_workers: int, progress: Progress) -> dict[str, Any]:
+def analyse(config: OverlapConfig, *, n_workers: int, progress: ProgressBars) -> dict[str, Any]:
     """Mark every example; writes `examples.jsonl` and `overlap.json` into the output folder and returns the latter."""
     corpora = _corpora(config.training)
     sources = find_inputs(config.training.paths) if config.training.paths else []
@@ -162,7 +163,7 @@ def analyse(config: OverlapConfig, *, n_workers: int, progress: Progress) -> dic
         return summary
 
 
-def mark_examples(config: MarkTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def mark_examples(config: MarkTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (numbers, GRAM rows, examples, HITs of every shard) to a JSON line for each example.
 
     Facts: for each set, its dirty and clean examples and in how many documents it was met at most.
@@ -197,10 +198,10 @@ def mark_examples(config: MarkTask, inputs: tuple[Path, ...], outputs: tuple[Pat
     for counts in sets.values():
         total = counts["dirty"] + counts["clean"]
         counts["clean_percent"] = round(100 * counts["clean"] / total, 2) if total else 100.0  # type: ignore[assignment]
-    return Result([], {"sets": list(sets.values())})
+    return TaskResult([], {"sets": list(sets.values())})
 
 
-def search_texts(config: TextTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def search_texts(config: TextTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (text file, known numbers) to its HITs. A file that cannot be read to its end is a mistake: an
     example that is clean only because a part of the corpus was not seen must not pass for clean."""
     with local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path:
@@ -251,7 +252,7 @@ def _corpora(config: TrainingConfig) -> list[_Corpus]:
     return found
 
 
-def _check_documents(corpus: _Corpus, searched: list[Finished]) -> None:
+def _check_documents(corpus: _Corpus, searched: list[FinishedTask]) -> None:
     """The texts are those of the corpus, and not of a later run in its work folder that did not come to its end."""
     documents = sum(task.facts["documents"] for task in searched)
     if documents != corpus.documents:
@@ -274,16 +275,6 @@ def _publish(folder: Path, marked: Path, summary: dict[str, Any]) -> None:
             os.replace(temporary, folder / name)
 
 
-SHARDS = Stage("overlap_search", search_shard, (*MODULES, "data_prep.corpus.tokenize"), ("numpy", "zstandard"))
-TEXTS = Stage(
-    "overlap_texts",
-    search_texts,
-    (*MODULES, "data_prep.decontamination.overlap", *READING),
-    ("numpy", "pyarrow", "isal", "brotli", "zstandard"),
-)
-MARK = Stage(
-    "overlap_mark",
-    mark_examples,
-    ("data_prep.decontamination.overlap", "data_prep.decontamination.known_grams", "data_prep.documents.shards"),
-    ("numpy", "zstandard"),
-)
+SHARDS = Stage("overlap_search", search_shard)
+TEXTS = Stage("overlap_texts", search_texts)
+MARK = Stage("overlap_mark", mark_examples)

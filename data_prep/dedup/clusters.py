@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.dedup.copies import CHOSEN, GATHER_MODULES, ClusterSizes, Gathered, choose, with_first
+from data_prep.dedup.copies import CHOSEN, ClusterSizes, Gathered, choose, with_first
 from data_prep.dedup.index import (
     ABOUT,
     ABOUT_ENDING,
@@ -29,9 +29,9 @@ from data_prep.dedup.index import (
     read_corpora,
     shard_of,
 )
-from data_prep.dedup.sorted_rows import Limits, Range, Rows, Source, count_rows, merge_sorted, write_sorted
+from data_prep.dedup.sorted_rows import Limits, Range, Rows, RowSource, count_rows, merge_sorted, write_sorted
 from data_prep.execution.shard_runs import ShardRun
-from data_prep.execution.workspace import Result, Stage, Task
+from data_prep.execution.tasks import Stage, Task, TaskResult
 
 # A pair of places. Sorted by the first of them, a node's neighbours stand together, the smallest first.
 EDGE = np.dtype([("node", "<u8"), ("other", "<u8")])
@@ -57,7 +57,7 @@ class RankTask:
     limits: Limits
 
 
-def small_star(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def small_star(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: EDGE files with `other` < `node` to the same in both directions. Facts: how many edges moved."""
     moved = 0
     with write_sorted(outputs[0], EDGE, bytes_in_memory=config.limits.bytes_in_memory) as append:
@@ -66,10 +66,10 @@ def small_star(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
             one = np.where(new, rows["node"], rows["other"])
             append(edges(one, smallest))
             append(edges(smallest, one))
-    return Result([], {"moved_edges": moved})
+    return TaskResult([], {"moved_edges": moved})
 
 
-def large_star(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def large_star(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: EDGE files with both directions to those with `other` < `node`. Facts: how many edges moved."""
     moved = 0
     with write_sorted(outputs[0], EDGE, bytes_in_memory=config.limits.bytes_in_memory) as append:
@@ -78,7 +78,7 @@ def large_star(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
             smallest = np.minimum(rows["node"], first)
             moved += int(np.count_nonzero(larger & (smallest < rows["node"])))
             append(edges(rows["other"][larger], smallest[larger]))
-    return Result([], {"moved_edges": moved})
+    return TaskResult([], {"moved_edges": moved})
 
 
 def edges(node: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> Rows:
@@ -121,10 +121,10 @@ def choose_best(
     return [task.outputs[0] for task in choices]
 
 
-def rank_documents(config: RankTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def rank_documents(config: RankTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (the index, stars in both directions) to RANKED rows of the documents in some shards."""
     (corpus,) = read_corpora(inputs[:1])
-    sources = [Source(path) for path in inputs[1:]]
+    sources = [RowSource(path) for path in inputs[1:]]
     within = Range(place(config.first_shard), place(config.first_shard + config.n_shards) - 1)
     limit = config.limits.bytes_in_memory
     with write_sorted(outputs[0], RANKED, bytes_in_memory=limit) as append:
@@ -135,12 +135,12 @@ def rank_documents(config: RankTask, inputs: tuple[Path, ...], outputs: tuple[Pa
             cuts = [int(np.searchsorted(nodes, number)) for number in _shards_begin(nodes)]
             for start, stop in zip(cuts, [*cuts[1:], len(nodes)], strict=True):
                 append(_ranked(nodes[start:stop], labels[start:stop], _about(corpus, nodes[start:stop])))
-    return Result()
+    return TaskResult()
 
 
-def choose_copies(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def choose_copies(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: RANKED files to CHOSEN rows of the clusters in a range. Facts: clusters by their size."""
-    sources = [Source(path) for path in inputs]
+    sources = [RowSource(path) for path in inputs]
     limit = config.limits.bytes_in_memory
     sizes = ClusterSizes()
     with write_sorted(outputs[0], CHOSEN, bytes_in_memory=limit) as append:
@@ -148,11 +148,11 @@ def choose_copies(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Pat
         for rows, new, best in with_first(found, ("label",), "place"):
             sizes.add(new)
             append(choose(rows, np.where(corpus_of(rows["label"]) == OWN, best, rows["label"])))
-    return Result([], {"clusters_of_size_from": sizes.table()})
+    return TaskResult([], {"clusters_of_size_from": sizes.table()})
 
 
 def _by_node(config: StarTask, inputs: tuple[Path, ...]) -> Iterator[Any]:
-    sources = [Source(path) for path in inputs]
+    sources = [RowSource(path) for path in inputs]
     found = merge_sorted(sources, EDGE, within=config.within, bytes_in_memory=config.limits.bytes_in_memory)
     return with_first(found, ("node",), "other")
 
@@ -197,8 +197,7 @@ def _ranked(nodes: npt.NDArray[np.uint64], labels: npt.NDArray[np.uint64], about
     return rows
 
 
-_MODULES = ("data_prep.dedup.clusters", *GATHER_MODULES)
-SMALL_STAR = Stage("minhash_small_star", small_star, _MODULES)
-LARGE_STAR = Stage("minhash_large_star", large_star, _MODULES)
-RANKS = Stage("minhash_ranks", rank_documents, _MODULES)
-CHOICE = Stage("minhash_choice", choose_copies, _MODULES)
+SMALL_STAR = Stage("minhash_small_star", small_star)
+LARGE_STAR = Stage("minhash_large_star", large_star)
+RANKS = Stage("minhash_ranks", rank_documents)
+CHOICE = Stage("minhash_choice", choose_copies)

@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.dedup.clusters import EDGE
-from data_prep.dedup.copies import GATHER_MODULES
 from data_prep.dedup.index import Corpus, Notes, place_ranges, read_corpora
 from data_prep.dedup.minhash import Numbers, similarities
-from data_prep.dedup.sorted_rows import Limits, Range, Rows, Source, count_rows, merge_sorted, write_sorted
+from data_prep.dedup.sorted_rows import Limits, Range, Rows, RowSource, count_rows, merge_sorted, write_sorted
 from data_prep.execution.shard_runs import ShardRun
-from data_prep.execution.workspace import Result, Stage, Task
+from data_prep.execution.tasks import Stage, Task, TaskResult
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ def compare_pairs(
     return [task.outputs[0] for task in tasks]
 
 
-def compare(config: CompareTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def compare(config: CompareTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (indexes of all corpora, EDGE files) to the EDGE rows of similar pairs. Each pair is compared
     once, however many bands it shares. Facts: pairs compared, and how many of them were similar."""
-    sources = [Source(path) for path in inputs[config.n_corpora :]]
+    sources = [RowSource(path) for path in inputs[config.n_corpora :]]
     limit = config.limits.bytes_in_memory
     n_compared = n_similar = 0
     with (
@@ -60,7 +59,7 @@ def compare(config: CompareTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
             append(block[similar])
             n_compared += len(block)
             n_similar += int(similar.sum())
-    return Result([], {"pairs": {"compared": n_compared, "similar": n_similar}})
+    return TaskResult([], {"pairs": {"compared": n_compared, "similar": n_similar}})
 
 
 def _by_node(block: Rows) -> Iterator[slice]:
@@ -106,9 +105,4 @@ class _Grams:
         return grams
 
 
-COMPARE = Stage(
-    "minhash_compare",
-    compare,
-    ("data_prep.dedup.compare", "data_prep.dedup.clusters", "data_prep.dedup.minhash", *GATHER_MODULES),
-    ("numpy",),
-)
+COMPARE = Stage("minhash_compare", compare)

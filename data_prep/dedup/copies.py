@@ -39,12 +39,12 @@ from data_prep.dedup.index import (
     read_corpora,
     shard_of,
 )
-from data_prep.dedup.sorted_rows import Limits, Range, Rows, Source, merge_sorted
+from data_prep.dedup.sorted_rows import Limits, Range, Rows, RowSource, merge_sorted
 from data_prep.documents.counts import Tally
 from data_prep.documents.shards import read_shard, write_shard
 from data_prep.documents.traces import write_trace
 from data_prep.execution.shard_runs import ShardRun, Shards
-from data_prep.execution.workspace import Finished, Result, Stage, Task
+from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskResult
 from gpt.errors import ConfigError
 
 Names = tuple[tuple[str, str], ...]
@@ -86,23 +86,23 @@ def fields_of(dtype: np.dtype[Any]) -> Names:
     return tuple((name, dtype[name].str) for name in dtype.names)
 
 
-def gather(config: GatherTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def gather(config: GatherTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: sorted rows of some shards to one file of sorted rows, with places in the corpus."""
-    sources = [Source(path, in_shard(config.first_shard + i)) for i, path in enumerate(inputs)]
+    sources = [RowSource(path, in_shard(config.first_shard + i)) for i, path in enumerate(inputs)]
     limit = config.limits.bytes_in_memory
     with open(outputs[0], "wb") as file:
         for rows in merge_sorted(sources, np.dtype(list(config.fields)), within=Range(), bytes_in_memory=limit):
             file.write(rows.tobytes())
-    return Result()
+    return TaskResult()
 
 
-def list_copies(config: ListTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def list_copies(config: ListTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (indexes of all corpora, then CHOSEN files) to a list for each shard of a group.
 
     A list is JSON lines in the shard's order, [row, id of the document that stays, name of its corpus or null].
     """
     n_corpora = len(config.corpora) + 1
-    sources = [Source(path) for path in inputs[n_corpora:]]
+    sources = [RowSource(path) for path in inputs[n_corpora:]]
     group = Range(place(config.first_shard), place(config.first_shard + len(outputs)) - 1)
     found = merge_sorted(sources, CHOSEN, within=group, bytes_in_memory=config.limits.bytes_in_memory)
     with Notes(read_corpora(inputs[:n_corpora])) as notes:
@@ -113,7 +113,7 @@ def list_copies(config: ListTask, inputs: tuple[Path, ...], outputs: tuple[Path,
                 if number == shard:
                     file.writelines(entry for _, entry in entries)
                     shard, entries = next(by_shard, (-1, iter(())))
-    return Result()
+    return TaskResult()
 
 
 def _entries(blocks: Iterator[Rows], notes: Notes, corpora: tuple[str, ...]) -> Iterator[tuple[int, str]]:
@@ -129,7 +129,7 @@ def _entries(blocks: Iterator[Rows], notes: Notes, corpora: tuple[str, ...]) -> 
                 yield shard, json.dumps([row, kept[original], name]) + "\n"
 
 
-def remove_copies(config: Removal, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def remove_copies(config: Removal, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (shard, its list of copies) to (the shard without them, trace)."""
     shard, list_path = inputs
     with open(list_path, encoding="utf-8") as file, write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
@@ -147,7 +147,7 @@ def remove_copies(config: Removal, inputs: tuple[Path, ...], outputs: tuple[Path
                 reason, detail = f"{config.reason}_of_other_corpus", f"copy of {original} in {corpus}"
                 tally.drop(reason, document.n_bytes, document.id, detail=detail)
             row, original, corpus = next(copies, (None, "", None))
-    return Result([tally.counts()])
+    return TaskResult([tally.counts()])
 
 
 class ClusterSizes:
@@ -214,7 +214,7 @@ class Gathered:
         return [range(start, min(start + self.group_size, n)) for start in range(0, n, self.group_size)]
 
 
-def describe_shards(run: ShardRun, stage: Stage, config: Any, shards: Shards) -> list[Finished]:
+def describe_shards(run: ShardRun, stage: Stage, config: Any, shards: Shards) -> list[FinishedTask]:
     """One task a shard, which writes (sorted rows, .about, .notes)."""
     endings = (ROWS_ENDING, ABOUT_ENDING, NOTES_ENDING)
     folder = run.workspace.folder / stage.name
@@ -227,7 +227,7 @@ def describe_shards(run: ShardRun, stage: Stage, config: Any, shards: Shards) ->
 def gather_rows(
     run: ShardRun,
     stage: Stage,
-    described: Sequence[Finished],
+    described: Sequence[FinishedTask],
     *,
     kind: Kind,
     setting: Mapping[str, Any],
@@ -297,6 +297,3 @@ def write_lists(
         tasks.append(Task(config, (*indexes, *chosen), outputs))
     run.tasks(stage, tasks)
     return lists
-
-
-GATHER_MODULES = ("data_prep.dedup.copies", "data_prep.dedup.index", "data_prep.dedup.sorted_rows")

@@ -13,7 +13,6 @@ import numpy as np
 
 from data_prep.dedup.copies import (
     CHOSEN,
-    GATHER_MODULES,
     ClusterSizes,
     Removal,
     choose,
@@ -29,7 +28,7 @@ from data_prep.dedup.index import OWN, describe_documents, find_indexes, read_co
 from data_prep.dedup.sorted_rows import Limits, Range, even_ranges, merge_sorted, write_sorted
 from data_prep.documents.shards import encode_line, keyed_hash, read_shard
 from data_prep.execution.shard_runs import ShardRun, Shards
-from data_prep.execution.workspace import Result, Stage, Task
+from data_prep.execution.tasks import Stage, Task, TaskResult
 from gpt.errors import import_extra
 
 # 44 bytes a document: its text's digest, whose it is, what orders the copies of one corpus, and where it stands.
@@ -56,7 +55,7 @@ class DigestTask:
 
 
 @dataclass(frozen=True)
-class ChoiceTask:
+class CopyChoiceTask:
     """Digests whose upper half lies in the range."""
 
     within: Range
@@ -78,7 +77,7 @@ def find_copies(
     indexes = (*others, gathered.index)
     folder = run.workspace.folder / CHOICE.name
     tasks = [
-        Task(ChoiceTask(within, limits), indexes, (folder / f"{i:05d}.rows",))
+        Task(CopyChoiceTask(within, limits), indexes, (folder / f"{i:05d}.rows",))
         for i, within in enumerate(even_ranges(limits.n_tasks(gathered.n_rows)))
     ]
     run.tasks(CHOICE, tasks)
@@ -96,7 +95,7 @@ def _comparable(config: ExactConfig) -> dict[str, Any]:
     return {"ignore_case_and_space": config.ignore_case_and_space}
 
 
-def digest_texts(config: DigestTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def digest_texts(config: DigestTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: a shard to (a ROW for each of its documents, their .about, their .notes)."""
     xxhash = import_extra("xxhash", extra="data")
     rows: list[tuple[int, ...]] = []
@@ -116,10 +115,10 @@ def digest_texts(config: DigestTask, inputs: tuple[Path, ...], outputs: tuple[Pa
                 append(np.array(rows, dtype=ROW))
                 rows.clear()
         append(np.array(rows, dtype=ROW))
-    return Result([], {"documents": number + 1})
+    return TaskResult([], {"documents": number + 1})
 
 
-def choose_copies(config: ChoiceTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def choose_copies(config: CopyChoiceTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: indexes of all corpora, this one's last, to CHOSEN rows. Facts: clusters by their size."""
     sources = [source for corpus in read_corpora(inputs) for source in corpus.sources()]
     limit = config.limits.bytes_in_memory
@@ -129,22 +128,12 @@ def choose_copies(config: ChoiceTask, inputs: tuple[Path, ...], outputs: tuple[P
         for rows, new, kept in with_first(found, ("high", "low"), "place"):
             sizes.add(new)
             append(choose(rows, kept))
-    return Result([], {"clusters_of_size_from": sizes.table()})
+    return TaskResult([], {"clusters_of_size_from": sizes.table()})
 
 
-DIGESTS = Stage(
-    "exact_digests",
-    digest_texts,
-    ("data_prep.dedup.exact", "data_prep.dedup.index", "data_prep.dedup.sorted_rows", "data_prep.documents.shards"),
-    ("xxhash", "zstandard"),
-)
-GATHER = Stage("exact_gather", gather, GATHER_MODULES)
-CHOICE = Stage("exact_choice", choose_copies, ("data_prep.dedup.exact", *GATHER_MODULES))
-LISTS = Stage("exact_lists", list_copies, GATHER_MODULES)
-REMOVAL = Stage(
-    "dedup_exact",
-    remove_copies,
-    ("data_prep.dedup.copies", "data_prep.documents.shards", "data_prep.documents.traces"),
-    ("zstandard",),
-)
+DIGESTS = Stage("exact_digests", digest_texts)
+GATHER = Stage("exact_gather", gather)
+CHOICE = Stage("exact_choice", choose_copies)
+LISTS = Stage("exact_lists", list_copies)
+REMOVAL = Stage("dedup_exact", remove_copies)
 COPY = Removal("dedup_exact", "duplicate")

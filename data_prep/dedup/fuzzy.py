@@ -15,7 +15,6 @@ import numpy as np
 from data_prep.dedup.clusters import EDGE, choose_best, connect, edges
 from data_prep.dedup.compare import compare_pairs
 from data_prep.dedup.copies import (
-    GATHER_MODULES,
     Removal,
     describe_shards,
     gather,
@@ -30,7 +29,7 @@ from data_prep.dedup.minhash import Tokens, count_bits, most_differences
 from data_prep.dedup.signatures import COMPARED_BAND, SIGNATURES, MinHash, SignTask
 from data_prep.dedup.sorted_rows import Limits, Range, Rows, even_ranges, merge_sorted, write_sorted
 from data_prep.execution.shard_runs import ShardRun, Shards
-from data_prep.execution.workspace import Result, Stage, Task
+from data_prep.execution.tasks import Stage, Task, TaskResult
 from gpt.errors import ConfigError
 
 METHODS = {
@@ -123,7 +122,7 @@ def find_others(config: FuzzyConfig, against: Sequence[Path], *, own: Path) -> l
     return find_indexes(against, "minhash", own=own, setting=config.setting.comparable())
 
 
-def find_pairs(config: PairTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def find_pairs(config: PairTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: indexes of all corpora, this one's last, to EDGE rows with `other` < `node`, of documents that
     share a band. Never of two that both belong to other corpora, and of no bucket more than a multiple of its size."""
     sources = [source for corpus in read_corpora(inputs) for source in corpus.sources()]
@@ -132,7 +131,7 @@ def find_pairs(config: PairTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
     with write_sorted(outputs[0], EDGE, bytes_in_memory=limit) as append:
         for block in (_to_first if config.setting.min_jaccard == 0 else _to_neighbours)(found, config.setting):
             append(block)
-    return Result()
+    return TaskResult()
 
 
 def _to_first(blocks: Iterator[Rows], setting: MinHash) -> Iterator[Rows]:
@@ -166,18 +165,8 @@ def _to_neighbours(blocks: Iterator[Rows], setting: MinHash) -> Iterator[Rows]:
         before = rows[max(len(rows) - setting.neighbours, 0) :].copy()
 
 
-GATHER = Stage("minhash_gather", gather, GATHER_MODULES)
-PAIRS = Stage(
-    "minhash_pairs",
-    find_pairs,
-    ("data_prep.dedup.fuzzy", "data_prep.dedup.signatures", "data_prep.dedup.minhash", *GATHER_MODULES),
-    ("numpy",),
-)
-LISTS = Stage("minhash_lists", list_copies, GATHER_MODULES)
-REMOVAL = Stage(
-    "dedup_minhash",
-    remove_copies,
-    ("data_prep.dedup.copies", "data_prep.documents.shards", "data_prep.documents.traces"),
-    ("zstandard",),
-)
+GATHER = Stage("minhash_gather", gather)
+PAIRS = Stage("minhash_pairs", find_pairs)
+LISTS = Stage("minhash_lists", list_copies)
+REMOVAL = Stage("dedup_minhash", remove_copies)
 NEAR_COPY = Removal("dedup_minhash", "near_duplicate")

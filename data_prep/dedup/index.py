@@ -17,9 +17,9 @@ from typing import IO, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.dedup.sorted_rows import LAST, Range, Rows, Source
+from data_prep.dedup.sorted_rows import LAST, Range, Rows, RowSource
 from data_prep.documents.shards import Document, keyed_hash
-from data_prep.execution.workspace import Result, Stage
+from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import ConfigError, import_extra
 
 Kind = Literal["exact", "minhash"]
@@ -86,10 +86,10 @@ class Corpus:
     path: Path
     index: Index
 
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[RowSource]:
         """Its groups, with places of this corpus."""
         adapt = None if self.number == OWN else _renumber(self.number)
-        return [Source(self.path.parent / group.path, adapt) for group in self.index.groups]
+        return [RowSource(self.path.parent / group.path, adapt) for group in self.index.groups]
 
     def file(self, shard: int, ending: str) -> Path:
         """A shard's .about or .notes."""
@@ -223,11 +223,11 @@ def index_name(kind: Kind) -> str:
     return f"{kind}_index.json"
 
 
-def write_index(config: Index, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def write_index(config: Index, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: an index as one JSON file; its inputs are in its digests."""
     values = {"format": "triaxial-dedup-index", "version": INDEX_VERSION, **asdict(config)}
     outputs[0].write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    return Result()
+    return TaskResult()
 
 
 def read_index(path: Path) -> Index:
@@ -284,4 +284,4 @@ def _check_index(path: Path, folder: Path, kind: Kind, setting: dict[str, Any]) 
             raise ConfigError(f"dedup.against: {file} is missing or cut; prepare the corpus in {folder} again")
 
 
-INDEX = Stage("dedup_index", write_index, ("data_prep.dedup.index",))
+INDEX = Stage("dedup_index", write_index)

@@ -25,7 +25,7 @@ from data_prep.dedup.minhash import (
 )
 from data_prep.dedup.sorted_rows import Limits, Rows, write_sorted
 from data_prep.documents.shards import Document, keyed_hash, read_shard
-from data_prep.execution.workspace import Result, Stage
+from data_prep.execution.tasks import Stage, TaskResult
 
 # A band of a document: all that is needed when sharing one is enough,
 BAND = np.dtype([("key", "<u8"), ("place", "<u8")])
@@ -79,7 +79,7 @@ class SignTask:
     limits: Limits
 
 
-def sign_texts(config: SignTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def sign_texts(config: SignTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: a shard to (its documents' bands, their .about, their .notes). Texts without words have none."""
     setting = config.setting
     signer = _Signer(setting)
@@ -94,7 +94,7 @@ def sign_texts(config: SignTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
                 describe(document, None if setting.min_jaccard == 0 else some)
             append(signer.rows(documents, grams, first))
             first += len(documents)
-    return Result([], {"documents": first})
+    return TaskResult([], {"documents": first})
 
 
 def _batches(documents: Iterator[Document], setting: MinHash) -> Iterator[tuple[list[Document], list[list[bytes]]]]:
@@ -153,16 +153,4 @@ def _preference(document: Document) -> int:
     return (2**24 - 1 - length) << 40 | keyed_hash(document.id, key="minhash") >> 24
 
 
-SIGNATURES = Stage(
-    "minhash_signatures",
-    sign_texts,
-    (
-        "data_prep.dedup.signatures",
-        "data_prep.dedup.minhash",
-        "data_prep.documents.words",
-        "data_prep.dedup.index",
-        "data_prep.dedup.sorted_rows",
-        "data_prep.documents.shards",
-    ),
-    ("xxhash", "zstandard", "numpy"),
-)
+SIGNATURES = Stage("minhash_signatures", sign_texts)

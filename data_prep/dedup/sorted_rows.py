@@ -53,7 +53,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """A sorted file of rows. `adapt` changes what is read without changing its order."""
 
     path: Path
@@ -145,7 +145,7 @@ def _slices(file: IO[bytes], dtype: np.dtype[Any], ends: Sequence[int]) -> list[
 
 
 def merge_sorted(
-    sources: Sequence[Source], dtype: np.dtype[Any], *, within: Range, bytes_in_memory: int
+    sources: Sequence[RowSource], dtype: np.dtype[Any], *, within: Range, bytes_in_memory: int
 ) -> Iterator[Rows]:
     """The different rows of several sorted files whose first field lies in the range, in order, block by block."""
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Small matters of the file system: syncing, locking, and a full disk as one clear line; holds no pipeline logic."""
+"""Sync and describe files, lock a folder, and report a full disk in one clear line."""
 
 import errno
 import fcntl
@@ -10,10 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, import_extra
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -21,27 +18,41 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """A full disk, or a place where we may not write, as a ConfigError that names `path` (or the file in the error)."""
+    """Turn a full disk or a forbidden write into a ConfigError that names the file in the error, else `path`."""
     try:
         yield
     except OSError as error:
-        name = error.filename2 or error.filename  # of a copy, the file that was written
-        place = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else path
+        name = error.filename2 or error.filename  # the second is the target of a copy
+        target = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else path
         if error.errno in FULL:
-            folder = existing_parent(place)
+            folder = existing_parent(target)
             free_bytes = shutil.disk_usage(folder).free
             raise ConfigError(
-                f"{place}: the disk is full ({free_bytes:,} bytes free in {folder}); free some space or choose "
+                f"{target}: the disk is full ({free_bytes:,} bytes free in {folder}); free some space or choose "
                 "another folder (output.folder, output.work), and run the same command again: finished work is kept"
             ) from None
         if error.errno in _FORBIDDEN:
-            raise ConfigError(f"{place}: cannot write here ({error.strerror}); choose another folder") from None
+            raise ConfigError(f"{target}: cannot write here ({error.strerror}); choose another folder") from None
         raise
 
 
 def existing_parent(path: Path) -> Path:
-    """`path` itself if it is a folder, else the nearest one above it that exists."""
+    """`path` itself if it is a folder, else the nearest folder above it that exists."""
     return next((f for f in (path, *path.parents) if f.is_dir()), Path("/"))
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size, time of change and digest of a file's content, for the manifest. ConfigError: it cannot be read."""
+    xxhash = import_extra("xxhash", extra="data")
+    digest = xxhash.xxh3_128()
+    try:
+        with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except PermissionError as error:  # an input's: our own files can be read
+        raise ConfigError(f"{path}: {error.strerror}; this user must be able to read it") from None
+    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "digest": digest.hexdigest()}
 
 
 def sync_file(file: IO[Any]) -> None:
@@ -50,9 +61,21 @@ def sync_file(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
+def sync_folder(folder: Path) -> None:
+    """Flush the renames in a folder to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    """Exchange files in a folder alone; ConfigError when another process does. Leaves no file; not on every NFS."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder while files in it are exchanged; ConfigError if another process has it locked.
+
+    The lock leaves no file. File systems without locks for folders, such as some NFS, go unlocked.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -61,34 +84,13 @@ def hold_folder(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"{folder}: another run is writing its corpus here; give each its own output.folder"
             ) from None
-        except OSError:  # a file system without locks for folders
+        except OSError:  # no locks for folders here
             pass
         yield
     finally:
         os.close(handle)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write a `.npy` file; unlike numpy.save, a full disk raises an error that says so."""
-    with open(path, "wb") as file:
-        np.lib.format.write_array_header_2_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(array.tobytes())
-
-
 def temporary_for(path: Path) -> Path:
-    """A name beside `path` that nobody can have guessed, for a file that is then renamed; open it with mode x."""
+    """A name next to `path` that nobody can guess, for a file that is then renamed; open it with mode x."""
     return path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}")
-
-
-def read_array(path: Path) -> npt.NDArray[Any]:
-    """A `.npy` file, without pickled objects."""
-    return np.asarray(np.load(path, allow_pickle=False))

@@ -18,7 +18,7 @@ _PATTERN = "manifest*.jsonl"
 Entry = dict[str, Any]
 
 
-class Manifest:
+class WorkManifest:
     """All manifests of a folder, read as they grow; `open_own` names the one that this process writes."""
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +28,7 @@ class Manifest:
         self._unsynced = False
         self._readers: dict[Path, IO[bytes]] = {}
         self._read_to: dict[Path, int] = {}
-        self._places: dict[bytes, tuple[Path, int, int]] = {}  # task key: file, offset and length of its last entry
+        self._positions: dict[bytes, tuple[Path, int, int]] = {}  # task key: file, offset and length of its last entry
         self._shared: set[str] = set()
         self._known: dict[str, tuple[int, int, str, Path]] = {}  # path: bytes, mtime_ns, digest, whose word it is
 
@@ -63,16 +63,16 @@ class Manifest:
 
     def entry(self, key: str) -> Entry | None:
         """The last entry of a task, or None."""
-        place = self._places.get(bytes.fromhex(key))
-        if place is None:
+        position = self._positions.get(bytes.fromhex(key))
+        if position is None:
             return None
-        path, offset, length = place
+        path, offset, length = position
         entry: Entry = json.loads(os.pread(self._reader(path).fileno(), length, offset))
         return entry
 
     def has(self, key: str) -> bool:
         """Whether there is an entry with this key."""
-        return bytes.fromhex(key) in self._places
+        return bytes.fromhex(key) in self._positions
 
     def has_shared(self, name: str) -> bool:
         """Whether there is a line of this name that says what several tasks have in common."""
@@ -137,7 +137,7 @@ class Manifest:
         elif "of_tasks" in entry:
             self._shared.add(entry["of_tasks"])
         elif "key" in entry:
-            self._places[bytes.fromhex(entry["key"])] = (path, offset, length)
+            self._positions[bytes.fromhex(entry["key"])] = (path, offset, length)
             for output in entry["outputs"]:
                 self._know(str(self.folder / output["path"]), output, path)
 

@@ -6,17 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from data_prep.documents.counts import Counts
-from data_prep.execution.workers import Busy
+from data_prep.execution.workers import RunningJob
 
 _LONG_S = 60.0  # a task that takes longer is named: it may hang
 _LIVE_S = 0.5
 
 
-class Progress:
+class ProgressBars:
     """One bar or some lines a stage, on the given console; without a terminal a line every `every_s` seconds."""
 
     def __init__(self, console: Console, *, every_s: float = 30.0) -> None:
@@ -31,8 +30,8 @@ class Progress:
         n_tasks: int,
         n_done: int = 0,
         n_bytes: int = 0,
-        longest: Callable[[], Busy | None] = lambda: None,
-    ) -> Iterator["Follow"]:
+        longest: Callable[[], RunningJob | None] = lambda: None,
+    ) -> Iterator["StageProgress"]:
         """Follow a stage of `n_tasks`, of which `n_done` were done before; the inputs of the others have `n_bytes`."""
         live = self.console.is_terminal
         columns = (
@@ -42,9 +41,9 @@ class Progress:
             TimeElapsedColumn(),
             TextColumn("{task.fields[said]}"),
         )
-        follow = Follow(name, n_tasks=n_tasks, n_done=n_done, n_bytes=n_bytes, longest=longest)
+        follow = StageProgress(name, n_tasks=n_tasks, n_done=n_done, n_bytes=n_bytes, longest=longest)
         over = threading.Event()
-        with Bars(*columns, console=self.console, disable=not live) as bars:
+        with Progress(*columns, console=self.console, disable=not live) as bars:
             bar = bars.add_task(name, total=n_tasks, completed=n_done, said="")
 
             def say() -> None:
@@ -70,11 +69,11 @@ class Progress:
             self.console.print(follow.summary(), highlight=False, markup=False)
 
 
-class Follow:
+class StageProgress:
     """What is known of a stage while it runs; told by the thread that works, read by the one that shows."""
 
     def __init__(
-        self, name: str, *, n_tasks: int, n_done: int, n_bytes: int, longest: Callable[[], Busy | None]
+        self, name: str, *, n_tasks: int, n_done: int, n_bytes: int, longest: Callable[[], RunningJob | None]
     ) -> None:
         self.name, self.n_tasks, self.n_done = name, n_tasks, n_done
         self._n_before, self._n_here, self._n_others = n_done, 0, 0
@@ -92,7 +91,7 @@ class Follow:
         self.n_done += 1
         self._advanced = time.monotonic()
 
-    def others(self, n: int, waiting: str) -> None:
+    def advance_others(self, n: int, waiting: str) -> None:
         """Other shares have done `n` more; `waiting` says for what this one waits."""
         self._n_others += n
         self.n_done += n

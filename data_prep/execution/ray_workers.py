@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.execution.files import disk_errors
-from data_prep.execution.workers import Busy, answer, unwrap
+from data_prep.execution.workers import RunningJob, answer, unwrap
 from gpt.errors import ConfigError, import_extra
 
 _ATTEMPTS = 4  # machines come and go; a job that ends four workers is to blame itself
@@ -77,13 +77,13 @@ class RayWorkers:
                     raise ConfigError(f"{said}: its Ray worker was lost {_ATTEMPTS} times, the last time by {lost}")
                 waiting.appendleft(index)
 
-    def longest(self) -> Busy | None:
+    def longest(self) -> RunningJob | None:
         """As `Executor.longest`; the time includes that in Ray's queue."""
         running = list(self._running.values())
         if not running:
             return None
         _, name, sent = min(running, key=lambda job: job[2])
-        return Busy(name, time.monotonic() - sent, "Ray, time in its queue included")
+        return RunningJob(name, time.monotonic() - sent, "Ray, time in its queue included")
 
     def close(self) -> None:
         """Leave the cluster; Ray ends what still runs there for us."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.documents.counts import Counts, total
-from data_prep.execution.workspace import Finished, Stage, Task, Work
+from data_prep.execution.tasks import FinishedTask, Stage, Task, Work
 from gpt.errors import ConfigError
 
 Shards = dict[str, Path]  # name, which depends on the source file's content alone: the shard's file at this step
@@ -56,13 +56,16 @@ class ShardRun:
         )
         return step.shards(self.workspace.folder)
 
-    def map(self, stage: Stage, config: Any, shards: Shards, *, beside: Shards | None = None) -> Shards:
-        """One task a shard, which writes (shard, trace); the file of the same name in `beside` is a second input."""
+    def map(self, stage: Stage, config: Any, shards: Shards, *, extra_inputs: Shards | None = None) -> Shards:
+        """Run one task a shard, which writes (shard, trace).
+
+        The file of the same name in `extra_inputs`, if given, is the task's second input.
+        """
         step = Step(stage.name, SHARD_ENDING, tuple(shards))
         after = dict(zip(shards, step.shards(self.workspace.folder), strict=True))
         traces = dict(zip(shards, step.traces(self.workspace.folder), strict=True))
         tasks = [
-            Task(config, (path,) if beside is None else (path, beside[name]), (after[name], traces[name]))
+            Task(config, (path,) if extra_inputs is None else (path, extra_inputs[name]), (after[name], traces[name]))
             for name, path in shards.items()
         ]
         self._run(stage, tasks, step=step)
@@ -78,7 +81,7 @@ class ShardRun:
         """Note that the run has come to its end, and its last shards are what the corpus was made of."""
         write_steps(self.workspace, self._steps, finished=True)
 
-    def tasks(self, stage: Stage, tasks: Sequence[Task]) -> list[Finished]:
+    def tasks(self, stage: Stage, tasks: Sequence[Task]) -> list[FinishedTask]:
         """Any other tasks, counted and noted like these."""
         return self._run(stage, tasks)
 
@@ -86,7 +89,7 @@ class ShardRun:
         """Paths of arrays by name, in the stage's folder."""
         return {name: self.workspace.folder / stage.name / f"{name}.npy" for name in names}
 
-    def _run(self, stage: Stage, tasks: Sequence[Task], *, step: Step | None = None) -> list[Finished]:
+    def _run(self, stage: Stage, tasks: Sequence[Task], *, step: Step | None = None) -> list[FinishedTask]:
         finished = self.workspace.run(stage, tasks)
         self.facts.setdefault(stage.name, []).extend(task.facts for task in finished if task.facts)
         n_tasks, elapsed_s = self.seconds.get(stage.name, (0, 0.0))
@@ -113,7 +116,7 @@ class Steps:
 def write_steps(workspace: Work, steps: Sequence[Step], *, finished: bool = False) -> None:
     """Note the steps so far in a workspace, for `read_steps`."""
     rows = [{"stage": step.stage, "ending": step.ending, "names": step.names} for step in steps]
-    workspace.note(STEPS_FILE, json.dumps({"finished": finished, "steps": rows}))
+    workspace.write_note(STEPS_FILE, json.dumps({"finished": finished, "steps": rows}))
 
 
 def read_steps(folder: Path) -> Steps:

@@ -52,7 +52,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Word:
+class RunStatus:
     """What a run says of itself. `state`: working, waiting, done or failed; `step` counts the stages of the run."""
 
     host: str
@@ -72,33 +72,33 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ObservedRun:
     """A run as others see it; `is_running` by its lock, `quiet_s` since its last sign of life by the file's clock."""
 
-    word: Word
+    status: RunStatus
     is_running: bool
     quiet_s: float
 
 
-class Hold:
-    """This process's hold on a work folder, from `take` to `release`."""
+class WorkFolderLock:
+    """This process's lock on a work folder, from `take` to `release`."""
 
     def __init__(self, folder: Path, share: Share | None) -> None:
         self.folder = folder
         self.share = share
         self._locks: list[int] = []
         self._stop = threading.Event()
-        self._said: dict[str, Any] = {}
+        self._identity: dict[str, Any] = {}
 
     @property
     def label(self) -> str:
         """Part of the names of this run's own files; empty for a run alone."""
         return "" if self.share is None else _label(self.share.number, self.share.count)
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Lock the folder, or ConfigError that says who has it."""
         with disk_errors(self.folder):
-            self._said = {
+            self._identity = {
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -106,19 +106,19 @@ class Hold:
             }
             try:
                 self._lock_all()
-                self.say("working")
+                self.write_status("working")
             except BaseException:
                 self.release()
                 raise
         threading.Thread(target=self._beat, daemon=True).start()
 
-    def say(self, state: str, *, step: int = 0, stage: str = "", tasks: str = "", message: str = "") -> None:
+    def write_status(self, state: str, *, step: int = 0, stage: str = "", tasks: str = "", message: str = "") -> None:
         """Tell other shares and `--status` what this run is doing."""
-        word = {**self._said, "state": state, "step": step, "stage": stage, "tasks": tasks, "message": message}
-        path = _word_path(self.folder, self.label)
+        status = {**self._identity, "state": state, "step": step, "stage": stage, "tasks": tasks, "message": message}
+        path = _status_path(self.folder, self.label)
         temporary = path.with_name(f"{path.name}.new")  # only this run writes it: it holds the lock
         with disk_errors(path):
-            temporary.write_text(json.dumps(word), encoding="utf-8")
+            temporary.write_text(json.dumps(status), encoding="utf-8")
             os.replace(temporary, path)
 
     def release(self) -> None:
@@ -129,7 +129,7 @@ class Hold:
         self._locks.clear()
 
     def _beat(self) -> None:
-        path = _word_path(self.folder, self.label)
+        path = _status_path(self.folder, self.label)
         while not self._stop.wait(BEAT_S):
             with contextlib.suppress(OSError):  # a file system that is away for a moment is no reason to die
                 os.utime(path)
@@ -161,7 +161,7 @@ class Hold:
                 if time.monotonic() < deadline:
                     time.sleep(0.05)
                     continue
-                holders = "; ".join(seen.word.where for seen in look(self.folder) if seen.is_running)
+                holders = "; ".join(seen.status.where for seen in observe_runs(self.folder) if seen.is_running)
                 raise ConfigError(
                     f"{self.folder}: {what} working in this folder ({holders or 'unknown to this machine'}); "
                     "wait for it, or give this run its own output.work"
@@ -169,13 +169,13 @@ class Hold:
             return
 
 
-class Watch:
+class ShareWatch:
     """What one share knows of the others while it waits for their tasks."""
 
-    def __init__(self, hold: Hold, *, timeout_s: float) -> None:
-        assert hold.share is not None
-        self._hold = hold
-        self._share = hold.share
+    def __init__(self, lock: WorkFolderLock, *, timeout_s: float) -> None:
+        assert lock.share is not None
+        self._lock = lock
+        self._share = lock.share
         self._timeout_s = timeout_s
         self._changed: dict[int, tuple[int, float]] = {}  # share: its file's time of change, when we first saw that
         self._at_start = {number: self._mtime(number) for number in range(1, self._share.count + 1)}
@@ -186,36 +186,36 @@ class Watch:
             mtime, now = self._mtime(number), time.monotonic()
             if self._changed.get(number, (-1, 0.0))[0] != mtime:
                 self._changed[number] = (mtime, now)
-            word = _read_word(_word_path(self._hold.folder, _label(number, self._share.count)))
-            if word is not None and mtime != self._at_start[number]:
-                self._check_word(number, word, step=step, tasks=tasks)
+            status = _read_status(_status_path(self._lock.folder, _label(number, self._share.count)))
+            if status is not None and mtime != self._at_start[number]:
+                self._check_status(number, status, step=step, tasks=tasks)
             if now - self._changed[number][1] > self._timeout_s:
-                raise ConfigError(self._dead(number, word))
+                raise ConfigError(self._dead(number, status))
 
-    def who(self, numbers: Iterable[int]) -> str:
+    def describe(self, numbers: Iterable[int]) -> str:
         """The shares for a line of progress, with those that do not run marked."""
         parts = []
         for number in sorted(set(numbers)):
-            runs = _is_locked(self._hold.folder / f".lock{_label(number, self._share.count)}")
+            runs = _is_locked(self._lock.folder / f".lock{_label(number, self._share.count)}")
             parts.append(f"{number}/{self._share.count}{'' if runs else ' (not running)'}")
         return ", ".join(parts[:5]) + (f" and {len(parts) - 5} more" if len(parts) > 5 else "")
 
-    def _check_word(self, number: int, word: Word, *, step: int, tasks: str) -> None:
-        name = f"share {number}/{self._share.count} ({word.where})"
-        if word.state == "failed":
-            raise ConfigError(f"{name} stopped in stage '{word.stage}': {word.message}; {self._again(number)}")
-        if word.step == step and word.tasks and word.tasks != tasks:
+    def _check_status(self, number: int, status: RunStatus, *, step: int, tasks: str) -> None:
+        name = f"share {number}/{self._share.count} ({status.where})"
+        if status.state == "failed":
+            raise ConfigError(f"{name} stopped in stage '{status.stage}': {status.message}; {self._again(number)}")
+        if status.step == step and status.tasks and status.tasks != tasks:
             raise ConfigError(
-                f"{name} has other tasks in stage '{word.stage}' than this share: recipe, input files, code or library "
-                "versions differ; start all shares with the same command from the same installation"
+                f"{name} has other tasks in stage '{status.stage}' than this share: recipe, input files, code or "
+                "library versions differ; start all shares with the same command from the same installation"
             )
 
-    def _dead(self, number: int, word: Word | None) -> str:
+    def _dead(self, number: int, status: RunStatus | None) -> str:
         since = f"for {self._timeout_s / 60:.3g} minutes"
-        if word is None:
+        if status is None:
             said = f"has not been started {since}"
         else:
-            said = f"has shown no sign of life {since} (last in stage '{word.stage}', {word.where})"
+            said = f"has shown no sign of life {since} (last in stage '{status.stage}', {status.where})"
         return f"share {number}/{self._share.count} {said}, and its tasks are needed; {self._again(number)}"
 
     def _again(self, number: int) -> str:
@@ -226,37 +226,37 @@ class Watch:
 
     def _mtime(self, number: int) -> int:
         try:
-            return _word_path(self._hold.folder, _label(number, self._share.count)).stat().st_mtime_ns
+            return _status_path(self._lock.folder, _label(number, self._share.count)).stat().st_mtime_ns
         except FileNotFoundError:
             return 0
 
 
-def look(folder: Path) -> list[Seen]:
-    """Every run that has left word in a folder, running or not; changes nothing there."""
-    return list(_look(folder))
+def observe_runs(folder: Path) -> list[ObservedRun]:
+    """Every run that has left status in a folder, running or not; changes nothing there."""
+    return list(_observe(folder))
 
 
-def _look(folder: Path) -> Iterator[Seen]:
+def _observe(folder: Path) -> Iterator[ObservedRun]:
     for path in sorted(folder.glob(".run*.json")):
-        word = _read_word(path)
-        if word is None:
+        status = _read_status(path)
+        if status is None:
             continue
         lock = folder / path.name.replace(".run", ".lock", 1).removesuffix(".json")
         try:
             quiet_s = max(0.0, time.time() - path.stat().st_mtime)
         except FileNotFoundError:
             continue
-        yield Seen(word, _is_locked(lock), quiet_s)
+        yield ObservedRun(status, _is_locked(lock), quiet_s)
 
 
-def _read_word(path: Path) -> Word | None:
+def _read_status(path: Path) -> RunStatus | None:
     try:
-        return Word(**json.loads(path.read_text(encoding="utf-8")))
+        return RunStatus(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # not there, or of another version of this program
         return None
 
 
-def _word_path(folder: Path, label: str) -> Path:
+def _status_path(folder: Path, label: str) -> Path:
     return folder / f".run{label}.json"
 
 
@@ -270,7 +270,7 @@ def _label_of(path: Path) -> tuple[int, int] | None:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether somebody holds it, seen by taking it for a moment; `Hold` tries for longer than that."""
+    """Whether somebody holds it, seen by taking it for a moment; `WorkFolderLock` tries for longer than that."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:

@@ -20,7 +20,7 @@ _ATTEMPTS = 2  # a worker may be killed by chance (memory pressure, an operator)
 
 
 @dataclass(frozen=True)
-class Busy:
+class RunningJob:
     """A job that is being done: what errors call it, for how long, and by whom."""
 
     name: str
@@ -41,7 +41,7 @@ class Executor(Protocol):
         """
         ...
 
-    def longest(self) -> Busy | None:
+    def longest(self) -> RunningJob | None:
         """The job that has run for the longest time; may be called from another thread."""
         ...
 
@@ -98,13 +98,13 @@ class LocalWorkers:
                 else:
                     yield done, unwrap(outcome)
 
-    def longest(self) -> Busy | None:
+    def longest(self) -> RunningJob | None:
         """As `Executor.longest`."""
         busy = [worker for worker in list(self._workers) if worker.job is not None]
         if not busy:
             return None
         worker = min(busy, key=lambda worker: worker.started)
-        return Busy(worker.name, time.monotonic() - worker.started, f"pid {worker.process.pid}")
+        return RunningJob(worker.name, time.monotonic() - worker.started, f"pid {worker.process.pid}")
 
     def close(self) -> None:
         """End the workers, also those in the middle of a job."""

@@ -8,10 +8,10 @@ from data_prep.documents.counts import Tally
 from data_prep.documents.records import Dropped, Page
 from data_prep.documents.shards import Document, write_shard
 from data_prep.documents.traces import write_trace
-from data_prep.execution.workspace import Result, Stage
+from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.extraction.page_sandbox import Failure, PageSandbox
 from data_prep.extraction.page_text import ExtractConfig
-from data_prep.readers.readers import READING, InputConfig, read_records
+from data_prep.readers.readers import InputConfig, read_records
 from data_prep.readers.remote_files import local_copy
 
 # Of a batch for the child process: large enough that sending it costs little, small enough to hold two.
@@ -33,7 +33,7 @@ def extract_task(reading: InputConfig, extract: ExtractConfig) -> ExtractTask:
     return ExtractTask(replace(reading, paths=("-",), source="files"), extract)
 
 
-def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: one input file, or the stub of a remote one, to (shard, trace); counts `read` and `extract`."""
     with (
         local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path,
@@ -55,7 +55,7 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
                 document = Document(record.id, text, record.metadata)
                 extracting.keep(n_bytes, document.n_bytes)
                 write(document)
-    return Result([reading.counts(), extracting.counts()])
+    return TaskResult([reading.counts(), extracting.counts()])
 
 
 def extract_texts(records: Iterable[Record], config: ExtractConfig) -> Iterator[tuple[Record, str | Failure]]:
@@ -98,22 +98,9 @@ def extract_stage(config: ExtractConfig) -> Stage:
     """The stage, which depends on the libraries of the chosen method only."""
     if config.method == "resiliparse":
         return EXTRACT
-    return replace(EXTRACT, packages=(*EXTRACT.packages, "trafilatura", "lxml", "justext", "courlan", "htmldate"))
+    return replace(EXTRACT, packages=("lxml", "justext", "courlan", "htmldate"), ignored_packages=_FETCHING)
 
 
-EXTRACT = Stage(
-    name="extract",
-    function=extract_file,
-    modules=(
-        *(
-            "data_prep.extraction.extract",
-            "data_prep.extraction.page_sandbox",
-            "data_prep.extraction.page_child",
-            "data_prep.extraction.page_text",
-            "data_prep.documents.shards",
-            "data_prep.documents.traces",
-        ),
-        *READING,
-    ),
-    packages=("resiliparse", "isal", "brotli", "zstandard", "pyarrow"),
-)
+# fsspec brings remote files here, whose size is checked: no version of it can change a text.
+_FETCHING = ("fsspec",)
+EXTRACT = Stage("extract", extract_file, ignored_packages=(*_FETCHING, "trafilatura"))

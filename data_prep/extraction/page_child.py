@@ -10,7 +10,7 @@ import struct
 import sys
 from typing import BinaryIO
 
-from data_prep.execution.child_process import (
+from data_prep.execution.child_frames import (
     CRASHED,
     FAILED,
     MISTAKE,

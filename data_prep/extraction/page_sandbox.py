@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from data_prep.documents.records import Page
-from data_prep.execution.child_process import FAILED, OUT_OF_MEMORY, SIZE, TEXT, Child
+from data_prep.execution.child_frames import FAILED, OUT_OF_MEMORY, SIZE, TEXT
+from data_prep.execution.child_process import Child
 from data_prep.extraction.page_child import PAGE
 from data_prep.extraction.page_text import ExtractConfig
 

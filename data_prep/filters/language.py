@@ -11,7 +11,7 @@ from typing import Any, Literal
 from data_prep.documents.counts import Tally
 from data_prep.documents.shards import Document, read_shard, write_shard
 from data_prep.documents.traces import write_trace
-from data_prep.execution.workspace import Result, Stage
+from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import ConfigError, import_extra
 
 # CLD2 refuses text with these, which say nothing about the language.
@@ -107,7 +107,7 @@ def drop_reason(found: Language, config: LanguageConfig) -> str | None:
     return None if found.share >= config.min_share else "mixed_languages"
 
 
-def filter_languages(config: LanguageConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def filter_languages(config: LanguageConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: a shard to (shard, trace), with `language` and `language_share` added to the metadata.
 
     Facts: `languages`, documents by language before any is dropped.
@@ -126,17 +126,14 @@ def filter_languages(config: LanguageConfig, inputs: tuple[Path, ...], outputs: 
             tally.keep(document.n_bytes, document.n_bytes)
             added = {"language": found.code or "undetected", "language_share": found.share}
             write(Document(document.id, document.text, {**document.metadata, **added}))
-    return Result([tally.counts()], {"languages": dict(sorted(languages.items()))})
+    return TaskResult([tally.counts()], {"languages": dict(sorted(languages.items()))})
 
 
 def language_stage(config: LanguageConfig) -> Stage:
     """The stage, which depends on the library of the chosen detector only."""
-    return LANGUAGE if config.detector == "cld2" else replace(LANGUAGE, packages=("py3langid", "numpy", "zstandard"))
+    if config.detector == "cld2":
+        return LANGUAGE
+    return replace(LANGUAGE, packages=("numpy",), ignored_packages=("pycld2",))  # py3langid computes with numpy
 
 
-LANGUAGE = Stage(
-    name="language",
-    function=filter_languages,
-    modules=("data_prep.filters.language", "data_prep.documents.shards", "data_prep.documents.traces"),
-    packages=("pycld2", "zstandard"),
-)
+LANGUAGE = Stage("language", filter_languages, ignored_packages=("py3langid",))

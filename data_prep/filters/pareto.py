@@ -13,7 +13,7 @@ from typing import Literal
 from data_prep.documents.counts import Tally
 from data_prep.documents.shards import Document, keyed_hash, read_shard, write_shard
 from data_prep.documents.traces import write_trace
-from data_prep.execution.workspace import Result, Stage
+from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.filters.quality_classifier import load_model, scorer
 from gpt.errors import ConfigError
 
@@ -69,7 +69,7 @@ def keep_probability(score: float, alpha: float) -> float:
     return float((2.0 - score) ** -alpha)
 
 
-def classify_shard(config: KeepRule, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def classify_shard(config: KeepRule, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (shard, model) to (shard, trace), with `quality_score` added to the metadata.
 
     Facts: `scores` and `scores_kept`, documents by score before and after, in bins named by where they begin.
@@ -90,17 +90,7 @@ def classify_shard(config: KeepRule, inputs: tuple[Path, ...], outputs: tuple[Pa
             after[name] += 1
             tally.keep(document.n_bytes, document.n_bytes)
             write(Document(document.id, document.text, {**document.metadata, "quality_score": score}))
-    return Result([tally.counts()], {"scores": before, "scores_kept": after})
+    return TaskResult([tally.counts()], {"scores": before, "scores_kept": after})
 
 
-CLASSIFY = Stage(
-    name="classify",
-    function=classify_shard,
-    modules=(
-        "data_prep.filters.pareto",
-        "data_prep.filters.quality_classifier",
-        "data_prep.documents.shards",
-        "data_prep.documents.traces",
-    ),
-    packages=("mmh3", "numpy", "zstandard"),
-)
+CLASSIFY = Stage("classify", classify_shard)

@@ -18,7 +18,7 @@ from typing import Literal
 from data_prep.documents.counts import Tally
 from data_prep.documents.shards import Document, read_shard, write_shard
 from data_prep.documents.traces import write_trace
-from data_prep.execution.workspace import Result, Stage
+from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import ConfigError
 
 Kind = Literal["email", "ipv4", "ipv6", "phone"]
@@ -231,7 +231,7 @@ def _is_assigned(number: str) -> bool:
     return exchange[0] not in "01" and exchange[1:] != "11" and not (exchange == "555" and line.startswith("01"))
 
 
-def mask_shard(config: PiiConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def mask_shard(config: PiiConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: a shard to (shard, trace) with the same documents.
 
     Facts: `masked`, how many of each kind were, and `documents` in which something was.
@@ -247,12 +247,9 @@ def mask_shard(config: PiiConfig, inputs: tuple[Path, ...], outputs: tuple[Path,
             n_documents += bool(masked)
             tally.keep(document.n_bytes, after.n_bytes)
             write(after)
-    return Result([tally.counts()], {"masked": {kind: total[kind] for kind in config.kinds}, "documents": n_documents})
+    return TaskResult(
+        [tally.counts()], {"masked": {kind: total[kind] for kind in config.kinds}, "documents": n_documents}
+    )
 
 
-PII = Stage(
-    name="pii",
-    function=mask_shard,
-    modules=("data_prep.filters.pii", "data_prep.documents.shards", "data_prep.documents.traces"),
-    packages=("zstandard",),
-)
+PII = Stage("pii", mask_shard)

@@ -8,7 +8,7 @@ from data_prep.documents.counts import Tally
 from data_prep.documents.shards import Document, read_shard, write_shard
 from data_prep.documents.traces import write_trace
 from data_prep.documents.words import TextView
-from data_prep.execution.workspace import Result, Stage
+from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.filters import c4
 from data_prep.filters.c4 import C4Config
 from data_prep.filters.fineweb import FineWebConfig, fineweb_reason
@@ -46,7 +46,7 @@ class QualityConfig:
             raise ConfigError(f"quality.rules names a rule set twice: {', '.join(self.rules)}")
 
 
-def apply_rules(config: QualityConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def apply_rules(config: QualityConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: a shard to (shard, trace); one row of counts for each rule set."""
     with write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
         tallies = {rule: Tally(rule, trace) for rule in config.rules}
@@ -54,7 +54,7 @@ def apply_rules(config: QualityConfig, inputs: tuple[Path, ...], outputs: tuple[
             text = filter_text(document, config, tallies)
             if text is not None:
                 write(document if text is document.text else Document(document.id, text, document.metadata))
-    return Result([tally.counts() for tally in tallies.values()])
+    return TaskResult([tally.counts() for tally in tallies.values()])
 
 
 def filter_text(document: Document, config: QualityConfig, tallies: dict[RuleSet, Tally]) -> str | None:
@@ -87,19 +87,4 @@ def judge(view: TextView, rule: RuleSet, config: QualityConfig) -> tuple[TextVie
     return c4.clean(view, config.c4)
 
 
-QUALITY = Stage(
-    name="quality",
-    function=apply_rules,
-    modules=(
-        "data_prep.filters.quality",
-        "data_prep.filters.gopher",
-        "data_prep.filters.c4",
-        "data_prep.filters.fineweb",
-        "data_prep.documents.words",
-        "data_prep.documents.word_split",
-        "data_prep.documents.word_split",
-        "data_prep.documents.shards",
-        "data_prep.documents.traces",
-    ),
-    packages=("numpy", "zstandard"),
-)
+QUALITY = Stage("quality", apply_rules)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.documents.arrays import read_array, write_array
 from data_prep.documents.shards import keyed_hash, read_shard
-from data_prep.execution.files import read_array, write_array
-from data_prep.execution.workspace import Result, Stage
+from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.filters.quality_classifier import term_counts
 from gpt.errors import import_extra
 
@@ -32,14 +32,14 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
-class GatherTask:
+class SampleGatherTask:
     """Which of the inputs are which: three files a shard, those of the negative shards first."""
 
     sample: SampleConfig
     n_negative_shards: int
 
 
-def count_terms(config: SampleConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def count_terms(config: SampleConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: a shard to (rows, buckets, counts) of those of its documents that may be in the sample.
 
     Memory: 8 bytes a document of the shard, and a row for each that is taken; texts are read twice.
@@ -62,10 +62,10 @@ def count_terms(config: SampleConfig, inputs: tuple[Path, ...], outputs: tuple[P
             rows.append((order, text_hash, hold_out, position, position + len(buckets)))
             position += len(buckets)
     write_array(outputs[0], np.array(rows, dtype=ROW))
-    return Result()
+    return TaskResult()
 
 
-def gather_sample(config: GatherTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def gather_sample(config: SampleGatherTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (rows, buckets, counts) of all shards to one (rows, labels, buckets, counts) in order of draw.
 
     Equal texts of one kind count once, and those without words, which would only move the bias, not at all. Memory: two
@@ -88,7 +88,7 @@ def gather_sample(config: GatherTask, inputs: tuple[Path, ...], outputs: tuple[P
     rows["start"] = rows["stop"] - lengths
     write_array(outputs[0], rows)
     write_array(outputs[1], positive)
-    return Result()
+    return TaskResult()
 
 
 def _choose(tables: tuple[Path, ...], numbers: range, limit: int) -> tuple[Rows, npt.NDArray[np.int64]]:
@@ -109,10 +109,5 @@ def map_numbers(path: Path) -> npt.NDArray[np.int32]:
     return np.memmap(path, "<i4", "r") if path.stat().st_size else np.empty(0, "<i4")
 
 
-FEATURES = Stage(
-    "quality_features",
-    count_terms,
-    ("data_prep.quality_training.sample", "data_prep.filters.quality_classifier", "data_prep.documents.shards"),
-    ("mmh3", "numpy", "xxhash", "zstandard"),
-)
-SAMPLE = Stage("quality_sample", gather_sample, ("data_prep.quality_training.sample",), ("numpy",))
+FEATURES = Stage("quality_features", count_terms)
+SAMPLE = Stage("quality_sample", gather_sample)

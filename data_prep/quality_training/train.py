@@ -12,16 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.documents.arrays import read_array
 from data_prep.documents.counts import Counts
-from data_prep.execution.files import disk_errors, read_array, sync_file, sync_folder, temporary_for
-from data_prep.execution.progress import Progress
+from data_prep.execution.files import disk_errors, sync_file, sync_folder, temporary_for
+from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun, Shards
-from data_prep.execution.workspace import Result, Stage, Task, Workspace, plain
+from data_prep.execution.tasks import Stage, Task, TaskResult, plain
+from data_prep.execution.workspace import Workspace
 from data_prep.extraction.extract import extract_stage, extract_task
 from data_prep.extraction.page_text import ExtractConfig
 from data_prep.filters.quality_classifier import N_BUCKETS, QualityModel, fingerprint, save_model
 from data_prep.quality_training.logistic import Examples, Floats, fit, margins, sigmoid
-from data_prep.quality_training.sample import FEATURES, KINDS, SAMPLE, GatherTask, SampleConfig, map_numbers
+from data_prep.quality_training.sample import FEATURES, KINDS, SAMPLE, SampleConfig, SampleGatherTask, map_numbers
 from data_prep.readers.readers import InputConfig, find_inputs, local_inputs
 from data_prep.readers.remote_files import RemoteFile
 from gpt.errors import ConfigError
@@ -97,7 +99,7 @@ class Trained:
     counts: list[Counts]
 
 
-def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: Progress) -> Trained:
+def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: ProgressBars) -> Trained:
     """Do every stage that is not done yet and put the model in its place; ConfigError when there is too little."""
     files = {kind: _find(kind, getattr(config, kind)) for kind in KINDS}
     with Workspace(config.work, n_workers=n_workers, progress=progress) as workspace:
@@ -116,7 +118,7 @@ def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: Progr
         folder = workspace.folder / SAMPLE.name
         sampled = tuple(folder / name for name in ("rows.npy", "positive.npy", "buckets.bin", "counts.bin"))
         inputs = tuple(path for tasks in features for task in tasks for path in task.outputs)
-        run.tasks(SAMPLE, [Task(GatherTask(config.sample, len(features[0])), inputs, sampled)])
+        run.tasks(SAMPLE, [Task(SampleGatherTask(config.sample, len(features[0])), inputs, sampled)])
         model = workspace.folder / FIT.name / f"quality{SUFFIX}"
         (fitted,) = run.tasks(FIT, [Task(FitTask(config.fit, config.sample), sampled, (model,))])
         _put(model.read_bytes(), config.output)
@@ -161,7 +163,7 @@ def _put(data: bytes, path: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def fit_model(config: FitTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def fit_model(config: FitTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: the sample's (rows, labels, buckets, counts) to a model; the facts are its report."""
     rows, positive = read_array(inputs[0]), read_array(inputs[1])
     held = rows["hold_out"] < config.fit.held_out * 2.0**64
@@ -191,7 +193,7 @@ def fit_model(config: FitTask, inputs: tuple[Path, ...], outputs: tuple[Path, ..
         "held_out": judge(scores[held], positive[held], alpha=config.fit.alpha),
     }
     save_model(QualityModel(found.weights, found.bias, report), outputs[0])
-    return Result(facts=report)
+    return TaskResult(facts=report)
 
 
 def row_weights(positive: npt.NDArray[np.bool_], held: npt.NDArray[np.bool_], balance: str) -> Floats:
@@ -226,14 +228,4 @@ def _ratio(part: float, whole: int) -> float | None:
     return round(part / whole, 6) if whole else None
 
 
-FIT = Stage(
-    "quality_fit",
-    fit_model,
-    (
-        "data_prep.quality_training.train",
-        "data_prep.quality_training.logistic",
-        "data_prep.filters.quality_classifier",
-        "data_prep.quality_training.sample",
-    ),
-    ("numpy", "safetensors", "torch"),
-)
+FIT = Stage("quality_fit", fit_model)

@@ -21,7 +21,7 @@ _MAX_PROBES = 100_000  # of places that look like a gzip member; a file may be m
 
 
 @dataclass(frozen=True)
-class Place:
+class RecordPosition:
     """Where a record starts: file offset of its gzip member (0 in a plain file), and unpacked bytes before it there."""
 
     member: int
@@ -54,9 +54,9 @@ class ArchiveBytes:
         self._file.close()
 
     @property
-    def place(self) -> Place:
+    def place(self) -> RecordPosition:
         """Of the next byte."""
-        return Place(self._member, self._before + self._at)
+        return RecordPosition(self._member, self._before + self._at)
 
     def peek(self, n: int) -> bytes:
         """The next `n` bytes, fewer where the member ends, without going past them."""
@@ -141,7 +141,7 @@ class ArchiveBytes:
             at += len(window) - overlap
         return None
 
-    def seek(self, place: Place) -> None:
+    def seek(self, place: RecordPosition) -> None:
         """Read on from `place`. If that is no longer held, what lies before it in its member is unpacked once more.
 
         Broken, when that has been so much for one file that somebody must have made it so.

@@ -30,7 +30,7 @@ class Broken(Exception):
 
 
 @dataclass(frozen=True)
-class Piece:
+class StreamPart:
     """A line or other part of a stream: where it starts, its length in bytes, and its bytes, or None if too many."""
 
     start: int
@@ -56,7 +56,7 @@ def unpacked_blocks(path: Path) -> Iterator[bytes]:
 
 def split_stream(
     blocks: Iterable[bytes], separator: bytes, *, max_bytes: int, give_up_bytes: int, taken: list[int]
-) -> Iterator[Piece]:
+) -> Iterator[StreamPart]:
     """The parts of a stream between separators; the data of one over `max_bytes` is not held.
 
     `taken[0]` is where the part begins that is being read: what is lost if the stream breaks. Broken, `too_large`: a
@@ -94,8 +94,8 @@ def read_lines(path: Path, *, max_bytes: int) -> Iterator[bytes | None]:
         yield piece.data
 
 
-def _piece(start: int, held: list[bytes], size: int, max_bytes: int) -> Piece:
-    return Piece(start, size, b"".join(held) if size <= max_bytes else None)
+def _piece(start: int, held: list[bytes], size: int, max_bytes: int) -> StreamPart:
+    return StreamPart(start, size, b"".join(held) if size <= max_bytes else None)
 
 
 def _gzip_blocks(read: _Read) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from data_prep.execution.child_process import (
+from data_prep.execution.child_frames import (
     END,
     FAILED,
     MISTAKE,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from data_prep.documents.records import Dropped, Origin, from_fields, usable_id
 from data_prep.documents.shards import Document
-from data_prep.execution.child_process import END, FAILED, OUT_OF_MEMORY, TEXT, Child
+from data_prep.execution.child_frames import END, FAILED, OUT_OF_MEMORY, TEXT
+from data_prep.execution.child_process import Child
 
 MAX_MEMORY_BYTES, MAX_BATCH_CPU_S = 448 << 20, 10.0
 _SILENCE_S = 12 * MAX_BATCH_CPU_S

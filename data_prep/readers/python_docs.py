@@ -20,7 +20,7 @@ from pathlib import Path
 
 from data_prep.documents.counts import Tally
 from data_prep.documents.traces import write_trace
-from data_prep.execution.workspace import Result, Stage
+from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import ConfigError
 
 SITE = "http://localhost:7464/"  # where `pydoc -b` would serve these pages
@@ -39,7 +39,7 @@ class CrawlTask:
     python: str = f"{platform.python_implementation()} {sys.version}"
 
 
-def crawl(config: CrawlTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> Result:
+def crawl(config: CrawlTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: no input, (one `.warc.gz`, trace); modules that cannot be imported here are `not_importable`."""
     with open(outputs[0], "wb") as file, write_trace(outputs[1]) as trace:
         tally = Tally("crawl", trace)
@@ -51,7 +51,7 @@ def crawl(config: CrawlTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]
                 content = html.encode("utf-8", "replace")
                 file.write(_response(_url(name), content))
                 tally.keep(len(content), len(content))
-    return Result([tally.counts()])
+    return TaskResult([tally.counts()])
 
 
 def page_names() -> list[str]:
@@ -143,9 +143,4 @@ def _sha1(data: bytes) -> str:
     return "sha1:" + base64.b32encode(hashlib.sha1(data).digest()).decode()
 
 
-CRAWL = Stage(
-    "crawl",
-    crawl,
-    ("data_prep.readers.python_docs", "data_prep.readers.python_docs_render", "data_prep.documents.traces"),
-    ("zstandard",),
-)
+CRAWL = Stage("crawl", crawl)

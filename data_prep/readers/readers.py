@@ -9,7 +9,7 @@ from typing import Literal
 
 from data_prep.documents.records import Dropped, Origin, Page, decode_utf8, from_fields, usable_id
 from data_prep.documents.shards import Document, content_id
-from data_prep.readers.compressed import PACKINGS, Broken, Piece, split_stream, unpacked_blocks
+from data_prep.readers.compressed import PACKINGS, Broken, StreamPart, split_stream, unpacked_blocks
 from data_prep.readers.parquet_files import read_parquet
 from data_prep.readers.remote_files import RemoteFile, find_remote, is_url, write_stub
 from data_prep.readers.web_archives import read_web_archive
@@ -23,25 +23,6 @@ ENDINGS = {
     **{f".txt{packing}": "text" for packing in PACKINGS},
     ".parquet": "parquet",
 }
-# The modules that a stage which reads input files depends on.
-READING = (
-    *(
-        "data_prep.readers.readers",
-        "data_prep.documents.records",
-        "data_prep.readers.compressed",
-        "data_prep.readers.web_archives",
-        "data_prep.readers.archive_bytes",
-        "data_prep.readers.archive_formats",
-        "data_prep.readers.http_messages",
-    ),
-    *(
-        "data_prep.readers.parquet_files",
-        "data_prep.readers.parquet_child",
-        "data_prep.execution.child_process",
-        "data_prep.execution.child_process",
-        "data_prep.readers.remote_files",
-    ),
-)
 # A line of 16 MiB can hold millions of values, and each takes some 100 bytes when it is read, wanted or not.
 _LONG_LINE, _MOST_VALUES = 1 << 20, 1_500_000
 # Times max_record_bytes: after so much of one line or text the rest of the file is left alone. It takes seconds.
@@ -148,7 +129,7 @@ def _read_stream(path: Path, config: InputConfig, kind: str) -> Iterator[Documen
         yield origin.drop(error.reason, 0, taken[0], detail=error.detail)
 
 
-def _json_document(piece: Piece, config: InputConfig, origin: Origin) -> Document | Dropped:
+def _json_document(piece: StreamPart, config: InputConfig, origin: Origin) -> Document | Dropped:
     assert piece.data is not None
     if piece.n_bytes > _LONG_LINE and sum(map(piece.data.count, (b",", b":", b"[", b"{"))) > _MOST_VALUES:
         return origin.drop("malformed", piece.n_bytes, piece.start, detail=f"more than {_MOST_VALUES} JSON values")
@@ -164,7 +145,7 @@ def _json_document(piece: Piece, config: InputConfig, origin: Origin) -> Documen
     return document
 
 
-def _text_document(piece: Piece, config: InputConfig, origin: Origin) -> Document | Dropped:
+def _text_document(piece: StreamPart, config: InputConfig, origin: Origin) -> Document | Dropped:
     assert piece.data is not None
     data = piece.data.removeprefix(b"\xef\xbb\xbf") if piece.start == 0 else piece.data
     text = decode_utf8(data)

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_prep.documents.records import Dropped, Origin, Page, decode_utf8
 from data_prep.documents.shards import Document, content_id
-from data_prep.readers.archive_bytes import ArchiveBytes, Place
+from data_prep.readers.archive_bytes import ArchiveBytes, RecordPosition
 from data_prep.readers.archive_formats import ARC, HEAD_LIMIT, WARC, Format, Head
 from data_prep.readers.compressed import Broken
 from data_prep.readers.http_messages import read_response, split_content_type
@@ -21,7 +21,7 @@ _UNPACK_LIMIT = 1 << 29  # bytes that are unpacked of what is not wanted; then t
 class _Bad(Exception):
     """A record that cannot be used. `after`: where to look for the next one."""
 
-    def __init__(self, reason: str, detail: str, n_bytes: int, *, after: Place, id: str = "") -> None:
+    def __init__(self, reason: str, detail: str, n_bytes: int, *, after: RecordPosition, id: str = "") -> None:
         super().__init__(reason, detail)
         self.reason, self.detail, self.n_bytes, self.id, self.after = reason, detail, n_bytes, id, after
 
@@ -61,16 +61,16 @@ def _go_to_record(source: ArchiveBytes) -> bool:
             return False
 
 
-def _resume_packed(source: ArchiveBytes, form: Format, error: Broken, start: Place, origin: Origin) -> Dropped:
+def _resume_packed(source: ArchiveBytes, form: Format, error: Broken, start: RecordPosition, origin: Origin) -> Dropped:
     """Go to the next gzip member that starts a record, or to the end of the file, past what cannot be unpacked."""
     member = source.find_member(start.member + 1, form.starts)
     reason = "damaged" if error.reason == "truncated" and member is not None else error.reason
     end = source.n_bytes if member is None else member
-    source.seek(Place(end, 0))
+    source.seek(RecordPosition(end, 0))
     return origin.drop(reason, end - start.member, str(start), detail=error.detail)
 
 
-def _resume(source: ArchiveBytes, form: Format, bad: _Bad, start: Place, origin: Origin) -> Dropped:
+def _resume(source: ArchiveBytes, form: Format, bad: _Bad, start: RecordPosition, origin: Origin) -> Dropped:
     """Go to the next record behind a bad one, in its member or after that; the bad one as it is counted."""
     try:
         source.seek(bad.after)
@@ -133,12 +133,12 @@ def _read_head(source: ArchiveBytes, form: Format) -> Head:
         raise _Bad("malformed", str(error), 0, after=after) from None
 
 
-def _next(place: Place) -> Place:
-    return Place(place.member, place.inner + 1)
+def _next(place: RecordPosition) -> RecordPosition:
+    return RecordPosition(place.member, place.inner + 1)
 
 
-def _before(place: Place) -> Place:
-    return Place(place.member, place.inner - 1)
+def _before(place: RecordPosition) -> RecordPosition:
+    return RecordPosition(place.member, place.inner - 1)
 
 
 def _take_block(source: ArchiveBytes, form: Format, head: Head) -> bytes:

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from data_prep.documents.counts import Counts
-from data_prep.pipeline import Prepared
+from data_prep.pipeline import PreparedCorpus
 
 Facts = Mapping[str, Sequence[Mapping[str, Any]]]  # stage: what each of its tasks found
 
@@ -35,7 +35,7 @@ tr.reason .bar div { background: #d08a4e }
 """
 
 
-def report_page(prepared: Prepared) -> str:
+def report_page(prepared: PreparedCorpus) -> str:
     """The page's text; the same run gives the same page, but for the seconds."""
     about = prepared.description
     parts = [

@@ -10,7 +10,7 @@ from rich.table import Table
 from data_prep.corpus.corpus import CORPUS_FILE
 from data_prep.execution.files import existing_parent
 from data_prep.execution.progress import span
-from data_prep.execution.shares import Seen
+from data_prep.execution.shares import ObservedRun
 from data_prep.plan import PlanOfRun
 from data_prep.recipe import PrepareConfig
 from data_prep.reports.table import in_bytes
@@ -84,21 +84,21 @@ def show_dry_run(plan: PlanOfRun, config: PrepareConfig, console: Console, *, n_
     _print(lines, console)
 
 
-def _who(seen: Seen) -> str:
-    word = seen.word
-    name = "run" if word.share is None else f"share {word.share}"
-    where = f"{name}: {word.where}, since {word.started_at}"
-    in_stage = f" in {word.stage}" if word.stage else ""
+def _who(seen: ObservedRun) -> str:
+    status = seen.status
+    name = "run" if status.share is None else f"share {status.share}"
+    where = f"{name}: {status.where}, since {status.started_at}"
+    in_stage = f" in {status.stage}" if status.stage else ""
     if seen.is_running:
-        return f"{where}: {word.state}{in_stage}, last sign of life {span(seen.quiet_s)} ago"
-    if word.state == "done":
+        return f"{where}: {status.state}{in_stage}, last sign of life {span(seen.quiet_s)} ago"
+    if status.state == "done":
         return f"{where}: ended well at {_clock(seen)}"
-    if word.state == "failed":
-        return f"{where}: stopped{in_stage}: {word.message}"
+    if status.state == "failed":
+        return f"{where}: stopped{in_stage}: {status.message}"
     return f"{where}: died{in_stage}, or its machine did; last sign of life {span(seen.quiet_s)} ago"
 
 
-def _clock(seen: Seen) -> str:
+def _clock(seen: ObservedRun) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - seen.quiet_s))
 
 

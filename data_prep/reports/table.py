@@ -11,7 +11,7 @@ from data_prep.decontamination.decontaminate import REPORT
 from data_prep.documents.counts import Counts
 from data_prep.documents.shards import parent_id
 from data_prep.execution.files import disk_errors
-from data_prep.pipeline import Prepared
+from data_prep.pipeline import PreparedCorpus
 from data_prep.recipe import PrepareConfig
 from data_prep.reports.explain import Fate
 from data_prep.reports.page import report_page
@@ -19,7 +19,7 @@ from data_prep.reports.page import report_page
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
-def show(prepared: Prepared, work: Path, console: Console) -> None:
+def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
     """Print the table and where the corpus is, and leave the report page in the `work` folder."""
     page = work / "report.html"
     with disk_errors(page):

@@ -84,14 +84,15 @@ def run_stage():
     pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
     from rich.console import Console
 
-    from data_prep.execution.progress import Progress
+    from data_prep.execution.progress import ProgressBars
+    from data_prep.execution.tasks import Stage, Task
     from data_prep.execution.workers import LocalWorkers
-    from data_prep.execution.workspace import Stage, Task, Workspace
+    from data_prep.execution.workspace import Workspace
 
     def run(folder, function, sources, config, n_workers=1, executor=LocalWorkers):
-        quiet = Progress(Console(quiet=True))
+        quiet = ProgressBars(Console(quiet=True))
         with Workspace(folder, n_workers=n_workers, progress=quiet, executor=executor) as workspace:
-            stage = Stage("copy", function, modules=("data_prep.documents.counts",), packages=("numpy",))
+            stage = Stage("copy", function, packages=("numpy",))
             tasks = [Task(config, (path,), (workspace.folder / "copy" / f"{path.stem}.out",)) for path in sources]
             return workspace.run(stage, tasks)
 

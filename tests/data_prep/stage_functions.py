@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.documents.counts import Counts
-from data_prep.execution.workspace import Result
+from data_prep.execution.tasks import TaskResult
 from gpt.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ def copy(config, inputs, outputs):
     with open(Path(config.log), "a") as log:
         log.write(inputs[0].name + "\n")
     outputs[0].write_bytes(config.prefix.encode() + inputs[0].read_bytes())
-    return Result([Counts("copy", 2, 1, 10, 5, {"why": 1})], {"pid": os.getpid()})
+    return TaskResult([Counts("copy", 2, 1, 10, 5, {"why": 1})], {"pid": os.getpid()})
 
 
 def write_pid(config):
@@ -54,7 +54,7 @@ def fail(config, inputs, outputs):
 
 
 def forget(config, inputs, outputs):
-    return Result()
+    return TaskResult()
 
 
 def die_with_a_child(config, inputs, outputs):
@@ -76,7 +76,7 @@ def leave_more(config, inputs, outputs):
 def change_code(config, inputs, outputs):
     Path(config.prefix).write_text("x = 2")  # as if someone had installed another version
     outputs[0].write_bytes(b"")
-    return Result()
+    return TaskResult()
 
 
 def die_once(path):

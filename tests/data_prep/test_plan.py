@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from data_prep.corpus.tokenize import TokenizerConfig
-from data_prep.execution.progress import Progress
+from data_prep.execution.progress import ProgressBars
 from data_prep.execution.workers import LocalWorkers
 from data_prep.execution.workspace import Workspace
 from data_prep.filters.language import LanguageConfig
@@ -25,7 +25,7 @@ from gpt.errors import ConfigError
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
 pytest.importorskip("pycld2", reason="the extra 'data' is not installed")
 
-QUIET = Progress(Console(quiet=True))
+QUIET = ProgressBars(Console(quiet=True))
 KNOWN = ["extract", "language", "exact_digests", "dedup_exact", "minhash_signatures", "dedup_minhash"]
 KNOWN += ["train_tokenizer", "tokenize"]  # before any run; the steps between them depend on what these find
 

@@ -21,13 +21,13 @@ def run(args: argparse.Namespace) -> int:
     for module in ("zstandard", "xxhash"):
         import_extra(module, extra="data")
     from data_prep.decontamination.overlap import EXAMPLES_FILE, SUMMARY_FILE, OverlapConfig, analyse
-    from data_prep.execution.progress import Progress
+    from data_prep.execution.progress import ProgressBars
     from data_prep.reports.table import show_overlap
 
     n_workers = worker_count(args.workers)
     console = table_console()
     config = build(OverlapConfig, apply_overrides(read_toml(find_recipe(str(args.recipe))), args.overrides), where="")
-    show_overlap(analyse(config, n_workers=n_workers, progress=Progress(console)), console)
+    show_overlap(analyse(config, n_workers=n_workers, progress=ProgressBars(console)), console)
     for name in (EXAMPLES_FILE, SUMMARY_FILE):
         console.print(f"written: {config.output.folder / name}", highlight=False, soft_wrap=True)
     return 0

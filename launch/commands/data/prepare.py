@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """Prepare the corpus, then print the table of documents and the paths of the files."""
     for module in DATA_PACKAGES:  # now, and not when the stage that needs it comes
         import_extra(module, extra="data")
-    from data_prep.execution.progress import Progress
+    from data_prep.execution.progress import ProgressBars
     from data_prep.pipeline import prepare
     from data_prep.plan import plan
     from data_prep.recipe import PrepareConfig
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         how = _how(args, config.output.work_folder)
         prepared = prepare(
-            config, n_workers=args.workers, progress=Progress(console, every_s=args.progress_every), **how
+            config, n_workers=args.workers, progress=ProgressBars(console, every_s=args.progress_every), **how
         )
         share = how.get("share")
         if share is None or share.number == 1:

@@ -37,14 +37,14 @@ def run(args: argparse.Namespace) -> int:
     """Train, then print what was read, how well held-out documents are told apart, and where the model is."""
     for module in PACKAGES:
         import_extra(module, extra="data")
-    from data_prep.execution.progress import Progress
+    from data_prep.execution.progress import ProgressBars
     from data_prep.quality_training.train import train_quality
     from data_prep.reports.table import counts_table
 
     n_workers = worker_count(args.workers)
     config = _config(args)
     console = table_console()
-    trained = train_quality(config, n_workers=n_workers, progress=Progress(console))
+    trained = train_quality(config, n_workers=n_workers, progress=ProgressBars(console))
     console.print(counts_table(trained.counts))
     for line in _lines(trained.report):
         console.print(line, highlight=False, soft_wrap=True)

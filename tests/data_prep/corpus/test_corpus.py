@@ -11,10 +11,11 @@ import pytest
 from data_prep.corpus import tokenizer_training
 from data_prep.corpus.corpus import entropy_nats, publish, read_corpus, shard_names
 from data_prep.corpus.shards import FILE_ENDINGS, FileTask, write_file
-from data_prep.corpus.tokenize import ROW, SplitConfig, TokenizerConfig, blocks, tokenize_shard
+from data_prep.corpus.split import SplitConfig
+from data_prep.corpus.tokenize import ROW, TokenizerConfig, blocks, tokenize_shard
 from data_prep.corpus.tokenizer_training import SampleTask, TrainTask, sample_bound, sample_shard, train_tokenizer
 from data_prep.documents.shards import Document, encode_line, keyed_hash, read_shard, write_shard
-from data_prep.execution.files import hold_folder
+from data_prep.execution.files import lock_folder
 from data_prep.recipe import OutputConfig
 from gpt.errors import ConfigError
 from gpt.token_files.files import TokenFile
@@ -249,7 +250,7 @@ def test_two_runs_that_publish_in_one_folder(tmp_path):
     (tmp_path / "train.bin").write_text("x")
     (tmp_path / "out").mkdir()
     with (
-        hold_folder(tmp_path / "out"),
+        lock_folder(tmp_path / "out"),
         pytest.raises(ConfigError, match="another run is writing its corpus here"),
     ):
         publish(tmp_path / "out", {"train.bin": tmp_path / "train.bin"}, {"n": 1})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep.decontamination import ngrams
-from data_prep.decontamination.decontaminate import ChoiceTask, DecontaminateConfig, choose_grams, cut_documents
+from data_prep.decontamination.decontaminate import DecontaminateConfig, GramChoiceTask, choose_grams, cut_documents
 from data_prep.decontamination.evaluation_sets import EvaluationSet
 from data_prep.decontamination.known_grams import IndexTask, LengthRule, SearchTask, index_examples, search_shard
 from data_prep.decontamination.ngrams import GramIndex, find_in_each, find_known, join, plain, scan_grams, scan_words
@@ -103,7 +103,7 @@ def clean(folder, documents, examples, config, *, n_shards=1):
             for document in documents[n::n_shards]:
                 write(document)
         search_shard(SearchTask((config.ngram_words,)), (shard, index[0]), (hits[n],))
-    facts = choose_grams(ChoiceTask(("set",), config.max_documents), (*index, *hits), tuple(rows)).facts
+    facts = choose_grams(GramChoiceTask(("set",), config.max_documents), (*index, *hits), tuple(rows)).facts
     facts["index"] = about["sets"][0]
     left, why, counts, metadata = [], {}, [], {}
     for shard, row in zip(shards, rows, strict=True):

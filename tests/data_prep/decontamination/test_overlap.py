@@ -13,7 +13,7 @@ from data_prep.decontamination.evaluation_sets import EvaluationSet, find_set_fi
 from data_prep.decontamination.known_grams import LengthRule, gram_length
 from data_prep.decontamination.ngrams import count_words
 from data_prep.decontamination.overlap import AnalysisConfig, OverlapConfig, OverlapOutput, TrainingConfig, analyse
-from data_prep.execution.progress import Progress
+from data_prep.execution.progress import ProgressBars
 from data_prep.reports.table import show_overlap
 from gpt.errors import ConfigError
 
@@ -99,7 +99,7 @@ def test_n_is_that_of_table_c1():
 
 def run(folder: Path, sets, training: TrainingConfig):
     config = OverlapConfig(training, OverlapOutput(folder / "out"), AnalysisConfig(sets=tuple(sets)))
-    summary = analyse(config, n_workers=1, progress=Progress(Console(quiet=True)))
+    summary = analyse(config, n_workers=1, progress=ProgressBars(Console(quiet=True)))
     assert summary == json.loads((folder / "out/overlap.json").read_text())
     lines = [json.loads(line) for line in (folder / "out/examples.jsonl").read_text().splitlines()]
     show_overlap(summary, console := Console(record=True, file=io.StringIO(), width=120))

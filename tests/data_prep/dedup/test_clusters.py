@@ -11,7 +11,7 @@ from rich.console import Console
 from data_prep.dedup.clusters import EDGE, connect, edges
 from data_prep.dedup.index import OWN, Corpus, Index, IndexedShard, place, place_ranges
 from data_prep.dedup.sorted_rows import LAST, Limits, write_sorted
-from data_prep.execution.progress import Progress
+from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.workspace import Workspace
 
@@ -56,7 +56,7 @@ def union_find(pairs):
 
 def test_clusters_are_those_of_a_union_find(tmp_path):
     limits = Limits(bytes_in_memory=3200, rows_per_task=800)
-    with Workspace(tmp_path / "work", n_workers=1, progress=Progress(Console(quiet=True))) as workspace:
+    with Workspace(tmp_path / "work", n_workers=1, progress=ProgressBars(Console(quiet=True))) as workspace:
         for name, pairs in graphs().items():
             pairs = [(max(pair), min(pair)) for pair in pairs if pair[0] != pair[1]]
             files = [workspace.folder / f"{name}-{i}" for i in range(3)]

@@ -34,7 +34,7 @@ from data_prep.dedup.signatures import MinHash, SignTask, sign_texts
 from data_prep.dedup.sorted_rows import Limits, Range
 from data_prep.documents.shards import Document, keyed_hash, read_shard, write_shard
 from data_prep.documents.traces import read_trace
-from data_prep.execution.progress import Progress
+from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.workspace import Workspace
 from gpt.errors import ConfigError
@@ -58,11 +58,11 @@ def deduplicate(folder: Path, documents, n_shards, config, *, limits=None, again
     exact = isinstance(config, ExactConfig)
     stages = dedup_exact if exact else dedup_minhash
     find = dedup_exact.find_copies if exact else dedup_minhash.find_near_copies
-    with Workspace(folder / "work", n_workers=1, progress=Progress(Console(quiet=True))) as workspace:
+    with Workspace(folder / "work", n_workers=1, progress=ProgressBars(Console(quiet=True))) as workspace:
         run = ShardRun(workspace)
         lists = find(run, config, shards, against=against, limits=limits)
         removal = dedup_exact.COPY if exact else dedup_minhash.NEAR_COPY
-        left = run.map(stages.REMOVAL, removal, shards, beside=lists)
+        left = run.map(stages.REMOVAL, removal, shards, extra_inputs=lists)
     kept = [document.id for path in left.values() for document in read_shard(path)]
     drops = [drop for path in left.values() for drop in read_trace(Path(str(path).replace(".jsonl", ".dropped.jsonl")))]
     gone = {drop.id: (drop.reason, drop.detail) for drop in drops}

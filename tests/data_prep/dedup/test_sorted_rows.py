@@ -5,7 +5,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from data_prep.dedup.sorted_rows import LAST, Limits, Range, Source, count_rows, even_ranges, merge_sorted, write_sorted
+from data_prep.dedup.sorted_rows import (
+    LAST,
+    Limits,
+    Range,
+    RowSource,
+    count_rows,
+    even_ranges,
+    merge_sorted,
+    write_sorted,
+)
 
 THREE = np.dtype([("a", "<u8"), ("b", "<u8"), ("c", "<u4")])
 
@@ -32,7 +41,7 @@ def test_files_hold_the_different_rows_in_order(tmp_path, n_keys, room):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3"], "no runs are left"
     everything = np.unique(np.concatenate(parts))
     assert count_rows([tmp_path / str(i) for i in range(4)], THREE) == sum(len(np.unique(part)) for part in parts)
-    sources = [Source(tmp_path / str(i)) for i in range(4)]
+    sources = [RowSource(tmp_path / str(i)) for i in range(4)]
     ranges = [Range(), Range(1, 2**53), Range(2**63, LAST - 1), Range(LAST, LAST), *even_ranges(7)]
     for within in ranges:
         blocks = list(merge_sorted(sources, THREE, within=within, bytes_in_memory=300 * THREE.itemsize))
@@ -54,7 +63,7 @@ def test_more_files_than_may_be_open(tmp_path):
         block["c"] *= 2
         return block
 
-    sources = [Source(tmp_path / str(i), double) for i in range(300)]
+    sources = [RowSource(tmp_path / str(i), double) for i in range(300)]
     merged = np.concatenate(list(merge_sorted(sources, THREE, within=Range(), bytes_in_memory=1000 * THREE.itemsize)))
     assert np.array_equal(merged, np.unique(double(rows)))
 

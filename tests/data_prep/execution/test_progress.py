@@ -8,13 +8,13 @@ import pytest
 from rich.console import Console
 
 from data_prep.documents.counts import Counts
-from data_prep.execution.progress import Follow, Progress, span
-from data_prep.execution.workers import Busy
+from data_prep.execution.progress import ProgressBars, StageProgress, span
+from data_prep.execution.workers import RunningJob
 
 
 def follow(**changes):
     named = {"n_tasks": 10, "n_done": 4, "n_bytes": 1000, "longest": lambda: None, **changes}
-    return Follow("extract", **named)
+    return StageProgress("extract", **named)
 
 
 def test_the_time_left_goes_by_bytes_and_without_them_by_tasks(monkeypatch):
@@ -35,20 +35,20 @@ def test_the_time_left_goes_by_bytes_and_without_them_by_tasks(monkeypatch):
 
 
 def test_a_task_that_takes_long_is_named_and_a_wait_for_others_is_told():
-    busy = Busy("stage 'extract' of big.warc.gz", 4000.0, "pid 77")
+    busy = RunningJob("stage 'extract' of big.warc.gz", 4000.0, "pid 77")
     each = follow(longest=lambda: busy)
     assert each.line() == "extract: 4 of 10 tasks, longest: stage 'extract' of big.warc.gz, for 1 h 7 min (pid 77)"
-    assert "longest" not in follow(longest=lambda: Busy("short", 2.0, "pid 1")).line()
+    assert "longest" not in follow(longest=lambda: RunningJob("short", 2.0, "pid 1")).line()
     each = follow()
     each.advance([], 10)
-    each.others(2, "waiting for 3 of share 2/4")
+    each.advance_others(2, "waiting for 3 of share 2/4")
     assert each.line() == "extract: 7 of 10 tasks, waiting for 3 of share 2/4"
     assert each.summary().startswith("extract: 10 tasks, 4 done before, 2 by other shares, ")
 
 
 def test_lines_come_while_a_stage_runs_and_a_summary_at_its_end():
     text = io.StringIO()
-    progress = Progress(Console(file=text, width=120), every_s=0.05)
+    progress = ProgressBars(Console(file=text, width=120), every_s=0.05)
     with progress.stage("extract", n_tasks=2) as stage:
         stage.advance([Counts("read", 7, 7)], 0)
         time.sleep(0.3)
@@ -61,7 +61,7 @@ def test_lines_come_while_a_stage_runs_and_a_summary_at_its_end():
 
 def test_a_terminal_gets_a_bar():
     text = io.StringIO()
-    progress = Progress(Console(file=text, width=150, force_terminal=True))
+    progress = ProgressBars(Console(file=text, width=150, force_terminal=True))
     with progress.stage("extract", n_tasks=2) as stage:
         stage.advance([Counts("read", 7, 7)], 0)
         stage.advance([Counts("read", 3, 3)], 0)

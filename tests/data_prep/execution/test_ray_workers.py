@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep.execution.progress import Progress
+from data_prep.execution.progress import ProgressBars
 from data_prep.execution.ray_workers import RayWorkers
-from data_prep.execution.workspace import Stage, Task, Workspace
+from data_prep.execution.tasks import Stage, Task
+from data_prep.execution.workspace import Workspace
 from gpt.errors import ConfigError
 
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
@@ -29,7 +30,7 @@ import os, time
 from pathlib import Path
 from dataclasses import dataclass
 import ray
-from data_prep.execution.workspace import Result
+from data_prep.execution.tasks import TaskResult
 from gpt.errors import ConfigError
 
 
@@ -45,7 +46,7 @@ def slow_copy(config, inputs, outputs):
     outputs[0].write_bytes(b"half")
     time.sleep(1.5)
     outputs[0].write_bytes(b"copy of " + inputs[0].read_bytes())
-    return Result([], {"node": node})
+    return TaskResult([], {"node": node})
 
 
 def mistake(config, inputs, outputs):
@@ -99,9 +100,9 @@ def run(folder, function, sources, cluster, log):
     def executor(n_workers):
         return RayWorkers(n_workers, folder=folder, address=cluster.address)
 
-    quiet = Progress(Console(quiet=True))
+    quiet = ProgressBars(Console(quiet=True))
     with Workspace(folder, n_workers=None, progress=quiet, executor=executor) as workspace:
-        stage = Stage("copy", function, modules=("data_prep.documents.counts",))
+        stage = Stage("copy", function)
         tasks = [
             Task(sys.modules["ray_stage_functions"].Config(log), (path,), (workspace.folder / "copy" / path.name,))
             for path in sources

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from data_prep.documents.shards import Document, read_shard, write_shard
-from data_prep.execution.progress import Progress
-from data_prep.execution.shares import Hold, Share, look
-from data_prep.execution.workspace import Task, Workspace
+from data_prep.execution.progress import ProgressBars
+from data_prep.execution.shares import Share, WorkFolderLock, observe_runs
+from data_prep.execution.tasks import Task
+from data_prep.execution.workspace import Workspace
 from data_prep.filters.language import LANGUAGE, LanguageConfig
 from gpt.errors import ConfigError
 from launch.processes.environment import slurm_array_share
@@ -19,7 +20,7 @@ from launch.processes.environment import slurm_array_share
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
 pytest.importorskip("pycld2", reason="the extra 'data' is not installed")
 
-QUIET = Progress(Console(quiet=True))
+QUIET = ProgressBars(Console(quiet=True))
 
 
 class InThisProcess:
@@ -89,18 +90,18 @@ def test_shares_divide_the_work_and_each_sees_all_of_it(tmp_path, shards):
     assert work(tmp_path / "w", shards, None) == expected
     assert work(tmp_path / "w", shards, Share(2, 5)) == expected
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "w/language").iterdir()} == before
-    assert [seen.word.state for seen in look(tmp_path / "w")] == ["done", "done"]
+    assert [seen.status.state for seen in observe_runs(tmp_path / "w")] == ["done", "done"]
 
 
 def test_who_may_work_beside_whom(tmp_path):
     def start(share):
-        hold = Hold(tmp_path, share)
-        hold.take()
+        hold = WorkFolderLock(tmp_path, share)
+        hold.acquire()
         return hold
 
     one = start(Share(1, 2))
     two = start(Share(2, 2))
-    assert [(seen.word.share, seen.is_running) for seen in look(tmp_path)] == [("1/2", True), ("2/2", True)]
+    assert [(seen.status.share, seen.is_running) for seen in observe_runs(tmp_path)] == [("1/2", True), ("2/2", True)]
     with pytest.raises(ConfigError, match=r"another run is working in this folder \(pid \d+ on .*; pid"):
         start(None)
     with pytest.raises(ConfigError, match=r"share 2/2 is already working in this folder"):
@@ -121,15 +122,15 @@ def test_a_share_that_never_comes_or_died_is_named(tmp_path, shards):
         ConfigError, match=r"^share 2/2 has not been started for 0.00833 minutes, .*start it again with --share 2/2"
     ):
         work(tmp_path / "w", shards, Share(1, 2), timeout_s=0.5)
-    dead = Hold(tmp_path / "w", Share(2, 2))
-    dead.take()
-    dead.say("working", step=2, stage="language")
+    dead = WorkFolderLock(tmp_path / "w", Share(2, 2))
+    dead.acquire()
+    dead.write_status("working", step=2, stage="language")
     dead.release()  # as the kernel does it for a process that dies
     with pytest.raises(
         ConfigError, match=r"share 2/2 has shown no sign of life .*last in stage 'language', pid \d+ on"
     ):
         work(tmp_path / "w", shards, Share(1, 2), timeout_s=0.5)
-    assert [seen.word.state for seen in look(tmp_path / "w")] == ["failed", "working"]
+    assert [seen.status.state for seen in observe_runs(tmp_path / "w")] == ["failed", "working"]
 
 
 @pytest.mark.parametrize(
@@ -144,9 +145,9 @@ def test_a_share_that_never_comes_or_died_is_named(tmp_path, shards):
 )
 def test_what_another_share_says_ends_the_wait(tmp_path, shards, word, message):
     (tmp_path / "w").mkdir()
-    other = Hold(tmp_path / "w", Share(2, 2))
-    other.take()
-    other.say("failed", message="of an earlier run, and so no reason to stop")
+    other = WorkFolderLock(tmp_path / "w", Share(2, 2))
+    other.acquire()
+    other.write_status("failed", message="of an earlier run, and so no reason to stop")
     waiting = threading.Event()
 
     class Notes(io.StringIO):
@@ -159,11 +160,11 @@ def test_what_another_share_says_ends_the_wait(tmp_path, shards, word, message):
 
     def say():
         assert waiting.wait(30)
-        other.say(**{"step": 0, "stage": "reading of inputs", "tasks": "", "message": "", **word})
+        other.write_status(**{"step": 0, "stage": "reading of inputs", "tasks": "", "message": "", **word})
 
     threading.Thread(target=say, daemon=True).start()
     with pytest.raises(ConfigError, match=message):
-        work(tmp_path / "w", shards, Share(1, 2), progress=Progress(Console(file=Notes(), width=200), every_s=0.05))
+        work(tmp_path / "w", shards, Share(1, 2), progress=ProgressBars(Console(file=Notes(), width=200), every_s=0.05))
     other.release()
 
 

@@ -18,7 +18,7 @@ from data_prep.documents.records import Page
 from data_prep.documents.shards import Document, keyed_hash, write_shard
 from data_prep.extraction.page_text import ExtractConfig, page_text
 from data_prep.filters.quality_classifier import load_model, scorer, term_counts
-from data_prep.quality_training.sample import GatherTask, SampleConfig, count_terms, gather_sample
+from data_prep.quality_training.sample import SampleConfig, SampleGatherTask, count_terms, gather_sample
 from data_prep.quality_training.train import FitConfig, FitTask, fit_model, judge, row_weights
 from data_prep.readers.readers import InputConfig, read_records
 from gpt.errors import ConfigError
@@ -43,7 +43,7 @@ def sample(folder: Path, corpora, n_shards: int, config: SampleConfig) -> tuple[
             count_terms(config, (shard,), outputs)
             inputs += outputs
     outputs = tuple(folder / part for part in ("rows", "labels", "buckets", "counts"))
-    gather_sample(GatherTask(config, n_shards), tuple(inputs), outputs)
+    gather_sample(SampleGatherTask(config, n_shards), tuple(inputs), outputs)
     return outputs
 
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from data_prep.corpus.upload import check_target, upload_corpus, url_of
-from data_prep.execution.progress import Progress
+from data_prep.execution.progress import ProgressBars
 from data_prep.pipeline import prepare
 from data_prep.readers.readers import find_inputs, local_inputs
 from data_prep.readers.remote_files import RemoteFile, find_remote, local_copy, read_stub, write_stub
@@ -241,7 +241,7 @@ def test_from_a_web_server_to_a_remote_corpus(tmp_path, site, prose):
     config = recipe(output, [f"{site.url}/*.jsonl.gz"])
 
     def run() -> dict[str, object]:
-        prepare(config, n_workers=2, progress=Progress(Console(file=StringIO())))
+        prepare(config, n_workers=2, progress=ProgressBars(Console(file=StringIO())))
         return json.loads((tmp_path / "away/corpus/corpus.json").read_text())
 
     first = run()

@@ -1,0 +1,164 @@
+"""Decide which tasks are finished, and enter those that finish: outputs into place, then a line in the manifest."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.documents.counts import Counts
+from data_prep.execution.files import describe_file, disk_errors, sync_folder
+from data_prep.execution.fingerprint import Fingerprint
+from data_prep.execution.manifest import Entry, WorkManifest
+from data_prep.execution.tasks import FinishedTask, Paths, Stage, Task, TaskOutcome, TaskRequest, plain, task_key
+
+_LISTED_INPUTS = 32  # inputs that a task's own line may list
+_SYNC_S = 1.0  # finished work that a crash of the machine may cost; an fsync for each task would slow small ones
+
+
+@dataclass
+class _Inputs:
+    """Digests and sizes of a task's inputs, and the name of their line in the manifest if they have one."""
+
+    digests: list[str]
+    n_bytes: tuple[int, ...]
+    name: str = ""
+
+
+class TaskRecords:
+    """The finished tasks of a work folder. `open` comes before the first record, `close` after the last one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._manifest = WorkManifest(folder)
+        self._renamed_in: set[Path] = set()  # folders to sync
+        self._synced_at = 0.0
+        self._inputs: dict[Paths, _Inputs] = {}  # of the tasks of one stage
+
+    def open(self, name: str) -> None:
+        """Read all manifests of the folder; the one called `name` is ours to write."""
+        self._manifest.open_own(name)
+        self._manifest.refresh()
+
+    def close(self) -> None:
+        """Close the manifests."""
+        self._manifest.close()
+
+    def refresh(self) -> None:
+        """Read the lines that other shares have added."""
+        self._manifest.refresh()
+
+    def keys(self, stage: Stage, fingerprint: Fingerprint, tasks: Sequence[Task]) -> list[str]:
+        """Keys of a stage's tasks; reads each input whose digest is not known."""
+        self._inputs.clear()
+        return [
+            task_key(stage.name, fingerprint, task, self._inputs_of(task).digests, folder=self.folder) for task in tasks
+        ]
+
+    def input_bytes(self, task: Task) -> tuple[int, ...]:
+        """Size of each input of a task."""
+        return self._inputs_of(task).n_bytes
+
+    def is_finished(self, key: str) -> bool:
+        """Whether the manifest has the task, and no other task has written to its outputs since."""
+        entry = self._manifest.entry(key)
+        if entry is None:
+            return False
+        outputs = [(self.folder / output["path"], output["digest"]) for output in entry["outputs"]]
+        return all(path.is_file() and self.digest(path) == digest for path, digest in outputs)
+
+    def finished(self, task: Task, key: str) -> FinishedTask:
+        """The entry of a finished task."""
+        entry = self._manifest.entry(key)
+        assert entry is not None, key
+        return FinishedTask(task, [Counts(**counts) for counts in entry["counts"]], entry["facts"], entry["elapsed_s"])
+
+    def digest(self, path: Path) -> str:
+        """Digest of a file's content; read once, then known by path, size and time of change."""
+        known = self.known_digest(path)
+        if known is None:
+            facts = describe_file(path)
+            self.add_file(path, facts)
+            known = str(facts["digest"])
+        return known
+
+    def known_digest(self, path: Path) -> str | None:
+        """Digest of a file that has not changed since it was read, else None."""
+        return self._manifest.digest(path)
+
+    def add_file(self, path: Path, facts: dict[str, Any]) -> None:
+        """Record the size and the digest of an input file."""
+        self._append({"file": {"path": str(path), **facts}})
+
+    def add_task(self, request: TaskRequest, key: str, outcome: TaskOutcome) -> None:
+        """Move a task's outputs into place and write its line."""
+        outputs = []
+        with disk_errors(self.folder):
+            for left, final, facts in zip(outcome.outputs, request.task.outputs, outcome.files, strict=True):
+                os.replace(left, final)
+                self._renamed_in.add(final.parent)
+                outputs.append({"path": os.path.relpath(final, self.folder), **facts})
+        code, config = request.fingerprint.code, plain(request.task.config)
+        self._append(
+            {
+                "key": key,
+                "stage": request.stage.name,
+                "settings": self._shared_line({"of": request.stage.name, "code": code, "config": config}),
+                "inputs": self._list_inputs(request.task),
+                "input_bytes": sum(request.n_bytes),
+                "outputs": outputs,
+                "counts": [counts.as_dict() for counts in outcome.result.counts],
+                "facts": outcome.result.facts,
+                "elapsed_s": round(outcome.elapsed_s, 3),
+                "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "host": outcome.host,
+                "versions": request.fingerprint.versions,
+            }
+        )
+
+    def sync(self) -> None:
+        """Sync renames before the manifest, so that no entry that survives a crash names a missing file."""
+        with disk_errors(self.folder):
+            for folder in self._renamed_in:
+                sync_folder(folder)
+        self._renamed_in.clear()
+        self._manifest.sync()
+        self._synced_at = time.monotonic()
+
+    def _inputs_of(self, task: Task) -> _Inputs:
+        """Digests and sizes of a task's inputs; tasks with the same inputs, which may be many, share them."""
+        known = self._inputs.get(task.inputs)
+        if known is None:
+            digests = [self.digest(path) for path in task.inputs]
+            known = _Inputs(digests, tuple(self._manifest.n_bytes(path) or 0 for path in task.inputs))
+            self._inputs[task.inputs] = known
+        return known
+
+    def _list_inputs(self, task: Task) -> list[dict[str, Any]] | str:
+        """The inputs for a task's line: a list, or the name of a shared line if there are many."""
+        known = self._inputs_of(task)
+        if known.name:
+            return known.name
+        inputs = [
+            {"path": str(path), "digest": digest, "bytes": n_bytes}
+            for path, digest, n_bytes in zip(task.inputs, known.digests, known.n_bytes, strict=True)
+        ]
+        if len(inputs) <= _LISTED_INPUTS:
+            return inputs
+        known.name = self._shared_line({"inputs": inputs})
+        return known.name
+
+    def _shared_line(self, facts: dict[str, Any]) -> str:
+        """Name of a line with facts that several tasks have in common; written once."""
+        name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        if not self._manifest.has_shared(name):
+            self._append({"of_tasks": name, **facts})
+        return name
+
+    def _append(self, line: Entry) -> None:
+        self._manifest.append(line)
+        if time.monotonic() - self._synced_at > _SYNC_S:
+            self.sync()
