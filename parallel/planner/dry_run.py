@@ -1,5 +1,7 @@
-"""What one rank of a layout holds and sends in a training step, found by running its real code on fake tensors with a
-fake process group: no memory for tensors, no peers, no arithmetic."""
+"""Measure what one rank of a layout holds and sends in a training step, without the hardware.
+
+The rank's real code runs on fake tensors with a fake process group: no memory for tensors, no peers, no arithmetic.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -23,28 +25,30 @@ from parallel.engines.native import NativeEngine
 from parallel.engines.settings import EngineSettings
 from parallel.layout.mesh import Mesh, build_mesh
 from parallel.planner.memory import MemoryTracker, tracking
-from parallel.planner.traffic import Collective, CollectiveCounter, Traffic, extended
+from parallel.planner.traffic import CollectiveCounter, CollectiveKind, Traffic, extrapolated
 
-FULL_RUN_BLOCKS = 200  # a step of more passes through a block than this is run twice, shortened, and extended
+MAX_BLOCK_PASSES = 200  # a step with more passes through a block is extrapolated from two shorter ones
 
 
 @dataclass(frozen=True)
 class RankReport:
-    """What a rank holds and sends. `gradient_bytes` are of its reduced gradients, which the optimizer reads;
-    `peak_bytes` of all tensors at once. `micro_batches_run` has one number where the whole step was run, and two where
-    a step of `micro_batches` was found from two shorter ones."""
+    """What a rank holds and sends in a step of `micro_batches`.
+
+    `gradient_bytes` are those of reduced gradients, which the optimizer reads. `peak_bytes` counts all tensors at once.
+    `micro_batches_run` has one number if the whole step was run, and two if it was extrapolated from shorter steps.
+    """
 
     rank: int
     pipeline_rank: int
     stages: tuple[int, ...]
-    layers: tuple[int, ...]  # blocks, by their number in the model
+    layers: tuple[int, ...]  # indices of the blocks in the model
     parameters: int
     parameter_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
     peak_activation_bytes: int
     peak_bytes: int
-    traffic: dict[Collective, Traffic]
+    traffic: dict[CollectiveKind, Traffic]
     micro_batches: int
     micro_batches_run: tuple[int, ...]
 
@@ -52,42 +56,47 @@ class RankReport:
 def measure_rank(
     settings: EngineSettings, *, rank: int, seq_len: int, loss: Loss, runs: tuple[int, ...] | None = None
 ) -> RankReport:
-    """One training step of this rank. Call it where no process group exists; it makes a fake one and ends it. Once in a
-    process: DTensor remembers groups that have ended.
+    """Measure one training step of this rank.
 
-    A step of many micro-batches is run with two small numbers of them and extended linearly, which is exact for what is
-    sent and for memory once a schedule has filled its pipeline. `runs` None lets `micro_batches_to_run` decide; one
-    number runs the step as it is. Blocks are not compiled and nothing is offloaded, which changes neither what is sent
-    nor what shards are held.
+    No process group may exist: this creates a fake one and destroys it. Call it once per process, because DTensor
+    remembers groups that were destroyed.
+
+    A step of many micro-batches is run with two smaller numbers of them and extrapolated linearly. This is exact for
+    traffic, and for memory once the schedule has filled its pipeline. `runs`: numbers of micro-batches to run; None
+    takes those of `micro_batches_to_run`, and one number runs the step as it is. Blocks are not compiled and nothing is
+    offloaded; neither changes what is sent or which shards are held.
     """
     parallel = dataclasses.replace(settings.parallel, compile=False, async_tensor=False, offload=False)
     with fake_process_group(rank, settings.layout.world_size):
-        mesh = build_mesh(settings.layout, torch.device("cpu"))  # outside the fake mode: its ranks are looked up
+        mesh = build_mesh(settings.layout, torch.device("cpu"))  # outside the fake mode, because its ranks are read
         reports = []
         for micro_batches in runs or micro_batches_to_run(settings):
             shortened = dataclasses.replace(settings.layout, micro_batches=micro_batches)
             short = dataclasses.replace(settings, parallel=parallel, layout=shortened)
             reports.append(_run_step(short, mesh, seq_len=seq_len, loss=loss))
-    return _extend(reports[0], reports[-1], settings.layout.micro_batches)
+    return _extrapolate(reports[0], reports[-1], settings.layout.micro_batches)
 
 
 def micro_batches_to_run(settings: EngineSettings) -> tuple[int, ...]:
-    """The numbers of micro-batches of the steps to run: the real one, or two from which a further micro-batch, or a
-    further round of them where the schedule goes by rounds, adds the same each time. Schedules of several stages a rank
-    reach their usual peak in the third round: from the second on, DualPipeV's came out three times too high."""
+    """Return the numbers of micro-batches to run: the real number, or two smaller ones to extrapolate from.
+
+    From the first of the two on, each further micro-batch (or each round of them, if the schedule goes by rounds) must
+    add the same amount. Schedules with several stages a rank reach their usual peak in the third round: starting at the
+    second, DualPipeV's peak came out three times too high.
+    """
     layout = settings.layout
     whole = layout.micro_batches
     by_one = settings.parallel.schedule in ("1f1b", "gpipe") or layout.pipeline == 1
     first, more = (layout.pipeline + 1, 1) if by_one else (3 * layout.pipeline, layout.pipeline)
     blocks = whole * -(-settings.model.n_layers // layout.pipeline)
-    if blocks <= FULL_RUN_BLOCKS or whole <= first + more or (whole - first) % more:
+    if blocks <= MAX_BLOCK_PASSES or whole <= first + more or (whole - first) % more:
         return (whole,)
     return (first, first + more)
 
 
 @contextmanager
 def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
-    """While inside, this process is one rank of a default process group that sends nothing."""
+    """Make this process a rank of a default process group that sends nothing, while inside."""
     import torch.testing._internal.distributed.fake_pg  # noqa: F401  registers the backend
 
     dist.init_process_group("fake", store=HashStore(), rank=rank, world_size=world_size)
@@ -98,7 +107,7 @@ def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
 
 
 def held_bytes(engine: NativeEngine) -> dict[str, int]:
-    """What an engine holds between steps, and its gradients where there are any; for real engines too."""
+    """Return what an engine holds between steps, and its gradients if there are any. Works for real engines too."""
     parameters = [parameter for _, parameter in engine.parameters]
     state = [tensor for entry in engine.optimizer.state.values() for tensor in entry.values()]
     return {
@@ -111,7 +120,7 @@ def held_bytes(engine: NativeEngine) -> dict[str, int]:
 
 def _run_step(settings: EngineSettings, mesh: Mesh, *, seq_len: int, loss: Loss) -> RankReport:
     layout = settings.layout
-    with FakeTensorMode(allow_non_fake_inputs=True), _OnlyLookedUp():  # type: ignore[no-untyped-call]
+    with FakeTensorMode(allow_non_fake_inputs=True), _FakeScalars():  # type: ignore[no-untyped-call]
         engine = NativeEngine(settings, loss=loss, device=mesh.device, fill=False, mesh=mesh)
         tokens = torch.zeros(layout.micro_batches * settings.micro_batch_size, seq_len, dtype=torch.int64)
         state = [tensor for entry in engine.optimizer.state.values() for tensor in entry.values()]
@@ -137,8 +146,8 @@ def _run_step(settings: EngineSettings, mesh: Mesh, *, seq_len: int, loss: Loss)
     )
 
 
-def _extend(few: RankReport, more: RankReport, micro_batches: int) -> RankReport:
-    """The report of a step of `micro_batches`, from two of fewer; `few` itself where it has as many."""
+def _extrapolate(few: RankReport, more: RankReport, micro_batches: int) -> RankReport:
+    """Return the report of a step of `micro_batches` from two shorter steps, or `few` if it has that many."""
     if few.micro_batches == micro_batches:
         return few
     times = (micro_batches - more.micro_batches) // (more.micro_batches - few.micro_batches)
@@ -147,15 +156,18 @@ def _extend(few: RankReport, more: RankReport, micro_batches: int) -> RankReport
         peak_activation_bytes=more.peak_activation_bytes
         + times * (more.peak_activation_bytes - few.peak_activation_bytes),
         peak_bytes=more.peak_bytes + times * (more.peak_bytes - few.peak_bytes),
-        traffic=extended(few.traffic, more.traffic, times),
+        traffic=extrapolated(few.traffic, more.traffic, times),
         micro_batches=micro_batches,
         micro_batches_run=(few.micro_batches, more.micro_batches),
     )
 
 
-class _OnlyLookedUp(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside a FakeTensorMode: keeps real what was made before it (the mesh's ranks), and answers 1 where code wants
-    to see a number of a fake tensor (a loss, a norm, the pipeline's vote that shapes are known)."""
+class _FakeScalars(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lets code run in a FakeTensorMode although it reads values.
+
+    Operations on real tensors from before the mode (the ranks of the mesh) stay real. Reading a number of a fake tensor
+    (a loss, a norm, the pipeline's vote that shapes are known) gives 1.
+    """
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Follows how many bytes of tensors a rank holds while its code runs on fake tensors; allocates nothing itself."""
+"""Track how many bytes of tensors a rank holds while its code runs on fake tensors."""
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -17,22 +17,22 @@ from parallel.axes.gradients import local
 
 
 class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While entered (through `tracking`), adds up the storages that operations make and drops those that die.
+    """While entered through `tracking`, adds up the storages that operations create, and subtracts freed ones.
 
-    `peak_bytes` is the most that was held at once, with what `held` names; `peak_activation_bytes` the most without
-    it, without weights that FSDP gathered and without gradients: saved and passing tensors, and buffers of
-    communication. Caching and fragmentation of an allocator come on top.
+    `peak_bytes` is the most that was held at once, including the tensors in `held`. `peak_activation_bytes` is the most
+    without these, without weights that FSDP gathered and without gradients: saved and temporary tensors, and buffers of
+    communication. An allocator's cache and fragmentation come on top.
     """
 
     def __init__(self, stages: Iterable[nn.Module], held: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.wrapped = [module for stage in stages for module in stage.modules() if isinstance(module, FSDPModule)]
-        self.sizes: dict[int, int] = {}  # bytes of each live storage, by id, which is its own for as long as it lives
-        self.weights: set[int] = set()  # of these, gathered weights and gradients, as far as found
+        self.sizes: dict[int, int] = {}  # bytes of each live storage, by id, which is unique while it lives
+        self.weights: set[int] = set()  # of these, the gathered weights and gradients found so far
         self.watched: dict[int, weakref.ref[Any]] = {}
         self.weights_bytes = 0
-        self.looks_away = False
-        self.stale = True  # whether weights or gradients may have been made since they were last looked for
+        self.paused = False
+        self.stale = True  # weights or gradients may have been created since the last search for them
         self.held_bytes = sum(nbytes for _, nbytes in {_storage_size(tensor) for tensor in held})
         self.ignored = {id(local(tensor).untyped_storage()) for tensor in held}
         self.live_bytes = 0
@@ -45,17 +45,17 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(issubclass(t, DTensor) for t in types):
             return NotImplemented
         result = func(*args, **(kwargs or {}))
-        if self.looks_away:
+        if self.paused:
             return result
         in_backward = torch._C._current_graph_task_id() != -1
-        makes_some = in_backward or func.namespace == "fsdp" or func is torch.ops.aten.empty.memory_format
-        self.stale |= makes_some  # FSDP gathers into what empty made, on one data rank by no operator of its own
+        may_create = in_backward or func.namespace == "fsdp" or func is torch.ops.aten.empty.memory_format
+        self.stale |= may_create  # FSDP gathers into empty tensors; with one data rank it uses no operator of its own
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, FakeTensor):
                 self._add(tensor.untyped_storage())
         if self.live_bytes - self.weights_bytes > self.peak_activation_bytes:
-            self._look_closer()
-            self.stale = makes_some  # what this made is put into its place only after
+            self._update_peak()
+            self.stale = may_create  # FSDP registers the new tensor only after this operation
         self.peak_bytes = max(self.peak_bytes, self.held_bytes + self.live_bytes)
         return result
 
@@ -73,7 +73,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.weights.discard(key)
 
     def resize(self, key: int, nbytes: int) -> None:
-        """A storage has another size now: FSDP frees gathered weights by giving theirs none."""
+        """Note the new size of a storage. FSDP frees gathered weights by resizing their storages to 0."""
         if key in self.sizes:
             change = nbytes - self.sizes[key]
             self.sizes[key] = nbytes
@@ -81,52 +81,55 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if key in self.weights:
                 self.weights_bytes += change
 
-    def _look_closer(self) -> None:
-        """Find weights and gradients among what is live, since what was made may be one, and take the new peak."""
+    def _update_peak(self) -> None:
+        """Search for weights and gradients among the live storages if new ones may exist, then update the peak."""
         if self.stale:
             self.weights = {id(s) for s in self._weights_and_gradients()} & self.sizes.keys()
             self.weights_bytes = sum(self.sizes[key] for key in self.weights)
         self.peak_activation_bytes = max(self.peak_activation_bytes, self.live_bytes - self.weights_bytes)
 
     def _weights_and_gradients(self) -> Iterator[torch.UntypedStorage]:
-        """Storages of FSDP's gathered weights, and of gradients before and after they are reduced."""
+        """Yield the storages of FSDP's gathered weights, and of gradients before and after their reduction."""
         for module in self.wrapped:
             groups = module._get_fsdp_state()._fsdp_param_groups
             for parameter in (parameter for group in groups for parameter in group.fsdp_params):
                 tensors = [*parameter.all_gather_outputs, parameter.unsharded_accumulated_grad]
                 tensors += [parameter.sharded_param.grad]
-                if hasattr(parameter, "_unsharded_param"):  # which exists from the first gathering on
+                if hasattr(parameter, "_unsharded_param"):  # exists from the first all-gather on
                     tensors.append(parameter._unsharded_param.grad)
                 yield from (local(tensor).untyped_storage() for tensor in tensors if tensor is not None)
 
 
 @contextmanager
 def tracking(tracker: MemoryTracker) -> Iterator[MemoryTracker]:
-    """Enter the tracker. Tell it of storages that are resized, which no operation shows; and to look away while DTensor
-    works out shapes, for which it runs operations on whole tensors that no rank has."""
-    resize = torch.UntypedStorage.resize_
-    work_out_shapes = ShardingPropagator._propagate_tensor_meta_non_cached
+    """Enter the tracker, and patch torch to inform it.
 
-    def noted(storage: torch.UntypedStorage, size: int) -> Any:
+    It must learn of resized storages, which appear in no operation. It must pause while DTensor infers shapes, for
+    which DTensor runs operations on whole tensors that no rank holds.
+    """
+    resize = torch.UntypedStorage.resize_
+    infer_shapes = ShardingPropagator._propagate_tensor_meta_non_cached
+
+    def tracked_resize(storage: torch.UntypedStorage, size: int) -> Any:
         result = resize(storage, size)
         tracker.resize(id(storage), storage.nbytes())
         return result
 
-    def unseen(self: ShardingPropagator, op_schema: Any) -> Any:
-        tracker.looks_away = True
+    def untracked_infer(self: ShardingPropagator, op_schema: Any) -> Any:
+        tracker.paused = True
         try:
-            return work_out_shapes(self, op_schema)
+            return infer_shapes(self, op_schema)
         finally:
-            tracker.looks_away = False
+            tracker.paused = False
 
-    torch.UntypedStorage.resize_ = noted  # type: ignore[method-assign, assignment]
-    ShardingPropagator._propagate_tensor_meta_non_cached = unseen  # type: ignore[method-assign]
+    torch.UntypedStorage.resize_ = tracked_resize  # type: ignore[method-assign, assignment]
+    ShardingPropagator._propagate_tensor_meta_non_cached = untracked_infer  # type: ignore[method-assign]
     try:
         with tracker:
             yield tracker
     finally:
         torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
-        ShardingPropagator._propagate_tensor_meta_non_cached = work_out_shapes  # type: ignore[method-assign]
+        ShardingPropagator._propagate_tensor_meta_non_cached = infer_shapes  # type: ignore[method-assign]
 
 
 def _storage_size(tensor: Tensor) -> tuple[int, int]:

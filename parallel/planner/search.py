@@ -1,4 +1,4 @@
-"""Which layouts fit a number of processes, chosen so that every mode appears; never starts or builds anything."""
+"""Choose layouts for a number of processes, such that every mode and every possible pair of modes appears."""
 
 import itertools
 import math
@@ -12,11 +12,12 @@ from gpt.model.config import ModelConfig
 from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import check_device, resolve_layout
 
-Setting = tuple[str, Any]  # a key of [parallel] and its value
+Setting = tuple[str, Any]  # a key of [parallel], and its value
 
 SIZES = ("tensor", "pipeline", "data")
-NOT_TRIED = ("precision", "compile", "async_tensor")  # common to all; and what needs a compiler, for --layout to name
-# a setting of one axis says nothing where the axis has size 1
+# precision is the same for all layouts; the other two need a compiler, so only --layout gives them
+NOT_TRIED = ("precision", "compile", "async_tensor")
+# settings without an effect if their axis has size 1
 AXIS_OF = {
     **dict.fromkeys(("schedule", "stages_per_rank", "split"), "pipeline"),
     **dict.fromkeys(("zero_stage", "data_shard"), "data"),
@@ -25,7 +26,7 @@ AXIS_OF = {
 
 @dataclass(frozen=True)
 class Workload:
-    """What every layout is to train, the same global batch of one model, and on what: "cpu" or "cuda"."""
+    """What every layout trains: the same global batch of one model, on "cpu" or "cuda"."""
 
     model: ModelConfig
     batch: BatchConfig
@@ -35,7 +36,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Choice:
-    """A possible layout, every size given, and the micro-batch size with which it divides the global batch."""
+    """A valid layout with every size given, and a micro-batch size that divides its share of the global batch."""
 
     parallel: ParallelConfig
     micro_batch_size: int
@@ -47,15 +48,17 @@ class Choice:
 
 @dataclass(frozen=True)
 class Skipped:
-    """What cannot be run, in the words of `layout_text`, and the rule that it breaks."""
+    """A layout or setting that cannot run, as `layout_text` writes it, and the rule that it breaks."""
 
     layout: str
     reason: str
 
 
 def layout_text(parallel: ParallelConfig) -> str:
-    """`tensor=2,schedule=gpipe`: the settings that differ from the defaults, precision left out; 'one process' for
-    none. Sizes come first, and a size that was left open is written as 1."""
+    """Write the settings that differ from the defaults, as in `tensor=2,schedule=gpipe`.
+
+    Sizes come first; a size that was not given counts as 1. Precision is not shown. Without differences: "one process".
+    """
     shown = {key: getattr(parallel, key) or 1 for key in SIZES}
     words = [f"{key}={value}" for key, value in shown.items() if value != 1]
     for field in fields(ParallelConfig):
@@ -66,16 +69,16 @@ def layout_text(parallel: ParallelConfig) -> str:
 
 
 def is_one_process(parallel: ParallelConfig) -> bool:
-    """Whether nothing that this says makes it another run than that of one process."""
+    """Whether no setting has an effect that makes the run differ from that of one process."""
     default = ParallelConfig()
     idle = {key: getattr(default, key) for key in AXIS_OF if not _applies(parallel, key)}
     return layout_text(replace(parallel, **idle)) == "one process"
 
 
 def fit_micro_batch(parallel: ParallelConfig, workload: Workload) -> Choice:
-    """The layout with the workload's micro-batch size, else the nearest smaller one that it takes.
+    """Return the layout with the workload's micro-batch size, else with the nearest smaller one that is valid.
 
-    ConfigError names the rule that it breaks with any of them.
+    ConfigError names the rule that the layout breaks with every size.
     """
     check_device(parallel, workload.device_type)
     given = replace(parallel, data=1 if parallel.data is None else parallel.data)
@@ -89,7 +92,7 @@ def fit_micro_batch(parallel: ParallelConfig, workload: Workload) -> Choice:
             mistake = error
         else:
             return Choice(given, size)
-    if mistake is None:  # the recipe's own size is below 1: let the rules say so
+    if mistake is None:  # the recipe's own size is below 1: raise the error of the rules
         resolve_layout(given, workload.batch, model=workload.model, seq_len=workload.seq_len, world_size=world_size)
     assert mistake is not None
     raise mistake
@@ -98,11 +101,11 @@ def fit_micro_batch(parallel: ParallelConfig, workload: Workload) -> Choice:
 def choose_layouts(
     processes: int, workload: Workload, *, precision: Literal["bf16", "fp32"]
 ) -> tuple[list[Choice], list[Skipped]]:
-    """Layouts of up to so many processes, the plain one-process layout left out, and what is impossible and why.
+    """Return layouts of up to `processes` processes, and the impossible ones with the reason.
 
-    Every possible tensor x pipeline x data is there, each with the modes that add most pairs of settings not seen yet;
-    then come as many more as it takes to see every pair that is possible at all (pairwise testing). The modes are those
-    of ParallelConfig's type.
+    Every possible tensor x pipeline x data appears, each with the modes that add most pairs of settings not seen so
+    far. Then follow as many more as it takes to see every possible pair (pairwise testing). The modes are taken from
+    the type of ParallelConfig. The plain one-process layout is not included.
     """
     plain = ParallelConfig(data=1, precision=precision)
     by_sizes: list[list[Choice]] = []
@@ -124,14 +127,14 @@ def choose_layouts(
 
 
 def _sizes(processes: int) -> list[tuple[int, int, int]]:
-    """(tensor, pipeline, data) with a product of at most `processes`, fewest processes first."""
+    """Return all (tensor, pipeline, data) with a product of at most `processes`, fewest processes first."""
     numbers = range(1, processes + 1)
     fitting = [(t, p, d) for t in numbers for p in numbers[: processes // t] for d in numbers[: processes // (t * p)]]
     return sorted(fitting, key=lambda sizes: (math.prod(sizes), sizes))
 
 
 def _possible(sized: ParallelConfig, workload: Workload) -> tuple[list[Choice], list[tuple[ParallelConfig, str]]]:
-    """These sizes with every combination of modes, the defaults first: those that can be, and why the others cannot."""
+    """Combine these sizes with all modes, the defaults first. Return valid layouts, and the errors of the others."""
     axes: dict[str, Sequence[Any]] = {key: values for key, values in _modes().items() if _applies(sized, key)}
     data = sized.data or 1
     axes["data_shard"] = [None, *(d for d in range(2, data) if data % d == 0)]
@@ -146,7 +149,7 @@ def _possible(sized: ParallelConfig, workload: Workload) -> tuple[list[Choice], 
 
 
 def _modes() -> dict[str, list[Any]]:
-    """The settings of ParallelConfig that have a few values to choose from, the default first."""
+    """Return the settings of ParallelConfig with a fixed choice of values, the default first."""
     hints = typing.get_type_hints(ParallelConfig)
     choices = {key: typing.get_args(hint) for key, hint in hints.items() if typing.get_origin(hint) is Literal}
     choices |= {key: (False, True) for key, hint in hints.items() if hint is bool}
@@ -163,7 +166,7 @@ def _applies(parallel: ParallelConfig, mode: str) -> bool:
 
 
 def _settings(parallel: ParallelConfig) -> frozenset[Setting]:
-    """What a layout shows: which sizes are above 1, and the modes that say something there."""
+    """Return which sizes of a layout are above 1, and its modes that have an effect."""
     shown: set[Setting] = {(key, "above 1") for key in SIZES if getattr(parallel, key) > 1}
     shown |= {(key, getattr(parallel, key)) for key in _modes() if _applies(parallel, key)}
     if parallel.data_shard is not None:
@@ -172,7 +175,7 @@ def _settings(parallel: ParallelConfig) -> frozenset[Setting]:
 
 
 def _cover(by_sizes: list[list[Choice]]) -> list[Choice]:
-    """One choice of each list that has any, and as many more as show a pair of settings that no other has shown."""
+    """Return one choice of each list that is not empty, and as many more as show a new pair of settings."""
     everything = list(itertools.chain.from_iterable(by_sizes))
     pairs = {choice: _pairs(choice) for choice in everything}
     seen: set[frozenset[Setting]] = set()
@@ -187,13 +190,13 @@ def _cover(by_sizes: list[list[Choice]]) -> list[Choice]:
 
 
 def _pairs(choice: Choice) -> set[frozenset[Setting]]:
-    """Every pair of a layout's settings, and every setting alone."""
+    """Return every pair of a layout's settings, and every single setting."""
     settings = _settings(choice.parallel)
     return {frozenset(pair) for pair in itertools.product(settings, repeat=2)}
 
 
 def _toml(value: Any) -> str:
-    """A value as `--layout` reads it."""
+    """Write a value as `--layout` reads it."""
     if isinstance(value, tuple):
         return f"[{','.join(map(_toml, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

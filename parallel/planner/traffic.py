@@ -1,8 +1,8 @@
-"""Counts what a rank communicates while its code runs, on real or fake tensors; changes nothing that is sent.
+"""Count what a rank communicates while its code runs, on real or fake tensors.
 
-Bytes are those of the whole tensor at one rank: what an all-gather puts out, what a reduce-scatter or an all-reduce
-takes in, what a send or a receive carries. Of these, a rank in a ring of n sends (n - 1)/n for an all-gather or a
-reduce-scatter, and twice that for an all-reduce.
+Bytes are those of the whole tensor at one rank: the output of an all-gather, the input of a reduce-scatter or an
+all-reduce, the content of a send or a receive. In a ring of n ranks, each rank sends (n - 1)/n of these bytes for an
+all-gather or a reduce-scatter, and twice that for an all-reduce.
 """
 
 from collections import defaultdict
@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from parallel.layout.mesh import Mesh
 
-# Operator: what it is, and the argument that holds the whole tensor. `c10d` is what torch.distributed calls (FSDP2, the
-# pipeline schedules, the engine), `_c10d_functional` what DTensor calls.
+# Operator: its kind, and the index of the argument that holds the whole tensor. torch.distributed (FSDP2, the pipeline
+# schedules, the engine) calls `c10d`; DTensor calls `_c10d_functional`.
 OPERATORS = {
     "c10d::_allgather_base_": ("all-gather", 0),
     "c10d::allgather_into_tensor_coalesced_": ("all-gather", 0),
@@ -50,7 +50,7 @@ OPERATORS = {
     "_c10d_functional::broadcast_": ("broadcast", 0),
     "_c10d_functional::all_to_all_single": ("all-to-all", 0),
 }
-CARRY_NOTHING = (
+CARRY_NO_DATA = (
     "c10d::barrier",
     "c10d::monitored_barrier_",
     "c10d::check_for_nan",
@@ -60,8 +60,8 @@ CARRY_NOTHING = (
 
 
 @dataclass(frozen=True, order=True)
-class Collective:
-    """One kind of communication: along which axis of the layout, what, and among how many ranks."""
+class CollectiveKind:
+    """A kind of communication: along which axis of the layout, which operation, and among how many ranks."""
 
     axis: str  # tensor, pipeline, data, or all
     kind: str  # all-gather, reduce-scatter, all-reduce, broadcast, all-to-all, send, receive
@@ -70,57 +70,64 @@ class Collective:
 
 @dataclass(frozen=True)
 class Traffic:
-    """How often, and how many bytes altogether."""
+    """The number of calls, and the bytes of all of them."""
 
     count: int = 0
     bytes: int = 0
 
 
 class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While entered, counts this process's communication in `traffic`. Groups of one rank move nothing and are left
-    out; so are the integers by which pipeline stages agree on shapes, once in a run."""
+    """Counts the communication of this process in `traffic` while entered.
+
+    Groups of one rank move nothing and are not counted. Nor are the integers with which pipeline stages agree on
+    shapes, once in a run.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.axes = axis_of_group(mesh)
-        self.traffic: dict[Collective, Traffic] = defaultdict(Traffic)
+        self.traffic: dict[CollectiveKind, Traffic] = defaultdict(Traffic)
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if any(issubclass(t, DTensor) for t in types):
-            return NotImplemented  # DTensor first turns it into what it does to local tensors, which comes here again
+            return NotImplemented  # DTensor first turns it into operations on local tensors, which come here again
         if func.namespace in ("c10d", "_c10d_functional"):
             self._count(func._schema.name, args)
         return func(*args, **(kwargs or {}))
 
     def _count(self, name: str, args: tuple[Any, ...]) -> None:
-        if name in CARRY_NOTHING:
+        if name in CARRY_NO_DATA:
             return
-        assert name in OPERATORS, f"{name}: a kind of communication that nothing here can count"
+        assert name in OPERATORS, f"{name}: an operator of communication that is missing in OPERATORS"
         kind, position = OPERATORS[name]
         group = _group(args)
         tensors = [leaf for leaf in tree_leaves(args[position]) if isinstance(leaf, Tensor)]
         if group.size() == 1 or (kind in ("send", "receive") and not tensors[0].is_floating_point()):
             return
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        if name.startswith("_c10d_functional::all_gather"):  # which is given the share alone
+        if name.startswith("_c10d_functional::all_gather"):  # its argument is only the shard
             size *= group.size()
-        key = Collective(self.axes.get(group.group_name, "all"), kind, group.size())
+        key = CollectiveKind(self.axes.get(group.group_name, "all"), kind, group.size())
         before = self.traffic[key]
         self.traffic[key] = Traffic(before.count + 1, before.bytes + size)
 
 
 def axis_of_group(mesh: Mesh) -> dict[str, str]:
-    """Names of this rank's process groups, and the axis that each runs along. An axis over all ranks may share the
-    default group, whose few other collectives then count as this axis's."""
+    """Map the names of this rank's process groups to the axes of the layout.
+
+    An axis over all ranks may share the default group. The few other collectives of that group then count for the axis.
+    """
     dimensions = {"pp": "pipeline", "dp_replicate": "data", "dp_shard": "data", "tp": "tensor"}
     groups = [(mesh.whole.get_group(dimension), axis) for dimension, axis in dimensions.items()]
     return {group.group_name: axis for group, axis in groups if group.size() > 1}
 
 
-def extended(few: Mapping[Collective, Traffic], more: Mapping[Collective, Traffic], times: int) -> dict[Any, Traffic]:
-    """`more` and `times` times what it has beyond `few`."""
+def extrapolated(
+    few: Mapping[CollectiveKind, Traffic], more: Mapping[CollectiveKind, Traffic], times: int
+) -> dict[Any, Traffic]:
+    """Return `more` plus `times` times the difference between `more` and `few`."""
     result = {}
     for key in sorted(few.keys() | more.keys()):
         a, b = few.get(key, Traffic()), more.get(key, Traffic())
@@ -129,15 +136,15 @@ def extended(few: Mapping[Collective, Traffic], more: Mapping[Collective, Traffi
 
 
 def _group(args: tuple[Any, ...]) -> Any:
-    """The process group among an operator's arguments: boxed, or by name."""
+    """Return the process group among the arguments of an operator, where it is boxed or named."""
     for arg in args:
         if isinstance(arg, torch.ScriptObject):
             try:
                 return dist.ProcessGroup.unbox(arg)
             except (RuntimeError, TypeError):
-                continue  # a reduce operation is boxed too
+                continue  # reduce operations are boxed too
         if isinstance(arg, dist.ProcessGroup):
             return arg
     names = [arg for arg in args if isinstance(arg, str)]
     resolve: Any = dist.distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
-    return resolve(names[-1])  # the last: a reduction's name comes before it
+    return resolve(names[-1])  # the last one: the name of the reduction comes before it

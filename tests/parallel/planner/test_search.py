@@ -1,4 +1,4 @@
-"""Which layouts are chosen for a number of processes: all sizes, all modes, in all pairs; and why others are not."""
+"""The choice of layouts for a number of processes: all sizes, all pairs of modes, and reasons for the others."""
 
 import itertools
 import typing
@@ -21,28 +21,28 @@ def chosen():
     return choose_layouts(8, WORKLOAD, precision="fp32")
 
 
-def test_all_possible_sizes_are_there_once_or_more(chosen):
+def test_every_possible_size_appears(chosen):
     sizes = {(c.parallel.tensor, c.parallel.pipeline, c.parallel.data) for c in chosen[0]}
     powers = (1, 2, 4, 8)
     assert {s for s in itertools.product(powers, repeat=3) if s[0] * s[1] * s[2] <= 8} <= sizes
     assert all(choice.world_size <= 8 for choice in chosen[0])
 
 
-def test_no_layout_twice_and_none_is_the_reference(chosen):
+def test_no_layout_appears_twice_and_none_is_the_reference(chosen):
     names = [layout_text(choice.parallel) for choice in chosen[0]]
     assert len(set(names)) == len(names) >= 24
     assert "one process" not in names
 
 
-def test_every_mode_is_there(chosen):
-    """Taken from the type, so that a new schedule or way to recompute is tried without a word here."""
+def test_every_mode_appears(chosen):
+    """The modes come from the type, so a new schedule or kind of recomputation is covered without a change here."""
     for key, hint in typing.get_type_hints(ParallelConfig).items():
         if typing.get_origin(hint) is typing.Literal and key != "precision":
             assert {getattr(c.parallel, key) for c in chosen[0]} == set(typing.get_args(hint)), key
     assert any(c.parallel.data_shard == 2 and c.parallel.data == 4 for c in chosen[0]), "hybrid"
 
 
-def test_modes_meet_each_other_on_all_axes(chosen):
+def test_modes_are_combined_with_each_other_on_all_axes(chosen):
     layouts = [choice.parallel for choice in chosen[0]]
     for recompute, stage in itertools.product(("none", "full"), (0, 1, 2, 3)):
         assert any(p.recompute == recompute and p.zero_stage == stage and p.data > 1 for p in layouts)
@@ -50,14 +50,14 @@ def test_modes_meet_each_other_on_all_axes(chosen):
     assert any(p.tensor > 1 and p.zero_stage == 3 and p.data > 1 for p in layouts)
 
 
-def test_all_that_is_chosen_is_possible(chosen):
+def test_every_chosen_layout_is_valid(chosen):
     for choice in chosen[0]:
         batch = BatchConfig(choice.micro_batch_size, WORKLOAD.batch.global_batch_tokens)
         assert choice.micro_batch_size <= WORKLOAD.batch.micro_batch_size
         resolve_layout(choice.parallel, batch, model=MODEL, seq_len=64, world_size=choice.world_size)
 
 
-def test_impossible_sizes_and_modes_have_their_reason(chosen):
+def test_impossible_sizes_and_modes_have_a_reason(chosen):
     reasons = {skipped.layout: skipped.reason for skipped in chosen[1]}
     assert "model.n_heads = 8 is not divisible by parallel.tensor = 3" in reasons["tensor=3"]
     assert "3 sequences does not divide" in reasons["data=3"]
@@ -67,7 +67,7 @@ def test_impossible_sizes_and_modes_have_their_reason(chosen):
     assert any(choice.parallel.schedule == "gpipe" for choice in choices)
 
 
-def test_what_needs_cuda_is_skipped_on_a_cpu(chosen):
+def test_modes_that_need_cuda_are_skipped_on_a_cpu(chosen):
     assert any(choice.parallel.offload for choice in chosen[0])
     choices, skipped = choose_layouts(2, replace(WORKLOAD, device_type="cpu"), precision="fp32")
     assert choices
@@ -77,7 +77,7 @@ def test_what_needs_cuda_is_skipped_on_a_cpu(chosen):
         fit_micro_batch(ParallelConfig(offload=True), replace(WORKLOAD, device_type="cpu"))
 
 
-def test_the_micro_batch_is_the_nearest_smaller_that_fits():
+def test_the_micro_batch_size_is_the_nearest_smaller_one_that_is_valid():
     workload = Workload(MODEL, BatchConfig(6, 16 * 64), 64, "cpu")
     assert fit_micro_batch(ParallelConfig(), workload).micro_batch_size == 4
     assert fit_micro_batch(ParallelConfig(data=8), workload).micro_batch_size == 2
