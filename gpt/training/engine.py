@@ -66,6 +66,21 @@ class SaveEstimate:
     write_s: float | None  # of the slowest rank, by a short trial; None where none was made
 
 
+class VerifiedCheckpoint(Protocol):
+    """A checkpoint whose files have been found undamaged. parallel/checkpoint/ finds and opens them."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What was saved beside the tensors."""
+        ...
+
+
 class CheckpointStore(Protocol):
     """An engine's checkpoints in one kind of storage. Every method must be called by every rank, in the same order.
 
@@ -94,8 +109,8 @@ class CheckpointStore(Protocol):
         """
         ...
 
-    def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
-        """Load weights and optimizer from a checkpoint; return its state. `verified`: its digests are known good."""
+    def load(self, checkpoint: VerifiedCheckpoint) -> None:
+        """Load weights and optimizer."""
         ...
 
     def discard_after(self, directory: Path, *, step: int) -> None:
@@ -110,11 +125,11 @@ class SharedCheckpointStore(CheckpointStore, Protocol):
         """Publish a checkpoint of weights, optimizer and `state`, and wait until it is on disk."""
         ...
 
-    def load_weights(self, path: Path, *, verified: bool = False) -> None:
+    def load_weights(self, checkpoint: VerifiedCheckpoint) -> None:
         """Load the weights alone; the optimizer stays as it is."""
         ...
 
-    def load_newest(self, directory: Path, *, at_most: int) -> dict[str, object] | None:
+    def load_newest(self, directory: Path, *, at_most: int) -> dict[str, Any] | None:
         """Load the newest whole checkpoint of a step up to `at_most`; return its state, or None if there is none."""
         ...
 

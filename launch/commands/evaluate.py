@@ -85,7 +85,7 @@ def evaluate_opened(
         console.print(note)
     report: dict[str, Any] = {
         "run": str(saved.run_directory),
-        "checkpoint": str(saved.checkpoint_path),
+        "checkpoint": str(saved.checkpoint.path),
         "step": saved.step,
         "tokens_seen": saved.tokens_seen,
         "parameters": saved.model_config.parameters,

@@ -1,5 +1,6 @@
 """Export runs as Hugging Face folders and import such folders, with a progress bar and a report of the verification."""
 
+import functools
 import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,12 +22,12 @@ from launch.conversion.sources import (
     copy_companions,
     dtype_name,
     export_dtype,
-    verified_weights,
 )
 from launch.processes.terminal import progress_bar
 from launch.runs.imported_run import HUGGING_FACE, read_weights, write_run
 from launch.runs.saved_run import SavedRun
-from parallel.checkpoint.manifest import step_name
+from parallel.checkpoint.folders import step_name
+from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
 
 
 def export_run(saved: SavedRun, output: Path, *, dtype: str | None = None, mode: Mode = "auto") -> list[str]:
@@ -42,7 +43,7 @@ def export_run(saved: SavedRun, output: Path, *, dtype: str | None = None, mode:
             tokenizer_file=saved.tokenizer_file,
             dtype=elements,
             companions=companions if companions.is_dir() else None,
-            about={"checkpoint": str(saved.checkpoint_path), "step": saved.step, "tokens_seen": saved.tokens_seen},
+            about={"checkpoint": str(saved.checkpoint.path), "step": saved.step, "tokens_seen": saved.tokens_seen},
             mode=mode,
             progress=advance,
         )
@@ -70,7 +71,11 @@ def import_folder(folder: Path, output: Path, *, tokenizer_file: Path | None = N
     about: dict[str, object] = {"from": str(folder), "format": source.title, "dtype": dtype}
     names = [name for entry in table(config) for name in entry.names]
     with partial_folder(output) as partial:
-        path = partial / "checkpoints" / step_name(0)
+
+        @functools.cache
+        def written() -> Checkpoint:
+            return verify_checkpoint(partial / "checkpoints" / step_name(0))
+
         with progress_bar("writing tensors", total=len(source.tensors)) as advance:
             digests = round_trip(
                 source,
@@ -81,11 +86,11 @@ def import_folder(folder: Path, output: Path, *, tokenizer_file: Path | None = N
                     tokenizer_file=tokenizer_file,
                     about=about,
                 ),
-                lambda: to_hugging_face(config, verified_weights(path, names)),
+                lambda: to_hugging_face(config, read_weights(written(), names)),
                 progress=advance,
             )
         copy_companions(folder, partial / HUGGING_FACE)
-        logits = _compare_logits(source, path, mode)
+        logits = _compare_logits(source, written(), mode)
     compared = f"{texts} texts tokenized equally"
     if texts is None:
         compared = "tokenizers not compared: transformers is not installed"
@@ -107,7 +112,7 @@ def describe_logits(check: LogitCheck | None) -> str:
     )
 
 
-def _compare_logits(source: HuggingFaceSource, path: Path, mode: Mode) -> str:
+def _compare_logits(source: HuggingFaceSource, checkpoint: Checkpoint, mode: Mode) -> str:
     """Compare the logits of a verified checkpoint with those of transformers, if it is installed."""
     if importlib.util.find_spec("transformers") is None:
         return "logits not compared: transformers is not installed (pip install 'triaxial[hf]')"
@@ -117,7 +122,7 @@ def _compare_logits(source: HuggingFaceSource, path: Path, mode: Mode) -> str:
         return describe_logits(None)
 
     def read(names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in read_weights(path, names):
+        for name, tensor in read_weights(checkpoint, names):
             yield name, without_padding(config, name, tensor)
             del tensor
 

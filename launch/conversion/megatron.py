@@ -43,7 +43,7 @@ from launch.conversion.sources import (
 from launch.processes.terminal import progress_bar
 from launch.runs.imported_run import HUGGING_FACE, write_run
 from launch.runs.saved_run import SavedRun
-from parallel.checkpoint.manifest import step_name
+from parallel.checkpoint.folders import step_name
 
 RELEASE = "release"  # Megatron-LM's name for a checkpoint that it did not train itself
 NOT_COMPARED = (

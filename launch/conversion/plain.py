@@ -41,8 +41,10 @@ from launch.conversion.sources import checkpoint_source, copy_folders, copy_toke
 from launch.processes.terminal import progress_bar
 from launch.runs.imported_run import HUGGING_FACE, MODEL
 from launch.runs.saved_run import SavedRun
-from parallel.checkpoint import find as checkpoint
-from parallel.checkpoint.manifest import step_name, write_file
+from parallel.checkpoint.files import write_file
+from parallel.checkpoint.folders import step_name
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.checkpoint.load import read_tensors
 from parallel.checkpoint.stream import write_stream
 
 FORMAT = "triaxial plain safetensors"
@@ -82,7 +84,7 @@ def export_plain(
         _write_json(
             partial / CONFIG, {"format": FORMAT, "format_version": 1, "model": dataclasses.asdict(saved.model_config)}
         )
-        _write_json(partial / STATE, checkpoint.read_state(saved.checkpoint_path))
+        _write_json(partial / STATE, saved.checkpoint.state)
         _write_json(partial / DIGESTS, digests)
         copy_tokenizer(saved, partial)
         if (saved.run_directory / HUGGING_FACE).is_dir():
@@ -130,7 +132,7 @@ def import_plain(folder: Path, output: Path) -> list[str]:
         digests = round_trip(
             source,
             lambda tensors: write_stream(path, tensors, expected=specs, state=state),
-            lambda: checkpoint.read_tensors(path),
+            lambda: read_tensors(verify_checkpoint(path)),
             progress=advance,
         )
         copy_folders(folder, partial)

@@ -11,8 +11,10 @@ from gpt.files.atomic import partial_folder
 from launch.conversion.sources import checkpoint_source, copy_folders
 from launch.processes.terminal import progress_bar
 from launch.runs.saved_run import SavedRun
-from parallel.checkpoint import find as checkpoint
-from parallel.checkpoint.manifest import read_manifest, step_name
+from parallel.checkpoint.folders import step_name
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.checkpoint.load import read_tensors
+from parallel.checkpoint.manifest import read_manifest
 from parallel.checkpoint.stream import write_stream
 
 
@@ -22,16 +24,14 @@ def rewrite(saved: SavedRun, output: Path, *, weights_only: bool = False) -> lis
     Every tensor is read back and compared bit for bit before `output` gets its name. Memory: about the largest tensor.
     ConfigError: the output exists, or the disk is full.
     """
-    before = read_manifest(saved.checkpoint_path)
-    n_before = len(checkpoint.tensor_metadata(saved.checkpoint_path))
+    before, n_before = saved.checkpoint.manifest, len(saved.checkpoint.index)
     source = checkpoint_source(saved, weights_only=weights_only)
-    state = checkpoint.read_state(saved.checkpoint_path)
     with partial_folder(output) as partial, progress_bar("writing tensors", total=len(source.specs)) as advance:
         path = partial / "checkpoints" / step_name(saved.step)
         round_trip(
             source,
-            lambda tensors: write_stream(path, tensors, expected=source.specs, state=state),
-            lambda: checkpoint.read_tensors(path),
+            lambda tensors: write_stream(path, tensors, expected=source.specs, state=saved.checkpoint.state),
+            lambda: read_tensors(verify_checkpoint(path)),
             progress=advance,
         )
         copy_folders(saved.run_directory, partial)

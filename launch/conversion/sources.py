@@ -14,7 +14,8 @@ from gpt.files.safetensors import TensorSpec
 from gpt.tokenizer.tokenizers import tokenizer_files
 from launch.runs.imported_run import HUGGING_FACE, IMPORTED, MODEL, read_weights
 from launch.runs.saved_run import DTYPES, SavedRun
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.checkpoint.load import read_tensors
 
 EXPORT_DTYPES = {**DTYPES, "float16": torch.float16}  # a model imported in float16 may be exported in float16
 
@@ -28,13 +29,12 @@ class CheckpointSource:
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
         """Read the (name, tensor) pairs under their names in the checkpoint, one at a time."""
-        return checkpoint.read_tensors(self.saved.checkpoint_path, self.specs, verified=self.saved.verified)
+        return read_tensors(self.saved.checkpoint, self.specs)
 
 
 def checkpoint_source(saved: SavedRun, *, weights_only: bool) -> CheckpointSource:
     """Return all tensors of a checkpoint, or its weights, as a source."""
-    found = checkpoint.tensor_metadata(saved.checkpoint_path)
-    specs = {name: TensorSpec(tuple(shape), dtype) for name, (shape, dtype) in found.items()}
+    specs = {name: TensorSpec(stored.shape, stored.dtype) for name, stored in saved.checkpoint.index.items()}
     names = [name for name in widest_first(specs) if name.startswith(MODEL) or not weights_only]
     return CheckpointSource(saved, {name: specs[name] for name in names})
 
@@ -46,15 +46,13 @@ def widest_first(specs: dict[str, TensorSpec]) -> list[str]:
 
 def verified_weights(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """Read weights of a checkpoint that we have just written, after checking its digests."""
-    reason = checkpoint.verify(path)
-    assert reason is None, reason
-    return read_weights(path, names)
+    return read_weights(verify_checkpoint(path), names)
 
 
 def export_dtype(saved: SavedRun, requested: str | None) -> torch.dtype:
     """Return the dtype of exported weights: the requested one, else the one of the import, else float32."""
     if requested is None:
-        imported = checkpoint.read_state(saved.checkpoint_path).get(IMPORTED)
+        imported = saved.checkpoint.state.get(IMPORTED)
         requested = str(imported["dtype"]) if isinstance(imported, dict) else "float32"
     return EXPORT_DTYPES[requested]
 

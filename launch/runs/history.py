@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from gpt.errors import ConfigError
 from gpt.telemetry.goodput import Account, read_account
 from launch.processes.restarts import last_logged_step
-from parallel.checkpoint import find as checkpoint
-from parallel.checkpoint.folders import list_checkpoints, published_step
-from parallel.checkpoint.manifest import step_of
+from parallel.checkpoint.folders import list_checkpoints, published_step, step_of
 
 METRICS, SUPERSEDED = "metrics.jsonl", "metrics.superseded.jsonl"
 
@@ -186,7 +184,7 @@ def stored_checkpoints(directory: Path) -> list[StoredCheckpoint]:
     """Oldest first. One that is deleted while we look is left out."""
     found = []
     try:
-        for path in reversed(checkpoint.list_checkpoints(directory)):
+        for path in reversed(list_checkpoints(directory)):
             try:
                 sizes = [entry.stat(follow_symlinks=False) for entry in path.iterdir()]
             except OSError:

@@ -19,8 +19,9 @@ from gpt.files.safetensors import TensorSpec
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.tokenizer.tokenizers import tokenizer_files
-from parallel.checkpoint import find as checkpoint
-from parallel.checkpoint.manifest import step_name
+from parallel.checkpoint.folders import step_name
+from parallel.checkpoint.handle import Checkpoint
+from parallel.checkpoint.load import read_tensors
 from parallel.checkpoint.stream import write_stream
 
 IMPORTED = "imported"  # in a checkpoint's state: where it came from
@@ -61,9 +62,9 @@ def expected_weights(config: ModelConfig, order: Iterable[str] | None = None) ->
     return {MODEL + name: TensorSpec(padded[name], torch.float32) for name in order}
 
 
-def read_weights(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Weights of a checkpoint that has been verified, padding included, one at a time."""
-    for name, tensor in checkpoint.read_tensors(path, [MODEL + name for name in names], verified=True):
+def read_weights(checkpoint: Checkpoint, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Weights of a checkpoint, padding included, one at a time."""
+    for name, tensor in read_tensors(checkpoint, [MODEL + name for name in names]):
         yield name.removeprefix(MODEL), tensor
         del tensor
 

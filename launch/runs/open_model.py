@@ -36,8 +36,9 @@ from launch.runs.saved_run import (
     section,
     tokenizer_file,
 )
-from parallel.checkpoint import find as checkpoint
-from parallel.checkpoint.manifest import step_of
+from parallel.checkpoint.folders import list_checkpoints, step_of
+from parallel.checkpoint.handle import read_checkpoint_header
+from parallel.errors import CheckpointError
 from parallel.inference.model import load_distributed_model
 from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import Layout, resolve_layout
@@ -124,11 +125,10 @@ def opened_model(args: argparse.Namespace) -> Iterator[OpenedModel]:
     join_processes(environment, device, timeout_s=_timeout_s(config))
     saved = open_run(args.run, step=args.step)
     model = load_distributed_model(
-        saved.checkpoint_path,
+        saved.checkpoint,
         saved.model_config,
         build_mesh(layout, device),
         dtype=DTYPES[args.dtype],
-        verified=saved.verified,
     )
     yield OpenedModel(model, saved, is_main=environment.rank == 0)
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
@@ -176,12 +176,12 @@ def _config_of_newest(path: Path, step: int | None) -> dict[str, Any]:
     """The configuration in the checkpoint that will most likely be used, at the cost of one small file: which one is
     whole, ranks find out together."""
     folder, one = find_checkpoint_folder(path)
-    found = [one] if one is not None else checkpoint.list_checkpoints(folder)
+    found = [one] if one is not None else list_checkpoints(folder)
     for candidate in found:
         if step is None or step_of(candidate.name) == step:
             try:
-                config = checkpoint.read_state(candidate).get("config")
-            except checkpoint.CheckpointError:
+                config = read_checkpoint_header(candidate).state.get("config")
+            except CheckpointError:
                 continue
             if isinstance(config, dict):
                 return config

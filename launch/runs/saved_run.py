@@ -19,8 +19,11 @@ from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from launch.config.recipe import build
-from parallel.checkpoint import find as checkpoint
-from parallel.checkpoint.manifest import MANIFEST, step_of
+from parallel.checkpoint.find import find_latest
+from parallel.checkpoint.folders import list_checkpoints, step_of
+from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
+from parallel.checkpoint.load import read_tensors
+from parallel.checkpoint.manifest import MANIFEST
 
 T = TypeVar("T")
 
@@ -33,8 +36,7 @@ class SavedRun:
     """One checkpoint of a run and what belongs to it; the weights stay on disk until `weights` reads them."""
 
     run_directory: Path
-    checkpoint_path: Path
-    verified: bool  # whether the files' digests have been compared already
+    checkpoint: Checkpoint
     config: dict[str, Any]  # the whole resolved configuration
     model_config: ModelConfig
     data_config: DataConfig
@@ -47,7 +49,7 @@ class SavedRun:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The model's (name, tensor) pairs on the CPU, one at a time, as they were saved."""
         names = [_MODEL + name for name in _parameter_shapes(self.model_config)]
-        for name, tensor in checkpoint.read_tensors(self.checkpoint_path, names, verified=self.verified):
+        for name, tensor in read_tensors(self.checkpoint, names):
             yield name.removeprefix(_MODEL), tensor
 
 
@@ -88,26 +90,24 @@ def open_run(path: Path, *, step: int | None = None) -> SavedRun:
     ConfigError: nothing there, no such step, a damaged checkpoint, weights that are not of the model that its own
     configuration describes, a tokenizer that is gone or does not fit.
     """
-    path = Path(path)
-    run_directory, checkpoint_path, notes = find_checkpoint(path, step)
-    state = checkpoint.read_state(checkpoint_path)
+    run_directory, checkpoint, notes = find_checkpoint(Path(path), step)
+    state = checkpoint.state
     config = state.get("config")
     if not isinstance(config, dict):
-        raise ConfigError(f"{checkpoint_path}: its state holds no configuration, so `triaxial train` did not save it")
+        raise ConfigError(f"{checkpoint.path}: its state holds no configuration, so `triaxial train` did not save it")
     model_config = model_section(config)
     data_config = section(DataConfig, config, "data")
-    _check_weights(checkpoint_path, model_config)
+    _check_weights(checkpoint, model_config)
     tokenizer_path = tokenizer_file(run_directory, data_config)
     tokenizer = load_tokenizer(tokenizer_path)
     if tokenizer.vocab_size > model_config.vocab_size:
         raise ConfigError(
-            f"{tokenizer_path} has {tokenizer.vocab_size} pieces, but the model of {checkpoint_path} only "
+            f"{tokenizer_path} has {tokenizer.vocab_size} pieces, but the model of {checkpoint.path} only "
             f"model.vocab_size = {model_config.vocab_size}: it was trained with another tokenizer"
         )
     return SavedRun(
         run_directory=run_directory,
-        checkpoint_path=checkpoint_path,
-        verified=step is None and checkpoint_path != path,
+        checkpoint=checkpoint,
         config=config,
         model_config=model_config,
         data_config=data_config,
@@ -133,23 +133,23 @@ def find_checkpoint_folder(path: Path) -> tuple[Path, Path | None]:
     return path.absolute().parent, path
 
 
-def find_checkpoint(path: Path, step: int | None) -> tuple[Path, Path, list[str]]:
-    """The run directory, the checkpoint, and notes, for a path to either of the two."""
+def find_checkpoint(path: Path, step: int | None) -> tuple[Path, Checkpoint, list[str]]:
+    """The run directory, the checkpoint, and notes, for a path to either of the two. Collective over all ranks."""
     folder, one = find_checkpoint_folder(path)
     if one is not None:
         if step is not None:
             raise ConfigError(f"--step {step}: {path} is one checkpoint already; give its run directory, or no --step")
-        return folder.parent if folder.name == "checkpoints" else folder, path, []
+        return folder.parent if folder.name == "checkpoints" else folder, verify_checkpoint(path), []
     if step is None:
-        found, skipped = checkpoint.find_latest(folder)
+        found, skipped = find_latest(folder)
         notes = [f"skipped the checkpoint {bad}: {reason}" for bad, reason in skipped]
         if found is None:
             raise ConfigError("; ".join([f"{folder} holds no whole checkpoint", *notes]))
         return path, found, notes
-    available = checkpoint.list_checkpoints(folder)
+    available = list_checkpoints(folder)
     by_step = {step_of(candidate.name): candidate for candidate in reversed(available)}
     if step in by_step:
-        return path, by_step[step], []
+        return path, verify_checkpoint(by_step[step]), []
     steps = ", ".join(map(str, by_step)) or "none"
     raise ConfigError(f"--step {step}: {folder} has no checkpoint of this step; there are: {steps}")
 
@@ -214,19 +214,17 @@ def _parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
         return {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
 
 
-def _check_weights(path: Path, config: ModelConfig) -> None:
+def _check_weights(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Compare names and shapes before anything large is read."""
     found = {
-        name.removeprefix(_MODEL): shape
-        for name, (shape, _) in checkpoint.tensor_metadata(path).items()
-        if name.startswith(_MODEL)
+        name.removeprefix(_MODEL): stored.shape for name, stored in checkpoint.index.items() if name.startswith(_MODEL)
     }
     expected = _parameter_shapes(config)
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             shapes = [list(s) if s is not None else "absent" for s in (found.get(name), expected.get(name))]
             raise ConfigError(
-                f"{path}: the tensor '{_MODEL}{name}' is {shapes[0]}, but {shapes[1]} in the model that the "
+                f"{checkpoint.path}: the tensor '{_MODEL}{name}' is {shapes[0]}, but {shapes[1]} in the model that the "
                 "checkpoint's own configuration describes; it is a checkpoint of another model"
             )
 

@@ -16,8 +16,9 @@ from gpt.training.run import Run
 from launch.config.run_config import RunConfig, as_dict
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.hardware import peak_flops_per_s
-from launch.training.fast_tier import fast_directory
-from launch.training.resume import Start
+from launch.training.local_tier import local_directory
+from launch.training.resume import RunStart
+from parallel.checkpoint.local_tier import is_local
 from parallel.engines.native import NativeEngine
 from parallel.engines.settings import EngineSettings
 from parallel.health.stragglers import Stragglers
@@ -44,22 +45,22 @@ def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.dev
 
 
 def build_engine(
-    config: RunConfig, layout: Layout, device: torch.device, start: Start, ledger: TimeLedger
+    config: RunConfig, layout: Layout, device: torch.device, start: RunStart, ledger: TimeLedger
 ) -> NativeEngine:
     """The engine with its weights: a checkpoint's, another run's, or the seed's. Collective over all ranks."""
     engine = NativeEngine(
         engine_settings(config, layout),
         loss=loss_for(compile=config.parallel.compile, z_loss=config.train.z_loss),
         device=device,
-        fill=start.path is None and start.weights is None,
+        fill=start.checkpoint is None and start.weights is None,
     )
-    if start.path is not None:
+    if start.checkpoint is not None:
         with ledger.span("start_up/loading"):
-            store = engine.checkpoints.local if start.is_local else engine.checkpoints.shared
-            store.load(start.path, verified=True)
+            store = engine.checkpoints.local if is_local(start.checkpoint) else engine.checkpoints.shared
+            store.load(start.checkpoint)
     elif start.weights is not None:
         with ledger.span("start_up/loading"):
-            engine.checkpoints.shared.load_weights(start.weights, verified=True)
+            engine.checkpoints.shared.load_weights(start.weights)
     return engine
 
 
@@ -90,7 +91,7 @@ def build_loop(config: RunConfig, saved_state: dict[str, object], *, peak_flops_
         log_every_steps=config.metrics.log_every_steps,
         replica_check_every_steps=config.health.replica_check_every_steps,
         directory=config.run.directory,
-        fast_checkpoints=fast_directory(config),
+        fast_checkpoints=local_directory(config),
         saved_state=saved_state,
     )
 
@@ -142,7 +143,7 @@ def total_peak_flops_per_s(config: RunConfig, environment: ClusterEnvironment, d
     return float(peak)
 
 
-def open_metrics(config: RunConfig, loop: Run, start: Start) -> MetricsWriter:
+def open_metrics(config: RunConfig, loop: Run, start: RunStart) -> MetricsWriter:
     return MetricsWriter(
         config.metrics,
         config.run.directory,

@@ -8,7 +8,7 @@ from gpt.training.config import CheckpointConfig
 from gpt.training.engine import Engine, SaveEstimate
 from gpt.training.run import Run
 from gpt.training.saver import FAST_KEPT
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.folders import list_checkpoints
 
 
 def check_space(run: Run, engine: Engine, *, step: int) -> list[tuple[EventKind, str]]:
@@ -20,7 +20,7 @@ def check_space(run: Run, engine: Engine, *, step: int) -> list[tuple[EventKind,
     """
     state: dict[str, object] = {**run.saved_state, "step": run.steps, "tokens_seen": 0, "samples_seen": 0, "loop": {}}
     found = engine.checkpoints.shared.estimate(run.checkpoints, state=state, step=run.steps)
-    kept_already = checkpoint.list_checkpoints(run.checkpoints)
+    kept_already = list_checkpoints(run.checkpoints)
     error = DiskFull if step > 0 else ConfigError
     events = _first_tier(run, found, kept=checkpoints_at_once(run), there=len(kept_already), error=error)
     if run.fast_checkpoints is not None:

@@ -12,33 +12,37 @@ from gpt.health.spikes import SpikeDetector
 from gpt.telemetry.event_log import EventKind
 from gpt.training.run import LoopState
 from launch.config.run_config import RunConfig, changed_keys
-from launch.training import fast_tier
+from launch.training.local_tier import local_directory
 from launch.training.start_from import check_start_from, starting_weights
-from parallel.checkpoint import fast_tier as checkpoint_fast
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.find import find_latest
+from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.handle import Checkpoint, read_checkpoint_header
+from parallel.checkpoint.local_tier import discard_local_after, find_newest_local
+from parallel.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Start:
-    """From where training begins: the loop's state, the checkpoint to load (None: from the start), and what to tell
-    the user, each with the kind of event that it is. `weights`: of a new run, the checkpoint of another to take them
-    from (None: the seed's)."""
+class RunStart:
+    """The point from which training starts, and the events to log, each with its kind."""
 
     state: LoopState
-    path: Path | None
+    checkpoint: Checkpoint | None  # to load; None: a new run
     events: list[tuple[EventKind, str]]
-    weights: Path | None = None
-    is_local: bool = False  # whether `path` is of the local tier
+    weights: Checkpoint | None = None  # of another run, whose weights a new run takes; None: initialise by the seed
 
     @property
     def step(self) -> int:
         return self.state.step
 
+    def without_checkpoint(self) -> "RunStart":
+        """The same, once the engine is loaded: the index of a large checkpoint takes gigabytes."""
+        return replace(self, checkpoint=None, weights=None)
+
 
 def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, resume: bool | None) -> None:
     """Tell of a mistake before any process talks to another: what can be seen without verifying a checkpoint."""
     check_no_links(config.run.directory)
-    found = checkpoint.list_checkpoints(config.run.directory / "checkpoints")
+    found = list_checkpoints(config.run.directory / "checkpoints")
     if not found:
         check_start_from(config)
         if resume and not config.checkpoint.fast_directory:
@@ -47,8 +51,8 @@ def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, re
     if resume is False:
         raise _not_to_be_resumed(config, found[0])
     try:
-        state = checkpoint.read_state(found[0])
-    except checkpoint.CheckpointError:
+        state = read_checkpoint_header(found[0]).state
+    except CheckpointError:
         return  # find_start falls back to an older one, and says so
     check_same_run(found[0], state, saved_state)
     loop_state(config, state)
@@ -74,59 +78,57 @@ def check_no_links(directory: Path) -> None:
 
 def find_start(
     config: RunConfig, saved_state: Mapping[str, Any], *, resume: bool | None, layout: dict[str, object] | None = None
-) -> Start:
+) -> RunStart:
     """The newest whole checkpoint over both tiers, verified, if there is one; the second tier, if there is one, is
     rid of what is newer. `layout`: what its folders must have been saved on. Collective over all ranks."""
-    directory, fast_directory = config.run.directory / "checkpoints", fast_tier.fast_directory(config)
-    fast, passed_over = None, list[str]()
-    if fast_directory is not None and layout is not None and resume is not False:
-        fast, passed_over = checkpoint_fast.find_newest(
-            fast_directory, run_id=str(saved_state["run_id"]), layout=layout
-        )
-    path, skipped = checkpoint.find_latest(directory, newer_than=-1 if fast is None else fast.step)
-    passed_over += [f"skipped the checkpoint {bad}: {reason}" for bad, reason in skipped]
-    if path is None and fast is not None:
-        path = fast.path
-    start = _start_from(path, config, saved_state, resume=resume, passed_over=passed_over)
-    start = replace(start, is_local=fast is not None and start.path == fast.path)
-    if fast_directory is not None:
-        checkpoint_fast.discard_after(fast_directory, step=start.step)
+    shared_directory, tier = config.run.directory / "checkpoints", local_directory(config)
+    local, messages = None, list[str]()
+    if tier is not None and layout is not None and resume is not False:
+        local, messages = find_newest_local(tier, run_id=str(saved_state["run_id"]), layout=layout)
+    shared, skipped = find_latest(shared_directory, newer_than=-1 if local is None else local.step)
+    messages += [f"skipped the checkpoint {path}: {reason}" for path, reason in skipped]
+    start = _start_from(shared or local, config, saved_state, resume=resume, messages=messages)
+    if tier is not None:
+        discard_local_after(tier, step=start.step)
     return start
 
 
 def _start_from(
-    path: Path | None,
+    checkpoint: Checkpoint | None,
     config: RunConfig,
     saved_state: Mapping[str, Any],
     *,
     resume: bool | None,
-    passed_over: list[str],
-) -> Start:
+    messages: list[str],
+) -> RunStart:
     """From the checkpoint that was found, or from the beginning where there has been none."""
     directory = config.run.directory / "checkpoints"
-    if path is None:
+    if checkpoint is None:
         if resume:
-            raise ConfigError(f"--resume, but {directory} holds no whole checkpoint{_because(passed_over)}")
-        if checkpoint.list_checkpoints(directory):
-            raise ConfigError(f"{directory} holds checkpoints, but none is whole{_because(passed_over)}")
+            raise ConfigError(f"--resume, but {directory} holds no whole checkpoint{_because(messages)}")
+        if list_checkpoints(directory):
+            raise ConfigError(f"{directory} holds checkpoints, but none is whole{_because(messages)}")
         start = fresh_start(config)
-        start.events.extend(("checkpoint_skipped", text) for text in passed_over)
+        start.events.extend(("checkpoint_skipped", text) for text in messages)
         return start
     if resume is False:
-        raise _not_to_be_resumed(config, path)
-    state = checkpoint.read_state(path)
-    loop, changes = loop_state(config, state)
-    changes = [*check_same_run(path, state, saved_state), *changes]
-    events: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in passed_over]
+        raise _not_to_be_resumed(config, checkpoint.path)
+    loop, changes = loop_state(config, checkpoint.state)
+    changes = [*check_same_run(checkpoint.path, checkpoint.state, saved_state), *changes]
+    events: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in messages]
     events += [("setting_changed", text) for text in changes]
-    return Start(loop, path, [*events, ("resumed", f"resumed from {path} (step {loop.step:,})")])
+    events.append(("resumed", f"resumed from {checkpoint.path} (step {loop.step:,})"))
+    return RunStart(loop, checkpoint, events)
 
 
-def fresh_start(config: RunConfig) -> Start:
+def fresh_start(config: RunConfig) -> RunStart:
     """From the first sample, with the seed's weights or those that run.start_from names. Collective over all ranks."""
     weights = starting_weights(config)
-    events: list[tuple[EventKind, str]] = [] if weights is None else [("started_from", f"weights of {weights}")]
-    return Start(LoopState(0, SkippedData.stated(config.data.skip), SpikeDetector(config.spike)), None, events, weights)
+    events: list[tuple[EventKind, str]] = []
+    if weights is not None:
+        events.append(("started_from", f"weights of {weights.path}"))
+    state = LoopState(0, SkippedData.stated(config.data.skip), SpikeDetector(config.spike))
+    return RunStart(state, None, events, weights)
 
 
 def loop_state(config: RunConfig, saved: Mapping[str, Any]) -> tuple[LoopState, list[str]]:

@@ -9,7 +9,10 @@ from gpt.tokenizer.tokenizers import tokenizer_files
 from launch.config.run_config import RunConfig, changed_keys
 from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.saved_run import find_checkpoint_folder
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.find import find_latest
+from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.handle import Checkpoint, read_checkpoint_header, verify_checkpoint
+from parallel.errors import CheckpointError
 
 # What may differ between the two recipes' models: it decides nothing about weights that are already there.
 _FREE = ("init_std",)
@@ -21,35 +24,33 @@ def check_start_from(config: RunConfig) -> None:
         return
     directory, path = find_checkpoint_folder(config.run.start_from)
     if path is None:
-        found = checkpoint.list_checkpoints(directory)
+        found = list_checkpoints(directory)
         if not found:
             raise ConfigError(f"run.start_from = '{config.run.start_from}' holds no checkpoint in {directory}")
         path = found[0]
     try:
-        state = checkpoint.read_state(path)
-    except checkpoint.CheckpointError:
+        state = read_checkpoint_header(path).state
+    except CheckpointError:
         return  # the one that is taken is verified, and this one passed over, in `starting_weights`
     _check_same_model(path, state, config)
 
 
-def starting_weights(config: RunConfig) -> Path | None:
+def starting_weights(config: RunConfig) -> Checkpoint | None:
     """The checkpoint, verified; None where the recipe names none. Collective over all ranks."""
     if config.run.start_from is None:
         return None
     directory, path = find_checkpoint_folder(config.run.start_from)
     if path is None:
-        path, skipped = checkpoint.find_latest(directory)
-        if path is None:
+        checkpoint, skipped = find_latest(directory)
+        if checkpoint is None:
             reasons = "".join(f"; {bad}: {reason}" for bad, reason in skipped)
             raise ConfigError(
                 f"run.start_from = '{config.run.start_from}': {directory} holds no whole checkpoint{reasons}"
             )
     else:
-        reason = checkpoint.verify(path)
-        if reason is not None:
-            raise checkpoint.CheckpointError(path, reason)
-    _check_same_model(path, checkpoint.read_state(path), config)
-    return path
+        checkpoint = verify_checkpoint(path)
+    _check_same_model(checkpoint.path, checkpoint.state, config)
+    return checkpoint
 
 
 def bring_companions(config: RunConfig) -> None:

@@ -43,11 +43,11 @@ from launch.training.build import (
     watch_steps,
 )
 from launch.training.checkpoint_space import check_space
-from launch.training.fast_tier import check_fast_directory, run_identity
+from launch.training.local_tier import check_fast_directory, run_identity
 from launch.training.resume import check_run_directory, find_start
 from launch.training.summary import describe, how_it_ended, prepare_run_directory, write_summary
 from parallel.agreement import exchange
-from parallel.checkpoint.fast_tier import discard_all
+from parallel.checkpoint.local_tier import discard_all_local
 from parallel.engines.native import NativeEngine
 from parallel.engines.settings import sharding_signature
 from parallel.health.watchdog import LostPeers, watch_rank
@@ -152,6 +152,7 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
     ledger.write()  # a restart that fails from here on is in it
     with ledger.span("start_up/building"):
         engine = build_engine(config, layout, prepared.device, start, ledger)
+    start = start.without_checkpoint()
     with ledger.span("start_up/measuring"):
         peak = total_peak_flops_per_s(config, prepared.environment, prepared.device)
     run = build_loop(config, prepared.saved_state, peak_flops_per_s=peak)
@@ -184,7 +185,7 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
         if metrics is not None:
             report_end(prepared, run, outcome, metrics, first_step=first_step, weights=weights)
     if run.fast_checkpoints is not None and outcome.ended in ("total_tokens", "target_loss"):
-        discard_all(run.fast_checkpoints)
+        discard_all_local(run.fast_checkpoints)
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
     return mark_saved(prepared.environment) if outcome.ended == "signal" else 0
 

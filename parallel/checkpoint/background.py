@@ -25,9 +25,8 @@ from gpt.errors import ConfigError
 from gpt.training.config import Retention
 from gpt.training.engine import SaveResult
 from parallel.agreement import Group, PeerLost, exchange, is_distributed
-from parallel.checkpoint.folders import published_step
-from parallel.checkpoint.manifest import step_name
-from parallel.checkpoint.plan import Piece, WritePlan, local, make_plan
+from parallel.checkpoint.folders import published_step, step_name
+from parallel.checkpoint.plan import ShardPiece, WritePlan, local, make_plan
 from parallel.checkpoint.save import Save, ShardBytes, check_save, write_checkpoint
 
 Tensors = Mapping[str, torch.Tensor]
@@ -233,7 +232,7 @@ class _Figures:
     bytes: int
 
 
-def _blocks(buffer: torch.Tensor, pieces: tuple[Piece, ...]) -> ShardBytes:
+def _blocks(buffer: torch.Tensor, pieces: tuple[ShardPiece, ...]) -> ShardBytes:
     data = buffer.numpy().data[: sum(piece.size_bytes for piece in pieces)]
     for start in range(0, len(data), _BLOCK_BYTES):
         yield data[start : start + _BLOCK_BYTES]

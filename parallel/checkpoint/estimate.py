@@ -10,8 +10,9 @@ from gpt.training.config import Retention
 from gpt.training.engine import SaveEstimate
 from parallel.agreement import exchange, rank_in, together
 from parallel.checkpoint.background import BackgroundSaver
-from parallel.checkpoint.folders import make_hidden
-from parallel.checkpoint.manifest import encode_state, step_name, write_file
+from parallel.checkpoint.files import write_file
+from parallel.checkpoint.folders import make_hidden, step_name
+from parallel.checkpoint.manifest import encode_state
 from parallel.checkpoint.save import Save
 
 _TRIAL_BYTES = 32 * 2**20  # of each rank, at most

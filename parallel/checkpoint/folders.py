@@ -15,12 +15,24 @@ import shutil
 from pathlib import Path
 
 from gpt.training.config import Retention
-from parallel.checkpoint.manifest import fsync_folder, step_of
+from parallel.checkpoint.files import fsync_folder
 from parallel.errors import CheckpointError
 
 _SAVING, _REPLACED, _DELETING = ".saving-", ".replaced-", ".deleting-"
 _REPLACED_NAME = re.compile(rf"\{_REPLACED}(step-\d+)-[0-9a-f]+")
+_STEP_NAME = re.compile(r"step-(\d{9,})")
 _log = logging.getLogger(__name__)
+
+
+def step_name(step: int) -> str:
+    """Folder name of a step."""
+    return f"step-{step:09d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step that a published folder's name stands for, or None when it is no such name."""
+    match = _STEP_NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def list_checkpoints(directory: Path, *, at_most: int | None = None) -> list[Path]:

@@ -1,13 +1,12 @@
-"""Which tensors may be stored, and reading safetensors shards for torch.distributed.checkpoint; never unpickles.
+"""Load tensors from a checkpoint: in place over all ranks, or whole ones in a single process. Nothing is unpickled.
 
-DCP plans who reads which piece (re-sharding); the reader here moves the bytes. DCP asks for a subclass of its storage
-interface, hence the inheritance.
+torch.distributed.checkpoint (DCP) plans which rank reads which piece, which is how a load re-shards. The reader here
+moves the bytes; DCP asks for a subclass of its storage interface, hence the inheritance.
 """
 
 import functools
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,31 +24,23 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from gpt.errors import ConfigError
+from gpt.files.safetensors import TensorLocation, read_header, read_into
 from parallel.agreement import ALONE, Group, dcp_errors, is_distributed, together
-from parallel.checkpoint.manifest import (
-    Chunk,
-    Manifest,
-    StoredTensor,
-    open_shard,
-    read_index,
-    read_manifest,
-    stored_slice,
-)
+from parallel.checkpoint.handle import Checkpoint
+from parallel.checkpoint.index import Chunk, open_shard, stored_slice
 from parallel.checkpoint.plan import check_tensors
-from parallel.checkpoint.verify import verify
-from parallel.errors import CheckpointError
+
+_OPEN_SHARDS = 128  # whose headers are kept
 
 
 class SafetensorsReader(StorageReader):
     """Reads the pieces that DCP's load plan asks for out of the memory-mapped shards."""
 
-    def __init__(self, path: Path, manifest: Manifest, index: dict[str, StoredTensor]) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.index = index
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
         self.chunks = {
             MetadataIndex(name, torch.Size(chunk.offsets)): chunk
-            for name, stored in index.items()
+            for name, stored in checkpoint.index.items()
             for chunk in stored.chunks
         }
 
@@ -61,7 +52,7 @@ class SafetensorsReader(StorageReader):
                 size=torch.Size(stored.shape),
                 chunks=[ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.shape)) for c in stored.chunks],
             )
-            for name, stored in self.index.items()
+            for name, stored in self.checkpoint.index.items()
         }
         return Metadata(state_dict_metadata=dict(tensors))
 
@@ -72,10 +63,11 @@ class SafetensorsReader(StorageReader):
             chunk = self.chunks[item.storage_index]
             by_file.setdefault(chunk.file, []).append((item, chunk))
         for file, wanted in sorted(by_file.items()):
-            shard = open_shard(self.path, file, self.manifest)
+            shard = open_shard(self.checkpoint.path, file, self.checkpoint.manifest)
             for item, chunk in wanted:
                 name = item.storage_index.fqn
-                source = stored_slice(self.path, shard, name=name, stored=self.index[name], chunk=chunk)
+                stored = self.checkpoint.index[name]
+                source = stored_slice(self.checkpoint.path, shard, name=name, stored=stored, chunk=chunk)
                 starts_lengths = zip(item.storage_offsets, item.lengths, strict=True)
                 piece = source[tuple(slice(start, start + length) for start, length in starts_lengths)]
                 target = planner.resolve_tensor(item).detach()
@@ -105,52 +97,60 @@ class SafetensorsReader(StorageReader):
         return True
 
 
-def load(
-    path: Path,
+def load_checkpoint(
+    checkpoint: Checkpoint,
     *,
     tensors: Mapping[str, torch.Tensor],
     complete: bool = False,
-    verified: bool = False,
     rounded: bool = False,
     group: Group = None,
 ) -> None:
     """Load a checkpoint in place into tensors of any layout and any number of ranks; each rank reads what it needs.
 
-    `tensors` as for `save`. `complete`: also refuse a checkpoint with tensors that no rank asks for. `verified`: skip
-    the check of digests, for a path that `find_latest` has just returned. `rounded`: floating-point numbers are rounded
-    to the type of the tensors here, where that is another one.
+    `tensors` as for `save_checkpoint`. `complete`: also refuse a checkpoint with tensors that no rank asks for.
+    `rounded`: round floating-point numbers to the dtype of the tensors here, if that is another one.
 
-    Collective over `group`. Raises CheckpointError when the checkpoint is damaged; ConfigError, before any tensor is
-    changed, when a name is missing or a shape or dtype differs (a checkpoint from another model).
+    Collective over `group`. Raises CheckpointError if a file has been changed since it was verified; ConfigError,
+    before any tensor is changed, if a name is missing or a shape or dtype differs (a checkpoint of another model).
     """
-    path = Path(path)
-    reason = None if verified else verify(path, group=group)
-    if reason is not None:
-        raise CheckpointError(path, reason)
-    prepared: list[SafetensorsReader] = []  # what stays on this rank: the index is large
+    path = checkpoint.path
+    prepared: list[SafetensorsReader] = []  # stays on this rank: the index is large
 
     def prepare() -> list[str]:
-        prepared.append(_prepare_load(path, tensors, rounded=rounded))
+        _check_fits(checkpoint, tensors, rounded=rounded)
+        prepared.append(SafetensorsReader(checkpoint))
         return list(tensors) if complete else []
 
     names = together(prepare, group, path=path)
-    reader = prepared[0]
-    unused = set(reader.index).difference(*names) if complete else set()
+    unused = set(checkpoint.index).difference(*names) if complete else set()
     if unused:
         raise ConfigError(
             f"checkpoint {path} holds {len(unused)} tensors that nothing here asks for, '{min(unused)}' the first; "
             "it comes from another model or optimizer"
         )
-    together(functools.partial(_read_tensors, reader, tensors, group), group, path=path)
+    together(functools.partial(_read_planned, prepared[0], tensors, group), group, path=path)
 
 
-def _prepare_load(path: Path, tensors: Mapping[str, torch.Tensor], *, rounded: bool) -> SafetensorsReader:
-    """Read manifest and index, and compare them with the tensors to be filled."""
+def read_tensors(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Full tensors on the CPU, one at a time, assembled from their chunks without torch.distributed.
+
+    `names`: the tensors to read, in that order; default all, by name. ConfigError, before the first tensor, if a name
+    is missing.
+    """
+    index = checkpoint.index
+    wanted = sorted(index) if names is None else list(names)
+    for name in wanted:
+        if name not in index:
+            raise ConfigError(f"checkpoint {checkpoint.path} holds no tensor '{name}'")
+    return _assembled(checkpoint, wanted)
+
+
+def _check_fits(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], *, rounded: bool) -> None:
+    """Compare the index with the tensors to be filled."""
     check_tensors(tensors)
-    manifest = read_manifest(path)
-    index = read_index(path, manifest)
+    path = checkpoint.path
     for name, tensor in tensors.items():
-        stored = index.get(name)
+        stored = checkpoint.index.get(name)
         if stored is None:
             raise ConfigError(f"checkpoint {path} holds no tensor '{name}': it comes from another model or optimizer")
         may_round = rounded and stored.dtype.is_floating_point and tensor.dtype.is_floating_point
@@ -159,10 +159,9 @@ def _prepare_load(path: Path, tensors: Mapping[str, torch.Tensor], *, rounded: b
                 f"tensor '{name}' is {list(tensor.shape)} {tensor.dtype} here but {list(stored.shape)} {stored.dtype} "
                 f"in checkpoint {path}: it comes from another model"
             )
-    return SafetensorsReader(path, manifest, index)
 
 
-def _read_tensors(reader: SafetensorsReader, tensors: Mapping[str, torch.Tensor], group: Group) -> None:
+def _read_planned(reader: SafetensorsReader, tensors: Mapping[str, torch.Tensor], group: Group) -> None:
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with dcp_errors():
         dcp_load(
@@ -172,3 +171,30 @@ def _read_tensors(reader: SafetensorsReader, tensors: Mapping[str, torch.Tensor]
             process_group=None if group is ALONE else group,
             no_dist=not is_distributed() or group is ALONE,
         )
+
+
+def _assembled(checkpoint: Checkpoint, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """By plain reads: pages of a mapped file would count as memory of this process."""
+    path = checkpoint.path
+
+    @functools.lru_cache(_OPEN_SHARDS)
+    def opened(file: str) -> tuple[Any, dict[str, TensorLocation]]:
+        return open_shard(path, file, checkpoint.manifest), read_header(path / file)
+
+    for name in names:
+        stored = checkpoint.index[name]
+        full = torch.empty(stored.shape, dtype=stored.dtype)
+        for chunk in stored.chunks:
+            shard, header = opened(chunk.file)
+            stored_slice(path, shard, name=name, stored=stored, chunk=chunk)  # compares header and index
+            box = full[
+                tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.shape, strict=True))
+            ]
+            if box.is_contiguous():
+                read_into(header[name], box)
+            else:
+                piece = torch.empty(chunk.shape, dtype=stored.dtype)
+                read_into(header[name], piece)
+                box.copy_(piece)
+        yield name, full
+        del full

@@ -23,19 +23,14 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from gpt.errors import ConfigError
-from gpt.files.safetensors import TensorSpec, encode_header
+from gpt.files.safetensors import DTYPE_NAMES, TensorSpec, encode_header
 from parallel.agreement import ALONE, Group, by_first, rank_in
-from parallel.checkpoint.manifest import (
-    DTYPE_NAMES,
-    INDEX,
-    Chunk,
-    StoredTensor,
-    encode_index,
-)
+from parallel.checkpoint.index import Chunk, StoredTensor, encode_index
+from parallel.checkpoint.manifest import INDEX
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardPiece:
     """A box of a tensor that one rank writes: `shape` elements from `offsets` on."""
 
     name: str
@@ -53,7 +48,7 @@ class WritePlan:
     """What this rank writes, and how much all write together."""
 
     file: str  # the shard's name
-    pieces: tuple[Piece, ...]  # in the order of the file; none: no file
+    pieces: tuple[ShardPiece, ...]  # in the order of the file; none: no file
     index: bytes | None  # tensors.json, which rank 0 writes
     writers: range  # the ranks that write into one checkpoint folder with this one; the first of them leads
     tensor_bytes: int  # of all ranks
@@ -89,7 +84,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
         return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-def shard_header(pieces: tuple[Piece, ...]) -> bytes:
+def shard_header(pieces: tuple[ShardPiece, ...]) -> bytes:
     """The first bytes of a shard: a safetensors header that says where each piece lies."""
     specs = {piece.name: TensorSpec(piece.shape, piece.dtype) for piece in pieces}
     assert len(specs) == len(pieces), "two pieces of one tensor on one rank"
@@ -157,9 +152,9 @@ def _check_same_everywhere(plans: list[SavePlan]) -> None:
                 )
 
 
-def _piece(item: WriteItem) -> Piece:
+def _piece(item: WriteItem) -> ShardPiece:
     data = _data(item)
-    return Piece(item.index.fqn, tuple(data.chunk.offsets), tuple(data.chunk.sizes), data.properties.dtype)
+    return ShardPiece(item.index.fqn, tuple(data.chunk.offsets), tuple(data.chunk.sizes), data.properties.dtype)
 
 
 def _data(item: WriteItem) -> Any:

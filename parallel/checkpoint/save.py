@@ -22,20 +22,17 @@ from parallel.agreement import (
     rank_in,
     together,
 )
-from parallel.checkpoint.folders import delete_old, make_hidden, publish
+from parallel.checkpoint.files import FileRecord, write_file
+from parallel.checkpoint.folders import delete_old, make_hidden, publish, published_step, step_name
 from parallel.checkpoint.manifest import (
     INDEX,
     MANIFEST,
     STATE,
-    FileRecord,
-    Manifest,
+    CheckpointManifest,
     encode_manifest,
     encode_state,
-    step_name,
-    step_of,
-    write_file,
 )
-from parallel.checkpoint.plan import Piece, WritePlan, local, make_plan, shard_header
+from parallel.checkpoint.plan import ShardPiece, WritePlan, local, make_plan, shard_header
 from parallel.errors import CheckpointError
 
 ShardBytes = Iterator[bytes | memoryview]
@@ -103,7 +100,7 @@ def given_up(final: Path, error: PeerLost) -> CheckpointError:
     return CheckpointError(final, f"the save was given up: {error}; earlier checkpoints are untouched")
 
 
-def tensor_bytes(pieces: tuple[Piece, ...], read: Callable[[str], torch.Tensor]) -> ShardBytes:
+def tensor_bytes(pieces: tuple[ShardPiece, ...], read: Callable[[str], torch.Tensor]) -> ShardBytes:
     """The pieces' bytes; `read` gives this rank's elements of a tensor, and one at a time is copied."""
     for piece in pieces:
         tensor = read(piece.name).cpu().contiguous()
@@ -135,7 +132,7 @@ def _write_share(save: Save, hidden: Path, data: Callable[[], ShardBytes]) -> di
     return written
 
 
-def _whole_shard(pieces: tuple[Piece, ...], data: Callable[[], ShardBytes]) -> ShardBytes:
+def _whole_shard(pieces: tuple[ShardPiece, ...], data: Callable[[], ShardBytes]) -> ShardBytes:
     yield shard_header(pieces)
     yield from data()
 
@@ -148,10 +145,9 @@ def _finish(save: Save, hidden: Path, parts: list[dict[str, FileRecord]]) -> Non
     publish(hidden, save.final)
 
 
-def _manifest(save: Save, files: dict[str, FileRecord]) -> Manifest:
-    step = step_of(save.final.name)
-    assert step is not None
-    return Manifest(step, len(save.plan.writers), torch.__version__, save.plan.tensor_bytes, files)
+def _manifest(save: Save, files: dict[str, FileRecord]) -> CheckpointManifest:
+    step, ranks = published_step(save.final), len(save.plan.writers)
+    return CheckpointManifest(step, ranks, torch.__version__, save.plan.tensor_bytes, files)
 
 
 def _abandon(save: Save, hidden: Path | None, error: ConfigError, group: Group) -> NoReturn:
@@ -171,7 +167,7 @@ def _abandon(save: Save, hidden: Path | None, error: ConfigError, group: Group) 
     raise CheckpointError(path, f"not saved: {reason}; {figures}; earlier checkpoints are untouched") from error
 
 
-def save(
+def save_checkpoint(
     directory: Path,
     *,
     step: int,

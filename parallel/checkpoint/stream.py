@@ -1,46 +1,33 @@
-"""A checkpoint that one process writes from a stream of tensors, or reads as one; memory stays near one tensor.
+"""Write a checkpoint in one process from a stream of tensors, such as an imported model. Memory stays near one tensor.
 
-Saves of a training run go through parallel/checkpoint/save.py; this is for what was made elsewhere. Never talks to
-other ranks.
+A training run saves by save.py and background.py.
 """
 
-import functools
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gpt.files.safetensors import (
     MAX_FILE_BYTES,
-    TensorLocation,
     TensorSpec,
     encode_file,
     group_into_files,
-    read_header,
-    read_into,
 )
-from parallel.checkpoint.folders import make_hidden, publish
+from parallel.checkpoint.files import write_file
+from parallel.checkpoint.folders import make_hidden, publish, published_step
+from parallel.checkpoint.index import Chunk, StoredTensor, encode_index
 from parallel.checkpoint.manifest import (
     INDEX,
     MANIFEST,
     STATE,
-    Chunk,
-    Manifest,
-    StoredTensor,
-    encode_index,
+    CheckpointManifest,
     encode_manifest,
     encode_state,
-    open_shard,
-    step_of,
-    stored_slice,
-    write_file,
 )
 from parallel.errors import CheckpointError
-
-_OPEN_SHARDS = 128  # whose headers are kept
 
 
 def write_stream(
@@ -88,32 +75,6 @@ def _write_files(
     assert next(stream, None) is None, "more tensors than expected"
     files[INDEX] = write_file(hidden / INDEX, [encode_index(index)])
     files[STATE] = write_file(hidden / STATE, [encode_state(state)])
-    step = step_of(final.name)
-    assert step is not None
-    total = sum(entry.size_bytes for entry in expected.values())
-    write_file(hidden / MANIFEST, [encode_manifest(Manifest(step, len(groups), torch.__version__, total, files))])
-
-
-def assembled(path: Path, manifest: Manifest, wanted: list[tuple[str, StoredTensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Whole tensors out of their pieces, one at a time, by plain reads: a map of a file would count as memory."""
-
-    @functools.lru_cache(_OPEN_SHARDS)
-    def places(file: str) -> tuple[Any, dict[str, TensorLocation]]:
-        return open_shard(path, file, manifest), read_header(path / file)
-
-    for name, stored in wanted:
-        full = torch.empty(stored.shape, dtype=stored.dtype)
-        for chunk in stored.chunks:
-            shard, header = places(chunk.file)
-            stored_slice(path, shard, name=name, stored=stored, chunk=chunk)  # compares header and index
-            box = full[
-                tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.shape, strict=True))
-            ]
-            if box.is_contiguous():
-                read_into(header[name], box)
-            else:
-                piece = torch.empty(chunk.shape, dtype=stored.dtype)
-                read_into(header[name], piece)
-                box.copy_(piece)
-        yield name, full
-        del full
+    total_bytes = sum(entry.size_bytes for entry in expected.values())
+    manifest = CheckpointManifest(published_step(final), len(groups), torch.__version__, total_bytes, files)
+    write_file(hidden / MANIFEST, [encode_manifest(manifest)])

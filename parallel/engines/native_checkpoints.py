@@ -1,21 +1,25 @@
 """Save and load the native engine's weights and optimizer: shared checkpoints, and node-local ones of each rank."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gpt.training.config import Retention
-from gpt.training.engine import SaveEstimate, SaveResult
+from gpt.training.engine import SaveEstimate, SaveResult, VerifiedCheckpoint
 from parallel.agreement import exchange
-from parallel.checkpoint import fast_tier as checkpoint_fast
-from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
 from parallel.checkpoint.estimate import estimate_local, estimate_shared
+from parallel.checkpoint.find import discard_after, find_latest
+from parallel.checkpoint.handle import Checkpoint
+from parallel.checkpoint.load import load_checkpoint
+from parallel.checkpoint.local_tier import discard_local_after, load_local, mark, rank_directory
 from parallel.checkpoint.plan import local, make_rank_plan
+from parallel.checkpoint.save import save_checkpoint
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -45,14 +49,13 @@ class EngineTensors:
         """The state with the optimizer's step count, which `finish_load` restores."""
         return {**state, "optimizer_steps": int(next(iter(self.optimizer.state.values()))["step"])}
 
-    def finish_load(self, state: dict[str, object]) -> dict[str, object]:
-        """Restore what is not in the tensors that were loaded; return the state."""
+    def finish_load(self, state: Mapping[str, Any]) -> None:
+        """Restore what is not in the tensors that were loaded."""
         steps = state["optimizer_steps"]
         assert isinstance(steps, (int, float))
         self.equalise_tied_copies()
         for parameter_state in self.optimizer.state.values():
             parameter_state["step"].fill_(steps)
-        return state
 
     @torch.no_grad()
     def equalise_tied_copies(self) -> None:
@@ -83,7 +86,7 @@ class SharedCheckpoints:
     def save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> Path:
         self._writer.wait()
         state = self._tensors.with_steps(state)
-        return checkpoint.save(directory, step=step, tensors=self._tensors.by_name(), state=state, keep=keep)
+        return save_checkpoint(directory, step=step, tensors=self._tensors.by_name(), state=state, keep=keep)
 
     def start_save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> float:
         return self._saver.start(directory, step=step, state=self._tensors.with_steps(state), keep=keep)
@@ -91,23 +94,27 @@ class SharedCheckpoints:
     def finished(self, *, wait: bool) -> list[SaveResult]:
         return self._saver.finished(wait=wait)
 
-    def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
-        state = checkpoint.read_state(path)
-        checkpoint.load(path, tensors=self._tensors.by_name(), complete=True, verified=verified)
-        return self._tensors.finish_load(state)
+    def load(self, checkpoint: VerifiedCheckpoint) -> None:
+        assert isinstance(checkpoint, Checkpoint)
+        load_checkpoint(checkpoint, tensors=self._tensors.by_name(), complete=True)
+        self._tensors.finish_load(checkpoint.state)
 
-    def load_weights(self, path: Path, *, verified: bool = False) -> None:
-        checkpoint.load(path, tensors=self._tensors.weights(), verified=verified)
+    def load_weights(self, checkpoint: VerifiedCheckpoint) -> None:
+        assert isinstance(checkpoint, Checkpoint)
+        load_checkpoint(checkpoint, tensors=self._tensors.weights())
         self._tensors.equalise_tied_copies()
 
-    def load_newest(self, directory: Path, *, at_most: int) -> dict[str, object] | None:
+    def load_newest(self, directory: Path, *, at_most: int) -> dict[str, Any] | None:
         self._writer.wait()
-        path, _ = checkpoint.find_latest(directory, at_most=at_most)
-        return None if path is None else self.load(path, verified=True)
+        found, _ = find_latest(directory, at_most=at_most)
+        if found is None:
+            return None
+        self.load(found)
+        return found.state
 
     def discard_after(self, directory: Path, *, step: int) -> None:
         self._writer.wait()
-        checkpoint.discard_after(directory, step=step)
+        discard_after(directory, step=step)
 
 
 class LocalCheckpoints:
@@ -128,22 +135,20 @@ class LocalCheckpoints:
         return estimate_local(self._saver, directory.parent, state=state, step=step)
 
     def start_save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> float:
-        state = checkpoint_fast.marked(
-            self._tensors.with_steps(state), save_id=self._next_save_id(), layout=self._sharding
-        )
-        return self._saver.start(checkpoint_fast.rank_directory(directory), step=step, state=state, keep=keep)
+        state = mark(self._tensors.with_steps(state), save_id=self._next_save_id(), layout=self._sharding)
+        return self._saver.start(rank_directory(directory), step=step, state=state, keep=keep)
 
     def finished(self, *, wait: bool) -> list[SaveResult]:
         return self._saver.finished(wait=wait)
 
-    def load(self, path: Path, *, verified: bool = False) -> dict[str, object]:
-        state = checkpoint.read_state(path)
-        checkpoint_fast.load(path, self._tensors.by_name())
-        return self._tensors.finish_load(state)
+    def load(self, checkpoint: VerifiedCheckpoint) -> None:
+        assert isinstance(checkpoint, Checkpoint)
+        load_local(checkpoint, self._tensors.by_name())
+        self._tensors.finish_load(checkpoint.state)
 
     def discard_after(self, directory: Path, *, step: int) -> None:
         self._writer.wait()
-        checkpoint_fast.discard_after(directory, step=step)
+        discard_local_after(directory, step=step)
 
 
 @dataclass(frozen=True)

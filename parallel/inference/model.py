@@ -8,7 +8,6 @@ Shapes as in gpt/inference/model.py; t' is t rounded up to a multiple of tensor 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from gpt.model.gpt import LayerCache
 from parallel.agreement import exchange
 from parallel.axes.pipeline_parallel import pass_through
 from parallel.axes.stage import CachedStep, Stage, canonical_parameters
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.handle import Checkpoint
+from parallel.checkpoint.load import load_checkpoint
 from parallel.layout.mesh import Mesh
 from parallel.parallelize import build_layers
 
@@ -137,16 +137,16 @@ class DistributedModel:
 
 
 def load_distributed_model(
-    path: Path, config: ModelConfig, mesh: Mesh, *, dtype: torch.dtype, verified: bool = False
+    checkpoint: Checkpoint, config: ModelConfig, mesh: Mesh, *, dtype: torch.dtype
 ) -> DistributedModel:
     """Load the weights of a checkpoint of any layout, rounded to `dtype`, as a model over `mesh`, without gradients.
 
     Every rank must call it. Memory of a rank: its share of the weights, and one tensor. Errors as for
-    `checkpoint.load`.
+    `load_checkpoint`.
     """
     stages = [_build_stage(config, mesh, index=index, dtype=dtype) for index in mesh.stages]
     weights = {f"model.{name}": p.data for stage in stages for name, p in canonical_parameters(stage)}
-    checkpoint.load(path, tensors=weights, verified=verified, rounded=True)
+    load_checkpoint(checkpoint, tensors=weights, rounded=True)
     return DistributedModel(stages, mesh, d_model=config.d_model, dtype=dtype)
 
 

@@ -19,10 +19,19 @@ from torch import nn
 from gpt.training.config import Retention
 from gpt.training.engine import SaveResult
 from parallel.agreement import ALONE, exchange
-from parallel.checkpoint import fast_tier as checkpoint_fast
-from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.checkpoint.load import load_checkpoint
+from parallel.checkpoint.local_tier import (
+    discard_all_local,
+    discard_local_after,
+    find_newest_local,
+    load_local,
+    mark,
+    rank_directory,
+)
 from parallel.checkpoint.plan import local, make_rank_plan
+from parallel.checkpoint.save import save_checkpoint
 
 CPU = torch.device("cpu")
 LAYOUT = {"tensor": 2, "split": [1, 1]}
@@ -95,7 +104,7 @@ def job_four(folder: Path, rank: int) -> None:
 def _same_bytes(folder: Path, tensors: dict[str, torch.Tensor], saver: BackgroundSaver) -> None:
     """What is saved is what was there at the start, though training goes on; to the byte as by a save that waits."""
     kept = elements(tensors)
-    waiting = checkpoint.save(folder / "waiting", step=10, tensors=tensors, state={"a": 1}, keep=Retention(2))
+    waiting = save_checkpoint(folder / "waiting", step=10, tensors=tensors, state={"a": 1}, keep=Retention(2))
     plan = saver.prepare(folder / "run")
     stall_s = saver.start(folder / "run", step=10, state={"a": 1}, keep=Retention(2))
     add(tensors, 1.0)
@@ -110,7 +119,7 @@ def _same_bytes(folder: Path, tensors: dict[str, torch.Tensor], saver: Backgroun
     assert contents(result.path) == contents(waiting)
     assert result.bytes == sum(map(len, contents(waiting).values())), "known before the first byte"
     assert saver.prepare(folder / "run") is plan
-    checkpoint.load(result.path, tensors=tensors, complete=True)
+    load_checkpoint(verify_checkpoint(result.path), tensors=tensors, complete=True)
     assert equal(tensors, kept)
     dist.barrier()
 
@@ -151,11 +160,11 @@ def _one_rank_fails(folder: Path, saver: BackgroundSaver, rank: int) -> None:
 
 def _fast_tier(folder: Path, tensors: dict[str, torch.Tensor], saver: BackgroundSaver, rank: int) -> None:
     directory = folder / "fast" / "run-12345678"
-    mine = checkpoint_fast.rank_directory(directory)
+    mine = rank_directory(directory)
 
     def save(step: int, save_id: str) -> dict[str, torch.Tensor]:
         add(tensors, 1.0)
-        state = checkpoint_fast.marked({"step": step, "run_id": "r"}, save_id=save_id, layout=LAYOUT)
+        state = mark({"step": step, "run_id": "r"}, save_id=save_id, layout=LAYOUT)
         saver.start(mine, step=step, state=state, keep=Retention(2))
         (result,) = saver.finished(wait=True)
         assert result.error is None
@@ -164,17 +173,17 @@ def _fast_tier(folder: Path, tensors: dict[str, torch.Tensor], saver: Background
         return elements(tensors)
 
     def newest(run_id: str = "r", layout: dict[str, object] = LAYOUT) -> tuple[int | None, str]:
-        found, messages = checkpoint_fast.find_newest(directory, run_id=run_id, layout=layout)
+        found, messages = find_newest_local(directory, run_id=run_id, layout=layout)
         assert exchange(messages, None) == [messages] * 4
         return found and found.step, " ".join(messages)
 
     save(1, "x-0")
     kept = save(2, "x-1")
     assert sorted(os.listdir(mine)) == ["step-000000001", "step-000000002"]
-    found, messages = checkpoint_fast.find_newest(directory, run_id="r", layout=LAYOUT)
+    found, messages = find_newest_local(directory, run_id="r", layout=LAYOUT)
     assert (found.step, found.path, messages) == (2, mine / "step-000000002", [])
     add(tensors, 1.0)
-    checkpoint_fast.load(found.path, tensors)
+    load_local(found, tensors)
     assert equal(tensors, kept)
     assert newest(run_id="other") == (
         None,
@@ -188,7 +197,7 @@ def _fast_tier(folder: Path, tensors: dict[str, torch.Tensor], saver: Background
     assert newest() == (2, f"skipped step 3 of {directory}: rank 1 does not hold it")
     save(3, f"y-{rank // 3}")  # ranks of different saves of one step
     assert newest() == (2, f"skipped step 3 of {directory}: the ranks' folders are of different saves")
-    checkpoint_fast.discard_after(directory, step=2)
+    discard_local_after(directory, step=2)
     save(4, "z-0")
     if rank == 3:
         shard = mine / "step-000000004" / "shard-00000.safetensors"
@@ -205,7 +214,7 @@ def _fast_tier(folder: Path, tensors: dict[str, torch.Tensor], saver: Background
         None,
         " ".join(f"skipped step {step} of {directory}: rank 0 does not hold it" for step in (4, 2)),
     )
-    checkpoint_fast.discard_all(directory)
+    discard_all_local(directory)
     dist.barrier()
     assert not directory.exists()
 
@@ -215,7 +224,7 @@ def _two_savers(
 ) -> None:
     """A save waits for that of another saver of the same writer; each saver returns its own results."""
     local_saver = BackgroundSaver(lambda: tensors, writer, make_plan=make_rank_plan)
-    mine = checkpoint_fast.rank_directory(folder / "fast" / "two")
+    mine = rank_directory(folder / "fast" / "two")
     saver.start(folder / "two", step=1, state={}, keep=Retention(1))
     local_saver.start(mine, step=2, state={}, keep=Retention(1))
     assert only(saver.finished(wait=False)).step == 1
@@ -232,7 +241,7 @@ def _one_rank_dies(folder: Path, saver: BackgroundSaver, rank: int) -> None:
     saver.start(folder / "run", step=50, state={}, keep=Retention(1))
     with pytest.raises(RuntimeError):
         saver.finished(wait=True)
-    assert checkpoint.verify(folder / "run" / "step-000000040", group=ALONE) is None
+    verify_checkpoint(folder / "run" / "step-000000040", group=ALONE)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,19 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from gpt.training.config import Retention
-from parallel.checkpoint import find as checkpoint
-from parallel.checkpoint.manifest import MANIFEST, encode_manifest, read_manifest, write_file
+from parallel.checkpoint.files import write_file
+from parallel.checkpoint.find import find_latest
+from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.checkpoint.load import load_checkpoint
+from parallel.checkpoint.manifest import MANIFEST, encode_manifest, read_manifest
+from parallel.checkpoint.save import save_checkpoint
 
 FOLDER = Path(__file__).parent
 JOB_TIMEOUT_S = 150
@@ -38,27 +44,33 @@ def same(left: torch.Tensor, right: torch.Tensor) -> bool:
 def loaded(path: Path, value: float) -> bool:
     """Whether a checkpoint holds `some_tensors(value)`."""
     target = some_tensors(-1.0)
-    checkpoint.load(path, tensors=target, complete=True)
+    load_checkpoint(verify_checkpoint(path), tensors=target, complete=True)
     return all(same(target[name], tensor) for name, tensor in some_tensors(value).items())
 
 
 def save_value(directory: Path, step: int, value: int, *, keep_last: int = 1) -> Path:
     """Save `some_tensors(value)`, which the state says too."""
-    return checkpoint.save(
+    return save_checkpoint(
         directory, step=step, tensors=some_tensors(value), state={"value": value}, keep=Retention(keep_last)
     )
 
 
 def check_whole(directory: Path) -> int:
     """Whatever is published is whole and no mixture, and one checkpoint is there; the value that the newest holds."""
-    for path in checkpoint.list_checkpoints(directory):
-        assert checkpoint.verify(path) is None, path
-    latest, skipped = checkpoint.find_latest(directory)
+    for path in list_checkpoints(directory):
+        verify_checkpoint(path)
+    latest, skipped = find_latest(directory)
     assert latest is not None
     assert not skipped
-    value = int(checkpoint.read_state(latest)["value"])
-    assert loaded(latest, value), "a mixture"
+    value = int(latest.state["value"])
+    assert loaded(latest.path, value), "a mixture"
     return value
+
+
+def newest(directory: Path, **options: Any) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """What `find_latest` finds, by path."""
+    found, skipped = find_latest(directory, **options)
+    return None if found is None else found.path, skipped
 
 
 def fails(kind: type[Exception], action: Callable[[], object]) -> str:

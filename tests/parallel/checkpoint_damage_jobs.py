@@ -14,13 +14,17 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from checkpoint_cases import fails, flip_bit, loaded, replace_file, run_main, some_tensors
+from checkpoint_cases import fails, flip_bit, loaded, newest, replace_file, run_main, some_tensors
 
 from gpt.training.config import Retention
 from parallel.agreement import exchange
-from parallel.checkpoint import fast_tier as checkpoint_fast
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.find import find_latest
+from parallel.checkpoint.handle import read_checkpoint_header, verify_checkpoint
+from parallel.checkpoint.load import load_checkpoint, read_tensors
+from parallel.checkpoint.local_tier import find_newest_local, load_local, mark, rank_directory
 from parallel.checkpoint.manifest import INDEX, MANIFEST
+from parallel.checkpoint.save import save_checkpoint
+from parallel.errors import CheckpointError
 
 
 class Canary:
@@ -40,34 +44,33 @@ def job_pickle(folder: Path, rank: int) -> None:
     pickle.loads(bomb)
     assert canary.is_dir(), "the canary must sing when it is let out"
     canary.rmdir()
-    path = checkpoint.save(folder / "run", step=1, tensors=some_tensors(1.0), state={"a": 1}, keep=Retention(3))
+    path = save_checkpoint(folder / "run", step=1, tensors=some_tensors(1.0), state={"a": 1}, keep=Retention(3))
     for name in (".metadata", "__0_0.distcp", "model.pt", "pytorch_model.bin", "state.pkl", "shard-00007.safetensors"):
         (path / name).write_bytes(bomb)
     tier = folder / "fast" / "run-12345678"
-    mark = checkpoint_fast.marked({"step": 1, "run_id": "r"}, save_id="s", layout={})
-    mine = checkpoint.save(
-        checkpoint_fast.rank_directory(tier), step=1, tensors=some_tensors(1.0), state=mark, keep=Retention(1)
-    )
+    state = mark({"step": 1, "run_id": "r"}, save_id="s", layout={})
+    mine = save_checkpoint(rank_directory(tier), step=1, tensors=some_tensors(1.0), state=state, keep=Retention(1))
     for name in (".metadata", "__0_0.distcp", "shard-00007.safetensors", "state.pkl"):
         (mine / name).write_bytes(bomb)
     events = []
     sys.addaudithook(lambda event, _: events.append(event) if event.startswith("pickle.") else None)
-    assert checkpoint.find_latest(folder / "run") == (path, [])
+    assert newest(folder / "run") == (path, [])
     assert loaded(path, 1.0)
-    assert checkpoint.read_state(path) == {"a": 1}
-    assert len(list(checkpoint.read_tensors(path))) == len(checkpoint.tensor_metadata(path)) == 2
-    found, said = checkpoint_fast.find_newest(tier, run_id="r", layout={})
+    assert read_checkpoint_header(path).state == {"a": 1}
+    checkpoint = verify_checkpoint(path)
+    assert len(list(read_tensors(checkpoint))) == len(checkpoint.index) == 2
+    found, said = find_newest_local(tier, run_id="r", layout={})
     assert found is not None
     assert (found.path, said) == (mine, [])
-    checkpoint_fast.load(mine, some_tensors(0.0))
+    load_local(found, some_tensors(0.0))
     for name in (INDEX, "state.json", MANIFEST):
         whole = (mine / name).read_bytes()
         (mine / name).write_bytes(bomb)
-        assert checkpoint_fast.find_newest(tier, run_id="r", layout={})[0] is None
+        assert find_newest_local(tier, run_id="r", layout={})[0] is None
         (mine / name).write_bytes(whole)
     replace_file(path, "shard-00000.safetensors", bomb)
     assert "no valid safetensors" in fails(
-        checkpoint.CheckpointError, lambda: checkpoint.load(path, tensors=some_tensors(0.0))
+        CheckpointError, lambda: load_checkpoint(verify_checkpoint(path), tensors=some_tensors(0.0))
     )
     assert not events
     assert not canary.exists()
@@ -77,7 +80,7 @@ def job_flips(folder: Path, rank: int) -> None:
     """COUNT times one file of the newest checkpoint is damaged: all ranks go back to the one before."""
     directory, rng, kinds = folder / "run", random.Random(12), Counter[str]()
     paths = [
-        checkpoint.save(directory, step=step, tensors=_two_ranks(step), state={"value": step}, keep=Retention(2))
+        save_checkpoint(directory, step=step, tensors=_two_ranks(step), state={"value": step}, keep=Retention(2))
         for step in (1, 2)
     ]
     names = sorted(os.listdir(paths[1]))
@@ -91,29 +94,30 @@ def job_flips(folder: Path, rank: int) -> None:
             shutil.copy(paths[1] / name, folder / "aside")
             _damage(paths[1] / name, kind, position)
         dist.barrier()
-        latest, skipped = checkpoint.find_latest(directory)
-        assert exchange((latest, skipped), None) == [(latest, skipped)] * 2
-        assert latest == paths[0], (name, kind, position)
+        latest, skipped = find_latest(directory)
+        assert latest is not None
+        assert exchange((latest.path, skipped), None) == [(latest.path, skipped)] * 2
+        assert latest.path == paths[0], (name, kind, position)
         assert [path for path, _ in skipped] == [paths[1]]
         assert name in skipped[0][1] or name == MANIFEST, (skipped[0][1], name, kind, position)
         target = _two_ranks(-1)
-        fails(checkpoint.CheckpointError, lambda target=target: checkpoint.load(paths[1], tensors=target))
+        fails(CheckpointError, lambda target=target: load_checkpoint(verify_checkpoint(paths[1]), tensors=target))
         assert all(torch.equal(target[key], tensor) for key, tensor in _two_ranks(-1).items()), "something was used"
-        checkpoint.load(latest, tensors=target, complete=True, verified=True)
+        load_checkpoint(latest, tensors=target, complete=True)
         assert all(torch.equal(target[key], tensor) for key, tensor in _two_ranks(1).items())
         dist.barrier()
         if rank == 0:
             shutil.move(folder / "aside", paths[1] / name)
             kinds[f"{kind} {name}"] += 1
         dist.barrier()
-    assert checkpoint.find_latest(directory) == (paths[1], [])
+    assert newest(directory) == (paths[1], [])
     dist.barrier()
     if rank == 0:
         for path in paths:
             _damage(path / names[-1], "flip", 20)
         (folder / "damage.json").write_text(json.dumps(kinds, sort_keys=True))
     dist.barrier()
-    latest, skipped = checkpoint.find_latest(directory)
+    latest, skipped = find_latest(directory)
     assert latest is None
     assert [path for path, _ in skipped] == [paths[1], paths[0]]
 

@@ -27,8 +27,10 @@ from checkpoint_cases import (
 )
 
 from gpt.training.config import Retention
-from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
+from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.save import save_checkpoint
+from parallel.errors import CheckpointError
 
 FAULTS = {  # what a disk may answer to each call that touches files
     "mkdir": ("ENOSPC", "EIO"),
@@ -47,8 +49,8 @@ def save(kind: str, directory: Path, step: int, tensors: dict[str, torch.Tensor]
     state: dict[str, object] = {"value": step}
     if kind == "waiting":
         try:
-            checkpoint.save(directory, step=step, tensors=tensors, state=state, keep=Retention(keep_last))
-        except checkpoint.CheckpointError as error:
+            save_checkpoint(directory, step=step, tensors=tensors, state=state, keep=Retention(keep_last))
+        except CheckpointError as error:
             return str(error)
         return None
     saver = BackgroundSaver(lambda: tensors, BackgroundWriter(CPU))
@@ -97,7 +99,7 @@ def _fill_while_saving(folder: Path, kind: str, directory: Path) -> None:
     assert loaded(directory / "step-000000001", 1.0)
     filler.unlink()
     assert save(kind, directory, 2, medium, keep_last=3) is None
-    assert len(checkpoint.list_checkpoints(directory)) == 2
+    assert len(list_checkpoints(directory)) == 2
 
 
 def job_errors(folder: Path, rank: int) -> None:

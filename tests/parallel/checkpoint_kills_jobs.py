@@ -30,10 +30,13 @@ from checkpoint_cases import (
 )
 
 from gpt.training.config import Retention
-from parallel.checkpoint import fast_tier as checkpoint_fast
-from parallel.checkpoint import find as checkpoint
 from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
+from parallel.checkpoint.find import find_latest
+from parallel.checkpoint.load import load_checkpoint
+from parallel.checkpoint.local_tier import find_newest_local, load_local, mark, rank_directory
 from parallel.checkpoint.plan import make_plan, make_rank_plan
+from parallel.checkpoint.save import save_checkpoint
+from parallel.errors import CheckpointError
 
 CPU = torch.device("cpu")
 KINDS = ("waiting", "background", "fast")  # the last is the second tier, which saves in the background
@@ -137,7 +140,7 @@ def _save_on_two(folder: Path, directory: Path, kind: str, *, doomed: int, injec
             wait_until(is_traced)
         try:
             return 0 if _save(kind, saver, directory, 2, 2) else LOST_A_RANK
-        except (RuntimeError, checkpoint.CheckpointError):
+        except (RuntimeError, CheckpointError):
             return LOST_A_RANK
 
     children = [fork(functools.partial(work, rank)) for rank in range(2)]
@@ -183,7 +186,7 @@ def _save_for_ever(folder: Path, kind: str, kill: int, rank: int) -> int:
             _save(kind, saver, folder / kind, value, value)
             (folder / f"{kind}-{rank}").write_text(str(value))
             (folder / f"begun-{kill}").touch()
-    except (RuntimeError, checkpoint.CheckpointError):
+    except (RuntimeError, CheckpointError):
         return LOST_A_RANK
 
 
@@ -206,18 +209,17 @@ def _find(folder: Path, kind: str) -> int:
     """The value of the newest checkpoint that the ranks agree on, which is loaded and compared; 0 where none is."""
     tensors = some_tensors(-1.0)
     if kind == "fast":
-        found, _ = checkpoint_fast.find_newest(folder / "fast", run_id="r", layout=LAYOUT)
-        path = None if found is None else found.path
-        if path is not None:
-            checkpoint_fast.load(path, tensors)
+        found, _ = find_newest_local(folder / "fast", run_id="r", layout=LAYOUT)
+        if found is not None:
+            load_local(found, tensors)
     else:
-        path, skipped = checkpoint.find_latest(folder / kind)
+        found, skipped = find_latest(folder / kind)
         assert not skipped
-        if path is not None:
-            checkpoint.load(path, tensors=tensors, complete=True)
-    if path is None:
+        if found is not None:
+            load_checkpoint(found, tensors=tensors, complete=True)
+    if found is None:
         return 0
-    value = int(checkpoint.read_state(path)["value"])
+    value = int(found.state["value"])
     assert all(same(tensors[name], tensor) for name, tensor in some_tensors(value).items()), "a mixture"
     return value
 
@@ -226,12 +228,12 @@ def _save(kind: str, saver: BackgroundSaver, directory: Path, step: int, value: 
     """One save of some_tensors(value), to its end; False when it failed."""
     state: dict[str, object] = {"value": value, "step": step, "run_id": "r"}
     if kind == "waiting":
-        checkpoint.save(directory, step=step, tensors=some_tensors(value), state=state, keep=Retention(1))
+        save_checkpoint(directory, step=step, tensors=some_tensors(value), state=state, keep=Retention(1))
         return True
     is_fast = kind == "fast"
     if is_fast:
-        state = checkpoint_fast.marked(state, save_id=str(value), layout=LAYOUT)
-        directory = checkpoint_fast.rank_directory(directory)
+        state = mark(state, save_id=str(value), layout=LAYOUT)
+        directory = rank_directory(directory)
     saver.start(directory, step=step, state=state, keep=Retention(2 if is_fast else 1))
     (result,) = saver.finished(wait=True)
     if result.error is not None and dist.is_initialized():

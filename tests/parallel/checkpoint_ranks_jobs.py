@@ -10,13 +10,17 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from checkpoint_cases import fails, flip_bit, run_main, same
+from checkpoint_cases import fails, flip_bit, newest, run_main, same
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gpt.errors import ConfigError
 from gpt.training.config import Retention
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.find import find_latest
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.checkpoint.load import load_checkpoint
+from parallel.checkpoint.save import save_checkpoint
+from parallel.errors import CheckpointError
 
 LAYOUTS = {
     "dp2tp2": ((2, 2), ("dp", "tp")),
@@ -79,7 +83,7 @@ def job_four(folder: Path, rank: int) -> None:
     tensors |= {f"stage{rank}.w": torch.full((4, 3), float(rank))}  # pipeline stages hold different names
     if rank in (0, 3):
         tensors["tied.w"] = torch.arange(1000.0)
-    path = checkpoint.save(directory, step=10, tensors=tensors, state={"rank": rank}, keep=Retention(2))
+    path = save_checkpoint(directory, step=10, tensors=tensors, state={"rank": rank}, keep=Retention(2))
     if rank == 0:
         save_file(reference, folder / "reference.safetensors")
     _load_on_four(path, reference)
@@ -93,7 +97,7 @@ def _load_on_four(path: Path, reference: dict[str, torch.Tensor]) -> None:
     for layout in ("dp2tp2", "dp4", "replicate2shard2"):
         tensors = trained(layout, seed=2)
         assert not all(same(full(t), reference[name]) for name, t in tensors.items())
-        checkpoint.load(path, tensors=tensors)
+        load_checkpoint(verify_checkpoint(path), tensors=tensors)
         for name, tensor in tensors.items():
             assert same(full(tensor), reference[name]), (layout, name)
 
@@ -118,19 +122,19 @@ def _save_more_layouts(folder: Path, rank: int) -> None:
     columns = torch.arange(24.0).view(8, 3).t()[:, rank * 2 : rank * 2 + 2]  # (3, 2), strides (1, 3)
     tensors["strides"] = DTensor.from_local(columns, line, [Shard(1)])
     whole["strides"] = torch.arange(24.0).view(8, 3).t()
-    path = checkpoint.save(folder / "layouts", step=1, tensors=tensors, state={}, keep=Retention(1))
+    path = save_checkpoint(folder / "layouts", step=1, tensors=tensors, state={}, keep=Retention(1))
     target = {name: torch.zeros_like(tensor) for name, tensor in whole.items()}
-    checkpoint.load(path, tensors=target, complete=True)
+    load_checkpoint(verify_checkpoint(path), tensors=target, complete=True)
     assert all(same(target[name], whole[name]) for name in whole)
 
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     pair = pairs[rank // 2]
     mine = {"w": torch.full((6,), float(rank // 2))}
-    path = checkpoint.save(folder / f"pair{rank // 2}", step=1, tensors=mine, state={}, keep=Retention(1), group=pair)
+    path = save_checkpoint(folder / f"pair{rank // 2}", step=1, tensors=mine, state={}, keep=Retention(1), group=pair)
     target = {"w": torch.zeros(6)}
-    checkpoint.load(path, tensors=target, group=pair)
+    load_checkpoint(verify_checkpoint(path), tensors=target, group=pair)
     assert same(target["w"], mine["w"])
-    assert checkpoint.find_latest(folder / f"pair{rank // 2}", group=pair) == (path, [])
+    assert newest(folder / f"pair{rank // 2}", group=pair) == (path, [])
     dist.barrier()
 
 
@@ -145,7 +149,7 @@ def _refuse_on_four(directory: Path, path: Path, rank: int) -> None:
     def save(tensors: dict[str, torch.Tensor], state: dict[str, object] | None = None) -> str:
         return fails(
             ConfigError,
-            lambda: checkpoint.save(directory, step=11, tensors=tensors, state=state or {}, keep=Retention(2)),
+            lambda: save_checkpoint(directory, step=11, tensors=tensors, state=state or {}, keep=Retention(2)),
         )
 
     local = torch.zeros(2)
@@ -159,7 +163,7 @@ def _refuse_on_four(directory: Path, path: Path, rank: int) -> None:
     assert "complex64" in save({"w": torch.zeros(2, dtype=torch.complex64 if rank == 3 else torch.float32)})
 
     target = {"model.norm.weight": torch.zeros(12 if rank else 13)}
-    message = fails(ConfigError, lambda: checkpoint.load(path, tensors=target))
+    message = fails(ConfigError, lambda: load_checkpoint(verify_checkpoint(path), tensors=target))
     assert "model.norm.weight" in message
     assert "[13]" in message
     assert "[12]" in message
@@ -175,8 +179,8 @@ def _one_rank_fails(directory: Path, rank: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     tensors = {f"stage{rank}.w": torch.ones(100_000)}
     message = fails(
-        checkpoint.CheckpointError,
-        lambda: checkpoint.save(directory, step=12, tensors=tensors, state={}, keep=Retention(1)),
+        CheckpointError,
+        lambda: save_checkpoint(directory, step=12, tensors=tensors, state={}, keep=Retention(1)),
     )
     assert "File too large on rank 2" in message
     assert "needs 1600000 bytes" in message
@@ -184,16 +188,16 @@ def _one_rank_fails(directory: Path, rank: int) -> None:
     assert "are free" in message
     assert os.listdir(directory) == ["step-000000010"]
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    path = checkpoint.save(directory, step=12, tensors=tensors, state={}, keep=Retention(2))
+    path = save_checkpoint(directory, step=12, tensors=tensors, state={}, keep=Retention(2))
     shard = path / "shard-00003.safetensors"
     if rank == 0:
         flip_bit(shard, shard.stat().st_size // 2)
     dist.barrier()
-    latest, skipped = checkpoint.find_latest(directory)
+    latest, skipped = newest(directory)
     assert latest == directory / "step-000000010"
     assert [p for p, _ in skipped] == [path]
     assert "shard-00003.safetensors" in skipped[0][1]
-    assert "shard-00003" in fails(checkpoint.CheckpointError, lambda: checkpoint.load(path, tensors=tensors))
+    assert "shard-00003" in fails(CheckpointError, lambda: load_checkpoint(verify_checkpoint(path), tensors=tensors))
 
 
 def _one_rank_dies(directory: Path, rank: int) -> None:
@@ -201,8 +205,8 @@ def _one_rank_dies(directory: Path, rank: int) -> None:
         os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # its file is written by now, but not complete
     tensors = {f"stage{rank}.w": torch.ones(1000)}
     message = fails(
-        checkpoint.CheckpointError,
-        lambda: checkpoint.save(directory, step=13, tensors=tensors, state={}, keep=Retention(1)),
+        CheckpointError,
+        lambda: save_checkpoint(directory, step=13, tensors=tensors, state={}, keep=Retention(1)),
     )
     assert "another rank died" in message
     assert "untouched" in message
@@ -211,13 +215,14 @@ def _one_rank_dies(directory: Path, rank: int) -> None:
 def job_two(folder: Path, rank: int) -> None:
     """Load the 4 ranks' checkpoint on tensor parallel 2."""
     directory = folder / "run"
-    path, skipped = checkpoint.find_latest(directory)
-    assert path == directory / "step-000000010"
+    found, skipped = find_latest(directory)
+    assert found is not None
+    assert found.path == directory / "step-000000010"
     assert [p.name for p, _ in skipped] == ["step-000000012"]
     tensors = trained("tp2", seed=4) | {f"stage{stage}.w": torch.zeros(4, 3) for stage in (rank, 2 + rank)}
-    assert "tied.w" in fails(ConfigError, lambda: checkpoint.load(path, tensors=tensors, complete=True, verified=True))
+    assert "tied.w" in fails(ConfigError, lambda: load_checkpoint(found, tensors=tensors, complete=True))
     tensors["tied.w"] = torch.zeros(1000)
-    checkpoint.load(path, tensors=tensors, complete=True, verified=True)
+    load_checkpoint(found, tensors=tensors, complete=True)
     reference = load_file(folder / "reference.safetensors")
     for name, tensor in tensors.items():
         if name.startswith("stage"):
@@ -225,7 +230,7 @@ def job_two(folder: Path, rank: int) -> None:
         elif name != "tied.w":
             assert same(full(tensor), reference[name]), name
     assert torch.equal(tensors["tied.w"], torch.arange(1000.0))
-    assert checkpoint.read_state(path) == {"rank": 0}
+    assert found.state == {"rank": 0}
 
 
 if __name__ == "__main__":

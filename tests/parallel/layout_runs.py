@@ -38,6 +38,7 @@ from gpt.training.config import Retention
 from gpt.training.engine import Batch
 from gpt.training.optimizer import OptimizerConfig
 from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
+from parallel.checkpoint.handle import verify_checkpoint
 from parallel.engines.native import NativeEngine
 from parallel.engines.settings import EngineSettings
 from parallel.layout.config import BatchConfig, ParallelConfig
@@ -336,9 +337,10 @@ def run_one(run):
         engine.checkpoints.shared.save(directory, step=run["steps"], state=state, keep=Retention(1))
     if run.get("load"):
         (path,) = Path(run["load"]).glob("step-*")
-        state = engine.checkpoints.shared.load(path)
-        assert state["step"] == run["resume_step"]
-        resumed = train(engine, run["resume_to"], first_step=state["step"])
+        checkpoint = verify_checkpoint(path)
+        engine.checkpoints.shared.load(checkpoint)
+        assert checkpoint.state["step"] == run["resume_step"]
+        resumed = train(engine, run["resume_to"], first_step=checkpoint.step)
         result["resumed_losses"], result["resumed_norms"], _ = resumed
     result["final_weights"] = whole_weights_digest(engine)
     local = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for _, p in engine.parameters)

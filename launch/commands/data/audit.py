@@ -25,8 +25,9 @@ from launch.config.run_config import RunConfig, from_dict
 from launch.processes.terminal import table_console
 from launch.runs.saved_run import tokenizer_file
 from launch.training.resume import loop_state
-from parallel.checkpoint.find import CheckpointError, list_checkpoints, read_state
-from parallel.checkpoint.manifest import read_manifest
+from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.handle import read_checkpoint_header
+from parallel.errors import CheckpointError
 
 _TEXT_TOKENS, _TEXT_CHARACTERS = 32, 40  # of a document's beginning
 
@@ -135,16 +136,19 @@ def open_audited_run(path: Path, overrides: list[str], *, rank: str | None, text
     except ConfigError as error:
         raise ConfigError(f"{error} (where the data have moved, say so with --data.train)") from None
     skipped, saved_step, ranks, notes = SkippedData.stated(config.data.skip), None, None, []
-    for checkpoint in list_checkpoints(path / "checkpoints"):
+    for candidate in list_checkpoints(path / "checkpoints"):
         try:
-            state, processes = read_state(checkpoint), read_manifest(checkpoint).ranks
+            header = read_checkpoint_header(candidate)
         except CheckpointError as error:
             notes.append(f"passed over: {error}")
             continue
+        state = header.state
         if differences := fingerprint_differences(state["data"], data.fingerprint()):
-            raise ConfigError(f"the data are not those of {checkpoint}: {'; '.join(differences)}")
+            raise ConfigError(f"the data are not those of {candidate}: {'; '.join(differences)}")
         skipped, saved_step = loop_state(config, state)[0].skipped, int(state["step"])
-        ranks = processes // (state["config"]["parallel"]["tensor"] * state["config"]["parallel"]["pipeline"])
+        ranks = header.manifest.ranks // (
+            state["config"]["parallel"]["tensor"] * state["config"]["parallel"]["pipeline"]
+        )
         break
     if rank is not None:
         ranks = _data_ranks(rank, ranks)

@@ -22,7 +22,7 @@ from launch.config.run_config import as_dict, read_run_config
 from launch.generation.jobs import GenerationJob, GenerationSettings
 from launch.generation.prompt_file import batches_of
 from launch.main import main
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.save import save_checkpoint
 
 HERE = Path(__file__).resolve().parents[1]
 TEXT = "The parser reads the source, then 42 of the others follow; for each it prints a line of names and of numbers.\n"
@@ -66,7 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     model.embed.tokens.weight[1] *= 2.5  # so that some texts end by themselves
     tensors = {f"model.{name}": tensor for name, tensor in model.named_parameters()}
     state: dict[str, object] = {"config": as_dict(config), "step": 10, "tokens_seen": 40960}
-    checkpoint.save(directory / "checkpoints", step=10, tensors=tensors, state=state, keep=Retention(1))
+    save_checkpoint(directory / "checkpoints", step=10, tensors=tensors, state=state, keep=Retention(1))
     return Made(directory, model, load_tokenizer(directory / "tokenizer" / "small.model"))
 
 

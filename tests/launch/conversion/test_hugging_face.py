@@ -19,7 +19,9 @@ from gpt.tokenizer.tokenizers import load_tokenizer
 from gpt.training.config import Retention
 from launch.main import main
 from launch.runs.saved_run import load_run
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.handle import read_checkpoint_header, verify_checkpoint
+from parallel.checkpoint.load import read_tensors
+from parallel.checkpoint.save import save_checkpoint
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra 'hf'")
@@ -302,11 +304,11 @@ def test_several_files_and_a_full_disk(
 def test_a_run_is_rewritten_into_few_files(tmp_path: Path, good_folder: Path) -> None:
     assert convert(good_folder, "--to", "triaxial", "--output", tmp_path / "run") == 0
     path = tmp_path / "run" / "checkpoints" / "step-000000000"
-    tensors = dict(checkpoint.read_tensors(path))
-    state = checkpoint.read_state(path)
+    tensors = dict(read_tensors(verify_checkpoint(path)))
+    state = read_checkpoint_header(path).state
     moments = {f"optimizer.exp_avg.{name}": torch.ones_like(t) for name, t in tensors.items()}
     moments["optimizer.count"] = torch.tensor([3], dtype=torch.int64)
-    checkpoint.save(
+    save_checkpoint(
         tmp_path / "run" / "checkpoints",
         step=7,
         tensors={**tensors, **moments},
@@ -314,11 +316,14 @@ def test_a_run_is_rewritten_into_few_files(tmp_path: Path, good_folder: Path) ->
         keep=Retention(2),
     )
     assert convert(tmp_path / "run", "--to", "triaxial", "--output", tmp_path / "whole") == 0
-    found = dict(checkpoint.read_tensors(tmp_path / "whole" / "checkpoints" / "step-000000007"))
+    found = dict(read_tensors(verify_checkpoint(tmp_path / "whole" / "checkpoints" / "step-000000007")))
     assert found.keys() == tensors.keys() | moments.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in {**tensors, **moments}.items())
     assert convert(tmp_path / "run", "--to", "triaxial", "--output", tmp_path / "slim", "--weights-only") == 0
-    assert dict(checkpoint.read_tensors(tmp_path / "slim" / "checkpoints" / "step-000000007")).keys() == tensors.keys()
+    assert (
+        dict(read_tensors(verify_checkpoint(tmp_path / "slim" / "checkpoints" / "step-000000007"))).keys()
+        == tensors.keys()
+    )
     assert load_run(tmp_path / "slim").saved.tokenizer.vocab_size == 500
 
 

@@ -15,7 +15,8 @@ from gpt.errors import ConfigError
 from launch.conversion.plain import export_plain, import_plain
 from launch.main import main
 from launch.runs.saved_run import load_run, open_run
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.checkpoint.load import read_tensors
 
 
 def train(tiny_corpus: Any, run: Path, *words: object) -> int:
@@ -28,7 +29,7 @@ def convert(*words: object) -> int:
 
 
 def tensors_of(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return dict(checkpoint.read_tensors(run / "checkpoints" / f"step-{step:09d}"))
+    return dict(read_tensors(verify_checkpoint(run / "checkpoints" / f"step-{step:09d}")))
 
 
 def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

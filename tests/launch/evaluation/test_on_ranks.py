@@ -16,7 +16,8 @@ from gpt.evaluation.few_shot.gpt3_problems import make_problems, task_rules, wor
 from gpt.token_files.files import TokenFileWriter
 from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
 from launch.main import main
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.checkpoint.load import read_tensors
 
 pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
 
@@ -199,8 +200,8 @@ def test_questions_on_the_way_change_no_weight(folder: Path, run: Path) -> None:
     assert main(["train", str(folder / "recipe.toml"), *words]) == 0
     assert list(asked_on_the_way(folder / "undisturbed")) == [40], "asked at the end alone"
     name = "checkpoints/step-000000040"
-    with_questions = dict(checkpoint.read_tensors(run / name))
-    without = dict(checkpoint.read_tensors(folder / "undisturbed" / name))
+    with_questions = dict(read_tensors(verify_checkpoint(run / name)))
+    without = dict(read_tensors(verify_checkpoint(folder / "undisturbed" / name)))
     assert with_questions.keys() == without.keys()
     assert all(torch.equal(tensor, without[name]) for name, tensor in with_questions.items())
 

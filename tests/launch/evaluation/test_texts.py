@@ -17,7 +17,7 @@ from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
 from gpt.training.config import Retention
 from launch.config.run_config import as_dict, read_run_config
 from launch.main import main
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.save import save_checkpoint
 
 TEXT = "The parser reads the source,\tthen 42 of its naïve lines; for each it prints a name.\n\nAnd a number.\n"
 SIZES = {"vocab_size": 360, "n_ctx": 16, "n_layers": 1, "d_model": 32, "n_heads": 4, "init_std": 0.2}
@@ -57,7 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     initialise(model, config.model, seed=3)
     state: dict[str, object] = {"config": as_dict(config), "step": 1, "tokens_seen": 4096}
     tensors = {f"model.{name}": tensor for name, tensor in model.named_parameters()}
-    checkpoint.save(run / "checkpoints", step=1, tensors=tensors, state=state, keep=Retention(1))
+    save_checkpoint(run / "checkpoints", step=1, tensors=tensors, state=state, keep=Retention(1))
     return Made(run, model)
 
 

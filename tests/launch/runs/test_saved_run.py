@@ -27,7 +27,9 @@ from gpt.training.config import Retention
 from launch.config.run_config import as_dict, read_run_config
 from launch.main import main
 from launch.runs.saved_run import load_run, open_run
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.checkpoint.load import read_tensors
+from parallel.checkpoint.save import save_checkpoint
 
 TEXT = "The parser reads the source, then 42 of the others follow; for each it prints a line of names and of numbers.\n"
 SIZES = {"vocab_size": 360, "n_ctx": 64, "n_layers": 2, "d_model": 32, "n_heads": 4, "init_std": 0.2}
@@ -72,7 +74,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         tensors = {f"model.{name}": tensor for name, tensor in models[step].named_parameters()}
         tensors |= {f"optimizer.exp_avg.{name}": torch.ones_like(t) for name, t in models[step].named_parameters()}
         state: dict[str, object] = {"config": as_dict(config), "step": step, "tokens_seen": step * 4096}
-        checkpoint.save(directory / "checkpoints", step=step, tensors=tensors, state=state, keep=Retention(2))
+        save_checkpoint(directory / "checkpoints", step=step, tensors=tensors, state=state, keep=Retention(2))
     return Made(directory, models, words)
 
 
@@ -90,7 +92,7 @@ def test_newest_step_and_asked_step_are_loaded_bit_for_bit(made: Made) -> None:
     for asked, step in ((None, 20), (10, 10), (20, 20)):
         loaded = load_run(made.directory, step=asked)
         assert loaded.saved.step == step
-        assert loaded.saved.checkpoint_path.name == f"step-{step:09d}"
+        assert loaded.saved.checkpoint.path.name == f"step-{step:09d}"
         expected = dict(made.models[step].named_parameters())
         found = dict(loaded.model.named_parameters())
         assert found.keys() == expected.keys()
@@ -121,9 +123,10 @@ def copy(made: Made, tmp_path: Path) -> Path:
 def rewrite_step(run: Path, change: Any) -> None:
     """Save step 20 of a run again with its tensors and state changed."""
     path = run / "checkpoints" / "step-000000020"
-    tensors, state = dict(checkpoint.read_tensors(path)), checkpoint.read_state(path)
+    checkpoint = verify_checkpoint(path)
+    tensors, state = dict(read_tensors(checkpoint)), checkpoint.state
     change(tensors, state)
-    checkpoint.save(run / "checkpoints", step=20, tensors=tensors, state=state, keep=Retention(2))
+    save_checkpoint(run / "checkpoints", step=20, tensors=tensors, state=state, keep=Retention(2))
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_note(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

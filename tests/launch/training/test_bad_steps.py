@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.handle import read_checkpoint_header
 
 LAYOUTS = {"data": 2, "tensor": 2, "pipeline": 2}
 # The first stage of a pipeline is on rank 0, the last on rank 1; of tensor ranks, rank 0 reports the loss.
@@ -62,7 +62,7 @@ def test_the_statistics_leave_the_broken_steps_out(broken, axis):
     """What a spike is judged by; saved after step 6, of whose steps 2, 4 and 5 were broken, two with a finite loss."""
     folder, runs = broken
     (saved,) = [path for path in (folder / axis / "run" / "checkpoints").iterdir() if path.name == "step-000000006"]
-    loop = checkpoint.read_state(saved)["loop"]
+    loop = read_checkpoint_header(saved).state["loop"]
     steps = runs[axis]["ranks"][0][:6]
     assert loop["spikes"]["losses"] == [float.fromhex(line["loss"]) for line in steps if not line["skipped"]]
     assert (loop["spikes"]["seen"], loop["skipped_steps"], loop["skipped_in_a_row"]) == (3, 3, 0)

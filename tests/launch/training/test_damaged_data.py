@@ -12,7 +12,9 @@ import torch.distributed as dist
 from gpt.data.dataset import CorpusConfig, TrainingData
 from gpt.data.skipped import SkippedData
 from launch.main import main
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.handle import read_checkpoint_header, verify_checkpoint
+from parallel.checkpoint.load import read_tensors
 
 SEQ_LEN, STEPS, A_STEP = 64, 12, 8  # samples
 STEPS_HIT = (3, 7)  # one before the checkpoint that the killed run goes on from, one after it
@@ -83,11 +85,11 @@ def losses(directory):
 
 
 def newest(directory):
-    return checkpoint.list_checkpoints(directory / "checkpoints")[0]
+    return list_checkpoints(directory / "checkpoints")[0]
 
 
 def tensors(directory):
-    return {name: tensor.numpy().tobytes() for name, tensor in checkpoint.read_tensors(newest(directory))}
+    return {name: tensor.numpy().tobytes() for name, tensor in read_tensors(verify_checkpoint(newest(directory)))}
 
 
 @pytest.mark.parametrize("name", ["skip", "killed", "one_disk"])
@@ -104,7 +106,7 @@ def test_a_run_leaves_damaged_samples_out_and_is_otherwise_undisturbed(runs, cor
     else:
         assert losses(directory) == losses(other), "bit for bit"
         assert tensors(directory) == tensors(other)
-    state = checkpoint.read_state(newest(directory))
+    state = read_checkpoint_header(newest(directory)).state
     skipped = SkippedData.from_json(state["loop"]["skipped"])
     assert [r.first for r in skipped.ranges] == left_out
     assert all(r.stop == r.first + 1 and "damaged data: " in r.why for r in skipped.ranges)

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from gpt.data.dataset import CorpusConfig, TrainingData
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.checkpoint.load import read_tensors
 from parallel.health.weight_digests import weight_digests
 
 SEQ_LEN, SEQUENCES = 64, 8  # of a step
@@ -43,7 +44,7 @@ class Journey:
     def check(self, run, *, first, steps, source, reference):
         """The ranks began with what the checkpoint `source` holds, bit for bit, took the steps from `first` on with
         the reference's losses, and each sample of each step was read by one data rank, once."""
-        stored = weight_digests(checkpoint.read_tensors(source))
+        stored = weight_digests(read_tensors(verify_checkpoint(source)))
         began = [rank[0]["began"] for rank in run["ranks"]]
         assert set().union(*began) == stored.keys(), "all tensors, over the stages"
         assert all(stored[name] == digest for tensors in began for name, digest in tensors.items())

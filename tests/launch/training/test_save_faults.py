@@ -17,7 +17,8 @@ import torch.distributed as dist
 from launch.main import main
 from launch.processes.restarts import last_logged_step
 from parallel.checkpoint import estimate as checkpoint_estimate
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.checkpoint.load import read_tensors
 
 WORDS = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12", "--train.validation_tokens", "64"]
 WORDS += ["--checkpoint.every_tokens", "1024", "--checkpoint.keep_last", "1"]  # 2 steps of 12
@@ -66,7 +67,7 @@ def test_the_second_tier_does_not_make_training_wait_for_shared_storage(tiny_cor
 
 def ended_alike(run: Path, other: Path) -> bool:
     """Whether the last checkpoints are equal to the bit, and the losses of every step."""
-    last = [dict(checkpoint.read_tensors(path / "checkpoints" / "step-000000012")) for path in (run, other)]
+    last = [dict(read_tensors(verify_checkpoint(path / "checkpoints" / "step-000000012"))) for path in (run, other)]
     assert last[0].keys() == last[1].keys()
     losses = []
     for path in (run, other):
@@ -105,7 +106,7 @@ def test_a_full_disk_is_told_and_counted_and_ends_the_run_at_last(
         assert f"(failure {n} in a row of at most 3)" in event["text"]
     assert "not enough room" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["step-000000002"]
-    assert checkpoint.verify(folder / "step-000000002") is None
+    verify_checkpoint(folder / "step-000000002")
 
     small_disk(CHECKPOINT_BYTES * 3, folder)
     assert train(tiny_corpus, run) == 0

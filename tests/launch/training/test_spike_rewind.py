@@ -12,7 +12,9 @@ import pytest
 from gpt.data.dataset import CorpusConfig, TrainingData
 from gpt.data.skipped import SkippedData
 from launch.main import main
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.handle import read_checkpoint_header, verify_checkpoint
+from parallel.checkpoint.load import read_tensors
 from parallel.layout.config import BatchConfig
 
 SEQ_LEN, STEPS = 64, 64
@@ -74,7 +76,7 @@ def events(run_directory, kind):
 
 
 def newest(run_directory):
-    return checkpoint.list_checkpoints(run_directory / "checkpoints")[0]
+    return list_checkpoints(run_directory / "checkpoints")[0]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_a_run_goes_back_and_leaves_out_what_was_poisoned(runs):
     rewinds = events(directory, "rewind")
     assert [event["skipped"] for event in rewinds] == [[r.first, r.stop] for r in ranges]
     assert all(event["step"] <= step - SPIKE["rewind_steps"] for event, step in zip(rewinds, POISONED, strict=True))
-    state = checkpoint.read_state(newest(directory))
+    state = read_checkpoint_header(newest(directory)).state
     assert SkippedData.from_json(state["loop"]["skipped"]) == left_out()[1]
     assert state["loop"]["rewinds"] == 2
 
@@ -108,7 +110,8 @@ def test_it_equals_the_run_that_never_met_the_poison(runs):
     one, other = (folder / name / "run" for name in ("rewound", "stated"))
     assert losses(one) == losses(other), "bit for bit"
     assert losses(one).keys() == set(range(1, STEPS + 1))
-    pairs = zip(checkpoint.read_tensors(newest(one)), checkpoint.read_tensors(newest(other)), strict=True)
+    first, second = (read_tensors(verify_checkpoint(newest(run))) for run in (one, other))
+    pairs = zip(first, second, strict=True)
     assert all(name == again and a.equal(b) for (name, a), (again, b) in pairs)
 
 
@@ -198,7 +201,7 @@ def test_audit_where_no_run_is(tmp_path, capsys):
 
 
 def loop_state(run_directory):
-    return checkpoint.read_state(newest(run_directory))["loop"]
+    return read_checkpoint_header(newest(run_directory)).state["loop"]
 
 
 @pytest.mark.rehearse

@@ -12,7 +12,6 @@ from launch.config.run_config import read_run_config
 from launch.main import main
 from launch.runs.imported_run import HUGGING_FACE, model_toml
 from launch.runs.saved_run import load_run
-from parallel.checkpoint import find as checkpoint
 
 QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
 STILL = ["--optimizer.learning_rate", "1e-30"]  # so that weights stay what they were, to the bit
@@ -48,7 +47,7 @@ def test_a_new_run_takes_the_weights_and_nothing_else(
     assert equal(weights(tmp_path / "run"), weights(first))
     saved = load_run(tmp_path / "run").saved
     assert (saved.step, saved.tokens_seen) == (1, 512)
-    assert checkpoint.read_state(saved.checkpoint_path)["optimizer_steps"] == 1
+    assert saved.checkpoint.state["optimizer_steps"] == 1
     assert (tmp_path / "run" / HUGGING_FACE / "chat_template.jinja").read_text() == "{{ messages }}"
     fresh = tmp_path / "fresh"
     assert train(tiny_corpus, fresh, *STILL, "--train.total_tokens", 512) == 0

@@ -13,8 +13,12 @@ from safetensors.torch import load_file
 
 from gpt.errors import ConfigError
 from gpt.training.config import Retention
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.checkpoint.load import load_checkpoint, read_tensors
 from parallel.checkpoint.manifest import INDEX, MANIFEST, read_manifest
+from parallel.checkpoint.save import save_checkpoint
+from parallel.errors import CheckpointError
 
 # One process
 
@@ -31,37 +35,39 @@ def test_round_trip_without_process_group(tmp_path: Path, cases: Any) -> None:
     }
     tensors["tied"] = tensors["half"]
     state = {"step": 5, "data": {"position": 12345678901234}, "rng": [1, 2], "best": float("inf")}
-    path = checkpoint.save(tmp_path, step=5, tensors=tensors, state=state, keep=Retention(1))
+    path = save_checkpoint(tmp_path, step=5, tensors=tensors, state=state, keep=Retention(1))
     assert path == tmp_path / "step-000000005"
-    assert checkpoint.read_state(path) == state
-    assert checkpoint.tensor_metadata(path) == {name: (t.shape, t.dtype) for name, t in tensors.items()}
+    checkpoint = verify_checkpoint(path)
+    assert checkpoint.state == state
+    found = {name: (stored.shape, stored.dtype) for name, stored in checkpoint.index.items()}
+    assert found == {name: (t.shape, t.dtype) for name, t in tensors.items()}
     target = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-    checkpoint.load(path, tensors=target, complete=True)
+    load_checkpoint(checkpoint, tensors=target, complete=True)
     assert all(cases.same(target[name], tensor) for name, tensor in tensors.items())
-    read = dict(checkpoint.read_tensors(path))
+    read = dict(read_tensors(checkpoint))
     assert list(read) == sorted(tensors)
     assert all(cases.same(read[name], tensor) for name, tensor in tensors.items())
-    assert [name for name, _ in checkpoint.read_tensors(path, ["tied", "flags"])] == ["tied", "flags"]
+    assert [name for name, _ in read_tensors(checkpoint, ["tied", "flags"])] == ["tied", "flags"]
     with pytest.raises(ConfigError, match="holds no tensor 'absent'"):
-        checkpoint.read_tensors(path, ["absent"])
+        read_tensors(checkpoint, ["absent"])
 
 
 def test_numbers_are_rounded_where_that_is_asked_for(tmp_path: Path) -> None:
     tensors = {"weight": torch.randn(40, 3), "count": torch.arange(4)}
-    path = checkpoint.save(tmp_path, step=1, tensors=tensors, state={}, keep=Retention(1))
+    path = save_checkpoint(tmp_path, step=1, tensors=tensors, state={}, keep=Retention(1))
     half = {"weight": torch.zeros(40, 3, dtype=torch.bfloat16)}
     with pytest.raises(ConfigError, match="bfloat16 here but"):
-        checkpoint.load(path, tensors=half)
-    checkpoint.load(path, tensors=half, rounded=True)
+        load_checkpoint(verify_checkpoint(path), tensors=half)
+    load_checkpoint(verify_checkpoint(path), tensors=half, rounded=True)
     assert torch.equal(half["weight"], tensors["weight"].bfloat16())
     with pytest.raises(ConfigError, match="it comes from another model"):
-        checkpoint.load(path, tensors={"count": torch.zeros(4)}, rounded=True)
+        load_checkpoint(verify_checkpoint(path), tensors={"count": torch.zeros(4)}, rounded=True)
 
 
 def test_every_piece_is_aligned(tmp_path: Path) -> None:
     dtypes = [torch.uint8, torch.float64, torch.bfloat16, torch.float32]
     tensors = {f"t{i}": torch.ones(3, dtype=dtype) for i, dtype in enumerate(dtypes)}
-    path = checkpoint.save(tmp_path, step=1, tensors=tensors, state={}, keep=Retention(1))
+    path = save_checkpoint(tmp_path, step=1, tensors=tensors, state={}, keep=Retention(1))
     data = (path / "shard-00000.safetensors").read_bytes()
     header_bytes = int.from_bytes(data[:8], "little")
     assert header_bytes % 8 == 0
@@ -72,7 +78,7 @@ def test_every_piece_is_aligned(tmp_path: Path) -> None:
 
 def test_same_content_gives_the_same_files(tmp_path: Path, cases: Any) -> None:
     for name in ("a", "b"):
-        checkpoint.save(tmp_path / name, step=1, tensors=cases.some_tensors(1.0), state={"x": 1}, keep=Retention(1))
+        save_checkpoint(tmp_path / name, step=1, tensors=cases.some_tensors(1.0), state={"x": 1}, keep=Retention(1))
     manifests = [(tmp_path / name / "step-000000001" / MANIFEST).read_bytes() for name in ("a", "b")]
     assert manifests[0] == manifests[1]
 
@@ -82,14 +88,14 @@ def test_pytorch_reads_our_shards(tmp_path: Path, cases: Any) -> None:
     from torch.distributed.checkpoint import load
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-    path = checkpoint.save(tmp_path, step=1, tensors=cases.some_tensors(1.0), state={}, keep=Retention(1))
+    path = save_checkpoint(tmp_path, step=1, tensors=cases.some_tensors(1.0), state={}, keep=Retention(1))
     target = cases.some_tensors(0.0)
     load(target, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
     assert all(cases.same(target[name], tensor) for name, tensor in cases.some_tensors(1.0).items())
 
 
 def test_checkpoint_of_another_model(tmp_path: Path, cases: Any) -> None:
-    path = checkpoint.save(tmp_path, step=1, tensors=cases.some_tensors(1.0), state={}, keep=Retention(1))
+    path = save_checkpoint(tmp_path, step=1, tensors=cases.some_tensors(1.0), state={}, keep=Retention(1))
     for wrong, words in [
         ({"w": torch.zeros(41, 5)}, [r"'w'", r"\[41, 5\]", r"\[40, 5\]", "another model"]),
         ({"w": torch.zeros(40, 5).half()}, [r"'w'", "float16", "float32"]),
@@ -97,20 +103,20 @@ def test_checkpoint_of_another_model(tmp_path: Path, cases: Any) -> None:
         ({"w": torch.zeros(40, 5, device="meta")}, [r"'w'", "meta"]),
     ]:
         with pytest.raises(ConfigError) as caught:
-            checkpoint.load(path, tensors=wrong)
+            load_checkpoint(verify_checkpoint(path), tensors=wrong)
         for word in words:
             assert caught.match(word)
         assert wrong["w"].is_meta or not wrong["w"].any()
     with pytest.raises(ConfigError, match=r"nothing here asks for, 'b'"):
-        checkpoint.load(path, tensors={"w": torch.zeros(40, 5)}, complete=True)
+        load_checkpoint(verify_checkpoint(path), tensors={"w": torch.zeros(40, 5)}, complete=True)
     for step, keep_last in ((-1, 1), (1, 0)):
         with pytest.raises(ConfigError, match=f"not step {step} and keep_last {keep_last}"):
-            checkpoint.save(tmp_path, step=step, tensors={}, state={}, keep=Retention(keep_last))
+            save_checkpoint(tmp_path, step=step, tensors={}, state={}, keep=Retention(keep_last))
 
 
 def test_retention_replacement_and_leftovers(tmp_path: Path, cases: Any) -> None:
     def save(step: int, keep_last: int) -> list[str]:
-        checkpoint.save(tmp_path, step=step, tensors=cases.some_tensors(step), state={}, keep=Retention(keep_last))
+        save_checkpoint(tmp_path, step=step, tensors=cases.some_tensors(step), state={}, keep=Retention(keep_last))
         return sorted(os.listdir(tmp_path))
 
     for leftover in (".saving-step-000000001-ab", ".deleting-step-000000001-ab"):
@@ -126,7 +132,7 @@ def test_retention_replacement_and_leftovers(tmp_path: Path, cases: Any) -> None
     # A save of the same step that died between its two renames: the old one is found, and put back by the next save.
     aside = tmp_path / ".replaced-step-000000260-0123456789abcdef"
     (tmp_path / "step-000000260").rename(aside)
-    assert checkpoint.find_latest(tmp_path) == (aside, [])
+    assert cases.newest(tmp_path) == (aside, [])
     assert cases.loaded(aside, 260.0)
     assert save(1_234_567_890_123, 2) == ["step-000000260", "step-1234567890123"]
     aside.mkdir()
@@ -147,7 +153,7 @@ def test_everything_is_on_disk_before_the_rename(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", rename)
-    checkpoint.save(tmp_path / "run", step=1, tensors=cases.some_tensors(1.0), state={}, keep=Retention(1))
+    save_checkpoint(tmp_path / "run", step=1, tensors=cases.some_tensors(1.0), state={}, keep=Retention(1))
     made, *files, hidden, renamed, parent = done
     assert made == tmp_path.name, "the new directory itself"
     assert files == ["shard-00000.safetensors", INDEX, "state.json", MANIFEST]
@@ -157,7 +163,7 @@ def test_everything_is_on_disk_before_the_rename(tmp_path: Path, monkeypatch: py
 
 
 def test_an_interrupt_stays_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cases: Any) -> None:
-    checkpoint.save(tmp_path, step=1, tensors=cases.some_tensors(1.0), state={}, keep=Retention(1))
+    save_checkpoint(tmp_path, step=1, tensors=cases.some_tensors(1.0), state={}, keep=Retention(1))
 
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
@@ -165,16 +171,16 @@ def test_an_interrupt_stays_an_interrupt(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint.save(tmp_path, step=2, tensors=cases.some_tensors(2.0), state={}, keep=Retention(1))
-    assert checkpoint.find_latest(tmp_path) == (tmp_path / "step-000000001", [])
-    checkpoint.save(tmp_path, step=2, tensors=cases.some_tensors(2.0), state={}, keep=Retention(1))
+            save_checkpoint(tmp_path, step=2, tensors=cases.some_tensors(2.0), state={}, keep=Retention(1))
+    assert cases.newest(tmp_path) == (tmp_path / "step-000000001", [])
+    save_checkpoint(tmp_path, step=2, tensors=cases.some_tensors(2.0), state={}, keep=Retention(1))
     assert os.listdir(tmp_path) == ["step-000000002"]
 
 
 def test_directory_that_cannot_be_written(tmp_path: Path, cases: Any) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(checkpoint.CheckpointError) as caught:
-        checkpoint.save(tmp_path / "file" / "run", step=1, tensors=cases.some_tensors(1.0), state={}, keep=Retention(1))
+    with pytest.raises(CheckpointError) as caught:
+        save_checkpoint(tmp_path / "file" / "run", step=1, tensors=cases.some_tensors(1.0), state={}, keep=Retention(1))
     assert caught.match("step-000000001: not saved: Not a directory on rank 0")
 
 
@@ -193,9 +199,9 @@ def test_saved_on_four_ranks_read_by_one(four: Path, cases: Any) -> None:
     path = four / "run" / "step-000000010"
     reference = load_file(four / "reference.safetensors")
     target = {name: torch.zeros_like(tensor) for name, tensor in reference.items()}
-    checkpoint.load(path, tensors=target)
+    load_checkpoint(verify_checkpoint(path), tensors=target)
     assert all(cases.same(tensor, reference[name]) for name, tensor in target.items())
-    read = dict(checkpoint.read_tensors(path))
+    read = dict(read_tensors(verify_checkpoint(path)))
     assert len(read) == len(reference) + 5
     assert all(cases.same(read[name], tensor) for name, tensor in reference.items())
 
@@ -215,5 +221,5 @@ def test_every_byte_is_written_once(four: Path) -> None:
 
 
 def test_a_lost_rank_leaves_what_was_there(four: Path) -> None:
-    assert {p.name for p in checkpoint.list_checkpoints(four / "run")} == {"step-000000010", "step-000000012"}
-    assert checkpoint.verify(four / "run" / "step-000000010") is None
+    assert {p.name for p in list_checkpoints(four / "run")} == {"step-000000010", "step-000000012"}
+    verify_checkpoint(four / "run" / "step-000000010")

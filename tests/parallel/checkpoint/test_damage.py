@@ -12,15 +12,21 @@ import pytest
 import torch
 
 from gpt.training.config import Retention
-from parallel.checkpoint import find as checkpoint
-from parallel.checkpoint.manifest import INDEX, MANIFEST, FileRecord, encode_manifest, read_manifest
+from parallel.checkpoint.files import FileRecord
+from parallel.checkpoint.find import find_latest
+from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.handle import read_checkpoint_header, verify_checkpoint
+from parallel.checkpoint.load import load_checkpoint, read_tensors
+from parallel.checkpoint.manifest import INDEX, MANIFEST, encode_manifest, read_manifest
+from parallel.checkpoint.save import save_checkpoint
+from parallel.errors import CheckpointError
 
 
 @pytest.fixture
 def two(tmp_path: Path, cases: Any) -> tuple[Path, Path]:
     """A directory with steps 1 and 2; the paths of both."""
     save = [
-        checkpoint.save(
+        save_checkpoint(
             tmp_path / "run", step=step, tensors=cases.some_tensors(step), state={"value": step}, keep=Retention(2)
         )
         for step in (1, 2)
@@ -30,7 +36,7 @@ def two(tmp_path: Path, cases: Any) -> tuple[Path, Path]:
 
 def skipped_reason(first: Path, second: Path, cases: Any) -> str:
     """Why the second checkpoint is skipped; the first must be chosen, and load."""
-    latest, skipped = checkpoint.find_latest(first.parent)
+    latest, skipped = cases.newest(first.parent)
     assert latest == first
     assert [path for path, _ in skipped] == [second]
     assert cases.loaded(first, 1.0)
@@ -43,14 +49,15 @@ def test_any_flipped_bit_is_found(two: tuple[Path, Path], cases: Any) -> None:
         step = 1 if name == MANIFEST else 97
         for position in {*range(0, len(original), step), len(original) - 1}:
             cases.flip_bit(two[1] / name, position)
-            reason = checkpoint.verify(two[1])
-            assert reason, (name, position)
+            with pytest.raises(CheckpointError) as caught:
+                verify_checkpoint(two[1])
+            reason = caught.value.reason
             assert name in reason or name == MANIFEST
             (two[1] / name).write_bytes(original)
         cases.flip_bit(two[1] / name, len(original) // 2)
         skipped_reason(*two, cases)
         (two[1] / name).write_bytes(original)
-    assert checkpoint.find_latest(two[1].parent) == (two[1], [])
+    assert cases.newest(two[1].parent) == (two[1], [])
 
 
 def test_a_disk_that_does_not_give_the_manifest_is_damage(
@@ -61,8 +68,8 @@ def test_a_disk_that_does_not_give_the_manifest_is_damage(
     with socket.socket(socket.AF_UNIX) as no_file:
         no_file.bind(MANIFEST)  # to open it is an error of its own, as EIO is
         assert f"{MANIFEST} cannot be read" in skipped_reason(*two, cases)
-        with pytest.raises(checkpoint.CheckpointError, match="cannot be read"):
-            checkpoint.read_state(two[1])
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_checkpoint_header(two[1])
 
 
 @pytest.mark.parametrize("name", ["shard-00000.safetensors", INDEX, "state.json", MANIFEST])
@@ -74,35 +81,35 @@ def test_truncated_and_missing_files_are_found(two: tuple[Path, Path], name: str
     assert name in skipped_reason(*two, cases)
     (two[1] / name).unlink()
     assert f"{name} is missing" in skipped_reason(*two, cases)
-    with pytest.raises(checkpoint.CheckpointError, match="is missing"):
-        checkpoint.load(two[1], tensors=cases.some_tensors(0.0))
-    with pytest.raises(checkpoint.CheckpointError, match="is missing"):
-        list(checkpoint.read_tensors(two[1]))
+    with pytest.raises(CheckpointError, match="is missing"):
+        load_checkpoint(verify_checkpoint(two[1]), tensors=cases.some_tensors(0.0))
+    with pytest.raises(CheckpointError, match="is missing"):
+        list(read_tensors(verify_checkpoint(two[1])))
 
 
 def test_no_whole_checkpoint(two: tuple[Path, Path], tmp_path: Path) -> None:
     for path in two:
         (path / MANIFEST).unlink()
-    latest, skipped = checkpoint.find_latest(tmp_path / "run")
+    latest, skipped = find_latest(tmp_path / "run")
     assert latest is None
     assert [path for path, _ in skipped] == [two[1], two[0]]
-    assert checkpoint.find_latest(tmp_path / "absent") == (None, [])
-    with pytest.raises(checkpoint.CheckpointError, match="no such folder"):
-        checkpoint.read_state(tmp_path / "absent")
+    assert find_latest(tmp_path / "absent") == (None, [])
+    with pytest.raises(CheckpointError, match="no such folder"):
+        read_checkpoint_header(tmp_path / "absent")
 
 
 def test_links_and_pipes_are_not_followed(two: tuple[Path, Path], tmp_path: Path, cases: Any) -> None:
-    shard = two[1] / "shard-00000.safetensors"
+    shard, verified = two[1] / "shard-00000.safetensors", verify_checkpoint(two[1])
     shard.rename(tmp_path / "elsewhere")
     shard.symlink_to(tmp_path / "elsewhere")
     assert "symbolic link" in skipped_reason(*two, cases)
-    with pytest.raises(checkpoint.CheckpointError, match="symbolic link"):
-        checkpoint.load(two[1], tensors=cases.some_tensors(0.0), verified=True)
+    with pytest.raises(CheckpointError, match="symbolic link"):
+        load_checkpoint(verified, tensors=cases.some_tensors(0.0))
     shard.unlink()
     os.mkfifo(shard)
     assert "no regular file" in skipped_reason(*two, cases)
     (tmp_path / "run" / "step-000000009").symlink_to(two[0])
-    assert checkpoint.list_checkpoints(tmp_path / "run") == [two[1], two[0]]
+    assert list_checkpoints(tmp_path / "run") == [two[1], two[0]]
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/../b", "..", "shard-00000.safetensors/..", "x.pkl"])
@@ -141,11 +148,11 @@ def test_hostile_shards_and_indices_are_refused(two: tuple[Path, Path], cases: A
         shard({"w": w, "b": {**b, "shape": [7, 1]}}, bytes(814)),
     ]:
         cases.replace_file(two[1], "shard-00000.safetensors", data)
-        assert checkpoint.verify(two[1]) is None, "the manifest fits"
-        with pytest.raises(checkpoint.CheckpointError, match=r"shard-00000\.safetensors"):
-            checkpoint.load(two[1], tensors=cases.some_tensors(0.0))
-        with pytest.raises(checkpoint.CheckpointError, match=r"shard-00000\.safetensors"):
-            list(checkpoint.read_tensors(two[1]))
+        fitting = verify_checkpoint(two[1])
+        with pytest.raises(CheckpointError, match=r"shard-00000\.safetensors"):
+            load_checkpoint(fitting, tensors=cases.some_tensors(0.0))
+        with pytest.raises(CheckpointError, match=r"shard-00000\.safetensors"):
+            list(read_tensors(fitting))
     index = json.loads((two[0] / INDEX).read_text())
     chunk = index["w"]["chunks"][0]
     for shape, chunks in [
@@ -159,21 +166,22 @@ def test_hostile_shards_and_indices_are_refused(two: tuple[Path, Path], cases: A
         cases.replace_file(
             two[1], INDEX, json.dumps({"w": {"dtype": "F32", "shape": shape, "chunks": chunks}}).encode()
         )
-        with pytest.raises(checkpoint.CheckpointError, match=r"tensors\.json"):
-            checkpoint.tensor_metadata(two[1])
+        fitting = verify_checkpoint(two[1])
+        with pytest.raises(CheckpointError, match=r"tensors\.json"):
+            load_checkpoint(fitting, tensors=cases.some_tensors(0.0))
     cases.replace_file(two[1], "state.json", b"[" * 100_000)
-    with pytest.raises(checkpoint.CheckpointError, match="no valid JSON"):
-        checkpoint.read_state(two[1])
+    with pytest.raises(CheckpointError, match="no valid JSON"):
+        read_checkpoint_header(two[1])
 
 
 def test_names_of_tensors_are_names_and_no_paths(tmp_path: Path, cases: Any) -> None:
     """Whatever a tensor is called, nothing is written or read but the files of the checkpoint."""
     names = ["../../outside", "/etc/passwd", "..", "a/../../b", "shard-00000.safetensors"]
     tensors = {name: torch.full((3,), float(i)) for i, name in enumerate(names)}
-    path = checkpoint.save(tmp_path / "run", step=1, tensors=tensors, state={}, keep=Retention(1))
+    path = save_checkpoint(tmp_path / "run", step=1, tensors=tensors, state={}, keep=Retention(1))
     assert sorted(os.listdir(path)) == [MANIFEST, "shard-00000.safetensors", "state.json", INDEX]
     assert os.listdir(tmp_path) == ["run"]
-    assert all(cases.same(tensors[name], tensor) for name, tensor in checkpoint.read_tensors(path))
+    assert all(cases.same(tensors[name], tensor) for name, tensor in read_tensors(verify_checkpoint(path)))
 
 
 def test_pickles_are_never_opened(tmp_path: Path, cases: Any) -> None:

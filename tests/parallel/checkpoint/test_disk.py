@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from parallel.checkpoint import fast_tier as checkpoint_fast
-from parallel.checkpoint.find import CheckpointError
+from parallel.checkpoint.local_tier import discard_local_after, find_newest_local
+from parallel.errors import CheckpointError
 
 
 def test_full_disk(small_disk: Any, cases: Any) -> None:
@@ -31,10 +31,10 @@ def test_a_disk_that_does_not_tell_its_room_fails_the_save_in_good_order(
 
 def test_a_second_tier_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "rank-00000").touch()  # to list it is an error, as of a disk that fails
-    found, said = checkpoint_fast.find_newest(tmp_path, run_id="", layout={})
+    found, said = find_newest_local(tmp_path, run_id="", layout={})
     assert found is None
     assert said == [f"skipped {tmp_path}/rank-00000: it cannot be read: Not a directory"]
-    checkpoint_fast.discard_after(tmp_path, step=0)
+    discard_local_after(tmp_path, step=0)
 
 
 @pytest.mark.rehearse

@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 
 from launch.main import main
-from parallel.checkpoint import find as checkpoint
+from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.checkpoint.load import read_tensors
 
 
 def train(tiny_corpus: Any, run: Path, *words: object) -> int:
@@ -33,7 +35,7 @@ def told(run: Path, kind: str) -> list[str]:
 
 
 def final(run: Path) -> dict[str, torch.Tensor]:
-    return dict(checkpoint.read_tensors(run / "checkpoints" / "step-000000012"))
+    return dict(read_tensors(verify_checkpoint(run / "checkpoints" / "step-000000012")))
 
 
 def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -57,7 +59,7 @@ def test_a_run_goes_on_from_the_second_tier(tiny_corpus: Any, undisturbed: Any, 
     assert train(tiny_corpus, run, *tier, "--checkpoint.max_failures", 1) == 2
     assert [path.name for path in blocked.parent.iterdir() if path != blocked] == ["step-000000004"]
     (mine,) = fast.glob("run-*/rank-00000")
-    newest, before = checkpoint.list_checkpoints(mine)
+    newest, before = list_checkpoints(mine)
     steps = {path: int(path.name.removeprefix("step-")) for path in (newest, before)}
     assert tuple(steps.values()) == (7, 6), "the failure is heard of in step 8"
     blocked.unlink()

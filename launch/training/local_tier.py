@@ -8,12 +8,12 @@ from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
 from launch.config.run_config import RunConfig
 from parallel.agreement import rank_in, together
-from parallel.checkpoint.fast_tier import tier_directory
+from parallel.checkpoint.local_tier import tier_directory
 
 _RUN_ID = "run_id"
 
 
-def fast_directory(config: RunConfig) -> Path | None:
+def local_directory(config: RunConfig) -> Path | None:
     """The run's folder in the second tier, the same path on every node; None without that tier."""
     if not config.checkpoint.fast_directory:
         return None

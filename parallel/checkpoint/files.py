@@ -1,0 +1,113 @@
+"""Write and check the files of a checkpoint: durable, with a SHA-256 each, and no link is followed."""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from parallel.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and digest of one file."""
+
+    size_bytes: int
+    sha256: str
+
+
+def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> FileRecord:
+    """Write a new file from pieces and fsync it. A second thread computes the digest while the disk is busy.
+
+    Raises FileExistsError if anything has that name already, even a symbolic link; OSError when the disk refuses.
+    """
+    digest = hashlib.sha256()
+    size_bytes = 0
+    with ThreadPoolExecutor(1) as pool, open(path, "xb") as file:
+        for piece in pieces:
+            hashed = pool.submit(digest.update, piece)
+            size_bytes += file.write(piece)
+            hashed.result()
+        file.flush()
+        os.fsync(file.fileno())
+    return FileRecord(size_bytes, digest.hexdigest())
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the entries of a folder durable: new files and renames."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_file(path: Path, name: str, record: FileRecord) -> None:
+    """Read one file of the checkpoint at `path`. CheckpointError if it is not as its record says."""
+    with _open_checked(path, name, record) as file:
+        try:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        except OSError as error:
+            raise CheckpointError(path, f"{name} cannot be read: {error.strerror}") from error
+    _compare(path, name, record, sha256)
+
+
+def read_json(path: Path, name: str, record: FileRecord) -> dict[str, Any]:
+    """Read one JSON file of a checkpoint. CheckpointError if it is not as its record says."""
+    with _open_checked(path, name, record) as file:
+        try:
+            data = file.read()
+        except OSError as error:
+            raise CheckpointError(path, f"{name} cannot be read: {error.strerror}") from error
+    _compare(path, name, record, hashlib.sha256(data).hexdigest())
+    return parse_json(path, name, data)
+
+
+def parse_json(path: Path, name: str, data: bytes) -> dict[str, Any]:
+    """The JSON object in `data`, the content of file `name`. CheckpointError if it is none."""
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, f"{name} is damaged: no valid JSON") from error
+    if not isinstance(body, dict):
+        raise CheckpointError(path, f"{name} is damaged: no JSON object")
+    return body
+
+
+def open_regular(path: Path, name: str) -> BinaryIO:
+    """Open a file of a checkpoint. CheckpointError for a symbolic link or a device; OSError otherwise."""
+    try:
+        descriptor = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a planted pipe must not block
+    except OSError as error:
+        if (path / name).is_symlink():
+            raise CheckpointError(path, f"{name} is a symbolic link, which is not followed") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError(path, f"{name} is no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _open_checked(path: Path, name: str, record: FileRecord) -> BinaryIO:
+    """Open a file that has the size of its record."""
+    try:
+        file = open_regular(path, name)
+    except FileNotFoundError as error:
+        raise CheckpointError(path, f"{name} is missing") from error
+    except OSError as error:
+        raise CheckpointError(path, f"{name} cannot be read: {error.strerror}") from error
+    found_bytes = os.fstat(file.fileno()).st_size
+    if found_bytes != record.size_bytes:
+        file.close()
+        raise CheckpointError(path, f"{name} has {found_bytes} bytes, the manifest says {record.size_bytes}")
+    return file
+
+
+def _compare(path: Path, name: str, record: FileRecord, sha256: str) -> None:
+    if sha256 != record.sha256:
+        raise CheckpointError(path, f"{name} is damaged: its SHA-256 is not the manifest's")

@@ -1,0 +1,97 @@
+"""Read and write tensors.json, which says for each tensor which piece of it lies in which shard, and open shards."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gpt.files.safetensors import DTYPE_NAMES, DTYPES
+from parallel.checkpoint.files import open_regular, read_json
+from parallel.checkpoint.manifest import INDEX, CheckpointManifest, is_count
+from parallel.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One saved box of a tensor: `shape` elements from `offsets` on, stored in `file` under the tensor's name."""
+
+    file: str
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor as saved: global shape, and the chunks that tile it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: tuple[Chunk, ...]
+
+
+def encode_index(index: dict[str, StoredTensor]) -> bytes:
+    """The tensor index as JSON, one line a tensor."""
+    lines = [
+        f"{json.dumps(name)}: {json.dumps({**asdict(stored), 'dtype': DTYPE_NAMES[stored.dtype]})}"
+        for name, stored in sorted(index.items())
+    ]
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def read_index(path: Path, manifest: CheckpointManifest) -> dict[str, StoredTensor]:
+    """Read tensors.json and check that its chunks tile every tensor and fit in the files that hold them."""
+    index = {}
+    used_bytes = dict.fromkeys(manifest.files, 0)
+    for name, entry in read_json(path, INDEX, manifest.files[INDEX]).items():
+        try:
+            chunks = tuple(Chunk(c["file"], tuple(c["offsets"]), tuple(c["shape"])) for c in entry["chunks"])
+            stored = StoredTensor(tuple(entry["shape"]), DTYPES[entry["dtype"]], chunks)
+            if not _tiles(stored):
+                raise CheckpointError(path, f"{INDEX}: the pieces of '{name}' do not make up its shape {stored.shape}")
+            for chunk in chunks:
+                used_bytes[chunk.file] += math.prod(chunk.shape) * stored.dtype.itemsize
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(path, f"{INDEX}: the entry of '{name}' is not as Triaxial writes it") from error
+        index[name] = stored
+    for file, used in used_bytes.items():
+        if used > manifest.files[file].size_bytes:
+            raise CheckpointError(path, f"{INDEX} wants {used} bytes of {file}, which has fewer")
+    return index
+
+
+def open_shard(path: Path, name: str, manifest: CheckpointManifest) -> Any:
+    """Map one shard with the safetensors library, which checks its header; no link is followed, sizes must agree."""
+    with open_regular(path, name) as file:
+        if os.fstat(file.fileno()).st_size != manifest.files[name].size_bytes:
+            raise CheckpointError(path, f"{name} does not have the size the manifest says")
+    try:
+        return safe_open(path / name, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(path, f"{name} is no valid safetensors file: {error}") from error
+
+
+def stored_slice(path: Path, shard: Any, *, name: str, stored: StoredTensor, chunk: Chunk) -> Any:
+    """The lazily read slice of a chunk in an open shard, after comparing the shard's header with the index."""
+    try:
+        found = shard.get_slice(name)
+    except SafetensorError as error:
+        raise CheckpointError(path, f"{chunk.file} does not hold '{name}': {error}") from error
+    if tuple(found.get_shape()) != chunk.shape or found.get_dtype() != DTYPE_NAMES[stored.dtype]:
+        raise CheckpointError(path, f"{chunk.file} holds '{name}' in another shape or dtype than {INDEX} says")
+    return found
+
+
+def _tiles(stored: StoredTensor) -> bool:
+    """Whether all chunks lie inside the tensor and have its volume together (the save checks that none overlap)."""
+    volume = 0
+    for chunk in stored.chunks:
+        box = list(zip(chunk.offsets, chunk.shape, stored.shape, strict=True))
+        if not all(is_count(offset) and is_count(size) and offset + size <= whole for offset, size, whole in box):
+            return False
+        volume += math.prod(chunk.shape)
+    return all(map(is_count, stored.shape)) and volume == math.prod(stored.shape)

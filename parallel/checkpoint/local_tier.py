@@ -1,0 +1,159 @@
+"""The local tier: every rank often saves its own shards to a fast disk of its node. No tensor is sent.
+
+A rank's folder is an ordinary checkpoint of one process, with its shards as whole tensors. Together the folders hold
+the state of one step, if all ranks have the folder of the same save on the same layout; otherwise they are not used.
+Either all ranks publish a save, or none does. Each deletes an older save only after all have published the newer one,
+so one step is whole at any time.
+
+LOCAL/run-1f2e3d4c/rank-00012/step-000000123/
+"""
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from gpt.errors import ConfigError
+from parallel.agreement import ALONE, exchange, rank_in, together, world_size
+from parallel.checkpoint.find import discard_after
+from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.handle import Checkpoint, CheckpointHeader, read_checkpoint_header, verify_header
+from parallel.checkpoint.load import load_checkpoint
+from parallel.checkpoint.plan import local
+from parallel.errors import CheckpointError
+
+_MARK = "fast_tier"  # the key in a checkpoint's state that marks it as one of this tier
+
+
+def tier_directory(fast_directory: Path, run_directory: Path) -> Path:
+    """The folder of a run in the local tier: the run's name, and a digest of its whole path."""
+    whole = run_directory.absolute()
+    return fast_directory / f"{whole.name}-{hashlib.sha256(str(whole).encode()).hexdigest()[:8]}"
+
+
+def rank_directory(directory: Path) -> Path:
+    """This rank's folder in a run's folder."""
+    return directory / f"rank-{rank_in(None):05d}"
+
+
+def mark(state: dict[str, object], *, save_id: str, layout: dict[str, object]) -> dict[str, object]:
+    """The state with the facts that tell whether the folders of all ranks belong together.
+
+    `save_id`: of one save only.
+    """
+    facts = {"save_id": save_id, "rank": rank_in(None), "ranks": world_size(None), "layout": layout}
+    return {**state, _MARK: facts}
+
+
+def is_local(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint holds the shards of one rank."""
+    return _MARK in checkpoint.state
+
+
+def find_newest_local(
+    directory: Path, *, run_id: str, layout: dict[str, object], group: dist.ProcessGroup | None = None
+) -> tuple[Checkpoint | None, list[str]]:
+    """This rank's checkpoint of the newest step that all ranks hold whole, of one save; and why newer ones are skipped.
+
+    `run_id` (in the state under that key) and `layout` exclude folders of another run that had the same path, and of
+    another layout. Collective; every rank reads and verifies its own folder.
+    """
+    mine, skipped = _own_headers(directory, run_id=run_id, layout=layout)
+    everyone = exchange(({step: save_id for step, (save_id, _) in mine.items()}, skipped), group)
+    messages = _by_reason([text for _, texts in everyone for text in texts])
+    for step in sorted({step for held, _ in everyone for step in held}, reverse=True):
+        lacking = [rank for rank, (held, _) in enumerate(everyone) if step not in held]
+        if lacking:
+            messages.append(f"skipped step {step} of {directory}: rank {lacking[0]} does not hold it")
+        elif len({held[step] for held, _ in everyone}) > 1:
+            messages.append(f"skipped step {step} of {directory}: the ranks' folders are of different saves")
+        else:
+            found, reason = _verify_own(mine[step][1], group)
+            if found is not None:
+                return found, messages
+            messages.append(f"skipped step {step} of {directory}: {reason}")
+    return None, messages
+
+
+def load_local(
+    checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], group: dist.ProcessGroup | None = None
+) -> None:
+    """Fill this rank's shards of `tensors` from its own checkpoint. Collective."""
+    mine = {name: local(tensor) for name, tensor in tensors.items()}
+    together(lambda: load_checkpoint(checkpoint, tensors=mine, complete=True, group=ALONE), group, path=checkpoint.path)
+
+
+def discard_local_after(directory: Path, *, step: int) -> None:
+    """Delete this rank's checkpoints of later steps, for a run that resumes from `step`."""
+    with suppress(ConfigError):  # nothing can be found either on a disk that cannot be read
+        discard_after(rank_directory(directory), step=step, group=ALONE)
+
+
+def discard_all_local(directory: Path) -> None:
+    """Remove the run's folder from this node, once the run has reached its end on all ranks."""
+    shutil.rmtree(directory, ignore_errors=True)  # other ranks of this node remove it at the same time
+
+
+def _own_headers(
+    directory: Path, *, run_id: str, layout: dict[str, object]
+) -> tuple[dict[int, tuple[str, CheckpointHeader]], list[str]]:
+    """This rank's checkpoints of this run and layout by step, each with the identity of its save; why others are not
+    used."""
+    mine: dict[int, tuple[str, CheckpointHeader]] = {}
+    skipped: list[str] = []
+    try:
+        found = list_checkpoints(rank_directory(directory))
+    except OSError as error:  # a disk that fails: the shared checkpoints remain
+        return mine, [f"skipped {rank_directory(directory)}: it cannot be read: {error.strerror}"]
+    for path in found:
+        try:
+            header = read_checkpoint_header(path)
+            save_id = _save_id(header.state, run_id=run_id, layout=layout)
+        except ConfigError as error:
+            skipped.append(f"skipped {path}: {getattr(error, 'reason', error)}")
+        else:
+            mine[header.manifest.step] = save_id, header
+    return mine, skipped
+
+
+def _verify_own(header: CheckpointHeader, group: dist.ProcessGroup | None) -> tuple[Checkpoint | None, str]:
+    """This rank's checkpoint if those of all ranks are whole; else the reason of the first damaged one."""
+    found, reason = None, ""
+    try:
+        found = verify_header(header, group=ALONE)
+    except CheckpointError as error:
+        reason = error.reason
+    bad = [text for text in exchange(reason, group) if text]
+    return (None, bad[0]) if bad else (found, "")
+
+
+def _save_id(state: Mapping[str, Any], *, run_id: str, layout: dict[str, object]) -> str:
+    """The identity of the save. ConfigError when it is of another run, layout or rank."""
+    facts = state.get(_MARK)
+    if not isinstance(facts, dict) or state.get("run_id") != run_id:
+        raise ConfigError("it is of another run")
+    if (facts["rank"], facts["ranks"]) != (rank_in(None), world_size(None)):
+        raise ConfigError(
+            f"it was saved by rank {facts['rank']} of {facts['ranks']}, and there are {world_size(None)} now"
+        )
+    changed = [
+        f"{key} {facts['layout'].get(key)} then, {layout[key]} now"
+        for key in layout
+        if facts["layout"].get(key) != layout[key]
+    ]
+    if changed:
+        raise ConfigError(f"it was saved on another layout ({', '.join(changed)})")
+    return str(facts["save_id"])
+
+
+def _by_reason(texts: list[str]) -> list[str]:
+    """The first text of each reason, with the number of the others: many ranks report the same."""
+    counts: dict[str, list[str]] = {}
+    for text in texts:
+        counts.setdefault(text.rpartition(": ")[2], []).append(text)
+    return [found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "") for found in counts.values()]
