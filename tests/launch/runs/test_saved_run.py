@@ -79,7 +79,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def triaxial(command: str, *words: object) -> int:
-    module = importlib.import_module(f"launch.{command}")
+    module = importlib.import_module(f"launch.commands.{command}")
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     return int(module.run(parser.parse_args([str(word) for word in words])))
@@ -214,7 +214,7 @@ def test_generate_from_nothing_and_from_standard_input(
 def test_generate_refuses_before_it_prints(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["--max-new-tokens", 64], "n_ctx = 64"),
-        (["--prompt", TEXT * 5], "shorten the prompt"),
+        (["--prompt", TEXT * 5], "Shorten the prompt"),
         (["--top-p", 2], "top_p = 2.0"),
         (["--num-samples", 0], "--num-samples 0"),
         (["--device", "cuda:99"], "--device cuda:99"),
@@ -240,7 +240,7 @@ def test_convert_writes_what_transformers_loads(made: Made, capsys: pytest.Captu
     assert report["max_relative_logit_error"] < 1e-5
     with pytest.raises(ConfigError, match="exists already"):
         triaxial("convert", made.directory, "--to", "hf", "--output", tmp_path / "hf")
-    with pytest.raises(ConfigError, match="among the run's checkpoints"):
+    with pytest.raises(ConfigError, match="inside the run's checkpoints folder"):
         triaxial("convert", made.directory, "--to", "hf", "--output", made.directory / "checkpoints" / "hf")
 
 
