@@ -1,4 +1,7 @@
-"""Files of a run's own, written so that a symbolic link under their name leads nowhere; decides nothing."""
+"""Write files and folders that appear complete or not at all. No symbolic link under the final name is followed.
+
+A file is written under a hidden name in the same folder, which nobody can guess, and then renamed.
+"""
 
 import os
 import secrets
@@ -6,42 +9,71 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 from gpt.errors import ConfigError
 
 
 def append_to(path: Path) -> BinaryIO:
-    """The file, unbuffered, to add to its end; made if it is not there. OSError (ELOOP): a symbolic link."""
+    """Open a file, unbuffered, to append to it; it is created if missing. OSError (ELOOP): it is a symbolic link."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
 
 
-def replace_file(path: Path, data: bytes | str) -> None:
-    """Put a file in the place of what has its name, whole or not at all; a link is replaced and not followed."""
-    temporary = new_beside(path)
+@contextmanager
+def open_replacement(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Open a new file that replaces `path` when the block ends without an error. A link is replaced, not followed.
+
+    `durable`: sync the file before the rename and the folder after it, so that the file survives a loss of power.
+    OSError: the disk refuses. After an error `path` is as before.
+    """
+    temporary = hidden_name(path)
     try:
         with open(temporary, "xb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            yield file
+            if durable:
+                sync_file(file)
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+        if durable:
+            sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)  # it is there only after an error
 
 
-def new_beside(path: Path) -> Path:
-    """A hidden name in the same folder that nobody can have guessed."""
+def replace_file(path: Path, data: bytes | str) -> None:
+    """Write a file that replaces `path`, as `open_replacement` does."""
+    with open_replacement(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def hidden_name(path: Path) -> Path:
+    """Return a hidden name in the same folder that nobody can guess. Open it with mode x."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def sync_file(file: IO[Any]) -> None:
+    """Flush a file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the entries of a folder to the disk: new files and renames."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
 def partial_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output`, renamed to it at the end, removed where anything fails.
+    """Make a hidden folder next to `output`, and rename it to `output` at the end. After an error it is removed.
 
     ConfigError: `output` exists, or the disk refuses.
     """
     if output.exists() or output.is_symlink():
-        raise ConfigError(f"--output {output} exists already; name a folder that does not, or remove this one")
+        raise ConfigError(f"--output {output} exists already. Name a folder that does not, or remove this one.")
     folder = output.with_name(f".{output.name}.{secrets.token_hex(4)}.partial")
     try:
         folder.mkdir(parents=True)
@@ -50,4 +82,4 @@ def partial_folder(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(f"--output {output} could not be written: {error}") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # gone already where all went well
+        shutil.rmtree(folder, ignore_errors=True)  # it is there only after an error

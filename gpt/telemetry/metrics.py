@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 import torch
 
 from gpt.errors import NO_ROOM, ConfigError, DiskFull
-from gpt.files.atomic import append_to, new_beside
+from gpt.files.atomic import append_to, open_replacement, sync_file
 from gpt.files.line_file import LineFile
 from gpt.telemetry.console import Console
 from gpt.telemetry.event_log import EventKind, event_line
@@ -187,16 +187,12 @@ def supersede_after(path: Path, *, step: int) -> None:
     with path.open("rb") as lines:
         if all(_step_of(line) <= step for line in lines):
             return
-    temporary = new_beside(path)
     superseded = path.with_name("metrics.superseded.jsonl")
-    with path.open("rb") as lines, temporary.open("xb") as kept, append_to(superseded) as moved:
+    with open_replacement(path, durable=True) as kept, path.open("rb") as lines, append_to(superseded) as moved:
         for line in lines:
             target = kept if _step_of(line) <= step else moved
             target.write(line if line.endswith(b"\n") else line + b"\n")
-        for target in (moved, kept):
-            target.flush()
-            os.fsync(target.fileno())
-    temporary.replace(path)
+        sync_file(moved)
 
 
 def _step_of(line: bytes) -> float:

@@ -1,8 +1,8 @@
-"""Checksums beside token files: PREFIX.sums says what each block of PREFIX.bin and PREFIX.idx holds; it mends nothing.
+"""Checksums of token files: PREFIX.sums has a CRC-32 for each block of PREFIX.bin and PREFIX.idx.
 
-Layout, little-endian: magic, bytes of .bin, bytes of .idx, the CRC-32 of these; then the CRC-32 (u32) of each block of
-4 KiB of .bin, and of each of .idx; the last block of a file may be shorter. A block is a page, so that comparing makes
-a disk read nothing that it would not read anyway. The file takes a thousandth of what it describes.
+Layout, little-endian: magic, size of .bin and of .idx in bytes, the CRC-32 of these 24 bytes; then the CRC-32 (u32) of
+each 4 KiB block of .bin, then of .idx. The last block of a file may be shorter. A block is a page, so a check reads
+nothing from the disk that a read of the tokens would not. The checksums take a thousandth of the size of the files.
 """
 
 import errno
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt.errors import ConfigError
+from gpt.files.atomic import sync_file
 
 BLOCK_BYTES = 4096
 MAGIC = b"TRIXSUM1"
@@ -29,24 +30,24 @@ Sums = npt.NDArray[np.uint32]
 
 
 class DamagedTokens(ConfigError):
-    """A part of a token file is not what was written, or cannot be read."""
+    """A part of a token file has another checksum than when it was written, or cannot be read."""
 
 
 class SummedFile:
-    """A new file that sums up each block of what is written to it. Closed by leaving its `with`."""
+    """A new file that computes the checksum of each block written to it. Leaving the `with` block closes it."""
 
     def __init__(self, path: Path) -> None:
-        # x: whatever has this name already, a link too, is left alone
+        # x: an existing file or link with this name is left alone
         self._file: BinaryIO = open(path, "xb", buffering=1 << 20)  # noqa: SIM115  closed in __exit__
         self._sums: list[int] = []
-        self._rest = b""  # of the block that is not full yet
+        self._rest = b""  # start of the block that is not full yet
         self.n_bytes = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: object, trace: TracebackType | None) -> None:
-        self._file.close()  # on a full disk this flushes, and fails, once more
+        self._file.close()  # on a full disk this flushes, and fails, again
 
     def write(self, data: Any) -> None:
         """Append a buffer of bytes."""
@@ -63,13 +64,12 @@ class SummedFile:
         self._rest = bytes(view[end:])
 
     def sync(self) -> None:
-        """Have all of it on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Flush the file to the disk."""
+        sync_file(self._file)
 
     @property
     def sums(self) -> Sums:
-        """Of all that was written (blocks,)."""
+        """The checksums of all blocks written (blocks,)."""
         return np.array([*self._sums, *_sums_of(memoryview(self._rest))], dtype="<u4")
 
 
@@ -81,51 +81,51 @@ class TokenSums:
         self._file = os.open(self.path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         head, size = os.pread(self._file, _HEADER.size, 0), os.fstat(self._file).st_size
-        again = f"write it again with `triaxial prepare checksum --replace {prefix}`"
+        again = f"run `triaxial prepare checksum --replace {prefix}`"
         if len(head) < _HEADER.size or not head.startswith(MAGIC):
-            raise ConfigError(f"{self.path}: not a file of checksums of token files; {again}")
+            raise ConfigError(f"{self.path} is not a checksum file. To write it again, {again}.")
         _, bin_bytes, idx_bytes, own = _HEADER.unpack(head)
         n_sums = _blocks(bin_bytes) + _blocks(idx_bytes)
         if own != zlib.crc32(head[:-4]) or size != _HEADER.size + 4 * n_sums:
-            raise ConfigError(f"{self.path}: damaged; copy it again, or, when the token files are good, {again}")
+            raise ConfigError(f"{self.path} is damaged. Copy it again; if the token files are right, {again}.")
         self.files = {
             ".bin": FileSums(self, Path(f"{prefix}.bin"), bin_bytes, first=0),
             ".idx": FileSums(self, Path(f"{prefix}.idx"), idx_bytes, first=_blocks(bin_bytes)),
         }
 
     def read(self, first: int, n: int) -> Sums:
-        """Sums first to first + n - 1 of all."""
+        """Read the checksums first..first+n-1 of both files together."""
         data = os.pread(self._file, 4 * n, _HEADER.size + 4 * first)
         if len(data) != 4 * n:
-            raise DamagedTokens(f"{self.path} has become shorter since it was opened; copy it again")
+            raise DamagedTokens(f"{self.path} became shorter after it was opened. Copy it again.")
         return np.frombuffer(data, dtype="<u4")
 
 
 class FileSums:
-    """Those of one of the two files."""
+    """The checksums of one of the two files."""
 
     def __init__(self, sums: TokenSums, path: Path, n_bytes: int, *, first: int) -> None:
         self._sums, self.path, self.n_bytes, self._first = sums, path, n_bytes, first
 
     def check_size(self) -> None:
-        """DamagedTokens unless the file is as long as when the sums were made."""
+        """Check the size of the file. DamagedTokens: it is not the size that the checksums were computed for."""
         try:
             n_bytes = self.path.stat().st_size
         except OSError as error:
-            raise DamagedTokens(f"{self.path}: {error.strerror}, but {self._sums.path.name} is there") from None
+            raise DamagedTokens(f"{self.path}: {error.strerror}, but {self._sums.path.name} exists") from None
         if n_bytes != self.n_bytes:
             raise DamagedTokens(
                 f"{self.path}: {n_bytes:,} bytes, but {self._sums.path.name} was made of {self.n_bytes:,}: one of the "
-                f"two is damaged or of another corpus. Copy them again; where the token files are right, run `triaxial "
-                f"prepare checksum --replace {self.path.with_suffix('')}`"
+                f"two is damaged or from another corpus. Copy them again; if the token files are right, run `triaxial "
+                f"prepare checksum --replace {self.path.with_suffix('')}`."
             )
 
     def blocks_around(self, start: int, stop: int) -> tuple[int, int]:
-        """The bytes start to stop - 1, widened to whole blocks."""
+        """Widen the byte range start..stop-1 to whole blocks."""
         return start // BLOCK_BYTES * BLOCK_BYTES, min(_blocks(stop) * BLOCK_BYTES, self.n_bytes)
 
     def check(self, start: int, data: Any) -> None:
-        """DamagedTokens unless whole blocks of the file, `data` from byte `start` on, have their sums."""
+        """Compare whole blocks, `data` from byte `start` of the file on, with their checksums. DamagedTokens: wrong."""
         found = _sums_of(memoryview(data).cast("B"))
         expected = self._sums.read(self._first + start // BLOCK_BYTES, len(found)).tolist()
         if found != expected:
@@ -133,7 +133,7 @@ class FileSums:
             raise self.damaged(start + i * BLOCK_BYTES, found[i], expected[i])
 
     def damaged(self, offset: int, found: int, expected: int) -> DamagedTokens:
-        """What to say of a block that is not what it was."""
+        """Return the error for the block at `offset`."""
         end = min(offset + BLOCK_BYTES, self.n_bytes)
         return DamagedTokens(
             f"{self.path}: bytes {offset:,} to {end - 1:,} have the checksum {found:08x}, but {self._sums.path.name} "
@@ -141,16 +141,17 @@ class FileSums:
         )
 
     def all(self) -> Sums:
-        """Every sum of the file (blocks,)."""
+        """Read all checksums of the file (blocks,)."""
         return self._sums.read(self._first, _blocks(self.n_bytes))
 
 
 def sums_path(prefix: Path) -> Path:
+    """Return the path of the checksum file."""
     return Path(f"{prefix}.sums")
 
 
 def open_sums(prefix: Path) -> TokenSums | None:
-    """The sums beside a pair of token files, if there are any. ConfigError: they are damaged, or of another length."""
+    """Open the checksums of a pair of token files; None if there are none. ConfigError: damaged, or sizes differ."""
     try:
         sums = TokenSums(prefix)
     except FileNotFoundError:
@@ -163,23 +164,20 @@ def open_sums(prefix: Path) -> TokenSums | None:
     return sums
 
 
-def write_sums(path: Path, bin_sums: Sums, idx_sums: Sums, *, bin_bytes: int, idx_bytes: int) -> None:
-    """A new file of sums, on the disk when this returns."""
+def write_sums(file: BinaryIO, bin_sums: Sums, idx_sums: Sums, *, bin_bytes: int, idx_bytes: int) -> None:
+    """Write the content of a checksum file."""
     head = _HEADER.pack(MAGIC, bin_bytes, idx_bytes, 0)[:-4]
-    with open(path, "xb") as file:
-        file.write(head + struct.pack("<I", zlib.crc32(head)))
-        file.write(bin_sums.astype("<u4").tobytes() + idx_sums.astype("<u4").tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+    file.write(head + struct.pack("<I", zlib.crc32(head)))
+    file.write(bin_sums.astype("<u4").tobytes() + idx_sums.astype("<u4").tobytes())
 
 
 def sums_of_file(path: Path) -> Sums:
-    """What a file's sums are now: reads all of it."""
+    """Compute the checksums of a file; reads all of it."""
     return np.array([one for block in _read(path) for one in _sums_of(memoryview(block))], dtype="<u4")
 
 
 def damaged_blocks(file: FileSums) -> list[DamagedTokens]:
-    """Every block that is not what it was. Reads the whole file."""
+    """Return an error for every block whose checksum differs. Reads the whole file."""
     found, expected = sums_of_file(file.path), file.all()
     return [
         file.damaged(int(i) * BLOCK_BYTES, int(found[i]), int(expected[i])) for i in np.flatnonzero(found != expected)

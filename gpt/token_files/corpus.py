@@ -1,7 +1,7 @@
-"""Open token files and check them against the corpus.json in their folder, by reading a few blocks.
+"""Open token files and check them against the corpus.json in their folder, which takes a few reads.
 
-`triaxial prepare` writes corpus.json (data_prep/corpus/corpus.py). Token files without one, such as another tool's,
-open unchecked; `triaxial prepare verify` compares whole digests.
+`triaxial prepare` writes corpus.json (data_prep/corpus/corpus.py). Token files without one, such as those of other
+tools, are opened unchecked. `triaxial prepare verify` compares whole digests.
 """
 
 import json
@@ -15,20 +15,20 @@ CORPUS_FILE = "corpus.json"
 
 
 def open_tokens(prefix: Path) -> TokenFile:
-    """The token files of `prefix`, after `check_corpus`; ConfigError as for both."""
+    """Open the token files of `prefix` after `check_corpus`. ConfigError as for both."""
     check_corpus(prefix)
     return TokenFile(prefix)
 
 
 def describe_corpus(prefix: Path) -> dict[str, Any] | None:
-    """What the corpus.json in the folder of `prefix` says, if it is one of ours and describes this prefix."""
+    """Read the corpus.json in the folder of `prefix`; None if it is not ours or does not describe this prefix."""
     path = Path(prefix).parent / CORPUS_FILE
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise ConfigError(f"{path}: damaged ({error}); copy it again, or run `triaxial prepare` again") from None
+        raise ConfigError(f"{path} is damaged ({error}). Copy it again, or run `triaxial prepare` again.") from None
     if not isinstance(description, dict) or description.get("format") != "triaxial-corpus":
         return None
     try:
@@ -36,11 +36,11 @@ def describe_corpus(prefix: Path) -> dict[str, Any] | None:
         _check_fields(description, shards)
         return description if shards else None
     except (KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{path}: damaged; copy it again, or run `triaxial prepare` again") from None
+        raise ConfigError(f"{path} is damaged. Copy it again, or run `triaxial prepare` again.") from None
 
 
 def _check_fields(description: dict[str, Any], shards: list[dict[str, Any]]) -> None:
-    """Raise KeyError, TypeError or AttributeError unless all is there that opening the files will ask for."""
+    """Check the fields needed to open the files. KeyError, TypeError or AttributeError: one is missing or wrong."""
     if shards:
         description["tokenizer"]["file"].encode(), description["tokenizer"]["fingerprint"].encode()
     if description.get("version", 1) >= 2:
@@ -50,42 +50,42 @@ def _check_fields(description: dict[str, Any], shards: list[dict[str, Any]]) -> 
 
 
 def check_corpus(prefix: Path) -> None:
-    """Compare names, sizes and sampled digests of the files of `prefix` with corpus.json, where there is one.
+    """Compare names, sizes and sampled digests of the files of `prefix` with corpus.json, if there is one.
 
-    Cost: 32 blocks of 4 KiB a shard, whatever its size. It notices a missing, added, exchanged or cut-off file and
-    damage over long stretches; a flipped bit only where it samples. Raises ConfigError naming the first such file.
+    Cost: 32 blocks of 4 KiB per shard, whatever its size. This finds missing, added, exchanged and cut-off files and
+    damage over long ranges, but a flipped bit only inside a sampled block. ConfigError: names the first such file.
     """
     prefix = Path(prefix)
     description = describe_corpus(prefix)
-    if description is None or description.get("version", 1) < 2:  # version 1 had no digests to sample
+    if description is None or description.get("version", 1) < 2:  # version 1 has no sampled digests
         return
     expected = {shard["name"]: shard for shard in _shards(description, prefix.name)}
     where = f"{prefix.parent / CORPUS_FILE} describes"
     for path in shard_prefixes(prefix):
         if path.name not in expected:
-            raise ConfigError(f"{path}.bin: not of the corpus that {where}; remove it, or prepare the corpus again")
+            raise ConfigError(f"{path}.bin is not in the corpus that {where}. Remove it, or prepare the corpus again.")
         files = expected.pop(path.name)
         for suffix in ("bin", "idx"):
             _check_file(Path(f"{path}.{suffix}"), files[suffix])
     for name in expected:
-        raise ConfigError(f"{prefix.with_name(name)}.bin: no such file, but {where} it; copy the corpus again")
+        raise ConfigError(f"{prefix.with_name(name)}.bin: no such file, but {where} it. Copy the corpus again.")
 
 
 def check_tokenizer(prefix: Path, *, path: Path, fingerprint: str) -> None:
-    """Raise ConfigError when corpus.json says that another tokenizer than the one at `path` made these ids."""
+    """Check that corpus.json names the tokenizer at `path`. ConfigError: another tokenizer made these ids."""
     description = describe_corpus(prefix)
     if description is None or description["tokenizer"]["fingerprint"] == fingerprint:
         return
     made_by = description["tokenizer"]
     raise ConfigError(
-        f"data.tokenizer = '{path}' (fingerprint {fingerprint[:16]}) did not make the corpus {prefix}: that was "
-        f"{made_by['file']} (fingerprint {made_by['fingerprint'][:16]}); set data.tokenizer = "
-        f"'{Path(prefix).parent / made_by['file']}', or prepare the corpus again with this tokenizer"
+        f"data.tokenizer = '{path}' (fingerprint {fingerprint[:16]}) is invalid: the corpus {prefix} was made with "
+        f"{made_by['file']} (fingerprint {made_by['fingerprint'][:16]}). Use "
+        f"data.tokenizer = '{Path(prefix).parent / made_by['file']}', or prepare the corpus again with this tokenizer."
     )
 
 
 def _shards(description: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The entries of a split, or of the one shard that is called `name`; of version 1 an entry without digests."""
+    """Return the entries of a split or of the shard `name`. Version 1 has one entry without digests."""
     for split in description.get("splits", {}).values():
         if split["prefix"] == name:
             return list(split.get("shards", [{"name": name}]))
@@ -99,9 +99,9 @@ def _check_file(path: Path, expected: dict[str, Any]) -> None:
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file, but {CORPUS_FILE} lists it; copy the corpus again") from None
-    again = f"copy it again; `triaxial prepare verify {path.parent}` checks all of the corpus"
+        raise ConfigError(f"{path}: no such file, but {CORPUS_FILE} lists it. Copy the corpus again.") from None
+    again = f"Copy it again; `triaxial prepare verify {path.parent}` checks the whole corpus."
     if size != expected["bytes"]:
-        raise ConfigError(f"{path}: {size:,} bytes, but {CORPUS_FILE} says {expected['bytes']:,}; {again}")
+        raise ConfigError(f"{path}: {size:,} bytes, but {CORPUS_FILE} says {expected['bytes']:,}. {again}")
     if sampled_digest(path) != expected["sampled_sha256"]:
-        raise ConfigError(f"{path}: its content is not what {CORPUS_FILE} says (digest of sampled blocks); {again}")
+        raise ConfigError(f"{path}: its content differs from {CORPUS_FILE} (digest of sampled blocks). {again}")

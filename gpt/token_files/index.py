@@ -1,6 +1,6 @@
-"""The index of one pair of token files, PREFIX.idx: where the documents in PREFIX.bin begin; reads no token itself.
+"""Read and write the index PREFIX.idx of one pair of token files: the positions of the documents in PREFIX.bin.
 
-Layout: Megatron-LM, megatron/core/datasets/indexed_dataset.py; gpt/token_files/files.py tells of it.
+Layout: Megatron-LM, megatron/core/datasets/indexed_dataset.py, as described in gpt/token_files/files.py.
 """
 
 import struct
@@ -26,12 +26,14 @@ DTYPES: dict[int, type[np.integer[Any]]] = {
     5: np.int64,
     8: np.uint16,
 }
-_CHUNK = 1 << 20  # documents per block when the index is written: bounds memory at 8 MiB whatever the corpus
+_CHUNK = 1 << 20  # documents per block when the index is written: limits memory to 8 MiB
 
 
 class Shard:
-    """One open pair of files; `tokens` are all its ids. `sums`: what every read is compared with, where there are some
-    and `compare` wishes it."""
+    """One open pair of files. `tokens`: all its ids. `sums`: the checksums for every read, if they exist and `compare`.
+
+    ConfigError: a file is missing, has another format, or the sizes of the two do not agree.
+    """
 
     def __init__(self, prefix: Path, *, compare: bool = True) -> None:
         self.prefix = prefix
@@ -40,7 +42,7 @@ class Shard:
             if not path.is_file():
                 raise ConfigError(
                     f"{path}: no such token file; a corpus is a pair of files {prefix}.bin and {prefix}.idx, or a set "
-                    f"of them, {prefix}-00000-of-NNNNN and so on"
+                    f"of pairs from {prefix}-00000-of-NNNNN on"
                 )
         self.sums = open_sums(prefix) if compare else None
         self._index_sums = None if self.sums is None else self.sums.files[".idx"]
@@ -50,9 +52,8 @@ class Shard:
         code, n_sequences, n_document_marks = _read_header(index_path)
         self.dtype: np.dtype[Any] = np.dtype(DTYPES[code]).newbyteorder("<")
         _check_size(index_path, HEADER.size + 12 * n_sequences + 8 * n_document_marks, index_path)
-        self._index = index = np.asarray(
-            np.memmap(index_path, dtype=np.uint8, mode="r")
-        )  # a memmap proper is slow to slice
+        # asarray: slicing an np.memmap is slow
+        self._index = index = np.asarray(np.memmap(index_path, dtype=np.uint8, mode="r"))
         lengths_end = self._lengths_end = HEADER.size + 4 * n_sequences
         self._lengths = index[HEADER.size : lengths_end].view("<i4")  # (S,)
         pointers_end = self._pointers_end = lengths_end + 8 * n_sequences
@@ -63,7 +64,7 @@ class Shard:
         if int(self._documents[0]) != 0 or int(self._documents[-1]) != n_sequences:
             raise ConfigError(
                 f"{index_path}: document marks run from {self._documents[0]} to {self._documents[-1]}, "
-                f"not from 0 to its {n_sequences} sequences: the file is damaged, write it again"
+                f"not from 0 to its {n_sequences} sequences: the file is damaged. Write it again."
             )
         if n_sequences:
             self._check_index(lengths_end - 4, lengths_end)
@@ -75,7 +76,7 @@ class Shard:
         self.tokens = StoredTokens(bin_path, self.dtype, None if self.sums is None else self.sums.files[".bin"])
 
     def document_start(self, document: int) -> int:
-        """Position of a document's first token; `n_documents` gives the end. DamagedTokens: it is damaged there."""
+        """Return the position of a document's first token; `n_documents` gives the end. DamagedTokens: bad checksum."""
         mark = self._pointers_end + 8 * document
         self._check_index(mark, mark + 8)
         sequence = int(self._documents[document])
@@ -86,7 +87,7 @@ class Shard:
         return int(self._pointers[sequence]) // self.dtype.itemsize
 
     def _check_index(self, start: int, stop: int) -> None:
-        """Compare the blocks of the index that bytes start to stop - 1 lie in."""
+        """Compare the blocks of the index with bytes start..stop-1 with their checksums."""
         if self._index_sums is not None:
             first, end = self._index_sums.blocks_around(start, stop)
             self._index_sums.check(first, self._index[first:end])
@@ -97,17 +98,17 @@ def _read_header(path: Path) -> tuple[int, int, int]:
         head = file.read(HEADER.size)
     if len(head) < HEADER.size:
         raise ConfigError(
-            f"{path}: {len(head)} bytes are too few for a token index (its header alone has {HEADER.size})"
+            f"{path}: {len(head)} bytes are too few for a token index, whose header alone has {HEADER.size}"
         )
     magic, version, code, n_sequences, n_document_marks = HEADER.unpack(head)
     if magic != MAGIC:
-        raise ConfigError(f"{path}: not a Megatron token index (it begins with {magic!r}, expected {MAGIC!r})")
+        raise ConfigError(f"{path} is not a Megatron token index: it begins with {magic!r}, not with {MAGIC!r}")
     if version != 1:
-        raise ConfigError(f"{path}: version {version} of the token index is not known; only version 1 is")
+        raise ConfigError(f"{path}: version {version} of the token index is not supported; version 1 is")
     if code not in DTYPES:
-        raise ConfigError(f"{path}: dtype code {code} is not a whole-number type; known: {sorted(DTYPES)}")
+        raise ConfigError(f"{path}: dtype code {code} is not an integer type; supported codes: {sorted(DTYPES)}")
     if n_document_marks < 1:
-        raise ConfigError(f"{path}: document count 0; an index has at least the leading 0")
+        raise ConfigError(f"{path}: document count 0; an index has at least the first 0")
     return code, n_sequences, n_document_marks
 
 
@@ -116,12 +117,12 @@ def _check_size(path: Path, expected_bytes: int, index_path: Path) -> None:
     if actual_bytes != expected_bytes:
         raise ConfigError(
             f"{path}: {actual_bytes:,} bytes, but {index_path.name} says {expected_bytes:,}: "
-            "one of the two files is damaged or from another corpus; copy or write both again"
+            "one of the two files is damaged or from another corpus. Copy or write both again."
         )
 
 
 def write_index(file: SummedFile, lengths: "array[int]", dtype: np.dtype[Any]) -> None:
-    """The index of documents of these lengths, one sequence each, that lie one after another."""
+    """Write the index of documents with these lengths, one sequence each, which follow one another."""
     code = next(code for code, kind in DTYPES.items() if np.dtype(kind) == dtype.newbyteorder("="))
     n_documents = len(lengths)
     file.write(HEADER.pack(MAGIC, 1, code, n_documents, n_documents + 1))

@@ -1,8 +1,8 @@
-"""GPT-2's and GPT-3's byte-pair encoding from the files OpenAI published, run by tiktoken; never downloads one.
+"""GPT-2's and GPT-3's byte-pair encoding from the files that OpenAI published, run by tiktoken. Nothing is downloaded.
 
-Two forms hold the same vocabulary: `encoder.json` (token: id) with `vocab.bpe` (the merges, best first), and one
-`.tiktoken` file of base64 tokens and their ranks. Neither says how text is cut into words before merging, so only
-GPT-2's rule is known here: other vocabularies come as Hugging Face tokenizer.json.
+The vocabulary comes in two forms: `encoder.json` (token: id) with `vocab.bpe` (the merges, best first), or one
+`.tiktoken` file with base64 tokens and their ranks. Neither form describes how text is split into words before merging.
+Only GPT-2's rule is implemented here; other vocabularies can be used as a Hugging Face tokenizer.json.
 """
 
 import base64
@@ -20,10 +20,10 @@ import numpy.typing as npt
 from gpt.errors import ConfigError, import_extra
 
 END_OF_DOCUMENT = "<|endoftext|>"
-# GPT-2's rule 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ in the spelling of tiktoken
-# 0.14, which finds the same pieces without going back over any.
+# GPT-2's rule 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ as tiktoken
+# 0.14 writes it: it finds the same pieces without backtracking.
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-# Of the file's ranks in order, as OpenAI publishes them (tiktoken_ext/openai_public.py): (name, end of document).
+# SHA-256 of the ordered ranks that OpenAI publishes (tiktoken_ext/openai_public.py): (name, end-of-document id).
 _RANK_FILES = {
     "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930": ("r50k_base", 50256),  # GPT-2, GPT-3
     "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069": ("p50k_base", 50256),  # with runs of spaces
@@ -37,10 +37,10 @@ class _Vocabulary:
 
 
 class BytePairTokenizer:
-    """GPT-2's byte-pair encoding; decode(encode(text)) == text for every text that UTF-8 can hold.
+    """GPT-2's byte-pair encoding. decode(encode(text)) == text for every text that UTF-8 can represent.
 
-    `files` are (encoder.json, vocab.bpe) or (x.tiktoken,). ConfigError: a file that is not what its name says, merges
-    that do not make the vocabulary, a rank file that is not OpenAI's for GPT-2 or GPT-3, the missing extra.
+    `files`: (encoder.json, vocab.bpe) or (x.tiktoken,). ConfigError: a file has another format than its name says, the
+    merges do not give the vocabulary, a rank file is not OpenAI's for GPT-2 or GPT-3, or tiktoken is not installed.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -48,7 +48,7 @@ class BytePairTokenizer:
         vocabulary = _from_ranks(files[0], contents[0]) if len(files) == 1 else _from_merges(files, contents)
         tiktoken = import_extra("tiktoken", extra="data")
         self.name = files[-1].name
-        self.ranks = vocabulary.ranks  # bytes of each token but the end of document: its id, in the order of merging
+        self.ranks = vocabulary.ranks  # token bytes -> id, without the end of document; merges happen in this order
         self.end_of_document_id = vocabulary.end_of_document_id
         self.vocab_size = len(vocabulary.ranks) + 1
         self.fingerprint = _fingerprint(contents)
@@ -60,27 +60,27 @@ class BytePairTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; a lone surrogate is read as U+FFFD."""
+        """Encode a text. A lone surrogate is read as U+FFFD."""
         ids: list[int] = self._model.encode_ordinary(text)
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, on the caller's thread."""
+        """Encode each text on the caller's thread."""
         return [self.encode(text) for text in texts]
 
     def encode_arrays(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """The same ids as read-only arrays (n,), faster than lists: no number becomes a Python object."""
+        """Encode each text as a read-only array (n,). Faster than lists: no id becomes a Python object."""
         return [self._array(text) for text in texts]
 
     def _array(self, text: str) -> npt.NDArray[np.uint32]:
         try:
             ids: npt.NDArray[np.uint32] = self._model.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError:  # a lone surrogate, which encode_ordinary mends
+        except UnicodeEncodeError:  # a lone surrogate, which encode_ordinary replaces
             return np.array(self.encode(text), dtype=np.uint32)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; the end-of-document token becomes nothing. ConfigError: an id outside the vocabulary."""
+        """Decode ids. The end-of-document token is left out. ConfigError: an id is outside the vocabulary."""
         numbers = [int(i) for i in ids]
         for i in numbers:
             if not 0 <= i < self.vocab_size:
@@ -89,9 +89,9 @@ class BytePairTokenizer:
 
 
 def printable_bytes() -> dict[str, int]:
-    """The character that stands for each byte in encoder.json and vocab.bpe, in the order of the ids of the bytes.
+    """Return the character that represents each byte in encoder.json and vocab.bpe, in the order of the bytes' ids.
 
-    A byte that is a printable character of Latin-1 stands for itself; the others, in order, are U+0100 and up
+    A byte that is a printable Latin-1 character represents itself. The others, in order, are U+0100 and up
     (github.com/openai/gpt-2, src/encoder.py, bytes_to_unicode).
     """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -100,7 +100,7 @@ def printable_bytes() -> dict[str, int]:
 
 
 def _from_merges(files: Sequence[Path], contents: Sequence[bytes]) -> _Vocabulary:
-    """The vocabulary of encoder.json, checked against the one that the merges make."""
+    """Read encoder.json and check it against the vocabulary that the merges give."""
     encoder_path, merges_path = files
     try:
         encoder = json.loads(contents[0])
@@ -111,26 +111,28 @@ def _from_merges(files: Sequence[Path], contents: Sequence[bytes]) -> _Vocabular
         raise ConfigError(f"{encoder_path}: not an encoder.json, which maps tokens to ids")
     byte_of = printable_bytes()
     characters = set(byte_of)
-    known = {character: rank for rank, character in enumerate(byte_of)}  # bytes first, then merges in their order
+    known = {character: rank for rank, character in enumerate(byte_of)}  # bytes first, then the merges in order
     for number, line in enumerate(lines, 1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
             continue
         pair = line.split()
         token = "".join(pair)
         if len(pair) != 2 or not characters.issuperset(token):
-            raise ConfigError(f"{merges_path}: line {number} is not a merge, two pieces with a space between: {line!r}")
+            raise ConfigError(
+                f"{merges_path}: line {number} is not a merge (two pieces separated by a space): {line!r}"
+            )
         known[token] = len(known)
     for token, rank in known.items():
         if encoder.get(token) != rank:
             raise ConfigError(
-                f"{encoder_path}: {token!r} has id {encoder.get(token)}, but is number {rank} by {merges_path.name}: "
-                "the two files do not belong together, or ids do not follow the merges; use its tokenizer.json"
+                f"{encoder_path}: {token!r} has id {encoder.get(token)}, but number {rank} in {merges_path.name}: the "
+                "two files do not belong together, or the ids do not follow the merges. Use its tokenizer.json."
             )
     rest = {token: i for token, i in encoder.items() if token not in known}
     if list(rest) != [END_OF_DOCUMENT] or rest[END_OF_DOCUMENT] != len(known):
         raise ConfigError(
-            f"{encoder_path}: beside the merges it must hold {END_OF_DOCUMENT} with id {len(known)} and nothing else, "
-            f"found {dict(list(rest.items())[:5])}; use its tokenizer.json"
+            f"{encoder_path}: besides the merges it must contain only {END_OF_DOCUMENT} with id {len(known)}, but it "
+            f"has {dict(list(rest.items())[:5])}. Use its tokenizer.json."
         )
     latin = str.maketrans({character: chr(byte) for character, byte in byte_of.items()})
     ranks = {token.translate(latin).encode("latin-1"): rank for token, rank in known.items()}
@@ -153,13 +155,13 @@ def _from_ranks(path: Path, content: bytes) -> _Vocabulary:
     if found is None:
         names = " or ".join(name for name, _ in _RANK_FILES.values())
         raise ConfigError(
-            f"{path}: not the ranks of {names}; a rank file does not say how its text is cut into words, so no other "
-            "is known: use its tokenizer.json"
+            f"{path} does not have the ranks of {names}. A rank file does not describe how text is split into words, "
+            "so no other can be used. Use its tokenizer.json."
         )
     return _Vocabulary(ranks, found[1])
 
 
 def _fingerprint(contents: Sequence[bytes]) -> str:
-    """Of one file its sha256, as for the other tokenizers; of two the sha256 of both digests."""
+    """Return the SHA-256 of one file, as for the other tokenizers, or of both digests if there are two files."""
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()

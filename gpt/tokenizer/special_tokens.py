@@ -1,4 +1,4 @@
-"""Which tokens stand before a text and end one; for an imported model as the files that came with it say."""
+"""Find the tokens that begin and end a text, for our own models and, from their files, for imported ones."""
 
 import json
 from collections.abc import Iterable
@@ -12,25 +12,24 @@ from gpt.tokenizer.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """`begin_id` stands before a text that nothing precedes. `added_ids` stand before every text that is read, as
-    Llama's tokenizer puts its beginning of a text. A written text ends at any of `end_ids`."""
+    """The special tokens of a model."""
 
-    begin_id: int
-    end_ids: tuple[int, ...]
-    added_ids: tuple[int, ...] = ()
+    begin_id: int  # goes before a text that nothing precedes
+    end_ids: tuple[int, ...]  # any of these ends a generated text
+    added_ids: tuple[int, ...] = ()  # go before every prompt, such as the begin-of-text token of Llama's tokenizer
 
 
 def own_special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
-    """Of a model that we trained: the end of a document is all there is."""
+    """Return the special tokens of a model that we trained: there is only the end-of-document token."""
     end = tokenizer.end_of_document_id
     return SpecialTokens(begin_id=end, end_ids=(end,))
 
 
 def special_tokens_of(companions: Path, tokenizer_file: Path, tokenizer: Tokenizer) -> SpecialTokens:
-    """As `companions` says, the folder that an import left in its run; `own_special_tokens` where there is none.
+    """Read the special tokens from `companions`, the folder of an import's other files, else `own_special_tokens`.
 
-    transformers begins a text with the tokenizer's bos, else its eos; it ends one at the eos of the tokenizer and at
-    those of generation_config.json. ConfigError: files that cannot be read.
+    transformers begins a text with the tokenizer's bos, else with its eos. A text ends at the eos of the tokenizer and
+    at those of generation_config.json. ConfigError: a file cannot be read.
     """
     own = own_special_tokens(tokenizer)
     if not (companions / "tokenizer_config.json").is_file() or tokenizer_file.suffix != ".json":
@@ -51,7 +50,7 @@ def special_tokens_of(companions: Path, tokenizer_file: Path, tokenizer: Tokeniz
 
 
 def _added(with_template: list[int], without: list[int]) -> Iterable[int]:
-    """What a template puts before a text; a text that is to be continued gets nothing after it."""
+    """Return what a template puts before a text. What it puts after a text is left out: the text is to be continued."""
     for start in range(len(with_template) - len(without) + 1):
         if with_template[start : start + len(without)] == without:
             return with_template[:start]
@@ -71,5 +70,5 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path} is no JSON object")
+        raise ConfigError(f"{path} is not a JSON object")
     return settings

@@ -1,8 +1,7 @@
-"""Text to token ids and back, through sentencepiece, GPT-2 or Hugging Face files; never downloads one."""
+"""Convert text to token ids and back with sentencepiece, GPT-2 or Hugging Face files. Nothing is downloaded."""
 
 import hashlib
 import io
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,19 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt.errors import ConfigError, import_extra
-from gpt.files.atomic import new_beside
+from gpt.files.atomic import open_replacement
 from gpt.tokenizer.byte_pair import END_OF_DOCUMENT, BytePairTokenizer
 
-_END_NAMES = (END_OF_DOCUMENT, "</s>", "<|end_of_text|>", "<eos>")  # as GPT-2, Llama 2, Llama 3 and Gemma call it
-_SPACE_MARK = "\u2581"  # sentencepiece writes a space as this character, so the character itself needs care
-_LONGEST_LINE = 4000  # characters of one training sentence; pieces are a few characters long, so cutting is harmless
-# The two names of GPT-2's pair of files: OpenAI's and Hugging Face's, as (token ids, merges); a name may have a prefix.
+_END_NAMES = (END_OF_DOCUMENT, "</s>", "<|end_of_text|>", "<eos>")  # of GPT-2, Llama 2, Llama 3 and Gemma
+_SPACE_MARK = "\u2581"  # sentencepiece writes a space as this character; the character itself is a special case
+_MAX_LINE = 4000  # characters in a training sentence; pieces have a few characters, so cutting is harmless
+# GPT-2's pair of files (token ids, merges) as OpenAI and as Hugging Face name it. A name may have a prefix.
 _PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the rest of Triaxial may ask of a tokenizer; ids are 0..vocab_size-1."""
+    """The interface of all tokenizers. Ids are 0..vocab_size-1."""
 
     name: str
     vocab_size: int
@@ -32,26 +31,26 @@ class Tokenizer(Protocol):
     fingerprint: str  # sha256 of the tokenizer's files
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without an end-of-document token; the text `<|endoftext|>` is encoded as plain characters."""
+        """Encode a text without an end-of-document token. The text `<|endoftext|>` is encoded as plain characters."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text."""
+        """Encode each text."""
         ...
 
     def encode_arrays(self, texts: Sequence[str]) -> Sequence[npt.NDArray[Any]]:
-        """`encode` of each text as an array of integers (n,), which may be read-only."""
+        """Encode each text as an array of integers (n,), which may be read-only."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; bytes that are not whole UTF-8 characters become U+FFFD."""
+        """Decode ids. Bytes that are not complete UTF-8 characters become U+FFFD."""
         ...
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of the file, pair of files or folder that `tokenizer_files` describes.
+    """Load the tokenizer of a file, pair of files or folder, as `tokenizer_files` describes.
 
-    Raises ConfigError when a file is missing or unreadable, has no end-of-document token, or the extra is missing.
+    ConfigError: a file is missing or unreadable, it has no end-of-document token, or an optional package is missing.
     """
     files = tokenizer_files(path)
     if len(files) == 2 or files[0].suffix == ".tiktoken":
@@ -60,19 +59,21 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def tokenizer_files(path: Path) -> tuple[Path, ...]:
-    """The files of a tokenizer: one, or GPT-2's pair as (encoder.json, vocab.bpe).
+    """Return the files of a tokenizer: one file, or GPT-2's pair (encoder.json, vocab.bpe).
 
     `path` is a sentencepiece `.model`, a Hugging Face `tokenizer.json`, one of OpenAI's `.tiktoken` rank files, either
-    file of the pair (also under Hugging Face's names, vocab.json and merges.txt), or a folder with one of these in it,
-    such as a corpus. Raises ConfigError when there is none, or a folder holds several.
+    file of the pair (also under Hugging Face's names vocab.json and merges.txt), or a folder that contains one of
+    these, such as a corpus. ConfigError: there is no tokenizer, or a folder contains several.
     """
     path = Path(path)
     if path.is_dir():
         endings = (".model", "tokenizer.json", ".tiktoken", *(merges for _, merges in _PAIRS))
         found = sorted(file for file in path.iterdir() if file.name.endswith(endings) and file.is_file())
         if len(found) != 1:
-            holds = f"holds {', '.join(file.name for file in found)}; name one" if found else "holds no tokenizer"
-            raise ConfigError(f"{path}: a folder given as a tokenizer must hold exactly one, but this {holds}")
+            holds = f"has {', '.join(file.name for file in found)}; name one" if found else "has none"
+            raise ConfigError(
+                f"{path} is invalid: a tokenizer folder must contain exactly one tokenizer, but this one {holds}"
+            )
         path = found[0]
     files: tuple[Path, ...] = (path,)
     for pair in _PAIRS:
@@ -81,21 +82,21 @@ def tokenizer_files(path: Path) -> tuple[Path, ...]:
                 files = tuple(path.with_name(path.name.removesuffix(own) + name) for name in pair)
     if path.suffix not in (".model", ".json", ".tiktoken") and len(files) == 1:
         raise ConfigError(
-            f"{path}: a tokenizer is a sentencepiece .model, a Hugging Face tokenizer.json, a .tiktoken rank file, or "
-            "the pair encoder.json and vocab.bpe"
+            f"{path} is not a tokenizer. Use a sentencepiece .model, a Hugging Face tokenizer.json, a .tiktoken rank "
+            "file or the pair encoder.json and vocab.bpe."
         )
     for file in files:
         if not file.is_file():
-            beside = f" beside {path.name}" if file != path and path.is_file() else ""
-            raise ConfigError(f"{file}: no such tokenizer file{beside}")
+            location = f" next to {path.name}" if file != path and path.is_file() else ""
+            raise ConfigError(f"{file}: no such tokenizer file{location}")
     return files
 
 
 class SentencePieceTokenizer:
-    """A sentencepiece model; for those that `train_sentencepiece` makes, decode(encode(text)) == text."""
+    """A sentencepiece model. With models from `train_sentencepiece`, decode(encode(text)) == text."""
 
     def __init__(self, path: Path) -> None:
-        import sentencepiece  # costs 40 ms, and only some commands need it
+        import sentencepiece  # takes 40 ms, and only some commands need it
 
         data = path.read_bytes()
         try:
@@ -114,20 +115,20 @@ class SentencePieceTokenizer:
         self._mark_ids: list[int] = mark if self._model.unk_id() not in mark else []
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; a lone surrogate, which no UTF-8 text can hold, is read as U+FFFD."""
+        """Encode a text. A lone surrogate, which UTF-8 cannot represent, is read as U+FFFD."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, on the caller's thread."""
+        """Encode each text on the caller's thread."""
         clean = [_without_surrogates(text) for text in texts]
         ids: list[list[int]] = self._model.encode(clean, num_threads=1)
         if not self._mark_ids:
             return ids
-        # The character U+2581 would come back as a space; spelt as its three bytes it comes back as itself.
+        # U+2581 would be decoded as a space. Encoded as its three bytes it is decoded as itself.
         return [self._encode_marked(text) if _SPACE_MARK in text else i for text, i in zip(clean, ids, strict=True)]
 
     def encode_arrays(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """`encode` of each text as an array (n,)."""
+        """Encode each text as an array (n,)."""
         return [np.array(ids, dtype=np.int32) for ids in self.encode_batch(texts)]
 
     def _encode_marked(self, text: str) -> list[int]:
@@ -135,7 +136,7 @@ class SentencePieceTokenizer:
         return [*first, *(i for part in rest for i in (*self._mark_ids, *part))]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; the end-of-document token becomes nothing."""
+        """Decode ids. The end-of-document token is left out. ConfigError: an id is outside the vocabulary."""
         _check_ids(ids, self)
         return str(self._model.decode([int(i) for i in ids]))
 
@@ -147,13 +148,13 @@ class HuggingFaceTokenizer:
         tokenizers = import_extra("tokenizers", extra="hf")
         try:
             self._model = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for a file that it cannot read
+        except Exception as error:  # the library raises a bare Exception if it cannot read the file
             raise ConfigError(f"{path}: not a Hugging Face tokenizer file ({error})") from None
-        self._model.encode_special_tokens = True  # a page that spells <|endoftext|> must not end its document
+        self._model.encode_special_tokens = True  # a page with the text <|endoftext|> must not end its document
         self._model.no_padding()
         self._model.no_truncation()
         self.name = path.name
-        # Not the number of tokens: some files leave ids out, and others give two tokens one id.
+        # This is not the number of tokens: some files skip ids, and others give two tokens the same id.
         self.vocab_size: int = max(self._model.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
         known = [i for name in _END_NAMES if (i := self._model.token_to_id(name)) is not None]
@@ -162,20 +163,20 @@ class HuggingFaceTokenizer:
         self.end_of_document_id: int = known[0]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, with none of the special tokens that a template would add."""
+        """Encode a text without the special tokens that a template would add."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text."""
+        """Encode each text."""
         clean = [_without_surrogates(text) for text in texts]
         return [encoding.ids for encoding in self._model.encode_batch_fast(clean, add_special_tokens=False)]
 
     def encode_arrays(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """`encode` of each text as an array (n,)."""
+        """Encode each text as an array (n,)."""
         return [np.array(ids, dtype=np.int32) for ids in self.encode_batch(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; special tokens become nothing."""
+        """Decode ids. Special tokens are left out. ConfigError: an id is outside the vocabulary."""
         _check_ids(ids, self)
         return str(self._model.decode([int(i) for i in ids], skip_special_tokens=True))
 
@@ -185,12 +186,13 @@ def train_sentencepiece(
 ) -> None:
     """Train a byte-pair vocabulary of exactly `vocab_size` pieces on `texts` and write it to `out`.
 
-    Reversible: bytes stand in for rare characters, text is neither normalised nor trimmed, digits are single pieces,
-    and no piece holds a control character, so a newline or a tab is always one byte piece. Piece 0 is `<unk>` (never
-    produced), piece 1 `<|endoftext|>`. `character_coverage` is the share of the text's characters that get a piece;
-    `longest_piece` is in characters. The same texts in the same order give the same file. Memory: several times the
-    text.
-    Raises ConfigError when the text cannot fill the vocabulary or the vocabulary cannot hold its characters.
+    The vocabulary is reversible: rare characters are encoded as bytes, text is neither normalised nor trimmed, digits
+    are single pieces, and no piece contains a control character, so that a newline or a tab is always one byte piece.
+    Piece 0 is `<unk>` (never produced), piece 1 is `<|endoftext|>`.
+
+    `character_coverage`: share of the text's characters that get a piece. `longest_piece`: in characters. The same
+    texts in the same order give the same file. Memory: several times the text. ConfigError: the text cannot fill the
+    vocabulary, or the vocabulary is too small for the text's characters.
     """
     import sentencepiece
 
@@ -214,42 +216,35 @@ def train_sentencepiece(
             bos_id=-1,
             eos_id=-1,
             pad_id=-1,
-            max_sentence_length=8 * _LONGEST_LINE,
-            num_threads=1,  # is written into the model, so it must not follow the machine
+            max_sentence_length=8 * _MAX_LINE,
+            num_threads=1,  # written into the model, so it must not depend on the machine
             minloglevel=3,
         )
     except RuntimeError as error:
         raise ConfigError(_training_error(str(error), vocab_size)) from None
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = new_beside(out)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open_replacement(out, durable=True) as file:
+        file.write(buffer.getvalue())
 
 
 def _training_lines(texts: Iterator[str]) -> Iterator[str]:
-    """Runs of text without control characters: sentencepiece keeps tab and NUL to itself, and reads line by line."""
+    """Split texts at control characters: sentencepiece reserves tab and NUL, and reads line by line."""
     for text in texts:
         for line in re.split(r"[\x00-\x1f\x7f\u2581]+", _without_surrogates(text)):
-            for start in range(0, len(line), _LONGEST_LINE):
-                yield line[start : start + _LONGEST_LINE]
+            for start in range(0, len(line), _MAX_LINE):
+                yield line[start : start + _MAX_LINE]
 
 
 def _training_error(message: str, vocab_size: int) -> str:
     if found := re.search(r"value <= (\d+)", message):
         return (
-            f"tokenizer: this text fills at most {found[1]} pieces, fewer than vocab_size = {vocab_size}; "
-            f"set vocab_size = {found[1]} or give more text"
+            f"tokenizer: vocab_size = {vocab_size} is invalid: this text fills at most {found[1]} pieces. Use "
+            f"vocab_size = {found[1]} or more text."
         )
     if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
         return (
-            f"tokenizer: the text's characters and the 256 bytes alone need {found[1]} pieces, more than vocab_size = "
-            f"{vocab_size}; set vocab_size to more than {found[1]} or lower character_coverage"
+            f"tokenizer: vocab_size = {vocab_size} is invalid: the text's characters and the 256 bytes need {found[1]} "
+            f"pieces. Use a vocab_size above {found[1]} or a lower character_coverage."
         )
     if "sentences_.empty()" in message:
         return "tokenizer: there is no text to train on"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt.files.atomic import new_beside, replace_file
+from gpt.files.atomic import hidden_name, replace_file
 from parallel.health.collective_record import RecordedCollective
 from parallel.health.heartbeat import LOST, STATUS
 from parallel.health.process_evidence import Link
@@ -97,7 +97,7 @@ def hang_folder(settings: MonitorSettings) -> Path:
         name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         if (hangs / name).exists():
             name += f"-{settings.incarnation[:6]}"
-        mine = new_beside(alarm)
+        mine = hidden_name(alarm)
         hangs.mkdir(parents=True, exist_ok=True)
         replace_file(mine, name)
         try:

@@ -123,9 +123,9 @@ def test_gpt2s_pair_of_files_travels_with_its_corpus(made, tmp_path, capsys):
 BIN, IDX = "train-00001-of-00003.bin", "train-00001-of-00003.idx"
 SUMS = "train-00001-of-00003.sums"
 FAULTS = {
-    "a bit at the end": (lambda c: flip(c / BIN, -1), rf"{BIN}: sha256", rf"{BIN}: its content is not"),
+    "a bit at the end": (lambda c: flip(c / BIN, -1), rf"{BIN}: sha256", rf"{BIN}: its content differs"),
     "a bit between samples": (lambda c: flip(c / BIN, 7000), rf"{BIN}: sha256", None),
-    "a bit of the index": (lambda c: flip(c / IDX, 40), rf"{IDX}: sha256", rf"{IDX}: its content is not"),
+    "a bit of the index": (lambda c: flip(c / IDX, 40), rf"{IDX}: sha256", rf"{IDX}: its content differs"),
     "a byte too few": (
         lambda c: (c / BIN).write_bytes((c / BIN).read_bytes()[:-1]),
         rf"{BIN}: [\d,]+ bytes, expected",
@@ -246,16 +246,16 @@ def test_token_files_without_a_description_open_as_they_are(corpus):
     (corpus / CORPUS_FILE).unlink()
     assert open_tokens(corpus / "train").n_documents > 0
     (corpus / CORPUS_FILE).write_text("{")
-    with pytest.raises(ConfigError, match=r"corpus\.json: damaged"):
+    with pytest.raises(ConfigError, match=r"corpus\.json is damaged"):
         open_tokens(corpus / "train")
     (corpus / CORPUS_FILE).write_text(json.dumps({"format": "triaxial-corpus", "splits": {"x": 3}}))
-    with pytest.raises(ConfigError, match=r"corpus\.json: damaged"):
+    with pytest.raises(ConfigError, match=r"corpus\.json is damaged"):
         open_tokens(corpus / "train")
     part = {"x": {"prefix": "train", "shards": [{"name": "train-00000-of-00003"}]}}
     for version in (2, "two"):
         about = {"format": "triaxial-corpus", "version": version, "splits": part}
         (corpus / CORPUS_FILE).write_text(json.dumps(about | {"tokenizer": {"file": "x", "fingerprint": "y"}}))
-        with pytest.raises(ConfigError, match=r"corpus\.json: damaged"):
+        with pytest.raises(ConfigError, match=r"corpus\.json is damaged"):
             open_tokens(corpus / "train")
     (corpus / CORPUS_FILE).write_text(json.dumps({"name": "some other tool's"}))
     assert open_tokens(corpus / "train").n_documents > 0

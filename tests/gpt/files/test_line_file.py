@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gpt.errors import DiskFull
-from gpt.files.line_file import MOST_WAITING, LineFile
+from gpt.files.line_file import MAX_WAITING_BYTES, LineFile
 from gpt.telemetry.event_log import append_event
 from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
 
@@ -65,7 +65,7 @@ def test_on_a_disk_that_stays_full_the_run_ends_at_last_and_may_be_started_again
         with MetricsWriter(OFF, disk / "run", run_config={}, resume_step=None, interactive=False) as writer:
             fill(disk)
             for step in range(100):
-                writer.log(step, {f"loss of {'x' * (MOST_WAITING // 50)}": 1.0})
+                writer.log(step, {f"loss of {'x' * (MAX_WAITING_BYTES // 50)}": 1.0})
 
     with pytest.raises(DiskFull, match=r"metrics\.jsonl: cannot be written \(No space left"):
         run()

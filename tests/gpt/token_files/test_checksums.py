@@ -149,21 +149,21 @@ def test_a_file_that_is_cut_or_fails_later_is_damage_too(tmp_path):
     with (tmp_path / "a.bin").open("r+b") as tokens:
         tokens.truncate(BLOCK_BYTES + 5)
     assert data.batch(0, 3).tolist() == before
-    with pytest.raises(DamagedSamples, match=r"a\.bin has become shorter .* ends before byte [\d,]+"):
+    with pytest.raises(DamagedSamples, match=r"a\.bin became shorter .* ends before byte [\d,]+"):
         data.batch(data.n_windows - 1, data.n_windows)
     with (tmp_path / "a.sums").open("r+b") as sums:
         sums.truncate(30)
-    with pytest.raises(DamagedSamples, match=r"a\.sums has become shorter"):
+    with pytest.raises(DamagedSamples, match=r"a\.sums became shorter"):
         data.batch(0, 3)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda data: b"", "not a file of checksums"),
-        (lambda data: b"x" * len(data), "not a file of checksums"),
-        (lambda data: data[:-4], r"a\.sums: damaged"),
-        (lambda data: data[:9] + b"\x01" + data[10:], r"a\.sums: damaged"),
+        (lambda data: b"", "is not a checksum file"),
+        (lambda data: b"x" * len(data), "is not a checksum file"),
+        (lambda data: data[:-4], r"a\.sums is damaged"),
+        (lambda data: data[:9] + b"\x01" + data[10:], r"a\.sums is damaged"),
     ],
 )
 def test_damaged_sums_are_told_from_damaged_tokens(tmp_path, change, said):

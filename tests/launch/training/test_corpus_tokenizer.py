@@ -29,7 +29,9 @@ def test_the_tokenizer_that_made_the_corpus_is_the_only_one_that_trains_on_it(ti
     trained = (folder / "topics.model").read_bytes()
     other = tmp_path / "other.model"
     other.write_bytes(trained + b"\x7a\x00")  # an unknown field of the format: the same pieces, another file
-    with pytest.raises(ConfigError, match=r"other\.model.* did not make the corpus .*corpus/validation") as error:
+    with pytest.raises(
+        ConfigError, match=r"other\.model.* is invalid: the corpus .*corpus/validation was made with"
+    ) as error:
         check_tokenizer(read_run_config(str(tiny_corpus.recipe), [*words, str(other)]))
     assert own[:16] in str(error.value)
     assert f"data.tokenizer = '{folder}/topics.model'" in str(error.value)
