@@ -1,4 +1,4 @@
-"""How well a model predicts held-out tokens and texts, and how well token frequencies alone would; never trains."""
+"""The loss of a model on held-out tokens and texts, and the unigram entropy of the tokens to compare it with."""
 
 import itertools
 import math
@@ -19,59 +19,60 @@ Tokens = NDArray[np.int64]
 
 
 class ValidationLoss(NamedTuple):
-    """The mean over `tokens` predicted tokens."""
+    """The mean loss over `tokens` predicted tokens."""
 
     nats_per_token: float
     tokens: int
 
     @property
     def perplexity(self) -> float:
-        """e to the loss; infinite where that is no float."""
+        """exp(loss); infinite if that overflows a float."""
         return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
 
 
 @torch.inference_mode()
 def validation_loss(model: GPT | InferenceModel, batches: Iterable[Tokens]) -> ValidationLoss:
-    """The loss over batches (n, seq_len + 1) of token ids: each row predicts its tokens but the first.
+    """Return the loss over batches (n, seq_len + 1) of token ids. Each row predicts all of its tokens but the first.
 
-    The forward pass of training, on the model's device and in its dtype; to rounding, where the model is packed. Every
-    rank of a layout passes all batches; data ranks take them in turns, and all have the result.
+    This is the forward pass of training, on the model's device and in its dtype; a packed model equals it to rounding.
+    Every rank of a layout must pass all batches. The data ranks take turns with them, and all get the result.
     """
-    asked = as_model(model)
+    inference_model = as_model(model)
+    device = inference_model.device
     total, count = 0.0, 0
     for number, batch in enumerate(batches):
-        if number % asked.data_size != asked.data_rank:
+        if number % inference_model.data_size != inference_model.data_rank:
             continue
-        tokens = torch.from_numpy(batch).to(asked.device)  # (n, t + 1)
+        tokens = torch.from_numpy(batch).to(device)  # (n, t + 1)
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].flatten()
-        log_probs, _ = asked.log_probs(
-            ForwardInputs(inputs, torch.arange(inputs.size(1), device=asked.device).unsqueeze(0)),
-            indices=torch.arange(inputs.numel(), device=asked.device),
+        log_probs, _ = inference_model.log_probs(
+            ForwardInputs(inputs, torch.arange(inputs.size(1), device=device).unsqueeze(0)),
+            indices=torch.arange(inputs.numel(), device=device),
             targets=targets,
         )
         total -= float(log_probs.double().sum())
         count += targets.numel()
-    totals = [of_rank for theirs in asked.gather([(total, count)]) for of_rank in theirs]
+    totals = [values for of_rank in inference_model.gather([(total, count)]) for values in of_rank]
     total, count = sum(loss for loss, _ in totals), sum(n for _, n in totals)
     return ValidationLoss(total / count if count else math.nan, count)
 
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """How often each token id was to be predicted, (vocab_size,)."""
+    """How often each token id was a target, (vocab_size,)."""
 
     counts: NDArray[np.int64]
 
     @property
     def entropy_nats(self) -> float:
-        """The loss of a model that predicts these very frequencies every time: what training must get below."""
+        """The loss of a model that always predicts these frequencies. Training must get below it."""
         seen = self.counts[self.counts > 0]
         share = seen / seen.sum()
         return float(-(share * np.log(share)).sum())
 
 
 def count_targets(batches: Iterable[Tokens], vocab_size: int) -> TokenCounts:
-    """Counts of the tokens that `validation_loss` would predict in these batches."""
+    """Count the targets of `validation_loss` in these batches."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for batch in batches:
         counts += np.bincount(batch[:, 1:].ravel(), minlength=vocab_size)
@@ -80,7 +81,7 @@ def count_targets(batches: Iterable[Tokens], vocab_size: int) -> TokenCounts:
 
 @dataclass(frozen=True)
 class TextLoss:
-    """What a text costs a model in all, and how much text it is; a mean is None where there is nothing to divide by."""
+    """The total loss on a text in nats, and the size of the text. A mean over nothing is None."""
 
     nats: float = 0.0
     tokens: int = 0
@@ -110,7 +111,7 @@ class TextLoss:
 
 
 def perplexity(nats: float | None) -> float | None:
-    """e to the loss of one token or word; None where there is no loss, or the result is no float."""
+    """Return exp(loss) for the loss of one token or word; None if there is no loss, or if a float would overflow."""
     return math.exp(nats) if nats is not None and nats < 700 else None
 
 
@@ -123,48 +124,48 @@ def text_loss(
     stride: int,
     batch_tokens: int,
 ) -> TextLoss:
-    """The loss over documents, each of which begins after `first_id`; every token is predicted once, in one window.
+    """Return the loss over documents, each with `first_id` before it. Every token is predicted once, in one window.
 
-    Memory does not grow with the text: windows are scored as they come, some batches at a time. Over a layout every
-    rank passes all documents.
+    Memory does not grow with the text: windows are scored on the way, a few batches at a time. Every rank of a layout
+    must pass all documents.
     """
     words = n_bytes = tokens = 0
     nats = 0.0
 
     def tokens_of(document: Iterable[TextChunk]) -> Iterator[Sequence[int]]:
         nonlocal words, n_bytes
-        for piece in document:
-            words, n_bytes = words + piece.words, n_bytes + piece.n_bytes
-            yield piece.tokens
+        for chunk in document:
+            words, n_bytes = words + chunk.words, n_bytes + chunk.n_bytes
+            yield chunk.tokens
 
     windows = (
-        one
+        request
         for document in documents
-        for one in sliding_windows(tokens_of(document), first_id=first_id, window=window, stride=stride)
+        for request in sliding_windows(tokens_of(document), first_id=first_id, window=window, stride=stride)
     )
     at_once = max(64, 4 * batch_tokens // window) * as_model(model).data_size  # `score` sorts them by length
-    while some := list(itertools.islice(windows, at_once)):
-        # windows that begin differently share nothing, and the first ones of documents no more than `first_id`
-        for result in score(model, some, batch_tokens=batch_tokens, sharing=False):
+    while requests := list(itertools.islice(windows, at_once)):
+        # No sharing: windows have no common prefix beyond `first_id`.
+        for result in score(model, requests, batch_tokens=batch_tokens, sharing=False):
             nats -= math.fsum(result.log_probs)
             tokens += len(result.log_probs)
     return TextLoss(nats, tokens, words, n_bytes)
 
 
-def sliding_windows(pieces: Iterable[Sequence[int]], *, first_id: int, window: int, stride: int) -> Iterator[Request]:
-    """Windows of so many tokens that begin every `stride` tokens of a document, the first of them with `first_id`.
+def sliding_windows(chunks: Iterable[Sequence[int]], *, first_id: int, window: int, stride: int) -> Iterator[Request]:
+    """Cut a document into windows of `window` tokens, one every `stride` tokens. The first begins with `first_id`.
 
-    Each predicts the tokens that the one before did not, so a token has at least window - stride + 1 tokens before it,
-    unless it stands nearer to the document's beginning. Where a document ends changes nothing for the tokens before.
+    Each token is scored once, with at least window - stride + 1 tokens of context (less at the start of the document).
+    The end of the document does not affect the context of earlier tokens.
     """
     assert 1 <= stride <= window, f"stride {stride} of {window}"
-    held, known = [first_id], 1  # tokens from the next window's first on; how many of them need no prediction
-    for piece in pieces:
-        held += piece
+    pending, scored = [first_id], 1  # tokens from the next window's first on; how many of them need no score
+    for chunk in chunks:
+        pending += chunk
         start = 0
-        while len(held) - start > window:
-            yield Request(held[start : start + window + 1], window + 1 - known)
-            start, known = start + stride, window + 1 - stride
-        del held[:start]
-    if len(held) > known:
-        yield Request(held, len(held) - known)
+        while len(pending) - start > window:
+            yield Request(pending[start : start + window + 1], window + 1 - scored)
+            start, scored = start + stride, window + 1 - stride
+        del pending[:start]
+    if len(pending) > scored:
+        yield Request(pending, len(pending) - scored)

@@ -1,4 +1,4 @@
-"""Loss against training compute: the frontier of a family of runs and the power law through it; reads no run.
+"""Loss against training compute: the frontier of a family of runs, and the power law through it.
 
 As in figure 3.1 of the GPT-3 paper (arXiv 2005.14165): compute is 6 N D for N parameters without embeddings and D
 tokens, in petaflop/s-days.
@@ -14,21 +14,22 @@ from numpy.typing import NDArray
 
 from gpt.errors import ConfigError
 
-PF_DAY_FLOPS = 8.64e19  # 10^15 a second for a day
-MIN_POINTS = 3  # for a law
+PF_DAY_FLOPS = 8.64e19  # 10^15 FLOPs per second for a day
+MIN_POINTS = 3  # for a power law
 MIN_POINTS_FOR_INTERVAL = 5
 
 Floats = NDArray[np.float64]
 
 
 def training_flops(n_parameters: float, n_tokens: float) -> float:
-    """Forward and backward pass: 6 a parameter and token (Kaplan et al., arXiv 2001.08361, section 2.1)."""
+    """Return 6 FLOPs per parameter and token, for forward and backward (Kaplan et al., arXiv 2001.08361, section
+    2.1)."""
     return 6.0 * n_parameters * n_tokens
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """loss = factor * pf_days ** exponent. `exponent_95` is its 95 % interval were the points' errors independent."""
+    """loss = factor * pf_days ** exponent. `exponent_95`: 95% confidence interval, for independent errors."""
 
     factor: float
     exponent: float
@@ -43,19 +44,19 @@ GPT3_LAW = PowerLaw(2.57, -0.048)  # figure 3.1
 
 @dataclass(frozen=True)
 class Curve:
-    """The validation losses of one run by rising tokens."""
+    """The validation losses of one run, by rising tokens."""
 
     name: str
     n_parameters: int  # without embeddings
     tokens: Floats  # (n,)
-    losses: Floats  # (n,), nats a token
+    losses: Floats  # (n,), nats per token
 
     @property
     def pf_days(self) -> Floats:
         return training_flops(self.n_parameters, 1.0) * self.tokens / PF_DAY_FLOPS
 
     def best_up_to(self, pf_days: float) -> float:
-        """The lowest loss that at most so much compute gave, between evaluations on a line in the logarithms."""
+        """Return the lowest loss within this compute. Interpolates linearly in log-log between evaluations."""
         reached = self.pf_days <= pf_days
         found = self.losses[reached].min(initial=math.inf)
         if reached.any() and not reached.all():
@@ -66,7 +67,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation, of curve number `curve`."""
+    """One evaluation of curve number `curve`."""
 
     curve: int
     tokens: int
@@ -75,7 +76,7 @@ class Point:
 
 
 def frontier(curves: Sequence[Curve]) -> list[Point]:
-    """The evaluations, by rising compute, below whose loss no run was for as little compute."""
+    """Return the evaluations, by rising compute, whose loss no run beats with the same compute or less."""
     points: list[Point] = []
     for number, curve in enumerate(curves):
         for tokens, pf_days, loss in zip(curve.tokens, curve.pf_days, curve.losses, strict=True):
@@ -88,21 +89,21 @@ def frontier(curves: Sequence[Curve]) -> list[Point]:
 
 
 def fitted_points(points: Sequence[Point]) -> list[Point]:
-    """The part of a frontier that a law is fitted to: from where a second run takes the lead on.
+    """Return the part of a frontier to fit: from the first point of a second run on.
 
-    Before that stands the start of the run that comes first, where the loss falls as the loss of every young run does,
-    and which a still smaller run might have beaten. Empty where one run leads throughout.
+    The points before belong to the early training of the first run. Its loss falls as in any early training, and a
+    still smaller run could have beaten it. Empty if one run has the whole frontier.
     """
     start = next((i for i, point in enumerate(points) if point.curve != points[0].curve), len(points))
     return list(points[start:])
 
 
 def fit_power_law(points: Sequence[Point]) -> PowerLaw:
-    """By least squares in the logarithms, all points alike. ConfigError: too few."""
+    """Fit by least squares in the logarithms, with equal weights. ConfigError: fewer than MIN_POINTS points."""
     if len(points) < MIN_POINTS:
         raise ConfigError(
-            f"{len(points)} evaluations lie on the frontier after a second run takes the lead, fewer than "
-            f"{MIN_POINTS}: train the larger runs for longer, or evaluate more often (train.evaluate_every_tokens)"
+            f"{len(points)} evaluations lie on the frontier after a second run takes the lead; a power law needs at "
+            f"least {MIN_POINTS}. Train the larger runs for longer, or lower train.evaluate_every_tokens."
         )
     x = np.log([point.pf_days for point in points])
     y = np.log([point.loss for point in points])
@@ -120,8 +121,10 @@ def fit_power_law(points: Sequence[Point]) -> PowerLaw:
 
 
 def t_quantile_975(degrees: int) -> float:
-    """Below which Student's t lies with probability 0.975; to 0.1 % from 3 degrees of freedom on (the expansion of
-    Abramowitz and Stegun, 26.7.5)."""
+    """Return the 0.975 quantile of Student's t, to 0.1% for 3 degrees of freedom or more.
+
+    The expansion of Abramowitz and Stegun, 26.7.5.
+    """
     z = 1.959963984540054
     terms = (
         (z**3 + z) / 4,

@@ -1,7 +1,7 @@
-"""Texts and token corpora as pieces of tokens, in order, for a model to predict; holds little of a long one at a time.
+"""Read texts and token corpora as chunks of tokens, in order, with little of a long text in memory.
 
-A text is cut where the tokenizer gives the parts the ids that it gives the whole, as far as the characters around the
-cut tell; a tokenizer that has no such place, such as one that puts a space before every text, gets the text whole.
+A text is cut only where the cut does not change its tokens, judged by the characters around the cut. Some tokenizers
+allow no cut, for example if they put a space before every text. They get the text whole.
 """
 
 import codecs
@@ -17,33 +17,34 @@ from gpt.token_files.files import TokenFile
 from gpt.tokenizer.tokenizers import Tokenizer
 
 BLOCK_BYTES = 1 << 16  # read at a time
-AROUND = 256  # characters on either side of a cut that are encoded to see whether it changes anything
-TRIES = 8  # places of a kind that are tried
-# A line's end between two characters that are no space, where GPT-2's, Llama 3's and our own vocabularies end a piece;
-# then any line's end; then a space between words, which begins a piece in all of them.
-_PLACES = tuple(map(re.compile, (r"(?<=\S)\n(?=\S)", r"\n", r"(?<=\S)(?= \S)")))
+CONTEXT_CHARACTERS = 256  # on either side of a cut, encoded to see whether the cut changes the tokens
+MAX_TRIES = 8  # cuts of a kind that are tried
+# In this order: a line end between two non-space characters, where the vocabularies of GPT-2, Llama 3 and our own end a
+# token; any line end; a space between words, which begins a token in all of them.
+_CUTS = tuple(map(re.compile, (r"(?<=\S)\n(?=\S)", r"\n", r"(?<=\S)(?= \S)")))
 
 
 @dataclass(frozen=True)
 class TextChunk:
-    """Consecutive tokens of a document, and the words and bytes of their text."""
+    """Consecutive tokens of a document, and the number of words and UTF-8 bytes of their text."""
 
     tokens: Sequence[int]
     words: int
-    n_bytes: int  # in UTF-8
+    n_bytes: int
 
 
 def text_chunks(path: Path, tokenizer: Tokenizer) -> Iterator[TextChunk]:
-    """A text file as one document. Words are what white space separates.
+    """Read a text file as one document. Words are separated by white space.
 
-    ConfigError: it cannot be read or is not UTF-8. Memory: a few blocks, unless the tokenizer needs the text whole.
+    ConfigError: the file cannot be read or is not UTF-8. Memory: a few blocks, or the text if the tokenizer allows no
+    cut.
     """
-    for text in _exact_cuts(read_text(path), tokenizer):  # which never cuts a word, so the words add up
+    for text in _cut_exactly(read_text(path), tokenizer):  # no cut is inside a word, so the words add up
         yield TextChunk(tokenizer.encode(text), len(text.split()), len(text.encode()))
 
 
 def corpus_documents(file: TokenFile, tokenizer: Tokenizer) -> Iterator[list[TextChunk]]:
-    """Each document of a token corpus without the end-of-document token that closes it; empty ones are left out.
+    """Read each document of a token corpus, without its end-of-document token. Skips empty documents.
 
     ConfigError: an id that the tokenizer does not have. Memory: one document.
     """
@@ -52,10 +53,10 @@ def corpus_documents(file: TokenFile, tokenizer: Tokenizer) -> Iterator[list[Tex
         start, stop = stop, file.document_start(document + 1)
         ids = file.read(start, stop).astype(np.int64)
         if ids.size and (ids.min() < 0 or ids.max() >= tokenizer.vocab_size):
-            place = int(np.argmax((ids < 0) | (ids >= tokenizer.vocab_size)))
+            wrong = int(np.argmax((ids < 0) | (ids >= tokenizer.vocab_size)))
             raise ConfigError(
-                f"{file.bin_path(start + place)}: token {start + place:,} is id {ids[place]}, but {tokenizer.name} has "
-                f"ids 0 to {tokenizer.vocab_size - 1}; the corpus was made with another tokenizer"
+                f"{file.bin_path(start + wrong)}: token {start + wrong:,} is id {ids[wrong]}, but {tokenizer.name} has "
+                f"ids 0 to {tokenizer.vocab_size - 1}. Use the tokenizer that made the corpus."
             )
         tokens = ids.tolist()
         if tokens and tokens[-1] == tokenizer.end_of_document_id:
@@ -66,9 +67,12 @@ def corpus_documents(file: TokenFile, tokenizer: Tokenizer) -> Iterator[list[Tex
 
 
 def read_text(path: Path) -> Iterator[str]:
-    """The text of a file in parts as they come, line ends as they are. ConfigError: unreadable, or not UTF-8."""
+    """Read a text file block by block, with its line ends unchanged.
+
+    ConfigError: the file cannot be read, or is not UTF-8.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    at = 0
+    block_start = 0
     try:
         with open(path, "rb") as file:
             while True:
@@ -78,42 +82,42 @@ def read_text(path: Path) -> Iterator[str]:
                     text = decoder.decode(block, final=not block)
                 except UnicodeDecodeError as error:
                     raise ConfigError(
-                        f"{path} is not UTF-8 text: {error.reason} at byte {at - held + error.start:,}; convert it "
-                        "first (iconv), or give text"
+                        f"{path} is not UTF-8 text: {error.reason} at byte {block_start - held + error.start:,}. "
+                        "Convert it with iconv, or give another file."
                     ) from None
                 if text:
                     yield text
                 if not block:
                     return
-                at += len(block)
+                block_start += len(block)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
-def _exact_cuts(blocks: Iterator[str], tokenizer: Tokenizer) -> Iterator[str]:
-    """The same text, in parts that may be encoded by themselves."""
-    held, wanted = "", 1
+def _cut_exactly(blocks: Iterator[str], tokenizer: Tokenizer) -> Iterator[str]:
+    """Cut a text into parts that encode to the same tokens as the whole."""
+    pending, min_length = "", 1
     for block in blocks:
-        held += block
-        if len(held) < wanted:
+        pending += block
+        if len(pending) < min_length:
             continue
-        place = _place_to_cut(held, tokenizer)
-        if place:
-            yield held[:place]
-            held, wanted = held[place:], 1
+        cut = _last_exact_cut(pending, tokenizer)
+        if cut:
+            yield pending[:cut]
+            pending, min_length = pending[cut:], 1
         else:
-            wanted = 2 * len(held)  # so that a text without such a place is not searched again for every block
-    if held:
-        yield held
+            min_length = 2 * len(pending)  # wait, so that a text without a cut is not searched again for every block
+    if pending:
+        yield pending
 
 
-def _place_to_cut(text: str, tokenizer: Tokenizer) -> int:
-    """The last place that will do and has enough text behind it to tell; 0 where there is none."""
-    end = len(text) - AROUND
-    for pattern in _PLACES:
-        places = [found.end() for found in pattern.finditer(text, 0, max(0, end))][-TRIES:]
-        for place in reversed(places):
-            left, right = text[max(0, place - AROUND) : place], text[place : place + AROUND]
+def _last_exact_cut(text: str, tokenizer: Tokenizer) -> int:
+    """Return the last index where a cut does not change the tokens, or 0. It needs enough text after it to judge."""
+    end = len(text) - CONTEXT_CHARACTERS
+    for pattern in _CUTS:
+        cuts = [match.end() for match in pattern.finditer(text, 0, max(0, end))][-MAX_TRIES:]
+        for cut in reversed(cuts):
+            left, right = text[max(0, cut - CONTEXT_CHARACTERS) : cut], text[cut : cut + CONTEXT_CHARACTERS]
             if tokenizer.encode(left) + tokenizer.encode(right) == tokenizer.encode(left + right):
-                return place
+                return cut
     return 0

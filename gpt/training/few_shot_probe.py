@@ -1,4 +1,4 @@
-"""Few-shot questions to a model while it trains, in RUN/few_shot.jsonl and the metrics; changes no weight."""
+"""Score few-shot tasks during training, for RUN/few_shot.jsonl and the metrics. Does not change the weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from gpt.tokenizer.tokenizers import Tokenizer
 from gpt.training.config import TrainConfig
 from gpt.training.engine import Engine
 
-# What the tasks' own errors call the settings, and what a recipe calls them.
+# The errors of the tasks name options of `triaxial evaluate`. Rename them to the settings of a recipe.
 _SETTINGS = {
     "--tasks": "train.few_shot_tasks",
     "--num-fewshot": "train.few_shot_examples",
@@ -22,14 +22,14 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class FewShotProbe:
-    """Questions, equal on every rank and at every step: those that `triaxial evaluate` asks with its default seed."""
+    """Few-shot tasks, equal on every rank and at every step: those of `triaxial evaluate` with its default seed."""
 
     tasks: OpenTasks
     tokenizer: Tokenizer
     n_ctx: int
 
     def run(self, engine: Engine, *, before_each: Callable[[], None]) -> list[TaskScore]:
-        """Every rank calls it and has the result. `before_each` is called between batches."""
+        """Score the tasks. Every rank must call it; all get the scores. `before_each` is called after each batch."""
         with engine.as_model() as model:
             return few_shot_scores(
                 model, self.tokenizer, self.tasks, n_ctx=self.n_ctx, progress=lambda finished, total: before_each()
@@ -37,8 +37,11 @@ class FewShotProbe:
 
 
 def make_few_shot_probe(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int) -> FewShotProbe | None:
-    """What `few_shot_every_tokens` asks for, None without it. ConfigError: `lm_eval` is missing, an unknown task, one
-    whose data is not on this machine or whose answers do not fit, or more examples than there are."""
+    """Return the probe of `few_shot_every_tokens`, or None if it is not set.
+
+    ConfigError: `lm_eval` is missing, a task is unknown, its data is not on this machine, its answers do not fit the
+    context, or it has too few examples.
+    """
     if config.few_shot_every_tokens is None:
         return None
     options = FewShotOptions(
@@ -60,7 +63,7 @@ def make_few_shot_probe(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int
 
 
 def few_shot_values(scores: Sequence[TaskScore]) -> dict[str, float]:
-    """What is logged: `few_shot/TASK/EXAMPLES`, followed by the metric where a task has several."""
+    """Return the values to log: `few_shot/TASK/EXAMPLES`, and `/METRIC` if a task has several metrics."""
     metrics: dict[str, set[str]] = {}
     for score in scores:
         metrics.setdefault(score.task, set()).add(score.metric)
@@ -72,5 +75,5 @@ def few_shot_values(scores: Sequence[TaskScore]) -> dict[str, float]:
 
 
 def few_shot_records(scores: Sequence[TaskScore], *, step: int, tokens: int) -> list[dict[str, Any]]:
-    """What few_shot.jsonl has of each score."""
+    """Return the lines of few_shot.jsonl."""
     return [{"step": step, "tokens_seen": tokens, **asdict(score)} for score in scores]

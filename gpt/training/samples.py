@@ -1,4 +1,4 @@
-"""Texts that the model writes while it trains, in RUN/samples.jsonl and on the console; changes no weight."""
+"""Sample texts from the model during training, for RUN/samples.jsonl and the console. Does not change the weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ from gpt.training.engine import Engine
 
 @dataclass(frozen=True)
 class Sampler:
-    """Prompts to continue, equal on every rank. The same weights and step give the same texts on every layout that
-    computes the same logits."""
+    """Prompts and how to generate after them, equal on every rank.
+
+    The step is the seed, so equal logits give equal texts on every layout.
+    """
 
     tokenizer: Tokenizer
     prompts: tuple[str, ...]
@@ -22,7 +24,7 @@ class Sampler:
     sampling: Sampling
 
     def write(self, engine: Engine, *, step: int) -> list[str]:
-        """The prompts with what follows them. Every rank calls it and has the result."""
+        """Return the prompts with the generated text. Every rank must call it; all get the result."""
         end = self.tokenizer.end_of_document_id
         prompts = [self.tokenizer.encode(prompt) or [end] for prompt in self.prompts]
         results = engine.generate(
@@ -40,15 +42,15 @@ class Sampler:
 
 
 def make_sampler(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int) -> Sampler | None:
-    """What `sample_every_tokens` asks for, None without it. ConfigError: a prompt that does not fit the context."""
+    """Return the sampler of `sample_every_tokens`, or None if it is not set. ConfigError: a prompt is too long."""
     if config.sample_every_tokens is None:
         return None
     for prompt in config.sample_prompts:
         length = max(1, len(tokenizer.encode(prompt)))
         if length + config.sample_new_tokens > n_ctx:
             raise ConfigError(
-                f"train.sample_prompts: {prompt[:40]!r} has {length} tokens, and with train.sample_new_tokens = "
-                f"{config.sample_new_tokens} they pass model.n_ctx = {n_ctx}; at most {n_ctx - length} fit"
+                f"train.sample_new_tokens = {config.sample_new_tokens} is invalid: with the {length} tokens of "
+                f"train.sample_prompts {prompt[:40]!r} it exceeds model.n_ctx = {n_ctx}. Use at most {n_ctx - length}."
             )
     return Sampler(
         tokenizer=tokenizer,
@@ -59,6 +61,6 @@ def make_sampler(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int) -> Sa
 
 
 def sample_records(*, step: int, prompts: Sequence[str], texts: Sequence[str]) -> list[dict[str, Any]]:
-    """What samples.jsonl has of each text."""
+    """Return the lines of samples.jsonl."""
     pairs = zip(prompts, texts, strict=True)
     return [{"step": step, "prompt": prompt, "text": text} for prompt, text in pairs]

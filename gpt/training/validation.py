@@ -1,4 +1,4 @@
-"""The loss on validation corpora while a run trains; changes no weight."""
+"""The loss on validation corpora during training. Does not change the weights."""
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 
@@ -19,33 +19,34 @@ def evaluate(
     left_out: MutableMapping[str, dict[int, str]],
     before_each: Callable[[], None] = lambda: None,
 ) -> dict[str, Totals]:
-    """The loss on each corpus, from its start, at most `tokens` of each. Every rank calls it and has the result.
+    """Return the loss on each corpus, over at most `tokens` tokens from its start. Every rank must call it.
 
-    `left_out` are the windows of each corpus that are damaged and why; those that any rank finds are added to it, on
-    all ranks, and the corpus is evaluated again without them. `before_each` is called before each batch.
+    `left_out`: the damaged windows of each corpus, with the reason. If any rank finds more, they are added on all ranks
+    and the corpus is evaluated again without them. `before_each` is called before each batch.
     """
     results = {}
     for name, corpus in corpora.items():
-        windows, without = min(corpus.n_windows, max(1, tokens // corpus.seq_len)), left_out.setdefault(name, {})
+        windows = min(corpus.n_windows, max(1, tokens // corpus.seq_len))
+        without = left_out.setdefault(name, {})
         while True:
             found: dict[int, str] = {}
             batches = validation_batches(corpus, engine, windows, micro_batch_size, without=without, found=found)
-            results[name] = engine.evaluate(_announced(batches, before_each))
-            new = {window: what for theirs in engine.exchange([*found.items()]) for window, what in theirs}
+            results[name] = engine.evaluate(_call_before_each(batches, before_each))
+            new = {window: reason for of_rank in engine.exchange([*found.items()]) for window, reason in of_rank}
             if not new:
                 break
             without.update(sorted(new.items()))
     return results
 
 
-def _announced(batches: Iterator[Batch], before_each: Callable[[], None]) -> Iterator[Batch]:
+def _call_before_each(batches: Iterator[Batch], before_each: Callable[[], None]) -> Iterator[Batch]:
     for batch in batches:
         before_each()
         yield batch
 
 
 def validation_values(results: Mapping[str, Totals]) -> dict[str, float | int]:
-    """What is logged of an evaluation."""
+    """Return the values to log of an evaluation."""
     values: dict[str, float | int] = {}
     for name, totals in results.items():
         values[f"validation/{name}/loss"] = totals.mean
@@ -62,8 +63,11 @@ def validation_batches(
     without: Mapping[int, str],
     found: MutableMapping[int, str],
 ) -> Iterator[Batch]:
-    """Equally many batches of one shape on every data rank; the missing windows of the last ones count nothing, nor do
-    those `without` which it is to be. Those that turn out to be damaged are added to `found`."""
+    """Yield as many batches on every data rank, all of one shape.
+
+    Padding windows in the last batch and windows listed in `without` contribute no loss (targets = IGNORE). Damaged
+    windows are added to `found`, with the reason.
+    """
     at_once = per_rank * engine.data_size
     for start in range(0, windows, at_once):
         begin = min(windows, start + engine.data_rank * per_rank)
@@ -79,13 +83,13 @@ def validation_batches(
 def _windows(
     corpus: ValidationData, begin: int, end: int, without: Mapping[int, str], found: MutableMapping[int, str]
 ) -> Iterator[tuple[int, Tokens]]:
-    """Each window, as a row from 0 on."""
+    """Yield the rows of a batch and their token ids, without damaged windows and those in `without`."""
     if end > begin and not without:
         try:
             yield from enumerate(corpus.batch(begin, end))
             return
         except DamagedSamples:
-            pass  # one by one, then
+            pass  # read one by one, to find which are damaged
     for window in range(begin, end):
         if window not in without:
             try:

@@ -1,4 +1,4 @@
-"""`triaxial evaluate`: validation loss, perplexity and few-shot accuracy of a run's model; never trains."""
+"""`triaxial evaluate`: validation loss, perplexity and few-shot accuracy of a run's model."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ from gpt.evaluation.few_shot.tasks import OpenTasks
 from gpt.evaluation.perplexity import TokenCounts, Tokens, count_targets, validation_loss
 from gpt.inference.cpu_model import packed
 from gpt.tokenizer.special_tokens import special_tokens_of
-from launch.evaluation import texts as evaluate_text
+from launch.evaluation import texts as text_evaluation
 from launch.evaluation.few_shot_arguments import add_few_shot_arguments, few_shot_tasks
 from launch.evaluation.tables import print_clean_subset, print_few_shot, print_texts, print_validation
 from launch.evaluation.wandb_record import record_in_wandb
@@ -37,10 +37,15 @@ from launch.runs.saved_run import add_device_arguments, add_run_arguments
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     add_few_shot_arguments(parser)
-    evaluate_text.add_arguments(parser)
-    parser.add_argument("--max-validation-tokens", type=int, metavar="N", help="of each corpus, from its start")
+    text_evaluation.add_arguments(parser)
+    parser.add_argument(
+        "--max-validation-tokens",
+        type=int,
+        metavar="N",
+        help="evaluate at most N tokens of each corpus, from its start",
+    )
     parser.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="tokens per batch (default: 8192)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
     parser.add_argument(
         "--wandb",
         action="store_true",
@@ -56,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     tasks = few_shot_tasks(args)
     for name in ("max_validation_tokens", "batch_tokens"):
         if (value := getattr(args, name)) is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
-    texts = evaluate_text.open_texts(args)
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is invalid: it must be at least 1.")
+    texts = text_evaluation.open_texts(args)
     if args.json is not None and is_first_process():
         check_writable(args.json)
     if starts_ranks(args):
@@ -73,10 +78,10 @@ def evaluate_opened(
     opened: OpenedModel,
     *,
     tasks: OpenTasks | None,
-    texts: list[evaluate_text.TextSource],
+    texts: list[text_evaluation.TextSource],
     validation: bool,
 ) -> None:
-    """All that is asked for. Every rank of a layout calls it and has the results; the main one tells them."""
+    """Run and report all evaluations. Every rank of a layout must call it; the main rank reports."""
     saved = opened.saved
     if tasks is not None:
         tasks.check_answers(n_ctx=saved.model_config.n_ctx)
@@ -92,7 +97,7 @@ def evaluate_opened(
     }
     if texts:
         with _progress(opened) as progress:
-            report["text"] = evaluate_text.evaluate_texts(opened, texts, args, progress)
+            report["text"] = text_evaluation.evaluate_texts(opened, texts, args, progress)
         print_texts(console, report["text"])
     if validation:
         report |= evaluate_validation(opened, max_tokens=args.max_validation_tokens, batch_tokens=args.batch_tokens)
@@ -117,10 +122,10 @@ def evaluate_opened(
 
 
 def evaluate_validation(opened: OpenedModel, *, max_tokens: int | None, batch_tokens: int) -> dict[str, Any]:
-    """Loss, perplexity and unigram entropy of each validation corpus, and of all their tokens together."""
+    """Return loss, perplexity and unigram entropy of each validation corpus, and of all their tokens together."""
     model, data = opened.model, opened.saved.data_config
     corpora = [
-        _Windows(corpus, data.seq_len, model.vocab_size, max_tokens=max_tokens, batch_tokens=batch_tokens)
+        _ValidationWindows(corpus, data.seq_len, model.vocab_size, max_tokens=max_tokens, batch_tokens=batch_tokens)
         for corpus in data.validation
     ]
     results: dict[str, Any] = {}
@@ -150,7 +155,7 @@ def evaluate_validation(opened: OpenedModel, *, max_tokens: int | None, batch_to
 
 
 def evaluate_few_shot(opened: OpenedModel, tasks: OpenTasks) -> list[TaskScore]:
-    """Scores of all tasks, with a progress bar over the harness's requests."""
+    """Score all tasks, with a progress bar over the harness's requests."""
     saved = opened.saved
     with _progress(opened) as progress:
         bar = progress.add_task("few-shot tasks", total=None)
@@ -165,7 +170,7 @@ def evaluate_few_shot(opened: OpenedModel, tasks: OpenTasks) -> list[TaskScore]:
 
 
 def check_writable(path: Path) -> None:
-    """ConfigError before the work when its result could not be written after it."""
+    """Raise ConfigError if the result cannot be written to `path`, before any work is done."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
@@ -174,11 +179,11 @@ def check_writable(path: Path) -> None:
         if is_new:
             path.unlink()
     except OSError as error:
-        raise ConfigError(f"--json {path} cannot be written: {error.strerror}") from None
+        raise ConfigError(f"--json {path} cannot be written: {error.strerror}.") from None
 
 
-class _Windows:
-    """The windows of one validation corpus that are evaluated, in batches."""
+class _ValidationWindows:
+    """The windows of one validation corpus to evaluate, in batches."""
 
     def __init__(
         self, corpus: CorpusConfig, seq_len: int, vocab_size: int, *, max_tokens: int | None, batch_tokens: int
@@ -190,7 +195,7 @@ class _Windows:
         self.at_once = max(1, batch_tokens // seq_len)
 
     def batches(self) -> Iterator[Tokens]:
-        """Token ids (n, seq_len + 1)."""
+        """Yield token ids (n, seq_len + 1)."""
         for start in range(0, self.n_windows, self.at_once):
             yield self.data.batch(start, min(start + self.at_once, self.n_windows))
 
@@ -202,7 +207,7 @@ def _advancing(batches: Iterator[Tokens], progress: Progress, task: Any) -> Iter
 
 
 def _progress(opened: OpenedModel) -> Progress:
-    """A bar on standard error, so that piped output holds results only; the main rank's alone."""
+    """Return a bar on standard error, so that piped output has results only. Only the main rank shows it."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     console = Console(stderr=True)
     times = (TimeElapsedColumn(), TimeRemainingColumn())

@@ -1,4 +1,4 @@
-"""`triaxial generate`: continues a prompt with a run's model and streams the text, or a file of prompts."""
+"""`triaxial generate`: stream the text that a run's model writes after a prompt, or process a file of prompts."""
 
 import argparse
 import sys
@@ -37,7 +37,7 @@ from parallel.agreement import exchange
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """The prompts, and the tokens that end a text of theirs: what rank 0 reads for all."""
+    """The prompts and the tokens that end their texts. Rank 0 reads them for all ranks."""
 
     jobs: list[GenerationJob]
     end_ids: tuple[int, ...]
@@ -45,43 +45,46 @@ class GenerationRequest:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="what to continue; '-' reads standard input")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="the prompt; '-' reads standard input")
     parser.add_argument(
         "--input",
         type=Path,
         metavar="FILE",
-        help='continue every line of FILE, such as {"prompt": "The", "max_new_tokens": 20}; "-" reads standard input',
+        help='generate for every line of FILE, such as {"prompt": "The", "max_new_tokens": 20}; '
+        '"-" reads standard input',
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="where the lines go that --input gives (default: standard output)"
+        "--output", type=Path, metavar="FILE", help="the output file of --input (default: standard output)"
     )
     parser.add_argument(
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help=f"stop after N tokens (default: {DEFAULT_NEW_TOKENS}, or fewer where the model's context ends)",
+        help=f"stop after N tokens (default: {DEFAULT_NEW_TOKENS}, or fewer if the model's context ends before)",
     )
-    parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT", help="end before any of these texts")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
-    parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens")
-    parser.add_argument("--top-p", type=float, metavar="P", help="choose among the likeliest tokens that make up P")
+    parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT", help="stop before any of these texts")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token (default: 0.8)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens")
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="sample from the most likely tokens that reach probability P"
+    )
     parser.add_argument(
         "--repetition-penalty",
         type=float,
         default=1.0,
         metavar="X",
-        help="above 1, tokens that the text holds already are less likely (default: 1)",
+        help="above 1, tokens that the text already contains are less likely (default: 1)",
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default: 0)")
     parser.add_argument(
-        "--num-samples", type=int, default=1, metavar="N", help="texts of each prompt, with rising seeds (default: 1)"
+        "--num-samples", type=int, default=1, metavar="N", help="texts per prompt, with consecutive seeds (default: 1)"
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="with --input: at most N prompts at once")
     parser.add_argument(
         "--batch-tokens",
         type=int,
         metavar="N",
-        help=f"with --input: at most N tokens at once, prompts and what follows them (default: {DEFAULT_BATCH_TOKENS})",
+        help=f"with --input: at most N tokens at once, prompts and new tokens (default: {DEFAULT_BATCH_TOKENS})",
     )
     add_device_arguments(parser)
     add_layout_arguments(parser)
@@ -92,15 +95,14 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
     if starts_ranks(args):
         return start_ranks(args)
-    # a mistake is told before anything large is read
-    asked = jobs_of(args) if is_first_process() else GenerationRequest([], ())
+    # Read the prompts first: an error must come before the weights are read.
+    request = read_request(args) if is_first_process() else GenerationRequest([], ())
     with opened_model(args) as opened:
-        asked = exchange(asked, None)[0]
-        jobs = asked.jobs
-        rules = GenerationSettings(
+        request = exchange(request, None)[0]
+        settings = GenerationSettings(
             sampling=sampling,
             stops=tuple(args.stop),
-            end_ids=asked.end_ids,
+            end_ids=request.end_ids,
             batch_size=args.batch_size,
             batch_tokens=args.batch_tokens or DEFAULT_BATCH_TOKENS,
         )
@@ -108,16 +110,16 @@ def run(args: argparse.Namespace) -> int:
             print(note, file=sys.stderr)
         if args.input is None:
             model = packed(opened.model, rows=1)
-            for number, job in enumerate(jobs):
+            for number, job in enumerate(request.jobs):
                 if args.num_samples > 1 and opened.is_main:
                     print(f"--- sample {number + 1} of {args.num_samples}, seed {job.seed}")
-                stream(opened, model, job, rules)
+                stream(opened, model, job, settings)
         else:
             lines = continue_jobs(
                 opened.model,
                 opened.saved.tokenizer,
-                jobs,
-                rules,
+                request.jobs,
+                settings,
                 n_ctx=opened.saved.model_config.n_ctx,
                 shows=opened.is_main,
             )
@@ -127,26 +129,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """ConfigError for what can be seen without a model."""
+    """Raise ConfigError for mistakes that can be found without a model."""
     for name in ("num_samples", "batch_size", "batch_tokens"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is invalid: it must be at least 1.")
     if "" in args.stop:
-        raise ConfigError("--stop '': an empty text is everywhere; give one that ends the text, or no --stop")
+        raise ConfigError(
+            "--stop '' is invalid: an empty text matches everywhere. Give another text, or leave --stop out."
+        )
     if args.input is None:
         for name in ("output", "batch_size", "batch_tokens"):
             if getattr(args, name) is not None:
-                raise ConfigError(f"--{name.replace('_', '-')} goes with --input FILE; one --prompt is streamed")
+                raise ConfigError(f"--{name.replace('_', '-')} is only valid with --input FILE.")
         return
     if args.prompt:
-        raise ConfigError("--prompt and --input both say what to continue; give one of them")
+        raise ConfigError("--prompt and --input exclude each other. Give one of the two.")
     if args.output is not None:
         check_output(args.output)
 
 
-def jobs_of(args: argparse.Namespace) -> GenerationRequest:
-    """What --prompt or --input asks for; reads standard input where one of them is '-'."""
+def read_request(args: argparse.Namespace) -> GenerationRequest:
+    """Read the prompts of --prompt or --input, from standard input for '-'."""
     if args.input is not None:
         lines = read_lines(args.input)
     else:
@@ -164,15 +168,17 @@ def jobs_of(args: argparse.Namespace) -> GenerationRequest:
     return GenerationRequest(jobs, seen.special.end_ids)
 
 
-def stream(opened: OpenedModel, model: InferenceModel, job: GenerationJob, rules: GenerationSettings) -> None:
-    """Write the prompt and, token by token, what follows it; then a line about it on standard error. Every rank of a
-    layout calls it; the main one writes."""
-    tokenizer = opened.saved.tokenizer
-    text = GeneratedText(tokenizer, job.prompt, rules.stops)
+def stream(opened: OpenedModel, model: InferenceModel, job: GenerationJob, settings: GenerationSettings) -> None:
+    """Write the prompt and the text after it, token by token, then a summary line on standard error.
 
-    def write(piece: str) -> None:
+    Every rank of a layout must call it; the main rank writes.
+    """
+    tokenizer = opened.saved.tokenizer
+    text = GeneratedText(tokenizer, job.prompt, settings.stops)
+
+    def write(characters: str) -> None:
         if opened.is_main:
-            sys.stdout.write(piece)
+            sys.stdout.write(characters)
             sys.stdout.flush()
 
     def show(_: int, tokens: list[int]) -> bool:
@@ -181,7 +187,7 @@ def stream(opened: OpenedModel, model: InferenceModel, job: GenerationJob, rules
 
     write(tokenizer.decode(job.prompt))
     started_at = time.perf_counter()
-    (result,) = continue_batch(model, tokenizer, [job], rules, n_ctx=opened.saved.model_config.n_ctx, watch=show)
+    (result,) = continue_batch(model, tokenizer, [job], settings, n_ctx=opened.saved.model_config.n_ctx, watch=show)
     elapsed_s = time.perf_counter() - started_at
     write(text.finish(result.tokens) + "\n")
     if opened.is_main:
@@ -190,7 +196,7 @@ def stream(opened: OpenedModel, model: InferenceModel, job: GenerationJob, rules
 
 
 def describe(result: Continuation, *, end: str, elapsed_s: float) -> str:
-    """One line on a continuation."""
+    """Summarise a continuation in one line."""
     mean = sum(result.log_probs) / len(result.log_probs)
     speed = len(result.tokens) / elapsed_s
     return f"{len(result.tokens)} tokens, {end}, mean log-probability {mean:.3f} nats, {speed:.0f} tokens/s"

@@ -1,4 +1,4 @@
-"""What `triaxial evaluate` may be told about few-shot tasks; loads no model."""
+"""Command-line options of `triaxial evaluate` for few-shot tasks."""
 
 import argparse
 from pathlib import Path
@@ -12,12 +12,12 @@ _PAPER = "paper"
 
 
 def add_few_shot_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which tasks, how many examples, what counts."""
+    """Add the options that choose tasks, examples and metrics."""
     parser.add_argument(
         "--tasks",
         nargs="+",
         metavar="NAME",
-        help="few-shot tasks: gpt3 (the default without --text: all fifteen), gpt3_arithmetic, gpt3_words, one of them "
+        help="few-shot tasks: gpt3 (all fifteen, the default without --text), gpt3_arithmetic, gpt3_words, one of them "
         "by name, a task of lm-evaluation-harness whose data is on this machine, or none",
     )
     parser.add_argument(
@@ -25,26 +25,30 @@ def add_few_shot_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["0", "1", "5"],
         metavar="K",
-        help="examples before each question (default: 0 1 5); paper: 0, 1, and 50 (arithmetic) or 100 (words) where so "
+        help="examples before each question (default: 0 1 5); paper: 0, 1, and 50 (arithmetic) or 100 (words) if that "
         "many fit",
     )
     parser.add_argument(
         "--same-examples",
         action="store_true",
-        help="all questions of a task show the same examples, which are then read once; without it each draws its own",
+        help="show the same examples before all questions of a task, so that they are read once (default: each "
+        "question draws its own)",
     )
     parser.add_argument(
         "--answers",
         choices=("written", "likelihood"),
         default="written",
-        help="gpt3 tasks: the model writes an answer, which is compared (the default), or the right one is scored",
+        help="gpt3 tasks: compare the answer that the model writes (the default), or score the right answer",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="questions per task (default: all)")
     parser.add_argument(
-        "--gpt3-data", type=Path, metavar="DIR", help="folder `data` of openai/gpt-3: its problems instead of made ones"
+        "--gpt3-data",
+        type=Path,
+        metavar="DIR",
+        help="folder `data` of openai/gpt-3: use its problems instead of generated ones",
     )
     parser.add_argument(
-        "--words", type=Path, metavar="FILE", help="text whose words are scrambled (default: Python's help)"
+        "--words", type=Path, metavar="FILE", help="text whose words are scrambled (default: Python's help topics)"
     )
     parser.add_argument("--seed", type=int, default=0, help="for questions and examples (default: 0)")
     parser.add_argument(
@@ -52,28 +56,28 @@ def add_few_shot_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="RULE",
-        help="choices also compared by the rules of the GPT-3 paper: tokens (per token), answer (against the choice "
+        help="also compare choices by the rules of the GPT-3 paper: tokens (per token), answer (relative to the choice "
         "after 'Answer:' alone)",
     )
     parser.add_argument(
         "--clean-subset",
         type=Path,
         metavar="FILE",
-        help="examples.jsonl of `triaxial prepare overlap`: scores also over the items that are not in the corpus",
+        help="examples.jsonl of `triaxial prepare overlap`: also score the items that are not in the corpus",
     )
 
 
 def few_shot_tasks(args: argparse.Namespace) -> OpenTasks | None:
-    """What --tasks and its companions ask for; None when it is `none`. Fails before anything is loaded."""
+    """Open the tasks that the options name; None for `--tasks none`. Fails before any model is loaded."""
     if args.tasks == ["none"]:
         return None
     if "none" in args.tasks:
-        raise ConfigError(f"--tasks {' '.join(args.tasks)}: 'none' stands alone")
+        raise ConfigError(f"--tasks {' '.join(args.tasks)} is invalid: 'none' excludes other tasks.")
     stay_offline()
     import_extra("lm_eval", extra="eval")
     if args.gpt3_data is not None and args.words is not None:
         raise ConfigError(
-            "--words is for problems made by rule, and --gpt3-data takes published ones; give one of them"
+            "--words is only valid for generated problems, and --gpt3-data uses published ones. Give one of the two."
         )
     return open_tasks(
         FewShotOptions(
@@ -97,4 +101,4 @@ def _numbers(given: list[str]) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(text) for text in given if text != _PAPER))
     except ValueError:
-        raise ConfigError(f"--num-fewshot {' '.join(given)}: give whole numbers, or {_PAPER}") from None
+        raise ConfigError(f"--num-fewshot {' '.join(given)} is invalid: use whole numbers, or {_PAPER}.") from None

@@ -1,4 +1,4 @@
-"""The tables of `triaxial evaluate`; computes nothing."""
+"""Print the tables of `triaxial evaluate`."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from gpt.evaluation.perplexity import perplexity
 
 
 def print_validation(console: Console, report: dict[str, Any]) -> None:
-    """Loss beside the unigram entropy, a row a corpus."""
+    """Print loss and unigram entropy, one row per corpus."""
     title = f"Validation at step {report['step']:,} ({report['tokens_seen']:,} tokens seen), nats per token"
     if not report["validation"]:
         console.print(f"{title}: the run names no validation corpus", highlight=False)
@@ -30,13 +30,13 @@ def print_validation(console: Console, report: dict[str, Any]) -> None:
 
 
 def print_texts(console: Console, report: dict[str, Any]) -> None:
-    """Loss per token, word and byte, three rows a text."""
-    table = _table(f"Perplexity, windows of {report['window']:,} tokens that move by {report['stride']:,}")
+    """Print the loss per token, word and byte, three rows per text."""
+    table = _table(f"Perplexity, windows of {report['window']:,} tokens with a stride of {report['stride']:,}")
     table.add_column("text", overflow="fold")
     table.add_column("per")
-    for column in ("of them", "nats", "bits", "perplexity"):
+    for column in ("count", "nats", "bits", "perplexity"):
         table.add_column(column, justify="right")
-    together = {"all of them": report["together"]} if "together" in report else {}
+    together = {"all texts": report["together"]} if "together" in report else {}
     for name, values in (report["texts"] | together).items():
         for unit in ("token", "word", "byte"):
             nats = values[f"nats_per_{unit}"]
@@ -47,16 +47,16 @@ def print_texts(console: Console, report: dict[str, Any]) -> None:
 
 
 def print_few_shot(console: Console, scores: list[TaskScore]) -> None:
-    """A row a task and metric, a column a number of examples; percent for accuracies.
+    """Print one row per task and metric, one column per number of examples; accuracies in percent.
 
-    What all rows share, the metric and the number of questions, goes into the title, for narrow terminals.
+    A metric or a number of questions that all rows share goes into the title, to save width.
     """
     metrics = {score.metric for score in scores}
     items = {score.items for score in scores}
     labelled = any(score.label != score.task for score in scores)
     shots = sorted({score.shots for score in scores})
     title = f"Few-shot {next(iter(metrics)).replace('_', ' ') if len(metrics) == 1 else 'scores'} ± standard error"
-    table = _table(title + (f", {next(iter(items)):,} questions a task" if len(items) == 1 else ""))
+    table = _table(title + (f", {next(iter(items)):,} questions per task" if len(items) == 1 else ""))
     headers = ["", "task"] if labelled else ["task"]
     for header in [*headers, *(["metric"] if len(metrics) > 1 else []), *(["items"] if len(items) > 1 else [])]:
         table.add_column(header, justify="right" if header == "items" else "left")
@@ -74,15 +74,15 @@ def print_few_shot(console: Console, scores: list[TaskScore]) -> None:
     console.print(table)
     cut = [f"{s.label} with {s.shots}: {s.truncated} of {s.items}" for s in scores if s.truncated]
     if cut:
-        console.print(f"contexts longer than the model's, cut at their beginning: {'; '.join(cut)}", highlight=False)
+        console.print(f"contexts that were too long and lost their beginning: {'; '.join(cut)}", highlight=False)
 
 
 def print_clean_subset(console: Console, scores: list[TaskScore]) -> None:
-    """Scores that have been split by an overlap analysis: on all items, the clean and the dirty ones."""
+    """Print scores with an overlap analysis: over all items, the clean and the dirty ones."""
     split = [score for score in scores if score.clean_items is not None]
     if not split:
         return
-    table = _table("By whether an item occurs in the training text (dirty) or not (clean), ± standard error")
+    table = _table("Items that occur in the training text (dirty) and that do not (clean), ± standard error")
     for column in ("task", "metric", "examples", "items", "", "score"):
         table.add_column(column, justify="right" if column in ("examples", "", "score") else "left")
     for s in split:

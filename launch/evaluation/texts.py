@@ -1,4 +1,4 @@
-"""`triaxial evaluate --text`: perplexity of text files and token corpora, in sliding windows; never trains."""
+"""`triaxial evaluate --text`: perplexity of text files and token corpora, in sliding windows."""
 
 import argparse
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ from launch.runs.saved_run import SavedRun
 
 @dataclass(frozen=True)
 class TextSource:
-    """A text file, or the token files of a prefix."""
+    """A text file, or a token corpus by its prefix."""
 
     path: Path
     corpus: TokenFile | None
@@ -42,33 +42,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="FILE",
-        help="perplexity of text files, or of token corpora by their prefix, in sliding windows; then validation and "
-        "few-shot tasks are left out, unless --tasks names some",
+        help="perplexity of text files, or of token corpora by their prefix, in sliding windows; leaves validation and "
+        "few-shot tasks out, unless --tasks names some",
     )
     parser.add_argument(
-        "--window", type=int, metavar="N", help="tokens of a window of --text (default: the model's context)"
+        "--window", type=int, metavar="N", help="window length of --text in tokens (default: the model's context)"
     )
     parser.add_argument(
-        "--stride", type=int, metavar="N", help="tokens by which the windows of --text move (default: half a window)"
+        "--stride", type=int, metavar="N", help="tokens from one window of --text to the next (default: half a window)"
     )
 
 
 def open_texts(args: argparse.Namespace) -> list[TextSource]:
-    """What --text names, read through where it is text, so that nothing is found wrong after an hour of work."""
+    """Open what --text names. Reads the text files through, so that an error comes before hours of work."""
     for name in ("window", "stride"):
         if (value := getattr(args, name)) is None:
             continue
         if not args.text:
-            raise ConfigError(f"--{name} {value} is for --text; name a text with --text FILE, or leave it out")
+            raise ConfigError(f"--{name} {value} is only valid with --text FILE. Add a text, or leave --{name} out.")
         if value < 1:
-            raise ConfigError(f"--{name} {value} must be at least 1 token")
+            raise ConfigError(f"--{name} {value} is invalid: it must be at least 1 token.")
     return [_open(path) for path in dict.fromkeys(args.text)]
 
 
 def evaluate_texts(
     opened: OpenedModel, texts: list[TextSource], args: argparse.Namespace, progress: Progress
 ) -> dict[str, Any]:
-    """Figures of each text, and of all of them together where there are several."""
+    """Return the figures of each text, and of all texts together if there are several."""
     window, stride = window_and_stride(args, n_ctx=opened.saved.model_config.n_ctx)
     saved = opened.saved
     for text in texts:
@@ -78,7 +78,7 @@ def evaluate_texts(
     for text in texts:
         losses[str(text.path)] = text_loss(
             opened.model,
-            _advancing(text, saved.tokenizer, progress),
+            _documents(text, saved.tokenizer, progress),
             first_id=special.begin_id,
             window=window,
             stride=stride,
@@ -93,23 +93,23 @@ def evaluate_texts(
 
 
 def window_and_stride(args: argparse.Namespace, *, n_ctx: int) -> tuple[int, int]:
-    """In tokens. ConfigError: a window that the model cannot look at, or windows with gaps between them."""
+    """Return window and stride in tokens. ConfigError: a window longer than the context, or gaps between windows."""
     window = n_ctx if args.window is None else args.window
     if window > n_ctx:
         raise ConfigError(
-            f"--window {window} is more than the model's context of n_ctx = {n_ctx} tokens; use 1 to {n_ctx}"
+            f"--window {window} is invalid: the model's context is n_ctx = {n_ctx} tokens. Use 1 to {n_ctx}."
         )
     stride = max(1, window // 2) if args.stride is None else args.stride
     if stride > window:
         raise ConfigError(
-            f"--stride {stride} is more than a window of {window} tokens, so that tokens would be left out; use 1 to "
-            f"{window}"
+            f"--stride {stride} is invalid: it would skip tokens, since a window has {window} tokens. Use 1 to "
+            f"{window}."
         )
     return window, stride
 
 
 def figures(loss: TextLoss) -> dict[str, float | int | None]:
-    """What is told of a text; None where there is no such number."""
+    """Return the figures of one text; None for a mean over nothing."""
     return {
         "tokens": loss.tokens,
         "words": loss.words,
@@ -126,22 +126,24 @@ def figures(loss: TextLoss) -> dict[str, float | int | None]:
 def _open(path: Path) -> TextSource:
     if path.is_file():
         if path.suffix in (".bin", ".idx", ".sums") and path.with_suffix(".idx").is_file():
-            raise ConfigError(f"--text {path}: name a token corpus without its ending: {path.with_suffix('')}")
+            raise ConfigError(
+                f"--text {path} is invalid: give a token corpus without its suffix, {path.with_suffix('')}."
+            )
         if not any(read_text(path)):
-            raise ConfigError(f"--text {path} is empty: there is nothing to predict")
+            raise ConfigError(f"--text {path} is empty: there is nothing to predict.")
         return TextSource(path, None)
     if path.is_dir():
-        raise ConfigError(f"--text {path} is a folder; name text files, or a token corpus by its prefix")
+        raise ConfigError(f"--text {path} is a folder. Give text files, or a token corpus by its prefix.")
     if not any(Path(f"{prefix}.idx").is_file() for prefix in shard_prefixes(path)):
-        raise ConfigError(f"--text {path}: no such text file, and no token corpus {path}.bin with its .idx")
+        raise ConfigError(f"--text {path}: no such text file, and no token corpus {path}.bin with its .idx.")
     corpus = open_tokens(path)
     if not corpus.n_tokens:
-        raise ConfigError(f"--text {path}: the token corpus is empty, there is nothing to predict")
+        raise ConfigError(f"--text {path}: the token corpus is empty, so there is nothing to predict.")
     return TextSource(path, corpus)
 
 
 def _check_tokenizer(text: TextSource, saved: SavedRun) -> None:
-    """ConfigError: the corpus.json beside a token corpus says that another tokenizer made it."""
+    """Raise ConfigError if another tokenizer made a token corpus, by the corpus.json next to it."""
     description = describe_corpus(text.path) if text.corpus is not None else None
     if description is None:
         return
@@ -149,20 +151,20 @@ def _check_tokenizer(text: TextSource, saved: SavedRun) -> None:
     if made_by["fingerprint"] != own.fingerprint:
         raise ConfigError(
             f"--text {text.path}: {made_by['file']} (fingerprint {made_by['fingerprint'][:16]}) made this corpus, but "
-            f"the run's tokenizer is {saved.tokenizer_file} (fingerprint {own.fingerprint[:16]}); give the text "
-            "itself, or a corpus of this tokenizer"
+            f"the run's tokenizer is {saved.tokenizer_file} (fingerprint {own.fingerprint[:16]}). Give the text "
+            "itself, or a corpus of this tokenizer."
         )
 
 
-def _advancing(text: TextSource, tokenizer: Tokenizer, progress: Progress) -> Iterator[Iterator[TextChunk]]:
-    """The documents of a text, which move its bar on as they are read: by bytes, or by tokens of a corpus."""
+def _documents(text: TextSource, tokenizer: Tokenizer, progress: Progress) -> Iterator[Iterator[TextChunk]]:
+    """Yield the documents of a text and advance its progress bar while they are read: in bytes, or in tokens."""
     total = text.path.stat().st_size if text.corpus is None else text.corpus.n_tokens
     task = progress.add_task(f"perplexity, {text.path.name}", total=total)
 
-    def moving(document: Iterable[TextChunk]) -> Iterator[TextChunk]:
-        for piece in document:
-            yield piece
-            progress.advance(task, piece.n_bytes if text.corpus is None else len(piece.tokens))
+    def advancing(document: Iterable[TextChunk]) -> Iterator[TextChunk]:
+        for chunk in document:
+            yield chunk
+            progress.advance(task, chunk.n_bytes if text.corpus is None else len(chunk.tokens))
 
     for document in text.documents(tokenizer):
-        yield moving(document)
+        yield advancing(document)

@@ -1,4 +1,4 @@
-"""The results of an evaluation as a run of Weights & Biases, beside the run of the training; measures nothing."""
+"""Record the results of an evaluation as a run of Weights & Biases, separate from the run of the training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -14,11 +14,12 @@ from launch.runs.saved_run import SavedRun, section
 def record_in_wandb(
     saved: SavedRun, report: dict[str, Any], scores: Sequence[TaskScore], *, warn: Callable[[str], None]
 ) -> None:
-    """A new run in the project of the recipe: each figure under its name, the few-shot scores as a table too.
+    """Create a run in the recipe's project, with each figure under its name and the few-shot scores also as a table.
 
-    Online where the recipe says so, else in RUN/wandb, for `wandb sync`. A failure of the client is told, no more.
+    It is online if the recipe says so; otherwise it is in RUN/wandb, for `wandb sync`. `warn` gets the failures of the
+    client; they do not stop the evaluation.
     """
-    has_recipe = "metrics" in saved.config  # a converted model has none
+    has_recipe = "metrics" in saved.config  # an imported model has none
     metrics = section(MetricsConfig, saved.config, "metrics") if has_recipe else MetricsConfig()
     run = WandbRun(
         WandbSettings(

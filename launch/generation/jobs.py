@@ -1,4 +1,4 @@
-"""Prompts to continue, each with its length and seed, and a batch of them on its way through a model; reads no file."""
+"""Turn prompts into generation jobs, each with its length and seed, and run a batch of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ DEFAULT_BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class PromptLine:
-    """What is asked for: `fields` with a 'prompt', perhaps 'max_new_tokens' and 'seed', and where it stands."""
+    """One prompt of the user: `fields` has 'prompt', and may have 'max_new_tokens' and 'seed'. `where`: for errors."""
 
     fields: dict[str, Any]
     where: str = ""
@@ -26,7 +26,7 @@ class PromptLine:
 
 @dataclass(frozen=True)
 class GenerationJob:
-    """One prompt to continue, and the fields that its result begins with."""
+    """One prompt as token ids, and the fields that its result begins with."""
 
     fields: dict[str, Any]
     prompt: list[int]
@@ -36,7 +36,7 @@ class GenerationJob:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How all jobs are continued, and how many at once."""
+    """Settings of all jobs, and the limits of a batch."""
 
     sampling: Sampling
     stops: tuple[str, ...]
@@ -55,26 +55,31 @@ def make_jobs(
     seed: int,
     num_samples: int,
 ) -> list[GenerationJob]:
-    """`num_samples` jobs for each line, in order; sample j of the i-th line has `seed` + i * num_samples + j, or the
-    line's own seed + j. No prompt starts a document; without a length, what fits of the default is generated.
-    ConfigError names the first line whose prompt does not fit."""
+    """Make `num_samples` jobs for each line, in order.
+
+    Sample j of line i has the seed `seed` + i * num_samples + j, or the line's own seed + j. An empty prompt starts a
+    document. Without a length, a job gets the default length, or less if the context ends before.
+    ConfigError: a prompt does not fit; names the first such line.
+    """
     jobs = []
     prompts = tokenizer.encode_batch([line.fields["prompt"] for line in lines])
     for i, (line, ids) in enumerate(zip(lines, prompts, strict=True)):
         prompt = [*special.added_ids, *ids] or [special.begin_id]
-        asked = line.fields.get("max_new_tokens")
-        asked = max_new_tokens if asked is None else asked
-        limit = max(1, min(DEFAULT_NEW_TOKENS, model.n_ctx - len(prompt))) if asked is None else asked
+        limit = line.fields.get("max_new_tokens")
+        limit = max_new_tokens if limit is None else limit
+        limit = max(1, min(DEFAULT_NEW_TOKENS, model.n_ctx - len(prompt))) if limit is None else limit
         try:
             check_prompts([prompt], n_ctx=model.n_ctx, max_new_tokens=limit, vocab_size=model.vocab_size)
         except ConfigError as error:
             raise ConfigError(f"{line.where}: {error}" if line.where else str(error)) from None
-        first = line.fields.get("seed")
-        first = seed + i * num_samples if first is None else first
+        first_seed = line.fields.get("seed")
+        first_seed = seed + i * num_samples if first_seed is None else first_seed
         for sample in range(num_samples):
             numbered = {"sample": sample} if num_samples > 1 else {}
             jobs.append(
-                GenerationJob({**line.fields, **numbered, "seed": first + sample}, prompt, limit, first + sample)
+                GenerationJob(
+                    {**line.fields, **numbered, "seed": first_seed + sample}, prompt, limit, first_seed + sample
+                )
             )
     return jobs
 
@@ -83,20 +88,20 @@ def continue_batch(
     model: InferenceModel,
     tokenizer: Tokenizer,
     jobs: Sequence[GenerationJob],
-    rules: GenerationSettings,
+    settings: GenerationSettings,
     *,
     n_ctx: int,
     watch: Watch,
 ) -> list[Continuation]:
-    """All jobs at once, each up to its limit, the end of the document or where `watch` ends it."""
+    """Run all jobs in one batch. Each ends at its limit, at the end of the document, or when `watch` ends it."""
     return generate(
         model,
         [job.prompt for job in jobs],
         n_ctx=n_ctx,
         max_new_tokens=[job.max_new_tokens for job in jobs],
-        sampling=rules.sampling,
+        sampling=settings.sampling,
         seed=[job.seed for job in jobs],
-        stop_ids=rules.end_ids,
+        stop_ids=settings.end_ids,
         n_ids=tokenizer.vocab_size,
         watch=watch,
     )

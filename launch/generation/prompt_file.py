@@ -1,4 +1,4 @@
-"""`triaxial generate --input`: a file of prompts, a JSON object a line, continued in batches into another such file."""
+"""`triaxial generate --input`: generate after every prompt of a JSON-lines file, in batches, into another such file."""
 
 import json
 import os
@@ -20,7 +20,13 @@ from gpt.inference.text_stream import GeneratedText
 from gpt.tokenizer.tokenizers import Tokenizer
 from launch.generation.jobs import GenerationJob, GenerationSettings, PromptLine, continue_batch
 
-RESULTS = ("text", "tokens", "log_probs", "finish_reason", "sample")  # what an output line adds to its input line
+RESULTS = (
+    "text",
+    "tokens",
+    "log_probs",
+    "finish_reason",
+    "sample",
+)  # the fields that an output line adds to its input line
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -28,8 +34,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_lines(path: Path) -> list[PromptLine]:
-    """The objects of a file of JSON lines, or of standard input for '-'. ConfigError names the first line that is none,
-    or that has no prompt."""
+    """Read the objects of a JSON-lines file, or of standard input for '-'.
+
+    ConfigError: a line is not an object with a prompt; names the first such line.
+    """
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
@@ -40,7 +48,7 @@ def read_lines(path: Path) -> list[PromptLine]:
             where = f"--input {path}, line {number}"
             found.append(PromptLine(_fields(line, where=where), where))
     if not found:
-        raise ConfigError(f'--input {path} holds no line; write one JSON object a line, such as {{"prompt": "The"}}')
+        raise ConfigError(f'--input {path} has no lines. Write one JSON object per line, such as {{"prompt": "The"}}.')
     return found
 
 
@@ -48,34 +56,36 @@ def _fields(line: bytes, *, where: str) -> dict[str, Any]:
     try:
         fields = json.loads(line)
     except ValueError as error:
-        raise ConfigError(f"{where} is no JSON: {error}") from None
+        raise ConfigError(f"{where} is not JSON: {error}.") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
-        raise ConfigError(f'{where} must be an object with a text \'prompt\', such as {{"prompt": "The"}}')
-    for key, least in (("max_new_tokens", 1), ("seed", None)):
+        raise ConfigError(f'{where} must be an object with a text \'prompt\', such as {{"prompt": "The"}}.')
+    for key, minimum in (("max_new_tokens", 1), ("seed", None)):
         value = fields.get(key)
-        if value is not None and (type(value) is not int or (least is not None and value < least)):
-            rule = "a whole number" if least is None else f"a whole number from {least} on"
-            raise ConfigError(f"{where}: '{key}' = {json.dumps(value)} must be {rule}")
+        if value is not None and (type(value) is not int or (minimum is not None and value < minimum)):
+            rule = "a whole number" if minimum is None else f"a whole number of at least {minimum}"
+            raise ConfigError(f"{where}: '{key}' = {json.dumps(value)} is invalid: it must be {rule}.")
     for key in RESULTS:
         if key in fields:
-            raise ConfigError(f"{where}: the name '{key}' is one that the output adds; give this field another")
+            raise ConfigError(f"{where}: the output adds a field '{key}'. Rename the field of the input.")
     return fields
 
 
 # Continuing
 
 
-def batches_of(jobs: Sequence[GenerationJob], rules: GenerationSettings, *, data_size: int) -> Iterator[list[int]]:
-    """Numbers of jobs, the longest first, in batches of at most `batch_size` sequences and `batch_tokens` tokens,
-    padding included; a longer sequence is a batch of its own. Each of `data_size` ranks gets one, if there are as many.
+def batches_of(jobs: Sequence[GenerationJob], settings: GenerationSettings, *, data_size: int) -> Iterator[list[int]]:
+    """Batch jobs, the longest first, by at most `batch_size` sequences and `batch_tokens` tokens, padding included.
+
+    Yields the indices of the jobs. A longer sequence is a batch of its own. There are at least `data_size` batches, one
+    for each data rank, if there are as many jobs.
     """
     order = sorted(range(len(jobs)), key=lambda i: -(len(jobs[i].prompt) + jobs[i].max_new_tokens))
-    most = min(rules.batch_size or len(jobs), -(-len(jobs) // data_size))
+    max_sequences = min(settings.batch_size or len(jobs), -(-len(jobs) // data_size))
     batch: list[int] = []
     for i in order:
         grown = [*batch, i]
         width = max(len(jobs[j].prompt) for j in grown) + max(jobs[j].max_new_tokens for j in grown)
-        if batch and (len(grown) > most or width * len(grown) > rules.batch_tokens):
+        if batch and (len(grown) > max_sequences or width * len(grown) > settings.batch_tokens):
             yield batch
             grown = [i]
         batch = grown
@@ -86,14 +96,16 @@ def continue_jobs(
     model: InferenceModel,
     tokenizer: Tokenizer,
     jobs: Sequence[GenerationJob],
-    rules: GenerationSettings,
+    settings: GenerationSettings,
     *,
     n_ctx: int,
     shows: bool,
 ) -> list[dict[str, Any]]:
-    """The output line of each job, in their order. Every rank of a layout calls it and has them all; the one that
-    `shows` has a progress bar."""
-    batches = list(batches_of(jobs, rules, data_size=model.data_size))
+    """Run all jobs. Returns their output lines in the order of the jobs.
+
+    Every rank of a layout must call it; all get all lines. `shows`: whether this rank shows a progress bar.
+    """
+    batches = list(batches_of(jobs, settings, data_size=model.data_size))
     mine = batches[model.data_rank :: model.data_size]
     model = packed(model, rows=max(map(len, batches)))
     found: dict[int, dict[str, Any]] = {}
@@ -106,32 +118,32 @@ def continue_jobs(
 
         for batch in mine:
             lines = _continue_batch(
-                model, tokenizer, [jobs[i] for i in batch], rules, n_ctx=n_ctx, token_done=token_done
+                model, tokenizer, [jobs[i] for i in batch], settings, n_ctx=n_ctx, token_done=token_done
             )
             found.update(zip(batch, lines, strict=True))
             progress.update(bar, completed=sum(limits[: len(found)]))  # some stopped before their limit
-    together = gather_by_index(model, found)
-    return [together[i] for i in range(len(jobs))]
+    lines_of = gather_by_index(model, found)
+    return [lines_of[i] for i in range(len(jobs))]
 
 
 def _continue_batch(
     model: InferenceModel,
     tokenizer: Tokenizer,
     jobs: list[GenerationJob],
-    rules: GenerationSettings,
+    settings: GenerationSettings,
     *,
     n_ctx: int,
     token_done: Callable[[], None],
 ) -> list[dict[str, Any]]:
-    texts = [GeneratedText(tokenizer, job.prompt, rules.stops) for job in jobs]
+    texts = [GeneratedText(tokenizer, job.prompt, settings.stops) for job in jobs]
 
     def watch(i: int, tokens: list[int]) -> bool:
         token_done()
-        if rules.stops:
+        if settings.stops:
             texts[i].update(tokens)
         return texts[i].stopped
 
-    results = continue_batch(model, tokenizer, jobs, rules, n_ctx=n_ctx, watch=watch)
+    results = continue_batch(model, tokenizer, jobs, settings, n_ctx=n_ctx, watch=watch)
     for text, result in zip(texts, results, strict=True):
         text.finish(result.tokens)
     return [
@@ -147,16 +159,16 @@ def _continue_batch(
 
 
 def check_output(path: Path) -> None:
-    """ConfigError before the work when its result could not be written after it."""
+    """Raise ConfigError if the result cannot be written to `path`, before any work is done."""
     if path.is_dir():
-        raise ConfigError(f"--output {path} is a folder; name a file in it")
+        raise ConfigError(f"--output {path} is a folder. Give a file in it.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        why = "may not be written to" if path.parent.is_dir() else "is not there"
-        raise ConfigError(f"--output {path}: the folder {path.parent} {why}")
+        reason = "is not writable" if path.parent.is_dir() else "does not exist"
+        raise ConfigError(f"--output {path} is invalid: the folder {path.parent} {reason}.")
 
 
 def write_lines(path: Path | None, lines: Sequence[dict[str, Any]]) -> None:
-    """To a file that is there whole or not at all, or to standard output."""
+    """Write the lines to a file, whole or not at all, or to standard output."""
     text = "".join(_line(line) for line in lines)
     if path is None:
         sys.stdout.write(text)
@@ -165,13 +177,13 @@ def write_lines(path: Path | None, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def _line(fields: dict[str, Any]) -> str:
-    """As it reads, but for a lone surrogate, which no file can hold."""
+    """Return a JSON line. Non-ASCII characters stay as they are, unless one is a lone surrogate, which UTF-8 lacks."""
     line = json.dumps(fields, ensure_ascii=False)
     return (line if line.isascii() or not _SURROGATE.search(line) else json.dumps(fields)) + "\n"
 
 
 def _progress(*, shows: bool) -> Progress:
-    """A bar on standard error, so that piped output holds results only."""
+    """Return a bar on standard error, so that piped output has results only."""
     console = Console(stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(show_speed=True)]
     times = (TimeElapsedColumn(), TimeRemainingColumn())

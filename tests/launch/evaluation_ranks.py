@@ -153,10 +153,9 @@ def run_all(jobs_file, out):
     context = fork_server(
         ["lm_eval.evaluator", "gpt.evaluation.few_shot.harness", "launch.commands.evaluate", "launch.commands.train"]
     )
-    for job, ports in zip(jobs, zip(*[iter(free_ports(2 * len(jobs)))] * 2, strict=True), strict=True):
-        job["ports"] = ports
-    Path(jobs_file).write_text(json.dumps(jobs))
     for number, job in enumerate(jobs):
+        job["ports"] = free_ports(2)  # just before the ranks start, so that nobody else takes them
+        Path(jobs_file).write_text(json.dumps(jobs))
         folder = Path(out, job["name"])
         folder.mkdir()
         words = [str(jobs_file), str(number), str(folder)]

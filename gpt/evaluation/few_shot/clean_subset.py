@@ -1,4 +1,4 @@
-"""Which items of a task occur in the training text, as `triaxial prepare overlap` found; searches no text itself."""
+"""Read which items of a task occur in the training text, from the results of `triaxial prepare overlap`."""
 
 import json
 from collections.abc import Mapping
@@ -10,21 +10,22 @@ from gpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of each set of evaluation examples, by its name: whether example i is dirty. From one examples.jsonl."""
+    """For each evaluation set, by name: whether its example i is dirty (in the training text). From one
+    examples.jsonl."""
 
     path: Path
     dirty: Mapping[str, tuple[bool, ...]]
 
     def of(self, task: str, *, items: int) -> tuple[bool, ...] | None:
-        """Marks of a task's items; None where no set has its name.
+        """Return whether each of a task's items is dirty; None if no set has the task's name.
 
-        ConfigError: the set has another number of examples than the task has `items`, so that it is not the same split.
+        ConfigError: the set has not as many examples as the task has `items`, so it is another split.
         """
         marks = self.dirty.get(task)
         if marks is not None and len(marks) != items:
             raise ConfigError(
-                f"--clean-subset {self.path}: the set '{task}' has {len(marks):,} examples, the task {items:,} items; "
-                "a set must consist of the one file that the task asks about, whole and in its order"
+                f"--clean-subset {self.path}: the set '{task}' has {len(marks):,} examples, but the task has {items:,} "
+                "items. Make the set from the task's file: whole, alone and in the same order."
             )
         return marks
 
@@ -32,7 +33,8 @@ class Overlap:
 def read_overlap(path: Path, tasks: list[str]) -> Overlap:
     """Read the examples.jsonl that `triaxial prepare overlap` wrote.
 
-    ConfigError: it cannot be read, is another kind of file, a set has gaps, or none has the name of one of `tasks`.
+    ConfigError: the file cannot be read or is of another kind, a set has gaps, or no set has the name of one of
+    `tasks`.
     """
     found: dict[str, dict[int, bool]] = {}
     try:
@@ -45,14 +47,14 @@ def read_overlap(path: Path, tasks: list[str]) -> Overlap:
     for name, marks in found.items():
         if set(marks) != set(range(len(marks))):
             raise ConfigError(
-                f"--clean-subset {path}: the set '{name}' is not whole; run `triaxial prepare overlap` again"
+                f"--clean-subset {path}: the set '{name}' is incomplete. Run `triaxial prepare overlap` again."
             )
         dirty[name] = tuple(marks[i] for i in range(len(marks)))
     if not set(dirty) & set(tasks):
         names = ", ".join(f"'{name}'" for name in sorted(dirty)[:8]) or "no set"
         raise ConfigError(
-            f"--clean-subset {path} holds {names}, and none of these is asked ({', '.join(sorted(tasks)[:4])} ...); "
-            "give each set of the overlap recipe the name of its task"
+            f"--clean-subset {path} has {names}, and no task has such a name ({', '.join(sorted(tasks)[:4])} ...). "
+            "Give each set of the overlap recipe the name of its task."
         )
     return Overlap(path, dirty)
 
@@ -64,5 +66,5 @@ def _take(line: str, found: dict[str, dict[int, bool]], *, where: str) -> None:
         if not (isinstance(name, str) and isinstance(index, int) and isinstance(dirty, bool)):
             raise ValueError
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{where} is no line of an examples.jsonl that `triaxial prepare overlap` writes") from None
+        raise ConfigError(f"{where} is not a line of an examples.jsonl by `triaxial prepare overlap`.") from None
     found.setdefault(name, {})[index] = dirty

@@ -1,7 +1,7 @@
-"""The arithmetic and word-scrambling problems of the GPT-3 paper, made by rule; never asks a model anything.
+"""Generate the arithmetic and word-scrambling problems of the GPT-3 paper.
 
-arXiv 2005.14165, sections 3.9.1 and 3.9.2; the layout of a prompt follows its appendix G and the files in openai/gpt-3.
-A set of problems is a pure function of (task, seed, size) and, for words, of the word list.
+arXiv 2005.14165, sections 3.9.1 and 3.9.2. Prompts follow its appendix G and the files of openai/gpt-3.
+A set of problems is a pure function of task, seed and size, and of the word list for word problems.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ from gpt.errors import ConfigError
 
 ARITHMETIC_PROBLEMS = 2_000  # per task, as in the paper
 MAX_WORDS = 10_000
-MAX_EXAMPLES = 200  # problems per task that are set apart to be shown
+MAX_EXAMPLES = 200  # problems per task that are kept for examples
 _LETTERS = range(5, 15)  # of a word: more than 4 and less than 15
-_FILLERS = " .!/"  # what the published files insert between letters
+_FILLERS = " .!/"  # inserted between letters in the published files
 
 _OPERATIONS = {"plus": operator.add, "minus": operator.sub, "times": operator.mul}
 _SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -30,7 +30,7 @@ _SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 @dataclass(frozen=True)
 class Problem:
-    """A question and its answer, each without the space between them."""
+    """A question and its answer, without the space between them."""
 
     question: str
     answer: str
@@ -38,7 +38,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class TaskRule:
-    """One task: `label` is the paper's abbreviation, `make` draws a problem (None where a word admits none)."""
+    """One task. `label` is the paper's abbreviation; `make` draws a problem, or None if a word allows none."""
 
     name: str
     label: str
@@ -47,23 +47,23 @@ class TaskRule:
 
     @property
     def instruction(self) -> str:
-        """What stands above all examples."""
+        """The text before all examples."""
         return "Please unscramble the letters into a word, and write that word:\n" if self.about_words else ""
 
     @property
     def paper_shots(self) -> int:
-        """Examples in the paper's few-shot scores (its table H.1), for a context of 2,048 tokens."""
+        """The number of examples in the paper's few-shot scores (its table H.1), for a context of 2,048 tokens."""
         return 100 if self.about_words else 50
 
     @property
     def delimiter(self) -> str:
-        """What stands between examples."""
+        """The text between examples."""
         return "\n" if self.about_words else "\n\n"
 
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """Problems to be scored, and others, none of them among the scored, to show as examples."""
+    """Problems to score, and other problems to show as examples."""
 
     scored: tuple[Problem, ...]
     examples: tuple[Problem, ...]
@@ -71,19 +71,20 @@ class ProblemSet:
 
 @dataclass(frozen=True)
 class WordList:
-    """Words, most frequent first, and where they are from."""
+    """Words, most frequent first, and their source."""
 
     words: tuple[str, ...]
     source: str
 
     @property
     def sha256(self) -> str:
-        """Digest of the list, to be reported: scores on different lists do not compare."""
+        """The digest of the list, for reports: scores on different lists are not comparable."""
         return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
 
 
 def task_rules() -> list[TaskRule]:
-    """The ten arithmetic tasks and the five word tasks, in the paper's order, named as the published files are."""
+    """Return the ten arithmetic tasks and the five word tasks, in the paper's order, with the published files'
+    names."""
     sizes = {2: "two", 3: "three", 4: "four", 5: "five"}
     kinds = [(2, "plus"), (2, "minus"), (3, "plus"), (3, "minus"), (4, "plus"), (4, "minus"), (5, "plus"), (5, "minus")]
     names = {"plus": ("addition", "+"), "minus": ("subtraction", "-"), "times": ("multiplication", "x")}
@@ -110,9 +111,9 @@ def task_rules() -> list[TaskRule]:
 
 
 def make_problems(rule: TaskRule, *, seed: int, words: WordList) -> ProblemSet:
-    """Distinct problems in random order; at most one in ten, and at most 200, is kept for examples.
+    """Draw distinct problems in random order. At most one in ten, and at most 200, are kept for examples.
 
-    ConfigError: a word list from which too few problems can be made.
+    ConfigError: the word list gives too few problems.
     """
     rng = random.Random(f"{seed}/{rule.name}")
     if rule.about_words:
@@ -126,31 +127,32 @@ def make_problems(rule: TaskRule, *, seed: int, words: WordList) -> ProblemSet:
         problems = _distinct(rule, rng, ARITHMETIC_PROBLEMS + n_examples)
     if not n_examples:
         raise ConfigError(
-            f"{words.source}: {rule.name} finds {len(problems)} words of 5 to 14 letters that it can scramble, and "
-            "needs 10 at least; give a longer text"
+            f"{words.source}: {rule.name} finds {len(problems)} words of 5 to 14 letters that it can scramble, but it "
+            "needs at least 10. Give a longer text."
         )
     return ProblemSet(scored=tuple(problems[n_examples:]), examples=tuple(problems[:n_examples]))
 
 
-def frequent_words(text: str, *, source: str, most: int = MAX_WORDS) -> WordList:
-    """The most frequent lower-case English-letter words of 5 to 14 letters in a text; a tie goes to the earlier one."""
+def frequent_words(text: str, *, source: str, max_words: int = MAX_WORDS) -> WordList:
+    """Return the most frequent lower-case words of 5 to 14 letters a to z in a text. Of equals, the first comes
+    first."""
     found = Counter(word for word in re.findall(r"[^\W\d_]+", text) if len(word) in _LETTERS and _is_plain(word))
-    return WordList(tuple(word for word, _ in found.most_common(most)), source)
+    return WordList(tuple(word for word, _ in found.most_common(max_words)), source)
 
 
 def words_of_python() -> WordList:
-    """The words of the help topics that come with every Python: the list that needs no file and no recipe."""
+    """Return the words of the help topics that come with every Python. This list needs no file and no recipe."""
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError:
         raise ConfigError(
-            "this Python comes without pydoc_data, the default word list; give one with --words FILE"
+            "this Python has no pydoc_data, the default word list. Give a text with --words FILE."
         ) from None
     return frequent_words("\n".join(topics[name] for name in sorted(topics)), source="pydoc_data.topics")
 
 
 def words_of_file(path: Path) -> WordList:
-    """The most frequent words of a text file; a list of words, one a line, keeps its order."""
+    """Return the most frequent words of a text file. A list of words, one per line, keeps its order."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -159,25 +161,25 @@ def words_of_file(path: Path) -> WordList:
 
 
 def cycle_letters(rng: random.Random, word: str) -> str:
-    """The letters moved round by a random number of places."""
+    """Rotate the letters by a random number of positions."""
     start = rng.randrange(1, len(word))
     return word[start:] + word[:start]
 
 
 def shuffle_middle(rng: random.Random, word: str, *, kept: int) -> str:
-    """All letters shuffled but the first and last `kept`."""
+    """Shuffle all letters except the first and the last `kept`."""
     middle = list(word[kept:-kept])
     rng.shuffle(middle)
     return word[:kept] + "".join(middle) + word[-kept:]
 
 
 def insert_fillers(rng: random.Random, word: str) -> str:
-    """A space or punctuation mark between each two letters."""
+    """Insert a space or punctuation mark between all letters."""
     return word[0] + "".join(rng.choice(_FILLERS) + letter for letter in word[1:])
 
 
 def reverse(rng: random.Random, word: str) -> str:
-    """The letters backwards."""
+    """Reverse the letters."""
     return word[::-1]
 
 
@@ -188,15 +190,18 @@ def _sum(digits: int, word: str, rng: random.Random, _: str) -> Problem:
 
 
 def _composite(rng: random.Random, _: str) -> Problem:
-    """Two operations on three digits. The paper's text puts the parentheses around the last two, its appendix G and the
-    published problems around the first two, with digits from 1 on: the latter are what its scores are of."""
+    """Draw two operations on three digits.
+
+    The paper's text puts the parentheses around the last two digits. Its appendix G and the published problems, which
+    gave its scores, put them around the first two and use digits from 1 on. We follow the problems.
+    """
     a, b, c = (rng.randrange(1, 10) for _ in range(3))
     inner, outer = rng.choice(list(_SIGNS)), rng.choice(list(_SIGNS))
     return Problem(f"Q: What is ({a} {inner} {b}) {outer} {c}?\nA:", str(_SIGNS[outer](_SIGNS[inner](a, b), c)))
 
 
 def _unscramble(scramble: Callable[[random.Random, str], str], rng: random.Random, word: str) -> Problem | None:
-    """None for a word that ten tries do not change."""
+    """Scramble a word. Returns None if ten tries do not change it."""
     for _ in range(10):
         scrambled = scramble(rng, word)
         if scrambled != word:

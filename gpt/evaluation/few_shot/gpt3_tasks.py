@@ -1,6 +1,7 @@
-"""The problems of gpt3_problems.py as tasks of lm-evaluation-harness; imported only where `lm_eval` is installed.
+"""The problems of gpt3_problems.py as tasks of lm-evaluation-harness. Import this only if `lm_eval` is installed.
 
-A task has an answer written and compares it exactly, or asks for the right answer's likelihood. No network is needed.
+A task lets the model write an answer and compares it exactly, or asks for the likelihood of the right answer. It needs
+no network.
 """
 
 import random
@@ -16,7 +17,7 @@ from gpt.errors import ConfigError
 from gpt.evaluation.few_shot.gpt3_problems import Problem, ProblemSet, TaskRule
 from gpt.tokenizer.tokenizers import Tokenizer
 
-# The longest right answer in single characters, with its space and the newline that ends it.
+# The longest right answer with one token per character, including its space and the final newline.
 _ARITHMETIC_TOKENS = len(" -99999\n")
 _WORD_TOKENS = 14 + len(" \n")
 
@@ -25,11 +26,11 @@ AnswerForm = Literal["written", "likelihood"]
 
 
 class GeneratedTask(Task):  # type: ignore[misc]
-    """One task at one number of examples. `key` names it in the harness's results.
+    """One task with one number of examples. `key` is its name in the harness's results.
 
-    `answers`: "written" greedily and compared, or "likelihood": what the model gives the right one, which counts if
-    each of its tokens is the likeliest, as in the harness's own arithmetic tasks. `same_examples`: every question shows
-    the same, which are then read once; else each draws its own.
+    `answers`: "written" generates an answer greedily and compares it. "likelihood" scores the right answer, which
+    counts as correct if each of its tokens is the most likely, as in the harness's own arithmetic tasks.
+    `same_examples`: every question shows the same examples, which are read once; otherwise each draws its own.
     """
 
     VERSION = 1
@@ -46,8 +47,8 @@ class GeneratedTask(Task):  # type: ignore[misc]
     ) -> None:
         if shots > len(problems.examples):
             raise ConfigError(
-                f"--num-fewshot {shots}: {rule.name} has {len(problems.examples)} problems set apart as examples; "
-                "ask for as many or fewer" + (", or give more words" if rule.about_words else "")
+                f"--num-fewshot {shots} is invalid: {rule.name} has {len(problems.examples)} problems for examples. "
+                f"Use at most {len(problems.examples)}" + (", or give more words." if rule.about_words else ".")
             )
         self.rule = rule
         self.problems = problems
@@ -58,7 +59,7 @@ class GeneratedTask(Task):  # type: ignore[misc]
         self.key = f"{rule.name}/{shots}"
         self.new_tokens = _WORD_TOKENS if rule.about_words else _ARITHMETIC_TOKENS
         settings = {"until": ["\n"], "max_gen_toks": self.new_tokens, "do_sample": False}
-        # What Task.__init__ would set, which would also download a data set and take the settings for a task's name.
+        # Task.__init__ would set these too, but it would download a data set and read the settings by the task's name.
         self._config = TaskConfig(
             task=self.key,
             num_fewshot=shots,
@@ -90,22 +91,22 @@ class GeneratedTask(Task):  # type: ignore[misc]
         return f" {doc['answer']}"
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **kwargs: Any) -> str:
-        """Instruction, examples, question. Each question draws its own examples (paper, section 2.4) unless all show
-        the same; they do not depend on what else is evaluated."""
+        """Return instruction, examples and question. Each question draws its own examples (paper, section 2.4), unless
+        all show the same. The examples do not depend on what else is evaluated."""
         whose = "all" if self.same_examples else doc["number"]
         rng = random.Random(f"{self.seed}/{self.key}/{whose}")
         shown = rng.sample(self.problems.examples, num_fewshot)
         examples = [f"{problem.question} {problem.answer}" for problem in shown]
         return self.rule.instruction + self.rule.delimiter.join([*examples, self.doc_to_text(doc)])
 
-    def longest_context(self, tokenizer: Tokenizer, most: int) -> int:
-        """Tokens of the longest of the first `most` questions with its examples, and room for the answer."""
-        documents = self.test_docs()[:most]
+    def longest_context(self, tokenizer: Tokenizer, max_questions: int) -> int:
+        """Return the most tokens that any of the first `max_questions` questions needs, with examples and answer."""
+        documents = self.test_docs()[:max_questions]
         contexts = tokenizer.encode_batch([self.fewshot_context(doc, self.shots) for doc in documents])
         return max(map(len, contexts)) + self.new_tokens
 
     def build_all_requests(self, *, limit: int | None = None, samples: list[int] | None = None, **kwargs: Any) -> None:
-        """As the harness does it, without its progress bar for each task."""
+        """Build the requests as the harness does, without its progress bar for each task."""
         ranks = {"rank": kwargs.get("rank", 0), "world_size": kwargs.get("world_size", 1)}
         self._instances = [
             self.construct_requests(doc, self.fewshot_context(doc, self.shots), metadata=(self.key, number, 1))
@@ -121,8 +122,11 @@ class GeneratedTask(Task):  # type: ignore[misc]
         return Instance(request_type=self.OUTPUT_TYPE, doc=doc, arguments=arguments, idx=0, metadata=metadata)
 
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
-        """Written: 1 where the answer, without space around it, is the right one. Likelihood: 1 where the right one is
-        the likeliest token by token, and its log-likelihood in nats."""
+        """Score one answer.
+
+        Written: 1 if the answer, stripped of white space, is right. Likelihood: 1 if each token of the right answer is
+        the most likely, and the log-likelihood of the right answer in nats.
+        """
         if self.OUTPUT_TYPE == "generate_until":
             return {"exact_match": float(results[0].strip() == doc["answer"])}
         log_likelihood, is_greedy = results[0]

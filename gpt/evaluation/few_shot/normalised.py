@@ -1,8 +1,8 @@
-"""The GPT-3 paper's ways to compare the choices of a question (arXiv 2005.14165, section 2.4); changes no answer.
+"""Normalise the likelihoods of a question's choices as in the GPT-3 paper (arXiv 2005.14165, section 2.4).
 
-`tokens`: log-likelihood per token, the paper's rule for most tasks. `answer`: log-likelihood less that of the same
-choice after "Answer:" alone, its rule for ARC, OpenBookQA and RACE. The harness's own `acc` adds up tokens, its
-`acc_norm` divides by characters. Imported only where `lm_eval` is installed.
+`tokens`: log-likelihood per token, the paper's rule for most tasks. `answer`: log-likelihood minus that of the same
+choice after "Answer:" alone, its rule for ARC, OpenBookQA and RACE. For comparison: the harness's `acc` sums over
+tokens, its `acc_norm` divides by characters. Import this only if `lm_eval` is installed.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,15 +19,15 @@ _ANSWER_CONTEXT = "Answer:"  # a choice begins with the space that follows
 
 
 def check_rules(rules: tuple[str, ...]) -> None:
-    """ConfigError for a rule that there is not."""
+    """Raise ConfigError for an unknown rule."""
     for rule in rules:
         if rule not in METRICS:
-            raise ConfigError(f"--normalise {rule}: the rules are {' and '.join(METRICS)}")
+            raise ConfigError(f"--normalise {rule} is invalid: the rules are {' and '.join(METRICS)}.")
 
 
 def normalised_items(lm: "TriaxialLM", task: Any, rules: tuple[str, ...]) -> dict[str, dict[int, float]]:
-    """By metric and item: 1 where the right choice is the best one under the rule. Nothing for a task that has been
-    asked otherwise than by choices."""
+    """Return by metric and item: 1 if the right choice is the best under the rule, else 0. Empty for a task that is not
+    multiple choice."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return {}
     items: dict[int, list[Any]] = {}
@@ -53,7 +53,7 @@ def normalised_items(lm: "TriaxialLM", task: Any, rules: tuple[str, ...]) -> dic
 
 
 def _choices(task: Any, instances: list[Any]) -> list[Any]:
-    """Those that compare the item's choices, in order; a metric may have asked more after them."""
+    """Return the instances that compare the item's choices, in order. Some metrics add more instances after them."""
     n = len(task.doc_to_choice(instances[0].doc))
     return sorted(instances, key=lambda instance: instance.idx)[:n]
 
@@ -70,7 +70,7 @@ def _after_answer(lm: "TriaxialLM", instances: list[Any]) -> dict[str, float]:
 
 
 def _right_choices(task: Any, instances: list[Any]) -> set[int]:
-    """Numbers of the right choices, as the harness finds them."""
+    """Return the indices of the right choices, as the harness finds them."""
     doc = instances[0].doc
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     names = task.doc_to_choice(doc)

@@ -1,7 +1,7 @@
-"""The problems of openai/gpt-3's data files, in the layout of the paper; downloads nothing.
+"""Read the problems in the data files of openai/gpt-3, and give them the layout of the paper. Downloads nothing.
 
 A line is {"context": "\\n\\nQ: What is 65360 plus 16204?\\n\\nA:", "completion": " 81564"}, or "\\nasinoc =" and
-" casino". The paper's appendix G has no empty line between question and answer, so that one is taken out.
+" casino". The paper's appendix G has no empty line between question and answer, so we remove it.
 """
 
 import gzip
@@ -18,10 +18,10 @@ _WORDS = re.compile(r"\S.* =")
 
 
 def published_problems(rule: TaskRule, folder: Path) -> ProblemSet:
-    """The problems of one task, numbered as the lines of its file; the last 200, or the last tenth of fewer, are the
-    examples, which are not scored.
+    """Read the problems of one task, in the order of its file. The last 200 are the examples, which are not scored; or
+    the last tenth, if there are fewer than 2,000 problems.
 
-    ConfigError: no such file, not such a file, or fewer than ten problems.
+    ConfigError: the file is missing or of another kind, or it has fewer than ten problems.
     """
     path = _find(rule, folder)
     problems = []
@@ -35,20 +35,22 @@ def published_problems(rule: TaskRule, folder: Path) -> ProblemSet:
             problems.append(_read(line, rule, where=f"{path} line {number}"))
     n_examples = min(MAX_EXAMPLES, len(problems) // 10)
     if not n_examples:
-        raise ConfigError(f"--gpt3-data: {path} has {len(problems)} problems; 10 at least are needed")
+        raise ConfigError(f"--gpt3-data: {path} has {len(problems)} problems, but needs at least 10.")
     return ProblemSet(scored=tuple(problems[:-n_examples]), examples=tuple(problems[-n_examples:]))
 
 
 def _find(rule: TaskRule, folder: Path) -> Path:
     if not folder.is_dir():
-        raise ConfigError(f"--gpt3-data {folder} is no folder; give the folder `data` of a checkout of openai/gpt-3")
+        raise ConfigError(
+            f"--gpt3-data {folder} is not a folder. Give the folder `data` of a checkout of openai/gpt-3."
+        )
     stem = rule.name.removeprefix("gpt3_")
     for name in (f"{stem}.jsonl", f"{stem}.jsonl.gz"):
         if (folder / name).is_file():
             return folder / name
     raise ConfigError(
-        f"--gpt3-data {folder} has no {stem}.jsonl or {stem}.jsonl.gz; leave {rule.name} out of --tasks, or leave out "
-        "--gpt3-data to have problems made by rule"
+        f"--gpt3-data {folder} has no {stem}.jsonl or {stem}.jsonl.gz. Leave {rule.name} out of --tasks, or leave out "
+        "--gpt3-data to use generated problems."
     )
 
 
@@ -59,8 +61,8 @@ def _read(line: str, rule: TaskRule, *, where: str) -> Problem:
         question = question.lstrip("\n").replace("\n\nA:", "\nA:")
         answer = answer.strip()
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f'--gpt3-data: {where} is not {{"context": TEXT, "completion": TEXT}}') from None
+        raise ConfigError(f'--gpt3-data: {where} is not {{"context": TEXT, "completion": TEXT}}.') from None
     layout, example = (_WORDS, "lyinevitab =") if rule.about_words else (_ARITHMETIC, "Q: What is 48 plus 76? ... A:")
     if not layout.fullmatch(question) or not answer:
-        raise ConfigError(f"--gpt3-data: {where} is no problem of {rule.name}, whose contexts look like '{example}'")
+        raise ConfigError(f"--gpt3-data: {where} is not a problem of {rule.name}. Its contexts look like '{example}'.")
     return Problem(question, answer)

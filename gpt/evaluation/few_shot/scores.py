@@ -1,4 +1,4 @@
-"""Few-shot scores through lm-evaluation-harness: runs its evaluator, gathers what it finds; never answers by itself."""
+"""Run the evaluator of lm-evaluation-harness on few-shot tasks and collect the scores."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,14 +14,17 @@ from gpt.tokenizer.tokenizers import Tokenizer
 if TYPE_CHECKING:
     from gpt.evaluation.few_shot.harness import Progress, TriaxialLM
 
-_HARNESS_SEED = 1234  # for examples of its own tasks: what its own command takes, so that scores compare
-_BOOTSTRAP_DRAWS = 1000  # for the few metrics whose standard error has no formula
+_HARNESS_SEED = 1234  # for the examples of the harness's tasks: its own default, so that scores are comparable
+_BOOTSTRAP_DRAWS = 1000  # for the few metrics without a formula for the standard error
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One metric of one task at one number of examples; with an overlap analysis also over the items that do not occur
-    in the training text and over those that do (None where there are none)."""
+    """One metric of one task with one number of examples.
+
+    With an overlap analysis, also over the clean items, which do not occur in the training text, and the dirty ones,
+    which do (None if there are none).
+    """
 
     task: str
     label: str
@@ -30,7 +33,7 @@ class TaskScore:
     value: float
     standard_error: float | None
     items: int
-    truncated: int  # items whose context did not fit and lost its beginning
+    truncated: int  # items whose context was too long and lost its beginning
     clean_value: float | None = None
     clean_standard_error: float | None = None
     clean_items: int | None = None
@@ -48,8 +51,10 @@ def few_shot_scores(
     progress: "Progress | None" = None,
     special: SpecialTokens | None = None,
 ) -> list[TaskScore]:
-    """Scores of every task at every number of examples; all of ours in one pass, so that they share batches. `special`:
-    the tokens around a text of an imported model."""
+    """Score every task with every number of examples. Our tasks run in one pass, so that they share batches.
+
+    Every rank of a layout must call it; all get all scores. `special`: the tokens around a text of an imported model.
+    """
     from gpt.evaluation.few_shot.harness import TriaxialLM
 
     options = tasks.options
@@ -69,21 +74,21 @@ def few_shot_scores(
 
 
 def _scores(lm: "TriaxialLM", loaded: dict[str, Any], tasks: OpenTasks) -> list[TaskScore]:
-    """Scores of the harness's own metrics, then of the normalised ones, task by task."""
+    """Return the scores of the harness's metrics and the normalised ones, task by task."""
     from lm_eval.evaluator import evaluate
 
     options = tasks.options
     by_item = options.clean_subset is not None
     for task in loaded["tasks"].values():
-        task.set_fewshot_seed(seed=_HARNESS_SEED)  # drawing leaves it elsewhere: asked again, the same examples
+        task.set_fewshot_seed(seed=_HARNESS_SEED)  # a repeated evaluation draws the same examples
     found = evaluate(lm, loaded, limit=options.limit, bootstrap_iters=_BOOTSTRAP_DRAWS, log_samples=by_item)
     scores = []
     for name, task in loaded["tasks"].items():
         samples = found["samples"][name] if by_item else []
-        whole = _Whole.of(name, task, lm)
+        info = _TaskInfo.of(name, task, lm)
         dirty = None
         if tasks.overlap is not None:
-            dirty = tasks.overlap.of(whole.task, items=tasks.items_in_file(name, task))
+            dirty = tasks.overlap.of(info.task, items=tasks.items_in_file(name, task))
         results = found["results"][name]
         for key, value in results.items():
             metric, _, filtered = key.partition(",")
@@ -91,7 +96,7 @@ def _scores(lm: "TriaxialLM", loaded: dict[str, Any], tasks: OpenTasks) -> list[
                 continue
             values = {s["doc_id"]: s[metric] for s in samples if s["filter"] == filtered and metric in s}
             scores.append(
-                whole.score(
+                info.score(
                     metric if filtered == "none" else f"{metric} ({filtered})",
                     value,
                     _number(results.get(f"{metric}_stderr,{filtered}")),
@@ -99,13 +104,13 @@ def _scores(lm: "TriaxialLM", loaded: dict[str, Any], tasks: OpenTasks) -> list[
                     parts=_parts(values, dirty, task.aggregation()[metric]),
                 )
             )
-        scores += _normalised(lm, task, whole, options.normalise, dirty)
+        scores += _normalised(lm, task, info, options.normalise, dirty)
     return scores
 
 
 @dataclass(frozen=True)
-class _Whole:
-    """What all scores of one task have in common."""
+class _TaskInfo:
+    """The fields that all scores of one task share."""
 
     task: str
     label: str
@@ -113,7 +118,7 @@ class _Whole:
     truncated: int
 
     @classmethod
-    def of(cls, name: str, task: Any, lm: "TriaxialLM") -> "_Whole":
+    def of(cls, name: str, task: Any, lm: "TriaxialLM") -> "_TaskInfo":
         from gpt.evaluation.few_shot.gpt3_tasks import GeneratedTask
 
         truncated = len({instance.doc_id for instance in task.instances if instance.args[0] in lm.truncated})
@@ -130,7 +135,7 @@ class _Whole:
 
 
 def _normalised(
-    lm: "TriaxialLM", task: Any, whole: _Whole, rules: tuple[str, ...], dirty: tuple[bool, ...] | None
+    lm: "TriaxialLM", task: Any, info: _TaskInfo, rules: tuple[str, ...], dirty: tuple[bool, ...] | None
 ) -> list[TaskScore]:
     if not rules:
         return []
@@ -141,14 +146,14 @@ def _normalised(
     scores = []
     for metric, values in normalised_items(lm, task, rules).items():
         value, error = _mean_and_error([*values.values()])
-        scores.append(whole.score(metric, value, error, items=len(values), parts=_parts(values, dirty, mean)))
+        scores.append(info.score(metric, value, error, items=len(values), parts=_parts(values, dirty, mean)))
     return scores
 
 
 def _parts(
     values: dict[int, Any], dirty: tuple[bool, ...] | None, aggregate: Callable[[list[Any]], float]
 ) -> dict[str, Any]:
-    """The same score over clean and over dirty items. A standard error is given for means, as the harness has it."""
+    """Return the score over the clean and over the dirty items. Only means get a standard error, as in the harness."""
     if dirty is None:
         return {}
     from lm_eval.api.metrics import mean
@@ -165,7 +170,7 @@ def _parts(
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and the standard error of it, from the sample variance; None for a single value."""
+    """Return the mean and its standard error from the sample variance; None as the error of a single value."""
     n = len(values)
     mean = sum(values) / n
     if n == 1:

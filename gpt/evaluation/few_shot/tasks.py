@@ -1,4 +1,4 @@
-"""Which few-shot tasks are asked, and how: reads and checks everything before a model is loaded; asks nothing."""
+"""Open few-shot tasks: read and check all options and data before a model is loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +15,18 @@ from gpt.tokenizer.tokenizers import Tokenizer
 if TYPE_CHECKING:
     from gpt.evaluation.few_shot.gpt3_tasks import GeneratedTask
 
-_LOOKED_AT = 100  # questions of a task, to see whether its contexts fit
+_MAX_CHECKED = 100  # questions of a task that are checked for whether they fit the context
 
 
 @dataclass(frozen=True)
 class FewShotOptions:
-    """What to evaluate. `tasks`: names of our tasks, of groups of them (`gpt3`, `gpt3_arithmetic`, `gpt3_words`), or of
-    the harness's own. `limit`: items per task, None for all. `paper_shots`: 0, 1 and the paper's number of examples
-    too, where so many fit. `gpt3_data`: the folder of openai/gpt-3's files. `clean_subset`: an overlap analysis."""
+    """What to evaluate.
+
+    `tasks`: names of our tasks, of groups of them (`gpt3`, `gpt3_arithmetic`, `gpt3_words`), or of the harness's tasks.
+    `shots`: numbers of examples. `paper_shots`: also 0, 1 and the paper's number, if that many fit.
+    `limit`: items per task, None for all. `gpt3_data`: the folder of openai/gpt-3's files.
+    `clean_subset`: the examples.jsonl of an overlap analysis.
+    """
 
     tasks: tuple[str, ...]
     shots: tuple[int, ...]
@@ -40,15 +44,15 @@ class FewShotOptions:
     def __post_init__(self) -> None:
         if any(shots < 0 for shots in self.shots) or not (self.shots or self.paper_shots):
             raise ConfigError(
-                f"--num-fewshot {' '.join(map(str, self.shots))}: give numbers of examples, each 0 or more"
+                f"--num-fewshot {' '.join(map(str, self.shots))} is invalid: each number of examples must be 0 or more."
             )
         if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"--limit {self.limit} must be at least 1; leave it out for all items")
+            raise ConfigError(f"--limit {self.limit} is invalid: it must be at least 1. Leave it out for all items.")
 
 
 @dataclass(frozen=True)
 class OpenTasks:
-    """Tasks ready to be asked: ours by key, and the harness's own as it loads them, once a number of examples."""
+    """Tasks that are ready to run: ours by key; the harness's as it loads them, one entry per number of examples."""
 
     options: FewShotOptions
     generated: "dict[str, GeneratedTask]"
@@ -56,7 +60,7 @@ class OpenTasks:
     overlap: Overlap | None = None
 
     def sources(self) -> dict[str, Any]:
-        """Where our tasks' problems are from, to be reported: scores of different ones do not compare."""
+        """Return the source of our problems, for reports: scores on different problems are not comparable."""
         options = self.options
         words = options.words
         found: dict[str, Any] = {"same_examples": options.same_examples}
@@ -65,28 +69,28 @@ class OpenTasks:
         return found | {"words": {"source": words.source, "count": len(words.words), "sha256": words.sha256}}
 
     def items_in_file(self, name: str, task: Any) -> int:
-        """Items of the file that a task's items are numbered after, also those that are not asked."""
+        """Return the number of items in a task's file, including those that are not asked."""
         if name in self.generated:
             return len(task.problems.scored) + len(task.problems.examples)
         return len(task.eval_docs)
 
     def check_answers(self, *, n_ctx: int) -> None:
-        """ConfigError before any question is asked: a task whose answers leave no room for a question, or that wants
-        them chosen as we cannot."""
+        """Raise ConfigError if the answers of a task leave no room for a question, or need sampling that we lack."""
         for loaded in [{"tasks": self.generated}, *self.loaded]:
             for name, task in loaded["tasks"].items():
                 if task.OUTPUT_TYPE == "generate_until":
                     try:
-                        read_settings(task.config.generation_kwargs or {}, most=MAX_ANSWER_TOKENS).room(n_ctx=n_ctx)
+                        settings = read_settings(task.config.generation_kwargs or {}, default_tokens=MAX_ANSWER_TOKENS)
+                        settings.max_question_tokens(n_ctx=n_ctx)
                     except ConfigError as error:
                         raise ConfigError(f"--tasks {name}: {error}") from None
 
     def that_fit(self, tokenizer: Tokenizer, *, n_ctx: int) -> "tuple[OpenTasks, list[str]]":
-        """The same without those of the paper's numbers of examples that a model's context has no room for, and a line
-        that names them."""
+        """Drop tasks with the paper's number of examples where the context is too short. Returns also a line that names
+        them. Numbers of examples that the user gave stay."""
         kept, left_out = {}, []
         for key, task in self.generated.items():
-            if task.shots not in self.options.shots and task.longest_context(tokenizer, _LOOKED_AT) > n_ctx:
+            if task.shots not in self.options.shots and task.longest_context(tokenizer, _MAX_CHECKED) > n_ctx:
                 left_out.append(f"{task.rule.label} with {task.shots}")
             else:
                 kept[key] = task
@@ -95,9 +99,9 @@ class OpenTasks:
 
 
 def open_tasks(options: FewShotOptions) -> OpenTasks:
-    """Make and load the tasks, before any model is.
+    """Make our tasks and load the harness's. Needs no model.
 
-    ConfigError: `lm_eval` missing, an unknown task, one whose data is not on this machine, or too many examples.
+    ConfigError: `lm_eval` is missing, a task is unknown or its data is not on this machine, or it has too few examples.
     """
     import_extra("lm_eval", extra="eval")
     from gpt.evaluation.few_shot.gpt3_tasks import GeneratedTask
@@ -106,7 +110,7 @@ def open_tasks(options: FewShotOptions) -> OpenTasks:
     check_rules(options.normalise)
     rules, others = choose_tasks(options.tasks)
     if options.paper_shots and others:
-        raise ConfigError(f"--num-fewshot paper is for the gpt3 tasks; give {others[0]} a number")
+        raise ConfigError(f"--num-fewshot paper is only valid for the gpt3 tasks. Give {others[0]} a number.")
     generated = {}
     for rule in rules:
         if options.gpt3_data is None:
@@ -125,7 +129,7 @@ def open_tasks(options: FewShotOptions) -> OpenTasks:
             )
             generated[task.key] = task
     if options.gpt3_data is not None and not rules:
-        raise ConfigError("--gpt3-data is for the gpt3 tasks, and --tasks names none of them")
+        raise ConfigError("--gpt3-data is only valid for the gpt3 tasks, and --tasks names none of them.")
     loaded = [
         load_harness_tasks(others, shots, same_examples=options.same_examples) for shots in options.shots if others
     ]
@@ -133,7 +137,7 @@ def open_tasks(options: FewShotOptions) -> OpenTasks:
 
 
 def choose_tasks(names: Sequence[str]) -> tuple[list[TaskRule], list[str]]:
-    """Our tasks, groups spelt out, and the names that must be the harness's own."""
+    """Return our tasks, with groups expanded, and the names that are not ours."""
     rules = task_rules()
     groups = {
         "gpt3": rules,
@@ -152,7 +156,7 @@ def choose_tasks(names: Sequence[str]) -> tuple[list[TaskRule], list[str]]:
 
 
 def load_harness_tasks(names: Sequence[str], shots: int, *, same_examples: bool = False) -> dict[str, Any]:
-    """The harness's own tasks, as its TaskManager loads them, with `shots` examples where a task lets one choose."""
+    """Load tasks of the harness by its TaskManager, with `shots` examples unless a task fixes its number at 0."""
     import_extra("lm_eval", extra="eval")
     from difflib import get_close_matches
 
@@ -163,26 +167,26 @@ def load_harness_tasks(names: Sequence[str], shots: int, *, same_examples: bool 
     for name in names:
         if name not in manager.all_tasks:
             near = get_close_matches(name, [*ours, *manager.all_tasks], n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"ours: {', '.join(ours)}"
-            raise ConfigError(f"--tasks: unknown task '{name}'; {hint} (lm_eval lists its own with `lm_eval ls tasks`)")
+            hint = f"did you mean '{near[0]}'?" if near else f"ours: {', '.join(ours)}."
+            raise ConfigError(f"--tasks: unknown task '{name}'; {hint} `lm_eval ls tasks` lists those of the harness.")
     try:
         loaded: dict[str, Any] = manager.load(list(names))
-    except Exception as error:  # whatever a task's data set raises when it is not there
+    except Exception as error:  # a data set can raise anything if it is missing
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"--tasks {' '.join(names)} could not be loaded, probably because the data is not on this machine "
-            f"(HF_HUB_OFFLINE=0 lets it be downloaded): {reason}"
+            f"--tasks {' '.join(names)} could not be loaded: {reason}. If the data is not on this machine, "
+            "HF_HUB_OFFLINE=0 allows the download."
         ) from error
     for name, task in loaded["tasks"].items():
-        if task.get_config("num_fewshot") != 0:  # 0 is a task's own wish for none
+        if task.get_config("num_fewshot") != 0:  # a task sets 0 if it must not show examples
             task.set_config(key="num_fewshot", value=shots)
             _choose_examples(name, task, shots, same=same_examples)
     return loaded
 
 
 def _choose_examples(name: str, task: Any, shots: int, *, same: bool) -> None:
-    """ConfigError where there are fewer examples than asked. `same`: the first ones for every question, as the
-    harness's `sampler: first_n` has it."""
+    """Check that a task has `shots` examples. `same`: show the first ones for every question, as the harness's
+    `sampler: first_n`. ConfigError: too few examples."""
     from lm_eval.api.samplers import FirstNSampler
 
     sampler = getattr(task, "sampler", None)
@@ -190,9 +194,11 @@ def _choose_examples(name: str, task: Any, shots: int, *, same: bool) -> None:
         return
     examples = list(sampler.df)
     own = task.config.fewshot_split in (task.config.test_split, task.config.validation_split)
-    room = len(examples) - own  # a question is no example of its own
-    if shots > room:
-        raise ConfigError(f"--num-fewshot {shots}: {name} has {room:,} examples; ask for as many or fewer")
+    available = len(examples) - own  # a question cannot be its own example
+    if shots > available:
+        raise ConfigError(
+            f"--num-fewshot {shots} is invalid: {name} has {available:,} examples. Use at most {available}."
+        )
     if same and not isinstance(sampler, FirstNSampler):
         task.sampler = FirstNSampler(examples)
 
@@ -202,8 +208,8 @@ def _overlap(options: FewShotOptions, rules: list[TaskRule], loaded: list[dict[s
         return None
     if rules and options.gpt3_data is None:
         raise ConfigError(
-            "--clean-subset: problems made by rule are in no file that could be searched for; add --gpt3-data DIR, or "
-            "leave the gpt3 tasks out"
+            "--clean-subset is invalid for generated problems: they are in no file that could overlap. Add --gpt3-data "
+            "DIR, or leave the gpt3 tasks out."
         )
     names = [rule.name for rule in rules] + [name for tasks in loaded for name in tasks["tasks"]]
     return read_overlap(options.clean_subset, list(dict.fromkeys(names)))

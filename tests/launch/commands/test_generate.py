@@ -169,16 +169,16 @@ def test_lines_from_standard_input_to_standard_output(
 @pytest.mark.parametrize(
     ("data", "words", "message"),
     [
-        (b'{"prompt": "a"}\n{"prompt": \n', [], "line 2 is no JSON"),
-        (b'{"prompt": "a"}\n\n\xff\n', [], "line 3 is no JSON"),
+        (b'{"prompt": "a"}\n{"prompt": \n', [], "line 2 is not JSON"),
+        (b'{"prompt": "a"}\n\n\xff\n', [], "line 3 is not JSON"),
         (b'{"prompt": "a"}\n"b"\n', [], "line 2 must be an object with a text 'prompt'"),
         (b'{"prompt": ["a"]}\n', [], "line 1 must be an object with a text 'prompt'"),
-        (b'{"prompt": "a", "seed": 1.5}', [], "line 1: 'seed' = 1.5 must be a whole number"),
-        (b'{"prompt": "a", "max_new_tokens": 0}', [], "'max_new_tokens' = 0 must be a whole number from 1 on"),
+        (b'{"prompt": "a", "seed": 1.5}', [], "line 1: 'seed' = 1.5 is invalid: it must be a whole number"),
+        (b'{"prompt": "a", "max_new_tokens": 0}', [], "'max_new_tokens' = 0 is invalid: it must be a whole number of at least 1"),
         (b'{"prompt": "a", "max_new_tokens": 64}', [], "line 1: the prompt has 1 tokens. With max_new_tokens"),
-        (b'{"prompt": "a", "text": "b"}', [], "the name 'text' is one that the output adds"),
+        (b'{"prompt": "a", "text": "b"}', [], "the output adds a field 'text'"),
         (b'{"prompt": "a"}\n{"prompt": "' + b"@" * 70 + b'"}', [], "line 2: the prompt has 70 tokens"),
-        (b"\n", [], "holds no line"),
+        (b"\n", [], "has no lines"),
         (b'{"prompt": "a"}', ["--prompt", "b"], "--prompt and --input"),
         (b'{"prompt": "a"}', ["--batch-size", "0"], "--batch-size 0"),
         (b'{"prompt": "a"}', ["--stop", "x", ""], "--stop ''"),
@@ -206,10 +206,10 @@ def test_a_bad_line_is_told_before_any_work(
     ("words", "message"),
     [
         (["--input", "nowhere.jsonl"], "nowhere.jsonl cannot be read: no such file"),
-        (["--input", "prompts.jsonl", "--output", "nowhere/out.jsonl"], "the folder nowhere is not there"),
+        (["--input", "prompts.jsonl", "--output", "nowhere/out.jsonl"], "the folder nowhere does not exist"),
         (["--input", "prompts.jsonl", "--output", "."], "is a folder"),
-        (["--output", "out.jsonl"], "--output goes with --input"),
-        (["--batch-size", "3"], "--batch-size goes with --input"),
+        (["--output", "out.jsonl"], "--output is only valid with --input"),
+        (["--batch-size", "3"], "--batch-size is only valid with --input"),
     ],
 )
 def test_files_that_cannot_be(

@@ -47,7 +47,7 @@ CASES = [
     ("--train.total_tokens 0", "train.total_tokens = 0 must be at least 1"),
     ("--train.stop_after_s 0", "train.stop_after_s = 0.0 must be a number of seconds above 0"),
     ("--train.target_loss 3", "train.target_loss needs train.evaluate_every_tokens"),
-    ("--train.sample_every_tokens 512", "with train.sample_new_tokens = 64 they pass model.n_ctx = 64; at most"),
+    ("--train.sample_every_tokens 512", "train.sample_new_tokens = 64 is invalid"),
     ("--train.z_loss 2", "train.z_loss = 2.0 must be from 0 to 1"),
     ("--schedule.warmup_tokens -1", "schedule.warmup_tokens = -1 must not be negative"),
     ("--schedule.decay_tokens 100", "schedule.decay_tokens = 100 must be more than schedule.warmup_tokens = 1024"),

@@ -257,7 +257,7 @@ def test_the_launcher_starts_ranks_of_which_one_tells(run: Path, tmp_path: Path)
         (["--nproc", "2", "--model.n_heads", "2"], "--model.n_heads: a trained model is used as it is"),
         (["--nproc", "2", "--parallel.tensr", "2"], "only its layout can be chosen"),
         (["--nproc", "2", "--step", "3"], "there are: 20, 40, 60"),
-        (["--nproc", "2", "--tasks", "none", "gpt3"], "'none' stands alone"),
+        (["--nproc", "2", "--tasks", "none", "gpt3"], "'none' excludes other tasks"),
     ],
 )
 def test_a_layout_that_cannot_be_is_refused_in_one_line(
@@ -274,7 +274,10 @@ def test_a_layout_that_cannot_be_is_refused_in_one_line(
     ("words", "message"),
     [
         (["few_shot_tasks", "[]"], "train.few_shot_tasks is empty"),
-        (["few_shot_examples", "[201]"], "train.few_shot_examples 201: gpt3_two_digit_addition has 200 problems"),
+        (
+            ["few_shot_examples", "[201]"],
+            "train.few_shot_examples 201 is invalid: gpt3_two_digit_addition has 200 problems",
+        ),
         (["few_shot_examples", "[-1]"], "train.few_shot_examples = [-1] must be numbers of examples"),
         (["few_shot_limit", "0"], "train.few_shot_limit = 0 must be at least 1"),
     ],

@@ -89,7 +89,7 @@ def test_a_text_and_a_corpus_of_it_cost_the_same(
     assert found["together"]["tokens"] == 2 * one["tokens"]
     assert found["together"]["nats_per_token"] == pytest.approx(one["nats_per_token"])
     printed = capsys.readouterr().out
-    assert "windows of 16 tokens that move by 4" in printed
+    assert "windows of 16 tokens with a stride of 4" in printed
     assert f"{one['nats_per_word']:.4f}" in printed
 
 
@@ -125,13 +125,13 @@ def test_what_cannot_be_scored_is_told_in_one_line(
         ([text, tmp_path / "latin"], "latin is not UTF-8 text: invalid continuation byte at byte 2"),
         ([tmp_path / "nowhere"], "nowhere: no such text file, and no token corpus"),
         ([tmp_path], "is a folder"),
-        ([tmp_path / "alien.bin"], f"without its ending: {tmp_path}/alien"),
+        ([tmp_path / "alien.bin"], f"without its suffix, {tmp_path}/alien."),
         ([tmp_path / "alien"], "other.model (fingerprint ffffffffffffffff) made this corpus"),
         ([tmp_path / "without"], "the token corpus is empty"),
-        ([text, "--stride", 0], "--stride 0 must be at least 1"),
-        ([text, "--stride", 17], "--stride 17 is more than a window of 16"),
-        ([text, "--window", 8, "--stride", 9], "--stride 9 is more than a window of 8"),
-        ([text, "--window", 17], "--window 17 is more than the model's context of n_ctx = 16"),
+        ([text, "--stride", 0], "--stride 0 is invalid: it must be at least 1"),
+        ([text, "--stride", 17], "--stride 17 is invalid: it would skip tokens, since a window has 16"),
+        ([text, "--window", 8, "--stride", 9], "--stride 9 is invalid: it would skip tokens, since a window has 8"),
+        ([text, "--window", 17], "--window 17 is invalid: the model's context is n_ctx = 16"),
     ):
         capsys.readouterr()
         arguments = ["--text", *map(str, words), "--json", str(tmp_path / "r.json")]
@@ -142,4 +142,4 @@ def test_what_cannot_be_scored_is_told_in_one_line(
         assert said.out == ""
         assert not (tmp_path / "r.json").exists()
     assert main(["evaluate", str(made.run), "--stride", "3", "--tasks", "none"]) == 2
-    assert "--stride 3 is for --text" in capsys.readouterr().err
+    assert "--stride 3 is only valid with --text" in capsys.readouterr().err

@@ -316,7 +316,9 @@ synthetic = true
     words = ["--tasks", "gpt3_two_digit_addition", "--num-fewshot", "0", "paper", "--gpt3-data", tmp_path]
     words += ["--clean-subset", tmp_path / "overlap" / "examples.jsonl", "--max-validation-tokens", 64]
     words += ["--answers", "likelihood", "--json", tmp_path / "report.json"]
-    with pytest.raises(ConfigError, match="--num-fewshot 50: gpt3_two_digit_addition has 4 problems set apart"):
+    with pytest.raises(
+        ConfigError, match="--num-fewshot 50 is invalid: gpt3_two_digit_addition has 4 problems for examples"
+    ):
         triaxial("evaluate", made.directory, *words)
     words.remove("paper")
     assert triaxial("evaluate", made.directory, *words) == 0
@@ -335,12 +337,15 @@ synthetic = true
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--tasks", "none", "gpt3"], "'none' stands alone"),
-        (["--num-fewshot", "one"], "--num-fewshot one: give whole numbers, or paper"),
-        (["--num-fewshot", "201"], "--num-fewshot 201: gpt3_two_digit_addition has 200 problems set apart"),
-        (["--gpt3-data", "/nowhere"], "--gpt3-data /nowhere is no folder"),
-        (["--normalise", "length"], "--normalise length: the rules are tokens and answer"),
-        (["--clean-subset", "/nowhere"], "--clean-subset: problems made by rule are in no file"),
+        (["--tasks", "none", "gpt3"], "'none' excludes other tasks"),
+        (["--num-fewshot", "one"], "--num-fewshot one is invalid: use whole numbers, or paper"),
+        (
+            ["--num-fewshot", "201"],
+            "--num-fewshot 201 is invalid: gpt3_two_digit_addition has 200 problems for examples",
+        ),
+        (["--gpt3-data", "/nowhere"], "--gpt3-data /nowhere is not a folder"),
+        (["--normalise", "length"], "--normalise length is invalid: the rules are tokens and answer"),
+        (["--clean-subset", "/nowhere"], "--clean-subset is invalid for generated problems"),
         (["--batch-tokens", "0"], "--batch-tokens 0"),
         (["--max-validation-tokens", "0"], "--max-validation-tokens 0"),
         (["--json", "/proc/none/report.json"], "--json /proc/none/report.json cannot be written"),

@@ -104,7 +104,7 @@ def test_word_lists(tmp_path: Path) -> None:
         "alpha beta alpha Gamma delta delta delta four alphabetically123 extraordinarily supercalifragilistic naïveté"
     )
     assert frequent_words(text, source="x").words == ("delta", "alpha", "alphabetically")
-    assert frequent_words(text, source="x", most=1).words == ("delta",)
+    assert frequent_words(text, source="x", max_words=1).words == ("delta",)
     (tmp_path / "words").write_text("zebra\napple\nmango\n")
     assert words_of_file(tmp_path / "words").words == ("zebra", "apple", "mango")
     with pytest.raises(ConfigError, match=r"--words .* cannot be read"):

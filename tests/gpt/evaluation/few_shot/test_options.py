@@ -105,7 +105,7 @@ def test_all_fifteen_published_files_are_read() -> None:
         (
             "two_digit_addition.jsonl",
             b'{"context": "\\nasinoc =", "completion": " casino"}\n' * 20,
-            "line 1 is no problem",
+            "line 1 is not a problem",
         ),
         ("two_digit_addition.jsonl", b'{"question": "What?"}\n', "line 1 is not"),
         ("two_digit_addition.jsonl", b"[1]\n", "line 1 is not"),
@@ -127,7 +127,7 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, name: str, content: bytes | No
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no folder"):
+    with pytest.raises(ConfigError, match="is not a folder"):
         open_tasks(options(ADD, gpt3_data=tmp_path / "absent"))
     with pytest.raises(ConfigError, match="names none of them"):
         open_tasks(options("hellaswag_absent", gpt3_data=tmp_path))
@@ -258,11 +258,11 @@ def test_the_harness_own_tasks_with_examples(own_task: str, model: GPT, tokenize
     assert (score.shots, score.items) == (2, 12)
     contexts = [instance.args[0] for instance in tasks.loaded[0]["tasks"][own_task].instances]
     assert len({context.rpartition("\n\n")[0] for context in contexts}) == 1
-    with pytest.raises(ConfigError, match="--num-fewshot 4: own_choices has 3 examples"):
+    with pytest.raises(ConfigError, match="--num-fewshot 4 is invalid: own_choices has 3 examples"):
         open_tasks(options(own_task, shots=(4,)))
-    with pytest.raises(ConfigError, match="paper is for the gpt3 tasks"):
+    with pytest.raises(ConfigError, match="paper is only valid for the gpt3 tasks"):
         open_tasks(options(own_task, shots=(), paper_shots=True))
-    with pytest.raises(ConfigError, match="--normalise length: the rules are tokens and answer"):
+    with pytest.raises(ConfigError, match="--normalise length is invalid: the rules are tokens and answer"):
         open_tasks(options(own_task, normalise=("length",)))
 
 
@@ -331,16 +331,16 @@ def test_an_overlap_analysis_of_something_else_is_refused(
     published: Path, model: GPT, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     short = marks(tmp_path / "short.jsonl", {ADD: [False] * 29})
-    with pytest.raises(ConfigError, match="has 29 examples, the task 30 items"):
+    with pytest.raises(ConfigError, match="has 29 examples, but the task has 30 items"):
         ask(open_tasks(options(ADD, limit=3, gpt3_data=published, clean_subset=short)), model, tokenizer)
-    with pytest.raises(ConfigError, match=r"add --gpt3-data DIR"):
+    with pytest.raises(ConfigError, match=r"Add --gpt3-data DIR"):
         open_tasks(options(ADD, clean_subset=short))
     other = marks(tmp_path / "other.jsonl", {"sum of digits": [False]})
     with pytest.raises(ConfigError, match="holds 'sum of digits', and none of these is asked"):
         open_tasks(options(ADD, gpt3_data=published, clean_subset=other))
     rows = short.read_text().splitlines()
     (tmp_path / "gap.jsonl").write_text("\n".join(rows[:3] + rows[4:]))
-    with pytest.raises(ConfigError, match="is not whole"):
+    with pytest.raises(ConfigError, match="is incomplete"):
         read_overlap(tmp_path / "gap.jsonl", [ADD])
     (tmp_path / "wrong.jsonl").write_text('{"set": "x", "index": "0", "dirty": true}\n')
     with pytest.raises(ConfigError, match=r"wrong.jsonl line 1 is no line of an examples.jsonl"):
