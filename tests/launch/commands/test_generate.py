@@ -174,7 +174,11 @@ def test_lines_from_standard_input_to_standard_output(
         (b'{"prompt": "a"}\n"b"\n', [], "line 2 must be an object with a text 'prompt'"),
         (b'{"prompt": ["a"]}\n', [], "line 1 must be an object with a text 'prompt'"),
         (b'{"prompt": "a", "seed": 1.5}', [], "line 1: 'seed' = 1.5 is invalid: it must be a whole number"),
-        (b'{"prompt": "a", "max_new_tokens": 0}', [], "'max_new_tokens' = 0 is invalid: it must be a whole number of at least 1"),
+        (
+            b'{"prompt": "a", "max_new_tokens": 0}',
+            [],
+            "'max_new_tokens' = 0 is invalid: it must be a whole number of at least 1",
+        ),
         (b'{"prompt": "a", "max_new_tokens": 64}', [], "line 1: the prompt has 1 tokens. With max_new_tokens"),
         (b'{"prompt": "a", "text": "b"}', [], "the output adds a field 'text'"),
         (b'{"prompt": "a"}\n{"prompt": "' + b"@" * 70 + b'"}', [], "line 2: the prompt has 70 tokens"),
