@@ -1,6 +1,6 @@
-"""How the ranks agree on the outcome of a step: all succeed, or all raise the same error; never touches files.
+"""Let the ranks agree on the outcome of an action: all succeed, or all raise the same error.
 
-What travels are small Python objects through torch.distributed's object collectives, between ranks of one run only.
+Small Python objects travel through torch.distributed's object collectives, between ranks of one run only.
 """
 
 import warnings
@@ -21,21 +21,21 @@ _U = TypeVar("_U")
 
 
 class Alone(Enum):
-    """In place of a process group: this process by itself, whatever others there are."""
+    """In place of a process group: this process by itself, even if there are others."""
 
     ALONE = "alone"
 
 
 ALONE = Alone.ALONE
-Group = dist.ProcessGroup | Alone | None  # None: all ranks, or the one process that there is
+Group = dist.ProcessGroup | Alone | None  # None: all ranks, or the only process
 
 
 class PeerLost(RuntimeError):
-    """Another rank died, or the process group failed, in the middle of a collective."""
+    """Another rank died, or the process group failed, during a collective."""
 
 
 def is_distributed() -> bool:
-    """Whether a process group exists; without one, this process is all there is."""
+    """Whether a process group exists. Without one, this is the only process."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -49,42 +49,43 @@ def world_size(group: Group) -> int:
     return dist.get_world_size(group) if is_distributed() and group is not ALONE else 1
 
 
-def exchange(value: _T, group: Group) -> list[_T]:
-    """Every rank's value, by rank."""
+def all_gather_objects(value: _T, group: Group) -> list[_T]:
+    """Every rank's value, by rank. Collective over `group`; PeerLost if a rank cannot be reached."""
     if not is_distributed() or group is ALONE:
         return [value]
     everyone: list[Any] = [None] * world_size(group)
-    try:
+    with _peer_errors():
         dist.all_gather_object(everyone, value, group=group)
-    except RuntimeError as error:
-        raise PeerLost(f"another rank died or cannot be reached ({_one_line(error)})") from error
     return everyone
 
 
-def together(action: Callable[[], _T], group: Group, *, path: Path) -> list[_T]:
-    """Run `action` on every rank and return all results; when it fails on any rank, raise that error on all."""
+def run_on_all_ranks(action: Callable[[], _T], group: Group, *, path: Path) -> list[_T]:
+    """Run `action` on every rank and return all results. If it fails on any rank, raise that error on all.
+
+    Collective over `group`. The error is a ConfigError; `path` is the checkpoint that it names. PeerLost as above.
+    """
     outcome, cause = _attempt(action, path, rank_in(group))
-    everyone = exchange(outcome, group)
+    everyone = all_gather_objects(outcome, group)
     for _, failure in everyone:
         if failure is not None:
             raise failure from cause
-    return [cast(_T, theirs) for theirs, _ in everyone]
+    return [cast(_T, result) for result, _ in everyone]
 
 
-def by_first(mine: Callable[[], _T], share_out: Callable[[list[_T]], list[_U]], group: Group, *, path: Path) -> _U:
-    """Run `mine` on every rank and `share_out` of all results on rank 0; return this rank's part of what that gives.
+def gather_scatter(gather: Callable[[], _T], split: Callable[[list[_T]], list[_U]], group: Group, *, path: Path) -> _U:
+    """Run `gather` on every rank and `split` on rank 0 over all results; return this rank's part of what `split` gives.
 
-    Only rank 0 ever holds what all ranks gave. When either fails on any rank, that error is raised on all.
+    Only rank 0 holds the results of all ranks. Collective over `group`; errors as for `run_on_all_ranks`.
     """
-    outcome, cause = _attempt(mine, path, rank_in(group))
+    outcome, cause = _attempt(gather, path, rank_in(group))
     is_first, ranks = rank_in(group) == 0, world_size(group)
     parts: list[tuple[_U | None, ConfigError | None]] = []
     everyone = _gather(outcome, group)
     if is_first:
         failures = [failure for _, failure in everyone if failure is not None]
         if not failures:
-            results = [cast(_T, theirs) for theirs, _ in everyone]
-            (shared, failure), own_cause = _attempt(lambda: share_out(results), path, 0)
+            results = [cast(_T, result) for result, _ in everyone]
+            (shared, failure), own_cause = _attempt(lambda: split(results), path, 0)
             cause = cause or own_cause
             parts = [(part, None) for part in shared] if shared is not None else []
             failures = [] if failure is None else [failure]
@@ -96,7 +97,7 @@ def by_first(mine: Callable[[], _T], share_out: Callable[[list[_T]], list[_U]], 
 
 
 def _attempt(action: Callable[[], _T], path: Path, rank: int) -> tuple[tuple[_T | None, ConfigError | None], Any]:
-    """What an action returned, or its failure in words for the others; and the failure itself."""
+    """The result of an action, or its failure in a form that can be sent; and the original failure."""
     try:
         return (action(), None), None
     except PeerLost:
@@ -107,31 +108,36 @@ def _attempt(action: Callable[[], _T], path: Path, rank: int) -> tuple[tuple[_T 
 
 
 def _gather(value: _T, group: Group) -> list[_T]:
-    """On rank 0 every rank's value, by rank; on the others nothing."""
+    """Every rank's value, by rank, on rank 0; an empty list on the others."""
     if not is_distributed() or group is ALONE:
         return [value]
     everyone: list[Any] | None = [None] * world_size(group) if rank_in(group) == 0 else None
-    try:
+    with _peer_errors():
         dist.gather_object(value, everyone, group=group, group_dst=0)
-    except RuntimeError as error:
-        raise PeerLost(f"another rank died or cannot be reached ({_one_line(error)})") from error
     return everyone or []
 
 
 def _scatter(values: list[_T], group: Group) -> _T:
-    """This rank's value of those that rank 0 has, one a rank."""
+    """This rank's value out of rank 0's `values`, one per rank."""
     if not is_distributed() or group is ALONE:
         return values[0]
     mine: list[Any] = [None]
-    try:
+    with _peer_errors():
         dist.scatter_object_list(mine, values if rank_in(group) == 0 else None, group=group, group_src=0)
-    except RuntimeError as error:
-        raise PeerLost(f"another rank died or cannot be reached ({_one_line(error)})") from error
     return cast(_T, mine[0])
 
 
+@contextmanager
+def _peer_errors() -> Iterator[None]:
+    """Raise PeerLost when a collective fails."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(f"another rank died or cannot be reached ({_one_line(error)})") from error
+
+
 def _as_config_error(error: BaseException, path: Path, rank: int) -> ConfigError:
-    """What a rank tells the others of its failure: one line, in an object that survives the journey."""
+    """A failure in one line, as an object that can be pickled and sent to the other ranks."""
     if isinstance(error, CheckpointException):  # DCP's collection of failures, the same on all ranks
         rank = min(error.failures)
         return _as_config_error(error.failures[rank][0], path, rank)
@@ -146,8 +152,9 @@ def _as_config_error(error: BaseException, path: Path, rank: int) -> ConfigError
 
 @contextmanager
 def dcp_errors() -> Iterator[None]:
-    """Sort what comes out of DCP: it shares a rank's own failures as CheckpointException, and anything else is the
-    process group's failure. An interrupt on one rank goes on as an interrupt on all.
+    """Sort the errors of DCP: CheckpointException carries a rank's own failure; any other is the process group's.
+
+    An interrupt on one rank is raised as an interrupt on all.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")

@@ -7,7 +7,7 @@ from pathlib import Path
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
 from launch.config.run_config import RunConfig
-from parallel.agreement import rank_in, together
+from parallel.agreement import rank_in, run_on_all_ranks
 from parallel.checkpoint.local_tier import tier_directory
 
 _RUN_ID = "run_id"
@@ -32,7 +32,7 @@ def run_identity(run_directory: Path) -> str:
             replace_file(path, secrets.token_hex(8))
         return path.read_text(encoding="ascii")
 
-    identity = together(read_or_make, None, path=path)[0]
+    identity = run_on_all_ranks(read_or_make, None, path=path)[0]
     assert identity is not None
     return identity
 
@@ -48,4 +48,4 @@ def check_fast_directory(config: RunConfig) -> None:
                 f"it on every node, name another such as /dev/shm, or leave it out"
             )
 
-    together(check, None, path=directory)
+    run_on_all_ranks(check, None, path=directory)

@@ -46,7 +46,7 @@ from launch.training.checkpoint_space import check_space
 from launch.training.local_tier import check_fast_directory, run_identity
 from launch.training.resume import check_run_directory, find_start
 from launch.training.summary import describe, how_it_ended, prepare_run_directory, write_summary
-from parallel.agreement import exchange
+from parallel.agreement import all_gather_objects
 from parallel.checkpoint.local_tier import discard_all_local
 from parallel.engines.native import NativeEngine
 from parallel.engines.settings import sharding_signature
@@ -193,7 +193,7 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
 def known_restart(mine: Restart | None) -> Restart | None:
     """What any rank knows of a failure before this start: torchrun counts it on the node of the rank that failed, and
     elsewhere starts its ranks again as if for the first time. Collective."""
-    known = [restart for restart in exchange(mine, None) if restart is not None]
+    known = [restart for restart in all_gather_objects(mine, None) if restart is not None]
     return max(known, key=lambda restart: restart.count, default=None)
 
 
@@ -201,7 +201,7 @@ def digest_of_weights(engine: NativeEngine) -> str:
     """By which two runs see that they made the same model, to the bit. Collective; one whole weight in memory."""
     # to gather a weight takes several steps on some layouts, of which torch warns that it may be slow
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    return model_digest(exchange(weight_digests(engine.parameters), None))
+    return model_digest(all_gather_objects(weight_digests(engine.parameters), None))
 
 
 def report_end(

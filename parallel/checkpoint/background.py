@@ -24,7 +24,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from gpt.errors import ConfigError
 from gpt.training.config import Retention
 from gpt.training.engine import SaveResult
-from parallel.agreement import Group, PeerLost, exchange, is_distributed
+from parallel.agreement import Group, PeerLost, all_gather_objects, is_distributed
 from parallel.checkpoint.folders import published_step, step_name
 from parallel.checkpoint.plan import ShardPiece, WritePlan, local, make_plan
 from parallel.checkpoint.save import Save, ShardBytes, check_save, write_checkpoint
@@ -209,7 +209,7 @@ class _Running:
             error = f"{type(failure).__name__}: {failure}"
         mine = _Figures(self._stall_s, time.perf_counter() - started_at, self._written_bytes())
         try:
-            figures = exchange(mine, self._group)
+            figures = all_gather_objects(mine, self._group)
         except PeerLost as lost:
             figures, error = [mine], error or str(lost)
         self.result = SaveResult(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from parallel.agreement import Group, rank_in, together
+from parallel.agreement import Group, rank_in, run_on_all_ranks
 from parallel.checkpoint.folders import delete_after, list_checkpoints, published_step
 from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
 from parallel.errors import CheckpointError
@@ -18,7 +18,7 @@ def find_latest(
     """
     directory = Path(directory)
     skipped: list[tuple[Path, str]] = []
-    found = together(lambda: list_checkpoints(directory, at_most=at_most), group, path=directory)[0]
+    found = run_on_all_ranks(lambda: list_checkpoints(directory, at_most=at_most), group, path=directory)[0]
     for path in [path for path in found if published_step(path) > newer_than]:
         try:
             return verify_checkpoint(path, group=group), skipped
@@ -30,4 +30,4 @@ def find_latest(
 def discard_after(directory: Path, *, step: int, group: Group = None) -> None:
     """Delete the checkpoints of later steps, for a run that resumes from `step`. Collective over `group`."""
     directory = Path(directory)
-    together(lambda: delete_after(directory, step) if rank_in(group) == 0 else None, group, path=directory)
+    run_on_all_ranks(lambda: delete_after(directory, step) if rank_in(group) == 0 else None, group, path=directory)

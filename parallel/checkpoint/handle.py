@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from parallel.agreement import Group, rank_in, together, world_size
+from parallel.agreement import Group, rank_in, run_on_all_ranks, world_size
 from parallel.checkpoint.files import check_file, read_json
 from parallel.checkpoint.index import StoredTensor, read_index
 from parallel.checkpoint.manifest import STATE, CheckpointManifest, read_manifest
@@ -60,13 +60,13 @@ def verify_checkpoint(path: Path, *, group: Group = None) -> Checkpoint:
         _check_share(header, group)
         verified.append(_verified(header))
 
-    together(verify_here, group, path=Path(path))
+    run_on_all_ranks(verify_here, group, path=Path(path))
     return verified[0]
 
 
 def verify_header(header: CheckpointHeader, *, group: Group) -> Checkpoint:
     """As `verify_checkpoint`, for a header that has been read."""
-    together(lambda: _check_share(header, group), group, path=header.path)
+    run_on_all_ranks(lambda: _check_share(header, group), group, path=header.path)
     return _verified(header)
 
 

@@ -25,7 +25,7 @@ from torch.futures import Future
 
 from gpt.errors import ConfigError
 from gpt.files.safetensors import TensorLocation, read_header, read_into
-from parallel.agreement import ALONE, Group, dcp_errors, is_distributed, together
+from parallel.agreement import ALONE, Group, dcp_errors, is_distributed, run_on_all_ranks
 from parallel.checkpoint.handle import Checkpoint
 from parallel.checkpoint.index import Chunk, open_shard, stored_slice
 from parallel.checkpoint.plan import check_tensors
@@ -121,14 +121,14 @@ def load_checkpoint(
         prepared.append(SafetensorsReader(checkpoint))
         return list(tensors) if complete else []
 
-    names = together(prepare, group, path=path)
+    names = run_on_all_ranks(prepare, group, path=path)
     unused = set(checkpoint.index).difference(*names) if complete else set()
     if unused:
         raise ConfigError(
             f"checkpoint {path} holds {len(unused)} tensors that nothing here asks for, '{min(unused)}' the first; "
             "it comes from another model or optimizer"
         )
-    together(functools.partial(_read_planned, prepared[0], tensors, group), group, path=path)
+    run_on_all_ranks(functools.partial(_read_planned, prepared[0], tensors, group), group, path=path)
 
 
 def read_tensors(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:

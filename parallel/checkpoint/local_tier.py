@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from gpt.errors import ConfigError
-from parallel.agreement import ALONE, exchange, rank_in, together, world_size
+from parallel.agreement import ALONE, all_gather_objects, rank_in, run_on_all_ranks, world_size
 from parallel.checkpoint.find import discard_after
 from parallel.checkpoint.folders import list_checkpoints
 from parallel.checkpoint.handle import Checkpoint, CheckpointHeader, read_checkpoint_header, verify_header
@@ -64,7 +64,7 @@ def find_newest_local(
     another layout. Collective; every rank reads and verifies its own folder.
     """
     mine, skipped = _own_headers(directory, run_id=run_id, layout=layout)
-    everyone = exchange(({step: save_id for step, (save_id, _) in mine.items()}, skipped), group)
+    everyone = all_gather_objects(({step: save_id for step, (save_id, _) in mine.items()}, skipped), group)
     messages = _by_reason([text for _, texts in everyone for text in texts])
     for step in sorted({step for held, _ in everyone for step in held}, reverse=True):
         lacking = [rank for rank, (held, _) in enumerate(everyone) if step not in held]
@@ -85,7 +85,9 @@ def load_local(
 ) -> None:
     """Fill this rank's shards of `tensors` from its own checkpoint. Collective."""
     mine = {name: local(tensor) for name, tensor in tensors.items()}
-    together(lambda: load_checkpoint(checkpoint, tensors=mine, complete=True, group=ALONE), group, path=checkpoint.path)
+    run_on_all_ranks(
+        lambda: load_checkpoint(checkpoint, tensors=mine, complete=True, group=ALONE), group, path=checkpoint.path
+    )
 
 
 def discard_local_after(directory: Path, *, step: int) -> None:
@@ -128,7 +130,7 @@ def _verify_own(header: CheckpointHeader, group: dist.ProcessGroup | None) -> tu
         found = verify_header(header, group=ALONE)
     except CheckpointError as error:
         reason = error.reason
-    bad = [text for text in exchange(reason, group) if text]
+    bad = [text for text in all_gather_objects(reason, group) if text]
     return (None, bad[0]) if bad else (found, "")
 
 

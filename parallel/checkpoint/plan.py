@@ -24,7 +24,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 from gpt.errors import ConfigError
 from gpt.files.safetensors import DTYPE_NAMES, TensorSpec, encode_header
-from parallel.agreement import ALONE, Group, by_first, rank_in
+from parallel.agreement import ALONE, Group, gather_scatter, rank_in
 from parallel.checkpoint.index import Chunk, StoredTensor, encode_index
 from parallel.checkpoint.manifest import INDEX
 
@@ -65,7 +65,7 @@ def make_plan(tensors: Mapping[str, torch.Tensor], group: Group, *, path: Path) 
         check_tensors(tensors)
         return _local_plan(tensors)
 
-    return by_first(pieces_here, _share_out, group, path=path)
+    return gather_scatter(pieces_here, _share_out, group, path=path)
 
 
 def make_rank_plan(tensors: Mapping[str, torch.Tensor], group: Group, *, path: Path) -> WritePlan:

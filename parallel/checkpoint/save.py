@@ -18,9 +18,9 @@ from gpt.training.config import Retention
 from parallel.agreement import (
     Group,
     PeerLost,
-    exchange,
+    all_gather_objects,
     rank_in,
-    together,
+    run_on_all_ranks,
 )
 from parallel.checkpoint.files import FileRecord, write_file
 from parallel.checkpoint.folders import delete_old, make_hidden, publish, published_step, step_name
@@ -79,12 +79,12 @@ def write_checkpoint(save: Save, data: Callable[[], ShardBytes], group: Group) -
     leads, writers = save.is_leader(group), save.plan.writers
     hidden: Path | None = None
     try:
-        folders = together(lambda: _begin(save) if leads else None, group, path=save.final)
+        folders = run_on_all_ranks(lambda: _begin(save) if leads else None, group, path=save.final)
         hidden = folders[writers[0]]
         assert hidden is not None
-        parts = together(functools.partial(_write_share, save, hidden, data), group, path=save.final)
+        parts = run_on_all_ranks(functools.partial(_write_share, save, hidden, data), group, path=save.final)
         finish = functools.partial(_finish, save, hidden, [parts[rank] for rank in writers])
-        together(lambda: finish() if leads else None, group, path=save.final)
+        run_on_all_ranks(lambda: finish() if leads else None, group, path=save.final)
     except PeerLost as error:
         if leads and hidden is not None:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -162,7 +162,7 @@ def _abandon(save: Save, hidden: Path | None, error: ConfigError, group: Group) 
             figures += f" and {shutil.disk_usage(existing).free} bytes are free in {save.final.parent}"
     path, reason = (error.path, error.reason) if isinstance(error, CheckpointError) else (save.final, str(error))
     with contextlib.suppress(PeerLost):  # then each rank tells what it knows
-        said = exchange((save.final, figures), group)
+        said = all_gather_objects((save.final, figures), group)
         figures = next((text for final, text in said if final == path), said[0][1])  # of the rank that failed
     raise CheckpointError(path, f"not saved: {reason}; {figures}; earlier checkpoints are untouched") from error
 
@@ -193,7 +193,7 @@ def save_checkpoint(
         encoded = check_save(step, state, keep)
         return encoded if rank_in(group) == 0 else b""  # every rank's is checked, rank 0's is kept
 
-    encoded = together(check, group, path=final)[0]
+    encoded = run_on_all_ranks(check, group, path=final)[0]
     try:
         plan = make_plan(tensors, group, path=final)
     except PeerLost as error:

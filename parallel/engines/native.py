@@ -16,7 +16,7 @@ from gpt.inference.sampling import GREEDY, Sampling
 from gpt.losses.base import Loss
 from gpt.training.engine import Batch, StepResult, Totals
 from gpt.training.optimizer import build_optimizer
-from parallel.agreement import exchange
+from parallel.agreement import all_gather_objects
 from parallel.axes.gradients import scale_gradients, squared_norm, sum_tied_gradients
 from parallel.axes.initialisation import initialise_shards
 from parallel.axes.pipeline_parallel import Pipeline
@@ -187,7 +187,7 @@ class NativeEngine:
         self._reshard()
 
     def exchange(self, values: list[Any]) -> list[list[Any]]:
-        return exchange(values, None)
+        return all_gather_objects(values, None)
 
     def check_replicas(self) -> str | None:
         if self._replica_check is None:

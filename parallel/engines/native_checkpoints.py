@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gpt.training.config import Retention
 from gpt.training.engine import SaveEstimate, SaveResult, VerifiedCheckpoint
-from parallel.agreement import exchange
+from parallel.agreement import all_gather_objects
 from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
 from parallel.checkpoint.estimate import estimate_local, estimate_shared
 from parallel.checkpoint.find import discard_after, find_latest
@@ -173,7 +173,7 @@ def _save_ids() -> Callable[[], str]:
 
     def next_id() -> str:
         nonlocal word, count
-        word = word or exchange(secrets.token_hex(8), None)[0]
+        word = word or all_gather_objects(secrets.token_hex(8), None)[0]
         count += 1
         return f"{word}-{count - 1}"
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parallel.agreement import exchange
+from parallel.agreement import all_gather_objects
 from parallel.axes.gradients import local
 from parallel.axes.initialisation import held_indices
 
@@ -101,7 +101,7 @@ class ReplicaCheck:
 
     def _mismatches(self, wrong: list[tuple[int, int]], found: NDArray[np.int64]) -> list[TensorMismatch]:
         """Describe each (group, kind) in `wrong`. Collective: gathers the names."""
-        names = exchange([one.name for one in self.held], None)
+        names = all_gather_objects([one.name for one in self.held], None)
         result = []
         for group, kind in wrong:
             replicas = np.flatnonzero(self.groups == group)
@@ -124,7 +124,7 @@ class ReplicaCheck:
 
 def describe(mismatches: Sequence[TensorMismatch]) -> str:
     """Describe the result of `compare` in one sentence. Every rank must call it: it gathers the host names."""
-    hosts = exchange(socket.gethostname(), None)
+    hosts = all_gather_objects(socket.gethostname(), None)
     texts = [_sentence(mismatch, hosts) for mismatch in mismatches[:MAX_NAMED]]
     more = len(mismatches) - len(texts)
     return "; ".join(texts) + (f"; and {more} more" if more else "")

@@ -20,7 +20,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from gpt.health.watchers import Finding
-from parallel.agreement import exchange
+from parallel.agreement import all_gather_objects
 from parallel.layout.layout import Layout
 
 SLOW_RATIO = 1.15  # own time / median of the peers; low enough that noise of a few percent hides no rank at 1.2
@@ -176,7 +176,7 @@ class Stragglers:
         self._measured = None
         slowest = int(np.argmax(self.detector.ratios))
         values = {"straggler/slowest_rank": slowest, "straggler/ratio": float(self.detector.ratios[slowest])}
-        hosts = exchange(socket.gethostname(), None) if changes else []
+        hosts = all_gather_objects(socket.gethostname(), None) if changes else []
         return values, [finding(change, hosts[change.rank]) for change in changes]
 
 

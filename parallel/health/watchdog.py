@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from gpt.errors import ConfigError
 from gpt.health.watchers import UNWATCHED, Heartbeat
-from parallel.agreement import PeerLost, exchange, rank_in
+from parallel.agreement import PeerLost, all_gather_objects, rank_in
 from parallel.health import monitor as monitor_module
 from parallel.health.config import HealthConfig
 from parallel.health.hang_response import DEPUTY_S, GATHER_S, STACKS_SIGNAL
@@ -88,7 +88,7 @@ def _monitor_settings(
         faulthandler.enable(file=stacks_file, all_threads=True)
         stack.callback(faulthandler.disable)
     me = Member(socket.gethostname(), _machine(), os.getpid(), process_started_at(os.getpid()))
-    everyone = exchange((dataclasses.astuple(me), secrets.token_hex(8)), None)
+    everyone = all_gather_objects((dataclasses.astuple(me), secrets.token_hex(8)), None)
     if rank_in(None) == 0:
         _remove_alarms(hangs)
     return MonitorSettings(

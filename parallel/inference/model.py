@@ -20,7 +20,7 @@ from gpt.inference.model import ForwardInputs
 from gpt.losses.next_token import loss_for
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import LayerCache
-from parallel.agreement import exchange
+from parallel.agreement import all_gather_objects
 from parallel.axes.pipeline_parallel import pass_through
 from parallel.axes.stage import CachedStep, Stage, canonical_parameters
 from parallel.checkpoint.handle import Checkpoint
@@ -69,7 +69,7 @@ class DistributedModel:
     def gather(self, values: list[Any]) -> list[list[Any]]:
         if self.data_size == 1:
             return [values]
-        values_of_rank = exchange(values, None)
+        values_of_rank = all_gather_objects(values, None)
         return [values_of_rank[self.mesh.peer_of(data_rank)] for data_rank in range(self.data_size)]
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:

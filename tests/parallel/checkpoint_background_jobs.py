@@ -18,7 +18,7 @@ from torch import nn
 
 from gpt.training.config import Retention
 from gpt.training.engine import SaveResult
-from parallel.agreement import ALONE, exchange
+from parallel.agreement import ALONE, all_gather_objects
 from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
 from parallel.checkpoint.handle import verify_checkpoint
 from parallel.checkpoint.load import load_checkpoint
@@ -81,7 +81,7 @@ def contents(path: Path) -> dict[str, bytes]:
 def only(results: list[SaveResult]) -> SaveResult:
     """The one result, which all ranks must have alike."""
     assert len(results) == 1
-    everyone = exchange(results[0], None) if dist.is_initialized() else results
+    everyone = all_gather_objects(results[0], None) if dist.is_initialized() else results
     assert all(theirs == results[0] for theirs in everyone)
     return results[0]
 
@@ -135,7 +135,7 @@ def _one_at_a_time(folder: Path, tensors: dict[str, torch.Tensor], saver: Backgr
         time.sleep(0.001 * (1 + dist.get_rank()))
         told, asked = saver.finished(wait=False), asked + 1
     assert only(told).step == 30
-    assert len(set(exchange(asked, None))) == 1
+    assert len(set(all_gather_objects(asked, None))) == 1
     assert sorted(os.listdir(folder / "run")) == ["step-000000010", "step-000000020", "step-000000030"]
     dist.barrier()
 
@@ -174,7 +174,7 @@ def _fast_tier(folder: Path, tensors: dict[str, torch.Tensor], saver: Background
 
     def newest(run_id: str = "r", layout: dict[str, object] = LAYOUT) -> tuple[int | None, str]:
         found, messages = find_newest_local(directory, run_id=run_id, layout=layout)
-        assert exchange(messages, None) == [messages] * 4
+        assert all_gather_objects(messages, None) == [messages] * 4
         return found and found.step, " ".join(messages)
 
     save(1, "x-0")
