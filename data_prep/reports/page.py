@@ -7,6 +7,9 @@ from typing import Any
 
 from data_prep.documents.counts import Counts
 from data_prep.pipeline import PreparedCorpus
+from data_prep.reports.style import html_page
+
+_PAIR = ("before", "s0")  # the colours of a histogram's two series
 
 Facts = Mapping[str, Sequence[Mapping[str, Any]]]  # stage: what each of its tasks found
 
@@ -17,21 +20,13 @@ _TABLES = {
     "masked": ("Masked", "Personal data, by kind."),
 }
 
+# Added to the shared style: bars next to a table's rows, and histograms of two series.
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430 }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2.2rem } p.note { color: #5b6675; margin: .2rem 0 .8rem }
-table { border-collapse: collapse; width: 100% } td, th { padding: .2rem .6rem .2rem 0; text-align: right }
-th { font-weight: 600; border-bottom: 1px solid #cfd6df } td:first-child, th:first-child { text-align: left }
-tr.reason td { color: #5b6675; font-size: .9em } tr.reason td:first-child { padding-left: 1.2rem }
-td.bar { width: 34%; padding-right: 0 }
-.bar div { height: .8rem; background: #3b74c4; border-radius: 2px; min-width: 1px }
-tr.reason .bar div { background: #d08a4e }
-.columns { display: flex; align-items: flex-end; gap: 3px; height: 11rem; border-bottom: 1px solid #8792a1 }
+body { max-width: 62rem } table { width: 100% } td.word { white-space: normal; overflow-wrap: anywhere }
+.columns { display: flex; align-items: flex-end; gap: 3px; height: 11rem; border-bottom: 1px solid var(--soft) }
 .columns div { flex: 1; display: flex; align-items: flex-end; justify-content: center; gap: 1px; height: 100% }
-.columns i { flex: 1; background: #b9c6d8 } .columns i + i, .columns i.only { background: #3b74c4 }
-.labels { display: flex; gap: 3px; font-size: .75rem; color: #5b6675 } .labels span { flex: 1; text-align: center }
-.key i { display: inline-block; width: .8rem; height: .8rem; margin: 0 .3rem 0 .9rem; background: #b9c6d8 }
-.key i.last { background: #3b74c4 }
+.columns i { flex: 1; background: var(--c) } .before { --c: var(--checkpoint) }
+.labels { display: flex; gap: 3px; font-size: .75rem; color: var(--soft) } .labels span { flex: 1; text-align: center }
 """
 
 
@@ -51,11 +46,8 @@ def report_page(prepared: PreparedCorpus) -> str:
             parts.append(_bars(title, note, values))
     parts.append(_scores(prepared.facts))
     parts.append(_seconds(prepared.seconds))
-    title = escape(f"{prepared.folder.name}: how it was made")
     body = "\n".join(part for part in parts if part)
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>\n{body}\n'
-    )
+    return html_page(f"{prepared.folder.name}: how it was made", body, style=_STYLE)
 
 
 def _steps(counts: Sequence[Counts]) -> str:
@@ -73,9 +65,7 @@ def _steps(counts: Sequence[Counts]) -> str:
 def _reasons(counts: Sequence[Counts]) -> str:
     found = [(n, row.step, reason) for row in counts for reason, n in row.dropped.items()]
     found.sort(key=lambda item: (-item[0], item[1:]))
-    rows = [
-        _row(f"{step}: {reason}", (f"{n:,}",), n / found[0][0], kind=" class=reason") for n, step, reason in found[:40]
-    ]
+    rows = [_row(f"{step}: {reason}", (f"{n:,}",), n / found[0][0], colour="s1") for n, step, reason in found[:40]]
     return _table("Dropped, by reason", "The most frequent come first.", ("step: reason", "documents", ""), rows)
 
 
@@ -109,13 +99,17 @@ def _columns(title: str, note: str, pairs: Mapping[str, tuple[int, int]], *, nam
     most = max(max(pair) for pair in pairs.values()) or 1
     columns = []
     for label, pair in pairs.items():
-        bars = "".join(f'<i style="height:{100 * n / most:.2f}%"></i>' for n in pair)
+        bars = "".join(
+            f'<i class={colour} style="height:{100 * n / most:.2f}%"></i>'
+            for colour, n in zip(_PAIR, pair, strict=True)
+        )
         what = f"from {label}: {pair[0]:,} {names[0]}, {pair[1]:,} {names[1]}"
         columns.append(f'<div title="{escape(what)}">{bars}</div>')
     labels = "".join(f"<span>{escape(label)}</span>" for label in pairs)
-    key = f'<p class="key note"><i></i>{escape(names[0])}<i class=last></i>{escape(names[1])}</p>'
-    head = f"<h2>{escape(title)}</h2><p class=note>{escape(note)}</p>"
-    return f"{head}{key}<div class=columns>{''.join(columns)}</div><div class=labels>{labels}</div>"
+    named = zip(_PAIR, names, strict=True)
+    key = "".join(f"<span class=key><i class={colour}></i>{escape(name)}</span>" for colour, name in named)
+    head = f"<h2>{escape(title)}</h2><p class=note>{escape(note)} {key}</p>"
+    return f"{head}<div class=columns>{''.join(columns)}</div><div class=labels>{labels}</div>"
 
 
 def _sums(facts: Facts, name: str) -> list[dict[str, int]]:
@@ -146,15 +140,15 @@ def _seconds(seconds: Mapping[str, tuple[int, float]]) -> str:
 def _table(title: str, note: str, head: Sequence[str], rows: Sequence[str]) -> str:
     if not rows:
         return ""
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    cells = "".join(f"<th{'' if i else ' class=word'}>{escape(name)}</th>" for i, name in enumerate(head))
     note = f"<p class=note>{escape(note)}</p>" if note else ""
     return f"<h2>{escape(title)}</h2>{note}<table><tr>{cells}</tr>{''.join(rows)}</table>"
 
 
-def _row(name: str, numbers: Sequence[str], share: float, *, kind: str = "") -> str:
+def _row(name: str, numbers: Sequence[str], share: float, *, colour: str = "s0") -> str:
     cells = "".join(f"<td>{n}</td>" for n in numbers)
-    bar = f'<td class=bar><div style="width:{100 * share:.2f}%"></div></td>'
-    return f"<tr{kind}><td>{escape(name)}</td>{cells}{bar}</tr>"
+    bar = f'<td class=bar><div class={colour} style="width:{100 * share:.2f}%"></div></td>'
+    return f"<tr><td class=word>{escape(name)}</td>{cells}{bar}</tr>"
 
 
 def _size(n: int) -> str:

@@ -1,7 +1,7 @@
-"""Trains one layout after the other for `triaxial parity`, each in fresh processes; judges nothing.
+"""Train one layout after the other for `triaxial parity`, each in fresh processes.
 
-Fresh ones, since torch keeps device meshes in caches beyond the process groups that they name: on new groups in the
-same process it went on to find groups that were no more (torch 2.13, after some twenty layouts).
+Fresh processes are needed because torch caches device meshes longer than the process groups that they name: after about
+twenty layouts in one process, torch 2.13 looked up groups that no longer existed.
 """
 
 import json
@@ -31,11 +31,11 @@ from launch.training.resume import fresh_start
 from parallel.engines.native import NativeEngine
 from parallel.health.weight_digests import model_digest, weight_digests
 
-PRELOAD = ("launch.parity.ranks",)  # torch, and all that a rank needs
+PRELOAD = ("launch.parity.ranks",)  # imports torch and everything that a rank needs
 
 
 @dataclass(frozen=True)
-class Task:
+class LayoutTask:
     """One layout to train: its name, its number of ranks, and the recipe with this layout in it."""
 
     name: str
@@ -44,8 +44,8 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one layout gave; losses and norms have an entry a step."""
+class LayoutResult:
+    """The result of one layout; losses and norms have one entry per step."""
 
     name: str
     losses: list[float]
@@ -54,8 +54,8 @@ class Result:
     seconds: float
 
 
-def measure_all(tasks: Sequence[Task], *, steps: int) -> Iterator[Result]:
-    """Each layout's result as it is there. ConfigError and RankFailed name the layout."""
+def measure_all(tasks: Sequence[LayoutTask], *, steps: int) -> Iterator[LayoutResult]:
+    """Yield the result of each layout when it is done. ConfigError and RankFailed name the layout."""
     context = fork_server(PRELOAD)
     with tempfile.TemporaryDirectory(prefix="triaxial_parity_") as temporary:
         for i, task in enumerate(tasks):
@@ -67,15 +67,15 @@ def measure_all(tasks: Sequence[Task], *, steps: int) -> Iterator[Result]:
                 run_ranks(context, train_rank, [str(folder)], nproc=task.world_size, logs=folder / "logs")
             except (ConfigError, RankFailed) as error:
                 raise type(error)(f"layout {task.name}: {error}") from None
-            yield Result(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+            yield LayoutResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
 
 
 def train_rank(rank: int, folder: str) -> None:
-    """One rank of the layout in `folder`/task.json; rank 0 leaves result.json there."""
+    """Train one rank of the layout in `folder`/task.json; rank 0 writes result.json there."""
     started_at = time.perf_counter()
     table = json.loads(Path(folder, "task.json").read_text(encoding="utf-8"))
     name, world_size, config = table["name"], table["world_size"], from_dict(table["config"])
-    # gathering a weight to hash it takes several steps on some layouts, of which torch warns that it may be slow
+    # On some layouts a weight is gathered for hashing in several steps; torch warns that this may be slow.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     here = ClusterEnvironment(rank=rank, local_rank=rank, world_size=world_size, local_world_size=world_size)
     device = pick_device(config, here)
@@ -94,14 +94,14 @@ def train_rank(rank: int, folder: str) -> None:
     losses, norms = train(engine, config, table["steps"])
     if rank == 0:
         digest = model_digest(json.loads(store.get(f"weights of {other}")) for other in range(world_size))
-        result = Result(name, losses, norms, digest, time.perf_counter() - started_at)
+        result = LayoutResult(name, losses, norms, digest, time.perf_counter() - started_at)
         Path(folder, "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 
 
 def train(engine: NativeEngine, config: RunConfig, steps: int) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms of the recipe's first steps, by its own data order and schedule."""
+    """Losses and gradient norms of the recipe's first steps, with its own data order and schedule."""
     run = build_loop(config, {}, peak_flops_per_s=0.0)
     data = TrainingData(
         config.data.train, seq_len=config.data.seq_len, seed=config.run.seed, vocab_size=config.model.vocab_size
@@ -113,7 +113,7 @@ def train(engine: NativeEngine, config: RunConfig, steps: int) -> tuple[list[flo
         rate = learning_rate(run.schedule, run.peak_learning_rate, run.batch.tokens_seen(step + 1))
         result = engine.optimizer_step(rate)
         if result.skipped:
-            raise ConfigError(f"step {step + 1}: the loss is {result.loss.mean}; lower optimizer.learning_rate")
+            raise ConfigError(f"step {step + 1}: the loss is {result.loss.mean}. Lower optimizer.learning_rate")
         losses.append(result.loss.mean)
         norms.append(result.gradient_norm)
     return losses, norms

@@ -1,4 +1,4 @@
-"""What there is to say of a run in figures, for a terminal, a page and a program alike; reads and draws nothing."""
+"""The figures of a run for all three outputs of `triaxial report`: terminal, page and JSON."""
 
 import time
 from collections import Counter
@@ -13,7 +13,7 @@ from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.goodput import NAMES, ProcessTime
 from launch.runs.history import Event, RunHistory
 
-RECENT = 100  # logged steps over which speeds are a median
+RECENT = 100  # speeds and losses are medians over this many logged steps
 
 Meaning = Literal["fault", "warning", "restart", "checkpoint", "note"]
 KINDS: dict[EventKind, Meaning] = {
@@ -46,49 +46,49 @@ FORMER_KINDS: dict[str, EventKind] = {"copies_differ": "replica_mismatch"}
 
 
 def meaning_of(kind: str) -> Meaning:
-    """What a kind of event means to an operator; one that a later version left is a note."""
+    """What a kind of event means to an operator. A kind that a later version wrote is a note."""
     return KINDS.get(FORMER_KINDS.get(kind, cast(EventKind, kind)), "note")
 
 
 def news(history: RunHistory) -> list[Event]:
-    """The events that are more than a save, or what it will need."""
+    """All events except successful saves and estimates of their size."""
     return [event for event in history.events if event.kind not in ("checkpoint_saved", "checkpoint_estimate")]
 
 
 def word_of(event: Event) -> str:
-    """What happened, in a word or two; of a rank that the watchdog blames, what it found."""
+    """The event in a word or two; for a hang, the state in which the watchdog found the rank."""
     finding = event.fields.get("finding") if event.kind == "hang" else None
     return f"rank {finding}" if finding in ("died", "failed", "stopped") else event.kind.replace("_", " ")
 
 
 def text_of(event: Event) -> str:
-    """What is told of it, and where the stacks of a hang lie."""
+    """The event's text; for a hang, with the folder of the stack traces."""
     reports = event.fields.get("reports") if event.kind == "hang" else None
     return f"{event.text}; stacks in {reports}" if isinstance(reports, str) else event.text
 
 
-ENDS = {  # as train_summary.json has them, but for the last token
-    "signal": "stopped by a signal; the same command goes on",
-    "stop_after_s": "stopped when its time was over; the same command goes on",
+ENDS = {  # the values of `ended` in train_summary.json, except the one for the last token
+    "signal": "stopped by a signal; the same command continues the run",
+    "stop_after_s": "stopped at train.stop_after_s; the same command continues the run",
     "target_loss": "finished: it reached its target loss",
 }
 
 
 def status(history: RunHistory, *, now: float) -> str:
-    """Whether it is done, stopped, or when it was last heard of."""
+    """Finished, stopped and why, or not finished and how long ago the run wrote its last file."""
     total, seen = history.setting("train", "total_tokens"), history.last("tokens_seen")
     if isinstance(total, int) and seen is not None and seen >= total:
         return "finished"
     if history.summary.get("step") == history.last_step and history.summary.get("ended") in ENDS:
         return ENDS[history.summary["ended"]]
-    heard = [event.time for event in history.events] + [stored.written_time for stored in history.checkpoints]
+    active = [event.time for event in history.events] + [stored.written_time for stored in history.checkpoints]
     if history.account is not None:
-        heard += [process.ended_time for process in history.account.processes]
-    return f"not finished; last heard of {human_duration(max(0.0, now - max(heard)))} ago" if heard else "not finished"
+        active += [process.ended_time for process in history.account.processes]
+    return f"not finished; last active {human_duration(max(0.0, now - max(active)))} ago" if active else "not finished"
 
 
 def headline(history: RunHistory) -> list[tuple[str, str, str]]:
-    """The figures that come first: (what, value, note). Those that the run has not written are left out."""
+    """The most important figures: (name, value, note). Figures that the run has not written are left out."""
     found: list[tuple[str, str, str]] = [("step", f"{history.last_step:,}", "")]
     if (seen := history.last("tokens_seen")) is not None:
         total = history.setting("train", "total_tokens")
@@ -97,7 +97,7 @@ def headline(history: RunHistory) -> list[tuple[str, str, str]]:
     if (loss := recent(history, "loss")) is not None:
         found.append(("loss", f"{loss:.4f}", f"median of the last {n_recent(history, 'loss')} logged steps"))
     for name, value in validation_losses(history).items():
-        found.append((f"validation loss, {name}", f"{value:.4f}", "the newest"))
+        found.append((f"validation loss, {name}", f"{value:.4f}", "newest"))
     if (speed := recent(history, "tokens_per_s")) is not None:
         found.append(("tokens/s", human_count(speed), "median of the same"))
     if (mfu := recent(history, "mfu")) is not None:
@@ -107,7 +107,7 @@ def headline(history: RunHistory) -> list[tuple[str, str, str]]:
     if history.account is not None:
         account = history.account
         found.append(("goodput", f"{account.goodput:.1%}", f"of {human_duration(account.wall_s)}"))
-        lost = f"{account.repeated_steps:,} steps taken again" if account.repeated_steps else ""
+        lost = f"{account.repeated_steps:,} steps repeated" if account.repeated_steps else ""
         found.append(("restarts", f"{len(account.processes) - 1:,}", lost))
     faults = sum(meaning_of(event.kind) == "fault" for event in history.events)
     if history.events:
@@ -134,7 +134,7 @@ def n_recent(history: RunHistory, name: str) -> int:
 
 
 def start_up_medians(processes: Sequence[ProcessTime]) -> dict[str, float]:
-    """From the start of a process to its first step, in seconds by part: the median over those that took one."""
+    """Seconds from the start of a process to its first step, by part: medians over the processes that took a step."""
     started = [process for process in processes if process.first_step_s is not None]
     names = dict.fromkeys(name for process in started for name in process.start_up)
     parts = {name: median(process.start_up.get(name, 0.0) for process in started) for name in names}
@@ -155,15 +155,15 @@ def seconds_text(s: float) -> str:
 
 
 def time_text(at: float) -> str:
-    """Local time with its zone's offset, as the log of a cluster has it."""
+    """Local time with the offset of its zone, as in the logs of a cluster."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(at))
-    except (ValueError, OverflowError, OSError):  # no clock ever showed that
+    except (ValueError, OverflowError, OSError):  # a damaged file may hold any number
         return f"{at:g}"
 
 
 def as_json(history: RunHistory, *, now: float) -> dict[str, Any]:
-    """For programs: what the terminal and the page show, in plain units."""
+    """The figures of the terminal and the page for programs, in plain units."""
     account = history.account
     facts: dict[str, Any] = {
         "run": str(history.directory),

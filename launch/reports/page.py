@@ -1,6 +1,6 @@
-"""The report of a training run as one HTML page with its plots inside; only shows what was read, needs no network.
+"""The report of a training run as one self-contained HTML page: figures, plots, time, tables.
 
-No script at all. Everything that comes from the run's files is escaped.
+The page has no script and needs no network. Everything that comes from the run's files is escaped.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,22 +11,22 @@ import numpy as np
 from gpt.telemetry.console import human_count
 from gpt.telemetry.goodput import NAMES, Account
 from launch.reports.facts import headline, meaning_of, seconds_text, status, time_text
-from launch.reports.plots import Line, Mark, draw
-from launch.reports.style import STYLE, TIME_COLOURS
+from launch.reports.plots import Mark, PlotLine, draw
+from launch.reports.style import TIME_COLOURS, run_page
 from launch.reports.tables import checkpoints_part, events_part, processes_part
 from launch.runs.history import RunHistory, Series, runs_without_gaps
 
-MOST_LOST = 40  # superseded takes drawn; the newest
-VALIDATION_COLOURS = 6
+MAX_LOST = 40  # superseded attempts that are drawn; the newest
+VALIDATION_COLOURS = 6  # s1 to s6; s0 is the training loss
 
 
 def report_page(history: RunHistory, *, now: float) -> str:
-    """The page's text. `now`: seconds since 1970, for how long ago a run was last heard of."""
+    """The page's HTML. `now`: seconds since 1970, to show how long ago the run wrote its last file."""
     name = history.directory.resolve().name
     body = [
         f"<h1>{escape(name)}</h1>",
         f"<p class=note>{escape(str(history.directory))} &middot; {escape(status(history, now=now))} &middot; "
-        f"this page was made at {escape(time_text(now))}</p>",
+        f"page written at {escape(time_text(now))}</p>",
         *(f"<p class=problem>{escape(problem)}</p>" for problem in history.problems),
         _tiles(history),
         _plots(history),
@@ -35,12 +35,7 @@ def report_page(history: RunHistory, *, now: float) -> str:
         checkpoints_part(history),
         processes_part(history.account.processes) if history.account is not None else "",
     ]
-    text = "\n".join(part for part in body if part)
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    return (
-        f'<!doctype html><html lang="en">{head}<title>{escape(name)}: training run</title>'
-        f"<style>{STYLE}</style>\n{text}\n"
-    )
+    return run_page(f"{name}: training run", "\n".join(part for part in body if part))
 
 
 def _tiles(history: RunHistory) -> str:
@@ -78,9 +73,9 @@ def _plots(history: RunHistory) -> str:
     kinds = dict.fromkeys(mark.kind for mark in marks)
     key = "".join(f"<span class=key><i class={kind}></i>{_KIND_WORDS[kind]}</span>" for kind in kinds)
     if history.superseded:
-        key += "<span class=key><i class=lost></i>steps that were lost and taken again</span>"
-    note = f"<p class=note>Over the steps. {key}</p>"
-    return f"<h2>How it went</h2>{note}<div class=plots>{''.join(figures)}</div>"
+        key += "<span class=key><i class=lost></i>lost steps, which were repeated</span>"
+    note = f"<p class=note>Horizontal axis: steps. {key}</p>"
+    return f"<h2>Training</h2>{note}<div class=plots>{''.join(figures)}</div>"
 
 
 _KIND_WORDS = {
@@ -94,7 +89,7 @@ _KIND_WORDS = {
 
 def _figure(
     title: str,
-    lines: Sequence[Line],
+    lines: Sequence[PlotLine],
     *,
     marks: Sequence[Mark],
     steps: tuple[int, int],
@@ -109,58 +104,58 @@ def _figure(
     )
 
 
-def _lines(history: RunHistory, name: str) -> list[Line]:
-    """A metric, above what was superseded of it."""
+def _lines(history: RunHistory, name: str) -> list[PlotLine]:
+    """A metric, drawn over its superseded parts."""
     if name not in history.metrics:
         return []
     lost = [part for take in history.superseded if name in take for part in runs_without_gaps(take[name])]
     return [
-        *(Line("taken again later", series, "lost") for series in lost[-MOST_LOST:]),
-        Line(name, history.metrics[name], "blue"),
+        *(PlotLine("repeated later", series, "lost") for series in lost[-MAX_LOST:]),
+        PlotLine(name, history.metrics[name], "s0"),
     ]
 
 
-def _loss_lines(history: RunHistory) -> list[Line]:
+def _loss_lines(history: RunHistory) -> list[PlotLine]:
     names = [name for name in history.metrics if name.startswith("validation/") and name.endswith("/loss")]
-    training = [Line("training", line.series, line.colour) if line.colour == "blue" else line
+    training = [PlotLine("training", line.series, line.colour) if line.colour == "s0" else line
                 for line in _lines(history, "loss")]  # fmt: skip
     return training + [
-        Line(name.removesuffix("/loss"), history.metrics[name], f"v{i}", dots=True)
-        for i, name in enumerate(names[:VALIDATION_COLOURS])
+        PlotLine(name.removesuffix("/loss"), history.metrics[name], f"s{i}", dots=True)
+        for i, name in enumerate(names[:VALIDATION_COLOURS], 1)
     ]
 
 
-def _batch_lines(history: RunHistory) -> list[Line]:
-    """Tokens of each step, as its speed and its seconds give them."""
+def _batch_lines(history: RunHistory) -> list[PlotLine]:
+    """Tokens of each step: its speed times its duration."""
     speed, seconds = history.metrics.get("tokens_per_s"), history.metrics.get("step_s")
     if speed is None or seconds is None or not np.array_equal(speed.steps, seconds.steps):
         return []
-    return [Line("batch", Series(speed.steps, np.round(speed.values * seconds.values)), "blue")]
+    return [PlotLine("batch", Series(speed.steps, np.round(speed.values * seconds.values)), "s0")]
 
 
-def _memory_lines(history: RunHistory) -> tuple[str, list[Line]]:
-    """In the unit that suits the largest, so that the axis has round numbers."""
+def _memory_lines(history: RunHistory) -> tuple[str, list[PlotLine]]:
+    """Peak memory in GiB or MiB, whichever fits its maximum, so that the axis has round numbers."""
     lines = _lines(history, "peak_memory_bytes")
     unit, size = (
         ("GiB", 2**30) if max((line.series.values.max() for line in lines), default=0) >= 2**30 else ("MiB", 2**20)
     )
     scaled = [Series(line.series.steps, line.series.values / size) for line in lines]
-    return unit, [Line(line.name, series, line.colour) for line, series in zip(lines, scaled, strict=True)]
+    return unit, [PlotLine(line.name, series, line.colour) for line, series in zip(lines, scaled, strict=True)]
 
 
 def event_marks(history: RunHistory) -> list[Mark]:
-    """Of the events that have a step, and of the restarts that the ledger knows of."""
+    """Marks for the events that have a step, and for the restarts in the time ledger that have no event."""
     marks = [
         Mark(step, meaning_of(event.kind), f"step {step:,}: {event.text or event.kind}")
         for event in history.events
         if event.kind != "checkpoint_estimate" and (step := event.about_step) is not None
     ]
-    told = {mark.step for mark in marks if mark.kind == "restart"}
+    known = {mark.step for mark in marks if mark.kind == "restart"}
     for process in history.account.processes[1:] if history.account is not None else []:
-        if process.from_step is not None and process.from_step not in told:
-            marks.append(Mark(process.from_step, "restart", f"step {process.from_step:,}: a new process went on"))
+        if process.from_step is not None and process.from_step not in known:
+            marks.append(Mark(process.from_step, "restart", f"step {process.from_step:,}: continued in a new process"))
     order = list(_KIND_WORDS)
-    return sorted(marks, key=lambda mark: order.index(mark.kind), reverse=True)  # faults are drawn last, above all
+    return sorted(marks, key=lambda mark: order.index(mark.kind), reverse=True)  # faults last, so that they are on top
 
 
 def _plain(value: float) -> str:
@@ -192,8 +187,8 @@ def _time(account: Account) -> list[str]:
         rows.append(f"<tr><td class=word>{named}</td><td>{seconds_text(s)}</td><td>{share:.2%}</td></tr>")
     total = f"<tr><td class=word>wall time</td><td>{seconds_text(wall_s)}</td><td>100%</td></tr>"
     note = (
-        f"Goodput {account.goodput:.1%}: training that counted, of the wall time from the start of the first process "
-        "to the last row of the ledger."
+        f"Goodput {account.goodput:.1%}: training steps that were kept, as a part of the wall time from the start of "
+        "the first process to the last row of the ledger."
     )
     head = "<tr><th class=word>part</th><th>time</th><th>share</th></tr>"
     table = f"<div class=scroll><table>{head}{''.join(rows)}{total}</table></div>"

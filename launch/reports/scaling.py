@@ -1,7 +1,4 @@
-"""`triaxial report --scaling`: loss against compute of a family of runs as a table, a picture, a page or JSON.
-
-Reads what the runs left, changes nothing there.
-"""
+"""`triaxial report --scaling`: loss against compute of a family of runs as a table, a picture, a page or JSON."""
 
 import argparse
 import json
@@ -19,14 +16,16 @@ from gpt.telemetry.console import human_count
 from launch.processes.terminal import table_console
 from launch.reports.scaling_plot import draw_family
 from launch.reports.scaling_runs import Family, read_family
-from launch.reports.style import STYLE
+from launch.reports.style import run_page
 
 COLUMNS = ("run", "parameters", "tokens", "PF-days", "loss")
 COUNTED = (
     "Compute is 6 N D in PF-days (8.64e19 FLOPs), N the parameters without embeddings and head, as in figure 3.1 of "
     "the GPT-3 paper."
 )
-LEVELS = "Other data and another tokenizer shift the factor of a law: compare its exponent with GPT-3's, not its level."
+LEVELS = (
+    "Other data or another tokenizer change the factor of a law: compare its exponent with GPT-3's, not its factor."
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def fit(used: Sequence[Point]) -> tuple[PowerLaw | None, str]:
-    """The law, or why there is none."""
+    """The law, or None and the reason why none can be fitted."""
     try:
         return fit_power_law(used), ""
     except ConfigError as error:
@@ -61,7 +60,7 @@ def fit(used: Sequence[Point]) -> tuple[PowerLaw | None, str]:
 
 
 def rows(family: Family) -> list[tuple[str, ...]]:
-    """A row a run, smallest first, at its last evaluation."""
+    """One row per run at its last evaluation, smallest run first."""
     return [
         (
             run.curve.name,
@@ -88,11 +87,11 @@ def law_lines(law: PowerLaw | None, reason: str, used: Sequence[Point]) -> list[
     found = [reason]
     if law is not None:
         span = f"{used[0].pf_days:.2g} to {used[-1].pf_days:.2g} PF-days"
-        interval = f", exponent {_interval(law)} (95 %, were their errors independent)" if law.exponent_95 else ""
+        interval = f", exponent {_interval(law)} (95%, if their errors are independent)" if law.exponent_95 else ""
         found = [f"frontier: {law_text(law)}, from {len(used)} evaluations of {span}{interval}"]
         if len({point.curve for point in used}) == 1:
             found.append(
-                "All of these evaluations are of one run: this is its learning curve more than a law of several."
+                "All of these evaluations are of one run: this is its learning curve, not a law of several runs."
             )
     return [*found, f"GPT-3: {law_text(GPT3_LAW)}", COUNTED, LEVELS]
 
@@ -114,7 +113,7 @@ def picture(family: Family, used: Sequence[Point], law: PowerLaw | None) -> str:
 
 
 def page(family: Family, used: Sequence[Point], law: PowerLaw | None, reason: str) -> str:
-    """One page with the picture and the table; no script, everything of the runs escaped."""
+    """One page with the picture and the table. Everything that comes from the runs' files is escaped."""
     head = "".join(f"<th{' class=word' if name == 'run' else ''}>{name}</th>" for name in COLUMNS)
     body = "".join(
         f"<tr><td class=word>{escape(name)}</td>{''.join(f'<td>{figure}</td>' for figure in figures)}</tr>"
@@ -122,17 +121,16 @@ def page(family: Family, used: Sequence[Point], law: PowerLaw | None, reason: st
     )
     notes = "".join(f"<p class=note>{escape(line)}</p>" for line in law_lines(law, reason, used))
     problems = "".join(f"<p class=problem>{escape(note)}</p>" for note in family.notes)
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>loss against compute</title><style>{STYLE}</style>\n"
+    return run_page(
+        "loss against compute",
         f"<h1>Loss on {escape(family.corpus)} against compute</h1>{problems}\n"
         f"<figure>{picture(family, used, law)}</figure>{notes}\n"
-        f"<div class=scroll><table><tr>{head}</tr>{body}</table></div>\n"
+        f"<div class=scroll><table><tr>{head}</tr>{body}</table></div>",
     )
 
 
 def as_json(family: Family, points: Sequence[Point], used: Sequence[Point], law: PowerLaw | None) -> dict[str, Any]:
-    """For programs: all that is drawn, in plain units."""
+    """Everything that is drawn, for programs, in plain units."""
     runs = [
         {
             "run": str(run.directory),

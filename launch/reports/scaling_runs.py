@@ -1,4 +1,4 @@
-"""Reads a family of runs as curves of loss against compute, if they can be compared; fits and draws nothing."""
+"""Read a family of runs as curves of loss against compute, and check that they can be compared."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class FamilyRun:
 
 @dataclass(frozen=True)
 class Family:
-    """Runs by rising size. `notes`: what makes them less comparable."""
+    """Runs in order of size. `notes`: differences that make them less comparable."""
 
     runs: list[FamilyRun]
     corpus: str
@@ -39,11 +39,14 @@ class Family:
 
 
 def read_family(directories: Sequence[Path], *, corpus: str | None = None) -> Family:
-    """ConfigError: fewer than two runs, one that is no run or has no validation loss, no validation corpus that all
-    have (`corpus` names it where there are several), other tokenizers."""
+    """Read the runs and their losses on `corpus`, which may be None if they have one validation corpus in common.
+
+    ConfigError if there are fewer than two runs, a run has no validation loss, the runs have no validation corpus in
+    common or several and `corpus` is None, or their tokenizers differ.
+    """
     directories = list(dict.fromkeys(directories))
     if len(directories) < 2:
-        raise ConfigError(f"--scaling compares runs of several sizes, but got {len(directories)}; name two or more")
+        raise ConfigError(f"--scaling compares runs of several sizes, but got {len(directories)}. Name two or more")
     histories = [read_history(directory) for directory in directories]
     configs = [_config(history) for history in histories]
     corpus = _corpus(histories, corpus)
@@ -59,7 +62,7 @@ def read_family(directories: Sequence[Path], *, corpus: str | None = None) -> Fa
 
 def _config(history: RunHistory) -> RunConfig:
     if not history.config:
-        raise ConfigError(f"{history.directory}: no config.json that can be read, so the model's size is not known")
+        raise ConfigError(f"{history.directory}: no readable config.json, so the size of the model is unknown")
     try:
         return from_dict(history.config)
     except ConfigError as error:
@@ -72,17 +75,16 @@ def _corpora(history: RunHistory) -> list[str]:
 
 
 def _corpus(histories: Sequence[RunHistory], wanted: str | None) -> str:
-    """The validation corpus that all runs have a loss on."""
+    """The validation corpus on which all runs have a loss."""
     for history in histories:
         found = _corpora(history)
         if not found:
             raise ConfigError(
-                f"{history.directory}: no validation loss; a run has one with data.validation and "
-                "train.evaluate_every_tokens"
+                f"{history.directory}: no validation loss. It needs data.validation and train.evaluate_every_tokens"
             )
         if wanted is not None and wanted not in found:
             raise ConfigError(
-                f"--corpus {wanted}: {history.directory} has none of this name; it has {', '.join(found)}"
+                f"--corpus {wanted}: {history.directory} has no such validation corpus. It has {', '.join(found)}"
             )
     if wanted is not None:
         return wanted
@@ -92,7 +94,7 @@ def _corpus(histories: Sequence[RunHistory], wanted: str | None) -> str:
         raise ConfigError(f"the runs have no validation corpus in common: {own}")
     if len(common) > 1:
         raise ConfigError(
-            f"the runs have {len(common)} validation corpora; name one with --corpus: {', '.join(common)}"
+            f"the runs have {len(common)} validation corpora. Name one with --corpus: {', '.join(common)}"
         )
     return common[0]
 
@@ -103,33 +105,33 @@ def _curve(history: RunHistory, config: RunConfig, corpus: str) -> Curve:
     tokens = np.array([ramp.tokens_seen(int(step)) for step in series.steps], dtype=np.float64)
     seen = (tokens > 0) & (series.values > 0)
     if not seen.any():
-        raise ConfigError(f"{history.directory}: no validation loss after its first step; train it for longer")
+        raise ConfigError(f"{history.directory}: no validation loss after its first step. Train it longer")
     name = printable(history.directory.resolve().name)
     return Curve(name, config.model.non_embedding_parameters, tokens[seen], series.values[seen])
 
 
 def _check_tokenizers(runs: Sequence[FamilyRun]) -> list[str]:
-    """Notes on tokenizers that are gone. ConfigError: two that differ, since their tokens are not the same events."""
+    """Notes on missing tokenizers. ConfigError if two differ: then losses per token cannot be compared."""
     known: dict[str, Path] = {}
     notes = []
     for run in runs:
         try:
             fingerprint = load_tokenizer(tokenizer_file(run.directory, run.config.data)).fingerprint
         except ConfigError:
-            notes.append(f"{run.directory}: its tokenizer is gone; taken for that of the others")
+            notes.append(f"{run.directory}: its tokenizer is missing; assumed to be the same as the others'")
             continue
         known.setdefault(fingerprint, run.directory)
     if len(known) > 1:
         (one, first), (two, second) = list(known.items())[:2]
         raise ConfigError(
             f"{first} and {second} have different tokenizers (fingerprints {one[:16]} and {two[:16]}), so their losses "
-            "per token cannot be compared; train the family with one tokenizer"
+            "per token cannot be compared. Train the family with one tokenizer"
         )
     return notes
 
 
 def _differences(runs: Sequence[FamilyRun]) -> list[str]:
-    """A note for each thing but size that the runs do not share."""
+    """One note for each setting, apart from the size, in which the runs differ."""
     settings: dict[str, Callable[[RunConfig], object]] = {
         "data.validation": lambda config: [corpus.path for corpus in config.data.validation],
         "train.validation_tokens": lambda config: config.train.validation_tokens,
@@ -141,8 +143,8 @@ def _differences(runs: Sequence[FamilyRun]) -> list[str]:
         first = next((run for run in runs[1:] if value(run.config) != value(runs[0].config)), None)
         if first is not None:
             notes.append(
-                f"{key} differs, {value(runs[0].config)} of {runs[0].directory} and {value(first.config)} of "
-                f"{first.directory}: losses compare less well"
+                f"{key} differs: {value(runs[0].config)} in {runs[0].directory}, {value(first.config)} in "
+                f"{first.directory}. The losses are less comparable"
             )
     return notes
 

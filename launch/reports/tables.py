@@ -1,4 +1,4 @@
-"""The tables of a run's page: events, checkpoints, processes; only shows what was read, and escapes all of it."""
+"""The tables of a run's page: events, checkpoints, processes. Everything that comes from files is escaped."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from launch.reports.facts import (
 )
 from launch.runs.history import Event, RunHistory
 
-MOST_ROWS = 200  # of a table; the newest
+MAX_ROWS = 200  # of a table: the newest ones
 
 
 def events_part(history: RunHistory) -> str:
@@ -29,33 +29,33 @@ def events_part(history: RunHistory) -> str:
         f"<tr><td class=word>{escape(time_text(event.time))}</td><td>{_step(event.step)}</td>"
         f"<td class=word><i class={meaning_of(event.kind)}></i>{escape(word_of(event))}</td>"
         f"<td class=text>{escape(text_of(event))}</td></tr>"
-        for event in reversed(shown[-MOST_ROWS:])
+        for event in reversed(shown[-MAX_ROWS:])
     ]
     counts = ", ".join(f"{n:,} {kind}" for kind, n in Counter(map(word_of, shown)).most_common())
     names = ("when", "step", "kind", "what")
-    table = _table(names, rows, len(shown), told=True)
+    table = _table(names, rows, len(shown), stacked=True)
     return f"<h2>Faults, warnings and restarts</h2><p class=note>{escape(counts)}</p>{table}"
 
 
 def checkpoints_part(history: RunHistory) -> str:
-    """The saves that the events tell of, and those that are on the disk."""
+    """The saves recorded as events, and the checkpoints on disk without an event."""
     stored = {entry.step: entry for entry in history.checkpoints}
     saves = [event for event in history.events if event.kind in ("checkpoint_saved", "checkpoint_failed")]
     entries: list[tuple[float, str]] = []
-    for event in reversed(saves):  # of two saves of a step that was taken twice, the newer one is there
+    for event in reversed(saves):  # newest first: if a repeated step was saved twice, the newer save is the one on disk
         step = event.about_step
         at = stored.pop(step, None) if event.kind == "checkpoint_saved" and step is not None else None
-        state = "failed: " + event.text if event.kind == "checkpoint_failed" else "on the disk" if at else "deleted"
+        state = "failed: " + event.text if event.kind == "checkpoint_failed" else "on disk" if at else "deleted"
         size = bytes_text(at.size_bytes) if at else _bytes_field(event)
         entries.append((event.time, _checkpoint_row(event.time, step, size, _seconds_field(event), state)))
     for entry in stored.values():
         size = bytes_text(entry.size_bytes)
-        entries.append((entry.written_time, _checkpoint_row(entry.written_time, entry.step, size, "", "on the disk")))
+        entries.append((entry.written_time, _checkpoint_row(entry.written_time, entry.step, size, "", "on disk")))
     if not entries:
         return ""
     failed = sum(event.kind == "checkpoint_failed" for event in saves)
-    note = f"{len(entries) - failed:,} saved, {failed:,} failed, {len(history.checkpoints):,} on the disk"
-    rows = [row for _, row in sorted(entries, reverse=True)[:MOST_ROWS]]
+    note = f"{len(entries) - failed:,} saved, {failed:,} failed, {len(history.checkpoints):,} on disk"
+    rows = [row for _, row in sorted(entries, reverse=True)[:MAX_ROWS]]
     names = ("when", "step", "size", "took", "state")
     return f"<h2>Checkpoints</h2><p class=note>{note}</p>{_table(names, rows, len(entries))}"
 
@@ -73,22 +73,22 @@ def _bytes_field(event: Event) -> str:
 
 
 def _seconds_field(event: Event) -> str:
-    """How long the save took, and for how long of it training stood still."""
-    told = []
-    for name, word in (("write_s", ""), ("stall_s", " standing still")):
+    """The duration of a save, and for how long it stopped training."""
+    parts = []
+    for name, word in (("write_s", ""), ("stall_s", " training stopped")):
         s = event.fields.get(name)
         if isinstance(s, (int, float)) and 0 <= s < 1e30:
-            told.append(f"{seconds_text(s)}{word}")
-    return ", ".join(told)
+            parts.append(f"{seconds_text(s)}{word}")
+    return ", ".join(parts)
 
 
-def _table(names: Sequence[str], rows: Sequence[str], total: int, *, told: bool = False) -> str:
-    """`told`: a narrow screen shows each row as lines of text."""
+def _table(names: Sequence[str], rows: Sequence[str], total: int, *, stacked: bool = False) -> str:
+    """`total`: the number of rows before the oldest were left out. `stacked`: one row under another if narrow."""
     words = ("when", "started", "host", "kind", "what", "state")
     head = "".join(f"<th{' class=word' if name in words else ''}>{escape(name)}</th>" for name in names)
-    left_out = f" Of {total:,} the newest {len(rows):,}." if total > len(rows) else ""
-    table = f"<table{' class=told' if told else ''}><tr>{head}</tr>{''.join(rows)}</table>"
-    return f"<p class=note>The newest first.{left_out}</p><div class=scroll>{table}</div>"
+    left_out = f" The newest {len(rows):,} of {total:,}." if total > len(rows) else ""
+    table = f"<table{' class=stacked' if stacked else ''}><tr>{head}</tr>{''.join(rows)}</table>"
+    return f"<p class=note>Newest first.{left_out}</p><div class=scroll>{table}</div>"
 
 
 def _step(step: int | None) -> str:
@@ -96,16 +96,16 @@ def _step(step: int | None) -> str:
 
 
 def _strip(processes: Sequence[ProcessTime]) -> str:
-    """Each process a block over the wall time; the gaps are time in which none ran."""
+    """The processes as blocks along the wall time; in the gaps no process ran."""
     blocks, at = [], 0.0
     total = sum(process.down_s + process.elapsed_s for process in processes) or 1.0
     for i, process in enumerate(processes):
         at += process.down_s
         from_step = "?" if process.from_step is None else f"{process.from_step:,}"
-        told = f"process {i + 1}: steps {from_step} to {process.step:,}, {human_duration(process.elapsed_s)}"
+        title = f"process {i + 1}: steps {from_step} to {process.step:,}, {human_duration(process.elapsed_s)}"
         blocks.append(
-            f'<div class={"v4" if i % 2 else "blue"} style="left:{100 * at / total:.3f}%;'
-            f'width:{100 * process.elapsed_s / total:.3f}%" title="{escape(told)}"></div>'
+            f'<div class={"s5" if i % 2 else "s0"} style="left:{100 * at / total:.3f}%;'
+            f'width:{100 * process.elapsed_s / total:.3f}%" title="{escape(title)}"></div>'
         )
         at += process.elapsed_s
     return f"<div class=strip>{''.join(blocks)}</div>"
@@ -113,12 +113,12 @@ def _strip(processes: Sequence[ProcessTime]) -> str:
 
 def processes_part(processes: Sequence[ProcessTime]) -> str:
     parts = start_up_medians(processes)
-    note = "The main rank's, one after the other; before each, how long none ran."
+    note = "Processes of the main rank. Down before: the time without a process."
     if parts:
-        told = ", ".join(f"{name} {s:.2f} s" for name, s in parts.items())
-        note += f" From its start to its first step, medians: {told}; together {sum(parts.values()):.2f} s."
+        each = ", ".join(f"{name} {s:.2f} s" for name, s in parts.items())
+        note += f" Medians from start to first step: {each}; together {sum(parts.values()):.2f} s."
     rows = []
-    for i, process in reversed(list(enumerate(processes))[-MOST_ROWS:]):
+    for i, process in reversed(list(enumerate(processes))[-MAX_ROWS:]):
         steps = "no step" if process.from_step is None else f"{process.from_step:,} to {process.step:,}"
         start = sum(process.start_up.values())
         first = "" if process.first_step_s is None else f"{process.first_step_s:.2f} s"
@@ -128,6 +128,6 @@ def processes_part(processes: Sequence[ProcessTime]) -> str:
             f"<td>{seconds_text(process.down_s) if i else ''}</td><td>{start:.2f} s</td><td>{first}</td>"
             f"<td>{seconds_text(process.elapsed_s)}</td></tr>"
         )
-    names = ("", "started", "host", "ranks", "steps", "down before", "start-up", "first step", "lived")
+    names = ("", "started", "host", "ranks", "steps", "down before", "start-up", "first step", "ran for")
     strip = _strip(processes) if len(processes) > 1 else ""
     return f"<h2>Processes</h2><p class=note>{escape(note)}</p>{strip}{_table(names, rows, len(processes))}"

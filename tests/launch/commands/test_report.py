@@ -1,27 +1,26 @@
-"""`triaxial report` on runs that went well, that died, that are hostile, and on what is no run. No training here:
-tests/launch/commands/test_train.py reports on real runs."""
+"""`triaxial report` on runs that went well, died, or contain hostile text, and on paths that are no run.
+
+Nothing is trained here: tests/launch/commands/test_train.py reports on real runs."""
 
 import json
 import re
 from html.parser import HTMLParser
-from typing import get_args
 
 import numpy as np
 import pytest
 
-from gpt.telemetry.event_log import EventKind, append_event
+from gpt.telemetry.event_log import append_event
 from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
 from gpt.telemetry.time_ledger import TimeLedger
 from launch.main import main
-from launch.reports.facts import KINDS, meaning_of
-from launch.reports.plots import HEIGHT, TOP, Axis, Line, Mark, draw, log_ticks, merged, ticks
+from launch.reports import plots
 from launch.runs.history import Series, settle
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \x1b[2J\x1b]0;title\x07'
 
 
 def write_run(directory, *, steps, lost=(), spike_at=None):
-    """What a run leaves, written by the parts that write it: the steps in `lost` are taken twice, by two processes."""
+    """Write a run directory with the real writers; the steps in `lost` are taken twice, by two processes."""
     for part, (first, last) in enumerate([(0, lost[1]), (lost[0], steps)] if lost else [(0, steps)]):
         resume = first if part else None
         metrics = MetricsWriter(
@@ -47,7 +46,7 @@ def series(*steps):
 
 
 class Tags(HTMLParser):
-    """Notes the tags and attributes of a page, and that what is opened is closed."""
+    """Collect the tags and attributes of a page, and check that every tag is closed."""
 
     def __init__(self, page):
         super().__init__()
@@ -69,14 +68,14 @@ class Tags(HTMLParser):
 
 
 def report(directory, tmp_path, capsys):
-    """(what the terminal shows, the page, the JSON)."""
+    """Run `triaxial report`; returns (terminal output, page, JSON)."""
     capsys.readouterr()
     assert main(["report", str(directory), "--html", str(tmp_path / "r.html"), "--json", str(tmp_path / "r.json")]) == 0
     facts = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
     return capsys.readouterr().out, (tmp_path / "r.html").read_text(), facts
 
 
-def test_a_restarted_run_with_hostile_words(tmp_path, capsys, monkeypatch):
+def test_a_restarted_run_with_hostile_text(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "canary-4711")
     run = tmp_path / "run <i>"
     write_run(run, steps=60, lost=(40, 50))
@@ -102,18 +101,18 @@ def test_a_restarted_run_with_hostile_words(tmp_path, capsys, monkeypatch):
     assert f"{facts['goodput']:.1%}" in page
 
 
-def test_a_long_run_makes_a_small_page_on_which_one_step_is_seen(tmp_path, capsys):
+def test_the_page_of_a_long_run_is_small_and_shows_a_single_spike(tmp_path, capsys):
     run = tmp_path / "run"
     write_run(run, steps=4_000, spike_at=1_777)
     _, page, _ = report(run, tmp_path, capsys)
     assert len(page) < 400_000
-    band = re.search(r'<path class="band blue" d="([^"]+)"', page)[1]
+    band = re.search(r'<path class="band s0" d="([^"]+)"', page)[1]
     heights = [float(point.split()[1]) for point in band.strip("MZ").split("L")]
-    assert min(heights) < TOP + 0.1 * HEIGHT, "the spike stands out of the band, up to the top"
-    assert sorted(heights)[len(heights) // 10] > 0.5 * HEIGHT
+    assert min(heights) < plots.TOP + 0.1 * plots.HEIGHT, "the band reaches the top at the spike"
+    assert sorted(heights)[len(heights) // 10] > 0.5 * plots.HEIGHT
 
 
-def test_a_run_that_died_or_is_damaged_shows_what_is_there(tmp_path, capsys):
+def test_a_dead_or_damaged_run_shows_what_can_be_read(tmp_path, capsys):
     run = tmp_path / "run"
     write_run(run, steps=6)
     append_event(run / "events.jsonl", "from the future", step=3, text="", fields={"x": [1]})
@@ -144,7 +143,7 @@ def test_a_run_that_died_or_is_damaged_shows_what_is_there(tmp_path, capsys):
     assert (facts["step"], page.count("<svg")) == (0, 0)
 
 
-def test_what_is_no_run_is_told_in_one_line(tmp_path, capsys):
+def test_a_path_that_is_no_run_is_reported_in_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for path, words in (
         (tmp_path, "is no run directory"),
@@ -166,22 +165,3 @@ def test_steps_taken_twice_count_once():
     assert metrics["a"].steps.tolist() == [1, 2, 3, 4]
     assert "b" not in metrics
     assert [{name: s.steps.tolist() for name, s in take.items()} for take in lost] == [{"a": [2, 3], "b": [3]}]
-
-
-def test_every_kind_of_event_is_known_to_the_report():
-    """mypy holds what leaves events to EventKind."""
-    assert KINDS.keys() == set(get_args(EventKind))
-    assert meaning_of("of a later version") == "note"
-    assert meaning_of("copies_differ") == "fault", "as earlier versions wrote replica_mismatch"
-
-
-def test_axes_have_round_numbers_and_marks_of_one_column_are_one():
-    assert ticks(0.0, 1.06, most=6) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert ticks(0, 20_000, most=6) == [0, 5000, 10_000, 15_000, 20_000]
-    assert log_ticks(0.17, 9.0, most=6) == pytest.approx([0.2, 0.5, 1, 2, 5])
-    assert log_ticks(1e-9, 1e9, most=6) == pytest.approx([10.0**e for e in range(-9, 10, 4)])
-    x = Axis(0, 10**6, 0, 500)
-    groups = merged(x, [Mark(step, "fault", "") for step in (1, 2, 999_999, 2_000_000)] + [Mark(1, "restart", "")])
-    assert [len(group) for group in groups] == [2, 1, 1]
-    flat = Line("flat", series(3), "blue")
-    assert "nan" not in draw([flat], marks=[], steps=(3, 3), label="one point", number=str)

@@ -1,4 +1,4 @@
-"""`triaxial report --scaling`: the shipped family trained for a few steps, runs whose law is known, and refusals."""
+"""`triaxial report --scaling`: the shipped family trained for a few steps, runs with a known law, and mistakes."""
 
 import itertools
 import json
@@ -18,8 +18,8 @@ from launch.main import main
 FAMILY = ("scaling_25k", "scaling_100k", "scaling_330k", "scaling_1m")
 
 
-def test_the_family_differs_in_size_and_rate_alone():
-    """Each three to four times the one before, in GPT-3's shape, with the rates of the rule that they name."""
+def test_the_family_differs_only_in_size_and_learning_rate():
+    """Each model is three to four times the previous one, in GPT-3's shape, with the learning rate of its rule."""
     sizes = []
     shared = []
     for name in FAMILY:
@@ -94,7 +94,7 @@ def test_real_runs_of_the_shipped_family(trained, tmp_path, capsys):
 
 
 def check_picture(text, *, sizes):
-    """A whole XML document with a line and a name for each size; nothing in it lies outside the picture."""
+    """Check a whole XML document: a line and a name for each size, and no point outside the picture."""
     picture = ET.fromstring(text)
     names = "{http://www.w3.org/2000/svg}"
     width, height = map(float, picture.get("viewBox").split()[2:])
@@ -109,7 +109,7 @@ def check_picture(text, *, sizes):
 
 
 def write_run(directory, recipe, losses, *, more=(), corpus="web"):
-    """What a run leaves that a family is read from; one evaluation every 40 steps of 2,048 tokens."""
+    """Write the files of a run that are read for a family; one evaluation every 40 steps of 2,048 tokens."""
     config = read_run_config(recipe, ["--run.directory", str(directory), *more])
     quiet = MetricsConfig(wandb="disabled")
     with MetricsWriter(quiet, directory, run_config={}, resume_step=None, interactive=False) as metrics:
@@ -132,7 +132,7 @@ def lawful_runs(folder, *, factor=1.2, exponent=-0.09, **settings):
     return paths
 
 
-def test_the_law_of_a_known_family_is_told_and_drawn(tmp_path, capsys):
+def test_the_law_of_a_known_family_is_printed_and_drawn(tmp_path, capsys):
     runs = lawful_runs(tmp_path)
     assert (
         main(["report", "--scaling", *runs, "--json", str(tmp_path / "s.json"), "--svg", str(tmp_path / "s.svg")]) == 0
@@ -147,13 +147,13 @@ def test_the_law_of_a_known_family_is_told_and_drawn(tmp_path, capsys):
     assert "frontier: L = 1.2 C^-0.090" in said
     assert "All of these evaluations are of one run" in said
     assert "GPT-3: L = 2.57 C^-0.048" in said
-    assert "its tokenizer is gone" in said, "told of what could not be compared"
+    assert "its tokenizer is missing" in said, "a note says what could not be compared"
     check_picture((tmp_path / "s.svg").read_text(), sizes=["25.5k", "100k"])
     assert (tmp_path / "s.svg").read_text().count('class="fit"') == 2
     assert GPT3_LAW.loss(1.0) == 2.57
 
 
-def test_what_cannot_be_compared_is_told_in_one_line(tmp_path, tiny_corpus, capsys):
+def test_runs_that_cannot_be_compared_are_rejected_in_one_line(tmp_path, tiny_corpus, capsys):
     one, two = lawful_runs(tmp_path / "<runs> &")
     other = write_run(tmp_path / "other", FAMILY[2], [4.0, 3.0], corpus="books")
     many = [write_run(tmp_path / f"many{i}", name, [4.0, 3.0]) for i, name in enumerate(FAMILY[:2])]
@@ -174,12 +174,12 @@ def test_what_cannot_be_compared_is_told_in_one_line(tmp_path, tiny_corpus, caps
     swapped = shutil.copytree(other, tmp_path / "swapped")
     (swapped / "metrics.jsonl").write_text((tmp_path / "other/metrics.jsonl").read_text().replace("books", "web"))
     for words, message in (
-        (["--scaling", one], "got 1; name two or more"),
-        (["--scaling", one, one], "got 1; name two or more"),
+        (["--scaling", one], "got 1. Name two or more"),
+        (["--scaling", one, one], "got 1. Name two or more"),
         (["--scaling", one, str(tmp_path / "no")], "no: no such directory"),
-        (["--scaling", one, none], "none: no validation loss; a run has one with data.validation"),
+        (["--scaling", one, none], "none: no validation loss. It needs data.validation"),
         (["--scaling", one, other], "no validation corpus in common"),
-        (["--scaling", *many], "2 validation corpora; name one with --corpus: web, books"),
+        (["--scaling", *many], "2 validation corpora. Name one with --corpus: web, books"),
         (["--scaling", one, two, "--corpus", "books"], "--corpus books:"),
         (["--scaling", one, damaged], "damaged/config.json: run is missing"),
         (["--scaling", one, str(swapped)], "have different tokenizers"),
@@ -198,11 +198,11 @@ def test_what_cannot_be_compared_is_told_in_one_line(tmp_path, tiny_corpus, caps
     assert "many1 is at 614k of 1.44M tokens" in said
 
 
-def test_differences_beside_size_are_noted(tmp_path, capsys):
+def test_differences_other_than_size_are_noted(tmp_path, capsys):
     runs = [write_run(tmp_path / "a", FAMILY[0], [4.0, 3.0])]
     more = ["--data.validation", "[{ path = 'elsewhere' }]", "--data.seq_len", "64"]
     runs.append(write_run(tmp_path / "b", FAMILY[1], [4.0, 3.0], more=more))
     assert main(["report", "--scaling", *runs]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "note: data.validation differs, ['data/demo/validation'] of" in said
-    assert "note: data.seq_len differs, 128 of" in said
+    assert "note: data.validation differs: ['data/demo/validation'] in" in said
+    assert "note: data.seq_len differs: 128 in" in said

@@ -1,0 +1,25 @@
+"""The figures of a report."""
+
+from typing import get_args
+
+import pytest
+
+from gpt.telemetry.event_log import EventKind
+from launch.reports.facts import KINDS, bytes_text, meaning_of, seconds_text, time_text
+
+
+def test_every_kind_of_event_is_known_to_the_report():
+    """mypy checks that only kinds of EventKind are written."""
+    assert KINDS.keys() == set(get_args(EventKind))
+    assert meaning_of("of a later version") == "note"
+    assert meaning_of("copies_differ") == "fault", "as earlier versions wrote replica_mismatch"
+
+
+def test_sizes_and_times_are_written_with_units():
+    assert [bytes_text(n) for n in (12, 1536, 3 << 30, 5 << 40)] == ["12 B", "1.5 KiB", "3.0 GiB", "5.00 TiB"]
+    assert seconds_text(2.5) == "2.50 s"
+
+
+@pytest.mark.parametrize("damaged", [1e30, float("inf"), float("nan")])
+def test_a_time_that_no_clock_can_show_is_written_as_a_number(damaged):
+    assert time_text(damaged) == f"{damaged:g}"
