@@ -1,4 +1,7 @@
-"""How the training loop says that it lives: a word at each phase of each step; decides nothing by it."""
+"""The interface between the training loop and those who watch it: heartbeat, step watch, and signals that stop it.
+
+The watchers themselves are in parallel/health.
+"""
 
 import signal
 import threading
@@ -10,18 +13,18 @@ from gpt.telemetry.event_log import EventKind
 
 
 class Heartbeat(Protocol):
-    """Whoever watches this process. A beat costs a microsecond and waits for nobody."""
+    """A watcher of this process. A beat costs a microsecond and waits for nothing."""
 
     def beat(self, phase: str, step: int) -> None:
-        """Here begins a phase ("data", "training", "evaluation", "saving", ...), or its next batch.
+        """Note that a phase begins ("data", "training", "evaluation", "saving", ...), or the next batch within it.
 
-        `step` is the number of the step that it belongs to, from 1 as in the metrics.
+        `step` is the step that it belongs to, counted from 1 as in the metrics.
         """
         ...
 
 
 class Unwatched:
-    """Nobody watches."""
+    """A heartbeat that nobody watches."""
 
     def beat(self, phase: str, step: int) -> None:
         pass
@@ -30,9 +33,37 @@ class Unwatched:
 UNWATCHED = Unwatched()
 
 
+class Finding(NamedTuple):
+    """An event to record: its kind, a sentence, and further fields for JSON."""
+
+    kind: EventKind
+    text: str
+    fields: dict[str, Any]
+
+
+class StepWatch(Protocol):
+    """A watcher of the speed of steps. Every rank has one, and all ranks make the same calls."""
+
+    def step(self, step: int) -> AbstractContextManager[None]:
+        """Enter this around each step, counted from 1."""
+        ...
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Enter this within a step, around the reading of its data."""
+        ...
+
+    def compare(self) -> tuple[dict[str, float | int], Sequence[Finding]]:
+        """Return the metrics of the last step, if it was measured, and findings. All ranks must call it after each
+        step; it may communicate."""
+        ...
+
+
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """While inside, SIGTERM and SIGUSR1 are noted instead of killing; yields a function that says whether one came."""
+    """Note SIGTERM and SIGUSR1 instead of dying from them, while inside. Yield a function that says whether one came.
+
+    Outside of the main thread, Python cannot handle signals, and the function stays False.
+    """
     noted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield noted.is_set
@@ -43,27 +74,3 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class Finding(NamedTuple):
-    """What is worth an event: its kind, a sentence, and further fields, ready for JSON."""
-
-    kind: EventKind
-    text: str
-    fields: dict[str, Any]
-
-
-class StepWatch(Protocol):
-    """One on every rank, of which all are called alike."""
-
-    def step(self, step: int) -> AbstractContextManager[None]:
-        """To be entered around the whole of a step, counted from 1."""
-        ...
-
-    def reading(self) -> AbstractContextManager[None]:
-        """To be entered, within a step, around what reads its data."""
-        ...
-
-    def compare(self) -> tuple[dict[str, float | int], Sequence[Finding]]:
-        """After a step, on all ranks: its metrics, if it was measured, and what they show. May communicate."""
-        ...

@@ -1,7 +1,7 @@
-"""Prints the progress of a run: a live line on a terminal, a plain line a logged step elsewhere; it measures nothing.
+"""Print the progress of a run: a live line on a terminal, elsewhere one plain line per logged step.
 
-What it shows are the values named loss, gradient_norm, learning_rate, tokens_per_s, mfu (a fraction) and tokens_seen,
-those that are given, and the time left.
+It shows the values loss, gradient_norm, learning_rate, tokens_per_s, mfu (a fraction) and tokens_seen, if given, and
+the time left.
 """
 
 import os
@@ -17,20 +17,20 @@ Values = Mapping[str, float | int]
 
 @dataclass(frozen=True)
 class Field:
-    """One figure of a line, aligned for a column of lines and short for a narrow terminal."""
+    """One value in two forms: aligned, for lines under each other, and short, for a narrow terminal."""
 
     aligned: str
     short: str
 
 
-# What a terminal too narrow for the short form does without, first to last.
+# Values to drop if a terminal is too narrow for the short form, first to last.
 _DROPPED_FIRST = ("mfu", "learning_rate", "gradient_norm", "tokens_seen", "time_left", "tokens_per_s")
 
-_MOST_VALUES = 12  # of an evaluation or of the epochs on one line: a mixture may have a thousand corpora
+_MAX_VALUES = 12  # on the line of an evaluation or of epochs, since a mixture may have a thousand corpora
 
 
 class Console:
-    """Where the lines go. `interactive` None asks whether standard output is a terminal."""
+    """Prints the lines. `interactive` None checks whether standard output is a terminal."""
 
     def __init__(self, *, total_steps: int | None, total_tokens: int | None, interactive: bool | None) -> None:
         self.total_steps = total_steps
@@ -40,12 +40,14 @@ class Console:
         self._live_line = ""
 
     def step(self, step: int, values: Values) -> None:
-        """Show a step. Values without a loss, such as those of an evaluation, get a line of their own that stays."""
+        """Show a step. Values without a loss, such as those of an evaluation, get a separate, permanent line."""
         if "loss" not in values:
-            shown = {key: value for key, value in values.items() if not key.startswith("time/")}  # goodput sums them up
-            others = "  ".join(f"{key} {value:.5g}" for key, value in list(shown.items())[:_MOST_VALUES])
-            if len(shown) > _MOST_VALUES:
-                others += f"  and {len(shown) - _MOST_VALUES} more, in metrics.jsonl"
+            shown = {
+                key: value for key, value in values.items() if not key.startswith("time/")
+            }  # goodput is their summary
+            others = "  ".join(f"{key} {value:.5g}" for key, value in list(shown.items())[:_MAX_VALUES])
+            if len(shown) > _MAX_VALUES:
+                others += f"  and {len(shown) - _MAX_VALUES} more, in metrics.jsonl"
             self.message(f"{_step_field(step, self.total_steps).aligned}  {others}")
             return
         now = time.monotonic()
@@ -63,14 +65,14 @@ class Console:
             self._write("  ".join(field.aligned for field in fields.values()) + "\n")
 
     def message(self, text: str) -> None:
-        """Print a line that stays, above the live line if there is one."""
+        """Print a permanent line, above the live line if there is one."""
         if self.interactive:
             self._write(f"\r\x1b[K{text}\n{self._live_line}")
         else:
             self._write(f"{text}\n")
 
     def close(self) -> None:
-        """Leave the live line standing, with the cursor below it."""
+        """Keep the live line, and move the cursor below it."""
         if self._live_line:
             self._live_line = ""
             self._write("\n")
@@ -79,12 +81,12 @@ class Console:
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
-        except OSError as error:  # a full disk, a closed pipe, a terminal that has gone: no reason to end a run
+        except OSError as error:  # a full disk, a closed pipe or a closed terminal is no reason to end a run
             _discard_output(error)
 
 
 def _discard_output(error: OSError) -> None:
-    """Let nothing more go to standard output, nor what it still holds: else Python tries that again at its end."""
+    """Redirect standard output to nowhere, with its buffer: else Python would retry the write at exit."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -92,23 +94,23 @@ def _discard_output(error: OSError) -> None:
     why = (error.strerror or str(error)).lower()
     with suppress(OSError):
         print(
-            f"triaxial: standard output cannot be written ({why}); the run goes on; its directory has what it tells",
+            f"triaxial: standard output cannot be written ({why}); the run continues, see its directory",
             file=sys.stderr,
             flush=True,
         )
 
 
 class TimeLeft:
-    """Time left to a total, from how fast the last updates went; evaluations and checkpoints between them count."""
+    """Estimates the time left from the speed of the last updates, including evaluations and saves between them."""
 
     def __init__(self, total: int | None, *, decay: float = 0.95) -> None:
         self.total = total
-        self._decay = decay  # 0.95: the last 20 updates or so
+        self._decay = decay  # 0.95: about the last 20 updates
         self._last: tuple[float, float] | None = None  # (done, now)
-        self._done = self._elapsed_s = 0.0  # decayed sums, so that long intervals weigh as much as they lasted
+        self._done = self._elapsed_s = 0.0  # decayed sums, so that an interval has a weight of its length
 
     def update(self, done: float, *, now: float) -> float | None:
-        """Seconds left, or None before the second update: the first step, which compiles, is in no interval."""
+        """Return the seconds left, or None before the second update. The first step, which compiles, does not count."""
         if self._last is not None:
             self._done = self._decay * self._done + done - self._last[0]
             self._elapsed_s = self._decay * self._elapsed_s + now - self._last[1]
@@ -119,14 +121,14 @@ class TimeLeft:
 
 
 def step_fields(step: int, values: Values, *, total_steps: int | None) -> dict[str, Field]:
-    """The figures of a step in the order shown; those without a value are left out."""
+    """Return the fields of a step in display order, without those that have no value."""
     fields = {"step": _step_field(step, total_steps)}
     if (loss := values.get("loss")) is not None:
         fields["loss"] = Field(f"loss {loss:8.4f}", f"loss {loss:.4f}")
     if (norm := values.get("gradient_norm")) is not None:
         fields["gradient_norm"] = Field(f"gradient norm {norm:8.3g}", f"grad {norm:.2g}")
-    if (rate := values.get("learning_rate")) is not None:
-        fields["learning_rate"] = Field(f"learning rate {rate:.2e}", f"lr {rate:.1e}".replace("e-0", "e-"))
+    if (lr := values.get("learning_rate")) is not None:
+        fields["learning_rate"] = Field(f"learning rate {lr:.2e}", f"lr {lr:.1e}".replace("e-0", "e-"))
     if (speed := values.get("tokens_per_s")) is not None:
         fields["tokens_per_s"] = Field(f"{human_count(speed):>5} tokens/s", f"{human_count(speed)}/s")
     if (mfu := values.get("mfu")) is not None:
@@ -137,7 +139,7 @@ def step_fields(step: int, values: Values, *, total_steps: int | None) -> dict[s
 
 
 def fit(fields: Mapping[str, Field], *, width: int) -> str:
-    """The line of these figures that says most in `width` columns: aligned, else short, else with fewer figures."""
+    """Fit the fields into `width` columns: aligned if possible, else short, else with fewer fields."""
     line = "  ".join(field.aligned for field in fields.values())
     if len(line) <= width:
         return line
@@ -151,7 +153,7 @@ def fit(fields: Mapping[str, Field], *, width: int) -> str:
 
 
 def human_count(n: float) -> str:
-    """Three digits and a letter: 999, 1.23k, 45.6M, 300B, 1.50T."""
+    """Format a count with three digits and a letter: 999, 1.23k, 45.6M, 300B, 1.50T."""
     for unit in ("", "k", "M", "B"):
         text = f"{n:.0f}" if unit == "" else f"{n:#.3g}".rstrip(".")
         if "e" not in text and float(text) < 1000:
@@ -161,7 +163,7 @@ def human_count(n: float) -> str:
 
 
 def human_duration(seconds: float) -> str:
-    """The two largest units: 7s, 2m 13s, 5h 04m, 3d 11h."""
+    """Format a duration with its two largest units: 7s, 2m 13s, 5h 04m, 3d 11h."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)

@@ -1,4 +1,4 @@
-"""The faults and rescues of a run, a JSON object a line in RUN/events.jsonl; prints nothing and decides nothing."""
+"""Write the events of a run, such as faults and restarts: one JSON object per line of RUN/events.jsonl."""
 
 import errno
 import json
@@ -9,8 +9,7 @@ from typing import Any, Literal, Protocol
 
 from gpt.files.line_file import LineFile
 
-# Every kind that any rank may leave; launch/reports/facts.py says what each means to an operator, and a test that none
-# is missing there.
+# Every kind of event. launch/reports/facts.py says what each means to an operator; a test checks that none is missing.
 EventKind = Literal[
     "checkpoint_estimate",
     "checkpoint_failed",
@@ -36,24 +35,24 @@ EventKind = Literal[
 ]
 
 
-class TellEvent(Protocol):
-    """Has what befell a run told and kept."""
+class RecordEvent(Protocol):
+    """A function that prints an event of the run and writes it to events.jsonl."""
 
     def __call__(self, kind: EventKind, text: str, **fields: Any) -> None: ...
 
 
 def append_event(path: Path, kind: EventKind, *, step: int | None, text: str, fields: dict[str, Any]) -> None:
-    """Add one event from outside of the run's own process. OSError: the disk is full."""
+    """Append one event from another process than the run's main rank. Raises OSError if the disk is full."""
     file = LineFile(path)
     file.add(event_line(kind, step=step, text=text, fields=fields))
-    is_cut = file.is_waiting
+    is_incomplete = file.is_waiting
     file.close()
-    if is_cut:
+    if is_incomplete:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def event_line(kind: EventKind, *, step: int | None, text: str, fields: dict[str, Any]) -> bytes:
-    """Time (UTC, for people: nothing is decided by it), kind, step, text, and what else is known of it."""
+    """Encode an event: time (UTC, only for readers), kind, step, text and further fields."""
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     record = {"time": time, "kind": kind, "step": step, "text": text, **fields}
     return json.dumps(record, allow_nan=True).encode() + b"\n"

@@ -1,7 +1,7 @@
-"""Adds up RUN/ledger.jsonl over all processes of a run, restarts and all: what trained, what was lost; writes nothing.
+"""Add up RUN/ledger.jsonl over all processes of a run, including restarts: time that trained, and time that was lost.
 
-The parts add up to the wall time, from the start of the first process to the last row: what lies between two processes
-is time too. Goodput is the training that counted as a share of it.
+The parts add up to the wall time from the start of the first process to the last row, including the time between
+processes. Goodput is the share of training that was not repeated later.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from gpt.telemetry.time_ledger import PHASES, TimeLedger
 
 TRAINING, REPEATED, DOWN = "training", "repeated", "down"
-# In this order everywhere, with what a reader who is no programmer calls them. "start_up" stands for its parts.
+# The parts in display order, with names for readers who are not programmers. "start_up" is the sum of its parts.
 NAMES = {
     TRAINING: "training that counted",
     REPEATED: "training lost to repeated steps",
@@ -34,34 +34,34 @@ NAMES = {
 
 @dataclass(frozen=True)
 class ProcessTime:
-    """One process of the main rank. Its steps past `counted_to` were taken again later."""
+    """The time of one process of the main rank."""
 
     process: str
     host: str
     restart_count: int
     world_size: int
-    from_step: int | None  # None: it ended before it knew
+    from_step: int | None  # None: it ended before it knew the step
     step: int
-    started_time: float  # wall clock, from its last row and its age
-    down_s: float  # before it
+    started_time: float  # wall clock: time of its last row minus its age
+    down_s: float  # between the previous process and this one
     elapsed_s: float
     seconds: dict[str, float]
-    first_step_s: float | None  # from the end of the start-up to the end of the first step; None if it made none
+    first_step_s: float | None  # from the end of the start-up to the end of the first step; None without a step
 
     @property
     def ended_time(self) -> float:
-        """Of its last row; later if it goes on."""
+        """The time of its last row; the process may still run."""
         return self.started_time + self.elapsed_s
 
     @property
     def start_up(self) -> dict[str, float]:
-        """The parts of the start-up, without "start_up/"."""
+        """The parts of the start-up, without the prefix "start_up/"."""
         return {phase.removeprefix("start_up/"): s for phase, s in self.seconds.items() if phase.startswith("start_up")}
 
 
 @dataclass(frozen=True)
 class Account:
-    """Where the time of a whole run went. `seconds` has a part for each phase, and REPEATED and DOWN."""
+    """The time of a whole run. `seconds` has an entry for each phase, for REPEATED and for DOWN."""
 
     seconds: dict[str, float]
     repeated_steps: int
@@ -79,14 +79,14 @@ class Account:
 
     @property
     def by_name(self) -> dict[str, float]:
-        """Seconds by the keys of NAMES; the parts of the start-up are one."""
+        """Seconds by the keys of NAMES, with the parts of the start-up added up."""
         sums = dict.fromkeys(NAMES, 0.0)
         for phase, s in self.seconds.items():
             sums[phase.partition("/")[0]] += s
         return sums
 
     def values(self) -> dict[str, float]:
-        """For the metrics: `goodput` and a `time/...` in seconds for each part that took any."""
+        """Metrics: `goodput`, and `time/PART_s` in seconds for each part that took any time."""
         return {"goodput": self.goodput} | {f"time/{name}_s": s for name, s in self.by_name.items() if s > 0}
 
 
@@ -94,19 +94,19 @@ Row = dict[str, Any]
 
 
 def current_account(ledger: TimeLedger) -> Account | None:
-    """The account of the whole run up to now; None on all ranks but the main one."""
+    """Return the account of the whole run so far, or None on all ranks except the main one."""
     ledger.write()
     return None if ledger.path is None else read_account(ledger.path)
 
 
 def read_account(path: Path) -> Account | None:
-    """The account of a ledger.jsonl; None where there is none or no whole row in it."""
+    """Return the account of a ledger.jsonl, or None if it is missing or has no complete row."""
     rows = list(read_rows(path))
     return account(rows) if rows else None
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The whole rows of a ledger, in order. What a killed process left half written is passed over."""
+    """Yield the complete rows of a ledger in order. Half a row that a killed process left is skipped."""
     try:
         with path.open("rb") as lines:
             for line in lines:
@@ -118,7 +118,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def account(rows: Sequence[Row]) -> Account:
-    """Add up the rows of a ledger, at least one."""
+    """Add up the rows of a ledger; at least one is needed."""
     by_process: dict[str, list[Row]] = {}
     for row in rows:
         by_process.setdefault(row["process"], []).append(row)
@@ -134,20 +134,20 @@ def account(rows: Sequence[Row]) -> Account:
     seconds[TRAINING] = seconds.get(TRAINING, 0.0) - repeated_s
     seconds[REPEATED] = repeated_s
     seconds[DOWN] = sum(process.down_s for process in processes)
-    place = next((row for row in reversed(rows) if row["from_step"] is not None), rows[-1])
-    return Account(seconds, repeated_steps, place["step"], place["tokens"], processes)
+    latest = next((row for row in reversed(rows) if row["from_step"] is not None), rows[-1])
+    return Account(seconds, repeated_steps, latest["step"], latest["tokens"], processes)
 
 
 def summary_lines(found: Account) -> list[str]:
-    """What `triaxial train` says at its end: goodput, and the parts of the time with the largest first."""
+    """Return the lines that `triaxial train` prints at its end: goodput, and the parts of the time, largest first."""
     parts = sorted(((s, name) for name, s in found.by_name.items() if s > 0), reverse=True)
-    told = ", ".join(f"{NAMES[name]} {s / found.wall_s:.1%}" for s, name in parts if s / found.wall_s >= 0.0005)
+    shares = ", ".join(f"{NAMES[name]} {s / found.wall_s:.1%}" for s, name in parts if s / found.wall_s >= 0.0005)
     n = len(found.processes)
     lines = [f"time: {found.wall_s:,.1f} s in {n} process{'es' if n > 1 else ''}, goodput {found.goodput:.1%}"]
-    if told:
-        lines.append(f"time: {told}")
+    if shares:
+        lines.append(f"time: {shares}")
     if found.repeated_steps:
-        lines.append(f"time: {found.repeated_steps:,} steps were lost and taken again")
+        lines.append(f"time: {found.repeated_steps:,} steps were lost and repeated")
     return lines
 
 
@@ -163,19 +163,19 @@ def _process_time(rows: Sequence[Row], *, down_s: float) -> ProcessTime:
         started_time=last["time"] - last["elapsed_s"],
         down_s=down_s,
         elapsed_s=last["elapsed_s"],
-        # rounding and a row of an older format may leave a rest: the phases always add up to the age
-        seconds=_with_rest(last["seconds"], last["elapsed_s"]),
+        # rounding, and rows of an older format, leave a remainder: make the phases add up to the age
+        seconds=_with_remainder(last["seconds"], last["elapsed_s"]),
         first_step_s=_first_step_s(rows),
     )
 
 
-def _with_rest(seconds: dict[str, float], elapsed_s: float) -> dict[str, float]:
-    rest = elapsed_s - sum(seconds.values())
-    return {**seconds, "other": seconds.get("other", 0.0) + rest}
+def _with_remainder(seconds: dict[str, float], elapsed_s: float) -> dict[str, float]:
+    remainder = elapsed_s - sum(seconds.values())
+    return {**seconds, "other": seconds.get("other", 0.0) + remainder}
 
 
 def _first_step_s(rows: Sequence[Row]) -> float | None:
-    """From the first row that has a step: all that is no part of the start-up."""
+    """Return the time outside of the start-up until the first row that has a step."""
     for row in rows:
         if row["from_step"] is not None and row["step"] == row["from_step"] + 1:
             before_s = sum(float(s) for phase, s in row["seconds"].items() if phase.startswith("start_up"))
@@ -184,14 +184,17 @@ def _first_step_s(rows: Sequence[Row]) -> float | None:
 
 
 def _between(before: Row, after: Row) -> float:
-    """Seconds from a process's last row to the next one's start, never less than 0. On one machine that was not started
-    anew by its monotonic clock, else by the wall clocks, which may have been set."""
+    """Return the seconds from the last row of a process to the start of the next, at least 0.
+
+    Measured by the monotonic clock if both ran in one boot of one machine, else by the wall clocks, which may have been
+    changed.
+    """
     clock = "monotonic_s" if before["boot"] and before["boot"] == after["boot"] else "time"
     return max(0.0, float(after[clock] - after["elapsed_s"] - before[clock]))
 
 
 def _repeated(processes: Iterable[Sequence[Row]]) -> tuple[float, int]:
-    """Seconds of training, and steps, that a later process or a rewind began before: lost, and done again."""
+    """Return the seconds of training and the steps that a later process or a rewind repeated."""
     begun = [[row for row in rows if row["from_step"] is not None] for rows in processes]
     takes = [list(take) for rows in begun for _, take in groupby(rows, key=lambda row: row["take"])]
     lost_s, lost_steps, limit = 0.0, 0, float("inf")
@@ -207,7 +210,7 @@ def _repeated(processes: Iterable[Sequence[Row]]) -> tuple[float, int]:
 
 
 def _training_by_step(take: Sequence[Row]) -> list[tuple[int, float]]:
-    """(step, seconds of training up to it), from where the take began."""
+    """Return points (step, seconds of training up to it), from the start of the take."""
     first = take[0]
     points = [(int(first["from_step"]), float(first["seconds"].get(TRAINING, 0.0)))]
     for row in take:
@@ -216,7 +219,7 @@ def _training_by_step(take: Sequence[Row]) -> list[tuple[int, float]]:
 
 
 def _interpolated(points: Sequence[tuple[int, float]], step: float) -> float:
-    """Seconds at a step between two rows, in proportion."""
+    """Interpolate the seconds at a step between two rows linearly."""
     before = points[0]
     for point in points:
         if point[0] > step:
@@ -226,7 +229,7 @@ def _interpolated(points: Sequence[tuple[int, float]], step: float) -> float:
 
 
 def _row(line: bytes) -> Row | None:
-    """A row whose fields have the types that this module counts on, else None."""
+    """Parse a row, or return None if a field is missing or has another type than this module needs."""
     if not line.endswith(b"\n"):
         return None
     try:

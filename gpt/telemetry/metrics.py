@@ -1,6 +1,6 @@
-"""What a run records: metrics.jsonl, Weights & Biases, and lines on the console; it never decides what is measured.
+"""Record the metrics of a run: metrics.jsonl, Weights & Biases, and lines on the console.
 
-On rank 0 only. Nothing here communicates, and a failure of Weights & Biases never stops a run.
+Rank 0 only. Nothing here communicates between ranks, and a failure of Weights & Biases does not stop the run.
 """
 
 import errno
@@ -45,11 +45,11 @@ class MetricsConfig:
 
 
 class MetricsWriter:
-    """Open for the length of a run, as a context manager; leaving it by an exception marks the W&B run as failed.
+    """Writes the metrics of a run, as a context manager. Leaving it by an exception marks the W&B run as failed.
 
-    `resume_step` is the last step of the checkpoint that the run goes on from, None for a run from the start. Lines of
-    metrics.jsonl past it move to metrics.superseded.jsonl, as those steps are about to be taken again; W&B keeps both
-    takes in one run. `total_steps` and `total_tokens` serve the console. ConfigError: the files cannot be written.
+    `resume_step` is the step of the checkpoint from which the run resumes; None for a new run. Lines of metrics.jsonl
+    after it move to metrics.superseded.jsonl, because these steps will be repeated. W&B keeps both versions in one run.
+    The console shows `total_steps` and `total_tokens`. ConfigError: the files cannot be written.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MetricsWriter:
         self._run_config = run_config
         self._resume_step = resume_step
         self._console = Console(total_steps=total_steps, total_tokens=total_tokens, interactive=interactive)
-        self._files: dict[str, LineFile] = {}  # by name, from the first line on
+        self._files: dict[str, LineFile] = {}  # by name, opened at the first line
         self._is_full = False
         self._wandb: WandbRun | None = None
 
@@ -79,7 +79,7 @@ class MetricsWriter:
             supersede_after(self.path, step=-1 if self._resume_step is None else self._resume_step)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
-        self._add(self.path.name, b"")  # what prevents it is told now
+        self._add(self.path.name, b"")  # raises now if it cannot be written
         if self.config.wandb != "disabled":
             self._wandb = WandbRun(
                 WandbSettings(
@@ -89,7 +89,7 @@ class MetricsWriter:
                     name=self.config.wandb_name or self._run_directory.resolve().name,
                     online=self.config.wandb == "online",
                     resume=self._resume_step is not None,
-                    kept_elsewhere="the run goes on without it, metrics.jsonl has every value (metrics.wandb = "
+                    kept_elsewhere="the run continues without it; metrics.jsonl has every value (metrics.wandb = "
                     "'disabled' turns it off)",
                 ),
                 run_config=self._run_config,
@@ -99,9 +99,9 @@ class MetricsWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         with suppress(ConfigError):
-            self._add_what_waits()
+            self._write_waiting()
         if any(file.is_waiting for file in self._files.values()):
-            self.message(f"{self._run_directory}: the disk is still full; what waited in memory to be recorded is lost")
+            self.message(f"{self._run_directory}: the disk is still full; records that waited in memory are lost")
         for file in self._files.values():
             file.close()
         self._console.close()
@@ -109,22 +109,22 @@ class MetricsWriter:
             self._wandb.finish(exit_code=0 if kind is None else 1)
 
     def due(self, step: int) -> bool:
-        """Whether the recipe asks for this step: ask before `log`, as reading a loss makes the device wait."""
+        """Whether the recipe logs this step. Check it before `log`, because reading a loss waits for the device."""
         return step % self.config.log_every_steps == 0
 
     def log(self, step: int, values: Mapping[str, float | int]) -> None:
         """Record the values of a step: one line of JSON, one row of W&B, one line (or the live line) of the console.
 
-        Steps must not go back, but for `rewind`. Two calls for one step, of training and of an evaluation, give two
-        lines. While the disk is full, what is recorded waits in memory for room.
-        ConfigError: the file cannot be written, or so much waits that the disk will hardly have room again.
+        Steps must not decrease, except after `rewind`. Two calls for one step, for training and for an evaluation, give
+        two lines. While the disk is full, records wait in memory.
+        ConfigError: the file cannot be written, or too much waits in memory.
         """
         assert self._files, "MetricsWriter is a context manager: log inside its `with`"
         plain = {key: _plain(value) for key, value in values.items()}
         record = {"step": step} | {key: value if math.isfinite(value) else str(value) for key, value in plain.items()}
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         self._add(self.path.name, line)
-        self._add_what_waits()
+        self._write_waiting()
         if self._wandb is not None:
             self._wandb.log(step, plain)
         self._console.step(step, plain)
@@ -134,12 +134,12 @@ class MetricsWriter:
         self._console.message(text)
 
     def event(self, kind: EventKind, *, step: int, text: str, **fields: Any) -> None:
-        """Print what befell the run, and keep it in events.jsonl. ConfigError: that file cannot be written."""
+        """Print an event of the run and write it to events.jsonl. ConfigError: the file cannot be written."""
         self.message(text)
         self._add("events.jsonl", event_line(kind, step=step, text=text, fields=fields))
 
     def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Add a line of JSON for each record to a file of the run. ConfigError: it cannot be written."""
+        """Append a line of JSON for each record to a file of the run. ConfigError: the file cannot be written."""
         self._add(name, b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records))
 
     def _add(self, name: str, lines: bytes) -> None:
@@ -149,23 +149,21 @@ class MetricsWriter:
         except OSError as error:
             raise _cannot_write(file.path, error) from error
 
-    def _add_what_waits(self) -> None:
+    def _write_waiting(self) -> None:
         for name in self._files:
             self._add(name, b"")
-        self._tell_of_a_full_disk(any(file.is_waiting for file in self._files.values()))
+        self._report_full_disk(any(file.is_waiting for file in self._files.values()))
 
-    def _tell_of_a_full_disk(self, is_full: bool) -> None:
-        """Once when it begins and once when it ends."""
+    def _report_full_disk(self, is_full: bool) -> None:
+        """Print a message when the disk becomes full, and one when it has room again."""
         if is_full and not self._is_full:
-            self.message(
-                f"{self._run_directory}: the disk is full; what is recorded waits in memory, and training goes on"
-            )
+            self.message(f"{self._run_directory}: the disk is full; records wait in memory, and training continues")
         elif self._is_full and not is_full:
-            self.message(f"{self._run_directory}: the disk has room again; nothing that was recorded is lost")
+            self.message(f"{self._run_directory}: the disk has room again; no record is lost")
         self._is_full = is_full
 
     def rewind(self, step: int) -> None:
-        """The run goes on from an earlier step: lines past it move to metrics.superseded.jsonl."""
+        """Continue from an earlier step: move the lines after it to metrics.superseded.jsonl."""
         file = self._files[self.path.name]
         self._add(self.path.name, b"")
         try:
@@ -178,9 +176,9 @@ class MetricsWriter:
 
 
 def supersede_after(path: Path, *, step: int) -> None:
-    """Move lines past `step`, and lines cut short by a crash, out of a metrics file into metrics.superseded.jsonl.
+    """Move lines after `step`, and lines cut short by a crash, from a metrics file to metrics.superseded.jsonl.
 
-    A crash in the middle leaves the file as it was; the moved lines may then stand twice in the other one.
+    A crash in between leaves the metrics file unchanged; the moved lines may then be in the other file twice.
     """
     if not path.exists():
         return
@@ -196,7 +194,7 @@ def supersede_after(path: Path, *, step: int) -> None:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a line, infinity for a line that is not whole."""
+    """Return the step of a line, or infinity if the line is incomplete."""
     try:
         step = json.loads(line)["step"] if line.endswith(b"\n") else math.inf
     except (ValueError, TypeError, KeyError):
@@ -205,7 +203,7 @@ def _step_of(line: bytes) -> float:
 
 
 def _plain(value: Any) -> float | int:
-    """A Python number from one of numpy or torch."""
+    """Convert a number of numpy or torch to a Python number."""
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
@@ -213,13 +211,15 @@ def _cannot_write(path: Path, error: OSError) -> ConfigError:
     kind = DiskFull if error.errno in NO_ROOM else ConfigError
     return kind(
         f"{path}: cannot be written ({error.strerror or error}); free space or choose another run directory, then "
-        "start the run again: it goes on from its newest checkpoint"
+        "start the run again: it resumes from its newest checkpoint"
     )
 
 
 def peak_memory_bytes() -> int | None:
-    """What torch had allocated on the current CUDA device at its highest; without one in use, the process's own
-    resident memory at its highest. None where neither is known. Waits for nothing."""
+    """Return the peak of torch's allocations on the current CUDA device, or of resident memory if CUDA is not in use.
+
+    None if neither is known. Does not wait for the device.
+    """
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
     with suppress(OSError, ValueError, IndexError):

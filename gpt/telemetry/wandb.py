@@ -1,4 +1,4 @@
-"""One run of the Weights & Biases client, whose failure never stops the work that it records."""
+"""Record into one run of Weights & Biases. A failure of its client does not stop the work that it records."""
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +15,11 @@ ID_FILE = "wandb_run_id"  # in the run directory
 
 @dataclass(frozen=True)
 class WandbSettings:
-    """Where a run is recorded and as what.
+    """Where and under which name a run is recorded.
 
-    `resume`: go on with the run whose id is kept in `directory`. `job_type` "" is training, whose id is kept there;
-    another kind of job is a run of its own, in the group that bears the training run's id. `kept_elsewhere`: told to
-    the user when the client fails.
+    `resume`: continue the W&B run whose id is stored in `directory`. `job_type` "" is training; its id is stored there.
+    Any other job becomes a separate W&B run, in a group named after the id of the training run. `kept_elsewhere` tells
+    the user, when the client fails, where the values are.
     """
 
     directory: Path
@@ -33,7 +33,7 @@ class WandbSettings:
 
 
 class WandbRun:
-    """The first failure is told once, and from then on nothing more goes there."""
+    """A W&B run. After the first failure it warns once and records nothing more."""
 
     def __init__(self, settings: WandbSettings, *, run_config: dict[str, Any], warn: Callable[[str], None]) -> None:
         self._settings = settings
@@ -44,16 +44,16 @@ class WandbRun:
         try:
             run_id = self._run_id()
             self._run = self._start(run_id)
-        except Exception as error:  # whatever the client raises: recording is a service to the run, not a condition
+        except Exception as error:  # whatever the client raises, the run must not depend on it
             self._give_up(error)
 
     def log(self, step: int, values: Mapping[str, float | int]) -> None:
-        """The values of a step, as a row."""
-        # `step` is a metric and not W&B's own counter, which would refuse the steps taken again after a resume.
+        """Record the values of a step as a row."""
+        # `step` is a metric, because W&B's own counter refuses the steps that a resumed run repeats
         self._log(lambda: {"step": step, **values})
 
     def log_table(self, step: int, name: str, *, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table under one name."""
+        """Record a table under a name."""
 
         def row() -> dict[str, Any]:
             import wandb
@@ -63,14 +63,14 @@ class WandbRun:
         self._log(row)
 
     def finish(self, *, exit_code: int) -> None:
-        """Write what is still to be written; nothing may be logged after."""
+        """Write everything and end the run. Nothing may be logged afterwards."""
         if self._run is not None:
             try:
                 self._run.finish(exit_code=exit_code)
                 return
             except Exception as error:
                 self._give_up(error)
-        with suppress(Exception):  # else the client's own hook at exit prints a traceback of what was told already
+        with suppress(Exception):  # else the client prints a traceback at exit, of an error already reported
             import wandb
 
             wandb.teardown(exit_code=exit_code)
@@ -83,14 +83,14 @@ class WandbRun:
         except Exception as error:
             self._give_up(error)
 
-    def _kept_id(self) -> str:
+    def _stored_id(self) -> str:
         path = self._directory / ID_FILE
         return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
     def _run_id(self) -> str:
-        """Of training the id kept in the run directory; a run from the start, and any other job, gets a new one."""
-        if self._settings.resume and (kept := self._kept_id()):
-            return kept
+        """Return the id in the run directory for a training that resumes, else a new one."""
+        if self._settings.resume and (stored := self._stored_id()):
+            return stored
         run_id = secrets.token_hex(8)
         if not self._settings.job_type:
             replace_file(self._directory / ID_FILE, run_id + "\n")
@@ -107,7 +107,7 @@ class WandbRun:
                 )
                 import wandb
 
-                wandb.teardown(exit_code=1)  # the service still holds the run id of the failed start
+                wandb.teardown(exit_code=1)  # else the service keeps the id of the failed start in use
         return self._init(run_id, mode="offline")
 
     def _init(self, run_id: str, *, mode: Literal["online", "offline"]) -> Any:
@@ -117,7 +117,7 @@ class WandbRun:
             silent=True,
             console="off",
             init_timeout=60.0,
-            finish_timeout=120.0,  # what is not uploaded by then stays on disk for `wandb sync`
+            finish_timeout=120.0,  # the rest stays on disk for `wandb sync`
             root_dir=str(self._directory),
             reinit="create_new",  # no process-wide current run
         )
@@ -129,7 +129,7 @@ class WandbRun:
             entity=self._settings.entity or None,
             name=self._settings.name,
             id=run_id,
-            group=(self._kept_id() or None) if self._settings.job_type else None,
+            group=(self._stored_id() or None) if self._settings.job_type else None,
             job_type=self._settings.job_type or None,
             resume="allow",
             mode=mode,

@@ -12,7 +12,7 @@ import torch
 from gpt.data.dataset import DamagedSamples, TrainingData
 from gpt.data.order import Ints
 from gpt.data.skipped import SkippedData
-from gpt.telemetry.event_log import TellEvent
+from gpt.telemetry.event_log import RecordEvent
 from gpt.token_files.checksums import DamagedTokens
 from gpt.training.batches import read_batch, step_positions
 from gpt.training.engine import Batch, Engine
@@ -38,7 +38,7 @@ class DamageKeeper:
     """What a run knows of damage. `event` has something told and kept; `save` saves the run."""
 
     def __init__(
-        self, run: Run, engine: Engine, data: TrainingData, *, event: TellEvent, save: Callable[[], None]
+        self, run: Run, engine: Engine, data: TrainingData, *, event: RecordEvent, save: Callable[[], None]
     ) -> None:
         self.run, self.engine, self.data = run, engine, data
         self.event, self.save = event, save

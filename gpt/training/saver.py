@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError
-from gpt.telemetry.event_log import TellEvent
+from gpt.telemetry.event_log import RecordEvent
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.config import Retention
 from gpt.training.engine import CheckpointStore, Engine
@@ -16,7 +16,7 @@ FAST_KEPT = 2  # checkpoints of the second tier: the newest, and the one before,
 class RunSaver:
     """The saves of one run, the same ones on all ranks."""
 
-    def __init__(self, run: Run, engine: Engine, *, ledger: TimeLedger, event: TellEvent) -> None:
+    def __init__(self, run: Run, engine: Engine, *, ledger: TimeLedger, event: RecordEvent) -> None:
         self.run, self.engine, self.ledger, self.event = run, engine, ledger, event
         self.newest: Path | None = None
         self.failures = 0  # in a row

@@ -53,7 +53,7 @@ def test_what_a_run_records_waits_for_room_and_stands_there_whole_and_in_order(d
     assert events == ["there is not enough room"] + 300 * ["more than the page has room for"]
     told = [line for line in capsys.readouterr().out.splitlines() if "the disk" in line]
     assert [line.partition("/run: ")[2][:27] for line in told] == [
-        "the disk is full; what is r",
+        "the disk is full; records w",
         "the disk has room again; no",
     ]
 
@@ -69,7 +69,7 @@ def test_on_a_disk_that_stays_full_the_run_ends_at_last_and_may_be_started_again
 
     with pytest.raises(DiskFull, match=r"metrics\.jsonl: cannot be written \(No space left"):
         run()
-    assert "what waited in memory to be recorded is lost" in capsys.readouterr().out
+    assert "records that waited in memory are lost" in capsys.readouterr().out
 
 
 def test_a_line_that_waits_is_cut_nowhere(disk):

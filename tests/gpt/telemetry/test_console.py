@@ -1,4 +1,4 @@
-"""What a run shows: lines in a pipe, and a live line on a terminal."""
+"""The console of a run: plain lines in a pipe, and a live line on a terminal."""
 
 import re
 import sys
@@ -29,7 +29,7 @@ with MetricsWriter(config, Path(sys.argv[1]), **arguments) as writer:
 
 
 def screen(text: str) -> list[str]:
-    """The lines that a terminal shows after `text` (carriage return, line feed and erase-to-end only)."""
+    """Return the lines that a terminal shows after `text`, which may have \\r, \\n and erase-to-end."""
     lines, column = [""], 0
     for token in re.findall(r"\r|\n|\x1b\[K|[^\r\n\x1b]+", text):
         if token == "\r":
@@ -44,7 +44,7 @@ def screen(text: str) -> list[str]:
     return lines
 
 
-def test_a_pipe_gets_one_plain_aligned_line_a_step(tmp_path: Path, python: Any) -> None:
+def test_a_pipe_gets_one_plain_aligned_line_per_step(tmp_path: Path, python: Any) -> None:
     out = python(CONSOLE_RUN, tmp_path)
     assert "\r" not in out
     assert "\x1b" not in out
@@ -76,11 +76,11 @@ def test_a_terminal_gets_a_live_line_with_messages_above(tmp_path: Path, on_term
     assert shown[2] == "step 1,200/1,200  validation/dev/loss 3.25"
     for field in ("loss   0.0104", "gradient norm", "learning rate", "tokens/s", "MFU", "600M tokens", "0s left"):
         assert field in shown[3]
-    assert "step     2/1,200" in text  # it was there, and was written over
+    assert "step     2/1,200" in text  # it was shown, and overwritten
     assert "step     2/1,200" not in "".join(shown)
 
 
-def test_eighty_columns_hold_every_figure_and_fewer_hold_the_loss(tmp_path: Path, on_terminal: Any) -> None:
+def test_eighty_columns_show_every_value_and_fewer_show_the_loss(tmp_path: Path, on_terminal: Any) -> None:
     narrow = screen(on_terminal(CONSOLE_RUN, tmp_path, columns=80).replace("\r\n", "\n\r"))
     assert narrow[3] == "1200/1200 loss 0.0104 grad 0.0026 lr 2.5e-4 1.48M/s MFU 41% 600M tok 0s left"
     values = {"loss": 1.5, "gradient_norm": 0.5, "learning_rate": 1e-4, "tokens_per_s": 1e4, "mfu": 0.5}
@@ -92,13 +92,13 @@ def test_eighty_columns_hold_every_figure_and_fewer_hold_the_loss(tmp_path: Path
     assert fit(fields, width=0) == ""
 
 
-def test_time_left_follows_the_recent_rate() -> None:
+def test_time_left_follows_the_recent_speed() -> None:
     left = TimeLeft(1000)
     assert left.update(0, now=0.0) is None
     assert left.update(10, now=5.0) == pytest.approx(495.0)
-    for i in range(2, 60):  # an even rate gives an even answer
+    for i in range(2, 60):  # a constant speed gives an exact answer
         assert left.update(10 * i, now=5.0 * i) == pytest.approx((1000 - 10 * i) / 2)
-    slow = left.update(600, now=5.0 * 59 + 50)  # one slow step moves it, but not tenfold
+    slow = left.update(600, now=5.0 * 59 + 50)  # one slow step changes the estimate, but not tenfold
     assert slow is not None
     assert 200 < slow < 400
     assert left.update(1000, now=400.0) == 0.0
@@ -135,7 +135,7 @@ def test_human_duration(seconds: float, text: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_output_that_cannot_be_written_ends_no_run(monkeypatch, capsys):
+def test_a_run_continues_if_its_output_cannot_be_written(monkeypatch, capsys):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         console = Console(total_steps=2, total_tokens=None, interactive=False)
@@ -143,6 +143,5 @@ def test_output_that_cannot_be_written_ends_no_run(monkeypatch, capsys):
         console.step(1, {"loss": 2.0})
         console.close()
     assert capsys.readouterr().err == (
-        "triaxial: standard output cannot be written (no space left on device); the run goes on; its directory has "
-        "what it tells\n"
+        "triaxial: standard output cannot be written (no space left on device); the run continues, see its directory\n"
     )
