@@ -1,4 +1,4 @@
-"""The order of the stages, from a recipe's inputs to its corpus folder; each step's work is in its own file."""
+"""Run the stages in their order, from a recipe's inputs to its corpus folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +9,7 @@ from typing import Any
 from data_prep.corpus.upload import check_target, upload_corpus
 from data_prep.decontamination.decontaminate import REPORT, decontaminate, summary
 from data_prep.decontamination.evaluation_sets import check_sets
-from data_prep.dedup import exact as dedup_exact
-from data_prep.dedup import fuzzy as dedup_minhash
+from data_prep.dedup import exact, fuzzy
 from data_prep.dedup.exact import COPY
 from data_prep.dedup.fuzzy import NEAR_COPY
 from data_prep.documents.counts import Counts
@@ -35,12 +34,12 @@ from data_prep.write_corpus import write_corpus
 from gpt.errors import ConfigError
 from gpt.tokenizer.tokenizers import load_tokenizer
 
-_CRAWL_FILES = 8  # fixed: it is part of what the demo's crawl is, not of how it is run
+_CRAWL_FILES = 8  # fixed: it decides the content of the demo's crawl
 
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """What a run left: the rows of the final table, what stages found, and the corpus folder with its description."""
+    """The result of a run: rows of the final table, findings of the stages, the corpus folder and its description."""
 
     counts: list[Counts]
     facts: dict[str, list[dict[str, Any]]]  # stage: facts of its tasks
@@ -58,7 +57,7 @@ def prepare(
     share: Share | None = None,
     share_timeout_s: float = SHARE_TIMEOUT_S,
 ) -> PreparedCorpus:
-    """Run every stage that is not done yet and publish the corpus; ConfigError when nothing is left on the way.
+    """Run every stage that is not finished yet and publish the corpus; ConfigError if no document is left.
 
     `executor`, `share`: as for `Workspace`.
     """
@@ -75,11 +74,11 @@ def prepare(
 
 
 def check(config: PrepareConfig) -> list[Path | RemoteFile]:
-    """The input files, none for the built-in source; ConfigError for what can be seen to be wrong before any stage."""
+    """Return the input files, none for the built-in source. ConfigError: a mistake that shows before any stage."""
     found = [] if config.input.source == "python-docs" else find_inputs(config.input.paths)
     _check_tokenizer(config)
     _check_other_corpora(config)
-    check_sets(config.decontaminate.sets, where="decontaminate.sets")  # a wrong file is a mistake to hear of now
+    check_sets(config.decontaminate.sets, where="decontaminate.sets")  # report a wrong file now
     if config.classify.model is not None:
         load_model(config.classify.model)
     load_libraries(config.extract)
@@ -89,7 +88,7 @@ def check(config: PrepareConfig) -> list[Path | RemoteFile]:
 
 
 def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | RemoteFile]) -> PreparedCorpus:
-    """All stages in their order, and the corpus published; `workspace` does them, or only plans."""
+    """Run all stages in their order and publish the corpus; with a plan as `workspace`, only plan that."""
     run = ShardRun(workspace)
     sources = local_inputs(found, workspace.stubs)
     if config.input.source == "python-docs":
@@ -106,13 +105,13 @@ def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | Remote
         )
     against = config.dedup.against
     if config.dedup_exact.enabled:
-        find = partial(dedup_exact.find_copies, run, config.dedup_exact, shards, against=against)
+        find = partial(exact.find_copies, run, config.dedup_exact, shards, against=against)
         copies = workspace.find(find, shards, size=0)
-        shards = run.map(dedup_exact.REMOVAL, COPY, shards, extra_inputs=copies)
+        shards = run.map(exact.REMOVAL, COPY, shards, extra_inputs=copies)
     if config.dedup_minhash.enabled:
-        find = partial(dedup_minhash.find_near_copies, run, config.dedup_minhash, shards, against=against)
+        find = partial(fuzzy.find_near_copies, run, config.dedup_minhash, shards, against=against)
         copies = workspace.find(find, shards, size=0)
-        shards = run.map(dedup_minhash.REMOVAL, NEAR_COPY, shards, extra_inputs=copies)
+        shards = run.map(fuzzy.REMOVAL, NEAR_COPY, shards, extra_inputs=copies)
     if config.decontaminate.sets:
         shards = workspace.find(partial(decontaminate, run, config.decontaminate, shards), shards, size=1)
     if config.pii.enabled:
@@ -126,12 +125,12 @@ def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | Remote
 
 
 def _check_other_corpora(config: PrepareConfig) -> None:
-    """Now, and not when the step that needs them comes."""
+    """Check the corpora to compare with now, not at the step that needs them."""
     against, own = config.dedup.against, config.output.work_folder
     if config.dedup_exact.enabled:
-        dedup_exact.find_others(config.dedup_exact, against, own=own)
+        exact.find_others(config.dedup_exact, against, own=own)
     if config.dedup_minhash.enabled:
-        dedup_minhash.find_others(config.dedup_minhash, against, own=own)
+        fuzzy.find_others(config.dedup_minhash, against, own=own)
 
 
 def _check_tokenizer(config: PrepareConfig) -> None:

@@ -1,7 +1,7 @@
-"""What a run would do and what earlier ones have done: walks a recipe's stages over the manifest; starts nothing.
+"""Plan a run: walk a recipe's stages over the manifest, and find what is done and what is still to do.
 
-Sizes and times of tasks that are not done come from the finished tasks of the same stage, in proportion to their input;
-where there are none, they are not known, and nor is what follows.
+Sizes and times of open tasks are estimated from the finished tasks of the same stage, in proportion to their input. If
+there are none, they are unknown, and so are those of the stages that follow.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from gpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: its tasks by state, what the done ones did, and what the others will take, None where unknown.
+    """One stage: its tasks by state, the counts of finished ones, and the cost of the others, None where unknown.
 
     `n_stale` tasks were done before with other settings, code or inputs, or their outputs have changed since.
     """
@@ -37,28 +37,28 @@ class StagePlan:
     input_bytes: float | None  # of the tasks to do
     output_bytes: float | None
     work_s: float | None
-    more_follow: bool = False  # stages that depend on what this one finds, before the next one here
+    more_follow: bool = False  # between this stage and the next come others, which depend on its findings
 
     @property
     def n_to_do(self) -> int:
-        """Tasks that the next run does."""
+        """Tasks that the next run has to do."""
         return self.n_tasks - self.n_done
 
 
 @dataclass(frozen=True)
 class PlanOfRun:
-    """The stages in order; those that depend on what others find are missing until it is found."""
+    """The stages in order; those that depend on findings of others are missing until these are known."""
 
     stages: list[StagePlan]
     source_files: int
     source_bytes: int
-    unread_files: int  # of the sources: new or changed since they were read
+    unread_files: int  # sources that are new or changed since they were read
     last_entry: Entry | None
     runs: list[ObservedRun]
     is_complete: bool  # no stage is missing
 
     def elapsed_s(self, n_workers: int) -> float | None:
-        """Estimated time of the run on so many workers, None if a stage is not known."""
+        """Estimated time of the run on `n_workers` workers; None if that of a stage is unknown."""
         parts = [
             0.0 if not stage.n_to_do else stage.work_s and stage.work_s / min(n_workers, stage.n_to_do)
             for stage in self.stages
@@ -67,7 +67,7 @@ class PlanOfRun:
 
 
 def plan(config: PrepareConfig) -> PlanOfRun:
-    """The plan of a recipe with what its work folder holds; ConfigError as a run raises it before its first task."""
+    """Plan a recipe with the content of its work folder. ConfigError: as a run raises it before its first task."""
     found = check(config)
     folder = config.output.work_folder.resolve()
     manifest = WorkManifest(folder)
@@ -78,7 +78,7 @@ def plan(config: PrepareConfig) -> PlanOfRun:
             run_stages(work, config, found)
         except (_EndOfPlanError, ConfigError, OSError, LookupError) as error:
             if not work.is_open and not isinstance(error, _EndOfPlanError):
-                raise  # else the pipeline wanted to know what a stage before it has not found yet
+                raise  # else the pipeline asked for a finding that an open stage does not have yet
         finally:
             manifest.close()
     stages = work.stages
@@ -97,11 +97,11 @@ def plan(config: PrepareConfig) -> PlanOfRun:
 
 
 class _EndOfPlanError(Exception):
-    """No tasks follow, or the pipeline asked for a fact of a task that is not done."""
+    """No tasks follow, or the pipeline asked for a fact of an open task."""
 
 
 class _Unknown:
-    """Facts of a task that is not done: whatever is asked of them ends the plan."""
+    """Facts of an open task: asking for any of them ends the plan."""
 
     def __getitem__(self, name: str) -> Any:
         raise _EndOfPlanError(name)
@@ -114,12 +114,12 @@ class _Unknown:
 
 
 def _unknown(path: Path) -> str:
-    """Stands for a digest; unlike every digest and that of every other path, in its first letters too."""
+    """Stand-in for a digest: differs from every digest and from other paths' stand-ins, also in its first letters."""
     return f"?{hashlib.sha256(str(path).encode()).hexdigest()}"
 
 
 def _source_bytes(path: Path) -> int:
-    """Size of an input; of a remote one as its server tells it."""
+    """Size of an input; for a remote one, the size that its server gives."""
     if path.suffix == STUB_ENDING:
         return read_stub(path).n_bytes or 0
     return path.stat().st_size if path.is_file() else 0
@@ -127,11 +127,13 @@ def _source_bytes(path: Path) -> int:
 
 @dataclass
 class _Rate:
-    """What the finished tasks of a stage took, in all."""
+    """Total cost of the finished tasks of a stage."""
 
     n_tasks: int = 0
     input_bytes: int = 0
-    output_bytes: list[int] = field(default_factory=list)  # by place among the outputs, if all have as many
+    output_bytes: list[int] = field(
+        default_factory=list
+    )  # by position among the outputs, if all tasks have equally many
     work_s: float = 0.0
 
     def add(self, entry: Entry) -> None:
@@ -146,7 +148,7 @@ class _Rate:
         self.n_tasks += 1
 
     def expect(self, input_bytes: float, n_outputs: int) -> tuple[list[float], float]:
-        """(bytes of each output, seconds) of a task with this input."""
+        """Estimate (bytes of each output, seconds) of a task with this input."""
         scale = input_bytes / self.input_bytes if self.input_bytes else 1 / self.n_tasks
         if len(self.output_bytes) == n_outputs:
             return [scale * n for n in self.output_bytes], scale * self.work_s
@@ -154,7 +156,7 @@ class _Rate:
 
 
 class _Plan:
-    """A work folder that only looks: `Work` of the engine, for the pipeline."""
+    """An implementation of `Work` that reads the work folder and records what a run would do."""
 
     def __init__(self, folder: Path, manifest: WorkManifest, stubs: Path) -> None:
         self.folder, self.stubs = folder, stubs
@@ -165,14 +167,14 @@ class _Plan:
         self.last_entry: Entry | None = None
         self._manifest = manifest
         self._rates: dict[str, _Rate] = {}
-        self._to_make: dict[str, float | None] = {}  # outputs of tasks that are not done, with their expected size
+        self._to_make: dict[str, float | None] = {}  # outputs of open tasks, with their expected size
         for entry in manifest.entries():
             self._rates.setdefault(entry["stage"], _Rate()).add(entry)
             if self.last_entry is None or entry["finished_at"] >= self.last_entry["finished_at"]:
                 self.last_entry = entry
 
     def digests(self, paths: Sequence[Path]) -> list[str]:
-        """Those that are known; a name of its own for a file that would have to be read."""
+        """Return known digests, and a stand-in for each file that a run would have to read."""
         sources = [path for path in paths if not path.is_relative_to(self.folder)]
         self.source_files += len(sources)
         self.source_bytes += sum(_source_bytes(path) for path in sources)
@@ -180,7 +182,7 @@ class _Plan:
         return [self._digest(path) for path in paths]
 
     def run(self, stage: Stage, tasks: Sequence[Task]) -> list[FinishedTask]:
-        """Note the stage; facts and counts of its tasks are there only when all are done."""
+        """Record the stage; facts and counts of its tasks exist only if all are done."""
         fingerprint = stage.fingerprint()
         entries = [
             self._entry(
@@ -212,10 +214,10 @@ class _Plan:
         ]
 
     def write_note(self, name: str, text: str) -> None:
-        """Nothing: a plan writes nothing."""
+        """Do nothing: a plan writes nothing."""
 
     def find(self, steps: Callable[[], dict[str, Path]], shards: dict[str, Path], *, size: float) -> dict[str, Path]:
-        """What the steps return, or stand-ins, with a note that something is missing here."""
+        """Return the files of the steps, or stand-ins, and record that stages are missing here."""
         try:
             return steps()
         except (_EndOfPlanError, ConfigError, OSError, LookupError):
@@ -229,7 +231,7 @@ class _Plan:
         return found
 
     def run_once(self, function: Callable[[], None]) -> None:
-        """Nothing: a plan writes nothing."""
+        """Do nothing: a plan writes nothing."""
 
     def no_more_tasks(self) -> None:
         """End the plan."""
@@ -241,7 +243,7 @@ class _Plan:
         return entry if entry is not None and self._manifest.is_intact(entry) else None
 
     def _digest(self, path: Path) -> str:
-        """A file's digest, or a mark that no digest equals."""
+        """Digest of a file, or a stand-in that no digest equals."""
         if str(path) in self._to_make or not path.is_file():
             return _unknown(path)
         if path.parent == self.stubs:
@@ -249,7 +251,7 @@ class _Plan:
         return self._manifest.digest(path) or _unknown(path)
 
     def _expect(self, stage: str, tasks: Iterable[Task]) -> tuple[float | None, float | None, float | None]:
-        """(bytes of the inputs, bytes of the outputs, seconds) of tasks to do; notes the size of each output."""
+        """Estimate (bytes of inputs, bytes of outputs, seconds) of open tasks, and record the size of each output."""
         rate = self._rates.get(stage)
         read: float | None = 0.0
         written: float | None = 0.0

@@ -1,4 +1,4 @@
-"""The recipe of `triaxial prepare` as one frozen object; the type of each section lives beside its stage."""
+"""Define the recipe of `triaxial prepare` as one frozen object; the type of each section lives with its stage."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +23,9 @@ from gpt.errors import ConfigError
 class OutputConfig:
     """Section [output]: where the corpus goes and how its documents are divided.
 
-    `folder` receives the token files; `work` (by default its subfolder "work") the intermediate files, which make a
-    second run quick and may be deleted. A `folder` behind a URL gets a copy of the corpus, which is made in `work`;
-    then that must be given, and be local. About `validation_fraction` of the documents go to the validation split.
+    `folder` receives the token files. `work` (by default its subfolder "work") receives the intermediate files, which
+    make a second run quick and may be deleted. If `folder` is a URL, the corpus is made in `work`, which must then be
+    given and local, and copied to the URL. About `validation_fraction` of the documents go to the validation split.
     `seed` draws the split and the order. A split of more than `shard_tokens` tokens is written as several pairs of
     files of about equal length, each a random part of it.
     """
@@ -52,22 +52,22 @@ class OutputConfig:
 
     @property
     def url(self) -> str | None:
-        """The corpus's address if it is remote."""
+        """Address of the corpus if it is remote."""
         return url_of(self.folder)
 
     @property
     def corpus_folder(self) -> Path:
-        """Where the corpus is made."""
+        """Folder in which the corpus is made."""
         return self.folder if self.url is None else self.work_folder / "corpus"
 
     @property
     def work_folder(self) -> Path:
-        """The folder of intermediate files."""
+        """Folder of the intermediate files."""
         return self.work or self.folder / "work"
 
     @property
     def split(self) -> SplitConfig:
-        """What the tokenize stage needs to know of it."""
+        """The settings that decide a document's split and position."""
         return SplitConfig(self.validation_fraction, self.seed)
 
 

@@ -1,4 +1,4 @@
-"""The last steps of a recipe, from clean shards to the corpus folder: tokenizer, ids, files; holds no document."""
+"""Do the last steps of a recipe, from clean shards to the corpus folder: tokenizer, token ids, files."""
 
 import hashlib
 from collections.abc import Mapping
@@ -24,14 +24,13 @@ _PACKAGES = ("isal", "numpy", "pycld2", "resiliparse", "sentencepiece", "tiktoke
 
 
 def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Train the tokenizer if none is given, tokenize, write the files and publish them; what corpus.json says.
+    """Train the tokenizer if none is given, tokenize, write the files and publish them; return corpus.json's content.
 
-    `more` are keys that it shall have beside its own.
-    ConfigError when a split or a file of it would have no document.
+    `more`: further keys for corpus.json. ConfigError: a split, or a file of it, would have no document.
     """
     model = config.tokenizer.path or _train_tokenizer(run, config, shards)
     sources = (model,) if config.tokenizer.path is None else tokenizer_files(model)
-    # The merges name their pair, so the last of the files is enough to load it.
+    # The stage loads the tokenizer from the last file alone: from a merges file it finds the vocabulary next to it.
     tasks = [
         Task(config.output.split, (path, *reversed(sources)), _tokens_and_rows(run, name))
         for name, path in shards.items()
@@ -67,9 +66,9 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
 
 
 def _train_tokenizer(run: ShardRun, config: PrepareConfig, shards: Shards) -> Path:
-    """A sentencepiece model of the first training documents in the shuffled order."""
+    """Train a sentencepiece model on the first training documents in the shuffled order."""
     folder, split = run.workspace.folder, config.output.split
-    below = 2**64  # all, for a plan before the first run, which has no counts
+    below = 2**64  # all documents: a plan before the first run has no counts
     if run.counts:
         before = run.counts[-1]
         below = sample_bound(config.tokenizer.train_bytes, documents=before.documents_out, n_bytes=before.bytes_out)
@@ -90,7 +89,7 @@ def _tokens_and_rows(run: ShardRun, name: str) -> tuple[Path, Path]:
 def _write_files(
     run: ShardRun, names: dict[str, list[str]], vocab_size: int, tokenized: tuple[Path, ...]
 ) -> dict[str, list[FinishedTask]]:
-    """The files of each split, which `names` lists, all at once."""
+    """Write the files of all splits, which `names` lists, at once."""
     folder = run.workspace.folder / WRITE.name
     tasks = [
         Task(
@@ -122,7 +121,7 @@ def _describe_split(totals: dict[str, int], names: list[str], written: list[Fini
 
 def _describe_tokenizer(tokenizer: Tokenizer, published: dict[str, Path]) -> dict[str, Any]:
     return {
-        "file": list(published)[-1],  # what data.tokenizer should name
+        "file": list(published)[-1],  # the value for data.tokenizer
         "files": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in published.items()},
         "fingerprint": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,

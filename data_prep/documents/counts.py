@@ -1,4 +1,4 @@
-"""What a step did to its documents: in, out, dropped by reason; every number of the final report is one of these."""
+"""Count what a step does to its documents: in, out, dropped by reason. The final report shows these numbers."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,10 +10,10 @@ from data_prep.documents.traces import Drop, Trace
 
 @dataclass(frozen=True)
 class Counts:
-    """Documents and bytes of one step; `in = out + sum of dropped` holds or the object cannot be made.
+    """Documents and bytes of one step; the object cannot be made unless `in = out + sum of dropped`.
 
-    Bytes are UTF-8 text, or a record's content where there is no text yet. `dropped` maps a reason to documents.
-    `sizes` is a histogram: a number of bits to how many documents came out with a length in bytes of so many bits.
+    Bytes are UTF-8 text, or a record's content where there is no text yet. `dropped` maps a reason to a number of
+    documents. `sizes` is a histogram of the documents that came out: bits of the length in bytes to documents.
     """
 
     step: str
@@ -29,7 +29,7 @@ class Counts:
         assert lost == 0, f"step '{self.step}' cannot account for {lost} of its {self.documents_in} documents"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; `Counts(**value)` reads it back."""
+        """Return JSON values; `Counts(**value)` reads them back."""
         return {
             "step": self.step,
             "documents_in": self.documents_in,
@@ -42,7 +42,7 @@ class Counts:
 
 
 class Tally:
-    """Counts one step while it runs: exactly one `keep` or `drop` a document. Drops also go to `trace`, if given."""
+    """Counts one step while it runs, with one `keep` or `drop` per document. Drops also go to `trace`, if given."""
 
     def __init__(self, step: str, trace: Trace | None = None) -> None:
         self.step = step
@@ -52,7 +52,7 @@ class Tally:
         self._sizes: Counter[int] = Counter()
 
     def keep(self, bytes_in: int, bytes_out: int) -> None:
-        """A document came in with `bytes_in` and went on with `bytes_out`."""
+        """Count a document that came in with `bytes_in` and stays with `bytes_out`."""
         self._documents_in += 1
         self._documents_out += 1
         self._bytes_in += bytes_in
@@ -60,7 +60,7 @@ class Tally:
         self._sizes[bytes_out.bit_length()] += 1
 
     def drop(self, reason: str, bytes_in: int, document_id: str = "", *, detail: str = "") -> None:
-        """A document of `bytes_in` ends here; `detail` says what the reason leaves open."""
+        """Count a document of `bytes_in` that is dropped; `detail` makes the reason precise."""
         self._documents_in += 1
         self._bytes_in += bytes_in
         self._dropped[reason] += 1
@@ -69,13 +69,13 @@ class Tally:
 
     def counts(self) -> Counts:
         """The totals so far."""
-        sizes = {str(bits): n for bits, n in self._sizes.items()}  # text, as JSON has it
+        sizes = {str(bits): n for bits, n in self._sizes.items()}  # text, as in JSON
         numbers = (self._documents_in, self._documents_out, self._bytes_in, self._bytes_out)
         return Counts(self.step, *numbers, dict(self._dropped), sizes)
 
 
 def total(counts: Iterable[Counts]) -> list[Counts]:
-    """The sum over shards, one entry a step, in the order in which steps first appear."""
+    """Sum counts over shards: one entry a step, in the order in which steps first appear."""
     sums: dict[str, Counts] = {}
     for c in counts:
         before = sums.get(c.step, Counts(c.step))

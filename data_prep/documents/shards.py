@@ -1,4 +1,4 @@
-"""Documents and the compressed JSON-lines shards that carry them between stages; never changes a text."""
+"""Define documents, their ids, and the compressed JSON-lines shards that carry them between stages."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ _PIECE = re.compile(r"#piece-\d+$")
 
 @dataclass(frozen=True)
 class Document:
-    """One text with its lasting id: the id comes from the source, so it is the same in every order and sharding."""
+    """One text with its permanent id, which comes from the source and not from the order or the sharding."""
 
     id: str
     text: str
@@ -37,7 +37,7 @@ class Write(Protocol):
 
 @contextmanager
 def write_shard(path: Path) -> Iterator[Write]:
-    """Write documents to a `.jsonl.zst` shard, one line each; the same documents give the same bytes."""
+    """Open a `.jsonl.zst` shard to write documents to, one line each; the same documents give the same bytes."""
     zstandard = import_extra("zstandard", extra="data")
     with open(path, "wb") as raw, zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False) as packed:
         lines = BufferedWriter(packed, 1 << 18)
@@ -50,7 +50,7 @@ def write_shard(path: Path) -> Iterator[Write]:
 
 
 def read_shard(path: Path) -> Iterator[Document]:
-    """The documents of a shard that `write_shard` made."""
+    """Yield the documents of a shard that `write_shard` made."""
     zstandard = import_extra("zstandard", extra="data")
     with open(path, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as packed:
         for line in BufferedReader(packed, 1 << 18):
@@ -59,18 +59,18 @@ def read_shard(path: Path) -> Iterator[Document]:
 
 
 def encode_line(document: Document) -> bytes:
-    """The shard's line for a document, newline included."""
+    """Encode a document as a line of a shard, newline included."""
     values = {"id": document.id, "text": document.text, "metadata": document.metadata}
     return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 def keyed_hash(document_id: str, *, key: str) -> int:
-    """A number in 0..2^64-1 that depends on nothing but the id and the key: the source of every draw and order here."""
+    """Hash an id and a key, and nothing else, to 0 to 2^64 - 1; every random draw and order in data_prep uses this."""
     return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8, key=key.encode()).digest(), "little")
 
 
 def content_id(kind: str, *parts: bytes) -> str:
-    """An id for a record that brings none: a digest of what it holds."""
+    """Make an id for a record that has none: a digest of its content."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -78,17 +78,17 @@ def content_id(kind: str, *parts: bytes) -> str:
 
 
 def piece_id(document_id: str, number: int) -> str:
-    """The id of a piece of a document that was cut."""
+    """Id of a piece of a document that was cut."""
     return f"{document_id}#piece-{number}"
 
 
 def parent_id(document_id: str) -> str:
-    """The id of the document that a piece was cut from; any other id as it is."""
+    """Id of the document that a piece was cut from; any other id is returned unchanged."""
     return _PIECE.sub("", document_id)
 
 
 def whole_text(text: str) -> str:
-    """`text` with lone surrogates, which JSON can spell but UTF-8 cannot hold, as U+FFFD."""
+    """Replace lone surrogates, which JSON can express but UTF-8 cannot, by U+FFFD."""
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

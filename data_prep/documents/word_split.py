@@ -1,9 +1,9 @@
-"""Splits text into words and counts sentences as spaCy's rules for English do; knows no other language and no model.
+"""Split text into words and count sentences, by spaCy's rules for English; there is no model and no other language.
 
-The published filters count words, and how words are told from punctuation moves their ratios (share of words with a
-letter, lines per word, repeated n-grams). datatrove, which made FineWeb, takes spaCy's English tokenizer, so this file
-follows the rules that spaCy documents: split at blanks, strip prefixes and suffixes, keep exceptions whole, split at
-infixes. Left out: emoticons, contractions written without their apostrophe, units written in other scripts.
+The published filters count words, and the border between words and punctuation changes their ratios (share of words
+with a letter, lines per word, repeated n-grams). datatrove, which made FineWeb, uses spaCy's English tokenizer. So this
+file follows the rules that spaCy documents: split at blanks, strip prefixes and suffixes, keep exceptions whole, split
+at infixes. It leaves out emoticons, contractions without their apostrophe, and units in other scripts.
 """
 
 import re
@@ -14,88 +14,52 @@ from functools import lru_cache
 from itertools import chain
 
 _ALL_MARKS = ",:;!?()[]{}<>_#*&'\"`…¿¡؟。？！，、；：～·।،۔؛٪”“‘´’‚„»«「」『』（）〔〕【】《》〈〉⟦⟧—–"
-
-
 _MARKS = re.escape(_ALL_MARKS)
-
-
 _CURRENCIES = "$£€¥฿₽﷼₴₠₡₢₣₤₥₦₧₨₩₪₫₭₮₯₰₱₲₳₵₶₷₸₹₺₻₼₾₿"
-
-
 _UNITS = (
     "km[²³]?|[dcm]?m[²³]?|ha|[µn]m|yd|in|ft|kg|[mµ]?g|t|lb|oz|m/s|km/h|kmh|mph|hPa|Pa|mbar|[mkgt]b|[MKGT]B|[TGMK]|%"
 )
-
-
-_FRONT = re.compile(rf"\.\.+|\+(?![0-9])|(?:US|C|A)\$|[§%={_MARKS}{_CURRENCIES}]")
-
-
-_BACK = re.compile(rf"(?:\.\.+|[{_MARKS}]|['’][sS]|(?<=[0-9])(?:\+|[{_CURRENCIES}]|{_UNITS}))$")
-
-
-_BACK_LONGEST = 8  # characters that a suffix other than dots and the digit before it can take
-
-
+_PREFIX = re.compile(rf"\.\.+|\+(?![0-9])|(?:US|C|A)\$|[§%={_MARKS}{_CURRENCIES}]")
+_SUFFIX = re.compile(rf"(?:\.\.+|[{_MARKS}]|['’][sS]|(?<=[0-9])(?:\+|[{_CURRENCIES}]|{_UNITS}))$")
+_MAX_SUFFIX = 8  # characters of the longest suffix other than dots, with the digit before it
 _LETTER = r"[^\W\d_]"
-
-
 _QUOTES = "'\"”“`‘´’‚„»«"
-
-
-_INSIDE = re.compile(
+_INFIX = re.compile(
     rf"\.\.+|[…\ufffd]|(?<=[0-9])[+\-*^](?=[0-9-])|(?<=[a-zß-öø-ÿ{_QUOTES}])\.(?=[A-ZÀ-ÖØ-Þ{_QUOTES}])"
     rf"|(?<={_LETTER}),(?={_LETTER})|(?<=[^\W_])(?:——|---?|[-–—~])(?={_LETTER})|(?<=[^\W_])[:<>=/](?={_LETTER})"
 )
-
-
 _ADDRESS = re.compile(
     r"(?:(?:(?:https?|ftp|ssh|git|file)://)?(?:[\w-]+\.)+[a-z]{2,}(?::\d+)?(?:[/?#]\S*)?|[^\s/@:]+@[^\s/@]+\.[a-z]{2,})"
 )
-
-
-_ADDRESS_LONGEST = 2000
-
-
+_MAX_ADDRESS = 2000
 _WHOLE = frozenset(
     """Adm. Apr. Aug. Bros. Calif. Co. Corp. D.C. Dec. Dr. E.g. Feb. Gen. Gov. I.e. Ind. Inc. Jan. Jr. Jul. Jun. Ltd.
     Mar. Messrs. Minn. Mr. Mrs. Ms. Mt. N.C. N.J. N.Y. Nov. Oct. Ph.D. Prof. Rep. Rev. Sen. Sep. Sept. St. Va. a.m. co.
     e.g. i.e. p.m. v.s. vs. and/or w/o ma'am ma’am o'clock o’clock 's ’s 'S ’S 'll ’ll 're ’re 'd ’d 'em ’em '' ’’
     a. b. c. d. e. f. g. h. i. j. k. l. m. n. o. p. q. r. s. t. u. v. w. x. y. z.""".split()  # noqa: SIM905  a list would take a line for each
 )
-
-
 _JOINED = {word: (word[:3], word[3:]) for word in ("cannot", "Cannot", "gonna", "Gonna", "gotta", "Gotta")}
-
-
 _NEGATED = re.compile(r"([A-Za-z][a-z]*)(n['’]t)(['’]ve)?")
-
-
 _SHORTENED = re.compile(
     r"((?:[Ii]|[Yy]ou|[Hh]e|[Ss]he|[Ii]t|[Ww]e|[Tt]hey|[Ww]h(?:o|at|en|ere|y)|[Hh]ow|[Tt]h(?:ere|at|is|[eo]se))"
     r"|(?:[Cc]o|[Ss]ho|[Ww]o)uld|[Mm]ight|[Mm]ust)(['’](?:d|ll|re|ve|m|s))(['’]ve)?"
 )
-
-
-_SPECIAL_LONGEST = 20
-
-
-_REMEMBERED = 1 << 16  # pieces of text between blanks; web text repeats them, so most are split once
-
-
-_REMEMBERED_LONGEST = 100  # characters
+_MAX_SPECIAL = 20
+_CACHE_SIZE = 1 << 16  # cached splits of text between blanks; web text repeats it, so most is split once
+_MAX_CACHED = 100  # characters
 
 
 def split_words(text: str) -> list[str]:
-    """Words and punctuation marks in order; joined they are the text without its blanks."""
+    """Split a text into words and punctuation marks, in order; joined, they are the text without its blanks."""
     pieces = text.split()
-    if max(map(len, pieces), default=0) <= _REMEMBERED_LONGEST:
-        return list(chain.from_iterable(map(_split_remembered, pieces)))
-    short = _REMEMBERED_LONGEST
-    return [word for piece in pieces for word in (_split_remembered if len(piece) <= short else _split_piece)(piece)]
+    if max(map(len, pieces), default=0) <= _MAX_CACHED:
+        return list(chain.from_iterable(map(_split_cached, pieces)))
+    short = _MAX_CACHED
+    return [word for piece in pieces for word in (_split_cached if len(piece) <= short else _split_piece)(piece)]
 
 
 def count_sentences(words: Iterable[str]) -> int:
-    """Sentences in a line of these words, at least 1: a new one begins with the first word after an end mark."""
+    """Count the sentences in a line of these words, at least 1; one begins at the first word after an end mark."""
     count, ended = 1, False
     for word in words:
         if word in SENTENCE_ENDS:
@@ -106,7 +70,7 @@ def count_sentences(words: Iterable[str]) -> int:
 
 
 def _split_piece(piece: str) -> tuple[str, ...]:
-    """Text without blanks to its words. Linear in its length, also for a million brackets."""
+    """Split text without blanks into its words. Linear in its length, even for a million brackets."""
     if piece.isalpha():
         return _JOINED.get(piece) or (piece,)
     word, mark = piece[:-1], piece[-1]
@@ -120,10 +84,10 @@ def _split_piece(piece: str) -> tuple[str, ...]:
         middle = _unsplit(piece, start, stop)
         if middle:
             return (*front, *middle, *reversed(back))
-        if width := _front_width(piece, start, stop):
+        if width := _prefix_length(piece, start, stop):
             front.append(piece[start : start + width])
             start += width
-        elif width := _back_width(piece, start, stop):
+        elif width := _suffix_length(piece, start, stop):
             back.append(piece[stop - width : stop])
             stop -= width
         else:
@@ -131,14 +95,14 @@ def _split_piece(piece: str) -> tuple[str, ...]:
     return (*front, *reversed(back))
 
 
-_split_remembered = lru_cache(_REMEMBERED)(_split_piece)
+_split_cached = lru_cache(_CACHE_SIZE)(_split_piece)
 
 
 def _unsplit(piece: str, start: int, stop: int) -> tuple[str, ...] | None:
-    """The words of a mark, an abbreviation or a contraction, or None for anything else."""
+    """Words of a mark, an abbreviation or a contraction; None for anything else."""
     if stop - start == 1:
         return (piece[start:stop],)
-    if stop - start <= _SPECIAL_LONGEST:
+    if stop - start <= _MAX_SPECIAL:
         word = piece[start:stop]
         if word in _WHOLE:
             return (word,)
@@ -151,35 +115,35 @@ def _unsplit(piece: str, start: int, stop: int) -> tuple[str, ...] | None:
     return None
 
 
-def _front_width(piece: str, start: int, stop: int) -> int:
-    """Characters that a prefix takes, 0 when there is none."""
-    found = _FRONT.match(piece, start, stop)
+def _prefix_length(piece: str, start: int, stop: int) -> int:
+    """Characters of the prefix, 0 if there is none."""
+    found = _PREFIX.match(piece, start, stop)
     if found:
         return found.end() - start
     return int(_is_icon(piece[start]))
 
 
-def _back_width(piece: str, start: int, stop: int) -> int:
-    """Characters that a suffix takes, 0 when there is none. A dot stays on a capital letter that has none before it."""
+def _suffix_length(piece: str, start: int, stop: int) -> int:
+    """Characters of the suffix, 0 if there is none. A dot stays on a capital letter unless another precedes that."""
     if piece[stop - 1] == ".":
         dots = stop - start - len(piece[start:stop].rstrip("."))
         if dots > 1:
             return dots
         before = piece[max(start, stop - 3) : stop - 1]
         return int(not before[-1:].isupper() or before[:-1].isupper())
-    found = _BACK.search(piece, max(start, stop - _BACK_LONGEST), stop)
+    found = _SUFFIX.search(piece, max(start, stop - _MAX_SUFFIX), stop)
     if found and found.start() > start:
         return stop - found.start()
     return int(_is_icon(piece[stop - 1]))
 
 
 def _split_inside(middle: str) -> list[str]:
-    """A piece without prefixes and suffixes at its infixes; an address stays whole."""
-    if len(middle) <= _ADDRESS_LONGEST and _ADDRESS.fullmatch(middle):
+    """Split text without prefixes and suffixes at its infixes; an address stays whole."""
+    if len(middle) <= _MAX_ADDRESS and _ADDRESS.fullmatch(middle):
         return [middle]
     parts: list[str] = []
     at = 0
-    for found in _INSIDE.finditer(middle):
+    for found in _INFIX.finditer(middle):
         if found.start() > at:
             parts.append(middle[at : found.start()])
         parts.append(found[0])
@@ -194,13 +158,13 @@ def _is_icon(character: str) -> bool:
 
 
 def _characters(ranges: str) -> frozenset[str]:
-    """Characters from code points in hexadecimal, single or as first-last."""
+    """Characters of hexadecimal code points, given singly or as first-last."""
     ends = ((int(first, 16), int(last or first, 16)) for first, _, last in (r.partition("-") for r in ranges.split()))
     return frozenset(chr(code) for first, last in ends for code in range(first, last + 1))
 
 
-# Unicode's property Sentence_Terminal (PropList.txt of version 15) with the Khmer signs U+17D6, U+17D9 and U+17DA, as
-# datatrove counts them; without a few marks that came late or are presentation forms.
+# Unicode's property Sentence_Terminal (PropList.txt, version 15), plus the Khmer signs U+17D6, U+17D9 and U+17DA as in
+# datatrove, minus a few marks that were added late or are presentation forms.
 SENTENCE_ENDS = _characters(
     "21 2E 3F 589 61D-61F 6D4 700-702 7F9 837 839 83D-83E 964-965 104A-104B 1362 1367-1368 166E 1735-1736 17D4-17D6 "
     "17D9-17DA 1803 1809 1944-1945 1AA8-1AAB 1B5A-1B5B 1B5E-1B5F 1B7D-1B7E 1C3B-1C3C 1C7E-1C7F 203C-203D 2047-2049 "
@@ -210,10 +174,8 @@ SENTENCE_ENDS = _characters(
     "1173C-1173E 11944 11946 11A42-11A43 11A9B-11A9C 11C41-11C42 11EF7-11EF8 11F43-11F44 16A6E-16A6F 16AF5 "
     "16B37-16B38 16B44 16E98 1BC9F 1DA88"
 )
-
-
-# What datatrove's Gopher filter counts as no word when a word holds nothing else: control characters but tab and
-# newline, and of the marks beyond ASCII only those that cc_net listed (so a lone bullet, § or © is a word).
+# datatrove's Gopher filter does not count a word that holds only these: control characters except tab and newline, and
+# the marks beyond ASCII that cc_net listed and no others (so a lone bullet, § or © is a word).
 SYMBOLS = (
     SENTENCE_ENDS
     | frozenset(string.punctuation)

@@ -1,4 +1,4 @@
-"""A text seen as words, lines and n-grams, each computed once for all the rules that ask; never changes the text."""
+"""View a text as words and n-grams, each computed once for all the rules that use it."""
 
 from functools import cached_property
 
@@ -8,11 +8,11 @@ import numpy.typing as npt
 from data_prep.documents.word_split import split_words
 
 Integers = npt.NDArray[np.int64]
-_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication by it is one-to-one on 64 bits
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication by it is one-to-one on 64 bits
 
 
 class TextView:
-    """One text and what the quality rules measure on it; `words` are given where they are known already."""
+    """One text and the measures that the quality rules need; pass `words` if they are known already."""
 
     def __init__(self, text: str, words: list[str] | None = None) -> None:
         self.text = text
@@ -26,33 +26,33 @@ class TextView:
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Each different word with its number, in order of appearance."""
+        """Each distinct word with its number, in order of appearance."""
         return {word: number for number, word in enumerate(dict.fromkeys(self.words))}
 
     @cached_property
     def word_numbers(self) -> Integers:
-        """The words as numbers of the vocabulary, (n_words,)."""
+        """The words as numbers in the vocabulary, (n_words,)."""
         return np.fromiter(map(self.vocabulary.__getitem__, self.words), dtype=np.int64, count=len(self.words))
 
     @cached_property
     def word_counts(self) -> Integers:
-        """How often each word of the vocabulary occurs, (n_different,)."""
+        """How often each word of the vocabulary occurs, (n_distinct,)."""
         return np.bincount(self.word_numbers, minlength=len(self.vocabulary))
 
     @cached_property
     def vocabulary_lengths(self) -> Integers:
-        """Characters of each word of the vocabulary, (n_different,)."""
+        """Characters of each word of the vocabulary, (n_distinct,)."""
         return np.fromiter(map(len, self.vocabulary), dtype=np.int64, count=len(self.vocabulary))
 
     @cached_property
     def word_ends(self) -> Integers:
-        """Characters of all words before a place in the text, from 0 to all, (n_words + 1,)."""
+        """Characters of the first 0, 1, ... n_words words together, (n_words + 1,)."""
         ends = np.zeros(len(self.words) + 1, dtype=np.int64)
         np.cumsum(self.vocabulary_lengths[self.word_numbers], out=ends[1:])
         return ends
 
     def ngrams(self, n: int, starts: Integers) -> npt.NDArray[np.uint64]:
-        """A number for the n-gram of words at each start; within this text, equal numbers mean equal n-grams."""
+        """Number the n-gram of words at each start; within this text, equal numbers mean equal n-grams."""
         numbers = self.word_numbers.astype(np.uint64) + np.uint64(1)
         grams = numbers[starts]
         for i in range(1, n):
@@ -68,12 +68,12 @@ class TextView:
         return rarest
 
     def ngram_lengths(self, n: int) -> Integers:
-        """Characters of the words of each n-gram, without what stands between them, (n_words - n + 1,)."""
+        """Characters of the words of each n-gram, without the text between them, (n_words - n + 1,)."""
         return self.word_ends[n:] - self.word_ends[:-n]
 
 
 def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Spread 64-bit numbers over 64 bits, one to one (multiply, fold the high bits down, multiply)."""
+    """Mix the bits of 64-bit numbers, one to one (multiply, fold the high bits down, multiply)."""
     values = values * _MIX
     values ^= values >> np.uint64(32)
     values *= _MIX
@@ -81,14 +81,14 @@ def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def later_copies(grams: npt.NDArray[np.uint64]) -> Integers:
-    """Which of the numbers came before, in rising order."""
+    """Indexes of the numbers that equal an earlier one, in rising order."""
     order = np.argsort(grams, kind="stable")
     same = grams[order[1:]] == grams[order[:-1]]
     return np.sort(order[1:][same])
 
 
 def repeated(items: list[str]) -> tuple[int, int]:
-    """(how many items equal an earlier one, how many characters those have)."""
+    """Return (items that equal an earlier one, their characters)."""
     if len(set(items)) == len(items):
         return 0, 0
     seen: set[str] = set()

@@ -103,8 +103,9 @@ def _start(function: Callable[..., Any]) -> tuple[str, str]:
 
 @functools.lru_cache(1024)
 def _parse(name: str, path: str, own: str, *, mtime_ns: int, n_bytes: int) -> _Module:
-    """The module as its file was at that time and size; its digest leaves out comments and layout."""
+    """The module as its file was at that time and size; its digest leaves out comments, docstrings and layout."""
     tree = ast.parse(Path(path).read_bytes())
+    _remove_docstrings(tree)
     is_package = os.path.basename(path) == "__init__.py"
     imports: dict[str, str] = {}
     packages: set[str] = set()
@@ -119,6 +120,14 @@ def _parse(name: str, path: str, own: str, *, mtime_ns: int, n_bytes: int) -> _M
     digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:_DIGEST_CHARACTERS]
     followed = ((imported, file) for imported, file in imports.items() if not _is_neutral(imported))
     return _Module(digest, tuple(followed), frozenset(packages))
+
+
+def _remove_docstrings(tree: ast.AST) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                del node.body[0]
 
 
 def _imported_names(tree: ast.AST, *, package: str, path: str) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""What a work folder knows: one line for each finished task and each input read; never runs or judges a task.
+"""Read and write the manifest of a work folder: one line for each finished task and for each input that was read.
 
-Every writer has a file of its own, `manifest.jsonl` or a share's `manifest-2-of-8.jsonl`, and reads all of them. A line
-that was cut off or damaged counts for nothing. Memory: about 0.7 kB a task, since lines stay in the files.
+Every writer has a file of its own, `manifest.jsonl` or `manifest-2-of-8.jsonl` for a share, and reads all of them. A
+line that is cut off or damaged is ignored. Memory: about 0.7 kB a task, because the lines stay in the files.
 """
 
 import json
@@ -19,7 +19,7 @@ Entry = dict[str, Any]
 
 
 class WorkManifest:
-    """All manifests of a folder, read as they grow; `open_own` names the one that this process writes."""
+    """All manifest files of a folder, read as they grow; `open_own` names the one that this process writes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,19 +28,21 @@ class WorkManifest:
         self._unsynced = False
         self._readers: dict[Path, IO[bytes]] = {}
         self._read_to: dict[Path, int] = {}
-        self._positions: dict[bytes, tuple[Path, int, int]] = {}  # task key: file, offset and length of its last entry
+        self._positions: dict[bytes, tuple[Path, int, int]] = {}  # task key: file, offset, length of its last entry
         self._shared: set[str] = set()
-        self._known: dict[str, tuple[int, int, str, Path]] = {}  # path: bytes, mtime_ns, digest, whose word it is
+        self._known: dict[
+            str, tuple[int, int, str, Path]
+        ] = {}  # path: bytes, mtime_ns, digest, the manifest that says so
 
     def open_own(self, name: str) -> None:
-        """Take `name` for the file to write, without what a run that died there left of a line. Hold its lock first."""
+        """Make `name` the file to write and remove an unfinished last line, left by a run that died. Needs its lock."""
         self._own = self.folder / name
         if self._own.exists():
             with open(self._own, "rb+") as file:
                 file.truncate(_whole_lines(file))
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
@@ -48,12 +50,13 @@ class WorkManifest:
             os.close(self._handle)
             self._handle = None
 
-    def refresh(self) -> list[str]:
-        """Read what was added since the last call, by whomever; the keys of tasks among it."""
-        return [entry["key"] for path in sorted(self.folder.glob(_PATTERN)) for entry in self._read_on(path)]
+    def refresh(self) -> None:
+        """Read the lines that any writer has added since the last call."""
+        for path in sorted(self.folder.glob(_PATTERN)):
+            self._read_on(path)
 
     def entries(self) -> Iterator[Entry]:
-        """Every entry of a task, in the order in which each file holds them, outdated ones included."""
+        """Yield every entry of a task, outdated ones included, in the order of each file."""
         for path in sorted(self.folder.glob(_PATTERN)):
             with open(path, "rb") as file:
                 for line in file:
@@ -62,7 +65,7 @@ class WorkManifest:
                         yield entry
 
     def entry(self, key: str) -> Entry | None:
-        """The last entry of a task, or None."""
+        """Return the last entry of a task, or None."""
         position = self._positions.get(bytes.fromhex(key))
         if position is None:
             return None
@@ -70,16 +73,12 @@ class WorkManifest:
         entry: Entry = json.loads(os.pread(self._reader(path).fileno(), length, offset))
         return entry
 
-    def has(self, key: str) -> bool:
-        """Whether there is an entry with this key."""
-        return bytes.fromhex(key) in self._positions
-
     def has_shared(self, name: str) -> bool:
-        """Whether there is a line of this name that says what several tasks have in common."""
+        """Whether a shared line, which holds what several tasks have in common, has this name."""
         return name in self._shared
 
     def digest(self, path: Path) -> str | None:
-        """Digest of a file's content if it is known for the file as it is now, by size and time of change."""
+        """Digest of a file's content, if known for its present size and time of change; else None."""
         known = self._known.get(str(path))
         if known is None:
             return None
@@ -87,17 +86,17 @@ class WorkManifest:
         return known[2] if known[:2] == (stat.st_size, stat.st_mtime_ns) else None
 
     def n_bytes(self, path: Path) -> int | None:
-        """Size of a file when it was last described, or None."""
+        """Size of a file when it was last recorded, or None."""
         known = self._known.get(str(path))
         return None if known is None else known[0]
 
     def is_intact(self, entry: Entry) -> bool:
-        """Whether the outputs of a task lie there as it left them, by size and time of change alone."""
+        """Whether a task's outputs are unchanged, judged by size and time of change alone."""
         paths = [(self.folder / output["path"], output["digest"]) for output in entry["outputs"]]
         return all(path.is_file() and self.digest(path) == digest for path, digest in paths)
 
     def append(self, line: Entry) -> None:
-        """Write a line for a task or a file. It outlives this process at once and the machine after `sync`."""
+        """Append a line for a task or a file. It survives this process at once, a crash of the machine after `sync`."""
         assert self._own is not None
         data = json.dumps(line, sort_keys=True).encode() + b"\n"
         with disk_errors(self._own):
@@ -110,24 +109,22 @@ class WorkManifest:
         self._read_to[self._own] = os.fstat(self._handle).st_size
 
     def sync(self) -> None:
-        """Make what was appended outlive the machine."""
+        """Make the appended lines survive a crash of the machine."""
         if self._handle is not None and self._unsynced:
             with disk_errors(self.folder):
                 os.fsync(self._handle)
             self._unsynced = False
 
-    def _read_on(self, path: Path) -> Iterator[Entry]:
+    def _read_on(self, path: Path) -> None:
         offset = self._read_to.get(path, 0)
-        with open(path, "rb") as file:  # opened anew, which makes a network file system look at the server
+        with open(path, "rb") as file:  # opening again makes a network file system ask its server
             file.seek(offset)
             for line in file:
-                if not line.endswith(b"\n"):  # its writer is in the middle of it, or died there
+                if not line.endswith(b"\n"):  # its writer is still writing it, or died there
                     break
                 entry = _parse(line)
                 if entry is not None:
                     self._take(path, entry, offset=offset, length=len(line))
-                    if "key" in entry:
-                        yield entry
                 offset += len(line)
                 self._read_to[path] = offset
 
@@ -142,7 +139,7 @@ class WorkManifest:
                 self._know(str(self.folder / output["path"]), output, path)
 
     def _know(self, path: str, facts: Entry, writer: Path) -> None:
-        """A writer's last word on a file holds, and of two writers' that on the newer file."""
+        """Keep a writer's latest facts about a file; of two writers, the facts about the newer file."""
         before = self._known.get(path)
         if before is None or before[3] == writer or before[1] <= facts["mtime_ns"]:
             self._known[path] = (facts["bytes"], facts["mtime_ns"], facts["digest"], writer)
@@ -161,7 +158,7 @@ def _parse(line: bytes) -> Entry | None:
             _check(entry["outputs"])
         elif "file" in entry:
             _check([entry["file"]])
-    except (ValueError, KeyError, TypeError):  # damaged: that task is done again
+    except (ValueError, KeyError, TypeError):  # damaged: the task runs again
         return None
     return entry if isinstance(entry, dict) else None
 
@@ -186,7 +183,7 @@ def _whole_lines(file: IO[bytes]) -> int:
 
 
 def _write_whole(handle: int, data: bytes) -> None:
-    """All of it. A full disk takes a part of a line, which the next to write here cuts off."""
+    """Write all of it. A full disk may take part of a line, which the next writer removes."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(handle, rest) :]

@@ -1,4 +1,4 @@
-"""Shows how far each stage is: a live bar on a terminal, elsewhere a line now and then; never changes the work."""
+"""Show the progress of each stage: a live bar on a terminal, elsewhere a line every few seconds."""
 
 import threading
 import time
@@ -11,12 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_prep.documents.counts import Counts
 from data_prep.execution.workers import RunningJob
 
-_LONG_S = 60.0  # a task that takes longer is named: it may hang
+_LONG_S = 60.0  # name a task that takes longer: it may hang
 _LIVE_S = 0.5
 
 
 class ProgressBars:
-    """One bar or some lines a stage, on the given console; without a terminal a line every `every_s` seconds."""
+    """One bar a stage on the given console; without a terminal a line every `every_s` seconds."""
 
     def __init__(self, console: Console, *, every_s: float = 30.0) -> None:
         self.console = console
@@ -70,7 +70,7 @@ class ProgressBars:
 
 
 class StageProgress:
-    """What is known of a stage while it runs; told by the thread that works, read by the one that shows."""
+    """Progress of a running stage, updated by the thread that works and read by the thread that shows it."""
 
     def __init__(
         self, name: str, *, n_tasks: int, n_done: int, n_bytes: int, longest: Callable[[], RunningJob | None]
@@ -84,7 +84,7 @@ class StageProgress:
         self._started = self._advanced = time.monotonic()
 
     def advance(self, counts: Sequence[Counts], n_bytes: int) -> None:
-        """A task is done, with these counts; its inputs had `n_bytes`."""
+        """Count one finished task of this run with its counts; its inputs had `n_bytes`."""
         self._documents += counts[0].documents_in if counts else 0
         self._bytes_done += n_bytes
         self._n_here += 1
@@ -92,13 +92,13 @@ class StageProgress:
         self._advanced = time.monotonic()
 
     def advance_others(self, n: int, waiting: str) -> None:
-        """Other shares have done `n` more; `waiting` says for what this one waits."""
+        """Count `n` tasks that other shares finished; `waiting` says what this share waits for."""
         self._n_others += n
         self.n_done += n
         self._waiting = waiting
 
     def words(self) -> list[str]:
-        """Documents, their rate, the time left and the task that takes longest, each where it is known."""
+        """Documents, documents a second, time left and the longest task, each where it is known."""
         words = self._documents_words()
         left_s = self.left_s()
         if left_s is not None:
@@ -111,11 +111,11 @@ class StageProgress:
         return words
 
     def line(self) -> str:
-        """How far it is."""
+        """One line of progress."""
         return ", ".join([f"{self.name}: {self.n_done:,} of {_tasks(self.n_tasks)}", *self.words()])
 
     def summary(self) -> str:
-        """What it did."""
+        """One line about the finished stage."""
         words = [f"{self.name}: {_tasks(self.n_tasks)}"]
         if self._n_before:
             words.append(f"{self._n_before:,} done before")
@@ -124,7 +124,7 @@ class StageProgress:
         return ", ".join([*words, *self._documents_words(), f"{self._elapsed_s():.1f} s"])
 
     def left_s(self) -> float | None:
-        """Seconds until the tasks of this run are done at the rate so far, by bytes where there are any."""
+        """Seconds until this run's tasks are done at the rate so far, measured in bytes if known, else in tasks."""
         n_left = self.n_tasks - self._n_before - self._n_here - self._n_others
         if not self._n_here or not n_left or self._waiting:
             return None
@@ -143,7 +143,7 @@ class StageProgress:
 
 
 def span(seconds: float) -> str:
-    """A length of time in two units at most: 8 s, 3 min, 2 h 5 min, 4 d 3 h."""
+    """Format a length of time in at most two units: 8 s, 3 min, 2 h 5 min, 4 d 3 h."""
     minutes, hours = round(seconds / 60), round(seconds / 3600)
     if 0 < seconds < 1:
         return "1 s"

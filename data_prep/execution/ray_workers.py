@@ -1,6 +1,6 @@
-"""Runs jobs on a Ray cluster, for work that is too much for one machine; knows nothing of stages.
+"""Run jobs on a Ray cluster, for work that is too much for one machine.
 
-The machines share the work folder and the input files under the same paths, which is checked on every one of them.
+All machines must see the work folder and the input files under the same paths. Each machine is checked for that.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from data_prep.execution.files import disk_errors
 from data_prep.execution.workers import RunningJob, answer, unwrap
 from gpt.errors import ConfigError, import_extra
 
-_ATTEMPTS = 4  # machines come and go; a job that ends four workers is to blame itself
+_ATTEMPTS = 4  # machines come and go; a job that ends four workers is at fault itself
 _KNOCK_S = 10.0
-_PROBE_S = 120.0  # for a machine's first worker to start and look
-_QUEUED_PER_CPU = 2  # so that a free CPU need not wait for us, and an autoscaler sees the demand
+_PROBE_S = 120.0  # for a machine's first worker to start and look for the probe
+_QUEUED_PER_CPU = 2  # a free CPU need not wait for us, and an autoscaler sees the demand
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """A file in the shared folder and what it must hold."""
+    """A file in the shared folder and the text it must hold."""
 
     path: Path
     token: str
@@ -36,8 +36,8 @@ class _Probe:
 class RayWorkers:
     """The workers of the cluster at `address` (None: the one that Ray finds, else a new one on this machine).
 
-    At most `n_workers` jobs at a time, one CPU each; None: as many as the cluster has CPUs. `folder` is what all
-    machines must share. Ray's own retries are off: a job is sent again here, at most three times.
+    At most `n_workers` jobs run at a time, on one CPU each; None: as many as the cluster has CPUs. All machines must
+    share `folder`. Ray's own retries are off: this class sends a lost job again, at most three times.
     """
 
     def __init__(self, n_workers: int | None, *, folder: Path, address: str | None = None) -> None:
@@ -48,7 +48,7 @@ class RayWorkers:
         self._address = address
         self._ray: Any = None
         self._probe = _Probe(Path(), "")
-        self._running: dict[Any, tuple[int, str, float]] = {}  # reference: job, its name, when it was sent
+        self._running: dict[Any, tuple[int, str, float]] = {}  # reference: (job, its name, when it was sent)
 
     def run(
         self, function: Callable[[Any], Any], jobs: Sequence[Any], *, name: Callable[[Any], str] = str
@@ -78,7 +78,7 @@ class RayWorkers:
                 waiting.appendleft(index)
 
     def longest(self) -> RunningJob | None:
-        """As `Executor.longest`; the time includes that in Ray's queue."""
+        """As `Executor.longest`; the time includes the wait in Ray's queue."""
         running = list(self._running.values())
         if not running:
             return None
@@ -86,7 +86,7 @@ class RayWorkers:
         return RunningJob(name, time.monotonic() - sent, "Ray, time in its queue included")
 
     def close(self) -> None:
-        """Leave the cluster; Ray ends what still runs there for us."""
+        """Leave the cluster; Ray ends our jobs that still run there."""
         if self._ray is not None:
             self._running.clear()
             self._ray.shutdown()
@@ -94,7 +94,7 @@ class RayWorkers:
             self._probe.path.unlink(missing_ok=True)
 
     def _connect(self) -> Any:
-        """Join the cluster and see that all its machines share the folder; once."""
+        """Join the cluster, once, and check that all its machines share the folder."""
         if self._ray is not None:
             return self._ray
         ray = import_extra("ray", extra="ray")
@@ -107,7 +107,7 @@ class RayWorkers:
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise ConfigError(_cannot_join(self._address, _first_line(error))) from None
         self._ray = ray
-        token = uuid.uuid4().hex  # in the name too, so that no machine can have noted that there is no such file
+        token = uuid.uuid4().hex  # also in the name, so that no machine can have cached that the file is missing
         self._probe = _Probe(self._folder / f".ray-probe-{token}", token)
         with disk_errors(self._probe.path):
             self._probe.path.write_text(token, encoding="utf-8")
@@ -141,18 +141,18 @@ class RayWorkers:
         return max(1, int(self._ray.cluster_resources().get("CPU", 1)) * _QUEUED_PER_CPU)
 
     def _ready(self) -> list[Any]:
-        """All answers that are there, at least one."""
+        """Wait for one answer, and return all that have arrived."""
         references = list(self._running)
         self._ray.wait(references, num_returns=1)
         ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
         return list(ready)
 
     def _get(self, reference: Any, name: str) -> tuple[str | None, Any]:
-        """(None, what the remote function returned), or (why there is no answer, None)."""
+        """Return (None, the remote function's value), or (why there is no answer, None)."""
         errors = self._ray.exceptions
         try:
             return None, self._ray.get(reference)
-        except errors.RayTaskError as error:  # not of the job, which answers for itself: it never began
+        except errors.RayTaskError as error:  # the job itself never began: its own errors come back as answers
             missing = re.search(r"No module named '[^']+'", str(error))
             if missing is not None:
                 raise ConfigError(
@@ -165,7 +165,7 @@ class RayWorkers:
 
 
 def _knock(address: str) -> None:
-    """ConfigError when nobody listens at HOST:PORT, where Ray itself would try for minutes."""
+    """Raise ConfigError if nothing listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         raise ConfigError(
@@ -179,22 +179,22 @@ def _knock(address: str) -> None:
 
 
 def _cannot_join(address: str | None, why: str) -> str:
-    place = "of this machine" if address is None else f"at {address}"
+    which = "of this machine" if address is None else f"at {address}"
     return (
-        f"--ray-address: cannot join the Ray cluster {place} ({why}); start one with `ray start --head` and join its "
+        f"--ray-address: cannot join the Ray cluster {which} ({why}); start one with `ray start --head` and join its "
         "machines with `ray start --address HOST:6379`"
     )
 
 
 def _look(probe: _Probe) -> bool:
-    """Whether the shared folder is visible where this runs."""
+    """Whether this machine sees the shared folder."""
     with contextlib.suppress(OSError):
         return probe.path.read_text(encoding="utf-8") == probe.token
     return False
 
 
 def _answer_where_shared(probe: _Probe, function: Callable[[Any], Any], job: Any) -> tuple[str, Any]:
-    """`answer`, unless this machine, which may have joined later, does not share the folder."""
+    """Call `answer` if this machine shares the folder; it may have joined after the first check."""
     if not _look(probe):
         return "mistake", _not_shared(socket.gethostname(), probe)
     return answer(function, job)

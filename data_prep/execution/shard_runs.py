@@ -1,4 +1,4 @@
-"""Applies stages to all shards of a run, counts, and notes which files each step wrote; knows no stage by name."""
+"""Apply stages to all shards of a run, sum up their counts, and record which files each step wrote."""
 
 import json
 from collections.abc import Sequence
@@ -10,30 +10,30 @@ from data_prep.documents.counts import Counts, total
 from data_prep.execution.tasks import FinishedTask, Stage, Task, Work
 from gpt.errors import ConfigError
 
-Shards = dict[str, Path]  # name, which depends on the source file's content alone: the shard's file at this step
+Shards = dict[str, Path]  # the shard's file at this step, by a name that depends on the source file's content alone
 STEPS_FILE = "steps.json"
 SHARD_ENDING, TRACE_ENDING = ".jsonl.zst", ".dropped.jsonl.zst"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of a run that took documents: where its shards (or web archives) and traces lie."""
+    """A stage of a run that processed documents: where its shards (or web archives) and traces lie."""
 
     stage: str
     ending: str
     names: tuple[str, ...]
 
     def shards(self, folder: Path) -> list[Path]:
-        """What the step left, in the workspace `folder`."""
+        """The shards that the step wrote, in the work folder `folder`."""
         return [folder / self.stage / f"{name}{self.ending}" for name in self.names]
 
     def traces(self, folder: Path) -> list[Path]:
-        """What it dropped, file by file as `shards`."""
+        """The traces of the documents that it dropped, one for each of `shards`."""
         return [folder / self.stage / f"{name}{TRACE_ENDING}" for name in self.names]
 
 
 class ShardRun:
-    """One pass of a recipe over its shards."""
+    """One pass of a recipe over its shards, with the sums of what its stages report."""
 
     def __init__(self, workspace: Work) -> None:
         self.workspace = workspace
@@ -43,12 +43,12 @@ class ShardRun:
         self._steps: list[Step] = []
 
     def named(self, sources: Sequence[Path]) -> Shards:
-        """Source files by the digest of their content, so names and order do not matter, and equal files count once."""
+        """Name source files by the digest of their content: names and order do not matter, equal files count once."""
         digests = self.workspace.digests(sources)
         return dict(sorted({digest[:16]: path for digest, path in zip(digests, sources, strict=True)}.items()))
 
     def make(self, stage: Stage, configs: dict[str, Any], *, ending: str) -> list[Path]:
-        """Tasks without input, by name; each writes a file that ends in `ending`, and a trace."""
+        """Run tasks without input, by name; each writes a file that ends in `ending`, and a trace."""
         step = Step(stage.name, ending, tuple(configs))
         outputs = zip(step.shards(self.workspace.folder), step.traces(self.workspace.folder), strict=True)
         self._run(
@@ -72,17 +72,17 @@ class ShardRun:
         return after
 
     def reduce(self, stage: Stage, config: Any, inputs: Sequence[Path], names: Sequence[str]) -> Shards:
-        """One task over all shards that writes an array for each."""
+        """Run one task over all shards that writes an array for each."""
         outputs = self.arrays(stage, names)
         self._run(stage, [Task(config, tuple(inputs), tuple(outputs.values()))])
         return outputs
 
     def finish(self) -> None:
-        """Note that the run has come to its end, and its last shards are what the corpus was made of."""
+        """Record that the run is complete and that the corpus was made of its last shards."""
         write_steps(self.workspace, self._steps, finished=True)
 
     def tasks(self, stage: Stage, tasks: Sequence[Task]) -> list[FinishedTask]:
-        """Any other tasks, counted and noted like these."""
+        """Run any other tasks, and count them like the rest."""
         return self._run(stage, tasks)
 
     def arrays(self, stage: Stage, names: Sequence[str]) -> Shards:
@@ -107,20 +107,20 @@ class ShardRun:
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a workspace's last run, in order, and whether that run came to its end."""
+    """The steps of a work folder's last run, in order, and whether that run is complete."""
 
     done: tuple[Step, ...]
     finished: bool
 
 
 def write_steps(workspace: Work, steps: Sequence[Step], *, finished: bool = False) -> None:
-    """Note the steps so far in a workspace, for `read_steps`."""
+    """Record the steps so far in a work folder, for `read_steps`."""
     rows = [{"stage": step.stage, "ending": step.ending, "names": step.names} for step in steps]
     workspace.write_note(STEPS_FILE, json.dumps({"finished": finished, "steps": rows}))
 
 
 def read_steps(folder: Path) -> Steps:
-    """What `write_steps` noted; ConfigError when there is none that can be read."""
+    """Read the record of `write_steps`; ConfigError if it is missing or unreadable."""
     path = folder / STEPS_FILE
     try:
         about = json.loads(path.read_text(encoding="utf-8"))

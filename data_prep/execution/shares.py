@@ -1,7 +1,7 @@
-"""Who works in a work folder: one run alone, or the shares of one run side by side; never touches a task's files.
+"""Lock a work folder for one run, or for the shares of one run that work side by side.
 
-A run holds a lock, says in a small file what it is doing, and touches that file every few seconds, so that other
-shares, on other machines, can tell a slow share from a dead one by their own clocks.
+A run holds a lock, writes its status to a small file, and touches that file every few seconds. Other shares, on other
+machines, can so tell a slow share from a dead one by their own clocks.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from typing import Any
 from data_prep.execution.files import disk_errors
 from gpt.errors import ConfigError
 
-BEAT_S = 5.0  # between two signs of life
-_LOCK_TRIES_S = 0.4  # `--status` looks at a lock by taking it for a moment
+HEARTBEAT_S = 5.0
+_LOCK_TRIES_S = 0.4  # `--status` tests a lock by taking it for a moment
 
 
 @dataclass(frozen=True)
 class Share:
-    """The `number`-th of `count` runs that divide the tasks of each stage among them; numbers start at 1."""
+    """Number `number` of `count` runs that divide the tasks of each stage among them; numbers start at 1."""
 
     number: int
     count: int
@@ -40,20 +40,20 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> "Share":
-        """K/N, for example 3/8."""
+        """Parse K/N, for example 3/8."""
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None:
             raise ConfigError(f"share '{text}' must be K/N, for example 3/8: the third of eight")
         return cls(int(found[1]), int(found[2]))
 
     def owner(self, index: int) -> int:
-        """Number of the share that does the task of this index: the same for all shares, whatever is done already."""
+        """Number of the share that does the task of this index; it does not depend on which tasks are finished."""
         return index % self.count + 1
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a run says of itself. `state`: working, waiting, done or failed; `step` counts the stages of the run."""
+    """A run's own status. `state`: working, waiting, done or failed; `step` counts the stages of the run."""
 
     host: str
     pid: int
@@ -73,7 +73,7 @@ class RunStatus:
 
 @dataclass(frozen=True)
 class ObservedRun:
-    """A run as others see it; `is_running` by its lock, `quiet_s` since its last sign of life by the file's clock."""
+    """A run as others see it: `is_running` by its lock; `quiet_s` since its last heartbeat, by the file's clock."""
 
     status: RunStatus
     is_running: bool
@@ -81,7 +81,7 @@ class ObservedRun:
 
 
 class WorkFolderLock:
-    """This process's lock on a work folder, from `take` to `release`."""
+    """This process's lock on a work folder, from `acquire` to `release`, with its status and its heartbeat."""
 
     def __init__(self, folder: Path, share: Share | None) -> None:
         self.folder = folder
@@ -92,11 +92,11 @@ class WorkFolderLock:
 
     @property
     def label(self) -> str:
-        """Part of the names of this run's own files; empty for a run alone."""
+        """Suffix in the names of this run's own files; empty for a run without shares."""
         return "" if self.share is None else _label(self.share.number, self.share.count)
 
     def acquire(self) -> None:
-        """Lock the folder, or ConfigError that says who has it."""
+        """Lock the folder and start the heartbeat. ConfigError: another run has the lock; the message names it."""
         with disk_errors(self.folder):
             self._identity = {
                 "host": socket.gethostname(),
@@ -113,16 +113,16 @@ class WorkFolderLock:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def write_status(self, state: str, *, step: int = 0, stage: str = "", tasks: str = "", message: str = "") -> None:
-        """Tell other shares and `--status` what this run is doing."""
+        """Write what this run is doing, for other shares and for `--status`."""
         status = {**self._identity, "state": state, "step": step, "stage": stage, "tasks": tasks, "message": message}
         path = _status_path(self.folder, self.label)
-        temporary = path.with_name(f"{path.name}.new")  # only this run writes it: it holds the lock
+        temporary = path.with_name(f"{path.name}.new")  # no other run writes it: we hold the lock
         with disk_errors(path):
             temporary.write_text(json.dumps(status), encoding="utf-8")
             os.replace(temporary, path)
 
     def release(self) -> None:
-        """Let go of the folder."""
+        """Release the lock and stop the heartbeat."""
         self._stop.set()
         for handle in self._locks:
             os.close(handle)
@@ -130,15 +130,15 @@ class WorkFolderLock:
 
     def _beat(self) -> None:
         path = _status_path(self.folder, self.label)
-        while not self._stop.wait(BEAT_S):
-            with contextlib.suppress(OSError):  # a file system that is away for a moment is no reason to die
+        while not self._stop.wait(HEARTBEAT_S):
+            with contextlib.suppress(OSError):  # a file system may be unavailable for a moment
                 os.utime(path)
 
     def _lock_all(self) -> None:
         alone = self.share is None
         self._take(self.folder / ".lock", exclusive=alone, what="another run is")
         if self.share is None:
-            for path in self.folder.glob(".run-*-of-*.json"):  # of shares that worked here before
+            for path in self.folder.glob(".run-*-of-*.json"):  # of earlier shares
                 path.unlink(missing_ok=True)
             return
         self._take(self.folder / f".lock{self.label}", exclusive=True, what=f"share {self.share} is already")
@@ -147,7 +147,7 @@ class WorkFolderLock:
             if other is not None and other[1] != self.share.count and _is_locked(path):
                 raise ConfigError(
                     f"{self.folder}: share {other[0]}/{other[1]} is working in this folder, and this is share "
-                    f"{self.share}; all shares of a run must count the same, so stop the others first"
+                    f"{self.share}; all shares of a run need the same N, so stop the others first"
                 )
 
     def _take(self, path: Path, *, exclusive: bool, what: str) -> None:
@@ -170,18 +170,18 @@ class WorkFolderLock:
 
 
 class ShareWatch:
-    """What one share knows of the others while it waits for their tasks."""
+    """Watch the other shares while one waits for their tasks."""
 
     def __init__(self, lock: WorkFolderLock, *, timeout_s: float) -> None:
         assert lock.share is not None
         self._lock = lock
         self._share = lock.share
         self._timeout_s = timeout_s
-        self._changed: dict[int, tuple[int, float]] = {}  # share: its file's time of change, when we first saw that
+        self._changed: dict[int, tuple[int, float]] = {}  # share: mtime of its status file, when we first saw it
         self._at_start = {number: self._mtime(number) for number in range(1, self._share.count + 1)}
 
     def check(self, numbers: Iterable[int], *, step: int, tasks: str) -> None:
-        """ConfigError when one of these shares has failed, runs something else, or shows no life for too long."""
+        """Raise ConfigError if one of these shares has failed, has other tasks, or shows no life for too long."""
         for number in sorted(set(numbers)):
             mtime, now = self._mtime(number), time.monotonic()
             if self._changed.get(number, (-1, 0.0))[0] != mtime:
@@ -193,7 +193,7 @@ class ShareWatch:
                 raise ConfigError(self._dead(number, status))
 
     def describe(self, numbers: Iterable[int]) -> str:
-        """The shares for a line of progress, with those that do not run marked."""
+        """Name the shares for a line of progress, and mark those that do not run."""
         parts = []
         for number in sorted(set(numbers)):
             runs = _is_locked(self._lock.folder / f".lock{_label(number, self._share.count)}")
@@ -232,7 +232,7 @@ class ShareWatch:
 
 
 def observe_runs(folder: Path) -> list[ObservedRun]:
-    """Every run that has left status in a folder, running or not; changes nothing there."""
+    """Return every run that has left its status in a folder, running or not; changes nothing there."""
     return list(_observe(folder))
 
 
@@ -252,7 +252,7 @@ def _observe(folder: Path) -> Iterator[ObservedRun]:
 def _read_status(path: Path) -> RunStatus | None:
     try:
         return RunStatus(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # not there, or of another version of this program
+    except (OSError, ValueError, TypeError):  # missing, or written by another version of this program
         return None
 
 
@@ -270,7 +270,7 @@ def _label_of(path: Path) -> tuple[int, int] | None:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether somebody holds it, seen by taking it for a moment; `WorkFolderLock` tries for longer than that."""
+    """Whether a process has the lock: try it for a moment, less long than `WorkFolderLock` tries."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:

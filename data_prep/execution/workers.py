@@ -1,4 +1,4 @@
-"""Runs jobs on worker processes of this machine and notices at once when one dies; knows nothing of stages or files."""
+"""Run jobs on worker processes of this machine and notice at once when a worker dies."""
 
 import ctypes
 import multiprocessing
@@ -16,12 +16,12 @@ from typing import Any, Protocol
 
 from gpt.errors import ConfigError
 
-_ATTEMPTS = 2  # a worker may be killed by chance (memory pressure, an operator); twice on the same job is no chance
+_ATTEMPTS = 2  # one kill may be chance (memory pressure, an operator); two on the same job are not
 
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A job that is being done: what errors call it, for how long, and by whom."""
+    """A job that a worker is doing: its name in errors, its time so far, and its worker."""
 
     name: str
     elapsed_s: float
@@ -29,24 +29,24 @@ class RunningJob:
 
 
 class Executor(Protocol):
-    """What does a workspace's tasks: the processes of this machine, or those of a Ray cluster."""
+    """Does a workspace's tasks: with processes of this machine, or with those of a Ray cluster."""
 
     def run(
         self, function: Callable[[Any], Any], jobs: Sequence[Any], *, name: Callable[[Any], str]
     ) -> Iterator[tuple[int, Any]]:
-        """Yield (index of the job, function(job)) as jobs finish, each job once, also when a worker dies in between.
+        """Yield (index of the job, function(job)) as jobs finish, each job once, even if workers die meanwhile.
 
-        ConfigError: from the function, or when a job's worker dies again and again. RuntimeError: any other exception
-        in the function, with its traceback. `name` gives what errors call a job.
+        ConfigError: from the function, or a job's worker dies repeatedly. RuntimeError: any other exception in the
+        function, with its traceback. `name` gives the name of a job in errors.
         """
         ...
 
     def longest(self) -> RunningJob | None:
-        """The job that has run for the longest time; may be called from another thread."""
+        """Return the job that has run longest, or None; may be called from another thread."""
         ...
 
     def close(self) -> None:
-        """End the workers, also those in the middle of a job."""
+        """End the workers, even in the middle of a job."""
         ...
 
 
@@ -54,18 +54,18 @@ class Executor(Protocol):
 class _Worker:
     process: Any
     connection: Any
-    watch: int | None  # a descriptor that becomes ready when the process is dead
+    watch: int | None  # a descriptor that becomes ready when the process dies
     job: int | None = None
     name: str = ""
     started: float = 0.0
 
 
 class LocalWorkers:
-    """A set of worker processes, started when the first job comes and kept until `close`.
+    """A set of worker processes, started with the first job and kept until `close`.
 
-    Not multiprocessing.Pool, which waits for ever for the result of a worker that was killed. The processes are
-    spawned, so that they share nothing with the caller, and on Linux the kernel kills them when it dies.
-    `n_workers`: None for one a core.
+    multiprocessing.Pool would not do: it waits without end for the result of a worker that was killed. The processes
+    are spawned and share nothing with the caller. On Linux the kernel kills them when the caller dies.
+    `n_workers`: None for one per core.
     """
 
     def __init__(self, n_workers: int | None) -> None:
@@ -78,7 +78,7 @@ class LocalWorkers:
     def run(
         self, function: Callable[[Any], Any], jobs: Sequence[Any], *, name: Callable[[Any], str] = str
     ) -> Iterator[tuple[int, Any]]:
-        """As `Executor.run`; `function` must be importable by name. A job whose worker died is run once more."""
+        """As `Executor.run`; `function` must be importable by name. A job whose worker died runs once more."""
         waiting = deque(range(len(jobs)))
         attempts: dict[int, int] = {}  # of the jobs that lost a worker
         while waiting or any(worker.job is not None for worker in self._workers):
@@ -107,7 +107,7 @@ class LocalWorkers:
         return RunningJob(worker.name, time.monotonic() - worker.started, f"pid {worker.process.pid}")
 
     def close(self) -> None:
-        """End the workers, also those in the middle of a job."""
+        """End the workers, even in the middle of a job."""
         for worker in self._workers:
             worker.connection.close()
             if worker.job is None:
@@ -118,7 +118,7 @@ class LocalWorkers:
         self._workers.clear()
 
     def _start(self, n: int) -> None:
-        """Have `n` workers; one that died while it was idle costs no job an attempt."""
+        """Start workers until there are `n`; replacing one that died while idle costs no job an attempt."""
         for worker in [w for w in self._workers if w.job is None and not w.process.is_alive()]:
             worker.connection.close()
             self._reap(worker)
@@ -134,10 +134,10 @@ class LocalWorkers:
         try:
             worker.connection.send(message)
         except OSError:
-            worker.connection.close()  # it died while idle; _wait finds that out
+            worker.connection.close()  # it died while idle; _wait notices
 
     def _wait(self) -> list[tuple[_Worker, Any]]:
-        """The busy workers that have answered, with their answer, or None for one that died."""
+        """Return the busy workers that have answered, with the answer; None for a worker that died."""
         busy = [worker for worker in self._workers if worker.job is not None]
         closed = [worker for worker in busy if worker.connection.closed]
         if closed:
@@ -147,7 +147,7 @@ class LocalWorkers:
         found = []
         for worker, death in zip(busy, watched, strict=True):
             if death in ready:
-                _end_of_stream(worker.connection)  # so that half an answer is not waited for
+                _end_of_stream(worker.connection)  # so that we do not wait for the rest of half an answer
             if death in ready or worker.connection in ready:
                 found.append((worker, _receive(worker.connection)))
         return found
@@ -172,7 +172,7 @@ class LocalWorkers:
 
 
 def _watch(pid: int | None) -> int | None:
-    """A descriptor for a process's death: the pipe's end is no sure sign, since what the worker forked may hold it."""
+    """Open a descriptor that tells of a process's death. The pipe cannot: a child of the worker may keep it open."""
     assert pid is not None
     try:
         return os.pidfd_open(pid)
@@ -185,7 +185,7 @@ def _death(worker: _Worker) -> Any:
 
 
 def _end_of_stream(connection: Any) -> None:
-    """Let `connection` give what it holds and then end, whoever else has the other end."""
+    """Make `connection` end after the data it already holds, even if another process has the other end open."""
     if connection.closed:
         return
     with socket.socket(fileno=os.dup(connection.fileno())) as end:
@@ -200,7 +200,7 @@ def _receive(connection: Any) -> Any:
 
 
 def unwrap(outcome: tuple[str, Any]) -> Any:
-    """The value of what `answer` gave, or the exception that it tells of."""
+    """Return the value in an `answer`, or raise the exception that it describes."""
     kind, value = outcome
     if kind == "mistake":
         raise ConfigError(value)
@@ -210,12 +210,12 @@ def unwrap(outcome: tuple[str, Any]) -> Any:
 
 
 def _serve(connection: Any, owner_pid: int) -> None:
-    """A worker's life: a job, an answer, until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides what ends
+    """Take jobs and send answers until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides who ends
     _die_with(owner_pid)
     while True:
         try:
-            function, job = connection.recv()  # raises what importing the function raises, beside the end of the pipe
+            function, job = connection.recv()  # also raises the errors of importing the function
         except (EOFError, OSError):
             return
         except Exception:
@@ -229,16 +229,16 @@ def _serve(connection: Any, owner_pid: int) -> None:
 
 
 def _die_with(owner_pid: int) -> None:
-    """Ask the kernel to end this process with its owner, in the middle of a job too; without Linux it ends after it."""
+    """Make the kernel kill this process with its owner, even in a job. Not on Linux: it ends after its job."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG, from linux/prctl.h
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != owner_pid:
-            os._exit(1)  # it ended before the kernel knew of our wish
+            os._exit(1)  # the owner ended before the call above
 
 
 def answer(function: Callable[[Any], Any], job: Any) -> tuple[str, Any]:
-    """Call it; ("done", what it returned), ("mistake", a ConfigError's line) or ("error", a traceback)."""
+    """Call it; return ("done", its value), ("mistake", a ConfigError's line) or ("error", a traceback)."""
     try:
         return "done", function(job)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""The extraction stage: records of an input file to plain text; never judges the text beyond finding it empty."""
+"""The extraction stage: turn the records of an input file into plain text, and drop empty ones."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from data_prep.extraction.page_text import ExtractConfig
 from data_prep.readers.readers import InputConfig, read_records
 from data_prep.readers.remote_files import local_copy
 
-# Of a batch for the child process: large enough that sending it costs little, small enough to hold two.
+# Size of a batch for the child process: sending it costs little, and two of them fit in memory.
 _BATCH_PAGES, _BATCH_BYTES = 32, 1 << 20
 
 Record = Page | Document | Dropped
@@ -22,19 +22,19 @@ Record = Page | Document | Dropped
 
 @dataclass(frozen=True)
 class ExtractTask:
-    """What one extraction task does: how to read the file and how to extract."""
+    """Settings of an extraction task: how to read the file and how to extract."""
 
     input: InputConfig
     extract: ExtractConfig
 
 
 def extract_task(reading: InputConfig, extract: ExtractConfig) -> ExtractTask:
-    """The settings of every task of a run: without its list of files, or one more would have all of them read again."""
+    """Settings of every task of a run, without the list of files: a new file must not make the others run again."""
     return ExtractTask(replace(reading, paths=("-",), source="files"), extract)
 
 
 def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: one input file, or the stub of a remote one, to (shard, trace); counts `read` and `extract`."""
+    """Stage function: an input file, or the stub of a remote one, to (shard, trace); counts `read` and `extract`."""
     with (
         local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path,
         write_shard(outputs[0]) as write,
@@ -59,9 +59,9 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
 
 
 def extract_texts(records: Iterable[Record], config: ExtractConfig) -> Iterator[tuple[Record, str | Failure]]:
-    """Each record, in order, with its text or why it has none; only pages go through the child process.
+    """Yield each record, in order, with its text or the reason why it has none.
 
-    While it works on one batch, the next is read.
+    Only pages go through the child process. While it works on one batch, this process reads the next.
     """
     with PageSandbox(config) as sandbox:
         waiting: list[Record] = []

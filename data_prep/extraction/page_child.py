@@ -1,7 +1,7 @@
-"""The process that turns pages into text for page_sandbox.py: it may be killed at any page and holds nothing to lose.
+"""The child process that turns pages into text for page_sandbox.py; it may be killed at any page.
 
-It reads the configuration, then batches of pages, each whole before it answers one frame a page, so neither end ever
-waits for the other to make room.
+It reads the configuration, then batches of pages. It reads each batch whole before it answers with one frame a page, so
+that neither process waits for the other to empty a pipe.
 """
 
 import json
@@ -30,7 +30,7 @@ PAGE = struct.Struct("<II")  # bytes of the page's facts as JSON, bytes of its c
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """Answer until the input ends."""
+    """Answer requests until the input ends."""
     config = ExtractConfig(**json.loads(read_text(requests)))
     try:
         load_libraries(config)
@@ -43,7 +43,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
         pages = [_read_page(requests) for _ in range(SIZE.unpack(head)[0])]
         pages.reverse()
         while pages:
-            signal.setitimer(signal.ITIMER_PROF, config.max_page_cpu_s)  # ends the process, in the midst of C code too
+            signal.setitimer(signal.ITIMER_PROF, config.max_page_cpu_s)  # ends the process, even in C code
             kind, text = _answer(*pages.pop(), config)
             signal.setitimer(signal.ITIMER_PROF, 0)
             reply(replies, kind, text)
@@ -56,7 +56,7 @@ def _answer(content: bytes, charset: str | None, is_html: bool, config: ExtractC
         return OUT_OF_MEMORY, ""
     except (ValueError, RecursionError) as error:
         return FAILED, str(error)[:200]
-    except BaseException as error:  # a panic of a library written in Rust is no Exception
+    except BaseException as error:  # a panic of a Rust library is not an Exception
         return CRASHED, type(error).__name__
 
 

@@ -1,8 +1,8 @@
-"""Extracts pages in a child process with limits of time and memory, so that no page can harm or stop the worker.
+"""Extract pages in a child process with limits of time and memory, so that no page can harm or stop the worker.
 
-The child serves all pages of a task and is replaced when a page ends it. The time limit counts processor time, so a
-busy machine decides nothing; and a page that fails in a used child is tried once more in a new one, so neither do the
-pages before it.
+One child serves all pages of a task until a page ends it; then a new one takes over. The result for a page does not
+depend on the machine's load, because the time limit counts processor time. Nor does it depend on earlier pages: a page
+that fails in a used child is tried once more in a new one.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from data_prep.execution.child_process import Child
 from data_prep.extraction.page_child import PAGE
 from data_prep.extraction.page_text import ExtractConfig
 
-FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # never sent by a page
-_ATTEMPTS = 4  # at a page whose child is killed from outside
-_WALL_FACTOR = 12  # seconds on the clock for each of processor time, after which a child counts as stuck
+OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # a page never causes these
+_ATTEMPTS = 4  # for a page whose child is killed from outside
+_WALL_FACTOR = 12  # a child is stuck after this many seconds on the clock for each second of processor time
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,18 @@ class PageSandbox:
 
     @property
     def child_pid(self) -> int:
-        """Of the child that works now; there is one between `submit` and `collect`."""
+        """Process id of the present child; there is one between `submit` and `collect`."""
         assert self._child is not None
         return self._child.pid
 
     def submit(self, pages: Sequence[Page]) -> None:
-        """Hand pages to the child, which works on them while the caller goes on."""
+        """Send pages to the child and return; it works on them meanwhile."""
         assert not self._pages, "collect() comes first"
         self._pages = list(pages)
         self._send(self._pages)
 
     def collect(self) -> list[str | Failure]:
-        """The text of each submitted page, or why there is none."""
+        """Return the text of each submitted page, or why there is none."""
         results: list[str | Failure] = []
         attempts = 0
         while len(results) < len(self._pages):
@@ -93,7 +93,7 @@ class PageSandbox:
         return Failure("failed" if kind == FAILED else "crashed", text)
 
     def _post_mortem(self) -> Failure:
-        """What the end of the child says about the page that it had."""
+        """Find out from the child's end why its page has no text."""
         assert self._child is not None
         ending, self._child = self._child.end(), None
         limit_s = self._config.max_page_cpu_s
@@ -101,9 +101,11 @@ class PageSandbox:
             return Failure("timed_out", f"no answer in {limit_s * _WALL_FACTOR:g} s")
         if ending.code == -signal.SIGPROF:
             return Failure("timed_out", f"more than {limit_s:g} s of processor time")
-        if -ending.code in FROM_OUTSIDE:
+        if -ending.code in OUTSIDE_SIGNALS:
             return Failure("killed", signal.Signals(-ending.code).name)
-        if ending.max_rss_bytes > self._config.max_page_memory_bytes // 2:  # libraries abort when there is no more
+        if (
+            ending.max_rss_bytes > self._config.max_page_memory_bytes // 2
+        ):  # libraries abort when they get no more memory
             return self._out_of_memory()
         return Failure("crashed", signal.Signals(-ending.code).name if ending.code < 0 else f"status {ending.code}")
 
@@ -132,7 +134,7 @@ def _frames(pages: Sequence[Page]) -> Iterator[bytes]:
 
 
 def _is_final(failure: Failure, *, was_new: bool, attempts: int) -> bool:
-    """Whether a new child would do no better."""
+    """Whether a new child would give the same result."""
     if failure.reason == "killed":
         return attempts == _ATTEMPTS
     return was_new or failure.reason == "timed_out"

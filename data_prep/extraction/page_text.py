@@ -1,6 +1,6 @@
-"""From the bytes of one page to its text: encoding, main content, tidying; imports no more than that takes.
+"""Turn the bytes of one page into text: find the encoding, extract the main content, tidy up.
 
-It runs in a child process that may be killed (page_child.py), so nothing here opens a file or keeps state.
+This runs in a child process that may be killed (page_child.py): open no files, keep no state, import little.
 """
 
 import re
@@ -15,13 +15,13 @@ _XML_CHARSET = re.compile(rb"\s*<\?xml[^>]{0,100}?encoding\s*=\s*[\"']([A-Za-z0-
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\ufeff]"
-)  # controls but tab and newline, soft hyphens, byte-order marks
+)  # control characters except tab and newline, soft hyphens, byte-order marks
 _ASCII = bytes(range(128))
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
 class OutOfMemory(Exception):
-    """The extractor could not get the memory that a page takes."""
+    """The extractor could not get the memory that a page needs."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class ExtractConfig:
     """Section [extract]: how HTML becomes text.
 
     `method`: "resiliparse" is fast; "trafilatura" (extra `quality`) finds the main text better at a sixth of the speed.
-    `main_content` leaves navigation, headers, footers and the like out. `list_bullets` marks list items, `alt_texts`
-    puts in what images say they show. These three are resiliparse's. A page that takes more than `max_page_cpu_s`
-    seconds of processor time or `max_page_memory_bytes` of memory is dropped.
+    Three settings are for resiliparse: `main_content` leaves out navigation, headers, footers and the like,
+    `list_bullets` marks list items, and `alt_texts` includes the descriptions of images. A page that needs more than
+    `max_page_cpu_s` seconds of processor time or `max_page_memory_bytes` of memory is dropped.
     """
 
     method: Literal["resiliparse", "trafilatura"] = "resiliparse"
@@ -54,7 +54,7 @@ class ExtractConfig:
 
 
 def load_libraries(config: ExtractConfig) -> None:
-    """Import what `page_text` will need, so that a missing package is known before the first page."""
+    """Import the libraries of `page_text`, so that a missing package is an error before the first page."""
     import_extra("resiliparse.extract.html2text", extra="data")
     import_extra("resiliparse.parse.encoding", extra="data")
     if config.method == "trafilatura":
@@ -62,7 +62,7 @@ def load_libraries(config: ExtractConfig) -> None:
 
 
 def page_text(content: bytes, charset: str | None, is_html: bool, config: ExtractConfig) -> str:
-    """The text of a fetched page. ValueError: its HTML cannot be parsed. OutOfMemory, MemoryError."""
+    """Return the text of a fetched page. Raises ValueError (its HTML cannot be parsed), OutOfMemory, MemoryError."""
     text = decode(content, charset)
     if is_html:
         text = _by_trafilatura(text) if config.method == "trafilatura" else _by_resiliparse(text, config)
@@ -83,7 +83,7 @@ def _by_resiliparse(html: str, config: ExtractConfig) -> str:
 
 
 def _by_trafilatura(html: str) -> str:
-    """Main text with tables, without comments, by the fast of its two settings; "" where it finds none."""
+    """Main text with tables, without comments, by trafilatura's fast setting; "" if it finds none."""
     library: Any = import_extra("trafilatura", extra="quality")
     try:
         return library.extract(html, fast=True, include_comments=False, include_tables=True) or ""
@@ -92,10 +92,10 @@ def _by_trafilatura(html: str) -> str:
 
 
 def decode(data: bytes, charset: str | None) -> str:
-    """Bytes of a page to text: byte-order mark, else UTF-8 if the bytes prove it, else what is declared, else detected.
+    """Decode a page by its byte-order mark, else as UTF-8 if the bytes prove it, else as declared, else as detected.
 
-    Servers often declare an encoding for all their pages, and text in another one is almost never valid UTF-8 by
-    chance, so well-formed multi-byte UTF-8 wins over a declaration. A declared encoding that does not fit is not used.
+    Well-formed multi-byte UTF-8 wins over a declaration: servers often declare one encoding for all their pages, and
+    text in another encoding is almost never valid UTF-8 by chance. A declared encoding that does not fit is not used.
     """
     for mark, name in _MARKS:
         if data.startswith(mark):
@@ -103,7 +103,7 @@ def decode(data: bytes, charset: str | None) -> str:
     if not data.isascii():
         text = data.decode("utf-8", "replace")
         n_high_bytes = len(data.translate(None, _ASCII))
-        if text.count("\ufffd") * 50 <= n_high_bytes:  # a few broken characters in a UTF-8 page are no other encoding
+        if text.count("\ufffd") * 50 <= n_high_bytes:  # a few broken characters do not make it another encoding
             return text
     encoding: Any = import_extra("resiliparse.parse.encoding", extra="data")
     for declared in (_telltale_encoding(data), charset, *_own_declarations(data)):
@@ -112,13 +112,13 @@ def decode(data: bytes, charset: str | None) -> str:
         if fitting is not None:
             return fitting
     detected = encoding.detect_encoding(data, html5_compatible=False) or "utf-8"
-    # The web's name for it where there is one (ISO-8859-1 is read as Windows-1252); cp949, for one, has none.
+    # Use the web's name if there is one (ISO-8859-1 is read as Windows-1252); cp949, for example, has none.
     codec = encoding.map_encoding_to_html5(detected, fallback_utf8=False) or detected
     return str(encoding.bytes_to_str(data, codec, errors="replace"))
 
 
 def _telltale_encoding(data: bytes) -> str | None:
-    """UTF-16 without a mark, by the zero bytes of its markup, and ISO-2022-JP, by its escapes: no other has these."""
+    """Recognise UTF-16 without a mark by the zero bytes of its markup, and ISO-2022-JP by its escape sequences."""
     if b"\x1b$B" in data or b"\x1b$@" in data:
         return "iso-2022-jp"
     head = data[:1024]
@@ -131,12 +131,12 @@ def _telltale_encoding(data: bytes) -> str | None:
 def _own_declarations(data: bytes) -> list[str]:
     head = data[:4096]
     found = [match[1].decode() for pattern in (_META_CHARSET, _XML_CHARSET) if (match := pattern.search(head))]
-    # A declaration that can be read as ASCII cannot be in UTF-16: the HTML standard takes it for UTF-8.
+    # A page whose declaration is readable as ASCII is not UTF-16: the HTML standard then assumes UTF-8.
     return [name for name in found if not name.lower().startswith("utf-16")]
 
 
 def _decode_fitting(data: bytes, codec: str) -> str | None:
-    """The text, unless more than one byte in a thousand does not fit the encoding."""
+    """Decode, or return None if more than one byte in a thousand does not fit the encoding."""
     try:
         text = data.decode(codec, "replace")
     except LookupError:
@@ -145,8 +145,8 @@ def _decode_fitting(data: bytes, codec: str) -> str | None:
 
 
 def tidy(text: str) -> str:
-    """Text without control characters, soft hyphens, blanks at line ends, runs of empty lines and no-break spaces."""
-    # str.replace and a pattern that seldom matches: str.translate looks every character up in a dict, ten times as slow
+    """Remove control characters, soft hyphens, blanks at line ends, runs of empty lines and no-break spaces."""
+    # str.translate would be ten times as slow: it looks up every character in a dict.
     text = whole_text(text).replace("\r\n", "\n").replace("\r", "\n").replace("\xa0", " ")
     text = _INVISIBLE.sub("", text.replace("\u2028", "\n").replace("\u2029", "\n"))
     text = "\n".join([line.rstrip(" \t") for line in text.split("\n")])

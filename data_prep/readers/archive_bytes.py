@@ -1,6 +1,6 @@
-"""The unpacked bytes of an archive file, plain or gzip member by gzip member; never holds more than it is asked for.
+"""Read the unpacked bytes of an archive file, plain or gzip member by gzip member, with bounded memory.
 
-Where bytes are damaged, the next gzip member is searched for in the packed file, so that one bad member costs no other.
+After damaged bytes it searches the packed file for the next gzip member, so that one bad member spoils no other.
 """
 
 import os
@@ -14,15 +14,15 @@ from data_prep.readers.compressed import Broken
 from gpt.errors import import_extra
 
 _MAGIC = b"\x1f\x8b\x08"
-_PACKED_BLOCK, _PIECE = 1 << 16, 1 << 18
+_PACKED_BLOCK, _BLOCK = 1 << 16, 1 << 18
 _WINDOW = 1 << 20
-_AGAIN_LIMIT = 16 << 30
-_MAX_PROBES = 100_000  # of places that look like a gzip member; a file may be made of nothing else
+_REREAD_LIMIT = 16 << 30
+_MAX_PROBES = 100_000  # positions that look like a gzip member; a hostile file may hold nothing else
 
 
 @dataclass(frozen=True)
 class RecordPosition:
-    """Where a record starts: file offset of its gzip member (0 in a plain file), and unpacked bytes before it there."""
+    """Start of a record: file offset of its gzip member (0 in a plain file), and unpacked bytes before it in there."""
 
     member: int
     inner: int
@@ -32,7 +32,7 @@ class RecordPosition:
 
 
 class ArchiveBytes:
-    """Reads forward through a file; in a packed one every read ends with its member, until `next_member`."""
+    """Reads forward through a file. In a packed one no read goes beyond its gzip member, until `next_member`."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115  closed in __exit__
@@ -44,7 +44,7 @@ class ArchiveBytes:
         self._buffer = self._packed = b""
         self._inflate: Any = None
         self._full = self._ended = False
-        self._n_again = 0  # bytes that were unpacked once more
+        self._n_reread = 0  # bytes that were unpacked again
         self._begin(0)
 
     def __enter__(self) -> "ArchiveBytes":
@@ -54,32 +54,32 @@ class ArchiveBytes:
         self._file.close()
 
     @property
-    def place(self) -> RecordPosition:
-        """Of the next byte."""
+    def position(self) -> RecordPosition:
+        """Position of the next byte."""
         return RecordPosition(self._member, self._before + self._at)
 
     def peek(self, n: int) -> bytes:
-        """The next `n` bytes, fewer where the member ends, without going past them."""
-        while len(self._buffer) - self._at < n and (piece := self._unpack()):
+        """Return the next `n` bytes, fewer at the member's end, and stay before them."""
+        while len(self._buffer) - self._at < n and (block := self._unpack()):
             self._before += self._at
-            self._buffer, self._at = self._buffer[self._at :] + piece, 0
+            self._buffer, self._at = self._buffer[self._at :] + block, 0
         return self._buffer[self._at : self._at + n]
 
     def take(self, n: int) -> bytes:
-        """The next `n` bytes, fewer where the member ends."""
-        pieces = []
+        """Return the next `n` bytes, fewer at the member's end, and go past them."""
+        blocks = []
         while n and (here := self.peek(1) and self._buffer[self._at : self._at + n]):
-            pieces.append(here)
+            blocks.append(here)
             self._at += len(here)
             n -= len(here)
-        return b"".join(pieces)
+        return b"".join(blocks)
 
     def skip(self, n: int, *, limit: int) -> int:
-        """Go `n` bytes on, or to the member's end; how many it were. Broken, `too_large`, after unpacking `limit`."""
+        """Skip `n` bytes, or to the member's end; return how many. Broken, `too_large`, after unpacking `limit`."""
         skipped = 0
         if not self.packed and n > len(self._buffer) - self._at:
-            skipped = min(n, max(self.n_bytes - self.place.inner, 0))
-            self._begin(0, self.place.inner + skipped)
+            skipped = min(n, max(self.n_bytes - self.position.inner, 0))
+            self._begin(0, self.position.inner + skipped)
             return skipped
         while skipped < n and self.peek(1):
             if skipped > limit:
@@ -90,16 +90,16 @@ class ArchiveBytes:
         return skipped
 
     def skip_to(self, mark: re.Pattern[bytes], *, overlap: int, limit: int) -> bool:
-        """Go to one byte behind the start of the next match of `mark` in this member; False when there is none.
+        """Go to one byte after the start of the next match of `mark` in this member; False if there is none.
 
-        Matches are at most `overlap` bytes long. A mark that starts with a byte of its own is found at memory's speed.
+        Matches are at most `overlap` bytes long. The search is fastest for a mark that starts with a fixed byte.
         """
         passed = 0
-        while window := self.peek(_PIECE):
+        while window := self.peek(_BLOCK):
             if found := mark.search(window):
                 self._at += found.start() + 1
                 return True
-            step = len(window) - overlap if len(window) == _PIECE else len(window)
+            step = len(window) - overlap if len(window) == _BLOCK else len(window)
             self._at += step
             passed += step
             if self.packed and passed > limit:
@@ -107,9 +107,9 @@ class ArchiveBytes:
         return False
 
     def next_member(self) -> bool:
-        """Begin the member after this one, which must be read to its end; False at the end of the file.
+        """Begin the next member, after this one has been read to its end; False at the end of the file.
 
-        Zeros that pad the file are no member. Broken: something else follows; then `place` is where.
+        Zeros that pad the file are no member. Broken: something else follows; `position` is then where it starts.
         """
         if not self.packed:
             return False
@@ -127,7 +127,7 @@ class ArchiveBytes:
         return True
 
     def find_member(self, start: int, begins: Callable[[bytes], object]) -> int | None:
-        """File offset of the first gzip member from `start` on whose first bytes `begins` accepts."""
+        """Offset of the first gzip member in the file from `start` on whose first bytes `begins` accepts, or None."""
         probes, at, overlap = 0, start, len(_MAGIC) - 1
         while len(window := os.pread(self._file.fileno(), _WINDOW, at)) > overlap:
             found = window.find(_MAGIC)
@@ -141,26 +141,26 @@ class ArchiveBytes:
             at += len(window) - overlap
         return None
 
-    def seek(self, place: RecordPosition) -> None:
-        """Read on from `place`. If that is no longer held, what lies before it in its member is unpacked once more.
+    def seek(self, position: RecordPosition) -> None:
+        """Continue from `position`. If its bytes are no longer in memory, its member is unpacked again up to there.
 
-        Broken, when that has been so much for one file that somebody must have made it so.
+        Broken: so much was unpacked again that the file must be made to harm.
         """
-        if place.member == self._member and self._before <= place.inner <= self._before + len(self._buffer):
-            self._at = place.inner - self._before
+        if position.member == self._member and self._before <= position.inner <= self._before + len(self._buffer):
+            self._at = position.inner - self._before
             return
-        self._begin(place.member)
-        if self.packed and place.inner:
-            self._n_again += place.inner
-            if self._n_again > _AGAIN_LIMIT:
+        self._begin(position.member)
+        if self.packed and position.inner:
+            self._n_reread += position.inner
+            if self._n_reread > _REREAD_LIMIT:
                 raise Broken("damaged", "too many bad records in one gzip member")
-        self.skip(place.inner, limit=place.inner)
+        self.skip(position.inner, limit=position.inner)
 
     def _begin(self, member: int, inner: int = 0) -> None:
         self._member, self._before, self._at, self._buffer = member, inner, 0, b""
         self._packed, self._packed_at = b"", member + inner
         self._inflate = self._zlib.decompressobj(wbits=31) if self.packed else None
-        self._full = False  # the last step gave all that it may: there can be more without further input
+        self._full = False  # the last step returned as much as it may: more can follow without further input
         self._ended = self.packed and member >= self.n_bytes
 
     def _read(self, n: int) -> bytes:
@@ -169,26 +169,26 @@ class ArchiveBytes:
         return block
 
     def _unpack(self) -> bytes:
-        """The next bytes of the member, at most a piece; none at its end."""
+        """Return the next bytes of the member, at most a block; none at its end."""
         if not self.packed:
-            return self._read(_PIECE)
-        piece = b""
-        while not piece and not self._ended:
+            return self._read(_BLOCK)
+        block = b""
+        while not block and not self._ended:
             if not self._packed and not self._full:
                 self._packed = self._read(_PACKED_BLOCK)
                 if not self._packed:
                     raise Broken("truncated", "the file ends within a gzip member")
             try:
-                piece = self._inflate.decompress(self._packed, _PIECE)
+                block = self._inflate.decompress(self._packed, _BLOCK)
             except self._zlib.error as error:
                 raise Broken("damaged", f"gzip: {error}") from None
-            self._full = len(piece) >= _PIECE
+            self._full = len(block) >= _BLOCK
             self._ended = self._inflate.eof
             self._packed = self._inflate.unused_data if self._ended else self._inflate.unconsumed_tail
-        return piece
+        return block
 
     def _probe(self, start: int) -> bytes:
-        """What the gzip member at `start`, if it is one, begins with."""
+        """Return the first bytes of the gzip member at `start`; none if there is no member."""
         try:
             head = os.pread(self._file.fileno(), 4096, start)
             return bytes(self._zlib.decompressobj(wbits=31).decompress(head, 1024))

@@ -1,4 +1,4 @@
-"""The heads of records in WARC (ISO 28500) and ARC version 1 files; knows nothing of what the records hold."""
+"""Find and parse the heads of records in WARC (ISO 28500) and ARC version 1 files."""
 
 import re
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from data_prep.readers.http_messages import parse_headers
 HEAD_LIMIT = 1 << 16  # bytes
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _WARC_HEAD_END = re.compile(rb"\r?\n\r?\n")
-# Of two that differ one came in through another value with a line break in it.
+# If two values differ, one came in through a line break inside another value.
 _NAMED_ONCE = frozenset(("warc-type", "warc-record-id", "warc-target-uri", "content-length"))
 _ARC_LINE = re.compile(
     rb"(?P<url>[A-Za-z][A-Za-z0-9+.-]{1,15}:[^\r\n]{0,8000}) (?P<ip>[0-9A-Fa-f.:]{2,45}|-) (?P<date>[0-9]{8,14}) "
@@ -19,8 +19,8 @@ _ARC_LINE = re.compile(
 
 
 @dataclass(frozen=True)
-class Head:
-    """What a record says of itself. `kind`: a WARC-Type; `length` of its block in bytes; "" for what it leaves out."""
+class RecordHead:
+    """A record's own facts. `kind`: a WARC-Type. `length`: bytes of its block. Text that is missing is ""."""
 
     kind: str
     length: int
@@ -31,12 +31,12 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Format:
-    """How to find and read heads.
+class ArchiveFormat:
+    """How to find and parse the heads of one format.
 
-    `starts` accepts the first bytes of a record, or what the end of the file leaves of them; `mark` finds the next
-    record in a stream, from the line end before it, in at most `overlap` bytes; `head_end` gives the length of a head,
-    or None when the bytes hold none; and `parse` reads it (ValueError).
+    `starts` accepts the first bytes of a record, also if the end of the file cuts them off. `mark` finds the next
+    record in a stream: it matches from the line end before the record, at most `overlap` bytes. `head_end` gives the
+    length of a head, or None if the bytes do not hold all of it. `parse` reads a head (ValueError).
     """
 
     name: str
@@ -44,7 +44,7 @@ class Format:
     mark: re.Pattern[bytes]
     overlap: int
     head_end: Callable[[bytes], int | None]
-    parse: Callable[[bytes], Head]
+    parse: Callable[[bytes], RecordHead]
 
 
 def _warc_head_end(data: bytes) -> int | None:
@@ -52,13 +52,13 @@ def _warc_head_end(data: bytes) -> int | None:
     return None if end is None else end.end()
 
 
-def _parse_warc(head: bytes) -> Head:
+def _parse_warc(head: bytes) -> RecordHead:
     _, _, lines = head.partition(b"\n")
     values = parse_headers(lines, once=_NAMED_ONCE)
     length = values.get("content-length", "")
     if not _LENGTH.fullmatch(length):
         raise ValueError(f"Content-Length is '{shown(length, 40)}'")
-    return Head(
+    return RecordHead(
         kind=values.get("warc-type", "").lower(),
         length=int(length),
         id=usable_id(values.get("warc-record-id", "").strip("<>")),
@@ -73,19 +73,19 @@ def _arc_head_end(data: bytes) -> int | None:
     return None if end < 0 else end + 1
 
 
-def _parse_arc(head: bytes) -> Head:
+def _parse_arc(head: bytes) -> RecordHead:
     line = _ARC_LINE.fullmatch(head)
     if line is None:
         raise ValueError("no ARC header line of five fields")
     date = line["date"].decode()
     url = shown(line["url"].decode("utf-8", "replace"))
-    return Head(
+    return RecordHead(
         kind="response" if url.lower().startswith(("http:", "https:")) else "other",  # filedesc:, dns:, ftp:
         length=int(line["length"]),
         id="",
         url=url,
         date=_iso_date(date),
-        content_type="application/http",  # the line names the type of the page, and so do the headers of the block
+        content_type="application/http",  # the line gives the type of the page, as do the headers of the block
     )
 
 
@@ -98,7 +98,7 @@ def _iso_date(digits: str) -> str:
     return f"{year}-{month}-{day}T{hour}:{minute}:{second}Z"
 
 
-WARC = Format(
+WARC = ArchiveFormat(
     name="WARC",
     starts=re.compile(rb"WARC/[0-9]|W(?:A(?:R(?:C/?)?)?)?\Z").match,
     mark=re.compile(rb"\nWARC/[0-9]\.[0-9]{1,2}\r?\n"),
@@ -106,7 +106,7 @@ WARC = Format(
     head_end=_warc_head_end,
     parse=_parse_warc,
 )
-ARC = Format(
+ARC = ArchiveFormat(
     name="ARC",
     starts=re.compile(rb"[A-Za-z][A-Za-z0-9+.-]{0,15}(?::|\Z)").match,
     mark=re.compile(rb"\n" + _ARC_LINE.pattern),

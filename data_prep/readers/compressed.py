@@ -1,7 +1,7 @@
-"""Plain, gzip, bzip2, xz and zstandard files as streams of small blocks that notice damage; never unpacks to disk.
+"""Read plain, gzip, bzip2, xz and zstandard files as streams of small blocks, and notice damage.
 
-What one step gives is bounded, whatever the file claims: a bomb costs time in proportion to what is read of it, and
-no memory.
+Each step returns a bounded number of bytes, whatever the file claims. A decompression bomb costs time in proportion to
+the part that is read, and no memory.
 """
 
 import bz2
@@ -13,16 +13,16 @@ from typing import Any
 
 from gpt.errors import import_extra
 
-PACKINGS = ("", ".gz", ".bz2", ".xz", ".zst")  # endings that `unpacked_blocks` knows
+PACKINGS = ("", ".gz", ".bz2", ".xz", ".zst")  # endings that `unpacked_blocks` can read
 _PACKED_BLOCK, _BLOCK = 1 << 16, 1 << 18
-_ZSTD_BLOCK = 1 << 10  # packed; one block can be worth 128 KiB in 4 bytes, so this much becomes 32 MiB at most
-_WINDOW_LIMIT = 1 << 27  # bytes of history that a zstandard or xz file may ask for: what `zstd --long` and `xz -9` use
+_ZSTD_BLOCK = 1 << 10  # packed; 4 bytes can encode a block of 128 KiB, so this becomes at most 32 MiB
+_WINDOW_LIMIT = 1 << 27  # bytes of history that a zstandard or xz file may require, as `zstd --long` and `xz -9` do
 
 _Read = Callable[[int], bytes]
 
 
 class Broken(Exception):
-    """Bytes that end too early (`truncated`), cannot be unpacked (`damaged`) or go on without end (`too_large`)."""
+    """Bytes that end too early (`truncated`), cannot be unpacked (`damaged`) or have no end in sight (`too_large`)."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -31,7 +31,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class StreamPart:
-    """A line or other part of a stream: where it starts, its length in bytes, and its bytes, or None if too many."""
+    """A line or other part of a stream: its start, its length in bytes, and its bytes, or None if too many."""
 
     start: int
     n_bytes: int
@@ -39,7 +39,7 @@ class StreamPart:
 
 
 def unpacked_blocks(path: Path) -> Iterator[bytes]:
-    """The content of a file in blocks of at most 256 KiB, unpacked as its ending says; Broken where it cannot be."""
+    """Yield a file's content in blocks of at most 256 KiB, unpacked by its ending; Broken where that fails."""
     with open(path, "rb", buffering=0) as file:
         if path.suffix == ".gz":
             yield from _gzip_blocks(file.read)
@@ -57,21 +57,21 @@ def unpacked_blocks(path: Path) -> Iterator[bytes]:
 def split_stream(
     blocks: Iterable[bytes], separator: bytes, *, max_bytes: int, give_up_bytes: int, taken: list[int]
 ) -> Iterator[StreamPart]:
-    """The parts of a stream between separators; the data of one over `max_bytes` is not held.
+    """Yield the parts of a stream between separators, without the data of a part over `max_bytes`.
 
-    `taken[0]` is where the part begins that is being read: what is lost if the stream breaks. Broken, `too_large`: a
-    part passes `give_up_bytes`.
+    `taken[0]` is the start of the part being read, which is lost if the stream breaks. Broken, `too_large`: a part
+    exceeds `give_up_bytes`.
     """
-    start, size, held, carry = 0, 0, [b""], b""  # of the open part: offset, bytes held or skipped, the bytes
+    start, size, held, carry = 0, 0, [b""], b""  # of the open part: its offset, its bytes so far, and those in memory
     overlap = max(len(separator) - 1, 0)
     for block in blocks:
         first, *others = (carry + block).split(separator) if separator else [block]
         for other in others:
-            yield _piece(start, [*held, first], size + len(first), max_bytes)
+            yield _part(start, [*held, first], size + len(first), max_bytes)
             start += size + len(first) + len(separator)
             size, held, first = 0, [b""], other
         taken[0] = start
-        carry = first[len(first) - overlap :] if overlap else b""  # a separator may go on in the next block
+        carry = first[len(first) - overlap :] if overlap else b""  # a separator may continue in the next block
         if overlap:
             first = first[: len(first) - len(carry)]
         size += len(first)
@@ -79,22 +79,22 @@ def split_stream(
         if size > give_up_bytes:
             raise Broken("too_large", f"more than {give_up_bytes} bytes without an end")
     if size + len(carry):
-        yield _piece(start, [*held, carry], size + len(carry), max_bytes)
+        yield _part(start, [*held, carry], size + len(carry), max_bytes)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole content of a file, for files that are trusted to fit in the memory; Broken."""
+    """Return the whole content of a file that is trusted to fit in memory. Raises Broken."""
     return b"".join(unpacked_blocks(path))
 
 
 def read_lines(path: Path, *, max_bytes: int) -> Iterator[bytes | None]:
-    """The lines of a file without their ends; None for one over `max_bytes`. Broken."""
+    """Yield the lines of a file without their ends; None for a line over `max_bytes`. Raises Broken."""
     blocks = unpacked_blocks(path)
-    for piece in split_stream(blocks, b"\n", max_bytes=max_bytes, give_up_bytes=1 << 62, taken=[0]):
-        yield piece.data
+    for part in split_stream(blocks, b"\n", max_bytes=max_bytes, give_up_bytes=1 << 62, taken=[0]):
+        yield part.data
 
 
-def _piece(start: int, held: list[bytes], size: int, max_bytes: int) -> StreamPart:
+def _part(start: int, held: list[bytes], size: int, max_bytes: int) -> StreamPart:
     return StreamPart(start, size, b"".join(held) if size <= max_bytes else None)
 
 
@@ -112,7 +112,7 @@ def _gzip_blocks(read: _Read) -> Iterator[bytes]:
                 block = member.decompress(packed, _BLOCK)
             except zlib.error as error:
                 raise Broken("damaged", f"gzip: {error}") from None
-            full = len(block) >= _BLOCK  # then there can be more without further input
+            full = len(block) >= _BLOCK  # then more can follow without further input
             packed = member.unused_data if member.eof else member.unconsumed_tail
             if block:
                 yield block
@@ -120,7 +120,7 @@ def _gzip_blocks(read: _Read) -> Iterator[bytes]:
 
 
 def _stream_blocks(read: _Read, new: Callable[[], Any], error: type[Exception]) -> Iterator[bytes]:
-    """bzip2 and xz: one stream after the other."""
+    """Yield the blocks of a bzip2 or xz file, one stream after the other."""
     packed = read(_PACKED_BLOCK)
     while packed:
         stream = new()
@@ -158,7 +158,7 @@ def _zstd_blocks(read: _Read) -> Iterator[bytes]:
 
 
 def _past_padding(packed: bytes, read: _Read) -> bytes:
-    """Packed bytes after zeros, with which some tools fill a file up."""
+    """Skip the zeros with which some tools pad a file, and return the packed bytes after them."""
     while not packed or not packed[0]:
         packed = packed.lstrip(b"\0") or read(_PACKED_BLOCK)
         if not packed:

@@ -1,4 +1,4 @@
-"""HTTP responses as archives keep them: status, headers, and the body unpacked up to a limit; never fetches."""
+"""Parse HTTP responses as archives store them: status, headers, and the body, unpacked up to a limit."""
 
 import re
 import zlib
@@ -13,12 +13,12 @@ _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
 _CHUNK = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\n]{0,256})?\r?\n")
 _HEAD_LIMIT = 1 << 16
-_MOST_CODINGS = 3  # a body that claims to be packed more often is no page
+_MAX_CODINGS = 3  # a body that claims to be packed more often is no page
 
 
 @dataclass(frozen=True)
 class Response:
-    """A response without its transfer and content codings. `content_type` in lower case, "" when there is none."""
+    """A response without its transfer and content codings. `content_type`: in lower case, "" if there is none."""
 
     status: int
     content_type: str
@@ -27,9 +27,9 @@ class Response:
 
 
 def parse_headers(lines: bytes, *, once: Container[str] = ()) -> dict[str, str]:
-    """Header lines to a mapping of lower-case names; the first of a name counts; folded lines are joined.
+    """Parse header lines to a mapping of lower-case names. The first of a name counts; folded lines are joined.
 
-    ValueError: a name in `once` comes again with another value.
+    ValueError: a name in `once` occurs again with another value.
     """
     text = lines.decode("utf-8", "replace")
     if "\n " in text or "\n\t" in text:
@@ -45,17 +45,17 @@ def parse_headers(lines: bytes, *, once: Container[str] = ()) -> dict[str, str]:
 
 
 def split_content_type(value: str) -> tuple[str, str | None]:
-    """(media type in lower case, character set or None) of a Content-Type."""
+    """Split a Content-Type into (media type in lower case, character set or None)."""
     charset = _CHARSET.search(value)
     return value.partition(";")[0].strip().lower(), charset[1] if charset else None
 
 
 def read_response(block: bytes, *, max_bytes: int) -> Response:
-    """A response from its bytes; the body of one that is not a 200 is left out.
+    """Parse a response from its bytes; without its body unless its status is 200.
 
-    A body that is cut off gives what is there, and one that is not packed although a header says so is taken as it is:
-    crawlers leave both behind. ValueError: no HTTP response, or a coding that is damaged or unknown. OverflowError: it
-    unpacks to more than `max_bytes`.
+    Crawlers leave bodies that are cut off, which give what is there, and bodies that are not packed although a header
+    says so, which are taken as they are. ValueError: no HTTP response, or a damaged or unknown coding. OverflowError:
+    it unpacks to more than `max_bytes`.
     """
     status = _STATUS.match(block)
     end = _HEAD_END.search(block, 0, _HEAD_LIMIT)
@@ -79,7 +79,7 @@ def _decode_body(body: bytes, headers: Mapping[str, str], max_bytes: int) -> byt
         body = _join_chunks(body)
     codings = [name.strip() for name in headers.get("content-encoding", "").lower().split(",")]
     codings = [name for name in codings if name not in ("", "identity", "none", "utf-8")]
-    if len(codings) > _MOST_CODINGS:
+    if len(codings) > _MAX_CODINGS:
         raise ValueError(f"Content-Encoding names {len(codings)} codings")
     for name in reversed(codings):
         body = _unpack(body, name, max_bytes + 1)
@@ -89,27 +89,27 @@ def _decode_body(body: bytes, headers: Mapping[str, str], max_bytes: int) -> byt
 
 
 def _join_chunks(body: bytes) -> bytes:
-    """The data of a chunked body; the body itself if it is not chunked after all."""
-    pieces: list[bytes] = []
+    """Join the data of a chunked body; return the body itself if it is not chunked after all."""
+    chunks: list[bytes] = []
     at = 0
     while size := _CHUNK.match(body, at):
         n = int(size[1], 16)
         if n == 0:
-            return b"".join(pieces)
-        pieces.append(body[size.end() : size.end() + n])
+            return b"".join(chunks)
+        chunks.append(body[size.end() : size.end() + n])
         at = size.end() + n
         at += 2 if body.startswith(b"\r\n", at) else int(body.startswith(b"\n", at))
-    return b"".join(pieces) if pieces else body
+    return b"".join(chunks) if chunks else body
 
 
 def _unpack(body: bytes, coding: str, limit: int) -> bytes:
-    """At most `limit` bytes of a body in one coding."""
+    """Unpack at most `limit` bytes of a body in one coding."""
     if coding in ("gzip", "x-gzip"):
         return _inflate(body, 31, limit) if body.startswith(b"\x1f\x8b") else body
     if coding == "deflate":
         zlib_wrapped = len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
         return _inflate(body, 15 if zlib_wrapped else -15, limit)
-    if body.lstrip()[:1] == b"<":  # text already; neither of the two has a mark, but neither starts like this
+    if body.lstrip()[:1] == b"<":  # not packed: neither of the two formats has a mark, but neither starts like this
         return body
     if coding == "br":
         return _unbrotli(body, limit)

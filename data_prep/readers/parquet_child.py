@@ -1,6 +1,6 @@
-"""The process that reads one Parquet file for parquet_files.py: a file of a kilobyte may want gigabytes, and gets none.
+"""The child process that reads one Parquet file for parquet_files.py: a file of a kilobyte can ask for gigabytes.
 
-It answers with one frame a row, as JSON the size of its text and the wanted columns, then with how the file ends.
+It sends one frame a row, the size of the text and the wanted columns as JSON, and a last one with how the file ends.
 """
 
 import json
@@ -23,8 +23,8 @@ from data_prep.execution.child_frames import (
 from gpt.errors import ConfigError, import_extra
 
 _BUFFER = 1 << 20  # bytes of a column that are read at a time
-_LONGEST_OTHER = 4096  # characters of a value that is not the text
-_ROWS = 64  # decoded at a time; one at a time when these do not fit in the memory
+_MAX_OTHER = 4096  # characters of a value that is not the text
+_ROWS = 64  # decoded at a time; one at a time if these do not fit in memory
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
@@ -33,7 +33,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     try:
         arrow: Any = import_extra("pyarrow", extra="data")
         parquet: Any = import_extra("pyarrow.parquet", extra="data")
-        arrow.set_memory_pool(arrow.system_memory_pool())  # the others reserve more address space than they use
+        arrow.set_memory_pool(arrow.system_memory_pool())  # other pools reserve more address space than they use
         limit_memory(facts["max_memory_bytes"])
         file = parquet.ParquetFile(facts["path"], buffer_size=_BUFFER)
         columns = _columns(file, facts)
@@ -74,7 +74,7 @@ def _columns(file: Any, facts: dict[str, Any]) -> list[str]:
 
 
 def _as_json(row: dict[str, Any], text_field: str, max_bytes: int) -> str:
-    """[bytes of its text, the columns that are text or a number], without a text over the limit."""
+    """Encode [bytes of the text, columns that are text or a number]; a text over the limit is left out."""
     text = row.pop(text_field)
     n_bytes = len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
     values = {key: value for key, value in row.items() if isinstance(value, int) or _is_short(value)}
@@ -84,11 +84,11 @@ def _as_json(row: dict[str, Any], text_field: str, max_bytes: int) -> str:
 
 
 def _is_short(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _LONGEST_OTHER
+    return isinstance(value, str) and len(value) <= _MAX_OTHER
 
 
 def _rows(file: Any, columns: list[str], n_rows: int, skip: int, max_cpu_s: float) -> Iterator[dict[str, Any]]:
-    """Rows from number `skip` on, decoded `n_rows` at a time."""
+    """Yield the rows from number `skip` on, decoded `n_rows` at a time."""
     batches = file.iter_batches(batch_size=n_rows, columns=columns, use_threads=False)
     while True:
         signal.setitimer(signal.ITIMER_PROF, max_cpu_s)  # ends the process

@@ -1,4 +1,4 @@
-"""Reads the texts of Parquet files, row by row, in a child process that may use so much memory and no more."""
+"""Read the texts of Parquet files, row by row, in a child process with a memory limit."""
 
 import json
 import signal
@@ -15,10 +15,10 @@ _SILENCE_S = 12 * MAX_BATCH_CPU_S
 
 
 def read_parquet(path: Path, text_field: str, id_field: str, *, max_record_bytes: int) -> Iterator[Document | Dropped]:
-    """Every row as a document or the reason why it is none; places are row numbers.
+    """Yield every row as a document or as the reason why it is none; positions are row numbers.
 
-    ConfigError: no Parquet file, or one without the column. A file that is `damaged` further on, or whose next rows
-    cannot be had within the limits (`out_of_memory`, `timed_out`, `crashed`), gives the rows before that.
+    ConfigError: not a Parquet file, or the column is missing. A file that is `damaged` further on, or whose next rows
+    do not fit the limits (`out_of_memory`, `timed_out`, `crashed`), gives the rows before that.
     """
     fields = {"text_field": text_field, "id_field": id_field}
     limits = {"max_record_bytes": max_record_bytes, "max_memory_bytes": MAX_MEMORY_BYTES, "max_cpu_s": MAX_BATCH_CPU_S}

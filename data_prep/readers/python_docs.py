@@ -1,7 +1,7 @@
-"""A crawl without a network: the pages that Python's pydoc renders for its standard library, as WARC files.
+"""Make a crawl without a network: the pages that pydoc renders for Python's standard library, as WARC files.
 
-The pages are made in child processes (python_docs_render.py), so nothing is imported here, and written as a crawler
-would leave them: one gzip member a record, a warcinfo record first, then one HTTP response a page (WARC 1.1, ISO
+Child processes (python_docs_render.py) render the pages, so nothing is imported here. The files are written like those
+of a crawler: one gzip member a record, first a warcinfo record, then one HTTP response a page (WARC 1.1, ISO
 28500:2017). The same Python gives the same bytes.
 """
 
@@ -23,16 +23,16 @@ from data_prep.documents.traces import write_trace
 from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import ConfigError
 
-SITE = "http://localhost:7464/"  # where `pydoc -b` would serve these pages
-CRAWL_DATE = "2026-01-01T00:00:00Z"  # fixed, or no two crawls would be equal
+SITE = "http://localhost:7464/"  # the address at which `pydoc -b` would serve these pages
+CRAWL_DATE = "2026-01-01T00:00:00Z"  # fixed, so that equal crawls have equal bytes
 _RENDERER = Path(__file__).with_name("python_docs_render.py")
-_PAGES_PER_CHILD = 200  # bounds what one module that breaks the interpreter can spoil
+_PAGES_PER_CHILD = 200  # limits the pages that a module that breaks the interpreter can spoil
 _CHILD_LIMIT_S = 300
 
 
 @dataclass(frozen=True)
 class CrawlTask:
-    """File number `index` of `n_files`: it gets every n-th page of the sorted list, so that files are of like size."""
+    """File number `index` of `n_files`; it gets every n-th page of the sorted list, so files have about equal size."""
 
     index: int
     n_files: int
@@ -40,7 +40,7 @@ class CrawlTask:
 
 
 def crawl(config: CrawlTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: no input, (one `.warc.gz`, trace); modules that cannot be imported here are `not_importable`."""
+    """Stage function: no input to (`.warc.gz`, trace); modules that cannot be imported are `not_importable`."""
     with open(outputs[0], "wb") as file, write_trace(outputs[1]) as trace:
         tally = Tally("crawl", trace)
         file.write(_warcinfo(f"python-docs-{config.index:05d}.warc.gz"))
@@ -55,12 +55,12 @@ def crawl(config: CrawlTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]
 
 
 def page_names() -> list[str]:
-    """`module NAME` and `topic NAME` for every page there is."""
+    """List every page: `module NAME` and `topic NAME`."""
     return _run_child(["--list"], "").splitlines()
 
 
 def render_pages(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """(name, HTML, error) for each name in order; one of the last two is empty."""
+    """Yield (name, HTML, error) for each name, in order; one of the last two is empty."""
     waiting = list(names)
     while waiting:
         batch, waiting = waiting[:_PAGES_PER_CHILD], waiting[_PAGES_PER_CHILD:]
@@ -68,14 +68,14 @@ def render_pages(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         for line in lines:
             page = json.loads(line)
             yield page["name"], page.get("html", ""), page.get("error", "")
-        if len(lines) < len(batch):  # the next page's import took the interpreter down, or hung
+        if len(lines) < len(batch):  # the import for the next page ended the interpreter, or hung
             yield batch[len(lines)], "", "the interpreter ended while importing it"
             waiting = batch[len(lines) + 1 :] + waiting
 
 
 def _run_child(arguments: Sequence[str], text: str) -> str:
-    """Run the renderer with a fixed environment, whole lines of its output also when it dies or exceeds its time."""
-    # -P: our folder has a tokenize.py, which must not hide the library's; -S -s: the standard library and no more.
+    """Run the renderer in a fixed environment; return whole lines of output even if it dies or exceeds its time."""
+    # -P: files next to the renderer must not hide modules of the standard library. -S -s: import only that library.
     command = [sys.executable, "-P", "-S", "-s", "-W", "ignore", str(_RENDERER), *arguments]
     with tempfile.TemporaryDirectory() as home:
         environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
@@ -125,7 +125,7 @@ def _warcinfo(name: str) -> bytes:
 
 
 def _record(kind: str, name: str, block: bytes, fields: dict[str, str]) -> bytes:
-    """One record as its own gzip member. Its id is a hash of its name and content, so equal pages have equal ids."""
+    """Make one record as its own gzip member. Its id is a hash of name and content, so equal pages have equal ids."""
     identity = uuid.uuid5(uuid.NAMESPACE_URL, f"{kind} {name} {hashlib.sha256(block).hexdigest()}")
     head = {
         "WARC-Type": kind,

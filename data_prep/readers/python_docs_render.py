@@ -1,8 +1,8 @@
-"""Child process of the documentation crawl: renders pages with pydoc and prints them; run as a script, never imported.
+"""The child process of the documentation crawl: render pages with pydoc and print them. Run as a script.
 
-`--list` prints the name of every page, one a line. Without it, names come in on stdin and one JSON line a page goes
-out, in the same order: {"name", "html"} or {"name", "error"}. It imports nothing but the standard library, which is
-the point: whatever those imports do (crash, print, change global state) happens here and not in the pipeline.
+`--list` prints the name of every page, one a line. Without it, names come in on stdin, and one JSON line a page goes
+out, in the same order: {"name", "html"} or {"name", "error"}. The modules of the standard library are imported here,
+so that their effects (crashes, prints, changes of global state) stay out of the pipeline.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ from collections.abc import Iterator
 LEFT_OUT = {"antigravity", "this", "test", "idlelib", "turtledemo", "__hello__", "__phello__", "__main__", "pydoc_data"}
 LEFT_OUT_PARTS = {"__main__", "tests", "test", "idle_test"}
 LEFT_OUT_PREFIXES = ("_test", "_xx", "xx")
-# Differs from run to run: `<object object at 0x7f..>`, also where pydoc spells a space as &nbsp;, and ctypes' handles.
+# Text that differs between runs: `<object object at 0x7f..>`, also with &nbsp; for a space, and handles of ctypes.
 ADDRESS = re.compile(r"(?: |&nbsp;)(?:at(?: |&nbsp;)0x|handle(?: |&nbsp;))[0-9a-f]{6,}")
 
 
 def page_names() -> Iterator[str]:
-    """`module NAME` for each module of the standard library and `topic NAME` for each of pydoc's topics, sorted."""
+    """Yield `module NAME` for each module of the standard library, `topic NAME` for each topic of pydoc, sorted."""
     for name in sorted(sys.stdlib_module_names):
         if name not in LEFT_OUT and not name.startswith(LEFT_OUT_PREFIXES):
             yield f"module {name}"
-            spec = importlib.util.find_spec(name)  # finds a top-level module without running it
+            spec = importlib.util.find_spec(name)  # does not run a top-level module
             folders = list(spec.submodule_search_locations or []) if spec else []
             yield from (f"module {submodule}" for submodule in _submodules(name, folders))
     from pydoc_data import topics
@@ -48,7 +48,7 @@ def _submodules(package: str, folders: list[str]) -> Iterator[str]:
 
 
 def render(page: str) -> str:
-    """The HTML page that `pydoc -b` would serve, without this machine's paths and memory addresses."""
+    """Render the HTML page that `pydoc -b` would serve, without this machine's paths and memory addresses."""
     kind, _, name = page.partition(" ")
     html = pydoc.HTMLDoc()
     if kind == "topic":
@@ -67,12 +67,12 @@ def render(page: str) -> str:
 
 
 def main() -> None:
-    """Print the list, or the pages that stdin names."""
+    """Print the list, or the pages named on stdin."""
     if sys.argv[1:] == ["--list"]:
         print("\n".join(page_names()))
         return
     names = sys.stdin.read().split("\n")
-    # A module may print, read or close the standard streams when it is imported: the pages leave by a private copy.
+    # A module may print, read or close the standard streams at import, so the pages go out through a private copy.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -83,7 +83,7 @@ def main() -> None:
                 line = {"name": name, "html": render(name)}
         except (Exception, SystemExit) as error:
             line = {"name": name, "error": f"{type(error).__name__}: {error}"}
-        out.write(json.dumps(line) + "\n")  # ASCII, so a lone surrogate in a docstring passes
+        out.write(json.dumps(line) + "\n")  # ASCII, so that a lone surrogate in a docstring can pass
         out.flush()
 
 

@@ -1,4 +1,4 @@
-"""Finds and reads the input files, each kind by its ending; never judges what a text is worth."""
+"""Find the input files and read their records, each kind of file by its ending."""
 
 import glob
 import json
@@ -15,17 +15,17 @@ from data_prep.readers.remote_files import RemoteFile, find_remote, is_url, writ
 from data_prep.readers.web_archives import read_web_archive
 from gpt.errors import ConfigError
 
-# Web archives are packed record by record, which bzip2, xz and zstandard are not, so only gzip is known for them.
+# Web archives are packed record by record; only gzip files are made that way, so bzip2, xz and zstandard are left out.
 ENDINGS = {
     **{f"{name}{packing}": "web archive" for name in (".warc", ".wet", ".arc") for packing in ("", ".gz")},
     **{f".jsonl{packing}": "json lines" for packing in PACKINGS},
-    **{f".json{packing}": "json lines" for packing in PACKINGS if packing},  # as dolma names them
+    **{f".json{packing}": "json lines" for packing in PACKINGS if packing},  # the names in dolma
     **{f".txt{packing}": "text" for packing in PACKINGS},
     ".parquet": "parquet",
 }
-# A line of 16 MiB can hold millions of values, and each takes some 100 bytes when it is read, wanted or not.
-_LONG_LINE, _MOST_VALUES = 1 << 20, 1_500_000
-# Times max_record_bytes: after so much of one line or text the rest of the file is left alone. It takes seconds.
+# A line of 16 MiB can hold millions of JSON values, and reading each of them takes about 100 bytes of memory.
+_LONG_LINE, _MAX_VALUES = 1 << 20, 1_500_000
+# Times max_record_bytes: after so much of one line or text, the rest of the file is dropped. It takes seconds.
 _GIVE_UP = {".bz2": 16, ".xz": 16}
 _GIVE_UP_FAST = 128
 
@@ -34,11 +34,11 @@ _GIVE_UP_FAST = 128
 class InputConfig:
     """Section [input]: where the documents come from.
 
-    `paths`: files, or patterns such as "crawl/**/*.warc.gz", relative to the current folder, or URLs that fsspec knows,
-    with or without `*`; a remote file may have up to `max_download_bytes`. `source = "python-docs"` instead takes the
-    documentation pages of the running Python. `text_field` and `id_field` name the fields of JSON lines and the columns
-    of Parquet files. `text_separator` cuts `.txt` files into documents (empty: a file is one). Records of more than
-    `max_record_bytes`, also after unpacking, are dropped.
+    `paths`: files or patterns such as "crawl/**/*.warc.gz", relative to the current folder, or URLs that fsspec can
+    read, with or without `*`. A remote file may have up to `max_download_bytes`. `source = "python-docs"` reads the
+    documentation pages of the running Python instead. `text_field` and `id_field` name fields of JSON lines and columns
+    of Parquet files. `text_separator` cuts `.txt` files into documents (empty: one document per file). Records of more
+    than `max_record_bytes`, also after unpacking, are dropped.
     """
 
     paths: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class InputConfig:
 
 
 def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
-    """The files that the patterns name, each once, sorted. ConfigError: nothing found, unknown ending."""
+    """Return the files that the patterns match, each once, sorted. ConfigError: no match, or an unknown ending."""
     found: set[Path] = set()
     remote: dict[str, RemoteFile] = {}
     for pattern in patterns:
@@ -81,12 +81,12 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
 
 
 def local_inputs(files: Sequence[Path | RemoteFile], folder: Path) -> list[Path]:
-    """What tasks take for these inputs: local files as they are, remote ones as stubs in `folder`."""
+    """Return the inputs of tasks: local files as they are, and a stub in `folder` for each remote one."""
     return [write_stub(file, folder) if isinstance(file, RemoteFile) else file for file in files]
 
 
 def kind_of(name: str) -> str:
-    """The kind of an input file by its ending, or ConfigError."""
+    """Return the kind of an input file by its ending; ConfigError if the ending is unknown."""
     for ending, kind in ENDINGS.items():
         if name.endswith(ending):
             return kind
@@ -94,9 +94,9 @@ def kind_of(name: str) -> str:
 
 
 def read_records(path: Path, config: InputConfig) -> Iterator[Page | Document | Dropped]:
-    """Every record of an input file: a page, a text, or why it is neither, with its place in the file.
+    """Yield every record of an input file: a page, a document, or why it is neither, with its position in the file.
 
-    Places in compressed text and JSON lines are offsets in what they unpack to.
+    Positions in compressed text and JSON lines are offsets in the unpacked content.
     """
     kind = kind_of(path.name)
     if kind == "web archive":
@@ -111,7 +111,7 @@ def read_records(path: Path, config: InputConfig) -> Iterator[Page | Document | 
 def _read_stream(path: Path, config: InputConfig, kind: str) -> Iterator[Document | Dropped]:
     origin, taken = Origin(path), [0]
     separator = b"\n" if kind == "json lines" else config.text_separator.encode()
-    pieces = split_stream(
+    parts = split_stream(
         unpacked_blocks(path),
         separator,
         max_bytes=config.max_record_bytes,
@@ -120,35 +120,35 @@ def _read_stream(path: Path, config: InputConfig, kind: str) -> Iterator[Documen
     )
     read = _json_document if kind == "json lines" else _text_document
     try:
-        for piece in pieces:
-            if piece.data is None:
-                yield origin.drop("too_large", piece.n_bytes, piece.start)
-            elif piece.data.strip():
-                yield read(piece, config, origin)
-    except Broken as error:  # of what was read since the last separator nobody knows how it ends
+        for part in parts:
+            if part.data is None:
+                yield origin.drop("too_large", part.n_bytes, part.start)
+            elif part.data.strip():
+                yield read(part, config, origin)
+    except Broken as error:  # the part since the last separator is incomplete
         yield origin.drop(error.reason, 0, taken[0], detail=error.detail)
 
 
-def _json_document(piece: StreamPart, config: InputConfig, origin: Origin) -> Document | Dropped:
-    assert piece.data is not None
-    if piece.n_bytes > _LONG_LINE and sum(map(piece.data.count, (b",", b":", b"[", b"{"))) > _MOST_VALUES:
-        return origin.drop("malformed", piece.n_bytes, piece.start, detail=f"more than {_MOST_VALUES} JSON values")
+def _json_document(part: StreamPart, config: InputConfig, origin: Origin) -> Document | Dropped:
+    assert part.data is not None
+    if part.n_bytes > _LONG_LINE and sum(map(part.data.count, (b",", b":", b"[", b"{"))) > _MAX_VALUES:
+        return origin.drop("malformed", part.n_bytes, part.start, detail=f"more than {_MAX_VALUES} JSON values")
     try:
-        values = json.loads(piece.data)
-    except (ValueError, RecursionError) as error:  # ValueError covers bad UTF-8 too
-        return origin.drop("malformed", piece.n_bytes, piece.start, detail=str(error)[:200])
+        values = json.loads(part.data)
+    except (ValueError, RecursionError) as error:  # ValueError includes bad UTF-8
+        return origin.drop("malformed", part.n_bytes, part.start, detail=str(error)[:200])
     document = from_fields(values, text_field=config.text_field, id_field=config.id_field)
     if document is None:
         given = usable_id(values.get(config.id_field)) if isinstance(values, dict) else ""
         detail = f"no text in '{config.text_field}'"
-        return origin.drop("malformed", piece.n_bytes, piece.start, id=given, detail=detail)
+        return origin.drop("malformed", part.n_bytes, part.start, id=given, detail=detail)
     return document
 
 
-def _text_document(piece: StreamPart, config: InputConfig, origin: Origin) -> Document | Dropped:
-    assert piece.data is not None
-    data = piece.data.removeprefix(b"\xef\xbb\xbf") if piece.start == 0 else piece.data
+def _text_document(part: StreamPart, config: InputConfig, origin: Origin) -> Document | Dropped:
+    assert part.data is not None
+    data = part.data.removeprefix(b"\xef\xbb\xbf") if part.start == 0 else part.data
     text = decode_utf8(data)
     if text is None:
-        return origin.drop("not_utf8", piece.n_bytes, piece.start)
+        return origin.drop("not_utf8", part.n_bytes, part.start)
     return Document(content_id("text", text.encode()), text)

@@ -1,7 +1,7 @@
-"""Input files and output folders behind URLs, through fsspec: found, copied one at a time, checked; never streamed.
+"""Find input files behind URLs, through fsspec, and copy them here whole, one at a time, with checks.
 
-A remote input is a small local file, its *stub*, that holds URL, size and version as the server tells them. The stub is
-what a task depends on, so the work is done again when the file changes, and nothing is fetched to find that out.
+A small local file, the *stub*, stands for a remote input. It holds the URL, and the size and version that the server
+gives. Tasks depend on the stub: they run again when the remote file changes, and nothing is fetched to find that out.
 """
 
 import hashlib
@@ -26,18 +26,18 @@ T = TypeVar("T")
 STUB_ENDING = ".remote"
 RETRY_WAITS_S = (1.0, 4.0, 16.0, 64.0)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-# What file systems call the thing that changes with a file's content; `created` only where there is nothing better.
+# Names that file systems give to a version of a file's content; `created` is used only if there is no other.
 _VERSIONS = (
     *("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "md5", "crc32c", "CRC", "generation", "VersionId"),
     *("Last-Modified", "LastModified", "last_modified", "updated", "mtime", "modified"),
 )
 _SIGNATURE = re.compile(r"(^|[-_])(sig|signature|token|credential|secret|password|passwd|api_?key)$", re.IGNORECASE)
-_STALL_LIMIT_S = 120  # without a byte from a web server
+_STALL_LIMIT_S = 120  # seconds without a byte from a web server
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file behind a URL. `n_bytes` is None where the server does not say; `version` changes with the content."""
+    """A file behind a URL. `n_bytes`: None if the server does not say. `version` changes with the content."""
 
     url: str
     n_bytes: int | None
@@ -45,7 +45,7 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
-        """Its file name, by whose ending it is read."""
+        """File name, whose ending tells how to read it."""
         path = urlsplit(self.url).path if self.url.startswith(("http://", "https://")) else self.url.split("::")[0]
         return path.rpartition("/")[2]
 
@@ -56,7 +56,7 @@ def is_url(text: str) -> bool:
 
 
 def find_remote(pattern: str) -> list[RemoteFile]:
-    """The files that a URL, with or without `*`, names; ConfigError when there is none or no answer."""
+    """Return the files that a URL, with or without `*`, matches. ConfigError: no match, or no answer."""
     system, path = open_system(pattern)
     stripped = str(system._strip_protocol(path))
     head, chain, rest = pattern.partition("::")
@@ -67,7 +67,7 @@ def find_remote(pattern: str) -> list[RemoteFile]:
     for name, info in sorted(found.items()):
         if info.get("type") == "directory":
             continue
-        if info.get("size") is None:  # a listing of links, for one
+        if info.get("size") is None:  # for example in a listing of links
             info = with_retries(name, partial(system.info, name))
         url = name if is_url(name) else f"{prefix}{name}"
         files.append(RemoteFile(url + chain + rest, info.get("size"), _version(info)))
@@ -77,7 +77,7 @@ def find_remote(pattern: str) -> list[RemoteFile]:
 
 
 def _list(system: Any, path: str, *, web: bool) -> dict[str, dict[str, Any]]:
-    """{path: facts} of what a path or pattern names; a question mark of a web address is none of a pattern."""
+    """Return {path: facts} for a path or pattern; in a web address, a question mark is not part of a pattern."""
     if any(mark in path for mark in ("*[" if web else "*[?")):
         return dict(system.glob(path, detail=True))
     try:
@@ -87,7 +87,7 @@ def _list(system: Any, path: str, *, web: bool) -> dict[str, dict[str, Any]]:
 
 
 def write_stub(file: RemoteFile, folder: Path) -> Path:
-    """The stub of a remote file, in `folder`; the same file gives the same stub."""
+    """Write the stub of a remote file in `folder`; the same file gives the same stub."""
     facts = {"url": file.url, "bytes": file.n_bytes, "version": file.version}
     data = json.dumps(facts, sort_keys=True).encode()
     path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}{STUB_ENDING}"
@@ -102,17 +102,17 @@ def write_stub(file: RemoteFile, folder: Path) -> Path:
 
 
 def read_stub(path: Path) -> RemoteFile:
-    """The remote file of a stub."""
+    """Read the remote file that a stub stands for."""
     facts = json.loads(path.read_bytes())
     return RemoteFile(facts["url"], facts["bytes"], facts["version"])
 
 
 @contextmanager
 def local_copy(path: Path, folder: Path, *, max_bytes: int, waits_s: Sequence[float] = RETRY_WAITS_S) -> Iterator[Path]:
-    """`path` itself, or, if it is a stub, a copy of its file in `folder` that is removed afterwards.
+    """Give `path` itself, or for a stub a copy of its remote file in `folder`, which is removed afterwards.
 
-    The copy's name ends as the remote one does. ConfigError: it is not to be had, larger than `max_bytes` or than the
-    free space, or no longer what the stub says.
+    The copy's name has the ending of the remote name. ConfigError: the file cannot be fetched, is larger than
+    `max_bytes` or than the free space, or has changed since the stub was written.
     """
     if path.suffix != STUB_ENDING:
         yield path
@@ -147,7 +147,9 @@ def _copy(file: RemoteFile, target: Path, *, max_bytes: int, waits_s: Sequence[f
     system.invalidate_cache()
     now = _version(with_retries(file.url, lambda: system.info(path), waits_s=waits_s))
     common = now.keys() & file.version.keys()
-    if common and all(now[key] != file.version[key] for key in common):  # one may differ between a site's servers
+    if common and all(
+        now[key] != file.version[key] for key in common
+    ):  # a single one may differ between the servers of a site
         raise ConfigError(f"{file.url} has changed since this run began; run the same command again")
 
 
@@ -165,7 +167,7 @@ def _check_size(file: RemoteFile, folder: Path, n_bytes: int, max_bytes: int) ->
 
 
 def open_system(url: str) -> tuple[Any, str]:
-    """(fsspec's file system for a URL, the path in it); ConfigError names the package that a protocol needs."""
+    """Return (fsspec's file system for a URL, the path in it). ConfigError names the package that a protocol needs."""
     fsspec: Any = import_extra("fsspec", extra="data")
     _check_no_secret(url)
     parts = urlsplit(url)
@@ -176,17 +178,19 @@ def open_system(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise ConfigError(f"{url}: {str(error) or error.__cause__} (pip install it beside triaxial)") from None
+        raise ConfigError(f"{url}: {str(error) or error.__cause__} (pip install it)") from None
     except ValueError as error:
         raise ConfigError(f"{url}: {error}; fsspec knows {', '.join(sorted(fsspec.available_protocols()))}") from None
     return system, path
 
 
 def _check_no_secret(url: str) -> None:
-    """ConfigError where a URL, or one that is chained to it, holds a password, a user that is none, or a signature."""
+    """Raise ConfigError if a URL, or one chained to it, holds a password, a token as user name, or a signature."""
     for link in url.split("::"):
-        parts = urlsplit(re.sub(r":/+", "://", link, count=1))  # a path of a recipe has lost a slash of its second URL
-        web = parts.scheme in ("http", "https")  # whose user names are tokens; those of ssh are people
+        parts = urlsplit(
+            re.sub(r":/+", "://", link, count=1)
+        )  # Path has removed a slash from the second URL of a recipe
+        web = parts.scheme in ("http", "https")  # user names of web addresses are tokens, those of ssh are people
         held = "a password" if parts.password else "a user" if web and parts.username else None
         if held is None and any(_SIGNATURE.search(name) for name, _ in parse_qsl(parts.query) if web):
             held = "a key or signature"
@@ -205,7 +209,7 @@ def _import_protocol(package: str, protocol: str) -> Any:
 
 
 def with_retries(what: str, action: Callable[[], T], *, waits_s: Sequence[float] = RETRY_WAITS_S) -> T:
-    """The action's result, tried again after each wait. ConfigError: it failed each time, or will always fail."""
+    """Return the action's result; after an error, wait and try again. ConfigError: each try failed, or all would."""
     for wait_s in (*waits_s, None):
         try:
             return action()
@@ -222,7 +226,7 @@ def with_retries(what: str, action: Callable[[], T], *, waits_s: Sequence[float]
 
 
 def _is_final(error: Exception) -> bool:
-    status = getattr(error, "status", None)  # of an HTTP answer: 408 and 429 ask to come again
+    status = getattr(error, "status", None)  # status of an HTTP answer: 408 and 429 ask for another try
     refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
     return refused or isinstance(error, FileNotFoundError | PermissionError | NotImplementedError)
 
@@ -235,7 +239,7 @@ def _version(info: dict[str, Any]) -> dict[str, str]:
 
 
 def _as_text(value: object) -> str:
-    """The same for a point in time as a number and as a date: systems give one in listings and the other alone."""
+    """Give one text for a time as a number or as a date: some systems mix both between listings and single files."""
     if isinstance(value, datetime):
         value = value.timestamp()
     return f"{value:.6f}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Answers where one document of a run went, from its traces and last shards; runs no stage."""
+"""Find out what happened to one document of a run, from the traces and the last shards."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +11,17 @@ from gpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of a document: dropped at a step, or kept as what the last step left of it (pieces, too)."""
+    """A document's way through a run: dropped at a step, or kept, maybe in pieces, as the last step wrote it."""
 
-    steps: tuple[str, ...]  # those it passed
+    steps: tuple[str, ...]  # the ones it passed
     dropped: Drop | None
     kept: tuple[Document, ...]
-    shard: Path  # the trace or the shard that tells
-    finished: bool = True  # else the run has not come to its end, and later steps may yet drop what is kept
+    shard: Path  # the trace or the shard that shows it
+    finished: bool = True  # False: the run is not complete, and later steps may still drop it
 
 
 def explain(work: Path, document_id: str) -> list[Fate]:
-    """Every document of that id in the workspace's last run; several input records may share an id.
+    """Find every document with this id in the work folder's last run; several input records may share an id.
 
     Reads the traces of all steps and the shards of the last one. ConfigError: no run yet, or no such document.
     """
@@ -37,13 +37,14 @@ def explain(work: Path, document_id: str) -> list[Fate]:
     if not fates:
         raise ConfigError(
             f"no document '{wanted}' was read or dropped by the last run in {work}; ids are those of the "
-            "records (WARC-Record-ID, the id field of JSON lines), or 'text:' or 'warc:' and a digest for none"
+            "records (WARC-Record-ID, the id field of JSON lines), or 'text:' or 'warc:' and a digest for records without "
+            "one"
         )
     return fates
 
 
 def _drops(path: Path) -> list[Drop]:
-    return list(read_trace(path)) if path.exists() else []  # a run that is not finished has not all of them
+    return list(read_trace(path)) if path.exists() else []  # an incomplete run does not have all of them
 
 
 def _survivors(work: Path, steps: Steps, wanted: str) -> list[Fate]:
@@ -58,5 +59,5 @@ def _survivors(work: Path, steps: Steps, wanted: str) -> list[Fate]:
 
 
 def _is_of(document_id: str, wanted: str) -> bool:
-    """Whether the id is the wanted one, or a piece's that decontamination cut from it."""
+    """Whether the id is the wanted one, or that of a piece that decontamination cut from it."""
     return wanted in (document_id, parent_id(document_id))

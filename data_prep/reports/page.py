@@ -1,4 +1,4 @@
-"""The report of a run as one HTML page with its plots inside; only shows what was counted, and needs no network."""
+"""Write the report of a run as one HTML page with its plots inside, which needs no network."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,15 @@ from data_prep.reports.style import html_page
 
 _PAIR = ("before", "s0")  # the colours of a histogram's two series
 
-Facts = Mapping[str, Sequence[Mapping[str, Any]]]  # stage: what each of its tasks found
+Facts = Mapping[str, Sequence[Mapping[str, Any]]]  # stage: the facts of each of its tasks
 
-# Tables of numbers among the facts: name to title and note.
+# Tables of numbers among the facts: name to (title, note).
 _TABLES = {
     "languages": ("Languages", "Documents by the first language found, before any is dropped."),
-    "clusters_of_size_from": ("Clusters of copies", "By their size, from so many documents on; one of each stays."),
+    "clusters_of_size_from": (
+        "Clusters of copies",
+        "Clusters by size; each label is the least size of its column. One document of each stays.",
+    ),
     "masked": ("Masked", "Personal data, by kind."),
 }
 
@@ -31,7 +34,7 @@ body { max-width: 62rem } table { width: 100% } td.word { white-space: normal; o
 
 
 def report_page(prepared: PreparedCorpus) -> str:
-    """The page's text; the same run gives the same page, but for the seconds."""
+    """Return the page's HTML; the same run gives the same page, apart from the seconds."""
     about = prepared.description
     parts = [
         f"<h1>{escape(prepared.folder.name)}: {about['tokens']:,} tokens, {about['documents']:,} documents</h1>",
@@ -51,14 +54,14 @@ def report_page(prepared: PreparedCorpus) -> str:
 
 
 def _steps(counts: Sequence[Counts]) -> str:
-    most = max((row.documents_in for row in counts), default=0) or 1
+    largest = max((row.documents_in for row in counts), default=0) or 1
     rows = []
     for row in counts:
         share = f"{row.documents_out / row.documents_in:.1%}" if row.documents_in else ""
         numbers = (f"{row.documents_in:,}", f"{row.documents_out:,}", share, f"{row.bytes_out / 1e6:,.1f}")
-        rows.append(_row(row.step, numbers, row.documents_out / most))
+        rows.append(_row(row.step, numbers, row.documents_out / largest))
     head = ("step", "documents in", "out", "kept", "MB out", "")
-    note = "In = out + dropped holds at every step. Bars: documents that went on."
+    note = "In = out + dropped holds at every step. Bars: documents that stay."
     return _table("Documents by step", note, head, rows)
 
 
@@ -70,7 +73,7 @@ def _reasons(counts: Sequence[Counts]) -> str:
 
 
 def _lengths(counts: Sequence[Counts]) -> str:
-    """Two histograms in one: texts as extraction left them, and those of the corpus."""
+    """Plot two histograms in one: lengths of the texts after extraction, and in the corpus."""
     measured = [row for row in counts if row.sizes and row.step not in ("crawl", "read")]
     if not measured:
         return ""
@@ -85,7 +88,7 @@ def _lengths(counts: Sequence[Counts]) -> str:
 
 
 def _scores(facts: Facts) -> str:
-    """The quality classifier's scores, before and after it chose."""
+    """Plot the quality classifier's scores of all documents and of those it kept."""
     found = list(zip(_sums(facts, "scores"), _sums(facts, "scores_kept"), strict=True))
     if not found:
         return ""
@@ -95,12 +98,12 @@ def _scores(facts: Facts) -> str:
 
 
 def _columns(title: str, note: str, pairs: Mapping[str, tuple[int, int]], *, names: tuple[str, str]) -> str:
-    """A histogram of two kinds side by side: label to both numbers."""
-    most = max(max(pair) for pair in pairs.values()) or 1
+    """Plot two histograms side by side; `pairs` maps a label to both numbers."""
+    largest = max(max(pair) for pair in pairs.values()) or 1
     columns = []
     for label, pair in pairs.items():
         bars = "".join(
-            f'<i class={colour} style="height:{100 * n / most:.2f}%"></i>'
+            f'<i class={colour} style="height:{100 * n / largest:.2f}%"></i>'
             for colour, n in zip(_PAIR, pair, strict=True)
         )
         what = f"from {label}: {pair[0]:,} {names[0]}, {pair[1]:,} {names[1]}"
@@ -113,7 +116,7 @@ def _columns(title: str, note: str, pairs: Mapping[str, tuple[int, int]], *, nam
 
 
 def _sums(facts: Facts, name: str) -> list[dict[str, int]]:
-    """The fact of that name, a table of numbers, summed over the tasks of each stage that has it."""
+    """Sum the fact of that name, a table of numbers, over the tasks of each stage that has it."""
     found = []
     for of_tasks in facts.values():
         sums: Counter[str] = Counter()
@@ -125,15 +128,15 @@ def _sums(facts: Facts, name: str) -> list[dict[str, int]]:
 
 
 def _bars(title: str, note: str, values: Mapping[str, int]) -> str:
-    most = max(values.values()) or 1
+    largest = max(values.values()) or 1
     ordered = sorted(values.items(), key=lambda item: (-item[1], item[0]))[:40]
-    return _table(title, note, ("", "", ""), [_row(key, (f"{n:,}",), n / most) for key, n in ordered])
+    return _table(title, note, ("", "", ""), [_row(key, (f"{n:,}",), n / largest) for key, n in ordered])
 
 
 def _seconds(seconds: Mapping[str, tuple[int, float]]) -> str:
-    most = max((s for _, s in seconds.values()), default=0.0) or 1.0
-    rows = [_row(stage, (f"{n:,}", f"{s:,.1f}"), s / most) for stage, (n, s) in seconds.items()]
-    note = "Time of the tasks on their workers, also of those that an earlier run did."
+    largest = max((s for _, s in seconds.values()), default=0.0) or 1.0
+    rows = [_row(stage, (f"{n:,}", f"{s:,.1f}"), s / largest) for stage, (n, s) in seconds.items()]
+    note = "Time of the tasks on their workers, including those of earlier runs."
     return _table("Seconds of work", note, ("stage", "tasks", "seconds", ""), rows)
 
 

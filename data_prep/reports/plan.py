@@ -1,4 +1,4 @@
-"""Shows a plan: what is done (`--status`) and what a run would do (`--dry-run`); only shows, never counts."""
+"""Print a plan: what is done (`--status`) and what a run would do (`--dry-run`)."""
 
 import shutil
 import time
@@ -15,11 +15,11 @@ from data_prep.plan import PlanOfRun
 from data_prep.recipe import PrepareConfig
 from data_prep.reports.table import in_bytes
 
-_MORE = "  (and more, which depend on what it finds)"
+_MORE = "  (and more, which depend on its findings)"
 
 
 def show_status(plan: PlanOfRun, config: PrepareConfig, console: Console) -> None:
-    """Stages with their tasks and documents, the last line of the manifest, and who works in the folder."""
+    """Print stages with their tasks and documents, the last finished task, and the runs in the folder."""
     table = _table("stage", "tasks", "done", "stale", "open", "docs in", "docs out")
     for stage in plan.stages:
         n_open = stage.n_to_do - stage.n_stale
@@ -47,7 +47,7 @@ def show_status(plan: PlanOfRun, config: PrepareConfig, console: Console) -> Non
 
 
 def show_dry_run(plan: PlanOfRun, config: PrepareConfig, console: Console, *, n_workers: int) -> None:
-    """Stages in order with what is to do, its size and its time, and what cannot be said of them."""
+    """Print stages in order with the tasks to do, their size and time, and what is not known about them."""
     read = f", {plan.unread_files:,} of them to be read for their digest" if plan.unread_files else ""
     console.print(
         f"input: {plan.source_files:,} files, {in_bytes(plan.source_bytes)}{read}", highlight=False, soft_wrap=True
@@ -65,8 +65,8 @@ def show_dry_run(plan: PlanOfRun, config: PrepareConfig, console: Console, *, n_
     unknown = [stage.name for stage in plan.stages if stage.n_to_do and stage.work_s is None]
     if unknown:
         lines.append(
-            f"cannot be said: size and time of {', '.join(unknown)}; no finished task there to go by, or before it. "
-            "Prepare a few of the files with the same output.work and another output.folder, then ask again"
+            f"not known: size and time of {', '.join(unknown)}; they, or stages before them, have no finished task to "
+            "estimate from. Prepare a few of the files with the same output.work and another output.folder, then retry"
         )
     writes = round(sum(stage.output_bytes or 0.0 for stage in plan.stages))
     folder = existing_parent(config.output.work_folder)
@@ -80,7 +80,7 @@ def show_dry_run(plan: PlanOfRun, config: PrepareConfig, console: Console, *, n_
         size = f"{least} {in_bytes(writes)}" if writes else "not known"
         lines.append(f"to write: {size}; {free}")
         if elapsed_s is not None:
-            lines.append(f"time with {workers}, as finished tasks went: {least} {span(elapsed_s)}")
+            lines.append(f"time with {workers}, estimated from finished tasks: {least} {span(elapsed_s)}")
     _print(lines, console)
 
 
@@ -92,7 +92,7 @@ def _who(seen: ObservedRun) -> str:
     if seen.is_running:
         return f"{where}: {status.state}{in_stage}, last sign of life {span(seen.quiet_s)} ago"
     if status.state == "done":
-        return f"{where}: ended well at {_clock(seen)}"
+        return f"{where}: finished at {_clock(seen)}"
     if status.state == "failed":
         return f"{where}: stopped{in_stage}: {status.message}"
     return f"{where}: died{in_stage}, or its machine did; last sign of life {span(seen.quiet_s)} ago"

@@ -1,4 +1,4 @@
-"""The table at the end of a run, documents and bytes in, out and dropped by reason; only shows, never counts."""
+"""Print the tables at the end of a run: documents and bytes in, out and dropped by reason, and what stages found."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
-    """Print the table and where the corpus is, and leave the report page in the `work` folder."""
+    """Print the table and the path of the corpus, and write the report page to the `work` folder."""
     page = work / "report.html"
     with disk_errors(page):
         page.write_text(report_page(prepared), encoding="utf-8")
@@ -55,7 +55,7 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
 
 
 def show_fates(fates: Sequence[Fate], config: PrepareConfig, console: Console) -> None:
-    """Print a document's way through the steps: what it passed, and where it ended or which split holds it."""
+    """Print a document's way through the steps: those it passed, and the step that dropped it or the split it is in."""
     for fate in fates:
         lines = [f"{step}: passed" for step in fate.steps]
         if fate.dropped is not None:
@@ -68,14 +68,14 @@ def show_fates(fates: Sequence[Fate], config: PrepareConfig, console: Console) -
             kept = f"kept as {document.id} in the {split} split" if fate.finished else f"so far kept as {document.id}"
             lines.append(f"{kept}; {document.n_bytes:,} bytes; {about}")
         if not fate.finished:
-            lines.append("but that run has not come to its end: steps to come may drop it")
-        lines.append(f"says {fate.shard}")
+            lines.append("but that run is not complete: later steps may drop it")
+        lines.append(f"source: {fate.shard}")
         console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
         console.print()
 
 
 def counts_table(counts: Sequence[Counts]) -> Table:
-    """A row a step, and below it one for each reason; every step's documents add up, or this asserts."""
+    """Make a row a step, and below it one for each reason; asserts that the documents of every step add up."""
     table = Table(title="documents by step", title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("step, reason", no_wrap=True)
     for name in ("docs in", "dropped", "docs out", "bytes in", "bytes out"):
@@ -91,7 +91,7 @@ def counts_table(counts: Sequence[Counts]) -> Table:
 
 
 def in_bytes(n: int) -> str:
-    """A size in the largest unit that it fills."""
+    """Format a size in the largest unit of which it has at least one."""
     for unit, size in _UNITS:
         if n >= size:
             return f"{n / size:.1f} {unit}"
@@ -102,7 +102,7 @@ _SHOWN = 5  # grams
 
 
 def show_decontamination(report: Mapping[str, Any], console: Console) -> None:
-    """A row a set, and the grams that were met most often."""
+    """Print a row a set, and the grams that occurred most often."""
     columns = ("examples", "too short", "hit", "grams", "hit", "too frequent", "documents")
     table = _table("evaluation sets in the corpus", "set", columns)
     for about in report["sets"]:
@@ -120,7 +120,7 @@ def show_decontamination(report: Mapping[str, Any], console: Console) -> None:
 
 
 def show_overlap(summary: Mapping[str, Any], console: Console) -> None:
-    """A row a set, the dirtiest first, as table C.1 of the GPT-3 paper."""
+    """Print a row a set, the dirtiest first, as in table C.1 of the GPT-3 paper."""
     title = f"evaluation sets against {summary['training_documents']:,} training documents"
     table = _table(title, "set", ("N", "examples", "too short", "dirty", "clean", "clean %"))
     for about in sorted(summary["sets"], key=lambda s: (s["clean_percent"], s["name"])):

@@ -93,10 +93,10 @@ def test_before_a_run_the_plan_names_all_stages_and_says_what_it_cannot_know(tmp
     assert [stage.work_s for stage in found.stages] == [None] * 8
     text = shown(show_dry_run, found, config, n_workers=2)
     assert "4 files" in text
-    assert f"cannot be said: size and time of {', '.join(KNOWN)};" in text
-    assert text.count("  (and more, which depend on what it finds)") == 3
+    assert f"not known: size and time of {', '.join(KNOWN)};" in text
+    assert text.count("  (and more, which depend on its findings)") == 3
     assert "to write: not known" in text
-    assert "as finished tasks went" not in text
+    assert "estimated from finished tasks" not in text
     assert "runs: none so far" in shown(show_status, found, config)
     assert not (tmp_path / "corpus").exists()
 
@@ -125,7 +125,7 @@ def test_status_follows_a_run_and_tells_stale_from_open(tmp_path, config):
     assert all(row[:4] == [row[0], row[0], "0", "0"] for row in rows(text).values())
     assert {*KNOWN, "write_corpus"} < rows(text).keys()
     assert f"corpus: {tmp_path}/corpus/corpus.json\n" in text
-    assert "ended well at" in text
+    assert "finished at" in text
     min((tmp_path / "corpus/work/language").iterdir()).unlink()
     before = listing(tmp_path)
     numbers = rows(shown(show_status, plan(config), config))
@@ -160,8 +160,8 @@ def test_a_dry_run_scales_what_finished_tasks_took(tmp_path, config):
     assert found["extract"].work_s == pytest.approx(3 * seconds["extract"], rel=0.01, abs=1e-3)
     text = shown(show_dry_run, plan(config), config, n_workers=2)
     assert "3 of them to be read for their digest" in text
-    assert "time with 2 workers, as finished tasks went: at least " in text
-    assert "cannot be said" not in text
+    assert "time with 2 workers, estimated from finished tasks: at least " in text
+    assert "not known: " not in text
 
 
 def test_a_plan_raises_what_a_run_would_at_its_start(tmp_path, config):

@@ -83,7 +83,7 @@ def test_every_module_that_any_import_reaches_changes_the_fingerprint(package):
     for name in [*modules, "stage.py"]:
         path = Path(sys.modules["own_stages.stage"].__file__).parent / name
         source = path.read_text()
-        package(name, f"# a comment\n\n{source}\n")
+        package(name, f'"""A docstring."""\n\n# a comment\n{source}\n')
         assert found() == before, f"a comment in {name} changes nothing"
         package(name, f"{source}\ny = 2\n")
         assert found() != before, name
