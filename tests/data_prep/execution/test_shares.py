@@ -15,7 +15,6 @@ from data_prep.execution.tasks import Task
 from data_prep.execution.workspace import Workspace
 from data_prep.filters.language import LANGUAGE, LanguageConfig
 from gpt.errors import ConfigError
-from launch.processes.environment import slurm_array_share
 
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
 pytest.importorskip("pycld2", reason="the extra 'data' is not installed")
@@ -178,20 +177,3 @@ def test_shares_that_make_no_sense(monkeypatch):
         Share.parse("0/4")
     with pytest.raises(ConfigError, match=r"share 5/4"):
         Share.parse("5/4")
-
-
-def test_the_share_of_a_slurm_array(monkeypatch):
-    for name in ("ID", "MIN", "MAX", "COUNT"):
-        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}", raising=False)
-    with pytest.raises(ConfigError, match="SLURM_ARRAY_TASK_ID is not set"):
-        slurm_array_share()
-
-    def array(number, first, last, count):
-        for name, value in (("ID", number), ("MIN", first), ("MAX", last), ("COUNT", count)):
-            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
-        return slurm_array_share()
-
-    assert array(3, 1, 8, 8) == (3, 8)
-    for elements in ((3, 3, 3, 1), (0, 0, 7, 8), (5, 1, 9, 5)):
-        with pytest.raises(ConfigError, match=rf"must be 1 to N; .* --share {elements[0]}/N"):
-            array(*elements)

@@ -44,3 +44,20 @@ def test_libraries_are_made_deterministic_and_the_users_settings_are_kept(monkey
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     with pytest.raises(ConfigError, match=r"CUBLAS_WORKSPACE_CONFIG = ':0:0' lets cuBLAS give other bits each time"):
         environment.make_libraries_deterministic()
+
+
+def test_an_element_of_a_slurm_array_is_a_share(monkeypatch):
+    for name in ("ID", "MIN", "MAX", "COUNT"):
+        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}", raising=False)
+    with pytest.raises(ConfigError, match="SLURM_ARRAY_TASK_ID is not set"):
+        environment.slurm_array_share()
+
+    def array(number, first, last, count):
+        for name, value in (("ID", number), ("MIN", first), ("MAX", last), ("COUNT", count)):
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+        return environment.slurm_array_share()
+
+    assert array(3, 1, 8, 8) == (3, 8)
+    for elements in ((3, 3, 3, 1), (0, 0, 7, 8), (5, 1, 9, 5)):
+        with pytest.raises(ConfigError, match=rf"must be 1 to N\. .* --share {elements[0]}/N"):
+            array(*elements)
