@@ -36,9 +36,8 @@ def explain(work: Path, document_id: str) -> list[Fate]:
     fates += _survivors(work, about, wanted)
     if not fates:
         raise ConfigError(
-            f"no document '{wanted}' was read or dropped by the last run in {work}; ids are those of the "
-            "records (WARC-Record-ID, the id field of JSON lines), or 'text:' or 'warc:' and a digest for records without "
-            "one"
+            f"no document '{wanted}' was read or dropped by the last run in {work}. An id is that of the record "
+            "(WARC-Record-ID, the id field of JSON lines), or, if it has none, 'text:' or 'warc:' and a digest"
         )
     return fates
 
