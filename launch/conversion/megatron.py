@@ -24,7 +24,7 @@ from gpt.convert.megatron.names import (
 from gpt.convert.megatron.source import ABOUT, TRACKER, MegatronSource, check_format, find_checkpoint, open_source
 from gpt.convert.round_trip import main_dtype, round_trip
 from gpt.convert.torch_formats.dcp_writer import Part, write_torch_dist
-from gpt.convert.torch_formats.pickle_as_data import Made, encode
+from gpt.convert.torch_formats.pickle_as_data import PickledObject, encode
 from gpt.convert.torch_formats.torch_archive import write_archive
 from gpt.convert.weights import GivenWeights, shapes
 from gpt.errors import ConfigError
@@ -166,7 +166,7 @@ def _part(entry: MegatronEntry, tensor: Tensor) -> Part:
 
 def _write_arguments(folder: Path, config: ModelConfig) -> None:
     """Write what Megatron reads besides tensors: its arguments, and the format of the checkpoint."""
-    arguments = Made("argparse.Namespace", (), arguments_of(config))
+    arguments = PickledObject("argparse.Namespace", (), arguments_of(config))
     with open(folder / COMMON, "xb") as file:
         write_archive(file, encode({"args": arguments, "checkpoint_version": 3.0, "iteration": 0}))
     about = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}

@@ -1,4 +1,4 @@
-"""A model's configuration as Hugging Face's config.json says it, in both directions; runs no code that one names."""
+"""Convert a model configuration to Hugging Face's config.json and back. No code that the file names is run."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -14,9 +14,9 @@ from gpt.model.config import ModelConfig, RopeScaling
 CONFIG = "config.json"
 Settings = Mapping[str, Any]
 
-# What an architecture can be asked for and our model has only in this way.
+# Settings of an architecture for which our model supports only these values.
 _GPT2_MUST: dict[str, tuple[object, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # three names of GELU in its tanh form
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # three names for the tanh form of GELU
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
@@ -31,29 +31,29 @@ _ROPE_NAMES = {
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """config.json as it is. ConfigError: there is none, or it asks for what is never done."""
+    """Read config.json. ConfigError: it is missing, invalid, or asks for remote code or quantised weights."""
     path = folder / CONFIG
     if not path.is_file():
-        raise ConfigError(f"{folder} holds no {CONFIG}, so it is no Hugging Face folder")
+        raise ConfigError(f"{folder} holds no {CONFIG}, so it is not a Hugging Face folder")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: no JSON ({error})") from None
+        raise ConfigError(f"{path} is not JSON ({error})") from None
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: no JSON object")
+        raise ConfigError(f"{path} is not a JSON object")
     for key, why in (
-        ("auto_map", "asks for code of its own, which is never run"),
-        ("quantization_config", "describes quantised weights, which no model here has; use the unquantised model"),
+        ("auto_map", "asks for remote code, which is never run"),
+        ("quantization_config", "describes quantised weights, which are not supported; use the unquantised model"),
     ):
         if settings.get(key):
-            raise ConfigError(f"{path} has {key}: it {why}")
+            raise ConfigError(f"{path} has the key {key}: it {why}")
     return settings
 
 
 def model_config(folder: Path) -> ModelConfig:
-    """Our configuration of the model that a folder's config.json describes.
+    """Return our configuration of the model in a folder.
 
-    ConfigError: an architecture, or a variant of one, that gpt/model/gpt.py does not have.
+    ConfigError: gpt/model/gpt.py does not have the architecture, or this variant of it.
     """
     settings = read_settings(folder)
     path, kind = folder / CONFIG, settings.get("model_type")
@@ -61,8 +61,8 @@ def model_config(folder: Path) -> ModelConfig:
     if kind not in readers:
         named = ", ".join(map(str, settings.get("architectures") or [])) or "no architecture named"
         raise ConfigError(
-            f"{path}: model_type = {kind!r} ({named}) is no architecture here; GPT-2 ('gpt2') and Llama ('llama': "
-            "Llama 1 to 3, SmolLM2 and others of its form) are"
+            f"{path}: model_type = {kind!r} ({named}) is not supported. Use GPT-2 ('gpt2') or Llama ('llama': Llama 1 "
+            "to 3, SmolLM2 and others of this form)."
         )
     return readers[kind](path, settings)
 
@@ -88,11 +88,12 @@ def _read_llama(path: Path, settings: Settings) -> ModelConfig:
     d_head = settings.get("head_dim") or d_model / n_heads
     if d_head * n_heads != d_model:
         raise ConfigError(
-            f"{path}: head_dim = {d_head} x num_attention_heads = {n_heads} is not hidden_size = {d_model}, as here"
+            f"{path}: head_dim = {d_head} is not supported; only hidden_size / num_attention_heads = {d_model} / "
+            f"{n_heads} is"
         )
     biases = {key: bool(settings.get(key, False)) for key in ("attention_bias", "mlp_bias")}
     if len(set(biases.values())) > 1:
-        raise ConfigError(f"{path}: {biases}, but here either all linear layers have a bias or none")
+        raise ConfigError(f"{path}: {biases} is not supported; either all linear layers have a bias or none")
     kv_heads = settings.get("num_key_value_heads")
     rope = {**(settings.get("rope_parameters") or {}), **(settings.get("rope_scaling") or {})}
     return ModelConfig(
@@ -120,10 +121,10 @@ def _rope_scaling(path: Path, rope: Settings) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        raise ConfigError(f"{path}: rotary positions of the kind {kind!r} are not here; 'default' and 'llama3' are")
+        raise ConfigError(f"{path}: rope_type = {kind!r} is not supported; 'default' and 'llama3' are")
     missing = [key for key in _ROPE_NAMES if key not in rope]
     if missing:
-        raise ConfigError(f"{path}: the scaling of rotary positions has no {missing[0]}")
+        raise ConfigError(f"{path}: the rope scaling lacks {missing[0]}")
     return RopeScaling(
         factor=float(rope["factor"]),
         low_frequency=float(rope["low_freq_factor"]),
@@ -136,7 +137,7 @@ def _check(path: Path, settings: Settings, must: Mapping[str, tuple[object, ...]
     for key, allowed in must.items():
         if settings.get(key, allowed[0]) not in allowed:
             wanted = " or ".join(repr(value) for value in allowed)
-            raise ConfigError(f"{path}: {key} = {settings[key]!r} is not here; only {wanted} is")
+            raise ConfigError(f"{path}: {key} = {settings[key]!r} is not supported; only {wanted} is")
 
 
 def _size(path: Path, settings: Settings, key: str) -> int:
@@ -147,7 +148,7 @@ def _size(path: Path, settings: Settings, key: str) -> int:
 
 
 def config_json(config: ModelConfig, *, dtype: torch.dtype) -> dict[str, object]:
-    """config.json for a model, without the ids of special tokens. ConfigError: no architecture expresses it."""
+    """Return config.json for a model, without special tokens. ConfigError: no architecture expresses the model."""
     settings = _gpt2_settings(config) if family_of(config) == "gpt2" else _llama_settings(config)
     return {
         **settings,
@@ -168,7 +169,7 @@ def _gpt2_settings(config: ModelConfig) -> dict[str, object]:
         "n_layer": config.n_layers,
         "n_head": config.n_heads,
         "n_inner": config.ff_width,
-        "activation_function": "gelu_new",  # GELU in its tanh form
+        "activation_function": "gelu_new",  # the tanh form of GELU
         "layer_norm_epsilon": config.norm_eps,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
@@ -179,7 +180,7 @@ def _gpt2_settings(config: ModelConfig) -> dict[str, object]:
 def _llama_settings(config: ModelConfig) -> dict[str, object]:
     rope: dict[str, object] = {"rope_type": "default"}
     if config.rope_scaling is not None:
-        values = {theirs: getattr(config.rope_scaling, ours) for theirs, ours in _ROPE_NAMES.items()}
+        values = {hf_name: getattr(config.rope_scaling, name) for hf_name, name in _ROPE_NAMES.items()}
         rope = {"rope_type": "llama3", **values}
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -193,9 +194,9 @@ def _llama_settings(config: ModelConfig) -> dict[str, object]:
         "max_position_embeddings": config.n_ctx,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,  # where transformers 4 looks
+        "rope_theta": config.rope_theta,  # read by transformers 4
         **({"rope_scaling": rope} if config.rope_scaling is not None else {}),
-        "rope_parameters": {**rope, "rope_theta": config.rope_theta},  # where 5 does
+        "rope_parameters": {**rope, "rope_theta": config.rope_theta},  # read by transformers 5
         "attention_bias": config.bias,
         "mlp_bias": config.bias,
         "attention_dropout": 0.0,

@@ -1,7 +1,7 @@
-"""Our tokenizer as the files that `transformers.AutoTokenizer` loads, with the same ids for every text; trains nothing.
+"""Convert our tokenizers to the files that `transformers.AutoTokenizer` loads, with the same ids for every text.
 
-A sentencepiece BPE and GPT-2's byte pairs become a `tokenizer.json`; one that is a `tokenizer.json` already travels
-along unchanged.
+A sentencepiece BPE and GPT-2's byte pairs become a `tokenizer.json`. A tokenizer that is a `tokenizer.json` already is
+copied unchanged.
 """
 
 import importlib
@@ -17,8 +17,8 @@ from gpt.tokenizer.tokenizers import Tokenizer, tokenizer_files
 
 _SPACE_MARK = "\u2581"  # how sentencepiece writes a space inside a piece
 
-# What tokenizers tend to disagree on: white space, control characters, scripts, emoji with joiners, digits, text that
-# spells a piece, characters that no vocabulary has.
+# Texts on which tokenizers often disagree: white space, control characters, scripts, emoji with joiners, digits, text
+# that equals a special piece, characters that no vocabulary has.
 SAMPLES = (
     "The quick brown fox jumps over the lazy dog.",
     "def f(x):\n    return {\n\t'a': x ** 2,\n    }\n\n\n# end  \n",
@@ -40,7 +40,7 @@ SAMPLES = (
 def write_tokenizer(source: Path, folder: Path, *, tokenizer: Tokenizer, n_ctx: int) -> None:
     """Write tokenizer.json and tokenizer_config.json for the tokenizer that was loaded from `source`.
 
-    ConfigError: a sentencepiece model that a tokenizer.json cannot express with equal ids.
+    ConfigError: a tokenizer.json cannot express this sentencepiece model with equal ids.
     """
     source = tokenizer_files(source)[0]
     if isinstance(tokenizer, BytePairTokenizer):
@@ -60,7 +60,7 @@ def write_tokenizer(source: Path, folder: Path, *, tokenizer: Tokenizer, n_ctx: 
         "eos_token": end,
         "model_max_length": n_ctx,
         "clean_up_tokenization_spaces": False,
-        # Text that spells a special token is text, as in training; otherwise a page could end its own document.
+        # Text that equals a special token is encoded as text, as in training. Otherwise a page could end its document.
         "split_special_tokens": True,
     }
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -68,7 +68,7 @@ def write_tokenizer(source: Path, folder: Path, *, tokenizer: Tokenizer, n_ctx: 
 
 
 def from_byte_pairs(tokenizer: BytePairTokenizer) -> Any:
-    """A `tokenizers.Tokenizer` that splits text as GPT-2's byte pairs do."""
+    """Return a `tokenizers.Tokenizer` that splits text as GPT-2's byte pairs do."""
     tokenizers = import_extra("tokenizers", extra="hf")
     character_of = {byte: character for character, byte in printable_bytes().items()}
     names = {token: "".join(map(character_of.__getitem__, token)) for token in tokenizer.ranks}
@@ -88,7 +88,7 @@ def from_byte_pairs(tokenizer: BytePairTokenizer) -> Any:
 
 
 def split_by_ranks(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two tokens whose merge makes `token`: what is left of it when only tokens of lower rank may be made."""
+    """Return the two tokens whose merge gives `token`: its parts after merging with lower ranks only."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         joined = [ranks.get(a + b, len(ranks) + 1) for a, b in itertools.pairwise(parts)]
@@ -99,10 +99,10 @@ def split_by_ranks(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def from_sentencepiece(source: Path, *, end_id: int) -> tuple[Any, str]:
-    """A `tokenizers.Tokenizer` that splits text as the sentencepiece BPE does, and its end-of-document token.
+    """Return a `tokenizers.Tokenizer` that splits text as the sentencepiece BPE does, and its end-of-document token.
 
-    Pieces are written with real spaces and no normalizer, so that a literal U+2581 falls back to its bytes, as in
-    gpt/tokenizer/tokenizers.py.
+    Pieces are written with real spaces and without a normalizer, so that a literal U+2581 falls back to its bytes, as
+    in gpt/tokenizer/tokenizers.py.
     """
     tokenizers = import_extra("tokenizers", extra="hf")
     formats: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
@@ -122,36 +122,37 @@ def from_sentencepiece(source: Path, *, end_id: int) -> tuple[Any, str]:
 
 
 def compare_tokenizers(folder: Path, tokenizer: Tokenizer, *, imported: bool = False) -> int:
-    """Load the folder's tokenizer as `transformers` does and compare ids and decoded text on SAMPLES; their number.
+    """Load the folder's tokenizer with `transformers`, compare ids and decoded texts of SAMPLES, return their number.
 
-    `imported`: the folder's settings are another's, so that only ids are compared, and of text alone: what spells a
-    special token is text here. RuntimeError when it differs from ours: for a folder that we wrote, a defect of ours.
+    `imported`: the folder was written by others, with other settings. Then only ids are compared, with special tokens
+    encoded as text. RuntimeError: a difference was found; in a folder that we wrote, this is a bug in the export.
     """
     transformers = import_extra("transformers", extra="hf")
-    theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    hf_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     settings = {"split_special_tokens": True} if imported else {}
-    texts = [text for text in SAMPLES if not imported or _SPACE_MARK not in text]  # sentencepiece's mark is its own
+    # Imported sentencepiece tokenizers use the mark for spaces.
+    texts = [text for text in SAMPLES if not imported or _SPACE_MARK not in text]
     for text in texts:
         ids = tokenizer.encode(text)
-        # a long text is no cause for a warning
-        found = theirs.encode(text, add_special_tokens=False, verbose=False, **settings)
+        # verbose: no warning about a long text
+        found = hf_tokenizer.encode(text, add_special_tokens=False, verbose=False, **settings)
         if found != ids:
             raise RuntimeError(f"{folder}: transformers reads {text!r} as tokens {found}, ours are {ids}")
         if imported:
             continue
-        back, ours = theirs.decode(ids, skip_special_tokens=True), tokenizer.decode(ids)
-        if back != ours:
-            raise RuntimeError(f"{folder}: transformers decodes {ids} to {back!r}, ours is {ours!r}")
-    if not imported and theirs.eos_token_id != tokenizer.end_of_document_id:
-        raise RuntimeError(f"{folder}: eos is {theirs.eos_token_id}, ours is {tokenizer.end_of_document_id}")
+        decoded, expected = hf_tokenizer.decode(ids, skip_special_tokens=True), tokenizer.decode(ids)
+        if decoded != expected:
+            raise RuntimeError(f"{folder}: transformers decodes {ids} to {decoded!r}, ours gives {expected!r}")
+    if not imported and hf_tokenizer.eos_token_id != tokenizer.end_of_document_id:
+        raise RuntimeError(f"{folder}: eos is {hf_tokenizer.eos_token_id}, ours is {tokenizer.end_of_document_id}")
     return len(texts)
 
 
 def _merges(plain: dict[str, float], vocabulary: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, best score first.
+    """Return every pair of pieces whose union is a piece, best score of the union first.
 
-    sentencepiece joins the neighbours whose union scores best, whichever way the union was learned, so all ways to
-    cut a piece in two are merges of its rank; among them the order of ids stands in for "leftmost first".
+    sentencepiece joins the neighbours whose union has the best score, no matter how the union was learned. Therefore
+    every way to split a piece in two is a merge of its rank. Among these, the order of ids replaces "leftmost first".
     """
     for piece in sorted(plain, key=lambda name: (-plain[name], vocabulary[name])):
         cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
@@ -163,18 +164,18 @@ def _check_expressible(source: Path, proto: Any) -> None:
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     kinds = type(proto.pieces[0])
     found = {
-        "it is no BPE model": trainer.model_type != trainer.BPE,
-        "it has no bytes to fall back on": not trainer.byte_fallback,
+        "it is not a BPE model": trainer.model_type != trainer.BPE,
+        "it has no byte fallback": not trainer.byte_fallback,
         f"it normalises text by '{normalizer.name}'": normalizer.name not in ("identity", ""),
         "it adds a space before a text": normalizer.add_dummy_prefix,
         "it removes spaces": normalizer.remove_extra_whitespaces,
         "it has user-defined pieces": any(piece.type == kinds.USER_DEFINED for piece in proto.pieces),
     }
-    reasons = [reason for reason, is_so in found.items() if is_so]
+    reasons = [reason for reason, applies in found.items() if applies]
     if reasons:
         raise ConfigError(
-            f"the tokenizer {source} cannot be written as a tokenizer.json with equal ids: {', and '.join(reasons)}; "
-            "train one with `triaxial prepare`, or use the model's own tokenizer.json as data.tokenizer"
+            f"the tokenizer {source} cannot be written as a tokenizer.json with equal ids: {', and '.join(reasons)}. "
+            "Train one with `triaxial prepare`, or use the model's own tokenizer.json as data.tokenizer."
         )
 
 

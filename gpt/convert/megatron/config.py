@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.convert.megatron.names import EMBEDDING, HEAD, LAYERS, POSITIONS
-from gpt.convert.torch_formats.pickle_as_data import Made, as_dict, decode
+from gpt.convert.torch_formats.pickle_as_data import PickledObject, as_dict, decode
 from gpt.convert.torch_formats.torch_archive import read_archive
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig, RopeScaling
@@ -52,7 +52,7 @@ def read_arguments(folder: Path) -> dict[str, Any] | None:
         return None
     root = decode(read_archive(path).pickle, where=str(path)).root
     arguments = as_dict(root, where=str(path)).get("args")
-    if not isinstance(arguments, Made) or arguments.state is None:
+    if not isinstance(arguments, PickledObject) or arguments.state is None:
         return None
     fields = as_dict(arguments, where=str(path))
     return {key: value for key, value in fields.items() if value is None or isinstance(value, str | int | float)}

@@ -1,7 +1,7 @@
-"""A pickle taken apart as data, and made: nothing that it names is imported, looked up, called or changed.
+"""Decode pickles as data, and encode data as pickles. Nothing that a pickle names is imported, called or changed.
 
-A pickle is a program. Of its instructions those that build tuples, lists and numbers are carried out; "call this"
-becomes a `Made`, a record of what would have been called with what. docs/adr/0008 says why neither Python's own reader
+A pickle is a program. We execute the instructions that build tuples, lists, dicts and numbers; an instruction to call
+something becomes a `PickledObject`, a record of the call. docs/adr/0008 explains why neither Python's own unpickler
 with a list of allowed names nor torch's `weights_only` is used.
 """
 
@@ -16,22 +16,22 @@ from gpt.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Name:
-    """A class or a function, by name alone."""
+class GlobalName:
+    """A class or a function, by name only."""
 
     path: str
 
 
 @dataclass(eq=False)
-class Table:
-    """A dict whose keys need not be hashable here."""
+class PickledDict:
+    """A dict as pairs, because its keys may not be hashable here."""
 
     pairs: list[tuple[Any, Any]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
-class Made:
-    """What would have been `of(*arguments)`, then given `state`, then filled with `items`; none of it was done."""
+class PickledObject:
+    """A record of a call `of(*arguments)`, whose result would then get `state` and `items`. Nothing was called."""
 
     of: str
     arguments: tuple[Any, ...]
@@ -40,52 +40,54 @@ class Made:
 
 
 @dataclass(eq=False)
-class Outside:
-    """What lies outside the pickle, under this identity: in torch's files a tensor's bytes."""
+class PersistentId:
+    """A reference to data outside the pickle: in torch's files the elements of a tensor."""
 
     identity: Any
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """`names`: of all that it would have imported, in order."""
+    """A decoded pickle. `names`: everything that unpickling would have imported, in order."""
 
     root: Any
     names: tuple[str, ...]
 
 
 def decode(data: bytes | BinaryIO, *, where: str) -> Decoded:
-    """Read one pickle. ConfigError: it is none, cut off, or has an instruction that is not here."""
+    """Decode one pickle. ConfigError: it is not a pickle, is cut off, or has an unsupported instruction."""
     machine = _Machine()
     try:
         for operation, argument, _ in pickletools.genops(data):
             if not machine.step(operation.name, argument):
-                raise ConfigError(f"{where}: the pickle asks for {operation.name}, which is not understood here")
+                raise ConfigError(f"{where}: the pickle instruction {operation.name} is not supported")
         (root,) = machine.stack
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise ConfigError(f"{where}: no whole pickle ({type(error).__name__}: {str(error)[:200]})") from None
+        raise ConfigError(f"{where}: not a complete pickle ({type(error).__name__}: {str(error)[:200]})") from None
     return Decoded(root, tuple(machine.names))
 
 
 def described(node: Any) -> str:
-    """What a node is, in a few words; never the whole of it, which may be without end."""
-    if isinstance(node, Made):
+    """Describe a node in a few words. It is never printed whole, because it may contain itself."""
+    if isinstance(node, PickledObject):
         return f"a {node.of[:100]!r}"
-    return f"{node.path[:100]!r}" if isinstance(node, Name) else f"a {type(node).__name__.lower()}"
+    if isinstance(node, GlobalName):
+        return f"{node.path[:100]!r}"
+    return "a dict" if isinstance(node, PickledDict) else f"a {type(node).__name__.lower()}"
 
 
 def as_dict(node: Any, *, where: str) -> dict[str, Any]:
-    """A table, or a made object's state, as a dict. ConfigError: it is neither, or a key is no text."""
-    if isinstance(node, Made):
-        node = node.state if isinstance(node.state, Table) else Table(node.items)
-    pairs: list[Any] = node.pairs if isinstance(node, Table) else [None]
-    if not all(_is_named(pair) for pair in pairs):
-        raise ConfigError(f"{where}: {described(node)} is where a table of names belongs")
+    """Return a dict, or the state of an object, as a dict. ConfigError: it is neither, or a key is not a string."""
+    if isinstance(node, PickledObject):
+        node = node.state if isinstance(node.state, PickledDict) else PickledDict(node.items)
+    pairs: list[Any] = node.pairs if isinstance(node, PickledDict) else [None]
+    if not all(_has_string_key(pair) for pair in pairs):
+        raise ConfigError(f"{where}: expected a dict with string keys, found {described(node)}")
     return dict(pairs)
 
 
-def _is_named(pair: Any) -> bool:
-    """A made object's items may be anything."""
+def _has_string_key(pair: Any) -> bool:
+    """Return whether this is a pair with a string key. The items of an object may be anything."""
     return isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
 
 
@@ -97,22 +99,22 @@ _LITERALS = {
 _EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_LIST": list,
-    "EMPTY_DICT": Table,
+    "EMPTY_DICT": PickledDict,
     "EMPTY_SET": list,
 }
 _SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _NOTHING = {"PROTO", "FRAME", "STOP"}
-# Two texts kept once can be made a name any number of times, at 6 bytes each; and names are shown to the user.
+# A pickle can build any number of names, at 6 bytes each, from two memoised strings. Names are shown to the user.
 _NAME = re.compile(r"[\w.<>-]{1,300}")
-_MAX_INT_BITS = 512  # more is no size or seed, and Python refuses to show what is much longer
+_MAX_INT_BITS = 512  # sizes and seeds are smaller, and Python refuses to print much longer numbers
 
 
 class _Machine:
-    """The pickle's stack. Every method takes an instruction's argument."""
+    """A pickle machine: stack, marks and memo. The methods in `others` take an instruction's argument."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # the stacks under each mark
+        self.below: list[list[Any]] = []  # the stack below each mark
         self.memo: dict[int, Any] = {}
         self.names: list[str] = []
         self.others: dict[str, Callable[[Any], None]] = {
@@ -131,16 +133,16 @@ class _Machine:
             "NEWOBJ_EX": self._make_with_keywords,
             "REDUCE": lambda _: self._make(),
             "BUILD": self._build,
-            "BINPERSID": lambda _: self.stack.append(Outside(self.stack.pop())),
+            "BINPERSID": lambda _: self.stack.append(PersistentId(self.stack.pop())),
             "MEMOIZE": lambda _: self._keep(len(self.memo)),
             "BINPUT": self._keep,
             "LONG_BINPUT": self._keep,
-            "BINGET": lambda place: self.stack.append(self.memo[place]),
-            "LONG_BINGET": lambda place: self.stack.append(self.memo[place]),
+            "BINGET": lambda index: self.stack.append(self.memo[index]),
+            "LONG_BINGET": lambda index: self.stack.append(self.memo[index]),
         }
 
     def step(self, operation: str, argument: Any) -> bool:
-        """Whether the instruction is known here; then it has been carried out."""
+        """Execute an instruction. False: it is not supported."""
         if operation in _LITERALS:
             if isinstance(argument, int) and argument.bit_length() > _MAX_INT_BITS:
                 raise ValueError(f"a number of {argument.bit_length()} bits")
@@ -173,35 +175,35 @@ class _Machine:
     def _drop(self) -> None:
         self.stack.pop()
 
-    def _keep(self, place: int) -> None:
-        self.memo[place] = self.stack[-1]
+    def _keep(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
 
     def _extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        if not isinstance(target, list | Made):
-            raise ValueError("items for what takes none")
-        (target.items if isinstance(target, Made) else target).extend(items)
+        if not isinstance(target, list | PickledObject):
+            raise ValueError("items for a value that takes none")
+        (target.items if isinstance(target, PickledObject) else target).extend(items)
 
     def _set(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        if not isinstance(target, Table | Made) or len(items) % 2:
-            raise ValueError("keys for what takes none")
-        pairs = target.items if isinstance(target, Made) else target.pairs
+        if not isinstance(target, PickledDict | PickledObject) or len(items) % 2:
+            raise ValueError("keys for a value that takes none")
+        pairs = target.items if isinstance(target, PickledObject) else target.pairs
         pairs.extend(zip(items[::2], items[1::2], strict=True))
 
     def _name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("a name that is no text")
+            raise ValueError("a name that is not a string")
         if not (_NAME.fullmatch(module) and _NAME.fullmatch(name)):
-            raise ValueError(f"a name of {len(module)} and {len(name)} characters that is none")
+            raise ValueError(f"an invalid name of {len(module)} and {len(name)} characters")
         self.names.append(f"{module}.{name}")
-        self.stack.append(Name(self.names[-1]))
+        self.stack.append(GlobalName(self.names[-1]))
 
     def _make(self) -> None:
         arguments, of = self.stack.pop(), self.stack.pop()
-        if not isinstance(of, Name) or not isinstance(arguments, tuple):
-            raise ValueError("a call of what has no name")
-        self.stack.append(Made(of.path, arguments))
+        if not isinstance(of, GlobalName) or not isinstance(arguments, tuple):
+            raise ValueError("a call of a value without a name")
+        self.stack.append(PickledObject(of.path, arguments))
 
     def _make_with_keywords(self, _: Any) -> None:
         keywords = self.stack.pop()
@@ -210,13 +212,13 @@ class _Machine:
 
     def _build(self, _: Any) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        if not isinstance(target, Made):
-            raise ValueError("a state for what has none")
+        if not isinstance(target, PickledObject):
+            raise ValueError("a state for a value that takes none")
         target.state = state
 
 
 def encode(node: Any) -> bytes:
-    """The pickle, in protocol 2, of nested Made, Name, Outside, Table, dict, list, tuple, text, numbers and None."""
+    """Encode nested values as a pickle in protocol 2: dict, list, tuple, str, numbers, None and the classes above."""
     return b"\x80\x02" + b"".join(_encoded(node)) + b"."
 
 
@@ -230,13 +232,13 @@ def _encoded(node: Any) -> Iterator[bytes]:
         yield _encoded_int(node)
     elif isinstance(node, float):
         yield b"G" + struct.pack(">d", node)
-    elif isinstance(node, Name):
+    elif isinstance(node, GlobalName):
         module, _, name = node.path.rpartition(".")
         yield f"c{module}\n{name}\n".encode()
-    elif isinstance(node, Outside):
+    elif isinstance(node, PersistentId):
         yield from _encoded(node.identity)
         yield b"Q"
-    elif isinstance(node, Made):
+    elif isinstance(node, PickledObject):
         yield from _encoded_made(node)
     else:
         yield from _encoded_container(node)
@@ -261,7 +263,7 @@ def _encoded_container(node: Any) -> Iterator[bytes]:
             yield from _encoded(item)
         yield b"e"
     else:
-        assert isinstance(node, dict | Table), type(node)
+        assert isinstance(node, dict | PickledDict), type(node)
         yield b"}("
         for pair in node.items() if isinstance(node, dict) else node.pairs:
             yield from _encoded(pair[0])
@@ -269,10 +271,10 @@ def _encoded_container(node: Any) -> Iterator[bytes]:
         yield b"u"
 
 
-def _encoded_made(node: Made) -> Iterator[bytes]:
-    """By calling (REDUCE); a class that makes its objects empty and has their state set takes `state`."""
+def _encoded_made(node: PickledObject) -> Iterator[bytes]:
+    """Encode a call (REDUCE), or with `state` an object that is made empty and then gets its state (NEWOBJ, BUILD)."""
     assert not node.items
-    yield from _encoded(Name(node.of))
+    yield from _encoded(GlobalName(node.of))
     yield from _encoded(node.arguments)
     yield b"R" if node.state is None else b"\x81"
     if node.state is not None:

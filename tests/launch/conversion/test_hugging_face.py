@@ -228,9 +228,9 @@ def _larger_tokenizer(folder: Path) -> None:
 
 BAD: list[tuple[Any, str]] = [
     (lambda f: _change_config(f, model_type="mamba", architectures=["MambaForCausalLM"]), "MambaForCausalLM"),
-    (lambda f: _change_config(f, auto_map={"AutoModel": "evil.Model"}), "code of its own, which is never run"),
+    (lambda f: _change_config(f, auto_map={"AutoModel": "evil.Model"}), "remote code, which is never run"),
     (lambda f: _change_config(f, quantization_config={"bits": 4}), "quantised weights"),
-    (lambda f: _change_config(f, hidden_act="gelu"), "hidden_act = 'gelu' is not here"),
+    (lambda f: _change_config(f, hidden_act="gelu"), "hidden_act = 'gelu' is not supported"),
     (lambda f: _change_config(f, head_dim=24), "head_dim = 24"),
     (lambda f: _change_config(f, attention_bias=True), "either all linear layers have a bias or none"),
     (lambda f: _change_config(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "'yarn'"),

@@ -166,7 +166,7 @@ BAD = [
     ),
     (lambda f, c: (f / ".metadata").write_bytes(pickle.dumps(Evil(c))), "names 'posix.system'"),
     (lambda f, c: set_arguments(f, num_layers=Evil(c)), "num_layers = None must be a whole number"),
-    (lambda f, _: (f / "common.pt").write_bytes(b"PK\3\4nonsense"), "common.pt: no archive of torch.save"),
+    (lambda f, _: (f / "common.pt").write_bytes(b"PK\3\4nonsense"), "common.pt is not an archive of torch.save"),
     (lambda f, _: os.truncate(f / "__0_0.distcp", 90_000), "cut off"),
     (lambda f, _: (f / "__0_0.distcp").unlink(), "is missing"),
     (lambda f, _: change(f, **{FC1: None}), f"1 tensors of this GPTModel are missing, '{FC1}'"),

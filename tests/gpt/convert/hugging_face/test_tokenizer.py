@@ -97,8 +97,8 @@ def test_a_difference_between_tokenizers_is_found(tmp_path: Path, sentencepiece_
     ("settings", "words"),
     [
         ({"add_dummy_prefix": True}, "it adds a space before a text"),
-        ({"model_type": "unigram"}, "it is no BPE model"),
-        ({"byte_fallback": False}, "it has no bytes to fall back on"),
+        ({"model_type": "unigram"}, "it is not a BPE model"),
+        ({"byte_fallback": False}, "it has no byte fallback"),
         ({"user_defined_symbols": ["xyz"]}, "it has user-defined pieces"),
         (
             {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},

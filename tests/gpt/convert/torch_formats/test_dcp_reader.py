@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import filesystem, metadata
 
 from gpt.convert.torch_formats.dcp_reader import find_slices, read_metadata, read_slice
 from gpt.convert.torch_formats.dcp_writer import Part, write_torch_dist
-from gpt.convert.torch_formats.pickle_as_data import Made, Name, Outside, encode
+from gpt.convert.torch_formats.pickle_as_data import GlobalName, PersistentId, PickledObject, encode
 from gpt.convert.torch_formats.torch_archive import Window, find_tensor, write_tensor
 from gpt.errors import ConfigError
 from gpt.files.safetensors import read_tensor
@@ -107,7 +107,7 @@ def test_one_tensor_in_one_archive(tmp_path, tensor):
         assert read == bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist())
         assert (found.shape, found.dtype) == (tuple(tensor.shape), torch.float32)
     else:
-        with pytest.raises(ConfigError, match="not stored in the order"):
+        with pytest.raises(ConfigError, match="is not contiguous"):
             find_tensor(tmp_path / "y")
 
 
@@ -159,8 +159,8 @@ def set_name(described, name):
 
 def tensor_of(shape, strides):
     """The pickle of a tensor of any sizes, which torch would not write."""
-    storage = Outside(("storage", Name("torch.FloatStorage"), "0", "cpu", 14))
-    return encode(Made("torch._utils._rebuild_tensor_v2", (storage, 0, shape, strides, False, None)))
+    storage = PersistentId(("storage", GlobalName("torch.FloatStorage"), "0", "cpu", 14))
+    return encode(PickledObject("torch._utils._rebuild_tensor_v2", (storage, 0, shape, strides, False, None)))
 
 
 def rewrite_archive(folder, *, compress=False, data=None, byteorder=b"little", keep=1):
@@ -187,44 +187,50 @@ def tensor_pickle(folder):
 
 BAD = [
     (lambda f, _: (f / ".metadata").unlink(), "holds no .metadata"),
-    (lambda f, _: (f / ".metadata").write_bytes(b"nonsense"), "no whole pickle"),
-    (lambda f, _: (f / ".metadata").write_bytes((f / ".metadata").read_bytes()[:-20]), "no whole pickle"),
-    (lambda f, c: (f / ".metadata").write_bytes(pickle.dumps(Evil(c))), "names 'posix.system', which no description"),
+    (lambda f, _: (f / ".metadata").write_bytes(b"nonsense"), "not a complete pickle"),
+    (lambda f, _: (f / ".metadata").write_bytes((f / ".metadata").read_bytes()[:-20]), "not a complete pickle"),
+    (lambda f, c: (f / ".metadata").write_bytes(pickle.dumps(Evil(c))), "names 'posix.system', which no metadata"),
     (lambda f, c: change_metadata(f, lambda m: setattr(m, "planner_data", Evil(c))), "names 'posix.system'"),
     (lambda f, c: change_metadata(f, lambda m: m.state_dict_metadata.update(x=Evil(c))), "names 'posix.system'"),
     (
         lambda f, _: change_metadata(f, lambda m: m.state_dict_metadata.update({"a\nb": None})),
-        r"'a.*nb' of 3 characters is no tensor's name",
+        r"'a.*nb' of 3 characters is not a valid tensor name",
     ),
-    (lambda f, _: (f / ".metadata").write_bytes(pickle.dumps({"a": 1})), "a table where a .*Metadata belongs"),
-    (lambda f, _: change_metadata(f, lambda m: m.storage_data.clear()), r"where the part of '\w+' at .* is not told"),
+    (lambda f, _: (f / ".metadata").write_bytes(pickle.dumps({"a": 1})), "expected a .*Metadata, found a dict"),
+    (
+        lambda f, _: change_metadata(f, lambda m: m.storage_data.clear()),
+        r"the position of the part of '\w+' at .* is missing",
+    ),
     (
         lambda f, _: change_metadata(f, lambda m: m.storage_data.update({index(): "here"})),
-        "a str where a .*_StorageInfo",
+        "expected a .*_StorageInfo, found a str",
     ),
-    (lambda f, _: set_place(f, relative_path="../secret"), "which is no file beside it"),
-    (lambda f, _: set_place(f, relative_path="/etc/passwd"), "which is no file beside it"),
+    (lambda f, _: set_place(f, relative_path="../secret"), "which is not a file in the same folder"),
+    (lambda f, _: set_place(f, relative_path="/etc/passwd"), "which is not a file in the same folder"),
     (lambda f, _: set_place(f, relative_path="gone.distcp"), "gone.distcp is missing"),
     (lambda f, _: set_place(f, offset=-4), "cut off"),
-    (lambda f, _: set_place(f, length=10**9), "cut off: it has .* bytes, and 1000000000 are promised"),
-    (lambda f, _: set_place(f, length=100), "no archive of torch.save"),
+    (lambda f, _: set_place(f, length=10**9), "is cut off: it has .* bytes, but should have 1000000000"),
+    (lambda f, _: set_place(f, length=100), "is not an archive of torch.save"),
     (lambda f, _: set_place(f, transform_descriptors=["zstd"]), "compressed or encrypted"),
-    (lambda f, _: change_metadata(f, add_overlap), "is .7, 2. there, but .3, 2. in .metadata"),
-    (lambda f, _: change_metadata(f, repeat_rows), "two parts of 'plain' lie at one place"),
-    (lambda f, _: change_metadata(f, lambda m: set_name(m, "a\nb")), r"'a\\nb' of 3 characters is no tensor's name"),
-    (lambda f, _: set_place(f, relative_path="a\nb"), r"'a\\nb', which is no file beside it"),
-    (lambda f, _: set_place(f, relative_path="a" * 300), "which is no file beside it"),
-    (lambda f, _: rewrite_archive(f, data=tensor_of((14,), (2, 1))), "not stored in the order"),
+    (lambda f, _: change_metadata(f, add_overlap), "is .7, 2., but .3, 2. in .metadata"),
+    (lambda f, _: change_metadata(f, repeat_rows), "two parts of 'plain' overlap"),
+    (
+        lambda f, _: change_metadata(f, lambda m: set_name(m, "a\nb")),
+        r"'a\\nb' of 3 characters is not a valid tensor name",
+    ),
+    (lambda f, _: set_place(f, relative_path="a\nb"), r"'a\\nb', which is not a file in the same folder"),
+    (lambda f, _: set_place(f, relative_path="a" * 300), "which is not a file in the same folder"),
+    (lambda f, _: rewrite_archive(f, data=tensor_of((14,), (2, 1))), "is not contiguous"),
     (lambda f, _: rewrite_archive(f, compress=True), "is compressed"),
     (lambda f, _: rewrite_archive(f, byteorder=b"big"), "big-endian"),
-    (lambda f, _: rewrite_archive(f, keep=0), "its tensor needs 56 bytes, and 0 are there"),
+    (lambda f, _: rewrite_archive(f, keep=0), "its tensor needs 56 bytes, but has 0"),
     (
         lambda f, c: rewrite_archive(f, data=pickle.dumps(Evil(c), 2)),
-        "names 'posix.system', which no tensor of weights",
+        "names 'posix.system', which no weight needs",
     ),
-    (lambda f, _: rewrite_archive(f, data=pickle.dumps([1], 2)), "a list where a tensor belongs"),
+    (lambda f, _: rewrite_archive(f, data=pickle.dumps([1], 2)), "expected a tensor, found a list"),
     (lambda f, _: os.truncate(f / "__0_0.distcp", 900), "cut off"),
-    (lambda f, _: (f / "__0_0.distcp").write_bytes(b"\0" * 4000), "no archive of torch.save"),
+    (lambda f, _: (f / "__0_0.distcp").write_bytes(b"\0" * 4000), "is not an archive of torch.save"),
 ]
 
 
@@ -252,7 +258,7 @@ def test_a_flipped_bit_is_told_where_a_crc_was_taken(tmp_path):
         data[part.stored.start + 5] ^= 4
         (folder / "__0_0.distcp").write_bytes(data)
         if crc:
-            with pytest.raises(ConfigError, match=f"damaged: the elements at byte {part.stored.start} have another"):
+            with pytest.raises(ConfigError, match=f"is damaged: the elements at byte {part.stored.start} have another"):
                 read(folder, "plain")
         else:
             assert not torch.equal(read(folder, "plain")[0], PLAIN)
@@ -313,7 +319,7 @@ def test_parts_that_overlap_or_lack_are_found(tmp_path):
             write_torch_dist(folder, halves, shapes={"x": (8, 2)}, dtype=torch.float32)
         else:
             write_torch_dist(folder, halves, shapes={"x": (9, 2)}, dtype=torch.float32)
-        with pytest.raises(ConfigError, match=r"do not make up its shape|lie at one place"):
+        with pytest.raises(ConfigError, match=r"do not make up its shape|overlap in"):
             read(folder, "x")
 
 

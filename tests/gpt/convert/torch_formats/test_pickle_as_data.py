@@ -10,7 +10,15 @@ from pathlib import PurePosixPath
 import pytest
 import torch
 
-from gpt.convert.torch_formats.pickle_as_data import Made, Name, Outside, Table, as_dict, decode, encode
+from gpt.convert.torch_formats.pickle_as_data import (
+    GlobalName,
+    PersistentId,
+    PickledDict,
+    PickledObject,
+    as_dict,
+    decode,
+    encode,
+)
 from gpt.errors import ConfigError
 
 PLAIN = {"a": [1, -5, 2**40, -(2**70), 1.5, True, None], "b": ("x", ("y",), ()), "ü": {"c": [[], {}]}}
@@ -18,7 +26,7 @@ PLAIN = {"a": [1, -5, 2**40, -(2**70), 1.5, True, None], "b": ("x", ("y",), ()),
 
 def plain(node):
     """Tables as dicts again."""
-    if isinstance(node, Table):
+    if isinstance(node, PickledDict):
         return {plain(key): plain(value) for key, value in node.pairs}
     return type(node)(map(plain, node)) if isinstance(node, list | tuple) else node
 
@@ -36,7 +44,7 @@ def test_what_python_writes_is_understood_in_every_protocol(protocol):
     assert "argparse.Namespace" in theirs.names
     fields = as_dict(theirs.root, where="")
     assert fields["n"] == 3
-    assert isinstance(fields["p"], Made)
+    assert isinstance(fields["p"], PickledObject)
     assert fields["p"].of.endswith("PurePosixPath")
     assert as_dict(fields["o"], where="") == {"k": 1}
 
@@ -44,10 +52,12 @@ def test_what_python_writes_is_understood_in_every_protocol(protocol):
 def test_what_is_written_python_and_torch_read():
     assert pickle.loads(encode(PLAIN)) == PLAIN
     assert plain(decode(encode(PLAIN), where="").root) == PLAIN
-    made = Made("argparse.Namespace", (), {"size": Made("torch.Size", ((2, 3),)), "dtype": Name("torch.float32")})
+    made = PickledObject(
+        "argparse.Namespace", (), {"size": PickledObject("torch.Size", ((2, 3),)), "dtype": GlobalName("torch.float32")}
+    )
     found = pickle.loads(encode(made))
     assert (found.size, found.dtype) == (torch.Size([2, 3]), torch.float32)
-    assert b"Q" in encode(Outside("elsewhere"))
+    assert b"Q" in encode(PersistentId("elsewhere"))
 
 
 class Evil:
@@ -79,25 +89,28 @@ def test_names_are_not_looked_up(tmp_path, monkeypatch):
 
 
 HOSTILE = [
-    (b"", "no whole pickle"),
-    (pickle.dumps(PLAIN)[:-9], "no whole pickle"),
-    (b"\x80\x02.", "no whole pickle"),
-    (b"\x80\x02}}.", "no whole pickle"),
-    (b"\x80\x02h\x05.", "no whole pickle"),
-    (b"\x80\x02u.", "no whole pickle"),
-    (b"\x80\x02}(K\x01u.", "no whole pickle"),
-    (b"\x80\x02K\x01]R.", "a call of what has no name"),
-    (b"\x80\x02cos\nsystem\n)R)R.", "a call of what has no name"),
-    (b"\x80\x02]}b.", "a state for what has none"),
-    (b"\x80\x02K\x01K\x02a.", "items for what takes none"),
-    (b"\x80\x04]]\x93.", "a name that is no text"),
-    (b"\x80\x02\x82\x05.", "the pickle asks for EXT1"),
-    (b"(ios\nsystem\nS'x'\no.", "the pickle asks for INST"),
-    (b"\x80\x04X\xff\xff\xff\x7fab.", "no whole pickle"),
-    (b"garbage", "no whole pickle"),
-    (b"\x80\x04\x8c\x03a\nb\x8c\x01c\x93.", "a name of 3 and 1 characters that is none"),
+    (b"", "not a complete pickle"),
+    (pickle.dumps(PLAIN)[:-9], "not a complete pickle"),
+    (b"\x80\x02.", "not a complete pickle"),
+    (b"\x80\x02}}.", "not a complete pickle"),
+    (b"\x80\x02h\x05.", "not a complete pickle"),
+    (b"\x80\x02u.", "not a complete pickle"),
+    (b"\x80\x02}(K\x01u.", "not a complete pickle"),
+    (b"\x80\x02K\x01]R.", "a call of a value without a name"),
+    (b"\x80\x02cos\nsystem\n)R)R.", "a call of a value without a name"),
+    (b"\x80\x02]}b.", "a state for a value that takes none"),
+    (b"\x80\x02K\x01K\x02a.", "items for a value that takes none"),
+    (b"\x80\x04]]\x93.", "a name that is not a string"),
+    (b"\x80\x02\x82\x05.", "the pickle instruction EXT1 is not"),
+    (b"(ios\nsystem\nS'x'\no.", "the pickle instruction INST is not"),
+    (b"\x80\x04X\xff\xff\xff\x7fab.", "not a complete pickle"),
+    (b"garbage", "not a complete pickle"),
+    (b"\x80\x04\x8c\x03a\nb\x8c\x01c\x93.", "an invalid name of 3 and 1 characters"),
     (b"\x80\x02\x8b\x00\x10\x00\x00" + b"\x01" * 4096 + b".", "a number of 32761 bits"),
-    (b"\x80\x04X\x00\x04\x00\x00" + b"a" * 1024 + b"q\x000" + b"h\x00h\x00\x930" * 99 + b".", "a name of 1024 and"),
+    (
+        b"\x80\x04X\x00\x04\x00\x00" + b"a" * 1024 + b"q\x000" + b"h\x00h\x00\x930" * 99 + b".",
+        "invalid name of 1024",
+    ),
 ]
 
 
@@ -135,7 +148,7 @@ def test_a_structure_without_end_is_told_in_a_few_words():
     assert root[0] is root
     steps = b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(60))  # drop, then a list of the last one twice
     for data in (b"\x80\x02]q\x00h\x00a.", b"\x80\x02]q\x00" + steps + b"."):
-        with pytest.raises(ConfigError, match="a list is where a table of names belongs"):
+        with pytest.raises(ConfigError, match="expected a dict with string keys, found a list"):
             as_dict(decode(data, where="here").root, where="here")
 
 
@@ -143,7 +156,7 @@ def test_a_structure_without_end_is_told_in_a_few_words():
 def test_items_of_a_made_object_may_be_anything(items):
     """They are names with values only if its class is a dict."""
     for data in (b"\x80\x02cx\ny\n)R" + items + b".", b"\x80\x04cx\ny\n)}\x92."):
-        with pytest.raises(ConfigError, match="a table is where a table of names belongs"):
+        with pytest.raises(ConfigError, match="expected a dict with string keys, found a dict"):
             as_dict(decode(data, where="here").root, where="here")
 
 
@@ -152,5 +165,5 @@ def test_keys_may_be_anything_and_are_not_hashed():
     assert decode(data, where="").root.pairs == [([], 1)]
     appended = b"\x80\x02cthing\nmade\n)RK\x01a."  # items that are no pairs
     for wrong in (data, appended):
-        with pytest.raises(ConfigError, match=r"(a table|a 'thing.made') is where a table of names belongs"):
+        with pytest.raises(ConfigError, match=r"expected a dict with string keys, found (a dict|a 'thing\.made')"):
             as_dict(decode(wrong, where="here").root, where="here")
