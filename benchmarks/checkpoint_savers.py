@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from gpt.losses.next_token import loss_for
+from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
 from gpt.training.config import Retention
-from gpt.training.engine import Batch
+from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
 from parallel.engines.native import NativeEngine
 from parallel.engines.settings import EngineSettings
@@ -231,7 +231,7 @@ def build_engine(setting: Setting) -> NativeEngine:
         micro_batch_size=MICRO_BATCH,
         seed=1234,
     )
-    return NativeEngine(settings, loss=loss_for(compile=False), device=torch.device("cpu"))
+    return NativeEngine(settings, objective=NextToken(), device=torch.device("cpu"))
 
 
 def trainer(engine: NativeEngine, setting: Setting) -> Callable[[], None]:

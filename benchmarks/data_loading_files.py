@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt.data.dataset import CorpusConfig
+from gpt.data.config import CorpusConfig
 from gpt.token_files.files import DTYPES, HEADER, MAGIC, TokenFileWriter
 
 VOCAB_SIZE = 50_257

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from gpt.data.dataset import CorpusConfig, TrainingData
+from gpt.data.config import CorpusConfig, DataConfig
+from gpt.data.dataset import TrainingData
 
 COLD_SAMPLES = 256
 READ_SAMPLES = 512
@@ -23,12 +24,16 @@ EPOCH_DOCUMENTS = 20_000
 
 
 def open_ours(corpora: Sequence[CorpusConfig]) -> TrainingData:
-    return TrainingData(corpora, seq_len=files.SEQ_LEN, seed=files.SEED, vocab_size=files.VOCAB_SIZE)
+    return TrainingData(
+        DataConfig(tokenizer="none", train=tuple(corpora), seq_len=files.SEQ_LEN),
+        seed=files.SEED,
+        vocab_size=files.VOCAB_SIZE,
+    )
 
 
 def our_batch(data: TrainingData, first: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """As gpt/training/loop.py makes inputs and targets of them."""
-    tokens = torch.from_numpy(data.batch(np.arange(first, first + n)))
+    tokens = torch.from_numpy(data.read(np.arange(first, first + n)).tokens)
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
@@ -156,7 +161,7 @@ def one_epoch(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     files.write_sparse(prefix, n_documents=EPOCH_DOCUMENTS, document_tokens=length)
     corpus = CorpusConfig(path=str(prefix))
     data = open_ours([corpus])
-    n_samples = data.n_windows[0]
+    n_samples = data.n_samples[0]
     first = data.order.lookup(np.arange(n_samples))[2] * files.SEQ_LEN
     found = {"triaxial": coverage(first, first + files.SEQ_LEN, length)}
     if args.who == "megatron":

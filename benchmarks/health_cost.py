@@ -24,9 +24,9 @@ import side_by_side
 import torch
 import torch.distributed as dist
 
-from gpt.losses.next_token import loss_for
+from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
-from gpt.training.engine import Batch
+from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
 from launch.processes.determinism import deterministic
 from launch.processes.local_ranks import fork_server, run_ranks
@@ -140,18 +140,19 @@ class Parts:
         batch = BatchConfig(sequences, sequences * context * RANKS)
         parallel = ParallelConfig(data=RANKS, zero_stage=0, precision="fp32")
         layout = resolve_layout(parallel, batch, model=model, seq_len=context, world_size=RANKS)
-        self.losses = [loss_for(compile=False, z_loss=z_loss) for z_loss in (0.0, 1e-4)]
+        self.losses = [NextToken(z_loss).loss(compile=False) for z_loss in (0.0, 1e-4)]
         optimizer = OptimizerConfig(learning_rate=6e-4)
         self.engine = NativeEngine(
-            EngineSettings(model, parallel, layout, optimizer, sequences, seed=1234), loss=self.losses[0], device=CPU
+            EngineSettings(model, parallel, layout, optimizer, sequences, seed=1234), objective=NextToken(), device=CPU
         )
         tokens = torch.randint(0, model.vocab_size, (sequences, context + 1))
         self.batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
         self.stragglers = Stragglers(layout, CPU, every_steps=1)
         self.steps = 0
-        states = self.engine.optimizer.state
         moments = ("exp_avg", "exp_avg_sq")
-        named = [(name, p, (p.data, *(states[p][key] for key in moments))) for name, p in self.engine.parameters]
+        named = [
+            (name, p, (p.data, *self.engine.optimizer.tensors_of(p).values())) for name, p in self.engine.parameters
+        ]
         self.check = ReplicaCheck(named, kinds=("model.", *moments), device=CPU)
         weights = [(name, p, (p.data,)) for name, p in self.engine.parameters]
         self.check_weights = ReplicaCheck(weights, kinds=("model.",), device=CPU)

@@ -28,9 +28,9 @@ from torch.profiler import ProfilerActivity, profile
 from torchtitan_peer import torchtitan_step
 
 from gpt.errors import ConfigError, import_extra
-from gpt.losses.next_token import loss_for
+from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
-from gpt.training.engine import Batch
+from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
 from parallel.engines.native import NativeEngine
 from parallel.engines.settings import EngineSettings
@@ -258,7 +258,7 @@ def our_step(setting: Setting, sizes: dict[str, int], world_size: int) -> Callab
         micro_batch_size=setting.batch.micro_batch_size,
         seed=SEED,
     )
-    engine = NativeEngine(settings, loss=loss_for(compile=setting.compile), device=torch.device("cpu"))
+    engine = NativeEngine(settings, objective=NextToken(), device=torch.device("cpu"))
 
     def step(batch: Batch) -> None:
         engine.forward_backward(batch)

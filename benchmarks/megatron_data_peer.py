@@ -14,7 +14,7 @@ import numpy as np
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from gpt.data.dataset import CorpusConfig
+from gpt.data.config import CorpusConfig
 from gpt.errors import import_extra
 
 SURPLUS = 0.005  # megatron-core's default for `mid_level_dataset_surplus`

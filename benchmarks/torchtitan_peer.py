@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
 from gpt.errors import import_extra
+from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
-from gpt.training.engine import Batch
 from gpt.training.optimizer import OptimizerConfig
 from parallel.layout.config import BatchConfig
 

@@ -8,10 +8,10 @@ from torch.nn import functional
 
 from gpt.convert.hugging_face.names import to_hugging_face
 from gpt.errors import import_extra
+from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
-from gpt.training.engine import Batch
 from gpt.training.optimizer import OptimizerConfig
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
@@ -127,7 +127,7 @@ def training_step(
 
     def step(batch: Batch) -> float:
         total = torch.zeros(())
-        pairs = list(zip(*(whole.split(micro_batch_size) for whole in batch), strict=True))
+        pairs = [(part.inputs, part.targets) for part in batch.split(micro_batch_size)]
         for x, y in pairs:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss = loss_of(x, y) / len(pairs)

@@ -22,9 +22,9 @@ from torch._C._distributed_c10d import HashStore
 from training_peers import nano_gpt, transformers_gpt2
 
 from gpt.errors import ConfigError
-from gpt.losses.next_token import loss_for
+from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
-from gpt.training.engine import Batch
+from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
 from parallel.engines.native import NativeEngine
 from parallel.engines.settings import EngineSettings
@@ -215,7 +215,7 @@ def our_step(setting: Setting) -> Step:
             micro_batch_size=setting.batch.micro_batch_size,
             seed=SEED,
         ),
-        loss=loss_for(compile=parallel.compile),
+        objective=NextToken(),
         device=torch.device("cpu"),
     )
 

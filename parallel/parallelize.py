@@ -1,41 +1,80 @@
-"""Wrap a model for its layout: tensor, recompute, compile, data axis, in this order."""
+"""Wrap a model for its layout: tensor axis, recomputation and compilation, data axis, in this order."""
+
+from dataclasses import replace
 
 import torch
 
 from gpt.losses.base import Loss
 from gpt.model.config import ModelConfig
-from gpt.model.gpt import GPT
-from parallel.axes.data_parallel import _apply_data_parallel
+from gpt.model.gpt import GPT, Embedding
+from gpt.model.heads import VocabularyHead
+from gpt.training.objective import NextToken, Objective
+from gpt.training.optimizer import OptimizerConfig, is_frozen
+from parallel.axes.data_parallel import apply_data_parallel
 from parallel.axes.recomputation import wrap_block
-from parallel.axes.stage import Stage
+from parallel.axes.stage import ModelStage, canonical_name
 from parallel.axes.tensor_parallel import allow_asynchronous, apply_tensor_parallel
 from parallel.layout.config import ParallelConfig
 from parallel.layout.mesh import Mesh
 
 
-def build_stage(config: ModelConfig, parallel: ParallelConfig, mesh: Mesh, loss: Loss, *, index: int) -> Stage:
-    """Stage `index` of the pipeline, its parameters allocated on the mesh's device (on the host if offloaded) and not
-    yet filled.
+def build_stage(
+    config: ModelConfig,
+    parallel: ParallelConfig,
+    mesh: Mesh,
+    *,
+    index: int,
+    objective: Objective,
+    loss: Loss,
+    optimizer: OptimizerConfig | None,
+) -> ModelStage:
+    """Stage `index` of the pipeline. Its parameters are allocated on the mesh's device (on the host if offloaded) and
+    not yet filled; what `optimizer` freezes, or everything without one, needs no gradient.
 
     The order matters: tensor parallelism replaces parameters; blocks are compiled and wrapped for recomputation; FSDP's
     hooks come last.
     """
-    model = build_layers(config, mesh, index=index)
+    layout = mesh.layout
+    model = _on_meta(config, objective, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
+    if layout.tensor > 1:
+        apply_tensor_parallel(model, config, mesh.tensor)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(optimizer is not None and not is_frozen(canonical_name(name, model), optimizer))
     if parallel.async_tensor:
         allow_asynchronous(mesh.tensor)
     for name, block in model.blocks.items():
         model.blocks[name] = wrap_block(block, config, parallel)
-    stage = Stage(model, loss)
-    _apply_data_parallel(stage, parallel, mesh)
+    stage = ModelStage(model, loss, attention_mask=objective.attention_mask, sequence_shards=layout.tensor)
+    apply_data_parallel(stage, parallel, mesh)
     stage.to_empty(device=torch.device("cpu") if parallel.offload else mesh.device)
     return stage
 
 
-def build_layers(config: ModelConfig, mesh: Mesh, *, index: int) -> GPT:
-    """The part of the model that stage `index` holds, split over the tensor ranks, on the meta device (no memory)."""
-    layout = mesh.layout
-    with torch.device("meta"):
-        model = GPT(config, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
+def build_inference_stage(config: ModelConfig, mesh: Mesh, *, index: int, dtype: torch.dtype) -> ModelStage:
+    """Stage `index` of a language model that is only used, its parameters allocated in `dtype` and not yet filled.
+
+    No FSDP, compilation or recomputation: every data-parallel rank holds its stages whole.
+    """
+    layout, objective = mesh.layout, NextToken()
+    model = _on_meta(config, objective, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
     if layout.tensor > 1:
         apply_tensor_parallel(model, config, mesh.tensor)
-    return model
+    model.to(dtype).to_empty(device=mesh.device)
+    model.tie()  # allocation made two parameters of a shared one
+    model.eval().requires_grad_(False)
+    loss = objective.loss(compile=False)
+    return ModelStage(model, loss, attention_mask=objective.attention_mask, sequence_shards=layout.tensor)
+
+
+def parameter_names(config: ModelConfig, objective: Objective) -> list[str]:
+    """The canonical names of all parameters of the whole model."""
+    layers = range(config.n_layers)
+    return [name for name, _ in _on_meta(config, objective, layers, first=True, last=True).named_parameters()]
+
+
+def _on_meta(config: ModelConfig, objective: Objective, layers: range, *, first: bool, last: bool) -> GPT:
+    """A part of the objective's model, without memory. Whether the ends are tied is the same for every part."""
+    with torch.device("meta"):
+        embed, head = objective.front(config), objective.head(config)
+        tied = config.tied and isinstance(embed, Embedding) and isinstance(head, VocabularyHead)
+        return GPT(replace(config, tied=tied), layers, first=first, last=last, embed=embed, head=head)

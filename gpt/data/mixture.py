@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gpt.data.dataset import Windows, check_names, check_seq_len, check_weight, count_samples
+from gpt.data.config import check_names, check_seq_len, check_weight
 from gpt.data.order import make_order
+from gpt.data.sampling import SamplingRule, Windows, count_samples
 from gpt.errors import ConfigError
 
 
@@ -18,6 +19,7 @@ class PlannedCorpus:
 
     name: str
     n_tokens: int
+    n_documents: int = 0  # needed where samples are documents
     weight: float = 1.0  # any positive scale, as in [data]
     stated_epochs: float | None = None  # what a source says, to be shown beside what comes out
 
@@ -77,7 +79,12 @@ class MixturePlan:
 
 
 def plan_mixture(
-    corpora: Sequence[PlannedCorpus], *, seq_len: int, planned_tokens: int, samples: int | None = None
+    corpora: Sequence[PlannedCorpus],
+    *,
+    seq_len: int,
+    planned_tokens: int,
+    sampling: SamplingRule | None = None,
+    samples: int | None = None,
 ) -> MixturePlan:
     """How a run of `planned_tokens` reads the corpora; of exactly `samples` sequences where a run has whole steps.
 
@@ -89,7 +96,12 @@ def plan_mixture(
     check_names([(corpus.name, corpus.name) for corpus in corpora], where="the mixture")
     samples = -(-planned_tokens // seq_len) if samples is None else samples
     in_order = sorted(corpora, key=lambda corpus: corpus.name)  # as TrainingData puts them
-    sizes = {c.name: count_samples(Windows(seq_len), c.n_tokens, called=f"corpus '{c.name}'") for c in in_order}
+    sizes = {
+        c.name: count_samples(
+            sampling or Windows(seq_len), n_tokens=c.n_tokens, n_documents=c.n_documents, called=f"corpus '{c.name}'"
+        )
+        for c in in_order
+    }
     order = make_order(
         [corpus.name for corpus in in_order],
         sizes=[sizes[corpus.name] for corpus in in_order],

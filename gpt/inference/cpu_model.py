@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gpt.inference.model import InferenceModel, LocalModel
-from gpt.model.attention import attend
+from gpt.model.attention import Mask, attend
 from gpt.model.gpt import GPT, Attention, Block, LayerCache, SwiGLUMLP
-from gpt.model.rope import Angles, rotary_angles, rotate
+from gpt.model.rope import Angles, rotate
 
 
 class BlockedLinear(nn.Module):
@@ -71,7 +71,7 @@ class PackedBlock(nn.Module):
         super().__init__()
         attention, mlp = block.attention, block.mlp
         assert isinstance(attention, Attention)
-        self.d_head, self.rotary = attention.d_head, attention.rotary
+        self.d_head = attention.d_head
         self.heads = attention.q.out_features // self.d_head
         self.kv_heads = attention.k.out_features // self.d_head
         self.attention_norm, self.mlp_norm = _packed_norm(block.attention_norm), _packed_norm(block.mlp_norm)
@@ -84,19 +84,15 @@ class PackedBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        positions: Tensor | Angles | None = None,
-        mask: Tensor | None = None,
+        angles: Angles | None = None,
+        mask: Mask = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         b, t = x.shape[:2]
         qkv = self.qkv(self.attention_norm(x)).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, h + 2k, t, e)
         turned, v = qkv[:, : -self.kv_heads], qkv[:, -self.kv_heads :]
-        if self.rotary is not None:
-            if positions is None:
-                positions = torch.arange(t, device=x.device).unsqueeze(0)  # (1, t)
-            if not isinstance(positions, Angles):
-                positions = Angles(*rotary_angles(positions, *self.rotary))
-            turned = rotate(turned, positions.cos, positions.sin)
+        if angles is not None:
+            turned = rotate(turned, angles.cos, angles.sin)
         q, k = turned[:, : self.heads], turned[:, self.heads :]
         if cache is not None:
             k, v = cache.append(k, v)  # (b, k, s, e)

@@ -1,18 +1,21 @@
-"""What an engine asks of any loss: a sum, a count and metrics, and the part of the vocabulary that a rank holds."""
+"""What an engine asks of any loss: a sum, a count and metrics, never a mean."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-IGNORE = -100  # a target that counts neither in the sum nor in the count
+from gpt.losses.batch import Batch
 
 
 @dataclass(frozen=True)
 class LossTotals:
-    """`sum` in nats, 0-d with gradient: what a step lowers; `count` of what was summed, 0-d. Without gradient, 0-d:
-    `reported`, the part of the sum that is called the loss, and `metrics`, further sums by name."""
+    """Sums over a micro-batch, all 0-d. A mean of means would depend on how a batch is split.
+
+    `sum`, with gradient: what the optimizer minimises. `count`: how many targets were summed. Without gradient:
+    `reported`, the part of the sum that is logged as the loss, and `metrics`, further sums by name.
+    """
 
     sum: Tensor
     count: Tensor
@@ -22,13 +25,25 @@ class LossTotals:
 
 @dataclass(frozen=True)
 class VocabShard:
-    """Which rows of the head are held here, and how sums and maxima over all holders are taken."""
+    """The rows of the vocabulary head that this process holds, and how to reduce over all holders."""
 
     start: int
-    vocab_size: int  # of the whole vocabulary, padding left out
-    max_rows: int  # of the holder with the most, so that all go through the tokens in the same chunks
+    vocab_size: int  # of the whole vocabulary, without padding
+    max_rows: int  # of the holder with the most rows: all holders go through the tokens in equal chunks
     reduce_sum: Callable[[Tensor], Tensor]
     reduce_max: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class VocabularyOutputs:
+    """What a vocabulary head gives a loss: the factors of the logits `hidden @ weight.T`, which are too large to keep.
+
+    hidden (b, t, d); weight (v, d), the rows that `shard` describes.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    shard: VocabShard
 
 
 class Loss(Protocol):
@@ -36,11 +51,16 @@ class Loss(Protocol):
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """The keys of `metrics` where gradients are computed, in order; ranks that compute no loss need them too."""
+        """The keys of `metrics` in training, in order. Ranks that compute no loss need them too."""
         ...
 
-    def __call__(self, hidden: Tensor, weight: Tensor, targets: Tensor, shard: VocabShard) -> LossTotals:
-        """hidden (b, t, d), the head's rows held here (v, d), targets (b, t)."""
+    @property
+    def evaluation_names(self) -> tuple[str, ...]:
+        """The keys of `metrics` in evaluation, in order."""
+        ...
+
+    def __call__(self, outputs: Any, batch: Batch) -> LossTotals:
+        """The loss of a micro-batch. `outputs`: VocabularyOutputs from a vocabulary head, (b, t, k) from others."""
         ...
 
 

@@ -1,29 +1,63 @@
-"""Softmax attention over queries, keys and values: torch's kernel, with a faster backward where code is compiled for a
-CPU; holds no weights.
+"""Softmax attention over queries, keys and values, by the fastest kernel that the mask and the device allow.
 
-Shapes: b sequences, h heads, k key-value heads, t queries, s keys, e = d_head; n = b * h.
+Shapes: b sequences, h heads, k key-value heads, t queries, s keys, e = d_head.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.flex_attention import flex_attention
 
-from gpt.model.cpu_attention import _CausalOnCPU
+from gpt.model.cpu_attention import CausalOnCPU
+from gpt.model.masks import AttentionMask, is_segmented
+from gpt.model.segment_attention import segment_attention
+
+Mask = Tensor | AttentionMask | None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(b, h, t, e) from q (b, h, t, e) and k, v (b, k, s, e), of which h / k heads in a row share one. `mask`: True
-    where a query may look, for all heads alike; None is causal, for which t is s or 1."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
+    """(b, h, t, e) from q (b, h, t, e) and k, v (b, k, s, e); each run of h / k query heads shares one key-value head.
+
+    `mask`: None is causal, for which t is s or 1. A tensor of booleans broadcasts to (b, h, t, s), True where a query
+    may attend to a key. An AttentionMask, with t = s, keeps the fused kernels.
+    """
     groups = q.size(1) // k.size(1)
+    if isinstance(mask, AttentionMask) and mask.blocks is not None:
+        return _on_gpu(q, k, v, mask)
     if groups > 1:
-        if q.size(2) == 1:  # heads that share keys are as good as positions that do: nothing is copied
+        if q.size(2) == 1:  # decoding: treat the heads of a group as extra positions, so K and V are not repeated
             y = functional.scaled_dot_product_attention(
-                q.reshape(q.size(0), -1, groups, q.size(3)), k, v, attn_mask=mask
+                q.reshape(q.size(0), -1, groups, q.size(3)), k, v, attn_mask=_as_tensor(mask, q)
             )
             return y.reshape(q.shape)
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    causal = mask is None and bool(q.size(2) > 1)
-    if causal and q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.compiler.is_compiling():
-        out: Tensor = _CausalOnCPU.apply(q, k, v)  # type: ignore[no-untyped-call]
+    if is_segmented(mask) and q.device.type in ("cpu", "meta"):
+        assert isinstance(mask, AttentionMask)
+        out: Tensor = segment_attention(q, k, v, mask.segment_ids, mask.kind == "causal")[0]
         return out
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    if isinstance(mask, AttentionMask) and mask.kind == "full" and mask.segment_ids is None:
+        return functional.scaled_dot_product_attention(q, k, v)
+    rule = _as_tensor(mask, q)
+    causal = rule is None and bool(q.size(2) > 1)
+    if causal and q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.compiler.is_compiling():
+        out = CausalOnCPU.apply(q, k, v)  # type: ignore[no-untyped-call]
+        return out
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=rule, is_causal=causal)
+
+
+def _as_tensor(mask: Mask, q: Tensor) -> Tensor | None:
+    """The booleans of a mask; None for plain causal attention."""
+    if not isinstance(mask, AttentionMask):
+        return mask
+    if mask.kind == "causal" and mask.segment_ids is None:
+        return None
+    return mask.dense(q.size(0), q.size(2), q.device)
+
+
+def _on_gpu(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+    """FlexAttention, which skips blocks that the mask excludes. Only compiled is it fused."""
+    attention: Any = flex_attention if torch.compiler.is_compiling() else torch.compile(flex_attention)
+    out: Tensor = attention(q, k, v, block_mask=mask.blocks, enable_gqa=q.size(1) != k.size(1))
+    return out

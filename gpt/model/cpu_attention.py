@@ -8,11 +8,12 @@ from torch import Tensor
 MIN_QUERY_BLOCK, MAX_QUERY_BLOCKS = 128, 8
 
 
-class _CausalOnCPU(torch.autograd.Function):
-    """torch's forward kernel, and a backward of large matrix products, for which a CPU has fast bf16 code, instead of
-    torch's backward kernel, which takes a third longer (docs/benchmarks.md). The compiler makes one loop of what lies
-    between two products. Keeps the sums of exponentials and no probabilities, like FlashAttention (arXiv 2205.14135,
-    algorithm 4); unlike it, rounds scores to bf16 between products, as unfused attention under autocast does.
+class CausalOnCPU(torch.autograd.Function):
+    """torch's forward kernel with a backward made of large matrix products, for which CPUs have fast bf16 code.
+
+    torch's own backward kernel takes a third longer (docs/results/). The compiler fuses the work between two products.
+    Like FlashAttention (arXiv 2205.14135, algorithm 4) it keeps the softmax sums and no probabilities; unlike it, it
+    rounds scores to bf16 between products, as unfused attention under autocast does.
     """
 
     @staticmethod
@@ -29,15 +30,15 @@ class _CausalOnCPU(torch.autograd.Function):
 
 
 def causal_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor) -> list[Tensor]:
-    """Gradients by q, k and v (b, h, t, e) from that by `out` (b, h, t, e) and log_sums (b, h, t) of the exponentials.
+    """Gradients w.r.t. q, k and v (b, h, t, e), given that w.r.t. `out` (b, h, t, e) and the log_sums (b, h, t).
 
-    A block of queries against the keys up to its end, so that what is beyond the diagonal is hardly ever computed.
+    Each block of queries meets only the keys up to its end, which skips most of what lies beyond the diagonal.
     """
     shape, t, scale = q.shape, q.size(2), q.size(3) ** -0.5
     grad, q, k, v, out = (x.reshape(-1, t, x.size(3)) for x in (grad, q, k, v, out))  # (n, t, e)
     wide = log_sums.dtype
     log_sums = log_sums.reshape(-1, t, 1)
-    along = (grad.to(wide) * out.to(wide)).sum(-1, keepdim=True)  # (n, t, 1): what softmax takes off its gradient
+    along = (grad.to(wide) * out.to(wide)).sum(-1, keepdim=True)  # (n, t, 1): the softmax gradient's subtrahend
     grad_q, grad_k, grad_v = [], torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
     block = max(MIN_QUERY_BLOCK, -(-t // MAX_QUERY_BLOCKS))
     for begin in range(0, t, block):

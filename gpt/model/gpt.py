@@ -1,12 +1,12 @@
-"""A dense decoder transformer for one device; knows nothing of parallelism (parallel/ wraps it from outside).
+"""A dense decoder transformer for one device. parallel/ wraps it from outside.
 
 GPT-3 (arXiv 2005.14165, section 2.1): learned positions, LayerNorm before each sub-layer, GELU, tied embeddings.
 By configuration also RMSNorm (1910.07467), rotary positions (2104.09864), SwiGLU (2002.05202) and grouped-query
 attention (2305.13245).
 
 Shapes: b sequences, t positions, s positions attended to, d = d_model, h heads, k key-value heads, e = d_head.
-Both ends may be None, as on a pipeline stage in the middle; heads are counted from the tensor, since a tensor rank
-holds only some of them.
+Two concessions to parallelism: both ends may be None, as on a middle pipeline stage, and the number of heads is read
+from the tensor, since a tensor rank holds only some of them.
 """
 
 from collections.abc import Mapping
@@ -16,21 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gpt.model.attention import attend
+from gpt.model.attention import Mask, attend
 from gpt.model.config import ModelConfig
-from gpt.model.rope import Angles, _rotary, rotary_angles, rotate
+from gpt.model.heads import VocabularyHead
+from gpt.model.rope import Angles, angles_of, rotate
 
 
 class LayerCache(Protocol):
-    """Keys and values of earlier positions for one layer (gpt/inference/model.py has the real one)."""
+    """Keys and values of earlier positions for one layer; gpt/inference/kv_cache.py implements it."""
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (b, k, t, e) keys and values; returns all of them so far, (b, k, s, e)."""
+        """Add keys and values (b, k, t, e) and return all of them so far, (b, k, s, e)."""
         ...
 
 
 class Embedding(nn.Module):
-    """Token ids to vectors, with learned positions added where the model has them."""
+    """Token ids to vectors, plus learned positions if the model has them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention, causal unless a mask says otherwise."""
+    """Multi-head attention: causal, or as the mask says."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -57,27 +58,20 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.d_model, kv_width, bias=config.bias)
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
         self.d_head = config.d_head
-        self.rotary = _rotary(config)
 
     def forward(
         self,
         x: Tensor,
-        positions: Tensor | Angles | None = None,
-        mask: Tensor | None = None,
+        angles: Angles | None = None,
+        mask: Mask = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         b, t = x.shape[:2]
         q = self.q(x).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, h, t, e)
         k = self.k(x).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, k, t, e)
         v = self.v(x).view(b, t, -1, self.d_head).transpose(1, 2)  # (b, k, t, e)
-        if self.rotary is not None:
-            if positions is None:
-                positions = torch.arange(t, device=x.device).unsqueeze(0)  # (1, t)
-            if isinstance(positions, Angles):
-                cos, sin = positions.cos, positions.sin
-            else:
-                cos, sin = rotary_angles(positions, *self.rotary)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if angles is not None:
+            q, k = rotate(q, angles.cos, angles.sin), rotate(k, angles.cos, angles.sin)
         if cache is not None:
             k, v = cache.append(k, v)  # (b, k, s, e)
         y = attend(q, k, v, mask)  # (b, h, t, e)
@@ -86,7 +80,7 @@ class Attention(nn.Module):
 
 
 class GeluMLP(nn.Module):
-    """d -> d_ff -> d with GELU in its tanh form, as GPT-2's code has it."""
+    """d -> d_ff -> d with GELU in its tanh form, as in GPT-2's code."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -99,7 +93,7 @@ class GeluMLP(nn.Module):
 
 
 class SwiGLUMLP(nn.Module):
-    """d -> d_ff -> d, one half of the first layer gating the other."""
+    """d -> d_ff -> d, with one half of the first layer gating the other."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -113,7 +107,7 @@ class SwiGLUMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each on a normalised copy of the residual stream."""
+    """Attention, then MLP, each applied to a normalised copy of the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -125,35 +119,58 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        positions: Tensor | Angles | None = None,
-        mask: Tensor | None = None,
+        angles: Angles | None = None,
+        mask: Mask = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), positions, mask, cache)
+        x = x + self.attention(self.attention_norm(x), angles, mask, cache)
         y: Tensor = x + self.mlp(self.mlp_norm(x))
         return y
 
 
 class GPT(nn.Module):
-    """A decoder transformer. `layers` picks the blocks held here, by their number in the whole model."""
+    """A decoder transformer, or the consecutive part of one that `layers` (numbers of blocks) names.
+
+    `embed` and `head` replace the two ends. `embed(x, positions)` turns the model's input into (b, t, d); `head` maps
+    (b, t, d) to (b, t, k), see gpt/model/heads.py. The part without the model's start (`first` False) has no `embed`;
+    the one without its end (`last` False) has neither the final norm nor a head.
+    """
 
     def __init__(
-        self, config: ModelConfig, layers: range | None = None, *, first: bool = True, last: bool = True
+        self,
+        config: ModelConfig,
+        layers: range | None = None,
+        *,
+        first: bool = True,
+        last: bool = True,
+        embed: nn.Module | None = None,
+        head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         layers = range(config.n_layers) if layers is None else layers
-        self.vocab_size = config.vocab_size
-        self.embed = Embedding(config) if first else None
+        self.config = config
+        self.embed = (Embedding(config) if embed is None else embed) if first else None
         self.blocks = nn.ModuleDict({str(layer): Block(config) for layer in layers})
         self.norm = _norm(config) if last else None
-        self.head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False) if last else None
-        self.rotary = _rotary(config)
-        self.tied = config.tied
+        self.head = (VocabularyHead(config) if head is None else head) if last else None
+        self.predicts_tokens = isinstance(self.head, VocabularyHead)
         self.tie()
 
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head's weight is the token embedding's, wherever the two are."""
+        ends = (self.embed is None or isinstance(self.embed, Embedding)) and (
+            self.head is None or isinstance(self.head, VocabularyHead)
+        )
+        return self.config.tied and ends
+
     def tie(self) -> None:
-        """Share one weight between embedding and head, where this piece of the model has both and they are tied."""
-        if self.tied and self.embed is not None and self.head is not None:
+        """Share one weight between embedding and head, if this part has both and they are tied."""
+        if self.tied and isinstance(self.embed, Embedding) and isinstance(self.head, VocabularyHead):
             self.head.weight = self.embed.tokens.weight
 
     def hidden_states(
@@ -161,22 +178,19 @@ class GPT(nn.Module):
         x: Tensor,
         *,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: Mapping[str, LayerCache] | None = None,
     ) -> Tensor:
-        """The last residual stream, normalised where this piece has the end of the model: (b, t, d).
+        """The last residual stream (b, t, d), normalised if this part has the model's end.
 
-        `x`: token ids (b, t), or (b, t, d) on a piece without the embedding. `positions`: (b, t) or (1, t), counted
-        from 0 when None. `mask`: booleans that broadcast to (b, h, t, s), True where attention may look; None is
-        causal, which with a cache needs t = 1 or an empty cache. `cache`: by layer name.
+        `x`: token ids (b, t), or (b, t, d) without `embed`. `positions`: (b, t) or (1, t), counted from 0 if None.
+        `mask`: see `attend`; None is causal, which with a cache needs t = 1 or an empty cache. `cache`: by layer name.
         """
+        angles = angles_of(self.config, positions, length=x.size(1), device=x.device)
         if self.embed is not None:
             x = self.embed(x, positions)
-        place: Tensor | Angles | None = positions
-        if cache is not None and positions is not None and self.rotary is not None:
-            place = Angles(*rotary_angles(positions, *self.rotary))  # a step of generation is many small operations
         for name, block in self.blocks.items():
-            x = block(x, place, mask, None if cache is None else cache[name])
+            x = block(x, angles, mask, None if cache is None else cache[name])
         return x if self.norm is None else self.norm(x)
 
     def forward(
@@ -184,12 +198,18 @@ class GPT(nn.Module):
         x: Tensor,
         *,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: Mapping[str, LayerCache] | None = None,
     ) -> Tensor:
-        """Logits (b, t, vocab_size), or (b, t, d) on a piece without the head; arguments as `hidden_states`."""
+        """The head's output: logits (b, t, vocab_size), or (b, t, k) of another head; (b, t, d) without a head.
+
+        Arguments as for `hidden_states`.
+        """
         x = self.hidden_states(x, positions=positions, mask=mask, cache=cache)
-        return x if self.head is None else self.head(x)[..., : self.vocab_size]
+        if self.head is None:
+            return x
+        y: Tensor = self.head(x)
+        return y[..., : self.vocab_size] if self.predicts_tokens else y
 
 
 def _norm(config: ModelConfig) -> nn.Module:

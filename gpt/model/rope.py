@@ -11,8 +11,9 @@ from gpt.model.config import ModelConfig, RopeScaling
 
 @dataclass(frozen=True)
 class Angles:
-    """Positions as all layers' `rotary_angles`, so that each need not compute them. No tuple: FSDP would round its
-    tensors on their way into a block."""
+    """The rotary angles of all positions, computed once for all layers; cos and sin (1 or b, 1, t, e/2) in fp32.
+
+    Not a tuple: FSDP would cast its tensors to the compute dtype on the way into a block."""
 
     cos: Tensor
     sin: Tensor
@@ -22,7 +23,7 @@ def rotary_angles(
     positions: Tensor, d_head: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines, each (1 or b, 1, t, e/2) in fp32, of positions (1 or b, t) for heads of width e = d_head."""
-    # Divided in this order, as transformers does: a last bit off is an angle off at position 1,000.
+    # The order of divisions is that of transformers: one bit here shifts the angle at position 1,000.
     steps = torch.arange(0, d_head, 2, device=positions.device, dtype=torch.float32)
     frequencies = 1.0 / theta ** (steps / d_head)  # (e/2,)
     if scaling is not None:
@@ -39,10 +40,15 @@ def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + e/2) of the last dimension, the pairing of Llama's published weights; keeps x's dtype."""
+    """Rotate the pairs (i, i + e/2) of the last dimension, as Llama's published weights pair them. Keeps x's dtype."""
     left, right = x.float().chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(x.dtype)
 
 
-def _rotary(config: ModelConfig) -> tuple[int, float, RopeScaling | None] | None:
-    return (config.d_head, config.rope_theta, config.rope_scaling) if config.positions == "rope" else None
+def angles_of(config: ModelConfig, positions: Tensor | None, *, length: int, device: torch.device) -> Angles | None:
+    """The angles of `positions` (1 or b, t), or of 0 to length - 1; None for a model without rotary positions."""
+    if config.positions != "rope":
+        return None
+    if positions is None:
+        positions = torch.arange(length, device=device).unsqueeze(0)
+    return Angles(*rotary_angles(positions, config.d_head, config.rope_theta, config.rope_scaling))

@@ -187,6 +187,18 @@ class TokenFile:
             document - self._document_starts[number]
         )
 
+    def borders(self, start: int, stop: int) -> list[int]:
+        """The positions from start + 1 to stop - 1 at which a document begins, rising; empty documents count once."""
+        found: list[int] = []
+        if stop - start < 2:
+            return found
+        document = self.document_at(start)[0] + 1
+        while (position := self.document_start(document)) < stop:
+            if position > start and (not found or position > found[-1]):
+                found.append(position)
+            document += 1
+        return found
+
     @property
     def unchecked(self) -> list[Path]:
         """The prefixes without `.sums`, whose damage would not be noticed."""

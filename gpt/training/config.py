@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from gpt.errors import ConfigError
 from gpt.health.spikes import SpikeConfig
-from gpt.training.batch_ramp import BatchRamp
+from gpt.training.schedule import BatchRamp
+
+if TYPE_CHECKING:
+    from gpt.training.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -157,3 +160,23 @@ def check_can_rewind(spike: SpikeConfig, checkpoint: CheckpointConfig, *, step_t
             f"back {reach} steps of {step_tokens:,}; use checkpoint.keep_last = {enough}, or a smaller "
             f"spike.rewind_steps"
         )
+
+
+class ObjectiveConfig(Protocol):
+    """What an [objective] section of any kind can do: a frozen dataclass with a `kind`, in a module without torch."""
+
+    def build(self, *, z_loss: float) -> "Objective":
+        """The objective. `z_loss`: `train.z_loss` of the recipe, for losses over a vocabulary."""
+        ...
+
+
+@dataclass(frozen=True)
+class NextTokenConfig:
+    """The [objective] section for next-token prediction, the default."""
+
+    kind: Literal["next_token"] = "next_token"
+
+    def build(self, *, z_loss: float) -> "Objective":
+        from gpt.training.objective import NextToken
+
+        return NextToken(z_loss)

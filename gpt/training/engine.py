@@ -1,4 +1,4 @@
-"""What the training loop may ask of the hardware; parallel/engines/ has what answers."""
+"""What the training loop may ask of the hardware. parallel/engines/ implements it."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -7,37 +7,31 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
-
 from gpt.inference.generation import Continuation
 from gpt.inference.model import InferenceModel
 from gpt.inference.sampling import GREEDY, Sampling
+from gpt.losses.batch import Batch
 from gpt.training.config import Retention
 
-
-class Batch(NamedTuple):
-    """Token ids and what should follow each, both (n, t) int64 on the CPU."""
-
-    inputs: Tensor
-    targets: Tensor
+NO_METRICS: Mapping[str, float] = MappingProxyType({})
 
 
 class StepResult(NamedTuple):
     """What one optimizer step found, over every rank."""
 
-    loss: "Totals"  # of all batches since the step before
+    loss: "Totals"  # of all batches since the previous step
     gradient_norm: float  # before clipping
-    skipped: bool  # loss or gradient was not finite, and no weight or moment changed, on any rank
-    discarded: bool  # a rank asked for it, and no weight or moment changed, on any rank
-    flags: tuple[bool, ...]  # for each flag whether any rank raised it
-    metrics: Mapping[str, float] = MappingProxyType({})  # what the loss reports beside itself, by target
+    skipped: bool  # loss or gradient was not finite: nothing was updated, on any rank
+    discarded: bool  # a rank asked for it: nothing was updated, on any rank
+    flags: tuple[bool, ...]  # for each flag, whether any rank raised it
 
 
 class Totals(NamedTuple):
-    """A loss summed over every rank, in nats, and the number of tokens in the sum."""
+    """A loss summed over every rank, in nats, the number of targets in the sum, and the loss's metrics per target."""
 
     loss_sum: float
     tokens: int
+    metrics: Mapping[str, float] = NO_METRICS
 
     @property
     def mean(self) -> float:
@@ -151,8 +145,8 @@ class Checkpoints(Protocol):
 class Engine(Protocol):
     """A model and its optimizer spread over processes. Every method must be called by every rank, in the same order.
 
-    A rank feeds the sequences of its data rank: `data_rank` of `data_size`. Ranks that share a data rank (tensor
-    and pipeline ranks) pass equal batches.
+    A rank feeds the rows of its data-parallel rank: `data_rank` of `data_size`. Ranks that share a data-parallel rank
+    (tensor and pipeline ranks) pass equal batches.
     """
 
     data_rank: int
@@ -165,7 +159,7 @@ class Engine(Protocol):
         ...
 
     def forward_backward(self, batch: Batch) -> None:
-        """Add the gradients of a batch, in micro-batches, to those since the last step. Waits for nothing."""
+        """Add the gradients of a batch, in micro-batches, to those since the last step. Does not synchronise."""
         ...
 
     def optimizer_step(
@@ -173,18 +167,13 @@ class Engine(Protocol):
     ) -> StepResult:
         """Divide the gradients by the number of targets, clip them to the configured global norm, update, clear.
 
-        Where loss or norm is not finite, or any rank wants to `discard` the batch, nothing is updated,
-        on no rank. One collective of a few numbers over all ranks, and the step's one wait for the device, before the
-        update is queued.
+        If the loss or norm is not finite, or any rank wants to `discard` the batch, no rank updates anything. Costs one
+        all-reduce of a few numbers and the step's only wait for the device, before the update is queued.
         """
         ...
 
     def evaluate(self, batches: Iterable[Batch]) -> Totals:
-        """The loss over batches, without gradients. All data ranks pass equally many batches of one shape."""
-        ...
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits (n, t, vocab_size) of token ids (n, t), on every rank of this data rank, without gradients."""
+        """The loss over batches, without gradients. All data-parallel ranks pass equally many batches of one shape."""
         ...
 
     def generate(
@@ -203,6 +192,11 @@ class Engine(Protocol):
     def as_model(self) -> AbstractContextManager[InferenceModel]:
         """The model to be asked for scores and texts while training stands still: inside, data ranks may each have
         questions of their own. No weight changes."""
+        ...
+
+    def weights_digest(self) -> str:
+        """A digest of all weights, by which two runs see that they hold the same model to the bit. One whole weight in
+        memory at a time."""
         ...
 
     def exchange(self, values: list[Any]) -> list[list[Any]]:

@@ -1,47 +1,118 @@
-"""AdamW with decay on matrices only; never reads gradients from anywhere but the parameters."""
+"""The optimizer of a run: its settings, parameter groups and frozen parameters."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from gpt.errors import ConfigError
 
+# The tensors that each kind keeps for a parameter, under torch's names. Checkpoints store them by these names.
+STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with settings of their own. `parameters`: patterns of names, such as 'blocks.*.mlp.*' or 'head.*'."""
+
+    parameters: tuple[str, ...]
+    lr_scale: float = 1.0  # times the scheduled learning rate
+    weight_decay: float | None = None  # None: as without the group
+
+    def __post_init__(self) -> None:
+        if not self.parameters:
+            raise ConfigError("optimizer.groups: parameters is empty; name at least one pattern, such as 'head.*'")
+        if not 0 <= self.lr_scale < float("inf"):
+            raise ConfigError(f"optimizer.groups: lr_scale = {self.lr_scale} is invalid: it must be 0 or more")
+        if self.weight_decay is not None and not 0 <= self.weight_decay < float("inf"):
+            raise ConfigError(f"optimizer.groups: weight_decay = {self.weight_decay} is invalid: it must be 0 or more")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """GPT-3's Adam (arXiv 2005.14165, appendix B). `learning_rate` is the peak that the schedule scales."""
+    """GPT-3's Adam (arXiv 2005.14165, appendix B) by default; `sgd` is stochastic gradient descent with momentum.
+
+    `learning_rate` is the peak that the schedule scales. `frozen`: patterns of parameter names that are never updated
+    and get no gradient. `groups`: the first group with a matching pattern applies.
+    """
 
     learning_rate: float
+    kind: Literal["adamw", "sgd"] = "adamw"
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
+    momentum: float = 0.9  # of sgd
     weight_decay: float = 0.1
     max_gradient_norm: float = 1.0
+    frozen: tuple[str, ...] = ()
+    groups: tuple[ParameterGroup, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ("learning_rate", "eps", "max_gradient_norm"):
             if not 0 < getattr(self, key) < float("inf"):
                 raise ConfigError(f"optimizer.{key} = {getattr(self, key)} must be a number above 0")
-        for key in ("beta1", "beta2"):
+        for key in ("beta1", "beta2", "momentum"):
             if not 0.0 <= getattr(self, key) < 1.0:
                 raise ConfigError(f"optimizer.{key} = {getattr(self, key)} must lie in [0, 1)")
         if not 0 <= self.weight_decay < float("inf"):
             raise ConfigError(f"optimizer.weight_decay = {self.weight_decay} must not be negative")
 
+    @property
+    def state(self) -> tuple[str, ...]:
+        """The names of the tensors that the optimizer keeps for each parameter."""
+        return STATE[self.kind]
 
-def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over named parameters: weight decay on matrices, none on biases and normalisation weights."""
-    named = list(parameters)
-    groups = [
-        {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0},
+
+def is_frozen(name: str, config: OptimizerConfig) -> bool:
+    """Whether `optimizer.frozen` names this parameter."""
+    return any(fnmatchcase(name, pattern) for pattern in config.frozen)
+
+
+def check_patterns(names: Sequence[str], config: OptimizerConfig) -> None:
+    """ConfigError if a pattern matches no parameter of the whole model, or if every parameter is frozen."""
+    patterns = {f"optimizer.frozen[{i}]": pattern for i, pattern in enumerate(config.frozen)}
+    for i, group in enumerate(config.groups):
+        patterns |= {f"optimizer.groups[{i}].parameters[{j}]": p for j, p in enumerate(group.parameters)}
+    for key, pattern in patterns.items():
+        if not any(fnmatchcase(name, pattern) for name in names):
+            known = ", ".join(dict.fromkeys(_general(name) for name in names))
+            raise ConfigError(f"{key} = '{pattern}' is invalid: it matches no parameter. Names are: {known}")
+    if all(is_frozen(name, config) for name in names):
+        raise ConfigError(f"optimizer.frozen = {list(config.frozen)} is invalid: it leaves no parameter to train")
+
+
+def _general(name: str) -> str:
+    """A name with its block number replaced: all blocks have the same parameters."""
+    head, *rest = name.split(".")
+    return ".".join([head, "*", *rest[1:]]) if head == "blocks" else name
+
+
+def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer over the trainable of these named parameters. Matrices decay, biases and norm weights do not.
+
+    Each torch group has `lr_scale`, a factor of the scheduled learning rate.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        if not is_frozen(name, config):
+            groups.setdefault(_settings(name, parameter, config), []).append(parameter)
+    tables: list[dict[str, Any]] = [
+        {"params": members, "weight_decay": decay, "lr_scale": scale} for (decay, scale), members in groups.items()
     ]
+    if config.kind == "sgd":
+        return torch.optim.SGD(tables, lr=config.learning_rate, momentum=config.momentum, foreach=True)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
+        tables, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
+
+
+def _settings(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> tuple[float, float]:
+    """Weight decay and learning-rate scale of a parameter."""
+    decay = config.weight_decay if parameter.dim() >= 2 else 0.0
+    for group in config.groups:
+        if any(fnmatchcase(name, pattern) for pattern in group.parameters):
+            return decay if group.weight_decay is None else group.weight_decay, group.lr_scale
+    return decay, 1.0

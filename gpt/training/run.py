@@ -9,10 +9,10 @@ from gpt.data.skipped import SkippedData
 from gpt.health.spikes import SpikeConfig, SpikeDetector
 from gpt.model.config import ModelConfig
 from gpt.telemetry.event_log import EventKind
-from gpt.training.batch_ramp import BatchRamp
+from gpt.telemetry.metrics import peak_memory_bytes
 from gpt.training.config import CheckpointConfig, FaultConfig, Retention, TrainConfig
-from gpt.training.engine import Totals
-from gpt.training.schedule import ScheduleConfig
+from gpt.training.engine import StepResult, Totals
+from gpt.training.schedule import BatchRamp, ScheduleConfig
 
 End = Literal["total_tokens", "signal", "stop_after_s", "target_loss"]
 
@@ -49,6 +49,15 @@ class LoopState:
             skipped_in_a_row=int(table["skipped_in_a_row"]),
             rewinds=int(table["rewinds"]),
         )
+
+    def rewind_to(self, saved: dict[str, object], *, spike: SpikeConfig, skipped: SkippedData) -> None:
+        """Take the step and spike detector of a checkpoint's state; count the rewind, and leave out more data."""
+        step, table = saved["step"], saved["loop"]
+        assert isinstance(step, int)
+        assert isinstance(table, dict)
+        earlier = LoopState.from_json(table, step=step, spike=spike)
+        self.step, self.spikes, self.skipped_in_a_row = step, earlier.spikes, earlier.skipped_in_a_row
+        self.skipped, self.rewinds = skipped, self.rewinds + 1
 
 
 class Metrics(Protocol):
@@ -122,3 +131,22 @@ class Outcome:
     validation: dict[str, Totals]
     tokens_per_s: float  # over the steps of this process, evaluation and saving left out
     checkpoint: Path | None
+
+
+def step_values(run: Run, result: StepResult, lr: float, *, step: int, elapsed_s: float) -> dict[str, float | int]:
+    """The values logged for one step."""
+    tokens_per_s = run.batch.step_tokens(step - 1) / elapsed_s
+    values: dict[str, float | int] = {
+        "loss": result.loss.mean,
+        "gradient_norm": result.gradient_norm,
+        "learning_rate": lr,
+        "tokens_per_s": tokens_per_s,
+        "tokens_seen": run.batch.tokens_seen(step),
+        "step_s": elapsed_s,
+        **result.loss.metrics,
+    }
+    if (memory := peak_memory_bytes()) is not None:
+        values["peak_memory_bytes"] = memory  # of the main rank
+    if run.peak_flops_per_s:
+        values["mfu"] = run.model.train_flops_per_token(run.seq_len) * tokens_per_s / run.peak_flops_per_s
+    return values

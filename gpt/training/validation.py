@@ -1,17 +1,19 @@
-"""The loss on validation corpora during training. Does not change the weights."""
+"""The loss on validation corpora while a run trains. It changes no weight."""
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 
 import numpy as np
-import torch
 
-from gpt.data.dataset import DamagedSamples, Tokens, ValidationData
-from gpt.losses.base import IGNORE
-from gpt.training.engine import Batch, Engine, Totals
+from gpt.data.dataset import ValidationData
+from gpt.data.sampling import DamagedSamples, Samples
+from gpt.losses.batch import Batch
+from gpt.training.engine import Engine, Totals
+from gpt.training.objective import Objective
 
 
 def evaluate(
     engine: Engine,
+    objective: Objective,
     corpora: Mapping[str, ValidationData],
     *,
     tokens: int,
@@ -19,20 +21,21 @@ def evaluate(
     left_out: MutableMapping[str, dict[int, str]],
     before_each: Callable[[], None] = lambda: None,
 ) -> dict[str, Totals]:
-    """Return the loss on each corpus, over at most `tokens` tokens from its start. Every rank must call it.
+    """The loss on each corpus, from its start, on at most `tokens` tokens of each. Every rank must call it.
 
-    `left_out`: the damaged windows of each corpus, with the reason. If any rank finds more, they are added on all ranks
-    and the corpus is evaluated again without them. `before_each` is called before each batch.
+    `left_out`: the damaged samples of each corpus with the reason. Samples that any rank finds damaged are added to it,
+    on all ranks, and the corpus is evaluated again without them. `before_each` is called before each batch.
     """
     results = {}
     for name, corpus in corpora.items():
-        windows = min(corpus.n_windows, max(1, tokens // corpus.seq_len))
-        without = left_out.setdefault(name, {})
+        n_samples, without = min(corpus.n_samples, max(1, tokens // corpus.seq_len)), left_out.setdefault(name, {})
         while True:
             found: dict[int, str] = {}
-            batches = validation_batches(corpus, engine, windows, micro_batch_size, without=without, found=found)
+            batches = validation_batches(
+                corpus, engine, objective, n_samples, micro_batch_size, without=without, found=found
+            )
             results[name] = engine.evaluate(_call_before_each(batches, before_each))
-            new = {window: reason for of_rank in engine.exchange([*found.items()]) for window, reason in of_rank}
+            new = {sample: what for theirs in engine.exchange([*found.items()]) for sample, what in theirs}
             if not new:
                 break
             without.update(sorted(new.items()))
@@ -46,53 +49,48 @@ def _call_before_each(batches: Iterator[Batch], before_each: Callable[[], None])
 
 
 def validation_values(results: Mapping[str, Totals]) -> dict[str, float | int]:
-    """Return the values to log of an evaluation."""
+    """The values logged for an evaluation."""
     values: dict[str, float | int] = {}
     for name, totals in results.items():
         values[f"validation/{name}/loss"] = totals.mean
         values[f"validation/{name}/perplexity"] = float(np.exp(min(totals.mean, 700.0)))
+        values |= {f"validation/{name}/{metric}": value for metric, value in totals.metrics.items()}
     return values
 
 
 def validation_batches(
     corpus: ValidationData,
     engine: Engine,
-    windows: int,
+    objective: Objective,
+    n_samples: int,
     per_rank: int,
     *,
     without: Mapping[int, str],
     found: MutableMapping[int, str],
 ) -> Iterator[Batch]:
-    """Yield as many batches on every data rank, all of one shape.
+    """Equally many batches of one shape on every data-parallel rank.
 
-    Padding windows in the last batch and windows listed in `without` contribute no loss (targets = IGNORE). Damaged
-    windows are added to `found`, with the reason.
+    Padding rows in the last batch and samples listed in `without` contribute no loss. Damaged samples are added to
+    `found`.
     """
     at_once = per_rank * engine.data_size
-    for start in range(0, windows, at_once):
-        begin = min(windows, start + engine.data_rank * per_rank)
-        end = min(windows, begin + per_rank)
-        tokens = torch.zeros(per_rank, corpus.seq_len + 1, dtype=torch.int64)
-        targets = torch.full((per_rank, corpus.seq_len), IGNORE, dtype=torch.int64)
-        for row, ids in _windows(corpus, begin, end, without, found):
-            tokens[row] = torch.from_numpy(ids)
-            targets[row] = tokens[row, 1:]
-        yield Batch(tokens[:, :-1].contiguous(), targets)
+    for start in range(0, n_samples, at_once):
+        begin = min(n_samples, start + engine.data_rank * per_rank)
+        numbers: list[int | None] = [
+            n if n < n_samples and n not in without else None for n in range(begin, begin + per_rank)
+        ]
+        samples = _read(corpus, numbers, found)
+        blank = [row for row, number in enumerate(numbers) if number is None or number in found]
+        yield objective.batch(samples).without_rows(blank)
 
 
-def _windows(
-    corpus: ValidationData, begin: int, end: int, without: Mapping[int, str], found: MutableMapping[int, str]
-) -> Iterator[tuple[int, Tokens]]:
-    """Yield the rows of a batch and their token ids, without damaged windows and those in `without`."""
-    if end > begin and not without:
-        try:
-            yield from enumerate(corpus.batch(begin, end))
-            return
-        except DamagedSamples:
-            pass  # read one by one, to find which are damaged
-    for window in range(begin, end):
-        if window not in without:
-            try:
-                yield window - begin, corpus.batch(window, window + 1)[0]
-            except DamagedSamples as error:
-                found[window] = error.rows[0]
+def _read(corpus: ValidationData, numbers: Sequence[int | None], found: MutableMapping[int, str]) -> Samples:
+    """The samples, with damaged ones left blank and added to `found`."""
+    try:
+        return corpus.read(numbers)
+    except DamagedSamples as error:
+        for row, what in error.rows.items():
+            number = numbers[row]
+            assert number is not None
+            found[number] = what
+    return corpus.read([None if number in found else number for number in numbers])

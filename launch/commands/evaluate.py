@@ -11,7 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpt.data.dataset import CorpusConfig, ValidationData
+from gpt.data.config import CorpusConfig, DataConfig
+from gpt.data.dataset import ValidationData
 from gpt.errors import ConfigError
 from gpt.evaluation.few_shot.scores import TaskScore, few_shot_scores
 from gpt.evaluation.few_shot.tasks import OpenTasks
@@ -125,7 +126,7 @@ def evaluate_validation(opened: OpenedModel, *, max_tokens: int | None, batch_to
     """Return loss, perplexity and unigram entropy of each validation corpus, and of all their tokens together."""
     model, data = opened.model, opened.saved.data_config
     corpora = [
-        _ValidationWindows(corpus, data.seq_len, model.vocab_size, max_tokens=max_tokens, batch_tokens=batch_tokens)
+        _ValidationSamples(corpus, data, model.vocab_size, max_tokens=max_tokens, batch_tokens=batch_tokens)
         for corpus in data.validation
     ]
     results: dict[str, Any] = {}
@@ -133,7 +134,7 @@ def evaluate_validation(opened: OpenedModel, *, max_tokens: int | None, batch_to
     counts = np.zeros(model.vocab_size, dtype=np.int64)
     with _progress(opened) as progress:
         for corpus in corpora:
-            task = progress.add_task(f"validation loss, {corpus.name}", total=corpus.n_windows)
+            task = progress.add_task(f"validation loss, {corpus.name}", total=corpus.n_samples)
             frequencies = count_targets(corpus.batches(), model.vocab_size)
             loss = validation_loss(model, _advancing(corpus.batches(), progress, task))
             results[corpus.name] = {
@@ -182,22 +183,28 @@ def check_writable(path: Path) -> None:
         raise ConfigError(f"--json {path} cannot be written: {error.strerror}.") from None
 
 
-class _ValidationWindows:
-    """The windows of one validation corpus to evaluate, in batches."""
+class _ValidationSamples:
+    """The samples of one validation corpus that are evaluated, in batches."""
 
     def __init__(
-        self, corpus: CorpusConfig, seq_len: int, vocab_size: int, *, max_tokens: int | None, batch_tokens: int
+        self, corpus: CorpusConfig, config: DataConfig, vocab_size: int, *, max_tokens: int | None, batch_tokens: int
     ) -> None:
         self.name = corpus.name
-        self.data = ValidationData(corpus, seq_len=seq_len, vocab_size=vocab_size)
-        wanted = self.data.n_windows if max_tokens is None else max(1, max_tokens // seq_len)
-        self.n_windows = min(self.data.n_windows, wanted)
-        self.at_once = max(1, batch_tokens // seq_len)
+        self.data = ValidationData(corpus, config, vocab_size=vocab_size)
+        wanted = self.data.n_samples if max_tokens is None else max(1, max_tokens // config.seq_len)
+        self.n_samples = min(self.data.n_samples, wanted)
+        self.at_once = max(1, batch_tokens // config.seq_len)
 
     def batches(self) -> Iterator[Tokens]:
-        """Yield token ids (n, seq_len + 1)."""
-        for start in range(0, self.n_windows, self.at_once):
-            yield self.data.batch(start, min(start + self.at_once, self.n_windows))
+        """Token ids (n, t). Documents that training keeps apart come alone, (1, t)."""
+        for start in range(0, self.n_samples, self.at_once):
+            samples = self.data.read(range(start, min(start + self.at_once, self.n_samples)))
+            if samples.segment_ids is None:
+                yield samples.tokens
+                continue
+            for row, ids in zip(samples.tokens, samples.segment_ids, strict=True):
+                parts = [row[ids == segment] for segment in range(int(ids.max()) + 1)]
+                yield from (part[None] for part in parts if len(part) > 1)
 
 
 def _advancing(batches: Iterator[Tokens], progress: Progress, task: Any) -> Iterator[Tokens]:

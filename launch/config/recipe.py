@@ -79,10 +79,28 @@ def build(cls: type[T], table: dict[str, Any], *, where: str) -> T:
     values = {}
     for name, field in fields.items():
         if name in table:
-            values[name] = _convert(hints[name], table[name], where=_dotted(where, name))
+            hint = _kind_of(field, table[name], where=_dotted(where, name)) or hints[name]
+            values[name] = _convert(hint, table[name], where=_dotted(where, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{_dotted(where, name)} is missing; it must be given ({_describe(hints[name])})")
     return cls(**values)
+
+
+def _kind_of(field: dataclasses.Field[Any], value: Any, *, where: str) -> type[Any] | None:
+    """The dataclass of a section that comes in kinds: its field's metadata has a table `kinds`, by the key `kind`.
+
+    A section without `kind` is of the field's default kind. None for all other fields.
+    """
+    kinds: dict[str, type[Any]] | None = field.metadata.get("kinds")
+    if kinds is None:
+        return None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} = {value!r} must be a table of keys")
+    if "kind" not in value:
+        return typing.cast(type[Any], field.default_factory)
+    if value["kind"] not in kinds:
+        raise ConfigError(f"{where}.kind = {value['kind']!r}: {unknown_name('kind', str(value['kind']), list(kinds))}")
+    return kinds[value["kind"]]
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> str:

@@ -5,14 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt.data.dataset import DataConfig
+from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.health.spikes import SpikeConfig
 from gpt.model.config import ModelConfig
 from gpt.telemetry.metrics import MetricsConfig
-from gpt.training.config import CheckpointConfig, FaultConfig, TrainConfig, check_can_rewind
+from gpt.training.config import CheckpointConfig, FaultConfig, ObjectiveConfig, TrainConfig, check_can_rewind
 from gpt.training.optimizer import OptimizerConfig
 from gpt.training.schedule import ScheduleConfig
+from launch.config.objectives import DEFAULT, OBJECTIVES
 from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
 from parallel.health.config import HealthConfig
 from parallel.layout.config import BatchConfig, ParallelConfig
@@ -65,6 +66,7 @@ class RunConfig:
     spike: SpikeConfig = field(default_factory=SpikeConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    objective: ObjectiveConfig = field(default_factory=OBJECTIVES[DEFAULT], metadata={"kinds": OBJECTIVES})
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     def __post_init__(self) -> None:
@@ -95,6 +97,14 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
 def from_dict(table: dict[str, Any]) -> RunConfig:
     """The configuration that `as_dict` wrote."""
     return build(RunConfig, _without_none(table), where="")
+
+
+def with_defaults(table: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that an earlier version saved, with the defaults of keys that it did not have."""
+    try:
+        return as_dict(from_dict(table))
+    except ConfigError:  # it has keys that are no more
+        return table
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> list[str]:

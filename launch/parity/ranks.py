@@ -5,7 +5,6 @@ twenty layouts in one process, torch 2.13 looked up groups that no longer existe
 """
 
 import json
-import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,16 +19,15 @@ from gpt.data.dataset import TrainingData
 from gpt.data.skipped import SkippedData
 from gpt.errors import ConfigError
 from gpt.telemetry.time_ledger import TimeLedger
-from gpt.training.batches import read_batch, step_positions
+from gpt.training.batches import BatchReader
+from gpt.training.engine import Engine
 from gpt.training.schedule import learning_rate
 from launch.config.run_config import RunConfig, as_dict, from_dict, layout_of
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
 from launch.processes.rank_process import keep_freed_memory
-from launch.training.build import build_engine, build_loop, pick_device
+from launch.training.build import build_engine, build_loop, build_objective, pick_device
 from launch.training.resume import fresh_start
-from parallel.engines.native import NativeEngine
-from parallel.health.weight_digests import model_digest, weight_digests
 
 PRELOAD = ("launch.parity.ranks",)  # imports torch and everything that a rank needs
 
@@ -75,8 +73,6 @@ def train_rank(rank: int, folder: str) -> None:
     started_at = time.perf_counter()
     table = json.loads(Path(folder, "task.json").read_text(encoding="utf-8"))
     name, world_size, config = table["name"], table["world_size"], from_dict(table["config"])
-    # On some layouts a weight is gathered for hashing in several steps; torch warns that this may be slow.
-    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     here = ClusterEnvironment(rank=rank, local_rank=rank, world_size=world_size, local_world_size=world_size)
     device = pick_device(config, here)
     if device.type == "cpu":
@@ -90,28 +86,26 @@ def train_rank(rank: int, folder: str) -> None:
         timeout=timedelta(seconds=config.run.collective_timeout_s),
     )
     engine = build_engine(config, layout_of(config, world_size), device, fresh_start(config), TimeLedger(None))
-    store.set(f"weights of {rank}", json.dumps(weight_digests(engine.parameters)))
+    digest = engine.weights_digest()
     losses, norms = train(engine, config, table["steps"])
     if rank == 0:
-        digest = model_digest(json.loads(store.get(f"weights of {other}")) for other in range(world_size))
         result = LayoutResult(name, losses, norms, digest, time.perf_counter() - started_at)
         Path(folder, "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def train(engine: NativeEngine, config: RunConfig, steps: int) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms of the recipe's first steps, with its own data order and schedule."""
+def train(engine: Engine, config: RunConfig, steps: int) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of the recipe's first steps, by its own data order and schedule."""
     run = build_loop(config, {}, peak_flops_per_s=0.0)
-    data = TrainingData(
-        config.data.train, seq_len=config.data.seq_len, seed=config.run.seed, vocab_size=config.model.vocab_size
-    )
+    data = TrainingData(config.data, seed=config.run.seed, vocab_size=config.model.vocab_size)
+    reader = BatchReader(run, engine, data, build_objective(config))
     skipped = SkippedData.stated(config.data.skip)
     losses, norms = [], []
     for step in range(steps):
-        engine.forward_backward(read_batch(data, step_positions(engine, run, step, skipped)))
-        rate = learning_rate(run.schedule, run.peak_learning_rate, run.batch.tokens_seen(step + 1))
-        result = engine.optimizer_step(rate)
+        engine.forward_backward(reader.read(step, skipped))
+        lr = learning_rate(run.schedule, run.peak_learning_rate, run.batch.tokens_seen(step + 1))
+        result = engine.optimizer_step(lr)
         if result.skipped:
             raise ConfigError(f"step {step + 1}: the loss is {result.loss.mean}. Lower optimizer.learning_rate")
         losses.append(result.loss.mean)

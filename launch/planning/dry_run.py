@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any
 
 from gpt.errors import ConfigError
-from gpt.losses.next_token import loss_for
 from gpt.telemetry.console import human_count
+from gpt.training.objective import Objective
 from launch.config.run_config import RunConfig
 from launch.processes.local_ranks import fork_server
+from launch.training.build import build_objective
 from parallel.engines.settings import EngineSettings
 from parallel.layout.layout import Layout
 from parallel.planner.dry_run import RankReport, measure_rank
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -
         raise ConfigError(f"--json {args.json}: must be a file in a folder that exists")
     alike: dict[int, tuple[int, ...]] = {args.rank: ()} if args.rank is not None else ranks_to_show(settings)
     print(f"dry run of {layout} = {layout.world_size:,} ranks, {layout.micro_batches} micro-batches a step", flush=True)
-    reports = measure(settings, list(alike), seq_len=config.data.seq_len)
+    reports = measure(settings, build_objective(config), list(alike), seq_len=config.data.seq_len)
     for line in [*holdings_table(reports), "", *traffic_table(reports), "", *notes(config, reports, alike)]:
         print(line)
     if args.json is not None:
@@ -38,9 +39,9 @@ def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -
     return 0
 
 
-def measure(settings: EngineSettings, ranks: list[int], *, seq_len: int) -> list[RankReport]:
+def measure(settings: EngineSettings, objective: Objective, ranks: list[int], *, seq_len: int) -> list[RankReport]:
     """The reports of some ranks, each found in a process of its own."""
-    work = partial(measure_rank, settings, seq_len=seq_len, loss=loss_for(compile=False))
+    work = partial(measure_rank, settings, seq_len=seq_len, objective=objective)
     if len(ranks) == 1:
         return [work(rank=ranks[0])]
     context = fork_server(["parallel.planner.dry_run"])  # torch is imported once

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from gpt.data.dataset import DataConfig
+from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.inference.model import InferenceModel, LocalModel
 from gpt.model.config import ModelConfig

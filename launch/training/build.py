@@ -7,11 +7,13 @@ import torch.distributed as dist
 
 from gpt.data.dataset import TrainingData, ValidationData
 from gpt.errors import ConfigError
-from gpt.losses.next_token import loss_for
+from gpt.model.heads import VocabularyHead
 from gpt.telemetry.metrics import MetricsWriter
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.token_files import corpus as token_corpus
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
+from gpt.training.engine import Engine
+from gpt.training.objective import Objective
 from gpt.training.run import Run
 from launch.config.run_config import RunConfig, as_dict
 from launch.processes.environment import ClusterEnvironment
@@ -19,7 +21,7 @@ from launch.processes.hardware import peak_flops_per_s
 from launch.training.local_tier import local_directory
 from launch.training.resume import RunStart
 from parallel.checkpoint.local_tier import is_local
-from parallel.engines.native import NativeEngine
+from parallel.engines import choose
 from parallel.engines.settings import EngineSettings
 from parallel.health.stragglers import Stragglers
 from parallel.layout.layout import Layout
@@ -46,13 +48,13 @@ def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.dev
 
 def build_engine(
     config: RunConfig, layout: Layout, device: torch.device, start: RunStart, ledger: TimeLedger
-) -> NativeEngine:
+) -> Engine:
     """The engine with its weights: a checkpoint's, another run's, or the seed's. Collective over all ranks."""
-    engine = NativeEngine(
+    engine = choose.build_engine(
         engine_settings(config, layout),
-        loss=loss_for(compile=config.parallel.compile, z_loss=config.train.z_loss),
+        objective=build_objective(config),
         device=device,
-        fill=start.checkpoint is None and start.weights is None,
+        init_weights=start.checkpoint is None and start.weights is None,
     )
     if start.checkpoint is not None:
         with ledger.span("start_up/loading"):
@@ -62,6 +64,23 @@ def build_engine(
         with ledger.span("start_up/loading"):
             engine.checkpoints.shared.load_weights(start.weights)
     return engine
+
+
+def build_objective(config: RunConfig) -> Objective:
+    """What the recipe's [objective] says is learnt."""
+    return config.objective.build(z_loss=config.train.z_loss)
+
+
+def check_objective(config: RunConfig) -> None:
+    """ConfigError if the recipe asks a model for texts whose head does not predict tokens."""
+    with torch.device("meta"):
+        predicts_tokens = isinstance(build_objective(config).head(config.model), VocabularyHead)
+    for key in ("sample_every_tokens", "few_shot_every_tokens"):
+        if getattr(config.train, key) is not None and not predicts_tokens:
+            raise ConfigError(
+                f"train.{key} = {getattr(config.train, key)} is invalid: the objective of [objective] predicts no "
+                f"tokens, so the model cannot write. Leave the key out"
+            )
 
 
 def engine_settings(config: RunConfig, layout: Layout) -> EngineSettings:
@@ -105,10 +124,10 @@ def watch_steps(config: RunConfig, layout: Layout, device: torch.device) -> Stra
 
 
 def open_data(config: RunConfig) -> tuple[TrainingData, dict[str, ValidationData]]:
-    vocab_size, seq_len = config.model.vocab_size, config.data.seq_len
-    data = TrainingData(config.data.train, seq_len=seq_len, seed=config.run.seed, vocab_size=vocab_size)
+    vocab_size = config.model.vocab_size
+    data = TrainingData(config.data, seed=config.run.seed, vocab_size=vocab_size)
     validation = {
-        corpus.name: ValidationData(corpus, seq_len=seq_len, vocab_size=vocab_size) for corpus in config.data.validation
+        corpus.name: ValidationData(corpus, config.data, vocab_size=vocab_size) for corpus in config.data.validation
     }
     return data, validation
 

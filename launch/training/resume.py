@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt.data.dataset import fingerprint_differences
+from gpt.data.fingerprint import fingerprint_differences
 from gpt.data.skipped import SkippedData, resumed
 from gpt.errors import ConfigError
 from gpt.health.spikes import SpikeDetector
 from gpt.telemetry.event_log import EventKind
 from gpt.training.run import LoopState
-from launch.config.run_config import RunConfig, changed_keys
+from launch.config.run_config import RunConfig, changed_keys, with_defaults
 from launch.training.local_tier import local_directory
 from launch.training.start_from import check_start_from, starting_weights
 from parallel.checkpoint.find import find_latest
@@ -165,7 +165,10 @@ def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any])
             f"{path} was trained on other data than the recipe names now ({'; '.join(differences)}); restore it, or "
             f"start in another --run.directory"
         )
-    return [f"changed since the checkpoint: {change}" for change in changed_keys(saved["config"], now["config"])]
+    return [
+        f"changed since the checkpoint: {change}"
+        for change in changed_keys(with_defaults(saved["config"]), now["config"])
+    ]
 
 
 def _because(messages: list[str]) -> str:

@@ -9,8 +9,8 @@ from gpt.data.dataset import TrainingData
 from gpt.files.atomic import replace_file
 from gpt.telemetry.goodput import Account
 from gpt.tokenizer.tokenizers import tokenizer_files
-from gpt.training.batch_ramp import BatchRamp
 from gpt.training.run import Outcome, Run
+from gpt.training.schedule import BatchRamp
 from launch.config.run_config import RunConfig, as_dict
 from launch.processes.determinism import conditions
 from launch.training.start_from import bring_companions
@@ -50,7 +50,7 @@ def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.devic
 
 def describe_checks(data: TrainingData) -> list[str]:
     """Which token files nothing is compared with, where there are any."""
-    unchecked = [str(file.prefix) for file in data.files if file.unchecked]
+    unchecked = [str(files.tokens.prefix) for files in data.files if files.tokens.unchecked]
     if not unchecked:
         return []
     return [

@@ -1,6 +1,5 @@
 """One rank of a training run, from its recipe to its exit status; starts no process."""
 
-import logging
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,13 +8,14 @@ import torch
 import torch.distributed as dist
 
 from gpt.data.dataset import TrainingData, ValidationData
+from gpt.data.fingerprint import fingerprint
 from gpt.health.watchers import Heartbeat
 from gpt.telemetry.goodput import current_account, summary_lines
 from gpt.telemetry.metrics import MetricsWriter
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.batches import epochs_read
 from gpt.training.few_shot_probe import FewShotProbe, make_few_shot_probe
-from gpt.training.loop import train
+from gpt.training.loop import TrainingLoop
 from gpt.training.run import Outcome, Run
 from gpt.training.samples import Sampler, make_sampler
 from launch.config.run_config import RunConfig, as_dict, layout_of
@@ -34,6 +34,8 @@ from launch.runs.history import furthest_step
 from launch.training.build import (
     build_engine,
     build_loop,
+    build_objective,
+    check_objective,
     check_tokenizer,
     engine_settings,
     open_data,
@@ -48,10 +50,8 @@ from launch.training.resume import check_run_directory, find_start
 from launch.training.summary import describe, how_it_ended, prepare_run_directory, write_summary
 from parallel.agreement import all_gather_objects
 from parallel.checkpoint.local_tier import discard_all_local
-from parallel.engines.native import NativeEngine
 from parallel.engines.settings import sharding_signature
 from parallel.health.watchdog import LostPeers, watch_rank
-from parallel.health.weight_digests import model_digest, weight_digests
 from parallel.layout.layout import Layout, check_device
 
 
@@ -103,6 +103,7 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
     layout = layout_of(config, environment.world_size)
     device = pick_device(config, environment)
     check_device(config.parallel, device.type)
+    check_objective(config)
     if device.type == "cpu":
         keep_freed_memory()
     elif config.run.deterministic:
@@ -112,7 +113,7 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
         tokenizer = check_tokenizer(config)
     saved_state: dict[str, object] = {
         "config": as_dict(config),
-        "data": data.fingerprint(),
+        "data": fingerprint(data),
         "tokenizer": tokenizer.fingerprint,
     }
     stay_offline()
@@ -167,9 +168,10 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
                 metrics.message(line)
             for kind, line in events:
                 metrics.event(kind, step=first_step, text=line)
-        outcome = train(
+        outcome = TrainingLoop(
             run,
             engine,
+            build_objective(config),
             prepared.data,
             prepared.validation,
             state=start.state,
@@ -179,9 +181,9 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
             probe=prepared.probe,
             watch=watch_steps(config, layout, prepared.device),
             heartbeat=heartbeat,
-        )
+        ).train()
         ledger.shut_down()
-        weights = digest_of_weights(engine) if config.run.deterministic else None
+        weights = engine.weights_digest() if config.run.deterministic else None
         if metrics is not None:
             report_end(prepared, run, outcome, metrics, first_step=first_step, weights=weights)
     if run.fast_checkpoints is not None and outcome.ended in ("total_tokens", "target_loss"):
@@ -195,13 +197,6 @@ def known_restart(mine: Restart | None) -> Restart | None:
     elsewhere starts its ranks again as if for the first time. Collective."""
     known = [restart for restart in all_gather_objects(mine, None) if restart is not None]
     return max(known, key=lambda restart: restart.count, default=None)
-
-
-def digest_of_weights(engine: NativeEngine) -> str:
-    """By which two runs see that they made the same model, to the bit. Collective; one whole weight in memory."""
-    # to gather a weight takes several steps on some layouts, of which torch warns that it may be slow
-    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    return model_digest(all_gather_objects(weight_digests(engine.parameters), None))
 
 
 def report_end(

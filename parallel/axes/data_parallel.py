@@ -1,28 +1,47 @@
-"""The data axis: FSDP2 and its gradient accumulation."""
+"""The data axis: FSDP2 around each block and stage, and gradient accumulation over micro-batches."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from parallel.axes.stage import Stage
+from gpt.losses.batch import Batch
+from parallel.axes.stage import ModelStage
 from parallel.layout.config import ParallelConfig
 from parallel.layout.mesh import Mesh
 
 
-def _apply_data_parallel(stage: Stage, parallel: ParallelConfig, mesh: Mesh) -> None:
-    """FSDP2 on every layout, on one rank too: it is also what keeps fp32 weights beside bf16 ones for compute."""
+def apply_data_parallel(stage: ModelStage, parallel: ParallelConfig, mesh: Mesh) -> None:
+    """Wrap a stage in FSDP2, on one rank too: it also keeps fp32 weights behind the bf16 ones that compute."""
     compute = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
-    place = OffloadPolicy()
+    # A stage's inputs are tokens, hidden states in the compute dtype, and tensors for the loss, which keep theirs.
+    outer = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    offload = OffloadPolicy()
     if parallel.offload:
-        place = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")
-    again = parallel.zero_stage == 3
-    shard = partial(fully_shard, mesh=mesh.data, mp_policy=policy, offload_policy=place)
+        offload = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")
+    shard = partial(fully_shard, mesh=mesh.data, offload_policy=offload)
     for block in stage.model.blocks.values():
-        shard(block, reshard_after_forward=again)
-    shard(stage, reshard_after_forward=False)
+        shard(block, mp_policy=policy, reshard_after_forward=parallel.zero_stage == 3)
+    shard(stage, mp_policy=outer, reshard_after_forward=False)
     for module in stage.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # losses are sums: gradients add up, one division comes at the end
+            module.set_gradient_divide_factor(1.0)  # losses are sums: gradients add up and are divided once, at the end
             module.set_force_sum_reduction_for_comms(True)
+
+
+def accumulate(stage: ModelStage, micro_batches: Sequence[Batch], *, zero_stage: int) -> None:
+    """Forward and backward of one micro-batch after the other, on a model without pipeline stages.
+
+    ZeRO 2 and 3 reduce gradients into shards after each micro-batch; lower stages keep whole gradients and reduce after
+    the last. Replicas of shards (hybrid sharding) are summed after the last in any case.
+    """
+    assert isinstance(stage, FSDPModule)
+    for i, batch in enumerate(micro_batches):
+        last = i == len(micro_batches) - 1
+        stage.set_is_last_backward(last)
+        stage.set_requires_gradient_sync(last or zero_stage >= 2)
+        stage.set_requires_all_reduce(last)
+        stage.set_reshard_after_backward(last or zero_stage == 3)
+        stage(batch.inputs, batch).backward()

@@ -1,8 +1,9 @@
-"""The piece of a model that one rank runs, wrapped for its layout; the loss is part of it on the last stage."""
+"""The part of a model that one rank runs, wrapped for its layout. On the last stage the loss is part of it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +12,22 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.nn import functional
 
 from gpt.inference.token_scores import token_scores
-from gpt.losses.base import Loss, whole_vocabulary
+from gpt.losses.base import Loss
+from gpt.losses.batch import Batch
+from gpt.model.attention import Mask
 from gpt.model.gpt import GPT, LayerCache
-from parallel.axes.tensor_parallel import (
-    vocabulary_parallel_loss,
-    vocabulary_shard,
-)
+from gpt.model.heads import VocabularyHead, head_outputs
+from gpt.model.masks import AttentionMask
+from parallel.axes.tensor_parallel import sharded_head_outputs, vocabulary_shard
 
 
 @dataclass(frozen=True)
 class CachedStep:
-    """Tokens that go on from those in a cache: arguments of GPT.hidden_states, the places (n,) that are asked, and the
-    tokens (n,) whose log-probabilities there are wanted; None: the logits."""
+    """Tokens that continue those in a cache.
+
+    `positions`, `mask` and `cache` are arguments of GPT.hidden_states. `places` (n,) are the positions asked about, and
+    `targets` (n,) the tokens whose log-probabilities are wanted there; None asks for logits.
+    """
 
     positions: Tensor
     mask: Tensor | None
@@ -31,46 +36,78 @@ class CachedStep:
     targets: Tensor | None = None
 
 
-class Stage(nn.Module):
-    """One pipeline stage. Forward gives the next stage's input, or on the last stage the summed loss when targets are
-    given, else logits; other stages ignore targets. `totals` gathers of each loss what is reported, its count and its
-    metrics, in the order of the micro-batches."""
+class ModelStage(nn.Module):
+    """One pipeline stage of a model, with the loss of its last one.
 
-    def __init__(self, model: GPT, loss: Loss) -> None:
+    `attention_mask(batch)` gives the mask of a micro-batch. `sequence_shards`: tensor ranks, each of which holds that
+    part of the sequence between blocks. `totals` collects, a tuple per micro-batch, the reported loss, its count and
+    its metrics.
+    """
+
+    def __init__(
+        self, model: GPT, loss: Loss, *, attention_mask: Callable[[Batch], Mask], sequence_shards: int
+    ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
+        self.attention_mask = attention_mask
+        self.sequence_shards = sequence_shards
         self.totals: list[tuple[Tensor, ...]] = []
 
-    def forward(self, x: Tensor, targets: Tensor | None = None, step: CachedStep | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, batch: Batch | None = None, step: CachedStep | None = None, **fields: Tensor
+    ) -> Tensor:
+        """The next stage's input, or on the last stage the summed loss of a micro-batch, 0-d.
+
+        `x`: the batch's inputs, or hidden states from the stage before. The batch comes whole or, from torch's pipeline
+        schedules, as tensors by name. With `step`, see `_continue`.
+        """
         if step is not None:
             return self._continue(x, step)
-        head = self.model.head
-        if targets is None or head is None:
-            y: Tensor = self.model(x)
-            return y
-        hidden = self.model.hidden_states(x)
+        if batch is None:
+            batch = Batch.from_tensors({"inputs": x, **fields})
+        hidden = self._hidden_states(x, batch)
+        if self.model.head is None:
+            if torch.is_grad_enabled() and not hidden.requires_grad:
+                hidden.requires_grad_()  # everything up to here is frozen, but schedules run a backward pass anyway
+            return hidden
+        outputs: Any
         if isinstance(hidden, DTensor):
-            totals = vocabulary_parallel_loss(self.loss, head, hidden, targets, self.model.vocab_size)
+            outputs = sharded_head_outputs(self.model.head, hidden)
         else:
-            totals = self.loss(hidden, head.weight, targets, whole_vocabulary(self.model.vocab_size))
-        metrics = (totals.metrics[name] for name in self.loss.metric_names if name in totals.metrics)
-        self.totals.append((totals.reported, totals.count, *metrics))
+            outputs = head_outputs(self.model.head, hidden)
+        totals = self.loss(outputs, batch)
+        names = self.loss.metric_names if torch.is_grad_enabled() else self.loss.evaluation_names
+        self.totals.append((totals.reported, totals.count, *(totals.metrics[name] for name in names)))
         return totals.sum
 
+    def _hidden_states(self, x: Tensor, batch: Batch) -> Tensor:
+        length = x.size(1) * (1 if self.model.embed is not None else self.sequence_shards)
+        mask = self.attention_mask(batch)
+        if isinstance(mask, AttentionMask):
+            mask = mask.for_device(rows=x.size(0), length=length, device=x.device)
+        positions = batch.positions
+        if positions is None and self.model.embed is None:  # x may hold only a part of the sequence
+            positions = torch.arange(length, device=x.device).unsqueeze(0)
+        return self.model.hidden_states(x, positions=positions, mask=mask)
+
     def _continue(self, x: Tensor, step: CachedStep) -> Tensor:
-        """The next stage's input, or on the last stage logits (n, v) of the places asked, or, (2, n) fp32, the targets'
-        log-probabilities and whether each is the likeliest (1 or 0). The head is applied to those places alone."""
+        """The next stage's input, or on the last stage what was asked about the places.
+
+        That is logits (n, v), or with targets (2, n) fp32: their log-probabilities, and 1 where a target is the most
+        likely token, else 0. The head is applied to these places alone.
+        """
         hidden = self.model.hidden_states(x, positions=step.positions, mask=step.mask, cache=step.cache)
         head, vocab_size = self.model.head, self.model.vocab_size
         if head is None:
             return hidden
         logits_of: Callable[[Tensor], Tensor] = head
         shard = None
-        if isinstance(hidden, DTensor):  # sharded over places
+        if isinstance(hidden, DTensor):  # sharded over the sequence
             logits_of = partial(_replicated_head, head, hidden.device_mesh)
             hidden = hidden.redistribute(placements=[Replicate()]).to_local()
-            if step.targets is not None:  # few numbers are wanted: logits stay where they are
+            if step.targets is not None:  # only few numbers are wanted, so the logits stay sharded
+                assert isinstance(head, VocabularyHead)
                 assert isinstance(head.weight, DTensor)
                 logits_of = partial(functional.linear, weight=head.weight.to_local())
                 shard = vocabulary_shard(head, vocab_size)
@@ -83,17 +120,16 @@ class Stage(nn.Module):
 
 
 def _replicated_head(head: Callable[[Tensor], Tensor], mesh: DeviceMesh, hidden: Tensor) -> Tensor:
-    """Logits of places that all tensor ranks have; the head takes a plain tensor for a rank's own share of them."""
+    """Logits of hidden states that all tensor ranks hold; the head would take a plain tensor for a rank's shard."""
     return head(DTensor.from_local(hidden, mesh, [Replicate()], run_check=False))
 
 
-def canonical_parameters(stage: Stage) -> list[tuple[str, nn.Parameter]]:
-    """Parameters by their name in the whole model on one device; a tied head has its embedding's name, also where
-    another rank holds the embedding."""
-    named = []
-    for name, parameter in stage.named_parameters():
-        name = name.removeprefix("model.").replace("_checkpoint_wrapped_module.", "")
-        if name == "head.weight" and stage.model.tied:
-            name = "embed.tokens.weight"
-        named.append((name, parameter))
-    return named
+def canonical_name(name: str, model: GPT) -> str:
+    """A parameter's name in the whole model on one device. A tied head has its embedding's name, on every rank."""
+    name = name.removeprefix("model.").replace("_checkpoint_wrapped_module.", "")
+    return "embed.tokens.weight" if name == "head.weight" and model.tied else name
+
+
+def canonical_parameters(stage: ModelStage) -> list[tuple[str, nn.Parameter]]:
+    """The stage's parameters by their canonical names."""
+    return [(canonical_name(name, stage.model), parameter) for name, parameter in stage.named_parameters()]

@@ -27,9 +27,10 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from gpt.losses.base import Loss, LossTotals, VocabShard
+from gpt.losses.base import VocabShard, VocabularyOutputs
 from gpt.model.config import ModelConfig
-from gpt.model.gpt import GPT, Attention
+from gpt.model.gpt import GPT, Attention, Embedding
+from gpt.model.heads import VocabularyHead
 
 
 class VocabularyEmbedding(nn.Module):
@@ -136,6 +137,8 @@ def end_plan() -> dict[str, ParallelStyle]:
 def apply_tensor_parallel(model: GPT, config: ModelConfig, mesh: DeviceMesh) -> None:
     """Shard a model's parameters over `mesh` in place. Moves no data: call it while they are on the meta device."""
     plan = end_plan()
+    if not model.predicts_tokens:
+        del plan["head"]
     parts = block_plan()
     if config.kv_heads % mesh.size():
         del parts["attention.k"], parts["attention.v"]
@@ -149,10 +152,35 @@ def apply_tensor_parallel(model: GPT, config: ModelConfig, mesh: DeviceMesh) -> 
         share = PrepareModuleInput(input_layouts=(Replicate(),), desired_input_layouts=(Shard(1),))
         parallelize_module(model, mesh, {"embed.positions": share}, src_data_rank=None)
     parallelize_module(model, mesh, {name: plan[name] for name in plan if name in held}, src_data_rank=None)
-    if model.embed is not None:
+    if isinstance(model.embed, Embedding):
         setattr(model.embed, "tokens", VocabularyEmbedding(model.embed.tokens, mesh))  # noqa: B010  another type
         model.embed.register_forward_hook(_wait)
+    elif model.embed is not None:
+        _replicate_front(model.embed, mesh)
+    if model.head is not None and not model.predicts_tokens:
+        _replicate_parameters(model.head, mesh)
     model.tie()
+
+
+def _replicate_parameters(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Have every tensor rank hold all parameters of a module, as DTensors whose gradients are summed correctly."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            part.register_parameter(name, _replicated(parameter, mesh))
+
+
+def _replicate_front(front: nn.Module, mesh: DeviceMesh) -> None:
+    """Run a model's own front whole on every tensor rank; each keeps its share of the sequence, (b, t/tp, d)."""
+    _replicate_parameters(front, mesh)
+
+    def whole(module: nn.Module, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        return tuple(x if x is None else DTensor.from_local(x, mesh, [Replicate()], run_check=False) for x in inputs)
+
+    def share(module: nn.Module, inputs: Any, output: DTensor) -> Tensor:
+        return output.redistribute(placements=[Shard(1)]).to_local()
+
+    front.register_forward_pre_hook(whole)
+    front.register_forward_hook(share)
 
 
 def _wait(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -169,17 +197,19 @@ def allow_asynchronous(mesh: DeviceMesh) -> None:
         enable_symm_mem_for_group(mesh.get_group().group_name)
 
 
-def vocabulary_parallel_loss(
-    loss: Loss, head: nn.Linear, hidden: Tensor, targets: Tensor, vocab_size: int
-) -> LossTotals:
-    """The loss of a head whose vocabulary rows lie on several tensor ranks; the same on each of them.
+def sharded_head_outputs(head: nn.Module, hidden: DTensor) -> Any:
+    """What a loss takes of a head whose parameters or inputs lie on several tensor ranks; see gpt.model.heads.
 
-    `hidden`: DTensor (b, t, d) sharded over the sequence. All-gathers it, reduce-scatters its gradient.
+    `hidden` (b, t, d) is sharded over the sequence. A vocabulary head all-gathers it and reduce-scatters its gradient;
+    other heads, which every rank holds whole, run on each rank's share and all-gather their output.
     """
-    assert isinstance(hidden, DTensor)
-    assert isinstance(head.weight, DTensor)
-    whole = hidden.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])  # (b, t, d)
-    return loss(whole, head.weight.to_local(), targets, vocabulary_shard(head, vocab_size))  # the weight: (v/tp, d)
+    if isinstance(head, VocabularyHead):
+        assert isinstance(head.weight, DTensor)
+        whole = hidden.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])  # (b, t, d)
+        return VocabularyOutputs(whole, head.weight.to_local(), vocabulary_shard(head, head.vocab_size))
+    outputs = head(hidden)
+    assert isinstance(outputs, DTensor)
+    return outputs.redistribute(placements=[Replicate()]).to_local()  # (b, t, k)
 
 
 def vocabulary_shard(head: nn.Linear, vocab_size: int) -> VocabShard:

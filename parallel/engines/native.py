@@ -1,5 +1,6 @@
 """The default engine: DTensor, torch.distributed.pipelining and FSDP2 on one mesh, on CUDA (NCCL) or CPU (gloo)."""
 
+import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,49 +14,64 @@ from torch.distributed.fsdp import FSDPModule
 from gpt.inference.generation import Continuation, generate
 from gpt.inference.model import InferenceModel
 from gpt.inference.sampling import GREEDY, Sampling
-from gpt.losses.base import Loss
-from gpt.training.engine import Batch, StepResult, Totals
-from gpt.training.optimizer import build_optimizer
+from gpt.losses.batch import Batch
+from gpt.training.engine import StepResult, Totals
+from gpt.training.objective import Objective
+from gpt.training.optimizer import check_patterns
 from parallel.agreement import all_gather_objects
-from parallel.axes.gradients import scale_gradients, squared_norm, sum_tied_gradients
+from parallel.axes.data_parallel import accumulate
+from parallel.axes.gradients import local, scale_gradients, squared_norm, sum_tied_gradients
 from parallel.axes.initialisation import initialise_shards
 from parallel.axes.pipeline_parallel import Pipeline
 from parallel.axes.stage import canonical_parameters
-from parallel.engines.native_checkpoints import MOMENTS, EngineTensors, open_checkpoints
+from parallel.engines.native_checkpoints import EngineTensors, open_checkpoints
+from parallel.engines.optimizer_state import OptimizerState
 from parallel.engines.settings import EngineSettings, sharding_signature
+from parallel.engines.sums import StepSums
 from parallel.health.replica_check import ReplicaCheck, describe
+from parallel.health.weight_digests import model_digest, weight_digests
 from parallel.inference.model import DistributedModel
 from parallel.layout.mesh import Mesh, build_mesh
-from parallel.parallelize import build_stage
+from parallel.parallelize import build_stage, parameter_names
 
 
 class NativeEngine:
-    """See gpt.engine.Engine. Needs an initialised default process group of the layout's size, of one process too.
+    """See gpt.training.engine.Engine and parallel.engines.choose.build_engine.
 
-    `fill` False leaves weights as allocated, for a checkpoint to be loaded. `mesh`: the layout's, where it is there
-    already; several engines can share one.
+    Without `settings.optimizer` the engine trains nothing: it evaluates, generates and loads weights.
     """
 
     def __init__(
         self,
         settings: EngineSettings,
         *,
-        loss: Loss,
+        objective: Objective,
         device: torch.device,
-        fill: bool = True,
+        init_weights: bool = True,
         mesh: Mesh | None = None,
     ) -> None:
-        self.settings, self.loss = settings, loss
+        self.settings, self.objective = settings, objective
+        self.loss = objective.loss(compile=settings.parallel.compile)
+        if settings.optimizer is not None:
+            check_patterns(parameter_names(settings.model, objective), settings.optimizer)
         self.mesh = build_mesh(settings.layout, device) if mesh is None else mesh
         self.stages = [
-            build_stage(settings.model, settings.parallel, self.mesh, loss, index=index) for index in self.mesh.stages
+            build_stage(
+                settings.model,
+                settings.parallel,
+                self.mesh,
+                index=index,
+                objective=objective,
+                loss=self.loss,
+                optimizer=settings.optimizer,
+            )
+            for index in self.mesh.stages
         ]
         self.parameters = [named for stage in self.stages for named in canonical_parameters(stage)]
         self._tied_copies = self._find_tied_copies()
-        if fill:
+        if init_weights:
             initialise_shards(self.parameters, settings.model, seed=settings.seed)
-        self.optimizer = build_optimizer(self.parameters, settings.optimizer)
-        self._allocate_optimizer_state()
+        self.optimizer = OptimizerState(self.parameters, settings.optimizer)
         self.pipeline = (
             Pipeline(self.stages, settings.model, self.mesh, settings.parallel)
             if settings.layout.pipeline > 1
@@ -70,71 +86,66 @@ class NativeEngine:
         self.is_main = dist.get_rank() == 0
 
     def forward_backward(self, batch: Batch) -> None:
-        inputs, targets = (x.to(self.mesh.device) for x in batch)
+        batch = batch.to(self.mesh.device)
+        size = self.settings.micro_batch_size
         if self.pipeline is not None:
-            micro_batches = inputs.size(0) // self.settings.micro_batch_size
-            self.pipeline.forward_backward(inputs, targets, micro_batches=micro_batches)
+            self.pipeline.forward_backward(batch, micro_batches=len(batch) // size)
         else:
-            self._accumulate(inputs, targets)
+            accumulate(self.stages[0], list(batch.split(size)), zero_stage=self.settings.parallel.zero_stage)
 
     def optimizer_step(
         self, learning_rate: float, *, flags: tuple[bool, ...] = (), discard: bool = False
     ) -> StepResult:
-        parameters = [parameter for _, parameter in self.parameters]
-        if self._tied_copies:
-            sum_tied_gradients(self._tied_copies, self.mesh)
-        elsewhere = set(self._tied_copies[1:] if 0 in self.mesh.stages else self._tied_copies)
-        squared = squared_norm(parameters, self.mesh, counted_elsewhere=elsewhere)
-        raised = torch.tensor((discard, *flags), dtype=torch.float64, device=squared.device)
-        names = self.loss.metric_names
-        numbers = torch.cat((squared.view(1), self._local_totals(metrics=len(names)), raised))
-        dist.all_reduce(numbers)
-        total, loss_sum, count, *rest = numbers.tolist()
-        tokens = max(count, 1.0)
-        metrics = {name: value / tokens for name, value in zip(names, rest, strict=False)}
-        norm = math.sqrt(total) / tokens
-        finite = math.isfinite(loss_sum) and math.isfinite(norm)  # alike on all ranks: they added up the same numbers
-        discarded, *raised_by_any = (n > 0 for n in rest[len(names) :])
+        config = self.settings.optimizer
+        assert config is not None, "this engine was built without an optimizer"
+        sums = self._add_up(raised=(discard, *flags))
+        count = max(sums.count, 1.0)
+        norm = math.sqrt(sums.squared_norm) / count
+        # Every rank decides alike: all have the same sums.
+        finite = math.isfinite(sums.loss) and math.isfinite(norm)
+        discarded, *raised = (n > 0 for n in sums.raised)
         if finite and not discarded:
-            clip = min(1.0, self.settings.optimizer.max_gradient_norm / (norm + 1e-6))
-            scale_gradients(parameters, clip / tokens)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            clip = min(1.0, config.max_gradient_norm / (norm + 1e-6))
+            scale_gradients([parameter for _, parameter in self.parameters], clip / count)
+            self.optimizer.step(learning_rate)
+            self.objective.after_step([(name, local(p.detach())) for name, p in self.parameters if p.requires_grad])
+        self.optimizer.clear_gradients()
         return StepResult(
-            Totals(loss_sum, int(count)),
+            Totals(sums.loss, int(sums.count), {name: value / count for name, value in sums.metrics.items()}),
             norm,
             skipped=not finite and not discarded,
             discarded=discarded,
-            flags=tuple(raised_by_any),
-            metrics=metrics,
+            flags=tuple(raised),
         )
+
+    def _add_up(self, *, raised: tuple[bool, ...]) -> StepSums:
+        """The step's sums over all ranks, in one all-reduce."""
+        if self._tied_copies and self._tied_copies[0].requires_grad:
+            sum_tied_gradients(self._tied_copies, self.mesh)
+        elsewhere = set(self._tied_copies[1:] if 0 in self.mesh.stages else self._tied_copies)
+        parameters = [parameter for _, parameter in self.parameters]
+        squared = squared_norm(parameters, self.mesh, counted_elsewhere=elsewhere)
+        names = self.loss.metric_names
+        numbers = StepSums.to_tensor(squared, self._local_totals(metrics=len(names)), raised)
+        dist.all_reduce(numbers)
+        return StepSums.from_tensor(numbers, metric_names=names)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Totals:
         assert not any(stage.totals for stage in self.stages), "evaluate between forward_backward and optimizer_step"
         for batch in batches:
-            inputs, targets = (x.to(self.mesh.device) for x in batch)
+            batch = batch.to(self.mesh.device)
             if self.pipeline is not None:
-                self.pipeline.forward(inputs, targets)
+                self.pipeline.forward(batch)
             else:
-                self.stages[0](inputs, targets)
+                self.stages[0](batch.inputs, batch)
         self._reshard()
-        numbers = self._local_totals()
+        names = self.loss.evaluation_names
+        numbers = self._local_totals(metrics=len(names))
         dist.all_reduce(numbers)
-        loss_sum, count = numbers.tolist()
-        return Totals(loss_sum, int(count))
-
-    @torch.no_grad()
-    def forward(self, inputs: Tensor) -> Tensor:
-        inputs = inputs.to(self.mesh.device)
-        tensor = self.settings.layout.tensor
-        length = inputs.size(1)
-        padded = torch.nn.functional.pad(inputs, (0, -length % tensor))  # sequence parallelism needs equal shares
-        logits = self.pipeline.forward(padded) if self.pipeline is not None else self.stages[0](padded)
-        self._reshard()
-        return logits[:, :length].float()
+        loss_sum, count, *metrics = numbers.tolist()
+        means = {name: value / max(count, 1.0) for name, value in zip(names, metrics, strict=True)}
+        return Totals(loss_sum, int(count), means)
 
     def generate(
         self,
@@ -186,32 +197,23 @@ class NativeEngine:
             )
         self._reshard()
 
+    def weights_digest(self) -> str:
+        # Gathering a weight takes several steps on some layouts, and torch warns that this may be slow.
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+        return model_digest(all_gather_objects(weight_digests(self.parameters), None))
+
     def exchange(self, values: list[Any]) -> list[list[Any]]:
         return all_gather_objects(values, None)
 
     def check_replicas(self) -> str | None:
         if self._replica_check is None:
             self._replica_check = ReplicaCheck(
-                [(name, p, (p.data, *(self.optimizer.state[p][k] for k in MOMENTS))) for name, p in self.parameters],
-                kinds=("model.", *(f"optimizer.{key}." for key in MOMENTS)),
+                [(name, p, (p.data, *self.optimizer.tensors_of(p).values())) for name, p in self.parameters],
+                kinds=("model.", *(f"optimizer.{key}." for key in self.optimizer.names)),
                 device=self.mesh.device,
             )
         differences = self._replica_check.compare()
         return describe(differences) if differences else None
-
-    def _accumulate(self, inputs: Tensor, targets: Tensor) -> None:
-        """Micro-batches one after the other. ZeRO 2 and 3 reduce gradients into their shards after each, the others
-        keep whole ones and reduce after the last; copies of shards (hybrid) are added up after the last in any case."""
-        model, size, zero = self.stages[0], self.settings.micro_batch_size, self.settings.parallel.zero_stage
-        assert isinstance(model, FSDPModule)
-        pairs = list(zip(torch.split(inputs, size), torch.split(targets, size), strict=True))
-        for i, (x, y) in enumerate(pairs):
-            last = i == len(pairs) - 1
-            model.set_is_last_backward(last)
-            model.set_requires_gradient_sync(last or zero >= 2)
-            model.set_requires_all_reduce(last)
-            model.set_reshard_after_backward(last or zero == 3)
-            model(x, y).backward()
 
     def _local_totals(self, *, metrics: int = 0) -> Tensor:
         """Loss, number of targets and so many metrics gathered here since the last call, (2 + metrics,) float64 on the
@@ -234,13 +236,6 @@ class NativeEngine:
 
     def _find_tied_copies(self) -> list[torch.nn.Parameter]:
         """The tied weight, where the first and the last stage hold a copy each: the copies of this rank, in order."""
-        if self.settings.layout.stages == 1 or not self.settings.model.tied:
+        if self.settings.layout.stages == 1 or not self.stages[0].model.tied:
             return []
         return [parameter for name, parameter in self.parameters if name == "embed.tokens.weight"]
-
-    def _allocate_optimizer_state(self) -> None:
-        for _, parameter in self.parameters:
-            self.optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                **{key: torch.zeros_like(parameter) for key in MOMENTS},
-            }

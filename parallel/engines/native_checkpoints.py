@@ -20,16 +20,15 @@ from parallel.checkpoint.load import load_checkpoint
 from parallel.checkpoint.local_tier import discard_local_after, load_local, mark, rank_directory
 from parallel.checkpoint.plan import local, make_rank_plan
 from parallel.checkpoint.save import save_checkpoint
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from parallel.engines.optimizer_state import OptimizerState
 
 
 @dataclass(frozen=True)
 class EngineTensors:
-    """Everything that a checkpoint holds: parameters, and the optimizer's moments of each."""
+    """Everything that a checkpoint holds: parameters, and the optimizer's state of each."""
 
     parameters: list[tuple[str, nn.Parameter]]
-    optimizer: torch.optim.Optimizer
+    optimizer: OptimizerState
     tied_copies: list[nn.Parameter]  # of a tied weight, if the first and the last stage hold a copy each
 
     def by_name(self) -> dict[str, Tensor]:
@@ -37,37 +36,33 @@ class EngineTensors:
         tensors: dict[str, Tensor] = {}
         for name, parameter in reversed(self.parameters):
             tensors[f"model.{name}"] = parameter.data
-            for key in MOMENTS:
-                tensors[f"optimizer.{key}.{name}"] = self.optimizer.state[parameter][key]
+            for key, tensor in self.optimizer.tensors_of(parameter).items():
+                tensors[f"optimizer.{key}.{name}"] = tensor
         return tensors
 
     def weights(self) -> dict[str, Tensor]:
         """The parameters alone."""
-        return {name: tensor for name, tensor in self.by_name().items() if name.startswith("model.")}
+        return {f"model.{name}": parameter.data for name, parameter in reversed(self.parameters)}
 
     def with_steps(self, state: dict[str, object]) -> dict[str, object]:
         """The state with the optimizer's step count, which `finish_load` restores."""
-        return {**state, "optimizer_steps": int(next(iter(self.optimizer.state.values()))["step"])}
+        return {**state, "optimizer_steps": self.optimizer.steps}
 
     def finish_load(self, state: Mapping[str, Any]) -> None:
         """Restore what is not in the tensors that were loaded."""
         steps = state["optimizer_steps"]
         assert isinstance(steps, (int, float))
         self.equalise_tied_copies()
-        for parameter_state in self.optimizer.state.values():
-            parameter_state["step"].fill_(steps)
+        self.optimizer.steps = int(steps)
 
     @torch.no_grad()
     def equalise_tied_copies(self) -> None:
         """On a rank with both copies (stages as a V), the second gets what a checkpoint had for the first."""
         if len(self.tied_copies) == 2:
             first, last = self.tied_copies
-            pairs = [(local(last), local(first))]
-            pairs += [
-                (local(self.optimizer.state[last][key]), local(self.optimizer.state[first][key])) for key in MOMENTS
-            ]
-            for copy, original in pairs:
-                copy.copy_(original)
+            states = (self.optimizer.tensors_of(copy).values() for copy in (last, first))
+            for copy, original in ((last, first), *zip(*states, strict=True)):
+                local(copy).copy_(local(original))
 
 
 class SharedCheckpoints:

@@ -1,4 +1,4 @@
-"""Everything that decides what an engine builds."""
+"""What an engine is built from."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from parallel.layout.layout import Layout
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """All that decides what a native engine builds."""
+    """Everything but the objective that decides what an engine builds."""
 
     model: ModelConfig
     parallel: ParallelConfig
     layout: Layout
-    optimizer: OptimizerConfig
+    optimizer: OptimizerConfig | None  # None: the engine trains nothing
     micro_batch_size: int
     seed: int
 

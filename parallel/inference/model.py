@@ -17,16 +17,15 @@ from torch.nn import functional
 
 from gpt.inference.kv_cache import KeyValueCache
 from gpt.inference.model import ForwardInputs
-from gpt.losses.next_token import loss_for
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import LayerCache
 from parallel.agreement import all_gather_objects
 from parallel.axes.pipeline_parallel import pass_through
-from parallel.axes.stage import CachedStep, Stage, canonical_parameters
+from parallel.axes.stage import CachedStep, ModelStage, canonical_parameters
 from parallel.checkpoint.handle import Checkpoint
 from parallel.checkpoint.load import load_checkpoint
 from parallel.layout.mesh import Mesh
-from parallel.parallelize import build_layers
+from parallel.parallelize import build_inference_stage
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class DistributedModel:
 
     def __init__(
         self,
-        stages: list[Stage],
+        stages: list[ModelStage],
         mesh: Mesh,
         *,
         d_model: int,
@@ -144,18 +143,10 @@ def load_distributed_model(
     Every rank must call it. Memory of a rank: its share of the weights, and one tensor. Errors as for
     `load_checkpoint`.
     """
-    stages = [_build_stage(config, mesh, index=index, dtype=dtype) for index in mesh.stages]
+    stages = [build_inference_stage(config, mesh, index=index, dtype=dtype) for index in mesh.stages]
     weights = {f"model.{name}": p.data for stage in stages for name, p in canonical_parameters(stage)}
     load_checkpoint(checkpoint, tensors=weights, rounded=True)
     return DistributedModel(stages, mesh, d_model=config.d_model, dtype=dtype)
-
-
-def _build_stage(config: ModelConfig, mesh: Mesh, *, index: int, dtype: torch.dtype) -> Stage:
-    """Build one pipeline stage with allocated, uninitialised parameters. It needs no FSDP: nothing is trained."""
-    model = build_layers(config, mesh, index=index)
-    model.to(dtype).to_empty(device=mesh.device)
-    model.tie()  # the allocation made two tensors of a tied weight
-    return Stage(model.eval().requires_grad_(False), loss_for(compile=False))
 
 
 def _split_rows(tokens: Tensor, step: CachedStep, parts: int) -> Iterator[tuple[Tensor, CachedStep]]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt.errors import ConfigError
-from gpt.training.batch_ramp import BatchRamp, constant_batch
+from gpt.training.schedule import BatchRamp, constant_batch
 
 Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev"]
 
@@ -31,6 +31,7 @@ class ParallelConfig:
     stage (None: balanced by cost).
     """
 
+    engine: Literal["native"] = "native"
     tensor: int = 1
     pipeline: int = 1
     data: int | None = None

@@ -7,27 +7,38 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gpt.losses.base import Loss
-from gpt.training.engine import Batch
+from gpt.losses.batch import Batch
+from gpt.training.engine import Engine
+from gpt.training.objective import Objective
 from parallel.axes.gradients import local
-from parallel.engines.native import NativeEngine
+from parallel.axes.stage import ModelStage
+from parallel.engines.choose import build_engine
+from parallel.engines.optimizer_state import OptimizerState
 from parallel.engines.settings import EngineSettings
 from parallel.layout.mesh import Mesh, build_mesh
 from parallel.planner.memory import MemoryTracker, tracking
 from parallel.planner.traffic import CollectiveCounter, CollectiveKind, Traffic, extrapolated
 
 MAX_BLOCK_PASSES = 200  # a step with more passes through a block is extrapolated from two shorter ones
+
+
+class MeasurableEngine(Engine, Protocol):
+    """An engine whose modules, parameters and optimizer can be looked at."""
+
+    stages: list[ModelStage]
+    parameters: list[tuple[str, nn.Parameter]]
+    optimizer: OptimizerState
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ class RankReport:
 
 
 def measure_rank(
-    settings: EngineSettings, *, rank: int, seq_len: int, loss: Loss, runs: tuple[int, ...] | None = None
+    settings: EngineSettings, *, rank: int, seq_len: int, objective: Objective, runs: tuple[int, ...] | None = None
 ) -> RankReport:
     """Measure one training step of this rank.
 
@@ -73,7 +84,7 @@ def measure_rank(
         for micro_batches in runs or micro_batches_to_run(settings):
             shortened = dataclasses.replace(settings.layout, micro_batches=micro_batches)
             short = dataclasses.replace(settings, parallel=parallel, layout=shortened)
-            reports.append(_run_step(short, mesh, seq_len=seq_len, loss=loss))
+            reports.append(_run_step(short, mesh, seq_len=seq_len, objective=objective))
     return _extrapolate(reports[0], reports[-1], settings.layout.micro_batches)
 
 
@@ -106,10 +117,10 @@ def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def held_bytes(engine: NativeEngine) -> dict[str, int]:
+def held_bytes(engine: MeasurableEngine) -> dict[str, int]:
     """Return what an engine holds between steps, and its gradients if there are any. Works for real engines too."""
     parameters = [parameter for _, parameter in engine.parameters]
-    state = [tensor for entry in engine.optimizer.state.values() for tensor in entry.values()]
+    state = engine.optimizer.all_tensors()
     return {
         "parameters": sum(local(parameter).numel() for parameter in parameters),
         "parameter_bytes": _bytes(parameters),
@@ -118,18 +129,20 @@ def held_bytes(engine: NativeEngine) -> dict[str, int]:
     }
 
 
-def _run_step(settings: EngineSettings, mesh: Mesh, *, seq_len: int, loss: Loss) -> RankReport:
+def _run_step(settings: EngineSettings, mesh: Mesh, *, seq_len: int, objective: Objective) -> RankReport:
     layout = settings.layout
     with FakeTensorMode(allow_non_fake_inputs=True), _FakeScalars():  # type: ignore[no-untyped-call]
-        engine = NativeEngine(settings, loss=loss, device=mesh.device, fill=False, mesh=mesh)
+        built = build_engine(settings, objective=objective, device=mesh.device, init_weights=False, mesh=mesh)
+        engine = cast(MeasurableEngine, built)
         tokens = torch.zeros(layout.micro_batches * settings.micro_batch_size, seq_len, dtype=torch.int64)
-        state = [tensor for entry in engine.optimizer.state.values() for tensor in entry.values()]
+        state = engine.optimizer.all_tensors()
         tracker = MemoryTracker(engine.stages, [*(parameter for _, parameter in engine.parameters), *state])
         with ExitStack() as stack:
             counter = stack.enter_context(CollectiveCounter(mesh))
             stack.enter_context(tracking(tracker))
             engine.forward_backward(Batch(tokens, tokens))
             held = held_bytes(engine)
+            assert settings.optimizer is not None, "a dry run is of training"
             engine.optimizer_step(settings.optimizer.learning_rate)
     blocks = {int(name.split(".")[1]) for name, _ in engine.parameters if name.startswith("blocks.")}
     return RankReport(

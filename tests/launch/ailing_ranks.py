@@ -20,7 +20,7 @@ from parallel.engines.native import NativeEngine
 def ail(fault):
     steps = {"done": 0}
     forward_backward, optimizer_step = NativeEngine.forward_backward, NativeEngine.optimizer_step
-    batch = TrainingData.batch
+    read = TrainingData.read
 
     def slow_forward_backward(engine, *args):
         started_at = time.perf_counter()
@@ -35,19 +35,19 @@ def ail(fault):
             flip(engine, *fault["flip"])
         return result
 
-    def slow_batch(data, *args):
+    def slow_read(data, *args):
         if steps["done"] >= fault["from_step"]:
             time.sleep(fault.get("reading_s", 0))
-        return batch(data, *args)
+        return read(data, *args)
 
     NativeEngine.forward_backward, NativeEngine.optimizer_step = slow_forward_backward, flipping_step
-    TrainingData.batch = slow_batch
+    TrainingData.read = slow_read
 
 
 def flip(engine, kind, bit):
     """Flip a bit of the last element of a norm's bias, or of one of its moments."""
     parameter = next(p for name, p in engine.parameters if name.endswith("norm.bias"))
-    tensor = parameter.data if kind == "model" else engine.optimizer.state[parameter][kind]
+    tensor = parameter.data if kind == "model" else engine.optimizer.tensors_of(parameter)[kind]
     local(tensor).view(-1)[-1:].view(torch.int32).bitwise_xor_(torch.tensor(1 << bit, dtype=torch.int32))
 
 

@@ -82,7 +82,7 @@ class Trials:
         from parallel.axes.gradients import local
 
         for _, parameter in self.engine.parameters:
-            for tensor in (parameter.data, *self.engine.optimizer.state[parameter].values()):
+            for tensor in (parameter.data, *self.engine.optimizer.tensors_of(parameter).values()):
                 yield local(tensor)
 
     def next(self):
@@ -128,15 +128,16 @@ class Trials:
         from gpt.telemetry.time_ledger import TimeLedger
         from gpt.training.config import ReplicaMismatch
         from gpt.training.loop import TrainingLoop
+        from gpt.training.objective import NextToken
         from launch.training.resume import fresh_start
 
         parts = dict.fromkeys(("metrics", "sampler", "probe", "watch"))
         parts |= {"heartbeat": UNWATCHED, "ledger": TimeLedger(None)}
         state = fresh_start(self.config).state
-        loop = TrainingLoop(self.run, self.engine, self.data, {}, state=state, **parts)
-        loop.save = lambda *, last: None
+        loop = TrainingLoop(self.run, self.engine, NextToken(), self.data, {}, state=state, **parts)
+        loop.save = lambda **_: None
         try:
-            loop.run_to_end(lambda: False)
+            loop.train()
         except ReplicaMismatch as error:
             return str(error)
         return None

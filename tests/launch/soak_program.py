@@ -14,12 +14,12 @@ import launch.commands.train
 from gpt.training.loop import TrainingLoop
 from launch.main import main
 from launch.processes.local_launch import launch_local
-from parallel.axes.stage import Stage
+from parallel.axes.stage import ModelStage
 
 
 def break_steps(every):
     due = {"now": False}
-    take_step, forward = TrainingLoop.take_step, Stage.forward
+    take_step, forward = TrainingLoop.take_step, ModelStage.forward
 
     def watched_step(loop, *args):
         due["now"] = (loop.state.step + 1) % every == 0
@@ -34,7 +34,7 @@ def break_steps(every):
             return out * float("nan")
         return out
 
-    TrainingLoop.take_step, Stage.forward = watched_step, broken_forward
+    TrainingLoop.take_step, ModelStage.forward = watched_step, broken_forward
 
 
 if __name__ == "__main__":

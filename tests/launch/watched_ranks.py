@@ -117,14 +117,14 @@ class Watch:
         self.tokens = []
 
     def install(self):
-        from parallel.axes.stage import Stage
+        from parallel.axes.stage import ModelStage
         from parallel.engines.native import NativeEngine
         from parallel.engines.native_checkpoints import SharedCheckpoints
 
         if self.disk:
             opened = os.open
             os.open = lambda path, *args, **kwargs: opened(self.disk.get(str(path), path), *args, **kwargs)
-        forward, step = Stage.forward, NativeEngine.optimizer_step
+        forward, step = ModelStage.forward, NativeEngine.optimizer_step
         forward_backward, start_save = NativeEngine.forward_backward, SharedCheckpoints.start_save
 
         def broken_forward(stage, *args, **kwargs):
@@ -144,7 +144,7 @@ class Watch:
             self.terminate("save", self.saves)
             return start_save(store, *args, **kwargs)
 
-        Stage.forward, NativeEngine.optimizer_step = broken_forward, watched_step
+        ModelStage.forward, NativeEngine.optimizer_step = broken_forward, watched_step
         NativeEngine.forward_backward, SharedCheckpoints.start_save = watched_forward_backward, watched_save
 
     def terminate(self, during, call):
@@ -198,7 +198,7 @@ class Watch:
         """A digest of this rank's part of weights and moments."""
         digest = hashlib.sha256()
         for _, parameter in engine.parameters:
-            for tensor in (parameter.data, *engine.optimizer.state[parameter].values()):
+            for tensor in (parameter.data, *engine.optimizer.tensors_of(parameter).values()):
                 digest.update(getattr(tensor, "_local_tensor", tensor).detach().contiguous().numpy().tobytes())
         return digest.hexdigest()
 

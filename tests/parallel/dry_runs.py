@@ -3,8 +3,8 @@
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
-from gpt.losses.next_token import loss_for
 from gpt.model.config import ModelConfig
+from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
 from parallel.engines.settings import EngineSettings
 from parallel.layout.config import BatchConfig, ParallelConfig
@@ -43,7 +43,7 @@ def run_all(jobs):
     context.set_forkserver_preload(["parallel.planner.dry_run"])
     with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
         work = {
-            key: pool.submit(measure_rank, settings, rank=rank, seq_len=length, loss=loss_for(compile=False), runs=runs)
+            key: pool.submit(measure_rank, settings, rank=rank, seq_len=length, objective=NextToken(), runs=runs)
             for key, (settings, rank, length, runs) in jobs.items()
         }
         return {key: job.result(timeout=LAUNCH_TIMEOUT_S) for key, job in work.items()}

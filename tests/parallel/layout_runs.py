@@ -31,15 +31,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from gpt.inference.model import ForwardInputs
 from gpt.inference.sampling import Sampling
-from gpt.losses.next_token import loss_for
+from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
 from gpt.training.config import Retention
-from gpt.training.engine import Batch
+from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
 from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
 from parallel.checkpoint.handle import verify_checkpoint
-from parallel.engines.native import NativeEngine
+from parallel.engines.choose import build_engine
 from parallel.engines.settings import EngineSettings
 from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import resolve_layout
@@ -116,8 +117,15 @@ def settings_of(run):
 
 def build(run):
     settings = settings_of(run)
-    loss = loss_for(compile=settings.parallel.compile, z_loss=run.get("z_loss", 0.0))
-    return NativeEngine(settings, loss=loss, device=torch.device("cpu"))
+    return build_engine(settings, objective=NextToken(run.get("z_loss", 0.0)), device=torch.device("cpu"))
+
+
+def logits_of(engine, tokens):
+    """Logits after every token (b, t), as evaluation asks for them."""
+    places = torch.arange(tokens.numel())
+    with engine.as_model() as model, torch.no_grad():
+        inputs = ForwardInputs(tokens.to(model.device), torch.arange(tokens.size(1)).unsqueeze(0))
+        return model.next_logits(inputs, places=places)
 
 
 def whole_weights_digest(engine):
@@ -145,7 +153,7 @@ def train(engine, steps, first_step=0):
         result = engine.optimizer_step(OPTIMIZER.learning_rate)
         losses.append(result.loss.mean)
         norms.append(result.gradient_norm)
-        metrics.append(dict(result.metrics))
+        metrics.append(dict(result.loss.metrics))
     return losses, norms, metrics
 
 
@@ -250,7 +258,7 @@ class Peak(Live):
     def __init__(self, engine):
         super().__init__()
         self.engine = engine
-        state = [tensor for entry in engine.optimizer.state.values() for tensor in entry.values()]
+        state = engine.optimizer.all_tensors()
         self.shards = WeakIdKeyDictionary()
         for tensor in (*(parameter for _, parameter in engine.parameters), *state):
             self.shards[storage_of(tensor)] = storage_of(tensor).nbytes()
@@ -328,8 +336,7 @@ def run_one(run):
     parts = mine.split(max(1, share // 2))  # several batches may be in a pipeline at once
     totals = engine.evaluate([Batch(part[:, :-1], part[:, 1:]) for part in parts])
     result["evaluated"], result["evaluated_tokens"] = totals.mean, totals.tokens
-    logits = engine.forward(tokens_of_step(10_001)[:2, :7])
-    result["logits"] = logits.double().flatten()[::97].tolist()
+    result["logits"] = logits_of(engine, tokens_of_step(10_001)[:2, :7]).double().flatten()[::97].tolist()
     if run.get("measure_kept"):
         result["kept_bytes"] = kept_bytes(engine)
     if run.get("save"):

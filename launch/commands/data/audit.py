@@ -15,7 +15,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gpt.data.dataset import TrainingData, fingerprint_differences
+from gpt.data.dataset import TrainingData
+from gpt.data.fingerprint import fingerprint, fingerprint_differences
 from gpt.data.skipped import SkippedData
 from gpt.errors import ConfigError
 from gpt.token_files.files import TokenFile
@@ -130,9 +131,7 @@ def open_audited_run(path: Path, overrides: list[str], *, rank: str | None, text
         raise ConfigError(f"{path / 'config.json'}: damaged ({error})") from None
     config = from_dict(apply_overrides(table, overrides))
     try:
-        data = TrainingData(
-            config.data.train, seq_len=config.data.seq_len, seed=config.run.seed, vocab_size=config.model.vocab_size
-        )
+        data = TrainingData(config.data, seed=config.run.seed, vocab_size=config.model.vocab_size)
     except ConfigError as error:
         raise ConfigError(f"{error} (where the data have moved, say so with --data.train)") from None
     skipped, saved_step, ranks, notes = SkippedData.stated(config.data.skip), None, None, []
@@ -143,7 +142,7 @@ def open_audited_run(path: Path, overrides: list[str], *, rank: str | None, text
             notes.append(f"passed over: {error}")
             continue
         state = header.state
-        if differences := fingerprint_differences(state["data"], data.fingerprint()):
+        if differences := fingerprint_differences(state["data"], fingerprint(data)):
             raise ConfigError(f"the data are not those of {candidate}: {'; '.join(differences)}")
         skipped, saved_step = loop_state(config, state)[0].skipped, int(state["step"])
         ranks = header.manifest.ranks // (
@@ -189,7 +188,7 @@ def source_of(
     audited: AuditedRun, position: int, *, step: int | None, sequence: int, data_rank: int | None
 ) -> SequenceSource:
     place = audited.data.locate(position)
-    file = next(f for c, f in zip(audited.data.corpora, audited.data.files, strict=True) if c.name == place.corpus)
+    file = next(files.tokens for files in audited.data.files if files.name == place.corpus)
     parts, at = [], place.first_token
     for span in place.documents:
         text = None if audited.tokenizer is None else beginning(file, span.document, audited.tokenizer)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from gpt.data.dataset import TrainingData
 from gpt.data.mixture import MixtureConfig, MixturePlan, PlannedCorpus, plan_mixture
+from gpt.data.sampling import sampling_of
 from gpt.errors import ConfigError
 from gpt.telemetry.console import human_count
 from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
@@ -56,16 +57,21 @@ def read_plan(recipe: str, overrides: list[str]) -> tuple[MixturePlan, str]:
 def plan_of_run(config: RunConfig) -> MixturePlan:
     """What a training run will read, from the lengths of its token files."""
     seq_len, batch = config.data.seq_len, config.batch.ramp
-    data = TrainingData(
-        config.data.train, seq_len=seq_len, seed=config.run.seed, vocab_size=config.model.vocab_size
-    )  # refuses what training would refuse
+    # Opening the data refuses what training would refuse.
+    data = TrainingData(config.data, seed=config.run.seed, vocab_size=config.model.vocab_size)
     corpora = [
-        PlannedCorpus(name=corpus.name, n_tokens=file.n_tokens, weight=corpus.weight)
-        for corpus, file in zip(data.corpora, data.files, strict=True)
+        PlannedCorpus(
+            name=corpus.name,
+            n_tokens=files.tokens.n_tokens,
+            n_documents=files.tokens.n_documents,
+            weight=corpus.weight,
+        )
+        for corpus, files in zip(data.corpora, data.files, strict=True)
     ]
     return plan_mixture(
         corpora,
         seq_len=seq_len,
+        sampling=sampling_of(config.data),
         planned_tokens=config.train.total_tokens,
         samples=batch.tokens_seen(config.train.steps(batch)) // seq_len,
     )

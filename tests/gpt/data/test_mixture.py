@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt.data.dataset import CorpusConfig, TrainingData, share_of_step
+from gpt.data.config import CorpusConfig, DataConfig
+from gpt.data.dataset import TrainingData, share_of_step
 from gpt.data.mixture import MixtureConfig, PlannedCorpus, plan_mixture
 from gpt.data.order import MIXTURE_BOUND
 from gpt.errors import ConfigError
@@ -56,13 +57,15 @@ def test_a_run_reads_at_every_step_what_the_plan_says_on_any_number_of_ranks(tmp
     corpora = [CorpusConfig(path=str(tmp_path / name), weight=weights[name]) for name in lengths]
     described = [PlannedCorpus(name=name, n_tokens=n, weight=weights[name]) for name, n in reversed(lengths.items())]
     for ranks in (1, 3, 4):
-        data = TrainingData(corpora, seq_len=seq_len, seed=5, vocab_size=10**6)
+        data = TrainingData(
+            DataConfig(tokenizer="none", train=tuple(corpora), seq_len=seq_len), seed=5, vocab_size=10**6
+        )
         read: dict[str, list[int]] = {name: [] for name in lengths}
         for step in range(60):
             shares = [
                 share_of_step(step * per_step, n_samples=per_step, rank=rank, ranks=ranks) for rank in range(ranks)
             ]
-            for start in np.concatenate([data.batch(share) for share in shares])[:, 0].tolist():
+            for start in np.concatenate([data.read(share).tokens for share in shares])[:, 0].tolist():
                 read["abcd"[start // 10_000]].append(start % 10_000 // seq_len)
             plan = plan_mixture(
                 described,

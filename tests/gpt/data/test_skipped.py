@@ -6,7 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from gpt.data.dataset import CorpusConfig, DataConfig, TrainingData
+from gpt.data.config import CorpusConfig, DataConfig
+from gpt.data.dataset import TrainingData
 from gpt.data.skipped import STATED, SkippedData, SkippedRange, check_skip, resumed
 from gpt.errors import ConfigError
 from gpt.token_files.files import TokenFileWriter
@@ -71,7 +72,7 @@ def test_epochs_count_what_was_read(tmp_path):
         with TokenFileWriter(tmp_path / name, vocab_size=50) as writer:
             writer.add_document(np.arange(401) % 50)
     corpora = [CorpusConfig(str(tmp_path / "a"), weight=3.0), CorpusConfig(str(tmp_path / "b"))]
-    data = TrainingData(corpora, seq_len=4, seed=1, vocab_size=50)
+    data = TrainingData(DataConfig(tokenizer="none", train=tuple(corpora), seq_len=4), seed=1, vocab_size=50)
     skipped = SkippedData.stated([[0, 7], [31, 90]])
     for n in (0, 3, 24, 25, 140):
         corpus, _, _ = data.order.lookup(skipped.positions(0, n))

@@ -13,13 +13,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import gpt.losses.linear_cross_entropy
-from gpt.losses.base import IGNORE, VocabShard, whole_vocabulary
+from gpt.losses.base import VocabShard, VocabularyOutputs, whole_vocabulary
+from gpt.losses.batch import Batch
+from gpt.losses.marks import IGNORE
 from gpt.losses.next_token import loss_for, next_token_loss
 
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 IN_PLACE = [
     None,
-    gpt.losses.linear_cross_entropy._exponentials_in_place,
+    gpt.losses.linear_cross_entropy.exponentials_in_place,
 ]  # torch's kernels, and what is compiled, here run as it stands
 
 
@@ -156,7 +158,9 @@ def test_evaluation_is_without_z_loss():
 )
 def test_bf16_is_close_to_float64(compiled, z_loss):
     hidden, weight, targets = inputs(dtype=torch.bfloat16)
-    totals = loss_for(compile=compiled, z_loss=z_loss)(hidden, weight, targets, whole_vocabulary(37))
+    totals = loss_for(compile=compiled, z_loss=z_loss)(
+        VocabularyOutputs(hidden, weight, whole_vocabulary(37)), Batch(targets, targets)
+    )
     exact = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     expected = reference(*exact, targets, 37, z_loss=z_loss)
     expected.backward()
@@ -245,7 +249,7 @@ class Largest(TorchDispatchMode):
         (
             "meta",
             65_536,
-            gpt.losses.linear_cross_entropy._exponentials_in_place,
+            gpt.losses.linear_cross_entropy.exponentials_in_place,
             2 << 30,
         ),  # fp32 in passing, unless compiled
         ("cpu", 2048, None, 64 << 20),

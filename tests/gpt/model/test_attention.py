@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-import gpt.model.attention
+import gpt.model.cpu_attention
 from gpt.model.attention import attend
 from gpt.model.cpu_attention import causal_backward
 
@@ -47,8 +47,8 @@ def test_compiled_bf16_is_as_near_to_float64_as_rounding_lets_it(monkeypatch):
     exact = reference(*(x.detach().double().requires_grad_() for x in (q, k, v)), weights.double())
     kernel = reference(q, k, v, weights)
     taken = []
-    whole = gpt.model.attention.causal_backward
-    monkeypatch.setattr(gpt.model.attention, "causal_backward", lambda *args: taken.append(1) or whole(*args))
+    whole = gpt.model.cpu_attention.causal_backward
+    monkeypatch.setattr(gpt.model.cpu_attention, "causal_backward", lambda *args: taken.append(1) or whole(*args))
     out = torch.compile(attend)(q, k, v)
     ours = out, torch.autograd.grad((out * weights).sum(), [q, k, v])
     assert taken, "compiled bf16 code on a CPU goes through our backward"

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt.data.dataset import CorpusConfig, DamagedSamples, TrainingData, ValidationData
+from gpt.data.config import CorpusConfig, DataConfig
+from gpt.data.dataset import TrainingData, ValidationData
+from gpt.data.sampling import DamagedSamples
 from gpt.errors import ConfigError
 from gpt.token_files.checksums import BLOCK_BYTES, DamagedTokens, SummedFile
 from gpt.token_files.files import TokenFile, TokenFileWriter, compare_sums, make_sums
@@ -87,14 +89,14 @@ def damage(path: Path, kind: str, draw: np.random.Generator) -> int:
 def samples(data: TrainingData) -> tuple[dict[int, list[int]], dict[int, str]]:
     """What training would be fed of one epoch, by position; and what it would not."""
     fed, refused = {}, {}
-    for first in range(0, data.n_windows[0], 16):
-        positions = np.arange(first, min(first + 16, data.n_windows[0]))
+    for first in range(0, data.n_samples[0], 16):
+        positions = np.arange(first, min(first + 16, data.n_samples[0]))
         try:
-            fed.update(zip(positions.tolist(), data.batch(positions).tolist(), strict=True))
+            fed.update(zip(positions.tolist(), data.read(positions).tokens.tolist(), strict=True))
         except DamagedSamples as error:
             refused.update({int(positions[row]): what for row, what in error.rows.items()})
             whole = np.array([p for row, p in enumerate(positions) if row not in error.rows], dtype=np.int64)
-            fed.update(zip(whole.tolist(), data.batch(whole).tolist(), strict=True))
+            fed.update(zip(whole.tolist(), data.read(whole).tokens.tolist(), strict=True))
     return fed, refused
 
 
@@ -103,9 +105,9 @@ def test_random_damage_is_refused_and_no_wrong_token_is_handed_out(tmp_path, tim
     """Four kinds of damage to both files: what opens is read through, tokens as training reads them, and documents."""
     prefix = write(tmp_path / "a")
     corpus, draw = CorpusConfig(str(prefix)), np.random.default_rng(3)
-    training = TrainingData([corpus], seq_len=SEQ_LEN, seed=1, vocab_size=1000)
+    training = TrainingData(DataConfig(tokenizer="none", train=(corpus,), seq_len=SEQ_LEN), seed=1, vocab_size=1000)
     right, none = samples(training)
-    assert (len(right), none) == (training.n_windows[0], {})
+    assert (len(right), none) == (training.n_samples[0], {})
     starts = [TokenFile(prefix).document_start(n) for n in range(601)]
     original = {suffix: Path(f"{prefix}{suffix}").read_bytes() for suffix in (".bin", ".idx")}
     for suffix, kind, _ in itertools.product(original, ("flip", "truncate", "zero", "swap"), range(times)):
@@ -118,7 +120,7 @@ def test_random_damage_is_refused_and_no_wrong_token_is_handed_out(tmp_path, tim
         assert re.search(said, compare_sums(prefix)[0]), (kind, at, compare_sums(prefix))
         data, refusal = None, ""
         try:
-            data = TrainingData([corpus], seq_len=SEQ_LEN, seed=1, vocab_size=1000)
+            data = TrainingData(DataConfig(tokenizer="none", train=(corpus,), seq_len=SEQ_LEN), seed=1, vocab_size=1000)
         except DamagedTokens as error:
             refusal = str(error)
         if data is None:
@@ -139,22 +141,25 @@ def test_random_damage_is_refused_and_no_wrong_token_is_handed_out(tmp_path, tim
             assert found or (at in lengths and kind in ("flip", "swap", "zero")), f"{kind} at {at} was not noticed"
             assert any(re.search(said, what) for what in found) or suffix == ".idx"
         path.write_bytes(original[suffix])
-    assert samples(TrainingData([corpus], seq_len=SEQ_LEN, seed=1, vocab_size=1000))[0] == right
+    again = TrainingData(DataConfig(tokenizer="none", train=(corpus,), seq_len=SEQ_LEN), seed=1, vocab_size=1000)
+    assert samples(again)[0] == right
 
 
 def test_a_file_that_is_cut_or_fails_later_is_damage_too(tmp_path):
     write(tmp_path / "a")
-    data = ValidationData(CorpusConfig(str(tmp_path / "a")), seq_len=SEQ_LEN, vocab_size=1000)
-    before = data.batch(0, 3).tolist()
+    data = ValidationData(
+        CorpusConfig(str(tmp_path / "a")), DataConfig(tokenizer="none", train=(), seq_len=SEQ_LEN), vocab_size=1000
+    )
+    before = data.read(range(0, 3)).tokens.tolist()
     with (tmp_path / "a.bin").open("r+b") as tokens:
         tokens.truncate(BLOCK_BYTES + 5)
-    assert data.batch(0, 3).tolist() == before
+    assert data.read(range(0, 3)).tokens.tolist() == before
     with pytest.raises(DamagedSamples, match=r"a\.bin became shorter .* ends before byte [\d,]+"):
-        data.batch(data.n_windows - 1, data.n_windows)
+        data.read(range(data.n_samples - 1, data.n_samples))
     with (tmp_path / "a.sums").open("r+b") as sums:
         sums.truncate(30)
     with pytest.raises(DamagedSamples, match=r"a\.sums became shorter"):
-        data.batch(0, 3)
+        data.read(range(0, 3))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt.data.dataset import CorpusConfig
+from gpt.data.config import CorpusConfig
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
 from gpt.token_files.files import TokenFileWriter

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt.data.dataset import CorpusConfig
+from gpt.data.config import CorpusConfig
 from gpt.errors import ConfigError
 from gpt.inference.generation import generate
 from gpt.inference.sampling import Sampling

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from gpt.data.dataset import CorpusConfig, TrainingData
+from gpt.data.config import CorpusConfig, DataConfig
+from gpt.data.dataset import TrainingData
 from gpt.data.skipped import SkippedData
 from launch.main import main
 from parallel.checkpoint.folders import list_checkpoints
@@ -28,7 +29,11 @@ def corpora(tiny_corpus, tmp_path_factory):
         (folder / name).mkdir()
         for suffix in (".bin", ".idx", ".sums"):
             shutil.copy(f"{tiny_corpus.folder / 'train'}{suffix}", folder / name / f"train{suffix}")
-    data = TrainingData([CorpusConfig(str(folder / "whole" / "train"))], seq_len=SEQ_LEN, seed=3, vocab_size=512)
+    data = TrainingData(
+        DataConfig(tokenizer="none", train=(CorpusConfig(str(folder / "whole" / "train")),), seq_len=SEQ_LEN),
+        seed=3,
+        vocab_size=512,
+    )
     tokens = np.memmap(folder / "damaged" / "train.bin", dtype="<u2", mode="r+")
     blocks = set()
     for step in STEPS_HIT:

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from gpt.data.dataset import CorpusConfig, TrainingData
+from gpt.data.config import CorpusConfig, DataConfig
+from gpt.data.dataset import TrainingData
 from parallel.checkpoint.handle import verify_checkpoint
 from parallel.checkpoint.load import read_tensors
 from parallel.health.weight_digests import weight_digests
@@ -26,7 +27,11 @@ class Journey:
 
     def __init__(self, watched_ranks, corpus, folder):
         self.watched_ranks, self.corpus, self.folder = watched_ranks, corpus, folder
-        self.data = TrainingData([CorpusConfig(str(corpus.folder / "train"))], seq_len=SEQ_LEN, seed=3, vocab_size=512)
+        self.data = TrainingData(
+            DataConfig(tokenizer="none", train=(CorpusConfig(str(corpus.folder / "train")),), seq_len=SEQ_LEN),
+            seed=3,
+            vocab_size=512,
+        )
 
     def plan(self, name, axes, *, steps, every, directory):
         nproc = axes.get("tensor", 1) * axes.get("pipeline", 1) * axes.get("data", 1)
@@ -55,7 +60,7 @@ class Journey:
             read = {line["data_rank"]: line["tokens"] for line in lines}
             assert all(read[line["data_rank"]] == line["tokens"] for line in lines), "the ranks of one batch share it"
             samples = Counter(tuple(row) for rows in read.values() for row in rows)
-            expected = self.data.batch(range(step * SEQUENCES, (step + 1) * SEQUENCES)).tolist()
+            expected = self.data.read(range(step * SEQUENCES, (step + 1) * SEQUENCES)).tokens.tolist()
             assert samples == Counter(map(tuple, expected)), step
             loss, wanted = (float.fromhex(text) for text in (lines[0]["loss"], reference[step]["loss"]))
             worst = max(worst, abs(loss - wanted))

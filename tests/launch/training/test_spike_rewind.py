@@ -9,7 +9,8 @@ import shutil
 import numpy as np
 import pytest
 
-from gpt.data.dataset import CorpusConfig, TrainingData
+from gpt.data.config import CorpusConfig, DataConfig
+from gpt.data.dataset import TrainingData
 from gpt.data.skipped import SkippedData
 from launch.main import main
 from parallel.checkpoint.folders import list_checkpoints
@@ -45,7 +46,9 @@ def poisoned(tiny_corpus, tmp_path_factory):
     prefix = tmp_path_factory.mktemp("poisoned") / "train"
     for ending in (".bin", ".idx"):
         shutil.copy(f"{tiny_corpus.folder / 'train'}{ending}", f"{prefix}{ending}")
-    data = TrainingData([CorpusConfig(str(prefix))], seq_len=SEQ_LEN, seed=3, vocab_size=512)
+    data = TrainingData(
+        DataConfig(tokenizer="none", train=(CorpusConfig(str(prefix)),), seq_len=SEQ_LEN), seed=3, vocab_size=512
+    )
     tokens = np.memmap(f"{prefix}.bin", dtype="<u2", mode="r+")
     draw = np.random.default_rng(0)
     for position in left_out()[0]:

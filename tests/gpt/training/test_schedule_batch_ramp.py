@@ -3,7 +3,7 @@
 import pytest
 
 from gpt.errors import ConfigError
-from gpt.training.batch_ramp import BatchRamp, constant_batch
+from gpt.training.schedule import BatchRamp, constant_batch
 
 
 def counted(ramp: BatchRamp, n_steps: int) -> list[tuple[int, int]]:

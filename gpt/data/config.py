@@ -1,0 +1,84 @@
+"""The [data] section of a recipe: which corpora a run reads, and how it cuts them into samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gpt.data.skipped import check_skip
+from gpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """One pair of token files and its share of the samples.
+
+    `streams`: further token files, by name, with the same number of documents, such as a loss mask or labels. Sample i
+    holds the same part of every one of them.
+    """
+
+    path: str  # without .bin or .idx
+    weight: float = 1.0  # any positive scale; the mixture uses weight / sum of weights
+    name: str = ""  # "" = the last part of the path; it keys the order, so give one before moving files
+    streams: dict[str, str] = field(default_factory=dict)  # name -> path without .bin or .idx
+
+    def __post_init__(self) -> None:
+        for path in (self.path, *self.streams.values()):
+            if not path:
+                raise ConfigError("the path of a corpus is empty; give the token file's path without .bin or .idx")
+            if path.endswith((".bin", ".idx")):
+                raise ConfigError(f"path = '{path}': leave out the ending; it stands for both files: '{path[:-4]}'")
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.path).name)
+        check_weight(self.name, self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a run reads: the [data] section of a recipe.
+
+    `sampling`: `window` cuts the concatenated documents into full sequences (GPT-3, appendix B); `document` makes each
+    document one sample, cut at seq_len + 1 tokens or padded to it. `document_mask` keeps attention inside documents:
+    positions restart at each, and no token is predicted from another document.
+    """
+
+    tokenizer: str
+    train: tuple[CorpusConfig, ...]
+    validation: tuple[CorpusConfig, ...] = ()
+    seq_len: int
+    sampling: Literal["window", "document"] = "window"
+    document_mask: bool = False
+    skip: tuple[tuple[int, ...], ...] = ()  # positions of the data's order to leave out: [[first, stop], ...]
+
+    def __post_init__(self) -> None:
+        check_seq_len(self.seq_len)
+        check_skip(self.skip)
+        check_names([(corpus.name, corpus.path) for corpus in self.train], where="data.train")
+        check_names([(corpus.name, corpus.path) for corpus in self.validation], where="data.validation")
+
+
+def check_seq_len(seq_len: int) -> None:
+    if seq_len < 1:
+        raise ConfigError(f"seq_len = {seq_len} tokens must be at least 1")
+
+
+def check_weight(name: str, weight: float) -> None:
+    if not 0.0 < weight < float("inf"):
+        raise ConfigError(
+            f"corpus '{name}': weight = {weight} must be a finite number > 0; "
+            "leave the corpus out to read nothing of it"
+        )
+    if not 1e-100 < weight < 1e100:  # else sums and shares leave the range of floating-point numbers
+        raise ConfigError(f"corpus '{name}': weight = {weight} must lie between 1e-100 and 1e100; scale all weights")
+
+
+def check_names(corpora: Sequence[tuple[str, str]], *, where: str) -> None:
+    """ConfigError when two of the (name, path) have one name."""
+    seen: dict[str, str] = {}
+    for name, path in corpora:
+        if name in seen:
+            raise ConfigError(
+                f"{where}: '{seen[name]}' and '{path}' both have the name '{name}'; "
+                "give one of them another with name = '...'"
+            )
+        seen[name] = path

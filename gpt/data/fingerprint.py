@@ -1,0 +1,59 @@
+"""What the order of the data depends on, kept in every checkpoint, and how two such records differ."""
+
+from typing import Any
+
+from gpt.data.dataset import TrainingData
+from gpt.data.order import ORDER_VERSION
+
+_LABELS = {
+    "order_version": "the version of the data order",
+    "seed": "the seed",
+    "seq_len": "seq_len",
+    "sampling": "data.sampling",
+    "document_mask": "data.document_mask",
+}
+_DEFAULTS = {"sampling": "window", "document_mask": False}  # left out of the record, as by earlier versions
+_CORPUS_LABELS = {"weight": "weight", "n_tokens": "number of tokens", "n_documents": "number of documents"}
+
+
+def fingerprint(data: TrainingData) -> dict[str, Any]:
+    """What the order and the samples depend on, as JSON for a checkpoint; `fingerprint_differences` compares two."""
+    settings = {key: getattr(data.config, key) for key in _DEFAULTS}
+    return {
+        "order_version": ORDER_VERSION,
+        "seed": data.seed,
+        "seq_len": data.seq_len,
+        **{key: value for key, value in settings.items() if value != _DEFAULTS[key]},
+        "corpora": [
+            {
+                "name": corpus.name,
+                "weight": corpus.weight,
+                "n_tokens": files.tokens.n_tokens,
+                "n_documents": files.tokens.n_documents,
+            }
+            for corpus, files in zip(data.corpora, data.files, strict=True)
+        ],
+    }
+
+
+def fingerprint_differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """The differences between the data of a checkpoint and those of this run, a phrase each.
+
+    Any difference means that the resumed run would read samples twice or leave some out.
+    """
+    saved, current = {**_DEFAULTS, **saved}, {**_DEFAULTS, **current}
+    found = [
+        f"{label} was {saved.get(key)} and is now {current.get(key)}"
+        for key, label in _LABELS.items()
+        if saved.get(key) != current.get(key)
+    ]
+    before = {corpus["name"]: corpus for corpus in saved.get("corpora", [])}
+    after = {corpus["name"]: corpus for corpus in current.get("corpora", [])}
+    found += [f"corpus '{name}' is gone" for name in before if name not in after]
+    found += [f"corpus '{name}' is new" for name in after if name not in before]
+    for name in (name for name in after if name in before):
+        for key, label in _CORPUS_LABELS.items():
+            old, new = before[name].get(key), after[name].get(key)
+            if old != new:
+                found.append(f"the {label} of corpus '{name}' was {old} and is now {new}")
+    return found

@@ -1,0 +1,73 @@
+"""One batch of training data: what the model reads, what it should predict, and what limits attention and loss."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+_EXTRA = "extra."
+
+NO_EXTRA: Mapping[str, Tensor] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n rows of t positions. Every tensor has n rows; an absent one costs nothing.
+
+    `inputs` (n, t) int64 token ids, or whatever the model's front takes. `targets`: what the loss compares with, for
+    next-token prediction (n, t) int64 with IGNORE where nothing is learnt. `loss_mask` (n, t) bool, False where the
+    loss does not count. `positions` (n, t) int64, counted from 0 in each row if absent. `segment_ids` (n, t) int64:
+    attention stays within equal ids; PADDING marks positions that hold nothing. `extra`: further tensors for the loss.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    loss_mask: Tensor | None = None
+    positions: Tensor | None = None
+    segment_ids: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=lambda: NO_EXTRA)
+
+    def __len__(self) -> int:
+        return self.inputs.size(0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name; `from_tensors` reverses it. Engines move, split and send batches in this form."""
+        named = {
+            "inputs": self.inputs,
+            "targets": self.targets,
+            "loss_mask": self.loss_mask,
+            "positions": self.positions,
+            "segment_ids": self.segment_ids,
+        }
+        extra = {f"{_EXTRA}{name}": tensor for name, tensor in self.extra.items()}
+        return {name: tensor for name, tensor in named.items() if tensor is not None} | extra
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Batch":
+        """The batch that `tensors` took apart."""
+        extra = {name.removeprefix(_EXTRA): t for name, t in tensors.items() if name.startswith(_EXTRA)}
+        named = {name: t for name, t in tensors.items() if not name.startswith(_EXTRA)}
+        return cls(**named, extra=extra or NO_EXTRA)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; the same object if it is there already."""
+        if self.inputs.device == device:
+            return self
+        return Batch.from_tensors({name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+    def split(self, rows: int) -> Iterator["Batch"]:
+        """Micro-batches of `rows` rows, in order."""
+        pieces = {name: torch.split(tensor, rows) for name, tensor in self.tensors().items()}
+        for i in range(len(pieces["inputs"])):
+            yield Batch.from_tensors({name: cut[i] for name, cut in pieces.items()})
+
+    def without_rows(self, rows: Sequence[int]) -> "Batch":
+        """The batch with these rows masked out of the loss."""
+        if not rows:
+            return self
+        mask = self.loss_mask
+        mask = torch.ones(self.inputs.shape[:2], dtype=torch.bool) if mask is None else mask.clone()
+        mask[list(rows)] = False
+        return replace(self, loss_mask=mask)

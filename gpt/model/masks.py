@@ -1,0 +1,60 @@
+"""Which positions each query may attend to, in a form that keeps the fused attention kernels.
+
+Shapes: b sequences, t positions.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """A mask by rule. Not a tuple or tensor: FSDP would cast its tensors to the compute dtype on the way into a block.
+
+    `kind`: `causal`, `full` (bidirectional) or `prefix` (bidirectional within the first `prefix_lengths` (b,)
+    positions, causal after them). `segment_ids` (b, t) int64: attention stays within equal ids, and positions with the
+    id PADDING attend to nothing that counts. `blocks` is the same rule for FlexAttention, on a GPU.
+    """
+
+    kind: Literal["causal", "full", "prefix"] = "causal"
+    segment_ids: Tensor | None = None
+    prefix_lengths: Tensor | None = None
+    blocks: BlockMask | None = None
+
+    def for_device(self, *, rows: int, length: int, device: torch.device) -> "AttentionMask":
+        """On a GPU, with the block mask that FlexAttention needs, built once for all layers. No synchronisation."""
+        if device.type != "cuda" or (self.segment_ids is None and self.kind != "prefix"):
+            return self
+        blocks = create_block_mask(self.allows, B=rows, H=None, Q_LEN=length, KV_LEN=length, device=str(device))
+        return replace(self, blocks=blocks)
+
+    def allows(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether a query may attend to a key: FlexAttention's mask function, elementwise over index tensors."""
+        allowed = query >= key
+        if self.kind == "full":
+            allowed = allowed | (query < key)
+        elif self.prefix_lengths is not None:
+            allowed = allowed | (key < self.prefix_lengths[row])
+        if self.segment_ids is not None:
+            allowed = allowed & (self.segment_ids[row, query] == self.segment_ids[row, key])
+        return allowed
+
+    def dense(self, rows: int, length: int, device: torch.device) -> Tensor:
+        """The mask as booleans (b, 1, t, t), True where a query may attend to a key."""
+        row = torch.arange(rows, device=device)[:, None, None, None]
+        query, key = (torch.arange(length, device=device).view(shape) for shape in ((1, 1, -1, 1), (1, 1, 1, -1)))
+        return self.allows(row, row, query, key).expand(rows, 1, length, length)
+
+
+def document_mask(segment_ids: Tensor | None) -> AttentionMask | None:
+    """Causal attention within each document; None, plain causal attention, without segment ids."""
+    return None if segment_ids is None else AttentionMask(segment_ids=segment_ids)
+
+
+def is_segmented(mask: Any) -> bool:
+    """Whether a mask is by segments alone, which the CPU kernel computes segment by segment."""
+    return isinstance(mask, AttentionMask) and mask.segment_ids is not None and mask.kind != "prefix"
