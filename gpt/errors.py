@@ -1,5 +1,6 @@
 """ConfigError for mistakes of the user, and the nearest valid values that its message suggests."""
 
+import difflib
 import errno
 import importlib
 from collections.abc import Iterable
@@ -46,6 +47,12 @@ def nearest_multiples(unit: int, wanted: int) -> str:
 def either(values: Iterable[int]) -> str:
     """Join values for a message: "4 or 6"."""
     return " or ".join(map(str, values))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Name the known word that is most similar: "did you mean 'tensor'?", or "" if none is similar."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{near[0]}'?" if near else ""
 
 
 def import_extra(module: str, *, extra: str) -> ModuleType:

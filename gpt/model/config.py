@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, nearest_divisors
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class ModelConfig:
         if self.d_model % self.n_heads:
             raise ConfigError(
                 f"model.d_model = {self.d_model} does not divide into model.n_heads = {self.n_heads} heads; "
-                f"{_nearest_divisors(self.d_model, self.n_heads, 'model.n_heads')}"
+                f"nearest model.n_heads that do: {nearest_divisors(self.d_model, self.n_heads)}"
             )
         if self.n_heads % self.kv_heads:
             raise ConfigError(
                 f"model.n_heads = {self.n_heads} is not a multiple of model.n_kv_heads = {self.kv_heads}; "
-                f"{_nearest_divisors(self.n_heads, self.kv_heads, 'model.n_kv_heads')}"
+                f"nearest model.n_kv_heads that do: {nearest_divisors(self.n_heads, self.kv_heads)}"
             )
         if self.positions == "rope" and self.d_head % 2:
             raise ConfigError(f"model.positions = 'rope' needs an even head width; d_model / n_heads = {self.d_head}")
@@ -133,10 +133,3 @@ class ModelConfig:
         if not self.tied:
             matrices -= self.vocab_size * self.d_model  # a look-up is no product
         return 6.0 * matrices + 12.0 * self.n_layers * self.d_model * seq_len
-
-
-def _nearest_divisors(number: int, wanted: int, name: str) -> str:
-    below = max(d for d in range(1, number + 1) if number % d == 0 and d <= max(wanted, 1))
-    above = min((d for d in range(1, number + 1) if number % d == 0 and d >= wanted), default=number)
-    near = sorted({below, above})
-    return f"nearest {name} that do: {' or '.join(map(str, near))}"

@@ -1,4 +1,4 @@
-"""A training run's whole configuration, composed of the sections that live beside what they configure."""
+"""The whole configuration of a training run, composed of the sections that live beside the code they configure."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -22,10 +22,13 @@ from parallel.layout.layout import Layout, resolve_layout
 
 @dataclass(frozen=True)
 class RunSection:
-    """Where a run lives and what it runs on. `start_from`: the run, or one checkpoint of it, whose weights a new run
-    begins with; optimizer, data and step begin anew. `peak_flops_per_s` is one device's, for MFU; None looks it up.
-    `deterministic`: the same bits from run to run on one layout, or the name of the operation that prevents it.
-    `restart_pause_s`: before a start that follows one which got no further; then four times as long, each time."""
+    """Section [run]: where a run writes and on which devices it runs.
+
+    `start_from`: a run, or one of its checkpoints, whose weights a new run starts with; the optimizer, the data and the
+    step count start from the beginning. `peak_flops_per_s`: of one device, for MFU; None looks it up.
+    `deterministic`: the same bits from run to run on one layout, or an error that names the operation preventing it.
+    `restart_pause_s`: the pause before restarting a run that made no progress; each further pause is 4 times as long.
+    """
 
     directory: Path
     seed: int = 1234
@@ -38,21 +41,25 @@ class RunSection:
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"run.seed = {self.seed} must be from 0 to 2^63 - 1")
+            raise ConfigError(f"run.seed = {self.seed} is invalid: must be from 0 to 2^63 - 1")
         if self.peak_flops_per_s is not None and not 0 < self.peak_flops_per_s < float("inf"):
             raise ConfigError(
-                f"run.peak_flops_per_s = {self.peak_flops_per_s:g} must be a number above 0; leave it out to have it "
-                f"looked up"
+                f"run.peak_flops_per_s = {self.peak_flops_per_s:g} is invalid: must be a number above 0. Leave it out "
+                f"to have it looked up"
             )
         if self.collective_timeout_s < 1:
-            raise ConfigError(f"run.collective_timeout_s = {self.collective_timeout_s} must be at least 1 second")
+            raise ConfigError(
+                f"run.collective_timeout_s = {self.collective_timeout_s} is invalid: must be at least 1 second"
+            )
         if not 0 <= self.restart_pause_s <= 300:
-            raise ConfigError(f"run.restart_pause_s = {self.restart_pause_s:g} must be from 0 to 300 seconds")
+            raise ConfigError(
+                f"run.restart_pause_s = {self.restart_pause_s:g} is invalid: must be from 0 to 300 seconds"
+            )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a recipe says."""
+    """All sections of a recipe. ConfigError if they contradict each other."""
 
     run: RunSection
     model: ModelConfig
@@ -71,18 +78,18 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if not self.data.train:
-            raise ConfigError("data.train is empty; give at least one corpus: train = [{ path = 'corpus/train' }]")
+            raise ConfigError("data.train is empty. Name at least one corpus: train = [{ path = 'corpus/train' }]")
         self.health.check_collective_timeout(self.run.collective_timeout_s)
         check_can_rewind(self.spike, self.checkpoint, step_tokens=self.batch.global_batch_tokens)
 
 
 def read_run_config(recipe: str, overrides: list[str]) -> RunConfig:
-    """A recipe file, or the name of a shipped one, with the command line's overrides on top."""
+    """Read a recipe file, or a shipped recipe by its name, and apply the command line's overrides."""
     return build(RunConfig, apply_overrides(read_toml(find_recipe(recipe)), overrides), where="")
 
 
 def layout_of(config: RunConfig, world_size: int) -> Layout:
-    """The layout over so many processes; ConfigError where the recipe's does not fit them."""
+    """The layout over `world_size` processes; ConfigError if the recipe's layout does not fit them."""
     return resolve_layout(
         config.parallel, config.batch, model=config.model, seq_len=config.data.seq_len, world_size=world_size
     )
@@ -95,7 +102,7 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def from_dict(table: dict[str, Any]) -> RunConfig:
-    """The configuration that `as_dict` wrote."""
+    """The configuration from the tables that `as_dict` returned."""
     return build(RunConfig, _without_none(table), where="")
 
 
@@ -108,7 +115,7 @@ def with_defaults(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ between two configurations, each with both values."""
+    """One line per dotted key whose values differ: "train.z_loss: 0.0 -> 0.1"."""
     changes = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)

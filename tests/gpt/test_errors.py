@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt.errors import ConfigError, import_extra, nearest, nearest_divisors, nearest_multiples
+from gpt.errors import ConfigError, did_you_mean, import_extra, nearest, nearest_divisors, nearest_multiples
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,8 @@ def test_a_missing_extra_gives_the_pip_command():
     ):
         import_extra("no_such_package_anywhere", extra="data")
     assert import_extra("json", extra="data").__name__ == "json"
+
+
+def test_a_misspelt_word_suggests_the_most_similar_one():
+    assert did_you_mean("tensors", ["data", "tensor", "pipeline"]) == "did you mean 'tensor'?"
+    assert did_you_mean("xyz", ["data", "tensor"]) == ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gpt.errors import ConfigError, import_extra
+from gpt.errors import ConfigError, did_you_mean, import_extra
 from gpt.evaluation.few_shot.answer_settings import MAX_ANSWER_TOKENS, read_settings
 from gpt.evaluation.few_shot.clean_subset import Overlap, read_overlap
 from gpt.evaluation.few_shot.gpt3_problems import TaskRule, WordList, make_problems, task_rules
@@ -158,16 +158,13 @@ def choose_tasks(names: Sequence[str]) -> tuple[list[TaskRule], list[str]]:
 def load_harness_tasks(names: Sequence[str], shots: int, *, same_examples: bool = False) -> dict[str, Any]:
     """Load tasks of the harness by its TaskManager, with `shots` examples unless a task fixes its number at 0."""
     import_extra("lm_eval", extra="eval")
-    from difflib import get_close_matches
-
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()
     ours = ["gpt3", "gpt3_arithmetic", "gpt3_words", *(rule.name for rule in task_rules())]
     for name in names:
         if name not in manager.all_tasks:
-            near = get_close_matches(name, [*ours, *manager.all_tasks], n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"ours: {', '.join(ours)}."
+            hint = did_you_mean(name, [*ours, *manager.all_tasks]) or f"ours: {', '.join(ours)}."
             raise ConfigError(f"--tasks: unknown task '{name}'; {hint} `lm_eval ls tasks` lists those of the harness.")
     try:
         loaded: dict[str, Any] = manager.load(list(names))

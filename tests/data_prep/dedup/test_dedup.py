@@ -366,7 +366,9 @@ def test_settings_that_make_no_sense():
         FuzzyConfig(min_jaccard=1.5)
     with pytest.raises(ConfigError, match=r"min_jaccard = 0\.0 with rows = 1"):
         FuzzyConfig(method="gpt3", min_jaccard=0.0)
-    with pytest.raises(ConfigError, match=r"dedup_minhash\.method = 'gpt4' must be one of .*; did you mean 'gpt3'"):
+    with pytest.raises(
+        ConfigError, match=r"dedup_minhash\.method = 'gpt4' is invalid: must be one of .*; did you mean 'gpt3'"
+    ):
         build(FuzzyConfig, {"method": "gpt4"}, where="dedup_minhash")
     table = {"method": "gpt3", "min_jaccard": 1, "tokens": "words"}
     assert build(FuzzyConfig, table, where="").setting == MinHash("words", 1, 10, 1, min_jaccard=1.0, neighbours=16)

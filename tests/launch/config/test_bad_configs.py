@@ -1,5 +1,6 @@
-"""What is wrong with a recipe or a command line is told in one line before any process joins another, and nothing is
-written; a resume names every setting that has changed."""
+"""A mistake in a recipe or on the command line gives one line before any rank joins another, and nothing is written.
+
+A resume names every setting that has changed."""
 
 import json
 
@@ -12,9 +13,9 @@ from launch.main import main
 from launch.training.resume import find_start
 
 BIG = 2**40
-# Overrides of a sound recipe, and what the one line must say: the key, its value, the rule, and what is near to it.
+# Overrides of a valid recipe, and the parts of the line: the key, its value, the rule, and the nearest valid value.
 CASES = [
-    # Keys that there are not, and values of the wrong kind.
+    # Unknown keys, and values of the wrong type.
     ("--model.n_layer 3", "model.n_layer: unknown key 'n_layer'; did you mean 'n_layers'?"),
     ("--trian.total_tokens 3", "trian: unknown key 'trian'; did you mean 'train'?"),
     ("--optimizer.lr 1e-3", "optimizer.lr: unknown key 'lr'; known: learning_rate, beta1,"),
@@ -22,22 +23,22 @@ CASES = [
     ("--faults.on_damage_data skip", "faults.on_damage_data: unknown key", "did you mean 'on_damaged_data'?"),
     ("--spike.actoin rewind", "spike.actoin: unknown key", "did you mean 'action'?"),
     ("--health.hang_timeout 3", "health.hang_timeout: unknown key", "did you mean 'hang_timeout_s'?"),
-    ("--train.total_tokens many", "train.total_tokens = 'many' must be a whole number"),
-    ("--train.total_tokens 1.5", "train.total_tokens = 1.5 must be a whole number"),
-    ("--model.bias 1", "model.bias = 1 must be true or false"),
-    ("--model.bias yes", "model.bias = 'yes' must be true or false"),
-    ("--optimizer.learning_rate fast", "optimizer.learning_rate = 'fast' must be a number"),
+    ("--train.total_tokens many", "train.total_tokens = 'many' is invalid: must be a whole number"),
+    ("--train.total_tokens 1.5", "train.total_tokens = 1.5 is invalid: must be a whole number"),
+    ("--model.bias 1", "model.bias = 1 is invalid: must be true or false"),
+    ("--model.bias yes", "model.bias = 'yes' is invalid: must be true or false"),
+    ("--optimizer.learning_rate fast", "optimizer.learning_rate = 'fast' is invalid: must be a number"),
     ("--optimizer.learning_rate nan", "optimizer.learning_rate = nan must be a number above 0"),
     ("--parallel.precision fp16", "parallel.precision = 'fp16'", "did you mean 'bf16'?"),
     ("--spike.action rewound", "spike.action = 'rewound'", "did you mean 'rewind'?"),
-    ("--faults.on_damaged_data ignore", "faults.on_damaged_data = 'ignore' must be one of stop, skip"),
-    ("--metrics.wandb onlin", "metrics.wandb = 'onlin' must be one of offline, online,", "did you mean 'online'?"),
-    ("--run.device gpu", "run.device = 'gpu' must be one of auto, cpu, cuda"),
-    ("--data.train corpus/train", "data.train = 'corpus/train' must be a list"),
+    ("--faults.on_damaged_data ignore", "faults.on_damaged_data = 'ignore' is invalid: must be one of stop, skip"),
+    ("--metrics.wandb onlin", "metrics.wandb = 'onlin' is invalid: must be one of offline,", "did you mean 'online'?"),
+    ("--run.device gpu", "run.device = 'gpu' is invalid: must be one of auto, cpu, cuda"),
+    ("--data.train corpus/train", "data.train = 'corpus/train' is invalid: must be a list"),
     ("--model 3", "unrecognized arguments: --model 3", "`triaxial train --help`"),
     ("--nproc many", "argument --nproc: invalid int value: 'many'"),
     ("--model.n_layers", "--model.n_layers has no value"),
-    ("--model.n_layers.x 3", "goes below 'n_layers'"),
+    ("--model.n_layers.x 3", "'n_layers' is a value, not a section"),
     # Numbers out of range.
     ("--model.n_layers 0", "model.n_layers = 0 must be at least 1"),
     ("--model.d_model -32", "model.d_model = -32 must be at least 1"),
@@ -53,9 +54,9 @@ CASES = [
     ("--schedule.decay_tokens 100", "schedule.decay_tokens = 100 must be more than schedule.warmup_tokens = 1024"),
     ("--schedule.shape wsd", "schedule.cooldown_tokens is missing with schedule.shape = 'wsd'"),
     ("--metrics.log_every_steps 0", "metrics.log_every_steps = 0 must be at least 1"),
-    ("--run.seed -1", "run.seed = -1 must be from 0"),
+    ("--run.seed -1", "run.seed = -1 is invalid: must be from 0"),
     ("--run.collective_timeout_s 0", "run.collective_timeout_s"),
-    ("--run.peak_flops_per_s -5", "run.peak_flops_per_s = -5 must be a number above 0"),
+    ("--run.peak_flops_per_s -5", "run.peak_flops_per_s = -5 is invalid: must be a number above 0"),
     ("--checkpoint.every_tokens 0", "checkpoint.every_tokens = 0 must be at least 1"),
     ("--checkpoint.keep_last 0", "checkpoint.keep_last = 0 must be at least 1"),
     ("--checkpoint.max_failures -2", "checkpoint.max_failures = -2 must be at least 1"),
@@ -72,7 +73,7 @@ CASES = [
     ("--health.straggler_every_steps -1", "health.straggler_every_steps = -1 must be at least 1, or 0 for never"),
     ("--data.skip [[9,3]]", "data.skip: [9, 3] must be [first, stop] with 0 <= first < stop"),
     ("--checkpoint.fast_directory /tmp", "belong together"),
-    # What does not go together.
+    # Settings that contradict each other.
     ("--model.n_heads 3", "model.d_model = 32 does not divide into model.n_heads = 3", "nearest", "2 or 4"),
     ("--data.seq_len 128", "data.seq_len = 128", "model.n_ctx = 64"),
     ("--batch.global_batch_tokens 500", "batch.global_batch_tokens = 500", "512"),
@@ -84,13 +85,13 @@ CASES = [
     ("--nproc 2 --parallel.pipeline 2 --parallel.split [1,2]", "parallel.split = [1, 2]", "adds up to 3"),
     ("--nproc 3", "batch.global_batch_tokens"),
     ("--model.vocab_size 256", "model.vocab_size = 256", "set model.vocab_size = 512"),
-    # What is not there.
+    # Missing files.
     ("--data.tokenizer /nowhere/t.model", "/nowhere/t.model"),
     ('--data.train [{path="/nowhere/train"}]', "/nowhere/train.idx: no such token file"),
     ('--data.train [{path="/nowhere/train",weigth=2}]', "data.train[0].weigth: unknown key", "did you mean 'weight'?"),
     ('--data.train [{path="/nowhere/train",weight=-2}]', "weight = -2.0 must be a finite number > 0"),
     ("--data.train []", "data.train is empty"),
-    ("--run.directory /proc/nothing/run", "run.directory = /proc/nothing/run cannot be made"),
+    ("--run.directory /proc/nothing/run", "run.directory = /proc/nothing/run cannot be created"),
     ("--run.directory /dev/null", "/dev/null/checkpoints: not a directory"),
     # The command itself.
     ("--resume", "--resume, but", "holds no checkpoint"),
@@ -102,7 +103,7 @@ CASES = [
 
 @pytest.fixture
 def said(tiny_corpus, tmp_path, capsys):
-    """Runs the command with overrides; what it has said of them, one line, when it wrote nothing."""
+    """Run the command with overrides; returns its one line of error. Checks that it wrote nothing."""
 
     def run(words, directory=None):
         before = sorted(tmp_path.rglob("*"))
@@ -114,7 +115,7 @@ def said(tiny_corpus, tmp_path, capsys):
         assert shown == ""
         assert line.startswith("triaxial: error: ")
         assert line.count("\n") == 1, line
-        assert not dist.is_initialized(), "told before any process joins another"
+        assert not dist.is_initialized(), "reported before any rank joins another"
         assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
         return line
 
@@ -159,8 +160,8 @@ def test_another_run_is_no_resume(said, trained, tiny_corpus, words, parts):
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
-def test_no_resume_is_refused_by_all_ranks_together_too(tiny_corpus, trained):
-    """On several nodes, where only those of the node of a failed rank know that this start is a restart."""
+def test_no_resume_is_also_refused_by_all_ranks_together(tiny_corpus, trained):
+    """On several nodes, only the ranks on the node of the failed rank know that this start is a restart."""
     config = read_run_config(str(tiny_corpus.recipe), ["--run.directory", str(trained)])
     with pytest.raises(ConfigError, match=r"--no-resume, but .* holds the checkpoint step-000000004"):
         find_start(config, {}, resume=False)

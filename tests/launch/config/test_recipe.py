@@ -42,15 +42,15 @@ def test_values_become_typed():
         ({"inner": {"sise": 3}}, "inner.sise: unknown key 'sise'; did you mean 'size'"),
         ({"iner": {}}, "iner: unknown key 'iner'; did you mean 'inner'"),
         ({"inner": {"size": 1, "zzz": 3}}, "known: size, rate, kind, where, maybe"),
-        ({"inner": {}}, "inner.size is missing; it must be given .a whole number"),
-        ({"inner": {"size": "3"}}, "inner.size = '3' must be a whole number"),
-        ({"inner": {"size": True}}, "inner.size = True must be a whole number"),
-        ({"inner": {"size": 1.5}}, "inner.size = 1.5 must be a whole number"),
-        ({"inner": {"size": 1, "kind": "c"}}, "inner.kind = 'c' must be one of a, b"),
-        ({"inner": 3}, "inner = 3 must be a table"),
-        ({"inner": {"size": 1}, "many": {}}, "many = {} must be a list"),
+        ({"inner": {}}, "inner.size is missing: set it to a whole number"),
+        ({"inner": {"size": "3"}}, "inner.size = '3' is invalid: must be a whole number"),
+        ({"inner": {"size": True}}, "inner.size = True is invalid: must be a whole number"),
+        ({"inner": {"size": 1.5}}, "inner.size = 1.5 is invalid: must be a whole number"),
+        ({"inner": {"size": 1, "kind": "c"}}, "inner.kind = 'c' is invalid: must be one of a, b"),
+        ({"inner": 3}, "inner = 3 is invalid: must be a table"),
+        ({"inner": {"size": 1}, "many": {}}, "many = {} is invalid: must be a list"),
         ({"inner": {"size": 1}, "many": [{"size": "x"}]}, r"many\[0\].size = 'x'"),
-        ({"inner": {"size": 1}, "on": 1}, "on = 1 must be true or false"),
+        ({"inner": {"size": 1}, "on": 1}, "on = 1 is invalid: must be true or false"),
     ],
 )
 def test_mistakes_name_the_dotted_key(table, message):
@@ -65,25 +65,25 @@ def test_overrides_are_read_as_toml_else_as_text():
         "a": {"b": 2, "c": [1, 2], "f": 1e-4, "t": True},
         "n": {"e": {"w": "plain text"}},
     }
-    assert table == {"a": {"b": 1}}, "the table given is left alone"
+    assert table == {"a": {"b": 1}}, "the given table is not changed"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--a.b"], "has no value"), (["--a.b.c", "1"], "goes below 'b'"), (["stray"], "not an override")],
+    [(["--a.b"], "has no value"), (["--a.b.c", "1"], "'b' is a value, not a section"), (["stray"], "not an override")],
 )
 def test_bad_overrides_are_named(words, message):
     with pytest.raises(ConfigError, match=message):
         apply_overrides({"a": {"b": 1}}, words)
 
 
-def test_overrides_are_told_from_options():
+def test_overrides_are_separated_from_options():
     own, overrides = split_overrides(["train", "--a.b", "2", "r.toml", "--nproc", "4", "--c.d=5", "--x.y", "-3"])
     assert own == ["train", "r.toml", "--nproc", "4"]
     assert overrides == ["--a.b", "2", "--c.d=5", "--x.y", "-3"]
 
 
-def test_files_that_are_no_recipe(tmp_path):
+def test_a_file_that_is_no_recipe_is_named(tmp_path):
     (tmp_path / "bad.toml").write_text("a = = 1")
     for path, message in [
         (tmp_path / "none.toml", "no such recipe"),

@@ -1,4 +1,4 @@
-"""Every shipped recipe is read whole, stands for the paper's sizes, and fits the number of GPUs that it names."""
+"""Every shipped recipe can be read, has the paper's sizes, and fits the number of GPUs that its comment names."""
 
 import re
 from importlib import resources
@@ -12,7 +12,7 @@ from launch.config.recipe import find_recipe
 from launch.config.run_config import as_dict, changed_keys, from_dict, layout_of, read_run_config
 
 # Table 2.1 of arXiv 2005.14165: parameters (millions), layers, width, heads, batch (tokens), learning rate. Two rows
-# hold what can be built instead of what is printed: 16 heads for XL (24 printed), width 5120 for 13B (5140 printed).
+# hold values that can be built: 16 heads for XL (24 printed), width 5120 for 13B (5140 printed).
 PAPER = {
     "gpt3_125m": (125, 12, 768, 12, 0.5e6, 6.0e-4),
     "gpt3_350m": (350, 24, 1024, 16, 0.5e6, 3.0e-4),
@@ -31,7 +31,7 @@ def test_all_eight_sizes_are_shipped():
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_recipe_is_the_papers(name):
+def test_a_recipe_has_the_papers_values(name):
     config = read_run_config(name, [])
     millions, layers, width, heads, batch, rate = PAPER[name]
     assert abs(config.model.parameters / 1e6 / millions - 1) < 0.03
@@ -47,7 +47,7 @@ def test_recipe_is_the_papers(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_recipe_fits_the_cluster_its_comment_names(name):
+def test_a_recipe_fits_the_cluster_in_its_comment(name):
     text = find_recipe(name).read_text()
     gpus, tensor, pipeline, data, micro = re.search(
         r"for ([\d,]+) GPUs.*tensor (\d+) x pipeline (\d+) x data (\d+).* (\d+) micro-batches a rank", text
@@ -58,11 +58,11 @@ def test_recipe_fits_the_cluster_its_comment_names(name):
     )
 
 
-def test_demo_fits_four_processes():
+def test_the_demo_fits_four_processes():
     assert layout_of(read_run_config("demo", []), 4).world_size == 4
 
 
-def test_a_configuration_survives_json():
+def test_a_configuration_round_trips_through_json():
     config = read_run_config("gpt3_125m", ["--parallel.data_shard", "8", "--run.peak_flops_per_s", "1e12"])
     assert from_dict(as_dict(config)) == config
 
