@@ -6,10 +6,10 @@ from gpt.errors import ConfigError, DiskFull
 
 
 class CheckpointError(ConfigError):
-    """A checkpoint could not be written, or is damaged; `path` and `reason` say which and why.
+    """The checkpoint at `path` could not be written, or is damaged, for this `reason`.
 
-    It is a ConfigError so that commands end with the one line, and a class of its own so that a training loop
-    can go on after a failed save.
+    It is a ConfigError, so that a command ends with this one line. It has its own class, so that a training loop can
+    continue after a failed save.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -22,4 +22,4 @@ class CheckpointError(ConfigError):
 
 
 class NoRoomForCheckpoints(CheckpointError, DiskFull):
-    """The disk is so full that a run cannot start on it."""
+    """The disk has too little space for the run to start."""

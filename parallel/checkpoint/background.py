@@ -1,7 +1,7 @@
-"""Saves while training goes on: training waits for a copy in host memory, a thread does the rest; one at a time.
+"""Save while training continues: training waits only for a copy to host memory, and a thread writes the files.
 
-The thread writes what a waiting save would write, byte for byte, by the same steps. It talks to the other ranks over a
-gloo group of its own, never over one that training uses, so that neither waits for the other.
+One save runs at a time. The thread takes the same steps as a blocking save and writes the same bytes. It communicates
+over its own gloo group, so that training and saves never wait for each other's collectives.
 """
 
 import contextlib
@@ -33,23 +33,23 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class PlanMaker(Protocol):
-    """What plans a save: make_plan, make_rank_plan."""
+    """`make_plan` or `make_rank_plan`."""
 
     def __call__(self, tensors: Tensors, group: Group, *, path: Path) -> WritePlan: ...
 
 
-# A rank waits so long for the slowest writer. The death of a rank is noticed at once, its silence by training's own
-# collectives much earlier.
-_PATIENCE = timedelta(hours=2)
-_MEETING = timedelta(minutes=10)  # for the ranks to find each other, before any save: a dead one is missed in this time
-_BLOCK_BYTES = 16 * 2**20  # hashed in one thread while the one before is written
-_NICER = 10  # the threads that write, than those that train, so that training on a CPU comes first
+# How long a rank waits for the slowest writer. A dead rank is noticed at once; a silent one is noticed much earlier by
+# the collectives of training.
+_SAVE_TIMEOUT = timedelta(hours=2)
+_JOIN_TIMEOUT = timedelta(minutes=10)  # for the ranks to form the group, before any save
+_BLOCK_BYTES = 16 * 2**20  # one block is written while the next is hashed in another thread
+_NICENESS = 10  # added to that of training: on a CPU, training goes first
 
 
 class BackgroundWriter:
     """Writes one save at a time in a thread, from host memory that all savers of this rank share.
 
-    All ranks make one. `device`: where training computes; reductions that training waits for run there.
+    Every rank makes one. `device`: the device of training, where the reductions that training waits for run.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -59,10 +59,10 @@ class BackgroundWriter:
         self._running: _Running | None = None
 
     def join(self) -> Group:
-        """The ranks' own process group for saves, made at the first call. Collective."""
+        """The process group of saves, made at the first call. Collective."""
         if self._group is None and is_distributed():
-            self._group = dist.new_group(backend="gloo", timeout=_MEETING, group_desc="checkpoints")
-            _set_pg_timeout(_PATIENCE, self._group)
+            self._group = dist.new_group(backend="gloo", timeout=_JOIN_TIMEOUT, group_desc="checkpoints")
+            _set_pg_timeout(_SAVE_TIMEOUT, self._group)
         return self._group
 
     def reserve(self, plan: WritePlan) -> None:
@@ -102,7 +102,9 @@ class BackgroundWriter:
         running, self._running = self._running, None
         result = running.result
         assert result is not None
-        if self._anywhere(result.error is not None) and result.error is None:  # the last agreement got lost on the way
+        if (
+            self._anywhere(result.error is not None) and result.error is None
+        ):  # the last agreement did not reach this rank
             result = replace(result, path=None, error="another rank reports a failure")
         running.owner.results.append(result)
 
@@ -115,7 +117,7 @@ class BackgroundWriter:
 
     @torch.no_grad()
     def _copy(self, plan: WritePlan, tensors: Tensors) -> None:
-        """This rank's pieces, one after the other as they will lie in the file, into the buffer."""
+        """Copy this rank's pieces into the buffer, in the order of the file."""
         end = 0
         for piece in plan.pieces:
             start, end = end, end + piece.size_bytes
@@ -128,10 +130,10 @@ class BackgroundWriter:
 
 
 class BackgroundSaver:
-    """Saves one set of tensors again and again. All ranks make one, and call its methods in the same order.
+    """Saves one set of tensors repeatedly. Every rank makes one, and all call its methods in the same order.
 
-    `tensors`: gives those to be saved as they are now; names, shapes, dtypes and layouts must not change. `make_plan`:
-    `make_plan` for checkpoints of all ranks together, `make_rank_plan` for one of each rank.
+    `tensors`: returns the current tensors; names, shapes, dtypes and layouts must not change. `make_plan`: `make_plan`
+    for a checkpoint of all ranks together, `make_rank_plan` for a separate one of each rank.
     """
 
     def __init__(
@@ -142,23 +144,22 @@ class BackgroundSaver:
         self._plan: WritePlan | None = None
 
     def plan(self, directory: Path) -> WritePlan:
-        """What this rank will write, made once. Collective; errors as for parallel.checkpoint.plan.make_plan."""
+        """The pieces that this rank will write, planned once. Collective; errors as for `make_plan`."""
         if self._plan is None:
             self._writer.wait()
             self._plan = self._make_plan(self._tensors(), self._writer.join(), path=directory)
         return self._plan
 
     def prepare(self, directory: Path) -> WritePlan:
-        """Make the plan, and allocate the host memory that saves copy to, so that the first save is no slower than the
-        next. Not during a save."""
+        """Make the plan and allocate host memory, so that the first save is as fast as the next. Not during a save."""
         plan = self.plan(directory)
         self._writer.reserve(plan)
         return plan
 
     def start(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> float:
-        """Copy the tensors and start to save them as `directory/step-000000123`; the seconds that training waited.
+        """Copy the tensors and start to save them as `directory/step-000000123`; return how long training waited, in s.
 
-        This waits for an earlier save first. Collective; arguments as for `save`. Node-local, `directory` is this
+        Waits for an earlier save first. Collective; arguments as for `save_checkpoint`. Node-local, `directory` is this
         rank's. `finished` returns the result, or the failure.
         """
         started_at = time.perf_counter()
@@ -182,7 +183,7 @@ class BackgroundSaver:
 
 
 class _Running:
-    """The save under way: a thread, and the result that it leaves."""
+    """The save under way: its thread, and its result once the thread has ended."""
 
     def __init__(
         self, save: Save, owner: BackgroundSaver, buffer: torch.Tensor, group: Group, *, stall_s: float
@@ -190,35 +191,35 @@ class _Running:
         self.owner = owner
         self.result: SaveResult | None = None
         self._save, self._buffer, self._group, self._stall_s = save, buffer, group, stall_s
-        # A daemon: when training ends by an error, nobody waits for a save; what it leaves is hidden.
+        # A daemon thread: if training ends with an error, nobody waits for the save. Its folder is still hidden.
         self.thread = threading.Thread(target=self._run, name=f"saving step {published_step(save.final)}", daemon=True)
 
     def _run(self) -> None:
-        if sys.platform == "linux":  # where a thread has a niceness of its own, and those that it starts inherit it
+        if sys.platform == "linux":  # where niceness is per thread, and inherited by the threads that it starts
             thread = threading.get_native_id()
-            setpriority(PRIO_PROCESS, thread, min(19, getpriority(PRIO_PROCESS, thread) + _NICER))
+            setpriority(PRIO_PROCESS, thread, min(19, getpriority(PRIO_PROCESS, thread) + _NICENESS))
         started_at = time.perf_counter()
         error = None
         try:
             write_checkpoint(self._save, lambda: _blocks(self._buffer, self._save.plan.pieces), self._group)
         except ConfigError as failure:
             error = str(failure)
-        except Exception as failure:  # a defect of ours, or this process is ending
+        except Exception as failure:  # our bug, or this process is ending
             if threading.main_thread().is_alive():
                 traceback.print_exc()
             error = f"{type(failure).__name__}: {failure}"
-        mine = _Figures(self._stall_s, time.perf_counter() - started_at, self._written_bytes())
+        mine = _Measured(self._stall_s, time.perf_counter() - started_at, self._written_bytes())
         try:
-            figures = all_gather_objects(mine, self._group)
+            measured = all_gather_objects(mine, self._group)
         except PeerLost as lost:
-            figures, error = [mine], error or str(lost)
+            measured, error = [mine], error or str(lost)
         self.result = SaveResult(
             step=published_step(self._save.final),
             path=None if error else self._save.final,
             error=error,
-            stall_s=max(f.stall_s for f in figures),
-            write_s=max(f.write_s for f in figures),
-            bytes=sum(f.bytes for f in figures),
+            stall_s=max(one.stall_s for one in measured),
+            write_s=max(one.write_s for one in measured),
+            bytes=sum(one.bytes for one in measured),
         )
 
     def _written_bytes(self) -> int:
@@ -226,7 +227,7 @@ class _Running:
 
 
 @dataclass(frozen=True)
-class _Figures:
+class _Measured:
     stall_s: float
     write_s: float
     bytes: int
@@ -239,9 +240,9 @@ def _blocks(buffer: torch.Tensor, pieces: tuple[ShardPiece, ...]) -> ShardBytes:
 
 
 def _host_memory(size_bytes: int, *, pinned: bool) -> torch.Tensor:
-    """Memory that is really there: no page is faulted in while training waits, and a device can copy straight to it.
+    """Allocate memory and touch every page, so that no page fault delays a copy. `pinned`: a GPU copies to it directly.
 
-    Registered with CUDA rather than allocated by torch, whose pinned memory comes in powers of two.
+    It is registered with CUDA, since torch rounds the size of pinned memory up to a power of two.
     """
     buffer = torch.empty(size_bytes, dtype=torch.uint8)
     buffer.zero_()
@@ -249,7 +250,7 @@ def _host_memory(size_bytes: int, *, pinned: bool) -> torch.Tensor:
         cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         if int(cudart.cudaHostRegister(buffer.data_ptr(), size_bytes, 0)) == 0:
             weakref.finalize(buffer, cudart.cudaHostUnregister, buffer.data_ptr())
-        else:  # copies are slower then; CUDA keeps the refusal for the next kernel, which is not to be one of training
+        else:  # copies are slower then. CUDA reports the error at the next kernel: run one here, before training does
             with contextlib.suppress(RuntimeError):
                 torch.zeros(1, device="cuda")
     return buffer

@@ -1,11 +1,11 @@
-"""The folders of one checkpoint directory: hidden while written, renamed when whole, renamed again before deletion.
+"""List, publish and delete the checkpoint folders of one directory.
 
-Never looks inside a checkpoint and never talks to other ranks; rank 0 alone calls what changes anything. A folder is
-at every moment either published whole, or under a hidden name:
+Only rank 0 calls the functions that change anything; node-local, each rank does so in its own directory. At any moment
+a folder is either published whole, or has a hidden name:
 
     .saving-step-000000123-<random>    being written, or left by a save that died
     .replaced-step-000000123-<random>  set aside for a new save of the same step
-    .deleting-step-000000123-<random>  on its way out
+    .deleting-step-000000123-<random>  being deleted
 """
 
 import logging
@@ -30,20 +30,19 @@ def step_name(step: int) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """The step that a published folder's name stands for, or None when it is no such name."""
+    """The step in the name of a published folder, or None for any other name."""
     match = _STEP_NAME.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def list_checkpoints(directory: Path, *, at_most: int | None = None) -> list[Path]:
-    """Published checkpoints in a directory, of steps up to `at_most`, newest step first, not verified. Symbolic links
-    do not count.
+    """Published checkpoints of steps up to `at_most`, newest step first, not verified. Symbolic links are left out.
 
-    A checkpoint that was set aside for a new save of its step, when that save died between its two renames, counts
-    under its hidden name.
+    A save that replaces a checkpoint of the same step may die between its two renames. The checkpoint that it set aside
+    is then listed under its hidden name.
     """
     try:
-        entries = sorted(Path(directory).iterdir())  # hidden names come first, so a published one takes their place
+        entries = sorted(Path(directory).iterdir())  # hidden names come first, so a published one wins
     except FileNotFoundError:
         return []
     found: dict[int, Path] = {}
@@ -56,7 +55,10 @@ def list_checkpoints(directory: Path, *, at_most: int | None = None) -> list[Pat
 
 
 def make_hidden(final: Path) -> Path:
-    """Clear away what dead saves left in the directory of `final`, and make an empty hidden folder beside it."""
+    """Delete the remains of dead saves in the directory of `final`, and make an empty hidden folder there.
+
+    CheckpointError if `final` is a symbolic link; OSError when the disk refuses.
+    """
     directory = final.parent
     if final.is_symlink():
         raise CheckpointError(final, "a symbolic link has this name; move it away")
@@ -64,8 +66,8 @@ def make_hidden(final: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         fsync_folder(directory.parent)
     for entry in sorted(directory.iterdir()):
-        hides = entry.name.startswith((_SAVING, _DELETING, _REPLACED))
-        if hides and (entry.is_symlink() or not entry.is_dir()):  # none of ours: what a link names stays as it is
+        is_hidden = entry.name.startswith((_SAVING, _DELETING, _REPLACED))
+        if is_hidden and (entry.is_symlink() or not entry.is_dir()):  # not ours; a link's target stays as it is
             entry.unlink()
         elif entry.name.startswith((_SAVING, _DELETING)):
             shutil.rmtree(entry)
@@ -81,9 +83,9 @@ def make_hidden(final: Path) -> Path:
 
 
 def publish(hidden: Path, final: Path) -> None:
-    """Make a fully written and fsynced folder appear under its final name, durably; one already there is replaced.
+    """Give a fully written and fsynced folder its final name, durably. A folder that has the name is replaced.
 
-    OSError when the disk refuses; all is then as it was before.
+    OSError when the disk refuses; the directory is then as it was before.
     """
     fsync_folder(hidden)
     replaced = None
@@ -94,7 +96,7 @@ def publish(hidden: Path, final: Path) -> None:
         hidden.rename(final)
         fsync_folder(final.parent)
     except OSError:
-        if not hidden.exists():  # renamed, but not known to outlive a loss of power: a failed save must not be found
+        if not hidden.exists():  # the rename may not survive a power failure: a failed save must not be found
             final.rename(hidden)
         if replaced is not None:
             replaced.rename(final)
@@ -104,17 +106,16 @@ def publish(hidden: Path, final: Path) -> None:
 
 
 def delete_old(final: Path, keep: Retention) -> None:
-    """Delete checkpoints of earlier steps than `final` that `keep` does not name; trouble is only logged.
+    """Delete checkpoints of earlier steps than `final` that `keep` does not keep. Errors are only logged.
 
-    Later steps stay: they come from a run that was taken up again at an earlier point, or are damaged, and deleting
-    them is for a person to decide.
+    Later steps stay: the run resumed from before them, or they are damaged. The user decides about them.
     """
     step = step_of(final.name)
     assert step is not None
     try:
         earlier = [path for path in list_checkpoints(final.parent) if published_step(path) < step]
     except OSError as error:
-        _log.warning("cannot look for old checkpoints in %s: %s", final.parent, error)
+        _log.warning("cannot list old checkpoints in %s: %s", final.parent, error)
         return
     for path in earlier[keep.last - 1 :]:
         if not keep.for_ever(published_step(path)):
@@ -122,24 +123,24 @@ def delete_old(final: Path, keep: Retention) -> None:
 
 
 def delete_after(directory: Path, step: int) -> None:
-    """Delete the checkpoints of later steps, the last one first; trouble is only logged."""
+    """Delete the checkpoints of later steps, the last one first. Errors are only logged."""
     for path in list_checkpoints(directory):
         if published_step(path) > step:
             delete(path)
 
 
 def delete(path: Path) -> None:
-    """Remove a checkpoint, first from sight, so that nothing half deleted is ever found; trouble is only logged."""
+    """Delete a checkpoint. It is hidden first, so that a half-deleted one is never found. Errors are only logged."""
     try:
-        going = _hidden_path(_DELETING, path)
-        path.rename(going)
-        shutil.rmtree(going)
+        hidden = _hidden_path(_DELETING, path)
+        path.rename(hidden)
+        shutil.rmtree(hidden)
     except OSError as error:
         _log.warning("cannot delete the old checkpoint %s: %s", path, error)
 
 
 def published_step(path: Path) -> int:
-    """The step of a folder that `list_checkpoints` gave."""
+    """The step of a folder that `list_checkpoints` returned, or of the final path of a save."""
     step = step_of(_published_name(path.name))
     assert step is not None
     return step
@@ -150,6 +151,6 @@ def _hidden_path(prefix: str, final: Path) -> Path:
 
 
 def _published_name(name: str) -> str:
-    """The name a set-aside folder had; any other name as it is."""
+    """The name that a folder had before it was set aside; any other name as it is."""
     match = _REPLACED_NAME.fullmatch(name)
     return match[1] if match else name

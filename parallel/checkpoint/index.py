@@ -1,4 +1,4 @@
-"""Read and write tensors.json, which says for each tensor which piece of it lies in which shard, and open shards."""
+"""Read and write tensors.json, which maps each tensor to its chunks in the shards, and open shards."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from parallel.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Chunk:
-    """One saved box of a tensor: `shape` elements from `offsets` on, stored in `file` under the tensor's name."""
+    """A saved box of a tensor: `shape` elements starting at `offsets`, stored in `file` under the tensor's name."""
 
     file: str
     offsets: tuple[int, ...]
@@ -27,7 +27,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as saved: global shape, and the chunks that tile it."""
+    """A tensor as saved: its global shape, and the chunks that tile it."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -35,7 +35,7 @@ class StoredTensor:
 
 
 def encode_index(index: dict[str, StoredTensor]) -> bytes:
-    """The tensor index as JSON, one line a tensor."""
+    """The index as JSON, one line per tensor."""
     lines = [
         f"{json.dumps(name)}: {json.dumps({**asdict(stored), 'dtype': DTYPE_NAMES[stored.dtype]})}"
         for name, stored in sorted(index.items())
@@ -44,7 +44,7 @@ def encode_index(index: dict[str, StoredTensor]) -> bytes:
 
 
 def read_index(path: Path, manifest: CheckpointManifest) -> dict[str, StoredTensor]:
-    """Read tensors.json and check that its chunks tile every tensor and fit in the files that hold them."""
+    """Read tensors.json. CheckpointError unless its chunks tile every tensor and fit into their files."""
     index = {}
     used_bytes = dict.fromkeys(manifest.files, 0)
     for name, entry in read_json(path, INDEX, manifest.files[INDEX]).items():
@@ -65,7 +65,7 @@ def read_index(path: Path, manifest: CheckpointManifest) -> dict[str, StoredTens
 
 
 def open_shard(path: Path, name: str, manifest: CheckpointManifest) -> Any:
-    """Map one shard with the safetensors library, which checks its header; no link is followed, sizes must agree."""
+    """Map one shard with the safetensors library, which checks its header. No link is followed; the size must match."""
     with open_regular(path, name) as file:
         if os.fstat(file.fileno()).st_size != manifest.files[name].size_bytes:
             raise CheckpointError(path, f"{name} does not have the size the manifest says")
@@ -76,7 +76,7 @@ def open_shard(path: Path, name: str, manifest: CheckpointManifest) -> Any:
 
 
 def stored_slice(path: Path, shard: Any, *, name: str, stored: StoredTensor, chunk: Chunk) -> Any:
-    """The lazily read slice of a chunk in an open shard, after comparing the shard's header with the index."""
+    """A lazy slice of a chunk in an open shard, after comparing the shard's header with the index."""
     try:
         found = shard.get_slice(name)
     except SafetensorError as error:
@@ -87,7 +87,7 @@ def stored_slice(path: Path, shard: Any, *, name: str, stored: StoredTensor, chu
 
 
 def _tiles(stored: StoredTensor) -> bool:
-    """Whether all chunks lie inside the tensor and have its volume together (the save checks that none overlap)."""
+    """Whether all chunks lie inside the tensor and add up to its volume. The save has checked that none overlap."""
     volume = 0
     for chunk in stored.chunks:
         box = list(zip(chunk.offsets, chunk.shape, stored.shape, strict=True))

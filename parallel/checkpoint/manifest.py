@@ -30,7 +30,7 @@ _MANIFEST_LIMIT_BYTES = 64 * 2**20  # a line of about 120 bytes a file: room for
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """MANIFEST.json: what was saved and how its files must look."""
+    """MANIFEST.json: the facts of one save, and the size and digest of each file."""
 
     step: int
     ranks: int
@@ -40,21 +40,21 @@ class CheckpointManifest:
 
 
 def encode_state(state: dict[str, object]) -> bytes:
-    """State as JSON text; ConfigError when it holds something JSON cannot (NaN and infinity are let through)."""
+    """The state as JSON text. NaN and infinity are allowed; ConfigError for any other value that JSON does not have."""
     try:
         return json.dumps(state, indent=1).encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"the state to be saved is not JSON: {error}; keep tensors in `tensors`") from error
+        raise ConfigError(f"the state to save is not JSON: {error}. Pass tensors as `tensors`.") from error
 
 
 def encode_manifest(manifest: CheckpointManifest) -> bytes:
-    """Manifest as canonical JSON that carries its own digest, so that any changed byte shows."""
+    """The manifest as canonical JSON with its own digest, so that any changed byte is found."""
     body: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     return _canonical({**body, "digest": hashlib.sha256(_canonical(body)).hexdigest()})
 
 
 def read_manifest(path: Path) -> CheckpointManifest:
-    """Read and check a checkpoint's manifest. CheckpointError: missing, changed, of another format or version."""
+    """Read and check the manifest. CheckpointError: it is missing, damaged, or of another format or version."""
     try:
         with open_regular(path, MANIFEST) as file:
             data = file.read(_MANIFEST_LIMIT_BYTES)

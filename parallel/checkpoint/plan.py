@@ -1,7 +1,7 @@
-"""Who writes which piece of which tensor, and the exact size of every file, before a byte is there; never writes one.
+"""Plan a save: which rank writes which piece of which tensor, and the exact size of every file.
 
-DCP's planner takes the pieces out of the tensors' layouts and gives each to one rank. A plan depends on names, shapes,
-dtypes and layouts alone, so one serves every save of a run.
+The planner of torch.distributed.checkpoint (DCP) derives the pieces from the tensors' layouts and assigns each to one
+rank. A plan depends only on names, shapes, dtypes and layouts, so one plan serves every save of a run.
 """
 
 import math
@@ -31,7 +31,7 @@ from parallel.checkpoint.manifest import INDEX
 
 @dataclass(frozen=True)
 class ShardPiece:
-    """A box of a tensor that one rank writes: `shape` elements from `offsets` on."""
+    """A box of a tensor that one rank writes: `shape` elements starting at `offsets`."""
 
     name: str
     offsets: tuple[int, ...]
@@ -45,31 +45,31 @@ class ShardPiece:
 
 @dataclass(frozen=True)
 class WritePlan:
-    """What this rank writes, and how much all write together."""
+    """The pieces that this rank writes, and the sizes of all files."""
 
     file: str  # the shard's name
-    pieces: tuple[ShardPiece, ...]  # in the order of the file; none: no file
-    index: bytes | None  # tensors.json, which rank 0 writes
+    pieces: tuple[ShardPiece, ...]  # in the order of the file; this rank writes no file if it has none
+    index: bytes | None  # tensors.json on rank 0, which writes it; None on the others
     writers: range  # the ranks that write into one checkpoint folder with this one; the first of them leads
     tensor_bytes: int  # of all ranks
-    file_bytes: dict[str, int]  # on rank 0: the size of every shard and of the index; on the others nothing
+    file_bytes: dict[str, int]  # on rank 0: the size of every shard and of the index; empty on the others
 
 
 def make_plan(tensors: Mapping[str, torch.Tensor], group: Group, *, path: Path) -> WritePlan:
-    """This rank's part of saving `tensors`, which are those of checkpoint.save; no element is read.
+    """This rank's part of saving `tensors`, which are as for `save_checkpoint`. No element is read.
 
-    Collective over `group`. ConfigError on all ranks for tensors that would be saved wrongly. `path`: for the errors.
+    Collective over `group`. ConfigError on all ranks for tensors that cannot be saved correctly. `path` is for errors.
     """
 
     def pieces_here() -> SavePlan:
         check_tensors(tensors)
         return _local_plan(tensors)
 
-    return gather_scatter(pieces_here, _share_out, group, path=path)
+    return gather_scatter(pieces_here, _assign, group, path=path)
 
 
 def make_rank_plan(tensors: Mapping[str, torch.Tensor], group: Group, *, path: Path) -> WritePlan:
-    """The plan of a rank that saves its shards of `tensors` as a checkpoint of its own. Communicates nothing.
+    """The plan of a rank that saves its own shards of `tensors` as a separate checkpoint. No communication.
 
     `group`: the ranks that save at the same time, each into its own folder.
     """
@@ -80,19 +80,19 @@ def make_rank_plan(tensors: Mapping[str, torch.Tensor], group: Group, *, path: P
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's elements of a tensor, without its gradient."""
-    with torch.no_grad():  # then a DTensor hands out what it holds, and not a view
+    with torch.no_grad():  # then to_local() returns the stored tensor itself, not a view
         return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def shard_header(pieces: tuple[ShardPiece, ...]) -> bytes:
-    """The first bytes of a shard: a safetensors header that says where each piece lies."""
+    """The first bytes of a shard: a safetensors header with the position of each piece."""
     specs = {piece.name: TensorSpec(piece.shape, piece.dtype) for piece in pieces}
     assert len(specs) == len(pieces), "two pieces of one tensor on one rank"
     return encode_header(specs, offsets={piece.name: piece.offsets for piece in pieces})
 
 
 def _planner() -> DefaultSavePlanner:
-    # Names are flat already; flattening would split them at dots of nested dictionaries only to join them again.
+    # The dictionary of tensors is flat already.
     return DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
 
 
@@ -102,12 +102,12 @@ def _local_plan(tensors: Mapping[str, torch.Tensor]) -> SavePlan:
     return planner.create_local_plan()
 
 
-def _share_out(plans: list[SavePlan]) -> list[WritePlan]:
-    """Every rank's part. DCP gives what several ranks hold to the one with least so far, and sees that all is there."""
+def _assign(plans: list[SavePlan]) -> list[WritePlan]:
+    """Every rank's plan. DCP assigns a replicated piece to the rank with the fewest bytes, and checks coverage."""
     _check_same_everywhere(plans)
     global_plans, metadata = _planner().create_global_plan(plans)
     files = [f"shard-{rank:05d}.safetensors" for rank in range(len(plans))]
-    # Widest elements first: every piece is then aligned to its element in the memory map that readers make.
+    # Widest elements first: each piece is then aligned to its element size when a reader maps the file.
     shares = [tuple(sorted(map(_piece, plan.items), key=lambda piece: -piece.dtype.itemsize)) for plan in global_plans]
     index = encode_index(_index(global_plans, files, metadata))
     data_bytes = [sum(piece.size_bytes for piece in pieces) for pieces in shares]
@@ -125,7 +125,7 @@ def _share_out(plans: list[SavePlan]) -> list[WritePlan]:
 
 
 def _index(plans: list[SavePlan], files: list[str], metadata: Metadata) -> dict[str, StoredTensor]:
-    """For each tensor which piece of it lies in which file."""
+    """The index: for each tensor, the file of each of its pieces."""
     file_of = {item.index: file for file, plan in zip(files, plans, strict=True) for item in plan.items}
     index = {}
     for name, md in metadata.state_dict_metadata.items():
@@ -138,7 +138,7 @@ def _index(plans: list[SavePlan], files: list[str], metadata: Metadata) -> dict[
 
 
 def _check_same_everywhere(plans: list[SavePlan]) -> None:
-    """A name that several ranks hold must mean one tensor: same global shape, dtype and kind (plain or sharded)."""
+    """A name on several ranks must mean one tensor: the same global shape, dtype and kind (plain or sharded)."""
     seen: dict[str, tuple[Any, ...]] = {}
     for rank, plan in enumerate(plans):
         for item in plan.items:
@@ -148,7 +148,7 @@ def _check_same_everywhere(plans: list[SavePlan]) -> None:
             if first[:3] != what:
                 raise ConfigError(
                     f"tensor '{item.index.fqn}' is {first[2]} {list(first[0])} {first[1]} on rank {first[3]} but "
-                    f"{what[2]} {list(what[0])} {what[1]} on rank {rank}; one name must be one tensor"
+                    f"{what[2]} {list(what[0])} {what[1]} on rank {rank}; one name must mean one tensor"
                 )
 
 
@@ -158,12 +158,12 @@ def _piece(item: WriteItem) -> ShardPiece:
 
 
 def _data(item: WriteItem) -> Any:
-    assert item.tensor_data is not None, f"{item.index.fqn} is no tensor"
+    assert item.tensor_data is not None, f"{item.index.fqn} is not a tensor"
     return item.tensor_data
 
 
 def check_tensors(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse what would be saved or filled wrongly, before anything is touched."""
+    """ConfigError for tensors that cannot be saved or filled correctly."""
     for name, tensor in tensors.items():
         if not name or name == "__metadata__":
             raise ConfigError(f"{name!r} cannot be the name of a saved tensor")
@@ -176,18 +176,18 @@ def check_tensors(tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _check_placements(name: str, tensor: DTensor) -> None:
-    """Refuse partial sums, and shards of which DTensor cannot tell the place: DCP would mix them up silently."""
+    """ConfigError for partial sums, and for shards whose position DTensor computes wrongly: DCP would mix them up."""
     mesh, placements = tensor.device_mesh, tensor.placements
     if any(placement.is_partial() for placement in placements):
         raise ConfigError(f"tensor '{name}' is a partial sum ({placements}); redistribute it first")
     if mesh.get_coordinate() is None:
         return
-    told_shape, _ = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
-    if tuple(told_shape) != tuple(tensor.to_local().shape):
+    expected_shape, _ = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    if tuple(expected_shape) != tuple(tensor.to_local().shape):
         raise ConfigError(
             f"tensor '{name}' {list(tensor.shape)} is sharded {placements} on mesh {tuple(mesh.shape)}: this rank has "
-            f"{list(tensor.to_local().shape)}, DTensor computes {list(told_shape)}; that dimension is sharded twice "
-            "and not divisible by the tensor-parallel size: make it divisible"
+            f"{list(tensor.to_local().shape)}, DTensor computes {list(expected_shape)}; that dimension is sharded "
+            "twice and not divisible by the tensor-parallel size: make it divisible"
         )
     for axis, placement in enumerate(placements):
         if isinstance(placement, _StridedShard):

@@ -1,6 +1,8 @@
-"""One save, from an empty hidden folder to the published checkpoint: the same steps whether training waits or not.
+"""Save a checkpoint: write a hidden folder, then publish it. Background saves take the same steps.
 
-Every step is agreed on by all ranks: the next begins when all have done it, and when one fails all give up together.
+The ranks agree on every step: the next step starts once all ranks have done this one. If one rank fails, all give up
+the save. Every file is fsynced; the manifest is written last, then the folder is renamed. Only one run at a time may
+write to a directory.
 """
 
 import contextlib
@@ -40,10 +42,10 @@ ShardBytes = Iterator[bytes | memoryview]
 
 @dataclass(frozen=True)
 class Save:
-    """What is to be saved, but for the tensors' elements.
+    """One save, without the tensors' elements.
 
-    The ranks in `plan.writers` publish one checkpoint. Node-local, that is each rank by itself, in a directory of its
-    own; all publish theirs, or none does.
+    The ranks in `plan.writers` publish one checkpoint. Node-local, each rank is its own only writer, in its own
+    directory; either all ranks publish, or none does.
     """
 
     final: Path
@@ -57,51 +59,51 @@ class Save:
 
     @property
     def size_bytes(self) -> int:
-        """Of all files together, to the byte; on the leader."""
+        """Exact size of all files together; valid on the leader."""
         sizes = {**self.plan.file_bytes, STATE: len(self.state)}
         files = {name: FileRecord(size, "0" * 64) for name, size in sizes.items()}
         return sum(sizes.values()) + len(encode_manifest(_manifest(self, files)))
 
 
 def check_save(step: int, state: dict[str, object], keep: Retention) -> bytes:
-    """The state as it is written, when step, state and retention are as they must be; else ConfigError."""
+    """The state as it is written. ConfigError if step, state or retention is invalid."""
     if step < 0 or keep.last < 1:
         raise ConfigError(f"a checkpoint needs step >= 0 and keep_last >= 1, not step {step} and keep_last {keep.last}")
     return encode_state(state)
 
 
 def write_checkpoint(save: Save, data: Callable[[], ShardBytes], group: Group) -> None:
-    """Write, publish, and delete what is no longer kept. `data`: the bytes of this rank's pieces, in their order.
+    """Write and publish a checkpoint, and delete those no longer kept. `data` yields the bytes of this rank's pieces.
 
-    Collective over `group`. CheckpointError on all ranks when any fails: what was published before is untouched, and
-    the hidden folder is gone.
+    Collective over `group`. CheckpointError on all ranks when any fails: earlier checkpoints are then untouched, and
+    the hidden folder is deleted.
     """
-    leads, writers = save.is_leader(group), save.plan.writers
+    is_leader, writers = save.is_leader(group), save.plan.writers
     hidden: Path | None = None
     try:
-        folders = run_on_all_ranks(lambda: _begin(save) if leads else None, group, path=save.final)
+        folders = run_on_all_ranks(lambda: _begin(save) if is_leader else None, group, path=save.final)
         hidden = folders[writers[0]]
         assert hidden is not None
         parts = run_on_all_ranks(functools.partial(_write_share, save, hidden, data), group, path=save.final)
         finish = functools.partial(_finish, save, hidden, [parts[rank] for rank in writers])
-        run_on_all_ranks(lambda: finish() if leads else None, group, path=save.final)
+        run_on_all_ranks(lambda: finish() if is_leader else None, group, path=save.final)
     except PeerLost as error:
-        if leads and hidden is not None:
+        if is_leader and hidden is not None:
             shutil.rmtree(hidden, ignore_errors=True)
-        raise given_up(save.final, error) from error
+        raise save_given_up(save.final, error) from error
     except ConfigError as error:
-        _abandon(save, hidden if leads else None, error, group)
-    if leads:
+        _abandon(save, hidden if is_leader else None, error, group)
+    if is_leader:
         delete_old(save.final, save.keep)
 
 
-def given_up(final: Path, error: PeerLost) -> CheckpointError:
+def save_given_up(final: Path, error: PeerLost) -> CheckpointError:
     """The error of a save in which another rank was lost."""
     return CheckpointError(final, f"the save was given up: {error}; earlier checkpoints are untouched")
 
 
 def tensor_bytes(pieces: tuple[ShardPiece, ...], read: Callable[[str], torch.Tensor]) -> ShardBytes:
-    """The pieces' bytes; `read` gives this rank's elements of a tensor, and one at a time is copied."""
+    """The bytes of the pieces. `read` returns this rank's elements of a tensor. One tensor at a time is copied."""
     for piece in pieces:
         tensor = read(piece.name).cpu().contiguous()
         assert tuple(tensor.shape) == piece.shape, f"{piece.name}: {tuple(tensor.shape)}, planned {piece.shape}"
@@ -109,11 +111,11 @@ def tensor_bytes(pieces: tuple[ShardPiece, ...], read: Callable[[str], torch.Ten
 
 
 def _begin(save: Save) -> Path:
-    """Clear away what dead saves left, see that there is room, and make the hidden folder."""
+    """Delete the remains of dead saves, check the free space, and make the hidden folder."""
     hidden = make_hidden(save.final)
     try:
         if save.size_bytes > shutil.disk_usage(hidden).free:
-            raise CheckpointError(save.final, "there is not enough room")  # the figures are added where this is caught
+            raise CheckpointError(save.final, "there is not enough room")  # `_abandon` adds the numbers
     except (OSError, CheckpointError):
         shutil.rmtree(hidden, ignore_errors=True)
         raise
@@ -121,9 +123,9 @@ def _begin(save: Save) -> Path:
 
 
 def _write_share(save: Save, hidden: Path, data: Callable[[], ShardBytes]) -> dict[str, FileRecord]:
-    """Write this rank's shard, and on rank 0 the index; the records of these files."""
+    """Write this rank's shard, and on the leader the index; return the records of these files."""
     if not hidden.is_dir():
-        raise ConfigError(f"{hidden} is not there: checkpoints need a directory that all ranks share")
+        raise ConfigError(f"{hidden} does not exist on this rank: checkpoints need a directory that all ranks share")
     written = {}
     if save.plan.pieces:
         written[save.plan.file] = write_file(hidden / save.plan.file, _whole_shard(save.plan.pieces, data))
@@ -138,7 +140,7 @@ def _whole_shard(pieces: tuple[ShardPiece, ...], data: Callable[[], ShardBytes])
 
 
 def _finish(save: Save, hidden: Path, parts: list[dict[str, FileRecord]]) -> None:
-    """Write state and manifest, and publish: when all ranks have written."""
+    """Write state and manifest, and publish. All ranks have written their files."""
     files = {name: record for records in parts for name, record in records.items()}
     files[STATE] = write_file(hidden / STATE, [save.state])
     write_file(hidden / MANIFEST, [encode_manifest(_manifest(save, files))])
@@ -151,19 +153,19 @@ def _manifest(save: Save, files: dict[str, FileRecord]) -> CheckpointManifest:
 
 
 def _abandon(save: Save, hidden: Path | None, error: ConfigError, group: Group) -> NoReturn:
-    """Remove the hidden folder (all ranks have stopped writing) and raise what went wrong, with the room needed."""
+    """Delete the hidden folder, as all ranks have stopped writing, and raise the error with needed and free bytes."""
     if hidden is not None:
         shutil.rmtree(hidden, ignore_errors=True)
     figures = ""
     if save.is_leader(group):
         figures = f"it needs {save.plan.tensor_bytes} bytes"
-        with contextlib.suppress(OSError):  # a disk that no longer answers; the others wait to hear of this rank
+        with contextlib.suppress(OSError):  # the disk may not answer, and the others wait for this rank
             existing = next(folder for folder in save.final.absolute().parents if folder.exists())
             figures += f" and {shutil.disk_usage(existing).free} bytes are free in {save.final.parent}"
     path, reason = (error.path, error.reason) if isinstance(error, CheckpointError) else (save.final, str(error))
-    with contextlib.suppress(PeerLost):  # then each rank tells what it knows
-        said = all_gather_objects((save.final, figures), group)
-        figures = next((text for final, text in said if final == path), said[0][1])  # of the rank that failed
+    with contextlib.suppress(PeerLost):  # then each rank reports its own numbers
+        everyone = all_gather_objects((save.final, figures), group)
+        figures = next((text for final, text in everyone if final == path), everyone[0][1])  # of the rank that failed
     raise CheckpointError(path, f"not saved: {reason}; {figures}; earlier checkpoints are untouched") from error
 
 
@@ -176,28 +178,28 @@ def save_checkpoint(
     keep: Retention,
     group: Group = None,
 ) -> Path:
-    """Save tensors and state as `directory/step-000000123`, then delete older checkpoints that `keep` does not name.
+    """Save tensors and state as `directory/step-000000123`, then delete older checkpoints that `keep` does not keep.
 
-    `tensors`: fully qualified name -> DTensor of any placement on any mesh, or plain tensor; a name that several ranks
-    hold is written once, and names may differ by rank (pipeline stages). `state`: JSON object; rank 0's is written.
-    A checkpoint of the same step is replaced; checkpoints of later steps are left alone. Room is needed for
-    one checkpoint more than are kept.
+    `tensors`: fully qualified name -> DTensor of any placement on any mesh, or plain tensor. A name on several ranks is
+    written once. Names may differ by rank (pipeline stages). `state`: a JSON object; rank 0's is written. A checkpoint
+    of the same step is replaced; checkpoints of later steps stay. The disk needs space for one checkpoint more than
+    are kept.
 
     Collective over `group` (default: all ranks; one process needs no group): small objects are gathered, tensors are
-    not sent. Blocks until the data are on disk. Raises ConfigError on all ranks for tensors or state that cannot be
-    saved, CheckpointError when the disk or a rank fails: earlier checkpoints are then untouched.
+    not sent. Blocks until the data are on disk. ConfigError on all ranks for tensors or state that cannot be saved;
+    CheckpointError when the disk or a rank fails: earlier checkpoints are then untouched.
     """
     final = Path(directory) / step_name(step)
 
     def check() -> bytes:
         encoded = check_save(step, state, keep)
-        return encoded if rank_in(group) == 0 else b""  # every rank's is checked, rank 0's is kept
+        return encoded if rank_in(group) == 0 else b""  # every rank checks its own, rank 0's is written
 
     encoded = run_on_all_ranks(check, group, path=final)[0]
     try:
         plan = make_plan(tensors, group, path=final)
     except PeerLost as error:
-        raise given_up(final, error) from error
+        raise save_given_up(final, error) from error
     read = functools.partial(_local_of, tensors)
     write_checkpoint(Save(final, plan, encoded, keep), lambda: tensor_bytes(plan.pieces, read), group)
     return final

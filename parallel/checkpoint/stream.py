@@ -38,10 +38,10 @@ def write_stream(
     state: dict[str, object],
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Publish a checkpoint of exactly the tensors in `expected`, which the stream gives in that order.
+    """Publish a checkpoint of exactly the tensors in `expected`, which the stream yields in that order.
 
-    Each is written as its expected dtype; one with fewer rows than expected is filled up with zeros. `final`:
-    directory/step-000000123. CheckpointError: the disk refuses or has no room. Whatever goes wrong, nothing is there.
+    Each is written in its expected dtype; one with fewer rows than expected is padded with zeros. `final`:
+    directory/step-000000123. CheckpointError: the disk refuses or is full. After any error nothing is at `final`.
     """
     hidden = make_hidden(final)
     try:
@@ -53,7 +53,7 @@ def write_stream(
     except OSError as error:
         raise CheckpointError(final, f"not saved: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(hidden, ignore_errors=True)  # gone already where all went well
+        shutil.rmtree(hidden, ignore_errors=True)  # already renamed after success
 
 
 def _write_files(

@@ -10,7 +10,7 @@ import pytest
 
 from gpt.errors import ConfigError
 from parallel.agreement import PeerLost
-from parallel.checkpoint.save import given_up
+from parallel.checkpoint.save import save_given_up
 from parallel.errors import CheckpointError
 from parallel.health.watchdog import lost_peers
 
@@ -25,7 +25,7 @@ def test_a_save_that_was_given_up_because_a_peer_died_is_no_user_mistake(tmp_pat
             return lost_peers(raised)
 
     lost = PeerLost("another rank died or cannot be reached (Connection closed by peer)")
-    assert fail(given_up(tmp_path, lost), lost)
+    assert fail(save_given_up(tmp_path, lost), lost)
     assert not fail(CheckpointError(tmp_path, "not saved: the gloo of the disk"), OSError(28, "full"))
     assert not fail(ConfigError("a mistake"), None)
 
