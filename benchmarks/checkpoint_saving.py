@@ -4,7 +4,7 @@ wait, beside torchtitan's own checkpoint manager and a plain writer, alternating
     python benchmarks/checkpoint_saving.py [--json FILE] [--rounds 5] [--directory DIR] [--no-peer]
 
 All contenders train the same model by the same engine and save the same tensors to the same disk. The last line printed
-is one JSON object. docs/benchmarks.md says what is compared, and how fairly.
+is one JSON object. docs/results/reliability/checkpoint_saving.md says what is compared, and how fairly.
 """
 
 import argparse

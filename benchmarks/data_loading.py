@@ -3,8 +3,8 @@
     python benchmarks/data_loading.py [--json FILE] [--rounds 5] [--peer none] [--folder DIR]
 
 The files described as 300 billion and 10 trillion tokens are sparse: every length, offset and read is real, and every
-token is 0. The last line printed is one JSON object. The peer needs the extra `megatron`; docs/data_mixture.md explains
-the figures.
+token is 0. The last line printed is one JSON object. The peer needs the extra `megatron`.
+docs/results/data/data_loading.md explains the figures.
 """
 
 import argparse

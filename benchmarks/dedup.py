@@ -3,7 +3,7 @@
     python benchmarks/dedup.py [--parts curve memory speed] [--texts ../shared/data] [--plot curve.png] [--json FILE]
     python benchmarks/dedup.py --parts memory --documents 10000 100000 1000000
 
-`--texts` names a folder with the texts that docs/data_dedup.md lists; without it texts are generated. `speed` needs
+`--texts` names a folder with texts; without it texts are generated. `speed` needs
 datatrove, spacy, datasketch and rensa, for example from a folder of their own:
 
     pip install --target peers "datatrove[io,processing]" spacy datasketch rensa; PYTHONPATH=peers python benchmarks/...

@@ -5,7 +5,8 @@
 Faults strike at any time, start-up included. Each costs its detection, a new start (`restart_s`, `load_s`,
 `first_step_s`) and the steps since the newest checkpoint that was whole; each save holds training up for `stall_s` and
 is whole `write_s` after it began. What a fault costs is an input: the result of benchmarks/resume_time.py (--resume),
-a run's ledger.jsonl (--ledger), or set. The last line printed is one JSON object. docs/reliability.md has the figures.
+a run's ledger.jsonl (--ledger), or set. The last line printed is one JSON object.
+docs/results/reliability/goodput.md has the figures.
 """
 
 import argparse

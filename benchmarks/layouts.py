@@ -3,7 +3,7 @@ torchtitan's own parallelism on the same cores, alternating in one run.
 
     python benchmarks/layouts.py [--json FILE] [--rounds N] [--compile] [--no-peer] [--profile]
 
-The last line printed is one JSON object. docs/benchmarks.md says what is compared, and how fairly.
+The last line printed is one JSON object. docs/results/README.md says what is compared, and how fairly.
 """
 
 import argparse

@@ -5,7 +5,7 @@ phase, beside plain torch that loads the same tensors with torch.distributed.che
 
 The phases are those of the run's own ledger of time; "launching" goes from the command to the start of rank 0. What a
 save in the background costs comes from the run's own events. Files are in the page cache for both. The last line
-printed is one JSON object. docs/reliability.md has the figures.
+printed is one JSON object. docs/results/reliability/goodput.md has the figures.
 """
 
 import argparse

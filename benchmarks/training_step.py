@@ -2,7 +2,7 @@
 
     python benchmarks/training_step.py [--json FILE] [--rounds N] [--vocab 8192 --d-model 512 --n-layers 8 --n-heads 8]
 
-The last line printed is one JSON object. docs/benchmarks.md says what is compared, and how fairly.
+The last line printed is one JSON object. docs/results/README.md says what is compared, and how fairly.
 """
 
 import argparse

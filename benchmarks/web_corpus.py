@@ -3,8 +3,8 @@ rules decide alike.
 
     python benchmarks/web_corpus.py --datatrove PYTHON [--data shared/data] [--pages N] [--rounds N] [--json FILE]
 
-The last line printed is one JSON object. docs/data_rules.md says how to install datatrove, what is compared, and how
-fairly.
+The last line printed is one JSON object. docs/results/data/quality_rules.md says how to
+install datatrove, what is compared, and how fairly.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any] | None:
         side_by_side.serve(lambda: our_chain(args.folder, args.data, slow=args.serve == OURS_SLOW))
         return None
     if args.datatrove is None:
-        raise ConfigError("--datatrove names no Python; docs/data_rules.md has the lines that make one")
+        raise ConfigError("--datatrove names no Python; docs/results/data/quality_rules.md has the lines that make one")
     if args.json is not None:
         side_by_side.check_writable(args.json)
     core = max(os.sched_getaffinity(0)) if args.core is None else args.core
@@ -109,11 +109,13 @@ def versions(python: Path) -> dict[str, str]:
         found = subprocess.run([str(python), "-c", code], capture_output=True, text=True)
     except OSError as error:
         raise ConfigError(
-            f"--datatrove {python}: {error.strerror}; docs/data_rules.md has the lines to make it"
+            f"--datatrove {python}: {error.strerror}; docs/results/data/quality_rules.md has the lines to make it"
         ) from None
     if found.returncode:
         lacking = found.stderr.strip().splitlines()[-1]
-        raise ConfigError(f"--datatrove {python}: {lacking}; docs/data_rules.md has the lines that install it")
+        raise ConfigError(
+            f"--datatrove {python}: {lacking}; docs/results/data/quality_rules.md has the lines that install it"
+        )
     names = ("resiliparse", "fastwarc", "pycld2", "tiktoken", "numpy", "trafilatura")
     pairs = (line.split() for line in found.stdout.splitlines())
     return {f"their {name}": number for name, number in pairs} | engine_versions(names)

@@ -1,7 +1,7 @@
 """C4's cleaning rules (arXiv 1910.10683, section 2.2): drops lines, then whole pages; has no list of bad words.
 
 Names, order and counting are those of datatrove's C4QualityFilter, which follows C4's own code (c4_utils.py of
-TensorFlow Datasets) with other thresholds; docs/data_rules.md lists the differences.
+TensorFlow Datasets) with other thresholds; docs/guides/data/rules.md lists the differences.
 """
 
 import re

@@ -1,6 +1,6 @@
 """FineWeb's own rules (arXiv 2406.17557, section 3.6): line shapes that tell lists and menus from prose.
 
-Names, order and counting are those of datatrove's FineWebQualityFilter; docs/data_rules.md says where the paper
+Names, order and counting are those of datatrove's FineWebQualityFilter; docs/guides/data/rules.md says where the paper
 differs.
 """
 

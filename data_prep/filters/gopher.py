@@ -1,7 +1,7 @@
 """Gopher's rules for web prose (arXiv 2112.11446, appendix A.1.1): quality, and repetition within a document.
 
 Names, order and counting are those of datatrove's GopherQualityFilter and GopherRepetitionFilter, with which FineWeb
-was made; docs/data_rules.md says where the paper leaves it open or says something else.
+was made; docs/guides/data/rules.md says where the paper leaves it open or says something else.
 """
 
 from dataclasses import dataclass

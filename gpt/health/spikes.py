@@ -12,8 +12,8 @@ A loss is high when it exceeds the median of the last `window_steps` losses by `
 (1.4826 x the median absolute deviation) and by `min_rise_nats`; `patience_steps` high losses in a row are a spike.
 The median and MAD tolerate almost 50% outliers, so spikes can stay in the window. OLMo-core's rule (6 deviations from
 the mean, arXiv 2501.00656) lets one NaN decide 128 steps. The remedy is PaLM's (arXiv 2204.02311, section 5.1): return
-to a checkpoint about 100 steps before the spike, and skip the data of 200 to 500 steps. docs/reliability.md lists the
-runs on which we tried the defaults.
+to a checkpoint about 100 steps before the spike, and skip the data of 200 to 500 steps. The defaults were
+tried on the runs of docs/results/reliability/bad_steps.md.
 """
 
 import math

@@ -143,7 +143,7 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def packed_linear(linears: Sequence[nn.Linear], *, rows: int) -> nn.Module:
-    """Join linear layers in the faster memory layout (docs/benchmarks.md)."""
+    """Join linear layers in the faster memory layout (docs/results/README.md)."""
     widens = sum(linear.out_features for linear in linears) > linears[0].in_features
     single = rows == 1 and widens and linears[0].weight.dtype == torch.float32
     return TransposedLinear(linears) if single else BlockedLinear(linears)

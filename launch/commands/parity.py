@@ -31,7 +31,8 @@ from parallel.planner.search import (
     layout_text,
 )
 
-# (loss at every step, gradient norm at step 1): bounds on rounding differences. docs/parity.md has the measurements.
+# (loss at every step, gradient norm at step 1): bounds on rounding differences, measured in
+# docs/results/training/layouts_agree.md.
 DEFAULT_TOLERANCES = {"fp32": (1e-4, 1e-4), "bf16": (1e-3, 5e-3)}
 RESULTS = ("parity.json", "parity.svg")
 MAX_SPLITS = 3  # other micro-batch sizes of one process, as a yardstick

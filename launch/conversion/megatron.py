@@ -47,7 +47,8 @@ from parallel.checkpoint.folders import step_name
 
 RELEASE = "release"  # Megatron-LM's name for a checkpoint that it did not train itself
 NOT_COMPARED = (
-    "logits not compared: Megatron's model runs on CUDA devices (docs/conversion.md lists what was compared there)"
+    "logits not compared: Megatron's model runs on CUDA devices "
+    "(docs/guides/models/megatron.md lists what was compared there)"
 )
 
 

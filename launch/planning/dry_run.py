@@ -96,7 +96,7 @@ def notes(config: RunConfig, reports: list[RankReport], alike: dict[int, tuple[i
     lines.append(
         "weights and gradients, gathered ones too. peak: of everything; an allocator's own losses come on top."
     )
-    lines.append("bytes a step: of whole tensors, as gathered or before reduction (docs/dry_run.md).")
+    lines.append("bytes a step: of whole tensors, as gathered or before reduction (docs/guides/training/dry_run.md).")
     if len(reports[0].micro_batches_run) > 1:
         few, more = reports[0].micro_batches_run
         lines.append(

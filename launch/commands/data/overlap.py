@@ -10,7 +10,7 @@ from launch.processes.terminal import table_console, worker_count
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments; every key of the recipe can be overridden beside them."""
-    parser.add_argument("recipe", type=Path, help="TOML file; docs/data_decontamination.md shows one")
+    parser.add_argument("recipe", type=Path, help="TOML file; docs/guides/data/overlap.md shows one")
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="worker processes (default: all cores)")
     parser.epilog = "Override any key of the recipe with --section.key VALUE, for example --output.folder runs/overlap"
     parser.set_defaults(takes_overrides=True)

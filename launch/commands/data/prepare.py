@@ -18,7 +18,7 @@ DATA_PACKAGES = ("brotli", "isal", "resiliparse", "pycld2", "pyarrow", "zstandar
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments; every key of the recipe can be overridden beside them."""
     parser.add_argument("recipe", help="a TOML file, or the name of a shipped one, such as crawl_gpt3")
-    how = parser.add_argument_group("how it runs (docs/data_running.md)")
+    how = parser.add_argument_group("how it runs (docs/guides/data/running.md)")
     how.add_argument("--workers", type=int, default=None, metavar="N", help="tasks at a time (default: all cores)")
     how.add_argument(
         "--executor",

@@ -146,7 +146,7 @@ def test_parts_of_the_order_meet_without_a_gap():
         assert tasks[0].first == 0
     lengths = np.array([3, 3, 10, 1, 1, 1, 5], dtype=np.int32)
     assert [lengths[block].tolist() for block in blocks(lengths, 6)] == [[3, 3], [10], [1, 1, 1], [5]]
-    assert ROW.itemsize == 29, "docs/data_output.md says what a document costs"
+    assert ROW.itemsize == 29, "docs/guides/data/corpus.md says what a document costs"
 
 
 def seen_by_training(folder, documents, n_shards, train_bytes):

@@ -196,4 +196,4 @@ def test_nothing_unpacks_archives():
                 r"extract\(" if path.stem == "torch_archive" else "zipfile"
             )
             found = re.search(rf"\b({words})", path.read_text(encoding="utf-8"))
-            assert found is None, f"{path}: {found[0]}: members may lead outside; docs/reliability.md says none is read"
+            assert found is None, f"{path}: {found[0]}: members may lead outside (docs/guides/reliability/security.md)"

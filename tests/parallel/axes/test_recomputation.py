@@ -108,7 +108,10 @@ def test_selective_recomputation_changes_nothing(results, name):
 
 
 def test_recomputation_keeps_what_the_formulas_say(results):
-    """Bytes per token and layer in bf16 (docs/parallelism.md), measured as the storages alive after a block has run."""
+    """Bytes per token and layer in bf16, measured as the storages alive after a block has run.
+
+    docs/guides/training/memory_and_overlap.md has the formulas.
+    """
     for family, tensor in KEPT:
         config = ModelConfig(**{**MODEL, **(MODERN if family == "modern" else {})})
         d, kv, ff = config.d_model, config.kv_heads * config.d_head, config.ff_width

@@ -1,0 +1,40 @@
+"""The pages of docs/ and every README: links lead somewhere, and files that they name exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(path for path in ROOT.rglob("*.md") if not {".venv", "runs", "data"} & set(path.relative_to(ROOT).parts))
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+SOURCE = re.compile(
+    r"(?<![\w./-])((?:gpt|parallel|data_prep|launch|tests|benchmarks|slurm|docs)/[\w/.-]+\.(?:py|md|toml|sbatch|svg))"
+)
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"(?m)^#+ (.+)$", page.read_text())
+    return {re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text())
+    for link in LINK.findall(text):
+        target, _, anchor = link.partition("#")
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), f"{page.name}: {link}"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_files_that_a_page_names_exist(page):
+    missing = {name for name in SOURCE.findall(page.read_text()) if not (ROOT / name).exists()}
+    assert missing == set()
