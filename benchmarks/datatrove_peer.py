@@ -1,7 +1,7 @@
 """datatrove 0.10.1 as web_corpus.py's peer: its rules on given texts, and its chain from WARC to `.bin/.idx`.
 
 Runs in an interpreter of its own, because its dependencies cannot share an environment with ours.
-docs/results/data/quality_rules.md has the pip line. The language model and the tokenizer are files that the caller names.
+docs/results/data/quality_rules.md has the pip line. The caller names files for the language model and the tokenizer.
 
     PYTHONPATH=. PYTHON benchmarks/datatrove_peer.py decide TEXTS.json OUT.json --words ours
     PYTHONPATH=. PYTHON benchmarks/datatrove_peer.py serve  (see chain())
