@@ -1,4 +1,4 @@
-"""The loss on validation corpora while a run trains. It changes no weight."""
+"""The loss on validation corpora during training. It does not change the weights."""
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 
@@ -21,10 +21,10 @@ def evaluate(
     left_out: MutableMapping[str, dict[int, str]],
     before_each: Callable[[], None] = lambda: None,
 ) -> dict[str, Totals]:
-    """The loss on each corpus, from its start, on at most `tokens` tokens of each. Every rank must call it.
+    """Return the loss on each corpus, over at most `tokens` tokens from its start. Every rank must call it.
 
-    `left_out`: the damaged samples of each corpus with the reason. Samples that any rank finds damaged are added to it,
-    on all ranks, and the corpus is evaluated again without them. `before_each` is called before each batch.
+    `left_out`: the damaged samples of each corpus, with the reason. If any rank finds more, they are added on all ranks
+    and the corpus is evaluated again without them. `before_each` is called before each batch.
     """
     results = {}
     for name, corpus in corpora.items():
@@ -32,10 +32,17 @@ def evaluate(
         while True:
             found: dict[int, str] = {}
             batches = validation_batches(
-                corpus, engine, objective, n_samples, micro_batch_size, without=without, found=found
+                corpus,
+                objective,
+                n_samples,
+                per_rank=micro_batch_size,
+                data_rank=engine.data_rank,
+                data_size=engine.data_size,
+                without=without,
+                found=found,
             )
             results[name] = engine.evaluate(_call_before_each(batches, before_each))
-            new = {sample: what for theirs in engine.exchange([*found.items()]) for sample, what in theirs}
+            new = {sample: reason for of_rank in engine.exchange([*found.items()]) for sample, reason in of_rank}
             if not new:
                 break
             without.update(sorted(new.items()))
@@ -49,7 +56,7 @@ def _call_before_each(batches: Iterator[Batch], before_each: Callable[[], None])
 
 
 def validation_values(results: Mapping[str, Totals]) -> dict[str, float | int]:
-    """The values logged for an evaluation."""
+    """Return the values to log of an evaluation."""
     values: dict[str, float | int] = {}
     for name, totals in results.items():
         values[f"validation/{name}/loss"] = totals.mean
@@ -60,22 +67,23 @@ def validation_values(results: Mapping[str, Totals]) -> dict[str, float | int]:
 
 def validation_batches(
     corpus: ValidationData,
-    engine: Engine,
     objective: Objective,
     n_samples: int,
-    per_rank: int,
     *,
+    per_rank: int,
+    data_rank: int,
+    data_size: int,
     without: Mapping[int, str],
     found: MutableMapping[int, str],
 ) -> Iterator[Batch]:
-    """Equally many batches of one shape on every data-parallel rank.
+    """Yield this data rank's batches of the first `n_samples` samples: equally many on every rank, all of one shape.
 
     Padding rows in the last batch and samples listed in `without` contribute no loss. Damaged samples are added to
     `found`.
     """
-    at_once = per_rank * engine.data_size
+    at_once = per_rank * data_size
     for start in range(0, n_samples, at_once):
-        begin = min(n_samples, start + engine.data_rank * per_rank)
+        begin = min(n_samples, start + data_rank * per_rank)
         numbers: list[int | None] = [
             n if n < n_samples and n not in without else None for n in range(begin, begin + per_rank)
         ]
@@ -85,12 +93,12 @@ def validation_batches(
 
 
 def _read(corpus: ValidationData, numbers: Sequence[int | None], found: MutableMapping[int, str]) -> Samples:
-    """The samples, with damaged ones left blank and added to `found`."""
+    """Read samples. Damaged ones are left blank and added to `found`."""
     try:
         return corpus.read(numbers)
     except DamagedSamples as error:
-        for row, what in error.rows.items():
+        for row, reason in error.rows.items():
             number = numbers[row]
             assert number is not None
-            found[number] = what
+            found[number] = reason
     return corpus.read([None if number in found else number for number in numbers])

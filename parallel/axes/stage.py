@@ -25,14 +25,14 @@ from parallel.axes.tensor_parallel import sharded_head_outputs, vocabulary_shard
 class CachedStep:
     """Tokens that continue those in a cache.
 
-    `positions`, `mask` and `cache` are arguments of GPT.hidden_states. `places` (n,) are the positions asked about, and
-    `targets` (n,) the tokens whose log-probabilities are wanted there; None asks for logits.
+    `positions`, `mask` and `cache` are arguments of GPT.hidden_states. `indices` (n,) name the tokens asked about, by
+    row * t + column. `targets` (n,) are the tokens to score after them; None asks for logits.
     """
 
     positions: Tensor
     mask: Tensor | None
     cache: Mapping[str, LayerCache] | None
-    places: Tensor
+    indices: Tensor
     targets: Tensor | None = None
 
 
@@ -92,10 +92,10 @@ class ModelStage(nn.Module):
         return self.model.hidden_states(x, positions=positions, mask=mask)
 
     def _continue(self, x: Tensor, step: CachedStep) -> Tensor:
-        """The next stage's input, or on the last stage what was asked about the places.
+        """The next stage's input, or on the last stage the output for the tokens at `indices`.
 
         That is logits (n, v), or with targets (2, n) fp32: their log-probabilities, and 1 where a target is the most
-        likely token, else 0. The head is applied to these places alone.
+        likely token, else 0. The head is applied to these tokens alone.
         """
         hidden = self.model.hidden_states(x, positions=step.positions, mask=step.mask, cache=step.cache)
         head, vocab_size = self.model.head, self.model.vocab_size
@@ -112,9 +112,9 @@ class ModelStage(nn.Module):
                 logits_of = partial(functional.linear, weight=head.weight.to_local())
                 shard = vocabulary_shard(head, vocab_size)
         if step.targets is None:
-            return logits_of(hidden.flatten(0, 1)[step.places])[:, :vocab_size]
+            return logits_of(hidden.flatten(0, 1)[step.indices])[:, :vocab_size]
         log_probs, greedy = token_scores(
-            hidden, logits_of, indices=step.places, targets=step.targets, vocab_size=vocab_size, shard=shard
+            hidden, logits_of, indices=step.indices, targets=step.targets, vocab_size=vocab_size, shard=shard
         )
         return torch.stack((log_probs, greedy.float()))
 

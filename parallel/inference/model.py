@@ -159,14 +159,14 @@ def _split_rows(tokens: Tensor, step: CachedStep, parts: int) -> Iterator[tuple[
     assert step.targets is not None
     for start in range(0, rows, size):
         own = slice(start, start + size)
-        in_part = (step.places >= start * length) & (step.places < (start + size) * length)
+        in_part = (step.indices >= start * length) & (step.indices < (start + size) * length)
         yield (
             tokens[own],
             CachedStep(
                 positions=step.positions if step.positions.size(0) == 1 else step.positions[own],
                 mask=step.mask if step.mask is None or step.mask.size(0) == 1 else step.mask[own],
                 cache=None,
-                places=step.places[in_part] - start * length,
+                indices=step.indices[in_part] - start * length,
                 targets=step.targets[in_part],
             ),
         )
@@ -181,7 +181,7 @@ def _pad_step(step: CachedStep, *, cached_tokens: int, length: int, padding: int
         positions=torch.cat((step.positions, step.positions[:, -1:].expand(-1, padding)), dim=1),
         mask=_pad_mask(step, cached_tokens=cached_tokens, length=length, padding=padding),
         cache=cache,
-        places=step.places + step.places // length * padding,
+        indices=step.indices + step.indices // length * padding,
         targets=step.targets,
     )
 

@@ -125,7 +125,7 @@ def logits_of(engine, tokens):
     places = torch.arange(tokens.numel())
     with engine.as_model() as model, torch.no_grad():
         inputs = ForwardInputs(tokens.to(model.device), torch.arange(tokens.size(1)).unsqueeze(0))
-        return model.next_logits(inputs, places=places)
+        return model.next_logits(inputs, indices=places)
 
 
 def whole_weights_digest(engine):

@@ -44,3 +44,33 @@ def test_scores_are_the_same_with_and_without_sharing(family: dict[str, object])
             first = len(request.tokens) - request.n_scored
             plain = [float(log_probs[i - 1, request.tokens[i]]) for i in range(first, len(request.tokens))]
             assert a.log_probs == pytest.approx(plain, abs=1e-4)
+
+
+def test_batched_scores_equal_those_of_one_sequence_at_a_time() -> None:
+    config = ModelConfig(vocab_size=400, n_ctx=48, n_layers=2, d_model=32, n_heads=4, init_std=0.3)
+    model = GPT(config)
+    initialise(model, config, seed=8)
+    model.requires_grad_(False)
+    rng = random.Random(1)
+    requests = []
+    for _ in range(25):
+        n = rng.randint(2, 49)
+        requests.append(Request([rng.randrange(400) for _ in range(n)], rng.randint(0, n - 1)))
+    finished: list[int] = []
+    results = score(model, requests, batch_tokens=130, progress=finished.append)
+    assert sum(finished) == 25
+    assert len(finished) > 3, "several batches"
+    for request, result in zip(requests, results, strict=True):
+        log_probs, greedy = plain_score(model, request.tokens, request.n_scored)
+        assert result.log_probs == pytest.approx(log_probs, abs=1e-4)
+        assert result.greedy == greedy
+
+
+def plain_score(model: GPT, tokens: list[int], n_scored: int) -> tuple[list[float], list[bool]]:
+    """Score the last tokens by one plain forward pass."""
+    if not n_scored:
+        return [], []
+    scores = model(torch.tensor([tokens[:-1]]))[0].log_softmax(-1)
+    positions = range(len(tokens) - n_scored, len(tokens))
+    log_probs = [float(scores[position - 1, tokens[position]]) for position in positions]
+    return log_probs, [int(scores[position - 1].argmax()) == tokens[position] for position in positions]

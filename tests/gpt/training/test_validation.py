@@ -1,0 +1,70 @@
+"""Validation batches: the data ranks share the samples, and padding and damaged samples contribute no loss.
+
+tests/launch/training/test_damaged_data.py evaluates damaged corpora in a run.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt.data.config import CorpusConfig, DataConfig
+from gpt.data.dataset import ValidationData
+from gpt.token_files.files import TokenFileWriter
+from gpt.training.engine import Totals
+from gpt.training.objective import NextToken
+from gpt.training.validation import validation_batches, validation_values
+
+SEQ_LEN, WINDOWS = 4, 11
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> ValidationData:
+    """Token ids count up, so the first token of window i is 4 * i."""
+    with TokenFileWriter(tmp_path / "corpus", vocab_size=100) as file:
+        file.add_document(np.arange(SEQ_LEN * WINDOWS + 1))
+    config = CorpusConfig(path=str(tmp_path / "corpus"))
+    return ValidationData(config, DataConfig(tokenizer="none", seq_len=SEQ_LEN, train=(config,)), vocab_size=100)
+
+
+@pytest.mark.parametrize(("data_size", "per_rank"), [(1, 1), (1, 4), (2, 3), (3, 2), (5, 4)])
+@pytest.mark.parametrize("without", [{}, {3: "damaged", 10: "damaged"}])
+def test_every_sample_is_read_by_one_rank_in_batches_of_one_shape(
+    corpus: ValidationData, data_size: int, per_rank: int, without: dict[int, str]
+) -> None:
+    read: list[int] = []
+    n_batches = set()
+    found: dict[int, str] = {}
+    for data_rank in range(data_size):
+        batches = list(
+            validation_batches(
+                corpus,
+                NextToken(),
+                WINDOWS - 1,
+                per_rank=per_rank,
+                data_rank=data_rank,
+                data_size=data_size,
+                without=without,
+                found=found,
+            )
+        )
+        n_batches.add(len(batches))
+        for batch in batches:
+            assert batch.inputs.shape == batch.targets.shape == (per_rank, SEQ_LEN)
+            for row in range(per_rank):
+                if batch.loss_mask is None or batch.loss_mask[row].all():
+                    assert (batch.targets[row] == batch.inputs[row] + 1).all()
+                    read.append(int(batch.inputs[row, 0]) // SEQ_LEN)
+                else:
+                    assert not batch.loss_mask[row].any(), "a sample counts whole or not at all"
+    assert sorted(read) == [sample for sample in range(WINDOWS - 1) if sample not in without]
+    assert len(n_batches) == 1, "the ranks must call the engine equally often"
+    assert not found
+
+
+def test_values_are_the_loss_and_its_perplexity() -> None:
+    values = validation_values({"wiki": Totals(20.0, 10), "web": Totals(8000.0, 10, {"accuracy": 0.5})})
+    assert values["validation/wiki/loss"] == 2.0
+    assert values["validation/wiki/perplexity"] == pytest.approx(np.exp(2.0))
+    assert np.isfinite(values["validation/web/perplexity"]), "a huge loss does not overflow"
+    assert values["validation/web/accuracy"] == 0.5
