@@ -22,7 +22,7 @@ from typing import Any
 
 OUR_PACKAGES = ("gpt", "parallel", "data_prep", "launch")
 # These run stages, show results and raise errors: no change in them can change what a stage writes ...
-_NEUTRAL = ("data_prep.execution", "data_prep.reports", "gpt.errors")
+_NEUTRAL = ("data_prep.execution", "data_prep.reports", "gpt.errors", "gpt.moved")
 # ... except for the limits under which a child process reads a page or a table.
 _NOT_NEUTRAL = ("data_prep.execution.child_frames", "data_prep.execution.child_process")
 _IMPORTING_CALLS = ("import_extra", "import_module", "__import__")

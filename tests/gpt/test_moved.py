@@ -1,0 +1,75 @@
+"""Imports of modules that version 0.1 had name the module's new place; nothing else changes for any import."""
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt.moved import MOVES
+
+ROOT = Path(__file__).resolve().parents[2]
+MOVED = dict(line.split(" ", 1) for line in MOVES.strip().split("\n"))
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_module_names_the_new_one(old):
+    if importlib.util.find_spec(old.rpartition(".")[0]) and Path(ROOT, *old.split("."), "__init__.py").exists():
+        with pytest.raises(ImportError, match=f"^{old} is a package since 0.2; import anything from ") as raised:
+            importlib.import_module(f"{old}.anything")
+    else:
+        with pytest.raises(ImportError, match=f"^{old} moved to .* in 0.2; import it from there$") as raised:
+            importlib.import_module(old)
+    assert all(new in str(raised.value) for new in MOVED[old].split(", "))
+
+
+def test_every_new_module_of_the_table_can_be_imported():
+    modules = sorted({new for value in MOVED.values() for new in value.split(", ")})
+    assert len(modules) > 200
+    done = run("import importlib\n" + "\n".join(f"importlib.import_module({name!r})" for name in modules))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("import gpt.train", "gpt.train moved to gpt.training.loop or gpt.training.run in 0.2; import it from there"),
+        ("from gpt.train import train", "gpt.train moved to gpt.training.loop"),
+        ("from gpt import train", "gpt.train moved to gpt.training.loop"),
+        (
+            "from gpt.model import GPT",
+            "gpt.model is a package since 0.2; import GPT from gpt.model.gpt or gpt.model.rope",
+        ),
+        ("from gpt.tokenizer import load_tokenizer", "import load_tokenizer from gpt.tokenizer.tokenizers"),
+        ("from gpt.token_files import TokenFileWriter", "import TokenFileWriter from gpt.token_files.files"),
+        ("from parallel.mesh import make_mesh", "parallel.mesh moved to parallel.layout.mesh"),
+        ("from data_prep.minhash import signature", "data_prep.minhash moved to data_prep.dedup.minhash"),
+        ("import launch.cluster", "launch.cluster moved to launch.processes.environment"),
+    ],
+)
+def test_a_script_of_version_0_1_fails_with_one_clear_line(line, message):
+    done = run(line)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ImportError: ")
+    assert message in done.stderr.splitlines()[-1]
+
+
+def test_other_imports_are_as_without_it():
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'gpt\.nonsense'$"):
+        importlib.import_module("gpt.nonsense")
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'nonsense'$"):
+        importlib.import_module("nonsense")
+    assert importlib.util.find_spec("gpt.model.__main__") is None
+    assert importlib.util.find_spec("gpt.model.gpt") is not None
+    assert not hasattr(importlib.import_module("gpt"), "train")
+
+
+def test_a_program_that_imports_no_old_module_does_not_load_the_table():
+    done = run("import sys, launch.main, parallel, data_prep; sys.exit('gpt.moved' in sys.modules)")
+    assert done.returncode == 0, done.stderr
