@@ -1,4 +1,4 @@
-"""Saves a run, at once or beside training, and counts the saves that failed; decides neither when nor what is kept."""
+"""Save a run, waiting or in the background, and count failed saves. The loop decides when to save."""
 
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,20 @@ from gpt.training.config import Retention
 from gpt.training.engine import CheckpointStore, Engine
 from gpt.training.run import LoopState, Run
 
-FAST_KEPT = 2  # checkpoints of the second tier: the newest, and the one before, whole while the newest is being made
+LOCAL_KEPT = 2  # checkpoints in the local tier: the newest, and the previous one, in case the newest is incomplete
 
 
 class RunSaver:
-    """The saves of one run, the same ones on all ranks."""
+    """Saves one run. Every rank makes one, and all call its methods in the same order."""
 
     def __init__(self, run: Run, engine: Engine, *, ledger: TimeLedger, event: RecordEvent) -> None:
         self.run, self.engine, self.ledger, self.event = run, engine, ledger, event
         self.newest: Path | None = None
         self.failures = 0  # in a row
-        self.under_way: int | None = None  # step of a save of the first tier beside training
+        self.under_way: int | None = None  # step of a background save to shared storage
 
     def save(self, state: LoopState, *, must_succeed: bool) -> None:
-        """Save and wait for it. ConfigError where it fails and must not, or has failed too often."""
+        """Save and wait for it. ConfigError if it fails and must succeed, or if too many in a row have failed."""
         run = self.run
         with self.ledger.span("saving"):
             self.collect(wait=True)
@@ -34,21 +34,23 @@ class RunSaver:
             except ConfigError as error:
                 self.count_failure(error, step=state.step, fatal=must_succeed)
                 return
-        self.ledger.write()  # what was done up to here is not lost any more
+        self.ledger.write()  # a restart no longer loses the work up to here
         self.failures = 0
         self.event("checkpoint_saved", f"saved {self.newest}", checkpoint_step=state.step)
 
     def start(self, state: LoopState) -> None:
-        """Begin a save that goes on beside training, and hear of the one before, which has ended by then."""
+        """Start a background save. Also collect the result of the previous one, which has finished by now."""
         self.under_way = state.step
         self._start(self.engine.checkpoints.shared, self.run.checkpoints, state, self.run.retention)
 
     def start_fast(self, directory: Path, state: LoopState) -> None:
-        """The same in the second tier, where each rank keeps its own part; left out while a save of the first is under
-        way, since training would wait for shared storage."""
+        """Start a background save to the local tier, to which each rank saves its own shards.
+
+        Skipped while a save to shared storage is under way: training would wait for that storage.
+        """
         if self.under_way is not None:
             return
-        self._start(self.engine.checkpoints.local, directory, state, Retention(FAST_KEPT))
+        self._start(self.engine.checkpoints.local, directory, state, Retention(LOCAL_KEPT))
 
     def _start(self, store: CheckpointStore, directory: Path, state: LoopState, keep: Retention) -> None:
         with self.ledger.span("saving"):
@@ -56,7 +58,7 @@ class RunSaver:
             self.collect(wait=not self.run.checkpoint.in_background)
 
     def collect(self, *, wait: bool) -> None:
-        """Hear of the saves beside training that have ended: the same ones on all ranks, at the same step."""
+        """Collect and log the background saves that have finished: the same ones on all ranks. `wait`: for all."""
         for result in self.engine.checkpoints.local.finished(wait=wait):
             if result.error is not None:  # not counted: the shared checkpoints are unaffected
                 self.event("fast_checkpoint_failed", result.error, checkpoint_step=result.step)
@@ -70,14 +72,14 @@ class RunSaver:
                 self.event(
                     "checkpoint_saved",
                     f"saved {result.path}: training waited {result.stall_s:.2f} s, written in {result.write_s:.1f} s",
-                    checkpoint_step=result.step,  # the event's own is the step that the run has come to by now
+                    checkpoint_step=result.step,  # the event itself has the current step
                     stall_s=result.stall_s,
                     write_s=result.write_s,
                     bytes=result.bytes,
                 )
 
     def contents(self, state: LoopState) -> dict[str, Any]:
-        """All that a checkpoint holds besides tensors."""
+        """Everything in a checkpoint besides tensors."""
         return {
             **self.run.saved_state,
             "step": state.step,
@@ -87,10 +89,13 @@ class RunSaver:
         }
 
     def count_failure(self, error: ConfigError, *, step: int, fatal: bool) -> None:
-        """Go on, as earlier checkpoints are untouched, unless the save of `step` had to succeed or too many failed."""
+        """Log a failed save of `step`. Raise it if it is fatal or too many in a row have failed.
+
+        Otherwise training continues: earlier checkpoints are untouched.
+        """
         self.failures += 1
-        most = self.run.checkpoint.max_failures
-        text = f"{error} (failure {self.failures} in a row of at most {most})"
+        max_failures = self.run.checkpoint.max_failures
+        text = f"{error} (failure {self.failures} in a row of at most {max_failures})"
         self.event("checkpoint_failed", text, checkpoint_step=step)
-        if fatal or self.failures >= most:
+        if fatal or self.failures >= max_failures:
             raise error

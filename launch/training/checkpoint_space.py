@@ -1,4 +1,4 @@
-"""Whether a run's checkpoints will fit, asked before it trains; it deletes nothing and saves nothing."""
+"""Check before training whether the run's checkpoints will fit on disk."""
 
 from pathlib import Path
 
@@ -7,78 +7,77 @@ from gpt.telemetry.event_log import EventKind
 from gpt.training.config import CheckpointConfig
 from gpt.training.engine import Engine, SaveEstimate
 from gpt.training.run import Run
-from gpt.training.saver import FAST_KEPT
+from gpt.training.saver import LOCAL_KEPT
 from parallel.checkpoint.folders import list_checkpoints
 
 
 def check_space(run: Run, engine: Engine, *, step: int) -> list[tuple[EventKind, str]]:
-    """Events to tell: what a checkpoint needs, and a warning where not all that are to be kept will fit.
+    """Return events to log: the size of a checkpoint, and a warning if not all that will be kept fit.
 
-    The host memory that saves in the background need is taken here, too.
-
-    Collective over all ranks. ConfigError on all when not even one fits; DiskFull where a run goes on, which had room.
+    Also allocates the host memory of background saves. Collective over all ranks. ConfigError on all ranks if not even
+    one checkpoint fits; DiskFull instead if the run resumes, since there was enough space at its first start.
     """
     state: dict[str, object] = {**run.saved_state, "step": run.steps, "tokens_seen": 0, "samples_seen": 0, "loop": {}}
     found = engine.checkpoints.shared.estimate(run.checkpoints, state=state, step=run.steps)
-    kept_already = list_checkpoints(run.checkpoints)
+    present = len(list_checkpoints(run.checkpoints))
     error = DiskFull if step > 0 else ConfigError
-    events = _first_tier(run, found, kept=checkpoints_at_once(run), there=len(kept_already), error=error)
+    events = _check_shared(run, found, kept=max_checkpoints(run), present=present, error=error)
     if run.fast_checkpoints is not None:
-        fast = engine.checkpoints.local.estimate(run.fast_checkpoints, state=state, step=run.steps)
-        events += _second_tier(run.checkpoint, fast, held=step > 0, error=error)
+        found = engine.checkpoints.local.estimate(run.fast_checkpoints, state=state, step=run.steps)
+        events += _check_local(run.checkpoint, found, resumes=step > 0, error=error)
         engine.checkpoints.local.prepare(run.fast_checkpoints)
     if run.checkpoint.in_background and run.checkpoint.every_tokens is not None:
         engine.checkpoints.shared.prepare(run.checkpoints)
     return events
 
 
-def checkpoints_at_once(run: Run) -> int:
-    """The most checkpoints that lie in the directory at one time: those kept, and the one being written."""
+def max_checkpoints(run: Run) -> int:
+    """The largest number of checkpoints in the directory at one time: those kept, and the one being written."""
     config, tokens = run.checkpoint, run.batch.tokens_seen(run.steps)
     saves = 1 if config.every_tokens is None else -(-tokens // config.every_tokens)
-    for_ever = 0 if config.keep_every_tokens is None else tokens // config.keep_every_tokens
-    return min(saves, config.keep_last + 1 + for_ever)
+    permanent = 0 if config.keep_every_tokens is None else tokens // config.keep_every_tokens
+    return min(saves, config.keep_last + 1 + permanent)
 
 
-def _first_tier(
-    run: Run, found: SaveEstimate, *, kept: int, there: int, error: type[ConfigError]
+def _check_shared(
+    run: Run, found: SaveEstimate, *, kept: int, present: int, error: type[ConfigError]
 ) -> list[tuple[EventKind, str]]:
-    size, free, needed = found.size_bytes, found.free_bytes, max(0, kept - there) * found.size_bytes
+    size, free, needed = found.size_bytes, found.free_bytes, max(0, kept - present) * found.size_bytes
     if size > free:
         raise error(
-            f"run.directory: a checkpoint is {_gigabytes(size)}, and {_gigabytes(free)} are free in {run.checkpoints}; "
-            f"make room, or name another run.directory"
+            f"run.directory: a checkpoint is {_gigabytes(size)}, and {_gigabytes(free)} are free in {run.checkpoints}. "
+            f"Free some space, or use another run.directory."
         )
     events: list[tuple[EventKind, str]] = [
         (
             "checkpoint_estimate",
             f"checkpoints: {_gigabytes(size)} each, about {found.write_s:.1f} s to write; at most {kept} at a time, "
-            f"{there} are there, so {_gigabytes(needed)} more; {_gigabytes(free)} are free",
+            f"{present} exist, so {_gigabytes(needed)} more; {_gigabytes(free)} are free",
         )
     ]
     if needed > free:
-        fit = there + free // size
+        fit = present + free // size
         events.append(
             (
                 "warning",
-                f"of the {kept} checkpoints that checkpoint.keep_last and checkpoint.keep_every_tokens ask for, only "
-                f"{fit} will fit into {run.checkpoints}; keep fewer, or make room before then",
+                f"checkpoint.keep_last and checkpoint.keep_every_tokens keep up to {kept} checkpoints, but only {fit} "
+                f"fit into {run.checkpoints}; keep fewer, or free some space before then",
             )
         )
     return events
 
 
-def _second_tier(
-    config: CheckpointConfig, fast: SaveEstimate, *, held: bool, error: type[ConfigError]
+def _check_local(
+    config: CheckpointConfig, found: SaveEstimate, *, resumes: bool, error: type[ConfigError]
 ) -> list[tuple[EventKind, str]]:
-    needed = fast.size_bytes * (1 if held else FAST_KEPT + 1)
-    if needed > fast.free_bytes:
+    needed = found.size_bytes * (1 if resumes else LOCAL_KEPT + 1)
+    if needed > found.free_bytes:
         raise error(
-            f"checkpoint.fast_directory = '{config.fast_directory}' needs room for {FAST_KEPT + 1} times "
-            f"{_gigabytes(fast.size_bytes)} of the ranks that share {fast.where}, where {_gigabytes(fast.free_bytes)} "
-            f"are free; name a larger disk, or leave the second tier out"
+            f"checkpoint.fast_directory = '{config.fast_directory}' needs space for {LOCAL_KEPT + 1} times "
+            f"{_gigabytes(found.size_bytes)} of the ranks that share {found.where}, where "
+            f"{_gigabytes(found.free_bytes)} are free. Use a larger disk, or no local tier."
         )
-    text = f"second tier: {_gigabytes(fast.size_bytes)} each time in {Path(config.fast_directory)} of each node"
+    text = f"local tier: {_gigabytes(found.size_bytes)} each time in {Path(config.fast_directory)} of each node"
     return [("checkpoint_estimate", text)]
 
 

@@ -1,4 +1,4 @@
-"""The second tier of a run's checkpoints: where its folder is, and whose; saves and loads nothing."""
+"""The run's folder in the local tier of checkpoints, and the identity that protects it from other runs."""
 
 import os
 import secrets
@@ -14,14 +14,17 @@ _RUN_ID = "run_id"
 
 
 def local_directory(config: RunConfig) -> Path | None:
-    """The run's folder in the second tier, the same path on every node; None without that tier."""
+    """The run's folder in the local tier, the same path on every node. None if the recipe has no local tier."""
     if not config.checkpoint.fast_directory:
         return None
     return tier_directory(Path(config.checkpoint.fast_directory), config.run.directory)
 
 
 def run_identity(run_directory: Path) -> str:
-    """A word that tells this run from an earlier one of the same path, kept in the run directory. Collective."""
+    """An identifier that distinguishes this run from an earlier one at the same path. Collective.
+
+    It is kept in the run directory.
+    """
     path = run_directory / _RUN_ID
 
     def read_or_make() -> str | None:
@@ -38,14 +41,14 @@ def run_identity(run_directory: Path) -> str:
 
 
 def check_fast_directory(config: RunConfig) -> None:
-    """ConfigError on a rank whose node has no such folder that can be written to. Collective, so on all ranks."""
+    """ConfigError on all ranks if one of them cannot write to checkpoint.fast_directory on its node. Collective."""
     directory = Path(config.checkpoint.fast_directory)
 
     def check() -> None:
         if not (directory.is_dir() and os.access(directory, os.W_OK)):
             raise ConfigError(
-                f"checkpoint.fast_directory = '{directory}' is no folder that rank {rank_in(None)} may write to; make "
-                f"it on every node, name another such as /dev/shm, or leave it out"
+                f"checkpoint.fast_directory = '{directory}' is not a folder that rank {rank_in(None)} may write to. "
+                f"Create it on every node, use another such as /dev/shm, or leave it out."
             )
 
     run_on_all_ranks(check, None, path=directory)

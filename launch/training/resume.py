@@ -1,4 +1,4 @@
-"""From which checkpoint a run goes on, and whether it is the same run; loads no weights."""
+"""Find the checkpoint to resume from, and check that it belongs to the same run. The engine loads the weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -40,47 +40,52 @@ class RunStart:
 
 
 def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, resume: bool | None) -> None:
-    """Tell of a mistake before any process talks to another: what can be seen without verifying a checkpoint."""
+    """Raise the errors that need no verified checkpoint, before any process communicates."""
     check_no_links(config.run.directory)
     found = list_checkpoints(config.run.directory / "checkpoints")
     if not found:
         check_start_from(config)
         if resume and not config.checkpoint.fast_directory:
-            raise ConfigError(f"--resume, but {config.run.directory / 'checkpoints'} holds no checkpoint")
+            raise ConfigError(f"--resume, but {config.run.directory / 'checkpoints'} contains no checkpoint")
         return
     if resume is False:
-        raise _not_to_be_resumed(config, found[0])
+        raise _no_resume_error(config, found[0])
     try:
         state = read_checkpoint_header(found[0]).state
     except CheckpointError:
-        return  # find_start falls back to an older one, and says so
+        return  # find_start logs it and falls back to an older one
     check_same_run(found[0], state, saved_state)
     loop_state(config, state)
 
 
-def _not_to_be_resumed(config: RunConfig, found: Path) -> ConfigError:
+def _no_resume_error(config: RunConfig, found: Path) -> ConfigError:
     return ConfigError(
-        f"--no-resume, but {config.run.directory} holds the checkpoint {found.name}; choose another --run.directory, "
-        f"or remove that one"
+        f"--no-resume, but {config.run.directory} contains the checkpoint {found.name}. Use another --run.directory, "
+        f"or remove that one."
     )
 
 
 def check_no_links(directory: Path) -> None:
-    """ConfigError where a symbolic link lies in a run directory, through which the run would write elsewhere. The
-    folder of checkpoints may be one, to a larger disk."""
+    """ConfigError for a symbolic link in a run directory: the run would write elsewhere through it.
+
+    The folder of checkpoints may be a link, for example to a larger disk.
+    """
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         if path.is_symlink() and not (path.name == "checkpoints" and path.is_dir()):
             raise ConfigError(
-                f"{path} is a symbolic link, and a run writes through none but a folder of checkpoints; remove it, or "
-                f"choose another --run.directory"
+                f"{path} is a symbolic link. Only the folder of checkpoints may be one. Remove the link, or use "
+                f"another --run.directory."
             )
 
 
 def find_start(
     config: RunConfig, saved_state: Mapping[str, Any], *, resume: bool | None, layout: dict[str, object] | None = None
 ) -> RunStart:
-    """The newest whole checkpoint over both tiers, verified, if there is one; the second tier, if there is one, is
-    rid of what is newer. `layout`: what its folders must have been saved on. Collective over all ranks."""
+    """Start from the newest whole checkpoint, shared or local, or from the beginning if there is none.
+
+    Newer checkpoints are deleted from the local tier. `layout`: the sharding signature that local checkpoints must
+    have. Collective over all ranks.
+    """
     shared_directory, tier = config.run.directory / "checkpoints", local_directory(config)
     local, messages = None, list[str]()
     if tier is not None and layout is not None and resume is not False:
@@ -101,18 +106,18 @@ def _start_from(
     resume: bool | None,
     messages: list[str],
 ) -> RunStart:
-    """From the checkpoint that was found, or from the beginning where there has been none."""
+    """Start from the checkpoint that was found, or from the beginning if the run has none."""
     directory = config.run.directory / "checkpoints"
     if checkpoint is None:
         if resume:
-            raise ConfigError(f"--resume, but {directory} holds no whole checkpoint{_because(messages)}")
+            raise ConfigError(f"--resume, but {directory} contains no whole checkpoint{_because(messages)}")
         if list_checkpoints(directory):
-            raise ConfigError(f"{directory} holds checkpoints, but none is whole{_because(messages)}")
+            raise ConfigError(f"{directory} contains checkpoints, but none is whole{_because(messages)}")
         start = fresh_start(config)
         start.events.extend(("checkpoint_skipped", text) for text in messages)
         return start
     if resume is False:
-        raise _not_to_be_resumed(config, checkpoint.path)
+        raise _no_resume_error(config, checkpoint.path)
     loop, changes = loop_state(config, checkpoint.state)
     changes = [*check_same_run(checkpoint.path, checkpoint.state, saved_state), *changes]
     events: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in messages]
@@ -122,7 +127,7 @@ def _start_from(
 
 
 def fresh_start(config: RunConfig) -> RunStart:
-    """From the first sample, with the seed's weights or those that run.start_from names. Collective over all ranks."""
+    """Start from the first sample, with weights of the seed or of run.start_from. Collective over all ranks."""
     weights = starting_weights(config)
     events: list[tuple[EventKind, str]] = []
     if weights is not None:
@@ -132,7 +137,7 @@ def fresh_start(config: RunConfig) -> RunStart:
 
 
 def loop_state(config: RunConfig, saved: Mapping[str, Any]) -> tuple[LoopState, list[str]]:
-    """The loop's part of a checkpoint's state under the recipe of now, and what to tell of a changed data.skip."""
+    """The loop's part of a checkpoint's state under the current recipe, and messages about a changed data.skip."""
     step, ramp, seq_len = int(saved["step"]), config.batch.ramp, config.data.seq_len
     state = LoopState.from_json(saved["loop"], step=step, spike=config.spike)
     state.skipped, messages = resumed(
@@ -145,7 +150,7 @@ def loop_state(config: RunConfig, saved: Mapping[str, Any]) -> tuple[LoopState, 
 
 
 def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Refuse a checkpoint of another model, of other data or of another batch; name what else has changed."""
+    """ConfigError for a checkpoint of another model, data or batch. Return messages about other changed settings."""
     for section in ("model", "batch"):
         before, after = (
             {key: value for key, value in state["config"][section].items() if key != "micro_batch_size"}
@@ -154,16 +159,16 @@ def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any])
         changes = changed_keys(before, after, prefix=f"{section}.")
         if changes:
             raise ConfigError(
-                f"{path} was saved by another configuration ({'; '.join(changes)}); restore these values, or start in "
-                f"another --run.directory"
+                f"{path} was saved with another configuration ({'; '.join(changes)}). Restore these values, or use "
+                f"another --run.directory."
             )
     differences = fingerprint_differences(saved["data"], now["data"])
     if saved["tokenizer"] != now["tokenizer"]:
         differences.append(f"another tokenizer in {now['config']['data']['tokenizer']}")
     if differences:
         raise ConfigError(
-            f"{path} was trained on other data than the recipe names now ({'; '.join(differences)}); restore it, or "
-            f"start in another --run.directory"
+            f"{path} was trained on other data than the recipe has now ({'; '.join(differences)}). Restore it, or use "
+            f"another --run.directory."
         )
     return [
         f"changed since the checkpoint: {change}"

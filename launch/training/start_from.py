@@ -1,4 +1,4 @@
-"""Whose weights a new run begins with, where its recipe says so (run.start_from); loads none and changes nothing."""
+"""Find the checkpoint whose weights a new run takes (run.start_from). The engine loads them."""
 
 import dataclasses
 import shutil
@@ -14,29 +14,29 @@ from parallel.checkpoint.folders import list_checkpoints
 from parallel.checkpoint.handle import Checkpoint, read_checkpoint_header, verify_checkpoint
 from parallel.errors import CheckpointError
 
-# What may differ between the two recipes' models: it decides nothing about weights that are already there.
-_FREE = ("init_std",)
+# Settings of the model that may differ between the two recipes: they only affect the initialisation.
+_MAY_DIFFER = ("init_std",)
 
 
 def check_start_from(config: RunConfig) -> None:
-    """Tell of a mistake before any process talks to another: what can be seen without verifying a checkpoint."""
+    """Raise the errors that need no verified checkpoint, before any process communicates."""
     if config.run.start_from is None:
         return
     directory, path = find_checkpoint_folder(config.run.start_from)
     if path is None:
         found = list_checkpoints(directory)
         if not found:
-            raise ConfigError(f"run.start_from = '{config.run.start_from}' holds no checkpoint in {directory}")
+            raise ConfigError(f"run.start_from = '{config.run.start_from}' has no checkpoint in {directory}")
         path = found[0]
     try:
         state = read_checkpoint_header(path).state
     except CheckpointError:
-        return  # the one that is taken is verified, and this one passed over, in `starting_weights`
+        return  # `starting_weights` verifies, and falls back to an older one
     _check_same_model(path, state, config)
 
 
 def starting_weights(config: RunConfig) -> Checkpoint | None:
-    """The checkpoint, verified; None where the recipe names none. Collective over all ranks."""
+    """The verified checkpoint of run.start_from, or None without that setting. Collective over all ranks."""
     if config.run.start_from is None:
         return None
     directory, path = find_checkpoint_folder(config.run.start_from)
@@ -45,7 +45,7 @@ def starting_weights(config: RunConfig) -> Checkpoint | None:
         if checkpoint is None:
             reasons = "".join(f"; {bad}: {reason}" for bad, reason in skipped)
             raise ConfigError(
-                f"run.start_from = '{config.run.start_from}': {directory} holds no whole checkpoint{reasons}"
+                f"run.start_from = '{config.run.start_from}': {directory} contains no whole checkpoint{reasons}"
             )
     else:
         checkpoint = verify_checkpoint(path)
@@ -53,9 +53,11 @@ def starting_weights(config: RunConfig) -> Checkpoint | None:
     return checkpoint
 
 
-def bring_companions(config: RunConfig) -> None:
-    """Copy what came with an imported model that this run began with, such as its chat template, so that it goes back
-    with an export; not when the tokenizer is another. One process."""
+def copy_companions(config: RunConfig) -> None:
+    """Copy the files of an imported model besides weights and tokenizer, such as its chat template, for a later export.
+
+    Only if this run started from that model with the same tokenizer. One process calls it.
+    """
     if config.run.start_from is None or not config.run.start_from.is_dir():
         return
     source = find_checkpoint_folder(config.run.start_from)[0].parent
@@ -73,14 +75,14 @@ def _check_same_model(path: Path, state: dict[str, object], config: RunConfig) -
     saved = state.get("config")
     model = saved.get("model") if isinstance(saved, dict) else None
     if not isinstance(model, dict):
-        raise ConfigError(f"run.start_from: {path} does not say of which model it is")
+        raise ConfigError(f"run.start_from: {path} does not record its model configuration")
     before, after = (
-        {key: value for key, value in table.items() if key not in _FREE}
+        {key: value for key, value in table.items() if key not in _MAY_DIFFER}
         for table in (model, dataclasses.asdict(config.model))
     )
     changes = changed_keys(before, after, prefix="model.")
     if changes:
         raise ConfigError(
-            f"run.start_from: {path} is of another model than the recipe's ({'; '.join(changes)}); take its [model] "
-            "section (`triaxial convert` leaves it as model.toml)"
+            f"run.start_from: {path} is of another model than the recipe's ({'; '.join(changes)}). Use its [model] "
+            "section, which `triaxial convert` writes as model.toml."
         )

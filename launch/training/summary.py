@@ -1,4 +1,4 @@
-"""What a training run tells its user at both ends, and leaves beside its checkpoints; measures nothing."""
+"""Describe a run at its start and its end, and write the files beside its checkpoints."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,12 @@ from gpt.training.run import Outcome, Run
 from gpt.training.schedule import BatchRamp
 from launch.config.run_config import RunConfig, as_dict
 from launch.processes.determinism import conditions
-from launch.training.start_from import bring_companions
+from launch.training.start_from import copy_companions
 from parallel.layout.layout import Layout
 
 
 def prepare_run_directory(config: RunConfig) -> None:
-    """Leave beside the checkpoints what is needed to use them later."""
+    """Write configuration and tokenizer to the run directory, for later use of the checkpoints."""
     directory = config.run.directory
     replace_file(directory / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
     (directory / "tokenizer").mkdir(exist_ok=True)
@@ -26,11 +26,11 @@ def prepare_run_directory(config: RunConfig) -> None:
         copy = directory / "tokenizer" / file.name
         if not copy.exists():
             replace_file(copy, file.read_bytes())
-    bring_companions(config)
+    copy_companions(config)
 
 
 def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.device, data: TrainingData) -> list[str]:
-    """What will really run, in words."""
+    """Return lines on what will run: effective sizes, layout, batch and tokens."""
     epochs = data.epochs(run.samples_seen(run.steps))
     mixed = ", ".join(f"{name} {share:.2f}" for name, share in epochs.items())
     return [
@@ -49,18 +49,18 @@ def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.devic
 
 
 def describe_checks(data: TrainingData) -> list[str]:
-    """Which token files nothing is compared with, where there are any."""
+    """Name the token files that have no checksums, if there are any."""
     unchecked = [str(files.tokens.prefix) for files in data.files if files.tokens.unchecked]
     if not unchecked:
         return []
     return [
-        f"data: damage of {', '.join(unchecked)} would not be noticed, for want of checksums; `triaxial prepare "
+        f"data: damage of {', '.join(unchecked)} would not be noticed, since there are no checksums; `triaxial prepare "
         f"checksum {unchecked[0]}` makes them"
     ]
 
 
 def describe_ramp(batch: BatchRamp) -> list[str]:
-    """How the steps grow, where they do."""
+    """Describe the batch size ramp, if there is one."""
     *ramped, last = batch.levels()
     if not ramped:
         return []
@@ -72,7 +72,7 @@ def describe_ramp(batch: BatchRamp) -> list[str]:
 
 
 def describe_pipeline(config: RunConfig, layout: Layout) -> list[str]:
-    """The schedule and the blocks of each stage, where there is more than one."""
+    """Name the schedule and the blocks of each stage, if there are several stages."""
     if layout.pipeline == 1:
         return []
     blocks = ", ".join(map(str, layout.split))
@@ -85,12 +85,12 @@ def describe_pipeline(config: RunConfig, layout: Layout) -> list[str]:
 def how_it_ended(config: RunConfig, outcome: Outcome, *, first_step: int) -> str:
     step = outcome.state.step
     if step == first_step and outcome.ended == "total_tokens":
-        return f"nothing left to train: step {step:,} has reached train.total_tokens; raise it to go on"
+        return f"nothing left to train: step {step:,} has reached train.total_tokens; raise it to train further"
     if outcome.ended == "signal":
         return f"stopped by a signal at step {step:,}; run the same command again to continue"
     figures = f"{outcome.tokens_seen:,} tokens in {step:,} steps, {outcome.tokens_per_s:,.0f} tokens/s"
     if outcome.ended == "stop_after_s":
-        return f"stopped: train.stop_after_s = {config.train.stop_after_s:g} is over, {figures}; run again to continue"
+        return f"stopped after train.stop_after_s = {config.train.stop_after_s:g}, {figures}; run again to continue"
     if outcome.ended == "target_loss":
         return f"done: train.target_loss = {config.train.target_loss} is reached, {figures}"
     return f"done: {figures}"
@@ -105,8 +105,10 @@ def write_summary(
     account: Account | None,
     weights: str | None,
 ) -> None:
-    """`train_summary.json`: the figures of this process's part of the run, and where the time of all of it went.
-    `weights`: a digest of them, if there is one."""
+    """Write `train_summary.json`: results of this process's part of the run, and the time account of the whole run.
+
+    `weights`: a digest of the weights, if there is one.
+    """
     summary = {
         "parameters": config.model.parameters,
         "layout": str(layout),

@@ -94,7 +94,7 @@ CASES = [
     ("--run.directory /proc/nothing/run", "run.directory = /proc/nothing/run cannot be created"),
     ("--run.directory /dev/null", "/dev/null/checkpoints: not a directory"),
     # The command itself.
-    ("--resume", "--resume, but", "holds no checkpoint"),
+    ("--resume", "--resume, but", "contains no checkpoint"),
     ("--nproc 0", "--nproc 0 must be at least 1"),
     ("--max-restarts 2", "--max-restarts goes with --nproc"),
     ("--nproc 1 --max-restarts -1", "--max-restarts -1 must be 0 or more"),
@@ -138,7 +138,7 @@ def trained(tiny_corpus, tmp_path_factory):
 
 
 RESUMED = [
-    ("--model.n_layers 3", "was saved by another configuration (model.n_layers: 2 -> 3); restore"),
+    ("--model.n_layers 3", "was saved with another configuration (model.n_layers: 2 -> 3). Restore"),
     ("--model.tied false", "model.tied: True -> False"),
     ("--batch.global_batch_tokens 1024", "batch.global_batch_tokens: 512 -> 1024"),
     ("--run.seed 5", "was trained on other data", "the seed was 3 and is now 5"),
@@ -146,7 +146,7 @@ RESUMED = [
     ('--data.train [{path="VALIDATION",name="train"}]', "the number of tokens of corpus 'train' was"),
     ('--data.train [{path="TRAIN",name="web"}]', "corpus 'train' is gone; corpus 'web' is new"),
     ("--data.skip [[3,9]]", "data.skip leaves out position 3, but the run has read it at step 1"),
-    ("--no-resume", "--no-resume, but", "holds the checkpoint step-000000004"),
+    ("--no-resume", "--no-resume, but", "contains the checkpoint step-000000004"),
 ]
 
 
@@ -163,7 +163,7 @@ def test_another_run_is_no_resume(said, trained, tiny_corpus, words, parts):
 def test_no_resume_is_also_refused_by_all_ranks_together(tiny_corpus, trained):
     """On several nodes, only the ranks on the node of the failed rank know that this start is a restart."""
     config = read_run_config(str(tiny_corpus.recipe), ["--run.directory", str(trained)])
-    with pytest.raises(ConfigError, match=r"--no-resume, but .* holds the checkpoint step-000000004"):
+    with pytest.raises(ConfigError, match=r"--no-resume, but .* contains the checkpoint step-000000004"):
         find_start(config, {}, resume=False)
 
 

@@ -200,9 +200,8 @@ def test_files_without_checksums_are_told_of_and_get_some(tiny_corpus, tmp_path,
         shutil.copy(f"{tiny_corpus.folder / 'train'}{suffix}", f"{prefix}{suffix}")
     words = ["train", str(tiny_corpus.recipe), "--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
     words += ["--train.total_tokens", "512", "--data.train", f'[{{ path = "{prefix}" }}]', "--data.validation", "[]"]
-    warning = (
-        f"data: damage of {prefix} would not be noticed, for want of checksums; `triaxial prepare checksum {prefix}`"
-    )
+    command = f"triaxial prepare checksum {prefix}"
+    warning = f"data: damage of {prefix} would not be noticed, since there are no checksums; `{command}`"
     checksum = ["prepare", "checksum", str(prefix)]
     for number, told in enumerate((1, 0)):
         assert main([*words, "--run.directory", str(tmp_path / f"run{number}")]) == 0

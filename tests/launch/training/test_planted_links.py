@@ -68,7 +68,9 @@ def test_no_file_of_a_run_is_written_through_a_link(tiny_corpus, finished, outsi
             (run / name).symlink_to(outside / target)
             assert train(tiny_corpus, run) == 2, (name, target)
             line = capsys.readouterr().err
-            assert line.startswith(f"triaxial: error: {run / name} is a symbolic link, and a run writes through none")
+            assert line.startswith(
+                f"triaxial: error: {run / name} is a symbolic link. Only the folder of checkpoints may be one."
+            )
             assert line.count("\n") == 1
             shutil.rmtree(run)
 

@@ -170,5 +170,5 @@ def test_a_damaged_checkpoint_is_passed_over_and_none_whole_is_an_error(
     capsys.readouterr()
     assert train(tiny_corpus, run) == 2
     (told,) = capsys.readouterr().err.strip().splitlines()
-    for part in ("holds checkpoints, but none is whole", before.name, "MANIFEST.json is missing", newest.name):
+    for part in ("contains checkpoints, but none is whole", before.name, "MANIFEST.json is missing", newest.name):
         assert part in told
