@@ -91,7 +91,7 @@ class CorruptDataHandler:
         `mine`: what this rank found.
         """
         found: dict[int, Damage] = {}
-        for theirs in self.engine.exchange([vars(damage) for damage in mine]):
+        for theirs in self.engine.all_gather_objects([vars(damage) for damage in mine]):
             for fields in theirs:
                 found.setdefault(fields["position"], Damage(**fields))
         damages = [found[position] for position in sorted(found)]

@@ -99,21 +99,24 @@ class ReplicaMismatch(ConfigError):
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints outlive the next: the newest `last`, and every one whose step `for_ever` names."""
+    """Which checkpoints a save keeps: the newest `last`, and every one for whose step `permanent` returns True."""
 
     last: int
-    for_ever: Callable[[int], bool] = lambda step: False
+    permanent: Callable[[int], bool] = lambda step: False
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Spans are in tokens, since tokens are the clock. `fast_directory` is the second tier: a fast disk of each node,
-    written often and kept short, for restarts on the same layout."""
+    """The [checkpoint] section. Intervals are in tokens, since tokens are the clock.
+
+    `fast_directory` is the local tier: a fast disk of each node, for frequent saves that serve restarts on the same
+    layout.
+    """
 
     every_tokens: int | None = None  # None: at the end only
     keep_last: int = 2
-    keep_every_tokens: int | None = None  # a multiple of every_tokens: these are kept for ever
-    in_background: bool = True  # training waits for the copy to host memory alone
+    keep_every_tokens: int | None = None  # a multiple of every_tokens: these checkpoints are never deleted
+    in_background: bool = True  # training waits only for the copy to host memory
     max_failures: int = 3  # saves in a row that may fail before the run ends
     fast_directory: str = ""
     fast_every_tokens: int | None = None

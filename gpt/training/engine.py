@@ -40,12 +40,12 @@ class Totals(NamedTuple):
 
 @dataclass(frozen=True)
 class SaveResult:
-    """How a save ended that went on beside training: `path`, or `error` in one line."""
+    """The result of a background save: `path`, or `error` in one line."""
 
     step: int
     path: Path | None
     error: str | None
-    stall_s: float  # training waited so long, on the slowest rank
+    stall_s: float  # how long training waited, on the slowest rank
     write_s: float  # from the copy in host memory to the published checkpoint, on the slowest rank
     bytes: int  # on disk, of all ranks together
 
@@ -199,8 +199,8 @@ class Engine(Protocol):
         memory at a time."""
         ...
 
-    def exchange(self, values: list[Any]) -> list[list[Any]]:
-        """Every rank's values, few and plain, by rank."""
+    def all_gather_objects(self, values: list[Any]) -> list[list[Any]]:
+        """Gather a few plain values of every rank; the result is by rank."""
         ...
 
     def check_replicas(self) -> str | None:

@@ -170,9 +170,9 @@ class TrainingLoop:
     def save_local(self) -> None:
         """Save to the local tier, unless the shared one is due. A restart may use it, so it is checked as well."""
         shared = self.run.due(self.run.checkpoint.every_tokens, self.state.step)
-        if self.run.fast_checkpoints is not None and not shared:
+        if self.run.local_checkpoints is not None and not shared:
             self.prepare_save()
-            self.saver.start_fast(self.run.fast_checkpoints, self.state)
+            self.saver.start_local(self.run.local_checkpoints, self.state)
 
     def prepare_save(self) -> None:
         self.heartbeat.beat("saving", self.state.step)

@@ -108,8 +108,8 @@ class Recovery:
         )
         self.ledger.resume(step=step, tokens=run.batch.tokens_seen(step), rewound=True)
         with self.ledger.span("rewinding"):
-            if run.fast_checkpoints is not None:
-                self.engine.checkpoints.local.discard_after(run.fast_checkpoints, step=step)
+            if run.local_checkpoints is not None:
+                self.engine.checkpoints.local.discard_after(run.local_checkpoints, step=step)
             self.heartbeat.beat("saving", step)
             if run.replica_check_every_steps:
                 self.check_replicas(state)

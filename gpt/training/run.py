@@ -88,7 +88,7 @@ class Run:
     log_every_steps: int
     replica_check_every_steps: int  # and before each save; 0: never
     directory: Path
-    fast_checkpoints: Path | None  # this run's folder in the second tier, if there is one
+    local_checkpoints: Path | None  # this run's folder in the local tier, if it has one
     saved_state: dict[str, object]  # what each checkpoint carries besides the loop's: configuration, fingerprints
 
     @property

@@ -43,7 +43,7 @@ class RunSaver:
         self.under_way = state.step
         self._start(self.engine.checkpoints.shared, self.run.checkpoints, state, self.run.retention)
 
-    def start_fast(self, directory: Path, state: LoopState) -> None:
+    def start_local(self, directory: Path, state: LoopState) -> None:
         """Start a background save to the local tier, to which each rank saves its own shards.
 
         Skipped while a save to shared storage is under way: training would wait for that storage.

@@ -42,7 +42,8 @@ def evaluate(
                 found=found,
             )
             results[name] = engine.evaluate(_call_before_each(batches, before_each))
-            new = {sample: reason for of_rank in engine.exchange([*found.items()]) for sample, reason in of_rank}
+            by_rank = engine.all_gather_objects([*found.items()])
+            new = {sample: reason for of_rank in by_rank for sample, reason in of_rank}
             if not new:
                 break
             without.update(sorted(new.items()))

@@ -110,7 +110,7 @@ def build_loop(config: RunConfig, saved_state: dict[str, object], *, peak_flops_
         log_every_steps=config.metrics.log_every_steps,
         replica_check_every_steps=config.health.replica_check_every_steps,
         directory=config.run.directory,
-        fast_checkpoints=local_directory(config),
+        local_checkpoints=local_directory(config),
         saved_state=saved_state,
     )
 

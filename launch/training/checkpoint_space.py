@@ -22,10 +22,10 @@ def check_space(run: Run, engine: Engine, *, step: int) -> list[tuple[EventKind,
     present = len(list_checkpoints(run.checkpoints))
     error = DiskFull if step > 0 else ConfigError
     events = _check_shared(run, found, kept=max_checkpoints(run), present=present, error=error)
-    if run.fast_checkpoints is not None:
-        found = engine.checkpoints.local.estimate(run.fast_checkpoints, state=state, step=run.steps)
+    if run.local_checkpoints is not None:
+        found = engine.checkpoints.local.estimate(run.local_checkpoints, state=state, step=run.steps)
         events += _check_local(run.checkpoint, found, resumes=step > 0, error=error)
-        engine.checkpoints.local.prepare(run.fast_checkpoints)
+        engine.checkpoints.local.prepare(run.local_checkpoints)
     if run.checkpoint.in_background and run.checkpoint.every_tokens is not None:
         engine.checkpoints.shared.prepare(run.checkpoints)
     return events

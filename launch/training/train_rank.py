@@ -186,8 +186,8 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
         weights = engine.weights_digest() if config.run.deterministic else None
         if metrics is not None:
             report_end(prepared, run, outcome, metrics, first_step=first_step, weights=weights)
-    if run.fast_checkpoints is not None and outcome.ended in ("total_tokens", "target_loss"):
-        discard_all_local(run.fast_checkpoints)
+    if run.local_checkpoints is not None and outcome.ended in ("total_tokens", "target_loss"):
+        discard_all_local(run.local_checkpoints)
     dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
     return mark_saved(prepared.environment) if outcome.ended == "signal" else 0
 

@@ -118,7 +118,7 @@ def delete_old(final: Path, keep: Retention) -> None:
         _log.warning("cannot list old checkpoints in %s: %s", final.parent, error)
         return
     for path in earlier[keep.last - 1 :]:
-        if not keep.for_ever(published_step(path)):
+        if not keep.permanent(published_step(path)):
             delete(path)
 
 

@@ -202,7 +202,7 @@ class NativeEngine:
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         return model_digest(all_gather_objects(weight_digests(self.parameters), None))
 
-    def exchange(self, values: list[Any]) -> list[list[Any]]:
+    def all_gather_objects(self, values: list[Any]) -> list[list[Any]]:
         return all_gather_objects(values, None)
 
     def check_replicas(self) -> str | None:

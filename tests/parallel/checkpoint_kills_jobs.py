@@ -157,7 +157,7 @@ def job_random(folder: Path, rank: int) -> None:
     survived_alone, newest = 0, dict.fromkeys(KINDS, 0)
     for kill in range(kills):
         kind = KINDS[kill % 3]
-        children = [fork(functools.partial(_save_for_ever, folder, kind, kill, rank)) for rank in range(2)]
+        children = [fork(functools.partial(_save_until_lost, folder, kind, kill, rank)) for rank in range(2)]
         wait_until((folder / f"begun-{kill}").exists)
         time.sleep(rng.uniform(0.0, 0.12))
         doomed = rng.choice([[0], [1], [0, 1]])
@@ -174,7 +174,7 @@ def job_random(folder: Path, rank: int) -> None:
     (folder / "kills.json").write_text(json.dumps(result))
 
 
-def _save_for_ever(folder: Path, kind: str, kill: int, rank: int) -> int:
+def _save_until_lost(folder: Path, kind: str, kill: int, rank: int) -> int:
     """A rank of two that goes on from what is there, step after step, until the other is lost."""
     _join(folder / f"meet-{kill}", rank)
     value = _find(folder, kind)
