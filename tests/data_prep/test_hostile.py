@@ -1,12 +1,10 @@
-"""Input made to harm: every record is there or named with its reason, its neighbours are kept, memory stays bounded."""
+"""Read input made to harm: each record is kept or named with a reason, its neighbours stay, memory is bounded."""
 
 import gzip
 import json
-import os
 import random
 import re
 import resource
-import signal
 import subprocess
 import sys
 import zlib
@@ -18,9 +16,6 @@ import pytest
 from data_prep.documents.records import Dropped, Page
 from data_prep.documents.shards import read_shard
 from data_prep.documents.traces import read_trace
-from data_prep.extraction.extract import extract_texts
-from data_prep.extraction.page_sandbox import Failure, PageSandbox
-from data_prep.extraction.page_text import ExtractConfig
 from data_prep.readers.readers import InputConfig, read_records
 
 pytest.importorskip("isal", reason="the extra 'data' is not installed")
@@ -34,7 +29,7 @@ GIB = 1 << 30
 BOMB = 544 << 20
 GOOD = b"<p>" + b"An ordinary page between the others. " * 20
 
-# Runs the extraction stage on each file of a folder in one process, and says what came of it and what it took.
+# Run the extraction stage on each file of a folder in one process, and print the counts and the peak memory.
 DRIVER = """
 import json, resource, sys
 from pathlib import Path
@@ -49,7 +44,7 @@ for path in sorted(Path(sys.argv[2]).iterdir()):
     out.mkdir()
     result = extract_file(config, (path,), (out / "shard", out / "trace"))
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    status = Path("/proc/self/status").read_text()  # getrusage counts what the process that started this one had, too
+    status = Path("/proc/self/status").read_text()  # getrusage would include the process that started this one
     own = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     peaks = [own * 1024, children * 1024]
     print(json.dumps({"name": path.name, "counts": [c.as_dict() for c in result.counts], "peak_bytes": max(peaks)}))
@@ -57,7 +52,7 @@ for path in sorted(Path(sys.argv[2]).iterdir()):
 
 
 def zeros(n_bytes: int, before: bytes = b"") -> bytes:
-    """A gzip member of `before` and that many zeros, made in no time; its sum is wrong where it is not read anyway."""
+    """Make a gzip member of `before` and zeros, quickly; its checksum is wrong, but no reader gets that far."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     start = packer.compress(before) + packer.flush(zlib.Z_FULL_FLUSH)
     unit = packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -65,7 +60,7 @@ def zeros(n_bytes: int, before: bytes = b"") -> bytes:
 
 
 def zstd_line(n_bytes: int, after: bytes) -> bytes:
-    """One line of zeros, then `after`."""
+    """Make one line of zeros, then `after`."""
     packer = zstandard.ZstdCompressor(level=1).compressobj()
     block = bytes(1 << 24)
     return (
@@ -82,7 +77,7 @@ def unpacked_head(url: str, length: int, extra: str = "") -> bytes:
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory, warc_record):
-    """{file: (counts read, counts extract, documents, drops, peak of memory)} after one process has had them all."""
+    """{file: (its counts and the peak of memory, its outputs)} after one process has read them all."""
     folder, out = tmp_path_factory.mktemp("hostile"), tmp_path_factory.mktemp("out")
     good = [warc_record(GOOD, record_id=f"urn:good:{n}") for n in range(3)]
     ok = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n"
@@ -123,7 +118,7 @@ def survived(tmp_path_factory, warc_record):
     for name, pieces in files.items():
         (folder / name).write_bytes(b"".join(pieces))
     with open(folder / "line.jsonl", "wb") as file:
-        file.truncate(GIB)  # a line of zeros, of which the disk holds nothing
+        file.truncate(GIB)  # a line of zeros that takes no space on the disk
         file.seek(GIB)
         file.write(b"\n" + text)
     text_of_20_mb = pyarrow.array(["x" * 20_000_000])
@@ -154,7 +149,7 @@ def survived(tmp_path_factory, warc_record):
         ("one_text_26_times.parquet", {"too_large": 26}, {}, 0),
     ],
 )
-def test_hostile_files(survived, name, read, extract, kept):
+def test_hostile_files_are_read_within_the_memory_limit(survived, name, read, extract, kept):
     entry, out = survived[name]
     reading, extracting = entry["counts"]
     assert (reading["dropped"], extracting["dropped"]) == (read, extract)
@@ -173,7 +168,7 @@ def kinds(path: Path, **config) -> dict[str, int]:
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("change", [-300, -1, 7, 300, 10**6, 10**12])
-def test_a_content_length_that_lies_costs_its_own_record_only(tmp_path, warc_record, packed, change):
+def test_a_wrong_content_length_spoils_only_its_own_record(tmp_path, warc_record, packed, change):
     def lying(record: bytes) -> bytes:
         return re.sub(rb"Content-Length: (\d+)", lambda m: b"Content-Length: %d" % (int(m[1]) + change), record)
 
@@ -195,7 +190,7 @@ def test_a_content_length_that_lies_costs_its_own_record_only(tmp_path, warc_rec
         assert kinds(path) == {"Page": 3, "wrong_length": 1}
 
 
-def test_tricks_in_headers_never_leave_the_text(tmp_path, warc_record):
+def test_tricks_in_headers_have_no_effect(tmp_path, warc_record):
     """Names of files, other records' ids, control characters: nothing is written outside, and each record is named."""
     evil = ["../../../../tmp/evil", "/etc/passwd", "a\x00b", "urn:x\x1b[2J", "x" * 5000, "..", "con:aux", ""]
     injected = b"WARC-Target-URI: http://a/\r\nWARC-Record-ID: <urn:other>\r\nContent-Length: 5"
@@ -224,7 +219,7 @@ def test_tricks_in_headers_never_leave_the_text(tmp_path, warc_record):
         assert not re.search(r"[\x00-\x1f\x7f]", text)
 
 
-def test_text_that_is_not_utf8_is_named_or_mended(tmp_path):
+def test_text_that_is_not_utf8_is_dropped_or_repaired(tmp_path):
     good = json.dumps({"id": "good", "text": "gut: ä"}, ensure_ascii=False).encode()
     (tmp_path / "a.jsonl").write_bytes(good + b'\n{"id": "bad", "text": "\xff\xfe"}\n' + good)
     assert kinds(tmp_path / "a.jsonl") == {"Document": 2, "malformed": 1}
@@ -235,35 +230,16 @@ def test_text_that_is_not_utf8_is_named_or_mended(tmp_path):
     assert re.fullmatch(r"file:[0-9a-f]{16}@5", found[1].id)
 
 
-def test_a_line_without_end_ends_its_file(tmp_path):
-    """After 128 times the limit the rest is left alone: a bomb of a packed file would be read for hours otherwise."""
+def test_an_endless_line_ends_the_reading_of_its_file(tmp_path):
+    """After 128 times the limit the rest is dropped: reading a packed bomb to its end would take hours."""
     line = json.dumps({"text": "words"}).encode() + b"\n"
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(line + bytes(1_000_000) + b"\n" + line))
     assert kinds(tmp_path / "a.jsonl.zst", max_record_bytes=1000) == {"Document": 1, "too_large": 1}
     assert kinds(tmp_path / "a.jsonl.zst", max_record_bytes=8000) == {"Document": 2, "too_large": 1}
 
 
-def test_a_page_is_judged_alone_whatever_was_before_it():
-    """The child of the pages before is used up by one that kills it, and pages that only then would fail do not."""
-    hog = Page("hog", b"<table><tr><td>" * 300_000, None, True, {})
-    nice = [Page(str(n), GOOD, None, True, {}) for n in range(40)]
-    config = ExtractConfig(max_page_memory_bytes=100 << 20)
-    texts = [text for _, text in extract_texts([*nice[:20], hog, *nice[20:], hog], config)]
-    assert [type(text) for text in texts] == [str] * 20 + [Failure] + [str] * 20 + [Failure]
-    assert {text.reason for text in texts if isinstance(text, Failure)} == {"out_of_memory"}
-
-
-def test_a_child_that_is_killed_from_outside_costs_nothing():
-    pages = [Page(str(n), GOOD + b"%d" % n, None, True, {}) for n in range(20)]
-    with PageSandbox(ExtractConfig()) as sandbox:
-        for _ in range(3):
-            sandbox.submit(pages)
-            os.kill(sandbox.child_pid, signal.SIGKILL)
-            assert [text[-2:] for text in sandbox.collect()] == [f"{n}"[-2:].rjust(2) for n in range(20)]
-
-
 def damaged(records: list[bytes], rng: random.Random, packed: bool) -> tuple[bytes, int]:
-    """A file of the records, one of them (its number is returned) with bytes changed, taken out or put in."""
+    """Join the records, with bytes of one of them changed, removed or inserted; return the number of that one, too."""
     n = rng.randrange(len(records))
     pieces = [gzip.compress(record) if packed else record for record in records]
     piece = bytearray(pieces[n])
@@ -296,17 +272,17 @@ def fuzz(tmp_path: Path, warc_record, rounds: int) -> None:
             others = {f"urn:{i}" for i in range(6)} - {f"urn:{n}"}
             if packed:
                 assert others <= pages, (n, found)
-            else:  # without a frame around it, a broken record's head or end can take the next one's head with it
+            else:  # without gzip members, damage to a head or an end can also hide the next head
                 assert len(others - pages) <= 1, (n, found)
             assert all(r.id for r in found)
             assert len(found) >= 5
 
 
-def test_damage_costs_the_record_it_hits(tmp_path, warc_record):
+def test_damage_spoils_only_the_record_it_hits(tmp_path, warc_record):
     fuzz(tmp_path, warc_record, 150)
 
 
 @pytest.mark.rehearse
-def test_damage_costs_the_record_it_hits_at_full_count(tmp_path, warc_record):
+def test_damage_spoils_only_the_record_it_hits_at_full_count(tmp_path, warc_record):
     fuzz(tmp_path, warc_record, 10_000)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 2 * MEMORY_LIMIT_BYTES

@@ -14,7 +14,7 @@ from data_prep.corpus.shards import FILE_ENDINGS, FileTask, write_file
 from data_prep.corpus.split import SplitConfig
 from data_prep.corpus.tokenize import ROW, TokenizerConfig, blocks, tokenize_shard
 from data_prep.corpus.tokenizer_training import SampleTask, TrainTask, sample_bound, sample_shard, train_tokenizer
-from data_prep.documents.shards import Document, encode_line, keyed_hash, read_shard, write_shard
+from data_prep.documents.shards import Document, read_shard, write_shard
 from data_prep.execution.files import lock_folder
 from data_prep.recipe import OutputConfig
 from gpt.errors import ConfigError
@@ -183,28 +183,9 @@ def test_the_tokenizer_sees_the_first_documents_of_the_order_whatever_the_shards
     assert found == [first.text], "one document at least, even one above the budget"
 
 
-def test_keyed_hash_is_uniform_and_pinned():
-    values = np.array([keyed_hash(f"doc-{n}", key="validation 0") / 2**64 for n in range(4000)])
-    assert abs(values.mean() - 0.5) < 0.02
-    assert abs((values < 0.05).mean() - 0.05) < 0.015
-    assert keyed_hash("doc-1", key="validation 0") == 668465944536163900, (
-        "a changed hash would move documents between the splits"
-    )
-
-
 def test_entropy():
     assert entropy_nats([5, 5, 0, 5, 5]) == pytest.approx(math.log(4))
     assert entropy_nats([7, 0]) == entropy_nats([]) == 0
-
-
-def test_shards_carry_any_text(tmp_path):
-    documents = [Document("a\n", "tab\t nul\x00 newline\n 🎉 \u2028", {"k": [1, None]}), Document("b", "")]
-    with write_shard(tmp_path / "s") as write:
-        for document in documents:
-            write(document)
-    assert list(read_shard(tmp_path / "s")) == documents
-    assert encode_line(documents[0]).count(b"\n") == 1
-    assert [d.n_bytes for d in documents] == [len(d.text.encode()) for d in documents]
 
 
 def test_publishing_is_all_or_nothing(tmp_path, monkeypatch):

@@ -3,10 +3,8 @@
 import contextlib
 import json
 import os
-import platform
 import shutil
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -61,23 +59,6 @@ def test_a_second_run_does_nothing_and_a_change_does_what_it_must(tmp_path, func
     assert entry["outputs"][0]["bytes"] == 5
 
 
-def test_a_manifest_that_was_cut_off_or_damaged_costs_only_its_bad_lines(tmp_path, functions, sources, run_stage):
-    log = tmp_path / "log"
-    run_stage(tmp_path / "w", functions.copy, sources, functions.Config("p", log))
-    manifest = tmp_path / "w/manifest.jsonl"
-    lines = manifest.read_bytes().splitlines(keepends=True)
-    tasks = [i for i, line in enumerate(lines) if b'"stage"' in line]
-    lines[tasks[0]] = lines[tasks[0]][:20] + b"\xff" + lines[tasks[0]][20:]
-    lines[tasks[2]] = lines[tasks[2]][:-9]
-    manifest.write_bytes(b"".join(lines))
-    log.write_text("")
-    run_stage(tmp_path / "w", functions.copy, sources, functions.Config("p", log))
-    assert sorted(log.read_text().split()) == ["a.in", "c.in"]
-    log.write_text("")
-    run_stage(tmp_path / "w", functions.copy, sources, functions.Config("p", log))
-    assert log.read_text() == "", "what was written after the cut counts"
-
-
 def test_changed_code_runs_again_and_changed_comments_do_not(tmp_path, functions, sources):
     """The stage function's own module stays as it is; the module that it imports changes."""
     code, log = tmp_path / "code", tmp_path / "log"
@@ -122,24 +103,6 @@ def test_code_that_changes_during_a_run_is_an_error(tmp_path, functions, sources
         tasks = [Task(config, (path,), (workspace.folder / path.stem,)) for path in sources]
         with pytest.raises(ConfigError, match=r"of b\.in: the worker .* another installation .*code of changing_part"):
             workspace.run(stage, tasks)
-
-
-def test_the_manifest_says_what_made_a_file(tmp_path, functions, sources, run_stage):
-    run_stage(tmp_path / "w", functions.copy, sources, functions.Config("p", tmp_path / "log"))
-    lines = [json.loads(line) for line in (tmp_path / "w/manifest.jsonl").read_text().splitlines()]
-    (entry,) = [line for line in lines if line.get("inputs", [{}])[0].get("path") == str(sources[0])]
-    assert entry["counts"] == [Counts("copy", 2, 1, 10, 5, {"why": 1}).as_dict()]
-    facts = {"path": "copy/a.out", "bytes": 5, "digest": xxhash.xxh3_128_hexdigest(b"pa.in")}
-    assert entry["outputs"] == [{**facts, "mtime_ns": (tmp_path / "w/copy/a.out").stat().st_mtime_ns}]
-    given = {"path": str(sources[0]), "bytes": 4, "digest": xxhash.xxh3_128_hexdigest(b"a.in")}
-    assert entry["inputs"] == [given]
-    assert entry["versions"]["python"] == platform.python_version()
-    assert entry["versions"]["numpy"] == np.__version__
-    assert 0 < entry["elapsed_s"] < 60
-    (settings,) = [line for line in lines if line.get("of_tasks") == entry["settings"]]
-    assert settings["config"] == {"prefix": "p", "log": str(tmp_path / "log")}
-    assert settings["of"] == "copy"
-    assert {"stage_functions", "data_prep.documents.counts"} < settings["code"].keys()
 
 
 def test_a_full_disk_at_any_moment_leaves_nothing_half(tmp_path, functions, sources, small_disk, run_stage):
