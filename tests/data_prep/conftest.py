@@ -1,4 +1,4 @@
-"""Material for the data tests: English prose from a seeded generator, WARC records spelt out by hand, small stages."""
+"""Material for the tests of data_prep: seeded English prose, WARC records, small stages."""
 
 import gzip
 import random
@@ -15,7 +15,7 @@ ENDS = ["before the evening bell", "with great care", "and that was enough", "to
 
 @pytest.fixture(scope="session")
 def prose() -> Callable[..., str]:
-    """prose(seed, sentences=12): English that no quality rule objects to, different for each seed."""
+    """prose(seed, sentences=12): English text that passes every quality rule, different for each seed."""
 
     def make(seed: int, sentences: int = 12) -> str:
         rng = random.Random(seed)
@@ -61,7 +61,7 @@ def warc_record() -> Callable[..., bytes]:
 
 @pytest.fixture
 def functions(tmp_path, monkeypatch):
-    """Stage functions that worker processes can import, and tmp_path / "code" for more of them."""
+    """Stage functions that worker processes can import; tests may put more into tmp_path / "code"."""
     (tmp_path / "code").mkdir()
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
@@ -80,7 +80,7 @@ def sources(tmp_path):
 
 @pytest.fixture
 def run_stage():
-    """run_stage(folder, function, sources, config): the stage "copy" over each of the sources; what was finished."""
+    """run_stage(folder, function, sources, config): run the stage "copy" on each source; return the finished tasks."""
     pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Stages for the tests of engine and workers: a module of its own, which worker processes can import."""
+"""Stage functions for the tests of workspace and workers, in a module that worker processes can import."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def copy(config, inputs, outputs):
 def write_pid(config):
     path = Path(f"{config.log}.pid")
     path.with_suffix(".part").write_text(str(os.getpid()))
-    path.with_suffix(".part").rename(path)  # who waits for it must not find it half written
+    path.with_suffix(".part").rename(path)  # a reader must not find it half written
 
 
 def die(config, inputs, outputs):

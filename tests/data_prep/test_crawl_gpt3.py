@@ -1,4 +1,4 @@
-"""The shipped recipe for a crawl, from WET files to token files, with a quality model that is trained for it."""
+"""Run the shipped recipe for a crawl, from WET files to token files, with a quality model trained for it."""
 
 import json
 import random
@@ -28,7 +28,7 @@ def json_lines(path: Path, rows: list[dict[str, str]]) -> str:
     return str(path)
 
 
-def test_the_shipped_recipe(tmp_path, prose, warc_record, capsys):
+def test_the_shipped_recipe_makes_a_corpus(tmp_path, prose, warc_record, capsys):
     texts = {f"good{n}": prose(n, 24) for n in range(30)} | {f"junk{n}": junk(n) for n in range(30)}
     texts["leaked"] = f"{prose(50, 24)} {QUESTION} {prose(51, 24)}"
     texts["again"] = prose(3, 24) + " And one more line."
@@ -54,14 +54,14 @@ def test_the_shipped_recipe(tmp_path, prose, warc_record, capsys):
     assert steps["classify"].documents_in == len(texts)
     assert steps["classify"].dropped["not_drawn"] >= 30, "a junk page stays with probability 0.002"
     assert steps["dedup_minhash"].dropped == {"near_duplicate": 1}
-    assert description["decontamination"]["sets"], "the report of what was cut travels with the corpus"
+    assert description["decontamination"]["sets"], "the report of the cuts is part of the corpus"
     tokenizer = load_tokenizer(tmp_path / "corpus/tokenizer.model")
     kept = ""
     for split in ("train", "validation"):
         file = TokenFile(tmp_path / "corpus" / split)
         kept += tokenizer.decode(file.read(0, file.n_tokens).tolist())
     assert "surveyor" not in kept
-    assert prose(50, 24)[:200] in kept, "what is far from the question stays"
+    assert prose(50, 24)[:200] in kept, "text far from the question stays"
     assert "subscribe" not in kept
     assert "from 0.95: " in (tmp_path / "corpus/work/report.html").read_text(), "the histogram of the scores"
     assert main(["prepare", "verify", str(tmp_path / "corpus")]) == 0

@@ -1,4 +1,4 @@
-"""Status and dry run: what is done, stale and open, sizes and times from finished tasks, and nothing written."""
+"""Plan a run: finished, stale and open tasks, sizes and times from finished ones; nothing is written."""
 
 import io
 import json
@@ -27,11 +27,11 @@ pytest.importorskip("pycld2", reason="the extra 'data' is not installed")
 
 QUIET = ProgressBars(Console(quiet=True))
 KNOWN = ["extract", "language", "exact_digests", "dedup_exact", "minhash_signatures", "dedup_minhash"]
-KNOWN += ["train_tokenizer", "tokenize"]  # before any run; the steps between them depend on what these find
+KNOWN += ["train_tokenizer", "tokenize"]  # before any run; the steps between them depend on the findings of these
 
 
 class InThisProcess:
-    """An executor without processes; stops with an error after some tasks."""
+    """An executor without processes that stops with an error after some tasks."""
 
     def __init__(self, n_workers):
         self.left = n_workers
@@ -76,7 +76,7 @@ def rows(text):
     }
 
 
-def test_before_a_run_the_plan_names_all_stages_and_says_what_it_cannot_know(tmp_path, config):
+def test_before_a_run_the_plan_names_the_known_stages_and_no_sizes(tmp_path, config):
     found = plan(config)
     assert [stage.name for stage in found.stages] == KNOWN
     assert [stage.name for stage in found.stages if stage.more_follow] == [
@@ -101,7 +101,7 @@ def test_before_a_run_the_plan_names_all_stages_and_says_what_it_cannot_know(tmp
     assert not (tmp_path / "corpus").exists()
 
 
-def test_status_follows_a_run_and_tells_stale_from_open(tmp_path, config):
+def test_status_shows_finished_stale_and_open_tasks(tmp_path, config):
     with (
         pytest.raises(KeyboardInterrupt),
         Workspace(config.output.work_folder, n_workers=4 + 4 + 2, progress=QUIET, executor=InThisProcess) as workspace,
@@ -130,17 +130,17 @@ def test_status_follows_a_run_and_tells_stale_from_open(tmp_path, config):
     before = listing(tmp_path)
     numbers = rows(shown(show_status, plan(config), config))
     assert numbers["language"] == ["4", "3", "1", "0", "30", "30"]
-    assert numbers["exact_digests"] == ["4", "3", "1", "0"], "what is made of a file that will be made again"
+    assert numbers["exact_digests"] == ["4", "3", "1", "0"], "its input will be made again"
     assert "of an earlier run" in shown(show_status, plan(config), config)
     assert "to write: at least" in shown(show_dry_run, plan(config), config, n_workers=2)
-    assert listing(tmp_path) == before, "looking changes nothing"
+    assert listing(tmp_path) == before, "a plan changes nothing"
 
 
 def listing(folder: Path):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_dry_run_scales_what_finished_tasks_took(tmp_path, config):
+def test_a_dry_run_scales_the_cost_of_finished_tasks(tmp_path, config):
     """One file done, then three copies of it under other ids: three times the input, three times the rest."""
     first, rest = tmp_path / "0.jsonl", [tmp_path / f"{n}.jsonl" for n in (1, 2, 3)]
     one = replace(config, input=InputConfig(paths=(str(first),)))
@@ -150,7 +150,7 @@ def test_a_dry_run_scales_what_finished_tasks_took(tmp_path, config):
     found = {stage.name: stage for stage in plan(config).stages}
     work = tmp_path / "corpus/work"
     sizes = {stage: sum(path.stat().st_size for path in (work / stage).iterdir()) for stage in found}
-    # The choice of copies is made anew, so what rests on it counts as to be done, for the first file too.
+    # The choice of copies runs again, so the tasks that depend on it are open, for the first file too.
     for stage, n in (("extract", 3), ("language", 3), ("exact_digests", 3), ("dedup_exact", 4), ("dedup_minhash", 4)):
         assert found[stage].n_to_do == n
         assert found[stage].output_bytes == pytest.approx(n * sizes[stage], rel=0.01), stage
@@ -164,7 +164,7 @@ def test_a_dry_run_scales_what_finished_tasks_took(tmp_path, config):
     assert "not known: " not in text
 
 
-def test_a_plan_raises_what_a_run_would_at_its_start(tmp_path, config):
+def test_a_plan_raises_the_errors_of_a_runs_start(tmp_path, config):
     missing = replace(config, input=InputConfig(paths=(f"{tmp_path}/gone/*.jsonl",)))
     with pytest.raises(ConfigError, match="no file matches"):
         plan(missing)
@@ -173,7 +173,7 @@ def test_a_plan_raises_what_a_run_would_at_its_start(tmp_path, config):
         plan(wrong)
 
 
-def test_a_moved_work_folder_is_still_done(tmp_path, config):
+def test_a_moved_work_folder_stays_finished(tmp_path, config):
     prepare(config, n_workers=2, progress=QUIET, executor=LocalWorkers)
     shutil.move(tmp_path / "corpus", tmp_path / "moved")
     moved = replace(config, output=OutputConfig(tmp_path / "moved", validation_fraction=0.2))

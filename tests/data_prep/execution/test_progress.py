@@ -1,4 +1,4 @@
-"""Progress: documents a second, the time left, a task that takes long; lines without a terminal, a bar on one."""
+"""Show progress: documents a second, the time left, a slow task; lines without a terminal, a bar on one."""
 
 import io
 import re
@@ -17,7 +17,7 @@ def follow(**changes):
     return StageProgress("extract", **named)
 
 
-def test_the_time_left_goes_by_bytes_and_without_them_by_tasks(monkeypatch):
+def test_the_time_left_is_estimated_from_bytes_or_else_from_tasks(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     by_bytes, by_tasks = follow(), follow(n_bytes=0)
@@ -34,7 +34,7 @@ def test_the_time_left_goes_by_bytes_and_without_them_by_tasks(monkeypatch):
     assert by_bytes.summary() == "extract: 10 tasks, 4 done before, 50 documents, 5 documents/s, 10.0 s"
 
 
-def test_a_task_that_takes_long_is_named_and_a_wait_for_others_is_told():
+def test_a_slow_task_is_named_and_a_wait_for_other_shares_is_shown():
     busy = RunningJob("stage 'extract' of big.warc.gz", 4000.0, "pid 77")
     each = follow(longest=lambda: busy)
     assert each.line() == "extract: 4 of 10 tasks, longest: stage 'extract' of big.warc.gz, for 1 h 7 min (pid 77)"
@@ -46,7 +46,7 @@ def test_a_task_that_takes_long_is_named_and_a_wait_for_others_is_told():
     assert each.summary().startswith("extract: 10 tasks, 4 done before, 2 by other shares, ")
 
 
-def test_lines_come_while_a_stage_runs_and_a_summary_at_its_end():
+def test_lines_are_printed_during_a_stage_and_a_summary_at_its_end():
     text = io.StringIO()
     progress = ProgressBars(Console(file=text, width=120), every_s=0.05)
     with progress.stage("extract", n_tasks=2) as stage:
@@ -69,6 +69,6 @@ def test_a_terminal_gets_a_bar():
     assert "10 documents" in text.getvalue()
 
 
-def test_spans():
+def test_lengths_of_time_have_at_most_two_units():
     words = [span(seconds) for seconds in (0, 0.2, 8, 89, 91, 3599, 7500, 200_000, 400_000)]
     assert words == ["0 s", "1 s", "8 s", "89 s", "2 min", "1 h 0 min", "2 h 5 min", "2 d 8 h", "4 d 15 h"]

@@ -5,11 +5,15 @@ import platform
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from data_prep.documents.counts import Counts
+from data_prep.execution.files import describe_file
 from data_prep.execution.fingerprint import Fingerprint
+from data_prep.execution.progress import ProgressBars
 from data_prep.execution.records import TaskRecords
 from data_prep.execution.tasks import Stage, Task, TaskOutcome, TaskRequest, TaskResult
+from data_prep.execution.workspace import Workspace
 
 xxhash = pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
 
@@ -33,8 +37,6 @@ def test_an_entry_says_what_made_a_file(tmp_path, functions, sources, run_stage)
 
 
 def test_a_task_is_finished_once_its_outputs_are_in_place_and_entered(tmp_path, functions):
-    from data_prep.execution.files import describe_file
-
     records = TaskRecords(tmp_path)
     records.open("manifest.jsonl")
     stage, fingerprint = Stage("copy", functions.copy), Fingerprint({"module": "digest"}, {"python": "3"})
@@ -62,11 +64,6 @@ def test_a_task_is_finished_once_its_outputs_are_in_place_and_entered(tmp_path, 
 
 def test_many_inputs_are_listed_once_for_all_tasks_that_share_them(tmp_path, functions, run_stage):
     """40 inputs: over the number that a task's own line may list."""
-    from rich.console import Console
-
-    from data_prep.execution.progress import ProgressBars
-    from data_prep.execution.workspace import Workspace
-
     inputs = [tmp_path / f"{n:02}.in" for n in range(40)]
     for path in inputs:
         path.write_text(path.name)

@@ -1,4 +1,4 @@
-"""Shares of one run: each holds its own lock, does its own tasks, and knows a slow share from a dead one."""
+"""Shares of one run: each locks its part, does its own tasks, and tells a slow share from a dead one."""
 
 import io
 import threading
@@ -23,7 +23,7 @@ QUIET = ProgressBars(Console(quiet=True))
 
 
 class InThisProcess:
-    """An executor without processes: what they do is tested elsewhere."""
+    """An executor without processes; those are tested elsewhere."""
 
     def __init__(self, n_workers):
         pass
@@ -67,7 +67,7 @@ def work(folder, shards, share, *, progress=QUIET, timeout_s=60.0):
         return [list(read_shard(output[0])) for output in outputs]
 
 
-def test_shares_divide_the_work_and_each_sees_all_of_it(tmp_path, shards):
+def test_shares_divide_the_work_and_each_returns_all_of_it(tmp_path, shards):
     expected = work(tmp_path / "alone", shards, None)
     found = {}
 
@@ -92,11 +92,11 @@ def test_shares_divide_the_work_and_each_sees_all_of_it(tmp_path, shards):
     assert [seen.status.state for seen in observe_runs(tmp_path / "w")] == ["done", "done"]
 
 
-def test_who_may_work_beside_whom(tmp_path):
+def test_only_shares_of_one_count_may_work_together(tmp_path):
     def start(share):
-        hold = WorkFolderLock(tmp_path, share)
-        hold.acquire()
-        return hold
+        lock = WorkFolderLock(tmp_path, share)
+        lock.acquire()
+        return lock
 
     one = start(Share(1, 2))
     two = start(Share(2, 2))
@@ -116,7 +116,7 @@ def test_who_may_work_beside_whom(tmp_path):
     start(Share(1, 2)).release()
 
 
-def test_a_share_that_never_comes_or_died_is_named(tmp_path, shards):
+def test_a_share_that_never_starts_or_dies_is_named(tmp_path, shards):
     with pytest.raises(
         ConfigError, match=r"^share 2/2 has not been started for 0.00833 minutes, .*start it again with --share 2/2"
     ):
@@ -142,15 +142,15 @@ def test_a_share_that_never_comes_or_died_is_named(tmp_path, shards):
         ({"state": "waiting", "step": 1, "tasks": "other"}, r"share 2/2 \(pid \d+ on .*\) has other tasks in stage"),
     ],
 )
-def test_what_another_share_says_ends_the_wait(tmp_path, shards, word, message):
+def test_the_status_of_another_share_ends_the_wait(tmp_path, shards, word, message):
     (tmp_path / "w").mkdir()
     other = WorkFolderLock(tmp_path / "w", Share(2, 2))
     other.acquire()
-    other.write_status("failed", message="of an earlier run, and so no reason to stop")
+    other.write_status("failed", message="of an earlier run, so no reason to stop")
     waiting = threading.Event()
 
-    class Notes(io.StringIO):
-        """What the share prints; notes when it waits."""
+    class Output(io.StringIO):
+        """The output of the share; sets an event when it waits."""
 
         def write(self, text):
             if "waiting for 2 of share 2/2" in text:
@@ -163,11 +163,13 @@ def test_what_another_share_says_ends_the_wait(tmp_path, shards, word, message):
 
     threading.Thread(target=say, daemon=True).start()
     with pytest.raises(ConfigError, match=message):
-        work(tmp_path / "w", shards, Share(1, 2), progress=ProgressBars(Console(file=Notes(), width=200), every_s=0.05))
+        work(
+            tmp_path / "w", shards, Share(1, 2), progress=ProgressBars(Console(file=Output(), width=200), every_s=0.05)
+        )
     other.release()
 
 
-def test_shares_that_make_no_sense(monkeypatch):
+def test_invalid_shares_are_errors(monkeypatch):
     assert Share.parse("3/8") == Share(3, 8)
     owners = [Share(1, 3).owner(index) for index in range(7)]
     assert owners == [1, 2, 3, 1, 2, 3, 1] == [Share(3, 3).owner(index) for index in range(7)]

@@ -1,4 +1,4 @@
-"""Workers that are killed are noticed and replaced, their tasks done again; none outlives its owner."""
+"""Killed workers are noticed and replaced, their tasks run again, and no worker outlives its owner."""
 
 import multiprocessing
 import os
@@ -17,14 +17,14 @@ from gpt.errors import ConfigError
 pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_task_done(tmp_path, functions, sources, run_stage):
+def test_a_killed_worker_is_replaced_and_its_task_is_done(tmp_path, functions, sources, run_stage):
     finished = run_stage(tmp_path / "w", functions.die, sources[:1], functions.Config("p", tmp_path / "log"))
     assert (tmp_path / "w/copy/a.out").read_text() == "pa.in"
     assert finished[0].facts["pid"] != int((tmp_path / "log.pid").read_text())
     assert list((tmp_path / "w").rglob(".*tmp*")) == []
 
 
-def test_a_worker_killed_from_outside_while_others_work(tmp_path, functions, sources, run_stage):
+def test_a_worker_killed_from_outside_loses_no_task(tmp_path, functions, sources, run_stage):
     """A real SIGKILL from another process, as the kernel's out-of-memory killer sends it."""
     script = textwrap.dedent(
         f"""
@@ -44,20 +44,20 @@ def test_a_worker_killed_from_outside_while_others_work(tmp_path, functions, sou
     assert [(tmp_path / f"w/copy/{name}.out").read_text() for name in "abc"] == ["pa.in", "pb.in", "pc.in"]
 
 
-def test_a_task_that_kills_its_worker_twice_is_an_error_that_names_it(tmp_path, functions, sources, run_stage):
+def test_a_task_that_kills_its_worker_twice_is_named_in_the_error(tmp_path, functions, sources, run_stage):
     with pytest.raises(ConfigError, match=r"stage 'copy' of a\.in: its worker was killed by SIGKILL, twice"):
         run_stage(tmp_path / "w", functions.die, sources[:1], functions.Config("always", tmp_path / "log"))
     assert list((tmp_path / "w/copy").iterdir()) == []
 
 
-def test_a_dead_worker_is_noticed_when_its_child_lives_on(tmp_path, functions, sources, run_stage):
+def test_a_dead_worker_is_noticed_though_its_child_lives(tmp_path, functions, sources, run_stage):
     run_stage(tmp_path / "w", functions.die_with_a_child, sources[:1], functions.Config("p", tmp_path / "log"))
     os.kill(int((tmp_path / "log.child").read_text()), signal.SIGKILL)
     assert (tmp_path / "w/copy/a.out").read_text() == "pa.in"
 
 
-def test_half_an_answer_is_no_answer():
-    """A worker dies while it sends, and something that it forked holds its end of the pipe open."""
+def test_half_an_answer_counts_as_none():
+    """A worker dies while it sends, and a child of it keeps the pipe open."""
     ours, theirs = multiprocessing.Pipe()
     os.write(theirs.fileno(), (1000).to_bytes(4, "big") + b"the first part of a message of 1000 bytes")
     _end_of_stream(ours)
@@ -139,6 +139,6 @@ def _is_running(pid: int) -> bool:
     return state != "Z"
 
 
-def test_workers_of_no_number():
+def test_zero_workers_are_an_error():
     with pytest.raises(ConfigError, match="workers = 0"):
         LocalWorkers(0)

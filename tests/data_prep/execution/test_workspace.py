@@ -1,4 +1,4 @@
-"""The manifest decides what is done; what fails, or meets a full disk, leaves nothing behind."""
+"""The manifest decides which tasks are finished; a failure or a full disk leaves no half output."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ xxhash = pytest.importorskip("xxhash", reason="the extra 'data' is not installed
 
 
 class InThisProcess:
-    """An executor without processes, for tests of what they do not matter for."""
+    """An executor without processes, for tests that do not need them."""
 
     def __init__(self, n_workers):
         pass
@@ -33,7 +33,7 @@ class InThisProcess:
         pass
 
 
-def test_a_second_run_does_nothing_and_a_change_does_what_it_must(tmp_path, functions, sources, run_stage):
+def test_a_second_run_does_only_the_tasks_that_a_change_concerns(tmp_path, functions, sources, run_stage):
     log = tmp_path / "log"
 
     def did(prefix="p"):
@@ -52,7 +52,7 @@ def test_a_second_run_does_nothing_and_a_change_does_what_it_must(tmp_path, func
     (tmp_path / "w/copy/a.out").unlink()
     assert did() == ["a.in"]
     assert did("q") == ["a.in", "b.in", "c.in"]
-    assert did("p") == ["a.in", "b.in", "c.in"], "its outputs were written over since"
+    assert did("p") == ["a.in", "b.in", "c.in"], "its outputs have been overwritten since"
     lines = [json.loads(line) for line in (tmp_path / "w/manifest.jsonl").read_text().splitlines()]
     entry = next(line for line in lines if line.get("stage") == "copy")
     assert {"key", "inputs", "outputs", "counts", "facts", "elapsed_s", "finished_at", "versions"} <= entry.keys()
@@ -82,7 +82,7 @@ def test_changed_code_runs_again_and_changed_comments_do_not(tmp_path, functions
     assert did("x = 2") == ["a.in"]
 
 
-def test_only_outputs_reach_the_folder(tmp_path, functions, sources, run_stage):
+def test_only_declared_outputs_reach_the_folder(tmp_path, functions, sources, run_stage):
     run_stage(tmp_path / "w", functions.leave_more, sources, functions.Config("p", tmp_path / "log"))
     assert sorted(path.name for path in (tmp_path / "w/copy").iterdir()) == ["a.out", "b.out", "c.out"]
     assert list((tmp_path / "w").rglob("*.scratch")) == []
@@ -105,8 +105,8 @@ def test_code_that_changes_during_a_run_is_an_error(tmp_path, functions, sources
             workspace.run(stage, tasks)
 
 
-def test_a_full_disk_at_any_moment_leaves_nothing_half(tmp_path, functions, sources, small_disk, run_stage):
-    """A real file system with 0 to 12 free pages: output, folder, manifest and what the run says of itself meet it."""
+def test_a_full_disk_at_any_moment_leaves_no_half_file(tmp_path, functions, sources, small_disk, run_stage):
+    """A real file system with 0 to 12 free pages: outputs, folders, the manifest and the status file hit its end."""
     small, errors = small_disk(128 << 10), []
     for free_pages in range(13):
         work, filler = small / "w", small / "filler"
@@ -147,7 +147,7 @@ def test_failures_leave_no_output(tmp_path, functions, sources, run_stage):
     assert list((tmp_path / "w/copy").iterdir()) == []
 
 
-def test_two_runs_in_one_folder(tmp_path):
+def test_a_second_run_in_one_folder_is_an_error(tmp_path):
     quiet = ProgressBars(Console(quiet=True))
     with (
         Workspace(tmp_path, n_workers=1, progress=quiet),

@@ -1,4 +1,4 @@
-"""The documentation crawl: real pages in proper WARC files, the same bytes each time, whatever an import does."""
+"""Make the documentation crawl: real pages in valid WARC files, the same bytes each time."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ warc = pytest.importorskip("fastwarc.warc", reason="the extra 'data' is not inst
 SHARE = CrawlTask(3, 100)  # every hundredth page
 
 
-def test_the_list_has_the_library_and_not_its_tests():
+def test_the_list_holds_the_library_without_its_tests():
     names = page_names()
     assert len(names) == len(set(names)) > 500
     assert {"module json", "module json.decoder", "module xml.etree.ElementTree"} <= set(names)
@@ -29,7 +29,7 @@ def test_the_list_has_the_library_and_not_its_tests():
     assert not any(part in ("tests", "__main__") for name in names for part in name.split()[1].split("."))
 
 
-def test_a_crawl_is_a_warc_with_valid_digests_and_the_same_bytes_each_time(tmp_path):
+def test_a_crawl_is_a_valid_warc_with_the_same_bytes_each_time(tmp_path):
     results = [crawl(SHARE, (), (tmp_path / f"{n}.warc.gz", tmp_path / f"{n}.trace")) for n in range(2)]
     data = (tmp_path / "0.warc.gz").read_bytes()
     assert data == (tmp_path / "1.warc.gz").read_bytes()
@@ -48,7 +48,7 @@ def test_a_crawl_is_a_warc_with_valid_digests_and_the_same_bytes_each_time(tmp_p
     assert len({page.id for page in pages}) == len(pages)
 
 
-def test_pages_hold_what_pydoc_says_and_nothing_of_this_machine(monkeypatch):
+def test_pages_hold_the_text_of_pydoc_and_nothing_of_this_machine(monkeypatch):
     monkeypatch.setenv("MY_SECRET", "hunter2")
     pages = {
         name: html for name, html, error in render_pages(["module os", "topic lambda", "module ftplib"]) if not error
@@ -70,7 +70,7 @@ def test_imports_happen_in_the_children_only():
     assert done.stdout.splitlines() == ["['', \"ModuleNotFoundError: No module named 'no_such_module'\"]", "False"]
 
 
-def test_a_module_that_ends_the_interpreter_costs_only_its_own_page(tmp_path, monkeypatch):
+def test_a_module_that_ends_the_interpreter_loses_only_its_own_page(tmp_path, monkeypatch):
     source = Path(python_docs.__file__).with_name("python_docs_render.py").read_text()
     crash = "    if page.endswith(' crash'):\n        os._exit(9)\n"
     renderer = tmp_path / "render.py"

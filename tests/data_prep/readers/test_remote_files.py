@@ -1,4 +1,4 @@
-"""Inputs and outputs behind URLs: real fsspec file systems that need no cloud, and a web server on this machine."""
+"""Read and write behind URLs: real fsspec file systems that need no cloud, and a web server on this machine."""
 
 import gzip
 import http.server
@@ -26,12 +26,12 @@ pytest.importorskip("isal", reason="the extra 'data' is not installed")
 
 
 class Site:
-    """A web server: files in memory with their tags, what was asked for, and how often an answer is to fail."""
+    """A web server: files in memory with their tags, the requests so far, and planned failures."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.asked: Counter[str] = Counter()
-        self.failures: list[str] = []  # of the next downloads: "503", or "cut" after half of the bytes
+        self.failures: list[str] = []  # for the next downloads: "503", or "cut" after half of the bytes
 
     def tag(self, path: str) -> str:
         return f'"{hash(self.files[path]):x}"'
@@ -104,19 +104,19 @@ def test_files_are_found_and_copied_from_every_kind_of_system(tmp_path, site, me
     system.pipe(f"{url}/deep/other.csv", b"")
     patterns = [f"file://{tmp_path}/*.jsonl", f"{url}/**/*.jsonl", f"{site.url}/*.jsonl", f"{site.url}/web0.jsonl"]
     found = find_inputs([*patterns, str(tmp_path / "disk0.jsonl")])
-    assert found[0] == tmp_path / "disk0.jsonl", "a local file stays what it is"
+    assert found[0] == tmp_path / "disk0.jsonl", "a local file stays a path"
     names = [f"{kind}{n}.jsonl" for kind in ("disk", "web", "memory") for n in (0, 1)]
     assert [file.name for file in found[1:]] == names
     assert {file.n_bytes for file in found[1:]} == {6, 5, 8}
     stubs = local_inputs(found, tmp_path / "stubs")[1:]
-    assert site.asked["GET /web0.jsonl"] == 0, "nothing is fetched to know what there is"
+    assert site.asked["GET /web0.jsonl"] == 0, "listing fetches no file"
     assert [fetch(stub, tmp_path) for stub in stubs] == [
         b"%s %d" % (kind, n) for kind in (b"disk", b"web", b"memory") for n in (0, 1)
     ]
     assert local_inputs(found, tmp_path / "stubs")[1:] == stubs
 
 
-def test_the_key_of_a_remote_file_is_its_version(tmp_path, site, memory):
+def test_the_stub_of_a_remote_file_depends_on_its_version(tmp_path, site, memory):
     pytest.importorskip("aiohttp")
     system, url = memory
     site.files["/a.txt"] = b"one"
@@ -132,7 +132,7 @@ def test_the_key_of_a_remote_file_is_its_version(tmp_path, site, memory):
             fetch(before[0], tmp_path)
 
 
-def test_a_size_that_is_not_as_announced(tmp_path, memory):
+def test_another_size_than_announced_is_an_error(tmp_path, memory):
     system, url = memory
     system.pipe(f"{url}/a.txt", b"four")
     for n_bytes, message in ((5, "4 of 5 bytes came"), (3, "more than the 3 bytes")):
@@ -141,7 +141,7 @@ def test_a_size_that_is_not_as_announced(tmp_path, memory):
     assert fetch(write_stub(RemoteFile(f"{url}/a.txt", None, {}), tmp_path), tmp_path) == b"four"
 
 
-def test_what_goes_wrong_on_the_way(tmp_path, site):
+def test_failed_downloads_are_tried_again_and_leave_no_half_copy(tmp_path, site):
     pytest.importorskip("aiohttp")
     site.files["/a.txt"] = b"some bytes of a text"
     (file,) = find_remote(f"{site.url}/a.txt")
@@ -159,11 +159,11 @@ def test_what_goes_wrong_on_the_way(tmp_path, site):
     del site.files["/a.txt"]
     with pytest.raises(ConfigError, match="FileNotFoundError"):
         fetch(stub, tmp_path)
-    assert site.asked.total() <= asked + 4, "what is not there is not asked for again and again"
+    assert site.asked.total() <= asked + 4, "a missing file is not requested repeatedly"
     assert [path.name for path in tmp_path.iterdir()] == [stub.name], "no half copies"
 
 
-def test_mistakes_in_urls(tmp_path):
+def test_mistakes_in_urls_are_errors_without_their_secrets(tmp_path):
     for url, message in [
         ("s3://bucket/a.txt", "s3fs"),
         ("nonsense://bucket/a.txt", "Protocol not known: nonsense"),
@@ -185,7 +185,7 @@ def test_mistakes_in_urls(tmp_path):
         check_target("http://host/corpus")
 
 
-def test_a_folder_of_a_recipe_is_a_url_or_not():
+def test_a_folder_of_a_recipe_may_be_a_url():
     addresses = ["s3://bucket/a/b", "gs://bucket", "file:///tmp/x", "memory://a", "sftp://me@host/x"]
     assert [url_of(Path(address)) for address in addresses] == addresses
     assert [url_of(Path(path)) for path in ("data/x", "/tmp/a", "a:b", "c:/x")] == [None] * 4
@@ -197,7 +197,7 @@ def test_a_folder_of_a_recipe_is_a_url_or_not():
             recipe(output, ["a.txt"])
 
 
-def test_upload_is_last_corpus_json_and_only_what_changed(tmp_path, memory):
+def test_an_upload_sends_changed_files_and_corpus_json_last(tmp_path, memory):
     system, url = memory
     (tmp_path / "train.bin").write_bytes(bytes(100))
     (tmp_path / "corpus.json").write_text('{"n": 1}')
@@ -231,8 +231,8 @@ def recipe(output: dict[str, object], paths: list[str]) -> PrepareConfig:
     return build(PrepareConfig, table, where="")
 
 
-def test_from_a_web_server_to_a_remote_corpus(tmp_path, site, prose):
-    """A second run asks for no file again; a changed one is fetched, the other is not."""
+def test_a_corpus_is_made_from_a_web_server_to_a_remote_folder(tmp_path, site, prose):
+    """A second run fetches nothing; after a change, only the changed file is fetched."""
     pytest.importorskip("aiohttp")
     for name, seeds in (("a", range(10)), ("b", range(10, 20))):
         lines = [json.dumps({"id": f"{name}{seed}", "text": prose(seed)}) for seed in seeds]

@@ -1,0 +1,66 @@
+"""Find out what happened to one document of a run."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from data_prep.documents.shards import Document, piece_id, write_shard
+from data_prep.documents.traces import Drop, write_trace
+from data_prep.reports.explain import explain
+from gpt.errors import ConfigError
+
+pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A run of two steps over one shard: "a" is dropped by the second, "b" is kept in two pieces, "c" is whole."""
+    steps = [{"stage": name, "ending": ".jsonl.zst", "names": ["s"]} for name in ("extract", "decontaminate")]
+    (tmp_path / "steps.json").write_text(json.dumps({"finished": True, "steps": steps}))
+    for name, drops in (("extract", []), ("decontaminate", [Drop("a", "decontaminate", "too_short", 10, "9 words")])):
+        (tmp_path / name).mkdir()
+        with write_trace(tmp_path / name / "s.dropped.jsonl.zst") as trace:
+            for drop in drops:
+                trace.add(drop)
+    with write_shard(tmp_path / "decontaminate/s.jsonl.zst") as write:
+        for name in (piece_id("b", 0), piece_id("b", 1), "c"):
+            write(Document(name, f"text of {name}"))
+    return tmp_path
+
+
+def test_a_dropped_document_has_its_step_and_reason(work):
+    (fate,) = explain(work, "<a>")
+    assert fate.steps == ("extract",)
+    assert (fate.dropped.step, fate.dropped.reason, fate.dropped.detail) == ("decontaminate", "too_short", "9 words")
+    assert fate.shard == work / "decontaminate/s.dropped.jsonl.zst"
+
+
+def test_a_kept_document_has_its_pieces(work):
+    (fate,) = explain(work, "b")
+    assert fate.dropped is None
+    assert fate.steps == ("extract", "decontaminate")
+    assert [document.id for document in fate.kept] == ["b#piece-0", "b#piece-1"]
+    (fate,) = explain(work, "b#piece-1")
+    assert [document.id for document in fate.kept] == ["b#piece-1"]
+
+
+def test_an_unknown_document_is_an_error(work, tmp_path):
+    with pytest.raises(ConfigError, match=r"no document 'd' was read or dropped by the last run"):
+        explain(work, "d")
+    with pytest.raises(ConfigError, match=r"run `triaxial prepare` on this recipe first"):
+        explain(tmp_path / "elsewhere", "a")
+
+
+def test_fates_are_printed_step_by_step(work, tmp_path):
+    from data_prep.corpus.tokenize import TokenizerConfig
+    from data_prep.readers.readers import InputConfig
+    from data_prep.recipe import OutputConfig, PrepareConfig
+    from data_prep.reports.table import show_fates
+
+    config = PrepareConfig(InputConfig(paths=("x",)), OutputConfig(tmp_path), TokenizerConfig(vocab_size=400))
+    text = io.StringIO()
+    show_fates([*explain(work, "a"), *explain(work, "c")], config, Console(file=text, width=200))
+    assert "extract: passed\ndecontaminate: dropped, too_short (9 words); 10 bytes\n" in text.getvalue()
+    assert "kept as c in the training split; 9 bytes" in text.getvalue()
