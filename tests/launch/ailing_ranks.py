@@ -1,8 +1,10 @@
-"""A rank for tests: `triaxial` itself, of which one rank ails as the first word says (JSON), from outside of our code.
+"""A program for tests: `triaxial` with a fault in one rank, injected from outside of our code.
 
-{"rank": 1, "from_step": 3, "flip": ["exp_avg", 30]}        one bit of a moment ("model": weight) flips after that step
-{"rank": 1, "from_step": 3, "slower": 1.5}                  each forward and backward takes so much longer
-{"rank": 1, "from_step": 3, "reading_s": 0.1}               so does each reading of data
+The first argument is the fault, as JSON:
+
+{"rank": 1, "from_step": 3, "flip": ["exp_avg", 30]}        flip a bit of a moment ("model": a weight) after that step
+{"rank": 1, "from_step": 3, "slower": 1.5}                  make each forward and backward slower by this factor
+{"rank": 1, "from_step": 3, "reading_s": 0.1}               delay each reading of data by so many seconds
 """
 
 import json
@@ -18,6 +20,7 @@ from parallel.engines.native import NativeEngine
 
 
 def ail(fault):
+    """Inject the fault into this process."""
     steps = {"done": 0}
     forward_backward, optimizer_step = NativeEngine.forward_backward, NativeEngine.optimizer_step
     read = TrainingData.read
@@ -45,7 +48,7 @@ def ail(fault):
 
 
 def flip(engine, kind, bit):
-    """Flip a bit of the last element of a norm's bias, or of one of its moments."""
+    """Flip a bit of the last element of the bias of a norm, or of one of its moments."""
     parameter = next(p for name, p in engine.parameters if name.endswith("norm.bias"))
     tensor = parameter.data if kind == "model" else engine.optimizer.tensors_of(parameter)[kind]
     local(tensor).view(-1)[-1:].view(torch.int32).bitwise_xor_(torch.tensor(1 << bit, dtype=torch.int32))
@@ -55,6 +58,6 @@ if __name__ == "__main__":
     fault = json.loads(sys.argv[1])
     import os
 
-    if int(os.environ["RANK"]) == fault["rank"] and "TRIAXIAL_RESTART" not in os.environ:  # a restart is well again
+    if int(os.environ["RANK"]) == fault["rank"] and "TRIAXIAL_RESTART" not in os.environ:  # a restart has no fault
         ail(fault)
     sys.exit(main(sys.argv[2:]))

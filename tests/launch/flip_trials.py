@@ -1,12 +1,12 @@
-"""A program for tests: flips a bit of a copy on one rank, trains on, and writes what the run's check of copies found.
+"""A program for tests: flip a bit of a replica on one rank, keep training, and record what the replica check finds.
 
     python flip_trials.py PLAN.json
 
-PLAN.json is a list of {"name", "nproc", "words": [...], "trials", "bits": [first, last], "seed"}: for each an engine on
-fresh ranks, and as many trials, of which each starts from the same weights and moments and trains by the real loop
-until it ends. What was flipped and found goes to NAME.json beside the plan, a list of {"rank", "bit", "flipped",
-"flipped_at", "found", "found_at", "digests"}; steps are optimizer steps taken, "found" is the error's message or null,
-"digests" the number of different SHA-256 of that tensor on all ranks at the end.
+PLAN.json is a list of {"name", "nproc", "words": [...], "trials", "bits": [first, last], "seed"}. Each entry gets an
+engine on new ranks. Each of its trials starts from the same weights and moments, and trains with the real loop until it
+ends. The results go to NAME.json in the folder of the plan, as a list of {"rank", "bit", "flipped", "flipped_at",
+"found", "found_at", "digests"}. Steps count optimizer steps; "found" is the message of the error or null; "digests" is
+the number of different SHA-256 of that tensor on all ranks at the end.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def launch(folder, plan, *, timeout_s):
-    """Run this program in a folder; what it found, by name."""
+    """Run this program in a folder. Return the results by name."""
     (folder / "plan.json").write_text(json.dumps(plan))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(folder / "plan.json")]
@@ -42,7 +42,7 @@ def main():
 
 
 def try_flips(rank, plan_path, index):
-    """One rank of a task."""
+    """Run one rank of a task."""
     import torch
     import torch.distributed as dist
 
@@ -66,7 +66,7 @@ def try_flips(rank, plan_path, index):
 
 
 class Trials:
-    """Of one engine. Every rank draws the same numbers, and only one rank flips."""
+    """The trials of one engine. Every rank draws the same numbers, and only one rank flips a bit."""
 
     def __init__(self, task, config, rank, engine):
         from launch.training.build import build_loop, open_data
@@ -123,7 +123,7 @@ class Trials:
         return values
 
     def train(self):
-        """The real loop from its first step until it finds copies that differ; its message, or None. Saves nothing."""
+        """Run the real loop until the replica check raises; return its message, or None. Save nothing."""
         from gpt.health.watchers import UNWATCHED
         from gpt.telemetry.time_ledger import TimeLedger
         from gpt.training.config import ReplicaMismatch

@@ -1,10 +1,10 @@
-"""A rank of a real `triaxial train` in which one thing goes wrong, as said by its first word; then the command's words.
+"""A program for tests: a rank of a real `triaxial train` with one fault.
 
     hang_program FAULT:RANK:STEP[,...] train RECIPE ...
 
-The first fault befalls the first start of the ranks, the second one the restart after it, and so on. The first step
-is 1. With TEST_OF_HANGS=FOLDER in the environment, FOLDER/fault holds the time of the fault and FOLDER/rank0.pid and so
-on who the ranks are.
+The first fault happens in the first start of the ranks, the second one in the restart after it, and so on. Steps count
+from 1. With TEST_OF_HANGS=FOLDER in the environment, FOLDER/fault gets the time of the fault, and FOLDER/rank0.pid and
+so on get the process ids of the ranks.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ def python_loop() -> None:
 
 
 def hold_the_lock() -> None:
-    """A C function that sleeps and never lets another thread run Python."""
+    """Call a C function that sleeps while holding Python's global lock."""
     while True:
         ctypes.PyDLL(None).sleep(1000)
 
@@ -43,7 +43,7 @@ def stop() -> None:
 
 
 def freeze() -> None:
-    """As when a machine stands still: this rank and its monitor."""
+    """Stop this rank and its monitor, as when a machine freezes."""
     children = subprocess.run(
         ["pgrep", "-P", str(os.getpid()), "-f", "parallel.health.monitor"], capture_output=True, text=True
     )
@@ -94,7 +94,7 @@ def note(name: str, text: str) -> None:
 
 
 def break_at(step: int, owner: type, name: str, action) -> None:
-    """Have `action` come before the first call of a method that the training loop makes in step `step`."""
+    """Run `action` before the first call of a method that the training loop makes in step `step`."""
     method, take_step, now = getattr(owner, name), TrainingLoop.take_step, [0]
 
     def noting(loop, *args):
@@ -113,7 +113,7 @@ def break_at(step: int, owner: type, name: str, action) -> None:
 
 
 def slow_down(seconds: float) -> None:
-    """What takes long in a healthy run does so here: the first step, each save, an evaluation as a whole."""
+    """Slow down what may take long in a healthy run: the first step, each save, an evaluation as a whole."""
 
     def slower(owner, name: str, *, only_first: bool = False) -> None:
         function, calls = getattr(owner, name), [0]

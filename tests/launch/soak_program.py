@@ -1,9 +1,9 @@
-"""A program for tests: `triaxial train` in which the loss is no number at the same steps whoever runs it.
+"""A program for tests: `triaxial train` in which the loss is NaN at fixed steps.
 
     python soak_program.py EVERY train RECIPE --nproc N ...
 
-As a launcher it starts ranks of this program. In a rank, at each step that EVERY divides, the loss of rank 1's first
-micro-batch becomes NaN: a step that all ranks must skip, and again when it is taken again.
+As a launcher it starts ranks of this program. At each step that EVERY divides, the loss of rank 1's first micro-batch
+becomes NaN. All ranks must skip such a step, also when a restart repeats it.
 """
 
 import functools

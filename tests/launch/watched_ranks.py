@@ -1,18 +1,20 @@
-"""A program for tests: `triaxial train` on fresh local ranks, each watched and, where the plan says so, broken.
+"""A program for tests: `triaxial train` on new local ranks, which are recorded and, where the plan says so, broken.
 
     python watched_ranks.py PLAN.json
 
 PLAN.json is a list of {"name", "nproc", "words": [...], "faults": [...], "kill": {"rank", "call"}, "terms", "disk",
 "ail", "digests"}.
-What each rank saw goes to NAME/rank0.jsonl and so on beside the plan, a line an optimizer step; what it wrote to
-NAME/rank0.txt, its exit status to NAME/rank0.status. A fault is {"rank", "step", "micro_batch", "value", "where"}: in
-that micro-batch of that step the loss ("loss") or the gradient that comes back to this rank's stage ("gradient") is
-multiplied by the value. A rank that is to be killed is so at its optimizer step number "call". "terms" are
-{"rank", "during", "call", "times"}: so many SIGTERM come to this rank in that call of "step" or "save". "disk" is
-{"rank", "file", "other"}: where that rank opens the file it has the other one, as from a disk of its own.
-A rank that ails does so as ailing_ranks.py has it.
-With "digests", a line has those of all whole weights after the step, and the first line in "began" those of all
-tensors of a checkpoint before it.
+Each rank writes one line per optimizer step to NAME/rank0.jsonl (and so on) in the folder of the plan. Its output goes
+to NAME/rank0.txt, its exit status to NAME/rank0.status.
+
+- A fault is {"rank", "step", "micro_batch", "value", "where"}: in that micro-batch of that step, the loss ("loss") or
+  the gradient that comes back to this rank's stage ("gradient") is multiplied by the value.
+- "kill" kills the rank at the optimizer step number "call".
+- "terms" are {"rank", "during", "call", "times"}: this rank receives so many SIGTERM in that call of "step" or "save".
+- "disk" is {"rank", "file", "other"}: when that rank opens the file it gets the other one, as from its own disk.
+- "ail" is a fault of ailing_ranks.py.
+- With "digests", each line has the digests of all whole weights after the step. The first line also has, in "began",
+  those of all tensors of a checkpoint before the step.
 """
 
 import hashlib
@@ -31,7 +33,7 @@ ROOT = HERE.parents[1]
 
 
 def launch(folder, plan, *, timeout_s=600):
-    """Run this program in a folder; the runs by name, each with "failed", "status", "ranks" and "written"."""
+    """Run this program in a folder. Return the runs by name, each with "failed", "status", "ranks" and "written"."""
     (folder / "plan.json").write_text(json.dumps(plan))
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -47,7 +49,7 @@ def launch(folder, plan, *, timeout_s=600):
 
 
 def seen(folder, nproc):
-    """What the ranks of a run left, and what they wrote."""
+    """Return the records, outputs and exit statuses of the ranks of a run."""
     files = [folder / f"rank{rank}.jsonl" for rank in range(nproc)]
     ranks = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     written = [(folder / f"rank{rank}.txt").read_text() for rank in range(nproc)]
@@ -81,7 +83,7 @@ def main():
 
 
 def work(rank, folder, port):
-    """One rank of a run."""
+    """Run one rank of a run."""
     folder = Path(folder)
     run = json.loads((folder / "run.json").read_text())
     os.environ.update(
@@ -103,7 +105,7 @@ def work(rank, folder, port):
 
 
 class Watch:
-    """Stands around the engine's optimizer step and each stage's forward, from outside."""
+    """Wraps the engine's optimizer step and each stage's forward, from outside."""
 
     def __init__(self, rank, run, path):
         self.rank, self.path, self.digests = rank, path, run.get("digests", False)
@@ -195,7 +197,7 @@ class Watch:
         return result
 
     def bits(self, engine):
-        """A digest of this rank's part of weights and moments."""
+        """Return a digest of this rank's part of weights and moments."""
         digest = hashlib.sha256()
         for _, parameter in engine.parameters:
             for tensor in (parameter.data, *engine.optimizer.tensors_of(parameter).values()):

@@ -1,4 +1,4 @@
-"""Hung and dead ranks, really made: all end, the culprit is named, the run starts again by itself and finishes."""
+"""Ranks that really hang or die: all ranks end, the culprit is named, and the run restarts by itself and finishes."""
 
 import json
 import os
@@ -25,9 +25,9 @@ sys.exit(launch_local(int(nproc), words, module="hang_program", restarts=policy)
 """
 CANARY = "canary-of-a-secret-in-the-environment"
 LAYOUTS = {"data": [], "tensor": ["--parallel.tensor", "2"], "pipeline": ["--parallel.pipeline", "2"]}
-# what is done to a rank: what the verdict must find, and the function that must be on the rank's stack
+# fault of a rank: kinds of verdict that are right, and the function that must be on the rank's stack
 FOUND = {
-    # gloo ends the rank that receives more than it asked for, this one or a peer; else this one has issued fewer
+    # gloo ends a rank that receives more than it asked for: this one or a peer; else this one has issued fewer
     "skip": (("skipped", "died", "behind"), ""),
     "loop": (("busy",), "python_loop"),
     "gil": (("busy",), "hold_the_lock"),
@@ -40,7 +40,7 @@ FOUND = {
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """For ranks; the folder marks every process of them, so that one left behind is found."""
+    """Return the environment of ranks. It names the folder, by which we find processes that are left behind."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     own = {"PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1", "TEST_OF_HANGS": str(folder)}
     return {**kept, **own, "HF_TOKEN": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY}
@@ -55,7 +55,7 @@ def words_of(corpus, run: Path, *, timeout_s: float) -> list[str]:
 def start(
     corpus, folder: Path, faults: str, *words: str, restarts: int = 0, timeout_s: float = 8.0
 ) -> subprocess.Popen:
-    """A launcher that trains on two ranks, with one fault a start; what it says goes to FOLDER/said.txt."""
+    """Start a launcher that trains on two ranks, with one fault per start. Its output goes to FOLDER/said.txt."""
     folder.mkdir(exist_ok=True)
     run = folder / "run"
     command = [sys.executable, "-c", LAUNCH, "2", str(restarts), str(run), faults]
@@ -65,19 +65,19 @@ def start(
 
 
 def launch(corpus, folder: Path, faults: str, *words: str, restarts: int = 0):
-    """`start`, to its end: the run directory, the exit status, what was said."""
+    """Run `start` to its end. Return the run directory, the exit status and the output."""
     launcher = start(corpus, folder, faults, *words, restarts=restarts)
     try:
         status = launcher.wait(timeout=1500)
     finally:
         launcher.kill()
-    for path in folder.rglob("*"):  # stacks, reports, verdict, events, what was said
+    for path in folder.rglob("*"):  # stacks, reports, verdict, events, output
         assert not (path.is_file() and CANARY.encode() in path.read_bytes()), path
     return folder / "run", status, (folder / "said.txt").read_text()
 
 
 def left_behind(folder: Path) -> dict[int, str]:
-    """Processes of a run that are still there: ranks, monitors, or anything else they started."""
+    """Return the processes of a run that still exist: ranks, monitors, or anything else that they started."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -89,7 +89,7 @@ def left_behind(folder: Path) -> dict[int, str]:
 
 
 def check_nothing_is_left(folder: Path) -> None:
-    ends_at = time.monotonic() + 60  # a monitor may outlive its rank by some seconds
+    ends_at = time.monotonic() + 60  # a monitor may outlive its rank by a few seconds
     while (left := left_behind(folder)) and time.monotonic() < ends_at:
         time.sleep(0.2)
     assert not left
@@ -100,14 +100,16 @@ def lines(path: Path) -> list[dict]:
 
 
 def check_reports(folder: Path, kind: str, rank: int, step: int) -> None:
-    """The verdict names the rank, and the reports say of every rank where it was."""
+    """Check that the verdict names the rank, and that the reports show where every rank was."""
     verdict = json.loads((folder / "verdict.json").read_text())
     findings, function = FOUND[kind]
     assert verdict["ranks"] == [rank], (kind, verdict["lines"])
     assert verdict["kind"] in findings, (kind, verdict["lines"])
     host = os.uname().nodename
-    steps = (step, step + 1) if kind == "skip" else (step,)  # who left one out goes on, to one that does not fit
-    if kind == "freeze":  # its monitor stands still as well
+    steps = (
+        (step, step + 1) if kind == "skip" else (step,)
+    )  # a rank that left one out continues, until one does not match
+    if kind == "freeze":  # its monitor is stopped as well
         assert not (folder / f"rank-{rank:05}.json").exists()
         assert f"  rank {rank} runs on {host}" in verdict["lines"]
     else:
@@ -117,7 +119,7 @@ def check_reports(folder: Path, kind: str, rank: int, step: int) -> None:
         report = json.loads(file.read_text())
         assert report["host"] == host
         assert report["step"] in steps, (kind, report)
-        if report["status"] not in ("died", "failed"):  # of those that are gone nothing more is known
+        if report["status"] not in ("died", "failed"):  # nothing more is known of those that are gone
             assert report["frames"], (kind, report)
             assert report["last"]["kind"], (kind, report)
             assert "most recent call first" in file.with_suffix(".txt").read_text()
@@ -126,13 +128,13 @@ def check_reports(folder: Path, kind: str, rank: int, step: int) -> None:
 
 
 def check_run(run: Path, status: int, said: str, faults: list[tuple[str, int, int]], *, steps: int) -> None:
-    """Every fault of a launch was found, told and survived."""
+    """Check that every fault of a launch was found, reported and survived."""
     assert status == 0, said[-6000:]
     folders = sorted(path for path in (run / "hangs").iterdir() if path.is_dir())
     assert len(folders) == len(faults), said[-6000:]
     for folder, (kind, rank, step) in zip(folders, faults, strict=True):
         check_reports(folder, kind, rank, step)
-        if kind != "crash":  # of which the launcher tells: its monitor may have let go of the terminal
+        if kind != "crash":  # the launcher reports it: the monitor may have released the terminal
             assert json.loads((folder / "verdict.json").read_text())["lines"][0] in said
         else:
             assert re.search(r"ValueError: the third tensor is bad.*; restart ", said)
@@ -142,17 +144,17 @@ def check_run(run: Path, status: int, said: str, faults: list[tuple[str, int, in
     assert events[-1]["kind"] == "ended"
     losses = [line for line in lines(run / "metrics.jsonl") if "loss" in line]
     assert losses[-1]["step"] == steps
-    assert not list((run / "hangs").glob("*/.*")), "nothing is left half written"
+    assert not list((run / "hangs").glob("*/.*")), "no file is half written"
 
 
-def test_a_hang_is_found_named_and_survived_while_a_slow_run_is_left_alone(tiny_corpus, tmp_path):
-    """Two hangs in one launch. Beside it, alone, a run in which all takes longer than hang_timeout_s that may."""
+def test_the_run_survives_two_hangs_with_the_culprit_named_and_a_slow_run_is_left_alone(tiny_corpus, tmp_path):
+    """Two hangs in one launch. Meanwhile, another run has phases that may take longer than hang_timeout_s, and do."""
     slow, hung = tmp_path / "slow", tmp_path / "hung"
     slow.mkdir()
     command = [sys.executable, "-m", "hang_program", "slow:7", *words_of(tiny_corpus, slow / "run", timeout_s=6)]
     command += ["--train.total_tokens", "2048", "--train.validation_tokens", "640"]
     with (slow / "said.txt").open("w") as said:
-        beside = subprocess.Popen(command, env=environment(slow), cwd=slow, stdout=said, stderr=subprocess.STDOUT)
+        slow_run = subprocess.Popen(command, env=environment(slow), cwd=slow, stdout=said, stderr=subprocess.STDOUT)
     try:
         faults = [("skip", 0, 7), ("gil", 1, 10)]
         run, status, text = launch(tiny_corpus, hung, "skip:0:7,gil:1:10", restarts=2)
@@ -160,17 +162,17 @@ def test_a_hang_is_found_named_and_survived_while_a_slow_run_is_left_alone(tiny_
         assert "; restart 1 of 2\n" in text
         assert "; restart 2 of 2\n" in text
         check_nothing_is_left(hung)
-        assert beside.wait(timeout=200) == 0, (slow / "said.txt").read_text()
+        assert slow_run.wait(timeout=200) == 0, (slow / "said.txt").read_text()
     finally:
-        beside.kill()
+        slow_run.kill()
     assert not (slow / "run" / "hangs").exists()
     check_nothing_is_left(slow)
 
 
 @pytest.mark.rehearse
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_kind_of_hang_on_every_axis(tiny_corpus, tmp_path, layout):
-    """All kinds one after the other in one run, which ends with the losses of the run that nothing befell."""
+def test_every_kind_of_fault_on_every_axis(tiny_corpus, tmp_path, layout):
+    """All faults one after the other in one run, which ends with the same losses as a run without faults."""
     words = [*LAYOUTS[layout], "--train.total_tokens", "20480", "--checkpoint.keep_last", "2"]
     faults = [(kind, number % 2, 7 + 4 * number) for number, kind in enumerate(FOUND)]
     plan = ",".join(f"{kind}:{rank}:{step}" for kind, rank, step in faults)
@@ -178,7 +180,7 @@ def test_every_kind_of_hang_on_every_axis(tiny_corpus, tmp_path, layout):
     run, status, said = launch(tiny_corpus, folder, plan, *words, restarts=len(faults))
     check_run(run, status, said, faults, steps=40)
     for pid in left_behind(folder):
-        os.kill(pid, signal.SIGCONT)  # the machine that was frozen wakes up: its monitor finds its rank gone
+        os.kill(pid, signal.SIGCONT)  # the frozen machine wakes up: its monitor finds that its rank is gone
     check_nothing_is_left(folder)
     undisturbed, status, said = launch(tiny_corpus, calm, "none:0:0", *words)
     assert status == 0, said
@@ -190,7 +192,7 @@ def losses(run: Path) -> dict[int, float]:
 
 
 @pytest.mark.rehearse
-def test_without_a_place_for_reports_ranks_end_all_the_same_and_say_where_they_are(tiny_corpus, tmp_path):
+def test_ranks_end_and_print_where_they_are_even_if_no_report_can_be_written(tiny_corpus, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "hangs").write_text("no folder")
     run, status, said = launch(tiny_corpus, tmp_path, "gil:0:6")
@@ -203,9 +205,9 @@ def test_without_a_place_for_reports_ranks_end_all_the_same_and_say_where_they_a
 
 @pytest.fixture
 def frozen(tmp_path):
-    """A folder of a file system in which whoever writes waits until the test is over, and that asks for no signal."""
-    image, place = tmp_path / "image", tmp_path / "frozen"
-    place.mkdir()
+    """A folder on a frozen file system: every write waits until the test is over, and ignores signals."""
+    image, folder = tmp_path / "image", tmp_path / "frozen"
+    folder.mkdir()
 
     def run(*words: object) -> None:
         subprocess.run([*map(str, words)], check=True, capture_output=True, text=True, timeout=60)
@@ -214,29 +216,29 @@ def frozen(tmp_path):
         try:
             run("truncate", "-s", "16M", image)
             run("mkfs.ext4", "-q", image)
-            run("mount", "-o", "loop", image, place)
-            stack.callback(run, "umount", place)
-            run("fsfreeze", "-f", place)
-            stack.callback(run, "fsfreeze", "-u", place)
+            run("mount", "-o", "loop", image, folder)
+            stack.callback(run, "umount", folder)
+            run("fsfreeze", "-f", folder)
+            stack.callback(run, "fsfreeze", "-u", folder)
         except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"this machine lets no test freeze a file system ({getattr(error, 'stderr', '') or error})")
-        yield place
+            pytest.skip(f"tests cannot freeze a file system on this machine ({getattr(error, 'stderr', '') or error})")
+        yield folder
 
 
 @pytest.mark.rehearse
-def test_a_file_system_that_does_not_answer_keeps_no_rank_alive(tiny_corpus, tmp_path, frozen):
-    """As when a server of files is gone: monitors that want to report there wait for ever, and still end the ranks."""
+def test_ranks_end_even_if_the_file_system_does_not_answer(tiny_corpus, tmp_path, frozen):
+    """As when a file server is gone: monitors block when they report there, and still end the ranks."""
     folder = tmp_path / "hung"
     (folder / "run").mkdir(parents=True)
     (folder / "run" / "hangs").symlink_to(frozen)
     run, status, said = launch(tiny_corpus, folder, "loop:1:6")
     assert status == 128 + signal.SIGKILL
-    assert "in step 6 (training); no verdict on whose fault it is" in said
+    assert "in step 6 (training); no verdict on which rank is to blame" in said
     assert f"no reports could be exchanged in {run / 'hangs'} (no answer in time)" in said
 
 
 @pytest.mark.rehearse
-def test_ranks_and_monitors_end_with_their_launcher_and_call_it_no_hang(tiny_corpus, tmp_path):
+def test_ranks_and_monitors_end_with_their_launcher_and_report_no_hang(tiny_corpus, tmp_path):
     launcher = start(tiny_corpus, tmp_path, "none:0:0", "--train.total_tokens", str(512 * 10000))
     run = tmp_path / "run"
     ends_at = time.monotonic() + 200
@@ -244,7 +246,7 @@ def test_ranks_and_monitors_end_with_their_launcher_and_call_it_no_hang(tiny_cor
         assert time.monotonic() < ends_at
         time.sleep(0.1)
     assert len(left_behind(tmp_path)) >= 5, "a launcher, two ranks, two monitors"
-    launcher.kill()  # and nobody asks what became of it: it stays a zombie
+    launcher.kill()  # not waited for: it stays a zombie
     check_nothing_is_left(tmp_path)
     launcher.wait()
     assert not (run / "hangs").exists()

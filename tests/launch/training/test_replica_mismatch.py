@@ -1,4 +1,4 @@
-"""Silent corruption of a copy: a flipped bit on one rank is found, the rank named, and the run goes on from before."""
+"""Silent corruption: the run finds a flipped bit of a replica, names the rank, and resumes from an earlier save."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ import pytest
 EVERY = 5  # steps between comparisons
 STEP_TOKENS = 576
 EXPONENT = [23, 30]  # its bits in fp32
-LAYOUTS = {  # where everything has three copies, where norms and biases of rows have, and where some have two
+LAYOUTS = {  # everything has three replicas; only norms and some biases have three; some tensors have two
     "data 3": (3, ["--parallel.data", "3", "--parallel.zero_stage", "0"]),
     "tensor 3": (3, ["--parallel.tensor", "3"]),
     "tensor 2 x data 2": (4, ["--parallel.tensor", "2", "--parallel.data", "2", "--parallel.zero_stage", "0"]),
@@ -42,16 +42,17 @@ def plan_of(tiny_corpus, trials, *, bits, layouts=tuple(LAYOUTS)):
 
 
 def assert_found(found):
-    """Within EVERY steps of the flip, under its name, and on the rank itself unless there are two copies only."""
+    """Check that each flip is found within EVERY steps, under its name, and on its rank if there are more than two
+    replicas."""
     for trial in found:
         assert trial["found"] is not None, trial
         assert trial["flipped_at"] < trial["found_at"] <= EVERY, trial
         assert trial["flipped"].split(".", 1)[1] in trial["found"], trial
-        assert copies_named(trial) in ({trial["rank"]}, None), trial
+        assert odd_ranks(trial) in ({trial["rank"]}, None), trial
 
 
-def copies_named(trial):
-    """The ranks that the message says are odd; None where it says that none can be told, and names this one."""
+def odd_ranks(trial):
+    """Return the ranks that the message blames; None if it says that none can be told, and then it names this one."""
     if "no majority shows which is right" in trial["found"]:
         assert f"rank {trial['rank']} (" in trial["found"], trial
         return None
@@ -64,19 +65,19 @@ def test_flipped_bits_are_found_and_the_rank_is_named(tiny_corpus, flip_trials, 
     for name in USUAL:
         assert len(found[name]) == 4
         assert_found(found[name])
-    assert all(copies_named(trial) for trial in found["data 3"])
+    assert all(odd_ranks(trial) for trial in found["data 3"])
 
 
 QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12", "--run.deterministic", "true"]
 
 
 def words_of(recipe, run, *more):
-    """Ten steps, saved and so compared after the fourth and the eighth, and compared after each third."""
+    """Ten steps, compared after every third step, and before the saves after the fourth and the eighth."""
     words = [recipe, "--run.directory", run, *QUIET, "--train.total_tokens", 5120, "--train.validation_tokens", 64]
     return [*map(str, [*words, "--health.replica_check_every_steps", 3, *more])]
 
 
-def test_a_run_with_a_flipped_bit_ends_and_goes_on_from_a_checkpoint_that_was_compared(
+def test_a_run_with_a_flipped_bit_ends_and_resumes_from_a_checkpoint_that_was_compared(
     tiny_corpus, watched_ranks, tmp_path
 ):
     run = tmp_path / "run"
@@ -90,7 +91,7 @@ def test_a_run_with_a_flipped_bit_ends_and_goes_on_from_a_checkpoint_that_was_co
     ]
     (tmp_path / "disk").mkdir()
     tier = ["--checkpoint.fast_directory", str(tmp_path / "disk"), "--checkpoint.fast_every_tokens", "512"]
-    tier += ["--checkpoint.in_background", "false"]  # else a save beside training may take the second tier's turn
+    tier += ["--checkpoint.in_background", "false"]  # a background save could take the turn of the local tier
     words = [*words_of(tiny_corpus.recipe, tmp_path / "fast", "--parallel.tensor", 2), *tier]
     plan += [
         {"name": "flipped fast", "nproc": 2, "words": words, "ail": flip},
@@ -98,7 +99,7 @@ def test_a_run_with_a_flipped_bit_ends_and_goes_on_from_a_checkpoint_that_was_co
     ]
     runs = watched_ranks.launch(tmp_path, plan)
     assert runs["flipped"]["status"] == [1, 1], runs["flipped"]["written"]
-    assert len(runs["flipped"]["ranks"][0]) == 8, "it is found before the next save"
+    assert len(runs["flipped"]["ranks"][0]) == 8, "the flip is found before the next save"
     (told,) = [line for line in runs["flipped"]["written"][0].splitlines() if "error:" in line]
     assert "step 8: the replicas of model." in told
     assert "on rank 0 (" in told
@@ -120,8 +121,8 @@ def assert_same_weights(*runs):
 
 
 @pytest.mark.rehearse
-def test_the_launcher_starts_a_run_with_a_flipped_bit_again(tiny_corpus, tmp_path, monkeypatch, capfd):
-    """In a moment, of which there are three copies: `triaxial train --nproc 3 --max-restarts 1` as it is."""
+def test_the_launcher_restarts_a_run_with_a_flipped_bit(tiny_corpus, tmp_path, monkeypatch, capfd):
+    """A bit of a moment with three replicas, in a plain `triaxial train --nproc 3 --max-restarts 1`."""
     from launch.processes.local_launch import launch_local
     from launch.processes.restarts import RestartPolicy
 
@@ -146,12 +147,12 @@ def test_a_hundred_flipped_exponents_are_found(tiny_corpus, flip_trials, tmp_pat
     for name in LAYOUTS:
         assert len(found[name]) == 100
         assert_found(found[name])
-    assert all(copies_named(trial) for name in ("data 3", "tensor 3") for trial in found[name])
+    assert all(odd_ranks(trial) for name in ("data 3", "tensor 3") for trial in found[name])
 
 
 @pytest.mark.rehearse
-def test_of_a_hundred_flipped_mantissa_bits_none_is_overlooked(tiny_corpus, flip_trials, tmp_path, capsys):
-    """What is not found has vanished in rounding: all copies are the same again, by digests of another kind."""
+def test_none_of_a_hundred_flipped_mantissa_bits_is_overlooked(tiny_corpus, flip_trials, tmp_path, capsys):
+    """A flip that is not found has vanished in rounding: SHA-256 shows that all replicas are equal again."""
     any_bit = flip_trials.launch(tmp_path, plan_of(tiny_corpus, 100, bits=[0, 22], layouts=["data 3"]), timeout_s=3000)
     lost = [trial for trial in any_bit["data 3"] if trial["found"] is None]
     with capsys.disabled():

@@ -1,4 +1,4 @@
-"""A rank that is slower than its peers is named by the run itself, and ranks that are not are never named."""
+"""The run itself names a rank that is slower than its peers, and names no other."""
 
 import json
 
@@ -16,19 +16,19 @@ def task(recipe, folder, name, layout, *, steps, every, ail=None):
 
 
 def named(folder, name):
-    """Rank, step and text of each rank that was named as slow."""
+    """Return rank, step and text of each event about a slow rank."""
     events = [json.loads(line) for line in (folder / name / "run/events.jsonl").read_text().splitlines()]
     assert not [event for event in events if event["kind"] == "straggler_gone"]
     return [(event["rank"], event["step"], event["text"]) for event in events if event["kind"] == "straggler"]
 
 
 def test_a_rank_that_is_slow_at_reading_is_named(tiny_corpus, watched_ranks, tmp_path):
-    """By far, so that a machine with other work to do does not hide it."""
+    """So slow that a busy machine does not hide it."""
     ail = {"rank": 1, "from_step": 3, "reading_s": 0.2}
     watched_ranks.launch(tmp_path, [task(tiny_corpus.recipe, tmp_path, "slow", "data", steps=24, every=1, ail=ail)])
     ((rank, step, text),) = named(tmp_path, "slow")
     assert rank == 1
-    assert step > 10, "ten confirm what one has shown"
+    assert step > 10, "ten measurements confirm the first one"
     assert text.startswith("rank 1 on ")
     assert "slower than its peer over 10 measured steps, of which reading data" in text
 
@@ -36,7 +36,7 @@ def test_a_rank_that_is_slow_at_reading_is_named(tiny_corpus, watched_ranks, tmp
 @pytest.mark.rehearse
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_rank_thirty_percent_slower_is_named_within_fifty_steps(tiny_corpus, watched_ranks, tmp_path, layout):
-    """Ten times, on a machine that does nothing else; the time that forward and backward take is drawn out."""
+    """Ten runs on an idle machine, in which forward and backward of one rank are slowed down."""
     ail = {"rank": 1, "from_step": 20, "slower": 1.4}
     plan = [task(tiny_corpus.recipe, tmp_path, f"slow {i}", layout, steps=70, every=25, ail=ail) for i in range(10)]
     watched_ranks.launch(tmp_path, plan, timeout_s=3000)
@@ -47,7 +47,7 @@ def test_a_rank_thirty_percent_slower_is_named_within_fifty_steps(tiny_corpus, w
 
 @pytest.mark.rehearse
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_in_a_thousand_normal_steps_no_rank_is_named(tiny_corpus, watched_ranks, tmp_path, layout):
+def test_no_rank_is_named_in_a_thousand_normal_steps(tiny_corpus, watched_ranks, tmp_path, layout):
     watched_ranks.launch(
         tmp_path, [task(tiny_corpus.recipe, tmp_path, "normal", layout, steps=1000, every=25)], timeout_s=3000
     )

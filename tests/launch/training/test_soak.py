@@ -1,4 +1,4 @@
-"""Row 20: one run that random faults hit again and again, one in 30 s, and what is left of it in the end."""
+"""The soak test: one run that is hit by random faults, one every 30 s, and must end like an undisturbed run."""
 
 import itertools
 import json
@@ -20,20 +20,20 @@ JOIN_TIMEOUT_S = 60
 NOT_FINITE_EVERY = 97  # steps
 SAVE_EVERY = 8  # steps
 PROGRAM = Path(__file__).parents[1] / "soak_program.py"
-# With a /dev/shm of its own, in which what is left can be nobody else's. The launcher keeps the process number.
+# A private /dev/shm, so that files left there can only be ours. The launcher keeps its process id.
 APART = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs shm /dev/shm && exec "$@"', "sh"]
 SETTINGS = [
     *("--nproc", 2, "--max-restarts", 1_000_000, "--checkpoint.every_tokens", 512 * SAVE_EVERY),
     *("--checkpoint.keep_last", 3, "--checkpoint.max_failures", 1_000_000),
     *("--health.hang_timeout_s", HANG_TIMEOUT_S, "--health.first_step_timeout_s", 600),
-    *("--run.collective_timeout_s", JOIN_TIMEOUT_S),  # also of ranks that stand still before anything watches them
+    *("--run.collective_timeout_s", JOIN_TIMEOUT_S),  # also for ranks that hang before the watchdog starts
     *("--health.saving_timeout_s", 300, "--schedule.decay_tokens", 512 * 20_000),
-    *("--run.restart_pause_s", 0),  # a fault would wait for the next start and hit it at once, each time
+    *("--run.restart_pause_s", 0),  # else a fault would wait for the next start and hit it at once
 ]
 
 
 class Faults:
-    """What befalls the run, one at a time; each returns when it has been made, and counts itself."""
+    """The faults, one at a time. Each counts itself and returns when it has been made."""
 
     def __init__(self, job, launched, disk, chance):
         self.job, self.launched, self.disk, self.chance = job, launched, disk, chance
@@ -46,7 +46,7 @@ class Faults:
         self.job.kill(self.chance.randrange(2), signal.SIGSTOP)
 
     def full(self):
-        """The disk is full for some seconds, in which saves fail."""
+        """Fill the disk for a few seconds, in which saves fail."""
         filler = self.disk / "filler"
         with filler.open("wb", buffering=0) as file:
             try:
@@ -58,14 +58,14 @@ class Faults:
         filler.unlink()
 
     def corrupt(self):
-        """A bit of the newest checkpoint flips, and then a rank dies, so that somebody looks."""
+        """Flip a bit of the newest checkpoint, then kill a rank, so that the run must load it."""
         try:
             path = max(self.launched.newest(self.job.run).glob("*.safetensors"))
             with path.open("r+b", buffering=0) as file:
-                place = self.chance.randrange(path.stat().st_size)
-                byte = os.pread(file.fileno(), 1, place)[0]
-                os.pwrite(file.fileno(), bytes([byte ^ 1 << self.chance.randrange(8)]), place)
-        except (OSError, ValueError):  # it has just been deleted, or there is none yet
+                offset = self.chance.randrange(path.stat().st_size)
+                byte = os.pread(file.fileno(), 1, offset)[0]
+                os.pwrite(file.fileno(), bytes([byte ^ 1 << self.chance.randrange(8)]), offset)
+        except (OSError, ValueError):  # just deleted, or none exists yet
             pass
         self.kill()
 
@@ -79,12 +79,12 @@ def descriptors(pid):
 
 
 def shared_memory(pid):
-    """Files in /dev/shm as this process sees it."""
+    """Return the number of files in /dev/shm as this process sees it."""
     return len(list(Path(f"/proc/{pid}/root/dev/shm").iterdir()))
 
 
 def starting_s(account):
-    """The longest of the middle half of the starts, in seconds."""
+    """Return the third quartile of the start-up times, in seconds."""
     each = sorted(sum(process.start_up.values()) for process in account.processes)
     return each[len(each) * 3 // 4]
 
@@ -92,7 +92,7 @@ def starting_s(account):
 @pytest.mark.rehearse
 @pytest.mark.timeout(4 * SOAK_S + 1200)
 def test_soak(tiny_corpus, launched, tmp_path, small_disk):
-    seed, disk = random.randrange(1 << 30), small_disk(40 << 20)  # room for some checkpoints
+    seed, disk = random.randrange(1 << 30), small_disk(40 << 20)  # space for some checkpoints
     chance, run = random.Random(seed), disk / "run"
     command = [*APART, sys.executable, str(PROGRAM), str(NOT_FINITE_EVERY)]
     environment = {"PYTHONPATH": f"{launched.ROOT}:{PROGRAM.parent}"}
@@ -113,7 +113,7 @@ def test_soak(tiny_corpus, launched, tmp_path, small_disk):
                 open_files.append(descriptors(job.process.pid))
                 shared.append(shared_memory(job.process.pid))
         job.wait_for_step(1, starts=job.starts())
-        time.sleep(HANG_TIMEOUT_S + 5)  # of a rank that was stopped last of all
+        time.sleep(HANG_TIMEOUT_S + 5)  # for a rank that was stopped last
         job.wait_for(lambda: len(job.ranks()) == 2, what="both ranks after the last fault")
         job.wait_for_step(job.step() + 2)
         job.process.send_signal(signal.SIGTERM)
@@ -146,7 +146,7 @@ def test_soak(tiny_corpus, launched, tmp_path, small_disk):
     assert launched.saved(run) == launched.saved(plain.run), seed
     assert not launched.left_behind(run)
     assert not list(job.temporary.glob("triaxial_*"))
-    for counts, more in ((open_files, 8), (shared, 2)):  # of the launcher; after each restart
+    for counts, more in ((open_files, 8), (shared, 2)):  # of the launcher, after each restart
         half = len(counts) // 2
         assert max(counts[half:]) <= max(counts[: half + 1]) + more, (open_files, shared)
     assert ours.goodput >= 0.8 * best, figures

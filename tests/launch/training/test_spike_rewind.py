@@ -1,5 +1,5 @@
-"""A run that meets poisoned data: it goes back by itself, leaves out the stated samples and nothing else, and does the
-same again; killed in the middle of it, too. And `data audit` tells what was read."""
+"""A run that meets poisoned data rewinds by itself and skips the stated samples and nothing else, twice. It does the
+same if it is killed in between. `data audit` shows what was read."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ SEQ_LEN, STEPS = 64, 64
 RAMP = BatchConfig(2, 512, ramp_tokens=2048, ramp_initial_tokens=256, ramp_increment_tokens=256).ramp
 SPIKE = {"window_steps": 16, "min_steps": 16, "sigmas": 4.0, "min_rise_nats": 0.5, "patience_steps": 3}
 SPIKE |= {"rewind_steps": 5, "skip_steps": 10}
-POISONED = (30, 50)  # the first of four steps, as the run counts them when it comes there
+POISONED = (30, 50)  # the first of four steps, in the count of the run at that time
 
 
 def samples_seen(step):
@@ -30,7 +30,7 @@ def samples_seen(step):
 
 
 def left_out():
-    """Where the poison lies, and what a run that rewinds leaves out for it."""
+    """Return the poisoned positions, and the positions that a run which rewinds skips for them."""
     skipped, poisoned = SkippedData(), []
     for step in POISONED:
         poisoned += skipped.positions(samples_seen(step - 1), samples_seen(step + 3) - samples_seen(step - 1)).tolist()
@@ -42,7 +42,7 @@ def left_out():
 
 @pytest.fixture(scope="module")
 def poisoned(tiny_corpus, tmp_path_factory):
-    """The corpus with random ids where the run reads at steps 30 to 33, and again at its 50 to 53."""
+    """The corpus with random ids at the positions that the run reads at steps 30 to 33, and later at 50 to 53."""
     prefix = tmp_path_factory.mktemp("poisoned") / "train"
     for ending in (".bin", ".idx"):
         shutil.copy(f"{tiny_corpus.folder / 'train'}{ending}", f"{prefix}{ending}")
@@ -84,7 +84,7 @@ def newest(run_directory):
 
 @pytest.fixture(scope="module")
 def runs(tiny_corpus, poisoned, watched_ranks, tmp_path_factory):
-    """One that rewinds, and one whose recipe leaves the same positions out from the beginning."""
+    """A run that rewinds, and a run whose recipe skips the same positions from the beginning."""
     folder = tmp_path_factory.mktemp("rewound")
     stated = [[r.first, r.stop] for r in left_out()[1].ranges]
     plan = [
@@ -94,7 +94,7 @@ def runs(tiny_corpus, poisoned, watched_ranks, tmp_path_factory):
     return folder, watched_ranks.launch(folder, plan)
 
 
-def test_a_run_goes_back_and_leaves_out_what_was_poisoned(runs):
+def test_a_run_rewinds_and_skips_the_poisoned_data(runs):
     folder, seen = runs
     directory = folder / "rewound" / "run"
     assert seen["rewound"]["status"] == [0, 0], seen["rewound"]
@@ -108,7 +108,7 @@ def test_a_run_goes_back_and_leaves_out_what_was_poisoned(runs):
     assert state["loop"]["rewinds"] == 2
 
 
-def test_it_equals_the_run_that_never_met_the_poison(runs):
+def test_it_equals_the_run_that_never_read_the_poisoned_data(runs):
     folder, _ = runs
     one, other = (folder / name / "run" for name in ("rewound", "stated"))
     assert losses(one) == losses(other), "bit for bit"
@@ -119,7 +119,7 @@ def test_it_equals_the_run_that_never_met_the_poison(runs):
 
 
 def fed(seen, rank, directory):
-    """The tokens that a rank fed to its engine at each step, as last taken."""
+    """Return the tokens that a rank fed to its engine at each step, the last time that it took the step."""
     back = {
         spike["step"]: rewind["step"]
         for spike, rewind in zip(events(directory, "spike"), events(directory, "rewind"), strict=True)
@@ -128,17 +128,17 @@ def fed(seen, rank, directory):
     for line in seen["ranks"][rank]:
         step += 1
         taken[step] = line["tokens"]
-        step = back.pop(step, step)  # each spike comes once
+        step = back.pop(step, step)  # each spike occurs once
     return taken
 
 
 def audit(capsys, *words):
-    """What `data audit` prints, as objects."""
+    """Return the JSON lines that `data audit` prints, parsed."""
     assert main(["data", "audit", *map(str, words), "--json"]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_audit_names_what_each_rank_was_fed_at_every_step(runs, poisoned, capsys):
+def test_audit_names_what_each_rank_read_at_every_step(runs, poisoned, capsys):
     folder, seen = runs
     prefix, data = poisoned
     directory = folder / "rewound" / "run"
@@ -159,7 +159,7 @@ def test_audit_names_what_each_rank_was_fed_at_every_step(runs, poisoned, capsys
     assert positions == left_out()[1].positions(0, len(sources)).tolist()
 
 
-def test_audit_of_one_rank_of_positions_and_in_words(runs, capsys):
+def test_audit_of_one_rank_of_positions_and_as_text(runs, capsys):
     directory = runs[0] / "rewound" / "run"
     whole = audit(capsys, directory, "--step", 40)
     assert audit(capsys, directory, "--step", 40, "--rank", 1) == whole[4:]
@@ -192,13 +192,13 @@ def test_audit_of_one_rank_of_positions_and_in_words(runs, capsys):
         (["--step", "4", "--data.seq_len", "32"], "the data are not those of .*seq_len was 64 and is now 32"),
     ],
 )
-def test_audits_mistakes_are_one_line(runs, capsys, words, message):
+def test_errors_of_audit_are_one_line(runs, capsys, words, message):
     assert main(["data", "audit", str(runs[0] / "rewound" / "run"), *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line), line
 
 
-def test_audit_where_no_run_is(tmp_path, capsys):
+def test_audit_of_a_folder_without_a_run(tmp_path, capsys):
     assert main(["data", "audit", str(tmp_path), "--step", "1"]) == 2
     assert f"{tmp_path}: no config.json, so no run was started there" in capsys.readouterr().err
 
@@ -208,10 +208,10 @@ def loop_state(run_directory):
 
 
 @pytest.mark.rehearse
-def test_the_same_again_killed_in_the_middle_on_other_layouts_and_with_a_limit(
+def test_rewinds_repeat_exactly_also_if_killed_on_other_layouts_and_up_to_the_limit(
     runs, poisoned, tiny_corpus, watched_ranks, tmp_path
 ):
-    """Killed in the first spike, before it is found (resumed from step 28), and soon after the rewind to step 24."""
+    """Killed in the first spike before it is found (resumed from step 28), and soon after the rewind to step 24."""
     reference = runs[0] / "rewound" / "run"
     make = functools.partial(run, folder=tmp_path, corpus=tiny_corpus, prefix=poisoned[0])
     killed = tmp_path / "killed"
@@ -244,5 +244,5 @@ def test_the_same_again_killed_in_the_middle_on_other_layouts_and_with_a_limit(
     (refused,) = events(limited, "rewind_refused")
     assert "spike.max_rewinds = 1" in refused["text"]
     assert loop_state(limited)["skipped"] == loop_state(reference)["skipped"][:1]
-    same = range(1, POISONED[1] - SPIKE["rewind_steps"] + 1)  # what follows is read from another place
+    same = range(1, POISONED[1] - SPIKE["rewind_steps"] + 1)  # the steps after these read other positions
     assert [losses(limited)[step] for step in same] == [losses(reference)[step] for step in same]

@@ -1,4 +1,4 @@
-"""The account of a real run of two processes that is killed outright again and again."""
+"""The time account of a real run of two processes that is killed several times."""
 
 import json
 import os
@@ -16,7 +16,7 @@ KILLS = 4
 
 
 @pytest.mark.rehearse
-def test_the_account_of_a_run_that_is_killed_again_and_again(tiny_corpus, tmp_path):
+def test_the_account_of_a_run_that_is_killed_several_times(tiny_corpus, tmp_path):
     run = tmp_path / "run"
     words = ["--nproc", 2, "--run.directory", run, "--metrics.wandb", "disabled", "--train.total_tokens", 512 * 120]
     command = [sys.executable, "-m", "launch.main", "train", tiny_corpus.recipe, *words]
@@ -42,13 +42,13 @@ def test_the_account_of_a_run_that_is_killed_again_and_again(tiny_corpus, tmp_pa
     found = read_account(run / "ledger.jsonl")
     assert len(found.processes) == KILLS + 1
     assert found.step == 120
-    assert ended_at - first_step_at - 5 < found.wall_s < ended_at - began_at, "5 s: the launcher's own last steps"
+    assert ended_at - first_step_at - 5 < found.wall_s < ended_at - began_at, "5 s for the end of the launcher"
     assert found.wall_s == pytest.approx(sum(p.elapsed_s + p.down_s for p in found.processes))
     assert all(p.down_s > 0 for p in found.processes[1:])
     lines = [json.loads(line) for line in (run / "metrics.superseded.jsonl").read_text().splitlines()]
     lost = [line for line in lines if "loss" in line]
     assert found.repeated_steps > 0
-    assert 0 <= len(lost) - found.repeated_steps <= 3 * KILLS, "what the last row did not have"
+    assert 0 <= len(lost) - found.repeated_steps <= 3 * KILLS, "steps after the last row of a killed process"
     assert 0 < found.seconds["repeated"] < sum(line["step_s"] for line in lost) + 0.01
     kept = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert found.seconds["training"] < sum(line["step_s"] for line in kept if "loss" in line) + 0.01

@@ -1,4 +1,4 @@
-"""Which ranks are called slow: by drawn times, whose noise is known, and by a profile of a real process group."""
+"""Which ranks count as slow, by random times with known noise, and the waiting time in a profile."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from torch.autograd import DeviceType
 from parallel.health.stragglers import Stragglers, waiting_s
 from parallel.layout.layout import Layout
 
-EVERY = 25  # health.straggler_every_steps as it comes
+EVERY = 25  # the default of health.straggler_every_steps
 CPU = torch.device("cpu")
 
 
@@ -20,7 +20,7 @@ def watch(data, *, pipeline=1):
 
 
 def findings(stragglers, steps, times_of, *, first=1):
-    """Step and change of all that is confirmed, where `times_of` gives every rank's own seconds at a step."""
+    """Return step and change of all confirmed changes. `times_of` gives every rank's own seconds at a step."""
     found = []
     for step in range(first, first + steps):
         if stragglers.due(step):
@@ -32,7 +32,7 @@ def findings(stragglers, steps, times_of, *, first=1):
 
 @pytest.mark.parametrize(("ranks", "noise"), [(2, 0.03), (8, 0.03), (64, 0.04)])
 def test_a_rank_a_quarter_slower_is_named_within_fifty_steps(ranks, noise):
-    """From whatever step on; 100 times, of which nearly all must be in time and none may name another rank."""
+    """In 100 trials that start at different steps. Nearly all must be in time, and none may name another rank."""
     random = np.random.default_rng(ranks)
     in_time = 0
     for trial in range(100):
@@ -48,7 +48,7 @@ def test_a_rank_a_quarter_slower_is_named_within_fifty_steps(ranks, noise):
 
 @pytest.mark.parametrize(("ranks", "noise"), [(2, 0.1), (8, 0.05), (64, 0.05)])
 def test_equal_ranks_are_never_named(ranks, noise):
-    """In 20 runs of 1,000 steps, with now and then a step on one rank that takes three times as long."""
+    """In 20 runs of 1,000 steps, in which sometimes a step of one rank takes three times as long."""
     for seed in range(20):
         random = np.random.default_rng(seed)
 
@@ -60,7 +60,7 @@ def test_equal_ranks_are_never_named(ranks, noise):
         assert findings(watch(ranks), 1000, times) == []
 
 
-def test_a_rank_is_named_once_and_told_of_when_it_is_well_again():
+def test_a_rank_is_named_once_and_again_when_it_recovers():
     found = findings(watch(4), 400, lambda step: [1, 1, 1.5 if 100 < step <= 250 else 1, 1])
     assert [(change.rank, change.slow) for _, change in found] == [(2, True), (2, False)]
     (named_at, named), (well_at, _) = found
@@ -70,21 +70,21 @@ def test_a_rank_is_named_once_and_told_of_when_it_is_well_again():
 
 
 def test_stages_of_a_pipeline_are_not_compared_with_each_other():
-    """The ranks of the last stage have the head and need longer; one of them longer still."""
+    """The ranks of the last stage have the head and need longer. Of these, one is slower still."""
     assert findings(watch(2, pipeline=2), 200, lambda step: [1, 1, 2, 2]) == []
     found = findings(watch(2, pipeline=2), 200, lambda step: [1, 1, 2, 2.6])
     assert [change.rank for _, change in found] == [3]
-    assert not watch(1, pipeline=2).due(EVERY), "alone in its stage, a rank has no peer"
+    assert not watch(1, pipeline=2).due(EVERY), "a rank alone in its stage has no peer"
 
 
-def test_reading_data_is_told_apart():
+def test_the_share_of_reading_data_is_measured():
     found = findings(watch(3), 60, lambda step: [[1, 0.1], [1, 0.1], [1.8, 0.7]])
     assert [change.rank for _, change in found] == [2]
     assert found[0][1].reading == pytest.approx(0.75)
 
 
-def test_what_a_machine_does_now_and_then_does_not_blur_by_how_much_a_rank_is_slower():
-    """Every other measurement takes all ranks five times as long, and the slow one is spared in two of these."""
+def test_slowdowns_of_the_whole_machine_do_not_change_the_ratio_of_a_slow_rank():
+    """In every other measurement all ranks take five times as long. In two of these the slow rank is not slower."""
     spared = (EVERY + 3, EVERY + 11)
 
     def times(step):
@@ -96,8 +96,8 @@ def test_what_a_machine_does_now_and_then_does_not_blur_by_how_much_a_rank_is_sl
     assert found[0][1].ratio == pytest.approx(1.3)
 
 
-def test_waiting_is_communication_beside_which_nothing_is_computed():
-    """Spans in nanoseconds; overlaps count once, and other events not at all."""
+def test_waiting_is_communication_without_computation_at_the_same_time():
+    """Spans are in nanoseconds. Overlaps count once, and other events do not count."""
 
     def seen(*events):
         made = [
