@@ -38,8 +38,8 @@ class SpikeConfig:
     min_rise_nats: float = 0.1
     patience_steps: int = 3
     min_steps: int = 256  # steps before the first spike can be found
-    rewind_steps: int = 100  # the run returns to so many steps before the first high loss
-    skip_steps: int = 300  # the data of so many steps from there on are skipped
+    rewind_steps: int = 100  # how far before the first high loss the run returns
+    skip_steps: int = 300  # how many steps of data from there on are skipped
     max_rewinds: int = 20  # in the whole run; later spikes are only reported
 
     def __post_init__(self) -> None:

@@ -232,7 +232,7 @@ def exit_monitor(settings: MonitorSettings) -> NoReturn:
 
 
 def _run_within(seconds: float, action: Callable[[], None]) -> None:
-    """Run an action in a thread and wait at most so long: its output may go where nothing answers."""
+    """Run an action in a thread, with a limit on the wait: its output may go where nothing answers."""
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
     thread.join(seconds)

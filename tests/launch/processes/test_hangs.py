@@ -205,9 +205,10 @@ def test_ranks_end_and_print_where_they_are_even_if_no_report_can_be_written(tin
 
 @pytest.fixture
 def frozen(tmp_path):
-    """A folder on a frozen file system: every write waits until the test is over, and ignores signals."""
-    image, folder = tmp_path / "image", tmp_path / "frozen"
-    folder.mkdir()
+    """A folder with the run directory "run", whose "hangs" is a frozen file system: every write there waits until the
+    test is over, and ignores signals."""
+    image, hangs = tmp_path / "image", tmp_path / "hung" / "run" / "hangs"
+    hangs.mkdir(parents=True)
 
     def run(*words: object) -> None:
         subprocess.run([*map(str, words)], check=True, capture_output=True, text=True, timeout=60)
@@ -216,22 +217,19 @@ def frozen(tmp_path):
         try:
             run("truncate", "-s", "16M", image)
             run("mkfs.ext4", "-q", image)
-            run("mount", "-o", "loop", image, folder)
-            stack.callback(run, "umount", folder)
-            run("fsfreeze", "-f", folder)
-            stack.callback(run, "fsfreeze", "-u", folder)
+            run("mount", "-o", "loop", image, hangs)
+            stack.callback(run, "umount", "--lazy", hangs)  # a monitor that was frozen is about to end
+            run("fsfreeze", "-f", hangs)
+            stack.callback(run, "fsfreeze", "-u", hangs)
         except (OSError, subprocess.CalledProcessError) as error:
             pytest.skip(f"tests cannot freeze a file system on this machine ({getattr(error, 'stderr', '') or error})")
-        yield folder
+        yield tmp_path / "hung"
 
 
 @pytest.mark.rehearse
-def test_ranks_end_even_if_the_file_system_does_not_answer(tiny_corpus, tmp_path, frozen):
+def test_ranks_end_even_if_the_file_system_does_not_answer(tiny_corpus, frozen):
     """As when a file server is gone: monitors block when they report there, and still end the ranks."""
-    folder = tmp_path / "hung"
-    (folder / "run").mkdir(parents=True)
-    (folder / "run" / "hangs").symlink_to(frozen)
-    run, status, said = launch(tiny_corpus, folder, "loop:1:6")
+    run, status, said = launch(tiny_corpus, frozen, "loop:1:6")
     assert status == 128 + signal.SIGKILL
     assert "in step 6 (training); no verdict on which rank is to blame" in said
     assert f"no reports could be exchanged in {run / 'hangs'} (no answer in time)" in said
