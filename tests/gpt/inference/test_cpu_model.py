@@ -1,4 +1,4 @@
-"""A packed model against the one it was made of: logits, cached steps, padding, and generated tokens."""
+"""A packed model gives the logits, scores and generated tokens of the model that it was made from."""
 
 import copy
 
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def both(config: ModelConfig, *, rows: int, dtype: torch.dtype = torch.float32) -> tuple[GPT, GPT]:
-    """The model, every weight of which shows, and its packed copy."""
+def plain_and_packed(config: ModelConfig, *, rows: int, dtype: torch.dtype = torch.float32) -> tuple[GPT, GPT]:
+    """Return a model and its packed copy. Random values in every weight make each of them affect the result."""
     model = GPT(config)
     initialise(model, config, seed=4)
     generator = torch.Generator().manual_seed(1)
@@ -50,22 +50,22 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @torch.inference_mode()
-def test_the_same_logits(config: ModelConfig, rows: int) -> None:
-    """Whole texts, and step by step from a cache, with positions given or counted."""
-    model, packed = both(config, rows=rows)
+def test_logits_equal_those_of_the_model(config: ModelConfig, rows: int) -> None:
+    """Of whole texts and of single steps with a cache, with positions given and counted."""
+    model, packed = plain_and_packed(config, rows=rows)
     tokens = torch.randint(101, (rows, 24), generator=torch.Generator().manual_seed(3))
     whole = model(tokens)
     assert relative_error(packed(tokens), whole) < 1e-5
     cache = make_cache(packed, 24)
-    pieces = [packed(tokens[:, :9], cache=cache)]
-    pieces += [packed(tokens[:, i : i + 1], positions=torch.tensor([[i]]), cache=cache) for i in range(9, 24)]
-    assert relative_error(torch.cat(pieces, dim=1), whole) < 1e-5
+    parts = [packed(tokens[:, :9], cache=cache)]
+    parts += [packed(tokens[:, i : i + 1], positions=torch.tensor([[i]]), cache=cache) for i in range(9, 24)]
+    assert relative_error(torch.cat(parts, dim=1), whole) < 1e-5
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.2, top_k=30, repetition_penalty=1.1)])
-def test_the_same_tokens(config: ModelConfig, sampling: Sampling) -> None:
-    model, packed = both(config, rows=5)
+def test_generated_tokens_equal_those_of_the_model(config: ModelConfig, sampling: Sampling) -> None:
+    model, packed = plain_and_packed(config, rows=5)
     ours, theirs = (
         generate(m, PROMPTS, n_ctx=40, max_new_tokens=20, sampling=sampling, stop_ids=[17]) for m in (packed, model)
     )
@@ -79,7 +79,7 @@ def test_the_same_tokens(config: ModelConfig, sampling: Sampling) -> None:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @torch.inference_mode()
 def test_bf16_is_as_close_to_fp32_as_the_model_itself(config: ModelConfig, rows: int) -> None:
-    model, packed = both(config, rows=rows, dtype=torch.bfloat16)
+    model, packed = plain_and_packed(config, rows=rows, dtype=torch.bfloat16)
     exact = copy.deepcopy(model).float()
     tokens = torch.randint(101, (rows, 24), generator=torch.Generator().manual_seed(3))
     reference = exact(tokens)
@@ -89,9 +89,9 @@ def test_bf16_is_as_close_to_fp32_as_the_model_itself(config: ModelConfig, rows:
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_same_scores(config: ModelConfig) -> None:
-    """Of ends in a row, each of which sees its own beginning only, and of what goes on from the cache."""
-    model, packed = both(config, rows=64)
+def test_scores_equal_those_of_the_model(config: ModelConfig) -> None:
+    """With packed rows, in which a token attends only to its own sequence, and with rows that continue the cache."""
+    model, packed = plain_and_packed(config, rows=64)
     shared = list(range(60, 95))
     requests = [Request([*shared, number, number + 1, 60], 2) for number in range(40)]
     requests += [Request([*prompt, 3], 1) for prompt in PROMPTS]
@@ -101,6 +101,6 @@ def test_the_same_scores(config: ModelConfig) -> None:
         assert ours.greedy == theirs.greedy
 
 
-def test_weights_are_not_held_twice() -> None:
-    _, packed = both(CONFIGS["llama"], rows=1)
+def test_packing_frees_the_original_weights() -> None:
+    _, packed = plain_and_packed(CONFIGS["llama"], rows=1)
     assert {name.split(".")[0] for name, _ in packed.named_parameters()} == {"embed"}

@@ -1,4 +1,4 @@
-"""Generation against recomputing every prefix, and batches against single prompts."""
+"""Generation equals recomputing every prefix, and a batch equals its prompts one at a time."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,7 +8,6 @@ import torch
 
 from gpt.errors import ConfigError
 from gpt.inference.generation import generate, read_prompts
-from gpt.inference.kv_cache import KeyValueCache
 from gpt.inference.model import LocalModel
 from gpt.inference.sampling import GREEDY, Sampling
 from gpt.model.config import ModelConfig
@@ -48,7 +47,7 @@ def random_model(config: ModelConfig) -> GPT:
 
 
 def recompute(model: GPT, prompt: list[int], n: int) -> tuple[list[int], list[float]]:
-    """Greedy decoding the slow way: the whole text through the model for each new token."""
+    """Decode greedily without a cache: run the whole text through the model for each new token."""
     tokens, log_probs = list(prompt), []
     for _ in range(n):
         scores = model(torch.tensor([tokens]))[0, -1].log_softmax(-1)
@@ -58,7 +57,7 @@ def recompute(model: GPT, prompt: list[int], n: int) -> tuple[list[int], list[fl
 
 
 def test_greedy_equals_recomputing_every_prefix(model: GPT) -> None:
-    """Same tokens; log-probabilities to 1e-4 nats, since a cache and a mask sum in another order in fp32."""
+    """Same tokens, and log-probabilities to 1e-4 nats, since a cache and a mask sum in another order in fp32."""
     results = generate(model, PROMPTS, n_ctx=40, max_new_tokens=20)
     for prompt, result in zip(PROMPTS, results, strict=True):
         tokens, log_probs = recompute(model, prompt, 20)
@@ -68,21 +67,21 @@ def test_greedy_equals_recomputing_every_prefix(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM, VARIED])
-def test_a_batch_gives_each_prompt_what_it_gets_alone(model: GPT, sampling: Sampling) -> None:
-    together = generate(model, PROMPTS, n_ctx=40, max_new_tokens=16, sampling=sampling, seed=11, stop_ids=[3, 17])
+def test_a_batch_gives_each_prompt_the_tokens_that_it_gets_alone(model: GPT, sampling: Sampling) -> None:
+    batch = generate(model, PROMPTS, n_ctx=40, max_new_tokens=16, sampling=sampling, seed=11, stop_ids=[3, 17])
     for i, prompt in enumerate(PROMPTS):
         (alone,) = generate(
             model, [prompt], n_ctx=40, max_new_tokens=16, sampling=sampling, seed=11 + i, stop_ids=[3, 17]
         )
-        assert together[i].tokens == alone.tokens
-        assert together[i].stopped == alone.stopped
-        assert together[i].log_probs == pytest.approx(alone.log_probs, abs=1e-4)
+        assert batch[i].tokens == alone.tokens
+        assert batch[i].stopped == alone.stopped
+        assert batch[i].log_probs == pytest.approx(alone.log_probs, abs=1e-4)
 
 
-def test_each_prompt_may_have_a_seed_and_a_length_of_its_own(model: GPT) -> None:
+def test_each_prompt_can_have_its_own_seed_and_length(model: GPT) -> None:
     limits, seeds = [16, 3, 9, 1, 16], [5, 90, 5, 7, 8]
-    together = generate(model, PROMPTS, n_ctx=40, max_new_tokens=limits, sampling=WARM, seed=seeds)
-    for prompt, limit, seed, result in zip(PROMPTS, limits, seeds, together, strict=True):
+    batch = generate(model, PROMPTS, n_ctx=40, max_new_tokens=limits, sampling=WARM, seed=seeds)
+    for prompt, limit, seed, result in zip(PROMPTS, limits, seeds, batch, strict=True):
         (alone,) = generate(model, [prompt], n_ctx=40, max_new_tokens=limit, sampling=WARM, seed=seed)
         assert result.tokens == alone.tokens
         assert len(result.tokens) == limit
@@ -90,7 +89,7 @@ def test_each_prompt_may_have_a_seed_and_a_length_of_its_own(model: GPT) -> None
 
 
 def test_a_repetition_penalty_counts_prompt_and_text(model: GPT) -> None:
-    """So large that greedy decoding never takes a token twice; a little one only changes the choice where it must."""
+    """A large penalty never takes a token twice; a small one gives the argmax of the penalised logits."""
     strong = generate(model, PROMPTS, n_ctx=40, max_new_tokens=20, sampling=Sampling(repetition_penalty=1e6))
     for prompt, result in zip(PROMPTS, strong, strict=True):
         assert len({*prompt, *result.tokens}) == len(set(prompt)) + 20
@@ -105,16 +104,16 @@ def test_a_repetition_penalty_counts_prompt_and_text(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("sampling", [WARM, VARIED])
-def test_log_probabilities_are_the_models_own_whatever_the_sampling(model: GPT, sampling: Sampling) -> None:
+def test_log_probabilities_do_not_depend_on_the_sampling(model: GPT, sampling: Sampling) -> None:
     (result,) = generate(model, [PROMPTS[0]], n_ctx=40, max_new_tokens=12, sampling=sampling, seed=5)
     text = torch.tensor([[*PROMPTS[0], *result.tokens]])
     scores = model(text)[0].log_softmax(-1)
-    places = range(len(PROMPTS[0]) - 1, text.size(1) - 1)
-    expected = [float(scores[i, t]) for i, t in zip(places, result.tokens, strict=True)]
+    positions = range(len(PROMPTS[0]) - 1, text.size(1) - 1)
+    expected = [float(scores[i, t]) for i, t in zip(positions, result.tokens, strict=True)]
     assert result.log_probs == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_seed_gives_its_text_again_and_another_seed_another(model: GPT) -> None:
+def test_equal_seeds_give_equal_texts_and_other_seeds_other_texts(model: GPT) -> None:
     def sample(seed: int) -> list[list[int]]:
         results = generate(model, PROMPTS, n_ctx=40, max_new_tokens=16, sampling=WARM, seed=seed)
         return [result.tokens for result in results]
@@ -124,8 +123,8 @@ def test_a_seed_gives_its_text_again_and_another_seed_another(model: GPT) -> Non
 
 
 def test_stopping_by_id_and_by_watch(model: GPT) -> None:
-    """A stop id is the last token; `watch` sees each token and ends only its own prompt; the rest go on as before,
-    also after rows have been dropped from the cache."""
+    """A stop id is the last token. `watch` sees each token and ends only its own prompt. The other prompts get the same
+    tokens as without stops, also after rows have been dropped from the cache."""
     free = generate(model, PROMPTS, n_ctx=40, max_new_tokens=16, sampling=WARM, seed=2)
     stop = free[3].tokens[6]
     seen: list[tuple[int, int]] = []
@@ -142,22 +141,22 @@ def test_stopping_by_id_and_by_watch(model: GPT) -> None:
         assert result.stopped == (ends < 16 or whole.tokens[-1] == stop)
         assert [token for j, token in seen if j == i] == result.tokens
     assert len(stopped[3].tokens) <= 7
-    assert any(len(result.tokens) == 16 for result in stopped), "some prompt must outlive the others"
+    assert any(len(result.tokens) == 16 for result in stopped), "some prompt must run to its limit"
 
 
-def test_only_ids_that_the_tokenizer_has(model: GPT) -> None:
+def test_only_ids_of_the_tokenizer_are_chosen(model: GPT) -> None:
     (result,) = generate(model, [[1]], n_ctx=40, max_new_tokens=39, sampling=Sampling(temperature=5.0), n_ids=4)
     assert set(result.tokens) == {0, 1, 2, 3}
 
 
-def test_fills_the_context_to_its_last_token() -> None:
+def test_generation_can_fill_the_context_to_its_last_token() -> None:
     model = random_model(GPT3)
     (result,) = generate(model, [list(range(39))], n_ctx=40, max_new_tokens=1)
     assert result.tokens == recompute(model, list(range(39)), 1)[0]
 
 
 @pytest.mark.parametrize(
-    ("prompts", "new", "words"),
+    ("prompts", "max_new_tokens", "words"),
     [
         ([[1], list(range(38))], 3, ["prompt 2 has 38 tokens", "n_ctx = 40", "Lower max_new_tokens to 2"]),
         ([list(range(40))], 1, ["40 tokens", ". Shorten the prompt"]),
@@ -167,35 +166,23 @@ def test_fills_the_context_to_its_last_token() -> None:
         ([[1], [1, 2]], [39, 39], ["prompt 2 has 2 tokens", "max_new_tokens = 39"]),
     ],
 )
-def test_what_cannot_be_continued_is_refused(prompts: list[list[int]], new: Any, words: list[str]) -> None:
+def test_prompts_without_room_and_wrong_ids_are_refused(
+    prompts: list[list[int]], max_new_tokens: Any, words: list[str]
+) -> None:
     with pytest.raises(ConfigError) as error:
-        generate(random_model(GPT3), prompts, n_ctx=40, max_new_tokens=new)
+        generate(random_model(GPT3), prompts, n_ctx=40, max_new_tokens=max_new_tokens)
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_cache_allocates_once_and_keeps_rows() -> None:
-    cache = KeyValueCache(5)
-    first = torch.randn(3, 2, 4, 8)
-    k, v = cache.append(first, -first)
-    again, _ = cache.append(first[:, :, :1], first[:, :, :1])
-    assert again.data_ptr() == k.data_ptr()
-    assert torch.equal(again, torch.cat([first, first[:, :, :1]], dim=2))
-    assert torch.equal(v, -first)
-    cache.keep(torch.tensor([2, 0]))
-    with pytest.raises(AssertionError):
-        cache.append(first[[2, 0], :, :1], first[[2, 0], :, :1])
-    assert cache.length == 5
-
-
-def test_padding_leaves_no_trace(model: GPT) -> None:
-    """Logits after the prompts equal those of each prompt alone, whatever stands in the padding."""
+def test_padding_does_not_affect_the_logits(model: GPT) -> None:
+    """Logits after the prompts equal those of each prompt alone, whatever the padding token."""
     _, logits = read_prompts(LocalModel(model), PROMPTS, capacity=30, filler=33)
     for row, prompt in zip(logits, PROMPTS, strict=True):
         torch.testing.assert_close(row, model(torch.tensor([prompt]))[0, -1], rtol=1e-4, atol=1e-4)
 
 
 def test_vocabulary_padding_is_never_predicted() -> None:
-    """Not even where its rows of the head would win by far: nor does it take probability from others."""
+    """Not even if its rows of the head have the largest logits; nor does it take probability from real tokens."""
     model = GPT(replace(GPT3, tied=False))
     initialise(model, GPT3, seed=0)
     with torch.no_grad():

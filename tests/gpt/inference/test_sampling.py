@@ -1,4 +1,4 @@
-"""The rules by which a token is chosen, by hand and against transformers' own."""
+"""Sampling rules, against values computed by hand and against transformers."""
 
 import math
 from typing import Any
@@ -19,22 +19,22 @@ def test_impossible_sampling_is_refused(settings: tuple[Any, ...]) -> None:
 
 
 def frequencies(logits: list[float], sampling: Sampling) -> list[float]:
-    """How often each token is chosen when the uniform number runs evenly over [0, 1)."""
+    """Return how often each token is chosen for uniform numbers spread evenly over [0, 1)."""
     n = 4000
     uniform = (torch.arange(n) + 0.5) / n
     chosen = choose(torch.tensor([logits]).expand(n, -1), sampling, uniform)
     return (torch.bincount(chosen, minlength=len(logits)) / n).tolist()
 
 
-def test_sampling_rules() -> None:
+def test_filters_keep_the_probabilities_computed_by_hand() -> None:
     logits = [math.log(p) for p in (0.1, 0.4, 0.2, 0.3)]
     assert frequencies(logits, Sampling(1.0)) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=1e-3)
     assert frequencies(logits, Sampling(1.0, top_k=2)) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=1e-3)
-    # 0.4 + 0.3 reaches 0.65, so the third is out; 0.4 + 0.3 falls short of 0.75, so it is in
+    # 0.4 + 0.3 reaches 0.65, so the third token is out. It does not reach 0.75, so the third token is in.
     assert frequencies(logits, Sampling(1.0, top_p=0.65)) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=1e-3)
     assert frequencies(logits, Sampling(1.0, top_p=0.75)) == pytest.approx([0, 4 / 9, 2 / 9, 3 / 9], abs=1e-3)
     assert frequencies(logits, Sampling(1.0, top_p=0.01)) == [0, 1, 0, 0]
-    # top_k first: of the two left, 4/7 alone reaches 0.5
+    # top_k comes first: of the two tokens left, 4/7 alone reaches 0.5
     assert frequencies(logits, Sampling(1.0, top_k=2, top_p=0.5)) == [0, 1, 0, 0]
     squared = [p * p / 0.30 for p in (0.1, 0.4, 0.2, 0.3)]
     assert frequencies(logits, Sampling(0.5)) == pytest.approx(squared, abs=1e-3)
@@ -58,8 +58,8 @@ def transformers() -> Any:
         Sampling(1.0, top_k=500, repetition_penalty=0.8),
     ],
 )
-def test_filters_mean_what_they_mean_in_transformers(transformers: Any, sampling: Sampling) -> None:
-    """In the same order too: penalty, temperature, top_k, top_p."""
+def test_filters_equal_those_of_transformers(transformers: Any, sampling: Sampling) -> None:
+    """Applied in the same order: penalty, temperature, top_k, top_p."""
     generator = torch.Generator().manual_seed(7)
     logits = 3.0 * torch.randn(6, 40, generator=generator)
     text = torch.randint(40, (6, 9), generator=generator)
@@ -72,22 +72,22 @@ def test_filters_mean_what_they_mean_in_transformers(transformers: Any, sampling
         rules.append(transformers.TopKLogitsWarper(sampling.top_k))
     if sampling.top_p is not None:
         rules.append(transformers.TopPLogitsWarper(sampling.top_p))
-    theirs = logits
+    expected = logits
     for rule in rules:
-        theirs = rule(text, theirs)
+        expected = rule(text, expected)
     n = 4000
     uniform = (torch.arange(n) + 0.5) / n
     for row in range(6):
         chosen = choose(logits[[row]].expand(n, -1), sampling, uniform, seen=seen[[row]])
         frequencies = torch.bincount(chosen, minlength=40) / n
-        torch.testing.assert_close(frequencies, theirs[row].softmax(-1), rtol=0, atol=2e-3)
+        torch.testing.assert_close(frequencies, expected[row].softmax(-1), rtol=0, atol=2e-3)
 
 
-def test_repetition_penalty_is_that_of_transformers(transformers: Any) -> None:
+def test_the_repetition_penalty_equals_that_of_transformers(transformers: Any) -> None:
     generator = torch.Generator().manual_seed(7)
     logits = 3.0 * torch.randn(5, 30, generator=generator)
     text = torch.randint(30, (5, 20), generator=generator)
     seen = seen_tokens(text.tolist(), vocab_size=30, device=logits.device)
     for penalty in (0.5, 1.0, 1.7):
-        theirs = transformers.RepetitionPenaltyLogitsProcessor(penalty)(text, logits)
-        assert torch.equal(penalised(logits, seen, penalty), theirs)
+        expected = transformers.RepetitionPenaltyLogitsProcessor(penalty)(text, logits)
+        assert torch.equal(penalised(logits, seen, penalty), expected)

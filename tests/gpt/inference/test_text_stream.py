@@ -1,4 +1,4 @@
-"""Text piece by piece: whole characters, stop strings that span tokens, and nothing shown that must be taken back."""
+"""Streamed text: whole characters, stop strings across tokens, and no character that must be taken back."""
 
 import pytest
 
@@ -15,8 +15,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(path)
 
 
-def pieces(text: GeneratedText, tokens: list[int]) -> list[str]:
-    """What each token adds, and at last the rest."""
+def stream(text: GeneratedText, tokens: list[int]) -> list[str]:
+    """Return the text that each token adds, and the rest at the end."""
     shown = []
     for n in range(1, len(tokens) + 1):
         shown.append(text.update(tokens[:n]))
@@ -27,15 +27,15 @@ def pieces(text: GeneratedText, tokens: list[int]) -> list[str]:
 
 def test_a_character_of_several_tokens_waits_for_its_last(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode(" a\u20ac\U0001f600b")
-    shown = pieces(GeneratedText(tokenizer, tokenizer.encode("The")), tokens)
+    shown = stream(GeneratedText(tokenizer, tokenizer.encode("The")), tokens)
     assert "".join(shown) == " a\u20ac\U0001f600b"
     assert len(tokens) > 5, "the characters must be spelt in bytes"
-    assert not any("\ufffd" in piece for piece in shown)
+    assert not any("\ufffd" in part for part in shown)
 
 
-def test_bytes_that_stay_no_character_are_shown_at_the_end(tokenizer: Tokenizer) -> None:
+def test_bytes_that_are_no_character_are_shown_at_the_end(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("a\u20ac")[:-1]
-    shown = pieces(GeneratedText(tokenizer, tokenizer.encode("The")), tokens)
+    shown = stream(GeneratedText(tokenizer, tokenizer.encode("The")), tokens)
     assert shown[:-1] == ["a", *[""] * (len(shown) - 2)]
     assert set(shown[-1]) == {"\ufffd"}
 
@@ -45,7 +45,7 @@ def test_bytes_that_stay_no_character_are_shown_at_the_end(tokenizer: Tokenizer)
     [
         (("reads",), "The parser "),
         (("rce,", "then"), "The parser reads the sou"),
-        (("then", "rce,"), "The parser reads the sou"),  # the first in the text, not in the list
+        (("then", "rce,"), "The parser reads the sou"),  # the first in the text counts, not the first in the list
         (("T",), ""),
         (("nowhere", ";!", "sources"), TEXT),
         ((), TEXT),
@@ -54,16 +54,16 @@ def test_bytes_that_stay_no_character_are_shown_at_the_end(tokenizer: Tokenizer)
     ],
 )
 def test_stop_strings_end_the_text_before_them(tokenizer: Tokenizer, stops: tuple[str, ...], wanted: str) -> None:
-    """Spelt in single characters too, so that a stop string spans tokens; never is more shown than the text."""
+    """Also with single-character tokens, so that a stop string spans tokens. No more than the text is ever shown."""
     single = [token for character in TEXT for token in tokenizer.encode(character)]
     for tokens in (tokenizer.encode(TEXT), single):
         text = GeneratedText(tokenizer, tokenizer.encode("It says: "), stops)
-        shown = "".join(pieces(text, tokens))
+        shown = "".join(stream(text, tokens))
         assert shown == text.text == wanted
         assert text.stopped == (wanted != TEXT)
 
 
-def test_only_what_a_stop_string_may_begin_with_is_held_back(tokenizer: Tokenizer) -> None:
+def test_only_the_possible_beginning_of_a_stop_string_is_held_back(tokenizer: Tokenizer) -> None:
     text = GeneratedText(tokenizer, tokenizer.encode("x"), ["sou the", "urban"])
     assert text.update(tokenizer.encode("the sou")) == "the "
     assert text.update(tokenizer.encode("the source")) == "source"
@@ -74,4 +74,4 @@ def test_only_what_a_stop_string_may_begin_with_is_held_back(tokenizer: Tokenize
 
 def test_a_stop_string_in_the_prompt_stops_nothing(tokenizer: Tokenizer) -> None:
     text = GeneratedText(tokenizer, tokenizer.encode("line of na"), ["names"])
-    assert "".join(pieces(text, tokenizer.encode("mes and numbers"))) == "mes and numbers"
+    assert "".join(stream(text, tokenizer.encode("mes and numbers"))) == "mes and numbers"

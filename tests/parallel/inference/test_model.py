@@ -1,4 +1,4 @@
-"""Generation over layouts gives the tokens of one process, and training goes on after it as if there had been none."""
+"""Generation over layouts gives the tokens of one process, and does not affect the training that follows."""
 
 import pytest
 from layout_runs import (
@@ -15,9 +15,9 @@ pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
 GENERATING = {
     "tensor 2 x pipeline 2": (4, {"tensor": 2, "pipeline": 2}),
     "data 2, zero 3": (2, {"data": 2, "zero_stage": 3}),
-    "a rank with the head alone": (2, {"pipeline": 2, "split": [4, 0]}),
-    "two stages a rank, in rounds": (2, {"pipeline": 2, "schedule": "interleaved_1f1b"}),
-    "two stages a rank, as a V": (2, {"pipeline": 2, "schedule": "zbv_zero_bubble"}),
+    "a rank with only the head": (2, {"pipeline": 2, "split": [4, 0]}),
+    "two stages per rank, interleaved": (2, {"pipeline": 2, "schedule": "interleaved_1f1b"}),
+    "two stages per rank, V-shaped": (2, {"pipeline": 2, "schedule": "zbv_zero_bubble"}),
 }
 
 
@@ -34,8 +34,8 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("name", GENERATING)
 @pytest.mark.parametrize("family", ["gpt3", "modern"])
 def test_generation_over_a_layout_equals_one_process(results, family, name):
-    """Tokens, their log-probabilities and stops, with prompts of unequal lengths that stop at unequal times; and the
-    training that follows."""
+    """Tokens, log-probabilities and stops are equal, for prompts of unequal lengths that stop at unequal times. So are
+    the losses of the training that follows."""
     ours, reference = results[f"generate, {family}, {name}"], results[f"generate, {family}, one"]
     for way in ("greedy", "warm"):
         assert_same_continuations(ours[way], reference[way])
