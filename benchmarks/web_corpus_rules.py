@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from data_prep.documents.words import TextView
-from data_prep.filters.quality import QualityConfig, RuleSet, judge
+from data_prep.filters.quality import QualityConfig, RuleSet, apply_rule_set
 from gpt.errors import ConfigError
 
 PEER = Path(__file__).with_name("datatrove_peer.py")
@@ -81,7 +81,7 @@ def our_decisions(texts: Sequence[str], rules: Rules) -> list[dict[str, list[str
         view = TextView(text)  # shared, as the stage shares it
         found = {}
         for name, (rule_set, config) in configs.items():
-            left, why = judge(view, rule_set, config)
+            left, why = apply_rule_set(view, rule_set, config)
             found[name] = ["" if why is None else why[0], text_digest(left.text)]
         decisions.append(found)
     return decisions

@@ -15,7 +15,7 @@ from data_prep.documents.arrays import read_array
 from data_prep.execution.fingerprint import versions
 from data_prep.execution.shard_runs import SHARD_ENDING, ShardRun, Shards
 from data_prep.execution.tasks import FinishedTask, Task, plain
-from data_prep.filters.quality_classifier import fingerprint
+from data_prep.filters.quality_classifier import model_digest
 from data_prep.recipe import PrepareConfig
 from gpt.errors import ConfigError
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, tokenizer_files
@@ -52,7 +52,7 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
     recipe = plain(config)
     recipe["output"] = {key: recipe["output"][key] for key in ("validation_fraction", "seed", "shard_tokens")}
     if config.classify.model is not None:
-        recipe["classify"]["model_sha256"] = fingerprint(config.classify.model)
+        recipe["classify"]["model_sha256"] = model_digest(config.classify.model)
     description = describe(
         {split: _describe_split(totals[split], names[split], written[split]) for split in SPLITS},
         _describe_tokenizer(tokenizer, published),

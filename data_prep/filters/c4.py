@@ -1,7 +1,8 @@
-"""C4's cleaning rules (arXiv 1910.10683, section 2.2): drops lines, then whole pages; has no list of bad words.
+"""Apply C4's cleaning rules (arXiv 1910.10683, section 2.2), which drop lines and then whole pages.
 
-Names, order and counting are those of datatrove's C4QualityFilter, which follows C4's own code (c4_utils.py of
-TensorFlow Datasets) with other thresholds; docs/guides/data/rules.md lists the differences.
+Names, order and counting are those of datatrove's C4QualityFilter. It follows C4's own code (c4_utils.py of
+TensorFlow Datasets) with other thresholds; docs/guides/data/rules.md lists the differences. C4's list of
+bad words is not applied.
 """
 
 import re
@@ -17,11 +18,11 @@ _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 class C4Config:
     """Section [quality.c4]. A threshold below 1 turns its rule off.
 
-    Lines stay that end in one of `end_punctuation`, unless `filter_no_terminal_punct` is off (as for FineWeb), that
-    have `min_words_per_line` words and none above `max_word_length` characters, words being what stands between blanks.
-    Lines with "javascript" or one of `policy_substrings` go. A line that stays with "lorem ipsum" or "{" drops the
-    page, as do fewer than `min_num_sentences` sentences in all lines that stay. `remove_citations`: [12], [edit],
-    [citation needed].
+    A line is kept if it has at least `min_words_per_line` words, none of them longer than `max_word_length` characters,
+    and ends in one of `end_punctuation` (unless `filter_no_terminal_punct` is off, as for FineWeb). Whitespace
+    separates words. Lines with "javascript" or one of `policy_substrings` are removed. "lorem ipsum" or "{" in a line
+    that would be kept drops the page. Fewer than `min_num_sentences` sentences in all kept lines drop it too.
+    `remove_citations` removes [12], [edit] and [citation needed].
     """
 
     remove_citations: bool = True
@@ -45,27 +46,27 @@ class C4Config:
 
 
 def clean(view: TextView, config: C4Config) -> tuple[TextView, tuple[str, float] | None]:
-    """(the text with only the lines that C4 keeps, why the page is dropped and what was measured, or None)."""
+    """Return (the text with only the lines that C4 keeps, None), or (the text, (drop reason, measured value))."""
     text = view.text
     if config.remove_citations and "[" in text:
-        lines = [_without_citations(line) for line in text.splitlines() if _may_stay(line, config)]
+        lines = [_without_citations(line) for line in text.splitlines() if _words_fit(line, config)]
         text = "\n".join(lines)
     else:
-        lines = [line.strip() for line in text.splitlines() if _may_stay(line, config)]
-    special = _special_phrases(text, config)  # few pages have any
+        lines = [line.strip() for line in text.splitlines() if _words_fit(line, config)]
+    phrases = _find_phrases(text, config)  # few pages have any
     kept: list[str] = []
     for line in lines:
-        if not _ends_well(line, config):
+        if not _has_end_punctuation(line, config):
             continue
-        if special:
+        if phrases:
             lowered = line.lower()
-            found = next((reason for phrase, reason in special if phrase in lowered), None)
-            if found:
-                return view, (found, len(kept))
-            if found is not None:
+            reason = next((reason for phrase, reason in phrases if phrase in lowered), None)
+            if reason:
+                return view, (reason, len(kept))
+            if reason is not None:  # "": drop only the line
                 continue
         kept.append(line)
-    n_sentences = _count_up_to(config.min_num_sentences, kept)
+    n_sentences = _count_sentences(kept, limit=config.min_num_sentences)
     if n_sentences < config.min_num_sentences:
         return view, ("too_few_sentences", n_sentences)
     text = "\n".join(kept).strip()
@@ -74,42 +75,44 @@ def clean(view: TextView, config: C4Config) -> tuple[TextView, tuple[str, float]
     return view if text == view.text else TextView(text), None
 
 
-def _special_phrases(text: str, config: C4Config) -> list[tuple[str, str]]:
-    """Those phrases of the rules that are somewhere in the text, in the order in which they are looked for in a line,
-    each with the reason for which it drops the page, or "" when it drops only its line."""
+def _find_phrases(text: str, config: C4Config) -> list[tuple[str, str]]:
+    """Return the rules' phrases that occur in the text, as (phrase, reason), in the order in which a line is searched.
+
+    The reason is the page's drop reason, or "" if the phrase drops only its line.
+    """
     lowered = text.lower()
-    looked_for = (
+    rules = (
         (config.filter_lorem_ipsum, ("lorem ipsum",), "lorem_ipsum"),
         (config.filter_javascript, ("javascript",), ""),
         (config.filter_curly_bracket, ("{",), "curly_bracket"),
         (config.filter_policy, config.policy_substrings, ""),
     )
-    return [(phrase, why) for wanted, phrases, why in looked_for if wanted for phrase in phrases if phrase in lowered]
+    return [(phrase, reason) for on, phrases, reason in rules if on for phrase in phrases if phrase in lowered]
 
 
 def _without_citations(line: str) -> str:
     return _CITATION.sub("", line.strip()) if "[" in line else line.strip()
 
 
-def _may_stay(line: str, config: C4Config) -> bool:
-    """Whether the line has words enough and none too long; citations still count as words."""
-    enough, longest = max(config.min_words_per_line, 0), config.max_word_length
-    if len(line.split(None, enough)) < enough:
+def _words_fit(line: str, config: C4Config) -> bool:
+    """Whether the line has enough words and none too long; citations still count as words."""
+    min_words, max_length = max(config.min_words_per_line, 0), config.max_word_length
+    if len(line.split(None, min_words)) < min_words:
         return False
-    return longest < 1 or len(line) <= longest or all(len(word) <= longest for word in line.split())
+    return max_length < 1 or len(line) <= max_length or all(len(word) <= max_length for word in line.split())
 
 
-def _ends_well(line: str, config: C4Config) -> bool:
+def _has_end_punctuation(line: str, config: C4Config) -> bool:
     if not config.filter_no_terminal_punct:
         return True
     return line.endswith(config.end_punctuation) and not line.endswith("...")
 
 
-def _count_up_to(enough: int, lines: list[str]) -> int:
-    """Sentences in the lines; the count ends where there are enough."""
+def _count_sentences(lines: list[str], *, limit: int) -> int:
+    """Count the sentences in the lines; stop after the line that reaches `limit`."""
     total = 0
     for line in lines:
-        if total >= enough:
+        if total >= limit:
             break
         total += count_sentences(split_words(line))
     return total

@@ -1,4 +1,4 @@
-"""FineWeb's own rules (arXiv 2406.17557, section 3.6): line shapes that tell lists and menus from prose.
+"""Apply FineWeb's own rules (arXiv 2406.17557, section 3.6), which drop lists and menus by the shapes of their lines.
 
 Names, order and counting are those of datatrove's FineWebQualityFilter; docs/guides/data/rules.md says where the paper
 differs.
@@ -12,12 +12,12 @@ from data_prep.documents.words import TextView, repeated
 
 @dataclass(frozen=True)
 class FineWebConfig:
-    """Section [quality.fineweb]; the defaults are those of the published code. Blank lines are not counted as lines.
+    """Section [quality.fineweb]; the defaults are those of the published code. Blank lines do not count as lines.
 
-    `line_punct_thr`: least share of lines that end in one of `stop_chars` (empty: everything that Unicode calls the end
-    of a sentence; `line_punct_exclude_zero` lets pages pass that have no such line). `short_line_thr`: greatest share
-    of lines of at most `short_line_length` characters. `char_duplicates_ratio`: greatest share of characters, without
-    line ends, in lines that came before; the paper says 0.1. `new_line_ratio`: greatest number of line ends per word.
+    `line_punct_thr`: minimum share of lines that end in one of `stop_chars` (empty: all of Unicode's sentence
+    terminators). `line_punct_exclude_zero` keeps pages without any such line. `short_line_thr`: maximum share of lines
+    of at most `short_line_length` characters. `char_duplicates_ratio`: maximum share of characters, line ends excluded,
+    in repeated lines; the paper says 0.1. `new_line_ratio`: maximum number of line ends per word.
     """
 
     line_punct_thr: float = 0.12
@@ -30,7 +30,7 @@ class FineWebConfig:
 
 
 def fineweb_reason(view: TextView, config: FineWebConfig) -> tuple[str, float] | None:
-    """Why FineWeb's rules drop the text and what was measured, or None."""
+    """Return the rule that drops the text and the value that it measured, or None to keep the text."""
     lines = [line for line in view.text.split("\n") if line.strip()]
     if not lines:
         return "empty", 0

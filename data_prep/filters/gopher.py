@@ -1,7 +1,7 @@
-"""Gopher's rules for web prose (arXiv 2112.11446, appendix A.1.1): quality, and repetition within a document.
+"""Apply Gopher's rules for web prose (arXiv 2112.11446, appendix A.1.1): quality, and repetition within a document.
 
-Names, order and counting are those of datatrove's GopherQualityFilter and GopherRepetitionFilter, with which FineWeb
-was made; docs/guides/data/rules.md says where the paper leaves it open or says something else.
+Names, order and counting are those of datatrove's GopherQualityFilter and GopherRepetitionFilter, which made FineWeb.
+docs/guides/data/rules.md says where the paper is silent or differs.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from data_prep.documents.word_split import SYMBOLS
 from data_prep.documents.words import Integers, TextView, later_copies, repeated
 from gpt.errors import ConfigError
 
-Reason = tuple[str, float]  # the rule that drops a text, and what it measured
+Reason = tuple[str, float]  # the rule that drops a text, and the value that it measured
 NGramLimits = tuple[tuple[float, ...], ...]
 
 
@@ -20,11 +20,12 @@ NGramLimits = tuple[tuple[float, ...], ...]
 class GopherQualityConfig:
     """Section [quality.gopher_quality]; the defaults are the paper's. A threshold of 0 turns its rule off.
 
-    `min_doc_words` and `max_doc_words` count words that are more than punctuation, the `avg_word_length`s are their
-    mean length in characters. Shares of all words, punctuation included: `max_symbol_word_ratio` for hashes and for
-    ellipses, `min_alpha_words_ratio` for words with a letter (datatrove calls it max_non_alpha_words_ratio). Shares of
-    lines, empty ones included: `max_bullet_lines_ratio` begin with one of `bullets`, `max_ellipsis_lines_ratio` end in
-    an ellipsis. `min_stop_words` different ones of `stop_words` must occur.
+    `min_doc_words`, `max_doc_words`: number of words, without those that are only punctuation. `min_avg_word_length`,
+    `max_avg_word_length`: their mean length in characters. `max_symbol_word_ratio`: hashes, and ellipses, per word.
+    `min_alpha_words_ratio`: share of words with a letter (datatrove: max_non_alpha_words_ratio). These two count
+    punctuation as words. `max_bullet_lines_ratio`, `max_ellipsis_lines_ratio`: share of lines, empty ones included,
+    that begin with one of `bullets` or end in an ellipsis. `min_stop_words`: how many different ones of `stop_words`
+    must occur.
     """
 
     min_doc_words: int = 50
@@ -49,7 +50,7 @@ class GopherQualityConfig:
 
 
 def quality_reason(view: TextView, config: GopherQualityConfig) -> Reason | None:
-    """Why Gopher's quality rules drop the text, or None."""
+    """Return the quality rule that drops the text, or None to keep the text."""
     return _size_reason(view, config) or _symbol_reason(view, config) or _word_reason(view, config)
 
 
@@ -110,9 +111,10 @@ def _word_reason(view: TextView, config: GopherQualityConfig) -> Reason | None:
 class GopherRepetitionConfig:
     """Section [quality.gopher_repetition]; the defaults are the paper's table A1. A threshold of 0 turns its rule off.
 
-    `dup_line_frac` and `dup_para_frac`: share of lines (paragraphs) that came before. All others are shares of the
-    text's characters: in those lines and paragraphs; `top_n_grams` = [[n, share], ...] in all occurrences of the most
-    frequent n-gram of words; `dup_n_grams` in n-grams that came before, none of them counted twice.
+    `dup_line_frac`, `dup_para_frac`: share of lines (paragraphs) that repeat an earlier one. The others are shares of
+    the text's characters. `dup_line_char_frac`, `dup_para_char_frac`: in those lines and paragraphs. `top_n_grams` =
+    [[n, share], ...]: in all occurrences of the most frequent n-gram of words. `dup_n_grams`: in n-grams that repeat
+    an earlier one; each character counts once.
     """
 
     dup_line_frac: float = 0.3
@@ -132,7 +134,7 @@ class GopherRepetitionConfig:
 
 
 def repetition_reason(view: TextView, config: GopherRepetitionConfig) -> Reason | None:
-    """Why Gopher's repetition rules drop the text, or None."""
+    """Return the repetition rule that drops the text, or None to keep the text."""
     if not view.text:
         return "empty", 0
     return _line_reason(view, config) or _top_reason(view, config.top_n_grams) or _copy_reason(view, config.dup_n_grams)
@@ -152,24 +154,27 @@ def _line_reason(view: TextView, config: GopherRepetitionConfig) -> Reason | Non
 
 
 def _paragraphs(text: str) -> list[str]:
-    """What two or more line ends divide."""
+    """Split the text at two or more line ends."""
     parts = (part.lstrip("\n") for part in text.strip().split("\n\n"))
     return [part for part in parts if part] or [""]
 
 
 def _lines(text: str) -> list[str]:
-    """What one or more line ends divide: no empty lines but one before a line end that opens or closes the text."""
+    """Split the text at one or more line ends; those at its start or end leave an empty line there."""
     parts = text.split("\n")
     return [part for i, part in enumerate(parts) if part or i in (0, len(parts) - 1)]
 
 
 def _top_reason(view: TextView, limits: NGramLimits) -> Reason | None:
-    """The most frequent n-gram; of several, the first in the text. Its characters include one space between words."""
+    """Check the most frequent n-gram; on a tie, the first in the text. Its characters include a space between words.
+
+    The counts of each n-gram's rarest word bound its own count. That bound settles all but the worst texts quickly.
+    """
     for n, limit in ((int(n), limit) for n, limit in sorted(limits)):
         lengths = view.ngram_lengths(n) + (n - 1)
-        most = view.rarest_word_counts(n) * lengths
-        if not len(most) or int(most.max()) / len(view.text) <= limit:
-            continue  # which settles all but the worst texts
+        bounds = view.rarest_word_counts(n) * lengths
+        if not len(bounds) or int(bounds.max()) / len(view.text) <= limit:
+            continue
         grams = view.ngrams(n, np.arange(len(lengths)))
         _, first, counts = np.unique(grams, return_index=True, return_counts=True)
         count = int(counts.max())
@@ -180,8 +185,11 @@ def _top_reason(view: TextView, limits: NGramLimits) -> Reason | None:
 
 
 def _copy_reason(view: TextView, limits: NGramLimits) -> Reason | None:
-    """The n-grams that came before. All but the worst texts are settled by an upper bound: the characters of every word
-    that lies in a repeated n-gram, which no larger n can exceed."""
+    """Check the n-grams that repeat an earlier one.
+
+    An upper bound settles all but the worst texts: the characters of all words in repeated n-grams. It holds for every
+    larger n too.
+    """
     bound = None
     for n, limit in ((int(n), limit) for n, limit in sorted(limits)):
         if bound is not None and bound <= limit:
@@ -197,14 +205,14 @@ def _copy_reason(view: TextView, limits: NGramLimits) -> Reason | None:
 
 
 def _covered_characters(view: TextView, starts: Integers, n: int) -> int:
-    """Characters of the words that lie in one of the n-grams at `starts`."""
+    """Count the characters of the words in the n-grams at `starts`."""
     n_words = len(view.words)
     changes = np.bincount(starts, minlength=n_words + 1) - np.bincount(starts + n, minlength=n_words + 1)
     return int(np.diff(view.word_ends)[np.cumsum(changes)[:-1] > 0].sum())
 
 
 def _repeated_characters(view: TextView, n: int) -> int:
-    """Characters in n-grams that came before, each counted once: after a repetition the scan goes on behind it."""
+    """Count the characters in repeated n-grams, each once: after a repetition the scan continues behind it."""
     lengths = view.ngram_lengths(n).tolist()
     values = view.ngrams(n, np.arange(len(lengths))).tolist()
     seen: set[int] = set()

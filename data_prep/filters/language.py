@@ -1,4 +1,4 @@
-"""The language stage: keeps documents in the wanted languages, by CLD2 or py3langid; never translates or trims."""
+"""Keep the documents in the wanted languages, which CLD2 or py3langid detects."""
 
 import re
 from collections import Counter
@@ -14,19 +14,19 @@ from data_prep.documents.traces import write_trace
 from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import ConfigError, import_extra
 
-# CLD2 refuses text with these, which say nothing about the language.
+# CLD2 rejects text with these characters; they say nothing about the language.
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
-_LEAST_PROBABILITY = 0.3  # of py3langid's answer, below which it is taken for none
+_MIN_PROBABILITY = 0.3  # py3langid's answers below this count as no language
 
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Section [language]: which languages stay.
+    """Section [language]: which languages to keep.
 
-    `keep` lists ISO 639-1 codes as the detector gives them ("en", "de", "zh"); an empty list keeps all and only labels
-    them. `min_share` is the least share of the text's bytes, 0 to 1, that must be in the first language found. Text in
-    which no language is found (too short, mostly symbols) is dropped as `undetected` unless `keep_undetected`.
-    `detector`: "cld2", or "langid" (py3langid), which is pure Python, knows 140 languages and is slower.
+    `keep` lists ISO 639-1 codes as the detector gives them ("en", "de", "zh"). An empty list keeps all documents and
+    only labels them. `min_share` is the minimum share of the text's bytes, 0 to 1, in the main language. Text without a
+    detected language (too short, mostly symbols) is dropped as `undetected` unless `keep_undetected`. `detector`:
+    "cld2", or "langid" (py3langid), which is pure Python, knows 140 languages and is slower.
     """
 
     enabled: bool = True
@@ -42,7 +42,7 @@ class LanguageConfig:
 
 @dataclass(frozen=True)
 class Language:
-    """The first language of a text and the share of its bytes in it; code "" when none was found."""
+    """The main language of a text and the share of its bytes in it; code "" if none was detected."""
 
     code: str
     share: float
@@ -52,7 +52,7 @@ Detect = Callable[[str], Language]
 
 
 def detector(name: Literal["cld2", "langid"]) -> Detect:
-    """A function that finds the language of a text, from all of it; the same text always gives the same answer."""
+    """Return a deterministic function that detects the language of a whole text."""
     if name == "cld2":
         return detect
     langid: Any = import_extra("py3langid.langid", extra="data")
@@ -60,11 +60,11 @@ def detector(name: Literal["cld2", "langid"]) -> Detect:
 
 
 def detect(text: str) -> Language:
-    """The language of a text by CLD2."""
+    """Detect the language of a text by CLD2."""
     cld2: Any = import_extra("pycld2", extra="data")
     try:
         _, _, details = cld2.detect(_NOT_TEXT.sub(" ", text).encode(), bestEffort=True)
-    except cld2.error:  # a character that CLD2's own UTF-8 check does not allow
+    except cld2.error:  # a character that CLD2's own UTF-8 check rejects
         printable = "".join(c if c.isprintable() or c.isspace() else " " for c in text)
         _, _, details = cld2.detect(printable.encode(), bestEffort=True)
     _, code, percent, _ = details[0]
@@ -72,24 +72,24 @@ def detect(text: str) -> Language:
 
 
 def _detect_by_langid(identifier: Any, text: str) -> Language:
-    """By py3langid, which gives one language to a text: asked for parts of it, to see the share of each."""
+    """Detect the language by py3langid. It gives one language per text, so ask for each piece to get the shares."""
     sizes: Counter[str] = Counter()
     for piece in _pieces(text):
         code, probability = identifier.classify(piece)
-        sizes[code if probability >= _LEAST_PROBABILITY else ""] += len(piece.encode("utf-8", "replace"))
+        sizes[code if probability >= _MIN_PROBABILITY else ""] += len(piece.encode("utf-8", "replace"))
     code, size = max(sizes.items(), key=lambda item: (item[1], item[0]), default=("", 0))
     return Language(code, size / sizes.total()) if code else Language("", 0.0)
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """A text in at most 16 pieces of whole lines, none but the last shorter than 500 characters."""
-    least = max(500, len(text) // 16 + 1)
+    """Divide a text into at most 16 pieces of whole lines, of at least 500 characters except for the last."""
+    min_size = max(500, len(text) // 16 + 1)
     piece: list[str] = []
     size = 0
     for line in text.splitlines(keepends=True):
         piece.append(line)
         size += len(line)
-        if size >= least:
+        if size >= min_size:
             yield "".join(piece)
             piece, size = [], 0
     if piece:
@@ -97,7 +97,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def drop_reason(found: Language, config: LanguageConfig) -> str | None:
-    """Why a document in this language goes, or None."""
+    """Return the reason to drop a document in this language, or None."""
     if not config.keep:
         return None
     if not found.code:
@@ -110,7 +110,7 @@ def drop_reason(found: Language, config: LanguageConfig) -> str | None:
 def filter_languages(config: LanguageConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: a shard to (shard, trace), with `language` and `language_share` added to the metadata.
 
-    Facts: `languages`, documents by language before any is dropped.
+    Facts: `languages`, documents by language before the filter.
     """
     languages: Counter[str] = Counter()
     find = detector(config.detector)
@@ -130,7 +130,7 @@ def filter_languages(config: LanguageConfig, inputs: tuple[Path, ...], outputs: 
 
 
 def language_stage(config: LanguageConfig) -> Stage:
-    """The stage, which depends on the library of the chosen detector only."""
+    """Return the stage; its version depends only on the library of the chosen detector."""
     if config.detector == "cld2":
         return LANGUAGE
     return replace(LANGUAGE, packages=("numpy",), ignored_packages=("pycld2",))  # py3langid computes with numpy

@@ -1,8 +1,8 @@
-"""The classifier stage: scores every document and keeps by GPT-3's Pareto rule or a threshold; never trains a model.
+"""Score every document by the quality classifier, and keep it by GPT-3's Pareto rule or by a threshold.
 
-GPT-3 (arXiv 2005.14165, appendix A) keeps a document when numpy.random.pareto(9) > 1 - score. That is the Lomax law,
-whose values start at 0 and not at 1, so the probability to stay is exactly (2 - score) ** -9. Here the draw is a hash
-of the document's id: the same documents stay in every order, sharding and run.
+GPT-3 (arXiv 2005.14165, appendix A) keeps a document if numpy.random.pareto(9) > 1 - score. This is the Lomax
+distribution, whose values start at 0, not at 1. So the probability to keep is exactly (2 - score) ** -9. Here the draw
+is a hash of the document's id: every order, sharding and run keeps the same documents.
 """
 
 import math
@@ -22,7 +22,7 @@ _SCORE_BINS = 20
 
 @dataclass(frozen=True)
 class KeepRule:
-    """How a score decides. `keep`: "pareto" draws with `alpha` and `seed`, "threshold" compares, "all" only labels."""
+    """How a score decides. `keep`: "pareto" draws with `alpha` and `seed`, "threshold" compares, "all" keeps all."""
 
     keep: Literal["pareto", "threshold", "all"] = "pareto"
     alpha: float = 9.0
@@ -30,9 +30,9 @@ class KeepRule:
     seed: int = 0
 
     def reason(self, document_id: str, score: float) -> str | None:
-        """Why a document with this score goes, or None."""
+        """Return the reason to drop a document with this score, or None."""
         if self.keep == "pareto":
-            # An integer against a float, exactly: a score of 1 stays whatever its draw.
+            # Python compares an integer with a float exactly, so every draw keeps a score of 1.
             drawn = keyed_hash(document_id, key=f"pareto {self.seed}") < keep_probability(score, self.alpha) * 2**64
             return None if drawn else "not_drawn"
         return "low_score" if self.keep == "threshold" and score < self.threshold else None
@@ -40,10 +40,10 @@ class KeepRule:
 
 @dataclass(frozen=True)
 class ClassifyConfig:
-    """Section [classify]: `model` names a file of `triaxial prepare train-quality`; without it the stage is left out.
+    """Section [classify]: `model` names a file of `triaxial prepare train-quality`; without it the stage is skipped.
 
-    `keep = "pareto"` keeps a document of score s with probability (2 - s) ** -`alpha`, drawn from its id and `seed`;
-    "threshold" keeps those of at least `threshold`; "all" keeps all and only writes `quality_score` to the metadata.
+    `keep = "pareto"` keeps a document of score s with probability (2 - s) ** -`alpha`, drawn from its id and `seed`.
+    "threshold" keeps scores of at least `threshold`. "all" keeps all and only writes `quality_score` to the metadata.
     """
 
     model: Path | None = None
@@ -60,19 +60,19 @@ class ClassifyConfig:
 
     @property
     def rule(self) -> KeepRule:
-        """What the stage needs to know of it; the model is an input file, known by its content and not its name."""
+        """The settings that the stage depends on. The model is an input file: its content counts, not its name."""
         return KeepRule(self.keep, self.alpha, self.threshold, self.seed)
 
 
 def keep_probability(score: float, alpha: float) -> float:
-    """P(Lomax(alpha) > 1 - score): .002 for score 0, .026 for .5, .65 for .95 and 1 for 1, with alpha 9."""
+    """Return P(Lomax(alpha) > 1 - score). With alpha 9: .002 at score 0, .026 at .5, .65 at .95 and 1 at 1."""
     return float((2.0 - score) ** -alpha)
 
 
 def classify_shard(config: KeepRule, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (shard, model) to (shard, trace), with `quality_score` added to the metadata.
 
-    Facts: `scores` and `scores_kept`, documents by score before and after, in bins named by where they begin.
+    Facts: `scores` and `scores_kept`, documents by score before and after, in bins named by their lower edge.
     """
     score_of = scorer(load_model(inputs[1]))
     names = [f"{number / _SCORE_BINS:.2f}" for number in range(_SCORE_BINS)]

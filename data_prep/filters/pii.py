@@ -1,9 +1,9 @@
-"""Finds e-mail addresses, public IP addresses and telephone numbers in a text and masks them; never drops a document.
+"""Mask e-mail addresses, public IP addresses and telephone numbers in a text.
 
-Every pattern takes time proportional to the text: it can start only where something rare stands before it, and what it
-then reads is bounded (RFC 5321: 64 characters before the @, 63 a label; E.164: 15 digits). Precision goes before
-recall: what may as well be a version, a date, a book number or an amount is left alone, and so are the addresses and
-numbers that RFC 2606, RFC 5737, RFC 3849 and the North American plan reserve for examples, such as the default masks.
+Every pattern takes time linear in the text: it starts only at a rare character, and then reads a bounded length
+(RFC 5321: 64 characters before the @, 63 per label; E.164: 15 digits). Precision goes before recall: a match that could
+as well be a version, a date, an ISBN or an amount is left alone. So are the addresses and numbers that RFC 2606,
+RFC 5737, RFC 3849 and the North American Numbering Plan reserve for examples, such as the default masks.
 """
 
 import ipaddress
@@ -23,14 +23,14 @@ from gpt.errors import ConfigError
 
 Kind = Literal["email", "ipv4", "ipv6", "phone"]
 
-# Each pattern begins with a character or a small set, which `re` finds quickly, and looks back behind it after that.
+# Each pattern begins with a character or a small set, which `re` finds quickly, and only then looks back.
 _AT = re.compile(
     r"@((?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.){1,8}(?:xn--[A-Za-z0-9\-]{2,59}|[A-Za-z]{2,24}))"
     r"(?![A-Za-z0-9_])"
 )
 _LOCAL_PART = string.ascii_letters + string.digits + "_.%+-"
-_LONGEST_LOCAL_PART = 64
-_NO_DOMAIN = re.compile(  # reserved for examples, or the end of a file's name such as icon@2x.png
+_MAX_LOCAL_PART = 64
+_NOT_A_DOMAIN = re.compile(  # reserved for examples, or the end of a file name such as icon@2x.png
     r"(?:\bexample\.(?:com|net|org|edu)|\.(?:example|invalid|test|localhost|png|jpe?g|gif|svg|webp|css|js|html?|php|pdf"
     r"|txt|zip))$",
     re.IGNORECASE,
@@ -44,9 +44,9 @@ _VERSION_BEFORE = re.compile(
     r"|figure|fig|table|appendix|article|step)|§)s?$",
     re.IGNORECASE,
 )
-_VERSION_REACH = 16  # characters before an address in which such a word is looked for
-_VERSION_PART = 32  # four numbers that are all below this are a version or a heading far more often than an address
-_SPECIAL_BLOCKS = {0, 10, 100, 127, 169, 172, 192, 198, 203, *range(224, 256)}  # first numbers that need a closer look
+_VERSION_REACH = 16  # characters before an address in which to search for such a word
+_VERSION_PART = 32  # four numbers all below this are far more often a version or a heading than an address
+_SPECIAL_BLOCKS = {0, 10, 100, 127, 169, 172, 192, 198, 203, *range(224, 256)}  # first numbers to check with ipaddress
 _PRIVATE_IPV4 = tuple(
     ipaddress.IPv4Network(block)
     for block in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10")
@@ -55,9 +55,9 @@ _PRIVATE_IPV4 = tuple(
 _IPV6 = re.compile(
     r"[23Ff](?<![0-9A-Za-z:.].)[0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![0-9A-Za-z:]|\.[0-9])"
 )
-_PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")  # all that has been given out
+_PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")  # all addresses assigned so far
 _PRIVATE_IPV6 = (ipaddress.IPv6Network("fc00::/7"), ipaddress.IPv6Network("fe80::/10"))
-_LEAST_IPV6_GROUPS = 3  # written out; fewer stand in examples, and "2000::" ends many a heading
+_MIN_IPV6_GROUPS = 3  # written groups; examples have fewer, and headings end in "2000::"
 
 _DASH = r"\-\u2010-\u2013"
 _SPACE = r" \u00a0\u2009\u202f"
@@ -73,7 +73,7 @@ _INTERNATIONAL = re.compile(
     rf"(?:1(?:{_SEPARATOR}[0-9]{{3}}|[{_SPACE}.{_DASH}]?\([0-9]{{3}}\)){_SEPARATOR}[0-9]{{3}}{_SEPARATOR}[0-9]{{4}}"
     rf"|(?:{_COUNTRY}){_IN_BRACKETS}(?:{_SEPARATOR}[0-9]){{4,13}}+)(?![0-9])"
 )
-_SIGNED = re.compile(r"\+[0-9]+(?:\.[0-9]+)?|\+[0-9]{1,3}(?:\.[0-9]{3})+")  # also thousands, as much of Europe has them
+_SIGNED = re.compile(r"\+[0-9]+(?:\.[0-9]+)?|\+[0-9]{1,3}(?:\.[0-9]{3})+")  # 1.000 is a thousand in much of Europe
 _PIECE, _CUT_REACH = 1 << 18, 1 << 14
 _OUTSIDE = re.compile(rf"[^0-9A-Za-z_@.%+:()/{_SPACE}{_DASH}]")
 _AREA = rf"(?:\([2-9][0-9]{{2}}\)[{_SPACE}.{_DASH}]?|[2-9][0-9]{{2}}[.{_DASH}])"
@@ -86,11 +86,10 @@ _NORTH_AMERICAN = re.compile(
 
 @dataclass(frozen=True)
 class PiiConfig:
-    """Section [pii]: what is masked, and with what; off by default.
+    """Section [pii]: what to mask, and with what; off by default.
 
-    `kinds` says what to look for; `email`, `ipv4`, `ipv6` and `phone` are the texts put in place, by default such as
-    are reserved for examples, so that masked text still reads like text. With `private_ips`, addresses of private
-    networks are masked too.
+    `kinds`: what to find. `email`, `ipv4`, `ipv6` and `phone` are the replacements. Their defaults are reserved for
+    examples, so masked text still reads like text. `private_ips`: also mask addresses of private networks.
     """
 
     enabled: bool = False
@@ -109,40 +108,40 @@ class PiiConfig:
 
 
 def mask(text: str, config: PiiConfig) -> tuple[str, dict[Kind, int]]:
-    """(the text with everything masked, how many of each kind were); e-mail addresses first, telephone numbers last."""
+    """Return (the masked text, number of masks by kind). E-mail addresses go first, telephone numbers last."""
     masked: dict[Kind, int] = {}
     parts = [_mask_piece(piece, config, masked) for piece in _pieces(text)]
     return parts[0] if len(parts) == 1 else "".join(parts), masked
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text in parts of about _PIECE characters, so that what is found in one needs little memory.
+    """Divide the text into pieces of about _PIECE characters, so that the matches in one need little memory.
 
-    Cut after a line; where there is none for long after a character that none of the kinds has inside; else anywhere.
+    Cut after a line. If no line ends within _CUT_REACH, cut after a character that no kind contains, else anywhere.
     """
     start = 0
     while len(text) - start > _PIECE + _CUT_REACH:
-        place, last = start + _PIECE, start + _PIECE + _CUT_REACH
-        stop = text.find("\n", place, last) + 1
+        earliest, latest = start + _PIECE, start + _PIECE + _CUT_REACH
+        stop = text.find("\n", earliest, latest) + 1
         if not stop:
-            found = _OUTSIDE.search(text, place, last)
-            stop = found.end() if found else last
+            found = _OUTSIDE.search(text, earliest, latest)
+            stop = found.end() if found else latest
         yield text[start:stop]
         start = stop
     yield text[start:]
 
 
 def _mask_piece(text: str, config: PiiConfig, masked: dict[Kind, int]) -> str:
-    for kind, look_for in (("email", _emails), ("ipv6", _ipv6s), ("ipv4", _ipv4s), ("phone", _phones)):
+    for kind, find in (("email", _emails), ("ipv6", _ipv6s), ("ipv4", _ipv4s), ("phone", _phones)):
         if kind in config.kinds:
-            spans = look_for(text, config.private_ips)
+            spans = find(text, config.private_ips)
             if spans:
                 masked[kind] = masked.get(kind, 0) + len(spans)
-                text = _exchange(text, spans, getattr(config, kind))
+                text = _replace(text, spans, getattr(config, kind))
     return text
 
 
-def _exchange(text: str, spans: list[tuple[int, int]], replacement: str) -> str:
+def _replace(text: str, spans: list[tuple[int, int]], replacement: str) -> str:
     ends = [0, *(end for _, end in spans)]
     starts = [*(start for start, _ in spans), len(text)]
     return replacement.join(text[end:start] for end, start in zip(ends, starts, strict=True))
@@ -151,10 +150,10 @@ def _exchange(text: str, spans: list[tuple[int, int]], replacement: str) -> str:
 def _emails(text: str, _: bool) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     for match in _AT.finditer(text):
-        least = spans[-1][1] if spans else 0
-        before = text[max(match.start() - _LONGEST_LOCAL_PART - 1, least) : match.start()]
+        earliest = spans[-1][1] if spans else 0
+        before = text[max(match.start() - _MAX_LOCAL_PART - 1, earliest) : match.start()]
         local = before[len(before.rstrip(_LOCAL_PART)) :].lstrip(".%+-")
-        if 0 < len(local) <= _LONGEST_LOCAL_PART and not _NO_DOMAIN.search(match[1]):
+        if 0 < len(local) <= _MAX_LOCAL_PART and not _NOT_A_DOMAIN.search(match[1]):
             spans.append((match.start() - len(local), match.end()))
     return spans
 
@@ -185,12 +184,12 @@ def _ipv6s(text: str, private: bool) -> list[tuple[int, int]]:
 def _is_ipv6(written: str, private: bool) -> bool:
     try:
         address = ipaddress.IPv6Address(written)
-    except ValueError:  # a date with a time of day, a number of something
+    except ValueError:  # for example a date with a time of day
         return False
     if private and any(address in block for block in _PRIVATE_IPV6):
         return True
     n_groups = sum(bool(group) for group in written.split(":"))
-    return address in _PUBLIC_IPV6 and address.is_global and n_groups >= _LEAST_IPV6_GROUPS
+    return address in _PUBLIC_IPV6 and address.is_global and n_groups >= _MIN_IPV6_GROUPS
 
 
 def _phones(text: str, _: bool) -> list[tuple[int, int]]:
@@ -198,7 +197,7 @@ def _phones(text: str, _: bool) -> list[tuple[int, int]]:
     found += [match.span() for match in _NORTH_AMERICAN.finditer(text) if _is_north_american(match[0])]
     spans: list[tuple[int, int]] = []
     for start, end in sorted(found):
-        if not spans or start >= spans[-1][1]:  # the second pattern also finds its part of +1 (415) ...
+        if not spans or start >= spans[-1][1]:  # the second pattern also matches inside +1 (415) ...
             spans.append((start, end))
     return spans
 
@@ -219,12 +218,12 @@ def _is_international(number: str) -> bool:
 
 def _is_north_american(number: str) -> bool:
     if "(" not in number and number[-9] != number[-5]:
-        return False  # two kinds of separators
+        return False  # two different separators
     return _is_assigned(re.sub("[^0-9]", "", number)[-10:])
 
 
 def _is_assigned(number: str) -> bool:
-    """Whether the North American plan can give out these 10 digits: no 911 and the like, no 555-0100 of the films."""
+    """Whether the North American Numbering Plan can assign these 10 digits: no 911 and such, no fictional 555-0100."""
     area, exchange, line = number[:3], number[3:6], number[6:]
     if area[0] in "01" or area[1] == "9" or area[1:] == "11" or area in ("200", "300", "400", "600"):
         return False
@@ -232,9 +231,9 @@ def _is_assigned(number: str) -> bool:
 
 
 def mask_shard(config: PiiConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: a shard to (shard, trace) with the same documents.
+    """Stage function: a shard to (shard, trace) with the same documents, none dropped.
 
-    Facts: `masked`, how many of each kind were, and `documents` in which something was.
+    Facts: `masked`, number of masks by kind, and `documents`, number of documents with a mask.
     """
     total: Counter[Kind] = Counter()
     n_documents = 0

@@ -1,4 +1,4 @@
-"""The quality stage: applies the rule sets that the recipe names, in its order; never decides by language or source."""
+"""Apply the quality rule sets that the recipe names, in its order."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +28,8 @@ RuleSet = Literal["gopher_quality", "gopher_repetition", "c4", "fineweb"]
 class QualityConfig:
     """Section [quality]: `rules` names the rule sets to apply, in order; each has its thresholds in its own table.
 
-    They were made for English web prose. An empty list keeps every document. Texts of more than `max_characters` are
-    dropped as `too_large` by the first set, since what is measured on them takes up to 80 bytes a character.
+    They were made for English web prose. An empty list keeps every document. The first set drops texts of more than
+    `max_characters` as `too_large`, since measuring a text takes up to 80 bytes per character.
     """
 
     rules: tuple[RuleSet, ...] = ("gopher_repetition", "gopher_quality", "c4", "fineweb")
@@ -58,14 +58,14 @@ def apply_rules(config: QualityConfig, inputs: tuple[Path, ...], outputs: tuple[
 
 
 def filter_text(document: Document, config: QualityConfig, tallies: dict[RuleSet, Tally]) -> str | None:
-    """The document's text as the rules leave it (C4 removes lines), or None when one of them drops it."""
+    """Return the document's text after all rules (C4 removes lines), or None if one of them drops it."""
     view, n_bytes = TextView(document.text), document.n_bytes
     if len(document.text) > config.max_characters:
         tallies[config.rules[0]].drop("too_large", n_bytes, document.id, detail=f"{len(document.text)} characters")
         return None
     for rule in config.rules:
         before, n_bytes_before = view, n_bytes
-        view, found = judge(view, rule, config)
+        view, found = apply_rule_set(view, rule, config)
         if found is not None:
             reason, measured = found
             tallies[rule].drop(reason, n_bytes, document.id, detail=f"{measured:.4g}")
@@ -76,8 +76,8 @@ def filter_text(document: Document, config: QualityConfig, tallies: dict[RuleSet
     return view.text
 
 
-def judge(view: TextView, rule: RuleSet, config: QualityConfig) -> tuple[TextView, Reason | None]:
-    """(the text after one rule set, why it drops the text and what it measured, or None)."""
+def apply_rule_set(view: TextView, rule: RuleSet, config: QualityConfig) -> tuple[TextView, Reason | None]:
+    """Return (the text after one rule set, the rule that drops it and the measured value, or None to keep it)."""
     if rule == "gopher_quality":
         return view, quality_reason(view, config.gopher_quality)
     if rule == "gopher_repetition":

@@ -1,8 +1,8 @@
-"""GPT-3's quality features and the model that scores them: a text to a number from 0 to 1; never trains, never drops.
+"""Compute GPT-3's quality features of a text, and score them from 0 to 1 by a logistic regression.
 
-Features as in appendix A of arXiv 2005.14165: Spark's Tokenizer, then HashingTF with its 2^18 buckets, term counts.
-The hash is that of Spark 3 and later, MurmurHash3_x86_32 with seed 42 (Spark 2 treated a word's last 1 to 3 bytes
-differently, so its buckets are others, no better and no worse).
+The features are those of appendix A of arXiv 2005.14165: Spark's Tokenizer, then HashingTF with its 2^18 buckets,
+which counts terms. The hash is that of Spark 3 and later, MurmurHash3_x86_32 with seed 42. Spark 2 treated the last 1
+to 3 bytes of a word differently; its buckets differ, but are no better or worse.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ FEATURES = (
     f"lower case, split at each of [ \\t\\n\\v\\f\\r], counts in {N_BUCKETS} buckets of MurmurHash3_x86_32 (seed 42)"
 )
 _SEED = 42
-_BLANKS = " \t\n\x0b\x0c\r"  # Java's \s: the blanks of Unicode are parts of words
+_BLANKS = " \t\n\x0b\x0c\r"  # Java's \s: Unicode's other blanks are parts of words
 _BLANK = re.compile(f"[{_BLANKS}]")
 _PIECE = 1 << 18
 _FORMAT = "triaxial-quality-model"
@@ -33,7 +33,7 @@ _FORMAT = "triaxial-quality-model"
 
 @dataclass(frozen=True)
 class QualityModel:
-    """Logistic regression over the buckets: `weights` (N_BUCKETS,) float64, `bias`, and how it was made (JSON)."""
+    """Logistic regression over the buckets: `weights` (N_BUCKETS,) float64, `bias`, and its training report (JSON)."""
 
     weights: npt.NDArray[np.float64]
     bias: float
@@ -41,11 +41,11 @@ class QualityModel:
 
 
 def words(text: str) -> Iterator[list[str]]:
-    """The words of Spark's Tokenizer, which are those of Java's `text.toLowerCase().split("\\s")`, some at a time.
+    """Yield the words of Spark's Tokenizer, that is of Java's `text.toLowerCase().split("\\s")`, some at a time.
 
-    Each blank ends a word, so two in a row have an empty word between them, which counts; those at the end are left
-    out, as Java does. Long texts come in lists of about _PIECE characters, so that a text of 64 MiB does not need the
-    gigabytes that its words would take together.
+    Each blank ends a word, so there is an empty word between two blanks, and it counts. As in Java, the empty words at
+    the end are left out. A long text comes in lists of about _PIECE characters, since all words of a text of 64 MiB
+    together would take gigabytes.
     """
     end = len(text.rstrip(_BLANKS))
     if text and not end:
@@ -62,18 +62,20 @@ def words(text: str) -> Iterator[list[str]]:
 
 
 def word_buckets(text: str) -> Iterator[npt.NDArray[np.int64]]:
-    """The bucket of each word, in arrays that follow the lists of `words`; those of empty words, of which indented text
-    is full, come last in each."""
-    hashing = import_extra("mmh3", extra="data").hash
+    """Yield the bucket of each word, one array for each list of `words`; empty words come last in each.
+
+    Indented text has so many empty words that their hash is computed once.
+    """
+    murmur_hash = import_extra("mmh3", extra="data").hash
     for found in words(text):
         filled = list(filter(None, found))
-        hashes = np.full(len(found), hashing("", _SEED), dtype=np.int64)
-        hashes[: len(filled)] = np.fromiter(map(hashing, filled, repeat(_SEED)), dtype=np.int64, count=len(filled))
-        yield hashes & (N_BUCKETS - 1)  # of signed numbers too the remainder, as N_BUCKETS is a power of two
+        hashes = np.full(len(found), murmur_hash("", _SEED), dtype=np.int64)
+        hashes[: len(filled)] = np.fromiter(map(murmur_hash, filled, repeat(_SEED)), dtype=np.int64, count=len(filled))
+        yield hashes & (N_BUCKETS - 1)  # the non-negative remainder of signed hashes too: N_BUCKETS is a power of two
 
 
 def term_counts(text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(buckets that occur, sorted; how many words fall into each)."""
+    """Return (the buckets that occur, sorted; the number of words in each)."""
     parts = [np.unique(buckets, return_counts=True) for buckets in word_buckets(text)]
     if len(parts) == 1:
         return parts[0]
@@ -85,10 +87,10 @@ def term_counts(text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]
 
 
 def scorer(model: QualityModel) -> Callable[[str], float]:
-    """The function from a text to its score, the probability that it is of the positive kind.
+    """Return the function from a text to its score: the probability that it belongs to the positive class.
 
-    Rounded to 6 decimals, so that a shard's `quality_score` is the very number that the decision was taken on, and the
-    last bits of a sum, which differ between machines, decide nothing.
+    Scores are rounded to 6 decimals. So a shard's `quality_score` is exactly the number that was decided on, and the
+    last bits of a sum, which differ between machines, do not matter.
     """
 
     def score(text: str) -> float:
@@ -107,7 +109,7 @@ def probability(margin: float) -> float:
 
 
 def save_model(model: QualityModel, path: Path) -> None:
-    """Write a `.safetensors` file: tensors `weights` and `bias`, and in its header what the model is (JSON)."""
+    """Write a `.safetensors` file: tensors `weights` and `bias`, and a description of the model (JSON) as metadata."""
     from safetensors.numpy import save
 
     about = {"format": _FORMAT, "version": 1, "features": FEATURES, **model.about}
@@ -116,7 +118,7 @@ def save_model(model: QualityModel, path: Path) -> None:
 
 
 def load_model(path: Path) -> QualityModel:
-    """A model that `save_model` wrote; ConfigError when the file is missing or is something else."""
+    """Load a model that `save_model` wrote. ConfigError: the file is missing or is something else."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -131,13 +133,13 @@ def load_model(path: Path) -> QualityModel:
         raise ConfigError(
             f"{path}: no such quality model; make one with `triaxial prepare train-quality --output {path}`"
         ) from None
-    except (SafetensorError, OSError, ValueError) as error:  # of a folder: "No such device"
+    except (SafetensorError, OSError, ValueError) as error:  # OSError "No such device": it is a folder
         raise ConfigError(f"{path} is not a quality model ({error})") from None
     if weights.shape != (N_BUCKETS,) or bias.shape != (1,) or not np.isfinite(weights).all():
         raise ConfigError(f"{path} is not a quality model: its weights are not {N_BUCKETS} finite numbers")
     return QualityModel(weights, float(bias[0]), about)
 
 
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a model's file."""
+def model_digest(path: Path) -> str:
+    """Return the SHA-256 of a model's file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

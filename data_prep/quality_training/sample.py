@@ -1,7 +1,7 @@
-"""The classifier's training sample: texts to sparse counts on disk, the same sample in every division; fits nothing.
+"""Draw the classifier's training sample and count its words, independently of how the corpora are sharded.
 
-Of each kind at most a given number of documents is taken, those whose hashed ids are smallest, and they lie in the
-order of these hashes. Texts are never all in memory.
+The sample has at most a given number of documents of each class: those with the smallest hashes of their ids, in the
+order of these hashes. The texts are never in memory together.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.filters.quality_classifier import term_counts
 from gpt.errors import import_extra
 
-# A document of the sample: its draw, its text's hash, its draw for holding out, and where its counts lie.
+# A document of the sample: hash of its id, hash of its text, its draw for holding out, and the slice of its counts.
 ROW = np.dtype([("order", "<u8"), ("text", "<u8"), ("hold_out", "<u8"), ("start", "<i8"), ("stop", "<i8")])
 Rows = npt.NDArray[Any]
 KINDS = ("negative", "positive")
@@ -25,7 +25,7 @@ KINDS = ("negative", "positive")
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Of each kind at most `max_documents` are used, those whose hashes with `seed` are smallest."""
+    """Use at most `max_documents` of each class: those whose ids have the smallest hashes with `seed`."""
 
     seed: int
     max_documents: int
@@ -33,16 +33,16 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class SampleGatherTask:
-    """Which of the inputs are which: three files a shard, those of the negative shards first."""
+    """The inputs are three files per shard, those of the negative shards first."""
 
     sample: SampleConfig
     n_negative_shards: int
 
 
 def count_terms(config: SampleConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: a shard to (rows, buckets, counts) of those of its documents that may be in the sample.
+    """Stage function: a shard to (rows, buckets, counts) of its documents that can be in the sample.
 
-    Memory: 8 bytes a document of the shard, and a row for each that is taken; texts are read twice.
+    Memory: 8 bytes per document of the shard, and a row for each that is taken. Reads the shard twice.
     """
     xxhash = import_extra("xxhash", extra="data")
     key = f"sample {config.seed}"
@@ -66,10 +66,10 @@ def count_terms(config: SampleConfig, inputs: tuple[Path, ...], outputs: tuple[P
 
 
 def gather_sample(config: SampleGatherTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: (rows, buckets, counts) of all shards to one (rows, labels, buckets, counts) in order of draw.
+    """Stage function: (rows, buckets, counts) of all shards to one (rows, labels, buckets, counts) in sample order.
 
-    Equal texts of one kind count once, and those without words, which would only move the bias, not at all. Memory: two
-    rows for each document of the sample.
+    Equal texts of one class count once. Texts without words are left out, since they would only shift the bias.
+    Memory: two rows for each document of the sample.
     """
     tables = inputs[0::3]
     kinds = (range(config.n_negative_shards), range(config.n_negative_shards, len(tables)))
@@ -92,7 +92,7 @@ def gather_sample(config: SampleGatherTask, inputs: tuple[Path, ...], outputs: t
 
 
 def _choose(tables: tuple[Path, ...], numbers: range, limit: int) -> tuple[Rows, npt.NDArray[np.int64]]:
-    """(the rows with the smallest draws, the shard of each), equal texts once and none without words."""
+    """Return (the rows with the smallest id hashes, the shard of each): equal texts once, none without words."""
     rows, shard = np.empty(0, ROW), np.empty(0, np.int64)
     for number in numbers:
         more = read_array(tables[number])
@@ -105,7 +105,7 @@ def _choose(tables: tuple[Path, ...], numbers: range, limit: int) -> tuple[Rows,
 
 
 def map_numbers(path: Path) -> npt.NDArray[np.int32]:
-    """A file of 32-bit numbers as a read-only array that is not in memory."""
+    """Map a file of 32-bit numbers as a read-only array."""
     return np.memmap(path, "<i4", "r") if path.stat().st_size else np.empty(0, "<i4")
 
 

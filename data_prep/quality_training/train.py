@@ -1,9 +1,8 @@
-"""Trains GPT-3's quality classifier from two kinds of corpora, in stages that resume like any; scores no corpus."""
+"""Train GPT-3's quality classifier on positive and negative documents, in stages that resume like a corpus's."""
 
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,30 +13,32 @@ import numpy.typing as npt
 
 from data_prep.documents.arrays import read_array
 from data_prep.documents.counts import Counts
-from data_prep.execution.files import disk_errors, sync_file, sync_folder, temporary_for
+from data_prep.execution.files import disk_errors
 from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun, Shards
 from data_prep.execution.tasks import Stage, Task, TaskResult, plain
 from data_prep.execution.workspace import Workspace
 from data_prep.extraction.extract import extract_stage, extract_task
 from data_prep.extraction.page_text import ExtractConfig
-from data_prep.filters.quality_classifier import N_BUCKETS, QualityModel, fingerprint, save_model
+from data_prep.filters.quality_classifier import N_BUCKETS, QualityModel, model_digest, save_model
 from data_prep.quality_training.logistic import Examples, Floats, fit, margins, sigmoid
 from data_prep.quality_training.sample import FEATURES, KINDS, SAMPLE, SampleConfig, SampleGatherTask, map_numbers
 from data_prep.readers.readers import InputConfig, find_inputs, local_inputs
 from data_prep.readers.remote_files import RemoteFile
 from gpt.errors import ConfigError
+from gpt.files.atomic import open_replacement
 
 SUFFIX = ".safetensors"
-_TOLERANCE = 1e-5  # largest entry of the gradient of the mean loss at the end; scikit-learn stops at 1e-4
+_TOLERANCE = 1e-5  # largest entry of the final gradient of the mean loss; scikit-learn stops at 1e-4
 _SCORE_BINS = 20
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """The regression: see `logistic.fit` for the objective. `balance = "equal"` gives both kinds the same weight.
+    """Settings of the regression; logistic.py states the objective. `balance = "equal"` gives both classes one weight.
 
-    A share `held_out` of the documents is not trained on and judged in the report, where `alpha` is Pareto's.
+    A share `held_out` of the documents is not trained on; the report evaluates the model on it. `alpha` is that of the
+    Pareto rule in the report.
     """
 
     l2: float = 0.01
@@ -60,7 +61,7 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class FitTask:
-    """What a fit depends on beside its input; `sample` is only told in the report."""
+    """Settings of a fit; `sample` is only quoted in the report."""
 
     fit: FitConfig
     sample: SampleConfig
@@ -68,7 +69,7 @@ class FitTask:
 
 @dataclass(frozen=True)
 class TrainQualityConfig:
-    """All of `triaxial prepare train-quality`: files of both kinds, where the model goes, and how it is made."""
+    """Settings of `triaxial prepare train-quality`: files of both classes, the model's file, and how to train it."""
 
     positive: tuple[str, ...]
     negative: tuple[str, ...]
@@ -90,8 +91,8 @@ class TrainQualityConfig:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a training left: the model's file with its SHA-256, the report, and the rows of the table."""
+class TrainedQualityModel:
+    """Result of a training: the model's file with its SHA-256, the report, and the rows of the table."""
 
     model: Path
     sha256: str
@@ -99,8 +100,8 @@ class Trained:
     counts: list[Counts]
 
 
-def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: ProgressBars) -> Trained:
-    """Do every stage that is not done yet and put the model in its place; ConfigError when there is too little."""
+def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: ProgressBars) -> TrainedQualityModel:
+    """Run every stage that is not finished yet and publish the model. ConfigError: a mistake, or too few documents."""
     files = {kind: _find(kind, getattr(config, kind)) for kind in KINDS}
     with Workspace(config.work, n_workers=n_workers, progress=progress) as workspace:
         run = ShardRun(workspace)
@@ -121,9 +122,9 @@ def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: Progr
         run.tasks(SAMPLE, [Task(SampleGatherTask(config.sample, len(features[0])), inputs, sampled)])
         model = workspace.folder / FIT.name / f"quality{SUFFIX}"
         (fitted,) = run.tasks(FIT, [Task(FitTask(config.fit, config.sample), sampled, (model,))])
-        _put(model.read_bytes(), config.output)
-        _put(json.dumps(fitted.facts, indent=2).encode() + b"\n", config.output.with_suffix(".json"))
-    return Trained(config.output, fingerprint(config.output), fitted.facts, counts)
+        _write_file(config.output, model.read_bytes())
+        _write_file(config.output.with_suffix(".json"), json.dumps(fitted.facts, indent=2).encode() + b"\n")
+    return TrainedQualityModel(config.output, model_digest(config.output), fitted.facts, counts)
 
 
 def _find(kind: str, patterns: Sequence[str]) -> list[Path | RemoteFile]:
@@ -148,23 +149,18 @@ def _features(run: ShardRun, config: SampleConfig, texts: Shards) -> list[Task]:
     return tasks
 
 
-def _put(data: bytes, path: Path) -> None:
-    """Write a file whole or not at all."""
-    temporary = temporary_for(path)
+def _write_file(path: Path, data: bytes) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                sync_file(file)
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with open_replacement(path, durable=True) as file:
+            file.write(data)
 
 
 def fit_model(config: FitTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: the sample's (rows, labels, buckets, counts) to a model; the facts are its report."""
+    """Stage function: the sample's (rows, labels, buckets, counts) to a model; the facts are its report.
+
+    ConfigError: fewer than two documents of a class to train on.
+    """
     rows, positive = read_array(inputs[0]), read_array(inputs[1])
     held = rows["hold_out"] < config.fit.held_out * 2.0**64
     data = {}
@@ -190,14 +186,14 @@ def fit_model(config: FitTask, inputs: tuple[Path, ...], outputs: tuple[Path, ..
         "settings": {**plain(config.sample), **plain(config.fit)},
         "data": {**data, "sha256": hashlib.sha256(sample.astype("<u8").tobytes()).hexdigest()},
         "fit": {"iterations": found.iterations, "converged": found.converged, "loss": found.loss},
-        "held_out": judge(scores[held], positive[held], alpha=config.fit.alpha),
+        "held_out": evaluate_scores(scores[held], positive[held], alpha=config.fit.alpha),
     }
     save_model(QualityModel(found.weights, found.bias, report), outputs[0])
     return TaskResult(facts=report)
 
 
 def row_weights(positive: npt.NDArray[np.bool_], held: npt.NDArray[np.bool_], balance: str) -> Floats:
-    """The weight of each document in the objective, sum 1; held-out ones have none."""
+    """Return the weight of each document in the objective, (n,): held-out ones have 0, and the sum is 1."""
     weights = np.where(held, 0.0, 1.0)
     if balance == "equal":
         for label in (False, True):
@@ -205,21 +201,24 @@ def row_weights(positive: npt.NDArray[np.bool_], held: npt.NDArray[np.bool_], ba
     return np.asarray(weights / weights.sum())
 
 
-def judge(scores: Floats, positive: npt.NDArray[np.bool_], *, alpha: float) -> dict[str, Any]:
-    """How scores fit the labels: at 0.5 (None where it cannot be said), and the share that the Pareto rule keeps."""
-    called = scores > 0.5
-    right = int(np.count_nonzero(called & positive))
-    precision = _ratio(right, int(np.count_nonzero(called)))
-    recall = _ratio(right, int(np.count_nonzero(positive)))
-    f1 = _ratio(2 * right, int(np.count_nonzero(called)) + int(np.count_nonzero(positive)))
+def evaluate_scores(scores: Floats, positive: npt.NDArray[np.bool_], *, alpha: float) -> dict[str, Any]:
+    """Compare scores with labels: precision, recall and F1 at 0.5, and the shares that 0.5 and the Pareto rule keep.
+
+    None stands for 0 / 0.
+    """
+    predicted = scores > 0.5
+    n_true = int(np.count_nonzero(predicted & positive))
+    precision = _ratio(n_true, int(np.count_nonzero(predicted)))
+    recall = _ratio(n_true, int(np.count_nonzero(positive)))
+    f1 = _ratio(2 * n_true, int(np.count_nonzero(predicted)) + int(np.count_nonzero(positive)))
     result: dict[str, Any] = {"precision": precision, "recall": recall, "f1": f1}
     for kind, label in zip(KINDS, (False, True), strict=True):
-        mine = scores[positive == label]
-        bins = np.minimum((mine * _SCORE_BINS).astype(np.int64), _SCORE_BINS - 1)
+        of_class = scores[positive == label]
+        bins = np.minimum((of_class * _SCORE_BINS).astype(np.int64), _SCORE_BINS - 1)
         result[kind] = {
             "scores": np.bincount(bins, minlength=_SCORE_BINS).tolist(),
-            "kept_at_half": _ratio(int(np.count_nonzero(mine > 0.5)), len(mine)),
-            "kept_by_pareto": _ratio(math.fsum(((2.0 - mine) ** -alpha).tolist()), len(mine)),
+            "kept_at_half": _ratio(int(np.count_nonzero(of_class > 0.5)), len(of_class)),
+            "kept_by_pareto": _ratio(math.fsum(((2.0 - of_class) ** -alpha).tolist()), len(of_class)),
         }
     return result
 

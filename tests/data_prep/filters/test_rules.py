@@ -16,7 +16,7 @@ from data_prep.filters import c4
 from data_prep.filters.c4 import C4Config
 from data_prep.filters.fineweb import FineWebConfig, fineweb_reason
 from data_prep.filters.gopher import GopherQualityConfig, GopherRepetitionConfig, quality_reason, repetition_reason
-from data_prep.filters.quality import QualityConfig, apply_rules, judge
+from data_prep.filters.quality import QualityConfig, apply_rule_set, apply_rules
 from gpt.errors import ConfigError
 
 zstandard = pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
@@ -64,7 +64,7 @@ def test_every_decision_is_datatroves():
         changed = {number: digest for digest, numbers in case["changed"].items() for number in numbers}
         view = TextView(text)
         for number, (name, rule_set, config) in enumerate(configs):
-            left, why = judge(view, rule_set, config)
+            left, why = apply_rule_set(view, rule_set, config)
             expected = reasons.get(number, "")
             if expected == "ZeroDivisionError":  # datatrove's on a text without words: we need only not fail
                 continue

@@ -19,7 +19,7 @@ from data_prep.documents.shards import Document, keyed_hash, write_shard
 from data_prep.extraction.page_text import ExtractConfig, page_text
 from data_prep.filters.quality_classifier import load_model, scorer, term_counts
 from data_prep.quality_training.sample import SampleConfig, SampleGatherTask, count_terms, gather_sample
-from data_prep.quality_training.train import FitConfig, FitTask, fit_model, judge, row_weights
+from data_prep.quality_training.train import FitConfig, FitTask, evaluate_scores, fit_model, row_weights
 from data_prep.readers.readers import InputConfig, read_records
 from gpt.errors import ConfigError
 
@@ -152,12 +152,12 @@ def test_held_out_documents_are_not_trained_on(tmp_path, prose):
 
 def test_what_the_report_says():
     scores, positive = np.array([0.9, 0.6, 0.4, 0.8, 0.1, 0.0]), np.array([True, True, True, False, False, False])
-    report = judge(scores, positive, alpha=9.0)
+    report = evaluate_scores(scores, positive, alpha=9.0)
     assert (report["precision"], report["recall"], report["f1"]) == (pytest.approx(2 / 3, abs=1e-6),) * 3
     assert report["negative"]["kept_by_pareto"] == pytest.approx((1.2**-9 + 1.9**-9 + 2.0**-9) / 3, abs=1e-6)
     assert report["negative"]["kept_at_half"] == pytest.approx(1 / 3, abs=1e-6)
     assert sum(report["positive"]["scores"]) == 3
-    empty = judge(scores[:0], positive[:0], alpha=9.0)
+    empty = evaluate_scores(scores[:0], positive[:0], alpha=9.0)
     assert (empty["precision"], empty["recall"], empty["f1"], empty["positive"]["kept_by_pareto"]) == (None,) * 4
     held = np.array([False, True, False, False, False, False])
     equal = row_weights(positive, held, "equal")

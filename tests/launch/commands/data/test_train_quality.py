@@ -9,7 +9,7 @@ import pytest
 from data_prep.documents.shards import read_shard
 from data_prep.documents.traces import read_trace
 from data_prep.execution.shard_runs import read_steps
-from data_prep.filters.quality_classifier import fingerprint
+from data_prep.filters.quality_classifier import model_digest
 from launch.main import main
 
 pytest.importorskip("isal", reason="the extra 'data' is not installed")
@@ -55,7 +55,7 @@ def test_a_model_is_trained_told_of_and_trained_again(trained, tmp_path, capsys)
     held = report["held_out"]
     assert f"precision {held['precision']:.4f}, recall {held['recall']:.4f}, F1 {held['f1']:.4f}" in shown
     assert f"keeps {100 * held['positive']['kept_by_pareto']:.2f}% of the positive" in shown
-    assert fingerprint(trained / "q.safetensors") in shown
+    assert model_digest(trained / "q.safetensors") in shown
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_recipe_scores_keeps_and_masks(trained, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert f"pii: {len(kept['one'])} of kind email masked" in shown
     description = json.loads((tmp_path / "one/corpus.json").read_text())
-    assert description["recipe"]["classify"]["model_sha256"] == fingerprint(trained / "q.safetensors")
+    assert description["recipe"]["classify"]["model_sha256"] == model_digest(trained / "q.safetensors")
     assert [step["step"] for step in description["steps"]] == [
         "read",
         "extract",
