@@ -48,7 +48,8 @@ def test_the_description_agrees_with_the_files(tmp_path, config, shards):
     assert json.loads((tmp_path / "corpus/corpus.json").read_text()) == json.loads(json.dumps(description))
     assert description["report"] == {"n": 1}
     assert description["documents"] == 20
-    for name, split in description["splits"].items():
+    for split in description["splits"].values():
+        (name,) = (shard["name"] for shard in split["shards"])
         assert TokenFile(tmp_path / "corpus" / name).n_tokens == split["tokens"]
     tokenizer = load_tokenizer(tmp_path / "corpus" / description["tokenizer"]["file"])
     assert tokenizer.vocab_size == description["tokenizer"]["vocab_size"] == 400
@@ -61,6 +62,6 @@ def test_a_split_without_documents_is_an_error(config, shards):
 
 
 def test_a_file_without_documents_is_an_error(config, shards):
-    many = replace(config, output=replace(config.output, shard_tokens=20))
-    with pytest.raises(ConfigError, match=r"output\.shard_tokens = 20 makes \d+ files, and by chance .* no document"):
+    many = replace(config, output=replace(config.output, shard_tokens=300))
+    with pytest.raises(ConfigError, match=r"output\.shard_tokens = 300 makes \d+ files, and by chance .* no document"):
         write_files(many, shards)
