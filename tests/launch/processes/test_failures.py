@@ -17,7 +17,7 @@ def test_a_frozen_rank_that_the_watchdog_killed_is_not_reported_as_out_of_memory
 
     frozen = "triaxial: error: no progress for 15.3 s of 2 ranks: rank 0 in step 5: no report came"
     assert describe_failure(*first_failure(failures(frozen))) == frozen.removeprefix("triaxial: ")
-    killed = "triaxial: error: fault of 2 ranks: rank 0 in step 5: it died without a word"
+    killed = "triaxial: error: fault of 2 ranks: rank 0 in step 5: it died without an error"
     assert describe_failure(*first_failure(failures(killed))).startswith("rank 0 was killed by SIGKILL")
 
 
