@@ -91,6 +91,24 @@ def listening():
 
 
 @pytest.fixture(scope="session")
+def saved_runs():
+    """tests/launch/saved_runs.py as a module."""
+    return beside_this("saved_runs")
+
+
+@pytest.fixture(scope="session")
+def made(saved_runs, tmp_path_factory):
+    """A run directory as training leaves it; not to be changed."""
+    return saved_runs.save_training(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def triaxial(saved_runs):
+    """A function that runs a subcommand and lets its ConfigError through."""
+    return saved_runs.run_command
+
+
+@pytest.fixture(scope="session")
 def evaluation_ranks():
     """tests/launch/evaluation_ranks.py as a module."""
     return beside_this("evaluation_ranks")

@@ -1,4 +1,4 @@
-"""`triaxial generate` on a file of prompts, with stop strings, and on layouts, with a small model of random weights."""
+"""`triaxial generate` on a prompt, on a file of prompts, with stop strings, and on layouts."""
 
 import dataclasses
 import io
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gpt.errors import ConfigError
 from gpt.inference.generation import generate
 from gpt.inference.sampling import Sampling
 from gpt.model.gpt import GPT
@@ -19,9 +20,8 @@ from gpt.model.initialisation import initialise
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from gpt.training.config import Retention
 from launch.config.run_config import as_dict, read_run_config
-from launch.generation.jobs import GenerationJob, GenerationSettings
-from launch.generation.prompt_file import batches_of
 from launch.main import main
+from launch.runs.saved_run import open_run
 from parallel.checkpoint.save import save_checkpoint
 
 HERE = Path(__file__).resolve().parents[1]
@@ -44,8 +44,8 @@ LAYOUTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
-    """The run, and what was put into it."""
+class SmallRun:
+    """A run with one checkpoint, its model and its tokenizer."""
 
     directory: Path
     model: GPT
@@ -53,7 +53,7 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     directory = tmp_path_factory.mktemp("run")
     (directory / "tokenizer").mkdir()
     train_sentencepiece(iter([TEXT] * 2), directory / "tokenizer" / "small.model", vocab_size=350)
@@ -67,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     tensors = {f"model.{name}": tensor for name, tensor in model.named_parameters()}
     state: dict[str, object] = {"config": as_dict(config), "step": 10, "tokens_seen": 40960}
     save_checkpoint(directory / "checkpoints", step=10, tensors=tensors, state=state, keep=Retention(1))
-    return Made(directory, model, load_tokenizer(directory / "tokenizer" / "small.model"))
+    return SmallRun(directory, model, load_tokenizer(directory / "tokenizer" / "small.model"))
 
 
 @pytest.fixture
@@ -77,62 +77,62 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def continued(made: Made, path: Path, *words: str) -> list[dict[str, Any]]:
+def continued(small: SmallRun, path: Path, *words: str) -> list[dict[str, Any]]:
     out = path.with_name("out.jsonl")
-    assert main(["generate", str(made.directory), "--input", str(path), "--output", str(out), *words]) == 0
+    assert main(["generate", str(small.directory), "--input", str(path), "--output", str(out), *words]) == 0
     assert sorted(out.parent.iterdir()) == sorted({path, out}), "no temporary file is left"
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 
 
-def alone(made: Made, prompt: str, *, limit: int, seed: int, sampling: Sampling) -> Any:
-    end = made.tokenizer.end_of_document_id
-    ids = made.tokenizer.encode(prompt) or [end]
+def alone(small: SmallRun, prompt: str, *, limit: int, seed: int, sampling: Sampling) -> Any:
+    end = small.tokenizer.end_of_document_id
+    ids = small.tokenizer.encode(prompt) or [end]
     settings = {"n_ctx": 64, "max_new_tokens": limit, "sampling": sampling, "seed": seed, "stop_ids": [end]}
-    return generate(made.model, [ids], n_ids=350, **settings)[0]
+    return generate(small.model, [ids], n_ids=350, **settings)[0]
 
 
 @pytest.mark.parametrize("batch", [["--batch-size", "2"], ["--batch-tokens", "1"], []])
-def test_every_line_gets_what_it_would_get_alone(made: Made, prompts: Path, batch: list[str]) -> None:
-    found = continued(made, prompts, *SAMPLING, "--max-new-tokens", "8", *batch)
+def test_every_line_gets_the_text_that_it_gets_alone(small: SmallRun, prompts: Path, batch: list[str]) -> None:
+    found = continued(small, prompts, *SAMPLING, "--max-new-tokens", "8", *batch)
     assert len(found) == len(LINES)
     for i, (line, result) in enumerate(zip(LINES, found, strict=True)):
         limit, seed = line.get("max_new_tokens", 8), line.get("seed", 7 + i)
-        expected = alone(made, line["prompt"], limit=limit, seed=seed, sampling=Sampling(1.1, 200, 0.98, 1.2))
+        expected = alone(small, line["prompt"], limit=limit, seed=seed, sampling=Sampling(1.1, 200, 0.98, 1.2))
         assert {key: result[key] for key in line if key != "seed"} == {k: v for k, v in line.items() if k != "seed"}
         assert result["seed"] == seed
         assert result["tokens"] == expected.tokens
         assert result["log_probs"] == pytest.approx(expected.log_probs, abs=1e-4)
         assert result["finish_reason"] == ("stop" if expected.stopped else "length")
-        ids = made.tokenizer.encode(line["prompt"])
-        assert made.tokenizer.decode(ids) + result["text"] == made.tokenizer.decode([*ids, *expected.tokens])
+        ids = small.tokenizer.encode(line["prompt"])
+        assert small.tokenizer.decode(ids) + result["text"] == small.tokenizer.decode([*ids, *expected.tokens])
     assert {result["finish_reason"] for result in found} == {"stop", "length"}
 
 
-def test_several_samples_of_each_line(made: Made, prompts: Path) -> None:
-    found = continued(made, prompts, *SAMPLING, "--max-new-tokens", "4", "--num-samples", "3")
+def test_several_samples_per_line(small: SmallRun, prompts: Path) -> None:
+    found = continued(small, prompts, *SAMPLING, "--max-new-tokens", "4", "--num-samples", "3")
     assert [(line["seed"], line["sample"]) for line in found] == [
         (seed + j, j) for seed in (7, 10, 90, 16, 1) for j in range(3)
     ]
     assert all(len({tuple(line["tokens"]) for line in found[i : i + 3]}) > 1 for i in range(0, 15, 3))
-    again = continued(made, prompts, *SAMPLING, "--max-new-tokens", "4", "--num-samples", "3", "--batch-size", "4")
+    again = continued(small, prompts, *SAMPLING, "--max-new-tokens", "4", "--num-samples", "3", "--batch-size", "4")
     assert [line["tokens"] for line in again] == [line["tokens"] for line in found]
 
 
-def across_tokens(made: Made, prompt: str, tokens: list[int]) -> str:
-    """Two characters of a generated text, of two tokens, that do not stand earlier in it."""
-    ids = made.tokenizer.encode(prompt)
-    text = made.tokenizer.decode([*ids, *tokens])[len(prompt) :]
-    ends = [len(made.tokenizer.decode([*ids, *tokens[:n]])) - len(prompt) for n in range(2, len(tokens))]
+def across_tokens(small: SmallRun, prompt: str, tokens: list[int]) -> str:
+    """Return two characters of a generated text that belong to two tokens and do not occur earlier."""
+    ids = small.tokenizer.encode(prompt)
+    text = small.tokenizer.decode([*ids, *tokens])[len(prompt) :]
+    ends = [len(small.tokenizer.decode([*ids, *tokens[:n]])) - len(prompt) for n in range(2, len(tokens))]
     return next(text[i - 1 : i + 1] for i in ends if i > 0 and text.find(text[i - 1 : i + 1]) == i - 1)
 
 
-def test_stop_texts_end_lines_before_them(made: Made, prompts: Path) -> None:
-    """Taken from a text that was generated without them; the others go on."""
+def test_a_line_ends_before_its_stop_text(small: SmallRun, prompts: Path) -> None:
+    """The stop text comes from a text that was generated without it. Other lines do not stop."""
     words = [*SAMPLING, "--max-new-tokens", "20"]
-    free = continued(made, prompts, *words)
+    free = continued(small, prompts, *words)
     longest = max(free, key=lambda line: len(line["tokens"]))
-    stop = across_tokens(made, longest["prompt"], longest["tokens"])
-    found = continued(made, prompts, *words, "--stop", "nowhere", stop)
+    stop = across_tokens(small, longest["prompt"], longest["tokens"])
+    found = continued(small, prompts, *words, "--stop", "nowhere", stop)
     for line, whole in zip(found, free, strict=True):
         assert line["text"] == whole["text"].partition(stop)[0]
         assert (line["finish_reason"] == "stop") == (stop in whole["text"] or whole["finish_reason"] == "stop")
@@ -140,30 +140,84 @@ def test_stop_texts_end_lines_before_them(made: Made, prompts: Path) -> None:
     assert sum(len(line["tokens"]) for line in found) < sum(len(line["tokens"]) for line in free)
 
 
-def test_a_prompt_streams_up_to_a_stop_text(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["generate", str(made.directory), "--prompt", "The parser", "--temperature", "0", "--max-new-tokens", "20"]
+def test_a_streamed_text_ends_before_its_stop_text(small: SmallRun, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(small.directory), "--prompt", "The parser", "--temperature", "0", "--max-new-tokens", "20"]
     main(words)
     free = capsys.readouterr()
     assert "stop text" not in free.err
     text = free.out.removeprefix("The parser").removesuffix("\n")
-    tokens = alone(made, "The parser", limit=20, seed=0, sampling=Sampling()).tokens
-    stop = across_tokens(made, "The parser", tokens)
+    tokens = alone(small, "The parser", limit=20, seed=0, sampling=Sampling()).tokens
+    stop = across_tokens(small, "The parser", tokens)
     main([*words, "--stop", stop])
     cut = capsys.readouterr()
     assert cut.out == "The parser" + text.partition(stop)[0] + "\n"
     assert "stop text" in cut.err
 
 
-def test_lines_from_standard_input_to_standard_output(
-    made: Made, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_lines_go_from_standard_input_to_standard_output(
+    small: SmallRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = '\ufeff{"prompt": "The source"}\r\n{"prompt": "\\ud800\u20ac"}'.encode()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
-    assert main(["generate", str(made.directory), "--input", "-", "--max-new-tokens", "3"]) == 0
+    assert main(["generate", str(small.directory), "--input", "-", "--max-new-tokens", "3"]) == 0
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert first["prompt"] == "The source"
     assert second["prompt"] == "\ud800\u20ac"
     assert len(first["tokens"]) == 3
+
+
+def test_the_streamed_text_is_that_of_the_generated_tokens(
+    made: Any, capsys: pytest.CaptureFixture[str], triaxial: Any
+) -> None:
+    words = ["--prompt", "The parser", "--temperature", 1.5, "--top-k", 50, "--top-p", 0.9, "--seed", 3]
+    assert triaxial("generate", made.directory, *words, "--max-new-tokens", 20, "--num-samples", 2) == 0
+    printed = capsys.readouterr()
+    saved = open_run(made.directory)
+    prompt = saved.tokenizer.encode("The parser")
+    texts = []
+    for seed in (3, 4):
+        (result,) = generate(
+            made.models[20],
+            [prompt],
+            n_ctx=64,
+            max_new_tokens=20,
+            sampling=Sampling(1.5, 50, 0.9),
+            seed=seed,
+            stop_ids=[saved.tokenizer.end_of_document_id],
+            n_ids=350,
+        )
+        texts.append(saved.tokenizer.decode([*prompt, *result.tokens]))
+    head = "--- sample {} of 2, seed {}\n"
+    assert printed.out == head.format(1, 3) + texts[0] + "\n" + head.format(2, 4) + texts[1] + "\n"
+    assert texts[0] != texts[1]
+    assert printed.err.count("tokens/s") == 2
+
+
+def test_an_empty_prompt_and_one_from_standard_input(
+    made: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, triaxial: Any
+) -> None:
+    triaxial("generate", made.directory, "--temperature", 0, "--step", 10)
+    summary = capsys.readouterr().err
+    assert "63 tokens" in summary or "end of document" in summary
+    monkeypatch.setattr("sys.stdin", io.StringIO("The source"))
+    triaxial("generate", made.directory, "--prompt", "-", "--max-new-tokens", 3)
+    assert capsys.readouterr().out.startswith("The source")
+
+
+def test_mistakes_are_refused_before_anything_is_printed(
+    made: Any, capsys: pytest.CaptureFixture[str], triaxial: Any
+) -> None:
+    for words, message in (
+        (["--max-new-tokens", 64], "n_ctx = 64"),
+        (["--prompt", "The parser reads. " * 40], "Shorten the prompt"),
+        (["--top-p", 2], "top_p = 2.0"),
+        (["--num-samples", 0], "--num-samples 0"),
+        (["--device", "cuda:99"], "--device cuda:99"),
+        (["--device", "warp"], "--device warp is no device"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            triaxial("generate", made.directory, "--prompt", "The", *words)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -192,17 +246,17 @@ def test_lines_from_standard_input_to_standard_output(
         (b'{"prompt": "a"}', ["--nproc", "2", "--model.n_ctx", "3"], "--model.n_ctx"),
     ],
 )
-def test_a_bad_line_is_told_before_any_work(
-    made: Made, tmp_path: Path, data: bytes, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+def test_a_bad_line_is_refused_before_any_work(
+    small: SmallRun, tmp_path: Path, data: bytes, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     path.write_bytes(data)
-    run = shutil.copytree(made.directory, tmp_path / "run")
-    next(run.rglob("*.safetensors")).write_bytes(b"")  # to read any weight would be told, too
+    run = shutil.copytree(small.directory, tmp_path / "run")
+    next(run.rglob("*.safetensors")).write_bytes(b"")  # reading any weight would be an error too
     assert main(["generate", str(run), "--input", str(path), "--output", str(out), *words]) == 2
-    told = capsys.readouterr()
-    assert message in told.err
-    assert (told.out, told.err.count("\n")) == ("", 1)
+    said = capsys.readouterr()
+    assert message in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
     assert not out.exists()
 
 
@@ -216,8 +270,8 @@ def test_a_bad_line_is_told_before_any_work(
         (["--batch-size", "3"], "--batch-size is only valid with --input"),
     ],
 )
-def test_files_that_cannot_be(
-    made: Made,
+def test_impossible_files_are_refused(
+    small: SmallRun,
     prompts: Path,
     words: list[str],
     message: str,
@@ -225,32 +279,15 @@ def test_files_that_cannot_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(prompts.parent)
-    assert main(["generate", str(made.directory), *words]) == 2
+    assert main(["generate", str(small.directory), *words]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_batches_are_of_similar_length_and_no_larger_than_asked() -> None:
-    sizes = [(3, 5), (30, 5), (4, 50), (10, 10), (29, 6), (1, 1), (2, 7)]
-    jobs = [GenerationJob({}, [0] * prompt, new, 0) for prompt, new in sizes]
-    for size, tokens, ranks in ((None, 120, 1), (3, 10_000, 1), (None, 10_000, 3), (1, 10_000, 1), (None, 1, 1)):
-        batches = list(batches_of(jobs, GenerationSettings(Sampling(), (), (), size, tokens), data_size=ranks))
-        assert sorted(i for batch in batches for i in batch) == list(range(7))
-        assert len(batches) >= ranks
-        for batch in batches:
-            width = max(sizes[i][0] for i in batch) + max(sizes[i][1] for i in batch)
-            assert len(batch) == 1 or (width * len(batch) <= tokens and len(batch) <= (size or 7))
-    assert list(batches_of(jobs, GenerationSettings(Sampling(), (), (), 3, 10_000), data_size=1)) == [
-        [2, 1, 4],
-        [3, 6, 0],
-        [5],
-    ]
-
-
-def test_layouts_give_the_texts_of_one_process(made: Made, prompts: Path, tmp_path_factory: Any) -> None:
-    """All layouts in one program; log-probabilities to rounding."""
+def test_layouts_give_the_texts_of_one_process(small: SmallRun, prompts: Path, tmp_path_factory: Any) -> None:
+    """All layouts run in one program. Log-probabilities are equal to rounding."""
     out = tmp_path_factory.mktemp("ranks")
     how = [*SAMPLING, "--max-new-tokens", "7", "--stop", "e"]
-    common = ["generate", str(made.directory), "--device", "cpu", "--input", str(prompts), *how]
+    common = ["generate", str(small.directory), "--device", "cpu", "--input", str(prompts), *how]
     jobs = [
         {"name": name, "ranks": ranks, "words": [*common, *words, "--output", str(out / f"{name}.jsonl")]}
         for name, (ranks, words) in LAYOUTS.items()
@@ -266,7 +303,7 @@ def test_layouts_give_the_texts_of_one_process(made: Made, prompts: Path, tmp_pa
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    one = continued(made, prompts, *how)
+    one = continued(small, prompts, *how)
     assert {line["finish_reason"] for line in one} == {"stop", "length"}
     for name in LAYOUTS:
         lines = (out / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
