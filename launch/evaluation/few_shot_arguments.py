@@ -12,7 +12,7 @@ _PAPER = "paper"
 
 
 def add_few_shot_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose tasks, examples and metrics."""
+    """Add all options for few-shot tasks."""
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -40,6 +40,11 @@ def add_few_shot_arguments(parser: argparse.ArgumentParser) -> None:
         default="written",
         help="gpt3 tasks: compare the answer that the model writes (the default), or score the right answer",
     )
+    _add_problem_arguments(parser)
+
+
+def _add_problem_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the questions of a task and how choices are compared."""
     parser.add_argument("--limit", type=int, metavar="N", help="questions per task (default: all)")
     parser.add_argument(
         "--gpt3-data",

@@ -125,14 +125,7 @@ def generate_sharing(
     plan = ForwardPlan(
         [*numbers_of], row_tokens=max_row_tokens, batch_tokens=batch_tokens, branching=False, sharing=sharing
     )
-    unshared: list[int] = []
-    cached: dict[int, list[tuple[int, int]]] = {}  # by pass: index of the last token, and the prompt
-    for sequence, (prompt, numbers) in enumerate(numbers_of.items()):
-        (last,) = plan.token_indices(sequence, len(prompt) - 1)
-        if plan.passes[last.pass_number].uses_cache:
-            cached.setdefault(last.pass_number, []).extend((last.flat_index, number) for number in numbers)
-        else:
-            unshared += numbers
+    unshared, cached = _split_by_pass(plan, list(numbers_of.values()))
     results: Results = {}
     for batch in chain(
         _generate_unshared(model, settings, unshared, batch_tokens),
@@ -145,6 +138,24 @@ def generate_sharing(
         progress(len(prompts) - len(own))
     results = gather_by_index(model, results)
     return [results[i] for i in range(len(prompts))]
+
+
+def _split_by_pass(
+    plan: ForwardPlan, numbers_of: list[list[int]]
+) -> tuple[list[int], dict[int, list[tuple[int, int]]]]:
+    """Divide prompts into those that use no cache, and the others by the pass that reads their last token.
+
+    `numbers_of`: the prompts of each sequence of the plan. The others come with the index of that token in the pass.
+    """
+    unshared: list[int] = []
+    cached: dict[int, list[tuple[int, int]]] = {}
+    for sequence, numbers in enumerate(numbers_of):
+        (last,) = plan.token_indices(sequence, len(plan.sequences[sequence]) - 1)
+        if plan.passes[last.pass_number].uses_cache:
+            cached.setdefault(last.pass_number, []).extend((last.flat_index, number) for number in numbers)
+        else:
+            unshared += numbers
+    return unshared, cached
 
 
 def _generate_unshared(

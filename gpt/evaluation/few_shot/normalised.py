@@ -34,8 +34,8 @@ def normalised_items(lm: "TriaxialLM", task: Any, rules: tuple[str, ...]) -> dic
     for instance in task.instances:
         items.setdefault(instance.doc_id, []).append(instance)
     choices = {item: _choices(task, instances) for item, instances in items.items()}
-    asked = [instance for instances in choices.values() for instance in instances]
-    alone = _after_answer(lm, asked) if "answer" in rules else {}
+    instances_of_choices = [instance for instances in choices.values() for instance in instances]
+    alone = _after_answer(lm, instances_of_choices) if "answer" in rules else {}
     found: dict[str, dict[int, float]] = {METRICS[rule]: {} for rule in rules}
     for item, instances in choices.items():
         right = _right_choices(task, instances)
@@ -60,12 +60,13 @@ def _choices(task: Any, instances: list[Any]) -> list[Any]:
 
 def _after_answer(lm: "TriaxialLM", instances: list[Any]) -> dict[str, float]:
     continuations = list(dict.fromkeys(instance.args[1] for instance in instances))
-    asked = [
+    requests = [
         Instance(request_type="loglikelihood", doc={}, arguments=(_ANSWER_CONTEXT, text), idx=0)
         for text in continuations
     ]
     return {
-        text: log_likelihood for text, (log_likelihood, _) in zip(continuations, lm.loglikelihood(asked), strict=True)
+        text: log_likelihood
+        for text, (log_likelihood, _) in zip(continuations, lm.loglikelihood(requests), strict=True)
     }
 
 
