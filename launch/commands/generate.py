@@ -25,9 +25,9 @@ from launch.generation.prompt_file import check_output, continue_jobs, read_line
 from launch.runs.open_model import (
     OpenedModel,
     add_layout_arguments,
-    glance,
     is_first_process,
     opened_model,
+    preview_model,
     start_ranks,
     starts_ranks,
 )
@@ -155,7 +155,7 @@ def read_request(args: argparse.Namespace) -> GenerationRequest:
         lines = read_lines(args.input)
     else:
         lines = [PromptLine({"prompt": sys.stdin.read() if args.prompt == "-" else args.prompt})]
-    seen = glance(args)
+    seen = preview_model(args)
     jobs = make_jobs(
         lines,
         seen.tokenizer,

@@ -1,7 +1,6 @@
-"""Reads what a run left in its directory: metrics, events, time, checkpoints; computes and writes nothing.
+"""Read the files of a run directory: metrics, events, time account, checkpoints. One process, no process group.
 
-A run may be going on, may have died in the middle of a line, or may be no run of ours: what cannot be read is passed
-over and counted. Single process, no process group.
+A run may still be writing, or may have died in the middle of a line. Lines that cannot be read are skipped and counted.
 """
 
 import json
@@ -23,14 +22,12 @@ from launch.processes.restarts import last_logged_step
 from parallel.checkpoint.folders import list_checkpoints, published_step, step_of
 
 METRICS, SUPERSEDED = "metrics.jsonl", "metrics.superseded.jsonl"
-
-
 EVENTS, LEDGER, CONFIG, SUMMARY = "events.jsonl", "ledger.jsonl", "config.json", "train_summary.json"
 
 
 @dataclass(frozen=True)
 class Series:
-    """The finite values of one metric, by rising step."""
+    """The finite values of one metric, in order of steps."""
 
     steps: NDArray[np.int64]  # (n,)
     values: NDArray[np.float64]  # (n,)
@@ -51,14 +48,14 @@ class Event:
 
     @property
     def about_step(self) -> int | None:
-        """The step of the checkpoint that it tells of, else its own: a save beside training ends at a later step."""
+        """The step of the checkpoint that the event is about, else its own step: a background save ends later."""
         about = self.fields.get("checkpoint_step", self.step)
         return about if isinstance(about, int) and 0 <= about < 2**62 else self.step
 
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint that is on the disk, not verified."""
+    """A checkpoint on disk, not verified."""
 
     step: int
     name: str
@@ -68,7 +65,7 @@ class StoredCheckpoint:
 
 @dataclass(frozen=True)
 class RunHistory:
-    """All that was found. `superseded` are the steps that were lost and taken again, a take for each loss."""
+    """Everything that was found. `superseded`: steps that were lost and repeated, one take for each loss."""
 
     directory: Path
     metrics: Take
@@ -97,12 +94,12 @@ class RunHistory:
 
 
 def read_history(directory: Path) -> RunHistory:
-    """ConfigError: it is no directory, or holds nothing that a run leaves."""
+    """Read a run directory. ConfigError: it is not a directory, or contains no file of a run."""
     if not directory.is_dir():
-        raise ConfigError(f"{directory}: no such directory; name the run.directory of a training run")
+        raise ConfigError(f"{directory}: no such directory. Give the run.directory of a training run.")
     known = (METRICS, EVENTS, LEDGER, SUMMARY, CONFIG, "checkpoints")
     if not any((directory / name).exists() for name in known):
-        raise ConfigError(f"{directory} is no run directory: it holds none of {', '.join(known)}")
+        raise ConfigError(f"{directory} is not a run directory: it contains none of {', '.join(known)}")
     problems: list[str] = []
     takes = read_takes(directory / METRICS, problems)
     lost = read_takes(directory / SUPERSEDED, problems)
@@ -121,7 +118,7 @@ def read_history(directory: Path) -> RunHistory:
 
 
 def read_takes(path: Path, problems: list[str]) -> list[Take]:
-    """The metrics of a file; a new take begins wherever the steps go back."""
+    """The metrics of a file. A new take starts wherever the steps go back."""
     takes: list[dict[str, tuple[array[int], array[float]]]] = []
     last_step = math.inf
     for record in _objects(path, problems):
@@ -140,7 +137,7 @@ def read_takes(path: Path, problems: list[str]) -> list[Take]:
 
 
 def settle(takes: list[Take]) -> tuple[Take, list[Take]]:
-    """Of several takes the one that counts, each step as it was last taken; and what was superseded."""
+    """Join several takes: keep the last take of each step. Return the joined take, and what was superseded."""
     kept: list[Take] = []
     lost: list[Take] = []
     limit = 2**62
@@ -159,7 +156,7 @@ def settle(takes: list[Take]) -> tuple[Take, list[Take]]:
 
 
 def runs_without_gaps(series: Series) -> list[Series]:
-    """The series in parts, cut where a gap is over ten times the usual distance of its steps."""
+    """Split a series wherever a gap is more than ten times the median distance between steps."""
     gaps = np.diff(series.steps)
     if not gaps.size:
         return [series]
@@ -181,7 +178,7 @@ def read_events(path: Path, problems: list[str]) -> list[Event]:
 
 
 def stored_checkpoints(directory: Path) -> list[StoredCheckpoint]:
-    """Oldest first. One that is deleted while we look is left out."""
+    """The checkpoints of a directory, oldest first. One that is deleted meanwhile is left out."""
     found = []
     try:
         for path in reversed(list_checkpoints(directory)):
@@ -200,7 +197,7 @@ def stored_checkpoints(directory: Path) -> list[StoredCheckpoint]:
 
 
 def _objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file of lines. A last line without its end is one that is being written."""
+    """The JSON objects of a file of lines. A last line without a newline is still being written."""
     damaged = 0
     try:
         with path.open("rb") as lines:
@@ -218,11 +215,11 @@ def _objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
     except OSError as error:
         problems.append(f"{path.name}: {(error.strerror or 'cannot be read').lower()}")
     if damaged:
-        problems.append(f"{path.name}: {damaged:,} line{'s' if damaged > 1 else ''} that cannot be read passed over")
+        problems.append(f"{path.name}: {damaged:,} line{'s' if damaged > 1 else ''} that cannot be read, skipped")
 
 
 def _table(path: Path, problems: list[str]) -> dict[str, Any]:
-    """A JSON object, empty where there is none."""
+    """Read a JSON object; empty if the file does not exist."""
     try:
         table = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -236,7 +233,7 @@ def _table(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _seconds_since_1970(time: object) -> float | None:
-    """Of a time as events.jsonl has it: ISO 8601 with its zone."""
+    """Parse a time of events.jsonl: ISO 8601 with a time zone."""
     try:
         return datetime.fromisoformat(time).timestamp() if isinstance(time, str) else None
     except (ValueError, OverflowError, OSError):
@@ -248,12 +245,12 @@ def _where(series: Series, chosen: NDArray[np.bool_]) -> Series | None:
 
 
 def _finite(value: float) -> bool:
-    """Whether it is a number to draw: no NaN, no infinity, nor so large that a difference of two is one."""
+    """Whether a value can be plotted: no NaN or infinity, and small enough that differences do not overflow."""
     return abs(value) < 1e200
 
 
 def furthest_step(run_directory: Path) -> int:
-    """About how far the run is: its newest checkpoint's step, or a later one that it has logged."""
+    """The step that the run has about reached: that of its newest checkpoint, or a later one in its log."""
     saved = list[Path]()
     with suppress(OSError):
         saved = list_checkpoints(run_directory / "checkpoints")

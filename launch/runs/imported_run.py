@@ -1,8 +1,8 @@
-"""A run directory made of weights that came from elsewhere, as training would have left it at step 0; trains nothing.
+"""Write a run directory with imported weights, as training would leave it at step 0.
 
 OUT/checkpoints/step-000000000/   the weights in fp32, and in state.json the model's configuration and its origin
 OUT/tokenizer/                    the tokenizer's files
-OUT/model.toml                    the [model] section for a recipe that goes on from here (run.start_from)
+OUT/model.toml                    the [model] section for a recipe that starts from here (run.start_from)
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ from parallel.checkpoint.handle import Checkpoint
 from parallel.checkpoint.load import read_tensors
 from parallel.checkpoint.stream import write_stream
 
-IMPORTED = "imported"  # in a checkpoint's state: where it came from
-HUGGING_FACE = "hugging_face"  # the folder of what else came with the model
-MODEL = "model."  # what the names of weights in a checkpoint begin with
+IMPORTED = "imported"  # key in a checkpoint's state: the origin of the weights
+HUGGING_FACE = "hugging_face"  # the folder of the model's other files
+MODEL = "model."  # prefix of the names of weights in a checkpoint
 
 
 def write_run(
@@ -38,8 +38,10 @@ def write_run(
     about: dict[str, object],
     order: Iterable[str] | None = None,
 ) -> Path:
-    """Fill an empty run directory; the checkpoint's path. `tensors`: in the order of the table, or of the names in
-    `order`, without vocabulary padding, which becomes zeros."""
+    """Fill an empty run directory; return the path of the checkpoint.
+
+    `tensors`: in the order of the table, or of the names in `order`, without vocabulary padding, which becomes zeros.
+    """
     (folder / "tokenizer").mkdir()
     files = tokenizer_files(tokenizer_file)
     for file in files:
@@ -54,7 +56,7 @@ def write_run(
 
 
 def expected_weights(config: ModelConfig, order: Iterable[str] | None = None) -> dict[str, TensorSpec]:
-    """The weights of a checkpoint, padding included, in the order of the table, or of the names in `order`."""
+    """Shapes of a checkpoint's weights, with padding, in the order of the table, or of the names in `order`."""
     with torch.device("meta"):
         padded = {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
     order = [name for entry in table(config) for name in entry.names] if order is None else list(order)
@@ -63,7 +65,7 @@ def expected_weights(config: ModelConfig, order: Iterable[str] | None = None) ->
 
 
 def read_weights(checkpoint: Checkpoint, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Weights of a checkpoint, padding included, one at a time."""
+    """Read weights of a checkpoint, with padding, one at a time."""
     for name, tensor in read_tensors(checkpoint, [MODEL + name for name in names]):
         yield name.removeprefix(MODEL), tensor
         del tensor

@@ -1,7 +1,7 @@
-"""Opens a checkpoint for a command that uses it: in this process, or laid over the ranks of tensor, pipeline and data.
+"""Open the model of a checkpoint for a command: in this process, or distributed over tensor, pipeline and data ranks.
 
 `--nproc N` starts ranks on this machine; torchrun and Slurm start them too. `--parallel.tensor`, `.pipeline`, `.data`
-and `.split` say how they share the model, whatever layout it was trained on. Nothing here changes a run.
+and `.split` set the layout, which need not be that of training.
 """
 
 import argparse
@@ -44,12 +44,12 @@ from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import Layout, resolve_layout
 from parallel.layout.mesh import build_mesh
 
-_KEYS = ("tensor", "pipeline", "data", "split")  # of [parallel]; the others are about training
+_KEYS = ("tensor", "pipeline", "data", "split")  # of [parallel]; its other keys only affect training
 
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A checkpoint's model, ready to be used, and what belongs to it. `is_main`: the one rank that tells and writes."""
+    """A checkpoint's model, ready to use, and its run. `is_main`: the one rank that prints and writes."""
 
     model: InferenceModel
     saved: SavedRun
@@ -57,8 +57,8 @@ class OpenedModel:
 
 
 @dataclass(frozen=True)
-class Glance:
-    """For what can be told of a request before a large model is read."""
+class ModelPreview:
+    """What checks of a request need, before a large model is read."""
 
     model_config: ModelConfig
     tokenizer: Tokenizer
@@ -66,19 +66,19 @@ class Glance:
 
 
 def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
-    """On how many processes the model lies; with `add_run_arguments` and `add_device_arguments`."""
+    """Add the number of processes; use it with `add_run_arguments` and `add_device_arguments`."""
     parser.set_defaults(takes_overrides=True)
     parser.add_argument(
         "--nproc",
         type=int,
         metavar="N",
-        help="start N processes on this machine; --parallel.tensor and --parallel.pipeline say how they share the "
-        "model, and what they leave works on requests of its own (default: one process)",
+        help="start N processes on this machine; --parallel.tensor and --parallel.pipeline distribute the model over "
+        "them, and the remaining factor of N works on different requests (default: one process)",
     )
 
 
 def starts_ranks(args: argparse.Namespace) -> bool:
-    """Whether this process is to start others, by `start_ranks`, which do the work."""
+    """Whether this process must start others with `start_ranks`, which then do the work."""
     environment = ClusterEnvironment.from_environment()
     if args.nproc is None:
         return False
@@ -88,28 +88,28 @@ def starts_ranks(args: argparse.Namespace) -> bool:
         return bool(args.nproc > 1)
     if args.nproc != environment.world_size:
         raise ConfigError(
-            f"--nproc {args.nproc} under a launcher that started {environment.world_size} processes; leave it out"
+            f"--nproc {args.nproc} under a launcher that started {environment.world_size} processes. Leave it out."
         )
     return False
 
 
 def is_first_process() -> bool:
-    """Whether this is the main rank, or no rank at all."""
+    """Whether this is rank 0, or the only process."""
     return ClusterEnvironment.from_environment().rank == 0
 
 
 def start_ranks(args: argparse.Namespace) -> int:
-    """Start `--nproc` ranks of this command, with the words that it was given; returns the exit status."""
-    _layout(args, args.nproc, _config_of_newest(args.run, args.step))  # a mistake is told before any process starts
+    """Start `--nproc` ranks of this command with the same arguments; return the exit status."""
+    _layout(args, args.nproc, _config_of_newest(args.run, args.step))  # raises errors before any process starts
     words: Sequence[str] = args.given
     return launch_local(args.nproc, words)
 
 
 @contextmanager
 def opened_model(args: argparse.Namespace) -> Iterator[OpenedModel]:
-    """The model that a command's arguments ask for. Under a launcher every rank enters it, and it is collective.
+    """Open the model of a command's arguments. Collective: under a launcher every rank must enter the context.
 
-    ConfigError as for `open_run`, and for a layout that cannot be, before any process talks to another.
+    ConfigError as for `open_run`, and for an invalid layout; both before any process communicates.
     """
     environment = ClusterEnvironment.from_environment()
     config = _config_of_newest(args.run, args.step)
@@ -131,18 +131,20 @@ def opened_model(args: argparse.Namespace) -> Iterator[OpenedModel]:
         dtype=DTYPES[args.dtype],
     )
     yield OpenedModel(model, saved, is_main=environment.rank == 0)
-    dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
+    dist.destroy_process_group()  # not after an error: it would wait for a peer inside a collective
 
 
-def glance(args: argparse.Namespace) -> Glance:
-    """What the checkpoint that will most likely be used says in small files. Needs no other rank. ConfigError as for
-    `open_run`."""
+def preview_model(args: argparse.Namespace) -> ModelPreview:
+    """Read the small files of the checkpoint that will most likely be used. Any one rank may call this.
+
+    ConfigError as for `open_run`.
+    """
     config = _config_of_newest(args.run, args.step)
     folder, _ = find_checkpoint_folder(args.run)
     run_directory = folder.parent if folder.name == "checkpoints" else folder
     file = tokenizer_file(run_directory, section(DataConfig, config, "data"))
     tokenizer = load_tokenizer(file)
-    return Glance(
+    return ModelPreview(
         model_config=model_section(config),
         tokenizer=tokenizer,
         special=special_tokens_of(run_directory / HUGGING_FACE, file, tokenizer),
@@ -150,19 +152,19 @@ def glance(args: argparse.Namespace) -> Glance:
 
 
 def _layout(args: argparse.Namespace, world_size: int, config: dict[str, Any]) -> Layout:
-    """As training would lay the model out, but that nothing here depends on micro-batches."""
+    """The layout of the arguments, by the rules of training without micro-batches."""
     table = apply_overrides({}, _overrides(args))
     for table_name, values in table.items():
         for key in values if isinstance(values, dict) else ():
             if table_name != "parallel" or key not in _KEYS:
                 raise ConfigError(
-                    f"--{table_name}.{key}: a trained model is used as it is; only its layout can be chosen, by "
+                    f"--{table_name}.{key} is invalid: a trained model cannot be changed, except its layout. Use "
                     + ", ".join(f"--parallel.{name}" for name in _KEYS)
                 )
     fixed = {"zero_stage": 0, "schedule": "gpipe"}
     parallel = build(ParallelConfig, {**fixed, **table.get("parallel", {})}, where="parallel")
     model = model_section(config)
-    # the last few tokens of a context are padded to equal shares of tensor ranks, so that n_ctx need not divide
+    # the last tokens of a context are padded to equal shards of tensor ranks, so n_ctx need not be divisible
     divisible = replace(model, n_ctx=-(-model.n_ctx // max(1, parallel.tensor)) * max(1, parallel.tensor))
     batch = BatchConfig(micro_batch_size=1, global_batch_tokens=world_size * divisible.n_ctx)
     return resolve_layout(parallel, batch, model=divisible, seq_len=divisible.n_ctx, world_size=world_size)
@@ -173,8 +175,10 @@ def _overrides(args: argparse.Namespace) -> list[str]:
 
 
 def _config_of_newest(path: Path, step: int | None) -> dict[str, Any]:
-    """The configuration in the checkpoint that will most likely be used, at the cost of one small file: which one is
-    whole, ranks find out together."""
+    """The configuration in the checkpoint that will most likely be used. It costs reading the small files.
+
+    Which checkpoint is whole, the ranks find out later, together.
+    """
     folder, one = find_checkpoint_folder(path)
     found = [one] if one is not None else list_checkpoints(folder)
     for candidate in found:
@@ -185,11 +189,11 @@ def _config_of_newest(path: Path, step: int | None) -> dict[str, Any]:
                 continue
             if isinstance(config, dict):
                 return config
-    open_run(path, step=step)  # tells what is wrong
+    open_run(path, step=step)  # raises the error
     raise AssertionError(f"{path}: a checkpoint that can be opened has a configuration")
 
 
 def _timeout_s(config: dict[str, Any]) -> int:
-    """What the run allowed its own ranks."""
+    """The timeout of collectives in the run's own recipe."""
     run = config.get("run")
     return int(run.get("collective_timeout_s", 600)) if isinstance(run, dict) else 600

@@ -1,6 +1,6 @@
-"""Opens what a training run left behind, in one process and whatever its layout was; changes nothing there.
+"""Open a checkpoint of a training run, whatever layout it was trained on.
 
-runs/demo/checkpoints/step-000000123/   the weights, and in state.json the configuration they were trained with
+runs/demo/checkpoints/step-000000123/   the weights, and in state.json the configuration of the run
 runs/demo/tokenizer/                    the run's own copy of its tokenizer
 """
 
@@ -27,13 +27,13 @@ from parallel.checkpoint.manifest import MANIFEST
 
 T = TypeVar("T")
 
-_MODEL = "model."  # what the names of a checkpoint's weights begin with; optimizer states have other names
+_MODEL = "model."  # prefix of the names of weights in a checkpoint
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """One checkpoint of a run and what belongs to it; the weights stay on disk until `weights` reads them."""
+    """A checkpoint of a run, with configuration and tokenizer. The weights stay on disk until `weights` reads them."""
 
     run_directory: Path
     checkpoint: Checkpoint
@@ -44,10 +44,10 @@ class SavedRun:
     tokenizer_file: Path
     step: int
     tokens_seen: int
-    notes: tuple[str, ...]  # what the user should know, such as newer checkpoints that are damaged
+    notes: tuple[str, ...]  # for the user, such as newer checkpoints that are damaged
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The model's (name, tensor) pairs on the CPU, one at a time, as they were saved."""
+        """Read the model's (name, tensor) pairs, one at a time, to the CPU, in the dtype in which they were saved."""
         names = [_MODEL + name for name in _parameter_shapes(self.model_config)]
         for name, tensor in read_tensors(self.checkpoint, names):
             yield name.removeprefix(_MODEL), tensor
@@ -55,7 +55,7 @@ class SavedRun:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A checkpoint's model on one device, ready to be used, and the checkpoint it is from."""
+    """A checkpoint's model on one device, ready to use, and its run."""
 
     model: GPT
     saved: SavedRun
@@ -68,7 +68,7 @@ def load_run(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LoadedRun:
-    """The model of a run directory's newest whole checkpoint, or of `step`, or of a checkpoint folder. One process.
+    """Load the model of a run's newest whole checkpoint, of checkpoint `step`, or of a checkpoint folder. One process.
 
     Memory: the model, and one more tensor. ConfigError as for `open_run`.
     """
@@ -76,7 +76,7 @@ def load_run(
     with torch.device("meta"):
         model = GPT(saved.model_config)
     model.to(dtype).to_empty(device=device)
-    model.tie()  # allocating made two of a shared weight
+    model.tie()  # the allocation made two tensors of a tied weight
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in saved.weights():
@@ -85,16 +85,18 @@ def load_run(
 
 
 def open_run(path: Path, *, step: int | None = None) -> SavedRun:
-    """Find a checkpoint and read everything but its weights.
+    """Find and verify a checkpoint, and read everything except its weights. Collective over all ranks.
 
-    ConfigError: nothing there, no such step, a damaged checkpoint, weights that are not of the model that its own
-    configuration describes, a tokenizer that is gone or does not fit.
+    ConfigError: there is no checkpoint or no such step, it is damaged, its weights do not match the model in its own
+    configuration, or the tokenizer is missing or does not fit.
     """
     run_directory, checkpoint, notes = find_checkpoint(Path(path), step)
     state = checkpoint.state
     config = state.get("config")
     if not isinstance(config, dict):
-        raise ConfigError(f"{checkpoint.path}: its state holds no configuration, so `triaxial train` did not save it")
+        raise ConfigError(
+            f"{checkpoint.path}: its state contains no configuration, so `triaxial train` did not save it"
+        )
     model_config = model_section(config)
     data_config = section(DataConfig, config, "data")
     _check_weights(checkpoint, model_config)
@@ -103,7 +105,7 @@ def open_run(path: Path, *, step: int | None = None) -> SavedRun:
     if tokenizer.vocab_size > model_config.vocab_size:
         raise ConfigError(
             f"{tokenizer_path} has {tokenizer.vocab_size} pieces, but the model of {checkpoint.path} only "
-            f"model.vocab_size = {model_config.vocab_size}: it was trained with another tokenizer"
+            f"model.vocab_size = {model_config.vocab_size}. It was trained with another tokenizer."
         )
     return SavedRun(
         run_directory=run_directory,
@@ -120,42 +122,40 @@ def open_run(path: Path, *, step: int | None = None) -> SavedRun:
 
 
 def find_checkpoint_folder(path: Path) -> tuple[Path, Path | None]:
-    """The folder of a run's checkpoints, and None; or that folder and the one checkpoint that `path` is itself."""
+    """The folder of a run's checkpoints, and None; or that folder and `path`, if `path` is a checkpoint itself."""
     if not path.is_dir():
-        raise ConfigError(
-            f"{path}: no such folder; give a run directory, such as runs/demo, or a checkpoint inside one"
-        )
+        raise ConfigError(f"{path}: no such folder. Give a run directory, such as runs/demo, or a checkpoint in one.")
     folder = path / "checkpoints"
     if folder.is_dir():
         return folder, None
     if not (path / MANIFEST).is_file():
-        raise ConfigError(f"{path} is neither a run directory, which has checkpoints/, nor a checkpoint")
+        raise ConfigError(f"{path} is neither a run directory with a folder checkpoints/ nor a checkpoint")
     return path.absolute().parent, path
 
 
 def find_checkpoint(path: Path, step: int | None) -> tuple[Path, Checkpoint, list[str]]:
-    """The run directory, the checkpoint, and notes, for a path to either of the two. Collective over all ranks."""
+    """The run directory, the verified checkpoint, and notes, for a path to either. Collective over all ranks."""
     folder, one = find_checkpoint_folder(path)
     if one is not None:
         if step is not None:
-            raise ConfigError(f"--step {step}: {path} is one checkpoint already; give its run directory, or no --step")
+            raise ConfigError(f"--step {step}: {path} is itself a checkpoint. Give its run directory, or no --step.")
         return folder.parent if folder.name == "checkpoints" else folder, verify_checkpoint(path), []
     if step is None:
         found, skipped = find_latest(folder)
         notes = [f"skipped the checkpoint {bad}: {reason}" for bad, reason in skipped]
         if found is None:
-            raise ConfigError("; ".join([f"{folder} holds no whole checkpoint", *notes]))
+            raise ConfigError("; ".join([f"{folder} contains no whole checkpoint", *notes]))
         return path, found, notes
     available = list_checkpoints(folder)
     by_step = {step_of(candidate.name): candidate for candidate in reversed(available)}
     if step in by_step:
         return path, verify_checkpoint(by_step[step]), []
     steps = ", ".join(map(str, by_step)) or "none"
-    raise ConfigError(f"--step {step}: {folder} has no checkpoint of this step; there are: {steps}")
+    raise ConfigError(f"--step {step}: {folder} has no checkpoint of this step. There are: {steps}")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that name a run, shared by the commands that use one."""
+    """Add the arguments that name a run."""
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="a run directory such as runs/demo, or one checkpoint in it"
     )
@@ -163,46 +163,43 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where a model is loaded and in which precision."""
+    """Add the arguments for the device and the precision of a model."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="precision of the weights (default: float32)"
     )
 
 
-def load_for_command(args: argparse.Namespace) -> LoadedRun:
-    """`load_run` for the arguments above."""
-    return load_run(args.run, step=args.step, device=device_of(args.device), dtype=DTYPES[args.dtype])
-
-
 def device_of(name: str, *, local_rank: int | None = None) -> torch.device:
-    """What `--device` asks for; of several processes on a machine, each has the GPU of its local rank."""
+    """The device of `--device`. With several processes on a machine, each uses the GPU of its local rank."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"--device {name} is no device; use auto, cpu, cuda or cuda:N") from None
+        raise ConfigError(f"--device {name} is not a device. Use auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda" and local_rank is not None:
         if device.index is not None:
-            raise ConfigError(f"--device {name} with several processes, which need a GPU each; use --device cuda")
+            raise ConfigError(
+                f"--device {name} is invalid with several processes: each needs its own GPU. Use --device cuda."
+            )
         device = torch.device("cuda", local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices here"
             + (f", and local rank {local_rank} needs one of its own" if local_rank else "")
-            + "; use --device cpu"
+            + ". Use --device cpu."
         )
     return device
 
 
 def model_section(config: dict[str, Any]) -> ModelConfig:
-    """The model that a checkpoint's configuration describes."""
+    """The model configuration in a checkpoint's configuration."""
     return section(ModelConfig, config, "model")
 
 
 def section(cls: type[T], config: dict[str, Any], name: str) -> T:
-    """One section of the configuration in a checkpoint."""
+    """One section of a checkpoint's configuration. ConfigError: it is missing or invalid."""
     table = config.get(name)
     if not isinstance(table, dict):
         raise ConfigError(f"the configuration in the checkpoint has no section [{name}]")
@@ -215,7 +212,7 @@ def _parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
 
 
 def _check_weights(checkpoint: Checkpoint, config: ModelConfig) -> None:
-    """Compare names and shapes before anything large is read."""
+    """Compare names and shapes with the configuration, before anything large is read."""
     found = {
         name.removeprefix(_MODEL): stored.shape for name, stored in checkpoint.index.items() if name.startswith(_MODEL)
     }
@@ -224,13 +221,13 @@ def _check_weights(checkpoint: Checkpoint, config: ModelConfig) -> None:
         if found.get(name) != expected.get(name):
             shapes = [list(s) if s is not None else "absent" for s in (found.get(name), expected.get(name))]
             raise ConfigError(
-                f"{checkpoint.path}: the tensor '{_MODEL}{name}' is {shapes[0]}, but {shapes[1]} in the model that the "
-                "checkpoint's own configuration describes; it is a checkpoint of another model"
+                f"{checkpoint.path}: the tensor '{_MODEL}{name}' is {shapes[0]}, but {shapes[1]} in the model of the "
+                "checkpoint's own configuration. It is a checkpoint of another model."
             )
 
 
 def tokenizer_file(run_directory: Path, data: DataConfig) -> Path:
-    """A run's tokenizer: its own copy, or where the recipe found it; a recipe may name the folder of a corpus."""
+    """A run's tokenizer: its own copy, or the recipe's path, which may be the folder of a corpus."""
     original, copies = Path(data.tokenizer), run_directory / "tokenizer"
     if (copies / original.name).is_file():
         return copies / original.name

@@ -120,7 +120,7 @@ synthetic = true
         (["--max-validation-tokens", "0"], "--max-validation-tokens 0"),
         (["--json", "/proc/none/report.json"], "--json /proc/none/report.json cannot be written"),
         (["--words", "/nowhere/words"], "--words /nowhere/words cannot be read"),
-        (["--step", "3"], "there are: 10, 20"),
+        (["--step", "3"], "There are: 10, 20"),
     ],
 )
 def test_evaluate_refuses_impossible_options(

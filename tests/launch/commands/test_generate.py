@@ -213,7 +213,7 @@ def test_mistakes_are_refused_before_anything_is_printed(
         (["--top-p", 2], "top_p = 2.0"),
         (["--num-samples", 0], "--num-samples 0"),
         (["--device", "cuda:99"], "--device cuda:99"),
-        (["--device", "warp"], "--device warp is no device"),
+        (["--device", "warp"], "--device warp is not a device"),
     ):
         with pytest.raises(ConfigError, match=message):
             triaxial("generate", made.directory, "--prompt", "The", *words)

@@ -131,7 +131,7 @@ def test_a_dead_or_damaged_run_shows_what_can_be_read(tmp_path, capsys):
     said, page, facts = report(run, tmp_path, capsys)
     assert (facts["step"], facts["loss"]) == (6, 7.0)
     assert len(facts["problems"]) == 5, facts["problems"]
-    assert "metrics.jsonl: 3 lines that cannot be read passed over" in said
+    assert "metrics.jsonl: 3 lines that cannot be read, skipped" in said
     assert "config.json: cannot be read" in page
     assert "<i class=fault></i>rank died</td><td class=text>rank 1 in step 5; stacks in runs/x/hangs/1</td>" in page
     for left in ("ledger.jsonl", "config.json", "train_summary.json", "events.jsonl"):
@@ -146,7 +146,7 @@ def test_a_dead_or_damaged_run_shows_what_can_be_read(tmp_path, capsys):
 def test_a_path_that_is_no_run_is_reported_in_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for path, words in (
-        (tmp_path, "is no run directory"),
+        (tmp_path, "is not a run directory"),
         (tmp_path / "file", "no such"),
         (tmp_path / "no", "no such"),
     ):

@@ -76,10 +76,10 @@ def test_runs_that_cannot_be_loaded_are_refused(copy: Path, made: Any, tmp_path:
         with pytest.raises(ConfigError, match=words):
             load_run(path, **settings)
 
-    refused(tmp_path / "nowhere", "nowhere: no such folder; give a run directory")
+    refused(tmp_path / "nowhere", "nowhere: no such folder. Give a run directory")
     refused(tmp_path, "neither a run directory")
-    refused(copy, "--step 15: .* there are: 10, 20", step=15)
-    refused(copy / "checkpoints" / "step-000000010", "one checkpoint already", step=10)
+    refused(copy, "--step 15: .* There are: 10, 20", step=15)
+    refused(copy / "checkpoints" / "step-000000010", "is itself a checkpoint", step=10)
     rewrite_step(copy, lambda tensors, state: tensors.pop("model.blocks.1.mlp.up.bias"))
     refused(copy, r"'model.blocks.1.mlp.up.bias' is absent, but \[128\].*another model")
     rewrite_step(copy, lambda tensors, state: tensors.update({"model.blocks.1.mlp.up.bias": torch.zeros(7)}))
@@ -87,12 +87,12 @@ def test_runs_that_cannot_be_loaded_are_refused(copy: Path, made: Any, tmp_path:
     rewrite_step(copy, lambda tensors, state: state["config"]["model"].update(n_layer=3))
     refused(copy, "model.n_layer: unknown key 'n_layer'; did you mean 'n_layers'")
     rewrite_step(copy, lambda tensors, state: state.pop("config"))
-    refused(copy, "holds no configuration")
+    refused(copy, "contains no configuration")
     shutil.rmtree(copy / "tokenizer")
     refused(copy, r"original.model: no such tokenizer file", step=10)
     shutil.rmtree(copy / "checkpoints")
     (copy / "checkpoints").mkdir()
-    refused(copy, "holds no whole checkpoint")
+    refused(copy, "contains no whole checkpoint")
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(copy: Path) -> None:
