@@ -58,13 +58,6 @@ def test_layout_is_megatrons(tmp_path, vocab_size, code, kind):
     assert TokenFile(prefix).dtype == np.dtype(kind)
 
 
-def test_index_of_several_blocks_equals_one_of_a_single_block(tmp_path, monkeypatch):
-    write(tmp_path / "whole")
-    monkeypatch.setattr("gpt.token_files.index._CHUNK", 2)
-    write(tmp_path / "blocks")
-    assert (tmp_path / "blocks.idx").read_bytes() == (tmp_path / "whole.idx").read_bytes()
-
-
 def test_reads_back_what_was_written(tmp_path):
     file = TokenFile(write(tmp_path / "a"))
     stream = np.array(STREAM)
@@ -126,30 +119,6 @@ def test_files_appear_only_at_the_end_and_old_ones_stay_until_then(tmp_path):
         assert TokenFile(tmp_path / "a").n_tokens == 1
     assert TokenFile(tmp_path / "a").n_tokens == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx", "a.sums"]
-
-
-def damage(data: bytes, offset: int, new: bytes) -> bytes:
-    return data[:offset] + new + data[offset + len(new) :]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda data: damage(data, 0, b"X"), "not a Megatron token index"),
-        (lambda data: damage(data, 9, b"\x02"), "version 2"),
-        (lambda data: damage(data, 17, b"\x06"), "dtype code 6"),
-        (lambda data: damage(data, 18, b"\x04"), r"a\.idx: 142 bytes, but a\.idx says 130"),
-        (lambda data: data[:-1], r"a\.idx: 141 bytes, but a\.idx says 142"),
-        (lambda data: data[:20], "20 bytes are too few"),
-        (lambda data: damage(data, len(data) - 8, b"\x03"), "document marks run from 0 to 3"),
-    ],
-)
-def test_a_damaged_index_is_refused(tmp_path, change, message):
-    write(tmp_path / "a")
-    (tmp_path / "a.sums").unlink()
-    (tmp_path / "a.idx").write_bytes(change((tmp_path / "a.idx").read_bytes()))
-    with pytest.raises(ConfigError, match=message):
-        TokenFile(tmp_path / "a")
 
 
 def test_a_missing_byte_or_file_is_refused(tmp_path):
@@ -240,44 +209,6 @@ def test_a_sampled_digest_covers_both_ends_and_the_length(tmp_path):
     assert len(set(digests)) == 5
     sizes = (0, 1, 4096, 4097, 100_000, 100_001)
     assert len({(path.write_bytes(bytes(size)), sampled_digest(path))[1] for size in sizes}) == len(sizes)
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the figures come from Linux's /proc")
-def test_opening_takes_no_address_space_and_reading_leaves_no_trace(tmp_path):
-    """16 documents of 2**31 - 1 tokens, 64 GiB that take no room on the disk: a mapped file would show in both."""
-    lengths = np.full(16, 2**31 - 1, dtype="<i4")
-    starts = np.concatenate(([0], np.cumsum(lengths[:-1], dtype="<i8") * 2)).astype("<i8")
-    header = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, 16, 17)
-    (tmp_path / "long.idx").write_bytes(
-        header + lengths.tobytes() + starts.tobytes() + np.arange(17, dtype="<i8").tobytes()
-    )
-    with (tmp_path / "long.bin").open("wb") as file:
-        file.truncate(2 * int(lengths.sum(dtype=np.int64)))
-    before = process_memory()
-    long = TokenFile(tmp_path / "long")
-    for sample in range(2000):
-        start = sample * (long.n_tokens // 2000)
-        long.announce(start, start + 100)
-        assert not long.read(start, start + 100).any()
-    after = process_memory()
-    assert after["VmSize"] - before["VmSize"] < 2**30
-    assert after["VmPTE"] - before["VmPTE"] < 2**20  # 2,000 touches of a mapped file: 8 MB
-
-
-def process_memory() -> dict[str, int]:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("VmSize", "VmPTE"))}
-
-
-def test_a_file_that_is_cut_while_it_is_read_from_is_told_and_not_a_crash(tmp_path):
-    write(tmp_path / "a")
-    (tmp_path / "a.sums").unlink()  # whose block would be the whole file
-    file = TokenFile(tmp_path / "a")
-    with (tmp_path / "a.bin").open("r+b") as tokens:
-        tokens.truncate(20)
-    assert file.read(0, 10).tolist() == STREAM[:10]
-    with pytest.raises(ConfigError, match=r"a\.bin became shorter after it was opened"):
-        file.read(5, 15)
 
 
 def test_megatron_core_reads_our_files_and_we_read_its(tmp_path):

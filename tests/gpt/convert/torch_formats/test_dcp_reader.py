@@ -1,6 +1,5 @@
 """torch's distributed checkpoints: torch reads what is written here, and what torch writes is read here as data."""
 
-import io
 import os
 import pickle
 import random as random_numbers
@@ -45,26 +44,6 @@ def read(folder, name, layers=None):
     return [read_slice(found) for found in find_slices(folder, name, read_metadata(folder)[name], layers)]
 
 
-def loaded(path, start, length):
-    return torch.load(io.BytesIO(path.read_bytes()[start : start + length]), weights_only=True)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_torch_reads_what_is_written_and_so_do_we(tmp_path, dtype):
-    folder = write(tmp_path / "x", dtype, max_file_bytes=700)
-    assert len(list(folder.glob("*.distcp"))) > 1
-    state = {"stacked": torch.zeros(3, 4, 5), "plain": torch.zeros(7, 2, dtype=dtype)}
-    dcp.load(state, checkpoint_id=str(folder))
-    assert torch.equal(state["stacked"], STACKED.to(dtype).float())
-    assert torch.equal(state["plain"], PLAIN.to(dtype))
-    described = dcp.FileSystemReader(str(folder)).read_metadata()
-    place = described.storage_data[metadata.MetadataIndex("x._extra_state/shard_0_1")]
-    assert loaded(folder / place.relative_path, place.offset, place.length) == [None]
-    for layer, tensor in zip((2, 0), read(folder, "stacked", [2, 0]), strict=True):
-        assert torch.equal(tensor, STACKED[layer].to(dtype))
-    assert torch.equal(read(folder, "plain")[0], PLAIN.to(dtype))
-
-
 def test_what_torch_writes_is_read(tmp_path):
     """A stacked tensor in one piece too; a view into a larger storage; what is no tensor is passed over."""
     state = {
@@ -80,15 +59,6 @@ def test_what_torch_writes_is_read(tmp_path):
     assert torch.equal(read(tmp_path, "plain")[0], PLAIN.half())
     assert torch.equal(read(tmp_path, "part")[0], STACKED[1])
     assert read(tmp_path, "nested.scalar")[0] == 1
-
-
-def test_parts_that_are_no_run_of_bytes_are_put_together(tmp_path):
-    shapes = {"x": (3, 4, 5)}
-    boxes = [(i, j, k) for i in range(3) for j in (0, 2) for k in (0, 3)]
-    cut = (Part("x", (i, j, k), STACKED[i, j : j + 2, k : k + (3 if k == 0 else 2)]) for i, j, k in boxes)
-    write_torch_dist(tmp_path, cut, shapes=shapes, dtype=torch.float32)
-    assert torch.equal(read(tmp_path, "x")[0], STACKED)
-    assert torch.equal(read(tmp_path, "x", [1])[0], STACKED[1])
 
 
 class Evil:
