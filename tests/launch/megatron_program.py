@@ -1,10 +1,10 @@
-"""Megatron-core's own GPTModel on CPU, saving and loading its own checkpoints; two ranks of it, started by its test.
+"""Megatron-core's own GPTModel on CPU saves and loads its own checkpoints; its test starts two ranks of it.
 
 megatron_program.py JOBS   JOBS: a JSON list; each job builds a model on a layout, loads or saves a checkpoint with
                            dist_checkpointing, and writes the logits of given tokens.
 
-Megatron asks for a CUDA device in places even when it computes on a CPU; what it calls for that is replaced here, as in
-no code of ours.
+Megatron asks for a CUDA device in places even when it computes on a CPU. This program replaces the functions that it
+calls for that; no code of ours is replaced.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # a process that Megatron starts imports this file again, and needs none of it
+if __name__ == "__main__":  # a process that Megatron starts imports this file again but needs none of it
     import megatron.core.dist_checkpointing
     import megatron.core.models.gpt.gpt_model  # noqa: F401
     import torch
@@ -21,7 +21,7 @@ if __name__ == "__main__":  # a process that Megatron starts imports this file a
 
 
 class _NoRandomStates:
-    """In place of the CUDA random states: nothing here drops out, and weights are made on the CPU."""
+    """Replaces the CUDA random states: there is no dropout here, and weights are made on the CPU."""
 
     def fork(self, *_):
         return contextlib.nullcontext()
@@ -97,7 +97,7 @@ def build(settings, *, padded_vocabulary, pipeline):
 
 
 def shake(model):
-    """Biases and norms away from 0 and 1, where a mix-up would not show; the same on every tensor rank where shared."""
+    """Change biases and norms from 0 and 1, at which a mix-up would not show; equal on tensor ranks that share them."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -106,7 +106,7 @@ def shake(model):
 
 
 def logits(model, tokens, pipeline):
-    """On the last stage, else None."""
+    """Return the logits on the last stage, else None."""
     from megatron.core import parallel_state
 
     positions = torch.arange(tokens.size(1))[None]
@@ -148,7 +148,7 @@ def do(job):
 
 
 def namespace(arguments):
-    """As Megatron-LM saves them: among plain values also objects, whose classes a reader here must not need."""
+    """Return arguments as Megatron-LM saves them, with objects whose classes our reader must not need."""
     from argparse import Namespace
 
     from megatron.core.transformer.enums import AttnBackend

@@ -1,4 +1,4 @@
-"""For tests: runs of small random models that Megatron's GPTModel can be, and their exports."""
+"""For tests: runs of small random models that Megatron's GPTModel can express, and their exports."""
 
 import re
 
@@ -20,12 +20,12 @@ LLAMA_LIKE = ModelConfig(
     rope_theta=500_000.0,
     rope_scaling=RopeScaling(factor=4.0),
 )
-PADDED = 520  # as a tensor-parallel Megatron has the vocabulary
+PADDED = 520  # vocabulary of a tensor-parallel Megatron
 MODELS = {"gpt": GPT_LIKE, "llama": LLAMA_LIKE}
 
 
 def write_random_run(folder, config, tokenizer, *, dtype=torch.float32):
-    """A run of random weights, biases and norms away from 0 and 1."""
+    """Write a run of random weights, with biases and norms different from 0 and 1."""
     torch.manual_seed(11)
     model = GPT(config)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def write_random_run(folder, config, tokenizer, *, dtype=torch.float32):
 
 
 def export_all(folder, tokenizer):
-    """A run and its export of each model: gpt, gpt-megatron, llama, llama-megatron."""
+    """Write a run and an export of each model: gpt, gpt-megatron, llama, llama-megatron."""
     for name, config in MODELS.items():
         dtype = torch.float32 if name == "gpt" else torch.bfloat16
         run = write_random_run(folder / name, config, tokenizer, dtype=dtype)
@@ -56,17 +56,17 @@ def write_model(path, config):
 
 
 def check_weights(folder, model, config):
-    """Each head's rows, with torch's own reader of the checkpoint."""
+    """Compare every weight, and the rows of each head, with torch's own reader of the checkpoint."""
     described = dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata
-    theirs = {name: torch.empty(d.size) for name, d in described.items() if hasattr(d, "size")}
-    dcp.load(theirs, checkpoint_id=str(folder))
-    ours = dict(model.named_parameters())
+    saved = {name: torch.empty(d.size) for name, d in described.items() if hasattr(d, "size")}
+    dcp.load(saved, checkpoint_id=str(folder))
+    weights = dict(model.named_parameters())
     width, queries = config.d_head, config.n_heads // config.kv_heads
     seen = 0
     for layer in range(config.n_layers):
         for kind in ("weight", "bias") if config.bias else ("weight",):
-            qkv = theirs[f"decoder.layers.self_attention.linear_qkv.{kind}"][layer].split(width)
-            attention = {part: ours[f"blocks.{layer}.attention.{part}.{kind}"].split(width) for part in "qkv"}
+            qkv = saved[f"decoder.layers.self_attention.linear_qkv.{kind}"][layer].split(width)
+            attention = {part: weights[f"blocks.{layer}.attention.{part}.{kind}"].split(width) for part in "qkv"}
             for group in range(config.kv_heads):
                 rows = qkv[group * (queries + 2) : (group + 1) * (queries + 2)]
                 for i in range(queries):
@@ -82,9 +82,9 @@ def check_weights(folder, model, config):
         "decoder.final_layernorm.bias": "norm.bias",
     }
     for name, own in exact.items():
-        if name in theirs:
-            rows = theirs[name][: config.vocab_size] if theirs[name].size(0) == PADDED else theirs[name]
-            assert torch.equal(rows, ours[own][: len(rows)]), name
+        if name in saved:
+            rows = saved[name][: config.vocab_size] if saved[name].size(0) == PADDED else saved[name]
+            assert torch.equal(rows, weights[own][: len(rows)]), name
             seen += rows.numel()
     each = {
         "self_attention.linear_proj": "attention.out",
@@ -92,17 +92,17 @@ def check_weights(folder, model, config):
         "self_attention.linear_qkv.layer_norm": "attention_norm",
         "mlp.linear_fc1.layer_norm": "mlp_norm",
     }
-    for name, stacked in theirs.items():
+    for name, stacked in saved.items():
         if not name.startswith("decoder.layers.") or "linear_qkv.weight" in name or "linear_qkv.bias" in name:
             continue
         module, _, kind = re.sub("layer_norm_", "layer_norm.", name).removeprefix("decoder.layers.").rpartition(".")
         for layer in range(config.n_layers):
             block = f"blocks.{layer}."
             if module == "mlp.linear_fc1" and config.activation == "swiglu":
-                parts = [ours[f"{block}mlp.{part}.{kind}"] for part in ("gate", "up")]
+                parts = [weights[f"{block}mlp.{part}.{kind}"] for part in ("gate", "up")]
                 assert torch.equal(stacked[layer], torch.cat(parts)), name
             else:
                 own = "mlp.up" if module == "mlp.linear_fc1" else each[module]
-                assert torch.equal(stacked[layer], ours[f"{block}{own}.{kind}"]), name
+                assert torch.equal(stacked[layer], weights[f"{block}{own}.{kind}"]), name
         seen += stacked.numel()
     assert seen == config.parameters

@@ -1,5 +1,7 @@
-"""`triaxial convert --to triaxial`: folders that transformers wrote become runs that give its logits, and go back to it
-bit for bit; wrong folders end with one line and leave nothing."""
+"""Hugging Face folders written by transformers become runs with its logits, and go back bit for bit.
+
+A wrong folder gives an error of one line and leaves nothing.
+"""
 
 import json
 import re
@@ -16,12 +18,8 @@ from safetensors.torch import load_file, save_file
 from gpt.convert.hugging_face.source import open_source
 from gpt.errors import ConfigError
 from gpt.tokenizer.tokenizers import load_tokenizer
-from gpt.training.config import Retention
 from launch.main import main
 from launch.runs.saved_run import load_run
-from parallel.checkpoint.handle import read_checkpoint_header, verify_checkpoint
-from parallel.checkpoint.load import read_tensors
-from parallel.checkpoint.save import save_checkpoint
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra 'hf'")
@@ -75,8 +73,8 @@ def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def shaken(model: Any, *, dtype: torch.dtype) -> Any:
-    """Biases and norms away from 0 and 1, where a mix-up would not show."""
+def perturbed(model: Any, *, dtype: torch.dtype) -> Any:
+    """Change biases and norms from 0 and 1, at which a mix-up would not show."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -93,7 +91,7 @@ def write_folder(
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, **settings}))
     else:
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**GPT2, **settings}))
-    shaken(model, dtype=dtype).save_pretrained(folder)
+    perturbed(model, dtype=dtype).save_pretrained(folder)
     text = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(tokenizer_json), eos_token="<|im_end|>", bos_token="<|endoftext|>"
     )
@@ -134,13 +132,13 @@ def test_a_folder_becomes_a_run_and_comes_back(
     assert "bit for bit; logits of 3 layers and 515 tokens of vocabulary within" in capsys.readouterr().out
     loaded = load_run(tmp_path / "run")
 
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     text = transformers.AutoTokenizer.from_pretrained(folder)
     ids = text.encode(TEXT[100_000:102_000], add_special_tokens=False)
     assert loaded.saved.tokenizer.encode(TEXT[100_000:102_000]) == ids
     tokens = torch.tensor([ids[:512]])
     with torch.inference_mode():
-        ours, logits = loaded.model(tokens), theirs(tokens).logits
+        ours, logits = loaded.model(tokens), hf_model(tokens).logits
     assert float((ours - logits).abs().max() / logits.abs().max()) < 1e-5
     assert torch.equal(ours.argmax(-1), logits.argmax(-1))
 
@@ -155,8 +153,8 @@ def test_a_folder_becomes_a_run_and_comes_back(
         assert new[key] == old[key], key
 
 
-def test_a_sentencepiece_tokenizer_travels_too(tmp_path: Path, tokenizer_json: Path) -> None:
-    """As Llama 2 has it: a tokenizer.model that puts a space before a text, and no tokenizer.json."""
+def test_a_sentencepiece_tokenizer_comes_back_too(tmp_path: Path, tokenizer_json: Path) -> None:
+    """As for Llama 2: a tokenizer.model that puts a space before a text, and no tokenizer.json."""
     folder = write_folder(tmp_path / "folder", tokenizer_json, "llama")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
@@ -185,8 +183,8 @@ def test_a_sentencepiece_tokenizer_travels_too(tmp_path: Path, tokenizer_json: P
     assert (tmp_path / "back" / "tokenizer.model").read_bytes() == (folder / "tokenizer.model").read_bytes()
 
 
-def test_older_names_and_leftovers_are_understood(tmp_path: Path, tokenizer_json: Path) -> None:
-    """OpenAI's own GPT-2 files have no 'transformer.' in their names and hold causal masks; some hold a tied head."""
+def test_older_names_and_leftovers_are_read(tmp_path: Path, tokenizer_json: Path) -> None:
+    """OpenAI's GPT-2 files have names without 'transformer.' and contain causal masks; some contain a tied head."""
     folder = write_folder(tmp_path / "folder", tokenizer_json, "gpt2")
     stored = load_file(folder / "model.safetensors")
     older = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
@@ -254,7 +252,7 @@ def good_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: Path) 
 
 
 @pytest.mark.parametrize(("spoil", "words"), BAD)
-def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(
+def test_a_wrong_folder_is_an_error_of_one_line_and_nothing_is_written(
     tmp_path: Path, good_folder: Path, capsys: pytest.CaptureFixture[str], spoil: Any, words: str
 ) -> None:
     folder = shutil.copytree(good_folder, tmp_path / "folder")
@@ -270,7 +268,7 @@ def test_another_models_tokenizer_is_refused(
     tmp_path: Path, good_folder: Path, tokenizer_json: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = json.loads(tokenizer_json.read_text())
-    table["model"]["merges"] = table["model"]["merges"][:20]  # the same vocabulary, other ids for a text
+    table["model"]["merges"] = table["model"]["merges"][:20]  # the same vocabulary, but other ids for a text
     other = tmp_path / "tokenizer.json"
     other.write_text(json.dumps(table))
     words = ("--to", "triaxial", "--output", tmp_path / "run", "--tokenizer", other)
@@ -282,7 +280,7 @@ def test_another_models_tokenizer_is_refused(
 def test_several_files_and_a_full_disk(
     tmp_path: Path, good_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A model of several files in and several out; a disk without room leaves nothing."""
+    """Import a model in several files. On a full disk nothing is left."""
     model = transformers.AutoModelForCausalLM.from_pretrained(good_folder)
     folder = shutil.copytree(good_folder, tmp_path / "folder")
     (folder / "model.safetensors").unlink()
@@ -299,43 +297,6 @@ def test_several_files_and_a_full_disk(
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../run/x.safetensors"}}))
     with pytest.raises(ConfigError, match="not a safetensors file in the same folder"):
         open_source(folder)
-
-
-def test_a_run_is_rewritten_into_few_files(tmp_path: Path, good_folder: Path) -> None:
-    assert convert(good_folder, "--to", "triaxial", "--output", tmp_path / "run") == 0
-    path = tmp_path / "run" / "checkpoints" / "step-000000000"
-    tensors = dict(read_tensors(verify_checkpoint(path)))
-    state = read_checkpoint_header(path).state
-    moments = {f"optimizer.exp_avg.{name}": torch.ones_like(t) for name, t in tensors.items()}
-    moments["optimizer.count"] = torch.tensor([3], dtype=torch.int64)
-    save_checkpoint(
-        tmp_path / "run" / "checkpoints",
-        step=7,
-        tensors={**tensors, **moments},
-        state={**state, "step": 7},
-        keep=Retention(2),
-    )
-    assert convert(tmp_path / "run", "--to", "triaxial", "--output", tmp_path / "whole") == 0
-    found = dict(read_tensors(verify_checkpoint(tmp_path / "whole" / "checkpoints" / "step-000000007")))
-    assert found.keys() == tensors.keys() | moments.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in {**tensors, **moments}.items())
-    assert convert(tmp_path / "run", "--to", "triaxial", "--output", tmp_path / "slim", "--weights-only") == 0
-    assert (
-        dict(read_tensors(verify_checkpoint(tmp_path / "slim" / "checkpoints" / "step-000000007"))).keys()
-        == tensors.keys()
-    )
-    assert load_run(tmp_path / "slim").saved.tokenizer.vocab_size == 500
-
-
-def test_a_dry_run_reads_sizes_alone(tmp_path: Path, good_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert convert("gpt3_175b", "--to", "hf", "--dry-run", "--output", tmp_path / "x") == 0
-    out = capsys.readouterr().out
-    assert "GPT-2 architecture, 174," in out or "GPT-2 architecture, 175," in out, out
-    assert "disk space:" in out
-    assert convert(good_folder, "--to", "triaxial", "--dry-run") == 0
-    parameters = sum(t.numel() for t in load_file(good_folder / "model.safetensors").values())
-    assert f"{parameters:,} parameters" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_import_is_evaluated_and_generates(

@@ -1,5 +1,4 @@
-"""Megatron-core's own GPTModel beside ours: it loads exports and gives the same logits, and what it saved becomes runs
-of the same weights and logits."""
+"""Megatron-core's own GPTModel loads our exports and gives our logits; its checkpoints become runs with its logits."""
 
 import contextlib
 import dataclasses
@@ -38,7 +37,7 @@ def relative_error(ours, theirs):
 
 @pytest.fixture(scope="module")
 def megatron(exported, megatron_runs, tmp_path_factory, tiny_corpus):
-    """What Megatron makes of the exports, and checkpoints that it saved itself: one launch of two ranks."""
+    """Logits of Megatron for our exports, and checkpoints that it saved: one launch of two ranks."""
     folder = tmp_path_factory.mktemp("megatron")
     ids = load_tokenizer(tiny_corpus.folder / "topics.model").encode(topics["assignment"])[:256]
     torch.save(torch.tensor([ids[:128], ids[128:]]), folder / "tokens.pt")
@@ -73,7 +72,7 @@ def megatron(exported, megatron_runs, tmp_path_factory, tiny_corpus):
 
 
 def arguments_of_megatron_lm(config, padded):
-    """In Megatron-LM's own words, as its parser leaves them; not taken from the code under test."""
+    """Return arguments as Megatron-LM's parser gives them, written independently of the code under test."""
     return {
         **{"num_layers": 4, "hidden_size": 48, "ffn_hidden_size": 80, "num_attention_heads": 4, "kv_channels": 12},
         **{"group_query_attention": False, "num_query_groups": 1, "max_position_embeddings": 256, "seq_length": 128},
@@ -87,7 +86,7 @@ def arguments_of_megatron_lm(config, padded):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_megatron_loads_an_export_and_gives_our_logits(exported, megatron, name):
-    """On tensor 2 or pipeline 2, its vocabulary padded, by its own dist_checkpointing.load."""
+    """On tensor 2 or pipeline 2, with padded vocabulary, through its own dist_checkpointing.load."""
     tokens = torch.load(megatron / "tokens.pt")
     with torch.inference_mode():
         ours = load_run(exported / name).model(tokens)
@@ -98,8 +97,8 @@ def test_megatron_loads_an_export_and_gives_our_logits(exported, megatron, name)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_checkpoint_that_megatron_saved_becomes_a_run(megatron, megatron_runs, tiny_corpus, tmp_path, capsys, name):
-    """Saved on pipeline 2 with Megatron-LM's arguments, and on tensor 2 without; every weight where it belongs, by an
-    account that shares nothing with the table."""
+    """Saved on pipeline 2 with Megatron-LM's arguments, and on tensor 2 without them. The position of every weight is
+    checked by code that shares nothing with the table."""
     recipe = tmp_path / "model.toml"
     megatron_runs.write_model(recipe, megatron_runs.LLAMA_LIKE)
     words = ["--tokenizer", tiny_corpus.folder / "topics.model", *(["--model", recipe] if name == "llama" else [])]

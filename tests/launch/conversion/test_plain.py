@@ -1,4 +1,4 @@
-"""A checkpoint to plain safetensors and back: the run goes on as if nothing had been; hostile folders are refused."""
+"""A checkpoint to plain safetensors and back: the run resumes bit for bit, and hostile folders are refused."""
 
 import json
 import os
@@ -53,16 +53,16 @@ def plain(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_goes_on_from_plain_files_as_if_nothing_had_been(
+def test_a_run_resumes_from_plain_files_bit_for_bit(
     tiny_corpus: Any, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert convert(run, "--to", "safetensors", "--output", tmp_path / "plain") == 0
     assert "in 1 safetensors files" in capsys.readouterr().out
     assert equal(load_file(tmp_path / "plain" / "model.safetensors"), tensors_of(run, 8))
     assert convert(tmp_path / "plain", "--to", "triaxial", "--output", tmp_path / "back") == 0
-    told = capsys.readouterr().out
-    assert "step 8" in told
-    assert "have changed since" not in told
+    out = capsys.readouterr().out
+    assert "step 8" in out
+    assert "have changed since" not in out
     assert equal(tensors_of(tmp_path / "back", 8), tensors_of(run, 8))
     assert convert(tmp_path / "plain", "--to", "triaxial", "--dry-run") == 0
     assert "parameters" in capsys.readouterr().out
@@ -80,7 +80,7 @@ def test_a_run_goes_on_from_plain_files_as_if_nothing_had_been(
     assert equal(tensors_of(tmp_path / "back", 12), tensors_of(whole, 12))
 
 
-def test_weights_that_others_changed_come_back_changed(run: Path, plain: Path, tmp_path: Path) -> None:
+def test_changed_weights_are_imported_and_reported(run: Path, plain: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(plain, tmp_path / "plain")
     name = "model.blocks.1.mlp.up.bias"
     file = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
@@ -94,7 +94,7 @@ def test_weights_that_others_changed_come_back_changed(run: Path, plain: Path, t
     assert before.keys() == after.keys()
 
 
-def test_weights_alone(tiny_corpus: Any, run: Path, tmp_path: Path) -> None:
+def test_weights_without_moments_start_a_new_run(tiny_corpus: Any, run: Path, tmp_path: Path) -> None:
     assert convert(run, "--to", "safetensors", "--output", tmp_path / "plain", "--weights-only") == 0
     assert all(name.startswith("model.") for name in load_file(tmp_path / "plain" / "model.safetensors"))
     assert any("weights only" in line for line in import_plain(tmp_path / "plain", tmp_path / "back"))
@@ -104,10 +104,10 @@ def test_weights_alone(tiny_corpus: Any, run: Path, tmp_path: Path) -> None:
     assert train(tiny_corpus, tmp_path / "new", *words) == 0
     begun = dict(load_run(tmp_path / "new").model.named_parameters())
     assert begun.keys() == expected.keys()
-    assert all((begun[name] - tensor).abs().max() < 0.05 for name, tensor in expected.items()), "one step further"
+    assert all((begun[name] - tensor).abs().max() < 0.05 for name, tensor in expected.items()), "one step later"
 
 
-def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(plain: Path, tmp_path: Path) -> None:
+def test_a_wrong_folder_is_an_error_of_one_line_and_nothing_is_written(plain: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(plain, tmp_path / "plain")
 
     def refused(words: str) -> None:
@@ -159,7 +159,7 @@ def test_pickles_and_header_bombs_are_never_opened(plain: Path, tmp_path: Path) 
 
     bomb = pickle.dumps(Canary()) + bytes(1000)
     pickle.loads(bomb)
-    assert canary.is_dir(), "the canary must sing when it is let out"
+    assert canary.is_dir(), "loading the pickle must make the canary"
     canary.rmdir()
     header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 40, 5], "data_offsets": [0, 5 << 42]}}).encode()
     for data in (

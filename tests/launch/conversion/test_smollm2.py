@@ -1,4 +1,4 @@
-"""A real pretrained model through `triaxial convert`: the ids, logits and loss that transformers gives, and back again.
+"""Convert a real pretrained model: ids, logits and loss equal those of transformers, and it goes back unchanged.
 
 The shared tool writes it from a PyPI package (93 MB), which the project does not need otherwise: where that, or the
 tool, is not here, the test skips and says how to have it.
