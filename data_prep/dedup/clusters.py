@@ -1,11 +1,12 @@
-"""Clusters of documents from pairs of places, with memory that does not grow, and the best document of each.
+"""Find the clusters that pairs of documents form, in constant memory, and the best document of each.
 
-R. Kiveris and others, "Connected components in MapReduce and beyond" (2014), the alternating algorithm: *small-star*
-links every smaller neighbour of a node, and the node, to the smallest of them; *large-star* links every larger one to
-the smallest node among it and its neighbours. Neither joins or cuts a cluster, and when both change nothing each
-cluster is a star around its smallest place. Sorted by node, the smallest neighbour comes first, so a task reads its
-range of nodes as a stream and holds nothing of them, be it a star of a thousand million. A round takes both: chains
-of n nodes need about log2 n rounds, stars none but the one that finds nothing to do.
+This is the alternating algorithm of R. Kiveris and others, "Connected components in MapReduce and beyond" (2014).
+*Small-star* links every smaller neighbour of a node, and the node itself, to the smallest of them. *Large-star* links
+every larger neighbour of a node to the smallest node among the node and its neighbours. Neither joins or cuts a
+cluster. When both change nothing, each cluster is a star around its smallest position. Edges are sorted by node, then
+neighbour, so the smallest neighbour comes first. So a task reads its range of nodes as a stream and holds none of them,
+even for a star of 10^9 nodes. A round is both steps: a chain of n nodes needs about log2 n rounds, and a star only the
+round that changes nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,16 +17,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.dedup.copies import CHOSEN, ClusterSizes, Gathered, choose, with_first
+from data_prep.dedup.copies import COPY_ROW, ClusterSizes, copy_rows, with_first_of_group
+from data_prep.dedup.gather import Gathered
 from data_prep.dedup.index import (
     ABOUT,
     ABOUT_ENDING,
-    MOST_ROWS,
+    MAX_ROWS,
     OWN,
     Corpus,
     corpus_of,
-    place,
-    place_ranges,
+    position,
+    position_ranges,
     read_corpora,
     shard_of,
 )
@@ -33,16 +35,16 @@ from data_prep.dedup.sorted_rows import Limits, Range, Rows, RowSource, count_ro
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.tasks import Stage, Task, TaskResult
 
-# A pair of places. Sorted by the first of them, a node's neighbours stand together, the smallest first.
+# A pair of positions. In sorted order a node's neighbours are together, the smallest first.
 EDGE = np.dtype([("node", "<u8"), ("other", "<u8")])
-# A document in a cluster, named by its smallest place, in the order in which documents are to be preferred.
-RANKED = np.dtype([("label", "<u8"), ("shortness", "<u8"), ("order", "<u8"), ("text", "<u8"), ("place", "<u8")])
+# A document in a cluster. `label` is the cluster's smallest position; the order is that of preference within it.
+RANKED = np.dtype([("label", "<u8"), ("shortness", "<u8"), ("order", "<u8"), ("text", "<u8"), ("position", "<u8")])
 _ABOUT_BLOCK = 1 << 14
 
 
 @dataclass(frozen=True)
 class StarTask:
-    """Nodes in the range, or clusters whose label is."""
+    """Nodes, or labels of clusters, in the range."""
 
     within: Range
     limits: Limits
@@ -50,7 +52,7 @@ class StarTask:
 
 @dataclass(frozen=True)
 class RankTask:
-    """Documents of so many shards from number `first_shard` on."""
+    """Documents of `n_shards` shards from number `first_shard` on."""
 
     first_shard: int
     n_shards: int
@@ -58,7 +60,7 @@ class RankTask:
 
 
 def small_star(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: EDGE files with `other` < `node` to the same in both directions. Facts: how many edges moved."""
+    """Stage function: EDGE files with `other` < `node` to edges in both directions. Facts: number of edges moved."""
     moved = 0
     with write_sorted(outputs[0], EDGE, bytes_in_memory=config.limits.bytes_in_memory) as append:
         for rows, new, smallest in _by_node(config, inputs):
@@ -70,7 +72,7 @@ def small_star(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
 
 
 def large_star(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: EDGE files with both directions to those with `other` < `node`. Facts: how many edges moved."""
+    """Stage function: EDGE files in both directions to edges with `other` < `node`. Facts: number of edges moved."""
     moved = 0
     with write_sorted(outputs[0], EDGE, bytes_in_memory=config.limits.bytes_in_memory) as append:
         for rows, _, first in _by_node(config, inputs):
@@ -82,15 +84,15 @@ def large_star(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
 
 
 def edges(node: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> Rows:
-    """EDGE rows of two columns."""
+    """Join two columns to EDGE rows, (n,)."""
     rows = np.empty(len(node), EDGE)
     rows["node"], rows["other"] = node, other
     return rows
 
 
 def connect(run: ShardRun, edge_files: Sequence[Path], *, corpora: Sequence[Corpus], limits: Limits) -> list[Path]:
-    """From files of EDGE rows with `other` < `node` to such files, in both directions, of one star a cluster."""
-    ranges = place_ranges(corpora, limits.n_tasks(count_rows(edge_files, EDGE), joining=True))
+    """Turn files of EDGE rows with `other` < `node` into files of one star per cluster, in both directions."""
+    ranges = position_ranges(corpora, limits.n_tasks(count_rows(edge_files, EDGE), joining=True))
     files, _ = _step(run, SMALL_STAR, 0, edge_files, ranges, limits)
     number = 0
     while True:
@@ -104,7 +106,7 @@ def connect(run: ShardRun, edge_files: Sequence[Path], *, corpora: Sequence[Corp
 def choose_best(
     run: ShardRun, stars: Sequence[Path], gathered: Gathered, *, corpora: Sequence[Corpus], limits: Limits
 ) -> list[Path]:
-    """From the stars to files of CHOSEN rows: what goes, and what stays of its cluster."""
+    """Turn stars into files of COPY_ROWs: the documents to remove, each with the kept document of its cluster."""
     folder = run.workspace.folder
     tasks = []
     for i, group in enumerate(gathered.groups()):
@@ -112,7 +114,7 @@ def choose_best(
         tasks.append(Task(config, (gathered.index, *stars), (folder / RANKS.name / f"{i:05d}.rows",)))
     run.tasks(RANKS, tasks)
     ranked = tuple(task.outputs[0] for task in tasks)
-    ranges = place_ranges(corpora, limits.n_tasks(count_rows(ranked, RANKED), joining=True))
+    ranges = position_ranges(corpora, limits.n_tasks(count_rows(ranked, RANKED), joining=True))
     choices = [
         Task(StarTask(within, limits), ranked, (folder / CHOICE.name / f"{i:05d}.rows",))
         for i, within in enumerate(ranges)
@@ -125,36 +127,36 @@ def rank_documents(config: RankTask, inputs: tuple[Path, ...], outputs: tuple[Pa
     """Stage function: (the index, stars in both directions) to RANKED rows of the documents in some shards."""
     (corpus,) = read_corpora(inputs[:1])
     sources = [RowSource(path) for path in inputs[1:]]
-    within = Range(place(config.first_shard), place(config.first_shard + config.n_shards) - 1)
+    within = Range(position(config.first_shard), position(config.first_shard + config.n_shards) - 1)
     limit = config.limits.bytes_in_memory
     with write_sorted(outputs[0], RANKED, bytes_in_memory=limit) as append:
         found = merge_sorted(sources, EDGE, within=within, bytes_in_memory=limit)
-        for rows, new, smallest in with_first(found, ("node",), "other"):
+        for rows, new, smallest in with_first_of_group(found, ("node",), "other"):
             nodes = rows["node"][new]
             labels = np.minimum(nodes, smallest[new])
-            cuts = [int(np.searchsorted(nodes, number)) for number in _shards_begin(nodes)]
+            cuts = [int(np.searchsorted(nodes, start)) for start in _shard_starts(nodes)]
             for start, stop in zip(cuts, [*cuts[1:], len(nodes)], strict=True):
                 append(_ranked(nodes[start:stop], labels[start:stop], _about(corpus, nodes[start:stop])))
     return TaskResult()
 
 
 def choose_copies(config: StarTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: RANKED files to CHOSEN rows of the clusters in a range. Facts: clusters by their size."""
+    """Stage function: RANKED files to COPY_ROWs of the clusters in a range. Facts: number of clusters by size."""
     sources = [RowSource(path) for path in inputs]
     limit = config.limits.bytes_in_memory
     sizes = ClusterSizes()
-    with write_sorted(outputs[0], CHOSEN, bytes_in_memory=limit) as append:
+    with write_sorted(outputs[0], COPY_ROW, bytes_in_memory=limit) as append:
         found = merge_sorted(sources, RANKED, within=config.within, bytes_in_memory=limit)
-        for rows, new, best in with_first(found, ("label",), "place"):
+        for rows, new, best in with_first_of_group(found, ("label",), "position"):
             sizes.add(new)
-            append(choose(rows, np.where(corpus_of(rows["label"]) == OWN, best, rows["label"])))
+            append(copy_rows(rows, np.where(corpus_of(rows["label"]) == OWN, best, rows["label"])))
     return TaskResult([], {"clusters_of_size_from": sizes.table()})
 
 
 def _by_node(config: StarTask, inputs: tuple[Path, ...]) -> Iterator[Any]:
     sources = [RowSource(path) for path in inputs]
     found = merge_sorted(sources, EDGE, within=config.within, bytes_in_memory=config.limits.bytes_in_memory)
-    return with_first(found, ("node",), "other")
+    return with_first_of_group(found, ("node",), "other")
 
 
 def _step(
@@ -168,14 +170,14 @@ def _step(
     return [task.outputs[0] for task in tasks], sum(int(task.facts["moved_edges"]) for task in finished)
 
 
-def _shards_begin(nodes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The first place of each shard that is among the places."""
-    return np.unique(nodes & ~np.uint64(MOST_ROWS - 1))
+def _shard_starts(nodes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return the first position of each shard that holds one of the nodes."""
+    return np.unique(nodes & ~np.uint64(MAX_ROWS - 1))
 
 
 def _about(corpus: Corpus, nodes: npt.NDArray[np.uint64]) -> Rows:
-    """ABOUT rows of sorted places in one shard, read in passing."""
-    numbers = nodes & np.uint64(MOST_ROWS - 1)
+    """Read the ABOUT rows of sorted positions in one shard, in one pass over its file."""
+    numbers = nodes & np.uint64(MAX_ROWS - 1)
     found = np.empty(len(nodes), ABOUT)
     done = 0
     with open(corpus.file(shard_of(int(nodes[0]))[1], ABOUT_ENDING), "rb") as file:
@@ -191,8 +193,8 @@ def _about(corpus: Corpus, nodes: npt.NDArray[np.uint64]) -> Rows:
 
 def _ranked(nodes: npt.NDArray[np.uint64], labels: npt.NDArray[np.uint64], about: Rows) -> Rows:
     rows = np.empty(len(nodes), RANKED)
-    rows["label"], rows["place"] = labels, nodes
-    rows["shortness"] = ~about["n_bytes"]  # the longest first
+    rows["label"], rows["position"] = labels, nodes
+    rows["shortness"] = ~about["n_bytes"]  # so that the longest comes first
     rows["order"], rows["text"] = about["order"], about["text"]
     return rows
 

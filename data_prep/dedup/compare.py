@@ -1,4 +1,4 @@
-"""Candidate pairs of documents checked by the exact similarity of their n-grams; finds no candidates itself."""
+"""Check candidate pairs of documents by the exact similarity of their n-grams."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.dedup.clusters import EDGE
-from data_prep.dedup.index import Corpus, Notes, place_ranges, read_corpora
+from data_prep.dedup.index import Corpus, Notes, position_ranges, read_corpora
 from data_prep.dedup.minhash import Numbers, similarities
 from data_prep.dedup.sorted_rows import Limits, Range, Rows, RowSource, count_rows, merge_sorted, write_sorted
 from data_prep.execution.shard_runs import ShardRun
@@ -19,7 +19,7 @@ from data_prep.execution.tasks import Stage, Task, TaskResult
 
 @dataclass(frozen=True)
 class CompareTask:
-    """Pairs whose larger place lies in the range, and how similar they must be; indexes of `n_corpora` come first."""
+    """Pairs whose larger position is in the range. The first `n_corpora` inputs are indexes."""
 
     within: Range
     min_jaccard: float
@@ -30,11 +30,11 @@ class CompareTask:
 def compare_pairs(
     run: ShardRun, pairs: Sequence[Path], *, corpora: Sequence[Corpus], min_jaccard: float, limits: Limits
 ) -> list[Path]:
-    """From files of EDGE rows with `other` < `node` to files of those that are similar enough."""
+    """Turn files of EDGE rows with `other` < `node` into files of those with at least the Jaccard similarity."""
     indexes = tuple(corpus.path for corpus in corpora)
     folder = run.workspace.folder / COMPARE.name
     tasks = []
-    for i, within in enumerate(place_ranges(corpora, limits.n_tasks(count_rows(pairs, EDGE), joining=True))):
+    for i, within in enumerate(position_ranges(corpora, limits.n_tasks(count_rows(pairs, EDGE), joining=True))):
         config = CompareTask(within, min_jaccard, len(indexes), limits)
         tasks.append(Task(config, (*indexes, *pairs), (folder / f"{i:05d}.rows",)))
     run.tasks(COMPARE, tasks)
@@ -42,8 +42,10 @@ def compare_pairs(
 
 
 def compare(config: CompareTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: (indexes of all corpora, EDGE files) to the EDGE rows of similar pairs. Each pair is compared
-    once, however many bands it shares. Facts: pairs compared, and how many of them were similar."""
+    """Stage function: (indexes of all corpora, EDGE files) to the EDGE rows of similar pairs.
+
+    Each pair is compared once, regardless of how many bands it shares. Facts: number of pairs compared, and similar.
+    """
     sources = [RowSource(path) for path in inputs[config.n_corpora :]]
     limit = config.limits.bytes_in_memory
     n_compared = n_similar = 0
@@ -63,45 +65,45 @@ def compare(config: CompareTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
 
 
 def _by_node(block: Rows) -> Iterator[slice]:
-    """The rows of each node."""
+    """Return a slice of rows for each node."""
     cuts = np.flatnonzero(block["node"][1:] != block["node"][:-1]) + 1
     return (slice(start, stop) for start, stop in pairwise([0, *cuts.tolist(), len(block)]))
 
 
 class _Grams:
-    """The n-grams of documents, kept as long as the last ones used are at most `most`."""
+    """A least-recently-used cache of documents' n-grams, of at most `max_grams` in all."""
 
-    def __init__(self, notes: Notes, most: int) -> None:
-        self._notes, self._most = notes, most
-        self._kept: OrderedDict[int, Numbers] = OrderedDict()
-        self._n_kept = 0
+    def __init__(self, notes: Notes, max_grams: int) -> None:
+        self._notes, self._max_grams = notes, max_grams
+        self._cached: OrderedDict[int, Numbers] = OrderedDict()
+        self._n_cached = 0
 
     def are_similar(self, node: int, others: Numbers, min_jaccard: float) -> npt.NDArray[np.bool_]:
-        """Which of the others are similar enough to the document at `node`."""
-        mine = self.of(node)
+        """Mark the documents at `others` (n,) that are similar enough to the one at `node`, (n,)."""
+        own = self.of(node)
         found: list[npt.NDArray[np.float64]] = []
         batch: list[Numbers] = []
         n_grams = 0
         for other in others.tolist():
             batch.append(self.of(other))
             n_grams += len(batch[-1])
-            if n_grams >= self._most:
-                found.append(similarities(mine, batch))
+            if n_grams >= self._max_grams:
+                found.append(similarities(own, batch))
                 batch, n_grams = [], 0
         if batch:
-            found.append(similarities(mine, batch))
+            found.append(similarities(own, batch))
         return np.concatenate(found) >= min_jaccard
 
     def of(self, number: int) -> Numbers:
-        """Those of the document at a place, sorted."""
-        grams = self._kept.get(number)
+        """Return the n-grams of the document at a position, sorted."""
+        grams = self._cached.get(number)
         if grams is None:
-            grams = self._kept[number] = self._notes.grams(number, self._notes.about(number))
-            self._n_kept += len(grams)
-            while self._n_kept > self._most and len(self._kept) > 1:
-                self._n_kept -= len(self._kept.popitem(last=False)[1])
+            grams = self._cached[number] = self._notes.grams(number, self._notes.about(number))
+            self._n_cached += len(grams)
+            while self._n_cached > self._max_grams and len(self._cached) > 1:
+                self._n_cached -= len(self._cached.popitem(last=False)[1])
         else:
-            self._kept.move_to_end(number)
+            self._cached.move_to_end(number)
         return grams
 
 

@@ -1,7 +1,8 @@
-"""Exact de-duplication: of documents with the same text one stays; never compares texts that differ in a letter.
+"""Exact de-duplication: keep one of all documents with the same text.
 
-Digests of each shard, gathered and sorted; one choice for each range of digests; the removal from each shard. A text
-that a corpus of higher priority holds goes; else the copy stays whose id has the smallest hash.
+Steps: digest the texts of each shard, gather and sort the digests, choose the copies in each range of digests, remove
+them from each shard. A text that a corpus of higher priority holds is removed. Else the copy whose id has the smallest
+hash is kept.
 """
 
 from collections.abc import Sequence
@@ -12,18 +13,16 @@ from typing import Any
 import numpy as np
 
 from data_prep.dedup.copies import (
-    CHOSEN,
+    COPY_ROW,
     ClusterSizes,
     Removal,
-    choose,
-    describe_shards,
-    gather,
-    gather_rows,
+    copy_rows,
     list_copies,
     remove_copies,
-    with_first,
+    with_first_of_group,
     write_lists,
 )
+from data_prep.dedup.gather import describe_shards, gather, gather_rows
 from data_prep.dedup.index import OWN, describe_documents, find_indexes, read_corpora
 from data_prep.dedup.sorted_rows import Limits, Range, even_ranges, merge_sorted, write_sorted
 from data_prep.documents.shards import encode_line, keyed_hash, read_shard
@@ -31,16 +30,17 @@ from data_prep.execution.shard_runs import ShardRun, Shards
 from data_prep.execution.tasks import Stage, Task, TaskResult
 from gpt.errors import import_extra
 
-# 44 bytes a document: its text's digest, whose it is, what orders the copies of one corpus, and where it stands.
+# A document, 44 bytes: the two halves of its text's digest, its corpus, the order of preference among the copies of one
+# corpus (hash of the id, hash of the line), and its position.
 ROW = np.dtype(
-    [("high", "<u8"), ("low", "<u8"), ("corpus", "<u4"), ("order", "<u8"), ("line", "<u8"), ("place", "<u8")]
+    [("high", "<u8"), ("low", "<u8"), ("corpus", "<u4"), ("order", "<u8"), ("line", "<u8"), ("position", "<u8")]
 )
 _BLOCK = 1 << 12
 
 
 @dataclass(frozen=True)
 class ExactConfig:
-    """Section [dedup_exact]. With `ignore_case_and_space`, texts that differ only in case and blanks are the same."""
+    """Section [dedup_exact]. `ignore_case_and_space`: texts that differ only in case and whitespace are the same."""
 
     enabled: bool = True
     ignore_case_and_space: bool = False
@@ -48,7 +48,7 @@ class ExactConfig:
 
 @dataclass(frozen=True)
 class DigestTask:
-    """How texts are compared."""
+    """Settings of the comparison."""
 
     ignore_case_and_space: bool
     limits: Limits
@@ -56,7 +56,7 @@ class DigestTask:
 
 @dataclass(frozen=True)
 class CopyChoiceTask:
-    """Digests whose upper half lies in the range."""
+    """Digests whose upper half is in the range."""
 
     within: Range
     limits: Limits
@@ -65,9 +65,9 @@ class CopyChoiceTask:
 def find_copies(
     run: ShardRun, config: ExactConfig, shards: Shards, *, against: Sequence[Path] = (), limits: Limits | None = None
 ) -> Shards:
-    """The copies to remove from each shard, as lists for REMOVAL. `against`: corpora, that of highest priority first.
+    """Find the copies to remove from each shard, as lists for REMOVAL. `against`: corpora, highest priority first.
 
-    Memory does not grow with documents or corpora. ConfigError: what `find_others` raises.
+    Memory does not grow with documents or corpora. ConfigError: as `find_others`.
     """
     limits = limits or Limits()
     setting = _comparable(config)
@@ -81,17 +81,17 @@ def find_copies(
         for i, within in enumerate(even_ranges(limits.n_tasks(gathered.n_rows)))
     ]
     run.tasks(CHOICE, tasks)
-    chosen = [task.outputs[0] for task in tasks]
-    return write_lists(run, LISTS, gathered, indexes=indexes, chosen=chosen, corpora=against, limits=limits)
+    copies = [task.outputs[0] for task in tasks]
+    return write_lists(run, LISTS, gathered, indexes=indexes, copies=copies, corpora=against, limits=limits)
 
 
 def find_others(config: ExactConfig, against: Sequence[Path], *, own: Path) -> list[Path]:
-    """Indexes of the other corpora; `own` is this run's work folder. ConfigError: what `find_indexes` raises."""
+    """Return the indexes of the other corpora; `own` is this run's work folder. ConfigError: as `find_indexes`."""
     return find_indexes(against, "exact", own=own, setting=_comparable(config))
 
 
 def _comparable(config: ExactConfig) -> dict[str, Any]:
-    """What two corpora must have in common to be compared."""
+    """Return the settings that two corpora must share to be compared."""
     return {"ignore_case_and_space": config.ignore_case_and_space}
 
 
@@ -119,15 +119,15 @@ def digest_texts(config: DigestTask, inputs: tuple[Path, ...], outputs: tuple[Pa
 
 
 def choose_copies(config: CopyChoiceTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: indexes of all corpora, this one's last, to CHOSEN rows. Facts: clusters by their size."""
+    """Stage function: indexes of all corpora, this one's last, to COPY_ROWs. Facts: number of clusters by size."""
     sources = [source for corpus in read_corpora(inputs) for source in corpus.sources()]
     limit = config.limits.bytes_in_memory
     sizes = ClusterSizes()
-    with write_sorted(outputs[0], CHOSEN, bytes_in_memory=limit) as append:
+    with write_sorted(outputs[0], COPY_ROW, bytes_in_memory=limit) as append:
         found = merge_sorted(sources, ROW, within=config.within, bytes_in_memory=limit)
-        for rows, new, kept in with_first(found, ("high", "low"), "place"):
+        for rows, new, kept in with_first_of_group(found, ("high", "low"), "position"):
             sizes.add(new)
-            append(choose(rows, kept))
+            append(copy_rows(rows, kept))
     return TaskResult([], {"clusters_of_size_from": sizes.table()})
 
 

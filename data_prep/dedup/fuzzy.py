@@ -1,8 +1,9 @@
-"""Fuzzy de-duplication by MinHash and locality-sensitive hashing; of each cluster of near-copies the longest stays.
+"""Fuzzy de-duplication by MinHash and locality-sensitive hashing: keep the longest document of each near-copy cluster.
 
-Signatures of each shard as band keys, gathered and sorted; pairs for each range of keys; pairs checked exactly where
-`min_jaccard` says so (compare); clusters and the best of each (components); the removal from each shard (copies).
-Every step is cut into tasks whose memory does not grow with the corpus.
+Steps: compute the band keys of each shard (signatures.py), gather and sort them (gather.py), find pairs in each range
+of keys, check the pairs exactly if `min_jaccard` is above 0 (compare.py), find clusters and the best of each
+(clusters.py), remove the others from each shard (copies.py). Every step consists of tasks whose memory does not grow
+with the corpus.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,16 +17,14 @@ from data_prep.dedup.clusters import EDGE, choose_best, connect, edges
 from data_prep.dedup.compare import compare_pairs
 from data_prep.dedup.copies import (
     Removal,
-    describe_shards,
-    gather,
-    gather_rows,
     list_copies,
     remove_copies,
-    with_first,
+    with_first_of_group,
     write_lists,
 )
+from data_prep.dedup.gather import describe_shards, gather, gather_rows
 from data_prep.dedup.index import OWN, corpus_of, find_indexes, read_corpora
-from data_prep.dedup.minhash import Tokens, count_bits, most_differences
+from data_prep.dedup.minhash import Tokens, count_bits, max_differences
 from data_prep.dedup.signatures import COMPARED_BAND, SIGNATURES, MinHash, SignTask
 from data_prep.dedup.sorted_rows import Limits, Range, Rows, even_ranges, merge_sorted, write_sorted
 from data_prep.execution.shard_runs import ShardRun, Shards
@@ -40,11 +39,12 @@ METHODS = {
 
 @dataclass(frozen=True)
 class FuzzyConfig:
-    """Section [dedup_minhash]. `method` gives the keys that are left out.
+    """Section [dedup_minhash]. `method` gives the values of keys that are left out.
 
-    "banded": word 5-grams, 14 bands of 8 rows, as datatrove and FineWeb have them. "gpt3": appendix A of the GPT-3
-    paper, Spark's MinHashLSH with 10 hashes over the classifier's features: sets of lower-cased words split at blanks,
-    candidates by any one of 10 hash values. The paper does not state its threshold; 0.8 is ours.
+    "banded": word 5-grams and 14 bands of 8 rows, as in datatrove and FineWeb. "gpt3": appendix A of the GPT-3 paper
+    (arXiv 2005.14165), Spark's MinHashLSH with 10 hashes over the classifier's features. These are sets of lower-cased
+    words split at blanks; documents that share any of 10 hash values are candidates. The paper does not state its
+    threshold; 0.8 is ours.
     """
 
     enabled: bool = True
@@ -59,7 +59,7 @@ class FuzzyConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(METHODS[self.method]).items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, value)  # so that what is recorded is what runs
+                object.__setattr__(self, name, value)  # so that the recorded settings are those that run
         setting = self.setting
         for name in ("ngram_words", "bands", "rows", "neighbours"):
             if getattr(setting, name) < 1:
@@ -68,13 +68,13 @@ class FuzzyConfig:
             raise ConfigError(f"dedup_minhash.min_jaccard = {setting.min_jaccard} must lie between 0 and 1")
         if setting.rows == 1 and setting.min_jaccard == 0:
             raise ConfigError(
-                "dedup_minhash.min_jaccard = 0.0 with rows = 1 would take texts that share hardly anything for copies; "
-                "give a threshold, such as 0.8, or more rows"
+                "dedup_minhash.min_jaccard = 0.0 with rows = 1 would remove texts that share almost nothing; "
+                "set a threshold, such as 0.8, or more rows"
             )
 
     @property
     def setting(self) -> MinHash:
-        """The keys, given or the method's."""
+        """The settings of MinHash: the given values, and the method's."""
         return MinHash(**{name: getattr(self, name) for name in asdict(METHODS[self.method])})
 
 
@@ -90,9 +90,9 @@ class PairTask:
 def find_near_copies(
     run: ShardRun, config: FuzzyConfig, shards: Shards, *, against: Sequence[Path] = (), limits: Limits | None = None
 ) -> Shards:
-    """The near-copies to remove from each shard, as lists for REMOVAL. `against`: corpora, highest priority first.
+    """Find the near-copies to remove from each shard, as lists for REMOVAL. `against`: corpora, highest priority first.
 
-    Memory does not grow with documents or corpora. ConfigError: what `find_others` raises.
+    Memory does not grow with documents or corpora. ConfigError: as `find_others`.
     """
     limits, setting = limits or Limits(), config.setting
     comparable = setting.comparable()
@@ -113,54 +113,57 @@ def find_near_copies(
     if setting.min_jaccard > 0:
         pairs = compare_pairs(run, pairs, corpora=corpora, min_jaccard=setting.min_jaccard, limits=limits)
     stars = connect(run, pairs, corpora=corpora, limits=limits)
-    chosen = choose_best(run, stars, gathered, corpora=corpora, limits=limits)
-    return write_lists(run, LISTS, gathered, indexes=indexes, chosen=chosen, corpora=against, limits=limits)
+    copies = choose_best(run, stars, gathered, corpora=corpora, limits=limits)
+    return write_lists(run, LISTS, gathered, indexes=indexes, copies=copies, corpora=against, limits=limits)
 
 
 def find_others(config: FuzzyConfig, against: Sequence[Path], *, own: Path) -> list[Path]:
-    """Indexes of the other corpora; `own` is this run's work folder. ConfigError: what `find_indexes` raises."""
+    """Return the indexes of the other corpora; `own` is this run's work folder. ConfigError: as `find_indexes`."""
     return find_indexes(against, "minhash", own=own, setting=config.setting.comparable())
 
 
 def find_pairs(config: PairTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: indexes of all corpora, this one's last, to EDGE rows with `other` < `node`, of documents that
-    share a band. Never of two that both belong to other corpora, and of no bucket more than a multiple of its size."""
+    """Stage function: indexes of all corpora, this one's last, to EDGE rows of documents that share a band.
+
+    `other` < `node`. At least one of the two is of this corpus. A bucket gives at most `neighbours` edges per document.
+    """
     sources = [source for corpus in read_corpora(inputs) for source in corpus.sources()]
     limit = config.limits.bytes_in_memory
     found = merge_sorted(sources, config.setting.row_type, within=config.within, bytes_in_memory=limit)
     with write_sorted(outputs[0], EDGE, bytes_in_memory=limit) as append:
-        for block in (_to_first if config.setting.min_jaccard == 0 else _to_neighbours)(found, config.setting):
+        pairs = _pairs_with_first(found) if config.setting.min_jaccard == 0 else _near_pairs(found, config.setting)
+        for block in pairs:
             append(block)
     return TaskResult()
 
 
-def _to_first(blocks: Iterator[Rows], setting: MinHash) -> Iterator[Rows]:
-    """Each document of a bucket with the first, which is all that clusters need."""
-    for rows, new, first in with_first(blocks, ("key",), "place"):
-        own = ~new & (corpus_of(rows["place"]) == OWN)
-        yield edges(rows["place"][own], first[own])
+def _pairs_with_first(blocks: Iterator[Rows]) -> Iterator[Rows]:
+    """Pair each document of a bucket with the first, which suffices to find clusters."""
+    for rows, new, first in with_first_of_group(blocks, ("key",), "position"):
+        own = ~new & (corpus_of(rows["position"]) == OWN)
+        yield edges(rows["position"][own], first[own])
 
 
-def _to_neighbours(blocks: Iterator[Rows], setting: MinHash) -> Iterator[Rows]:
-    """Each document of a bucket with those before it, `neighbours` at most, where they may be similar enough.
+def _near_pairs(blocks: Iterator[Rows], setting: MinHash) -> Iterator[Rows]:
+    """Pair each document of a bucket with up to `neighbours` before it, if their sketches allow enough similarity.
 
-    M. Hernandez, S. Stolfo, "The merge/purge problem for large databases" (1995), the sorted neighbourhood.
+    This is the sorted neighbourhood of M. Hernandez, S. Stolfo, "The merge/purge problem for large databases" (1995).
     """
-    most = most_differences(setting.min_jaccard)
+    max_bits = max_differences(setting.min_jaccard)
     before = np.empty(0, COMPARED_BAND)
     for new in blocks:
         rows = np.concatenate([before, new])
-        own = corpus_of(rows["place"]) == OWN
+        own = corpus_of(rows["position"]) == OWN
         for distance in range(1, min(setting.neighbours, len(rows) - 1) + 1):
             left = np.arange(max(len(before) - distance, 0), len(rows) - distance)
             right = left + distance
-            together = (rows["key"][left] == rows["key"][right]) & (own[left] | own[right])
-            a, b = rows[left[together]], rows[right[together]]
+            comparable = (rows["key"][left] == rows["key"][right]) & (own[left] | own[right])
+            a, b = rows[left[comparable]], rows[right[comparable]]
             n = np.minimum(a["n_grams"], b["n_grams"]), np.maximum(a["n_grams"], b["n_grams"])
-            good = n[0] >= setting.min_jaccard * (1 - 1e-12) * n[1]  # shared over all is at most the one over the other
-            good &= count_bits(a["sketch"] ^ b["sketch"]) <= most
-            good &= a["place"] != b["place"]
-            one, other = a["place"][good], b["place"][good]
+            similar = n[0] >= setting.min_jaccard * (1 - 1e-12) * n[1]  # Jaccard is at most smaller size over larger
+            similar &= count_bits(a["sketch"] ^ b["sketch"]) <= max_bits
+            similar &= a["position"] != b["position"]
+            one, other = a["position"][similar], b["position"][similar]
             yield edges(np.maximum(one, other), np.minimum(one, other))
         before = rows[max(len(rows) - setting.neighbours, 0) :].copy()
 

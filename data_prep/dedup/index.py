@@ -1,8 +1,8 @@
-"""What de-duplication notes of every document, and the index of a corpus that later ones are compared with.
+"""Record what de-duplication needs of every document, and index a corpus so that later ones can be compared with it.
 
-A document's *place* is one number: corpus, shard and row. Of the corpora to compare with, the one of highest priority
-is 0, and the corpus in the making is OWN, the last; so the smallest place of a cluster says whose it is. Nothing here
-decides which copy stays.
+A document's *position* is one 64-bit number: corpus, shard and row. Of the other corpora, the one of highest priority
+is number 0; the corpus being made is OWN, the last. So the smallest position of a cluster shows which corpus has
+priority.
 """
 
 import json
@@ -29,12 +29,12 @@ ABOUT_ENDING, NOTES_ENDING, ROWS_ENDING = ".about", ".notes", ".rows"
 _SHARD_BITS, _ROW_BITS = 22, 30
 _CORPUS_SHIFT = _SHARD_BITS + _ROW_BITS
 OWN = 2 ** (64 - _CORPUS_SHIFT) - 1
-MOST_SHARDS, MOST_ROWS = 2**_SHARD_BITS, 2**_ROW_BITS
+MAX_SHARDS, MAX_ROWS = 2**_SHARD_BITS, 2**_ROW_BITS
 _OPEN_FILES = 64
-_BLOCK = 1 << 12  # documents that are described at once
+_BLOCK = 1 << 12  # documents to describe at once
 
 # A document's row in a shard's .about, in the shard's order, 40 bytes. Its id and its n-grams (none, or sorted 64-bit
-# hashes) stand in .notes from byte `start` on.
+# hashes) are in .notes from byte `start` on.
 ABOUT = np.dtype(
     [("n_bytes", "<u8"), ("order", "<u8"), ("text", "<u8"), ("start", "<u8"), ("id_bytes", "<u4"), ("n_grams", "<u4")]
 )
@@ -42,15 +42,17 @@ ABOUT = np.dtype(
 
 @dataclass(frozen=True)
 class DedupConfig:
-    """Section [dedup]. `against` names corpora that were prepared before, by their corpus or work folders, that of
-    highest priority first: what one of them holds leaves this corpus, in the exact and in the fuzzy step."""
+    """Section [dedup]. `against` names earlier corpora by their corpus or work folders, highest priority first.
+
+    Documents that one of them holds are removed from this corpus, in the exact and in the fuzzy step.
+    """
 
     against: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """A shard's documents; `digests` are those of its .about and .notes."""
+    """A shard and its number of documents; `digests` are those of its .about and .notes."""
 
     name: str
     documents: int
@@ -59,7 +61,7 @@ class IndexedShard:
 
 @dataclass(frozen=True)
 class Group:
-    """A file of sorted rows of several shards, with its digest and its path from the index's folder."""
+    """A file of sorted rows of several shards; `path` is relative to the index's folder."""
 
     path: str
     bytes: int
@@ -68,8 +70,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Index:
-    """Describes what a corpus keeps for comparison. `folder` holds the shards' .about and .notes, as a path from the
-    index's own; what the rows are compared by is in `setting`."""
+    """The files that a corpus keeps for comparison, and the `setting` that two corpora must share.
+
+    `folder` has the shards' .about and .notes; it is relative to the index's folder.
+    """
 
     kind: Kind
     setting: dict[str, Any]
@@ -80,61 +84,61 @@ class Index:
 
 @dataclass(frozen=True)
 class Corpus:
-    """An index with where it was found; `number` is its place in the order of priority."""
+    """An index and its path; `number` is the corpus's position in the order of priority."""
 
     number: int
     path: Path
     index: Index
 
     def sources(self) -> list[RowSource]:
-        """Its groups, with places of this corpus."""
+        """Return its groups as sources whose rows have this corpus's number."""
         adapt = None if self.number == OWN else _renumber(self.number)
         return [RowSource(self.path.parent / group.path, adapt) for group in self.index.groups]
 
     def file(self, shard: int, ending: str) -> Path:
-        """A shard's .about or .notes."""
+        """Return the path of a shard's .about or .notes."""
         return self.path.parent / self.index.folder / f"{self.index.shards[shard].name}{ending}"
 
 
-def place(shard: int, row: int = 0, *, corpus: int = OWN) -> int:
-    """The number of a document."""
+def position(shard: int, row: int = 0, *, corpus: int = OWN) -> int:
+    """Return the position of a document."""
     return corpus << _CORPUS_SHIFT | shard << _ROW_BITS | row
 
 
-def corpus_of(places: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Number of the corpus of each place."""
-    return places >> np.uint64(_CORPUS_SHIFT)
+def corpus_of(positions: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return the number of the corpus of each position, (n,)."""
+    return positions >> np.uint64(_CORPUS_SHIFT)
 
 
 def shard_of(number: int) -> tuple[int, int, int]:
-    """(corpus, shard, row) of a place."""
-    return number >> _CORPUS_SHIFT, number >> _ROW_BITS & MOST_SHARDS - 1, number & MOST_ROWS - 1
+    """Split a position into (corpus, shard, row)."""
+    return number >> _CORPUS_SHIFT, number >> _ROW_BITS & MAX_SHARDS - 1, number & MAX_ROWS - 1
 
 
 def in_shard(shard: int) -> Callable[[Rows], Rows]:
-    """Turns rows whose place is the row in a shard into rows of this corpus."""
-    return _add_to_places(np.uint64(place(shard)), np.uint64(MOST_ROWS - 1))
+    """Return a function that turns positions within a shard into positions in this corpus."""
+    return _set_corpus_and_shard(np.uint64(position(shard)), np.uint64(MAX_ROWS - 1))
 
 
 def _renumber(corpus: int) -> Callable[[Rows], Rows]:
-    return _add_to_places(np.uint64(place(0, corpus=corpus)), np.uint64((1 << _CORPUS_SHIFT) - 1))
+    return _set_corpus_and_shard(np.uint64(position(0, corpus=corpus)), np.uint64((1 << _CORPUS_SHIFT) - 1))
 
 
-def _add_to_places(base: np.uint64, mask: np.uint64) -> Callable[[Rows], Rows]:
+def _set_corpus_and_shard(base: np.uint64, mask: np.uint64) -> Callable[[Rows], Rows]:
     def adapt(rows: Rows) -> Rows:
         rows = rows.copy()
-        rows["place"] = rows["place"] & mask | base
+        rows["position"] = rows["position"] & mask | base
         if "corpus" in (rows.dtype.names or ()):
-            rows["corpus"] = corpus_of(rows["place"])
+            rows["corpus"] = corpus_of(rows["position"])
         return rows
 
     return adapt
 
 
-def place_ranges(corpora: Sequence[Corpus], n: int) -> list[Range]:
-    """All places in at most n ranges of about as many documents each; the first and last reach to the ends."""
+def position_ranges(corpora: Sequence[Corpus], n: int) -> list[Range]:
+    """Divide all 64-bit positions into at most n ranges with about equally many documents."""
     sizes = [shard.documents for corpus in corpora for shard in corpus.index.shards]
-    bases = [place(i, corpus=corpus.number) for corpus in corpora for i in range(len(corpus.index.shards))]
+    bases = [position(i, corpus=corpus.number) for corpus in corpora for i in range(len(corpus.index.shards))]
     ends = np.cumsum(sizes) if sizes else np.zeros(1, dtype=np.int64)
     cuts = {0}
     for i in range(1, n):
@@ -147,23 +151,23 @@ def place_ranges(corpora: Sequence[Corpus], n: int) -> list[Range]:
 
 @contextmanager
 def describe_documents(about_path: Path, notes_path: Path, *, key: str) -> Iterator[Callable[..., None]]:
-    """Call what is yielded with (document, grams or None) for each document of a shard, in order."""
+    """Write a shard's .about and .notes: yields a function to call with (document, grams or None), in order."""
     xxhash = import_extra("xxhash", extra="data")
     rows: list[tuple[int, ...]] = []
-    position = 0
+    offset = 0
     with open(about_path, "wb") as about, open(notes_path, "wb") as notes:
 
         def describe(document: Document, grams: npt.NDArray[np.uint64] | None = None) -> None:
-            nonlocal position
+            nonlocal offset
             name = document.id.encode("utf-8", "surrogatepass")
             order = keyed_hash(document.id, key=key)
             text = document.text.encode()
             n_grams = 0 if grams is None else len(grams)
-            rows.append((len(text), order, xxhash.xxh3_64_intdigest(text), position, len(name), n_grams))
+            rows.append((len(text), order, xxhash.xxh3_64_intdigest(text), offset, len(name), n_grams))
             notes.write(name)
             if grams is not None:
                 notes.write(grams.tobytes())
-            position += len(name) + 8 * n_grams
+            offset += len(name) + 8 * n_grams
             if len(rows) >= _BLOCK:
                 about.write(np.array(rows, dtype=ABOUT).tobytes())
                 rows.clear()
@@ -173,7 +177,7 @@ def describe_documents(about_path: Path, notes_path: Path, *, key: str) -> Itera
 
 
 class Notes:
-    """Reads single documents' ids and n-grams; a few files are open at a time."""
+    """Read ids and n-grams of single documents; at most _OPEN_FILES files are open."""
 
     def __init__(self, corpora: Sequence[Corpus]) -> None:
         self._corpora = {corpus.number: corpus for corpus in corpora}
@@ -187,20 +191,20 @@ class Notes:
             file.close()
 
     def about(self, number: int) -> np.void:
-        """The ABOUT row of a place."""
+        """Return the ABOUT row of a position."""
         corpus, shard, row = shard_of(number)
         data = os.pread(self._file(corpus, shard, ABOUT_ENDING), ABOUT.itemsize, row * ABOUT.itemsize)
         entry: np.void = np.frombuffer(data, ABOUT)[0]
         return entry
 
     def document_id(self, number: int) -> str:
-        """The id of the document at a place."""
+        """Return the id of the document at a position."""
         about = self.about(number)
         data = os.pread(self._notes(number), int(about["id_bytes"]), int(about["start"]))
         return data.decode("utf-8", "surrogatepass")
 
     def grams(self, number: int, about: np.void) -> npt.NDArray[np.uint64]:
-        """The n-grams of the document at a place, sorted."""
+        """Return the n-grams of the document at a position, sorted; `about` is its ABOUT row."""
         start = int(about["start"]) + int(about["id_bytes"])
         return np.frombuffer(os.pread(self._notes(number), 8 * int(about["n_grams"]), start), np.uint64)
 
@@ -219,19 +223,19 @@ class Notes:
 
 
 def index_name(kind: Kind) -> str:
-    """Name of an index in a workspace."""
+    """Return the name of an index in a work folder."""
     return f"{kind}_index.json"
 
 
 def write_index(config: Index, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: an index as one JSON file; its inputs are in its digests."""
+    """Stage function: write an index as one JSON file. It has no input files: the index holds their digests."""
     values = {"format": "triaxial-dedup-index", "version": INDEX_VERSION, **asdict(config)}
     outputs[0].write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     return TaskResult()
 
 
 def read_index(path: Path) -> Index:
-    """An index that `write_index` wrote."""
+    """Read an index that `write_index` wrote. ConfigError: it has another format or version."""
     values = json.loads(path.read_text(encoding="utf-8"))
     if values.pop("format") != "triaxial-dedup-index" or values.pop("version") != INDEX_VERSION:
         raise ConfigError(f"{path}: not an index that this version reads; prepare that corpus again")
@@ -241,27 +245,27 @@ def read_index(path: Path) -> Index:
 
 
 def read_corpora(paths: Sequence[Path]) -> list[Corpus]:
-    """The corpora of a task: paths of indexes, in the order of priority, the corpus in the making last."""
+    """Read the indexes at `paths`: other corpora in the order of priority, then the corpus being made."""
     numbers = [*range(len(paths) - 1), OWN]
     return [Corpus(number, path, read_index(path)) for number, path in zip(numbers, paths, strict=True)]
 
 
 def find_indexes(folders: Sequence[Path], kind: Kind, *, own: Path, setting: dict[str, Any]) -> list[Path]:
-    """Indexes of corpora that were prepared before, by their corpus or work folders.
+    """Find the indexes of earlier corpora in their corpus or work folders.
 
-    ConfigError: a folder without one, this run's own, one that lost a file, or one made with other settings.
+    ConfigError: a folder has no index, is this run's own, lost a file, or was made with other settings.
     """
     paths = []
     for folder in folders:
-        places = [place / index_name(kind) for place in (folder, folder / "work")]
-        path = next((place for place in places if place.is_file()), None)
+        candidates = [parent / index_name(kind) for parent in (folder, folder / "work")]
+        path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None:
             raise ConfigError(
-                f"dedup.against: {folder} keeps no {places[0].name}, nor does its subfolder 'work'; prepare that "
-                f"corpus with dedup_{kind}.enabled = true, keep its work folder, and name that if it lies apart"
+                f"dedup.against: neither {folder} nor its subfolder 'work' has {index_name(kind)}. Prepare that corpus "
+                f"with dedup_{kind}.enabled = true and keep its work folder; if that is elsewhere, name it here"
             )
         if path.resolve().parent == own.resolve():
-            raise ConfigError(f"dedup.against: {folder} is this run's own; a corpus cannot be compared with itself")
+            raise ConfigError(f"dedup.against: {folder} is this run's own folder; remove it from the list")
         _check_index(path, folder, kind, setting)
         paths.append(path)
     return paths
@@ -270,18 +274,18 @@ def find_indexes(folders: Sequence[Path], kind: Kind, *, own: Path, setting: dic
 def _check_index(path: Path, folder: Path, kind: Kind, setting: dict[str, Any]) -> None:
     index = read_index(path)
     for name, value in setting.items():
-        theirs = index.setting.get(name)
-        if theirs != value:
+        other_value = index.setting.get(name)
+        if other_value != value:
             raise ConfigError(
-                f"dedup.against: {folder} was prepared with {name} = {theirs!r} in dedup_{kind}, this recipe says "
-                f"{value!r}; both must say the same, so change this recipe or prepare that corpus again"
+                f"dedup.against: {folder} was prepared with {name} = {other_value!r} in dedup_{kind}, this recipe says "
+                f"{value!r}. They must be equal: change this recipe, or prepare that corpus again"
             )
     corpus = Corpus(0, path, index)
     wanted = {path.parent / group.path: group.bytes for group in index.groups}
     wanted |= {corpus.file(i, ABOUT_ENDING): shard.documents * ABOUT.itemsize for i, shard in enumerate(index.shards)}
     for file, n_bytes in wanted.items():
         if not file.is_file() or file.stat().st_size != n_bytes:
-            raise ConfigError(f"dedup.against: {file} is missing or cut; prepare the corpus in {folder} again")
+            raise ConfigError(f"dedup.against: {file} is missing or cut off; prepare the corpus in {folder} again")
 
 
 INDEX = Stage("dedup_index", write_index)

@@ -1,4 +1,4 @@
-"""Shards of documents to the rows that near-copies are found by, one for each band of each; compares nothing."""
+"""Turn shards of documents into the rows that near-copies are found by: one for each band of each document."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,29 +27,30 @@ from data_prep.dedup.sorted_rows import Limits, Rows, write_sorted
 from data_prep.documents.shards import Document, keyed_hash, read_shard
 from data_prep.execution.tasks import Stage, TaskResult
 
-# A band of a document: all that is needed when sharing one is enough,
-BAND = np.dtype([("key", "<u8"), ("place", "<u8")])
-# and when pairs are compared: what brings similar ones together in a bucket, and what tells most others without a look
-# at their n-grams.
+# A band of a document, if documents that share one count as near-copies.
+BAND = np.dtype([("key", "<u8"), ("position", "<u8")])
+# A band, if pairs are compared exactly: `following` and `order` sort similar documents of a bucket next to each other;
+# `sketch` and `n_grams` reject most other pairs without reading their n-grams.
 COMPARED_BAND = np.dtype(
     [
         ("key", "<u8"),
         ("following", "<u8"),
         ("order", "<u8"),
-        ("place", "<u8"),
+        ("position", "<u8"),
         ("sketch", "<u8"),
         ("n_grams", "<u4"),
     ]
 )
-_BATCH_WORDS, _BATCH_DOCUMENTS = 1 << 14, 512  # what is hashed at once
+_BATCH_WORDS, _BATCH_DOCUMENTS = 1 << 14, 512  # to hash at once
 
 
 @dataclass(frozen=True)
 class MinHash:
-    """Which documents are near-copies: those that share one of `bands` of `rows` hash values each, over n-grams of
-    `ngram_words` words, and whose n-grams have at least the Jaccard similarity `min_jaccard` if that is not 0.
+    """Definition of near-copies.
 
-    When pairs are compared, a document is compared with at most `neighbours` before it in each of its buckets.
+    They share at least one of `bands` bands of `rows` hash values, over n-grams of `ngram_words` words. If
+    `min_jaccard` is not 0, their n-grams also have at least this Jaccard similarity; then a document is compared with
+    at most `neighbours` before it in each of its buckets.
     """
 
     tokens: Tokens
@@ -61,11 +62,11 @@ class MinHash:
 
     @property
     def row_type(self) -> np.dtype[Any]:
-        """Type of the rows that buckets consist of."""
+        """Type of a row."""
         return BAND if self.min_jaccard == 0 else COMPARED_BAND
 
     def comparable(self) -> dict[str, Any]:
-        """What two corpora must have in common to be compared."""
+        """Return the settings that two corpora must share to be compared."""
         names = ("tokens", "ngram_words", "bands", "rows")
         values = {"hash_version": HASH_VERSION, **{name: getattr(self, name) for name in names}}
         return {**values, "min_jaccard > 0": self.min_jaccard > 0}
@@ -73,14 +74,17 @@ class MinHash:
 
 @dataclass(frozen=True)
 class SignTask:
-    """What a shard's band keys depend on."""
+    """Settings of a shard's band keys."""
 
     setting: MinHash
     limits: Limits
 
 
 def sign_texts(config: SignTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: a shard to (its documents' bands, their .about, their .notes). Texts without words have none."""
+    """Stage function: a shard to (its documents' bands, .about, .notes). Texts without words have no bands.
+
+    Facts: `documents`, their number.
+    """
     setting = config.setting
     signer = _Signer(setting)
     first = 0
@@ -98,7 +102,7 @@ def sign_texts(config: SignTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
 
 
 def _batches(documents: Iterator[Document], setting: MinHash) -> Iterator[tuple[list[Document], list[list[bytes]]]]:
-    """Documents and their words, as many at a time as make numpy worth calling."""
+    """Yield documents and their words, enough at a time that numpy's calls cost little."""
     batch: list[Document] = []
     words: list[list[bytes]] = []
     n_words = 0
@@ -114,7 +118,7 @@ def _batches(documents: Iterator[Document], setting: MinHash) -> Iterator[tuple[
 
 
 class _Signer:
-    """Turns words into n-grams, and these into rows."""
+    """Turn words into n-grams, and n-grams into rows."""
 
     def __init__(self, setting: MinHash) -> None:
         self._setting = setting
@@ -123,12 +127,12 @@ class _Signer:
         self._known = WordHashes()
 
     def grams(self, words: list[list[bytes]]) -> list[Numbers]:
-        """Hashes of each text's n-grams: where they are compared the different ones, sorted."""
+        """Hash each text's n-grams; if pairs are compared, only the distinct ones, sorted."""
         grams = hash_ngrams(words, self._setting.ngram_words, self._known)
         return grams if self._setting.min_jaccard == 0 else [distinct(some) for some in grams]
 
     def rows(self, documents: Sequence[Document], grams: Sequence[Numbers], first: int) -> Rows:
-        """A row for each band of the documents that have words; `first` is the number of the first."""
+        """Return a row for each band of the documents with words; `first` is the first document's row in the shard."""
         setting = self._setting
         at = [i for i, some in enumerate(grams) if len(some)]
         if not at:
@@ -138,7 +142,7 @@ class _Signer:
             signatures[:, : setting.bands * setting.rows], setting.bands, setting.rows
         )  # (documents, bands)
         rows = np.empty(keys.shape, setting.row_type)
-        rows["key"], rows["place"] = keys, np.array(at, dtype=np.uint64)[:, None] + np.uint64(first)
+        rows["key"], rows["position"] = keys, np.array(at, dtype=np.uint64)[:, None] + np.uint64(first)
         if setting.min_jaccard > 0:
             rows["following"] = following(keys)
             rows["order"] = np.array([_preference(documents[i]) for i in at], dtype=np.uint64)[:, None]
@@ -148,7 +152,7 @@ class _Signer:
 
 
 def _preference(document: Document) -> int:
-    """Orders the documents of a bucket, the longest first, then by a hash of the id."""
+    """Return the order of preference within a bucket: the longest first, then by a hash of the id."""
     length = min(document.n_bytes, 2**24 - 1)
     return (2**24 - 1 - length) << 40 | keyed_hash(document.id, key="minhash") >> 24
 

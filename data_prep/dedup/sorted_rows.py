@@ -1,8 +1,8 @@
-"""Files of fixed-size rows in sorted order, far larger than memory: written, cut into ranges, merged; ignores meaning.
+"""Sort, merge and search files of fixed-size rows that are larger than memory.
 
-A file holds nothing but its rows, in the order of all their fields, the first field first. Whoever reads it knows their
-type. Everything here holds about `bytes_in_memory` of rows at a time (some four times that while it sorts), whatever
-the sizes of the files: D. Knuth, "The Art of Computer Programming", volume 3, section 5.4 (sorting by merging).
+A file has only its rows, sorted by all their fields, the first field first. The reader must know their type. Memory is
+about `bytes_in_memory` of rows (about four times that while sorting), whatever the sizes of the files: D. Knuth, "The
+Art of Computer Programming", volume 3, section 5.4 (sorting by merging).
 """
 
 import os
@@ -19,18 +19,18 @@ import numpy.typing as npt
 
 Rows = npt.NDArray[Any]  # (n,), of a structured type whose fields are unsigned whole numbers
 LAST = 2**64 - 1
-_OPEN_FILES = 256  # held open while merging; more are opened again for each read, so that no limit of the system is met
-_LEAST_READ = 64  # rows
-_MOST_RUNS = 512
+_OPEN_FILES = 256  # to keep open while merging; if there are more, reopen each for each read, below the system's limit
+_MIN_ROWS_READ = 64
+_MAX_RUNS = 512  # to merge at once: more would need more memory, even at _MIN_ROWS_READ each
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a task's memory and how work is cut into tasks; no result depends on these numbers.
+    """Limits of a task's memory and size; no result depends on them.
 
-    There is one task for every `rows_per_task` rows, but never more than `max_tasks`, or `max_joining` where each task
-    reads a slice of whatever every task of the step before wrote. Beyond that tasks grow, and since they read their
-    rows as a stream, their memory does not. At least `shards_per_group` shards are gathered into a file.
+    There is one task for every `rows_per_task` rows, but at most `max_tasks`, or `max_joining` if each task reads a
+    slice of the output of every task of the step before. Beyond that, tasks get larger, but not their memory, since
+    they read their rows as a stream. At least `shards_per_group` shards are gathered into a file.
     """
 
     bytes_in_memory: int = 1 << 20
@@ -40,13 +40,13 @@ class Limits:
     shards_per_group: int = 64
 
     def n_tasks(self, n_rows: int, *, joining: bool = False) -> int:
-        """Into how many tasks so many rows are cut."""
+        """Return the number of tasks for `n_rows` rows."""
         return max(1, min(self.max_joining if joining else self.max_tasks, -(-n_rows // self.rows_per_task)))
 
 
 @dataclass(frozen=True)
 class Range:
-    """Values of a first field, `first` and `last` included."""
+    """Values of a first field, from `first` to `last` inclusive."""
 
     first: int = 0
     last: int = LAST
@@ -54,50 +54,48 @@ class Range:
 
 @dataclass(frozen=True)
 class RowSource:
-    """A sorted file of rows. `adapt` changes what is read without changing its order."""
+    """A sorted file of rows. `adapt` is applied to the rows read; it must not change their order."""
 
     path: Path
     adapt: Callable[[Rows], Rows] | None = None
 
 
 def even_ranges(n: int) -> list[Range]:
-    """All 64-bit numbers in n ranges of the same size."""
+    """Divide all 64-bit numbers into n ranges of equal size."""
     cuts = [(i << 64) // n for i in range(n + 1)]
     return [Range(first, following - 1) for first, following in pairwise(cuts)]
 
 
 def sort_rows(rows: Rows) -> Rows:
-    """The rows in the order of all their fields. One fast sort by the first field, a slower one where that is equal."""
+    """Sort rows by all their fields: a fast sort by the first field, then a slower one where that is equal."""
     names = rows.dtype.names
     assert names is not None
     rows = rows[np.argsort(rows[names[0]])]
-    tied = np.flatnonzero(_in_company(rows[names[0]]))
+    tied = np.flatnonzero(_is_repeated(rows[names[0]]))
     if len(tied):
         some = rows[tied]
         rows[tied] = some[np.lexsort([some[name] for name in reversed(names)])]
     return rows
 
 
-def _in_company(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which of the sorted values occur more than once."""
+def _is_repeated(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Mark the sorted values that occur more than once, (n,)."""
     same = values[1:] == values[:-1]
-    company = np.zeros(len(values), dtype=bool)
-    company[1:] |= same
-    company[:-1] |= same
-    return company
+    repeated = np.zeros(len(values), dtype=bool)
+    repeated[1:] |= same
+    repeated[:-1] |= same
+    return repeated
 
 
 @contextmanager
 def write_sorted(path: Path, dtype: np.dtype[Any], *, bytes_in_memory: int) -> Iterator[Callable[[Rows], None]]:
-    """Call what is yielded with rows in any order; afterwards the file holds the different ones, sorted."""
+    """Write a sorted file of distinct rows: yields a function to call with rows in any order."""
     rows_in_memory = max(bytes_in_memory // dtype.itemsize, 1)
     waiting: list[Rows] = []
     n_waiting = 0
     ends = [0]  # of the sorted runs, in rows
     with ExitStack() as stack, open(path, "wb") as file:
-        runs = stack.enter_context(
-            tempfile.TemporaryFile(dir=path.parent)
-        )  # it has no name that would have to be swept
+        runs = stack.enter_context(tempfile.TemporaryFile(dir=path.parent))  # it has no name, so a kill leaves nothing
 
         def take() -> Rows:
             nonlocal n_waiting
@@ -121,10 +119,10 @@ def write_sorted(path: Path, dtype: np.dtype[Any], *, bytes_in_memory: int) -> I
             file.write(rest.tobytes())
             return
         _write(runs, ends, [rest])
-        while len(ends) > _MOST_RUNS:  # more of them would need more memory, however little is held of each
+        while len(ends) > _MAX_RUNS:
             longer, longer_ends = stack.enter_context(tempfile.TemporaryFile(dir=path.parent)), [0]
-            for start in range(0, len(ends) - 1, _MOST_RUNS):
-                some = _slices(runs, dtype, ends[start : start + _MOST_RUNS + 1])
+            for start in range(0, len(ends) - 1, _MAX_RUNS):
+                some = _slices(runs, dtype, ends[start : start + _MAX_RUNS + 1])
                 _write(longer, longer_ends, _merge(some, rows_in_memory))
             runs, ends = longer, longer_ends
         _write(file, [0], _merge(_slices(runs, dtype, ends), rows_in_memory))
@@ -147,7 +145,7 @@ def _slices(file: IO[bytes], dtype: np.dtype[Any], ends: Sequence[int]) -> list[
 def merge_sorted(
     sources: Sequence[RowSource], dtype: np.dtype[Any], *, within: Range, bytes_in_memory: int
 ) -> Iterator[Rows]:
-    """The different rows of several sorted files whose first field lies in the range, in order, block by block."""
+    """Yield the distinct rows of several sorted files whose first field is in the range, in order, in blocks."""
     with ExitStack() as stack:
         keep = len(sources) <= _OPEN_FILES
         slices = []
@@ -162,12 +160,12 @@ def merge_sorted(
 
 
 def count_rows(paths: Sequence[Path], dtype: np.dtype[Any]) -> int:
-    """Rows in the files together, by their sizes."""
+    """Count the rows of all files, by the files' sizes."""
     return sum(path.stat().st_size // dtype.itemsize for path in paths)
 
 
 def find_row(file: IO[bytes], dtype: np.dtype[Any], value: int) -> int:
-    """Number of rows of a sorted file whose first field is below `value`; reads some 25 rows of a large file."""
+    """Count the rows of a sorted file whose first field is below `value`; reads about 25 rows of a large file."""
     assert dtype.names is not None
     low, high = 0, os.fstat(file.fileno()).st_size // dtype.itemsize
     while low < high:
@@ -181,7 +179,7 @@ def find_row(file: IO[bytes], dtype: np.dtype[Any], value: int) -> int:
 
 
 class _Slice:
-    """The rows start..stop of a file, read little by little."""
+    """The rows `start` to `stop` of a file, read in parts."""
 
     def __init__(
         self,
@@ -197,11 +195,11 @@ class _Slice:
 
     @property
     def is_read(self) -> bool:
-        """Whether `rows` is all that is left."""
+        """Whether `rows` holds all that is left."""
         return self._next == self._stop
 
     def fill(self, n_rows: int) -> None:
-        """Read so that `rows` holds n_rows, or all that are left."""
+        """Read until `rows` holds `n_rows`, or all that are left."""
         n_new = min(n_rows - len(self.rows), self._stop - self._next)
         if n_new <= 0:
             return
@@ -219,14 +217,14 @@ class _Slice:
 
 
 def _merge(slices: Sequence[_Slice], rows_in_memory: int) -> Iterator[Rows]:
-    """Every slice is filled to the same number of rows, and what none of the unread rows can precede is given out.
+    """Fill every slice to the same number of rows, and yield the rows that no unread row can precede.
 
-    For rows that are spread evenly that is nearly all that is held, so a round costs one read and two short searches a
-    file, and one sort.
+    If the rows are spread evenly, these are nearly all rows in memory. So a round costs one read and two short searches
+    per file, and one sort.
     """
     slices = list(slices)
     while slices:
-        n_each = max(rows_in_memory // len(slices), _LEAST_READ)
+        n_each = max(rows_in_memory // len(slices), _MIN_ROWS_READ)
         for part in slices:
             part.fill(n_each)
         bounds = [part.rows[-1].item() for part in slices if not part.is_read]
@@ -242,14 +240,14 @@ def _merge(slices: Sequence[_Slice], rows_in_memory: int) -> Iterator[Rows]:
 
 
 def _rows_up_to(rows: Rows, bound: tuple[int, ...]) -> int:
-    """How many of the sorted rows do not come after `bound`."""
+    """Count the sorted rows that do not come after `bound`."""
     assert rows.dtype.names is not None
     low, high = 0, len(rows)
     for name, value in zip(rows.dtype.names, bound, strict=True):
         if low == high:
             break
         column = np.ascontiguousarray(rows[name][low:high])
-        wanted = column.dtype.type(value)  # a plain int would make numpy compare as floats
+        wanted = column.dtype.type(value)  # numpy would compare a Python int as a float
         low, high = (
             low + int(np.searchsorted(column, wanted, "left")),
             low + int(np.searchsorted(column, wanted, "right")),
@@ -258,7 +256,7 @@ def _rows_up_to(rows: Rows, bound: tuple[int, ...]) -> int:
 
 
 def _distinct(rows: Rows) -> Rows:
-    """Sorted rows without those equal to the one before."""
+    """Return the sorted rows without those equal to the one before."""
     if len(rows) < 2:
         return rows
     assert rows.dtype.names is not None

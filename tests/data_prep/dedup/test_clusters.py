@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from data_prep.dedup.clusters import EDGE, connect, edges
-from data_prep.dedup.index import OWN, Corpus, Index, IndexedShard, place, place_ranges
+from data_prep.dedup.index import OWN, Corpus, Index, IndexedShard, position, position_ranges
 from data_prep.dedup.sorted_rows import LAST, Limits, write_sorted
 from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun
@@ -26,7 +26,7 @@ def corpora() -> list[Corpus]:
 
 
 def documents() -> list[int]:
-    return [place(i, row, corpus=c.number) for c in corpora() for i, n in enumerate(SIZES) for row in range(n)]
+    return [position(i, row, corpus=c.number) for c in corpora() for i, n in enumerate(SIZES) for row in range(n)]
 
 
 def graphs():
@@ -71,14 +71,14 @@ def test_clusters_are_those_of_a_union_find(tmp_path):
             found = {node: other for node, other in stars.tolist() if other < node}
             assert len(found) * 2 == len(stars), "one edge a node, in both directions"
             assert found == union_find(pairs)
-            rounds = run.seconds["minhash_large_star"][0] // len(place_ranges(corpora(), limits.n_tasks(len(pairs))))
+            rounds = run.seconds["minhash_large_star"][0] // len(position_ranges(corpora(), limits.n_tasks(len(pairs))))
             assert rounds <= {"chain": 12, "ordered": 10, "sparse": 8, "star": 4}[name]
 
 
 def test_ranges_of_places_share_the_documents_out():
     everything = np.array(documents(), np.uint64)
     for n in (1, 2, 5, 30):
-        ranges = place_ranges(corpora(), n)
+        ranges = position_ranges(corpora(), n)
         assert (ranges[0].first, ranges[-1].last, len(ranges)) == (0, LAST, n)
         counts = [int(((everything >= r.first) & (everything <= np.uint64(r.last))).sum()) for r in ranges]
         assert sum(counts) == len(everything)

@@ -23,7 +23,7 @@ from data_prep.dedup.minhash import (
     count_bits,
     following,
     jaccard,
-    most_differences,
+    max_differences,
     permutations,
     shingles,
     signature,
@@ -228,8 +228,8 @@ def test_other_corpora_that_cannot_be_compared(tmp_path, prose):
 
     refused(r"ngram_words = 5 in dedup_minhash, this recipe says 3", FuzzyConfig(ngram_words=3), tmp_path / "a")
     refused(r"min_jaccard > 0 = False in dedup_minhash, .* True", FuzzyConfig(min_jaccard=0.5), tmp_path / "a")
-    refused(r"keeps no exact_index\.json", ExactConfig(), tmp_path / "a")
-    refused(r"keeps no minhash_index\.json", FuzzyConfig(), tmp_path / "nowhere")
+    refused(r"has exact_index\.json", ExactConfig(), tmp_path / "a")
+    refused(r"has minhash_index\.json", FuzzyConfig(), tmp_path / "nowhere")
     deduplicate(tmp_path / "b", documents, 1, FuzzyConfig())
     refused(r"this run's own", FuzzyConfig(), tmp_path / "b")
     index = json.loads((tmp_path / "a/work/minhash_index.json").read_text())
@@ -257,7 +257,7 @@ def test_a_bucket_of_boilerplate_costs_no_more_than_its_size(tmp_path, config):
     (tmp_path / "index.json").write_text(json.dumps(index))
     rows = np.fromfile(tmp_path / "rows", setting.row_type)
     assert len(rows) == 14 * n
-    rows["place"] += np.uint64(4095 << 52)
+    rows["position"] += np.uint64(4095 << 52)
     rows.tofile(tmp_path / "rows")
     find_pairs(PairTask(Range(), setting, limits), (tmp_path / "index.json",), (tmp_path / "pairs",))
     pairs = np.fromfile(tmp_path / "pairs", EDGE)
@@ -308,7 +308,7 @@ def test_what_sieves_pairs():
     numbers = np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64, endpoint=False)
     assert count_bits(numbers).tolist() == [int(n).bit_count() for n in numbers]
     # By scipy.stats.binom.isf(1e-6, 64, (1 - j) / 2).
-    assert [most_differences(j) for j in (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)] == [50, 34, 25, 20, 14, 0]
+    assert [max_differences(j) for j in (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)] == [50, 34, 25, 20, 14, 0]
     keys = np.arange(12, dtype=np.uint64).reshape(1, 12) << np.uint64(56)
     assert f"{following(keys)[0, 6]:016x}" == "0708090a0b000102", "the next eight, round and round"
 

@@ -231,7 +231,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, crawl, undisturbed)
         ),
         (["--input.paths", '["missing/*.warc.gz"]'], "input.paths: no file matches 'missing/*.warc.gz'"),
         (["--tokenizer.path", "gone.model"], "gone.model: no such tokenizer file"),
-        (["--dedup.against", '["gone"]'], "dedup.against: gone keeps no exact_index.json"),
+        (["--dedup.against", '["gone"]'], "dedup.against: neither gone nor its subfolder 'work' has exact_index.json"),
         (["--workers", "0"], "--workers 0 must be at least 1"),
         (["--share", "5/4"], "share 5/4: the number must lie between 1 and 4"),
         (["--share", "1/2", "--share-timeout", "0.005"], "share 2/2 has not been started for 0.005 minutes, and its"),
