@@ -1,4 +1,4 @@
-"""`triaxial demo`: the whole path on this machine, through the same commands a user types; does no work of its own."""
+"""`triaxial demo`: prepare, train, evaluate, generate and convert on this machine, with the commands of a user."""
 
 import argparse
 import json
@@ -50,20 +50,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_command(words: list[str]) -> int:
-    """One `triaxial` command in a process of its own, announced as a user would type it."""
+    """Print one `triaxial` command as a user would type it, and run it in a separate process."""
     print("\n$ triaxial " + " ".join(f"'{word}'" if " " in word else word for word in words), flush=True)
     return subprocess.run([sys.executable, "-m", "launch.main", *words], check=False).returncode
 
 
 def start_over_if_finished(config: RunConfig) -> None:
-    """An interrupted demo goes on where it was; a finished one is trained anew."""
+    """Delete a finished demo, so that it is trained again. An interrupted demo is resumed."""
     summary = config.run.directory / "train_summary.json"
     if summary.exists() and json.loads(summary.read_text())["tokens_seen"] >= config.train.total_tokens:
         shutil.rmtree(config.run.directory)
 
 
 def write_summary(directory: Path, seconds: dict[str, float]) -> dict[str, Any]:
-    """`summary.json` in the run directory: the figures that the steps left in their own reports."""
+    """Write `summary.json` in the run directory: the main figures from the reports of the steps."""
     trained = read_report(directory / "train_summary.json")
     corpus = read_report(CORPUS / "corpus.json")
     exported = read_report(directory / "hf" / "triaxial_export.json")
@@ -86,7 +86,7 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         report: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(f"{path} is missing, though the step that writes it ended well") from None
+        raise ConfigError(f"{path} is missing, although the step that writes it succeeded") from None
     return report
 
 

@@ -1,4 +1,4 @@
-"""`triaxial doctor`: shows what this machine offers and what would break a run; changes nothing and contacts nobody."""
+"""`triaxial doctor`: show what this machine offers and what would break a run. Changes nothing, uses no network."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 0, or 1 when training cannot run here at all."""
+    """Print the report; returns 0, or 1 if training cannot run here at all."""
     facts = collect()
     problems, warnings = problems_of(facts), warnings_of(facts)
     if args.json:
@@ -30,65 +30,63 @@ def run(args: argparse.Namespace) -> int:
 
 
 def problems_of(facts: Facts) -> list[str]:
-    """Why training cannot run here at all; empty when it can."""
+    """The reasons why training cannot run here at all; empty if it can."""
     problems = []
     if facts.torch is None:
-        problems.append(f"torch {facts.torch_build}; install it: pip install torch")
+        problems.append(f"torch {facts.torch_build}. Install it: pip install torch")
     elif "gloo" not in facts.backends and not (facts.gpus and "nccl" in facts.backends):
-        problems.append("this torch has neither gloo nor a usable NCCL, so ranks cannot talk; install the usual build")
+        problems.append("this torch has neither gloo nor a usable NCCL: ranks cannot talk. Install the standard build")
     if not facts.packages:
-        problems.append("triaxial is not installed in this Python; in the checkout: pip install -e .")
+        problems.append("triaxial is not installed in this Python. In the checkout: pip install -e .")
     missing = [package.name for package in facts.packages if not package.extra and package.version is None]
     if missing:
-        problems.append(f"missing: {', '.join(missing)}; install with: pip install {' '.join(missing)}")
+        problems.append(f"missing: {', '.join(missing)}. Install: pip install {' '.join(missing)}")
     old = [package for package in facts.packages if not package.extra and package.too_old]
     problems += [f"{each.name} {each.version} is older than {each.minimum}: pip install -U {each.name}" for each in old]
     if not facts.folder_writable:
-        problems.append(f"the current folder {Path.cwd()} is not writable, so a run cannot be saved; go to another")
+        problems.append(f"the current folder {Path.cwd()} is not writable: a run cannot be saved. Change to another")
     return problems
 
 
 def warnings_of(facts: Facts) -> list[str]:
-    """What would break or slow some runs, with what to do about it."""
+    """Facts that would break or slow down some runs, each with a remedy."""
     warnings = []
     if facts.shm_bytes is not None and facts.shm_bytes < 64 * 2**20:
         warnings.append(
-            f"/dev/shm has {size(facts.shm_bytes)}, which local NCCL ranks and data workers can overrun; "
-            "in a container give it more, for example --shm-size=1g"
+            f"/dev/shm has {size(facts.shm_bytes)}, which local NCCL ranks and data workers can fill. "
+            "In a container give it more, for example --shm-size=1g"
         )
     if facts.disk_free_bytes < 5 * GIB:
         warnings.append(
-            f"{size(facts.disk_free_bytes)} free on this disk; a checkpoint takes about 12 bytes a parameter"
+            f"{size(facts.disk_free_bytes)} free on this disk; a checkpoint takes about 12 bytes per parameter"
         )
     if facts.memory_free_bytes is not None and facts.memory_free_bytes < 4 * GIB:
         warnings.append(f"{size(facts.memory_free_bytes)} of memory free; the demo needs about 4 GiB")
     if facts.open_files < 1024:
-        warnings.append(f"only {facts.open_files} files may be open at once; raise it: ulimit -n 65536")
+        warnings.append(f"only {facts.open_files} files may be open at once. Raise the limit: ulimit -n 65536")
     if facts.compiler is None or not facts.python_headers:
         lacking = "no C++ compiler" if facts.compiler is None else "no Python headers"
-        warnings.append(
-            f"{lacking}, so parallel.compile = true will fail; leave it false or install g++ and python3-dev"
-        )
+        warnings.append(f"{lacking}: parallel.compile = true will fail. Leave it false or install g++ and python3-dev")
     threads = facts.settings.get("OMP_NUM_THREADS", "")
     if threads.isdecimal() and int(threads) > facts.cores:
-        warnings.append(f"OMP_NUM_THREADS = {threads} is above the {facts.cores} cores; unset it or lower it")
+        warnings.append(f"OMP_NUM_THREADS = {threads} is above the {facts.cores} cores. Unset it or lower it")
     if facts.gpus and "nccl" not in facts.backends:
-        warnings.append("there are GPUs but this torch has no NCCL, so they cannot train together")
+        warnings.append("there are GPUs, but this torch has no NCCL: they cannot train together")
     if not facts.gpus and facts.torch is not None and facts.torch_build != "CPU only":
         warnings.append(f"torch is built for {facts.torch_build} but sees no GPU; training will use the CPU")
     if any(not gpu.bf16 for gpu in facts.gpus):
-        warnings.append("a GPU here has no bf16; train in fp32")
+        warnings.append("a GPU here has no bf16. Train in fp32")
     return warnings
 
 
 def show(facts: Facts, *, warnings: list[str], problems: list[str]) -> None:
-    """A table on a terminal, plain lines in a pipe."""
+    """Print a table on a terminal, plain lines in a pipe."""
     rows = lines_of(facts)
     verdicts = [("yellow", f"warning: {warning}") for warning in warnings]
     verdicts += [("bold red", f"problem: {problem}") for problem in problems]
     if not problems:
         verdicts.append(("", f"training can run here ({len(warnings)} warning{'' if len(warnings) == 1 else 's'})"))
-    if not sys.stdout.isatty() or importlib.util.find_spec("rich") is None:  # rich may be what is missing
+    if not sys.stdout.isatty() or importlib.util.find_spec("rich") is None:  # rich may be the missing package
         print("\n".join([f"{name}: {value}" for name, value in rows] + [text for _, text in verdicts]))
         return
     from rich.console import Console
@@ -104,11 +102,11 @@ def show(facts: Facts, *, warnings: list[str], problems: list[str]) -> None:
 
 
 def lines_of(facts: Facts) -> list[tuple[str, str]]:
-    """The report's rows: what was looked at, what was found."""
+    """The rows of the report: (name, value)."""
     rows = [
         ("python", facts.python),
         ("torch", f"{facts.torch or 'missing'} ({facts.torch_build})"),
-        ("cpu", f"{facts.cpu}, {facts.cores} cores for us"),
+        ("cpu", f"{facts.cpu}, {facts.cores} usable cores"),
         *((f"gpu {i}", f"{gpu.name}, {size(gpu.memory_bytes)}") for i, gpu in enumerate(facts.gpus)),
         ("backends", ", ".join(facts.backends) or "none"),
         ("bf16 on the cpu", facts.bf16_on_cpu),
@@ -142,7 +140,7 @@ def lines_of(facts: Facts) -> list[tuple[str, str]]:
 
 
 def size(count: int | None) -> str:
-    """Bytes for a reader."""
+    """A number of bytes in GiB or MiB."""
     if count is None:
         return "unknown"
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"

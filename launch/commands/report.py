@@ -1,6 +1,6 @@
-"""`triaxial report`: what a training run did and where its time went, as tables, a page or JSON; changes nothing.
+"""`triaxial report`: the results of a training run and where its time went, as tables, an HTML page or JSON.
 
-For one process, while the run goes on or after it.
+It only reads the run directory, so it can run during training. It needs one process.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from launch.reports.facts import (
 from launch.reports.page import report_page
 from launch.runs.history import RunHistory, read_history
 
-LAST_EVENTS = 12
-BAR = 30  # characters of a whole bar
+LAST_EVENTS = 12  # shown on the terminal
+BAR = 30  # characters of a full bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="the run's directory (run.directory)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with plots, which needs no network")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained HTML page with plots")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures for a program")
     parser.add_argument(
         "--scaling", action="store_true", help="validation loss against compute of several runs, with power laws"
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
         return report_scaling.run(args)
     for name in ("svg", "corpus"):
         if getattr(args, name) is not None:
-            raise ConfigError(f"--{name} {getattr(args, name)} is for --scaling; leave it out")
+            raise ConfigError(f"--{name} {getattr(args, name)} is only for --scaling. Leave it out")
     if len(args.run) > 1:
-        raise ConfigError(f"{len(args.run)} runs: a report is of one; --scaling compares the losses of several")
+        raise ConfigError(f"{len(args.run)} runs: a report is about one. Use --scaling to compare several runs")
     history, now = read_history(args.run[0]), time.time()
     console = table_console()
     console.print(Text(f"{history.directory}: {printable(status(history, now=now))}"))
@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
         console.print(time_table(history.account))
         parts = start_up_medians(history.account.processes)
         if parts:
-            told = ", ".join(f"{name} {s:.2f} s" for name, s in parts.items())
-            console.print(Text(f"start to first step, {sum(parts.values()):.2f} s: {told} (medians)"))
+            each = ", ".join(f"{name} {s:.2f} s" for name, s in parts.items())
+            console.print(Text(f"start to first step, {sum(parts.values()):.2f} s: {each} (medians)"))
     if history.events:
         counts = Counter(word_of(event) for event in history.events)
         console.print(Text("events: " + ", ".join(f"{n:,} {printable(kind)}" for kind, n in counts.most_common())))
@@ -75,9 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if history.checkpoints:
         newest = history.checkpoints[-1]
         n = len(history.checkpoints)
-        console.print(
-            Text(f"checkpoints on the disk: {n:,}, the newest {newest.name} of {bytes_text(newest.size_bytes)}")
-        )
+        console.print(Text(f"checkpoints on disk: {n:,}, newest {newest.name} with {bytes_text(newest.size_bytes)}"))
     if args.html is not None:
         args.html.write_text(report_page(history, now=now), encoding="utf-8")
         console.print(Text(f"wrote {args.html}"))
@@ -95,7 +93,7 @@ def figures_table(history: RunHistory) -> Table:
 
 
 def time_table(account: Account) -> Table:
-    """Each part of the wall time, with its share as a bar."""
+    """The parts of the wall time, each with its share as a number and a bar."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, justify in (("where the time went", "left"), ("seconds", "right"), ("share", "right"), ("", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -109,7 +107,7 @@ def time_table(account: Account) -> Table:
 
 
 def events_table(history: RunHistory) -> Table:
-    """The newest events that are more than a save."""
+    """The newest events other than successful saves."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, justify in (("when", "left"), ("step", "right"), ("kind", "left"), ("what", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""`triaxial train`: checks a recipe, then plans it (--dry-run), gives it to local processes (--nproc), or trains it."""
+"""`triaxial train`: check a recipe, then plan it (--dry-run), start local processes (--nproc), or train as one rank."""
 
 import argparse
 
@@ -21,12 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-restarts",
         type=int,
         metavar="K",
-        help="with --nproc: start again, from the newest checkpoint, at most K times when a process fails (default 0)",
+        help="with --nproc: restart from the newest checkpoint at most K times if a process fails (default: 0)",
     )
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
-        help="continue from the newest whole checkpoint (the default where the run directory holds one)",
+        help="continue from the newest whole checkpoint (the default if the run directory holds one)",
     )
     dry_run_options.add_arguments(parser)
 
@@ -40,21 +40,21 @@ def run(args: argparse.Namespace) -> int:
     if args.nproc is not None:
         return launch_ranks(args, config)
     if args.max_restarts is not None:
-        raise ConfigError("--max-restarts goes with --nproc; torchrun has a --max-restarts of its own")
-    from launch.training.train_rank import run_rank  # loads every engine, for which a launcher would wait at each start
+        raise ConfigError("--max-restarts needs --nproc. With torchrun, use torchrun's own --max-restarts")
+    from launch.training.train_rank import run_rank  # imports every engine; a launcher would wait for that in vain
 
     with early_warning_ends(environment):
         return run_rank(config, environment, resume=args.resume)
 
 
 def launch_ranks(args: argparse.Namespace, config: RunConfig) -> int:
-    """Start `--nproc` ranks of this command on this machine; what is wrong with the request is told before."""
+    """Start `--nproc` ranks of this command on this machine; ConfigError before any process starts."""
     if args.nproc < 1:
-        raise ConfigError(f"--nproc {args.nproc} must be at least 1")
+        raise ConfigError(f"--nproc {args.nproc} is invalid: must be at least 1")
     most = args.max_restarts or 0
     if most < 0:
-        raise ConfigError(f"--max-restarts {most} must be 0 or more")
-    layout_of(config, args.nproc)  # a mistake is told before any process starts
+        raise ConfigError(f"--max-restarts {most} is invalid: must be 0 or more")
+    layout_of(config, args.nproc)  # reports a layout that does not fit before any process starts
     policy = RestartPolicy(most, lambda: furthest_step(config.run.directory), config.run.restart_pause_s)
     words = ["train", args.recipe, *args.overrides]
     words += [] if args.resume is None else ["--resume" if args.resume else "--no-resume"]

@@ -1,4 +1,4 @@
-"""`triaxial train --dry-run`: tables of what ranks of a layout would hold and send, before any of them is paid for."""
+"""`triaxial train --dry-run`: tables of the memory and the traffic of a layout's ranks, without running them."""
 
 import argparse
 import dataclasses
@@ -24,7 +24,7 @@ COLUMNS = ("rank", "pipeline", "layers", "parameters", "weights", "gradients", "
 def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -> int:
     layout = settings.layout
     if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
-        raise ConfigError(f"--json {args.json}: must be a file in a folder that exists")
+        raise ConfigError(f"--json {args.json} is invalid: must be a file in a folder that exists")
     alike: dict[int, tuple[int, ...]] = {args.rank: ()} if args.rank is not None else ranks_to_show(settings)
     print(f"dry run of {layout} = {layout.world_size:,} ranks, {layout.micro_batches} micro-batches a step", flush=True)
     reports = measure(settings, build_objective(config), list(alike), seq_len=config.data.seq_len)
@@ -34,13 +34,13 @@ def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -
         try:
             args.json.write_text(json.dumps(as_json(layout, reports), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"--json {args.json}: {error.strerror}; the figures are above") from None
+            raise ConfigError(f"--json {args.json}: {error.strerror}. The figures are above") from None
         print(f"wrote {args.json}")
     return 0
 
 
 def measure(settings: EngineSettings, objective: Objective, ranks: list[int], *, seq_len: int) -> list[RankReport]:
-    """The reports of some ranks, each found in a process of its own."""
+    """The reports of some ranks, each measured in a separate process."""
     work = partial(measure_rank, settings, seq_len=seq_len, objective=objective)
     if len(ranks) == 1:
         return [work(rank=ranks[0])]
@@ -52,8 +52,11 @@ def measure(settings: EngineSettings, objective: Objective, ranks: list[int], *,
 
 
 def ranks_to_show(settings: EngineSettings) -> dict[int, tuple[int, ...]]:
-    """The first rank of each kind of pipeline rank, and which others are of its kind: they hold equally many blocks and
-    the same ends of the model. Ranks apart by tensor or data alone do the same."""
+    """The first rank of each kind of pipeline rank, and the other pipeline ranks of its kind.
+
+    Pipeline ranks are of one kind if they hold the same number of blocks and the same ends of the model. Ranks that
+    differ only in their tensor or data index do the same work.
+    """
     layout = settings.layout
     kinds: dict[tuple[tuple[int, bool, bool], ...], list[int]] = {}
     for pipeline_rank in range(layout.pipeline):
@@ -64,17 +67,17 @@ def ranks_to_show(settings: EngineSettings) -> dict[int, tuple[int, ...]]:
 
 
 def holdings_table(reports: list[RankReport]) -> list[str]:
-    """One line a rank: its place, and the bytes it holds."""
+    """One line per rank: its position in the pipeline, and the bytes that it holds."""
     rows: list[tuple[str, ...]] = [COLUMNS]
     for r in reports:
         sizes = (r.parameter_bytes, r.gradient_bytes, r.optimizer_bytes, r.peak_activation_bytes, r.peak_bytes)
-        place = (f"{r.rank}", f"{r.pipeline_rank}", _span(r.layers), human_count(r.parameters))
-        rows.append((*place, *map(human_bytes, sizes)))
+        position = (f"{r.rank}", f"{r.pipeline_rank}", _span(r.layers), human_count(r.parameters))
+        rows.append((*position, *map(human_bytes, sizes)))
     return _aligned(rows)
 
 
 def traffic_table(reports: list[RankReport]) -> list[str]:
-    """What each rank sends in one optimizer step, a line for each kind."""
+    """The traffic of each rank in one optimizer step, one line per kind of collective."""
     rows: list[tuple[str, ...]] = [("rank", "axis", "collective", "among", "times a step", "bytes a step")]
     for r in reports:
         for key, traffic in r.traffic.items():
@@ -84,34 +87,36 @@ def traffic_table(reports: list[RankReport]) -> list[str]:
 
 
 def notes(config: RunConfig, reports: list[RankReport], alike: dict[int, tuple[int, ...]]) -> list[str]:
-    """What the figures mean and how they were found."""
+    """Lines that explain the figures."""
     lines = []
     for r in reports:
         if alike[r.rank]:
             lines.append(
-                f"pipeline {_span(alike[r.rank])} is like {r.pipeline_rank}, but may hold the activations of fewer "
-                f"micro-batches; --rank shows any"
+                f"pipeline rank {_span(alike[r.rank])} is like {r.pipeline_rank}, but may hold activations of fewer "
+                f"micro-batches; see any rank with --rank"
             )
-    lines.append("weights, gradients, optimizer: the shards this rank keeps. activations: most held at once beside")
     lines.append(
-        "weights and gradients, gathered ones too. peak: of everything; an allocator's own losses come on top."
+        "weights, gradients, optimizer: the shards that this rank keeps. activations: the maximum held at once,"
+    )
+    lines.append(
+        "without weights and gradients but with gathered ones. peak: of everything, without allocator overhead."
     )
     lines.append("bytes a step: of whole tensors, as gathered or before reduction (docs/guides/training/dry_run.md).")
     if len(reports[0].micro_batches_run) > 1:
         few, more = reports[0].micro_batches_run
         lines.append(
-            f"run with {few} and with {more} micro-batches and extended linearly to {reports[0].micro_batches}: "
+            f"measured with {few} and {more} micro-batches and extrapolated linearly to {reports[0].micro_batches}: "
             f"each further one adds the same"
         )
     if config.parallel.compile:
-        lines.append("run without parallel.compile, which holds fewer activations and sends the same.")
+        lines.append("measured without parallel.compile, which holds fewer activations and sends the same.")
     if config.parallel.offload:
-        lines.append("with parallel.offload weights, gradients and optimizer lie in the host's memory: peak has both.")
+        lines.append("with parallel.offload, weights, gradients and optimizer are in host memory: peak includes both.")
     return lines
 
 
 def as_json(layout: Layout, reports: list[RankReport]) -> dict[str, Any]:
-    """The figures, with every number of bytes exact."""
+    """The figures with exact numbers of bytes."""
     ranks = []
     for report in reports:
         traffic = [{**dataclasses.asdict(key), **dataclasses.asdict(value)} for key, value in report.traffic.items()]
@@ -132,7 +137,7 @@ def human_bytes(n: int) -> str:
 
 
 def _span(numbers: tuple[int, ...]) -> str:
-    """0-5 for neighbours, with a comma between spans: 0-1,6-7."""
+    """Consecutive numbers as ranges: "0-1,6-7"."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][1] + 1:

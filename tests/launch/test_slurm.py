@@ -219,7 +219,7 @@ def test_the_signal_before_the_time_limit_reaches_the_ranks_and_the_job_goes_on_
     steps = [record["step"] for record in records if "loss" in record]
     assert steps == list(range(1, saved_step + 6)), "steps were lost or done twice"
     log = (slurm.folder / f"triaxial-{number}.out").read_text()
-    assert "saved before the time limit; queued again" in log
+    assert "saved before the time limit; requeued" in log
     assert f"job {number}, start 2 on n[1-2]" in log
     first, second = sorted((slurm.folder / f"triaxial-{number}").glob("node*.log"))
     assert (first.name.partition("-")[0], second.name.partition("-")[0]) == ("node0", "node1")
@@ -255,7 +255,7 @@ def test_a_mistake_is_neither_queued_again_nor_tried_again(slurm, tiny_corpus):
     told = [line for log in logs for line in log.splitlines() if line.startswith("triaxial: error: model.vocab_size")]
     assert 1 <= len(told) <= 2, "once on each node that came so far"
     assert not (slurm.folder / "mistaken").exists(), "nothing was written for it"
-    assert "queued again" not in (slurm.folder / f"triaxial-{number}.out").read_text()
+    assert "requeued" not in (slurm.folder / f"triaxial-{number}.out").read_text()
 
 
 @pytest.mark.rehearse
@@ -315,4 +315,4 @@ def test_a_template_without_a_recipe_says_what_it_wants(template):
     result = subprocess.run(["bash", str(template)], capture_output=True, text=True, timeout=30)
     assert result.returncode == 2
     name = f"slurm/{template.name}"
-    assert result.stderr == f"{name}: which recipe? sbatch {name} RECIPE [--section.key VALUE ...]\n"
+    assert result.stderr == f"{name}: the recipe is missing. Use: sbatch {name} RECIPE [--section.key VALUE ...]\n"

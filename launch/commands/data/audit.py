@@ -1,7 +1,7 @@
-"""`triaxial data audit`: what each sequence of any step of a run was read from, or will be; it starts no process group.
+"""`triaxial data audit`: name the corpus, file and documents that each sequence of a past or future step is read from.
 
-The order of the data is arithmetic (gpt/data/order.py), so any step costs the same, and nothing is looked up but the
-run's configuration, the ranges that it leaves out, and the index of the token files.
+The order of the data is computed (gpt/data/order.py), so every step costs the same. The command needs only the run's
+configuration, its skipped ranges, and the index of the token files. It starts no process group.
 """
 
 import argparse
@@ -30,39 +30,39 @@ from parallel.checkpoint.folders import list_checkpoints
 from parallel.checkpoint.handle import read_checkpoint_header
 from parallel.errors import CheckpointError
 
-_TEXT_TOKENS, _TEXT_CHARACTERS = 32, 40  # of a document's beginning
+_TEXT_TOKENS, _TEXT_CHARACTERS = 32, 40  # shown from the start of a document
 
 
 @dataclass(frozen=True)
 class DocumentPart:
     """The part of a document that lies in a sequence."""
 
-    file: str  # that holds its tokens, one of the corpus's
+    file: str  # the file of the corpus that holds its tokens
     document: int  # its number in the corpus
-    offset_tokens: int  # where in the document the part begins
+    offset_tokens: int  # from the start of the document to the part
     n_tokens: int
-    text: str | None = None  # how the document begins
+    text: str | None = None  # the start of the document
 
 
 @dataclass(frozen=True)
 class SequenceSource:
-    """What one sequence of a step was read from. All numbers count from 0, but steps from 1, as in metrics.jsonl."""
+    """The source of one sequence of a step. Numbers count from 0, but steps from 1, as in metrics.jsonl."""
 
-    step: int | None  # None where positions were asked for: nothing reads one that is left out
+    step: int | None  # None for a skipped position, which no step reads
     sequence: int  # within the step, over all data ranks
     data_rank: int | None
-    sample: int | None  # of the run
+    sample: int | None  # number within the run; None for a skipped position
     position: int  # in the order of the data
     corpus: str
     epoch: int
     window: int
-    first_token: int  # in the stream of the corpus
-    documents: tuple[DocumentPart, ...]  # in the order read; their tokens add up to seq_len + 1
+    first_token: int  # in the token stream of the corpus
+    documents: tuple[DocumentPart, ...]  # in reading order; their tokens add up to seq_len + 1
 
 
 @dataclass(frozen=True)
 class AuditedRun:
-    """All that the answers depend on."""
+    """Everything that the answers depend on."""
 
     config: RunConfig
     data: TrainingData
@@ -82,17 +82,17 @@ class AuditedRun:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory such as runs/demo")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--step", metavar="N", help="the step, as in metrics.jsonl; past or to come")
+    which.add_argument("--step", metavar="N", help="a past or future step, as in metrics.jsonl")
     which.add_argument("--steps", metavar="A-B", help="steps A to B, both included")
-    which.add_argument("--positions", metavar="A-B", help="positions of the data's order, read or left out")
+    which.add_argument("--positions", metavar="A-B", help="positions in the order of the data, read or skipped")
     parser.add_argument(
         "--rank",
         metavar="R[/N]",
-        help="only what data rank R reads, of the newest checkpoint's layout or of N data ranks",
+        help="only sequences of data rank R, in the newest checkpoint's layout or with N data ranks",
     )
-    parser.add_argument("--text", action="store_true", help="show how each document begins")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a sequence, and nothing else")
-    parser.epilog = 'Data that have moved: --data.train \'[{ path = "elsewhere/train", name = "web" }]\''
+    parser.add_argument("--text", action="store_true", help="show the start of each document")
+    parser.add_argument("--json", action="store_true", help="print only one JSON object per sequence")
+    parser.epilog = 'If the data has moved: --data.train \'[{ path = "elsewhere/train", name = "web" }]\''
     parser.set_defaults(takes_overrides=True)
 
 
@@ -103,47 +103,47 @@ def run(args: argparse.Namespace) -> int:
         for note in audited.notes:
             console.print(note, highlight=False)
     if args.positions is not None:
-        first, last = _span("--positions", args.positions, least=0)
+        first, last = _span("--positions", args.positions, minimum=0)
         _print(positions_of_order(audited, range(first, last + 1)), "positions " + args.positions, args, console)
         return 0
     first, last = _steps(args)
     steps = audited.config.train.steps(audited.config.batch.ramp)
     if last > steps:
         raise ConfigError(
-            f"step {last:,} is beyond the end of the run: train.total_tokens = {audited.config.train.total_tokens:,} "
+            f"step {last:,} is after the end of the run: train.total_tokens = {audited.config.train.total_tokens:,} "
             f"are {steps:,} steps"
         )
     for step in range(first, last + 1):
         _print(sequences_of_step(audited, step, rank=_rank(args.rank)), title(audited, step), args, console)
     if not args.json:
         positions = [audited.skipped.position(n) for n in (audited.samples(first)[0], audited.samples(last)[-1])]
-        console.print(f"to leave these out: data.skip = [[{positions[0]}, {positions[1] + 1}]]", highlight=False)
+        console.print(f"to skip these: data.skip = [[{positions[0]}, {positions[1] + 1}]]", highlight=False)
     return 0
 
 
 def open_audited_run(path: Path, overrides: list[str], *, rank: str | None, text: bool) -> AuditedRun:
-    """The run of a run directory. ConfigError: no run there; data that are gone, or not those it was trained on."""
+    """Open the run of a run directory. ConfigError if there is no run, or its data is missing or has changed."""
     try:
         table = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{path}: no config.json, so no run was started there; give a run directory") from None
+        raise ConfigError(f"{path}: no config.json, so no run was started there. Name a run directory") from None
     except ValueError as error:
         raise ConfigError(f"{path / 'config.json'}: damaged ({error})") from None
     config = from_dict(apply_overrides(table, overrides))
     try:
         data = TrainingData(config.data, seed=config.run.seed, vocab_size=config.model.vocab_size)
     except ConfigError as error:
-        raise ConfigError(f"{error} (where the data have moved, say so with --data.train)") from None
+        raise ConfigError(f"{error} (if the data has moved, name it with --data.train)") from None
     skipped, saved_step, ranks, notes = SkippedData.stated(config.data.skip), None, None, []
     for candidate in list_checkpoints(path / "checkpoints"):
         try:
             header = read_checkpoint_header(candidate)
         except CheckpointError as error:
-            notes.append(f"passed over: {error}")
+            notes.append(f"skipped: {error}")
             continue
         state = header.state
         if differences := fingerprint_differences(state["data"], fingerprint(data)):
-            raise ConfigError(f"the data are not those of {candidate}: {'; '.join(differences)}")
+            raise ConfigError(f"the data differ from those of {candidate}: {'; '.join(differences)}")
         skipped, saved_step = loop_state(config, state)[0].skipped, int(state["step"])
         ranks = header.manifest.ranks // (
             state["config"]["parallel"]["tensor"] * state["config"]["parallel"]["pipeline"]
@@ -151,7 +151,7 @@ def open_audited_run(path: Path, overrides: list[str], *, rank: str | None, text
         break
     if rank is not None:
         ranks = _data_ranks(rank, ranks)
-    notes += [f"left out: positions {r.first:,} to {r.stop - 1:,} ({r.why})" for r in skipped.ranges]
+    notes += [f"skipped: positions {r.first:,} to {r.stop - 1:,} ({r.why})" for r in skipped.ranges]
     return AuditedRun(
         config=config,
         data=data,
@@ -164,10 +164,10 @@ def open_audited_run(path: Path, overrides: list[str], *, rank: str | None, text
 
 
 def sequences_of_step(audited: AuditedRun, step: int, *, rank: int | None = None) -> Iterator[SequenceSource]:
-    """What each sequence of a step, counted from 1, is read from; of one data rank only, where one is given."""
+    """The source of each sequence of a step, counted from 1; only those of data rank `rank`, if it is given."""
     samples, ranks = audited.samples(step), audited.data_ranks
     if ranks is not None and len(samples) % ranks:
-        raise ConfigError(f"step {step} has {len(samples)} sequences, which {ranks} data ranks cannot share equally")
+        raise ConfigError(f"step {step} has {len(samples)} sequences, not divisible by {ranks} data ranks")
     for sequence, position in enumerate(audited.skipped.positions(samples.start, len(samples)).tolist()):
         data_rank = None if ranks is None else sequence * ranks // len(samples)
         if rank is None or rank == data_rank:
@@ -175,7 +175,7 @@ def sequences_of_step(audited: AuditedRun, step: int, *, rank: int | None = None
 
 
 def positions_of_order(audited: AuditedRun, positions: range) -> Iterator[SequenceSource]:
-    """What positions of the order hold, and which steps read them."""
+    """The source of each position in the order of the data, and the step that reads it."""
     ramp, seq_len = audited.config.batch.ramp, audited.config.data.seq_len
     for position in positions:
         sample = audited.skipped.sample_at(position)
@@ -216,13 +216,13 @@ def beginning(file: TokenFile, document: int, tokenizer: Tokenizer) -> str:
 
 
 def title(audited: AuditedRun, step: int) -> str:
-    """What a step reads, in a line."""
+    """One line about the data of a step."""
     samples = audited.samples(step)
     positions = audited.skipped.positions(samples.start, len(samples))
     when = ""
     if audited.saved_step is None or step > audited.saved_step:
         newest = "there is none yet" if audited.saved_step is None else f"step {audited.saved_step:,}"
-        when = f"; later than the newest checkpoint ({newest}), so as planned"
+        when = f"; after the newest checkpoint ({newest}), so this is the plan"
     return (
         f"step {step:,}: {len(samples)} sequences of {audited.config.data.seq_len:,} tokens, positions "
         f"{positions[0]:,} to {positions[-1]:,}{when}"
@@ -247,7 +247,7 @@ def _print(sources: Iterator[SequenceSource], heading: str, args: argparse.Names
 
 def table_rows(table: Table, source: SequenceSource, *, text: bool) -> None:
     """A row a document; those after the first leave out what is the same."""
-    where = "left out" if source.sample is None else str(source.sequence)
+    where = "skipped" if source.sample is None else str(source.sequence)
     rank = "" if source.data_rank is None else str(source.data_rank)
     own: list[Any] = [where, rank, source.position, source.corpus, source.epoch, source.window]
     for part in source.documents:
@@ -258,17 +258,17 @@ def table_rows(table: Table, source: SequenceSource, *, text: bool) -> None:
 
 def _steps(args: argparse.Namespace) -> tuple[int, int]:
     if args.steps is not None:
-        return _span("--steps", args.steps, least=1)
+        return _span("--steps", args.steps, minimum=1)
     if not args.step.isdecimal() or int(args.step) < 1:
-        raise ConfigError(f"--step {args.step} must be a whole number from 1 on, as steps are counted in metrics.jsonl")
+        raise ConfigError(f"--step {args.step} is invalid: must be a whole number of at least 1, as in metrics.jsonl")
     return int(args.step), int(args.step)
 
 
-def _span(option: str, text: str, *, least: int) -> tuple[int, int]:
+def _span(option: str, text: str, *, minimum: int) -> tuple[int, int]:
     """Both ends of A-B."""
     first, _, last = text.partition("-")
-    if not (first.isdecimal() and last.isdecimal() and least <= int(first) <= int(last)):
-        raise ConfigError(f"{option} {text} must be A-B, whole numbers with {least} <= A <= B")
+    if not (first.isdecimal() and last.isdecimal() and minimum <= int(first) <= int(last)):
+        raise ConfigError(f"{option} {text} is invalid: must be A-B, whole numbers with {minimum} <= A <= B")
     return int(first), int(last)
 
 
@@ -277,11 +277,13 @@ def _rank(text: str | None) -> int | None:
 
 
 def _data_ranks(text: str, saved: int | None) -> int:
-    """The number of data ranks that `--rank R[/N]` means, `saved` by the newest checkpoint."""
+    """The number of data ranks: N of `--rank R/N`, or for `--rank R` that of the newest checkpoint (`saved`)."""
     rank, slash, ranks = text.partition("/")
     number = int(ranks) if ranks.isdecimal() else None if slash else saved
     if number is None and not slash:
-        raise ConfigError(f"--rank {text}: no checkpoint tells the number of data ranks; give it: --rank {text}/N")
+        raise ConfigError(f"--rank {text}: no checkpoint gives the number of data ranks. Add it: --rank {text}/N")
     if number is None or not rank.isdecimal() or int(rank) >= number:
-        raise ConfigError(f"--rank {text} must be R or R/N with 0 <= R < N, the number of data ranks ({saved or 'N'})")
+        raise ConfigError(
+            f"--rank {text} is invalid: must be R or R/N with 0 <= R < N, the number of data ranks ({saved or 'N'})"
+        )
     return number

@@ -1,4 +1,4 @@
-"""`triaxial prepare checksum`: makes the checksums that training compares token files with, or compares all of them."""
+"""`triaxial prepare checksum`: write the checksums with which training verifies token files, or compare all of them."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from rich.console import Console
 
 from gpt.token_files.files import compare_sums, make_sums, shard_prefixes
 
-_SHOWN = 10  # damaged blocks of a pair
+_MAX_SHOWN = 10  # damaged blocks per pair of files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="write them anew where there are some: what lies there now is right",
+        help="overwrite existing checksums: declares that the files are correct as they are now",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write PREFIX.sums where there is none, and compare where there is one; status 1 where that shows damage."""
+    """Write PREFIX.sums if it does not exist, else compare; returns status 1 if that shows damage."""
     console = Console(emoji=False, highlight=False, markup=False, soft_wrap=True)
     status = 0
     for prefix in shard_prefixes(args.prefix):
@@ -29,10 +29,10 @@ def run(args: argparse.Namespace) -> int:
             make_sums(prefix)
             console.print(f"wrote {prefix}.sums")
         elif damaged:
-            for line in damaged[:_SHOWN]:
+            for line in damaged[:_MAX_SHOWN]:
                 console.print(line)
             faults = "1 fault" if len(damaged) == 1 else f"{len(damaged):,} faults"
-            console.print(f"{prefix}: {faults}; copy the file again (--replace declares it right)")
+            console.print(f"{prefix}: {faults}. Copy the file again (or declare it correct with --replace)")
             status = 1
         else:
             console.print(f"{prefix}: whole")

@@ -1,4 +1,4 @@
-"""`triaxial data mixture`: the tokens and epochs that each corpus of a mixture comes to; it reads no token."""
+"""`triaxial data mixture`: the tokens and epochs of each corpus in a mixture. Needs only the lengths of the corpora."""
 
 import argparse
 import json
@@ -17,12 +17,12 @@ from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
 from launch.config.run_config import RunConfig
 from launch.processes.terminal import table_console
 
-LARGEST_ERROR = 1e-3  # of a corpus's planned tokens; beyond it, a line says why
+MAX_ERROR = 1e-3  # relative error of a corpus's tokens; above it, a line explains the error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a training recipe, whose token files are opened, or one with a table [mixture]")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("recipe", help="a training recipe, whose token files must exist, or one with a table [mixture]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     parser.epilog = "Override any key: --mixture.planned_tokens 10_000_000_000_000, --train.total_tokens 300e9"
     parser.set_defaults(takes_overrides=True)
 
@@ -34,30 +34,30 @@ def run(args: argparse.Namespace) -> int:
         try:
             args.json.write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"--json {args.json}: {error.strerror}; the figures are above") from None
+            raise ConfigError(f"--json {args.json}: {error.strerror}. The figures are above") from None
     return 0
 
 
 def read_plan(recipe: str, overrides: list[str]) -> tuple[MixturePlan, str]:
-    """The plan of a recipe, and the note that it carries."""
+    """The plan of a recipe, and the recipe's note."""
     table = apply_overrides(read_toml(find_recipe(recipe)), overrides)
     if "mixture" in table:
         if len(table) > 1:
             others = ", ".join(f"[{key}]" for key in table if key != "mixture")
-            raise ConfigError(f"{recipe}: a planning recipe has the table [mixture] alone; take out {others}")
+            raise ConfigError(f"{recipe}: a planning recipe has only the table [mixture]. Remove {others}")
         mixture = build(MixtureConfig, table["mixture"], where="mixture")
         return plan_mixture(
             mixture.corpora, seq_len=mixture.seq_len, planned_tokens=mixture.planned_tokens
         ), mixture.note
     if "data" not in table:
-        raise ConfigError(f"{recipe} has neither a table [data], as a training recipe has, nor [mixture]")
+        raise ConfigError(f"{recipe} has neither the table [data] of a training recipe nor the table [mixture]")
     return plan_of_run(build(RunConfig, table, where="")), ""
 
 
 def plan_of_run(config: RunConfig) -> MixturePlan:
-    """What a training run will read, from the lengths of its token files."""
+    """The plan of a training run, from the lengths of its token files."""
     seq_len, batch = config.data.seq_len, config.batch.ramp
-    # Opening the data refuses what training would refuse.
+    # Opening the data raises the same errors as training would.
     data = TrainingData(config.data, seed=config.run.seed, vocab_size=config.model.vocab_size)
     corpora = [
         PlannedCorpus(
@@ -78,7 +78,7 @@ def plan_of_run(config: RunConfig) -> MixturePlan:
 
 
 def show(plan: MixturePlan, note: str, console: Console) -> None:
-    """The plan as a table, and what is to be said about it."""
+    """Print the plan as a table, then explain large errors, then the recipe's note."""
     stated = any(row.stated_epochs is not None for row in plan.corpora)
     title = f"{plan.samples:,} sequences of {plan.seq_len:,} tokens = {plan.realised_tokens:,} tokens"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
@@ -100,10 +100,10 @@ def show(plan: MixturePlan, note: str, console: Console) -> None:
         table.add_row(row.name, *figures)
     console.print(table)
     for row in plan.corpora:
-        if abs(row.error) > LARGEST_ERROR:
+        if abs(row.error) > MAX_ERROR:
             console.print(
-                f"{row.name}: {row.samples:,} sequences are {row.error:+.2%} off its share, which is "
-                f"{row.planned_tokens / plan.seq_len:,.2f}: a mixture comes to within 2 sequences of each",
+                f"{row.name}: {row.samples:,} sequences differ by {row.error:+.2%} from its share of "
+                f"{row.planned_tokens / plan.seq_len:,.2f}. A mixture is exact to within 2 sequences per corpus",
                 highlight=False,
             )
     if note:

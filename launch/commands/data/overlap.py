@@ -1,4 +1,4 @@
-"""`triaxial prepare overlap`: which examples of evaluation sets occur in what a model is trained on; cuts nothing."""
+"""`triaxial prepare overlap`: mark the examples of evaluation sets that occur in training data. Removes nothing."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from launch.processes.terminal import table_console, worker_count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments; every key of the recipe can be overridden beside them."""
+    """The command's own arguments. Every key of the recipe can be overridden as well."""
     parser.add_argument("recipe", type=Path, help="TOML file; docs/guides/data/overlap.md shows one")
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="worker processes (default: all cores)")
     parser.epilog = "Override any key of the recipe with --section.key VALUE, for example --output.folder runs/overlap"
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Mark the examples, print the table, say where the files are."""
+    """Mark the examples, then print the table and the names of the files."""
     for module in ("zstandard", "xxhash"):
         import_extra(module, extra="data")
     from data_prep.decontamination.overlap import EXAMPLES_FILE, SUMMARY_FILE, OverlapConfig, analyse

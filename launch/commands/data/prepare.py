@@ -1,4 +1,4 @@
-"""`triaxial prepare`: web archives or text files to token files as a recipe says; the stages are in data_prep."""
+"""`triaxial prepare`: turn web archives or text files into token files, as a recipe says."""
 
 import argparse
 import functools
@@ -11,48 +11,50 @@ from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
 from launch.processes.environment import slurm_array_share
 from launch.processes.terminal import table_console
 
-# Of the extra `data`.
+# Packages of the extra `data`.
 DATA_PACKAGES = ("brotli", "isal", "resiliparse", "pycld2", "pyarrow", "zstandard", "xxhash", "mmh3")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments; every key of the recipe can be overridden beside them."""
+    """The command's own arguments. Every key of the recipe can be overridden as well."""
     parser.add_argument("recipe", help="a TOML file, or the name of a shipped one, such as crawl_gpt3")
-    how = parser.add_argument_group("how it runs (docs/guides/data/running.md)")
-    how.add_argument("--workers", type=int, default=None, metavar="N", help="tasks at a time (default: all cores)")
+    how = parser.add_argument_group("execution (docs/guides/data/running.md)")
+    how.add_argument("--workers", type=int, default=None, metavar="N", help="parallel tasks (default: all cores)")
     how.add_argument(
         "--executor",
         choices=("local", "ray", "slurm-array"),
         default="local",
         help="processes of this machine (default), a Ray cluster, or this element's share of a Slurm array",
     )
-    how.add_argument("--ray-address", metavar="HOST:PORT", help="the cluster to join (default: the one that Ray finds)")
-    how.add_argument("--share", metavar="K/N", help="do the K-th of N parts of each stage, beside the other parts")
+    how.add_argument("--ray-address", metavar="HOST:PORT", help="the Ray cluster to join (default: Ray's choice)")
+    how.add_argument("--share", metavar="K/N", help="do part K of N of each stage, in parallel with the other parts")
     how.add_argument(
         "--share-timeout",
         type=float,
         default=60.0,
         metavar="MINUTES",
-        help="give up after so long without a sign of life of a share that is waited for (default: %(default).0f)",
+        help="stop if a share to wait for shows no sign of life for so long (default: %(default).0f)",
     )
     how.add_argument(
         "--progress-every",
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="without a terminal, a line so often (default: %(default).0f)",
+        help="without a terminal, print a line at this interval (default: %(default).0f)",
     )
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--explain", metavar="DOC_ID", help="run nothing: say where a document of the last run went")
-    only.add_argument("--status", action="store_true", help="run nothing: say what is done and who works on it")
-    only.add_argument("--dry-run", action="store_true", help="run nothing: say what would be done, its size and time")
+    only.add_argument(
+        "--explain", metavar="DOC_ID", help="run nothing: show what happened to a document of the last run"
+    )
+    only.add_argument("--status", action="store_true", help="run nothing: show what is done and who is working")
+    only.add_argument("--dry-run", action="store_true", help="run nothing: show what would be done, its size and time")
     parser.epilog = "Override any key of the recipe with --section.key VALUE, for example --output.folder data/mine"
     parser.set_defaults(takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the corpus, then print the table of documents and the paths of the files."""
-    for module in DATA_PACKAGES:  # now, and not when the stage that needs it comes
+    for module in DATA_PACKAGES:  # check now, not when the first stage needs the package
         import_extra(module, extra="data")
     from data_prep.execution.progress import ProgressBars
     from data_prep.pipeline import prepare
@@ -89,19 +91,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     if args.workers is not None and args.workers < 1:
-        raise ConfigError(f"--workers {args.workers} must be at least 1")
+        raise ConfigError(f"--workers {args.workers} is invalid: must be at least 1")
     if args.progress_every <= 0:
-        raise ConfigError(f"--progress-every {args.progress_every:g} must be above 0 s, for example 30")
+        raise ConfigError(f"--progress-every {args.progress_every:g} is invalid: must be above 0 s, for example 30")
     if args.share_timeout <= 0:
-        raise ConfigError(f"--share-timeout {args.share_timeout:g} must be above 0 minutes, for example 60")
+        raise ConfigError(f"--share-timeout {args.share_timeout:g} is invalid: must be above 0 minutes, for example 60")
     if args.ray_address is not None and args.executor != "ray":
-        raise ConfigError(f"--ray-address {args.ray_address} goes with --executor ray, and not with {args.executor}")
+        raise ConfigError(f"--ray-address {args.ray_address} needs --executor ray, not --executor {args.executor}")
     if args.share is not None and args.executor == "ray":
-        raise ConfigError(f"--share {args.share} goes with the local executor: Ray divides the tasks itself")
+        raise ConfigError(f"--share {args.share} needs the local executor: Ray divides the tasks itself")
 
 
 def _how(args: argparse.Namespace, work_folder: Path) -> dict[str, Any]:
-    """What `prepare` needs to know of executor and share."""
+    """The keyword arguments of `prepare` for the executor and the share."""
     from data_prep.execution.shares import Share
 
     if args.executor == "ray":

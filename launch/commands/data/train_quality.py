@@ -1,4 +1,4 @@
-"""`triaxial prepare train-quality`: GPT-3's quality classifier from two kinds of corpora; the work is in data_prep."""
+"""`triaxial prepare train-quality`: train GPT-3's quality classifier on good and on ordinary texts."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ PACKAGES = ("brotli", "isal", "mmh3", "resiliparse", "pyarrow", "zstandard", "xx
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments; [extract] can be overridden as in a recipe."""
+    """The command's own arguments. Keys of [extract] can be overridden as in a recipe."""
     add = parser.add_argument
     for kind, texts in (("positive", "good texts"), ("negative", "ordinary texts, such as an unfiltered crawl")):
         about = f"{texts}: files or quoted patterns, of any kind that `prepare` reads"
@@ -20,21 +20,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--work", type=Path, metavar="FOLDER", help="intermediate files (default: the output's name with .work)")
     add("--workers", type=int, metavar="N", help="worker processes (default: all cores)")
     add("--seed", type=int, default=0, help="draws the sample and the held-out documents (default: 0)")
-    add("--max-documents", type=int, default=200_000, metavar="N", help="most documents of a kind (default: 200000)")
-    add("--held-out", type=float, default=0.1, metavar="SHARE", help="documents to judge the model on (default: 0.1)")
+    add("--max-documents", type=int, default=200_000, metavar="N", help="at most N of each kind (default: 200000)")
+    add("--held-out", type=float, default=0.1, metavar="SHARE", help="share held out for evaluation (default: 0.1)")
     add("--balance", choices=("equal", "as-is"), default="equal", help="weight of the two kinds (default: equal)")
     add("--l2", type=float, default=0.01, help="strength of the L2 penalty (default: 0.01; Spark's default: 0)")
     add("--standardize", action="store_true", help="divide counts by their standard deviation first, as Spark does")
     add("--max-iterations", type=int, default=500, metavar="N", help="of L-BFGS (default: 500; Spark's default: 100)")
     add("--alpha", type=float, default=9.0, help="of the Pareto rule in the report (default: 9)")
     add("--text-field", default="text", metavar="NAME", help="field of JSON lines, column of Parquet (default: text)")
-    add("--text-separator", default="", metavar="TEXT", help="what separates documents in .txt files (default: none)")
+    add("--text-separator", default="", metavar="TEXT", help="separator of documents in .txt files (default: none)")
     parser.epilog = "Settings of [extract] as in a recipe, for example --extract.main_content false"
     parser.set_defaults(takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, then print what was read, how well held-out documents are told apart, and where the model is."""
+    """Train, then print the documents read, the scores on held-out documents, and the model's file."""
     for module in PACKAGES:
         import_extra(module, extra="data")
     from data_prep.execution.progress import ProgressBars

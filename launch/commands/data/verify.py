@@ -1,27 +1,24 @@
-"""`triaxial prepare verify`: says whether a corpus is what its corpus.json describes; changes nothing."""
+"""`triaxial prepare verify`: compare a corpus with the description in its corpus.json."""
 
 import argparse
-import os
 import time
 from pathlib import Path
 
 from rich.console import Console
 
-from gpt.errors import ConfigError
+from launch.processes.terminal import worker_count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="a folder with a corpus.json, such as data/demo")
-    parser.add_argument("--workers", type=int, default=None, metavar="N", help="threads (default: one for each core)")
+    parser.add_argument("--workers", type=int, default=None, metavar="N", help="threads (default: one per core)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print each fault, or that there is none; status 1 when there is one."""
+    """Print each fault, or that there is none; returns status 1 if there is one."""
     from data_prep.corpus.verify import verify
 
-    n_threads = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
-    if n_threads < 1:
-        raise ConfigError(f"--workers {n_threads} must be at least 1")
+    n_threads = worker_count(args.workers)
     started_at = time.perf_counter()
     found = verify(args.folder, n_threads=n_threads)
     elapsed_s = time.perf_counter() - started_at

@@ -1,4 +1,4 @@
-"""`triaxial doctor` on this machine, and its judgement of machines that lack something."""
+"""`triaxial doctor` on this machine, and its warnings and problems for machines that lack something."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def test_this_machine_has_no_problems(here):
     assert doctor.problems_of(here) == []
 
 
-def test_the_command_prints_plain_lines_in_a_pipe_and_ends_well():
+def test_the_command_prints_plain_lines_in_a_pipe_and_succeeds():
     result = subprocess.run(COMMAND, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
@@ -36,13 +36,13 @@ def test_the_command_prints_plain_lines_in_a_pipe_and_ends_well():
 
 
 def test_the_command_prints_a_table_on_a_terminal():
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(COMMAND, cwd=ROOT, stdout=theirs, env={**os.environ, "TERM": "xterm"})
-    os.close(theirs)
+    terminal, child_end = pty.openpty()
+    process = subprocess.Popen(COMMAND, cwd=ROOT, stdout=child_end, env={**os.environ, "TERM": "xterm"})
+    os.close(child_end)
     said = b""
     while True:
         try:
-            said += os.read(ours, 4096)
+            said += os.read(terminal, 4096)
         except OSError:  # the command has closed the terminal
             break
     assert process.wait(timeout=60) == 0
@@ -64,15 +64,15 @@ def test_json_holds_the_same_facts():
         ({"disk_free_bytes": 2**30}, "1.0 GiB free on this disk"),
         ({"memory_free_bytes": 2**31}, "2.0 GiB of memory free"),
         ({"open_files": 256}, "ulimit -n 65536"),
-        ({"compiler": None}, "no C++ compiler, so parallel.compile = true will fail"),
-        ({"python_headers": False, "compiler": "/usr/bin/g++"}, "no Python headers, so parallel.compile"),
+        ({"compiler": None}, "no C++ compiler: parallel.compile = true will fail"),
+        ({"python_headers": False, "compiler": "/usr/bin/g++"}, "no Python headers: parallel.compile"),
         ({"settings": {"OMP_NUM_THREADS": "64"}, "cores": 2}, "OMP_NUM_THREADS = 64 is above the 2 cores"),
         ({"gpus": (Device("A", 2**34, True),), "backends": ("gloo",)}, "this torch has no NCCL"),
         ({"gpus": (Device("A", 2**34, False),)}, "has no bf16"),
         ({"gpus": (), "torch_build": "CUDA 13.0"}, "sees no GPU"),
     ],
 )
-def test_what_would_break_a_run_is_a_warning(here, change, said):
+def test_a_fact_that_would_break_some_runs_is_a_warning(here, change, said):
     sound = dataclasses.replace(
         here,
         shm_bytes=2**34,
@@ -97,15 +97,15 @@ def test_what_would_break_a_run_is_a_warning(here, change, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"torch": None, "torch_build": "cannot be imported: no libgomp"}, "no libgomp; install it: pip install torch"),
+        ({"torch": None, "torch_build": "cannot be imported: no libgomp"}, "no libgomp. Install it: pip install torch"),
         ({"backends": ()}, "ranks cannot talk"),
         ({"folder_writable": False}, "is not writable"),
         ({"packages": ()}, "not installed in this Python"),
-        ({"packages": (Package("numpy", "1.26", "", None),)}, "missing: numpy; install with: pip install numpy"),
+        ({"packages": (Package("numpy", "1.26", "", None),)}, "missing: numpy. Install: pip install numpy"),
         ({"packages": (Package("torch", "2.11", "", "2.9.1"),)}, "torch 2.9.1 is older than 2.11"),
     ],
 )
-def test_what_makes_training_impossible_is_a_problem(here, change, said):
+def test_a_fact_that_prevents_training_is_a_problem(here, change, said):
     problems = doctor.problems_of(dataclasses.replace(here, **change))
     assert len(problems) == 1
     assert said in problems[0]

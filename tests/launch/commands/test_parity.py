@@ -17,7 +17,7 @@ from launch.main import main
 from parallel.layout.config import ParallelConfig
 
 TRIAXIAL = [sys.executable, "-m", "launch.main"]
-# the axis on which each way to work must have been seen
+# the axis on which each mode must have been tried
 MODES_OF = {"tensor": ("recompute",), "pipeline": ("recompute", "schedule"), "data": ("recompute", "zero_stage")}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -35,7 +35,7 @@ def parity(*words, command=TRIAXIAL, timeout=280):
 
 @pytest.fixture(scope="module")
 def everything(tiny_corpus, tmp_path_factory):
-    """Whatever fits in two processes, of a model with a layer for each of four stages."""
+    """All layouts that fit in two processes, for a model with a layer for each of four stages."""
     folder = tmp_path_factory.mktemp("parity") / "new"
     done = parity(
         *(tiny_corpus.recipe, "--processes", 2, "--steps", 3, "--output", folder),
@@ -45,7 +45,7 @@ def everything(tiny_corpus, tmp_path_factory):
     return folder, done, json.loads((folder / "parity.json").read_text())
 
 
-def test_every_mode_that_fits_is_the_one_process_run(everything):
+def test_every_mode_that_fits_agrees_with_one_process(everything):
     _, done, found = everything
     layouts = {row["layout"]: row for row in found["layouts"]}
     assert len(layouts) == len(found["layouts"])
@@ -68,14 +68,14 @@ def test_every_mode_that_fits_is_the_one_process_run(everything):
         )
 
 
-def test_the_micro_batch_shrinks_where_data_ranks_need_it(everything):
-    """Of 8 sequences, which are the recipe's micro-batch here, each of two data ranks has 4."""
+def test_the_micro_batch_shrinks_if_data_ranks_need_it(everything):
+    """Each of two data ranks has 4 of the 8 sequences that are the recipe's micro-batch."""
     for axis, sizes in (("tensor", {8}), ("data", {4})):
         rows = [row for row in everything[2]["layouts"] if row["parallel"][axis] == 2]
         assert {row["micro_batch_size"] for row in rows} == sizes
 
 
-def test_what_cannot_be_is_listed_with_the_reason(everything):
+def test_impossible_layouts_are_listed_with_the_reason(everything):
     _, done, found = everything
     (skipped,) = found["skipped"]
     assert skipped["layout"] == "offload=true"
@@ -99,7 +99,7 @@ def test_the_picture_has_a_line_for_every_layout(everything):
         assert all(0 < x < width and 0 < y < height for x, y in points)
 
 
-def test_above_the_tolerance_the_status_says_so(tiny_corpus, tmp_path):
+def test_a_difference_above_the_tolerance_sets_the_exit_status(tiny_corpus, tmp_path):
     words = ("--layout", "tensor=2", "--steps", 2, "--tolerance", 1e-30, "--norm-tolerance", 1e-30, "--no-picture")
     done = parity(tiny_corpus.recipe, *words, "--output", tmp_path)
     assert done.returncode == 1, done.stderr
@@ -110,7 +110,7 @@ def test_above_the_tolerance_the_status_says_so(tiny_corpus, tmp_path):
     assert not (tmp_path / "parity.svg").exists()
 
 
-def test_bf16_has_other_splits_of_one_process_beside_it(tiny_corpus, tmp_path):
+def test_bf16_is_compared_with_other_splits_of_one_process(tiny_corpus, tmp_path):
     done = parity(
         *(tiny_corpus.recipe, "--layout", "data=2,zero_stage=3", "--precision", "bf16", "--steps", 6),
         *("--no-picture", "--output", tmp_path),
@@ -141,13 +141,13 @@ def test_the_recipes_own_layout_is_the_default(tiny_corpus, tmp_path):
 
 @pytest.fixture
 def short_path(tmp_path_factory):
-    """A folder with a short name, in which sockets have names too."""
+    """A folder with a short name, so that the names of sockets in it are short enough."""
     return tmp_path_factory.mktemp("p")
 
 
 @contextmanager
 def running(recipe, folder, *, ranks_wanted):
-    """The command and its ranks, of the reference or of the layout that follows it; all dead in the end."""
+    """Run the command until its ranks run, of the reference or of the layout after it; kills all of them at the end."""
     for name in ("temporary", "out"):
         (folder / name).mkdir()
     for name in ("parity.json", "parity.svg"):
@@ -178,8 +178,8 @@ def running(recipe, folder, *, ranks_wanted):
 
 def test_a_rank_that_is_killed_ends_the_command_and_is_named(tiny_corpus, short_path):
     with running(tiny_corpus.recipe, short_path, ranks_wanted=2) as (process, ranks):
-        assert not list((short_path / "out").iterdir()), "an earlier run's results would pass for this one's"
-        os.kill(ranks[1], signal.SIGKILL)  # the one that was started last
+        assert not list((short_path / "out").iterdir()), "results of an earlier run are deleted"
+        os.kill(ranks[1], signal.SIGKILL)  # the last one started
         _, errors = process.communicate(timeout=100)
         assert not alive(ranks)
     assert process.returncode == 1
@@ -194,7 +194,7 @@ def test_a_rank_that_is_killed_ends_the_command_and_is_named(tiny_corpus, short_
     assert found["max_relative_loss_difference"] is None
 
 
-def test_without_a_reference_there_is_no_verdict_but_failed(tiny_corpus, short_path):
+def test_without_a_reference_the_report_is_failed(tiny_corpus, short_path):
     with running(tiny_corpus.recipe, short_path, ranks_wanted=1) as (process, ranks):
         os.kill(ranks[0], signal.SIGKILL)
         process.communicate(timeout=100)
@@ -209,7 +209,7 @@ def test_without_a_reference_there_is_no_verdict_but_failed(tiny_corpus, short_p
 )
 def test_no_rank_outlives_a_killed_command(tiny_corpus, short_path, number, status, left):
     with running(tiny_corpus.recipe, short_path, ranks_wanted=2) as (process, ranks):
-        time.sleep(0.5)  # into their start or training
+        time.sleep(0.5)  # during their start or training
         everybody = [*children(process.pid), *ranks]
         process.send_signal(number)
         assert process.wait(timeout=20) == status
@@ -217,14 +217,14 @@ def test_no_rank_outlives_a_killed_command(tiny_corpus, short_path, number, stat
         while alive(everybody) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not alive(everybody)
-    assert len(list((short_path / "temporary").glob("triaxial_parity_*"))) == left, "kill -9 alone leaves the folder"
-    assert not list((short_path / "temporary").glob("*/1/result.json")), "they went on to the end of their training"
+    assert len(list((short_path / "temporary").glob("triaxial_parity_*"))) == left, "only kill -9 leaves the folder"
+    assert not list((short_path / "temporary").glob("*/1/result.json")), "they trained to the end"
 
 
 def alive(pids):
-    """Those that run; one that has ended and that nobody has asked for its status does not."""
+    """The processes that run; a zombie does not."""
     if not pids:
-        return []  # of which ps would show all that it knows
+        return []  # without ids, ps would show all processes
     found = subprocess.run(["ps", "-o", "pid=,stat=", *map(str, pids)], capture_output=True, text=True, check=False)
     return [int(line.split()[0]) for line in found.stdout.splitlines() if not line.split()[1].startswith("Z")]
 
@@ -261,7 +261,7 @@ def test_mistakes_end_in_one_line_before_anything_runs(tiny_corpus, tmp_path, ca
 
 
 @pytest.mark.parametrize("where", ["a file", "a file/under it", "/proc", "/proc/new"])
-def test_an_output_that_cannot_be_written_is_told_before_anything_runs(tiny_corpus, tmp_path, capsys, where):
+def test_an_unwritable_output_is_reported_before_anything_runs(tiny_corpus, tmp_path, capsys, where):
     (tmp_path / "a file").write_text("kept")
     words = ["--layout", "tensor=2", "--no-picture", "--output", str(tmp_path / where)]
     status = main(["parity", str(tiny_corpus.recipe), *words])

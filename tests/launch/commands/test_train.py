@@ -41,14 +41,14 @@ def epochs(run):
 
 @pytest.fixture(scope="module")
 def finished(tiny_corpus, tmp_path_factory):
-    """A run of one process, to the end."""
+    """A finished run of one process."""
     run = tmp_path_factory.mktemp("runs") / "one"
     done = triaxial("train", tiny_corpus.recipe, "--run.directory", run)
     assert done.returncode == 0, done.stderr
     return run, done
 
 
-def test_a_run_leaves_everything_behind(finished, tiny_corpus):
+def test_a_run_leaves_all_its_files(finished, tiny_corpus):
     run, done = finished
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000000008", "step-000000012"]
     assert set(losses(run)) == set(range(1, 13))
@@ -81,7 +81,7 @@ def test_a_finished_run_says_so_and_keeps_its_files(finished, tiny_corpus):
     assert [path.read_bytes() for path in kept] == before
 
 
-def test_where_the_time_of_a_run_went(finished, tmp_path, capsys):
+def test_the_report_accounts_for_the_time_of_a_run(finished, tmp_path, capsys):
     run, done = finished
     found = read_account(run / "ledger.jsonl")
     (process,) = found.processes
@@ -133,7 +133,7 @@ def test_local_processes_resume_on_another_layout(finished, tiny_corpus, tmp_pat
 
 
 def test_a_batch_ramp_is_the_same_on_every_layout_and_when_resumed(tiny_corpus, tmp_path):
-    """4, 5, 6, 7, 8 sequences a step over the first 2,048 tokens; the data's order is that of full steps."""
+    """4, 5, 6, 7, 8 sequences a step over the first 2,048 tokens; the data's order is the same as with full steps."""
     ramp = ["--batch.ramp_tokens", 2048, "--batch.ramp_initial_tokens", 256, "--batch.ramp_increment_tokens", 64]
     words = ["train", tiny_corpus.recipe, *ramp, "--batch.micro_batch_size", 1]
     one = triaxial(*words, "--run.directory", tmp_path / "one")
@@ -157,7 +157,7 @@ def test_a_batch_ramp_is_the_same_on_every_layout_and_when_resumed(tiny_corpus, 
     assert all(abs(loss / reference[step] - 1) < 1e-4 for step, loss in losses(tmp_path / "other").items())
 
 
-def test_a_signal_saves_and_the_next_run_goes_on(finished, tiny_corpus, tmp_path):
+def test_a_signal_saves_and_the_next_run_resumes(finished, tiny_corpus, tmp_path):
     run = tmp_path / "run"
     words = ["train", tiny_corpus.recipe, "--run.directory", run, "--checkpoint.every_tokens", "1000000000"]
     long = [*words, "--train.total_tokens", "50000000", "--schedule.decay_tokens", "20480"]
@@ -187,7 +187,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(finished, tiny_corpus, tmp_path
 
 
 def one_line(done, *parts, status=2):
-    """The mistake is told in one line that has all the parts, with the right exit status and no traceback."""
+    """Check that the mistake is printed in one line with all the parts, the right exit status and no traceback."""
     assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, done.stderr
@@ -212,7 +212,7 @@ def test_a_mistake_is_one_line_with_and_without_ranks(tiny_corpus, tmp_path, ove
 
 
 def test_token_ids_beyond_the_vocabulary(tiny_corpus, tmp_path):
-    """A small tokenizer passes, but the corpus was made with a larger one: told once, though two ranks meet it."""
+    """A small tokenizer passes, but the corpus was made with a larger one: printed once, although two ranks meet it."""
     train_sentencepiece(iter(["abc " * 400]), tmp_path / "small.model", vocab_size=264)
     with TokenFileWriter(tmp_path / "train", vocab_size=512) as writer:
         writer.add_document(np.full(20_000, 300))

@@ -33,7 +33,7 @@ def dry_run(*words):
 
 
 def test_tables_of_each_kind_of_stage(tiny_corpus, tmp_path):
-    """Nothing that the recipe names is opened, and no run directory is made."""
+    """No file of the recipe is opened, and no run directory is created."""
     words = ("--dry-run", "--run.directory", tmp_path / "run", "--data.tokenizer", "/nowhere")
     done = dry_run(tiny_corpus.recipe, *words, *LAYOUT, "--json", tmp_path / "dry.json")
     assert done.returncode == 0, done.stderr
@@ -54,8 +54,9 @@ def test_tables_of_each_kind_of_stage(tiny_corpus, tmp_path):
 
 
 def test_gpt3_175b_on_1024_ranks_in_little_memory(tmp_path):
-    """Each kind of stage over a batch that just fills the pipeline: the first, which holds the activations of most
-    micro-batches, one in the middle, and the last, which has the loss."""
+    """One rank of each kind of stage, with a batch that just fills the pipeline.
+
+    The first stage holds the activations of the most micro-batches; the last one has the loss."""
     words = ("--dry-run", "--ranks", "1024", "--json", str(tmp_path / "dry.json"))
     process = subprocess.Popen(
         [*TRIAXIAL, "gpt3_175b", *words, "--batch.global_batch_tokens", str(16 * 8 * 2048)],
@@ -65,15 +66,15 @@ def test_gpt3_175b_on_1024_ranks_in_little_memory(tmp_path):
     )
     marks = high_water_marks(process)
     assert process.returncode == 0
-    assert len(marks) > 3, "a process for each rank, and what starts them"
-    assert sum(marks.values()) < 4 * 2**20, "KiB, if all of them were at their highest at once"
+    assert len(marks) > 3, "a process for each rank, and their parents"
+    assert sum(marks.values()) < 4 * 2**20, "KiB, even if all of them had their maximum at the same time"
     first, middle, rank = json.loads((tmp_path / "dry.json").read_text())["ranks"]
     assert [first["stages"], middle["stages"], rank["stages"]] == [[0], [1], [15]]
     assert 80 * 2**30 > first["peak_bytes"] > middle["peak_bytes"] > rank["peak_bytes"]
     in_flight = 16 * 6 * (28 / 8 + 4) * 2048 * 12288  # micro-batches, blocks in each, bytes a number of d_model
     assert 1 < first["peak_activation_bytes"] / in_flight < 1.05, "all 16 micro-batches and little else"
     assert rank["layers"] == list(range(90, 96))
-    d, rows, kept = 12288, 50304 // 8, 8 * 8  # kept whole on each tensor rank, so shared out over data ranks alone
+    d, rows, kept = 12288, 50304 // 8, 8 * 8  # whole on each tensor rank, so sharded over data ranks only
     matrices = 6 * (12 * d * d + 7 * d) + 50304 * d
     assert rank["parameters"] == matrices // kept + (6 * 6 * d + 2 * d) // 8
     gathers = next(e for e in rank["traffic"] if (e["axis"], e["kind"]) == ("tensor", "all-gather"))
@@ -83,14 +84,14 @@ def test_gpt3_175b_on_1024_ranks_in_little_memory(tmp_path):
 
 
 def high_water_marks(process):
-    """Wait for a process that leads a session; the most memory that each process of its session ever had, KiB by id."""
+    """Wait for a process that leads a session; returns the peak memory of each process of the session, KiB by id."""
     marks = {}
     while process.poll() is None:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 session = int(stat.read_text().rpartition(")")[2].split()[3])
                 status = (stat.parent / "status").read_text() if session == process.pid else ""
-            except (FileNotFoundError, ProcessLookupError):  # it has ended
+            except (FileNotFoundError, ProcessLookupError):  # the process has ended
                 continue
             if found := re.search(r"VmHWM:\s+(\d+) kB", status):
                 marks[stat.parent.name] = int(found[1])
@@ -101,7 +102,7 @@ def high_water_marks(process):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--dry-run", "--ranks", "8", "--rank", "8"], ["--rank 8", "8 ranks, 0 to 7"]),
+        (["--dry-run", "--ranks", "8", "--rank", "8"], ["--rank 8 is invalid", "from 0 to 7"]),
         (["--dry-run", "--rank", "-1"], ["--rank -1"]),
         (["--dry-run", "--ranks", "0"], ["--ranks 0", "at least 1"]),
         (["--dry-run", "--ranks", "3", "--parallel.tensor", "2"], ["parallel.tensor 2", "3 processes"]),

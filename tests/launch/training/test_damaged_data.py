@@ -217,7 +217,7 @@ def test_files_without_checksums_are_told_of_and_get_some(tiny_corpus, tmp_path,
     shown = capsys.readouterr().out
     assert re.search(r"theirs\.bin: bytes 8,192 to 12,287 have the checksum \w{8}, but theirs\.sums says \w{8}", shown)
     assert "1 faults" not in shown
-    assert "1 fault; copy the file again (--replace declares it right)" in shown
+    assert "1 fault. Copy the file again (or declare it correct with --replace)" in shown
     assert main([*checksum, "--replace"]) == 0
     assert (tmp_path / "theirs.sums").read_bytes() != made
     assert main(["prepare", "checksum", str(tmp_path / "nothing")]) == 2

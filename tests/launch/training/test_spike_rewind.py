@@ -170,9 +170,9 @@ def test_audit_of_one_rank_of_positions_and_as_text(runs, capsys):
     assert [(source["step"], source["sample"]) for source in edge] == [(25, samples_seen(25) - 1), (None, None)]
     assert main(["data", "audit", str(directory), "--step", "40", "--text"]) == 0
     shown = capsys.readouterr().out
-    assert f"left out: positions {first} to {stop - 1} (the loss spike at step 30)" in shown
+    assert f"skipped: positions {first} to {stop - 1} (the loss spike at step 30)" in shown
     assert "step 40: 8 sequences of 64 tokens, positions" in shown
-    assert f"to leave these out: data.skip = [[{whole[0]['position']}, {whole[-1]['position'] + 1}]]" in shown
+    assert f"to skip these: data.skip = [[{whole[0]['position']}, {whole[-1]['position'] + 1}]]" in shown
     assert str(whole[0]["documents"][0]["document"]) in shown
     assert main(["data", "audit", str(directory), "--step", "40", "--train.total_tokens", "100000"]) == 0
 
@@ -180,16 +180,19 @@ def test_audit_of_one_rank_of_positions_and_as_text(runs, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--step", "65"], "step 65 is beyond the end of the run: train.total_tokens = .* are 64 steps"),
-        (["--step", "0"], "--step 0 must be a whole number from 1 on"),
-        (["--steps", "5-3"], "--steps 5-3 must be A-B"),
-        (["--step", "4", "--rank", "2"], r"--rank 2 must be R or R/N with 0 <= R < N, the number of data ranks \(2\)"),
-        (["--step", "4", "--rank", "0/3"], "step 4 has .* which 3 data ranks cannot share equally"),
+        (["--step", "65"], "step 65 is after the end of the run: train.total_tokens = .* are 64 steps"),
+        (["--step", "0"], "--step 0 is invalid: must be a whole number of at least 1"),
+        (["--steps", "5-3"], "--steps 5-3 is invalid: must be A-B"),
+        (
+            ["--step", "4", "--rank", "2"],
+            r"--rank 2 is invalid: must be R or R/N with 0 <= R < N, the number of data ranks \(2\)",
+        ),
+        (["--step", "4", "--rank", "0/3"], "step 4 has .* sequences, not divisible by 3 data ranks"),
         (
             ["--step", "4", "--data.train", '[{ path = "/nowhere/train" }]'],
-            "/nowhere/train.idx: no such .* say so with --data.train",
+            "/nowhere/train.idx: no such .* name it with --data.train",
         ),
-        (["--step", "4", "--data.seq_len", "32"], "the data are not those of .*seq_len was 64 and is now 32"),
+        (["--step", "4", "--data.seq_len", "32"], "the data differ from those of .*seq_len was 64 and is now 32"),
     ],
 )
 def test_errors_of_audit_are_one_line(runs, capsys, words, message):

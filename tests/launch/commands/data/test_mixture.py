@@ -21,7 +21,7 @@ def test_the_shipped_example_prints_the_papers_table(tmp_path, capsys):
         "books2": (0.43, 0.43),
         "wikipedia": (2.97, 3.4),
     }
-    # Each printed number may be half a unit off; with that, all but one of the paper's epochs can be right.
+    # Each printed number is rounded by up to half a unit. Within that, all of the paper's epochs but one are possible.
     percent = {"common_crawl": 60, "webtext2": 22, "books1": 8, "books2": 8, "wikipedia": 3}
     impossible = []
     for name, row in by_name.items():
@@ -61,15 +61,15 @@ def test_a_training_recipe_is_planned_from_its_files_in_whole_steps(tiny_corpus,
     assert main(["data", "mixture", str(tiny_corpus.recipe), *words]) == 0
     shown = capsys.readouterr().out
     assert "16 sequences of 64 tokens = 1,024 tokens" in shown  # 2 steps of 512
-    assert "rare: 0 sequences are -100.00% off its share, which is 0.02" in shown
+    assert "rare: 0 sequences differ by -100.00% from its share of 0.02" in shown
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[mixture]\nseq_len = 8\nplanned_tokens = 8\ncorpora = []\n", "no corpus in the mixture"),
-        ("[mixture]\nseq_len = 8\n[run]\nseed = 1\n", "has the table [mixture] alone; take out [run]"),
-        ("[run]\nseed = 1\n", "has neither a table [data]"),
+        ("[mixture]\nseq_len = 8\n[run]\nseed = 1\n", "has only the table [mixture]. Remove [run]"),
+        ("[run]\nseed = 1\n", "has neither the table [data]"),
         ("[mixture]\nseq_len = 8\nplaned_tokens = 8\ncorpora = []\n", "did you mean 'planned_tokens'?"),
     ],
 )
@@ -77,6 +77,6 @@ def test_mistakes_are_one_line(tmp_path, capsys, text, message):
     recipe = tmp_path / "plan.toml"
     recipe.write_text(text)
     assert main(["data", "mixture", str(recipe)]) == 2
-    told = capsys.readouterr().err.strip()
-    assert message in told
-    assert "\n" not in told
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error

@@ -1,4 +1,4 @@
-"""A corpus is cleaned of an evaluation set, and `triaxial prepare overlap` finds clean what was dirty before."""
+"""After a corpus is decontaminated, `triaxial prepare overlap` finds the examples clean that were dirty before."""
 
 import json
 import random
@@ -59,7 +59,7 @@ fields = ["q"]
 
 
 def dirty(folder, out, capsys) -> list[int]:
-    """Dirty examples of the corpus in `out`, by the command."""
+    """The dirty examples of the corpus in `out`, from the command."""
     (folder / "overlap.toml").write_text(ANALYSIS.format(folder=folder, out=out))
     assert main(["prepare", "overlap", str(folder / "overlap.toml"), "--workers", "1"]) == 0
     assert "quiz" in capsys.readouterr().out

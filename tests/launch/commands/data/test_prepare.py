@@ -1,4 +1,4 @@
-"""`triaxial prepare` from a user's files to a corpus: same bytes however it is run, and one line for each mistake."""
+"""`triaxial prepare` from a user's files to a corpus: always the same bytes, and one line for each mistake."""
 
 import gzip
 import json
@@ -69,7 +69,7 @@ def warc(pages: dict[str, str]) -> bytes:
 
 @pytest.fixture(scope="module")
 def crawl(tmp_path_factory) -> Path:
-    """Pages and lines with known copies, a foreign text, a short one, and a WARC that was cut off."""
+    """Pages and lines with known copies, a foreign text, a short one, and a truncated WARC."""
     folder = tmp_path_factory.mktemp("crawl")
     (folder / "a.warc.gz").write_bytes(warc({f"a{n}": story(n) for n in range(12)}))
     cut = warc({f"b{n}": story(20 + n) for n in range(8)} | {"copy": story(3)})
@@ -194,8 +194,8 @@ def test_the_same_bytes_for_other_workers_names_and_orders(tmp_path, crawl, undi
         assert one == two, name
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, crawl, undisturbed):
-    """SIGKILL to a worker and to the command itself, at several points; then it ends as if nothing had been."""
+def test_a_killed_run_is_resumed(tmp_path, crawl, undisturbed):
+    """SIGKILL to a worker and to the command itself, at several points; then the corpus is the same as undisturbed."""
     path = recipe(tmp_path, crawl)
     manifest = tmp_path / "corpus/work/manifest.jsonl"
     command = [sys.executable, "-m", "launch.main", "prepare", str(path), "--workers", "2"]
@@ -236,8 +236,8 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, crawl, undisturbed)
         (["--share", "5/4"], "share 5/4: the number must lie between 1 and 4"),
         (["--share", "1/2", "--share-timeout", "0.005"], "share 2/2 has not been started for 0.005 minutes, and its"),
         (["--executor", "slurm-array"], "SLURM_ARRAY_TASK_ID is not set. Start it with sbatch --array=1-N"),
-        (["--ray-address", "h:1"], "--ray-address h:1 goes with --executor ray, and not with local"),
-        (["--executor", "ray", "--share", "1/2"], "--share 1/2 goes with the local executor: Ray divides the tasks"),
+        (["--ray-address", "h:1"], "--ray-address h:1 needs --executor ray, not --executor local"),
+        (["--executor", "ray", "--share", "1/2"], "--share 1/2 needs the local executor: Ray divides the tasks"),
         (["--progress-every", "0"], "--progress-every 0 must be above 0 s, for example 30"),
         (["--output.folder", "/dev/null/corpus"], "cannot write here"),
         (
@@ -259,7 +259,7 @@ def test_mistakes_are_one_line_and_leave_no_corpus(tmp_path, crawl, capsys, word
     assert [path for path in tmp_path.rglob("*") if "tmp" in path.name] == []
 
 
-def test_an_existing_tokenizer_is_used_as_it_is(tmp_path, crawl, undisturbed):
+def test_an_existing_tokenizer_is_used_unchanged(tmp_path, crawl, undisturbed):
     model = undisturbed / "tokenizer.model"
     text = recipe(tmp_path, crawl).read_text().replace("vocab_size = 500", f'path = "{model}"')
     (tmp_path / "recipe.toml").write_text(text)
@@ -268,7 +268,7 @@ def test_an_existing_tokenizer_is_used_as_it_is(tmp_path, crawl, undisturbed):
         assert (tmp_path / "corpus" / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
-def test_what_another_corpus_holds_is_left_out(tmp_path, crawl, undisturbed, capsys):
+def test_documents_of_another_corpus_are_dropped(tmp_path, crawl, undisturbed, capsys):
     lines = [{"id": f"new{n}", "text": story(60 + n)} for n in range(10)]
     lines += [{"id": "near", "text": "A line more.\n" + story(40)}]
     (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -347,7 +347,7 @@ def test_a_full_disk_keeps_the_finished_work_and_the_old_corpus(tmp_path, crawl,
 
 
 def test_the_demos_recipe(tmp_path):
-    """The shipped recipe, crawl and all: a million tokens from this machine's own Python."""
+    """The whole shipped recipe: a million tokens from this machine's own Python."""
     words = [
         "prepare",
         str(ROOT / "launch/recipes/demo_corpus.toml"),

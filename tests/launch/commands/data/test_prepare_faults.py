@@ -1,4 +1,4 @@
-"""`triaxial prepare` killed, divided, disturbed: however it is run, the corpus has the same bytes, corpus.json too."""
+"""`triaxial prepare` killed, divided or disturbed: the corpus, with its corpus.json, always has the same bytes."""
 
 import contextlib
 import gzip
@@ -31,7 +31,7 @@ def write_lines(path: Path, names: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
-    """The help topics of Python in four files of JSON lines, and real web archives where there are some."""
+    """The help topics of Python in four files of JSON lines, and real web archives if there are any."""
     folder = tmp_path_factory.mktemp("sources")
     names = sorted(topics)
     for number in range(4):
@@ -55,14 +55,14 @@ def recipe(folder: Path, sources: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory, sources) -> dict[str, bytes]:
-    """The corpus of a run that nothing disturbed, with one worker."""
+    """The corpus of an undisturbed run with one worker."""
     folder = tmp_path_factory.mktemp("undisturbed")
     assert main(["prepare", str(recipe(folder, sources)), "--workers", "1"]) == 0
     return content(folder / "corpus")
 
 
 def content(corpus: Path) -> dict[str, bytes]:
-    """Bytes of every file of a corpus; of corpus.json without what the recipe calls its input, and so its seal."""
+    """Bytes of every file of a corpus; corpus.json without the recipe's input paths and the digest over them."""
     found = {path.name: path.read_bytes() for path in corpus.iterdir() if path.is_file()}
     description = json.loads(found["corpus.json"])
     del description["recipe"]["input"], description["sha256"]
@@ -94,18 +94,18 @@ def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]") 
 
 
 def keys(work: Path, name: str = "manifest*.jsonl") -> list[str]:
-    """Of all tasks that are in the manifests."""
+    """The entries of all tasks in the manifests."""
     lines = [line for path in work.glob(name) for line in path.read_bytes().splitlines(keepends=True)]
     entries = [json.loads(line) for line in lines if line.endswith(b"\n")]
     return [entry["key"] for entry in entries if "key" in entry]
 
 
 def n_left(work: Path) -> list[str]:
-    """What a run may not leave: temporary names."""
+    """Temporary files, which a run must not leave behind."""
     return [str(path) for path in work.rglob("*") if "tmp" in path.name]
 
 
-def test_two_shares_one_of_them_killed_and_started_again(tmp_path, sources, expected):
+def test_two_shares_one_of_them_killed_and_restarted(tmp_path, sources, expected):
     path, work = recipe(tmp_path, sources), tmp_path / "corpus/work"
     words = ("--workers", "1", "--progress-every", "0.2")
     one, two = (start(path, "--share", f"{number}/2", *words) for number in (1, 2))
@@ -132,7 +132,7 @@ def test_two_shares_one_of_them_killed_and_started_again(tmp_path, sources, expe
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("victim", ["worker", "supervisor"])
 def test_twenty_random_kills(tmp_path, sources, expected, victim):
-    """SIGKILL at random times, until twenty have hit; then the run ends as if nothing had been."""
+    """SIGKILL at random times until twenty have hit; then the run ends with the same bytes."""
     rng = random.Random(victim)
     path, work = recipe(tmp_path, sources), tmp_path / "corpus/work"
     kills = 0

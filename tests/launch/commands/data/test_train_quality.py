@@ -1,4 +1,4 @@
-"""`triaxial prepare train-quality` and a recipe that uses its model: same bytes however both are run."""
+"""`triaxial prepare train-quality` and a recipe with its model: the same bytes for other files, orders and workers."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_model_is_trained_told_of_and_trained_again(trained, tmp_path, capsys):
+def test_a_model_is_trained_reported_and_reproduced(trained, tmp_path, capsys):
     report = json.loads((trained / "q.json").read_text())
     assert report["held_out"]["f1"] > 0.95
     assert report["data"]["positive"]["documents"] + report["data"]["positive"]["held_out"] == 120
