@@ -135,7 +135,7 @@ class Trials:
         parts |= {"heartbeat": UNWATCHED, "ledger": TimeLedger(None)}
         state = fresh_start(self.config).state
         loop = TrainingLoop(self.run, self.engine, NextToken(), self.data, {}, state=state, **parts)
-        loop.save = lambda **_: None
+        loop.save = lambda **_: None  # at the end
         try:
             loop.train()
         except ReplicaMismatch as error:
