@@ -85,6 +85,12 @@ def launched():
 
 
 @pytest.fixture(scope="session")
+def version_before():
+    """tests/launch/version_before.py as a module."""
+    return beside_this("version_before")
+
+
+@pytest.fixture(scope="session")
 def listening():
     """tests/launch/listening.py as a module."""
     return beside_this("listening")
