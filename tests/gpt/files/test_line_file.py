@@ -1,4 +1,4 @@
-"""What a run records on a disk that is full for a while, and on one that stays so."""
+"""Records of a run on a disk that is full for a while, and on one that stays full."""
 
 import json
 
@@ -28,12 +28,12 @@ def fill(disk):
 
 
 def steps(path):
-    """Of whole lines."""
+    """Return the steps in whole lines."""
     lines = path.read_bytes().splitlines(keepends=True)
     return [json.loads(line)["step"] for line in lines if line.endswith(b"\n")]
 
 
-def test_what_a_run_records_waits_for_room_and_stands_there_whole_and_in_order(disk, capsys):
+def test_records_wait_while_the_disk_is_full_and_are_complete_and_in_order_later(disk, capsys):
     with MetricsWriter(OFF, disk / "run", run_config={}, resume_step=None, interactive=False) as writer:
         writer.log(0, {"loss": 1.0})
         filler = fill(disk)
@@ -43,7 +43,7 @@ def test_what_a_run_records_waits_for_room_and_stands_there_whole_and_in_order(d
         for _ in range(300):
             writer.event("warning", step=299, text="more than the page has room for")
         writer.append("samples.jsonl", [{"step": 299, "text": "x" * 5000}, {"step": 299, "text": "é"}])
-        assert steps(disk / "run/metrics.jsonl")[-1:] != [299], "the disk is full, or this shows nothing"
+        assert steps(disk / "run/metrics.jsonl")[-1:] != [299], "the disk must be full here"
         filler.unlink()
         writer.log(300, {"loss": 1.0})
         assert steps(disk / "run/metrics.jsonl") == list(range(301))
@@ -51,14 +51,14 @@ def test_what_a_run_records_waits_for_room_and_stands_there_whole_and_in_order(d
     assert [len(json.loads(line)["text"]) for line in samples.splitlines()] == [5000, 1]
     events = [json.loads(line)["text"] for line in (disk / "run/events.jsonl").read_text().splitlines()]
     assert events == ["there is not enough room"] + 300 * ["more than the page has room for"]
-    told = [line for line in capsys.readouterr().out.splitlines() if "the disk" in line]
-    assert [line.partition("/run: ")[2][:27] for line in told] == [
+    messages = [line for line in capsys.readouterr().out.splitlines() if "the disk" in line]
+    assert [line.partition("/run: ")[2][:27] for line in messages] == [
         "the disk is full; records w",
         "the disk has room again; no",
     ]
 
 
-def test_on_a_disk_that_stays_full_the_run_ends_at_last_and_may_be_started_again(disk, capsys):
+def test_on_a_disk_that_stays_full_the_run_ends_and_can_be_started_again(disk, capsys):
     assert DiskFull.exit_status == 1, "a launcher starts it again, after a pause"
 
     def run():
@@ -72,7 +72,7 @@ def test_on_a_disk_that_stays_full_the_run_ends_at_last_and_may_be_started_again
     assert "records that waited in memory are lost" in capsys.readouterr().out
 
 
-def test_a_line_that_waits_is_cut_nowhere(disk):
+def test_a_waiting_line_is_written_whole(disk):
     (disk / "x").write_bytes(b"x" * 4089 + b"\n")  # a line would pass the end of the page
     file, filler = LineFile(disk / "x"), fill(disk)
     file.add(b"y" * 20 + b"\n")
@@ -84,7 +84,7 @@ def test_a_line_that_waits_is_cut_nowhere(disk):
     assert (disk / "x").read_bytes()[4090:] == b"y" * 20 + b"\nz\n"
 
 
-def test_a_line_that_a_killed_process_left_half_written_spoils_no_other(tmp_path):
+def test_a_line_that_a_killed_process_cut_short_damages_no_other(tmp_path):
     (tmp_path / "x").write_bytes(b"whole\nhal")
     file = LineFile(tmp_path / "x")
     file.add(b"next\n")
@@ -93,7 +93,7 @@ def test_a_line_that_a_killed_process_left_half_written_spoils_no_other(tmp_path
     assert (tmp_path / "x").read_bytes() == b"whole\nhal\nnext\nlast\n"
 
 
-def test_an_event_that_finds_no_room_is_an_error_and_spoils_no_other(disk):
+def test_an_event_on_a_full_disk_is_an_error_and_damages_no_other(disk):
     path = disk / "events.jsonl"
     path.write_bytes(b"x" * 4089 + b"\n")  # room for a part of it, to the end of the page
     filler = fill(disk)

@@ -12,8 +12,8 @@ from gpt.token_files.files import TokenFile
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the figures come from Linux's /proc")
-def test_opening_takes_no_address_space_and_reading_leaves_no_trace(tmp_path):
-    """16 documents of 2**31 - 1 tokens, 64 GiB that take no room on the disk: a mapped file would show in both."""
+def test_opening_and_reading_map_no_memory(tmp_path):
+    """16 documents of 2**31 - 1 tokens: 64 GiB in a sparse file. A mapped file would show in both figures."""
     lengths = np.full(16, 2**31 - 1, dtype="<i4")
     starts = np.concatenate(([0], np.cumsum(lengths[:-1], dtype="<i8") * 2)).astype("<i8")
     header = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, 16, 17)

@@ -1,4 +1,4 @@
-"""No damaged block of a token file gets past its checksum, wherever it lies and however it came about."""
+"""Checksums find every damaged block of a token file, for every kind and position of damage."""
 
 import binascii
 import itertools
@@ -28,7 +28,7 @@ def write(prefix: Path, *, n_documents: int = 600, n_tokens: int = 30) -> Path:
 
 
 def sums_written_out(prefix: Path) -> bytes:
-    """The layout a second time: CRC-32 of each 4 KiB."""
+    """Compute the layout independently: the CRC-32 of each 4 KiB."""
     contents = [Path(f"{prefix}{suffix}").read_bytes() for suffix in (".bin", ".idx")]
     head = struct.pack("<8sQQ", b"TRIXSUM1", *map(len, contents))
     blocks = [data[i : i + 4096] for data in contents for i in range(0, len(data), 4096)]
@@ -51,7 +51,7 @@ def test_the_layout(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx", "a.sums"]
 
 
-def test_pieces_of_any_length_are_summed_as_one(tmp_path):
+def test_writes_of_any_length_give_the_same_checksums(tmp_path):
     data = np.random.default_rng(2).bytes(5 * BLOCK_BYTES + 7)
     for number, cuts in enumerate(
         [[], [1], [4096], [4095, 4097], [8192, 8200, 9000, 20_000], [*range(0, 20_000, 999)]]
@@ -65,7 +65,7 @@ def test_pieces_of_any_length_are_summed_as_one(tmp_path):
 
 
 def damage(path: Path, kind: str, draw: np.random.Generator) -> int:
-    """Change a file in place; the first byte that is another, or is gone."""
+    """Change a file in place; return the first byte that differs or is missing."""
     before = path.read_bytes()
     while True:
         data, at = bytearray(before), int(draw.integers(len(before)))
@@ -87,7 +87,7 @@ def damage(path: Path, kind: str, draw: np.random.Generator) -> int:
 
 
 def samples(data: TrainingData) -> tuple[dict[int, list[int]], dict[int, str]]:
-    """What training would be fed of one epoch, by position; and what it would not."""
+    """Return the samples of one epoch by position, and the errors of refused positions."""
     fed, refused = {}, {}
     for first in range(0, data.n_samples[0], 16):
         positions = np.arange(first, min(first + 16, data.n_samples[0]))
@@ -101,8 +101,8 @@ def samples(data: TrainingData) -> tuple[dict[int, list[int]], dict[int, str]]:
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(25, marks=pytest.mark.rehearse)])
-def test_random_damage_is_refused_and_no_wrong_token_is_handed_out(tmp_path, times):
-    """Four kinds of damage to both files: what opens is read through, tokens as training reads them, and documents."""
+def test_random_damage_is_refused_and_no_wrong_token_is_read(tmp_path, times):
+    """Four kinds of damage to both files. Files that open are read whole: samples as in training, and documents."""
     prefix = write(tmp_path / "a")
     corpus, draw = CorpusConfig(str(prefix)), np.random.default_rng(3)
     training = TrainingData(DataConfig(tokenizer="none", train=(corpus,), seq_len=SEQ_LEN), seed=1, vocab_size=1000)
@@ -124,7 +124,9 @@ def test_random_damage_is_refused_and_no_wrong_token_is_handed_out(tmp_path, tim
         except DamagedTokens as error:
             refusal = str(error)
         if data is None:
-            assert re.search(said, refusal) or suffix == ".idx", "its header, say, and not the first byte that changed"
+            assert re.search(said, refusal) or suffix == ".idx", (
+                "the message may name another part of the index, such as its header"
+            )
             assert kind == "truncate" or suffix == ".idx"
             assert "a.sums" in refusal
         else:
@@ -137,7 +139,7 @@ def test_random_damage_is_refused_and_no_wrong_token_is_handed_out(tmp_path, tim
                     assert data.files[0].document_start(document) == starts[document], f"{kind} at {at}"
                 except DamagedTokens as error:
                     found.append(str(error))
-            lengths = range(34, 34 + 4 * 600)  # of documents, which no reader of ours asks for but at the end
+            lengths = range(34, 34 + 4 * 600)  # lengths of documents; we read only the last one
             assert found or (at in lengths and kind in ("flip", "swap", "zero")), f"{kind} at {at} was not noticed"
             assert any(re.search(said, what) for what in found) or suffix == ".idx"
         path.write_bytes(original[suffix])
@@ -145,7 +147,7 @@ def test_random_damage_is_refused_and_no_wrong_token_is_handed_out(tmp_path, tim
     assert samples(again)[0] == right
 
 
-def test_a_file_that_is_cut_or_fails_later_is_damage_too(tmp_path):
+def test_a_file_that_is_cut_off_later_is_damaged_too(tmp_path):
     write(tmp_path / "a")
     data = ValidationData(
         CorpusConfig(str(tmp_path / "a")), DataConfig(tokenizer="none", train=(), seq_len=SEQ_LEN), vocab_size=1000
@@ -171,7 +173,7 @@ def test_a_file_that_is_cut_or_fails_later_is_damage_too(tmp_path):
         (lambda data: data[:9] + b"\x01" + data[10:], r"a\.sums is damaged"),
     ],
 )
-def test_damaged_sums_are_told_from_damaged_tokens(tmp_path, change, said):
+def test_damaged_checksums_are_distinguished_from_damaged_tokens(tmp_path, change, said):
     write(tmp_path / "a", n_documents=3)
     path = tmp_path / "a.sums"
     path.write_bytes(change(path.read_bytes()))
@@ -181,7 +183,7 @@ def test_damaged_sums_are_told_from_damaged_tokens(tmp_path, change, said):
     assert TokenFile(tmp_path / "a").unchecked == []
 
 
-def test_sums_of_other_files_of_another_length(tmp_path):
+def test_checksums_of_files_with_another_size_are_refused(tmp_path):
     write(tmp_path / "a", n_documents=3)
     sums = (tmp_path / "a.sums").read_bytes()
     write(tmp_path / "a", n_documents=4)

@@ -1,4 +1,4 @@
-"""The token files are Megatron's, byte for byte, and bad ones are refused."""
+"""Token files equal Megatron's byte for byte, and invalid ones are refused."""
 
 import itertools
 import pickle
@@ -23,7 +23,7 @@ def write(prefix: Path, documents=DOCUMENTS, vocab_size=1000) -> Path:
 
 
 def parse_index(data: bytes) -> dict:
-    """The layout written down a second time, with struct alone."""
+    """Parse the layout independently, with struct only."""
     magic, version, code, n_sequences, n_documents = struct.unpack_from("<9sQBQQ", data, 0)
     lengths = struct.unpack_from(f"<{n_sequences}i", data, 34)
     pointers = struct.unpack_from(f"<{n_sequences}q", data, 34 + 4 * n_sequences)
@@ -40,7 +40,7 @@ def parse_index(data: bytes) -> dict:
 
 
 @pytest.mark.parametrize(("vocab_size", "code", "kind"), [(65_499, 8, "<u2"), (65_500, 4, "<i4")])
-def test_layout_is_megatrons(tmp_path, vocab_size, code, kind):
+def test_the_layout_is_megatrons(tmp_path, vocab_size, code, kind):
     prefix = write(tmp_path / "a", vocab_size=vocab_size)
     index = parse_index((tmp_path / "a.idx").read_bytes())
     size = np.dtype(kind).itemsize
@@ -58,7 +58,7 @@ def test_layout_is_megatrons(tmp_path, vocab_size, code, kind):
     assert TokenFile(prefix).dtype == np.dtype(kind)
 
 
-def test_reads_back_what_was_written(tmp_path):
+def test_written_documents_are_read_back(tmp_path):
     file = TokenFile(write(tmp_path / "a"))
     stream = np.array(STREAM)
     assert (file.n_tokens, file.n_documents) == (len(stream), len(DOCUMENTS))
@@ -69,11 +69,11 @@ def test_reads_back_what_was_written(tmp_path):
     assert [file.document_start(d) for d in range(file.n_documents + 1)] == [0, 4, 5, 5, 8, 79]
     copy = file.read(0, 3)
     copy[:] = 0
-    assert file.read(0, 1)[0] == 5, "read must hand out a copy"
+    assert file.read(0, 1)[0] == 5, "read must return a copy"
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(file)).read(0, 5), stream[:5])
 
 
-def test_documents_of_several_sequences_as_other_tools_write_them(tmp_path):
+def test_documents_of_several_sequences_from_other_tools_are_read(tmp_path):
     """Three sequences in two documents: 1+2 and 3."""
     (tmp_path / "m.bin").write_bytes(np.arange(9, dtype="<i4").tobytes())
     head = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 4, 3, 3)
@@ -84,7 +84,7 @@ def test_documents_of_several_sequences_as_other_tools_write_them(tmp_path):
     assert [file.document_at(p) for p in (0, 4, 5, 8)] == [(0, 0), (0, 4), (1, 0), (1, 3)]
 
 
-def test_a_corpus_of_no_documents(tmp_path):
+def test_a_corpus_without_documents(tmp_path):
     file = TokenFile(write(tmp_path / "none", documents=[]))
     assert (file.n_tokens, file.n_documents, len(file.read(0, 0))) == (0, 0, 0)
 
@@ -97,7 +97,7 @@ def test_positions_outside_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [1000, -1])
-def test_ids_outside_the_vocabulary_leave_nothing_behind(tmp_path, bad):
+def test_ids_outside_the_vocabulary_are_refused_and_nothing_is_written(tmp_path, bad):
     with pytest.raises(ConfigError, match=f"token id {bad} .* 0\\.\\.999"):
         write(tmp_path / "a", documents=[[1, 2], [3, bad]])
     assert list(tmp_path.iterdir()) == []
@@ -112,7 +112,7 @@ def test_documents_that_are_not_flat_integers_are_refused(tmp_path):
             w.add_document(bad)
 
 
-def test_files_appear_only_at_the_end_and_old_ones_stay_until_then(tmp_path):
+def test_new_files_replace_old_ones_only_at_the_end(tmp_path):
     write(tmp_path / "a", documents=[[1]])
     with TokenFileWriter(tmp_path / "a", vocab_size=10) as writer:
         writer.add_document(np.array([2, 3]))
@@ -140,8 +140,8 @@ def write_set(folder: Path, parts) -> list[str]:
 
 
 @pytest.mark.parametrize("cuts", [(), (1,), (2, 2, 4), (0, 5)])
-def test_a_set_of_files_reads_as_one(tmp_path, cuts):
-    """Cut between any two documents, some parts empty: everything is as in the single file."""
+def test_a_set_of_shards_reads_as_one_file(tmp_path, cuts):
+    """Divided between any two documents, also with empty shards: everything equals the single file."""
     edges = [0, *cuts, len(DOCUMENTS)]
     write_set(tmp_path, [DOCUMENTS[a:b] for a, b in itertools.pairwise(edges)])
     parts, whole = TokenFile(tmp_path / "a"), TokenFile(write(tmp_path / "whole"))
@@ -157,10 +157,10 @@ def test_a_set_of_files_reads_as_one(tmp_path, cuts):
     assert [parts.document_start(d) for d in range(6)] == [whole.document_start(d) for d in range(6)]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(parts)).read(0, 79), STREAM)
     parts.read(0, 3)[:] = 0
-    assert parts.read(0, 1)[0] == 5, "read must hand out a copy"
+    assert parts.read(0, 1)[0] == 5, "read must return a copy"
 
 
-def test_a_set_that_is_not_whole_or_not_alone_is_refused(tmp_path):
+def test_an_incomplete_or_ambiguous_set_is_refused(tmp_path):
     names = write_set(tmp_path, [DOCUMENTS[:2], DOCUMENTS[2:4], DOCUMENTS[4:]])
     assert TokenFile(tmp_path / names[1]).n_tokens == 3, "one of a set can be read by its own name"
     moved = (tmp_path / f"{names[1]}.idx").rename(tmp_path / "elsewhere")
@@ -181,7 +181,7 @@ def test_a_set_that_is_not_whole_or_not_alone_is_refused(tmp_path):
         TokenFile(tmp_path / "a")
 
 
-def test_documents_written_in_one_call_are_those_written_one_by_one(tmp_path):
+def test_documents_written_in_one_call_equal_those_written_one_by_one(tmp_path):
     write(tmp_path / "one")
     with TokenFileWriter(tmp_path / "many", vocab_size=1000) as writer:
         for part in (DOCUMENTS[:3], [], DOCUMENTS[3:]):
@@ -205,13 +205,13 @@ def test_a_sampled_digest_covers_both_ends_and_the_length(tmp_path):
         digests.append(sampled_digest(path))
     path.write_bytes(content[:-1])
     digests.append(sampled_digest(path))
-    assert digests[0] == digests[4], "what lies between the samples is not seen"
+    assert digests[0] == digests[4], "bytes between the samples are not read"
     assert len(set(digests)) == 5
     sizes = (0, 1, 4096, 4097, 100_000, 100_001)
     assert len({(path.write_bytes(bytes(size)), sampled_digest(path))[1] for size in sizes}) == len(sizes)
 
 
-def test_megatron_core_reads_our_files_and_we_read_its(tmp_path):
+def test_megatron_core_and_we_read_each_others_files(tmp_path):
     indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed")
     torch = pytest.importorskip("torch")
     for vocab_size in (1000, 70_000):

@@ -39,7 +39,7 @@ def pair(tmp_path_factory, corpus) -> Path:
 
 
 def random_texts(n: int) -> list[str]:
-    """Characters of all of Unicode, of its first planes, white space, and the ends of words that GPT-2 cuts off."""
+    """Random characters of all of Unicode and of its first planes, white space, and suffixes that GPT-2 splits off."""
     rng = random.Random(3)
     everything = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
     odd = [
@@ -86,7 +86,7 @@ def test_byte_pairs_give_the_ids_of_hugging_face(pair, corpus, awkward):
         ours.decode([361])
 
 
-def test_byte_pairs_become_the_same_tokenizer_json(pair):
+def test_byte_pairs_are_converted_to_an_equal_tokenizer_json(pair):
     ours, theirs = load_tokenizer(pair / "vocab.bpe"), json.loads((pair / "hf-tokenizer.json").read_text())
     converted = json.loads(from_byte_pairs(ours).to_str())
     assert converted["model"]["merges"] == theirs["model"]["merges"]
@@ -108,7 +108,9 @@ def test_a_pair_is_found_by_either_file_and_by_its_folder(pair, tmp_path, model)
         (folder / "corpus.json").write_text("{}")
         for path in (folder, *(folder / name for name in names)):
             assert tokenizer_files(path) == tuple(folder / name for name in names)
-            assert load_tokenizer(path).fingerprint == first.fingerprint, "names do not count, contents do"
+            assert load_tokenizer(path).fingerprint == first.fingerprint, (
+                "the fingerprint depends on contents, not on names"
+            )
     shutil.copy(model, folder / "t.model")
     with pytest.raises(
         ConfigError, match=r"must contain exactly one tokenizer, but this one has merges\.txt, t\.model; name one"
@@ -121,7 +123,7 @@ def test_a_pair_is_found_by_either_file_and_by_its_folder(pair, tmp_path, model)
         load_tokenizer(tmp_path)
     text = (tmp_path / "0/x-encoder.json").read_text()
     (tmp_path / "0/x-encoder.json").write_text(text + " ")
-    assert load_tokenizer(tmp_path / "0").fingerprint != first.fingerprint, "either file counts"
+    assert load_tokenizer(tmp_path / "0").fingerprint != first.fingerprint, "the fingerprint depends on both files"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_a_pair_is_found_by_either_file_and_by_its_folder(pair, tmp_path, model)
         ),
     ],
 )
-def test_pairs_that_do_not_fit(pair, tmp_path, name, change, message):
+def test_files_that_do_not_belong_together_are_refused(pair, tmp_path, name, change, message):
     for file in ("encoder.json", "vocab.bpe"):
         text = (pair / file).read_text(encoding="utf-8")
         (tmp_path / file).write_text(change(text) if file == name else text, encoding="utf-8")
@@ -153,7 +155,7 @@ def test_pairs_that_do_not_fit(pair, tmp_path, name, change, message):
         load_tokenizer(tmp_path / "vocab.bpe")
 
 
-def test_a_rank_file_of_another_vocabulary(tmp_path):
+def test_a_rank_file_of_another_vocabulary_is_refused(tmp_path):
     (tmp_path / "x.tiktoken").write_bytes(b"IQ== 0\nIg== 1\n")
     with pytest.raises(ConfigError, match="does not have the ranks of r50k_base or p50k_base"):
         load_tokenizer(tmp_path / "x.tiktoken")
@@ -171,7 +173,7 @@ def gpt2() -> Tokenizer:
 
 
 def test_gpt2s_own_files_give_the_ids_of_hugging_face(gpt2):
-    """On real texts, 300 languages among them, and on random Unicode."""
+    """On real texts in 300 languages and on random Unicode."""
     pytest.importorskip("tokenizers", reason="the extra 'hf' is not installed")
     texts = random_texts(2000)
     with zipfile.ZipFile(SHARED / "text/nltk-udhr2.zip") as files:
@@ -181,8 +183,8 @@ def test_gpt2s_own_files_give_the_ids_of_hugging_face(gpt2):
     assert gpt2.encode("Hello world") == [15496, 995]
 
 
-def test_openais_rank_files(gpt2, tmp_path):
-    """Written anew from GPT-2's files they are OpenAI's to the byte, or their digests would not be known."""
+def test_openais_rank_files_are_read(gpt2, tmp_path):
+    """Rank files written from GPT-2's files equal OpenAI's byte for byte: their digests are known."""
     ranks = sorted(gpt2.ranks.items(), key=lambda item: item[1])
     spaces = [(b" " * (n + 2), 50_257 + n) for n in range(24)]
     for name, tokens, vocab_size in (("r50k", ranks, 50_257), ("p50k", ranks + spaces, 50_281)):

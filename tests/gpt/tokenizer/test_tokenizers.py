@@ -1,4 +1,4 @@
-"""Tokenizers give back the text that went in, the same file for the same text, and clear errors."""
+"""Tokenizers are reversible, training is deterministic, and wrong files give clear errors."""
 
 import random
 from pathlib import Path
@@ -16,7 +16,7 @@ def tokenizer(model) -> Tokenizer:
     return load_tokenizer(model)
 
 
-def test_every_text_comes_back(tokenizer, corpus, awkward):
+def test_decoding_gives_every_text_back(tokenizer, corpus, awkward):
     letters = [chr(c) for c in range(0x3000)] + list("▁ \n\t\x00🎉") * 100
     rng = random.Random(1)
     texts = awkward + corpus[:4] + ["".join(rng.choices(letters, k=rng.randrange(40))) for _ in range(500)]
@@ -26,15 +26,15 @@ def test_every_text_comes_back(tokenizer, corpus, awkward):
         assert tokenizer.decode(ids) == text
         assert tokenizer.encode(text) == ids
         assert all(0 <= i < tokenizer.vocab_size for i in ids)
-        assert tokenizer.end_of_document_id not in ids, "only the end of a document may be the end token"
+        assert tokenizer.end_of_document_id not in ids, "text must never give the end-of-document token"
 
 
-def test_digits_are_single_and_space_runs_are_not(tokenizer):
+def test_digits_are_single_pieces_and_runs_of_spaces_are_not(tokenizer):
     assert len(tokenizer.encode("12345")) == 5
     assert len(tokenizer.encode("    ")) < 4
 
 
-def test_what_it_says_of_itself(tokenizer, model):
+def test_the_attributes_of_a_tokenizer(tokenizer, model):
     assert isinstance(tokenizer, Tokenizer)
     assert (tokenizer.vocab_size, tokenizer.end_of_document_id, tokenizer.name) == (400, 1, "t.model")
     assert tokenizer.decode([tokenizer.end_of_document_id]) == ""
@@ -50,7 +50,7 @@ def test_training_is_deterministic(tmp_path, model, corpus):
     assert (tmp_path / "again.model").read_bytes() == model.read_bytes()
 
 
-def test_a_vocabulary_that_cannot_be_had_names_one_that_can(tmp_path, corpus):
+def test_the_error_for_an_impossible_vocabulary_names_a_possible_one(tmp_path, corpus):
     with pytest.raises(ConfigError, match=r"vocab_size = 90000 is invalid: .* Use vocab_size = (\d+)") as caught:
         train_sentencepiece(iter(corpus), tmp_path / "t.model", vocab_size=90_000)
     possible = int(str(caught.value).split("Use vocab_size = ")[1].split()[0])
@@ -63,7 +63,7 @@ def test_a_vocabulary_that_cannot_be_had_names_one_that_can(tmp_path, corpus):
     assert load_tokenizer(tmp_path / "t.model").vocab_size == possible
 
 
-def test_files_that_are_no_tokenizer(tmp_path, tokenizer):
+def test_files_that_are_not_tokenizers_are_refused(tmp_path, tokenizer):
     for name, content, message in [
         ("missing.model", None, "no such tokenizer file"),
         ("bad.model", b"not a model", "not a sentencepiece model"),
@@ -77,7 +77,7 @@ def test_files_that_are_no_tokenizer(tmp_path, tokenizer):
         tokenizer.decode([5, 400])
 
 
-def test_hugging_face_files(tmp_path, corpus, awkward):
+def test_hugging_face_files_are_read(tmp_path, corpus, awkward):
     tokenizers = pytest.importorskip("tokenizers", reason="the extra 'hf' is not installed")
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

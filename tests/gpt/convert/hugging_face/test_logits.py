@@ -1,4 +1,4 @@
-"""Comparing logits with transformers: whole, or of an excerpt that keeps memory near the largest tensor."""
+"""Logits are compared with transformers, for a whole model or an excerpt that keeps memory near the largest tensor."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ def llama(**settings: Any) -> ModelConfig:
     return ModelConfig(**{**SIZES, **settings})
 
 
-def test_a_large_model_is_compared_in_as_much_as_memory_allows() -> None:
+def test_of_a_large_model_as_many_layers_are_compared_as_memory_allows() -> None:
     small = llama(vocab_size=49_152, n_layers=30, d_model=576, n_heads=9, n_kv_heads=3, d_ff=1536)
     assert part_to_compare(small, "auto") == small
     llama_1b = llama(vocab_size=128_256, n_layers=16, d_model=2048, n_heads=32, n_kv_heads=8, d_ff=8192)
@@ -63,7 +63,9 @@ def test_an_excerpt_agrees_and_a_wrong_tensor_in_it_is_found(tmp_path: Path, kin
         for name, tensor in source.read_weights(names):
             yield name, tensor.flip(0) if name == "blocks.1.attention.k.weight" else tensor
 
-    calls = iter([swapped, swapped])  # of ours, the ends and then the rest; then theirs, which are as they were
+    calls = iter(
+        [swapped, swapped]
+    )  # for our model: the ends, then the rest; the model of transformers gets the right weights
 
     def read(names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         return next(calls, source.read_weights)(names)

@@ -28,7 +28,7 @@ def both_tokenizers(tmp_path_factory: pytest.TempPathFactory, sentencepiece_file
     "alphabet", ["ab", " a", "ret ", "in g\n", "=- ", "\t of", "self. _", "0139. ", "\u2581 th", "ßüe"]
 )
 def test_equal_ids_on_random_text(both_tokenizers: tuple[Any, Any], alphabet: str) -> None:
-    """Few letters make many ways to merge, which is where an order of merges would show."""
+    """Few letters give many ways to merge, so that a wrong order of merges shows."""
     ours, theirs = both_tokenizers
     rng = random.Random(alphabet)
     for _ in range(300):
@@ -38,9 +38,9 @@ def test_equal_ids_on_random_text(both_tokenizers: tuple[Any, Any], alphabet: st
         assert theirs.decode(ids, skip_special_tokens=True) == text
 
 
-def test_any_ids_decode_alike(both_tokenizers: tuple[Any, Any]) -> None:
-    """The end of a document is no text. Bytes that are no UTF-8, which no text gives, become U+FFFD in both, but
-    `tokenizers` gives up the whole run of byte pieces for one wrong byte, so that only the rest is compared."""
+def test_random_ids_decode_to_the_same_text(both_tokenizers: tuple[Any, Any]) -> None:
+    """Both leave out the end of a document. Invalid UTF-8, which no text gives, becomes U+FFFD in both, but
+    `tokenizers` replaces the whole run of byte pieces for one wrong byte; only the other texts are compared exactly."""
     ours, theirs = both_tokenizers
     rng = random.Random(0)
     compared = 0
@@ -56,7 +56,7 @@ def test_any_ids_decode_alike(both_tokenizers: tuple[Any, Any]) -> None:
     assert compared > 100
 
 
-def test_text_that_spells_a_special_token_is_text(both_tokenizers: tuple[Any, Any]) -> None:
+def test_text_that_equals_a_special_token_is_encoded_as_text(both_tokenizers: tuple[Any, Any]) -> None:
     ours, theirs = both_tokenizers
     assert 1 not in theirs("a <|endoftext|> b")["input_ids"]
     assert ours.decode(theirs("a <|endoftext|> b")["input_ids"]) == "a <|endoftext|> b"

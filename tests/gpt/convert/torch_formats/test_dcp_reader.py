@@ -1,4 +1,4 @@
-"""torch's distributed checkpoints: torch reads what is written here, and what torch writes is read here as data."""
+"""Distributed checkpoints of torch are read as data; damage and hostile files are refused, and nothing is run."""
 
 import os
 import pickle
@@ -44,8 +44,8 @@ def read(folder, name, layers=None):
     return [read_slice(found) for found in find_slices(folder, name, read_metadata(folder)[name], layers)]
 
 
-def test_what_torch_writes_is_read(tmp_path):
-    """A stacked tensor in one piece too; a view into a larger storage; what is no tensor is passed over."""
+def test_checkpoints_of_torch_are_read(tmp_path):
+    """Also a stacked tensor in one piece and a view into a larger storage. Objects that are not tensors are skipped."""
     state = {
         "stacked": STACKED,
         "plain": PLAIN.half(),
@@ -83,7 +83,7 @@ def info(**fields):
     return filesystem._StorageInfo(**{"relative_path": "__0_0.distcp", "offset": 0, "length": 9, **fields})
 
 
-def set_place(folder, **fields):
+def set_position(folder, **fields):
     change_metadata(folder, lambda m: m.storage_data.update({index(): info(**fields)}))
 
 
@@ -91,12 +91,11 @@ def add_overlap(described):
     found = described.state_dict_metadata["plain"]
     half = torch.Size([3, 2])
     found.chunks = [metadata.ChunkStorageMetadata(torch.Size([i, 0]), half) for i in (0, 1)]
-    place = described.storage_data[index()]
-    described.storage_data.update({index((1, 0)): place})
+    described.storage_data.update({index((1, 0)): described.storage_data[index()]})
 
 
 def repeat_rows(described):
-    """Twice as many rows as are there: the second half in the same bytes as the first."""
+    """Describe twice as many rows as stored, with the second half in the same bytes as the first."""
     found, size = described.state_dict_metadata["plain"], torch.Size([7, 2])
     found.size = torch.Size([14, 2])
     found.chunks = [metadata.ChunkStorageMetadata(torch.Size([i, 0]), size) for i in (0, 7)]
@@ -108,13 +107,13 @@ def set_name(described, name):
 
 
 def tensor_of(shape, strides):
-    """The pickle of a tensor of any sizes, which torch would not write."""
+    """Return the pickle of a tensor with any sizes and strides, which torch would not write."""
     storage = PersistentId(("storage", GlobalName("torch.FloatStorage"), "0", "cpu", 14))
     return encode(PickledObject("torch._utils._rebuild_tensor_v2", (storage, 0, shape, strides, False, None)))
 
 
 def rewrite_archive(folder, *, compress=False, data=None, byteorder=b"little", keep=1):
-    """The archive of 'plain' anew, at the file's end, wrong in one thing."""
+    """Append an archive of 'plain' to the file that is wrong in one point, and describe that one."""
     path = folder / "__0_0.distcp"
     start = path.stat().st_size
     with open(path, "r+b") as file:
@@ -126,7 +125,7 @@ def rewrite_archive(folder, *, compress=False, data=None, byteorder=b"little", k
             archive.writestr("archive/byteorder", byteorder)
             archive.writestr("archive/data/0", good[: len(good) * keep])
         length = file.seek(0, os.SEEK_END) - start
-    set_place(folder, offset=start, length=length)
+    set_position(folder, offset=start, length=length)
 
 
 def tensor_pickle(folder):
@@ -155,21 +154,21 @@ BAD = [
         lambda f, _: change_metadata(f, lambda m: m.storage_data.update({index(): "here"})),
         "expected a .*_StorageInfo, found a str",
     ),
-    (lambda f, _: set_place(f, relative_path="../secret"), "which is not a file in the same folder"),
-    (lambda f, _: set_place(f, relative_path="/etc/passwd"), "which is not a file in the same folder"),
-    (lambda f, _: set_place(f, relative_path="gone.distcp"), "gone.distcp is missing"),
-    (lambda f, _: set_place(f, offset=-4), "cut off"),
-    (lambda f, _: set_place(f, length=10**9), "is cut off: it has .* bytes, but should have 1000000000"),
-    (lambda f, _: set_place(f, length=100), "is not an archive of torch.save"),
-    (lambda f, _: set_place(f, transform_descriptors=["zstd"]), "compressed or encrypted"),
+    (lambda f, _: set_position(f, relative_path="../secret"), "which is not a file in the same folder"),
+    (lambda f, _: set_position(f, relative_path="/etc/passwd"), "which is not a file in the same folder"),
+    (lambda f, _: set_position(f, relative_path="gone.distcp"), "gone.distcp is missing"),
+    (lambda f, _: set_position(f, offset=-4), "cut off"),
+    (lambda f, _: set_position(f, length=10**9), "is cut off: it has .* bytes, but should have 1000000000"),
+    (lambda f, _: set_position(f, length=100), "is not an archive of torch.save"),
+    (lambda f, _: set_position(f, transform_descriptors=["zstd"]), "compressed or encrypted"),
     (lambda f, _: change_metadata(f, add_overlap), "is .7, 2., but .3, 2. in .metadata"),
     (lambda f, _: change_metadata(f, repeat_rows), "two parts of 'plain' overlap"),
     (
         lambda f, _: change_metadata(f, lambda m: set_name(m, "a\nb")),
         r"'a\\nb' of 3 characters is not a valid tensor name",
     ),
-    (lambda f, _: set_place(f, relative_path="a\nb"), r"'a\\nb', which is not a file in the same folder"),
-    (lambda f, _: set_place(f, relative_path="a" * 300), "which is not a file in the same folder"),
+    (lambda f, _: set_position(f, relative_path="a\nb"), r"'a\\nb', which is not a file in the same folder"),
+    (lambda f, _: set_position(f, relative_path="a" * 300), "which is not a file in the same folder"),
     (lambda f, _: rewrite_archive(f, data=tensor_of((14,), (2, 1))), "is not contiguous"),
     (lambda f, _: rewrite_archive(f, compress=True), "is compressed"),
     (lambda f, _: rewrite_archive(f, byteorder=b"big"), "big-endian"),
@@ -185,17 +184,17 @@ BAD = [
 
 
 @pytest.mark.parametrize(("spoil", "words"), BAD)
-def test_a_spoiled_checkpoint_is_one_line_and_runs_nothing(tmp_path, spoil, words):
+def test_a_damaged_checkpoint_is_an_error_of_one_line_and_nothing_is_run(tmp_path, spoil, words):
     folder, canary = write(tmp_path / "x"), tmp_path / "canary"
     spoil(folder, canary)
-    with pytest.raises(ConfigError, match=words) as told:
+    with pytest.raises(ConfigError, match=words) as error:
         read(folder, "plain")
-    assert len(str(told.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1
     assert not canary.exists()
 
 
-def test_a_flipped_bit_is_told_where_a_crc_was_taken(tmp_path):
-    """torch.load would not notice; torch.save can be told to take none."""
+def test_a_flipped_bit_is_found_if_there_is_a_crc(tmp_path):
+    """torch.load does not check it, and torch.save can leave it out."""
     for crc in (True, False):
         folder = tmp_path / str(crc)
         torch.serialization.set_crc32_options(crc)
@@ -214,25 +213,25 @@ def test_a_flipped_bit_is_told_where_a_crc_was_taken(tmp_path):
             assert not torch.equal(read(folder, "plain")[0], PLAIN)
 
 
-def test_random_damage_is_one_line_or_harmless(tmp_path):
-    """Bytes flipped, taken out, put in, cut off: nothing else than ConfigError comes of it."""
+def test_random_damage_is_an_error_of_one_line_or_harmless(tmp_path):
+    """Bits flipped, bytes removed, inserted or cut off: no other error than ConfigError."""
     folder = write(tmp_path / "x")
-    change_metadata(folder, lambda _: None)  # as Python pickles it
+    change_metadata(folder, lambda _: None)  # written by Python's pickle
     files = {name: (folder / name).read_bytes() for name in (".metadata", "__0_0.distcp")}
     generator = random_numbers.Random(5)
-    told = []
+    errors = []
     for _ in range(300):
         name = generator.choice(list(files))
         data = bytearray(files[name])
-        place, kind = generator.randrange(len(data)), generator.randrange(4)
+        position, kind = generator.randrange(len(data)), generator.randrange(4)
         if kind == 0:
-            data[place] ^= 1 << generator.randrange(8)
+            data[position] ^= 1 << generator.randrange(8)
         elif kind == 1:
-            del data[place : place + generator.randrange(1, 9)]
+            del data[position : position + generator.randrange(1, 9)]
         elif kind == 2:
-            data[place:place] = generator.randbytes(4)
+            data[position:position] = generator.randbytes(4)
         else:
-            del data[place:]
+            del data[position:]
         (folder / name).write_bytes(data)
         try:
             found = read_metadata(folder)
@@ -240,13 +239,13 @@ def test_random_damage_is_one_line_or_harmless(tmp_path):
                 if known in found and len(found[known].shape) == (2 if layers is None else 3):
                     [read_slice(one) for one in find_slices(folder, known, found[known], layers)]
         except ConfigError as error:
-            told.append(str(error))
+            errors.append(str(error))
         (folder / name).write_bytes(files[name])
-    assert 150 < len(told) < 300
-    assert all(len(text.splitlines()) == 1 for text in told)
+    assert 150 < len(errors) < 300
+    assert all(len(text.splitlines()) == 1 for text in errors)
 
 
-def test_parts_that_overlap_or_lack_are_found(tmp_path):
+def test_parts_that_overlap_or_are_missing_are_found(tmp_path):
     for number, offsets in enumerate([(0, 0), (0, 4)]):
         folder = tmp_path / str(number)
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Pickles taken apart as data: what Python writes is understood, what a hostile one asks for is never done."""
+"""Pickles as data: those of Python are decoded, and nothing that a hostile one asks for is executed."""
 
 import argparse
 import collections
@@ -25,14 +25,14 @@ PLAIN = {"a": [1, -5, 2**40, -(2**70), 1.5, True, None], "b": ("x", ("y",), ()),
 
 
 def plain(node):
-    """Tables as dicts again."""
+    """Convert PickledDict to dict."""
     if isinstance(node, PickledDict):
         return {plain(key): plain(value) for key, value in node.pairs}
     return type(node)(map(plain, node)) if isinstance(node, list | tuple) else node
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_what_python_writes_is_understood_in_every_protocol(protocol):
+def test_pickles_of_python_are_decoded_in_every_protocol(protocol):
     shared = [1, 2]
     value = {**PLAIN, "long": "x" * 70_000, "shared": [shared, shared], "bytes": b"raw" if protocol > 2 else None}
     decoded = decode(pickle.dumps(value, protocol), where="here")
@@ -49,7 +49,7 @@ def test_what_python_writes_is_understood_in_every_protocol(protocol):
     assert as_dict(fields["o"], where="") == {"k": 1}
 
 
-def test_what_is_written_python_and_torch_read():
+def test_python_and_torch_read_encoded_pickles():
     assert pickle.loads(encode(PLAIN)) == PLAIN
     assert plain(decode(encode(PLAIN), where="").root) == PLAIN
     made = PickledObject(
@@ -68,19 +68,19 @@ class Evil:
         return os.system, (f"touch {self.canary}",)
 
 
-def test_nothing_that_a_pickle_names_is_done(tmp_path):
+def test_nothing_that_a_pickle_names_is_called(tmp_path):
     canary = tmp_path / "canary"
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         decoded = decode(pickle.dumps({"x": [Evil(canary)]}, protocol), where="here")
         assert decoded.names == ("posix.system",)
         (made,) = decoded.root.pairs[0][1]
         assert (made.of, made.arguments) == ("posix.system", (f"touch {canary}",))
-    pickle.loads(pickle.dumps(Evil(canary)))  # that it would have been done
+    pickle.loads(pickle.dumps(Evil(canary)))  # to show that the call would have worked
     assert canary.exists()
 
 
 def test_names_are_not_looked_up(tmp_path, monkeypatch):
-    """Not even imported: a module that would leave a trace is on the path."""
+    """They are not even imported: a module that leaves a trace is on the path."""
     (tmp_path / "trace_of_import.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     decoded = decode(b"\x80\x02ctrace_of_import\nthing\n)R.", where="")
@@ -115,15 +115,15 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("data", "words"), HOSTILE, ids=range(len(HOSTILE)))
-def test_what_is_no_pickle_or_misuses_the_stack_is_one_line(data, words):
-    with pytest.raises(ConfigError, match=words) as told:
+def test_an_invalid_pickle_is_an_error_of_one_line(data, words):
+    with pytest.raises(ConfigError, match=words) as error:
         decode(data, where="here")
-    assert len(str(told.value).splitlines()) == 1
-    assert str(told.value).startswith("here: ")
+    assert len(str(error.value).splitlines()) == 1
+    assert str(error.value).startswith("here: ")
 
 
-def test_every_instruction_is_either_carried_out_or_refused():
-    """No instruction that Python has is passed over without a word."""
+def test_every_instruction_is_executed_or_refused():
+    """No instruction of Python is skipped silently."""
     from gpt.convert.torch_formats import pickle_as_data
 
     machine = pickle_as_data._Machine()
@@ -142,8 +142,8 @@ def test_every_instruction_is_either_carried_out_or_refused():
         assert not machine.step(name, None), name
 
 
-def test_a_structure_without_end_is_told_in_a_few_words():
-    """A list that holds itself; and one of 2 ** 60 items in 60 steps, whose text nobody could wait for."""
+def test_an_endless_structure_is_described_in_a_few_words():
+    """A list that contains itself, and one of 2 ** 60 items in 60 steps, which would take forever to print."""
     root = decode(b"\x80\x02]q\x00h\x00a.", where="").root
     assert root[0] is root
     steps = b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(60))  # drop, then a list of the last one twice
@@ -153,8 +153,8 @@ def test_a_structure_without_end_is_told_in_a_few_words():
 
 
 @pytest.mark.parametrize("items", [b"K\x01a", b"(X\x01\x00\x00\x00ae", b"(]]e"])
-def test_items_of_a_made_object_may_be_anything(items):
-    """They are names with values only if its class is a dict."""
+def test_items_of_an_object_may_be_anything(items):
+    """They are keys with values only if its class is a dict."""
     for data in (b"\x80\x02cx\ny\n)R" + items + b".", b"\x80\x04cx\ny\n)}\x92."):
         with pytest.raises(ConfigError, match="expected a dict with string keys, found a dict"):
             as_dict(decode(data, where="here").root, where="here")

@@ -26,7 +26,7 @@ def loaded(path, start, length):
 
 @pytest.mark.parametrize("tensor", [random(3, 4).T, random(9)[2:5], random(2, 3), torch.ones(()), torch.ones(0, 3)])
 def test_one_tensor_in_one_archive(tmp_path, tensor):
-    """Both ways; one that torch saves with its strides is refused, not read wrongly."""
+    """In both directions. A tensor that torch saves with strides is refused."""
     with open(tmp_path / "x", "xb") as file:
         file.write(b"before")
         length = write_tensor(file, tensor.contiguous(), tuple(tensor.shape), torch.bfloat16)
@@ -43,7 +43,7 @@ def test_one_tensor_in_one_archive(tmp_path, tensor):
 
 
 def test_an_archive_with_any_bytes_changed_is_read_or_refused(tmp_path):
-    """Of a zip's beginning and end, where it says what lies where."""
+    """In the last 600 bytes, which contain the zip directory."""
     path, chance = tmp_path / "x", random_numbers.Random(5)
     torch.save(PLAIN, path)
     good = path.read_bytes()
@@ -56,8 +56,8 @@ def test_an_archive_with_any_bytes_changed_is_read_or_refused(tmp_path):
             find_tensor(path)
 
 
-def test_an_archive_beyond_four_gib_of_a_file_is_found(tmp_path):
-    """The zip's places are counted from its own beginning; the file is sparse."""
+def test_an_archive_after_four_gib_of_a_file_is_found(tmp_path):
+    """Positions in the zip count from its own start. The file is sparse."""
     path = tmp_path / "x"
     path.touch()
     os.truncate(path, 2**32 + 100)
