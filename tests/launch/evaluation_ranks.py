@@ -1,9 +1,9 @@
-"""For tests: `triaxial` commands, and questions put straight to a run's model, on ranks that a fork server starts.
+"""For tests: `triaxial` commands, and requests to a run's model, on ranks that a fork server starts.
 
     python evaluation_ranks.py JOBS.json FOLDER
 
-A job has a name, a number of ranks, and the words of a command or, under "ask", the layout that is to answer. Leaves
-FOLDER/NAME/rankN.json with what each rank was answered.
+A job has a name, a number of ranks, and the words of a command, or under "ask" the run and the layout that answers. The
+answers of rank N are in FOLDER/NAME/rankN.json.
 """
 
 import argparse
@@ -32,16 +32,16 @@ TASKS = ("gpt3_two_digit_addition", "gpt3_cycle_letters_in_word")
 TEXTS = ["Q: What is 5 plus 6?\nA: 11\n\n" * 6, "plus"]
 
 
-class Asked:
-    """What the harness hands over, as far as an adapter looks at it."""
+class HarnessRequest:
+    """The part of the harness's Instance that an adapter reads."""
 
     def __init__(self, *arguments):
         self.args = arguments
 
 
 @contextmanager
-def asking(run, *words, **settings):
-    """The adapter of a run's model on the layout that the words name."""
+def adapter_of(run, *words, **settings):
+    """The adapter of a run's model, on the layout that the words name."""
     from gpt.evaluation.few_shot.harness import TriaxialLM
     from launch.main import split_overrides
     from launch.runs.open_model import add_layout_arguments, opened_model
@@ -58,28 +58,30 @@ def asking(run, *words, **settings):
 
 
 def ask(run, *words):
-    """What a model answers to requests of each kind."""
-    with asking(run, *words, batch_tokens=400, seed=3) as lm:
+    """Return a model's answers to requests of each kind."""
+    with adapter_of(run, *words, batch_tokens=400, seed=3) as lm:
         greedy = {"until": ["\n"], "max_gen_toks": 7, "do_sample": False}
         drawn = {"until": [], "max_gen_toks": 5, "do_sample": True, "temperature": 1.5}
         contexts = sorted({context for context, _ in PAIRS})
-        texts = lm.generate_until([Asked(context, greedy) for context in contexts])
-        written = [Asked(context, text) for context, text in zip(contexts, texts, strict=True) if text.strip()]
+        texts = lm.generate_until([HarnessRequest(context, greedy) for context in contexts])
+        written = [HarnessRequest(context, text) for context, text in zip(contexts, texts, strict=True) if text.strip()]
         return {
             "greedy": lm.loglikelihood(written),
-            "log_likelihoods": lm.loglikelihood([Asked(*pair) for pair in PAIRS * 3]),
-            "rolling": lm.loglikelihood_rolling([Asked(text) for text in TEXTS]),
-            "texts": lm.generate_until([Asked(context, s) for s in (greedy, drawn, drawn) for context in contexts]),
+            "log_likelihoods": lm.loglikelihood([HarnessRequest(*pair) for pair in PAIRS * 3]),
+            "rolling": lm.loglikelihood_rolling([HarnessRequest(text) for text in TEXTS]),
+            "texts": lm.generate_until(
+                [HarnessRequest(context, s) for s in (greedy, drawn, drawn) for context in contexts]
+            ),
         }
 
 
 def ask_tasks(run, *words, limit, shots):
-    """Log-likelihoods of the right answers to two of the GPT-3 tasks, and the answers written to a few."""
+    """Return log-likelihoods of the right answers to two of the GPT-3 tasks, and some written answers."""
     from gpt.evaluation.few_shot.gpt3_problems import words_of_python
     from gpt.evaluation.few_shot.tasks import FewShotOptions, open_tasks
 
     answers = {}
-    with asking(run, *words) as lm:
+    with adapter_of(run, *words) as lm:
         for form in ("likelihood", "written"):
             words_of = {"words": words_of_python(), "answers": form}
             tasks = open_tasks(FewShotOptions(TASKS, tuple(shots), limit, **words_of)).generated
@@ -92,13 +94,13 @@ def ask_tasks(run, *words, limit, shots):
 
 
 def work(rank, jobs_file, number, folder):
-    """One rank of a job."""
+    """Run one rank of a job."""
     from launch.main import main
 
     torch.set_num_threads(1)
     job = json.loads(Path(jobs_file).read_text())[int(number)]
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["ranks"], "LOCAL_WORLD_SIZE": job["ranks"]}
-    os.environ.update({name: str(value) for name, value in place.items()})
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["ranks"], "LOCAL_WORLD_SIZE": job["ranks"]}
+    os.environ.update({name: str(value) for name, value in variables.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["ports"][0])})
     if "words" in job:
         assert main(job["words"]) == 0
@@ -109,7 +111,7 @@ def work(rank, jobs_file, number, folder):
 
 
 def on_layouts(run, layouts, folder, **questions):
-    """What `ask_tasks` gives on each rank of each layout of (ranks, tensor, pipeline)."""
+    """Return the result of `ask_tasks` on each rank of each layout of (ranks, tensor, pipeline)."""
     jobs = [
         {
             "name": name,
@@ -127,7 +129,7 @@ def on_layouts(run, layouts, folder, **questions):
 
 
 def run_program(jobs, folder):
-    """Run this program; its own process, since a fork server must not have the tests' threads."""
+    """Run this program in a process of its own, since a fork server must not inherit the tests' threads."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
     root = str(Path(__file__).parents[2])
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Compute against the GPT-3 paper's own table; the frontier and the power law against families whose law is known."""
+"""Training compute equals the GPT-3 paper's table; the fit finds the power law of families with a known law."""
 
 import math
 
@@ -29,20 +29,20 @@ TABLE_D1 = {
 
 
 @pytest.mark.parametrize("name", TABLE_D1)
-def test_compute_is_that_of_the_papers_table(name: str) -> None:
+def test_training_compute_equals_the_papers_table(name: str) -> None:
     millions, billions, flops, pf_days = TABLE_D1[name]
     ours = training_flops(millions * 1e6, billions * 1e9)
     assert ours == pytest.approx(flops, rel=0.02)
     assert ours / PF_DAY_FLOPS == pytest.approx(pf_days, rel=0.02)
 
 
-def test_gpt3_law_at_its_largest_model() -> None:
-    """Figure 3.1 ends near 1.73 nats, which its law gives for 3,640 PF-days."""
+def test_the_papers_law_at_its_largest_model() -> None:
+    """Figure 3.1 ends near 1.73 nats. Its law gives that for 3,640 PF-days."""
     assert GPT3_LAW.loss(3640) == pytest.approx(1.734, abs=0.002)
 
 
-def test_parameters_without_embeddings() -> None:
-    """85 million of GPT-3 Small's 125: 12 blocks of 12 d^2 weights, with their biases and norms."""
+def test_non_embedding_parameters_of_gpt3_small() -> None:
+    """85 of its 125 million: 12 blocks of 12 d^2 weights, with biases and norms."""
     config = ModelConfig(vocab_size=50257, n_ctx=2048, n_layers=12, d_model=768, n_heads=12)
     assert config.non_embedding_parameters == config.parameters - (50257 + 2048) * 768
     assert config.non_embedding_parameters == 12 * (12 * 768**2 + 13 * 768) + 2 * 768
@@ -51,10 +51,10 @@ def test_parameters_without_embeddings() -> None:
 
 
 def family(factor: float, exponent: float) -> list[Curve]:
-    """Each run of four is on the law over one decade of compute, and worse before and after it."""
+    """Return four runs. Each lies on the law over one decade of compute and above it elsewhere."""
     curves = []
     for i, size in enumerate([1e5, 1e6, 1e7, 1e8]):
-        first = 1e-6 * 10.0**i  # its own decade begins here
+        first = 1e-6 * 10.0**i  # start of its decade
         pf_days = np.geomspace(first / 10, first * 100, 31)
         over = np.maximum(0.0, np.log(first / pf_days)) + np.maximum(0.0, np.log(pf_days / (10 * first)))
         losses = factor * pf_days**exponent * np.exp(0.2 * over)
@@ -63,7 +63,7 @@ def family(factor: float, exponent: float) -> list[Curve]:
 
 
 @pytest.mark.parametrize(("factor", "exponent"), [(2.57, -0.048), (0.9, -0.12)])
-def test_a_known_law_is_found_again(factor: float, exponent: float) -> None:
+def test_the_fit_finds_a_known_law(factor: float, exponent: float) -> None:
     points = frontier(family(factor, exponent))
     used = fitted_points(points)
     assert {point.curve for point in points} == {0, 1, 2, 3}
@@ -75,7 +75,7 @@ def test_a_known_law_is_found_again(factor: float, exponent: float) -> None:
     assert law.exponent_95[0] == pytest.approx(law.exponent_95[1], abs=1e-9)
 
 
-def test_the_fit_of_scattered_points_is_numpys_and_its_interval_holds_the_truth() -> None:
+def test_the_fit_equals_numpys_and_its_interval_has_the_nominal_coverage() -> None:
     inside = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -92,7 +92,7 @@ def test_the_fit_of_scattered_points_is_numpys_and_its_interval_holds_the_truth(
     assert 180 <= inside <= 199, "95 % of 200 intervals"
 
 
-def test_quantiles_of_student() -> None:
+def test_quantiles_of_students_t() -> None:
     for degrees, value in {3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, 30: 2.042, 1000: 1.962}.items():
         assert t_quantile_975(degrees) == pytest.approx(value, rel=1.5e-3)
 
@@ -101,14 +101,15 @@ def curve(size: int, *losses: float, tokens: tuple[float, ...] = (1e6, 2e6, 4e6)
     return Curve(f"{size}", size, np.array(tokens), np.array(losses))
 
 
-def test_the_frontier_is_what_nobody_reached_for_less() -> None:
+def test_the_frontier_holds_the_best_loss_at_each_compute() -> None:
     small, large = curve(100, 5.0, 4.0, 3.9), curve(200, 5.5, 3.5, 3.6)
     points = frontier([small, large])
-    # the small run's last evaluation costs as much as the large one's second, which is lower; the large one's first as
-    # much as the small one's second
+    # The small run's last evaluation costs as much as the large run's second, which is lower. The large run's first
+    # costs as much as the small run's second.
     assert [(point.curve, point.tokens) for point in points] == [(0, 1_000_000), (0, 2_000_000), (1, 2_000_000)]
     assert [(point.curve, point.loss) for point in fitted_points(points)] == [(1, 3.5)]
-    between = curve(150, 5.2, 2.5, 2.4)  # passes below the small run's second evaluation, between its own first two
+    # Between its first two evaluations, this run passes below the small run's second.
+    between = curve(150, 5.2, 2.5, 2.4)
     assert [(point.curve, point.tokens) for point in frontier([small, between])] == [
         (0, 1_000_000),
         (1, 2_000_000),
@@ -117,7 +118,7 @@ def test_the_frontier_is_what_nobody_reached_for_less() -> None:
     assert frontier([curve(1, 4.0, 3.0, 2.0), curve(10, 9.0, 8.0, 7.0)])[-1].curve == 0
 
 
-def test_too_little_for_a_law_is_refused() -> None:
+def test_too_few_points_for_a_law_are_refused() -> None:
     points = frontier([curve(1, 4.0, 3.0, 2.0), curve(10, 9.0, 8.0, 7.0)])
     assert fitted_points(points) == []
     with pytest.raises(ConfigError, match="0 evaluations lie on the frontier after a second run takes the lead"):

@@ -1,4 +1,4 @@
-"""Options of few-shot tasks that are refused before anything is loaded."""
+"""Options of few-shot tasks: data sets are not downloaded unless the user allows it."""
 
 import argparse
 import os
@@ -13,8 +13,10 @@ pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
-def test_data_is_not_looked_for_elsewhere(monkeypatch: pytest.MonkeyPatch, before: str | None, after: str) -> None:
-    """Unless one asks for it. Set before the libraries are imported, which read it then."""
+def test_the_hugging_face_hub_is_offline_unless_the_user_allows_it(
+    monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
+) -> None:
+    """The variable must be set before the libraries are imported, since they read it then."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "as it was")
     monkeypatch.delenv("HF_HUB_OFFLINE")
     if before is not None:

@@ -1,7 +1,7 @@
-"""Our adapter for lm-evaluation-harness beside its own `hf` backend on one model: the same answers to all requests.
+"""Our adapter for lm-evaluation-harness gives the answers of its `hf` backend on the same model.
 
-The peer needs `accelerate`. A small Llama of random weights by default, SmolLM2 (which ../shared's tool writes) when
-rehearsed.
+The peer needs `accelerate`. The model is a small Llama of random weights; the rehearsed test uses SmolLM2, which a tool
+in ../shared writes.
 """
 
 import random
@@ -23,8 +23,8 @@ tokenizers = pytest.importorskip("tokenizers", reason="needs the extra 'eval'")
 huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="needs the extra 'eval'")
 
 
-class Asked:
-    """What the harness hands over, as far as a backend looks at it."""
+class HarnessRequest:
+    """The parts of the harness's Instance that a backend reads."""
 
     def __init__(self, *arguments: Any) -> None:
         self.args = arguments
@@ -33,7 +33,7 @@ class Asked:
 
 
 def random_llama(folder: Path, *, adds_begin: bool) -> Path:
-    """Grouped queries, a byte-level BPE, bos and eos of their own; `adds_begin`: a template puts bos before a text."""
+    """Save a Llama with grouped queries and a byte-level BPE with bos and eos. `adds_begin`: bos before every text."""
     text = tokenizers.Tokenizer(tokenizers.models.BPE())
     text.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     text.decoder = tokenizers.decoders.ByteLevel()
@@ -51,7 +51,7 @@ def random_llama(folder: Path, *, adds_begin: bool) -> Path:
         )
     torch.manual_seed(3)
     config = transformers.LlamaConfig(
-        vocab_size=text.get_vocab_size(),  # a token that none spells would be written by the peer alone
+        vocab_size=text.get_vocab_size(),  # only the peer would write tokens that no text encodes to
         hidden_size=48,
         intermediate_size=80,
         num_hidden_layers=2,
@@ -70,7 +70,7 @@ def random_llama(folder: Path, *, adds_begin: bool) -> Path:
     return folder
 
 
-def both(folder: Path, run: Path, *, batch_size: int, **settings: Any) -> tuple[Any, Any]:
+def our_and_peer_backend(folder: Path, run: Path, *, batch_size: int, **settings: Any) -> tuple[Any, Any]:
     from gpt.evaluation.few_shot.harness import TriaxialLM
 
     assert main(["convert", str(folder), "--to", "triaxial", "--output", str(run)]) == 0
@@ -79,19 +79,18 @@ def both(folder: Path, run: Path, *, batch_size: int, **settings: Any) -> tuple[
     special = special_tokens_of(run / "hugging_face", saved.tokenizer_file, saved.tokenizer)
     n_ctx = saved.model_config.n_ctx
     ours = TriaxialLM(loaded.model, saved.tokenizer, n_ctx=n_ctx, special=special, **settings)
-    theirs = huggingface.HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=batch_size)
-    return ours, theirs
+    peer = huggingface.HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=batch_size)
+    return ours, peer
 
 
 LONG = "the letters into a word, 12 plus 34 " * 20
 
 
 @pytest.mark.parametrize("adds_begin", [False, True])
-def test_all_kinds_of_requests_get_the_answers_of_the_harness_own_backend(tmp_path: Path, adds_begin: bool) -> None:
-    """With what they share read once, and with every request read whole. Largest difference of a log-likelihood: about
-    1e-5 nats."""
+def test_all_kinds_of_requests_get_the_answers_of_the_hf_backend(tmp_path: Path, adds_begin: bool) -> None:
+    """With common prefixes read once, and with every request read whole. Log-likelihoods differ by about 1e-5 nats."""
     folder = random_llama(tmp_path / "hf", adds_begin=adds_begin)
-    ours, theirs = both(folder, tmp_path / "run", batch_size=5, batch_tokens=600)
+    ours, peer = our_and_peer_backend(folder, tmp_path / "run", batch_size=5, batch_tokens=600)
     rng = random.Random(2)
     shots = "Q: What is 12 plus 34?\nA: 46\n\nQ: What is 1 plus 2?\nA: 3\n\n"
     questions = [f"{shots}Q: What is {rng.randrange(99)} plus {rng.randrange(99)}?\nA:" for _ in range(25)]
@@ -104,16 +103,16 @@ def test_all_kinds_of_requests_get_the_answers_of_the_harness_own_backend(tmp_pa
         ("a", "b"),
         ("a", "b"),
     ]
-    asked = [Asked(*pair) for pair in pairs]
-    texts = [Asked(text) for text in ("short", LONG, "Q: What is 12 plus 34?\nA: 46", "")]
-    free = [Asked(text, {"until": [], "max_gen_toks": 12}) for text in (*questions, LONG, "a word")]
-    likely = theirs.loglikelihood(asked, disable_tqdm=True)
-    rolling = theirs.loglikelihood_rolling(texts, disable_tqdm=True)
-    written = theirs.generate_until(free, disable_tqdm=True)
+    asked = [HarnessRequest(*pair) for pair in pairs]
+    texts = [HarnessRequest(text) for text in ("short", LONG, "Q: What is 12 plus 34?\nA: 46", "")]
+    free = [HarnessRequest(text, {"until": [], "max_gen_toks": 12}) for text in (*questions, LONG, "a word")]
+    likely = peer.loglikelihood(asked, disable_tqdm=True)
+    rolling = peer.loglikelihood_rolling(texts, disable_tqdm=True)
+    written = peer.generate_until(free, disable_tqdm=True)
     letters = sorted({letter for text in written for letter in text if letter.isascii() and letter.isalpha()})
-    stops = letters[::3]  # a stop string of broken characters means something else to the peer
-    until = [Asked(one.args[0], {"until": stops, "max_gen_toks": 12, "do_sample": False}) for one in free]
-    cut = theirs.generate_until(until, disable_tqdm=True)
+    stops = letters[::3]  # the peer treats a stop string of broken characters differently
+    until = [HarnessRequest(one.args[0], {"until": stops, "max_gen_toks": 12, "do_sample": False}) for one in free]
+    cut = peer.generate_until(until, disable_tqdm=True)
     assert cut != written
     for sharing in (True, False):
         ours.sharing = sharing
@@ -128,16 +127,19 @@ def test_all_kinds_of_requests_get_the_answers_of_the_harness_own_backend(tmp_pa
 @pytest.mark.rehearse
 @pytest.mark.timeout(3600)
 def test_smollm2_on_two_hundred_questions(smollm2: Path, tmp_path: Path) -> None:
-    """2-digit addition and cycled letters, 0 and 10 examples, own and the same: every log-likelihood and greedy flag,
-    and so the accuracy; and what is written, for some. Prints the largest difference."""
-    ours, theirs = both(smollm2, tmp_path / "run", batch_size=8)
+    """Two-digit addition and cycled letters, with 0 and 10 examples, own and shared.
+
+    Every log-likelihood and greedy flag is equal, and so the accuracy; so are some written answers. Prints the largest
+    difference.
+    """
+    ours, peer = our_and_peer_backend(smollm2, tmp_path / "run", batch_size=8)
     largest = 0.0
     names = ("gpt3_two_digit_addition", "gpt3_cycle_letters_in_word")
     for same, shots, limit in ((True, (0, 10), 200), (False, (10,), 30)):
         options = FewShotOptions(names, shots, limit, words_of_python(), same_examples=same, answers="likelihood")
         for key, task in open_tasks(options).generated.items():
             task.build_all_requests(limit=limit)
-            a, b = ours.loglikelihood(task.instances), theirs.loglikelihood(task.instances, disable_tqdm=True)
+            a, b = ours.loglikelihood(task.instances), peer.loglikelihood(task.instances, disable_tqdm=True)
             difference = max(abs(x[0] - y[0]) for x, y in zip(a, b, strict=True))
             print(f"{key}, {len(a)} items, the same examples {same}: largest difference {difference:.2e} nats")
             assert [x[1] for x in a] == [y[1] for y in b]
@@ -146,5 +148,5 @@ def test_smollm2_on_two_hundred_questions(smollm2: Path, tmp_path: Path) -> None
             FewShotOptions(names, shots, 20, words_of_python(), same_examples=same)
         ).generated.items():
             task.build_all_requests(limit=20)
-            assert ours.generate_until(task.instances) == theirs.generate_until(task.instances, disable_tqdm=True), key
+            assert ours.generate_until(task.instances) == peer.generate_until(task.instances, disable_tqdm=True), key
     assert largest < 1e-3

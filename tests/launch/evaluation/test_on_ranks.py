@@ -1,5 +1,7 @@
-"""Few-shot scores of a model that lies over ranks, and of one that trains, against one process that reads its
-checkpoint. The model is small, and learns the very questions that it is asked, so that some answers are right."""
+"""Few-shot scores over ranks and during training equal those of one process that loads the checkpoint.
+
+The small model trains on the questions of the tasks, so that some answers are right.
+"""
 
 import json
 import os
@@ -23,7 +25,7 @@ pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
 
 pytestmark = pytest.mark.timeout(1800)  # one launch of many ranks, which wait for each other on a busy machine
 HERE = Path(__file__).resolve().parents[1]
-TASK, LETTERS, ASKED = "gpt3_two_digit_addition", "gpt3_cycle_letters_in_word", 8
+TASK, LETTERS, LIMIT = "gpt3_two_digit_addition", "gpt3_cycle_letters_in_word", 8
 STEP_TOKENS = 1024
 RECIPE = """
 [run]
@@ -75,19 +77,19 @@ TRAININGS = {
     "data 2, ZeRO 3": (2, ["--parallel.zero_stage", "3"]),
     "tensor 2 x data 2, ZeRO 1": (4, ["--parallel.tensor", "2"]),
 }
-GO_ON = ["--train.total_tokens", "4096", "--train.few_shot_every_tokens", "2048", "--batch.micro_batch_size", "4"]
-EVALUATE = ["--tasks", TASK, LETTERS, "--num-fewshot", "0", "2", "--limit", str(ASKED), "--batch-tokens", "1024"]
+SHORT_RUN = ["--train.total_tokens", "4096", "--train.few_shot_every_tokens", "2048", "--batch.micro_batch_size", "4"]
+EVALUATE = ["--tasks", TASK, LETTERS, "--num-fewshot", "0", "2", "--limit", str(LIMIT), "--batch-tokens", "1024"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus of the questions with their answers, and a recipe that learns them."""
+    """A corpus of the questions with their answers, and a recipe that trains on it."""
     folder = tmp_path_factory.mktemp("learned")
     rules = {rule.name: rule for rule in task_rules()}
     problems = [
         problem
         for name in (TASK, LETTERS)
-        for problem in make_problems(rules[name], seed=0, words=words_of_python()).scored[:ASKED]
+        for problem in make_problems(rules[name], seed=0, words=words_of_python()).scored[:LIMIT]
     ]
     texts = [f"{problem.question} {problem.answer}\n" for problem in problems]
     train_sentencepiece(iter(texts * 4), folder / "tokenizer.model", vocab_size=320)
@@ -104,14 +106,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
-    """A training run that asks its model twice on the way and at the end."""
+    """A training run that evaluates the tasks twice on the way and at the end."""
     assert main(["train", str(folder / "recipe.toml")]) == 0
     return folder / "run"
 
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path, run: Path, evaluation_ranks: Any) -> Path:
-    """What each layout found, all in one program; a folder for each."""
+    """The results of each layout, in a folder each, all from one program."""
     out = folder / "ranks"
     out.mkdir()
     jobs: list[dict[str, Any]] = []
@@ -123,21 +125,21 @@ def ranks(folder: Path, run: Path, evaluation_ranks: Any) -> Path:
         jobs.append({"name": name, "ranks": number, "words": words, "ask": ask})
     for name, (number, words) in TRAININGS.items():
         places = ["--run.directory", str(folder / name), "--run.start_from", str(run)]
-        train = ["train", str(folder / "recipe.toml"), *places, *GO_ON, *words]
+        train = ["train", str(folder / "recipe.toml"), *places, *SHORT_RUN, *words]
         jobs.append({"name": name, "ranks": number, "words": train})
     evaluation_ranks.run_program(jobs, out)
     return out
 
 
 def evaluated(run: Path, out: Path, *words: str) -> dict[str, Any]:
-    """The report of one process."""
+    """Evaluate in one process. Returns the report."""
     assert main(["evaluate", str(run), *EVALUATE, "--json", str(out), "--device", "cpu", *words]) == 0
     report: dict[str, Any] = json.loads(out.read_text())
     return report
 
 
-def asked_on_the_way(run: Path) -> dict[int, list[dict[str, Any]]]:
-    """The scores of few_shot.jsonl, by step."""
+def few_shot_scores_of_run(run: Path) -> dict[int, list[dict[str, Any]]]:
+    """Return the scores of few_shot.jsonl, by step."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     for line in (run / "few_shot.jsonl").read_text().splitlines():
         score = json.loads(line)
@@ -153,7 +155,7 @@ def test_a_layout_gives_the_scores_of_one_process(name: str, run: Path, ranks: P
         evaluated(run, tmp_path / "alone.json", "--text", str(run.parent / "text.txt")),
     )
     assert ours["few_shot"] == alone["few_shot"]
-    assert alone["few_shot"][0]["value"] > 0, "answers that are never right would always be equal"
+    assert alone["few_shot"][0]["value"] > 0, "if no answer were right, all scores would be equal anyway"
     assert ours["validation"]["learned"]["loss_nats"] == pytest.approx(alone["validation_loss_nats"], rel=1e-5)
     assert ours["validation"]["learned"]["tokens"] == alone["validation_tokens"]
     assert ours["unigram_entropy_nats"] == alone["unigram_entropy_nats"]
@@ -179,8 +181,8 @@ def test_a_layout_gives_the_likelihoods_and_texts_of_one_process(
     assert sum(greedy for _, greedy in alone["greedy"]) > 2
 
 
-def test_a_run_asks_its_model_as_evaluate_asks_the_checkpoint(run: Path, tmp_path: Path) -> None:
-    by_step = asked_on_the_way(run)
+def test_scores_during_training_equal_those_of_the_checkpoint(run: Path, tmp_path: Path) -> None:
+    by_step = few_shot_scores_of_run(run)
     assert list(by_step) == [20, 40, 60]
     for step, scores in by_step.items():
         report = evaluated(run, tmp_path / "report.json", "--step", str(step))
@@ -194,11 +196,11 @@ def test_a_run_asks_its_model_as_evaluate_asks_the_checkpoint(run: Path, tmp_pat
     assert ledger["seconds"]["evaluation"] > 0
 
 
-def test_questions_on_the_way_change_no_weight(folder: Path, run: Path) -> None:
+def test_scoring_during_training_changes_no_weight(folder: Path, run: Path) -> None:
     words = ["--run.directory", str(folder / "undisturbed"), "--train.few_shot_every_tokens", "1000000"]
     words += ["--train.total_tokens", str(40 * STEP_TOKENS)]
     assert main(["train", str(folder / "recipe.toml"), *words]) == 0
-    assert list(asked_on_the_way(folder / "undisturbed")) == [40], "asked at the end alone"
+    assert list(few_shot_scores_of_run(folder / "undisturbed")) == [40], "scored only at the end"
     name = "checkpoints/step-000000040"
     with_questions = dict(read_tensors(verify_checkpoint(run / name)))
     without = dict(read_tensors(verify_checkpoint(folder / "undisturbed" / name)))
@@ -207,8 +209,10 @@ def test_questions_on_the_way_change_no_weight(folder: Path, run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_a_run_on_ranks_asks_as_evaluate_does(name: str, folder: Path, ranks: Path, tmp_path: Path) -> None:
-    by_step = asked_on_the_way(folder / name)
+def test_scores_during_training_on_ranks_equal_those_of_the_checkpoint(
+    name: str, folder: Path, ranks: Path, tmp_path: Path
+) -> None:
+    by_step = few_shot_scores_of_run(folder / name)
     assert list(by_step) == [2, 4]
     report = evaluated(folder / name, tmp_path / "report.json")
     assert by_step[4] == report["few_shot"]
@@ -216,7 +220,7 @@ def test_a_run_on_ranks_asks_as_evaluate_does(name: str, folder: Path, ranks: Pa
 
 
 def test_the_main_rank_records_in_weights_and_biases(run: Path, ranks: Path) -> None:
-    """The real client, offline."""
+    """With the real client, offline."""
     report = json.loads((ranks / "pipeline 2 x data 2.json").read_text())
     (recorded,) = run.glob("wandb/offline-run-*")
     (table,) = recorded.glob("files/media/table/*.json")
@@ -225,10 +229,10 @@ def test_the_main_rank_records_in_weights_and_biases(run: Path, ranks: Path) -> 
     (stored,) = recorded.glob("*.wandb")
     for name in (f"few_shot/{TASK}/0", "validation/learned/loss"):
         assert name.encode() in stored.read_bytes()
-    assert not (run / "wandb_run_id").exists(), "the id of the training's own run is not replaced"
+    assert not (run / "wandb_run_id").exists(), "the id of the training run is not replaced"
 
 
-def test_the_launcher_starts_ranks_of_which_one_tells(run: Path, tmp_path: Path) -> None:
+def test_the_launcher_starts_ranks_and_only_the_main_rank_reports(run: Path, tmp_path: Path) -> None:
     words = ["evaluate", str(run), "--nproc", "2", "--parallel.tensor=2", "--device", "cpu", "--tasks", "none"]
     words += ["--max-validation-tokens", "640", "--json", str(tmp_path / "r.json")]
     done = subprocess.run(
@@ -242,7 +246,7 @@ def test_the_launcher_starts_ranks_of_which_one_tells(run: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("nats per token") == 1
     assert json.loads((tmp_path / "r.json").read_text())["validation_tokens"] == 640
-    assert [path.name for path in tmp_path.iterdir()] == ["r.json"], "nothing of the launcher is left behind"
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"], "the launcher leaves no files"
 
 
 @pytest.mark.parametrize(
@@ -260,7 +264,7 @@ def test_the_launcher_starts_ranks_of_which_one_tells(run: Path, tmp_path: Path)
         (["--nproc", "2", "--tasks", "none", "gpt3"], "'none' excludes other tasks"),
     ],
 )
-def test_a_layout_that_cannot_be_is_refused_in_one_line(
+def test_an_impossible_layout_is_refused_in_one_line(
     words: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(run), "--tasks", "none", "--device", "cpu", *words]) == 2
@@ -282,7 +286,7 @@ def test_a_layout_that_cannot_be_is_refused_in_one_line(
         (["few_shot_limit", "0"], "train.few_shot_limit = 0 must be at least 1"),
     ],
 )
-def test_questions_that_cannot_be_asked_are_refused_before_training(
+def test_impossible_few_shot_settings_are_refused_before_training(
     words: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     override = [f"--train.{words[0]}", words[1]]

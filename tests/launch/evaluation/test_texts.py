@@ -1,4 +1,4 @@
-"""`triaxial evaluate --text` on a small model of random weights: its report, its table, and what it refuses."""
+"""`triaxial evaluate --text` on a small model of random weights: its report, its table, its errors."""
 
 import dataclasses
 import json
@@ -24,19 +24,19 @@ SIZES = {"vocab_size": 360, "n_ctx": 16, "n_layers": 1, "d_model": 32, "n_heads"
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
-    """A run with one checkpoint, its model, and beside it text.txt and the token corpus `corpus` of the same text."""
+class RunWithTexts:
+    """A run with one checkpoint, and its model. The folder above has text.txt and a token corpus of the same text."""
 
-    run: Path
+    directory: Path
     model: GPT
 
     @property
     def folder(self) -> Path:
-        return self.run.parent
+        return self.directory.parent
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunWithTexts:
     folder = tmp_path_factory.mktemp("texts")
     run = folder / "run"
     train_sentencepiece(iter([TEXT] * 2), run / "tokenizer" / "own.model", vocab_size=340)
@@ -58,27 +58,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     state: dict[str, object] = {"config": as_dict(config), "step": 1, "tokens_seen": 4096}
     tensors = {f"model.{name}": tensor for name, tensor in model.named_parameters()}
     save_checkpoint(run / "checkpoints", step=1, tensors=tensors, state=state, keep=Retention(1))
-    return Made(run, model)
+    return RunWithTexts(run, model)
 
 
-def test_a_text_and_a_corpus_of_it_cost_the_same(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_text_and_its_token_corpus_have_the_same_loss(
+    run: RunWithTexts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text, corpus = made.folder / "text.txt", made.folder / "corpus"
+    text, corpus = run.folder / "text.txt", run.folder / "corpus"
     words = ["--text", str(text), str(corpus), "--stride", "4", "--json", str(tmp_path / "r.json")]
-    assert main(["evaluate", str(made.run), *words]) == 0
+    assert main(["evaluate", str(run.directory), *words]) == 0
     report = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
     assert "validation" not in report
     assert "few_shot" not in report
     found = report["text"]
     assert (found["window"], found["stride"]) == (16, 4)
     one = found["texts"][str(text)]
-    tokenizer = load_tokenizer(made.run / "tokenizer" / "own.model")
+    tokenizer = load_tokenizer(run.directory / "tokenizer" / "own.model")
     ids = [tokenizer.end_of_document_id, *tokenizer.encode(TEXT * 3)]
     nats = 0.0
-    for place in range(1, len(ids)):
-        start = max(0, math.ceil((place - 16) / 4)) * 4
-        nats -= float(made.model(torch.tensor([ids[start:place]]))[0, -1].log_softmax(-1)[ids[place]])
+    for position in range(1, len(ids)):
+        start = max(0, math.ceil((position - 16) / 4)) * 4
+        nats -= float(run.model(torch.tensor([ids[start:position]]))[0, -1].log_softmax(-1)[ids[position]])
     assert (one["tokens"], one["words"], one["bytes"]) == (len(ids) - 1, len((TEXT * 3).split()), text.stat().st_size)
     for unit in ("token", "word", "byte"):
         assert one[f"nats_per_{unit}"] == pytest.approx(nats / one[f"{unit}s"], rel=1e-5)
@@ -93,20 +93,22 @@ def test_a_text_and_a_corpus_of_it_cost_the_same(
     assert f"{one['nats_per_word']:.4f}" in printed
 
 
-def test_half_a_window_is_the_default_and_tasks_none_keeps_the_validation(made: Made, tmp_path: Path) -> None:
-    words = ["--text", str(made.folder / "text.txt"), "--tasks", "none", "--json", str(tmp_path / "r.json")]
+def test_the_default_stride_is_half_a_window_and_tasks_none_keeps_the_validation(
+    run: RunWithTexts, tmp_path: Path
+) -> None:
+    words = ["--text", str(run.folder / "text.txt"), "--tasks", "none", "--json", str(tmp_path / "r.json")]
     for window, own in ((16, []), (10, ["--window", "10"])):
-        assert main(["evaluate", str(made.run), *words, *own]) == 0
+        assert main(["evaluate", str(run.directory), *words, *own]) == 0
         report = json.loads((tmp_path / "r.json").read_text())
         assert (report["text"]["window"], report["text"]["stride"]) == (window, window // 2)
     assert "together" not in report["text"]
     assert report["validation"]["corpus"]["tokens"] == report["text"]["texts"][words[1]]["tokens"] // 16 * 16
 
 
-def test_what_cannot_be_scored_is_told_in_one_line(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_mistakes_are_refused_in_one_line(
+    run: RunWithTexts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = made.folder / "text.txt"
+    text = run.folder / "text.txt"
     (tmp_path / "empty").write_text("")
     (tmp_path / "latin").write_bytes("naïve".encode("latin-1"))
     for name in ("alien", "without"):
@@ -135,11 +137,11 @@ def test_what_cannot_be_scored_is_told_in_one_line(
     ):
         capsys.readouterr()
         arguments = ["--text", *map(str, words), "--json", str(tmp_path / "r.json")]
-        assert main(["evaluate", str(made.run), *arguments]) == 2
+        assert main(["evaluate", str(run.directory), *arguments]) == 2
         said = capsys.readouterr()
         assert message in said.err
         assert said.err.count("\n") == 1
         assert said.out == ""
         assert not (tmp_path / "r.json").exists()
-    assert main(["evaluate", str(made.run), "--stride", "3", "--tasks", "none"]) == 2
+    assert main(["evaluate", str(run.directory), "--stride", "3", "--tasks", "none"]) == 2
     assert "--stride 3 is only valid with --text" in capsys.readouterr().err

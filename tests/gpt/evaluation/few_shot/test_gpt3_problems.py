@@ -1,4 +1,4 @@
-"""The GPT-3 problems against their rules and the published files."""
+"""The generated GPT-3 problems follow their rules and look like the published files."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ RULES = {rule.name: rule for rule in task_rules()}
 WORDS = WordList(tuple(f"{a}{b}{c}{d}e" for a in "bcd" for b in "aeiou" for c in "lmnr" for d in "st"), "made here")
 
 
-def test_fifteen_tasks_of_the_paper() -> None:
+def test_the_fifteen_tasks_have_the_labels_of_the_paper() -> None:
     labels = [rule.label for rule in task_rules()]
     assert labels == [
         "2D+",
@@ -44,8 +44,8 @@ def test_fifteen_tasks_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, rule in RULES.items() if not rule.about_words])
-def test_arithmetic(name: str) -> None:
-    """Right answers, distinct questions, operands over the whole range, examples apart from what is scored."""
+def test_arithmetic_problems(name: str) -> None:
+    """Right answers, distinct questions, operands over the whole range, examples that are not scored."""
     problems = make_problems(RULES[name], seed=5, words=WORDS)
     assert (len(problems.scored), len(problems.examples)) == (2000, 200)
     everything = problems.scored + problems.examples
@@ -66,7 +66,7 @@ def test_arithmetic(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.about_words])
-def test_word_scrambling(name: str) -> None:
+def test_word_problems(name: str) -> None:
     words = WordList(tuple(f"{word}s{word}" for word in WORDS.words), "longer ones made here")
     problems = make_problems(RULES[name], seed=5, words=words)
     for problem in problems.scored + problems.examples:
@@ -86,20 +86,20 @@ def test_word_scrambling(name: str) -> None:
     assert not {p.answer for p in problems.scored} & {p.answer for p in problems.examples}
 
 
-def test_word_scrambling_with_no_middle_to_shuffle() -> None:
-    """Five letters have one between the outer two pairs, so these words are left out of A2."""
+def test_words_without_a_middle_to_shuffle_are_left_out() -> None:
+    """Words of five letters have one letter between the outer pairs, so A2 cannot use them."""
     with pytest.raises(ConfigError, match="made here: gpt3_mid_word_2_anagrams finds 0 words"):
         make_problems(RULES["gpt3_mid_word_2_anagrams"], seed=5, words=WORDS)
 
 
-def test_problems_are_a_function_of_the_seed() -> None:
+def test_problems_depend_only_on_the_seed() -> None:
     for name in ("gpt3_two_digit_addition", "gpt3_reversed_words"):
         first, again, other = (make_problems(RULES[name], seed=s, words=WORDS) for s in (1, 1, 2))
         assert first == again
         assert first.scored[:20] != other.scored[:20]
 
 
-def test_word_lists(tmp_path: Path) -> None:
+def test_word_lists_are_ordered_by_frequency(tmp_path: Path) -> None:
     text = (
         "alpha beta alpha Gamma delta delta delta four alphabetically123 extraordinarily supercalifragilistic naïveté"
     )
@@ -115,18 +115,18 @@ def test_word_lists(tmp_path: Path) -> None:
     assert ours.sha256 != frequent_words(text, source="x").sha256
 
 
-@pytest.mark.skipif(not GPT3_FILES.is_dir(), reason="the files of openai/gpt-3 are not beside the repository")
+@pytest.mark.skipif(not GPT3_FILES.is_dir(), reason="needs the files of openai/gpt-3 next to the repository")
 @pytest.mark.parametrize("name", RULES)
-def test_layout_of_the_published_files(name: str) -> None:
-    """Every published question, without the newlines before it, has the layout of ours and the other way round."""
+def test_generated_problems_have_the_layout_of_the_published_files(name: str) -> None:
+    """Every generated question has the layout of a published one, without the newlines before it."""
     plain, packed = (GPT3_FILES / f"{name.removeprefix('gpt3_')}.jsonl{end}" for end in ("", ".gz"))
     text = gzip.decompress(packed.read_bytes()).decode() if packed.exists() else plain.read_text()
-    theirs = [json.loads(line) for line in text.splitlines()]
-    layouts = {layout(row["context"].lstrip("\n").replace("\n\nA:", "\nA:")) for row in theirs}
-    words = WordList(tuple(sorted({row["completion"].strip() for row in theirs})), "published")
+    published = [json.loads(line) for line in text.splitlines()]
+    layouts = {layout(row["context"].lstrip("\n").replace("\n\nA:", "\nA:")) for row in published}
+    words = WordList(tuple(sorted({row["completion"].strip() for row in published})), "published")
     ours = make_problems(RULES[name], seed=0, words=words).scored
     assert {layout(problem.question) for problem in ours} <= layouts
-    assert all(row["completion"].startswith(" ") for row in theirs)
+    assert all(row["completion"].startswith(" ") for row in published)
 
 
 def layout(question: str) -> str:

@@ -54,10 +54,10 @@ def test_log_likelihoods_equal_those_of_plain_forward_passes(adapter: Any, model
     pairs = [("Q: What is", " 12 plus"), ("a ", "word"), ("", "Please"), (LONG, " end"), ("the rest", " "), ("x", "")]
     answers = adapter.loglikelihood([HarnessRequest(*pair) for pair in pairs])
     for (context, continuation), (log_prob, greedy) in zip(pairs, answers, strict=True):
-        moved = context[len(context.rstrip()) :]  # the harness moves spaces at the end to the continuation
+        trailing = context[len(context.rstrip()) :]  # the harness moves trailing spaces to the continuation
         whole = tokenizer.encode(context + continuation)
         head = tokenizer.encode(context.rstrip()) if context else [tokenizer.end_of_document_id]
-        tail = whole[len(tokenizer.encode(context[: len(context) - len(moved)])) :]
+        tail = whole[len(tokenizer.encode(context[: len(context) - len(trailing)])) :]
         tokens = (head + tail)[-49:]
         log_probs, all_greedy = plain_score(model, tokens, len(tail))
         assert log_prob == pytest.approx(sum(log_probs), abs=1e-3)
@@ -74,7 +74,7 @@ def test_a_greedy_continuation_is_reported_as_greedy(adapter: Any, model: GPT, t
 
 
 def test_rolling_log_likelihood_scores_every_token_once(adapter: Any, model: GPT, tokenizer: Tokenizer) -> None:
-    """Windows as the harness cuts them: the first from the document's start, the last with a full context."""
+    """The windows are those of the harness: the first begins at the start, the last has a full context."""
     texts = ["short", LONG, "", "Q: What is 12 plus 34? " * 4]
     answers = adapter.loglikelihood_rolling([HarnessRequest(text) for text in texts])
     for text, answer in zip(texts, answers, strict=True):
@@ -125,7 +125,7 @@ def test_requests_that_exceed_the_context_are_refused(adapter: Any) -> None:
 
 
 def memorise(texts: list[list[int]], config: ModelConfig) -> GPT:
-    """A small model trained until it knows these texts by heart."""
+    """Train a small model until it reproduces these texts."""
     model = GPT(config)
     initialise(model, config, seed=0)
     width = max(map(len, texts))
@@ -141,8 +141,8 @@ def memorise(texts: list[list[int]], config: ModelConfig) -> GPT:
 
 
 def test_answers_equal_those_of_the_hf_backend(tmp_path: Path) -> None:
-    """Against lm_eval's `hf` backend on the exported model. It needs `accelerate`, which nothing else here does; the
-    tests above compare the same answers with the model itself."""
+    """The exported model runs in lm_eval's `hf` backend, which needs `accelerate`. The tests above compare the same
+    answers with plain forward passes."""
     pytest.importorskip("accelerate", reason="lm_eval's own backend needs it")
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
     transformers = pytest.importorskip("transformers")
@@ -154,9 +154,9 @@ def test_answers_equal_those_of_the_hf_backend(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(source)
     config = dataclasses.replace(CONFIG, vocab_size=310)
     whole = tokenizer.encode(text)
-    model = memorise([whole[i : i + 49] for i in range(0, len(whole) - 49, 3)], config)  # so that it answers in text
+    model = memorise([whole[i : i + 49] for i in range(0, len(whole) - 49, 3)], config)  # so that its answers are text
     export(model.named_parameters(), config, tmp_path / "hf", tokenizer=tokenizer, tokenizer_file=source)
-    theirs = huggingface.HFLM(
+    peer = huggingface.HFLM(
         pretrained=transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf"),
         tokenizer=transformers.AutoTokenizer.from_pretrained(tmp_path / "hf"),
         batch_size=4,
@@ -164,14 +164,14 @@ def test_answers_equal_those_of_the_hf_backend(tmp_path: Path) -> None:
     )
     ours = TriaxialLM(model, tokenizer, n_ctx=48)
     pairs = [HarnessRequest(*p) for p in [("Q: What is", " 12 plus"), ("a ", "word"), ("", "Please"), (LONG, " end")]]
-    for a, b in zip(ours.loglikelihood(pairs), theirs.loglikelihood(pairs, disable_tqdm=True), strict=True):
+    for a, b in zip(ours.loglikelihood(pairs), peer.loglikelihood(pairs, disable_tqdm=True), strict=True):
         assert a[0] == pytest.approx(b[0], abs=1e-3)
         assert a[1] == b[1]
     texts = [HarnessRequest(t) for t in ("short", LONG)]
-    theirs_rolling = theirs.loglikelihood_rolling(texts, disable_tqdm=True)
-    assert ours.loglikelihood_rolling(texts) == pytest.approx(theirs_rolling, abs=1e-3)
+    expected_rolling = peer.loglikelihood_rolling(texts, disable_tqdm=True)
+    assert ours.loglikelihood_rolling(texts) == pytest.approx(expected_rolling, abs=1e-3)
     settings = {"until": ["\n", "+"], "max_gen_toks": 10, "do_sample": False}
     questions = [HarnessRequest(c, settings) for c in ("Q:", "Please unscramble the letters", LONG, "the rest")]
     answers = ours.generate_until(questions)
-    assert answers == theirs.generate_until(questions, disable_tqdm=True)
+    assert answers == peer.generate_until(questions, disable_tqdm=True)
     assert all(answers)

@@ -38,7 +38,7 @@ def test_published_problems_keep_their_order_and_get_the_papers_layout(
     assert tasks.sources() == {"same_examples": False, "gpt3_data": str(published)}
 
 
-@pytest.mark.skipif(not GPT3_FILES.is_dir(), reason="the files of openai/gpt-3 are not beside the repository")
+@pytest.mark.skipif(not GPT3_FILES.is_dir(), reason="needs the files of openai/gpt-3 next to the repository")
 def test_all_fifteen_published_files_are_read() -> None:
     for rule in task_rules():
         problems = published_problems(rule, GPT3_FILES)

@@ -48,7 +48,7 @@ def test_a_repeated_evaluation_shows_the_same_examples(
     for _ in range(2):
         few_shot_scores(model, tokenizer, tasks, n_ctx=96)
         asked.append([instance.args for instance in tasks.loaded[0]["tasks"][own_task].instances])
-    assert len({context.rpartition("\n\n")[0] for context, _ in asked[0]}) > 1, "each question draws its own"
+    assert len({context.rpartition("\n\n")[0] for context, _ in asked[0]}) > 1, "each question draws its own examples"
     assert asked[0] == asked[1]
 
 
@@ -61,7 +61,7 @@ def small_model() -> GPT:
 
 
 def memorise(texts: list[list[int]], config: ModelConfig) -> GPT:
-    """A small model trained until it knows these texts by heart."""
+    """Train a small model until it reproduces these texts."""
     model = GPT(config)
     initialise(model, config, seed=0)
     width = max(map(len, texts))
@@ -79,8 +79,8 @@ def memorise(texts: list[list[int]], config: ModelConfig) -> GPT:
 def test_the_score_is_the_share_of_right_answers_with_its_standard_error(
     tokenizer: Tokenizer, options: Callable[..., FewShotOptions]
 ) -> None:
-    """A third of the answers are known by heart: the score must be that third and whatever else is right by chance,
-    its error sqrt(p (1 - p) / (n - 1))."""
+    """The model has learnt a third of the answers. The score is that third plus the answers that are right by chance;
+    its standard error is sqrt(p (1 - p) / (n - 1))."""
     (rule,), _ = choose_tasks(["gpt3_three_digit_addition"])
     problems = make_problems(rule, seed=0, words=options().words).scored[:30]
     model = memorise([tokenizer.encode(f"{p.question} {p.answer}\n") for p in problems[::3]], CONFIG)
@@ -114,7 +114,7 @@ def test_all_fifteen_tasks_run_through_the_harness(
     )
     assert [(s.label, s.shots) for s in scores] == [(rule.label, k) for rule in task_rules() for k in (0, 3)]
     assert {s.items for s in scores} == {4}
-    assert {s.value for s in scores} == {0.0}, "a random model adds nothing up"
+    assert {s.value for s in scores} == {0.0}, "a random model has no right answer"
     assert reported[-1] == (120, 120)
     cut = {s.label: s.truncated for s in scores if s.shots == 3}
     assert cut["5D+"] == 4, "three examples do not fit into 48 tokens"
@@ -129,7 +129,7 @@ def test_a_task_of_the_harness_runs_offline(
     options: Callable[..., FewShotOptions],
     log_likelihood: LogLikelihood,
 ) -> None:
-    """A task of the harness whose data is a file here, as a user's own would be: choices by log-likelihood."""
+    """A multiple-choice task of the harness with its data in a local file."""
     from lm_eval import tasks as harness_tasks
 
     (tmp_path / "data.jsonl").write_text(
