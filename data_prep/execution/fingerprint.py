@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 OUR_PACKAGES = ("gpt", "parallel", "data_prep", "launch")
-# These run stages, show results and raise errors: no change in them can change what a stage writes ...
-_NEUTRAL = ("data_prep.execution", "data_prep.reports", "gpt.errors", "gpt.moved")
+# These rooms run stages and show results: no change in them can change a stage's output ...
+_NEUTRAL_ROOMS = ("data_prep.execution.", "data_prep.reports.")
 # ... except for the limits under which a child process reads a page or a table.
 _NOT_NEUTRAL = ("data_prep.execution.child_frames", "data_prep.execution.child_process")
+# These raise errors: `gpt` and `data_prep` themselves hold only the one for a module that has moved.
+_NEUTRAL_MODULES = ("gpt", "gpt.errors", "gpt.moved", "data_prep", "data_prep.execution", "data_prep.reports")
 _IMPORTING_CALLS = ("import_extra", "import_module", "__import__")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _INSTALLED = ("site-packages", "dist-packages")
@@ -118,8 +120,7 @@ def _parse(name: str, path: str, own: str, *, mtime_ns: int, n_bytes: int) -> _M
         else:
             imports.update(_with_parents(imported))
     digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:_DIGEST_CHARACTERS]
-    followed = ((imported, file) for imported, file in imports.items() if not _is_neutral(imported))
-    return _Module(digest, tuple(followed), frozenset(packages))
+    return _Module(digest, tuple(imports.items()), frozenset(packages))
 
 
 def _remove_docstrings(tree: ast.AST) -> None:
@@ -168,17 +169,16 @@ def _is_followed(top: str, own: str) -> bool:
 
 
 def _is_neutral(name: str) -> bool:
-    within = any(name == room or name.startswith(f"{room}.") for room in _NEUTRAL)
-    return within and name not in _NOT_NEUTRAL
+    return name in _NEUTRAL_MODULES or (name.startswith(_NEUTRAL_ROOMS) and name not in _NOT_NEUTRAL)
 
 
 def _with_parents(name: str) -> Iterator[tuple[str, str]]:
-    """(name, path) of a module and of the packages around it, whose `__init__.py` runs first."""
+    """(name, path) of a module and of the packages around it, whose `__init__.py` runs first, without neutral ones."""
     parts = name.split(".")
-    for n in range(1, len(parts) + 1):
-        path = _find(".".join(parts[:n]))
+    for module in (".".join(parts[:n]) for n in range(1, len(parts) + 1)):
+        path = None if _is_neutral(module) else _find(module)
         if path is not None:
-            yield ".".join(parts[:n]), path
+            yield module, path
 
 
 def _find(name: str) -> str | None:
