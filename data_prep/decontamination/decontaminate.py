@@ -1,9 +1,11 @@
-"""Takes text of evaluation sets out of the corpus, as appendix C of the GPT-3 paper says; never looks at an answer.
+"""Remove the text of evaluation sets from the corpus, as in appendix C of the GPT-3 paper (arXiv 2005.14165).
 
-arXiv 2005.14165: every 13-gram that a document shares with an evaluation set goes, with 200 characters on each side of
-it, and the document falls into pieces. Pieces shorter than 200 characters are dropped, documents of more than 10 pieces
-wholly, and 13-grams in more than 10 documents of the corpus are left alone. Steps: index the sets, search each shard,
-count over all shards in how many documents each gram is, cut. What is cut depends on the whole corpus, never on shards.
+Every 13-gram that a document shares with an evaluation set is cut out, with 200 characters on each side of it, and the
+document falls into pieces. Pieces shorter than 200 characters are dropped, and so are documents of more than 10 pieces.
+13-grams in more than 10 documents of the corpus are ignored.
+
+Steps: index the sets, search each shard, count the documents of each gram over all shards, cut. The result depends on
+the whole corpus, not on how it is sharded.
 """
 
 import json
@@ -26,17 +28,17 @@ from data_prep.execution.shard_runs import ShardRun, Shards
 from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import ConfigError
 
-REPORT = "decontamination"  # a key of the run's facts and of corpus.json, and the file in the work folder
-CUT_ROW = np.dtype([("row", "<u4"), ("number", "<u8")])  # a document of the shard, and a gram that it must lose
-_LISTED = 100  # grams in the report
+REPORT = "decontamination"  # the report's key in the run's facts and in corpus.json, and its name in the work folder
+CUT_ROW = np.dtype([("row", "<u4"), ("number", "<u8")])  # a document of the shard, and a gram to cut out of it
+_MAX_LISTED = 100  # grams in the report
 
 
 @dataclass(frozen=True)
 class DecontaminateConfig:
-    """Section [decontaminate]: nothing is done without `sets`. The numbers are those of the paper.
+    """Section [decontaminate]: without `sets` the step is skipped. The defaults are the paper's.
 
-    `window_characters` go on each side of a shared gram of `ngram_words`. The paper's "200 character window around it"
-    could also mean 100 on each side; the larger reading takes more of the example, and is what other programs do.
+    `window_characters` are cut on each side of a shared gram of `ngram_words`. The paper's "200 character window around
+    it" could also mean 100 on each side; the larger reading removes more of the example, and other programs use it.
     """
 
     sets: tuple[EvaluationSet, ...] = ()
@@ -47,29 +49,32 @@ class DecontaminateConfig:
     max_documents: int = 10
 
     def __post_init__(self) -> None:
-        least = {
+        minimum = {
             "ngram_words": 1,
             "window_characters": 0,
             "min_piece_characters": 1,
             "max_pieces": 1,
             "max_documents": 1,
         }
-        for name, limit in least.items():
+        for name, limit in minimum.items():
             if getattr(self, name) < limit:
                 raise ConfigError(f"decontaminate.{name} = {getattr(self, name)} must be at least {limit}")
 
 
 @dataclass(frozen=True)
 class GramChoiceTask:
-    """What the choice of grams depends on, beside the index and the hits."""
+    """Names of the sets, and the maximum number of documents of a gram that is cut."""
 
     sets: tuple[str, ...]
     max_documents: int
 
 
 def decontaminate(run: ShardRun, config: DecontaminateConfig, shards: Shards) -> Shards:
-    """Run the four steps: the shards without the sets' text. The report goes to the run's facts and the work folder."""
-    # The least N of the overlap analysis has no part here: a shorter example shares no gram of this length.
+    """Run the four steps and return the shards without the sets' text.
+
+    The report goes to the run's facts and to the work folder. ConfigError: as `find_set_files` and `read_examples`.
+    """
+    # All sets have the same N, so `synthetic` does not matter: a shorter example shares no gram of this length.
     sets = tuple(replace(one, synthetic=False) for one in config.sets)
     known = index_sets(run, sets, LengthRule(config.ngram_words, config.ngram_words), where="decontaminate.sets")
     search(run, SEARCH, SearchTask(known.lengths), known, shards)
@@ -84,42 +89,46 @@ def decontaminate(run: ShardRun, config: DecontaminateConfig, shards: Shards) ->
 
 
 def summary(report: dict[str, Any]) -> dict[str, Any]:
-    """The report without its lists of grams, for corpus.json."""
+    """Return the report without its lists of grams, for corpus.json."""
     return {key: value for key, value in report.items() if not isinstance(value, list) or key == "sets"}
 
 
 def choose_grams(config: GramChoiceTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (numbers, GRAM rows, examples, HITs of every shard) to the CUT_ROWs of each shard.
 
-    A gram counts when at most `max_documents` documents of the whole corpus hold it. Memory: the index, and the hits of
-    one shard. Facts: the report on what was hit.
+    A gram is cut if at most `max_documents` documents of the whole corpus have it. Memory: the index, and the hits of
+    one shard. Facts: the grams and documents that were hit, by set.
     """
     numbers, grams = read_array(inputs[0]), read_array(inputs[1])
     documents = np.zeros(len(numbers), np.int64)
     for path in inputs[3:]:
         add_documents(documents, path)
     active = (documents > 0) & (documents <= config.max_documents)
-    of_set = [np.unique(grams["gram"][grams["set"] == place]) for place in range(len(config.sets))]
-    touched = np.zeros(len(config.sets) + 1, np.int64)  # documents, by set and in all
+    of_set = [np.unique(grams["gram"][grams["set"] == index]) for index in range(len(config.sets))]
+    n_hit = np.zeros(len(config.sets) + 1, np.int64)  # documents by set, then in total
     for path, output in zip(inputs[3:], outputs, strict=True):
         hits = read_array(path)
         hits = hits[active[hits["gram"]]]
         rows = np.zeros(len(hits), CUT_ROW)
         rows["row"], rows["number"] = hits["row"], numbers[hits["gram"]]
         write_array(output, rows)
-        touched += [len(np.unique(hits["row"][_among(hits["gram"], own)])) for own in [*of_set, np.flatnonzero(active)]]
+        n_hit += [len(np.unique(hits["row"][_is_in(hits["gram"], some)])) for some in [*of_set, np.flatnonzero(active)]]
+    ignored = documents > config.max_documents
     sets = []
-    for place, name in enumerate(config.sets):
-        mine, own = grams[grams["set"] == place], of_set[place]
-        about = {"name": name, "examples_hit": len(np.unique(mine["example"][active[mine["gram"]]]))}
-        about |= {
-            "grams_hit": int(active[own].sum()),
-            "grams_ignored": int((documents[own] > config.max_documents).sum()),
-        }
-        sets.append(about | {"documents_hit": int(touched[place])})
-    facts = {"documents_hit": int(touched[-1]), "sets": sets}
-    for key, which in (("grams_cut", active), ("grams_ignored", documents > config.max_documents)):
-        order = np.flatnonzero(which)[np.argsort(-documents[which], kind="stable")][:_LISTED]
+    for index, name in enumerate(config.sets):
+        rows_of_set = grams[grams["set"] == index]
+        sets.append(
+            {
+                "name": name,
+                "examples_hit": len(np.unique(rows_of_set["example"][active[rows_of_set["gram"]]])),
+                "grams_hit": int(active[of_set[index]].sum()),
+                "grams_ignored": int(ignored[of_set[index]].sum()),
+                "documents_hit": int(n_hit[index]),
+            }
+        )
+    facts = {"documents_hit": int(n_hit[-1]), "sets": sets}
+    for key, which in (("grams_cut", active), ("grams_ignored", ignored)):
+        order = np.flatnonzero(which)[np.argsort(-documents[which], kind="stable")][:_MAX_LISTED]
         texts = _gram_texts(order, grams, inputs[2])
         facts[key] = [
             {"documents": int(documents[gram]), "gram": texts[gram][0], "set": config.sets[texts[gram][1]]}
@@ -131,8 +140,8 @@ def choose_grams(config: GramChoiceTask, inputs: tuple[Path, ...], outputs: tupl
 def cut_documents(config: DecontaminateConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (shard, CUT_ROWs) to (shard, trace), where cut documents are replaced by their pieces.
 
-    Two rows of counts: `decontaminate` counts documents, a cut one as kept when a piece of it is; `pieces` counts
-    what they consist of, a document that was not cut as one piece, so its documents out are those of the shard.
+    There are two rows of counts. `decontaminate` counts documents; a cut one is kept if one of its pieces is. `pieces`
+    counts pieces, a whole document as one, so its documents out are those of the output shard.
     """
     hits = read_array(inputs[1])
     index = GramIndex.of(np.unique(hits["number"]))
@@ -165,13 +174,13 @@ def cut_documents(config: DecontaminateConfig, inputs: tuple[Path, ...], outputs
 
 
 def cut(document: Document, found: Spans, window: int) -> list[Document]:
-    """What is left of a document between the shared grams and their windows: every piece of at least a character.
+    """Cut the shared grams and their windows out of a document; return the pieces of at least one character.
 
-    Pieces are numbered in order, also those that will be too short; `piece_start` in their metadata is the character
-    of the document at which they start.
+    Pieces are numbered in order, including those that will be too short. `piece_start` in their metadata is the
+    piece's first character in the document.
     """
     n = len(document.text)
-    stops = np.append(np.maximum(found.starts - window, 0), n)  # where the text before each window ends, and the last
+    stops = np.append(np.maximum(found.starts - window, 0), n)  # of the piece before each window, and of the last
     starts = np.append(0, np.minimum(found.ends + window, n))
     starts = np.maximum.accumulate(starts)
     left = np.flatnonzero(stops > starts)
@@ -181,8 +190,8 @@ def cut(document: Document, found: Spans, window: int) -> list[Document]:
     ]
 
 
-def _among(values: npt.NDArray[Any], known: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which values are among the sorted known ones."""
+def _is_in(values: npt.NDArray[Any], known: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Mark the values that are among the sorted known ones, (n,)."""
     if not len(known):
         return np.zeros(len(values), dtype=bool)
     same: npt.NDArray[np.bool_] = known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
@@ -190,7 +199,7 @@ def _among(values: npt.NDArray[Any], known: npt.NDArray[Any]) -> npt.NDArray[np.
 
 
 def _gram_texts(wanted: npt.NDArray[Any], grams: npt.NDArray[Any], examples: Path) -> dict[int, tuple[str, int]]:
-    """Each wanted gram in words, and the first set that holds it."""
+    """Return the words of each wanted gram, and the index of the first set that has it."""
     rows = grams[np.isin(grams["gram"], wanted)]
     rows = rows[np.unique(rows["gram"], return_index=True)[1]]
     by_example: dict[int, list[Any]] = {}
@@ -206,9 +215,9 @@ def _gram_texts(wanted: npt.NDArray[Any], grams: npt.NDArray[Any], examples: Pat
 def _report(run: ShardRun, sets: Sequence[dict[str, Any]]) -> dict[str, Any]:
     hit = run.facts[CHOICE.name][-1]
     cuts = run.facts[CUT.name]
-    together = [about | of_set for about, of_set in zip(sets, hit["sets"], strict=True)]
+    merged = [about | of_set for about, of_set in zip(sets, hit["sets"], strict=True)]
     numbers = {key: sum(facts[key] for facts in cuts) for key in ("documents_cut", "characters_cut")}
-    return {**hit, **numbers, "sets": together}
+    return {**hit, **numbers, "sets": merged}
 
 
 CHOICE = Stage("evaluation_choice", choose_grams)

@@ -1,4 +1,4 @@
-"""Reads the examples of evaluation sets from local files; never skips a record that it cannot read, never downloads."""
+"""Read the examples of evaluation sets from local files; an unreadable record is an error, never skipped."""
 
 import glob
 import itertools
@@ -21,9 +21,10 @@ class EvaluationSet:
     """One evaluation set: the development and test files of a task.
 
     `paths`: files or patterns. In JSON lines, a JSON list, Parquet, or the `.arrow` files of Hugging Face's cache, an
-    example is the texts of `fields` joined (dotted names reach inside; empty: all texts of the record in its order but
-    the id's). In `.txt`, `text_separator` cuts a file into examples (empty: a file is one). `synthetic` lifts the least
-    N of the overlap analysis, as the paper does for made-up tasks.
+    example consists of the texts of `fields`, joined by line ends. Dotted names select nested fields; an empty list
+    selects all texts of the record except for the id, in order. In `.txt`, `text_separator` divides a file into
+    examples; if it is empty, a file is one example. `synthetic` removes the minimum N of the overlap analysis, as the
+    paper does for synthetic tasks.
     """
 
     name: str
@@ -35,12 +36,12 @@ class EvaluationSet:
 
     def __post_init__(self) -> None:
         if not self.name or not self.paths:
-            raise ConfigError(f"the evaluation set '{self.name}' needs a name and paths")
+            raise ConfigError(f"evaluation set '{self.name}': give both name and paths")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One example: its place in its set, counted over all files; the id its record brings, or an empty text."""
+    """One example: its index in its set, over all files, and its record's id, or "" if there is none."""
 
     index: int
     id: str
@@ -48,22 +49,25 @@ class Example:
 
 
 def find_set_files(sets: Sequence[EvaluationSet], *, where: str) -> list[tuple[Path, ...]]:
-    """The files of each set, sorted; ConfigError: nothing found, unknown ending, two sets of one name.
+    """Find the files of each set, sorted. `where` names the setting in errors.
 
-    `where` names the setting in errors.
+    ConfigError: nothing found, unknown ending, or two sets of one name.
     """
     names = [s.name for s in sets]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"{where}: two sets are called '{name}'; give each its own name")
+            raise ConfigError(f"{where}: two sets are named '{name}'; give each its own name")
     return [tuple(sorted({path for p in s.paths for path in _matches(p, f"{where} '{s.name}'")})) for s in sets]
 
 
 def check_sets(sets: Sequence[EvaluationSet], *, where: str) -> None:
-    """`find_set_files`, and that the first example of every file can be read: hours before its step needs all."""
+    """Find the files of each set and read the first example of each, hours before the step that needs them all.
+
+    ConfigError: as `find_set_files` and `read_examples`, or a set has no example.
+    """
     for one, paths in zip(sets, find_set_files(sets, where=where), strict=True):
         if not sum(1 for path in paths for _ in itertools.islice(read_examples(one, [path]), 1)):
-            raise ConfigError(f"{where} '{one.name}': there is no example in {', '.join(map(str, paths))}")
+            raise ConfigError(f"{where} '{one.name}': no example in {', '.join(map(str, paths))}")
 
 
 def _matches(pattern: str, where: str) -> list[Path]:
@@ -78,7 +82,7 @@ def _matches(pattern: str, where: str) -> list[Path]:
 
 
 def read_examples(about: EvaluationSet, paths: Sequence[Path]) -> Iterator[Example]:
-    """Every example of a set, file by file. ConfigError names the file and record that cannot be read."""
+    """Yield every example of a set, file by file. ConfigError: a record cannot be read; it names file and record."""
     index = 0
     for path in paths:
         try:
@@ -96,11 +100,11 @@ def _read_file(about: EvaluationSet, path: Path) -> Iterator[tuple[str, str]]:
         yield from (("", piece) for piece in pieces if piece.strip())
         return
     for number, record in enumerate(_records(about, path)):
-        place = f"evaluation set '{about.name}': {path}, record {number + 1}"
+        where = f"evaluation set '{about.name}': {path}, record {number + 1}"
         if not isinstance(record, dict):
-            raise ConfigError(f"{place} is not a JSON object")
+            raise ConfigError(f"{where} is not a JSON object")
         identity = record.get(about.id_field)
-        yield ("" if identity is None else str(identity)), "\n".join(_texts(about, record, place))
+        yield ("" if identity is None else str(identity)), "\n".join(_texts(about, record, where))
 
 
 def _records(about: EvaluationSet, path: Path) -> Iterator[Any]:
@@ -132,26 +136,26 @@ def _arrow_rows(path: Path, open_file: Any) -> Iterator[Any]:
         raise ConfigError(f"{path} is not readable: {str(error).splitlines()[0]}") from None
 
 
-def _texts(about: EvaluationSet, record: dict[str, Any], place: str) -> list[str]:
+def _texts(about: EvaluationSet, record: dict[str, Any], where: str) -> list[str]:
     if not about.fields:
         return [text for key, value in record.items() if key != about.id_field for text in _strings(value)]
-    found = [list(_inside(record, field.split("."))) for field in about.fields]
+    found = [list(_nested(record, field.split("."))) for field in about.fields]
     if not any(found):
-        raise ConfigError(f"{place} has none of the fields {', '.join(about.fields)} (it has: {', '.join(record)})")
-    # A field that is asked for may hold a number: the answer to a sum, a year.
+        raise ConfigError(f"{where} has none of the fields {', '.join(about.fields)} (it has: {', '.join(record)})")
+    # A named field may hold a number, such as a year or the result of a sum.
     return [text for values in found for value in values for text in _strings(value, numbers=True)]
 
 
-def _inside(value: Any, names: list[str]) -> Iterator[Any]:
-    """What a dotted name reaches; in a list, what it reaches in each element."""
+def _nested(value: Any, names: list[str]) -> Iterator[Any]:
+    """Yield the values that a dotted name selects; in a list, it selects in each element."""
     if isinstance(value, list):
         for item in value:
-            yield from _inside(item, names)
+            yield from _nested(item, names)
     elif not names:
         if value is not None:
             yield value
     elif isinstance(value, dict) and names[0] in value:
-        yield from _inside(value[names[0]], names[1:])
+        yield from _nested(value[names[0]], names[1:])
 
 
 def _strings(value: Any, *, numbers: bool = False) -> Iterator[str]:

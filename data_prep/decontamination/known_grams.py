@@ -1,6 +1,6 @@
-"""Stages about the n-grams of evaluation sets: their index, and the documents of a shard that hold them; cuts nothing.
+"""Index the n-grams of evaluation sets, and find the documents of a shard that have them.
 
-The removal from the corpus (decontaminate.py) and the analysis of the examples (overlap.py) share them.
+The removal from the corpus (decontaminate.py) and the analysis of the examples (overlap.py) share these stages.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,24 +20,24 @@ from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskResult
 from gpt.errors import ConfigError
 
-# A gram of an example: its place in the sorted numbers, and where it stands in the example's text, in characters.
+# A gram of an example: its index in the sorted numbers, and its first and last + 1 character in the example's text.
 GRAM = np.dtype([("gram", "<u4"), ("example", "<u4"), ("set", "<u2"), ("start", "<u4"), ("end", "<u4")])
-HIT = np.dtype([("row", "<u4"), ("gram", "<u4")])  # a document of a shard holds a gram, however often
+HIT = np.dtype([("row", "<u4"), ("gram", "<u4")])  # a document of a shard has a gram, at least once
 _BATCH_CHARACTERS = 1 << 16
 
 
 @dataclass(frozen=True)
 class LengthRule:
-    """N, the words of a gram, for each set: a percentile of its examples' lengths, held between two bounds."""
+    """N, the words of a gram, for each set: a percentile of its examples' lengths, clamped to two bounds."""
 
-    least: int
-    most: int
+    min_words: int
+    max_words: int
     percentile: float = 5.0
 
 
 @dataclass(frozen=True)
 class IndexTask:
-    """The sets, how many of the task's files each has, and the rule for N."""
+    """The sets, the number of input files of each, and the rule for N."""
 
     sets: tuple[EvaluationSet, ...]
     n_files: tuple[int, ...]
@@ -46,7 +46,7 @@ class IndexTask:
 
 @dataclass(frozen=True)
 class SearchTask:
-    """The lengths of the known grams; with `split`, only documents of its training side count."""
+    """The lengths of the known grams; with `split`, only documents of the training split count."""
 
     lengths: tuple[int, ...]
     split: SplitConfig | None = None
@@ -54,7 +54,7 @@ class SearchTask:
 
 @dataclass(frozen=True)
 class KnownGrams:
-    """What the index stage left: the sorted numbers, a GRAM for each place in an example, the examples as a shard."""
+    """Output of the index stage: the grams' sorted numbers, a GRAM per occurrence, and the examples as a shard."""
 
     numbers: Path
     grams: Path
@@ -63,12 +63,12 @@ class KnownGrams:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Every N that a set has."""
+        """All N of the sets, sorted."""
         return tuple(sorted({int(about["n_words"]) for about in self.sets}))
 
 
 def index_sets(run: ShardRun, sets: tuple[EvaluationSet, ...], rule: LengthRule, *, where: str) -> KnownGrams:
-    """Run the index stage; `where` names the setting of the sets in errors."""
+    """Run the index stage. `where` names the setting of the sets in errors. ConfigError: as `find_set_files`."""
     files = find_set_files(sets, where=where)
     folder = run.workspace.folder / INDEX.name
     outputs = (folder / "numbers.npy", folder / "grams.npy", folder / "examples.jsonl.zst")
@@ -78,51 +78,56 @@ def index_sets(run: ShardRun, sets: tuple[EvaluationSet, ...], rule: LengthRule,
 
 
 def search(run: ShardRun, stage: Stage, config: Any, known: KnownGrams, shards: dict[str, Path]) -> list[FinishedTask]:
-    """Run a search stage over shards or other files; a task's output is its array of HITs."""
+    """Run a search stage over shards or other files; each task writes an array of HITs."""
     outputs = run.arrays(stage, list(shards))
     return run.tasks(stage, [Task(config, (path, known.numbers), (outputs[name],)) for name, path in shards.items()])
 
 
 def index_examples(config: IndexTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: the files of all sets to (numbers, GRAM rows, examples). Facts: `sets`."""
+    """Stage function: the files of all sets to (numbers, GRAM rows, examples). Facts: `sets`.
+
+    ConfigError: a record cannot be read, or a set has no example.
+    """
     files = list(inputs)
     numbers, rows, about = [np.zeros(0, np.uint64)], [np.zeros(0, GRAM)], []
     n_examples = 0
     with write_shard(outputs[2]) as write:
-        for place, (one, n_files) in enumerate(zip(config.sets, config.n_files, strict=True)):
+        for set_index, (one, n_files) in enumerate(zip(config.sets, config.n_files, strict=True)):
             paths, files = files[:n_files], files[n_files:]
             lengths = [count_words(example.text) for example in read_examples(one, paths)]
-            if not lengths:  # else it would count as clean, and nothing be cut for it
-                raise ConfigError(f"evaluation set '{one.name}': there is no example in {', '.join(map(str, paths))}")
+            if not lengths:  # or the set would count as clean
+                raise ConfigError(f"evaluation set '{one.name}': no example in {', '.join(map(str, paths))}")
             n = gram_length(lengths, config.rule, synthetic=one.synthetic)
             distinct = [np.zeros(0, np.uint64)]
             for example in read_examples(one, paths):
                 write(Document(example.id, example.text, {"set": one.name, "index": example.index}))
-                found = _rows(example, n)
-                found[1]["example"], found[1]["set"] = n_examples, place
-                numbers.append(found[0])
-                rows.append(found[1])
-                distinct.append(found[0])
+                gram_numbers, gram_rows = _rows(example, n)
+                gram_rows["example"], gram_rows["set"] = n_examples, set_index
+                numbers.append(gram_numbers)
+                rows.append(gram_rows)
+                distinct.append(gram_numbers)
                 n_examples += 1
             n_grams = len(np.unique(np.concatenate(distinct)))
             too_short = sum(length < n for length in lengths)
             about.append(
                 {"name": one.name, "examples": len(lengths), "too_short": too_short, "n_words": n, "grams": n_grams}
             )
-    known, places = np.unique(np.concatenate(numbers), return_inverse=True)
-    assert len(known) < 2**32, "more grams than a row can number"
+    known, indices = np.unique(np.concatenate(numbers), return_inverse=True)
+    assert len(known) < 2**32, "more grams than 32 bits can number"
     table: npt.NDArray[Any] = np.concatenate(rows)
-    table["gram"] = places
+    table["gram"] = indices
     write_array(outputs[0], known)
     write_array(outputs[1], table)
     return TaskResult([], {"sets": about})
 
 
 def gram_length(lengths: list[int], rule: LengthRule, *, synthetic: bool) -> int:
-    """N of a set: the percentile of its examples' lengths in words, at most `most` and, if not synthetic, at least
-    `least` (arXiv 2005.14165, appendix C)."""
-    typical = int(np.percentile(lengths, rule.percentile, method="lower")) if lengths else rule.most
-    return min(max(typical, 1 if synthetic else rule.least), rule.most)
+    """Return N of a set: the percentile of its examples' lengths in words (arXiv 2005.14165, appendix C).
+
+    N is at most `max_words` and, if the set is not synthetic, at least `min_words`.
+    """
+    typical = int(np.percentile(lengths, rule.percentile, method="lower")) if lengths else rule.max_words
+    return min(max(typical, 1 if synthetic else rule.min_words), rule.max_words)
 
 
 def search_shard(config: SearchTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
@@ -137,8 +142,8 @@ def search_shard(config: SearchTask, inputs: tuple[Path, ...], outputs: tuple[Pa
 
 
 def find_hits(texts: Iterable[tuple[int, str]], lengths: tuple[int, ...], known: Path, output: Path) -> TaskResult:
-    """Write the HITs of (row, text) pairs."""
-    index = GramIndex.of(np.load(known, mmap_mode="r", allow_pickle=False))  # mapped: the workers share its memory
+    """Write the HITs of (row, text) pairs to `output`, sorted; `known` is the file of the known grams' numbers."""
+    index = GramIndex.of(np.load(known, mmap_mode="r", allow_pickle=False))  # mapped: workers share its memory
     hits = [np.zeros(0, np.uint64)]
     n_documents = n_characters = 0
     for batch in _batches(texts):
@@ -156,7 +161,7 @@ def find_hits(texts: Iterable[tuple[int, str]], lengths: tuple[int, ...], known:
 
 
 def add_documents(documents: npt.NDArray[np.int64], hits: Path) -> None:
-    """Add to each gram the number of documents that hold it, by one array of HITs."""
+    """Add to each gram the number of its documents in one array of HITs; `documents` (n_grams,) changes in place."""
     grams, counts = np.unique(read_array(hits)["gram"], return_counts=True)
     documents[grams] += counts
 

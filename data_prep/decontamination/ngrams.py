@@ -1,12 +1,12 @@
-"""N-grams of words as 64-bit numbers, and where known ones stand in a text; knows nothing of files or evaluation sets.
+"""Turn n-grams of words into 64-bit numbers, and find known ones in a text.
 
-A gram is "a lowercase, whitespace delimited word with no punctuation" (GPT-3, arXiv 2005.14165, appendix C). Read here
-as a longest run of characters that are neither space, punctuation nor symbol: punctuation ends a word as a space does
-("don't" is two words), and where it stands alone it is nothing. So look OpenAI's published 13-grams ("i couldn t save
-your world"), and punctuation deleted inside words would give N = 2 for symbol insertion, where table C.1 has 7.
-Invisible characters (soft hyphens, joiners, controls) are skipped; capitals are lowered one by one.
+A gram is "a lowercase, whitespace delimited word with no punctuation" (GPT-3, arXiv 2005.14165, appendix C). We read
+this as a maximal run of characters that are not space, punctuation or symbol. Punctuation ends a word like a space
+("don't" is two words), and alone it is no word. Two facts support this: OpenAI's published 13-grams look so ("i couldn
+t save your world"), and deleting punctuation inside words would give N = 2 for symbol insertion, for which table C.1
+has 7. Invisible characters (soft hyphens, joiners, controls) are skipped. Capitals are lowered one by one.
 
-A false match of two different grams has a chance of about 2^-64: with 10^7 known grams, one in 2 * 10^12 words of text.
+Two different grams match with a probability of about 2^-64: with 10^7 known grams, once in 2 * 10^12 words of text.
 """
 
 import unicodedata
@@ -20,11 +20,11 @@ import numpy.typing as npt
 from data_prep.documents.words import mix
 
 Numbers = npt.NDArray[np.uint64]
-Places = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.int64]
 
-# Characters scanned at once, so that the arrays stay in the cache. A longer word counts as several of this length.
+# Characters to scan at once, so that the arrays fit the cache. A longer word counts as several of this length.
 BLOCK = 1 << 15
-_SEPARATOR, _SKIPPED, _LETTER = 0, 1, 2  # kinds of characters; the first two stand in the table as they are
+_SEPARATOR, _SKIPPED, _LETTER = 0, 1, 2  # kinds of characters; the table has the first two as they are
 _CHARACTER_BASE = 0x9FB21C651E98DF25  # odd, so that it has an inverse
 _WORD_BASE = 0xD6E8FEB86659FD93
 _MAX_TABLE_BITS = 30
@@ -33,23 +33,23 @@ _AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Spans:
-    """Words or grams in order: a number for each, where it starts and where it ends in the text, in characters."""
+    """Words or grams in order, each with a number, and its start and end in the text in characters; all (n,)."""
 
     numbers: Numbers
-    starts: Places
-    ends: Places
+    starts: Positions
+    ends: Positions
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def part(self, which: slice | npt.NDArray[np.bool_] | Places) -> "Spans":
-        """Some of them."""
+    def part(self, which: slice | npt.NDArray[np.bool_] | Positions) -> "Spans":
+        """Select some of them."""
         return Spans(self.numbers[which], self.starts[which], self.ends[which])
 
 
 @dataclass(frozen=True)
 class GramIndex:
-    """Known grams. `numbers` are sorted and distinct; `bits` tell most of the unknown ones by their first bits."""
+    """Known grams. `numbers` are sorted and distinct; `bits` rejects most unknown grams by their first bits."""
 
     numbers: Numbers
     bits: npt.NDArray[np.uint8]
@@ -57,55 +57,57 @@ class GramIndex:
 
     @staticmethod
     def of(numbers: Numbers) -> "GramIndex":
-        """An index of sorted, distinct numbers; beside them it takes 8 to 16 bytes for each, at most 128 MiB."""
+        """Index sorted, distinct numbers. It takes 8 to 16 bytes for each besides them, at most 128 MiB."""
         width = min(max(16, (64 * len(numbers)).bit_length()), _MAX_TABLE_BITS)
         shift = np.uint64(64 - width)
         bits = np.zeros(1 << (width - 3), dtype=np.uint8)
         for start in range(0, len(numbers), _AT_ONCE):
-            places = (numbers[start : start + _AT_ONCE] >> shift).astype(np.int64)
-            np.bitwise_or.at(bits, places >> 3, np.uint8(1) << (places & 7).astype(np.uint8))
+            prefixes = (numbers[start : start + _AT_ONCE] >> shift).astype(np.int64)
+            np.bitwise_or.at(bits, prefixes >> 3, np.uint8(1) << (prefixes & 7).astype(np.uint8))
         return GramIndex(numbers, bits, shift)
 
     def find(self, grams: Spans) -> Spans:
-        """Those of the grams that are known, each with its place in `numbers` as its number."""
-        places = (grams.numbers >> self.shift).astype(np.int64)
-        maybe = np.flatnonzero((self.bits.take(places >> 3) >> (places & 7).astype(np.uint8)) & 1)
+        """Return the grams that are known, in order, each with its index in `numbers` as its number."""
+        prefixes = (grams.numbers >> self.shift).astype(np.int64)
+        maybe = np.flatnonzero((self.bits.take(prefixes >> 3) >> (prefixes & 7).astype(np.uint8)) & 1)
         if not len(maybe):
             return grams.part(slice(0))
-        maybe = maybe[np.argsort(grams.numbers[maybe])]  # sorted, they are found with fewer reads of memory
+        maybe = maybe[np.argsort(grams.numbers[maybe])]  # a search for sorted numbers reads less memory
         wanted = grams.numbers[maybe]
         found = np.searchsorted(self.numbers, wanted)
         found[found == len(self.numbers)] = 0
         known = self.numbers[found] == wanted
-        there, found = maybe[known], found[known].astype(np.uint64)
-        order = np.argsort(there)
-        there = there[order]
-        return Spans(found[order], grams.starts[there], grams.ends[there])
+        hits, found = maybe[known], found[known].astype(np.uint64)
+        order = np.argsort(hits)
+        hits = hits[order]
+        return Spans(found[order], grams.starts[hits], grams.ends[hits])
 
 
 def find_known(text: str, index: GramIndex, lengths: Sequence[int]) -> Spans:
-    """Every known gram of `lengths` words in a text, in time linear in the text; a gram's number is its place in the
-    index."""
+    """Find every known gram of `lengths` words in a text, in linear time; a gram's number is its index in `index`."""
     return join(index.find(grams) for grams in scan_grams(text, lengths))
 
 
-def find_in_each(texts: Sequence[str], index: GramIndex, lengths: Sequence[int]) -> tuple[Places, Spans]:
-    """(which text, the known gram with its place in that text) for many texts at once, which short ones gain from."""
+def find_in_each(texts: Sequence[str], index: GramIndex, lengths: Sequence[int]) -> tuple[Positions, Spans]:
+    """Find the known grams of many texts at once, which is faster for short ones.
+
+    Returns (index of the text, gram with its start and end in that text), each (n,).
+    """
     found = find_known("\n".join(texts), index, lengths)
     if not len(found):
         return np.zeros(0, np.int64), found
     sizes = np.array([len(text) for text in texts])
     starts = np.concatenate(([0], np.cumsum(sizes + 1)[:-1]))
     rows = np.searchsorted(starts, found.starts, side="right") - 1
-    inside = found.ends <= (starts + sizes)[rows]  # a gram over the end of its text is none
+    inside = found.ends <= (starts + sizes)[rows]  # a gram across the end of its text does not count
     rows, found = rows[inside], found.part(inside)
     return rows, Spans(found.numbers, found.starts - starts[rows], found.ends - starts[rows])
 
 
 def scan_grams(text: str, lengths: Sequence[int]) -> Iterator[Spans]:
-    """All grams of `lengths` words, some thousand at a time: the memory does not grow with the text."""
+    """Yield all grams of `lengths` words, thousands at a time: memory does not grow with the text."""
     longest = max(lengths)
-    before = join(())  # the last words of the blocks so far, which belong to grams that end in the next
+    before = join(())  # the last words of the blocks so far, which begin grams that end in the next block
     for words in scan_words(text):
         n_before = len(before)
         both = join((before, words))
@@ -117,13 +119,13 @@ def scan_grams(text: str, lengths: Sequence[int]) -> Iterator[Spans]:
 
 
 def scan_words(text: str) -> Iterator[Spans]:
-    """The words of a text, a block at a time."""
+    """Yield the words of a text, a block at a time."""
     position = 0
     while position < len(text):
         block = text[position : position + BLOCK]
         taken = len(block)
         words, is_open = _block_words(block)
-        if is_open and position + taken < len(text) and words.starts[-1] > 0:  # the next block takes the whole word
+        if is_open and position + taken < len(text) and words.starts[-1] > 0:  # leave the whole word to the next block
             taken = int(words.starts[-1])
             words = words.part(slice(-1))
         if len(words):
@@ -132,19 +134,19 @@ def scan_words(text: str) -> Iterator[Spans]:
 
 
 def count_words(text: str) -> int:
-    """Number of words."""
+    """Count the words of a text."""
     return sum(len(words) for words in scan_words(text))
 
 
 def plain(text: str) -> str:
-    """The words of a text as they are compared, with one space between: for people to read."""
+    """Return the words of a text as they are compared, separated by spaces, for people to read."""
     table = _characters()
     spans = ((int(a), int(b)) for words in scan_words(text) for a, b in zip(words.starts, words.ends, strict=True))
     return " ".join("".join(c for c in text[a:b].lower() if table[ord(c)] != _SKIPPED) for a, b in spans)
 
 
 def join(parts: Iterator[Spans] | Sequence[Spans]) -> Spans:
-    """One after another."""
+    """Concatenate spans."""
     spans = list(parts)
     if len(spans) == 1:
         return spans[0]
@@ -158,12 +160,12 @@ def join(parts: Iterator[Spans] | Sequence[Spans]) -> Spans:
 
 
 def _grams(words: Spans, n: int) -> Spans:
-    """The n-grams of consecutive words: a polynomial of the words' numbers, spread over 64 bits."""
+    """Return the n-grams of consecutive words; a gram's number is a polynomial of the words' numbers, mixed."""
     count = len(words) - n + 1
     if count <= 0:
         return words.part(slice(0))
     numbers, length = words.numbers, 1
-    for bit in bin(n)[3:]:  # by doubling, and one word more where the bit is set: 5 steps for 13 words
+    for bit in bin(n)[3:]:  # double the length, and add a word if the bit is set: 5 steps for 13 words
         raised = np.uint64(pow(_WORD_BASE, length, 1 << 64))
         numbers = numbers[:-length] * raised + numbers[length:]
         length *= 2
@@ -174,7 +176,7 @@ def _grams(words: Spans, n: int) -> Spans:
 
 
 def _block_words(block: str) -> tuple[Spans, bool]:
-    """(the words of at most BLOCK characters, whether the last may go on behind them)."""
+    """Return (the words of at most BLOCK characters, whether the last word may continue after them)."""
     table = _characters()
     if block.isascii():
         letters = table[:128].take(np.frombuffer(block.encode(), np.uint8))
@@ -192,7 +194,8 @@ def _block_words(block: str) -> tuple[Spans, bool]:
     if not len(starts):
         return join(()), False
     powers, inverses = _powers(BLOCK)
-    # Separators count 0, so the sum from one start to the next is the word's alone; the inverse takes away its place.
+    # A word's number is a polynomial of its letters. Separators are 0, so the sum from one start to the next is the
+    # word's; the inverse power makes it independent of the word's position.
     sums = np.add.reduceat(letters * powers[: len(letters)], starts)
     numbers = mix(sums * inverses[starts])
     is_open = bool(inside[-2])
@@ -203,7 +206,7 @@ def _block_words(block: str) -> tuple[Spans, bool]:
 
 @cache
 def _powers(n: int) -> tuple[Numbers, Numbers]:
-    """The first n powers of the base of characters, and of its inverse, modulo 2^64."""
+    """Return the first n powers of _CHARACTER_BASE, and of its inverse, modulo 2^64."""
     return tuple(
         np.multiply.accumulate(np.array([1] + [base] * (n - 1), dtype=np.uint64))
         for base in (_CHARACTER_BASE, pow(_CHARACTER_BASE, -1, 1 << 64))
@@ -212,14 +215,14 @@ def _powers(n: int) -> tuple[Numbers, Numbers]:
 
 @cache
 def _characters() -> Numbers:
-    """A number for every code point: separator, skipped, or the letter's, equal for capital and small letters."""
+    """Return a number for each code point: _SEPARATOR, _SKIPPED or the letter's, the same for upper and lower case."""
     lowered = np.arange(0x110000, dtype=np.uint64)
     kinds = np.full(0x110000, _LETTER, dtype=np.uint64)
-    for plane in (0, 1, 2, 3, 14):  # the others hold no characters, or only private ones
+    for plane in (0, 1, 2, 3, 14):  # the others have no characters, or only private ones
         codes = range(plane << 16, (plane + 1) << 16)
         lowered[codes.start : codes.stop] = [ord(chr(code).lower()[0]) for code in codes]
         kinds[codes.start : codes.stop] = [_kind(chr(code)) for code in codes]
-    lowered[ord("ς")] = ord("σ")  # the same letter at the end of a word: its capital is one
+    lowered[ord("ς")] = ord("σ")  # final sigma: both have the same capital
     return np.where(kinds == _LETTER, mix(lowered + np.uint64(1 << 32)), kinds)
 
 

@@ -1,11 +1,11 @@
-"""Marks the examples of evaluation sets that occur in a corpus, as appendix C of the GPT-3 paper; changes no corpus.
+"""Mark the examples of evaluation sets that occur in a corpus, as in appendix C of the GPT-3 paper (arXiv 2005.14165).
 
-arXiv 2005.14165: an example is dirty when any N-gram of it occurs in any training document, else clean. N is, for each
-set, the 5th percentile of its examples' lengths in words, at most 13 and, for sets that are not synthetic, at least 8.
+An example is dirty if any of its N-grams occurs in any training document, else clean. For each set, N is the 5th
+percentile of its examples' lengths in words, at most 13 and, if the set is not synthetic, at least 8. The corpus itself
+is not changed.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from data_prep.decontamination.known_grams import (
 from data_prep.documents.arrays import read_array
 from data_prep.documents.records import Page
 from data_prep.documents.shards import Document, read_shard
-from data_prep.execution.files import disk_errors, temporary_for
+from data_prep.execution.files import disk_errors
 from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun, read_steps
 from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskResult
@@ -37,16 +37,17 @@ from data_prep.execution.workspace import Workspace
 from data_prep.readers.readers import InputConfig, find_inputs, local_inputs, read_records
 from data_prep.readers.remote_files import local_copy
 from gpt.errors import ConfigError
+from gpt.files.atomic import open_replacement, replace_file
 
 EXAMPLES_FILE, SUMMARY_FILE = "examples.jsonl", "overlap.json"
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Section [training]: what the model is or was trained on.
+    """Section [training]: the model's training data.
 
-    `corpora`: corpus folders that `triaxial prepare` made; their validation documents do not count. `works`: their work
-    folders in the same order, where `output.work` of their recipes is not `FOLDER/work`. `paths`: text files, patterns.
+    `corpora`: corpus folders of `triaxial prepare`; their validation documents do not count. `works`: their work
+    folders in the same order, needed if `output.work` of a recipe is not `FOLDER/work`. `paths`: text files, patterns.
     """
 
     corpora: tuple[Path, ...] = ()
@@ -58,7 +59,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         if not self.corpora and not self.paths:
-            raise ConfigError("training: give corpora (folders that `triaxial prepare` made) or paths (text files)")
+            raise ConfigError("training: give corpora (folders of `triaxial prepare`) or paths (text files)")
         if self.works and len(self.works) != len(self.corpora):
             raise ConfigError(
                 f"training.works names {len(self.works)} folders for {len(self.corpora)} corpora; "
@@ -68,8 +69,11 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class AnalysisConfig:
-    """Section [overlap]: the sets, and N: `percentile` of the lengths, from `min_words` (not of synthetic sets) to
-    `max_words`."""
+    """Section [overlap]: the sets, and the rule for N.
+
+    N is the `percentile` of the examples' lengths, at least `min_words` (except for synthetic sets) and at most
+    `max_words`.
+    """
 
     sets: tuple[EvaluationSet, ...] = ()
     min_words: int = 8
@@ -89,7 +93,7 @@ class AnalysisConfig:
 
 @dataclass(frozen=True)
 class OverlapOutput:
-    """Section [output]: the folder of the results; its subfolder "work" makes a second run quick and may be deleted."""
+    """Section [output]: the folder of the results. Its subfolder "work" makes a second run quick and may be deleted."""
 
     folder: Path
 
@@ -105,7 +109,7 @@ class OverlapConfig:
 
 @dataclass(frozen=True)
 class TextTask:
-    """Search in text files: the lengths of the known grams, and how the files are read."""
+    """The lengths of the known grams, and how to read the text files."""
 
     lengths: tuple[int, ...]
     input: InputConfig
@@ -113,13 +117,16 @@ class TextTask:
 
 @dataclass(frozen=True)
 class MarkTask:
-    """The sets by name."""
+    """The names of the sets."""
 
     sets: tuple[str, ...]
 
 
 def analyse(config: OverlapConfig, *, n_workers: int, progress: ProgressBars) -> dict[str, Any]:
-    """Mark every example; writes `examples.jsonl` and `overlap.json` into the output folder and returns the latter."""
+    """Mark every example; write `examples.jsonl` and `overlap.json` to the output folder and return the latter.
+
+    ConfigError: a set, a corpus or a text file cannot be read.
+    """
     corpora = _corpora(config.training)
     sources = find_inputs(config.training.paths) if config.training.paths else []
     with Workspace(config.output.folder / "work", n_workers=n_workers, progress=progress) as workspace:
@@ -127,58 +134,55 @@ def analyse(config: OverlapConfig, *, n_workers: int, progress: ProgressBars) ->
         rule = LengthRule(config.overlap.min_words, config.overlap.max_words, config.overlap.percentile)
         known = index_sets(run, config.overlap.sets, rule, where="overlap.sets")
         finished = []
-        for place, corpus in enumerate(corpora):
-            named = {f"{place}-{name}": path for name, path in run.named(corpus.shards).items()}
+        for index, corpus in enumerate(corpora):
+            named = {f"{index}-{name}": path for name, path in run.named(corpus.shards).items()}
             searched = search(run, SHARDS, SearchTask(known.lengths, corpus.split), known, named)
             _check_documents(corpus, searched)
             finished += searched
         if sources:
-            reading = InputConfig(
-                paths=("-",),  # the files are the tasks' inputs; what matters is how they are read
-                text_field=config.training.text_field,
-                id_field=config.training.id_field,
-                text_separator=config.training.text_separator,
-            )
-            finished += search(
-                run,
-                TEXTS,
-                TextTask(known.lengths, reading),
-                known,
-                run.named(local_inputs(sources, workspace.folder / "remote")),
-            )
+            named = run.named(local_inputs(sources, workspace.folder / "remote"))
+            finished += search(run, TEXTS, TextTask(known.lengths, _reading(config.training)), known, named)
         hits = [path for task in finished for path in task.task.outputs]
         marked = workspace.folder / MARK.name / EXAMPLES_FILE
         inputs = (known.numbers, known.grams, known.examples, *hits)
         names = tuple(one.name for one in config.overlap.sets)
         (result,) = run.tasks(MARK, [Task(MarkTask(names), inputs, (marked,))])
-        found = result.facts["sets"]
         summary = {
             "format": "triaxial-overlap",
             "version": 1,
             "training_documents": sum(task.facts["documents"] for task in finished),
             "training_characters": sum(task.facts["characters"] for task in finished),
-            "sets": [about | of_set for about, of_set in zip(known.sets, found, strict=True)],
+            "sets": [about | of_set for about, of_set in zip(known.sets, result.facts["sets"], strict=True)],
         }
         _publish(config.output.folder, marked, summary)
         return summary
 
 
+def _reading(config: TrainingConfig) -> InputConfig:
+    return InputConfig(
+        paths=("-",),  # the files are the inputs of the tasks, so their names must not count
+        text_field=config.text_field,
+        id_field=config.id_field,
+        text_separator=config.text_separator,
+    )
+
+
 def mark_examples(config: MarkTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: (numbers, GRAM rows, examples, HITs of every shard) to a JSON line for each example.
 
-    Facts: for each set, its dirty and clean examples and in how many documents it was met at most.
+    Facts: for each set, its numbers of dirty and clean examples, and the clean percentage.
     """
     numbers, grams = read_array(inputs[0]), read_array(inputs[1])
     documents = np.zeros(len(numbers), np.int64)
     for path in inputs[3:]:
         add_documents(documents, path)
-    counted = np.unique(grams[["example", "gram"]])  # a gram that stands twice in an example is one of its grams
+    counted = np.unique(grams[["example", "gram"]])  # a gram that occurs twice in an example counts once
     n_examples = sum(1 for _ in read_shard(inputs[2]))
     of_example = counted["example"].astype(np.int64)
     n_grams = np.bincount(of_example, minlength=n_examples)
     n_hits = np.bincount(of_example[documents[counted["gram"]] > 0], minlength=n_examples)
-    most = np.zeros(n_examples, np.int64)
-    np.maximum.at(most, of_example, documents[counted["gram"]])
+    max_documents = np.zeros(n_examples, np.int64)
+    np.maximum.at(max_documents, of_example, documents[counted["gram"]])
     sets = {name: {"dirty": 0, "clean": 0} for name in config.sets}
     with open(outputs[0], "w", encoding="utf-8") as file:
         for number, example in enumerate(read_shard(inputs[2])):
@@ -192,7 +196,7 @@ def mark_examples(config: MarkTask, inputs: tuple[Path, ...], outputs: tuple[Pat
                 "dirty": dirty,
                 "grams": int(n_grams[number]),
                 "hits": int(n_hits[number]),
-                "documents": int(most[number]),
+                "documents": int(max_documents[number]),
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     for counts in sets.values():
@@ -202,8 +206,11 @@ def mark_examples(config: MarkTask, inputs: tuple[Path, ...], outputs: tuple[Pat
 
 
 def search_texts(config: TextTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: (text file, known numbers) to its HITs. A file that cannot be read to its end is a mistake: an
-    example that is clean only because a part of the corpus was not seen must not pass for clean."""
+    """Stage function: (text file, known numbers) to its HITs.
+
+    ConfigError: the file cannot be read to its end. An example must not count as clean because part of the corpus was
+    not read.
+    """
     with local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path:
         return find_hits(_texts(path, config.input), config.lengths, inputs[1], outputs[0])
 
@@ -212,7 +219,7 @@ def _texts(path: Path, reading: InputConfig) -> Iterator[tuple[int, str]]:
     for row, record in enumerate(read_records(path, reading)):
         if isinstance(record, Page):
             raise ConfigError(
-                f"training.paths: {path} holds HTML pages; run `triaxial prepare` on it, and name its corpus"
+                f"training.paths: {path} has HTML pages; run `triaxial prepare` on it, and give its corpus instead"
             )
         if not isinstance(record, Document):
             raise ConfigError(f"training.paths: {path}, record {row + 1}, cannot be read ({record.reason})")
@@ -230,18 +237,18 @@ class _Corpus:
 
 def _corpora(config: TrainingConfig) -> list[_Corpus]:
     found = []
-    for place, folder in enumerate(config.corpora):
+    for index, folder in enumerate(config.corpora):
         about = read_corpus(folder)
         try:
             recipe, documents = about["recipe"]["output"], about["splits"]["training"]["documents"]
             split = SplitConfig(recipe["validation_fraction"], recipe["seed"])
         except (KeyError, TypeError):
             raise ConfigError(f"{folder}/corpus.json: damaged; run `triaxial prepare` again") from None
-        work = config.works[place] if config.works else folder / "work"
+        work = config.works[index] if config.works else folder / "work"
         steps = read_steps(work)
         if not steps.finished:
             raise ConfigError(
-                f"{work}: the last run there has not come to its end, so its texts are not those of {folder}; run "
+                f"{work}: the last run there did not finish, so its texts are not those of {folder}; run "
                 "`triaxial prepare` on the recipe of that corpus again"
             )
         shards = steps.done[-1].shards(work)
@@ -253,26 +260,20 @@ def _corpora(config: TrainingConfig) -> list[_Corpus]:
 
 
 def _check_documents(corpus: _Corpus, searched: list[FinishedTask]) -> None:
-    """The texts are those of the corpus, and not of a later run in its work folder that did not come to its end."""
+    """Check that the work folder has the texts of the corpus, not of another run since."""
     documents = sum(task.facts["documents"] for task in searched)
     if documents != corpus.documents:
         raise ConfigError(
-            f"{corpus.work} holds {documents:,} training documents, but the corpus in {corpus.folder} has "
-            f"{corpus.documents:,}: another recipe ran there since; run `triaxial prepare` on its own again"
+            f"{corpus.work} has {documents:,} training documents, but the corpus in {corpus.folder} has "
+            f"{corpus.documents:,}: another recipe ran there since; run `triaxial prepare` on the corpus's recipe again"
         )
 
 
 def _publish(folder: Path, marked: Path, summary: dict[str, Any]) -> None:
     with disk_errors(folder):
-        for name in (EXAMPLES_FILE, SUMMARY_FILE):
-            temporary = temporary_for(folder / name)
-            with open(temporary, "xb") as file:
-                if name == EXAMPLES_FILE:
-                    with open(marked, "rb") as examples:
-                        shutil.copyfileobj(examples, file, 1 << 20)
-                else:
-                    file.write(json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
-            os.replace(temporary, folder / name)
+        with open(marked, "rb") as examples, open_replacement(folder / EXAMPLES_FILE) as file:
+            shutil.copyfileobj(examples, file, 1 << 20)
+        replace_file(folder / SUMMARY_FILE, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 SHARDS = Stage("overlap_search", search_shard)

@@ -166,7 +166,7 @@ def test_settings_that_make_no_sense(tmp_path):
         AnalysisConfig(sets=(EvaluationSet("s", ("x",)),), min_words=14)
     (tmp_path / "x.txt").write_text("x")
     twice = (EvaluationSet("s", (f"{tmp_path}/x.txt",)), EvaluationSet("s", (f"{tmp_path}/x.txt",)))
-    with pytest.raises(ConfigError, match="two sets are called 's'"):
+    with pytest.raises(ConfigError, match="two sets are named 's'"):
         find_set_files(twice, where="overlap.sets")
     with pytest.raises(ConfigError, match=r"overlap\.sets 't': no file matches"):
         find_set_files((EvaluationSet("t", (f"{tmp_path}/none*.txt",)),), where="overlap.sets")

@@ -124,7 +124,7 @@ def test_a_corpus_is_cleaned(folder, capsys):
     assert main(["prepare", str(folder / "clean.toml"), "--workers", "1", *other]) == 2
     assert "9000000" in capsys.readouterr().err
     assert main(["prepare", "overlap", str(folder / "overlap.toml")]) == 2
-    assert "the last run there has not come to its end" in capsys.readouterr().err
+    assert "the last run there did not finish" in capsys.readouterr().err
     assert main(["prepare", str(folder / "clean.toml"), "--explain", "d2"]) == 0
     assert "so far kept as d2#piece-0;" in capsys.readouterr().out
     apart = ("--output.folder", str(folder / "apart"), "--output.work", str(folder / "clean/work"), "--workers", "1")
@@ -148,7 +148,7 @@ def test_mistakes_are_one_line(folder, capsys):
     sets = SETS.replace("set.jsonl", "empty.jsonl")
     (folder / "bad.toml").write_text((RECIPE + sets).format(folder=folder, out=folder / "bad"))
     assert main(["prepare", str(folder / "bad.toml")]) == 2
-    assert "decontaminate.sets 'quiz': there is no example in" in capsys.readouterr().err
+    assert "decontaminate.sets 'quiz': no example in" in capsys.readouterr().err
     sets = SETS.replace('"q"', '"p"')
     (folder / "bad.toml").write_text((RECIPE + sets).format(folder=folder, out=folder / "bad"))
     assert main(["prepare", str(folder / "bad.toml")]) == 2
@@ -158,7 +158,7 @@ def test_mistakes_are_one_line(folder, capsys):
     (folder / "x.txt").write_text("x")
     texts = ("--training.corpora", "[]", "--training.paths", f'["{folder}/x.txt"]')
     assert main(["prepare", "overlap", str(folder / "none.toml"), *texts]) == 2
-    assert "evaluation set 'quiz': there is no example in" in capsys.readouterr().err
+    assert "evaluation set 'quiz': no example in" in capsys.readouterr().err
     (folder / "none").mkdir(exist_ok=True)
     for content in ("[]", "{}"):
         (folder / "none/corpus.json").write_text(content)
