@@ -1,4 +1,4 @@
-"""Saves beside training, and the second tier, on four gloo ranks of which one fails, and at last dies."""
+"""Background saves, shared and node-local, on four gloo ranks. One rank's disk fails, and finally one rank dies."""
 
 import signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged or hostile: found before a tensor is used, passed over, and never executed."""
+"""Damaged and hostile checkpoints are found before a tensor is used, are skipped, and never execute code."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def two(tmp_path: Path, cases: Any) -> tuple[Path, Path]:
 
 
 def skipped_reason(first: Path, second: Path, cases: Any) -> str:
-    """Why the second checkpoint is skipped; the first must be chosen, and load."""
+    """Check that the first checkpoint is chosen and loads; return the reason why the second is skipped."""
     latest, skipped = cases.newest(first.parent)
     assert latest == first
     assert [path for path, _ in skipped] == [second]
@@ -60,13 +60,13 @@ def test_any_flipped_bit_is_found(two: tuple[Path, Path], cases: Any) -> None:
     assert cases.newest(two[1].parent) == (two[1], [])
 
 
-def test_a_disk_that_does_not_give_the_manifest_is_damage(
+def test_a_manifest_that_cannot_be_read_is_damage(
     two: tuple[Path, Path], cases: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (two[1] / MANIFEST).unlink()
-    monkeypatch.chdir(two[1])  # the name of a socket is short
+    monkeypatch.chdir(two[1])  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as no_file:
-        no_file.bind(MANIFEST)  # to open it is an error of its own, as EIO is
+        no_file.bind(MANIFEST)  # opening it fails with an OSError, as EIO does
         assert f"{MANIFEST} cannot be read" in skipped_reason(*two, cases)
         with pytest.raises(CheckpointError, match="cannot be read"):
             read_checkpoint_header(two[1])
@@ -137,7 +137,7 @@ def test_hostile_shards_and_indices_are_refused(two: tuple[Path, Path], cases: A
     b = {"dtype": "BF16", "shape": [7], "data_offsets": [800, 814]}
     for data in [
         (1 << 62).to_bytes(8, "little") + bytes(1000),
-        shard({"w": w, "b": {**b, "data_offsets": [790, 804]}}, bytes(804)),  # one over the other
+        shard({"w": w, "b": {**b, "data_offsets": [790, 804]}}, bytes(804)),  # overlapping
         ((100 << 20) + 1).to_bytes(8, "little") + bytes(1000),  # a header larger than the format allows
         shard({"w": {**w, "shape": [1 << 40, 5]}, "b": b}, bytes(814)),
         shard({"w": {**w, "data_offsets": [0, 1 << 60]}, "b": b}, bytes(814)),
@@ -174,8 +174,8 @@ def test_hostile_shards_and_indices_are_refused(two: tuple[Path, Path], cases: A
         read_checkpoint_header(two[1])
 
 
-def test_names_of_tensors_are_names_and_no_paths(tmp_path: Path, cases: Any) -> None:
-    """Whatever a tensor is called, nothing is written or read but the files of the checkpoint."""
+def test_names_of_tensors_are_not_paths(tmp_path: Path, cases: Any) -> None:
+    """Whatever a tensor's name is, only the files of the checkpoint are written and read."""
     names = ["../../outside", "/etc/passwd", "..", "a/../../b", "shard-00000.safetensors"]
     tensors = {name: torch.full((3,), float(i)) for i, name in enumerate(names)}
     path = save_checkpoint(tmp_path / "run", step=1, tensors=tensors, state={}, keep=Retention(1))
@@ -188,11 +188,11 @@ def test_pickles_are_never_opened(tmp_path: Path, cases: Any) -> None:
     assert cases.run_job("damage", "pickle", tmp_path) == [0]
 
 
-def test_all_ranks_pass_over_the_same_damage(tmp_path: Path, cases: Any) -> None:
+def test_all_ranks_skip_the_same_damage(tmp_path: Path, cases: Any) -> None:
     assert cases.run_job("damage", "flips", tmp_path, 2, COUNT="9") == [0, 0]
 
 
 @pytest.mark.rehearse
-def test_all_ranks_pass_over_the_same_damage_300_times(tmp_path: Path, cases: Any) -> None:
+def test_all_ranks_skip_the_same_damage_300_times(tmp_path: Path, cases: Any) -> None:
     assert cases.run_job("damage", "flips", tmp_path, 2, COUNT="300", timeout_s=1200) == [0, 0]
     print((tmp_path / "damage.json").read_text())

@@ -1,4 +1,4 @@
-"""A save killed at any moment leaves a whole checkpoint: waiting saves, saves in the background, the second tier."""
+"""A save that is killed at any moment leaves a whole checkpoint: blocking, background and node-local saves."""
 
 import json
 import os
@@ -39,6 +39,6 @@ def test_killed_at_every_system_call(tmp_path: Path, cases: Any) -> None:
 @pytest.mark.rehearse
 @pytest.mark.timeout(3600)
 def test_killed_at_600_random_moments(tmp_path: Path, cases: Any) -> None:
-    """200 each for waiting saves, saves in the background and the second tier."""
+    """200 kills each of blocking, background and node-local saves."""
     assert cases.run_job("kills", "random", tmp_path, KILLS="600", timeout_s=3000) == [0]
     print((tmp_path / "kills.json").read_text())

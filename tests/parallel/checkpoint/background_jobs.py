@@ -1,6 +1,6 @@
-"""Jobs of four gloo ranks that save beside training and in the second tier: a program of test_checkpoint_background.py.
+"""Background saves of four gloo ranks, shared and node-local: a program of test_background.py.
 
-python checkpoint_background_jobs.py JOB FOLDER RANK RANKS
+python background_jobs.py JOB FOLDER RANK RANKS
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from checkpoint_cases import run_main
+from cases import run_main
 from torch import nn
 
 from gpt.training.config import Retention
@@ -37,11 +37,8 @@ CPU = torch.device("cpu")
 LAYOUT = {"tensor": 2, "split": [1, 1]}
 
 
-# What the jobs share
-
-
 def trained() -> dict[str, torch.Tensor]:
-    """Parameters and moments on tensor parallel 2 x FSDP 2; what stages hold, and what ranks hold twice."""
+    """Tensors on tensor parallel 2 x FSDP 2, tensors of one stage only, and replicated ones."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
@@ -79,14 +76,11 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def only(results: list[SaveResult]) -> SaveResult:
-    """The one result, which all ranks must have alike."""
+    """The only result, which must be the same on all ranks."""
     assert len(results) == 1
     everyone = all_gather_objects(results[0], None) if dist.is_initialized() else results
     assert all(theirs == results[0] for theirs in everyone)
     return results[0]
-
-
-# Jobs of four ranks
 
 
 def job_four(folder: Path, rank: int) -> None:
@@ -96,20 +90,20 @@ def job_four(folder: Path, rank: int) -> None:
     _same_bytes(folder, tensors, saver)
     _one_at_a_time(folder, tensors, saver)
     _one_rank_fails(folder, saver, rank)
-    _fast_tier(folder, tensors, BackgroundSaver(lambda: tensors, writer, make_plan=make_rank_plan), rank)
+    _local_tier(folder, tensors, BackgroundSaver(lambda: tensors, writer, make_plan=make_rank_plan), rank)
     _two_savers(folder, tensors, saver, writer)
     _one_rank_dies(folder, saver, rank)
 
 
 def _same_bytes(folder: Path, tensors: dict[str, torch.Tensor], saver: BackgroundSaver) -> None:
-    """What is saved is what was there at the start, though training goes on; to the byte as by a save that waits."""
+    """A save contains the tensors of its start, although training continues. Its files equal a blocking save's."""
     kept = elements(tensors)
     waiting = save_checkpoint(folder / "waiting", step=10, tensors=tensors, state={"a": 1}, keep=Retention(2))
     plan = saver.prepare(folder / "run")
     stall_s = saver.start(folder / "run", step=10, state={"a": 1}, keep=Retention(2))
     add(tensors, 1.0)
     total = torch.ones(1)
-    for _ in range(200):  # training's messages, while the thread sends its own
+    for _ in range(200):  # collectives of training, while the thread runs its own
         dist.all_reduce(total)
         total /= 4
     result = only(saver.finished(wait=True))
@@ -125,23 +119,23 @@ def _same_bytes(folder: Path, tensors: dict[str, torch.Tensor], saver: Backgroun
 
 
 def _one_at_a_time(folder: Path, tensors: dict[str, torch.Tensor], saver: BackgroundSaver) -> None:
-    """A second save waits for the first. Ended ones are told in passing, and on all ranks after the same step."""
+    """A second save waits for the first. All ranks see a finished save at the same call."""
     for step in (20, 30):
         add(tensors, 1.0)
         saver.start(folder / "run", step=step, state={"a": step}, keep=Retention(2, lambda step: step == 10))
     assert only(saver.finished(wait=False)).step == 20
-    told, asked = saver.finished(wait=False), 0
-    while not told:
+    done, asked = saver.finished(wait=False), 0
+    while not done:
         time.sleep(0.001 * (1 + dist.get_rank()))
-        told, asked = saver.finished(wait=False), asked + 1
-    assert only(told).step == 30
+        done, asked = saver.finished(wait=False), asked + 1
+    assert only(done).step == 30
     assert len(set(all_gather_objects(asked, None))) == 1
     assert sorted(os.listdir(folder / "run")) == ["step-000000010", "step-000000020", "step-000000030"]
     dist.barrier()
 
 
 def _one_rank_fails(folder: Path, saver: BackgroundSaver, rank: int) -> None:
-    """The disk refuses rank 2: every rank hears of it in the same words, and the next save works."""
+    """The disk refuses rank 2: all ranks get the same error, and the next save works."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank == 2:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
@@ -158,8 +152,8 @@ def _one_rank_fails(folder: Path, saver: BackgroundSaver, rank: int) -> None:
     assert os.listdir(folder / "run") == ["step-000000040"]
 
 
-def _fast_tier(folder: Path, tensors: dict[str, torch.Tensor], saver: BackgroundSaver, rank: int) -> None:
-    directory = folder / "fast" / "run-12345678"
+def _local_tier(folder: Path, tensors: dict[str, torch.Tensor], saver: BackgroundSaver, rank: int) -> None:
+    directory = folder / "local" / "run-12345678"
     mine = rank_directory(directory)
 
     def save(step: int, save_id: str) -> dict[str, torch.Tensor]:
@@ -191,7 +185,7 @@ def _fast_tier(folder: Path, tensors: dict[str, torch.Tensor], saver: Background
     )
     assert "another layout (tensor 2 then, 4 now)" in newest(layout={**LAYOUT, "tensor": 4})[1]
     save(3, "x-2")
-    if rank == 1:  # as after a kill between the publications of two ranks
+    if rank == 1:  # as after a kill between two ranks' renames
         shutil.rmtree(mine / "step-000000003")
     dist.barrier()
     assert newest() == (2, f"skipped step 3 of {directory}: rank 1 does not hold it")
@@ -224,7 +218,7 @@ def _two_savers(
 ) -> None:
     """A save waits for that of another saver of the same writer; each saver returns its own results."""
     local_saver = BackgroundSaver(lambda: tensors, writer, make_plan=make_rank_plan)
-    mine = rank_directory(folder / "fast" / "two")
+    mine = rank_directory(folder / "local" / "two")
     saver.start(folder / "two", step=1, state={}, keep=Retention(1))
     local_saver.start(mine, step=2, state={}, keep=Retention(1))
     assert only(saver.finished(wait=False)).step == 1
@@ -235,7 +229,7 @@ def _two_savers(
 
 
 def _one_rank_dies(folder: Path, saver: BackgroundSaver, rank: int) -> None:
-    """The survivors' threads end by themselves, and training hears of it at its next message."""
+    """The threads of the surviving ranks end by themselves; training gets an error at its next collective."""
     if rank == 3:
         os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
     saver.start(folder / "run", step=50, state={}, keep=Retention(1))

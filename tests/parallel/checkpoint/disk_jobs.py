@@ -1,6 +1,6 @@
-"""Jobs whose disk fills up or fails under a save: a program of test_checkpoint_disk.py.
+"""Save to a disk that fills up or fails: a program of test_disk.py.
 
-python checkpoint_disk_jobs.py JOB FOLDER RANK RANKS
+python disk_jobs.py JOB FOLDER RANK RANKS
 """
 
 import errno
@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from checkpoint_cases import (
+from cases import (
     check_whole,
     ended,
     fork,
@@ -32,7 +32,7 @@ from parallel.checkpoint.folders import list_checkpoints
 from parallel.checkpoint.save import save_checkpoint
 from parallel.errors import CheckpointError
 
-FAULTS = {  # what a disk may answer to each call that touches files
+FAULTS = {  # errors that a disk may return for each call that touches files
     "mkdir": ("ENOSPC", "EIO"),
     "openat": ("ENOSPC", "EIO", "EMFILE"),
     "write": ("ENOSPC", "EIO", "EDQUOT"),
@@ -45,7 +45,7 @@ CPU = torch.device("cpu")
 
 
 def save(kind: str, directory: Path, step: int, tensors: dict[str, torch.Tensor], *, keep_last: int = 1) -> str | None:
-    """One save to its end; None, or with what it failed."""
+    """Save and wait; return None, or the error."""
     state: dict[str, object] = {"value": step}
     if kind == "waiting":
         try:
@@ -60,7 +60,7 @@ def save(kind: str, directory: Path, step: int, tensors: dict[str, torch.Tensor]
 
 
 def job_full(folder: Path, rank: int) -> None:
-    """`folder` is a file system of 8 MiB: one save too large for it, one during which another program fills it."""
+    """`folder` is a file system of 8 MiB: one save is too large, and during another one a program fills the disk."""
     for kind in ("waiting", "background"):
         directory = folder / kind
         assert save(kind, directory, 1, some_tensors(1.0), keep_last=3) is None
@@ -103,11 +103,13 @@ def _fill_while_saving(folder: Path, kind: str, directory: Path) -> None:
 
 
 def job_errors(folder: Path, rank: int) -> None:
-    """The n-th call of each kind fails in a save, for n = 1, 1 + STRIDE, ...: it is told, nothing is lost, and the next
-    save is right."""
-    stride, told, unnoticed = int(os.environ["STRIDE"]), Counter[str](), 0
+    """Let the n-th call of each kind fail in a save, for n = 1, 1 + STRIDE, ...
+
+    The error is reported, nothing is lost, and the next save succeeds.
+    """
+    stride, reported, unnoticed = int(os.environ["STRIDE"]), Counter[str](), 0
     for kind in ("waiting", "background"):
-        save(kind, folder / "warm", 1, some_tensors(1.0))  # imports what a save imports
+        save(kind, folder / "warm", 1, some_tensors(1.0))  # so that later saves import nothing
         for call, names in FAULTS.items():
             for name in names:
                 for n in range(1, 1000, stride):
@@ -121,14 +123,16 @@ def job_errors(folder: Path, rank: int) -> None:
                     if not injected:
                         assert not failed, case
                         break
-                    told[f"{call} {name}"] += failed
-                    unnoticed += not failed  # the fault met the removal of something that nobody needs any more
-    (folder / "errors.json").write_text(json.dumps({"failed saves": told, "saved all the same": unnoticed}))
+                    reported[f"{call} {name}"] += failed
+                    unnoticed += not failed  # the fault hit the deletion of a file that is no longer needed
+    (folder / "errors.json").write_text(json.dumps({"failed saves": reported, "saved all the same": unnoticed}))
 
 
 def _save_with_fault(folder: Path, kind: str, directory: Path, inject: str) -> tuple[bool, bool]:
-    """Save step 2 in a forked process while strace lets one call fail, then step 3 without; whether the first failed,
-    and whether a call did."""
+    """Save step 2 in a forked process while strace lets one call fail, then step 3 without a fault.
+
+    Return whether the first save failed, and whether a fault was injected.
+    """
     ready, log = folder / "ready", folder / "log"
     for path in (ready, log):
         path.unlink(missing_ok=True)
@@ -155,7 +159,7 @@ def _save_with_fault(folder: Path, kind: str, directory: Path, inject: str) -> t
     wait_until(ready.exists)
     tracer = trace(child, inject, log)
     wait_until(lambda: ready.stat().st_mtime == 1 or tracer.poll() is not None)
-    tracer.send_signal(signal.SIGTERM)  # it lets go
+    tracer.send_signal(signal.SIGTERM)  # strace detaches
     tracer.wait()
     code = ended(child)
     assert code in (0, 3), (inject, code)

@@ -1,6 +1,6 @@
-"""Jobs of several gloo ranks that save and load on many layouts, and lose a rank: a program of test_checkpoint.py.
+"""Save and load on several gloo ranks and many layouts, and lose a rank: a program of conftest.py and test_load.py.
 
-python checkpoint_ranks_jobs.py JOB FOLDER RANK RANKS
+python ranks_jobs.py JOB FOLDER RANK RANKS
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from checkpoint_cases import fails, flip_bit, newest, run_main, same
+from cases import fails, flip_bit, newest, run_main, same
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -31,7 +31,7 @@ LAYOUTS = {
 
 
 class Net(nn.Module):
-    """Column- and row-wise parallel layers, a norm, and a head of 5 rows that no number of ranks here divides."""
+    """Column- and row-wise parallel layers, a norm, and a head whose 5 rows no number of ranks here divides."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def job_four(folder: Path, rank: int) -> None:
-    """Save on 4 ranks, load on other layouts, fail on one rank, and at last lose a rank."""
+    """Save on 4 ranks, load on other layouts, fail on one rank, and finally lose a rank."""
     directory = folder / "run"
     tensors = trained("dp2tp2", seed=1)
     reference = {name: full(t).detach().clone() for name, t in tensors.items()}
@@ -139,7 +139,7 @@ def _save_more_layouts(folder: Path, rank: int) -> None:
 
 
 def _refuse_on_four(directory: Path, path: Path, rank: int) -> None:
-    """A mistake on one rank is the same one-line error on all, and nothing is touched."""
+    """A mistake on one rank raises the same one-line error on all, and changes nothing."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Partial, Shard
     from torch.distributed.tensor.placement_types import _StridedShard
@@ -173,7 +173,7 @@ def _refuse_on_four(directory: Path, path: Path, rank: int) -> None:
 
 
 def _one_rank_fails(directory: Path, rank: int) -> None:
-    """The disk refuses rank 2 in the middle of its file: all give up; when it recovers, the next save works."""
+    """The disk refuses rank 2 in the middle of its file: all ranks give up. The next save works."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank == 2:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
@@ -202,7 +202,7 @@ def _one_rank_fails(directory: Path, rank: int) -> None:
 
 def _one_rank_dies(directory: Path, rank: int) -> None:
     if rank == 3:
-        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # its file is written by now, but not complete
+        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # its file is written, but not synced
     tensors = {f"stage{rank}.w": torch.ones(1000)}
     message = fails(
         CheckpointError,

@@ -1,6 +1,6 @@
-"""Jobs of processes that meet damaged and hostile checkpoints: a program of test_checkpoint_damage.py.
+"""Read damaged and hostile checkpoints: a program of test_damage.py.
 
-python checkpoint_damage_jobs.py JOB FOLDER RANK RANKS
+python damage_jobs.py JOB FOLDER RANK RANKS
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from checkpoint_cases import fails, flip_bit, loaded, newest, replace_file, run_main, some_tensors
+from cases import fails, flip_bit, loaded, newest, replace_file, run_main, some_tensors
 
 from gpt.training.config import Retention
 from parallel.agreement import all_gather_objects
@@ -28,7 +28,7 @@ from parallel.errors import CheckpointError
 
 
 class Canary:
-    """Unpickled, it makes a file."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,16 +38,16 @@ class Canary:
 
 
 def job_pickle(folder: Path, rank: int) -> None:
-    """Pickles lie everywhere in a checkpoint, in a shard's place too: none is opened."""
+    """Pickles in a checkpoint, even in place of a shard, are never opened."""
     canary = folder / "canary"
-    bomb = pickle.dumps(Canary(canary)) + bytes(1000)  # what follows a pickle is ignored
+    bomb = pickle.dumps(Canary(canary)) + bytes(1000)  # bytes after a pickle are ignored
     pickle.loads(bomb)
-    assert canary.is_dir(), "the canary must sing when it is let out"
+    assert canary.is_dir(), "unpickling it must make the folder"
     canary.rmdir()
     path = save_checkpoint(folder / "run", step=1, tensors=some_tensors(1.0), state={"a": 1}, keep=Retention(3))
     for name in (".metadata", "__0_0.distcp", "model.pt", "pytorch_model.bin", "state.pkl", "shard-00007.safetensors"):
         (path / name).write_bytes(bomb)
-    tier = folder / "fast" / "run-12345678"
+    tier = folder / "local" / "run-12345678"
     state = mark({"step": 1, "run_id": "r"}, save_id="s", layout={})
     mine = save_checkpoint(rank_directory(tier), step=1, tensors=some_tensors(1.0), state=state, keep=Retention(1))
     for name in (".metadata", "__0_0.distcp", "shard-00007.safetensors", "state.pkl"):
@@ -59,9 +59,9 @@ def job_pickle(folder: Path, rank: int) -> None:
     assert read_checkpoint_header(path).state == {"a": 1}
     checkpoint = verify_checkpoint(path)
     assert len(list(read_tensors(checkpoint))) == len(checkpoint.index) == 2
-    found, said = find_newest_local(tier, run_id="r", layout={})
+    found, messages = find_newest_local(tier, run_id="r", layout={})
     assert found is not None
-    assert (found.path, said) == (mine, [])
+    assert (found.path, messages) == (mine, [])
     load_local(found, some_tensors(0.0))
     for name in (INDEX, "state.json", MANIFEST):
         whole = (mine / name).read_bytes()
@@ -77,7 +77,7 @@ def job_pickle(folder: Path, rank: int) -> None:
 
 
 def job_flips(folder: Path, rank: int) -> None:
-    """COUNT times one file of the newest checkpoint is damaged: all ranks go back to the one before."""
+    """Damage a file of the newest checkpoint, COUNT times: all ranks choose the previous one."""
     directory, rng, kinds = folder / "run", random.Random(12), Counter[str]()
     paths = [
         save_checkpoint(directory, step=step, tensors=_two_ranks(step), state={"value": step}, keep=Retention(2))
@@ -123,7 +123,7 @@ def job_flips(folder: Path, rank: int) -> None:
 
 
 def _two_ranks(value: float) -> dict[str, torch.Tensor]:
-    """What both ranks hold, so that each writes a part."""
+    """Tensors on both ranks, so that each rank writes a part."""
     return {f"t{i}": torch.full((50 + i,), float(value)) for i in range(4)}
 
 

@@ -1,7 +1,6 @@
-"""Jobs that kill saving processes by SIGKILL: at each file operation, at each system call, at random moments; a program
-of test_checkpoint_kills.py.
+"""Kill saving processes with SIGKILL at file operations, system calls and random moments: a program of test_kills.py.
 
-python checkpoint_kills_jobs.py JOB FOLDER RANK RANKS
+python kills_jobs.py JOB FOLDER RANK RANKS
 """
 
 import functools
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from checkpoint_cases import (
+from cases import (
     check_whole,
     ended,
     fork,
@@ -39,14 +38,14 @@ from parallel.checkpoint.save import save_checkpoint
 from parallel.errors import CheckpointError
 
 CPU = torch.device("cpu")
-KINDS = ("waiting", "background", "fast")  # the last is the second tier, which saves in the background
+KINDS = ("waiting", "background", "local")  # the local tier saves in the background
 LAYOUT: dict[str, object] = {"tensor": 1}
 FILE_CALLS = ("mkdir", "openat", "write", "fsync", "rename", "unlinkat", "rmdir")
 LOST_A_RANK, STALE = 5, 6  # exit codes
 
 
 def job_operations(folder: Path, rank: int) -> None:
-    """SIGKILL before each STRIDE-th file operation of a save; afterwards a whole checkpoint is always there."""
+    """SIGKILL before each STRIDE-th file operation of a save; a whole checkpoint always remains."""
     stride, counts = int(os.environ["STRIDE"]), {}
     for kind in ("waiting", "background"):
         for case, step in (("next step", 2), ("same step", 1)):
@@ -66,7 +65,7 @@ def job_operations(folder: Path, rank: int) -> None:
 
 
 def _save_in_child(directory: Path, kind: str, step: int, *, kill_at: int) -> bool:
-    """Save in a forked process that gets SIGKILL before its `kill_at`-th file operation; whether it got through."""
+    """Save in a forked process that is killed before its `kill_at`-th file operation; return whether it finished."""
 
     def work() -> int:
         left = kill_at
@@ -103,7 +102,7 @@ def _save_in_child(directory: Path, kind: str, step: int, *, kill_at: int) -> bo
 
 
 def job_calls(folder: Path, rank: int) -> None:
-    """strace kills one of two saving ranks at its n-th call of each kind that touches files, for n = 1, 2, ..."""
+    """Let strace kill one of two saving ranks at its n-th call of each kind that touches files, for n = 1, 2, ..."""
     kills, stride = 0, int(os.environ["STRIDE"])
     for kind in ("waiting", "background"):
         for doomed in range(2):
@@ -125,7 +124,7 @@ def job_calls(folder: Path, rank: int) -> None:
 
 
 def _save_on_two(folder: Path, directory: Path, kind: str, *, doomed: int, inject: str) -> list[int]:
-    """Two forked ranks save step 2, with strace at one of them; their exit codes."""
+    """Let two forked ranks save step 2, with strace attached to one; return their exit codes."""
     meeting, ready = folder / "meet", folder / "ready"
     for path in (meeting, ready):
         path.unlink(missing_ok=True)
@@ -133,7 +132,7 @@ def _save_on_two(folder: Path, directory: Path, kind: str, *, doomed: int, injec
     def work(rank: int) -> int:
         _join(meeting, rank)
         saver = BackgroundSaver(lambda: some_tensors(2.0), BackgroundWriter(CPU))
-        saver.prepare(directory)  # as a run does before its first step: the ranks have found each other
+        saver.prepare(directory)  # as before the first step of a run: the ranks form their group
         if rank == doomed:
             is_traced = tracer_check()
             ready.touch()
@@ -152,7 +151,7 @@ def _save_on_two(folder: Path, directory: Path, kind: str, *, doomed: int, injec
 
 
 def job_random(folder: Path, rank: int) -> None:
-    """SIGKILL to one or both of two saving ranks at random moments; no save is lost that had been reported as done."""
+    """SIGKILL to one or both of two saving ranks at random moments; no save that was reported as done is lost."""
     kills, rng = int(os.environ["KILLS"]), random.Random(7)
     survived_alone, newest = 0, dict.fromkeys(KINDS, 0)
     for kill in range(kills):
@@ -167,7 +166,7 @@ def job_random(folder: Path, rank: int) -> None:
             code = ended(child)
             assert code == (-signal.SIGKILL if rank in doomed else LOST_A_RANK), (kind, kill, rank, code)
             survived_alone += rank not in doomed
-        value = check_whole(folder / kind) if kind != "fast" else _fast_on_two(folder, kill)
+        value = check_whole(folder / kind) if kind != "local" else _local_on_two(folder, kill)
         assert value >= _reported(folder, kind) >= newest[kind], "a published checkpoint was lost"
         newest[kind] = value
     result = {"kills": kills, "survived_alone": survived_alone, "newest": newest}
@@ -175,10 +174,10 @@ def job_random(folder: Path, rank: int) -> None:
 
 
 def _save_until_lost(folder: Path, kind: str, kill: int, rank: int) -> int:
-    """A rank of two that goes on from what is there, step after step, until the other is lost."""
+    """One of two ranks: resume from the newest checkpoint and save step after step, until the other rank is lost."""
     _join(folder / f"meet-{kill}", rank)
     value = _find(folder, kind)
-    plan = make_rank_plan if kind == "fast" else make_plan
+    plan = make_rank_plan if kind == "local" else make_plan
     saver = BackgroundSaver(lambda: some_tensors(value), BackgroundWriter(CPU), make_plan=plan)
     try:
         while True:
@@ -190,8 +189,8 @@ def _save_until_lost(folder: Path, kind: str, kill: int, rank: int) -> int:
         return LOST_A_RANK
 
 
-def _fast_on_two(folder: Path, kill: int) -> int:
-    """What two new ranks find in the second tier; both must find and load the same."""
+def _local_on_two(folder: Path, kill: int) -> int:
+    """Two new ranks find and load the same checkpoint in the local tier; return its value."""
     children = [fork(functools.partial(_look, folder, kill, rank)) for rank in range(2)]
     assert [ended(child) for child in children] == [0, 0]
     values = {int((folder / f"looked-{rank}").read_text()) for rank in range(2)}
@@ -201,15 +200,15 @@ def _fast_on_two(folder: Path, kill: int) -> int:
 
 def _look(folder: Path, kill: int, rank: int) -> int:
     _join(folder / f"look-{kill}", rank)
-    (folder / f"looked-{rank}").write_text(str(_find(folder, "fast")))
+    (folder / f"looked-{rank}").write_text(str(_find(folder, "local")))
     return 0
 
 
 def _find(folder: Path, kind: str) -> int:
-    """The value of the newest checkpoint that the ranks agree on, which is loaded and compared; 0 where none is."""
+    """Load the newest checkpoint that the ranks agree on, and compare it. Return its value; 0 if there is none."""
     tensors = some_tensors(-1.0)
-    if kind == "fast":
-        found, _ = find_newest_local(folder / "fast", run_id="r", layout=LAYOUT)
+    if kind == "local":
+        found, _ = find_newest_local(folder / "local", run_id="r", layout=LAYOUT)
         if found is not None:
             load_local(found, tensors)
     else:
@@ -225,16 +224,16 @@ def _find(folder: Path, kind: str) -> int:
 
 
 def _save(kind: str, saver: BackgroundSaver, directory: Path, step: int, value: int) -> bool:
-    """One save of some_tensors(value), to its end; False when it failed."""
+    """Save some_tensors(value) and wait; return False if it failed."""
     state: dict[str, object] = {"value": value, "step": step, "run_id": "r"}
     if kind == "waiting":
         save_checkpoint(directory, step=step, tensors=some_tensors(value), state=state, keep=Retention(1))
         return True
-    is_fast = kind == "fast"
-    if is_fast:
+    is_local = kind == "local"
+    if is_local:
         state = mark(state, save_id=str(value), layout=LAYOUT)
         directory = rank_directory(directory)
-    saver.start(directory, step=step, state=state, keep=Retention(2 if is_fast else 1))
+    saver.start(directory, step=step, state=state, keep=Retention(2 if is_local else 1))
     (result,) = saver.finished(wait=True)
     if result.error is not None and dist.is_initialized():
         raise RuntimeError(result.error)
@@ -242,7 +241,7 @@ def _save(kind: str, saver: BackgroundSaver, directory: Path, step: int, value: 
 
 
 def _reported(folder: Path, kind: str) -> int:
-    """The newest step that a rank was told is saved."""
+    """The newest step that was reported to a rank as saved."""
     texts = [path.read_text() for path in folder.glob(f"{kind}-?")]  # empty: killed between opening and writing
     return max((int(text) for text in texts if text), default=0)
 

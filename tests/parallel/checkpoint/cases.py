@@ -1,6 +1,6 @@
-"""What the tests of checkpoints share: small tensors, comparing bit for bit, damage, and processes that run a job.
+"""Small tensors, comparison bit for bit, damage, and processes that run a job.
 
-Tests get it as the fixture `cases`; the programs that they launch (checkpoint_*_jobs.py) import it.
+Tests use it as the fixture `cases`; the programs that they launch (*_jobs.py) import it.
 """
 
 import os
@@ -42,21 +42,21 @@ def same(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def loaded(path: Path, value: float) -> bool:
-    """Whether a checkpoint holds `some_tensors(value)`."""
+    """Whether a checkpoint contains `some_tensors(value)`."""
     target = some_tensors(-1.0)
     load_checkpoint(verify_checkpoint(path), tensors=target, complete=True)
     return all(same(target[name], tensor) for name, tensor in some_tensors(value).items())
 
 
 def save_value(directory: Path, step: int, value: int, *, keep_last: int = 1) -> Path:
-    """Save `some_tensors(value)`, which the state says too."""
+    """Save `some_tensors(value)`, with the value in the state."""
     return save_checkpoint(
         directory, step=step, tensors=some_tensors(value), state={"value": value}, keep=Retention(keep_last)
     )
 
 
 def check_whole(directory: Path) -> int:
-    """Whatever is published is whole and no mixture, and one checkpoint is there; the value that the newest holds."""
+    """Check that every published checkpoint is whole and not a mixture; return the value in the newest one."""
     for path in list_checkpoints(directory):
         verify_checkpoint(path)
     latest, skipped = find_latest(directory)
@@ -68,13 +68,13 @@ def check_whole(directory: Path) -> int:
 
 
 def newest(directory: Path, **options: Any) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """What `find_latest` finds, by path."""
+    """The result of `find_latest`, with the path of the checkpoint."""
     found, skipped = find_latest(directory, **options)
     return None if found is None else found.path, skipped
 
 
 def fails(kind: type[Exception], action: Callable[[], object]) -> str:
-    """The one line with which an action fails."""
+    """Check that an action fails; return the message, which must be one line."""
     with pytest.raises(kind) as caught:
         action()
     message = str(caught.value)
@@ -89,7 +89,7 @@ def flip_bit(path: Path, position: int) -> None:
 
 
 def replace_file(path: Path, name: str, data: bytes) -> None:
-    """Put other content in a file of a checkpoint and a manifest that fits it, as an attacker would."""
+    """Replace the content of a file and make the manifest match it, as an attacker would."""
     manifest = read_manifest(path)
     (path / name).unlink()
     files = {**manifest.files, name: write_file(path / name, [data])}
@@ -97,7 +97,7 @@ def replace_file(path: Path, name: str, data: bytes) -> None:
 
 
 def fork(work: Callable[[], int]) -> int:
-    """A forked process that ends with the code that `work` returns, 1 after an error."""
+    """Fork a process that exits with the code that `work` returns, 1 after an error."""
     child = os.fork()
     if child:
         return child
@@ -111,12 +111,12 @@ def fork(work: Callable[[], int]) -> int:
 
 
 def ended(child: int) -> int:
-    """Wait for a forked process; its exit code, negative for a signal."""
+    """Wait for a forked process; return its exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait, for two minutes at most, until something is so."""
+    """Wait for a condition, at most two minutes."""
     give_up_at = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < give_up_at
@@ -124,14 +124,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def trace(child: int, inject: str, log: Path) -> "subprocess.Popen[bytes]":
-    """strace, attached to a process and all its threads, tampering with its system calls."""
+    """Attach strace to a process and all its threads, to inject faults into its system calls."""
     call = inject.partition(":")[0]
     words = ["strace", "-f", "-qq", "-o", str(log), "-e", f"trace={call}", "-e", f"inject={inject}", "-p", str(child)]
     return subprocess.Popen(words)
 
 
 def tracer_check() -> Callable[[], bool]:
-    """A function that says whether strace is attached to this process, by no call that strace is asked to count."""
+    """Return a function that tells whether strace is attached, without a system call that strace counts."""
     status = os.open("/proc/self/status", os.O_RDONLY)
     return lambda: b"TracerPid:\t0\n" not in os.pread(status, 4096, 0)
 
@@ -139,9 +139,9 @@ def tracer_check() -> Callable[[], bool]:
 def run_job(
     program: str, job: str, folder: Path, ranks: int = 1, *, timeout_s: float = JOB_TIMEOUT_S, **environment: str
 ) -> list[int]:
-    """Run a job of checkpoint_<program>_jobs.py in `ranks` processes; their exit codes. All die with the time-out."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parents[1]), **environment}
-    command = [sys.executable, str(FOLDER / f"checkpoint_{program}_jobs.py"), job, str(folder)]
+    """Run a job of <program>_jobs.py in `ranks` processes; return their exit codes. All are killed at the timeout."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parents[2]), **environment}
+    command = [sys.executable, str(FOLDER / f"{program}_jobs.py"), job, str(folder)]
     started = [subprocess.Popen([*command, str(rank), str(ranks)], env=env) for rank in range(ranks)]
     try:
         return [process.wait(timeout=timeout_s) for process in started]
@@ -152,7 +152,7 @@ def run_job(
 
 
 def run_main(jobs: dict[str, Callable[[Path, int], None]]) -> None:
-    """The main of such a program: JOB FOLDER RANK RANKS. It leaves without waiting for a rank that was killed."""
+    """The main function of such a program: JOB FOLDER RANK RANKS. It exits without waiting for a killed rank."""
     job, folder, rank, ranks = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
     if ranks > 1:
@@ -162,4 +162,4 @@ def run_main(jobs: dict[str, Callable[[Path, int], None]]) -> None:
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
     jobs[job](folder, rank)
     sys.stdout.flush()
-    os._exit(0)  # not by way of gloo's destructors
+    os._exit(0)  # gloo's destructors would wait for a killed rank

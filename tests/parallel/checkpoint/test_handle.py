@@ -1,0 +1,66 @@
+"""A checkpoint is verified once, and each of its small files is read once, by whoever finds, resumes and loads."""
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt.training.config import Retention
+from parallel.agreement import ALONE
+from parallel.checkpoint.find import discard_after, find_latest
+from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.handle import read_checkpoint_header, verify_checkpoint, verify_header
+from parallel.checkpoint.load import load_checkpoint
+from parallel.checkpoint.save import save_checkpoint
+from parallel.errors import CheckpointError
+
+
+@pytest.fixture
+def directory(tmp_path: Path, cases: Any) -> Path:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step=step, tensors=cases.some_tensors(step), state={"value": step}, keep=Retention(3))
+    return tmp_path
+
+
+def test_finding_and_loading_reads_each_small_file_once(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, cases: Any
+) -> None:
+    opened: Counter[str] = Counter()
+    real_open = os.open
+
+    def count(path: Any, *args: Any, **kwargs: Any) -> int:
+        opened[Path(path).name] += 1
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", count)
+    found, skipped = find_latest(directory)
+    assert found is not None
+    assert (found.step, found.state, skipped) == (3, {"value": 3}, [])
+    tensors = cases.some_tensors(-1)
+    load_checkpoint(found, tensors=tensors, complete=True)
+    assert cases.same(tensors["w"], cases.some_tensors(3)["w"])
+    assert (opened["MANIFEST.json"], opened["state.json"]) == (1, 1)
+    assert opened["tensors.json"] == 2, "hashed with the shards, then parsed by the rank that loads"
+
+
+def test_limits_of_finding(directory: Path) -> None:
+    found, _ = find_latest(directory, at_most=2)
+    assert found is not None
+    assert found.step == 2
+    assert find_latest(directory, newer_than=3) == (None, [])
+    discard_after(directory, step=1)
+    assert [path.name for path in list_checkpoints(directory)] == ["step-000000001"]
+
+
+def test_a_header_is_no_proof_of_the_shards(directory: Path, cases: Any) -> None:
+    path = directory / "step-000000003"
+    header = read_checkpoint_header(path)
+    assert verify_header(header, group=ALONE) == verify_checkpoint(path)
+    cases.flip_bit(path / "shard-00000.safetensors", 700)
+    assert read_checkpoint_header(path) == header
+    with pytest.raises(CheckpointError, match=r"shard-00000\.safetensors is damaged"):
+        verify_header(header, group=ALONE)
+    with pytest.raises(CheckpointError, match=r"shard-00000\.safetensors is damaged"):
+        verify_checkpoint(path)
