@@ -1,7 +1,6 @@
-"""The corpus folder and its corpus.json: put there whole, or not at all; reads and writes no token.
+"""Publish a corpus folder: the token files of both splits, the tokenizer and corpus.json.
 
-The folder holds the token files of both splits, the tokenizer and corpus.json, which is taken away first and put back
-last while the files are exchanged, so a folder that has one is whole.
+While files are replaced, corpus.json is removed first and written last. So a folder with a corpus.json is complete.
 """
 
 import hashlib
@@ -16,45 +15,47 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.execution.files import disk_errors, lock_folder, sync_file, sync_folder, temporary_for
+from data_prep.execution.files import disk_errors, lock_folder, temporary_for
 from gpt.errors import ConfigError
+from gpt.files.atomic import sync_file, sync_folder
 
 CORPUS_FILE = "corpus.json"
 VERSION = 2  # 1 had one file a split and no sampled digests
 SPLITS = {"training": "train", "validation": "validation"}  # split: prefix of its token files
-# Files that only a corpus has, so an older one's may be taken away.
+# Files that only a corpus has, so an older corpus's can be removed.
 TOKEN_FILE = re.compile(rf"({'|'.join(SPLITS.values())})(-\d{{5,}}-of-\d{{5,}})?\.(bin|idx|sums)")
 
 
 def shard_names(prefix: str, n_files: int) -> list[str]:
-    """Names of a split's token files without their endings: the prefix alone when there is one."""
+    """Return the names of a split's token files without their endings; a single file has the prefix as its name."""
     return [prefix] if n_files == 1 else [f"{prefix}-{number:05d}-of-{n_files:05d}" for number in range(n_files)]
 
 
 def entropy_nats(counts: Any) -> float:
-    """Entropy of the distribution that the counts describe; 0 for no counts."""
+    """Compute the entropy in nats of the distribution that the counts describe; 0 for no counts."""
     present = np.asarray(counts)[np.asarray(counts) > 0].astype(np.float64)
     shares = present / present.sum()
     return 0.0 if not len(shares) else math.fsum((-shares * np.log(shares)).tolist())
 
 
 def publish(folder: Path, files: Mapping[str, Path], description: Mapping[str, Any]) -> None:
-    """Put `files` (name: where it lies now) and corpus.json into the corpus folder, all or nothing.
+    """Put `files` (name: current path) and corpus.json into the corpus folder, all or nothing.
 
-    Links where the file system allows it, so a corpus takes no second copy; does nothing when all is as it should be.
-    Token files and tokenizer of another corpus that was here are taken away, so that none can be read for one of these.
+    The files are hard links if the file system allows it, so a corpus takes no second copy. Nothing is done if the
+    folder is as it should be. Token files and tokenizer of an earlier corpus are removed, so that they cannot be
+    mistaken for this one's. ConfigError: the disk refuses, or another run is writing here.
     """
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(folder):
             if not _is_published(folder, files, text):
-                _exchange(folder, files, text)
+                _replace_files(folder, files, text)
 
 
-def _exchange(folder: Path, files: Mapping[str, Path], text: str) -> None:
+def _replace_files(folder: Path, files: Mapping[str, Path], text: str) -> None:
     corpus_path = folder / CORPUS_FILE
-    for path in folder.glob(".tmp-*"):  # by a run that was killed here
+    for path in folder.glob(".tmp-*"):  # left by a run that was killed
         if path.is_symlink() or not path.is_dir():
             path.unlink()
     temporary = {name: temporary_for(folder / name) for name in (*files, CORPUS_FILE)}
@@ -64,10 +65,10 @@ def _exchange(folder: Path, files: Mapping[str, Path], text: str) -> None:
         with open(temporary[CORPUS_FILE], "x", encoding="utf-8") as file:
             file.write(text)
             sync_file(file)
-        left_over = _token_files(folder) | _old_tokenizer(corpus_path)
+        old_names = _token_files(folder) | _old_tokenizer(corpus_path)
         corpus_path.unlink(missing_ok=True)
-        sync_folder(folder)  # on the disk too, before any file is another
-        for name in left_over - files.keys():
+        sync_folder(folder)  # the removal must be on the disk before any file changes
+        for name in old_names - files.keys():
             (folder / name).unlink(missing_ok=True)
         for name in files:
             os.replace(temporary[name], folder / name)
@@ -80,7 +81,7 @@ def _exchange(folder: Path, files: Mapping[str, Path], text: str) -> None:
 
 
 def read_corpus(folder: Path) -> dict[str, Any]:
-    """The description of a corpus, or ConfigError when there is none."""
+    """Read the description of a corpus. ConfigError: there is none, or it is damaged."""
     path = folder / CORPUS_FILE
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -102,7 +103,7 @@ def describe(
     versions: Mapping[str, str],
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What corpus.json says: the same for the same recipe, input names and libraries, whatever machine or workers."""
+    """Build the content of corpus.json. It depends on recipe, input names and libraries, not on machine or workers."""
     description = {
         "format": "triaxial-corpus",
         "version": VERSION,
@@ -121,7 +122,7 @@ def describe(
 
 
 def seal(description: Mapping[str, Any]) -> str:
-    """sha256 of all that a description says beside its own `sha256`."""
+    """Compute the sha256 of a description without its own `sha256`."""
     rest = {key: value for key, value in description.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -140,7 +141,7 @@ def _old_tokenizer(corpus_path: Path) -> set[str]:
 
 
 def _is_published(folder: Path, files: Mapping[str, Path], text: str) -> bool:
-    """Whether corpus.json says the same already and every file is the very one, or one of the same size and digest."""
+    """Whether corpus.json has this text already, and every file is the same one or has the same digest."""
     try:
         if (folder / CORPUS_FILE).read_text(encoding="utf-8") != text:
             return False

@@ -1,8 +1,8 @@
-"""Token ids of all shards into one file of the corpus, a range of the shuffled order; never holds the whole file.
+"""Write one token file of the corpus, a range of the shuffled order, from the token ids of all shards.
 
-Each file of a split is one part of equal length of the numbers 0..2^64-1 that the documents' ids are hashed to, so
-which file a document goes to, and where in it, depends on its id and on the number of files alone. The task of a file
-reads nothing but its own part of every shard, so all tasks together read every token once.
+Documents are ordered by a hash of their ids, from 0 to 2^64 - 1. The files of a split are ranges of equal length of
+these numbers. So a document's file, and its position in it, depend only on its id and on the number of files. A file's
+task reads only its part of every shard, so all tasks together read every token once. No task holds a whole file.
 """
 
 import bisect
@@ -21,14 +21,14 @@ from data_prep.documents.arrays import write_array
 from data_prep.execution.tasks import Stage, TaskResult
 from gpt.token_files.files import TokenFileWriter, sampled_digest, token_dtype
 
-FILE_ENDINGS = (".bin", ".idx", ".sums", ".counts.npy")  # of what a task writes
-_BLOCK_TOKENS = 1 << 25  # of the file, read and written at a time: 64 MiB of uint16, twice
+FILE_ENDINGS = (".bin", ".idx", ".sums", ".counts.npy")  # of a task's outputs
+_BLOCK_TOKENS = 1 << 25  # to read and write at a time: 64 MiB of uint16, twice
 _COUNTED_TOKENS = 1 << 22
 
 
 @dataclass(frozen=True)
 class FileTask:
-    """Which file of which split: number `number` of `n_files`."""
+    """File number `number` of `n_files` of a split."""
 
     validation: bool
     number: int
@@ -37,19 +37,19 @@ class FileTask:
 
     @property
     def first(self) -> int:
-        """The smallest place in the order (0..2^64) that belongs to the file."""
+        """The smallest number in the order (0 to 2^64) that belongs to the file."""
         return -(-(self.number << 64) // self.n_files)
 
     @property
     def end(self) -> int:
-        """The smallest place that belongs to the next file."""
+        """The smallest number that belongs to the next file."""
         return -(-((self.number + 1) << 64) // self.n_files)
 
 
 def write_file(config: FileTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: (.tokens and rows of every shard in turn) to (.bin, .idx, .sums, how often each id occurs).
+    """Stage function: (.tokens and rows of every shard in turn) to (.bin, .idx, .sums, counts of the token ids).
 
-    Facts: tokens, documents, and bytes and digests of the first three. Memory: about 100 bytes a document of this
+    Facts: tokens, documents, and bytes and digests of the first three. Memory: about 100 bytes per document of this
     file and two blocks of tokens.
     """
     token_paths, row_paths = inputs[0::2], inputs[1::2]
@@ -64,7 +64,7 @@ def write_file(config: FileTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
         for block in blocks(rows["length"], _BLOCK_TOKENS):
             ids = _read_block(token_paths, rows[block], source[block], dtype)
             writer.add_documents(ids, rows["length"][block])
-            for start in range(0, len(ids), _COUNTED_TOKENS):  # numpy counts a copy in 64 bits
+            for start in range(0, len(ids), _COUNTED_TOKENS):  # bincount copies to 64 bits
                 counts += np.bincount(ids[start : start + _COUNTED_TOKENS], minlength=config.vocab_size)
     write_array(outputs[3], counts)
     files = {path.suffix[1:]: describe_file(path) for path in outputs[:3]}
@@ -72,21 +72,21 @@ def write_file(config: FileTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
 
 
 def read_part(path: Path, config: FileTask) -> npt.NDArray[Any]:
-    """The rows of one shard that belong to the file: a slice, found by two binary searches in the file on disk."""
+    """Read the rows of one shard that belong to the file: a slice, found by two binary searches on disk."""
     rows = np.load(path, mmap_mode="r", allow_pickle=False)
 
     def key(i: int) -> tuple[bool, int]:
         return bool(rows[i]["validation"]), int(rows[i]["order"])
 
     first, end = (
-        bisect.bisect_left(range(len(rows)), (config.validation, place), key=key)
-        for place in (config.first, config.end)
+        bisect.bisect_left(range(len(rows)), (config.validation, order), key=key)
+        for order in (config.first, config.end)
     )
     return np.array(rows[first:end])
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Bytes, sha256 and sampled digest of a file, as corpus.json has them."""
+    """Compute bytes, sha256 and sampled digest of a file, as corpus.json has them."""
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": sha256, "sampled_sha256": sampled_digest(path)}
@@ -95,7 +95,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 def _read_block(
     paths: Sequence[Path], rows: npt.NDArray[Any], source: npt.NDArray[np.uint32], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
-    """The ids of the documents in `rows`, joined: one read of each shard that has some, because they lie together."""
+    """Join the ids of the documents in `rows`. Those of one shard are adjacent there, so each shard is read once."""
     by_shard = np.argsort(source, kind="stable")
     edges = [0, *(np.flatnonzero(np.diff(source[by_shard])) + 1).tolist(), len(rows)]
     tokens = np.empty(int(rows["length"].sum(dtype=np.int64)), dtype=dtype)

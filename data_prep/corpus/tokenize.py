@@ -1,8 +1,7 @@
-"""Shards to token ids, in the shuffled order already; decides each document's split and place, never writes a corpus.
+"""Turn shards into token ids, in the shuffled order of the corpus.
 
-A shard's `.tokens` file holds its training documents and then its validation documents, each part in the order in which
-the corpus will have them. So every file of the corpus, which is a range of that order, finds its part of a shard in one
-piece.
+A shard's `.tokens` file has its training documents and then its validation documents, each split in the order in which
+the corpus will have them. Every file of the corpus is a range of that order, so its part of a shard is contiguous.
 """
 
 import functools
@@ -25,19 +24,19 @@ from gpt.errors import ConfigError, import_extra
 from gpt.token_files.files import token_dtype
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 
-# Where a document stands: its split, its place in the shuffled order (equal ids: by text), and where its tokens lie.
+# A document: its split, its position in the shuffled order (equal ids: by text), and its tokens' start and number.
 ROW = np.dtype([("validation", "?"), ("order", "<u8"), ("text", "<u8"), ("start", "<i8"), ("length", "<i4")])
 _BATCH_CHARACTERS = 1 << 20
-_COPIED_TOKENS = 1 << 24  # at a time, when a shard is put in order
-_BLOCK_DOCUMENTS = 1 << 16  # at a time: each costs some Python objects
+_COPIED_TOKENS = 1 << 24  # to copy at a time when a shard is sorted
+_BLOCK_DOCUMENTS = 1 << 16  # to copy at a time: each costs some Python objects
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Section [tokenizer]: `path` names an existing tokenizer, in one of the forms of gpt.tokenizer.tokenizer_files.
+    """Section [tokenizer]: `path` names an existing tokenizer; `tokenizer_files` of gpt.tokenizer lists the formats.
 
     Without it, a byte-pair vocabulary of `vocab_size` pieces is trained on at most `train_bytes` of the training
-    documents, a random part if there are more. `character_coverage` is the share of characters that get a piece.
+    documents, a random sample if there are more. `character_coverage` is the share of characters that get a piece.
     """
 
     path: Path | None = None
@@ -47,7 +46,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if self.path is None and self.vocab_size is None:
-            raise ConfigError("tokenizer: give vocab_size to train a tokenizer, or path to use an existing one")
+            raise ConfigError("tokenizer: set vocab_size to train a tokenizer, or path to use an existing one")
         if self.vocab_size is not None and self.vocab_size < 300:
             raise ConfigError(
                 f"tokenizer.vocab_size = {self.vocab_size} must be at least 300: 256 bytes, 2 marks and some pieces"
@@ -64,9 +63,9 @@ class TokenizerConfig:
 
 
 def tokenize_shard(config: SplitConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: (shard, tokenizer's files) to (token ids of all documents, one ROW for each), in ROW's order.
+    """Stage function: (shard, tokenizer's files) to (token ids of all documents, one ROW for each), sorted like ROW.
 
-    Facts: tokens and documents of each split. Memory: 29 bytes a document of the shard beside what is being copied.
+    Facts: tokens and documents of each split. Memory: 29 bytes per document of the shard, and the tokens being copied.
     """
     xxhash = import_extra("xxhash", extra="data")
     stats = (path.stat() for path in inputs[1:])
@@ -100,12 +99,12 @@ def tokenize_shard(config: SplitConfig, inputs: tuple[Path, ...], outputs: tuple
 
 @functools.lru_cache(maxsize=1)
 def _load_once(path: Path, identity: tuple[tuple[int, int, int], ...]) -> Tokenizer:
-    """A worker's tokenizer, kept from shard to shard while its files stay as they are: GPT-2's takes 0.1 s to load."""
+    """Load a tokenizer, once per worker while its files do not change: GPT-2's takes 0.1 s."""
     return load_tokenizer(path)
 
 
 def gather(tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
-    """The documents at `starts` (documents,) of `tokens`, joined: their number of tokens is the sum of `lengths`."""
+    """Join the documents at `starts` of `tokens`; `starts`, `lengths` (documents,), result (sum of lengths,)."""
     size = tokens.dtype.itemsize
     raw = tokens.view(np.uint8).data if len(tokens) else memoryview(b"")
     ends = ((starts + lengths) * size).tolist()
@@ -114,7 +113,7 @@ def gather(tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], lengths: npt
 
 
 def blocks(lengths: npt.NDArray[np.int32], tokens: int) -> Iterator[slice]:
-    """Runs of at most 2^16 documents of at most `tokens` tokens, or of one document that is longer."""
+    """Yield runs of at most 2^16 documents and at most `tokens` tokens, or of one longer document."""
     ends = np.cumsum(lengths, dtype=np.int64)
     first = 0
     while first < len(lengths):
@@ -133,11 +132,11 @@ def _copy_in_order(source: Any, target: BinaryIO, rows: npt.NDArray[Any], dtype:
 
 
 def _joined(ids: Sequence[npt.NDArray[Any]], tokenizer: Tokenizer, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """All documents one after another, each with its end-of-document token."""
+    """Join all documents, each followed by the end-of-document token."""
     end = np.array([tokenizer.end_of_document_id], dtype=ids[0].dtype)
     joined = np.concatenate([piece for document_ids in ids for piece in (document_ids, end)])
-    if int(joined.max()) >= tokenizer.vocab_size:  # before it is cut to the type of the vocabulary
-        raise ConfigError(f"{tokenizer.name} gave token id {joined.max()}, beyond its own {tokenizer.vocab_size} ids")
+    if int(joined.max()) >= tokenizer.vocab_size:  # check before the cast to the vocabulary's type
+        raise ConfigError(f"{tokenizer.name} gave token id {joined.max()}, but it has only {tokenizer.vocab_size} ids")
     return joined.astype(dtype)
 
 
@@ -149,7 +148,7 @@ def _totals(rows: npt.NDArray[Any], validation: bool) -> dict[str, int]:
 def _encode(
     documents: Iterator[Document], tokenizer: Tokenizer
 ) -> Iterator[tuple[list[Document], Sequence[npt.NDArray[Any]]]]:
-    """The documents in batches, with the ids of each."""
+    """Yield batches of documents with the token ids of each."""
     batch: list[Document] = []
     size = 0
     for document in documents:

@@ -1,7 +1,7 @@
-"""Trains a tokenizer on a random part of the training documents; holds no more text than that part.
+"""Train a tokenizer on a random sample of the training documents; only the sample is in memory.
 
-The part is the beginning of the shuffled order. Each shard gives those of its documents that can belong to it, which
-the number of documents and bytes in the whole corpus bounds; the training then takes the first `train_bytes` of them.
+The sample is the beginning of the shuffled order. First each shard gives the documents that can belong to it; the
+number of documents and bytes of the whole corpus bounds them. The training then takes the first `train_bytes`.
 """
 
 import heapq
@@ -16,14 +16,14 @@ from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import import_extra
 from gpt.tokenizer.tokenizers import train_sentencepiece
 
-# Of the candidates that the shards give, how many times train_bytes, and at least how many documents: enough that the
-# part is full except by a chance that does not happen (documents of very unequal length make it a little smaller).
+# Expected size of all candidates: a multiple of train_bytes, and a minimum number of documents. With these the sample
+# practically always fills train_bytes (documents of very unequal length make it a little smaller).
 _SPARE, _SPARE_DOCUMENTS = 2, 64
 
 
 @dataclass(frozen=True)
 class SampleTask:
-    """Which documents may be trained on: those of the training split whose place in the order is below `below`."""
+    """The candidates: documents of the training split whose number in the order is below `below`."""
 
     split: SplitConfig
     below: int
@@ -31,20 +31,20 @@ class SampleTask:
 
 @dataclass(frozen=True)
 class TrainTask:
-    """What the training of a tokenizer depends on."""
+    """Settings of the training of a tokenizer."""
 
     tokenizer: TokenizerConfig
     split: SplitConfig
 
 
 def sample_bound(train_bytes: int, *, documents: int, n_bytes: int) -> int:
-    """The `below` of a corpus of so many documents and bytes of text; 2^64 when all of it is to be read."""
+    """Return `below` for a corpus of `documents` documents and `n_bytes` bytes of text; 2^64 means all documents."""
     share = max(_SPARE * train_bytes / max(n_bytes, 1), _SPARE_DOCUMENTS / max(documents, 1))
     return 2**64 if share >= 1 else int(share * 2**64)
 
 
 def sample_shard(config: SampleTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: a shard to the shard of its documents that may be trained on."""
+    """Stage function: a shard to the shard of its candidates."""
     with write_shard(outputs[0]) as write:
         for document in read_shard(inputs[0]):
             if config.split.order(document.id) < config.below and not config.split.is_validation(document.id):
@@ -53,7 +53,7 @@ def sample_shard(config: SampleTask, inputs: tuple[Path, ...], outputs: tuple[Pa
 
 
 def train_tokenizer(config: TrainTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: all shards, or samples of them, to one sentencepiece model."""
+    """Stage function: all shards, or their candidates, to one sentencepiece model."""
     assert config.tokenizer.vocab_size is not None
     train_sentencepiece(
         _training_texts(inputs, config),
@@ -65,31 +65,31 @@ def train_tokenizer(config: TrainTask, inputs: tuple[Path, ...], outputs: tuple[
 
 
 def _training_texts(shards: Iterable[Path], config: TrainTask) -> Iterator[str]:
-    """The texts that come first in the shuffled order, up to train_bytes but at least one: the same however sharded.
+    """Yield the first texts of the shuffled order, up to train_bytes but at least one, independent of the sharding.
 
-    Reads every shard once. Holds at most train_bytes of text and one document more: whatever comes after a document
-    that had to go can never be among the first again.
+    Reads every shard once. Memory: train_bytes of text and one more document. A document that comes after a removed
+    one in the order is never among the first.
     """
     xxhash = import_extra("xxhash", extra="data")
-    held: list[tuple[int, str, int]] = []  # (-place in the order, text, bytes): the last in the order on top
+    held: list[tuple[int, str, int]] = []  # (-position in the order, text, bytes): a heap with the last position on top
     held_bytes = 0
-    end = 2**128  # the first place in the order that is known to be too far
+    end = 2**128  # the smallest position that was removed
     for shard in shards:
         for document in read_shard(shard):
             if config.split.order(document.id) << 64 >= end or config.split.is_validation(document.id):
                 continue
             text = document.text.encode()
-            place = config.split.order(document.id) << 64 | xxhash.xxh3_64_intdigest(text)  # equal ids: by text
-            if place < end:
-                heapq.heappush(held, (-place, document.text, len(text)))
+            position = config.split.order(document.id) << 64 | xxhash.xxh3_64_intdigest(text)  # equal ids: by text
+            if position < end:
+                heapq.heappush(held, (-position, document.text, len(text)))
                 held_bytes += len(text)
             while held_bytes > config.tokenizer.train_bytes and len(held) > 1:
-                negative_place, _, n_bytes = heapq.heappop(held)
+                negative_position, _, n_bytes = heapq.heappop(held)
                 held_bytes -= n_bytes
-                end = -negative_place
-    held.sort()  # the last in the order first
+                end = -negative_position
+    held.sort()  # the last position first
     while held:
-        yield held.pop()[1]  # and let go of, as sentencepiece keeps its own copy
+        yield held.pop()[1]  # free it: sentencepiece keeps its own copy
 
 
 SAMPLE = Stage("sample_text", sample_shard)

@@ -1,4 +1,4 @@
-"""Copies a finished corpus folder to a URL, corpus.json last; never takes anything but that file away there."""
+"""Copy a finished corpus folder to a URL, corpus.json last. At the URL, no other file is ever removed."""
 
 import contextlib
 import re
@@ -12,7 +12,7 @@ from gpt.errors import ConfigError
 
 
 def url_of(folder: Path) -> str | None:
-    """The URL that a recipe's folder is (`Path` has made one slash of its two), or None for a local folder."""
+    """Return the URL if a recipe's folder is one (`Path` turns its two slashes into one); None for a local folder."""
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(folder))
     if match is None:
         return None
@@ -20,15 +20,17 @@ def url_of(folder: Path) -> str | None:
 
 
 def check_target(url: str) -> None:
-    """ConfigError when nothing can be written behind this URL: now, and not when the corpus is made."""
+    """Check that this URL can be written to, before the corpus is made. ConfigError: it cannot."""
     system, path = open_system(url)
     if url.startswith(("http://", "https://")):
-        raise ConfigError(f"output.folder = {url}: files cannot be written over http; use a storage's own protocol")
+        raise ConfigError(
+            f"output.folder = {url}: files cannot be written over http; use the storage's own protocol, such as s3"
+        )
     with_retries(url, lambda: system.exists(path))
 
 
 def upload_corpus(folder: Path, url: str) -> None:
-    """Make `url` hold the files of `folder`; nothing is sent when its corpus.json says that it does already."""
+    """Copy the files of `folder` to `url`; send nothing if the same corpus.json and files of these sizes are there."""
     system, path = open_system(url)
     base = str(system._strip_protocol(path)).rstrip("/")
     text = (folder / CORPUS_FILE).read_bytes()
@@ -40,11 +42,11 @@ def upload_corpus(folder: Path, url: str) -> None:
         return
     with_retries(url, partial(_remove, system, f"{base}/{CORPUS_FILE}"))
     with_retries(url, lambda: system.makedirs(base, exist_ok=True))
-    for name in (*names, CORPUS_FILE):  # a folder with a corpus.json is whole
-        with_retries(f"{url}/{name}", partial(_put, system, folder / name, f"{base}/{name}"))
+    for name in (*names, CORPUS_FILE):  # last, since it marks a complete folder
+        with_retries(f"{url}/{name}", partial(_upload, system, folder / name, f"{base}/{name}"))
 
 
-def _put(system: Any, source: Path, target: str) -> None:
+def _upload(system: Any, source: Path, target: str) -> None:
     system.put_file(str(source), target)
     system.invalidate_cache()
     n_bytes, sent = source.stat().st_size, system.info(target)["size"]

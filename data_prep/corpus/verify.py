@@ -1,4 +1,4 @@
-"""Compares a corpus with its corpus.json, every byte and every id; changes nothing."""
+"""Compare every byte and every id of a corpus with its corpus.json."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from gpt.token_files.files import TokenFile, compare_sums, token_dtype
 from gpt.tokenizer.tokenizers import load_tokenizer
 
 _BLOCK_BYTES = 1 << 24
-_SHOWN_BLOCKS = 5
+_MAX_SHOWN_BLOCKS = 5
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was read, and what is wrong with it: a line for each fault, which names the file. No fault: it is whole."""
+    """Result of a check: what was read, and a line for each fault, which names the file. No fault: it is complete."""
 
     files: int
     n_bytes: int
@@ -30,10 +30,10 @@ class Verified:
 
 
 def verify(folder: Path, *, n_threads: int) -> Verified:
-    """Check all that corpus.json says: files, digests, counts, the range of the ids, the tokenizer.
+    """Check everything in corpus.json: files, digests, counts, the range of the ids, the tokenizer.
 
-    Reads each file once, and up to `n_threads` at a time; memory some 50 MB a thread. ConfigError: no corpus.json, or
-    one of version 1.
+    Reads each file once, up to `n_threads` at a time. Memory: about 50 MB per thread. ConfigError: corpus.json is
+    missing, or has version 1.
     """
     try:
         description = read_corpus(folder)
@@ -43,13 +43,13 @@ def verify(folder: Path, *, n_threads: int) -> Verified:
         return _damaged(str(error))
     if description.get("version") == 1:
         raise ConfigError(
-            f"{folder / CORPUS_FILE}: version 1 of the description has too little to verify; run `triaxial prepare` "
-            f"again, which writes version {VERSION}"
+            f"{folder / CORPUS_FILE}: version 1 lacks the facts to verify; run `triaxial prepare` again, which writes "
+            f"version {VERSION}"
         )
     if description.get("sha256") != seal(description):
-        return _damaged(f"{folder / CORPUS_FILE}: its own sha256 does not match: it is damaged or was edited")
+        return _damaged(f"{folder / CORPUS_FILE}: its own sha256 does not match: the file is damaged or was edited")
     shards = [shard for split in description["splits"].values() for shard in split["shards"]]
-    with ThreadPoolExecutor(n_threads) as threads:  # digests and numpy let other threads run
+    with ThreadPoolExecutor(n_threads) as threads:  # digests and numpy release the GIL
         found = threads.map(lambda shard: list(_shard_faults(folder, shard, description)), shards)
         faults = [fault for one in found for fault in one]
     faults += _tokenizer_faults(folder, description["tokenizer"])
@@ -69,7 +69,7 @@ def verify(folder: Path, *, n_threads: int) -> Verified:
 
 
 def _damaged(fault: str) -> Verified:
-    """Nothing can be compared with a damaged description."""
+    """Return the one fault of a damaged description, with which nothing can be compared."""
     return Verified(0, 0, 0, 0, (fault,))
 
 
@@ -93,7 +93,7 @@ def _shard_faults(folder: Path, shard: dict[str, Any], description: dict[str, An
             whole = False
         if suffix == "bin" and (largest >= description["vocab_size"] or smallest < 0):
             yield (
-                f"{path}: holds ids from {smallest} to {largest}, but the vocabulary has 0 to "
+                f"{path}: has ids from {smallest} to {largest}, but the vocabulary has 0 to "
                 f"{description['vocab_size'] - 1}"
             )
     yield from _sums_faults(folder / shard["name"], shard)
@@ -102,7 +102,7 @@ def _shard_faults(folder: Path, shard: dict[str, Any], description: dict[str, An
 
 
 def _sums_faults(prefix: Path, shard: dict[str, Any]) -> Iterator[str]:
-    """Blocks that are not what `.sums` says, of a corpus that was written with one: where in a file the damage is."""
+    """Find the damaged blocks by the `.sums` file, if the corpus has one: it locates the damage in a file."""
     if "sums" not in shard:
         return
     path = Path(f"{prefix}.sums")
@@ -116,15 +116,15 @@ def _sums_faults(prefix: Path, shard: dict[str, Any]) -> Iterator[str]:
         return
     try:
         damaged = compare_sums(prefix) or []
-    except OSError:  # of a token file, which has been told
+    except OSError:  # of a token file, which is reported already
         return
-    yield from damaged[:_SHOWN_BLOCKS]
-    if len(damaged) > _SHOWN_BLOCKS:
-        yield f"{prefix}: {len(damaged) - _SHOWN_BLOCKS:,} more blocks are damaged"
+    yield from damaged[:_MAX_SHOWN_BLOCKS]
+    if len(damaged) > _MAX_SHOWN_BLOCKS:
+        yield f"{prefix}: {len(damaged) - _MAX_SHOWN_BLOCKS:,} more blocks are damaged"
 
 
 def _read(path: Path, dtype: np.dtype[Any]) -> tuple[str, int, int]:
-    """(sha256, largest and smallest number when its bytes are read as `dtype`); (-1, 0) for less than one number."""
+    """Return (sha256, largest, smallest number of the bytes read as `dtype`); -1 and 0 if there is no number."""
     digest = hashlib.sha256()
     largest, smallest = -1, 0
     with open(path, "rb") as file:
@@ -137,7 +137,7 @@ def _read(path: Path, dtype: np.dtype[Any]) -> tuple[str, int, int]:
 
 
 def _index_faults(prefix: Path, shard: dict[str, Any], end_of_document_id: int) -> Iterator[str]:
-    """What TokenFile sees in files whose digests are right."""
+    """Check the counts and the last token of files whose digests are right."""
     try:
         tokens = TokenFile(prefix)
     except ConfigError as error:
@@ -147,7 +147,7 @@ def _index_faults(prefix: Path, shard: dict[str, Any], end_of_document_id: int) 
         if found != shard[key]:
             yield f"{prefix}.idx: {found:,} {key}, expected {shard[key]:,}"
     if tokens.n_tokens and int(tokens.read(tokens.n_tokens - 1, tokens.n_tokens)[0]) != end_of_document_id:
-        yield f"{prefix}.bin: its last token is not the end of a document, {end_of_document_id}"
+        yield f"{prefix}.bin: its last token is not the end-of-document token, {end_of_document_id}"
 
 
 def _tokenizer_faults(folder: Path, about: dict[str, Any]) -> list[str]:
@@ -159,7 +159,7 @@ def _tokenizer_faults(folder: Path, about: dict[str, Any]) -> list[str]:
             faults.append(f"{folder / name}: {error.strerror}")
             continue
         if digest != expected:
-            faults.append(f"{folder / name}: sha256 {digest}, expected {expected}: not the tokenizer of this corpus")
+            faults.append(f"{folder / name}: sha256 {digest}, expected {expected}: this is not the corpus's tokenizer")
     if faults:
         return faults
     tokenizer = load_tokenizer(folder / about["file"])
@@ -170,7 +170,7 @@ def _tokenizer_faults(folder: Path, about: dict[str, Any]) -> list[str]:
 
 
 def _total_faults(folder: Path, description: dict[str, Any]) -> Iterator[str]:
-    """Sums in corpus.json that do not add up."""
+    """Check that the totals in corpus.json add up."""
     splits = description["splits"]
     for key in ("tokens", "documents"):
         for name, split in splits.items():

@@ -240,7 +240,7 @@ def test_two_runs_that_publish_in_one_folder(tmp_path):
 
 
 def test_settings_that_make_no_sense(tmp_path):
-    with pytest.raises(ConfigError, match="give vocab_size to train a tokenizer, or path"):
+    with pytest.raises(ConfigError, match="set vocab_size to train a tokenizer, or path"):
         TokenizerConfig()
     with pytest.raises(ConfigError, match=r"vocab_size = 200 must be at least 300"):
         TokenizerConfig(vocab_size=200)

@@ -186,10 +186,10 @@ def test_faults_that_digests_cannot_show(corpus, capsys):
     (corpus / CORPUS_FILE).write_text(json.dumps(description))
     status, shown = faults(corpus, capsys)
     assert status == 1
-    assert "validation.bin: holds ids from 0 to 400, but the vocabulary has 0 to 399" in shown
+    assert "validation.bin: has ids from 0 to 400, but the vocabulary has 0 to 399" in shown
     assert f"validation.idx: 3 tokens, expected {shard['tokens']:,}" in shown
     assert f"validation.idx: 1 documents, expected {shard['documents']:,}" in shown
-    assert "validation.bin: its last token is not the end of a document, 1" in shown
+    assert "validation.bin: its last token is not the end-of-document token, 1" in shown
     assert "4 faults" in shown
 
 
@@ -220,7 +220,7 @@ def test_what_cannot_be_verified(corpus, tmp_path, capsys):
     assert "corpus.json: no such file" in capsys.readouterr().err
     (corpus / CORPUS_FILE).write_text(json.dumps({"format": "triaxial-corpus", "version": 1}))
     assert main(["prepare", "verify", str(corpus)]) == 2
-    assert "version 1 of the description has too little to verify" in capsys.readouterr().err
+    assert "version 1 lacks the facts to verify" in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_did_not_make_the_corpus_is_refused_by_name(made, tmp_path):
