@@ -1,4 +1,4 @@
-"""Loading a run directory: the newest or a given step, bit for bit; damaged and wrong runs are refused."""
+"""Load a run directory: the newest or a given step, bit for bit. Damaged and wrong runs are refused."""
 
 import shutil
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""A run with the second tier of checkpoints that ends by a fault goes on from it, or from the first where that one is
-damaged, and ends as an undisturbed one; each run in this very process."""
+"""A run with a local tier resumes from it after a fault, or from a shared checkpoint if the local ones are damaged, and
+ends bit-identical to an undisturbed run. Each run is in this process."""
 
 import json
 import shutil
@@ -22,14 +22,14 @@ def train(tiny_corpus: Any, run: Path, *words: object) -> int:
     try:
         return main(["train", str(tiny_corpus.recipe), "--run.directory", str(run), *quiet, *map(str, words)])
     finally:
-        for thread in threading.enumerate():  # a save under way, which the end of a process would cut off
+        for thread in threading.enumerate():  # a background save, which ends with its process otherwise
             if thread.name.startswith("saving step"):
                 thread.join()
-        if dist.is_initialized():  # after an error a process leaves it to its end
+        if dist.is_initialized():  # after an error a run leaves it
             dist.destroy_process_group()
 
 
-def told(run: Path, kind: str) -> list[str]:
+def texts(run: Path, kind: str) -> list[str]:
     lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     return [line["text"] for line in lines if line["kind"] == kind]
 
@@ -49,10 +49,10 @@ def undisturbed(tiny_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> d
     return final(run)
 
 
-def test_a_run_goes_on_from_the_second_tier(tiny_corpus: Any, undisturbed: Any, tmp_path: Path) -> None:
+def test_a_run_resumes_from_the_local_tier(tiny_corpus: Any, undisturbed: Any, tmp_path: Path) -> None:
     run, fast, blocked = tmp_path / "run", tmp_path / "fast", tmp_path / "run" / "checkpoints" / "step-000000008"
     tier = ["--checkpoint.fast_directory", fast, "--checkpoint.fast_every_tokens", 512]  # every step
-    tier += ["--checkpoint.in_background", "false"]  # else a save beside training may take the second tier's turn
+    tier += ["--checkpoint.in_background", "false"]  # else a save to shared storage may replace a local one
     fast.mkdir()
     blocked.parent.mkdir(parents=True)
     blocked.symlink_to(tmp_path)  # the save of step 8 fails, and one failure is enough
@@ -61,15 +61,15 @@ def test_a_run_goes_on_from_the_second_tier(tiny_corpus: Any, undisturbed: Any, 
     (mine,) = fast.glob("run-*/rank-00000")
     newest, before = list_checkpoints(mine)
     steps = {path: int(path.name.removeprefix("step-")) for path in (newest, before)}
-    assert tuple(steps.values()) == (7, 6), "the failure is heard of in step 8"
+    assert tuple(steps.values()) == (7, 6), "the failure is reported in step 8"
     blocked.unlink()
     for name in ("run", "fast"):
         shutil.copytree(tmp_path / name, tmp_path / "kept" / name)
 
     assert train(tiny_corpus, run, *tier) == 0
-    assert f"resumed from {newest} (step {steps[newest]})" in told(run, "resumed")[0]
+    assert f"resumed from {newest} (step {steps[newest]})" in texts(run, "resumed")[0]
     assert equal(final(run), undisturbed)
-    assert list(fast.iterdir()) == [], "a run that is through leaves nothing on the node"
+    assert list(fast.iterdir()) == [], "a finished run leaves nothing on the node"
 
     for damaged, step in (([newest], steps[before]), ([newest, before], 4)):
         for name in ("run", "fast"):
@@ -78,8 +78,8 @@ def test_a_run_goes_on_from_the_second_tier(tiny_corpus: Any, undisturbed: Any, 
         for path in damaged:
             (path / "shard-00000.safetensors").write_bytes(b"damaged")
         assert train(tiny_corpus, run, *tier) == 0
-        skipped = told(run, "checkpoint_skipped")
+        skipped = texts(run, "checkpoint_skipped")
         assert len(skipped) == len(damaged)
         assert all("shard-00000.safetensors has 7 bytes" in text for text in skipped)
-        assert f"(step {step})" in told(run, "resumed")[0]
+        assert f"(step {step})" in texts(run, "resumed")[0]
         assert equal(final(run), undisturbed)

@@ -1,4 +1,4 @@
-"""A run of four data ranks goes on over other axes and fewer ranks, and comes back: nothing is lost or read twice."""
+"""A run of four data ranks resumes on other layouts and fewer ranks, and back: no sample is lost or read twice."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from parallel.checkpoint.handle import verify_checkpoint
 from parallel.checkpoint.load import read_tensors
 from parallel.health.weight_digests import weight_digests
 
-SEQ_LEN, SEQUENCES = 64, 8  # of a step
+SEQ_LEN, SEQUENCES = 64, 8  # per step
 LAYOUTS = {
     "data 2": {"data": 2},
     "one": {},
@@ -23,7 +23,7 @@ LAYOUTS = {
 
 
 class Journey:
-    """Runs of four data ranks whose checkpoint of one step others go on from."""
+    """A run of four data ranks, from whose checkpoint of one step other runs resume."""
 
     def __init__(self, watched_ranks, corpus, folder):
         self.watched_ranks, self.corpus, self.folder = watched_ranks, corpus, folder
@@ -47,8 +47,8 @@ class Journey:
         return seen
 
     def check(self, run, *, first, steps, source, reference):
-        """The ranks began with what the checkpoint `source` holds, bit for bit, took the steps from `first` on with
-        the reference's losses, and each sample of each step was read by one data rank, once."""
+        """Check the ranks of one run: they started from the checkpoint `source` bit for bit, had the reference's losses
+        from step `first` on, and exactly one data rank read each sample of each step, once."""
         stored = weight_digests(read_tensors(verify_checkpoint(source)))
         began = [rank[0]["began"] for rank in run["ranks"]]
         assert set().union(*began) == stored.keys(), "all tensors, over the stages"
@@ -74,13 +74,13 @@ def journey(watched_ranks, tiny_corpus, tmp_path):
 
 
 def copied(run, step, to):
-    """A run directory with one checkpoint of another, and that checkpoint."""
+    """Make a run directory with one checkpoint of another run; return both."""
     name = f"step-{step:09}"
     shutil.copytree(run / "checkpoints" / name, to / "checkpoints" / name)
     return to / "checkpoints" / name
 
 
-def test_four_data_ranks_go_on_as_tensor_and_data_ranks(journey):
+def test_four_data_ranks_resume_as_tensor_and_data_ranks(journey):
     first = journey.plan("four", {"data": 4}, steps=6, every=3, directory=journey.folder / "run")
     reference = journey.launch([first])["four"]["ranks"][0]
     source = copied(journey.folder / "run", 3, journey.folder / "moved")
@@ -91,7 +91,7 @@ def test_four_data_ranks_go_on_as_tensor_and_data_ranks(journey):
 
 @pytest.mark.rehearse
 def test_100_steps_over_every_layout_and_back(journey):
-    """Saved on data 4 at step 20 of 120; 50 steps on another layout, and from there 50 on data 4 again."""
+    """Saved on data 4 at step 20 of 120; then 50 steps on another layout, and 50 on data 4 again."""
     kept, turn, end = 20, 70, 120
     plan = [journey.plan("four", {"data": 4}, steps=end, every=kept, directory=journey.folder / "run")]
     reference = journey.launch(plan)["four"]["ranks"][0]

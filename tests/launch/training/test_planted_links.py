@@ -1,5 +1,5 @@
-"""Links and files that somebody else put where a command is about to write: it replaces or refuses them, and what they
-lead to stays as it was. Archives of files are no input, and nothing ever unpacks one."""
+"""Links and files planted where a command will write: it replaces or refuses them, and their targets stay unchanged.
+Archives of files are not an input, and nothing unpacks them."""
 
 import io
 import json
@@ -24,14 +24,14 @@ LEFT_BEHIND = ("step-000000099-0123456789abcdef", "step-000000004-0123456789abcd
 def train(tiny_corpus, run, *words):
     common = ["train", str(tiny_corpus.recipe), "--run.directory", str(run), "--run.peak_flops_per_s", "1e12"]
     status = main([*common, "--metrics.wandb", "disabled", "--train.total_tokens", "2048", *map(str, words)])
-    if dist.is_initialized():  # after an error a process leaves it to its end
+    if dist.is_initialized():  # after an error a run leaves it
         dist.destroy_process_group()
     return status
 
 
 @pytest.fixture
 def outside(tmp_path):
-    """A folder with a file and a checkpoint's look-alike; and what says whether it was touched."""
+    """A folder with a file and an imitation of a checkpoint, to see whether a command touches it."""
     folder = tmp_path / "outside"
     (folder / "step-000000004").mkdir(parents=True)
     (folder / "precious").write_text("precious")
@@ -56,13 +56,13 @@ def finished(tiny_corpus, tmp_path_factory):
 
 
 def test_no_file_of_a_run_is_written_through_a_link(tiny_corpus, finished, outside, tmp_path, capsys):
-    """Each name that a run has used, as a link to a file, to a folder, and to nothing."""
+    """Each name that a run uses, as a link to a file, to a folder, and to nothing."""
     names = sorted(path.name for path in finished.iterdir())
     assert {"config.json", "metrics.jsonl", "events.jsonl", "samples.jsonl", "ledger.jsonl"} < set(names)
     for name in [*names, "wandb", "hangs", "run_id", "metrics.superseded.jsonl"]:
         for target in ("precious", "step-000000004", "nothing"):
             if (name, target) == ("checkpoints", "step-000000004"):
-                continue  # which is how a user names a larger disk
+                continue  # allowed: the user's way to a larger disk
             run = tmp_path / "run"
             run.mkdir()
             (run / name).symlink_to(outside / target)
@@ -75,8 +75,8 @@ def test_no_file_of_a_run_is_written_through_a_link(tiny_corpus, finished, outsi
             shutil.rmtree(run)
 
 
-def test_links_that_come_while_a_run_is_on_are_not_followed(finished, outside, tmp_path):
-    """What writes each file, and not the check at the start."""
+def test_links_planted_during_a_run_are_not_followed(finished, outside, tmp_path):
+    """By the writer of each file; the check at the start has passed."""
     from gpt.files.atomic import append_to, replace_file
     from gpt.files.line_file import LineFile
     from gpt.telemetry.event_log import append_event
@@ -93,7 +93,7 @@ def test_links_that_come_while_a_run_is_on_are_not_followed(finished, outside, t
     ):
         with pytest.raises(OSError, match="symbolic links"):
             write()
-    TimeLedger(link, world_size=1).write()  # an error of a ledger ends no run
+    TimeLedger(link, world_size=1).write()  # an error of the ledger does not end a run
     replace_file(link, "mine")
     assert (link.read_text(), link.is_symlink()) == ("mine", False)
     (run / "metrics.jsonl.tmp").symlink_to(outside / "precious")
@@ -101,8 +101,8 @@ def test_links_that_come_while_a_run_is_on_are_not_followed(finished, outside, t
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()][-1] == 2
 
 
-def test_hidden_names_of_checkpoints_may_be_taken(tiny_corpus, outside, tmp_path):
-    """A folder of checkpoints that is a link itself, to a larger disk, and full of what others have left."""
+def test_hidden_names_of_checkpoints_may_exist_already(tiny_corpus, outside, tmp_path):
+    """In a folder of checkpoints that is itself a link to a larger disk."""
     (tmp_path / "large_disk").mkdir()
     (tmp_path / "run").mkdir()
     checkpoints = tmp_path / "run" / "checkpoints"
@@ -119,7 +119,7 @@ def test_hidden_names_of_checkpoints_may_be_taken(tiny_corpus, outside, tmp_path
     assert checkpoints.is_symlink()
 
 
-def test_a_published_name_that_is_a_link_ends_the_save_and_not_what_it_names(tiny_corpus, outside, tmp_path, capsys):
+def test_a_link_with_a_published_name_fails_the_save_and_its_target_stays(tiny_corpus, outside, tmp_path, capsys):
     checkpoints = tmp_path / "run" / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "step-000000004").symlink_to(outside / "step-000000004")
@@ -154,7 +154,7 @@ HOSTILE = ("../out.jsonl", "/tmp/triaxial-test-out.jsonl", "a/../../out.jsonl", 
 
 
 def archives(folder):
-    """A tar, plain and packed, and a zip of members that want to be somewhere else."""
+    """A tar, a compressed tar and a zip, whose members have paths outside the folder."""
     for name, mode in (("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.jsonl.tar", "w")):
         with tarfile.open(folder / name, mode) as tar:
             for member in HOSTILE:
@@ -170,8 +170,8 @@ def archives(folder):
     return [folder / name for name in ("a.tar", "a.tar.gz", "a.jsonl.tar", "a.zip")]
 
 
-def test_archives_of_files_are_no_input(outside, tmp_path):
-    """By their names; and under a name that is one, their bytes are text or damage, and no member is ever made."""
+def test_archives_of_files_are_not_an_input(outside, tmp_path):
+    """Their names are refused; under an accepted name, their bytes are text or damage, and no member is created."""
     home = tmp_path / "home"
     home.mkdir()
     paths = archives(home)
@@ -190,7 +190,7 @@ def test_archives_of_files_are_no_input(outside, tmp_path):
 
 
 def test_nothing_unpacks_archives():
-    """torch_archive.py asks zipfile where in a file a tensor's bytes lie, and reads them there itself."""
+    """torch_archive.py asks zipfile for the position of a tensor's bytes, and reads them itself."""
     root = Path(__file__).resolve().parents[3]
     for package in ("gpt", "parallel", "data_prep", "launch"):
         for path in (root / package).rglob("*.py"):

@@ -1,5 +1,7 @@
-"""Runs whose saves fail, and runs whose checkpoints are damaged: what they do, what they tell, and that in the end
-nothing differs from an undisturbed run; each run in this very process."""
+"""Runs whose saves fail or whose checkpoints are damaged: what they do and report. Each run is in this process.
+
+They end bit-identical to an undisturbed run.
+"""
 
 import json
 import os
@@ -22,14 +24,14 @@ from parallel.checkpoint.load import read_tensors
 
 WORDS = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12", "--train.validation_tokens", "64"]
 WORDS += ["--checkpoint.every_tokens", "1024", "--checkpoint.keep_last", "1"]  # 2 steps of 12
-CHECKPOINT_BYTES = 540_000  # and a little less than that
+CHECKPOINT_BYTES = 540_000  # an upper bound, close
 
 
 def train(tiny_corpus: Any, run: Path, *words: object) -> int:
     try:
         return main(["train", str(tiny_corpus.recipe), "--run.directory", str(run), *WORDS, *map(str, words)])
     finally:
-        if dist.is_initialized():  # after an error a process leaves it to its end
+        if dist.is_initialized():  # after an error a run leaves it
             dist.destroy_process_group()
 
 
@@ -38,7 +40,7 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
-def test_the_second_tier_does_not_make_training_wait_for_shared_storage(tiny_corpus, tmp_path, monkeypatch):
+def test_local_saves_do_not_wait_for_shared_storage(tiny_corpus, tmp_path, monkeypatch):
     run, disk, fsync, seen = tmp_path / "run", tmp_path / "disk", os.fsync, []
 
     def slow(descriptor: int) -> None:
@@ -65,8 +67,8 @@ def test_the_second_tier_does_not_make_training_wait_for_shared_storage(tiny_cor
     assert [event["checkpoint_step"] for event in events(run, "checkpoint_saved")] == [8, 12]
 
 
-def ended_alike(run: Path, other: Path) -> bool:
-    """Whether the last checkpoints are equal to the bit, and the losses of every step."""
+def ended_equal(run: Path, other: Path) -> bool:
+    """Whether the last checkpoints and the losses of every step are equal, bit for bit."""
     last = [dict(read_tensors(verify_checkpoint(path / "checkpoints" / "step-000000012"))) for path in (run, other)]
     assert last[0].keys() == last[1].keys()
     losses = []
@@ -85,20 +87,20 @@ def undisturbed(tiny_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def monitors() -> list[str]:
-    """The watchdog's monitors of this very process."""
+    """The hang monitors of this process."""
     listed = subprocess.run(
         ["pgrep", "-P", str(os.getpid()), "-f", "parallel.health.monitor"], capture_output=True, text=True
     )
     return listed.stdout.split()
 
 
-def test_a_full_disk_is_told_and_counted_and_ends_the_run_at_last(
+def test_a_full_disk_is_reported_and_counted_and_finally_ends_the_run(
     tiny_corpus: Any, undisturbed: Path, tmp_path: Path, small_disk: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    folder = small_disk(CHECKPOINT_BYTES * 3 // 2, run / "checkpoints")  # room for one and a half
+    folder = small_disk(CHECKPOINT_BYTES * 3 // 2, run / "checkpoints")  # space for one and a half
     assert train(tiny_corpus, run) == 2
-    assert monitors() == [], "one that is left would kill this process when it had waited for it long enough"
+    assert monitors() == [], "a remaining monitor would kill this process after its timeout"
     failed = events(run, "checkpoint_failed")
     for n, (step, event) in enumerate(zip((4, 6, 8), failed, strict=True), start=1):
         for part in (f"step-{step:09d}", "not enough room", "it needs", f"bytes are free in {folder}", "untouched"):
@@ -111,17 +113,17 @@ def test_a_full_disk_is_told_and_counted_and_ends_the_run_at_last(
     small_disk(CHECKPOINT_BYTES * 3, folder)
     assert train(tiny_corpus, run) == 0
     assert "step-000000002 (step 2)" in events(run, "resumed")[0]["text"]
-    assert ended_alike(run, undisturbed)
+    assert ended_equal(run, undisturbed)
 
 
-def test_a_disk_that_is_full_when_a_run_is_to_go_on_is_worth_another_start(
+def test_a_disk_that_is_full_at_a_resume_is_a_retryable_error(
     tiny_corpus: Any,
     tmp_path: Path,
     small_disk: Any,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Status 1, which a launcher starts again, and not that of a mistake: somebody may be making room."""
+    """Status 1, which launchers restart, and not the status of a user's mistake: space may be freed meanwhile."""
     run, longer = tmp_path / "run", ("--train.total_tokens", 7168)
     folder = small_disk(4 * CHECKPOINT_BYTES, run / "checkpoints")
     assert train(tiny_corpus, run) == 0
@@ -138,7 +140,7 @@ def test_a_disk_that_is_full_when_a_run_is_to_go_on_is_worth_another_start(
     assert train(tiny_corpus, run, *longer) == 0
 
 
-def test_a_run_goes_on_after_a_save_that_failed(tiny_corpus: Any, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_continues_after_a_failed_save(tiny_corpus: Any, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     for step in (4, 6, 10):
@@ -147,10 +149,10 @@ def test_a_run_goes_on_after_a_save_that_failed(tiny_corpus: Any, undisturbed: P
     texts = [event["text"] for event in events(run, "checkpoint_failed")]
     assert all("a symbolic link has this name" in text for text in texts)
     assert [text.partition("(failure ")[2][0] for text in texts] == ["1", "2", "1"], "in a row"
-    assert ended_alike(run, undisturbed)
+    assert ended_equal(run, undisturbed)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_none_whole_is_an_error(
+def test_a_damaged_checkpoint_is_skipped_and_none_whole_is_an_error(
     tiny_corpus: Any, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(undisturbed, tmp_path / "run")
@@ -163,12 +165,12 @@ def test_a_damaged_checkpoint_is_passed_over_and_none_whole_is_an_error(
     (skipped,) = events(run, "checkpoint_skipped")
     assert f"skipped the checkpoint {newest}: shard-00000.safetensors is damaged" in skipped["text"]
     assert "(step 10)" in events(run, "resumed")[0]["text"]
-    assert ended_alike(run, undisturbed)
+    assert ended_equal(run, undisturbed)
 
     shard.write_bytes(damaged)
     (before / "MANIFEST.json").unlink()
     capsys.readouterr()
     assert train(tiny_corpus, run) == 2
-    (told,) = capsys.readouterr().err.strip().splitlines()
+    (message,) = capsys.readouterr().err.strip().splitlines()
     for part in ("contains checkpoints, but none is whole", before.name, "MANIFEST.json is missing", newest.name):
-        assert part in told
+        assert part in message

@@ -1,4 +1,4 @@
-"""run.start_from: a new run begins with another run's weights, and with nothing else of it."""
+"""run.start_from: a new run takes another run's weights, and nothing else."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from launch.runs.imported_run import HUGGING_FACE, model_toml
 from launch.runs.saved_run import load_run
 
 QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
-STILL = ["--optimizer.learning_rate", "1e-30"]  # so that weights stay what they were, to the bit
+STILL = ["--optimizer.learning_rate", "1e-30"]  # so that weights do not change, bit for bit
 
 
 def train(tiny_corpus: Any, run: Path, *words: object) -> int:
@@ -74,7 +74,7 @@ def test_a_new_run_takes_the_weights_and_nothing_else(
         (["--model.rope_scaling.factor", "2", "--model.positions", '"rope"'], "model.positions: learned -> rope"),
     ],
 )
-def test_what_cannot_be_started_from_is_told_in_one_line(
+def test_errors_are_one_line(
     tiny_corpus: Any,
     first: Path,
     tmp_path: Path,

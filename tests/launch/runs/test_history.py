@@ -1,0 +1,70 @@
+"""Read the files of a run directory: takes, gaps, events and checkpoints."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt.errors import ConfigError
+from launch.runs.history import (
+    Series,
+    furthest_step,
+    read_events,
+    read_history,
+    read_takes,
+    runs_without_gaps,
+    settle,
+    stored_checkpoints,
+)
+
+
+def write_metrics(path: Path, *records: tuple[int, float]) -> None:
+    path.write_text("".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in records))
+
+
+def pairs(series: Series) -> list[tuple[int, float]]:
+    return list(zip(series.steps.tolist(), series.values.tolist(), strict=True))
+
+
+def test_repeated_steps_count_as_they_were_last_taken(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "m", (1, 5.0), (2, 4.0), (3, 3.0), (2, 4.5), (3, 3.5), (4, 2.5))
+    metrics, superseded = settle(read_takes(tmp_path / "m", []))
+    assert pairs(metrics["loss"]) == [(1, 5.0), (2, 4.5), (3, 3.5), (4, 2.5)]
+    assert [pairs(take["loss"]) for take in superseded] == [[(2, 4.0), (3, 3.0)]]
+
+
+def test_a_series_is_split_at_long_gaps() -> None:
+    series = Series(np.array([1, 2, 3, 100, 101]), np.arange(5.0))
+    assert [pairs(part) for part in runs_without_gaps(series)] == [
+        [(1, 0.0), (2, 1.0), (3, 2.0)],
+        [(100, 3.0), (101, 4.0)],
+    ]
+
+
+def test_lines_that_cannot_be_read_are_counted_but_a_last_one_is_being_written(tmp_path: Path) -> None:
+    event = {"time": "2026-01-02T03:04:05+00:00", "kind": "checkpoint_saved", "step": 9, "checkpoint_step": 8}
+    (tmp_path / "e").write_text(f"{json.dumps(event)}\n[1]\n{{\n{{")
+    problems: list[str] = []
+    (found,) = read_events(tmp_path / "e", problems)
+    assert (found.kind, found.step, found.about_step, found.time) == ("checkpoint_saved", 9, 8, 1767323045.0)
+    assert problems == ["e: 2 lines that cannot be read, skipped"]
+
+
+def test_checkpoints_are_listed_oldest_first(tmp_path: Path) -> None:
+    for step, size in ((20, 5), (3, 7)):
+        folder = tmp_path / "checkpoints" / f"step-{step:09d}"
+        folder.mkdir(parents=True)
+        (folder / "a").write_bytes(bytes(size))
+    found = stored_checkpoints(tmp_path / "checkpoints")
+    assert [(one.step, one.size_bytes) for one in found] == [(3, 7), (20, 5)]
+    assert furthest_step(tmp_path) == 20
+    assert stored_checkpoints(tmp_path / "none") == []
+
+
+def test_a_folder_that_is_not_a_run_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a run directory"):
+        read_history(tmp_path)
+    write_metrics(tmp_path / "metrics.jsonl", (1, 5.0), (2, 4.0))
+    history = read_history(tmp_path)
+    assert (history.last_step, history.last("loss"), history.setting("run", "seed")) == (2, 4.0, None)
