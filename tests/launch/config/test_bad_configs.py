@@ -18,7 +18,7 @@ CASES = [
     # Unknown keys, and values of the wrong type.
     ("--model.n_layer 3", "model.n_layer: unknown key 'n_layer'; did you mean 'n_layers'?"),
     ("--trian.total_tokens 3", "trian: unknown key 'trian'; did you mean 'train'?"),
-    ("--optimizer.lr 1e-3", "optimizer.lr: unknown key 'lr'; known: learning_rate, beta1,"),
+    ("--optimizer.lr 1e-3", "optimizer.lr: unknown key 'lr'; known: learning_rate,"),
     ("--checkpoint.every_token 5", "checkpoint.every_token: unknown key", "did you mean 'every_tokens'?"),
     ("--faults.on_damage_data skip", "faults.on_damage_data: unknown key", "did you mean 'on_damaged_data'?"),
     ("--spike.actoin rewind", "spike.actoin: unknown key", "did you mean 'action'?"),
@@ -95,9 +95,9 @@ CASES = [
     ("--run.directory /dev/null", "/dev/null/checkpoints: not a directory"),
     # The command itself.
     ("--resume", "--resume, but", "contains no checkpoint"),
-    ("--nproc 0", "--nproc 0 must be at least 1"),
-    ("--max-restarts 2", "--max-restarts goes with --nproc"),
-    ("--nproc 1 --max-restarts -1", "--max-restarts -1 must be 0 or more"),
+    ("--nproc 0", "--nproc 0 is invalid: must be at least 1"),
+    ("--max-restarts 2", "--max-restarts needs --nproc"),
+    ("--nproc 1 --max-restarts -1", "--max-restarts -1 is invalid: must be 0 or more"),
 ]  # fmt: skip
 
 
