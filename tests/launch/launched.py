@@ -1,4 +1,4 @@
-"""For tests: `triaxial train` with ranks of its own in the background, broken from outside by process number."""
+"""For tests: run `triaxial train` with its own ranks in the background, and kill ranks from outside by process id."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from gpt.telemetry.goodput import read_account
 from launch.runs.history import read_events
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_S = 1200.0  # for anything that a run does; far above what it takes, and only there to end a broken test
+WAIT_S = 1200.0  # for anything that a run does; far longer than it takes, only to end a broken test
 QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
 TRIAXIAL = [sys.executable, "-m", "launch.main"]
 
@@ -30,16 +30,16 @@ def free_port():
 
 
 def wait_for(condition, *, what, wait_s=WAIT_S):
-    """Poll until `condition()` gives something, and return that."""
+    """Poll until `condition()` returns a true value, and return it."""
     ends_at = time.monotonic() + wait_s
     while not (found := condition()):
-        assert time.monotonic() < ends_at, f"waited {wait_s} s in vain for {what}"
+        assert time.monotonic() < ends_at, f"no {what} after {wait_s} s"
         time.sleep(0.005)
     return found
 
 
 class Launched:
-    """A launcher with its ranks, which write to `run`; what it prints goes to files beside it, or in `logs`."""
+    """A launcher with its ranks, which write to `run`; its output goes to files beside `run`, or in `logs`."""
 
     def __init__(self, recipe, run, *words, command=TRIAXIAL, environment=None, logs=None):
         self.run, self.logs, self.number = Path(run), Path(logs or Path(run).parent), 0
@@ -74,7 +74,7 @@ class Launched:
         return self.err.read_text(errors="replace")
 
     def step(self):
-        """The last step that rank 0 has told of."""
+        """The last step that rank 0 has logged."""
         try:
             lines = (self.run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
@@ -82,7 +82,7 @@ class Launched:
         return max((json.loads(line)["step"] for line in lines[-3:] if line.endswith(b"\n")), default=0)
 
     def wait_for(self, condition, *, what):
-        """As wait_for, but it ends with the words of a launcher that has ended."""
+        """As the function, but fail with the launcher's output if the launcher ends first."""
 
         def look():
             ended = self.process.poll() is not None
@@ -93,23 +93,23 @@ class Launched:
         return wait_for(look, what=what)
 
     def starts(self):
-        """How many times rank 0 has begun to train."""
+        """The number of times that rank 0 has started to train."""
         account = read_account(self.run / "ledger.jsonl")
         return sum(process.from_step is not None for process in account.processes) if account else 0
 
     def wait_for_step(self, step, *, starts=1):
-        """Until this step has been taken, in start number `starts` of the ranks; the step that the run is at."""
+        """Wait until this step is done in start number `starts` of the ranks; returns the current step."""
         return self.wait_for(
             lambda: self.starts() >= starts and (at := self.step()) >= step and at,
             what=f"step {step} of start {starts}",
         )
 
     def told(self, kind):
-        """The texts of one kind of events; a line that a kill cut on a full disk is none."""
+        """The texts of the events of one kind. A line truncated by a kill on a full disk does not count."""
         return [event.text for event in read_events(self.run / "events.jsonl", []) if event.kind == kind]
 
     def ranks(self):
-        """Process number by rank of the ranks that live now, whichever process started them."""
+        """Process id by rank of the ranks that run now, whichever process started them."""
         found, mine = {}, str(self.run).encode()
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -125,18 +125,18 @@ class Launched:
         return found
 
     def kill(self, rank, number=signal.SIGKILL):
-        """Signal one rank; the process that had it."""
+        """Send a signal to one rank; returns its process id."""
         pid = self.wait_for(lambda: self.ranks().get(rank), what=f"rank {rank}")
         os.kill(pid, number)
         return pid
 
     def end(self, wait_s=WAIT_S):
-        """The exit status, when it has ended by itself."""
+        """Wait for the end; returns the exit status."""
         return self.process.wait(timeout=wait_s)
 
 
 def losses(run):
-    """Loss by step as the bits of a double, of a run that counts each step once."""
+    """Loss by step as exact hexadecimal doubles. Checks that each step is logged once."""
     lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == sorted(set(steps)), f"steps twice in {run}"

@@ -1,4 +1,4 @@
-"""For tests: what a process and its children listen on, as the kernel has it in /proc/net."""
+"""For tests: the ports and sockets on which a process and its children listen, from /proc/net."""
 
 import os
 import socket
@@ -42,7 +42,7 @@ def udp_sockets(pids):
 
 
 def unix_sockets(pids):
-    """(path, whether others may use it) of the named unix sockets that one of these processes holds."""
+    """(path, True if other users may connect) of the named unix sockets of these processes."""
     mine = set().union(*(sockets(pid) for pid in pids))
     lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
     return {(words[7], open_to_others(words[7])) for words in lines if words[6] in mine and len(words) > 7}
@@ -50,12 +50,12 @@ def unix_sockets(pids):
 
 def open_to_others(path):
     if path.startswith("@"):
-        return True  # without a file, and so without permissions
-    own, folder = (place.stat().st_mode & 0o077 for place in (Path(path), Path(path).parent))
+        return True  # an abstract socket has no file and therefore no permissions
+    own, folder = (file.stat().st_mode & 0o077 for file in (Path(path), Path(path).parent))
     return bool(own and folder)
 
 
 def family_of(pid):
-    """A process and all that it has started."""
+    """A process and all its descendants."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(each for child in children for each in family_of(int(child)))]

@@ -1,4 +1,4 @@
-"""The sbatch templates on a real Slurm controller with two nodes, all on this machine: signal, save, requeue, end."""
+"""The sbatch templates under a real Slurm controller with two nodes on this machine: signal, save, requeue, end."""
 
 import contextlib
 import getpass
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "slurm" / "train.sbatch"
 PREPARE = ROOT / "slurm" / "prepare.sbatch"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "scancel")
-WAIT_S = 400.0  # for anything that Slurm does; far above what it takes, and only there to end a broken test
+WAIT_S = 400.0  # for anything that Slurm does; far longer than it takes, only to end a broken test
 
 CONFIGURATION = """
 ClusterName=test
@@ -60,7 +60,7 @@ PartitionName=test Nodes=ALL Default=YES State=UP MaxTime=INFINITE
 
 @dataclass(frozen=True)
 class Slurm:
-    """A running controller; its commands are called with its configuration."""
+    """A running controller; commands run with its configuration."""
 
     folder: Path
 
@@ -98,7 +98,7 @@ def unavailable(reason: str) -> None:
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
-    """munged, slurmctld and two slurmd as children of this test, in a folder of their own."""
+    """munged, slurmctld and two slurmd as children of this test, in a separate folder."""
     path = f"{os.environ['PATH']}:/usr/sbin"
     missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
     if missing:
@@ -116,7 +116,7 @@ def slurm() -> Iterator[Slurm]:
 
 
 def start_daemons(cluster: Slurm, stack: contextlib.ExitStack, *, path: str) -> None:
-    """Start them and wait until both nodes are idle; RuntimeError when that does not come."""
+    """Start them and wait until both nodes are idle; RuntimeError if they do not become idle."""
     folder = cluster.folder
     host, user = socket.gethostname(), getpass.getuser()
     key = folder / "munge.key"
@@ -175,7 +175,7 @@ def stop(daemon: subprocess.Popen[bytes]) -> None:
 
 
 def cancel_all(cluster: Slurm) -> None:
-    """End what a failed test left: the jobs' processes are not the daemons' children for long."""
+    """Kill the processes that a failed test left: a job's processes soon stop being children of the daemons."""
     with contextlib.suppress(AssertionError):
         cluster("scancel", "--user", getpass.getuser(), "--signal=KILL", "--full")
         cluster("scancel", "--user", getpass.getuser())
@@ -195,7 +195,7 @@ def recipe(tiny_corpus: Any, folder: Path, *, steps: int) -> str:
 
 
 @pytest.mark.timeout(500)
-def test_the_signal_before_the_time_limit_reaches_the_ranks_and_the_job_goes_on_after_a_requeue(slurm, tiny_corpus):
+def test_the_signal_before_the_time_limit_reaches_the_ranks_and_the_requeued_job_resumes(slurm, tiny_corpus):
     file, metrics = slurm.folder / "recipe.toml", slurm.folder / "run" / "metrics.jsonl"
     file.write_text(recipe(tiny_corpus, slurm.folder, steps=1_000_000))
     edited = ("--account=anybody", "--partition=test")  # what a user edits in the template, and nothing else
@@ -231,7 +231,7 @@ def test_the_signal_before_the_time_limit_reaches_the_ranks_and_the_job_goes_on_
 
 
 def submit(slurm: Slurm, name: str, text: str, **variables: str) -> str:
-    """Queue the training template as a user would; the job's number."""
+    """Submit the training template as a user would; returns the job id."""
     file = slurm.folder / f"{name}.toml"
     file.write_text(text.replace(f'"{slurm.folder}/run"', f'"{slurm.folder}/{name}"'))
     edited = ("--account=anybody", "--partition=test")

@@ -1,4 +1,4 @@
-"""The machine's clock is set back a day while a run trains: nothing that it keeps or decides goes by that clock."""
+"""The clock is set back a day while a run trains: no file and no decision of the run depends on the wall clock."""
 
 import json
 import os
@@ -18,7 +18,7 @@ DAY_S = 86_400
 
 
 def check_whole(run, *, last_step):
-    """What must hold of a run directory, whatever the clock was."""
+    """Check what must hold for a run directory, whatever the clock shows."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in records if "loss" in line] == list(range(1, last_step + 1))
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
@@ -55,7 +55,7 @@ def test_the_clock_set_back_in_a_run_and_while_it_is_down(tiny_corpus, tmp_path,
     check_whole(run, last_step=8)
     back["days"] = 9
     for path in (run / "checkpoints").iterdir():
-        os.utime(path, (real() + DAY_S, real() + DAY_S))  # saved in the future, as it seems now
+        os.utime(path, (real() + DAY_S, real() + DAY_S))  # now they seem to be saved in the future
     assert main(words) == 0
     assert f"resumed from {run}/checkpoints/step-000000008" in capsys.readouterr().out
     check_whole(run, last_step=12)
@@ -67,7 +67,7 @@ LIBRARIES = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/lib*/faketime/libfa
 @pytest.mark.rehearse
 @pytest.mark.timeout(1200)
 def test_two_ranks_and_their_launcher_with_the_clock_set_back_and_one_rank_killed(tiny_corpus, launched, tmp_path):
-    """libfaketime in every process: their wall clock and the times of files go back a day, the monotonic clock not."""
+    """libfaketime in every process sets back the wall clock and file times by a day, but not the monotonic clock."""
     found = [path for pattern in LIBRARIES for path in Path("/").glob(pattern[1:])]
     if not found:
         pytest.skip("libfaketime is not installed: apt-get install faketime")

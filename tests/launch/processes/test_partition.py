@@ -1,4 +1,4 @@
-"""A machine whose network goes silent in the middle of a run: three ranks, each in its own network, on one switch."""
+"""A machine's network goes silent during a run: three ranks, each in its own network namespace, on one bridge."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def ip(*words: str) -> None:
 
 @pytest.fixture
 def switch():
-    """Names of three network namespaces, and of the ports by which they hang on one bridge."""
+    """Names of three network namespaces, and of the ports that connect them to one bridge."""
     tag = f"tx{time.monotonic_ns() % 10**8}"  # the kernel takes its time to forget a name
     with ExitStack() as stack:
 
@@ -76,7 +76,7 @@ def wait_for(what, timeout_s: float, ranks: list[subprocess.Popen]) -> None:
 @pytest.mark.rehearse
 @pytest.mark.parametrize("lost", [1, 0])
 def test_a_rank_that_the_network_loses_is_a_hang(tiny_corpus, tmp_path, switch, lost):
-    """Its packets vanish on the switch: no connection breaks, all ranks just wait. The files are still shared."""
+    """The bridge drops its packets: no connection breaks, and all ranks wait. The files are still shared."""
     spaces, ports = switch
     run = tmp_path / "run"
     words = ["train", str(tiny_corpus.recipe), "--run.directory", str(run), "--metrics.wandb", "disabled"]
