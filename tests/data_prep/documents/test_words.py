@@ -29,3 +29,22 @@ def test_equal_ngrams_have_equal_numbers():
 def test_mixing_is_one_to_one():
     values = np.arange(100_000, dtype=np.uint64)
     assert len(np.unique(mix(values))) == len(values)
+
+
+def test_ngram_counting_agrees_with_a_plain_count():
+    text = "one two three one two four one two three, five"
+    view = TextView(text)
+    words = ["one", "two", "three", "one", "two", "four", "one", "two", "three", ",", "five"]
+    assert view.words == words
+    for n in (1, 2, 3, 11, 12):
+        grams = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
+        starts = np.arange(len(grams))
+        numbers = view.ngrams(n, starts).tolist()
+        assert len(numbers) == len(grams)
+        assert len(set(zip(numbers, grams, strict=True))) == len(set(grams)) == len(set(numbers))
+        assert view.ngram_lengths(n).tolist() == [len(gram.replace(" ", "")) for gram in grams]
+        copies = later_copies(view.ngrams(n, starts)).tolist()
+        assert copies == [i for i, gram in enumerate(grams) if gram in grams[:i]]
+        rarest = [min(map(words.count, words[i : i + n])) for i in range(len(grams))]
+        assert view.rarest_word_counts(n).tolist() == rarest
+    assert repeated(["a", "bb", "a", "bb", "bb"]) == (3, 5)

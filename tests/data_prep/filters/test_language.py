@@ -1,4 +1,4 @@
-"""The language stage keeps what was asked for and says why the rest goes."""
+"""The language stage keeps the wanted languages and says why it drops the rest."""
 
 import gzip
 import re
@@ -25,22 +25,22 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("code", TEXTS)
-def test_languages_are_found(code):
+def test_languages_are_detected(code):
     found = detect(TEXTS[code] * 3)
     assert found.code == code
     assert found.share > 0.9
 
 
-def test_text_without_a_language():
+def test_text_without_a_language_is_undetected():
     for text in ("", "12 + 34 = 46", "\x00\x01\ufffe\x85"):
         assert detect(text).code == ""
 
 
-def test_characters_that_cld2_refuses_do_not_stop_it():
+def test_characters_that_cld2_rejects_are_replaced():
     assert detect("\x07\x00" + TEXTS["en"] + "\ufdd0\U0001ffff\x9f").code == "en"
 
 
-def test_reasons():
+def test_drop_reasons():
     english, mixed = detect(TEXTS["en"]), detect(TEXTS["en"] * 3 + "\n" + TEXTS["ru"] * 2)
     config = LanguageConfig(keep=("en",), min_share=0.8)
     assert drop_reason(english, config) is None
@@ -79,7 +79,7 @@ def langid():
     return detector("langid")
 
 
-def test_the_other_detector(langid, tmp_path):
+def test_langid_detects_the_same_languages(langid, tmp_path):
     for code, text in TEXTS.items():
         assert langid(text * 3).code == code
         assert langid(text * 3).share == 1
@@ -98,7 +98,7 @@ def test_the_other_detector(langid, tmp_path):
 
 
 # The Universal Declaration of Human Rights: file of nltk's udhr2, code. Croatian and Indonesian are left out: both
-# detectors take a good part of them for Bosnian and Malay, which differ in few words.
+# detectors confuse many of their paragraphs with Bosnian and Malay, which differ in few words.
 DECLARATIONS = {
     **{"eng": "en", "fra": "fr", "spa": "es", "ita": "it", "por_PT": "pt", "nld": "nl", "swe": "sv", "fin": "fi"},
     **{"pol": "pl", "ces": "cs", "slk": "sk", "hun": "hu", "bul": "bg", "rus": "ru", "ukr": "uk", "tur": "tr"},
@@ -109,8 +109,8 @@ DECLARATIONS = {
 
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is absent")
 @pytest.mark.parametrize(("name", "every"), [("cld2", 1), ("langid", 4)])
-def test_one_declaration_in_many_languages(name, every, langid):
-    """At least 98% of all paragraphs of 100 characters and more, and none is wrongly taken for English or missed."""
+def test_a_declaration_in_many_languages(name, every, langid):
+    """At least 98% of the paragraphs of 100 characters or more are right, and English is never confused."""
     find = {"cld2": detect, "langid": langid}[name]
     right = english_mistakes = 0
     with zipfile.ZipFile(SHARED / "text/nltk-udhr2.zip") as texts:
@@ -130,7 +130,7 @@ def test_one_declaration_in_many_languages(name, every, langid):
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is absent")
-def test_one_chapter_in_many_languages():
+def test_a_chapter_in_many_languages():
     wrong = []
     for path in sorted((SHARED / "multiling").glob("*.html.gz")):
         code = path.name.removeprefix("debian-handbook-")[:2]

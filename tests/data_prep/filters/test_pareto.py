@@ -1,4 +1,4 @@
-"""GPT-3's keep rule: the right law, the same documents in every order and sharding."""
+"""GPT-3's keep rule has the right distribution and does not depend on order or sharding."""
 
 import random
 
@@ -18,8 +18,8 @@ SCORES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 N_IDS = 20_000
 
 
-def test_the_keep_rate_follows_the_law_and_not_the_classical_pareto():
-    """Per score: within 3 sigma of (2 - s)^-9, and of what numpy's own draws keep; a Pareto from 1 on keeps all."""
+def test_the_keep_rate_is_that_of_the_lomax_distribution():
+    """Per score: within 3 sigma of (2 - s)^-9 and of numpy's own draws. A classical Pareto, from 1 on, keeps all."""
     draws = np.random.default_rng(0).pareto(9, size=400_000)
     ids = [f"<urn:uuid:{number:032x}>" for number in range(N_IDS)]
     for score in SCORES:
@@ -29,13 +29,13 @@ def test_the_keep_rate_follows_the_law_and_not_the_classical_pareto():
         sigma = np.sqrt(p * (1 - p) / N_IDS)
         assert abs(rate - p) <= 3 * sigma
         assert abs(rate - np.mean(draws > 1 - score)) <= 3 * np.hypot(sigma, np.sqrt(p * (1 - p) / len(draws)))
-        classical = np.mean(draws + 1 > 1 - score)  # x >= 1, as numpy's pareto is sometimes taken to be
+        classical = np.mean(draws + 1 > 1 - score)  # x >= 1, a common misreading of numpy's pareto
         assert classical == 1
         assert score == 1 or abs(classical - p) > 3 * sigma
     assert rate == 1, "a score of 1 is never dropped"
 
 
-def test_other_seeds_and_alphas_draw_otherwise():
+def test_seeds_give_independent_draws():
     ids = [str(number) for number in range(5000)]
     kept = {seed: {name for name in ids if KeepRule(seed=seed, alpha=2.0).reason(name, 0.5) is None} for seed in (0, 1)}
     p = 1.5**-2
@@ -45,7 +45,7 @@ def test_other_seeds_and_alphas_draw_otherwise():
     assert abs(len(kept[0] & kept[1]) / 5000 - both) < 3 * np.sqrt(both * (1 - both) / 5000), "independent draws"
 
 
-def test_threshold_and_all():
+def test_threshold_and_all_do_not_draw():
     assert [KeepRule("threshold", threshold=0.7).reason("x", s) for s in (0.69, 0.7, 1.0)] == ["low_score", None, None]
     assert [KeepRule("all").reason(str(n), 0.0) for n in range(100)] == [None] * 100
 
@@ -57,12 +57,12 @@ def test_threshold_and_all():
         ({"threshold": 1.5}, r"classify\.threshold = 1\.5 must lie between 0 and 1"),
     ],
 )
-def test_settings_that_make_no_sense(setting, message):
+def test_invalid_settings_are_errors(setting, message):
     with pytest.raises(ConfigError, match=message):
         ClassifyConfig(**setting)
 
 
-def test_the_same_documents_stay_in_every_order_and_sharding(tmp_path, prose):
+def test_every_order_and_sharding_keeps_the_same_documents(tmp_path, prose):
     weights = np.zeros(N_BUCKETS)
     weights[next(word_buckets("miller sailor harbour"))] = (2.0, -2.0, 1.0)
     model = QualityModel(weights, 1.0, {})

@@ -1,4 +1,4 @@
-"""What is masked and what is left alone, in time that grows with the text and no faster."""
+"""Personal data is masked, similar text is left alone, and the time is linear in the text."""
 
 import ipaddress
 import random
@@ -34,7 +34,7 @@ CONFIG = PiiConfig(enabled=True, email="<E>", ipv4="<4>", ipv6="<6>", phone="<P>
         ("1-800-292-9263 or 1 (800) 292-9263x12", "<P> or <P>x12"),
     ],
 )
-def test_masked(text, expected):
+def test_personal_data_is_masked(text, expected):
     assert mask(text, CONFIG)[0] == expected
 
 
@@ -43,7 +43,7 @@ def test_masked(text, expected):
     [
         "john@example.com, x@mail.example.org and root@localhost, a@b.test",  # reserved for examples
         "icon@2x.png, @decorator, a @ b, foo@bar, 5@6.7, @@@.com",
-        "x" * 70 + "@host.com",  # 64 characters is the longest that can be
+        "x" * 70 + "@host.com",  # the maximum is 64 characters
         "version 85.214.132.117, v85.214.13.1, Chrome/85.214.13.1, openssl-85.214.13.1, Section 85.1.2.33",
         "8.8.8.8 2.31.1.10 1.3.6.1.4.1.311.2 85.214.132.256 085.214.132.11 85.214.132.117-rc1",
         "127.0.0.1 10.1.2.3 192.168.1.1 255.255.255.0 224.0.0.251 0.0.0.0 192.0.2.1 203.0.113.77",
@@ -56,17 +56,17 @@ def test_masked(text, expected):
         "3.14159 1,234,567.89 $412.268 4111 1111 1111 1111 078-05-1120 (412) 5",
     ],
 )
-def test_left_alone(text):
+def test_similar_text_is_left_alone(text):
     assert mask(text, CONFIG) == (text, {})
 
 
-def test_private_addresses_only_when_asked():
+def test_private_addresses_are_masked_on_request():
     text = "10.0.0.1 192.168.1.1 172.31.9.9 100.64.1.1 fe80::1 fd12:3456::1 127.0.0.1 ::1 0.0.0.0 v10.0.0.1"
     config = PiiConfig(enabled=True, ipv4="<4>", ipv6="<6>", private_ips=True)
     assert mask(text, config) == ("<4> <4> <4> <4> <6> <6> 127.0.0.1 ::1 0.0.0.0 v10.0.0.1", {"ipv4": 4, "ipv6": 2})
 
 
-def test_the_default_masks_are_not_found_again():
+def test_the_default_masks_are_not_masked_again():
     text = "a@b.org 85.214.132.117 2a00:1450:4001:82b::200e +49 30 901820 (412) 268-7393"
     once, masked = mask(text, PiiConfig(enabled=True))
     assert masked == {"email": 1, "ipv4": 1, "ipv6": 1, "phone": 2}
@@ -74,7 +74,7 @@ def test_the_default_masks_are_not_found_again():
     assert mask(once, PiiConfig(enabled=True, private_ips=True)) == (once, {})
 
 
-def test_only_the_kinds_asked_for():
+def test_only_the_requested_kinds_are_masked():
     text = "a@b.org 85.214.132.117 +49 30 901820"
     config = PiiConfig(enabled=True, kinds=("phone", "email"), email=r"\1 \g<0>", phone="")
     assert mask(text, config) == (r"\1 \g<0> 85.214.132.117 ", {"email": 1, "phone": 1})
@@ -84,8 +84,8 @@ def test_only_the_kinds_asked_for():
         PiiConfig(kinds=("email", "email"))
 
 
-def test_addresses_in_every_notation_and_place(prose):
-    """Random public addresses between words: ipaddress decides what is one, and every one of them is found."""
+def test_random_addresses_in_every_notation_are_masked(prose):
+    """Random public addresses between words are all found."""
     rng = random.Random(0)
     n = 500
     v4 = [ipaddress.IPv4Address(rng.randrange(40 << 24, 50 << 24)) for _ in range(n)]  # all of 40/8 to 49/8 is public
@@ -107,8 +107,8 @@ def test_long_texts_are_cut_where_nothing_is_lost(monkeypatch):
     assert mask("x" * 1000, CONFIG) == ("x" * 1000, {})
 
 
-def test_public_addresses_are_those_of_ipaddress():
-    """Each block of 2^17 addresses, and those around each edge of a special one."""
+def test_ipaddress_decides_which_addresses_are_public():
+    """The first address of each block of 2^17, and those around each edge of a special block."""
     edges = [0, 2**32 - 1, *range(0, 2**32, 2**17)]
     for block in ("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.51.100.0/24", "203.0.113.0/24"):
         net = ipaddress.IPv4Network(block)
@@ -125,8 +125,10 @@ def test_public_addresses_are_those_of_ipaddress():
      "+49 (", "+44 20 7946 09", "+1(", "(212) 555-", "212-555-", "1-", "2001:", "2001::", "ffff:", ":", "fe80:0:"],
 )  # fmt: skip
 def test_hostile_text_takes_linear_time(unit):
-    """A megabyte of what each pattern almost finds: 0.1 s if linear; one that is quadratic runs into the limit, as
-    datatrove's for e-mail would (of "a-", 3.9 s for 20 kB, 16 times that for 4 times the text)."""
+    """A megabyte that each pattern almost matches takes 0.1 s if the pattern is linear; a quadratic one times out.
+
+    datatrove's e-mail pattern would: of "a-" it takes 3.9 s for 20 kB, and 16 times that for 4 times the text.
+    """
     text = (unit * (2**20 // len(unit)))[: 2**20]
     masked, counts = mask(text, PiiConfig(enabled=True, private_ips=True))
     assert sum(counts.values()) <= 1
@@ -141,7 +143,7 @@ def test_the_stage_counts_and_keeps_all(tmp_path):
     result = mask_shard(CONFIG, (tmp_path / "in",), (tmp_path / "out", tmp_path / "trace"))
     after = list(read_shard(tmp_path / "out"))
     assert [document.text for document in after] == ["<E> and <E>", "nothing here", "<E>, call <P>", "<4>"]
-    assert [document.metadata["url"] for document in after] == texts, "metadata is where the document came from"
+    assert [document.metadata["url"] for document in after] == texts, "metadata is not masked"
     assert result.facts == {"masked": {"email": 3, "ipv4": 1, "ipv6": 0, "phone": 1}, "documents": 3}
     (counts,) = result.counts
     assert (counts.documents_in, counts.documents_out, counts.dropped) == (4, 4, {})

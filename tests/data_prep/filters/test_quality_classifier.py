@@ -1,4 +1,4 @@
-"""GPT-3's features are Spark's to the bucket, the regression is scikit-learn's, and a model's file is checked."""
+"""GPT-3's features equal Spark's buckets, scores equal scikit-learn's, and a model's file is checked."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from data_prep.filters.quality_classifier import (
     word_buckets,
     words,
 )
-from data_prep.quality_training.logistic import Examples, deviations, fit, margins, sigmoid
 from gpt.errors import ConfigError
 
 mmh3 = pytest.importorskip("mmh3", reason="the extra 'data' is not installed")
@@ -27,25 +26,25 @@ mmh3 = pytest.importorskip("mmh3", reason="the extra 'data' is not installed")
         ("two  blanks", ["two", "", "blanks"]),  # Java: an empty string between two separators ...
         ("\n begins", ["", "", "begins"]),  # ... and before the first
         ("ends \n\r\n", ["ends"]),  # but none at the end
-        ("", [""]),  # no separator is found, so the text is its only part
+        ("", [""]),  # no separator, so the text is the only part
         (" \t\n", []),
         ("no\xa0break\u2003em\x1cunit", ["no\xa0break\u2003em\x1cunit"]),  # blanks to Python, not to Java's \s
         ("a\x0bb\x0cc", ["a", "b", "c"]),
         ("ÄÖ İ ΟΔΟΣ", ["äö", "i̇", "οδος"]),
     ],
 )
-def test_words_are_those_of_java(monkeypatch, text, expected):
+def test_words_match_java(monkeypatch, text, expected):
     assert [word for found in words(text) for word in found] == expected
     for size in range(6):  # in pieces of any length
         monkeypatch.setattr("data_prep.filters.quality_classifier._PIECE", size)
         assert [word for found in words(text) for word in found] == expected
 
 
-def test_buckets_are_those_that_spark_publishes():
+def test_buckets_match_the_examples_of_spark():
     """The examples in the documentation of pyspark.ml.feature: HashingTF (10 buckets) and FeatureHasher (2^18)."""
     assert [h % 10 for h in (mmh3.hash(word, 42) for word in "abc")] == [7, 5, 8]
     assert next(word_buckets("REAL bool=true stringNum=1")).tolist()[:2] == [174475, 247670]
-    assert mmh3.hash("stringNum=1", 42) % N_BUCKETS == 262126  # in its own case, which the tokenizer lowers
+    assert mmh3.hash("stringNum=1", 42) % N_BUCKETS == 262126  # case kept: the tokenizer would lower it
     assert next(word_buckets("string=foo")).tolist() == [257907]
     buckets, counts = term_counts("string=foo real string=foo  real STRING=FOO")
     assert dict(zip(buckets.tolist(), counts.tolist(), strict=True)) == {
@@ -65,7 +64,7 @@ def test_a_long_text_is_the_sum_of_its_pieces(monkeypatch, prose):
     assert [len(part) for part in term_counts(" \n ")] == [0, 0]
 
 
-def test_buckets_are_scikit_learns_hash():
+def test_buckets_match_scikit_learn():
     murmurhash3_32 = pytest.importorskip("sklearn.utils", reason="scikit-learn is not installed").murmurhash3_32
     rng = np.random.default_rng(0)
     alphabet = [*"abcxyz019-.'", "é", "ß", "я", "中", "😀", "\xa0"]
@@ -74,53 +73,7 @@ def test_buckets_are_scikit_learns_hash():
     assert [next(word_buckets(word))[0] for word in made] == expected
 
 
-N_FEATURES = 1000  # fewer than the real 2^18, so that it is quick
-
-
-def bags(n: int, seed: int) -> tuple[Examples, np.ndarray]:
-    """n rows of counts of some 300 buckets; what tells the kinds apart is spread over many."""
-    rng = np.random.default_rng(seed)
-    names = np.sort(rng.choice(N_FEATURES, 300, replace=False))
-    positive = rng.random(n) < 0.4
-    lean = rng.normal(size=300)
-    rows = []
-    for label in positive:
-        p = np.exp(np.log(np.arange(1, 301)[::-1]) + (0.4 if label else -0.4) * lean)
-        rows.append(np.unique(rng.choice(names, size=rng.integers(5, 80), p=p / p.sum()), return_counts=True))
-    stops = np.cumsum([len(buckets) for buckets, _ in rows])
-    buckets, counts = (np.concatenate(part).astype(np.int32) for part in zip(*rows, strict=True))
-    return Examples(np.concatenate([[0], stops[:-1]]), stops, buckets, counts), positive
-
-
-@pytest.mark.parametrize("standardize", [False, True])
-def test_the_regression_is_scikit_learns(monkeypatch, standardize):
-    linear = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is not installed")
-    sparse = pytest.importorskip("scipy.sparse")
-    monkeypatch.setattr("data_prep.quality_training.logistic._BLOCK", 997)  # many blocks, cut anywhere
-    examples, positive = bags(400, 0)
-    weights = np.where(positive, 0.5 / positive.sum(), 0.5 / (~positive).sum())
-    weights[::7] = 0  # as those that are held out
-    weights /= weights.sum()
-    settings = {"n_features": N_FEATURES, "l2": 1e-2, "max_iterations": 2000, "tolerance": 1e-10}
-    found = fit(examples, positive, weights, standardize=standardize, **settings)
-    assert found.converged
-    counts = sparse.csr_matrix(
-        (examples.counts.astype(float), examples.buckets, [0, *examples.stops]), shape=(400, N_FEATURES)
-    )
-    scale = np.ones(N_FEATURES)
-    if standardize:
-        mean = weights @ counts
-        spread = np.sqrt(np.maximum(weights @ counts.power(2) - mean**2, 0))
-        np.testing.assert_allclose(deviations(examples, weights, N_FEATURES), spread, atol=1e-12)
-        scale = np.divide(1, spread, out=np.zeros(N_FEATURES), where=spread > 0)
-    used = np.unique(examples.buckets)
-    reference = linear.LogisticRegression(C=1 / 1e-2, solver="newton-cholesky", tol=1e-12, max_iter=500)
-    reference.fit((counts @ sparse.diags(scale))[:, used], positive, sample_weight=weights)
-    expected = reference.predict_proba((counts @ sparse.diags(scale))[:, used])[:, 1]
-    np.testing.assert_allclose(sigmoid(margins(examples, found.weights, found.bias)), expected, atol=1e-6)
-
-
-def test_scores_are_scikit_learns_decisions(prose):
+def test_scores_match_scikit_learn(prose):
     linear = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is not installed")
     murmurhash3_32 = pytest.importorskip("sklearn.utils").murmurhash3_32
     model = QualityModel(np.random.default_rng(1).normal(scale=0.1, size=N_BUCKETS), -0.3, {})
@@ -139,11 +92,11 @@ def test_scores_are_scikit_learns_decisions(prose):
         assert abs(score(text) - reference.predict_proba(row)[0, 1]) < 1e-6
 
 
-def test_probabilities_of_any_margin():
+def test_probabilities_of_extreme_margins():
     assert [probability(m) for m in (-1e4, -700.0, 0.0, 40.0, 1e4)] == [0.0, pytest.approx(np.exp(-700)), 0.5, 1, 1]
 
 
-def test_a_models_file(tmp_path):
+def test_a_model_file_is_deterministic_and_checked(tmp_path):
     from safetensors.numpy import save_file
 
     weights = np.random.default_rng(2).normal(size=N_BUCKETS)

@@ -1,4 +1,4 @@
-"""The classifier tells real kinds of text apart, and its sample is the same however the corpora are divided."""
+"""The trained classifier separates real kinds of text, and its report is right."""
 
 import argparse
 import inspect
@@ -13,12 +13,13 @@ from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
+from quality_samples import documents, sample
 
 from data_prep.documents.records import Page
-from data_prep.documents.shards import Document, keyed_hash, write_shard
+from data_prep.documents.shards import Document, keyed_hash
 from data_prep.extraction.page_text import ExtractConfig, page_text
-from data_prep.filters.quality_classifier import load_model, scorer, term_counts
-from data_prep.quality_training.sample import SampleConfig, SampleGatherTask, count_terms, gather_sample
+from data_prep.filters.quality_classifier import load_model, scorer
+from data_prep.quality_training.sample import SampleConfig
 from data_prep.quality_training.train import FitConfig, FitTask, evaluate_scores, fit_model, row_weights
 from data_prep.readers.readers import InputConfig, read_records
 from gpt.errors import ConfigError
@@ -26,29 +27,12 @@ from gpt.errors import ConfigError
 pytest.importorskip("mmh3", reason="the extra 'data' is not installed")
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
 
+
 SHARED = Path(__file__).parents[4] / "shared/data"
 
 
-def sample(folder: Path, corpora, n_shards: int, config: SampleConfig) -> tuple[Path, ...]:
-    """The sample of (negative, positive) documents, each divided into `n_shards` shards."""
-    folder.mkdir()
-    inputs = []
-    for kind, documents in enumerate(corpora):
-        for number in range(n_shards):
-            shard = folder / f"{kind}-{number}.zst"
-            with write_shard(shard) as write:
-                for document in documents[number::n_shards]:
-                    write(document)
-            outputs = tuple(folder / f"{kind}-{number}.{part}" for part in ("rows", "buckets", "counts"))
-            count_terms(config, (shard,), outputs)
-            inputs += outputs
-    outputs = tuple(folder / part for part in ("rows", "labels", "buckets", "counts"))
-    gather_sample(SampleGatherTask(config, n_shards), tuple(inputs), outputs)
-    return outputs
-
-
 def train(folder: Path, corpora, **settings):
-    """(the report, the model's scorer)."""
+    """Return (the report, the model's scorer)."""
     inputs = sample(folder, corpora, 2, SampleConfig(0, 10_000))
     result = fit_model(FitTask(FitConfig(**settings), SampleConfig(0, 10_000)), inputs, (folder / "model",))
     model = load_model(folder / "model")
@@ -56,12 +40,8 @@ def train(folder: Path, corpora, **settings):
     return result.facts, scorer(model)
 
 
-def documents(name: str, texts: list[str]) -> list[Document]:
-    return [Document(f"{name}{number}", text) for number, text in enumerate(texts)]
-
-
-def test_python_prose_is_told_from_python_code(tmp_path):
-    """Pieces of Python's language reference against pieces of its library's code, both shipped with it."""
+def test_python_prose_is_separated_from_python_code(tmp_path):
+    """Pieces of Python's language reference against pieces of its library's code; both come with Python."""
     prose = [piece for text in topics.values() for piece in textwrap.wrap(text, 1500) if len(piece) > 500][:150]
     modules = (argparse, inspect, random, statistics, textwrap, zipfile)
     code = [piece for module in modules for piece in pieces(inspect.getsource(module), 1500)][:150]
@@ -82,8 +62,8 @@ def pieces(text: str, size: int) -> list[str]:
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is absent")
-def test_articles_are_told_from_web_pages(tmp_path):
-    """Encyclopaedia and speeches against the whole text of crawled pages."""
+def test_articles_are_separated_from_web_pages(tmp_path):
+    """Encyclopaedia articles and speeches against the whole text of crawled pages."""
     text = (SHARED / "text/wikitext2-valid.txt").read_text()
     good = [part for part in re.split(r"\n (?== [^=]+ =\n)", text) if len(part) > 500]
     with zipfile.ZipFile(SHARED / "text/nltk-inaugural.zip") as archive:
@@ -101,36 +81,8 @@ def test_articles_are_told_from_web_pages(tmp_path):
     assert held["negative"]["kept_by_pareto"] < 0.2 < 0.8 < held["positive"]["kept_by_pareto"]
 
 
-def test_the_sample_is_the_same_in_every_division(tmp_path, prose):
-    bad = [*documents("n", [prose(seed, 3) for seed in range(40)]), Document("blank", " \n ")]
-    good = documents("p", [prose(100 + seed, 3) for seed in range(30)])
-    good += [Document("copy", good[3].text), Document("copy too", good[3].text)]
-    config = SampleConfig(seed=5, max_documents=25)
-    contents = []
-    for trial, n_shards in enumerate((1, 3)):
-        random.Random(trial).shuffle(bad)
-        random.Random(trial).shuffle(good)
-        contents.append([path.read_bytes() for path in sample(tmp_path / str(trial), (bad, good), n_shards, config)])
-    assert contents[0] == contents[1]
-    rows, positive = (np.load(tmp_path / "0" / part) for part in ("rows", "labels"))
-    assert (np.diff(rows["order"].astype(object)) >= 0).all()
-    buckets, counts = (np.fromfile(tmp_path / "0" / part, dtype="<i4") for part in ("buckets", "counts"))
-    by_order = {keyed_hash(document.id, key="sample 5"): document for document in bad + good}
-    for kind, corpus in ((False, bad), (True, good)):
-        chosen = sorted(corpus, key=lambda document: keyed_hash(document.id, key="sample 5"))[:25]
-        texts = {document.text for document in chosen if document.text.strip()}
-        mine = rows[positive == kind]
-        assert {by_order[int(row["order"])].text for row in mine} == texts
-        assert len(mine) == len(texts), "equal texts count once, blank ones not at all"
-    for row in rows:
-        expected = term_counts(by_order[int(row["order"])].text)
-        where = slice(row["start"], row["stop"])
-        assert np.array_equal(buckets[where], expected[0])
-        assert np.array_equal(counts[where], expected[1])
-
-
-def test_held_out_documents_are_not_trained_on(tmp_path, prose):
-    """Other texts in the place of the held-out ones give the same weights."""
+def test_held_out_documents_do_not_affect_the_weights(tmp_path, prose):
+    """With the texts of the held-out documents changed, the weights stay the same."""
     good, bad = (
         documents(kind, [f"{word} {prose(s, 2)}" for s in range(20)]) for kind, word in (("p", "x"), ("n", "y"))
     )
@@ -150,7 +102,7 @@ def test_held_out_documents_are_not_trained_on(tmp_path, prose):
         train(tmp_path / "none", (bad, []))
 
 
-def test_what_the_report_says():
+def test_the_report_evaluates_scores_and_weights():
     scores, positive = np.array([0.9, 0.6, 0.4, 0.8, 0.1, 0.0]), np.array([True, True, True, False, False, False])
     report = evaluate_scores(scores, positive, alpha=9.0)
     assert (report["precision"], report["recall"], report["f1"]) == (pytest.approx(2 / 3, abs=1e-6),) * 3
@@ -175,6 +127,6 @@ def test_what_the_report_says():
         ({"alpha": -9.0}, r"--alpha -9\.0 must be above 0"),
     ],
 )
-def test_settings_that_make_no_sense(setting, message):
+def test_invalid_settings_are_errors(setting, message):
     with pytest.raises(ConfigError, match=message):
         FitConfig(**setting)
