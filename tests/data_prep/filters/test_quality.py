@@ -53,9 +53,7 @@ def test_all_decisions_match_datatrove():
             expected = reasons.get(number, "")
             if expected == "ZeroDivisionError":  # datatrove fails on a text without words; we only must not fail
                 continue
-            if (
-                why is not None and why[0] == "empty" and not expected
-            ):  # C4 removed all lines
+            if why is not None and why[0] == "empty" and not expected:  # C4 removed all lines
                 assert rule_set == "c4"
                 assert changed.get(number, _digest(text)) == _digest("")
                 continue
