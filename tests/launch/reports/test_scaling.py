@@ -183,9 +183,9 @@ def test_runs_that_cannot_be_compared_are_rejected_in_one_line(tmp_path, tiny_co
         (["--scaling", one, two, "--corpus", "books"], "--corpus books:"),
         (["--scaling", one, damaged], "damaged/config.json: run is missing"),
         (["--scaling", one, str(swapped)], "have different tokenizers"),
-        ([one, two], "2 runs: a report is of one; --scaling"),
-        ([one, "--svg", "x.svg"], "--svg x.svg is for --scaling"),
-        ([one, "--corpus", "web"], "--corpus web is for --scaling"),
+        ([one, two], "2 runs: a report is about one. Use --scaling"),
+        ([one, "--svg", "x.svg"], "--svg x.svg is only for --scaling"),
+        ([one, "--corpus", "web"], "--corpus web is only for --scaling"),
     ):
         capsys.readouterr()
         assert main(["report", *words]) == 2, message
