@@ -1,4 +1,4 @@
-"""Clusters of random graphs against a plain union-find, whatever the cuts."""
+"""Clusters of random graphs match a plain union-find, however the work is cut."""
 
 import random
 from itertools import pairwise
@@ -20,7 +20,7 @@ SIZES = (400, 1, 0, 900, 200)
 
 
 def corpora() -> list[Corpus]:
-    """One of higher priority and our own, shards of SIZES documents each."""
+    """One corpus of higher priority and our own, with shards of SIZES documents each."""
     shards = tuple(IndexedShard(str(i), n, ("", "")) for i, n in enumerate(SIZES))
     return [Corpus(number, Path(), Index("minhash", {}, "", shards, ())) for number in (0, OWN)]
 
@@ -36,7 +36,7 @@ def graphs():
     chain = list(pairwise(shuffled[:500]))
     sparse = [(rng.choice(nodes), rng.choice(nodes)) for _ in range(len(nodes) // 2)]
     star = [(shuffled[5], node) for node in nodes] + [(nodes[-1], node) for node in shuffled[:50]]
-    ordered = list(pairwise(nodes[:300]))  # small-star alone finds nothing to do here
+    ordered = list(pairwise(nodes[:300]))  # small-star alone changes nothing here
     return {"chain": chain, "ordered": ordered, "sparse": sparse, "star": star}
 
 
@@ -54,7 +54,7 @@ def union_find(pairs):
     return {a: root(a) for a in list(parent) if root(a) != a}
 
 
-def test_clusters_are_those_of_a_union_find(tmp_path):
+def test_clusters_match_a_union_find(tmp_path):
     limits = Limits(bytes_in_memory=3200, rows_per_task=800)
     with Workspace(tmp_path / "work", n_workers=1, progress=ProgressBars(Console(quiet=True))) as workspace:
         for name, pairs in graphs().items():
@@ -69,13 +69,13 @@ def test_clusters_are_those_of_a_union_find(tmp_path):
                 [np.fromfile(f, EDGE) for f in connect(run, files, corpora=corpora(), limits=limits)]
             )
             found = {node: other for node, other in stars.tolist() if other < node}
-            assert len(found) * 2 == len(stars), "one edge a node, in both directions"
+            assert len(found) * 2 == len(stars), "one edge per node, in both directions"
             assert found == union_find(pairs)
             rounds = run.seconds["minhash_large_star"][0] // len(position_ranges(corpora(), limits.n_tasks(len(pairs))))
             assert rounds <= {"chain": 12, "ordered": 10, "sparse": 8, "star": 4}[name]
 
 
-def test_ranges_of_places_share_the_documents_out():
+def test_ranges_of_positions_divide_the_documents_evenly():
     everything = np.array(documents(), np.uint64)
     for n in (1, 2, 5, 30):
         ranges = position_ranges(corpora(), n)

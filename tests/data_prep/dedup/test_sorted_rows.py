@@ -1,4 +1,4 @@
-"""External sorting against numpy's sort in memory, with room for a few rows only."""
+"""External sorting matches numpy's sort in memory, with memory for a few rows only."""
 
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ THREE = np.dtype([("a", "<u8"), ("b", "<u8"), ("c", "<u4")])
 
 
 def some_rows(rng, n, *, n_keys):
-    """Rows with few different keys, at both ends of 64 bits, where floats are too coarse to tell neighbours apart."""
+    """Rows with few different keys at both ends of 64 bits, where floats cannot represent neighbouring numbers."""
     rows = np.empty(n, THREE)
     rows["a"] = rng.choice(np.array([0, 1, 2**53, 2**53 + 1, 2**63, LAST - 1, LAST] * n_keys, np.uint64), n)
     rows["a"] ^= rng.integers(0, n_keys, n).astype(np.uint64) << np.uint64(20)
@@ -29,8 +29,8 @@ def some_rows(rng, n, *, n_keys):
     return rows
 
 
-@pytest.mark.parametrize(("n_keys", "room"), [(1, 128), (500, 128), (500, 3)])  # the last takes two rounds
-def test_files_hold_the_different_rows_in_order(tmp_path, n_keys, room):
+@pytest.mark.parametrize(("n_keys", "room"), [(1, 128), (500, 128), (500, 3)])  # the last needs two rounds
+def test_files_have_the_distinct_rows_in_order(tmp_path, n_keys, room):
     rng = np.random.default_rng(n_keys)
     parts = [some_rows(rng, n, n_keys=n_keys) for n in (3000, 1, 700, 0)]
     for i, part in enumerate(parts):
@@ -51,7 +51,7 @@ def test_files_hold_the_different_rows_in_order(tmp_path, n_keys, room):
         assert all(0 < len(block) <= 400 for block in blocks)
 
 
-def test_more_files_than_may_be_open(tmp_path):
+def test_more_files_than_may_be_open_are_merged(tmp_path):
     rng = np.random.default_rng(0)
     rows = some_rows(rng, 4000, n_keys=50)
     for i in range(300):
