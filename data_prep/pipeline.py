@@ -139,5 +139,5 @@ def _check_tokenizer(config: PrepareConfig) -> None:
     size, wanted = load_tokenizer(config.tokenizer.path).vocab_size, config.tokenizer.vocab_size
     if wanted is not None and wanted != size:
         raise ConfigError(
-            f"tokenizer.vocab_size = {wanted}, but {config.tokenizer.path} has {size} tokens; remove vocab_size"
+            f"tokenizer.vocab_size = {wanted} is invalid: {config.tokenizer.path} has {size} tokens. Remove vocab_size"
         )

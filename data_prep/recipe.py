@@ -38,16 +38,16 @@ class OutputConfig:
 
     def __post_init__(self) -> None:
         if self.url is not None and self.work is None:
-            raise ConfigError(f"output.folder = {self.url} is remote, so output.work must name a local folder")
+            raise ConfigError(f"output.work is missing: output.folder = {self.url} is remote. Use a local folder")
         if self.work is not None and url_of(self.work) is not None:
-            raise ConfigError(f"output.work = {url_of(self.work)} must be a local folder")
+            raise ConfigError(f"output.work = {url_of(self.work)} is invalid: must be a local folder")
         if not 0 < self.validation_fraction < 1:
             raise ConfigError(
-                f"output.validation_fraction = {self.validation_fraction} must lie between 0 and 1, for example 0.01"
+                f"output.validation_fraction = {self.validation_fraction} is invalid: must be above 0 and below 1"
             )
         if self.shard_tokens < 1:
             raise ConfigError(
-                f"output.shard_tokens = {self.shard_tokens} must be at least 1; the default is 1000000000"
+                f"output.shard_tokens = {self.shard_tokens} is invalid: must be at least 1. The default is 1000000000"
             )
 
     @property

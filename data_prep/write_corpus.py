@@ -138,8 +138,8 @@ def _check_splits(totals: dict[str, dict[str, int]], config: PrepareConfig) -> N
     for name, split in totals.items():
         if not split["documents"]:
             raise ConfigError(
-                f"output.validation_fraction = {config.output.validation_fraction} of {n_documents:,} documents leaves "
-                f"none for {name}; change it or output.seed, or give more documents"
+                f"output.validation_fraction = {config.output.validation_fraction} is invalid: of {n_documents:,} "
+                f"documents it leaves none for {name}. Use another value or output.seed, or give more documents"
             )
 
 
@@ -147,6 +147,6 @@ def _check_files(names: list[str], written: list[FinishedTask], config: PrepareC
     for name, finished in zip(names, written, strict=True):
         if not finished.facts["documents"]:
             raise ConfigError(
-                f"output.shard_tokens = {config.output.shard_tokens:,} makes {len(names)} files, and by chance {name} "
-                "gets no document; choose a larger one, some hundred documents long at least"
+                f"output.shard_tokens = {config.output.shard_tokens:,} is invalid: it makes {len(names)} files, and by "
+                f"chance {name} gets no document. Use a larger one, at least the length of some hundred documents"
             )

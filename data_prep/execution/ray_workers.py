@@ -42,7 +42,7 @@ class RayWorkers:
 
     def __init__(self, n_workers: int | None, *, folder: Path, address: str | None = None) -> None:
         if n_workers is not None and n_workers < 1:
-            raise ConfigError(f"workers = {n_workers} must be at least 1")
+            raise ConfigError(f"workers = {n_workers} is invalid: must be at least 1")
         self._n_workers = n_workers
         self._folder = folder.resolve()
         self._address = address
@@ -169,8 +169,8 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         raise ConfigError(
-            f"--ray-address {address} must be HOST:PORT of the cluster's head, for example 10.0.0.1:6379; run this "
-            "command on a machine of the cluster"
+            f"--ray-address {address} is invalid: must be HOST:PORT of the cluster's head, for example 10.0.0.1:6379. "
+            "Run this command on a machine of the cluster"
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()

@@ -33,7 +33,9 @@ class Share:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count:
-            raise ConfigError(f"share {self.number}/{self.count}: the number must lie between 1 and {self.count}")
+            raise ConfigError(
+                f"share {self.number}/{self.count} is invalid: the number must lie between 1 and {self.count}"
+            )
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
@@ -43,7 +45,7 @@ class Share:
         """Parse K/N, for example 3/8."""
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None:
-            raise ConfigError(f"share '{text}' must be K/N, for example 3/8: the third of eight")
+            raise ConfigError(f"share '{text}' is invalid: must be K/N, for example 3/8 for the third of eight")
         return cls(int(found[1]), int(found[2]))
 
     def owner(self, index: int) -> int:

@@ -70,7 +70,7 @@ class LocalWorkers:
 
     def __init__(self, n_workers: int | None) -> None:
         if n_workers is not None and n_workers < 1:
-            raise ConfigError(f"workers = {n_workers} must be at least 1")
+            raise ConfigError(f"workers = {n_workers} is invalid: must be at least 1")
         self.n_workers = n_workers or len(os.sched_getaffinity(0))
         self._workers: list[_Worker] = []
         self._context = multiprocessing.get_context("spawn")

@@ -43,13 +43,17 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         if self.max_page_cpu_s <= 0:
-            raise ConfigError(f"extract.max_page_cpu_s = {self.max_page_cpu_s} must be above 0, for example 10")
+            raise ConfigError(
+                f"extract.max_page_cpu_s = {self.max_page_cpu_s} is invalid: must be above 0, for example 10"
+            )
         if self.max_page_memory_bytes < 64 << 20:
-            raise ConfigError(f"extract.max_page_memory_bytes = {self.max_page_memory_bytes} must be at least 67108864")
+            raise ConfigError(
+                f"extract.max_page_memory_bytes = {self.max_page_memory_bytes} is invalid: must be at least 67108864"
+            )
         if self.method != "resiliparse" and (not self.main_content or self.alt_texts):
             raise ConfigError(
-                f'extract.method = "{self.method}" takes the main content only: leave extract.main_content and '
-                'extract.alt_texts out, or set extract.method = "resiliparse"'
+                f'extract.method = "{self.method}" is invalid: it takes the main content only. Leave out '
+                'extract.main_content and extract.alt_texts, or use extract.method = "resiliparse"'
             )
 
 

@@ -55,7 +55,7 @@ class InputConfig:
         if self.source != "files" and self.paths:
             raise ConfigError(f'input.paths and input.source = "{self.source}" are both given; remove one of them')
         if self.max_record_bytes < 1:
-            raise ConfigError(f"input.max_record_bytes = {self.max_record_bytes} must be at least 1")
+            raise ConfigError(f"input.max_record_bytes = {self.max_record_bytes} is invalid: must be at least 1")
 
 
 def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:

@@ -156,7 +156,7 @@ def _copy(file: RemoteFile, target: Path, *, max_bytes: int, waits_s: Sequence[f
 def _check_size(file: RemoteFile, folder: Path, n_bytes: int, max_bytes: int) -> None:
     if n_bytes > max_bytes:
         raise ConfigError(
-            f"{file.url} has {n_bytes} bytes; input.max_download_bytes = {max_bytes} must be at least that"
+            f"input.max_download_bytes = {max_bytes} is invalid: must be at least {n_bytes}, the size of {file.url}"
         )
     free_bytes = shutil.disk_usage(folder).free
     if n_bytes > free_bytes:

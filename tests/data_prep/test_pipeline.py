@@ -73,6 +73,6 @@ def test_mistakes_are_found_before_the_first_stage(tmp_path, config):
         check(replace(config, tokenizer=TokenizerConfig(path=tmp_path / "gone.model")))
     run(config)
     trained = TokenizerConfig(path=tmp_path / "corpus/tokenizer.model", vocab_size=500)
-    with pytest.raises(ConfigError, match=r"tokenizer\.vocab_size = 500, but .* has 400 tokens; remove vocab_size"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.vocab_size = 500 is invalid: .* has 400 tokens. Remove vocab"):
         check(replace(config, tokenizer=trained))
     assert len(check(config)) == 2

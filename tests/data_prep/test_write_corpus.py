@@ -57,11 +57,15 @@ def test_the_description_agrees_with_the_files(tmp_path, config, shards):
 
 def test_a_split_without_documents_is_an_error(config, shards):
     few = replace(config, output=replace(config.output, validation_fraction=1e-9))
-    with pytest.raises(ConfigError, match=r"output\.validation_fraction = 1e-09 of 20 documents leaves none for valid"):
+    with pytest.raises(
+        ConfigError, match=r"output\.validation_fraction = 1e-09 is invalid: of 20 documents it leaves none"
+    ):
         write_files(few, shards)
 
 
 def test_a_file_without_documents_is_an_error(config, shards):
     many = replace(config, output=replace(config.output, shard_tokens=300))
-    with pytest.raises(ConfigError, match=r"output\.shard_tokens = 300 makes \d+ files, and by chance .* no document"):
+    with pytest.raises(
+        ConfigError, match=r"output\.shard_tokens = 300 is invalid: it makes \d+ files, and by chance .* no document"
+    ):
         write_files(many, shards)

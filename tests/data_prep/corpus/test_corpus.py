@@ -246,7 +246,7 @@ def test_settings_that_make_no_sense(tmp_path):
         TokenizerConfig(vocab_size=200)
     with pytest.raises(ConfigError, match=r"validation_fraction = 1\.0"):
         OutputConfig(tmp_path, validation_fraction=1.0)
-    with pytest.raises(ConfigError, match=r"shard_tokens = 0 must be at least 1"):
+    with pytest.raises(ConfigError, match=r"shard_tokens = 0 is invalid: must be at least 1"):
         OutputConfig(tmp_path, shard_tokens=0)
     with pytest.raises(ConfigError, match="run `triaxial prepare`"):
         read_corpus(tmp_path)

@@ -93,7 +93,7 @@ def test_other_files_of_the_same_stream(made, tmp_path, capsys):
         after = open_tokens(again / "corpus/train")
         np.testing.assert_array_equal(before.read(0, before.n_tokens), after.read(0, after.n_tokens))
     assert main([*words, "4000"]) == 2
-    assert "output.shard_tokens = 4,000 makes" in capsys.readouterr().err
+    assert "output.shard_tokens = 4,000 is invalid: it makes" in capsys.readouterr().err
 
 
 def test_gpt2s_pair_of_files_travels_with_its_corpus(made, tmp_path, capsys):

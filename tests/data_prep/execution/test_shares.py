@@ -173,9 +173,9 @@ def test_invalid_shares_are_errors(monkeypatch):
     assert Share.parse("3/8") == Share(3, 8)
     owners = [Share(1, 3).owner(index) for index in range(7)]
     assert owners == [1, 2, 3, 1, 2, 3, 1] == [Share(3, 3).owner(index) for index in range(7)]
-    with pytest.raises(ConfigError, match="share '3' must be K/N"):
+    with pytest.raises(ConfigError, match="share '3' is invalid: must be K/N"):
         Share.parse("3")
-    with pytest.raises(ConfigError, match=r"share 0/4: the number must lie between 1 and 4"):
+    with pytest.raises(ConfigError, match=r"share 0/4 is invalid: the number must lie between 1 and 4"):
         Share.parse("0/4")
     with pytest.raises(ConfigError, match=r"share 5/4"):
         Share.parse("5/4")

@@ -107,7 +107,7 @@ def test_tidying_removes_control_characters_and_blank_space():
 
 def test_invalid_settings_are_errors():
     for setting, message in [
-        ({"max_page_cpu_s": 0}, r"extract\.max_page_cpu_s = 0 must be above 0"),
+        ({"max_page_cpu_s": 0}, r"extract\.max_page_cpu_s = 0 is invalid: must be above 0"),
         ({"max_page_memory_bytes": 1000}, "must be at least 67108864"),
         ({"method": "trafilatura", "main_content": False}, "takes the main content only"),
     ]:

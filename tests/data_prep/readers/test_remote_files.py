@@ -151,7 +151,9 @@ def test_failed_downloads_are_tried_again_and_leave_no_half_copy(tmp_path, site)
     site.failures = ["cut", "503", "cut"]
     with pytest.raises(ConfigError, match=r"/a\.txt: "):
         fetch(stub, tmp_path)
-    with pytest.raises(ConfigError, match=r"has 20 bytes; input\.max_download_bytes = 10 must be"):
+    with pytest.raises(
+        ConfigError, match=r"input\.max_download_bytes = 10 is invalid: must be at least 20, the size of"
+    ):
         fetch(stub, tmp_path, max_bytes=10)
     asked = site.asked.total()
     with pytest.raises(ConfigError, match="no file matches"):
@@ -190,8 +192,8 @@ def test_a_folder_of_a_recipe_may_be_a_url():
     assert [url_of(Path(address)) for address in addresses] == addresses
     assert [url_of(Path(path)) for path in ("data/x", "/tmp/a", "a:b", "c:/x")] == [None] * 4
     for output, message in [
-        ({"folder": "s3://b/x"}, "output.folder = s3://b/x is remote, so output.work must name a local folder"),
-        ({"folder": "x", "work": "s3://b/x"}, "output.work = s3://b/x must be a local folder"),
+        ({"folder": "s3://b/x"}, "output.work is missing: output.folder = s3://b/x is remote"),
+        ({"folder": "x", "work": "s3://b/x"}, "output.work = s3://b/x is invalid: must be a local folder"),
     ]:
         with pytest.raises(ConfigError, match=message):
             recipe(output, ["a.txt"])

@@ -233,7 +233,7 @@ def test_a_killed_run_is_resumed(tmp_path, crawl, undisturbed):
         (["--tokenizer.path", "gone.model"], "gone.model: no such tokenizer file"),
         (["--dedup.against", '["gone"]'], "dedup.against: neither gone nor its subfolder 'work' has exact_index.json"),
         (["--workers", "0"], "--workers 0 is invalid: must be at least 1"),
-        (["--share", "5/4"], "share 5/4: the number must lie between 1 and 4"),
+        (["--share", "5/4"], "share 5/4 is invalid: the number must lie between 1 and 4"),
         (["--share", "1/2", "--share-timeout", "0.005"], "share 2/2 has not been started for 0.005 minutes, and its"),
         (["--executor", "slurm-array"], "SLURM_ARRAY_TASK_ID is not set. Start it with sbatch --array=1-N"),
         (["--ray-address", "h:1"], "--ray-address h:1 needs --executor ray, not --executor local"),
@@ -245,7 +245,10 @@ def test_a_killed_run_is_resumed(tmp_path, crawl, undisturbed):
             "step 'language' left none of its 36 documents (dropped: other_language 36); loosen that step",
         ),
         (["--tokenizer.vocab_size", "60000"], "vocab_size = 60000 is invalid: this text fills at most "),
-        (["--output.validation_fraction", "0.0001"], "output.validation_fraction = 0.0001 of 32 documents leaves none"),
+        (
+            ["--output.validation_fraction", "0.0001"],
+            "output.validation_fraction = 0.0001 is invalid: of 32 documents it leaves none",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_leave_no_corpus(tmp_path, crawl, capsys, words, message):
