@@ -31,10 +31,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from gpt.data.sampling import Samples
 from gpt.inference.model import ForwardInputs
 from gpt.inference.sampling import Sampling
 from gpt.losses.batch import Batch
+from gpt.losses.marks import PADDING
 from gpt.model.config import ModelConfig
+from gpt.model.rope import angles_of
 from gpt.training.config import Retention
 from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
@@ -122,10 +125,10 @@ def build(run):
 
 def logits_of(engine, tokens):
     """Logits after every token (b, t), as evaluation asks for them."""
-    places = torch.arange(tokens.numel())
+    indices = torch.arange(tokens.numel())
     with engine.as_model() as model, torch.no_grad():
         inputs = ForwardInputs(tokens.to(model.device), torch.arange(tokens.size(1)).unsqueeze(0))
-        return model.next_logits(inputs, indices=places)
+        return model.next_logits(inputs, indices=indices)
 
 
 def whole_weights_digest(engine):
@@ -144,12 +147,28 @@ def whole_weights_digest(engine):
     return hashlib.sha256(json.dumps(sorted(merged.items())).encode()).hexdigest()
 
 
-def train(engine, steps, first_step=0):
+def documents_of_step(step):
+    """The numbers of the documents that the tokens of a step are of, (SEQUENCES, SEQ_LEN + 1); a few end in padding."""
+    generator = torch.Generator().manual_seed(step + 1_000_000)
+    ids = (torch.rand(SEQUENCES, SEQ_LEN + 1, generator=generator) < 0.2).long().cumsum(1)
+    ids[0] = 0  # one document fills the row
+    ids[1, 11:] = PADDING
+    return ids
+
+
+def batch_of_step(step, rows, *, documents):
+    tokens = tokens_of_step(step)[rows]
+    if not documents:
+        return Batch(tokens[:, :-1], tokens[:, 1:])
+    return NextToken().batch(Samples(tokens.numpy(), documents_of_step(step)[rows].numpy()))
+
+
+def train(engine, steps, first_step=0, *, documents=False):
     share = SEQUENCES // engine.data_size
+    rows = slice(engine.data_rank * share, (engine.data_rank + 1) * share)
     losses, norms, metrics = [], [], []
     for step in range(first_step, steps):
-        mine = tokens_of_step(step)[engine.data_rank * share : (engine.data_rank + 1) * share]
-        engine.forward_backward(Batch(mine[:, :-1], mine[:, 1:]))
+        engine.forward_backward(batch_of_step(step, rows, documents=documents))
         result = engine.optimizer_step(OPTIMIZER.learning_rate)
         losses.append(result.loss.mean)
         norms.append(result.gradient_norm)
@@ -304,16 +323,17 @@ def kept_bytes(engine):
     block = next(iter(engine.stages[0].model.blocks.values()))
     width = SEQ_LEN // engine.settings.layout.tensor
     x = torch.randn(SEQUENCES, width, engine.settings.model.d_model, dtype=torch.bfloat16, requires_grad=True)
+    angles = angles_of(engine.settings.model, None, length=SEQ_LEN, device=torch.device("cpu"))
     with torch.no_grad():
-        block(x)  # gathers the weights, which are not to be counted
+        block(x, angles)  # gathers the weights, which are not to be counted
     with Live() as live:
-        y = block(x)
+        y = block(x, angles)
     gc.collect()
     for known in (x, *block.parameters()):
         live.storages.pop(storage_of(known), None)
     kept = sum(live.storages.values())
     y.sum().backward()
-    engine.optimizer.zero_grad()
+    engine.optimizer.clear_gradients()
     return kept
 
 
@@ -328,13 +348,14 @@ def run_one(run):
         for way, sampling in (("greedy", Sampling()), ("warm", Sampling(temperature=1.3, top_k=20))):
             continued = engine.generate(PROMPTS, max_new_tokens=6, sampling=sampling, stop_ids=range(30), seed=3)
             result[way] = [(c.tokens, c.log_probs, c.stopped) for c in continued]
-    result["losses"], result["norms"], result["metrics"] = train(engine, run["steps"])
+    documents = run.get("documents", False)
+    result["losses"], result["norms"], result["metrics"] = train(engine, run["steps"], documents=documents)
     if engine.settings.parallel.compile:
         result["compiled_graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     share = SEQUENCES // engine.data_size
-    mine = tokens_of_step(10_000)[engine.data_rank * share : (engine.data_rank + 1) * share]
-    parts = mine.split(max(1, share // 2))  # several batches may be in a pipeline at once
-    totals = engine.evaluate([Batch(part[:, :-1], part[:, 1:]) for part in parts])
+    rows = slice(engine.data_rank * share, (engine.data_rank + 1) * share)
+    parts = batch_of_step(10_000, rows, documents=documents).split(max(1, share // 2))
+    totals = engine.evaluate(parts)  # several batches may be in a pipeline at once
     result["evaluated"], result["evaluated_tokens"] = totals.mean, totals.tokens
     result["logits"] = logits_of(engine, tokens_of_step(10_001)[:2, :7]).double().flatten()[::97].tolist()
     if run.get("measure_kept"):
