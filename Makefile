@@ -26,11 +26,12 @@ test: $(INSTALLED) ## run all tests
 rehearse: $(INSTALLED) ## the long tests that `make test` leaves out: faults at full count, large corpora
 	$(VENV)/bin/python -m pytest -m rehearse --timeout 3600 $(ARGS)
 
-check: $(INSTALLED) ## formatting, lint, types and the arrows of imports
+check: $(INSTALLED) ## formatting, lint, types, directions of imports, house rules
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy -p gpt -p parallel -p data_prep -p launch
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python tests/house_rules.py
 
 setup: $(INSTALLED) ## install into .venv and do nothing else
 

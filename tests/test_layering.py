@@ -1,6 +1,7 @@
 """The house rules that a machine can check: arrows of imports, the environment's one reader, no pickle, no drawers."""
 
 import ast
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -123,11 +124,68 @@ def test_the_top_level_is_as_designed():
     assert set(PACKAGES) <= folders
 
 
-@pytest.mark.parametrize("folder", sorted(FOLDERS - {".ci"}))
-def test_a_folders_readme_is_short_and_names_only_what_is_there(folder):
+READMES = sorted(
+    path.parent.relative_to(ROOT) for folder in sorted(FOLDERS - {".ci"}) for path in (ROOT / folder).rglob("README.md")
+)
+
+
+@pytest.mark.parametrize("folder", READMES, ids=str)
+def test_a_readme_is_short_and_names_only_what_is_there(folder):
     text = (ROOT / folder / "README.md").read_text()
-    assert len(text.splitlines()) <= 40
+    if folder.parts[0] != "docs":  # an index of pages
+        assert len(text.splitlines()) <= 40
     named = re.findall(r"`(\w[\w/]*(?:\.(?:py|md|toml|sbatch)|/))`", text)
-    assert named, "the search finds no file names"
-    missing = [name for name in named if not any((base / name).exists() for base in (ROOT / folder, ROOT))]
+    here = ROOT / folder
+    missing = [
+        name for name in named if not ((ROOT / name).exists() or any(here.rglob(name)) or (here / name).exists())
+    ]
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "files", "said"),
+    [
+        ("sizes", {"gpt/long.py": "x = 1\n" * 301}, "gpt/long.py: 301 lines"),
+        ("sizes", {"gpt/f.py": "def f():\n" + "    x = 1\n" * 50}, "f has 51 lines"),
+        (
+            "class_names",
+            {"gpt/a.py": "class A: ...", "launch/b.py": "class A: ..."},
+            "class A is defined in gpt/a.py and",
+        ),
+        ("rooms", {f"gpt/room/m{i}.py": "" for i in range(15)}, "gpt/room/: 15 modules; at most 14"),
+        ("rooms", {f"gpt/m{i}.py": "" for i in range(6)}, "gpt/: 6 modules; at most 5"),
+        ("rooms", {"gpt/room/m.py": ""}, "gpt/room/: no README.md"),
+        ("cycles", {"gpt/a.py": "import gpt.b", "gpt/b.py": "from gpt import a"}, "gpt.a -> gpt.b -> gpt.a"),
+        (
+            "untested",
+            {"gpt/room/m.py": "", "tests/gpt/room/test_n.py": "import gpt.room.other"},
+            "gpt/room/m.py: no test",
+        ),
+    ],
+)
+def test_each_rule_of_the_house_can_fail(rule, files, said, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert any(said in line for line in getattr(house_rules(), rule)(tmp_path))
+
+
+def test_a_tested_module_and_imports_inside_functions_break_no_rule(tmp_path):
+    files = {
+        "gpt/room/a.py": "def f():\n    import gpt.room.b",
+        "gpt/room/b.py": "import gpt.room.a",
+        "gpt/room/README.md": "# room",
+        "tests/gpt/room/test_a.py": "from gpt.room import b",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    rules = house_rules()
+    assert [line for rule in rules.RULES for line in rule(tmp_path)] == []
+
+
+def house_rules():
+    spec = importlib.util.spec_from_file_location("house_rules", ROOT / "tests/house_rules.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -144,7 +144,7 @@ def test_a_run_that_is_to_stop_does_so_on_all_ranks_and_goes_on_when_the_file_is
     assert re.search(
         r"damaged/train\.bin: bytes [\d,]+ to [\d,]+ have the checksum \w+, but train\.sums says \w+: the file is "
         rf"damaged\. It holds position {corpora[1][0]} .*corpus 'train', window .*document.*--faults\.on_damaged_data "
-        rf"skip; .*from step {first}$",
+        rf"skip; .*at step {first}$",
         told,
     )
     assert "Traceback" not in "".join(seen["stop"]["written"])
