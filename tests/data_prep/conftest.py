@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,3 +98,12 @@ def run_stage():
             return workspace.run(stage, tasks)
 
     return run
+
+
+@pytest.fixture
+def memory():
+    """A folder of fsspec's memory file system, and its URL."""
+    fsspec = pytest.importorskip("fsspec", reason="the extra 'data' is not installed")
+    name = uuid.uuid4().hex
+    yield fsspec.filesystem("memory"), f"memory://{name}"
+    fsspec.filesystem("memory").rm(name, recursive=True)

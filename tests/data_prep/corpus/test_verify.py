@@ -1,4 +1,4 @@
-"""A corpus that is not what its corpus.json says is found: in full by `prepare verify`, mostly when it is opened."""
+"""A corpus that differs from its corpus.json is found: always by `prepare verify`, mostly when it is opened."""
 
 import json
 import re
@@ -52,13 +52,13 @@ def made(tmp_path_factory, prose) -> Path:
 
 @pytest.fixture
 def corpus(made, tmp_path) -> Path:
-    """A copy to be damaged."""
+    """A copy to damage."""
     return shutil.copytree(made / "corpus", tmp_path / "corpus")
 
 
-def flip(path: Path, place: int) -> None:
+def flip(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
-    data[place] ^= 1
+    data[position] ^= 1
     path.write_bytes(data)
 
 
@@ -68,7 +68,7 @@ def faults(folder, capsys) -> tuple[int, str]:
     return status, capsys.readouterr().out
 
 
-def test_a_whole_corpus_in_several_files(made, capsys):
+def test_a_complete_corpus_in_several_files_has_no_fault(made, capsys):
     status, shown = faults(made / "corpus", capsys)
     assert status == 0, shown
     description = json.loads((made / "corpus" / CORPUS_FILE).read_text())
@@ -81,8 +81,8 @@ def test_a_whole_corpus_in_several_files(made, capsys):
     assert open_tokens(made / "corpus" / shards[1]["name"]).n_tokens == shards[1]["tokens"]
 
 
-def test_other_files_of_the_same_stream(made, tmp_path, capsys):
-    """One file, then three again: the stream is the same, and no file of the corpus before stays."""
+def test_another_number_of_files_has_the_same_tokens(made, tmp_path, capsys):
+    """One file, then three again: the tokens are the same, and no file of the corpus before is left."""
     again = shutil.copytree(made, tmp_path / "made", symlinks=True)
     (again / "recipe.toml").write_text(RECIPE.format(folder=again))
     before = TokenFile(made / "corpus/train")
@@ -96,7 +96,7 @@ def test_other_files_of_the_same_stream(made, tmp_path, capsys):
     assert "output.shard_tokens = 4,000 is invalid: it makes" in capsys.readouterr().err
 
 
-def test_gpt2s_pair_of_files_travels_with_its_corpus(made, tmp_path, capsys):
+def test_a_tokenizer_of_two_files_is_published_with_the_corpus(made, tmp_path, capsys):
     pytest.importorskip("tiktoken", reason="the extra 'data' is not installed")
     pair = tmp_path / "pair"
     pair.mkdir()
@@ -111,7 +111,7 @@ def test_gpt2s_pair_of_files_travels_with_its_corpus(made, tmp_path, capsys):
     tokenizer = load_tokenizer(corpus)
     assert tokenizer.fingerprint == load_tokenizer(pair).fingerprint
     files = sorted(path.name for path in corpus.iterdir() if not path.name.startswith(("train", "validation")))
-    assert files == [CORPUS_FILE, "encoder.json", "vocab.bpe"], "and the other tokenizer is gone"
+    assert files == [CORPUS_FILE, "encoder.json", "vocab.bpe"], "the other tokenizer is removed"
     tokens = open_tokens(corpus / "validation")
     text = tokenizer.decode(tokens.read(0, tokens.document_start(1)).tolist())
     assert text in {json.loads(line)["text"] for line in (made / "texts.jsonl").read_text().splitlines()}
@@ -139,7 +139,7 @@ FAULTS = {
             (c / f"validation{s}").write_bytes((c / f"train-00000-of-00003{s}").read_bytes()) for s in (".bin", ".idx")
         ],
         r"validation\.bin: [\d,]+ bytes, expected",
-        None,  # of the training files, that is
+        None,  # the training files are not affected
     ),
     "a file too many": (
         lambda c: [shutil.copy(c / f"validation{s}", c / f"train{s}") for s in (".bin", ".idx")],
@@ -175,8 +175,8 @@ def test_faults_are_named(corpus, capsys, case):
         assert open_tokens(corpus / "train").n_documents == TokenFile(corpus / "train").n_documents
 
 
-def test_faults_that_digests_cannot_show(corpus, capsys):
-    """Files that are what corpus.json says, but that no writer of ours could have written."""
+def test_faults_that_digests_miss_are_named(corpus, capsys):
+    """Files whose digests match corpus.json, but whose content is invalid."""
     description = json.loads((corpus / CORPUS_FILE).read_text())
     with TokenFileWriter(corpus / "validation", vocab_size=65_000) as writer:
         writer.add_document([5, 400, 6])
@@ -193,14 +193,14 @@ def test_faults_that_digests_cannot_show(corpus, capsys):
     assert "4 faults" in shown
 
 
-def test_any_bit_of_the_description(corpus, capsys):
+def test_a_flipped_bit_anywhere_in_the_description_is_found(corpus, capsys):
     original = (corpus / CORPUS_FILE).read_bytes()
-    for place in range(0, len(original), 211):
-        flip(corpus / CORPUS_FILE, place)
+    for position in range(0, len(original), 211):
+        flip(corpus / CORPUS_FILE, position)
         status, shown = faults(corpus, capsys)
         if json.dumps(_parsed(corpus / CORPUS_FILE)) == json.dumps(json.loads(original)):
-            continue  # a blank between two values
-        assert (status, "corpus.json" in shown) == (1, True), place
+            continue  # whitespace between two values
+        assert (status, "corpus.json" in shown) == (1, True), position
         (corpus / CORPUS_FILE).write_bytes(original)
 
 
@@ -211,7 +211,7 @@ def _parsed(path):
         return None
 
 
-def test_what_cannot_be_verified(corpus, tmp_path, capsys):
+def test_folders_that_cannot_be_verified(corpus, tmp_path, capsys):
     (tmp_path / CORPUS_FILE).write_text("[]")
     assert main(["prepare", "verify", str(tmp_path)]) == 1
     assert "damaged (not a JSON object)" in capsys.readouterr().out
@@ -223,7 +223,7 @@ def test_what_cannot_be_verified(corpus, tmp_path, capsys):
     assert "version 1 lacks the facts to verify" in capsys.readouterr().err
 
 
-def test_a_tokenizer_that_did_not_make_the_corpus_is_refused_by_name(made, tmp_path):
+def test_another_tokenizer_than_the_corpus_has_is_an_error(made, tmp_path):
     train_sentencepiece(iter(["other words " * 9, "and more of them"]), tmp_path / "other.model", vocab_size=300)
     other, own = load_tokenizer(tmp_path / "other.model"), load_tokenizer(made / "corpus")
     check_tokenizer(made / "corpus/train", path=made / "corpus", fingerprint=own.fingerprint)
@@ -241,7 +241,7 @@ def test_a_tokenizer_that_did_not_make_the_corpus_is_refused_by_name(made, tmp_p
             assert part in str(error.value)
 
 
-def test_token_files_without_a_description_open_as_they_are(corpus):
+def test_token_files_open_without_a_description(corpus):
     flip(corpus / BIN, 0)
     (corpus / CORPUS_FILE).unlink()
     assert open_tokens(corpus / "train").n_documents > 0

@@ -1,59 +1,29 @@
-"""What is cut out of a corpus is what appendix C of the GPT-3 paper says, to the character."""
+"""The text cut out of a corpus is that of appendix C of the GPT-3 paper, to the character."""
 
 import json
 import random
-import sys
-import unicodedata
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
+from paper_grams import grams, words
 
 from data_prep.decontamination import ngrams
 from data_prep.decontamination.decontaminate import DecontaminateConfig, GramChoiceTask, choose_grams, cut_documents
 from data_prep.decontamination.evaluation_sets import EvaluationSet
 from data_prep.decontamination.known_grams import IndexTask, LengthRule, SearchTask, index_examples, search_shard
-from data_prep.decontamination.ngrams import GramIndex, find_in_each, find_known, join, plain, scan_grams, scan_words
 from data_prep.documents.shards import Document, parent_id, read_shard, write_shard
 from data_prep.documents.traces import read_trace
 from gpt.errors import ConfigError
 
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
+
+
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
-# The reference: the paper's words in the plainest Python, on strings, one character at a time.
-
-
-def kind(character: str) -> str:
-    category = unicodedata.category(character)
-    if character.isspace() or category[0] in "PSZ":
-        return "separator"
-    return "invisible" if category in ("Cf", "Cc") or "\ufe00" <= character <= "\ufe0f" else "letter"
-
-
-def words(text: str) -> list[tuple[str, int, int]]:
-    """(word, start, end) of every word."""
-    found, letters, place = [], "", []
-    for i, character in enumerate(text + " "):
-        which = kind(character)
-        if which == "letter":
-            letters += character.lower().replace("i̇", "i").replace("ς", "σ")
-            place.append(i)
-        elif which == "separator" and letters:
-            found.append((letters, place[0], place[-1] + 1))
-            letters, place = "", []
-    return found
-
-
-def grams(text: str, n: int) -> list[tuple[tuple[str, ...], int, int]]:
-    w = words(text)
-    return [(tuple(x[0] for x in w[i : i + n]), w[i][1], w[i + n - 1][2]) for i in range(len(w) - n + 1)]
-
-
 def reference(documents, examples, config):
-    """(the documents that are left, why others went)."""
+    """By brute force, return (the remaining documents, the drop reasons of the others)."""
     n, window = config.ngram_words, config.window_characters
     wanted = {gram for text in examples for gram, _, _ in grams(text, n)}
     holders = Counter(gram for d in documents for gram in {g for g, _, _ in grams(d.text, n)} & wanted)
@@ -86,11 +56,8 @@ def reference(documents, examples, config):
     return kept, why
 
 
-# Ours, with the stage functions themselves.
-
-
 def clean(folder, documents, examples, config, *, n_shards=1):
-    """(documents left, why others went, facts of the choice, counts) by our stages over `n_shards` shards."""
+    """Run our stages on `n_shards` shards; return (remaining documents, drop reasons, facts, counts, metadata)."""
     folder.mkdir(exist_ok=True)
     file = folder / "set.jsonl"
     file.write_text("".join(json.dumps({"id": f"e{i}", "text": text}) + "\n" for i, text in enumerate(examples)))
@@ -120,6 +87,8 @@ def clean(folder, documents, examples, config, *, n_shards=1):
 
 
 ALPHABET = ["alpha", "Beta", "ça", "Ωσ", "don't", "x-1", "İz", "na\u00adïve", "कि", "7", "b\u200dc", "日本", "ΟΔΟΣ"]
+
+
 BETWEEN = [" ", "  ", "\n", " - ", ", ", "… ", " “", "” ", "\u00a0", "—", " \u2060 ", "\t", " ❤️ "]
 
 
@@ -127,8 +96,8 @@ def random_text(rng: random.Random, n: int) -> str:
     return "".join(rng.choice(ALPHABET) + rng.choice(BETWEEN) for _ in range(n))
 
 
-def test_agrees_with_the_paper_in_plain_python(tmp_path, monkeypatch):
-    """200 small corpora with everything near its limit; blocks of 24 characters, so that most grams cross one."""
+def test_results_match_the_paper_in_plain_python(tmp_path, monkeypatch):
+    """200 small corpora close to every limit; most grams cross a block of 24 characters."""
     monkeypatch.setattr(ngrams, "BLOCK", 24)
     seen = Counter()
     for seed in range(200):
@@ -142,9 +111,9 @@ def test_agrees_with_the_paper_in_plain_python(tmp_path, monkeypatch):
         )
         examples = [random_text(rng, rng.randrange(0, 9)) for _ in range(rng.randrange(1, 4))]
         texts = [random_text(rng, rng.randrange(rng.choice([8, 60]))) for _ in range(6)]
-        for place in range(0, 6, 2):
+        for i in range(0, 6, 2):
             planted = rng.choice(examples).upper().replace("-", "  -  ")
-            texts[place] = texts[place][: len(texts[place]) // 2] + " " + planted + " " + texts[place]
+            texts[i] = texts[i][: len(texts[i]) // 2] + " " + planted + " " + texts[i]
         documents = [Document(f"d{i}", text) for i, text in enumerate(texts)]
         left, why, _, counts, _ = clean(
             tmp_path / str(seed), documents, examples, config, n_shards=rng.choice([1, 1, 3])
@@ -158,52 +127,6 @@ def test_agrees_with_the_paper_in_plain_python(tmp_path, monkeypatch):
     assert min(seen[x] for x in ("cut", "short", "too_many_pieces", "no_long_piece")) > 20, seen
 
 
-def test_words_are_those_of_the_paper():
-    """The published 13-grams of openai/gpt-3 (overlap_frequency.md) show what became of punctuation."""
-    assert plain("I couldn't save your world; (I COULDN'T) — save any of them.") == (
-        "i couldn t save your world i couldn t save any of them"
-    )
-    assert plain("the 36°30′ parallel, 10% of ICAM-1 & $5_x") == "the 36 30 parallel 10 of icam 1 5 x"
-    assert plain("na\u00adïve co\u200boperation ΟΔΟΣ İstanbul ❤️ हिन्दी") == "naïve cooperation οδος i̇stanbul हिन्दी"
-    assert plain(" …—\n") == plain("") == ""
-    same = ["ΟΔΟΣ x", "οδος X", "οδοσ, x"]
-    assert len({tuple(join(scan_grams(text, (2,))).numbers.tolist()) for text in same}) == 1
-    spans = join(scan_words("  Don't, stop\u00ad."))
-    assert [(a, b) for a, b in zip(spans.starts.tolist(), spans.ends.tolist(), strict=True)] == [
-        (2, 5),
-        (6, 7),
-        (9, 13),
-    ]
-    planes = [plane for plane in range(17) if plane not in (0, 1, 2, 3, 14)]  # not looked at, character by character
-    assert {unicodedata.category(chr(c)) for p in planes for c in range(p << 16, (p + 1) << 16)} <= {"Cn", "Co"}
-    assert all(ngrams._kind(chr(c)) == {"separator": 0, "invisible": 1, "letter": 2}[kind(chr(c))] for c in range(4096))
-
-
-def test_a_word_longer_than_a_block_and_many_texts_at_once(monkeypatch):
-    monkeypatch.setattr(ngrams, "BLOCK", 8)
-    assert len(join(scan_words("abc " + "x" * 20 + " d"))) == 5  # the long one in three
-    texts = ["a b c", "c d", "", "a", "b", "c a b"]
-    several = [(a, b) for s in scan_grams("ab cd ef gh ij k lm", (2, 4)) for a, b in zip(s.starts, s.ends, strict=True)]
-    assert sorted(several) == sorted((a, b) for n in (2, 4) for _, a, b in grams("ab cd ef gh ij k lm", n)), "each once"
-    index = GramIndex.of(np.unique(join(scan_grams("a b c", (2,))).numbers))
-    rows, found = find_in_each(texts, index, (2,))
-    assert [(r, texts[r][a:b]) for r, a, b in zip(rows, found.starts, found.ends, strict=True)] == [
-        (0, "a b"),
-        (0, "b c"),
-        (5, "a b"),
-    ], "'a' and 'b' are two texts"
-    empty = GramIndex.of(np.zeros(0, np.uint64))
-    assert len(find_known("a b c", empty, (2,))) == len(find_known("", index, (2,))) == 0
-
-
-def test_numbers_of_different_grams_differ():
-    """Every pair of words, in both orders, repeated and at several lengths: no two share a number."""
-    names = [f"{a}{b}" for a in "abcdefgh" for b in ["", "a", "b", "ab", "ba", "é", "zz", "zzz"]]
-    texts = {plain(f"{a} {b}{c}") for a in names for b in names for c in ("", " x", f" {a}", f" {b} {a}")}
-    numbers = {int(join(scan_grams(text, (len(text.split()),))).numbers[0]) for text in texts}
-    assert len(numbers) == len(texts) > 10_000
-
-
 PAPER = DecontaminateConfig()
 
 
@@ -211,8 +134,8 @@ def passage(rng: random.Random, n: int) -> str:
     return " ".join(f"{rng.choice('bdfgklmnprst')}{rng.choice('aeiou')}{rng.randrange(10**6)}" for _ in range(n))
 
 
-def test_what_other_programs_get_wrong(tmp_path):
-    """The cases in which EleutherAI's janitor fails, and GPT-3's own filter failed (long documents)."""
+def test_cases_that_other_programs_get_wrong(tmp_path):
+    """EleutherAI's janitor fails on these cases, and GPT-3's own filter failed on long documents."""
     rng = random.Random(1)
     example = passage(rng, 40)
     shared = " ".join(example.split()[5:28])  # 23 words: 11 grams of 13
@@ -223,7 +146,7 @@ def test_what_other_programs_get_wrong(tmp_path):
     twelve = Document("twelve", before + " ".join(example.split()[:12]) + after)
 
     left, why, facts, _, metadata = clean(tmp_path, [long, twelve], ["too few words", "?!"], PAPER)
-    assert left == [(d.id, d.text) for d in (long, twelve)], "nothing is registered, nothing is cut"
+    assert left == [(d.id, d.text) for d in (long, twelve)], "without grams nothing is cut"
     assert (facts["index"]["too_short"], facts["documents_hit"], why) == (2, 0, {})
 
     left, why, facts, counts, metadata = clean(tmp_path, [long, dashed, book, twelve], [example], PAPER)
@@ -233,9 +156,9 @@ def test_what_other_programs_get_wrong(tmp_path):
     assert found["long#piece-1"] == after[200:]
     assert metadata["long#piece-1"] == {"url": "u", "piece_start": len(before) + len(shared) + 200}
     assert found["dashed#piece-0"] == before[:-200]
-    assert found["dashed#piece-1"] == after[200:], "a lone dash hides nothing"
+    assert found["dashed#piece-1"] == after[200:], "a dash between words does not hide a gram"
     assert found["book#piece-0"] == book.text[: -len(shared) - 200]
-    assert found["twelve"] == twelve.text, "twelve words are no 13-gram"
+    assert found["twelve"] == twelve.text, "twelve words are not a 13-gram"
     assert len(found) == 6
     assert facts["sets"] == [
         {"name": "set", "examples_hit": 1, "grams_hit": 11, "grams_ignored": 0, "documents_hit": 3}
@@ -251,11 +174,11 @@ def test_the_limits_of_the_paper(tmp_path):
     examples = [passage(rng, 13) for _ in range(12)]
 
     def filler(n: int) -> str:
-        """Exactly n characters, a space at either end."""
+        """Return exactly n characters, with a space at both ends."""
         return f" {('ab ' * n)[: n - 2]} "
 
     def holding(n: int) -> str:
-        """A document with n examples, far from each other: n + 1 pieces."""
+        """Return a document with n examples far apart, which has n + 1 pieces."""
         return filler(900) + "".join(examples[i] + filler(900) for i in range(n))
 
     documents = [
@@ -280,10 +203,8 @@ def test_the_limits_of_the_paper(tmp_path):
     assert counts[0][0].dropped == {"no_long_piece": 1, "too_many_pieces": 1}
     assert counts[0][1].dropped == {"short": 2}
 
-    for n_documents, n_left in (
-        (10, 20),
-        (11, 11),
-    ):  # in more than 10 documents a gram is left alone, however many shards
+    # A gram in more than 10 documents is ignored, however many shards there are.
+    for n_documents, n_left in ((10, 20), (11, 11)):
         documents = [
             Document(f"{i}", filler(500) + f"{examples[0]} {examples[0]}" + filler(500)) for i in range(n_documents)
         ]
@@ -295,7 +216,7 @@ def test_the_limits_of_the_paper(tmp_path):
             assert examples[0] in [row["gram"] for row in listed]
 
 
-def test_neither_shards_nor_order_matter(tmp_path):
+def test_shards_and_order_do_not_matter(tmp_path):
     rng = random.Random(3)
     examples = [passage(rng, 30) for _ in range(20)]
     documents = []
@@ -325,31 +246,30 @@ def test_real_passages_are_cut_where_they_were_planted(tmp_path):
         rows = map(json.loads, (SHARED / f"gpt3/{task}.jsonl").read_text().splitlines()[:500])
         examples += [(row["context"] + row["completion"]).strip() for row in rows]
     play = (SHARED / "text/tinyshakespeare.txt").read_text(encoding="utf-8")
-    planted = {1: 0, 200_000: 40, 500_000: 160 + 77, 700_000: 120, len(play) - 150: 159}  # place: example
+    planted = {1: 0, 200_000: 40, 500_000: 160 + 77, 700_000: 120, len(play) - 150: 159}  # position: example
     text, expected = "", [[0, 0]]
-    for before, (place, number) in zip([0, *planted], planted.items(), strict=False):
-        text += play[before:place] + "\n"
+    for before, (position, number) in zip([0, *planted], planted.items(), strict=False):
+        text += play[before:position] + "\n"
         expected[-1][1] = len(text) - 200
         text += examples[number]
         expected.append([len(text) + 200, 0])
-        text += "\n" + examples[160 + 500 + number] + "\n"  # 8 words are no 13-gram
-    text += play[place:]
+        text += "\n" + examples[160 + 500 + number] + "\n"  # 8 words are not a 13-gram
+    text += play[position:]
     expected[-1][1] = len(text)
     left, why, facts, _, _ = clean(tmp_path, [Document("play", text), Document("untouched", play)], examples, PAPER)
     assert not why
     assert left[-1] == ("untouched", play)
     assert [piece for _, piece in left[:-1]] == [text[start:end] for start, end in expected[1:5]], (
-        "the first place leaves nothing before it, the last nothing behind it"
+        "the first example leaves nothing before it, the last nothing after it"
     )
     assert facts["index"]["too_short"] == 500
     cut = {gram for number in planted.values() for gram, _, _ in grams(examples[number], 13)}
-    touched = sum(not cut.isdisjoint(gram for gram, _, _ in grams(example, 13)) for example in examples)
-    assert facts["sets"][0]["examples_hit"] == touched >= 5, "two questions may be the same"
+    n_hit = sum(not cut.isdisjoint(gram for gram, _, _ in grams(example, 13)) for example in examples)
+    assert facts["sets"][0]["examples_hit"] == n_hit >= 5, "two questions may be equal"
 
 
-def test_settings_that_make_no_sense():
+def test_invalid_settings_are_errors():
     with pytest.raises(ConfigError, match=r"decontaminate\.max_pieces = 0 must be at least 1"):
         DecontaminateConfig(max_pieces=0)
     with pytest.raises(ConfigError, match=r"decontaminate\.window_characters = -1 must be at least 0"):
         DecontaminateConfig(window_characters=-1)
-    assert sys.getsizeof(ngrams._characters()) < 10 << 20

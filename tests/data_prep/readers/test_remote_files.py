@@ -4,7 +4,6 @@ import gzip
 import http.server
 import json
 import threading
-import uuid
 from collections import Counter
 from io import StringIO
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_prep.corpus.upload import check_target, upload_corpus, url_of
 from data_prep.execution.progress import ProgressBars
 from data_prep.pipeline import prepare
 from data_prep.readers.readers import find_inputs, local_inputs
@@ -76,14 +74,6 @@ def site():
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-@pytest.fixture
-def memory():
-    """A folder of fsspec's memory file system, and its URL."""
-    name = uuid.uuid4().hex
-    yield fsspec.filesystem("memory"), f"memory://{name}"
-    fsspec.filesystem("memory").rm(name, recursive=True)
 
 
 def fetch(stub: Path, folder: Path, *, max_bytes: int = 1 << 20) -> bytes:
@@ -183,43 +173,6 @@ def test_mistakes_in_urls_are_errors_without_their_secrets(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"cannot tell what 'a\.csv' is"):
         find_inputs([f"file://{tmp_path}/a.csv"])
-    with pytest.raises(ConfigError, match="cannot be written over http"):
-        check_target("http://host/corpus")
-
-
-def test_a_folder_of_a_recipe_may_be_a_url():
-    addresses = ["s3://bucket/a/b", "gs://bucket", "file:///tmp/x", "memory://a", "sftp://me@host/x"]
-    assert [url_of(Path(address)) for address in addresses] == addresses
-    assert [url_of(Path(path)) for path in ("data/x", "/tmp/a", "a:b", "c:/x")] == [None] * 4
-    for output, message in [
-        ({"folder": "s3://b/x"}, "output.work is missing: output.folder = s3://b/x is remote"),
-        ({"folder": "x", "work": "s3://b/x"}, "output.work = s3://b/x is invalid: must be a local folder"),
-    ]:
-        with pytest.raises(ConfigError, match=message):
-            recipe(output, ["a.txt"])
-
-
-def test_an_upload_sends_changed_files_and_corpus_json_last(tmp_path, memory):
-    system, url = memory
-    (tmp_path / "train.bin").write_bytes(bytes(100))
-    (tmp_path / "corpus.json").write_text('{"n": 1}')
-    (tmp_path / ".hidden").write_text("")
-    check_target(url)
-    upload_corpus(tmp_path, url)
-    assert {Path(name).name for name in system.ls(url, detail=False)} == {"train.bin", "corpus.json"}
-    times = {name: system.info(name)["created"] for name in system.ls(url, detail=False)}
-    upload_corpus(tmp_path, url)
-    assert {name: system.info(name)["created"] for name in times} == times
-    (tmp_path / "corpus.json").write_text('{"n": 2}')
-    (tmp_path / "train.bin").write_bytes(bytes(50))
-    upload_corpus(tmp_path, url)
-    assert system.cat(f"{url}/corpus.json") == b'{"n": 2}'
-    assert system.size(f"{url}/train.bin") == 50
-    system.pipe(f"{url}/train.bin", b"cut")
-    upload_corpus(tmp_path, url)
-    assert system.size(f"{url}/train.bin") == 50
-    assert max(times.values()) < system.created(f"{url}/corpus.json"), "written after the others"
-    assert system.created(f"{url}/train.bin") <= system.created(f"{url}/corpus.json")
 
 
 def recipe(output: dict[str, object], paths: list[str]) -> PrepareConfig:
