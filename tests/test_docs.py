@@ -12,7 +12,7 @@ SOURCE = re.compile(
     r"(?<![\w./-])((?:gpt|parallel|data_prep|launch|tests|benchmarks|slurm|docs)/[\w/.-]+\.(?:py|md|toml|sbatch|svg))"
 )
 
-WRITTEN = re.compile(r"`([\w./-]+)`:\s*```(?!diff|console)")  # a file that a tutorial has its reader write
+WRITTEN = re.compile(r"(?<=touch )[\w./-]+|(?<=`)[\w./-]+(?=`:\s*```(?!diff|console))")  # by a tutorial's reader
 
 
 def anchors(page):

@@ -96,7 +96,7 @@ def take(step: Step, folder: Path) -> None:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=120,
+            timeout=240,
         )
         assert done.returncode == 0, f"$ {step.target}\n{done.stdout}"
         assert not step.text or fits(done.stdout, step.text), (
