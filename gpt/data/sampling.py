@@ -1,6 +1,7 @@
 """How token files are cut into samples, and how samples are read: by window or by document. Needs no torch."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,8 +99,13 @@ def sampling_of(config: DataConfig) -> SamplingRule:
 
 
 def count_samples(sampling: SamplingRule, *, n_tokens: int, n_documents: int, called: str) -> int:
-    """The samples of a corpus. ConfigError, with the words that name the corpus, if there is none."""
+    """The samples of a corpus. ConfigError if there is none; `called` names the corpus in it."""
     n_samples = sampling.count(n_tokens=n_tokens, n_documents=n_documents)
+    if n_samples == 0 and isinstance(sampling, Documents):
+        raise ConfigError(
+            f"{called} has no documents, but data.sampling = 'document' makes one sample of each; add documents to the "
+            "corpus, leave it out, or use data.sampling = 'window'"
+        )
     if n_samples == 0:
         raise ConfigError(
             f"{called} has {n_tokens:,} tokens, but one sample of seq_len = {sampling.seq_len:,} needs "
@@ -142,10 +148,11 @@ class CorpusFiles:
         return self.sampling.span(self.tokens, sample)
 
     def announce(self, sample: int) -> None:
-        """Have the system fetch a sample in the background, for a later read."""
-        self.tokens.announce(*self.span(sample))
-        for stream in self.streams.values():
-            stream.announce(*self.sampling.span(stream, sample))
+        """Have the system fetch a sample in the background, for a later read, which reports damage in the index."""
+        with suppress(DamagedTokens):
+            self.tokens.announce(*self.span(sample))
+            for stream in self.streams.values():
+                stream.announce(*self.sampling.span(stream, sample))
 
     def read_streams(self, sample: int) -> dict[str, NDArray[Any]]:
         """The sample's part of each stream, ragged."""

@@ -3,12 +3,15 @@
 Shapes: b sequences, t positions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,29 +28,41 @@ class AttentionMask:
     prefix_lengths: Tensor | None = None
     blocks: BlockMask | None = None
 
+    def __post_init__(self) -> None:
+        assert (self.kind == "prefix") == (self.prefix_lengths is not None), f"{self.kind} mask and its prefix_lengths"
+
     def for_device(self, *, rows: int, length: int, device: torch.device) -> "AttentionMask":
         """On a GPU, with the block mask that FlexAttention needs, built once for all layers. No synchronisation."""
         if device.type != "cuda" or (self.segment_ids is None and self.kind != "prefix"):
             return self
-        blocks = create_block_mask(self.allows, B=rows, H=None, Q_LEN=length, KV_LEN=length, device=str(device))
+        blocks = create_block_mask(self.rule, B=rows, H=None, Q_LEN=length, KV_LEN=length, device=str(device))
         return replace(self, blocks=blocks)
 
-    def allows(self, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Whether a query may attend to a key: FlexAttention's mask function, elementwise over index tensors."""
-        allowed = query >= key
-        if self.kind == "full":
-            allowed = allowed | (query < key)
-        elif self.prefix_lengths is not None:
-            allowed = allowed | (key < self.prefix_lengths[row])
-        if self.segment_ids is not None:
-            allowed = allowed & (self.segment_ids[row, query] == self.segment_ids[row, key])
-        return allowed
+    @property
+    def rule(self) -> MaskFunction:
+        """Whether a query may attend to a key: a function of (row, head, query, key), elementwise over index tensors.
+
+        It is FlexAttention's mask function. FlexAttention refuses a bound method, because it counts `self` as well.
+        """
+        full, segment_ids, prefix_lengths = self.kind == "full", self.segment_ids, self.prefix_lengths
+
+        def allows(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            allowed = query >= key
+            if full:
+                allowed = allowed | (query < key)
+            elif prefix_lengths is not None:
+                allowed = allowed | (key < prefix_lengths[row])
+            if segment_ids is not None:
+                allowed = allowed & (segment_ids[row, query] == segment_ids[row, key])
+            return allowed
+
+        return allows
 
     def dense(self, rows: int, length: int, device: torch.device) -> Tensor:
         """The mask as booleans (b, 1, t, t), True where a query may attend to a key."""
         row = torch.arange(rows, device=device)[:, None, None, None]
         query, key = (torch.arange(length, device=device).view(shape) for shape in ((1, 1, -1, 1), (1, 1, 1, -1)))
-        return self.allows(row, row, query, key).expand(rows, 1, length, length)
+        return self.rule(row, row, query, key).expand(rows, 1, length, length)
 
 
 def document_mask(segment_ids: Tensor | None) -> AttentionMask | None:

@@ -1,0 +1,70 @@
+"""A batch: its tensors by name, its micro-batches, and rows that count no loss."""
+
+import torch
+
+from gpt.losses.batch import Batch
+
+N, T = 4, 3
+
+
+def full_batch():
+    tokens = torch.arange(N * T).view(N, T)
+    return Batch(
+        tokens,
+        tokens + 1,
+        loss_mask=tokens % 2 == 0,
+        positions=torch.arange(T).expand(N, T),
+        segment_ids=torch.zeros(N, T, dtype=torch.int64),
+        extra={"label": torch.arange(N), "targets": torch.ones(N, 2)},
+    )
+
+
+def equal(one, other):
+    ours, theirs = one.tensors(), other.tensors()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_tensors_by_name_make_the_same_batch():
+    """An extra tensor may have the name of a field."""
+    batch = full_batch()
+    assert set(batch.tensors()) == {
+        "inputs",
+        "targets",
+        "loss_mask",
+        "positions",
+        "segment_ids",
+        "extra.label",
+        "extra.targets",
+    }
+    assert equal(Batch.from_tensors(batch.tensors()), batch)
+    plain = Batch(batch.inputs, batch.targets)
+    assert set(plain.tensors()) == {"inputs", "targets"}
+    again = Batch.from_tensors(plain.tensors())
+    assert (again.loss_mask, again.positions, again.segment_ids, dict(again.extra)) == (None, None, None, {})
+
+
+def test_micro_batches_are_rows_in_order():
+    batch = full_batch()
+    assert len(batch) == N
+    parts = list(batch.split(2))
+    assert [len(part) for part in parts] == [2, 2]
+    for part, rows in zip(parts, (slice(0, 2), slice(2, 4)), strict=True):
+        assert equal(part, Batch.from_tensors({name: tensor[rows] for name, tensor in batch.tensors().items()}))
+
+
+def test_rows_left_out_count_no_loss():
+    batch = full_batch()
+    assert batch.without_rows([]) is batch
+    left = batch.without_rows([1, 3])
+    assert torch.equal(left.loss_mask[[0, 2]], batch.loss_mask[[0, 2]])
+    assert not left.loss_mask[[1, 3]].any()
+    assert batch.loss_mask[1].any(), "the batch itself stays as it was"
+    plain = Batch(batch.inputs, batch.targets).without_rows([0])
+    assert plain.loss_mask.tolist() == [[False] * T, *[[True] * T] * (N - 1)]
+
+
+def test_a_batch_on_its_device_is_returned_as_it_is():
+    batch = full_batch()
+    assert batch.to(torch.device("cpu")) is batch
+    moved = batch.to(torch.device("meta"))
+    assert {tensor.device.type for tensor in moved.tensors().values()} == {"meta"}
