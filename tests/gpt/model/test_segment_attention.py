@@ -1,4 +1,4 @@
-"""Attention segment by segment on a CPU, against dense masked attention: forward, gradients, padding, compiled shape."""
+"""Attention segment by segment on a CPU, against dense masked attention: forward, gradients, padding, grouped heads."""
 
 import pytest
 import torch

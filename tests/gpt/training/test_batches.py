@@ -29,9 +29,7 @@ def test_ranks_share_a_step_in_order_whatever_their_number(small, corpus, skippe
     run, (data, _) = small.run_of(), small.data_of(corpus)
     for step in range(3):
         whole = readers(run, data, 1)[0].read(step, skipped).inputs
-        assert torch.equal(
-            torch.cat([reader.read(step, skipped).inputs for reader in readers(run, data, 2)]), whole
-        )
+        assert torch.equal(torch.cat([reader.read(step, skipped).inputs for reader in readers(run, data, 2)]), whole)
         expected = data.read(skipped.positions(4 * step, 4)).tokens[:, :-1]
         assert torch.equal(whole, torch.from_numpy(expected))
 

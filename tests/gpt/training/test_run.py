@@ -1,6 +1,7 @@
 """A run's derived numbers, the loop's state in checkpoints, and the values of a step."""
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_samples_follow_the_batch_ramp(small):
     run = small.replace(small.run_of(), batch=ramp)
     seen = [run.samples_seen(step) for step in range(12)]
     assert seen[0] == 0
-    assert [(b - a) * 8 for a, b in zip(seen, seen[1:], strict=False)] == [ramp.step_tokens(i) for i in range(11)]
+    assert [(b - a) * 8 for a, b in pairwise(seen)] == [ramp.step_tokens(i) for i in range(11)]
 
 
 def test_retention_keeps_the_steps_that_the_recipe_names(small):

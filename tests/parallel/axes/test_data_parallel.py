@@ -1,0 +1,71 @@
+"""FSDP2 on the data axis of one process: sums of gradients in fp32, and the precision of weights and products.
+
+tests/parallel/engines/test_layouts.py compares ZeRO stages over several ranks.
+"""
+
+import pytest
+import torch
+from layout_runs import settings_of, tokens_of_step
+from torch.distributed.fsdp import FSDPModule
+
+from gpt.losses.batch import Batch
+from gpt.training.objective import NextToken
+from parallel.axes.data_parallel import accumulate
+from parallel.axes.initialisation import initialise_shards
+from parallel.axes.stage import canonical_parameters
+from parallel.layout.mesh import build_mesh
+from parallel.parallelize import build_stage
+
+
+def stage_of(**parallel):
+    settings = settings_of({"world_size": 1, "parallel": parallel, "model": {"n_layers": 2}})
+    objective = NextToken()
+    stage = build_stage(
+        settings.model,
+        settings.parallel,
+        build_mesh(settings.layout, torch.device("cpu")),
+        index=0,
+        objective=objective,
+        loss=objective.loss(compile=False),
+        optimizer=settings.optimizer,
+    )
+    initialise_shards(canonical_parameters(stage), settings.model, seed=settings.seed)
+    return stage
+
+
+def micro_batches(rows):
+    tokens = tokens_of_step(0)
+    return list(Batch(tokens[:, :-1], tokens[:, 1:]).split(rows))
+
+
+def gradients(stage):
+    return {name: parameter.grad.to_local() for name, parameter in canonical_parameters(stage)}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_gradients_of_micro_batches_add_up(process_group, zero_stage):
+    """Losses are sums, so 4 micro-batches of 2 rows give the gradients of one of 8."""
+    parts, whole = stage_of(zero_stage=zero_stage), stage_of()
+    accumulate(parts, micro_batches(2), zero_stage=zero_stage)
+    whole(micro_batches(8)[0].inputs, micro_batches(8)[0]).backward()
+    ours, expected = gradients(parts), gradients(whole)
+    assert ours.keys() == expected.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4)
+    assert len(parts.totals) == 4
+
+
+def test_bf16_computes_with_copies_of_fp32_weights(process_group):
+    stage, seen = stage_of(precision="bf16"), []
+    block = stage.model.blocks["0"]
+    block.mlp.up.register_forward_hook(lambda module, inputs, output: seen.append((module.weight.dtype, output.dtype)))
+    accumulate(stage, micro_batches(4), zero_stage=1)
+    assert seen == [(torch.bfloat16, torch.bfloat16)] * 2
+    for name, parameter in canonical_parameters(stage):
+        assert parameter.dtype == parameter.grad.dtype == torch.float32, name
+
+
+def test_every_block_and_the_stage_are_wrapped(process_group):
+    stage = stage_of()
+    wrapped = [name for name, module in stage.named_modules() if isinstance(module, FSDPModule)]
+    assert wrapped == ["", "model.blocks.0", "model.blocks.1"]
