@@ -49,16 +49,17 @@ class TokenizerConfig:
             raise ConfigError("tokenizer: set vocab_size to train a tokenizer, or path to use an existing one")
         if self.vocab_size is not None and self.vocab_size < 300:
             raise ConfigError(
-                f"tokenizer.vocab_size = {self.vocab_size} must be at least 300: 256 bytes, 2 marks and some pieces"
+                f"tokenizer.vocab_size = {self.vocab_size} is invalid: must be at least 300, for 256 bytes, 2 marks "
+                "and some pieces"
             )
         if not 0.98 <= self.character_coverage <= 1:  # sentencepiece's own bounds
             raise ConfigError(
-                f"tokenizer.character_coverage = {self.character_coverage} must lie between 0.98 and 1; "
-                "the default is 0.9995"
+                f"tokenizer.character_coverage = {self.character_coverage} is invalid: must be between 0.98 "
+                "and 1. The default is 0.9995"
             )
         if self.train_bytes < 1:
             raise ConfigError(
-                f"tokenizer.train_bytes = {self.train_bytes} must be at least 1; the default is 100000000"
+                f"tokenizer.train_bytes = {self.train_bytes} is invalid: must be at least 1. The default is 100000000"
             )
 
 

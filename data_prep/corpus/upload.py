@@ -24,7 +24,7 @@ def check_target(url: str) -> None:
     system, path = open_system(url)
     if url.startswith(("http://", "https://")):
         raise ConfigError(
-            f"output.folder = {url}: files cannot be written over http; use the storage's own protocol, such as s3"
+            f"output.folder = {url} is invalid: cannot be written over http. Use the storage's protocol, such as s3"
         )
     with_retries(url, lambda: system.exists(path))
 

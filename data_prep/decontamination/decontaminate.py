@@ -58,7 +58,7 @@ class DecontaminateConfig:
         }
         for name, limit in minimum.items():
             if getattr(self, name) < limit:
-                raise ConfigError(f"decontaminate.{name} = {getattr(self, name)} must be at least {limit}")
+                raise ConfigError(f"decontaminate.{name} = {getattr(self, name)} is invalid: must be at least {limit}")
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,8 @@ class TrainingConfig:
             raise ConfigError("training: give corpora (folders of `triaxial prepare`) or paths (text files)")
         if self.works and len(self.works) != len(self.corpora):
             raise ConfigError(
-                f"training.works names {len(self.works)} folders for {len(self.corpora)} corpora; "
-                "give one for each, or none"
+                f"training.works is invalid: has {len(self.works)} folders for {len(self.corpora)} corpora. "
+                "Give one for each corpus, or none"
             )
 
 
@@ -82,13 +82,14 @@ class AnalysisConfig:
 
     def __post_init__(self) -> None:
         if not self.sets:
-            raise ConfigError("overlap.sets is empty; name at least one evaluation set in [[overlap.sets]]")
+            raise ConfigError("overlap.sets is missing. Name at least one evaluation set in [[overlap.sets]]")
         if not 1 <= self.min_words <= self.max_words:
             raise ConfigError(
-                f"overlap.min_words = {self.min_words} must lie between 1 and overlap.max_words = {self.max_words}"
+                f"overlap.min_words = {self.min_words} is invalid: must be between 1 and overlap.max_words = "
+                f"{self.max_words}"
             )
         if not 0 <= self.percentile <= 100:
-            raise ConfigError(f"overlap.percentile = {self.percentile} must lie between 0 and 100")
+            raise ConfigError(f"overlap.percentile = {self.percentile} is invalid: must be between 0 and 100")
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,13 @@ class FuzzyConfig:
         setting = self.setting
         for name in ("ngram_words", "bands", "rows", "neighbours"):
             if getattr(setting, name) < 1:
-                raise ConfigError(f"dedup_minhash.{name} = {getattr(setting, name)} must be at least 1")
+                raise ConfigError(f"dedup_minhash.{name} = {getattr(setting, name)} is invalid: must be at least 1")
         if not 0 <= setting.min_jaccard <= 1:
-            raise ConfigError(f"dedup_minhash.min_jaccard = {setting.min_jaccard} must lie between 0 and 1")
+            raise ConfigError(f"dedup_minhash.min_jaccard = {setting.min_jaccard} is invalid: must be between 0 and 1")
         if setting.rows == 1 and setting.min_jaccard == 0:
             raise ConfigError(
-                "dedup_minhash.min_jaccard = 0.0 with rows = 1 would remove texts that share almost nothing; "
-                "set a threshold, such as 0.8, or more rows"
+                "dedup_minhash.min_jaccard = 0.0 is invalid: with rows = 1 it would remove texts that share almost "
+                "nothing. Use a threshold, such as 0.8, or more rows"
             )
 
     @property

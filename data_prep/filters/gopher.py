@@ -44,8 +44,8 @@ class GopherQualityConfig:
         for low, high in (("min_doc_words", "max_doc_words"), ("min_avg_word_length", "max_avg_word_length")):
             if getattr(self, high) and getattr(self, low) > getattr(self, high):
                 raise ConfigError(
-                    f"quality.gopher_quality.{low} = {getattr(self, low)} is above {high} = {getattr(self, high)}; "
-                    f"{high} = 0 sets no limit"
+                    f"quality.gopher_quality.{low} = {getattr(self, low)} is invalid: must be at most {high} = "
+                    f"{getattr(self, high)}. {high} = 0 sets no limit"
                 )
 
 
@@ -129,7 +129,8 @@ class GopherRepetitionConfig:
             for pair in getattr(self, name):
                 if len(pair) != 2 or pair[0] < 1 or pair[0] != int(pair[0]):
                     raise ConfigError(
-                        f"quality.gopher_repetition.{name} holds {list(pair)}; an entry is [n, share], as in [5, 0.15]"
+                        f"quality.gopher_repetition.{name}: the entry {list(pair)} is invalid: must be [n, share], "
+                        "for example [5, 0.15]"
                     )
 
 

@@ -37,7 +37,7 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_share <= 1:
-            raise ConfigError(f"language.min_share = {self.min_share} must lie between 0 and 1")
+            raise ConfigError(f"language.min_share = {self.min_share} is invalid: must be between 0 and 1")
 
 
 @dataclass(frozen=True)

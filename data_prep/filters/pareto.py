@@ -54,9 +54,9 @@ class ClassifyConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < math.inf:
-            raise ConfigError(f"classify.alpha = {self.alpha} must be above 0 and finite; GPT-3 has 9")
+            raise ConfigError(f"classify.alpha = {self.alpha} is invalid: must be above 0 and finite. GPT-3 uses 9")
         if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"classify.threshold = {self.threshold} must lie between 0 and 1")
+            raise ConfigError(f"classify.threshold = {self.threshold} is invalid: must be between 0 and 1")
 
     @property
     def rule(self) -> KeepRule:

@@ -102,9 +102,9 @@ class PiiConfig:
 
     def __post_init__(self) -> None:
         if self.enabled and not self.kinds:
-            raise ConfigError("pii.kinds is empty; name what to mask, or set pii.enabled = false")
+            raise ConfigError("pii.kinds = [] is invalid: must name what to mask. Or set pii.enabled = false")
         if len(set(self.kinds)) != len(self.kinds):
-            raise ConfigError(f"pii.kinds names a kind twice: {', '.join(self.kinds)}")
+            raise ConfigError(f"pii.kinds = {list(self.kinds)} is invalid: a kind is named twice")
 
 
 def mask(text: str, config: PiiConfig) -> tuple[str, dict[Kind, int]]:

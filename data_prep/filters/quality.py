@@ -41,9 +41,9 @@ class QualityConfig:
 
     def __post_init__(self) -> None:
         if self.max_characters < 1:
-            raise ConfigError(f"quality.max_characters = {self.max_characters} must be at least 1")
+            raise ConfigError(f"quality.max_characters = {self.max_characters} is invalid: must be at least 1")
         if len(set(self.rules)) != len(self.rules):
-            raise ConfigError(f"quality.rules names a rule set twice: {', '.join(self.rules)}")
+            raise ConfigError(f"quality.rules = {list(self.rules)} is invalid: a rule set is named twice")
 
 
 def apply_rules(config: QualityConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:

@@ -50,13 +50,13 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.l2 < math.inf:
-            raise ConfigError(f"--l2 {self.l2} must be at least 0 and finite; the default is 0.01")
+            raise ConfigError(f"--l2 {self.l2} is invalid: must be at least 0 and finite. The default is 0.01")
         if self.max_iterations < 1:
-            raise ConfigError(f"--max-iterations {self.max_iterations} must be at least 1")
+            raise ConfigError(f"--max-iterations {self.max_iterations} is invalid: must be at least 1")
         if not 0 <= self.held_out < 1:
-            raise ConfigError(f"--held-out {self.held_out} must be at least 0 and below 1, for example 0.1")
+            raise ConfigError(f"--held-out {self.held_out} is invalid: must be at least 0 and below 1, for example 0.1")
         if not 0 < self.alpha < math.inf:
-            raise ConfigError(f"--alpha {self.alpha} must be above 0 and finite; GPT-3 has 9")
+            raise ConfigError(f"--alpha {self.alpha} is invalid: must be above 0 and finite. GPT-3 uses 9")
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,13 @@ class TrainQualityConfig:
 
     def __post_init__(self) -> None:
         if self.sample.max_documents < 2:
-            raise ConfigError(f"--max-documents {self.sample.max_documents} must be at least 2")
+            raise ConfigError(f"--max-documents {self.sample.max_documents} is invalid: must be at least 2")
         if self.output.suffix != SUFFIX:
-            raise ConfigError(f"--output {self.output} must end in {SUFFIX}, for example {self.output.stem}{SUFFIX}")
+            raise ConfigError(
+                f"--output {self.output} is invalid: must end in {SUFFIX}. Use {self.output.stem}{SUFFIX}"
+            )
         if self.output.is_dir():
-            raise ConfigError(f"--output {self.output} is a folder; name a file that ends in {SUFFIX}")
+            raise ConfigError(f"--output {self.output} is invalid: is a folder. Use a file that ends in {SUFFIX}")
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ def test_rows_and_tokens_of_a_shard_are_in_the_order_of_the_corpus(tmp_path, pro
 def test_invalid_settings_are_errors():
     with pytest.raises(ConfigError, match="set vocab_size to train a tokenizer, or path"):
         TokenizerConfig()
-    with pytest.raises(ConfigError, match=r"vocab_size = 200 must be at least 300"):
+    with pytest.raises(ConfigError, match=r"vocab_size = 200 is invalid: must be at least 300"):
         TokenizerConfig(vocab_size=200)
-    with pytest.raises(ConfigError, match=r"character_coverage = 0\.5 must lie between 0\.98 and 1"):
+    with pytest.raises(ConfigError, match=r"character_coverage = 0\.5 is invalid: must be between 0\.98 and 1"):
         TokenizerConfig(vocab_size=400, character_coverage=0.5)
-    with pytest.raises(ConfigError, match=r"train_bytes = 0 must be at least 1"):
+    with pytest.raises(ConfigError, match=r"train_bytes = 0 is invalid: must be at least 1"):
         TokenizerConfig(vocab_size=400, train_bytes=0)

@@ -269,7 +269,7 @@ def test_real_passages_are_cut_where_they_were_planted(tmp_path):
 
 
 def test_invalid_settings_are_errors():
-    with pytest.raises(ConfigError, match=r"decontaminate\.max_pieces = 0 must be at least 1"):
+    with pytest.raises(ConfigError, match=r"decontaminate\.max_pieces = 0 is invalid: must be at least 1"):
         DecontaminateConfig(max_pieces=0)
-    with pytest.raises(ConfigError, match=r"decontaminate\.window_characters = -1 must be at least 0"):
+    with pytest.raises(ConfigError, match=r"decontaminate\.window_characters = -1 is invalid: must be at least 0"):
         DecontaminateConfig(window_characters=-1)

@@ -129,7 +129,7 @@ def test_invalid_settings_are_errors():
         FuzzyConfig(bands=0)
     with pytest.raises(ConfigError, match=r"min_jaccard = 1\.5"):
         FuzzyConfig(min_jaccard=1.5)
-    with pytest.raises(ConfigError, match=r"min_jaccard = 0\.0 with rows = 1"):
+    with pytest.raises(ConfigError, match=r"min_jaccard = 0\.0 is invalid: with rows = 1"):
         FuzzyConfig(method="gpt3", min_jaccard=0.0)
     with pytest.raises(
         ConfigError, match=r"dedup_minhash\.method = 'gpt4' is invalid: must be one of .*; did you mean 'gpt3'"

@@ -53,8 +53,8 @@ def test_threshold_and_all_do_not_draw():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"alpha": 0.0}, r"classify\.alpha = 0\.0 must be above 0"),
-        ({"threshold": 1.5}, r"classify\.threshold = 1\.5 must lie between 0 and 1"),
+        ({"alpha": 0.0}, r"classify\.alpha = 0\.0 is invalid: must be above 0"),
+        ({"threshold": 1.5}, r"classify\.threshold = 1\.5 is invalid: must be between 0 and 1"),
     ],
 )
 def test_invalid_settings_are_errors(setting, message):

@@ -100,7 +100,7 @@ def test_the_first_set_drops_a_text_too_large_to_measure(tmp_path, prose):
 
 
 def test_invalid_settings_are_errors():
-    with pytest.raises(ConfigError, match="names a rule set twice"):
+    with pytest.raises(ConfigError, match="a rule set is named twice"):
         QualityConfig(rules=("c4", "c4"))
-    with pytest.raises(ConfigError, match="max_characters = 0 must be at least 1"):
+    with pytest.raises(ConfigError, match="max_characters = 0 is invalid: must be at least 1"):
         QualityConfig(max_characters=0)

@@ -121,10 +121,10 @@ def test_the_report_evaluates_scores_and_weights():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"l2": -1.0}, r"--l2 -1\.0 must be at least 0"),
-        ({"max_iterations": 0}, "--max-iterations 0 must be at least 1"),
-        ({"held_out": 1.0}, r"--held-out 1\.0 must be at least 0 and below 1"),
-        ({"alpha": -9.0}, r"--alpha -9\.0 must be above 0"),
+        ({"l2": -1.0}, r"--l2 -1\.0 is invalid: must be at least 0"),
+        ({"max_iterations": 0}, "--max-iterations 0 is invalid: must be at least 1"),
+        ({"held_out": 1.0}, r"--held-out 1\.0 is invalid: must be at least 0 and below 1"),
+        ({"alpha": -9.0}, r"--alpha -9\.0 is invalid: must be above 0"),
     ],
 )
 def test_invalid_settings_are_errors(setting, message):

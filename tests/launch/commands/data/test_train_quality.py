@@ -63,10 +63,10 @@ def test_a_model_is_trained_reported_and_reproduced(trained, tmp_path, capsys):
     [
         (["--positive", "gone.jsonl"], "--positive: no file matches 'gone.jsonl'"),
         (["--positive", "{trained}/bad.jsonl"], "is given as --positive and as --negative"),
-        (["--l2", "-1"], "--l2 -1.0 must be at least 0"),
+        (["--l2", "-1"], "--l2 -1.0 is invalid: must be at least 0"),
         (["--output", "{trained}/q.npz"], "must end in .safetensors"),
         (["--extract.main_contents", "x"], "unknown key 'main_contents'; did you mean 'main_content'?"),
-        (["--max-documents", "1"], "--max-documents 1 must be at least 2"),
+        (["--max-documents", "1"], "--max-documents 1 is invalid: must be at least 2"),
         (["--text-field", "body"], "step 'read' left none of its 120 documents (dropped: malformed 120)"),
     ],
 )
