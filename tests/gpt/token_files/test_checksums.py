@@ -136,7 +136,7 @@ def test_random_damage_is_refused_and_no_wrong_token_is_read(tmp_path, times):
             found = [*refused.values()]
             for document in range(601) if suffix == ".idx" else ():
                 try:
-                    assert data.files[0].document_start(document) == starts[document], f"{kind} at {at}"
+                    assert data.files[0].tokens.document_start(document) == starts[document], f"{kind} at {at}"
                 except DamagedTokens as error:
                     found.append(str(error))
             lengths = range(34, 34 + 4 * 600)  # lengths of documents; we read only the last one

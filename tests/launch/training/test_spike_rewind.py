@@ -143,7 +143,7 @@ def test_audit_names_what_each_rank_read_at_every_step(runs, poisoned, capsys):
     prefix, data = poisoned
     directory = folder / "rewound" / "run"
     sources = audit(capsys, directory, "--steps", f"1-{STEPS}")
-    file = data.files[0]
+    file = data.files[0].tokens
     told = {}
     for source in sources:
         assert {part["file"] for part in source["documents"]} == {f"{prefix}.bin"}
