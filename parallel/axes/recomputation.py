@@ -17,6 +17,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from gpt.model.config import ModelConfig
+from gpt.model.segment_attention import segment_attention
 from parallel.layout.config import ParallelConfig
 
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
@@ -28,6 +29,7 @@ _ATTENTION = (
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
+    segment_attention._opoverload,
 )
 _REDUCE_SCATTER = torch.ops._c10d_functional.reduce_scatter_tensor.default
 _OUT = 3  # a block's products in order: q, k, v, out, then gate and up or up alone, then down

@@ -7,6 +7,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 from layout_runs import (
     LAUNCH_TIMEOUT_S,
     MODEL,
@@ -18,8 +19,14 @@ from layout_runs import (
     launch,
     run_of,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt.model.config import ModelConfig
+from gpt.model.gpt import Block
+from gpt.model.masks import AttentionMask
+from gpt.model.segment_attention import segment_attention
+from parallel.axes.recomputation import wrap_block
+from parallel.layout.config import ParallelConfig
 
 pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
 ONE_HEAD = {**MODERN, "n_layers": 1, "n_kv_heads": 1}
@@ -128,3 +135,26 @@ def test_recomputation_keeps_what_the_formulas_say(results):
         assert math.isclose(kept["selective"], formula["selective"])
         if family == "gpt3":
             assert math.isclose(kept["none"], (28 / tensor + 4) * d, rel_tol=0.03)
+
+
+class _Calls(TorchDispatchMode):
+    """Counts calls of the attention kernel for segments."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.forward += function is segment_attention._opoverload
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("recompute", "calls"), [("none", 1), ("selective", 1), ("full", 2)])
+def test_attention_inside_documents_runs_again_only_under_full(recompute, calls):
+    config = ModelConfig(**MODEL)
+    block = wrap_block(Block(config), config, ParallelConfig(recompute=recompute, precision="fp32"))
+    x = torch.randn(2, 8, config.d_model, requires_grad=True)
+    mask = AttentionMask(segment_ids=torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2], [0] * 8]))
+    with _Calls() as counted:
+        block(x, None, mask).sum().backward()
+    assert counted.forward == calls
