@@ -24,7 +24,7 @@ from typing import Literal
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs" / "tutorials").glob("add_*.md"))
+PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 COPIED = ("gpt", "parallel", "data_prep", "launch")
 NEED_DATA = ("add_a_filter", "first_model")  # pages that prepare a corpus
 BLOCK = re.compile(r"(?ms)^```(\w*)\n(.*?)^```$")
