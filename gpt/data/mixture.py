@@ -1,6 +1,6 @@
-"""What a mixture of corpora comes to before anything is read: tokens and epochs of each; it opens no file.
+"""Plan a mixture: how many tokens and epochs of each corpus a run will read. It opens no file.
 
-The figures are the data order's own counts, not estimates, so a run that reads as many samples reads these.
+The figures are the data order's own counts, so a run of as many samples reads exactly these.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from gpt.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCorpus:
-    """A corpus that need not exist yet, by its length and its share."""
+    """The length and the weight of a corpus, which need not exist yet."""
 
     name: str
     n_tokens: int
-    n_documents: int = 0  # needed where samples are documents
+    n_documents: int = 0  # needed if samples are documents
     weight: float = 1.0  # any positive scale, as in [data]
-    stated_epochs: float | None = None  # what a source says, to be shown beside what comes out
+    stated_epochs: float | None = None  # as published, shown for comparison
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -51,7 +51,7 @@ class CorpusPlan:
     name: str
     n_tokens: int
     share: float  # weight / sum of the weights
-    planned_tokens: float  # share of what is planned
+    planned_tokens: float  # share of the run's planned tokens
     samples: int  # sequences of this corpus that the run reads
     realised_tokens: int  # samples * seq_len
     error: float  # realised_tokens / planned_tokens - 1
@@ -61,7 +61,7 @@ class CorpusPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class MixturePlan:
-    """A run's reading, in total and by corpus in the order given."""
+    """Everything that a run reads, in total and by corpus in the order given."""
 
     seq_len: int
     planned_tokens: int
@@ -71,7 +71,7 @@ class MixturePlan:
 
     @property
     def worst(self) -> CorpusPlan:
-        """The corpus furthest from its plan."""
+        """The corpus with the largest relative error."""
         return max(self.corpora, key=lambda row: abs(row.error))
 
     def as_json(self) -> dict[str, Any]:
@@ -86,50 +86,52 @@ def plan_mixture(
     sampling: SamplingRule | None = None,
     samples: int | None = None,
 ) -> MixturePlan:
-    """How a run of `planned_tokens` reads the corpora; of exactly `samples` sequences where a run has whole steps.
+    """Plan how a run of `planned_tokens` reads the corpora.
 
-    The work is a few steps a corpus whatever the tokens. ConfigError: no corpus, two of one name, one shorter than a
-    sequence.
+    `samples`: the exact number of sequences, if the run has whole steps. `sampling`: windows if None. Time grows with
+    the number of corpora, not of tokens. ConfigError: no corpus, two of one name, or one without a sample.
     """
     if not corpora:
         raise ConfigError("there is no corpus in the mixture; give at least one")
     check_names([(corpus.name, corpus.name) for corpus in corpora], where="the mixture")
     samples = -(-planned_tokens // seq_len) if samples is None else samples
-    in_order = sorted(corpora, key=lambda corpus: corpus.name)  # as TrainingData puts them
-    sizes = {
-        c.name: count_samples(
-            sampling or Windows(seq_len), n_tokens=c.n_tokens, n_documents=c.n_documents, called=f"corpus '{c.name}'"
-        )
+    in_order = sorted(corpora, key=lambda corpus: corpus.name)  # as TrainingData sorts them
+    rule = sampling or Windows(seq_len)
+    sizes = [
+        count_samples(rule, n_tokens=c.n_tokens, n_documents=c.n_documents, called=f"corpus '{c.name}'")
         for c in in_order
-    }
-    order = make_order(
-        [corpus.name for corpus in in_order],
-        sizes=[sizes[corpus.name] for corpus in in_order],
-        weights=[corpus.weight for corpus in in_order],
-        seed=0,  # which samples come is its affair, how many is not
-    )
-    counts = {corpus.name: count for corpus, count in zip(in_order, order.counts(samples), strict=True)}
+    ]
+    names, weights = [corpus.name for corpus in in_order], [corpus.weight for corpus in in_order]
+    order = make_order(names, sizes=sizes, weights=weights, seed=0)  # the counts do not depend on the seed
+    counts = dict(zip(names, zip(order.counts(samples), sizes, strict=True), strict=True))
     total_weight = sum(corpus.weight for corpus in corpora)
-    rows = []
-    for corpus in corpora:
-        planned, realised = planned_tokens * corpus.weight / total_weight, counts[corpus.name] * seq_len
-        rows.append(
-            CorpusPlan(
-                name=corpus.name,
-                n_tokens=corpus.n_tokens,
-                share=corpus.weight / total_weight,
-                planned_tokens=planned,
-                samples=counts[corpus.name],
-                realised_tokens=realised,
-                error=realised / planned - 1,
-                epochs=counts[corpus.name] / sizes[corpus.name],
-                stated_epochs=corpus.stated_epochs,
-            )
-        )
     return MixturePlan(
         seq_len=seq_len,
         planned_tokens=planned_tokens,
         samples=samples,
         realised_tokens=samples * seq_len,
-        corpora=tuple(rows),
+        corpora=tuple(
+            _row(
+                corpus, *counts[corpus.name], total_weight=total_weight, seq_len=seq_len, planned_tokens=planned_tokens
+            )
+            for corpus in corpora
+        ),
+    )
+
+
+def _row(
+    corpus: PlannedCorpus, read: int, size: int, *, total_weight: float, seq_len: int, planned_tokens: int
+) -> CorpusPlan:
+    """The plan of one corpus. `read`: samples that the run reads; `size`: samples of the corpus."""
+    planned, realised = planned_tokens * corpus.weight / total_weight, read * seq_len
+    return CorpusPlan(
+        name=corpus.name,
+        n_tokens=corpus.n_tokens,
+        share=corpus.weight / total_weight,
+        planned_tokens=planned,
+        samples=read,
+        realised_tokens=realised,
+        error=realised / planned - 1,
+        epochs=read / size,
+        stated_epochs=corpus.stated_epochs,
     )

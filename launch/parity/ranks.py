@@ -26,7 +26,7 @@ from launch.config.run_config import RunConfig, as_dict, from_dict, layout_of
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
 from launch.processes.rank_process import keep_freed_memory
-from launch.training.build import build_engine, build_loop, build_objective, pick_device
+from launch.training.build import build_engine, build_objective, build_run, pick_device
 from launch.training.resume import fresh_start
 
 PRELOAD = ("launch.parity.ranks",)  # imports torch and everything that a rank needs
@@ -97,7 +97,7 @@ def train_rank(rank: int, folder: str) -> None:
 
 def train(engine: Engine, config: RunConfig, steps: int) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of the recipe's first steps, by its own data order and schedule."""
-    run = build_loop(config, {}, peak_flops_per_s=0.0)
+    run = build_run(config, {}, peak_flops_per_s=0.0)
     data = TrainingData(config.data, seed=config.run.seed, vocab_size=config.model.vocab_size)
     reader = BatchReader(run, engine, data, build_objective(config))
     skipped = SkippedData.stated(config.data.skip)

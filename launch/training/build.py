@@ -1,4 +1,4 @@
-"""Builds the parts of a training run from its recipe: layout, device, data, engine, loop, metrics; runs none."""
+"""Build the parts of a training run from its recipe: device, data, objective, engine, run, metrics."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from parallel.layout.layout import Layout
 
 
 def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.device:
-    """The accelerator of this local rank, or the CPU."""
+    """The accelerator of this local rank, or the CPU. ConfigError: `run.device` asks for a GPU that is not there."""
     wanted = config.run.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -38,8 +38,8 @@ def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.dev
         return torch.device("cpu")
     if environment.local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"local rank {environment.local_rank} has no GPU of its own: {torch.cuda.device_count()} here; start as "
-            f"many processes per node as it has GPUs, or set run.device = 'cpu'"
+            f"local rank {environment.local_rank} has no GPU of its own: this node has {torch.cuda.device_count()}. "
+            f"Start as many processes per node as it has GPUs, or set run.device = 'cpu'"
         )
     device = torch.device("cuda", environment.local_rank)
     torch.cuda.set_device(device)
@@ -49,7 +49,7 @@ def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.dev
 def build_engine(
     config: RunConfig, layout: Layout, device: torch.device, start: RunStart, ledger: TimeLedger
 ) -> Engine:
-    """The engine with its weights: a checkpoint's, another run's, or the seed's. Collective over all ranks."""
+    """The engine with its weights: of the checkpoint, of another run, or of the seed. Collective over all ranks."""
     engine = choose.build_engine(
         engine_settings(config, layout),
         objective=build_objective(config),
@@ -67,12 +67,12 @@ def build_engine(
 
 
 def build_objective(config: RunConfig) -> Objective:
-    """What the recipe's [objective] says is learnt."""
+    """The objective of the recipe's [objective] section."""
     return config.objective.build(z_loss=config.train.z_loss)
 
 
 def check_objective(config: RunConfig) -> None:
-    """ConfigError if the recipe asks a model for texts whose head does not predict tokens."""
+    """ConfigError if the recipe asks for texts from a model that does not predict tokens."""
     with torch.device("meta"):
         predicts_tokens = isinstance(build_objective(config).head(config.model), VocabularyHead)
     for key in ("sample_every_tokens", "few_shot_every_tokens"):
@@ -94,7 +94,8 @@ def engine_settings(config: RunConfig, layout: Layout) -> EngineSettings:
     )
 
 
-def build_loop(config: RunConfig, saved_state: dict[str, object], *, peak_flops_per_s: float) -> Run:
+def build_run(config: RunConfig, saved_state: dict[str, object], *, peak_flops_per_s: float) -> Run:
+    """The run of a recipe. `saved_state` goes into each checkpoint; `peak_flops_per_s` is that of all devices."""
     return Run(
         config=config.train,
         checkpoint=config.checkpoint,
@@ -116,7 +117,7 @@ def build_loop(config: RunConfig, saved_state: dict[str, object], *, peak_flops_
 
 
 def watch_steps(config: RunConfig, layout: Layout, device: torch.device) -> Stragglers | None:
-    """What finds slow ranks, where the recipe wants it and there are ranks to compare."""
+    """The detector of slow ranks, or None if the recipe turns it off or there are no ranks to compare."""
     every_steps = config.health.straggler_every_steps
     if every_steps == 0 or layout.tensor * layout.data == 1:
         return None
@@ -124,6 +125,7 @@ def watch_steps(config: RunConfig, layout: Layout, device: torch.device) -> Stra
 
 
 def open_data(config: RunConfig) -> tuple[TrainingData, dict[str, ValidationData]]:
+    """The training data, and the validation corpora by name."""
     vocab_size = config.model.vocab_size
     data = TrainingData(config.data, seed=config.run.seed, vocab_size=vocab_size)
     validation = {
@@ -133,7 +135,7 @@ def open_data(config: RunConfig) -> tuple[TrainingData, dict[str, ValidationData
 
 
 def check_tokenizer(config: RunConfig) -> Tokenizer:
-    """The recipe's tokenizer, whose vocabulary the model must hold and which must have made the corpora."""
+    """The recipe's tokenizer. ConfigError: the model's vocabulary is too small, or another tokenizer made a corpus."""
     path = Path(config.data.tokenizer)
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -147,7 +149,10 @@ def check_tokenizer(config: RunConfig) -> Tokenizer:
 
 
 def total_peak_flops_per_s(config: RunConfig, environment: ClusterEnvironment, device: torch.device) -> float:
-    """Measured on the main rank while the others wait, so that they do not slow it; collective on a CPU."""
+    """The peak of all devices together, as stated in the recipe or measured. Every rank must call it.
+
+    The main rank measures while the others wait, so that they do not slow it. Other ranks get 0.
+    """
     if config.run.peak_flops_per_s is not None:
         return config.run.peak_flops_per_s * environment.world_size
     peak = torch.zeros((), dtype=torch.float64)
@@ -162,12 +167,13 @@ def total_peak_flops_per_s(config: RunConfig, environment: ClusterEnvironment, d
     return float(peak)
 
 
-def open_metrics(config: RunConfig, loop: Run, start: RunStart) -> MetricsWriter:
+def open_metrics(config: RunConfig, run: Run, start: RunStart) -> MetricsWriter:
+    """The metrics of the run, which the main rank writes."""
     return MetricsWriter(
         config.metrics,
         config.run.directory,
         run_config=as_dict(config),
         resume_step=start.step or None,
-        total_steps=loop.steps,
-        total_tokens=loop.batch.tokens_seen(loop.steps),
+        total_steps=run.steps,
+        total_tokens=run.batch.tokens_seen(run.steps),
     )

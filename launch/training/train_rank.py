@@ -1,4 +1,4 @@
-"""One rank of a training run, from its recipe to its exit status; starts no process."""
+"""Run one rank of a training run, from its recipe to its exit status. The launcher starts the processes."""
 
 import time
 from contextlib import nullcontext
@@ -10,10 +10,12 @@ import torch.distributed as dist
 from gpt.data.dataset import TrainingData, ValidationData
 from gpt.data.fingerprint import fingerprint
 from gpt.health.watchers import Heartbeat
+from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.goodput import current_account, summary_lines
 from gpt.telemetry.metrics import MetricsWriter
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.batches import epochs_read
+from gpt.training.engine import Engine
 from gpt.training.few_shot_probe import FewShotProbe, make_few_shot_probe
 from gpt.training.loop import TrainingLoop
 from gpt.training.run import Outcome, Run
@@ -33,8 +35,8 @@ from launch.processes.run_lock import lock
 from launch.runs.history import furthest_step
 from launch.training.build import (
     build_engine,
-    build_loop,
     build_objective,
+    build_run,
     check_objective,
     check_tokenizer,
     engine_settings,
@@ -46,7 +48,7 @@ from launch.training.build import (
 )
 from launch.training.checkpoint_space import check_space
 from launch.training.local_tier import check_fast_directory, run_identity
-from launch.training.resume import check_run_directory, find_start
+from launch.training.resume import RunStart, check_run_directory, find_start
 from launch.training.summary import describe, how_it_ended, prepare_run_directory, write_summary
 from parallel.agreement import all_gather_objects
 from parallel.checkpoint.local_tier import discard_all_local
@@ -57,7 +59,7 @@ from parallel.layout.layout import Layout, check_device
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a rank has in hand before it joins the others."""
+    """Everything that a rank opens and checks before it joins the others."""
 
     config: RunConfig
     environment: ClusterEnvironment
@@ -70,11 +72,11 @@ class Prepared:
     probe: FewShotProbe | None
     saved_state: dict[str, object]
     ledger: TimeLedger
-    reached: int  # about how far the run had come before this start
+    reached: int  # the approximate step that the run had reached before this start
 
 
 def run_rank(config: RunConfig, environment: ClusterEnvironment, *, resume: bool | None) -> int:
-    """Train as this rank of the run, alone or among the others that the launcher started; returns the exit status."""
+    """Train as this rank of the run, alone or with the others that the launcher started. Return the exit status."""
     is_first = environment.rank == 0
     ledger = TimeLedger(
         config.run.directory / "ledger.jsonl" if is_first else None,
@@ -85,21 +87,21 @@ def run_rank(config: RunConfig, environment: ClusterEnvironment, *, resume: bool
     with lock(config.run.directory, job_id=environment.slurm_job_id) if is_first else nullcontext():
         if is_first:
             progress = count_start(config.run.directory, environment.restart, reached=prepared.reached)
-            # the others wait for it, which they do for so long
+            # The other ranks wait for this one, for at most the timeout.
             time.sleep(min(progress.pause_s(config.run.restart_pause_s), config.run.collective_timeout_s / 2))
         with ledger.span("start_up/joining"):
             join_processes(environment, prepared.device, timeout_s=config.run.collective_timeout_s)
         try:
             watching = watch_rank(config.health, config.run.directory, error_file=environment.error_file)
-            # in this order: to be watched, ranks talk to each other, and NCCL reads its settings then
+            # In this order: the watchdog's set-up communicates, and NCCL reads its settings at the first communication.
             with deterministic(config.run.deterministic, prepared.device), watching as heartbeat:
                 return train_joined(prepared, heartbeat)
-        except LostPeers:  # it has been said, and what it was is in the run directory
+        except LostPeers:  # the watchdog has reported it, to the console and the run directory
             return 1
 
 
 def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedger, *, resume: bool | None) -> Prepared:
-    """Open and check all that one rank can alone, so that a user's mistake is told before ranks wait for each other."""
+    """Open and check everything that needs no other rank, so that ranks do not wait for one that finds a mistake."""
     layout = layout_of(config, environment.world_size)
     device = pick_device(config, environment)
     check_device(config.parallel, device.type)
@@ -117,8 +119,8 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
         "tokenizer": tokenizer.fingerprint,
     }
     stay_offline()
-    bootstrap_in_this_process()  # when few-shot questions are asked on the way
-    # what a restart goes on from is the run's own; on several nodes not all ranks know of one yet
+    bootstrap_in_this_process()  # for the few-shot probe
+    # A restart resumes in any case. With several nodes, some ranks do not yet know whether this is one.
     first_start = environment.restart is None and environment.local_world_size == environment.world_size
     check_run_directory(config, saved_state, resume=resume if first_start else None)
     return Prepared(
@@ -138,7 +140,33 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
 
 
 def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
-    """A rank among the others, from the checkpoint to the end of training; returns the exit status."""
+    """Train together with the other ranks, from the checkpoint to the end. Return the exit status."""
+    config = prepared.config
+    run, engine, start, events = start_run(prepared)
+    with prepared.ledger, open_metrics(config, run, start) if engine.is_main else nullcontext() as metrics:
+        if metrics is not None:
+            prepare_run_directory(config)
+            for line in describe(config, run, prepared.layout, device=prepared.device, data=prepared.data):
+                metrics.message(line)
+            for kind, line in events:
+                metrics.event(kind, step=start.step, text=line)
+        first_step = start.step  # the loop moves `start.state` on
+        outcome = train(prepared, run, engine, start, metrics=metrics, heartbeat=heartbeat)
+        prepared.ledger.shut_down()
+        weights = engine.weights_digest() if config.run.deterministic else None
+        if metrics is not None:
+            report_end(prepared, run, outcome, metrics, first_step=first_step, weights=weights)
+    if run.local_checkpoints is not None and outcome.ended in ("total_tokens", "target_loss"):
+        discard_all_local(run.local_checkpoints)
+    dist.destroy_process_group()  # not after an error: it would wait for a peer that is still in a collective
+    return mark_saved(prepared.environment) if outcome.ended == "signal" else 0
+
+
+def start_run(prepared: Prepared) -> tuple[Run, Engine, RunStart, list[tuple[EventKind, str]]]:
+    """Find the checkpoint, build the engine with its weights, and return both with the run and the events to log.
+
+    Collective over all ranks.
+    """
     config, layout, ledger = prepared.config, prepared.layout, prepared.ledger
     restart = known_restart(prepared.environment.restart)
     resume = prepared.resume if restart is None else None
@@ -149,52 +177,53 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
         sharding = sharding_signature(engine_settings(config, layout))
         start = find_start(config, prepared.saved_state, resume=resume, layout=sharding)
     if start.step >= config.train.steps(config.batch.ramp):
-        ledger.path = None  # nothing is left to train: the time since the end is no part of the run
-    ledger.write()  # a restart that fails from here on is in it
+        ledger.path = None  # nothing is left to train: the time since the run's end does not belong to it
+    ledger.write()  # so that the ledger has this start, even if it fails from here on
     with ledger.span("start_up/building"):
         engine = build_engine(config, layout, prepared.device, start, ledger)
     start = start.without_checkpoint()
     with ledger.span("start_up/measuring"):
         peak = total_peak_flops_per_s(config, prepared.environment, prepared.device)
-    run = build_loop(config, prepared.saved_state, peak_flops_per_s=peak)
+    run = build_run(config, prepared.saved_state, peak_flops_per_s=peak)
     events = [*start.events, *check_space(run, engine, step=start.step)]
     if restart is not None:
         events.insert(0, ("restart", describe_resume(restart, reached=prepared.reached, step=start.step)))
-    first_step = start.step
-    with ledger, open_metrics(config, run, start) if engine.is_main else nullcontext() as metrics:
-        if metrics is not None:
-            prepare_run_directory(config)
-            for line in describe(config, run, layout, device=prepared.device, data=prepared.data):
-                metrics.message(line)
-            for kind, line in events:
-                metrics.event(kind, step=first_step, text=line)
-        outcome = TrainingLoop(
-            run,
-            engine,
-            build_objective(config),
-            prepared.data,
-            prepared.validation,
-            state=start.state,
-            metrics=metrics,
-            ledger=ledger,
-            sampler=prepared.sampler,
-            probe=prepared.probe,
-            watch=watch_steps(config, layout, prepared.device),
-            heartbeat=heartbeat,
-        ).train()
-        ledger.shut_down()
-        weights = engine.weights_digest() if config.run.deterministic else None
-        if metrics is not None:
-            report_end(prepared, run, outcome, metrics, first_step=first_step, weights=weights)
-    if run.local_checkpoints is not None and outcome.ended in ("total_tokens", "target_loss"):
-        discard_all_local(run.local_checkpoints)
-    dist.destroy_process_group()  # not after an error: a peer still inside a collective would keep us from leaving
-    return mark_saved(prepared.environment) if outcome.ended == "signal" else 0
+    return run, engine, start, events
+
+
+def train(
+    prepared: Prepared,
+    run: Run,
+    engine: Engine,
+    start: RunStart,
+    *,
+    metrics: MetricsWriter | None,
+    heartbeat: Heartbeat,
+) -> Outcome:
+    """Run the training loop from `start`, whose state it advances. Collective over all ranks."""
+    config = prepared.config
+    return TrainingLoop(
+        run,
+        engine,
+        build_objective(config),
+        prepared.data,
+        prepared.validation,
+        state=start.state,
+        metrics=metrics,
+        ledger=prepared.ledger,
+        sampler=prepared.sampler,
+        probe=prepared.probe,
+        watch=watch_steps(config, prepared.layout, prepared.device),
+        heartbeat=heartbeat,
+    ).train()
 
 
 def known_restart(mine: Restart | None) -> Restart | None:
-    """What any rank knows of a failure before this start: torchrun counts it on the node of the rank that failed, and
-    elsewhere starts its ranks again as if for the first time. Collective."""
+    """The restart that any rank knows of, or None at a first start. Collective over all ranks.
+
+    torchrun counts a failure only on the node of the rank that failed. On other nodes it starts its ranks again as if
+    for the first time.
+    """
     known = [restart for restart in all_gather_objects(mine, None) if restart is not None]
     return max(known, key=lambda restart: restart.count, default=None)
 
@@ -208,7 +237,7 @@ def report_end(
     first_step: int,
     weights: str | None,
 ) -> None:
-    """How the run ended and where its time went, to the user and into the run directory."""
+    """Report how the run ended and where its time went, on the console and in the run directory."""
     config, step = prepared.config, outcome.state.step
     metrics.event("ended", step=step, text=how_it_ended(config, outcome, first_step=first_step))
     if step == first_step:

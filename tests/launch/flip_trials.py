@@ -69,11 +69,11 @@ class Trials:
     """The trials of one engine. Every rank draws the same numbers, and only one rank flips a bit."""
 
     def __init__(self, task, config, rank, engine):
-        from launch.training.build import build_loop, open_data
+        from launch.training.build import build_run, open_data
 
         self.nproc, self.bits, self.rank, self.random = task["nproc"], task["bits"], rank, random.Random(task["seed"])
         self.config, self.engine, self.step = config, engine, engine.optimizer_step
-        self.run, (self.data, _) = build_loop(config, {}, peak_flops_per_s=0.0), open_data(config)
+        self.run, (self.data, _) = build_run(config, {}, peak_flops_per_s=0.0), open_data(config)
         self.train()
         self.held = engine._replica_check.held  # tensors with replicas elsewhere, under the same names on every rank
         self.kept = [tensor.clone() for tensor in self.tensors()]

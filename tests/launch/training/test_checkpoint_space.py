@@ -11,7 +11,7 @@ import pytest
 
 from launch.config.run_config import read_run_config
 from launch.main import main
-from launch.training.build import build_loop
+from launch.training.build import build_run
 from launch.training.checkpoint_space import max_checkpoints
 
 
@@ -26,7 +26,7 @@ from launch.training.checkpoint_space import max_checkpoints
 )
 def test_the_largest_number_of_checkpoints(tiny_corpus: Any, settings: dict[str, int], expected: int) -> None:
     words = [word for key, value in settings.items() for word in (f"--checkpoint.{key}", str(value))]
-    run = build_loop(read_run_config(tiny_corpus.recipe, words), {}, peak_flops_per_s=0.0)
+    run = build_run(read_run_config(tiny_corpus.recipe, words), {}, peak_flops_per_s=0.0)
     assert max_checkpoints(run) == expected
 
 
