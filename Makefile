@@ -39,8 +39,8 @@ clean: ## remove .venv and what tools cached; runs/ and data/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
-# The first of the likely names that is Python 3.11 to 3.13, for which every dependency has a ready wheel, else a later
-# one. Prints its name, or why there is none.
+# Print the name of the first Python from 3.11 to 3.13, for which every dependency has a wheel, else of a later one.
+# Print the reason if there is none.
 define FIND_PYTHON
 for newest in 3.13 3.99; do
     found=
@@ -58,7 +58,7 @@ exit 1
 endef
 export FIND_PYTHON
 
-# The stamp is written last, so that an interrupted install is taken up again and not for a whole one.
+# Write the stamp last: after an interrupted install it is missing, so the next command installs again.
 $(INSTALLED): export PYTHON := $(PYTHON)
 $(INSTALLED): pyproject.toml
 	@rm -f $@

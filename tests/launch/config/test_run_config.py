@@ -50,7 +50,7 @@ def test_a_recipe_has_the_papers_values(name):
 def test_a_recipe_fits_the_cluster_in_its_comment(name):
     text = find_recipe(name).read_text()
     gpus, tensor, pipeline, data, micro = re.search(
-        r"for ([\d,]+) GPUs.*tensor (\d+) x pipeline (\d+) x data (\d+).* (\d+) micro-batches a rank", text
+        r"for ([\d,]+) GPUs.*tensor (\d+) x pipeline (\d+) x data (\d+).* (\d+) micro-batch(?:es)? a rank", text
     ).groups()
     layout = layout_of(read_run_config(name, []), int(gpus))
     assert (layout.tensor, layout.pipeline, layout.data, layout.micro_batches) == tuple(
