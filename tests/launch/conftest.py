@@ -103,6 +103,12 @@ def saved_runs():
 
 
 @pytest.fixture(scope="session")
+def written_runs():
+    """tests/launch/written_runs.py as a module."""
+    return beside_this("written_runs")
+
+
+@pytest.fixture(scope="session")
 def made(saved_runs, tmp_path_factory):
     """A run directory as training leaves it; not to be changed."""
     return saved_runs.save_training(tmp_path_factory.mktemp("run"))

@@ -3,68 +3,11 @@
 Nothing is trained here: tests/launch/commands/test_train.py reports on real runs."""
 
 import json
-import re
-from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 
 from gpt.telemetry.event_log import append_event
-from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
-from gpt.telemetry.time_ledger import TimeLedger
 from launch.main import main
-from launch.reports import plots
-from launch.runs.history import Series, settle
-
-HOSTILE = '<script>alert(1)</script> & "quoted" \x1b[2J\x1b]0;title\x07'
-
-
-def write_run(directory, *, steps, lost=(), spike_at=None):
-    """Write a run directory with the real writers; the steps in `lost` are taken twice, by two processes."""
-    for part, (first, last) in enumerate([(0, lost[1]), (lost[0], steps)] if lost else [(0, steps)]):
-        resume = first if part else None
-        metrics = MetricsWriter(
-            MetricsConfig(wandb="disabled"), directory, run_config={}, resume_step=resume, interactive=True
-        )
-        with metrics, TimeLedger(directory / "ledger.jsonl", world_size=2, restart_count=part) as ledger:
-            ledger.resume(step=first, tokens=100 * first)
-            if part:
-                metrics.event("resumed", step=first, text=f"resumed from step {first}")
-            for step in range(first + 1, last + 1):
-                with ledger.span("training"):
-                    loss = 900.0 if step == spike_at else 8.0 - step / steps
-                values = {"loss": loss, "tokens_per_s": 1000.0, "step_s": 0.1, "tokens_seen": 100 * step}
-                metrics.log(step, values | {"learning_rate": 1e-4, "gradient_norm": 0.5, "peak_memory_bytes": 3 << 30})
-                ledger.step_done(step=step, tokens=100 * step)
-            metrics.log(last, {"validation/web <b>/loss": 7.5, "goodput": 0.5})
-            metrics.event("step_skipped", step=last, text=HOSTILE, more=float("nan"))
-            metrics.event("checkpoint_saved", step=last, text=f"saved {last}")
-
-
-def series(*steps):
-    return Series(np.array(steps), np.array(steps, dtype=np.float64))
-
-
-class Tags(HTMLParser):
-    """Collect the tags and attributes of a page, and check that every tag is closed."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.seen, self.attributes = [], [], []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        self.seen.append(tag)
-        self.attributes += attributes
-        if tag not in ("meta", "html"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.seen.append(tag)
-        self.attributes += attributes
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 def report(directory, tmp_path, capsys):
@@ -75,15 +18,15 @@ def report(directory, tmp_path, capsys):
     return capsys.readouterr().out, (tmp_path / "r.html").read_text(), facts
 
 
-def test_a_restarted_run_with_hostile_text(tmp_path, capsys, monkeypatch):
+def test_a_restarted_run_with_hostile_text(written_runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "canary-4711")
     run = tmp_path / "run <i>"
-    write_run(run, steps=60, lost=(40, 50))
+    written_runs.write_run(run, steps=60, lost=(40, 50))
     said, page, facts = report(run, tmp_path, capsys)
     assert "\x1b" not in said
     assert "\x07" not in said
     assert "canary-4711" not in said + page
-    tags = Tags(page)
+    tags = written_runs.Tags(page)
     assert tags.open == []
     assert not {"script", "link", "img", "iframe", "object"} & set(tags.seen)
     assert "<script>alert" not in page
@@ -101,20 +44,9 @@ def test_a_restarted_run_with_hostile_text(tmp_path, capsys, monkeypatch):
     assert f"{facts['goodput']:.1%}" in page
 
 
-def test_the_page_of_a_long_run_is_small_and_shows_a_single_spike(tmp_path, capsys):
+def test_a_dead_or_damaged_run_shows_what_can_be_read(written_runs, tmp_path, capsys):
     run = tmp_path / "run"
-    write_run(run, steps=4_000, spike_at=1_777)
-    _, page, _ = report(run, tmp_path, capsys)
-    assert len(page) < 400_000
-    band = re.search(r'<path class="band s0" d="([^"]+)"', page)[1]
-    heights = [float(point.split()[1]) for point in band.strip("MZ").split("L")]
-    assert min(heights) < plots.TOP + 0.1 * plots.HEIGHT, "the band reaches the top at the spike"
-    assert sorted(heights)[len(heights) // 10] > 0.5 * plots.HEIGHT
-
-
-def test_a_dead_or_damaged_run_shows_what_can_be_read(tmp_path, capsys):
-    run = tmp_path / "run"
-    write_run(run, steps=6)
+    written_runs.write_run(run, steps=6)
     append_event(run / "events.jsonl", "from the future", step=3, text="", fields={"x": [1]})
     blamed = {"finding": "died", "reports": "runs/x/hangs/1"}
     append_event(run / "events.jsonl", "hang", step=5, text="rank 1 in step 5", fields=blamed)
@@ -143,7 +75,7 @@ def test_a_dead_or_damaged_run_shows_what_can_be_read(tmp_path, capsys):
     assert (facts["step"], page.count("<svg")) == (0, 0)
 
 
-def test_a_path_that_is_no_run_is_reported_in_one_line(tmp_path, capsys):
+def test_a_path_that_is_no_run_is_reported_in_one_line(written_runs, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for path, words in (
         (tmp_path, "is not a run directory"),
@@ -154,14 +86,7 @@ def test_a_path_that_is_no_run_is_reported_in_one_line(tmp_path, capsys):
         said = capsys.readouterr()
         assert (said.out, said.err.count("\n")) == ("", 1)
         assert words in said.err
-    write_run(tmp_path / "run", steps=2)
+    written_runs.write_run(tmp_path / "run", steps=2)
     capsys.readouterr()
     assert main(["report", str(tmp_path / "run"), "--html", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
-
-
-def test_steps_taken_twice_count_once():
-    metrics, lost = settle([{"a": series(1, 2, 3), "b": series(3)}, {"a": series(2, 3, 4)}])
-    assert metrics["a"].steps.tolist() == [1, 2, 3, 4]
-    assert "b" not in metrics
-    assert [{name: s.steps.tolist() for name, s in take.items()} for take in lost] == [{"a": [2, 3], "b": [3]}]

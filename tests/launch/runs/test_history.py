@@ -34,6 +34,16 @@ def test_repeated_steps_count_as_they_were_last_taken(tmp_path: Path) -> None:
     assert [pairs(take["loss"]) for take in superseded] == [[(2, 4.0), (3, 3.0)]]
 
 
+def test_a_metric_that_one_take_lacks_keeps_no_superseded_value() -> None:
+    def series(*steps: int) -> Series:
+        return Series(np.array(steps), np.array(steps, dtype=np.float64))
+
+    metrics, lost = settle([{"a": series(1, 2, 3), "b": series(3)}, {"a": series(2, 3, 4)}])
+    assert metrics["a"].steps.tolist() == [1, 2, 3, 4]
+    assert "b" not in metrics
+    assert [{name: s.steps.tolist() for name, s in take.items()} for take in lost] == [{"a": [2, 3], "b": [3]}]
+
+
 def test_a_series_is_split_at_long_gaps() -> None:
     series = Series(np.array([1, 2, 3, 100, 101]), np.arange(5.0))
     assert [pairs(part) for part in runs_without_gaps(series)] == [
