@@ -16,7 +16,7 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """A mask by rule. Not a tuple or tensor: FSDP would cast its tensors to the compute dtype on the way into a block.
+    """A mask by rule. Its tensors are integers, which FSDP does not cast on the way into a block.
 
     `kind`: `causal`, `full` (bidirectional) or `prefix` (bidirectional within the first `prefix_lengths` (b,)
     positions, causal after them). `segment_ids` (b, t) int64: attention stays within equal ids, and positions with the

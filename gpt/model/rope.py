@@ -1,7 +1,6 @@
 """Rotary positions (arXiv 2104.09864), with Llama 3's scaling."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,14 +8,15 @@ from torch import Tensor
 from gpt.model.config import ModelConfig, RopeScaling
 
 
-@dataclass(frozen=True)
 class Angles:
-    """The rotary angles of all positions, computed once for all layers; cos and sin (1 or b, 1, t, e/2) in fp32.
+    """The rotary angles of all positions, computed once for all layers: cos and sin (1 or b, 1, t, e/2) in fp32.
 
-    Not a tuple: FSDP would cast its tensors to the compute dtype on the way into a block."""
+    Neither a tuple nor a dataclass: FSDP looks into both on the way into a block and would round the angles to the
+    compute dtype.
+    """
 
-    cos: Tensor
-    sin: Tensor
+    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+        self.cos, self.sin = cos, sin
 
 
 def rotary_angles(

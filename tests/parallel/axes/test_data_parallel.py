@@ -5,10 +5,11 @@ tests/parallel/engines/test_layouts.py compares ZeRO stages over several ranks.
 
 import pytest
 import torch
-from layout_runs import settings_of, tokens_of_step
+from layout_runs import MODERN, settings_of, tokens_of_step
 from torch.distributed.fsdp import FSDPModule
 
 from gpt.losses.batch import Batch
+from gpt.model.rope import angles_of
 from gpt.training.objective import NextToken
 from parallel.axes.data_parallel import accumulate
 from parallel.axes.initialisation import initialise_shards
@@ -17,8 +18,8 @@ from parallel.layout.mesh import build_mesh
 from parallel.parallelize import build_stage
 
 
-def stage_of(**parallel):
-    settings = settings_of({"world_size": 1, "parallel": parallel, "model": {"n_layers": 2}})
+def stage_of(model=None, **parallel):
+    settings = settings_of({"world_size": 1, "parallel": parallel, "model": {**(model or {}), "n_layers": 2}})
     objective = NextToken()
     stage = build_stage(
         settings.model,
@@ -63,6 +64,16 @@ def test_bf16_computes_with_copies_of_fp32_weights(process_group):
     assert seen == [(torch.bfloat16, torch.bfloat16)] * 2
     for name, parameter in canonical_parameters(stage):
         assert parameter.dtype == parameter.grad.dtype == torch.float32, name
+
+
+def test_rotary_angles_reach_bf16_blocks_in_fp32(process_group):
+    """FSDP casts what it can look into; bf16 angles are wrong by whole turns at large positions."""
+    stage, seen = stage_of(precision="bf16", model=MODERN), []
+    stage.model.blocks["1"].attention.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    accumulate(stage, micro_batches(8), zero_stage=1)
+    expected = angles_of(stage.model.config, None, length=16, device=torch.device("cpu"))
+    assert torch.equal(seen[0].cos, expected.cos)
+    assert torch.equal(seen[0].sin, expected.sin)
 
 
 def test_every_block_and_the_stage_are_wrapped(process_group):
