@@ -1,0 +1,78 @@
+"""`data.document_mask` and `data.sampling` through the commands: train, resume, evaluate, audit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+SHORT = ["--train.total_tokens", "2048", "--checkpoint.every_tokens", "1024", "--metrics.wandb", "disabled"]
+SHORT += ["--run.peak_flops_per_s", "1e12", "--data.document_mask", "true"]
+
+
+def triaxial(*words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "launch.main", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=ROOT)
+
+
+def values(run, key):
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [line[key] for line in lines if key in line]
+
+
+@pytest.fixture(scope="module", params=["window", "document"])
+def trained(request, tiny_corpus, tmp_path_factory):
+    run = tmp_path_factory.mktemp(request.param) / "run"
+    words = [tiny_corpus.recipe, "--run.directory", run, "--data.sampling", request.param, *SHORT]
+    done = triaxial("train", *words)
+    assert done.returncode == 0, done.stderr
+    return run, words
+
+
+def test_evaluate_finds_the_loss_that_training_logged(trained):
+    """Training evaluates padded batches under a mask; the command reads each document alone."""
+    run, _ = trained
+    report = run / "evaluation.json"
+    done = triaxial("evaluate", run, "--tasks", "none", "--json", report, "--max-tokens", "4096")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())["validation"]["topics"]
+    assert found["loss_nats"] == pytest.approx(values(run, "validation/topics/loss")[-1], rel=1e-5)
+
+
+def test_another_rule_for_documents_is_refused_on_resume(trained):
+    _, words = trained
+    done = triaxial("train", *words, "--data.document_mask", "false")
+    assert done.returncode == 2
+    assert "data.document_mask was True and is now False" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_tensor_2_follows_the_same_losses(trained, tmp_path):
+    run, words = trained
+    done = triaxial("train", *words, "--run.directory", tmp_path / "two", "--nproc", 2, "--parallel.tensor", 2)
+    assert done.returncode == 0, done.stderr
+    assert values(tmp_path / "two", "loss") == pytest.approx(values(run, "loss"), rel=1e-5)
+
+
+def test_audit_names_one_document_a_sequence_where_a_sample_is_one(trained):
+    run, words = trained
+    done = triaxial("data", "audit", run, "--step", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    sequences = [json.loads(line) for line in done.stdout.splitlines()]
+    counts = {len(sequence["documents"]) for sequence in sequences}
+    assert (counts == {1}) == ("document" in words)
+
+
+def test_a_stream_with_other_documents_is_refused_in_one_line(tiny_corpus, tmp_path):
+    corpus = f'[{{ path = "{tiny_corpus.folder}/train", streams = {{ label = "{tiny_corpus.folder}/validation" }} }}]'
+    words = [tiny_corpus.recipe, "--run.directory", tmp_path / "run", "--data.train", corpus, *SHORT]
+    done = triaxial("train", *words)
+    assert done.returncode == 2
+    assert "stream 'label'" in done.stderr
+    assert "documents" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
