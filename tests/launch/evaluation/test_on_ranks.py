@@ -257,10 +257,10 @@ def test_the_launcher_starts_ranks_and_only_the_main_rank_reports(run: Path, tmp
         (["--nproc", "3", "--parallel.tensor", "3"], "model.n_heads = 4 is not divisible by parallel.tensor = 3"),
         (["--nproc", "5", "--parallel.pipeline", "5"], "model.n_layers = 2 blocks do not fill 5 pipeline stages"),
         (["--parallel.tensor", "2"], "does not divide the 1 processes; start 2 processes (--nproc"),
-        (["--nproc", "2", "--parallel.zero_stage", "3"], "only its layout can be chosen, by --parallel.tensor"),
+        (["--nproc", "2", "--parallel.zero_stage", "3"], "except its layout. Use --parallel.tensor"),
         (["--nproc", "2", "--model.n_heads", "2"], "--model.n_heads is invalid: a trained model cannot be changed"),
-        (["--nproc", "2", "--parallel.tensr", "2"], "only its layout can be chosen"),
-        (["--nproc", "2", "--step", "3"], "there are: 20, 40, 60"),
+        (["--nproc", "2", "--parallel.tensr", "2"], "except its layout. Use --parallel.tensor"),
+        (["--nproc", "2", "--step", "3"], "There are: 20, 40, 60"),
         (["--nproc", "2", "--tasks", "none", "gpt3"], "'none' excludes other tasks"),
     ],
 )
