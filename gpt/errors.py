@@ -20,7 +20,7 @@ class ConfigError(Exception):
 
 
 class DiskFull(ConfigError):
-    """A disk is full. A restart may succeed, since somebody may free space."""
+    """A disk is full. A restart may succeed, because space may be freed in the meantime."""
 
     exit_status = 1
 

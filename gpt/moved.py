@@ -1,4 +1,4 @@
-"""Where the modules of version 0.1 are now. Only a failed import loads this file; see `gpt/__init__.py`."""
+"""The new locations of the modules of version 0.1. Only a failed import loads this file; see `gpt/__init__.py`."""
 
 
 def raise_if_moved(name: str) -> None:

@@ -21,7 +21,7 @@ _U = TypeVar("_U")
 
 
 class Alone(Enum):
-    """In place of a process group: this process by itself, even if there are others."""
+    """Use in place of a process group: this process alone, even if there are others."""
 
     ALONE = "alone"
 
@@ -101,7 +101,7 @@ def _attempt(action: Callable[[], _T], path: Path, rank: int) -> tuple[tuple[_T 
     try:
         return (action(), None), None
     except PeerLost:
-        raise  # there is nobody to agree with
+        raise  # there is no other rank
     except (Exception, CheckpointException) as error:
         mine = _as_config_error(error, path, rank)
         return (None, mine), None if error is mine else error

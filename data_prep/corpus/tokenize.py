@@ -46,7 +46,9 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if self.path is None and self.vocab_size is None:
-            raise ConfigError("tokenizer: set vocab_size to train a tokenizer, or path to use an existing one")
+            raise ConfigError(
+                "[tokenizer] is incomplete. Set vocab_size to train a tokenizer, or path to use an existing one"
+            )
         if self.vocab_size is not None and self.vocab_size < 300:
             raise ConfigError(
                 f"tokenizer.vocab_size = {self.vocab_size} is invalid: must be at least 300, for 256 bytes, 2 marks "

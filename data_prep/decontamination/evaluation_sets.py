@@ -56,7 +56,7 @@ def find_set_files(sets: Sequence[EvaluationSet], *, where: str) -> list[tuple[P
     names = [s.name for s in sets]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"{where}: two sets are named '{name}'; give each its own name")
+            raise ConfigError(f"{where}: two sets are named '{name}'. Give each a name of its own")
     return [tuple(sorted({path for p in s.paths for path in _matches(p, f"{where} '{s.name}'")})) for s in sets]
 
 
@@ -77,7 +77,9 @@ def _matches(pattern: str, where: str) -> list[Path]:
         raise ConfigError(f"{where}: no file matches '{pattern}' (current folder: {Path.cwd()})")
     for path in matches:
         if path.is_dir() or not path.name.endswith(_ENDINGS):
-            raise ConfigError(f"{where}: cannot read '{path}'; give files that end in {', '.join(_ENDINGS)}")
+            raise ConfigError(
+                f"{where}: '{path}' is invalid: the ending is unknown. Use files that end in {', '.join(_ENDINGS)}"
+            )
     return [path.resolve() for path in matches]
 
 

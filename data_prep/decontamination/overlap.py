@@ -59,7 +59,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         if not self.corpora and not self.paths:
-            raise ConfigError("training: give corpora (folders of `triaxial prepare`) or paths (text files)")
+            raise ConfigError(
+                "training.corpora and training.paths are missing. Give folders of `triaxial prepare`, or text files"
+            )
         if self.works and len(self.works) != len(self.corpora):
             raise ConfigError(
                 f"training.works is invalid: has {len(self.works)} folders for {len(self.corpora)} corpora. "
@@ -220,7 +222,7 @@ def _texts(path: Path, reading: InputConfig) -> Iterator[tuple[int, str]]:
     for row, record in enumerate(read_records(path, reading)):
         if isinstance(record, Page):
             raise ConfigError(
-                f"training.paths: {path} has HTML pages; run `triaxial prepare` on it, and give its corpus instead"
+                f"training.paths: {path} has HTML pages. Run `triaxial prepare` on it, and give its corpus instead"
             )
         if not isinstance(record, Document):
             raise ConfigError(f"training.paths: {path}, record {row + 1}, cannot be read ({record.reason})")

@@ -202,8 +202,8 @@ def _answer_where_shared(probe: _Probe, function: Callable[[Any], Any], job: Any
 
 def _not_shared(node: str, probe: _Probe) -> str:
     return (
-        f"output.work = {probe.path.parent}: Ray's node {node} does not see this folder (no {probe.path.name} there); "
-        "choose one on a file system that all machines mount at the same path"
+        f"output.work = {probe.path.parent} is invalid: Ray's node {node} does not see this folder (no "
+        f"{probe.path.name} there). Choose one on a file system that all machines mount at the same path"
     )
 
 

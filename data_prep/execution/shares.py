@@ -149,7 +149,7 @@ class WorkFolderLock:
             if other is not None and other[1] != self.share.count and _is_locked(path):
                 raise ConfigError(
                     f"{self.folder}: share {other[0]}/{other[1]} is working in this folder, and this is share "
-                    f"{self.share}; all shares of a run need the same N, so stop the others first"
+                    f"{self.share}; all shares of a run need the same N. Stop the others first"
                 )
 
     def _take(self, path: Path, *, exclusive: bool, what: str) -> None:
@@ -209,7 +209,7 @@ class ShareWatch:
         if status.step == step and status.tasks and status.tasks != tasks:
             raise ConfigError(
                 f"{name} has other tasks in stage '{status.stage}' than this share: recipe, input files, code or "
-                "library versions differ; start all shares with the same command from the same installation"
+                "library versions differ. Start all shares with the same command from the same installation"
             )
 
     def _dead(self, number: int, status: RunStatus | None) -> str:

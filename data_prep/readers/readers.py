@@ -90,7 +90,7 @@ def kind_of(name: str) -> str:
     for ending, kind in ENDINGS.items():
         if name.endswith(ending):
             return kind
-    raise ConfigError(f"input.paths: cannot tell what '{name}' is; known endings: {', '.join(ENDINGS)}")
+    raise ConfigError(f"input.paths: '{name}' is invalid: the ending is unknown. Use {', '.join(ENDINGS)}")
 
 
 def read_records(path: Path, config: InputConfig) -> Iterator[Page | Document | Dropped]:

@@ -196,8 +196,8 @@ def _check_no_secret(url: str) -> None:
             held = "a key or signature"
         if held is not None:
             raise ConfigError(
-                f"{held} in the URL of {parts.scheme}://{parts.hostname}: recipes are kept with the corpus, so "
-                "leave it to fsspec's configuration (~/.config/fsspec) or the storage's own"
+                f"{held} in the URL of {parts.scheme}://{parts.hostname}: recipes are stored with the corpus. "
+                "Put it into fsspec's configuration (~/.config/fsspec) or the storage's own"
             )
 
 

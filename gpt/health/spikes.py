@@ -46,26 +46,27 @@ class SpikeConfig:
         minimum = {"window_steps": 8, "patience_steps": 1, "min_steps": 4, "rewind_steps": 1, "max_rewinds": 1}
         for key, bound in minimum.items():
             if getattr(self, key) < bound:
-                raise ConfigError(f"spike.{key} = {getattr(self, key)} must be at least {bound}")
+                raise ConfigError(f"spike.{key} = {getattr(self, key)} is invalid: must be at least {bound}")
         for key in ("sigmas", "min_rise_nats"):
             value = getattr(self, key)
             if not 0 < value < math.inf:
-                raise ConfigError(f"spike.{key} = {value} must be a finite number > 0")
+                raise ConfigError(f"spike.{key} = {value} is invalid: must be a finite number above 0")
         if self.window_steps > 4096:
             raise ConfigError(
-                f"spike.window_steps = {self.window_steps} must be at most 4096: every step sorts the window, and "
-                f"every checkpoint stores it"
+                f"spike.window_steps = {self.window_steps} is invalid: must be at most 4096, because every step sorts "
+                f"the window and every checkpoint stores it"
             )
         if self.patience_steps > self.window_steps // 4:
             raise ConfigError(
-                f"spike.patience_steps = {self.patience_steps} must be at most a quarter of spike.window_steps = "
-                f"{self.window_steps}, or a spike becomes the median before it is found; try "
-                f"{self.window_steps // 4}"
+                f"spike.patience_steps = {self.patience_steps} is invalid: must be at most a quarter of "
+                f"spike.window_steps = {self.window_steps}, or a spike becomes the median before it is found. Use "
+                f"{self.window_steps // 4} or less"
             )
         if self.skip_steps < self.rewind_steps + self.patience_steps:
             raise ConfigError(
-                f"spike.skip_steps = {self.skip_steps} must be at least spike.rewind_steps + spike.patience_steps = "
-                f"{self.rewind_steps + self.patience_steps}, so that the data of the high losses are skipped"
+                f"spike.skip_steps = {self.skip_steps} is invalid: must be at least spike.rewind_steps + "
+                f"spike.patience_steps = {self.rewind_steps + self.patience_steps}, so that the data of the "
+                f"high losses are skipped"
             )
 
     def rewind_target(self, spike: "Spike") -> int:

@@ -1,4 +1,4 @@
-"""The interface between the training loop and those who watch it: heartbeat, step watch, and signals that stop it.
+"""The interface between the training loop and its watchers: heartbeat, step watch, and signals that stop it.
 
 The watchers themselves are in parallel/health.
 """

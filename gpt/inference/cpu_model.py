@@ -1,9 +1,9 @@
 """Pack a model's blocks for fast inference on a CPU. The results equal the model's own to rounding.
 
-A step of generation reads every weight for few rows. So the weights get the memory layout of the kernels, projections
-of one input become one product, and a residual is added inside its product. A packed model cannot train, and its
-weights cannot be read back.
-Shapes as in gpt/model/gpt.py; i and o features of a layer's input and output.
+A step of generation reads every weight for only a few rows. Packing gives the weights the memory layout of the kernels.
+It joins projections of the same input into one product, and adds a residual inside its product. A packed model cannot
+train, and its weights cannot be read back. Shapes as in gpt/model/gpt.py; i and o features of a layer's input and
+output.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Generate tokens after prompts, with a key-value cache.
 
 Prompts of different lengths form a padded batch: they are right-aligned, and the padding on the left is masked and has
-no positions. So each sequence gets the same logits as alone, to rounding.
+no positions. Each sequence therefore gets the same logits as alone, to rounding.
 
 Shapes: b sequences, w width of the longest prompt, s positions so far (padding included), v vocab_size, n rows kept.
 """
@@ -51,10 +51,10 @@ def generate(
     """Generate tokens after every prompt (token ids) in one batch. Returns results in the order of the prompts.
 
     `max_new_tokens` and `seed` are for all prompts, or one for each. Each prompt has its own random stream, which
-    starts from its own seed, or from `seed + i` for prompt i. So it gets the same tokens in a batch as alone with that
-    seed. `n_ids` limits the choice to ids below it, for a tokenizer with fewer ids than the model's vocabulary.
-    `watch` is called for each token. It can stream the tokens, and it can end a prompt. Runs on the model's device;
-    all ranks of the model must call it.
+    starts from its own seed, or from `seed + i` for prompt i. It therefore gets the same tokens in a batch as alone
+    with that seed. `n_ids` limits the choice to ids below it, for a tokenizer with fewer ids than the model's
+    vocabulary. `watch` is called for each token. It can stream the tokens, and it can end a prompt. Runs on the model's
+    device; all ranks of the model must call it.
 
     ConfigError: an empty prompt, an id outside the vocabulary, or a prompt longer than n_ctx - max_new_tokens.
     """

@@ -30,7 +30,8 @@ class ForwardInputs:
 
 
 class InferenceModel(Protocol):
-    """What generation and evaluation need from a model. parallel/inference/model.py implements it over many ranks.
+    """The interface of a model for generation and evaluation. parallel/inference/model.py implements it over many
+    ranks.
 
     An index names a token of a forward pass by row * t + column.
 

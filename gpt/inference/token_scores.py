@@ -54,7 +54,7 @@ def _reduce_over_shards(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the logit of each target (p,), and log-sum-exp and argmax of each row (c,), over the whole vocabulary.
 
-    Of equal maxima, argmax is the first, as on one device.
+    If several are equal, argmax returns the first, as on one device.
     """
     size = logits.size(1)
     logits[:, max(0, shard.vocab_size - shard.start) :] = -torch.inf  # padding

@@ -39,9 +39,9 @@ class MetricsConfig:
 
     def __post_init__(self) -> None:
         if self.log_every_steps < 1:
-            raise ConfigError(f"metrics.log_every_steps = {self.log_every_steps} must be at least 1")
+            raise ConfigError(f"metrics.log_every_steps = {self.log_every_steps} is invalid: must be at least 1")
         if self.wandb != "disabled" and not self.wandb_project:
-            raise ConfigError("metrics.wandb_project is empty; give a project name, or set metrics.wandb = 'disabled'")
+            raise ConfigError("metrics.wandb_project is empty. Give a project name, or set metrics.wandb = 'disabled'")
 
 
 class MetricsWriter:

@@ -79,7 +79,7 @@ class TimeLedger:
 
     @contextmanager
     def span(self, phase: str) -> Iterator[None]:
-        """Count the time inside as `phase`. Of nested spans, the innermost counts."""
+        """Count the time inside as `phase`. In nested spans, time counts for the innermost one."""
         assert phase.partition("/")[0] in PHASES, phase
         self._count()
         if not phase.startswith("start_up") and self._phases[0] == PREPARING:

@@ -15,7 +15,7 @@ ID_FILE = "wandb_run_id"  # in the run directory
 
 @dataclass(frozen=True)
 class WandbSettings:
-    """Where and under which name a run is recorded.
+    """The location and name of a run's record.
 
     `resume`: continue the W&B run whose id is stored in `directory`. `job_type` "" is training; its id is stored there.
     Any other job becomes a separate W&B run, in a group named after the id of the training run. `kept_elsewhere` tells

@@ -50,7 +50,8 @@ def special_tokens_of(companions: Path, tokenizer_file: Path, tokenizer: Tokeniz
 
 
 def _added(with_template: list[int], without: list[int]) -> Iterable[int]:
-    """Return what a template puts before a text. What it puts after a text is left out: the text is to be continued."""
+    """Return what a template puts before a text. Tokens that it adds after a text are left out, because the text is to
+    be continued."""
     for start in range(len(with_template) - len(without) + 1):
         if with_template[start : start + len(without)] == without:
             return with_template[:start]

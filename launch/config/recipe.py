@@ -94,7 +94,7 @@ def _kind_of(field: dataclasses.Field[Any], value: Any, *, where: str) -> type[A
     if kinds is None:
         return None
     if not isinstance(value, dict):
-        raise ConfigError(f"{where} = {value!r} must be a table of keys")
+        raise ConfigError(f"{where} = {value!r} is invalid: must be a table of keys")
     if "kind" not in value:
         return typing.cast(type[Any], field.default_factory)
     if value["kind"] not in kinds:

@@ -73,8 +73,8 @@ class ClusterEnvironment:
             tasks = _whole_number("SLURM_STEP_NUM_TASKS", default=1)
             if tasks > 1:
                 raise ConfigError(
-                    f"srun started {tasks} tasks without telling them their ranks (RANK and WORLD_SIZE are not set). "
-                    "Start one torchrun a node, as slurm/train.sbatch does"
+                    f"srun started {tasks} tasks, but RANK and WORLD_SIZE are not set, so they do not know their ranks. "
+                    "Start one torchrun per node, as slurm/train.sbatch does"
                 )
             return cls(slurm_job_id=slurm_job_id, saved_file=saved_file)
         rank, world_size = _whole_number("RANK"), _whole_number("WORLD_SIZE")

@@ -83,12 +83,12 @@ def starts_ranks(args: argparse.Namespace) -> bool:
     if args.nproc is None:
         return False
     if args.nproc < 1:
-        raise ConfigError(f"--nproc {args.nproc} must be at least 1")
+        raise ConfigError(f"--nproc {args.nproc} is invalid: must be at least 1")
     if environment.master_addr is None:
         return bool(args.nproc > 1)
     if args.nproc != environment.world_size:
         raise ConfigError(
-            f"--nproc {args.nproc} under a launcher that started {environment.world_size} processes. Leave it out."
+            f"--nproc {args.nproc} is invalid: the launcher started {environment.world_size} processes. Leave it out."
         )
     return False
 

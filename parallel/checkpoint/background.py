@@ -191,7 +191,8 @@ class _Running:
         self.owner = owner
         self.result: SaveResult | None = None
         self._save, self._buffer, self._group, self._stall_s = save, buffer, group, stall_s
-        # A daemon thread: if training ends with an error, nobody waits for the save. Its folder is still hidden.
+        # A daemon thread: if training ends with an error, the process does not wait for the save. Its folder is still
+        # hidden.
         self.thread = threading.Thread(target=self._run, name=f"saving step {published_step(save.final)}", daemon=True)
 
     def _run(self) -> None:

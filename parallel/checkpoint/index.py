@@ -52,7 +52,7 @@ def read_index(path: Path, manifest: CheckpointManifest) -> dict[str, StoredTens
             chunks = tuple(Chunk(c["file"], tuple(c["offsets"]), tuple(c["shape"])) for c in entry["chunks"])
             stored = StoredTensor(tuple(entry["shape"]), DTYPES[entry["dtype"]], chunks)
             if not _tiles(stored):
-                raise CheckpointError(path, f"{INDEX}: the pieces of '{name}' do not make up its shape {stored.shape}")
+                raise CheckpointError(path, f"{INDEX}: the pieces of '{name}' do not fill its shape {stored.shape}")
             for chunk in chunks:
                 used_bytes[chunk.file] += math.prod(chunk.shape) * stored.dtype.itemsize
         except (KeyError, TypeError, ValueError) as error:

@@ -34,7 +34,7 @@ _OPEN_SHARDS = 128  # whose headers are kept
 
 
 class SafetensorsReader(StorageReader):
-    """Reads the pieces that DCP's load plan asks for out of the memory-mapped shards."""
+    """Reads the pieces of DCP's load plan from the memory-mapped shards."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -107,7 +107,7 @@ def load_checkpoint(
 ) -> None:
     """Load a checkpoint in place into tensors of any layout and any number of ranks; each rank reads what it needs.
 
-    `tensors` as for `save_checkpoint`. `complete`: also refuse a checkpoint with tensors that no rank asks for.
+    `tensors` as for `save_checkpoint`. `complete`: also refuse a checkpoint with tensors that no rank loads.
     `rounded`: round floating-point numbers to the dtype of the tensors here, if that is another one.
 
     Collective over `group`. Raises CheckpointError if a file has been changed since it was verified; ConfigError,
@@ -125,7 +125,7 @@ def load_checkpoint(
     unused = set(checkpoint.index).difference(*names) if complete else set()
     if unused:
         raise ConfigError(
-            f"checkpoint {path} holds {len(unused)} tensors that nothing here asks for, '{min(unused)}' the first; "
+            f"checkpoint {path} holds {len(unused)} tensors that are not requested here, such as '{min(unused)}'; "
             "it comes from another model or optimizer"
         )
     run_on_all_ranks(functools.partial(_read_planned, prepared[0], tensors, group), group, path=path)

@@ -1,4 +1,4 @@
-"""Read the collectives that torch's flight recorder has of a rank, and find where they left their pattern. No torch."""
+"""Read a rank's collectives from torch's flight recorder, and find where ranks begin to differ. No torch."""
 
 import json
 import socket

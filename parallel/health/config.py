@@ -27,25 +27,26 @@ class HealthConfig:
     def __post_init__(self) -> None:
         if self.hang_timeout_s < 1:
             raise ConfigError(
-                f"health.hang_timeout_s = {self.hang_timeout_s:g} must be at least 1 second, and longer than any step; "
-                f"to watch nothing, set health.watchdog = false"
+                f"health.hang_timeout_s = {self.hang_timeout_s:g} is invalid: must be at least 1 second, and longer than "
+                f"any step. To turn the watchdog off, set health.watchdog = false"
             )
         for key in ("first_step_timeout_s", "saving_timeout_s"):
             value = getattr(self, key)
             if value < self.hang_timeout_s:
                 raise ConfigError(
-                    f"health.{key} = {value:g} must be at least health.hang_timeout_s = {self.hang_timeout_s:g}"
+                    f"health.{key} = {value:g} is invalid: must be at least health.hang_timeout_s = "
+                    f"{self.hang_timeout_s:g}"
                 )
         for key in ("replica_check_every_steps", "straggler_every_steps"):
             if getattr(self, key) < 0:
-                raise ConfigError(f"health.{key} = {getattr(self, key)} must be at least 1, or 0 for never")
+                raise ConfigError(f"health.{key} = {getattr(self, key)} is invalid: must be at least 1, or 0 for never")
 
     def check_collective_timeout(self, collective_timeout_s: float) -> None:
         """Refuse a timeout of collectives that is not above hang_timeout_s: it would end the ranks first, and name
         none of them."""
         if self.watchdog and self.hang_timeout_s >= collective_timeout_s:
             raise ConfigError(
-                f"health.hang_timeout_s = {self.hang_timeout_s:g} must be below run.collective_timeout_s = "
-                f"{collective_timeout_s:g}, or collectives give up before the hung rank is found. Use "
+                f"health.hang_timeout_s = {self.hang_timeout_s:g} is invalid: must be below run.collective_timeout_s = "
+                f"{collective_timeout_s:g}, or collectives time out before the hung rank is found. Use "
                 f"run.collective_timeout_s = {2 * self.hang_timeout_s:.0f}, or health.watchdog = false"
             )

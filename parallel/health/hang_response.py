@@ -1,4 +1,4 @@
-"""What a monitor does once something is wrong: report, agree on a verdict with the other monitors, kill its rank.
+"""The response of a monitor to a fault: report, agree on a verdict with the other monitors, kill its rank.
 
 Monitors communicate through the run directory, and only then. The first one creates RUN/hangs/TIME. Each leaves its
 report there. The monitor of rank 0 decides which rank is to blame and prints the verdict; if it is silent, the monitor
@@ -29,7 +29,7 @@ from parallel.health.heartbeat import ALARM_AT, FAILED, RUNNING, STATUS, Beat
 from parallel.health.reports import HangReport, Member, MonitorSettings, gather_reports, hang_folder, is_leader
 from parallel.health.verdict import Verdict, decide, rank_lines, verdict_lines
 
-EXIT_S = 10.0  # how long a rank that failed may take to end by itself
+EXIT_S = 10.0  # how long a rank that failed may take to end without help
 GATHER_S = 3.0  # from the alarm until the verdict is made from the reports that are there
 DEPUTY_S = 0.5  # how much later another monitor decides, if that of rank 0 has not
 STACKS_SIGNAL = signal.SIGRTMIN + 10 if sys.platform == "linux" else signal.SIGUSR2  # nothing else uses it

@@ -66,7 +66,7 @@ def _after_exit(settings: MonitorSettings, shared: mmap.mmap, still_s: float) ->
     died_of, beat = signal_of_death(settings.me.pid), read_beat(shared)
     if beat.status == FAILED:
         needed = _is_missed_by_others(settings)
-    else:  # if somebody killed our launcher, nobody wants a report
+    else:  # if our launcher was killed on purpose, a report is not useful
         launcher_lives = is_alive(settings.launcher_pid, settings.launcher_started_at)
         needed = beat.status in (RUNNING, LOST) and launcher_lives
     if needed and len(settings.members) > 1:

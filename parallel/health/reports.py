@@ -29,7 +29,7 @@ class Member:
 
 @dataclass(frozen=True)
 class MonitorSettings:
-    """What a monitor must know of its rank and of the other ranks."""
+    """Facts that a monitor needs about its rank and the other ranks."""
 
     rank: int
     members: tuple[Member, ...]  # by rank
@@ -37,7 +37,7 @@ class MonitorSettings:
     hangs: str  # the folder RUN/hangs
     main_thread: int
     recorder: str  # socket of torch's flight recorder; "" if there is none
-    error_file: str  # file that tells torch elastic why a rank failed; "" if nobody reads one
+    error_file: str  # file in which torch elastic reads why a rank failed; "" if there is none
     launcher_pid: int
     launcher_started_at: str
     hang_timeout_s: float
@@ -51,7 +51,7 @@ class MonitorSettings:
 
 @dataclass(frozen=True)
 class HangReport:
-    """What the monitor of one rank saw. `pending` is the oldest recorded collective that the rank waits in."""
+    """The observations of one rank's monitor. `pending` is the oldest recorded collective that the rank waits in."""
 
     rank: int
     host: str

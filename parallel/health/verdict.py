@@ -73,7 +73,7 @@ def _stopped(reports: Reports, world_size: int) -> Verdict | None:
 
 
 def _busy(reports: Reports, world_size: int) -> Verdict | None:
-    """Blame ranks that wait for nobody; of several, those at the earliest step."""
+    """Blame ranks that wait for no other rank; if there are several, those at the earliest step."""
     busy = [report for report in reports if not report.waits_for_others and report.status == STATUS[RUNNING]]
     others = [report.rank for report in reports if report.waits_for_others]
     if not busy or (not others and len(reports) < world_size):
@@ -157,7 +157,7 @@ def _cut_off(reports: Reports, world_size: int) -> Verdict | None:
 
 
 def verdict_lines(verdict: Verdict, reports: Reports, *, world_size: int, folder: str) -> list[str]:
-    """Describe the verdict in a few lines for the terminal. The first line is complete by itself."""
+    """Describe the verdict in a few lines for the terminal. The first line is a complete summary."""
     by_rank = {report.rank: report for report in reports}
     culprits = [by_rank[rank] for rank in verdict.ranks if rank in by_rank]
     lines = [headline(verdict, reports, world_size=world_size)]

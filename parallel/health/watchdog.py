@@ -1,4 +1,4 @@
-"""Start a monitor process for this rank, and tell it of each beat. monitor.py is the other side."""
+"""Start a monitor process for this rank, and send it each beat. monitor.py is the other side."""
 
 import contextlib
 import dataclasses
@@ -60,7 +60,8 @@ def watch_rank(config: HealthConfig, run_directory: Path, *, error_file: Path | 
         try:
             yield heartbeat
         except Exception as error:
-            if len(settings.members) == 1:  # nobody needs this rank, and its process may continue with something else
+            if len(settings.members) == 1:  # no other rank needs this one, and its process may continue with something
+            else
                 heartbeat.stop()
                 raise
             heartbeat.kept_open = stack.pop_all()  # the monitor may still ask; this process is about to end
@@ -84,7 +85,7 @@ def _monitor_settings(
     os.ftruncate(beat_file, SIZE)
     faulthandler.register(STACKS_SIGNAL, file=stacks_file, all_threads=True)
     stack.callback(faulthandler.unregister, STACKS_SIGNAL)
-    if not faulthandler.is_enabled():  # leave it to whoever enabled it to read about a crash
+    if not faulthandler.is_enabled():  # if someone enabled it to see crashes, do not change it
         faulthandler.enable(file=stacks_file, all_threads=True)
         stack.callback(faulthandler.disable)
     me = Member(socket.gethostname(), _machine(), os.getpid(), process_started_at(os.getpid()))
@@ -134,7 +135,7 @@ class MonitoredHeartbeat:
     def lose(self, error: BaseException) -> NoReturn:
         """Tell the monitor that the peers are gone, and wait for it to end this process; LostPeers if it does not."""
         alarm_raised = bool(self.shared[ALARM_AT])
-        self._write(LOST, 0.0, _one_line(error))  # before printing, which blocks if nobody reads our output
+        self._write(LOST, 0.0, _one_line(error))  # before printing, because printing blocks if our output is not read
         if not alarm_raised:
             print(f"triaxial: {self._lost_words(error)}", file=sys.stderr, flush=True)
         if threading.current_thread() is threading.main_thread():
@@ -179,7 +180,7 @@ def lost_peers(error: BaseException) -> bool:
     """Whether an error, or a cause of it, comes from torch.distributed: a peer died, or did not answer."""
     seen: BaseException | None = error
     while seen is not None:
-        # a ConfigError is the user's mistake, unless it is about a save that was given up because a peer died
+        # a ConfigError is the user's mistake, unless it reports a save that failed because a peer died
         if isinstance(seen, ConfigError) and not isinstance(seen.__cause__, PeerLost):
             return False
         if isinstance(seen, (PeerLost, dist.DistError)):

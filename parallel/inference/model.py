@@ -42,8 +42,8 @@ class _UnpaddedCache:
 class DistributedModel:
     """An InferenceModel over a layout. Every rank must make the same calls in the same order.
 
-    `data_ranks_together`: data ranks need each other to compute, as under ZeRO 3. So they do the same work and count
-    as one data rank.
+    `data_ranks_together`: data ranks need each other to compute, as under ZeRO 3. They therefore do the same work and
+    count as one data rank.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from parallel.layout.pipeline_rules import check_schedule
 def micro_batches_per_step(parallel: ParallelConfig, batch: BatchConfig, *, seq_len: int, data: int) -> int:
     """Return the micro-batches per rank and step of the full batch, after checking every size of the batch ramp."""
     if batch.micro_batch_size < 1:
-        raise ConfigError(f"batch.micro_batch_size = {batch.micro_batch_size} must be at least 1")
+        raise ConfigError(f"batch.micro_batch_size = {batch.micro_batch_size} is invalid: must be at least 1")
     *ramped, full = (level.step_tokens for level in batch.ramp.levels())
     for tokens in ramped:
         _micro_batches_of(tokens, parallel, batch, seq_len=seq_len, data=data, name="the size of a batch ramp's step")
@@ -20,15 +20,16 @@ def _micro_batches_of(
 ) -> int:
     if step_tokens < seq_len or step_tokens % seq_len:
         raise ConfigError(
-            f"{name} = {step_tokens} is not a multiple of data.seq_len = {seq_len}; "
-            f"nearest: {nearest_multiples(seq_len, step_tokens)}"
+            f"{name} = {step_tokens} is invalid: must be a multiple of data.seq_len = {seq_len}. "
+            f"Use {nearest_multiples(seq_len, step_tokens)}"
         )
     seqs = step_tokens // seq_len
     micro_batch_seqs = batch.micro_batch_size * data  # over all data ranks
     if seqs % micro_batch_seqs:
         raise ConfigError(
-            f"batch.micro_batch_size {batch.micro_batch_size} x data-parallel size {data} = {micro_batch_seqs} "
-            f"sequences does not divide the global batch of {seqs} sequences ({step_tokens} tokens); "
+            f"batch.micro_batch_size = {batch.micro_batch_size} is invalid: times the data-parallel size {data}, it is "
+            f"{micro_batch_seqs} sequences, which does not divide the global batch of {seqs} sequences "
+            f"({step_tokens} tokens). "
             f"{_suggestion(batch, seqs=seqs, seq_len=seq_len, data=data)}"
         )
     micro_batches = seqs // micro_batch_seqs
@@ -45,5 +46,5 @@ def _suggestion(batch: BatchConfig, *, seqs: int, seq_len: int, data: int) -> st
     """Name micro-batch sizes that divide a data rank's sequences, or global batches if no micro-batch size does."""
     if seqs % data:
         near = nearest_multiples(batch.micro_batch_size * data * seq_len, seqs * seq_len)
-        return f"batch.global_batch_tokens nearest that does: {near}"
-    return f"batch.micro_batch_size nearest that do: {nearest_divisors(seqs // data, batch.micro_batch_size)}"
+        return f"Use batch.global_batch_tokens = {near}"
+    return f"Use batch.micro_batch_size = {nearest_divisors(seqs // data, batch.micro_batch_size)}"

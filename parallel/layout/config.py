@@ -76,7 +76,8 @@ class BatchConfig:
         initial = self.ramp_initial_tokens
         if initial is None:
             raise ConfigError(
-                f"batch.ramp_tokens = {self.ramp_tokens} needs batch.ramp_initial_tokens, the size of the first steps"
+                f"batch.ramp_tokens = {self.ramp_tokens} is invalid: it needs the size of the first steps. Set "
+                f"batch.ramp_initial_tokens"
             )
         increment = initial if self.ramp_increment_tokens is None else self.ramp_increment_tokens
         return BatchRamp(self.global_batch_tokens, initial, increment, self.ramp_tokens)

@@ -61,7 +61,7 @@ def resolve_layout(
     for key in ("tensor", "pipeline", "data", "data_shard", "stages_per_rank"):
         value = getattr(parallel, key)
         if value is not None and value < 1:
-            raise ConfigError(f"parallel.{key} = {value} must be at least 1")
+            raise ConfigError(f"parallel.{key} = {value} is invalid: must be at least 1")
     data = _data_size(parallel, world_size)
     shard = _shard_size(parallel, data)
     _check_model(parallel, model, seq_len)
@@ -92,7 +92,7 @@ def _data_size(parallel: ParallelConfig, world_size: int) -> int:
         if world_size % inner:
             raise ConfigError(
                 f"parallel.tensor {parallel.tensor} x parallel.pipeline {parallel.pipeline} = {inner} does not divide "
-                f"the {world_size} processes; start {nearest_multiples(inner, world_size)} processes (--nproc on one "
+                f"the {world_size} processes. Start {nearest_multiples(inner, world_size)} processes (--nproc on one "
                 f"machine)"
             )
         return world_size // inner
@@ -100,7 +100,7 @@ def _data_size(parallel: ParallelConfig, world_size: int) -> int:
     if product != world_size:
         raise ConfigError(
             f"parallel.tensor {parallel.tensor} x parallel.pipeline {parallel.pipeline} x parallel.data "
-            f"{parallel.data} = {product} is not the number of processes, {world_size}; start {product} processes "
+            f"{parallel.data} = {product} is not the number of processes, {world_size}. Start {product} processes "
             f"(--nproc on one machine), or remove parallel.data to use all processes"
         )
     return parallel.data
@@ -123,7 +123,7 @@ def _shard_size(parallel: ParallelConfig, data: int) -> int:
 
 def _check_model(parallel: ParallelConfig, model: ModelConfig, seq_len: int) -> None:
     if seq_len > model.n_ctx:
-        raise ConfigError(f"data.seq_len = {seq_len} is longer than model.n_ctx = {model.n_ctx}")
+        raise ConfigError(f"data.seq_len = {seq_len} is invalid: must be at most model.n_ctx = {model.n_ctx}")
     if parallel.async_tensor and not (parallel.compile and parallel.tensor > 1):
         raise ConfigError(
             f"parallel.async_tensor = true with parallel.compile = {str(parallel.compile).lower()} and parallel.tensor "
@@ -154,6 +154,6 @@ def _fills_all_ranks(rows: int, ranks: int) -> bool:
 def _check_divides(number: int, divisor: int, name: str, divisor_name: str) -> None:
     if number % divisor:
         raise ConfigError(
-            f"{name} = {number} is not divisible by {divisor_name} = {divisor}; nearest that divide: "
+            f"{divisor_name} = {divisor} is invalid: must divide {name} = {number}. Use "
             f"{nearest_divisors(number, divisor)}"
         )

@@ -36,12 +36,12 @@ def check_split(split: tuple[int, ...], model: ModelConfig, *, stages: int) -> t
     text = f"parallel.split = {list(split)}"
     if len(split) != stages:
         raise ConfigError(
-            f"{text} names {len(split)} stages, but parallel.pipeline x parallel.stages_per_rank gives {stages}; give "
-            f"one number of blocks for each stage, or remove it to balance the stages by cost"
+            f"{text} is invalid: it names {len(split)} stages, but parallel.pipeline x parallel.stages_per_rank gives "
+            f"{stages}. Give one number of blocks for each stage, or remove it to balance the stages by cost"
         )
     if sum(split) != model.n_layers:
         raise ConfigError(
-            f"{text} adds up to {sum(split)} blocks, but model.n_layers = {model.n_layers}; change either"
+            f"{text} is invalid: it adds up to {sum(split)} blocks, but model.n_layers = {model.n_layers}. Change either"
         )
     for stage, blocks in enumerate(split):
         if blocks < 0 or (blocks == 0 and stage not in (0, stages - 1)):
@@ -55,7 +55,7 @@ def check_split(split: tuple[int, ...], model: ModelConfig, *, stages: int) -> t
 def _check_enough(model: ModelConfig, stages: int) -> None:
     if model.n_layers < stages - 2:
         raise ConfigError(
-            f"model.n_layers = {model.n_layers} blocks do not fill {stages} pipeline stages (parallel.pipeline x "
-            f"parallel.stages_per_rank): every stage except the first and the last needs one; use at most "
+            f"model.n_layers = {model.n_layers} is invalid: does not fill {stages} pipeline stages (parallel.pipeline x "
+            f"parallel.stages_per_rank), because every stage except the first and the last needs a block. Use at most "
             f"{model.n_layers + 2} stages or at least {stages - 2} layers"
         )

@@ -43,7 +43,7 @@ class MeasurableEngine(Engine, Protocol):
 
 @dataclass(frozen=True)
 class RankReport:
-    """What a rank holds and sends in a step of `micro_batches`.
+    """Memory and traffic of a rank in a step of `micro_batches`.
 
     `gradient_bytes` are those of reduced gradients, which the optimizer reads. `peak_bytes` counts all tensors at once.
     `micro_batches_run` has one number if the whole step was run, and two if it was extrapolated from shorter steps.

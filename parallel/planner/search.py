@@ -26,7 +26,7 @@ AXIS_OF = {
 
 @dataclass(frozen=True)
 class Workload:
-    """What every layout trains: the same global batch of one model, on "cpu" or "cuda"."""
+    """The training that all layouts share: the same global batch of one model, on "cpu" or "cuda"."""
 
     model: ModelConfig
     batch: BatchConfig

@@ -79,8 +79,8 @@ class Traffic:
 class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the communication of this process in `traffic` while entered.
 
-    Groups of one rank move nothing and are not counted. Nor are the integers with which pipeline stages agree on
-    shapes, once in a run.
+    Groups of one rank move nothing and are not counted. The integers with which pipeline stages agree on shapes, once
+    in a run, are not counted either.
     """
 
     def __init__(self, mesh: Mesh) -> None:

@@ -1,7 +1,8 @@
 """Compare our logits with those of `transformers` on the same weights, of the whole model or of an excerpt.
 
 Only one of the two models is in memory at a time. A model too large for that is compared in its first layers and its
-first tokens of vocabulary. Digests show that all bits arrived; logits show that both libraries read them equally.
+first tokens of vocabulary. Digests show that all bits are equal; logits show that both libraries interpret them in the
+same way.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Which of our weights make up which tensor of a Hugging Face model: one table, read in both directions.
+"""The mapping between our weights and the tensors of a Hugging Face model: one table, read in both directions.
 
 `transformers` has two families for what gpt/model/gpt.py can build: GPT-2 (learned positions, LayerNorm, GELU, bias)
 and Llama (rotary positions, RMSNorm, SwiGLU).

@@ -1,7 +1,7 @@
 """Convert a model configuration to Megatron-LM's arguments and back. No code that a file names is run.
 
-Megatron-LM saves its arguments in a checkpoint's common.pt. A GPTModel that megatron-core alone saved has none: its
-tensors determine the sizes, but not the number of heads, nor settings that do not change a shape.
+Megatron-LM saves its arguments in a checkpoint's common.pt. A GPTModel that megatron-core alone saved has none. Its
+tensors determine the sizes, but not the number of heads, and not the settings that do not change a shape.
 """
 
 from collections.abc import Mapping

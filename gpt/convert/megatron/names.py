@@ -1,4 +1,4 @@
-"""Which of our weights make up which tensor of Megatron-core's GPTModel: one table, read in both directions.
+"""The mapping between our weights and the tensors of Megatron-core's GPTModel: one table, read in both directions.
 
 Megatron stacks the layers of one kind, (n_layers, rows, d). Queries, keys and values share one tensor, grouped by
 key-value head: the queries of the head, its key, its value. SwiGLU's gate and up share one tensor too, gate first.
@@ -33,7 +33,7 @@ _LINEAR = {
     "mlp.linear_fc2": ("mlp.down",),
 }
 _LAYER_NORM = {NORMS["input_layernorm."]: "attention_norm", NORMS["pre_mlp_layernorm."]: "mlp_norm"}
-# Modules that also save an empty object. Megatron asks for it when it loads.
+# Modules that also save an empty object. Megatron requires it when it loads.
 _WITH_OBJECTS = (
     *("self_attention.core_attention", "self_attention.linear_proj", "self_attention.linear_qkv"),
     *("mlp.linear_fc1", "mlp.linear_fc2"),

@@ -95,7 +95,7 @@ def read_metadata(folder: Path) -> dict[str, SavedTensor]:
     for name in decoded.names:
         if name not in _NAMES and not name.startswith(_NAMES_BELOW):
             raise ConfigError(
-                f"{path}: it names {name[:100]!r}, which no metadata needs; it was not run, and nothing was read"
+                f"{path}: it names {name[:100]!r}, which no metadata needs. It was not run, and nothing was read"
             )
     root = _state(decoded.root, "Metadata", path)
     positions = _positions(root.get("storage_data"), path)
@@ -233,7 +233,7 @@ def _checked(folder: Path, name: str, shape: tuple[int, ...], parts: tuple[Slice
     """Return the slice after checking that its parts fill the shape exactly: as many elements, and no overlap."""
     held = sum(math.prod(part.stored.shape) for part in parts)
     if held != math.prod(shape) or any(_overlap(a, b) for a, b in itertools.combinations(parts, 2)):
-        raise ConfigError(f"{folder}: the parts of '{name}' do not make up its shape {list(shape)}")
+        raise ConfigError(f"{folder}: the parts of '{name}' do not fill its shape {list(shape)}")
     dtype = parts[0].stored.dtype if parts else torch.float32
     return Slice(shape, dtype, parts)
 

@@ -1,8 +1,8 @@
 """Decode pickles as data, and encode data as pickles. Nothing that a pickle names is imported, called or changed.
 
-A pickle is a program. We execute the instructions that build tuples, lists, dicts and numbers; an instruction to call
-something becomes a `PickledObject`, a record of the call. docs/adr/0008 explains why neither Python's own unpickler
-with a list of allowed names nor torch's `weights_only` is used.
+A pickle is a program. We execute only the instructions that build tuples, lists, dicts and numbers. An instruction to
+call something becomes a `PickledObject`, a record of the call. docs/adr/0008 explains why neither Python's own
+unpickler with a list of allowed names nor torch's `weights_only` is used.
 """
 
 import pickletools

@@ -106,8 +106,8 @@ def plan_scores(
     """Plan the passes that score all requests. Returns the plan and, for each of its sequences, the requests it
     serves.
 
-    A sequence omits the last token of its request, which is not read. So answers that differ in their last token alone
-    are one sequence.
+    A sequence omits the last token of its request, which is not read. Answers that differ only in their last token are
+    therefore one sequence.
     """
     requests_of: dict[tuple[int, ...], list[int]] = {}
     for number, request in enumerate(requests):

@@ -111,7 +111,7 @@ def generate_sharing(
     Every rank of a layout must call it; all get all results. Batches have up to `batch_tokens` positions, new tokens
     included. Prompt i has the seed `seed + i` and gets the same tokens as alone. `watch` is called for the prompts of
     this data rank. `progress` is called with the number of prompts that a batch finished, and at the end with the
-    number of those that other data ranks finished. `sharing` False reads every prompt whole.
+    number of those that other data ranks finished. If `sharing` is False, every prompt is read whole.
     """
     check_prompts(prompts, n_ctx=n_ctx, max_new_tokens=max_new_tokens, vocab_size=model.vocab_size)
     settings = _Settings(prompts, n_ctx, max_new_tokens, seed, sampling, stop_ids, n_ids, watch)

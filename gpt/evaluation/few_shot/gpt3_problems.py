@@ -134,8 +134,7 @@ def make_problems(rule: TaskRule, *, seed: int, words: WordList) -> ProblemSet:
 
 
 def frequent_words(text: str, *, source: str, max_words: int = MAX_WORDS) -> WordList:
-    """Return the most frequent lower-case words of 5 to 14 letters a to z in a text. Of equals, the first comes
-    first."""
+    """Return the most frequent lower-case words of 5 to 14 letters a to z in a text. Equal counts keep their order."""
     found = Counter(word for word in re.findall(r"[^\W\d_]+", text) if len(word) in _LETTERS and _is_plain(word))
     return WordList(tuple(word for word, _ in found.most_common(max_words)), source)
 

@@ -20,7 +20,7 @@ _MAX_CHECKED = 100  # questions of a task that are checked for whether they fit 
 
 @dataclass(frozen=True)
 class FewShotOptions:
-    """What to evaluate.
+    """The tasks and options of an evaluation.
 
     `tasks`: names of our tasks, of groups of them (`gpt3`, `gpt3_arithmetic`, `gpt3_words`), or of the harness's tasks.
     `shots`: numbers of examples. `paper_shots`: also 0, 1 and the paper's number, if that many fit.

@@ -39,7 +39,7 @@ def test_rows_and_tokens_of_a_shard_are_in_the_order_of_the_corpus(tmp_path, pro
 
 
 def test_invalid_settings_are_errors():
-    with pytest.raises(ConfigError, match="set vocab_size to train a tokenizer, or path"):
+    with pytest.raises(ConfigError, match="Set vocab_size to train a tokenizer, or path"):
         TokenizerConfig()
     with pytest.raises(ConfigError, match=r"vocab_size = 200 is invalid: must be at least 300"):
         TokenizerConfig(vocab_size=200)

@@ -55,7 +55,7 @@ def test_kinds_of_files_give_the_same_examples(tmp_path):
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 500, mtime=0)[:-20], r"a\.jsonl\.gz is damaged or cut off"),
         ("a.parquet", b"no parquet", r"a\.parquet is not readable"),
         ("a.arrow", b"no arrow", r"a\.arrow is not readable"),
-        ("a.pickle", b"", r"sets 's': cannot read '.*a\.pickle'; give files that end in \.jsonl"),
+        ("a.pickle", b"", r"sets 's': '.*a\.pickle' is invalid: the ending is unknown\. Use files that end in \.jsonl"),
     ],
 )
 def test_a_record_that_cannot_be_read_stops_the_run(tmp_path, name, content, message):

@@ -187,7 +187,7 @@ def test_a_node_without_the_folder_is_named(tmp_path, cluster, functions):
             time.sleep(0.2)
         ray.shutdown()
         with pytest.raises(
-            ConfigError, match=rf"^output\.work = {work}: Ray's node .* does not see this folder"
+            ConfigError, match=rf"^output\.work = {work} is invalid: Ray's node .* does not see this folder"
         ) as caught:
             run(work, functions.slow_copy, [tmp_path / "a.in"], cluster, tmp_path / "log")
         assert "\n" not in str(caught.value)

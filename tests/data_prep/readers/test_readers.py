@@ -78,7 +78,7 @@ def test_json_lines_become_documents_or_reasons(tmp_path, ending):
 def test_json_lines_may_have_the_names_of_dolma(tmp_path):
     path = packed(tmp_path / "a.json.gz", b'{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n')
     assert [r.id for r in read(path)] == ["a", "b"]
-    with pytest.raises(ConfigError, match="cannot tell what"):
+    with pytest.raises(ConfigError, match="the ending is unknown"):
         find_inputs([str(packed(tmp_path / "a.json", b"{}"))])
 
 
@@ -113,7 +113,7 @@ def test_patterns_find_each_file_once(tmp_path):
     assert [path.name for path in found] == ["a.jsonl.gz", "b.txt", "d.warc.gz"]
     for pattern, message in [
         (f"{tmp_path}/*.nothing", "no file matches"),
-        (f"{tmp_path}/c.csv", "cannot tell what"),
+        (f"{tmp_path}/c.csv", "the ending is unknown"),
         (f"{tmp_path}/deep", "is a folder"),
     ]:
         with pytest.raises(ConfigError, match=message):

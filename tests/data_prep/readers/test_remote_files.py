@@ -171,7 +171,7 @@ def test_mistakes_in_urls_are_errors_without_their_secrets(tmp_path):
             find_inputs([url])
         assert "secret" not in str(raised.value)
     (tmp_path / "a.csv").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"cannot tell what 'a\.csv' is"):
+    with pytest.raises(ConfigError, match=r"'a\.csv' is invalid: the ending is unknown"):
         find_inputs([f"file://{tmp_path}/a.csv"])
 
 

@@ -97,10 +97,10 @@ def test_two_high_losses_are_no_spike_and_off_finds_none():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"patience_steps": 0}, "spike.patience_steps = 0 must be at least 1"),
-        ({"sigmas": 0.0}, "spike.sigmas = 0.0 must be a finite number > 0"),
-        ({"patience_steps": 40}, "at most a quarter of spike.window_steps = 128.*try 32"),
-        ({"skip_steps": 100}, r"spike.skip_steps = 100 must be at least .* = 103"),
+        ({"patience_steps": 0}, "spike.patience_steps = 0 is invalid: must be at least 1"),
+        ({"sigmas": 0.0}, "spike.sigmas = 0.0 is invalid: must be a finite number above 0"),
+        ({"patience_steps": 40}, "at most a quarter of spike.window_steps = 128.*Use 32 or less"),
+        ({"skip_steps": 100}, r"spike.skip_steps = 100 is invalid: must be at least .* = 103"),
         ({"window_steps": 10**6}, "at most 4096"),
     ],
 )

@@ -237,7 +237,7 @@ def children(pid):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--layout", "tensor=3"], ["--layout tensor=3", "model.n_heads = 2", "nearest that divide: 2"]),
+        (["--layout", "tensor=3"], ["--layout tensor=3", "must divide model.n_heads = 2. Use 2"]),
         (["--layout", "tensor"], ["'tensor' must be KEY=VALUE"]),
         (["--layout", "tensors=2"], ["parallel.tensors", "did you mean 'tensor'"]),
         (["--layout", "pipeline=2,schedule=gpip"], ["parallel.schedule = 'gpip'", "did you mean 'gpipe'"]),

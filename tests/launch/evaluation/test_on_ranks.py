@@ -252,11 +252,14 @@ def test_the_launcher_starts_ranks_and_only_the_main_rank_reports(run: Path, tmp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--nproc", "0"], "--nproc 0 must be at least 1"),
-        (["--nproc", "2", "--parallel.tensor", "3"], "does not divide the 2 processes; start 3 processes (--nproc"),
-        (["--nproc", "3", "--parallel.tensor", "3"], "model.n_heads = 4 is not divisible by parallel.tensor = 3"),
-        (["--nproc", "5", "--parallel.pipeline", "5"], "model.n_layers = 2 blocks do not fill 5 pipeline stages"),
-        (["--parallel.tensor", "2"], "does not divide the 1 processes; start 2 processes (--nproc"),
+        (["--nproc", "0"], "--nproc 0 is invalid: must be at least 1"),
+        (["--nproc", "2", "--parallel.tensor", "3"], "does not divide the 2 processes. Start 3 processes (--nproc"),
+        (["--nproc", "3", "--parallel.tensor", "3"], "parallel.tensor = 3 is invalid: must divide model.n_heads = 4"),
+        (
+            ["--nproc", "5", "--parallel.pipeline", "5"],
+            "model.n_layers = 2 is invalid: does not fill 5 pipeline stages",
+        ),
+        (["--parallel.tensor", "2"], "does not divide the 1 processes. Start 2 processes (--nproc"),
         (["--nproc", "2", "--parallel.zero_stage", "3"], "except its layout. Use --parallel.tensor"),
         (["--nproc", "2", "--model.n_heads", "2"], "--model.n_heads is invalid: a trained model cannot be changed"),
         (["--nproc", "2", "--parallel.tensr", "2"], "except its layout. Use --parallel.tensor"),

@@ -176,7 +176,7 @@ def test_archives_of_files_are_not_an_input(outside, tmp_path):
     home.mkdir()
     paths = archives(home)
     for path in paths:
-        with pytest.raises(ConfigError, match="cannot tell what"):
+        with pytest.raises(ConfigError, match="the ending is unknown"):
             find_inputs([str(path)])
     named = [path.with_name(f"{path.name}{ending}") for path in paths for ending in ENDINGS if ending != ".parquet"]
     for path in named:

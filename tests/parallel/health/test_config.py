@@ -9,10 +9,19 @@ from parallel.health.config import HealthConfig
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"hang_timeout_s": 0.5}, "health.hang_timeout_s = 0.5 must be at least 1 second"),
-        ({"saving_timeout_s": 5}, "health.saving_timeout_s = 5 must be at least health.hang_timeout_s = 300"),
-        ({"first_step_timeout_s": 5}, "health.first_step_timeout_s = 5 must be at least health.hang_timeout_s = 300"),
-        ({"replica_check_every_steps": -1}, "replica_check_every_steps = -1 must be at least 1, or 0 for never"),
+        ({"hang_timeout_s": 0.5}, "health.hang_timeout_s = 0.5 is invalid: must be at least 1 second"),
+        (
+            {"saving_timeout_s": 5},
+            "health.saving_timeout_s = 5 is invalid: must be at least health.hang_timeout_s = 300",
+        ),
+        (
+            {"first_step_timeout_s": 5},
+            "health.first_step_timeout_s = 5 is invalid: must be at least health.hang_timeout_s = 300",
+        ),
+        (
+            {"replica_check_every_steps": -1},
+            "replica_check_every_steps = -1 is invalid: must be at least 1, or 0 for never",
+        ),
     ],
 )
 def test_errors_name_key_value_and_rule(keys, message):

@@ -20,7 +20,7 @@ def test_the_ramp_grows_by_its_initial_size_unless_an_increment_is_given():
     [
         ({"ramp_initial_tokens": 256}, r"batch.ramp_initial_tokens = 256 without batch.ramp_tokens"),
         ({"ramp_increment_tokens": 64}, r"batch.ramp_increment_tokens = 64 without batch.ramp_tokens"),
-        ({"ramp_tokens": 2048}, r"batch.ramp_tokens = 2048 needs batch.ramp_initial_tokens"),
+        ({"ramp_tokens": 2048}, r"batch.ramp_tokens = 2048 is invalid: .*Set batch.ramp_initial_tokens"),
     ],
 )
 def test_keys_of_the_ramp_belong_together(keys, message):

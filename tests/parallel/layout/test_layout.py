@@ -26,14 +26,14 @@ def test_zero_stage_0_shards_over_one_rank(resolve):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"tensor": 3}, "= 3 does not divide the 8 processes; start 6 or 9"),
-        ({"tensor": 2, "data": 3}, "= 6 is not the number of processes, 8; start 6"),
-        ({"tensor": 0}, "parallel.tensor = 0 must be at least 1"),
-        ({"stages_per_rank": 0}, "parallel.stages_per_rank = 0 must be at least 1"),
-        ({"tensor": 8}, "model.n_heads = 12 is not divisible by parallel.tensor = 8; nearest that divide: 6 or 12"),
-        ({"data_shard": 3}, "data-parallel size = 8 is not divisible by parallel.data_shard = 3"),
+        ({"tensor": 3}, "= 3 does not divide the 8 processes. Start 6 or 9"),
+        ({"tensor": 2, "data": 3}, "= 6 is not the number of processes, 8. Start 6"),
+        ({"tensor": 0}, "parallel.tensor = 0 is invalid: must be at least 1"),
+        ({"stages_per_rank": 0}, "parallel.stages_per_rank = 0 is invalid: must be at least 1"),
+        ({"tensor": 8}, "parallel.tensor = 8 is invalid: must divide model.n_heads = 12. Use 6 or 12"),
+        ({"data_shard": 3}, "parallel.data_shard = 3 is invalid: must divide the data-parallel size = 8"),
         ({"zero_stage": 0, "data_shard": 2}, "nothing is sharded"),
-        ({"seq_len": 4096}, "data.seq_len = 4096 is longer than model.n_ctx = 2048"),
+        ({"seq_len": 4096}, "data.seq_len = 4096 is invalid: must be at most model.n_ctx = 2048"),
         (
             {"async_tensor": True, "tensor": 2},
             "async_tensor = true with parallel.compile = false and parallel.tensor = 2 is invalid",

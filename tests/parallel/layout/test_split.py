@@ -12,9 +12,12 @@ from parallel.layout.split import balanced_split
     [
         (
             {"pipeline": 8, "schedule": "interleaved_1f1b"},
-            "model.n_layers = 12 blocks do not fill 16 pipeline stages .*use at most 14 stages or at least 14 layers",
+            "model.n_layers = 12 is invalid: does not fill 16 pipeline stages .*Use at most 14 stages or at least 14 layers",
         ),
-        ({"pipeline": 4, "split": (3, 3, 3)}, r"parallel.split = \[3, 3, 3\] names 3 stages, but .* gives 4"),
+        (
+            {"pipeline": 4, "split": (3, 3, 3)},
+            r"parallel.split = \[3, 3, 3\] is invalid: it names 3 stages, but .* gives 4",
+        ),
         ({"pipeline": 4, "split": (3, 3, 3, 4)}, r"adds up to 13 blocks, but model.n_layers = 12"),
         ({"pipeline": 4, "split": (6, 0, 3, 3)}, r"stage 1 of 4 would hold nothing"),
         ({"pipeline": 2, "split": (13, -1)}, r"stage 1 of 2 would hold nothing"),

@@ -59,8 +59,8 @@ def test_every_chosen_layout_is_valid(chosen):
 
 def test_impossible_sizes_and_modes_have_a_reason(chosen):
     reasons = {skipped.layout: skipped.reason for skipped in chosen[1]}
-    assert "model.n_heads = 8 is not divisible by parallel.tensor = 3" in reasons["tensor=3"]
-    assert "3 sequences does not divide" in reasons["data=3"]
+    assert "parallel.tensor = 3 is invalid: must divide model.n_heads = 8" in reasons["tensor=3"]
+    assert "3 sequences, which does not divide" in reasons["data=3"]
     one_micro_batch = Workload(MODEL, BatchConfig(1, 64), 64, "cpu")
     choices, skipped = choose_layouts(2, one_micro_batch, precision="fp32")
     assert "needs at least as many micro-batches" in next(s.reason for s in skipped if s.layout == "schedule=1f1b")
@@ -81,5 +81,5 @@ def test_the_micro_batch_size_is_the_nearest_smaller_one_that_is_valid():
     workload = Workload(MODEL, BatchConfig(6, 16 * 64), 64, "cpu")
     assert fit_micro_batch(ParallelConfig(), workload).micro_batch_size == 4
     assert fit_micro_batch(ParallelConfig(data=8), workload).micro_batch_size == 2
-    with pytest.raises(ConfigError, match=r"batch.micro_batch_size = 0 must be at least 1"):
+    with pytest.raises(ConfigError, match=r"batch.micro_batch_size = 0 is invalid: must be at least 1"):
         fit_micro_batch(ParallelConfig(), Workload(MODEL, BatchConfig(0, 1024), 64, "cpu"))

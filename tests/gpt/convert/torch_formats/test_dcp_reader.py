@@ -254,5 +254,5 @@ def test_parts_that_overlap_or_are_missing_are_found(tmp_path):
             write_torch_dist(folder, halves, shapes={"x": (8, 2)}, dtype=torch.float32)
         else:
             write_torch_dist(folder, halves, shapes={"x": (9, 2)}, dtype=torch.float32)
-        with pytest.raises(ConfigError, match=r"do not make up its shape|overlap in"):
+        with pytest.raises(ConfigError, match=r"do not fill its shape|overlap in"):
             read(folder, "x")
