@@ -73,7 +73,7 @@ class ClusterEnvironment:
             tasks = _whole_number("SLURM_STEP_NUM_TASKS", default=1)
             if tasks > 1:
                 raise ConfigError(
-                    f"srun started {tasks} tasks, but RANK and WORLD_SIZE are not set, so they do not know their ranks. "
+                    f"srun started {tasks} tasks, but RANK and WORLD_SIZE are not set, so they have no ranks. "
                     "Start one torchrun per node, as slurm/train.sbatch does"
                 )
             return cls(slurm_job_id=slurm_job_id, saved_file=saved_file)

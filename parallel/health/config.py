@@ -27,8 +27,8 @@ class HealthConfig:
     def __post_init__(self) -> None:
         if self.hang_timeout_s < 1:
             raise ConfigError(
-                f"health.hang_timeout_s = {self.hang_timeout_s:g} is invalid: must be at least 1 second, and longer than "
-                f"any step. To turn the watchdog off, set health.watchdog = false"
+                f"health.hang_timeout_s = {self.hang_timeout_s:g} is invalid: must be at least 1 second, and longer "
+                f"than any step. To turn the watchdog off, set health.watchdog = false"
             )
         for key in ("first_step_timeout_s", "saving_timeout_s"):
             value = getattr(self, key)

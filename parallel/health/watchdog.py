@@ -60,8 +60,7 @@ def watch_rank(config: HealthConfig, run_directory: Path, *, error_file: Path | 
         try:
             yield heartbeat
         except Exception as error:
-            if len(settings.members) == 1:  # no other rank needs this one, and its process may continue with something
-            else
+            if len(settings.members) == 1:  # no other rank needs this one; its process may continue with other work
                 heartbeat.stop()
                 raise
             heartbeat.kept_open = stack.pop_all()  # the monitor may still ask; this process is about to end

@@ -41,7 +41,8 @@ def check_split(split: tuple[int, ...], model: ModelConfig, *, stages: int) -> t
         )
     if sum(split) != model.n_layers:
         raise ConfigError(
-            f"{text} is invalid: it adds up to {sum(split)} blocks, but model.n_layers = {model.n_layers}. Change either"
+            f"{text} is invalid: it adds up to {sum(split)} blocks, but model.n_layers = {model.n_layers}. "
+            f"Change either"
         )
     for stage, blocks in enumerate(split):
         if blocks < 0 or (blocks == 0 and stage not in (0, stages - 1)):
@@ -55,7 +56,7 @@ def check_split(split: tuple[int, ...], model: ModelConfig, *, stages: int) -> t
 def _check_enough(model: ModelConfig, stages: int) -> None:
     if model.n_layers < stages - 2:
         raise ConfigError(
-            f"model.n_layers = {model.n_layers} is invalid: does not fill {stages} pipeline stages (parallel.pipeline x "
-            f"parallel.stages_per_rank), because every stage except the first and the last needs a block. Use at most "
+            f"model.n_layers = {model.n_layers} is invalid: does not fill {stages} pipeline stages (parallel.pipeline "
+            f"x parallel.stages_per_rank), because every stage except the first and the last needs a block. Use at most "
             f"{model.n_layers + 2} stages or at least {stages - 2} layers"
         )

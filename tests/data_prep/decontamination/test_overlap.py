@@ -81,7 +81,7 @@ def test_training_text_that_cannot_be_read_stops_the_run(tmp_path):
 
 
 def test_invalid_settings_are_errors(tmp_path):
-    with pytest.raises(ConfigError, match="training.corpora and training.paths are missing"):
+    with pytest.raises(ConfigError, match=r"training\.corpora and training\.paths are missing"):
         TrainingConfig()
     with pytest.raises(ConfigError, match=r"overlap\.min_words = 14"):
         AnalysisConfig(sets=(EvaluationSet("s", ("x",)),), min_words=14)
