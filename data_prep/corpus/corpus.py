@@ -1,6 +1,7 @@
 """Publish a corpus folder: the token files of both splits, the tokenizer and corpus.json.
 
-While files are replaced, corpus.json is removed first and written last. So a folder with a corpus.json is complete.
+While files are replaced, corpus.json is removed first and written last. A folder with a corpus.json is therefore
+complete.
 """
 
 import hashlib

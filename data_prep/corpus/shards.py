@@ -1,8 +1,9 @@
 """Write one token file of the corpus, a range of the shuffled order, from the token ids of all shards.
 
 Documents are ordered by a hash of their ids, from 0 to 2^64 - 1. The files of a split are ranges of equal length of
-these numbers. So a document's file, and its position in it, depend only on its id and on the number of files. A file's
-task reads only its part of every shard, so all tasks together read every token once. No task holds a whole file.
+these numbers. The file of a document, and its position in it, therefore depend only on its id and on the number of
+files. A file's task reads only its part of every shard, so all tasks together read every token once. No task holds a
+whole file.
 """
 
 import bisect
@@ -95,7 +96,8 @@ def describe_file(path: Path) -> dict[str, Any]:
 def _read_block(
     paths: Sequence[Path], rows: npt.NDArray[Any], source: npt.NDArray[np.uint32], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
-    """Join the ids of the documents in `rows`. Those of one shard are adjacent there, so each shard is read once."""
+    """Join the ids of the documents in `rows`. The ranges of one shard are adjacent there, so each shard is read
+    once."""
     by_shard = np.argsort(source, kind="stable")
     edges = [0, *(np.flatnonzero(np.diff(source[by_shard])) + 1).tolist(), len(rows)]
     tokens = np.empty(int(rows["length"].sum(dtype=np.int64)), dtype=dtype)

@@ -1,8 +1,8 @@
 """Remove the text of evaluation sets from the corpus, as in appendix C of the GPT-3 paper (arXiv 2005.14165).
 
-Every 13-gram that a document shares with an evaluation set is cut out, with 200 characters on each side of it, and the
-document falls into pieces. Pieces shorter than 200 characters are dropped, and so are documents of more than 10 pieces.
-13-grams in more than 10 documents of the corpus are ignored.
+Every 13-gram that a document shares with an evaluation set is cut out, with 200 characters on each side of it, which
+splits the document into pieces. Pieces shorter than 200 characters are dropped, and documents of more than 10 pieces
+too. 13-grams in more than 10 documents of the corpus are ignored.
 
 Steps: index the sets, search each shard, count the documents of each gram over all shards, cut. The result depends on
 the whole corpus, not on how it is sharded.

@@ -2,11 +2,10 @@
 
 A gram is "a lowercase, whitespace delimited word with no punctuation" (GPT-3, arXiv 2005.14165, appendix C). We read
 this as a maximal run of characters that are not space, punctuation or symbol. Punctuation ends a word like a space
-("don't" is two words), and alone it is no word. Two facts support this: OpenAI's published 13-grams look so ("i couldn
-t save your world"), and deleting punctuation inside words would give N = 2 for symbol insertion, for which table C.1
-has 7. Invisible characters (soft hyphens, joiners, controls) are skipped. Capitals are lowered one by one.
-
-Two different grams match with a probability of about 2^-64: with 10^7 known grams, once in 2 * 10^12 words of text.
+("don't" is two words), and alone it is no word. Two facts support this. OpenAI's published 13-grams have this form ("i
+couldn t save your world"). For symbol insertion, table C.1 has N = 7; deleting punctuation inside words would give 2.
+Invisible characters (soft hyphens, joiners, controls) are skipped. Capitals are lowered character by character. Two
+different grams match with a probability of about 2^-64: with 10^7 known grams, once in 2 * 10^12 words of text.
 """
 
 import unicodedata

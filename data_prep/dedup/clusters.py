@@ -2,11 +2,11 @@
 
 This is the alternating algorithm of R. Kiveris and others, "Connected components in MapReduce and beyond" (2014).
 *Small-star* links every smaller neighbour of a node, and the node itself, to the smallest of them. *Large-star* links
-every larger neighbour of a node to the smallest node among the node and its neighbours. Neither joins or cuts a
+every larger neighbour of a node to the smallest node among the node and its neighbours. Neither step joins or cuts a
 cluster. When both change nothing, each cluster is a star around its smallest position. Edges are sorted by node, then
-neighbour, so the smallest neighbour comes first. So a task reads its range of nodes as a stream and holds none of them,
-even for a star of 10^9 nodes. A round is both steps: a chain of n nodes needs about log2 n rounds, and a star only the
-round that changes nothing.
+neighbour, so the smallest neighbour comes first. A task therefore reads its range of nodes as a stream and keeps none
+in memory, even for a star of 10^9 nodes. A round is both steps: a chain of n nodes needs about log2 n rounds, and a
+star only the round that changes nothing.
 """
 
 from collections.abc import Iterator, Sequence

@@ -30,7 +30,7 @@ class CompareTask:
 def compare_pairs(
     run: ShardRun, pairs: Sequence[Path], *, corpora: Sequence[Corpus], min_jaccard: float, limits: Limits
 ) -> list[Path]:
-    """Turn files of EDGE rows with `other` < `node` into files of those with at least the Jaccard similarity."""
+    """Filter files of EDGE rows (`other` < `node`): keep the pairs with at least the Jaccard similarity."""
     indexes = tuple(corpus.path for corpus in corpora)
     folder = run.workspace.folder / COMPARE.name
     tasks = []

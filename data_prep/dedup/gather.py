@@ -1,7 +1,7 @@
 """Gather the sorted rows of all shards into groups, and write the index by which later corpora find them.
 
 A shard's task writes rows sorted by the value that documents are compared by. Gathering merges the rows of about as
-many shards as there will be groups: S shards make sqrt(S) files. So a task that compares a range of values opens
+many shards as there will be groups: S shards make sqrt(S) files. A task that compares a range of values therefore opens
 sqrt(S) files and reads a slice of each.
 """
 

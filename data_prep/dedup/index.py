@@ -1,8 +1,9 @@
-"""Record what de-duplication needs of every document, and index a corpus so that later ones can be compared with it.
+"""Record the facts about every document that de-duplication needs, and index a corpus so that later ones can be
+compared with it.
 
-A document's *position* is one 64-bit number: corpus, shard and row. Of the other corpora, the one of highest priority
-is number 0; the corpus being made is OWN, the last. So the smallest position of a cluster shows which corpus has
-priority.
+A document's *position* is one 64-bit number: corpus, shard and row. The other corpora are numbered by priority, the
+highest first, from 0. The corpus being made is OWN, the last number. The smallest position of a cluster therefore shows
+which corpus has priority.
 """
 
 import json

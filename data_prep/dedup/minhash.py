@@ -1,7 +1,7 @@
 """Compute MinHash signatures of word n-grams, and the band keys that similar texts share.
 
 A. Broder, "On the resemblance and containment of documents" (1997). Two signatures agree at a position with a
-probability of J, the Jaccard similarity of the texts' n-gram sets. So with b bands of r rows a pair becomes a candidate
+probability of J, the Jaccard similarity of the texts' n-gram sets. With b bands of r rows, a pair becomes a candidate
 with probability 1 - (1 - J^r)^b: .92 at J = .8 for 14 x 8.
 """
 

@@ -1,4 +1,4 @@
-"""Turn shards of documents into the rows that near-copies are found by: one for each band of each document."""
+"""Turn shards of documents into rows from which near copies are found: one row for each band of each document."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

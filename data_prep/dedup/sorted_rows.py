@@ -219,8 +219,8 @@ class _Slice:
 def _merge(slices: Sequence[_Slice], rows_in_memory: int) -> Iterator[Rows]:
     """Fill every slice to the same number of rows, and yield the rows that no unread row can precede.
 
-    If the rows are spread evenly, these are nearly all rows in memory. So a round costs one read and two short searches
-    per file, and one sort.
+    If the rows are spread evenly, these are nearly all rows in memory. A round therefore costs one read and two short
+    searches per file, and one sort.
     """
     slices = list(slices)
     while slices:

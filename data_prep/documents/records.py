@@ -1,4 +1,4 @@
-"""Define what reading an input file yields: pages, documents, and bad records with their position in the file."""
+"""Define the results of reading an input file: pages, documents, and bad records with their position in the file."""
 
 import re
 from dataclasses import dataclass

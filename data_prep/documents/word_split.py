@@ -1,7 +1,7 @@
 """Split text into words and count sentences, by spaCy's rules for English; there is no model and no other language.
 
 The published filters count words, and the border between words and punctuation changes their ratios (share of words
-with a letter, lines per word, repeated n-grams). datatrove, which made FineWeb, uses spaCy's English tokenizer. So this
+with a letter, lines per word, repeated n-grams). datatrove, which made FineWeb, uses spaCy's English tokenizer. This
 file follows the rules that spaCy documents: split at blanks, strip prefixes and suffixes, keep exceptions whole, split
 at infixes. It leaves out emoticons, contractions without their apostrophe, and units in other scripts.
 """

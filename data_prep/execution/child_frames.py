@@ -1,4 +1,4 @@
-"""Speak the protocol between a worker and its child process: framed messages over two pipes.
+"""The protocol between a worker and its child process: framed messages over two pipes.
 
 A child imports this file and not child_process.py, because each import costs it start-up time and memory.
 """

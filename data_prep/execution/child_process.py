@@ -1,4 +1,4 @@
-"""Start, talk to and end child processes of a worker that may die or be killed at any time.
+"""Start, use and end child processes of a worker; a child may die or be killed at any time.
 
 A child runs one module of data_prep in a clean interpreter. multiprocessing does not fit: its workers may have no
 children of their own, and it would run the main module again.

@@ -35,7 +35,7 @@ _DIGEST_CHARACTERS = 32  # 128 bits
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What all tasks of a stage depend on besides settings and inputs: digest by module, version by package."""
+    """The code that all tasks of a stage depend on: digests of modules and versions of packages."""
 
     code: dict[str, str]
     versions: dict[str, str]

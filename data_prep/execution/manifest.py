@@ -1,7 +1,8 @@
 """Read and write the manifest of a work folder: one line for each finished task and for each input that was read.
 
 Every writer has a file of its own, `manifest.jsonl` or `manifest-2-of-8.jsonl` for a share, and reads all of them. A
-line that is cut off or damaged is ignored. Memory: about 0.7 kB a task, because the lines stay in the files.
+line that is cut off or damaged is ignored. It takes about 0.7 kB of memory per task, because the lines stay in the
+files.
 """
 
 import json

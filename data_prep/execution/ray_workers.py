@@ -1,4 +1,4 @@
-"""Run jobs on a Ray cluster, for work that is too much for one machine.
+"""Run jobs on a Ray cluster, for work that is too large for one machine.
 
 All machines must see the work folder and the input files under the same paths. Each machine is checked for that.
 """

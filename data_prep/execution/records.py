@@ -1,4 +1,4 @@
-"""Decide which tasks are finished, and enter those that finish: outputs into place, then a line in the manifest."""
+"""Decide which tasks are finished, and record new ones: move their outputs into place, then write the manifest line."""
 
 import hashlib
 import json

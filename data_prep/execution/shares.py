@@ -1,7 +1,7 @@
-"""Lock a work folder for one run, or for the shares of one run that work side by side.
+"""Lock a work folder for one run, or for the shares of one run that work in parallel.
 
-A run holds a lock, writes its status to a small file, and touches that file every few seconds. Other shares, on other
-machines, can so tell a slow share from a dead one by their own clocks.
+A run holds a lock, writes its status to a small file, and touches that file every few seconds. Shares on other machines
+can therefore distinguish a slow share from a dead one, by their own clocks.
 """
 
 import contextlib

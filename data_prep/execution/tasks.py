@@ -1,7 +1,8 @@
 """Define stages and tasks, and do one task in a worker process.
 
-A worker leaves a task's outputs, synced, under names of the attempt's own. The process that holds the work folder moves
-them into place, so a worker that outlives its run, or that was given up as lost, cannot damage a finished output.
+A worker writes and syncs a task's outputs under temporary names, different for each attempt. The process that holds the
+work folder moves them into place. A worker that outlives its run, or that counts as lost, therefore cannot damage a
+finished output.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ _SETTLE_S = 60.0  # how long a network file system may show another machine an o
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a stage function reports: rows for the final table, and other facts worth keeping, as JSON values."""
+    """The report of a stage function: rows for the final table, and other facts to keep, as JSON values."""
 
     counts: list[Counts] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -106,7 +107,7 @@ class TaskOutcome:
 
 
 class Work(Protocol):
-    """What a pipeline asks of its work folder: of `Workspace`, which does the tasks, or of a plan, which only looks."""
+    """The interface between a pipeline and its work folder: `Workspace` runs the tasks, a plan only looks at them."""
 
     folder: Path
     stubs: Path  # the folder for the files that stand for remote inputs

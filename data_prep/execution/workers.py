@@ -172,7 +172,7 @@ class LocalWorkers:
 
 
 def _watch(pid: int | None) -> int | None:
-    """Open a descriptor that tells of a process's death. The pipe cannot: a child of the worker may keep it open."""
+    """Open a descriptor that reports a process's death. The pipe cannot: a child of the worker may keep it open."""
     assert pid is not None
     try:
         return os.pidfd_open(pid)

@@ -1,8 +1,8 @@
 """Extract pages in a child process with limits of time and memory, so that no page can harm or stop the worker.
 
 One child serves all pages of a task until a page ends it; then a new one takes over. The result for a page does not
-depend on the machine's load, because the time limit counts processor time. Nor does it depend on earlier pages: a page
-that fails in a used child is tried once more in a new one.
+depend on the machine's load, because the time limit counts processor time. It does not depend on earlier pages either:
+a page that fails in a used child is tried once more in a new one.
 """
 
 import dataclasses

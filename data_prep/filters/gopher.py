@@ -169,7 +169,7 @@ def _lines(text: str) -> list[str]:
 def _top_reason(view: TextView, limits: NGramLimits) -> Reason | None:
     """Check the most frequent n-gram; on a tie, the first in the text. Its characters include a space between words.
 
-    The counts of each n-gram's rarest word bound its own count. That bound settles all but the worst texts quickly.
+    The counts of each n-gram's rarest word bound its own count. The bound decides quickly for nearly all texts.
     """
     for n, limit in ((int(n), limit) for n, limit in sorted(limits)):
         lengths = view.ngram_lengths(n) + (n - 1)

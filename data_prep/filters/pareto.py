@@ -1,8 +1,8 @@
 """Score every document by the quality classifier, and keep it by GPT-3's Pareto rule or by a threshold.
 
 GPT-3 (arXiv 2005.14165, appendix A) keeps a document if numpy.random.pareto(9) > 1 - score. This is the Lomax
-distribution, whose values start at 0, not at 1. So the probability to keep is exactly (2 - score) ** -9. Here the draw
-is a hash of the document's id: every order, sharding and run keeps the same documents.
+distribution, whose values start at 0, not at 1. The probability to keep is therefore exactly (2 - score) ** -9. Here
+the draw is a hash of the document's id: every order, sharding and run keeps the same documents.
 """
 
 import math

@@ -2,8 +2,8 @@
 
 Every pattern takes time linear in the text: it starts only at a rare character, and then reads a bounded length
 (RFC 5321: 64 characters before the @, 63 per label; E.164: 15 digits). Precision goes before recall: a match that could
-as well be a version, a date, an ISBN or an amount is left alone. So are the addresses and numbers that RFC 2606,
-RFC 5737, RFC 3849 and the North American Numbering Plan reserve for examples, such as the default masks.
+also be a version, a date, an ISBN or an amount is not masked. The addresses and numbers that RFC 2606, RFC 5737, RFC
+3849 and the North American Numbering Plan reserve for examples are not masked either; the default masks are among them.
 """
 
 import ipaddress

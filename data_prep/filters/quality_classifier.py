@@ -64,7 +64,7 @@ def words(text: str) -> Iterator[list[str]]:
 def word_buckets(text: str) -> Iterator[npt.NDArray[np.int64]]:
     """Yield the bucket of each word, one array for each list of `words`; empty words come last in each.
 
-    Indented text has so many empty words that their hash is computed once.
+    Indented text has very many empty words, so their hash is computed only once.
     """
     murmur_hash = import_extra("mmh3", extra="data").hash
     for found in words(text):
@@ -89,8 +89,8 @@ def term_counts(text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]
 def scorer(model: QualityModel) -> Callable[[str], float]:
     """Return the function from a text to its score: the probability that it belongs to the positive class.
 
-    Scores are rounded to 6 decimals. So a shard's `quality_score` is exactly the number that was decided on, and the
-    last bits of a sum, which differ between machines, do not matter.
+    Scores are rounded to 6 decimals. A shard's `quality_score` is therefore exactly the number used for the decision.
+    The last bits of a sum, which differ between machines, do not matter.
     """
 
     def score(text: str) -> float:

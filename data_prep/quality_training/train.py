@@ -206,7 +206,7 @@ def row_weights(positive: npt.NDArray[np.bool_], held: npt.NDArray[np.bool_], ba
 def evaluate_scores(scores: Floats, positive: npt.NDArray[np.bool_], *, alpha: float) -> dict[str, Any]:
     """Compare scores with labels: precision, recall and F1 at 0.5, and the shares that 0.5 and the Pareto rule keep.
 
-    None stands for 0 / 0.
+    None means 0 / 0.
     """
     predicted = scores > 0.5
     n_true = int(np.count_nonzero(predicted & positive))

@@ -1,6 +1,6 @@
 """Read the unpacked bytes of an archive file, plain or gzip member by gzip member, with bounded memory.
 
-After damaged bytes it searches the packed file for the next gzip member, so that one bad member spoils no other.
+After damaged bytes it searches the packed file for the next gzip member, so that one bad member costs no other.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The child process that reads one Parquet file for parquet_files.py: a file of a kilobyte can ask for gigabytes.
+"""The child process that reads one Parquet file for parquet_files.py, because a file of 1 kB can request gigabytes.
 
 It sends one frame a row, the size of the text and the wanted columns as JSON, and a last one with how the file ends.
 """

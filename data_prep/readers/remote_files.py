@@ -1,7 +1,7 @@
 """Find input files behind URLs, through fsspec, and copy them here whole, one at a time, with checks.
 
 A small local file, the *stub*, stands for a remote input. It holds the URL, and the size and version that the server
-gives. Tasks depend on the stub: they run again when the remote file changes, and nothing is fetched to find that out.
+gives. Tasks depend on the stub: they run again when the remote file changes, and no download is needed to see a change.
 """
 
 import hashlib
@@ -190,7 +190,7 @@ def _check_no_secret(url: str) -> None:
         parts = urlsplit(
             re.sub(r":/+", "://", link, count=1)
         )  # Path has removed a slash from the second URL of a recipe
-        web = parts.scheme in ("http", "https")  # user names of web addresses are tokens, those of ssh are people
+        web = parts.scheme in ("http", "https")  # a user name in a web address is a token, in ssh a person
         held = "a password" if parts.password else "a user" if web and parts.username else None
         if held is None and any(_SIGNATURE.search(name) for name, _ in parse_qsl(parts.query) if web):
             held = "a key or signature"
@@ -226,7 +226,7 @@ def with_retries(what: str, action: Callable[[], T], *, waits_s: Sequence[float]
 
 
 def _is_final(error: Exception) -> bool:
-    status = getattr(error, "status", None)  # status of an HTTP answer: 408 and 429 ask for another try
+    status = getattr(error, "status", None)  # status of an HTTP answer: 408 and 429 mean "try again"
     refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
     return refused or isinstance(error, FileNotFoundError | PermissionError | NotImplementedError)
 

@@ -88,7 +88,7 @@ def _lengths(counts: Sequence[Counts]) -> str:
 
 
 def _scores(facts: Facts) -> str:
-    """Plot the quality classifier's scores of all documents and of those it kept."""
+    """Plot the quality classifier's scores of all documents and of the kept ones."""
     found = list(zip(_sums(facts, "scores"), _sums(facts, "scores_kept"), strict=True))
     if not found:
         return ""

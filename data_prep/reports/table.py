@@ -1,4 +1,5 @@
-"""Print the tables at the end of a run: documents and bytes in, out and dropped by reason, and what stages found."""
+"""Print the tables at the end of a run: documents and bytes in, out and dropped by reason, and findings of the
+stages."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

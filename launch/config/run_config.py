@@ -1,4 +1,4 @@
-"""The whole configuration of a training run, composed of the sections that live beside the code they configure."""
+"""The whole configuration of a training run, composed of sections that are defined next to the code they configure."""
 
 import dataclasses
 from dataclasses import dataclass, field

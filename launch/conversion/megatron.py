@@ -166,7 +166,7 @@ def _part(entry: MegatronEntry, tensor: Tensor) -> Part:
 
 
 def _write_arguments(folder: Path, config: ModelConfig) -> None:
-    """Write what Megatron reads besides tensors: its arguments, and the format of the checkpoint."""
+    """Write the other files that Megatron reads: its arguments, and the format of the checkpoint."""
     arguments = PickledObject("argparse.Namespace", (), arguments_of(config))
     with open(folder / COMMON, "xb") as file:
         write_archive(file, encode({"args": arguments, "checkpoint_version": 3.0, "iteration": 0}))

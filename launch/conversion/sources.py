@@ -1,4 +1,4 @@
-"""What the converters of runs share: a checkpoint as a source of tensors, and the files that travel with a model."""
+"""Shared parts of the converters: a checkpoint as a source of tensors, and the files that are copied with a model."""
 
 import shutil
 from collections.abc import Iterable, Iterator
@@ -86,7 +86,7 @@ def copy_folders(source: Path, target: Path) -> None:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy the files that belong to a Hugging Face model besides weights and tokenizer. No folder is made for none."""
+    """Copy the other files of a Hugging Face model (not weights, not tokenizer). Without any, make no folder."""
     names = [name for name in COMPANIONS if (source / name).is_file()]
     if names:
         target.mkdir()

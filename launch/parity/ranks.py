@@ -1,7 +1,7 @@
 """Train one layout after the other for `triaxial parity`, each in fresh processes.
 
-Fresh processes are needed because torch caches device meshes longer than the process groups that they name: after about
-twenty layouts in one process, torch 2.13 looked up groups that no longer existed.
+Fresh processes are needed because torch's cache keeps device meshes after their process groups have ended. After about
+twenty layouts in one process, torch 2.13 used groups that no longer existed.
 """
 
 import json

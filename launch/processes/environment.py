@@ -98,7 +98,7 @@ class ClusterEnvironment:
 
 @dataclass(frozen=True)
 class LauncherEnvironment:
-    """What the launcher of this process wrote into its environment; nothing is set in a process without launcher.
+    """The settings that the launcher of this process wrote into its environment; all unset without a launcher.
 
     Unlike `ClusterEnvironment` it never raises, so that a process can report that its other variables are wrong.
     `is_elastic`: torchrun or `launch_local` started this process. `launcher_pid`: only `launch_local` sets it.

@@ -1,4 +1,4 @@
-"""Run one function as ranks in several fresh processes of this machine, and end them all when one fails.
+"""Run one function in several fresh processes of this machine, one per rank. If one fails, end all.
 
 Unlike `local_launch.launch_local` it does not start an interpreter for each rank: a fork server loads torch once, so
 many short runs are cheap. Ranks are not restarted, and a signal ends them without saving.

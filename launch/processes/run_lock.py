@@ -1,8 +1,8 @@
 """Lock a run directory for one job at a time, on one machine and across machines.
 
-On one machine a POSIX lock decides; the kernel releases it however its owner ends. Lustre and NFS may be mounted so
-that machines do not see each other's locks. Then the owner's record decides: the owner rewrites it at every heartbeat,
-and a reader waits for a change, because the clocks of two machines cannot be compared.
+On one machine a POSIX lock decides; the kernel releases it when its owner ends, for any reason. Lustre and NFS may be
+mounted so that machines do not see each other's locks. Then the owner's record decides: the owner rewrites it at every
+heartbeat, and a reader waits for a change, because the clocks of two machines cannot be compared.
 """
 
 import errno

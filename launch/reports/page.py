@@ -134,7 +134,7 @@ def _batch_lines(history: RunHistory) -> list[PlotLine]:
 
 
 def _memory_lines(history: RunHistory) -> tuple[str, list[PlotLine]]:
-    """Peak memory in GiB or MiB, whichever fits its maximum, so that the axis has round numbers."""
+    """Peak memory in GiB or MiB, chosen by its maximum, so that the axis has round numbers."""
     lines = _lines(history, "peak_memory_bytes")
     unit, size = (
         ("GiB", 2**30) if max((line.series.values.max() for line in lines), default=0) >= 2**30 else ("MiB", 2**20)

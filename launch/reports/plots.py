@@ -1,7 +1,7 @@
 """Draw the plots of a run's page: metrics over steps, with marks for events, as SVG text.
 
 A line with more points than the plot has columns is drawn as its mean in each column, inside a band from the minimum to
-the maximum. So a spike of one step in a million stays visible.
+the maximum. A spike of one step in a million therefore stays visible.
 """
 
 from collections.abc import Callable, Sequence

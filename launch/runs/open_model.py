@@ -58,7 +58,7 @@ class OpenedModel:
 
 @dataclass(frozen=True)
 class ModelPreview:
-    """What checks of a request need, before a large model is read."""
+    """The facts that checks of a request need, before a large model is read."""
 
     model_config: ModelConfig
     tokenizer: Tokenizer

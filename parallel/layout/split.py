@@ -57,6 +57,6 @@ def _check_enough(model: ModelConfig, stages: int) -> None:
     if model.n_layers < stages - 2:
         raise ConfigError(
             f"model.n_layers = {model.n_layers} is invalid: does not fill {stages} pipeline stages (parallel.pipeline "
-            f"x parallel.stages_per_rank), because every stage except the first and the last needs a block. Use at most "
-            f"{model.n_layers + 2} stages or at least {stages - 2} layers"
+            f"x parallel.stages_per_rank), because every stage except the first and the last needs a block. Use "
+            f"at most {model.n_layers + 2} stages or at least {stages - 2} layers"
         )

@@ -20,7 +20,7 @@ from parallel.layout.config import BatchConfig, ParallelConfig
         ),
         (
             {"micro": 5},
-            "is 40 sequences, which does not divide the global batch of 256 sequences.*Use batch.micro_batch_size = 4 or 8",
+            "is 40 sequences, which does not divide the global batch of 256 sequences.*Use .* = 4 or 8",
         ),
         ({"micro": 0}, "batch.micro_batch_size = 0 is invalid: must be at least 1"),
         ({"world_size": 6, "micro": 4, "pipeline": 1}, "Use batch.global_batch_tokens = 491520 or 540672"),

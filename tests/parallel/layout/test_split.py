@@ -12,7 +12,7 @@ from parallel.layout.split import balanced_split
     [
         (
             {"pipeline": 8, "schedule": "interleaved_1f1b"},
-            "model.n_layers = 12 is invalid: does not fill 16 pipeline stages .*Use at most 14 stages or at least 14 layers",
+            "model.n_layers = 12 is invalid: does not fill 16 pipeline stages .*Use at most 14 stages or at least 14",
         ),
         (
             {"pipeline": 4, "split": (3, 3, 3)},
