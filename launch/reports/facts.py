@@ -46,7 +46,7 @@ FORMER_KINDS: dict[str, EventKind] = {"copies_differ": "replica_mismatch"}
 
 
 def meaning_of(kind: str) -> Meaning:
-    """What a kind of event means to an operator. A kind that a later version wrote is a note."""
+    """The meaning of a kind of event for an operator. A kind that a later version wrote is a note."""
     return KINDS.get(FORMER_KINDS.get(kind, cast(EventKind, kind)), "note")
 
 

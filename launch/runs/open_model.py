@@ -177,7 +177,7 @@ def _overrides(args: argparse.Namespace) -> list[str]:
 def _config_of_newest(path: Path, step: int | None) -> dict[str, Any]:
     """The configuration in the checkpoint that will most likely be used. It costs reading the small files.
 
-    Which checkpoint is whole, the ranks find out later, together.
+    Later, all ranks together determine which checkpoint is whole.
     """
     folder, one = find_checkpoint_folder(path)
     found = [one] if one is not None else list_checkpoints(folder)

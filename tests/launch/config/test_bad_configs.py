@@ -65,7 +65,7 @@ CASES = [
     ("--faults.max_skipped_steps -1", "faults.max_skipped_steps = -1 must not be negative"),
     ("--faults.max_damaged_samples 0", "faults.max_damaged_samples = 0 must be at least 1"),
     ("--spike.window_steps 4", "spike.window_steps = 4 is invalid: must be at least 8"),
-    ("--spike.skip_steps 50", "spike.skip_steps = 50", "must be at least spike.rewind_steps + spike.patience_steps = 103"),
+    ("--spike.skip_steps 50", "spike.skip_steps = 50", "at least spike.rewind_steps + spike.patience_steps = 103"),
     ("--spike.action rewind", "spike.rewind_steps + spike.patience_steps = 103", "use checkpoint.keep_last = 27"),
     ("--health.hang_timeout_s 0.5", "health.hang_timeout_s = 0.5 is invalid: must be at least 1 second"),
     ("--health.hang_timeout_s 900", "health.hang_timeout_s = 900", "must be below run.collective_timeout_s = 600"),

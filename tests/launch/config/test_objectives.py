@@ -23,7 +23,7 @@ def test_a_recipe_reads_with_its_objective_and_without_one() -> None:
     [
         (["--objective.kind", "next_tokn"], "objective.kind = 'next_tokn': unknown kind.*did you mean 'next_token'"),
         (["--objective.kind", "3"], "objective.kind = 3: unknown kind '3'; known: next_token"),
-        (["--objective", "'next_token'"], "objective = 'next_token' must be a table of keys"),
+        (["--objective", "'next_token'"], "objective = 'next_token' is invalid: must be a table of keys"),
         (["--objective.kind", "next_token", "--objective.knd", "1"], "objective.knd: unknown key.*did you mean 'kind'"),
     ],
 )
