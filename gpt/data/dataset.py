@@ -25,13 +25,13 @@ class DocumentSpan:
     """The part of one document that lies in a sample."""
 
     document: int  # its number in the token file, from 0
-    offset_tokens: int  # where in the document the part begins
+    offset_tokens: int  # from the start of the document to the start of the part
     n_tokens: int
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a position of the run reads."""
+    """The sample at a position of the run."""
 
     corpus: str
     prefix: Path
@@ -105,8 +105,7 @@ class TrainingData:
         )
 
     def epochs(self, n_samples: int, skipped: SkippedData | None = None) -> dict[str, float]:
-        """How many times each corpus, by name, has been read through after the first `n_samples` samples of the run,
-        which leaves out what `skipped` says."""
+        """The epochs of each corpus, by name, after the first `n_samples` samples of the run without `skipped`."""
         counts = [0] * len(self.corpora)
         for first, stop in (skipped or SkippedData()).spans_read(n_samples):
             up_to = zip(self.order.counts(stop), self.order.counts(first), strict=True)
@@ -149,7 +148,7 @@ def share_of_step(first: int, *, n_samples: int, rank: int, ranks: int) -> Ints:
 
 
 def _documents(file: TokenFile, span: Span) -> tuple[DocumentSpan, ...]:
-    """The documents under a span of tokens, found from the last one back."""
+    """The documents of a span of tokens, searched from the last one backwards."""
     start, stop = span
     spans = []
     while stop > start:

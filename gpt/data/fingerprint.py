@@ -1,4 +1,4 @@
-"""What the order of the data depends on, kept in every checkpoint, and how two such records differ."""
+"""Record in each checkpoint what the order of its data depends on, and compare two records."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _CORPUS_LABELS = {"weight": "weight", "n_tokens": "number of tokens", "n_documen
 
 
 def fingerprint(data: TrainingData) -> dict[str, Any]:
-    """What the order and the samples depend on, as JSON for a checkpoint; `fingerprint_differences` compares two."""
+    """Everything that the order and the samples depend on, as JSON for a checkpoint."""
     settings = {key: getattr(data.config, key) for key in _DEFAULTS}
     return {
         "order_version": ORDER_VERSION,
@@ -37,7 +37,7 @@ def fingerprint(data: TrainingData) -> dict[str, Any]:
 
 
 def fingerprint_differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """The differences between the data of a checkpoint and those of this run, a phrase each.
+    """The differences between the data of a checkpoint and those of this run, one phrase each.
 
     Any difference means that the resumed run would read samples twice or leave some out.
     """

@@ -1,8 +1,8 @@
-"""Which sample of which corpus each position of a run reads, as arithmetic on (seed, position); it never opens a file.
+"""Compute which sample of which corpus each position of a run reads, from (seed, position). No file is opened.
 
-Two bijections, both computed and never stored:
+Two bijections, computed and not stored:
 
-1. mixture: position n of the run -> (corpus k, index j), j = 0, 1, 2, ... without gap or repeat within each corpus;
+1. mixture: position n of the run -> (corpus k, index j). Within each corpus j = 0, 1, 2, ... without gap or repeat.
 2. permutation: (corpus k, epoch, rank in the epoch) -> sample, keyed by (seed, corpus name, epoch).
 
 docs/adr/0003-data-order-is-a-function.md has the reasons and the proof of the bound on the mixture.
@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 
 from gpt.errors import ConfigError
 
-# Part of every checkpoint's data fingerprint: raise it when the arithmetic below gives another order.
+# Part of the data fingerprint in every checkpoint: raise it if the arithmetic below changes the order.
 ORDER_VERSION = 1
 
-# For n positions a corpus of normalised weight w is read between n*w - MIXTURE_BOUND and n*w + MIXTURE_BOUND times,
-# for any number of corpora and any weights, at every n up to 2**50.
+# The first n positions read a corpus of normalised weight w between n*w - MIXTURE_BOUND and n*w + MIXTURE_BOUND times,
+# for any corpora and weights, and for every n up to 2**50.
 MIXTURE_BOUND = 1.69
 
 _ROUNDS = 12  # below 10, permutations of 5 or fewer samples are measurably uneven
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: multiples of it are far apart modulo 2**64
 
 _ROUND_OFFSETS = np.array([(i + 1) * _GOLDEN % 2**64 for i in range(_ROUNDS)], dtype=np.uint64)  # (rounds,)
-# Constants as arrays without dimensions, which numpy need not convert: a fifth of the time of a small batch.
+# 0-d arrays, which numpy need not convert: converting took a fifth of the time of a small batch.
 _ONE, _SHIFT_27, _SHIFT_30, _SHIFT_31, _SHIFT_32, _SHIFT_63 = (np.array(n, np.uint64) for n in (1, 27, 30, 31, 32, 63))
 _LOW_32, _TOP_BIT = np.array(0xFFFFFFFF, dtype=np.uint64), np.array(1 << 63, dtype=np.uint64)
 _MULTIPLY_1, _MULTIPLY_2 = (np.array(n, np.uint64) for n in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -42,9 +42,9 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Mixture:
-    """A binary tree over the corpora; node 0 is the root, and every inner node splits its stream of samples in two.
+    """A binary tree over the corpora. Node 0 is the root; every inner node splits its stream of samples in two.
 
-    The lighter child of a node gets round(m * share / 2**64) of the node's first m samples, the heavier the rest.
+    Of a node's first m samples, the lighter child gets round(m * share / 2**64) and the heavier child the rest.
     """
 
     light_share: UInts  # (nodes,), in units of 2**-64, from 1 to 2**63
@@ -52,12 +52,12 @@ class Mixture:
 
 
 def build_mixture(weights: Sequence[float]) -> Mixture:
-    """The Huffman tree of the weights (finite, > 0, any sum); equal weights are taken in the order given.
+    """The Huffman tree of the weights (finite, > 0, any sum). Of equal weights, the first one given comes first.
 
-    From a leaf to the root of Huffman's tree node weights grow at least like Fibonacci numbers, which bounds the sum of
-    the rounding errors on that way (see the ADR). Weights are taken as exact fractions.
+    From a leaf to the root of a Huffman tree, node weights grow at least like Fibonacci numbers. This bounds the sum of
+    the rounding errors on the path (see the ADR). Weights are exact fractions.
     """
-    # (weight, creation number, child as written in `children`); the creation number makes the order of ties definite
+    # (weight, creation number, child as in `children`); the creation number breaks ties
     heap: list[tuple[Fraction, int, int]] = [(Fraction(weight), k, ~k) for k, weight in enumerate(weights)]
     heapq.heapify(heap)
     shares: list[int] = []
@@ -70,7 +70,7 @@ def build_mixture(weights: Sequence[float]) -> Mixture:
         shares.append(max(1, round(light_weight / total * 2**64)))
         children.append((heavy, light))
         heapq.heappush(heap, (total, len(weights) + len(shares), len(shares) - 1))
-    # The root was made last; number the nodes from the root.
+    # The root was made last. Renumber, so that the root is node 0.
     last = len(shares) - 1
     renumbered = [[last - child if child >= 0 else child for child in pair] for pair in reversed(children)]
     return Mixture(
@@ -82,7 +82,7 @@ def build_mixture(weights: Sequence[float]) -> Mixture:
 def assign(mixture: Mixture, positions: Ints) -> tuple[Ints, Ints]:
     """The corpus (n,) and the index within that corpus (n,) of each position (n,), positions >= 0.
 
-    The cost for each position is the depth of its corpus in the tree; whole arrays go down one level at a time.
+    A position costs as many steps as its corpus is deep in the tree. Each step moves whole arrays down one level.
     """
     index = positions.astype(np.uint64)
     node = np.full(positions.shape, 0 if len(mixture.light_share) else ~0, dtype=np.int64)
@@ -91,7 +91,7 @@ def assign(mixture: Mixture, positions: Ints) -> tuple[Ints, Ints]:
         at, m = node[inner], index[inner]
         share = mixture.light_share[at]
         before, fraction = _rounded_product(m, share)
-        # Sample m goes to the lighter child when round((m + 1) * share) > round(m * share): when adding share carries.
+        # Sample m goes to the lighter child if round((m + 1) * share) > round(m * share): if adding share carries.
         to_light = fraction >= ~share + _ONE
         index[inner] = np.where(to_light, before, m - before)
         node[inner] = mixture.children[at, to_light.astype(np.int64)]
@@ -115,7 +115,7 @@ def count(mixture: Mixture, n_positions: int) -> list[int]:
 
 
 def _rounded_product(m: UInts, share: UInts) -> tuple[UInts, UInts]:
-    """(m * share + 2**63) divided by 2**64: quotient and remainder, exact, from 32-bit halves."""
+    """Quotient and remainder of (m * share + 2**63) / 2**64, exact, from 32-bit halves."""
     m_low, m_high = m & _LOW_32, m >> _SHIFT_32
     share_low, share_high = share & _LOW_32, share >> _SHIFT_32
     low = m_low * share_low
@@ -127,16 +127,16 @@ def _rounded_product(m: UInts, share: UInts) -> tuple[UInts, UInts]:
 
 
 def permute(rank: UInts, *, size: UInts, key: UInts) -> UInts:
-    """Image of each rank (n,) under the permutation of range(size) (n,) that belongs to its key (n,).
+    """The image of each rank (n,) under the permutation of range(size) that its key selects; size and key (n,).
 
-    A Feistel network over a rows x columns grid that just covers range(size), with addition modulo the side in place of
-    exclusive or, walking the cycle while the image lies outside (Black and Rogaway, Ciphers with arbitrary finite
-    domains, 2002). Sizes up to 2**62.
+    A Feistel network over a rows x columns grid that just covers range(size), with addition modulo the side instead of
+    exclusive or. While the image lies outside of the range, the network is applied again (cycle walking: Black and
+    Rogaway, Ciphers with arbitrary finite domains, 2002). Sizes up to 2**62.
     """
     root = np.sqrt(size.astype(np.float64)).astype(np.uint64)
-    rows = root + (root * root < size)  # any side near the square root will do, as rows * columns >= size holds below
+    rows = root + (root * root < size)  # a rounding error does no harm: rows * columns >= size holds in any case
     columns = (size + rows - 1) // rows
-    round_keys = mix(key + _ROUND_OFFSETS[:, None])  # (rounds, n); all at once, as numpy's cost of few is that of calls
+    round_keys = mix(key + _ROUND_OFFSETS[:, None])  # (rounds, n); one call, as small arrays cost numpy a call each
     result = _feistel(rank, rows, columns, round_keys)
     outside = np.flatnonzero(result >= size)
     while outside.size:
@@ -146,7 +146,7 @@ def permute(rank: UInts, *, size: UInts, key: UInts) -> UInts:
 
 
 def _feistel(value: UInts, rows: UInts, columns: UInts, round_keys: UInts) -> UInts:
-    """One pass of the network over range(rows * columns); each round adds to one half a keyed hash of the other."""
+    """One pass of the network over range(rows * columns). Each round adds a keyed hash of one half to the other."""
     column, row = np.divmod(value, rows)
     for i, round_key in enumerate(round_keys):
         if i % 2 == 0:
@@ -157,7 +157,7 @@ def _feistel(value: UInts, rows: UInts, columns: UInts, round_keys: UInts) -> UI
 
 
 def mix(value: UInts) -> UInts:
-    """A bijection of 64-bit words whose every output bit depends on every input bit (the finaliser of SplitMix64)."""
+    """The finaliser of SplitMix64: a bijection of 64-bit words in which each output bit depends on each input bit."""
     value = value ^ (value >> _SHIFT_30)
     value *= _MULTIPLY_1
     value ^= value >> _SHIFT_27
@@ -168,7 +168,7 @@ def mix(value: UInts) -> UInts:
 
 @dataclass(frozen=True)
 class DataOrder:
-    """The order of a run over corpora of known size. Depends on nothing but its four arguments: see `make_order`."""
+    """The order of a run over corpora of known size: a function of the four arguments of `make_order`."""
 
     mixture: Mixture
     sizes: UInts  # (corpora,)
@@ -193,9 +193,9 @@ class DataOrder:
 
 
 def make_order(names: Sequence[str], *, sizes: Sequence[int], weights: Sequence[float], seed: int) -> DataOrder:
-    """The order over corpora given by name, number of samples (>= 1) and weight (> 0, any sum).
+    """The order over corpora, given by name, number of samples (>= 1) and weight (> 0, any sum).
 
-    A corpus's permutations depend on the seed and its name only, so adding a corpus leaves the others' order as it was.
+    The permutations of a corpus depend only on the seed and its name, so adding a corpus keeps the order within others.
     """
     for name, size in zip(names, sizes, strict=True):
         if not 1 <= size <= 2**62:

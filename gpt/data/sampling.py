@@ -65,8 +65,10 @@ class SamplingRule(Protocol):
 
 @dataclass(frozen=True)
 class Windows:
-    """Sample i is window i of the token stream: seq_len + 1 tokens, of which neighbours share one. Documents run on
-    from one to the next (GPT-3, appendix B: full sequences, documents packed)."""
+    """Sample i is window i of the token stream: seq_len + 1 tokens, of which neighbours share one.
+
+    Windows do not stop at the ends of documents (GPT-3, appendix B: full sequences, documents packed).
+    """
 
     seq_len: int
 

@@ -1,11 +1,11 @@
-"""Which positions of the data's order a run leaves out, and so which it reads; never changes the order, opens no file.
+"""The positions of the data's order that a run leaves out. The order itself does not change.
 
-`gpt.dataset.TrainingData` says what each position holds. A run without skips reads its sample n at position n; with
-ranges left out, at the n-th position that lies in none. Ranges come from the recipe (`data.skip`) and from rewinds
-after a loss spike, and all that are in force travel in the checkpoint:
+`gpt.data.dataset.TrainingData` says what each position holds. Sample n of a run is at the n-th position that lies in no
+range left out. Ranges come from the recipe (`data.skip`), from rewinds after a loss spike and from damaged data.
+Checkpoints hold all ranges in force:
 
     skipped = SkippedData.stated(config.data.skip)
-    skipped.positions(first_sample, n)                    # (n,) int64: what samples first_sample, ... of the run read
+    skipped.positions(first_sample, n)                    # (n,) int64: of samples first_sample, ... of the run
     skipped = skipped.without_samples(first, stop, why="the loss spike at step 812")
     state["loop"]["skipped"] = skipped.to_json()          # and SkippedData.from_json(...) back
     skipped, messages = resumed(saved, config.data.skip, samples_read=..., step_of=...)   # after a change of the recipe
@@ -22,7 +22,7 @@ import numpy as np
 from gpt.data.order import Ints
 from gpt.errors import ConfigError
 
-STATED = "data.skip"  # why a range of the recipe is left out
+STATED = "data.skip"  # the reason of a range that the recipe states
 
 Span = tuple[int, int]  # first position, and one past the last
 
@@ -38,17 +38,16 @@ class SkippedRange:
 
 @dataclass(frozen=True)
 class SkippedData:
-    """The ranges in force, in the order in which they came. They may overlap: the run leaves out their union.
+    """The ranges in force, in the order in which they were added. They may overlap: the run leaves out their union.
 
-    Answers depend on the ranges and the arguments alone. Sample numbers count what a run reads, from 0, and so do
-    positions in the order.
+    Samples count what a run reads, from 0. Positions count what the order holds, from 0.
     """
 
     ranges: tuple[SkippedRange, ...] = ()
 
     @classmethod
     def stated(cls, spans: Sequence[Sequence[int]]) -> "SkippedData":
-        """The ranges of a recipe, which `check_skip` has passed."""
+        """The ranges of a recipe, after `check_skip`."""
         return cls(tuple(SkippedRange(int(first), int(stop), STATED) for first, stop in spans))
 
     @classmethod
@@ -59,18 +58,18 @@ class SkippedData:
         return [{"first": r.first, "stop": r.stop, "why": r.why} for r in self.ranges]
 
     def with_range(self, first: int, stop: int, *, why: str) -> "SkippedData":
-        """With one range more."""
+        """Add a range."""
         assert 0 <= first < stop, f"no range: {first} to {stop}"
         return SkippedData((*self.ranges, SkippedRange(first, stop, why)))
 
     def without_samples(self, first_sample: int, stop_sample: int, *, why: str) -> "SkippedData":
-        """With one range more: from the position of the run's sample `first_sample` to that of `stop_sample` - 1."""
+        """Add the range from the position of the run's sample `first_sample` to that of sample `stop_sample` - 1."""
         assert 0 <= first_sample < stop_sample, f"no samples: {first_sample} to {stop_sample}"
         return self.with_range(self.position(first_sample), self.position(stop_sample - 1) + 1, why=why)
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
-        """The union as spans that neither touch nor overlap, in rising order."""
+        """The union, as rising spans that neither touch nor overlap."""
         merged: list[Span] = []
         for first, stop in sorted((r.first, r.stop) for r in self.ranges):
             if merged and first <= merged[-1][1]:
@@ -81,14 +80,14 @@ class SkippedData:
 
     @cached_property
     def _table(self) -> tuple[Ints, Ints]:
-        """Of each span, the first sample (spans,) read behind it; and (spans + 1,) the positions left out before that
-        many spans."""
+        """The first sample after each span (spans,), and the positions left out before each span and in all
+        (spans + 1,)."""
         left_out = np.cumsum([0, *(stop - first for first, stop in self.spans)], dtype=np.int64)
         firsts = np.array([first for first, _ in self.spans], dtype=np.int64)
         return firsts - left_out[:-1], left_out
 
     def positions(self, first_sample: int, n: int) -> Ints:
-        """The positions (n,) of the order that samples first_sample to first_sample + n - 1 of the run read, rising."""
+        """The positions (n,) of samples first_sample to first_sample + n - 1 of the run, rising."""
         samples = np.arange(first_sample, first_sample + n, dtype=np.int64)
         behind, left_out = self._table
         return samples + left_out[np.searchsorted(behind, samples, side="right")]
@@ -98,7 +97,7 @@ class SkippedData:
         return int(self.positions(sample, 1)[0])
 
     def spans_read(self, n_samples: int) -> list[Span]:
-        """What the first `n_samples` samples of the run read, as spans of positions in rising order."""
+        """The positions of the first `n_samples` samples of the run, as rising spans."""
         if n_samples == 0:
             return []
         end = self.position(n_samples - 1) + 1
@@ -106,7 +105,7 @@ class SkippedData:
         return [(first, stop) for first, stop in list(pairwise(edges))[::2] if first < stop]
 
     def sample_at(self, position: int) -> int | None:
-        """The sample of the run that reads a position; None for one that is left out."""
+        """The sample of the run at a position; None if the position is left out."""
         before = 0
         for first, stop in self.spans:
             if position < first:
@@ -130,15 +129,15 @@ def check_skip(spans: Sequence[Sequence[int]]) -> None:
 def resumed(
     saved: SkippedData, stated: Sequence[Sequence[int]], *, samples_read: int, step_of: Callable[[int], int]
 ) -> tuple[SkippedData, list[str]]:
-    """The ranges in force after a resume, and what to tell of a changed data.skip.
+    """The ranges in force after a resume, and messages about a changed data.skip.
 
-    `saved` are those of the checkpoint, `stated` the recipe's now; the ranges of rewinds stay. `samples_read`: how many
-    samples the run had read. `step_of`: the step, counted from 1, that read a sample. ConfigError: a change of what
-    lies behind, as the run would then go on from another place than the one it was at.
+    `saved`: the ranges of the checkpoint. `stated`: those of the recipe now. Ranges with other reasons stay.
+    `samples_read`: the number of samples that the run had read. `step_of`: the step, counted from 1, that read a
+    sample. ConfigError: a change before the run's position, since the run would continue at another position.
     """
     automatic = tuple(r for r in saved.ranges if r.why != STATED)
     now = SkippedData((*SkippedData.stated(stated).ranges, *automatic))
-    end = saved.position(samples_read - 1) + 1 if samples_read else 0  # no position from here on is behind
+    end = saved.position(samples_read - 1) + 1 if samples_read else 0  # all positions from here on are still to be read
     position = _first_difference(_up_to(saved.spans, end), _up_to(now.spans, end))
     if position is not None:
         sample = saved.sample_at(position)

@@ -36,7 +36,7 @@ class VocabShard:
 
 @dataclass(frozen=True)
 class VocabularyOutputs:
-    """What a vocabulary head gives a loss: the factors of the logits `hidden @ weight.T`, which are too large to keep.
+    """The factors of the logits `hidden @ weight.T` of a vocabulary head. The logits are too large to keep.
 
     hidden (b, t, d); weight (v, d), the rows that `shard` describes.
     """
@@ -47,7 +47,7 @@ class VocabularyOutputs:
 
 
 class Loss(Protocol):
-    """What an engine needs of a loss."""
+    """The form of a loss that engines can run."""
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a GPT is made of: its sizes and switches, and the counts that follow from them; never builds anything."""
+"""The sizes and switches of a GPT, and the counts that follow from them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,9 +8,12 @@ from gpt.errors import ConfigError, nearest_divisors
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How Llama 3.1 stretched its rotary positions from `original_n_ctx` to `factor` times as many (arXiv 2407.21783;
-    the rule is in its published code): angles that turn less than `low_frequency` times over the original context are
-    divided by `factor`, those that turn more than `high_frequency` times stay, between the two it passes smoothly."""
+    """Llama 3.1's extension of rotary positions from `original_n_ctx` to `factor` times as many (arXiv 2407.21783).
+
+    The rule is from its published code. Angles that turn less than `low_frequency` times over the original context are
+    divided by `factor`. Angles that turn more than `high_frequency` times stay. Between the two, the divisor changes
+    smoothly.
+    """
 
     factor: float
     low_frequency: float = 1.0
@@ -34,8 +37,8 @@ class ModelConfig:
     """The shape of a dense decoder transformer. The defaults are GPT-3's choices (arXiv 2005.14165, section 2.1).
 
     `n_kv_heads` below `n_heads` is grouped-query attention; None means one key-value head per query head.
-    `d_ff` None means 4 * d_model. `vocab_multiple` pads the rows of the embedding and the head, for fast
-    products and equal shares on tensor ranks; padding is never predicted and counts in no figure.
+    `d_ff` None means 4 * d_model. `vocab_multiple` pads the rows of the embedding and the head, for fast products and
+    equal shares on tensor ranks. Padding is never predicted, and no count includes it.
     """
 
     vocab_size: int
@@ -114,7 +117,7 @@ class ModelConfig:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the whole model, tied ones once, vocabulary padding left out."""
+        """Parameters of the whole model, without vocabulary padding. Tied parameters count once."""
         embedding = self.vocab_size * self.d_model
         ends = embedding * (1 if self.tied else 2) + self._norm_parameters
         if self.positions == "learned":
@@ -127,9 +130,12 @@ class ModelConfig:
         return self.n_layers * self.block_parameters + self._norm_parameters
 
     def train_flops_per_token(self, seq_len: int) -> float:
-        """Floating-point operations of forward and backward for one token: 6 per weight in a matrix product plus
-        attention's 12 n_layers d_model seq_len (PaLM, arXiv 2204.02311, appendix B), causal masking not counted."""
+        """Floating-point operations of forward and backward for one token.
+
+        6 per weight in a matrix product, and 12 n_layers d_model seq_len for attention as if it were not causal (PaLM,
+        arXiv 2204.02311, appendix B).
+        """
         matrices = self.parameters - (self.n_ctx * self.d_model if self.positions == "learned" else 0)
         if not self.tied:
-            matrices -= self.vocab_size * self.d_model  # a look-up is no product
+            matrices -= self.vocab_size * self.d_model  # a look-up is not a matrix product
         return 6.0 * matrices + 12.0 * self.n_layers * self.d_model * seq_len

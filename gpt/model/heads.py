@@ -38,7 +38,7 @@ class NoHead(nn.Identity):
 
 
 def head_outputs(head: nn.Module, hidden: Tensor) -> Any:
-    """What a loss takes of a head on one device: VocabularyOutputs of a vocabulary head, else its output (b, t, k)."""
+    """The input of a loss, on one device: VocabularyOutputs of a vocabulary head, else the head's output (b, t, k)."""
     if isinstance(head, VocabularyHead):
         return VocabularyOutputs(hidden, head.weight, whole_vocabulary(head.vocab_size))
     return head(hidden)

@@ -1,7 +1,7 @@
-"""Starting weights as a pure function of (seed, parameter name, element position); never draws from a generator.
+"""Starting weights as a pure function of (seed, parameter name, element position), without a random generator.
 
-Every step is a single IEEE operation (integer hash, then add, multiply, divide, square root in float64), which all
-devices round alike; so a shard computes, bit for bit, what the whole tensor would hold there, on any layout.
+Every step is a single IEEE operation: an integer hash, then add, multiply, divide and square root in float64. All
+devices round these equally. A shard therefore has the bits of the whole tensor at its place, on any layout.
 """
 
 import hashlib
@@ -13,21 +13,24 @@ from torch import Tensor, nn
 
 from gpt.model.config import ModelConfig
 
-_CHUNK = 1 << 15  # elements at a time on a CPU: the working set stays in a core's cache
-_CHUNK_GPU = 1 << 22  # and on a GPU, where each of some hundred small kernels a chunk must have work
+_CHUNK = 1 << 15  # elements at a time on a CPU, so that the working set stays in a core's cache
+_CHUNK_GPU = 1 << 22  # on a GPU: a chunk launches about a hundred kernels, and each needs enough work
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a parameter starts: normal with this standard deviation, or this constant."""
+    """The starting values of a parameter: normal with this standard deviation, or this constant."""
 
     std: float = 0.0
     constant: float = 0.0
 
 
 def start_of(name: str, config: ModelConfig) -> Start:
-    """GPT-3's rule: N(0, init_std), projections into the residual stream divided by sqrt(2 n_layers) (GPT-2's
-    report, section 2.3), biases 0, normalisation weights 1."""
+    """GPT-3's rule: weights N(0, init_std), biases 0, normalisation weights 1.
+
+    The standard deviation of projections into the residual stream is divided by sqrt(2 n_layers) (GPT-2's report,
+    section 2.3).
+    """
     if name.endswith("bias"):
         return Start(constant=0.0)
     if "norm" in name:
@@ -46,10 +49,10 @@ def initialise(model: nn.Module, config: ModelConfig, *, seed: int) -> None:
 
 @torch.no_grad()
 def fill(out: Tensor, name: str, start: Start, *, seed: int, shape: tuple[int, ...], indices: list[Tensor]) -> None:
-    """Fill `out`, a piece of the parameter `name` of full shape `shape`, in place.
+    """Fill `out`, a part of the parameter `name` of full shape `shape`, in place.
 
-    `indices[i]` holds, for each position along dimension i of `out`, its position in the full parameter. Costs time
-    and memory for the piece alone. `name` must be the canonical one, so that tied copies start equal.
+    `indices[i]`: the indices in the full parameter of the elements along dimension i of `out`. Time and memory grow
+    with the part alone. `name` must be the canonical one, so that tied copies start equal.
     """
     if not start.std:
         out.fill_(start.constant)
@@ -69,8 +72,11 @@ def fill(out: Tensor, name: str, start: Start, *, seed: int, shape: tuple[int, .
 
 
 def normal(counter: Tensor, key: int) -> Tensor:
-    """Standard normal numbers, float64, one for each int64 counter: a 64-bit hash through the inverse of the normal
-    distribution (Wichura's algorithm AS 241, 1988, relative accuracy 1e-16)."""
+    """Standard normal numbers, float64, one for each int64 counter.
+
+    A 64-bit hash goes through the inverse of the normal distribution (Wichura's algorithm AS 241, 1988, relative
+    accuracy 1e-16).
+    """
     bits = _hash(counter, key) >> 11  # 53 bits, signed
     q = (bits.double() + 0.5) * (2.0**-53)  # uniform on (-0.5, 0.5)
     r = 0.180625 - q * q
@@ -90,7 +96,7 @@ def _tail(q: Tensor) -> Tensor:
 
 
 def _log(x: Tensor) -> Tensor:
-    """Natural logarithm by the series of atanh; torch's own differs in the last bit between vector and scalar code."""
+    """Natural logarithm by the series of atanh. torch's own has other last bits in vector code than in scalar code."""
     mantissa, exponent = torch.frexp(x)
     small = mantissa < math.sqrt(0.5)
     mantissa = torch.where(small, mantissa * 2.0, mantissa)
@@ -101,7 +107,7 @@ def _log(x: Tensor) -> Tensor:
 
 
 def _horner(x: Tensor, coefficients: list[float]) -> Tensor:
-    """c0 + c1 x + c2 x^2 + ..., a multiplication and an addition at a time (no fused step, which would round apart)."""
+    """c0 + c1 x + c2 x^2 + ..., by separate multiplications and additions: a fused one would round differently."""
     value = torch.full_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         value.mul_(x).add_(coefficient)
@@ -117,7 +123,7 @@ def _hash(counter: Tensor, key: int) -> Tensor:
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    return (z >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts carry the sign in; a hash wants zeros
+    return (z >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts copy the sign; the hash needs zeros
 
 
 def _signed(value: int) -> int:

@@ -1,4 +1,4 @@
-"""How long a run trains and how often it looks: the [train] section of a recipe."""
+"""The sections [train], [checkpoint], [faults] and [objective] of a recipe."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Spans are in tokens, since tokens are the clock. The run ends at the first of its three ends."""
+    """The [train] section. Intervals are in tokens, since tokens are the clock.
+
+    The run ends at `total_tokens`, `stop_after_s` or `target_loss`, whichever comes first.
+    """
 
     total_tokens: int
-    z_loss: float = 0.0  # times log^2 Z of each token is added to what a step lowers (PaLM: 1e-4); 0: nothing
+    z_loss: float = 0.0  # the factor of log^2 Z of each token in the training loss (PaLM: 1e-4)
     stop_after_s: float | None = None  # seconds since this process began to train
     target_loss: float | None = None  # nats: every validation corpus at or below it
     evaluate_every_tokens: int | None = None
-    validation_tokens: int = 1 << 20  # at most so many of each validation corpus, from its start
+    validation_tokens: int = 1 << 20  # at most, of each validation corpus, from its start
     sample_every_tokens: int | None = None
     sample_prompts: tuple[str, ...] = ("",)  # "" = from the start of a document
     sample_new_tokens: int = 64
@@ -73,9 +76,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class FaultConfig:
-    """A step whose loss or gradient is not finite changes nothing and is counted; `max_skipped_steps` in a row may
-    pass. `on_damaged_data`: where a part of the token files is not what was written, end the run, or leave such samples
-    out, up to `max_damaged_samples` in a run."""
+    """The [faults] section.
+
+    A step whose loss or gradient is not finite updates nothing; the run ends after more than `max_skipped_steps` in a
+    row. `on_damaged_data`: if token files differ from their checksums, end the run, or leave out the samples there, up
+    to `max_damaged_samples` in a run.
+    """
 
     max_skipped_steps: int = 10
     on_damaged_data: Literal["stop", "skip"] = "stop"
@@ -92,7 +98,7 @@ class FaultConfig:
 
 
 class ReplicaMismatch(ConfigError):
-    """Ranks hold different copies of one weight or moment: no setting is wrong, and a restart may well mend it."""
+    """Ranks hold different copies of one weight or moment. No setting is wrong, and a restart may help."""
 
     exit_status = 1
 
@@ -145,7 +151,7 @@ class CheckpointConfig:
 
 
 def check_can_rewind(spike: SpikeConfig, checkpoint: CheckpointConfig, *, step_tokens: int) -> None:
-    """ConfigError when a run is to rewind, but the checkpoints that it keeps do not go back far enough."""
+    """ConfigError if the run may rewind, but the checkpoints that it keeps do not go back far enough."""
     if spike.action != "rewind" or checkpoint.keep_every_tokens is not None:
         return
     if checkpoint.every_tokens is None:
@@ -166,7 +172,7 @@ def check_can_rewind(spike: SpikeConfig, checkpoint: CheckpointConfig, *, step_t
 
 
 class ObjectiveConfig(Protocol):
-    """What an [objective] section of any kind can do: a frozen dataclass with a `kind`, in a module without torch."""
+    """An [objective] section of any kind: a frozen dataclass with a `kind`, in a module that does not import torch."""
 
     def build(self, *, z_loss: float) -> "Objective":
         """The objective. `z_loss`: `train.z_loss` of the recipe, for losses over a vocabulary."""

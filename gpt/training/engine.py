@@ -17,7 +17,7 @@ NO_METRICS: Mapping[str, float] = MappingProxyType({})
 
 
 class StepResult(NamedTuple):
-    """What one optimizer step found, over every rank."""
+    """The result of one optimizer step, over all ranks."""
 
     loss: "Totals"  # of all batches since the previous step
     gradient_norm: float  # before clipping
@@ -71,7 +71,7 @@ class VerifiedCheckpoint(Protocol):
 
     @property
     def state(self) -> dict[str, Any]:
-        """What was saved beside the tensors."""
+        """What was saved besides the tensors."""
         ...
 
 
@@ -190,20 +190,23 @@ class Engine(Protocol):
         ...
 
     def as_model(self) -> AbstractContextManager[InferenceModel]:
-        """The model to be asked for scores and texts while training stands still: inside, data ranks may each have
-        questions of their own. No weight changes."""
+        """The model for inference, while training waits. Data ranks may use it differently. No weight changes."""
         ...
 
     def weights_digest(self) -> str:
-        """A digest of all weights, by which two runs see that they hold the same model to the bit. One whole weight in
-        memory at a time."""
+        """A digest of all weights, equal if two runs have the same model, bit for bit.
+
+        Holds one whole weight in memory at a time.
+        """
         ...
 
     def all_gather_objects(self, values: list[Any]) -> list[list[Any]]:
-        """Gather a few plain values of every rank; the result is by rank."""
+        """Gather a few plain values of every rank. The result is indexed by rank."""
         ...
 
     def check_replicas(self) -> str | None:
-        """What differs between copies of one weight or moment on several ranks, in words, the same on every rank; None
-        where nothing does or nothing is held twice."""
+        """Compare copies of weights and moments on several ranks, and describe the differences, the same on every rank.
+
+        None: nothing differs, or nothing is held twice.
+        """
         ...

@@ -36,14 +36,14 @@ class Phase:
 
 @contextmanager
 def activity(name: str, step: int, heartbeat: Heartbeat, ledger: TimeLedger, *, counted_as: str) -> Iterator[None]:
-    """Tell watchers what begins, and count its time in the ledger."""
+    """Tell watchers that an activity begins, and count its time in the ledger."""
     heartbeat.beat(name, step)
     with ledger.span(counted_as):
         yield
 
 
 class Reports:
-    """What a run tells of its model while it trains. No phase changes a weight. Every rank must run the same phases.
+    """Reports on the model during training. No phase changes a weight. Every rank must run the same phases.
 
     `results`: the last evaluation of each validation corpus.
     """

@@ -1,4 +1,4 @@
-"""What one training run is made of, where it reports, and how it ends; runs nothing."""
+"""The parts of a training run, the state of its loop, the values that it logs, and how it ends."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ End = Literal["total_tokens", "signal", "stop_after_s", "target_loss"]
 
 @dataclass
 class LoopState:
-    """`step`: steps taken. All of it goes into each checkpoint, equal on every rank."""
+    """The state of the loop after `step` steps. All of it goes into each checkpoint, equal on every rank."""
 
     step: int
     skipped: SkippedData
@@ -29,7 +29,7 @@ class LoopState:
     rewinds: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """All but the step, which every checkpoint has anyway."""
+        """Everything but the step, which a checkpoint stores separately."""
         return {
             "skipped": self.skipped.to_json(),
             "spikes": self.spikes.state(),
@@ -40,7 +40,7 @@ class LoopState:
 
     @classmethod
     def from_json(cls, table: dict[str, Any], *, step: int, spike: SpikeConfig) -> "LoopState":
-        """What `to_json` wrote."""
+        """Restore the result of `to_json`."""
         return cls(
             step=step,
             skipped=SkippedData.from_json(table["skipped"]),
@@ -61,7 +61,7 @@ class LoopState:
 
 
 class Metrics(Protocol):
-    """Where the loop reports; on the main rank only."""
+    """The loop's reports, on the main rank only."""
 
     def log(self, step: int, values: Mapping[str, float | int]) -> None: ...
     def message(self, text: str) -> None: ...
@@ -89,7 +89,7 @@ class Run:
     replica_check_every_steps: int  # and before each save; 0: never
     directory: Path
     local_checkpoints: Path | None  # this run's folder in the local tier, if it has one
-    saved_state: dict[str, object]  # what each checkpoint carries besides the loop's: configuration, fingerprints
+    saved_state: dict[str, object]  # in each checkpoint besides the loop's: configuration, fingerprints
 
     @property
     def steps(self) -> int:
@@ -101,7 +101,7 @@ class Run:
         return self.directory / "checkpoints"
 
     def samples_seen(self, step: int) -> int:
-        """Samples of all steps before `step`, over all data ranks: how many of the run's samples have been read."""
+        """The number of samples of all steps before `step`, over all data ranks."""
         return self.batch.tokens_seen(step) // self.seq_len
 
     def due(self, every_tokens: int | None, step: int) -> bool:
@@ -112,12 +112,12 @@ class Run:
 
     @property
     def retention(self) -> Retention:
-        """Which checkpoints stay; a function of their steps alone, so that a resumed run decides alike."""
+        """Which checkpoints stay: a function of their steps alone, so that a resumed run keeps the same ones."""
         return Retention(self.checkpoint.keep_last, lambda step: self.due(self.checkpoint.keep_every_tokens, step))
 
     @property
     def epochs_every_steps(self) -> int:
-        """How often the epochs are reported: about ten times in a run."""
+        """Steps between two reports of progress: about ten reports in a run."""
         return max(1, self.steps // 10)
 
 

@@ -50,7 +50,7 @@ class ScheduleConfig:
 
 
 def learning_rate(config: ScheduleConfig, peak: float, tokens_seen: int) -> float:
-    """The rate for the step that takes training to `tokens_seen` tokens."""
+    """The learning rate of the step that takes training to `tokens_seen` tokens."""
     if tokens_seen < config.warmup_tokens:
         return peak * tokens_seen / config.warmup_tokens
     if config.decay_tokens is None:
@@ -62,7 +62,7 @@ def learning_rate(config: ScheduleConfig, peak: float, tokens_seen: int) -> floa
 
 
 class Level(NamedTuple):
-    """Steps of one size: the first of them, the tokens seen before it, and the tokens of each."""
+    """Steps of one size: the first step, the tokens seen before it, and the tokens of each step."""
 
     first_step: int
     tokens_before: int
@@ -74,7 +74,7 @@ class BatchRamp:
     """`initial_tokens` a step at the start, `full_tokens` from `ramp_tokens` tokens on, linearly between the two in
     multiples of `increment_tokens` (arXiv 2005.14165, appendix B: 32k tokens to the full size over 4 to 12 billion).
 
-    The number of steps, the tokens seen at each and so the place in the data follow from these four numbers alone.
+    The number of steps, the tokens seen at each, and so the position in the data follow from these four numbers alone.
     """
 
     full_tokens: int
@@ -99,12 +99,12 @@ class BatchRamp:
             raise ConfigError(f"batch.ramp_tokens = {self.ramp_tokens} must be a positive number of tokens")
 
     def levels(self) -> Iterator[Level]:
-        """The sizes that occur, in order; the last goes on for ever."""
+        """The sizes that occur, in order. The last one has no end."""
         step = tokens = 0
         size, grows = self.initial_tokens, self.full_tokens - self.initial_tokens
         while True:
             next_size = size + self.increment_tokens
-            if size < self.full_tokens:  # the next size begins at its place on the line
+            if size < self.full_tokens:  # the next size begins where the line reaches it
                 begins = -(-(next_size - self.initial_tokens) * self.ramp_tokens // grows)
                 steps = max(0, -(-(begins - tokens) // size))
                 if steps:
@@ -124,7 +124,7 @@ class BatchRamp:
         return level.tokens_before + (step - level.first_step) * level.step_tokens
 
     def steps_to(self, tokens: int) -> int:
-        """The fewest steps that see at least so many tokens."""
+        """The smallest number of steps that see at least `tokens` tokens."""
         *_, level = (level for level in self.levels() if level.tokens_before <= max(tokens, 0))
         return level.first_step + max(0, -(-(tokens - level.tokens_before) // level.step_tokens))
 

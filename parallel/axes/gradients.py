@@ -1,4 +1,4 @@
-"""Gradients of tied weights that live on two stages, their norm, and their scale; never touches weights."""
+"""Sum the gradients of a weight tied between two stages; compute the norm of gradients, and scale them."""
 
 import torch
 import torch.distributed as dist
@@ -15,16 +15,18 @@ def local(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sum_tied_gradients(weights: list[nn.Parameter], mesh: Mesh) -> None:
-    """Add up the gradients that the first and the last stage have of one tied weight, in both. `weights`: the copies
-    that this rank holds, both where the stages lie as a V. Called by the ranks of these two stages only; from rank to
-    rank a message each way, of the weight's local size. The sum of two numbers has one order: the copies stay equal to
-    the bit."""
+    """Add up the gradients of one tied weight on the first and the last stage, in both.
+
+    `weights`: the copies that this rank holds; with V-shaped stages, both. Only the ranks of these two stages call it.
+    They exchange one message each way, of the weight's local size. The sum of two numbers does not depend on their
+    order, so the copies stay equal, bit for bit.
+    """
     held = [_gradient(weight) for weight in weights]
     if len(held) == 2:
         held[0] += held[1]
         held[1].copy_(held[0])
         return
-    mine = held[0].to(mesh.device)  # where it is not offloaded, the same tensor
+    mine = held[0].to(mesh.device)  # the same tensor unless gradients are offloaded
     other = torch.empty_like(mine)
     rank = mesh.global_rank_of(mesh.layout.stages - 1 if 0 in mesh.stages else 0)
     for work in dist.batch_isend_irecv(
@@ -39,11 +41,10 @@ def sum_tied_gradients(weights: list[nn.Parameter], mesh: Mesh) -> None:
 
 @torch.no_grad()
 def squared_norm(parameters: list[nn.Parameter], mesh: Mesh, *, counted_elsewhere: set[nn.Parameter]) -> Tensor:
-    """This rank's part of the square of the global gradient norm, float64, 0-d on the device: summed over all ranks it
-    counts each element of the model once.
+    """This rank's part of the squared global gradient norm, float64, 0-d on the device.
 
-    In float64, since a CPU adds squares one after the other: in fp32 the norm of 38 million numbers is off by 2e-3, and
-    by less the more ranks share them.
+    The sum over all ranks counts each element of the model once. float64, because a CPU adds the squares one after the
+    other: in fp32 the norm of 38 million numbers was off by 2e-3, and by less when more ranks shared them.
     """
     total = torch.zeros((), dtype=torch.float64, device=mesh.device)
     by_copies: dict[int, list[Tensor]] = {}
@@ -70,7 +71,7 @@ def _gradient(weight: nn.Parameter) -> Tensor:
 
 
 def _copies(parameter: nn.Parameter, mesh: Mesh) -> int:
-    """How many ranks of this stage hold each element of a parameter."""
+    """The number of ranks of this stage that hold each element of a parameter."""
     layout = mesh.layout
     if not isinstance(parameter, DTensor):
         return layout.tensor * layout.data

@@ -1,4 +1,4 @@
-"""Fills this rank's share of every parameter, bit for bit what one process would hold there."""
+"""Fill this rank's shard of every parameter with the bits that one process would have."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from gpt.model.initialisation import fill, start_of
 
 @torch.no_grad()
 def initialise_shards(parameters: list[tuple[str, nn.Parameter]], config: ModelConfig, *, seed: int) -> None:
-    """Fill canonical named parameters in place. Communicates nothing; time and memory grow with the local share."""
+    """Fill parameters, given by their canonical names, in place. No communication; time and memory follow the shard."""
     for name, parameter in parameters:
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter.data
         indices = held_indices(parameter)
@@ -20,16 +20,15 @@ def initialise_shards(parameters: list[tuple[str, nn.Parameter]], config: ModelC
 
 
 def held_indices(parameter: Tensor) -> list[Tensor]:
-    """For each dimension of a parameter, the positions in the whole tensor that this rank holds."""
+    """For each dimension of a parameter, the indices into the whole tensor that this rank holds."""
     indices = [torch.arange(size, device=parameter.device) for size in parameter.shape]
     if not isinstance(parameter, DTensor):
         return indices
     mesh = parameter.device_mesh
     names = mesh.mesh_dim_names
     assert names is not None
-    for axis in sorted(
-        range(mesh.ndim), key=lambda i: names[i] != "tp"
-    ):  # tensor ranks cut first, data ranks their piece
+    # The tensor axis splits first; the data axes split its shards.
+    for axis in sorted(range(mesh.ndim), key=lambda i: names[i] != "tp"):
         placement = parameter.placements[axis]
         if isinstance(placement, (Shard, _StridedShard)):
             cut = indices[placement.dim]

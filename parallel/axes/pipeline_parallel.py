@@ -42,7 +42,7 @@ class Pipeline:
         self.mesh = mesh
         self.schedule = parallel.schedule
         self.dtype = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
-        # DualPipeV splits only the backward passes at its ends; with these, which cannot be split, it splits none
+        # DualPipeV splits some backward passes. Compiled or recomputed blocks cannot be split, so it splits none.
         self.whole_backward = parallel.schedule == "dualpipev" and (parallel.compile or parallel.recompute != "none")
         self.last = mesh.layout.stages - 1
         self._schedules: dict[tuple[tuple[int, ...], int], PipelineScheduleSingle | PipelineScheduleMulti] = {}
@@ -106,7 +106,7 @@ def pass_through(
     `inputs` go into stage 0; `message` has the shape and dtype of what stages pass on. Every rank must call it."""
     held, output = tuple(stages), inputs
     for index in held:
-        if index > 0 and index - 1 not in held:  # else it is stage 0, or the foot of a V
+        if index > 0 and index - 1 not in held:  # else it is stage 0, or the stage before it is on this rank
             output = torch.empty_like(message, device=mesh.device)
             dist.recv(output, src=mesh.global_rank_of(index - 1), group=mesh.pipeline_group)
         output = run(index, output)

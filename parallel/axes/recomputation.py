@@ -1,8 +1,8 @@
-"""Which activations of a block are kept for backward and which are computed again; never changes a result.
+"""Choose which activations of a block are kept for backward and which are computed again. Results do not change.
 
-`full` keeps a block's input. `selective` keeps what is dear to compute, outputs of matrix products and of attention,
-and computes the cheap rest again: norms, activation function, rotary positions and, on tensor ranks, the gathered
-inputs (arXiv 2205.05198, section 5, takes attention's softmax alone; torch's attention kernels do that by themselves).
+`full` keeps a block's input. `selective` keeps the outputs of matrix products and of attention, which are expensive. It
+recomputes norms, the activation function, rotary positions and, on tensor ranks, the gathered inputs. (arXiv
+2205.05198, section 5, recomputes only attention's softmax, as torch's attention kernels do anyway.)
 """
 
 from collections.abc import Callable
@@ -36,17 +36,17 @@ _OUT = 3  # a block's products in order: q, k, v, out, then gate and up or up al
 
 
 def wrap_block(block: nn.Module, config: ModelConfig, parallel: ParallelConfig) -> nn.Module:
-    """A block that is compiled where `parallel.compile` says so and keeps what `parallel.recompute` says.
+    """Compile a block if `parallel.compile` asks for it, and wrap it for `parallel.recompute`.
 
-    `selective` is compiled with its policy, which the compiler obeys. `full` runs a compiled block again: the other way
-    round, torch 2.13 fails to save a DTensor's mesh for backward. Blocks draw no random numbers, so no state of a
-    generator need be kept.
+    `selective` is compiled together with its policy, which the compiler obeys. `full` wraps the compiled block: if the
+    wrapped block is compiled, torch 2.13 fails to save a DTensor's mesh for backward. Blocks draw no random numbers, so
+    no generator state is kept.
     """
     if parallel.recompute == "selective":
         contexts = partial(_keep_products, config, parallel.tensor)
         block = checkpoint_wrapper(block, preserve_rng_state=False, context_fn=contexts)
     if parallel.compile:
-        # With symbolic sizes torch 2.13 fails on some of a DTensor's; each batch shape is compiled for itself instead.
+        # torch 2.13 fails on some symbolic sizes of DTensors, so each batch shape is compiled separately.
         options: dict[str, Any] | None = {"_micro_pipeline_tp": True} if parallel.async_tensor else None
         block.compile(dynamic=False if parallel.tensor > 1 else None, options=options)
     if parallel.recompute == "full":
@@ -55,10 +55,10 @@ def wrap_block(block: nn.Module, config: ModelConfig, parallel: ParallelConfig) 
 
 
 def _keep_products(config: ModelConfig, tensor: int) -> Contexts:
-    """Contexts for one run of a block, forward and again.
+    """The contexts of a block's forward pass and of its recomputation.
 
-    The last product's output is needed by nothing in backward. On tensor ranks a product that ends in a reduce-scatter
-    gives a partial sum over the whole sequence: its reduced share is kept instead, `tensor` times smaller.
+    Backward does not need the output of the last product. On tensor ranks, a product before a reduce-scatter gives
+    partial sums over the whole sequence; its reduced share, `tensor` times smaller, is kept instead.
     """
     last = 6 if config.activation == "swiglu" else 5
     dropped = {last} if tensor == 1 else {_OUT, last}

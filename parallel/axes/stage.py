@@ -106,7 +106,7 @@ class ModelStage(nn.Module):
         if isinstance(hidden, DTensor):  # sharded over the sequence
             logits_of = partial(_replicated_head, head, hidden.device_mesh)
             hidden = hidden.redistribute(placements=[Replicate()]).to_local()
-            if step.targets is not None:  # only few numbers are wanted, so the logits stay sharded
+            if step.targets is not None:  # a few numbers suffice, so the logits stay sharded
                 assert isinstance(head, VocabularyHead)
                 assert isinstance(head.weight, DTensor)
                 logits_of = partial(functional.linear, weight=head.weight.to_local())
@@ -120,7 +120,7 @@ class ModelStage(nn.Module):
 
 
 def _replicated_head(head: Callable[[Tensor], Tensor], mesh: DeviceMesh, hidden: Tensor) -> Tensor:
-    """Logits of hidden states that all tensor ranks hold; the head would take a plain tensor for a rank's shard."""
+    """Logits of hidden states that all tensor ranks hold. The head would mistake a plain tensor for a rank's shard."""
     return head(DTensor.from_local(hidden, mesh, [Replicate()], run_check=False))
 
 

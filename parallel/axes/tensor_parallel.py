@@ -1,11 +1,11 @@
 """Tensor parallelism with sequence parallelism: one table of DTensor styles over an unchanged model.
 
-Between blocks each rank holds its share of the sequence, (b, t/tp, d); inside attention and MLP its share of the
-heads and the hidden width over the whole sequence (Megatron-LM's scheme, arXiv 2205.05198, section 4.2): an all-gather
-before and a reduce-scatter after each.
+Megatron-LM's scheme (arXiv 2205.05198, section 4.2). Between blocks each rank holds its share of the sequence,
+(b, t/tp, d). Inside attention and MLP it holds its share of the heads and of the hidden width, over the whole sequence.
+An all-gather precedes each, and a reduce-scatter follows it.
 
-Key-value heads that tensor ranks cannot divide evenly (2 of them on 4 ranks) are copied, as in Megatron-LM: see
-KeyValueProjection.
+If tensor ranks do not divide the key-value heads evenly (2 heads on 4 ranks), the heads are copied, as in Megatron-LM:
+see KeyValueProjection.
 """
 
 import warnings
@@ -34,10 +34,11 @@ from gpt.model.heads import VocabularyHead
 
 
 class VocabularyEmbedding(nn.Module):
-    """The token embedding with its rows shared out over tensor ranks. Each looks up the tokens whose rows it has; a
-    reduce-scatter adds up and gives each rank its share of the sequence. All-gathers the gradient.
+    """The token embedding, its rows sharded over tensor ranks.
 
-    With DTensor's own style every rank builds the gradient of all rows in backward (torch 2.13 has no rule for shards).
+    Each rank looks up the tokens whose rows it has. A reduce-scatter adds the results up and gives each rank its share
+    of the sequence; backward all-gathers the gradient. DTensor's own style would build the gradient of all rows on
+    every rank (torch 2.13 has no rule for shards).
     """
 
     def __init__(self, whole: nn.Embedding, mesh: DeviceMesh) -> None:
@@ -59,11 +60,11 @@ class VocabularyEmbedding(nn.Module):
 
 
 class KeyValueProjection(nn.Module):
-    """The key or value projection where tensor ranks do not divide its heads. Every rank holds the weight whole, under
-    the name and shape of one process, and computes only the heads that its own queries look at.
+    """The key or value projection if tensor ranks do not divide its heads.
 
-    A rank's gradient is a partial sum, which FSDP adds up over tensor ranks (an all-reduce of the weight's size) before
-    it reduces over data ranks: all copies get the same bits.
+    Every rank holds the whole weight, with the name and shape of one process. It computes only the heads that its own
+    queries attend to. A rank's gradient is a partial sum. FSDP adds it up over tensor ranks (an all-reduce of the
+    weight's size) before it reduces over data ranks, so all copies get the same bits.
     """
 
     def __init__(self, whole: nn.Linear, config: ModelConfig, mesh: DeviceMesh) -> None:
@@ -76,7 +77,7 @@ class KeyValueProjection(nn.Module):
         self.repeats = [heads.count(head) for head in range(self.first, self.last + 1)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, t, m * d_head) from a replicated DTensor (b, t, d): the m heads that this rank's queries share evenly."""
+        """(b, t, m * d_head) from a replicated DTensor (b, t, d). This rank's queries share the m heads evenly."""
         assert isinstance(x, DTensor)
         rows = slice(self.first * self.d_head, (self.last + 1) * self.d_head)
         weight, bias = _partial(self.weight)[rows], None if self.bias is None else _partial(self.bias)[rows]
@@ -84,7 +85,7 @@ class KeyValueProjection(nn.Module):
         if len(set(self.repeats)) == 1:
             return y
         heads = y.view(*y.shape[:2], -1, self.d_head)  # (b, t, m, d_head)
-        return torch.cat(  # one for each query: the model repeats all heads equally often or not at all
+        return torch.cat(  # one head per query: the model can only repeat all heads equally often
             [heads[:, :, i : i + 1].expand(-1, -1, times, -1) for i, times in enumerate(self.repeats)], dim=2
         ).flatten(2)
 
@@ -101,13 +102,13 @@ def _replicated(parameter: Tensor, mesh: DeviceMesh) -> nn.Parameter:
 
 
 def _partial(x: Tensor) -> Tensor:
-    """A replicated tensor as a plain one, of which each rank's gradient is a partial sum."""
+    """A replicated DTensor as a plain tensor. The gradient of each rank is a partial sum."""
     assert isinstance(x, DTensor)
     return x.to_local(grad_placements=[Partial()])
 
 
 def block_plan() -> dict[str, ParallelStyle]:
-    """How the parts of one block are sharded."""
+    """The sharding style of each part of a block."""
     return {
         "attention_norm": SequenceParallel(),
         "attention": PrepareModuleInput(
@@ -126,7 +127,7 @@ def block_plan() -> dict[str, ParallelStyle]:
 
 
 def end_plan() -> dict[str, ParallelStyle]:
-    """How the two ends of the model are sharded: positions kept whole, the head's rows over ranks."""
+    """The sharding style of the model's two ends: positions stay whole, the head's rows are sharded."""
     return {
         "embed.positions": SequenceParallel(use_local_output=True),
         "norm": SequenceParallel(),
@@ -135,7 +136,7 @@ def end_plan() -> dict[str, ParallelStyle]:
 
 
 def apply_tensor_parallel(model: GPT, config: ModelConfig, mesh: DeviceMesh) -> None:
-    """Shard a model's parameters over `mesh` in place. Moves no data: call it while they are on the meta device."""
+    """Shard a model's parameters over `mesh` in place, while they are on the meta device. Moves no data."""
     plan = end_plan()
     if not model.predicts_tokens:
         del plan["head"]
@@ -163,14 +164,15 @@ def apply_tensor_parallel(model: GPT, config: ModelConfig, mesh: DeviceMesh) -> 
 
 
 def _replicate_parameters(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Have every tensor rank hold all parameters of a module, as DTensors whose gradients are summed correctly."""
+    """Replicate the parameters of a module on all tensor ranks, as DTensors whose gradients are added up."""
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             part.register_parameter(name, _replicated(parameter, mesh))
 
 
 def _replicate_front(front: nn.Module, mesh: DeviceMesh) -> None:
-    """Run a model's own front whole on every tensor rank; each keeps its share of the sequence, (b, t/tp, d)."""
+    """Run a front other than `Embedding` whole on every tensor rank. A rank keeps its share of the sequence,
+    (b, t/tp, d)."""
     _replicate_parameters(front, mesh)
 
     def whole(module: nn.Module, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -184,21 +186,25 @@ def _replicate_front(front: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _wait(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Wait for the reduce-scatter that gives the embedding's output, where no addition of positions did: torch's
-    compiler (2.13) takes a tensor still under way for a type of its own and gives wrong gradients after it."""
+    """Wait for the reduce-scatter of the embedding, if no addition of positions has waited for it.
+
+    torch 2.13's compiler treats an unfinished tensor as a type of its own, and its gradients are wrong.
+    """
     return output.clone() if isinstance(output, AsyncCollectiveTensor) else output
 
 
 def allow_asynchronous(mesh: DeviceMesh) -> None:
-    """Give the compiler leave to join tensor ranks' messages with products. Called by all of them; needs CUDA to be of
-    use. torch 2.13 calls the function superfluous, but its compiler's pass asks for what only it enters."""
+    """Let the compiler overlap the communication of tensor ranks with matrix products. All of them must call it.
+
+    Only useful on CUDA. torch 2.13 deprecates the function, but the compiler's pass checks a record that only it makes.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         enable_symm_mem_for_group(mesh.get_group().group_name)
 
 
 def sharded_head_outputs(head: nn.Module, hidden: DTensor) -> Any:
-    """What a loss takes of a head whose parameters or inputs lie on several tensor ranks; see gpt.model.heads.
+    """The input of a loss from a head on several tensor ranks; see gpt.model.heads.head_outputs.
 
     `hidden` (b, t, d) is sharded over the sequence. A vocabulary head all-gathers it and reduce-scatters its gradient;
     other heads, which every rank holds whole, run on each rank's share and all-gather their output.
@@ -213,7 +219,7 @@ def sharded_head_outputs(head: nn.Module, hidden: DTensor) -> Any:
 
 
 def vocabulary_shard(head: nn.Linear, vocab_size: int) -> VocabShard:
-    """Which rows of a head this tensor rank holds, and how all of them add up; of an unpadded vocabulary's size."""
+    """The rows of a head that this tensor rank holds, and the reductions over all holders. `vocab_size`: unpadded."""
     assert isinstance(head.weight, DTensor)
     mesh = head.weight.device_mesh
     group = mesh.get_group()

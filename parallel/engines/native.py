@@ -101,7 +101,7 @@ class NativeEngine:
         sums = self._add_up(raised=(discard, *flags))
         count = max(sums.count, 1.0)
         norm = math.sqrt(sums.squared_norm) / count
-        # Every rank decides alike: all have the same sums.
+        # All ranks have the same sums, so they take the same decision.
         finite = math.isfinite(sums.loss) and math.isfinite(norm)
         discarded, *raised = (n > 0 for n in sums.raised)
         if finite and not discarded:
@@ -157,8 +157,7 @@ class NativeEngine:
         stop_ids: Collection[int] = (),
         n_ids: int | None = None,
     ) -> list[Continuation]:
-        """See gpt.inference.generation. All ranks pass equal arguments and get equal results; data ranks all do the
-        same work."""
+        """See gpt.training.engine.Engine. All data ranks do the same work."""
         with self._model(data_ranks_together=True) as model:
             return generate(
                 model,
@@ -173,8 +172,11 @@ class NativeEngine:
 
     @contextmanager
     def as_model(self) -> Iterator[InferenceModel]:
-        """See gpt.engine.Engine. Under ZeRO 3 data ranks gather each block's weights together and so do the same work;
-        else each gathers its stages' once and works alone."""
+        """See gpt.training.engine.Engine.
+
+        Under ZeRO 3, data ranks gather each block's weights together, and so must do the same work. Otherwise each
+        gathers the weights of its stages once and works alone.
+        """
         together = self.settings.parallel.zero_stage == 3
         if not together:
             for module in self._sharded_modules():
@@ -184,7 +186,7 @@ class NativeEngine:
 
     @contextmanager
     def _model(self, *, data_ranks_together: bool) -> Iterator[DistributedModel]:
-        """The stages as they are. Compiled blocks run as they are written: shapes change with each token."""
+        """The stages as a model. Compiled blocks run uncompiled, since shapes change with each token."""
         settings = self.settings
         dtype = torch.bfloat16 if settings.parallel.precision == "bf16" else torch.float32
         with torch.compiler.set_stance("force_eager"):
@@ -216,15 +218,17 @@ class NativeEngine:
         return describe(differences) if differences else None
 
     def _local_totals(self, *, metrics: int = 0) -> Tensor:
-        """Loss, number of targets and so many metrics gathered here since the last call, (2 + metrics,) float64 on the
-        device; one rank of those that computed the same loss has them, the others zeros."""
+        """Loss, number of targets and metrics collected since the last call, (2 + metrics,) float64 on the device.
+
+        Of the ranks that computed the same loss, one has them and the others have zeros.
+        """
         totals, self.stages[-1].totals = self.stages[-1].totals, []
         if not totals or self.mesh.tensor_rank != 0:
             return torch.zeros(2 + metrics, dtype=torch.float64, device=self.mesh.device)
         return torch.stack([torch.stack([number.double() for number in numbers]) for numbers in totals]).sum(0)
 
     def _reshard(self) -> None:
-        """Free gathered weights, so that none stay behind when the sharded ones change without a backward."""
+        """Free gathered weights: a checkpoint may change the sharded ones without a backward pass."""
         for module in self._sharded_modules():
             module.reshard()
 
@@ -235,7 +239,7 @@ class NativeEngine:
                     yield module
 
     def _find_tied_copies(self) -> list[torch.nn.Parameter]:
-        """The tied weight, where the first and the last stage hold a copy each: the copies of this rank, in order."""
+        """This rank's copies of the tied weight, in order, if the first and the last stage hold one each."""
         if self.settings.layout.stages == 1 or not self.stages[0].model.tied:
             return []
         return [parameter for name, parameter in self.parameters if name == "embed.tokens.weight"]
