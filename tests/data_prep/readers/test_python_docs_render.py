@@ -53,6 +53,7 @@ def test_the_program_answers_each_name_in_order_whatever_the_modules_print() -> 
         check=True,
         timeout=60,
     )
+    assert done.stderr == "", "the poem is lost"
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["name"] for answer in answers] == names
     assert answers[2] == {
