@@ -1,4 +1,4 @@
-"""A program for tests: trains one small model on many layouts with real gloo processes, and writes what it saw.
+"""A program for tests: train one small model on many layouts with real gloo processes, and write the results.
 
     python layout_runs.py RUNS.json OUT.json
 
@@ -70,7 +70,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=3e-3, max_gradient_norm=0.5)
 
 
 def launch(folder, runs, *, timeout_s):
-    """Run this program; what it found, by the name of the run."""
+    """Run this program. Return the results by the name of the run."""
     (folder / "runs.json").write_text(json.dumps(runs))
     command = [sys.executable, __file__, str(folder / "runs.json"), str(folder / "out.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -80,7 +80,7 @@ def launch(folder, runs, *, timeout_s):
         try:
             _, errors = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # its children too, which would go on without it
+            os.killpg(process.pid, signal.SIGKILL)  # and its children, which would survive it
             raise
     assert process.returncode == 0, errors[-4000:]
     return json.loads((folder / "out.json").read_text())
@@ -132,7 +132,7 @@ def logits_of(engine, tokens):
 
 
 def whole_weights_digest(engine):
-    """A digest of every weight, each gathered whole; equal for equal models whatever the layout."""
+    """A digest of every weight, each gathered whole. Equal models have equal digests on all layouts."""
     mine = {}
     for name, parameter in engine.parameters:
         full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
@@ -177,7 +177,7 @@ def train(engine, steps, first_step=0, *, documents=False):
 
 
 def counted_step(engine, *, peaks):
-    """What each rank holds after the gradients of a step, what it sends in all of it, and the most it held at once."""
+    """The bytes that each rank holds after the gradients of a step, those it sends in the step, and its peak."""
     share = SEQUENCES // engine.data_size
     mine = tokens_of_step(0)[engine.data_rank * share : (engine.data_rank + 1) * share]
     batch = Batch(mine[:, :-1], mine[:, 1:])
@@ -411,7 +411,7 @@ def main():
             try:
                 launch_run(context, i, run, runs_file, folder)
             except RankFailed as error:
-                # Seen once in some thousand runs, in malloc of a gloo rank; what is wrong with ours would abort again.
+                # Seen once in about a thousand runs, in malloc of a gloo rank. A fault of ours would abort again.
                 if "killed by SIGABRT" not in str(error):
                     raise
                 print(f"run {run['name']!r} is tried once more: {error}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Training and validation samples out of real token files: what is read, in which order, and what is refused."""
+"""Training and validation samples from real token files: contents, order, and errors."""
 
 import json
 import struct
@@ -62,7 +62,7 @@ def training(corpora: tuple[CorpusConfig, ...], *, seed: int = 3, vocab_size: in
     )
 
 
-# --- what is read
+# --- reading
 
 
 def test_a_sample_is_a_window_of_the_stream_and_an_epoch_reads_each_once(corpora: tuple[CorpusConfig, ...]) -> None:
@@ -79,7 +79,7 @@ def test_a_sample_is_a_window_of_the_stream_and_an_epoch_reads_each_once(corpora
 
 
 def test_the_state_is_the_number_of_samples_consumed(corpora: tuple[CorpusConfig, ...]) -> None:
-    """A new object at position 217 goes on as the old one would have, whatever the ranks and the batch sizes were."""
+    """A new object at position 217 continues as the old one would have, for any number of ranks and any batch size."""
     whole = training(corpora).read(np.arange(400)).tokens
     resumed = training(corpora)
     assert np.array_equal(resumed.read(np.arange(217, 400)).tokens, whole[217:])
@@ -92,7 +92,7 @@ def test_the_state_is_the_number_of_samples_consumed(corpora: tuple[CorpusConfig
         assert np.array_equal(np.concatenate(step_rows), whole)
 
 
-def test_order_depends_on_names_and_not_on_places(corpora: tuple[CorpusConfig, ...], tmp_path: Path) -> None:
+def test_order_depends_on_names_and_not_on_paths(corpora: tuple[CorpusConfig, ...], tmp_path: Path) -> None:
     moved = tuple(
         CorpusConfig(
             path=write_corpus(tmp_path / "elsewhere" / f"{c.name}_v2", LENGTHS[c.name], first_id=FIRST_ID[c.name]),
@@ -209,7 +209,7 @@ def test_importing_the_dataset_leaves_torch_out() -> None:
     )
 
 
-# --- what is refused
+# --- errors
 
 
 def test_an_id_beyond_the_vocabulary_names_file_position_and_id(corpora: tuple[CorpusConfig, ...]) -> None:

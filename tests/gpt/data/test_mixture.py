@@ -1,4 +1,4 @@
-"""Plans of mixtures: held to the weights by exact fractions, and to what a run over real files then reads."""
+"""Plans of mixtures, against exact fractions of the weights and against runs over real files."""
 
 import itertools
 from fractions import Fraction
@@ -48,7 +48,7 @@ def test_the_order_of_the_rows_changes_no_figure() -> None:
 
 
 def test_a_run_reads_at_every_step_what_the_plan_says_on_any_number_of_ranks(tmp_path: Path) -> None:
-    """Counted in the ids that come out of the files; within an epoch of a corpus no window comes twice."""
+    """Counted by the ids that are read from files. Within an epoch, no window of a corpus is read twice."""
     seq_len, per_step, lengths = 4, 12, {"a": 4001, "b": 53, "c": 18, "d": 700}
     weights = {"a": 60.0, "b": 22.0, "c": 8.0, "d": 8.0}
     for first_id, (name, n_tokens) in enumerate(lengths.items()):

@@ -1,4 +1,4 @@
-"""The data order: a bijection, shuffled, in the proportions asked for, the same for ever."""
+"""The data order: a shuffled bijection in the proportions of the weights, equal in all versions."""
 
 import itertools
 import math

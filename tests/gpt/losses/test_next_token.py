@@ -22,7 +22,7 @@ COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Pytho
 IN_PLACE = [
     None,
     gpt.losses.linear_cross_entropy.exponentials_in_place,
-]  # torch's kernels, and what is compiled, here run as it stands
+]  # torch's kernels, and the function that is compiled in training, here uncompiled
 
 
 def inputs(*, vocab=37, padded=48, dtype=torch.float64):
@@ -52,7 +52,7 @@ def test_value_and_gradients_equal_torch(monkeypatch, chunk, in_place, z_loss):
     monkeypatch.setattr(gpt.losses.linear_cross_entropy, "_equal_chunk", lambda n, weight, rows, in_place: chunk)
     hidden, weight, targets = inputs()
     totals = next_token_loss(hidden, weight, targets, whole_vocabulary(37), z_loss=z_loss, in_place=in_place)
-    (3 * totals.sum).backward()  # the gradient must follow what is done with the loss
+    (3 * totals.sum).backward()  # the gradient must follow the factor
     ours = hidden.grad, weight.grad
     hidden.grad = weight.grad = None
     expected = reference(hidden, weight, targets, 37, z_loss=z_loss)

@@ -41,7 +41,7 @@ def llama(**settings: object) -> ModelConfig:
 
 
 def random_model(config: ModelConfig) -> GPT:
-    """Weights large enough, and norms and biases far enough from 1 and 0, for every one of them to show."""
+    """Large weights, and norms and biases far from 1 and 0, so that each affects the output."""
     model = GPT(config)
     initialise(model, config, seed=1)
     generator = torch.Generator().manual_seed(1)

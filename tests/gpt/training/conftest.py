@@ -133,7 +133,7 @@ def small(tmp_path):
 
 
 def damage(prefix: Path, copy: Path, *, token: int) -> Path:
-    """Copy the corpus, but for one token that differs, with the checksums of the original."""
+    """Copy the corpus with its checksums, and change one token of the copy."""
     for ending in (".bin", ".idx", ".sums"):
         Path(f"{copy}{ending}").write_bytes(Path(f"{prefix}{ending}").read_bytes())
     content = bytearray(Path(f"{copy}.bin").read_bytes())

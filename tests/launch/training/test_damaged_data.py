@@ -18,7 +18,7 @@ from parallel.checkpoint.handle import read_checkpoint_header, verify_checkpoint
 from parallel.checkpoint.load import read_tensors
 
 SEQ_LEN, STEPS, A_STEP = 64, 12, 8  # samples
-STEPS_HIT = (3, 7)  # one before the checkpoint that the killed run goes on from, one after it
+STEPS_HIT = (3, 7)  # before and after the checkpoint from which the killed run resumes
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_a_run_that_is_to_stop_does_so_on_all_ranks_and_goes_on_when_the_file_is
 
 
 def test_damaged_validation_windows_and_too_much_damage(tiny_corpus, tmp_path, capsys):
-    """In this process: evaluation goes on without the windows, or ends the run; so do more samples than may be."""
+    """In this process: evaluation leaves the windows out or ends the run. Too many damaged samples end it too."""
     for name in ("train", "validation"):
         for suffix in (".bin", ".idx", ".sums"):
             shutil.copy(f"{tiny_corpus.folder / name}{suffix}", tmp_path / f"{name}{suffix}")
@@ -194,7 +194,7 @@ def test_damaged_validation_windows_and_too_much_damage(tiny_corpus, tmp_path, c
     assert list((tmp_path / "too_much" / "checkpoints").iterdir()) == []
 
 
-def test_files_without_checksums_are_told_of_and_get_some(tiny_corpus, tmp_path, capsys):
+def test_files_without_checksums_are_named_and_get_some(tiny_corpus, tmp_path, capsys):
     prefix = tmp_path / "theirs"
     for suffix in (".bin", ".idx"):
         shutil.copy(f"{tiny_corpus.folder / 'train'}{suffix}", f"{prefix}{suffix}")

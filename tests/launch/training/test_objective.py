@@ -1,4 +1,4 @@
-"""Every seam of training, used for what it is for by an objective that only a test knows (objective_program.py)."""
+"""An objective that exists only in a test (objective_program.py) uses every seam of training."""
 
 import json
 import os

@@ -53,7 +53,7 @@ def assert_found(found):
 
 
 def odd_ranks(trial):
-    """Return the ranks that the message blames; None if it says that none can be told, and then it names this one."""
+    """Return the ranks that the message blames; None if it says that it cannot know, and names this rank."""
     if "no majority shows which is right" in trial["found"]:
         assert f"rank {trial['rank']} (" in trial["found"], trial
         return None

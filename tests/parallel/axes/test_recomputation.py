@@ -1,4 +1,4 @@
-"""Recomputation and compiled blocks change nothing but memory and speed; what recomputation keeps is what it says."""
+"""Recomputation and compiled blocks change only memory and speed. Recomputation keeps the bytes of its formula."""
 
 import itertools
 import math

@@ -206,8 +206,8 @@ def test_tensor_ranks_that_do_not_divide_equal_one_process(results, name):
 
 
 def test_bf16_layouts_round_no_worse_than_one_process(results):
-    """docs/adr/0006: other micro-batch splits of one process round each sequence's forward pass alike, tensor ranks
-    round it anew. So what counts is the distance of each from the run in fp32; distances between them are printed."""
+    """docs/adr/0006: micro-batch splits of one process round a sequence's forward pass equally; tensor ranks do not.
+    The test therefore compares each with the run in fp32, and prints the distances between them."""
     exact = results["one"]["losses"]
     splits = [results[f"bf16, one, micro-batch {size}"]["losses"] for size in (1, 4, 8)] + [
         results["bf16, one"]["losses"]
@@ -227,7 +227,7 @@ def test_bf16_layouts_round_no_worse_than_one_process(results):
 
 @pytest.mark.parametrize("name", ["same layout", "one", "data 2", "tensor 2 x pipeline 2 x data 2"])
 def test_resuming_continues_the_curve(results, name):
-    """Saved on tensor 2 x pipeline 2 two steps before the end; the same layout goes on bit for bit."""
+    """Saved on tensor 2 x pipeline 2, two steps before the end. The same layout continues bit for bit."""
     ours = results[f"load, {name}"]
     undisturbed = results["tensor 2 x pipeline 2"]
     if name == "same layout":
