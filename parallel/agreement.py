@@ -35,7 +35,7 @@ class PeerLost(RuntimeError):
 
 
 def is_distributed() -> bool:
-    """Whether a process group exists. Without one, this is the only process."""
+    """Return whether a process group exists. Without one, this is the only process."""
     return dist.is_available() and dist.is_initialized()
 
 

@@ -87,11 +87,11 @@ def read_corpus(folder: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{path}: no such file; run `triaxial prepare` to make the corpus") from None
+        raise ConfigError(f"{path}: no such file. Run `triaxial prepare` to make the corpus") from None
     except ValueError as error:
-        raise ConfigError(f"{path}: damaged ({error}); run `triaxial prepare` again") from None
+        raise ConfigError(f"{path}: damaged ({error}). Run `triaxial prepare` again") from None
     if not isinstance(description, dict):
-        raise ConfigError(f"{path}: damaged (not a JSON object); run `triaxial prepare` again")
+        raise ConfigError(f"{path}: damaged (not a JSON object). Run `triaxial prepare` again")
     return description
 
 
@@ -142,7 +142,7 @@ def _old_tokenizer(corpus_path: Path) -> set[str]:
 
 
 def _is_published(folder: Path, files: Mapping[str, Path], text: str) -> bool:
-    """Whether corpus.json has this text already, and every file is the same one or has the same digest."""
+    """Return whether corpus.json has this text already, and every file is the same one or has the same digest."""
     try:
         if (folder / CORPUS_FILE).read_text(encoding="utf-8") != text:
             return False

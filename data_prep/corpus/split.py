@@ -13,7 +13,7 @@ class SplitConfig:
     seed: int
 
     def is_validation(self, document_id: str) -> bool:
-        """Whether the document goes to the validation split; pieces of one document go together."""
+        """Return whether the document goes to the validation split; pieces of one document go together."""
         return keyed_hash(parent_id(document_id), key=f"validation {self.seed}") < self.validation_fraction * 2**64
 
     def order(self, document_id: str) -> int:

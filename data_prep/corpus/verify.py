@@ -43,7 +43,7 @@ def verify(folder: Path, *, n_threads: int) -> Verified:
         return _damaged(str(error))
     if description.get("version") == 1:
         raise ConfigError(
-            f"{folder / CORPUS_FILE}: version 1 lacks the facts to verify; run `triaxial prepare` again, which writes "
+            f"{folder / CORPUS_FILE}: version 1 lacks the facts to verify. Run `triaxial prepare` again, which writes "
             f"version {VERSION}"
         )
     if description.get("sha256") != seal(description):
@@ -58,7 +58,7 @@ def verify(folder: Path, *, n_threads: int) -> Verified:
     stray = sorted(
         path.name for path in folder.iterdir() if TOKEN_FILE.fullmatch(path.name) and path.name not in listed
     )
-    faults += [f"{folder / name}: not a file of this corpus; remove it" for name in stray]
+    faults += [f"{folder / name}: not a file of this corpus. Remove it" for name in stray]
     return Verified(
         files=len(listed) + len(description["tokenizer"]["files"]),
         n_bytes=sum(shard[suffix]["bytes"] for shard in shards for suffix in ("bin", "idx")),

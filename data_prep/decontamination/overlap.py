@@ -246,18 +246,18 @@ def _corpora(config: TrainingConfig) -> list[_Corpus]:
             recipe, documents = about["recipe"]["output"], about["splits"]["training"]["documents"]
             split = SplitConfig(recipe["validation_fraction"], recipe["seed"])
         except (KeyError, TypeError):
-            raise ConfigError(f"{folder}/corpus.json: damaged; run `triaxial prepare` again") from None
+            raise ConfigError(f"{folder}/corpus.json: damaged. Run `triaxial prepare` again") from None
         work = config.works[index] if config.works else folder / "work"
         steps = read_steps(work)
         if not steps.finished:
             raise ConfigError(
-                f"{work}: the last run there did not finish, so its texts are not those of {folder}; run "
+                f"{work}: the last run there did not finish, so its texts are not those of {folder}. Run "
                 "`triaxial prepare` on the recipe of that corpus again"
             )
         shards = steps.done[-1].shards(work)
         for path in shards:
             if not path.is_file():
-                raise ConfigError(f"{path}: no such file; run `triaxial prepare` on the recipe of {folder} again")
+                raise ConfigError(f"{path}: no such file. Run `triaxial prepare` on the recipe of {folder} again")
         found.append(_Corpus(folder, split, documents, work, shards))
     return found
 
@@ -268,7 +268,7 @@ def _check_documents(corpus: _Corpus, searched: list[FinishedTask]) -> None:
     if documents != corpus.documents:
         raise ConfigError(
             f"{corpus.work} has {documents:,} training documents, but the corpus in {corpus.folder} has "
-            f"{corpus.documents:,}: another recipe ran there since; run `triaxial prepare` on the corpus's recipe again"
+            f"{corpus.documents:,}: another recipe ran there since. Run `triaxial prepare` on the corpus's recipe again"
         )
 
 

@@ -135,6 +135,6 @@ def _check_numbers(documents: Sequence[int]) -> None:
         )
     if max(documents) > MAX_ROWS:
         raise ConfigError(
-            f"input.paths: a file has {max(documents):,} documents, but at most {MAX_ROWS:,} can be de-duplicated; "
-            "split it"
+            f"input.paths: a file has {max(documents):,} documents, but at most {MAX_ROWS:,} can be de-duplicated. "
+            "Split it"
         )

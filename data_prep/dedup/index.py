@@ -239,7 +239,7 @@ def read_index(path: Path) -> Index:
     """Read an index that `write_index` wrote. ConfigError: it has another format or version."""
     values = json.loads(path.read_text(encoding="utf-8"))
     if values.pop("format") != "triaxial-dedup-index" or values.pop("version") != INDEX_VERSION:
-        raise ConfigError(f"{path}: not an index that this version reads; prepare that corpus again")
+        raise ConfigError(f"{path}: not an index that this version reads. Prepare that corpus again")
     shards = tuple(IndexedShard(**{**shard, "digests": tuple(shard["digests"])}) for shard in values.pop("shards"))
     groups = tuple(Group(**group) for group in values.pop("groups"))
     return Index(shards=shards, groups=groups, **values)
@@ -266,7 +266,7 @@ def find_indexes(folders: Sequence[Path], kind: Kind, *, own: Path, setting: dic
                 f"with dedup_{kind}.enabled = true and keep its work folder; if that is elsewhere, name it here"
             )
         if path.resolve().parent == own.resolve():
-            raise ConfigError(f"dedup.against: {folder} is this run's own folder; remove it from the list")
+            raise ConfigError(f"dedup.against: {folder} is this run's own folder. Remove it from the list")
         _check_index(path, folder, kind, setting)
         paths.append(path)
     return paths
@@ -286,7 +286,7 @@ def _check_index(path: Path, folder: Path, kind: Kind, setting: dict[str, Any]) 
     wanted |= {corpus.file(i, ABOUT_ENDING): shard.documents * ABOUT.itemsize for i, shard in enumerate(index.shards)}
     for file, n_bytes in wanted.items():
         if not file.is_file() or file.stat().st_size != n_bytes:
-            raise ConfigError(f"dedup.against: {file} is missing or cut off; prepare the corpus in {folder} again")
+            raise ConfigError(f"dedup.against: {file} is missing or cut off. Prepare the corpus in {folder} again")
 
 
 INDEX = Stage("dedup_index", write_index)

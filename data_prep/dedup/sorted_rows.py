@@ -195,7 +195,7 @@ class _Slice:
 
     @property
     def is_read(self) -> bool:
-        """Whether `rows` holds all that is left."""
+        """Return whether `rows` holds all that is left."""
         return self._next == self._stop
 
     def fill(self, n_rows: int) -> None:

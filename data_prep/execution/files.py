@@ -28,11 +28,11 @@ def disk_errors(path: Path) -> Iterator[None]:
             folder = existing_parent(target)
             free_bytes = shutil.disk_usage(folder).free
             raise ConfigError(
-                f"{target}: the disk is full ({free_bytes:,} bytes free in {folder}); free some space or choose "
+                f"{target}: the disk is full ({free_bytes:,} bytes free in {folder}). Free some space or choose "
                 "another folder (output.folder, output.work), and run the same command again: finished work is kept"
             ) from None
         if error.errno in _FORBIDDEN:
-            raise ConfigError(f"{target}: cannot write here ({error.strerror}); choose another folder") from None
+            raise ConfigError(f"{target}: cannot write here ({error.strerror}). Choose another folder") from None
         raise
 
 
@@ -82,7 +82,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"{folder}: another run is writing its corpus here; give each its own output.folder"
+                f"{folder}: another run is writing its corpus here. Give each its own output.folder"
             ) from None
         except OSError:  # no locks for folders here
             pass

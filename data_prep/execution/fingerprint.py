@@ -161,7 +161,7 @@ def _named_in_text(text: str, *, package: str, path: str) -> Iterator[str]:
 
 
 def _is_followed(top: str, own: str) -> bool:
-    """Whether a package's code counts, not its version: it is ours, the function's own, or not from the index."""
+    """Return whether a package's code counts, not its version: ours, the function's own, or not from the index."""
     if top in OUR_PACKAGES or top == own:
         return True
     path = _find(top)

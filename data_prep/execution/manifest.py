@@ -75,7 +75,7 @@ class WorkManifest:
         return entry
 
     def has_shared(self, name: str) -> bool:
-        """Whether a shared line, which holds what several tasks have in common, has this name."""
+        """Return whether a shared line, which holds what several tasks have in common, has this name."""
         return name in self._shared
 
     def digest(self, path: Path) -> str | None:
@@ -92,7 +92,7 @@ class WorkManifest:
         return None if known is None else known[0]
 
     def is_intact(self, entry: Entry) -> bool:
-        """Whether a task's outputs are unchanged, judged by size and time of change alone."""
+        """Return whether a task's outputs are unchanged, judged by size and time of change alone."""
         paths = [(self.folder / output["path"], output["digest"]) for output in entry["outputs"]]
         return all(path.is_file() and self.digest(path) == digest for path, digest in paths)
 

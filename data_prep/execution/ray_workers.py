@@ -99,7 +99,7 @@ class RayWorkers:
             return self._ray
         ray = import_extra("ray", extra="ray")
         if ray.is_initialized():
-            raise ConfigError("this process is in a Ray cluster already; leave it first with ray.shutdown()")
+            raise ConfigError("this process is in a Ray cluster already. Leave it first with ray.shutdown()")
         if self._address not in (None, "auto"):
             _knock(self._address)
         try:
@@ -125,12 +125,12 @@ class RayWorkers:
                 looks[look.options(scheduling_strategy=where).remote(self._probe)] = _node_name(node)
         if not looks:
             raise ConfigError(
-                "--executor ray: no machine of the cluster has a CPU for us; start Ray there with --num-cpus"
+                "--executor ray: no machine of the cluster has a CPU for us. Start Ray there with --num-cpus"
             )
         done, _ = ray.wait(list(looks), num_returns=len(looks), timeout=_PROBE_S)
         for reference, node in looks.items():
             if reference not in done:
-                raise ConfigError(f"Ray's node {node} did not answer within {_PROBE_S:.0f} s; look at its Ray logs")
+                raise ConfigError(f"Ray's node {node} did not answer within {_PROBE_S:.0f} s. Look at its Ray logs")
             lost, sees = self._get(reference, f"a first look from Ray's node {node}")
             if lost is None and not sees:
                 raise ConfigError(_not_shared(node, self._probe))
@@ -156,7 +156,7 @@ class RayWorkers:
             missing = re.search(r"No module named '[^']+'", str(error))
             if missing is not None:
                 raise ConfigError(
-                    f"{name}: {missing[0]} on one of Ray's machines; install this version of Triaxial with its extras "
+                    f"{name}: {missing[0]} on one of Ray's machines. Install this version of Triaxial with its extras "
                     "on all of them"
                 ) from None
             raise RuntimeError(f"a worker failed:\n{error}") from None
@@ -181,13 +181,13 @@ def _knock(address: str) -> None:
 def _cannot_join(address: str | None, why: str) -> str:
     which = "of this machine" if address is None else f"at {address}"
     return (
-        f"--ray-address: cannot join the Ray cluster {which} ({why}); start one with `ray start --head` and join its "
+        f"--ray-address: cannot join the Ray cluster {which} ({why}). Start one with `ray start --head` and join its "
         "machines with `ray start --address HOST:6379`"
     )
 
 
 def _look(probe: _Probe) -> bool:
-    """Whether this machine sees the shared folder."""
+    """Return whether this machine sees the shared folder."""
     with contextlib.suppress(OSError):
         return probe.path.read_text(encoding="utf-8") == probe.token
     return False

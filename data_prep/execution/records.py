@@ -63,7 +63,7 @@ class TaskRecords:
         return self._inputs_of(task).n_bytes
 
     def is_finished(self, key: str) -> bool:
-        """Whether the manifest has the task, and no other task has written to its outputs since."""
+        """Return whether the manifest has the task, and no other task has written to its outputs since."""
         entry = self._manifest.entry(key)
         if entry is None:
             return False

@@ -127,9 +127,9 @@ def read_steps(folder: Path) -> Steps:
         rows = tuple(Step(row["stage"], row["ending"], tuple(row["names"])) for row in about["steps"])
         return Steps(rows, bool(about["finished"]))
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{path}: no such file; run `triaxial prepare` on this recipe first") from None
+        raise ConfigError(f"{path}: no such file. Run `triaxial prepare` on this recipe first") from None
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{path}: damaged, or of an older version; run `triaxial prepare` again") from None
+        raise ConfigError(f"{path}: damaged, or of an older version. Run `triaxial prepare` again") from None
 
 
 def _nothing_left(row: Counts) -> str:

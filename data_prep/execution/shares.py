@@ -165,8 +165,8 @@ class WorkFolderLock:
                     continue
                 holders = "; ".join(seen.status.where for seen in observe_runs(self.folder) if seen.is_running)
                 raise ConfigError(
-                    f"{self.folder}: {what} working in this folder ({holders or 'unknown to this machine'}); "
-                    "wait for it, or give this run its own output.work"
+                    f"{self.folder}: {what} working in this folder ({holders or 'unknown to this machine'}). "
+                    "Wait for it, or give this run its own output.work"
                 ) from None
             return
 
@@ -272,7 +272,7 @@ def _label_of(path: Path) -> tuple[int, int] | None:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a process has the lock: try it for a moment, less long than `WorkFolderLock` tries."""
+    """Return whether a process has the lock: try it for a moment, less long than `WorkFolderLock` tries."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:

@@ -220,6 +220,6 @@ def _different_installation(request: TaskRequest, here: Fingerprint, host: str) 
         if here.versions.get(name) != version
     ]
     return (
-        f"{request.name}: the worker on {host} has another installation than the run ({', '.join(changed)}); install "
+        f"{request.name}: the worker on {host} has another installation than the run ({', '.join(changed)}). Install "
         "the same on every machine, and change nothing during a run"
     )

@@ -216,7 +216,7 @@ def _make_folders(folders: Iterable[Path]) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError:  # the error of /proc and of some remote file systems
-            raise ConfigError(f"{folder}: this folder cannot be made; choose another") from None
+            raise ConfigError(f"{folder}: this folder cannot be made. Choose another") from None
         for parent in reversed(missing):
             sync_folder(parent.parent)
 

@@ -134,7 +134,7 @@ def _frames(pages: Sequence[Page]) -> Iterator[bytes]:
 
 
 def _is_final(failure: Failure, *, was_new: bool, attempts: int) -> bool:
-    """Whether a new child would give the same result."""
+    """Return whether a new child would give the same result."""
     if failure.reason == "killed":
         return attempts == _ATTEMPTS
     return was_new or failure.reason == "timed_out"

@@ -95,7 +95,7 @@ def _without_citations(line: str) -> str:
 
 
 def _words_fit(line: str, config: C4Config) -> bool:
-    """Whether the line has enough words and none too long; citations still count as words."""
+    """Return whether the line has enough words and none too long; citations still count as words."""
     min_words, max_length = max(config.min_words_per_line, 0), config.max_word_length
     if len(line.split(None, min_words)) < min_words:
         return False

@@ -223,7 +223,7 @@ def _is_north_american(number: str) -> bool:
 
 
 def _is_assigned(number: str) -> bool:
-    """Whether the North American Numbering Plan can assign these 10 digits: no 911 and such, no fictional 555-0100."""
+    """Return whether the North American Numbering Plan can assign these 10 digits. It excludes 911 and 555-0100."""
     area, exchange, line = number[:3], number[3:6], number[6:]
     if area[0] in "01" or area[1] == "9" or area[1:] == "11" or area in ("200", "300", "400", "600"):
         return False

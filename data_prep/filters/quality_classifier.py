@@ -125,13 +125,13 @@ def load_model(path: Path) -> QualityModel:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get("triaxial", "{}"))
             if about.get("format") != _FORMAT:
-                raise ConfigError(f"{path} is not a quality model; make one with `triaxial prepare train-quality`")
+                raise ConfigError(f"{path} is not a quality model. Make one with `triaxial prepare train-quality`")
             if about.get("features") != FEATURES:
-                raise ConfigError(f"{path} was trained on other features ({about.get('features')}); train it again")
+                raise ConfigError(f"{path} was trained on other features ({about.get('features')}). Train it again")
             weights, bias = file.get_tensor("weights"), file.get_tensor("bias")
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such quality model; make one with `triaxial prepare train-quality --output {path}`"
+            f"{path}: no such quality model. Make one with `triaxial prepare train-quality --output {path}`"
         ) from None
     except (SafetensorError, OSError, ValueError) as error:  # OSError "No such device": it is a folder
         raise ConfigError(f"{path} is not a quality model ({error})") from None

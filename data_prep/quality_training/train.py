@@ -110,7 +110,7 @@ def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: Progr
         named = {kind: run.named(local_inputs(files[kind], workspace.folder / "remote")) for kind in KINDS}
         both = sorted(set(named["positive"]) & set(named["negative"]))
         if both:
-            raise ConfigError(f"{named['positive'][both[0]]} is given as --positive and as --negative; remove one")
+            raise ConfigError(f"{named['positive'][both[0]]} is given as --positive and as --negative. Remove one")
         counts: list[Counts] = []
         features = []
         for kind in KINDS:

@@ -68,7 +68,7 @@ def _columns(file: Any, facts: dict[str, Any]) -> list[str]:
     names = file.schema_arrow.names
     if facts["text_field"] not in names:
         raise ConfigError(
-            f"{facts['path']} has no column '{facts['text_field']}' (it has: {', '.join(names)}); set input.text_field"
+            f"{facts['path']} has no column '{facts['text_field']}' (it has: {', '.join(names)}). Set input.text_field"
         )
     return [name for name in dict.fromkeys((facts["text_field"], facts["id_field"], "url", "date")) if name in names]
 

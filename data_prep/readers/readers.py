@@ -73,7 +73,7 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
         for match in matches:
             if match.is_dir():
                 raise ConfigError(
-                    f"input.paths: '{match}' is a folder; name its files, for example '{match}/*.warc.gz'"
+                    f"input.paths: '{match}' is a folder. Name its files, for example '{match}/*.warc.gz'"
                 )
             kind_of(match.name)
             found.add(match.resolve())

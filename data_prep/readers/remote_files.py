@@ -51,7 +51,7 @@ class RemoteFile:
 
 
 def is_url(text: str) -> bool:
-    """Whether a path of a recipe is a URL."""
+    """Return whether a path of a recipe is a URL."""
     return _URL.match(text) is not None
 
 
@@ -150,7 +150,7 @@ def _copy(file: RemoteFile, target: Path, *, max_bytes: int, waits_s: Sequence[f
     if common and all(
         now[key] != file.version[key] for key in common
     ):  # a single one may differ between the servers of a site
-        raise ConfigError(f"{file.url} has changed since this run began; run the same command again")
+        raise ConfigError(f"{file.url} has changed since this run began. Run the same command again")
 
 
 def _check_size(file: RemoteFile, folder: Path, n_bytes: int, max_bytes: int) -> None:
@@ -161,7 +161,7 @@ def _check_size(file: RemoteFile, folder: Path, n_bytes: int, max_bytes: int) ->
     free_bytes = shutil.disk_usage(folder).free
     if n_bytes > free_bytes:
         raise ConfigError(
-            f"{file.url} has {n_bytes} bytes, and {folder} has {free_bytes} bytes free; free some space or choose "
+            f"{file.url} has {n_bytes} bytes, and {folder} has {free_bytes} bytes free. Free some space or choose "
             "another output.work"
         )
 

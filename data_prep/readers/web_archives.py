@@ -169,7 +169,7 @@ def _skip_block(source: ArchiveBytes, form: ArchiveFormat, head: RecordHead) -> 
 
 
 def _ends_here(source: ArchiveBytes, form: ArchiveFormat) -> bool:
-    """Whether a record ends where it should: before two line ends, or before line ends up to the next record.
+    """Return whether a record ends where it should: before two line ends, or before line ends up to the next record.
 
     It may also end with its member, whose checksum has then passed.
     """

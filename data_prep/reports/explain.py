@@ -58,5 +58,5 @@ def _survivors(work: Path, steps: Steps, wanted: str) -> list[Fate]:
 
 
 def _is_of(document_id: str, wanted: str) -> bool:
-    """Whether the id is the wanted one, or that of a piece that decontamination cut from it."""
+    """Return whether the id is the wanted one, or that of a piece that decontamination cut from it."""
     return wanted in (document_id, parent_id(document_id))

@@ -24,7 +24,7 @@ class LineFile:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether some added bytes are not in the file yet. Each `add` tries again, also `add(b"")`."""
+        """Return whether some added bytes are not in the file yet. Each `add` tries again, also `add(b"")`."""
         return bool(self._waiting)
 
     def add(self, line: bytes) -> None:

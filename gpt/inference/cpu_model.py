@@ -136,7 +136,7 @@ def packed(model: InferenceModel, *, rows: int) -> InferenceModel:
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN is available and has kernels for this precision on this processor."""
+    """Return whether oneDNN is available and has kernels for this precision on this processor."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))

@@ -109,7 +109,7 @@ class MetricsWriter:
             self._wandb.finish(exit_code=0 if kind is None else 1)
 
     def due(self, step: int) -> bool:
-        """Whether the recipe logs this step. Check it before `log`, because reading a loss waits for the device."""
+        """Return whether to log this step. Check it before `log`, because reading a loss waits for the device."""
         return step % self.config.log_every_steps == 0
 
     def log(self, step: int, values: Mapping[str, float | int]) -> None:
@@ -210,7 +210,7 @@ def _plain(value: Any) -> float | int:
 def _cannot_write(path: Path, error: OSError) -> ConfigError:
     kind = DiskFull if error.errno in NO_ROOM else ConfigError
     return kind(
-        f"{path}: cannot be written ({error.strerror or error}); free space or choose another run directory, then "
+        f"{path}: cannot be written ({error.strerror or error}). Free space or choose another run directory, then "
         "start the run again: it resumes from its newest checkpoint"
     )
 

@@ -123,7 +123,7 @@ class WandbRun:
         )
         wandb.setup(settings=settings)
         if mode == "online" and not wandb.login(prompt=False, verify=False):
-            raise ConfigError("no API key is configured; run 'wandb login'")
+            raise ConfigError("no API key is configured. Run 'wandb login'")
         run = wandb.init(
             project=self._settings.project,
             entity=self._settings.entity or None,

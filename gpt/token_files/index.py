@@ -106,7 +106,7 @@ def _read_header(path: Path) -> tuple[int, int, int]:
     if version != 1:
         raise ConfigError(f"{path}: version {version} of the token index is not supported; version 1 is")
     if code not in DTYPES:
-        raise ConfigError(f"{path}: dtype code {code} is not an integer type; supported codes: {sorted(DTYPES)}")
+        raise ConfigError(f"{path}: dtype code {code} is not an integer type. Supported codes: {sorted(DTYPES)}")
     if n_document_marks < 1:
         raise ConfigError(f"{path}: document count 0; an index has at least the first 0")
     return code, n_sequences, n_document_marks

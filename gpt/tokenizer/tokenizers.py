@@ -70,7 +70,7 @@ def tokenizer_files(path: Path) -> tuple[Path, ...]:
         endings = (".model", "tokenizer.json", ".tiktoken", *(merges for _, merges in _PAIRS))
         found = sorted(file for file in path.iterdir() if file.name.endswith(endings) and file.is_file())
         if len(found) != 1:
-            holds = f"has {', '.join(file.name for file in found)}; name one" if found else "has none"
+            holds = f"has {', '.join(file.name for file in found)}. Name one" if found else "has none"
             raise ConfigError(
                 f"{path} is invalid: a tokenizer folder must contain exactly one tokenizer, but this one {holds}"
             )
@@ -109,7 +109,7 @@ class SentencePieceTokenizer:
         pieces = {name: self._model.piece_to_id(name) for name in _END_NAMES}
         known = [i for name, i in pieces.items() if i != self._model.unk_id() and self._model.id_to_piece(i) == name]
         if not known:
-            raise ConfigError(f"{path}: no end-of-document piece; expected one of {', '.join(_END_NAMES)}")
+            raise ConfigError(f"{path}: no end-of-document piece. Expected one of {', '.join(_END_NAMES)}")
         self.end_of_document_id: int = known[0]
         mark = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
         self._mark_ids: list[int] = mark if self._model.unk_id() not in mark else []
@@ -159,7 +159,7 @@ class HuggingFaceTokenizer:
         self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
         known = [i for name in _END_NAMES if (i := self._model.token_to_id(name)) is not None]
         if not known:
-            raise ConfigError(f"{path}: no end-of-document token; expected one of {', '.join(_END_NAMES)}")
+            raise ConfigError(f"{path}: no end-of-document token. Expected one of {', '.join(_END_NAMES)}")
         self.end_of_document_id: int = known[0]
 
     def encode(self, text: str) -> list[int]:

@@ -245,7 +245,7 @@ def _where(series: Series, chosen: NDArray[np.bool_]) -> Series | None:
 
 
 def _finite(value: float) -> bool:
-    """Whether a value can be plotted: no NaN or infinity, and small enough that differences do not overflow."""
+    """Return whether a value can be plotted: no NaN or infinity, and small enough that differences do not overflow."""
     return abs(value) < 1e200
 
 

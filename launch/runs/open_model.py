@@ -78,7 +78,7 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def starts_ranks(args: argparse.Namespace) -> bool:
-    """Whether this process must start others with `start_ranks`, which then do the work."""
+    """Return whether this process must start others with `start_ranks`, which then do the work."""
     environment = ClusterEnvironment.from_environment()
     if args.nproc is None:
         return False
@@ -94,7 +94,7 @@ def starts_ranks(args: argparse.Namespace) -> bool:
 
 
 def is_first_process() -> bool:
-    """Whether this is rank 0, or the only process."""
+    """Return whether this is rank 0, or the only process."""
     return ClusterEnvironment.from_environment().rank == 0
 
 

@@ -81,7 +81,7 @@ class BackgroundWriter:
         return stall_s
 
     def is_busy_for(self, owner: "BackgroundSaver") -> bool:
-        """Whether the save under way is this saver's. The same on all ranks."""
+        """Return whether the save under way is this saver's. The same on all ranks."""
         return self._running is not None and self._running.owner is owner
 
     def wait(self) -> None:

@@ -87,7 +87,7 @@ def stored_slice(path: Path, shard: Any, *, name: str, stored: StoredTensor, chu
 
 
 def _tiles(stored: StoredTensor) -> bool:
-    """Whether all chunks lie inside the tensor and add up to its volume. The save has checked that none overlap."""
+    """Return whether all chunks lie inside the tensor and fill its volume. The save has checked that none overlap."""
     volume = 0
     for chunk in stored.chunks:
         box = list(zip(chunk.offsets, chunk.shape, stored.shape, strict=True))

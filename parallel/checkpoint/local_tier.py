@@ -51,7 +51,7 @@ def mark(state: dict[str, object], *, save_id: str, layout: dict[str, object]) -
 
 
 def is_local(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint holds the shards of one rank."""
+    """Return whether a checkpoint holds the shards of one rank."""
     return _MARK in checkpoint.state
 
 

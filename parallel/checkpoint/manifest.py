@@ -100,5 +100,5 @@ def _check_manifest(path: Path, manifest: CheckpointManifest) -> None:
 
 
 def is_count(value: object) -> bool:
-    """Whether a value that was read from JSON is a number of things."""
+    """Return whether a value that was read from JSON is a number of things."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -54,7 +54,7 @@ class Save:
     keep: Retention
 
     def is_leader(self, group: Group) -> bool:
-        """Whether this rank makes and publishes the folder."""
+        """Return whether this rank makes and publishes the folder."""
         return rank_in(group) == self.plan.writers[0]
 
     @property

@@ -27,7 +27,7 @@ class RecordedCollective:
 
     @property
     def is_background(self) -> bool:
-        """Whether it belongs to a background save, and so does not show how far training is."""
+        """Return whether it belongs to a background save, and so does not show how far training is."""
         return self.about == BACKGROUND_GROUP
 
     @property

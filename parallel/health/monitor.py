@@ -75,7 +75,7 @@ def _after_exit(settings: MonitorSettings, shared: mmap.mmap, still_s: float) ->
 
 
 def _is_missed_by_others(settings: MonitorSettings) -> bool:
-    """Whether others raise an alarm soon after the end of a rank that failed and said why."""
+    """Return whether others raise an alarm soon after the end of a rank that failed and said why."""
     quiet = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):  # let go of the rank's output, so that its readers see the end now
         os.dup2(quiet, stream)

@@ -49,7 +49,7 @@ def process_started_at(pid: int) -> str:
 
 
 def is_alive(pid: int, started_at: str) -> bool:
-    """Whether the same process still runs. A zombie, or a later process with the same pid, does not count."""
+    """Return whether the same process still runs. A zombie, or a later process with the same pid, does not count."""
     fields = _stat_fields(pid)
     return len(fields) > 19 and fields[19] == started_at and fields[0] not in "ZX"
 
@@ -75,7 +75,7 @@ def signal_of_death(pid: int) -> str:
 
 
 def catches(pid: int, signal_number: int) -> bool:
-    """Whether the process has a handler for the signal. Without one, the signal would end it."""
+    """Return whether the process has a handler for the signal. Without one, the signal would end it."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -74,8 +74,10 @@ class HangReport:
 
     @property
     def waits_for_others(self) -> bool:
-        """Whether the rank is in a collective, a send or a receive. Sends and receives of gloo are not recorded, but
-        show on the stack."""
+        """Return whether the rank is in a collective, a send or a receive.
+
+        torch does not record sends and receives of gloo, but the stack shows them.
+        """
         in_torch = bool(self.frames) and "/torch/distributed/" in self.frames[0]
         in_collective = self.pending is not None and not self.pending.is_background
         return in_collective or in_torch or self.status == STATUS[LOST]
@@ -126,7 +128,7 @@ def gather_reports(settings: MonitorSettings, folder: Path, reports: dict[str, H
 
 
 def is_leader(settings: MonitorSettings, folder: Path) -> bool:
-    """Whether the monitor of this rank decides: it is the lowest present one.
+    """Return whether the monitor of this rank decides: it is the lowest present one.
 
     Reads reports of lower ranks only until the answer is known: if rank 0 is slow, all monitors ask at the same moment.
     """

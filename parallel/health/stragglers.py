@@ -130,7 +130,7 @@ class Stragglers:
         self._measured: tuple[float, float] | None = None
 
     def due(self, step: int) -> bool:
-        """Whether to measure this step. A rank alone in its stage has no peers to compare with."""
+        """Return whether to measure this step. A rank alone in its stage has no peers to compare with."""
         every = min(CONFIRM_EVERY_STEPS, self.every_steps) if self.detector.suspected else self.every_steps
         return self.detector.has_peers and step % every == 0
 

@@ -176,7 +176,7 @@ class MonitoredHeartbeat:
 
 
 def lost_peers(error: BaseException) -> bool:
-    """Whether an error, or a cause of it, comes from torch.distributed: a peer died, or did not answer."""
+    """Return whether an error, or a cause of it, comes from torch.distributed: a peer died, or did not answer."""
     seen: BaseException | None = error
     while seen is not None:
         # a ConfigError is the user's mistake, unless it reports a save that failed because a peer died

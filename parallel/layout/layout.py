@@ -147,7 +147,7 @@ def _check_model(parallel: ParallelConfig, model: ModelConfig, seq_len: int) -> 
 
 
 def _fills_all_ranks(rows: int, ranks: int) -> bool:
-    """Whether each rank gets a row if shards have ceil(rows / ranks) rows."""
+    """Return whether each rank gets a row if shards have ceil(rows / ranks) rows."""
     return -(-rows // ranks) * (ranks - 1) < rows
 
 

@@ -12,7 +12,7 @@ def check_pipeline(parallel: ParallelConfig) -> None:
         raise ConfigError(
             f"parallel.zero_stage = {parallel.zero_stage} with parallel.pipeline = {parallel.pipeline} is invalid: "
             f"torch's pipeline schedules keep the weights and gradients of a stage whole until its last micro-batch, "
-            f"so 2 and 3 would save no memory there; use parallel.zero_stage = 1"
+            f"so 2 and 3 would save no memory there. Use parallel.zero_stage = 1"
         )
     if parallel.schedule not in ZERO_BUBBLE:
         return

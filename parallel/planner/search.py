@@ -69,7 +69,7 @@ def layout_text(parallel: ParallelConfig) -> str:
 
 
 def is_one_process(parallel: ParallelConfig) -> bool:
-    """Whether no setting has an effect that makes the run differ from that of one process."""
+    """Return whether no setting has an effect that makes the run differ from that of one process."""
     default = ParallelConfig()
     idle = {key: getattr(default, key) for key in AXIS_OF if not _applies(parallel, key)}
     return layout_text(replace(parallel, **idle)) == "one process"

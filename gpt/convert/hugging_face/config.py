@@ -43,7 +43,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not a JSON object")
     for key, why in (
         ("auto_map", "asks for remote code, which is never run"),
-        ("quantization_config", "describes quantised weights, which are not supported; use the unquantised model"),
+        ("quantization_config", "describes quantised weights, which are not supported. Use the unquantised model"),
     ):
         if settings.get(key):
             raise ConfigError(f"{path} has the key {key}: it {why}")

@@ -200,7 +200,7 @@ class ForwardPlan:
                 self._plan_below(number)
 
     def _is_cheap_to_repeat(self, number: int, start: int, tokens: int) -> bool:
-        """Whether to read a node's tokens with each child, instead of once in a pass of its own."""
+        """Return whether to read a node's tokens with each child, instead of once in a pass of its own."""
         node = self._nodes[number]
         repeated = (node.end - start) * (len(node.children) - 1)
         return repeated <= max(_MIN_PASS_TOKENS, int(tokens * _MAX_REREAD_SHARE))

@@ -150,7 +150,7 @@ def test_mistakes_are_one_line(tmp_path, cluster, second_node, functions):
         import only_here
 
         workers = RayWorkers(None, folder=tmp_path, address=cluster.address)
-        with pytest.raises(ConfigError, match=r"^1: No module named 'only_here' on one of Ray's machines; install"):
+        with pytest.raises(ConfigError, match=r"^1: No module named 'only_here' on one of Ray's machines\. Install"):
             list(workers.run(only_here.function, [1]))
         workers.close()
     nowhere = RayWorkers(None, folder=tmp_path, address="127.0.0.1:1")

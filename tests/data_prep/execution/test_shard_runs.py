@@ -68,7 +68,7 @@ def test_a_step_that_leaves_no_document_is_an_error_with_its_reasons(sources, wo
 
 
 def test_steps_that_are_missing_or_damaged_are_errors(tmp_path):
-    with pytest.raises(ConfigError, match=r"steps\.json: no such file; run `triaxial prepare`"):
+    with pytest.raises(ConfigError, match=r"steps\.json: no such file\. Run `triaxial prepare`"):
         read_steps(tmp_path)
     (tmp_path / "steps.json").write_text('{"finished": true}')
     with pytest.raises(ConfigError, match=r"steps\.json: damaged"):

@@ -42,7 +42,7 @@ def test_a_worker_with_other_inputs_or_another_installation_refuses(tmp_path, fu
         execute(request(tmp_path, functions, sources, n_bytes=(7,)))
     here = Stage("copy", functions.copy).fingerprint()
     old = Fingerprint({**here.code, "stage_functions": "0"}, {**here.versions, "numpy": "1"})
-    with pytest.raises(ConfigError, match=r"the code of stage_functions, numpy .* instead of 1\); install the same"):
+    with pytest.raises(ConfigError, match=r"the code of stage_functions, numpy .* instead of 1\)\. Install the same"):
         execute(request(tmp_path, functions, sources, fingerprint=old))
     sources[0].unlink()
     with pytest.raises(ConfigError, match=r"a\.in of 4 bytes does not exist on "):

@@ -110,13 +110,13 @@ def test_a_model_file_is_deterministic_and_checked(tmp_path):
 
     with pytest.raises(ConfigError, match="is not a quality model"):
         load_model(tmp_path)
-    with pytest.raises(ConfigError, match="no such quality model; make one with"):
+    with pytest.raises(ConfigError, match=r"no such quality model\. Make one with"):
         load_model(tmp_path / "gone.safetensors")
     (tmp_path / "text.safetensors").write_text("not a model at all")
     with pytest.raises(ConfigError, match="is not a quality model"):
         load_model(tmp_path / "text.safetensors")
     save_file({"weights": weights}, tmp_path / "other.safetensors")
-    with pytest.raises(ConfigError, match=r"is not a quality model; make one"):
+    with pytest.raises(ConfigError, match=r"is not a quality model\. Make one"):
         load_model(tmp_path / "other.safetensors")
     save_model(QualityModel(weights[:100], 0.0, {}), tmp_path / "short.safetensors")
     with pytest.raises(ConfigError, match="262144 finite numbers"):

@@ -64,7 +64,7 @@ def test_rows_that_do_not_fit_in_memory_together_are_read_one_at_a_time(tmp_path
 def test_the_users_mistakes_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(arrow.table({"body": ["one"], "n": [1]}), path)
-    assert frames(path) == [(MISTAKE, f"{path} has no column 'text' (it has: body, n); set input.text_field")]
+    assert frames(path) == [(MISTAKE, f"{path} has no column 'text' (it has: body, n). Set input.text_field")]
     path.write_bytes(b"PAR1 nothing")
     ((kind, text),) = frames(path)
     assert (kind, text.count("\n")) == (MISTAKE, 0)

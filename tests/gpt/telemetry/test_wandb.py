@@ -93,7 +93,7 @@ def test_an_offline_run_has_every_row_resumes_under_its_id_and_can_be_synced(tmp
 def test_online_without_an_account_does_not_prompt_and_records_offline(tmp_path: Path, on_terminal: Any) -> None:
     """On a terminal, where the client would prompt for a key."""
     text = on_terminal(WANDB_RUN, tmp_path / "run", "online", 1, 3, 0, environment=isolated(tmp_path))
-    assert text.count("no API key is configured; run 'wandb login'") == 1
+    assert text.count("no API key is configured. Run 'wandb login'") == 1
     assert "recording offline" in text
     (file,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
     assert [row["step"] for row in history(file)] == [1, 2, 3]

@@ -113,7 +113,7 @@ def test_a_pair_is_found_by_either_file_and_by_its_folder(pair, tmp_path, model)
             )
     shutil.copy(model, folder / "t.model")
     with pytest.raises(
-        ConfigError, match=r"must contain exactly one tokenizer, but this one has merges\.txt, t\.model; name one"
+        ConfigError, match=r"must contain exactly one tokenizer, but this one has merges\.txt, t\.model. Name one"
     ):
         load_tokenizer(folder)
     (folder / "vocab.json").unlink()
