@@ -81,21 +81,24 @@ def test_ranks_are_started_only_by_a_process_without_a_launcher(made: Any, monke
     assert not starts_ranks(parsed(made.directory)), "torchrun has started them"
     assert not starts_ranks(parsed(made.directory, "--nproc", 2)), "and these are the ranks that were asked for"
     assert not is_first_process()
-    with pytest.raises(ConfigError, match=r"--nproc 3 under a launcher that started 2 processes. Leave it out"):
+    with pytest.raises(ConfigError, match=r"--nproc 3 is invalid: the launcher started 2 processes. Leave it out"):
         starts_ranks(parsed(made.directory, "--nproc", 3))
 
 
 def test_a_number_of_processes_below_one_is_refused(made: Any) -> None:
-    with pytest.raises(ConfigError, match="--nproc 0 must be at least 1"):
+    with pytest.raises(ConfigError, match="--nproc 0 is invalid: must be at least 1"):
         starts_ranks(parsed(made.directory, "--nproc", 0))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--nproc", 2, "--parallel.tensor", 3], "does not divide the 2 processes; start 3 processes (--nproc"),
-        (["--nproc", 3, "--parallel.tensor", 3], "model.n_heads = 4 is not divisible by parallel.tensor = 3"),
-        (["--nproc", 5, "--parallel.pipeline", 5], "model.n_layers = 2 blocks do not fill 5 pipeline stages"),
+        (["--nproc", 2, "--parallel.tensor", 3], "does not divide the 2 processes. Start 3 processes (--nproc"),
+        (
+            ["--nproc", 3, "--parallel.tensor", 3],
+            "parallel.tensor = 3 is invalid: must divide model.n_heads = 4. Use 2 or 4",
+        ),
+        (["--nproc", 5, "--parallel.pipeline", 5], "model.n_layers = 2 is invalid: does not fill 5 pipeline stages"),
         (["--nproc", 2, "--parallel.zero_stage", 3], "--parallel.zero_stage is invalid: a trained model cannot be"),
         (["--nproc", 2, "--model.n_heads", 2], "--model.n_heads is invalid: a trained model cannot be changed, except"),
         (["--nproc", 2, "--parallel.tensr", 2], "Use --parallel.tensor, --parallel.pipeline, --parallel.data, --para"),
@@ -110,7 +113,7 @@ def test_an_impossible_layout_is_refused_before_a_process_starts(made: Any, word
 
 def test_one_process_refuses_a_layout_of_several(made: Any, tmp_path: Path) -> None:
     with (
-        pytest.raises(ConfigError, match=r"does not divide the 1 processes; start 2 processes \(--nproc"),
+        pytest.raises(ConfigError, match=r"does not divide the 1 processes. Start 2 processes \(--nproc"),
         opened_model(parsed(made.directory, "--parallel.tensor", 2)),
     ):
         raise AssertionError("it was opened")
