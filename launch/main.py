@@ -36,7 +36,7 @@ COMMANDS = {
     ),
     "evaluate": ("launch.commands.evaluate", "measure loss, perplexity and few-shot accuracy of a checkpoint"),
     "generate": ("launch.commands.generate", "continue a prompt"),
-    "convert": ("launch.commands.convert", "export a checkpoint to another library's format"),
+    "convert": ("launch.commands.convert", "convert a model to or from another library's format"),
     "parity": ("launch.commands.parity", "show that a recipe trains the same model on every layout"),
     "doctor": ("launch.commands.doctor", "show what this machine offers and what would break a run"),
     "demo": ("launch.commands.demo", "run everything on this machine: pages, tokens, training, evaluation, export"),
@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     enter_process(is_command=argv is None)
     given = list(sys.argv[1:] if argv is None else argv)
     words, overrides = split_overrides(join_command(given))
-    parser = _Parser(prog="triaxial", description="Train GPT-3-class language models in three dimensions.")
+    parser = _Parser(
+        prog="triaxial", description="Train GPT-3-class language models with tensor, pipeline and data parallelism."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in words if word in COMMANDS), None)
     for name, (module, summary) in COMMANDS.items():

@@ -48,14 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a layout: any keys of [parallel], such as tensor=2,pipeline=2,schedule=gpipe (repeatable)",
     )
     parser.add_argument(
-        "--processes", type=int, metavar="W", help="instead: all layouts that fit in W processes, in every mode"
+        "--processes",
+        type=int,
+        metavar="W",
+        help="instead of --layout: all layouts that fit in W processes, in every mode",
     )
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps per layout (default: 20)")
     parser.add_argument(
         "--precision",
         choices=("fp32", "bf16"),
         default="fp32",
-        help="for all layouts and the reference (default: fp32)",
+        help="precision of all layouts and of the reference (default: fp32)",
     )
     parser.add_argument(
         "--tolerance",
@@ -68,7 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest relative difference of the gradient norm at step 1 (default: 1e-4; for bf16 5e-3)",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="for parity.json and parity.svg (default: the run directory)"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for parity.json and parity.svg (default: the run directory)",
     )
     parser.add_argument("--no-picture", action="store_true", help="write no parity.svg")
 

@@ -55,7 +55,7 @@ def _add_problem_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--words", type=Path, metavar="FILE", help="text whose words are scrambled (default: Python's help topics)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="for questions and examples (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of questions and examples (default: 0)")
     parser.add_argument(
         "--normalise",
         nargs="+",

@@ -73,7 +73,7 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="start N processes on this machine; --parallel.tensor and --parallel.pipeline distribute the model over "
-        "them, and the remaining factor of N works on different requests (default: one process)",
+        "them. Remaining processes are data ranks and work on other requests (default: one process)",
     )
 
 

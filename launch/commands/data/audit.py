@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only sequences of data rank R, in the newest checkpoint's layout or with N data ranks",
     )
     parser.add_argument("--text", action="store_true", help="show the start of each document")
-    parser.add_argument("--json", action="store_true", help="print only one JSON object per sequence")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per sequence, and nothing else")
     parser.epilog = 'If the data has moved: --data.train \'[{ path = "elsewhere/train", name = "web" }]\''
     parser.set_defaults(takes_overrides=True)
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         metavar="MINUTES",
-        help="stop if a share to wait for shows no sign of life for so long (default: %(default).0f)",
+        help="stop if another share gives no heartbeat for this long (default: %(default).0f)",
     )
     how.add_argument(
         "--progress-every",

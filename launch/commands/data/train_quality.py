@@ -25,8 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--balance", choices=("equal", "as-is"), default="equal", help="weight of the two kinds (default: equal)")
     add("--l2", type=float, default=0.01, help="strength of the L2 penalty (default: 0.01; Spark's default: 0)")
     add("--standardize", action="store_true", help="divide counts by their standard deviation first, as Spark does")
-    add("--max-iterations", type=int, default=500, metavar="N", help="of L-BFGS (default: 500; Spark's default: 100)")
-    add("--alpha", type=float, default=9.0, help="of the Pareto rule in the report (default: 9)")
+    add(
+        "--max-iterations",
+        type=int,
+        default=500,
+        metavar="N",
+        help="maximum number of L-BFGS iterations (default: 500; Spark's default: 100)",
+    )
+    add("--alpha", type=float, default=9.0, help="alpha of the Pareto rule in the report (default: 9)")
     add("--text-field", default="text", metavar="NAME", help="field of JSON lines, column of Parquet (default: text)")
     add("--text-separator", default="", metavar="TEXT", help="separator of documents in .txt files (default: none)")
     parser.epilog = "Settings of [extract] as in a recipe, for example --extract.main_content false"

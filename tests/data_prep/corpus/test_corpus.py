@@ -68,5 +68,5 @@ def test_publishing_to_a_locked_folder_is_an_error(tmp_path):
 
 
 def test_a_folder_without_a_corpus_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="run `triaxial prepare`"):
+    with pytest.raises(ConfigError, match="Run `triaxial prepare`"):
         read_corpus(tmp_path)
