@@ -49,7 +49,7 @@ def test_a_kept_document_has_its_pieces(work):
 def test_an_unknown_document_is_an_error(work, tmp_path):
     with pytest.raises(ConfigError, match=r"no document 'd' was read or dropped by the last run"):
         explain(work, "d")
-    with pytest.raises(ConfigError, match=r"run `triaxial prepare` on this recipe first"):
+    with pytest.raises(ConfigError, match=r"Run `triaxial prepare` on this recipe first"):
         explain(tmp_path / "elsewhere", "a")
 
 
