@@ -39,6 +39,18 @@ def test_the_shards_of_all_ranks_are_the_whole_parameter(name):
         assert count.min() == count.max(), f"{key} has more copies of some elements"
 
 
+def test_data_ranks_split_the_shards_of_tensor_ranks():
+    """FSDP comes after tensor parallelism, so that a tensor rank keeps its heads whatever the number of data ranks."""
+    run = {"world_size": 4, "parallel": {"tensor": 2, "data": 2}, "model": {"n_layers": 1}, "micro_batch_size": 1}
+    settings = settings_of(run)
+    for rank, shards in enumerate(on_ranks(initial_shards, [(settings, rank) for rank in range(4)])):
+        data, tensor = divmod(rank, 2)
+        (rows, columns), _ = shards["blocks.0.attention.q.weight"]
+        first = 16 * tensor + 8 * data  # of 32 rows
+        assert rows.tolist() == list(range(first, first + 8))
+        assert columns.tolist() == list(range(32))
+
+
 def test_a_plain_tensor_is_held_whole():
     rows, columns = held_indices(torch.empty(3, 5))
     assert (rows.tolist(), columns.tolist()) == ([0, 1, 2], [0, 1, 2, 3, 4])
