@@ -1,3 +1,3 @@
 """The `triaxial` command, recipes, processes and the wiring."""
 
-import gpt  # noqa: F401  # imports of modules that were moved then name their new place
+import gpt  # noqa: F401  # an import of a moved module then names its new location

@@ -1,3 +1,3 @@
 """Wraps the model over many devices, from outside."""
 
-import gpt  # noqa: F401  # imports of modules that were moved then name their new place
+import gpt  # noqa: F401  # an import of a moved module then names its new location

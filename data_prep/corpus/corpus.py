@@ -21,7 +21,7 @@ from gpt.errors import ConfigError
 from gpt.files.atomic import sync_file, sync_folder
 
 CORPUS_FILE = "corpus.json"
-VERSION = 2  # 1 had one file a split and no sampled digests
+VERSION = 2  # version 1 had one file per split and no sampled digests
 SPLITS = {"training": "train", "validation": "validation"}  # split: prefix of its token files
 # Files that only a corpus has, so an older corpus's can be removed.
 TOKEN_FILE = re.compile(rf"({'|'.join(SPLITS.values())})(-\d{{5,}}-of-\d{{5,}})?\.(bin|idx|sums)")

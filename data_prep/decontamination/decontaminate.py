@@ -180,7 +180,7 @@ def cut(document: Document, found: Spans, window: int) -> list[Document]:
     piece's first character in the document.
     """
     n = len(document.text)
-    stops = np.append(np.maximum(found.starts - window, 0), n)  # of the piece before each window, and of the last
+    stops = np.append(np.maximum(found.starts - window, 0), n)  # ends of the pieces before each window, and of the last
     starts = np.append(0, np.minimum(found.ends + window, n))
     starts = np.maximum.accumulate(starts)
     left = np.flatnonzero(stops > starts)

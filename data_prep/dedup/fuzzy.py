@@ -59,7 +59,7 @@ class FuzzyConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(METHODS[self.method]).items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, value)  # so that the recorded settings are those that run
+                object.__setattr__(self, name, value)  # so that the recorded settings equal the settings that run
         setting = self.setting
         for name in ("ngram_words", "bands", "rows", "neighbours"):
             if getattr(setting, name) < 1:

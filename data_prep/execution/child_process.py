@@ -51,7 +51,7 @@ class Child:
             [sys.executable, "-I", "-S", "-c", _START, json.dumps(paths), module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # panics of libraries; the reason of a drop gives them in short
+            stderr=subprocess.DEVNULL,  # panics of libraries; the reason of a drop has a short form
             start_new_session=True,  # Ctrl-C goes to the worker, which ends the child
         )
         assert self._process.stdin is not None

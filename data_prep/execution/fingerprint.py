@@ -25,7 +25,7 @@ OUR_PACKAGES = ("gpt", "parallel", "data_prep", "launch")
 _NEUTRAL_ROOMS = ("data_prep.execution.", "data_prep.reports.")
 # ... except for the limits under which a child process reads a page or a table.
 _NOT_NEUTRAL = ("data_prep.execution.child_frames", "data_prep.execution.child_process")
-# These raise errors: `gpt` and `data_prep` themselves hold only the one for a module that has moved.
+# These only raise errors: `gpt/__init__.py` and `data_prep/__init__.py` contain only the error for a moved module.
 _NEUTRAL_MODULES = ("gpt", "gpt.errors", "gpt.moved", "data_prep", "data_prep.execution", "data_prep.reports")
 _IMPORTING_CALLS = ("import_extra", "import_module", "__import__")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")

@@ -19,10 +19,10 @@ from data_prep.execution.files import disk_errors
 from data_prep.execution.workers import RunningJob, answer, unwrap
 from gpt.errors import ConfigError, import_extra
 
-_ATTEMPTS = 4  # machines come and go; a job that ends four workers is at fault itself
+_ATTEMPTS = 4  # machines may leave at any time; a job that ends four workers is the cause itself
 _KNOCK_S = 10.0
 _PROBE_S = 120.0  # for a machine's first worker to start and look for the probe
-_QUEUED_PER_CPU = 2  # a free CPU need not wait for us, and an autoscaler sees the demand
+_QUEUED_PER_CPU = 2  # so that a free CPU does not wait for us, and an autoscaler sees the demand
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from data_prep.execution.manifest import Entry, WorkManifest
 from data_prep.execution.tasks import FinishedTask, Paths, Stage, Task, TaskOutcome, TaskRequest, plain, task_key
 
 _LISTED_INPUTS = 32  # inputs that a task's own line may list
-_SYNC_S = 1.0  # finished work that a crash of the machine may cost; an fsync for each task would slow small ones
+_SYNC_S = 1.0  # a crash of the machine may lose this many seconds of work; an fsync per task would be slow
 
 
 @dataclass

@@ -147,7 +147,7 @@ class LocalWorkers:
         found = []
         for worker, death in zip(busy, watched, strict=True):
             if death in ready:
-                _end_of_stream(worker.connection)  # so that we do not wait for the rest of half an answer
+                _end_of_stream(worker.connection)  # so that we do not wait for the rest of an incomplete answer
             if death in ready or worker.connection in ready:
                 found.append((worker, _receive(worker.connection)))
         return found

@@ -62,7 +62,7 @@ def split_stream(
     `taken[0]` is the start of the part being read, which is lost if the stream breaks. Broken, `too_large`: a part
     exceeds `give_up_bytes`.
     """
-    start, size, held, carry = 0, 0, [b""], b""  # of the open part: its offset, its bytes so far, and those in memory
+    start, size, held, carry = 0, 0, [b""], b""  # the open part: its offset, its bytes so far, and its bytes in memory
     overlap = max(len(separator) - 1, 0)
     for block in blocks:
         first, *others = (carry + block).split(separator) if separator else [block]

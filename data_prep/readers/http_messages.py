@@ -109,7 +109,9 @@ def _unpack(body: bytes, coding: str, limit: int) -> bytes:
     if coding == "deflate":
         zlib_wrapped = len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
         return _inflate(body, 15 if zlib_wrapped else -15, limit)
-    if body.lstrip()[:1] == b"<":  # not packed: neither of the two formats has a mark, but neither starts like this
+    if (
+        body.lstrip()[:1] == b"<"
+    ):  # not packed: neither format has a magic number, but neither can start with these bytes
         return body
     if coding == "br":
         return _unbrotli(body, limit)

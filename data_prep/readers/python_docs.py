@@ -26,7 +26,7 @@ from gpt.errors import ConfigError
 SITE = "http://localhost:7464/"  # the address at which `pydoc -b` would serve these pages
 CRAWL_DATE = "2026-01-01T00:00:00Z"  # fixed, so that equal crawls have equal bytes
 _RENDERER = Path(__file__).with_name("python_docs_render.py")
-_PAGES_PER_CHILD = 200  # limits the pages that a module that breaks the interpreter can spoil
+_PAGES_PER_CHILD = 200  # if a module breaks the interpreter, at most this many pages are lost
 _CHILD_LIMIT_S = 300
 
 

@@ -25,7 +25,7 @@ ENDINGS = {
 }
 # A line of 16 MiB can hold millions of JSON values, and reading each of them takes about 100 bytes of memory.
 _LONG_LINE, _MAX_VALUES = 1 << 20, 1_500_000
-# Times max_record_bytes: after so much of one line or text, the rest of the file is dropped. It takes seconds.
+# A multiple of max_record_bytes: after this much of one line or text (some seconds), the rest of the file is dropped.
 _GIVE_UP = {".bz2": 16, ".xz": 16}
 _GIVE_UP_FAST = 128
 

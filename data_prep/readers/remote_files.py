@@ -149,7 +149,7 @@ def _copy(file: RemoteFile, target: Path, *, max_bytes: int, waits_s: Sequence[f
     common = now.keys() & file.version.keys()
     if common and all(
         now[key] != file.version[key] for key in common
-    ):  # a single one may differ between the servers of a site
+    ):  # a single value may differ between the servers of a site
         raise ConfigError(f"{file.url} has changed since this run began. Run the same command again")
 
 

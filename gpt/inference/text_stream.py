@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gpt.tokenizer.tokenizers import Tokenizer
 
-_UNKNOWN = "\ufffd"  # how bytes decode that are not a whole character, or not yet
+_UNKNOWN = "\ufffd"  # decoding of bytes that are not, or not yet, a whole character
 
 
 class GeneratedText:

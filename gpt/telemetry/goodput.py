@@ -15,7 +15,7 @@ from typing import Any
 from gpt.telemetry.time_ledger import PHASES, TimeLedger
 
 TRAINING, REPEATED, DOWN = "training", "repeated", "down"
-# The parts in display order, with names for readers who are not programmers. "start_up" is the sum of its parts.
+# The parts in display order, with readable names. "start_up" is the sum of its parts.
 NAMES = {
     TRAINING: "training that counted",
     REPEATED: "training lost to repeated steps",

@@ -44,7 +44,7 @@ class WandbRun:
         try:
             run_id = self._run_id()
             self._run = self._start(run_id)
-        except Exception as error:  # whatever the client raises, the run must not depend on it
+        except Exception as error:  # the client can raise any error, and none may end the run
             self._give_up(error)
 
     def log(self, step: int, values: Mapping[str, float | int]) -> None:
@@ -70,7 +70,7 @@ class WandbRun:
                 return
             except Exception as error:
                 self._give_up(error)
-        with suppress(Exception):  # else the client prints a traceback at exit, of an error already reported
+        with suppress(Exception):  # otherwise the client prints the traceback of an already reported error at exit
             import wandb
 
             wandb.teardown(exit_code=exit_code)

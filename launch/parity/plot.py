@@ -12,7 +12,7 @@ from launch.reports.style import svg_document
 DRAWN_AS_ZERO = 1e-10  # a logarithmic axis has no zero
 RIGHT, MIN_HEIGHT = 680, 480  # the right edge of the plot; the legend is beyond it
 LEFT, TOP, BOTTOM, ROW = 66, 34, 50, 16
-SAMPLE, CHARACTER = 50, 6.4  # widths in the legend: the line before a name, and a character of it
+SAMPLE, CHARACTER = 50, 6.4  # widths in the legend: of the line before a name, and of one character
 COLOURS, DASHES = [f"s{i}" for i in range(7)], ["none", "7 4", "2 3", "8 3 2 3"]
 
 

@@ -26,7 +26,8 @@ def first_failure(failures: Failures) -> tuple[int, Any]:
     asked_to_stop = (-int(signal.SIGTERM), SAVED_AFTER_SIGNAL)
     causes = {rank: failure for rank, failure in failures.items() if failure.exitcode not in asked_to_stop} or failures
     if any("no progress" in (watchdog_message(failure) or "") for failure in failures.values()):
-        # A killed rank without a message from its own monitor was killed by another rank's monitor, which has one.
+        # If a killed rank has no message from its own monitor, the monitor of another rank killed it; that one has a
+        # message.
         causes = {
             rank: f for rank, f in causes.items() if f.exitcode != -signal.SIGKILL or watchdog_message(f)
         } or causes

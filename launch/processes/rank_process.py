@@ -29,7 +29,7 @@ def enter_process(*, is_command: bool = True) -> None:
     if is_elastic:
         die_with_parent()
         if had_mistake_before_restart():
-            os._exit(MISTAKE)  # torchrun restarts after every failure, also after one that a restart cannot mend
+            os._exit(MISTAKE)  # torchrun restarts after every failure, also if a restart cannot help
 
 
 def die_with_parent() -> None:

@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from launch.processes.environment import ClusterEnvironment
 
-LINGER_S = 3.0  # the last rank may give up this much later than the first; rank 0 then keeps the store as long again
+LINGER_S = 3.0  # the last rank may time out this much later than the first; then rank 0 keeps the store for this long
 
 
 class StartUpError(RuntimeError):

@@ -50,8 +50,8 @@ i.lost { opacity: .4 }
   .stacked td.text { display: block; min-width: 0; padding: 0 } }
 """
 
-# The colour of each part of a run's time: useful, lost, and the rest between them. Fixed, because the text in a bar is
-# white on light and dark screens.
+# The colour of each part of a run's time: useful, lost, and the rest. The colours are fixed, because the text in a bar
+# is white on light and dark screens.
 TIME_COLOURS = {
     "training": "#2f6fc4",
     REPEATED: "#cf2e2e",

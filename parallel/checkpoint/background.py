@@ -43,7 +43,7 @@ class PlanMaker(Protocol):
 _SAVE_TIMEOUT = timedelta(hours=2)
 _JOIN_TIMEOUT = timedelta(minutes=10)  # for the ranks to form the group, before any save
 _BLOCK_BYTES = 16 * 2**20  # one block is written while the next is hashed in another thread
-_NICENESS = 10  # added to that of training: on a CPU, training goes first
+_NICENESS = 10  # added to the niceness of training: on a CPU, training has priority
 
 
 class BackgroundWriter:

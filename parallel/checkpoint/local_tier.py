@@ -92,7 +92,7 @@ def load_local(
 
 def discard_local_after(directory: Path, *, step: int) -> None:
     """Delete this rank's checkpoints of later steps, for a run that resumes from `step`."""
-    with suppress(ConfigError):  # nothing can be found either on a disk that cannot be read
+    with suppress(ConfigError):  # an unreadable disk is the same as one without checkpoints
         discard_after(rank_directory(directory), step=step, group=ALONE)
 
 

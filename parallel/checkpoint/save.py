@@ -193,7 +193,7 @@ def save_checkpoint(
 
     def check() -> bytes:
         encoded = check_save(step, state, keep)
-        return encoded if rank_in(group) == 0 else b""  # every rank checks its own, rank 0's is written
+        return encoded if rank_in(group) == 0 else b""  # every rank checks its own state; only rank 0's is written
 
     encoded = run_on_all_ranks(check, group, path=final)[0]
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 ANSWER_TIMEOUT_S = 1.0
 CONTEXT = 6  # preceding collectives that must match before we expect the same one to follow
-RECENT = 12  # how many of the last collectives are checked; a rank that left one out does not get further than this
+RECENT = 12  # how many of the last collectives are checked; a rank that left one out stops within this number
 BACKGROUND_GROUP = "checkpoints"  # the group of background saves, whose collectives come from a thread of their own
 
 

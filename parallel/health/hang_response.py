@@ -30,7 +30,7 @@ from parallel.health.reports import HangReport, Member, MonitorSettings, gather_
 from parallel.health.verdict import Verdict, decide, rank_lines, verdict_lines
 
 EXIT_S = 10.0  # how long a rank that failed may take to end without help
-GATHER_S = 3.0  # from the alarm until the verdict is made from the reports that are there
+GATHER_S = 3.0  # time from the alarm to the verdict, which uses the reports present by then
 DEPUTY_S = 0.5  # how much later another monitor decides, if that of rank 0 has not
 STACKS_SIGNAL = signal.SIGRTMIN + 10 if sys.platform == "linux" else signal.SIGUSR2  # nothing else uses it
 MAX_COLLECTIVES = 100  # in the text of a report
@@ -52,7 +52,7 @@ def end_job(settings: MonitorSettings, shared: mmap.mmap, beat: Beat, still_s: f
     ends_at = time.monotonic() + GATHER_S + 2 * DEPUTY_S
     exchange = Exchange(died_of)
     thread = threading.Thread(target=exchange_reports, args=(settings, beat, still_s, exchange), daemon=True)
-    thread.start()  # in a thread, because a directory that does not answer must not delay the end
+    thread.start()  # in a thread, because a directory that does not respond must not delay the end
     thread.join(ends_at - time.monotonic())
     if exchange.decision is not None:
         line, silent = str(exchange.decision["lines"][0]), list(exchange.decision["silent"])

@@ -21,7 +21,7 @@ from parallel.health.reports import Member, MonitorSettings, alarm_file
 
 POLL_S = 0.25
 LOOK_S = 1.0  # how often to look for the alarm of others, once the rank has been still for half of hang_timeout_s
-EARLY_LOOK_S = 5.0  # and before that: with NCCL, a rank that waits for a dead one may learn of it in no other way
+EARLY_LOOK_S = 5.0  # interval before that: with NCCL, the alarm may be the only notice of a dead peer
 LINGER_S = 2.0  # how long a monitor outlives a rank that failed
 
 
@@ -51,7 +51,7 @@ def watch(settings: MonitorSettings) -> None:
         if beat.status == LOST or (overdue and suspected):
             return end_job(settings, shared, beat, still_s)
         suspected = overdue
-        # hang_timeout_s, whatever this rank is allowed now: a rank with a shorter limit may be waiting for it
+        # hang_timeout_s, even if this rank has more time now: a rank with a shorter limit may be waiting for it
         late = still_s > settings.hang_timeout_s / 2
         if (late and looked_s >= LOOK_S) or min(still_s, looked_s) >= EARLY_LOOK_S:
             looked_s = 0.0
@@ -77,7 +77,7 @@ def _after_exit(settings: MonitorSettings, shared: mmap.mmap, still_s: float) ->
 def _is_missed_by_others(settings: MonitorSettings) -> bool:
     """Return whether others raise an alarm soon after the end of a rank that failed and said why."""
     quiet = os.open(os.devnull, os.O_RDWR)
-    for stream in (1, 2):  # let go of the rank's output, so that its readers see the end now
+    for stream in (1, 2):  # close the rank's output, so that its readers see the end now
         os.dup2(quiet, stream)
     alarm, ends_at = AlarmWatch(settings), time.monotonic() + LINGER_S
     while time.monotonic() < ends_at and not alarm.is_raised:

@@ -141,7 +141,7 @@ class MonitoredHeartbeat:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from a launcher that saw a rank die; we are ending anyway
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.monitor.wait(GATHER_S + 2 * DEPUTY_S + 1.0)
-            time.sleep(1.0)  # killing us is the last thing that it does
+            time.sleep(1.0)  # the monitor kills this process last, then ends
         raise LostPeers(self._lost_words(error)) from error
 
     def fail(self, error: BaseException) -> None:

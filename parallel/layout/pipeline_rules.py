@@ -16,7 +16,7 @@ def check_pipeline(parallel: ParallelConfig) -> None:
         )
     if parallel.schedule not in ZERO_BUBBLE:
         return
-    if parallel.compile:  # tried: the backward of a compiled block is one piece; asking for half of it fails
+    if parallel.compile:  # tried: the backward of a compiled block cannot be split; requesting half of it fails
         raise ConfigError(
             f"parallel.compile = true with parallel.schedule = '{parallel.schedule}' is invalid: the backward of a "
             f"compiled block cannot be split into one of inputs and one of weights, which is what fills the bubble. "

@@ -92,7 +92,7 @@ def fit_micro_batch(parallel: ParallelConfig, workload: Workload) -> Choice:
             mistake = error
         else:
             return Choice(given, size)
-    if mistake is None:  # the recipe's own size is below 1: raise the error of the rules
+    if mistake is None:  # the recipe's own size is below 1: let the rules raise their error
         resolve_layout(given, workload.batch, model=workload.model, seq_len=workload.seq_len, world_size=world_size)
     assert mistake is not None
     raise mistake

@@ -147,4 +147,4 @@ def _group(args: tuple[Any, ...]) -> Any:
             return arg
     names = [arg for arg in args if isinstance(arg, str)]
     resolve: Any = dist.distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
-    return resolve(names[-1])  # the last one: the name of the reduction comes before it
+    return resolve(names[-1])  # the last argument: the name of the reduction precedes it

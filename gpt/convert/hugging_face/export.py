@@ -40,7 +40,7 @@ class Verification:
     """Results of reading the written folder back. `logits`: None if they were not compared."""
 
     tensors: int  # compared, all equal bit for bit
-    texts: int  # compared, all with equal ids and equal decoded text
+    texts: int  # number of texts compared; all had equal ids and equal decoded text
     logits: LogitCheck | None
 
     @property

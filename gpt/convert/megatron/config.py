@@ -41,7 +41,7 @@ _MUST: dict[str, tuple[object, ...]] = {
     "no_rope_freq": (None,),
     "heterogeneous_layers_config_path": (None,),
 }
-_MAX_LAYERS, _MAX_SIZE = 10_000, 10_000_000  # keep small what is built before shapes are compared
+_MAX_LAYERS, _MAX_SIZE = 10_000, 10_000_000  # limits the memory that a false size can cost before shapes are compared
 _LLAMA_3_CONTEXT = 8192  # the original context in Megatron's rope_scaling, whose frequency factors are 1 and 4
 
 

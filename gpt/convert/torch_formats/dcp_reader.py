@@ -23,7 +23,7 @@ from gpt.files.safetensors import TensorLocation, read_into
 METADATA = ".metadata"
 CLASSES = "torch.distributed.checkpoint.metadata."
 STORAGE_INFO = "torch.distributed.checkpoint.filesystem._StorageInfo"
-# What the metadata may name. Anything else means manipulation. (No name is looked up, not even these.)
+# The names that metadata may contain. Any other name is a sign of manipulation. (No name is ever looked up.)
 _NAMES = {
     *("torch.Size", "torch.serialization._get_layout", "torch.device"),
     *(f"torch.{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),

@@ -27,7 +27,7 @@ STORAGES = {
     "torch.DoubleStorage": torch.float64,
 }
 _STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
-_MAX_PICKLE_BYTES = 1 << 28  # a tensor's has a few hundred bytes; Megatron's common.pt is far smaller than this
+_MAX_PICKLE_BYTES = 1 << 28  # a tensor's pickle has a few hundred bytes; Megatron's common.pt is far smaller
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member, up to the lengths of its name and extra field
 
 
@@ -211,7 +211,7 @@ def write_archive(file: BinaryIO, pickle: bytes, elements: Iterable[memoryview] 
         archive.writestr(_member("byteorder"), b"little")
         if elements is not None:
             info = _member("data/0")
-            info.file_size = size  # otherwise zipfile finds out in the middle that more than 2 GiB do not fit
+            info.file_size = size  # otherwise zipfile fails in the middle of a member of more than 2 GiB
             with archive.open(info, "w", force_zip64=size >= 2**31) as out:
                 for block in elements:
                     out.write(block)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gpt.evaluation.batching.prefix_tree import ROOT, flat_tree, prefix_tree
 
 _MIN_PASS_TOKENS = 32  # a pass over fewer tokens takes as long as over this many: it has to read all the weights
-_MAX_REREAD_SHARE = 1 / 8  # of the tokens below a prefix that may be spent on reading it with each continuation
+_MAX_REREAD_SHARE = 1 / 8  # of the tokens below a prefix: the maximum cost of rereading it with each continuation
 
 
 class Segment(NamedTuple):

@@ -15,7 +15,7 @@ from gpt.tokenizer.tokenizers import Tokenizer
 if TYPE_CHECKING:
     from gpt.evaluation.few_shot.gpt3_tasks import GeneratedTask
 
-_MAX_CHECKED = 100  # questions of a task that are checked for whether they fit the context
+_MAX_CHECKED = 100  # number of questions per task for which the context length is checked
 
 
 @dataclass(frozen=True)
