@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from gpt.errors import ConfigError
 from gpt.losses.base import Loss
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT, Embedding
@@ -77,4 +78,10 @@ def _on_meta(config: ModelConfig, objective: Objective, layers: range, *, first:
     with torch.device("meta"):
         embed, head = objective.front(config), objective.head(config)
         tied = config.tied and isinstance(embed, Embedding) and isinstance(head, VocabularyHead)
-        return GPT(replace(config, tied=tied), layers, first=first, last=last, embed=embed, head=head)
+        model = GPT(replace(config, tied=tied), layers, first=first, last=last, embed=embed, head=head)
+    if buffers := [name for name, _ in model.named_buffers()]:
+        raise ConfigError(
+            f"the objective's model holds buffers ({', '.join(buffers)}), which are neither initialised nor saved. "
+            "Make them parameters, or compute them in forward"
+        )
+    return model

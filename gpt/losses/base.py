@@ -60,7 +60,13 @@ class Loss(Protocol):
         ...
 
     def __call__(self, outputs: Any, batch: Batch) -> LossTotals:
-        """The loss of a micro-batch. `outputs`: VocabularyOutputs from a vocabulary head, (b, t, k) from others."""
+        """The loss of a micro-batch.
+
+        It must count nothing where `batch.loss_mask` is False: evaluation pads its last batch with such rows. It must
+        not read `batch.inputs`, which are empty here.
+
+        `outputs`: VocabularyOutputs from a vocabulary head, (b, t, k) from other heads.
+        """
         ...
 
 

@@ -60,10 +60,11 @@ def fill(out: Tensor, name: str, start: Start, *, seed: int, shape: tuple[int, .
     if out.numel() == 0:
         return
     key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little", signed=True)
-    stride = shape[-1]
-    flat = out.view(-1, out.size(-1))
-    rows = indices[0] if len(shape) == 2 else torch.zeros(1, dtype=torch.int64, device=out.device)
-    columns = indices[-1]
+    rows = torch.zeros(1, dtype=torch.int64, device=out.device)  # of the parameter as a matrix: all but its last axis
+    for size, index in zip(shape[:-1], indices[:-1], strict=True):
+        rows = (rows[:, None] * size + index).flatten()
+    stride, columns = (shape[-1], indices[-1]) if shape else (1, torch.zeros_like(rows))
+    flat = out.view(rows.numel(), columns.numel())
     chunk = _CHUNK if out.device.type == "cpu" else _CHUNK_GPU
     rows_at_once = max(1, chunk // columns.numel())
     for i in range(0, rows.numel(), rows_at_once):

@@ -21,7 +21,7 @@ class StepResult(NamedTuple):
 
     loss: "Totals"  # of all batches since the previous step
     gradient_norm: float  # before clipping
-    skipped: bool  # loss or gradient was not finite: nothing was updated, on any rank
+    skipped: bool  # loss or gradient was not finite, or nothing had a target: no rank updated anything
     discarded: bool  # a rank asked for it: nothing was updated, on any rank
     flags: tuple[bool, ...]  # for each flag, whether any rank raised it
 

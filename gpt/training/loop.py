@@ -101,8 +101,9 @@ class TrainingLoop:
         spike = self.recovery.check_loss(self.state, result)
         if spike is not None and self.recovery.rewind(self.state, spike):
             return None
+        planned_end = ended == "total_tokens"
         for phase in self.phases:
-            if phase.is_due(self.run, self.state.step, ended):
+            if phase.is_due(self.run, self.state.step, ended, planned_end=planned_end):
                 ended = phase.work() or ended
         if ended is not None:
             self.save(must_succeed=True)

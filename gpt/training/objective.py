@@ -48,7 +48,7 @@ class Objective(Protocol):
     def after_step(self, parameters: Sequence[tuple[str, Tensor]]) -> None:
         """Called after each update with the names and local shards of the trainable parameters, without gradients.
 
-        For a clamp of a parameter, or a moving average of shards.
+        For a constraint, such as a clamp of one parameter. It must keep no state: a checkpoint would not hold it.
         """
         ...
 

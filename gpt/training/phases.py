@@ -27,10 +27,16 @@ class Phase:
     every_steps: int | None = None
     at: Literal["planned end", "any end", "no end"] = "planned end"
 
-    def is_due(self, run: Run, step: int, ended: End | None) -> bool:
-        """Whether the phase follows step `step`, counted from 1, given why the run has ended."""
+    def is_due(self, run: Run, step: int, ended: End | None, *, planned_end: bool) -> bool:
+        """Whether the phase follows step `step`, counted from 1.
+
+        `planned_end`: the run has reached its last step. `ended`: why it ends here, as known so far; an evaluation may
+        have found a reason that the step did not.
+        """
+        if self.at == "planned end" and planned_end:
+            return True
         if ended is not None:
-            return self.at == "any end" or (self.at == "planned end" and ended == "total_tokens")
+            return self.at == "any end"
         return run.due(self.every_tokens, step) or (self.every_steps is not None and step % self.every_steps == 0)
 
 

@@ -56,6 +56,8 @@ class Recovery:
         state.skipped_in_a_row += 1
         limit = self.run.faults.max_skipped_steps
         found = f"step {state.step}: the loss is {loss} and the gradient norm {norm}"
+        if result.loss.tokens == 0:
+            found = f"step {state.step}: no position of the batch has a target"
         if state.skipped_in_a_row > limit:
             self.event("stopped", f"{found}; {state.skipped_in_a_row} such steps in a row end the run")
             lr = learning_rate(self.run.schedule, self.run.peak_learning_rate, self.run.batch.tokens_seen(state.step))

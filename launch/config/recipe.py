@@ -97,7 +97,7 @@ def _kind_of(field: dataclasses.Field[Any], value: Any, *, where: str) -> type[A
         raise ConfigError(f"{where} = {value!r} is invalid: must be a table of keys")
     if "kind" not in value:
         return typing.cast(type[Any], field.default_factory)
-    if value["kind"] not in kinds:
+    if not isinstance(value["kind"], str) or value["kind"] not in kinds:
         raise ConfigError(f"{where}.kind = {value['kind']!r}: {unknown_name('kind', str(value['kind']), list(kinds))}")
     return kinds[value["kind"]]
 

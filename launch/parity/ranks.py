@@ -21,6 +21,7 @@ from gpt.errors import ConfigError
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.batches import BatchReader
 from gpt.training.engine import Engine
+from gpt.training.objective import Objective
 from gpt.training.schedule import learning_rate
 from launch.config.run_config import RunConfig, as_dict, from_dict, layout_of
 from launch.processes.environment import ClusterEnvironment
@@ -85,9 +86,10 @@ def train_rank(rank: int, folder: str) -> None:
         world_size=world_size,
         timeout=timedelta(seconds=config.run.collective_timeout_s),
     )
-    engine = build_engine(config, layout_of(config, world_size), device, fresh_start(config), TimeLedger(None))
+    layout, objective = layout_of(config, world_size), build_objective(config)
+    engine = build_engine(config, layout, device, fresh_start(config), TimeLedger(None), objective=objective)
     digest = engine.weights_digest()
-    losses, norms = train(engine, config, table["steps"])
+    losses, norms = train(engine, config, objective, table["steps"])
     if rank == 0:
         result = LayoutResult(name, losses, norms, digest, time.perf_counter() - started_at)
         Path(folder, "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
@@ -95,11 +97,11 @@ def train_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def train(engine: Engine, config: RunConfig, steps: int) -> tuple[list[float], list[float]]:
+def train(engine: Engine, config: RunConfig, objective: Objective, steps: int) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of the recipe's first steps, by its own data order and schedule."""
     run = build_run(config, {}, peak_flops_per_s=0.0)
     data = TrainingData(config.data, seed=config.run.seed, vocab_size=config.model.vocab_size)
-    reader = BatchReader(run, engine, data, build_objective(config))
+    reader = BatchReader(run, engine, data, objective)
     skipped = SkippedData.stated(config.data.skip)
     losses, norms = [], []
     for step in range(steps):

@@ -47,12 +47,18 @@ def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.dev
 
 
 def build_engine(
-    config: RunConfig, layout: Layout, device: torch.device, start: RunStart, ledger: TimeLedger
+    config: RunConfig,
+    layout: Layout,
+    device: torch.device,
+    start: RunStart,
+    ledger: TimeLedger,
+    *,
+    objective: Objective,
 ) -> Engine:
     """The engine with its weights: of the checkpoint, of another run, or of the seed. Collective over all ranks."""
     engine = choose.build_engine(
         engine_settings(config, layout),
-        objective=build_objective(config),
+        objective=objective,
         device=device,
         init_weights=start.checkpoint is None and start.weights is None,
     )

@@ -18,6 +18,7 @@ from gpt.training.batches import epochs_read
 from gpt.training.engine import Engine
 from gpt.training.few_shot_probe import FewShotProbe, make_few_shot_probe
 from gpt.training.loop import TrainingLoop
+from gpt.training.objective import Objective
 from gpt.training.run import Outcome, Run
 from gpt.training.samples import Sampler, make_sampler
 from launch.config.run_config import RunConfig, as_dict, layout_of
@@ -66,6 +67,7 @@ class Prepared:
     resume: bool | None
     layout: Layout
     device: torch.device
+    objective: Objective
     data: TrainingData
     validation: dict[str, ValidationData]
     sampler: Sampler | None
@@ -129,6 +131,7 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
         resume=resume,
         layout=layout,
         device=device,
+        objective=build_objective(config),
         data=data,
         validation=validation,
         sampler=make_sampler(config.train, tokenizer, n_ctx=config.model.n_ctx),
@@ -180,7 +183,7 @@ def start_run(prepared: Prepared) -> tuple[Run, Engine, RunStart, list[tuple[Eve
         ledger.path = None  # nothing is left to train: the time since the run's end does not belong to it
     ledger.write()  # so that the ledger has this start, even if it fails from here on
     with ledger.span("start_up/building"):
-        engine = build_engine(config, layout, prepared.device, start, ledger)
+        engine = build_engine(config, layout, prepared.device, start, ledger, objective=prepared.objective)
     start = start.without_checkpoint()
     with ledger.span("start_up/measuring"):
         peak = total_peak_flops_per_s(config, prepared.environment, prepared.device)
@@ -205,7 +208,7 @@ def train(
     return TrainingLoop(
         run,
         engine,
-        build_objective(config),
+        prepared.objective,
         prepared.data,
         prepared.validation,
         state=start.state,

@@ -1,7 +1,7 @@
 """The part of a model that one rank runs, wrapped for its layout. On the last stage the loss is part of it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -66,6 +66,7 @@ class ModelStage(nn.Module):
             return self._continue(x, step)
         if batch is None:
             batch = Batch.from_tensors({"inputs": x, **fields})
+        batch = replace(batch, inputs=x.new_empty(0))  # only the first stage has them: no mask or loss may rely on them
         hidden = self._hidden_states(x, batch)
         if self.model.head is None:
             if torch.is_grad_enabled() and not hidden.requires_grad:

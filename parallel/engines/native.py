@@ -102,9 +102,9 @@ class NativeEngine:
         count = max(sums.count, 1.0)
         norm = math.sqrt(sums.squared_norm) / count
         # All ranks have the same sums, so they take the same decision.
-        finite = math.isfinite(sums.loss) and math.isfinite(norm)
+        usable = sums.count > 0 and math.isfinite(sums.loss) and math.isfinite(norm)
         discarded, *raised = (n > 0 for n in sums.raised)
-        if finite and not discarded:
+        if usable and not discarded:
             clip = min(1.0, config.max_gradient_norm / (norm + 1e-6))
             scale_gradients([parameter for _, parameter in self.parameters], clip / count)
             self.optimizer.step(learning_rate)
@@ -113,7 +113,7 @@ class NativeEngine:
         return StepResult(
             Totals(sums.loss, int(sums.count), {name: value / count for name, value in sums.metrics.items()}),
             norm,
-            skipped=not finite and not discarded,
+            skipped=not usable and not discarded,
             discarded=discarded,
             flags=tuple(raised),
         )

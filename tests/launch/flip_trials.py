@@ -48,7 +48,7 @@ def try_flips(rank, plan_path, index):
 
     from gpt.telemetry.time_ledger import TimeLedger
     from launch.config.run_config import layout_of, read_run_config
-    from launch.training.build import build_engine
+    from launch.training.build import build_engine, build_objective
     from launch.training.resume import fresh_start
 
     folder, task = Path(plan_path).parent, json.loads(Path(plan_path).read_text())[int(index)]
@@ -56,7 +56,9 @@ def try_flips(rank, plan_path, index):
     store = dist.FileStore(str(folder / f"{task['name']}.store"), task["nproc"])
     dist.init_process_group("gloo", store=store, rank=rank, world_size=task["nproc"], timeout=timedelta(seconds=90))
     layout = layout_of(config, task["nproc"])
-    engine = build_engine(config, layout, torch.device("cpu"), fresh_start(config), TimeLedger(None))
+    engine = build_engine(
+        config, layout, torch.device("cpu"), fresh_start(config), TimeLedger(None), objective=build_objective(config)
+    )
     trials = Trials(task, config, rank, engine)
     found = [trials.next() for _ in range(task["trials"])]
     if rank == 0:

@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import pytest
 import torch
 from fake_ranks import on_ranks, parts_of_stage
-from layout_runs import OPTIMIZER, settings_of
+from layout_runs import MODEL, OPTIMIZER, settings_of
 
+from gpt.errors import ConfigError
+from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.heads import ScalarHead
 from gpt.training.objective import NextToken
@@ -74,3 +77,16 @@ def test_a_stage_for_inference_is_whole_tied_and_in_its_dtype(process_group):
     assert {parameter.dtype for parameter in stage.parameters()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in stage.parameters())
     assert stage.model.head.weight is stage.model.embed.tokens.weight
+
+
+def test_buffers_of_an_objectives_model_are_refused():
+    """They would hold what the memory held before: neither filled nor saved."""
+
+    class WithBuffer(NextToken):
+        def head(self, config):
+            head = super().head(config)
+            head.register_buffer("scale", torch.ones(1))
+            return head
+
+    with pytest.raises(ConfigError, match=r"holds buffers \(head\.scale\)"):
+        parameter_names(ModelConfig(**MODEL), WithBuffer())

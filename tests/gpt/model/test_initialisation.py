@@ -94,3 +94,18 @@ def test_seed_decides():
 def test_rule_knows_the_modern_parts():
     assert start_of("blocks.0.mlp.gate.weight", CONFIG).std == 0.02
     assert start_of("norm.weight", CONFIG).constant == 1.0
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (6, 5), (4, 3, 2, 5)])
+def test_a_parameter_of_any_rank_is_filled_piece_by_piece_as_whole(shape):
+    start = Start(std=0.5)
+    whole = torch.empty(shape)
+    fill(whole, "front.kernel", start, seed=3, shape=shape, indices=[torch.arange(size) for size in shape])
+    assert whole.unique().numel() == whole.numel()
+    if not shape:
+        return
+    half = torch.arange(shape[0])[1::2]
+    part = torch.empty(len(half), *shape[1:])
+    indices = [half, *(torch.arange(size) for size in shape[1:])]
+    fill(part, "front.kernel", start, seed=3, shape=shape, indices=indices)
+    assert torch.equal(part, whole[half])

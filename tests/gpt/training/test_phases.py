@@ -25,7 +25,7 @@ def nothing():
 )
 def test_phases_within_a_run_are_due_by_tokens_or_steps(small, phase, due):
     run = small.run_of(steps=20)
-    assert [step for step in range(1, 11) if phase.is_due(run, step, None)] == due
+    assert [step for step in range(1, 11) if phase.is_due(run, step, None, planned_end=False)] == due
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_at_an_end_only_the_kind_of_end_decides(small, at, ends):
     run = small.run_of(steps=4)
     phase = Phase(nothing, every_tokens=TOKENS, every_steps=1, at=at)
     known = ("total_tokens", "signal", "stop_after_s", "target_loss")
-    assert {end for end in known if phase.is_due(run, 4, end)} == ends
+    assert {end for end in known if phase.is_due(run, 4, end, planned_end=end == "total_tokens")} == ends
 
 
 def reports_of(small, run, corpus, metrics, heartbeat):
@@ -102,3 +102,15 @@ def test_an_activity_beats_and_counts_its_time():
         pass
     assert heartbeat.beats == [("few_shot", 7)]
     assert "evaluation" in ledger.seconds
+
+
+def test_what_is_due_at_the_planned_end_runs_although_an_evaluation_ended_the_run_too(small):
+    """The last step may also be the one that reaches train.target_loss: samples of the end are written all the same."""
+    run = small.run_of(steps=4)
+    samples, progress, save = (
+        Phase(nothing, every_tokens=TOKENS, at=at) for at in ("planned end", "any end", "no end")
+    )
+    assert samples.is_due(run, 4, "target_loss", planned_end=True)
+    assert progress.is_due(run, 4, "target_loss", planned_end=True)
+    assert not save.is_due(run, 4, "target_loss", planned_end=True)
+    assert not samples.is_due(run, 2, "target_loss", planned_end=False)

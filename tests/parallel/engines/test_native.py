@@ -112,3 +112,30 @@ def test_patterns_are_checked_against_the_whole_model(process_group, settings):
 def test_one_process_has_no_replicas_to_compare(engine):
     assert engine.check_replicas() is None
     assert engine.all_gather_objects([1, "two"]) == [[1, "two"]]
+
+
+def test_a_step_without_a_single_target_is_skipped(engine):
+    before = engine.weights_digest()
+    engine.forward_backward(batch_of(0).without_rows(range(len(batch_of(0)))))
+    result = engine.optimizer_step(LR)
+    assert (result.skipped, result.loss.tokens) == (True, 0)
+    assert engine.weights_digest() == before
+
+
+def test_a_loss_and_a_mask_never_see_the_inputs(engine, monkeypatch):
+    """Only the first pipeline stage has them; what works on one process must work there too."""
+    seen = []
+    loss = engine.stages[-1].loss
+    monkeypatch.setattr(engine.stages[-1], "loss", Seeing(loss, seen))
+    engine.forward_backward(batch_of(0))
+    engine.optimizer_step(LR)
+    assert {tuple(shape) for shape in seen} == {(0,)}
+
+
+class Seeing:
+    def __init__(self, loss, seen):
+        self.loss, self.seen, self.metric_names = loss, seen, loss.metric_names
+
+    def __call__(self, outputs, batch):
+        self.seen.append(batch.inputs.shape)
+        return self.loss(outputs, batch)
