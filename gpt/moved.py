@@ -2,25 +2,43 @@
 
 
 def raise_if_moved(name: str) -> None:
-    """Raise ImportError with the new name if `name` was a module in 0.1, or is imported from one that is a package now.
-
-    `name`: a dotted name that Python cannot find: `gpt.train`, or `gpt.model.GPT` for `from gpt.model import GPT`.
-    """
+    """Raise ModuleNotFoundError with the new module if version 0.1 had `name`: `gpt.train`, or `gpt.model.GPT`."""
     moves = dict(line.split(" ", 1) for line in MOVES.split("\n") if line)
     package, _, last = name.rpartition(".")
     if name in moves:
         moved = f"{name} moved to {_either(moves[name])} in 0.2; import it from there"
-    elif package in moves and not last.startswith("_"):
+    elif any(line.startswith(f"{package} ") and last in line.split()[1:] for line in NAMES.split("\n")):
         moved = f"{package} is a package since 0.2; import {last} from {_either(moves[package])}"
     else:
         return
-    raise ImportError(moved, name=name)
+    raise ModuleNotFoundError(moved)  # with `name=name`, Python would replace the message in `from PACKAGE import NAME`
 
 
 def _either(modules: str) -> str:
     """ "a", "a or b", "a, b or c"."""
     return " or ".join(modules.rsplit(", ", 1))
 
+
+# The public names of the modules of 0.1 that are packages now.
+NAMES = """
+data_prep.corpus CORPUS_FILE VERSION SPLITS TOKEN_FILE shard_names entropy_nats publish read_corpus describe seal
+data_prep.documents Document Write write_shard read_shard encode_line keyed_hash content_id piece_id parent_id
+data_prep.documents whole_text
+data_prep.readers ENDINGS READING InputConfig find_inputs local_inputs kind_of read_records
+gpt.convert.hugging_face COMPANIONS Verification export verify read_ours write_configs
+gpt.evaluation.few_shot TaskScore few_shot_scores
+gpt.model LayerCache Angles Embedding Attention GeluMLP SwiGLUMLP Block GPT rotary_angles rotate
+gpt.token_files token_dtype TokenFileWriter TokenFile shard_prefixes make_sums compare_sums sampled_digest
+gpt.tokenizer Tokenizer load_tokenizer tokenizer_files SentencePieceTokenizer HuggingFaceTokenizer train_sentencepiece
+launch.config RunSection RunConfig read_run_config layout_of as_dict from_dict changed_keys
+launch.parity DEFAULT_TOLERANCES RESULTS add_arguments run run_all check_arguments wanted_layouts named_layout
+launch.parity workload_of device_type other_splits check_devices task make_room conclude replace_file
+parallel.checkpoint save find_latest discard_after verify load read_state tensor_metadata read_tensors
+parallel.health HealthConfig
+parallel.inference load_layout_model
+parallel.layout Schedule V_SHAPED SEVERAL_STAGES ZERO_BUBBLE ParallelConfig BatchConfig Layout
+parallel.layout resolve_layout check_device
+"""
 
 # Old module, new module; several where a module was split, the largest part first.
 MOVES = """

@@ -101,7 +101,8 @@ class TrainingData:
             epoch=epoch,
             window=sample,
             first_token=span[0],
-            documents=_documents(file, span),
+            # Only a sample that is an empty document has an empty span; its number is that of the document.
+            documents=_documents(file, span) or (DocumentSpan(document=sample, offset_tokens=0, n_tokens=0),),
         )
 
     def epochs(self, n_samples: int, skipped: SkippedData | None = None) -> dict[str, float]:

@@ -19,7 +19,8 @@ class Batch:
     `inputs` (n, t) int64 token ids, or whatever the model's front takes. `targets`: what the loss compares with, for
     next-token prediction (n, t) int64 with IGNORE where nothing is learnt. `loss_mask` (n, t) bool, False where the
     loss does not count. `positions` (n, t) int64, counted from 0 in each row if absent. `segment_ids` (n, t) int64:
-    attention stays within equal ids; PADDING marks positions that hold nothing. `extra`: further tensors for the loss.
+    attention stays within equal ids, and no id may come back in a row after another; PADDING, which may, marks
+    positions that hold nothing. `extra`: further tensors for the loss.
     """
 
     inputs: Tensor

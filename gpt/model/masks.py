@@ -20,7 +20,8 @@ class AttentionMask:
 
     `kind`: `causal`, `full` (bidirectional) or `prefix` (bidirectional within the first `prefix_lengths` (b,)
     positions, causal after them). `segment_ids` (b, t) int64: attention stays within equal ids, and positions with the
-    id PADDING attend to nothing that counts. `blocks` is the same rule for FlexAttention, on a GPU.
+    id PADDING attend to nothing that counts. An id must not come back in a row after another id.
+    `blocks` is the same rule for FlexAttention, on a GPU.
     """
 
     kind: Literal["causal", "full", "prefix"] = "causal"

@@ -24,6 +24,8 @@ _attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 def segment_attention(q: Tensor, k: Tensor, v: Tensor, segment_ids: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """Attention of q, k, v (b, h, t, e) within equal `segment_ids` (b, t); 0 where the id is PADDING.
 
+    The positions of a segment are contiguous: an id does not come back in a row after another id.
+
     Returns the output (b, h, t, e) and the logarithms of the softmax sums (b, h, t), in at least fp32.
     """
     out = torch.zeros_like(q)
@@ -82,6 +84,8 @@ def _segments(segment_ids: Tensor) -> Iterator[Slices]:
         shared = None
     for row, line in enumerate(ids):
         borders = [0, *(np.flatnonzero(line[1:] != line[:-1]) + 1).tolist(), len(line)]
+        begun = [number for number in line[borders[:-1]].tolist() if number != PADDING]
+        assert len(begun) == len(set(begun)), f"row {row}: a segment id comes back after another one, in {begun}"
         for start, stop in pairwise(borders):
             if line[start] != PADDING:
                 yield shared or slice(row, row + 1), slice(start, stop)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from gpt.moved import MOVES
+from gpt.moved import MOVES, NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 MOVED = dict(line.split(" ", 1) for line in MOVES.strip().split("\n"))
+PACKAGES = {line.split()[0]: line.split()[1:] for line in NAMES.strip().split("\n")}
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
@@ -20,11 +21,12 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("old", MOVED)
 def test_an_old_module_names_the_new_one(old):
-    if importlib.util.find_spec(old.rpartition(".")[0]) and Path(ROOT, *old.split("."), "__init__.py").exists():
-        with pytest.raises(ImportError, match=f"^{old} is a package since 0.2; import anything from ") as raised:
-            importlib.import_module(f"{old}.anything")
+    if Path(ROOT, *old.split("."), "__init__.py").exists():
+        name = PACKAGES[old][-1]
+        with pytest.raises(ModuleNotFoundError, match=f"^{old} is a package since 0.2; import {name} from ") as raised:
+            importlib.import_module(f"{old}.{name}")
     else:
-        with pytest.raises(ImportError, match=f"^{old} moved to .* in 0.2; import it from there$") as raised:
+        with pytest.raises(ModuleNotFoundError, match=f"^{old} moved to .* in 0.2; import it from there$") as raised:
             importlib.import_module(old)
     assert all(new in str(raised.value) for new in MOVED[old].split(", "))
 
@@ -56,8 +58,12 @@ def test_every_new_module_of_the_table_can_be_imported():
 def test_a_script_of_version_0_1_fails_with_one_clear_line(line, message):
     done = run(line)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("ImportError: ")
+    assert done.stderr.splitlines()[-1].startswith("ModuleNotFoundError: ")
     assert message in done.stderr.splitlines()[-1]
+
+
+def test_the_table_of_names_has_each_module_that_is_a_package_now():
+    assert set(PACKAGES) == {old for old in MOVED if Path(ROOT, *old.split("."), "__init__.py").exists()}
 
 
 def test_other_imports_are_as_without_it():
@@ -65,6 +71,10 @@ def test_other_imports_are_as_without_it():
         importlib.import_module("gpt.nonsense")
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'nonsense'$"):
         importlib.import_module("nonsense")
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'gpt\.model\.nothing'$"):  # 0.1 had no such name
+        importlib.import_module("gpt.model.nothing")
+    with pytest.raises(ImportError, match=r"^cannot import name 'nothing' from 'gpt\.model'"):
+        exec("from gpt.model import nothing")
     assert importlib.util.find_spec("gpt.model.__main__") is None
     assert importlib.util.find_spec("gpt.model.gpt") is not None
     assert not hasattr(importlib.import_module("gpt"), "train")

@@ -131,6 +131,18 @@ def test_locate_names_the_documents_that_a_batch_read(corpora: tuple[CorpusConfi
     assert ("web", 1) not in documents_seen  # empty
 
 
+def test_locate_names_an_empty_document(corpora: tuple[CorpusConfig, ...]) -> None:
+    """Each sample by document names its document, also one without tokens, in the middle and at the end."""
+    path = Path(corpora[1].path).with_name("ends")
+    corpus = CorpusConfig(path=write_corpus(path, [*LENGTHS["web"], 0]))
+    config = DataConfig(tokenizer="none", train=(corpus,), seq_len=SEQ_LEN, sampling="document")
+    data = TrainingData(config, seed=3, vocab_size=IDS)
+    places = [data.locate(position) for position in range(data.n_samples[0])]
+    found = {place.window: [(span.document, span.n_tokens) for span in place.documents] for place in places}
+    lengths = [*LENGTHS["web"], 0]
+    assert found == {number: [(number, min(length, SEQ_LEN + 1))] for number, length in enumerate(lengths)}
+
+
 def test_locate_counts_the_epochs_and_agrees_with_epochs(corpora: tuple[CorpusConfig, ...]) -> None:
     data = training(corpora)
     places = [data.locate(position) for position in range(250)]

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from gpt.data.config import CorpusConfig, DataConfig
+from gpt.data.dataset import TrainingData
 from gpt.data.sampling import DamagedSamples
 from gpt.data.skipped import SkippedData
 from gpt.token_files.checksums import DamagedTokens
+from gpt.token_files.files import TokenFileWriter
 from gpt.training.batches import BatchReader, CorruptDataHandler, damage_of, epochs_read
 from gpt.training.config import FaultConfig
 from gpt.training.objective import NextToken
@@ -90,6 +93,19 @@ def test_damage_names_the_position_and_its_documents(small, damaged):
         assert damage.where.startswith(f"corpus 'damaged', window {place.window:,}, document")
         assert "damaged.bin" in damage.what
         assert f"position {damage.position:,} of the data's order" in damage.text
+
+
+def test_damage_at_an_empty_document_names_it(tmp_path):
+    with TokenFileWriter(tmp_path / "tokens", vocab_size=8) as file:
+        for ids in ([1, 2], []):
+            file.add_document(ids)
+    config = DataConfig(
+        tokenizer="none", train=(CorpusConfig(str(tmp_path / "tokens")),), seq_len=4, sampling="document"
+    )
+    data = TrainingData(config, seed=0, vocab_size=8)
+    found = damage_of(data, np.array([0, 1]), DamagedSamples({0: "bad", 1: "bad"}))
+    wanted = {f"corpus 'tokens', window {number}, document {number}" for number in (0, 1)}
+    assert {damage.where for damage in found} == wanted
 
 
 def test_damaged_samples_are_left_out_and_reported(small, damaged, handler_of):
