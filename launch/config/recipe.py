@@ -35,7 +35,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such recipe file") from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a folder. A recipe is a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path} is not valid TOML: its lists or tables are nested too deeply") from None
+    except ValueError as error:  # also text that is not UTF-8, and an integer with more digits than Python reads
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -60,7 +62,7 @@ def apply_overrides(table: dict[str, Any], overrides: Sequence[str]) -> dict[str
             inner = inner.setdefault(section, {})
             if not isinstance(inner, dict):
                 raise ConfigError(f"the override --{dotted} is invalid: '{section}' is a value, not a section")
-        inner[key] = _read_value(text)
+        inner[key] = _read_value(text, dotted)
     return result
 
 
@@ -130,7 +132,10 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:  # noqa: C901  one ca
             raise ConfigError(f"{where} = {value!r} is invalid: must be a table")
         return {key: _convert(arguments[1], item, where=_dotted(where, key)) for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where} is invalid: the number is too large. Use at most 1.79e308") from None
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is int and isinstance(value, float) and value.is_integer():
@@ -149,11 +154,15 @@ def _describe(hint: Any) -> str:
     return names.get(hint, "a table")
 
 
-def _read_value(text: str) -> Any:
+def _read_value(text: str, dotted: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    except RecursionError:
+        raise ConfigError(f"the override --{dotted} is invalid: its lists or tables are nested too deeply") from None
+    except ValueError as error:  # an integer with more digits than Python reads
+        raise ConfigError(f"the override --{dotted} is invalid: {error}") from None
 
 
 def _copy(table: dict[str, Any]) -> dict[str, Any]:

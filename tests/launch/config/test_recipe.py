@@ -51,6 +51,7 @@ def test_values_become_typed():
         ({"inner": {"size": 1}, "many": {}}, "many = {} is invalid: must be a list"),
         ({"inner": {"size": 1}, "many": [{"size": "x"}]}, r"many\[0\].size = 'x'"),
         ({"inner": {"size": 1}, "on": 1}, "on = 1 is invalid: must be true or false"),
+        ({"inner": {"size": 1, "rate": 10**400}}, "inner.rate is invalid: the number is too large"),
     ],
 )
 def test_mistakes_name_the_dotted_key(table, message):
@@ -70,7 +71,13 @@ def test_overrides_are_read_as_toml_else_as_text():
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--a.b"], "has no value"), (["--a.b.c", "1"], "'b' is a value, not a section"), (["stray"], "not an override")],
+    [
+        (["--a.b"], "has no value"),
+        (["--a.b.c", "1"], "'b' is a value, not a section"),
+        (["stray"], "not an override"),
+        (["--a.b", "[" * 5000], "--a.b is invalid: its lists or tables are nested too deeply"),
+        (["--a.b", "9" * 5000], "--a.b is invalid: Exceeds the limit"),
+    ],
 )
 def test_bad_overrides_are_named(words, message):
     with pytest.raises(ConfigError, match=message):
@@ -85,9 +92,13 @@ def test_overrides_are_separated_from_options():
 
 def test_a_file_that_is_no_recipe_is_named(tmp_path):
     (tmp_path / "bad.toml").write_text("a = = 1")
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 5000)
+    (tmp_path / "long.toml").write_text("a = " + "9" * 5000)
     for path, message in [
         (tmp_path / "none.toml", "no such recipe"),
         (tmp_path / "bad.toml", "not valid TOML"),
+        (tmp_path / "deep.toml", "not valid TOML: its lists or tables are nested too deeply"),
+        (tmp_path / "long.toml", "not valid TOML: Exceeds the limit"),
         (tmp_path, "is a folder"),
     ]:
         with pytest.raises(ConfigError, match=message):
