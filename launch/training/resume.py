@@ -10,6 +10,7 @@ from gpt.data.skipped import SkippedData, resumed
 from gpt.errors import ConfigError
 from gpt.health.spikes import SpikeDetector
 from gpt.telemetry.event_log import EventKind
+from gpt.training.optimizer import OptimizerConfig
 from gpt.training.run import LoopState
 from launch.config.run_config import RunConfig, changed_keys, with_defaults
 from launch.training.local_tier import local_directory
@@ -150,7 +151,7 @@ def loop_state(config: RunConfig, saved: Mapping[str, Any]) -> tuple[LoopState, 
 
 
 def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """ConfigError for a checkpoint of another model, data or batch. Return messages about other changed settings."""
+    """Return messages about changed settings. ConfigError if model, batch, data or the optimizer's tensors changed."""
     for section in ("model", "batch"):
         before, after = (
             {key: value for key, value in state["config"][section].items() if key != "micro_batch_size"}
@@ -162,6 +163,7 @@ def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any])
                 f"{path} was saved with another configuration ({'; '.join(changes)}). Restore these values, or use "
                 f"another --run.directory."
             )
+    _check_same_optimizer(path, saved, now)
     differences = fingerprint_differences(saved["data"], now["data"])
     if saved["tokenizer"] != now["tokenizer"]:
         differences.append(f"another tokenizer in {now['config']['data']['tokenizer']}")
@@ -174,6 +176,20 @@ def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any])
         f"changed since the checkpoint: {change}"
         for change in changed_keys(with_defaults(saved["config"]), now["config"])
     ]
+
+
+def _check_same_optimizer(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """ConfigError if the optimizer keeps other tensors than the checkpoint holds."""
+    defaults = {"kind": OptimizerConfig.kind, "frozen": list(OptimizerConfig.frozen)}  # older versions lack the keys
+    before, after = ({**defaults, **state["config"]["optimizer"]} for state in (saved, now))
+    changes = changed_keys(
+        {key: before[key] for key in defaults}, {key: after[key] for key in defaults}, prefix="optimizer."
+    )
+    if changes:
+        raise ConfigError(
+            f"{path} was saved with another optimizer ({'; '.join(changes)}), and holds no state for this one. Restore "
+            f"these values, or start a new run from its weights: run.start_from = '{path}' and another --run.directory."
+        )
 
 
 def _because(messages: list[str]) -> str:

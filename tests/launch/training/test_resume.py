@@ -54,10 +54,12 @@ def test_resume_must_fit_what_is_there(tiny_corpus, trained, tmp_path):
     [
         (["--model.d_model", 64], r"saved with another configuration \(model\.d_model"),
         (["--batch.global_batch_tokens", 1024], r"saved with another configuration \(batch\.global_batch_tokens"),
+        (["--optimizer.kind", "sgd"], r"another optimizer \(optimizer\.kind: adamw -> sgd\).*run\.start_from = '"),
+        (["--optimizer.frozen", '["embed.*"]'], r"optimizer\.frozen: \[\] -> \['embed\.\*'\]"),
         (["--run.seed", 4], "trained on other data than the recipe has now .the seed was 3 and is now 4"),
     ],
 )
-def test_another_model_batch_or_data_is_refused(tiny_corpus, trained, words, message):
+def test_another_model_batch_optimizer_or_data_is_refused(tiny_corpus, trained, words, message):
     saved, now = saved_and_now(tiny_corpus, trained, *words)
     with pytest.raises(ConfigError, match=message):
         check_same_run(trained, saved, now)
