@@ -79,7 +79,9 @@ def check_patterns(names: Sequence[str], config: OptimizerConfig) -> None:
     for key, pattern in patterns.items():
         if not any(fnmatchcase(name, pattern) for name in names):
             known = ", ".join(dict.fromkeys(_general(name) for name in names))
-            raise ConfigError(f"{key} = '{pattern}' is invalid: it matches no parameter. Names are: {known}")
+            tied = ". A tied model has no head.weight: it is tied to embed.tokens.weight"
+            hint = tied if fnmatchcase("head.weight", pattern) and "embed.tokens.weight" in names else ""
+            raise ConfigError(f"{key} = '{pattern}' is invalid: it matches no parameter. Names are: {known}{hint}")
     if all(is_frozen(name, config) for name in names):
         raise ConfigError(f"optimizer.frozen = {list(config.frozen)} is invalid: it leaves no parameter to train")
 

@@ -14,6 +14,7 @@ from gpt.token_files import corpus as token_corpus
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from gpt.training.engine import Engine
 from gpt.training.objective import Objective
+from gpt.training.optimizer import check_patterns
 from gpt.training.run import Run
 from launch.config.run_config import RunConfig, as_dict
 from launch.processes.environment import ClusterEnvironment
@@ -25,6 +26,7 @@ from parallel.engines import choose
 from parallel.engines.settings import EngineSettings
 from parallel.health.stragglers import Stragglers
 from parallel.layout.layout import Layout
+from parallel.parallelize import parameter_names
 
 
 def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.device:
@@ -78,9 +80,14 @@ def build_objective(config: RunConfig) -> Objective:
 
 
 def check_objective(config: RunConfig) -> None:
-    """ConfigError if the recipe asks for texts from a model that does not predict tokens."""
+    """ConfigError if the model does not fit the recipe.
+
+    Either a pattern of [optimizer] matches no parameter, or texts are wanted of a model that does not predict tokens.
+    """
+    objective = build_objective(config)
+    check_patterns(parameter_names(config.model, objective), config.optimizer)
     with torch.device("meta"):
-        predicts_tokens = isinstance(build_objective(config).head(config.model), VocabularyHead)
+        predicts_tokens = isinstance(objective.head(config.model), VocabularyHead)
     for key in ("sample_every_tokens", "few_shot_every_tokens"):
         if getattr(config.train, key) is not None and not predicts_tokens:
             raise ConfigError(
