@@ -1,6 +1,6 @@
 """The [data] section of a recipe: which corpora a run reads, and how it cuts them into samples."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ class CorpusConfig:
     """One pair of token files and its share of the samples.
 
     `streams`: further token files, by name, with the same number of documents, such as a loss mask or labels. Sample i
-    holds the same part of every one of them.
+    holds the same part of every one of them. All corpora of a run have streams of the same names.
     """
 
     path: str  # without .bin or .idx
@@ -55,6 +55,22 @@ class DataConfig:
         check_skip(self.skip)
         check_names([(corpus.name, corpus.path) for corpus in self.train], where="data.train")
         check_names([(corpus.name, corpus.path) for corpus in self.validation], where="data.validation")
+        self.check_streams(
+            (name for corpus in (*self.train, *self.validation) for name in corpus.streams),
+            rule="all corpora of data.train and data.validation need the same streams",
+        )
+
+    def check_streams(self, names: Iterable[str], *, rule: str) -> None:
+        """ConfigError if a corpus lacks one of these streams; `rule` says in the message why it needs them."""
+        wanted = sorted(set(names))
+        for key, corpora in (("data.train", self.train), ("data.validation", self.validation)):
+            for corpus in corpora:
+                if missing := [name for name in wanted if name not in corpus.streams]:
+                    streams = ", ".join(f"{name} = 'PATH'" for name in missing)
+                    raise ConfigError(
+                        f"{key}: corpus '{corpus.name}' has no stream '{missing[0]}', but {rule}. "
+                        f"Add streams = {{ {streams} }} to it"
+                    )
 
 
 def check_seq_len(seq_len: int) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from gpt.data.dataset import TrainingData
 from gpt.data.order import ORDER_VERSION
+from gpt.data.sampling import CorpusFiles
 
 _LABELS = {
     "order_version": "the version of the data order",
@@ -30,10 +31,17 @@ def fingerprint(data: TrainingData) -> dict[str, Any]:
                 "weight": corpus.weight,
                 "n_tokens": files.tokens.n_tokens,
                 "n_documents": files.tokens.n_documents,
+                **_streams(files),
             }
             for corpus, files in zip(data.corpora, data.files, strict=True)
         ],
     }
+
+
+def _streams(files: CorpusFiles) -> dict[str, Any]:
+    """The number of tokens of each stream; nothing without streams, as in records of earlier versions."""
+    streams = {name: stream.n_tokens for name, stream in files.streams.items()}
+    return {"streams": streams} if streams else {}
 
 
 def fingerprint_differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
@@ -42,6 +50,8 @@ def fingerprint_differences(saved: dict[str, Any], current: dict[str, Any]) -> l
     Any difference means that the resumed run would read samples twice or leave some out.
     """
     saved, current = {**_DEFAULTS, **saved}, {**_DEFAULTS, **current}
+    if saved["sampling"] == current["sampling"] == "document":  # samples are single documents: the mask is the same
+        saved["document_mask"] = current["document_mask"]
     found = [
         f"{label} was {saved.get(key)} and is now {current.get(key)}"
         for key, label in _LABELS.items()
@@ -56,4 +66,14 @@ def fingerprint_differences(saved: dict[str, Any], current: dict[str, Any]) -> l
             old, new = before[name].get(key), after[name].get(key)
             if old != new:
                 found.append(f"the {label} of corpus '{name}' was {old} and is now {new}")
+        found += _stream_differences(name, before[name].get("streams", {}), after[name].get("streams", {}))
+    return found
+
+
+def _stream_differences(corpus: str, before: dict[str, int], after: dict[str, int]) -> list[str]:
+    found = [f"stream '{name}' of corpus '{corpus}' is gone" for name in before if name not in after]
+    found += [f"stream '{name}' of corpus '{corpus}' is new" for name in after if name not in before]
+    for name in (name for name in after if name in before and before[name] != after[name]):
+        was, now = before[name], after[name]
+        found.append(f"the number of tokens of stream '{name}' of corpus '{corpus}' was {was} and is now {now}")
     return found

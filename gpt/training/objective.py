@@ -5,7 +5,7 @@ An objective is a room of its own: it adds files and a line in launch/config/obj
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,11 @@ from gpt.model.masks import document_mask
 
 class Objective(Protocol):
     """What the loop and the engines ask of what is learnt. Every method is a pure function, equal on all ranks."""
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that `batch` reads. Every corpus of a run must have them."""
+        ...
 
     def batch(self, samples: Samples) -> Batch:
         """The batch that a few samples make, one row a sample, on the CPU. All batches of a run have one shape."""
@@ -61,6 +66,7 @@ class NextToken:
     """
 
     z_loss: float = 0.0
+    streams: ClassVar[tuple[str, ...]] = ()
 
     def batch(self, samples: Samples) -> Batch:
         """Inputs (n, t) and targets, one position further. Nothing is predicted across two documents that are kept

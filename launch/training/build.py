@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from gpt.data.dataset import TrainingData, ValidationData
+from gpt.data.sampling import CorpusFiles
 from gpt.errors import ConfigError
 from gpt.model.heads import VocabularyHead
 from gpt.telemetry.metrics import MetricsWriter
@@ -80,20 +81,26 @@ def build_objective(config: RunConfig) -> Objective:
 
 
 def check_objective(config: RunConfig) -> None:
-    """ConfigError if the model does not fit the recipe.
+    """ConfigError if the model or the data do not fit the recipe.
 
-    Either a pattern of [optimizer] matches no parameter, or texts are wanted of a model that does not predict tokens.
+    A corpus lacks a stream of the objective, a pattern of [optimizer] matches no parameter, or texts are wanted of a
+    model that does not predict tokens.
     """
     objective = build_objective(config)
+    config.data.check_streams(objective.streams, rule="the objective of [objective] reads it from every corpus")
     check_patterns(parameter_names(config.model, objective), config.optimizer)
-    with torch.device("meta"):
-        predicts_tokens = isinstance(objective.head(config.model), VocabularyHead)
+    predicts_tokens = _predicts_tokens(config, objective)
     for key in ("sample_every_tokens", "few_shot_every_tokens"):
         if getattr(config.train, key) is not None and not predicts_tokens:
             raise ConfigError(
                 f"train.{key} = {getattr(config.train, key)} is invalid: the objective of [objective] predicts no "
                 f"tokens, so the model cannot write. Leave the key out"
             )
+
+
+def _predicts_tokens(config: RunConfig, objective: Objective) -> bool:
+    with torch.device("meta"):
+        return isinstance(objective.head(config.model), VocabularyHead)
 
 
 def engine_settings(config: RunConfig, layout: Layout) -> EngineSettings:
@@ -138,13 +145,26 @@ def watch_steps(config: RunConfig, layout: Layout, device: torch.device) -> Stra
 
 
 def open_data(config: RunConfig) -> tuple[TrainingData, dict[str, ValidationData]]:
-    """The training data, and the validation corpora by name."""
+    """The training data, and the validation corpora by name. ConfigError: data from which nothing can be learnt."""
     vocab_size = config.model.vocab_size
     data = TrainingData(config.data, seed=config.run.seed, vocab_size=vocab_size)
     validation = {
         corpus.name: ValidationData(corpus, config.data, vocab_size=vocab_size) for corpus in config.data.validation
     }
+    if config.data.sampling == "document" and _predicts_tokens(config, build_objective(config)):
+        for files in (*data.files, *(corpus.files for corpus in validation.values())):
+            _check_lengths(files)
     return data, validation
+
+
+def _check_lengths(files: CorpusFiles) -> None:
+    """Refuse documents too short to predict a token. It compares totals, since reading all lengths may take hours."""
+    n_tokens, n_documents = files.tokens.n_tokens, files.tokens.n_documents
+    if n_tokens <= n_documents:
+        raise ConfigError(
+            f"corpus '{files.name}': {n_tokens:,} tokens in {n_documents:,} documents are invalid for data.sampling = "
+            f"'document': a document needs at least 2 tokens to predict one. Use data.sampling = 'window'"
+        )
 
 
 def check_tokenizer(config: RunConfig) -> Tokenizer:

@@ -60,6 +60,8 @@ class TokensOnly(torch.nn.Module):
 
 
 class Classify:
+    streams = ("label", "mask")
+
     def batch(self, samples):
         tokens = torch.from_numpy(samples.tokens)[:, :-1].contiguous()
         inside = torch.from_numpy(samples.segment_ids)[:, :-1] != PADDING

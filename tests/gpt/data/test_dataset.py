@@ -13,7 +13,6 @@ from gpt.data.config import CorpusConfig, DataConfig
 from gpt.data.dataset import TrainingData, ValidationData
 from gpt.data.fingerprint import fingerprint, fingerprint_differences
 from gpt.errors import ConfigError
-from launch.config.recipe import build
 
 SEQ_LEN = 8
 IDS = 1_000_000  # token ids in these files name the file and the position, so a row shows where it was read
@@ -260,28 +259,6 @@ def test_a_corpus_shorter_than_one_window_is_refused(tmp_path: Path, length: int
         training((corpus,))
     with pytest.raises(ConfigError, match=message):
         ValidationData(corpus, DataConfig(tokenizer="none", train=(), seq_len=SEQ_LEN), vocab_size=IDS)
-
-
-@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
-def test_weights_must_be_positive_and_finite(weight: float) -> None:
-    with pytest.raises(ConfigError, match=r"corpus 'c': weight = "):
-        CorpusConfig(path="a/b/c", weight=weight)
-
-
-def test_recipe_tables_become_the_configuration() -> None:
-    table = {"tokenizer": "t.model", "seq_len": 64, "train": [{"path": "data/web"}, {"path": "data/wiki", "weight": 2}]}
-    config = build(DataConfig, table, where="data")
-    assert config.train == (CorpusConfig("data/web", 1.0, "web"), CorpusConfig("data/wiki", 2.0, "wiki"))
-    assert config.validation == ()
-    for change, message in [
-        ({"seq_len": 0}, "seq_len = 0 tokens must be at least 1"),
-        ({"train": [{"path": "a/x"}, {"path": "b/x"}]}, "'a/x' and 'b/x' both have the name 'x'"),
-        ({"validation": [{"path": "a/x"}, {"path": "b/y", "name": "x"}]}, "data.validation: 'a/x' and 'b/y' both"),
-        ({"train": [{"path": "a/x.bin"}]}, "leave out the ending; it stands for both files: 'a/x'"),
-        ({"train": [{"path": ""}]}, "the path of a corpus is empty"),
-    ]:
-        with pytest.raises(ConfigError, match=message):
-            build(DataConfig, table | change, where="data")
 
 
 # --- the fingerprint in a checkpoint

@@ -108,7 +108,7 @@ def test_streams_have_the_same_window(tmp_path: Path) -> None:
     assert samples.tokens.tolist() == [[12, 13, 14, 15, 16]]
 
 
-def test_corpora_may_have_different_streams(tmp_path: Path) -> None:
+def test_a_row_of_a_corpus_without_the_stream_has_length_0(tmp_path: Path) -> None:
     plain = CorpusFiles(CorpusConfig(write(tmp_path / "plain", LENGTHS)), Windows(SEQ_LEN))
     marked = with_streams(tmp_path, Windows(SEQ_LEN), mask=LENGTHS)
     wanted = [(plain, 0), (marked, 0)]

@@ -44,8 +44,12 @@ def test_evaluate_finds_the_loss_that_training_logged(trained):
 
 
 def test_another_rule_for_documents_is_refused_on_resume(trained):
+    """Samples by document are the same with and without `document_mask`, so it may change."""
     _, words = trained
     done = triaxial("train", *words, "--data.document_mask", "false")
+    if "document" in words:
+        assert done.returncode == 0, done.stderr
+        return
     assert done.returncode == 2
     assert "data.document_mask was True and is now False" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -69,7 +73,10 @@ def test_audit_shows_where_samples_begin(trained):
 
 def test_a_stream_with_other_documents_is_refused_in_one_line(tiny_corpus, tmp_path):
     corpus = f'[{{ path = "{tiny_corpus.folder}/train", streams = {{ label = "{tiny_corpus.folder}/validation" }} }}]'
+    held_out = f"{tiny_corpus.folder}/validation"
+    validation = f'[{{ path = "{held_out}", streams = {{ label = "{held_out}" }} }}]'
     words = [tiny_corpus.recipe, "--run.directory", tmp_path / "run", "--data.train", corpus, *SHORT]
+    words += ["--data.validation", validation]
     done = triaxial("train", *words)
     assert done.returncode == 2
     assert "stream 'label'" in done.stderr

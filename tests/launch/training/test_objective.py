@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,16 @@ from torch.nn import functional
 
 from gpt.data.config import CorpusConfig, DataConfig
 from gpt.data.dataset import TrainingData
+from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.heads import ScalarHead
 from gpt.model.initialisation import initialise
 from gpt.token_files.files import TokenFile, TokenFileWriter
+from gpt.training.objective import NextToken
 from gpt.training.schedule import ScheduleConfig, learning_rate
+from launch.config.run_config import read_run_config
+from launch.training.build import check_objective, open_data
 
 HERE = Path(__file__).resolve().parents[1]
 SEPARATOR, VOCAB, SEQ_LEN, SEQUENCES, STEPS = 1, 64, 24, 8, 6
@@ -159,6 +164,39 @@ def textbook_loss(model, tokens, label, mask):
         total = total + functional.binary_cross_entropy_with_logits(scores, target, reduction="sum")
         right += int(((scores > 0) == (label > 0)).sum())
     return total, int(mask.sum()), right
+
+
+class Labelled(NextToken):
+    streams = ("label",)
+
+
+class LabelledConfig:
+    def build(self, *, z_loss):
+        return Labelled(z_loss)
+
+
+def test_a_corpus_without_a_stream_of_the_objective_is_refused(tiny_corpus):
+    config = read_run_config(str(tiny_corpus.recipe), [])
+    check_objective(config)
+    with pytest.raises(ConfigError) as error:
+        check_objective(replace(config, objective=LabelledConfig()))
+    assert str(error.value) == (
+        "data.train: corpus 'train' has no stream 'label', but the objective of [objective] reads it from every "
+        "corpus. Add streams = { label = 'PATH' } to it"
+    )
+
+
+def test_documents_too_short_to_predict_a_token_are_refused(tiny_corpus, tmp_path):
+    """A corpus of single tokens trains nothing as documents; as windows it does."""
+    with TokenFileWriter(tmp_path / "single", vocab_size=512) as file:
+        for i in range(100):
+            file.add_document([i])
+    corpus = f'[{{ path = "{tmp_path}/single" }}]'
+    for key in ("train", "validation"):
+        words = [f"--data.{key}", corpus]
+        open_data(read_run_config(str(tiny_corpus.recipe), words))
+        with pytest.raises(ConfigError, match=r"corpus 'single': 100 tokens in 100 documents are invalid for data\."):
+            open_data(read_run_config(str(tiny_corpus.recipe), [*words, "--data.sampling", "document"]))
 
 
 def test_one_process_learns_what_a_textbook_loop_in_float64_learns(folder, one_process):
