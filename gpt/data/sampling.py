@@ -222,6 +222,22 @@ def blank_samples(n: int, corpora: Sequence[CorpusFiles], *, seq_len: int, segme
     )
 
 
+def made_up_samples(n: int, config: DataConfig) -> Samples:
+    """n full samples of the shape of a recipe's data, for a dry run. Opens no file.
+
+    All ids are 0, in the tokens and in every stream. Each sample is one document.
+    """
+    shape = (n, config.seq_len + 1)
+    segments = config.document_mask or config.sampling == "document"
+    names = dict.fromkeys(name for corpus in config.train for name in corpus.streams)
+    return Samples(
+        np.zeros(shape, dtype=np.int64),
+        np.zeros(shape, dtype=np.int64) if segments else None,
+        {name: np.zeros(shape, dtype=np.int64) for name in names},
+        {name: np.full(n, config.seq_len + 1, dtype=np.int64) for name in names},
+    )
+
+
 def _check_ids(tokens: Tokens, wanted: Sequence[tuple[CorpusFiles, int] | None], vocab_size: int) -> None:
     """Refuse ids outside the vocabulary, which would index past the embedding."""
     if not tokens.size or tokens.view(np.uint64).max() < vocab_size:  # a negative id is large without its sign

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
+from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.telemetry.console import human_count
 from gpt.training.objective import Objective
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -
         raise ConfigError(f"--json {args.json} is invalid: must be a file in a folder that exists")
     alike: dict[int, tuple[int, ...]] = {args.rank: ()} if args.rank is not None else ranks_to_show(settings)
     print(f"dry run of {layout} = {layout.world_size:,} ranks, {layout.micro_batches} micro-batches a step", flush=True)
-    reports = measure(settings, build_objective(config), list(alike), seq_len=config.data.seq_len)
+    reports = measure(settings, build_objective(config), list(alike), data=config.data)
     for line in [*holdings_table(reports), "", *traffic_table(reports), "", *notes(config, reports, alike)]:
         print(line)
     if args.json is not None:
@@ -39,9 +40,9 @@ def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -
     return 0
 
 
-def measure(settings: EngineSettings, objective: Objective, ranks: list[int], *, seq_len: int) -> list[RankReport]:
+def measure(settings: EngineSettings, objective: Objective, ranks: list[int], *, data: DataConfig) -> list[RankReport]:
     """The reports of some ranks, each measured in a separate process."""
-    work = partial(measure_rank, settings, seq_len=seq_len, objective=objective)
+    work = partial(measure_rank, settings, data=data, objective=objective)
     if len(ranks) == 1:
         return [work(rank=ranks[0])]
     context = fork_server(["parallel.planner.dry_run"])  # torch is imported once

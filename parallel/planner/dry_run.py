@@ -18,6 +18,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gpt.data.config import DataConfig
+from gpt.data.sampling import made_up_samples
 from gpt.losses.batch import Batch
 from gpt.training.engine import Engine
 from gpt.training.objective import Objective
@@ -65,7 +67,7 @@ class RankReport:
 
 
 def measure_rank(
-    settings: EngineSettings, *, rank: int, seq_len: int, objective: Objective, runs: tuple[int, ...] | None = None
+    settings: EngineSettings, *, rank: int, data: DataConfig, objective: Objective, runs: tuple[int, ...] | None = None
 ) -> RankReport:
     """Measure one training step of this rank.
 
@@ -73,7 +75,8 @@ def measure_rank(
     remembers groups that were destroyed.
 
     A step of many micro-batches is run with two smaller numbers of them and extrapolated linearly. This is exact for
-    traffic, and for memory once the schedule has filled its pipeline. `runs`: numbers of micro-batches to run; None
+    traffic, and for memory once the schedule has filled its pipeline. The batch is what `objective` makes of samples as
+    `data` describes them; no file is read. `runs`: numbers of micro-batches to run; None
     takes those of `micro_batches_to_run`, and one number runs the step as it is. Blocks are not compiled and nothing is
     offloaded; neither changes what is sent or which shards are held.
     """
@@ -84,7 +87,7 @@ def measure_rank(
         for micro_batches in runs or micro_batches_to_run(settings):
             shortened = dataclasses.replace(settings.layout, micro_batches=micro_batches)
             short = dataclasses.replace(settings, parallel=parallel, layout=shortened)
-            reports.append(_run_step(short, mesh, seq_len=seq_len, objective=objective))
+            reports.append(_run_step(short, mesh, data=data, objective=objective))
     return _extrapolate(reports[0], reports[-1], settings.layout.micro_batches)
 
 
@@ -129,18 +132,19 @@ def held_bytes(engine: MeasurableEngine) -> dict[str, int]:
     }
 
 
-def _run_step(settings: EngineSettings, mesh: Mesh, *, seq_len: int, objective: Objective) -> RankReport:
+def _run_step(settings: EngineSettings, mesh: Mesh, *, data: DataConfig, objective: Objective) -> RankReport:
     layout = settings.layout
+    real = objective.batch(made_up_samples(layout.micro_batches * settings.micro_batch_size, data))
     with FakeTensorMode(allow_non_fake_inputs=True), _FakeScalars():  # type: ignore[no-untyped-call]
         built = build_engine(settings, objective=objective, device=mesh.device, init_weights=False, mesh=mesh)
         engine = cast(MeasurableEngine, built)
-        tokens = torch.zeros(layout.micro_batches * settings.micro_batch_size, seq_len, dtype=torch.int64)
+        batch = _fake_batch(real)
         state = engine.optimizer.all_tensors()
         tracker = MemoryTracker(engine.stages, [*(parameter for _, parameter in engine.parameters), *state])
         with ExitStack() as stack:
             counter = stack.enter_context(CollectiveCounter(mesh))
             stack.enter_context(tracking(tracker))
-            engine.forward_backward(Batch(tokens, tokens))
+            engine.forward_backward(batch)
             held = held_bytes(engine)
             assert settings.optimizer is not None, "a dry run is of training"
             engine.optimizer_step(settings.optimizer.learning_rate)
@@ -157,6 +161,17 @@ def _run_step(settings: EngineSettings, mesh: Mesh, *, seq_len: int, objective: 
         micro_batches=layout.micro_batches,
         micro_batches_run=(layout.micro_batches,),
     )
+
+
+def _fake_batch(batch: Batch) -> Batch:
+    """Return fake tensors like those of a real batch. Call it in the fake mode.
+
+    Targets like the inputs share their storage, so that the tokens count once in the peaks.
+    """
+    fakes = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in batch.tensors().items()}
+    if (batch.inputs.shape, batch.inputs.dtype) == (batch.targets.shape, batch.targets.dtype):
+        fakes["targets"] = fakes["inputs"]
+    return Batch.from_tensors(fakes)
 
 
 def _extrapolate(few: RankReport, more: RankReport, micro_batches: int) -> RankReport:

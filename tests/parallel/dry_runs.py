@@ -1,9 +1,16 @@
 """What the tests of the planner share: settings of small layouts, and dry runs in processes of their own."""
 
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
+import torch
+
+from gpt.data.config import CorpusConfig, DataConfig
+from gpt.losses.base import LossTotals
 from gpt.model.config import ModelConfig
+from gpt.model.heads import ScalarHead
+from gpt.model.masks import AttentionMask
 from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
 from parallel.engines.settings import EngineSettings
@@ -37,13 +44,49 @@ def book_settings(name, *, micro_batches=None):
     return EngineSettings(model, config, layout, OptimizerConfig(learning_rate=1e-3), B, seed=1)
 
 
-def run_all(jobs):
+@dataclass(frozen=True)
+class Labels(NextToken):
+    """Predict a label of each document from a stream, with full attention. The loss needs a mask and extra tensors."""
+
+    def batch(self, samples):
+        usual = super().batch(samples)
+        label = torch.from_numpy(samples.streams["label"][:, 0]).double()
+        return replace(usual, targets=label[:, None], loss_mask=usual.segment_ids == 0, extra={"label": label})
+
+    def head(self, config):
+        return ScalarHead(config)
+
+    def loss(self, *, compile):
+        return LabelLoss()
+
+    def attention_mask(self, batch):
+        return AttentionMask("full", segment_ids=batch.segment_ids)
+
+
+class LabelLoss:
+    metric_names = evaluation_names = ()
+
+    def __call__(self, outputs, batch):
+        errors = (outputs[..., 0].float() - batch.extra["label"][:, None]) * batch.loss_mask
+        total = errors.square().sum()
+        return LossTotals(total, batch.loss_mask.sum(), total.detach(), {})
+
+
+def data_of(length, **settings):
+    """The [data] section of a recipe whose files do not exist."""
+    train = (CorpusConfig("/nowhere", streams={"label": "/nowhere/label"}),)
+    return DataConfig(tokenizer="none", train=train, seq_len=length, **settings)
+
+
+def run_all(jobs, objective=NextToken(), **settings):  # noqa: B008  frozen
     """Run each job (settings, rank, sequence length, runs) in a new process; the reports, by the keys of the jobs."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["parallel.planner.dry_run"])
     with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
         work = {
-            key: pool.submit(measure_rank, settings, rank=rank, seq_len=length, objective=NextToken(), runs=runs)
-            for key, (settings, rank, length, runs) in jobs.items()
+            key: pool.submit(
+                measure_rank, engine, rank=rank, data=data_of(length, **settings), objective=objective, runs=runs
+            )
+            for key, (engine, rank, length, runs) in jobs.items()
         }
         return {key: job.result(timeout=LAUNCH_TIMEOUT_S) for key, job in work.items()}

@@ -1,5 +1,6 @@
 """Samples by window and by document: what is read, which document each token has, and what is refused."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gpt.data.sampling import (
     Windows,
     blank_samples,
     count_samples,
+    made_up_samples,
     read_samples,
     sampling_of,
 )
@@ -84,6 +86,23 @@ def test_a_blank_row_holds_nothing(path: str) -> None:
     assert len(blank) == 2
     assert blank.segment_ids is not None
     assert (blank.segment_ids == PADDING).all()
+
+
+def test_made_up_samples_have_the_shape_of_real_ones(tmp_path: Path) -> None:
+    """No file is opened. All positions are in one document, so attention is not skipped as it is in padding."""
+    for sampling, document_mask in (("window", False), ("window", True), ("document", False)):
+        corpus = CorpusConfig(write(tmp_path / "tokens", LENGTHS), streams={"mask": write(tmp_path / "mask", LENGTHS)})
+        config = DataConfig(
+            tokenizer="none", train=(corpus,), seq_len=SEQ_LEN, sampling=sampling, document_mask=document_mask
+        )
+        real = TrainingData(config, seed=1, vocab_size=1000).blank(3)
+        nowhere = CorpusConfig("/nowhere", streams={"mask": "/nowhere/mask"})
+        samples = made_up_samples(3, dataclasses.replace(config, train=(nowhere,)))
+        assert samples.tokens.shape == real.tokens.shape
+        assert samples.streams["mask"].shape == real.streams["mask"].shape
+        assert samples.stream_lengths["mask"].tolist() == [SEQ_LEN + 1] * 3
+        assert (samples.segment_ids is None) == (real.segment_ids is None)
+        assert samples.segment_ids is None or (samples.segment_ids == 0).all()
 
 
 def with_streams(folder: Path, sampling: Any, **lengths: list[int]) -> CorpusFiles:

@@ -5,7 +5,7 @@ import math
 
 import layout_runs
 import pytest
-from dry_runs import LAUNCH_TIMEOUT_S, LAYERS, VOCAB, B, D, T, book_settings, run_all
+from dry_runs import LAUNCH_TIMEOUT_S, LAYERS, VOCAB, B, D, Labels, T, book_settings, run_all
 
 from gpt.model.config import ModelConfig
 from gpt.training.optimizer import OptimizerConfig
@@ -145,6 +145,18 @@ def test_every_schedule_is_extrapolated_exactly(dry, schedule):
     assert found.traffic == whole.traffic
     assert found.peak_activation_bytes == whole.peak_activation_bytes
     assert found.peak_bytes == whole.peak_bytes
+
+
+def test_the_batch_is_the_objectives():
+    """Masks and labels are in it, on the first and the last stage. The files of [data] do not exist."""
+    ranks = {rank: (book_settings("three axes"), rank, T, None) for rank in (0, 31)}
+    for rank, report in run_all(ranks, Labels(), sampling="document").items():
+        assert report.rank == rank
+        assert report.peak_activation_bytes > 0
+    masked = run_all({0: (book_settings("tensor"), 0, T, None)}, document_mask=True)[0]
+    plain = run_all({0: (book_settings("tensor"), 0, T, None)})[0]
+    assert masked.traffic == plain.traffic
+    assert masked.peak_bytes > plain.peak_bytes, "positions and segment ids are counted"
 
 
 def test_only_long_steps_are_extrapolated():
