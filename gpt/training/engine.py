@@ -119,8 +119,12 @@ class SharedCheckpointStore(CheckpointStore, Protocol):
         """Publish a checkpoint of weights, optimizer and `state`, and wait until it is on disk."""
         ...
 
-    def load_weights(self, checkpoint: VerifiedCheckpoint) -> None:
-        """Load the weights alone; the optimizer stays as it is."""
+    def load_weights(self, checkpoint: VerifiedCheckpoint, *, optional: tuple[str, ...] = ()) -> list[str]:
+        """Load the weights alone; the optimizer stays as it is. Return the names of parameters that were not loaded.
+
+        They begin with one of `optional`, and the checkpoint lacks them or has them in another shape. The names are the
+        same on all ranks. ConfigError if any other parameter does not fit.
+        """
         ...
 
     def load_newest(self, directory: Path, *, at_most: int) -> dict[str, Any] | None:

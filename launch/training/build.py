@@ -8,6 +8,7 @@ import torch.distributed as dist
 from gpt.data.dataset import TrainingData, ValidationData
 from gpt.data.sampling import CorpusFiles
 from gpt.errors import ConfigError
+from gpt.model.gpt import Embedding
 from gpt.model.heads import VocabularyHead
 from gpt.telemetry.metrics import MetricsWriter
 from gpt.telemetry.time_ledger import TimeLedger
@@ -28,6 +29,8 @@ from parallel.engines.settings import EngineSettings
 from parallel.health.stragglers import Stragglers
 from parallel.layout.layout import Layout
 from parallel.parallelize import parameter_names
+
+ENDS = ("embed.", "head.")  # how the names of parameters of an objective's two ends begin
 
 
 def pick_device(config: RunConfig, environment: ClusterEnvironment) -> torch.device:
@@ -58,12 +61,17 @@ def build_engine(
     *,
     objective: Objective,
 ) -> Engine:
-    """The engine with its weights: of the checkpoint, of another run, or of the seed. Collective over all ranks."""
+    """The engine with its weights: of the checkpoint, of another run, or of the seed. Collective over all ranks.
+
+    If the objective has ends of its own, those that the other run lacks are initialised from the seed. An event of
+    `start` names each of their parameters.
+    """
+    new_ends = ENDS if start.weights is not None and not has_usual_ends(config, objective) else ()
     engine = choose.build_engine(
         engine_settings(config, layout),
         objective=objective,
         device=device,
-        init_weights=start.checkpoint is None and start.weights is None,
+        init_weights=start.checkpoint is None and (start.weights is None or bool(new_ends)),
     )
     if start.checkpoint is not None:
         with ledger.span("start_up/loading"):
@@ -71,8 +79,19 @@ def build_engine(
             store.load(start.checkpoint)
     elif start.weights is not None:
         with ledger.span("start_up/loading"):
-            engine.checkpoints.shared.load_weights(start.weights)
+            missing = engine.checkpoints.shared.load_weights(start.weights, optional=new_ends)
+        start.events.extend(
+            ("started_from", f"{name} is initialised from the seed: {start.weights.path} has none of this shape")
+            for name in missing
+        )
     return engine
+
+
+def has_usual_ends(config: RunConfig, objective: Objective) -> bool:
+    """Whether the objective's model has the ends of a language model: token embeddings and a vocabulary head."""
+    with torch.device("meta"):
+        front, head = objective.front(config.model), objective.head(config.model)
+    return isinstance(front, Embedding) and isinstance(head, VocabularyHead)
 
 
 def build_objective(config: RunConfig) -> Objective:

@@ -145,6 +145,12 @@ def read_tensors(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> 
     return _assembled(checkpoint, wanted)
 
 
+def has_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether the checkpoint holds a tensor of this name and shape."""
+    stored = checkpoint.index.get(name)
+    return stored is not None and stored.shape == shape
+
+
 def _check_fits(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], *, rounded: bool) -> None:
     """Compare the index with the tensors to be filled."""
     check_tensors(tensors)

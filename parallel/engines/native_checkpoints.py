@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from gpt.training.config import Retention
 from gpt.training.engine import SaveEstimate, SaveResult, VerifiedCheckpoint
-from parallel.agreement import all_gather_objects
+from parallel.agreement import all_gather_objects, run_on_all_ranks
 from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
 from parallel.checkpoint.estimate import estimate_local, estimate_shared
 from parallel.checkpoint.find import discard_after, find_latest
 from parallel.checkpoint.handle import Checkpoint
-from parallel.checkpoint.load import load_checkpoint
+from parallel.checkpoint.load import has_shape, load_checkpoint
 from parallel.checkpoint.local_tier import discard_local_after, load_local, mark, rank_directory
 from parallel.checkpoint.plan import local, make_rank_plan
 from parallel.checkpoint.save import save_checkpoint
@@ -94,10 +94,19 @@ class SharedCheckpoints:
         load_checkpoint(checkpoint, tensors=self._tensors.by_name(), complete=True)
         self._tensors.finish_load(checkpoint.state)
 
-    def load_weights(self, checkpoint: VerifiedCheckpoint) -> None:
+    def load_weights(self, checkpoint: VerifiedCheckpoint, *, optional: tuple[str, ...] = ()) -> list[str]:
         assert isinstance(checkpoint, Checkpoint)
-        load_checkpoint(checkpoint, tensors=self._tensors.weights())
+        tensors = self._tensors.weights()
+
+        def left_out() -> list[str]:
+            candidates = [name for name in tensors if name.removeprefix("model.").startswith(optional)]
+            return [name for name in candidates if not has_shape(checkpoint, name, tuple(tensors[name].shape))]
+
+        by_rank = run_on_all_ranks(left_out, None, path=checkpoint.path)
+        names = sorted({name for names in by_rank for name in names})
+        load_checkpoint(checkpoint, tensors={name: tensors[name] for name in tensors if name not in names})
         self._tensors.equalise_tied_copies()
+        return [name.removeprefix("model.") for name in names]
 
     def load_newest(self, directory: Path, *, at_most: int) -> dict[str, Any] | None:
         self._writer.wait()

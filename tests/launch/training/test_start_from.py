@@ -2,16 +2,27 @@
 
 import dataclasses
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from gpt.losses.base import Loss, LossTotals
+from gpt.losses.batch import Batch
+from gpt.model.config import ModelConfig
+from gpt.model.heads import ScalarHead
+from gpt.training.objective import NextToken, Objective
 from launch.config.run_config import read_run_config
 from launch.main import main
+from launch.processes.environment import ClusterEnvironment
 from launch.runs.imported_run import HUGGING_FACE, model_toml
 from launch.runs.saved_run import load_run
+from launch.training.train_rank import run_rank
+from parallel.checkpoint.find import find_latest
+from parallel.checkpoint.load import read_tensors
 
 QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
 STILL = ["--optimizer.learning_rate", "1e-30"]  # so that weights do not change, bit for bit
@@ -98,6 +109,67 @@ def test_every_layout_starts_from_the_same_weights(tiny_corpus: Any, first: Path
         layout_words = ["--parallel.tensor", tensor, "--parallel.pipeline", pipeline, "--batch.micro_batch_size", 1]
         assert train(tiny_corpus, tmp_path / name, *words, *layout_words) == 0
         assert equal(weights(tmp_path / name), weights(first)), name
+
+
+class SquaredLoss:
+    metric_names = evaluation_names = ()
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> LossTotals:
+        total = outputs.float().square().sum()
+        count = torch.tensor(outputs.numel(), device=outputs.device)
+        return LossTotals(total, count, total.detach(), {})
+
+
+@dataclass(frozen=True)
+class Scalar(NextToken):
+    """One number per position instead of a token."""
+
+    def head(self, config: ModelConfig) -> nn.Module:
+        return ScalarHead(config)
+
+    def loss(self, *, compile: bool) -> Loss:
+        return SquaredLoss()
+
+
+@dataclass(frozen=True)
+class ScalarConfig:
+    kind: Literal["scalar"] = "scalar"
+
+    def build(self, *, z_loss: float) -> Objective:
+        return Scalar()
+
+
+def tensors(run: Path) -> dict[str, Tensor]:
+    checkpoint, _ = find_latest(run / "checkpoints")
+    assert checkpoint is not None
+    return {name: tensor for name, tensor in read_tensors(checkpoint) if name.startswith("model.")}
+
+
+def train_scalar(tiny_corpus: Any, run: Path, *words: object) -> int:
+    words = ("--run.directory", run, *QUIET, *STILL, "--train.total_tokens", 512, *words)
+    config = read_run_config(str(tiny_corpus.recipe), [*map(str, words)])
+    return run_rank(replace(config, objective=ScalarConfig()), ClusterEnvironment(), resume=None)
+
+
+def test_a_new_head_is_initialised_from_the_seed(
+    tiny_corpus: Any, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train_scalar(tiny_corpus, run, "--run.start_from", first) == 0
+    out = capsys.readouterr().out
+    assert "head.weight is initialised from the seed: " in out
+    assert "embed.tokens.weight is" not in out
+    assert train_scalar(tiny_corpus, tmp_path / "fresh") == 0
+    old, new, fresh = tensors(first), tensors(run), tensors(tmp_path / "fresh")
+    head = {name for name in new if name.startswith("model.head.")}
+    assert new.keys() - head == old.keys(), "the tied model has no head of its own"
+    for names, expected in ((old.keys(), old), (head, fresh)):
+        for name in names:  # the one step moves a bias of 0 to 1e-30
+            assert torch.allclose(new[name], expected[name], rtol=0, atol=1e-29), name
+    assert new["model.head.weight"].any()
+
+    assert train_scalar(tiny_corpus, tmp_path / "again", "--run.start_from", run) == 0
+    assert "initialised from the seed" not in capsys.readouterr().out, "this run has the head"
 
 
 def test_model_toml_is_the_model_section_of_a_recipe(tiny_corpus: Any, tmp_path: Path) -> None:

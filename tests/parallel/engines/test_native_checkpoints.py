@@ -4,12 +4,14 @@ tests/parallel/engines/test_layouts.py and tests/launch/training/ have them on s
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from gpt.errors import ConfigError
 from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
 from gpt.training.config import Retention
@@ -17,6 +19,7 @@ from gpt.training.engine import Engine
 from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
 from parallel.checkpoint.find import find_latest
+from parallel.checkpoint.handle import verify_checkpoint
 from parallel.checkpoint.local_tier import find_newest_local
 from parallel.engines.choose import build_engine
 from parallel.engines.settings import EngineSettings, sharding_signature
@@ -90,6 +93,19 @@ def test_weights_alone_leave_the_optimizer_as_it_is(tmp_path: Path) -> None:
     after = [take_step(one, 2) for one in (engine, other)]
     assert after[0] == after[1] != first, "the weights are the same"
     assert other.weights_digest() != engine.weights_digest(), "the moments are not"
+
+
+def test_only_optional_weights_may_be_missing_or_of_another_shape(tmp_path: Path) -> None:
+    path = new_engine().checkpoints.shared.save(tmp_path, step=1, state={}, keep=KEEP)
+    found = verify_checkpoint(path)
+    untied = replace(settings(), model=replace(MODEL, tied=False))
+    wider = replace(settings(), model=replace(MODEL, vocab_size=640))
+    for changed, name in ((untied, "head.weight"), (wider, "embed.tokens.weight")):
+        engine = build_engine(changed, objective=NextToken(), device=torch.device("cpu"))
+        for optional in ((), ("blocks.",)):
+            with pytest.raises(ConfigError, match=name):
+                engine.checkpoints.shared.load_weights(found, optional=optional)
+        assert engine.checkpoints.shared.load_weights(found, optional=("embed.", "head.")) == [name]
 
 
 def test_the_newest_is_loaded_and_later_ones_are_discarded(tmp_path: Path) -> None:
