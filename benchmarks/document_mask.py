@@ -3,7 +3,7 @@
     python benchmarks/document_mask.py [--rounds N] [--steps N] [--threads N] [--precision bf16] [--compile]
 
 Documents have the lengths of a real corpus if `--corpus PREFIX` names token files; otherwise they are drawn from a
-log-normal distribution with the median and spread of web pages (about 400 tokens). The last line printed is one JSON
+log-normal distribution with the spread of web pages and the median --median. The last line printed is one JSON
 object with the median time of a step without the mask, and the ratio of the two speeds.
 """
 
@@ -31,14 +31,14 @@ from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import resolve_layout
 
 
-def lengths_of(prefix: Path | None, n_tokens: int) -> np.ndarray:
+def lengths_of(prefix: Path | None, n_tokens: int, *, median: int) -> np.ndarray:
     """Document lengths that reach `n_tokens` tokens in all."""
     if prefix is not None:
         file = TokenFile(prefix)
         starts = [file.document_start(i) for i in range(min(file.n_documents, n_tokens) + 1)]
         return np.resize(np.diff(starts), n_tokens)
     draw = np.random.default_rng(0)
-    return np.maximum(2, draw.lognormal(mean=np.log(400), sigma=1.1, size=n_tokens // 100)).astype(np.int64)
+    return np.maximum(2, draw.lognormal(mean=np.log(median), sigma=1.1, size=4 * n_tokens // median)).astype(np.int64)
 
 
 def batches(args: argparse.Namespace, *, masked: bool) -> list[Batch]:
@@ -47,7 +47,7 @@ def batches(args: argparse.Namespace, *, masked: bool) -> list[Batch]:
     shape = (args.micro_batch * args.micro_batches, args.seq_len + 1)
     size = shape[0] * shape[1]
     found = []
-    borders = np.cumsum(lengths_of(args.corpus, size * args.steps))
+    borders = np.cumsum(lengths_of(args.corpus, size * args.steps, median=args.median))
     for step in range(args.steps):
         tokens = draw.integers(0, args.vocab, shape)
         ids = np.searchsorted(borders, np.arange(step * size, (step + 1) * size), side="right").reshape(shape)
@@ -79,6 +79,7 @@ def main() -> int:
     parser.add_argument("--micro-batches", type=int, default=1)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--median", type=int, default=400, help="tokens of a document, without --corpus")
     parser.add_argument("--corpus", type=Path, help="token files, without .bin or .idx, whose document lengths to use")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
