@@ -35,7 +35,7 @@ class CorpusConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a run reads: the [data] section of a recipe.
+    """The [data] section of a recipe: the data that a run reads.
 
     `sampling`: `window` cuts the concatenated documents into full sequences (GPT-3, appendix B); `document` makes each
     document one sample, cut at seq_len + 1 tokens or padded to it. `document_mask` keeps attention inside documents:
@@ -75,17 +75,19 @@ class DataConfig:
 
 def check_seq_len(seq_len: int) -> None:
     if seq_len < 1:
-        raise ConfigError(f"seq_len = {seq_len} tokens must be at least 1")
+        raise ConfigError(f"seq_len = {seq_len} tokens is invalid: must be at least 1")
 
 
 def check_weight(name: str, weight: float) -> None:
     if not 0.0 < weight < float("inf"):
         raise ConfigError(
-            f"corpus '{name}': weight = {weight} must be a finite number > 0; "
+            f"corpus '{name}': weight = {weight} is invalid: must be a finite number > 0; "
             "leave the corpus out to read nothing of it"
         )
     if not 1e-100 < weight < 1e100:  # else sums and shares leave the range of floating-point numbers
-        raise ConfigError(f"corpus '{name}': weight = {weight} must lie between 1e-100 and 1e100; scale all weights")
+        raise ConfigError(
+            f"corpus '{name}': weight = {weight} is invalid: must lie between 1e-100 and 1e100; scale all weights"
+        )
 
 
 def check_names(corpora: Sequence[tuple[str, str]], *, where: str) -> None:

@@ -41,7 +41,7 @@ class MixtureConfig:
     def __post_init__(self) -> None:
         check_seq_len(self.seq_len)
         if self.planned_tokens < 1:
-            raise ConfigError(f"mixture.planned_tokens = {self.planned_tokens} must be at least 1")
+            raise ConfigError(f"mixture.planned_tokens = {self.planned_tokens} is invalid: must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

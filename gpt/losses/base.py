@@ -1,4 +1,4 @@
-"""What an engine asks of any loss: a sum, a count and metrics, never a mean."""
+"""The interface of a loss: it returns a sum, a count and metrics, never a mean."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One batch of training data: what the model reads, what it should predict, and what limits attention and loss."""
+"""One batch of training data: inputs, targets, and the limits of attention and loss."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -22,14 +22,16 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         if not 1 <= self.factor < float("inf"):
-            raise ConfigError(f"model.rope_scaling.factor = {self.factor} must be a number of at least 1")
+            raise ConfigError(f"model.rope_scaling.factor = {self.factor} is invalid: must be a number of at least 1")
         if not 0 < self.low_frequency < self.high_frequency < float("inf"):
             raise ConfigError(
-                f"model.rope_scaling.low_frequency = {self.low_frequency} must be above 0 and below "
+                f"model.rope_scaling.low_frequency = {self.low_frequency} is invalid: must be above 0 and below "
                 f"model.rope_scaling.high_frequency = {self.high_frequency}"
             )
         if self.original_n_ctx < 1:
-            raise ConfigError(f"model.rope_scaling.original_n_ctx = {self.original_n_ctx} must be at least 1")
+            raise ConfigError(
+                f"model.rope_scaling.original_n_ctx = {self.original_n_ctx} is invalid: must be at least 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,10 @@ class ModelConfig:
         for key in sizes:
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise ConfigError(f"model.{key} = {value} must be at least 1")
+                raise ConfigError(f"model.{key} = {value} is invalid: must be at least 1")
         for key in ("norm_eps", "rope_theta", "init_std"):
             if not 0 < getattr(self, key) < float("inf"):
-                raise ConfigError(f"model.{key} = {getattr(self, key)} must be a number above 0")
+                raise ConfigError(f"model.{key} = {getattr(self, key)} is invalid: must be a number above 0")
         if self.d_model % self.n_heads:
             raise ConfigError(
                 f"model.d_model = {self.d_model} does not divide into model.n_heads = {self.n_heads} heads; "

@@ -1,4 +1,4 @@
-"""Which positions each query may attend to, in a form that keeps the fused attention kernels.
+"""Attention masks: the positions that each query may attend to, in a form that keeps the fused attention kernels.
 
 Shapes: b sequences, t positions.
 """

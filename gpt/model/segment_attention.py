@@ -1,6 +1,6 @@
-"""Attention within segments on a CPU: torch's kernel once for each segment, so that no score between two is computed.
+"""Attention within segments on a CPU: torch's kernel once for each segment, without computing scores between segments.
 
-An operator of its own, since segments differ from batch to batch: torch's compiler would compile each layout anew.
+An operator of its own, since segments differ from batch to batch: torch's compiler would recompile for each layout.
 
 Shapes: b sequences, h heads, t positions, e = d_head.
 """

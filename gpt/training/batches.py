@@ -131,7 +131,7 @@ class CorruptDataHandler:
 
 
 def damage_of(data: TrainingData, positions: Ints, error: DamagedSamples) -> list[Damage]:
-    """What this rank found when it read the positions."""
+    """The damage that this rank met at the positions."""
     found = [(int(positions[row]), what) for row, what in error.rows.items()]
     return [Damage(position, what, _location(data, position)) for position, what in found]
 

@@ -48,25 +48,34 @@ class TrainConfig:
         ):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise ConfigError(f"train.{key} = {value} must be at least 1")
+                raise ConfigError(f"train.{key} = {value} is invalid: must be at least 1")
         if not 0 <= self.z_loss <= 1:
-            raise ConfigError(f"train.z_loss = {self.z_loss} must be from 0 to 1; PaLM's is 1e-4, 0 turns it off")
+            raise ConfigError(
+                f"train.z_loss = {self.z_loss} is invalid: must be from 0 to 1; PaLM's is 1e-4, 0 turns it off"
+            )
         if self.stop_after_s is not None and not 0 < self.stop_after_s < float("inf"):
-            raise ConfigError(f"train.stop_after_s = {self.stop_after_s} must be a number of seconds above 0")
+            raise ConfigError(
+                f"train.stop_after_s = {self.stop_after_s} is invalid: must be a number of seconds above 0"
+            )
         if self.target_loss is not None:
             if not 0 < self.target_loss < float("inf"):
-                raise ConfigError(f"train.target_loss = {self.target_loss} must be a number of nats above 0")
+                raise ConfigError(
+                    f"train.target_loss = {self.target_loss} is invalid: must be a number of nats above 0"
+                )
             if self.evaluate_every_tokens is None:
                 raise ConfigError("train.target_loss needs train.evaluate_every_tokens: it is compared at evaluations")
         if not 0 <= self.sample_temperature < float("inf"):
-            raise ConfigError(f"train.sample_temperature = {self.sample_temperature} must be 0 or a positive number")
+            raise ConfigError(
+                f"train.sample_temperature = {self.sample_temperature} is invalid: must be 0 or a positive number"
+            )
         if self.sample_every_tokens is not None and not self.sample_prompts:
             raise ConfigError("train.sample_prompts is empty; give at least one, such as ''")
         if self.few_shot_every_tokens is not None and not self.few_shot_tasks:
             raise ConfigError("train.few_shot_tasks is empty; give at least one, such as 'gpt3_two_digit_addition'")
         if not self.few_shot_examples or min(self.few_shot_examples) < 0:
             raise ConfigError(
-                f"train.few_shot_examples = {list(self.few_shot_examples)} must be numbers of examples, each 0 or more"
+                f"train.few_shot_examples = {list(self.few_shot_examples)} is invalid: must be numbers of examples, "
+                "each 0 or more"
             )
 
     def steps(self, batch: BatchRamp) -> int:
@@ -89,11 +98,11 @@ class FaultConfig:
 
     def __post_init__(self) -> None:
         if self.max_skipped_steps < 0:
-            raise ConfigError(f"faults.max_skipped_steps = {self.max_skipped_steps} must not be negative")
+            raise ConfigError(f"faults.max_skipped_steps = {self.max_skipped_steps} is invalid: must not be negative")
         if self.max_damaged_samples < 1:
             raise ConfigError(
-                f"faults.max_damaged_samples = {self.max_damaged_samples} must be at least 1; to allow none, set "
-                f"faults.on_damaged_data = 'stop'"
+                f"faults.max_damaged_samples = {self.max_damaged_samples} is invalid: must be at least 1. "
+                "To allow none, set faults.on_damaged_data = 'stop'"
             )
 
 
@@ -131,7 +140,7 @@ class CheckpointConfig:
         for key in ("every_tokens", "keep_last", "keep_every_tokens", "max_failures", "fast_every_tokens"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise ConfigError(f"checkpoint.{key} = {value} must be at least 1")
+                raise ConfigError(f"checkpoint.{key} = {value} is invalid: must be at least 1")
         if self.keep_every_tokens is not None:
             if self.every_tokens is None:
                 raise ConfigError(
@@ -140,7 +149,7 @@ class CheckpointConfig:
             if self.keep_every_tokens % self.every_tokens:
                 below = self.keep_every_tokens // self.every_tokens * self.every_tokens
                 raise ConfigError(
-                    f"checkpoint.keep_every_tokens = {self.keep_every_tokens} must be a multiple of "
+                    f"checkpoint.keep_every_tokens = {self.keep_every_tokens} is invalid: must be a multiple of "
                     f"checkpoint.every_tokens = {self.every_tokens}; the nearest are {below} and "
                     f"{below + self.every_tokens}"
                 )

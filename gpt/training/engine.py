@@ -1,4 +1,4 @@
-"""What the training loop may ask of the hardware. parallel/engines/ implements it."""
+"""The interface between the training loop and the hardware. parallel/engines/ implements it."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -159,7 +159,7 @@ class Engine(Protocol):
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Where its weights and optimizer are saved and loaded."""
+        """The stores of its weights and optimizer."""
         ...
 
     def forward_backward(self, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""What a run learns: which samples become which batch, the two ends of the model, the loss, and the attention mask.
+"""The objective of a run: its batches, the two ends of the model, the loss, and the attention mask.
 
 An objective is a room of its own: it adds files and a line in launch/config/objectives.py, and no `if` anywhere else.
 """
@@ -23,7 +23,7 @@ from gpt.model.masks import document_mask
 
 
 class Objective(Protocol):
-    """What the loop and the engines ask of what is learnt. Every method is a pure function, equal on all ranks."""
+    """The interface of an objective for the loop and the engines. All methods are pure, and equal on all ranks."""
 
     @property
     def streams(self) -> tuple[str, ...]:

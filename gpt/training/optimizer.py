@@ -53,12 +53,12 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for key in ("learning_rate", "eps", "max_gradient_norm"):
             if not 0 < getattr(self, key) < float("inf"):
-                raise ConfigError(f"optimizer.{key} = {getattr(self, key)} must be a number above 0")
+                raise ConfigError(f"optimizer.{key} = {getattr(self, key)} is invalid: must be a number above 0")
         for key in ("beta1", "beta2", "momentum"):
             if not 0.0 <= getattr(self, key) < 1.0:
-                raise ConfigError(f"optimizer.{key} = {getattr(self, key)} must lie in [0, 1)")
+                raise ConfigError(f"optimizer.{key} = {getattr(self, key)} is invalid: must lie in [0, 1)")
         if not 0 <= self.weight_decay < float("inf"):
-            raise ConfigError(f"optimizer.weight_decay = {self.weight_decay} must not be negative")
+            raise ConfigError(f"optimizer.weight_decay = {self.weight_decay} is invalid: must not be negative")
 
     @property
     def state(self) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ class Reports:
         self.results: dict[str, Totals] = {}
 
     def phases(self, sampler: Sampler | None, probe: FewShotProbe | None) -> list[Phase]:
-        """The phases that the recipe asks for, in order."""
+        """The phases that the recipe enables, in order."""
         config, phases = self.run.config, []
         if self.metrics is not None:
             phases.append(Phase(self.log_progress, every_steps=self.run.epochs_every_steps, at="any end"))

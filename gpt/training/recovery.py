@@ -1,4 +1,4 @@
-"""What a run does when a step goes wrong: count skipped steps, rewind after a loss spike, end on a replica mismatch."""
+"""Recovery from bad steps: count skipped steps, rewind after a loss spike, end on a replica mismatch."""
 
 from gpt.errors import ConfigError
 from gpt.health.spikes import Spike
@@ -74,7 +74,7 @@ class Recovery:
     def rewind(self, state: LoopState, spike: Spike) -> bool:
         """Return to a checkpoint well before the spike, and leave out the data read around it.
 
-        Updates `state` in place. False, and nothing done, if the recipe does not ask for it, has used up its rewinds,
+        Updates `state` in place. False, and nothing done, if the recipe does not enable it, has used up its rewinds,
         or no checkpoint is old enough.
         """
         run, config = self.run, self.run.spike

@@ -25,9 +25,9 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         if self.warmup_tokens < 0:
-            raise ConfigError(f"schedule.warmup_tokens = {self.warmup_tokens} must not be negative")
+            raise ConfigError(f"schedule.warmup_tokens = {self.warmup_tokens} is invalid: must not be negative")
         if not 0.0 <= self.final_fraction <= 1.0:
-            raise ConfigError(f"schedule.final_fraction = {self.final_fraction} must lie between 0 and 1")
+            raise ConfigError(f"schedule.final_fraction = {self.final_fraction} is invalid: must lie between 0 and 1")
         for key, wanted in (("decay_tokens", self.shape != "constant"), ("cooldown_tokens", self.shape == "wsd")):
             value = getattr(self, key)
             if (value is not None) != wanted:
@@ -37,15 +37,15 @@ class ScheduleConfig:
                 )
         if self.decay_tokens is not None and self.decay_tokens <= self.warmup_tokens:
             raise ConfigError(
-                f"schedule.decay_tokens = {self.decay_tokens} must be more than "
+                f"schedule.decay_tokens = {self.decay_tokens} is invalid: must be more than "
                 f"schedule.warmup_tokens = {self.warmup_tokens}, where the decay starts"
             )
         if self.cooldown_tokens is not None and self.decay_tokens is not None:
             most = self.decay_tokens - self.warmup_tokens
             if not 0 < self.cooldown_tokens <= most:
                 raise ConfigError(
-                    f"schedule.cooldown_tokens = {self.cooldown_tokens} must be from 1 to {most}, the tokens between "
-                    f"schedule.warmup_tokens and schedule.decay_tokens"
+                    f"schedule.cooldown_tokens = {self.cooldown_tokens} is invalid: must be from 1 to {most}, "
+                    "the tokens between schedule.warmup_tokens and schedule.decay_tokens"
                 )
 
 
@@ -86,17 +86,18 @@ class BatchRamp:
         grows = self.full_tokens - self.initial_tokens
         if not 0 < self.initial_tokens <= self.full_tokens:
             raise ConfigError(
-                f"batch.ramp_initial_tokens = {self.initial_tokens} must be from 1 to batch.global_batch_tokens = "
-                f"{self.full_tokens}"
+                f"batch.ramp_initial_tokens = {self.initial_tokens} is invalid: must be from 1 to "
+                f"batch.global_batch_tokens = {self.full_tokens}"
             )
         if self.increment_tokens < 1 or grows % self.increment_tokens:
             raise ConfigError(
-                f"batch.ramp_increment_tokens = {self.increment_tokens} must divide the {grows} tokens between batch."
-                f"ramp_initial_tokens = {self.initial_tokens} and batch.global_batch_tokens = {self.full_tokens}; "
+                f"batch.ramp_increment_tokens = {self.increment_tokens} is invalid: must divide the {grows} tokens "
+                f"between batch.ramp_initial_tokens = {self.initial_tokens} and "
+                f"batch.global_batch_tokens = {self.full_tokens}; "
                 f"batch.global_batch_tokens = {self.full_tokens - grows % max(self.increment_tokens, 1)} would do"
             )
         if self.ramp_tokens < 0 or (grows and not self.ramp_tokens):
-            raise ConfigError(f"batch.ramp_tokens = {self.ramp_tokens} must be a positive number of tokens")
+            raise ConfigError(f"batch.ramp_tokens = {self.ramp_tokens} is invalid: must be a positive number of tokens")
 
     def levels(self) -> Iterator[Level]:
         """The sizes that occur, in order. The last one has no end."""

@@ -1,4 +1,4 @@
-"""Describe a run at its start and its end, and write the files beside its checkpoints."""
+"""Describe a run at its start and its end, and write the files next to its checkpoints."""
 
 import json
 from pathlib import Path

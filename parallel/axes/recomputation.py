@@ -36,7 +36,7 @@ _OUT = 3  # a block's products in order: q, k, v, out, then gate and up or up al
 
 
 def wrap_block(block: nn.Module, config: ModelConfig, parallel: ParallelConfig) -> nn.Module:
-    """Compile a block if `parallel.compile` asks for it, and wrap it for `parallel.recompute`.
+    """Compile a block if `parallel.compile` is true, and wrap it for `parallel.recompute`.
 
     `selective` is compiled together with its policy, which the compiler obeys. `full` wraps the compiled block: if the
     wrapped block is compiled, torch 2.13 fails to save a DTensor's mesh for backward. Blocks draw no random numbers, so

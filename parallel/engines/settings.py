@@ -1,4 +1,4 @@
-"""What an engine is built from."""
+"""The settings from which an engine is built."""
 
 from dataclasses import dataclass
 

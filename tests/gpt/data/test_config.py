@@ -21,7 +21,7 @@ def test_recipe_tables_become_the_configuration() -> None:
     assert config.train == (CorpusConfig("data/web", 1.0, "web"), CorpusConfig("data/wiki", 2.0, "wiki"))
     assert config.validation == ()
     for change, message in [
-        ({"seq_len": 0}, "seq_len = 0 tokens must be at least 1"),
+        ({"seq_len": 0}, "seq_len = 0 tokens is invalid: must be at least 1"),
         ({"train": [{"path": "a/x"}, {"path": "b/x"}]}, "'a/x' and 'b/x' both have the name 'x'"),
         ({"validation": [{"path": "a/x"}, {"path": "b/y", "name": "x"}]}, "data.validation: 'a/x' and 'b/y' both"),
         ({"train": [{"path": "a/x.bin"}]}, "leave out the ending; it stands for both files: 'a/x'"),

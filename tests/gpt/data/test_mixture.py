@@ -92,7 +92,7 @@ def test_mistakes_are_named() -> None:
     ]:
         with pytest.raises(ConfigError, match=message):
             plan_mixture(corpora, seq_len=2048, planned_tokens=10**6)
-    with pytest.raises(ConfigError, match=r"corpus 'w': weight = 0.0 must be"):
+    with pytest.raises(ConfigError, match=r"corpus 'w': weight = 0.0 is invalid: must be"):
         PlannedCorpus(name="w", n_tokens=1, weight=0.0)
-    with pytest.raises(ConfigError, match=r"mixture.planned_tokens = 0 must be at least 1"):
+    with pytest.raises(ConfigError, match=r"mixture.planned_tokens = 0 is invalid: must be at least 1"):
         MixtureConfig(planned_tokens=0, seq_len=8, corpora=(one,))

@@ -39,7 +39,7 @@ def test_flops_per_token_are_six_per_matrix_weight_and_attention():
     [
         ({"n_heads": 5}, "model.d_model = 48 does not divide into model.n_heads = 5.*4 or 6"),
         ({"n_kv_heads": 3}, "model.n_heads = 4 is not a multiple of model.n_kv_heads = 3.*2 or 4"),
-        ({"n_layers": 0}, "model.n_layers = 0 must be at least 1"),
+        ({"n_layers": 0}, "model.n_layers = 0 is invalid: must be at least 1"),
         ({"n_heads": 16, "positions": "rope"}, "even head width"),
     ],
 )

@@ -66,7 +66,7 @@ def test_other_shapes(keys, shares):
         ({"warmup_tokens": 1, "decay_tokens": 5, "shape": "wsd"}, "schedule.cooldown_tokens is missing"),
         (
             {"warmup_tokens": 1, "decay_tokens": 5, "shape": "wsd", "cooldown_tokens": 5},
-            "schedule.cooldown_tokens = 5 must be from 1 to 4",
+            "schedule.cooldown_tokens = 5 is invalid: must be from 1 to 4",
         ),
     ],
 )

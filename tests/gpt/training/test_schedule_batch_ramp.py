@@ -54,14 +54,14 @@ def test_gpt3_175b():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ((64, 0, 8, 10), "batch.ramp_initial_tokens = 0 must be from 1 to batch.global_batch_tokens = 64"),
+        ((64, 0, 8, 10), "batch.ramp_initial_tokens = 0 is invalid: must be from 1 to batch.global_batch_tokens = 64"),
         ((64, 65, 1, 10), "batch.ramp_initial_tokens = 65"),
         (
             (64, 8, 9, 10),
-            "batch.ramp_increment_tokens = 9 must divide the 56 tokens .* batch.global_batch_tokens = 62 would",
+            "ramp_increment_tokens = 9 is invalid: must divide the 56 tokens .* batch.global_batch_tokens = 62 would",
         ),
         ((64, 8, 0, 10), "batch.ramp_increment_tokens = 0"),
-        ((64, 8, 8, 0), "batch.ramp_tokens = 0 must be a positive"),
+        ((64, 8, 8, 0), "batch.ramp_tokens = 0 is invalid: must be a positive"),
     ],
 )
 def test_mistakes_name_the_key(keys, message):

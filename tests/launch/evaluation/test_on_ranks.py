@@ -285,8 +285,8 @@ def test_an_impossible_layout_is_refused_in_one_line(
             ["few_shot_examples", "[201]"],
             "train.few_shot_examples 201 is invalid: gpt3_two_digit_addition has 200 problems",
         ),
-        (["few_shot_examples", "[-1]"], "train.few_shot_examples = [-1] must be numbers of examples"),
-        (["few_shot_limit", "0"], "train.few_shot_limit = 0 must be at least 1"),
+        (["few_shot_examples", "[-1]"], "train.few_shot_examples = [-1] is invalid: must be numbers of examples"),
+        (["few_shot_limit", "0"], "train.few_shot_limit = 0 is invalid: must be at least 1"),
     ],
 )
 def test_impossible_few_shot_settings_are_refused_before_training(
