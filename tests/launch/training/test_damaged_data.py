@@ -133,7 +133,7 @@ def test_the_audit_names_what_was_left_out(runs, corpora, capsys):
     position = corpora[1][0]
     assert main(["data", "audit", str(folder / "skip" / "run"), "--positions", f"{position}-{position}"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert re.search(rf"left out: positions {position:,} to {position:,} \(damaged data: \S*train\.bin: bytes", shown)
+    assert re.search(rf"skipped: positions {position:,} to {position:,} \(damaged data: \S*train\.bin: bytes", shown)
 
 
 def test_a_run_that_is_to_stop_does_so_on_all_ranks_and_goes_on_when_the_file_is_mended(runs, corpora):

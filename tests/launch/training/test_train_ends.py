@@ -48,12 +48,12 @@ def test_a_target_loss_ends_a_run_at_the_evaluation_that_reaches_it(tiny_corpus,
 
     page = tmp_path / "report.html"
     assert main(["report", str(run), "--html", str(page)]) == 0
-    row = r"<td>(\d+)</td><td>(?:[\d.]+ KiB)?</td><td>([^<]*)</td><td class=text>(on the disk|deleted)"
+    row = r"<td>(\d+)</td><td>(?:[\d.]+ KiB)?</td><td>([^<]*)</td><td class=text>(on disk|deleted)"
     rows = re.findall(row, page.read_text())
     stored = {int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir()}
-    assert {int(step) for step, _, state in rows if state == "on the disk"} == stored
+    assert {int(step) for step, _, state in rows if state == "on disk"} == stored
     assert sorted(int(step) for step, _, _ in rows) == sorted({4, last, 8, 12})
-    assert any(re.fullmatch(r"[\d.]+ s, [\d.]+ s standing still", took) for _, took, _ in rows), "beside training"
+    assert any(re.fullmatch(r"[\d.]+ s, [\d.]+ s training stopped", took) for _, took, _ in rows), "beside training"
 
 
 def test_a_run_stops_when_its_time_is_over_and_goes_on_later(tiny_corpus, tmp_path, capsys):

@@ -139,7 +139,7 @@ def test_mistakes_are_one_line(folder, capsys):
     assert "decontaminate.max_pieces = 0" in capsys.readouterr().err
     (folder / "none.toml").write_text(ANALYSIS.format(folder=folder, out=folder / "none"))
     assert main(["prepare", "overlap", str(folder / "none.toml")]) == 2
-    assert "run `triaxial prepare` to make the corpus" in capsys.readouterr().err
+    assert "Run `triaxial prepare` to make the corpus" in capsys.readouterr().err
     sets = SETS.replace("set.jsonl", "gone.jsonl")
     (folder / "bad.toml").write_text((RECIPE + sets).format(folder=folder, out=folder / "bad"))
     assert main(["prepare", str(folder / "bad.toml")]) == 2
