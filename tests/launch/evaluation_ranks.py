@@ -9,6 +9,7 @@ answers of rank N are in FOLDER/NAME/rankN.json.
 import argparse
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -143,10 +144,13 @@ def run_program(jobs, folder):
 
 
 def free_ports(number):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    """Ports below the range that the system hands out, so that no other test's connection takes one meanwhile."""
+    ports = []
+    while len(ports) < number:
+        port = random.SystemRandom().randrange(12_000, 30_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) and port not in ports:
+                ports.append(port)
     return ports
 
 
