@@ -25,12 +25,12 @@ from rich.console import Console
 
 from benchmarks.side_by_side import alternate, check_writable, processor, report_result, rounded, serve, speed_ratios
 from data_prep.execution import tasks as stages
-from data_prep.execution.files import sync_file
 from data_prep.execution.progress import ProgressBars
 from data_prep.execution.tasks import Paths, Stage, Task, TaskResult
 from data_prep.execution.workers import LocalWorkers
 from data_prep.execution.workspace import Workspace
 from gpt.errors import ConfigError
+from gpt.files.atomic import sync_file
 
 
 def main() -> int:

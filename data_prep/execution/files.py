@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gpt.errors import ConfigError, import_extra
 
@@ -53,21 +53,6 @@ def describe_file(path: Path) -> dict[str, Any]:
     except PermissionError as error:  # an input's: our own files can be read
         raise ConfigError(f"{path}: {error.strerror}; this user must be able to read it") from None
     return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "digest": digest.hexdigest()}
-
-
-def sync_file(file: IO[Any]) -> None:
-    """Flush a file to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the renames in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

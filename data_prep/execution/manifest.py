@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from data_prep.execution.files import disk_errors, sync_folder
+from data_prep.execution.files import disk_errors
+from gpt.files.atomic import sync_folder
 
 MANIFEST = "manifest.jsonl"
 _PATTERN = "manifest*.jsonl"

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.documents.counts import Counts
-from data_prep.execution.files import describe_file, disk_errors, sync_folder
+from data_prep.execution.files import describe_file, disk_errors
 from data_prep.execution.fingerprint import Fingerprint
 from data_prep.execution.manifest import Entry, WorkManifest
 from data_prep.execution.tasks import FinishedTask, Paths, Stage, Task, TaskOutcome, TaskRequest, plain, task_key
+from gpt.files.atomic import sync_folder
 
 _LISTED_INPUTS = 32  # inputs that a task's own line may list
 _SYNC_S = 1.0  # a crash of the machine may lose this many seconds of work; an fsync per task would be slow

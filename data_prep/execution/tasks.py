@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep.documents.counts import Counts
-from data_prep.execution.files import describe_file, disk_errors, sync_file
+from data_prep.execution.files import describe_file, disk_errors
 from data_prep.execution.fingerprint import Fingerprint, fingerprint
 from gpt.errors import ConfigError
+from gpt.files.atomic import sync_file
 
 Paths = tuple[Path, ...]
 _SETTLE_S = 60.0  # how long a network file system may show another machine an old state

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.execution.files import describe_file, disk_errors, sync_folder
+from data_prep.execution.files import describe_file, disk_errors
 from data_prep.execution.records import TaskRecords
 from data_prep.execution.shares import Share, ShareWatch, WorkFolderLock
 from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskRequest, execute
 from data_prep.execution.workers import Executor, LocalWorkers
 from gpt.errors import ConfigError
+from gpt.files.atomic import sync_folder
 
 if TYPE_CHECKING:
     from data_prep.execution.progress import ProgressBars, StageProgress  # imports rich, which workers do not need

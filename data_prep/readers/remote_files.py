@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from data_prep.execution.files import FULL, sync_file, temporary_for
+from data_prep.execution.files import FULL, temporary_for
 from gpt.errors import ConfigError, import_extra
+from gpt.files.atomic import sync_file
 
 T = TypeVar("T")
 STUB_ENDING = ".remote"

@@ -18,7 +18,7 @@ from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import resolve_layout
 from parallel.planner.dry_run import measure_rank
 
-LAUNCH_TIMEOUT_S = 600  # of real processes, and again of dry runs; a hung collective ends by itself after 90 s
+LAUNCH_TIMEOUT_S = 600  # of real processes, and again of dry runs; a hung collective times out after 90 s
 # A model whose sizes every layout divides, and layouts by name: (parallel, processes, micro-batches)
 B, T, D, LAYERS, VOCAB, FF = 2, 32, 64, 4, 256, 256
 BOOK = {

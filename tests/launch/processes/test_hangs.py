@@ -1,4 +1,4 @@
-"""Ranks that really hang or die: all ranks end, the culprit is named, and the run restarts by itself and finishes."""
+"""Ranks that really hang or die: all ranks end, the culprit is named, and the run restarts and finishes alone."""
 
 import json
 import os

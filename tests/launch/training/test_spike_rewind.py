@@ -1,4 +1,4 @@
-"""A run that meets poisoned data rewinds by itself and skips the stated samples and nothing else, twice. It does the
+"""A run that meets poisoned data rewinds without help and skips the stated samples and nothing else, twice. It does the
 same if it is killed in between. `data audit` shows what was read."""
 
 import functools

@@ -63,7 +63,7 @@ def parts_alone(step):
 
 
 def losses_alone(model_keys, steps):
-    """Textbook torch in float64 that runs each document by itself; losses, norms, and the loss of a further step."""
+    """Textbook torch in float64 that runs each document alone; losses, norms, and the loss of a further step."""
     config = ModelConfig(**{**MODEL, **model_keys})
     model = GPT(config)
     initialise(model, config, seed=SEED)
