@@ -13,6 +13,7 @@ from pathlib import Path
 
 PACKAGES = ("gpt", "parallel", "data_prep", "launch")
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ROOM_MODULES, MAX_LOOSE_MODULES = 300, 50, 14, 5
+JSON_PARSER = Path("gpt/files/json_text.py")
 
 
 def modules(root: Path) -> list[Path]:
@@ -119,7 +120,16 @@ def untested(root: Path) -> Iterator[str]:
             yield f"{path}: no test leads to it; add tests/{path.parent}/test_{name}.py, or import it in a test there"
 
 
-RULES = (sizes, class_names, rooms, cycles, untested)
+def json_parsers(root: Path) -> Iterator[str]:
+    """Modules that parse JSON themselves: damaged text may raise RecursionError there, which nobody expects."""
+    for path in modules(root):
+        for node in ast.walk(ast.parse((root / path).read_text(encoding="utf-8"))):
+            parses = isinstance(node, ast.Attribute) and node.attr in ("load", "loads")
+            if parses and isinstance(node.value, ast.Name) and node.value.id == "json" and path != JSON_PARSER:
+                yield f"{path}:{node.lineno}: json.{node.attr}; use decode_json of {JSON_PARSER}"
+
+
+RULES = (sizes, class_names, rooms, cycles, untested, json_parsers)
 
 
 def main() -> int:

@@ -161,6 +161,7 @@ def test_a_readme_is_short_and_names_only_what_is_there(folder):
             {"gpt/room/m.py": "", "tests/gpt/room/test_n.py": "import gpt.room.other"},
             "gpt/room/m.py: no test",
         ),
+        ("json_parsers", {"gpt/m.py": "import json\nread = json.loads"}, "gpt/m.py:2: json.loads; use decode_json"),
     ],
 )
 def test_each_rule_of_the_house_can_fail(rule, files, said, tmp_path):

@@ -19,6 +19,7 @@ import numpy as np
 from data_prep.execution.files import disk_errors, lock_folder, temporary_for
 from gpt.errors import ConfigError
 from gpt.files.atomic import sync_file, sync_folder
+from gpt.files.json_text import decode_json
 
 CORPUS_FILE = "corpus.json"
 VERSION = 2  # version 1 had one file per split and no sampled digests
@@ -85,7 +86,7 @@ def read_corpus(folder: Path) -> dict[str, Any]:
     """Read the description of a corpus. ConfigError: there is none, or it is damaged."""
     path = folder / CORPUS_FILE
     try:
-        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        description: dict[str, Any] = decode_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: no such file. Run `triaxial prepare` to make the corpus") from None
     except ValueError as error:
@@ -134,7 +135,7 @@ def _token_files(folder: Path) -> set[str]:
 
 def _old_tokenizer(corpus_path: Path) -> set[str]:
     try:
-        about = json.loads(corpus_path.read_text(encoding="utf-8"))["tokenizer"]
+        about = decode_json(corpus_path.read_text(encoding="utf-8"))["tokenizer"]
         names = about.get("files", {about["file"]: None})
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return set()

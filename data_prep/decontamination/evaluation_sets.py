@@ -2,7 +2,6 @@
 
 import glob
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from data_prep.documents.shards import whole_text
 from data_prep.readers.compressed import Broken, read_bytes, read_lines
 from gpt.errors import ConfigError, import_extra
+from gpt.files.json_text import decode_json
 
 _MAX_RECORD_BYTES = 256 << 20
 _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".arrow", ".txt", ".txt.gz", ".txt.zst")
@@ -119,9 +119,9 @@ def _records(about: EvaluationSet, path: Path) -> Iterator[Any]:
         for number, line in enumerate(lines):
             try:
                 if line is None or line.strip():
-                    values = json.loads(line or b"")
+                    values = decode_json(line or b"")
                     yield from values if path.suffix == ".json" and isinstance(values, list) else [values]
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise ConfigError(
                     f"evaluation set '{about.name}': {path}, line {number + 1} is not JSON: {error}"
                 ) from None

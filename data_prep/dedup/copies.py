@@ -24,6 +24,7 @@ from data_prep.documents.shards import read_shard, write_shard
 from data_prep.documents.traces import write_trace
 from data_prep.execution.shard_runs import ShardRun, Shards
 from data_prep.execution.tasks import Stage, Task, TaskResult
+from gpt.files.json_text import decode_json
 
 Flags = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.uint64]
@@ -86,7 +87,7 @@ def remove_copies(config: Removal, inputs: tuple[Path, ...], outputs: tuple[Path
     shard, list_path = inputs
     with open(list_path, encoding="utf-8") as file, write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
         tally = Tally(config.step, trace)
-        copies = map(json.loads, file)
+        copies = map(decode_json, file)
         row, original, corpus = next(copies, (None, "", None))
         for number, document in enumerate(read_shard(shard)):
             if number != row:

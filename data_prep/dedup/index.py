@@ -22,6 +22,7 @@ from data_prep.dedup.sorted_rows import LAST, Range, Rows, RowSource
 from data_prep.documents.shards import Document, keyed_hash
 from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import ConfigError, import_extra
+from gpt.files.json_text import decode_json
 
 Kind = Literal["exact", "minhash"]
 INDEX_VERSION = 1
@@ -237,12 +238,15 @@ def write_index(config: Index, inputs: tuple[Path, ...], outputs: tuple[Path, ..
 
 def read_index(path: Path) -> Index:
     """Read an index that `write_index` wrote. ConfigError: it has another format or version."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if values.pop("format") != "triaxial-dedup-index" or values.pop("version") != INDEX_VERSION:
-        raise ConfigError(f"{path}: not an index that this version reads. Prepare that corpus again")
-    shards = tuple(IndexedShard(**{**shard, "digests": tuple(shard["digests"])}) for shard in values.pop("shards"))
-    groups = tuple(Group(**group) for group in values.pop("groups"))
-    return Index(shards=shards, groups=groups, **values)
+    try:
+        values = decode_json(path.read_text(encoding="utf-8"))
+        if values.pop("format") != "triaxial-dedup-index" or values.pop("version") != INDEX_VERSION:
+            raise ConfigError(f"{path}: not an index that this version reads. Prepare that corpus again")
+        shards = tuple(IndexedShard(**{**shard, "digests": tuple(shard["digests"])}) for shard in values.pop("shards"))
+        groups = tuple(Group(**group) for group in values.pop("groups"))
+        return Index(shards=shards, groups=groups, **values)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{path}: not an index, or damaged ({error}). Prepare that corpus again") from None
 
 
 def read_corpora(paths: Sequence[Path]) -> list[Corpus]:

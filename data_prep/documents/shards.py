@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gpt.errors import import_extra
+from gpt.files.json_text import decode_json
 
 _PIECE = re.compile(r"#piece-\d+$")
 
@@ -54,7 +55,7 @@ def read_shard(path: Path) -> Iterator[Document]:
     zstandard = import_extra("zstandard", extra="data")
     with open(path, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as packed:
         for line in BufferedReader(packed, 1 << 18):
-            values = json.loads(line)
+            values = decode_json(line)
             yield Document(values["id"], values["text"], values["metadata"])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_prep.documents.shards import whole_text
 from gpt.errors import import_extra
+from gpt.files.json_text import decode_json
 
 
 @dataclass(frozen=True)
@@ -52,4 +53,4 @@ def read_trace(path: Path) -> Iterator[Drop]:
     zstandard = import_extra("zstandard", extra="data")
     with open(path, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as packed:
         for line in BufferedReader(packed, 1 << 16):
-            yield Drop(**json.loads(line))
+            yield Drop(**decode_json(line))

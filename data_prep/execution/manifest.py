@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from data_prep.execution.files import disk_errors
 from gpt.files.atomic import sync_folder
+from gpt.files.json_text import decode_json
 
 MANIFEST = "manifest.jsonl"
 _PATTERN = "manifest*.jsonl"
@@ -72,7 +73,7 @@ class WorkManifest:
         if position is None:
             return None
         path, offset, length = position
-        entry: Entry = json.loads(os.pread(self._reader(path).fileno(), length, offset))
+        entry: Entry = decode_json(os.pread(self._reader(path).fileno(), length, offset))
         return entry
 
     def has_shared(self, name: str) -> bool:
@@ -154,7 +155,7 @@ class WorkManifest:
 
 def _parse(line: bytes) -> Entry | None:
     try:
-        entry = json.loads(line)
+        entry = decode_json(line)
         if "key" in entry:
             bytes.fromhex(entry["key"])
             _check(entry["outputs"])

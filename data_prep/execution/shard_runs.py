@@ -9,6 +9,7 @@ from typing import Any
 from data_prep.documents.counts import Counts, total
 from data_prep.execution.tasks import FinishedTask, Stage, Task, Work
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 
 Shards = dict[str, Path]  # the shard's file at this step, by a name that depends on the source file's content alone
 STEPS_FILE = "steps.json"
@@ -123,7 +124,7 @@ def read_steps(folder: Path) -> Steps:
     """Read the record of `write_steps`; ConfigError if it is missing or unreadable."""
     path = folder / STEPS_FILE
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = decode_json(path.read_text(encoding="utf-8"))
         rows = tuple(Step(row["stage"], row["ending"], tuple(row["names"])) for row in about["steps"])
         return Steps(rows, bool(about["finished"]))
     except (FileNotFoundError, NotADirectoryError):

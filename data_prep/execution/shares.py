@@ -19,6 +19,7 @@ from typing import Any
 
 from data_prep.execution.files import disk_errors
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 
 HEARTBEAT_S = 5.0
 _LOCK_TRIES_S = 0.4  # `--status` tests a lock by taking it for a moment
@@ -253,7 +254,7 @@ def _observe(folder: Path) -> Iterator[ObservedRun]:
 
 def _read_status(path: Path) -> RunStatus | None:
     try:
-        return RunStatus(**json.loads(path.read_text(encoding="utf-8")))
+        return RunStatus(**decode_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):  # missing, or written by another version of this program
         return None
 

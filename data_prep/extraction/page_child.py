@@ -4,7 +4,6 @@ It reads the configuration, then batches of pages. It reads each batch whole bef
 that neither process waits for the other to empty a pipe.
 """
 
-import json
 import signal
 import struct
 import sys
@@ -25,13 +24,14 @@ from data_prep.execution.child_frames import (
 )
 from data_prep.extraction.page_text import ExtractConfig, OutOfMemory, load_libraries, page_text
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 
 PAGE = struct.Struct("<II")  # bytes of the page's facts as JSON, bytes of its content
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer requests until the input ends."""
-    config = ExtractConfig(**json.loads(read_text(requests)))
+    config = ExtractConfig(**decode_json(read_text(requests)))
     try:
         load_libraries(config)
     except ConfigError as error:
@@ -54,7 +54,7 @@ def _answer(content: bytes, charset: str | None, is_html: bool, config: ExtractC
         return TEXT, page_text(content, charset, is_html, config)
     except (MemoryError, OutOfMemory):
         return OUT_OF_MEMORY, ""
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return FAILED, str(error)[:200]
     except BaseException as error:  # a panic of a Rust library is not an Exception
         return CRASHED, type(error).__name__
@@ -62,7 +62,7 @@ def _answer(content: bytes, charset: str | None, is_html: bool, config: ExtractC
 
 def _read_page(requests: BinaryIO) -> tuple[bytes, str | None, bool]:
     n_facts, n_content = PAGE.unpack(read_exactly(requests, PAGE.size))
-    charset, is_html = json.loads(read_exactly(requests, n_facts))
+    charset, is_html = decode_json(read_exactly(requests, n_facts))
     return read_exactly(requests, n_content), charset, is_html
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt.errors import ConfigError, import_extra
+from gpt.files.json_text import decode_json
 
 N_BUCKETS = 1 << 18
 FEATURES = (
@@ -123,7 +124,7 @@ def load_model(path: Path) -> QualityModel:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get("triaxial", "{}"))
+            about = decode_json((file.metadata() or {}).get("triaxial", "{}"))
             if about.get("format") != _FORMAT:
                 raise ConfigError(f"{path} is not a quality model. Make one with `triaxial prepare train-quality`")
             if about.get("features") != FEATURES:

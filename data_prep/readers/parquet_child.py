@@ -21,6 +21,7 @@ from data_prep.execution.child_frames import (
     reply,
 )
 from gpt.errors import ConfigError, import_extra
+from gpt.files.json_text import decode_json
 
 _BUFFER = 1 << 20  # bytes of a column that are read at a time
 _MAX_OTHER = 4096  # characters of a value that is not the text
@@ -29,7 +30,7 @@ _ROWS = 64  # decoded at a time; one at a time if these do not fit in memory
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Read the file that the first message names."""
-    facts = json.loads(read_text(requests))
+    facts = decode_json(read_text(requests))
     try:
         arrow: Any = import_extra("pyarrow", extra="data")
         parquet: Any = import_extra("pyarrow.parquet", extra="data")

@@ -1,6 +1,5 @@
 """Read the texts of Parquet files, row by row, in a child process with a memory limit."""
 
-import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from data_prep.documents.records import Dropped, Origin, from_fields, usable_id
 from data_prep.documents.shards import Document
 from data_prep.execution.child_frames import END, FAILED, OUT_OF_MEMORY, TEXT
 from data_prep.execution.child_process import Child
+from gpt.files.json_text import decode_json
 
 MAX_MEMORY_BYTES, MAX_BATCH_CPU_S = 448 << 20, 10.0
 _SILENCE_S = 12 * MAX_BATCH_CPU_S
@@ -26,7 +26,7 @@ def read_parquet(path: Path, text_field: str, id_field: str, *, max_record_bytes
     origin, row = Origin(path), 0
     try:
         while (frame := child.receive(_SILENCE_S)) and frame[0] == TEXT:
-            n_bytes, values = json.loads(frame[1])
+            n_bytes, values = decode_json(frame[1])
             document = from_fields(values, **fields)
             if document is None:
                 reason = "too_large" if n_bytes > max_record_bytes else "malformed"

@@ -8,7 +8,6 @@ of a crawler: one gzip member a record, first a warcinfo record, then one HTTP r
 import base64
 import gzip
 import hashlib
-import json
 import platform
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from data_prep.documents.counts import Tally
 from data_prep.documents.traces import write_trace
 from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 
 SITE = "http://localhost:7464/"  # the address at which `pydoc -b` would serve these pages
 CRAWL_DATE = "2026-01-01T00:00:00Z"  # fixed, so that equal crawls have equal bytes
@@ -66,7 +66,7 @@ def render_pages(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         batch, waiting = waiting[:_PAGES_PER_CHILD], waiting[_PAGES_PER_CHILD:]
         lines = _run_child([], "\n".join(batch)).splitlines()
         for line in lines:
-            page = json.loads(line)
+            page = decode_json(line)
             yield page["name"], page.get("html", ""), page.get("error", "")
         if len(lines) < len(batch):  # the import for the next page ended the interpreter, or hung
             yield batch[len(lines)], "", "the interpreter ended while importing it"

@@ -1,7 +1,6 @@
 """Find the input files and read their records, each kind of file by its ending."""
 
 import glob
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from data_prep.readers.parquet_files import read_parquet
 from data_prep.readers.remote_files import RemoteFile, find_remote, is_url, write_stub
 from data_prep.readers.web_archives import read_web_archive
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 
 # Web archives are packed record by record; only gzip files are made that way, so bzip2, xz and zstandard are left out.
 ENDINGS = {
@@ -134,8 +134,8 @@ def _json_document(part: StreamPart, config: InputConfig, origin: Origin) -> Doc
     if part.n_bytes > _LONG_LINE and sum(map(part.data.count, (b",", b":", b"[", b"{"))) > _MAX_VALUES:
         return origin.drop("malformed", part.n_bytes, part.start, detail=f"more than {_MAX_VALUES} JSON values")
     try:
-        values = json.loads(part.data)
-    except (ValueError, RecursionError) as error:  # ValueError includes bad UTF-8
+        values = decode_json(part.data)
+    except ValueError as error:  # ValueError includes bad UTF-8
         return origin.drop("malformed", part.n_bytes, part.start, detail=str(error)[:200])
     document = from_fields(values, text_field=config.text_field, id_field=config.id_field)
     if document is None:

@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 from data_prep.execution.files import FULL, temporary_for
 from gpt.errors import ConfigError, import_extra
 from gpt.files.atomic import sync_file
+from gpt.files.json_text import decode_json
 
 T = TypeVar("T")
 STUB_ENDING = ".remote"
@@ -104,7 +105,7 @@ def write_stub(file: RemoteFile, folder: Path) -> Path:
 
 def read_stub(path: Path) -> RemoteFile:
     """Read the remote file that a stub stands for."""
-    facts = json.loads(path.read_bytes())
+    facts = decode_json(path.read_bytes())
     return RemoteFile(facts["url"], facts["bytes"], facts["version"])
 
 

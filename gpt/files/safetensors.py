@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 
 DTYPES = {
     "F64": torch.float64,
@@ -76,10 +77,10 @@ def read_header(path: Path) -> dict[str, TensorLocation]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
                 raise ConfigError(f"{path} is not a complete safetensors file: its {size} bytes do not hold its header")
-            header = json.loads(file.read(length))
+            header = decode_json(file.read(length))
         header.pop("__metadata__", None)
         found = {name: _location(path, entry, start=8 + length) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not a safetensors file ({error!r})") from None
     for name, location in found.items():
         if location.start + location.size_bytes > size:
@@ -148,7 +149,7 @@ def read_folder(folder: Path) -> dict[str, TensorLocation]:
 def _read_index(index: Path) -> tuple[dict[str, str], list[str]]:
     """Return the index's map from tensor to file, and the files in order."""
     try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: dict[str, str] = decode_json(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{index} is not an index of safetensors files ({error!r})") from None

@@ -4,7 +4,6 @@ The parts add up to the wall time from the start of the first process to the las
 processes. Goodput is the share of training that was not repeated later.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from gpt.files.json_text import decode_json
 from gpt.telemetry.time_ledger import PHASES, TimeLedger
 
 TRAINING, REPEATED, DOWN = "training", "repeated", "down"
@@ -233,7 +233,7 @@ def _row(line: bytes) -> Row | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        row = json.loads(line)
+        row = decode_json(line)
         seconds: dict[str, float] = {}
         for phase, s in row["seconds"].items():
             known = phase if phase.partition("/")[0] in PHASES else "other"
@@ -242,7 +242,7 @@ def _row(line: bytes) -> Row | None:
         from_step = None if row["from_step"] is None else int(row["from_step"])
         real = {key: float(row[key]) for key in ("time", "monotonic_s", "elapsed_s")}
         words = {key: str(row[key]) for key in ("process", "host", "boot")}
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
     if not all(math.isfinite(number) for number in (*real.values(), *seconds.values())):
         return None

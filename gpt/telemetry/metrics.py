@@ -19,6 +19,7 @@ import torch
 
 from gpt.errors import NO_ROOM, ConfigError, DiskFull
 from gpt.files.atomic import append_to, open_replacement, sync_file
+from gpt.files.json_text import decode_json
 from gpt.files.line_file import LineFile
 from gpt.telemetry.console import Console
 from gpt.telemetry.event_log import EventKind, event_line
@@ -196,7 +197,7 @@ def supersede_after(path: Path, *, step: int) -> None:
 def _step_of(line: bytes) -> float:
     """Return the step of a line, or infinity if the line is incomplete."""
     try:
-        step = json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+        step = decode_json(line)["step"] if line.endswith(b"\n") else math.inf
     except (ValueError, TypeError, KeyError):
         return math.inf
     return step if isinstance(step, int) else math.inf

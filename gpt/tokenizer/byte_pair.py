@@ -8,7 +8,6 @@ Only GPT-2's rule is implemented here; other vocabularies can be used as a Huggi
 import base64
 import binascii
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt.errors import ConfigError, import_extra
+from gpt.files.json_text import decode_json
 
 END_OF_DOCUMENT = "<|endoftext|>"
 # GPT-2's rule 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ as tiktoken
@@ -103,7 +103,7 @@ def _from_merges(files: Sequence[Path], contents: Sequence[bytes]) -> _Vocabular
     """Read encoder.json and check it against the vocabulary that the merges give."""
     encoder_path, merges_path = files
     try:
-        encoder = json.loads(contents[0])
+        encoder = decode_json(contents[0])
         lines = contents[1].decode("utf-8").split("\n")
     except ValueError as error:
         raise ConfigError(f"{encoder_path}, {merges_path}: not a byte-pair vocabulary ({error})") from None

@@ -1,12 +1,12 @@
 """Find the tokens that begin and end a text, for our own models and, from their files, for imported ones."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError, import_extra
+from gpt.files.json_text import decode_json
 from gpt.tokenizer.tokenizers import Tokenizer
 
 
@@ -67,7 +67,7 @@ def _id(model: Any, name: Any) -> int | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = decode_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     if not isinstance(settings, dict):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 from launch.config.run_config import RunConfig, read_run_config
 
 CORPUS_RECIPE = "launch/recipes/demo_corpus.toml"
@@ -57,8 +58,12 @@ def run_command(words: list[str]) -> int:
 
 def start_over_if_finished(config: RunConfig) -> None:
     """Delete a finished demo, so that it is trained again. An interrupted demo is resumed."""
-    summary = config.run.directory / "train_summary.json"
-    if summary.exists() and json.loads(summary.read_text())["tokens_seen"] >= config.train.total_tokens:
+    try:
+        summary = decode_json((config.run.directory / "train_summary.json").read_text(encoding="utf-8"))
+        is_finished = summary["tokens_seen"] >= config.train.total_tokens
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return
+    if is_finished:
         shutil.rmtree(config.run.directory)
 
 
@@ -84,7 +89,7 @@ def write_summary(directory: Path, seconds: dict[str, float]) -> dict[str, Any]:
 
 def read_report(path: Path) -> dict[str, Any]:
     try:
-        report: dict[str, Any] = json.loads(path.read_text())
+        report: dict[str, Any] = decode_json(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing, although the step that writes it succeeded") from None
     return report

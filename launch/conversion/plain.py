@@ -22,6 +22,7 @@ from torch import Tensor
 from gpt.convert.round_trip import round_trip
 from gpt.errors import ConfigError
 from gpt.files.atomic import partial_folder
+from gpt.files.json_text import decode_json
 from gpt.files.safetensors import (
     INDEX,
     MAX_FILE_BYTES,
@@ -195,10 +196,10 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = decode_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a JSON object")

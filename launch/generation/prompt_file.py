@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from gpt.errors import ConfigError
 from gpt.evaluation.batching.data_parallel import gather_by_index
 from gpt.files.atomic import replace_file
+from gpt.files.json_text import decode_json
 from gpt.inference.cpu_model import packed
 from gpt.inference.model import InferenceModel
 from gpt.inference.text_stream import GeneratedText
@@ -54,7 +55,7 @@ def read_lines(path: Path) -> list[PromptLine]:
 
 def _fields(line: bytes, *, where: str) -> dict[str, Any]:
     try:
-        fields = json.loads(line)
+        fields = decode_json(line)
     except ValueError as error:
         raise ConfigError(f"{where} is not JSON: {error}.") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):

@@ -18,6 +18,7 @@ from torch._C._distributed_c10d import FileStore
 from gpt.data.dataset import TrainingData
 from gpt.data.skipped import SkippedData
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.batches import BatchReader
 from gpt.training.engine import Engine
@@ -66,13 +67,13 @@ def measure_all(tasks: Sequence[LayoutTask], *, steps: int) -> Iterator[LayoutRe
                 run_ranks(context, train_rank, [str(folder)], nproc=task.world_size, logs=folder / "logs")
             except (ConfigError, RankFailed) as error:
                 raise type(error)(f"layout {task.name}: {error}") from None
-            yield LayoutResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+            yield LayoutResult(**decode_json((folder / "result.json").read_text(encoding="utf-8")))
 
 
 def train_rank(rank: int, folder: str) -> None:
     """Train one rank of the layout in `folder`/task.json; rank 0 writes result.json there."""
     started_at = time.perf_counter()
-    table = json.loads(Path(folder, "task.json").read_text(encoding="utf-8"))
+    table = decode_json(Path(folder, "task.json").read_text(encoding="utf-8"))
     name, world_size, config = table["name"], table["world_size"], from_dict(table["config"])
     here = ClusterEnvironment(rank=rank, local_rank=rank, world_size=world_size, local_world_size=world_size)
     device = pick_device(config, here)

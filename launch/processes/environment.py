@@ -4,7 +4,6 @@ It says which rank of which job this process is, sets the variables that torch a
 the environment of local ranks. A variable that the user has set is kept.
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 from launch.processes.failures import without_secrets
 from launch.processes.restarts import Restart
 
@@ -155,7 +155,7 @@ def hide_secrets(text: str) -> str:
 def _restart() -> Restart | None:
     """The restart that our launcher describes or that torchrun counts; None for a first start."""
     if os.environ.get("TRIAXIAL_RESTART"):
-        return Restart(**json.loads(os.environ["TRIAXIAL_RESTART"]))
+        return Restart(**decode_json(os.environ["TRIAXIAL_RESTART"]))
     count = _whole_number("TORCHELASTIC_RESTART_COUNT", default=0)
     return Restart(count, _whole_number("TORCHELASTIC_MAX_RESTARTS", default=count)) if count else None
 

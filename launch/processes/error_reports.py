@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from gpt.files.json_text import decode_json
 from launch.processes.environment import LauncherEnvironment, hide_secrets
 from launch.processes.failures import MISTAKE
 
@@ -52,7 +53,7 @@ def had_mistake_before_restart() -> bool:
     before = attempt.with_name(f"attempt_{launcher.restart_count - 1}")
     for file in before.glob("*/error.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            if json.loads(file.read_text(encoding="utf-8"))["message"]["extraInfo"]["exit_status"] == MISTAKE:
+            if decode_json(file.read_text(encoding="utf-8"))["message"]["extraInfo"]["exit_status"] == MISTAKE:
                 shutil.copyfile(file, launcher.error_file)  # for the next restart, and for torchrun's own report
                 return True
     return False

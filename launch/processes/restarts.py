@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
+from gpt.files.json_text import decode_json
 
 MAX_STARTS_WITHOUT_PROGRESS = 4  # in a row: a run that fails this often at the same step will fail again
 PAUSE_GROWTH = 4  # factor from pause to pause: 15, 60, 240 s outlast the reboot of a switch or a file server
@@ -75,7 +76,7 @@ def last_logged_step(run_directory: Path) -> int:
         return 0
     for line in reversed(lines):
         try:
-            step = json.loads(line)["step"] if line.endswith(b"\n") else None
+            step = decode_json(line)["step"] if line.endswith(b"\n") else None
         except (ValueError, TypeError, KeyError):
             continue
         if isinstance(step, int):
@@ -95,7 +96,7 @@ def count_start(run_directory: Path, restart: Restart | None, *, reached: int) -
     progress = RunProgress(reached)
     if restart is not None:
         try:
-            progress = RunProgress(**json.loads(file.read_text(encoding="utf-8"))).after(reached)
+            progress = RunProgress(**decode_json(file.read_text(encoding="utf-8"))).after(reached)
         except (OSError, ValueError, TypeError):  # the first start failed before it could write the file
             progress = RunProgress(0).after(reached)
     replace_file(file, json.dumps(asdict(progress)))

@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import append_to
+from gpt.files.json_text import decode_json
 
 LOCK, RECORD = ".lock", ".owner.json"
 BEAT_S = 5.0
@@ -172,7 +173,7 @@ def _write(record: Path, owner: Owner) -> None:
 def _read(record: Path) -> Owner | None:
     """The record; None if it does not exist or cannot be read."""
     try:
-        return Owner(**json.loads(record.read_text(encoding="utf-8")))
+        return Owner(**decode_json(record.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 

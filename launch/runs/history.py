@@ -3,7 +3,6 @@
 A run may still be writing, or may have died in the middle of a line. Lines that cannot be read are skipped and counted.
 """
 
-import json
 import math
 from array import array
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 from gpt.telemetry.goodput import Account, read_account
 from launch.processes.restarts import last_logged_step
 from parallel.checkpoint.folders import list_checkpoints, published_step, step_of
@@ -203,8 +203,8 @@ def _objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
         with path.open("rb") as lines:
             for line in lines:
                 try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):
+                    record = decode_json(line)
+                except ValueError:
                     record = None
                 if isinstance(record, dict):
                     yield record
@@ -221,10 +221,10 @@ def _objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
 def _table(path: Path, problems: list[str]) -> dict[str, Any]:
     """Read a JSON object; empty if the file does not exist."""
     try:
-        table = json.loads(path.read_bytes())
+        table = decode_json(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         table = None
     if not isinstance(table, dict):
         problems.append(f"{path.name}: cannot be read")

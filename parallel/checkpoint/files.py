@@ -1,7 +1,6 @@
 """Write and check the files of a checkpoint: durable, with a SHA-256 each, and no link is followed."""
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gpt.files.json_text import decode_json
 from parallel.errors import CheckpointError
 
 
@@ -71,8 +71,8 @@ def read_json(path: Path, name: str, record: FileRecord) -> dict[str, Any]:
 def parse_json(path: Path, name: str, data: bytes) -> dict[str, Any]:
     """The JSON object in `data`, the content of file `name`. CheckpointError if it is none."""
     try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        body = decode_json(data)
+    except ValueError as error:
         raise CheckpointError(path, f"{name} is damaged: no valid JSON") from error
     if not isinstance(body, dict):
         raise CheckpointError(path, f"{name} is damaged: no JSON object")

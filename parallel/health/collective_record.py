@@ -1,11 +1,12 @@
 """Read a rank's collectives from torch's flight recorder, and find where ranks begin to differ. No torch."""
 
-import json
 import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from gpt.files.json_text import decode_json
 
 ANSWER_TIMEOUT_S = 1.0
 CONTEXT = 6  # preceding collectives that must match before we expect the same one to follow
@@ -55,7 +56,7 @@ def read_collectives(socket_path: str) -> list[RecordedCollective] | None:
                 answer += more
                 if time.monotonic() > ends_at:
                     return None
-        return parse_collectives(json.loads(answer.partition(b"\r\n\r\n")[2]))
+        return parse_collectives(decode_json(answer.partition(b"\r\n\r\n")[2]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

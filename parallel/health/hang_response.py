@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gpt.files.atomic import replace_file
+from gpt.files.json_text import decode_json
 from gpt.telemetry.event_log import append_event
 from parallel.health import process_evidence
 from parallel.health.collective_record import RecordedCollective, departures, read_collectives
@@ -95,7 +96,7 @@ def exchange_reports(settings: MonitorSettings, beat: Beat, still_s: float, exch
         decided, reports = folder / "verdict.json", dict[str, HangReport]()
         while time.monotonic() < began + GATHER_S + 2 * DEPUTY_S:
             if decided.exists():
-                exchange.decision = json.loads(decided.read_text(encoding="utf-8"))
+                exchange.decision = decode_json(decided.read_text(encoding="utf-8"))
                 return
             late_s = time.monotonic() - began - GATHER_S
             if settings.rank == 0 or (late_s > DEPUTY_S and is_leader(settings, folder)):
@@ -104,8 +105,8 @@ def exchange_reports(settings: MonitorSettings, beat: Beat, still_s: float, exch
                     exchange.decision = publish_verdict(settings, folder, [reports[name] for name in sorted(reports)])
                     return
             time.sleep(0.1)
-    except OSError as error:
-        exchange.trouble = error.strerror or str(error)
+    except (OSError, ValueError) as error:  # ValueError: the disk has damaged a report
+        exchange.trouble = getattr(error, "strerror", None) or str(error)
 
 
 def publish_verdict(settings: MonitorSettings, folder: Path, reports: list[HangReport]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ a healthy rank look hung.
 """
 
 import contextlib
-import json
 import mmap
 import os
 import signal
@@ -14,6 +13,7 @@ import sys
 import threading
 import time
 
+from gpt.files.json_text import decode_json
 from parallel.health.hang_response import end_job, exit_monitor
 from parallel.health.heartbeat import FAILED, LOST, RUNNING, SIZE, read_beat
 from parallel.health.process_evidence import crash_report, exit_of_parent, is_alive, signal_of_death
@@ -27,7 +27,7 @@ LINGER_S = 2.0  # how long a monitor outlives a rank that failed
 
 def main() -> None:
     """Read the settings from stdin, and watch until the rank ends."""
-    table = json.load(sys.stdin)
+    table = decode_json(sys.stdin.read())
     table["members"] = tuple(Member(**member) for member in table["members"])
     settings = MonitorSettings(**table)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):

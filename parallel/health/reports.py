@@ -3,7 +3,6 @@
 Every function here may block as long as the file system does, and raises OSError if it fails.
 """
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.files.atomic import hidden_name, replace_file
+from gpt.files.json_text import decode_json
 from parallel.health.collective_record import RecordedCollective
 from parallel.health.heartbeat import LOST, STATUS
 from parallel.health.process_evidence import Link
@@ -142,7 +142,7 @@ def is_leader(settings: MonitorSettings, folder: Path) -> bool:
 
 
 def _read_report(path: Path) -> HangReport:
-    return parse_report(json.loads(path.read_text(encoding="utf-8")))
+    return parse_report(decode_json(path.read_text(encoding="utf-8")))
 
 
 def parse_report(table: dict[str, Any]) -> HangReport:

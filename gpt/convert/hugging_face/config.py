@@ -1,6 +1,5 @@
 """Convert a model configuration to Hugging Face's config.json and back. No code that the file names is run."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from gpt.convert.hugging_face.names import family_of
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 from gpt.model.config import ModelConfig, RopeScaling
 
 CONFIG = "config.json"
@@ -36,8 +36,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{folder} holds no {CONFIG}, so it is not a Hugging Face folder")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        settings = decode_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error})") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} is not a JSON object")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError, import_extra
+from gpt.files.json_text import decode_json
 from gpt.tokenizer.byte_pair import END_OF_DOCUMENT, BytePairTokenizer, printable_bytes
 from gpt.tokenizer.tokenizers import Tokenizer, tokenizer_files
 
@@ -49,7 +50,7 @@ def write_tokenizer(source: Path, folder: Path, *, tokenizer: Tokenizer, n_ctx: 
     elif source.suffix == ".json":
         data = source.read_bytes()
         (folder / "tokenizer.json").write_bytes(data)
-        names = _token_names(json.loads(data))
+        names = _token_names(decode_json(data))
         end = names[tokenizer.end_of_document_id]
     else:
         converted, end = from_sentencepiece(source, end_id=tokenizer.end_of_document_id)

@@ -4,7 +4,6 @@ by layer.
 No pickle is loaded: the description of the tensors, the arguments and the tensor files are all read as data.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from gpt.convert.megatron.names import (
 from gpt.convert.torch_formats.dcp_reader import METADATA, SavedTensor, Slice, find_slices, read_metadata, read_slice
 from gpt.convert.weights import joined_shape, shapes
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 from gpt.files.safetensors import TensorSpec
 from gpt.model.config import ModelConfig
 
@@ -136,9 +136,9 @@ def check_format(folder: Path) -> None:
             )
         raise ConfigError(f"{folder} has no {ABOUT}, which Megatron writes last: its save was not completed")
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = decode_json(path.read_text(encoding="utf-8"))
         backend = about["sharded_backend"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} does not name the format of the checkpoint ({error!r})") from None
     if backend != "torch_dist":
         raise ConfigError(f"{path}: the format {str(backend)[:50]!r} is not supported; torch_dist is")

@@ -1,11 +1,11 @@
 """Read which items of a task occur in the training text, from the results of `triaxial prepare overlap`."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_overlap(path: Path, tasks: list[str]) -> Overlap:
 
 def _take(line: str, found: dict[str, dict[int, bool]], *, where: str) -> None:
     try:
-        row = json.loads(line)
+        row = decode_json(line)
         name, index, dirty = row["set"], row["index"], row["dirty"]
         if not (isinstance(name, str) and isinstance(index, int) and isinstance(dirty, bool)):
             raise ValueError

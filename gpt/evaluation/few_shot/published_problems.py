@@ -5,13 +5,13 @@ A line is {"context": "\\n\\nQ: What is 65360 plus 16204?\\n\\nA:", "completion"
 """
 
 import gzip
-import json
 import re
 import zlib
 from pathlib import Path
 
 from gpt.errors import ConfigError
 from gpt.evaluation.few_shot.gpt3_problems import MAX_EXAMPLES, Problem, ProblemSet, TaskRule
+from gpt.files.json_text import decode_json
 
 _ARITHMETIC = re.compile(r"Q: What is .+\?\nA:")
 _WORDS = re.compile(r"\S.* =")
@@ -56,7 +56,7 @@ def _find(rule: TaskRule, folder: Path) -> Path:
 
 def _read(line: str, rule: TaskRule, *, where: str) -> Problem:
     try:
-        row = json.loads(line)
+        row = decode_json(line)
         question, answer = row["context"], row["completion"]
         question = question.lstrip("\n").replace("\n\nA:", "\nA:")
         answer = answer.strip()

@@ -12,6 +12,7 @@ import torch
 from gpt.errors import ConfigError
 from gpt.telemetry.metrics import MetricsConfig, MetricsWriter, supersede_after
 
+DEEP = b"[" * 200_000 + b"\n"
 OFF = MetricsConfig(wandb="disabled")
 
 
@@ -93,7 +94,9 @@ def test_a_new_run_moves_the_lines_of_an_older_run_away(tmp_path: Path) -> None:
     assert [line["step"] for line in read_lines(tmp_path / "metrics.superseded.jsonl")] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("tail", [b'{"step": 2, "lo', b'{"step": 2}', b"\x00\x00\x00\n", b"[1]\n", b'{"stp": 2}\n'])
+@pytest.mark.parametrize(
+    "tail", [b'{"step": 2, "lo', b'{"step": 2}', b"\x00\x00\x00\n", b"[1]\n", b'{"stp": 2}\n', DEEP]
+)
 def test_a_line_that_a_crash_cut_short_is_moved_away(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + tail)

@@ -20,6 +20,9 @@ def test_empty_lines_and_a_byte_order_mark_are_skipped(tmp_path: Path) -> None:
     path.write_bytes(b'{"prompt": "a"}\n[1]')
     with pytest.raises(ConfigError, match="line 2 must be an object with a text 'prompt'"):
         read_lines(path)
+    path.write_bytes(b'{"prompt": "a"}\n' + b"[" * 200_000)
+    with pytest.raises(ConfigError, match="line 2 is not JSON: it is nested too deeply"):
+        read_lines(path)
 
 
 def test_output_lines_can_be_read_back(tmp_path: Path) -> None:
