@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from gpt.health.watchers import Finding
 from parallel.agreement import all_gather_objects
@@ -142,9 +142,10 @@ class Stragglers:
             yield
             return
         self._reading_s = 0.0
-        activity = ProfilerActivity.CUDA if self.device.type == "cuda" else ProfilerActivity.CPU
+        cuda = self.device.type == "cuda"
         self._finish()  # so that the previous update is not measured
-        with profile(activities=[activity], acc_events=False) as seen:
+        # torch.profiler.profile holds itself in a reference cycle, so its events would stay until a full collection.
+        with profile(use_cpu=not cuda, use_device="cuda" if cuda else None) as seen:
             started_at = time.perf_counter()
             yield
             self._finish()
@@ -198,9 +199,8 @@ def waiting_s(seen: profile, device: torch.device) -> float:
     """Return the seconds of a profile in which communication was under way and nothing was computed."""
     communication: list[tuple[int, int]] = []
     computation: list[tuple[int, int]] = []
-    assert seen.profiler is not None
-    assert seen.profiler.kineto_results is not None
-    for event in seen.profiler.kineto_results.events():
+    assert seen.kineto_results is not None
+    for event in seen.kineto_results.events():
         name: str = event.name()
         if device.type == "cuda":
             if event.device_type() != DeviceType.CUDA:
