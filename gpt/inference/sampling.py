@@ -69,24 +69,32 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None = None, *,
     if not sampling.temperature:
         return logits.argmax(dim=-1)
     assert uniform is not None
-    scores = logits / sampling.temperature
-    probabilities, order = scores.softmax(dim=-1), None
-    kept = _max_kept(probabilities, sampling)
-    if kept < logits.size(-1) or sampling.top_p is not None:
-        scores, order = scores.topk(kept, dim=-1)  # (b, kept), most likely first
-        probabilities = scores.softmax(dim=-1) if sampling.top_k is not None else probabilities.gather(1, order)
+    probabilities = kept_probabilities(logits / sampling.temperature, sampling)
     cumulative = probabilities.cumsum(dim=-1)
-    if sampling.top_p is not None:
-        reached_before = cumulative - probabilities >= sampling.top_p
-        reached_before[:, 0] = False
-        probabilities = probabilities.masked_fill(reached_before, 0.0)
-        cumulative = probabilities.cumsum(dim=-1)
     target = uniform.to(cumulative).unsqueeze(1) * cumulative[:, -1:]
-    index = (cumulative <= target).sum(dim=-1, keepdim=True)
+    index = (cumulative <= target).sum(dim=-1)
     # Rounding can push the index past the last token of positive probability.
-    last = (torch.arange(probabilities.size(-1), device=logits.device) * (probabilities > 0)).amax(-1, keepdim=True)
-    index = torch.minimum(index, last)
-    return (index if order is None else order.gather(1, index)).squeeze(1)
+    last = (torch.arange(probabilities.size(-1), device=logits.device) * (probabilities > 0)).amax(-1)
+    return torch.minimum(index, last)
+
+
+def kept_probabilities(scores: Tensor, sampling: Sampling) -> Tensor:
+    """Return the probability (b, v) of each token that the filters keep, 0 for the others; a row adds up to 1 at most.
+
+    Tokens stay in the order of the vocabulary. If the draw ran over sorted tokens, two of nearly equal probability
+    would swap their intervals by the rounding of another layout, and the draw would give another token.
+    """
+    probabilities = scores.softmax(dim=-1)
+    kept = _max_kept(probabilities, sampling)
+    if kept == scores.size(-1) and sampling.top_p is None:
+        return probabilities
+    top, order = scores.topk(kept, dim=-1)  # (b, kept), most likely first
+    kept_probability = top.softmax(dim=-1) if sampling.top_k is not None else probabilities.gather(1, order)
+    if sampling.top_p is not None:
+        reached_before = kept_probability.cumsum(dim=-1) - kept_probability >= sampling.top_p
+        reached_before[:, 0] = False
+        kept_probability = kept_probability.masked_fill(reached_before, 0.0)
+    return torch.zeros_like(probabilities).scatter(1, order, kept_probability)
 
 
 def seen_tokens(prompts: Sequence[Sequence[int]], *, vocab_size: int, device: torch.device) -> Tensor:

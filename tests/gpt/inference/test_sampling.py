@@ -41,6 +41,18 @@ def test_filters_keep_the_probabilities_computed_by_hand() -> None:
     assert choose(torch.tensor([logits]), GREEDY).tolist() == [1]
 
 
+@pytest.mark.parametrize("sampling", [Sampling(1.0, top_k=20), Sampling(1.0, top_p=0.87), Sampling(1.0)])
+def test_rounding_does_not_change_the_choice_between_tokens_of_equal_probability(sampling: Sampling) -> None:
+    """Noise of 1e-6, as from the sums of another layout, reorders equal tokens but moves no interval by more."""
+    generator = torch.Generator().manual_seed(5)
+    rows, v = 2000, 40
+    logits = torch.zeros(rows, v).masked_fill_(torch.arange(v) >= 20, -2.0)
+    uniform = torch.rand(rows, generator=generator)
+    chosen = choose(logits, sampling, uniform)
+    noisy = choose(logits + 1e-6 * torch.randn(rows, v, generator=generator), sampling, uniform)
+    assert (chosen != noisy).sum() <= 2
+
+
 @pytest.fixture(scope="module")
 def transformers() -> Any:
     return pytest.importorskip("transformers", reason="needs the extra 'hf'")
