@@ -1,22 +1,49 @@
-"""ConfigError for mistakes of the user, and the nearest valid values that its message suggests."""
+"""ConfigError for mistakes of the user, the valid values that its message suggests, and text made safe to print."""
 
 import difflib
 import errno
 import importlib
+import math
+import re
 from collections.abc import Iterable
 from types import ModuleType
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # the system's errors for a full disk and a full quota
 
 
+MAX_LINE = 4000  # characters of an error; a file may have a name of 100 MB in it
+# Control characters except newline and tab, line separators, marks that reverse the direction of text, and halves of
+# surrogate pairs. A terminal would obey them, show other text than there is, or refuse to print them.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escaped(text: str) -> str:
+    """Replace each character that could steer a terminal by its escape, such as \\x1b. Newlines and tabs stay.
+
+    Whatever a command prints from a file or a model passes this function: both may come from a stranger.
+    """
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """Escape a text, newlines and tabs too, and cut the middle out of one that is longer than MAX_LINE."""
+    if len(text) > MAX_LINE:
+        text = f"{text[: MAX_LINE * 3 // 4]} ... {text[-MAX_LINE // 4 :]}"
+    return escaped(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 class ConfigError(Exception):
     """A setting, file or argument is invalid. The message names it, its value, the rule and what to use instead.
 
     Commands print the message without a traceback and exit with `exit_status`. Our launchers do not restart after
-    status 2; a subclass with status 1 says that a restart may succeed.
+    status 2; a subclass with status 1 says that a restart may succeed. The message is always `one_line`, because it
+    may quote a file of a stranger.
     """
 
     exit_status = 2
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class DiskFull(ConfigError):
@@ -35,7 +62,8 @@ def nearest(wanted: int, allowed: Iterable[int]) -> list[int]:
 
 def nearest_divisors(number: int, wanted: int) -> str:
     """Name the divisors of `number` that are nearest to `wanted`: "4 or 6"."""
-    return either(nearest(wanted, (d for d in range(1, number + 1) if number % d == 0)))
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return either(nearest(wanted, (*small, *(number // d for d in small))))
 
 
 def nearest_multiples(unit: int, wanted: int) -> str:
@@ -51,7 +79,7 @@ def either(values: Iterable[int]) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Name the known word that is most similar: "did you mean 'tensor'?", or "" if none is similar."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name[:200], list(known), n=1)  # the search is quadratic in the length
     return f"did you mean '{near[0]}'?" if near else ""
 
 

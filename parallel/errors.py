@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gpt.errors import ConfigError, DiskFull
+from gpt.errors import ConfigError, DiskFull, one_line
 
 
 class CheckpointError(ConfigError):
@@ -18,7 +18,7 @@ class CheckpointError(ConfigError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"checkpoint {self.path}: {self.reason}"
+        return one_line(f"checkpoint {self.path}: {self.reason}")
 
 
 class NoRoomForCheckpoints(CheckpointError, DiskFull):

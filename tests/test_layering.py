@@ -105,6 +105,24 @@ def test_only_the_cluster_module_reads_the_environment_and_nothing_pickles():
     assert [line for line in found if line != allowed] == []
 
 
+def remote_code_calls(source: str) -> Iterator[tuple[str, bool]]:
+    """Calls that may run a downloaded folder's code, and whether each forbids it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and (name := dotted(node.func)).endswith((".from_pretrained", ".from_config")):
+            yield name, any(k.arg == "trust_remote_code" and dotted(k.value) == "" for k in node.keywords)
+
+
+def test_every_call_of_transformers_forbids_remote_code():
+    """trust_remote_code=True is refused above; left out, transformers asks on standard input."""
+    assert list(remote_code_calls("A.from_pretrained(x)\nA.from_config(y, trust_remote_code=False)")) == [
+        ("A.from_pretrained", False),
+        ("A.from_config", True),
+    ]
+    found = [call for path in sources() for call in remote_code_calls(path.read_text())]
+    assert len(found) >= 4
+    assert [name for name, forbids in found if not forbids] == []
+
+
 def test_no_module_is_a_drawer_for_odds_and_ends():
     assert [path for path in sources() if path.name in DRAWERS] == []
 

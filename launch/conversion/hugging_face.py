@@ -10,6 +10,7 @@ from torch import Tensor
 from gpt.convert.hugging_face.export import export
 from gpt.convert.hugging_face.logits import LogitCheck, Mode, compare_logits, part_to_compare
 from gpt.convert.hugging_face.names import family_of, from_hugging_face, table, to_hugging_face
+from gpt.convert.hugging_face.peer import refuse_code
 from gpt.convert.hugging_face.source import TITLES, HuggingFaceSource, find_tokenizer, open_source
 from gpt.convert.hugging_face.tokenizer import compare_tokenizers
 from gpt.convert.round_trip import main_dtype, round_trip
@@ -59,9 +60,10 @@ def export_run(saved: SavedRun, output: Path, *, dtype: str | None = None, mode:
 def import_folder(folder: Path, output: Path, *, tokenizer_file: Path | None = None, mode: Mode = "auto") -> list[str]:
     """Make a run directory of a Hugging Face folder; return lines for the user. Memory: about the largest tensor.
 
-    ConfigError: the architecture is not supported, tensors are missing or unknown, the tokenizer does not fit, or the
-    output exists. After an error nothing is at `output`.
+    ConfigError: the folder names code, the architecture is not supported, tensors are missing or unknown, the
+    tokenizer does not fit, or the output exists. After an error nothing is at `output`.
     """
+    refuse_code(folder)
     source = open_source(folder)
     config, dtype = source.config, dtype_name(main_dtype(source))
     tokenizer_file = find_tokenizer(folder) if tokenizer_file is None else tokenizer_file

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from gpt.errors import escaped, one_line
 from gpt.files.json_text import decode_json
 from launch.processes.environment import LauncherEnvironment, hide_secrets
 from launch.processes.failures import MISTAKE
@@ -27,7 +28,7 @@ def report_mistake(message: str, *, exit_status: int = MISTAKE) -> None:
     alone.
     """
     launcher = LauncherEnvironment.from_environment()
-    message = hide_secrets(message)
+    message = one_line(hide_secrets(message))
     line = f"triaxial: error: {message}"
     if launcher.is_elastic:
         recorded = _write_error_file(launcher, line, exit_status=exit_status)
@@ -61,8 +62,8 @@ def had_mistake_before_restart() -> bool:
 
 def _record_and_print(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     launcher = LauncherEnvironment.from_environment()
-    text = hide_secrets("".join(traceback.format_exception(kind, error, trace)))
-    recorded = _write_error_file(launcher, hide_secrets(f"{kind.__name__}: {error}"), details=text)
+    text = escaped(hide_secrets("".join(traceback.format_exception(kind, error, trace))))
+    recorded = _write_error_file(launcher, escaped(hide_secrets(f"{kind.__name__}: {error}")), details=text)
     if recorded and launcher.launcher_pid is not None and launcher.local_rank == "0":
         return  # the launcher prints it if it is the first failure, and not only the echo of a dead peer
     print(text, end="", file=sys.stderr, flush=True)

@@ -113,17 +113,22 @@ def _recorded(failure: Any) -> str | None:
 
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _NO_SECRET_NAME = re.compile(r"_(FILE|PATH|DIR|FOLDER)$|TOKENIZER", re.IGNORECASE)
-_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^/\s'\"]*@")  # up to the last @, which a password may contain
-_SIGNED = re.compile(
-    r"([?&][^=&\s]*(?:sign|sig|token|secret|credential|passw|api_?key)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE
-)
+# Both patterns take time linear in the text: an attempt ends where the next one can begin at the earliest. An error may
+# quote a file of a stranger, and a log has many megabytes.
+_USER = re.compile(r"(?<=[A-Za-z0-9+.-])(:/{1,2})[^/\s'\"]*@")  # up to the last @, which a password may contain
+_PARAMETER = re.compile(r"([?&]([^=&?\s]++)=)[^&\s'\"]++")
+_SIGNATURE = re.compile("sig|token|secret|credential|passw|api_?key", re.IGNORECASE)
 _MIN_SECRET_LENGTH = 8  # a shorter value would also occur in ordinary words
 
 
 def without_secrets(text: str, environment: Mapping[str, str]) -> str:
     """The text without credentials and signatures in URLs, and with secret values replaced by their variable's name."""
-    text = _SIGNED.sub(r"\1***", _USER.sub(r"\1***@", text))
+    text = _PARAMETER.sub(_without_signature, _USER.sub(r"\1***@", text))
     for name, value in environment.items():
         if len(value) >= _MIN_SECRET_LENGTH and _SECRET_NAME.search(name) and not _NO_SECRET_NAME.search(name):
             text = text.replace(value, f"<{name}>")
     return text
+
+
+def _without_signature(found: re.Match[str]) -> str:
+    return f"{found[1]}***" if _SIGNATURE.search(found[2]) else found[0]

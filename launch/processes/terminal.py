@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, one_line
 
 
 def table_console() -> Console:
@@ -17,8 +17,8 @@ def table_console() -> Console:
 
 
 def printable(text: str) -> str:
-    """One line without control characters, which could steer the terminal: a run's files may come from anywhere."""
-    return "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
+    """One line, in which characters that could steer the terminal are escaped: a run's files may come from anywhere."""
+    return one_line(" ".join(text.split()))
 
 
 @contextmanager

@@ -2,7 +2,16 @@
 
 import pytest
 
-from gpt.errors import ConfigError, did_you_mean, import_extra, nearest, nearest_divisors, nearest_multiples
+from gpt.errors import (
+    MAX_LINE,
+    ConfigError,
+    did_you_mean,
+    escaped,
+    import_extra,
+    nearest,
+    nearest_divisors,
+    nearest_multiples,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,3 +47,17 @@ def test_a_missing_extra_gives_the_pip_command():
 def test_a_misspelt_word_suggests_the_most_similar_one():
     assert did_you_mean("tensors", ["data", "tensor", "pipeline"]) == "did you mean 'tensor'?"
     assert did_you_mean("xyz", ["data", "tensor"]) == ""
+
+
+def test_an_error_is_one_short_line_whatever_file_it_quotes():
+    hostile = "x\x1b]0;title\x07\n\ttriaxial: all is well\r\x9b2J\u202egnp.exe\u2028\ud800"
+    assert str(ConfigError(hostile)) == (r"x\x1b]0;title\x07\n\ttriaxial: all is well\r\x9b2J\u202egnp.exe\u2028\ud800")
+    long = str(ConfigError("a" + "\x1b" * 10**6 + "z"))
+    assert len(long) < 5 * MAX_LINE
+    assert (long[0], long[-1]) == ("a", "z")
+
+
+def test_text_of_a_model_keeps_its_lines_and_scripts():
+    text = "def f():\n\treturn 1\n שלום \U0001f468\u200d\U0001f469\u00a0\u3000é"
+    assert escaped(text) == text
+    assert escaped("a\x08b\rc\x7f") == r"a\x08b\rc\x7f"

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from gpt.convert.hugging_face.names import table, to_hugging_face
+from gpt.convert.hugging_face.peer import empty_peer_model, load_peer_model
 from gpt.convert.weights import is_vocabulary, shapes
-from gpt.errors import import_extra
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 
@@ -96,18 +96,11 @@ def _our_model(part: ModelConfig, read: Read) -> GPT:
 
 
 def _transformers_model(config: ModelConfig, part: ModelConfig, folder: Path, read: Read) -> Any:
-    transformers = import_extra("transformers", extra="hf")
-    if part == config:  # load the folder as any user would
-        transformers.utils.logging.disable_progress_bar()  # we already show one
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        ).eval()
+    if part == config:
+        return load_peer_model(folder)
     tensors = _excerpt(part, read)
-    settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    settings.num_hidden_layers, settings.vocab_size = part.n_layers, part.vocab_size
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(settings, key, None)  # they may lie outside the excerpt's vocabulary
-    model = transformers.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    specials = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # may lie outside the excerpt
+    model = empty_peer_model(folder, num_hidden_layers=part.n_layers, vocab_size=part.vocab_size, **specials)
     parameters = dict(model.named_parameters())
     missing = set(parameters)
     for name, tensor in to_hugging_face(part, tensors):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gpt.convert.hugging_face.peer import load_peer_tokenizer
 from gpt.errors import ConfigError, import_extra
 from gpt.files.json_text import decode_json
 from gpt.tokenizer.byte_pair import END_OF_DOCUMENT, BytePairTokenizer, printable_bytes
@@ -128,8 +129,7 @@ def compare_tokenizers(folder: Path, tokenizer: Tokenizer, *, imported: bool = F
     `imported`: the folder was written by others, with other settings. Then only ids are compared, with special tokens
     encoded as text. RuntimeError: a difference was found; in a folder that we wrote, this is a bug in the export.
     """
-    transformers = import_extra("transformers", extra="hf")
-    hf_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    hf_tokenizer = load_peer_tokenizer(folder)
     settings = {"split_special_tokens": True} if imported else {}
     # Imported sentencepiece tokenizers use the mark for spaces.
     texts = [text for text in SAMPLES if not imported or _SPACE_MARK not in text]

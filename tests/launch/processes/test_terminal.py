@@ -10,7 +10,7 @@ from launch.processes.terminal import printable, progress_bar, worker_count
 
 def test_printable_text_is_one_line_without_control_characters():
     assert printable("a\tb\n c") == "a b c"
-    assert printable("\x1b[2Jüber\x07") == "�[2Jüber�"
+    assert printable("\x1b[2Jüber\x07") == r"\x1b[2Jüber\x07"
 
 
 def test_workers_default_to_the_cores_of_this_process():

@@ -1,0 +1,36 @@
+"""Read JSON files that others wrote: regular files only, of bounded size, with any fault told in one line."""
+
+from pathlib import Path
+from typing import Any
+
+from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
+from gpt.files.regular import read_bytes
+
+MAX_JSON_BYTES = 1 << 24  # settings and indexes have far less; a parsed file takes up to 30 times its size in memory
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Return the value in a JSON file. ConfigError: it is missing, unreadable, too large, not UTF-8 or not JSON."""
+    try:
+        data = read_bytes(path, max_bytes=max_bytes)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {(error.strerror or '').lower()}") from None
+    return parse_json(data, where=str(path))
+
+
+def read_json_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Return the object in a JSON file. ConfigError: as `read_json`, or the file holds another value."""
+    value = read_json(path, max_bytes=max_bytes)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is not a JSON object")
+    return value
+
+
+def parse_json(data: bytes, *, where: str) -> Any:
+    """Return the value of a JSON text in UTF-8. ConfigError: it is none, or it is nested too deeply."""
+    try:
+        return decode_json(data.decode("utf-8"))
+    except ValueError as error:  # also an integer with more digits than Python reads
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise ConfigError(f"{where} is not valid JSON: {reason}") from None

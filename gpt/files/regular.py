@@ -1,0 +1,69 @@
+"""Open regular files to read. A named pipe, a socket, a folder or a device in their place is refused at once.
+
+Opening a named pipe waits for a writer, so one pipe among the files of a start would stop it without a word.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from gpt.errors import ConfigError
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_regular(path: Path, *, follow_links: bool = True, buffering: int = -1) -> BinaryIO:
+    """Open a regular file to read its bytes. Never waits.
+
+    ConfigError: something else has the name. OSError as for `open`; with `follow_links=False` ELOOP for a link.
+    """
+    links = 0 if follow_links else os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | links)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise irregular(path, "a socket") from None
+        raise
+    try:
+        check_regular(path, descriptor)
+    except ConfigError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb", buffering=buffering)
+
+
+def check_regular(path: Path, descriptor: int) -> None:
+    """ConfigError: the open file is not a regular one."""
+    mode = os.fstat(descriptor).st_mode
+    for is_kind, kind in _KINDS:
+        if is_kind(mode):
+            raise irregular(path, kind)
+
+
+def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
+    """Read a regular file. ConfigError: it is something else, or has more than `max_bytes`. OSError as for `open`."""
+    with open_regular(path) as file:
+        if max_bytes is None:
+            return file.read()
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ConfigError(f"{path} has more than {max_bytes:,} bytes, which is too large for such a file")
+    return data
+
+
+def read_text(path: Path, *, max_bytes: int | None = None) -> str:
+    """Read a regular file of UTF-8, as `read_bytes` does. UnicodeDecodeError, a ValueError: it is not UTF-8."""
+    return read_bytes(path, max_bytes=max_bytes).decode("utf-8")
+
+
+def irregular(path: Path, kind: str) -> ConfigError:
+    """Return the error of a path where something else than a regular file is."""
+    return ConfigError(f"{path} is {kind}, not a regular file. Remove it or name another file.")

@@ -1,0 +1,45 @@
+"""Reading regular files: everything else that may have the name is refused, and no open waits."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from gpt.errors import ConfigError
+from gpt.files.regular import open_regular, read_bytes, read_text
+
+
+def test_a_file_is_read_whole_up_to_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("naïve")
+    assert read_text(path) == "naïve"
+    assert read_bytes(path, max_bytes=6) == b"na\xc3\xafve"
+    with pytest.raises(ConfigError, match="has more than 5 bytes"):
+        read_bytes(path, max_bytes=5)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "nothing")
+
+
+def test_a_link_is_followed_unless_the_caller_forbids_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "file")
+    assert read_bytes(link) == b""
+    with pytest.raises(OSError, match="symbolic links"):
+        open_regular(link, follow_links=False)
+
+
+def test_everything_else_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    os.mkfifo("pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")
+        for name, kind in (
+            (".", "a folder"),
+            ("pipe", "a named pipe"),
+            ("socket", "a socket"),
+            ("/dev/zero", "a device"),
+        ):
+            with pytest.raises(ConfigError, match=f"{name} is {kind}, not a regular file"):
+                open_regular(Path(name))
