@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt.errors import ConfigError
+from gpt.files.regular import open_regular
 from gpt.token_files.files import TokenFile
 from gpt.tokenizer.tokenizers import Tokenizer
 
@@ -74,7 +75,7 @@ def read_text(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     block_start = 0
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while True:
                 block = file.read(BLOCK_BYTES)
                 held = len(decoder.getstate()[0])

@@ -12,12 +12,25 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from gpt.errors import ConfigError
+from gpt.files.regular import check_regular, irregular
 
 
 def append_to(path: Path) -> BinaryIO:
-    """Open a file, unbuffered, to append to it; it is created if missing. OSError (ELOOP): it is a symbolic link."""
+    """Open a file, unbuffered, to append to it; it is created if missing.
+
+    OSError (ELOOP): it is a symbolic link. ConfigError: it is no regular file; a full pipe would stop the writer.
+    """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except IsADirectoryError:
+        raise irregular(path, "a folder") from None
+    try:
+        check_regular(path, descriptor)
+    except ConfigError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "ab", buffering=0)
 
 
 @contextmanager
@@ -25,7 +38,7 @@ def open_replacement(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]
     """Open a new file that replaces `path` when the block ends without an error. A link is replaced, not followed.
 
     `durable`: sync the file before the rename and the folder after it, so that the file survives a loss of power.
-    OSError: the disk refuses. After an error `path` is as before.
+    OSError: the disk refuses. ConfigError: `path` is a folder. After an error `path` is as before.
     """
     temporary = hidden_name(path)
     try:
@@ -33,7 +46,10 @@ def open_replacement(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]
             yield file
             if durable:
                 sync_file(file)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except IsADirectoryError:
+            raise irregular(path, "a folder") from None
         if durable:
             sync_folder(path.parent)
     finally:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
+from gpt.files.regular import open_regular, read_text
 
 DTYPES = {
     "F64": torch.float64,
@@ -72,7 +73,7 @@ class TensorLocation:
 def read_header(path: Path) -> dict[str, TensorLocation]:
     """Return the tensors of one file by name. ConfigError: the file is cut off or not a safetensors file."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
@@ -104,10 +105,10 @@ def read_into(location: TensorLocation, out: Tensor) -> None:
     if not out.numel():
         return
     target = memoryview(out.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-    with open(location.file, "rb", buffering=0) as file:
+    with open_regular(location.file, buffering=0) as file:
         file.seek(location.start)
         while target:
-            n = file.readinto(target)
+            n = file.readinto(target)  # type: ignore[attr-defined]  # the stub lacks it
             if not n:
                 raise ConfigError(f"{location.file} became shorter while it was read")
             target = target[n:]
@@ -149,7 +150,7 @@ def read_folder(folder: Path) -> dict[str, TensorLocation]:
 def _read_index(index: Path) -> tuple[dict[str, str], list[str]]:
     """Return the index's map from tensor to file, and the files in order."""
     try:
-        weight_map: dict[str, str] = decode_json(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: dict[str, str] = decode_json(read_text(index))["weight_map"]
         files = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{index} is not an index of safetensors files ({error!r})") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.files.json_text import decode_json
+from gpt.files.regular import open_regular
 from gpt.telemetry.time_ledger import PHASES, TimeLedger
 
 TRAINING, REPEATED, DOWN = "training", "repeated", "down"
@@ -108,7 +109,7 @@ def read_account(path: Path) -> Account | None:
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the complete rows of a ledger in order. Half a row that a killed process left is skipped."""
     try:
-        with path.open("rb") as lines:
+        with open_regular(path) as lines:
             for line in lines:
                 row = _row(line)
                 if row is not None:

@@ -21,6 +21,7 @@ from gpt.errors import NO_ROOM, ConfigError, DiskFull
 from gpt.files.atomic import append_to, open_replacement, sync_file
 from gpt.files.json_text import decode_json
 from gpt.files.line_file import LineFile
+from gpt.files.regular import open_regular
 from gpt.telemetry.console import Console
 from gpt.telemetry.event_log import EventKind, event_line
 from gpt.telemetry.wandb import WandbRun, WandbSettings
@@ -183,11 +184,11 @@ def supersede_after(path: Path, *, step: int) -> None:
     """
     if not path.exists():
         return
-    with path.open("rb") as lines:
+    with open_regular(path) as lines:
         if all(_step_of(line) <= step for line in lines):
             return
     superseded = path.with_name("metrics.superseded.jsonl")
-    with open_replacement(path, durable=True) as kept, path.open("rb") as lines, append_to(superseded) as moved:
+    with open_replacement(path, durable=True) as kept, open_regular(path) as lines, append_to(superseded) as moved:
         for line in lines:
             target = kept if _step_of(line) <= step else moved
             target.write(line if line.endswith(b"\n") else line + b"\n")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
+from gpt.files.regular import read_text
 
 ID_FILE = "wandb_run_id"  # in the run directory
 
@@ -85,7 +86,7 @@ class WandbRun:
 
     def _stored_id(self) -> str:
         path = self._directory / ID_FILE
-        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        return read_text(path).strip() if path.exists() else ""
 
     def _run_id(self) -> str:
         """Return the id in the run directory for a training that resumes, else a new one."""

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt.errors import ConfigError
+from gpt.files.regular import open_regular
 from gpt.token_files.checksums import DamagedTokens, FileSums
 
 
@@ -29,7 +30,8 @@ class StoredTokens:
         self.dtype = dtype
         self._sums = sums
         try:
-            self._file = os.open(path, os.O_RDONLY)
+            with open_regular(path) as file:
+                self._file = os.dup(file.fileno())
         except OSError as error:
             hint = "; raise `ulimit -n` above twice the number of token files" if error.errno == errno.EMFILE else ""
             raise ConfigError(f"{path} cannot be opened: {error.strerror}{hint}") from None

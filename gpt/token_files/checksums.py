@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import sync_file
+from gpt.files.regular import open_regular
 
 BLOCK_BYTES = 4096
 MAGIC = b"TRIXSUM1"
@@ -78,7 +79,8 @@ class TokenSums:
 
     def __init__(self, prefix: Path) -> None:
         self.path = sums_path(prefix)
-        self._file = os.open(self.path, os.O_RDONLY)
+        with open_regular(self.path) as file:
+            self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
         head, size = os.pread(self._file, _HEADER.size, 0), os.fstat(self._file).st_size
         again = f"run `triaxial prepare checksum --replace {prefix}`"
@@ -185,7 +187,7 @@ def damaged_blocks(file: FileSums) -> list[DamagedTokens]:
 
 
 def _read(path: Path) -> Iterator[bytes]:
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path, buffering=0) as file:
         while block := file.read(_READ_BYTES):
             yield block
 

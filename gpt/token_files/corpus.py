@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
+from gpt.files.regular import read_text
 from gpt.token_files.files import TokenFile, sampled_digest, shard_prefixes
 
 CORPUS_FILE = "corpus.json"
@@ -24,7 +25,7 @@ def describe_corpus(prefix: Path) -> dict[str, Any] | None:
     """Read the corpus.json in the folder of `prefix`; None if it is not ours or does not describe this prefix."""
     path = Path(prefix).parent / CORPUS_FILE
     try:
-        description = decode_json(path.read_text(encoding="utf-8"))
+        description = decode_json(read_text(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import open_replacement, sync_file, sync_folder
+from gpt.files.regular import open_regular
 from gpt.token_files.bin_reader import StoredTokens
 from gpt.token_files.checksums import SummedFile, damaged_blocks, open_sums, sums_of_file, sums_path, write_sums
 from gpt.token_files.index import DTYPES, HEADER, MAGIC, Shard, write_index
@@ -267,7 +268,7 @@ def sampled_digest(path: Path) -> str:
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         for i in range(_SAMPLES):
             file.seek(max(size - _SAMPLE_BYTES, 0) * i // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE_BYTES))

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt.errors import ConfigError
+from gpt.files.regular import open_regular
 from gpt.token_files.bin_reader import StoredTokens
 from gpt.token_files.checksums import BLOCK_BYTES, SummedFile, open_sums
 
@@ -47,7 +48,7 @@ class Shard:
         self.sums = open_sums(prefix) if compare else None
         self._index_sums = None if self.sums is None else self.sums.files[".idx"]
         if self._index_sums is not None:
-            with open(index_path, "rb") as file:
+            with open_regular(index_path) as file:
                 self._index_sums.check(0, file.read(BLOCK_BYTES))
         code, n_sequences, n_document_marks = _read_header(index_path)
         self.dtype: np.dtype[Any] = np.dtype(DTYPES[code]).newbyteorder("<")
@@ -94,7 +95,7 @@ class Shard:
 
 
 def _read_header(path: Path) -> tuple[int, int, int]:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         head = file.read(HEADER.size)
     if len(head) < HEADER.size:
         raise ConfigError(

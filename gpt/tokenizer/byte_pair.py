@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from gpt.errors import ConfigError, import_extra
 from gpt.files.json_text import decode_json
+from gpt.files.regular import read_bytes
 
 END_OF_DOCUMENT = "<|endoftext|>"
 # GPT-2's rule 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ as tiktoken
@@ -44,7 +45,7 @@ class BytePairTokenizer:
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        contents = [path.read_bytes() for path in files]
+        contents = [read_bytes(path) for path in files]
         vocabulary = _from_ranks(files[0], contents[0]) if len(files) == 1 else _from_merges(files, contents)
         tiktoken = import_extra("tiktoken", extra="data")
         self.name = files[-1].name

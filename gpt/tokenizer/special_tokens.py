@@ -7,6 +7,7 @@ from typing import Any
 
 from gpt.errors import ConfigError, import_extra
 from gpt.files.json_text import decode_json
+from gpt.files.regular import read_text
 from gpt.tokenizer.tokenizers import Tokenizer
 
 
@@ -67,7 +68,7 @@ def _id(model: Any, name: Any) -> int | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        settings = decode_json(path.read_text(encoding="utf-8"))
+        settings = decode_json(read_text(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     if not isinstance(settings, dict):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from gpt.errors import ConfigError, import_extra
 from gpt.files.atomic import open_replacement
+from gpt.files.regular import read_bytes
 from gpt.tokenizer.byte_pair import END_OF_DOCUMENT, BytePairTokenizer
 
 _END_NAMES = (END_OF_DOCUMENT, "</s>", "<|end_of_text|>", "<eos>")  # of GPT-2, Llama 2, Llama 3 and Gemma
@@ -98,7 +99,7 @@ class SentencePieceTokenizer:
     def __init__(self, path: Path) -> None:
         import sentencepiece  # takes 40 ms, and only some commands need it
 
-        data = path.read_bytes()
+        data = read_bytes(path)
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
         except RuntimeError as error:
@@ -146,8 +147,9 @@ class HuggingFaceTokenizer:
 
     def __init__(self, path: Path) -> None:
         tokenizers = import_extra("tokenizers", extra="hf")
+        data = read_bytes(path)
         try:
-            self._model = tokenizers.Tokenizer.from_file(str(path))
+            self._model = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises a bare Exception if it cannot read the file
             raise ConfigError(f"{path}: not a Hugging Face tokenizer file ({error})") from None
         self._model.encode_special_tokens = True  # a page with the text <|endoftext|> must not end its document
@@ -156,7 +158,7 @@ class HuggingFaceTokenizer:
         self.name = path.name
         # This is not the number of tokens: some files skip ids, and others give two tokens the same id.
         self.vocab_size: int = max(self._model.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.fingerprint = hashlib.sha256(data).hexdigest()
         known = [i for name in _END_NAMES if (i := self._model.token_to_id(name)) is not None]
         if not known:
             raise ConfigError(f"{path}: no end-of-document token. Expected one of {', '.join(_END_NAMES)}")

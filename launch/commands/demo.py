@@ -11,6 +11,7 @@ from typing import Any
 
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
+from gpt.files.regular import read_text
 from launch.config.run_config import RunConfig, read_run_config
 
 CORPUS_RECIPE = "launch/recipes/demo_corpus.toml"
@@ -59,7 +60,7 @@ def run_command(words: list[str]) -> int:
 def start_over_if_finished(config: RunConfig) -> None:
     """Delete a finished demo, so that it is trained again. An interrupted demo is resumed."""
     try:
-        summary = decode_json((config.run.directory / "train_summary.json").read_text(encoding="utf-8"))
+        summary = decode_json(read_text(config.run.directory / "train_summary.json"))
         is_finished = summary["tokens_seen"] >= config.train.total_tokens
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return
@@ -89,7 +90,7 @@ def write_summary(directory: Path, seconds: dict[str, float]) -> dict[str, Any]:
 
 def read_report(path: Path) -> dict[str, Any]:
     try:
-        report: dict[str, Any] = decode_json(path.read_text())
+        report: dict[str, Any] = decode_json(read_text(path))
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing, although the step that writes it succeeded") from None
     return report

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from gpt.errors import ConfigError, did_you_mean
+from gpt.files.regular import read_text
 
 T = TypeVar("T")
 
@@ -30,11 +31,9 @@ def find_recipe(recipe: str) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; ConfigError if it is missing or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe file") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder. A recipe is a TOML file") from None
     except RecursionError:
         raise ConfigError(f"{path} is not valid TOML: its lists or tables are nested too deeply") from None
     except ValueError as error:  # also text that is not UTF-8, and an integer with more digits than Python reads

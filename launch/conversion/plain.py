@@ -23,6 +23,7 @@ from gpt.convert.round_trip import round_trip
 from gpt.errors import ConfigError
 from gpt.files.atomic import partial_folder
 from gpt.files.json_text import decode_json
+from gpt.files.regular import read_text
 from gpt.files.safetensors import (
     INDEX,
     MAX_FILE_BYTES,
@@ -196,7 +197,7 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = decode_json(path.read_text(encoding="utf-8"))
+        values = decode_json(read_text(path))
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing") from None
     except ValueError as error:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
+from gpt.files.json_rules import Fields, Whole, read_json
 from gpt.files.json_text import decode_json
+from gpt.files.regular import open_regular
 
 MAX_STARTS_WITHOUT_PROGRESS = 4  # in a row: a run that fails this often at the same step will fail again
+_PROGRESS = Fields({"furthest": Whole(), "starts": Whole()})
 PAUSE_GROWTH = 4  # factor from pause to pause: 15, 60, 240 s outlast the reboot of a switch or a file server
 
 
@@ -69,10 +72,10 @@ class RunProgress:
 def last_logged_step(run_directory: Path) -> int:
     """The step of the last whole line of metrics.jsonl, 0 if there is none: about how far the run is."""
     try:
-        with (run_directory / "metrics.jsonl").open("rb") as file:
+        with open_regular(run_directory / "metrics.jsonl") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
             lines = file.read().splitlines(keepends=True)
-    except OSError:
+    except (OSError, ConfigError):
         return 0
     for line in reversed(lines):
         try:
@@ -96,8 +99,9 @@ def count_start(run_directory: Path, restart: Restart | None, *, reached: int) -
     progress = RunProgress(reached)
     if restart is not None:
         try:
-            progress = RunProgress(**decode_json(file.read_text(encoding="utf-8"))).after(reached)
-        except (OSError, ValueError, TypeError):  # the first start failed before it could write the file
+            table = read_json(file, _PROGRESS, max_bytes=1 << 16)
+            progress = RunProgress(table["furthest"], table["starts"]).after(reached)
+        except (OSError, ConfigError):  # the first start failed before it could write the file
             progress = RunProgress(0).after(reached)
     replace_file(file, json.dumps(asdict(progress)))
     if progress.is_stuck:

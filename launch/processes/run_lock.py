@@ -22,12 +22,18 @@ from typing import BinaryIO
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import append_to
-from gpt.files.json_text import decode_json
+from gpt.files.json_rules import Fields, Finite, Text, Whole, read_json
 
 LOCK, RECORD = ".lock", ".owner.json"
 BEAT_S = 5.0
 SILENT_S = 20.0  # the owner of a record unchanged for this long is dead, or cut off from the file system
 PATIENCE_S = 1.0  # wait this long for a process of this machine that is just being killed
+_OWNER = Fields(
+    {
+        **{key: Text(1000) for key in ("host", "machine", "token")},
+        **{"pid": Whole(), "job_id": Text(1000, none=True), "running_s": Finite(0.0), "beats": Whole()},
+    }
+)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -171,11 +177,12 @@ def _write(record: Path, owner: Owner) -> None:
 
 
 def _read(record: Path) -> Owner | None:
-    """The record; None if it does not exist or cannot be read."""
+    """The record; None if it does not exist or is none of ours."""
     try:
-        return Owner(**decode_json(record.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        table = read_json(record, _OWNER, max_bytes=1 << 16)
+    except (OSError, ConfigError):
         return None
+    return Owner(**{key: table[key] for key in _OWNER.required})
 
 
 def _is_ours(record: Path, owner: Owner) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
+from gpt.files.regular import open_regular, read_bytes
 from gpt.telemetry.goodput import Account, read_account
 from launch.processes.restarts import last_logged_step
 from parallel.checkpoint.folders import list_checkpoints, published_step, step_of
@@ -200,7 +201,7 @@ def _objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file of lines. A last line without a newline is still being written."""
     damaged = 0
     try:
-        with path.open("rb") as lines:
+        with open_regular(path) as lines:
             for line in lines:
                 try:
                     record = decode_json(line)
@@ -221,7 +222,7 @@ def _objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
 def _table(path: Path, problems: list[str]) -> dict[str, Any]:
     """Read a JSON object; empty if the file does not exist."""
     try:
-        table = decode_json(path.read_bytes())
+        table = decode_json(read_bytes(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):

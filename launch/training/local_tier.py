@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
+from gpt.files.regular import read_text
 from launch.config.run_config import RunConfig
 from parallel.agreement import rank_in, run_on_all_ranks
 from parallel.checkpoint.local_tier import tier_directory
@@ -33,7 +34,7 @@ def run_identity(run_directory: Path) -> str:
         if not path.exists():
             run_directory.mkdir(parents=True, exist_ok=True)
             replace_file(path, secrets.token_hex(8))
-        return path.read_text(encoding="ascii")
+        return read_text(path, max_bytes=100)
 
     identity = run_on_all_ranks(read_or_make, None, path=path)[0]
     assert identity is not None

@@ -67,15 +67,21 @@ def _no_resume_error(config: RunConfig, found: Path) -> ConfigError:
 
 
 def check_no_links(directory: Path) -> None:
-    """ConfigError for a symbolic link in a run directory: the run would write elsewhere through it.
+    """ConfigError for anything in a run directory that is neither a file nor a folder.
 
-    The folder of checkpoints may be a link, for example to a larger disk.
+    Through a symbolic link the run would write elsewhere, and at a named pipe it would wait without a word. The folder
+    of checkpoints may be a link, for example to a larger disk.
     """
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         if path.is_symlink() and not (path.name == "checkpoints" and path.is_dir()):
             raise ConfigError(
                 f"{path} is a symbolic link. Only the folder of checkpoints may be one. Remove the link, or use "
                 f"another --run.directory."
+            )
+        if not path.is_symlink() and path.exists() and not (path.is_file() or path.is_dir()):
+            raise ConfigError(
+                f"{path} is a named pipe, a socket or a device, not a regular file. Remove it, or use another "
+                f"--run.directory."
             )
 
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from gpt.errors import ConfigError
+from gpt.files.regular import read_bytes
 from gpt.tokenizer.tokenizers import tokenizer_files
 from launch.config.run_config import RunConfig, changed_keys
 from launch.runs.imported_run import HUGGING_FACE
@@ -66,7 +67,7 @@ def copy_companions(config: RunConfig) -> None:
         return
     for file in tokenizer_files(Path(config.data.tokenizer)):
         same = source / "tokenizer" / file.name
-        if not same.is_file() or same.read_bytes() != file.read_bytes():
+        if not same.is_file() or read_bytes(same) != read_bytes(file):
             return
     shutil.copytree(original, copies)
 

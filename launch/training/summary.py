@@ -7,6 +7,7 @@ import torch
 
 from gpt.data.dataset import TrainingData
 from gpt.files.atomic import replace_file
+from gpt.files.regular import read_bytes
 from gpt.telemetry.goodput import Account
 from gpt.tokenizer.tokenizers import tokenizer_files
 from gpt.training.run import Outcome, Run
@@ -25,7 +26,7 @@ def prepare_run_directory(config: RunConfig) -> None:
     for file in tokenizer_files(Path(config.data.tokenizer)):
         copy = directory / "tokenizer" / file.name
         if not copy.exists():
-            replace_file(copy, file.read_bytes())
+            replace_file(copy, read_bytes(file))
     copy_companions(config)
 
 

@@ -2,14 +2,15 @@
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
+from gpt.files.regular import open_regular
 from parallel.errors import CheckpointError
 
 
@@ -79,24 +80,22 @@ def parse_json(path: Path, name: str, data: bytes) -> dict[str, Any]:
     return body
 
 
-def open_regular(path: Path, name: str) -> BinaryIO:
-    """Open a file of a checkpoint. CheckpointError for a symbolic link or a device; OSError otherwise."""
+def open_own(path: Path, name: str) -> BinaryIO:
+    """Open a file of a checkpoint. CheckpointError for a symbolic link, a pipe or a device; OSError otherwise."""
     try:
-        descriptor = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a planted pipe must not block
+        return open_regular(path / name, follow_links=False)
     except OSError as error:
         if (path / name).is_symlink():
             raise CheckpointError(path, f"{name} is a symbolic link, which is not followed") from error
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise CheckpointError(path, f"{name} is no regular file")
-    return os.fdopen(descriptor, "rb")
+    except ConfigError as error:
+        raise CheckpointError(path, f"{name} is no regular file") from error
 
 
 def _open_checked(path: Path, name: str, record: FileRecord) -> BinaryIO:
     """Open a file that has the size of its record."""
     try:
-        file = open_regular(path, name)
+        file = open_own(path, name)
     except FileNotFoundError as error:
         raise CheckpointError(path, f"{name} is missing") from error
     except OSError as error:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gpt.files.safetensors import DTYPE_NAMES, DTYPES
-from parallel.checkpoint.files import open_regular, read_json
+from parallel.checkpoint.files import open_own, read_json
 from parallel.checkpoint.manifest import INDEX, CheckpointManifest, is_count
 from parallel.errors import CheckpointError
 
@@ -66,7 +66,7 @@ def read_index(path: Path, manifest: CheckpointManifest) -> dict[str, StoredTens
 
 def open_shard(path: Path, name: str, manifest: CheckpointManifest) -> Any:
     """Map one shard with the safetensors library, which checks its header. No link is followed; the size must match."""
-    with open_regular(path, name) as file:
+    with open_own(path, name) as file:
         if os.fstat(file.fileno()).st_size != manifest.files[name].size_bytes:
             raise CheckpointError(path, f"{name} does not have the size the manifest says")
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError
-from parallel.checkpoint.files import FileRecord, open_regular, parse_json
+from parallel.checkpoint.files import FileRecord, open_own, parse_json
 from parallel.checkpoint.folders import step_of
 from parallel.errors import CheckpointError
 
@@ -56,7 +56,7 @@ def encode_manifest(manifest: CheckpointManifest) -> bytes:
 def read_manifest(path: Path) -> CheckpointManifest:
     """Read and check the manifest. CheckpointError: it is missing, damaged, or of another format or version."""
     try:
-        with open_regular(path, MANIFEST) as file:
+        with open_own(path, MANIFEST) as file:
             data = file.read(_MANIFEST_LIMIT_BYTES)
     except FileNotFoundError:
         what = f"{MANIFEST} is missing: no whole checkpoint was published here" if path.is_dir() else "no such folder"

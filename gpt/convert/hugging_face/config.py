@@ -9,6 +9,7 @@ import torch
 from gpt.convert.hugging_face.names import family_of
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
+from gpt.files.regular import read_text
 from gpt.model.config import ModelConfig, RopeScaling
 
 CONFIG = "config.json"
@@ -36,7 +37,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{folder} holds no {CONFIG}, so it is not a Hugging Face folder")
     try:
-        settings = decode_json(path.read_text(encoding="utf-8"))
+        settings = decode_json(read_text(path))
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error})") from None
     if not isinstance(settings, dict):

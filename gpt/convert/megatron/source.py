@@ -26,6 +26,7 @@ from gpt.convert.torch_formats.dcp_reader import METADATA, SavedTensor, Slice, f
 from gpt.convert.weights import joined_shape, shapes
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
+from gpt.files.regular import read_bytes, read_text
 from gpt.files.safetensors import TensorSpec
 from gpt.model.config import ModelConfig
 
@@ -83,7 +84,7 @@ def find_checkpoint(folder: Path, step: int | None = None) -> Path:
         if step is not None:
             raise ConfigError(f"--step {step} is invalid: {folder} is a single checkpoint. Leave --step out.")
         return folder
-    latest = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    latest = read_bytes(tracker, max_bytes=4096).decode(errors="replace").strip()
     if step is None and latest != "release" and not (latest.isdecimal() and len(latest) <= 18):
         raise ConfigError(f"{tracker} must contain an iteration or 'release', but contains {latest[:100]!r}")
     name = "release" if step is None and latest == "release" else f"iter_{int(latest) if step is None else step:07d}"
@@ -136,7 +137,7 @@ def check_format(folder: Path) -> None:
             )
         raise ConfigError(f"{folder} has no {ABOUT}, which Megatron writes last: its save was not completed")
     try:
-        about = decode_json(path.read_text(encoding="utf-8"))
+        about = decode_json(read_text(path))
         backend = about["sharded_backend"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} does not name the format of the checkpoint ({error!r})") from None

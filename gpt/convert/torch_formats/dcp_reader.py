@@ -18,6 +18,7 @@ from torch import Tensor
 from gpt.convert.torch_formats.pickle_as_data import GlobalName, PickledDict, PickledObject, as_dict, decode, described
 from gpt.convert.torch_formats.torch_archive import FoundTensor, find_tensor
 from gpt.errors import ConfigError
+from gpt.files.regular import read_bytes
 from gpt.files.safetensors import TensorLocation, read_into
 
 METADATA = ".metadata"
@@ -91,7 +92,7 @@ def read_metadata(folder: Path) -> dict[str, SavedTensor]:
         )
     if path.stat().st_size > _MAX_METADATA_BYTES:
         raise ConfigError(f"{path}: {path.stat().st_size} bytes are too many for metadata")
-    decoded = decode(path.read_bytes(), where=str(path))
+    decoded = decode(read_bytes(path), where=str(path))
     for name in decoded.names:
         if name not in _NAMES and not name.startswith(_NAMES_BELOW):
             raise ConfigError(

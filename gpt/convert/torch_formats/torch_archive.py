@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gpt.convert.torch_formats.pickle_as_data import GlobalName, PersistentId, PickledObject, decode, described, encode
 from gpt.errors import ConfigError
+from gpt.files.regular import open_regular
 from gpt.files.safetensors import TensorLocation, byte_blocks
 
 _REBUILD = "torch._utils._rebuild_tensor_v2"
@@ -96,7 +97,7 @@ def read_archive(path: Path, *, start: int = 0, length: int | None = None, what:
     """Read the directory and the pickle of the archive at `start`. ConfigError: there is no complete archive."""
     where = f"{path}{what and f' ({what})'}"
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, SEEK_END)
             length = size - start if length is None else length
             if start < 0 or length < 0 or start + length > size:

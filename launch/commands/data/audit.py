@@ -20,6 +20,7 @@ from gpt.data.fingerprint import fingerprint, fingerprint_differences
 from gpt.data.skipped import SkippedData
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
+from gpt.files.regular import read_text
 from gpt.token_files.files import TokenFile
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from launch.config.recipe import apply_overrides
@@ -125,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
 def open_audited_run(path: Path, overrides: list[str], *, rank: str | None, text: bool) -> AuditedRun:
     """Open the run of a run directory. ConfigError if there is no run, or its data is missing or has changed."""
     try:
-        table = decode_json((path / "config.json").read_text(encoding="utf-8"))
+        table = decode_json(read_text(path / "config.json"))
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: no config.json, so no run was started there. Name a run directory") from None
     except ValueError as error:

@@ -99,7 +99,7 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path):
         (tmp_path / "bad.toml", "not valid TOML"),
         (tmp_path / "deep.toml", "not valid TOML: its lists or tables are nested too deeply"),
         (tmp_path / "long.toml", "not valid TOML: Exceeds the limit"),
-        (tmp_path, "is a folder"),
+        (tmp_path, "is a folder, not a regular file"),
     ]:
         with pytest.raises(ConfigError, match=message):
             read_toml(path)

@@ -102,9 +102,20 @@ def test_a_job_that_was_cut_off_and_replaced_writes_nothing_more(holder, tmp_pat
     assert json.loads((tmp_path / "run" / ".owner.json").read_text())["host"] == "node2"
 
 
-def test_an_unreadable_record_does_not_block_a_job(holder, tmp_path):
+OWNER = {"host": "node1", "machine": "m", "pid": 1, "job_id": None, "token": "t", "running_s": 0.0, "beats": 0}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        '{"host": "node1", "pi',
+        "[" * 100_000,
+        *(json.dumps({**OWNER, **wrong}) for wrong in ({"running_s": []}, {"running_s": float("nan")}, {"beats": "x"})),
+    ],
+)
+def test_an_unreadable_record_does_not_block_a_job(holder, tmp_path, record):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".owner.json").write_text('{"host": "node1", "pi')
+    (tmp_path / "run" / ".owner.json").write_text(record)
     _, said = holder("1", beat_s=0.05)
     assert said == "held"
     _, refused = holder("2")

@@ -75,6 +75,33 @@ def test_no_file_of_a_run_is_written_through_a_link(tiny_corpus, finished, outsi
             shutil.rmtree(run)
 
 
+def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused_at_once(tiny_corpus, finished, tmp_path, capsys):
+    """Each file of a run that a start reads or writes; then the recipe, the tokenizer and the corpus."""
+    names = {path.name for path in finished.iterdir() if path.is_file()} - {".lock", "train_summary.json"}
+    for name in sorted({*names, ".owner.json", ".progress.json", "run_id", "wandb", "tokenizer"}):
+        run = tmp_path / "run"
+        run.mkdir()
+        os.mkfifo(run / name)
+        assert train(tiny_corpus, run) == 2, name
+        message = f"{run / name} is a named pipe, a socket or a device, not a regular file. Remove it"
+        assert capsys.readouterr().err.startswith(f"triaxial: error: {message}")
+        shutil.rmtree(run)
+    for name in ("metrics.jsonl", "events.jsonl", "config.json"):
+        shutil.copytree(finished, run)
+        (run / name).unlink()
+        (run / name).mkdir()
+        assert train(tiny_corpus, run) == 2, name
+        assert f"{run / name} is a folder, not a regular file." in capsys.readouterr().err
+        shutil.rmtree(run)
+    pipe = tmp_path / "pipe.model"
+    os.mkfifo(pipe)
+    for words in (["--data.tokenizer", f'"{pipe}"'], ["--data.train", f'[{{ path = "{pipe}" }}]']):
+        assert train(tiny_corpus, run, *words) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert main(["train", str(pipe)]) == 2
+    assert f"{pipe} is a named pipe, not a regular file." in capsys.readouterr().err
+
+
 def test_links_planted_during_a_run_are_not_followed(finished, outside, tmp_path):
     """By the writer of each file; the check at the start has passed."""
     from gpt.files.atomic import append_to, replace_file

@@ -1,0 +1,129 @@
+"""Rules for the types and ranges of JSON values that a file holds, so that a reader can trust what passed.
+
+    RULES = Fields({"step": Whole(), "losses": ListOf(Finite())}, optional={"job": Text()})
+    table = read_json(path, RULES, max_bytes=1 << 20)
+
+A rule's `fault` returns None for a value that obeys it, else one phrase that names the key, its value and the rule.
+"""
+
+import math
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
+from gpt.files.regular import read_bytes
+
+MAX_COUNT = 2**62  # sums and products with small numbers still fit into 64 bits
+
+
+class JsonRule(Protocol):
+    """What one value must be."""
+
+    def fault(self, value: Any, where: str) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number, such as a count. `none`: null is allowed too."""
+
+    minimum: int = 0
+    maximum: int = MAX_COUNT
+    none: bool = False
+
+    def fault(self, value: Any, where: str) -> str | None:
+        good = type(value) is int and self.minimum <= value <= self.maximum
+        if good or (self.none and value is None):
+            return None
+        return f"{where} = {reprlib.repr(value)} is no whole number from {self.minimum} to {self.maximum}"
+
+
+@dataclass(frozen=True)
+class Finite:
+    """A number that is neither NaN nor infinite, and that a float can hold."""
+
+    minimum: float = -math.inf
+
+    def fault(self, value: Any, where: str) -> str | None:
+        if type(value) in (int, float) and -1e308 <= value <= 1e308 and value >= self.minimum:
+            return None
+        return f"{where} = {reprlib.repr(value)} is no finite number" + (
+            "" if self.minimum == -math.inf else f" of at least {self.minimum}"
+        )
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text. `none`: null is allowed too."""
+
+    max_length: int = 10_000
+    none: bool = False
+
+    def fault(self, value: Any, where: str) -> str | None:
+        if (isinstance(value, str) and len(value) <= self.max_length) or (self.none and value is None):
+            return None
+        return f"{where} = {reprlib.repr(value)} is no text of at most {self.max_length} characters"
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list whose items obey one rule."""
+
+    item: JsonRule
+    max_length: int = 10**6
+
+    def fault(self, value: Any, where: str) -> str | None:
+        if not isinstance(value, list) or len(value) > self.max_length:
+            return f"{where} = {reprlib.repr(value)} is no list of at most {self.max_length} items"
+        return next((text for i, item in enumerate(value) if (text := self.item.fault(item, f"{where}[{i}]"))), None)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """An object. The `required` keys are there; they and the `optional` ones obey their rules. Others may be there."""
+
+    required: Mapping[str, JsonRule] = field(default_factory=dict)
+    optional: Mapping[str, JsonRule] = field(default_factory=dict)
+
+    def fault(self, value: Any, where: str) -> str | None:
+        if not isinstance(value, dict):
+            return f"{where} = {reprlib.repr(value)} is no object of keys"
+        for key, rule in (*self.required.items(), *self.optional.items()):
+            if key not in value:
+                if key in self.required:
+                    return f"{_dotted(where, key)} is missing"
+                continue
+            if text := rule.fault(value[key], _dotted(where, key)):
+                return text
+        return None
+
+
+@dataclass(frozen=True)
+class ValuesOf:
+    """An object of any keys, all of whose values obey one rule."""
+
+    item: JsonRule
+
+    def fault(self, value: Any, where: str) -> str | None:
+        if not isinstance(value, dict):
+            return f"{where} = {reprlib.repr(value)} is no object of keys"
+        faults = (self.item.fault(item, _dotted(where, reprlib.repr(key).strip("'"))) for key, item in value.items())
+        return next((text for text in faults if text), None)
+
+
+def read_json(path: Path, rule: JsonRule, *, max_bytes: int) -> Any:
+    """Read a JSON file whose value obeys the rule. ConfigError: it does not, or is no JSON. OSError as for `open`."""
+    try:
+        value = decode_json(read_bytes(path, max_bytes=max_bytes))
+    except ValueError:
+        raise ConfigError(f"{path} is damaged: no valid JSON") from None
+    if text := rule.fault(value, ""):
+        raise ConfigError(f"{path} is damaged: {text.removeprefix(' = ')}")
+    return value
+
+
+def _dotted(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
