@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gpt.errors import NO_ROOM, ConfigError, DiskFull
+from gpt.telemetry.output import OutputError
 from launch.processes.error_reports import report_mistake
 from launch.processes.rank_process import enter_process
 
@@ -41,6 +42,9 @@ COMMANDS = {
     "doctor": ("launch.commands.doctor", "show what this machine offers and what would break a run"),
     "demo": ("launch.commands.demo", "run everything on this machine: pages, tokens, training, evaluation, export"),
 }
+BROKEN_PIPE = (
+    141  # what a shell reports of a program that SIGPIPE has ended, for example in `triaxial report RUN | head`
+)
 # Errors caused by a path or the machine. They are shown in one line; any other OSError is a bug, shown with traceback.
 _MACHINE_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
@@ -58,25 +62,16 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status (2 for a user's mistake, 130 for Ctrl-C)."""
     enter_process(is_command=argv is None)
-    given = list(sys.argv[1:] if argv is None else argv)
-    words, overrides = split_overrides(join_command(given))
-    parser = _Parser(
-        prog="triaxial", description="Train GPT-3-class language models with tensor, pipeline and data parallelism."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    chosen = next((word for word in words if word in COMMANDS), None)
-    for name, (module, summary) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if name == chosen:  # import only the chosen command, to start quickly
-            importlib.import_module(module).add_arguments(command)
     try:
-        args, unknown = parser.parse_known_args(words)
-        if unknown:
-            commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
-        args.given, args.overrides = given, overrides
-        if overrides and not getattr(args, "takes_overrides", False):
-            raise ConfigError(f"triaxial {chosen} reads no recipe and takes no override: {' '.join(overrides)}")
-        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except OutputError as error:
+        if error.is_closed:
+            return BROKEN_PIPE
+        report_mistake(str(error), exit_status=error.exit_status)
+        return error.exit_status
     except ConfigError as error:
         report_mistake(str(error), exit_status=error.exit_status)
         return error.exit_status
@@ -88,6 +83,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         return 130
+
+
+def _run(given: list[str]) -> int:
+    words, overrides = split_overrides(join_command(given))
+    parser = _Parser(
+        prog="triaxial", description="Train GPT-3-class language models with tensor, pipeline and data parallelism."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in words if word in COMMANDS), None)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == chosen:  # import only the chosen command, to start quickly
+            importlib.import_module(module).add_arguments(command)
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.given, args.overrides = given, overrides
+    if overrides and not getattr(args, "takes_overrides", False):
+        raise ConfigError(f"triaxial {chosen} reads no recipe and takes no override: {' '.join(overrides)}")
+    return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
 
 
 def join_command(words: Sequence[str]) -> list[str]:

@@ -4,7 +4,6 @@ It shows the values loss, gradient_norm, learning_rate, tokens_per_s, mfu (a fra
 the time left.
 """
 
-import os
 import shutil
 import sys
 import time
@@ -78,26 +77,9 @@ class Console:
             self._write("\n")
 
     def _write(self, text: str) -> None:
-        try:
+        with suppress(OSError, ValueError):  # a program's own stream may fail; the streams of output.py do not
             sys.stdout.write(text)
             sys.stdout.flush()
-        except OSError as error:  # a full disk, a closed pipe or a closed terminal is no reason to end a run
-            _discard_output(error)
-
-
-def _discard_output(error: OSError) -> None:
-    """Redirect standard output to nowhere, with its buffer: else Python would retry the write at exit."""
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-    why = (error.strerror or str(error)).lower()
-    with suppress(OSError):
-        print(
-            f"triaxial: standard output cannot be written ({why}); the run continues, see its directory",
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 class TimeLeft:

@@ -3,6 +3,7 @@
 import argparse
 
 from gpt.errors import ConfigError
+from gpt.telemetry.output import own_output
 from launch.config.run_config import RunConfig, layout_of, read_run_config
 from launch.planning import options as dry_run_options
 from launch.processes.environment import ClusterEnvironment
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if dry_run_options.is_wanted(args, environment):
         layout = layout_of(config, dry_run_options.world_size_of(args, config))
         return _dry_run(args, config, layout)
+    own_output(waits=False)
     if args.nproc is not None:
         return launch_ranks(args, config)
     if args.max_restarts is not None:

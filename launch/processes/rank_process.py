@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from gpt.telemetry.output import own_output
 from launch.processes.environment import ClusterEnvironment, LauncherEnvironment, quiet_profiler
 from launch.processes.error_reports import had_mistake_before_restart, report_crashes
 from launch.processes.failures import MISTAKE, SAVED_AFTER_SIGNAL
@@ -19,10 +20,12 @@ def enter_process(*, is_command: bool = True) -> None:
     """Prepare this process; call it first in every `triaxial` process.
 
     A launched rank dies with its launcher and records its crash for it. A rank that torchrun restarts after a user's
-    mistake exits at once with the same status. With `is_command` a crash is printed without secrets; pass False in a
-    user's own program, whose excepthook is then kept.
+    mistake exits at once with the same status. With `is_command` a crash is printed without secrets, and closed or
+    broken output is handled; pass False in a user's own program, whose excepthook and streams are then kept.
     """
     quiet_profiler()
+    if is_command:
+        own_output(waits=True)
     is_elastic = LauncherEnvironment.from_environment().is_elastic
     if is_command or is_elastic:
         report_crashes()

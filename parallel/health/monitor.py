@@ -14,6 +14,7 @@ import threading
 import time
 
 from gpt.files.json_text import decode_json
+from gpt.telemetry.output import own_output
 from parallel.health.hang_response import end_job, exit_monitor
 from parallel.health.heartbeat import FAILED, LOST, RUNNING, SIZE, read_beat
 from parallel.health.process_evidence import crash_report, exit_of_parent, is_alive, signal_of_death
@@ -27,6 +28,7 @@ LINGER_S = 2.0  # how long a monitor outlives a rank that failed
 
 def main() -> None:
     """Read the settings from stdin, and watch until the rank ends."""
+    own_output(waits=False)
     table = decode_json(sys.stdin.read())
     table["members"] = tuple(Member(**member) for member in table["members"])
     settings = MonitorSettings(**table)

@@ -1,13 +1,12 @@
 """The console of a run: plain lines in a pipe, and a live line on a terminal."""
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpt.telemetry.console import Console, TimeLeft, fit, human_count, human_duration, step_fields
+from gpt.telemetry.console import TimeLeft, fit, human_count, human_duration, step_fields
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -132,16 +131,3 @@ def test_human_count(n: float, text: str) -> None:
 )
 def test_human_duration(seconds: float, text: str) -> None:
     assert human_duration(seconds) == text
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_run_continues_if_its_output_cannot_be_written(monkeypatch, capsys):
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        console = Console(total_steps=2, total_tokens=None, interactive=False)
-        console.message("one")
-        console.step(1, {"loss": 2.0})
-        console.close()
-    assert capsys.readouterr().err == (
-        "triaxial: standard output cannot be written (no space left on device); the run continues, see its directory\n"
-    )

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,10 @@ ROOT = HERE.parents[1]
 LAUNCH = """
 import sys
 from pathlib import Path
+from gpt.telemetry.output import own_output
 from launch.processes.local_launch import launch_local
 from launch.processes.restarts import RestartPolicy, last_logged_step
+own_output(waits=False)
 nproc, restarts, run, *words = sys.argv[1:]
 policy = RestartPolicy(int(restarts), lambda: last_logged_step(Path(run)))
 sys.exit(launch_local(int(nproc), words, module="hang_program", restarts=policy))
@@ -53,15 +55,19 @@ def words_of(corpus, run: Path, *, timeout_s: float) -> list[str]:
 
 
 def start(
-    corpus, folder: Path, faults: str, *words: str, restarts: int = 0, timeout_s: float = 8.0
+    corpus, folder: Path, faults: str, *words: str, restarts: int = 0, timeout_s: float = 8.0, output=None
 ) -> subprocess.Popen:
-    """Start a launcher that trains on two ranks, with one fault per start. Its output goes to FOLDER/said.txt."""
+    """Start a launcher that trains on two ranks, with one fault per start.
+
+    Its output goes to FOLDER/said.txt, or to `output`, two descriptors.
+    """
     folder.mkdir(exist_ok=True)
     run = folder / "run"
     command = [sys.executable, "-c", LAUNCH, "2", str(restarts), str(run), faults]
     command += [*words_of(corpus, run, timeout_s=timeout_s), *words]
     with (folder / "said.txt").open("w") as said:
-        return subprocess.Popen(command, env=environment(folder), cwd=folder, stdout=said, stderr=subprocess.STDOUT)
+        stdout, stderr = output or (said, said)
+        return subprocess.Popen(command, env=environment(folder), cwd=folder, stdout=stdout, stderr=stderr)
 
 
 def launch(corpus, folder: Path, faults: str, *words: str, restarts: int = 0):
@@ -153,8 +159,8 @@ def test_the_run_survives_two_hangs_with_the_culprit_named_and_a_slow_run_is_lef
     slow.mkdir()
     command = [sys.executable, "-m", "hang_program", "slow:7", *words_of(tiny_corpus, slow / "run", timeout_s=6)]
     command += ["--train.total_tokens", "2048", "--train.validation_tokens", "640"]
-    with (slow / "said.txt").open("w") as said:
-        slow_run = subprocess.Popen(command, env=environment(slow), cwd=slow, stdout=said, stderr=subprocess.STDOUT)
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]  # this run has no output at all
+    slow_run = subprocess.Popen([*closed, *command], env=environment(slow), cwd=slow)
     try:
         faults = [("skip", 0, 7), ("gil", 1, 10)]
         run, status, text = launch(tiny_corpus, hung, "skip:0:7,gil:1:10", restarts=2)
@@ -162,11 +168,31 @@ def test_the_run_survives_two_hangs_with_the_culprit_named_and_a_slow_run_is_lef
         assert "; restart 1 of 2\n" in text
         assert "; restart 2 of 2\n" in text
         check_nothing_is_left(hung)
-        assert slow_run.wait(timeout=200) == 0, (slow / "said.txt").read_text()
+        assert slow_run.wait(timeout=200) == 0
     finally:
         slow_run.kill()
     assert not (slow / "run" / "hangs").exists()
     check_nothing_is_left(slow)
+
+
+def test_output_that_is_broken_or_not_read_changes_no_verdict_and_no_restart(tiny_corpus, tmp_path):
+    (reader, unread), (closed, broken) = os.pipe(), os.pipe()
+    os.close(closed)
+    os.set_blocking(unread, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(unread, bytes(4096))
+    os.set_blocking(unread, True)
+    try:
+        launcher = start(tiny_corpus, tmp_path, "kill:1:5", restarts=1, output=(unread, broken))
+        status = launcher.wait(timeout=600)
+    finally:
+        launcher.kill()
+        for fd in (reader, unread, broken):
+            os.close(fd)
+    first_line = json.loads(next((tmp_path / "run" / "hangs").glob("*/verdict.json")).read_text())["lines"][0]
+    check_run(tmp_path / "run", status, first_line, [("kill", 1, 5)], steps=12)
+    check_nothing_is_left(tmp_path)
 
 
 @pytest.mark.rehearse
