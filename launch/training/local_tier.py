@@ -1,15 +1,17 @@
 """The run's folder in the local tier of checkpoints, and the identity that protects it from other runs."""
 
 import os
+import re
 import secrets
 from pathlib import Path
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
-from gpt.files.regular import read_text
+from gpt.files.regular import read_bytes
 from launch.config.run_config import RunConfig
 from parallel.agreement import rank_in, run_on_all_ranks
-from parallel.checkpoint.local_tier import tier_directory
+from parallel.checkpoint.local_tier import rank_directory, tier_directory
+from parallel.checkpoint.private import make_private
 
 _RUN_ID = "run_id"
 
@@ -34,7 +36,10 @@ def run_identity(run_directory: Path) -> str:
         if not path.exists():
             run_directory.mkdir(parents=True, exist_ok=True)
             replace_file(path, secrets.token_hex(8))
-        return read_text(path, max_bytes=100)
+        identity = read_bytes(path, max_bytes=100).decode(errors="replace")
+        if not re.fullmatch("[0-9a-f]{16}", identity):
+            raise ConfigError(f"{path} is damaged: it holds no 16 hexadecimal digits. Remove it")
+        return identity
 
     identity = run_on_all_ranks(read_or_make, None, path=path)[0]
     assert identity is not None
@@ -42,8 +47,12 @@ def run_identity(run_directory: Path) -> str:
 
 
 def check_fast_directory(config: RunConfig) -> None:
-    """ConfigError on all ranks if one of them cannot write to checkpoint.fast_directory on its node. Collective."""
-    directory = Path(config.checkpoint.fast_directory)
+    """Make each rank's folder in checkpoint.fast_directory on its node, for this user only. Collective.
+
+    ConfigError on all ranks if one cannot write there, or if another user can or could write to the run's folder.
+    """
+    directory, tier = Path(config.checkpoint.fast_directory), local_directory(config)
+    assert tier is not None
 
     def check() -> None:
         if not (directory.is_dir() and os.access(directory, os.W_OK)):
@@ -51,5 +60,9 @@ def check_fast_directory(config: RunConfig) -> None:
                 f"checkpoint.fast_directory = '{directory}' is not a folder that rank {rank_in(None)} may write to. "
                 f"Create it on every node, use another such as /dev/shm, or leave it out."
             )
+        try:
+            make_private(rank_directory(tier), below=directory)
+        except ConfigError as error:
+            raise ConfigError(f"checkpoint.fast_directory = '{directory}' is invalid: {error}") from None
 
     run_on_all_ranks(check, None, path=directory)

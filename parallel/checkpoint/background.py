@@ -156,16 +156,24 @@ class BackgroundSaver:
         self._writer.reserve(plan)
         return plan
 
-    def start(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> float:
+    def start(
+        self,
+        directory: Path,
+        *,
+        step: int,
+        state: dict[str, object],
+        keep: Retention,
+        private_below: Path | None = None,
+    ) -> float:
         """Copy the tensors and start to save them as `directory/step-000000123`; return how long training waited, in s.
 
         Waits for an earlier save first. Collective; arguments as for `save_checkpoint`. Node-local, `directory` is this
-        rank's. `finished` returns the result, or the failure.
+        rank's, and `private_below` as for `make_private`. `finished` returns the result, or the failure.
         """
         started_at = time.perf_counter()
         self._writer.wait()
         plan = self.prepare(directory)
-        save = Save(Path(directory) / step_name(step), plan, check_save(step, state, keep), keep)
+        save = Save(Path(directory) / step_name(step), plan, check_save(step, state, keep), keep, private_below)
         return self._writer.start(save, self, tensors=self._tensors(), started_at=started_at)
 
     def finished(self, *, wait: bool) -> list[SaveResult]:

@@ -35,6 +35,7 @@ from parallel.checkpoint.manifest import (
     encode_state,
 )
 from parallel.checkpoint.plan import ShardPiece, WritePlan, local, make_plan, shard_header
+from parallel.checkpoint.private import make_private
 from parallel.errors import CheckpointError
 
 ShardBytes = Iterator[bytes | memoryview]
@@ -45,13 +46,14 @@ class Save:
     """One save, without the tensors' elements.
 
     The ranks in `plan.writers` publish one checkpoint. Node-local, each rank is its own only writer, in its own
-    directory; either all ranks publish, or none does.
+    directory, which is then made for this user only, below `private_below`; either all ranks publish, or none does.
     """
 
     final: Path
     plan: WritePlan
     state: bytes
     keep: Retention
+    private_below: Path | None = None
 
     def is_leader(self, group: Group) -> bool:
         """Return whether this rank makes and publishes the folder."""
@@ -112,6 +114,8 @@ def tensor_bytes(pieces: tuple[ShardPiece, ...], read: Callable[[str], torch.Ten
 
 def _begin(save: Save) -> Path:
     """Delete the remains of dead saves, check the free space, and make the hidden folder."""
+    if save.private_below is not None:  # at each save: somebody may have cleared the disk
+        make_private(save.final.parent, below=save.private_below)
     hidden = make_hidden(save.final)
     try:
         if save.size_bytes > shutil.disk_usage(hidden).free:

@@ -140,7 +140,8 @@ class LocalCheckpoints:
 
     def start_save(self, directory: Path, *, step: int, state: dict[str, object], keep: Retention) -> float:
         state = mark(self._tensors.with_steps(state), save_id=self._next_save_id(), layout=self._sharding)
-        return self._saver.start(rank_directory(directory), step=step, state=state, keep=keep)
+        mine = rank_directory(directory)
+        return self._saver.start(mine, step=step, state=state, keep=keep, private_below=directory.parent)
 
     def finished(self, *, wait: bool) -> list[SaveResult]:
         return self._saver.finished(wait=wait)

@@ -2,7 +2,10 @@
 ends bit-identical to an undisturbed run. Each run is in this process."""
 
 import json
+import os
 import shutil
+import subprocess
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from launch.main import main
 from parallel.checkpoint.folders import list_checkpoints
 from parallel.checkpoint.handle import verify_checkpoint
 from parallel.checkpoint.load import read_tensors
+from parallel.checkpoint.local_tier import tier_directory
 
 
 def train(tiny_corpus: Any, run: Path, *words: object) -> int:
@@ -83,3 +87,23 @@ def test_a_run_resumes_from_the_local_tier(tiny_corpus: Any, undisturbed: Any, t
         assert all("shard-00000.safetensors has 7 bytes" in text for text in skipped)
         assert f"(step {step})" in texts(run, "resumed")[0]
         assert equal(final(run), undisturbed)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+def test_a_tier_that_another_user_made_is_refused_and_nothing_is_written_through_it(
+    tiny_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, nobody = tmp_path / "run", 65534
+    fast = Path(tempfile.mkdtemp())
+    fast.chmod(0o1777)
+    tier = tier_directory(fast, run)
+    plant = f"mkdir {tier} && ln -s {run / 'checkpoints'} {tier}/rank-00000"
+    subprocess.run(["/bin/sh", "-c", plant], user=nobody, group=nobody, extra_groups=[], check=True)
+    words = ["--checkpoint.fast_directory", fast, "--checkpoint.fast_every_tokens", 512]
+    assert train(tiny_corpus, run, *words) == 2
+    assert capsys.readouterr().err == (
+        f"triaxial: error: checkpoint.fast_directory = '{fast}' is invalid: {tier} belongs to user {nobody}, not to "
+        f"you (user 0). Nothing was read from it or written to it. Use another folder.\n"
+    )
+    assert not (run / "checkpoints").exists()
+    shutil.rmtree(fast)
