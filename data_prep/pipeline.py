@@ -27,7 +27,7 @@ from data_prep.filters.pii import PII
 from data_prep.filters.quality import QUALITY
 from data_prep.filters.quality_classifier import load_model
 from data_prep.readers.python_docs import CRAWL, CrawlTask
-from data_prep.readers.readers import find_inputs, local_inputs
+from data_prep.readers.readers import check_inputs, find_inputs, local_inputs
 from data_prep.readers.remote_files import RemoteFile
 from data_prep.recipe import PrepareConfig
 from data_prep.write_corpus import write_corpus
@@ -76,6 +76,7 @@ def prepare(
 def check(config: PrepareConfig) -> list[Path | RemoteFile]:
     """Return the input files, none for the built-in source. ConfigError: a mistake that shows before any stage."""
     found = [] if config.input.source == "python-docs" else find_inputs(config.input.paths)
+    check_inputs(found, config.input)
     _check_tokenizer(config)
     _check_other_corpora(config)
     check_sets(config.decontaminate.sets, where="decontaminate.sets")  # report a wrong file now

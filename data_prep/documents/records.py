@@ -26,13 +26,25 @@ class Page:
 
 
 @dataclass(frozen=True)
+class Unread:
+    """A part of a file that cannot be read: bytes of the file, and records in it if the file tells their number."""
+
+    n_bytes: int
+    n_records: int | None = None
+
+
+@dataclass(frozen=True)
 class Dropped:
-    """A record that gives no document, and the reason. `id`: its own, else its position (`Origin.position_id`)."""
+    """A record that gives no document, and the reason. `id`: its own, else its position (`Origin.position_id`).
+
+    `unread`: it stands for all records of a part of the file that cannot be read.
+    """
 
     reason: str
     n_bytes: int
     id: str = ""
     detail: str = ""
+    unread: Unread | None = None
 
 
 class Origin:
@@ -54,12 +66,20 @@ class Origin:
         """`file:DIGEST@OFFSET`, the id of a record that has none."""
         return f"file:{self._digest}@{offset}"
 
-    def drop(self, reason: str, n_bytes: int, offset: int | str, *, id: str = "", detail: str = "") -> Dropped:
+    def drop(
+        self,
+        reason: str,
+        n_bytes: int,
+        offset: int | str,
+        *,
+        id: str = "",
+        detail: str = "",
+        unread: Unread | None = None,
+    ) -> Dropped:
         """Describe a record dropped at `offset`: bytes of the file or of its unpacked content, as the reader counts."""
         where = f"at byte {offset}" if id else ""
-        return Dropped(
-            reason, n_bytes, id or self.position_id(offset), ": ".join(part for part in (where, detail) if part)
-        )
+        about = ": ".join(part for part in (where, detail) if part)
+        return Dropped(reason, n_bytes, id or self.position_id(offset), about, unread)
 
 
 def usable_id(value: object) -> str:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-READY, MISTAKE, TEXT, END, FAILED, OUT_OF_MEMORY, CRASHED = range(7)  # kinds of frames from a child
+READY, MISTAKE, TEXT, END, FAILED, OUT_OF_MEMORY, CRASHED, NO_COLUMN = range(8)  # kinds of frames from a child
 REPLY = struct.Struct("<BI")  # head of a frame from a child: one of these kinds, bytes of text after it
 SIZE = struct.Struct("<I")  # head of a message to a child: bytes of text after it
 

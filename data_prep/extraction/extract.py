@@ -1,10 +1,11 @@
 """The extraction stage: turn the records of an input file into plain text, and drop empty ones."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data_prep.documents.counts import Tally
+from data_prep.documents.losses import estimate_loss
 from data_prep.documents.records import Dropped, Page
 from data_prep.documents.shards import Document, write_shard
 from data_prep.documents.traces import write_trace
@@ -12,7 +13,7 @@ from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.extraction.page_sandbox import Failure, PageSandbox
 from data_prep.extraction.page_text import ExtractConfig
 from data_prep.readers.readers import InputConfig, read_records
-from data_prep.readers.remote_files import local_copy
+from data_prep.readers.remote_files import STUB_ENDING, local_copy, read_stub
 
 # Size of a batch for the child process: sending it costs little, and two of them fit in memory.
 _BATCH_PAGES, _BATCH_BYTES = 32, 1 << 20
@@ -34,16 +35,22 @@ def extract_task(reading: InputConfig, extract: ExtractConfig) -> ExtractTask:
 
 
 def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: an input file, or the stub of a remote one, to (shard, trace); counts `read` and `extract`."""
+    """Stage function: an input file, or the stub of a remote one, to (shard, trace); counts `read` and `extract`.
+
+    Fact: `unread`, the parts of the file that cannot be read, if there are any.
+    """
     with (
         local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path,
         write_shard(outputs[0]) as write,
         write_trace(outputs[1]) as trace,
     ):
         reading, extracting = Tally("read", trace), Tally("extract", trace)
+        unread: list[Dropped] = []
         for record, text in extract_texts(read_records(path, config.input), config.extract):
             if isinstance(record, Dropped):
                 reading.drop(record.reason, record.n_bytes, record.id, detail=record.detail)
+                if record.unread is not None:
+                    unread.append(record)
                 continue
             n_bytes = len(record.content) if isinstance(record, Page) else record.n_bytes
             reading.keep(n_bytes, n_bytes)
@@ -55,7 +62,11 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
                 document = Document(record.id, text, record.metadata)
                 extracting.keep(n_bytes, document.n_bytes)
                 write(document)
-    return TaskResult([reading.counts(), extracting.counts()])
+        n_bytes = path.stat().st_size
+    counts = [reading.counts(), extracting.counts()]
+    name = read_stub(inputs[0]).url if inputs[0].suffix == STUB_ENDING else str(inputs[0])
+    lost = estimate_loss(name, n_bytes, unread, n_read=counts[0].documents_out)
+    return TaskResult(counts, {} if lost is None else {"unread": asdict(lost)})
 
 
 def extract_texts(records: Iterable[Record], config: ExtractConfig) -> Iterator[tuple[Record, str | Failure]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.readers.compressed import Broken
+from data_prep.readers.unpackers import Broken
 from gpt.errors import import_extra
 
 _MAGIC = b"\x1f\x8b\x08"

@@ -1,6 +1,7 @@
 """The child process that reads one Parquet file for parquet_files.py, because a file of 1 kB can request gigabytes.
 
-It sends one frame a row, the size of the text and the wanted columns as JSON, and a last one with how the file ends.
+It sends one frame a row: the size of the text and the wanted columns as JSON. In place of the rows of a row group that
+it cannot read, it sends one frame with their number and the reason, and continues with the next group.
 """
 
 import json
@@ -10,9 +11,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from data_prep.execution.child_frames import (
+    CRASHED,
     END,
     FAILED,
     MISTAKE,
+    NO_COLUMN,
     OUT_OF_MEMORY,
     READY,
     TEXT,
@@ -29,48 +32,71 @@ _ROWS = 64  # decoded at a time; one at a time if these do not fit in memory
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """Read the file that the first message names."""
+    """Read the file that the first message names, from the row group after the one of `failed_row` if that is given."""
     facts = decode_json(read_text(requests))
     try:
         arrow: Any = import_extra("pyarrow", extra="data")
         parquet: Any = import_extra("pyarrow.parquet", extra="data")
-        arrow.set_memory_pool(arrow.system_memory_pool())  # other pools reserve more address space than they use
-        limit_memory(facts["max_memory_bytes"])
-        file = parquet.ParquetFile(facts["path"], buffer_size=_BUFFER)
-        columns = _columns(file, facts)
     except ConfigError as error:
         reply(replies, MISTAKE, str(error))
         return
-    except MemoryError:
-        reply(replies, MISTAKE, f"{facts['path']}: its description does not fit in {facts['max_memory_bytes']} bytes")
-        return
-    except (arrow.ArrowException, OSError) as error:
-        text = str(error).splitlines()[0]
-        reply(replies, MISTAKE, f"{facts['path']} is not a readable Parquet file: {text}")
-        return
+    arrow.set_memory_pool(arrow.system_memory_pool())  # other pools reserve more address space than they use
     reply(replies, READY)
-    n_sent = 0
-    for n_rows in (_ROWS, 1):
+    limit_memory(facts["max_memory_bytes"])
+    try:
+        # Without `pre_buffer`, pyarrow reads the chunks of a group block by block. With it, it reads them whole.
+        file = parquet.ParquetFile(facts["path"], buffer_size=_BUFFER, pre_buffer=False)
+        columns = _columns(file, facts)
+    except MemoryError:
+        _fail(replies, FAILED, None, f"its description does not fit in {facts['max_memory_bytes']} bytes")
+    except (arrow.ArrowException, OSError) as error:
+        _fail(replies, FAILED, None, f"not a readable Parquet file: {str(error).splitlines()[0]}")
+    except ConfigError as error:
+        _fail(replies, NO_COLUMN, file.metadata.num_rows, str(error))
+    else:
+        _send_groups(file, columns, facts, replies)
+    reply(replies, END)
+
+
+def _send_groups(file: Any, columns: list[str], facts: dict[str, Any], replies: BinaryIO) -> None:
+    """Send the rows group by group, and in place of rows that cannot be read their number."""
+    first, failed_row = 0, facts["failed_row"]
+    for group in range(file.num_row_groups):
+        n_rows = file.metadata.row_group(group).num_rows
+        if failed_row is None or failed_row < first:
+            _send_group(file, group, columns, facts, replies)
+        elif failed_row < first + n_rows:  # the process before this one ended in this group
+            _fail(replies, CRASHED, first + n_rows - failed_row)
+        first += n_rows
+
+
+def _send_group(file: Any, group: int, columns: list[str], facts: dict[str, Any], replies: BinaryIO) -> None:
+    arrow: Any = import_extra("pyarrow", extra="data")
+    n_rows, n_sent = file.metadata.row_group(group).num_rows, 0
+    for batch_rows in (_ROWS, 1):
+        batches = file.iter_batches(batch_size=batch_rows, row_groups=[group], columns=columns, use_threads=False)
         try:
-            for row in _rows(file, columns, n_rows, n_sent, facts["max_cpu_s"]):
+            for row in _rows(batches, n_sent, facts["max_cpu_s"]):
                 reply(replies, TEXT, _as_json(row, facts["text_field"], facts["max_record_bytes"]))
                 n_sent += 1
+            return
         except MemoryError:
             continue
         except (arrow.ArrowException, OSError) as error:
-            reply(replies, FAILED, str(error).splitlines()[0][:200])
+            _fail(replies, FAILED, n_rows - n_sent, str(error).splitlines()[0][:200])
             return
-        reply(replies, END)
-        return
-    reply(replies, OUT_OF_MEMORY)
+    _fail(replies, OUT_OF_MEMORY, n_rows - n_sent)
+
+
+def _fail(replies: BinaryIO, kind: int, n_rows: int | None, detail: str = "") -> None:
+    """Report rows that were not read, and the reason; None rows if their number is not known."""
+    reply(replies, kind, json.dumps([n_rows, detail]))
 
 
 def _columns(file: Any, facts: dict[str, Any]) -> list[str]:
     names = file.schema_arrow.names
     if facts["text_field"] not in names:
-        raise ConfigError(
-            f"{facts['path']} has no column '{facts['text_field']}' (it has: {', '.join(names)}). Set input.text_field"
-        )
+        raise ConfigError(f"no column '{facts['text_field']}' (it has: {', '.join(names)}). Set input.text_field")
     return [name for name in dict.fromkeys((facts["text_field"], facts["id_field"], "url", "date")) if name in names]
 
 
@@ -88,9 +114,8 @@ def _is_short(value: object) -> bool:
     return isinstance(value, str) and len(value) <= _MAX_OTHER
 
 
-def _rows(file: Any, columns: list[str], n_rows: int, skip: int, max_cpu_s: float) -> Iterator[dict[str, Any]]:
-    """Yield the rows from number `skip` on, decoded `n_rows` at a time."""
-    batches = file.iter_batches(batch_size=n_rows, columns=columns, use_threads=False)
+def _rows(batches: Iterator[Any], skip: int, max_cpu_s: float) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the batches from number `skip` on."""
     while True:
         signal.setitimer(signal.ITIMER_PROF, max_cpu_s)  # ends the process
         batch = next(batches, None)

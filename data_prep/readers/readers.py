@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data_prep.documents.records import Dropped, Origin, Page, decode_utf8, from_fields, usable_id
+from data_prep.documents.records import Dropped, Origin, Page, Unread, decode_utf8, from_fields, usable_id
 from data_prep.documents.shards import Document, content_id
-from data_prep.readers.compressed import PACKINGS, Broken, StreamPart, split_stream, unpacked_blocks
-from data_prep.readers.parquet_files import read_parquet
+from data_prep.readers.compressed import PACKINGS, WINDOW_BYTES, Gap, StreamPart, salvaged_blocks, split_stream
+from data_prep.readers.parquet_files import check_columns, read_parquet
 from data_prep.readers.remote_files import RemoteFile, find_remote, is_url, write_stub
+from data_prep.readers.unpackers import Broken, Packed
 from data_prep.readers.web_archives import read_web_archive
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
@@ -38,7 +39,8 @@ class InputConfig:
     read, with or without `*`. A remote file may have up to `max_download_bytes`. `source = "python-docs"` reads the
     documentation pages of the running Python instead. `text_field` and `id_field` name fields of JSON lines and columns
     of Parquet files. `text_separator` cuts `.txt` files into documents (empty: one document per file). Records of more
-    than `max_record_bytes`, also after unpacking, are dropped.
+    than `max_record_bytes`, also after unpacking, are dropped. Unpacking a zstandard or xz file may hold its last
+    `max_window_bytes` in memory. Files made by `zstd --long=31` may need 2147483648 for that.
     """
 
     paths: tuple[str, ...] = ()
@@ -48,6 +50,7 @@ class InputConfig:
     text_separator: str = ""
     max_record_bytes: int = 16 << 20
     max_download_bytes: int = 64 << 30
+    max_window_bytes: int = WINDOW_BYTES
 
     def __post_init__(self) -> None:
         if self.source == "files" and not self.paths:
@@ -75,6 +78,8 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
                 raise ConfigError(
                     f"input.paths: '{match}' is a folder. Name its files, for example '{match}/*.warc.gz'"
                 )
+            if not match.is_file():
+                raise ConfigError(f"input.paths: '{match}' is not a regular file. Copy its content to a file")
             kind_of(match.name)
             found.add(match.resolve())
     return [*sorted(found), *(remote[url] for url in sorted(remote))]
@@ -83,6 +88,13 @@ def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
 def local_inputs(files: Sequence[Path | RemoteFile], folder: Path) -> list[Path]:
     """Return the inputs of tasks: local files as they are, and a stub in `folder` for each remote one."""
     return [write_stub(file, folder) if isinstance(file, RemoteFile) else file for file in files]
+
+
+def check_inputs(files: Sequence[Path | RemoteFile], config: InputConfig) -> None:
+    """Check the settings against the first local Parquet file. ConfigError: it has no column for the texts."""
+    first = next((file for file in files if isinstance(file, Path) and file.suffix == ".parquet"), None)
+    if first is not None:
+        check_columns(first, config.text_field, config.id_field)
 
 
 def kind_of(name: str) -> str:
@@ -109,24 +121,31 @@ def read_records(path: Path, config: InputConfig) -> Iterator[Page | Document | 
 
 
 def _read_stream(path: Path, config: InputConfig, kind: str) -> Iterator[Document | Dropped]:
-    origin, taken = Origin(path), [0]
+    origin = Origin(path)
     separator = b"\n" if kind == "json lines" else config.text_separator.encode()
-    parts = split_stream(
-        unpacked_blocks(path),
-        separator,
-        max_bytes=config.max_record_bytes,
-        give_up_bytes=config.max_record_bytes * _GIVE_UP.get(path.suffix, _GIVE_UP_FAST),
-        taken=taken,
-    )
     read = _json_document if kind == "json lines" else _text_document
-    try:
-        for part in parts:
-            if part.data is None:
-                yield origin.drop("too_large", part.n_bytes, part.start)
-            elif part.data.strip():
-                yield read(part, config, origin)
-    except Broken as error:  # the part since the last separator is incomplete
-        yield origin.drop(error.reason, 0, taken[0], detail=error.detail)
+    with Packed(path) as packed:
+        parts = split_stream(
+            salvaged_blocks(packed, path.suffix, max_window_bytes=config.max_window_bytes),
+            separator,
+            max_bytes=config.max_record_bytes,
+            give_up_bytes=config.max_record_bytes * _GIVE_UP.get(path.suffix, _GIVE_UP_FAST),
+        )
+        try:
+            for part in parts:
+                if isinstance(part, Gap):
+                    yield origin.drop(part.reason, 0, part.start, detail=part.detail, unread=Unread(part.n_bytes))
+                    if not separator:  # the whole file is one document
+                        return
+                elif part.data is None:
+                    yield origin.drop("too_large", part.n_bytes, part.start)
+                elif part.data.strip():
+                    record = read(part, config, origin)
+                    if not (part.cut and (isinstance(record, Dropped) or kind == "text")):  # else it is of the gap
+                        yield record
+        except Broken as error:
+            rest = Unread(packed.n_bytes - packed.at)
+            yield origin.drop(error.reason, 0, error.start, detail=error.detail, unread=rest)
 
 
 def _json_document(part: StreamPart, config: InputConfig, origin: Origin) -> Document | Dropped:

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents.records import Dropped, Origin, Page, decode_utf8
+from data_prep.documents.records import Dropped, Origin, Page, Unread, decode_utf8
 from data_prep.documents.shards import Document, content_id
 from data_prep.readers.archive_bytes import ArchiveBytes, RecordPosition
 from data_prep.readers.archive_formats import ARC, HEAD_LIMIT, WARC, ArchiveFormat, RecordHead
-from data_prep.readers.compressed import Broken
 from data_prep.readers.http_messages import read_response, split_content_type
+from data_prep.readers.unpackers import Broken
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 TEXT_TYPES = ("text/plain",)
@@ -69,7 +69,8 @@ def _resume_packed(
     reason = "damaged" if error.reason == "truncated" and member is not None else error.reason
     end = source.n_bytes if member is None else member
     source.seek(RecordPosition(end, 0))
-    return origin.drop(reason, end - start.member, str(start), detail=error.detail)
+    n_bytes = end - start.member
+    return origin.drop(reason, n_bytes, str(start), detail=error.detail, unread=Unread(n_bytes))
 
 
 def _resume(
@@ -84,8 +85,9 @@ def _resume(
         return replace(_resume_packed(source, form, error, start, origin), id=bad.id or origin.position_id(str(start)))
     # A record that claims to reach beyond the end of the file is not cut off if others follow it.
     reason = "wrong_length" if found and bad.reason == "truncated" else bad.reason
-    n_bytes = bad.n_bytes or max(source.position.inner - start.inner, 0)
-    return origin.drop(reason, n_bytes, str(start), id=bad.id, detail=bad.detail)
+    passed = max(source.position.inner - start.inner, 0)
+    unread = None if source.packed else Unread(passed)  # in a packed file, these are not bytes of the file
+    return origin.drop(reason, bad.n_bytes or passed, str(start), id=bad.id, detail=bad.detail, unread=unread)
 
 
 def _read_record(

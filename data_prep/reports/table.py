@@ -10,6 +10,7 @@ from rich.table import Table
 
 from data_prep.decontamination.decontaminate import REPORT
 from data_prep.documents.counts import Counts
+from data_prep.documents.losses import FileLoss
 from data_prep.documents.shards import parent_id
 from data_prep.execution.files import disk_errors
 from data_prep.pipeline import PreparedCorpus
@@ -17,6 +18,7 @@ from data_prep.recipe import PrepareConfig
 from data_prep.reports.explain import Fate
 from data_prep.reports.page import report_page
 
+_SHOWN = 5  # files, or grams
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
@@ -26,6 +28,7 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
     with disk_errors(page):
         page.write_text(report_page(prepared), encoding="utf-8")
     console.print(counts_table(prepared.counts))
+    show_losses([FileLoss(**facts["unread"]) for facts in prepared.facts.get("extract", [])], console)
     for found in prepared.facts.get(REPORT, []):
         show_decontamination(found, console)
     for kind in dict.fromkeys(kind for facts in prepared.facts.get("pii", []) for kind in facts["masked"]):
@@ -53,6 +56,26 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
         soft_wrap=True,
     )
     console.print(f"report with plots: {page}", highlight=False, soft_wrap=True)
+
+
+def show_losses(losses: Sequence[FileLoss], console: Console) -> None:
+    """Print how much of the input could not be read, and the files that lost most."""
+    if not losses:
+        return
+    n_bytes, n_records = sum(loss.unread_bytes for loss in losses), sum(loss.records or 0 for loss in losses)
+    more = " or more" if any(loss.records is None for loss in losses) else ""
+    lines = [
+        f"not read: {in_bytes(n_bytes)} in {len(losses):,} damaged input files, about {n_records:,} records{more}. "
+        "Get these files again, and run the same command"
+    ]
+    for loss in sorted(losses, key=lambda loss: (-loss.unread_bytes, loss.path))[:_SHOWN]:
+        records = "an unknown number of" if loss.records is None else f"about {loss.records:,}"
+        lines.append(
+            f"  {loss.path}: {loss.reason} ({loss.detail}): {in_bytes(loss.unread_bytes)} of "
+            f"{in_bytes(loss.file_bytes)} not read, {records} records"
+        )
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_fates(fates: Sequence[Fate], config: PrepareConfig, console: Console) -> None:
@@ -97,9 +120,6 @@ def in_bytes(n: int) -> str:
         if n >= size:
             return f"{n / size:.1f} {unit}"
     return f"{n} B"
-
-
-_SHOWN = 5  # grams
 
 
 def show_decontamination(report: Mapping[str, Any], console: Console) -> None:

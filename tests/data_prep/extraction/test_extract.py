@@ -1,6 +1,7 @@
 """Extract the texts of records, in their order, and compare them with gold texts."""
 
 import json
+import random
 import re
 import statistics
 from collections import Counter
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.documents.records import Dropped, Page
-from data_prep.documents.shards import Document
-from data_prep.extraction.extract import extract_texts
+from data_prep.documents.shards import Document, read_shard
+from data_prep.extraction.extract import extract_file, extract_task, extract_texts
 from data_prep.extraction.page_text import ExtractConfig, page_text
 from data_prep.readers.readers import InputConfig, read_records
 
@@ -34,6 +35,28 @@ def test_the_child_process_gives_the_texts_of_page_text_in_the_order_of_the_reco
         name: page_text(html, None, True, ExtractConfig()) for name, html in texts.items()
     }
     assert found[11][1] == "a text as it is \t\n"
+
+
+def test_a_damaged_file_tells_how_much_of_it_is_missing(tmp_path):
+    """4,000 lines in four frames, of which the second is damaged and the fourth cut off."""
+    zstandard = pytest.importorskip("zstandard")
+    lines = [json.dumps({"id": str(n), "text": f"{n} {random.Random(n).randbytes(150).hex()}"}) for n in range(4000)]
+    pack = zstandard.ZstdCompressor(write_checksum=True).compress
+    frames = [bytearray(pack("\n".join([*lines[n : n + 1000], ""]).encode())) for n in range(0, 4000, 1000)]
+    frames[1][len(frames[1]) // 2] ^= 8
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(b"".join([*frames[:3], frames[3][: len(frames[3]) // 2]]))
+    config = extract_task(InputConfig(paths=("-",)), ExtractConfig())
+    result = extract_file(config, (path,), (tmp_path / "shard", tmp_path / "trace"))
+    ids = [int(document.id) for document in read_shard(tmp_path / "shard")]
+    assert ids == [*range(1000), *range(2000, max(ids) + 1)]
+    assert 3300 < max(ids) < 3500
+    assert result.counts[0].dropped == {"damaged": 1, "truncated": 1}
+    about = result.facts["unread"]
+    assert (about["path"], about["file_bytes"]) == (str(path), path.stat().st_size)
+    assert about["unread_bytes"] == len(frames[1])
+    assert abs(about["records"] - 1000) < 50
+    assert about["reason"] == "damaged"
 
 
 def shingles(text: str) -> Counter[tuple[str, ...]]:

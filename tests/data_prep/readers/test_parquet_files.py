@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_prep.documents.records import Dropped
-from data_prep.readers.parquet_files import read_parquet
+from data_prep.documents.records import Dropped, Unread
+from data_prep.readers.parquet_files import check_columns, read_parquet
 from gpt.errors import ConfigError
 
 arrow = pytest.importorskip("pyarrow", reason="the extra 'data' is not installed")
@@ -20,14 +20,20 @@ def test_rows_become_documents_or_reasons(tmp_path):
     first, *dropped = read(path)
     assert (first.id, first.text) == ("a", "one")
     assert [(type(row), row.reason) for row in dropped] == [(Dropped, "malformed"), (Dropped, "too_large")]
-    with pytest.raises(ConfigError, match=r"no column 'body' \(it has: id, text, n\)"):
-        read(path, text_field="body")
+    (missing,) = read(path, text_field="body")
+    assert (missing.reason, missing.unread) == ("malformed", Unread(0, 3))
+    message = r"no column 'body' \(it has: id, text, n\)"
+    with pytest.raises(ConfigError, match=message):
+        check_columns(path, "body", "id")
+    check_columns(path, "text", "id")
     path.write_bytes(b"PAR1 nothing")
-    with pytest.raises(ConfigError, match="not a readable Parquet file"):
-        read(path)
+    (damaged,) = read(path)
+    assert (damaged.reason, damaged.unread) == ("damaged", Unread(12))
+    assert damaged.detail.startswith("not a readable Parquet file: ")
+    check_columns(path, "text", "id")
 
 
-def test_a_file_that_is_damaged_further_on_gives_the_rows_before_that(tmp_path):
+def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path):
     path = tmp_path / "a.parquet"
     table = arrow.table({"text": [f"row {n}, which no other equals: {n * 7919}" for n in range(3000)]})
     parquet.write_table(table, path, row_group_size=500, compression="none", use_dictionary=False)
@@ -35,7 +41,11 @@ def test_a_file_that_is_damaged_further_on_gives_the_rows_before_that(tmp_path):
     group = parquet.ParquetFile(path).metadata.row_group(3).column(0)
     data[group.data_page_offset : group.data_page_offset + 20] = b"\xff" * 20
     path.write_bytes(data)
-    *rows, last = read(path, max_record_bytes=1000)
-    assert 1000 <= len(rows) <= 1500
-    assert (last.reason, last.detail.startswith("the rows from here on: ")) == ("damaged", True)
-    assert last.id.endswith(f"@{len(rows)}")
+    rows = read(path, max_record_bytes=1000)
+    (gap,) = [row for row in rows if isinstance(row, Dropped)]
+    assert [row.text.split(",")[0] for row in rows if row is not gap] == [
+        f"row {n}" for n in range(3000) if not 1500 <= n < 2000
+    ]
+    assert (gap.reason, gap.unread) == ("damaged", Unread(0, 500))
+    assert gap.detail.startswith("500 rows from here on: ")
+    assert gap.id.endswith("@1500")

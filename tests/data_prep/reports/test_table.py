@@ -6,9 +6,10 @@ import pytest
 from rich.console import Console
 
 from data_prep.documents.counts import Counts
+from data_prep.documents.losses import FileLoss
 from data_prep.pipeline import PreparedCorpus
 from data_prep.reports.page import report_page
-from data_prep.reports.table import counts_table, in_bytes, show, show_decontamination, show_overlap
+from data_prep.reports.table import counts_table, in_bytes, show, show_decontamination, show_losses, show_overlap
 
 COUNTS = [
     Counts("read", 12, 12, 2400, 2400),
@@ -65,6 +66,18 @@ def test_the_end_of_a_run_shows_the_corpus_and_writes_the_page(prepared, tmp_pat
     )
     assert "entropy of the validation tokens' frequencies: 3.2500 nats" in text
     assert (tmp_path / "report.html").read_text() == report_page(prepared)
+
+
+def test_what_could_not_be_read_is_printed_with_the_files_that_lost_most():
+    losses = [FileLoss(f"{n}.jsonl.gz", 10**9, n * 10**6, n * 100, "damaged", "gzip: x") for n in range(1, 8)]
+    lines = printed(show_losses, [*losses, FileLoss("cut.jsonl", 10, 0, None, "truncated", "ends")]).splitlines()
+    assert lines[0] == (
+        "not read: 28.0 MB in 8 damaged input files, about 2,800 records or more. Get these files again, and run the "
+        "same command"
+    )
+    assert lines[1] == "  7.jsonl.gz: damaged (gzip: x): 7.0 MB of 1.0 GB not read, about 700 records"
+    assert len(lines) == 6
+    assert printed(show_losses, []) == ""
 
 
 def test_the_page_sums_facts_over_tasks_and_escapes_names(prepared):

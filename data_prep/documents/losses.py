@@ -1,0 +1,42 @@
+"""Estimate how many records the unreadable parts of a file hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_prep.documents.records import Dropped
+
+
+@dataclass(frozen=True)
+class FileLoss:
+    """The unreadable parts of one input file: bytes of the file, and records, None where nobody can tell.
+
+    `reason` and `detail` are those of the largest part.
+    """
+
+    path: str
+    file_bytes: int
+    unread_bytes: int
+    records: int | None
+    reason: str
+    detail: str
+
+
+def estimate_loss(path: str, file_bytes: int, unread: Sequence[Dropped], *, n_read: int) -> FileLoss | None:
+    """Sum up the unreadable parts of a file, of whose other parts `n_read` records came; None if all was readable.
+
+    Records of parts that do not tell their number are estimated from the mean size of the others.
+    """
+    parts = [(record, record.unread) for record in unread if record.unread is not None]
+    if not parts:
+        return None
+    largest = max(parts, key=lambda part: part[1].n_bytes)[0]
+    n_bytes = sum(part.n_bytes for _, part in parts)
+    known = sum(part.n_records for _, part in parts if part.n_records is not None)
+    guessed_bytes = sum(part.n_bytes for _, part in parts if part.n_records is None)
+    is_open = any(part.n_records is None and not part.n_bytes for _, part in parts)  # for example, a file that was cut
+    readable = file_bytes - n_bytes
+    if guessed_bytes and n_read and readable > 0:
+        records: int | None = known + round(guessed_bytes * n_read / readable)
+    else:
+        records = None if guessed_bytes or (is_open and not known) else known
+    return FileLoss(path, file_bytes, n_bytes, records, largest.reason, largest.detail)

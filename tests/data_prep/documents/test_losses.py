@@ -1,0 +1,25 @@
+"""Estimate what the unreadable parts of a file held."""
+
+from data_prep.documents.losses import FileLoss, estimate_loss
+from data_prep.documents.records import Dropped, Unread
+
+
+def loss(*parts: Unread, n_read: int = 100) -> tuple[int, int | None] | None:
+    records = [Dropped("damaged", 0, detail=str(part.n_bytes), unread=part) for part in parts]
+    found = estimate_loss("a.jsonl.gz", 1000, [*records, Dropped("malformed", 7)], n_read=n_read)
+    return None if found is None else (found.unread_bytes, found.records)
+
+
+def test_records_are_estimated_from_the_mean_size_of_the_others():
+    assert loss() is None
+    assert loss(Unread(500)) == (500, 100)
+    assert loss(Unread(300), Unread(200)) == (500, 100)
+    assert loss(Unread(0, 40), Unread(0, 2), n_read=0) == (0, 42), "a Parquet file tells how many rows it has"
+    assert loss(Unread(500), Unread(0, 40)) == (500, 140)
+    assert loss(Unread(1000), n_read=0) == (1000, None)
+    assert loss(Unread(0)) == (0, None), "a file that was cut does not tell what is missing"
+
+
+def test_the_largest_part_gives_the_reason():
+    parts = [Dropped("damaged", 0, detail="a", unread=Unread(1)), Dropped("too_large", 0, detail="b", unread=Unread(9))]
+    assert estimate_loss("x", 100, parts, n_read=9) == FileLoss("x", 100, 10, 1, "too_large", "b")
