@@ -14,6 +14,9 @@ from gpt.files.regular import read_text
 
 T = TypeVar("T")
 
+MAX_RECIPE_BYTES = 1 << 22
+_MAX_DEPTH = 32
+
 
 def find_recipe(recipe: str) -> Path:
     """The path of a recipe. `gpt3_125m` or `launch/recipes/demo.toml` find the shipped files from any folder."""
@@ -31,7 +34,7 @@ def find_recipe(recipe: str) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; ConfigError if it is missing or is not TOML."""
     try:
-        return tomllib.loads(read_text(path))
+        return _shallow(tomllib.loads(read_text(path, max_bytes=MAX_RECIPE_BYTES)))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe file") from None
     except RecursionError:
@@ -155,13 +158,24 @@ def _describe(hint: Any) -> str:
 
 def _read_value(text: str, dotted: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return _shallow(tomllib.loads(f"value = {text}"))["value"]
     except tomllib.TOMLDecodeError:
         return text
     except RecursionError:
         raise ConfigError(f"the override --{dotted} is invalid: its lists or tables are nested too deeply") from None
     except ValueError as error:  # an integer with more digits than Python reads
         raise ConfigError(f"the override --{dotted} is invalid: {error}") from None
+
+
+def _shallow(table: dict[str, Any]) -> dict[str, Any]:
+    """Return the table. RecursionError: it is nested too deeply for the functions here, which call themselves."""
+    level: list[Any] = [table]
+    for _ in range(_MAX_DEPTH):
+        level = [item for holder in level for item in (holder.values() if isinstance(holder, dict) else holder)]
+        level = [item for item in level if isinstance(item, (dict, list))]
+        if not level:
+            return table
+    raise RecursionError
 
 
 def _copy(table: dict[str, Any]) -> dict[str, Any]:
