@@ -13,17 +13,18 @@ from data_prep.documents.counts import Counts
 from data_prep.execution.files import describe_file, disk_errors
 from data_prep.execution.fingerprint import Fingerprint
 from data_prep.execution.manifest import Entry, WorkManifest
-from data_prep.execution.tasks import FinishedTask, Paths, Stage, Task, TaskOutcome, TaskRequest, plain, task_key
+from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskOutcome, TaskRequest, plain, task_key
 from gpt.files.atomic import sync_folder
 
-_LISTED_INPUTS = 32  # inputs that a task's own line may list
+MAX_LISTED_INPUTS = 32  # that a task's own line, or its message to a worker, may list
 _SYNC_S = 1.0  # a crash of the machine may lose this many seconds of work; an fsync per task would be slow
 
 
 @dataclass
 class _Inputs:
-    """Digests and sizes of a task's inputs, and the name of their line in the manifest if they have one."""
+    """A task's inputs with their digests and sizes, and the name of their line in the manifest if they have one."""
 
+    paths: tuple[Path, ...]
     digests: list[str]
     n_bytes: tuple[int, ...]
     name: str = ""
@@ -37,7 +38,7 @@ class TaskRecords:
         self._manifest = WorkManifest(folder)
         self._renamed_in: set[Path] = set()  # folders to sync
         self._synced_at = 0.0
-        self._inputs: dict[Paths, _Inputs] = {}  # of the tasks of one stage
+        self._inputs: dict[int, _Inputs] = {}  # by identity, of the tasks of one stage: comparing long lists takes time
 
     def open(self, name: str) -> None:
         """Read all manifests of the folder; the one called `name` is ours to write."""
@@ -131,11 +132,11 @@ class TaskRecords:
 
     def _inputs_of(self, task: Task) -> _Inputs:
         """Digests and sizes of a task's inputs; tasks with the same inputs, which may be many, share them."""
-        known = self._inputs.get(task.inputs)
+        known = self._inputs.get(id(task.inputs))
         if known is None:
             digests = [self.digest(path) for path in task.inputs]
-            known = _Inputs(digests, tuple(self._manifest.n_bytes(path) or 0 for path in task.inputs))
-            self._inputs[task.inputs] = known
+            known = _Inputs(task.inputs, digests, tuple(self._manifest.n_bytes(path) or 0 for path in task.inputs))
+            self._inputs[id(task.inputs)] = known
         return known
 
     def _list_inputs(self, task: Task) -> list[dict[str, Any]] | str:
@@ -147,7 +148,7 @@ class TaskRecords:
             {"path": str(path), "digest": digest, "bytes": n_bytes}
             for path, digest, n_bytes in zip(task.inputs, known.digests, known.n_bytes, strict=True)
         ]
-        if len(inputs) <= _LISTED_INPUTS:
+        if len(inputs) <= MAX_LISTED_INPUTS:
             return inputs
         known.name = self._shared_line({"inputs": inputs})
         return known.name

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +22,10 @@ from data_prep.execution.files import describe_file, disk_errors
 from data_prep.execution.fingerprint import Fingerprint, fingerprint
 from gpt.errors import ConfigError
 from gpt.files.atomic import sync_file
+from gpt.files.json_text import decode_json
 
 Paths = tuple[Path, ...]
+_NAMED_INPUTS = 3
 _SETTLE_S = 60.0  # how long a network file system may show another machine an old state
 
 
@@ -77,6 +80,7 @@ class TaskRequest:
     """A task on its way to a worker, which checks that it sees the same inputs and has the same code as the run.
 
     `n_bytes`: size of each input. `attempts`: the folder below which workers leave their outputs. `host`: of the run.
+    `listed`: a file of `list_inputs` with all inputs, if these are many. `task` and `n_bytes` then have the first few.
     """
 
     stage: Stage
@@ -86,13 +90,14 @@ class TaskRequest:
     folder: Path
     attempts: Path
     host: str
+    listed: Path | None = None
 
     @property
     def name(self) -> str:
         """The task as errors and progress name it."""
-        names = [path.name for path in self.task.inputs[:3]]
+        names = [path.name for path in self.task.inputs[:_NAMED_INPUTS]]
         rest = len(self.task.inputs) - len(names)
-        of = ", ".join(names) + (f" and {rest} more" if rest else "")
+        of = ", ".join(names) + (" and more" if self.listed else f" and {rest} more" if rest else "")
         return f"stage '{self.stage.name}' of {of or 'its source'}"
 
 
@@ -164,6 +169,25 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def list_inputs(request: TaskRequest, path: Path) -> TaskRequest:
+    """Write a request's inputs to `path`, unless it exists, and return a short request that refers to it.
+
+    The inputs of a corpus's files are all shards: 10 MB of paths, which would go to each worker again for each file.
+    """
+    if not path.exists():
+        inputs = [str(item) for item in request.task.inputs]
+        path.write_text(json.dumps({"paths": inputs, "bytes": request.n_bytes}), encoding="utf-8")
+    first = dataclasses.replace(request.task, inputs=request.task.inputs[:_NAMED_INPUTS])
+    return dataclasses.replace(request, task=first, n_bytes=request.n_bytes[:_NAMED_INPUTS], listed=path)
+
+
+@lru_cache(1)
+def _listed_inputs(path: Path) -> tuple[Paths, tuple[int, ...]]:
+    """The paths and sizes that `list_inputs` wrote. Many tasks in turn have the same list, in a file of its own."""
+    about = decode_json(path.read_bytes())
+    return tuple(map(Path, about["paths"])), tuple(about["bytes"])
+
+
 def execute(request: TaskRequest) -> TaskOutcome:
     """Do one task, in a worker.
 
@@ -171,6 +195,9 @@ def execute(request: TaskRequest) -> TaskOutcome:
     """
     started = time.perf_counter()
     host = socket.gethostname()
+    if request.listed is not None:
+        inputs, n_bytes = _listed_inputs(request.listed)
+        request = dataclasses.replace(request, task=dataclasses.replace(request.task, inputs=inputs), n_bytes=n_bytes)
     _check_inputs(request, host)
     here = request.stage.fingerprint()
     if here != request.fingerprint:

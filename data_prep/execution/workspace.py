@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.execution.files import describe_file, disk_errors
-from data_prep.execution.records import TaskRecords
+from data_prep.execution.records import MAX_LISTED_INPUTS, TaskRecords
 from data_prep.execution.shares import Share, ShareWatch, WorkFolderLock
-from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskRequest, execute
+from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskRequest, execute, list_inputs
 from data_prep.execution.workers import Executor, LocalWorkers
 from gpt.errors import ConfigError
 from gpt.files.atomic import sync_folder
@@ -120,7 +120,7 @@ class Workspace:
         ) as progress:
             with disk_errors(self.folder):
                 _make_folders({output.parent for request in requests for output in request.task.outputs})
-            for index, outcome in self._executor.run(execute, requests, name=_name):
+            for index, outcome in self._executor.run(execute, self._messages(requests), name=_name):
                 self._records.add_task(requests[index], keys[own[index]], outcome)
                 progress.advance(outcome.result.counts, sum(requests[index].n_bytes))
             self._records.sync()
@@ -172,6 +172,17 @@ class Workspace:
 
     def _is_own(self, index: int) -> bool:
         return self._share is None or self._share.owner(index) == self._share.number
+
+    def _messages(self, requests: Sequence[TaskRequest]) -> list[TaskRequest]:
+        """The requests as workers get them: one file lists the many inputs that several tasks have in common."""
+        lists: dict[int, Path] = {}  # by the identity of the inputs, since comparing long lists takes time
+        messages = []
+        for request in requests:
+            if len(request.task.inputs) > MAX_LISTED_INPUTS:
+                number = lists.setdefault(id(request.task.inputs), self._attempts / f"{self._step}-{len(lists)}.inputs")
+                request = list_inputs(request, number)
+            messages.append(request)
+        return messages
 
     def _wait(self, missing: dict[str, int], is_there: Callable[[str], bool], progress: "StageProgress") -> None:
         """Wait until the other shares have done what is `missing`: key or path to the index that tells its owner."""

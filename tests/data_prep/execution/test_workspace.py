@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pickle
 import shutil
 
 import pytest
@@ -57,6 +58,28 @@ def test_a_second_run_does_only_the_tasks_that_a_change_concerns(tmp_path, funct
     entry = next(line for line in lines if line.get("stage") == "copy")
     assert {"key", "inputs", "outputs", "counts", "facts", "elapsed_s", "finished_at", "versions"} <= entry.keys()
     assert entry["outputs"][0]["bytes"] == 5
+
+
+def test_a_message_to_a_worker_does_not_grow_with_the_inputs_of_its_task(tmp_path, functions):
+    """Each file of a corpus is made of all shards: their paths are in one file, for all tasks and all workers."""
+    paths = [tmp_path / f"{n:05d}.in" for n in range(2000)]
+    for path in paths:
+        path.write_text("x")
+    many, sizes = tuple(paths), []
+
+    class Sender(InThisProcess):
+        def run(self, function, jobs, *, name):
+            sizes.extend(len(pickle.dumps(job)) for job in jobs)
+            assert name(jobs[0]) == "stage 'join' of 00000.in, 00001.in, 00002.in and more"
+            assert len(list((tmp_path / "w/.tmp").rglob("*.inputs"))) == 1
+            yield from ((index, function(pickle.loads(pickle.dumps(job)))) for index, job in enumerate(jobs))
+
+    config, quiet = functions.Config("p", tmp_path / "log"), ProgressBars(Console(quiet=True))
+    with Workspace(tmp_path / "w", n_workers=1, progress=quiet, executor=Sender) as workspace:
+        outputs = [workspace.folder / "join" / f"{n}.out" for n in range(3)]
+        workspace.run(Stage("join", functions.join), [Task(config, many, (output,)) for output in outputs])
+        assert [output.read_text() for output in outputs] == ["x" * 2000] * 3
+    assert max(sizes) < 10_000
 
 
 def test_changed_code_runs_again_and_changed_comments_do_not(tmp_path, functions, sources):
