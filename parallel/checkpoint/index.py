@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from gpt.files.boxes import untiled
 from gpt.files.safetensors import DTYPE_NAMES, DTYPES
 from parallel.checkpoint.files import open_own, read_json
 from parallel.checkpoint.manifest import INDEX, CheckpointManifest, is_count
 from parallel.errors import CheckpointError
+
+MAX_NAME_LENGTH = 1000
+MAX_TENSOR_BYTES = 2**62  # torch counts bytes in 64 bits
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,12 @@ def read_index(path: Path, manifest: CheckpointManifest) -> dict[str, StoredTens
     index = {}
     used_bytes = dict.fromkeys(manifest.files, 0)
     for name, entry in read_json(path, INDEX, manifest.files[INDEX]).items():
+        if len(name) > MAX_NAME_LENGTH or not name.isprintable():
+            raise CheckpointError(path, f"{INDEX}: {name[:100]!r} of {len(name)} characters is no name of a tensor")
         try:
             chunks = tuple(Chunk(c["file"], tuple(c["offsets"]), tuple(c["shape"])) for c in entry["chunks"])
             stored = StoredTensor(tuple(entry["shape"]), DTYPES[entry["dtype"]], chunks)
-            if not _tiles(stored):
-                raise CheckpointError(path, f"{INDEX}: the pieces of '{name}' do not fill its shape {stored.shape}")
+            _check_sizes(path, name, stored)
             for chunk in chunks:
                 used_bytes[chunk.file] += math.prod(chunk.shape) * stored.dtype.itemsize
         except (KeyError, TypeError, ValueError) as error:
@@ -86,12 +91,15 @@ def stored_slice(path: Path, shard: Any, *, name: str, stored: StoredTensor, chu
     return found
 
 
-def _tiles(stored: StoredTensor) -> bool:
-    """Return whether all chunks lie inside the tensor and fill its volume. The save has checked that none overlap."""
-    volume = 0
-    for chunk in stored.chunks:
-        box = list(zip(chunk.offsets, chunk.shape, stored.shape, strict=True))
-        if not all(is_count(offset) and is_count(size) and offset + size <= whole for offset, size, whole in box):
-            return False
-        volume += math.prod(chunk.shape)
-    return all(map(is_count, stored.shape)) and volume == math.prod(stored.shape)
+def _check_sizes(path: Path, name: str, stored: StoredTensor) -> None:
+    """Check the sizes of a tensor and its chunks. ValueError: one is no count, so Triaxial has not written it."""
+    sizes = (*stored.shape, *(n for chunk in stored.chunks for n in (*chunk.offsets, *chunk.shape)))
+    if not all(map(is_count, sizes)):
+        raise ValueError("a size that is no count")
+    if math.prod(max(n, 1) for n in stored.shape) * stored.dtype.itemsize > MAX_TENSOR_BYTES:
+        raise CheckpointError(path, f"{INDEX}: the shape of '{name}' is too large for any memory")
+    if len({chunk.file for chunk in stored.chunks}) < len(stored.chunks):
+        raise CheckpointError(path, f"{INDEX}: two pieces of '{name}' are in one file, which holds one of each tensor")
+    fault = untiled(stored.shape, [(chunk.offsets, chunk.shape) for chunk in stored.chunks])
+    if fault is not None:
+        raise CheckpointError(path, f"{INDEX}: the pieces of '{name}' do not tile it: {fault}")

@@ -104,8 +104,8 @@ def open_source(folder: Path, *, model: ModelConfig | None = None, tokenizer_siz
     """
     check_format(folder)
     saved = {name: tensor for name, tensor in read_metadata(folder).items() if "_extra_state" not in name}
-    states = [name for name in saved if _OPTIMIZER.match(name)]
-    weights = {name: tensor for name, tensor in saved.items() if name not in set(states)}
+    states = {name for name in saved if _OPTIMIZER.match(name)}
+    weights = {name: tensor for name, tensor in saved.items() if name not in states}
     for name in weights:
         feature = unsupported_feature(name)
         if feature is not None:

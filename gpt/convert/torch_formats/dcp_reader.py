@@ -4,10 +4,10 @@
 that it names is run.
 """
 
-import itertools
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from gpt.convert.torch_formats.pickle_as_data import GlobalName, PickledDict, PickledObject, as_dict, decode, described
 from gpt.convert.torch_formats.torch_archive import FoundTensor, find_tensor
 from gpt.errors import ConfigError
+from gpt.files.boxes import overlapping, untiled
 from gpt.files.regular import read_bytes
 from gpt.files.safetensors import TensorLocation, read_into
 
@@ -100,13 +101,25 @@ def read_metadata(folder: Path) -> dict[str, SavedTensor]:
             )
     root = _state(decoded.root, "Metadata", path)
     positions = _positions(root.get("storage_data"), path)
+    _check_positions_apart(positions, path)
+    n_positions = Counter(name for name, _ in positions)
     tensors = {}
     for name, node in as_dict(root.get("state_dict_metadata"), where=str(path)).items():
-        if not _is_name(name):
-            raise ConfigError(f"{path}: {name[:100]!r} of {len(name)} characters is not a valid tensor name")
+        _check_name(name, path)
         if isinstance(node, PickledObject) and node.of == CLASSES + "TensorStorageMetadata":
-            tensors[name] = _tensor(name, as_dict(node, where=str(path)), positions, path)
+            fields = as_dict(node, where=str(path))
+            chunks = fields.get("chunks")
+            # A pickle can refer to one list of chunks from a thousand tensors, at two bytes each.
+            stored = n_positions[name]
+            if isinstance(chunks, list) and len(chunks) > stored > 0:
+                raise ConfigError(f"{path}: {len(chunks)} parts of '{name}' are described, and {stored} stored")
+            tensors[name] = _tensor(name, fields, positions, path)
     return tensors
+
+
+def _check_name(name: str, path: Path) -> None:
+    if not _is_name(name):
+        raise ConfigError(f"{path}: {name[:100]!r} of {len(name)} characters is not a valid tensor name")
 
 
 def _is_name(text: str) -> bool:
@@ -125,15 +138,12 @@ def _positions(node: Any, path: Path) -> dict[tuple[str, tuple[int, ...]], tuple
         info = _state(value, STORAGE_INFO, path)
         file, start, length = (info.get(key) for key in ("relative_path", "offset", "length"))
         name = index.get("fqn")
-        if (
-            not isinstance(name, str)
-            or not name.isprintable()
-            or not isinstance(file, str)
-            or type(start) is not int
-            or type(length) is not int
-        ):
+        if not isinstance(name, str) or not isinstance(file, str) or type(start) is not int or type(length) is not int:
             raise ConfigError(f"{path}: the position of a tensor is incomplete")
-        if Path(file).name != file or file in ("", ".", "..") or not _is_name(file) or len(file.encode()) > 255:
+        if start < 0 or length < 0:
+            raise ConfigError(f"{path}: the position {start}, of {length} bytes, is invalid")
+        _check_name(name, path)
+        if len(file) > 255 or not _is_name(file) or Path(file).name != file or file in ("", ".", ".."):
             raise ConfigError(
                 f"{path}: {name[:100]!r} should be in {file[:100]!r}, which is not a file in the same folder"
             )
@@ -141,6 +151,17 @@ def _positions(node: Any, path: Path) -> dict[tuple[str, tuple[int, ...]], tuple
             raise ConfigError(f"{path}: '{name}' is stored compressed or encrypted, which is not supported")
         found[name, _size(index["offset"], path)] = (file, start, length)
     return found
+
+
+def _check_positions_apart(positions: dict[tuple[str, tuple[int, ...]], tuple[str, int, int]], path: Path) -> None:
+    """Check that no two parts share bytes. Otherwise a small file could claim to be tensors of any size and number."""
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for file, start, length in positions.values():
+        spans.setdefault(file, []).append((start, start + length))
+    for file, found in spans.items():
+        shared = overlapping(found)
+        if shared is not None:
+            raise ConfigError(f"{path}: two parts of tensors overlap in {file} from byte {shared[0]} on")
 
 
 def _tensor(
@@ -189,16 +210,15 @@ def _size(node: Any, path: Path) -> tuple[int, ...]:
 def find_slices(folder: Path, name: str, saved: SavedTensor, layers: Sequence[int] | None) -> list[Slice]:
     """Locate a whole tensor, or these layers of it. ConfigError: a file is missing or cut off, or parts do not fit."""
     found = [(box, _find_box(folder, name, saved, box)) for box in saved.boxes]
-    _check_apart(folder, name, [here.stored for _, here in found])
     if layers is None:
-        parts = tuple(SlicePart(box.offsets, here.stored, here.crc) for box, here in found)
+        parts = [SlicePart(box.offsets, here.stored, here.crc) for box, here in found]
         return [_checked(folder, name, saved.shape, parts)]
-    slices = []
-    for layer in layers:
-        held = [(box, here) for box, here in found if box.offsets[0] <= layer < box.offsets[0] + box.shape[0]]
-        cut = tuple(_layer_of(box, here, layer - box.offsets[0]) for box, here in held)
-        slices.append(_checked(folder, f"{name}, layer {layer}", saved.shape[1:], cut))
-    return slices
+    by_layer: dict[int, list[SlicePart]] = {layer: [] for layer in layers}
+    for box, here in found:
+        for layer in range(box.offsets[0], min(box.offsets[0] + box.shape[0], max(layers) + 1)):
+            if layer in by_layer:
+                by_layer[layer].append(_layer_of(box, here, layer - box.offsets[0]))
+    return [_checked(folder, f"{name}, layer {layer}", saved.shape[1:], by_layer[layer]) for layer in layers]
 
 
 def _find_box(folder: Path, name: str, saved: SavedTensor, box: Box) -> FoundTensor:
@@ -215,13 +235,6 @@ def _find_box(folder: Path, name: str, saved: SavedTensor, box: Box) -> FoundTen
     return FoundTensor(TensorLocation(path, stored.dtype, box.shape, stored.start), found.crc)
 
 
-def _check_apart(folder: Path, name: str, parts: Iterable[TensorLocation]) -> None:
-    """Check that no two parts share bytes. Otherwise a small file could claim to be a tensor of any size."""
-    for a, b in itertools.pairwise(sorted(parts, key=lambda part: (part.file, part.start))):
-        if a.file == b.file and b.start < a.start + a.size_bytes:
-            raise ConfigError(f"{folder / METADATA}: two parts of '{name}' overlap in {a.file}")
-
-
 def _layer_of(box: Box, found: FoundTensor, layer: int) -> SlicePart:
     """Return one layer of a box. `layer` counts from the first layer of the box."""
     stored, shape = found.stored, box.shape[1:]
@@ -230,18 +243,13 @@ def _layer_of(box: Box, found: FoundTensor, layer: int) -> SlicePart:
     return SlicePart(box.offsets[1:], TensorLocation(stored.file, stored.dtype, shape, start), crc)
 
 
-def _checked(folder: Path, name: str, shape: tuple[int, ...], parts: tuple[SlicePart, ...]) -> Slice:
+def _checked(folder: Path, name: str, shape: tuple[int, ...], parts: list[SlicePart]) -> Slice:
     """Return the slice after checking that its parts fill the shape exactly: as many elements, and no overlap."""
-    held = sum(math.prod(part.stored.shape) for part in parts)
-    if held != math.prod(shape) or any(_overlap(a, b) for a, b in itertools.combinations(parts, 2)):
-        raise ConfigError(f"{folder}: the parts of '{name}' do not fill its shape {list(shape)}")
+    fault = untiled(shape, [(part.offsets, part.stored.shape) for part in parts])
+    if fault is not None:
+        raise ConfigError(f"{folder}: the parts of '{name}' do not fill its shape: {fault}")
     dtype = parts[0].stored.dtype if parts else torch.float32
-    return Slice(shape, dtype, parts)
-
-
-def _overlap(a: SlicePart, b: SlicePart) -> bool:
-    spans = zip(a.offsets, b.offsets, a.stored.shape, b.stored.shape, strict=True)
-    return all(max(i, j) < min(i + m, j + n) for i, j, m, n in spans)
+    return Slice(shape, dtype, tuple(parts))
 
 
 def read_slice(found: Slice) -> Tensor:

@@ -27,6 +27,7 @@ class PickledDict:
     """A dict as pairs, because its keys may not be hashable here."""
 
     pairs: list[tuple[Any, Any]] = field(default_factory=list)
+    table: dict[str, Any] | None = None  # kept by `as_dict`: a pickle can refer to one dict a million times
 
 
 @dataclass(eq=False)
@@ -37,6 +38,7 @@ class PickledObject:
     arguments: tuple[Any, ...]
     state: Any = None
     items: list[Any] = field(default_factory=list)
+    table: dict[str, Any] | None = None  # as above
 
 
 @dataclass(eq=False)
@@ -78,12 +80,17 @@ def described(node: Any) -> str:
 
 def as_dict(node: Any, *, where: str) -> dict[str, Any]:
     """Return a dict, or the state of an object, as a dict. ConfigError: it is neither, or a key is not a string."""
-    if isinstance(node, PickledObject):
-        node = node.state if isinstance(node.state, PickledDict) else PickledDict(node.items)
-    pairs: list[Any] = node.pairs if isinstance(node, PickledDict) else [None]
+    pairs: list[Any] = [None]
+    if isinstance(node, PickledDict):
+        pairs = node.pairs
+    elif isinstance(node, PickledObject):
+        pairs = node.state.pairs if isinstance(node.state, PickledDict) else node.items
+    if isinstance(node, PickledDict | PickledObject) and node.table is not None:
+        return node.table
     if not all(_has_string_key(pair) for pair in pairs):
         raise ConfigError(f"{where}: expected a dict with string keys, found {described(node)}")
-    return dict(pairs)
+    node.table = dict(pairs)
+    return node.table
 
 
 def _has_string_key(pair: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,9 @@ HALVES = tuple(Chunk(f"shard-0000{i}.safetensors", (2 * i, 0), (2, 3)) for i in 
 TENSORS = {"w": StoredTensor((4, 3), torch.float32, HALVES), "b": StoredTensor((), torch.bfloat16, ())}
 
 
+HALF = {"file": "shard-00000.safetensors", "offsets": [0, 0], "shape": [2, 3]}
+
+
 def write(folder: Path, index: bytes) -> CheckpointManifest:
     (folder / INDEX).unlink(missing_ok=True)
     files = {**SHARDS, INDEX: write_file(folder / INDEX, [index])}
@@ -42,6 +46,39 @@ def test_chunks_that_do_not_tile_the_tensor_are_refused(tmp_path: Path, shape: l
     table["w"]["shape"] = shape
     with pytest.raises(CheckpointError, match=r"tensors\.json"):
         read_index(tmp_path, write(tmp_path, json.dumps(table).encode()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"chunks": [{**HALF, "offsets": [0, 0]}, {**HALF, "file": "shard-00001.safetensors"}]},
+            "overlap or leave gaps",
+        ),
+        ({"chunks": [HALF, HALF]}, "two pieces of 'w' are in one file"),
+        ({"chunks": [HALF]}, "leave gaps"),
+        ({"chunks": [{**HALF, "offsets": [3, 0]}]}, "outside its shape"),
+        ({"chunks": [{**HALF, "offsets": [-1, 0]}]}, "not as Triaxial writes it"),
+        ({"shape": [2**70, 0], "chunks": []}, "too large for any memory"),
+        ({"shape": [2**70, 3]}, "too large for any memory"),
+        ({"shape": [float("nan"), 3]}, "not as Triaxial writes it"),
+        ({"dtype": ["F32"]}, "not as Triaxial writes it"),
+        ({"chunks": None}, "not as Triaxial writes it"),
+    ],
+)
+def test_pieces_that_do_not_tile_the_tensor_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """The first: half of the tensor would be memory that nothing was read into."""
+    table = json.loads(encode_index({"w": TENSORS["w"]}))
+    table["w"].update(change)
+    with pytest.raises(CheckpointError, match=message):
+        read_index(tmp_path, write(tmp_path, json.dumps(table).encode()))
+
+
+@pytest.mark.parametrize("name", ["x" * 10**6, "two\nlines"])
+def test_a_name_that_fits_into_no_line_is_refused_in_one(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="is no name of a tensor") as raised:
+        read_index(tmp_path, write(tmp_path, encode_index({name: TENSORS["w"]})))
+    assert len(str(raised.value)) < 400
 
 
 def test_a_file_too_small_for_its_chunks_is_refused(tmp_path: Path) -> None:
