@@ -1,9 +1,19 @@
 """The sizes and switches of a GPT, and the counts that follow from them."""
 
+import reprlib
 from dataclasses import dataclass
 from typing import Literal
 
 from gpt.errors import ConfigError, nearest_divisors
+
+# A file that says more is damaged or hostile, and would cost memory and time before anything can be compared with it.
+# The largest tensor that these allow has 2^58 bytes, which torch can count.
+MAX_SIZES = {
+    **dict.fromkeys(("vocab_size", "n_ctx"), 2**31),
+    "n_layers": 10_000,
+    **dict.fromkeys(("d_model", "n_heads", "n_kv_heads"), 2**20),
+    **dict.fromkeys(("d_ff", "vocab_multiple"), 2**24),
+}
 
 
 @dataclass(frozen=True)
@@ -62,11 +72,12 @@ class ModelConfig:
     vocab_multiple: int = 128
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "n_ctx", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_ff", "vocab_multiple")
-        for key in sizes:
+        for key, largest in MAX_SIZES.items():
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"model.{key} = {value} is invalid: must be at least 1")
+            if value is not None and value > largest:
+                raise ConfigError(f"model.{key} = {reprlib.repr(value)} is invalid: must be at most {largest}")
         for key in ("norm_eps", "rope_theta", "init_std"):
             if not 0 < getattr(self, key) < float("inf"):
                 raise ConfigError(f"model.{key} = {getattr(self, key)} is invalid: must be a number above 0")

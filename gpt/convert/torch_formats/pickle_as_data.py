@@ -81,16 +81,16 @@ def described(node: Any) -> str:
 def as_dict(node: Any, *, where: str) -> dict[str, Any]:
     """Return a dict, or the state of an object, as a dict. ConfigError: it is neither, or a key is not a string."""
     pairs: list[Any] = [None]
-    if isinstance(node, PickledDict):
-        pairs = node.pairs
-    elif isinstance(node, PickledObject):
-        pairs = node.state.pairs if isinstance(node.state, PickledDict) else node.items
-    if isinstance(node, PickledDict | PickledObject) and node.table is not None:
-        return node.table
+    if isinstance(node, PickledDict | PickledObject):
+        if node.table is not None:
+            return node.table
+        inner = node.state if isinstance(node, PickledObject) else node
+        pairs = inner.pairs if isinstance(inner, PickledDict) else node.items if isinstance(node, PickledObject) else []
     if not all(_has_string_key(pair) for pair in pairs):
         raise ConfigError(f"{where}: expected a dict with string keys, found {described(node)}")
-    node.table = dict(pairs)
-    return node.table
+    table: dict[str, Any] = dict(pairs)
+    node.table = table
+    return table
 
 
 def _has_string_key(pair: Any) -> bool:

@@ -40,6 +40,9 @@ def test_flops_per_token_are_six_per_matrix_weight_and_attention():
         ({"n_heads": 5}, "model.d_model = 48 does not divide into model.n_heads = 5.*4 or 6"),
         ({"n_kv_heads": 3}, "model.n_heads = 4 is not a multiple of model.n_kv_heads = 3.*2 or 4"),
         ({"n_layers": 0}, "model.n_layers = 0 is invalid: must be at least 1"),
+        ({"n_layers": 10**9}, "model.n_layers = 1000000000 is invalid: must be at most 10000"),
+        ({"d_model": 10**9, "n_heads": 7}, "model.d_model = 1000000000 is invalid: must be at most 1048576"),
+        ({"vocab_size": 10**4000}, r"model.vocab_size = 1000+\.\.\.0+ is invalid: must be at most 2147483648"),
         ({"n_heads": 16, "positions": "rope"}, "even head width"),
     ],
 )
