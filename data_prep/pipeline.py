@@ -69,6 +69,7 @@ def prepare(
         executor=executor,
         share=share,
         share_timeout_s=share_timeout_s,
+        keep_intermediate=config.output.keep_intermediate,
     ) as workspace:
         return run_stages(workspace, config, found)
 

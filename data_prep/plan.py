@@ -230,6 +230,9 @@ class _Plan:
             self._to_make[str(path)] = None if expected is None else size * expected
         return found
 
+    def release(self, paths: Iterable[Path]) -> None:
+        """Do nothing: a plan removes nothing."""
+
     def run_once(self, function: Callable[[], None]) -> None:
         """Do nothing: a plan writes nothing."""
 
@@ -244,7 +247,7 @@ class _Plan:
 
     def _digest(self, path: Path) -> str:
         """Digest of a file, or a stand-in that no digest equals."""
-        if str(path) in self._to_make or not path.is_file():
+        if str(path) in self._to_make:
             return _unknown(path)
         if path.parent == self.stubs:
             return str(describe_file(path)["digest"])
@@ -272,4 +275,4 @@ class _Plan:
     def _size(self, path: Path) -> float | None:
         if str(path) in self._to_make:
             return self._to_make[str(path)]
-        return path.stat().st_size if path.is_file() else None
+        return path.stat().st_size if path.is_file() else self._manifest.n_bytes(path)

@@ -27,7 +27,8 @@ class OutputConfig:
     make a second run quick and may be deleted. If `folder` is a URL, the corpus is made in `work`, which must then be
     given and local, and copied to the URL. About `validation_fraction` of the documents go to the validation split.
     `seed` draws the split and the order. A split of more than `shard_tokens` tokens is written as several pairs of
-    files of about equal length, each a random part of it.
+    files of about equal length, each a random part of it. `keep_intermediate = false` removes the documents of a stage
+    once the next stage is done; a later run makes them again if it needs them.
     """
 
     folder: Path
@@ -35,6 +36,7 @@ class OutputConfig:
     validation_fraction: float = 0.01
     seed: int = 0
     shard_tokens: int = 1_000_000_000
+    keep_intermediate: bool = True
 
     def __post_init__(self) -> None:
         if self.url is not None and self.work is None:

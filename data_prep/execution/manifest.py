@@ -36,6 +36,7 @@ class WorkManifest:
         self._known: dict[
             str, tuple[int, int, str, Path]
         ] = {}  # path: bytes, mtime_ns, digest, the manifest that says so
+        self._removed: set[str] = set()  # files that may be missing
 
     def open_own(self, name: str) -> None:
         """Make `name` the file to write and remove an unfinished last line, left by a run that died. Needs its lock."""
@@ -85,8 +86,20 @@ class WorkManifest:
         known = self._known.get(str(path))
         if known is None:
             return None
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return known[2] if str(path) in self._removed else None
         return known[2] if known[:2] == (stat.st_size, stat.st_mtime_ns) else None
+
+    def recorded_digest(self, path: Path) -> str | None:
+        """Digest of a file when it was last recorded, or None; the file is not looked at."""
+        known = self._known.get(str(path))
+        return None if known is None else known[2]
+
+    def may_be_missing(self, path: Path) -> bool:
+        """Return whether a finished task's output was removed to save space, and was not made again since."""
+        return str(path) in self._removed
 
     def n_bytes(self, path: Path) -> int | None:
         """Size of a file when it was last recorded, or None."""
@@ -96,7 +109,7 @@ class WorkManifest:
     def is_intact(self, entry: Entry) -> bool:
         """Return whether a task's outputs are unchanged, judged by size and time of change alone."""
         paths = [(self.folder / output["path"], output["digest"]) for output in entry["outputs"]]
-        return all(path.is_file() and self.digest(path) == digest for path, digest in paths)
+        return all(self.digest(path) == digest for path, digest in paths)
 
     def append(self, line: Entry) -> None:
         """Append a line for a task or a file. It survives this process at once, a crash of the machine after `sync`."""
@@ -134,6 +147,8 @@ class WorkManifest:
     def _take(self, path: Path, entry: Entry, *, offset: int, length: int) -> None:
         if "file" in entry:
             self._know(entry["file"]["path"], entry["file"], path)
+        elif "removed" in entry:
+            self._removed.update(str(self.folder / name) for name in entry["removed"])
         elif "of_tasks" in entry:
             self._shared.add(entry["of_tasks"])
         elif "key" in entry:
@@ -146,6 +161,7 @@ class WorkManifest:
         before = self._known.get(path)
         if before is None or before[3] == writer or before[1] <= facts["mtime_ns"]:
             self._known[path] = (facts["bytes"], facts["mtime_ns"], facts["digest"], writer)
+            self._removed.discard(path)
 
     def _reader(self, path: Path) -> IO[bytes]:
         if path not in self._readers:
@@ -161,6 +177,8 @@ def _parse(line: bytes) -> Entry | None:
             _check(entry["outputs"])
         elif "file" in entry:
             _check([entry["file"]])
+        elif "removed" in entry:
+            entry["removed"] = [str(name) for name in entry["removed"]]
     except (ValueError, KeyError, TypeError):  # damaged: the task runs again
         return None
     return entry if isinstance(entry, dict) else None

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskOutcome, Ta
 from gpt.files.atomic import sync_folder
 
 MAX_LISTED_INPUTS = 32  # that a task's own line, or its message to a worker, may list
+_MAX_STATS = 10_000  # files of one folder to look at one by one; of more, only the names are listed
 _SYNC_S = 1.0  # a crash of the machine may lose this many seconds of work; an fsync per task would be slow
 
 
@@ -38,6 +40,8 @@ class TaskRecords:
         self._manifest = WorkManifest(folder)
         self._renamed_in: set[Path] = set()  # folders to sync
         self._synced_at = 0.0
+        self._trusted: set[Path] = set()  # folders of the outputs of this run's stages, which have been checked
+        self._names: dict[Path, set[str]] = {}  # of the large ones of the stage at hand
         self._inputs: dict[int, _Inputs] = {}  # by identity, of the tasks of one stage: comparing long lists takes time
 
     def open(self, name: str) -> None:
@@ -56,6 +60,9 @@ class TaskRecords:
     def keys(self, stage: Stage, fingerprint: Fingerprint, tasks: Sequence[Task]) -> list[str]:
         """Keys of a stage's tasks; reads each input whose digest is not known."""
         self._inputs.clear()
+        sizes = Counter(path.parent for task in tasks for path in task.outputs)
+        self._names = {folder: _names_in(folder) for folder, n in sizes.items() if n > _MAX_STATS}
+        self._trusted -= sizes.keys()
         return [
             task_key(stage.name, fingerprint, task, self._inputs_of(task).digests, folder=self.folder) for task in tasks
         ]
@@ -70,7 +77,32 @@ class TaskRecords:
         if entry is None:
             return False
         outputs = [(self.folder / output["path"], output["digest"]) for output in entry["outputs"]]
-        return all(path.is_file() and self.digest(path) == digest for path, digest in outputs)
+        return all(self._output_digest(path) == digest for path, digest in outputs)
+
+    def _output_digest(self, path: Path) -> str | None:
+        names = self._names.get(path.parent)
+        if names is None:
+            return self._manifest.digest(path)
+        is_there = path.name in names or self._manifest.may_be_missing(path)
+        return self._manifest.recorded_digest(path) if is_there else None
+
+    def trust_outputs(self, tasks: Sequence[Task]) -> None:
+        """Look no more at these outputs, which are finished, as inputs of later stages of this run."""
+        self._trusted.update(path.parent for task in tasks for path in task.outputs)
+
+    def missing_inputs(self, tasks: Sequence[Task]) -> list[Path]:
+        """Inputs of tasks that were removed to save space."""
+        inputs = dict.fromkeys(path for task in tasks for path in task.inputs)
+        return [path for path in inputs if self._manifest.may_be_missing(path) and not path.is_file()]
+
+    def remove(self, paths: Sequence[Path]) -> None:
+        """Remove outputs of finished tasks; the tasks stay finished."""
+        there = [path for path in paths if not self._manifest.may_be_missing(path)]
+        if there:
+            self._append({"removed": [os.path.relpath(path, self.folder) for path in there]})
+            self.sync()  # first, so that a crash cannot leave files missing that nothing explains
+        for path in paths:
+            path.unlink(missing_ok=True)
 
     def finished(self, task: Task, key: str) -> FinishedTask:
         """The entry of a finished task."""
@@ -80,7 +112,7 @@ class TaskRecords:
 
     def digest(self, path: Path) -> str:
         """Digest of a file's content; read once, then known by path, size and time of change."""
-        known = self.known_digest(path)
+        known = self._manifest.recorded_digest(path) if path.parent in self._trusted else self.known_digest(path)
         if known is None:
             facts = describe_file(path)
             self.add_file(path, facts)
@@ -101,6 +133,7 @@ class TaskRecords:
         with disk_errors(self.folder):
             for left, final, facts in zip(outcome.outputs, request.task.outputs, outcome.files, strict=True):
                 os.replace(left, final)
+                self._names.get(final.parent, set()).add(final.name)
                 self._renamed_in.add(final.parent)
                 outputs.append({"path": os.path.relpath(final, self.folder), **facts})
         code, config = request.fingerprint.code, plain(request.task.config)
@@ -164,3 +197,7 @@ class TaskRecords:
         self._manifest.append(line)
         if time.monotonic() - self._synced_at > _SYNC_S:
             self.sync()
+
+
+def _names_in(folder: Path) -> set[str]:
+    return set(os.listdir(folder)) if folder.is_dir() else set()

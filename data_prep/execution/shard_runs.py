@@ -60,7 +60,8 @@ class ShardRun:
     def map(self, stage: Stage, config: Any, shards: Shards, *, extra_inputs: Shards | None = None) -> Shards:
         """Run one task a shard, which writes (shard, trace).
 
-        The file of the same name in `extra_inputs`, if given, is the task's second input.
+        The file of the same name in `extra_inputs`, if given, is the task's second input. No later stage may read the
+        files in `shards`.
         """
         step = Step(stage.name, SHARD_ENDING, tuple(shards))
         after = dict(zip(shards, step.shards(self.workspace.folder), strict=True))
@@ -70,6 +71,7 @@ class ShardRun:
             for name, path in shards.items()
         ]
         self._run(stage, tasks, step=step)
+        self.workspace.release(shards.values())
         return after
 
     def reduce(self, stage: Stage, config: Any, inputs: Sequence[Path], names: Sequence[str]) -> Shards:

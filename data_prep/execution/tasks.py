@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -135,6 +135,10 @@ class Work(Protocol):
 
         A plan that does not know those findings returns stand-ins for the files, with `size` times a shard's bytes.
         """
+        ...
+
+    def release(self, paths: Iterable[Path]) -> None:
+        """Declare that no later stage of the run reads these outputs of earlier stages."""
         ...
 
     def run_once(self, function: Callable[[], None]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.execution.files import describe_file, disk_errors
+from data_prep.execution.fingerprint import Fingerprint
 from data_prep.execution.records import MAX_LISTED_INPUTS, TaskRecords
 from data_prep.execution.shares import Share, ShareWatch, WorkFolderLock
 from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskRequest, execute, list_inputs
@@ -38,6 +39,7 @@ class Workspace:
 
     `executor(n_workers)` makes the object that does the tasks. With a `share` this run does its part of each stage and
     waits for the other parts; ConfigError when a share that it waits for shows no sign of life for `share_timeout_s`.
+    Without `keep_intermediate`, files are removed when the pipeline releases them, and made again if a task needs them.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Workspace:
         executor: Callable[[int | None], Executor] = LocalWorkers,
         share: Share | None = None,
         share_timeout_s: float = SHARE_TIMEOUT_S,
+        keep_intermediate: bool = True,
     ) -> None:
         self.folder = folder.resolve()
         self.stubs = self.folder / "remote"
@@ -60,6 +63,8 @@ class Workspace:
         self._attempts = self.folder / TEMPORARY / (self._lock.label or "run")
         self._records = TaskRecords(self.folder)
         self._watch: ShareWatch | None = None
+        self._keep_intermediate = keep_intermediate
+        self._history: list[tuple[Stage, Sequence[Task]]] = []  # of this run, to make removed files again
         self._step, self._stage, self._tasks = 0, "", ""  # for this run's status; see RunStatus
 
     def __enter__(self) -> "Workspace":
@@ -104,13 +109,8 @@ class Workspace:
         own = [i for i in to_do if self._is_own(i)]
         self._tasks = hashlib.sha256("".join(keys).encode()).hexdigest()
         self._write_status("working")
-        host = socket.gethostname()
-        requests = [
-            TaskRequest(
-                stage, tasks[i], fingerprint, self._records.input_bytes(tasks[i]), self.folder, self._attempts, host
-            )
-            for i in own
-        ]
+        self._restore([tasks[i] for i in own])
+        requests = [self._request(stage, fingerprint, tasks[i]) for i in own]
         with self._progress.stage(
             stage.name,
             n_tasks=len(tasks),
@@ -118,15 +118,53 @@ class Workspace:
             n_bytes=sum(sum(request.n_bytes) for request in requests),
             longest=self._executor.longest,
         ) as progress:
-            with disk_errors(self.folder):
-                _make_folders({output.parent for request in requests for output in request.task.outputs})
-            for index, outcome in self._executor.run(execute, self._messages(requests), name=_name):
-                self._records.add_task(requests[index], keys[own[index]], outcome)
-                progress.advance(outcome.result.counts, sum(requests[index].n_bytes))
-            self._records.sync()
+            self._execute(requests, [keys[i] for i in own], progress)
             others = {keys[i]: i for i in set(to_do) - set(own)}
             self._wait(others, self._records.is_finished, progress)
+        self._records.trust_outputs(tasks)
+        if not self._keep_intermediate:
+            self._history.append((stage, tasks))
         return [self._records.finished(task, key) for task, key in zip(tasks, keys, strict=True)]
+
+    def _request(self, stage: Stage, fingerprint: Fingerprint, task: Task) -> TaskRequest:
+        n_bytes = self._records.input_bytes(task)
+        return TaskRequest(stage, task, fingerprint, n_bytes, self.folder, self._attempts, socket.gethostname())
+
+    def _execute(self, requests: Sequence[TaskRequest], keys: Sequence[str], progress: "StageProgress") -> None:
+        with disk_errors(self.folder):
+            _make_folders({output.parent for request in requests for output in request.task.outputs})
+        for index, outcome in self._executor.run(execute, self._messages(requests), name=_name):
+            self._records.add_task(requests[index], keys[index], outcome)
+            progress.advance(outcome.result.counts, sum(requests[index].n_bytes))
+        self._records.sync()
+
+    def _restore(self, tasks: Sequence[Task]) -> None:
+        """Make the removed inputs of tasks again, and before them the inputs of those."""
+        wanted = set(self._records.missing_inputs(tasks))
+        again: list[tuple[Stage, list[Task]]] = []
+        for stage, earlier in reversed(self._history if wanted else []):
+            makers = [task for task in earlier if not wanted.isdisjoint(task.outputs)]
+            if makers:
+                wanted.update(self._records.missing_inputs(makers))
+                again.append((stage, makers))
+        for stage, makers in reversed(again):
+            fingerprint = stage.fingerprint()
+            keys = self._records.keys(stage, fingerprint, makers)
+            requests = [self._request(stage, fingerprint, task) for task in makers]
+            n_bytes = sum(sum(request.n_bytes) for request in requests)
+            name = f"{stage.name} (again)"
+            with self._progress.stage(
+                name, n_tasks=len(makers), n_done=0, n_bytes=n_bytes, longest=self._executor.longest
+            ) as progress:
+                self._execute(requests, keys, progress)
+            self._records.trust_outputs(makers)
+
+    def release(self, paths: Iterable[Path]) -> None:
+        """As `Work.release`: in a run that keeps no intermediate files, the first share removes them."""
+        if self._keep_intermediate or not self._is_own(0):
+            return
+        made = {path for _, tasks in self._history for task in tasks for path in task.outputs[:1]}
+        self._records.remove([path for path in paths if path in made])
 
     def digests(self, paths: Sequence[Path]) -> list[str]:
         """As `Work.digests`; the workers read the files whose digest is not known, once."""

@@ -7,10 +7,13 @@ import pytest
 from rich.console import Console
 
 from data_prep.corpus.tokenize import TokenizerConfig
+from data_prep.dedup.fuzzy import FuzzyConfig
 from data_prep.execution.fingerprint import versions
 from data_prep.execution.progress import ProgressBars
+from data_prep.filters.pii import PiiConfig
 from data_prep.filters.quality import QualityConfig
 from data_prep.pipeline import PreparedCorpus, check, prepare
+from data_prep.plan import plan
 from data_prep.readers.readers import InputConfig
 from data_prep.recipe import OutputConfig, PrepareConfig
 from gpt.errors import ConfigError
@@ -76,3 +79,30 @@ def test_mistakes_are_found_before_the_first_stage(tmp_path, config):
     with pytest.raises(ConfigError, match=r"tokenizer\.vocab_size = 500 is invalid: .* has 400 tokens. Remove vocab"):
         check(replace(config, tokenizer=trained))
     assert len(check(config)) == 2
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_without_intermediate_files_the_corpus_is_the_same_and_the_text_is_kept_once(tmp_path, config):
+    """A later run makes again what it needs, with the same result as a run that starts from nothing."""
+    run(config)
+    expected = files_of(tmp_path / "corpus")
+    lean = replace(config, output=replace(config.output, folder=tmp_path / "lean", keep_intermediate=False))
+    work = tmp_path / "lean/work"
+    run(lean)
+    assert files_of(tmp_path / "lean") == expected
+    kept = {path.parent.name for path in work.rglob("*.jsonl.zst") if not path.name.endswith(".dropped.jsonl.zst")}
+    assert kept == {"dedup_minhash"}, "the documents of the last step only"
+    assert {path.parent.name for path in work.rglob("*.dropped.jsonl.zst")} > {"extract", "language"}
+    before = (work / "manifest.jsonl").read_bytes()
+    assert run(lean).description == run(config).description
+    assert (work / "manifest.jsonl").read_bytes() == before, "no task runs again"
+    assert not any(stage.n_to_do for stage in plan(lean).stages)
+    masked = PiiConfig(enabled=True, kinds=("phone",))
+    changed = replace(lean, pii=masked, dedup_minhash=FuzzyConfig(enabled=False))
+    run(changed)
+    from_nothing = replace(changed, output=OutputConfig(tmp_path / "new", validation_fraction=0.2))
+    run(from_nothing)
+    assert files_of(tmp_path / "lean") == files_of(tmp_path / "new")

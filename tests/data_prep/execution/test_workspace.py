@@ -82,6 +82,40 @@ def test_a_message_to_a_worker_does_not_grow_with_the_inputs_of_its_task(tmp_pat
     assert max(sizes) < 10_000
 
 
+@pytest.mark.parametrize("limit", [10_000, 10])
+def test_a_run_with_nothing_to_do_looks_at_each_file_once(tmp_path, functions, monkeypatch, limit):
+    """Of a folder above the limit it only lists the names, so millions of files are no millions of requests."""
+    monkeypatch.setattr("data_prep.execution.records._MAX_STATS", limit)
+    sources, config = [tmp_path / f"{n}.in" for n in range(40)], functions.Config("p", tmp_path / "log")
+    for path in sources:
+        path.write_text(path.name)
+
+    def did() -> tuple[int, int]:
+        """(tasks done, looks at the files of three stages)"""
+        looks = []
+        (tmp_path / "log").write_text("")
+        quiet = ProgressBars(Console(quiet=True))
+        with (
+            Workspace(tmp_path / "w", n_workers=1, progress=quiet, executor=InThisProcess) as workspace,
+            monkeypatch.context() as patched,
+        ):
+            stat = os.stat
+            patched.setattr(os, "stat", lambda path, **how: looks.append(str(path)) or stat(path, **how))
+            inputs = sources
+            for name in "abc":
+                outputs = [workspace.folder / name / f"{path.stem}.out" for path in sources]
+                pairs = zip(inputs, outputs, strict=True)
+                workspace.run(Stage(name, functions.copy), [Task(config, (path,), (out,)) for path, out in pairs])
+                inputs = outputs
+        n_looks = sum(path.endswith((".in", ".out")) for path in looks)
+        return len((tmp_path / "log").read_text().split()), n_looks
+
+    assert did()[0] == 120
+    assert did() == (0, 40 + 120 * (limit > 40)), "the sources, and the outputs if they are few"
+    (tmp_path / "w/b/7.out").unlink()
+    assert did()[0] == 1, "a missing file is made again, and equals the one before"
+
+
 def test_changed_code_runs_again_and_changed_comments_do_not(tmp_path, functions, sources):
     """The stage function's own module stays as it is; the module that it imports changes."""
     code, log = tmp_path / "code", tmp_path / "log"
