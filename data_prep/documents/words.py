@@ -36,7 +36,7 @@ class TextView:
 
     @cached_property
     def word_counts(self) -> Integers:
-        """How often each word of the vocabulary occurs, (n_distinct,)."""
+        """Count how often each word of the vocabulary occurs, (n_distinct,)."""
         return np.bincount(self.word_numbers, minlength=len(self.vocabulary))
 
     @cached_property
@@ -60,7 +60,7 @@ class TextView:
         return grams
 
     def rarest_word_counts(self, n: int) -> Integers:
-        """How often the rarest word of each n-gram occurs, (n_words - n + 1,): the n-gram cannot occur more often."""
+        """Return how often the rarest word of each n-gram occurs, (n_words - n + 1,): an upper limit for the n-gram."""
         counts = self.word_counts[self.word_numbers]
         rarest = counts[: max(len(counts) - n + 1, 0)]
         for i in range(1, n):

@@ -32,7 +32,7 @@ _PIPE_BYTES, _READ_BYTES = 1 << 20, 1 << 18
 
 @dataclass(frozen=True)
 class ChildExit:
-    """How a child ended: its status as subprocess gives it, its peak memory, whether it had to be killed."""
+    """The end of a child: its status as subprocess gives it, its peak memory, whether it had to be killed."""
 
     code: int
     max_rss_bytes: int

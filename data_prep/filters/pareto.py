@@ -22,7 +22,7 @@ _SCORE_BINS = 20
 
 @dataclass(frozen=True)
 class KeepRule:
-    """How a score decides. `keep`: "pareto" draws with `alpha` and `seed`, "threshold" compares, "all" keeps all."""
+    """The rule of a score. `keep`: "pareto" draws with `alpha` and `seed`, "threshold" compares, "all" keeps all."""
 
     keep: Literal["pareto", "threshold", "all"] = "pareto"
     alpha: float = 9.0

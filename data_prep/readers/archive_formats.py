@@ -32,7 +32,7 @@ class RecordHead:
 
 @dataclass(frozen=True)
 class ArchiveFormat:
-    """How to find and parse the heads of one format.
+    """The rules by which the heads of one format are found and parsed.
 
     `starts` accepts the first bytes of a record, also if the end of the file cuts them off. `mark` finds the next
     record in a stream: it matches from the line end before the record, at most `overlap` bytes. `head_end` gives the

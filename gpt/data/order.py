@@ -100,7 +100,7 @@ def assign(mixture: Mixture, positions: Ints) -> tuple[Ints, Ints]:
 
 
 def count(mixture: Mixture, n_positions: int) -> list[int]:
-    """How many of the first `n_positions` positions each corpus feeds, in the order of the weights."""
+    """Return how many of the first `n_positions` positions each corpus feeds, in the order of the weights."""
     counts = [0] * (len(mixture.light_share) + 1)
     pending = [(0 if len(mixture.light_share) else ~0, n_positions)]
     while pending:
@@ -188,7 +188,7 @@ class DataOrder:
         return corpus, epoch.astype(np.int64), sample.astype(np.int64)
 
     def counts(self, n_positions: int) -> list[int]:
-        """How many samples of each corpus the first `n_positions` positions read."""
+        """Return how many samples of each corpus the first `n_positions` positions read."""
         return count(self.mixture, n_positions)
 
 

@@ -1,4 +1,4 @@
-"""How token files are cut into samples, and how samples are read: by window or by document. Needs no torch."""
+"""Cut token files into samples by window or by document, and read samples. Needs no torch."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

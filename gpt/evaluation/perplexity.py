@@ -59,7 +59,7 @@ def validation_loss(model: GPT | InferenceModel, batches: Iterable[Tokens]) -> V
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """How often each token id was a target, (vocab_size,)."""
+    """Count how often each token id was a target, (vocab_size,)."""
 
     counts: NDArray[np.int64]
 

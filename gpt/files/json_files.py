@@ -1,4 +1,4 @@
-"""Read JSON files that others wrote: regular files only, of bounded size, with any fault told in one line."""
+"""Read JSON files that others wrote: regular files only, of bounded size. Each fault is an error of one line."""
 
 from pathlib import Path
 from typing import Any

@@ -21,7 +21,7 @@ MAX_COUNT = 2**62  # sums and products with small numbers still fit into 64 bits
 
 
 class JsonRule(Protocol):
-    """What one value must be."""
+    """The rule for one value."""
 
     def fault(self, value: Any, where: str) -> str | None: ...
 

@@ -15,7 +15,7 @@ from gpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose the next token. Temperature 0 takes the most likely token and draws no random number.
+    """The rule that chooses the next token. Temperature 0 takes the most likely token and draws no random number.
 
     The steps, in order:
     1. Divide the logit of each token that the prompt or the text so far contains by `repetition_penalty`, or multiply

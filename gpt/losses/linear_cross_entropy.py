@@ -133,7 +133,7 @@ def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def exponentials_in_place(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_exponentials`, with the row maximum as reference and e written over the logits. torch's compiler makes it
+    """Compute `_exponentials` with the row maximum as reference, and write e over the logits. torch's compiler makes it
     one loop. The sums are of the rounded e, so that the gradient of a row adds up to zero."""
     reference = logits.to(_wide(logits)).amax(dim=1)
     logits.copy_((logits.to(_wide(logits)) - reference.unsqueeze(1)).exp())

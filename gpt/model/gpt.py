@@ -162,7 +162,7 @@ class GPT(nn.Module):
 
     @property
     def tied(self) -> bool:
-        """Whether the head's weight is the token embedding's, wherever the two are."""
+        """Return whether the head uses the weight of the token embedding, on whichever ranks the two are."""
         ends = (self.embed is None or isinstance(self.embed, Embedding)) and (
             self.head is None or isinstance(self.head, VocabularyHead)
         )

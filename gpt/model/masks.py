@@ -41,7 +41,7 @@ class AttentionMask:
 
     @property
     def rule(self) -> MaskFunction:
-        """Whether a query may attend to a key: a function of (row, head, query, key), elementwise over index tensors.
+        """Return the rule (row, head, query, key) -> whether the query may attend to the key, elementwise over indices.
 
         It is FlexAttention's mask function. FlexAttention refuses a bound method, because it counts `self` as well.
         """
@@ -72,5 +72,5 @@ def document_mask(segment_ids: Tensor | None) -> AttentionMask | None:
 
 
 def is_segmented(mask: Any) -> bool:
-    """Whether a mask is by segments alone, which the CPU kernel computes segment by segment."""
+    """Return whether a mask is by segments alone. The CPU kernel computes such a mask segment by segment."""
     return isinstance(mask, AttentionMask) and mask.segment_ids is not None and mask.kind != "prefix"

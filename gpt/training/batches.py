@@ -49,7 +49,7 @@ class BatchReader:
 
 
 def epochs_read(run: Run, data: TrainingData, state: LoopState) -> dict[str, float]:
-    """How many times each corpus has been read through."""
+    """Return how many times each corpus has been read through."""
     return data.epochs(run.samples_seen(state.step), state.skipped)
 
 

@@ -114,7 +114,7 @@ class ReplicaMismatch(ConfigError):
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints a save keeps: the newest `last`, and every one for whose step `permanent` returns True."""
+    """The checkpoints that a save keeps: the newest `last`, and every one for whose step `permanent` returns True."""
 
     last: int
     permanent: Callable[[int], bool] = lambda step: False

@@ -71,7 +71,7 @@ class VerifiedCheckpoint(Protocol):
 
     @property
     def state(self) -> dict[str, Any]:
-        """What was saved besides the tensors."""
+        """The saved values other than tensors."""
         ...
 
 

@@ -67,7 +67,7 @@ class OptimizerConfig:
 
 
 def is_frozen(name: str, config: OptimizerConfig) -> bool:
-    """Whether `optimizer.frozen` names this parameter."""
+    """Return whether `optimizer.frozen` names this parameter."""
     return any(fnmatchcase(name, pattern) for pattern in config.frozen)
 
 

@@ -28,7 +28,7 @@ class Phase:
     at: Literal["planned end", "any end", "no end"] = "planned end"
 
     def is_due(self, run: Run, step: int, ended: End | None, *, planned_end: bool) -> bool:
-        """Whether the phase follows step `step`, counted from 1.
+        """Return whether the phase follows step `step`, counted from 1.
 
         `planned_end`: the run has reached its last step. `ended`: why it ends here, as known so far; an evaluation may
         have found a reason that the step did not.

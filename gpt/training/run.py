@@ -105,14 +105,14 @@ class Run:
         return self.batch.tokens_seen(step) // self.seq_len
 
     def due(self, every_tokens: int | None, step: int) -> bool:
-        """Whether step `step`, counted from 1, reached or passed a multiple of `every_tokens`."""
+        """Return whether step `step`, counted from 1, reached or passed a multiple of `every_tokens`."""
         if every_tokens is None or step < 1:
             return False
         return self.batch.tokens_seen(step) // every_tokens > self.batch.tokens_seen(step - 1) // every_tokens
 
     @property
     def retention(self) -> Retention:
-        """Which checkpoints stay: a function of their steps alone, so that a resumed run keeps the same ones."""
+        """Return which checkpoints stay. It depends on their steps alone, so a resumed run keeps the same ones."""
         return Retention(self.checkpoint.keep_last, lambda step: self.due(self.checkpoint.keep_every_tokens, step))
 
     @property
@@ -123,7 +123,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """The way a run ended."""
 
     state: LoopState
     tokens_seen: int

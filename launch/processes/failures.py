@@ -96,7 +96,7 @@ def shell_status(failure: Any) -> int:
 
 
 def describe_exit(exitcode: int) -> str:
-    """How a process ended, from its exit status or the negative number of the signal that killed it."""
+    """Describe how a process ended, from its exit status or the negative number of the signal that killed it."""
     if exitcode >= 0:
         return f"exit status {exitcode}"
     perhaps = ", perhaps out of memory" if exitcode == -signal.SIGKILL else ""

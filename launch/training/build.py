@@ -88,7 +88,7 @@ def build_engine(
 
 
 def has_usual_ends(config: RunConfig, objective: Objective) -> bool:
-    """Whether the objective's model has the ends of a language model: token embeddings and a vocabulary head."""
+    """Return whether the objective's model has the ends of a language model: token embeddings and a vocabulary head."""
     with torch.device("meta"):
         front, head = objective.front(config.model), objective.head(config.model)
     return isinstance(front, Embedding) and isinstance(head, VocabularyHead)

@@ -65,7 +65,7 @@ def verify_checkpoint(path: Path, *, group: Group = None) -> Checkpoint:
 
 
 def verify_header(header: CheckpointHeader, *, group: Group) -> Checkpoint:
-    """As `verify_checkpoint`, for a header that has been read."""
+    """Verify a checkpoint whose header has been read, as `verify_checkpoint` does."""
     run_on_all_ranks(lambda: _check_share(header, group), group, path=header.path)
     return _verified(header)
 

@@ -146,7 +146,7 @@ def read_tensors(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> 
 
 
 def has_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> bool:
-    """Whether the checkpoint holds a tensor of this name and shape."""
+    """Return whether the checkpoint holds a tensor of this name and shape."""
     stored = checkpoint.index.get(name)
     return stored is not None and stored.shape == shape
 

@@ -7,7 +7,7 @@ from gpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """How long a rank may go without progress before the job ends for a restart, and how often ranks are compared.
+    """Limits of time without progress, after which the job ends for a restart, and intervals of comparisons.
 
     `hang_timeout_s` applies between two signs of progress. Everything before the first step, and each activity that a
     process does for the first time (step, evaluation, generation), may compile or open files and has

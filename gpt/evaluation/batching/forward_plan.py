@@ -48,7 +48,7 @@ def row_tokens(row: Row) -> int:
 
 
 class TokenIndex(NamedTuple):
-    """Where a plan reads a token: in which pass, and at which index of its tokens (row * t + column)."""
+    """A place at which a plan reads a token: the pass, and the index of the token in it (row * t + column)."""
 
     pass_number: int
     flat_index: int

@@ -50,7 +50,7 @@ def prefix_tree(sequences: Sequence[Sequence[int]]) -> tuple[list[PrefixNode], l
 
 
 def flat_tree(sequences: Sequence[Sequence[int]]) -> tuple[list[PrefixNode], list[int]]:
-    """As `prefix_tree`, but every sequence is a child of the root and shares nothing."""
+    """Return a tree like that of `prefix_tree`, but every sequence is a child of the root and shares nothing."""
     ends = list(range(1, len(sequences) + 1))
     nodes = [PrefixNode(ROOT, 0, len(sequence), i) for i, sequence in enumerate(sequences)]
     nodes = [PrefixNode(-1, 0, 0, 0, ends), *nodes]
