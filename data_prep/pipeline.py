@@ -26,6 +26,7 @@ from data_prep.filters.pareto import CLASSIFY
 from data_prep.filters.pii import PII
 from data_prep.filters.quality import QUALITY
 from data_prep.filters.quality_classifier import load_model
+from data_prep.readers.input_lists import ANSWERS, Answers, encode_answers, expand_lists
 from data_prep.readers.python_docs import CRAWL, CrawlTask
 from data_prep.readers.readers import check_inputs, find_inputs, local_inputs
 from data_prep.readers.remote_files import RemoteFile
@@ -74,9 +75,13 @@ def prepare(
         return run_stages(workspace, config, found)
 
 
-def check(config: PrepareConfig) -> list[Path | RemoteFile]:
-    """Return the input files, none for the built-in source. ConfigError: a mistake that shows before any stage."""
-    found = [] if config.input.source == "python-docs" else find_inputs(config.input.paths)
+def check(config: PrepareConfig, *, known: Answers | None = None) -> list[Path | RemoteFile]:
+    """Return the input files, none for the built-in source. ConfigError: a mistake that shows before any stage.
+
+    `known`: as for `find_inputs`.
+    """
+    paths = (*config.input.paths, *expand_lists(config.input.path_lists, config.input.path_base))
+    found = find_inputs(paths, known=known)
     check_inputs(found, config.input)
     _check_tokenizer(config)
     _check_other_corpora(config)
@@ -93,6 +98,8 @@ def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | Remote
     """Run all stages in their order and publish the corpus; with a plan as `workspace`, only plan that."""
     run = ShardRun(workspace)
     sources = local_inputs(found, workspace.stubs)
+    if any(isinstance(file, RemoteFile) for file in found):
+        workspace.write_note(ANSWERS, encode_answers(found))
     if config.input.source == "python-docs":
         configs = {f"python-docs-{i:05d}": CrawlTask(i, _CRAWL_FILES) for i in range(_CRAWL_FILES)}
         sources = run.make(CRAWL, configs, ending=".warc.gz")

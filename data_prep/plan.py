@@ -17,6 +17,7 @@ from data_prep.execution.manifest import Entry, WorkManifest
 from data_prep.execution.shares import ObservedRun, observe_runs
 from data_prep.execution.tasks import FinishedTask, Stage, Task, task_key
 from data_prep.pipeline import check, run_stages
+from data_prep.readers.input_lists import read_answers
 from data_prep.readers.remote_files import STUB_ENDING, read_stub
 from data_prep.recipe import PrepareConfig
 from gpt.errors import ConfigError
@@ -67,9 +68,12 @@ class PlanOfRun:
 
 
 def plan(config: PrepareConfig) -> PlanOfRun:
-    """Plan a recipe with the content of its work folder. ConfigError: as a run raises it before its first task."""
-    found = check(config)
+    """Plan a recipe with the content of its work folder. ConfigError: as a run raises it before its first task.
+
+    Servers are asked for remote files that the last run did not ask for, and for no others.
+    """
     folder = config.output.work_folder.resolve()
+    found = check(config, known=read_answers(folder))
     manifest = WorkManifest(folder)
     manifest.refresh()
     with tempfile.TemporaryDirectory() as stubs:

@@ -31,7 +31,7 @@ class ExtractTask:
 
 def extract_task(reading: InputConfig, extract: ExtractConfig) -> ExtractTask:
     """Settings of every task of a run, without the list of files: a new file must not make the others run again."""
-    return ExtractTask(replace(reading, paths=("-",), source="files"), extract)
+    return ExtractTask(replace(reading, paths=("-",), path_lists=(), path_base="", source="files"), extract)
 
 
 def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:

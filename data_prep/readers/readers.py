@@ -9,8 +9,9 @@ from typing import Literal
 from data_prep.documents.records import Dropped, Origin, Page, Unread, decode_utf8, from_fields, usable_id
 from data_prep.documents.shards import Document, content_id
 from data_prep.readers.compressed import PACKINGS, WINDOW_BYTES, Gap, StreamPart, salvaged_blocks, split_stream
+from data_prep.readers.input_lists import Answers, ask_all
 from data_prep.readers.parquet_files import check_columns, read_parquet
-from data_prep.readers.remote_files import RemoteFile, find_remote, is_url, write_stub
+from data_prep.readers.remote_files import RemoteFile, is_url, write_stub
 from data_prep.readers.unpackers import Broken, Packed
 from data_prep.readers.web_archives import read_web_archive
 from gpt.errors import ConfigError
@@ -36,14 +37,18 @@ class InputConfig:
     """Section [input]: where the documents come from.
 
     `paths`: files or patterns such as "crawl/**/*.warc.gz", relative to the current folder, or URLs that fsspec can
-    read, with or without `*`. A remote file may have up to `max_download_bytes`. `source = "python-docs"` reads the
-    documentation pages of the running Python instead. `text_field` and `id_field` name fields of JSON lines and columns
-    of Parquet files. `text_separator` cuts `.txt` files into documents (empty: one document per file). Records of more
-    than `max_record_bytes`, also after unpacking, are dropped. Unpacking a zstandard or xz file may hold its last
-    `max_window_bytes` in memory. Files made by `zstd --long=31` may need 2147483648 for that.
+    read, with or without `*`. `path_lists`: files with one such path a line, such as Common Crawl's warc.paths.gz, with
+    `path_base`, such as "https://data.commoncrawl.org/", before each line. A remote file may have up to
+    `max_download_bytes`. `source = "python-docs"` reads the documentation pages of the running Python instead.
+    `text_field` and `id_field` name fields of JSON lines and columns of Parquet files. `text_separator` cuts `.txt`
+    files into documents (empty: one document per file). Records of more than `max_record_bytes`, also after unpacking,
+    are dropped. Unpacking a zstandard or xz file may hold its last `max_window_bytes` in memory. Files made by
+    `zstd --long=31` may need 2147483648 for that.
     """
 
     paths: tuple[str, ...] = ()
+    path_lists: tuple[str, ...] = ()
+    path_base: str = ""
     source: Literal["files", "python-docs"] = "files"
     text_field: str = "text"
     id_field: str = "id"
@@ -53,21 +58,27 @@ class InputConfig:
     max_window_bytes: int = WINDOW_BYTES
 
     def __post_init__(self) -> None:
-        if self.source == "files" and not self.paths:
+        named = self.paths or self.path_lists
+        if self.source == "files" and not named:
             raise ConfigError('input.paths is empty; list files or patterns, or set input.source = "python-docs"')
-        if self.source != "files" and self.paths:
+        if self.source != "files" and named:
             raise ConfigError(f'input.paths and input.source = "{self.source}" are both given; remove one of them')
+        if self.path_base and not self.path_lists:
+            raise ConfigError(f'input.path_base = "{self.path_base}" is invalid without input.path_lists. Remove it')
         if self.max_record_bytes < 1:
             raise ConfigError(f"input.max_record_bytes = {self.max_record_bytes} is invalid: must be at least 1")
 
 
-def find_inputs(patterns: Sequence[str]) -> list[Path | RemoteFile]:
-    """Return the files that the patterns match, each once, sorted. ConfigError: no match, or an unknown ending."""
+def find_inputs(patterns: Sequence[str], *, known: Answers | None = None) -> list[Path | RemoteFile]:
+    """Return the files that the patterns match, each once, sorted. ConfigError: no match, or an unknown ending.
+
+    `known`: earlier answers, for which no server is asked.
+    """
     found: set[Path] = set()
-    remote: dict[str, RemoteFile] = {}
+    urls = [pattern for pattern in patterns if is_url(pattern)]
+    remote = {file.url: file for file in ask_all(urls, known or {}) if kind_of(file.name)}
     for pattern in patterns:
         if is_url(pattern):
-            remote |= {file.url: file for file in find_remote(pattern) if kind_of(file.name)}
             continue
         path = Path(pattern).expanduser()
         matches = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]

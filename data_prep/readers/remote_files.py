@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -39,11 +39,15 @@ _STALL_LIMIT_S = 120  # seconds without a byte from a web server
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file behind a URL. `n_bytes`: None if the server does not say. `version` changes with the content."""
+    """A file behind a URL. `n_bytes`: None if the server does not say. `version` changes with the content.
+
+    `pattern`: the URL of the recipe that found it.
+    """
 
     url: str
     n_bytes: int | None
     version: dict[str, str]
+    pattern: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
