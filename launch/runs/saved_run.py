@@ -20,7 +20,7 @@ from gpt.model.gpt import GPT
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from launch.config.recipe import build
 from parallel.checkpoint.find import find_latest
-from parallel.checkpoint.folders import list_checkpoints, step_of
+from parallel.checkpoint.folders import list_checkpoints, list_unusable, step_of
 from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
 from parallel.checkpoint.load import read_tensors
 from parallel.checkpoint.manifest import MANIFEST
@@ -150,6 +150,9 @@ def find_checkpoint(path: Path, step: int | None) -> tuple[Path, Checkpoint, lis
     by_step = {step_of(candidate.name): candidate for candidate in reversed(available)}
     if step in by_step:
         return path, verify_checkpoint(by_step[step]), []
+    for unusable, reason in list_unusable(folder):
+        if step_of(unusable.name) == step:
+            raise ConfigError(f"--step {step}: {unusable} cannot be used: {reason}")
     steps = ", ".join(map(str, by_step)) or "none"
     raise ConfigError(f"--step {step}: {folder} has no checkpoint of this step. There are: {steps}")
 

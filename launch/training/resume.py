@@ -16,7 +16,7 @@ from launch.config.run_config import RunConfig, changed_keys, with_defaults
 from launch.training.local_tier import local_directory
 from launch.training.start_from import check_start_from, starting_weights
 from parallel.checkpoint.find import find_latest
-from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.folders import list_checkpoints, list_unusable
 from parallel.checkpoint.handle import Checkpoint, read_checkpoint_header
 from parallel.checkpoint.local_tier import discard_local_after, find_newest_local
 from parallel.errors import CheckpointError
@@ -46,7 +46,7 @@ def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, re
     found = list_checkpoints(config.run.directory / "checkpoints")
     if not found:
         check_start_from(config)
-        if resume and not config.checkpoint.fast_directory:
+        if resume and not config.checkpoint.fast_directory and not list_unusable(config.run.directory / "checkpoints"):
             raise ConfigError(f"--resume, but {config.run.directory / 'checkpoints'} contains no checkpoint")
         return
     if resume is False:
@@ -118,7 +118,7 @@ def _start_from(
     if checkpoint is None:
         if resume:
             raise ConfigError(f"--resume, but {directory} contains no whole checkpoint{_because(messages)}")
-        if list_checkpoints(directory):
+        if list_checkpoints(directory) or list_unusable(directory):
             raise ConfigError(f"{directory} contains checkpoints, but none is whole{_because(messages)}")
         start = fresh_start(config)
         start.events.extend(("checkpoint_skipped", text) for text in messages)

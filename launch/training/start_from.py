@@ -11,7 +11,7 @@ from launch.config.run_config import RunConfig, changed_keys
 from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.saved_run import find_checkpoint_folder
 from parallel.checkpoint.find import find_latest
-from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.folders import list_checkpoints, list_unusable
 from parallel.checkpoint.handle import Checkpoint, read_checkpoint_header, verify_checkpoint
 from parallel.errors import CheckpointError
 
@@ -26,6 +26,8 @@ def check_start_from(config: RunConfig) -> None:
     directory, path = find_checkpoint_folder(config.run.start_from)
     if path is None:
         found = list_checkpoints(directory)
+        if not found and list_unusable(directory):
+            return  # `starting_weights` says what they are
         if not found:
             raise ConfigError(f"run.start_from = '{config.run.start_from}' has no checkpoint in {directory}")
         path = found[0]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from parallel.agreement import Group, rank_in, run_on_all_ranks
-from parallel.checkpoint.folders import delete_after, list_checkpoints, published_step
+from parallel.checkpoint.folders import delete_after, list_checkpoints, list_unusable, published_step
 from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
 from parallel.errors import CheckpointError
 
@@ -11,15 +11,25 @@ from parallel.errors import CheckpointError
 def find_latest(
     directory: Path, *, at_most: int | None = None, newer_than: int = -1, group: Group = None
 ) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
-    """The newest whole checkpoint of a step up to `at_most` and above `newer_than`; newer ones that are damaged, each
-    with the reason.
+    """The newest whole checkpoint of a step up to `at_most` and above `newer_than`; newer ones that are damaged, or are
+    links or files, each with the reason.
 
     Collective over `group`: each rank reads a share of every candidate's files, and all ranks get the same answer.
     """
     directory = Path(directory)
     skipped: list[tuple[Path, str]] = []
-    found = run_on_all_ranks(lambda: list_checkpoints(directory, at_most=at_most), group, path=directory)[0]
-    for path in [path for path in found if published_step(path) > newer_than]:
+
+    def candidates() -> list[tuple[Path, str | None]]:
+        unusable = list_unusable(directory, at_most=at_most)
+        return [*unusable, *((path, None) for path in list_checkpoints(directory, at_most=at_most))]
+
+    found = run_on_all_ranks(candidates, group, path=directory)[0]
+    for path, reason in sorted(found, key=lambda one: published_step(one[0]), reverse=True):
+        if published_step(path) <= newer_than:
+            break
+        if reason is not None:
+            skipped.append((path, reason))
+            continue
         try:
             return verify_checkpoint(path, group=group), skipped
         except CheckpointError as error:

@@ -36,7 +36,7 @@ def step_of(name: str) -> int | None:
 
 
 def list_checkpoints(directory: Path, *, at_most: int | None = None) -> list[Path]:
-    """Published checkpoints of steps up to `at_most`, newest step first, not verified. Symbolic links are left out.
+    """Published checkpoints of steps up to `at_most`, newest step first, not verified. `list_unusable` lists the rest.
 
     A save that replaces a checkpoint of the same step may die between its two renames. The checkpoint that it set aside
     is then listed under its hidden name.
@@ -52,6 +52,20 @@ def list_checkpoints(directory: Path, *, at_most: int | None = None) -> list[Pat
         if step is not None and wanted and entry.is_dir() and not entry.is_symlink():
             found[step] = entry
     return [found[step] for step in sorted(found, reverse=True)]
+
+
+def list_unusable(directory: Path, *, at_most: int | None = None) -> list[tuple[Path, str]]:
+    """What has the name of a checkpoint up to `at_most` but is no folder, newest step first, each with the reason."""
+    try:
+        entries = [entry for entry in Path(directory).iterdir() if step_of(entry.name) is not None]
+    except FileNotFoundError:
+        return []
+    entries = [entry for entry in entries if at_most is None or published_step(entry) <= at_most]
+    unusable = [entry for entry in entries if entry.is_symlink() or not entry.is_dir()]
+    return [
+        (entry, "it is a symbolic link, which is not followed" if entry.is_symlink() else "it is no folder")
+        for entry in sorted(unusable, key=published_step, reverse=True)
+    ]
 
 
 def make_hidden(final: Path) -> Path:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from gpt.errors import ConfigError
 from parallel.agreement import ALONE, all_gather_objects, rank_in, run_on_all_ranks, world_size
 from parallel.checkpoint.find import discard_after
-from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.folders import list_checkpoints, list_unusable
 from parallel.checkpoint.handle import Checkpoint, CheckpointHeader, read_checkpoint_header, verify_header
 from parallel.checkpoint.load import load_checkpoint
 from parallel.checkpoint.plan import local
@@ -110,6 +110,7 @@ def _own_headers(
     skipped: list[str] = []
     try:
         found = list_checkpoints(rank_directory(directory))
+        skipped += [f"skipped {path}: {reason}" for path, reason in list_unusable(rank_directory(directory))]
     except OSError as error:  # a disk that fails: the shared checkpoints remain
         return mine, [f"skipped {rank_directory(directory)}: it cannot be read: {error.strerror}"]
     for path in found:

@@ -188,6 +188,35 @@ def test_a_damaged_header_is_left_to_the_search(config: RunConfig) -> None:
     assert find_start(config, state_of(config), resume=True).step == 4
 
 
+def test_a_link_in_place_of_the_newest_checkpoint_is_named(config: RunConfig, tmp_path: Path) -> None:
+    folder = config.run.directory / "checkpoints"
+    save(folder, config, 4)
+    newest = save(folder, config, 8)
+    newest.rename(tmp_path / "moved")
+    newest.symlink_to(tmp_path / "moved")
+    (folder / "step-000000012").touch()
+    start = find_start(config, state_of(config), resume=None)
+    assert start.step == 4
+    assert start.events[:2] == [
+        ("checkpoint_skipped", f"skipped the checkpoint {folder}/step-000000012: it is no folder"),
+        ("checkpoint_skipped", f"skipped the checkpoint {newest}: it is a symbolic link, which is not followed"),
+    ]
+
+
+def test_a_run_whose_checkpoints_are_all_links_does_not_start_over(config: RunConfig, tmp_path: Path) -> None:
+    path = save(config.run.directory / "checkpoints", config, 8)
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+    reason = f"none is whole: skipped the checkpoint {path}: it is a symbolic link, which is not followed"
+    for resume in (None, False):
+        check_run_directory(config, state_of(config), resume=resume)
+        with pytest.raises(ConfigError, match=reason):
+            find_start(config, state_of(config), resume=resume)
+    check_run_directory(config, state_of(config), resume=True)
+    with pytest.raises(ConfigError, match=r"--resume, but .* contains no whole checkpoint: .* symbolic link"):
+        find_start(config, state_of(config), resume=True)
+
+
 def test_the_folder_of_checkpoints_may_not_be_a_link_to_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"
     check_no_links(run)  # a new run has no directory

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.training.config import Retention
-from parallel.checkpoint.folders import list_checkpoints, step_name, step_of
+from parallel.checkpoint.folders import list_checkpoints, list_unusable, step_name, step_of
 from parallel.checkpoint.save import save_checkpoint
 
 
@@ -40,6 +40,20 @@ def test_permanent_checkpoints_are_kept(tmp_path: Path, cases: Any) -> None:
         keep = Retention(1, lambda step: step % 2 == 0)
         save_checkpoint(tmp_path, step=step, tensors=cases.some_tensors(step), state={}, keep=keep)
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"step-{step:09d}" for step in (5, 4, 2)]
+
+
+def test_what_is_no_folder_is_listed_with_the_reason(tmp_path: Path, cases: Any) -> None:
+    path = save_checkpoint(tmp_path, step=4, tensors=cases.some_tensors(4), state={}, keep=Retention(1))
+    link, file = tmp_path / step_name(9), tmp_path / step_name(7)
+    link.symlink_to(path)
+    file.touch()
+    reasons = [(link, "it is a symbolic link, which is not followed"), (file, "it is no folder")]
+    assert list_unusable(tmp_path) == reasons
+    assert list_unusable(tmp_path, at_most=8) == reasons[1:]
+    assert list_unusable(tmp_path / "nothing") == []
+    assert list_checkpoints(tmp_path) == [path]
+    assert cases.newest(tmp_path) == (path, reasons)
+    assert cases.newest(tmp_path, newer_than=7) == (None, reasons[:1])
 
 
 def test_steps_and_their_names() -> None:
