@@ -9,6 +9,13 @@ from collections.abc import Iterable
 from types import ModuleType
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # the system's errors for a full disk and a full quota
+# Names, since not every system has each, of errors of the machine, its disk or network, which may pass.
+_FAULTS = (
+    *("EIO", "EREMOTEIO", "ENODEV", "EUCLEAN", "EBADMSG", "ENOMEM", "ENFILE", "ESTALE", "ETIMEDOUT", "ENOTCONN"),
+    *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH"),
+    *("ENETDOWN", "ENETUNREACH", "ENETRESET", "ENOLINK", "ECOMM"),
+)
+MACHINE_FAULTS = (*NO_ROOM, *(getattr(errno, name) for name in _FAULTS if hasattr(errno, name)))
 
 
 MAX_LINE = 4000  # characters of an error; a file may have a name of 100 MB in it
@@ -46,10 +53,21 @@ class ConfigError(Exception):
         return one_line(super().__str__())
 
 
-class DiskFull(ConfigError):
-    """A disk is full. A restart may succeed, because space may be freed in the meantime."""
+class MachineFault(ConfigError):
+    """The machine, its disk or network failed: no setting is wrong, and a later try may succeed."""
 
     exit_status = 1
+
+
+class DiskFull(MachineFault):
+    """A disk is full. A restart may succeed, because space may be freed in the meantime."""
+
+
+def file_error(error: OSError, message: str) -> ConfigError:
+    """Return an error with this message. Its class, and so the exit status, tells a user's mistake from a fault."""
+    if error.errno in NO_ROOM:
+        return DiskFull(message)
+    return MachineFault(message) if error.errno in MACHINE_FAULTS else ConfigError(message)
 
 
 def nearest(wanted: int, allowed: Iterable[int]) -> list[int]:

@@ -5,9 +5,11 @@ import errno
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from gpt.errors import NO_ROOM, ConfigError, DiskFull
+from gpt.errors import MACHINE_FAULTS, NO_ROOM, ConfigError, file_error
+from gpt.files.atomic import free_space
 from gpt.telemetry.output import OutputError
 from launch.processes.error_reports import report_mistake
 from launch.processes.rank_process import enter_process
@@ -48,7 +50,7 @@ BROKEN_PIPE = (
 # Errors caused by a path or the machine. They are shown in one line; any other OSError is a bug, shown with traceback.
 _MACHINE_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENAMETOOLONG, errno.ELOOP, *MACHINE_FAULTS),
 )
 
 
@@ -78,9 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _MACHINE_ERRORS or error.filename is None:
             raise
-        status = DiskFull.exit_status if error.errno in NO_ROOM else ConfigError.exit_status
-        report_mistake(f"{error.filename2 or error.filename}: {(error.strerror or '').lower()}", exit_status=status)
-        return status
+        path = error.filename2 or error.filename
+        space = f"; {free_space(Path(path))}" if error.errno in NO_ROOM else ""
+        found = file_error(error, f"{path}: {(error.strerror or '').lower()}{space}")
+        report_mistake(str(found), exit_status=found.exit_status)
+        return found.exit_status
     except KeyboardInterrupt:
         return 130
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar, cast
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from gpt.errors import NO_ROOM, ConfigError
-from parallel.errors import CheckpointError, NoRoomForCheckpoints
+from gpt.errors import MACHINE_FAULTS, NO_ROOM, ConfigError
+from parallel.errors import CheckpointError, CheckpointFault, NoRoomForCheckpoints
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -145,7 +145,8 @@ def _as_config_error(error: BaseException, path: Path, rank: int) -> ConfigError
         return error
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        kind = NoRoomForCheckpoints if error.errno in NO_ROOM else CheckpointError
+        kind = CheckpointFault if error.errno in MACHINE_FAULTS else CheckpointError
+        kind = NoRoomForCheckpoints if error.errno in NO_ROOM else kind
         return kind(path, f"{error.strerror or error} on rank {rank}{where}")
     return CheckpointError(path, f"{type(error).__name__} on rank {rank}: {_one_line(error)}")
 

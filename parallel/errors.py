@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gpt.errors import ConfigError, DiskFull, one_line
+from gpt.errors import ConfigError, DiskFull, MachineFault, one_line
 
 
 class CheckpointError(ConfigError):
@@ -21,5 +21,9 @@ class CheckpointError(ConfigError):
         return one_line(f"checkpoint {self.path}: {self.reason}")
 
 
-class NoRoomForCheckpoints(CheckpointError, DiskFull):
+class CheckpointFault(CheckpointError, MachineFault):
+    """The disk or the network failed while a checkpoint was written or read. A later try may succeed."""
+
+
+class NoRoomForCheckpoints(CheckpointFault, DiskFull):
     """The disk has too little space for the run to start."""

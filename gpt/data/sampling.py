@@ -42,10 +42,11 @@ class Samples:
 class DamagedSamples(DamagedTokens):
     """Samples that cannot be read: `rows` of the request, each with the reason."""
 
-    def __init__(self, rows: Mapping[int, str]) -> None:
-        first, *more = dict.fromkeys(rows.values())
+    def __init__(self, rows: Mapping[int, DamagedTokens]) -> None:
+        first, *more = dict.fromkeys(map(str, rows.values()))
         super().__init__(f"{first}. Copy it again" + (f" ({len(more)} more blocks are damaged)" if more else ""))
         self.rows = rows
+        self.exit_status = next(iter(rows.values())).exit_status
 
 
 class SamplingRule(Protocol):
@@ -189,7 +190,7 @@ def read_samples(
     rows = [(row, *one) for row, one in enumerate(wanted) if one is not None]
     for _, corpus, sample in rows:
         corpus.announce(sample)  # all before the first is read: a disk serves many requests at once
-    damaged: dict[int, str] = {}
+    damaged: dict[int, DamagedTokens] = {}
     for row, corpus, sample in rows:
         try:
             start, stop = corpus.span(sample)
@@ -202,7 +203,7 @@ def read_samples(
                 samples.streams[name][row, : len(values)] = values
                 samples.stream_lengths[name][row] = len(values)
         except DamagedTokens as error:
-            damaged[row] = str(error)
+            damaged[row] = error
     if damaged:
         raise DamagedSamples(damaged)
     _check_ids(tokens, wanted, vocab_size)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.files.regular import open_regular
 from gpt.token_files.files import TokenFile
 from gpt.tokenizer.tokenizers import Tokenizer
@@ -92,7 +92,7 @@ def read_text(path: Path) -> Iterator[str]:
                     return
                 block_start += len(block)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise file_error(error, f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
 
 
 def _cut_exactly(blocks: Iterator[str], tokenizer: Tokenizer) -> Iterator[str]:

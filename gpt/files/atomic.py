@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.files.regular import check_regular, irregular
 
 
@@ -67,6 +67,18 @@ def hidden_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
+def free_space(path: Path) -> str:
+    """Say how much is free on the disk of a path, for the message of an error: "4,096 bytes are free"."""
+    for folder in (path, *path.absolute().parents):
+        try:
+            return f"{shutil.disk_usage(folder).free:,} bytes are free"
+        except FileNotFoundError:
+            continue
+        except OSError:
+            break
+    return "free space unknown"
+
+
 def sync_file(file: IO[Any]) -> None:
     """Flush a file to the disk."""
     file.flush()
@@ -96,6 +108,6 @@ def partial_folder(output: Path) -> Iterator[Path]:
         yield folder
         folder.rename(output)
     except OSError as error:
-        raise ConfigError(f"--output {output} could not be written: {error}") from error
+        raise file_error(error, f"--output {output} could not be written: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # it is there only after an error

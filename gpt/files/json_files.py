@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.files.json_text import decode_json
 from gpt.files.regular import read_bytes
 
@@ -15,7 +15,7 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     try:
         data = read_bytes(path, max_bytes=max_bytes)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {(error.strerror or '').lower()}") from None
+        raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
     return parse_json(data, where=str(path))
 
 

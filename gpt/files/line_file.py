@@ -1,10 +1,12 @@
-"""Append lines to files. While the disk is full they wait in memory, so that no line is cut short or lost."""
+"""Append lines to files. While the disk is full or fails they wait in memory, so that no line is cut short or lost."""
 
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from gpt.errors import NO_ROOM
+from gpt.errors import MACHINE_FAULTS, NO_ROOM
 from gpt.files.atomic import append_to
 
 MAX_WAITING_BYTES = 16 << 20  # hours of a run's metrics
@@ -19,7 +21,9 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.error: OSError | None = None  # the last failure, while lines wait
         self._file: BinaryIO | None = None
+        self._identity: tuple[int, int] | None = None  # device and inode, from the first `add` on
         self._waiting = b""
 
     @property
@@ -30,27 +34,47 @@ class LineFile:
     def add(self, line: bytes) -> None:
         """Add a line, with its newline.
 
-        OSError: any reason except a full disk, or the disk is full and too many bytes are waiting already.
+        FileNotFoundError: someone deleted, moved or replaced the file or its folder. OSError: any reason except a fault
+        of the machine, such as a full disk; or too many bytes are waiting already.
         """
         self._waiting += line
         try:
+            if self._identity is not None:
+                self._check_path()
             if self._file is None:
-                self._file = append_to(self.path)
-                if not _ends_with_newline(self._file):  # a process was killed before it could write the rest of a line
-                    self._waiting = b"\n" + self._waiting
+                self._open()
+            assert self._file is not None
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
-            if error.errno not in NO_ROOM or len(self._waiting) > MAX_WAITING_BYTES:
+            if error.errno not in MACHINE_FAULTS or len(self._waiting) > MAX_WAITING_BYTES:
                 raise
+            self.error = error
+            if error.errno not in NO_ROOM:
+                self._close()  # a file server that was restarted may no longer know the open file
 
     def close(self) -> None:
         """Close the file and drop the bytes that still wait. A later `add` opens the file again."""
+        self._close()
+        self._identity, self._waiting = None, b""
+
+    def _open(self) -> None:
+        self._file = append_to(self.path)
+        found = os.fstat(self._file.fileno())
+        if self._identity is None:
+            # a process was killed before it could write the rest of a line
+            if found.st_size and os.pread(self._file.fileno(), 1, found.st_size - 1) != b"\n":
+                self._waiting = b"\n" + self._waiting
+            self._identity = found.st_dev, found.st_ino
+
+    def _check_path(self) -> None:
+        """FileNotFoundError unless the path still leads to the file that was opened first."""
+        found = os.stat(self.path, follow_symlinks=False)
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise FileNotFoundError(errno.ENOENT, "replaced by another file", str(self.path))
+
+    def _close(self) -> None:
         if self._file is not None:
-            self._file.close()
-        self._file, self._waiting = None, b""
-
-
-def _ends_with_newline(file: BinaryIO) -> bool:
-    size = os.fstat(file.fileno()).st_size
-    return size == 0 or os.pread(file.fileno(), 1, size - 1) == b"\n"
+            with suppress(OSError):
+                self._file.close()
+        self._file = None

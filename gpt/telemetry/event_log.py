@@ -1,8 +1,6 @@
 """Write the events of a run, such as faults and restarts: one JSON object per line of RUN/events.jsonl."""
 
-import errno
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -42,13 +40,13 @@ class RecordEvent(Protocol):
 
 
 def append_event(path: Path, kind: EventKind, *, step: int | None, text: str, fields: dict[str, Any]) -> None:
-    """Append one event from another process than the run's main rank. Raises OSError if the disk is full."""
+    """Append one event from another process than the run's main rank. OSError: the disk is full, or fails."""
     file = LineFile(path)
     file.add(event_line(kind, step=step, text=text, fields=fields))
-    is_incomplete = file.is_waiting
+    error = file.error if file.is_waiting else None
     file.close()
-    if is_incomplete:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    if error is not None:
+        raise error
 
 
 def event_line(kind: EventKind, *, step: int | None, text: str, fields: dict[str, Any]) -> bytes:

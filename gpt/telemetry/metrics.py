@@ -17,8 +17,8 @@ from typing import Any, Literal, Self
 
 import torch
 
-from gpt.errors import NO_ROOM, ConfigError, DiskFull
-from gpt.files.atomic import append_to, open_replacement, sync_file
+from gpt.errors import ConfigError, file_error
+from gpt.files.atomic import append_to, free_space, open_replacement, sync_file
 from gpt.files.json_text import decode_json
 from gpt.files.line_file import LineFile
 from gpt.files.regular import open_regular
@@ -72,7 +72,7 @@ class MetricsWriter:
         self._resume_step = resume_step
         self._console = Console(total_steps=total_steps, total_tokens=total_tokens, interactive=interactive)
         self._files: dict[str, LineFile] = {}  # by name, opened at the first line
-        self._is_full = False
+        self._had_trouble = False
         self._wandb: WandbRun | None = None
 
     def __enter__(self) -> Self:
@@ -102,8 +102,8 @@ class MetricsWriter:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         with suppress(ConfigError):
             self._write_waiting()
-        if any(file.is_waiting for file in self._files.values()):
-            self.message(f"{self._run_directory}: the disk is still full; records that waited in memory are lost")
+        if trouble := self._trouble():
+            self.message(f"{self._run_directory}: still {trouble}; records that waited in memory are lost")
         for file in self._files.values():
             file.close()
         self._console.close()
@@ -154,15 +154,17 @@ class MetricsWriter:
     def _write_waiting(self) -> None:
         for name in self._files:
             self._add(name, b"")
-        self._report_full_disk(any(file.is_waiting for file in self._files.values()))
+        trouble = self._trouble()
+        if trouble and not self._had_trouble:
+            self.message(f"{self._run_directory}: {trouble}; records wait in memory, and training continues")
+        elif self._had_trouble and not trouble:
+            self.message(f"{self._run_directory}: the disk takes records again; none is lost")
+        self._had_trouble = bool(trouble)
 
-    def _report_full_disk(self, is_full: bool) -> None:
-        """Print a message when the disk becomes full, and one when it has room again."""
-        if is_full and not self._is_full:
-            self.message(f"{self._run_directory}: the disk is full; records wait in memory, and training continues")
-        elif self._is_full and not is_full:
-            self.message(f"{self._run_directory}: the disk has room again; no record is lost")
-        self._is_full = is_full
+    def _trouble(self) -> str:
+        """The reason for which lines wait in memory, or "" if none waits."""
+        errors = [file.error for file in self._files.values() if file.is_waiting and file.error is not None]
+        return (errors[0].strerror or str(errors[0])).lower() if errors else ""
 
     def rewind(self, step: int) -> None:
         """Continue from an earlier step: move the lines after it to metrics.superseded.jsonl."""
@@ -210,10 +212,15 @@ def _plain(value: Any) -> float | int:
 
 
 def _cannot_write(path: Path, error: OSError) -> ConfigError:
-    kind = DiskFull if error.errno in NO_ROOM else ConfigError
-    return kind(
-        f"{path}: cannot be written ({error.strerror or error}). Free space or choose another run directory, then "
-        "start the run again: it resumes from its newest checkpoint"
+    if isinstance(error, FileNotFoundError):
+        return ConfigError(
+            f"{path} was deleted, moved or replaced during training, so the run ends here. Put the run directory back "
+            "and start the run again: it resumes from the newest checkpoint that is there"
+        )
+    return file_error(
+        error,
+        f"{path}: cannot be written ({error.strerror or error}; {free_space(path)}). Free space or choose another run "
+        "directory, then start the run again: it resumes from its newest checkpoint",
     )
 
 

@@ -8,15 +8,17 @@ reader, and SIGBUS would end the process if the file became shorter.
 import errno
 import os
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gpt.errors import ConfigError
+from gpt.errors import file_error
 from gpt.files.regular import open_regular
-from gpt.token_files.checksums import DamagedTokens, FileSums
+from gpt.files.retry import retried
+from gpt.token_files.checksums import DamagedTokens, FileSums, UnreadableTokens
 
 
 class StoredTokens:
@@ -30,15 +32,18 @@ class StoredTokens:
         self.dtype = dtype
         self._sums = sums
         try:
-            with open_regular(path) as file:
+            with retried(lambda: open_regular(path)) as file:
                 self._file = os.dup(file.fileno())
         except OSError as error:
             hint = "; raise `ulimit -n` above twice the number of token files" if error.errno == errno.EMFILE else ""
-            raise ConfigError(f"{path} cannot be opened: {error.strerror}{hint}") from None
+            raise file_error(error, f"{path} cannot be opened: {error.strerror}{hint}") from None
         weakref.finalize(self, os.close, self._file)
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Read the ids start..stop-1 (stop - start,). DamagedTokens: a checksum differs, or the disk fails."""
+        """Read the ids start..stop-1 (stop - start,).
+
+        DamagedTokens: a checksum differs. UnreadableTokens: the disk fails, also when asked again.
+        """
         width = self.dtype.itemsize
         if self._sums is None:
             return self._bytes(start * width, stop * width).view(self.dtype)
@@ -53,9 +58,9 @@ class StoredTokens:
         missing = found.data
         while missing:
             try:
-                n_bytes = os.preadv(self._file, [missing], start)
+                n_bytes = retried(partial(os.preadv, self._file, [missing], start))
             except OSError as error:
-                raise DamagedTokens(f"{self.path}: byte {start:,} cannot be read: {error.strerror}") from None
+                raise UnreadableTokens(f"{self.path}: byte {start:,} cannot be read: {error.strerror}") from None
             if n_bytes == 0:
                 raise DamagedTokens(
                     f"{self.path} became shorter after it was opened: it ends before byte {start + 1:,}"

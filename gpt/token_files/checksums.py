@@ -18,9 +18,10 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, MachineFault, file_error
 from gpt.files.atomic import sync_file
 from gpt.files.regular import open_regular
+from gpt.files.retry import retried
 
 BLOCK_BYTES = 4096
 MAGIC = b"TRIXSUM1"
@@ -32,6 +33,10 @@ Sums = npt.NDArray[np.uint32]
 
 class DamagedTokens(ConfigError):
     """A part of a token file has another checksum than when it was written, or cannot be read."""
+
+
+class UnreadableTokens(DamagedTokens, MachineFault):
+    """The disk refuses to read a part of a token file, also when asked again."""
 
 
 class SummedFile:
@@ -97,7 +102,10 @@ class TokenSums:
 
     def read(self, first: int, n: int) -> Sums:
         """Read the checksums first..first+n-1 of both files together."""
-        data = os.pread(self._file, 4 * n, _HEADER.size + 4 * first)
+        try:
+            data = retried(lambda: os.pread(self._file, 4 * n, _HEADER.size + 4 * first))
+        except OSError as error:
+            raise UnreadableTokens(f"{self.path} cannot be read: {error.strerror}") from None
         if len(data) != 4 * n:
             raise DamagedTokens(f"{self.path} became shorter after it was opened. Copy it again.")
         return np.frombuffer(data, dtype="<u4")
@@ -155,12 +163,12 @@ def sums_path(prefix: Path) -> Path:
 def open_sums(prefix: Path) -> TokenSums | None:
     """Open the checksums of a pair of token files; None if there are none. ConfigError: damaged, or sizes differ."""
     try:
-        sums = TokenSums(prefix)
+        sums = retried(lambda: TokenSums(prefix))
     except FileNotFoundError:
         return None
     except OSError as error:
         hint = "; raise `ulimit -n` above twice the number of token files" if error.errno == errno.EMFILE else ""
-        raise ConfigError(f"{sums_path(prefix)} cannot be opened: {error.strerror}{hint}") from None
+        raise file_error(error, f"{sums_path(prefix)} cannot be opened: {error.strerror}{hint}") from None
     for file in sums.files.values():
         file.check_size()
     return sums

@@ -14,7 +14,7 @@ from gpt.data.sampling import DamagedSamples
 from gpt.data.skipped import SkippedData
 from gpt.losses.batch import Batch
 from gpt.telemetry.event_log import RecordEvent
-from gpt.token_files.checksums import DamagedTokens
+from gpt.token_files.checksums import DamagedTokens, UnreadableTokens
 from gpt.training.engine import Engine
 from gpt.training.objective import Objective
 from gpt.training.run import LoopState, Run
@@ -55,11 +55,15 @@ def epochs_read(run: Run, data: TrainingData, state: LoopState) -> dict[str, flo
 
 @dataclass(frozen=True)
 class Damage:
-    """A position of the data's order that cannot be read: the fault, and the documents there."""
+    """A position of the data's order that cannot be read: the fault, and the documents there.
+
+    `exit_status`: that of the error which ends the run, if it ends.
+    """
 
     position: int
     what: str
     where: str
+    exit_status: int
 
     @property
     def text(self) -> str:
@@ -82,7 +86,8 @@ class CorruptDataHandler:
     ) -> None:
         self.run, self.engine, self.data, self.first_step = run, engine, data, first_step
         self.event, self.save = event, save
-        self.windows: dict[str, dict[int, str]] = {}  # damaged samples of each validation corpus, with the reason
+        # damaged samples of each validation corpus, with the reason
+        self.windows: dict[str, dict[int, DamagedTokens]] = {}
         self._reported: set[tuple[str, int]] = set()
 
     def leave_out(self, state: LoopState, mine: list[Damage]) -> None:
@@ -97,7 +102,7 @@ class CorruptDataHandler:
         damages = [found[position] for position in sorted(found)]
         so_far = sum(r.stop - r.first for r in state.skipped.ranges if r.why.startswith(_WHY))
         if self._stops or so_far + len(damages) > self.run.faults.max_damaged_samples:
-            self._stop(state, damages[0].text)
+            self._stop(state, damages[0].text, exit_status=damages[0].exit_status)
         state.skipped = _without(state.skipped, damages)
         for damage in damages:
             self.event("data_damaged", f"{damage.text}, which is left out", position=damage.position)
@@ -111,14 +116,14 @@ class CorruptDataHandler:
                 self._reported.add((name, window))
                 text = f"{what}. It holds window {window:,} of the validation corpus '{name}'"
                 if self._stops:
-                    self._stop(state, text)
+                    self._stop(state, text, exit_status=what.exit_status)
                 self.event("data_damaged", f"{text}, which is left out")
 
     @property
     def _stops(self) -> bool:
         return self.run.faults.on_damaged_data == "stop"
 
-    def _stop(self, state: LoopState, text: str) -> None:
+    def _stop(self, state: LoopState, text: str, *, exit_status: int) -> None:
         """End the run on all ranks, and save what this process has learnt."""
         self.event("data_damaged", text)
         if state.step > self.first_step:
@@ -127,13 +132,14 @@ class CorruptDataHandler:
         if not self._stops:
             limit = self.run.faults.max_damaged_samples
             rule = f"More samples than faults.max_damaged_samples = {limit:,} are damaged: copy the file again"
-        raise DamagedTokens(f"{text}. {rule}; no weight has seen it, and the run resumes at step {state.step:,}")
+        kind = UnreadableTokens if exit_status == UnreadableTokens.exit_status else DamagedTokens
+        raise kind(f"{text}. {rule}; no weight has seen it, and the run resumes at step {state.step:,}")
 
 
 def damage_of(data: TrainingData, positions: Ints, error: DamagedSamples) -> list[Damage]:
     """The damage that this rank met at the positions."""
     found = [(int(positions[row]), what) for row, what in error.rows.items()]
-    return [Damage(position, what, _location(data, position)) for position, what in found]
+    return [Damage(position, str(what), _location(data, position), what.exit_status) for position, what in found]
 
 
 def _location(data: TrainingData, position: int) -> str:

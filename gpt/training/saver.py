@@ -1,15 +1,17 @@
 """Save a run, waiting or in the background, and count failed saves. The loop decides when to save."""
 
+import time
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, MachineFault
 from gpt.telemetry.event_log import RecordEvent
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.config import Retention
 from gpt.training.engine import CheckpointStore, Engine
 from gpt.training.run import LoopState, Run
 
+RETRY_PAUSE_S = 1.0  # before a save that must succeed is tried again; then four times as long
 LOCAL_KEPT = 2  # checkpoints in the local tier: the newest, and the previous one, in case the newest is incomplete
 
 
@@ -23,17 +25,26 @@ class RunSaver:
         self.under_way: int | None = None  # step of a background save to shared storage
 
     def save(self, state: LoopState, *, must_succeed: bool) -> None:
-        """Save and wait for it. ConfigError if it fails and must succeed, or if too many in a row have failed."""
-        run = self.run
+        """Save and wait for it. One that must succeed is tried again after a fault of the machine.
+
+        ConfigError if it fails and must succeed, or if too many in a row have failed.
+        """
+        run, pause_s = self.run, RETRY_PAUSE_S
         with self.ledger.span("saving"):
             self.collect(wait=True)
-            try:
-                self.newest = self.engine.checkpoints.shared.save(
-                    run.checkpoints, step=state.step, state=self.contents(state), keep=run.retention
-                )
-            except ConfigError as error:
-                self.count_failure(error, step=state.step, fatal=must_succeed)
-                return
+            while True:
+                try:
+                    self.newest = self.engine.checkpoints.shared.save(
+                        run.checkpoints, step=state.step, state=self.contents(state), keep=run.retention
+                    )
+                    break
+                except ConfigError as error:
+                    may_pass = isinstance(error, MachineFault)
+                    self.count_failure(error, step=state.step, fatal=must_succeed and not may_pass)
+                    if not must_succeed:
+                        return
+                time.sleep(pause_s)
+                pause_s *= 4
         self.ledger.write()  # a restart no longer loses the work up to here
         self.failures = 0
         self.event("checkpoint_saved", f"saved {self.newest}", checkpoint_step=state.step)
@@ -66,7 +77,8 @@ class RunSaver:
             if result.step == self.under_way:
                 self.under_way = None
             if result.error is not None:
-                self.count_failure(ConfigError(result.error), step=result.step, fatal=False)
+                # The start has shown that the directory can be written: something has failed since.
+                self.count_failure(MachineFault(result.error), step=result.step, fatal=False)
             else:
                 self.newest, self.failures = result.path, 0
                 self.event(

@@ -7,6 +7,7 @@ import numpy as np
 from gpt.data.dataset import ValidationData
 from gpt.data.sampling import DamagedSamples, Samples
 from gpt.losses.batch import Batch
+from gpt.token_files.checksums import DamagedTokens
 from gpt.training.engine import Engine, Totals
 from gpt.training.objective import Objective
 
@@ -18,7 +19,7 @@ def evaluate(
     *,
     tokens: int,
     micro_batch_size: int,
-    left_out: MutableMapping[str, dict[int, str]],
+    left_out: MutableMapping[str, dict[int, DamagedTokens]],
     before_each: Callable[[], None] = lambda: None,
 ) -> dict[str, Totals]:
     """Return the loss on each corpus, over at most `tokens` tokens from its start. Every rank must call it.
@@ -30,7 +31,7 @@ def evaluate(
     for name, corpus in corpora.items():
         n_samples, without = min(corpus.n_samples, max(1, tokens // corpus.seq_len)), left_out.setdefault(name, {})
         while True:
-            found: dict[int, str] = {}
+            found: dict[int, DamagedTokens] = {}
             batches = validation_batches(
                 corpus,
                 objective,
@@ -74,8 +75,8 @@ def validation_batches(
     per_rank: int,
     data_rank: int,
     data_size: int,
-    without: Mapping[int, str],
-    found: MutableMapping[int, str],
+    without: Mapping[int, DamagedTokens],
+    found: MutableMapping[int, DamagedTokens],
 ) -> Iterator[Batch]:
     """Yield this data rank's batches of the first `n_samples` samples: equally many on every rank, all of one shape.
 
@@ -93,7 +94,7 @@ def validation_batches(
         yield objective.batch(samples).without_rows(blank)
 
 
-def _read(corpus: ValidationData, numbers: Sequence[int | None], found: MutableMapping[int, str]) -> Samples:
+def _read(corpus: ValidationData, numbers: Sequence[int | None], found: MutableMapping[int, DamagedTokens]) -> Samples:
     """Read samples. Damaged ones are left blank and added to `found`."""
     try:
         return corpus.read(numbers)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gpt.data.config import CorpusConfig, DataConfig
 from gpt.data.dataset import ValidationData
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.evaluation.few_shot.scores import TaskScore, few_shot_scores
 from gpt.evaluation.few_shot.tasks import OpenTasks
 from gpt.evaluation.perplexity import TokenCounts, Tokens, count_targets, validation_loss
@@ -180,7 +180,7 @@ def check_writable(path: Path) -> None:
         if is_new:
             path.unlink()
     except OSError as error:
-        raise ConfigError(f"--json {path} cannot be written: {error.strerror}.") from None
+        raise file_error(error, f"--json {path} cannot be written: {error.strerror}.") from None
 
 
 class _ValidationSamples:

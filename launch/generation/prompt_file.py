@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.evaluation.batching.data_parallel import gather_by_index
 from gpt.files.atomic import replace_file
 from gpt.files.json_text import decode_json
@@ -42,7 +42,7 @@ def read_lines(path: Path) -> list[PromptLine]:
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"--input {path} cannot be read: {(error.strerror or '').lower()}") from None
+        raise file_error(error, f"--input {path} cannot be read: {(error.strerror or '').lower()}") from None
     found = []
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from gpt.data.config import DataConfig
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.telemetry.console import human_count
 from gpt.training.objective import Objective
 from launch.config.run_config import RunConfig
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -
         try:
             args.json.write_text(json.dumps(as_json(layout, reports), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"--json {args.json}: {error.strerror}. The figures are above") from None
+            raise file_error(error, f"--json {args.json}: {error.strerror}. The figures are above") from None
         print(f"wrote {args.json}")
     return 0
 

@@ -2,16 +2,19 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from gpt.errors import ConfigError
+from gpt.errors import MACHINE_FAULTS, ConfigError
 from gpt.files.json_text import decode_json
 from gpt.files.regular import open_regular
-from parallel.errors import CheckpointError
+from gpt.files.retry import retried
+from parallel.errors import CheckpointError, CheckpointFault
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,23 +53,38 @@ def fsync_folder(path: Path) -> None:
 
 def check_file(path: Path, name: str, record: FileRecord) -> None:
     """Read one file of the checkpoint at `path`. CheckpointError if it is not as its record says."""
-    with _open_checked(path, name, record) as file:
-        try:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        except OSError as error:
-            raise CheckpointError(path, f"{name} cannot be read: {error.strerror}") from error
+    sha256 = read_own(path, name, lambda file: hashlib.file_digest(file, "sha256").hexdigest(), record=record)  # type: ignore[arg-type]
     _compare(path, name, record, sha256)
 
 
 def read_json(path: Path, name: str, record: FileRecord) -> dict[str, Any]:
     """Read one JSON file of a checkpoint. CheckpointError if it is not as its record says."""
-    with _open_checked(path, name, record) as file:
-        try:
-            data = file.read()
-        except OSError as error:
-            raise CheckpointError(path, f"{name} cannot be read: {error.strerror}") from error
+    data = read_own(path, name, lambda file: file.read(), record=record)
     _compare(path, name, record, hashlib.sha256(data).hexdigest())
     return parse_json(path, name, data)
+
+
+def read_own(path: Path, name: str, read: Callable[[BinaryIO], T], *, record: FileRecord | None = None) -> T:
+    """Open a file of a checkpoint and `read` it, again after a fault of the disk that may pass.
+
+    CheckpointError: it is missing, is no regular file, or has not the size of its record. CheckpointFault: the disk
+    refuses.
+    """
+
+    def once() -> T:
+        with open_own(path, name) as file:
+            found_bytes = os.fstat(file.fileno()).st_size
+            if record is not None and found_bytes != record.size_bytes:
+                raise CheckpointError(path, f"{name} has {found_bytes} bytes, the manifest says {record.size_bytes}")
+            return read(file)
+
+    try:
+        return retried(once)
+    except FileNotFoundError as error:
+        raise CheckpointError(path, f"{name} is missing") from error
+    except OSError as error:
+        kind = CheckpointFault if error.errno in MACHINE_FAULTS else CheckpointError
+        raise kind(path, f"{name} cannot be read: {error.strerror}") from error
 
 
 def parse_json(path: Path, name: str, data: bytes) -> dict[str, Any]:
@@ -90,21 +108,6 @@ def open_own(path: Path, name: str) -> BinaryIO:
         raise
     except ConfigError as error:
         raise CheckpointError(path, f"{name} is no regular file") from error
-
-
-def _open_checked(path: Path, name: str, record: FileRecord) -> BinaryIO:
-    """Open a file that has the size of its record."""
-    try:
-        file = open_own(path, name)
-    except FileNotFoundError as error:
-        raise CheckpointError(path, f"{name} is missing") from error
-    except OSError as error:
-        raise CheckpointError(path, f"{name} cannot be read: {error.strerror}") from error
-    found_bytes = os.fstat(file.fileno()).st_size
-    if found_bytes != record.size_bytes:
-        file.close()
-        raise CheckpointError(path, f"{name} has {found_bytes} bytes, the manifest says {record.size_bytes}")
-    return file
 
 
 def _compare(path: Path, name: str, record: FileRecord, sha256: str) -> None:

@@ -9,13 +9,14 @@ step-000000123/
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError
-from parallel.checkpoint.files import FileRecord, open_own, parse_json
+from parallel.checkpoint.files import FileRecord, parse_json, read_own
 from parallel.checkpoint.folders import step_of
 from parallel.errors import CheckpointError
 
@@ -55,14 +56,10 @@ def encode_manifest(manifest: CheckpointManifest) -> bytes:
 
 def read_manifest(path: Path) -> CheckpointManifest:
     """Read and check the manifest. CheckpointError: it is missing, damaged, or of another format or version."""
-    try:
-        with open_own(path, MANIFEST) as file:
-            data = file.read(_MANIFEST_LIMIT_BYTES)
-    except FileNotFoundError:
+    if not os.path.lexists(path / MANIFEST):
         what = f"{MANIFEST} is missing: no whole checkpoint was published here" if path.is_dir() else "no such folder"
-        raise CheckpointError(path, what) from None
-    except OSError as error:
-        raise CheckpointError(path, f"{MANIFEST} cannot be read: {error.strerror}") from error
+        raise CheckpointError(path, what)
+    data = read_own(path, MANIFEST, lambda file: file.read(_MANIFEST_LIMIT_BYTES))
     body = parse_json(path, MANIFEST, data)
     version = body.get("format_version")
     if body.get("format") == FORMAT and version != FORMAT_VERSION:

@@ -36,7 +36,7 @@ from parallel.checkpoint.manifest import (
 )
 from parallel.checkpoint.plan import ShardPiece, WritePlan, local, make_plan, shard_header
 from parallel.checkpoint.private import make_private
-from parallel.errors import CheckpointError
+from parallel.errors import CheckpointError, NoRoomForCheckpoints
 
 ShardBytes = Iterator[bytes | memoryview]
 
@@ -119,7 +119,7 @@ def _begin(save: Save) -> Path:
     hidden = make_hidden(save.final)
     try:
         if save.size_bytes > shutil.disk_usage(hidden).free:
-            raise CheckpointError(save.final, "there is not enough room")  # `_abandon` adds the numbers
+            raise NoRoomForCheckpoints(save.final, "there is not enough room")  # `_abandon` adds the numbers
     except (OSError, CheckpointError):
         shutil.rmtree(hidden, ignore_errors=True)
         raise
@@ -170,7 +170,8 @@ def _abandon(save: Save, hidden: Path | None, error: ConfigError, group: Group) 
     with contextlib.suppress(PeerLost):  # then each rank reports its own numbers
         everyone = all_gather_objects((save.final, figures), group)
         figures = next((text for final, text in everyone if final == path), everyone[0][1])  # of the rank that failed
-    raise CheckpointError(path, f"not saved: {reason}; {figures}; earlier checkpoints are untouched") from error
+    kind = type(error) if isinstance(error, CheckpointError) else CheckpointError
+    raise kind(path, f"not saved: {reason}; {figures}; earlier checkpoints are untouched") from error
 
 
 def save_checkpoint(

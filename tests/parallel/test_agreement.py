@@ -10,7 +10,7 @@ import pytest
 
 from gpt.errors import ConfigError
 from parallel.agreement import ALONE, all_gather_objects, gather_scatter, rank_in, run_on_all_ranks, world_size
-from parallel.errors import CheckpointError, NoRoomForCheckpoints
+from parallel.errors import CheckpointError, CheckpointFault, NoRoomForCheckpoints
 
 PATH = Path("runs/x/step-000000001")
 
@@ -27,7 +27,7 @@ def test_one_process_agrees_with_itself(group) -> None:
     ("error", "kind", "text"),
     [
         (ConfigError("x = 1 is invalid"), ConfigError, "x = 1 is invalid"),
-        (OSError(errno.EIO, "Input/output error", "f"), CheckpointError, "Input/output error on rank 0 (f)"),
+        (OSError(errno.EIO, "Input/output error", "f"), CheckpointFault, "Input/output error on rank 0 (f)"),
         (OSError(errno.ENOSPC, "No space"), NoRoomForCheckpoints, "No space on rank 0"),
         (ValueError("two\nlines"), CheckpointError, "ValueError on rank 0: two lines"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gpt.errors import ConfigError, import_extra
+from gpt.errors import ConfigError, file_error, import_extra
 from gpt.files.json_files import parse_json
 from gpt.files.regular import read_bytes
 
@@ -33,7 +33,7 @@ def refuse_code(folder: Path) -> None:
         try:
             settings = parse_json(read_bytes(path, max_bytes=_MAX_FILE_BYTES), where=str(path))
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {(error.strerror or '').lower()}") from None
+            raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
         except ConfigError:
             read_bytes(path, max_bytes=_MAX_FILE_BYTES)  # raises again if it is no regular file
             continue

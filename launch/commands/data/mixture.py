@@ -11,7 +11,7 @@ from rich.table import Table
 from gpt.data.dataset import TrainingData
 from gpt.data.mixture import MixtureConfig, MixturePlan, PlannedCorpus, plan_mixture
 from gpt.data.sampling import sampling_of
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.telemetry.console import human_count
 from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
 from launch.config.run_config import RunConfig
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             args.json.write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"--json {args.json}: {error.strerror}. The figures are above") from None
+            raise file_error(error, f"--json {args.json}: {error.strerror}. The figures are above") from None
     return 0
 
 

@@ -1,10 +1,14 @@
 """Records of a run on a disk that is full for a while, and on one that stays full."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
-from gpt.errors import DiskFull
+from gpt.errors import ConfigError, DiskFull
 from gpt.files.line_file import MAX_WAITING_BYTES, LineFile
 from gpt.telemetry.event_log import append_event
 from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
@@ -51,10 +55,10 @@ def test_records_wait_while_the_disk_is_full_and_are_complete_and_in_order_later
     assert [len(json.loads(line)["text"]) for line in samples.splitlines()] == [5000, 1]
     events = [json.loads(line)["text"] for line in (disk / "run/events.jsonl").read_text().splitlines()]
     assert events == ["there is not enough room"] + 300 * ["more than the page has room for"]
-    messages = [line for line in capsys.readouterr().out.splitlines() if "the disk" in line]
-    assert [line.partition("/run: ")[2][:27] for line in messages] == [
-        "the disk is full; records w",
-        "the disk has room again; no",
+    messages = [line for line in capsys.readouterr().out.splitlines() if "/run: " in line]
+    assert [line.partition("/run: ")[2] for line in messages] == [
+        "no space left on device; records wait in memory, and training continues",
+        "the disk takes records again; none is lost",
     ]
 
 
@@ -67,7 +71,8 @@ def test_on_a_disk_that_stays_full_the_run_ends_and_can_be_started_again(disk, c
             for step in range(100):
                 writer.log(step, {f"loss of {'x' * (MAX_WAITING_BYTES // 50)}": 1.0})
 
-    with pytest.raises(DiskFull, match=r"metrics\.jsonl: cannot be written \(No space left"):
+    words = r"metrics\.jsonl: cannot be written \(No space left on device; \d+ bytes are free\)"
+    with pytest.raises(DiskFull, match=words):
         run()
     assert "records that waited in memory are lost" in capsys.readouterr().out
 
@@ -104,3 +109,43 @@ def test_an_event_on_a_full_disk_is_an_error_and_damages_no_other(disk):
     lines = path.read_bytes().splitlines()
     assert len(lines) == 3
     assert json.loads(lines[2])["step"] == 4
+
+
+@pytest.mark.skipif(shutil.which("strace") is None and not os.environ.get("CI"), reason="needs strace")
+def test_lines_that_the_disk_refuses_for_a_while_are_written_later(tmp_path):
+    """EIO of the kernel, in a real process, at two writes."""
+    code = """
+import sys
+from pathlib import Path
+from gpt.files.line_file import LineFile
+file = LineFile(Path(sys.argv[1]))
+for step in range(8):
+    file.add(b'{"step": %d}\\n' % step)
+    print(file.error if file.is_waiting else "written")
+"""
+    path = tmp_path / "metrics.jsonl"
+    fault = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", path, "-e", "inject=write:error=EIO:when=3..4"]
+    done = subprocess.run([*fault, sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert steps(path) == list(range(8))
+    assert done.stdout.splitlines() == ["written"] * 2 + ["[Errno 5] Input/output error"] * 2 + ["written"] * 4
+
+
+def test_a_deleted_or_replaced_run_directory_is_noticed_at_the_next_line(tmp_path):
+    for number, change in enumerate((shutil.rmtree, lambda run: run.rename(tmp_path / "moved"), replace)):
+        run = tmp_path / f"run{number}"
+
+        def train(run=run, change=change):
+            with MetricsWriter(OFF, run, run_config={}, resume_step=None, interactive=False) as writer:
+                writer.log(1, {"loss": 1.0})
+                change(run)
+                writer.log(2, {"loss": 1.0})
+
+        with pytest.raises(ConfigError, match=r"metrics\.jsonl was deleted, moved or replaced during training"):
+            train()
+
+
+def replace(run):
+    shutil.copytree(run, run.with_name("copy"))
+    shutil.rmtree(run)
+    run.with_name("copy").rename(run)

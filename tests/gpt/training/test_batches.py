@@ -103,7 +103,7 @@ def test_damage_at_an_empty_document_names_it(tmp_path):
         tokenizer="none", train=(CorpusConfig(str(tmp_path / "tokens")),), seq_len=4, sampling="document"
     )
     data = TrainingData(config, seed=0, vocab_size=8)
-    found = damage_of(data, np.array([0, 1]), DamagedSamples({0: "bad", 1: "bad"}))
+    found = damage_of(data, np.array([0, 1]), DamagedSamples(dict.fromkeys((0, 1), DamagedTokens("bad"))))
     wanted = {f"corpus 'tokens', window {number}, document {number}" for number in (0, 1)}
     assert {damage.where for damage in found} == wanted
 
@@ -144,13 +144,13 @@ def test_a_run_that_stops_at_damage_saves_what_it_has_learnt(small, damaged, han
 def test_damaged_validation_samples_are_reported_once(small, handler_of):
     handler, events, _ = handler_of(SKIP)
     state = small.state_of(handler.run)
-    handler.windows["wiki"] = {4: "wiki.bin: bytes 0 to 9"}
+    handler.windows["wiki"] = {4: DamagedTokens("wiki.bin: bytes 0 to 9")}
     handler.report_windows(state)
     handler.report_windows(state)
     assert [text for _, text, _ in events] == [
         "wiki.bin: bytes 0 to 9. It holds window 4 of the validation corpus 'wiki', which is left out"
     ]
     stopping, _, _ = handler_of(FaultConfig())
-    stopping.windows["wiki"] = {4: "wiki.bin: bytes 0 to 9"}
+    stopping.windows["wiki"] = {4: DamagedTokens("wiki.bin: bytes 0 to 9")}
     with pytest.raises(DamagedTokens, match="window 4 of the validation corpus 'wiki'"):
         stopping.report_windows(state)

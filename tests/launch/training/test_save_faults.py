@@ -3,6 +3,7 @@
 They end bit-identical to an undisturbed run.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from gpt.training import saver
 from launch.main import main
 from launch.processes.restarts import last_logged_step
 from parallel.checkpoint import estimate as checkpoint_estimate
@@ -99,7 +101,7 @@ def test_a_full_disk_is_reported_and_counted_and_finally_ends_the_run(
 ) -> None:
     run = tmp_path / "run"
     folder = small_disk(CHECKPOINT_BYTES * 3 // 2, run / "checkpoints")  # space for one and a half
-    assert train(tiny_corpus, run) == 2
+    assert train(tiny_corpus, run) == 1, "a restart may find more space"
     assert monitors() == [], "a remaining monitor would kill this process after its timeout"
     failed = events(run, "checkpoint_failed")
     for n, (step, event) in enumerate(zip((4, 6, 8), failed, strict=True), start=1):
@@ -174,3 +176,41 @@ def test_a_damaged_checkpoint_is_skipped_and_none_whole_is_an_error(
     (message,) = capsys.readouterr().err.strip().splitlines()
     for part in ("contains checkpoints, but none is whole", before.name, "MANIFEST.json is missing", newest.name):
         assert part in message
+
+
+@pytest.mark.parametrize("n_failures", [1, 100])
+def test_the_last_save_is_tried_again_after_an_error_of_the_disk(tiny_corpus, tmp_path, monkeypatch, n_failures):
+    """Only this save stands between the run and its end. If the disk keeps failing, a launcher restarts the run."""
+    run, fsync, failed = tmp_path / "run", os.fsync, []
+
+    def fail(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name == "shard-00000.safetensors" and "step-000000012" in path.parent.name and len(failed) < n_failures:
+            failed.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(saver, "RETRY_PAUSE_S", 0.01)
+    status = train(tiny_corpus, run, "--checkpoint.every_tokens", 6144)
+    told = [event["text"] for event in events(run, "checkpoint_failed")]
+    assert all("Input/output error on rank 0" in text for text in told)
+    assert (status, len(told)) == ((0, 1) if n_failures == 1 else (1, 3))
+    assert (run / "checkpoints/step-000000012").exists() == (n_failures == 1)
+
+
+def test_a_run_whose_directory_is_deleted_ends_with_a_line(tiny_corpus, tmp_path, capsys):
+    run = tmp_path / "run"
+
+    def delete() -> None:
+        while last_logged_step(run) < 3:
+            time.sleep(0.005)
+        run.rename(tmp_path / "moved")
+
+    thread = threading.Thread(target=delete)
+    thread.start()
+    assert train(tiny_corpus, run, "--train.total_tokens", 512 * 2000) == 2
+    thread.join()
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(f"triaxial: error: {run}/")
+    assert "was deleted, moved or replaced during training, so the run ends here" in line
