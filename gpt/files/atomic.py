@@ -38,7 +38,8 @@ def open_replacement(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]
     """Open a new file that replaces `path` when the block ends without an error. A link is replaced, not followed.
 
     `durable`: sync the file before the rename and the folder after it, so that the file survives a loss of power.
-    OSError: the disk refuses. ConfigError: `path` is a folder. After an error `path` is as before.
+    OSError: the disk refuses; it names `path`, while the system names no file of a failed write. ConfigError: `path` is
+    a folder. After an error `path` is as before.
     """
     temporary = hidden_name(path)
     try:
@@ -52,6 +53,10 @@ def open_replacement(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]
             raise irregular(path, "a folder") from None
         if durable:
             sync_folder(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)  # it is there only after an error
 

@@ -9,7 +9,7 @@ from launch.planning import options as dry_run_options
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.local_launch import launch_local
 from launch.processes.rank_process import early_warning_ends
-from launch.processes.restarts import RestartPolicy
+from launch.processes.restarts import OUTAGE_S, RestartPolicy
 from launch.runs.history import furthest_step
 from parallel.layout.layout import Layout
 
@@ -57,7 +57,9 @@ def launch_ranks(args: argparse.Namespace, config: RunConfig) -> int:
     if most < 0:
         raise ConfigError(f"--max-restarts {most} is invalid: must be 0 or more")
     layout_of(config, args.nproc)  # reports a layout that does not fit before any process starts
-    policy = RestartPolicy(most, lambda: furthest_step(config.run.directory), config.run.restart_pause_s)
+    policy = RestartPolicy(
+        most, lambda: furthest_step(config.run.directory), config.run.restart_pause_s, outage_s=OUTAGE_S
+    )
     words = ["train", args.recipe, *args.overrides]
     words += [] if args.resume is None else ["--resume" if args.resume else "--no-resume"]
     return launch_local(args.nproc, words, restarts=policy)

@@ -54,10 +54,12 @@ def watchdog_message(failure: Any) -> str | None:
     return str(recorded["message"]) if by_watchdog and failure.exitcode == -signal.SIGKILL else None
 
 
-def mistake_of(failure: Any) -> str | None:
-    """The line to print if this failure is a user's mistake, else None."""
-    recorded = _recorded(failure)
-    return recorded if failure.exitcode == MISTAKE else None
+def reported_line(failure: Any) -> str | None:
+    """The line to print of a user's mistake, or of a fault of the machine that the rank found; None for a crash."""
+    recorded = failure.error_file_data.get("message")
+    extra = recorded.get("extraInfo") if isinstance(recorded, dict) else None
+    is_reported = isinstance(extra, dict) and extra.get("exit_status") == failure.exitcode and not extra["py_callstack"]
+    return str(recorded["message"]) if is_reported else None
 
 
 def describe_failure(rank: int, failure: Any) -> str:
@@ -79,11 +81,13 @@ def print_failure(rank: int, failure: Any, *, nproc: int, log_dir: Path) -> None
         print(message, f"triaxial: output of the ranks: {log_dir}", sep="\n", file=sys.stderr, flush=True)
         return
     lines = [f"triaxial: error: rank {rank} of {nproc} failed first ({describe_exit(failure.exitcode)})"]
+    if line := reported_line(failure):
+        lines = [line]
     recorded = failure.error_file_data.get("message")
     trace = recorded.get("extraInfo", {}).get("py_callstack") if isinstance(recorded, dict) else None
     if rank == 0:
         lines += [f"[rank 0] {line}" for line in (trace or "").splitlines()]
-        lines += [] if trace else ["triaxial: its output is above"]
+        lines += [] if trace or line else ["triaxial: its output is above"]
     for path in sorted(log_dir.glob(f"*/attempt_*/{rank}/stderr.log")):
         text = path.read_text(encoding="utf-8", errors="replace")
         lines += [f"[rank {rank}] {line}" for line in text.splitlines()[-40:]]

@@ -4,6 +4,7 @@ The work is torch elastic's; this module chooses its settings and reports failur
 """
 
 import dataclasses
+import itertools
 import json
 import shutil
 import signal
@@ -24,11 +25,11 @@ from launch.processes.failures import (
     SAVED_AFTER_SIGNAL,
     describe_failure,
     first_failure,
-    mistake_of,
     print_failure,
+    reported_line,
     shell_status,
 )
-from launch.processes.restarts import ONCE, Restart, RestartPolicy, RunProgress
+from launch.processes.restarts import ONCE, Outage, Restart, RestartPolicy, RunProgress
 
 GRACE_S = 120  # how long signalled ranks may take to save before they are killed
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
@@ -82,23 +83,28 @@ def _start_until_done(
 
     Each start is a separate launch with a fresh store, which holds nothing of the dead ranks.
     """
-    progress = RunProgress(restarts.last_step())
-    for count in range(restarts.most + 1):
-        failures = _start(nproc, command, settings, log_dir=log_dir / f"start_{count}", grace_s=grace_s)
+    progress, outage, cause, count = RunProgress(restarts.last_step()), Outage(restarts.outage_s), "", 0
+    for number in itertools.count():
+        failures = _start(nproc, command, settings, log_dir=log_dir / f"start_{number}", grace_s=grace_s)
         if not failures:
             return 0
         if {failure.exitcode for failure in failures.values()} == {SAVED_AFTER_SIGNAL}:
             return SAVED_AFTER_SIGNAL
         rank, failure = first_failure(failures)
-        mistake = mistake_of(failure)
-        if mistake is not None:
-            print(mistake, file=sys.stderr, flush=True)
+        line, step = reported_line(failure), restarts.last_step()
+        if line is not None and failure.exitcode == MISTAKE:
+            print(line, file=sys.stderr, flush=True)
             return MISTAKE
-        step = restarts.last_step()
+        outage = outage.after(is_fault=line is not None and step <= progress.furthest, now=time.monotonic())
+        if restarts.most and outage.pause_s:
+            print(f"{line}\ntriaxial: {outage}", file=sys.stderr, flush=True)
+            time.sleep(outage.pause_s)
+            continue
         progress = progress.after(step)
-        if count == restarts.most or progress.is_stuck:
+        if count == restarts.most or progress.is_stuck or outage.is_over:
             break
-        restart = Restart(count + 1, restarts.most, f"{describe_failure(rank, failure)} at step ~{step:,}")
+        count, cause = count + 1, f"{describe_failure(rank, failure)} at step ~{step:,}"
+        restart = Restart(count, restarts.most, cause)
         pause_s = progress.pause_s(restarts.pause_s)
         later = f" in {pause_s:.0f} s, because it got no further than the previous start" if pause_s else ""
         print(
@@ -106,10 +112,11 @@ def _start_until_done(
         )
         time.sleep(pause_s)
         settings |= {"TRIAXIAL_RESTART": json.dumps(dataclasses.asdict(restart))}
-    print_failure(rank, failure, nproc=nproc, log_dir=log_dir / f"start_{count}")
+    print_failure(rank, failure, nproc=nproc, log_dir=log_dir / f"start_{number}")
     if restarts.most:
         why = progress.why_stuck if progress.is_stuck else f"it was restarted {count} times (--max-restarts)"
-        print(f"triaxial: not restarted: {why}", file=sys.stderr, flush=True)
+        before = f"\ntriaxial: the failure before: {cause}" if cause and outage.is_over else ""
+        print(f"triaxial: not restarted: {outage if outage.is_over else why}{before}", file=sys.stderr, flush=True)
     return shell_status(failure)
 
 

@@ -14,6 +14,8 @@ from gpt.files.regular import open_regular
 
 MAX_STARTS_WITHOUT_PROGRESS = 4  # in a row: a run that fails this often at the same step will fail again
 _PROGRESS = Fields({"furthest": Whole(), "starts": Whole()})
+OUTAGE_S = 3600.0  # how long to wait until someone frees space on a disk or restarts a file server
+MAX_OUTAGE_PAUSE_S = 60.0
 PAUSE_GROWTH = 4  # factor from pause to pause: 15, 60, 240 s outlast the reboot of a switch or a file server
 
 
@@ -34,11 +36,13 @@ class RestartPolicy:
     """Restart at most `most` times, and give up earlier if the run makes no progress.
 
     `last_step` returns the furthest step of the run. `pause_s`: the first pause before a restart without progress.
+    `outage_s`: how long starts that meet a fault of the machine, such as a full disk, are tried again.
     """
 
     most: int = 0
     last_step: Callable[[], int] = int
     pause_s: float = 0.0
+    outage_s: float = 0.0
 
 
 ONCE = RestartPolicy()
@@ -67,6 +71,42 @@ class RunProgress:
     def why_stuck(self) -> str:
         where = f"no further than step {self.furthest:,}" if self.furthest else "to no step at all"
         return f"{self.starts} starts in a row got {where}. Fix the cause, then start the run again"
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A time in which each start meets a fault of the machine. These starts are no restarts: a limit in time applies.
+
+    `began_at` and `now`: on the clock of time.monotonic(); None outside of an outage.
+    """
+
+    limit_s: float
+    began_at: float | None = None
+    now: float = 0.0
+    last_pause_s: float = 0.0
+
+    def after(self, *, is_fault: bool, now: float) -> "Outage":
+        """The outage after one more start, which met a fault or did not."""
+        if not is_fault or not self.limit_s:
+            return Outage(self.limit_s)
+        return Outage(self.limit_s, now if self.began_at is None else self.began_at, now, self.pause_s)
+
+    @property
+    def pause_s(self) -> float:
+        """The pause before the next start: 0 outside of an outage and at its limit, else longer each time."""
+        if self.began_at is None or self.is_over:
+            return 0.0
+        return min(MAX_OUTAGE_PAUSE_S, 2 * self.last_pause_s or self.limit_s / 1000)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the limit is reached."""
+        return self.began_at is not None and self.now - self.began_at >= self.limit_s
+
+    def __str__(self) -> str:
+        lasted = f"{self.now - (self.began_at or self.now):,.0f} of at most {self.limit_s:,.0f} s"
+        again = f"; the run starts again in {self.pause_s:.0f} s" if self.pause_s else ""
+        return f"such faults for {lasted}{again}"
 
 
 def last_logged_step(run_directory: Path) -> int:

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from gpt.errors import ConfigError
-from gpt.files.atomic import append_to
+from gpt.errors import ConfigError, file_error
+from gpt.files.atomic import append_to, open_replacement
 from gpt.files.json_rules import Fields, Finite, Text, Whole, read_json
 
 LOCK, RECORD = ".lock", ".owner.json"
@@ -74,8 +74,9 @@ def lock(
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"run.directory = {directory} cannot be created: {error.strerror}. Choose another with --run.directory"
+        raise file_error(
+            error,
+            f"run.directory = {directory} cannot be created: {error.strerror}. Choose another with --run.directory",
         ) from None
     owner, record = Owner.here(job_id), directory / RECORD
     with append_to(directory / LOCK) as lock_file:  # closing it releases the lock
@@ -164,16 +165,8 @@ def _beat(directory: Path, owner: Owner, ended: threading.Event, beat_s: float) 
 
 
 def _write(record: Path, owner: Owner) -> None:
-    partial = record.with_name(f"{RECORD}.{owner.token}")
-    try:
-        with partial.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(owner)))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(record)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with open_replacement(record, durable=True) as file:
+        file.write(json.dumps(asdict(owner)).encode())
 
 
 def _read(record: Path) -> Owner | None:

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, DiskFull
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.error_reports import report_mistake
 from launch.processes.rank_process import enter_process, mark_saved
@@ -24,8 +24,8 @@ def main(words: list[str]) -> int:
             raise ConfigError("rank one's disk is full")
         return BEHAVIOURS[behaviour](environment, folder)
     except ConfigError as error:
-        report_mistake(str(error))
-        return 2
+        report_mistake(str(error), exit_status=error.exit_status)
+        return error.exit_status
 
 
 def show(environment: ClusterEnvironment, folder: Path) -> int:
@@ -69,6 +69,20 @@ def mistake_when_restarted(environment: ClusterEnvironment, folder: Path) -> int
     if environment.restart is None:
         return crash(environment, folder)
     raise ConfigError("the recipe has changed meanwhile")
+
+
+def full_disk(environment: ClusterEnvironment, folder: Path) -> int:
+    """Rank 1 is killed in the first start. Rank 0 finds a full disk in as many further starts as the file says."""
+    if environment.restart is None:
+        return killed(environment, folder)
+    starts = folder / f"starts{environment.rank}"
+    number = int(starts.read_text()) + 1 if starts.exists() else 1
+    starts.write_text(str(number))
+    if environment.rank == 0:
+        (folder / "cause").write_text(environment.restart.cause)
+        if number <= int((folder / "full").read_text()):
+            raise DiskFull("/scratch/run: no space left on device; 0 bytes are free")
+    return 0
 
 
 def absent(environment: ClusterEnvironment, folder: Path) -> int:
@@ -140,6 +154,7 @@ BEHAVIOURS = {
     "crash-twice": crash_twice,
     "mistake-when-restarted": mistake_when_restarted,
     "killed": killed,
+    "full-disk": full_disk,
     "wait": wait,
     "save-slowly": save_slowly,
     "absent": absent,

@@ -9,7 +9,7 @@ import pytest
 
 from gpt.errors import ConfigError
 from launch.processes.local_launch import launch_local
-from launch.processes.restarts import Restart, RestartPolicy, RunProgress, count_start
+from launch.processes.restarts import Outage, Restart, RestartPolicy, RunProgress, count_start
 from launch.runs.history import furthest_step
 
 # torch elastic leaves its ranks' log files open until they are garbage collected
@@ -27,8 +27,8 @@ def launch(tmp_path, monkeypatch, capfd):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
 
-    def start(behaviour, *, most, last_step=int, pause_s=0.0):
-        policy = RestartPolicy(most, last_step, pause_s)
+    def start(behaviour, *, most, last_step=int, pause_s=0.0, outage_s=0.0):
+        policy = RestartPolicy(most, last_step, pause_s, outage_s)
         status = launch_local(2, [behaviour, str(tmp_path)], module="rank_program", restarts=policy, grace_s=10)
         return status, capfd.readouterr().err
 
@@ -89,6 +89,39 @@ def test_a_mistake_is_not_restarted(launch):
     assert (status, len(lines)) == (2, 2)
     assert "; restart 1 of 5" in lines[0]
     assert lines[1] == "triaxial: error: the recipe has changed meanwhile"
+
+
+def test_a_full_disk_at_a_restart_is_waited_for_and_the_first_cause_is_kept(launch, tmp_path):
+    """More starts than those without progress that end a run: what ends is the time."""
+    (tmp_path / "full").write_text("2")
+    status, said = launch("full-disk", most=1, outage_s=600.0)
+    assert status == 0
+    first, *lines = said.splitlines()
+    cause = "rank 1 was killed by SIGKILL, perhaps out of memory at step ~0"
+    assert first == f"triaxial: {cause}; restart 1 of 1"
+    line = "triaxial: error: /scratch/run: no space left on device; 0 bytes are free"
+    assert lines[::2] == [line, line]
+    assert lines[1] == "triaxial: such faults for 0 of at most 600 s; the run starts again in 1 s"
+    assert (tmp_path / "cause").read_text() == cause
+
+    (tmp_path / "full").write_text("1000")
+    status, said = launch("full-disk", most=1, outage_s=0.1)
+    assert status == 1
+    assert said.splitlines()[-1] == f"triaxial: the failure before: {cause}"
+    assert line in said
+    assert "its output is above" not in said
+
+
+def test_pauses_grow_until_an_outage_is_over():
+    outage, now, pauses = Outage(3600.0), 100.0, []
+    while (outage := outage.after(is_fault=True, now=now)).pause_s:
+        pauses.append(outage.pause_s)
+        now += 10.0 + outage.pause_s
+    assert pauses[:6] == [3.6, 7.2, 14.4, 28.8, 57.6, 60.0]
+    assert 3600 <= now - 100.0 < 3680
+    assert outage.is_over
+    assert not outage.after(is_fault=False, now=now).pause_s
+    assert outage.after(is_fault=False, now=now).after(is_fault=True, now=now).pause_s == 3.6
 
 
 def test_every_checkpoint_of_a_run_that_logs_rarely_counts_as_progress(tmp_path):
