@@ -1,5 +1,6 @@
 """Our weights for converters: names and shapes without vocabulary padding, grouped as other libraries do."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -10,7 +11,7 @@ from torch import Tensor
 from gpt.errors import ConfigError
 from gpt.files.safetensors import TensorSpec
 from gpt.model.config import ModelConfig
-from gpt.model.gpt import GPT
+from gpt.model.parameter_shapes import parameter_shapes
 
 
 class JoinedEntry(Protocol):
@@ -21,6 +22,8 @@ class JoinedEntry(Protocol):
 
 
 Entry = TypeVar("Entry", bound=JoinedEntry)
+
+_BLOCK_ELEMENTS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -37,23 +40,44 @@ class GivenWeights:
         return {name: TensorSpec(shape, self.dtype) for name, shape in shapes(self.config).items()}
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
-        """Hand on the weights without vocabulary padding. ConfigError: a name that the model does not have."""
+        """Hand on the weights without vocabulary padding.
+
+        ConfigError: a name that the model does not have, or a number that is not finite in `dtype`.
+        """
         known = self.specs
         for name, tensor in self.tensors:
             if name not in known:
                 raise ConfigError(f"the tensor '{name}' is unknown to this model")
-            yield name, without_padding(self.config, name, tensor)
+            check_finite(name, tensor, where="the checkpoint")
+            yield name, check_range(name, without_padding(self.config, name, tensor), self.dtype)
             del tensor  # this frame would keep it in memory while the next one is read
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return our parameters and their shapes, without vocabulary padding."""
-    with torch.device("meta"):
-        model = GPT(config)
     return {
-        name: (config.vocab_size, *parameter.shape[1:]) if is_vocabulary(name) else tuple(parameter.shape)
-        for name, parameter in model.named_parameters()
+        name: (config.vocab_size, *shape[1:]) if is_vocabulary(name) else shape
+        for name, shape in parameter_shapes(config).items()
     }
+
+
+def check_finite(name: str, tensor: Tensor, *, where: str) -> Tensor:
+    """Return the tensor. ConfigError: it contains NaN or infinity. Memory: one block of rows."""
+    rows = tensor.reshape(1) if tensor.dim() == 0 else tensor
+    step = max(1, _BLOCK_ELEMENTS // max(1, math.prod(rows.shape[1:])))
+    for i in range(0, rows.size(0), step):
+        if not bool(torch.isfinite(rows[i : i + step]).all()):
+            raise ConfigError(f"{where}: the tensor '{name}' contains NaN or infinity, so the model cannot work")
+    return tensor
+
+
+def check_range(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the finite tensor. ConfigError: a number is too large for `dtype`."""
+    if tensor.numel() and float(tensor.detach().abs().max()) > torch.finfo(dtype).max:
+        raise ConfigError(
+            f"the tensor '{name}' has numbers too large for {str(dtype).removeprefix('torch.')}. Use --dtype float32."
+        )
+    return tensor
 
 
 def is_vocabulary(name: str) -> bool:

@@ -33,4 +33,4 @@ def parse_json(data: bytes, *, where: str) -> Any:
         return decode_json(data.decode("utf-8"))
     except ValueError as error:  # also an integer with more digits than Python reads
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise ConfigError(f"{where} is not valid JSON: {reason}") from None
+        raise ConfigError(f"{where} is not JSON: {reason}") from None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
-from gpt.files.regular import open_regular, read_text
+from gpt.files.regular import open_regular
 
 DTYPES = {
     "F64": torch.float64,
@@ -40,7 +40,8 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_FILE_BYTES = 5 * 10**9
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+MAX_HEADER_BYTES = 1 << 25  # 300,000 tensors in one file; as JSON it takes up to 30 times as much memory
+_MAX_DIMENSIONS = 16
 _BLOCK_BYTES = 1 << 25
 
 
@@ -71,30 +72,42 @@ class TensorLocation:
 
 
 def read_header(path: Path) -> dict[str, TensorLocation]:
-    """Return the tensors of one file by name. ConfigError: the file is cut off or not a safetensors file."""
+    """Return the tensors of one file by name. ConfigError: the file is cut off or not a safetensors file.
+
+    As in the safetensors library, tensors must follow one another without a gap up to the end of the file. Otherwise a
+    small file could claim to be a model of any size.
+    """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
                 raise ConfigError(f"{path} is not a complete safetensors file: its {size} bytes do not hold its header")
             header = decode_json(file.read(length))
         header.pop("__metadata__", None)
         found = {name: _location(path, entry, start=8 + length) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a safetensors file ({error!r})") from None
-    for name, location in found.items():
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ConfigError(f"{path} is not a safetensors file ({type(error).__name__}: {str(error)[:200]})") from None
+    end = 8 + length
+    for name, location in sorted(found.items(), key=lambda item: (item[1].start, item[1].size_bytes)):
         if location.start + location.size_bytes > size:
-            raise ConfigError(f"{path} is cut off: it has {size} bytes, and the tensor '{name}' ends beyond them")
+            raise ConfigError(f"{path} is cut off: it has {size} bytes, and '{name[:200]}' ends beyond them")
+        if location.start != end:
+            raise ConfigError(f"{path} is damaged: '{name[:200]}' overlaps the tensor before it, or leaves a gap")
+        end += location.size_bytes
+    if end != size:
+        raise ConfigError(f"{path} is damaged: {size - end} bytes after its last tensor belong to none")
     return found
 
 
 def _location(path: Path, entry: dict[str, Any], *, start: int) -> TensorLocation:
-    begin, end = entry["data_offsets"]
-    location = TensorLocation(path, DTYPES[entry["dtype"]], tuple(entry["shape"]), start + begin)
-    counts = (begin, end, *location.shape)
-    if any(type(n) is not int or n < 0 for n in counts) or end - begin != location.size_bytes:
-        raise ValueError(f"the entry {entry} contradicts itself")
+    (begin, end), shape = entry["data_offsets"], entry["shape"]
+    counts = (begin, end, *shape[:_MAX_DIMENSIONS])
+    if len(shape) > _MAX_DIMENSIONS or any(type(n) is not int or not 0 <= n < 1 << 63 for n in counts):
+        raise ValueError("offsets and shapes must be lists of whole numbers")
+    location = TensorLocation(path, DTYPES[entry["dtype"]], tuple(shape), start + begin)
+    if end - begin != location.size_bytes:
+        raise ValueError(f"{end - begin} bytes for a tensor of {location.size_bytes}")
     return location
 
 
@@ -119,62 +132,6 @@ def read_tensor(location: TensorLocation) -> Tensor:
     out = torch.empty(location.shape, dtype=location.dtype)
     read_into(location, out)
     return out
-
-
-def read_folder(folder: Path) -> dict[str, TensorLocation]:
-    """Return the tensors of a folder by name, from model.safetensors or from the files that its index lists.
-
-    ConfigError: the folder has neither (pickles are never read), or a file or tensor listed in the index is missing.
-    """
-    index = folder / INDEX
-    weight_map: Mapping[str, str] = {}
-    files = [SINGLE]
-    if index.exists():
-        weight_map, files = _read_index(index)
-    elif not (folder / SINGLE).exists():
-        raise ConfigError(_no_weights(folder))
-    found: dict[str, TensorLocation] = {}
-    for file in files:
-        if not (folder / file).is_file():
-            raise ConfigError(f"{folder / file} is missing, but {INDEX} lists it")
-        for name, location in read_header(folder / file).items():
-            if name in found:
-                raise ConfigError(f"{folder}: '{name}' is in {found[name].file.name} and in {file}")
-            found[name] = location
-    for name, file in weight_map.items():
-        if name not in found:
-            raise ConfigError(f"{index} lists '{name}' in {file}, but it is not there")
-    return found
-
-
-def _read_index(index: Path) -> tuple[dict[str, str], list[str]]:
-    """Return the index's map from tensor to file, and the files in order."""
-    try:
-        weight_map: dict[str, str] = decode_json(read_text(index))["weight_map"]
-        files = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{index} is not an index of safetensors files ({error!r})") from None
-    for file in files:
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise ConfigError(f"{index} lists {file!r}, which is not a safetensors file in the same folder")
-    return weight_map, files
-
-
-def _no_weights(folder: Path) -> str:
-    pickles = sorted(path.name for ending in ("bin", "pt", "pth") for path in folder.glob(f"*.{ending}"))
-    if not pickles:
-        return f"{folder} has no weights: it holds neither {SINGLE} nor {INDEX}"
-    return (
-        f"{folder} holds weights only as {pickles[0]}, a pickle, which can run code and is never loaded. Download the "
-        f"model's .safetensors files, or convert the pickle on a machine that you trust: python -c \"from transformers "
-        f"import AutoModelForCausalLM as A; A.from_pretrained('{folder}').save_pretrained('NEW_FOLDER')\""
-    )
-
-
-def read_model(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Read every tensor of a folder, one at a time."""
-    for name, location in read_folder(folder).items():
-        yield name, read_tensor(location)
 
 
 def byte_blocks(tensor: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:

@@ -38,9 +38,9 @@ class RopeScaling:
                 f"model.rope_scaling.low_frequency = {self.low_frequency} is invalid: must be above 0 and below "
                 f"model.rope_scaling.high_frequency = {self.high_frequency}"
             )
-        if self.original_n_ctx < 1:
+        if not 1 <= self.original_n_ctx <= (largest := MAX_SIZES["n_ctx"]):
             raise ConfigError(
-                f"model.rope_scaling.original_n_ctx = {self.original_n_ctx} is invalid: must be at least 1"
+                f"model.rope_scaling.original_n_ctx = {self.original_n_ctx} is invalid: must be from 1 to {largest}"
             )
 
 

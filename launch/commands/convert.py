@@ -102,7 +102,7 @@ def _convert(args: argparse.Namespace) -> list[str]:
         if args.step is not None:
             raise ConfigError(f"--step {args.step} is invalid: {args.run} holds a single checkpoint. Leave --step out.")
         return convert_plain.import_plain(args.run, args.output)
-    if (args.run / CONFIG).is_file() and not (args.run / "checkpoints").is_dir():
+    if (args.run / CONFIG).exists() and not (args.run / "checkpoints").is_dir():
         _check_import(args, "a Hugging Face folder")
         return convert_hugging_face.import_folder(
             args.run, args.output, tokenizer_file=args.tokenizer, mode=args.logits

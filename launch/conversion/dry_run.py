@@ -84,7 +84,7 @@ def _model(args: argparse.Namespace) -> tuple[ModelConfig, torch.dtype]:
         return found.config, main_dtype(found)
     if is_plain(source):
         return read_model_config(source), torch.float32
-    if (source / CONFIG).is_file() and not (source / "checkpoints").is_dir():
+    if (source / CONFIG).exists() and not (source / "checkpoints").is_dir():
         name = str(_settings_dtype(source)).removeprefix("torch.")
         return model_config(source), EXPORT_DTYPES.get(name, torch.float32)
     if source.is_dir():

@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gpt.convert.round_trip import round_trip
 from gpt.errors import ConfigError
 from gpt.files.atomic import partial_folder
-from gpt.files.json_text import decode_json
-from gpt.files.regular import read_text
+from gpt.files.json_files import read_json_object
 from gpt.files.safetensors import (
     INDEX,
     MAX_FILE_BYTES,
@@ -32,12 +30,11 @@ from gpt.files.safetensors import (
     encode_file,
     group_into_files,
     named_files,
-    read_folder,
-    read_model,
     read_tensor,
 )
+from gpt.files.safetensors_folder import read_folder, read_model
 from gpt.model.config import ModelConfig
-from gpt.model.gpt import GPT
+from gpt.model.parameter_shapes import check_layer_count, parameter_shapes
 from launch.config.recipe import build
 from launch.conversion.sources import checkpoint_source, copy_folders, copy_tokenizer, widest_first
 from launch.processes.terminal import progress_bar
@@ -102,14 +99,14 @@ def export_plain(
 def is_plain(folder: Path) -> bool:
     """Return whether `export_plain` wrote this folder."""
     try:
-        return bool(_read_json(folder / CONFIG).get("format") == FORMAT)
+        return bool(read_json_object(folder / CONFIG).get("format") == FORMAT)
     except (ConfigError, OSError):
         return False
 
 
 def read_model_config(folder: Path) -> ModelConfig:
     """Return the model configuration of such a folder. ConfigError: its config.json has none."""
-    described = _read_json(folder / CONFIG).get("model")
+    described = read_json_object(folder / CONFIG).get("model")
     if not isinstance(described, dict):
         raise ConfigError(f"{folder / CONFIG} has no key 'model'")
     return build(ModelConfig, _without_none(described), where="model")
@@ -124,8 +121,12 @@ def import_plain(folder: Path, output: Path) -> list[str]:
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
             raise ConfigError(f"{path} is a symbolic link, which is not followed. Put the file itself there.")
-    state, config, source = _read_json(folder / STATE), read_model_config(folder), PlainSource(read_folder(folder))
-    before = _read_json(folder / DIGESTS) if (folder / DIGESTS).is_file() else None
+    state, config, source = (
+        read_json_object(folder / STATE),
+        read_model_config(folder),
+        PlainSource(read_folder(folder)),
+    )
+    before = read_json_object(folder / DIGESTS) if (folder / DIGESTS).is_file() else None
     _check_state(folder, state, config)
     _check_tensors(folder, source.locations, config)
     specs = source.specs
@@ -177,8 +178,8 @@ def _check_state(folder: Path, state: dict[str, Any], config: ModelConfig) -> No
 
 def _check_tensors(folder: Path, found: Mapping[str, TensorLocation], config: ModelConfig) -> None:
     """Check that the weights are those of the configuration, and that all other tensors are the optimizer's."""
-    with torch.device("meta"):
-        shapes = {MODEL + name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
+    check_layer_count(config, len(found), where=str(folder / CONFIG))
+    shapes = {MODEL + name: shape for name, shape in parameter_shapes(config).items()}
     for name in sorted(shapes.keys() | {name for name in found if name.startswith(MODEL)}):
         here, wanted = found[name].shape if name in found else None, shapes.get(name)
         if here != wanted:
@@ -193,18 +194,6 @@ def _check_tensors(folder: Path, found: Mapping[str, TensorLocation], config: Mo
 
 def _without_none(table: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if value is not None}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = decode_json(read_text(path))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} is not a JSON object")
-    return values
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

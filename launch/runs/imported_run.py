@@ -17,7 +17,7 @@ from gpt.convert.hugging_face.names import table
 from gpt.convert.weights import shapes
 from gpt.files.safetensors import TensorSpec
 from gpt.model.config import ModelConfig
-from gpt.model.gpt import GPT
+from gpt.model.parameter_shapes import parameter_shapes
 from gpt.tokenizer.tokenizers import tokenizer_files
 from parallel.checkpoint.folders import step_name
 from parallel.checkpoint.handle import Checkpoint
@@ -57,8 +57,7 @@ def write_run(
 
 def expected_weights(config: ModelConfig, order: Iterable[str] | None = None) -> dict[str, TensorSpec]:
     """Shapes of a checkpoint's weights, with padding, in the order of the table, or of the names in `order`."""
-    with torch.device("meta"):
-        padded = {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
+    padded = parameter_shapes(config)
     order = [name for entry in table(config) for name in entry.names] if order is None else list(order)
     assert set(order) == set(shapes(config)) == set(padded)
     return {MODEL + name: TensorSpec(padded[name], torch.float32) for name in order}

@@ -17,6 +17,7 @@ from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
+from gpt.model.parameter_shapes import check_layer_count, parameter_shapes
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from launch.config.recipe import build
 from parallel.checkpoint.find import find_latest
@@ -48,7 +49,7 @@ class SavedRun:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Read the model's (name, tensor) pairs, one at a time, to the CPU, in the dtype in which they were saved."""
-        names = [_MODEL + name for name in _parameter_shapes(self.model_config)]
+        names = [_MODEL + name for name in parameter_shapes(self.model_config)]
         for name, tensor in read_tensors(self.checkpoint, names):
             yield name.removeprefix(_MODEL), tensor
 
@@ -209,17 +210,13 @@ def section(cls: type[T], config: dict[str, Any], name: str) -> T:
     return build(cls, {key: value for key, value in table.items() if value is not None}, where=name)
 
 
-def _parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
-
-
 def _check_weights(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Compare names and shapes with the configuration, before anything large is read."""
     found = {
         name.removeprefix(_MODEL): stored.shape for name, stored in checkpoint.index.items() if name.startswith(_MODEL)
     }
-    expected = _parameter_shapes(config)
+    check_layer_count(config, len(found), where=f"the configuration in {checkpoint.path}")
+    expected = parameter_shapes(config)
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             shapes = [list(s) if s is not None else "absent" for s in (found.get(name), expected.get(name))]

@@ -67,6 +67,8 @@ class Outcome:
     read: int = 0
     refused: int = 0
     failures: dict[int, str] = field(default_factory=dict)
+    slowest_seed: int = 0
+    slowest_s: float = 0.0
 
     @property
     def cases(self) -> int:
@@ -151,8 +153,12 @@ def _run_child(target: Target, sample: Path, seeds: Iterator[int], outcome: Outc
             for seed in seeds:
                 if (until is not None and time.monotonic() > until) or len(outcome.failures) >= MAX_FAILURES:
                     return False
+                started_at = time.monotonic()
                 to_child.write(b"%d\n" % seed)
                 answer = _answer(answers, child)
+                elapsed_s = time.monotonic() - started_at
+                if elapsed_s > outcome.slowest_s:
+                    outcome.slowest_seed, outcome.slowest_s = seed, elapsed_s
                 if answer is None:
                     outcome.failures[seed] = _last_words(child, stacks)
                     return True
@@ -260,7 +266,7 @@ def main() -> int:
         elapsed_s = time.monotonic() - started_at
         print(
             f"{name}: {outcome.cases} cases in {elapsed_s:.1f} s, {outcome.read} read, {outcome.refused} refused, "
-            f"{len(outcome.failures)} failures",
+            f"{len(outcome.failures)} failures; slowest: seed {outcome.slowest_seed}, {outcome.slowest_s:.1f} s",
             flush=True,
         )
         for seed, words in outcome.failures.items():

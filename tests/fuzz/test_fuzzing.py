@@ -62,7 +62,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def test_a_reader_that_refuses_has_no_failures(outcomes: dict) -> None:
-    assert outcomes["refuses"] == {"read": 1, "refused": 7, "failures": {}}
+    found = {key: outcomes["refuses"][key] for key in ("read", "refused", "failures")}
+    assert found == {"read": 1, "refused": 7, "failures": {}}
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,18 @@
 """Convert a model configuration to Hugging Face's config.json and back. No code that the file names is run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt.convert.hugging_face.names import family_of
+from gpt.convert.settings import Settings, check_values, number, shown, size, switch, table
 from gpt.errors import ConfigError
-from gpt.files.json_text import decode_json
-from gpt.files.regular import read_text
+from gpt.files.json_files import read_json_object
 from gpt.model.config import ModelConfig, RopeScaling
 
 CONFIG = "config.json"
-Settings = Mapping[str, Any]
-
 # Settings of an architecture for which our model supports only these values.
 _GPT2_MUST: dict[str, tuple[object, ...]] = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # three names for the tanh form of GELU
@@ -34,14 +32,9 @@ _ROPE_NAMES = {
 def read_settings(folder: Path) -> dict[str, Any]:
     """Read config.json. ConfigError: it is missing, invalid, or asks for remote code or quantised weights."""
     path = folder / CONFIG
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"{folder} holds no {CONFIG}, so it is not a Hugging Face folder")
-    try:
-        settings = decode_json(read_text(path))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error})") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path} is not a JSON object")
+    settings = read_json_object(path)
     for key, why in (
         ("auto_map", "asks for remote code, which is never run"),
         ("quantization_config", "describes quantised weights, which are not supported. Use the unquantised model"),
@@ -57,95 +50,83 @@ def model_config(folder: Path) -> ModelConfig:
     ConfigError: gpt/model/gpt.py does not have the architecture, or this variant of it.
     """
     settings = read_settings(folder)
-    path, kind = folder / CONFIG, settings.get("model_type")
-    readers: dict[str, Callable[[Path, Settings], ModelConfig]] = {"gpt2": _read_gpt2, "llama": _read_llama}
-    if kind not in readers:
-        named = ", ".join(map(str, settings.get("architectures") or [])) or "no architecture named"
+    where, kind = str(folder / CONFIG), settings.get("model_type")
+    readers: dict[object, Callable[[str, Settings], ModelConfig]] = {"gpt2": _read_gpt2, "llama": _read_llama}
+    if not isinstance(kind, str) or kind not in readers:
+        names = settings.get("architectures")
+        named = shown(names if isinstance(names, list) and names else "no architecture named")
         raise ConfigError(
-            f"{path}: model_type = {kind!r} ({named}) is not supported. Use GPT-2 ('gpt2') or Llama ('llama': Llama 1 "
-            "to 3, SmolLM2 and others of this form)."
+            f"{where}: model_type = {shown(kind)} ({named}) is not supported. Use GPT-2 ('gpt2') or Llama ('llama': "
+            "Llama 1 to 3, SmolLM2 and others of this form)."
         )
-    return readers[kind](path, settings)
+    return readers[kind](where, settings)
 
 
-def _read_gpt2(path: Path, settings: Settings) -> ModelConfig:
-    _check(path, settings, _GPT2_MUST)
+def _read_gpt2(where: str, settings: Settings) -> ModelConfig:
+    check_values(settings, _GPT2_MUST, where=where)
     return ModelConfig(
-        vocab_size=_size(path, settings, "vocab_size"),
-        n_ctx=_size(path, settings, "n_positions"),
-        n_layers=_size(path, settings, "n_layer"),
-        d_model=_size(path, settings, "n_embd"),
-        n_heads=_size(path, settings, "n_head"),
-        d_ff=None if settings.get("n_inner") is None else _size(path, settings, "n_inner"),
-        tied=bool(settings.get("tie_word_embeddings", True)),
-        norm_eps=float(settings.get("layer_norm_epsilon", 1e-5)),
-        init_std=float(settings.get("initializer_range", 0.02)),
+        vocab_size=size(settings, "vocab_size", "vocab_size", where=where),
+        n_ctx=size(settings, "n_positions", "n_ctx", where=where),
+        n_layers=size(settings, "n_layer", "n_layers", where=where),
+        d_model=size(settings, "n_embd", "d_model", where=where),
+        n_heads=size(settings, "n_head", "n_heads", where=where),
+        d_ff=None if settings.get("n_inner") is None else size(settings, "n_inner", "d_ff", where=where),
+        tied=switch(settings, "tie_word_embeddings", True, where=where),
+        norm_eps=number(settings, "layer_norm_epsilon", 1e-5, where=where),
+        init_std=number(settings, "initializer_range", 0.02, where=where),
     )
 
 
-def _read_llama(path: Path, settings: Settings) -> ModelConfig:
-    _check(path, settings, _LLAMA_MUST)
-    d_model, n_heads = _size(path, settings, "hidden_size"), _size(path, settings, "num_attention_heads")
-    d_head = settings.get("head_dim") or d_model / n_heads
-    if d_head * n_heads != d_model:
+def _read_llama(where: str, settings: Settings) -> ModelConfig:
+    check_values(settings, _LLAMA_MUST, where=where)
+    d_model = size(settings, "hidden_size", "d_model", where=where)
+    n_heads = size(settings, "num_attention_heads", "n_heads", where=where)
+    if settings.get("head_dim") is not None and size(settings, "head_dim", "d_model", where=where) * n_heads != d_model:
         raise ConfigError(
-            f"{path}: head_dim = {d_head} is not supported; only hidden_size / num_attention_heads = {d_model} / "
-            f"{n_heads} is"
+            f"{where}: head_dim = {settings['head_dim']} is not supported; only hidden_size / num_attention_heads = "
+            f"{d_model} / {n_heads} is"
         )
-    biases = {key: bool(settings.get(key, False)) for key in ("attention_bias", "mlp_bias")}
+    biases = {key: switch(settings, key, False, where=where) for key in ("attention_bias", "mlp_bias")}
     if len(set(biases.values())) > 1:
-        raise ConfigError(f"{path}: {biases} is not supported; either all linear layers have a bias or none")
-    kv_heads = settings.get("num_key_value_heads")
-    rope = {**(settings.get("rope_parameters") or {}), **(settings.get("rope_scaling") or {})}
+        raise ConfigError(f"{where}: {biases} is not supported; either all linear layers have a bias or none")
+    key_value = "num_key_value_heads"
+    kv_heads = n_heads if settings.get(key_value) is None else size(settings, key_value, "n_kv_heads", where=where)
+    rope = {**table(settings, "rope_parameters", where=where), **table(settings, "rope_scaling", where=where)}
+    theta = number(rope, "rope_theta", 10_000.0, where=where)
     return ModelConfig(
-        vocab_size=_size(path, settings, "vocab_size"),
-        n_ctx=_size(path, settings, "max_position_embeddings"),
-        n_layers=_size(path, settings, "num_hidden_layers"),
+        vocab_size=size(settings, "vocab_size", "vocab_size", where=where),
+        n_ctx=size(settings, "max_position_embeddings", "n_ctx", where=where),
+        n_layers=size(settings, "num_hidden_layers", "n_layers", where=where),
         d_model=d_model,
         n_heads=n_heads,
-        n_kv_heads=None if kv_heads in (None, n_heads) else _size(path, settings, "num_key_value_heads"),
-        d_ff=_size(path, settings, "intermediate_size"),
+        n_kv_heads=None if kv_heads == n_heads else kv_heads,
+        d_ff=size(settings, "intermediate_size", "d_ff", where=where),
         positions="rope",
         norm="rmsnorm",
         activation="swiglu",
         bias=biases["mlp_bias"],
-        tied=bool(settings.get("tie_word_embeddings", False)),
-        norm_eps=float(settings.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(settings.get("rope_theta", rope.get("rope_theta", 10_000.0))),
-        rope_scaling=_rope_scaling(path, rope),
-        init_std=float(settings.get("initializer_range", 0.02)),
+        tied=switch(settings, "tie_word_embeddings", False, where=where),
+        norm_eps=number(settings, "rms_norm_eps", 1e-6, where=where),
+        rope_theta=number(settings, "rope_theta", theta, where=where),
+        rope_scaling=_rope_scaling(where, rope),
+        init_std=number(settings, "initializer_range", 0.02, where=where),
     )
 
 
-def _rope_scaling(path: Path, rope: Settings) -> RopeScaling | None:
+def _rope_scaling(where: str, rope: Settings) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
     if kind != "llama3":
-        raise ConfigError(f"{path}: rope_type = {kind!r} is not supported; 'default' and 'llama3' are")
-    missing = [key for key in _ROPE_NAMES if key not in rope]
+        raise ConfigError(f"{where}: rope_type = {shown(kind)} is not supported; 'default' and 'llama3' are")
+    missing = [key for key in _ROPE_NAMES if rope.get(key) is None]
     if missing:
-        raise ConfigError(f"{path}: the rope scaling lacks {missing[0]}")
-    return RopeScaling(
-        factor=float(rope["factor"]),
-        low_frequency=float(rope["low_freq_factor"]),
-        high_frequency=float(rope["high_freq_factor"]),
-        original_n_ctx=int(rope["original_max_position_embeddings"]),
+        raise ConfigError(f"{where}: the rope scaling lacks {missing[0]}")
+    factor, low, high = (
+        number(rope, key, 1.0, where=where) for key in ("factor", "low_freq_factor", "high_freq_factor")
     )
-
-
-def _check(path: Path, settings: Settings, must: Mapping[str, tuple[object, ...]]) -> None:
-    for key, allowed in must.items():
-        if settings.get(key, allowed[0]) not in allowed:
-            wanted = " or ".join(repr(value) for value in allowed)
-            raise ConfigError(f"{path}: {key} = {settings[key]!r} is not supported; only {wanted} is")
-
-
-def _size(path: Path, settings: Settings, key: str) -> int:
-    value = settings.get(key)
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{path}: {key} = {value!r} must be a whole number of at least 1")
-    return value
+    original = size(rope, "original_max_position_embeddings", "n_ctx", where=where)
+    return RopeScaling(factor=factor, low_frequency=low, high_frequency=high, original_n_ctx=original)
 
 
 def config_json(config: ModelConfig, *, dtype: torch.dtype) -> dict[str, object]:

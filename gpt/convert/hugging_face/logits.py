@@ -19,6 +19,7 @@ from torch import Tensor
 from gpt.convert.hugging_face.names import table, to_hugging_face
 from gpt.convert.hugging_face.peer import empty_peer_model, load_peer_model
 from gpt.convert.weights import is_vocabulary, shapes
+from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 
@@ -64,8 +65,8 @@ def part_to_compare(config: ModelConfig, mode: Mode) -> ModelConfig | None:
 def compare_logits(config: ModelConfig, part: ModelConfig, *, folder: Path, read: Read) -> LogitCheck:
     """Compare the logits of `part` on random tokens, up to 2 sequences of 256.
 
-    `folder`: a Hugging Face folder. `read`: returns our weights of the given names. RuntimeError: the logits differ by
-    more than rounding, so the converter has a bug.
+    `folder`: a Hugging Face folder. `read`: returns our weights of the given names. ConfigError: logits are not finite,
+    or transformers cannot load the folder. RuntimeError: they differ by more than rounding: the converter has a bug.
     """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(part.vocab_size, (2, min(part.n_ctx, 256)), generator=generator)
@@ -74,7 +75,13 @@ def compare_logits(config: ModelConfig, part: ModelConfig, *, folder: Path, read
         b: Tensor = _transformers_model(config, part, folder, read)(tokens).logits
     if a.shape != b.shape:
         raise RuntimeError(f"the logits of transformers have shape {tuple(b.shape)}, ours {tuple(a.shape)}")
-    error = float((a - b).abs().max() / b.abs().max())
+    if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):
+        raise ConfigError(
+            f"{folder}: the model's logits are NaN or infinite, so its weights are too large to compute with. "
+            "Use another copy of the model, or --logits none to convert it without this comparison."
+        )
+    largest = float(b.abs().max())  # 0 for a head of zeros
+    error = float((a - b).abs().max()) / (largest or 1.0)
     if not error < MAX_RELATIVE_ERROR:
         raise RuntimeError(f"{folder}: the logits of transformers differ from ours by {error:.1e} of the largest")
     other = int((a.argmax(-1) != b.argmax(-1)).sum())

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from gpt.convert.hugging_face.config import CONFIG, model_config
 from gpt.convert.hugging_face.names import family_of, table
-from gpt.convert.weights import shapes
+from gpt.convert.weights import check_finite, shapes
 from gpt.errors import ConfigError
-from gpt.files.safetensors import TensorLocation, TensorSpec, digest, read_folder, read_tensor
+from gpt.files.safetensors import TensorLocation, TensorSpec, digest, read_tensor
+from gpt.files.safetensors_folder import read_folder
 from gpt.model.config import ModelConfig
+from gpt.model.parameter_shapes import check_layer_count
 
 TITLES = {"gpt2": "GPT-2", "llama": "Llama"}
 HEAD = "lm_head.weight"
@@ -49,9 +51,9 @@ class HuggingFaceSource:
         return {name: TensorSpec(location.shape, location.dtype) for name, location in self.tensors.items()}
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
-        """Read the Hugging Face pairs (name, tensor), one at a time."""
+        """Read the Hugging Face pairs (name, tensor), one at a time. ConfigError: one contains NaN or infinity."""
         for name, location in self.tensors.items():
-            yield name, read_tensor(location)
+            yield name, check_finite(name, read_tensor(location), where=str(location.file))
 
     def read_weights(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Read our weights of these names, in the order of the table, without vocabulary padding."""
@@ -79,6 +81,7 @@ def open_source(folder: Path) -> HuggingFaceSource:
     if not any(name.startswith(_PREFIX[family]) for name in found):
         found = {name if name == HEAD else _PREFIX[family] + name: location for name, location in found.items()}
     found = {name: location for name, location in found.items() if not _NO_WEIGHTS.fullmatch(name)}
+    check_layer_count(config, len(found), where=str(folder / CONFIG))
     if config.tied and HEAD in found:
         _check_tied(folder, found[HEAD], found.get(_EMBEDDING[family]))
         del found[HEAD]

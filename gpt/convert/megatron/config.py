@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.convert.megatron.names import EMBEDDING, HEAD, LAYERS, POSITIONS
+from gpt.convert.settings import check_values, number, shown, size, switch
 from gpt.convert.torch_formats.pickle_as_data import PickledObject, as_dict, decode
 from gpt.convert.torch_formats.torch_archive import read_archive
 from gpt.errors import ConfigError
@@ -41,7 +42,6 @@ _MUST: dict[str, tuple[object, ...]] = {
     "no_rope_freq": (None,),
     "heterogeneous_layers_config_path": (None,),
 }
-_MAX_LAYERS, _MAX_SIZE = 10_000, 10_000_000  # limits the memory that a false size can cost before shapes are compared
 _LLAMA_3_CONTEXT = 8192  # the original context in Megatron's rope_scaling, whose frequency factors are 1 and 4
 
 
@@ -63,77 +63,65 @@ def config_of(arguments: Mapping[str, Any], *, where: str, tokenizer_size: int |
 
     `tokenizer_size`: the vocabulary size if it is not an argument; Megatron-LM takes it from the tokenizer then.
     """
-    for key, allowed in _MUST.items():
-        if arguments.get(key) not in allowed:
-            wanted = " or ".join(repr(value) for value in allowed if value is not None) or "no value"
-            raise ConfigError(f"{where}: {key} = {_shown(arguments[key])} is not supported; only {wanted} is")
-    bias = bool(arguments.get("add_bias_linear", True))
-    swiglu = bool(arguments.get("swiglu"))
-    if not swiglu and not (bias and arguments.get("bias_gelu_fusion", True)):
+    check_values(arguments, _MUST, where=where)
+    bias = switch(arguments, "add_bias_linear", True, where=where)
+    swiglu = switch(arguments, "swiglu", False, where=where)
+    if not swiglu and not (bias and switch(arguments, "bias_gelu_fusion", True, where=where)):
         raise ConfigError(
             f"{where}: without bias_gelu_fusion Megatron computes the exact GELU, but ours is the tanh form: the model "
             "would give other logits"
         )
-    heads, width = _size(arguments, "num_attention_heads", where), _size(arguments, "hidden_size", where)
+    heads = size(arguments, "num_attention_heads", "n_heads", where=where)
+    width = size(arguments, "hidden_size", "d_model", where=where)
+        size(arguments, "num_attention_heads", "n_heads", where=where),
+        size(arguments, "hidden_size", "d_model", where=where),
+    )
     if arguments.get("kv_channels") not in (None, width / heads):
         raise ConfigError(
-            f"{where}: kv_channels = {_shown(arguments['kv_channels'])} is not supported; only hidden_size / "
+            f"{where}: kv_channels = {shown(arguments['kv_channels'])} is not supported; only hidden_size / "
             "num_attention_heads is"
         )
-    rope = arguments.get("position_embedding_type") == "rope" or bool(arguments.get("use_rotary_position_embeddings"))
-    groups = _size(arguments, "num_query_groups", where) if arguments.get("group_query_attention") else heads
+    rope = arguments.get("position_embedding_type") == "rope" or switch(
+        arguments, "use_rotary_position_embeddings", False, where=where
+    )
+    groups = (
+        size(arguments, "num_query_groups", "n_kv_heads", where=where)
+        if switch(arguments, "group_query_attention", False, where=where)
+        else heads
+    )
     return ModelConfig(
         vocab_size=_vocabulary(arguments, where, tokenizer_size),
-        n_ctx=_size(arguments, "max_position_embeddings", where),
-        n_layers=_size(arguments, "num_layers", where),
+        n_ctx=size(arguments, "max_position_embeddings", "n_ctx", where=where),
+        n_layers=size(arguments, "num_layers", "n_layers", where=where),
         d_model=width,
         n_heads=heads,
         n_kv_heads=None if groups == heads else groups,
-        d_ff=_size(arguments, "ffn_hidden_size", where),
+        d_ff=size(arguments, "ffn_hidden_size", "d_ff", where=where),
         positions="rope" if rope else "learned",
         norm="rmsnorm" if arguments.get("normalization") == "RMSNorm" else "layernorm",
         activation="swiglu" if swiglu else "gelu",
         bias=bias,
-        tied=not arguments.get("untie_embeddings_and_output_weights"),
-        norm_eps=_number(
-            arguments, "norm_epsilon" if "norm_epsilon" in arguments else "layernorm_epsilon", where, 1e-5
+        tied=not switch(arguments, "untie_embeddings_and_output_weights", False, where=where),
+        norm_eps=number(
+            arguments, "norm_epsilon" if "norm_epsilon" in arguments else "layernorm_epsilon", 1e-5, where=where
         ),
-        rope_theta=_number(arguments, "rotary_base", where, 10_000.0),
+        rope_theta=number(arguments, "rotary_base", 10_000.0, where=where),
         rope_scaling=_rope_scaling(arguments, where) if rope else None,
-        init_std=_number(arguments, "init_method_std", where, 0.02),
+        init_std=number(arguments, "init_method_std", 0.02, where=where),
     )
 
 
 def _vocabulary(arguments: Mapping[str, Any], where: str, tokenizer_size: int | None) -> int:
     if arguments.get("vocab_size"):
-        return _size(arguments, "vocab_size", where)
-    padded = _size(arguments, "padded_vocab_size", where)
+        return size(arguments, "vocab_size", "vocab_size", where=where)
+    padded = size(arguments, "padded_vocab_size", "vocab_size", where=where)
     return padded if tokenizer_size is None else min(tokenizer_size, padded)
 
 
 def _rope_scaling(arguments: Mapping[str, Any], where: str) -> RopeScaling | None:
-    if not arguments.get("use_rope_scaling"):
+    if not switch(arguments, "use_rope_scaling", False, where=where):
         return None
-    return RopeScaling(factor=_number(arguments, "rope_scaling_factor", where, 8.0))
-
-
-def _shown(value: Any) -> str:
-    """Shorten a value from a file for a message: it may be long."""
-    return repr(value[:100] if isinstance(value, str) else value)
-
-
-def _number(arguments: Mapping[str, Any], key: str, where: str, otherwise: float) -> float:
-    value = arguments.get(key)
-    if value is not None and type(value) not in (int, float):
-        raise ConfigError(f"{where}: {key} = {_shown(value)} must be a number")
-    return otherwise if value is None else float(value)
-
-
-def _size(arguments: Mapping[str, Any], key: str, where: str) -> int:
-    value, maximum = arguments.get(key), _MAX_LAYERS if key == "num_layers" else _MAX_SIZE
-    if type(value) is not int or not 1 <= value <= maximum:
-        raise ConfigError(f"{where}: {key} = {_shown(value)} must be a whole number from 1 to {maximum:,}")
-    return value
+    return RopeScaling(factor=number(arguments, "rope_scaling_factor", 8.0, where=where))
 
 
 def arguments_of(config: ModelConfig) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class MegatronSource:
 def is_megatron(folder: Path) -> bool:
     """Return whether a folder is a Megatron checkpoint or contains some."""
     names = (METADATA, ABOUT, TRACKER)
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").exists():
         return False  # a Hugging Face folder, or plain safetensors
     return any((folder / name).is_file() for name in names) or any(folder.glob("mp_rank_*"))
 

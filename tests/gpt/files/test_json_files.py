@@ -12,10 +12,10 @@ from gpt.files.json_files import read_json, read_json_object
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"{", "is not valid JSON"),
-        (b"\xff", "not valid JSON: it is not UTF-8"),
+        (b"{", "is not JSON"),
+        (b"\xff", "not JSON: it is not UTF-8"),
         (b"[" * 200_000, "nested too deeply"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON"),
         (b"[1]", "is not a JSON object"),
         (b'{"a": "' + b"x" * 100 + b'"}', "more than 64 bytes"),
     ],

@@ -20,10 +20,10 @@ from gpt.files.safetensors import (
     encode_header,
     group_into_files,
     read_header,
-    read_model,
     read_tensor,
     write_model,
 )
+from gpt.files.safetensors_folder import read_model
 
 
 def test_a_model_in_several_files_is_what_the_library_reads(tmp_path: Path) -> None:

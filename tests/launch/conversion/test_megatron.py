@@ -194,9 +194,9 @@ BAD = [
         lambda f, _: set_arguments(f, num_layers=10**9),
         "num_layers = 1000000000 must be .* from 1 to 10,000",
     ),
-    (lambda f, _: set_arguments(f, hidden_size=2**62), "hidden_size = .* from 1 to 10,000,000"),
-    (lambda f, _: set_arguments(f, norm_epsilon="x"), "norm_epsilon = 'x' must be a number"),
-    (lambda f, _: set_arguments(f, normalization="x" * 10**5), "normalization = 'x{100}' is not supported"),
+    (lambda f, _: set_arguments(f, hidden_size=2**62), "hidden_size = .* from 1 to 1,048,576"),
+    (lambda f, _: set_arguments(f, norm_epsilon="x"), "norm_epsilon = 'x' must be a finite number"),
+    (lambda f, _: set_arguments(f, normalization="x" * 10**5), "normalization = 'x+...x+' is not supported"),
     (
         lambda f, _: [(f / "common.pt").unlink(), change(f, **{FC1: torch.ones(())})],
         "do not contain the number of heads",
@@ -207,8 +207,14 @@ BAD = [
     ),
     (lambda f, _: shutil.rmtree(f.parent / "tokenizer"), "holds no tokenizer"),
     (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("7"), "no checkpoint iter_0000007"),
-    (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("x/../y"), "must contain an iteration"),
-    (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("9" * 5000), "must contain an iteration"),
+    (
+        lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("x/../y"),
+        "contain an iter|more than 4,096",
+    ),
+    (
+        lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("9" * 5000),
+        "contain an iter|more than 4,096",
+    ),
 ]
 
 

@@ -84,6 +84,14 @@ def test_runs_that_cannot_be_loaded_are_refused(copy: Path, made: Any, tmp_path:
     refused(copy, r"'model.blocks.1.mlp.up.bias' is absent, but \[128\].*another model")
     rewrite_step(copy, lambda tensors, state: tensors.update({"model.blocks.1.mlp.up.bias": torch.zeros(7)}))
     refused(copy, r"is \[7\], but \[128\]")
+    for key, value, words in (
+        ("n_layers", 9999, r"n_layers = 9,999 is invalid: the files hold only .. tensors"),
+        ("n_layers", 10**9, "model.n_layers = 1000000000 is invalid: must be at most"),
+        ("d_model", 10**9, "model.d_model = 1000000000 is invalid: must be at most"),
+    ):  # each would fill the memory or overflow before shapes were compared
+        rewrite_step(copy, lambda tensors, state: state["config"]["model"].update({key: value}))  # noqa: B023
+        refused(copy, words)
+        rewrite_step(copy, lambda tensors, state: state["config"]["model"].update(n_layers=2, d_model=32))
     rewrite_step(copy, lambda tensors, state: state["config"]["model"].update(n_layer=3))
     refused(copy, "model.n_layer: unknown key 'n_layer'; did you mean 'n_layers'")
     rewrite_step(copy, lambda tensors, state: state.pop("config"))
