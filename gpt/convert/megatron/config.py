@@ -73,9 +73,6 @@ def config_of(arguments: Mapping[str, Any], *, where: str, tokenizer_size: int |
         )
     heads = size(arguments, "num_attention_heads", "n_heads", where=where)
     width = size(arguments, "hidden_size", "d_model", where=where)
-        size(arguments, "num_attention_heads", "n_heads", where=where),
-        size(arguments, "hidden_size", "d_model", where=where),
-    )
     if arguments.get("kv_channels") not in (None, width / heads):
         raise ConfigError(
             f"{where}: kv_channels = {shown(arguments['kv_channels'])} is not supported; only hidden_size / "
