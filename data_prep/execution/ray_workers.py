@@ -6,7 +6,9 @@ All machines must see the work folder and the input files under the same paths. 
 import contextlib
 import logging
 import re
+import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections import deque
@@ -34,7 +36,7 @@ class _Probe:
 
 
 class RayWorkers:
-    """The workers of the cluster at `address` (None: the one that Ray finds, else a new one on this machine).
+    """The workers of the cluster at `address` (None: a new one on this machine, whose files only its owner can open).
 
     At most `n_workers` jobs run at a time, on one CPU each; None: as many as the cluster has CPUs. All machines must
     share `folder`. Ray's own retries are off: this class sends a lost job again, at most three times.
@@ -47,6 +49,7 @@ class RayWorkers:
         self._folder = folder.resolve()
         self._address = address
         self._ray: Any = None
+        self._own_folder: Path | None = None
         self._probe = _Probe(Path(), "")
         self._running: dict[Any, tuple[int, str, float]] = {}  # reference: (job, its name, when it was sent)
 
@@ -92,6 +95,8 @@ class RayWorkers:
             self._ray.shutdown()
             self._ray = None
             self._probe.path.unlink(missing_ok=True)
+        if self._own_folder is not None:
+            shutil.rmtree(self._own_folder, ignore_errors=True)
 
     def _connect(self) -> Any:
         """Join the cluster, once, and check that all its machines share the folder."""
@@ -102,8 +107,9 @@ class RayWorkers:
             raise ConfigError("this process is in a Ray cluster already. Leave it first with ray.shutdown()")
         if self._address not in (None, "auto"):
             _knock(self._address)
+        where = {"address": self._address} if self._address is not None else self._new_cluster()
         try:
-            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise ConfigError(_cannot_join(self._address, _first_line(error))) from None
         self._ray = ray
@@ -113,6 +119,14 @@ class RayWorkers:
             self._probe.path.write_text(token, encoding="utf-8")
         self._look_from_every_machine()
         return ray
+
+    def _new_cluster(self) -> dict[str, Any]:
+        """Arguments of ray.init. Ray opens its folder and the sockets in it to all users, so it gets a private parent.
+
+        The name must be short, because a socket's path may have 107 characters: TMPDIR could be too long.
+        """
+        self._own_folder = Path(tempfile.mkdtemp(prefix="ray_", dir="/tmp"))
+        return {"address": "local", "include_dashboard": False, "_temp_dir": str(self._own_folder / "ray")}
 
     def _look_from_every_machine(self) -> None:
         ray = self._ray

@@ -6,6 +6,7 @@ the environment of local ranks. A variable that the user has set is kept.
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ RESTART_SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 CPU_MEMORY_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 # cuBLAS uses two fixed buffers. NCCL does not sum inside switches, where the order is undefined. Read at first use.
 DETERMINISTIC_SETTINGS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "^NVLS,NVLSTree"}
+JOB_SECRET = "TRIAXIAL_JOB_SECRET"  # only the processes of one job know it; error lines show its name instead
 # Variables that change how a run behaves; `triaxial doctor` shows them. None of them is a secret.
 SHOWN_SETTINGS = (
     "OMP_NUM_THREADS",
@@ -152,6 +154,11 @@ def hide_secrets(text: str) -> str:
     return without_secrets(text, os.environ)
 
 
+def job_secret() -> str | None:
+    """The secret that the launcher of this process gave to all ranks; None if it gave none, as plain torchrun."""
+    return os.environ.get(JOB_SECRET) or None
+
+
 def _restart() -> Restart | None:
     """The restart that our launcher describes or that torchrun counts; None for a first start."""
     if os.environ.get("TRIAXIAL_RESTART"):
@@ -201,17 +208,29 @@ def bootstrap_in_this_process() -> None:
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
 
 
-def share_machine(nproc: int) -> None:
-    """Restrict one of `nproc` local ranks to the loopback interface and to its part of the cores.
+def share_machine(nproc: int, secret: str) -> None:
+    """Restrict one of `nproc` local ranks to the loopback interface and its part of the cores, and set their secret.
 
     Call it before the rank joins a process group. `launch_local` does the same through the environment.
     """
     import torch
 
-    if Path("/sys/class/net/lo").exists():
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    set_for_ranks({JOB_SECRET: secret}, one_node=True)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // nproc))
+
+
+def ray_cluster(address: str | None) -> str | None:
+    """The Ray cluster to join: `address`, else RAY_ADDRESS, else None: start one here. Call it before ray is imported.
+
+    One that starts here stays on the loopback interface and, since Ray 2.52, answers only its owner, by a token. A
+    cluster that Ray would find by itself is not used: any user can write the file that names it, in /tmp/ray.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is None:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # "no cluster of machines": then Ray takes 127.0.0.1
+    return address
 
 
 def make_libraries_deterministic() -> None:
@@ -244,16 +263,26 @@ def child_settings(nproc: int, threads: int | None, *, saved_file: Path) -> dict
     """The environment variables to add for `nproc` local ranks with `threads` each (None: an equal part)."""
     import torch
 
-    defaults = dict(RESTART_SETTINGS)
+    defaults = RESTART_SETTINGS | _loopback_settings()
     if not torch.cuda.is_available():
         defaults |= CPU_MEMORY_SETTINGS
-    if Path("/sys/class/net/lo").exists():
-        defaults["GLOO_SOCKET_IFNAME"] = "lo"  # local ranks need no other interface and should not listen on one
     defaults["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // nproc))
     settings = {name: value for name, value in defaults.items() if name not in os.environ}
     if threads is not None:
         settings["OMP_NUM_THREADS"] = str(threads)
     return settings | {"TRIAXIAL_SAVED_FILE": str(saved_file), "TRIAXIAL_LAUNCHER_PID": str(os.getpid())}
+
+
+def set_for_ranks(settings: Mapping[str, str], *, one_node: bool) -> None:
+    """Set these and RESTART_SETTINGS for all ranks that this process will start; on one node keep them on loopback."""
+    os.environ.update(settings)
+    for name, value in (RESTART_SETTINGS | (_loopback_settings() if one_node else {})).items():
+        os.environ.setdefault(name, value)
+
+
+def _loopback_settings() -> dict[str, str]:
+    """Local ranks need no other interface, and should not listen on one."""
+    return {"GLOO_SOCKET_IFNAME": "lo"} if Path("/sys/class/net/lo").exists() else {}
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from gpt.errors import ConfigError
 from launch.processes.environment import share_machine
 from launch.processes.failures import MISTAKE, describe_exit
 from launch.processes.rank_process import die_with_parent
+from launch.processes.sealing import new_secret
 
 MAX_SOCKET_NAME = 107 if sys.platform == "linux" else 103  # unix(7): sun_path without the terminating zero
 SOCKET_NAME = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # the part that multiprocessing appends to the folder
@@ -81,8 +82,9 @@ def run_ranks(
     even while they wait, and RankFailed is raised, or ConfigError for a user's mistake. No rank outlives this process.
     """
     logs.mkdir(parents=True)
+    secret = new_secret()
     ranks = [
-        context.Process(target=_serve, args=(function, rank, nproc, arguments, str(logs)), daemon=True)
+        context.Process(target=_serve, args=(function, rank, nproc, arguments, str(logs), secret), daemon=True)
         for rank in range(nproc)
     ]
     try:
@@ -121,12 +123,14 @@ def _wait(ranks: Sequence[BaseProcess]) -> dict[int, int]:
     return {}
 
 
-def _serve(function: Callable[..., None], rank: int, nproc: int, arguments: Sequence[str], logs: str) -> None:
+def _serve(
+    function: Callable[..., None], rank: int, nproc: int, arguments: Sequence[str], logs: str, secret: str
+) -> None:
     """The body of one rank's process. An exception goes to the rank's log, for the launcher to show."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the launcher handles it
     die_with_parent()
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    share_machine(nproc)
+    share_machine(nproc, secret)
     log = _log(Path(logs), rank)
     with log.open("ab") as file:
         if rank > 0:

@@ -51,8 +51,7 @@ def unix_sockets(pids):
 def open_to_others(path):
     if path.startswith("@"):
         return True  # an abstract socket has no file and therefore no permissions
-    own, folder = (file.stat().st_mode & 0o077 for file in (Path(path), Path(path).parent))
-    return bool(own and folder)
+    return all(file.stat().st_mode & 0o077 for file in (Path(path), *Path(path).parents))
 
 
 def family_of(pid):

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt.errors import ConfigError, import_extra
 from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
-from launch.processes.environment import slurm_array_share
+from launch.processes.environment import ray_cluster, slurm_array_share
 from launch.processes.terminal import table_console
 
 # Packages of the extra `data`.
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="local",
         help="processes of this machine (default), a Ray cluster, or this element's share of a Slurm array",
     )
-    how.add_argument("--ray-address", metavar="HOST:PORT", help="the Ray cluster to join (default: Ray's choice)")
+    how.add_argument("--ray-address", metavar="HOST:PORT", help="the Ray cluster to join (default: a new one here)")
     how.add_argument("--share", metavar="K/N", help="do part K of N of each stage, in parallel with the other parts")
     how.add_argument(
         "--share-timeout",
@@ -109,8 +109,9 @@ def _how(args: argparse.Namespace, work_folder: Path) -> dict[str, Any]:
     if args.executor == "ray":
         from data_prep.execution.ray_workers import RayWorkers
 
+        address = ray_cluster(args.ray_address)
         import_extra("ray", extra="ray")
-        return {"executor": functools.partial(RayWorkers, folder=work_folder, address=args.ray_address)}
+        return {"executor": functools.partial(RayWorkers, folder=work_folder, address=address)}
     if args.share is not None:
         share = Share.parse(args.share)
     elif args.executor == "slurm-array":
