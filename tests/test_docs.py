@@ -41,3 +41,20 @@ def test_files_that_a_page_names_exist(page):
     text = page.read_text()
     missing = {name for name in SOURCE.findall(text) if not (ROOT / name).exists()}
     assert missing - set(WRITTEN.findall(text)) == set()
+
+
+def test_every_promise_of_the_threat_model_names_tests_that_exist():
+    """In a table with the column "test", each row names one at least."""
+    lines = (ROOT / "docs/guides/reliability/threat_model.md").read_text().splitlines()
+    promises, in_table = [], False
+    for line in lines:
+        is_row = line.startswith("|")
+        if is_row and in_table and not line.startswith("|---"):
+            promises.append(line)
+        in_table = is_row and (in_table or line.endswith("| test |"))
+    assert len(promises) > 15
+    for promise in promises:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", promise)
+        assert named, promise
+        for file, name in named:
+            assert re.search(rf"(?m)^def {name}\(", (ROOT / file).read_text()), f"{file} has no {name}"

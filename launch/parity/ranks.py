@@ -28,6 +28,7 @@ from launch.config.run_config import RunConfig, as_dict, from_dict, layout_of
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
 from launch.processes.rank_process import keep_freed_memory
+from launch.processes.sealing import seal_object_collectives
 from launch.training.build import build_engine, build_objective, build_run, pick_device
 from launch.training.resume import fresh_start
 
@@ -79,6 +80,7 @@ def train_rank(rank: int, folder: str) -> None:
     device = pick_device(config, here)
     if device.type == "cpu":
         keep_freed_memory()
+    seal_object_collectives()
     store = FileStore(str(Path(folder, "store")), world_size)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from gpt.errors import ConfigError
-from launch.processes.environment import child_settings, launch_environment, quiet_elastic_logs
+from launch.processes.environment import JOB_SECRET, child_settings, launch_environment, quiet_elastic_logs
 from launch.processes.failures import (
     MISTAKE,
     SAVED_AFTER_SIGNAL,
@@ -30,6 +30,7 @@ from launch.processes.failures import (
     shell_status,
 )
 from launch.processes.restarts import ONCE, Outage, Restart, RestartPolicy, RunProgress
+from launch.processes.sealing import BACKEND, new_secret, register_rendezvous
 
 GRACE_S = 120  # how long signalled ranks may take to save before they are killed
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
@@ -61,7 +62,7 @@ def launch_local(
     in_checkout = Path.cwd() == Path(__file__).resolve().parents[2]
     # -P: a user's folder that happens to be called gpt must not shadow our package
     command = [*([] if in_checkout else ["-P"]), "-m", module, *argv]
-    settings = child_settings(nproc, threads_per_process, saved_file=saved_file)
+    settings = child_settings(nproc, threads_per_process, saved_file=saved_file) | {JOB_SECRET: new_secret()}
     keep_logs = False
     try:
         with forward_signals(grace_s=grace_s):
@@ -128,6 +129,7 @@ def _start(
     from torch.distributed.launcher.api import elastic_launch
 
     Path(settings["TRIAXIAL_SAVED_FILE"]).unlink(missing_ok=True)
+    register_rendezvous()
     with launch_environment(settings):
         launch = elastic_launch(_launch_config(nproc, log_dir=log_dir, grace_s=grace_s), sys.executable)
         try:
@@ -147,9 +149,7 @@ def _launch_config(nproc: int, *, log_dir: Path, grace_s: int) -> Any:
         max_nodes=1,
         nproc_per_node=nproc,
         run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint=str(log_dir.with_name(f"{log_dir.name}.store")),
-        rdzv_configs={"store_type": "file"},  # a TCP store would listen on all interfaces
+        rdzv_backend=BACKEND,
         local_addr="127.0.0.1",  # this machine's name need not resolve
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(log_dir), redirects=others),

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from launch.processes.environment import ClusterEnvironment
+from launch.processes.sealing import seal_object_collectives
 
 LINGER_S = 3.0  # the last rank may time out this much later than the first; then rank 0 keeps the store for this long
 
@@ -28,6 +29,7 @@ def join_processes(environment: ClusterEnvironment, device: torch.device, *, tim
     If a rank does not start or dies here, all others raise a StartUpError that names it, a few seconds after
     `timeout_s` at the latest. The group's collectives have the same timeout.
     """
+    seal_object_collectives()
     backend = "nccl" if device.type == "cuda" else "gloo"
     if environment.master_addr is None:  # started by neither torchrun nor our own launcher
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)

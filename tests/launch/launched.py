@@ -20,7 +20,7 @@ TRIAXIAL = [sys.executable, "-m", "launch.main"]
 
 
 def torchrun(*options):
-    return [sys.executable, "-m", "torch.distributed.run", *options, "-m", "launch.main"]
+    return [sys.executable, "-m", "launch.torchrun", *options, "-m", "launch.main"]
 
 
 def free_port():

@@ -194,13 +194,14 @@ def killed(tiny_corpus, launched, listening, tmp_path_factory):
     """A run whose rank was killed once and restarted by our launcher, to its end; and observations while it ran."""
     chance = random.Random()
     rank, step = chance.randrange(2), chance.randrange(5, 20)
-    words = ["--nproc", 2, "--max-restarts", 2, *STEPS]
+    words = ["--nproc", 2, "--max-restarts", 2, *STEPS, "--metrics.wandb", "offline"]
     with launched.Launched(tiny_corpus.recipe, tmp_path_factory.mktemp("killed") / "run", *words) as job:
         job.wait_for_step(1)
         everyone = listening.family_of(job.process.pid)
         ports, datagrams = listening.listeners(everyone), listening.udp_sockets(everyone)
         seen = {"ranks": set(job.ranks().values()), "everyone": set(everyone), "ports": ports, "udp": datagrams}
         seen["unix"] = listening.unix_sockets(everyone)
+        seen["programs"] = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in everyone}
         job.wait_for(lambda: job.told("checkpoint_saved"), what="a checkpoint")
         at = job.wait_for_step(step)
         job.kill(rank)
@@ -234,5 +235,6 @@ def test_a_run_listens_only_on_the_loopback_interface(killed):
     assert seen["ranks"] < seen["everyone"]
     assert len(seen["ports"]) >= 3, "the store of rank 0, and gloo on each rank"
     assert {address for address, _ in seen["ports"]} == {"127.0.0.1"}, seen["ports"]
+    assert any(name.startswith("wandb") for name in seen["programs"]), "W&B's own process was looked at too"
     assert not seen["udp"]
     assert not [path for path, open_to_others in seen["unix"] if open_to_others], seen["unix"]

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from gpt.telemetry.goodput import read_account
+from launch.processes.sealing import new_secret
 
 pytestmark = [pytest.mark.rehearse, pytest.mark.timeout(3600)]
 
@@ -85,13 +86,11 @@ def test_torchruns_own_restarts_in_place(tiny_corpus, launched, tmp_path, nodes)
     words, kills = ["--train.total_tokens", 512 * 200], 3
     with launched.Launched(tiny_corpus.recipe, tmp_path / "undisturbed", *words, "--nproc", 2) as plain:
         assert plain.end() == 0, plain.errors()
-    settings = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    settings = {"TRIAXIAL_JOB_SECRET": new_secret(), "GLOO_SOCKET_IFNAME": "lo"}
     options = ["--nproc-per-node", 2 // nodes, "--nnodes", nodes, "--max-restarts", kills + 1]
-    if nodes == 1:
-        options += ["--standalone"]
-    else:
+    if nodes == 2:
         port = launched.free_port()
-        options += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
+        options += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
         options += ["--rdzv-id", "rehearsal"]
     jobs = []
     try:
@@ -128,7 +127,7 @@ def test_a_mistake_under_torchrun_is_printed_once_and_not_restarted(tiny_corpus,
         tiny_corpus.recipe,
         tmp_path / "run",
         *("--model.vocab_size", 256),
-        command=launched.torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=5"),
+        command=launched.torchrun("--nproc-per-node=2", "--max-restarts=5"),
     ) as job:
         assert job.end() == 1, "torchrun has no other failure status"
     lines = [line for line in job.errors().splitlines() if line.startswith("triaxial: error:")]

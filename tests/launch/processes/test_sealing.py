@@ -1,0 +1,88 @@
+"""Strangers reach the ports of a run and send it pickles: without the seal they are executed, with it they are not."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from gpt.errors import ConfigError
+from launch.processes.environment import JOB_SECRET
+from launch.processes.sealing import ForgedMessage, Seal, new_secret, shared_secret
+
+ROOT = Path(__file__).resolve().parents[3]
+STRANGERS = ROOT / "tests" / "launch" / "strangers.py"
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    """(folder with the logs, victims as strangers.py prints them): two launchers and two runs under attack."""
+    folder = Path(tempfile.mkdtemp(prefix="strangers_"))  # not tmp_path, which other users cannot enter
+    folder.chmod(0o777)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder)
+        sockets = [stack.enter_context(socket.socket()) for _ in range(4)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        ports = [str(each.getsockname()[1]) for each in sockets]
+        for each in sockets:
+            each.close()
+        kept = {name: value for name, value in os.environ.items() if name not in (JOB_SECRET, "RANK", "WORLD_SIZE")}
+        settings = {**kept, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, STRANGERS, folder, *ports]
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=200, check=True)
+        yield folder, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("name", "executes"), [("torch", True), ("ours", False), ("plain", True), ("sealed", False)])
+def test_a_strangers_pickle_runs_only_where_nothing_is_sealed(attacked, name, executes):
+    folder, victims = attacked
+    logs = "".join(f"\n== {path.name}\n{path.read_text()}" for path in sorted(folder.glob(f"*-{name}.log")))
+    assert (folder / f"sent-{name}").exists(), f"the attack itself failed{logs}"
+    canary = folder / f"executed-{victims[name][0]}"
+    assert canary.exists() == executes, logs
+    if executes:
+        assert int(canary.read_text()) == os.getuid(), "as the owner of the run"
+
+
+def test_a_forged_rendezvous_ends_the_launcher_in_one_line(attacked):
+    folder, victims = attacked
+    lines = (folder / "wait_for_a_second_node-ours.log").read_text().splitlines()
+    assert [line for line in lines if line.startswith("triaxial: error: ")] == [
+        "triaxial: error: somebody without the secret of this job wrote to its rendezvous; nothing of it was loaded. "
+        "Close the ports of the nodes to others, then start the job again"
+    ]
+    assert victims["ours"][1] == 1
+    assert "Traceback" not in "".join(lines)
+    assert "has no valid seal of this job" in (folder / "be_rank_0-sealed.log").read_text()
+
+
+def test_a_seal_fits_its_message_key_and_purpose_only():
+    secret = new_secret()
+    seal = Seal.of(secret, "a purpose")
+    sealed = seal.close(b"message")
+    assert Seal.of(secret, "a purpose").open(sealed) == b"message"
+    assert seal.open(seal.close(b"")) == b""
+    for other in (Seal.of(new_secret(), "a purpose"), Seal.of(secret, "another")):
+        with pytest.raises(ForgedMessage):
+            other.open(sealed)
+    for changed in (b"", sealed[:-1], sealed + b"x", sealed[:40] + b"M" + sealed[41:], bytes(32) + b"message"):
+        with pytest.raises(ForgedMessage, match=r"^a message from the network has no valid seal of this job"):
+            seal.open(changed)
+
+
+def test_several_nodes_need_a_secret_that_nobody_guesses(monkeypatch):
+    monkeypatch.delenv(JOB_SECRET, raising=False)
+    with pytest.raises(ConfigError, match=r"^TRIAXIAL_JOB_SECRET is not set: the nodes of a run need a secret"):
+        shared_secret()
+    monkeypatch.setenv(JOB_SECRET, "short")
+    with pytest.raises(ConfigError, match=r"^TRIAXIAL_JOB_SECRET has 5 characters: .* `openssl rand -hex 32`$"):
+        shared_secret()
+    monkeypatch.setenv(JOB_SECRET, new_secret())
+    assert len(shared_secret()) == 64

@@ -1,0 +1,69 @@
+"""`python -m launch.torchrun`: ranks of one node restart in place, and nothing listens beyond loopback."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import launch.torchrun
+from launch.processes.environment import JOB_SECRET
+
+ROOT = Path(__file__).resolve().parents[2]
+RANK = """
+import sys, time
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from launch.processes.environment import ClusterEnvironment, job_secret
+from launch.processes.rendezvous import join_processes
+from parallel.agreement import all_gather_objects
+
+here, folder = ClusterEnvironment.from_environment(), Path(sys.argv[1])
+if here.restart is None and here.rank == 1:
+    sys.exit(3)
+join_processes(here, torch.device("cpu"), timeout_s=100)
+(folder / f"joined{here.rank}").write_text(f"{all_gather_objects(here.rank, None)} {here.restart} {job_secret()}")
+while not (folder / "end").exists():
+    time.sleep(0.05)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.timeout(200)
+def test_one_node_restarts_in_place_and_listens_on_loopback_only(tmp_path, listening, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("GLOO_SOCKET_IFNAME", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "rank.py").write_text(RANK)
+    command = [sys.executable, "-m", "launch.torchrun", "--nproc-per-node", "2", "--max-restarts", "1"]
+    with subprocess.Popen(
+        [*command, "rank.py", str(tmp_path)], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as node:
+        while node.poll() is None and len(list(tmp_path.glob("joined*"))) < 2:
+            time.sleep(0.05)
+        family = listening.family_of(node.pid)
+        ports = listening.listeners(family)
+        (tmp_path / "end").touch()
+        errors = node.stderr.read()
+    assert node.returncode == 0, errors
+    joined = [(tmp_path / f"joined{rank}").read_text().rpartition(" ") for rank in range(2)]
+    assert [text for text, _, _ in joined] == ["[0, 1] restart 1 of 1"] * 2
+    assert len({secret for _, _, secret in joined}) == 1
+    assert len(joined[0][2]) == 64, "a new secret for the two ranks"
+    assert len(ports) >= 3, "the store of rank 0, and gloo on each rank"
+    assert {address for address, _ in ports} == {"127.0.0.1"}, ports
+
+
+def test_mistakes_of_several_nodes_are_one_line(monkeypatch, capsys):
+    monkeypatch.delenv(JOB_SECRET, raising=False)
+    for words, message in (
+        (["--rdzv-endpoint", "h:1"], "TRIAXIAL_JOB_SECRET is not set: the nodes of a run need a secret of at least 32"),
+        ([], "--rdzv-endpoint is missing: must be HOST:PORT of one node, the same on every node"),
+    ):
+        assert launch.torchrun.main(["--nnodes", "2", *words, "program.py"]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith(f"triaxial: error: {message}")
