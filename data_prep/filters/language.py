@@ -15,7 +15,11 @@ from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import ConfigError, import_extra
 
 # CLD2 rejects text with these characters; they say nothing about the language.
-_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
+_NOT_TEXT = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef"
+    + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+    + "]"
+)
 _MIN_PROBABILITY = 0.3  # py3langid's answers below this count as no language
 
 
@@ -62,11 +66,7 @@ def detector(name: Literal["cld2", "langid"]) -> Detect:
 def detect(text: str) -> Language:
     """Detect the language of a text by CLD2."""
     cld2: Any = import_extra("pycld2", extra="data")
-    try:
-        _, _, details = cld2.detect(_NOT_TEXT.sub(" ", text).encode(), bestEffort=True)
-    except cld2.error:  # a character that CLD2's own UTF-8 check rejects
-        printable = "".join(c if c.isprintable() or c.isspace() else " " for c in text)
-        _, _, details = cld2.detect(printable.encode(), bestEffort=True)
+    _, _, details = cld2.detect(_NOT_TEXT.sub(" ", text).encode(), bestEffort=True)
     _, code, percent, _ = details[0]
     return Language("", 0.0) if code == "un" else Language(code, percent / 100)
 

@@ -14,9 +14,11 @@ from gpt.errors import ConfigError, import_extra
 from gpt.files.atomic import open_replacement
 from gpt.files.regular import read_bytes
 from gpt.tokenizer.byte_pair import END_OF_DOCUMENT, BytePairTokenizer
+from gpt.tokenizer.long_texts import LONG, between_pieces, encode_parts
 
 _END_NAMES = (END_OF_DOCUMENT, "</s>", "<|end_of_text|>", "<eos>")  # of GPT-2, Llama 2, Llama 3 and Gemma
 _SPACE_MARK = "\u2581"  # sentencepiece writes a space as this character; the character itself is a special case
+_NEAR = 256  # characters on each side of a cut, to compare its tokens
 _MAX_LINE = 4000  # characters in a training sentence; pieces have a few characters, so cutting is harmless
 # GPT-2's pair of files (token ids, merges) as OpenAI and as Hugging Face name it. A name may have a prefix.
 _PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
@@ -114,6 +116,7 @@ class SentencePieceTokenizer:
         self.end_of_document_id: int = known[0]
         mark = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
         self._mark_ids: list[int] = mark if self._model.unk_id() not in mark else []
+        self._may_cut = between_pieces(self._model)
 
     def encode(self, text: str) -> list[int]:
         """Encode a text. A lone surrogate, which UTF-8 cannot represent, is read as U+FFFD."""
@@ -121,16 +124,21 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode each text on the caller's thread."""
+        if max(map(len, texts), default=0) <= LONG:
+            return self._encode(texts)
+        return [ids.tolist() for ids in self.encode_arrays(texts)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Encode each text as an array (n,)."""
+        return encode_parts(texts, self._encode, self._may_cut)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         clean = [_without_surrogates(text) for text in texts]
         ids: list[list[int]] = self._model.encode(clean, num_threads=1)
         if not self._mark_ids:
             return ids
         # U+2581 would be decoded as a space. Encoded as its three bytes it is decoded as itself.
         return [self._encode_marked(text) if _SPACE_MARK in text else i for text, i in zip(clean, ids, strict=True)]
-
-    def encode_arrays(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """Encode each text as an array (n,)."""
-        return [np.array(ids, dtype=np.int32) for ids in self.encode_batch(texts)]
 
     def _encode_marked(self, text: str) -> list[int]:
         first, *rest = self._model.encode(text.split(_SPACE_MARK), num_threads=1)
@@ -170,12 +178,30 @@ class HuggingFaceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode each text."""
-        clean = [_without_surrogates(text) for text in texts]
-        return [encoding.ids for encoding in self._model.encode_batch_fast(clean, add_special_tokens=False)]
+        if max(map(len, texts), default=0) <= LONG:
+            return self._encode(texts)
+        return [ids.tolist() for ids in self.encode_arrays(texts)]
 
     def encode_arrays(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Encode each text as an array (n,)."""
-        return [np.array(ids, dtype=np.int32) for ids in self.encode_batch(texts)]
+        return encode_parts(texts, self._encode, self._may_cut if self._adds_nothing() else None)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        clean = [_without_surrogates(text) for text in texts]
+        return [encoding.ids for encoding in self._model.encode_batch_fast(clean, add_special_tokens=False)]
+
+    def _adds_nothing(self) -> bool:
+        """Return whether the model adds nothing to a text, as some do to its start: such a text must stay whole."""
+        whole, *parts = self._encode(["some words a b", "some words", " a", " b"])
+        return whole == [i for part in parts for i in part]
+
+    def _may_cut(self, text: str, at: int) -> bool:
+        """Return whether the text near a blank is encoded as its two parts are; the file may hold any rule."""
+        if text[at] != " " or text[at - 1].isspace() or not text[at + 1 : at + 2].isalpha():
+            return False
+        before, after = text[at - _NEAR : at], text[at : at + _NEAR]
+        whole, first, second = self._encode([before + after, before, after])
+        return whole == first + second
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids. Special tokens are left out. ConfigError: an id is outside the vocabulary."""

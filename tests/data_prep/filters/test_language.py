@@ -37,7 +37,11 @@ def test_text_without_a_language_is_undetected():
 
 
 def test_characters_that_cld2_rejects_are_replaced():
-    assert detect("\x07\x00" + TEXTS["en"] + "\ufdd0\U0001ffff\x9f").code == "en"
+    odd = [chr(c) for c in range(0x110000) if not chr(c).isprintable() and not 0xD800 <= c < 0xE000]
+    assert detect(TEXTS["en"] * 3 + "".join(odd[:200]) + "".join(odd[-100:])).code == "en"
+    for some in range(0, len(odd), 5000):
+        detect("".join(odd[some : some + 5000]))
+    assert detect("\ufdd0\x0b" + TEXTS["en"] + "\ufdef\x1c\U0001fffe\x85").code == "en"
 
 
 def test_drop_reasons():

@@ -12,6 +12,7 @@ import pytest
 from gpt.convert.hugging_face.tokenizer import compare_tokenizers, from_byte_pairs, write_tokenizer
 from gpt.errors import ConfigError
 from gpt.tokenizer.byte_pair import BytePairTokenizer
+from gpt.tokenizer.long_texts import LONG
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, tokenizer_files
 
 SHARED = Path(__file__).parents[4] / "shared/data"
@@ -63,6 +64,31 @@ def random_texts(n: int) -> list[str]:
     ]
     kinds = (everything, everything[:0x3000], odd, odd)
     return ["".join(rng.choice(rng.choice(kinds)) for _ in range(rng.randrange(30))) for _ in range(n)]
+
+
+def test_long_texts_have_the_ids_of_tiktoken(pair):
+    """A long text is encoded in parts; tiktoken encodes it whole."""
+    tokenizer = load_tokenizer(pair / "vocab.bpe")
+    rng = random.Random(4)
+    words = [*random_texts(300), "don't", "we'll", "''ll", "x" * 50, "!" * 50, " " * 50, "\n\t" * 9, "ab12", "12" * 20]
+    texts = ["".join(rng.choices(words, k=12_000)) for _ in range(3)]
+    texts += [
+        "".join(rng.choices("abcdefghijklmnopqrstuvwxyz'", k=300_000)),  # a word that is cut between its letters
+        *("a" + blank * 140_000 + rest for blank in " \n\u3000" for rest in ("", "b", " \nb", ".'ll")),
+    ]
+    for text in texts:
+        assert len(text) > LONG
+        assert tokenizer.encode(text) == tokenizer._model.encode_ordinary(text)
+        assert tokenizer.encode_arrays([text])[0].tolist() == tokenizer.encode(text)
+
+
+def test_a_million_blanks_before_a_word_are_encoded(pair):
+    """tiktoken fails here: its regular expression would go back by a million characters."""
+    tokenizer = load_tokenizer(pair / "vocab.bpe")
+    text = "a" + " " * 1_000_002 + "b"
+    with pytest.raises(ValueError, match="stack"):
+        tokenizer._model.encode_to_numpy(text, disallowed_special=())
+    assert tokenizer.decode(tokenizer.encode_arrays([text])[0].tolist()) == text
 
 
 def same_as_hugging_face(ours, theirs, texts):

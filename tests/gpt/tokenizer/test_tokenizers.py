@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
+from gpt.tokenizer.long_texts import LONG, cut_text
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 
 SHARED = Path(__file__).parents[4] / "shared/data"
@@ -27,6 +28,17 @@ def test_decoding_gives_every_text_back(tokenizer, corpus, awkward):
         assert tokenizer.encode(text) == ids
         assert all(0 <= i < tokenizer.vocab_size for i in ids)
         assert tokenizer.end_of_document_id not in ids, "text must never give the end-of-document token"
+
+
+def test_long_texts_have_the_ids_of_the_whole_text(tokenizer, corpus, awkward):
+    rng = random.Random(5)
+    texts = ["".join(rng.choices([*corpus[:9], *awkward, " ", "\n"], k=20_000)).replace("\u2581", "")[:300_000]]
+    texts.append("".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=200_000)))  # no blank
+    for text in texts:
+        assert len(list(cut_text(text, tokenizer._may_cut))) > 1
+        assert tokenizer.encode(text) == tokenizer._model.encode(text)
+        assert tokenizer.encode_arrays(["a", text, "b"])[1].tolist() == tokenizer.encode(text)
+    assert tokenizer.decode(tokenizer.encode("\ud800 \u2581" * LONG)) == "\ufffd \u2581" * LONG
 
 
 def test_digits_are_single_pieces_and_runs_of_spaces_are_not(tokenizer):
