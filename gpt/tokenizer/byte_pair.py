@@ -79,7 +79,9 @@ class BytePairTokenizer:
     def encode_arrays(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Encode each text as a read-only array (n,). Faster than lists: no id becomes a Python object."""
         return [
-            self._array(text) if len(text) <= LONG else np.concatenate([self._array(part) for part in self._parts(text)])
+            self._array(text)
+            if len(text) <= LONG
+            else np.concatenate([self._array(part) for part in self._parts(text)])
             for text in texts
         ]
 

@@ -6,6 +6,7 @@ each other, no merge crosses the place between them. The tokens of the parts are
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def _places(text: str, start: int, stop: int) -> Iterator[int]:
 
 def neighbours(tokens: Iterable[Sequence[Any]]) -> frozenset[tuple[Any, Any]]:
     """Return the pairs of adjacent characters (of bytes, if the tokens are bytes) that the tokens contain."""
-    return frozenset(pair for token in tokens for pair in zip(token, token[1:], strict=False))
+    return frozenset(pair for token in tokens for pair in pairwise(token))
 
 
 def encode_parts(
