@@ -79,7 +79,6 @@ def between_pieces(model: Any) -> MayCut | None:
     inside = neighbours(map(model.id_to_piece, ids))
 
     def may_cut(text: str, at: int) -> bool:
-        first, second = text[at - 1 : at + 1].replace(" ", _SPACE_MARK)
-        return (first, second) not in inside
+        return tuple(text[at - 1 : at + 1].replace(" ", _SPACE_MARK)) not in inside
 
     return may_cut
