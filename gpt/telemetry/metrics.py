@@ -26,6 +26,9 @@ from gpt.telemetry.console import Console
 from gpt.telemetry.event_log import EventKind, event_line
 from gpt.telemetry.wandb import WandbRun, WandbSettings
 
+SUPERSEDED = "metrics.superseded.jsonl"
+TAIL_BYTES = 1 << 20  # a few thousand lines
+
 WandbMode = Literal["offline", "online", "disabled"]
 
 
@@ -78,10 +81,14 @@ class MetricsWriter:
     def __enter__(self) -> Self:
         try:
             self._run_directory.mkdir(parents=True, exist_ok=True)
-            supersede_after(self.path, step=-1 if self._resume_step is None else self._resume_step)
+            n_damaged = supersede_after(self.path, step=-1 if self._resume_step is None else self._resume_step)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         self._add(self.path.name, b"")  # raises now if it cannot be written
+        if n_damaged:
+            lines = f"{n_damaged:,} damaged line{'s' if n_damaged > 1 else ''}"
+            text = f"{lines} of {self.path} cannot be read; moved to {SUPERSEDED}. Check that disk"
+            self.event("warning", step=self._resume_step or 0, text=text)
         if self.config.wandb != "disabled":
             self._wandb = WandbRun(
                 WandbSettings(
@@ -179,22 +186,44 @@ class MetricsWriter:
             raise _cannot_write(self.path, error) from error
 
 
-def supersede_after(path: Path, *, step: int) -> None:
+def supersede_after(path: Path, *, step: int) -> int:
     """Move lines after `step`, and lines cut short by a crash, from a metrics file to metrics.superseded.jsonl.
 
-    A crash in between leaves the metrics file unchanged; the moved lines may then be in the other file twice.
+    Returns how many of them are damaged: complete, but without a step. Only the end of the file is read, from some way
+    before the first such line on, since steps never decrease in it. A crash in between leaves the metrics file
+    unchanged; the moved lines may then be in the other file twice.
     """
-    if not path.exists():
-        return
-    with open_regular(path) as lines:
-        if all(_step_of(line) <= step for line in lines):
-            return
-    superseded = path.with_name("metrics.superseded.jsonl")
+    if not path.exists() or (start := _first_to_move(path, step)) is None:
+        return 0
+    n_damaged, superseded = 0, path.with_name(SUPERSEDED)
     with open_replacement(path, durable=True) as kept, open_regular(path) as lines, append_to(superseded) as moved:
+        while lines.tell() < start:
+            kept.write(lines.read(min(TAIL_BYTES, start - lines.tell())))
         for line in lines:
-            target = kept if _step_of(line) <= step else moved
+            found = _step_of(line)
+            n_damaged += math.isinf(found) and line.endswith(b"\n")
+            target = kept if found <= step else moved
             target.write(line if line.endswith(b"\n") else line + b"\n")
         sync_file(moved)
+    return n_damaged
+
+
+def _first_to_move(path: Path, step: int) -> int | None:
+    """Return the position of the first line to move, None without one. Reads ever more of the end of the file."""
+    reach = TAIL_BYTES
+    with open_regular(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        while True:
+            start = max(0, size - reach)
+            file.seek(start)
+            position = start + (len(file.readline()) if start else 0)  # the rest of a line
+            for line in file:
+                if _step_of(line) > step:
+                    break
+                position += len(line)
+            if start == 0 or position - start > reach // 2:
+                return position if position < size else None
+            reach *= 4
 
 
 def _step_of(line: bytes) -> float:

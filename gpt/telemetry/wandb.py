@@ -85,16 +85,37 @@ class WandbRun:
             self._give_up(error)
 
     def _stored_id(self) -> str:
+        return self._stored()[0]
+
+    def _stored(self) -> tuple[str, str, str]:
+        """Return the id in the run directory, and the inode and path of the directory for which it was made.
+
+        An empty string stands for what is not there: the id of a new run, the rest in files of earlier versions.
+        """
         path = self._directory / ID_FILE
-        return read_text(path).strip() if path.exists() else ""
+        lines = read_text(path).splitlines() if path.exists() else []
+        run_id, inode, directory, *_ = [*lines, "", "", ""]
+        return run_id.strip(), inode, directory
 
     def _run_id(self) -> str:
-        """Return the id in the run directory for a training that resumes, else a new one."""
-        if self._settings.resume and (stored := self._stored_id()):
-            return stored
-        run_id = secrets.token_hex(8)
-        if not self._settings.job_type:
-            replace_file(self._directory / ID_FILE, run_id + "\n")
+        """Return the id in the run directory for a training that resumes, else a new one.
+
+        A copy of a run directory gets a new one too: else it and the original would record into one W&B run. A moved
+        directory keeps its inode, and one that is mounted elsewhere its inode or its path.
+        """
+        stored, inode, directory = self._stored()
+        own_inode, own_directory = str(self._directory.stat().st_ino), str(self._directory)
+        is_copy = bool(inode) and inode != own_inode and directory != own_directory
+        resumes = self._settings.resume and stored and not is_copy
+        run_id = stored if resumes else secrets.token_hex(8)
+        if self._settings.job_type:
+            return run_id
+        if self._settings.resume and is_copy:
+            self._warn(
+                f"{self._directory} is a copy of {directory}: it records as a new Weights & Biases run, {run_id}, and "
+                f"not as {stored}"
+            )
+        replace_file(self._directory / ID_FILE, f"{run_id}\n{own_inode}\n{own_directory}\n")
         return run_id
 
     def _start(self, run_id: str) -> Any:

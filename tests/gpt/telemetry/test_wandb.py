@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -32,6 +33,10 @@ NO_ACCOUNT = {"WANDB_API_KEY": "", "NETRC": "/nonexistent", "WANDB_BASE_URL": "h
 
 def isolated(tmp_path: Path) -> dict[str, str]:
     return {**NO_ACCOUNT, "HOME": str(tmp_path / "home")}
+
+
+def stored_id(run: Path) -> str:
+    return (run / ID_FILE).read_text().split()[0]
 
 
 def wandb_records(path: Path) -> Iterator[object]:
@@ -69,7 +74,13 @@ def test_an_offline_run_has_every_row_resumes_under_its_id_and_can_be_synced(tmp
     for first, last, resume in [(1, 5, 0), (4, 6, 3)]:
         out = python(WANDB_RUN, run, "offline", first, last, resume, environment=isolated(tmp_path))
         assert [line.split()[:2] for line in out.splitlines()] == [["step", f"{s}"] for s in range(first, last + 1)]
-    run_id = (run / ID_FILE).read_text().strip()
+    run_id = stored_id(run)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    out = python(WANDB_RUN, copy, "offline", 4, 4, 3, environment=isolated(tmp_path))
+    assert out.splitlines()[0] == (
+        f"{copy} is a copy of {run}: it records as a new Weights & Biases run, {stored_id(copy)}, and not as {run_id}"
+    )
+    assert stored_id(copy) != run_id
     files = sorted(run.glob("wandb/offline-run-*/*.wandb"))
     assert [path.name for path in files] == [f"run-{run_id}.wandb"] * 2
     rows = [[(row["step"], row["loss"]) for row in history(path)] for path in files]
@@ -105,9 +116,9 @@ def test_a_client_that_cannot_start_is_reported_once_and_the_run_continues(tmp_p
     assert out.count("Weights & Biases failed") == 1
     assert out.index("Weights & Biases failed") < out.index("step")
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
-    run_id = (tmp_path / ID_FILE).read_text()
+    run_id = stored_id(tmp_path)
     python(WANDB_RUN, tmp_path, "offline", 1, 1, 0, environment=isolated(tmp_path))
-    assert (tmp_path / ID_FILE).read_text() != run_id  # a new run is a new run at W&B too
+    assert stored_id(tmp_path) != run_id  # a new run is a new run at W&B too
 
 
 def test_a_client_killed_in_the_middle_does_not_stop_the_run(tmp_path: Path, python: Any) -> None:
