@@ -13,8 +13,6 @@ from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.goodput import NAMES, ProcessTime
 from launch.runs.history import Event, RunHistory
 
-RECENT = 100  # speeds and losses are medians over this many logged steps
-
 Meaning = Literal["fault", "warning", "restart", "checkpoint", "note"]
 KINDS: dict[EventKind, Meaning] = {
     "checkpoint_estimate": "note",
@@ -118,7 +116,7 @@ def headline(history: RunHistory) -> list[tuple[str, str, str]]:
 def validation_losses(history: RunHistory) -> dict[str, float]:
     """The newest loss of each validation corpus."""
     return {
-        name.removeprefix("validation/").removesuffix("/loss"): float(series.values[-1])
+        name.removeprefix("validation/").removesuffix("/loss"): float(series.recent[-1])
         for name, series in history.metrics.items()
         if name.startswith("validation/") and name.endswith("/loss")
     }
@@ -126,11 +124,11 @@ def validation_losses(history: RunHistory) -> dict[str, float]:
 
 def recent(history: RunHistory, name: str) -> float | None:
     series = history.metrics.get(name)
-    return None if series is None else float(np.median(series.values[-RECENT:]))
+    return None if series is None else float(np.median(series.recent))
 
 
 def n_recent(history: RunHistory, name: str) -> int:
-    return min(RECENT, len(history.metrics[name].values))
+    return len(history.metrics[name].recent)
 
 
 def start_up_medians(processes: Sequence[ProcessTime]) -> dict[str, float]:

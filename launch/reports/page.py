@@ -6,15 +6,14 @@ The page has no script and needs no network. Everything that comes from the run'
 from collections.abc import Callable, Sequence
 from html import escape
 
-import numpy as np
-
 from gpt.telemetry.console import human_count
 from gpt.telemetry.goodput import NAMES, Account
 from launch.reports.facts import headline, meaning_of, seconds_text, status, time_text
 from launch.reports.plots import Mark, PlotLine, draw
 from launch.reports.style import TIME_COLOURS, run_page
 from launch.reports.tables import checkpoints_part, events_part, processes_part
-from launch.runs.history import RunHistory, Series, runs_without_gaps
+from launch.runs.history import STEP_TOKENS, RunHistory
+from launch.runs.series import runs_without_gaps
 
 MAX_LOST = 40  # superseded attempts that are drawn; the newest
 VALIDATION_COLOURS = 6  # s1 to s6; s0 is the training loss
@@ -127,19 +126,16 @@ def _loss_lines(history: RunHistory) -> list[PlotLine]:
 
 def _batch_lines(history: RunHistory) -> list[PlotLine]:
     """Tokens of each step: its speed times its duration."""
-    speed, seconds = history.metrics.get("tokens_per_s"), history.metrics.get("step_s")
-    if speed is None or seconds is None or not np.array_equal(speed.steps, seconds.steps):
-        return []
-    return [PlotLine("batch", Series(speed.steps, np.round(speed.values * seconds.values)), "s0")]
+    return [PlotLine("batch", history.metrics[STEP_TOKENS], "s0")] if STEP_TOKENS in history.metrics else []
 
 
 def _memory_lines(history: RunHistory) -> tuple[str, list[PlotLine]]:
     """Peak memory in GiB or MiB, chosen by its maximum, so that the axis has round numbers."""
     lines = _lines(history, "peak_memory_bytes")
     unit, size = (
-        ("GiB", 2**30) if max((line.series.values.max() for line in lines), default=0) >= 2**30 else ("MiB", 2**20)
+        ("GiB", 2**30) if max((line.series.extremes[1].max() for line in lines), default=0) >= 2**30 else ("MiB", 2**20)
     )
-    scaled = [Series(line.series.steps, line.series.values / size) for line in lines]
+    scaled = [line.series.scaled(1 / size) for line in lines]
     return unit, [PlotLine(line.name, series, line.colour) for line, series in zip(lines, scaled, strict=True)]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launch.reports.axes import Axis, bottom_axis, horizontal_grid, log_ticks, svg_path, ticks
-from launch.runs.history import Series
+from launch.runs.series import Series
 
 WIDTH, HEIGHT = 560, 210
 LEFT, RIGHT, TOP, BOTTOM = 58, 26, 8, 24
@@ -52,7 +52,7 @@ def draw(
 ) -> str:
     """One plot over the steps from first to last. `number` formats tick values; `from_zero` starts the axis at 0."""
     x = Axis(steps[0], max(steps[1], steps[0] + 1), LEFT, WIDTH - RIGHT)
-    y = value_axis([line.series.values for line in lines], from_zero=from_zero)
+    y = value_axis([bound for line in lines for bound in line.series.extremes], from_zero=from_zero)
     step_ticks = [value for value in ticks(x.low, x.high, most=6) if value == int(value)]
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">',
@@ -104,7 +104,8 @@ def _curve(x: Axis, y: Axis, line: PlotLine) -> str:
         starts = np.flatnonzero(np.diff(column, prepend=-1))
         counts = np.diff(starts, append=len(values))
         at = LEFT + column[starts] + 0.5
-        lowest, highest = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+        low, high = line.series.extremes
+        lowest, highest = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
         values = np.add.reduceat(values, starts) / counts
         edge = svg_path(at, y.pixels(highest)) + "L" + svg_path(at[::-1], y.pixels(lowest)[::-1])[1:]
         band = f'<path class="band {line.colour}" d="{edge}Z"/>'

@@ -4,7 +4,6 @@ A run may still be writing, or may have died in the middle of a line. Lines that
 """
 
 import math
-from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,29 +11,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 from gpt.files.regular import open_regular, read_bytes
 from gpt.telemetry.goodput import Account, read_account
 from launch.processes.restarts import last_logged_step
+from launch.runs.series import MAX_POINTS, GrowingSeries, Take, settle
 from parallel.checkpoint.folders import list_checkpoints, published_step, step_of
 
+MAX_VALUE = 1e200  # a value beyond is not plotted, nor are NaN and infinity: differences must not overflow
+STEP_TOKENS = "step_tokens"  # the name of a derived metric
 METRICS, SUPERSEDED = "metrics.jsonl", "metrics.superseded.jsonl"
 EVENTS, LEDGER, CONFIG, SUMMARY = "events.jsonl", "ledger.jsonl", "config.json", "train_summary.json"
-
-
-@dataclass(frozen=True)
-class Series:
-    """The finite values of one metric, in order of steps."""
-
-    steps: NDArray[np.int64]  # (n,)
-    values: NDArray[np.float64]  # (n,)
-
-
-Take = dict[str, Series]  # by the metric's name
 
 
 @dataclass(frozen=True)
@@ -80,13 +68,13 @@ class RunHistory:
 
     @property
     def last_step(self) -> int:
-        ends = [int(series.steps[-1]) for series in self.metrics.values()]
+        ends = [series.last_step for series in self.metrics.values()]
         return max([*ends, self.account.step if self.account else 0])
 
     def last(self, name: str) -> float | None:
         """The newest value of a metric."""
         series = self.metrics.get(name)
-        return None if series is None else float(series.values[-1])
+        return None if series is None else float(series.recent[-1])
 
     def setting(self, section: str, key: str) -> Any:
         """A value of the run's configuration, None where it has none."""
@@ -120,50 +108,33 @@ def read_history(directory: Path) -> RunHistory:
 
 def read_takes(path: Path, problems: list[str]) -> list[Take]:
     """The metrics of a file. A new take starts wherever the steps go back."""
-    takes: list[dict[str, tuple[array[int], array[float]]]] = []
+    takes: list[dict[str, GrowingSeries]] = []
     last_step = math.inf
-    for record in _objects(path, problems):
-        step = record.get("step")
+    for number, record in enumerate(_objects(path, problems)):
+        step = record.pop("step", None)
         if not isinstance(step, int) or not 0 <= step < 2**62:
             continue
         if step < last_step:
             takes.append({})
-        last_step = step
+        last_step, take = step, takes[-1]
+        _add_step_tokens(record)
         for name, value in record.items():
-            if name != "step" and isinstance(value, (int, float)) and _finite(value):
-                steps, values = takes[-1].setdefault(name, (array("q"), array("d")))
-                steps.append(step)
-                values.append(value)
-    return [{name: Series(np.array(s), np.array(v)) for name, (s, v) in take.items()} for take in takes]
+            if isinstance(value, (int, float)) and -MAX_VALUE < value < MAX_VALUE:
+                if (series := take.get(name)) is None:
+                    series = take[name] = GrowingSeries()
+                series.steps.append(step)
+                series.values.append(value)
+        if number % MAX_POINTS == 0:
+            for series in take.values():
+                series.thin()
+    return [{name: series.series() for name, series in take.items()} for take in takes]
 
 
-def settle(takes: list[Take]) -> tuple[Take, list[Take]]:
-    """Join several takes: keep the last take of each step. Return the joined take, and what was superseded."""
-    kept: list[Take] = []
-    lost: list[Take] = []
-    limit = 2**62
-    for take in reversed(takes):
-        kept.insert(0, {name: part for name, series in take.items() if (part := _where(series, series.steps < limit))})
-        past = {name: part for name, series in take.items() if (part := _where(series, series.steps >= limit))}
-        if past:
-            lost.insert(0, past)
-        limit = min([limit, *(int(series.steps[0]) for series in take.values())])
-    names = dict.fromkeys(name for take in kept for name in take)
-    joined = {name: [take[name] for take in kept if name in take] for name in names}
-    return {
-        name: Series(np.concatenate([part.steps for part in parts]), np.concatenate([part.values for part in parts]))
-        for name, parts in joined.items()
-    }, lost
-
-
-def runs_without_gaps(series: Series) -> list[Series]:
-    """Split a series wherever a gap is more than ten times the median distance between steps."""
-    gaps = np.diff(series.steps)
-    if not gaps.size:
-        return [series]
-    cuts = np.flatnonzero(gaps > 10 * np.median(gaps)) + 1
-    parts = zip(np.split(series.steps, cuts), np.split(series.values, cuts), strict=True)
-    return [Series(steps, values) for steps, values in parts]
+def _add_step_tokens(record: dict[str, Any]) -> None:
+    """Add the tokens of the step, which its speed and its duration give."""
+    speed, seconds = record.get("tokens_per_s"), record.get("step_s")
+    if isinstance(speed, float) and isinstance(seconds, float) and math.isfinite(speed * seconds):
+        record[STEP_TOKENS] = round(speed * seconds)
 
 
 def read_events(path: Path, problems: list[str]) -> list[Event]:
@@ -239,15 +210,6 @@ def _seconds_since_1970(time: object) -> float | None:
         return datetime.fromisoformat(time).timestamp() if isinstance(time, str) else None
     except (ValueError, OverflowError, OSError):
         return None
-
-
-def _where(series: Series, chosen: NDArray[np.bool_]) -> Series | None:
-    return Series(series.steps[chosen], series.values[chosen]) if chosen.any() else None
-
-
-def _finite(value: float) -> bool:
-    """Return whether a value can be plotted: no NaN or infinity, and small enough that differences do not overflow."""
-    return abs(value) < 1e200
 
 
 def furthest_step(run_directory: Path) -> int:

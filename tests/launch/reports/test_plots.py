@@ -4,7 +4,7 @@ import numpy as np
 
 from launch.reports.axes import Axis
 from launch.reports.plots import Mark, PlotLine, draw, merged
-from launch.runs.history import Series
+from launch.runs.series import Series
 
 
 def test_marks_of_one_kind_in_one_column_are_merged():

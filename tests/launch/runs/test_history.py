@@ -8,15 +8,13 @@ import pytest
 
 from gpt.errors import ConfigError
 from launch.runs.history import (
-    Series,
     furthest_step,
     read_events,
     read_history,
     read_takes,
-    runs_without_gaps,
-    settle,
     stored_checkpoints,
 )
+from launch.runs.series import Series, runs_without_gaps, settle
 
 
 def write_metrics(path: Path, *records: tuple[int, float]) -> None:
