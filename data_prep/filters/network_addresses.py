@@ -110,7 +110,7 @@ def _is_ipv4(match: re.Match[str], private: bool) -> bool:
     if max(numbers) > 255 or any(part[0] == "0" and part != "0" for part in parts):
         return False
     before = match.string[max(match.start() - _REACH, 0) : match.start()]
-    if _AFTER_NAME.search(before) and not _AFTER_IP.search(before):
+    if before.endswith(("[.]", "(.)")) or (_AFTER_NAME.search(before) and not _AFTER_IP.search(before)):
         return False
     words = before.rstrip(" \t\n.:#(")
     if words and (words[-1].isalpha() or words[-1] == "§") and _VERSION_BEFORE.search(words):
