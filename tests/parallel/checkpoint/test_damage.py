@@ -60,7 +60,7 @@ def test_any_flipped_bit_is_found(two: tuple[Path, Path], cases: Any) -> None:
     assert cases.newest(two[1].parent) == (two[1], [])
 
 
-def test_a_manifest_that_cannot_be_read_is_damage(
+def test_a_socket_in_place_of_a_manifest_is_damage(
     two: tuple[Path, Path], cases: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (two[1] / MANIFEST).unlink()
