@@ -52,7 +52,8 @@ class SkippedData:
 
     @classmethod
     def from_json(cls, ranges: Sequence[dict[str, Any]]) -> "SkippedData":
-        return cls(tuple(SkippedRange(int(r["first"]), int(r["stop"]), str(r["why"])) for r in ranges))
+        check_skip([(r["first"], r["stop"]) for r in ranges])
+        return cls(tuple(SkippedRange(r["first"], r["stop"], r["why"]) for r in ranges))
 
     def to_json(self) -> list[dict[str, Any]]:
         return [{"first": r.first, "stop": r.stop, "why": r.why} for r in self.ranges]

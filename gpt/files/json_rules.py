@@ -1,7 +1,7 @@
 """Rules for the types and ranges of JSON values that a file holds, so that a reader can trust what passed.
 
     RULES = Fields({"step": Whole(), "losses": ListOf(Finite())}, optional={"job": Text()})
-    table = read_json(path, RULES, max_bytes=1 << 20)
+    table = read_checked_json(path, RULES, max_bytes=1 << 20)
 
 A rule's `fault` returns None for a value that obeys it, else one phrase that names the key, its value and the rule.
 """
@@ -17,7 +17,7 @@ from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 from gpt.files.regular import read_bytes
 
-MAX_COUNT = 2**62  # sums and products with small numbers still fit into 64 bits
+MAX_COUNT = 2**60  # sums of a few still fit into 64 bits
 
 
 class JsonRule(Protocol):
@@ -83,10 +83,11 @@ class ListOf:
 
 @dataclass(frozen=True)
 class Fields:
-    """An object. The `required` keys are there; they and the `optional` ones obey their rules. Others may be there."""
+    """An object. The `required` keys are there; they and the `optional` ones obey their rules, and all `others` one."""
 
     required: Mapping[str, JsonRule] = field(default_factory=dict)
     optional: Mapping[str, JsonRule] = field(default_factory=dict)
+    others: JsonRule = field(default_factory=lambda: Plain())
 
     def fault(self, value: Any, where: str) -> str | None:
         if not isinstance(value, dict):
@@ -98,7 +99,24 @@ class Fields:
                 continue
             if text := rule.fault(value[key], _dotted(where, key)):
                 return text
-        return None
+        unnamed = {key: item for key, item in value.items() if key not in self.required and key not in self.optional}
+        return ValuesOf(self.others).fault(unnamed, where)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Any value that is not nested deeply, so that a recursive function can walk over it."""
+
+    max_depth: int = 20
+
+    def fault(self, value: Any, where: str) -> str | None:
+        level = [value]
+        for _ in range(self.max_depth):
+            inner = [
+                list(one.values()) if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+            ]
+            level = [item for items in inner for item in items]
+        return f"{where} is nested more than {self.max_depth} times" if level else None
 
 
 @dataclass(frozen=True)
@@ -114,7 +132,7 @@ class ValuesOf:
         return next((text for text in faults if text), None)
 
 
-def read_json(path: Path, rule: JsonRule, *, max_bytes: int) -> Any:
+def read_checked_json(path: Path, rule: JsonRule, *, max_bytes: int) -> Any:
     """Read a JSON file whose value obeys the rule. ConfigError: it does not, or is no JSON. OSError as for `open`."""
     try:
         value = decode_json(read_bytes(path, max_bytes=max_bytes))

@@ -44,6 +44,7 @@ from parallel.checkpoint.files import write_file
 from parallel.checkpoint.folders import step_name
 from parallel.checkpoint.handle import verify_checkpoint
 from parallel.checkpoint.load import read_tensors
+from parallel.checkpoint.manifest import STATE_RULES
 from parallel.checkpoint.stream import write_stream
 
 FORMAT = "triaxial plain safetensors"
@@ -131,7 +132,7 @@ def import_plain(folder: Path, output: Path) -> list[str]:
     _check_tensors(folder, source.locations, config)
     specs = source.specs
     with partial_folder(output) as partial, progress_bar("writing tensors", total=len(specs)) as advance:
-        path = partial / "checkpoints" / step_name(int(state["step"]))
+        path = partial / "checkpoints" / step_name(state["step"])
         digests = round_trip(
             source,
             lambda tensors: write_stream(path, tensors, expected=specs, state=state),
@@ -166,12 +167,11 @@ def _write_files(
 
 def _check_state(folder: Path, state: dict[str, Any], config: ModelConfig) -> None:
     """Check that the state is one of a checkpoint, and of the same model."""
-    try:
-        described, step = state["config"]["model"], state["step"]
-        if not isinstance(described, dict) or type(step) is not int or step < 0:
-            raise TypeError
-    except (KeyError, TypeError):
-        raise ConfigError(f"{folder / STATE} has no step and configuration: it is not a checkpoint's state") from None
+    if fault := STATE_RULES.fault(state, ""):
+        raise ConfigError(f"{folder / STATE} is invalid: {fault}")
+    described = state.get("config", {}).get("model")
+    if described is None or "step" not in state:
+        raise ConfigError(f"{folder / STATE} has no step and configuration: it is not a checkpoint's state")
     if build(ModelConfig, _without_none(described), where="model") != config:
         raise ConfigError(f"{folder}: {CONFIG} and {STATE} describe different models. Make them equal.")
 

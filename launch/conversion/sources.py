@@ -52,8 +52,12 @@ def verified_weights(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Te
 def export_dtype(saved: SavedRun, requested: str | None) -> torch.dtype:
     """Return the dtype of exported weights: the requested one, else the one of the import, else float32."""
     if requested is None:
-        imported = saved.checkpoint.state.get(IMPORTED)
-        requested = str(imported["dtype"]) if isinstance(imported, dict) else "float32"
+        requested = saved.checkpoint.state.get(IMPORTED, {}).get("dtype", "float32")
+    if requested not in EXPORT_DTYPES:
+        raise ConfigError(
+            f"{saved.checkpoint.path} was imported in {requested!r}, which is unknown. Use --dtype with one of "
+            f"{', '.join(EXPORT_DTYPES)}"
+        )
     return EXPORT_DTYPES[requested]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
-from gpt.files.json_rules import Fields, Whole, read_json
+from gpt.files.json_rules import Fields, Whole, read_checked_json
 from gpt.files.json_text import decode_json
 from gpt.files.regular import open_regular
 
@@ -139,7 +139,7 @@ def count_start(run_directory: Path, restart: Restart | None, *, reached: int) -
     progress = RunProgress(reached)
     if restart is not None:
         try:
-            table = read_json(file, _PROGRESS, max_bytes=1 << 16)
+            table = read_checked_json(file, _PROGRESS, max_bytes=1 << 16)
             progress = RunProgress(table["furthest"], table["starts"]).after(reached)
         except (OSError, ConfigError):  # the first start failed before it could write the file
             progress = RunProgress(0).after(reached)

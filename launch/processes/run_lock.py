@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from gpt.errors import ConfigError, file_error
 from gpt.files.atomic import append_to, open_replacement
-from gpt.files.json_rules import Fields, Finite, Text, Whole, read_json
+from gpt.files.json_rules import Fields, Finite, Text, Whole, read_checked_json
 
 LOCK, RECORD = ".lock", ".owner.json"
 BEAT_S = 5.0
@@ -172,7 +172,7 @@ def _write(record: Path, owner: Owner) -> None:
 def _read(record: Path) -> Owner | None:
     """The record; None if it does not exist or is none of ours."""
     try:
-        table = read_json(record, _OWNER, max_bytes=1 << 16)
+        table = read_checked_json(record, _OWNER, max_bytes=1 << 16)
     except (OSError, ConfigError):
         return None
     return Owner(**{key: table[key] for key in _OWNER.required})

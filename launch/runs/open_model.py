@@ -195,5 +195,5 @@ def _config_of_newest(path: Path, step: int | None) -> dict[str, Any]:
 
 def _timeout_s(config: dict[str, Any]) -> int:
     """The timeout of collectives in the run's own recipe."""
-    run = config.get("run")
-    return int(run.get("collective_timeout_s", 600)) if isinstance(run, dict) else 600
+    found = config.get("run", {}).get("collective_timeout_s")
+    return found if type(found) is int and 1 <= found <= 10**6 else 600

@@ -94,7 +94,7 @@ def open_run(path: Path, *, step: int | None = None) -> SavedRun:
     run_directory, checkpoint, notes = find_checkpoint(Path(path), step)
     state = checkpoint.state
     config = state.get("config")
-    if not isinstance(config, dict):
+    if config is None:
         raise ConfigError(
             f"{checkpoint.path}: its state contains no configuration, so `triaxial train` did not save it"
         )
@@ -116,8 +116,8 @@ def open_run(path: Path, *, step: int | None = None) -> SavedRun:
         data_config=data_config,
         tokenizer=tokenizer,
         tokenizer_file=tokenizer_path,
-        step=int(state.get("step", 0)),
-        tokens_seen=int(state.get("tokens_seen", 0)),
+        step=state.get("step", 0),
+        tokens_seen=state.get("tokens_seen", 0),
         notes=tuple(notes),
     )
 

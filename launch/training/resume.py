@@ -55,6 +55,7 @@ def check_run_directory(config: RunConfig, saved_state: Mapping[str, Any], *, re
         state = read_checkpoint_header(found[0]).state
     except CheckpointError:
         return  # find_start logs it and falls back to an older one
+    check_is_training(found[0], state)
     check_same_run(found[0], state, saved_state)
     loop_state(config, state)
 
@@ -125,6 +126,7 @@ def _start_from(
         return start
     if resume is False:
         raise _no_resume_error(config, checkpoint.path)
+    check_is_training(checkpoint.path, checkpoint.state)
     loop, changes = loop_state(config, checkpoint.state)
     changes = [*check_same_run(checkpoint.path, checkpoint.state, saved_state), *changes]
     events: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in messages]
@@ -141,6 +143,17 @@ def fresh_start(config: RunConfig) -> RunStart:
         events.append(("started_from", f"weights of {weights.path}"))
     state = LoopState(0, SkippedData.stated(config.data.skip), SpikeDetector(config.spike))
     return RunStart(state, None, events, weights)
+
+
+def check_is_training(path: Path, saved: Mapping[str, Any]) -> None:
+    """ConfigError: the checkpoint holds no state of a training run, such as the one of an imported model."""
+    needed = ("config", "data", "tokenizer", "step", "samples_seen", "loop", "optimizer_steps")
+    missing = [key for key in needed if key not in saved]
+    if missing:
+        raise ConfigError(
+            f"{path} holds no state of a training run ({', '.join(missing)} missing), so training cannot resume from "
+            f"it. Start a new run from its weights: run.start_from = '{path}' and another --run.directory."
+        )
 
 
 def loop_state(config: RunConfig, saved: Mapping[str, Any]) -> tuple[LoopState, list[str]]:
@@ -160,7 +173,7 @@ def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any])
     """Return messages about changed settings. ConfigError if model, batch, data or the optimizer's tensors changed."""
     for section in ("model", "batch"):
         before, after = (
-            {key: value for key, value in state["config"][section].items() if key != "micro_batch_size"}
+            {key: value for key, value in state["config"].get(section, {}).items() if key != "micro_batch_size"}
             for state in (saved, now)
         )
         changes = changed_keys(before, after, prefix=f"{section}.")
@@ -187,7 +200,7 @@ def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any])
 def _check_same_optimizer(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """ConfigError if the optimizer keeps other tensors than the checkpoint holds."""
     defaults = {"kind": OptimizerConfig.kind, "frozen": list(OptimizerConfig.frozen)}  # older versions lack the keys
-    before, after = ({**defaults, **state["config"]["optimizer"]} for state in (saved, now))
+    before, after = ({**defaults, **state["config"].get("optimizer", {})} for state in (saved, now))
     changes = changed_keys(
         {key: before[key] for key in defaults}, {key: after[key] for key in defaults}, prefix="optimizer."
     )

@@ -8,7 +8,7 @@ from typing import Any
 from parallel.agreement import Group, rank_in, run_on_all_ranks, world_size
 from parallel.checkpoint.files import check_file, read_json
 from parallel.checkpoint.index import StoredTensor, read_index
-from parallel.checkpoint.manifest import STATE, CheckpointManifest, read_manifest
+from parallel.checkpoint.manifest import STATE, CheckpointManifest, check_state, read_manifest
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ def read_checkpoint_header(path: Path) -> CheckpointHeader:
     """Read the small files of a checkpoint. CheckpointError if they are damaged. Any one rank may call this."""
     path = Path(path)
     manifest = read_manifest(path)
-    return CheckpointHeader(path, manifest, read_json(path, STATE, manifest.files[STATE]))
+    state = read_json(path, STATE, manifest.files[STATE])
+    check_state(path, state, manifest)
+    return CheckpointHeader(path, manifest, state)
 
 
 def verify_checkpoint(path: Path, *, group: Group = None) -> Checkpoint:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError
+from gpt.files.json_rules import Fields, Finite, ListOf, Plain, Text, ValuesOf, Whole
 from parallel.checkpoint.files import FileRecord, parse_json, read_own
 from parallel.checkpoint.folders import step_of
 from parallel.errors import CheckpointError
@@ -27,6 +28,25 @@ MANIFEST, INDEX, STATE = "MANIFEST.json", "tensors.json", "state.json"
 # The only names a manifest may list: no folder, no `..`, nothing that another program would run or unpickle.
 _FILE_NAME = re.compile(r"shard-\d{5,}\.safetensors|tensors\.json|state\.json")
 _MANIFEST_LIMIT_BYTES = 64 * 2**20  # a line of about 120 bytes a file: room for 500,000 files
+_STATE_LIMIT_BYTES = 64 * 2**20  # a run's state has some kilobytes
+
+_RANGE = Fields({"first": Whole(), "stop": Whole(1), "why": Text()})
+_SPIKES = Fields({"losses": ListOf(Finite()), "seen": Whole(), "high": Whole(), "first_high": Whole()})
+_COUNTERS = {"skipped_steps": Whole(), "skipped_in_a_row": Whole(), "rewinds": Whole()}
+_LOOP = Fields({"skipped": ListOf(_RANGE), "spikes": _SPIKES, **_COUNTERS})
+_CORPUS = Fields({"name": Text()}, {"streams": ValuesOf(Whole())})
+# The types and ranges of the keys in state.json that somebody reads. A caller's state need not have them.
+STATE_RULES = Fields(
+    optional={
+        **dict.fromkeys(("step", "tokens_seen", "samples_seen", "optimizer_steps"), Whole()),
+        **dict.fromkeys(("run_id", "tokenizer"), Text()),
+        "config": ValuesOf(Fields()),
+        "data": Fields(optional={"corpora": ListOf(_CORPUS)}),
+        "loop": _LOOP,
+        "fast_tier": Fields({"save_id": Text(), "rank": Whole(), "ranks": Whole(1), "layout": Fields()}),
+        "imported": Fields(optional={"dtype": Text()}),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,14 @@ def encode_state(state: dict[str, object]) -> bytes:
         raise ConfigError(f"the state to save is not JSON: {error}. Pass tensors as `tensors`.") from error
 
 
+def check_state(path: Path, state: dict[str, Any], manifest: CheckpointManifest) -> None:
+    """CheckpointError: a value of state.json has another type or range than the one that is read, or another step."""
+    if fault := STATE_RULES.fault(state, ""):
+        raise CheckpointError(path, f"{STATE} is invalid: {fault}")
+    if state.get("step", manifest.step) != manifest.step:
+        raise CheckpointError(path, f"{STATE} is of step {state['step']}, and {MANIFEST} of step {manifest.step}")
+
+
 def encode_manifest(manifest: CheckpointManifest) -> bytes:
     """The manifest as canonical JSON with its own digest, so that any changed byte is found."""
     body: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
@@ -61,6 +89,8 @@ def read_manifest(path: Path) -> CheckpointManifest:
         raise CheckpointError(path, what)
     data = read_own(path, MANIFEST, lambda file: file.read(_MANIFEST_LIMIT_BYTES))
     body = parse_json(path, MANIFEST, data)
+    if fault := Plain(4).fault(body, MANIFEST):
+        raise CheckpointError(path, fault)
     version = body.get("format_version")
     if body.get("format") == FORMAT and version != FORMAT_VERSION:
         raise CheckpointError(path, f"format version {version!r}, but this Triaxial reads version {FORMAT_VERSION}")
@@ -89,6 +119,8 @@ def _check_manifest(path: Path, manifest: CheckpointManifest) -> None:
     for name in (INDEX, STATE):
         if name not in manifest.files:
             raise CheckpointError(path, f"{MANIFEST} does not list {name}")
+    if manifest.files[STATE].size_bytes > _STATE_LIMIT_BYTES:
+        raise CheckpointError(path, f"{STATE} has more than {_STATE_LIMIT_BYTES:,} bytes, which no run's state has")
     if not (is_count(manifest.step) and is_count(manifest.ranks) and is_count(manifest.tensor_bytes)):
         raise CheckpointError(path, f"{MANIFEST} has no valid step, ranks and tensor_bytes")
     step = step_of(path.name)
@@ -98,4 +130,4 @@ def _check_manifest(path: Path, manifest: CheckpointManifest) -> None:
 
 def is_count(value: object) -> bool:
     """Return whether a value that was read from JSON is a number of things."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**62

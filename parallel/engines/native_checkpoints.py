@@ -50,10 +50,8 @@ class EngineTensors:
 
     def finish_load(self, state: Mapping[str, Any]) -> None:
         """Restore what is not in the tensors that were loaded."""
-        steps = state["optimizer_steps"]
-        assert isinstance(steps, (int, float))
         self.equalise_tied_copies()
-        self.optimizer.steps = int(steps)
+        self.optimizer.steps = int(state["optimizer_steps"])
 
     @torch.no_grad()
     def equalise_tied_copies(self) -> None:

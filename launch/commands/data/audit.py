@@ -19,6 +19,7 @@ from gpt.data.dataset import TrainingData
 from gpt.data.fingerprint import fingerprint, fingerprint_differences
 from gpt.data.skipped import SkippedData
 from gpt.errors import ConfigError
+from gpt.files.json_rules import Fields, ValuesOf
 from gpt.files.json_text import decode_json
 from gpt.files.regular import read_text
 from gpt.token_files.files import TokenFile
@@ -26,11 +27,12 @@ from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from launch.config.recipe import apply_overrides
 from launch.config.run_config import RunConfig, from_dict
 from launch.processes.terminal import table_console
-from launch.runs.saved_run import tokenizer_file
-from launch.training.resume import loop_state
+from launch.runs.saved_run import section, tokenizer_file
+from launch.training.resume import check_is_training, loop_state
 from parallel.checkpoint.folders import list_checkpoints
 from parallel.checkpoint.handle import read_checkpoint_header
 from parallel.errors import CheckpointError
+from parallel.layout.config import ParallelConfig
 
 _TEXT_TOKENS, _TEXT_CHARACTERS = 32, 40  # shown from the start of a document
 
@@ -131,6 +133,8 @@ def open_audited_run(path: Path, overrides: list[str], *, rank: str | None, text
         raise ConfigError(f"{path}: no config.json, so no run was started there. Name a run directory") from None
     except ValueError as error:
         raise ConfigError(f"{path / 'config.json'}: damaged ({error})") from None
+    if fault := ValuesOf(Fields()).fault(table, "config.json"):
+        raise ConfigError(f"{path / 'config.json'}: damaged ({fault})")
     config = from_dict(apply_overrides(table, overrides))
     try:
         data = TrainingData(config.data, seed=config.run.seed, vocab_size=config.model.vocab_size)
@@ -144,12 +148,12 @@ def open_audited_run(path: Path, overrides: list[str], *, rank: str | None, text
             notes.append(f"skipped: {error}")
             continue
         state = header.state
+        check_is_training(candidate, state)
         if differences := fingerprint_differences(state["data"], fingerprint(data)):
             raise ConfigError(f"the data differ from those of {candidate}: {'; '.join(differences)}")
-        skipped, saved_step = loop_state(config, state)[0].skipped, int(state["step"])
-        ranks = header.manifest.ranks // (
-            state["config"]["parallel"]["tensor"] * state["config"]["parallel"]["pipeline"]
-        )
+        skipped, saved_step = loop_state(config, state)[0].skipped, state["step"]
+        parallel = section(ParallelConfig, state["config"], "parallel")
+        ranks = header.manifest.ranks // (parallel.tensor * parallel.pipeline)
         break
     if rank is not None:
         ranks = _data_ranks(rank, ranks)

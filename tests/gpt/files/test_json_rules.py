@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gpt.errors import ConfigError
-from gpt.files.json_rules import Fields, Finite, ListOf, Text, ValuesOf, Whole, read_json
+from gpt.files.json_rules import Fields, Finite, ListOf, Text, ValuesOf, Whole, read_checked_json
 
 RULES = Fields(
     {"step": Whole(), "losses": ListOf(Finite(), 3), "sizes": ValuesOf(Whole(1, none=True))},
@@ -20,7 +20,7 @@ def test_what_obeys_the_rules_passes(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     for more in ({}, {"why": "spike", "inner": {"rate": 0}}, {"why": None}):
         path.write_text(json.dumps({**GOOD, **more}))
-        assert read_json(path, RULES, max_bytes=1000) == {**GOOD, **more}
+        assert read_checked_json(path, RULES, max_bytes=1000) == {**GOOD, **more}
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_the_first_fault_is_named_in_one_short_line(tmp_path: Path, change: dict
     path = tmp_path / "x.json"
     path.write_text(json.dumps({**GOOD, **change}))
     with pytest.raises(ConfigError, match=rf"x\.json is damaged: {message}") as raised:
-        read_json(path, RULES, max_bytes=1 << 21)
+        read_checked_json(path, RULES, max_bytes=1 << 21)
     assert len(str(raised.value)) < 400
 
 
@@ -52,4 +52,4 @@ def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
     for text in ("{", "[" * 100_000, "[]", '{"step": ' + "9" * 5000 + "}"):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"x\.json is damaged: "):
-            read_json(path, RULES, max_bytes=1 << 20)
+            read_checked_json(path, RULES, max_bytes=1 << 20)

@@ -74,7 +74,7 @@ def small(tmp_path):
             replica_check_every_steps=2,
             directory=folder,
             local_checkpoints=None,
-            saved_state={"config": "none"},
+            saved_state={"config": {}},
         )
 
     def engine_of():

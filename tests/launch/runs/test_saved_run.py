@@ -87,6 +87,7 @@ def test_runs_that_cannot_be_loaded_are_refused(copy: Path, made: Any, tmp_path:
     for key, value, words in (
         ("n_layers", 9999, r"n_layers = 9,999 is invalid: the files hold only .. tensors"),
         ("n_layers", 10**9, "model.n_layers = 1000000000 is invalid: must be at most"),
+        ("n_layers", "many", "model.n_layers = 'many' is invalid: must be a whole number"),
         ("d_model", 10**9, "model.d_model = 1000000000 is invalid: must be at most"),
     ):  # each would fill the memory or overflow before shapes were compared
         rewrite_step(copy, lambda tensors, state: state["config"]["model"].update({key: value}))  # noqa: B023

@@ -58,7 +58,13 @@ def state_of(config: RunConfig) -> dict[str, object]:
 def save(directory: Path, config: RunConfig, step: int, **changes: object) -> Path:
     """Save a checkpoint with real state and a small tensor."""
     loop = LoopState(step, SkippedData.stated(config.data.skip), SpikeDetector(config.spike), skipped_steps=3)
-    progress = {"step": step, "samples_seen": SAMPLES * step, "tokens_seen": 512 * step, "loop": loop.to_json()}
+    progress = {
+        "step": step,
+        "samples_seen": SAMPLES * step,
+        "tokens_seen": 512 * step,
+        "loop": loop.to_json(),
+        "optimizer_steps": step,
+    }
     state = {**state_of(config), **progress, **changes}
     tensors = {"model.weight": torch.full((64,), float(step))}
     return save_checkpoint(directory, step=step, tensors=tensors, state=state, keep=Retention(9))
@@ -215,6 +221,19 @@ def test_a_run_whose_checkpoints_are_all_links_does_not_start_over(config: RunCo
     check_run_directory(config, state_of(config), resume=True)
     with pytest.raises(ConfigError, match=r"--resume, but .* contains no whole checkpoint: .* symbolic link"):
         find_start(config, state_of(config), resume=True)
+
+
+def test_an_imported_model_is_no_run_to_resume(config: RunConfig) -> None:
+    folder = config.run.directory / "checkpoints"
+    state: dict[str, object] = {"config": {"model": {}, "data": {}}, "step": 0, "tokens_seen": 0, "imported": {}}
+    save_checkpoint(folder, step=0, tensors={"w": torch.zeros(1)}, state=state, keep=Retention(1))
+    with pytest.raises(
+        ConfigError, match=r"no state of a training run \(data, .* missing\).*run.start_from = '"
+    ) as one:
+        check_run_directory(config, state_of(config), resume=None)
+    with pytest.raises(ConfigError) as other:
+        find_start(config, state_of(config), resume=None)
+    assert str(one.value) == str(other.value)
 
 
 def test_the_folder_of_checkpoints_may_not_be_a_link_to_nothing(tmp_path: Path) -> None:
