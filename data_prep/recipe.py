@@ -21,22 +21,21 @@ from gpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """Section [output]: where the corpus goes and how its documents are divided.
-
-    `folder` receives the token files. `work` (by default its subfolder "work") receives the intermediate files, which
-    make a second run quick and may be deleted. If `folder` is a URL, the corpus is made in `work`, which must then be
-    given and local, and copied to the URL. About `validation_fraction` of the documents go to the validation split.
-    `seed` draws the split and the order. A split of more than `shard_tokens` tokens is written as several pairs of
-    files of about equal length, each a random part of it. `keep_intermediate = false` removes the documents of a stage
-    once the next stage is done; a later run makes them again if it needs them.
-    """
+    """The [output] section of a recipe: where the corpus goes and how its documents are divided."""
 
     folder: Path
+    """Folder of the token files. If it is a URL, the corpus is made in `work` and copied there."""
     work: Path | None = None
+    """Local folder of the intermediate files, which make a second run quick. The subfolder "work" by default."""
     validation_fraction: float = 0.01
+    """Share of the documents that goes to the validation split."""
     seed: int = 0
+    """Draws the split and the order of the documents."""
     shard_tokens: int = 1_000_000_000
+    """A split of more tokens is written as several pairs of files of about equal length, each a random part of it."""
     keep_intermediate: bool = True
+    """False removes the documents of a stage once the next stage is done. A later run makes them again if it needs
+    them."""
 
     def __post_init__(self) -> None:
         if self.url is not None and self.work is None:

@@ -33,6 +33,7 @@ COMMANDS = {
         "launch.commands.train",
         "train a GPT from a recipe, on any layout of tensor x pipeline x data parallelism",
     ),
+    "config": ("launch.commands.config", "show the settings of a recipe and their origin, or every key"),
     "report": (
         "launch.commands.report",
         "show the results of a run and where its time went, as tables or an HTML page",

@@ -33,16 +33,16 @@ _BLOCK_DOCUMENTS = 1 << 16  # to copy at a time: each costs some Python objects
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Section [tokenizer]: `path` names an existing tokenizer; `tokenizer_files` of gpt.tokenizer lists the formats.
-
-    Without it, a byte-pair vocabulary of `vocab_size` pieces is trained on at most `train_bytes` of the training
-    documents, a random sample if there are more. `character_coverage` is the share of characters that get a piece.
-    """
+    """The [tokenizer] section of a recipe. Without `path`, a byte-pair vocabulary is trained."""
 
     path: Path | None = None
+    """An existing tokenizer. `tokenizer_files` of gpt.tokenizer lists the formats."""
     vocab_size: int | None = None
+    """Pieces of the vocabulary that is trained."""
     train_bytes: int = 100_000_000
+    """Bytes of training documents to train on, a random sample if there are more."""
     character_coverage: float = 0.9995
+    """Share of characters that get a piece of their own."""
 
     def __post_init__(self) -> None:
         if self.path is None and self.vocab_size is None:

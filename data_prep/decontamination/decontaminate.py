@@ -35,18 +35,21 @@ _MAX_LISTED = 100  # grams in the report
 
 @dataclass(frozen=True)
 class DecontaminateConfig:
-    """Section [decontaminate]: without `sets` the step is skipped. The defaults are the paper's.
-
-    `window_characters` are cut on each side of a shared gram of `ngram_words`. The paper's "200 character window around
-    it" could also mean 100 on each side; the larger reading removes more of the example, and other programs use it.
-    """
+    """The [decontaminate] section of a recipe. Without `sets` the step is skipped. The defaults are the paper's."""
 
     sets: tuple[EvaluationSet, ...] = ()
+    """Evaluation sets whose examples are cut out of the documents."""
     ngram_words: int = 13
+    """Words of a gram that a document and an example share."""
     window_characters: int = 200
+    """Characters cut on each side of a shared gram. The paper's "200 character window around it" could also mean 100 on
+    each side. The larger reading removes more of the example, and other programs use it."""
     min_piece_characters: int = 200
+    """Shorter pieces of a cut document are dropped."""
     max_pieces: int = 10
+    """A document cut into more pieces is dropped."""
     max_documents: int = 10
+    """A gram that occurs in more documents is not cut."""
 
     def __post_init__(self) -> None:
         minimum = {

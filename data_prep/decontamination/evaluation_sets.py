@@ -19,21 +19,21 @@ _ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet", ".arrow", 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """One evaluation set: the development and test files of a task.
-
-    `paths`: files or patterns. In JSON lines, a JSON list, Parquet, or the `.arrow` files of Hugging Face's cache, an
-    example consists of the texts of `fields`, joined by line ends. Dotted names select nested fields; an empty list
-    selects all texts of the record except for the id, in order. In `.txt`, `text_separator` divides a file into
-    examples; if it is empty, a file is one example. `synthetic` removes the minimum N of the overlap analysis, as the
-    paper does for synthetic tasks.
-    """
+    """One evaluation set: the development and test files of a task."""
 
     name: str
+    """Name of the set in reports."""
     paths: tuple[str, ...]
+    """Files or patterns: JSON lines, a JSON list, Parquet, `.arrow` files of Hugging Face's cache, or `.txt`."""
     fields: tuple[str, ...] = ()
+    """Fields whose texts, joined by line ends, are an example. Dotted names select nested fields. Empty: all texts of
+    the record except for the id, in order."""
     id_field: str = "id"
+    """Field with the example's id."""
     text_separator: str = ""
+    """Cuts `.txt` files into examples. Empty: one example a file."""
     synthetic: bool = False
+    """Remove the minimum N of the overlap analysis, as the paper does for synthetic tasks."""
 
     def __post_init__(self) -> None:
         if not self.name or not self.paths:

@@ -40,10 +40,12 @@ _BLOCK = 1 << 12
 
 @dataclass(frozen=True)
 class ExactConfig:
-    """Section [dedup_exact]. `ignore_case_and_space`: texts that differ only in case and whitespace are the same."""
+    """The [dedup_exact] section of a recipe: remove equal texts."""
 
     enabled: bool = True
+    """Whether to remove equal texts."""
     ignore_case_and_space: bool = False
+    """Texts that differ only in case and whitespace are equal."""
 
 
 @dataclass(frozen=True)

@@ -48,13 +48,21 @@ class FuzzyConfig:
     """
 
     enabled: bool = True
+    """Whether to remove texts that are nearly equal."""
     method: Literal["banded", "gpt3"] = "banded"
+    """The source of the values of keys that are left out."""
     tokens: Tokens | None = None
+    """The units of the n-grams: words, or texts between whitespace."""
     ngram_words: int | None = None
+    """Words of an n-gram."""
     bands: int | None = None
+    """Bands of hash values. Documents that share one band are candidates."""
     rows: int | None = None
+    """Hash values of a band."""
     min_jaccard: float | None = None
+    """Least Jaccard similarity of the n-grams at which a candidate is removed. 0 removes every candidate."""
     neighbours: int | None = None
+    """Earlier documents of a band that a document is compared with."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(METHODS[self.method]).items():

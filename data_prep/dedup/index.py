@@ -44,12 +44,11 @@ ABOUT = np.dtype(
 
 @dataclass(frozen=True)
 class DedupConfig:
-    """Section [dedup]. `against` names earlier corpora by their corpus or work folders, highest priority first.
-
-    Documents that one of them holds are removed from this corpus, in the exact and in the fuzzy step.
-    """
+    """The [dedup] section of a recipe. Exact and fuzzy de-duplication both obey it."""
 
     against: tuple[Path, ...] = ()
+    """Corpus or work folders of earlier corpora, highest priority first. Documents that one of them holds are removed
+    from this corpus."""
 
 
 @dataclass(frozen=True)

@@ -26,20 +26,20 @@ class OutOfMemory(Exception):
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """Section [extract]: how HTML becomes text.
-
-    `method`: "resiliparse" is fast; "trafilatura" (extra `quality`) finds the main text better at a sixth of the speed.
-    Three settings are for resiliparse: `main_content` leaves out navigation, headers, footers and the like,
-    `list_bullets` marks list items, and `alt_texts` includes the descriptions of images. A page that needs more than
-    `max_page_cpu_s` seconds of processor time or `max_page_memory_bytes` of memory is dropped.
-    """
+    """The [extract] section of a recipe: how HTML becomes text."""
 
     method: Literal["resiliparse", "trafilatura"] = "resiliparse"
+    """`resiliparse` is fast. `trafilatura` (extra `quality`) finds the main text better at a sixth of the speed."""
     main_content: bool = True
+    """Leave out navigation, headers, footers and the like (resiliparse)."""
     list_bullets: bool = True
+    """Mark list items (resiliparse)."""
     alt_texts: bool = False
+    """Include the descriptions of images (resiliparse)."""
     max_page_cpu_s: float = 10.0
+    """Seconds of processor time of a page. Pages that need more are dropped."""
     max_page_memory_bytes: int = 448 << 20
+    """Bytes of memory of a page. Pages that need more are dropped."""
 
     def __post_init__(self) -> None:
         if self.max_page_cpu_s <= 0:

@@ -18,23 +18,29 @@ _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 class C4Config:
     """Section [quality.c4]. A threshold below 1 turns its rule off.
 
-    A line is kept if it has at least `min_words_per_line` words, none of them longer than `max_word_length` characters,
-    and ends in one of `end_punctuation` (unless `filter_no_terminal_punct` is off, as for FineWeb). Whitespace
-    separates words. Lines with "javascript" or one of `policy_substrings` are removed. "lorem ipsum" or "{" in a line
-    that would be kept drops the page. Fewer than `min_num_sentences` sentences in all kept lines drop it too.
-    `remove_citations` removes [12], [edit] and [citation needed].
+    Whitespace separates words. A rule that drops a page looks at the lines that are kept.
     """
 
     remove_citations: bool = True
+    """Remove [12], [edit] and [citation needed]."""
     filter_no_terminal_punct: bool = True
+    """Remove lines that do not end in one of `end_punctuation`. FineWeb turns it off."""
     end_punctuation: tuple[str, ...] = (".", "?", "!", '"', "'")
+    """Ends of a sentence."""
     min_num_sentences: int = 5
+    """Drop pages with fewer sentences."""
     min_words_per_line: int = 3
+    """Remove lines with fewer words."""
     max_word_length: int = 1000
+    """Remove lines with a word of more characters."""
     filter_lorem_ipsum: bool = True
+    """Drop pages with "lorem ipsum"."""
     filter_javascript: bool = True
+    """Remove lines with "javascript"."""
     filter_curly_bracket: bool = True
+    """Drop pages with "{"."""
     filter_policy: bool = True
+    """Remove lines with one of `policy_substrings`."""
     policy_substrings: tuple[str, ...] = (
         "terms of use",
         "privacy policy",
@@ -43,6 +49,7 @@ class C4Config:
         "use of cookies",
         "use cookies",
     )
+    """Marks of lines about policies."""
 
 
 def clean(view: TextView, config: C4Config) -> tuple[TextView, tuple[str, float] | None]:

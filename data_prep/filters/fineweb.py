@@ -12,21 +12,22 @@ from data_prep.documents.words import TextView, repeated
 
 @dataclass(frozen=True)
 class FineWebConfig:
-    """Section [quality.fineweb]; the defaults are those of the published code. Blank lines do not count as lines.
-
-    `line_punct_thr`: minimum share of lines that end in one of `stop_chars` (empty: all of Unicode's sentence
-    terminators). `line_punct_exclude_zero` keeps pages without any such line. `short_line_thr`: maximum share of lines
-    of at most `short_line_length` characters. `char_duplicates_ratio`: maximum share of characters, line ends excluded,
-    in repeated lines; the paper says 0.1. `new_line_ratio`: maximum number of line ends per word.
-    """
+    """Section [quality.fineweb]; the defaults are those of the published code. Blank lines do not count as lines."""
 
     line_punct_thr: float = 0.12
+    """Least share of lines that end in one of `stop_chars`."""
     line_punct_exclude_zero: bool = False
+    """Keep pages without any such line."""
     stop_chars: tuple[str, ...] = ()
+    """Ends of a sentence. Empty: all of Unicode's sentence terminators."""
     short_line_thr: float = 0.67
+    """Greatest share of short lines."""
     short_line_length: int = 30
+    """Most characters of a short line."""
     char_duplicates_ratio: float = 0.01
+    """Greatest share of characters, line ends excluded, in repeated lines. The paper says 0.1."""
     new_line_ratio: float = 0.3
+    """Most line ends per word."""
 
 
 def fineweb_reason(view: TextView, config: FineWebConfig) -> tuple[str, float] | None:

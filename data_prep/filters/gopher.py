@@ -18,27 +18,30 @@ NGramLimits = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class GopherQualityConfig:
-    """Section [quality.gopher_quality]; the defaults are the paper's. A threshold of 0 turns its rule off.
-
-    `min_doc_words`, `max_doc_words`: number of words, without those that are only punctuation. `min_avg_word_length`,
-    `max_avg_word_length`: their mean length in characters. `max_symbol_word_ratio`: hashes, and ellipses, per word.
-    `min_alpha_words_ratio`: share of words with a letter (datatrove: max_non_alpha_words_ratio). These two count
-    punctuation as words. `max_bullet_lines_ratio`, `max_ellipsis_lines_ratio`: share of lines, empty ones included,
-    that begin with one of `bullets` or end in an ellipsis. `min_stop_words`: how many different ones of `stop_words`
-    must occur.
-    """
+    """Section [quality.gopher_quality]; the defaults are the paper's. A threshold of 0 turns its rule off."""
 
     min_doc_words: int = 50
+    """Fewest words, without those that are only punctuation."""
     max_doc_words: int = 100_000
+    """Most words, without those that are only punctuation."""
     min_avg_word_length: float = 3.0
+    """Least mean length of these words in characters."""
     max_avg_word_length: float = 10.0
+    """Greatest mean length of these words in characters."""
     max_symbol_word_ratio: float = 0.1
+    """Most hashes, and most ellipses, per word. Punctuation counts as words."""
     max_bullet_lines_ratio: float = 0.9
+    """Greatest share of lines, empty ones included, that begin with one of `bullets`."""
     max_ellipsis_lines_ratio: float = 0.3
+    """Greatest share of lines, empty ones included, that end in an ellipsis."""
     min_alpha_words_ratio: float = 0.8
+    """Least share of words with a letter (datatrove: max_non_alpha_words_ratio). Punctuation counts as words."""
     min_stop_words: int = 2
+    """Number of different words of `stop_words` that must occur."""
     stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
+    """Frequent words of the language."""
     bullets: tuple[str, ...] = ("•", "-")
+    """Characters that begin an item of a list."""
 
     def __post_init__(self) -> None:
         for low, high in (("min_doc_words", "max_doc_words"), ("min_avg_word_length", "max_avg_word_length")):
@@ -109,20 +112,21 @@ def _word_reason(view: TextView, config: GopherQualityConfig) -> Reason | None:
 
 @dataclass(frozen=True)
 class GopherRepetitionConfig:
-    """Section [quality.gopher_repetition]; the defaults are the paper's table A1. A threshold of 0 turns its rule off.
-
-    `dup_line_frac`, `dup_para_frac`: share of lines (paragraphs) that repeat an earlier one. The others are shares of
-    the text's characters. `dup_line_char_frac`, `dup_para_char_frac`: in those lines and paragraphs. `top_n_grams` =
-    [[n, share], ...]: in all occurrences of the most frequent n-gram of words. `dup_n_grams`: in n-grams that repeat
-    an earlier one; each character counts once.
-    """
+    """Section [quality.gopher_repetition]; the defaults are the paper's table A1. A threshold of 0 turns a rule off."""
 
     dup_line_frac: float = 0.3
+    """Greatest share of lines that repeat an earlier one."""
     dup_para_frac: float = 0.3
+    """Greatest share of paragraphs that repeat an earlier one."""
     dup_line_char_frac: float = 0.2
+    """Greatest share of the text's characters in repeated lines."""
     dup_para_char_frac: float = 0.2
+    """Greatest share of the text's characters in repeated paragraphs."""
     top_n_grams: NGramLimits = ((2, 0.2), (3, 0.18), (4, 0.16))
+    """[[n, share], ...]: greatest share of characters in all occurrences of the most frequent n-gram of words."""
     dup_n_grams: NGramLimits = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.1))
+    """[[n, share], ...]: greatest share of characters in n-grams that repeat an earlier one. Each character counts
+    once."""
 
     def __post_init__(self) -> None:
         for name in ("top_n_grams", "dup_n_grams"):

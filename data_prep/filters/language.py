@@ -25,19 +25,19 @@ _MIN_PROBABILITY = 0.3  # py3langid's answers below this count as no language
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Section [language]: which languages to keep.
-
-    `keep` lists ISO 639-1 codes as the detector gives them ("en", "de", "zh"). An empty list keeps all documents and
-    only labels them. `min_share` is the minimum share of the text's bytes, 0 to 1, in the main language. Text without a
-    detected language (too short, mostly symbols) is dropped as `undetected` unless `keep_undetected`. `detector`:
-    "cld2", or "langid" (py3langid), which is pure Python, knows 140 languages and is slower.
-    """
+    """The [language] section of a recipe: which languages to keep."""
 
     enabled: bool = True
+    """Whether to detect languages at all."""
     detector: Literal["cld2", "langid"] = "cld2"
+    """`cld2`, or `langid` (py3langid), which is pure Python, knows 140 languages and is slower."""
     keep: tuple[str, ...] = ("en",)
+    """ISO 639-1 codes as the detector gives them ("en", "de", "zh"). An empty list keeps all documents and only labels
+    them."""
     min_share: float = 0.5
+    """Minimum share of the text's bytes in the main language, 0 to 1."""
     keep_undetected: bool = False
+    """Keep texts without a detected language: too short, or mostly symbols."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_share <= 1:

@@ -40,17 +40,20 @@ class KeepRule:
 
 @dataclass(frozen=True)
 class ClassifyConfig:
-    """Section [classify]: `model` names a file of `triaxial prepare train-quality`; without it the stage is skipped.
-
-    `keep = "pareto"` keeps a document of score s with probability (2 - s) ** -`alpha`, drawn from its id and `seed`.
-    "threshold" keeps scores of at least `threshold`. "all" keeps all and only writes `quality_score` to the metadata.
-    """
+    """The [classify] section of a recipe. Without `model` the stage is skipped."""
 
     model: Path | None = None
+    """A file of `triaxial prepare train-quality`."""
     keep: Literal["pareto", "threshold", "all"] = "pareto"
+    """`pareto` keeps a document of score s with probability (2 - s) ** -`alpha`, drawn from its id and `seed`.
+    `threshold` keeps scores of at least `threshold`. `all` keeps all and only writes `quality_score` to the metadata.
+    """
     alpha: float = 9.0
+    """Exponent of `pareto` (GPT-3: 9)."""
     threshold: float = 0.5
+    """Least score that `threshold` keeps."""
     seed: int = 0
+    """Draws the documents that `pareto` keeps."""
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < math.inf:

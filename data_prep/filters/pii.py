@@ -29,19 +29,25 @@ _OUTSIDE = re.compile(r"[^0-9A-Za-z_@.%+:()/ \u00a0\u2009\u202f\-\u2010-\u2013]"
 
 @dataclass(frozen=True)
 class PiiConfig:
-    """Section [pii]: what to mask, and with what; off by default.
+    """The [pii] section of a recipe: masking of personal data, off by default.
 
-    `kinds`: what to find. `email`, `ipv4`, `ipv6` and `phone` are the replacements. Their defaults are reserved for
-    examples, so masked text still reads like text. `private_ips`: also mask addresses of private networks.
+    The default replacements are reserved for examples, so masked text still reads like text.
     """
 
     enabled: bool = False
+    """Whether to mask personal data."""
     kinds: tuple[Kind, ...] = ("email", "ipv4", "ipv6", "phone")
+    """What to find."""
     email: str = "email@example.com"
+    """Replacement of e-mail addresses."""
     ipv4: str = "192.0.2.1"
+    """Replacement of IPv4 addresses."""
     ipv6: str = "2001:db8::1"
+    """Replacement of IPv6 addresses."""
     phone: str = "202-555-0100"
+    """Replacement of telephone numbers."""
     private_ips: bool = False
+    """Also mask addresses of private networks."""
 
     def __post_init__(self) -> None:
         if self.enabled and not self.kinds:

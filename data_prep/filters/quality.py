@@ -26,18 +26,16 @@ RuleSet = Literal["gopher_quality", "gopher_repetition", "c4", "fineweb"]
 
 @dataclass(frozen=True)
 class QualityConfig:
-    """Section [quality]: `rules` names the rule sets to apply, in order; each has its thresholds in its own table.
-
-    They were made for English web prose. An empty list keeps every document. The first set drops texts of more than
-    `max_characters` as `too_large`, since measuring a text takes up to 80 bytes per character.
-    """
+    """The [quality] section of a recipe. The rule sets were made for English web prose."""
 
     rules: tuple[RuleSet, ...] = ("gopher_repetition", "gopher_quality", "c4", "fineweb")
+    """Rule sets to apply, in order. An empty list keeps every document."""
     gopher_quality: GopherQualityConfig = field(default_factory=GopherQualityConfig)
     gopher_repetition: GopherRepetitionConfig = field(default_factory=GopherRepetitionConfig)
     c4: C4Config = field(default_factory=C4Config)
     fineweb: FineWebConfig = field(default_factory=FineWebConfig)
     max_characters: int = 5_000_000
+    """Texts of more characters are dropped as `too_large`, since measuring takes up to 80 bytes per character."""
 
     def __post_init__(self) -> None:
         if self.max_characters < 1:

@@ -34,28 +34,28 @@ _GIVE_UP_FAST = 128
 
 @dataclass(frozen=True)
 class InputConfig:
-    """Section [input]: where the documents come from.
-
-    `paths`: files or patterns such as "crawl/**/*.warc.gz", relative to the current folder, or URLs that fsspec can
-    read, with or without `*`. `path_lists`: files with one such path a line, such as Common Crawl's warc.paths.gz, with
-    `path_base`, such as "https://data.commoncrawl.org/", before each line. A remote file may have up to
-    `max_download_bytes`. `source = "python-docs"` reads the documentation pages of the running Python instead.
-    `text_field` and `id_field` name fields of JSON lines and columns of Parquet files. `text_separator` cuts `.txt`
-    files into documents (empty: one document per file). Records of more than `max_record_bytes`, also after unpacking,
-    are dropped. Unpacking a zstandard or xz file may hold its last `max_window_bytes` in memory. Files made by
-    `zstd --long=31` may need 2147483648 for that.
-    """
+    """The [input] section of a recipe: where the documents come from."""
 
     paths: tuple[str, ...] = ()
+    """Files or patterns such as "crawl/**/*.warc.gz", relative to the current folder, or URLs that fsspec can read."""
     path_lists: tuple[str, ...] = ()
+    """Files with one such path a line, such as Common Crawl's warc.paths.gz."""
     path_base: str = ""
+    """Put before each line of `path_lists`, such as "https://data.commoncrawl.org/"."""
     source: Literal["files", "python-docs"] = "files"
+    """`python-docs` reads the documentation pages of the running Python instead of files."""
     text_field: str = "text"
+    """Field of JSON lines, or column of Parquet files, with the text."""
     id_field: str = "id"
+    """Field or column with the document's id."""
     text_separator: str = ""
+    """Cuts `.txt` files into documents. Empty: one document a file."""
     max_record_bytes: int = 16 << 20
+    """Bytes of a record, also after unpacking. Longer ones are dropped."""
     max_download_bytes: int = 64 << 30
+    """Bytes of a remote file. Longer ones are refused."""
     max_window_bytes: int = WINDOW_BYTES
+    """Bytes of memory for unpacking a zstandard or xz file. Files made by `zstd --long=31` may need 2147483648."""
 
     def __post_init__(self) -> None:
         named = self.paths or self.path_lists

@@ -11,16 +11,18 @@ from gpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """One pair of token files and its share of the samples.
+    """One pair of token files and its share of the samples. Sample i holds the same part of each of its streams."""
 
-    `streams`: further token files, by name, with the same number of documents, such as a loss mask or labels. Sample i
-    holds the same part of every one of them. All corpora of a run have streams of the same names.
-    """
-
-    path: str  # without .bin or .idx
-    weight: float = 1.0  # any positive scale; the mixture uses weight / sum of weights
-    name: str = ""  # "" = the last part of the path; it keys the order, so give one before moving files
-    streams: dict[str, str] = field(default_factory=dict)  # name -> path without .bin or .idx
+    path: str
+    """Path of the token files without `.bin` or `.idx`."""
+    weight: float = 1.0
+    """Share of the samples: weight / sum of weights."""
+    name: str = ""
+    """Name in metrics. It keys the order of the data, so set it before moving files. The last part of the path by
+    default."""
+    streams: dict[str, str] = field(default_factory=dict)
+    """Further token files by name, such as labels or a loss mask, with the same number of documents. A path is without
+    `.bin` or `.idx`. All corpora need the same names."""
 
     def __post_init__(self) -> None:
         for path in (self.path, *self.streams.values()):
@@ -35,20 +37,23 @@ class CorpusConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The [data] section of a recipe: the data that a run reads.
-
-    `sampling`: `window` cuts the concatenated documents into full sequences (GPT-3, appendix B); `document` makes each
-    document one sample, cut at seq_len + 1 tokens or padded to it. `document_mask` keeps attention inside documents:
-    positions restart at each, and no token is predicted from another document.
-    """
+    """The [data] section of a recipe: the data that a run reads."""
 
     tokenizer: str
+    """Path of the tokenizer's files."""
     train: tuple[CorpusConfig, ...]
+    """Corpora to train on."""
     validation: tuple[CorpusConfig, ...] = ()
+    """Corpora to evaluate on, each by itself."""
     seq_len: int
+    """Tokens of a sample."""
     sampling: Literal["window", "document"] = "window"
+    """`window` cuts the concatenated documents into full sequences (GPT-3, appendix B). `document` makes each document
+    one sample, cut or padded to seq_len + 1 tokens."""
     document_mask: bool = False
-    skip: tuple[tuple[int, ...], ...] = ()  # positions of the data's order to leave out: [[first, stop], ...]
+    """Keep attention inside documents: positions restart at each, and no token is predicted from another document."""
+    skip: tuple[tuple[int, ...], ...] = ()
+    """Positions of the data's order to leave out: [[first, stop], ...]."""
 
     def __post_init__(self) -> None:
         check_seq_len(self.seq_len)

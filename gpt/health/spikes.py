@@ -30,17 +30,26 @@ _MAD_TO_SIGMA = 1.4826  # standard deviation / median absolute deviation of a no
 
 @dataclass(frozen=True)
 class SpikeConfig:
-    """The [spike] section of a recipe. With `action` "report", a spike only writes an event."""
+    """The [spike] section of a recipe: spikes of the training loss."""
 
     action: Literal["off", "report", "rewind"] = "report"
+    """What to do on a loss spike: nothing, write an event, or also return to an earlier checkpoint and skip data."""
     window_steps: int = 128
+    """Losses whose median and deviation are the usual level."""
     sigmas: float = 6.0
+    """Robust standard deviations above the median from which a loss is high."""
     min_rise_nats: float = 0.1
+    """Nats above the median from which a loss is high."""
     patience_steps: int = 3
-    min_steps: int = 256  # steps before the first spike can be found
-    rewind_steps: int = 100  # how far before the first high loss the run returns
-    skip_steps: int = 300  # how many steps of data from there on are skipped
-    max_rewinds: int = 20  # in the whole run; later spikes are only reported
+    """High losses in a row that are a spike."""
+    min_steps: int = 256
+    """Steps before the first spike can be found."""
+    rewind_steps: int = 100
+    """Steps that the run returns, counted from the first high loss."""
+    skip_steps: int = 300
+    """Steps whose data is skipped after returning."""
+    max_rewinds: int = 20
+    """Rewinds in the whole run. Later spikes are only reported."""
 
     def __post_init__(self) -> None:
         minimum = {"window_steps": 8, "patience_steps": 1, "min_steps": 4, "rewind_steps": 1, "max_rewinds": 1}

@@ -26,9 +26,13 @@ class RopeScaling:
     """
 
     factor: float
+    """How many times longer the context becomes."""
     low_frequency: float = 1.0
+    """Angles that turn less often over the original context are divided by `factor`."""
     high_frequency: float = 4.0
+    """Angles that turn more often over the original context stay as they are."""
     original_n_ctx: int = 8192
+    """Tokens of context that the model was first trained with."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.factor < float("inf"):
@@ -48,28 +52,45 @@ class RopeScaling:
 class ModelConfig:
     """The shape of a dense decoder transformer. The defaults are GPT-3's choices (arXiv 2005.14165, section 2.1).
 
-    `n_kv_heads` below `n_heads` is grouped-query attention; None means one key-value head per query head.
-    `d_ff` None means 4 * d_model. `vocab_multiple` pads the rows of the embedding and the head, for fast products and
-    equal shares on tensor ranks. Padding is never predicted, and no count includes it.
+    No count includes the padding of the vocabulary.
     """
 
     vocab_size: int
+    """Number of token ids. It must be at least that of the tokenizer."""
     n_ctx: int
+    """Longest sequence in tokens."""
     n_layers: int
+    """Number of transformer blocks."""
     d_model: int
+    """Width of the residual stream."""
     n_heads: int
+    """Attention heads of a block. It must divide `d_model`."""
     n_kv_heads: int | None = None
+    """Key-value heads; fewer than `n_heads` is grouped-query attention. One per head by default."""
     d_ff: int | None = None
+    """Width of the MLP. 4 * d_model by default."""
     positions: Literal["learned", "rope"] = "learned"
+    """Learned position embeddings (GPT-3), or rotary ones."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """The normalisation before attention, before the MLP and before the head."""
     activation: Literal["gelu", "swiglu"] = "gelu"
+    """The MLP: GELU with two matrices, or SwiGLU with three."""
     bias: bool = True
+    """Whether linear layers and LayerNorm have biases."""
     tied: bool = True
+    """Whether the head uses the weight of the token embedding."""
     norm_eps: float = 1e-5
+    """Added to the variance in the normalisation."""
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None  # Llama 3.1 and later
+    """Base of the rotary angles."""
+    rope_scaling: RopeScaling | None = None
+    """Llama 3.1's extension of rotary positions to a longer context."""
     init_std: float = 0.02
+    """Standard deviation of the starting weights. Layers that write to the residual stream have it divided by sqrt(2 *
+    n_layers)."""
     vocab_multiple: int = 128
+    """Pads the rows of embedding and head to a multiple of this, for fast products and equal shares on tensor ranks.
+    Padding is never predicted."""
 
     def __post_init__(self) -> None:
         for key, largest in MAX_SIZES.items():

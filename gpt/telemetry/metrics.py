@@ -37,10 +37,15 @@ class MetricsConfig:
     """The [metrics] section of a recipe."""
 
     log_every_steps: int = 1
-    wandb: WandbMode = "offline"  # offline runs are uploaded with `wandb sync RUN/wandb/offline-run-*`
+    """Steps between two lines of metrics.jsonl."""
+    wandb: WandbMode = "offline"
+    """Weights & Biases. Offline runs are uploaded with `wandb sync RUN/wandb/offline-run-*`."""
     wandb_project: str = "triaxial"
-    wandb_name: str = ""  # "" = the name of the run directory
-    wandb_entity: str = ""  # "" = the default of the W&B account
+    """Name of the W&B project."""
+    wandb_name: str = ""
+    """Name of the W&B run. That of the run directory by default."""
+    wandb_entity: str = ""
+    """W&B user or team. That of the W&B account by default."""
 
     def __post_init__(self) -> None:
         if self.log_every_steps < 1:

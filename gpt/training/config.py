@@ -14,26 +14,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The [train] section. Intervals are in tokens, since tokens are the clock.
+    """The [train] section of a recipe. Intervals are in tokens, since tokens are the clock.
 
     The run ends at `total_tokens`, `stop_after_s` or `target_loss`, whichever comes first.
     """
 
     total_tokens: int
-    z_loss: float = 0.0  # the factor of log^2 Z of each token in the training loss (PaLM: 1e-4)
-    stop_after_s: float | None = None  # seconds since this process began to train
-    target_loss: float | None = None  # nats: every validation corpus at or below it
+    """Tokens after which the run ends."""
+    z_loss: float = 0.0
+    """Factor of log^2 Z of each token in the training loss (PaLM: 1e-4)."""
+    stop_after_s: float | None = None
+    """Seconds since this process began to train, after which it saves and ends."""
+    target_loss: float | None = None
+    """Nats. The run ends when every validation corpus is at or below it."""
     evaluate_every_tokens: int | None = None
-    validation_tokens: int = 1 << 20  # at most, of each validation corpus, from its start
+    """Tokens between two evaluations. None by default."""
+    validation_tokens: int = 1 << 20
+    """Tokens of each validation corpus, from its start."""
     sample_every_tokens: int | None = None
-    sample_prompts: tuple[str, ...] = ("",)  # "" = from the start of a document
+    """Tokens between two sets of sampled texts. None by default."""
+    sample_prompts: tuple[str, ...] = ("",)
+    """Beginnings of the sampled texts. "" is the start of a document."""
     sample_new_tokens: int = 64
+    """Tokens of a sampled text."""
     sample_temperature: float = 1.0
+    """Temperature of sampled texts. 0 takes the most likely token."""
     few_shot_every_tokens: int | None = None
+    """Tokens between two few-shot evaluations. None by default."""
     few_shot_tasks: tuple[str, ...] = ("gpt3_two_digit_addition", "gpt3_cycle_letters_in_word")
-    few_shot_examples: tuple[int, ...] = (0, 1, 5)  # before each question
-    few_shot_limit: int = 100  # questions a task and number of examples
+    """Names of the few-shot tasks."""
+    few_shot_examples: tuple[int, ...] = (0, 1, 5)
+    """Numbers of examples before each question."""
+    few_shot_limit: int = 100
+    """Questions of a task and number of examples."""
     few_shot_batch_tokens: int = 8192
+    """Tokens of a forward pass of few-shot evaluation."""
 
     def __post_init__(self) -> None:
         for key in (
@@ -85,16 +100,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class FaultConfig:
-    """The [faults] section.
-
-    A step whose loss or gradient is not finite updates nothing; the run ends after more than `max_skipped_steps` in a
-    row. `on_damaged_data`: if token files differ from their checksums, end the run, or leave out the samples there, up
-    to `max_damaged_samples` in a run.
-    """
+    """The [faults] section of a recipe: faults that a run may leave behind."""
 
     max_skipped_steps: int = 10
+    """Steps in a row whose loss or gradient may be infinite or NaN. Such a step updates nothing."""
     on_damaged_data: Literal["stop", "skip"] = "stop"
+    """What to do where token files differ from their checksums: end the run, or leave out the samples there."""
     max_damaged_samples: int = 1000
+    """Damaged samples that a run may leave out."""
 
     def __post_init__(self) -> None:
         if self.max_skipped_steps < 0:
@@ -122,19 +135,23 @@ class Retention:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """The [checkpoint] section. Intervals are in tokens, since tokens are the clock.
+    """The [checkpoint] section of a recipe. Intervals are in tokens, since tokens are the clock."""
 
-    `fast_directory` is the local tier: a fast disk of each node, for frequent saves that serve restarts on the same
-    layout.
-    """
-
-    every_tokens: int | None = None  # None: at the end only
+    every_tokens: int | None = None
+    """Tokens between two saves. At the end only by default."""
     keep_last: int = 2
-    keep_every_tokens: int | None = None  # a multiple of every_tokens: these checkpoints are never deleted
-    in_background: bool = True  # training waits only for the copy to host memory
-    max_failures: int = 3  # saves in a row that may fail before the run ends
+    """Newest checkpoints that are kept."""
+    keep_every_tokens: int | None = None
+    """A multiple of `every_tokens`. Checkpoints at multiples of it are never deleted."""
+    in_background: bool = True
+    """Save in the background. Training waits only for the copy to host memory."""
+    max_failures: int = 3
+    """Saves in a row that may fail before the run ends."""
     fast_directory: str = ""
+    """The local tier: a folder on a fast disk of each node, for frequent saves that serve restarts on the same layout.
+    """
     fast_every_tokens: int | None = None
+    """Tokens between two saves to the local tier."""
 
     def __post_init__(self) -> None:
         for key in ("every_tokens", "keep_last", "keep_every_tokens", "max_failures", "fast_every_tokens"):
@@ -193,6 +210,7 @@ class NextTokenConfig:
     """The [objective] section for next-token prediction, the default."""
 
     kind: Literal["next_token"] = "next_token"
+    """Predict the next token."""
 
     def build(self, *, z_loss: float) -> "Objective":
         from gpt.training.objective import NextToken

@@ -16,11 +16,14 @@ STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters with settings of their own. `parameters`: patterns of names, such as 'blocks.*.mlp.*' or 'head.*'."""
+    """Parameters with settings of their own."""
 
     parameters: tuple[str, ...]
-    lr_scale: float = 1.0  # times the scheduled learning rate
-    weight_decay: float | None = None  # None: as without the group
+    """Patterns of parameter names, such as 'blocks.*.mlp.*' or 'head.*'."""
+    lr_scale: float = 1.0
+    """Factor of the scheduled learning rate."""
+    weight_decay: float | None = None
+    """Weight decay of the group. That of `optimizer.weight_decay` by default."""
 
     def __post_init__(self) -> None:
         if not self.parameters:
@@ -33,22 +36,28 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """GPT-3's Adam (arXiv 2005.14165, appendix B) by default; `sgd` is stochastic gradient descent with momentum.
-
-    `learning_rate` is the peak that the schedule scales. `frozen`: patterns of parameter names that are never updated
-    and get no gradient. `groups`: the first group with a matching pattern applies.
-    """
+    """The [optimizer] section of a recipe. The defaults are GPT-3's (arXiv 2005.14165, appendix B)."""
 
     learning_rate: float
+    """Peak learning rate, which the schedule scales."""
     kind: Literal["adamw", "sgd"] = "adamw"
+    """AdamW (GPT-3, arXiv 2005.14165, appendix B), or stochastic gradient descent with momentum."""
     beta1: float = 0.9
+    """Decay of AdamW's mean of gradients."""
     beta2: float = 0.95
+    """Decay of AdamW's mean of squared gradients."""
     eps: float = 1e-8
-    momentum: float = 0.9  # of sgd
+    """Added to AdamW's denominator."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
     weight_decay: float = 0.1
+    """Decoupled weight decay of matrices. Vectors have none."""
     max_gradient_norm: float = 1.0
+    """Gradients of a larger norm are scaled down to it."""
     frozen: tuple[str, ...] = ()
+    """Patterns of names of parameters that are never updated and get no gradient."""
     groups: tuple[ParameterGroup, ...] = ()
+    """Parameters with settings of their own. The first group with a matching pattern applies."""
 
     def __post_init__(self) -> None:
         for key in ("learning_rate", "eps", "max_gradient_norm"):

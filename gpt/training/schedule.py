@@ -10,18 +10,23 @@ from gpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Linear warm-up to the peak, then `shape`, by default GPT-3's (arXiv 2005.14165, appendix B).
+    """The [schedule] section of a recipe: linear warm-up to the peak, then `shape` (arXiv 2005.14165, appendix B).
 
     `cosine` and `linear` fall from the end of the warm-up to `final_fraction` of the peak, reached when `decay_tokens`
-    are seen in all, and stay there. `wsd` (warm-up, stable, decay: arXiv 2404.06395) stays at the peak and falls
-    linearly over the last `cooldown_tokens` before `decay_tokens`. `constant` stays at the peak.
+    are seen in all, and stay there.
     """
 
     warmup_tokens: int
-    decay_tokens: int | None = None  # seen from the start of training
+    """Tokens over which the learning rate rises linearly to its peak."""
+    decay_tokens: int | None = None
+    """Tokens, counted from the start of training, at which the decay ends. `constant` has none."""
     final_fraction: float = 0.1
+    """Learning rate after the decay / peak."""
     shape: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """The curve after the warm-up. `cosine` (GPT-3) and `linear` fall at once; `wsd` stays at the peak and falls
+    linearly at the end (arXiv 2404.06395); `constant` stays."""
     cooldown_tokens: int | None = None
+    """Tokens of the fall of `wsd`, before `decay_tokens`."""
 
     def __post_init__(self) -> None:
         if self.warmup_tokens < 0:

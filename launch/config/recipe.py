@@ -18,6 +18,17 @@ MAX_RECIPE_BYTES = 1 << 22
 _MAX_DEPTH = 32
 
 
+class MissingKeys(ConfigError):
+    """Keys that a recipe needs and does not have. `keys`: key -> its kind of value."""
+
+    def __init__(self, keys: dict[str, str]) -> None:
+        wanted = ", ".join(f"{key} ({kind})" for key, kind in keys.items())
+        several = f"the recipe lacks {wanted}. `triaxial config --keys` explains each"
+        ((key, kind), *more) = keys.items()
+        super().__init__(several if more else f"{key} is missing: set it to {kind}")
+        self.keys = keys
+
+
 def find_recipe(recipe: str) -> Path:
     """The path of a recipe. `gpt3_125m` or `launch/recipes/demo.toml` find the shipped files from any folder."""
     path = Path(recipe)
@@ -79,13 +90,22 @@ def build(cls: type[T], table: dict[str, Any], *, where: str) -> T:
     for key in table:
         if key not in fields:
             raise ConfigError(f"{_dotted(where, key)}: {unknown_name('key', key, list(fields))}")
-    values = {}
+    values: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     for name, field in fields.items():
-        if name in table:
-            hint = _kind_of(field, table[name], where=_dotted(where, name)) or hints[name]
-            values[name] = _convert(hint, table[name], where=_dotted(where, name))
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{_dotted(where, name)} is missing: set it to {_describe(hints[name])}")
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        try:
+            if name in table:
+                hint = _kind_of(field, table[name], where=_dotted(where, name)) or hints[name]
+                values[name] = _convert(hint, table[name], where=_dotted(where, name))
+            elif required and dataclasses.is_dataclass(hints[name]):
+                values[name] = build(hints[name], {}, where=_dotted(where, name))
+            elif required:
+                missing[_dotted(where, name)] = describe(hints[name])
+        except MissingKeys as error:
+            missing |= error.keys
+    if missing:
+        raise MissingKeys(missing)
     return cls(**values)
 
 
@@ -119,7 +139,7 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:  # noqa: C901  one ca
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in arguments):
             meant = did_you_mean(str(value), map(str, arguments))
-            raise ConfigError(f"{where} = {value!r} is invalid: must be {_describe(hint)}{meant and '; ' + meant}")
+            raise ConfigError(f"{where} = {value!r} is invalid: must be {describe(hint)}{meant and '; ' + meant}")
         return value
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
@@ -143,11 +163,12 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:  # noqa: C901  one ca
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} = {value!r} is invalid: must be {_describe(hint)}")
+        raise ConfigError(f"{where} = {value!r} is invalid: must be {describe(hint)}")
     return value
 
 
-def _describe(hint: Any) -> str:
+def describe(hint: Any) -> str:
+    """Return what a value of a type is, in words for a user."""
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
     if get_origin(hint) is tuple:
         return "a list"

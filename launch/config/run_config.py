@@ -22,22 +22,25 @@ from parallel.layout.layout import Layout, resolve_layout
 
 @dataclass(frozen=True)
 class RunSection:
-    """Section [run]: where a run writes and on which devices it runs.
-
-    `start_from`: a run, or one of its checkpoints, whose weights a new run starts with; the optimizer, the data and the
-    step count start from the beginning. `peak_flops_per_s`: of one device, for MFU; None looks it up.
-    `deterministic`: the same bits from run to run on one layout, or an error that names the operation preventing it.
-    `restart_pause_s`: the pause before restarting a run that made no progress; each further pause is 4 times as long.
-    """
+    """The [run] section of a recipe: where a run writes and on which devices it runs."""
 
     directory: Path
+    """The run's folder: checkpoints, metrics, events and the resolved recipe."""
     seed: int = 1234
+    """Draws the starting weights and the order of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """The device of each rank. `auto` takes CUDA where a GPU is visible."""
     start_from: Path | None = None
+    """A run, or one of its checkpoints, whose weights a new run starts with. The optimizer, the data and the step count
+    start from the beginning."""
     deterministic: bool = False
+    """Give the same bits from run to run on one layout, or end with an error that names the operation that cannot."""
     peak_flops_per_s: float | None = None
+    """Peak FLOP/s of one device, for MFU. Looked up by default."""
     collective_timeout_s: int = 600
+    """Seconds after which a collective that some rank never joined fails."""
     restart_pause_s: float = 15.0
+    """Seconds before the restart of a run that made no progress. Each further pause is 4 times as long."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:

@@ -7,22 +7,21 @@ from gpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """Limits of time without progress, after which the job ends for a restart, and intervals of comparisons.
-
-    `hang_timeout_s` applies between two signs of progress. Everything before the first step, and each activity that a
-    process does for the first time (step, evaluation, generation), may compile or open files and has
-    `first_step_timeout_s`. A save, a rewind or the writing of samples is one long call and has `saving_timeout_s`.
-
-    `replica_check_every_steps`: how often to compare the replicas of weights on several ranks, in addition to before
-    each save. `straggler_every_steps`: how often to measure a step, to find ranks slower than their peers. 0: never.
-    """
+    """The [health] section of a recipe: limits of time without progress, and intervals of comparisons between ranks."""
 
     watchdog: bool = True
+    """Whether a run that makes no progress is ended, with the rank at fault named."""
     hang_timeout_s: float = 300.0
+    """Seconds between two signs of progress."""
     first_step_timeout_s: float = 1800.0
+    """Seconds for everything before the first step, and for the first step, evaluation and generation of a process,
+    which may compile."""
     saving_timeout_s: float = 1800.0
+    """Seconds for a save, a rewind, or the writing of samples."""
     replica_check_every_steps: int = 0
+    """Steps between two comparisons of the replicas of weights, in addition to one before each save. 0: none."""
     straggler_every_steps: int = 25
+    """Steps between two measurements that find ranks slower than their peers. 0: none."""
 
     def __post_init__(self) -> None:
         if self.hang_timeout_s < 1:

@@ -15,52 +15,55 @@ ZERO_BUBBLE = ("interleaved_zero_bubble", "zbv_zero_bubble")  # run the backward
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Sizes of the three axes, and how each axis works.
-
-    `data` None takes all processes that tensor and pipeline leave.
-
-    `zero_stage` 0 replicates weights and optimizer over the data ranks. 1 shards both: weights are gathered and
-    gradients reduced once a step. 2 also reduces gradients into their shards after each micro-batch. 3 also gathers
-    weights before each use and frees them afterwards. `data_shard` is the number of data ranks that share one copy
-    of the weights; None means all of them, or 1 with zero_stage 0. Any other value is hybrid sharding. `offload` keeps
-    the shards of weights, gradients and optimizer in host memory and updates them there. `async_tensor` overlaps the
-    communication of tensor ranks with matrix products.
-
-    `schedule` orders the micro-batches of a pipeline. `stages_per_rank` is the number of stages on each of its ranks
-    (None: 1 for gpipe and 1f1b, else 2). Neither has an effect with pipeline 1. `split` is the number of blocks of each
-    stage (None: balanced by cost).
-    """
+    """The [parallel] section of a recipe: sizes of the three axes, and how each axis works."""
 
     engine: Literal["native"] = "native"
+    """The library that trains on several ranks."""
     tensor: int = 1
+    """Tensor parallel ranks."""
     pipeline: int = 1
+    """Pipeline parallel ranks."""
     data: int | None = None
+    """Data parallel ranks. All processes that tensor and pipeline leave by default."""
     data_shard: int | None = None
+    """Data ranks that share one copy of the weights. All of them by default, 1 with zero_stage 0; any other number is
+    hybrid sharding."""
     zero_stage: Literal[0, 1, 2, 3] = 1
+    """0 replicates weights and optimizer over the data ranks. 1 shards both, gathers weights and reduces gradients once
+    a step. 2 reduces gradients after each micro-batch. 3 also gathers weights before each use and frees them."""
     schedule: Schedule = "1f1b"
+    """Order of the micro-batches in a pipeline. No effect with pipeline 1."""
     stages_per_rank: int | None = None
+    """Pipeline stages of a rank. 1 by default for gpipe and 1f1b, else 2."""
     split: tuple[int, ...] | None = None
+    """Blocks of each stage. Balanced by cost by default."""
     recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: none, all but the outputs of matrix products and attention, or
+    all."""
     precision: Literal["bf16", "fp32"] = "bf16"
+    """The type of the computation. Weights and optimizer are kept in fp32."""
     compile: bool = False
+    """Compile each block with torch.compile."""
     offload: bool = False
+    """Keep the shards of weights, gradients and optimizer in host memory and update them there."""
     async_tensor: bool = False
+    """Overlap the communication of tensor ranks with matrix products."""
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """Batch sizes: `micro_batch_size` in sequences per rank and forward pass, `global_batch_tokens` per step over all
-    ranks.
-
-    With `ramp_tokens`, the batch grows to its full size over the first `ramp_tokens` tokens. It starts at
-    `ramp_initial_tokens` and grows by `ramp_increment_tokens` (None: by the initial size).
-    """
+    """The [batch] section of a recipe: sizes of a step. With `ramp_tokens`, the batch grows to its full size."""
 
     micro_batch_size: int
+    """Sequences of a rank in one forward pass."""
     global_batch_tokens: int
+    """Tokens of a step over all ranks."""
     ramp_tokens: int | None = None
+    """Tokens over which the batch grows to its full size. No ramp by default."""
     ramp_initial_tokens: int | None = None
+    """Tokens of a step at the start of the ramp."""
     ramp_increment_tokens: int | None = None
+    """Tokens by which the batch grows. `ramp_initial_tokens` by default."""
 
     @property
     def ramp(self) -> BatchRamp:

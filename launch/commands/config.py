@@ -1,0 +1,108 @@
+"""`triaxial config`: show the settings of a recipe with their origin, or every key that a recipe may have."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from gpt.errors import ConfigError
+from launch.config.recipe import apply_overrides, build, find_recipe, read_toml, unknown_name
+from launch.config.run_config import RunConfig
+from launch.config.settings import REQUIRED, Setting, settings_of, toml
+from launch.processes.terminal import table_console
+
+TITLES = {"train": "Training", "prepare": "Data preparation"}  # command -> title of its settings
+PAGE = """# Settings
+
+Every key of a recipe. `triaxial config --keys --markdown` makes this page from the sources.
+`triaxial config RECIPE` shows each key of a recipe with its value and origin. The command line takes
+each key too: `--section.key VALUE`. `train[].path` is the key `path` of each table in the list `train`.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", help="a TOML recipe, or the name of a shipped one such as gpt3_125m")
+    parser.add_argument("--keys", nargs="?", const="", metavar="SECTION", help="show all keys, or those of one section")
+    parser.add_argument("--markdown", action="store_true", help="with --keys: as the page docs/settings.md")
+    parser.set_defaults(takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    if (args.recipe is None) == (args.keys is None):
+        raise ConfigError("triaxial config needs either a recipe or --keys. See `triaxial config --help`")
+    if args.markdown and args.keys is None:
+        raise ConfigError("--markdown is invalid without --keys: it writes the page of all keys")
+    if args.recipe is not None:
+        print("\n".join(resolved(args.recipe, args.overrides)))
+    elif args.markdown:
+        print(page())
+    else:
+        show_keys(args.keys)
+    return 0
+
+
+def recipe_classes() -> dict[str, type[Any]]:
+    """Return command -> the dataclass of its recipe."""
+    from data_prep.recipe import PrepareConfig
+
+    return {"train": RunConfig, "prepare": PrepareConfig}
+
+
+def sections(cls: type[Any]) -> dict[str, list[Setting]]:
+    """Return section -> its settings."""
+    found: dict[str, list[Setting]] = {}
+    for setting in settings_of(cls):
+        found.setdefault(setting.key.partition(".")[0], []).append(setting)
+    return found
+
+
+def resolved(recipe: str, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of a recipe with every key and the origin of its value. ConfigError: the recipe is invalid."""
+    given = read_toml(find_recipe(recipe))
+    table = apply_overrides(given, list(overrides))
+    config = build(recipe_classes()["prepare" if "input" in table else "train"], table, where="")
+    for name in vars(config):
+        yield f"[{name}]"
+        section = getattr(config, name)
+        for key, value in vars(section).items():
+            origin = "default"
+            if key in table.get(name, {}):
+                same = key in given.get(name, {}) and given[name][key] == table[name][key]
+                origin = "recipe" if same else "command line"
+            yield f"{key} = {toml(value)}  # {origin}" if value is not None else f"# {key} has no value"
+        yield ""
+
+
+def show_keys(section: str) -> None:
+    """Print all keys, or those of one section. ConfigError: no such section."""
+    found = {command: sections(cls) for command, cls in recipe_classes().items()}
+    known = [name for by_section in found.values() for name in by_section]
+    if section and section not in known:
+        raise ConfigError(f"--keys {section} is invalid: {unknown_name('section', section, known)}")
+    console = table_console()
+    for command, by_section in found.items():
+        for name, settings in by_section.items():
+            if section in ("", name):
+                table = Table(title=f"triaxial {command}: [{name}]", title_justify="left", box=box.SIMPLE)
+                for heading in ("key", "type", "default", "meaning"):
+                    table.add_column(heading, overflow="fold")
+                for setting in settings:
+                    table.add_row(setting.key, setting.kind, setting.default, setting.meaning)
+                console.print(table, markup=False)
+
+
+def page() -> str:
+    """Return docs/settings.md."""
+    lines = [PAGE]
+    for command, cls in recipe_classes().items():
+        lines += [f"## {TITLES[command]}: `triaxial {command} RECIPE`", ""]
+        for name, settings in sections(cls).items():
+            lines += [f"### [{name}]", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+            for setting in settings:
+                default = setting.default if setting.default in ("", REQUIRED) else f"`{setting.default}`"
+                cells = (f"`{setting.key}`", setting.kind, default, setting.meaning)
+                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            lines.append("")
+    return "\n".join(lines).rstrip()
