@@ -1,14 +1,18 @@
 """Find the tokens that begin and end a text, for our own models and, from their files, for imported ones."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import ConfigError, import_extra
-from gpt.files.json_text import decode_json
-from gpt.files.regular import read_text
+from gpt.errors import import_extra
+from gpt.files.json_files import read_json_object
+from gpt.files.regular import read_bytes
+from gpt.tokenizer.faults import library_faults
 from gpt.tokenizer.tokenizers import Tokenizer
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # no token has one, and the library cannot look it up
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,22 @@ def special_tokens_of(companions: Path, tokenizer_file: Path, tokenizer: Tokeniz
     own = own_special_tokens(tokenizer)
     if not (companions / "tokenizer_config.json").is_file() or tokenizer_file.suffix != ".json":
         return own
-    names = _read(companions / "tokenizer_config.json")
-    model = import_extra("tokenizers", extra="hf").Tokenizer.from_file(str(tokenizer_file))
-    begin, end = (_id(model, names.get(key)) for key in ("bos_token", "eos_token"))
+    names = read_json_object(companions / "tokenizer_config.json")
     generation = companions / "generation_config.json"
-    more = _read(generation).get("eos_token_id") if generation.is_file() else None
+    more = read_json_object(generation).get("eos_token_id") if generation.is_file() else None
+    library = import_extra("tokenizers", extra="hf")
+    with library_faults(f"{tokenizer_file}: not a Hugging Face tokenizer file"):
+        model = library.Tokenizer.from_buffer(read_bytes(tokenizer_file))
+        begin, end = (_id(model, names.get(key)) for key in ("bos_token", "eos_token"))
+        added = tuple(_added(model.encode("a").ids, model.encode("a", add_special_tokens=False).ids))
     ends = [end, *(more if isinstance(more, list) else [more])]
-    end_ids = tuple(dict.fromkeys(i for i in ends if isinstance(i, int) and 0 <= i < tokenizer.vocab_size))
+    known = range(tokenizer.vocab_size)
+    end_ids = tuple(dict.fromkeys(i for i in ends if type(i) is int and i in known))
     begins = [i for i in (begin, end) if i is not None]
     return SpecialTokens(
         begin_id=begins[0] if begins else own.begin_id,
         end_ids=end_ids or own.end_ids,
-        added_ids=tuple(_added(model.encode("a").ids, model.encode("a", add_special_tokens=False).ids)),
+        added_ids=added,
     )
 
 
@@ -62,15 +70,6 @@ def _added(with_template: list[int], without: list[int]) -> Iterable[int]:
 def _id(model: Any, name: Any) -> int | None:
     if isinstance(name, dict):
         name = name.get("content")
-    found: int | None = model.token_to_id(name) if isinstance(name, str) else None
+    is_text = isinstance(name, str) and not _SURROGATE.search(name)
+    found: int | None = model.token_to_id(name) if is_text else None
     return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        settings = decode_json(read_text(path))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path} is not a JSON object")
-    return settings

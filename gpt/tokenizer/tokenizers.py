@@ -14,6 +14,7 @@ from gpt.errors import ConfigError, import_extra
 from gpt.files.atomic import open_replacement
 from gpt.files.regular import read_bytes
 from gpt.tokenizer.byte_pair import END_OF_DOCUMENT, BytePairTokenizer
+from gpt.tokenizer.faults import library_faults
 from gpt.tokenizer.long_texts import LONG, between_pieces, encode_parts
 
 _END_NAMES = (END_OF_DOCUMENT, "</s>", "<|end_of_text|>", "<eos>")  # of GPT-2, Llama 2, Llama 3 and Gemma
@@ -102,21 +103,20 @@ class SentencePieceTokenizer:
         import sentencepiece  # takes 40 ms, and only some commands need it
 
         data = read_bytes(path)
-        try:
+        with library_faults(f"{path}: not a sentencepiece model"):
             self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
-        except RuntimeError as error:
-            raise ConfigError(f"{path}: not a sentencepiece model ({error})") from None
+            self.vocab_size: int = self._model.vocab_size()
+            pieces = {name: self._model.piece_to_id(name) for name in _END_NAMES}
+            unknown = self._model.unk_id()
+            known = [i for name, i in pieces.items() if i != unknown and self._model.id_to_piece(i) == name]
+            mark = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+            self._mark_ids: list[int] = mark if unknown not in mark else []
+            self._may_cut = between_pieces(self._model)
         self.name = path.name
-        self.vocab_size: int = self._model.vocab_size()
         self.fingerprint = hashlib.sha256(data).hexdigest()
-        pieces = {name: self._model.piece_to_id(name) for name in _END_NAMES}
-        known = [i for name, i in pieces.items() if i != self._model.unk_id() and self._model.id_to_piece(i) == name]
         if not known:
             raise ConfigError(f"{path}: no end-of-document piece. Expected one of {', '.join(_END_NAMES)}")
         self.end_of_document_id: int = known[0]
-        mark = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
-        self._mark_ids: list[int] = mark if self._model.unk_id() not in mark else []
-        self._may_cut = between_pieces(self._model)
 
     def encode(self, text: str) -> list[int]:
         """Encode a text. A lone surrogate, which UTF-8 cannot represent, is read as U+FFFD."""
@@ -134,11 +134,12 @@ class SentencePieceTokenizer:
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         clean = [_without_surrogates(text) for text in texts]
-        ids: list[list[int]] = self._model.encode(clean, num_threads=1)
-        if not self._mark_ids:
-            return ids
-        # U+2581 would be decoded as a space. Encoded as its three bytes it is decoded as itself.
-        return [self._encode_marked(text) if _SPACE_MARK in text else i for text, i in zip(clean, ids, strict=True)]
+        with library_faults(f"{self.name} cannot encode a text"):
+            ids: list[list[int]] = self._model.encode(clean, num_threads=1)
+            if not self._mark_ids:
+                return ids
+            # U+2581 would be decoded as a space. Encoded as its three bytes it is decoded as itself.
+            return [self._encode_marked(text) if _SPACE_MARK in text else i for text, i in zip(clean, ids, strict=True)]
 
     def _encode_marked(self, text: str) -> list[int]:
         first, *rest = self._model.encode(text.split(_SPACE_MARK), num_threads=1)
@@ -147,7 +148,8 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids. The end-of-document token is left out. ConfigError: an id is outside the vocabulary."""
         _check_ids(ids, self)
-        return str(self._model.decode([int(i) for i in ids]))
+        with library_faults(f"{self.name} cannot decode token ids"):
+            return str(self._model.decode([int(i) for i in ids]))
 
 
 class HuggingFaceTokenizer:
@@ -156,18 +158,16 @@ class HuggingFaceTokenizer:
     def __init__(self, path: Path) -> None:
         tokenizers = import_extra("tokenizers", extra="hf")
         data = read_bytes(path)
-        try:
+        with library_faults(f"{path}: not a Hugging Face tokenizer file"):
             self._model = tokenizers.Tokenizer.from_buffer(data)
-        except Exception as error:  # the library raises a bare Exception if it cannot read the file
-            raise ConfigError(f"{path}: not a Hugging Face tokenizer file ({error})") from None
-        self._model.encode_special_tokens = True  # a page with the text <|endoftext|> must not end its document
-        self._model.no_padding()
-        self._model.no_truncation()
+            self._model.encode_special_tokens = True  # a page with the text <|endoftext|> must not end its document
+            self._model.no_padding()
+            self._model.no_truncation()
+            # This is not the number of tokens: some files skip ids, and others give two tokens the same id.
+            self.vocab_size: int = max(self._model.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+            known = [i for name in _END_NAMES if (i := self._model.token_to_id(name)) is not None]
         self.name = path.name
-        # This is not the number of tokens: some files skip ids, and others give two tokens the same id.
-        self.vocab_size: int = max(self._model.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.fingerprint = hashlib.sha256(data).hexdigest()
-        known = [i for name in _END_NAMES if (i := self._model.token_to_id(name)) is not None]
         if not known:
             raise ConfigError(f"{path}: no end-of-document token. Expected one of {', '.join(_END_NAMES)}")
         self.end_of_document_id: int = known[0]
@@ -188,7 +188,8 @@ class HuggingFaceTokenizer:
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         clean = [_without_surrogates(text) for text in texts]
-        return [encoding.ids for encoding in self._model.encode_batch_fast(clean, add_special_tokens=False)]
+        with library_faults(f"{self.name} cannot encode a text"):
+            return [encoding.ids for encoding in self._model.encode_batch_fast(clean, add_special_tokens=False)]
 
     def _adds_nothing(self) -> bool:
         """Return whether the model adds nothing to a text, as some do to its start: such a text must stay whole."""
@@ -206,7 +207,8 @@ class HuggingFaceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids. Special tokens are left out. ConfigError: an id is outside the vocabulary."""
         _check_ids(ids, self)
-        return str(self._model.decode([int(i) for i in ids], skip_special_tokens=True))
+        with library_faults(f"{self.name} cannot decode token ids"):
+            return str(self._model.decode([int(i) for i in ids], skip_special_tokens=True))
 
 
 def train_sentencepiece(

@@ -12,17 +12,19 @@ from gpt.convert.hugging_face.logits import LogitCheck, Mode, compare_logits, pa
 from gpt.convert.hugging_face.names import family_of, from_hugging_face, table, to_hugging_face
 from gpt.convert.hugging_face.peer import refuse_code
 from gpt.convert.hugging_face.source import TITLES, HuggingFaceSource, find_tokenizer, open_source
-from gpt.convert.hugging_face.tokenizer import compare_tokenizers
+from gpt.convert.hugging_face.tokenizer import SAMPLES, compare_tokenizers
 from gpt.convert.round_trip import main_dtype, round_trip
 from gpt.convert.weights import shapes, without_padding
 from gpt.errors import ConfigError
 from gpt.files.atomic import partial_folder
-from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
+from gpt.tokenizer.faults import try_tokenizer
+from gpt.tokenizer.tokenizers import Tokenizer
 from launch.conversion.sources import (
     check_tokenizer_fits,
     copy_companions,
     dtype_name,
     export_dtype,
+    load_foreign_tokenizer,
 )
 from launch.processes.terminal import progress_bar
 from launch.runs.imported_run import HUGGING_FACE, read_weights, write_run
@@ -67,7 +69,10 @@ def import_folder(folder: Path, output: Path, *, tokenizer_file: Path | None = N
     source = open_source(folder)
     config, dtype = source.config, dtype_name(main_dtype(source))
     tokenizer_file = find_tokenizer(folder) if tokenizer_file is None else tokenizer_file
-    tokenizer = load_tokenizer(tokenizer_file)
+    tokenizer = load_foreign_tokenizer(tokenizer_file)
+    own = folder / "tokenizer.json"
+    if own.is_file() and not own.samefile(tokenizer_file):
+        try_tokenizer(own, SAMPLES)  # transformers loads it
     check_tokenizer_fits(tokenizer_file, tokenizer.vocab_size, folder=folder, vocab_size=config.vocab_size)
     texts = _compare_tokenizers(folder, tokenizer, tokenizer_file)
     about: dict[str, object] = {"from": str(folder), "format": source.title, "dtype": dtype}

@@ -30,7 +30,6 @@ from gpt.convert.weights import GivenWeights, shapes
 from gpt.errors import ConfigError
 from gpt.files.atomic import partial_folder
 from gpt.model.config import ModelConfig
-from gpt.tokenizer.tokenizers import load_tokenizer
 from launch.config.recipe import build, find_recipe, read_toml
 from launch.conversion.sources import (
     check_tokenizer_fits,
@@ -38,6 +37,7 @@ from launch.conversion.sources import (
     copy_tokenizer,
     dtype_name,
     export_dtype,
+    load_foreign_tokenizer,
     verified_weights,
 )
 from launch.processes.terminal import progress_bar
@@ -84,7 +84,7 @@ def import_checkpoint(
     """
     check_format(find_checkpoint(folder, step))
     tokenizer_file = _tokenizer_file(folder, tokenizer_file)
-    size = load_tokenizer(tokenizer_file).vocab_size
+    size = load_foreign_tokenizer(tokenizer_file).vocab_size
     source = open_checkpoint(folder, step=step, recipe=recipe, tokenizer_size=size)
     config, dtype = source.config, dtype_name(main_dtype(source))
     check_tokenizer_fits(tokenizer_file, size, folder=source.folder, vocab_size=config.vocab_size)

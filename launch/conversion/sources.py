@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from gpt.convert.hugging_face.export import COMPANIONS
+from gpt.convert.hugging_face.tokenizer import SAMPLES
 from gpt.errors import ConfigError
 from gpt.files.safetensors import TensorSpec
-from gpt.tokenizer.tokenizers import tokenizer_files
+from gpt.tokenizer.faults import try_tokenizer
+from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, tokenizer_files
 from launch.runs.imported_run import HUGGING_FACE, IMPORTED, MODEL, read_weights
 from launch.runs.saved_run import DTYPES, SavedRun
 from parallel.checkpoint.handle import verify_checkpoint
@@ -64,6 +66,12 @@ def export_dtype(saved: SavedRun, requested: str | None) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name without `torch.`"""
     return str(dtype).removeprefix("torch.")
+
+
+def load_foreign_tokenizer(path: Path) -> Tokenizer:
+    """Load a stranger's tokenizer after a trial in a process of its own: on some files its library aborts."""
+    try_tokenizer(path, SAMPLES)
+    return load_tokenizer(path)
 
 
 def check_tokenizer_fits(tokenizer_file: Path, size: int, *, folder: Path, vocab_size: int) -> None:

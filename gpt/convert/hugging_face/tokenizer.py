@@ -14,7 +14,9 @@ from typing import Any
 from gpt.convert.hugging_face.peer import load_peer_tokenizer
 from gpt.errors import ConfigError, import_extra
 from gpt.files.json_text import decode_json
+from gpt.files.regular import read_bytes
 from gpt.tokenizer.byte_pair import END_OF_DOCUMENT, BytePairTokenizer, printable_bytes
+from gpt.tokenizer.faults import library_faults
 from gpt.tokenizer.tokenizers import Tokenizer, tokenizer_files
 
 _SPACE_MARK = "\u2581"  # how sentencepiece writes a space inside a piece
@@ -45,17 +47,18 @@ def write_tokenizer(source: Path, folder: Path, *, tokenizer: Tokenizer, n_ctx: 
     ConfigError: a tokenizer.json cannot express this sentencepiece model with equal ids.
     """
     source = tokenizer_files(source)[0]
-    if isinstance(tokenizer, BytePairTokenizer):
-        from_byte_pairs(tokenizer).save(str(folder / "tokenizer.json"))
-        end = END_OF_DOCUMENT
-    elif source.suffix == ".json":
-        data = source.read_bytes()
-        (folder / "tokenizer.json").write_bytes(data)
-        names = _token_names(decode_json(data))
-        end = names[tokenizer.end_of_document_id]
-    else:
-        converted, end = from_sentencepiece(source, end_id=tokenizer.end_of_document_id)
-        converted.save(str(folder / "tokenizer.json"))
+    with library_faults(f"the tokenizer {source} cannot be written as a tokenizer.json"):
+        if isinstance(tokenizer, BytePairTokenizer):
+            from_byte_pairs(tokenizer).save(str(folder / "tokenizer.json"))
+            end = END_OF_DOCUMENT
+        elif source.suffix == ".json":
+            data = read_bytes(source)
+            (folder / "tokenizer.json").write_bytes(data)
+            names = _token_names(decode_json(data))
+            end = names[tokenizer.end_of_document_id]
+        else:
+            converted, end = from_sentencepiece(source, end_id=tokenizer.end_of_document_id)
+            converted.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": end,
@@ -108,7 +111,7 @@ def from_sentencepiece(source: Path, *, end_id: int) -> tuple[Any, str]:
     """
     tokenizers = import_extra("tokenizers", extra="hf")
     formats: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
-    proto = formats.ModelProto.FromString(source.read_bytes())
+    proto = formats.ModelProto.FromString(read_bytes(source))
     _check_expressible(source, proto)
     kinds = formats.ModelProto.SentencePiece
     vocabulary = {piece.piece.replace(_SPACE_MARK, " "): i for i, piece in enumerate(proto.pieces)}

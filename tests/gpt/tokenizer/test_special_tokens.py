@@ -43,7 +43,7 @@ def test_an_imported_model_has_those_of_its_files(folder: Path) -> None:
     assert found() == SpecialTokens(begin_id=0, end_ids=(1, 2), added_ids=(0,)), "an id beyond the vocabulary is none"
     config.write_text(json.dumps({"eos_token": "<|im_end|>"}))
     assert found().begin_id == 2, "transformers begins with the eos where there is no bos"
-    for text, words in (("{", "cannot be read"), ("[]", "is not a JSON object")):
+    for text, words in (("{", "is not JSON"), ("[]", "is not a JSON object")):
         config.write_text(text)
         with pytest.raises(ConfigError, match=words):
             found()
