@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -68,8 +68,9 @@ def mark_saved(environment: ClusterEnvironment) -> int:
     torchrun hides the exit status of its ranks, so rank 0 also writes `saved_file`, which slurm/train.sbatch looks for.
     """
     if environment.rank == 0 and environment.saved_file is not None:
-        environment.saved_file.parent.mkdir(parents=True, exist_ok=True)
-        environment.saved_file.write_text("saved after a signal\n", encoding="utf-8")
+        with suppress(OSError):  # a full disk, perhaps: the run has saved all the same
+            environment.saved_file.parent.mkdir(parents=True, exist_ok=True)
+            environment.saved_file.write_text("saved after a signal\n", encoding="utf-8")
     return SAVED_AFTER_SIGNAL
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from parallel.agreement import Group, rank_in, run_on_all_ranks
 from parallel.checkpoint.folders import delete_after, list_checkpoints, list_unusable, published_step
 from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
-from parallel.errors import CheckpointError
+from parallel.errors import CheckpointError, CheckpointFault
 
 
 def find_latest(
@@ -15,9 +15,11 @@ def find_latest(
     links or files, each with the reason.
 
     Collective over `group`: each rank reads a share of every candidate's files, and all ranks get the same answer.
+    CheckpointFault on all ranks: none is whole, but the disk refuses to read one, which may pass.
     """
     directory = Path(directory)
     skipped: list[tuple[Path, str]] = []
+    fault: CheckpointFault | None = None
 
     def candidates() -> list[tuple[Path, str | None]]:
         unusable = list_unusable(directory, at_most=at_most)
@@ -34,6 +36,9 @@ def find_latest(
             return verify_checkpoint(path, group=group), skipped
         except CheckpointError as error:
             skipped.append((path, error.reason))
+            fault = error if fault is None and isinstance(error, CheckpointFault) else fault
+    if fault is not None:
+        raise fault
     return None, skipped
 
 

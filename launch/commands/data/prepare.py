@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError, import_extra
+from gpt.telemetry.output import own_output
 from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
 from launch.processes.environment import ray_cluster, slurm_array_share
 from launch.processes.terminal import table_console
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         n_workers = args.workers or len(os.sched_getaffinity(0))
         show_dry_run(plan(config), config, console, n_workers=n_workers)
     else:
+        own_output(waits=False)  # a run of days must not end or stand still with its terminal
         how = _how(args, config.output.work_folder)
         prepared = prepare(
             config, n_workers=args.workers, progress=ProgressBars(console, every_s=args.progress_every), **how

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,3 +198,31 @@ def test_all_ranks_skip_the_same_damage(tmp_path: Path, cases: Any) -> None:
 def test_all_ranks_skip_the_same_damage_300_times(tmp_path: Path, cases: Any) -> None:
     assert cases.run_job("damage", "flips", tmp_path, 2, COUNT="300", timeout_s=1200) == [0, 0]
     print((tmp_path / "damage.json").read_text())
+
+
+@pytest.mark.skipif(shutil.which("strace") is None and not os.environ.get("CI"), reason="needs strace")
+@pytest.mark.parametrize("persists", [False, True])
+def test_a_disk_that_refuses_a_read_is_asked_again(two: tuple[Path, Path], persists: bool) -> None:
+    """With errors of the kernel; one that persists in every checkpoint that is there is no mistake of the user."""
+    shutil.rmtree(two[0])
+    once = f"""
+from parallel.checkpoint.manifest import read_manifest
+print(read_manifest(Path({str(two[1])!r})).step)
+"""
+    for_ever = f"""
+from parallel.checkpoint.find import find_latest
+time.sleep = lambda _: None
+try:
+    find_latest(Path({str(two[1].parent)!r}))
+except ConfigError as error:
+    print(error)
+    sys.exit(error.exit_status)
+"""
+    code = "import sys, time\nfrom pathlib import Path\nfrom gpt.errors import ConfigError\n"
+    code += for_ever if persists else once
+    fault = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-P", str(two[1] / MANIFEST)]
+    fault += ["-e", f"inject=read:error=EIO:when={'1+' if persists else '1'}"]
+    done = subprocess.run([*fault, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == int(persists), done.stderr
+    error = f"checkpoint {two[1]}: {MANIFEST} cannot be read: Input/output error\n"
+    assert done.stdout == (error if persists else "2\n")
