@@ -61,7 +61,9 @@ def end_job(settings: MonitorSettings, shared: mmap.mmap, beat: Beat, still_s: f
         lines = lines_without_verdict(settings, beat, still_s, exchange)
         line, silent = lines[0], []
         _run_within(DEPUTY_S, lambda: print("\n".join(lines), file=sys.stderr, flush=True))
-    _run_within(DEPUTY_S, lambda: write_error_file(settings, line))
+    # Without a verdict, a rank that was killed has no message: its exit status tells the launcher more.
+    if exchange.decision is not None or not died(exchange):
+        _run_within(DEPUTY_S, lambda: write_error_file(settings, line))
     if beat.status == FAILED:
         process_evidence.exit_of_parent(settings.me.pid)(EXIT_S)  # it has printed its error and is about to end
     for rank in {settings.rank, *silent}:
@@ -73,11 +75,19 @@ def lines_without_verdict(settings: MonitorSettings, beat: Beat, still_s: float,
     """Describe this rank alone, if the report folder gave no verdict: the disk may be full, or may not answer."""
     me = f"rank {settings.rank} ({settings.me.host}, pid {settings.me.pid})"
     where = f"in step {beat.step:,} ({beat.phase})"
+    what = f"no progress for {still_s:.1f} s: {me}"
+    if died(exchange) or beat.status != RUNNING:
+        what = f"{me} {'died' if died(exchange) else STATUS[beat.status]}"
     return [
-        f"triaxial: error: no progress for {still_s:.1f} s: {me} {where}; no verdict on which rank is to blame",
+        f"triaxial: error: {what} {where}; no verdict on which rank is to blame",
         *(rank_lines(exchange.report) if exchange.report is not None else []),
         f"  no reports could be exchanged in {settings.hangs} ({exchange.trouble}); the job ends now, for a restart",
     ]
+
+
+def died(exchange: Exchange) -> bool:
+    """Return whether this rank ended without a word, as after a kill."""
+    return exchange.report is not None and exchange.report.status == "died"
 
 
 def exchange_reports(settings: MonitorSettings, beat: Beat, still_s: float, exchange: Exchange) -> None:

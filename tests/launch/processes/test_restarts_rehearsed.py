@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -162,3 +163,23 @@ def test_sigterm_at_random_times_to_the_launcher(tiny_corpus, launched, tmp_path
     assert launched.saved(job.run) == launched.saved(plain.run)
     assert read_account(job.run / "ledger.jsonl").repeated_steps == 0
     print(f"\nfrom SIGTERM to the end of the launcher: {max(saved_s):.1f} s at most of {stops}")
+
+
+def test_a_rank_killed_while_the_disk_is_full_keeps_its_cause(tiny_corpus, launched, tmp_path, small_disk):
+    """The restart meets the full disk as well: the launcher waits until there is room."""
+    disk = small_disk(8 << 20)
+    words = ["--nproc", 2, "--max-restarts", 1, "--train.total_tokens", 512 * 400, "--checkpoint.every_tokens", 5120]
+    with launched.Launched(tiny_corpus.recipe, disk / "run", *words, logs=tmp_path) as job:
+        job.wait_for_step(12)
+        with (disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        job.kill(1)
+        job.wait_for(lambda: "the run starts again in" in job.errors(), what="a start on the full disk")
+        (disk / "filler").unlink()
+        assert job.end() == 0, job.errors()
+    cause = "rank 1 was killed by SIGKILL"
+    assert f"triaxial: {cause}" in job.errors()
+    assert f"{job.run}/.owner.json: no space left on device; 0 bytes are free\n" in job.errors()
+    (told,) = job.told("restart")
+    assert told.startswith(f"restart 1 of 1 ({cause}")

@@ -1,5 +1,6 @@
 """What one monitor writes: the text of a report, the error file for the launcher, its words without a verdict."""
 
+import dataclasses
 import json
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 from hang_reports import collective, settings, waiting
 
 from parallel.health.hang_response import Exchange, lines_without_verdict, report_text, write_error_file
-from parallel.health.heartbeat import RUNNING, Beat
+from parallel.health.heartbeat import LOST, RUNNING, Beat
 
 
 def test_the_text_of_a_report_has_stacks_and_marks_open_collectives():
@@ -41,3 +42,8 @@ def test_without_a_verdict_a_monitor_describes_its_own_rank(tmp_path):
     assert lines[0].startswith("triaxial: error: no progress for 9.0 s: rank 1 (node1, pid 101) in step 6 (training);")
     assert "last collective of rank 1: all_reduce" in lines[1]
     assert f"no reports could be exchanged in {tmp_path} (No space left on device)" in lines[-1]
+    lost = Beat(3, 6, 8.0, LOST, "training")
+    killed = Exchange("SIGKILL", report=dataclasses.replace(waiting(1), status="died"))
+    for beat, other, what in ((lost, exchange, "lost its peers"), (lost, killed, "died")):
+        (line, *_) = lines_without_verdict(settings(tmp_path, 1), beat, 0.0, other)
+        assert line.startswith(f"triaxial: error: rank 1 (node1, pid 101) {what} in step 6 (training); no verdict")
