@@ -1,7 +1,7 @@
 """Run the stages in their order, from a recipe's inputs to its corpus folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class PreparedCorpus:
     seconds: dict[str, tuple[int, float]]  # stage: (tasks, seconds of work)
     folder: Path
     description: dict[str, Any]
+    quarantined: dict[str, list[tuple[Path, int]]] = field(default_factory=dict)  # stage: files of failed documents
 
 
 def prepare(
@@ -71,6 +72,7 @@ def prepare(
         share=share,
         share_timeout_s=share_timeout_s,
         keep_intermediate=config.output.keep_intermediate,
+        quarantine=config.quarantine,
     ) as workspace:
         return run_stages(workspace, config, found)
 
@@ -130,7 +132,7 @@ def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | Remote
     run.finish()
     if config.output.url is not None:
         workspace.run_once(partial(upload_corpus, config.output.corpus_folder, config.output.url))
-    return PreparedCorpus(run.counts, run.facts, run.seconds, config.output.corpus_folder, description)
+    return PreparedCorpus(run.counts, run.facts, run.seconds, config.output.corpus_folder, description, run.quarantined)
 
 
 def _check_other_corpora(config: PrepareConfig) -> None:

@@ -212,7 +212,7 @@ class _Plan:
         if to_do:
             return [FinishedTask(task, [], cast(dict[str, Any], _Unknown()), 0.0) for task in tasks]
         return [
-            FinishedTask(task, [Counts(**counts) for counts in entry["counts"]], entry["facts"], entry["elapsed_s"])
+            FinishedTask.of(task, entry, self.folder)
             for task, entry in zip(tasks, entries, strict=True)
             if entry is not None
         ]

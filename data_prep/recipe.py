@@ -10,6 +10,7 @@ from data_prep.decontamination.decontaminate import DecontaminateConfig
 from data_prep.dedup.exact import ExactConfig
 from data_prep.dedup.fuzzy import FuzzyConfig
 from data_prep.dedup.index import DedupConfig
+from data_prep.documents.quarantine import QuarantineConfig
 from data_prep.extraction.page_text import ExtractConfig
 from data_prep.filters.language import LanguageConfig
 from data_prep.filters.pareto import ClassifyConfig
@@ -88,3 +89,4 @@ class PrepareConfig:
     dedup_minhash: FuzzyConfig = field(default_factory=FuzzyConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     pii: PiiConfig = field(default_factory=PiiConfig)
+    quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)

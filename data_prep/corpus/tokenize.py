@@ -18,6 +18,7 @@ import numpy.typing as npt
 from data_prep.corpus.split import SplitConfig
 from data_prep.documents.arrays import write_array
 from data_prep.documents.counts import Tally
+from data_prep.documents.quarantine import Quarantine
 from data_prep.documents.shards import Document, read_shard
 from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import ConfigError, import_extra
@@ -75,12 +76,21 @@ def tokenize_shard(config: SplitConfig, inputs: tuple[Path, ...], outputs: tuple
     tokenizer = _load_once(inputs[1], tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats))
     dtype = token_dtype(tokenizer.vocab_size)
     tally = Tally("tokenize")
+
+    def encode(batch: list[Document]) -> list[tuple[bytes, npt.NDArray[Any]]]:
+        texts = [document.text for document in batch]
+        return list(zip([text.encode() for text in texts], tokenizer.encode_arrays(texts), strict=True))
+
     validation, order, texts, lengths = array("b"), array("Q"), array("Q"), array("i")
-    with tempfile.TemporaryFile(dir=outputs[0].parent) as unsorted:
-        for documents, ids in _encode(read_shard(inputs[0]), tokenizer):
+    with (
+        tempfile.TemporaryFile(dir=outputs[0].parent) as unsorted,
+        Quarantine("tokenize", inputs, outputs) as quarantine,
+    ):
+        found = quarantine.each_batch(_batches(read_shard(inputs[0])), encode, tally)
+        for documents, values in found:
+            ids = [document_ids for _, document_ids in values]
             unsorted.write(_joined(ids, tokenizer, dtype).data)
-            for document in documents:
-                text = document.text.encode()
+            for document, (text, _) in zip(documents, values, strict=True):
                 validation.append(config.is_validation(document.id))
                 order.append(config.order(document.id))
                 texts.append(xxhash.xxh3_64_intdigest(text))
@@ -148,20 +158,18 @@ def _totals(rows: npt.NDArray[Any], validation: bool) -> dict[str, int]:
     return {"tokens": int(lengths.sum(dtype=np.int64)), "documents": len(lengths)}
 
 
-def _encode(
-    documents: Iterator[Document], tokenizer: Tokenizer
-) -> Iterator[tuple[list[Document], Sequence[npt.NDArray[Any]]]]:
-    """Yield batches of documents with the token ids of each."""
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Yield the documents in batches of about _BATCH_CHARACTERS."""
     batch: list[Document] = []
     size = 0
     for document in documents:
         batch.append(document)
         size += len(document.text)
         if size > _BATCH_CHARACTERS:
-            yield batch, tokenizer.encode_arrays([d.text for d in batch])
+            yield batch
             batch, size = [], 0
     if batch:
-        yield batch, tokenizer.encode_arrays([d.text for d in batch])
+        yield batch
 
 
 TOKENIZE = Stage("tokenize", tokenize_shard)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from data_prep.corpus.split import SplitConfig
 from data_prep.corpus.tokenize import TokenizerConfig
-from data_prep.documents.shards import read_shard, write_shard
+from data_prep.documents.quarantine import Quarantine
+from data_prep.documents.shards import Document, read_shard, write_shard
 from data_prep.execution.tasks import Stage, TaskResult
 from gpt.errors import import_extra
 from gpt.tokenizer.tokenizers import train_sentencepiece
@@ -45,11 +46,18 @@ def sample_bound(train_bytes: int, *, documents: int, n_bytes: int) -> int:
 
 def sample_shard(config: SampleTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: a shard to the shard of its candidates."""
-    with write_shard(outputs[0]) as write:
-        for document in read_shard(inputs[0]):
-            if config.split.order(document.id) < config.below and not config.split.is_validation(document.id):
+    n_documents = 0
+
+    def is_chosen(document: Document) -> bool:
+        document.text.encode()  # fails on a text that cannot be written
+        return config.split.order(document.id) < config.below and not config.split.is_validation(document.id)
+
+    with write_shard(outputs[0]) as write, Quarantine(SAMPLE.name, inputs, outputs) as quarantine:
+        for document, chosen in quarantine.each_or_none(read_shard(inputs[0]), is_chosen):
+            n_documents += 1
+            if chosen:
                 write(document)
-    return TaskResult()
+    return TaskResult(facts={"documents": n_documents})
 
 
 def train_tokenizer(config: TrainTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
@@ -78,7 +86,7 @@ def _training_texts(shards: Iterable[Path], config: TrainTask) -> Iterator[str]:
         for document in read_shard(shard):
             if config.split.order(document.id) << 64 >= end or config.split.is_validation(document.id):
                 continue
-            text = document.text.encode()
+            text = document.text.encode("utf-8", "replace")  # fails in the next step
             position = config.split.order(document.id) << 64 | xxhash.xxh3_64_intdigest(text)  # equal ids: by text
             if position < end:
                 heapq.heappush(held, (-position, document.text, len(text)))

@@ -8,6 +8,7 @@ Steps: index the sets, search each shard, count the documents of each gram over 
 the whole corpus, not on how it is sharded.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from data_prep.decontamination.known_grams import SEARCH, LengthRule, SearchTask
 from data_prep.decontamination.ngrams import GramIndex, Spans, find_known, plain
 from data_prep.documents.arrays import read_array, write_array
 from data_prep.documents.counts import Tally
+from data_prep.documents.quarantine import REASON, Quarantine, failed_rows
 from data_prep.documents.shards import Document, piece_id, read_shard, write_shard
 from data_prep.documents.traces import write_trace
 from data_prep.execution.shard_runs import ShardRun, Shards
@@ -141,7 +143,7 @@ def choose_grams(config: GramChoiceTask, inputs: tuple[Path, ...], outputs: tupl
 
 
 def cut_documents(config: DecontaminateConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: (shard, CUT_ROWs) to (shard, trace), where cut documents are replaced by their pieces.
+    """Stage function: (shard, CUT_ROWs, quarantines of the search) to (shard, trace); pieces replace cut documents.
 
     There are two rows of counts. `decontaminate` counts documents; a cut one is kept if one of its pieces is. `pieces`
     counts pieces, a whole document as one, so its documents out are those of the output shard.
@@ -149,16 +151,34 @@ def cut_documents(config: DecontaminateConfig, inputs: tuple[Path, ...], outputs
     hits = read_array(inputs[1])
     index = GramIndex.of(np.unique(hits["number"]))
     with_hits = set(hits["row"].tolist())
+    failed = failed_rows(inputs[2:])  # not searched, so they must not stay
     n_cut = n_characters = 0
-    with write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
+    rows = itertools.count()
+
+    def parts_of(document: Document) -> list[Document]:
+        document.text.encode()  # fails on a text that cannot be written
+        if next(rows) not in with_hits:
+            return []
+        return cut(document, find_known(document.text, index, (config.ngram_words,)), config.window_characters)
+
+    with (
+        write_shard(outputs[0]) as write,
+        write_trace(outputs[1]) as trace,
+        Quarantine("decontaminate", inputs, outputs) as quarantine,
+    ):
         documents, pieces = Tally("decontaminate", trace), Tally("pieces", trace)
-        for row, document in enumerate(read_shard(inputs[0])):
+        found = quarantine.each_or_none(read_shard(inputs[0]), parts_of, documents)
+        for row, (document, parts) in enumerate(found):
+            if parts is None:
+                continue
+            if row in failed:
+                documents.drop(REASON, document.n_bytes, document.id, detail="in the search")
+                continue
             if row not in with_hits:
                 documents.keep(document.n_bytes, document.n_bytes)
                 pieces.keep(document.n_bytes, document.n_bytes)
                 write(document)
                 continue
-            parts = cut(document, find_known(document.text, index, (config.ngram_words,)), config.window_characters)
             long = [part for part in parts if len(part.text) >= config.min_piece_characters]
             if len(parts) > config.max_pieces or not long:
                 reason = "too_many_pieces" if len(parts) > config.max_pieces else "no_long_piece"

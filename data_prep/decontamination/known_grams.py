@@ -15,6 +15,7 @@ from data_prep.corpus.split import SplitConfig
 from data_prep.decontamination.evaluation_sets import EvaluationSet, Example, find_set_files, read_examples
 from data_prep.decontamination.ngrams import GramIndex, count_words, find_in_each, join, scan_grams
 from data_prep.documents.arrays import read_array, write_array
+from data_prep.documents.quarantine import NumberedDocument, Quarantine
 from data_prep.documents.shards import Document, read_shard, write_shard
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskResult
@@ -134,29 +135,39 @@ def search_shard(config: SearchTask, inputs: tuple[Path, ...], outputs: tuple[Pa
     """Stage function: (shard, known numbers) to its HITs, sorted. Facts: documents and characters searched."""
     split = config.split
     chosen = (
-        (row, document.text)
+        NumberedDocument(document.id, document.text, document.metadata, row)
         for row, document in enumerate(read_shard(inputs[0]))
         if split is None or not split.is_validation(document.id)
     )
-    return find_hits(chosen, config.lengths, inputs[1], outputs[0])
+    return find_hits(chosen, config.lengths, inputs, outputs)
 
 
-def find_hits(texts: Iterable[tuple[int, str]], lengths: tuple[int, ...], known: Path, output: Path) -> TaskResult:
-    """Write the HITs of (row, text) pairs to `output`, sorted; `known` is the file of the known grams' numbers."""
-    index = GramIndex.of(np.load(known, mmap_mode="r", allow_pickle=False))  # mapped: workers share its memory
+def find_hits(
+    documents: Iterable[NumberedDocument],
+    lengths: tuple[int, ...],
+    inputs: tuple[Path, ...],
+    outputs: tuple[Path, ...],
+) -> TaskResult:
+    """Write the HITs of documents to the first output, sorted; the second input has the numbers of the known grams."""
+    index = GramIndex.of(np.load(inputs[1], mmap_mode="r", allow_pickle=False))  # mapped: workers share its memory
     hits = [np.zeros(0, np.uint64)]
     n_documents = n_characters = 0
-    for batch in _batches(texts):
-        rows, found = find_in_each([text for _, text in batch], index, lengths)
-        of_batch = np.array([row for row, _ in batch], dtype=np.uint64)
-        if len(found):
-            hits.append(np.unique(of_batch[rows] << np.uint64(32) | found.numbers))
-        n_documents += len(batch)
-        n_characters += sum(len(text) for _, text in batch)
+
+    def search_batch(batch: list[NumberedDocument]) -> list[npt.NDArray[np.uint64]]:
+        rows, found = find_in_each([document.text for document in batch], index, lengths)
+        return [found.numbers[rows == number] for number in range(len(batch))]
+
+    with Quarantine(SEARCH.name, inputs, outputs) as quarantine:
+        for batch, numbers in quarantine.each_batch(_batches(documents), search_batch):
+            for document, own in zip(batch, numbers, strict=True):
+                if len(own):
+                    hits.append(np.unique(np.uint64(document.row) << np.uint64(32) | own))
+            n_documents += len(batch)
+            n_characters += sum(len(document.text) for document in batch)
     pairs = np.concatenate(hits)
     table = np.zeros(len(pairs), HIT)
     table["row"], table["gram"] = pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)
-    write_array(output, table)
+    write_array(outputs[0], table)
     return TaskResult([], {"documents": n_documents, "characters": n_characters})
 
 
@@ -173,12 +184,12 @@ def _rows(example: Example, n: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray
     return grams.numbers, table
 
 
-def _batches(texts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    batch: list[tuple[int, str]] = []
+def _batches(documents: Iterable[NumberedDocument]) -> Iterator[list[NumberedDocument]]:
+    batch: list[NumberedDocument] = []
     size = 0
-    for row, text in texts:
-        batch.append((row, text))
-        size += len(text)
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
         if size > _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0

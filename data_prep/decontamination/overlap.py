@@ -27,6 +27,7 @@ from data_prep.decontamination.known_grams import (
     search_shard,
 )
 from data_prep.documents.arrays import read_array
+from data_prep.documents.quarantine import NumberedDocument
 from data_prep.documents.records import Page
 from data_prep.documents.shards import Document, read_shard
 from data_prep.execution.files import disk_errors
@@ -215,10 +216,10 @@ def search_texts(config: TextTask, inputs: tuple[Path, ...], outputs: tuple[Path
     not read.
     """
     with local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path:
-        return find_hits(_texts(path, config.input), config.lengths, inputs[1], outputs[0])
+        return find_hits(_texts(path, config.input), config.lengths, inputs, outputs)
 
 
-def _texts(path: Path, reading: InputConfig) -> Iterator[tuple[int, str]]:
+def _texts(path: Path, reading: InputConfig) -> Iterator[NumberedDocument]:
     for row, record in enumerate(read_records(path, reading)):
         if isinstance(record, Page):
             raise ConfigError(
@@ -226,7 +227,7 @@ def _texts(path: Path, reading: InputConfig) -> Iterator[tuple[int, str]]:
             )
         if not isinstance(record, Document):
             raise ConfigError(f"training.paths: {path}, record {row + 1}, cannot be read ({record.reason})")
-        yield row, record.text
+        yield NumberedDocument(record.id, record.text, record.metadata, row)
 
 
 @dataclass(frozen=True)

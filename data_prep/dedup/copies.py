@@ -20,6 +20,7 @@ from data_prep.dedup.gather import Gathered
 from data_prep.dedup.index import OWN, Notes, corpus_of, position, read_corpora, shard_of
 from data_prep.dedup.sorted_rows import Limits, Range, Rows, RowSource, merge_sorted
 from data_prep.documents.counts import Tally
+from data_prep.documents.quarantine import REASON, failed_rows
 from data_prep.documents.shards import read_shard, write_shard
 from data_prep.documents.traces import write_trace
 from data_prep.execution.shard_runs import ShardRun, Shards
@@ -83,13 +84,17 @@ def _entries(blocks: Iterator[Rows], notes: Notes, corpora: tuple[str, ...]) -> 
 
 
 def remove_copies(config: Removal, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: (shard, its list of copies) to (the shard without them, trace)."""
-    shard, list_path = inputs
+    """Stage function: (shard, its list of copies, quarantines of its comparison) to (the shard without them, trace)."""
+    shard, list_path, *aside = inputs
+    failed = failed_rows(aside)
     with open(list_path, encoding="utf-8") as file, write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
         tally = Tally(config.step, trace)
         copies = map(decode_json, file)
         row, original, corpus = next(copies, (None, "", None))
         for number, document in enumerate(read_shard(shard)):
+            if number in failed:
+                tally.drop(REASON, len(document.text), document.id, detail="in the comparison")
+                continue
             if number != row:
                 tally.keep(document.n_bytes, document.n_bytes)
                 write(document)

@@ -25,7 +25,8 @@ from data_prep.dedup.copies import (
 from data_prep.dedup.gather import describe_shards, gather, gather_rows
 from data_prep.dedup.index import OWN, describe_documents, find_indexes, read_corpora
 from data_prep.dedup.sorted_rows import Limits, Range, even_ranges, merge_sorted, write_sorted
-from data_prep.documents.shards import encode_line, keyed_hash, read_shard
+from data_prep.documents.quarantine import Quarantine
+from data_prep.documents.shards import Document, encode_line, keyed_hash, read_shard
 from data_prep.execution.shard_runs import ShardRun, Shards
 from data_prep.execution.tasks import Stage, Task, TaskResult
 from gpt.errors import import_extra
@@ -102,17 +103,22 @@ def digest_texts(config: DigestTask, inputs: tuple[Path, ...], outputs: tuple[Pa
     xxhash = import_extra("xxhash", extra="data")
     rows: list[tuple[int, ...]] = []
     number = -1
+
+    def digests(document: Document) -> tuple[int, ...]:
+        text = " ".join(document.text.lower().split()) if config.ignore_case_and_space else document.text
+        digest = xxhash.xxh3_128_intdigest(text.encode())
+        line = xxhash.xxh3_64_intdigest(encode_line(document))
+        return digest >> 64, digest & (2**64 - 1), OWN, keyed_hash(document.id, key="exact"), line
+
     with (
         write_sorted(outputs[0], ROW, bytes_in_memory=config.limits.bytes_in_memory) as append,
         describe_documents(outputs[1], outputs[2], key="exact") as describe,
+        Quarantine("exact_digests", inputs, outputs) as quarantine,
     ):
-        for number, document in enumerate(read_shard(inputs[0])):
-            text = " ".join(document.text.lower().split()) if config.ignore_case_and_space else document.text
-            digest = xxhash.xxh3_128_intdigest(text.encode())
-            order = keyed_hash(document.id, key="exact")
-            line = xxhash.xxh3_64_intdigest(encode_line(document))
-            rows.append((digest >> 64, digest & (2**64 - 1), OWN, order, line, number))
-            describe(document)
+        for number, (document, row) in enumerate(quarantine.each_or_none(read_shard(inputs[0]), digests)):
+            if row is not None:
+                rows.append((*row, number))
+            describe(document, failed=row is None)
             if len(rows) >= _BLOCK:
                 append(np.array(rows, dtype=ROW))
                 rows.clear()

@@ -152,17 +152,17 @@ def position_ranges(corpora: Sequence[Corpus], n: int) -> list[Range]:
 
 @contextmanager
 def describe_documents(about_path: Path, notes_path: Path, *, key: str) -> Iterator[Callable[..., None]]:
-    """Write a shard's .about and .notes: yields a function to call with (document, grams or None), in order."""
+    """Write a shard's .about and .notes: yields a function to call with (document, grams or None, failed), in order."""
     xxhash = import_extra("xxhash", extra="data")
     rows: list[tuple[int, ...]] = []
     offset = 0
     with open(about_path, "wb") as about, open(notes_path, "wb") as notes:
 
-        def describe(document: Document, grams: npt.NDArray[np.uint64] | None = None) -> None:
+        def describe(document: Document, grams: npt.NDArray[np.uint64] | None = None, *, failed: bool = False) -> None:
             nonlocal offset
             name = document.id.encode("utf-8", "surrogatepass")
-            order = keyed_hash(document.id, key=key)
-            text = document.text.encode()
+            order = 0 if failed else keyed_hash(document.id, key=key)  # no row refers to a failed document
+            text = b"" if failed else document.text.encode()
             n_grams = 0 if grams is None else len(grams)
             rows.append((len(text), order, xxhash.xxh3_64_intdigest(text), offset, len(name), n_grams))
             notes.write(name)

@@ -24,6 +24,7 @@ from data_prep.dedup.minhash import (
     split_words,
 )
 from data_prep.dedup.sorted_rows import Limits, Rows, write_sorted
+from data_prep.documents.quarantine import Quarantine
 from data_prep.documents.shards import Document, keyed_hash, read_shard
 from data_prep.execution.tasks import Stage, TaskResult
 
@@ -91,25 +92,29 @@ def sign_texts(config: SignTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
     with (
         write_sorted(outputs[0], setting.row_type, bytes_in_memory=config.limits.bytes_in_memory) as append,
         describe_documents(outputs[1], outputs[2], key="minhash") as describe,
+        Quarantine("minhash_signatures", inputs, outputs) as quarantine,
     ):
-        for documents, words in _batches(read_shard(inputs[0]), setting):
-            grams = signer.grams(words)
-            for document, some in zip(documents, grams, strict=True):
-                describe(document, None if setting.min_jaccard == 0 else some)
+        found = quarantine.each_or_none(read_shard(inputs[0]), lambda one: split_words(one.text, setting.tokens))
+        for documents, words in _batches(found):
+            grams = signer.grams([own or [] for own in words])
+            for document, own, some in zip(documents, words, grams, strict=True):
+                describe(document, None if setting.min_jaccard == 0 else some, failed=own is None)
             append(signer.rows(documents, grams, first))
             first += len(documents)
     return TaskResult([], {"documents": first})
 
 
-def _batches(documents: Iterator[Document], setting: MinHash) -> Iterator[tuple[list[Document], list[list[bytes]]]]:
-    """Yield documents and their words, enough at a time that numpy's calls cost little."""
+def _batches(
+    found: Iterator[tuple[Document, list[bytes] | None]],
+) -> Iterator[tuple[list[Document], list[list[bytes] | None]]]:
+    """Yield documents and their words, None if they failed, enough at a time that numpy's calls cost little."""
     batch: list[Document] = []
-    words: list[list[bytes]] = []
+    words: list[list[bytes] | None] = []
     n_words = 0
-    for document in documents:
+    for document, own in found:
         batch.append(document)
-        words.append(split_words(document.text, setting.tokens))
-        n_words += len(words[-1])
+        words.append(own)
+        n_words += len(own or ())
         if n_words >= _BATCH_WORDS or len(batch) == _BATCH_DOCUMENTS:
             yield batch, words
             batch, words, n_words = [], [], 0

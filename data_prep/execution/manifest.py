@@ -108,7 +108,7 @@ class WorkManifest:
 
     def is_intact(self, entry: Entry) -> bool:
         """Return whether a task's outputs are unchanged, judged by size and time of change alone."""
-        paths = [(self.folder / output["path"], output["digest"]) for output in entry["outputs"]]
+        paths = [(self.folder / output["path"], output["digest"]) for output in files_of(entry)]
         return all(self.digest(path) == digest for path, digest in paths)
 
     def append(self, line: Entry) -> None:
@@ -153,7 +153,7 @@ class WorkManifest:
             self._shared.add(entry["of_tasks"])
         elif "key" in entry:
             self._positions[bytes.fromhex(entry["key"])] = (path, offset, length)
-            for output in entry["outputs"]:
+            for output in files_of(entry):
                 self._know(str(self.folder / output["path"]), output, path)
 
     def _know(self, path: str, facts: Entry, writer: Path) -> None:
@@ -169,12 +169,17 @@ class WorkManifest:
         return self._readers[path]
 
 
+def files_of(entry: Entry) -> list[Entry]:
+    """Return the files of a task's entry: its outputs, and its failed documents if there are any."""
+    return [*entry["outputs"], *([entry["quarantine"]] if "quarantine" in entry else [])]
+
+
 def _parse(line: bytes) -> Entry | None:
     try:
         entry = decode_json(line)
         if "key" in entry:
             bytes.fromhex(entry["key"])
-            _check(entry["outputs"])
+            _check(files_of(entry))
         elif "file" in entry:
             _check([entry["file"]])
         elif "removed" in entry:

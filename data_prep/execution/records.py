@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents.counts import Counts
+from data_prep.documents.quarantine import FOLDER, quarantine_path
 from data_prep.execution.files import describe_file, disk_errors
 from data_prep.execution.fingerprint import Fingerprint
-from data_prep.execution.manifest import Entry, WorkManifest
+from data_prep.execution.manifest import Entry, WorkManifest, files_of
 from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskOutcome, TaskRequest, plain, task_key
 from gpt.files.atomic import sync_folder
 
@@ -76,7 +76,7 @@ class TaskRecords:
         entry = self._manifest.entry(key)
         if entry is None:
             return False
-        outputs = [(self.folder / output["path"], output["digest"]) for output in entry["outputs"]]
+        outputs = [(self.folder / output["path"], output["digest"]) for output in files_of(entry)]
         return all(self._output_digest(path) == digest for path, digest in outputs)
 
     def _output_digest(self, path: Path) -> str | None:
@@ -108,7 +108,7 @@ class TaskRecords:
         """The entry of a finished task."""
         entry = self._manifest.entry(key)
         assert entry is not None, key
-        return FinishedTask(task, [Counts(**counts) for counts in entry["counts"]], entry["facts"], entry["elapsed_s"])
+        return FinishedTask.of(task, entry, self.folder)
 
     def digest(self, path: Path) -> str:
         """Digest of a file's content; read once, then known by path, size and time of change."""
@@ -130,12 +130,23 @@ class TaskRecords:
     def add_task(self, request: TaskRequest, key: str, outcome: TaskOutcome) -> None:
         """Move a task's outputs into place and write its line."""
         outputs = []
+        more: dict[str, Any] = {}
         with disk_errors(self.folder):
             for left, final, facts in zip(outcome.outputs, request.task.outputs, outcome.files, strict=True):
                 os.replace(left, final)
                 self._names.get(final.parent, set()).add(final.name)
                 self._renamed_in.add(final.parent)
                 outputs.append({"path": os.path.relpath(final, self.folder), **facts})
+            aside = (
+                self.folder / FOLDER / request.stage.name / f"{request.task.outputs[0].name.partition('.')[0]}.jsonl"
+            )
+            if outcome.quarantine is None:
+                aside.unlink(missing_ok=True)  # of an earlier run
+            else:
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(quarantine_path(outcome.outputs[0]), aside)
+                self._renamed_in.add(aside.parent)
+                more["quarantine"] = {"path": os.path.relpath(aside, self.folder), **outcome.quarantine}
         code, config = request.fingerprint.code, plain(request.task.config)
         self._append(
             {
@@ -147,6 +158,7 @@ class TaskRecords:
                 "outputs": outputs,
                 "counts": [counts.as_dict() for counts in outcome.result.counts],
                 "facts": outcome.result.facts,
+                **more,
                 "elapsed_s": round(outcome.elapsed_s, 3),
                 "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "host": outcome.host,

@@ -41,7 +41,9 @@ class ShardRun:
         self.counts: list[Counts] = []
         self.facts: dict[str, list[dict[str, Any]]] = {}  # stage: facts of its tasks
         self.seconds: dict[str, tuple[int, float]] = {}  # stage: (tasks, seconds of work)
+        self.quarantined: dict[str, list[tuple[Path, int]]] = {}  # stage: files of failed documents, their number
         self._steps: list[Step] = []
+        self._aside: dict[Path, list[Path]] = {}  # shard: failed documents of the stages that only read it
 
     def named(self, sources: Sequence[Path]) -> Shards:
         """Name source files by the digest of their content: names and order do not matter, equal files count once."""
@@ -61,13 +63,14 @@ class ShardRun:
         """Run one task a shard, which writes (shard, trace).
 
         The file of the same name in `extra_inputs`, if given, is the task's second input. No later stage may read the
-        files in `shards`.
+        files in `shards`. Files of the documents on which stages failed that only read a shard come last.
         """
         step = Step(stage.name, SHARD_ENDING, tuple(shards))
         after = dict(zip(shards, step.shards(self.workspace.folder), strict=True))
         traces = dict(zip(shards, step.traces(self.workspace.folder), strict=True))
+        extra = {name: () if extra_inputs is None else (extra_inputs[name],) for name in shards}
         tasks = [
-            Task(config, (path,) if extra_inputs is None else (path, extra_inputs[name]), (after[name], traces[name]))
+            Task(config, (path, *extra[name], *self._aside.get(path, ())), (after[name], traces[name]))
             for name, path in shards.items()
         ]
         self._run(stage, tasks, step=step)
@@ -94,6 +97,11 @@ class ShardRun:
 
     def _run(self, stage: Stage, tasks: Sequence[Task], *, step: Step | None = None) -> list[FinishedTask]:
         finished = self.workspace.run(stage, tasks)
+        for task in finished:
+            if task.quarantine is not None:
+                self.quarantined.setdefault(stage.name, []).append(task.quarantine)
+                if step is None:
+                    self._aside.setdefault(task.task.inputs[0], []).append(task.quarantine[0])
         self.facts.setdefault(stage.name, []).extend(task.facts for task in finished if task.facts)
         n_tasks, elapsed_s = self.seconds.get(stage.name, (0, 0.0))
         elapsed_s += sum(task.elapsed_s for task in finished)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep.documents.counts import Counts
+from data_prep.documents.quarantine import quarantine_path
 from data_prep.execution.files import describe_file, disk_errors
 from data_prep.execution.fingerprint import Fingerprint, fingerprint
 from gpt.errors import ConfigError
@@ -67,12 +68,29 @@ class Task:
 
 @dataclass(frozen=True)
 class FinishedTask:
-    """A task's entry in the manifest. `elapsed_s`: seconds that its worker took."""
+    """A task's entry in the manifest. `elapsed_s`: seconds that its worker took.
+
+    `quarantine`: the file with the documents on which it failed, and their number.
+    """
 
     task: Task
     counts: list[Counts]
     facts: dict[str, Any]
     elapsed_s: float
+    quarantine: tuple[Path, int] | None = None
+
+    @classmethod
+    def of(cls, task: Task, entry: dict[str, Any], folder: Path) -> "FinishedTask":
+        """A task's entry in the manifest of a work folder, as an object."""
+        aside = entry.get("quarantine")
+        quarantine = None if aside is None else (folder / aside["path"], aside["documents"])
+        counts = [Counts(**counts) for counts in entry["counts"]]
+        return cls(task, counts, entry["facts"], entry["elapsed_s"], quarantine)
+
+    @property
+    def n_documents(self) -> int:
+        """Number of documents that it read, 0 if it reads none."""
+        return self.counts[0].documents_in if self.counts else int(self.facts.get("documents", 0))
 
 
 @dataclass(frozen=True)
@@ -103,13 +121,17 @@ class TaskRequest:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """A worker's answer: the result, where the outputs lie, size and digest of each, the worker's host and its time."""
+    """A worker's answer: the result, where the outputs lie, size and digest of each, the worker's host and its time.
+
+    `quarantine`: the same facts about the file of failed documents, with their number; None if there are none.
+    """
 
     result: TaskResult
     outputs: Paths
     files: list[dict[str, Any]]
     elapsed_s: float
     host: str
+    quarantine: dict[str, Any] | None = None
 
 
 class Work(Protocol):
@@ -215,16 +237,22 @@ def execute(request: TaskRequest) -> TaskOutcome:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
             result = request.stage.function(request.task.config, request.task.inputs, outputs)
-            for path in outputs:
+            aside = quarantine_path(outputs[0])
+            written = (*outputs, aside) if aside.exists() else outputs
+            for path in written:
                 with open(path, "rb+") as file:
                     sync_file(file)
-            files = [describe_file(path) for path in outputs]
+            files = [describe_file(path) for path in written]
         except BaseException:
             for folder in folders:
                 for path in folder.glob(f"{attempt}*"):
                     path.unlink(missing_ok=True)
             raise
-    return TaskOutcome(result, outputs, files, time.perf_counter() - started, host)
+    quarantine = None
+    if len(files) > len(outputs):
+        with open(aside, "rb") as lines:
+            quarantine = {"documents": sum(1 for _ in lines), **files.pop()}
+    return TaskOutcome(result, outputs, files, time.perf_counter() - started, host, quarantine)
 
 
 def _check_inputs(request: TaskRequest, host: str) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.documents.quarantine import QuarantineConfig
 from data_prep.execution.files import describe_file, disk_errors
 from data_prep.execution.fingerprint import Fingerprint
 from data_prep.execution.records import MAX_LISTED_INPUTS, TaskRecords
@@ -51,6 +52,7 @@ class Workspace:
         executor: Callable[[int | None], Executor] = LocalWorkers,
         share: Share | None = None,
         share_timeout_s: float = SHARE_TIMEOUT_S,
+        quarantine: QuarantineConfig | None = None,
         keep_intermediate: bool = True,
     ) -> None:
         self.folder = folder.resolve()
@@ -58,6 +60,7 @@ class Workspace:
         self._progress = progress
         self._executor = executor(n_workers)
         self._share = share
+        self._quarantine = quarantine or QuarantineConfig()
         self._share_timeout_s = share_timeout_s
         self._lock = WorkFolderLock(self.folder, share)
         self._attempts = self.folder / TEMPORARY / (self._lock.label or "run")
@@ -124,7 +127,10 @@ class Workspace:
         self._records.trust_outputs(tasks)
         if not self._keep_intermediate:
             self._history.append((stage, tasks))
-        return [self._records.finished(task, key) for task, key in zip(tasks, keys, strict=True)]
+        finished = [self._records.finished(task, key) for task, key in zip(tasks, keys, strict=True)]
+        n_failed = sum(task.quarantine[1] for task in finished if task.quarantine is not None)
+        self._quarantine.check(self.folder, stage.name, n_failed, sum(task.n_documents for task in finished))
+        return finished
 
     def _request(self, stage: Stage, fingerprint: Fingerprint, task: Task) -> TaskRequest:
         n_bytes = self._records.input_bytes(task)
@@ -133,8 +139,14 @@ class Workspace:
     def _execute(self, requests: Sequence[TaskRequest], keys: Sequence[str], progress: "StageProgress") -> None:
         with disk_errors(self.folder):
             _make_folders({output.parent for request in requests for output in request.task.outputs})
-        for index, outcome in self._executor.run(execute, self._messages(requests), name=_name):
+        n_failed = n_documents = 0
+        for n_done, (index, outcome) in enumerate(self._executor.run(execute, self._messages(requests), name=_name), 1):
             self._records.add_task(requests[index], keys[index], outcome)
+            finished = self._records.finished(requests[index].task, keys[index])
+            n_failed += 0 if finished.quarantine is None else finished.quarantine[1]
+            n_documents += finished.n_documents
+            # Expect the others to be as large; a first bad shard among many good ones then does not end the run.
+            self._quarantine.check(self.folder, requests[0].stage.name, n_failed, n_documents * len(requests) / n_done)
             progress.advance(outcome.result.counts, sum(requests[index].n_bytes))
         self._records.sync()
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from data_prep.documents.counts import Tally
 from data_prep.documents.losses import estimate_loss
-from data_prep.documents.records import Dropped, Page
-from data_prep.documents.shards import Document, write_shard
+from data_prep.documents.quarantine import OUTSIDE, REASON, Quarantine, describe_error
+from data_prep.documents.records import Dropped, Origin, Page, Unread
+from data_prep.documents.shards import Document, encode_line, write_shard
 from data_prep.documents.traces import write_trace
 from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.extraction.page_sandbox import Failure, PageSandbox
@@ -43,10 +44,11 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
         local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path,
         write_shard(outputs[0]) as write,
         write_trace(outputs[1]) as trace,
+        Quarantine("extract", inputs, outputs) as quarantine,
     ):
         reading, extracting = Tally("read", trace), Tally("extract", trace)
         unread: list[Dropped] = []
-        for record, text in extract_texts(read_records(path, config.input), config.extract):
+        for record, text in extract_texts(_to_failure(read_records(path, config.input), path), config.extract):
             if isinstance(record, Dropped):
                 reading.drop(record.reason, record.n_bytes, record.id, detail=record.detail)
                 if record.unread is not None:
@@ -59,14 +61,25 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
             elif not text.strip():
                 extracting.drop("empty", n_bytes, record.id)
             else:
-                document = Document(record.id, text, record.metadata)
-                extracting.keep(n_bytes, document.n_bytes)
-                write(document)
+                made = [Document(record.id, text, record.metadata)]
+                for document, _ in quarantine.each(made, encode_line, extracting):
+                    extracting.keep(n_bytes, document.n_bytes)
+                    write(document)
         n_bytes = path.stat().st_size
     counts = [reading.counts(), extracting.counts()]
     name = read_stub(inputs[0]).url if inputs[0].suffix == STUB_ENDING else str(inputs[0])
     lost = estimate_loss(name, n_bytes, unread, n_read=counts[0].documents_out)
     return TaskResult(counts, {} if lost is None else {"unread": asdict(lost)})
+
+
+def _to_failure(records: Iterable[Record], path: Path) -> Iterator[Record]:
+    """Yield records; if the reader itself fails, a last one stands for the rest of the file."""
+    try:
+        yield from records
+    except OUTSIDE:
+        raise
+    except BaseException as error:
+        yield Origin(path).drop(REASON, 0, "rest", detail=describe_error(error), unread=Unread(0))
 
 
 def extract_texts(records: Iterable[Record], config: ExtractConfig) -> Iterator[tuple[Record, str | Failure]]:

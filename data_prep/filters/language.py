@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.documents.counts import Tally
+from data_prep.documents.quarantine import Quarantine
 from data_prep.documents.shards import Document, read_shard, write_shard
 from data_prep.documents.traces import write_trace
 from data_prep.execution.tasks import Stage, TaskResult
@@ -114,10 +115,13 @@ def filter_languages(config: LanguageConfig, inputs: tuple[Path, ...], outputs: 
     """
     languages: Counter[str] = Counter()
     find = detector(config.detector)
-    with write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
+    with (
+        write_shard(outputs[0]) as write,
+        write_trace(outputs[1]) as trace,
+        Quarantine("language", inputs, outputs) as quarantine,
+    ):
         tally = Tally("language", trace)
-        for document in read_shard(inputs[0]):
-            found = find(document.text)
+        for document, found in quarantine.each(read_shard(inputs[0]), lambda document: find(document.text), tally):
             languages[found.code or "undetected"] += 1
             reason = drop_reason(found, config)
             if reason is not None:

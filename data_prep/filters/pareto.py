@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.documents.counts import Tally
+from data_prep.documents.quarantine import Quarantine
 from data_prep.documents.shards import Document, keyed_hash, read_shard, write_shard
 from data_prep.documents.traces import write_trace
 from data_prep.execution.tasks import Stage, TaskResult
@@ -80,10 +81,13 @@ def classify_shard(config: KeepRule, inputs: tuple[Path, ...], outputs: tuple[Pa
     score_of = scorer(load_model(inputs[1]))
     names = [f"{number / _SCORE_BINS:.2f}" for number in range(_SCORE_BINS)]
     before, after = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-    with write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
+    with (
+        write_shard(outputs[0]) as write,
+        write_trace(outputs[1]) as trace,
+        Quarantine("classify", inputs, outputs) as quarantine,
+    ):
         tally = Tally("classify", trace)
-        for document in read_shard(inputs[0]):
-            score = score_of(document.text)
+        for document, score in quarantine.each(read_shard(inputs[0]), lambda document: score_of(document.text), tally):
             name = names[min(int(score * _SCORE_BINS), _SCORE_BINS - 1)]
             before[name] += 1
             reason = config.reason(document.id, score)

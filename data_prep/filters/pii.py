@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.documents.counts import Tally
+from data_prep.documents.quarantine import Quarantine
 from data_prep.documents.shards import Document, read_shard, write_shard
 from data_prep.documents.traces import write_trace
 from data_prep.execution.tasks import Stage, TaskResult
@@ -97,20 +98,27 @@ def _replace(text: str, spans: list[tuple[int, int]], replacement: str) -> str:
 
 
 def mask_shard(config: PiiConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
-    """Stage function: a shard to (shard, trace) with the same documents, none dropped.
+    """Stage function: a shard to (shard, trace) with the same documents; only failed ones are dropped.
 
     Facts: `masked`, number of masks by kind, and `documents`, number of documents with a mask.
     """
     total: Counter[Kind] = Counter()
     n_documents = 0
-    with write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
+    with (
+        write_shard(outputs[0]) as write,
+        write_trace(outputs[1]) as trace,
+        Quarantine("pii", inputs, outputs) as quarantine,
+    ):
         tally = Tally("pii", trace)
-        for document in read_shard(inputs[0]):
-            text, masked = mask(document.text, config)
+
+        def masked_text(document: Document) -> tuple[int, str, dict[Kind, int]]:
+            return document.n_bytes, *mask(document.text, config)
+
+        for document, (n_bytes, text, masked) in quarantine.each(read_shard(inputs[0]), masked_text, tally):
             after = Document(document.id, text, document.metadata) if masked else document
             total.update(masked)
             n_documents += bool(masked)
-            tally.keep(document.n_bytes, after.n_bytes)
+            tally.keep(n_bytes, after.n_bytes)
             write(after)
     return TaskResult(
         [tally.counts()], {"masked": {kind: total[kind] for kind in config.kinds}, "documents": n_documents}

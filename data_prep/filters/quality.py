@@ -1,10 +1,12 @@
 """Apply the quality rule sets that the recipe names, in its order."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from data_prep.documents.counts import Tally
+from data_prep.documents.quarantine import Quarantine
 from data_prep.documents.shards import Document, read_shard, write_shard
 from data_prep.documents.traces import write_trace
 from data_prep.documents.words import TextView
@@ -46,32 +48,58 @@ class QualityConfig:
 
 def apply_rules(config: QualityConfig, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: a shard to (shard, trace); one row of counts for each rule set."""
-    with write_shard(outputs[0]) as write, write_trace(outputs[1]) as trace:
+    with (
+        write_shard(outputs[0]) as write,
+        write_trace(outputs[1]) as trace,
+        Quarantine("quality", inputs, outputs) as quarantine,
+    ):
         tallies = {rule: Tally(rule, trace) for rule in config.rules}
-        for document in read_shard(inputs[0]):
-            text = filter_text(document, config, tallies)
+        first = tallies[config.rules[0]]
+        judged = quarantine.each(read_shard(inputs[0]), lambda document: judge(document, config), first)
+        for document, verdict in judged:
+            text = verdict.count(tallies, document)
             if text is not None:
                 write(document if text is document.text else Document(document.id, text, document.metadata))
     return TaskResult([tally.counts() for tally in tallies.values()])
 
 
-def filter_text(document: Document, config: QualityConfig, tallies: dict[RuleSet, Tally]) -> str | None:
-    """Return the document's text after all rules (C4 removes lines), or None if one of them drops it."""
-    view, n_bytes = TextView(document.text), document.n_bytes
-    if len(document.text) > config.max_characters:
-        tallies[config.rules[0]].drop("too_large", n_bytes, document.id, detail=f"{len(document.text)} characters")
+@dataclass(frozen=True)
+class Verdict:
+    """The way of a text through the rule sets: its bytes before each and after the last, and its text at the end.
+
+    `reason` and `detail`: those of the last of these sets, which drops it; None if it is kept.
+    """
+
+    n_bytes: tuple[int, ...]
+    text: str
+    reason: str | None = None
+    detail: str = ""
+
+    def count(self, tallies: dict[RuleSet, Tally], document: Document) -> str | None:
+        """Count the document in every rule set; return its text, or None if it is dropped."""
+        sizes = pairwise(self.n_bytes)
+        for tally, (before, after) in zip(tallies.values(), sizes, strict=False):
+            tally.keep(before, after)
+        if self.reason is None:
+            return self.text
+        last = list(tallies.values())[len(self.n_bytes) - 1]
+        last.drop(self.reason, self.n_bytes[-1], document.id, detail=self.detail)
         return None
+
+
+def judge(document: Document, config: QualityConfig) -> Verdict:
+    """Apply the rule sets to a text, until one drops it; C4 removes lines."""
+    view, n_bytes = TextView(document.text), [document.n_bytes]
+    if len(document.text) > config.max_characters:
+        return Verdict(tuple(n_bytes), view.text, "too_large", f"{len(document.text)} characters")
     for rule in config.rules:
-        before, n_bytes_before = view, n_bytes
+        before = view
         view, found = apply_rule_set(view, rule, config)
         if found is not None:
             reason, measured = found
-            tallies[rule].drop(reason, n_bytes, document.id, detail=f"{measured:.4g}")
-            return None
-        if view is not before:
-            n_bytes = len(view.text.encode())
-        tallies[rule].keep(n_bytes_before, n_bytes)
-    return view.text
+            return Verdict(tuple(n_bytes), view.text, reason, f"{measured:.4g}")
+        n_bytes.append(n_bytes[-1] if view is before else len(view.text.encode()))
+    return Verdict(tuple(n_bytes), document.text if view.text == document.text else view.text)
 
 
 def apply_rule_set(view: TextView, rule: RuleSet, config: QualityConfig) -> tuple[TextView, Reason | None]:

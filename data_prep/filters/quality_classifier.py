@@ -68,6 +68,7 @@ def word_buckets(text: str) -> Iterator[npt.NDArray[np.int64]]:
     Indented text has very many empty words, so their hash is computed only once.
     """
     murmur_hash = import_extra("mmh3", extra="data").hash
+    text.encode()  # raises on half a character, on which mmh3 ends the process
     for found in words(text):
         filled = list(filter(None, found))
         hashes = np.full(len(found), murmur_hash("", _SEED), dtype=np.int64)

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.documents.arrays import read_array, write_array
-from data_prep.documents.shards import keyed_hash, read_shard
+from data_prep.documents.quarantine import Quarantine
+from data_prep.documents.shards import Document, keyed_hash, read_shard
 from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.filters.quality_classifier import term_counts
 from gpt.errors import import_extra
@@ -50,11 +51,21 @@ def count_terms(config: SampleConfig, inputs: tuple[Path, ...], outputs: tuple[P
     limit = int(np.sort(orders)[: config.max_documents].max(initial=0))
     rows: list[tuple[int, ...]] = []
     position = 0
-    with open(outputs[1], "wb") as bucket_file, open(outputs[2], "wb") as count_file:
-        for order, document in zip(orders.tolist(), read_shard(inputs[0]), strict=True):
-            if order > limit:
+    ordered = iter(orders.tolist())
+
+    def count(document: Document) -> tuple[int, Any] | None:
+        order = next(ordered)
+        return None if order > limit else (order, term_counts(document.text))
+
+    with (
+        open(outputs[1], "wb") as bucket_file,
+        open(outputs[2], "wb") as count_file,
+        Quarantine(FEATURES.name, inputs, outputs) as quarantine,
+    ):
+        for document, found in quarantine.each_or_none(read_shard(inputs[0]), count):
+            if found is None:
                 continue
-            buckets, counts = term_counts(document.text)
+            order, (buckets, counts) = found
             bucket_file.write(buckets.astype("<i4").tobytes())
             count_file.write(counts.astype("<i4").tobytes())
             text_hash = xxhash.xxh3_64_intdigest(document.text.encode())
@@ -62,7 +73,7 @@ def count_terms(config: SampleConfig, inputs: tuple[Path, ...], outputs: tuple[P
             rows.append((order, text_hash, hold_out, position, position + len(buckets)))
             position += len(buckets)
     write_array(outputs[0], np.array(rows, dtype=ROW))
-    return TaskResult()
+    return TaskResult(facts={"documents": len(orders)})
 
 
 def gather_sample(config: SampleGatherTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:

@@ -11,6 +11,7 @@ from rich.table import Table
 from data_prep.decontamination.decontaminate import REPORT
 from data_prep.documents.counts import Counts
 from data_prep.documents.losses import FileLoss
+from data_prep.documents.quarantine import read_quarantine
 from data_prep.documents.shards import parent_id
 from data_prep.execution.files import disk_errors
 from data_prep.pipeline import PreparedCorpus
@@ -29,6 +30,7 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
         page.write_text(report_page(prepared), encoding="utf-8")
     console.print(counts_table(prepared.counts))
     show_losses([FileLoss(**facts["unread"]) for facts in prepared.facts.get("extract", [])], console)
+    show_quarantine(prepared.quarantined, console)
     for found in prepared.facts.get(REPORT, []):
         show_decontamination(found, console)
     for kind in dict.fromkeys(kind for facts in prepared.facts.get("pii", []) for kind in facts["masked"]):
@@ -76,6 +78,19 @@ def show_losses(losses: Sequence[FileLoss], console: Console) -> None:
         )
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_quarantine(quarantined: Mapping[str, Sequence[tuple[Path, int]]], console: Console) -> None:
+    """Print the number of documents on which each stage failed, and one of them."""
+    for stage, files in quarantined.items():
+        entry = next(read_quarantine(files[0][0]))
+        console.print(
+            f"{stage} failed on {sum(n for _, n in files):,} documents, set aside in {files[0][0].parent}. "
+            f"One of them: {entry['id']}, record {entry['record']} of {entry['shard']}: {entry['exception']}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def show_fates(fates: Sequence[Fate], config: PrepareConfig, console: Console) -> None:

@@ -101,6 +101,16 @@ def run_stage():
 
 
 @pytest.fixture
+def quiet():
+    """Progress that prints nothing."""
+    from rich.console import Console
+
+    from data_prep.execution.progress import ProgressBars
+
+    return ProgressBars(Console(quiet=True))
+
+
+@pytest.fixture
 def memory():
     """A folder of fsspec's memory file system, and its URL."""
     fsspec = pytest.importorskip("fsspec", reason="the extra 'data' is not installed")
