@@ -10,7 +10,7 @@ the whole corpus, not on how it is sharded.
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,19 +148,9 @@ def cut_documents(config: DecontaminateConfig, inputs: tuple[Path, ...], outputs
     There are two rows of counts. `decontaminate` counts documents; a cut one is kept if one of its pieces is. `pieces`
     counts pieces, a whole document as one, so its documents out are those of the output shard.
     """
-    hits = read_array(inputs[1])
-    index = GramIndex.of(np.unique(hits["number"]))
-    with_hits = set(hits["row"].tolist())
+    parts_of = _cutter(read_array(inputs[1]), config)
     failed = failed_rows(inputs[2:])  # not searched, so they must not stay
     n_cut = n_characters = 0
-    rows = itertools.count()
-
-    def parts_of(document: Document) -> list[Document]:
-        document.text.encode()  # fails on a text that cannot be written
-        if next(rows) not in with_hits:
-            return []
-        return cut(document, find_known(document.text, index, (config.ngram_words,)), config.window_characters)
-
     with (
         write_shard(outputs[0]) as write,
         write_trace(outputs[1]) as trace,
@@ -174,7 +164,7 @@ def cut_documents(config: DecontaminateConfig, inputs: tuple[Path, ...], outputs
             if row in failed:
                 documents.drop(REASON, document.n_bytes, document.id, detail="in the search")
                 continue
-            if row not in with_hits:
+            if parts == [document]:
                 documents.keep(document.n_bytes, document.n_bytes)
                 pieces.keep(document.n_bytes, document.n_bytes)
                 write(document)
@@ -194,6 +184,21 @@ def cut_documents(config: DecontaminateConfig, inputs: tuple[Path, ...], outputs
                     pieces.keep(part.n_bytes, part.n_bytes)
                     write(part)
     return TaskResult([documents.counts(), pieces.counts()], {"documents_cut": n_cut, "characters_cut": n_characters})
+
+
+def _cutter(hits: npt.NDArray[Any], config: DecontaminateConfig) -> Callable[[Document], list[Document]]:
+    """Return a function to call with every document of a shard, in order; it returns the pieces, or the document."""
+    index = GramIndex.of(np.unique(hits["number"]))
+    with_hits = set(hits["row"].tolist())
+    rows = itertools.count()
+
+    def parts_of(document: Document) -> list[Document]:
+        document.text.encode()  # fails on a text that cannot be written
+        if next(rows) not in with_hits:
+            return [document]
+        return cut(document, find_known(document.text, index, (config.ngram_words,)), config.window_characters)
+
+    return parts_of
 
 
 def cut(document: Document, found: Spans, window: int) -> list[Document]:

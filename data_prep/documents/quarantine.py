@@ -14,6 +14,7 @@ from typing import IO, Any, TypeVar
 from data_prep.documents.counts import Tally
 from data_prep.documents.shards import Document, whole_text
 from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
 
 REASON = "quarantined"
 FOLDER = "quarantine"  # in the work folder: one subfolder a stage
@@ -27,13 +28,12 @@ D = TypeVar("D", bound=Document)
 
 @dataclass(frozen=True)
 class QuarantineConfig:
-    """Section [quarantine]: how many documents may fail. A stage stops if more than `max_share` of its documents fail.
-
-    Up to `min_documents` failed documents never stop it.
-    """
+    """The [quarantine] section of a recipe: how many documents a stage may fail on."""
 
     max_share: float = 0.01
+    """A stage stops if it fails on more than this share of its documents."""
     min_documents: int = 20
+    """This many failed documents never stop a stage."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_share <= 1:
@@ -162,7 +162,7 @@ def describe_error(error: BaseException) -> str:
 def read_quarantine(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the entries of a file of failed documents."""
     with open(path, encoding="utf-8") as file:
-        yield from map(json.loads, file)
+        yield from map(decode_json, file)
 
 
 def failed_rows(paths: Iterable[Path]) -> frozenset[int]:

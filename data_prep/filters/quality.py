@@ -64,7 +64,7 @@ def apply_rules(config: QualityConfig, inputs: tuple[Path, ...], outputs: tuple[
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """The way of a text through the rule sets: its bytes before each and after the last, and its text at the end.
 
     `reason` and `detail`: those of the last of these sets, which drops it; None if it is kept.
@@ -87,19 +87,19 @@ class Verdict:
         return None
 
 
-def judge(document: Document, config: QualityConfig) -> Verdict:
+def judge(document: Document, config: QualityConfig) -> Judgement:
     """Apply the rule sets to a text, until one drops it; C4 removes lines."""
     view, n_bytes = TextView(document.text), [document.n_bytes]
     if len(document.text) > config.max_characters:
-        return Verdict(tuple(n_bytes), view.text, "too_large", f"{len(document.text)} characters")
+        return Judgement(tuple(n_bytes), view.text, "too_large", f"{len(document.text)} characters")
     for rule in config.rules:
         before = view
         view, found = apply_rule_set(view, rule, config)
         if found is not None:
             reason, measured = found
-            return Verdict(tuple(n_bytes), view.text, reason, f"{measured:.4g}")
+            return Judgement(tuple(n_bytes), view.text, reason, f"{measured:.4g}")
         n_bytes.append(n_bytes[-1] if view is before else len(view.text.encode()))
-    return Verdict(tuple(n_bytes), document.text if view.text == document.text else view.text)
+    return Judgement(tuple(n_bytes), document.text if view.text == document.text else view.text)
 
 
 def apply_rule_set(view: TextView, rule: RuleSet, config: QualityConfig) -> tuple[TextView, Reason | None]:
