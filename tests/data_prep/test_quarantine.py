@@ -106,5 +106,5 @@ def test_a_stage_that_fails_on_too_many_documents_stops(tmp_path, shard, quiet):
             if n_done:
                 assert len(workspace.run(PII, tasks)) == n_done
             else:
-                with pytest.raises(ConfigError, match="stage 'pii' failed on 1 of about 4 documents.*UnicodeEncode"):
+                with pytest.raises(ConfigError, match=r"stage 'pii' failed on 1 of about 4 documents.*UnicodeEncode"):
                     workspace.run(PII, tasks)
