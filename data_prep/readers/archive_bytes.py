@@ -39,7 +39,7 @@ class ArchiveBytes:
         self._zlib: Any = import_extra("isal.isal_zlib", extra="data")
         self.n_bytes = os.fstat(self._file.fileno()).st_size
         head = os.pread(self._file.fileno(), 16, 0)
-        self.packed = head.startswith(_MAGIC[:2]) or (path.suffix == ".gz" and not head.startswith(b"WARC/"))
+        self.packed = head.startswith(_MAGIC[:2]) or (path.suffix == ".gz" and not head.upper().startswith(b"WARC/"))
         self._member = self._before = self._at = self._packed_at = 0  # see _begin
         self._buffer = self._packed = b""
         self._inflate: Any = None

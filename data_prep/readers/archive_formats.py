@@ -1,5 +1,7 @@
 """Find and parse the heads of records in WARC (ISO 28500) and ARC version 1 files."""
 
+import base64
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +22,10 @@ _ARC_LINE = re.compile(
 
 @dataclass(frozen=True)
 class RecordHead:
-    """A record's own facts. `kind`: a WARC-Type. `length`: bytes of its block. Text that is missing is ""."""
+    """A record's own facts. `kind`: a WARC-Type. `length`: bytes of its block. Text that is missing is "".
+
+    `block_digest` and `payload_digest`: of the block, and of the part of it after the HTTP headers, as `sha1:BASE32`.
+    """
 
     kind: str
     length: int
@@ -28,6 +33,29 @@ class RecordHead:
     url: str
     date: str
     content_type: str
+    block_digest: str = ""
+    payload_digest: str = ""
+
+    def has_digest_of(self, block: bytes) -> bool:
+        """Return whether the block has the digest that the head gives, if it gives one that we can compute.
+
+        A payload's digest counts if there is none of the block, and not for chunked ones, of which tools disagree.
+        """
+        if self.block_digest or self.kind != "response":
+            return _agrees(self.block_digest or self.payload_digest, block)
+        head, _, payload = block.partition(b"\r\n\r\n")
+        return b"transfer-encoding" in head.lower() or _agrees(self.payload_digest, payload)
+
+
+def _agrees(digest: str, data: bytes) -> bool:
+    kind, _, value = digest.partition(":")
+    if kind.lower().replace("-", "") not in ("md5", "sha1", "sha256", "sha512"):
+        return True
+    found = hashlib.new(kind.lower().replace("-", ""), data, usedforsecurity=False)
+    base32 = base64.b32encode(found.digest()).decode().rstrip("=")
+    known = {2 * found.digest_size: found.hexdigest(), len(base32): base32.lower()}
+    value = value.rstrip("=").lower()
+    return known.get(len(value), value) == value
 
 
 @dataclass(frozen=True)
@@ -65,6 +93,8 @@ def _parse_warc(head: bytes) -> RecordHead:
         url=shown(values.get("warc-target-uri", "")).strip("<>"),
         date=shown(values.get("warc-date", ""), 40),
         content_type=values.get("content-type", ""),
+        block_digest=values.get("warc-block-digest", "").strip(),
+        payload_digest="" if "warc-truncated" in values else values.get("warc-payload-digest", "").strip(),
     )
 
 
@@ -100,8 +130,8 @@ def _iso_date(digits: str) -> str:
 
 WARC = ArchiveFormat(
     name="WARC",
-    starts=re.compile(rb"WARC/[0-9]|W(?:A(?:R(?:C/?)?)?)?\Z").match,
-    mark=re.compile(rb"\nWARC/[0-9]\.[0-9]{1,2}\r?\n"),
+    starts=re.compile(rb"WARC/[0-9]|W(?:A(?:R(?:C/?)?)?)?\Z", re.IGNORECASE).match,
+    mark=re.compile(rb"\nWARC/[0-9]\.[0-9]{1,2}\r?\n", re.IGNORECASE),
     overlap=16,
     head_end=_warc_head_end,
     parse=_parse_warc,

@@ -56,6 +56,8 @@ class InputConfig:
     """Bytes of a remote file. Longer ones are refused."""
     max_window_bytes: int = WINDOW_BYTES
     """Bytes of memory for unpacking a zstandard or xz file. Files made by `zstd --long=31` may need 2147483648."""
+    check_digests: bool = True
+    """Drop WARC records whose content has another digest than their header gives."""
 
     def __post_init__(self) -> None:
         named = self.paths or self.path_lists
@@ -123,7 +125,8 @@ def read_records(path: Path, config: InputConfig) -> Iterator[Page | Document | 
     """
     kind = kind_of(path.name)
     if kind == "web archive":
-        yield from read_web_archive(path, max_record_bytes=config.max_record_bytes)
+        limit, check = config.max_record_bytes, config.check_digests
+        yield from read_web_archive(path, max_record_bytes=limit, check_digests=check)
     elif kind == "parquet":
         columns = (config.text_field, config.id_field)
         yield from read_parquet(path, *columns, max_record_bytes=config.max_record_bytes)
@@ -163,9 +166,12 @@ def _json_document(part: StreamPart, config: InputConfig, origin: Origin) -> Doc
     assert part.data is not None
     if part.n_bytes > _LONG_LINE and sum(map(part.data.count, (b",", b":", b"[", b"{"))) > _MAX_VALUES:
         return origin.drop("malformed", part.n_bytes, part.start, detail=f"more than {_MAX_VALUES} JSON values")
+    text = decode_utf8(part.data.removeprefix(b"\xef\xbb\xbf") if part.start == 0 else part.data)
+    if text is None:
+        return origin.drop("not_utf8", part.n_bytes, part.start)
     try:
-        values = decode_json(part.data)
-    except ValueError as error:  # ValueError includes bad UTF-8
+        values = decode_json(text)
+    except ValueError as error:
         return origin.drop("malformed", part.n_bytes, part.start, detail=str(error)[:200])
     document = from_fields(values, text_field=config.text_field, id_field=config.id_field)
     if document is None:

@@ -26,10 +26,13 @@ class _BadRecord(Exception):
         self.reason, self.detail, self.n_bytes, self.id, self.after = reason, detail, n_bytes, id, after
 
 
-def read_web_archive(path: Path, *, max_record_bytes: int) -> Iterator[Page | Document | Dropped]:
+def read_web_archive(
+    path: Path, *, max_record_bytes: int, check_digests: bool = True
+) -> Iterator[Page | Document | Dropped]:
     """Yield every record of a WARC, WET or ARC file: a page, a document, or the reason why it is neither.
 
-    `truncated`: the file ends in it. `damaged`: its bytes cannot be unpacked. `wrong_length`: it is longer or shorter
+    `truncated`: the file ends in it. `damaged`: its bytes cannot be unpacked, or with
+    `check_digests` have another digest than its head gives. `wrong_length`: it is longer or shorter
     than its head says. `malformed`: it has no head, or one that contradicts itself. After each of these, reading
     continues with the next record it can find; in a packed file, with the next gzip member that starts a record.
     """
@@ -41,7 +44,7 @@ def read_web_archive(path: Path, *, max_record_bytes: int) -> Iterator[Page | Do
                 if not _go_to_record(source):
                     return
                 start = source.position
-                item = _read_record(source, form, origin, max_record_bytes)
+                item = _read_record(source, form, origin, max_record_bytes, check_digests=check_digests)
             except _BadRecord as error:
                 item = _resume(source, form, error, start or source.position, origin)
             except Broken as error:
@@ -91,7 +94,7 @@ def _resume(
 
 
 def _read_record(
-    source: ArchiveBytes, form: ArchiveFormat, origin: Origin, max_bytes: int
+    source: ArchiveBytes, form: ArchiveFormat, origin: Origin, max_bytes: int, *, check_digests: bool
 ) -> Page | Document | Dropped:
     start = source.position
     head = _read_head(source, form)
@@ -117,6 +120,8 @@ def _read_record(
         return origin.drop("not_a_page", head.length, str(start), id=head.id)
     if head.length > max_bytes:
         return origin.drop("too_large", head.length, str(start), id=head.id)
+    if check_digests and not head.has_digest_of(block):
+        return origin.drop("damaged", head.length, str(start), id=head.id, detail="its digest differs from its content")
     return _interpret(head, block, origin, start=str(start), max_bytes=max_bytes)
 
 

@@ -75,6 +75,18 @@ def test_json_lines_become_documents_or_reasons(tmp_path, ending):
     assert documents[0].metadata == {"url": "http://u"}
 
 
+def test_a_json_line_is_mended_as_a_text_is(tmp_path):
+    """One broken byte in 60 letters beyond ASCII becomes U+FFFD; text in another encoding is dropped."""
+    line = json.dumps({"text": "ä" * 60 + "y"}, ensure_ascii=False).encode()
+    latin = json.dumps({"text": "Grüße"}, ensure_ascii=False).encode("latin-1")
+    path = packed(tmp_path / "a.jsonl", b"\n".join([line.replace(b"y", b"\xff"), latin, b"\xef\xbb\xbf{"]))
+    first, *dropped = read(path)
+    assert first.text == "ä" * 60 + "\ufffd"
+    assert kinds(dropped) == {"not_utf8": 1, "malformed": 1}
+    path.write_bytes(b"\xef\xbb\xbf" + line)
+    assert kinds(read(path)) == {"Document": 1}, "a byte-order mark is no damage"
+
+
 def test_json_lines_may_have_the_names_of_dolma(tmp_path):
     path = packed(tmp_path / "a.json.gz", b'{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n')
     assert [r.id for r in read(path)] == ["a", "b"]

@@ -1,6 +1,9 @@
 """Read WARC, WET and ARC files, whole and damaged."""
 
+import base64
 import gzip
+import hashlib
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 from data_prep.documents.records import Dropped, Page
 from data_prep.readers.archive_bytes import ArchiveBytes, RecordPosition
 from data_prep.readers.archive_formats import ARC, WARC
-from data_prep.readers.compressed import Broken
+from data_prep.readers.unpackers import Broken
 from data_prep.readers.web_archives import read_web_archive
 
 pytest.importorskip("isal", reason="the extra 'data' is not installed")
@@ -92,6 +95,41 @@ def test_damage_inside_a_warc_is_counted(tmp_path, warc_record):
     for name, reason in (("b.warc.gz", "damaged"), ("b.warc", "malformed"), ("b.arc", "malformed")):
         (tmp_path / name).write_bytes(b"this is no archive at all")
         assert kinds(read(tmp_path / name)) == {reason: 1}
+
+
+def with_digest(record: bytes, kind: str, *, packed: bool = False) -> bytes:
+    """The record with its WARC-Block-Digest, or its WARC-Payload-Digest."""
+    head, _, block = record.removesuffix(b"\r\n\r\n").partition(b"\r\n\r\n")
+    data = block if kind == "Block" else block.partition(b"\r\n\r\n")[2]
+    digest = base64.b32encode(hashlib.sha1(data).digest())
+    whole = head + b"\r\nWARC-%s-Digest: sha1:%s\r\n\r\n" % (kind.encode(), digest) + block + b"\r\n\r\n"
+    return gzip.compress(whole) if packed else whole
+
+
+@pytest.mark.parametrize("kind", ["Block", "Payload"])
+def test_a_record_with_another_digest_than_its_content_is_damaged(tmp_path, warc_record, kind):
+    """Every flip in the text of a plain WARC is noticed; without the digest, none would be."""
+    rng, texts = random.Random(0), [f"<p>text {n} ".encode() + b"words " * 50 for n in range(3)]
+    data = b"".join(with_digest(warc_record(text, packed=False), kind) for text in texts)
+    path, start = tmp_path / "a.warc", data.index(texts[1])
+    path.write_bytes(data)
+    assert kinds(read(path)) == {"Page": 3}
+    for _ in range(20):
+        flipped = bytearray(data)
+        flipped[start + rng.randrange(len(texts[1]))] ^= 1 << rng.randrange(5)
+        path.write_bytes(flipped)
+        assert kinds(read(path)) == {"Page": 2, "damaged": 1}
+    assert kinds(read_web_archive(path, max_record_bytes=1 << 20, check_digests=False)) == {"Page": 3}
+    path.write_bytes(data.replace(b"sha1:", b"sha3:"))
+    assert kinds(read(path)) == {"Page": 3}, "an unknown kind of digest is not checked"
+
+
+def test_the_name_of_the_format_may_be_in_any_case(tmp_path, warc_record):
+    records = [warc_record(b"<p>one</p>", packed=False), b"nothing\r\n\r\n", warc_record(b"<p>two</p>", packed=False)]
+    for ending, pack in ((".warc", bytes), (".warc.gz", gzip.compress)):
+        path = tmp_path / f"a{ending}"
+        path.write_bytes(b"".join(pack(record.replace(b"WARC/1.0", b"warc/1.0")) for record in records))
+        assert kinds(read(path)) == {"Page": 2, "malformed": 1}, ending
 
 
 def test_the_id_of_a_dropped_record_is_its_position(tmp_path, warc_record):
