@@ -1,6 +1,7 @@
-"""Parse JSON that another program, a crash or a stranger may have written."""
+"""Parse JSON that another program, a crash or a stranger may have written, and write JSON that any program reads."""
 
 import json
+import math
 from typing import Any
 
 
@@ -10,3 +11,12 @@ def decode_json(data: bytes | str) -> Any:
         return json.loads(data)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def without_nan(value: Any) -> Any:
+    """Return the value with null for NaN and infinity, which JSON does not have and other programs refuse."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    return [without_nan(item) for item in value] if isinstance(value, list | tuple) else value

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gpt.data.config import CorpusConfig, DataConfig
 from gpt.data.dataset import ValidationData
-from gpt.errors import ConfigError, file_error
+from gpt.errors import ConfigError, file_error, one_line
 from gpt.evaluation.few_shot.scores import TaskScore, few_shot_scores
 from gpt.evaluation.few_shot.tasks import OpenTasks
 from gpt.evaluation.perplexity import TokenCounts, Tokens, count_targets, validation_loss
+from gpt.files.json_text import without_nan
 from gpt.inference.cpu_model import packed
 from gpt.tokenizer.special_tokens import special_tokens_of
 from launch.evaluation import texts as text_evaluation
 from launch.evaluation.few_shot_arguments import add_few_shot_arguments, few_shot_tasks
+from launch.evaluation.sample_logs import check_sample_folder, write_samples
 from launch.evaluation.tables import print_clean_subset, print_few_shot, print_texts, print_validation
 from launch.evaluation.wandb_record import record_in_wandb
 from launch.runs.imported_run import HUGGING_FACE
@@ -66,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     texts = text_evaluation.open_texts(args)
     if args.json is not None and is_first_process():
         check_writable(args.json)
+    if args.log_samples is not None and is_first_process():
+        check_sample_folder(args.log_samples)
     if starts_ranks(args):
         return start_ranks(args)
     with opened_model(args) as opened:
@@ -88,7 +93,7 @@ def evaluate_opened(
         tasks.check_answers(n_ctx=saved.model_config.n_ctx)
     console = Console(quiet=not opened.is_main)
     for note in saved.notes:
-        console.print(note)
+        console.print(one_line(note), markup=False)
     report: dict[str, Any] = {
         "run": str(saved.run_directory),
         "checkpoint": str(saved.checkpoint.path),
@@ -106,7 +111,7 @@ def evaluate_opened(
     scores: list[TaskScore] = []
     if tasks is not None:
         tasks, left_out = tasks.that_fit(saved.tokenizer, n_ctx=saved.model_config.n_ctx)
-        scores = evaluate_few_shot(opened, tasks)
+        scores = evaluate_few_shot(opened, tasks, log_samples=args.log_samples)
         report["few_shot"] = [asdict(score) for score in scores]
         report |= tasks.sources()
         print_few_shot(console, scores)
@@ -114,9 +119,9 @@ def evaluate_opened(
         for note in left_out:
             console.print(note, highlight=False)
     if args.json is not None and opened.is_main:
-        partial = args.json.with_name(f".{args.json.name}.partial")
-        partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        partial.replace(args.json)
+        unfinished = args.json.with_name(f".{args.json.name}.partial")
+        unfinished.write_text(json.dumps(without_nan(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        unfinished.replace(args.json)
         console.print(f"written to {args.json}", highlight=False)
     if args.wandb and opened.is_main:
         record_in_wandb(saved, report, scores, warn=lambda text: console.print(text, highlight=False))
@@ -155,9 +160,10 @@ def evaluate_validation(opened: OpenedModel, *, max_tokens: int | None, batch_to
     }
 
 
-def evaluate_few_shot(opened: OpenedModel, tasks: OpenTasks) -> list[TaskScore]:
-    """Score all tasks, with a progress bar over the harness's requests."""
+def evaluate_few_shot(opened: OpenedModel, tasks: OpenTasks, *, log_samples: Path | None) -> list[TaskScore]:
+    """Score all tasks, with a progress bar over the harness's requests. `log_samples`: a folder for their items."""
     saved = opened.saved
+    keep = None if log_samples is None else partial(write_samples, log_samples, writes=opened.is_main)
     with _progress(opened) as progress:
         bar = progress.add_task("few-shot tasks", total=None)
         return few_shot_scores(
@@ -167,6 +173,7 @@ def evaluate_few_shot(opened: OpenedModel, tasks: OpenTasks) -> list[TaskScore]:
             n_ctx=saved.model_config.n_ctx,
             progress=lambda finished, total: progress.update(bar, completed=finished, total=total),
             special=special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer),
+            keep_samples=keep,
         )
 
 

@@ -3,10 +3,11 @@
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, escaped, one_line
 from gpt.inference.cpu_model import packed
 from gpt.inference.generation import Continuation
 from gpt.inference.model import InferenceModel
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             batch_tokens=args.batch_tokens or DEFAULT_BATCH_TOKENS,
         )
         for note in opened.saved.notes if opened.is_main else ():
-            print(note, file=sys.stderr)
+            print(one_line(note), file=sys.stderr)
         if args.input is None:
             model = packed(opened.model, rows=1)
             for number, job in enumerate(request.jobs):
@@ -134,6 +135,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is invalid: it must be at least 1.")
+    if args.seed < 0:
+        raise ConfigError(f"--seed {args.seed} is invalid: it must be at least 0.")
     if "" in args.stop:
         raise ConfigError(
             "--stop '' is invalid: an empty text matches everywhere. Give another text, or leave --stop out."
@@ -176,9 +179,12 @@ def stream(opened: OpenedModel, model: InferenceModel, job: GenerationJob, setti
     tokenizer = opened.saved.tokenizer
     text = GeneratedText(tokenizer, job.prompt, settings.stops)
 
+    # A model writes whatever it likes, also sequences that a terminal obeys. Files and pipes get the text as it is.
+    shown: Callable[[str], str] = escaped if sys.stdout.isatty() else str
+
     def write(characters: str) -> None:
         if opened.is_main:
-            sys.stdout.write(characters)
+            sys.stdout.write(shown(characters))
             sys.stdout.flush()
 
     def show(_: int, tokens: list[int]) -> bool:

@@ -65,6 +65,19 @@ def _add_problem_arguments(parser: argparse.ArgumentParser) -> None:
         "after 'Answer:' alone)",
     )
     parser.add_argument(
+        "--include-path",
+        "--include_path",
+        type=Path,
+        metavar="DIR",
+        help="folder with your own YAML tasks for lm-evaluation-harness; their Python functions are run",
+    )
+    parser.add_argument(
+        "--log-samples",
+        type=Path,
+        metavar="DIR",
+        help="write each question with the model's answer and its metrics to DIR/TASK_K-shot.jsonl",
+    )
+    parser.add_argument(
         "--clean-subset",
         type=Path,
         metavar="FILE",
@@ -98,6 +111,7 @@ def few_shot_tasks(args: argparse.Namespace) -> OpenTasks | None:
             gpt3_data=args.gpt3_data,
             normalise=tuple(dict.fromkeys(args.normalise)),
             clean_subset=args.clean_subset,
+            include_path=args.include_path,
         )
     )
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import reprlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from gpt.errors import ConfigError, file_error
 from gpt.evaluation.batching.data_parallel import gather_by_index
 from gpt.files.atomic import replace_file
-from gpt.files.json_text import decode_json
+from gpt.files.json_rules import MAX_COUNT
+from gpt.files.json_text import decode_json, without_nan
+from gpt.files.regular import read_bytes
 from gpt.inference.cpu_model import packed
 from gpt.inference.model import InferenceModel
 from gpt.inference.text_stream import GeneratedText
@@ -29,6 +32,7 @@ RESULTS = (
     "sample",
 )  # the fields that an output line adds to its input line
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_STEERING = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # json.dumps escapes the others itself
 
 
 # Reading
@@ -40,7 +44,7 @@ def read_lines(path: Path) -> list[PromptLine]:
     ConfigError: a line is not an object with a prompt; names the first such line.
     """
     try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        data = sys.stdin.buffer.read() if str(path) == "-" else read_bytes(path)
     except OSError as error:
         raise file_error(error, f"--input {path} cannot be read: {(error.strerror or '').lower()}") from None
     found = []
@@ -60,11 +64,19 @@ def _fields(line: bytes, *, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where} is not JSON: {error}.") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
         raise ConfigError(f'{where} must be an object with a text \'prompt\', such as {{"prompt": "The"}}.')
-    for key, minimum in (("max_new_tokens", 1), ("seed", None)):
+    try:
+        json.dumps(fields, allow_nan=False)  # the output has these fields too
+    except (ValueError, RecursionError):
+        raise ConfigError(
+            f"{where} has NaN or infinity, which JSON does not have, or is nested too deeply. Use null."
+        ) from None
+    for key, minimum in (("max_new_tokens", 1), ("seed", 0)):
         value = fields.get(key)
-        if value is not None and (type(value) is not int or (minimum is not None and value < minimum)):
-            rule = "a whole number" if minimum is None else f"a whole number of at least {minimum}"
-            raise ConfigError(f"{where}: '{key}' = {json.dumps(value)} is invalid: it must be {rule}.")
+        if value is not None and (type(value) is not int or not minimum <= value <= MAX_COUNT):
+            raise ConfigError(
+                f"{where}: '{key}' = {reprlib.repr(value)} is invalid: it must be a whole number from {minimum} to "
+                f"{MAX_COUNT}."
+            )
     for key in RESULTS:
         if key in fields:
             raise ConfigError(f"{where}: the output adds a field '{key}'. Rename the field of the input.")
@@ -152,7 +164,7 @@ def _continue_batch(
             **job.fields,
             "text": text.text,
             "tokens": result.tokens,
-            "log_probs": [round(log_prob, 6) for log_prob in result.log_probs],
+            "log_probs": without_nan([round(log_prob, 6) for log_prob in result.log_probs]),
             "finish_reason": "stop" if result.stopped else "length",
         }
         for job, text, result in zip(jobs, texts, results, strict=True)
@@ -172,9 +184,14 @@ def write_lines(path: Path | None, lines: Sequence[dict[str, Any]]) -> None:
     """Write the lines to a file, whole or not at all, or to standard output."""
     text = "".join(_line(line) for line in lines)
     if path is None:
-        sys.stdout.write(text)
+        sys.stdout.write(_STEERING.sub(_json_escape, text) if sys.stdout.isatty() else text)
     else:
         replace_file(path, text)
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    """Return JSON's escape of a character that a terminal would obey. The line is still the same JSON."""
+    return f"\\u{ord(found[0]):04x}"
 
 
 def _line(fields: dict[str, Any]) -> str:

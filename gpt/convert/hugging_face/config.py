@@ -21,6 +21,7 @@ _GPT2_MUST: dict[str, tuple[object, ...]] = {
     "add_cross_attention": (False,),
 }
 _LLAMA_MUST: dict[str, tuple[object, ...]] = {"hidden_act": ("silu", "swish"), "partial_rotary_factor": (1, 1.0)}
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
 _ROPE_NAMES = {
     "factor": "factor",
     "low_freq_factor": "low_frequency",
@@ -127,6 +128,17 @@ def _rope_scaling(where: str, rope: Settings) -> RopeScaling | None:
     )
     original = size(rope, "original_max_position_embeddings", "n_ctx", where=where)
     return RopeScaling(factor=factor, low_frequency=low, high_frequency=high, original_n_ctx=original)
+
+
+def keeps(before: Settings, key: str) -> bool:
+    """Return whether an export keeps an imported setting: another name of the same activation, or a dropout.
+
+    A run here has no dropout, but transformers may train the exported model again.
+    """
+    if key in _DROPOUTS:
+        return type(before.get(key)) in (int, float)
+    same = {**_GPT2_MUST, **_LLAMA_MUST}
+    return key in ("activation_function", "hidden_act") and before.get(key) in same[key]
 
 
 def config_json(config: ModelConfig, *, dtype: torch.dtype) -> dict[str, object]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gpt.convert.hugging_face.config import CONFIG, config_json, read_settings
+from gpt.convert.hugging_face.config import CONFIG, config_json, keeps, read_settings
 from gpt.convert.hugging_face.logits import LogitCheck, Mode, compare_logits, part_to_compare
 from gpt.convert.hugging_face.names import family_of, table, to_hugging_face
 from gpt.convert.hugging_face.source import open_source
@@ -114,7 +114,8 @@ def _copy_companions(
     for file in tokenizer_files(tokenizer_file):
         shutil.copyfile(file, folder / file.name)
     before = {key: value for key, value in read_settings(companions).items() if key not in _OTHER_WORDS}
-    _write_json(folder / CONFIG, {**before, **config_json(config, dtype=dtype)})
+    ours = {key: value for key, value in config_json(config, dtype=dtype).items() if not keeps(before, key)}
+    _write_json(folder / CONFIG, {**before, **ours})
 
 
 def _write_json(path: Path, values: dict[str, object]) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gpt.convert.hugging_face.names import table, to_hugging_face
-from gpt.convert.hugging_face.peer import empty_peer_model, load_peer_model
+from gpt.convert.hugging_face.peer import empty_peer_model, load_peer_model, peer_faults
 from gpt.convert.weights import is_vocabulary, shapes
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
@@ -72,7 +72,9 @@ def compare_logits(config: ModelConfig, part: ModelConfig, *, folder: Path, read
     tokens = torch.randint(part.vocab_size, (2, min(part.n_ctx, 256)), generator=generator)
     with torch.inference_mode():
         a = _our_model(part, read)(tokens)
-        b: Tensor = _transformers_model(config, part, folder, read)(tokens).logits
+        model = _transformers_model(config, part, folder, read)
+        with peer_faults(folder):
+            b: Tensor = model(tokens).logits
     if a.shape != b.shape:
         raise RuntimeError(f"the logits of transformers have shape {tuple(b.shape)}, ours {tuple(a.shape)}")
     if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):

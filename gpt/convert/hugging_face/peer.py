@@ -82,11 +82,18 @@ def _loading(folder: Path) -> Iterator[Any]:
     refuse_code(folder)
     transformers.utils.logging.disable_progress_bar()  # we already show one
     transformers.utils.logging.set_verbosity_error()
-    try:
+    with peer_faults(folder):
         yield transformers
+
+
+@contextmanager
+def peer_faults(folder: Path) -> Iterator[None]:
+    """Turn errors of transformers into a ConfigError of one line: it raises every kind for files it cannot use."""
+    try:
+        yield
     except ConfigError:
         raise
-    except Exception as error:  # it raises errors of every kind for files that it cannot use
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"transformers cannot load {folder}: {reason}") from None
 

@@ -110,7 +110,8 @@ class TriaxialLM(TemplateLM):  # type: ignore[misc]
                     f"a continuation of {len(continuation_ids):,} tokens ('{continuation[:40]}...') is longer than the "
                     f"model's context of n_ctx = {self.n_ctx:,} tokens. Leave this task out."
                 )
-            tokens = context_ids + continuation_ids
+            # The harness moves a context's spaces to the continuation, which may leave no context.
+            tokens = (context_ids or [self.prefix_token_id]) + continuation_ids
             if len(tokens) > self.n_ctx + 1:
                 self.truncated.add(context)
             scored.append(Request(tokens[-(self.n_ctx + 1) :], len(continuation_ids)))

@@ -14,6 +14,7 @@ from gpt.tokenizer.tokenizers import Tokenizer
 if TYPE_CHECKING:
     from gpt.evaluation.few_shot.harness import Progress, TriaxialLM
 
+KeepSamples = Callable[[str, int, list[dict[str, Any]]], None]
 _HARNESS_SEED = 1234  # for the examples of the harness's tasks: its own default, so that scores are comparable
 _BOOTSTRAP_DRAWS = 1000  # for the few metrics without a formula for the standard error
 
@@ -50,10 +51,12 @@ def few_shot_scores(
     n_ctx: int,
     progress: "Progress | None" = None,
     special: SpecialTokens | None = None,
+    keep_samples: KeepSamples | None = None,
 ) -> list[TaskScore]:
     """Score every task with every number of examples. Our tasks run in one pass, so that they share batches.
 
     Every rank of a layout must call it; all get all scores. `special`: the tokens around a text of an imported model.
+    `keep_samples` is called with each task's name, number of examples and items: question, answers, metrics.
     """
     from gpt.evaluation.few_shot.harness import TriaxialLM
 
@@ -67,18 +70,18 @@ def few_shot_scores(
         progress=progress,
         special=special,
     )
-    scores = _scores(lm, {"tasks": tasks.generated, "groups": {}}, tasks) if tasks.generated else []
-    for loaded in tasks.loaded:
-        scores += _scores(lm, loaded, tasks)
-    return scores
+    everything = [{"tasks": tasks.generated, "groups": {}}] if tasks.generated else []
+    return [score for loaded in (*everything, *tasks.loaded) for score in _scores(lm, loaded, tasks, keep_samples)]
 
 
-def _scores(lm: "TriaxialLM", loaded: dict[str, Any], tasks: OpenTasks) -> list[TaskScore]:
+def _scores(
+    lm: "TriaxialLM", loaded: dict[str, Any], tasks: OpenTasks, keep_samples: KeepSamples | None
+) -> list[TaskScore]:
     """Return the scores of the harness's metrics and the normalised ones, task by task."""
     from lm_eval.evaluator import evaluate
 
     options = tasks.options
-    by_item = options.clean_subset is not None
+    by_item = options.clean_subset is not None or keep_samples is not None
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=_HARNESS_SEED)  # a repeated evaluation draws the same examples
     found = evaluate(lm, loaded, limit=options.limit, bootstrap_iters=_BOOTSTRAP_DRAWS, log_samples=by_item)
@@ -86,6 +89,8 @@ def _scores(lm: "TriaxialLM", loaded: dict[str, Any], tasks: OpenTasks) -> list[
     for name, task in loaded["tasks"].items():
         samples = found["samples"][name] if by_item else []
         info = _TaskInfo.of(name, task, lm)
+        if keep_samples is not None:
+            keep_samples(info.task, info.shots, samples)
         dirty = None
         if tasks.overlap is not None:
             dirty = tasks.overlap.of(info.task, items=tasks.items_in_file(name, task))

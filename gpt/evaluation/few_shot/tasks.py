@@ -25,7 +25,8 @@ class FewShotOptions:
     `tasks`: names of our tasks, of groups of them (`gpt3`, `gpt3_arithmetic`, `gpt3_words`), or of the harness's tasks.
     `shots`: numbers of examples. `paper_shots`: also 0, 1 and the paper's number, if that many fit.
     `limit`: items per task, None for all. `gpt3_data`: the folder of openai/gpt-3's files.
-    `clean_subset`: the examples.jsonl of an overlap analysis.
+    `clean_subset`: the examples.jsonl of an overlap analysis. `include_path`: a folder with the user's own YAML tasks
+    for the harness, whose `!function` entries run as code.
     """
 
     tasks: tuple[str, ...]
@@ -40,6 +41,7 @@ class FewShotOptions:
     gpt3_data: Path | None = None
     normalise: tuple[str, ...] = ()
     clean_subset: Path | None = None
+    include_path: Path | None = None
 
     def __post_init__(self) -> None:
         if any(shots < 0 for shots in self.shots) or not (self.shots or self.paper_shots):
@@ -131,7 +133,9 @@ def open_tasks(options: FewShotOptions) -> OpenTasks:
     if options.gpt3_data is not None and not rules:
         raise ConfigError("--gpt3-data is only valid for the gpt3 tasks, and --tasks names none of them.")
     loaded = [
-        load_harness_tasks(others, shots, same_examples=options.same_examples) for shots in options.shots if others
+        load_harness_tasks(others, shots, same_examples=options.same_examples, include_path=options.include_path)
+        for shots in options.shots
+        if others
     ]
     return OpenTasks(options, generated, loaded, _overlap(options, rules, loaded))
 
@@ -155,12 +159,22 @@ def choose_tasks(names: Sequence[str]) -> tuple[list[TaskRule], list[str]]:
     return list(chosen.values()), others
 
 
-def load_harness_tasks(names: Sequence[str], shots: int, *, same_examples: bool = False) -> dict[str, Any]:
-    """Load tasks of the harness by its TaskManager, with `shots` examples unless a task fixes its number at 0."""
+def load_harness_tasks(
+    names: Sequence[str], shots: int, *, same_examples: bool = False, include_path: Path | None = None
+) -> dict[str, Any]:
+    """Load tasks of the harness by its TaskManager, with `shots` examples unless a task fixes its number at 0.
+
+    `include_path`: a folder with further tasks, which go before the harness's of the same name.
+    """
     import_extra("lm_eval", extra="eval")
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager()
+    if include_path is not None and not include_path.is_dir():
+        raise ConfigError(f"--include-path {include_path} is no folder. Give a folder with YAML tasks.")
+    try:
+        manager = TaskManager() if include_path is None else TaskManager(include_path=str(include_path))
+    except Exception as error:  # a YAML file can be wrong in any way
+        raise ConfigError(f"--include-path {include_path} cannot be read: {error}") from None
     ours = ["gpt3", "gpt3_arithmetic", "gpt3_words", *(rule.name for rule in task_rules())]
     for name in names:
         if name not in manager.all_tasks:

@@ -121,6 +121,8 @@ synthetic = true
         (["--json", "/proc/none/report.json"], "--json /proc/none/report.json cannot be written"),
         (["--words", "/nowhere/words"], "--words /nowhere/words cannot be read"),
         (["--step", "3"], "There are: 10, 20"),
+        (["--include-path", "/nowhere", "--tasks", "own"], "--include-path /nowhere is no folder"),
+        (["--log-samples", "/proc/none/samples"], "--log-samples /proc/none/samples cannot be made"),
     ],
 )
 def test_evaluate_refuses_impossible_options(

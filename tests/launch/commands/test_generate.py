@@ -4,9 +4,11 @@ import dataclasses
 import io
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
+import tty
 from pathlib import Path
 from typing import Any
 
@@ -231,8 +233,14 @@ def test_mistakes_are_refused_before_anything_is_printed(
         (
             b'{"prompt": "a", "max_new_tokens": 0}',
             [],
-            "'max_new_tokens' = 0 is invalid: it must be a whole number of at least 1",
+            "'max_new_tokens' = 0 is invalid: it must be a whole number from 1 to",
         ),
+        (b'{"prompt": "a", "seed": -1}', [], "'seed' = -1 is invalid: it must be a whole number from 0 to"),
+        (b'{"prompt": "a", "seed": 1' + b"0" * 300 + b"}", [], "'seed' = 1000"),
+        (b'{"prompt": "a", "score": NaN}', [], "line 1 has NaN or infinity, which JSON does not have"),
+        (b'{"prompt": "a", "scores": [{"x": -Infinity}]}', [], "line 1 has NaN or infinity"),
+        (b'{"prompt": "a", "x": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", [], "nested too deeply"),
+        (b'{"prompt": "a"}', ["--seed", "-1"], "--seed -1 is invalid: it must be at least 0"),
         (b'{"prompt": "a", "max_new_tokens": 64}', [], "line 1: the prompt has 1 tokens. With max_new_tokens"),
         (b'{"prompt": "a", "text": "b"}', [], "the output adds a field 'text'"),
         (b'{"prompt": "a"}\n{"prompt": "' + b"@" * 70 + b'"}', [], "line 2: the prompt has 70 tokens"),
@@ -258,6 +266,32 @@ def test_a_bad_line_is_refused_before_any_work(
     assert message in said.err
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert not out.exists()
+
+
+def test_a_terminal_gets_escapes_and_a_pipe_the_text_itself(
+    small: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The text is the prompt and 1 token; the prompt holds what a model may write too."""
+    prompt = "\x1b]0;title\x07\x1b[2J\r\x9b1m\u202e\tnames\n"
+    words = ["generate", str(small.directory), "--max-new-tokens", "1", "--device", "cpu"]
+    (tmp_path / "p").write_text(json.dumps({"prompt": "names", "note": prompt}, ensure_ascii=False))
+    lines = [*words, "--input", str(tmp_path / "p")]
+    code = f"import sys; from launch.main import main; sys.exit(main(sys.argv[1:]) or main({lines!r}))"
+    leader, follower = pty.openpty()
+    tty.setraw(follower)
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    command = [sys.executable, "-c", code, *words, "--prompt", prompt]
+    subprocess.run(command, stdout=follower, check=True, timeout=280, env=environment)
+    on_terminal = os.read(leader, 1 << 16).decode()
+    assert on_terminal.startswith(r"\x1b]0;title\x07\x1b[2J\r\x9b1m\u202e" + "\tnames\n")
+    assert not set("\x1b\x07\r\x9b\u202e") & set(on_terminal)
+    assert json.loads(on_terminal.splitlines()[-1])["note"] == prompt, "the same JSON"
+    for descriptor in (leader, follower):
+        os.close(descriptor)
+    assert main([*words, "--prompt", prompt]) == 0
+    assert capsys.readouterr().out.startswith(prompt)
+    assert main(lines) == 0
+    assert "\u202e" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
+from gpt.files.json_text import without_nan
 from gpt.inference.sampling import Sampling
 from launch.generation.jobs import GenerationJob, GenerationSettings
 from launch.generation.prompt_file import batches_of, read_lines, write_lines
@@ -32,6 +33,10 @@ def test_output_lines_can_be_read_back(tmp_path: Path) -> None:
     written = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in written] == lines
     assert "naïve €" in written[0]
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
+    assert without_nan([1, -0.5, float("nan"), {"x": (float("-inf"), "nan")}]) == [1, -0.5, None, {"x": [None, "nan"]}]
 
 
 def test_batches_hold_jobs_of_similar_length_within_the_limits() -> None:

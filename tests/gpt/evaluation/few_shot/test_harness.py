@@ -51,12 +51,21 @@ def plain_score(model: GPT, tokens: list[int], n_scored: int) -> tuple[list[floa
 
 
 def test_log_likelihoods_equal_those_of_plain_forward_passes(adapter: Any, model: GPT, tokenizer: Tokenizer) -> None:
-    pairs = [("Q: What is", " 12 plus"), ("a ", "word"), ("", "Please"), (LONG, " end"), ("the rest", " "), ("x", "")]
+    pairs = [
+        ("Q: What is", " 12 plus"),
+        ("a ", "word"),
+        ("", "Please"),
+        (LONG, " end"),
+        ("the rest", " "),
+        ("x", ""),
+        ("  ", "word"),  # white space alone, which the harness moves to the continuation
+        (" ", ""),
+    ]
     answers = adapter.loglikelihood([HarnessRequest(*pair) for pair in pairs])
     for (context, continuation), (log_prob, greedy) in zip(pairs, answers, strict=True):
         trailing = context[len(context.rstrip()) :]  # the harness moves trailing spaces to the continuation
         whole = tokenizer.encode(context + continuation)
-        head = tokenizer.encode(context.rstrip()) if context else [tokenizer.end_of_document_id]
+        head = tokenizer.encode(context.rstrip()) or [tokenizer.end_of_document_id]
         tail = whole[len(tokenizer.encode(context[: len(context) - len(trailing)])) :]
         tokens = (head + tail)[-49:]
         log_probs, all_greedy = plain_score(model, tokens, len(tail))
