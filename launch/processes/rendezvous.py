@@ -5,6 +5,7 @@ errors name only a key or a socket. Each rank therefore writes to the store when
 """
 
 import socket
+import sys
 import time
 from collections.abc import Iterable
 from datetime import timedelta
@@ -13,10 +14,14 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
-from launch.processes.environment import ClusterEnvironment
+from launch.processes.environment import JOB_SECRET, ClusterEnvironment, job_secret
 from launch.processes.sealing import seal_object_collectives
 
 LINGER_S = 3.0  # the last rank may time out this much later than the first; then rank 0 keeps the store for this long
+NOT_SEALED = (
+    f"triaxial: warning: {JOB_SECRET} is not set: anyone who reaches the ports of these nodes can run code as you. "
+    "Start the ranks with `python -m launch.torchrun`, as slurm/train.sbatch does"
+)
 
 
 class StartUpError(RuntimeError):
@@ -34,6 +39,8 @@ def join_processes(environment: ClusterEnvironment, device: torch.device, *, tim
     if environment.master_addr is None:  # started by neither torchrun nor our own launcher
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         return
+    if environment.rank == 0 and environment.local_world_size < environment.world_size and job_secret() is None:
+        print(NOT_SEALED, file=sys.stderr, flush=True)
     ends_at = time.monotonic() + timeout_s
     store: Store = _open_store(environment, timeout_s)
     if environment.agent_store:  # torchrun keeps this store over restarts, with entries and addresses of dead ranks

@@ -69,7 +69,8 @@ def overwrite_the_rendezvous(name, folder, port):
 
 
 def here(rank, port):
-    return ClusterEnvironment(rank, rank, 2, 2, master_addr="127.0.0.1", master_port=port)
+    """A rank as on two nodes of one rank each."""
+    return ClusterEnvironment(rank, 0, 2, 1, master_addr="127.0.0.1", master_port=port)
 
 
 def be_rank_0(name, folder, port):

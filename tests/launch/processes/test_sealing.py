@@ -63,6 +63,13 @@ def test_a_forged_rendezvous_ends_the_launcher_in_one_line(attacked):
     assert "has no valid seal of this job" in (folder / "be_rank_0-sealed.log").read_text()
 
 
+def test_ranks_of_several_nodes_warn_if_they_are_not_sealed(attacked):
+    folder, _ = attacked
+    warning = f"triaxial: warning: {JOB_SECRET} is not set: anyone who reaches the ports of these nodes can run code"
+    assert (folder / "be_rank_0-plain.log").read_text().count(warning) == 1
+    assert warning not in (folder / "be_rank_0-sealed.log").read_text()
+
+
 def test_a_seal_fits_its_message_key_and_purpose_only():
     secret = new_secret()
     seal = Seal.of(secret, "a purpose")
