@@ -6,7 +6,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test rehearse check setup clean
+.PHONY: help demo test rehearse check lock oldest setup clean
 
 PYTHON ?=
 PIP_ARGS ?=
@@ -33,10 +33,16 @@ check: $(INSTALLED) ## formatting, lint, types, directions of imports, house rul
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python tests/house_rules.py
 
+lock: $(INSTALLED) ## write requirements.lock: the installed versions, with hashes
+	VENV=$(VENV) .ci/lock
+
+oldest: ## run tests with the oldest versions of the dependencies that pyproject.toml allows
+	PIP_ARGS="$(PIP_ARGS)" ARGS="$(ARGS)" .ci/oldest
+
 setup: $(INSTALLED) ## install into .venv and do nothing else
 
 clean: ## remove .venv and what tools cached; runs/ and data/ stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-oldest .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # Print the name of the first Python from 3.11 to 3.13, for which every dependency has a wheel, else of a later one.
