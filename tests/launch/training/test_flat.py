@@ -15,18 +15,8 @@ STEPS = 3000
 PERIOD = 100  # steps between two evaluations, saves, texts and so on; three periods are the first tenth
 MEMORY_GROWTH = 12 << 20  # bytes after the first tenth, of which the W&B client and malloc's arenas take up to 6 MB
 SETTINGS = [
-    *(
-        "--nproc",
-        2,
-        "--data.seq_len",
-        ROW_TOKENS,
-        "--model.n_ctx",
-        ROW_TOKENS,
-        "--model.d_model",
-        16,
-        "--model.n_layers",
-        1,
-    ),
+    *("--nproc", 2, "--data.seq_len", ROW_TOKENS, "--model.n_ctx", ROW_TOKENS, "--model.d_model", 16),
+    *("--model.n_layers", 1),
     *("--batch.micro_batch_size", 1, "--batch.global_batch_tokens", BATCH, "--schedule.warmup_tokens", BATCH),
     *("--train.evaluate_every_tokens", BATCH * PERIOD, "--train.validation_tokens", 4 * BATCH),
     *("--train.sample_every_tokens", BATCH * PERIOD, "--train.sample_new_tokens", 8),
