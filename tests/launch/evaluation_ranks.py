@@ -9,14 +9,13 @@ answers of rank N are in FOLDER/NAME/rankN.json.
 import argparse
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from free_ports import free_ports
 
 from launch.processes.local_ranks import fork_server, run_ranks
 
@@ -141,17 +140,6 @@ def run_program(jobs, folder):
         timeout=3000,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-
-
-def free_ports(number):
-    """Ports below the range that the system hands out, so that no other test's connection takes one meanwhile."""
-    ports = []
-    while len(ports) < number:
-        port = random.SystemRandom().randrange(12_000, 30_000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) and port not in ports:
-                ports.append(port)
-    return ports
 
 
 def run_all(jobs_file, out):

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,12 +20,6 @@ TRIAXIAL = [sys.executable, "-m", "launch.main"]
 
 def torchrun(*options):
     return [sys.executable, "-m", "launch.torchrun", *options, "-m", "launch.main"]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(condition, *, what, wait_s=WAIT_S):

@@ -19,6 +19,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
+from free_ports import free_ports
 
 from gpt.telemetry.goodput import read_account
 from launch.main import main
@@ -155,14 +156,6 @@ def start_daemons(cluster: Slurm, stack: contextlib.ExitStack, *, path: str) -> 
                 return
         time.sleep(0.2)
     raise RuntimeError("the nodes did not come up within 30 s")
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def stop(daemon: subprocess.Popen[bytes]) -> None:

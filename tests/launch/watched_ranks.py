@@ -21,10 +21,11 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from free_ports import free_ports
 
 from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
 
@@ -71,9 +72,7 @@ def main():
         folder = plan_path.parent / run["name"]
         folder.mkdir()
         (folder / "run.json").write_text(json.dumps(run))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        (port,) = free_ports(1)
         try:
             run_ranks(context, work, [str(folder), str(port)], nproc=run["nproc"], logs=folder / "logs")
             failed = ""

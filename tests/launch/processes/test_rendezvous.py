@@ -2,13 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from free_ports import free_ports
 
 HERE = Path(__file__).resolve().parents[1]
 ROOT = HERE.parents[1]
@@ -47,12 +47,6 @@ def test_a_local_launcher_ends_the_others_at_once(tmp_path, launcher, how):
         assert "SIGKILL" in cause
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -65,7 +59,7 @@ def free_port() -> int:
 def test_ranks_without_a_launcher_name_the_missing_rank(tmp_path, how, said):
     """As on several nodes, where the launcher of one node does not watch the ranks of another."""
     (tmp_path / "timeout_s").write_text("15" if said else "60")
-    group = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    group = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
     command = [sys.executable, "-m", "rank_program", how, str(tmp_path)]
     ranks = [
         subprocess.Popen(

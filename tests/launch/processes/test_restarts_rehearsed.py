@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 
 import pytest
+from free_ports import free_ports
 
 from gpt.telemetry.goodput import read_account
 from launch.processes.sealing import new_secret
@@ -90,7 +91,7 @@ def test_torchruns_own_restarts_in_place(tiny_corpus, launched, tmp_path, nodes)
     settings = {"TRIAXIAL_JOB_SECRET": new_secret(), "GLOO_SOCKET_IFNAME": "lo"}
     options = ["--nproc-per-node", 2 // nodes, "--nnodes", nodes, "--max-restarts", kills + 1]
     if nodes == 2:
-        port = launched.free_port()
+        port = free_ports(1)[0]
         options += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
         options += ["--rdzv-id", "rehearsal"]
     jobs = []

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from free_ports import free_ports
 
 from gpt.errors import ConfigError
 from launch.processes.environment import JOB_SECRET
@@ -27,12 +27,7 @@ def attacked():
     folder.chmod(0o777)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
-        sockets = [stack.enter_context(socket.socket()) for _ in range(4)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        ports = [str(each.getsockname()[1]) for each in sockets]
-        for each in sockets:
-            each.close()
+        ports = map(str, free_ports(4))
         kept = {name: value for name, value in os.environ.items() if name not in (JOB_SECRET, "RANK", "WORLD_SIZE")}
         settings = {**kept, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, STRANGERS, folder, *ports]
