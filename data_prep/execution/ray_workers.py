@@ -19,10 +19,11 @@ from typing import Any
 
 from data_prep.execution.files import disk_errors
 from data_prep.execution.workers import RunningJob, answer, unwrap
-from gpt.errors import ConfigError, import_extra
+from gpt.errors import ConfigError, MachineFault, import_extra
 
 _ATTEMPTS = 4  # machines may leave at any time; a job that ends four workers is the cause itself
 _KNOCK_S = 10.0
+_HEAD_CHECK_S, _HEAD_LIMIT_S = 5.0, 20.0  # how often to look for the head, and how long it may be away
 _PROBE_S = 120.0  # for a machine's first worker to start and look for the probe
 _QUEUED_PER_CPU = 2  # so that a free CPU does not wait for us, and an autoscaler sees the demand
 
@@ -51,6 +52,7 @@ class RayWorkers:
         self._ray: Any = None
         self._own_folder: Path | None = None
         self._probe = _Probe(Path(), "")
+        self._head_seen, self._head_is_gone = 0.0, False
         self._running: dict[Any, tuple[int, str, float]] = {}  # reference: (job, its name, when it was sent)
 
     def run(
@@ -64,6 +66,7 @@ class RayWorkers:
         waiting = deque(range(len(jobs)))
         attempts: dict[int, int] = {}
         while waiting or self._running:
+            self._check_head()
             limit = self._limit()
             while waiting and len(self._running) < limit:
                 index = waiting.popleft()
@@ -92,7 +95,8 @@ class RayWorkers:
         """Leave the cluster; Ray ends our jobs that still run there."""
         if self._ray is not None:
             self._running.clear()
-            self._ray.shutdown()
+            if not self._head_is_gone:  # else it would wait for the head
+                self._ray.shutdown()
             self._ray = None
             self._probe.path.unlink(missing_ok=True)
         if self._own_folder is not None:
@@ -157,9 +161,32 @@ class RayWorkers:
     def _ready(self) -> list[Any]:
         """Wait for one answer, and return all that have arrived."""
         references = list(self._running)
-        self._ray.wait(references, num_returns=1)
+        while not self._ray.wait(references, num_returns=1, timeout=_HEAD_CHECK_S)[0]:
+            self._check_head()
         ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
         return list(ready)
+
+    def _check_head(self) -> None:
+        """MachineFault: nothing has answered at the head's address for a while. Ray would end this process at 60 s."""
+        now = time.monotonic()
+        if now - self._head_seen < _HEAD_CHECK_S:
+            return
+        address = self._ray.get_runtime_context().gcs_address
+        host, _, port = address.rpartition(":")
+        while True:
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=_HEAD_CHECK_S).close()
+                self._head_seen = time.monotonic()
+                return
+            except OSError as error:
+                if time.monotonic() - now > _HEAD_LIMIT_S:
+                    why = error.strerror or type(error).__name__
+                    self._head_is_gone = True
+                    raise MachineFault(
+                        f"the head of the Ray cluster at {address} has gone ({why}). Start the cluster again, and run "
+                        "the same command: finished work is kept"
+                    ) from None
+                time.sleep(1.0)
 
     def _get(self, reference: Any, name: str) -> tuple[str | None, Any]:
         """Return (None, the remote function's value), or (why there is no answer, None)."""

@@ -221,3 +221,30 @@ def test_a_corpus_made_by_ray_has_the_bytes_of_a_local_one(tmp_path, cluster, se
     assert process.returncode == 0, out.decode() + err.decode()
     for name in CORPUS_FILES:
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes(), name
+
+
+WITHOUT_HEAD = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from data_prep.execution import ray_workers
+
+ray_workers._HEAD_CHECK_S, ray_workers._HEAD_LIMIT_S = 0.5, 2.0
+workers = ray_workers.RayWorkers(1, folder=Path(sys.argv[1]))
+try:
+    for _ in workers.run(time.sleep, [0, 600], name=str):
+        head = f"gcs_server.*{workers._own_folder}"
+        os.kill(int(subprocess.run(["pgrep", "-f", head], capture_output=True, check=True).stdout), signal.SIGKILL)
+except ray_workers.MachineFault as error:
+    print(error)
+finally:
+    workers.close()
+    os._exit(0)  # Ray's own threads would wait for the head
+"""
+
+
+def test_a_head_that_dies_is_named(tmp_path, functions):
+    """Ray itself would end the process after a minute, with a line of its own."""
+    command = [sys.executable, "-c", WITHOUT_HEAD, str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert "the head of the Ray cluster at" in said
+    assert "has gone (Connection refused)" in said
