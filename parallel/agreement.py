@@ -1,6 +1,7 @@
 """Let the ranks agree on the outcome of an action: all succeed, or all raise the same error.
 
-Small Python objects travel through torch.distributed's object collectives, between ranks of one run only.
+Small Python objects travel pickled, as in torch.distributed's object collectives, between ranks of one run only. A rank
+receives as much as its answer needs, whatever the number of ranks; only rank 0 receives something from each.
 """
 
 import warnings
@@ -10,8 +11,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.distributed_c10d import _object_to_tensor, _tensor_to_object
 
 from gpt.errors import MACHINE_FAULTS, NO_ROOM, ConfigError
 from parallel.errors import CheckpointError, CheckpointFault, NoRoomForCheckpoints
@@ -50,7 +53,10 @@ def world_size(group: Group) -> int:
 
 
 def all_gather_objects(value: _T, group: Group) -> list[_T]:
-    """Every rank's value, by rank. Collective over `group`; PeerLost if a rank cannot be reached."""
+    """Every rank's value, by rank. Collective over `group`; PeerLost if a rank cannot be reached.
+
+    Every rank receives as much as all send. Prefer `combine`, which sends the values to rank 0 only.
+    """
     if not is_distributed() or group is ALONE:
         return [value]
     everyone: list[Any] = [None] * world_size(group)
@@ -59,17 +65,32 @@ def all_gather_objects(value: _T, group: Group) -> list[_T]:
     return everyone
 
 
-def run_on_all_ranks(action: Callable[[], _T], group: Group, *, path: Path) -> list[_T]:
-    """Run `action` on every rank and return all results. If it fails on any rank, raise that error on all.
+def run_on_all_ranks(action: Callable[[], _T], group: Group, *, path: Path) -> _T:
+    """Run `action` on every rank and return rank 0's result. If it fails on any rank, raise that error on all.
 
-    Collective over `group`. The error is a ConfigError; `path` is the checkpoint that it names. PeerLost as above.
+    Collective over `group`: one small reduction and one broadcast, whatever the number of ranks. The error is a
+    ConfigError, of the lowest rank that failed; `path` is the checkpoint that it names. PeerLost as above.
     """
     outcome, cause = _attempt(action, path, rank_in(group))
-    everyone = all_gather_objects(outcome, group)
-    for _, failure in everyone:
-        if failure is not None:
-            raise failure from cause
-    return [cast(_T, result) for result, _ in everyone]
+    failed = _lowest_rank(outcome[1] is not None, group)
+    result, failure = _broadcast(outcome, group, source=0 if failed is None else failed)
+    if failure is not None:
+        raise failure from cause
+    return cast(_T, result)
+
+
+def combine(value: _T, choose: Callable[[list[_T]], _U], group: Group) -> _U:
+    """Return `choose(values of all ranks, by rank)`, which rank 0 computes, on every rank.
+
+    `choose` must not fail. Collective over `group`; only rank 0 receives the values. PeerLost as above.
+    """
+    everyone = _gather(value, group)
+    return cast(_U, _broadcast(choose(everyone) if everyone else None, group))
+
+
+def broadcast_object(value: _T, group: Group) -> _T:
+    """Rank 0's value. Collective over `group`; PeerLost as above."""
+    return _broadcast(value, group)
 
 
 def gather_scatter(gather: Callable[[], _T], split: Callable[[list[_T]], list[_U]], group: Group, *, path: Path) -> _U:
@@ -111,10 +132,50 @@ def _gather(value: _T, group: Group) -> list[_T]:
     """Every rank's value, by rank, on rank 0; an empty list on the others."""
     if not is_distributed() or group is ALONE:
         return [value]
-    everyone: list[Any] | None = [None] * world_size(group) if rank_in(group) == 0 else None
+    sent, _ = _object_to_tensor(value, _device(group), group)  # type: ignore[no-untyped-call]
+    # dist.gather_object would send the sizes of all objects to all ranks
+    size = _reduced(len(sent), dist.ReduceOp.MAX, group)
+    padded = torch.zeros(size, dtype=torch.uint8, device=sent.device)
+    padded[: len(sent)] = sent
+    received = [torch.empty_like(padded) for _ in range(world_size(group))] if rank_in(group) == 0 else None
     with _peer_errors():
-        dist.gather_object(value, everyone, group=group, group_dst=0)
-    return everyone or []
+        dist.gather(padded, received, group=group, group_dst=0)
+    unpack: Any = _tensor_to_object  # it ignores the padding
+    return [unpack(one, size, group) for one in received or []]
+
+
+def _broadcast(value: _T, group: Group, *, source: int = 0) -> _T:
+    """The value of one rank, on every rank."""
+    if not is_distributed() or group is ALONE:
+        return value
+    objects: list[Any] = [value if rank_in(group) == source else None]
+    with _peer_errors():
+        dist.broadcast_object_list(objects, group=group, group_src=source)
+    return cast(_T, objects[0])
+
+
+def _lowest_rank(here: bool, group: Group) -> int | None:
+    """The lowest rank with `here`, or None if there is none."""
+    if not is_distributed() or group is ALONE:
+        return 0 if here else None
+    ranks = world_size(group)
+    lowest = _reduced(rank_in(group) if here else ranks, dist.ReduceOp.MIN, group)
+    return lowest if lowest < ranks else None
+
+
+def _reduced(number: int, op: Any, group: dist.ProcessGroup | None) -> int:
+    """The number of all ranks that the reduction gives."""
+    tensor = torch.tensor(number, device=_device(group))
+    with _peer_errors():
+        dist.all_reduce(tensor, op=op, group=group)
+    return int(tensor)
+
+
+def _device(group: dist.ProcessGroup | None) -> torch.device:
+    """The device whose tensors the group sends."""
+    return (
+        torch.device("cuda", torch.cuda.current_device()) if dist.get_backend(group) == "nccl" else torch.device("cpu")
+    )
 
 
 def _scatter(values: list[_T], group: Group) -> _T:
@@ -138,9 +199,8 @@ def _peer_errors() -> Iterator[None]:
 
 def _as_config_error(error: BaseException, path: Path, rank: int) -> ConfigError:
     """A failure in one line, as an object that can be pickled and sent to the other ranks."""
-    if isinstance(error, CheckpointException):  # DCP's collection of failures, the same on all ranks
-        rank = min(error.failures)
-        return _as_config_error(error.failures[rank][0], path, rank)
+    if isinstance(error, CheckpointException):  # DCP's collection of failures; it knows this rank only
+        return _as_config_error(next(iter(error.failures.values()))[0], path, rank)
     if isinstance(error, ConfigError):
         return error
     if isinstance(error, OSError):
@@ -153,10 +213,7 @@ def _as_config_error(error: BaseException, path: Path, rank: int) -> ConfigError
 
 @contextmanager
 def dcp_errors() -> Iterator[None]:
-    """Sort the errors of DCP: CheckpointException carries a rank's own failure; any other is the process group's.
-
-    An interrupt on one rank is raised as an interrupt on all.
-    """
+    """For DCP without communication: drop its warning of that, and raise an interrupt as one."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         try:
@@ -166,8 +223,6 @@ def dcp_errors() -> Iterator[None]:
                 if not isinstance(failure, Exception):
                     raise failure from None
             raise
-        except Exception as error:
-            raise PeerLost(f"another rank died or cannot be reached ({_one_line(error)})") from error
 
 
 def _one_line(error: BaseException) -> str:

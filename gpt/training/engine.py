@@ -205,7 +205,7 @@ class Engine(Protocol):
         ...
 
     def all_gather_objects(self, values: list[Any]) -> list[list[Any]]:
-        """Gather a few plain values of every rank. The result is indexed by rank."""
+        """The plain values of every rank that has any, by rank: one list per rank. Meant for rare and few values."""
         ...
 
     def check_replicas(self) -> str | None:

@@ -33,7 +33,7 @@ from launch.runs.open_model import (
     starts_ranks,
 )
 from launch.runs.saved_run import add_device_arguments, add_run_arguments
-from parallel.agreement import all_gather_objects
+from parallel.agreement import broadcast_object
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     # Read the prompts first: an error must come before the weights are read.
     request = read_request(args) if is_first_process() else GenerationRequest([], ())
     with opened_model(args) as opened:
-        request = all_gather_objects(request, None)[0]
+        request = broadcast_object(request, None)
         settings = GenerationSettings(
             sampling=sampling,
             stops=tuple(args.stop),

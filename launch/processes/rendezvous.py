@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 
 import torch
@@ -56,7 +57,7 @@ def join_processes(environment: ClusterEnvironment, device: torch.device, *, tim
             world_size=environment.world_size,
             timeout=timedelta(seconds=timeout_s),
         )
-        store.set(f"joined {environment.rank}", "yes")
+        _call("joined", store, environment)
     except RuntimeError as error:  # the base class of all errors of torch.distributed
         message = _who_is_missing(store, environment, ends_at=ends_at, timeout_s=timeout_s)
         raise StartUpError(message) from error
@@ -105,28 +106,55 @@ def _listener(address: str, port: int) -> int:
 
 def wait_for_all_ranks(store: Store, environment: ClusterEnvironment, *, timeout_s: float) -> None:
     """Wait until every rank has called this. Each rank sends a few messages, whatever the number of ranks."""
-    store.set(f"here {environment.rank}", "yes")
-    if store.add("number here", 1) == environment.world_size:
-        store.set("all here", "yes")
+    _call("here", store, environment)
     store.wait(["all here"], timedelta(seconds=timeout_s))
 
 
+def _call(word: str, store: Store, environment: ClusterEnvironment) -> None:
+    """Write to the store that this rank got so far. The last rank writes that all did."""
+    store.set(f"{word} {environment.rank}", "yes")
+    if store.add(f"number {word}", 1) == environment.world_size:
+        store.set(f"all {word}", "yes")
+
+
 def _who_is_missing(store: Store, environment: ClusterEnvironment, *, ends_at: float, timeout_s: int) -> str:
-    """After an error: wait while ranks may still be joining, then name those that have not written to the store."""
-    ranks = range(environment.world_size)
+    """After an error: wait while ranks may still be joining, then name those that have not written to the store.
+
+    One rank asks the store for all others, and leaves the message there: a rank sends a few messages, whatever the
+    number of ranks.
+    """
     try:
-        store.set(f"joined {environment.rank}", "no")
         started = store.check(["all here"])
-        while (
-            started and time.monotonic() < ends_at + LINGER_S and not store.check([f"joined {rank}" for rank in ranks])
-        ):
-            time.sleep(0.5)
-        key = "joined" if started else "here"
-        silent = [rank for rank in ranks if not store.check([f"{key} {rank}"])]
+        if started:
+            _call("joined", store, environment)
+            with suppress(dist.DistStoreError):  # not all: a rank died
+                store.wait(["all joined"], timedelta(seconds=max(0.1, ends_at + LINGER_S - time.monotonic())))
+        if store.add("number asking", 1) > 1:
+            with suppress(dist.DistStoreError):  # the rank that asks has died
+                store.wait(["missing"], timedelta(seconds=LINGER_S))
+        if not store.check(["missing"]):
+            key = "joined" if started else "here"
+            silent = _without_entry(store, key, range(environment.world_size))
+            store.set("missing", _missing_words(silent, environment, started=started, timeout_s=timeout_s))
+        message = store.get("missing").decode()
         if environment.rank == 0:
             time.sleep(LINGER_S)
+        return message
     except RuntimeError:  # the store is gone
         return f"rank 0 of {environment.world_size} ended while the ranks joined. See its output for the reason"
+
+
+def _without_entry(store: Store, word: str, ranks: range) -> list[int]:
+    """The ranks that have not called. By halves, since the store says of a list of keys only whether all are there."""
+    if store.check([f"{word} {rank}" for rank in ranks]):
+        return []
+    if len(ranks) == 1:
+        return list(ranks)
+    half = len(ranks) // 2
+    return _without_entry(store, word, ranks[:half]) + _without_entry(store, word, ranks[half:])
+
+
+def _missing_words(silent: list[int], environment: ClusterEnvironment, *, started: bool, timeout_s: int) -> str:
     if not silent:
         return "the ranks could not join into a process group, though none of them died"
     what = "died while the ranks joined" if started else f"did not start within {timeout_s} s"

@@ -41,7 +41,7 @@ def run_identity(run_directory: Path) -> str:
             raise ConfigError(f"{path} is damaged: it holds no 16 hexadecimal digits. Remove it")
         return identity
 
-    identity = run_on_all_ranks(read_or_make, None, path=path)[0]
+    identity = run_on_all_ranks(read_or_make, None, path=path)
     assert identity is not None
     return identity
 

@@ -51,7 +51,7 @@ from launch.training.checkpoint_space import check_space
 from launch.training.local_tier import check_fast_directory, run_identity
 from launch.training.resume import RunStart, check_run_directory, find_start
 from launch.training.summary import describe, how_it_ended, prepare_run_directory, write_summary
-from parallel.agreement import all_gather_objects
+from parallel.agreement import combine
 from parallel.checkpoint.local_tier import discard_all_local
 from parallel.engines.settings import sharding_signature
 from parallel.health.watchdog import LostPeers, watch_rank
@@ -74,7 +74,7 @@ class Prepared:
     probe: FewShotProbe | None
     saved_state: dict[str, object]
     ledger: TimeLedger
-    reached: int  # the approximate step that the run had reached before this start
+    reached: int  # on rank 0: the approximate step that the run had reached before this start
 
 
 def run_rank(config: RunConfig, environment: ClusterEnvironment, *, resume: bool | None) -> int:
@@ -138,7 +138,7 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
         probe=make_few_shot_probe(config.train, tokenizer, n_ctx=config.model.n_ctx),
         saved_state=saved_state,
         ledger=ledger,
-        reached=furthest_step(config.run.directory),
+        reached=furthest_step(config.run.directory) if environment.rank == 0 else 0,
     )
 
 
@@ -227,8 +227,11 @@ def known_restart(mine: Restart | None) -> Restart | None:
     torchrun counts a failure only on the node of the rank that failed. On other nodes it starts its ranks again as if
     for the first time.
     """
-    known = [restart for restart in all_gather_objects(mine, None) if restart is not None]
-    return max(known, key=lambda restart: restart.count, default=None)
+
+    def most(known: list[Restart | None]) -> Restart | None:
+        return max(filter(None, known), key=lambda restart: restart.count, default=None)
+
+    return combine(mine, most, None)
 
 
 def report_end(

@@ -24,7 +24,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from gpt.errors import ConfigError
 from gpt.training.config import Retention
 from gpt.training.engine import SaveResult
-from parallel.agreement import Group, PeerLost, all_gather_objects, is_distributed
+from parallel.agreement import Group, PeerLost, combine, is_distributed
 from parallel.checkpoint.folders import published_step, step_name
 from parallel.checkpoint.plan import ShardPiece, WritePlan, local, make_plan
 from parallel.checkpoint.save import Save, ShardBytes, check_save, write_checkpoint
@@ -219,16 +219,16 @@ class _Running:
             error = f"{type(failure).__name__}: {failure}"
         mine = _Measured(self._stall_s, time.perf_counter() - started_at, self._written_bytes())
         try:
-            measured = all_gather_objects(mine, self._group)
+            whole = combine(mine, _slowest, self._group)
         except PeerLost as lost:
-            measured, error = [mine], error or str(lost)
+            whole, error = mine, error or str(lost)
         self.result = SaveResult(
             step=published_step(self._save.final),
             path=None if error else self._save.final,
             error=error,
-            stall_s=max(one.stall_s for one in measured),
-            write_s=max(one.write_s for one in measured),
-            bytes=sum(one.bytes for one in measured),
+            stall_s=whole.stall_s,
+            write_s=whole.write_s,
+            bytes=whole.bytes,
         )
 
     def _written_bytes(self) -> int:
@@ -240,6 +240,13 @@ class _Measured:
     stall_s: float
     write_s: float
     bytes: int
+
+
+def _slowest(everyone: list[_Measured]) -> _Measured:
+    """The times of the slowest rank, and the bytes of all."""
+    return _Measured(
+        max(one.stall_s for one in everyone), max(one.write_s for one in everyone), sum(one.bytes for one in everyone)
+    )
 
 
 def _blocks(buffer: torch.Tensor, pieces: tuple[ShardPiece, ...]) -> ShardBytes:

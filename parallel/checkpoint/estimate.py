@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt.training.config import Retention
 from gpt.training.engine import SaveEstimate
-from parallel.agreement import all_gather_objects, rank_in, run_on_all_ranks
+from parallel.agreement import broadcast_object, combine, gather_scatter, rank_in, run_on_all_ranks
 from parallel.checkpoint.background import BackgroundSaver
 from parallel.checkpoint.files import write_file
 from parallel.checkpoint.folders import make_hidden, step_name
@@ -29,7 +29,7 @@ def estimate_shared(saver: BackgroundSaver, directory: Path, *, state: dict[str,
     write_s = _trial_write_s(plan, final)
     save = Save(final, plan, encode_state(state), Retention(1))
     mine = (save.size_bytes, shutil.disk_usage(directory).free) if rank_in(None) == 0 else (0, 0)
-    size_bytes, free_bytes = all_gather_objects(mine, None)[0]
+    size_bytes, free_bytes = broadcast_object(mine, None)
     return SaveEstimate(str(directory), size_bytes, free_bytes, write_s)
 
 
@@ -40,20 +40,26 @@ def estimate_local(saver: BackgroundSaver, directory: Path, *, state: dict[str, 
     """
     save = Save(directory / step_name(step), saver.plan(directory), encode_state(state), Retention(1))
     disk = (socket.gethostname(), os.stat(directory).st_dev)
-    everyone = all_gather_objects((disk, save.size_bytes, shutil.disk_usage(directory).free), None)
-    found = []
-    for host, device in {disk for disk, _, _ in everyone}:
-        here = [(size, free) for disk, size, free in everyone if disk == (host, device)]
-        size_bytes, free_bytes = sum(size for size, _ in here), min(free for _, free in here)
-        found.append(SaveEstimate(f"{host}:{directory}", size_bytes, free_bytes, write_s=None))
-    return min(found, key=lambda one: (one.free_bytes - one.size_bytes, one.where))
+    mine = (disk, save.size_bytes, shutil.disk_usage(directory).free)
+    return combine(mine, lambda everyone: _fullest_disk(everyone, directory), None)
+
+
+def _fullest_disk(everyone: list[tuple[tuple[str, int], int, int]], directory: Path) -> SaveEstimate:
+    """The estimate of the disk with the least space left, from each rank's disk, size and free space."""
+    found: dict[tuple[str, int], tuple[int, int]] = {}
+    for disk, size, free in everyone:
+        total, least = found.get(disk, (0, free))
+        found[disk] = total + size, min(least, free)
+    estimates = [
+        SaveEstimate(f"{host}:{directory}", size, free, write_s=None) for (host, _), (size, free) in found.items()
+    ]
+    return min(estimates, key=lambda one: (one.free_bytes - one.size_bytes, one.where))
 
 
 def _trial_write_s(plan: WritePlan, final: Path) -> float:
     """Seconds that the slowest rank needs to write its shard, extrapolated from a trial of all ranks at once."""
     is_first = rank_in(None) == 0
-    made = run_on_all_ranks(lambda: make_hidden(final) if is_first else None, None, path=final.parent)
-    hidden = made[0]
+    hidden = run_on_all_ranks(lambda: make_hidden(final) if is_first else None, None, path=final.parent)
     assert hidden is not None
     shard_bytes = sum(piece.size_bytes for piece in plan.pieces)
     trial_bytes = min(shard_bytes, _TRIAL_BYTES)
@@ -61,12 +67,10 @@ def _trial_write_s(plan: WritePlan, final: Path) -> float:
     def write_trial() -> float:
         started_at = time.perf_counter()
         write_file(hidden / f"trial-{rank_in(None)}", [bytes(trial_bytes)])
-        return time.perf_counter() - started_at
+        return (time.perf_counter() - started_at) * shard_bytes / max(trial_bytes, 1)
 
     try:
-        spans_s = run_on_all_ranks(write_trial, None, path=final.parent)
+        return gather_scatter(write_trial, lambda spans_s: [max(spans_s)] * len(spans_s), None, path=final.parent)
     finally:
         if is_first:
             shutil.rmtree(hidden, ignore_errors=True)
-    sizes = all_gather_objects((shard_bytes, trial_bytes), None)
-    return max(span_s * shard / max(trial, 1) for span_s, (shard, trial) in zip(spans_s, sizes, strict=True))

@@ -25,7 +25,7 @@ def find_latest(
         unusable = list_unusable(directory, at_most=at_most)
         return [*unusable, *((path, None) for path in list_checkpoints(directory, at_most=at_most))]
 
-    found = run_on_all_ranks(candidates, group, path=directory)[0]
+    found = run_on_all_ranks(candidates, group, path=directory)
     for path, reason in sorted(found, key=lambda one: published_step(one[0]), reverse=True):
         if published_step(path) <= newer_than:
             break

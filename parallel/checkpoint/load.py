@@ -25,7 +25,7 @@ from torch.futures import Future
 
 from gpt.errors import ConfigError
 from gpt.files.safetensors import TensorLocation, read_header, read_into
-from parallel.agreement import ALONE, Group, dcp_errors, is_distributed, run_on_all_ranks
+from parallel.agreement import Group, dcp_errors, gather_scatter, run_on_all_ranks
 from parallel.checkpoint.handle import Checkpoint
 from parallel.checkpoint.index import Chunk, open_shard, stored_slice
 from parallel.checkpoint.plan import check_tensors
@@ -121,14 +121,17 @@ def load_checkpoint(
         prepared.append(SafetensorsReader(checkpoint))
         return list(tensors) if complete else []
 
-    names = run_on_all_ranks(prepare, group, path=path)
-    unused = set(checkpoint.index).difference(*names) if complete else set()
-    if unused:
-        raise ConfigError(
-            f"checkpoint {path} holds {len(unused)} tensors that are not requested here, such as '{min(unused)}'; "
-            "it comes from another model or optimizer"
-        )
-    run_on_all_ranks(functools.partial(_read_planned, prepared[0], tensors, group), group, path=path)
+    def check_complete(names: list[list[str]]) -> list[None]:
+        unused = set(checkpoint.index).difference(*names) if complete else set()
+        if unused:
+            raise ConfigError(
+                f"checkpoint {path} holds {len(unused)} tensors that are not requested here, such as '{min(unused)}'; "
+                "it comes from another model or optimizer"
+            )
+        return [None] * len(names)
+
+    gather_scatter(prepare, check_complete, group, path=path)
+    run_on_all_ranks(functools.partial(_read_planned, prepared[0], tensors), group, path=path)
 
 
 def read_tensors(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -167,16 +170,11 @@ def _check_fits(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], *, 
             )
 
 
-def _read_planned(reader: SafetensorsReader, tensors: Mapping[str, torch.Tensor], group: Group) -> None:
+def _read_planned(reader: SafetensorsReader, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Each rank plans for itself: DCP would send the plans and all names to all ranks, and use neither."""
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with dcp_errors():
-        dcp_load(
-            dict(tensors),
-            storage_reader=reader,
-            planner=planner,
-            process_group=None if group is ALONE else group,
-            no_dist=not is_distributed() or group is ALONE,
-        )
+        dcp_load(dict(tensors), storage_reader=reader, planner=planner, no_dist=True)
 
 
 def _assembled(checkpoint: Checkpoint, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,6 +10,7 @@ LOCAL/run-1f2e3d4c/rank-00012/step-000000123/
 
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from gpt.errors import ConfigError
-from parallel.agreement import ALONE, all_gather_objects, rank_in, run_on_all_ranks, world_size
+from parallel.agreement import ALONE, combine, rank_in, run_on_all_ranks, world_size
 from parallel.checkpoint.find import discard_after
 from parallel.checkpoint.folders import list_checkpoints, list_unusable
 from parallel.checkpoint.handle import Checkpoint, CheckpointHeader, read_checkpoint_header, verify_header
@@ -64,20 +65,35 @@ def find_newest_local(
     another layout. Collective; every rank reads and verifies its own folder.
     """
     mine, skipped = _own_headers(directory, run_id=run_id, layout=layout)
-    everyone = all_gather_objects(({step: save_id for step, (save_id, _) in mine.items()}, skipped), group)
-    messages = _by_reason([text for _, texts in everyone for text in texts])
-    for step in sorted({step for held, _ in everyone for step in held}, reverse=True):
-        lacking = [rank for rank, (held, _) in enumerate(everyone) if step not in held]
-        if lacking:
-            messages.append(f"skipped step {step} of {directory}: rank {lacking[0]} does not hold it")
-        elif len({held[step] for held, _ in everyone}) > 1:
-            messages.append(f"skipped step {step} of {directory}: the ranks' folders are of different saves")
-        else:
-            found, reason = _verify_own(mine[step][1], group)
-            if found is not None:
-                return found, messages
-            messages.append(f"skipped step {step} of {directory}: {reason}")
+    held = {step: save_id for step, (save_id, _) in mine.items()}
+    messages, candidates = combine((held, skipped), lambda everyone: _candidates(everyone, directory), group)
+    for step, why_not in candidates:
+        if why_not:
+            messages.append(why_not)
+            continue
+        found, reason = _verify_own(mine[step][1], group)
+        if found is not None:
+            return found, messages
+        messages.append(f"skipped step {step} of {directory}: {reason}")
     return None, messages
+
+
+def _candidates(
+    everyone: list[tuple[dict[int, str], list[str]]], directory: Path
+) -> tuple[list[str], list[tuple[int, str]]]:
+    """From each rank's saves by step and messages: the messages together, and each step, newest first, with the reason
+    why its folders do not belong together ("" if they do)."""
+    counts = Counter(step for held, _ in everyone for step in held)
+    found = []
+    for step in sorted(counts, reverse=True):
+        why_not = ""
+        if counts[step] < len(everyone):
+            lacking = next(rank for rank, (held, _) in enumerate(everyone) if step not in held)
+            why_not = f"skipped step {step} of {directory}: rank {lacking} does not hold it"
+        elif len({held[step] for held, _ in everyone}) > 1:
+            why_not = f"skipped step {step} of {directory}: the ranks' folders are of different saves"
+        found.append((step, why_not))
+    return _by_reason([text for _, texts in everyone for text in texts]), found
 
 
 def load_local(
@@ -131,8 +147,8 @@ def _verify_own(header: CheckpointHeader, group: dist.ProcessGroup | None) -> tu
         found = verify_header(header, group=ALONE)
     except CheckpointError as error:
         reason = error.reason
-    bad = [text for text in all_gather_objects(reason, group) if text]
-    return (None, bad[0]) if bad else (found, "")
+    bad = combine(reason, lambda reasons: next(filter(None, reasons), ""), group)
+    return (None, bad) if bad else (found, "")
 
 
 def _save_id(state: Mapping[str, Any], *, run_id: str, layout: dict[str, object]) -> str:

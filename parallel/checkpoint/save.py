@@ -20,7 +20,8 @@ from gpt.training.config import Retention
 from parallel.agreement import (
     Group,
     PeerLost,
-    all_gather_objects,
+    combine,
+    gather_scatter,
     rank_in,
     run_on_all_ranks,
 )
@@ -80,15 +81,20 @@ def write_checkpoint(save: Save, data: Callable[[], ShardBytes], group: Group) -
     Collective over `group`. CheckpointError on all ranks when any fails: earlier checkpoints are then untouched, and
     the hidden folder is deleted.
     """
-    is_leader, writers = save.is_leader(group), save.plan.writers
+    is_leader = save.is_leader(group)
     hidden: Path | None = None
+
+    def begin() -> Path | None:
+        nonlocal hidden
+        hidden = _begin(save) if is_leader else None
+        return hidden
+
     try:
-        folders = run_on_all_ranks(lambda: _begin(save) if is_leader else None, group, path=save.final)
-        hidden = folders[writers[0]]
-        assert hidden is not None
-        parts = run_on_all_ranks(functools.partial(_write_share, save, hidden, data), group, path=save.final)
-        finish = functools.partial(_finish, save, hidden, [parts[rank] for rank in writers])
-        run_on_all_ranks(lambda: finish() if is_leader else None, group, path=save.final)
+        shared = run_on_all_ranks(begin, group, path=save.final)
+        folder = hidden or shared
+        assert folder is not None
+        parts = _write_shares(save, functools.partial(_write_share, save, folder, data), group)
+        run_on_all_ranks(lambda: _finish(save, folder, parts) if is_leader else None, group, path=save.final)
     except PeerLost as error:
         if is_leader and hidden is not None:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -124,6 +130,15 @@ def _begin(save: Save) -> Path:
         shutil.rmtree(hidden, ignore_errors=True)
         raise
     return hidden
+
+
+def _write_shares(save: Save, write: Callable[[], dict[str, FileRecord]], group: Group) -> list[dict[str, FileRecord]]:
+    """Write this rank's files; on the leader, return the records of all ranks that write into its folder."""
+    if len(save.plan.writers) > 1:  # then rank 0 leads
+        return gather_scatter(write, lambda parts: [parts, *([] for _ in parts[1:])], group, path=save.final)
+    mine: list[dict[str, FileRecord]] = []
+    run_on_all_ranks(lambda: mine.append(write()), group, path=save.final)
+    return mine
 
 
 def _write_share(save: Save, hidden: Path, data: Callable[[], ShardBytes]) -> dict[str, FileRecord]:
@@ -168,8 +183,11 @@ def _abandon(save: Save, hidden: Path | None, error: ConfigError, group: Group) 
             figures += f" and {shutil.disk_usage(existing).free} bytes are free in {save.final.parent}"
     path, reason = (error.path, error.reason) if isinstance(error, CheckpointError) else (save.final, str(error))
     with contextlib.suppress(PeerLost):  # then each rank reports its own numbers
-        everyone = all_gather_objects((save.final, figures), group)
-        figures = next((text for final, text in everyone if final == path), everyone[0][1])  # of the rank that failed
+        figures = combine(  # of the rank that failed
+            (save.final, figures),
+            lambda everyone: next((text for final, text in everyone if final == path), everyone[0][1]),
+            group,
+        )
     kind = type(error) if isinstance(error, CheckpointError) else CheckpointError
     raise kind(path, f"not saved: {reason}; {figures}; earlier checkpoints are untouched") from error
 
@@ -200,7 +218,7 @@ def save_checkpoint(
         encoded = check_save(step, state, keep)
         return encoded if rank_in(group) == 0 else b""  # every rank checks its own state; only rank 0's is written
 
-    encoded = run_on_all_ranks(check, group, path=final)[0]
+    encoded = run_on_all_ranks(check, group, path=final)
     try:
         plan = make_plan(tensors, group, path=final)
     except PeerLost as error:

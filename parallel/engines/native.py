@@ -18,7 +18,7 @@ from gpt.losses.batch import Batch
 from gpt.training.engine import StepResult, Totals
 from gpt.training.objective import Objective
 from gpt.training.optimizer import check_patterns
-from parallel.agreement import all_gather_objects
+from parallel.agreement import combine
 from parallel.axes.data_parallel import accumulate
 from parallel.axes.gradients import local, scale_gradients, squared_norm, sum_tied_gradients
 from parallel.axes.initialisation import initialise_shards
@@ -202,10 +202,10 @@ class NativeEngine:
     def weights_digest(self) -> str:
         # Gathering a weight takes several steps on some layouts, and torch warns that this may be slow.
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-        return model_digest(all_gather_objects(weight_digests(self.parameters), None))
+        return combine(weight_digests(self.parameters), model_digest, None)
 
     def all_gather_objects(self, values: list[Any]) -> list[list[Any]]:
-        return all_gather_objects(values, None)
+        return combine(values, lambda everyone: [found for found in everyone if found], None)
 
     def check_replicas(self) -> str | None:
         if self._replica_check is None:

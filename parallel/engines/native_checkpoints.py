@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gpt.training.config import Retention
 from gpt.training.engine import SaveEstimate, SaveResult, VerifiedCheckpoint
-from parallel.agreement import all_gather_objects, run_on_all_ranks
+from parallel.agreement import broadcast_object, gather_scatter
 from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
 from parallel.checkpoint.estimate import estimate_local, estimate_shared
 from parallel.checkpoint.find import discard_after, find_latest
@@ -100,8 +100,10 @@ class SharedCheckpoints:
             candidates = [name for name in tensors if name.removeprefix("model.").startswith(optional)]
             return [name for name in candidates if not has_shape(checkpoint, name, tuple(tensors[name].shape))]
 
-        by_rank = run_on_all_ranks(left_out, None, path=checkpoint.path)
-        names = sorted({name for names in by_rank for name in names})
+        def union(by_rank: list[list[str]]) -> list[list[str]]:
+            return [sorted(set().union(*by_rank))] * len(by_rank)
+
+        names = gather_scatter(left_out, union, None, path=checkpoint.path)
         load_checkpoint(checkpoint, tensors={name: tensors[name] for name in tensors if name not in names})
         self._tensors.equalise_tied_copies()
         return [name.removeprefix("model.") for name in names]
@@ -176,7 +178,7 @@ def _save_ids() -> Callable[[], str]:
 
     def next_id() -> str:
         nonlocal word, count
-        word = word or all_gather_objects(secrets.token_hex(8), None)[0]
+        word = word or broadcast_object(secrets.token_hex(8), None)
         count += 1
         return f"{word}-{count - 1}"
 

@@ -1,8 +1,8 @@
 """The response of a monitor to a fault: report, agree on a verdict with the other monitors, kill its rank.
 
 Monitors communicate through the run directory, and only then. The first one creates RUN/hangs/TIME. Each leaves its
-report there. The monitor of rank 0 decides which rank is to blame and prints the verdict; if it is silent, the monitor
-of the lowest present rank does. Then each monitor kills its rank. A directory that does not answer delays no kill.
+report there. The monitor of rank 0 decides which rank is to blame and prints the verdict; if it is silent, the first
+other monitor that asks does. Then each monitor kills its rank. A directory that does not answer delays no kill.
 No torch.
 """
 
@@ -27,11 +27,20 @@ from gpt.telemetry.event_log import append_event
 from parallel.health import process_evidence
 from parallel.health.collective_record import RecordedCollective, departures, read_collectives
 from parallel.health.heartbeat import ALARM_AT, FAILED, RUNNING, STATUS, Beat
-from parallel.health.reports import HangReport, Member, MonitorSettings, gather_reports, hang_folder, is_leader
+from parallel.health.reports import (
+    HangReport,
+    Member,
+    MonitorSettings,
+    gather_reports,
+    hang_folder,
+    report_name,
+    take_lead,
+)
 from parallel.health.verdict import Verdict, decide, rank_lines, verdict_lines
 
 EXIT_S = 10.0  # how long a rank that failed may take to end without help
 GATHER_S = 3.0  # time from the alarm to the verdict, which uses the reports present by then
+READ_S = 0.001  # more time for each rank: one monitor reads the reports of all
 DEPUTY_S = 0.5  # how much later another monitor decides, if that of rank 0 has not
 STACKS_SIGNAL = signal.SIGRTMIN + 10 if sys.platform == "linux" else signal.SIGUSR2  # nothing else uses it
 MAX_COLLECTIVES = 100  # in the text of a report
@@ -48,9 +57,9 @@ class Exchange:
 
 
 def end_job(settings: MonitorSettings, shared: mmap.mmap, beat: Beat, still_s: float, *, died_of: str = "") -> None:
-    """Report, make or await the verdict, then kill the rank and exit. Takes less than 5 seconds."""
+    """Report, make or await the verdict, then kill the rank and exit. Takes `response_s` and at most 1 second more."""
     shared[ALARM_AT] = 1
-    ends_at = time.monotonic() + GATHER_S + 2 * DEPUTY_S
+    ends_at = time.monotonic() + response_s(settings.world_size)
     exchange = Exchange(died_of)
     thread = threading.Thread(target=exchange_reports, args=(settings, beat, still_s, exchange), daemon=True)
     thread.start()  # in a thread, because a directory that does not respond must not delay the end
@@ -66,9 +75,14 @@ def end_job(settings: MonitorSettings, shared: mmap.mmap, beat: Beat, still_s: f
         _run_within(DEPUTY_S, lambda: write_error_file(settings, line))
     if beat.status == FAILED:
         process_evidence.exit_of_parent(settings.me.pid)(EXIT_S)  # it has printed its error and is about to end
-    for rank in {settings.rank, *silent}:
-        _kill(settings.members[rank], settings.me)
+    for rank in {settings.rank, *silent} & set(settings.members):
+        _kill(settings.members[rank])
     exit_monitor(settings)
+
+
+def response_s(world_size: int) -> float:
+    """Seconds from the alarm until each monitor kills its rank, with a verdict or without."""
+    return GATHER_S + world_size * READ_S + 2 * DEPUTY_S
 
 
 def lines_without_verdict(settings: MonitorSettings, beat: Beat, still_s: float, exchange: Exchange) -> list[str]:
@@ -98,22 +112,23 @@ def exchange_reports(settings: MonitorSettings, beat: Beat, still_s: float, exch
         exchange.report, text = collect(settings, beat, still_s, alive=alive, died_of=exchange.died_of)
         folder = hang_folder(settings)
         replace_file(folder / f"rank-{settings.rank:05}.txt", text)
-        replace_file(
-            folder / f"rank-{settings.rank:05}.json", json.dumps(dataclasses.asdict(exchange.report), indent=1)
-        )
+        replace_file(folder / report_name(settings.rank), json.dumps(dataclasses.asdict(exchange.report), indent=1))
         if not alive and settings.rank != 0:
             exit_monitor(settings)  # there is nothing left to kill
         decided, reports = folder / "verdict.json", dict[str, HangReport]()
-        while time.monotonic() < began + GATHER_S + 2 * DEPUTY_S:
+        gather_s = response_s(settings.world_size) - 2 * DEPUTY_S
+        while time.monotonic() < began + gather_s + 2 * DEPUTY_S:
             if decided.exists():
                 exchange.decision = decode_json(decided.read_text(encoding="utf-8"))
                 return
-            late_s = time.monotonic() - began - GATHER_S
-            if settings.rank == 0 or (late_s > DEPUTY_S and is_leader(settings, folder)):
+            late_s = time.monotonic() - began - gather_s
+            if settings.rank == 0:
                 gather_reports(settings, folder, reports)
-                if late_s > 0 or len(reports) == len(settings.members):
-                    exchange.decision = publish_verdict(settings, folder, [reports[name] for name in sorted(reports)])
-                    return
+            may_decide = len(reports) == settings.world_size or late_s > (0.0 if settings.rank == 0 else DEPUTY_S)
+            if may_decide and take_lead(settings, folder):
+                gather_reports(settings, folder, reports)
+                exchange.decision = publish_verdict(settings, folder, [reports[name] for name in sorted(reports)])
+                return
             time.sleep(0.1)
     except (OSError, ValueError) as error:  # ValueError: the disk has damaged a report
         exchange.trouble = getattr(error, "strerror", None) or str(error)
@@ -121,14 +136,14 @@ def exchange_reports(settings: MonitorSettings, beat: Beat, still_s: float, exch
 
 def publish_verdict(settings: MonitorSettings, folder: Path, reports: list[HangReport]) -> dict[str, Any]:
     """Decide; write the verdict next to the reports and into the run's events; print it."""
-    world_size = len(settings.members)
+    world_size = settings.world_size
     verdict = decide(reports, world_size=world_size)
     silent = sorted(set(range(world_size)) - {report.rank for report in reports})
     lines = verdict_lines(verdict, reports, world_size=world_size, folder=str(folder))
-    lines += [f"  rank {rank} runs on {settings.members[rank].host}" for rank in silent[:3]]
+    lines += [f"  rank {rank} runs on {settings.host_of(rank)}" for rank in silent[:3]]
     decision = {**dataclasses.asdict(verdict), "silent": silent, "world_size": world_size, "lines": lines}
     if verdict.ranks:
-        decision["hosts"] = sorted({settings.members[rank].host for rank in verdict.ranks})
+        decision["hosts"] = sorted({settings.host_of(rank) for rank in verdict.ranks})
     replace_file(folder / "verdict.txt", "\n".join(lines) + "\n")
     replace_file(folder / "verdict.json", json.dumps(decision, indent=1))
     print("\n".join(lines), file=sys.stderr, flush=True)
@@ -249,8 +264,8 @@ def _run_within(seconds: float, action: Callable[[], None]) -> None:
     thread.join(seconds)
 
 
-def _kill(member: Member, me: Member) -> None:
-    """Send SIGKILL, if the process is on this machine and is the same that was there at the start."""
-    if member.machine == me.machine and process_evidence.process_started_at(member.pid) == member.started_at:
+def _kill(member: Member) -> None:
+    """Send SIGKILL to a process of this machine, if it is the same that was there at the start."""
+    if process_evidence.process_started_at(member.pid) == member.started_at:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(member.pid, signal.SIGKILL)

@@ -30,7 +30,8 @@ def main() -> None:
     """Read the settings from stdin, and watch until the rank ends."""
     own_output(waits=False)
     table = decode_json(sys.stdin.read())
-    table["members"] = tuple(Member(**member) for member in table["members"])
+    table["members"] = {int(rank): Member(**member) for rank, member in table["members"].items()}
+    table["hosts"] = tuple((rank, host) for rank, host in table["hosts"])
     settings = MonitorSettings(**table)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole process group; the rank decides what to do
@@ -71,7 +72,7 @@ def _after_exit(settings: MonitorSettings, shared: mmap.mmap, still_s: float) ->
     else:  # if our launcher was killed on purpose, a report is not useful
         launcher_lives = is_alive(settings.launcher_pid, settings.launcher_started_at)
         needed = beat.status in (RUNNING, LOST) and launcher_lives
-    if needed and len(settings.members) > 1:
+    if needed and settings.world_size > 1:
         end_job(settings, shared, beat, still_s, died_of=died_of)
     print(crash_report(settings.stacks_file)[1], end="", file=sys.stderr, flush=True)
 

@@ -9,7 +9,7 @@ and no comparison can find it.
 import hashlib
 import socket
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parallel.agreement import all_gather_objects
+from parallel.agreement import combine
 from parallel.axes.gradients import local
 from parallel.axes.initialisation import held_indices
 
@@ -51,8 +51,9 @@ class ReplicaCheck:
     All ranks must construct it and call it together. The storages of the tensors must stay the same.
 
     `parameters`: those of this rank by canonical name, each with the tensors of its shape and sharding to compare.
-    `kinds`: a prefix for the name of each of these tensors, in the same order. Communication, from all ranks to all:
-    8 bytes per parameter once, and 8 bytes per tensor with a replica elsewhere at each `compare`.
+    `kinds`: a prefix for the name of each of these tensors, in the same order. A slot is a part of a parameter that
+    has replicas; there are at most as many as parameters on the ranks of one data rank. Communication: 8 bytes per
+    parameter from each rank to rank 0 once, and a reduction of 16 bytes per slot and kind at each `compare`.
     """
 
     def __init__(
@@ -69,62 +70,61 @@ class ReplicaCheck:
             for name, parameter, tensors in parameters
             if local(parameter).numel() > 0
         ]
-        keys, counts = np.unique(np.concatenate(self._gather_keys([one.key for one in held])), return_counts=True)
-        replicated = set(keys[counts > 1].tolist())
-        self.held = [one for one in held if one.key in replicated]
-        gathered = self._gather_keys([one.key for one in self.held])
-        lengths = [len(keys) for keys in gathered]
-        self.max_held = max(lengths)  # of any rank: all send as many checksums, padded
-        # For each replica, ordered by rank and index: its rank, its index there, and the group of equals it belongs to.
-        self.ranks = np.repeat(np.arange(len(gathered)), lengths)
-        self.indices = np.concatenate([np.arange(length) for length in lengths])
-        _, self.firsts, self.groups = np.unique(np.concatenate(gathered), return_index=True, return_inverse=True)
+        self.slots = combine(np.array([one.key for one in held], dtype=np.int64), _replicated, None)  # sorted keys
+        present = set(self.slots.tolist())
+        self.held = [one for one in held if one.key in present]
+        self.slot_of = np.searchsorted(self.slots, [one.key for one in self.held])  # of each of `held`
 
     @torch.no_grad()
     def compare(self) -> list[TensorMismatch]:
         """Return the mismatches, in the same order on every rank.
 
-        Waits for the device and one small all-gather. A second all-gather, of names, follows only after a mismatch.
+        Waits for the device and one small reduction. The sums of each rank are gathered only after a mismatch.
         """
-        if self.max_held == 0:
+        if len(self.slots) == 0:
             return []
-        sums = torch.zeros(self.max_held, len(self.kinds), dtype=torch.int64, device=self.device)
+        sums = torch.zeros(len(self.held), len(self.kinds), dtype=torch.int64, device=self.device)
         for index, one in enumerate(self.held):
             sums[index] = torch.stack([checksum(tensor) for tensor in one.tensors])
-        found = _all_gather(sums).numpy()[self.ranks, self.indices]  # (replicas, kinds)
-        unequal = found != found[self.firsts][self.groups]
-        if not unequal.any():
-            return []
-        replicas, kinds = np.nonzero(unequal)
-        wrong = sorted(set(zip(self.groups[replicas].tolist(), kinds.tolist(), strict=True)))
-        return self._mismatches(wrong, found)
+        # ~x reverses the order of integers: one maximum gives the largest and the smallest sum of each slot
+        lowest = torch.iinfo(torch.int64).min
+        bounds = torch.full((2, len(self.slots), len(self.kinds)), lowest, device=self.device)
+        slots = torch.from_numpy(self.slot_of).to(self.device).view(-1, 1).expand_as(sums)
+        bounds[0].scatter_reduce_(0, slots, sums, "amax")  # a rank may hold two replicas
+        bounds[1].scatter_reduce_(0, slots, ~sums, "amax")
+        dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
+        wrong = [(slot, kind) for slot, kind in torch.nonzero(bounds[0] != ~bounds[1]).tolist()]
+        return self._mismatches(wrong, sums) if wrong else []
 
-    def _mismatches(self, wrong: list[tuple[int, int]], found: NDArray[np.int64]) -> list[TensorMismatch]:
-        """Describe each (group, kind) in `wrong`. Collective: gathers the names."""
-        names = all_gather_objects([one.name for one in self.held], None)
+    def _mismatches(self, wrong: list[tuple[int, int]], sums: Tensor) -> list[TensorMismatch]:
+        """Describe each (slot, kind) in `wrong`. Collective: gathers the sums of these slots on rank 0."""
+        found, mine = sums.tolist(), dict[tuple[int, int], list[int]]()
+        for index, slot in enumerate(self.slot_of.tolist()):
+            for kind in range(len(self.kinds)):
+                mine.setdefault((slot, kind), []).append(found[index][kind])
+        names = dict(zip(self.slot_of.tolist(), [one.name for one in self.held], strict=True))
+        few = [(*key, names[key[0]], mine[key]) for key in wrong if key in mine]
+        return combine(few, self._by_tensor, None)
+
+    def _by_tensor(self, everyone: list[list[tuple[int, int, str, list[int]]]]) -> list[TensorMismatch]:
+        """The mismatch of each slot and kind, from each rank's replicas of it."""
+        replicas: dict[tuple[int, int], tuple[str, list[tuple[int, int]]]] = {}
+        for rank, rows in enumerate(everyone):
+            for slot, kind, name, sums in rows:
+                replicas.setdefault((slot, kind), (name, []))[1].extend((rank, value) for value in sums)
         result = []
-        for group, kind in wrong:
-            replicas = np.flatnonzero(self.groups == group)
-            sums = Counter(found[replicas, kind].tolist())
-            common, times = sums.most_common(1)[0]
-            odd = self.ranks[replicas[found[replicas, kind] != common]] if 2 * times > len(replicas) else ()
-            name = names[self.ranks[replicas[0]]][self.indices[replicas[0]]]
-            result.append(TensorMismatch(f"{self.kinds[kind]}{name}", *map(_distinct, (self.ranks[replicas], odd))))
+        for (_, kind), (name, values) in sorted(replicas.items()):
+            common, times = Counter(value for _, value in values).most_common(1)[0]
+            odd = [rank for rank, value in values if value != common] if 2 * times > len(values) else []
+            ranks = [rank for rank, _ in values]
+            result.append(TensorMismatch(f"{self.kinds[kind]}{name}", _distinct(ranks), _distinct(odd)))
         return result
-
-    def _gather_keys(self, keys: list[int]) -> list[NDArray[np.int64]]:
-        """Return the keys of every rank, by rank."""
-        lengths = _all_gather(torch.tensor([len(keys)], device=self.device)).flatten().tolist()
-        if max(lengths) == 0:
-            return [np.zeros(0, dtype=np.int64) for _ in lengths]
-        mine = torch.zeros(max(lengths), dtype=torch.int64, device=self.device)
-        mine[: len(keys)] = torch.tensor(keys, dtype=torch.int64)
-        return [row[:length] for row, length in zip(_all_gather(mine).numpy(), lengths, strict=True)]
 
 
 def describe(mismatches: Sequence[TensorMismatch]) -> str:
     """Describe the result of `compare` in one sentence. Every rank must call it: it gathers the host names."""
-    hosts = all_gather_objects(socket.gethostname(), None)
+    named = {rank for mismatch in mismatches[:MAX_NAMED] for rank in (mismatch.odd or mismatch.ranks)[:MAX_NAMED]}
+    hosts = combine(socket.gethostname(), lambda everyone: {rank: everyone[rank] for rank in named}, None)
     texts = [_sentence(mismatch, hosts) for mismatch in mismatches[:MAX_NAMED]]
     more = len(mismatches) - len(texts)
     return "; ".join(texts) + (f"; and {more} more" if more else "")
@@ -155,21 +155,27 @@ def _key(name: str, parameter: Tensor) -> int:
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
-def _all_gather(mine: Tensor) -> Tensor:
-    """Stack the tensors of all ranks, which have one shape, on the host."""
-    flat = mine.new_empty(dist.get_world_size() * mine.numel())  # gloo gathers into one dimension only
-    dist.all_gather_single(flat, mine.flatten())
-    return flat.view(-1, *mine.shape).cpu()
+def _replicated(keys: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The keys that occur more than once, sorted."""
+    distinct, counts = np.unique(np.concatenate(keys), return_counts=True)
+    return distinct[counts > 1]
 
 
 def _distinct(ranks: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted({int(rank) for rank in ranks}))
 
 
-def _sentence(mismatch: TensorMismatch, hosts: Sequence[str]) -> str:
+def _sentence(mismatch: TensorMismatch, hosts: Mapping[int, str]) -> str:
     if mismatch.odd:
-        odd = " and ".join(f"rank {rank} ({hosts[rank]})" for rank in mismatch.odd)
-        others = ", ".join(str(rank) for rank in mismatch.ranks if rank not in mismatch.odd)
-        return f"{mismatch.tensor} on {odd} differs from its replicas on {others}"
+        odd = _named([f"rank {rank} ({hosts[rank]})" for rank in mismatch.odd[:MAX_NAMED]], len(mismatch.odd), " and ")
+        outvoted = set(mismatch.odd)
+        others = [str(rank) for rank in mismatch.ranks if rank not in outvoted]
+        return f"{mismatch.tensor} on {odd} differs from its replicas on {_named(others, len(others), ', ')}"
     where = " and ".join(f"rank {rank} ({hosts[rank]})" for rank in mismatch.ranks[:MAX_NAMED])
     return f"the replicas of {mismatch.tensor} on {where} differ, and no majority shows which is right"
+
+
+def _named(words: Sequence[str], count: int, separator: str) -> str:
+    """The first words joined, and the number of the others."""
+    more = f" and {count - MAX_NAMED} more" if count > MAX_NAMED else ""
+    return f"{separator.join(words[:MAX_NAMED])}{more}"

@@ -3,9 +3,10 @@
 Every function here may block as long as the file system does, and raises OSError if it fails.
 """
 
+import bisect
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ class MonitorSettings:
     """Facts that a monitor needs about its rank and the other ranks."""
 
     rank: int
-    members: tuple[Member, ...]  # by rank
+    world_size: int
+    members: Mapping[int, Member]  # by rank, of this machine only: with thousands of ranks, all would be megabytes
+    hosts: tuple[tuple[int, str], ...]  # of all ranks: each (rank, host) at which the host changes
     incarnation: str  # names this start of the run, the same on all ranks
     hangs: str  # the folder RUN/hangs
     main_thread: int
@@ -47,6 +50,10 @@ class MonitorSettings:
     @property
     def me(self) -> Member:
         return self.members[self.rank]
+
+    def host_of(self, rank: int) -> str:
+        """The host of any rank."""
+        return self.hosts[bisect.bisect_right(self.hosts, rank, key=lambda change: change[0]) - 1][1]
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,19 @@ class HangReport:
     @property
     def title(self) -> str:
         return f"rank {self.rank} ({self.host}, pid {self.pid})"
+
+
+def by_machine(members: Sequence[Member]) -> list[dict[int, Member]]:
+    """For each rank, the ranks of its machine. `members`: by rank."""
+    machines: dict[str, dict[int, Member]] = {}
+    for rank, member in enumerate(members):
+        machines.setdefault(member.machine, {})[rank] = member
+    return [machines[member.machine] for member in members]
+
+
+def host_changes(hosts: Sequence[str]) -> tuple[tuple[int, str], ...]:
+    """Each (rank, host) at which the host changes. `hosts`: by rank."""
+    return tuple((rank, host) for rank, host in enumerate(hosts) if rank == 0 or host != hosts[rank - 1])
 
 
 def alarm_file(settings: MonitorSettings) -> Path:
@@ -127,18 +147,23 @@ def gather_reports(settings: MonitorSettings, folder: Path, reports: dict[str, H
             reports[path.name] = _read_report(path)
 
 
-def is_leader(settings: MonitorSettings, folder: Path) -> bool:
-    """Return whether the monitor of this rank decides: it is the lowest present one.
+def take_lead(settings: MonitorSettings, folder: Path) -> bool:
+    """Return whether this monitor is to decide: that of rank 0, or else the first of those that ask.
 
-    Reads reports of lower ranks only until the answer is known: if rank 0 is slow, all monitors ask at the same moment.
+    A monitor asks for a file or two, whatever the number of ranks: all may ask at the same moment.
     """
-    for path in sorted(folder.glob("rank-*.json")):
-        report = _read_report(path)
-        if report.rank >= settings.rank:
-            break
-        if report.rank == 0 or report.status != "died":  # rank 0's monitor decides even if its rank died
-            return False
+    if settings.rank != 0 and (folder / report_name(0)).exists():
+        return False
+    try:
+        os.close(os.open(folder / "deciding", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+    except FileExistsError:
+        return False
     return True
+
+
+def report_name(rank: int) -> str:
+    """File name of a rank's report."""
+    return f"rank-{rank:05}.json"
 
 
 def _read_report(path: Path) -> HangReport:

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler import profile
 
 from gpt.health.watchers import Finding
-from parallel.agreement import all_gather_objects
+from parallel.agreement import combine
 from parallel.layout.layout import Layout
 
 SLOW_RATIO = 1.15  # own time / median of the peers; low enough that noise of a few percent hides no rank at 1.2
@@ -45,7 +44,7 @@ class SpeedChange:
 class StragglerDetector:
     """Decides from a series of measurements which ranks are slow.
 
-    The same numbers give the same decisions, so all ranks agree without communication. A measurement that disagrees
+    A measurement that disagrees
     with the present state raises a suspicion; 8 of the next 10 must confirm it.
     """
 
@@ -123,7 +122,8 @@ class Stragglers:
     """
 
     def __init__(self, layout: Layout, device: torch.device, *, every_steps: int) -> None:
-        self.detector = StragglerDetector(layout)
+        self.detector = StragglerDetector(layout)  # only rank 0 feeds it
+        self._suspects = False  # as rank 0 decided
         self.device = device
         self.every_steps = every_steps
         self._reading_s = 0.0
@@ -131,7 +131,11 @@ class Stragglers:
 
     def due(self, step: int) -> bool:
         """Return whether to measure this step. A rank alone in its stage has no peers to compare with."""
-        every = min(CONFIRM_EVERY_STEPS, self.every_steps) if self.detector.suspected else self.every_steps
+        every = (
+            min(CONFIRM_EVERY_STEPS, self.every_steps)
+            if self._suspects or self.detector.suspected
+            else self.every_steps
+        )
         return self.detector.has_peers and step % every == 0
 
     @contextmanager
@@ -166,19 +170,35 @@ class Stragglers:
     def compare(self) -> tuple[dict[str, float | int], list[Finding]]:
         """Return metrics of the slowest rank and the confirmed changes, the same on all ranks.
 
-        All ranks must call it after each step. If the step was measured, it gathers two numbers from each.
+        All ranks must call it after each step. If the step was measured, rank 0 gathers two numbers from each, decides,
+        and sends the decision to all.
         """
         if self._measured is None:
             return {}, []
-        mine = torch.tensor(self._measured, dtype=torch.float64, device=self.device)
-        everyone = mine.new_empty(dist.get_world_size() * 2)
-        dist.all_gather_single(everyone, mine)
-        changes = self.detector.add(everyone.view(-1, 2).cpu().numpy())
-        self._measured = None
+        seen = combine((socket.gethostname(), *self._measured), self._decide, None)
+        self._measured, self._suspects = None, seen.suspects
+        return {"straggler/slowest_rank": seen.slowest, "straggler/ratio": seen.ratio}, seen.findings
+
+    def _decide(self, everyone: list[tuple[str, float, float]]) -> "_Decision":
+        """The decision on one measurement: by rank, the host and the times."""
+        changes = self.detector.add(np.array([times for _, *times in everyone]))
         slowest = int(np.argmax(self.detector.ratios))
-        values = {"straggler/slowest_rank": slowest, "straggler/ratio": float(self.detector.ratios[slowest])}
-        hosts = all_gather_objects(socket.gethostname(), None) if changes else []
-        return values, [finding(change, hosts[change.rank]) for change in changes]
+        return _Decision(
+            slowest,
+            float(self.detector.ratios[slowest]),
+            [finding(change, everyone[change.rank][0]) for change in changes],
+            suspects=bool(self.detector.suspected),
+        )
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """The slowest rank of a measurement and its ratio, confirmed changes, and whether ranks are suspected."""
+
+    slowest: int
+    ratio: float
+    findings: list[Finding]
+    suspects: bool
 
 
 def finding(change: SpeedChange, host: str) -> Finding:

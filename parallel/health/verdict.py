@@ -122,11 +122,16 @@ def _mismatched(reports: Reports, world_size: int) -> Verdict | None:
 
 def _behind(reports: Reports, world_size: int) -> Verdict | None:
     """Blame ranks that have not entered a collective in which others of their group wait."""
+    furthest: dict[str, HangReport] = {}  # by group: the report that waits in the latest collective
+    for report in reports:
+        pending, first = report.pending, furthest.get(report.pending.group) if report.pending is not None else None
+        if pending is not None and (first is None or first.pending is None or first.pending.number < pending.number):
+            furthest[pending.group] = report
     behind: dict[int, HangReport] = {}  # rank: a report that waits for it
-    for waiting in reports:
-        pending = waiting.pending
-        for report in reports if pending is not None else ():
-            if pending is not None and report.counts and 0 < report.counts.get(pending.group, 0) < pending.number:
+    for report in reports:
+        for group, number in (report.counts or {}).items():
+            waiting = furthest.get(group)
+            if waiting is not None and waiting.pending is not None and 0 < number < waiting.pending.number:
                 behind[report.rank] = waiting
     if not behind:
         return None
@@ -190,7 +195,8 @@ def headline(verdict: Verdict, reports: Reports, *, world_size: int) -> str:
 
     launch/processes/failures.py looks for the words "no progress".
     """
-    culprits = [report for report in reports if report.rank in verdict.ranks]
+    blamed = set(verdict.ranks)
+    culprits = [report for report in reports if report.rank in blamed]
     still_s = max((report.still_s for report in reports), default=0.0)
     if verdict.ranks and culprits:
         first = culprits[0]

@@ -22,13 +22,13 @@ import torch.distributed as dist
 
 from gpt.errors import ConfigError
 from gpt.health.watchers import UNWATCHED, Heartbeat
-from parallel.agreement import PeerLost, all_gather_objects, rank_in
+from parallel.agreement import PeerLost, broadcast_object, combine, gather_scatter, rank_in, world_size
 from parallel.health import monitor as monitor_module
 from parallel.health.config import HealthConfig
-from parallel.health.hang_response import DEPUTY_S, GATHER_S, STACKS_SIGNAL
+from parallel.health.hang_response import STACKS_SIGNAL, response_s
 from parallel.health.heartbeat import ALARM_AT, ENDED, FAILED, LOST, RUNNING, SIZE, Beat, write_beat
 from parallel.health.process_evidence import process_started_at
-from parallel.health.reports import Member, MonitorSettings
+from parallel.health.reports import Member, MonitorSettings, by_machine, host_changes
 
 START_MONITOR = f"import sys; sys.path.append(sys.argv[1]); from {monitor_module.__name__} import main; main()"
 ROOT = Path(monitor_module.__file__).resolve().parents[monitor_module.__name__.count(".")]  # of the import
@@ -60,7 +60,7 @@ def watch_rank(config: HealthConfig, run_directory: Path, *, error_file: Path | 
         try:
             yield heartbeat
         except Exception as error:
-            if len(settings.members) == 1:  # no other rank needs this one; its process may continue with other work
+            if settings.world_size == 1:  # no other rank needs this one; its process may continue with other work
                 heartbeat.stop()
                 raise
             heartbeat.kept_open = stack.pop_all()  # the monitor may still ask; this process is about to end
@@ -88,13 +88,17 @@ def _monitor_settings(
         faulthandler.enable(file=stacks_file, all_threads=True)
         stack.callback(faulthandler.disable)
     me = Member(socket.gethostname(), _machine(), os.getpid(), process_started_at(os.getpid()))
-    everyone = all_gather_objects((dataclasses.astuple(me), secrets.token_hex(8)), None)
+    members: dict[int, Member] = gather_scatter(lambda: me, by_machine, None, path=hangs)
+    hosts = combine(me.host, host_changes, None)
+    incarnation = broadcast_object(secrets.token_hex(8), None)
     if rank_in(None) == 0:
         _remove_alarms(hangs)
     return MonitorSettings(
         rank=rank_in(None),
-        members=tuple(Member(*member) for member, _ in everyone),
-        incarnation=everyone[0][1],
+        world_size=world_size(None),
+        members=members,
+        hosts=hosts,
+        incarnation=incarnation,
         hangs=str(hangs.absolute()),
         main_thread=threading.main_thread().ident or 0,
         recorder=stack.enter_context(_flight_recorder()),
@@ -140,7 +144,7 @@ class MonitoredHeartbeat:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from a launcher that saw a rank die; we are ending anyway
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.monitor.wait(GATHER_S + 2 * DEPUTY_S + 1.0)
+            self.monitor.wait(response_s(self.settings.world_size) + 1.0)
             time.sleep(1.0)  # the monitor kills this process last, then ends
         raise LostPeers(self._lost_words(error)) from error
 

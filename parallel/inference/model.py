@@ -19,7 +19,7 @@ from gpt.inference.kv_cache import KeyValueCache
 from gpt.inference.model import ForwardInputs
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import LayerCache
-from parallel.agreement import all_gather_objects
+from parallel.agreement import combine
 from parallel.axes.pipeline_parallel import pass_through
 from parallel.axes.stage import CachedStep, ModelStage, canonical_parameters
 from parallel.checkpoint.handle import Checkpoint
@@ -68,8 +68,8 @@ class DistributedModel:
     def gather(self, values: list[Any]) -> list[list[Any]]:
         if self.data_size == 1:
             return [values]
-        values_of_rank = all_gather_objects(values, None)
-        return [values_of_rank[self.mesh.peer_of(data_rank)] for data_rank in range(self.data_size)]
+        peers = [self.mesh.peer_of(data_rank) for data_rank in range(self.data_size)]  # of one data rank, all agree
+        return combine(values, lambda everyone: [everyone[peer] for peer in peers], None)
 
     def make_cache(self, capacity: int) -> dict[str, KeyValueCache]:
         return {name: KeyValueCache(capacity) for stage in self.stages.values() for name in stage.model.blocks}

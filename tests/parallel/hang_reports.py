@@ -24,10 +24,12 @@ def waiting(rank: int, kind: str = "all_reduce", number: int = 40, **more) -> Ha
     return report(rank, **{"pending": open_one, "last": open_one, "counts": {"0": number}, **more})
 
 
-def settings(folder: Path, rank: int, *, error_file: str = "") -> MonitorSettings:
+def settings(folder: Path, rank: int, *, error_file: str = "", world_size: int = 4) -> MonitorSettings:
     return MonitorSettings(
         rank=rank,
-        members=tuple(Member(f"node{i}", "machine", 100 + i, "1") for i in range(2)),
+        world_size=world_size,
+        members={rank: Member(f"node{rank}", "machine", 100 + rank, "1")},
+        hosts=tuple((i, f"node{i}") for i in range(world_size)),
         incarnation="abc",
         hangs=str(folder),
         main_thread=0,

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
-from parallel.agreement import ALONE, all_gather_objects, gather_scatter, rank_in, run_on_all_ranks, world_size
+from parallel.agreement import (
+    ALONE,
+    all_gather_objects,
+    broadcast_object,
+    combine,
+    gather_scatter,
+    rank_in,
+    run_on_all_ranks,
+    world_size,
+)
 from parallel.errors import CheckpointError, CheckpointFault, NoRoomForCheckpoints
 
 PATH = Path("runs/x/step-000000001")
@@ -19,7 +28,9 @@ PATH = Path("runs/x/step-000000001")
 def test_one_process_agrees_with_itself(group) -> None:
     assert (rank_in(group), world_size(group)) == (0, 1)
     assert all_gather_objects("a", group) == ["a"]
-    assert run_on_all_ranks(lambda: 5, group, path=PATH) == [5]
+    assert broadcast_object("a", group) == "a"
+    assert combine(5, lambda values: [*values, 6], group) == [5, 6]
+    assert run_on_all_ranks(lambda: 5, group, path=PATH) == 5
     assert gather_scatter(lambda: 5, lambda values: [sum(values) + 1], group, path=PATH) == 6
 
 

@@ -10,11 +10,14 @@ from hang_reports import settings, waiting
 
 from parallel.health.process_evidence import Link
 from parallel.health.reports import (
+    Member,
     alarm_file,
+    by_machine,
     gather_reports,
     hang_folder,
-    is_leader,
+    host_changes,
     parse_report,
+    take_lead,
 )
 
 
@@ -38,13 +41,21 @@ def leave_report(folder: Path, rank: int, **more) -> Path:
     return path
 
 
-def test_the_lowest_present_rank_decides(tmp_path):
-    leave_report(tmp_path, 1, status="died")
-    for rank in (2, 3):
-        leave_report(tmp_path, rank)
-    assert [rank for rank in (2, 3) if is_leader(settings(tmp_path, rank), tmp_path)] == [2]
-    leave_report(tmp_path, 0, status="died")  # its monitor decides although the rank is dead
-    assert [rank for rank in (0, 2, 3) if is_leader(settings(tmp_path, rank), tmp_path)] == [0]
+def test_rank_0_decides_or_else_the_first_that_asks(tmp_path):
+    with_rank_0, without = tmp_path / "with", tmp_path / "without"
+    for folder in (with_rank_0, without):
+        folder.mkdir()
+    leave_report(with_rank_0, 0, status="died")  # its monitor decides although the rank is dead
+    assert [rank for rank in (2, 0, 3) if take_lead(settings(tmp_path, rank), with_rank_0)] == [0]
+    assert [rank for rank in (2, 3, 0) if take_lead(settings(tmp_path, rank), without)] == [2]
+
+
+def test_a_monitor_knows_the_processes_of_its_machine_and_the_hosts_of_all():
+    members = [Member(f"node{rank // 2}", f"boot {rank // 2}", 100 + rank, "1") for rank in range(5)]
+    assert by_machine(members)[3] == {2: members[2], 3: members[3]}
+    ours = dataclasses.replace(settings(Path("hangs"), 3), hosts=host_changes([member.host for member in members]))
+    assert ours.hosts == ((0, "node0"), (2, "node1"), (4, "node2"))
+    assert [ours.host_of(rank) for rank in range(5)] == [member.host for member in members]
 
 
 def test_each_report_is_read_once_when_it_arrives(tmp_path):
