@@ -68,9 +68,9 @@ class Campaign:
 
     def signal(self):
         number, launcher = self.chance.choice(SIGNALS), self.chance.random() < 0.5
-        where, pid = ("launcher", self.job.process.pid) if launcher else self.rank()
+        rank, pid = ("no rank, the launcher", self.job.process.pid) if launcher else self.rank()
         os.kill(pid, number)
-        return f"{number.name} to {where}"
+        return f"{number.name} to rank {rank}"
 
     def helper(self):
         """Stop or kill the monitor of a rank."""
