@@ -132,16 +132,22 @@ def _gather(value: _T, group: Group) -> list[_T]:
     """Every rank's value, by rank, on rank 0; an empty list on the others."""
     if not is_distributed() or group is ALONE:
         return [value]
-    sent, _ = _object_to_tensor(value, _device(group), group)  # type: ignore[no-untyped-call]
-    # dist.gather_object would send the sizes of all objects to all ranks
-    size = _reduced(len(sent), dist.ReduceOp.MAX, group)
-    padded = torch.zeros(size, dtype=torch.uint8, device=sent.device)
+    packed: tuple[torch.Tensor, torch.Tensor] = _object_to_tensor(value, _device(group), group)  # type: ignore[no-untyped-call]
+    sent, length = packed
+    # dist.gather_object would send the lengths of all objects to all ranks
+    padded = torch.zeros(_reduced(len(sent), dist.ReduceOp.MAX, group), dtype=torch.uint8, device=sent.device)
     padded[: len(sent)] = sent
-    received = [torch.empty_like(padded) for _ in range(world_size(group))] if rank_in(group) == 0 else None
+    lengths = _gather_tensors(length, group)
+    unpack: Any = _tensor_to_object
+    return [unpack(one, int(size), group) for one, size in zip(_gather_tensors(padded, group), lengths, strict=True)]
+
+
+def _gather_tensors(mine: torch.Tensor, group: dist.ProcessGroup | None) -> list[torch.Tensor]:
+    """Every rank's tensor, by rank, on rank 0; an empty list on the others. All have one shape."""
+    received = [torch.empty_like(mine) for _ in range(world_size(group))] if rank_in(group) == 0 else None
     with _peer_errors():
-        dist.gather(padded, received, group=group, group_dst=0)
-    unpack: Any = _tensor_to_object  # it ignores the padding
-    return [unpack(one, size, group) for one in received or []]
+        dist.gather(mine, received, group=group, group_dst=0)
+    return received or []
 
 
 def _broadcast(value: _T, group: Group, *, source: int = 0) -> _T:
