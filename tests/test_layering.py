@@ -123,6 +123,13 @@ def test_every_call_of_transformers_forbids_remote_code():
     assert [name for name, forbids in found if not forbids] == []
 
 
+def test_every_console_escapes_what_it_prints():
+    """Names and notes may be a stranger's; `doctor` prints only facts of this machine."""
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sources()}
+    found = [name for name, text in texts.items() if "rich.console" in text and re.search(r"\bConsole\(", text)]
+    assert found == ["launch/commands/doctor.py"]
+
+
 def test_no_module_is_a_drawer_for_odds_and_ends():
     assert [path for path in sources() if path.name in DRAWERS] == []
 

@@ -2,7 +2,11 @@
 
 import json
 import math
+import re
 from typing import Any
+
+# What json.dumps leaves as it is and a terminal obeys, or shows in another order.
+_STEERING = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def decode_json(data: bytes | str) -> Any:
@@ -20,3 +24,8 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     return [without_nan(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def escaped_json(text: str) -> str:
+    """Return the same JSON with escapes for characters that a terminal would obey."""
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

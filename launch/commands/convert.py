@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gpt.convert.hugging_face.config import CONFIG
 from gpt.convert.megatron.source import is_megatron
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, escaped
 from launch.conversion import hugging_face as convert_hugging_face
 from launch.conversion import megatron as convert_megatron
 from launch.conversion import plain as convert_plain
@@ -71,12 +71,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--model {args.model} is only valid for a Megatron checkpoint, and {args.run} is not one")
     if args.dry_run:
         for line in describe_size(args):
-            print(line)
+            print(escaped(line))
         return 0
     if args.output is None:
         raise ConfigError("--output is missing: name the new folder")
     for line in _convert(args):
-        print(line)
+        print(escaped(line))
     return 0
 
 
@@ -118,7 +118,7 @@ def _check_import(args: argparse.Namespace, kind: str) -> None:
 def _convert_run(args: argparse.Namespace) -> list[str]:
     saved = open_run(args.run, step=args.step)
     for note in saved.notes:
-        print(note)
+        print(escaped(note))
     if args.output.absolute().is_relative_to(saved.run_directory.absolute() / "checkpoints"):
         raise ConfigError(f"--output {args.output} is inside the run's checkpoints folder. Name a folder elsewhere.")
     if args.to == "hf":

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpt.data.config import CorpusConfig, DataConfig
@@ -26,6 +25,7 @@ from launch.evaluation.few_shot_arguments import add_few_shot_arguments, few_sho
 from launch.evaluation.sample_logs import check_sample_folder, write_samples
 from launch.evaluation.tables import print_clean_subset, print_few_shot, print_texts, print_validation
 from launch.evaluation.wandb_record import record_in_wandb
+from launch.processes.terminal import SafeConsole
 from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.open_model import (
     OpenedModel,
@@ -91,7 +91,7 @@ def evaluate_opened(
     saved = opened.saved
     if tasks is not None:
         tasks.check_answers(n_ctx=saved.model_config.n_ctx)
-    console = Console(quiet=not opened.is_main)
+    console = SafeConsole(quiet=not opened.is_main)
     for note in saved.notes:
         console.print(one_line(note), markup=False)
     report: dict[str, Any] = {
@@ -223,7 +223,7 @@ def _advancing(batches: Iterator[Tokens], progress: Progress, task: Any) -> Iter
 def _progress(opened: OpenedModel) -> Progress:
     """Return a bar on standard error, so that piped output has results only. Only the main rank shows it."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(
         *columns, *times, console=console, transient=True, disable=not (opened.is_main and console.is_terminal)

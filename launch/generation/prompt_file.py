@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpt.errors import ConfigError, file_error
 from gpt.evaluation.batching.data_parallel import gather_by_index
 from gpt.files.atomic import replace_file
 from gpt.files.json_rules import MAX_COUNT
-from gpt.files.json_text import decode_json, without_nan
+from gpt.files.json_text import decode_json, escaped_json, without_nan
 from gpt.files.regular import read_bytes
 from gpt.inference.cpu_model import packed
 from gpt.inference.model import InferenceModel
 from gpt.inference.text_stream import GeneratedText
 from gpt.tokenizer.tokenizers import Tokenizer
 from launch.generation.jobs import GenerationJob, GenerationSettings, PromptLine, continue_batch
+from launch.processes.terminal import SafeConsole
 
 RESULTS = (
     "text",
@@ -32,7 +32,6 @@ RESULTS = (
     "sample",
 )  # the fields that an output line adds to its input line
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_STEERING = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # json.dumps escapes the others itself
 
 
 # Reading
@@ -184,14 +183,9 @@ def write_lines(path: Path | None, lines: Sequence[dict[str, Any]]) -> None:
     """Write the lines to a file, whole or not at all, or to standard output."""
     text = "".join(_line(line) for line in lines)
     if path is None:
-        sys.stdout.write(_STEERING.sub(_json_escape, text) if sys.stdout.isatty() else text)
+        sys.stdout.write(escaped_json(text) if sys.stdout.isatty() else text)
     else:
         replace_file(path, text)
-
-
-def _json_escape(found: re.Match[str]) -> str:
-    """Return JSON's escape of a character that a terminal would obey. The line is still the same JSON."""
-    return f"\\u{ord(found[0]):04x}"
 
 
 def _line(fields: dict[str, Any]) -> str:
@@ -202,7 +196,7 @@ def _line(fields: dict[str, Any]) -> str:
 
 def _progress(*, shows: bool) -> Progress:
     """Return a bar on standard error, so that piped output has results only."""
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(show_speed=True)]
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(*columns, *times, console=console, transient=True, disable=not (shows and console.is_terminal))

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from launch.parity.ranks import LayoutResult
+from launch.processes.terminal import SafeConsole
 from parallel.planner.search import Choice, Skipped
 
 
@@ -101,7 +101,7 @@ def row_failures(row: Row, tolerances: Tolerances) -> list[str]:
 
 def print_report(report: ParityReport) -> None:
     """Print the table of layouts, then the skipped layouts with the reason."""
-    console = Console(width=None if sys.stdout.isatty() else 200)  # wide enough for whole rows in a log
+    console = SafeConsole(width=None if sys.stdout.isatty() else 200)  # wide enough for whole rows in a log
     title = (
         f"{len(report.rows)} layouts against one process: {report.steps} steps in {report.precision}; differences are "
         f"relative, maximum over all steps"

@@ -1,19 +1,28 @@
 """Terminal helpers of the commands: the console for tables, printable text, a progress bar, the `--workers` option."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import Progress
+from rich.segment import Segment
 
-from gpt.errors import ConfigError, one_line
+from gpt.errors import ConfigError, escaped, one_line
+
+
+class SafeConsole(Console):
+    """A console that escapes control characters in the text that it prints: names and notes may be a stranger's."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(escaped(segment.text), segment.style)
 
 
 def table_console() -> Console:
     """Standard output without emoji codes (":x:" may occur in an id), and wide enough for whole rows in a pipe."""
-    console = Console(emoji=False)
-    return console if console.is_terminal else Console(width=140, emoji=False)
+    console = SafeConsole(emoji=False)
+    return console if console.is_terminal else SafeConsole(width=140, emoji=False)
 
 
 def printable(text: str) -> str:
@@ -24,7 +33,7 @@ def printable(text: str) -> str:
 @contextmanager
 def progress_bar(title: str, *, total: int) -> Iterator[Callable[[str], None]]:
     """A bar on standard error; yields a function to call with the name of each tensor that is done."""
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total)
 

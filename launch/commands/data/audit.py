@@ -6,6 +6,7 @@ configuration, its skipped ranges, and the index of the token files. It starts n
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from gpt.data.fingerprint import fingerprint, fingerprint_differences
 from gpt.data.skipped import SkippedData
 from gpt.errors import ConfigError
 from gpt.files.json_rules import Fields, ValuesOf
-from gpt.files.json_text import decode_json
+from gpt.files.json_text import decode_json, escaped_json
 from gpt.files.regular import read_text
 from gpt.token_files.files import TokenFile
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
@@ -238,7 +239,8 @@ def title(audited: AuditedRun, step: int) -> str:
 def _print(sources: Iterator[SequenceSource], heading: str, args: argparse.Namespace, console: Console) -> None:
     if args.json:
         for source in sources:
-            print(json.dumps(asdict(source), ensure_ascii=False))
+            line = json.dumps(asdict(source), ensure_ascii=False)
+            print(escaped_json(line) if sys.stdout.isatty() else line)
         return
     table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("sequence", "rank", "position", "corpus", "epoch", "window", "file", "document", "offset", "tokens"):

@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from gpt.token_files.files import compare_sums, make_sums, shard_prefixes
+from launch.processes.terminal import SafeConsole
 
 _MAX_SHOWN = 10  # damaged blocks per pair of files
 
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write PREFIX.sums if it does not exist, else compare; returns status 1 if that shows damage."""
-    console = Console(emoji=False, highlight=False, markup=False, soft_wrap=True)
+    console = SafeConsole(emoji=False, highlight=False, markup=False, soft_wrap=True)
     status = 0
     for prefix in shard_prefixes(args.prefix):
         damaged = None if args.replace else compare_sums(prefix)

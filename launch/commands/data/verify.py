@@ -4,9 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from rich.console import Console
-
-from launch.processes.terminal import worker_count
+from launch.processes.terminal import SafeConsole, worker_count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     started_at = time.perf_counter()
     found = verify(args.folder, n_threads=n_threads)
     elapsed_s = time.perf_counter() - started_at
-    console = Console(emoji=False, highlight=False, markup=False, soft_wrap=True)
+    console = SafeConsole(emoji=False, highlight=False, markup=False, soft_wrap=True)
     for fault in found.faults:
         console.print(fault)
     read = f"{found.files} files, {found.n_bytes / 1e6:,.1f} MB of token files in {elapsed_s:.1f} s"
