@@ -5,6 +5,7 @@ import errno
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,7 +13,7 @@ from gpt.errors import MACHINE_FAULTS, NO_ROOM, ConfigError, file_error
 from gpt.files.atomic import free_space
 from gpt.telemetry.output import OutputError
 from launch.processes.error_reports import report_mistake
-from launch.processes.rank_process import enter_process
+from launch.processes.rank_process import enter_process, ignore_stop_signals, stop_signals
 
 # Command of one or two words: (module, one line of help). A module has add_arguments(parser) and run(args) -> status.
 COMMANDS = {
@@ -88,26 +89,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return found.exit_status
     except KeyboardInterrupt:
         return 130
+    finally:
+        if argv is None:
+            ignore_stop_signals()
 
 
 def _run(given: list[str]) -> int:
     words, overrides = split_overrides(join_command(given))
+    chosen = next((word for word in words if word in COMMANDS), None)
+    with stop_signals() if chosen == "train" else nullcontext() as stop:
+        args = parse(words, overrides, chosen=chosen)
+        args.given, args.overrides, args.stop_signals = given, overrides, stop
+        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+
+
+def parse(words: Sequence[str], overrides: Sequence[str], *, chosen: str | None) -> argparse.Namespace:
+    """Parse the arguments of the command `chosen`, whose module alone is imported, to start quickly."""
     parser = _Parser(
         prog="triaxial", description="Train GPT-3-class language models with tensor, pipeline and data parallelism."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    chosen = next((word for word in words if word in COMMANDS), None)
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if name == chosen:  # import only the chosen command, to start quickly
+        if name == chosen:
             importlib.import_module(module).add_arguments(command)
     args, unknown = parser.parse_known_args(words)
     if unknown:
         commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
-    args.given, args.overrides = given, overrides
     if overrides and not getattr(args, "takes_overrides", False):
         raise ConfigError(f"triaxial {chosen} reads no recipe and takes no override: {' '.join(overrides)}")
-    return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+    return args
 
 
 def join_command(words: Sequence[str]) -> list[str]:

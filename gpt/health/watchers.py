@@ -1,12 +1,10 @@
-"""The interface between the training loop and its watchers: heartbeat, step watch, and signals that stop it.
+"""The interface between the training loop and its watchers: heartbeat, step watch, and the request to stop.
 
 The watchers themselves are in parallel/health.
 """
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from gpt.telemetry.event_log import EventKind
@@ -58,19 +56,26 @@ class StepWatch(Protocol):
         ...
 
 
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Note SIGTERM and SIGUSR1 instead of dying from them, while inside. Yield a function that says whether one came.
+class StopRequest(Protocol):
+    """Whether someone wants the run to save and stop. launch/processes makes one from the signals to a rank."""
 
-    Outside of the main thread, Python cannot handle signals, and the function stays False.
-    """
-    noted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noted.is_set
-        return
-    before = {number: signal.signal(number, lambda *_: noted.set()) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield noted.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def __call__(self) -> bool:
+        """Return whether to save and stop after this step. It need not agree between ranks."""
+        ...
+
+    def step_done(self) -> None:
+        """Note that a step is done: from the first one on, there is something to save."""
+        ...
+
+
+class NeverStop:
+    """Nobody asks: the run goes to its end."""
+
+    def __call__(self) -> bool:
+        return False
+
+    def step_done(self) -> None:
+        pass
+
+
+NEVER_STOP = NeverStop()

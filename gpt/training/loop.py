@@ -1,13 +1,12 @@
 """The training loop, for any engine, layout and objective."""
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 from gpt.data.dataset import TrainingData, ValidationData
 from gpt.data.sampling import DamagedSamples
-from gpt.health.watchers import UNWATCHED, Heartbeat, StepWatch, stop_signals
+from gpt.health.watchers import NEVER_STOP, UNWATCHED, Heartbeat, StepWatch, StopRequest
 from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.batches import BatchReader, CorruptDataHandler, Damage, damage_of
@@ -44,7 +43,9 @@ class TrainingLoop:
         probe: FewShotProbe | None = None,
         watch: StepWatch | None = None,
         heartbeat: Heartbeat = UNWATCHED,
+        stop: StopRequest = NEVER_STOP,
     ) -> None:
+        self.stop = stop
         self.run, self.engine, self.data, self.state = run, engine, data, state
         self.metrics, self.ledger, self.watch, self.heartbeat = metrics, ledger, watch, heartbeat
         self.reader = BatchReader(run, engine, data, objective)
@@ -76,13 +77,12 @@ class TrainingLoop:
         self.trained_tokens, self.trained_s = 0, 0.0
 
     def train(self) -> Outcome:
-        """Train to the end, or until SIGTERM or SIGUSR1 asks to save and stop. Every rank must call it."""
+        """Train to the end, or until `stop` of any rank asks to save and stop. Every rank must call it."""
         run = self.run
         self.ledger.resume(step=self.state.step, tokens=run.batch.tokens_seen(self.state.step))
-        with stop_signals() as stop_requested:
-            ended: End | None = "total_tokens" if self.state.step >= run.steps else None
-            while ended is None:
-                ended = self.step_and_phases(stop_requested)
+        ended: End | None = "total_tokens" if self.state.step >= run.steps else None
+        while ended is None:
+            ended = self.step_and_phases()
         self.heartbeat.beat("end", self.state.step)
         return Outcome(
             state=self.state,
@@ -93,10 +93,10 @@ class TrainingLoop:
             checkpoint=self.saver.newest,
         )
 
-    def step_and_phases(self, stop_requested: Callable[[], bool]) -> End | None:
+    def step_and_phases(self) -> End | None:
         """One step, the checks after it, and the phases that are due. Returns why the run ends, if it ends here."""
         with nullcontext() if self.watch is None else self.watch.step(self.state.step + 1):
-            result, ended = self.take_step(stop_requested())
+            result, ended = self.take_step()
         self.check_rank_health(result)
         spike = self.recovery.check_loss(self.state, result)
         if spike is not None and self.recovery.rewind(self.state, spike):
@@ -110,17 +110,18 @@ class TrainingLoop:
         self.saver.collect(wait=False)
         return ended
 
-    def take_step(self, stop_requested: bool) -> tuple[StepResult, End | None]:
+    def take_step(self) -> tuple[StepResult, End | None]:
         """Read, forward, backward, update, log. Returns why the run ends, if it ends here."""
         run, state, started_at = self.run, self.state, time.perf_counter()
         tokens_seen = run.batch.tokens_seen(state.step + 1)
         lr = learning_rate(run.schedule, run.peak_learning_rate, tokens_seen)
-        while (result := self.try_step(lr, stop_requested)).discarded:
+        while (result := self.try_step(lr)).discarded:
             pass  # corrupt data: take the step again without them
         elapsed_s = time.perf_counter() - started_at
         self.trained_tokens += run.batch.step_tokens(state.step)
         self.trained_s += elapsed_s
         state.step += 1
+        self.stop.step_done()
         if self.metrics is not None and (state.step % run.log_every_steps == 0 or state.step == run.steps):
             self.metrics.log(state.step, step_values(run, result, lr, step=state.step, elapsed_s=elapsed_s))
         self.ledger.step_done(step=state.step, tokens=tokens_seen)
@@ -129,7 +130,7 @@ class TrainingLoop:
             return result, "total_tokens"
         return result, "signal" if signal_came else "stop_after_s" if time_is_over else None
 
-    def try_step(self, lr: float, stop_requested: bool) -> StepResult:
+    def try_step(self, lr: float) -> StepResult:
         """One attempt at a step. All ranks discard it if any of them could not read its part."""
         state, damage = self.state, list[Damage]()
         step, reading = state.step + 1, nullcontext() if self.watch is None else self.watch.reading()
@@ -142,7 +143,7 @@ class TrainingLoop:
         with activity("training", step, self.heartbeat, self.ledger, counted_as="training"):
             self.reader.announce(step, state.skipped)
             self.engine.forward_backward(batch)
-            flags = (stop_requested, self.time_is_over())
+            flags = (self.stop(), self.time_is_over())
             result = self.engine.optimizer_step(lr, flags=flags, discard=bool(damage))
         if result.discarded:
             self.corrupt_data.leave_out(state, damage)

@@ -8,7 +8,6 @@ from launch.config.run_config import RunConfig, layout_of, read_run_config
 from launch.planning import options as dry_run_options
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.local_launch import launch_local
-from launch.processes.rank_process import early_warning_ends
 from launch.processes.restarts import OUTAGE_S, RestartPolicy
 from launch.runs.history import furthest_step
 from parallel.layout.layout import Layout
@@ -45,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--max-restarts needs --nproc. With torchrun, use torchrun's own --max-restarts")
     from launch.training.train_rank import run_rank  # imports every engine; a launcher would wait for that in vain
 
-    with early_warning_ends(environment):
-        return run_rank(config, environment, resume=args.resume)
+    return run_rank(config, environment, resume=args.resume, stop=args.stop_signals)
 
 
 def launch_ranks(args: argparse.Namespace, config: RunConfig) -> int:
@@ -62,7 +60,7 @@ def launch_ranks(args: argparse.Namespace, config: RunConfig) -> int:
     )
     words = ["train", args.recipe, *args.overrides]
     words += [] if args.resume is None else ["--resume" if args.resume else "--no-resume"]
-    return launch_local(args.nproc, words, restarts=policy)
+    return launch_local(args.nproc, words, restarts=policy, resumable=True)
 
 
 def _dry_run(args: argparse.Namespace, config: RunConfig, layout: Layout) -> int:

@@ -4,11 +4,9 @@ It says which rank of which job this process is, sets the variables that torch a
 the environment of local ranks. A variable that the user has set is kept.
 """
 
-import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +47,6 @@ class ClusterEnvironment:
 
     `agent_store`: torchrun itself serves the store at the master's address, else rank 0 does.
     `restart`: set if the launcher started these ranks in place of failed ones.
-    `saved_file`: rank 0 creates it after saving on a signal, for the launcher to see.
     `error_file`: where torch elastic looks for the reason why this rank failed.
     """
 
@@ -63,14 +60,12 @@ class ClusterEnvironment:
     agent_store: bool = False
     restart: Restart | None = None
     slurm_job_id: str | None = None
-    saved_file: Path | None = None
     error_file: Path | None = None
 
     @classmethod
     def from_environment(cls) -> "ClusterEnvironment":
         """Read torchrun's and Slurm's variables; ConfigError if some are missing or they contradict each other."""
         slurm_job_id = os.environ.get("SLURM_JOB_ID")
-        saved_file = _path("TRIAXIAL_SAVED_FILE")
         if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
             tasks = _whole_number("SLURM_STEP_NUM_TASKS", default=1)
             if tasks > 1:
@@ -78,7 +73,7 @@ class ClusterEnvironment:
                     f"srun started {tasks} tasks, but RANK and WORLD_SIZE are not set, so they have no ranks. "
                     "Start one torchrun per node, as slurm/train.sbatch does"
                 )
-            return cls(slurm_job_id=slurm_job_id, saved_file=saved_file)
+            return cls(slurm_job_id=slurm_job_id)
         rank, world_size = _whole_number("RANK"), _whole_number("WORLD_SIZE")
         if rank >= world_size:
             raise ConfigError(f"RANK = {rank} is invalid: must be below WORLD_SIZE = {world_size}. torchrun sets both")
@@ -93,7 +88,6 @@ class ClusterEnvironment:
             agent_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             restart=_restart(),
             slurm_job_id=slurm_job_id,
-            saved_file=saved_file,
             error_file=_path("TORCHELASTIC_ERROR_FILE"),
         )
 
@@ -104,6 +98,7 @@ class LauncherEnvironment:
 
     Unlike `ClusterEnvironment` it never raises, so that a process can report that its other variables are wrong.
     `is_elastic`: torchrun or `launch_local` started this process. `launcher_pid`: only `launch_local` sets it.
+    `saved_file`: rank 0 creates it when it has stopped on a signal, for the launcher to see.
     """
 
     is_elastic: bool
@@ -112,6 +107,7 @@ class LauncherEnvironment:
     local_rank: str
     restart_count: int
     error_file: Path | None
+    saved_file: Path | None
 
     @classmethod
     def from_environment(cls) -> "LauncherEnvironment":
@@ -123,6 +119,7 @@ class LauncherEnvironment:
             local_rank=os.environ.get("LOCAL_RANK", "0"),
             restart_count=int(restarts) if restarts.isdecimal() else 0,
             error_file=_path("TORCHELASTIC_ERROR_FILE"),
+            saved_file=_path("TRIAXIAL_SAVED_FILE"),
         )
 
 
@@ -251,25 +248,21 @@ def make_libraries_deterministic() -> None:
 # ---- the environment of local ranks ----------------------------------------------------------------------------------
 
 
-def quiet_elastic_logs() -> None:
-    """Silence the elastic launcher's log lines unless the user set LOGLEVEL: our launcher reports failures itself."""
-    if "LOGLEVEL" not in os.environ:
-        for name in list(logging.root.manager.loggerDict):
-            if name.startswith("torch.distributed.elastic") or name.startswith("torch.distributed.launcher"):
-                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-
-
-def child_settings(nproc: int, threads: int | None, *, saved_file: Path) -> dict[str, str]:
-    """The environment variables to add for `nproc` local ranks with `threads` each (None: an equal part)."""
+def rank_environment(nproc: int, threads: int | None, *, saved_file: Path) -> dict[str, str]:
+    """The environment of `nproc` local ranks with `threads` each (None: an equal part), but for the rank itself."""
     import torch
 
     defaults = RESTART_SETTINGS | _loopback_settings()
     if not torch.cuda.is_available():
         defaults |= CPU_MEMORY_SETTINGS
     defaults["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // nproc))
-    settings = {name: value for name, value in defaults.items() if name not in os.environ}
+    defaults["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "1"  # as torchrun sets it
+    settings = {**defaults, **os.environ}
     if threads is not None:
         settings["OMP_NUM_THREADS"] = str(threads)
+    of_torchrun = [name for name in settings if name.startswith("TORCHELASTIC_")]
+    for name in (*of_torchrun, "TRIAXIAL_RESTART"):  # of a launcher around this one
+        settings.pop(name, None)
     return settings | {"TRIAXIAL_SAVED_FILE": str(saved_file), "TRIAXIAL_LAUNCHER_PID": str(os.getpid())}
 
 
@@ -283,15 +276,3 @@ def set_for_ranks(settings: Mapping[str, str], *, one_node: bool) -> None:
 def _loopback_settings() -> dict[str, str]:
     """Local ranks need no other interface, and should not listen on one."""
     return {"GLOO_SOCKET_IFNAME": "lo"} if Path("/sys/class/net/lo").exists() else {}
-
-
-@contextmanager
-def launch_environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set these variables inside the block: torch elastic passes only its own environment to the ranks."""
-    before = dict(os.environ)
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

@@ -15,7 +15,7 @@ from types import TracebackType
 from gpt.errors import escaped, one_line
 from gpt.files.json_text import decode_json
 from launch.processes.environment import LauncherEnvironment, hide_secrets
-from launch.processes.failures import MISTAKE
+from launch.processes.failures import MISTAKE, SAVED_AFTER_SIGNAL
 
 RANK_0_FIRST_S = 5.0  # other ranks wait this long for local rank 0 to print the mistake, so that it appears once
 
@@ -45,19 +45,30 @@ def report_crashes() -> None:
     sys.excepthook = _record_and_print
 
 
-def had_mistake_before_restart() -> bool:
-    """True if a rank of this node ended with a user's mistake in the previous start under the same torchrun."""
+def record_end(word: str, *, exit_status: int) -> None:
+    """Record under torchrun why this rank ends with a status that a restart would only repeat."""
+    launcher = LauncherEnvironment.from_environment()
+    if launcher.is_elastic and launcher.launcher_pid is None:
+        _write_error_file(launcher, word, exit_status=exit_status)
+
+
+def status_before_restart() -> int | None:
+    """The status to exit with at once, because it ended the previous start under the same torchrun for good.
+
+    MISTAKE or SAVED_AFTER_SIGNAL, of any rank of this node; None if this is a first start, or the ranks failed.
+    """
     launcher = LauncherEnvironment.from_environment()
     if launcher.restart_count == 0 or launcher.error_file is None:
-        return False
+        return None
     attempt = launcher.error_file.parents[1]  # .../attempt_N/LOCAL_RANK/error.json
     before = attempt.with_name(f"attempt_{launcher.restart_count - 1}")
-    for file in before.glob("*/error.json"):
+    for file in sorted(before.glob("*/error.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            if decode_json(file.read_text(encoding="utf-8"))["message"]["extraInfo"]["exit_status"] == MISTAKE:
+            status = decode_json(file.read_text(encoding="utf-8"))["message"]["extraInfo"]["exit_status"]
+            if status in (MISTAKE, SAVED_AFTER_SIGNAL):
                 shutil.copyfile(file, launcher.error_file)  # for the next restart, and for torchrun's own report
-                return True
-    return False
+                return int(status)
+    return None
 
 
 def _record_and_print(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,7 +1,7 @@
 """Find the rank of a local launch that failed first, and describe its failure without secrets.
 
-Torch elastic gives a ProcessFailure for each rank that failed: exit code, time, and the error file that the rank or
-its watchdog wrote.
+`rank_group` gives a RankFailure for each rank that failed: exit code, time, and the error file that the rank or its
+watchdog wrote.
 """
 
 import re
@@ -14,7 +14,10 @@ from typing import Any
 MISTAKE = 2  # exit status of a user's mistake: a restart would only repeat it
 SAVED_AFTER_SIGNAL = 75  # exit status of a run that saved after a signal and wants to be restarted (EX_TEMPFAIL)
 
-Failures = Mapping[int, Any]  # rank to torch elastic's ProcessFailure
+INTERRUPTED = 128 + signal.SIGINT  # exit status of a run that Ctrl-C ended, without a save
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # a training run saves and stops
+
+Failures = Mapping[int, Any]  # rank to RankFailure
 
 
 # ---- which rank failed first -----------------------------------------------------------------------------------------
@@ -24,7 +27,11 @@ def first_failure(failures: Failures) -> tuple[int, Any]:
     """The rank that failed before the others did, and its failure."""
     # The launcher ends the other ranks with SIGTERM, on which a training rank saves and stops.
     asked_to_stop = (-int(signal.SIGTERM), SAVED_AFTER_SIGNAL)
-    causes = {rank: failure for rank, failure in failures.items() if failure.exitcode not in asked_to_stop} or failures
+    causes = {
+        rank: failure
+        for rank, failure in failures.items()
+        if failure.exitcode not in asked_to_stop or _recorded(failure)
+    } or failures
     if any("no progress" in (watchdog_message(failure) or "") for failure in failures.values()):
         # If a killed rank has no message from its own monitor, the monitor of another rank killed it; that one has a
         # message.
@@ -88,7 +95,7 @@ def print_failure(rank: int, failure: Any, *, nproc: int, log_dir: Path) -> None
     if rank == 0:
         lines += [f"[rank 0] {line}" for line in (trace or "").splitlines()]
         lines += [] if trace or line else ["triaxial: its output is above"]
-    for path in sorted(log_dir.glob(f"*/attempt_*/{rank}/stderr.log")):
+    for path in sorted(log_dir.glob(f"{rank}/stderr.log")):
         text = path.read_text(encoding="utf-8", errors="replace")
         lines += [f"[rank {rank}] {line}" for line in text.splitlines()[-40:]]
     print(*lines, f"triaxial: output of the other ranks: {log_dir}", sep="\n", file=sys.stderr, flush=True)
@@ -104,8 +111,13 @@ def describe_exit(exitcode: int) -> str:
     if exitcode >= 0:
         return f"exit status {exitcode}"
     perhaps = ", perhaps out of memory" if exitcode == -signal.SIGKILL else ""
+    return f"killed by {signal_name(-exitcode)}{perhaps}"
+
+
+def signal_name(number: int) -> str:
+    """'SIGTERM' for 15."""
     names = {known.value: known.name for known in signal.Signals}
-    return f"killed by {names.get(-exitcode, f'signal {-exitcode}')}{perhaps}"
+    return names.get(number, f"signal {number}")
 
 
 def _recorded(failure: Any) -> str | None:

@@ -6,22 +6,24 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
 
 from gpt.telemetry.output import own_output
-from launch.processes.environment import ClusterEnvironment, LauncherEnvironment, quiet_profiler
-from launch.processes.error_reports import had_mistake_before_restart, report_crashes
-from launch.processes.failures import MISTAKE, SAVED_AFTER_SIGNAL
+from launch.processes.environment import LauncherEnvironment, quiet_profiler
+from launch.processes.error_reports import record_end, report_crashes, status_before_restart
+from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGNALS
+
+LEAVING_S = 2.0  # how long a stopped rank may take to release what it holds, such as the lock of the run directory
 
 
 def enter_process(*, is_command: bool = True) -> None:
     """Prepare this process; call it first in every `triaxial` process.
 
-    A launched rank dies with its launcher and records its crash for it. A rank that torchrun restarts after a user's
-    mistake exits at once with the same status. With `is_command` a crash is printed without secrets, and closed or
-    broken output is handled; pass False in a user's own program, whose excepthook and streams are then kept.
+    A launched rank dies with its launcher and records its crash for it. torchrun restarts ranks after every failure: if
+    a user's mistake or a stop signal ended the previous start, this one exits at once with the same status. With
+    `is_command` a crash is printed without secrets, and closed or broken output is handled; pass False in a user's own
+    program, whose excepthook and streams are then kept.
     """
     quiet_profiler()
     if is_command:
@@ -31,8 +33,9 @@ def enter_process(*, is_command: bool = True) -> None:
         report_crashes()
     if is_elastic:
         die_with_parent()
-        if had_mistake_before_restart():
-            os._exit(MISTAKE)  # torchrun restarts after every failure, also if a restart cannot help
+        status = status_before_restart()
+        if status is not None:
+            os._exit(status)
 
 
 def die_with_parent() -> None:
@@ -62,37 +65,128 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, -1)
 
 
-def mark_saved(environment: ClusterEnvironment) -> int:
-    """Tell the launcher that this run saved after a signal and should be started again; return SAVED_AFTER_SIGNAL.
+def mark_saved(word: str = "saved after a signal") -> int:
+    """Tell the launcher that this run stopped on a signal and should be started again; return SAVED_AFTER_SIGNAL.
 
-    torchrun hides the exit status of its ranks, so rank 0 also writes `saved_file`, which slurm/train.sbatch looks for.
+    Call it as soon as nothing can be lost any more: our launcher believes this file whatever happens afterwards.
+    torchrun hides the exit status of its ranks, so rank 0 writes a file, which slurm/train.sbatch looks for.
     """
-    if environment.rank == 0 and environment.saved_file is not None:
-        with suppress(OSError):  # a full disk, perhaps: the run has saved all the same
-            environment.saved_file.parent.mkdir(parents=True, exist_ok=True)
-            environment.saved_file.write_text("saved after a signal\n", encoding="utf-8")
+    launcher = LauncherEnvironment.from_environment()
+    file = launcher.saved_file
+    if file is not None and launcher.rank in (None, "0"):
+        with suppress(OSError):  # a full disk must not turn a stop into a failure
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{word}\n", encoding="utf-8")
+    record_end(word, exit_status=SAVED_AFTER_SIGNAL)
     return SAVED_AFTER_SIGNAL
 
 
-@contextmanager
-def early_warning_ends(environment: ClusterEnvironment) -> Iterator[None]:
-    """Inside the block, SIGUSR1 ends a rank that is not training (yet or any more), and the job is to start again.
+# ---- signals that stop a rank ----------------------------------------------------------------------------------------
 
-    SIGUSR1 comes before a time limit. Nothing is lost: a rank that is not training has nothing to save. SIGTERM still
-    kills, because a launcher sends it to the other ranks after one died and should not have to wait for them. Has an
-    effect only in the main thread.
+
+class StopSignals:
+    """What a signal does to this rank: see docs/guides/reliability/signals.md. A StopRequest.
+
+    Until the first step is done there is nothing to save: the rank releases `held` and exits with SAVED_AFTER_SIGNAL.
+    Then the loop saves and ends. After the loop the run ends anyway, and a signal changes nothing. SIGINT interrupts
+    the main thread; a second one ends the rank. A thread waits for the signals, because Python runs no handler while
+    the main thread is in a collective or a compiler.
     """
 
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        if environment.rank == 0:
-            print("triaxial: stopped by SIGUSR1 while not training: nothing is lost", file=sys.stderr, flush=True)
-        raise SystemExit(mark_saved(environment))
+    def __init__(self) -> None:
+        self.held = ExitStack()  # the context managers to leave before this process may end
+        self._requested = self._has_progress = self._is_ending = False
+        self._interrupts = 0
+        self._turn = threading.Lock()
 
+    def __call__(self) -> bool:
+        return self._requested
+
+    def step_done(self) -> None:
+        if not self._has_progress:
+            with self._turn:  # a thread that ends this process never returns it
+                self._has_progress = True
+
+    def end(self) -> None:
+        """Ignore stop signals from now on: the run is about to end with the status that it has earned."""
+        with self._turn:
+            self._is_ending = True
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The handler in the main thread. The thread that follows the signals does the rest."""
+        if number == signal.SIGINT and not self._is_ending:
+            raise KeyboardInterrupt
+
+    def follow(self, received: int) -> None:
+        """Read the numbers of signals from a pipe, until it is closed. Runs in its own thread."""
+        while numbers := os.read(received, 64):
+            for number in numbers:
+                with self._turn:
+                    self._follow_one(number)
+
+    def _follow_one(self, number: int) -> None:
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                self._leave(INTERRUPTED, "")
+        elif number in STOP_SIGNALS:
+            self._requested = True
+            if not (self._has_progress or self._is_ending):
+                self._leave(SAVED_AFTER_SIGNAL, f"stopped by {signal.Signals(number).name} before the first step")
+
+    def _leave(self, status: int, word: str) -> None:
+        def release() -> None:
+            if word:
+                mark_saved(word)
+            with suppress(Exception):
+                self.held.close()
+            if word and LauncherEnvironment.from_environment().rank in (None, "0"):
+                print(f"triaxial: {word}: nothing is lost", file=sys.stderr, flush=True)
+
+        releasing = threading.Thread(target=release, daemon=True)
+        releasing.start()
+        releasing.join(LEAVING_S)  # a file system or a terminal may not answer
+        os._exit(status)
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Handle the signals of STOP_SIGNALS, and SIGINT, inside the block. Enter it before the imports that take seconds.
+
+    A SIGHUP that is ignored (nohup) stays ignored. Outside of the main thread it has no effect.
+    """
+    stop = StopSignals()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
-    before = signal.signal(signal.SIGUSR1, leave)
+    received, sent = os.pipe()
+    os.set_blocking(sent, False)
+    wakeup_before = signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
+    numbers = [n for n in (*STOP_SIGNALS, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop.handle) for number in numbers}
+    threading.Thread(target=_follow_and_close, args=(stop, received), daemon=True).start()
     try:
-        yield
+        yield stop
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        stop.end()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup_before)
+        os.close(sent)  # ends the thread
+
+
+def _follow_and_close(stop: StopSignals, received: int) -> None:
+    try:
+        stop.follow(received)
+    finally:
+        os.close(received)
+
+
+def ignore_stop_signals() -> None:
+    """Ignore them for the rest of this process: its exit status is decided, and a launcher may still send one.
+
+    While Python shuts down it has no handlers, so a late signal would change the exit status.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """Run one rank of a training run, from its recipe to its exit status. The launcher starts the processes."""
 
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,7 @@ from launch.processes.environment import (
     make_libraries_deterministic,
     stay_offline,
 )
-from launch.processes.rank_process import keep_freed_memory, mark_saved
+from launch.processes.rank_process import StopSignals, keep_freed_memory, mark_saved
 from launch.processes.rendezvous import join_processes
 from launch.processes.restarts import Restart, count_start, describe_resume
 from launch.processes.run_lock import lock
@@ -65,6 +65,7 @@ class Prepared:
     config: RunConfig
     environment: ClusterEnvironment
     resume: bool | None
+    stop: StopSignals
     layout: Layout
     device: torch.device
     objective: Objective
@@ -77,32 +78,46 @@ class Prepared:
     reached: int  # on rank 0: the approximate step that the run had reached before this start
 
 
-def run_rank(config: RunConfig, environment: ClusterEnvironment, *, resume: bool | None) -> int:
-    """Train as this rank of the run, alone or with the others that the launcher started. Return the exit status."""
+def run_rank(
+    config: RunConfig, environment: ClusterEnvironment, *, resume: bool | None, stop: StopSignals | None = None
+) -> int:
+    """Train as this rank of the run, alone or with the others that the launcher started. Return the exit status.
+
+    `stop`: the signals that stop it; None: this process handles none.
+    """
+    stop = stop or StopSignals()
     is_first = environment.rank == 0
     ledger = TimeLedger(
         config.run.directory / "ledger.jsonl" if is_first else None,
         world_size=environment.world_size,
         restart_count=environment.restart.count if environment.restart is not None else 0,
     )
-    prepared = prepare(config, environment, ledger, resume=resume)
-    with lock(config.run.directory, job_id=environment.slurm_job_id) if is_first else nullcontext():
-        if is_first:
-            progress = count_start(config.run.directory, environment.restart, reached=prepared.reached)
-            # The other ranks wait for this one, for at most the timeout.
-            time.sleep(min(progress.pause_s(config.run.restart_pause_s), config.run.collective_timeout_s / 2))
-        with ledger.span("start_up/joining"):
-            join_processes(environment, prepared.device, timeout_s=config.run.collective_timeout_s)
-        try:
-            watching = watch_rank(config.health, config.run.directory, error_file=environment.error_file)
+    prepared = prepare(config, environment, ledger, resume=resume, stop=stop)
+    try:
+        with stop.held as held:
+            if is_first:
+                held.enter_context(lock(config.run.directory, job_id=environment.slurm_job_id))
+                progress = count_start(config.run.directory, environment.restart, reached=prepared.reached)
+                # The other ranks wait for this one, for at most the timeout.
+                time.sleep(min(progress.pause_s(config.run.restart_pause_s), config.run.collective_timeout_s / 2))
+            with ledger.span("start_up/joining"):
+                join_processes(environment, prepared.device, timeout_s=config.run.collective_timeout_s)
             # In this order: the watchdog's set-up communicates, and NCCL reads its settings at the first communication.
-            with deterministic(config.run.deterministic, prepared.device), watching as heartbeat:
-                return train_joined(prepared, heartbeat)
-        except LostPeers:  # the watchdog has reported it, to the console and the run directory
-            return 1
+            held.enter_context(deterministic(config.run.deterministic, prepared.device))
+            watching = watch_rank(config.health, config.run.directory, error_file=environment.error_file)
+            return train_joined(prepared, held.enter_context(watching))
+    except LostPeers:  # the watchdog has reported it, to the console and the run directory
+        return 1
 
 
-def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedger, *, resume: bool | None) -> Prepared:
+def prepare(
+    config: RunConfig,
+    environment: ClusterEnvironment,
+    ledger: TimeLedger,
+    *,
+    resume: bool | None,
+    stop: StopSignals | None = None,
+) -> Prepared:
     """Open and check everything that needs no other rank, so that ranks do not wait for one that finds a mistake."""
     layout = layout_of(config, environment.world_size)
     device = pick_device(config, environment)
@@ -129,6 +144,7 @@ def prepare(config: RunConfig, environment: ClusterEnvironment, ledger: TimeLedg
         config=config,
         environment=environment,
         resume=resume,
+        stop=stop or StopSignals(),
         layout=layout,
         device=device,
         objective=build_objective(config),
@@ -155,14 +171,18 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
                 metrics.event(kind, step=start.step, text=line)
         first_step = start.step  # the loop moves `start.state` on
         outcome = train(prepared, run, engine, start, metrics=metrics, heartbeat=heartbeat)
+        prepared.stop.end()
+        status = mark_saved() if outcome.ended == "signal" else 0
         prepared.ledger.shut_down()
         weights = engine.weights_digest() if config.run.deterministic else None
         if metrics is not None:
             report_end(prepared, run, outcome, metrics, first_step=first_step, weights=weights)
     if run.local_checkpoints is not None and outcome.ended in ("total_tokens", "target_loss"):
         discard_all_local(run.local_checkpoints)
-    dist.destroy_process_group()  # not after an error: it would wait for a peer that is still in a collective
-    return mark_saved(prepared.environment) if outcome.ended == "signal" else 0
+    with suppress(RuntimeError):  # all is saved, so a peer that is gone changes nothing
+        dist.barrier()  # a launcher ends the other ranks when the first one leaves with another status than 0
+        dist.destroy_process_group()  # not after an error: it would wait for a peer that is still in a collective
+    return status
 
 
 def start_run(prepared: Prepared) -> tuple[Run, Engine, RunStart, list[tuple[EventKind, str]]]:
@@ -218,6 +238,7 @@ def train(
         probe=prepared.probe,
         watch=watch_steps(config, prepared.layout, prepared.device),
         heartbeat=heartbeat,
+        stop=prepared.stop,
     ).train()
 
 

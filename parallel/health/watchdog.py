@@ -21,6 +21,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from gpt.errors import ConfigError
+from gpt.files.temporary import temporary_folder
 from gpt.health.watchers import UNWATCHED, Heartbeat
 from parallel.agreement import PeerLost, broadcast_object, combine, gather_scatter, rank_in, world_size
 from parallel.health import monitor as monitor_module
@@ -206,8 +207,7 @@ def _flight_recorder() -> Iterator[str]:
     folder = None if len(tempfile.gettempdir()) < MAX_TEMPORARY_LENGTH else "/tmp"
     with contextlib.ExitStack() as stack:
         try:
-            made = tempfile.TemporaryDirectory(prefix="triaxial_", dir=folder, ignore_cleanup_errors=True)
-            path = f"{stack.enter_context(made)}/recorder"  # in a folder of mode 0700
+            path = f"{stack.enter_context(temporary_folder(folder)).path}/recorder"  # in a folder of mode 0700
             with _quiet_stderr():  # it warns that it listens
                 server = _WorkerServer(path)
             os.chmod(path, 0o600)

@@ -34,7 +34,7 @@ def wait_for(condition, *, what, wait_s=WAIT_S):
 class Launched:
     """A launcher with its ranks, which write to `run`; its output goes to files beside `run`, or in `logs`."""
 
-    def __init__(self, recipe, run, *words, command=TRIAXIAL, environment=None, logs=None):
+    def __init__(self, recipe, run, *words, command=TRIAXIAL, environment=None, logs=None, new_session=False):
         self.run, self.logs, self.number = Path(run), Path(logs or Path(run).parent), 0
         while (log := self.logs / f"{self.run.name}.{self.number}.out").exists():
             self.number += 1
@@ -50,6 +50,7 @@ class Launched:
                 stderr=err,
                 env={**os.environ, **settings, **(environment or {})},
                 cwd=ROOT,
+                start_new_session=new_session,
             )
 
     def __enter__(self):
@@ -116,6 +117,19 @@ class Launched:
             except (OSError, ValueError):
                 continue
         return found
+
+    def family(self):
+        """Process ids of the launcher's descendants."""
+        parents = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+        found = {self.process.pid}
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return found - {self.process.pid}
 
     def kill(self, rank, number=signal.SIGKILL):
         """Send a signal to one rank; returns its process id."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from gpt.errors import ConfigError, DiskFull
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.error_reports import report_mistake
+from launch.processes.failures import SAVED_AFTER_SIGNAL
 from launch.processes.rank_process import enter_process, mark_saved
 
 
@@ -124,9 +125,9 @@ def join(environment: ClusterEnvironment, folder: Path) -> int:
 
 
 def wait(environment: ClusterEnvironment, folder: Path) -> int:
-    """Write the process id, then wait for a signal; SIGTERM and SIGUSR1 mean save and stop, as in the training loop."""
+    """Write the process id, then wait for a signal; a stop signal means save and stop, as in the training loop."""
     noted: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, lambda received, _: noted.append(received))
     pid_file = folder / f"pid{environment.rank}"
     pid_file.with_suffix(".new").write_text(str(os.getpid()), encoding="utf-8")
@@ -134,9 +135,16 @@ def wait(environment: ClusterEnvironment, folder: Path) -> int:
     for _ in range(12_000):  # far longer than any test waits for this process
         if noted:
             (folder / f"signal{environment.rank}").write_text(signal.Signals(noted[0]).name, encoding="utf-8")
-            return mark_saved(environment)
+            return mark_saved()
         time.sleep(0.05)
     return 1
+
+
+def leave(environment: ClusterEnvironment, folder: Path) -> int:
+    """Leave on a signal without a save, as before the first step."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(SAVED_AFTER_SIGNAL))
+    time.sleep(60)
+    return 0
 
 
 def save_slowly(environment: ClusterEnvironment, folder: Path) -> int:
@@ -162,7 +170,7 @@ BEHAVIOURS = {
     "killed-joining": killed_joining,
     "join": join,
     "mistake": show,
-    "mistake-on-one": wait,
+    "mistake-on-one": leave,
 }
 
 if __name__ == "__main__":

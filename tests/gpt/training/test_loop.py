@@ -1,8 +1,5 @@
 """The training loop on a real engine of one process: steps, phases, saves, corrupt data, signals, resumed runs."""
 
-import os
-import signal
-
 import torch
 
 from gpt.training.config import CheckpointConfig, FaultConfig
@@ -47,22 +44,22 @@ def test_a_resumed_run_has_the_bits_of_the_uninterrupted_one(small, corpus, proc
     assert all(torch.equal(a, b) for a, b in zip(weights(engine), expected, strict=True))
 
 
-class StopsAt:
-    """A heartbeat that sends this process SIGTERM when a step begins."""
+class StopsAfter:
+    """A request to stop that comes when so many steps are done."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, steps):
+        self.left = steps
 
-    def beat(self, phase, step):
-        if (phase, step) == ("data", self.step):
-            os.kill(os.getpid(), signal.SIGTERM)
+    def __call__(self):
+        return self.left <= 0
+
+    def step_done(self):
+        self.left -= 1
 
 
-def test_a_signal_ends_the_run_after_a_step_and_saves_it(small, corpus, process_group):
-    run = small.run_of(steps=50)
-    outcome = small.train(run, small.engine_of(), corpus, heartbeat=StopsAt(3))
-    assert outcome.ended == "signal"
-    assert outcome.state.step in (3, 4), "the signal is seen before the step or at the next one"
+def test_a_request_to_stop_ends_the_run_after_a_step_and_saves_it(small, corpus, process_group):
+    outcome = small.train(small.run_of(steps=50), small.engine_of(), corpus, stop=StopsAfter(3))
+    assert (outcome.ended, outcome.state.step) == ("signal", 4), "it is asked within each step"
     assert outcome.checkpoint is not None
     assert outcome.validation == {}, "no evaluation: the process must end soon"
 

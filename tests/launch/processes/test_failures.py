@@ -1,19 +1,19 @@
 """Which rank failed first, how its failure is described, and which secrets are removed from the description."""
 
-import json
 import signal
 
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-
 from launch.processes.failures import describe_failure, first_failure, without_secrets
+from launch.processes.rank_group import RankFailure
 
 
 def test_a_frozen_rank_that_the_watchdog_killed_is_not_reported_as_out_of_memory(tmp_path):
     def failures(words):
         told = {"message": {"message": words, "extraInfo": {"watchdog": True, "timestamp": "1"}}}
-        (tmp_path / "told.json").write_text(json.dumps(told))
-        files = [tmp_path / "nothing", tmp_path / "told.json"]  # only rank 1's monitor wrote a message
-        return {rank: ProcessFailure(rank, 99, -signal.SIGKILL, str(file)) for rank, file in enumerate(files)}
+        recorded = [{}, told]  # only rank 1's monitor wrote a message
+        return {
+            rank: RankFailure(-signal.SIGKILL, 1.0, str(tmp_path / "error.json"), data)
+            for rank, data in enumerate(recorded)
+        }
 
     frozen = "triaxial: error: no progress for 15.3 s of 2 ranks: rank 0 in step 5: no report came"
     assert describe_failure(*first_failure(failures(frozen))) == frozen.removeprefix("triaxial: ")

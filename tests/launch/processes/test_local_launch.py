@@ -97,7 +97,7 @@ def test_a_crash_names_the_rank_and_shows_its_traceback(tmp_path):
     assert "torch/distributed" not in result.stderr
     assert "ChildFailedError" not in result.stderr
     folder = Path(result.stderr.splitlines()[-1].rpartition(": ")[2])
-    assert list(folder.glob("*/attempt_0/1/stderr.log"))
+    assert (folder / "1" / "stderr.log").is_file()
 
 
 @pytest.fixture
@@ -138,15 +138,6 @@ def runs(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
-def test_a_signal_to_the_launcher_lets_every_rank_save(waiting, tmp_path, number):
-    process, pids = waiting(sys.executable, "-c", LAUNCH, "2")
-    process.send_signal(number)
-    assert process.wait(timeout=60) == SAVED_AFTER_SIGNAL
-    assert [(tmp_path / f"signal{rank}").read_text() for rank in range(2)] == [number.name] * 2
-    assert not any(runs(pid) for pid in pids)
-
-
 def test_further_signals_do_not_interrupt_a_save(waiting, tmp_path):
     process, pids = waiting(sys.executable, "-c", LAUNCH, "2", behaviour="save-slowly")
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
@@ -157,13 +148,6 @@ def test_further_signals_do_not_interrupt_a_save(waiting, tmp_path):
     (tmp_path / "saved").touch()
     assert process.wait(timeout=60) == SAVED_AFTER_SIGNAL
     assert all((tmp_path / f"saved{rank}").exists() for rank in range(2))
-
-
-def test_ctrl_c_reaches_every_rank(waiting):
-    process, pids = waiting(sys.executable, "-c", LAUNCH, "2")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    assert not any(runs(pid) for pid in pids)
 
 
 @pytest.mark.parametrize("launcher", ["ours", "torchrun"])

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from launch.processes.environment import ClusterEnvironment
 from launch.processes.failures import SAVED_AFTER_SIGNAL
 from launch.processes.rank_process import mark_saved
 
@@ -39,9 +38,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert 5 * faults("keep") < faults("plain")
 
 
-@pytest.mark.parametrize(("status", "exits"), [(2, True), (1, False)])
-def test_a_restarted_rank_exits_at_once_if_the_previous_start_met_a_mistake(tmp_path, status, exits):
-    """torchrun restarts after every failure, also after a mistake, which a restart would only repeat."""
+@pytest.mark.parametrize(("status", "exits"), [(2, True), (75, True), (1, False)])
+def test_a_restarted_rank_exits_at_once_if_the_previous_start_ended_for_good(tmp_path, status, exits):
+    """torchrun restarts after every failure, also after a mistake or a save that a signal asked for."""
     before, now = (tmp_path / f"attempt_{n}" for n in (0, 1))
     for folder in (before / "1", now / "0"):
         folder.mkdir(parents=True)
@@ -53,13 +52,16 @@ def test_a_restarted_rank_exits_at_once_if_the_previous_start_met_a_mistake(tmp_
     done = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, **settings}, capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout) == ((2, "") if exits else (0, "went on\n")), done.stderr
+    assert (done.returncode, done.stdout) == ((status, "") if exits else (0, "went on\n")), done.stderr
     assert (now / "0" / "error.json").exists() == exits, "the next restart looks there"
 
 
-def test_only_rank_0_writes_the_file_that_marks_a_save(tmp_path):
+def test_only_rank_0_writes_the_file_that_marks_a_save(tmp_path, monkeypatch):
     saved = tmp_path / "logs" / "saved"
-    assert mark_saved(ClusterEnvironment(rank=1, world_size=2, saved_file=saved)) == SAVED_AFTER_SIGNAL
+    monkeypatch.setenv("TRIAXIAL_SAVED_FILE", str(saved))
+    monkeypatch.setenv("RANK", "1")
+    assert mark_saved() == SAVED_AFTER_SIGNAL
     assert not saved.exists()
-    assert mark_saved(ClusterEnvironment(saved_file=saved)) == SAVED_AFTER_SIGNAL
-    assert saved.exists()
+    monkeypatch.delenv("RANK")
+    assert mark_saved() == SAVED_AFTER_SIGNAL
+    assert saved.read_text().startswith("saved")

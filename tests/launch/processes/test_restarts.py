@@ -12,9 +12,6 @@ from launch.processes.local_launch import launch_local
 from launch.processes.restarts import Outage, Restart, RestartPolicy, RunProgress, count_start
 from launch.runs.history import furthest_step
 
-# torch elastic leaves its ranks' log files open until they are garbage collected
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 HERE = Path(__file__).resolve().parents[1]
 STEPS = ["--train.total_tokens", 512 * 40]
 
@@ -143,21 +140,6 @@ def test_rank_0_counts_starts_without_progress_under_torchrun(tmp_path):
     count_start(tmp_path, Restart(1, 99), reached=520)
     for _ in range(9):
         count_start(tmp_path, Restart(2, 99, "our launcher counts for itself"), reached=520)
-
-
-@pytest.mark.timeout(300)
-def test_sigusr1_before_the_first_step_ends_the_run_as_during_training(tiny_corpus, launched, tmp_path):
-    saved = tmp_path / "saved"
-    with launched.Launched(
-        tiny_corpus.recipe, tmp_path / "run", *STEPS, environment={"TRIAXIAL_SAVED_FILE": str(saved)}
-    ) as job:
-        job.wait_for(
-            lambda: (job.run / ".progress.json").exists(), what="the file that rank 0 writes before it joins the others"
-        )
-        job.process.send_signal(signal.SIGUSR1)
-        assert job.end() == 75, job.errors()
-    assert saved.exists(), "slurm/train.sbatch queues the job again"
-    assert not (job.run / ".owner.json").exists()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,61 @@
+"""Temporary folders that disappear even if their owner is killed: the next process that makes one removes them."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PREFIX = "triaxial_"
+OWNER = ".owner"  # a file that the owner holds locked as long as it lives
+
+
+@dataclass(frozen=True)
+class TemporaryFolder:
+    """A folder of mode 0700 in the system's folder for temporary files."""
+
+    path: Path
+
+    def keep(self) -> None:
+        """Leave the folder for the user to read. Nothing removes it later."""
+        with suppress(OSError):
+            (self.path / OWNER).unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(parent: str | None = None) -> Iterator[TemporaryFolder]:
+    """A new folder, removed at the end of the block; also remove those whose owners were killed."""
+    parent = parent or tempfile.gettempdir()
+    remove_abandoned(Path(parent))
+    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    owner = os.open(path / OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it when this process ends
+        yield TemporaryFolder(path)
+    finally:
+        if (path / OWNER).exists():
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(owner)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove the folders of this user whose owners are gone. A folder without an owner's file is kept."""
+    with suppress(OSError):
+        for path in parent.glob(f"{PREFIX}*"):
+            with suppress(OSError):
+                if path.lstat().st_uid == os.geteuid() and _is_abandoned(path):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    owner = os.open(path / OWNER, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(owner)
+    return True

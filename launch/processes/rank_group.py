@@ -1,0 +1,199 @@
+"""Run ranks as child processes of this machine, once: start them, pass signals on, wait, and leave none behind."""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.processes.failures import STOP_SIGNALS
+
+INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)  # from a keyboard: the run ends at once, without a save
+POLL_S = 0.05
+PEERS_S = 30.0  # how long the peers of a rank that failed may take to end before they are killed
+INTERRUPTED_S = 10.0  # the same after Ctrl-C; a second Ctrl-C kills at once
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """How one rank ended: its exit code as of subprocess, when, and what the rank or its watchdog recorded."""
+
+    exitcode: int
+    timestamp: float
+    error_file: str
+    error_file_data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GroupEnd:
+    """The failures of a start by rank, in the order in which they were seen, and the first signal that it got."""
+
+    failures: Mapping[int, RankFailure]
+    signal: int | None = None
+    overdue: tuple[int, ...] = ()  # the ranks that did not end in time after that signal, and were killed
+
+
+class SignalInbox:
+    """The signals to this process, in order. None interrupts the code that runs when it comes."""
+
+    def __init__(self, receives: int) -> None:
+        self._receives = receives
+
+    def wait(self, seconds: float) -> list[int]:
+        """The numbers of the signals that came; waits for one for so many seconds."""
+        if not select.select([self._receives], [], [], max(0.0, seconds))[0]:
+            return []
+        watched = (*STOP_SIGNALS, *INTERRUPTS)
+        return [number for number in os.read(self._receives, 64) if number in watched]
+
+
+@contextmanager
+def signal_inbox() -> Iterator[SignalInbox]:
+    """Collect the signals inside the block instead of ending. Main thread only.
+
+    A SIGHUP that is ignored (nohup) stays ignored.
+    """
+    assert threading.current_thread() is threading.main_thread()
+    received, sent = os.pipe()
+    os.set_blocking(sent, False)
+    wakeup_before = signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
+    numbers = [n for n in (*STOP_SIGNALS, *INTERRUPTS) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield SignalInbox(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup_before)
+        os.close(sent)
+        os.close(received)
+
+
+def run_group(
+    nproc: int,
+    command: Sequence[str],
+    settings: Mapping[str, str],
+    *,
+    log_dir: Path,
+    grace_s: float,
+    inbox: SignalInbox,
+) -> GroupEnd:
+    """Start `nproc` ranks of the command and wait until all have ended. `settings`: their whole environment.
+
+    Rank 0 keeps the terminal; the output of the others goes to LOG_DIR/RANK/stdout.log and stderr.log. A signal is
+    passed on, and the ranks have `grace_s` seconds to save. If a rank fails, the others get SIGTERM. No rank outlives
+    this call.
+    """
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    with ExitStack() as stack:
+        ranks = []
+        for rank in range(nproc):
+            environment = {**settings, **address, **_rank_settings(rank, nproc, log_dir)}
+            ranks.append(_start(rank, command, environment, log_dir))
+            stack.callback(_end, ranks[-1])
+        return _Wait(ranks, log_dir, inbox, grace_s).until_all_have_ended()
+
+
+class _Wait:
+    def __init__(self, ranks: Sequence["subprocess.Popen[bytes]"], log_dir: Path, inbox: SignalInbox, grace_s: float):
+        self.running = dict(enumerate(ranks))
+        self.log_dir, self.inbox, self.grace_s = log_dir, inbox, grace_s
+        self.failures: dict[int, RankFailure] = {}
+        self.signal: int | None = None
+        self.overdue: tuple[int, ...] = ()
+        self.ends_at = float("inf")
+
+    def until_all_have_ended(self) -> GroupEnd:
+        while self.running:
+            for number in self.inbox.wait(POLL_S):
+                self.pass_on(number)
+            self.collect()
+            if self.running and time.monotonic() > self.ends_at:
+                self.overdue = self.overdue or tuple(self.running)
+                self.send(signal.SIGKILL)
+                self.ends_at = float("inf")
+        return GroupEnd(self.failures, self.signal, self.overdue if self.signal is not None else ())
+
+    def pass_on(self, number: int) -> None:
+        if number in INTERRUPTS and self.signal in INTERRUPTS:
+            self.send(signal.SIGKILL)
+        elif self.signal is None or number in INTERRUPTS:
+            self.signal = self.signal or number
+            patience_s = INTERRUPTED_S if number in INTERRUPTS else self.grace_s
+            self.ends_at = min(self.ends_at, time.monotonic() + patience_s)
+            self.send(number)
+
+    def collect(self) -> None:
+        ended = {rank: process.returncode for rank, process in self.running.items() if process.poll() is not None}
+        for rank, code in sorted(ended.items(), key=lambda item: item[1] in (0, *(-n for n in STOP_SIGNALS))):
+            del self.running[rank]
+            if code == 0:
+                continue
+            if not self.failures:
+                patience_s = PEERS_S if self.signal is None else self.grace_s
+                self.ends_at = min(self.ends_at, time.monotonic() + patience_s)
+                self.send(signal.SIGTERM)
+            file = _error_file(self.log_dir, rank)
+            self.failures[rank] = RankFailure(code, time.time(), str(file), _read_error(file))
+
+    def send(self, number: int) -> None:
+        for process in self.running.values():
+            process.send_signal(number)
+
+
+def _start(
+    rank: int, command: Sequence[str], environment: Mapping[str, str], log_dir: Path
+) -> "subprocess.Popen[bytes]":
+    folder = log_dir / str(rank)
+    folder.mkdir(parents=True)
+    with ExitStack() as stack:
+        outputs: dict[str, Any] = {}
+        if rank > 0:
+            outputs = {name: stack.enter_context((folder / f"{name}.log").open("wb")) for name in ("stdout", "stderr")}
+        # A session of its own: Ctrl-C in the terminal reaches only this launcher, which passes it on once.
+        return subprocess.Popen([sys.executable, *command], env=environment, start_new_session=True, **outputs)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
+    process.wait()
+
+
+def _rank_settings(rank: int, nproc: int, log_dir: Path) -> dict[str, str]:
+    """The variables that torchrun would set for a rank of one node."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(nproc),
+        "LOCAL_WORLD_SIZE": str(nproc),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": log_dir.name,
+        "TORCHELASTIC_ERROR_FILE": str(_error_file(log_dir, rank)),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _error_file(log_dir: Path, rank: int) -> Path:
+    return log_dir / str(rank) / "error.json"
+
+
+def _read_error(file: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}

@@ -1,0 +1,161 @@
+"""Each cell of the table in docs/guides/reliability/signals.md: a signal, its target, the phase, once or twice.
+
+`make rehearse ARGS="-k test_every_cell"` runs all of them; a cell replays alone by its id, such as
+`-k "save-SIGTERM-rank-twice"`. `make test` runs cells in which each signal, target, phase and number occurs.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parents[1]
+PROGRAM = HERE / "signal_program.py"
+STEPS = 12
+WORDS = ["--train.total_tokens", 512 * STEPS, "--train.evaluate_every_tokens", 512 * 6]
+SIGNALS = ("SIGHUP", "SIGTERM", "SIGUSR1", "SIGINT")
+TARGETS = ("launcher", "rank", "group", "step")
+PHASES = {"interpreter": 0, "import": 0, "join": 0, "compile": 0, "step": 6, "evaluation": 6, "save": 4, "finish": 12}
+COUNTS = ("once", "twice")
+CELLS = list(itertools.product(PHASES, SIGNALS, TARGETS, COUNTS))
+COVERING = (
+    ("interpreter", "SIGUSR1", "rank", "once"),
+    ("import", "SIGTERM", "launcher", "twice"),
+    ("join", "SIGHUP", "group", "once"),
+    ("compile", "SIGUSR1", "step", "once"),
+    ("step", "SIGTERM", "rank", "twice"),
+    ("evaluation", "SIGHUP", "launcher", "once"),
+    ("step", "SIGINT", "launcher", "once"),
+    ("save", "SIGUSR1", "group", "twice"),
+    ("finish", "SIGTERM", "step", "once"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    phase: str
+    signal: str
+    target: str
+    count: str
+
+    def __str__(self) -> str:
+        return f"{self.phase}-{self.signal}-{self.target}-{self.count}"
+
+    @property
+    def stops(self) -> bool:
+        return self.signal != "SIGINT"
+
+    @property
+    def status(self) -> int:
+        """The exit status of the launcher, by the table."""
+        if self.target == "step":
+            return 1  # torchrun has no other one
+        if not self.stops:
+            return 130
+        return 0 if self.phase == "finish" else 75
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_corpus, launched, tmp_path_factory):
+    with launched.Launched(tiny_corpus.recipe, tmp_path_factory.mktemp("plain") / "run", *WORDS, "--nproc", 2) as job:
+        assert job.end() == 0, job.errors()
+    return job.run
+
+
+@pytest.mark.rehearse
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("cell", list(itertools.starmap(Cell, CELLS)), ids=str)
+def test_every_cell(cell, tiny_corpus, launched, undisturbed, tmp_path):
+    job = play(cell, tiny_corpus, launched, tmp_path)
+    check(cell, job, launched)
+    if cell.count == "once":
+        return
+    with launched.Launched(tiny_corpus.recipe, job.run, *WORDS, "--nproc", 2) as again:
+        assert again.end() == 0, again.errors()
+    assert launched.losses(job.run) == launched.losses(undisturbed)
+    assert launched.saved(job.run) == launched.saved(undisturbed)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("cell", list(itertools.starmap(Cell, COVERING)), ids=str)
+def test_a_signal(cell, tiny_corpus, launched, tmp_path):
+    check(cell, play(cell, tiny_corpus, launched, tmp_path), launched)
+
+
+def play(cell, corpus, launched, tmp_path):
+    """Run until the phase, send the signal, and wait for the end; returns the job."""
+    folder = tmp_path / "cell"
+    folder.mkdir()
+    environment = {"SIGNAL_CELL": str(folder), "SIGNAL_PHASE": cell.phase, "PYTHONPATH": f"{HERE.parents[1]}:{HERE}"}
+    command, more = [sys.executable, str(PROGRAM)], ["--nproc", 2]
+    if cell.target == "step":
+        environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TRIAXIAL_SAVED_FILE": str(folder / "saved")}
+        options = ["--standalone", "--nproc-per-node=2", "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+        command, more = [sys.executable, "-m", "torch.distributed.run", *options, str(PROGRAM)], []
+    with launched.Launched(
+        corpus.recipe, tmp_path / "run", *WORDS, *more, command=command, environment=environment, new_session=True
+    ) as job:
+        job.wait_for((folder / "waits").exists, what=cell.phase)
+        time.sleep(0.2)  # for the other rank to come as far as it can
+        for _ in range(1 + (cell.count == "twice")):
+            send(cell, job, int((folder / "waits").read_text()))
+            time.sleep(0.1)
+        (folder / "go").touch()
+        job.status = job.end()
+    return job
+
+
+def send(cell, job, waiting):
+    """To the rank that waits if the signal comes twice, else to its peer."""
+    number = signal.Signals[cell.signal]
+    if cell.target == "launcher":
+        os.killpg(job.process.pid, number)  # a terminal signals the group of the launcher
+        return
+    if cell.target == "step":  # Slurm signals every process of a step
+        for pid in (*job.family(), job.process.pid):
+            quietly(os.kill, pid, number)
+        return
+    (peer,) = set(job.ranks().values()) - {waiting} or {waiting}
+    pid = waiting if cell.count == "twice" else peer
+    quietly(os.killpg if cell.target == "group" else os.kill, pid, number)
+
+
+def quietly(kill, pid, number):
+    with contextlib.suppress(ProcessLookupError):  # it has ended by the first one
+        kill(pid, number)
+
+
+def check(cell, job, launched):
+    """The row of the table: exit status, what is saved, what is said, and that nothing is left."""
+    said = job.shown() + job.errors()
+    assert job.status == cell.status, said
+    checkpoints = sorted(path.name for path in (job.run / "checkpoints").glob("*"))
+    assert not [name for name in checkpoints if not name.startswith("step-")], "half a checkpoint"
+    reached = PHASES[cell.phase]
+    if cell.stops and reached:
+        last = job.step()
+        assert last in (reached, reached + 1), said
+        assert checkpoints[-1] == f"step-{last:09}", said
+        assert cell.phase == "finish" or f"stopped by a signal at step {last}" in said
+    if cell.stops and not reached:
+        assert not checkpoints
+    if cell.target == "step" and cell.stops and cell.phase not in ("interpreter", "finish"):
+        words = "saved" if reached else "stopped"
+        assert (job.logs / "cell" / "saved").read_text().startswith(words)
+    if cell.target != "step":
+        assert "Traceback" not in said
+        assert "death signal" not in said
+        assert not list(job.temporary.glob("triaxial_*"))
+        assert not (job.run / ".owner.json").exists()
+    assert not (job.run / "hangs").exists(), said
+    assert not launched.left_behind(job.run)
+    if (job.run / "events.jsonl").exists():
+        kinds = [json.loads(line)["kind"] for line in (job.run / "events.jsonl").read_text().splitlines()]
+        assert "restart" not in kinds
