@@ -10,7 +10,11 @@ from typing import Any, Literal
 from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
 from gpt.files.regular import read_text
+from gpt.telemetry.client_thread import ClientThread, end_children
 
+START_S = 150.0  # the client itself allows 60 s for each of two attempts
+FINISH_S = {"online": 60.0, "offline": 20.0}  # the rest stays on disk for `wandb sync`
+HELPER = "wandb-core"  # the name of the client's process
 ID_FILE = "wandb_run_id"  # in the run directory
 
 
@@ -20,7 +24,8 @@ class WandbSettings:
 
     `resume`: continue the W&B run whose id is stored in `directory`. `job_type` "" is training; its id is stored there.
     Any other job becomes a separate W&B run, in a group named after the id of the training run. `kept_elsewhere` tells
-    the user, when the client fails, where the values are.
+    the user, when the client fails, where the values are. `patience_s`: a client that does not answer for so long has
+    failed.
     """
 
     directory: Path
@@ -31,56 +36,66 @@ class WandbSettings:
     resume: bool
     kept_elsewhere: str
     job_type: str = ""
+    patience_s: float = 30.0
 
 
 class WandbRun:
-    """A W&B run. After the first failure it warns once and records nothing more."""
+    """A W&B run. After the first failure it warns once and records nothing more.
+
+    The client runs in a thread: if its process hangs, the caller waits for a limited time only.
+    """
 
     def __init__(self, settings: WandbSettings, *, run_config: dict[str, Any], warn: Callable[[str], None]) -> None:
         self._settings = settings
         self._directory = settings.directory.resolve()
         self._run_config = run_config
         self._warn = warn
+        self._client = ClientThread(patience_s=settings.patience_s)
         self._run: Any = None
         try:
             run_id = self._run_id()
-            self._run = self._start(run_id)
+            self._run = self._client.call(lambda: self._start(run_id), limit_s=START_S)
         except Exception as error:  # the client can raise any error, and none may end the run
             self._give_up(error)
 
     def log(self, step: int, values: Mapping[str, float | int]) -> None:
         """Record the values of a step as a row."""
         # `step` is a metric, because W&B's own counter refuses the steps that a resumed run repeats
-        self._log(lambda: {"step": step, **values})
+        row = {"step": step, **values}
+        self._log(lambda: row)
 
     def log_table(self, step: int, name: str, *, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Record a table under a name."""
+        data = [list(row) for row in rows]
 
         def row() -> dict[str, Any]:
             import wandb
 
-            return {"step": step, name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}
+            return {"step": step, name: wandb.Table(columns=list(columns), data=data)}
 
         self._log(row)
 
     def finish(self, *, exit_code: int) -> None:
-        """Write everything and end the run. Nothing may be logged afterwards."""
-        if self._run is not None:
+        """Write everything and end the run. Nothing may be logged afterwards. Takes a limited time, see FINISH_S."""
+        run, limit_s = self._run, FINISH_S["online" if self._settings.online else "offline"] + self._settings.patience_s
+        if run is not None:
             try:
-                self._run.finish(exit_code=exit_code)
+                self._client.call(lambda: run.finish(exit_code=exit_code), limit_s=limit_s)
                 return
             except Exception as error:
                 self._give_up(error)
         with suppress(Exception):  # otherwise the client prints the traceback of an already reported error at exit
             import wandb
 
-            wandb.teardown(exit_code=exit_code)
+            end = ClientThread(patience_s=self._settings.patience_s)
+            end.call(lambda: wandb.teardown(exit_code=exit_code), limit_s=self._settings.patience_s)
 
     def _log(self, make_row: Callable[[], dict[str, Any]]) -> None:
-        if self._run is None:
+        run = self._run
+        if run is None:
             return
         try:
-            self._run.log(make_row())
+            self._client.post(lambda: run.log(make_row()))
         except Exception as error:
             self._give_up(error)
 
@@ -139,7 +154,7 @@ class WandbRun:
             silent=True,
             console="off",
             init_timeout=60.0,
-            finish_timeout=120.0,  # the rest stays on disk for `wandb sync`
+            finish_timeout=FINISH_S[mode],
             root_dir=str(self._directory),
             reinit="create_new",  # no process-wide current run
         )
@@ -164,7 +179,10 @@ class WandbRun:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        self._warn(f"Weights & Biases failed ({_one_line(error)}); {self._settings.kept_elsewhere}")
+        helper = ""
+        if isinstance(error, TimeoutError) and (ended := end_children(HELPER)):
+            helper = f" of its {', '.join(ended)}, which is ended"
+        self._warn(f"Weights & Biases failed ({_one_line(error)}{helper}); {self._settings.kept_elsewhere}")
 
 
 def _one_line(error: Exception) -> str:

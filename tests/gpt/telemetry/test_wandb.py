@@ -148,3 +148,34 @@ with MetricsWriter(MetricsConfig(), Path(sys.argv[1]), run_config={}, resume_ste
     assert out.count("Weights & Biases failed") == 1
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
     assert len(re.findall(r"^step", out, flags=re.M)) == 5
+
+
+def test_a_client_whose_process_is_stopped_delays_the_run_for_a_limited_time_and_is_named(
+    tmp_path: Path, python: Any
+) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from gpt.telemetry.wandb import WandbRun, WandbSettings
+
+def children():
+    return [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+
+settings = WandbSettings(Path(sys.argv[1]), "tests", "", "a name", False, False, "kept", patience_s=1.0)
+run = WandbRun(settings, run_config={}, warn=print)
+run.log(1, {"loss": 1.0})
+for pid in children():
+    os.kill(pid, signal.SIGSTOP)
+for step in range(2, 20_000):  # far more than a socket holds
+    run.log(step, {"loss": 1.0, "text": "x" * 100})
+run.finish(exit_code=0)
+assert all("State:\\tZ" in Path(f"/proc/{pid}/status").read_text() for pid in children())
+print("the run ended")
+"""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("finds the client's service process in /proc")
+    out = python(code, tmp_path, environment=isolated(tmp_path)).splitlines()
+    failed = [line for line in out if line.startswith("Weights & Biases failed")]
+    assert len(failed) == 1
+    assert re.search(r"no answer within .* s of its process \d+ \(wandb-core, stopped\), which is ended", failed[0])
+    assert out[-1] == "the run ended"
