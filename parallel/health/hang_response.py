@@ -137,8 +137,9 @@ def exchange_reports(settings: MonitorSettings, beat: Beat, still_s: float, exch
 def publish_verdict(settings: MonitorSettings, folder: Path, reports: list[HangReport]) -> dict[str, Any]:
     """Decide; write the verdict next to the reports and into the run's events; print it."""
     world_size = settings.world_size
-    verdict = decide(reports, world_size=world_size)
     silent = sorted(set(range(world_size)) - {report.rank for report in reports})
+    reports = sorted([*reports, *seen_without_report(settings, silent, reports)], key=lambda report: report.rank)
+    verdict = decide(reports, world_size=world_size)
     lines = verdict_lines(verdict, reports, world_size=world_size, folder=str(folder))
     lines += [f"  rank {rank} runs on {settings.host_of(rank)}" for rank in silent[:3]]
     decision = {**dataclasses.asdict(verdict), "silent": silent, "world_size": world_size, "lines": lines}
@@ -150,6 +151,22 @@ def publish_verdict(settings: MonitorSettings, folder: Path, reports: list[HangR
     with contextlib.suppress(OSError):  # the verdict is valid without the event
         append_hang_event(folder, verdict, reports, lines[0])
     return decision
+
+
+def seen_without_report(settings: MonitorSettings, silent: list[int], reports: list[HangReport]) -> list[HangReport]:
+    """Report for the ranks of this machine that sent nothing, as far as another process can see them.
+
+    Their monitors are gone or hang. A rank that runs is left out: only its own monitor can see what it does.
+    """
+    step, found = min((report.step for report in reports), default=0), []
+    for rank in set(silent) & set(settings.members):  # those of this machine
+        member = settings.members[rank]
+        alive = process_evidence.is_alive(member.pid, member.started_at)
+        state = process_evidence.process_state(member.pid) if alive else ""
+        if not alive or state in process_evidence.STOPPED:
+            status = STATUS[RUNNING] if alive else "died"
+            found.append(HangReport(rank, member.host, member.pid, step, "no report", 0.0, status, state=state))
+    return found
 
 
 def append_hang_event(folder: Path, verdict: Verdict, reports: list[HangReport], line: str) -> None:

@@ -92,7 +92,8 @@ def _silent(reports: Reports, world_size: int) -> Verdict | None:
     found = sorted(set(range(world_size)) - {report.rank for report in reports})
     if not found:
         return None
-    return Verdict(tuple(found), "silent", "no report came: its machine is dead, frozen or cut off")
+    why = "no report came: its machine is dead, frozen or cut off, or its monitor is gone"
+    return Verdict(tuple(found), "silent", why)
 
 
 def _skipped(reports: Reports, world_size: int) -> Verdict | None:

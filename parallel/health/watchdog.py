@@ -34,8 +34,9 @@ from parallel.health.reports import Member, MonitorSettings, by_machine, host_ch
 START_MONITOR = f"import sys; sys.path.append(sys.argv[1]); from {monitor_module.__name__} import main; main()"
 ROOT = Path(monitor_module.__file__).resolve().parents[monitor_module.__name__.count(".")]  # of the import
 LONG_PHASES = ("saving", "rewinding", "sampling", "few_shot")  # one long call between two beats
-CHECK_MONITOR_EVERY = 16  # beats
+MONITOR_PAUSE_S = 1.0  # before a new monitor replaces one that is gone
 MAX_TEMPORARY_LENGTH = 64  # characters; the path of a socket may have 107 at most
+OWN_FAULT_WORDS = ("Too many open files", "Cannot allocate memory", "No space left on device")  # not of a peer
 LOST_PEER_WORDS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
 
@@ -121,15 +122,15 @@ class MonitoredHeartbeat:
         self.number, self.step, self.phase = 0, 0, "start_up"
         self.seen: set[str] = set()
         self.kept_open: contextlib.ExitStack | None = None  # what the monitor reads from a rank that is about to end
+        self.is_over = False
         self.beat(self.phase, 0)
         self.monitor = self._start_monitor()
+        threading.Thread(target=self._keep_monitor, daemon=True).start()
 
     def beat(self, phase: str, step: int) -> None:
         first = phase not in self.seen
         if first:
             self.seen.add(phase)
-        elif self.number % CHECK_MONITOR_EVERY == 0 and self.monitor.poll() is not None:
-            self.monitor = self._start_monitor()
         allowed_s = self.config.first_step_timeout_s if first else self.config.hang_timeout_s
         if phase in LONG_PHASES:
             allowed_s = self.config.saving_timeout_s
@@ -138,7 +139,7 @@ class MonitoredHeartbeat:
 
     def lose(self, error: BaseException) -> NoReturn:
         """Tell the monitor that the peers are gone, and wait for it to end this process; LostPeers if it does not."""
-        alarm_raised = bool(self.shared[ALARM_AT])
+        alarm_raised, self.is_over = bool(self.shared[ALARM_AT]), True
         self._write(LOST, 0.0, _one_line(error))  # before printing, because printing blocks if our output is not read
         if not alarm_raised:
             print(f"triaxial: {self._lost_words(error)}", file=sys.stderr, flush=True)
@@ -151,10 +152,12 @@ class MonitoredHeartbeat:
 
     def fail(self, error: BaseException) -> None:
         """Tell the monitor which error ends this rank, for the peers that will miss it."""
+        self.is_over = True
         self._write(FAILED, self.config.hang_timeout_s, f"{type(error).__name__}: {_one_line(error)}")
 
     def stop(self) -> None:
         """Stop watching, unless the monitor is ending the job already."""
+        self.is_over = True
         if self.shared[ALARM_AT]:
             return
         self._write(ENDED, self.config.hang_timeout_s)
@@ -167,6 +170,17 @@ class MonitoredHeartbeat:
 
     def _lost_words(self, error: BaseException) -> str:
         return f"rank {self.settings.rank} lost its peers at step {self.step:,} ({self.phase}): {_one_line(error)}"
+
+    def _keep_monitor(self) -> None:
+        """Replace the monitor when something has killed it, also while the main thread waits in a collective."""
+        monitor = self.monitor
+        while True:
+            monitor.wait()
+            time.sleep(MONITOR_PAUSE_S)
+            if self.is_over or self.shared[ALARM_AT]:
+                return
+            with contextlib.suppress(OSError):  # too many files or processes, perhaps: try again
+                monitor = self.monitor = self._start_monitor()
 
     def _start_monitor(self) -> "subprocess.Popen[str]":
         files = (self.settings.beat_file, self.settings.stacks_file)
@@ -186,6 +200,8 @@ def lost_peers(error: BaseException) -> bool:
     while seen is not None:
         # a ConfigError is the user's mistake, unless it reports a save that failed because a peer died
         if isinstance(seen, ConfigError) and not isinstance(seen.__cause__, PeerLost):
+            return False
+        if any(word in str(seen) for word in OWN_FAULT_WORDS):
             return False
         if isinstance(seen, (PeerLost, dist.DistError)):
             return True

@@ -53,6 +53,13 @@ def freeze() -> None:
     stop()
 
 
+def alone() -> None:
+    """Kill the monitors of all ranks and stop this rank."""
+    ranks = subprocess.run(["pgrep", "-P", str(os.getppid())], capture_output=True, text=True).stdout.split()
+    subprocess.run(["pkill", "-KILL", "-P", ",".join(ranks), "-f", "parallel.health.monitor"], check=True)
+    stop()
+
+
 def read_what_never_comes() -> None:
     path = tempfile.mktemp()
     os.mkfifo(path)
@@ -86,6 +93,7 @@ IN_THE_STEP = {
     "gil": hold_the_lock,
     "stop": stop,
     "freeze": freeze,
+    "alone": alone,
     "skip": leave_out_a_collective,
     "kill": kill,
     "crash": crash,

@@ -28,6 +28,8 @@ def test_a_save_that_was_given_up_because_a_peer_died_is_no_user_mistake(tmp_pat
     assert fail(save_given_up(tmp_path, lost), lost)
     assert not fail(CheckpointError(tmp_path, "not saved: the gloo of the disk"), OSError(28, "full"))
     assert not fail(ConfigError("a mistake"), None)
+    assert lost_peers(RuntimeError("[gloo] Connection closed by peer"))
+    assert not lost_peers(RuntimeError("[gloo] rv != -1. Too many open files")), "the fault is of this process"
 
 
 WATCHED = """
