@@ -50,7 +50,9 @@ class SignalInbox:
 
     def wait(self, seconds: float) -> list[int]:
         """The numbers of the signals that came; waits for one for so many seconds."""
-        if not select.select([self._receives], [], [], max(0.0, seconds))[0]:
+        poll = select.poll()
+        poll.register(self._receives, select.POLLIN)
+        if not poll.poll(max(0.0, seconds) * 1000):
             return []
         watched = (*STOP_SIGNALS, *INTERRUPTS)
         return [number for number in os.read(self._receives, 64) if number in watched]

@@ -29,7 +29,7 @@ from launch.processes.environment import (
     make_libraries_deterministic,
     stay_offline,
 )
-from launch.processes.rank_process import StopSignals, keep_freed_memory, mark_saved
+from launch.processes.rank_process import StopSignals, check_open_files, keep_freed_memory, mark_saved
 from launch.processes.rendezvous import join_processes
 from launch.processes.restarts import Restart, count_start, describe_resume
 from launch.processes.run_lock import lock
@@ -119,6 +119,7 @@ def prepare(
     stop: StopSignals | None = None,
 ) -> Prepared:
     """Open and check everything that needs no other rank, so that ranks do not wait for one that finds a mistake."""
+    check_open_files(environment.world_size)
     layout = layout_of(config, environment.world_size)
     device = pick_device(config, environment)
     check_device(config.parallel, device.type)

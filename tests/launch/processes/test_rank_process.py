@@ -65,3 +65,26 @@ def test_only_rank_0_writes_the_file_that_marks_a_save(tmp_path, monkeypatch):
     monkeypatch.delenv("RANK")
     assert mark_saved() == SAVED_AFTER_SIGNAL
     assert saved.read_text().startswith("saved")
+
+
+def test_a_process_raises_its_limit_of_open_files_and_one_that_cannot_says_so():
+    program = """
+import resource
+from gpt.errors import ConfigError
+from launch.processes.rank_process import check_open_files, enter_process
+enter_process()
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+assert soft == hard, (soft, hard)
+try:
+    check_open_files(2)
+except ConfigError as error:
+    print(error)
+"""
+
+    def said(limits: str) -> str:
+        command = ["bash", "-c", f'{limits}; exec "$0" -c "$1"', sys.executable, program]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert said("ulimit -Hn 200; ulimit -Sn 64") == ""
+    assert said("ulimit -n 64").startswith("ulimit -Hn = 64 is invalid: a rank opens at least 72 files")
