@@ -1,6 +1,5 @@
 """Run ranks as child processes of this machine, once: start them, pass signals on, wait, and leave none behind."""
 
-import json
 import os
 import select
 import signal
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt.files.json_text import decode_json
 from launch.processes.failures import STOP_SIGNALS
 
 INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)  # from a keyboard: the run ends at once, without a save
@@ -196,6 +196,6 @@ def _error_file(log_dir: Path, rank: int) -> Path:
 
 def _read_error(file: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = decode_json(file.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
     return {}

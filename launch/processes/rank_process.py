@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
-from gpt.telemetry.output import own_output
 from gpt.errors import ConfigError
+from gpt.telemetry.output import own_output
 from launch.processes.environment import LauncherEnvironment, quiet_profiler
 from launch.processes.error_reports import record_end, report_crashes, status_before_restart
 from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGNALS
