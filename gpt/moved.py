@@ -222,7 +222,7 @@ launch.few_shot_arguments launch.evaluation.few_shot_arguments
 launch.generate launch.commands.generate
 launch.generate_file launch.generation.prompt_file
 launch.generate_jobs launch.generation.jobs
-launch.hardware launch.processes.hardware
+launch.hardware launch.training.hardware
 launch.launcher_signals launch.processes.local_launch
 launch.layout_loading launch.runs.open_model
 launch.loading launch.runs.saved_run

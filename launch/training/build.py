@@ -20,7 +20,7 @@ from gpt.training.optimizer import check_patterns
 from gpt.training.run import Run
 from launch.config.run_config import RunConfig, as_dict
 from launch.processes.environment import ClusterEnvironment
-from launch.processes.hardware import peak_flops_per_s
+from launch.training.hardware import peak_flops_per_s
 from launch.training.local_tier import local_directory
 from launch.training.resume import RunStart
 from parallel.checkpoint.local_tier import is_local

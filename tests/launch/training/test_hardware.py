@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from launch.processes.hardware import peak_flops_per_s
+from launch.training.hardware import peak_flops_per_s
 
 
 @pytest.mark.parametrize(
