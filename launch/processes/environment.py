@@ -4,6 +4,7 @@ It says which rank of which job this process is, sets the variables that torch a
 the environment of local ranks. A variable that the user has set is kept.
 """
 
+import logging
 import os
 import secrets
 from collections.abc import Mapping
@@ -47,6 +48,7 @@ class ClusterEnvironment:
 
     `agent_store`: torchrun itself serves the store at the master's address, else rank 0 does.
     `restart`: set if the launcher started these ranks in place of failed ones.
+    `requeues`: how often Slurm has started this job again.
     `error_file`: where torch elastic looks for the reason why this rank failed.
     """
 
@@ -60,12 +62,13 @@ class ClusterEnvironment:
     agent_store: bool = False
     restart: Restart | None = None
     slurm_job_id: str | None = None
+    requeues: int = 0
     error_file: Path | None = None
 
     @classmethod
     def from_environment(cls) -> "ClusterEnvironment":
         """Read torchrun's and Slurm's variables; ConfigError if some are missing or they contradict each other."""
-        slurm_job_id = os.environ.get("SLURM_JOB_ID")
+        slurm_job_id, requeues = os.environ.get("SLURM_JOB_ID"), _whole_number("SLURM_RESTART_COUNT", default=0)
         if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
             tasks = _whole_number("SLURM_STEP_NUM_TASKS", default=1)
             if tasks > 1:
@@ -73,7 +76,7 @@ class ClusterEnvironment:
                     f"srun started {tasks} tasks, but RANK and WORLD_SIZE are not set, so they have no ranks. "
                     "Start one torchrun per node, as slurm/train.sbatch does"
                 )
-            return cls(slurm_job_id=slurm_job_id)
+            return cls(slurm_job_id=slurm_job_id, requeues=requeues)
         rank, world_size = _whole_number("RANK"), _whole_number("WORLD_SIZE")
         if rank >= world_size:
             raise ConfigError(f"RANK = {rank} is invalid: must be below WORLD_SIZE = {world_size}. torchrun sets both")
@@ -88,6 +91,7 @@ class ClusterEnvironment:
             agent_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             restart=_restart(),
             slurm_job_id=slurm_job_id,
+            requeues=requeues,
             error_file=_path("TORCHELASTIC_ERROR_FILE"),
         )
 
@@ -98,7 +102,7 @@ class LauncherEnvironment:
 
     Unlike `ClusterEnvironment` it never raises, so that a process can report that its other variables are wrong.
     `is_elastic`: torchrun or `launch_local` started this process. `launcher_pid`: only `launch_local` sets it.
-    `saved_file`: rank 0 creates it when it has stopped on a signal, for the launcher to see.
+    `saved_file`: the last word of the run, for the launcher: see `leave_word`.
     """
 
     is_elastic: bool
@@ -276,3 +280,14 @@ def set_for_ranks(settings: Mapping[str, str], *, one_node: bool) -> None:
 def _loopback_settings() -> dict[str, str]:
     """Local ranks need no other interface, and should not listen on one."""
     return {"GLOO_SOCKET_IFNAME": "lo"} if Path("/sys/class/net/lo").exists() else {}
+
+
+def quiet_elastic_logs() -> None:
+    """Silence the log lines of torch elastic unless the user set LOGLEVEL: launch.torchrun reports failures itself.
+
+    Call it after the import of torch.distributed.run.
+    """
+    if "LOGLEVEL" not in os.environ:
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
+                logging.getLogger(name).setLevel(logging.CRITICAL + 1)

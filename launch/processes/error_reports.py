@@ -17,6 +17,7 @@ from gpt.files.json_text import decode_json
 from launch.processes.environment import LauncherEnvironment, hide_secrets
 from launch.processes.failures import MISTAKE, SAVED_AFTER_SIGNAL
 
+WORDS = ("", "started", "stopped", "saved", "done", "mistake")
 RANK_0_FIRST_S = 5.0  # other ranks wait this long for local rank 0 to print the mistake, so that it appears once
 
 
@@ -28,6 +29,8 @@ def report_mistake(message: str, *, exit_status: int = MISTAKE) -> None:
     alone.
     """
     launcher = LauncherEnvironment.from_environment()
+    if exit_status == MISTAKE:
+        leave_word("mistake")
     message = one_line(hide_secrets(message))
     line = f"triaxial: error: {message}"
     if launcher.is_elastic:
@@ -43,6 +46,27 @@ def report_mistake(message: str, *, exit_status: int = MISTAKE) -> None:
 def report_crashes() -> None:
     """Record and print every uncaught exception of this process without secrets."""
     sys.excepthook = _record_and_print
+
+
+def leave_word(word: str) -> None:
+    """Write the last word of the run to `saved_file`. It begins with one of WORDS; a later one of them is kept.
+
+    torchrun hides the exit status of its ranks, so launch.torchrun and slurm/train.sbatch decide by this file.
+    """
+    file = LauncherEnvironment.from_environment().saved_file
+    if file is not None and WORDS.index(word.split()[0]) >= WORDS.index(last_word()):
+        with suppress(OSError):  # a full disk must not turn a stop into a failure
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{word}\n", encoding="utf-8")
+
+
+def last_word() -> str:
+    """The first word of the file of `leave_word`; "" if there is none."""
+    file = LauncherEnvironment.from_environment().saved_file
+    with suppress(OSError, UnicodeDecodeError, IndexError):
+        word = file.read_text(encoding="utf-8").split()[0] if file is not None else ""
+        return word if word in WORDS else ""
+    return ""
 
 
 def record_end(word: str, *, exit_status: int) -> None:

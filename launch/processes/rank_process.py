@@ -12,7 +12,7 @@ from types import FrameType
 from gpt.errors import ConfigError
 from gpt.telemetry.output import own_output
 from launch.processes.environment import LauncherEnvironment, quiet_profiler
-from launch.processes.error_reports import record_end, report_crashes, status_before_restart
+from launch.processes.error_reports import leave_word, record_end, report_crashes, status_before_restart
 from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGNALS
 
 MIN_OPEN_FILES = 64
@@ -101,18 +101,19 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, -1)
 
 
+def mark_end(word: str) -> int:
+    """Leave this word for the launcher, on the first rank of each node: nodes need not share the file. Return 0."""
+    if LauncherEnvironment.from_environment().local_rank == "0":
+        leave_word(word)
+    return 0
+
+
 def mark_saved(word: str = "saved after a signal") -> int:
     """Tell the launcher that this run stopped on a signal and should be started again; return SAVED_AFTER_SIGNAL.
 
-    Call it as soon as nothing can be lost any more: our launcher believes this file whatever happens afterwards.
-    torchrun hides the exit status of its ranks, so rank 0 writes a file, which slurm/train.sbatch looks for.
+    Call it as soon as nothing can be lost any more: our launcher believes "saved" whatever happens afterwards.
     """
-    launcher = LauncherEnvironment.from_environment()
-    file = launcher.saved_file
-    if file is not None and launcher.rank in (None, "0"):
-        with suppress(OSError):  # a full disk must not turn a stop into a failure
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"{word}\n", encoding="utf-8")
+    mark_end(word)
     record_end(word, exit_status=SAVED_AFTER_SIGNAL)
     return SAVED_AFTER_SIGNAL
 

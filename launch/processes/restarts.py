@@ -127,17 +127,18 @@ def last_logged_step(run_directory: Path) -> int:
     return 0
 
 
-def count_start(run_directory: Path, restart: Restart | None, *, reached: int) -> RunProgress:
+def count_start(run_directory: Path, restart: Restart | None, *, reached: int, requeues: int = 0) -> RunProgress:
     """Count this start in a file of the run directory. Rank 0 calls it at every start, before it trains.
 
-    `reached`: the furthest step of the run so far. Our own launcher counts in its memory and gives a `cause`; then
-    nothing is written. ConfigError if torchrun's restarts make no progress; its further restarts then end at once.
+    `reached`: the furthest step of the run so far. `requeues`: how often Slurm has started this job again. Our own
+    launcher counts in its memory and gives a `cause`; then nothing is written. ConfigError if the restarts of torchrun
+    or Slurm make no progress; further ones then end at once.
     """
     if restart is not None and restart.cause:
         return RunProgress(reached)
     file = run_directory / ".progress.json"
     progress = RunProgress(reached)
-    if restart is not None:
+    if restart is not None or requeues:
         try:
             table = read_checked_json(file, _PROGRESS, max_bytes=1 << 16)
             progress = RunProgress(table["furthest"], table["starts"]).after(reached)
@@ -145,7 +146,7 @@ def count_start(run_directory: Path, restart: Restart | None, *, reached: int) -
             progress = RunProgress(0).after(reached)
     replace_file(file, json.dumps(asdict(progress)))
     if progress.is_stuck:
-        raise ConfigError(f"{restart}: {progress.why_stuck}")
+        raise ConfigError(f"{restart or f'start {requeues + 1} of the job'}: {progress.why_stuck}")
     return progress
 
 

@@ -29,7 +29,8 @@ from launch.processes.environment import (
     make_libraries_deterministic,
     stay_offline,
 )
-from launch.processes.rank_process import StopSignals, check_open_files, keep_freed_memory, mark_saved
+from launch.processes.error_reports import leave_word
+from launch.processes.rank_process import StopSignals, check_open_files, keep_freed_memory, mark_end, mark_saved
 from launch.processes.rendezvous import join_processes
 from launch.processes.restarts import Restart, count_start, describe_resume
 from launch.processes.run_lock import lock
@@ -97,7 +98,10 @@ def run_rank(
         with stop.held as held:
             if is_first:
                 held.enter_context(lock(config.run.directory, job_id=environment.slurm_job_id))
-                progress = count_start(config.run.directory, environment.restart, reached=prepared.reached)
+                leave_word("started")
+                progress = count_start(
+                    config.run.directory, environment.restart, reached=prepared.reached, requeues=environment.requeues
+                )
                 # The other ranks wait for this one, for at most the timeout.
                 time.sleep(min(progress.pause_s(config.run.restart_pause_s), config.run.collective_timeout_s / 2))
             with ledger.span("start_up/joining"):
@@ -173,7 +177,7 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
         first_step = start.step  # the loop moves `start.state` on
         outcome = train(prepared, run, engine, start, metrics=metrics, heartbeat=heartbeat)
         prepared.stop.end()
-        status = mark_saved() if outcome.ended == "signal" else 0
+        status = mark_saved() if outcome.ended == "signal" else mark_end("done")
         prepared.ledger.shut_down()
         weights = engine.weights_digest() if config.run.deterministic else None
         if metrics is not None:

@@ -188,18 +188,23 @@ def recipe(tiny_corpus: Any, folder: Path, *, steps: int) -> str:
 
 
 @pytest.mark.timeout(500)
-def test_the_signal_before_the_time_limit_reaches_the_ranks_and_the_requeued_job_resumes(slurm, tiny_corpus):
+def test_a_job_that_fails_or_comes_near_its_time_limit_is_queued_again_and_resumes(slurm, tiny_corpus):
+    """A rank is killed in the first start, and Slurm's signal ends the second one."""
     file, metrics = slurm.folder / "recipe.toml", slurm.folder / "run" / "metrics.jsonl"
     file.write_text(recipe(tiny_corpus, slurm.folder, steps=1_000_000))
     edited = ("--account=anybody", "--partition=test")  # what a user edits in the template, and nothing else
-    variables = {"TRIAXIAL_PYTHON": sys.executable, "TRIAXIAL_RANKS_PER_NODE": "1"}
+    variables = {"TRIAXIAL_PYTHON": sys.executable, "TRIAXIAL_RANKS_PER_NODE": "1", "TRIAXIAL_MAX_RESTARTS": "0"}
+    variables |= {"TRIAXIAL_NODE_WAIT_S": "20"}
     number = slurm("sbatch", "--parsable", *edited, str(TEMPLATE), str(file), **variables).strip()
     wait_for(metrics.exists, what="the first training step", slurm=slurm)
+    kill_rank_1(file)
+    wait_for(lambda: slurm.job(number)["Restarts"] == "1", what="the requeue after the failure", slurm=slurm)
+    wait_for(lambda: starts_of(slurm.folder / "run") == 2, what="the first step of the second start", slurm=slurm)
 
     # Less than five minutes are left of the time limit now, so Slurm's own clock sends the template's signal at its
     # next look, at most 30 s from here.
     slurm("scontrol", "update", f"JobId={number}", "TimeLimit=5")
-    wait_for(lambda: slurm.job(number)["Restarts"] == "1", what="the requeue after the signal", slurm=slurm)
+    wait_for(lambda: slurm.job(number)["Restarts"] == "2", what="the requeue after the signal", slurm=slurm)
     slurm("scontrol", "update", f"JobId={number}", "TimeLimit=60")
     (saved,) = (slurm.folder / "run" / "checkpoints").glob("step-*")
     saved_step = int(saved.name.removeprefix("step-"))
@@ -207,20 +212,43 @@ def test_the_signal_before_the_time_limit_reaches_the_ranks_and_the_requeued_job
     wait_for(lambda: slurm.job(number)["JobState"] in ("COMPLETED", "FAILED"), what="the job's end", slurm=slurm)
 
     job = slurm.job(number)
-    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("COMPLETED", "1", "0:0"), slurm.logs()
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("COMPLETED", "2", "0:0"), slurm.logs()
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     steps = [record["step"] for record in records if "loss" in record]
     assert steps == list(range(1, saved_step + 6)), "steps were lost or done twice"
     log = (slurm.folder / f"triaxial-{number}.out").read_text()
-    assert "saved before the time limit; requeued" in log
-    assert f"job {number}, start 2 on n[1-2]" in log
+    assert re.search(r"training failed with status \d+; .*; requeued\n", log)
+    assert "saved after a signal; requeued\n" in log
+    assert f"job {number}, start 3 on n[1-2]" in log
     first, second = sorted((slurm.folder / f"triaxial-{number}").glob("node*.log"))
     assert (first.name.partition("-")[0], second.name.partition("-")[0]) == ("node0", "node1")
     for node_log in (first, second):
-        assert "got signal: 10" in node_log.read_text(), "this node's torchrun had no SIGUSR1"
+        assert "the launcher of this node got SIGUSR1" in node_log.read_text()
     said = first.read_text() + second.read_text()  # which node has rank 0 is torchrun's choice
     assert f"stopped by a signal at step {saved_step:,}" in said
     assert f"resumed from {saved}" in said
+
+
+def starts_of(run: Path) -> int:
+    """How many starts of the ranks have trained a step."""
+    account = read_account(run / "ledger.jsonl")
+    return sum(process.from_step is not None for process in account.processes) if account is not None else 0
+
+
+def ranks_of(file: Path) -> dict[int, int]:
+    """Process id by rank of the ranks that train by this recipe now."""
+    found = subprocess.run(["pgrep", "-f", f"launch.main train {file}"], capture_output=True, text=True).stdout.split()
+    ranks = {}
+    for pid in map(int, found):
+        with contextlib.suppress(OSError):
+            rank = re.search(rb"\0RANK=(\d+)\0", Path(f"/proc/{pid}/environ").read_bytes())
+            if rank:
+                ranks[int(rank[1])] = pid
+    return ranks
+
+
+def kill_rank_1(file: Path) -> None:
+    os.kill(ranks_of(file)[1], signal.SIGKILL)
 
 
 def submit(slurm: Slurm, name: str, text: str, **variables: str) -> str:
@@ -258,18 +286,13 @@ def test_a_killed_rank_is_replaced_within_the_job(slurm, tiny_corpus):
     number = submit(slurm, "killed", text, TRIAXIAL_MAX_RESTARTS="3")
     saved = slurm.folder / "killed" / "checkpoints"
     wait_for(lambda: saved.is_dir() and list(saved.glob("step-*")), what="a checkpoint", slurm=slurm)
-    victims = subprocess.run(
-        ["pgrep", "-f", f"launch.main train {slurm.folder}/killed.toml"], capture_output=True, text=True
-    )
-    (rank_1,) = (pid for pid in victims.stdout.split() if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
-    os.kill(int(rank_1), signal.SIGKILL)
+    kill_rank_1(slurm.folder / "killed.toml")
     wait_for(ended(slurm, number), what="the end of the job", slurm=slurm)
     job = slurm.job(number)
     assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("COMPLETED", "0", "0:0"), slurm.logs()
     records = [json.loads(line) for line in (slurm.folder / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "loss" in record] == list(range(1, 201))
-    account = read_account(slurm.folder / "killed" / "ledger.jsonl")
-    assert len([process for process in account.processes if process.from_step is not None]) == 2
+    assert starts_of(slurm.folder / "killed") == 2
 
 
 @pytest.mark.rehearse

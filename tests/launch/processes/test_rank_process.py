@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.processes.error_reports import last_word, leave_word
 from launch.processes.failures import SAVED_AFTER_SIGNAL
 from launch.processes.rank_process import mark_saved
 
@@ -56,15 +57,19 @@ def test_a_restarted_rank_exits_at_once_if_the_previous_start_ended_for_good(tmp
     assert (now / "0" / "error.json").exists() == exits, "the next restart looks there"
 
 
-def test_only_rank_0_writes_the_file_that_marks_a_save(tmp_path, monkeypatch):
+def test_only_rank_0_of_a_node_writes_the_file_that_marks_a_save(tmp_path, monkeypatch):
     saved = tmp_path / "logs" / "saved"
     monkeypatch.setenv("TRIAXIAL_SAVED_FILE", str(saved))
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert mark_saved() == SAVED_AFTER_SIGNAL
     assert not saved.exists()
-    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("LOCAL_RANK")
+    leave_word("started")
     assert mark_saved() == SAVED_AFTER_SIGNAL
-    assert saved.read_text().startswith("saved")
+    leave_word("stopped by a signal before the first step")  # on another node, which comes later
+    assert saved.read_text() == "saved after a signal\n"
+    leave_word("mistake")
+    assert last_word() == "mistake"
 
 
 def test_a_process_raises_its_limit_of_open_files_and_one_that_cannot_says_so():
