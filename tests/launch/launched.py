@@ -118,19 +118,6 @@ class Launched:
                 continue
         return found
 
-    def family(self):
-        """Process ids of the launcher's descendants."""
-        parents = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-        found = {self.process.pid}
-        while more := {pid for pid, parent in parents.items() if parent in found} - found:
-            found |= more
-        return found - {self.process.pid}
-
     def kill(self, rank, number=signal.SIGKILL):
         """Send a signal to one rank; returns its process id."""
         pid = self.wait_for(lambda: self.ranks().get(rank), what=f"rank {rank}")

@@ -55,6 +55,7 @@ def open_to_others(path):
 
 
 def family_of(pid):
-    """A process and all its descendants."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    """A process and all its descendants, whichever of its threads started them."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [child for thread in threads for child in thread.read_text().split()]
     return [pid, *(each for child in children for each in family_of(int(child)))]

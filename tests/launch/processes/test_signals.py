@@ -72,8 +72,8 @@ def undisturbed(tiny_corpus, launched, tmp_path_factory):
 @pytest.mark.rehearse
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("cell", list(itertools.starmap(Cell, CELLS)), ids=str)
-def test_every_cell(cell, tiny_corpus, launched, undisturbed, tmp_path):
-    job = play(cell, tiny_corpus, launched, tmp_path)
+def test_every_cell(cell, tiny_corpus, launched, listening, undisturbed, tmp_path):
+    job = play(cell, tiny_corpus, launched, listening, tmp_path)
     check(cell, job, launched)
     if cell.count == "once":
         return
@@ -85,11 +85,11 @@ def test_every_cell(cell, tiny_corpus, launched, undisturbed, tmp_path):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("cell", list(itertools.starmap(Cell, COVERING)), ids=str)
-def test_a_signal(cell, tiny_corpus, launched, tmp_path):
-    check(cell, play(cell, tiny_corpus, launched, tmp_path), launched)
+def test_a_signal(cell, tiny_corpus, launched, listening, tmp_path):
+    check(cell, play(cell, tiny_corpus, launched, listening, tmp_path), launched)
 
 
-def play(cell, corpus, launched, tmp_path):
+def play(cell, corpus, launched, listening, tmp_path):
     """Run until the phase, send the signal, and wait for the end; returns the job."""
     folder = tmp_path / "cell"
     folder.mkdir()
@@ -104,21 +104,21 @@ def play(cell, corpus, launched, tmp_path):
         job.wait_for((folder / "waits").exists, what=cell.phase)
         time.sleep(0.2)  # for the other rank to come as far as it can
         for _ in range(1 + (cell.count == "twice")):
-            send(cell, job, int((folder / "waits").read_text()))
+            send(cell, job, listening, waiting=int((folder / "waits").read_text()))
             time.sleep(0.1)
         (folder / "go").touch()
         job.status = job.end()
     return job
 
 
-def send(cell, job, waiting):
+def send(cell, job, listening, *, waiting):
     """To the rank that waits if the signal comes twice, else to its peer."""
     number = signal.Signals[cell.signal]
     if cell.target == "launcher":
         os.killpg(job.process.pid, number)  # a terminal signals the group of the launcher
         return
     if cell.target == "step":  # Slurm signals every process of a step
-        for pid in (*job.family(), job.process.pid):
+        for pid in reversed(listening.family_of(job.process.pid)):
             quietly(os.kill, pid, number)
         return
     (peer,) = set(job.ranks().values()) - {waiting} or {waiting}
