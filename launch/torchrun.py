@@ -17,7 +17,7 @@ from gpt.errors import ConfigError
 from gpt.files.temporary import temporary_folder
 from launch.processes.environment import JOB_SECRET, LauncherEnvironment, quiet_elastic_logs, set_for_ranks
 from launch.processes.error_reports import last_word, leave_word
-from launch.processes.failures import MISTAKE, SAVED_AFTER_SIGNAL, STOP_SIGNALS, signal_name
+from launch.processes.failures import MISTAKE, SAVED_AFTER_SIGNAL, STOP_SIGNALS, handled_signals, signal_name
 from launch.processes.sealing import BACKEND, new_secret, register_rendezvous, shared_secret
 
 SHUTDOWN_S = 270  # how long signalled ranks may take to save; less than the five minutes of slurm/train.sbatch
@@ -94,8 +94,7 @@ def _signals_raise(make_error: Callable[[int], BaseException]) -> Iterator[None]
             came.append(number)
             raise make_error(number)
 
-    numbers = [n for n in (*STOP_SIGNALS, signal.SIGINT, signal.SIGQUIT) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, raise_once) for number in numbers}
+    before = {n: signal.signal(n, raise_once) for n in handled_signals(signal.SIGINT, signal.SIGQUIT)}
     try:
         yield
     finally:

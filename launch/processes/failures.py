@@ -114,6 +114,15 @@ def describe_exit(exitcode: int) -> str:
     return f"killed by {signal_name(-exitcode)}{perhaps}"
 
 
+def handled_signals(*more: int) -> list[int]:
+    """STOP_SIGNALS and `more`, for which to install handlers: all but a SIGHUP that is ignored (nohup).
+
+    slurm/train.sbatch ignores SIGUSR1 until a process handles it.
+    """
+    keeps_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [int(number) for number in (*STOP_SIGNALS, *more) if not (keeps_hangup and number == signal.SIGHUP)]
+
+
 def signal_name(number: int) -> str:
     """'SIGTERM' for 15."""
     names = {known.value: known.name for known in signal.Signals}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.files.json_text import decode_json
-from launch.processes.failures import STOP_SIGNALS
+from launch.processes.failures import STOP_SIGNALS, handled_signals
 
 INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)  # from a keyboard: the run ends at once, without a save
 POLL_S = 0.05
@@ -68,8 +68,7 @@ def signal_inbox() -> Iterator[SignalInbox]:
     received, sent = os.pipe()
     os.set_blocking(sent, False)
     wakeup_before = signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
-    numbers = [n for n in (*STOP_SIGNALS, *INTERRUPTS) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    before = {number: signal.signal(number, lambda *_: None) for number in handled_signals(*INTERRUPTS)}
     try:
         yield SignalInbox(received)
     finally:

@@ -13,7 +13,7 @@ from gpt.errors import ConfigError
 from gpt.telemetry.output import own_output
 from launch.processes.environment import LauncherEnvironment, quiet_profiler
 from launch.processes.error_reports import leave_word, record_end, report_crashes, status_before_restart
-from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGNALS
+from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGNALS, handled_signals
 
 MIN_OPEN_FILES = 64
 MAX_OPEN_FILES = 2**20  # some programs loop over all possible descriptors
@@ -199,8 +199,7 @@ def stop_signals() -> Iterator[StopSignals]:
     received, sent = os.pipe()
     os.set_blocking(sent, False)
     wakeup_before = signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
-    numbers = [n for n in (*STOP_SIGNALS, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop.handle) for number in numbers}
+    before = {number: signal.signal(number, stop.handle) for number in handled_signals(signal.SIGINT)}
     threading.Thread(target=_follow_and_close, args=(stop, received), daemon=True).start()
     try:
         yield stop
