@@ -115,12 +115,11 @@ def describe_exit(exitcode: int) -> str:
 
 
 def handled_signals(*more: int) -> list[int]:
-    """STOP_SIGNALS and `more`, for which to install handlers: all but a SIGHUP that is ignored (nohup).
-
-    slurm/train.sbatch ignores SIGUSR1 until a process handles it.
-    """
-    keeps_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [int(number) for number in (*STOP_SIGNALS, *more) if not (keeps_hangup and number == signal.SIGHUP)]
+    """STOP_SIGNALS and `more`, for which to install handlers. One that the caller ignores stays ignored, as by nohup or
+    a shell's `&`; but slurm/train.sbatch ignores SIGUSR1 only until a process handles it."""
+    always = (signal.SIGTERM, signal.SIGUSR1)
+    numbers = (*STOP_SIGNALS, *more)
+    return [int(number) for number in numbers if number in always or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def signal_name(number: int) -> str:

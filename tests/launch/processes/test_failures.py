@@ -2,7 +2,7 @@
 
 import signal
 
-from launch.processes.failures import describe_failure, first_failure, without_secrets
+from launch.processes.failures import describe_failure, first_failure, handled_signals, without_secrets
 from launch.processes.rank_group import RankFailure
 
 
@@ -40,3 +40,14 @@ def test_a_long_text_takes_linear_time():
         text = part * (400_000 // len(part))
         found = without_secrets(text, {})
         assert found == text or "***" in found
+
+
+def test_ignored_signals_stay_ignored_but_for_the_one_that_the_batch_script_ignores():
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        assert handled_signals(signal.SIGINT) == [signal.SIGTERM, signal.SIGUSR1]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert handled_signals(signal.SIGINT) == list(numbers)
