@@ -70,14 +70,21 @@ def _run(argv: list[str]) -> int:
     except SignalException as error:
         raise _Signalled(int(error.sigval)) from None
     except ChildFailedError as error:
-        status = {"saved": SAVED_AFTER_SIGNAL, "stopped": SAVED_AFTER_SIGNAL, "mistake": MISTAKE}.get(last_word(), 1)
-        if status == 1:
-            print(error, file=sys.stderr, flush=True)
-        return status
+        return _status_of_failures({failure.exitcode for failure in error.failures.values()}, str(error))
     except (ConfigError, RendezvousStateError) as error:
         print(f"triaxial: error: {error}", file=sys.stderr, flush=True)
         return MISTAKE if isinstance(error, ConfigError) else 1
     return 0
+
+
+def _status_of_failures(codes: set[int], description: str) -> int:
+    """The exit status if ranks of this node ended with these exit codes. Prints what torchrun says of a failure."""
+    if last_word() == "saved" or codes <= {SAVED_AFTER_SIGNAL, *(-number for number in STOP_SIGNALS)}:
+        return SAVED_AFTER_SIGNAL
+    if MISTAKE in codes:
+        return MISTAKE
+    print(description, file=sys.stderr, flush=True)
+    return 1
 
 
 @contextmanager

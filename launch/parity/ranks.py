@@ -5,7 +5,6 @@ twenty layouts in one process, torch 2.13 used groups that no longer existed.
 """
 
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from gpt.data.dataset import TrainingData
 from gpt.data.skipped import SkippedData
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
+from gpt.files.temporary import temporary_folder
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.batches import BatchReader
 from gpt.training.engine import Engine
@@ -58,9 +58,9 @@ class LayoutResult:
 def measure_all(tasks: Sequence[LayoutTask], *, steps: int) -> Iterator[LayoutResult]:
     """Yield the result of each layout when it is done. ConfigError and RankFailed name the layout."""
     context = fork_server(PRELOAD)
-    with tempfile.TemporaryDirectory(prefix="triaxial_parity_") as temporary:
+    with temporary_folder() as temporary:
         for i, task in enumerate(tasks):
-            folder = Path(temporary, str(i))
+            folder = temporary.path / str(i)
             folder.mkdir()
             table = {"name": task.name, "world_size": task.world_size, "config": as_dict(task.config), "steps": steps}
             (folder / "task.json").write_text(json.dumps(table), encoding="utf-8")

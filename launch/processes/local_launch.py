@@ -128,7 +128,8 @@ def _status_without_restart(end: GroupEnd, job: _Job) -> int | None:
     """The exit status, or None if a rank failed and may be restarted."""
     if not end.failures:
         return 0
-    if job.saved_file.exists() and job.saved_file.read_text(encoding="utf-8").startswith("saved"):
+    word = job.saved_file.read_text(encoding="utf-8").strip() if job.saved_file.exists() else ""
+    if word.startswith("saved"):
         return SAVED_AFTER_SIGNAL  # all ranks have saved, however they ended afterwards
     first = next(iter(end.failures.values()))  # the others follow from it
     if first.exitcode in (INTERRUPTED, -signal.SIGINT) or (end.signal is not None and end.signal not in STOP_SIGNALS):
@@ -138,8 +139,10 @@ def _status_without_restart(end: GroupEnd, job: _Job) -> int | None:
         _say(f"triaxial: error: killed after {job.grace_s:g} s, not saved: rank {ranks}")
         return 128 + (end.signal or 0)
     if first.exitcode == SAVED_AFTER_SIGNAL:
+        _say(f"triaxial: {word or 'stopped by a signal before the first step'}: nothing is lost")
         return SAVED_AFTER_SIGNAL
     if -first.exitcode in STOP_SIGNALS:  # before it could handle them: Python was still starting
+        _say(f"triaxial: stopped by {signal_name(-first.exitcode)} at the start: nothing is lost")
         return _status_of_signal(-first.exitcode, resumable=job.resumable)
     failure = first_failure(end.failures)[1]
     mistake = reported_line(failure)

@@ -108,11 +108,12 @@ def mark_end(word: str) -> int:
     return 0
 
 
-def mark_saved(word: str = "saved after a signal") -> int:
-    """Tell the launcher that this run stopped on a signal and should be started again; return SAVED_AFTER_SIGNAL.
+def mark_saved() -> int:
+    """Tell the launcher that all ranks saved after a signal and should be started again; return SAVED_AFTER_SIGNAL.
 
-    Call it as soon as nothing can be lost any more: our launcher believes "saved" whatever happens afterwards.
+    Call it as soon as nothing can be lost any more: our launcher believes it whatever happens afterwards.
     """
+    word = "saved after a signal"
     mark_end(word)
     record_end(word, exit_status=SAVED_AFTER_SIGNAL)
     return SAVED_AFTER_SIGNAL
@@ -174,10 +175,10 @@ class StopSignals:
     def _leave(self, status: int, word: str) -> None:
         def release() -> None:
             if word:
-                mark_saved(word)
+                mark_end(word)
             with suppress(Exception):
                 self.held.close()
-            if word and LauncherEnvironment.from_environment().rank in (None, "0"):
+            if word and not LauncherEnvironment.from_environment().is_elastic:  # else the launcher knows why
                 print(f"triaxial: {word}: nothing is lost", file=sys.stderr, flush=True)
 
         releasing = threading.Thread(target=release, daemon=True)

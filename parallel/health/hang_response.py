@@ -95,7 +95,7 @@ def lines_without_verdict(settings: MonitorSettings, beat: Beat, still_s: float,
     return [
         f"triaxial: error: {what} {where}; no verdict on which rank is to blame",
         *(rank_lines(exchange.report) if exchange.report is not None else []),
-        f"  no reports could be exchanged in {settings.hangs} ({exchange.trouble}); the job ends now, for a restart",
+        f"  no reports could be exchanged in {settings.hangs} ({exchange.trouble}); the ranks end now",
     ]
 
 

@@ -176,7 +176,7 @@ def verdict_lines(verdict: Verdict, reports: Reports, *, world_size: int, folder
     missing = sorted(set(range(world_size)) - set(by_rank))
     if missing:
         lines.append(f"  no report of {_named(missing)}")
-    lines.append(f"  reports of {len(reports)} of {world_size} ranks: {folder}; the job ends now, for a restart")
+    lines.append(f"  reports of {len(reports)} of {world_size} ranks: {folder}; the ranks end now")
     return lines
 
 

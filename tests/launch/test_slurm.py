@@ -296,6 +296,35 @@ def test_a_killed_rank_is_replaced_within_the_job(slurm, tiny_corpus):
 
 
 @pytest.mark.rehearse
+@pytest.mark.timeout(900)
+def test_a_signal_while_nodes_start_and_a_dead_launcher_of_one_node_queue_the_job_again(slurm, tiny_corpus):
+    text = recipe(tiny_corpus, slurm.folder, steps=400)
+    number = submit(slurm, "requeued", text, TRIAXIAL_NODE_WAIT_S="10")
+    wait_for(lambda: launchers(slurm.folder / "requeued.toml"), what="a launcher", slurm=slurm)
+    slurm("scancel", "--batch", "--signal=USR1", number)  # to the script alone, as before the time limit
+    wait_for(lambda: slurm.job(number)["Restarts"] == "1", what="the requeue after the signal", slurm=slurm)
+    wait_for(lambda: starts_of(slurm.folder / "requeued") == 1, what="a step of the second start", slurm=slurm)
+    os.kill(launchers(slurm.folder / "requeued.toml")[1], signal.SIGKILL)
+    wait_for(lambda: slurm.job(number)["Restarts"] == "2", what="the requeue after the dead launcher", slurm=slurm)
+    wait_for(ended(slurm, number), what="the end of the job", slurm=slurm)
+    assert (slurm.job(number)["JobState"], slurm.job(number)["Restarts"]) == ("COMPLETED", "2"), slurm.logs()
+    records = [json.loads(line) for line in (slurm.folder / "requeued" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, 401))
+
+
+def launchers(file: Path) -> dict[int, int]:
+    """Process id by node of the launchers that train by this recipe now."""
+    found = subprocess.run(["pgrep", "-f", f"launch.torchrun.*{file}"], capture_output=True, text=True).stdout.split()
+    nodes = {}
+    for pid in map(int, found):
+        with contextlib.suppress(OSError):
+            node = re.search(rb"\0SLURM_NODEID=(\d+)\0", Path(f"/proc/{pid}/environ").read_bytes())
+            if node and Path(f"/proc/{pid}/comm").read_text().startswith("python"):
+                nodes[int(node[1])] = pid
+    return nodes
+
+
+@pytest.mark.rehearse
 @pytest.mark.timeout(300)
 def test_the_elements_of_an_array_prepare_one_corpus(slurm, tmp_path):
     pytest.importorskip("resiliparse", reason="the extra 'data' is not installed")

@@ -217,7 +217,7 @@ def test_no_rank_outlives_a_killed_command(tiny_corpus, short_path, number, stat
         while alive(everybody) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not alive(everybody)
-    assert len(list((short_path / "temporary").glob("triaxial_parity_*"))) == left, "only kill -9 leaves the folder"
+    assert len(list((short_path / "temporary").glob("triaxial_*"))) == left, "only kill -9 leaves it"
     assert not list((short_path / "temporary").glob("*/1/result.json")), "they trained to the end"
 
 
