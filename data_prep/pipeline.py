@@ -13,6 +13,7 @@ from data_prep.dedup import exact, fuzzy
 from data_prep.dedup.exact import COPY
 from data_prep.dedup.fuzzy import NEAR_COPY
 from data_prep.documents.counts import Counts
+from data_prep.documents.losses import losses_in, sum_of_losses
 from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.shares import Share
@@ -128,6 +129,8 @@ def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | Remote
     if config.pii.enabled:
         shards = run.map(PII, config.pii, shards)
     more = {REPORT: summary(run.facts[REPORT][-1])} if REPORT in run.facts else {}
+    if losses := losses_in(run.facts.get("extract", [])):
+        more["unread"] = sum_of_losses(losses)
     description = write_corpus(run, config, shards, more=more)
     run.finish()
     if config.output.url is not None:

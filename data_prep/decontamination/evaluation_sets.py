@@ -4,6 +4,7 @@ import glob
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def _read_file(about: EvaluationSet, path: Path) -> Iterator[tuple[str, str]]:
 
 def _records(about: EvaluationSet, path: Path) -> Iterator[Any]:
     if path.suffix == ".parquet":
-        yield from _arrow_rows(path, import_extra("pyarrow.parquet", extra="data").ParquetFile)
+        open_file = partial(import_extra("pyarrow.parquet", extra="data").ParquetFile, pre_buffer=False)
+        yield from _arrow_rows(path, open_file)  # block by block, not a whole row group
     elif path.suffix == ".arrow":
         yield from _arrow_rows(path, import_extra("pyarrow", extra="data").ipc.open_stream)
     else:

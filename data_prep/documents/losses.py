@@ -1,7 +1,8 @@
 """Estimate how many records the unreadable parts of a file hold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from data_prep.documents.records import Dropped
 
@@ -40,3 +41,14 @@ def estimate_loss(path: str, file_bytes: int, unread: Sequence[Dropped], *, n_re
     else:
         records = None if guessed_bytes or (is_open and not known) else known
     return FileLoss(path, file_bytes, n_bytes, records, largest.reason, largest.detail)
+
+
+def losses_in(facts: Iterable[Mapping[str, Any]]) -> list[FileLoss]:
+    """Return the losses among the facts of extraction tasks."""
+    return [FileLoss(**about["unread"]) for about in facts if "unread" in about]
+
+
+def sum_of_losses(losses: Sequence[FileLoss]) -> dict[str, int]:
+    """Return files, bytes and estimated records that were not read, for corpus.json."""
+    n_records = sum(loss.records or 0 for loss in losses)
+    return {"files": len(losses), "bytes": sum(loss.unread_bytes for loss in losses), "records": n_records}

@@ -152,7 +152,8 @@ class Workspace:
 
     def _restore(self, tasks: Sequence[Task]) -> None:
         """Make the removed inputs of tasks again, and before them the inputs of those."""
-        wanted = set(self._records.missing_inputs(tasks))
+        direct = self._records.missing_inputs(tasks)
+        wanted = set(direct)
         again: list[tuple[Stage, list[Task]]] = []
         for stage, earlier in reversed(self._history if wanted else []):
             makers = [task for task in earlier if not wanted.isdisjoint(task.outputs)]
@@ -170,6 +171,8 @@ class Workspace:
             ) as progress:
                 self._execute(requests, keys, progress)
             self._records.trust_outputs(makers)
+        if self._share is None:  # else another share may be about to read them
+            self._records.remove(sorted(wanted.difference(direct)))
 
     def release(self, paths: Iterable[Path]) -> None:
         """As `Work.release`: in a run that keeps no intermediate files, the first share removes them."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from data_prep.documents.arrays import read_array
 from data_prep.documents.counts import Counts
+from data_prep.documents.losses import FileLoss, losses_in
 from data_prep.execution.files import disk_errors
 from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun, Shards
@@ -94,12 +95,13 @@ class TrainQualityConfig:
 
 @dataclass(frozen=True)
 class TrainedQualityModel:
-    """Result of a training: the model's file with its SHA-256, the report, and the rows of the table."""
+    """Result of a training: the model's file with its SHA-256, the report, the rows of the table, what was not read."""
 
     model: Path
     sha256: str
     report: dict[str, Any]
     counts: list[Counts]
+    losses: list[FileLoss]
 
 
 def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: ProgressBars) -> TrainedQualityModel:
@@ -124,9 +126,10 @@ def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: Progr
         run.tasks(SAMPLE, [Task(SampleGatherTask(config.sample, len(features[0])), inputs, sampled)])
         model = workspace.folder / FIT.name / f"quality{SUFFIX}"
         (fitted,) = run.tasks(FIT, [Task(FitTask(config.fit, config.sample), sampled, (model,))])
+        losses = losses_in(run.facts.get("extract", []))
         _write_file(config.output, model.read_bytes())
         _write_file(config.output.with_suffix(".json"), json.dumps(fitted.facts, indent=2).encode() + b"\n")
-    return TrainedQualityModel(config.output, model_digest(config.output), fitted.facts, counts)
+    return TrainedQualityModel(config.output, model_digest(config.output), fitted.facts, counts, losses)
 
 
 def _find(kind: str, patterns: Sequence[str]) -> list[Path | RemoteFile]:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from data_prep.decontamination.decontaminate import REPORT
 from data_prep.documents.counts import Counts
-from data_prep.documents.losses import FileLoss
+from data_prep.documents.losses import FileLoss, losses_in, sum_of_losses
 from data_prep.documents.quarantine import read_quarantine
 from data_prep.documents.shards import parent_id
 from data_prep.execution.files import disk_errors
@@ -29,7 +29,7 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
     with disk_errors(page):
         page.write_text(report_page(prepared), encoding="utf-8")
     console.print(counts_table(prepared.counts))
-    show_losses([FileLoss(**facts["unread"]) for facts in prepared.facts.get("extract", [])], console)
+    show_losses(losses_in(prepared.facts.get("extract", [])), console)
     show_quarantine(prepared.quarantined, console)
     for found in prepared.facts.get(REPORT, []):
         show_decontamination(found, console)
@@ -64,10 +64,11 @@ def show_losses(losses: Sequence[FileLoss], console: Console) -> None:
     """Print how much of the input could not be read, and the files that lost most."""
     if not losses:
         return
-    n_bytes, n_records = sum(loss.unread_bytes for loss in losses), sum(loss.records or 0 for loss in losses)
+    total = sum_of_losses(losses)
     more = " or more" if any(loss.records is None for loss in losses) else ""
     lines = [
-        f"not read: {in_bytes(n_bytes)} in {len(losses):,} damaged input files, about {n_records:,} records{more}. "
+        f"not read: {in_bytes(total['bytes'])} in {total['files']:,} damaged input files, about {total['records']:,} "
+        f"records{more}. "
         "Get these files again, and run the same command"
     ]
     for loss in sorted(losses, key=lambda loss: (-loss.unread_bytes, loss.path))[:_SHOWN]:

@@ -1,6 +1,8 @@
 """Run the stages of a recipe in their order, and write the corpus."""
 
+import gzip
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -81,8 +83,35 @@ def test_mistakes_are_found_before_the_first_stage(tmp_path, config):
     assert len(check(config)) == 2
 
 
+def test_the_corpus_says_how_much_of_its_input_was_damaged(tmp_path, config, prose):
+    lines = [json.dumps({"id": f"z{n}", "text": prose(900 + n, 6)}).encode() + b"\n" for n in range(30)]
+    members = [bytearray(gzip.compress(b"".join(lines[n : n + 10]))) for n in (0, 10, 20)]
+    members[1][-5] ^= 1  # in its checksum
+    (tmp_path / "2.jsonl.gz").write_bytes(b"".join(members))
+    prepared = run(replace(config, input=InputConfig(paths=(f"{tmp_path}/*.jsonl*",))))
+    assert prepared.counts[0].documents_out == 40
+    unread = prepared.description["unread"]
+    assert (unread["files"], unread["bytes"]) == (1, len(members[1]))
+    assert 8 <= unread["records"] <= 12
+
+
+def test_mistakes_in_the_input_are_found_before_the_first_stage(tmp_path, config):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"body": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"a\.parquet: no column 'text' \(it has: body\)"):
+        check(replace(config, input=InputConfig(paths=(f"{tmp_path}/*.parquet",))))
+    os.mkfifo(tmp_path / "b.jsonl")
+    with pytest.raises(ConfigError, match=r"b\.jsonl' is not a regular file"):
+        check(replace(config, input=InputConfig(paths=(f"{tmp_path}/b.jsonl",))))
+
+
 def files_of(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def stages_with_documents(work) -> set[str]:
+    paths = [path for path in work.rglob("*.jsonl.zst") if not path.name.endswith(".dropped.jsonl.zst")]
+    return {path.parent.name for path in paths}
 
 
 def test_without_intermediate_files_the_corpus_is_the_same_and_the_text_is_kept_once(tmp_path, config):
@@ -93,8 +122,7 @@ def test_without_intermediate_files_the_corpus_is_the_same_and_the_text_is_kept_
     work = tmp_path / "lean/work"
     run(lean)
     assert files_of(tmp_path / "lean") == expected
-    kept = {path.parent.name for path in work.rglob("*.jsonl.zst") if not path.name.endswith(".dropped.jsonl.zst")}
-    assert kept == {"dedup_minhash"}, "the documents of the last step only"
+    assert stages_with_documents(work) == {"dedup_minhash"}, "the documents of the last step only"
     assert {path.parent.name for path in work.rglob("*.dropped.jsonl.zst")} > {"extract", "language"}
     before = (work / "manifest.jsonl").read_bytes()
     assert run(lean).description == run(config).description
@@ -103,6 +131,7 @@ def test_without_intermediate_files_the_corpus_is_the_same_and_the_text_is_kept_
     masked = PiiConfig(enabled=True, kinds=("phone",))
     changed = replace(lean, pii=masked, dedup_minhash=FuzzyConfig(enabled=False))
     run(changed)
+    assert stages_with_documents(work) == {"dedup_minhash", "pii"}, "the former is no step of this run"
     from_nothing = replace(changed, output=OutputConfig(tmp_path / "new", validation_fraction=0.2))
     run(from_nothing)
     assert files_of(tmp_path / "lean") == files_of(tmp_path / "new")

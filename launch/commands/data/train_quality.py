@@ -45,13 +45,14 @@ def run(args: argparse.Namespace) -> int:
         import_extra(module, extra="data")
     from data_prep.execution.progress import ProgressBars
     from data_prep.quality_training.train import train_quality
-    from data_prep.reports.table import counts_table
+    from data_prep.reports.table import counts_table, show_losses
 
     n_workers = worker_count(args.workers)
     config = _config(args)
     console = table_console()
     trained = train_quality(config, n_workers=n_workers, progress=ProgressBars(console))
     console.print(counts_table(trained.counts))
+    show_losses(trained.losses, console)
     for line in _lines(trained.report):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"model: {trained.model} (sha256 {trained.sha256})", highlight=False, soft_wrap=True)

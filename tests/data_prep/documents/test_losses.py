@@ -1,6 +1,8 @@
 """Estimate what the unreadable parts of a file held."""
 
-from data_prep.documents.losses import FileLoss, estimate_loss
+from dataclasses import asdict
+
+from data_prep.documents.losses import FileLoss, estimate_loss, losses_in, sum_of_losses
 from data_prep.documents.records import Dropped, Unread
 
 
@@ -23,3 +25,9 @@ def test_records_are_estimated_from_the_mean_size_of_the_others():
 def test_the_largest_part_gives_the_reason():
     parts = [Dropped("damaged", 0, detail="a", unread=Unread(1)), Dropped("too_large", 0, detail="b", unread=Unread(9))]
     assert estimate_loss("x", 100, parts, n_read=9) == FileLoss("x", 100, 10, 1, "too_large", "b")
+
+
+def test_losses_are_found_among_the_facts_and_summed():
+    losses = [FileLoss("a", 10, 5, 3, "damaged", ""), FileLoss("b", 10, 2, None, "truncated", "")]
+    assert losses_in([{"unread": asdict(losses[0])}, {"other": 1}, {"unread": asdict(losses[1])}]) == losses
+    assert sum_of_losses(losses) == {"files": 2, "bytes": 7, "records": 3}
