@@ -13,6 +13,8 @@ import hashlib
 import json
 import math
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,11 +71,11 @@ LAUNCH_TIMEOUT_S = 600  # of the one launch; a hung collective ends itself after
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, max_gradient_norm=0.5)
 
 
-def launch(folder, runs, *, timeout_s):
-    """Run this program. Return the results by the name of the run."""
+def launch(folder, runs, *, timeout_s, **variables):
+    """Run this program with more environment variables. Return the results by the name of the run."""
     (folder / "runs.json").write_text(json.dumps(runs))
     command = [sys.executable, __file__, str(folder / "runs.json"), str(folder / "out.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -380,7 +382,12 @@ def run_one(run):
 
 def work(rank, i, runs_file, folder):
     """One rank of run `i`; rank 0 writes what the run found."""
-    faulthandler.enable()  # where a rank was that aborts
+    faulthandler.enable()  # for the stacks of a rank that aborts; its core goes to the current folder
+    own = Path(folder, f"rank{rank}")
+    own.mkdir()
+    os.chdir(own)
+    most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
     torch.set_num_threads(1)
     run = json.loads(Path(runs_file).read_text())[int(i)]
     store = dist.FileStore(f"{folder}/store", run["world_size"])
@@ -390,11 +397,6 @@ def work(rank, i, runs_file, folder):
     dist.destroy_process_group()
     if rank == 0:
         Path(folder, "result.json").write_text(json.dumps(result))
-
-
-def launch_run(context, i, run, runs_file, folder):
-    folder.mkdir()
-    run_ranks(context, work, [str(i), runs_file, str(folder)], nproc=run["world_size"], logs=folder / "logs")
 
 
 def main():
@@ -408,15 +410,13 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         for i, run in enumerate(runs):
             folder = Path(temporary, str(i))
+            folder.mkdir()
             try:
-                launch_run(context, i, run, runs_file, folder)
+                logs = folder / "logs"
+                run_ranks(context, work, [str(i), runs_file, str(folder)], nproc=run["world_size"], logs=logs)
             except RankFailed as error:
-                # Seen once in about a thousand runs, in malloc of a gloo rank. A fault of ours would abort again.
-                if "killed by SIGABRT" not in str(error):
-                    raise
-                print(f"run {run['name']!r} is tried once more: {error}", file=sys.stderr, flush=True)
-                folder = Path(temporary, f"{i} again")
-                launch_run(context, i, run, runs_file, folder)
+                kept = shutil.move(folder, tempfile.mkdtemp(prefix="layout_runs_failed_"))
+                raise RankFailed(f"run {run['name']!r}: {error}\noutput of the ranks, and cores: {kept}") from None
             results[run["name"]] = json.loads((folder / "result.json").read_text())
     Path(out).write_text(json.dumps(results))
 
