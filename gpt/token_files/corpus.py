@@ -7,12 +7,19 @@ tools, are opened unchecked. `triaxial prepare verify` compares whole digests.
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
+from gpt.files.json_rules import Fields, ListOf, Text, ValuesOf, Whole
 from gpt.files.json_text import decode_json
 from gpt.files.regular import read_text
 from gpt.token_files.files import TokenFile, sampled_digest, shard_prefixes
 
 CORPUS_FILE = "corpus.json"
+# The rules of the fields that are needed to open the files, of all prefixes and of the one that is opened.
+_SPLIT = Fields({"prefix": Text()}, {"shards": ListOf(Fields({"name": Text()}))})
+_DESCRIPTION = Fields(optional={"version": Whole(1), "splits": ValuesOf(_SPLIT)})
+_TOKENIZER = Fields({"tokenizer": Fields({"file": Text(), "fingerprint": Text()})})
+_FILE = Fields({"bytes": Whole(), "sampled_sha256": Text()})
+_DIGESTS = Fields({"bin": _FILE, "idx": _FILE})
 
 
 def open_tokens(prefix: Path) -> TokenFile:
@@ -28,26 +35,27 @@ def describe_corpus(prefix: Path) -> dict[str, Any] | None:
         description = decode_json(read_text(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise file_error(error, f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}). Copy it again, or run `triaxial prepare` again.") from None
+        raise _damaged(path, str(error)) from None
     if not isinstance(description, dict) or description.get("format") != "triaxial-corpus":
         return None
-    try:
-        shards = _shards(description, Path(prefix).name)
-        _check_fields(description, shards)
-        return description if shards else None
-    except (KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{path} is damaged. Copy it again, or run `triaxial prepare` again.") from None
+    if fault := _DESCRIPTION.fault(description, ""):
+        raise _damaged(path, fault)
+    shards = _shards(description, Path(prefix).name)
+    if not shards:
+        return None
+    fault = _TOKENIZER.fault(description, "")
+    for shard in shards if description.get("version", 1) >= 2 else ():
+        fault = fault or _DIGESTS.fault(shard, f"the shard '{shard['name']}'")
+    if fault:
+        raise _damaged(path, fault)
+    return description
 
 
-def _check_fields(description: dict[str, Any], shards: list[dict[str, Any]]) -> None:
-    """Check the fields needed to open the files. KeyError, TypeError or AttributeError: one is missing or wrong."""
-    if shards:
-        description["tokenizer"]["file"].encode(), description["tokenizer"]["fingerprint"].encode()
-    if description.get("version", 1) >= 2:
-        for shard in shards:
-            for suffix in ("bin", "idx"):
-                int(shard[suffix]["bytes"]), shard[suffix]["sampled_sha256"].encode()
+def _damaged(path: Path, fault: str) -> ConfigError:
+    return ConfigError(f"{path} is damaged ({fault}). Copy it again, or run `triaxial prepare` again.")
 
 
 def check_corpus(prefix: Path) -> None:
@@ -69,7 +77,7 @@ def check_corpus(prefix: Path) -> None:
         for suffix in ("bin", "idx"):
             _check_file(Path(f"{path}.{suffix}"), files[suffix])
     for name in expected:
-        raise ConfigError(f"{prefix.with_name(name)}.bin: no such file, but {where} it. Copy the corpus again.")
+        raise ConfigError(f"{prefix.parent}/{name}.bin: no such file, but {where} it. Copy the corpus again.")
 
 
 def check_tokenizer(prefix: Path, *, path: Path, fingerprint: str) -> None:
@@ -97,12 +105,15 @@ def _shards(description: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _check_file(path: Path, expected: dict[str, Any]) -> None:
+    again = f"Copy it again; `triaxial prepare verify {path.parent}` checks the whole corpus."
     try:
         size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise ConfigError(f"{path}: {size:,} bytes, but {CORPUS_FILE} says {expected['bytes']:,}. {again}")
+        digest = sampled_digest(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file, but {CORPUS_FILE} lists it. Copy the corpus again.") from None
-    again = f"Copy it again; `triaxial prepare verify {path.parent}` checks the whole corpus."
-    if size != expected["bytes"]:
-        raise ConfigError(f"{path}: {size:,} bytes, but {CORPUS_FILE} says {expected['bytes']:,}. {again}")
-    if sampled_digest(path) != expected["sampled_sha256"]:
+    except OSError as error:
+        raise file_error(error, f"{path} cannot be read: {error.strerror}. {again}") from None
+    if digest != expected["sampled_sha256"]:
         raise ConfigError(f"{path}: its content differs from {CORPUS_FILE} (digest of sampled blocks). {again}")

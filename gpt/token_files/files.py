@@ -232,6 +232,8 @@ def shard_prefixes(prefix: Path) -> list[Path]:
             f"{prefix}: {' and '.join(kinds)} are token files of two corpora. Name one, or remove the other."
         )
     size = sets.pop()
+    if int(size) > len(names):  # before anything grows with a number that a file name states
+        raise ConfigError(f"{prefix}-*-of-{size}: the set of {int(size)} shards is incomplete")
     prefixes = [prefix.with_name(f"{prefix.name}-{number:05d}-of-{size}") for number in range(int(size))]
     present = set(names)
     for path in prefixes:

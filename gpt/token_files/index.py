@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gpt.errors import ConfigError
 from gpt.files.regular import open_regular
 from gpt.token_files.bin_reader import StoredTokens
-from gpt.token_files.checksums import BLOCK_BYTES, SummedFile, open_sums
+from gpt.token_files.checksums import BLOCK_BYTES, DamagedTokens, SummedFile, open_sums
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents: 34 bytes
@@ -77,15 +77,26 @@ class Shard:
         self.tokens = StoredTokens(bin_path, self.dtype, None if self.sums is None else self.sums.files[".bin"])
 
     def document_start(self, document: int) -> int:
-        """Return the position of a document's first token; `n_documents` gives the end. DamagedTokens: bad checksum."""
+        """Return the position of a document's first token; `n_documents` gives the end.
+
+        DamagedTokens: a checksum differs, or the position is none in the file.
+        """
         mark = self._pointers_end + 8 * document
         self._check_index(mark, mark + 8)
         sequence = int(self._documents[document])
-        if sequence >= len(self._pointers):
+        if sequence == len(self._pointers):
             return self.n_tokens
+        if not 0 <= sequence < len(self._pointers):
+            raise self._misplaced(document)
         pointer = self._lengths_end + 8 * sequence
         self._check_index(pointer, pointer + 8)
-        return int(self._pointers[sequence]) // self.dtype.itemsize
+        position = int(self._pointers[sequence]) // self.dtype.itemsize
+        if not 0 <= position <= self.n_tokens:
+            raise self._misplaced(document)
+        return position
+
+    def _misplaced(self, document: int) -> DamagedTokens:
+        return DamagedTokens(f"{self.prefix}.idx: document {document:,} does not begin in the file: it is damaged")
 
     def _check_index(self, start: int, stop: int) -> None:
         """Compare the blocks of the index with bytes start..stop-1 with their checksums."""

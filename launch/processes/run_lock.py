@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from gpt.errors import ConfigError, file_error
+from gpt.errors import ConfigError, file_error, one_line
 from gpt.files.atomic import append_to, open_replacement
 from gpt.files.json_rules import Fields, Finite, Text, Whole, read_checked_json
 
@@ -59,7 +59,7 @@ class Owner:
 
     def __str__(self) -> str:
         job = f" (job {self.job_id})" if self.job_id else ""
-        return f"process {self.pid} on {self.host}{job}, running for {_span(self.running_s)}"
+        return one_line(f"process {self.pid} on {self.host}{job}, running for {_span(self.running_s)}")
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def samples(data: TrainingData) -> tuple[dict[int, list[int]], dict[int, str]]:
         try:
             fed.update(zip(positions.tolist(), data.read(positions).tokens.tolist(), strict=True))
         except DamagedSamples as error:
-            refused.update({int(positions[row]): what for row, what in error.rows.items()})
+            refused.update({int(positions[row]): str(what) for row, what in error.rows.items()})
             whole = np.array([p for row, p in enumerate(positions) if row not in error.rows], dtype=np.int64)
             fed.update(zip(whole.tolist(), data.read(whole).tokens.tolist(), strict=True))
     return fed, refused

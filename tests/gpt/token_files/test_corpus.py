@@ -41,6 +41,17 @@ def test_a_whole_split_and_one_shard_open(corpus: Path) -> None:
     assert describe_corpus(corpus / "gone" / "train") is None
 
 
+def rewrite(folder: Path, key: str, value: object) -> None:
+    description = json.loads((folder / "corpus.json").read_text())
+    description["splits"]["training"]["shards"][0]["bin"][key] = value
+    (folder / "corpus.json").write_text(json.dumps(description))
+
+
+def link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
 def flip(path: Path, offset: int) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 1
@@ -53,6 +64,17 @@ def flip(path: Path, offset: int) -> None:
         (lambda c: flip(c / "train-00001-of-00002.bin", 7), r"1-of-00002\.bin: its content differs from corpus\.json"),
         (lambda c: (c / "train-00001-of-00002.idx").write_bytes(b""), r"0 bytes, but corpus\.json says"),
         (lambda c: (c / "corpus.json").write_text("{"), r"corpus\.json is damaged"),
+        (
+            lambda c: rewrite(c, "bytes", "many"),
+            r"the shard 'train-00000-of-00002'\.bin\.bytes = 'many' is no",
+        ),
+        (lambda c: rewrite(c, "bytes", float("inf")), r"\.bin\.bytes = inf is no whole number"),
+        (lambda c: rewrite(c, "sampled_sha256", []), r"\.bin\.sampled_sha256 = \[\] is no text"),
+        (
+            lambda c: link_to_itself(c / "train-00000-of-00002.bin"),
+            r"00002\.bin cannot be read: Too many",
+        ),
+        (lambda c: link_to_itself(c / "corpus.json"), r"corpus\.json cannot be read: Too many levels"),
     ],
 )
 def test_damage_is_found(corpus: Path, spoil: Any, words: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gpt.errors import ConfigError
+from gpt.token_files.checksums import DamagedTokens
 from gpt.token_files.files import TokenFile, TokenFileWriter
 from gpt.token_files.index import Shard
 
@@ -57,4 +58,23 @@ def test_a_damaged_index_is_refused(tmp_path, change, message):
     (tmp_path / "a.sums").unlink()
     (tmp_path / "a.idx").write_bytes(change((tmp_path / "a.idx").read_bytes()))
     with pytest.raises(ConfigError, match=message):
+        TokenFile(tmp_path / "a")
+
+
+@pytest.mark.parametrize("number", [-(2**40), 2**40])
+def test_a_document_that_begins_outside_the_file_is_damage(tmp_path, number):
+    """In an index without checksums: the mark of a document, or the pointer of its sequence."""
+    write(tmp_path / "a")
+    (tmp_path / "a.sums").unlink()
+    data, n = (tmp_path / "a.idx").read_bytes(), len(DOCUMENTS)
+    pointers, marks = 34 + 4 * n, 34 + 12 * n
+    for start in (pointers, marks):
+        (tmp_path / "a.idx").write_bytes(damage(data, start + 8, number.to_bytes(8, "little", signed=True)))
+        with pytest.raises(DamagedTokens, match=r"a\.idx: document 1 does not begin in the file"):
+            Shard(tmp_path / "a").document_start(1)
+
+
+def test_a_set_of_more_shards_than_files_is_refused_before_it_is_listed(tmp_path):
+    write(tmp_path / "a-00000-of-99999999999999")
+    with pytest.raises(ConfigError, match="the set of 99999999999999 shards is incomplete"):
         TokenFile(tmp_path / "a")

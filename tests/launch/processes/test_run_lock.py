@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.main import main
+from launch.processes.run_lock import Owner
 
 HERE = Path(__file__).resolve().parents[1]
 LONG_S = "60"  # between heartbeats, or until silence counts: no test gets that far
@@ -124,3 +125,8 @@ def test_an_unreadable_record_does_not_block_a_job(holder, tmp_path, record):
     while json.loads((tmp_path / "run" / ".owner.json").read_text())["beats"] < 3:
         assert time.monotonic() < ends_at
         time.sleep(0.05)
+
+
+def test_a_record_cannot_steer_the_terminal():
+    owner = Owner("node\x1b[2J", "m", 1, "job\n", "t")
+    assert str(owner) == "process 1 on node\\x1b[2J (job job\\n), running for 0 s"
