@@ -75,7 +75,7 @@ def prepare(
         keep_intermediate=config.output.keep_intermediate,
         quarantine=config.quarantine,
     ) as workspace:
-        return run_stages(workspace, config, found)
+        return workspace.run_whole(lambda: run_stages(workspace, config, found))
 
 
 def check(config: PrepareConfig, *, known: Answers | None = None) -> list[Path | RemoteFile]:

@@ -217,6 +217,9 @@ class _Plan:
             if entry is not None
         ]
 
+    def check(self, paths: Sequence[Path]) -> None:
+        """Do nothing: a plan starts no task again."""
+
     def write_note(self, name: str, text: str) -> None:
         """Do nothing: a plan writes nothing."""
 

@@ -36,6 +36,7 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
         for name, path in shards.items()
     ]
     totals = _totals(run.tasks(TOKENIZE, tasks))
+    run.workspace.check(sources)
     tokenizer = load_tokenizer(model)
     _check_splits(totals, config)
     tokenized = tuple(path for task in tasks for path in task.outputs)
@@ -47,6 +48,7 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
     run.workspace.no_more_tasks()
     for split in SPLITS:
         _check_files(names[split], written[split], config)
+    run.workspace.check([finished.task.outputs[3] for split in SPLITS for finished in written[split]])
     files = {path.name: path for split in SPLITS for finished in written[split] for path in finished.task.outputs[:3]}
     published = dict(zip(_published_names(sources), sources, strict=True))
     recipe = plain(config)

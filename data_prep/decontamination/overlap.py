@@ -7,7 +7,7 @@ is not changed.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from data_prep.execution.shard_runs import ShardRun, read_steps
 from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskResult
 from data_prep.execution.workspace import Workspace
 from data_prep.readers.readers import InputConfig, find_inputs, local_inputs, read_records
-from data_prep.readers.remote_files import local_copy
+from data_prep.readers.remote_files import RemoteFile, local_copy
 from gpt.errors import ConfigError
 from gpt.files.atomic import open_replacement, replace_file
 
@@ -134,32 +134,38 @@ def analyse(config: OverlapConfig, *, n_workers: int, progress: ProgressBars) ->
     corpora = _corpora(config.training)
     sources = find_inputs(config.training.paths) if config.training.paths else []
     with Workspace(config.output.folder / "work", n_workers=n_workers, progress=progress) as workspace:
-        run = ShardRun(workspace)
-        rule = LengthRule(config.overlap.min_words, config.overlap.max_words, config.overlap.percentile)
-        known = index_sets(run, config.overlap.sets, rule, where="overlap.sets")
-        finished = []
-        for index, corpus in enumerate(corpora):
-            named = {f"{index}-{name}": path for name, path in run.named(corpus.shards).items()}
-            searched = search(run, SHARDS, SearchTask(known.lengths, corpus.split), known, named)
-            _check_documents(corpus, searched)
-            finished += searched
-        if sources:
-            named = run.named(local_inputs(sources, workspace.folder / "remote"))
-            finished += search(run, TEXTS, TextTask(known.lengths, _reading(config.training)), known, named)
-        hits = [path for task in finished for path in task.task.outputs]
-        marked = workspace.folder / MARK.name / EXAMPLES_FILE
-        inputs = (known.numbers, known.grams, known.examples, *hits)
-        names = tuple(one.name for one in config.overlap.sets)
-        (result,) = run.tasks(MARK, [Task(MarkTask(names), inputs, (marked,))])
-        summary = {
-            "format": "triaxial-overlap",
-            "version": 1,
-            "training_documents": sum(task.facts["documents"] for task in finished),
-            "training_characters": sum(task.facts["characters"] for task in finished),
-            "sets": [about | of_set for about, of_set in zip(known.sets, result.facts["sets"], strict=True)],
-        }
-        _publish(config.output.folder, marked, summary)
-        return summary
+        return workspace.run_whole(lambda: _run_stages(workspace, config, corpora, sources))
+
+
+def _run_stages(
+    workspace: Workspace, config: OverlapConfig, corpora: Sequence["_Corpus"], sources: Sequence[Path | RemoteFile]
+) -> dict[str, Any]:
+    run = ShardRun(workspace)
+    rule = LengthRule(config.overlap.min_words, config.overlap.max_words, config.overlap.percentile)
+    known = index_sets(run, config.overlap.sets, rule, where="overlap.sets")
+    finished = []
+    for index, corpus in enumerate(corpora):
+        named = {f"{index}-{name}": path for name, path in run.named(corpus.shards).items()}
+        searched = search(run, SHARDS, SearchTask(known.lengths, corpus.split), known, named)
+        _check_documents(corpus, searched)
+        finished += searched
+    if sources:
+        named = run.named(local_inputs(sources, workspace.folder / "remote"))
+        finished += search(run, TEXTS, TextTask(known.lengths, _reading(config.training)), known, named)
+    hits = [path for task in finished for path in task.task.outputs]
+    marked = workspace.folder / MARK.name / EXAMPLES_FILE
+    inputs = (known.numbers, known.grams, known.examples, *hits)
+    names = tuple(one.name for one in config.overlap.sets)
+    (result,) = run.tasks(MARK, [Task(MarkTask(names), inputs, (marked,))])
+    summary = {
+        "format": "triaxial-overlap",
+        "version": 1,
+        "training_documents": sum(task.facts["documents"] for task in finished),
+        "training_characters": sum(task.facts["characters"] for task in finished),
+        "sets": [about | of_set for about, of_set in zip(known.sets, result.facts["sets"], strict=True)],
+    }
+    _publish(config.output.folder, marked, summary)
+    return summary
 
 
 def _reading(config: TrainingConfig) -> InputConfig:

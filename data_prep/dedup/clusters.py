@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.dedup.copies import COPY_ROW, ClusterSizes, copy_rows, with_first_of_group
-from data_prep.dedup.gather import Gathered
+from data_prep.dedup.gather import Gathered, note_files
 from data_prep.dedup.index import (
     ABOUT,
     ABOUT_ENDING,
@@ -109,9 +109,10 @@ def choose_best(
     """Turn stars into files of COPY_ROWs: the documents to remove, each with the kept document of its cluster."""
     folder = run.workspace.folder
     tasks = []
+    inputs, about = (gathered.index, *stars), note_files([gathered.index], [ABOUT_ENDING])
     for i, group in enumerate(gathered.groups()):
         config = RankTask(group.start, len(group), limits)
-        tasks.append(Task(config, (gathered.index, *stars), (folder / RANKS.name / f"{i:05d}.rows",)))
+        tasks.append(Task(config, inputs, (folder / RANKS.name / f"{i:05d}.rows",), about))
     run.tasks(RANKS, tasks)
     ranked = tuple(task.outputs[0] for task in tasks)
     ranges = position_ranges(corpora, limits.n_tasks(count_rows(ranked, RANKED), joining=True))
@@ -163,9 +164,8 @@ def _step(
     run: ShardRun, stage: Stage, number: int, files: Sequence[Path], ranges: Sequence[Range], limits: Limits
 ) -> tuple[list[Path], int]:
     folder = run.workspace.folder / f"{stage.name}_{number}"
-    tasks = [
-        Task(StarTask(within, limits), tuple(files), (folder / f"{i:05d}.rows",)) for i, within in enumerate(ranges)
-    ]
+    inputs = tuple(files)
+    tasks = [Task(StarTask(within, limits), inputs, (folder / f"{i:05d}.rows",)) for i, within in enumerate(ranges)]
     finished = run.tasks(stage, tasks)
     return [task.outputs[0] for task in tasks], sum(int(task.facts["moved_edges"]) for task in finished)
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.dedup.clusters import EDGE
+from data_prep.dedup.gather import note_files
 from data_prep.dedup.index import Corpus, Notes, position_ranges, read_corpora
 from data_prep.dedup.minhash import Numbers, similarities
 from data_prep.dedup.sorted_rows import Limits, Range, Rows, RowSource, count_rows, merge_sorted, write_sorted
@@ -34,9 +35,10 @@ def compare_pairs(
     indexes = tuple(corpus.path for corpus in corpora)
     folder = run.workspace.folder / COMPARE.name
     tasks = []
+    inputs, notes = (*indexes, *pairs), note_files(indexes)
     for i, within in enumerate(position_ranges(corpora, limits.n_tasks(count_rows(pairs, EDGE), joining=True))):
         config = CompareTask(within, min_jaccard, len(indexes), limits)
-        tasks.append(Task(config, (*indexes, *pairs), (folder / f"{i:05d}.rows",)))
+        tasks.append(Task(config, inputs, (folder / f"{i:05d}.rows",), notes))
     run.tasks(COMPARE, tasks)
     return [task.outputs[0] for task in tasks]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.dedup.gather import Gathered
+from data_prep.dedup.gather import Gathered, note_files
 from data_prep.dedup.index import OWN, Notes, corpus_of, position, read_corpora, shard_of
 from data_prep.dedup.sorted_rows import Limits, Range, Rows, RowSource, merge_sorted
 from data_prep.documents.counts import Tally
@@ -178,9 +178,10 @@ def write_lists(
     """
     lists = {name: run.workspace.folder / stage.name / f"{name}.jsonl" for name in gathered.names}
     tasks = []
+    inputs, notes = (*indexes, *copies), note_files(indexes)
     for group in gathered.groups():
         config = ListTask(group.start, tuple(str(path) for path in corpora), limits)
         outputs = tuple(lists[gathered.names[i]] for i in group)
-        tasks.append(Task(config, (*indexes, *copies), outputs))
+        tasks.append(Task(config, inputs, outputs, notes))
     run.tasks(stage, tasks)
     return lists

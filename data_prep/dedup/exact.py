@@ -22,7 +22,7 @@ from data_prep.dedup.copies import (
     with_first_of_group,
     write_lists,
 )
-from data_prep.dedup.gather import describe_shards, gather, gather_rows
+from data_prep.dedup.gather import describe_shards, gather, gather_rows, row_files
 from data_prep.dedup.index import OWN, describe_documents, find_indexes, read_corpora
 from data_prep.dedup.sorted_rows import Limits, Range, even_ranges, merge_sorted, write_sorted
 from data_prep.documents.quarantine import Quarantine
@@ -79,8 +79,9 @@ def find_copies(
     gathered = gather_rows(run, GATHER, described, kind="exact", setting=setting, dtype=ROW, limits=limits)
     indexes = (*others, gathered.index)
     folder = run.workspace.folder / CHOICE.name
+    rows = row_files(indexes)
     tasks = [
-        Task(CopyChoiceTask(within, limits), indexes, (folder / f"{i:05d}.rows",))
+        Task(CopyChoiceTask(within, limits), indexes, (folder / f"{i:05d}.rows",), rows)
         for i, within in enumerate(even_ranges(limits.n_tasks(gathered.n_rows)))
     ]
     run.tasks(CHOICE, tasks)

@@ -22,7 +22,7 @@ from data_prep.dedup.copies import (
     with_first_of_group,
     write_lists,
 )
-from data_prep.dedup.gather import describe_shards, gather, gather_rows
+from data_prep.dedup.gather import describe_shards, gather, gather_rows, row_files
 from data_prep.dedup.index import OWN, corpus_of, find_indexes, read_corpora
 from data_prep.dedup.minhash import Tokens, count_bits, max_differences
 from data_prep.dedup.signatures import COMPARED_BAND, SIGNATURES, MinHash, SignTask
@@ -111,8 +111,9 @@ def find_near_copies(
     )
     indexes = (*others, gathered.index)
     folder = run.workspace.folder / PAIRS.name
+    rows = row_files(indexes)
     tasks = [
-        Task(PairTask(within, setting, limits), indexes, (folder / f"{i:05d}.rows",))
+        Task(PairTask(within, setting, limits), indexes, (folder / f"{i:05d}.rows",), rows)
         for i, within in enumerate(even_ranges(limits.n_tasks(gathered.n_rows)))
     ]
     run.tasks(PAIRS, tasks)

@@ -26,8 +26,10 @@ from data_prep.dedup.index import (
     Kind,
     in_shard,
     index_name,
+    read_corpora,
 )
 from data_prep.dedup.sorted_rows import Limits, Range, RowSource, merge_sorted
+from data_prep.execution.damage import WrittenFile
 from data_prep.execution.shard_runs import ShardRun, Shards
 from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskResult
 from gpt.errors import ConfigError
@@ -125,7 +127,27 @@ def gather_rows(
         ),
     )
     run.tasks(INDEX, [Task(index, (), (index_path,))])
+    workspace.check([index_path])
     return Gathered(names, group_size, sum(group.bytes for group in index.groups) // dtype.itemsize, index_path)
+
+
+def row_files(indexes: Sequence[Path]) -> tuple[WrittenFile, ...]:
+    """Return the files of sorted rows behind some indexes, with their digests."""
+    groups = [(corpus.path.parent, group) for corpus in read_corpora(indexes) for group in corpus.index.groups]
+    return tuple(WrittenFile(folder / group.path, group.digest) for folder, group in groups)
+
+
+def note_files(
+    indexes: Sequence[Path], endings: Sequence[str] = (ABOUT_ENDING, NOTES_ENDING)
+) -> tuple[WrittenFile, ...]:
+    """Return the .about and .notes files behind some indexes, with their digests."""
+    return tuple(
+        WrittenFile(corpus.file(number, ending), digest)
+        for corpus in read_corpora(indexes)
+        for number, shard in enumerate(corpus.index.shards)
+        for ending, digest in zip((ABOUT_ENDING, NOTES_ENDING), shard.digests, strict=True)
+        if ending in endings
+    )
 
 
 def _check_numbers(documents: Sequence[int]) -> None:

@@ -30,6 +30,14 @@ class Document:
         return len(self.text) if self.text.isascii() else len(self.text.encode())
 
 
+class DamagedShardError(Exception):
+    """A shard cannot be read as it was written."""
+
+    def __init__(self, path: Path, why: object) -> None:
+        super().__init__(f"{path}: damaged ({why})")
+        self.path = path
+
+
 class Write(Protocol):
     """Appends one document to a shard."""
 
@@ -40,7 +48,8 @@ class Write(Protocol):
 def write_shard(path: Path) -> Iterator[Write]:
     """Open a `.jsonl.zst` shard to write documents to, one line each; the same documents give the same bytes."""
     zstandard = import_extra("zstandard", extra="data")
-    with open(path, "wb") as raw, zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False) as packed:
+    compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+    with open(path, "wb") as raw, compressor.stream_writer(raw, closefd=False) as packed:
         lines = BufferedWriter(packed, 1 << 18)
 
         def write(document: Document) -> None:
@@ -51,12 +60,25 @@ def write_shard(path: Path) -> Iterator[Write]:
 
 
 def read_shard(path: Path) -> Iterator[Document]:
-    """Yield the documents of a shard that `write_shard` made."""
+    """Yield the documents of a shard that `write_shard` made. DamagedShardError: it is not as it was written."""
+    for values in read_packed(path):
+        yield Document(values["id"], values["text"], values["metadata"])
+
+
+def read_packed(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a compressed file with one in each line. DamagedShardError: as `read_shard`."""
     zstandard = import_extra("zstandard", extra="data")
     with open(path, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as packed:
-        for line in BufferedReader(packed, 1 << 18):
-            values = decode_json(line)
-            yield Document(values["id"], values["text"], values["metadata"])
+        lines = BufferedReader(packed, 1 << 18)
+        while True:
+            try:
+                line = lines.readline()
+                values = decode_json(line) if line else None
+            except (zstandard.ZstdError, ValueError) as error:
+                raise DamagedShardError(path, error) from None
+            if values is None:
+                return
+            yield values
 
 
 def encode_line(document: Document) -> bytes:

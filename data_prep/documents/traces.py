@@ -7,12 +7,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from io import BufferedReader, BufferedWriter
+from io import BufferedWriter
 from pathlib import Path
 
-from data_prep.documents.shards import whole_text
+from data_prep.documents.shards import read_packed, whole_text
 from gpt.errors import import_extra
-from gpt.files.json_text import decode_json
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,14 @@ class Trace:
 def write_trace(path: Path) -> Iterator[Trace]:
     """Open a `.dropped.jsonl.zst` file to write drops to; the same drops give the same bytes."""
     zstandard = import_extra("zstandard", extra="data")
-    with open(path, "wb") as raw, zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False) as packed:
+    compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+    with open(path, "wb") as raw, compressor.stream_writer(raw, closefd=False) as packed:
         lines = BufferedWriter(packed, 1 << 16)
         yield Trace(lines)
         lines.flush()
 
 
 def read_trace(path: Path) -> Iterator[Drop]:
-    """Yield the drops of a file that `write_trace` made."""
-    zstandard = import_extra("zstandard", extra="data")
-    with open(path, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as packed:
-        for line in BufferedReader(packed, 1 << 16):
-            yield Drop(**decode_json(line))
+    """Yield the drops of a file that `write_trace` made. DamagedShardError: it is not as it was written."""
+    for values in read_packed(path):
+        yield Drop(**values)

@@ -5,12 +5,13 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gpt.errors import ConfigError, import_extra
+from gpt.files.atomic import sync_folder
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -79,3 +80,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
 def temporary_for(path: Path) -> Path:
     """A name next to `path` that nobody can guess, for a file that is then renamed; open it with mode x."""
     return path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}")
+
+
+def make_folders(folders: Iterable[Path]) -> None:
+    """Make folders and sync them to disk."""
+    for folder in folders:
+        missing = [parent for parent in (folder, *folder.parents) if not parent.is_dir()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # the error of /proc and of some remote file systems
+            raise ConfigError(f"{folder}: this folder cannot be made. Choose another") from None
+        for parent in reversed(missing):
+            sync_folder(parent.parent)

@@ -75,6 +75,14 @@ def fingerprint(
     return Fingerprint(dict(sorted(code.items())), versions(sorted(found.difference(ignored_packages))))
 
 
+def differences(run: Fingerprint, here: Fingerprint) -> list[str]:
+    """Name the modules and packages in which a worker's fingerprint differs from the run's."""
+    names = sorted({*run.code, *here.code})
+    changed = [f"the code of {name}" for name in names if here.code.get(name) != run.code.get(name)]
+    found = ((name, version, here.versions.get(name)) for name, version in run.versions.items())
+    return changed + [f"{name} {other} instead of {version}" for name, version, other in found if other != version]
+
+
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Version of Python and of each package, by import name; "absent" if it is not installed."""
     return {"python": platform.python_version(), **{package: _version(package) for package in packages}}

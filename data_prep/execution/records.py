@@ -6,15 +6,16 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_prep.documents.quarantine import FOLDER, quarantine_path
+from data_prep.execution.damage import WrittenFile
 from data_prep.execution.files import describe_file, disk_errors
 from data_prep.execution.fingerprint import Fingerprint
 from data_prep.execution.manifest import Entry, WorkManifest, files_of
-from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskOutcome, TaskRequest, plain, task_key
+from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskOutcome, TaskRequest, list_inputs, plain, task_key
 from gpt.files.atomic import sync_folder
 
 MAX_LISTED_INPUTS = 32  # that a task's own line, or its message to a worker, may list
@@ -30,6 +31,22 @@ class _Inputs:
     digests: list[str]
     n_bytes: tuple[int, ...]
     name: str = ""
+    written: list[WrittenFile] = field(default_factory=list)
+
+
+def messages(requests: Sequence[TaskRequest], folder: Path, prefix: str) -> list[TaskRequest]:
+    """The requests as workers get them: one file lists the many inputs that several tasks have in common.
+
+    The files lie in `folder`, with a name that begins with `prefix`.
+    """
+    lists: dict[int, Path] = {}  # by the identity of the inputs, since comparing long lists takes time
+    short = []
+    for request in requests:
+        if len(request.task.inputs) > MAX_LISTED_INPUTS:
+            path = lists.setdefault(id(request.task.inputs), folder / f"{prefix}-{len(lists)}.inputs")
+            request = list_inputs(request, path)
+        short.append(request)
+    return short
 
 
 class TaskRecords:
@@ -71,6 +88,13 @@ class TaskRecords:
         """Size of each input of a task."""
         return self._inputs_of(task).n_bytes
 
+    def written_inputs(self, task: Task) -> list[WrittenFile]:
+        """The inputs of a task with their digests; tasks with the same inputs get the same list."""
+        inputs = self._inputs_of(task)
+        if not inputs.written:
+            inputs.written += map(WrittenFile, inputs.paths, inputs.digests)
+        return inputs.written
+
     def is_finished(self, key: str) -> bool:
         """Return whether the manifest has the task, and no other task has written to its outputs since."""
         entry = self._manifest.entry(key)
@@ -94,6 +118,23 @@ class TaskRecords:
         """Inputs of tasks that were removed to save space."""
         inputs = dict.fromkeys(path for task in tasks for path in task.inputs)
         return [path for path in inputs if self._manifest.may_be_missing(path) and not path.is_file()]
+
+    def find_makers(
+        self, history: Sequence[tuple[Stage, Sequence[Task]]], tasks: Sequence[Task]
+    ) -> tuple[list[tuple[Stage, list[Task]]], list[Path]]:
+        """Return the earlier tasks to run again because `tasks` need removed outputs of theirs, stage by stage in order.
+
+        And the removed files that only these earlier tasks need.
+        """
+        direct = self.missing_inputs(tasks)
+        wanted = set(direct)
+        again: list[tuple[Stage, list[Task]]] = []
+        for stage, earlier in reversed(history if wanted else []):
+            makers = [task for task in earlier if not wanted.isdisjoint(task.outputs)]
+            if makers:
+                wanted.update(self.missing_inputs(makers))
+                again.append((stage, makers))
+        return again[::-1], sorted(wanted.difference(direct))
 
     def remove(self, paths: Sequence[Path]) -> None:
         """Remove outputs of finished tasks; the tasks stay finished."""

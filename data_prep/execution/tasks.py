@@ -19,8 +19,10 @@ from typing import Any, Protocol
 
 from data_prep.documents.counts import Counts
 from data_prep.documents.quarantine import quarantine_path
+from data_prep.documents.shards import DamagedShardError
+from data_prep.execution.damage import DamagedInput, WrittenFile, find_damage
 from data_prep.execution.files import describe_file, disk_errors
-from data_prep.execution.fingerprint import Fingerprint, fingerprint
+from data_prep.execution.fingerprint import Fingerprint, differences, fingerprint
 from gpt.errors import ConfigError
 from gpt.files.atomic import sync_file
 from gpt.files.json_text import decode_json
@@ -59,11 +61,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Task:
-    """One application of a stage. `config` is a frozen dataclass; the outputs lie in the work folder."""
+    """One application of a stage. `config` is a frozen dataclass; the outputs lie in the work folder.
+
+    `reads`: further files that the stage reads because an input names them, with their digests.
+    """
 
     config: Any
     inputs: Paths
     outputs: Paths
+    reads: tuple[WrittenFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,11 @@ class FinishedTask:
         return cls(task, counts, entry["facts"], entry["elapsed_s"], quarantine)
 
     @property
+    def n_failed(self) -> int:
+        """Number of documents on which it failed."""
+        return 0 if self.quarantine is None else self.quarantine[1]
+
+    @property
     def n_documents(self) -> int:
         """Number of documents that it read, 0 if it reads none."""
         return self.counts[0].documents_in if self.counts else int(self.facts.get("documents", 0))
@@ -98,7 +109,8 @@ class TaskRequest:
     """A task on its way to a worker, which checks that it sees the same inputs and has the same code as the run.
 
     `n_bytes`: size of each input. `attempts`: the folder below which workers leave their outputs. `host`: of the run.
-    `listed`: a file of `list_inputs` with all inputs, if these are many. `task` and `n_bytes` then have the first few.
+    `checks`: inputs that the worker compares with their digests. `listed`: a file of `list_inputs` with all inputs, if
+    these are many. `task` and `n_bytes` then have the first few.
     """
 
     stage: Stage
@@ -109,6 +121,7 @@ class TaskRequest:
     attempts: Path
     host: str
     listed: Path | None = None
+    checks: tuple[WrittenFile, ...] = ()
 
     @property
     def name(self) -> str:
@@ -146,6 +159,10 @@ class Work(Protocol):
 
     def run(self, stage: Stage, tasks: Sequence[Task]) -> list[FinishedTask]:
         """Do the tasks that the manifest lacks; return the entries of all, in the order of the tasks."""
+        ...
+
+    def check(self, paths: Sequence[Path]) -> None:
+        """Compare files that this process reads itself with the digests of their tasks."""
         ...
 
     def write_note(self, name: str, text: str) -> None:
@@ -214,8 +231,8 @@ def _listed_inputs(path: Path) -> tuple[Paths, tuple[int, ...]]:
     return tuple(map(Path, about["paths"])), tuple(about["bytes"])
 
 
-def execute(request: TaskRequest) -> TaskOutcome:
-    """Do one task, in a worker.
+def execute(request: TaskRequest) -> TaskOutcome | DamagedInput:
+    """Do one task, in a worker; if one of its inputs is damaged, return that instead.
 
     ConfigError: a mistake of the user, a full disk, or other code or inputs here than in the process of the run.
     """
@@ -228,6 +245,9 @@ def execute(request: TaskRequest) -> TaskOutcome:
     here = request.stage.fingerprint()
     if here != request.fingerprint:
         raise ConfigError(_different_installation(request, here, host))
+    damaged = find_damage(request.checks)
+    if damaged is not None:
+        return DamagedInput(damaged)
     attempt = f"{host}-{os.getpid()}-{os.urandom(4).hex()}-"  # before each name: suffixes stay what they are
     finals = (request.attempts / path.relative_to(request.folder) for path in request.task.outputs)
     outputs = tuple(path.with_name(f"{attempt}{path.name}") for path in finals)
@@ -243,10 +263,12 @@ def execute(request: TaskRequest) -> TaskOutcome:
                 with open(path, "rb+") as file:
                     sync_file(file)
             files = [describe_file(path) for path in written]
-        except BaseException:
+        except BaseException as error:
             for folder in folders:
                 for path in folder.glob(f"{attempt}*"):
                     path.unlink(missing_ok=True)
+            if isinstance(error, DamagedShardError):
+                return DamagedInput(error.path)
             raise
     quarantine = None
     if len(files) > len(outputs):
@@ -270,16 +292,8 @@ def _check_inputs(request: TaskRequest, host: str) -> None:
 
 
 def _different_installation(request: TaskRequest, here: Fingerprint, host: str) -> str:
-    run = request.fingerprint
-    changed = [
-        f"the code of {name}" for name in sorted({*run.code, *here.code}) if here.code.get(name) != run.code.get(name)
-    ]
-    changed += [
-        f"{name} {here.versions.get(name)} instead of {version}"
-        for name, version in run.versions.items()
-        if here.versions.get(name) != version
-    ]
+    changed = ", ".join(differences(request.fingerprint, here))
     return (
-        f"{request.name}: the worker on {host} has another installation than the run ({', '.join(changed)}). Install "
+        f"{request.name}: the worker on {host} has another installation than the run ({changed}). Install "
         "the same on every machine, and change nothing during a run"
     )

@@ -12,18 +12,27 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.documents.quarantine import QuarantineConfig
-from data_prep.execution.files import describe_file, disk_errors
+from data_prep.execution.damage import (
+    DamagedInput,
+    T,
+    WrittenFile,
+    damaged_path,
+    divide,
+    remove_damaged,
+    repeat_until_whole,
+)
+from data_prep.execution.files import describe_file, disk_errors, make_folders
 from data_prep.execution.fingerprint import Fingerprint
-from data_prep.execution.records import MAX_LISTED_INPUTS, TaskRecords
+from data_prep.execution.records import TaskRecords, messages
 from data_prep.execution.shares import Share, ShareWatch, WorkFolderLock
-from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskRequest, execute, list_inputs
+from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskRequest, execute
 from data_prep.execution.workers import Executor, LocalWorkers
 from gpt.errors import ConfigError
-from gpt.files.atomic import sync_folder
 
 if TYPE_CHECKING:
     from data_prep.execution.progress import ProgressBars, StageProgress  # imports rich, which workers do not need
@@ -72,7 +81,7 @@ class Workspace:
 
     def __enter__(self) -> "Workspace":
         with disk_errors(self.folder):
-            _make_folders([self.folder])
+            make_folders([self.folder])
             self._lock.acquire()
             try:
                 if self._share is not None:
@@ -113,7 +122,7 @@ class Workspace:
         self._tasks = hashlib.sha256("".join(keys).encode()).hexdigest()
         self._write_status("working")
         self._restore([tasks[i] for i in own])
-        requests = [self._request(stage, fingerprint, tasks[i]) for i in own]
+        requests = self._requests(stage, fingerprint, [tasks[i] for i in own])
         with self._progress.stage(
             stage.name,
             n_tasks=len(tasks),
@@ -128,42 +137,65 @@ class Workspace:
         if not self._keep_intermediate:
             self._history.append((stage, tasks))
         finished = [self._records.finished(task, key) for task, key in zip(tasks, keys, strict=True)]
-        n_failed = sum(task.quarantine[1] for task in finished if task.quarantine is not None)
-        self._quarantine.check(self.folder, stage.name, n_failed, sum(task.n_documents for task in finished))
+        n_documents = sum(task.n_documents for task in finished)
+        self._quarantine.check(self.folder, stage.name, sum(task.n_failed for task in finished), n_documents)
         return finished
 
-    def _request(self, stage: Stage, fingerprint: Fingerprint, task: Task) -> TaskRequest:
-        n_bytes = self._records.input_bytes(task)
-        return TaskRequest(stage, task, fingerprint, n_bytes, self.folder, self._attempts, socket.gethostname())
+    def _requests(self, stage: Stage, fingerprint: Fingerprint, tasks: Sequence[Task]) -> list[TaskRequest]:
+        """The requests for tasks, after a comparison of the inputs that they share."""
+        shared, own = divide([self._records.written_inputs(task) for task in tasks], [task.reads for task in tasks])
+        found = self._executor.run(damaged_path, shared, name=_comparing) if shared else ()
+        remove_damaged([path for _, path in found if path is not None], self.folder)
+        where = (self.folder, self._attempts, socket.gethostname())
+        return [
+            TaskRequest(
+                stage, replace(task, reads=()), fingerprint, self._records.input_bytes(task), *where, checks=files
+            )
+            for task, files in zip(tasks, own, strict=True)
+        ]
 
     def _execute(self, requests: Sequence[TaskRequest], keys: Sequence[str], progress: "StageProgress") -> None:
         with disk_errors(self.folder):
-            _make_folders({output.parent for request in requests for output in request.task.outputs})
+            make_folders({output.parent for request in requests for output in request.task.outputs})
         n_failed = n_documents = 0
-        for n_done, (index, outcome) in enumerate(self._executor.run(execute, self._messages(requests), name=_name), 1):
+        damaged = []
+        jobs = messages(requests, self._attempts, str(self._step))
+        for n_done, (index, outcome) in enumerate(self._executor.run(execute, jobs, name=_name), 1):
+            if isinstance(outcome, DamagedInput):
+                damaged.append(outcome.path)
+                continue
             self._records.add_task(requests[index], keys[index], outcome)
             finished = self._records.finished(requests[index].task, keys[index])
-            n_failed += 0 if finished.quarantine is None else finished.quarantine[1]
+            n_failed += finished.n_failed
             n_documents += finished.n_documents
             # Expect the others to be as large; a first bad shard among many good ones then does not end the run.
-            self._quarantine.check(self.folder, requests[0].stage.name, n_failed, n_documents * len(requests) / n_done)
+            expected = n_documents * len(requests) / n_done
+            self._quarantine.check(self.folder, requests[0].stage.name, n_failed, expected)
             progress.advance(outcome.result.counts, sum(requests[index].n_bytes))
         self._records.sync()
+        remove_damaged(damaged, self.folder)
+
+    def check(self, paths: Sequence[Path]) -> None:
+        """As `Work.check`."""
+        files = [WrittenFile(path, self._records.digest(path)) for path in paths]
+        remove_damaged([file.path for file in files if damaged_path(file)], self.folder)
+
+    def run_whole(self, steps: Callable[[], T]) -> T:
+        """Call `steps`, which calls `run`. If it meets a damaged file, make that file again, and call `steps` again."""
+        return repeat_until_whole(steps, self._start_again)
+
+    def _start_again(self, line: str) -> None:
+        self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._step = 0
+        self._history.clear()
 
     def _restore(self, tasks: Sequence[Task]) -> None:
         """Make the removed inputs of tasks again, and before them the inputs of those."""
-        direct = self._records.missing_inputs(tasks)
-        wanted = set(direct)
-        again: list[tuple[Stage, list[Task]]] = []
-        for stage, earlier in reversed(self._history if wanted else []):
-            makers = [task for task in earlier if not wanted.isdisjoint(task.outputs)]
-            if makers:
-                wanted.update(self._records.missing_inputs(makers))
-                again.append((stage, makers))
-        for stage, makers in reversed(again):
+        again, further = self._records.find_makers(self._history, tasks)
+        for stage, makers in again:
             fingerprint = stage.fingerprint()
             keys = self._records.keys(stage, fingerprint, makers)
-            requests = [self._request(stage, fingerprint, task) for task in makers]
+            requests = self._requests(stage, fingerprint, makers)
             n_bytes = sum(sum(request.n_bytes) for request in requests)
             name = f"{stage.name} (again)"
             with self._progress.stage(
@@ -172,7 +204,7 @@ class Workspace:
                 self._execute(requests, keys, progress)
             self._records.trust_outputs(makers)
         if self._share is None:  # else another share may be about to read them
-            self._records.remove(sorted(wanted.difference(direct)))
+            self._records.remove(further)
 
     def release(self, paths: Iterable[Path]) -> None:
         """As `Work.release`: in a run that keeps no intermediate files, the first share removes them."""
@@ -226,17 +258,6 @@ class Workspace:
     def _is_own(self, index: int) -> bool:
         return self._share is None or self._share.owner(index) == self._share.number
 
-    def _messages(self, requests: Sequence[TaskRequest]) -> list[TaskRequest]:
-        """The requests as workers get them: one file lists the many inputs that several tasks have in common."""
-        lists: dict[int, Path] = {}  # by the identity of the inputs, since comparing long lists takes time
-        messages = []
-        for request in requests:
-            if len(request.task.inputs) > MAX_LISTED_INPUTS:
-                number = lists.setdefault(id(request.task.inputs), self._attempts / f"{self._step}-{len(lists)}.inputs")
-                request = list_inputs(request, number)
-            messages.append(request)
-        return messages
-
     def _wait(self, missing: dict[str, int], is_there: Callable[[str], bool], progress: "StageProgress") -> None:
         """Wait until the other shares have done what is `missing`: key or path to the index that tells its owner."""
         if not missing:
@@ -274,20 +295,12 @@ class Workspace:
                 path.unlink(missing_ok=True)
 
 
-def _make_folders(folders: Iterable[Path]) -> None:
-    """Make folders and sync them to disk."""
-    for folder in folders:
-        missing = [parent for parent in (folder, *folder.parents) if not parent.is_dir()]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError:  # the error of /proc and of some remote file systems
-            raise ConfigError(f"{folder}: this folder cannot be made. Choose another") from None
-        for parent in reversed(missing):
-            sync_folder(parent.parent)
-
-
 def _name(request: Any) -> str:
     return str(request.name)
+
+
+def _comparing(file: Any) -> str:
+    return f"comparison of {file.path} with its digest"
 
 
 def _reading(path: Any) -> str:

@@ -108,27 +108,34 @@ def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: Progr
     """Run every stage that is not finished yet and publish the model. ConfigError: a mistake, or too few documents."""
     files = {kind: _find(kind, getattr(config, kind)) for kind in KINDS}
     with Workspace(config.work, n_workers=n_workers, progress=progress) as workspace:
-        run = ShardRun(workspace)
-        named = {kind: run.named(local_inputs(files[kind], workspace.folder / "remote")) for kind in KINDS}
-        both = sorted(set(named["positive"]) & set(named["negative"]))
-        if both:
-            raise ConfigError(f"{named['positive'][both[0]]} is given as --positive and as --negative. Remove one")
-        counts: list[Counts] = []
-        features = []
-        for kind in KINDS:
-            before = len(run.counts)
-            texts = run.map(extract_stage(config.extract), extract_task(_reading(config), config.extract), named[kind])
-            counts += [replace(row, step=f"{row.step}, {kind}") for row in run.counts[before:]]
-            features.append(_features(run, config.sample, texts))
-        folder = workspace.folder / SAMPLE.name
-        sampled = tuple(folder / name for name in ("rows.npy", "positive.npy", "buckets.bin", "counts.bin"))
-        inputs = tuple(path for tasks in features for task in tasks for path in task.outputs)
-        run.tasks(SAMPLE, [Task(SampleGatherTask(config.sample, len(features[0])), inputs, sampled)])
-        model = workspace.folder / FIT.name / f"quality{SUFFIX}"
-        (fitted,) = run.tasks(FIT, [Task(FitTask(config.fit, config.sample), sampled, (model,))])
-        losses = losses_in(run.facts.get("extract", []))
-        _write_file(config.output, model.read_bytes())
-        _write_file(config.output.with_suffix(".json"), json.dumps(fitted.facts, indent=2).encode() + b"\n")
+        return workspace.run_whole(lambda: _run_stages(workspace, config, files))
+
+
+def _run_stages(
+    workspace: Workspace, config: TrainQualityConfig, files: dict[str, list[Path | RemoteFile]]
+) -> TrainedQualityModel:
+    run = ShardRun(workspace)
+    named = {kind: run.named(local_inputs(files[kind], workspace.folder / "remote")) for kind in KINDS}
+    both = sorted(set(named["positive"]) & set(named["negative"]))
+    if both:
+        raise ConfigError(f"{named['positive'][both[0]]} is given as --positive and as --negative. Remove one")
+    counts: list[Counts] = []
+    features = []
+    for kind in KINDS:
+        before = len(run.counts)
+        texts = run.map(extract_stage(config.extract), extract_task(_reading(config), config.extract), named[kind])
+        counts += [replace(row, step=f"{row.step}, {kind}") for row in run.counts[before:]]
+        features.append(_features(run, config.sample, texts))
+    folder = workspace.folder / SAMPLE.name
+    sampled = tuple(folder / name for name in ("rows.npy", "positive.npy", "buckets.bin", "counts.bin"))
+    inputs = tuple(path for tasks in features for task in tasks for path in task.outputs)
+    run.tasks(SAMPLE, [Task(SampleGatherTask(config.sample, len(features[0])), inputs, sampled)])
+    model = workspace.folder / FIT.name / f"quality{SUFFIX}"
+    (fitted,) = run.tasks(FIT, [Task(FitTask(config.fit, config.sample), sampled, (model,))])
+    workspace.check([model])
+    losses = losses_in(run.facts.get("extract", []))
+    _write_file(config.output, model.read_bytes())
+    _write_file(config.output.with_suffix(".json"), json.dumps(fitted.facts, indent=2).encode() + b"\n")
     return TrainedQualityModel(config.output, model_digest(config.output), fitted.facts, counts, losses)
 
 

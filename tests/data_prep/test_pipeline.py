@@ -1,6 +1,7 @@
 """Run the stages of a recipe in their order, and write the corpus."""
 
 import gzip
+import io
 import json
 import os
 from dataclasses import replace
@@ -12,6 +13,7 @@ from data_prep.corpus.tokenize import TokenizerConfig
 from data_prep.dedup.fuzzy import FuzzyConfig
 from data_prep.execution.fingerprint import versions
 from data_prep.execution.progress import ProgressBars
+from data_prep.execution.tasks import execute
 from data_prep.filters.pii import PiiConfig
 from data_prep.filters.quality import QualityConfig
 from data_prep.pipeline import PreparedCorpus, check, prepare
@@ -135,3 +137,56 @@ def test_without_intermediate_files_the_corpus_is_the_same_and_the_text_is_kept_
     from_nothing = replace(changed, output=OutputConfig(tmp_path / "new", validation_fraction=0.2))
     run(from_nothing)
     assert files_of(tmp_path / "lean") == files_of(tmp_path / "new")
+
+
+class FlipsBits(InThisProcess):
+    """Before each group of jobs, flip a bit in one new file of each kind, unnoticed: size and time stay the same."""
+
+    def __init__(self, work):
+        self.work, self.kinds, self.flipped = work, set(), []
+
+    def run(self, function, jobs, *, name):
+        for path in sorted(self.work.rglob("*")):
+            kind = (path.parent, path.name.partition(".")[2])
+            relative = path.relative_to(self.work)
+            stay = relative.name in ("manifest.jsonl", "steps.json") or str(relative).startswith(".") or path.is_dir()
+            if stay or kind in self.kinds or ".dropped" in path.name or not path.stat().st_size:
+                continue
+            self.kinds.add(kind)
+            self.flipped.append(path)
+            stat, data = path.stat(), bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 4
+            path.write_bytes(data)
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        yield from super().run(function, jobs, name=name)
+
+
+def test_a_file_that_is_damaged_between_stages_is_made_again(tmp_path, config):
+    lines = [json.loads(line) for line in (tmp_path / "0.jsonl").read_text().splitlines()]
+    copies = [{"id": f"copy {n}", "text": line["text"] + " More." * (n % 2)} for n, line in enumerate(lines)]
+    (tmp_path / "2.jsonl").write_text("\n".join(map(json.dumps, copies)))
+    config = replace(config, pii=PiiConfig(enabled=True), dedup_minhash=FuzzyConfig(method="gpt3"))
+    run(config)
+    expected = files_of(tmp_path / "corpus")
+    again = replace(config, output=replace(config.output, folder=tmp_path / "again"))
+    work, console = (tmp_path / "again/work").resolve(), Console(file=io.StringIO(), width=500)
+    flips = FlipsBits(work)
+    prepare(again, n_workers=1, progress=ProgressBars(console), executor=lambda _: flips)
+    assert files_of(tmp_path / "again") == expected
+    lines = [line for line in console.file.getvalue().splitlines() if "made again" in line]
+    made = {line.partition(":")[0].partition(".")[0] for line in lines}
+    assert made == {str(path).partition(".")[0] for path in flips.flipped}, "a task writes all its files again"
+    folders = {path.parent.name for path in flips.flipped}
+    assert folders > {"extract", "language", "exact_digests", "exact_lists", "minhash_ranks", "pii", "tokenize"}
+
+
+def test_an_input_that_changes_during_the_run_ends_it_with_one_line(tmp_path, config):
+    class Changes(InThisProcess):
+        def run(self, function, jobs, *, name):
+            if function is execute:
+                path = tmp_path / "0.jsonl"
+                path.write_bytes(path.read_bytes().replace(b"the", b"teh"))
+            yield from super().run(function, jobs, name=name)
+
+    with pytest.raises(ConfigError, match=r"0\.jsonl has changed since this run first read it"):
+        prepare(config, n_workers=1, progress=ProgressBars(Console(quiet=True)), executor=Changes)

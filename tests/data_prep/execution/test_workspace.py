@@ -11,7 +11,7 @@ from rich.console import Console
 
 from data_prep.documents.counts import Counts
 from data_prep.execution.progress import ProgressBars
-from data_prep.execution.tasks import Stage, Task
+from data_prep.execution.tasks import Stage, Task, execute
 from data_prep.execution.workspace import Workspace
 from gpt.errors import ConfigError
 
@@ -70,8 +70,9 @@ def test_a_message_to_a_worker_does_not_grow_with_the_inputs_of_its_task(tmp_pat
     class Sender(InThisProcess):
         def run(self, function, jobs, *, name):
             sizes.extend(len(pickle.dumps(job)) for job in jobs)
-            assert name(jobs[0]) == "stage 'join' of 00000.in, 00001.in, 00002.in and more"
-            assert len(list((tmp_path / "w/.tmp").rglob("*.inputs"))) == 1
+            if function is execute:  # before that, it compares the inputs with their digests
+                assert name(jobs[0]) == "stage 'join' of 00000.in, 00001.in, 00002.in and more"
+                assert len(list((tmp_path / "w/.tmp").rglob("*.inputs"))) == 1
             yield from ((index, function(pickle.loads(pickle.dumps(job)))) for index, job in enumerate(jobs))
 
     config, quiet = functions.Config("p", tmp_path / "log"), ProgressBars(Console(quiet=True))

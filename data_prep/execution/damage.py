@@ -1,0 +1,107 @@
+"""Compare the inputs of tasks with the digests that their writers recorded, so that no task believes a damaged file.
+
+An input of one task is compared by that task's worker, just before the stage's function reads it. Inputs that several
+tasks share are compared once, before the first of these tasks starts.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from data_prep.execution.files import describe_file
+from gpt.errors import ConfigError
+
+T = TypeVar("T")
+_MAX_DAMAGE = 3  # times that a file may be damaged in one run
+MAX_OWN = 32  # inputs that one worker compares alone
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file and the digest of its content when it was written, or read for the first time."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class DamagedInput:
+    """A worker's answer for a task that it did not do, because this input is not as it was written."""
+
+    path: Path
+
+
+class DamagedInputError(Exception):
+    """A file of the work folder is not as its task wrote it; that task must run again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path}: its content is not what its task wrote")
+        self.path = path
+
+
+def find_damage(files: Sequence[WrittenFile]) -> Path | None:
+    """Return the first file whose content has changed, or None; reads every file."""
+    return next((file.path for file in files if not _is_intact(file)), None)
+
+
+def damaged_path(file: WrittenFile) -> Path | None:
+    """Return the file's path if its content has changed, else None; reads the file."""
+    return None if _is_intact(file) else file.path
+
+
+def divide(
+    inputs: Sequence[Sequence[WrittenFile]], reads: Sequence[Sequence[WrittenFile]]
+) -> tuple[list[WrittenFile], list[tuple[WrittenFile, ...]]]:
+    """Divide the inputs of tasks into those to compare before the tasks, and those of each task alone.
+
+    All further files that tasks read are to compare before. Equal lists must be the same object: comparing long ones
+    takes time.
+    """
+    tasks_of = Counter(map(id, inputs))
+    lists = {id(files): files for files in inputs}
+    n_tasks: Counter[Path] = Counter()
+    for key, files in lists.items():
+        for file in files:
+            n_tasks[file.path] += tasks_of[key] if len(files) <= MAX_OWN else 2
+    shared = {file.path: file for files in lists.values() for file in files if n_tasks[file.path] > 1}
+    alone = {key: tuple(file for file in files if file.path not in shared) for key, files in lists.items()}
+    shared |= {file.path: file for files in {id(files): files for files in reads}.values() for file in files}
+    return list(shared.values()), [alone[id(files)] for files in inputs]
+
+
+def remove_damaged(paths: Sequence[Path], folder: Path) -> None:
+    """Remove damaged files of a work folder, so that their tasks run again; DamagedInputError if there are any.
+
+    ConfigError: it is a file of the user.
+    """
+    for path in paths:
+        if not path.is_relative_to(folder):
+            raise ConfigError(
+                f"{path} has changed since this run first read it. Change no input during a run; if nobody did, its "
+                "disk may be failing. Run the same command again"
+            )
+        path.unlink(missing_ok=True)
+    if paths:
+        raise DamagedInputError(paths[0])
+
+
+def repeat_until_whole(steps: Callable[[], T], start_again: Callable[[str], None]) -> T:
+    """Call `steps` until it meets no damaged file; before each further call, pass a line to `start_again`.
+
+    ConfigError: a file is damaged again and again.
+    """
+    met: Counter[Path] = Counter()
+    while True:
+        try:
+            return steps()
+        except DamagedInputError as error:
+            met[error.path] += 1
+            if met[error.path] == _MAX_DAMAGE:
+                raise ConfigError(f"{error}, {_MAX_DAMAGE} times. Check the disk and the memory") from None
+            start_again(f"{error}. It is made again")
+
+
+def _is_intact(file: WrittenFile) -> bool:
+    return bool(describe_file(file.path)["digest"] == file.digest)
