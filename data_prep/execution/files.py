@@ -1,5 +1,6 @@
 """Sync and describe files, lock a folder, and report a full disk in one clear line."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -92,3 +93,15 @@ def make_folders(folders: Iterable[Path]) -> None:
             raise ConfigError(f"{folder}: this folder cannot be made. Choose another") from None
         for parent in reversed(missing):
             sync_folder(parent.parent)
+
+
+def remove_leftovers(temporary: Path, attempts: Path, *, alone: bool) -> None:
+    """Remove the files of killed and failed tasks: all of them if no other share can be at work."""
+    if temporary.is_symlink():  # not made by us: attempts would be written to its target
+        temporary.unlink()
+    shutil.rmtree(temporary if alone else attempts, ignore_errors=True)
+    with contextlib.suppress(OSError):  # of several shares, the last one removes it
+        temporary.rmdir()
+    if alone:
+        for path in temporary.parent.glob(".ray-probe-*"):
+            path.unlink(missing_ok=True)

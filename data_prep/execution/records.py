@@ -122,9 +122,9 @@ class TaskRecords:
     def find_makers(
         self, history: Sequence[tuple[Stage, Sequence[Task]]], tasks: Sequence[Task]
     ) -> tuple[list[tuple[Stage, list[Task]]], list[Path]]:
-        """Return the earlier tasks to run again because `tasks` need removed outputs of theirs, stage by stage in order.
+        """Return the earlier tasks to run again because `tasks` need their removed outputs, stage by stage in order.
 
-        And the removed files that only these earlier tasks need.
+        Also return the removed files that only these earlier tasks need.
         """
         direct = self.missing_inputs(tasks)
         wanted = set(direct)

@@ -5,10 +5,8 @@ finished once the manifest holds its key; an output file alone does not count an
 same work finds every key and does nothing.
 """
 
-import contextlib
 import hashlib
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +24,7 @@ from data_prep.execution.damage import (
     remove_damaged,
     repeat_until_whole,
 )
-from data_prep.execution.files import describe_file, disk_errors, make_folders
+from data_prep.execution.files import describe_file, disk_errors, make_folders, remove_leftovers
 from data_prep.execution.fingerprint import Fingerprint
 from data_prep.execution.records import TaskRecords, messages
 from data_prep.execution.shares import Share, ShareWatch, WorkFolderLock
@@ -86,7 +84,7 @@ class Workspace:
             try:
                 if self._share is not None:
                     self._watch = ShareWatch(self._lock, timeout_s=self._share_timeout_s)
-                self._remove_leftovers()
+                remove_leftovers(self.folder / TEMPORARY, self._attempts, alone=self._share is None)
                 self._attempts.mkdir(parents=True)
                 self._records.open(f"manifest{self._lock.label}.jsonl")
             except BaseException:
@@ -96,7 +94,7 @@ class Workspace:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._executor.close()
-        self._remove_leftovers()
+        remove_leftovers(self.folder / TEMPORARY, self._attempts, alone=self._share is None)
         try:
             self._records.sync()
             failed = str(error) or type(error).__name__ if error is not None else ""
@@ -282,17 +280,6 @@ class Workspace:
 
     def _write_status(self, state: str) -> None:
         self._lock.write_status(state, step=self._step, stage=self._stage, tasks=self._tasks)
-
-    def _remove_leftovers(self) -> None:
-        """Remove the files of killed and failed tasks: all of them when no other share can be at work."""
-        if (self.folder / TEMPORARY).is_symlink():  # not made by us: attempts would be written to its target
-            (self.folder / TEMPORARY).unlink()
-        shutil.rmtree(self._attempts if self._share else self.folder / TEMPORARY, ignore_errors=True)
-        with contextlib.suppress(OSError):  # of several shares, the last one removes it
-            (self.folder / TEMPORARY).rmdir()
-        if self._share is None:
-            for path in self.folder.glob(".ray-probe-*"):
-                path.unlink(missing_ok=True)
 
 
 def _name(request: Any) -> str:
