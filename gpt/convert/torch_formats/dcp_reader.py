@@ -39,7 +39,7 @@ _NAMES_BELOW = (
     "megatron.core.dist_checkpointing.",
 )
 _MAX_DIMENSIONS = 16
-_MAX_METADATA_BYTES = 1 << 30
+_MAX_METADATA_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,9 @@ def decode(data: bytes | BinaryIO, *, where: str) -> Decoded:
     """Decode one pickle. ConfigError: it is not a pickle, is cut off, or has an unsupported instruction."""
     machine = _Machine()
     try:
-        for operation, argument, _ in pickletools.genops(data):
+        for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
+            if number >= MAX_STEPS:
+                raise ConfigError(f"{where}: a pickle of more than {MAX_STEPS:,} instructions is too long")
             if not machine.step(operation.name, argument):
                 raise ConfigError(f"{where}: the pickle instruction {operation.name} is not supported")
         (root,) = machine.stack
@@ -113,6 +115,10 @@ _SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _NOTHING = {"PROTO", "FRAME", "STOP"}
 # A pickle can build any number of names, at 6 bytes each, from two memoised strings. Names are shown to the user.
 _NAME = re.compile(r"[\w.<>-]{1,300}")
+# An instruction of one byte makes an object of up to 300 bytes: this is at most a few gigabytes, and a minute.
+# 400,000 parts of tensors need as many.
+MAX_STEPS = 24_000_000
+_MAX_NAMES = 10_000  # different ones; metadata has a dozen
 _MAX_INT_BITS = 512  # sizes and seeds are smaller, and Python refuses to print much longer numbers
 
 
@@ -123,7 +129,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stack below each mark
         self.memo: dict[int, Any] = {}
-        self.names: list[str] = []
+        self.names: dict[str, None] = {}  # in order, each once
         self.others: dict[str, Callable[[Any], None]] = {
             "MARK": self._mark,
             "POP": lambda _: self._drop(),
@@ -203,8 +209,11 @@ class _Machine:
             raise ValueError("a name that is not a string")
         if not (_NAME.fullmatch(module) and _NAME.fullmatch(name)):
             raise ValueError(f"an invalid name of {len(module)} and {len(name)} characters")
-        self.names.append(f"{module}.{name}")
-        self.stack.append(GlobalName(self.names[-1]))
+        path = f"{module}.{name}"
+        self.names[path] = None
+        if len(self.names) > _MAX_NAMES:
+            raise ValueError(f"more than {_MAX_NAMES} different names")
+        self.stack.append(GlobalName(path))
 
     def _make(self) -> None:
         arguments, of = self.stack.pop(), self.stack.pop()

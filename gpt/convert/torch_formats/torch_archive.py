@@ -28,7 +28,8 @@ STORAGES = {
     "torch.DoubleStorage": torch.float64,
 }
 _STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
-_MAX_PICKLE_BYTES = 1 << 28  # a tensor's pickle has a few hundred bytes; Megatron's common.pt is far smaller
+_MAX_PICKLE_BYTES = 1 << 24  # Megatron's common.pt has some kilobytes
+_MAX_TENSOR_PICKLE_BYTES = 1 << 16  # a tensor's pickle has a few hundred
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member, up to the lengths of its name and extra field
 
 
@@ -135,7 +136,7 @@ def _read_pickle(file: BinaryIO, members: dict[str, tuple[int, int, int]], where
         raise ConfigError(f"{where} is not an archive of torch.save: it has no data.pkl")
     begin, size, _ = members["data.pkl"]
     if size > _MAX_PICKLE_BYTES:
-        raise ConfigError(f"{where}: a pickle of {size} bytes is too large for a tensor")
+        raise ConfigError(f"{where}: a pickle of {size} bytes is too large")
     if "byteorder" in members:
         position, length, _ = members["byteorder"]
         file.seek(position)
@@ -149,6 +150,8 @@ def find_tensor(path: Path, *, start: int = 0, length: int | None = None, what: 
     """Find the elements of the tensor in an archive. ConfigError: it holds something else, or elements are missing."""
     archive = read_archive(path, start=start, length=length, what=what)
     where = f"{path}{what and f' ({what})'}"
+    if len(archive.pickle) > _MAX_TENSOR_PICKLE_BYTES:
+        raise ConfigError(f"{where}: a pickle of {len(archive.pickle)} bytes is too large for a tensor")
     decoded = decode(archive.pickle, where=where)
     known = {_REBUILD, "collections.OrderedDict", *STORAGES}
     for name in decoded.names:

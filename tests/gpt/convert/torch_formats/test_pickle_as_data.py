@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 import pytest
 import torch
 
+from gpt.convert.torch_formats import pickle_as_data
 from gpt.convert.torch_formats.pickle_as_data import (
     GlobalName,
     PersistentId,
@@ -167,3 +168,15 @@ def test_keys_may_be_anything_and_are_not_hashed():
     for wrong in (data, appended):
         with pytest.raises(ConfigError, match=r"expected a dict with string keys, found (a dict|a 'thing\.made')"):
             as_dict(decode(wrong, where="here").root, where="here")
+
+
+def test_instructions_and_names_are_limited(monkeypatch):
+    """Each byte of a pickle can make an object, and each pair of two short strings a name of 600 characters."""
+    words = [b"\x8c" + bytes([4]) + f"n{i:03d}".encode() for i in range(110)]
+    data = b"\x80\x04" + b"".join(a + b + b"\x930" for a in words for b in words) + b"N."
+    with pytest.raises(ConfigError, match="more than 10000 different names"):
+        decode(data, where="here")
+    monkeypatch.setattr(pickle_as_data, "MAX_STEPS", 1000)
+    assert decode(b"\x80\x04" + b"}0" * 490 + b"N.", where="here").root is None
+    with pytest.raises(ConfigError, match="here: a pickle of more than 1,000 instructions is too long"):
+        decode(b"\x80\x04" + b"}0" * 500 + b"N.", where="here")
