@@ -1,6 +1,7 @@
 """Downloaded models: Hugging Face folders, torch_dist checkpoints of Megatron-core, and our plain safetensors.
 
-Each is read as `triaxial convert` reads it: opened, converted to a run, read back and compared with transformers.
+Each is read as `triaxial convert` reads it. `hf_import` is the whole command, with a trial of the tokenizer and the
+comparison with transformers, at two seconds a case; the others read everything, and leave both out.
 """
 
 import tempfile
@@ -10,8 +11,12 @@ from pathlib import Path
 
 import torch
 from fuzzing import Target
+from pickle_damage import damage_torch_dist
 
-from gpt.convert.hugging_face.names import table
+from gpt.convert.hugging_face.names import from_hugging_face, table
+from gpt.convert.hugging_face.peer import refuse_code
+from gpt.convert.hugging_face.source import find_tokenizer, open_source
+from gpt.convert.megatron.names import from_megatron
 from gpt.convert.weights import shapes
 from gpt.model.config import ModelConfig, RopeScaling
 from gpt.model.gpt import GPT
@@ -19,7 +24,7 @@ from gpt.tokenizer.tokenizers import train_sentencepiece
 from launch.conversion.hugging_face import export_run as export_hugging_face
 from launch.conversion.hugging_face import import_folder
 from launch.conversion.megatron import export_run as export_megatron
-from launch.conversion.megatron import import_checkpoint
+from launch.conversion.megatron import open_checkpoint
 from launch.conversion.plain import export_plain, import_plain
 from launch.runs.imported_run import write_run
 from launch.runs.saved_run import SavedRun, open_run
@@ -58,21 +63,37 @@ def write(folder: Path, *, kind: str, config: ModelConfig) -> None:
             export_plain(saved, output)
 
 
-def read_hugging_face(folder: Path) -> None:
+def import_whole(folder: Path) -> None:
     import_folder(folder / "model", folder.parent / "run")
 
 
+def read_hugging_face(folder: Path) -> None:
+    refuse_code(folder / "model")
+    source = open_source(folder / "model")
+    assert len(list(from_hugging_face(source.config, source.read()))) == len(shapes(source.config))
+    find_tokenizer(folder / "model")
+
+
 def read_megatron(folder: Path) -> None:
-    import_checkpoint(folder / "model", folder.parent / "run")
+    source = open_checkpoint(folder / "model", tokenizer_size=300)
+    assert len(list(from_megatron(source.config, source.read()))) == len(shapes(source.config))
 
 
 def read_plain(folder: Path) -> None:
     import_plain(folder / "model", folder.parent / "run")
 
 
+PEER = ("transformers", "tokenizers")
 TARGETS = (
-    Target("hf_llama", partial(write, kind="hf", config=LLAMA_3), read_hugging_face, cases=30, needs=("transformers",)),
-    Target("hf_gpt2", partial(write, kind="hf", config=GPT3), read_hugging_face, cases=15, needs=("transformers",)),
-    Target("torch_dist", partial(write, kind="megatron", config=LLAMA), read_megatron, cases=60),
+    Target("hf_import", partial(write, kind="hf", config=LLAMA_3), import_whole, cases=10, needs=PEER),
+    Target("hf_llama", partial(write, kind="hf", config=LLAMA_3), read_hugging_face, cases=150, needs=PEER),
+    Target("hf_gpt2", partial(write, kind="hf", config=GPT3), read_hugging_face, cases=100, needs=PEER),
+    Target(
+        "torch_dist",
+        partial(write, kind="megatron", config=LLAMA),
+        read_megatron,
+        cases=200,
+        damage=damage_torch_dist,
+    ),
     Target("plain_safetensors", partial(write, kind="plain", config=GPT3), read_plain, cases=40),
 )

@@ -82,6 +82,6 @@ def read_pair(folder: Path) -> None:
 
 TARGETS = (
     Target("sentencepiece_model", write_model, read_model, cases=50, needs=("tokenizers",)),
-    Target("tokenizer_json", write_json, read_json, cases=20, needs=("tokenizers",)),
+    Target("tokenizer_json", write_json, read_json, cases=12, needs=("tokenizers",)),
     Target("byte_pair_files", write_pair, read_pair, cases=40, needs=("tiktoken", "tokenizers")),
 )
