@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 from gpt.files.regular import open_regular
 from gpt.telemetry.time_ledger import PHASES, TimeLedger
@@ -95,9 +96,15 @@ Row = dict[str, Any]
 
 
 def current_account(ledger: TimeLedger) -> Account | None:
-    """Return the account of the whole run so far, or None on all ranks except the main one."""
+    """Return the account of the whole run so far, or None on all ranks except the main one.
+
+    Also None if the disk refuses to read it: the account stops no run.
+    """
     ledger.write()
-    return None if ledger.path is None else read_account(ledger.path)
+    try:
+        return None if ledger.path is None else read_account(ledger.path)
+    except (OSError, ConfigError):
+        return None
 
 
 def read_account(path: Path) -> Account | None:

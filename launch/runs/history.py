@@ -98,7 +98,7 @@ def read_history(directory: Path) -> RunHistory:
         metrics=metrics,
         superseded=[*lost, *lost_here],
         events=read_events(directory / EVENTS, problems),
-        account=read_account(directory / LEDGER),
+        account=_account(directory / LEDGER, problems),
         checkpoints=stored_checkpoints(directory / "checkpoints"),
         config=_table(directory / CONFIG, problems),
         summary=_table(directory / SUMMARY, problems),
@@ -186,8 +186,18 @@ def _objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
         return
     except OSError as error:
         problems.append(f"{path.name}: {(error.strerror or 'cannot be read').lower()}")
+    except ConfigError:
+        problems.append(f"{path.name}: not a regular file")
     if damaged:
         problems.append(f"{path.name}: {damaged:,} line{'s' if damaged > 1 else ''} that cannot be read, skipped")
+
+
+def _account(path: Path, problems: list[str]) -> Account | None:
+    try:
+        return read_account(path)
+    except (OSError, ConfigError):
+        problems.append(f"{path.name}: cannot be read")
+        return None
 
 
 def _table(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -196,7 +206,7 @@ def _table(path: Path, problems: list[str]) -> dict[str, Any]:
         table = decode_json(read_bytes(path))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, ConfigError):
         table = None
     if not isinstance(table, dict):
         problems.append(f"{path.name}: cannot be read")
