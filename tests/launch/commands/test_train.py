@@ -231,7 +231,7 @@ def test_a_full_disk_while_saving(tiny_corpus, tmp_path, small_disk):
         *("train", tiny_corpus.recipe, "--run.directory", disk / "run", "--checkpoint.keep_last", 9),
         *("--metrics.wandb", "disabled"),
     )
-    one_line(done, str(disk))
+    one_line(done, str(disk), status=1)
     saved = sorted(path.name for path in (disk / "run" / "checkpoints").iterdir())
     assert saved, "the first one fitted"
     assert all(name.startswith("step-") for name in saved), "and nothing half written lies about"
