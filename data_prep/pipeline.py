@@ -29,7 +29,7 @@ from data_prep.filters.quality import QUALITY
 from data_prep.filters.quality_classifier import load_model
 from data_prep.readers.input_lists import ANSWERS, Answers, encode_answers, expand_lists
 from data_prep.readers.python_docs import CRAWL, CrawlTask
-from data_prep.readers.readers import check_inputs, find_inputs, local_inputs
+from data_prep.readers.readers import check_inputs, find_inputs, form_of, local_inputs
 from data_prep.readers.remote_files import RemoteFile
 from data_prep.recipe import PrepareConfig
 from data_prep.write_corpus import write_corpus
@@ -106,7 +106,9 @@ def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | Remote
     if config.input.source == "python-docs":
         configs = {f"python-docs-{i:05d}": CrawlTask(i, _CRAWL_FILES) for i in range(_CRAWL_FILES)}
         sources = run.make(CRAWL, configs, ending=".warc.gz")
-    shards = run.map(extract_stage(config.extract), extract_task(config.input, config.extract), run.named(sources))
+    shards = run.map(
+        extract_stage(config.extract), extract_task(config.input, config.extract), run.named(sources, form_of)
+    )
     if config.language.enabled:
         shards = run.map(language_stage(config.language), config.language, shards)
     if config.quality.rules:

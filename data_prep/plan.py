@@ -217,6 +217,9 @@ class _Plan:
             if entry is not None
         ]
 
+    def say(self, line: str) -> None:
+        """Do nothing: the run says it."""
+
     def check(self, paths: Sequence[Path]) -> None:
         """Do nothing: a plan starts no task again."""
 

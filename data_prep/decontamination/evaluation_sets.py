@@ -62,6 +62,11 @@ def find_set_files(sets: Sequence[EvaluationSet], *, where: str) -> list[tuple[P
     return [tuple(sorted({path for p in s.paths for path in _matches(p, f"{where} '{s.name}'")})) for s in sets]
 
 
+def ending_of(path: Path) -> str:
+    """Return the ending by which a set's file is read."""
+    return next(ending for ending in _ENDINGS if path.name.endswith(ending))
+
+
 def check_sets(sets: Sequence[EvaluationSet], *, where: str) -> None:
     """Find the files of each set and read the first example of each, hours before the step that needs them all.
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.corpus.split import SplitConfig
-from data_prep.decontamination.evaluation_sets import EvaluationSet, Example, find_set_files, read_examples
+from data_prep.decontamination.evaluation_sets import EvaluationSet, Example, ending_of, find_set_files, read_examples
 from data_prep.decontamination.ngrams import GramIndex, count_words, find_in_each, join, scan_grams
 from data_prep.documents.arrays import read_array, write_array
 from data_prep.documents.quarantine import NumberedDocument, Quarantine
@@ -38,11 +38,12 @@ class LengthRule:
 
 @dataclass(frozen=True)
 class IndexTask:
-    """The sets, the number of input files of each, and the rule for N."""
+    """The sets, the number of input files of each, the rule for N, and the endings by which the files are read."""
 
     sets: tuple[EvaluationSet, ...]
     n_files: tuple[int, ...]
     rule: LengthRule
+    endings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ def index_sets(run: ShardRun, sets: tuple[EvaluationSet, ...], rule: LengthRule,
     files = find_set_files(sets, where=where)
     folder = run.workspace.folder / INDEX.name
     outputs = (folder / "numbers.npy", folder / "grams.npy", folder / "examples.jsonl.zst")
-    config = IndexTask(sets, tuple(map(len, files)), rule)
-    (finished,) = run.tasks(INDEX, [Task(config, tuple(path for paths in files for path in paths), outputs)])
+    inputs = tuple(path for paths in files for path in paths)
+    config = IndexTask(sets, tuple(map(len, files)), rule, tuple(map(ending_of, inputs)))
+    (finished,) = run.tasks(INDEX, [Task(config, inputs, outputs)])
     return KnownGrams(*outputs, tuple(finished.facts["sets"]))
 
 

@@ -35,7 +35,7 @@ from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun, read_steps
 from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskResult
 from data_prep.execution.workspace import Workspace
-from data_prep.readers.readers import InputConfig, find_inputs, local_inputs, read_records
+from data_prep.readers.readers import InputConfig, find_inputs, form_of, local_inputs, read_records
 from data_prep.readers.remote_files import RemoteFile, local_copy
 from gpt.errors import ConfigError
 from gpt.files.atomic import open_replacement, replace_file
@@ -150,7 +150,7 @@ def _run_stages(
         _check_documents(corpus, searched)
         finished += searched
     if sources:
-        named = run.named(local_inputs(sources, workspace.folder / "remote"))
+        named = run.named(local_inputs(sources, workspace.folder / "remote"), form_of)
         finished += search(run, TEXTS, TextTask(known.lengths, _reading(config.training)), known, named)
     hits = [path for task in finished for path in task.task.outputs]
     marked = workspace.folder / MARK.name / EXAMPLES_FILE

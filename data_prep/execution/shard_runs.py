@@ -1,7 +1,7 @@
 """Apply stages to all shards of a run, sum up their counts, and record which files each step wrote."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,22 @@ class ShardRun:
         self._steps: list[Step] = []
         self._aside: dict[Path, list[Path]] = {}  # shard: failed documents of the stages that only read it
 
-    def named(self, sources: Sequence[Path]) -> Shards:
-        """Name source files by the digest of their content: names and order do not matter, equal files count once."""
+    def named(self, sources: Sequence[Path], form_of: Callable[[Path], str] | None = None) -> Shards:
+        """Name source files by the digest of their content, and by the form in which they are read, if it is given.
+
+        Other parts of their names and their order do not matter. Equal files count once; a line names them.
+        """
         digests = self.workspace.digests(sources)
-        return dict(sorted({digest[:16]: path for digest, path in zip(digests, sources, strict=True)}.items()))
+        named: Shards = {}
+        twins = []
+        for digest, path in zip(digests, sources, strict=True):
+            name = digest[:16] if form_of is None else f"{digest[:16]}{form_of(path)}"
+            if named.setdefault(name, path) != path:
+                twins.append(f"{path} equals {named[name]}")
+        if twins and form_of is not None:
+            more = f", and {len(twins) - 1:,} more" if len(twins) > 1 else ""
+            self.workspace.say(f"input.paths: equal files count once: {twins[0]}{more}")
+        return dict(sorted(named.items()))
 
     def make(self, stage: Stage, configs: dict[str, Any], *, ending: str) -> list[Path]:
         """Run tasks without input, by name; each writes a file that ends in `ending`, and a trace."""

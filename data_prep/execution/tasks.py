@@ -161,6 +161,10 @@ class Work(Protocol):
         """Do the tasks that the manifest lacks; return the entries of all, in the order of the tasks."""
         ...
 
+    def say(self, line: str) -> None:
+        """Print a line."""
+        ...
+
     def check(self, paths: Sequence[Path]) -> None:
         """Compare files that this process reads itself with the digests of their tasks."""
         ...

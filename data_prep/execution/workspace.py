@@ -182,8 +182,12 @@ class Workspace:
         """Call `steps`, which calls `run`. If it meets a damaged file, make that file again, and call `steps` again."""
         return repeat_until_whole(steps, self._start_again)
 
-    def _start_again(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """As `Work.say`."""
         self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _start_again(self, line: str) -> None:
+        self.say(line)
         self._step = 0
         self._history.clear()
 

@@ -24,7 +24,7 @@ from data_prep.extraction.page_text import ExtractConfig
 from data_prep.filters.quality_classifier import N_BUCKETS, QualityModel, model_digest, save_model
 from data_prep.quality_training.logistic import Examples, Floats, fit, margins, sigmoid
 from data_prep.quality_training.sample import FEATURES, KINDS, SAMPLE, SampleConfig, SampleGatherTask, map_numbers
-from data_prep.readers.readers import InputConfig, find_inputs, local_inputs
+from data_prep.readers.readers import InputConfig, find_inputs, form_of, local_inputs
 from data_prep.readers.remote_files import RemoteFile
 from gpt.errors import ConfigError
 from gpt.files.atomic import open_replacement
@@ -115,7 +115,7 @@ def _run_stages(
     workspace: Workspace, config: TrainQualityConfig, files: dict[str, list[Path | RemoteFile]]
 ) -> TrainedQualityModel:
     run = ShardRun(workspace)
-    named = {kind: run.named(local_inputs(files[kind], workspace.folder / "remote")) for kind in KINDS}
+    named = {kind: run.named(local_inputs(files[kind], workspace.folder / "remote"), form_of) for kind in KINDS}
     both = sorted(set(named["positive"]) & set(named["negative"]))
     if both:
         raise ConfigError(f"{named['positive'][both[0]]} is given as --positive and as --negative. Remove one")

@@ -11,7 +11,7 @@ from data_prep.documents.shards import Document, content_id
 from data_prep.readers.compressed import PACKINGS, WINDOW_BYTES, Gap, StreamPart, salvaged_blocks, split_stream
 from data_prep.readers.input_lists import Answers, ask_all
 from data_prep.readers.parquet_files import check_columns, read_parquet
-from data_prep.readers.remote_files import RemoteFile, is_url, write_stub
+from data_prep.readers.remote_files import STUB_ENDING, RemoteFile, is_url, write_stub
 from data_prep.readers.unpackers import Broken, Packed
 from data_prep.readers.web_archives import read_web_archive
 from gpt.errors import ConfigError
@@ -116,6 +116,18 @@ def kind_of(name: str) -> str:
         if name.endswith(ending):
             return kind
     raise ConfigError(f"input.paths: '{name}' is invalid: the ending is unknown. Use {', '.join(ENDINGS)}")
+
+
+def form_of(path: Path) -> str:
+    """Return the kind and the packing by which a file is read, as a part of a name, for example "-json-lines-gz".
+
+    A file with the same content and another ending may give other documents. It is "" for the stub of a remote file,
+    whose content has the name.
+    """
+    if path.suffix == STUB_ENDING:
+        return ""
+    packing = next((p for p in PACKINGS if p and path.name.endswith(p)), "")
+    return f"-{kind_of(path.name)}{packing}".replace(" ", "-").replace(".", "-")
 
 
 def read_records(path: Path, config: InputConfig) -> Iterator[Page | Document | Dropped]:

@@ -190,3 +190,25 @@ def test_an_input_that_changes_during_the_run_ends_it_with_one_line(tmp_path, co
 
     with pytest.raises(ConfigError, match=r"0\.jsonl has changed since this run first read it"):
         prepare(config, n_workers=1, progress=ProgressBars(Console(quiet=True)), executor=Changes)
+
+
+def test_the_ending_of_an_input_decides_how_it_is_read_so_it_counts(tmp_path, config):
+    """The same bytes are JSON lines under one name and a text under another, also together in one run."""
+    os.rename(tmp_path / "0.jsonl", tmp_path / "0.txt")
+    separated = replace(config, input=InputConfig(paths=(f"{tmp_path}/0.*",), text_separator="\n"))
+    assert run(separated).counts[0].bytes_out == (tmp_path / "0.txt").stat().st_size - 9, "whole lines, without ends"
+    os.rename(tmp_path / "0.txt", tmp_path / "0.jsonl")
+    texts = run(separated).counts[0].bytes_out
+    assert texts < (tmp_path / "0.jsonl").stat().st_size - 200, "the texts alone"
+    (tmp_path / "0.txt").write_bytes((tmp_path / "0.jsonl").read_bytes())
+    assert run(separated).counts[0].documents_in == 20
+
+
+def test_equal_files_count_once_with_a_line(tmp_path, config):
+    for name in ("copy.jsonl", "other.jsonl"):
+        (tmp_path / name).write_bytes((tmp_path / "0.jsonl").read_bytes())
+    console = Console(file=io.StringIO(), width=500)
+    prepared = prepare(config, n_workers=1, progress=ProgressBars(console), executor=InThisProcess)
+    assert prepared.counts[0].documents_in == 20
+    line = next(line for line in console.file.getvalue().splitlines() if "equal files" in line)
+    assert line == f"input.paths: equal files count once: {tmp_path}/copy.jsonl equals {tmp_path}/0.jsonl, and 1 more"
