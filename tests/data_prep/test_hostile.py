@@ -222,7 +222,7 @@ def test_tricks_in_headers_have_no_effect(tmp_path, warc_record):
 def test_text_that_is_not_utf8_is_dropped_or_repaired(tmp_path):
     good = json.dumps({"id": "good", "text": "gut: ä"}, ensure_ascii=False).encode()
     (tmp_path / "a.jsonl").write_bytes(good + b'\n{"id": "bad", "text": "\xff\xfe"}\n' + good)
-    assert kinds(tmp_path / "a.jsonl") == {"Document": 2, "malformed": 1}
+    assert kinds(tmp_path / "a.jsonl") == {"Document": 2, "not_utf8": 1}
     latin = "Die Straße führt über den Fluß.".encode("latin-1")
     (tmp_path / "a.txt").write_bytes(b"one\n\n" + latin + b"\n\n" + "ä".encode() * 60 + b"\xff")
     found = list(read_records(tmp_path / "a.txt", InputConfig(paths=("x",), text_separator="\n\n")))
