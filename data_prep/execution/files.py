@@ -11,16 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import ConfigError, import_extra
+from gpt.errors import MACHINE_FAULTS, NO_ROOM, ConfigError, DiskFull, MachineFault, import_extra
 from gpt.files.atomic import sync_folder
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = NO_ROOM
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden write into a ConfigError that names the file in the error, else `path`."""
+    """Turn a full disk, a fault of the machine or a forbidden write into a ConfigError that names the file, or `path`.
+
+    Its exit status is 1 where a later try may succeed.
+    """
     try:
         yield
     except OSError as error:
@@ -29,9 +32,13 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in FULL:
             folder = existing_parent(target)
             free_bytes = shutil.disk_usage(folder).free
-            raise ConfigError(
+            raise DiskFull(
                 f"{target}: the disk is full ({free_bytes:,} bytes free in {folder}). Free some space or choose "
                 "another folder (output.folder, output.work), and run the same command again: finished work is kept"
+            ) from None
+        if error.errno in MACHINE_FAULTS:
+            raise MachineFault(
+                f"{target}: {error.strerror}. Run the same command again: finished work is kept"
             ) from None
         if error.errno in _FORBIDDEN:
             raise ConfigError(f"{target}: cannot write here ({error.strerror}). Choose another folder") from None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, MachineFault
 
 _ATTEMPTS = 2  # one kill may be chance (memory pressure, an operator); two on the same job are not
 
@@ -204,6 +204,8 @@ def unwrap(outcome: tuple[str, Any]) -> Any:
     kind, value = outcome
     if kind == "mistake":
         raise ConfigError(value)
+    if kind == "fault":
+        raise MachineFault(value)
     if kind == "error":
         raise RuntimeError(f"a worker failed:\n{value}")
     return value
@@ -238,10 +240,10 @@ def _die_with(owner_pid: int) -> None:
 
 
 def answer(function: Callable[[Any], Any], job: Any) -> tuple[str, Any]:
-    """Call it; return ("done", its value), ("mistake", a ConfigError's line) or ("error", a traceback)."""
+    """Call it; return ("done", its value), ("mistake" or "fault", a ConfigError's line) or ("error", a traceback)."""
     try:
         return "done", function(job)
     except ConfigError as error:
-        return "mistake", str(error)
+        return "fault" if isinstance(error, MachineFault) else "mistake", str(error)
     except Exception:
         return "error", traceback.format_exc()

@@ -337,7 +337,7 @@ def test_help_and_packages_load_without_torch():
 def test_a_full_disk_keeps_the_finished_work_and_the_old_corpus(tmp_path, crawl, small_disk, capsys):
     small = small_disk(64 << 10)
     words = ["prepare", str(recipe(tmp_path, crawl)), "--workers", "1", "--output.folder", f"{small}/corpus"]
-    assert main(words) == 2
+    assert main(words) == 1, "the same command may succeed later"
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert f"{small}/corpus/work" in error
