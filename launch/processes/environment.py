@@ -278,8 +278,9 @@ def set_for_ranks(settings: Mapping[str, str], *, one_node: bool) -> None:
 
 
 def _loopback_settings() -> dict[str, str]:
-    """Local ranks need no other interface, and should not listen on one."""
-    return {"GLOO_SOCKET_IFNAME": "lo"} if Path("/sys/class/net/lo").exists() else {}
+    """Local ranks need no other interface, and should not listen on one. "=": this name, not all that begin so."""
+    settings = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
+    return settings if Path("/sys/class/net/lo").exists() else {}
 
 
 def quiet_elastic_logs() -> None:

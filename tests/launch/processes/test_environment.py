@@ -61,3 +61,30 @@ def test_an_element_of_a_slurm_array_is_a_share(monkeypatch):
     for elements in ((3, 3, 3, 1), (0, 0, 7, 8), (5, 1, 9, 5)):
         with pytest.raises(ConfigError, match=rf"must be 1 to N\. .* --share {elements[0]}/N"):
             array(*elements)
+
+
+def test_ranks_of_one_machine_stay_on_loopback_unless_the_user_names_an_interface(monkeypatch):
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", *environment.RESTART_SETTINGS):
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores what is set below
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(environment.JOB_SECRET, "before")
+    environment.set_for_ranks({environment.JOB_SECRET: "the secret"}, one_node=False)
+    assert environment.job_secret() == "the secret"
+    assert "NCCL_SOCKET_IFNAME" not in os.environ
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
+    environment.set_for_ranks({}, one_node=True)
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("eth1", "=lo")
+
+
+def test_a_ray_cluster_is_joined_only_if_it_is_named(monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert environment.ray_cluster("head:6379") == "head:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "other:6379")
+    assert environment.ray_cluster(None) == "other:6379"
+    assert "RAY_AUTH_MODE" not in os.environ, "the user's cluster, the user's settings"
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert environment.ray_cluster(None) is None
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
