@@ -13,7 +13,7 @@ from gpt.errors import MACHINE_FAULTS, NO_ROOM, ConfigError, file_error
 from gpt.files.atomic import free_space
 from gpt.telemetry.output import OutputError
 from launch.processes.error_reports import report_mistake
-from launch.processes.rank_process import enter_process, ignore_stop_signals, stop_signals
+from launch.processes.rank_process import enter_process, ignore_stop_signals, leave_interrupted, stop_signals
 
 # Command of one or two words: (module, one line of help). A module has add_arguments(parser) and run(args) -> status.
 COMMANDS = {
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report_mistake(str(found), exit_status=found.exit_status)
         return found.exit_status
     except KeyboardInterrupt:
-        return 130
+        return leave_interrupted()
     finally:
         if argv is None:
             ignore_stop_signals()

@@ -6,7 +6,6 @@
 import dataclasses
 import itertools
 import json
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from launch.processes.failures import (
     shell_status,
     signal_name,
 )
-from launch.processes.rank_group import GroupEnd, SignalInbox, run_group, signal_inbox
+from launch.processes.rank_group import STOPPED_BY_INTERRUPT, GroupEnd, SignalInbox, run_group, signal_inbox
 from launch.processes.restarts import ONCE, Outage, Restart, RestartPolicy, RunProgress
 from launch.processes.sealing import new_secret
 
@@ -132,7 +131,7 @@ def _status_without_restart(end: GroupEnd, job: _Job) -> int | None:
     if word.startswith("saved"):
         return SAVED_AFTER_SIGNAL  # all ranks have saved, however they ended afterwards
     first = next(iter(end.failures.values()))  # the others follow from it
-    if first.exitcode in (INTERRUPTED, -signal.SIGINT) or (end.signal is not None and end.signal not in STOP_SIGNALS):
+    if first.exitcode in STOPPED_BY_INTERRUPT or (end.signal is not None and end.signal not in STOP_SIGNALS):
         return INTERRUPTED
     if end.overdue:
         ranks = ", ".join(map(str, end.overdue))

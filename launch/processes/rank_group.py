@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from gpt.files.json_text import decode_json
-from launch.processes.failures import STOP_SIGNALS, handled_signals
+from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGNALS, handled_signals
 
 INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)  # from a keyboard: the run ends at once, without a save
+STOPPED_BY_INTERRUPT = (INTERRUPTED, -signal.SIGINT)
+STOPPED = (SAVED_AFTER_SIGNAL, *(-number for number in STOP_SIGNALS), *STOPPED_BY_INTERRUPT)  # exit codes
 POLL_S = 0.05
 PEERS_S = 30.0  # how long the peers of a rank that failed may take to end before they are killed
-INTERRUPTED_S = 10.0  # the same after Ctrl-C; a second Ctrl-C kills at once
+INTERRUPTED_S, INTERRUPTED_AGAIN_S = 10.0, 4.0  # the same after one Ctrl-C, and after two
 
 
 @dataclass(frozen=True)
@@ -125,24 +127,25 @@ class _Wait:
         return GroupEnd(self.failures, self.signal, self.overdue if self.signal is not None else ())
 
     def pass_on(self, number: int) -> None:
-        if number in INTERRUPTS and self.signal in INTERRUPTS:
-            self.send(signal.SIGKILL)
-        elif self.signal is None or number in INTERRUPTS:
-            self.signal = self.signal or number
-            patience_s = INTERRUPTED_S if number in INTERRUPTS else self.grace_s
-            self.ends_at = min(self.ends_at, time.monotonic() + patience_s)
-            self.send(number)
+        again = self.signal in INTERRUPTS
+        if self.signal is not None and number not in INTERRUPTS:
+            return  # further stop signals change nothing
+        self.signal = self.signal or number
+        patience_s = self.grace_s if number in STOP_SIGNALS else INTERRUPTED_AGAIN_S if again else INTERRUPTED_S
+        self.ends_at = min(self.ends_at, time.monotonic() + patience_s)
+        self.send(number)
 
     def collect(self) -> None:
         ended = {rank: process.returncode for rank, process in self.running.items() if process.poll() is not None}
-        for rank, code in sorted(ended.items(), key=lambda item: item[1] in (0, *(-n for n in STOP_SIGNALS))):
+        # Ranks that stop on a signal come first: at the same moment, another error can only follow from that.
+        for rank, code in sorted(ended.items(), key=lambda item: item[1] not in STOPPED):
             del self.running[rank]
             if code == 0:
                 continue
             if not self.failures:
                 patience_s = PEERS_S if self.signal is None else self.grace_s
                 self.ends_at = min(self.ends_at, time.monotonic() + patience_s)
-                self.send(signal.SIGTERM)
+                self.send(signal.SIGINT if code in STOPPED_BY_INTERRUPT else signal.SIGTERM)
             file = _error_file(self.log_dir, rank)
             self.failures[rank] = RankFailure(code, time.time(), str(file), _read_error(file))
 

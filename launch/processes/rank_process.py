@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
@@ -17,6 +18,7 @@ from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGN
 
 MIN_OPEN_FILES = 64
 MAX_OPEN_FILES = 2**20  # some programs loop over all possible descriptors
+EXPECT_S, EXPECT_AT_START_S = 1.0, 2.0  # before the first step, each stop signal ends one rank before the others
 LEAVING_S = 2.0  # how long a stopped rank may take to release what it holds, such as the lock of the run directory
 
 
@@ -145,6 +147,13 @@ class StopSignals:
             with self._turn:  # a thread that ends this process never returns it
                 self._has_progress = True
 
+    def expect(self) -> None:
+        """Wait a moment for a signal after a peer was lost.
+
+        If a signal ended that peer, the launcher passes it on; only without one is the loss a fault.
+        """
+        time.sleep(EXPECT_S if self._has_progress else EXPECT_AT_START_S)
+
     def end(self) -> None:
         """Ignore stop signals from now on: the run is about to end with the status that it has earned."""
         with self._turn:
@@ -217,6 +226,19 @@ def _follow_and_close(stop: StopSignals, received: int) -> None:
         stop.follow(received)
     finally:
         os.close(received)
+
+
+def leave_interrupted() -> int:
+    """Return INTERRUPTED; a launched rank exits with it at once.
+
+    Python's shutdown takes a second in which peers lose this rank, and its launcher does not know why.
+    """
+    if LauncherEnvironment.from_environment().is_elastic:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(INTERRUPTED)
+    return INTERRUPTED
 
 
 def ignore_stop_signals() -> None:

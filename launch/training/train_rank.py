@@ -55,7 +55,7 @@ from launch.training.summary import describe, how_it_ended, prepare_run_director
 from parallel.agreement import combine
 from parallel.checkpoint.local_tier import discard_all_local
 from parallel.engines.settings import sharding_signature
-from parallel.health.watchdog import LostPeers, watch_rank
+from parallel.health.watchdog import LostPeers, lost_peers, watch_rank
 from parallel.layout.layout import Layout, check_device
 
 
@@ -109,7 +109,13 @@ def run_rank(
             # In this order: the watchdog's set-up communicates, and NCCL reads its settings at the first communication.
             held.enter_context(deterministic(config.run.deterministic, prepared.device))
             watching = watch_rank(config.health, config.run.directory, error_file=environment.error_file)
-            return train_joined(prepared, held.enter_context(watching))
+            heartbeat = held.enter_context(watching)
+            try:
+                return train_joined(prepared, heartbeat)
+            except Exception as error:
+                if lost_peers(error):
+                    stop.expect()
+                raise
     except LostPeers:  # the watchdog has reported it, to the console and the run directory
         return 1
 
