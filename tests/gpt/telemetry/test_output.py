@@ -125,3 +125,12 @@ def test_letters_that_a_terminal_lacks_end_no_process(tmp_path):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     assert done.stdout == b"na\\xefve\n"
+
+
+def test_a_terminal_that_stands_still_blocks_nothing(tmp_path):
+    """As after Ctrl-S. The kernel keeps 4 KiB for the terminal's reader."""
+    reader, terminal = os.openpty()
+    done, kept = talk(tmp_path, lines=1000, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    os.close(reader)
+    assert (done.returncode, len(kept)) == (0, 1001)
