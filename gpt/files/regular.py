@@ -5,6 +5,7 @@ Opening a named pipe waits for a writer, so one pipe among the files of a start 
 
 import errno
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -62,6 +63,25 @@ def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
 def read_text(path: Path, *, max_bytes: int | None = None) -> str:
     """Read a regular file of UTF-8, as `read_bytes` does. UnicodeDecodeError, a ValueError: it is not UTF-8."""
     return read_bytes(path, max_bytes=max_bytes).decode("utf-8")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a regular file to a new one, as `copy_folder` does. ConfigError: it is something else, such as a link."""
+    if source.is_symlink():
+        raise irregular(source, "a symbolic link")
+    with open_regular(source, follow_links=False) as file, open(target, "xb") as out:
+        shutil.copyfileobj(file, out)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder of regular files to a new one. Links are not followed: a stranger's could lead to the user's keys.
+
+    ConfigError: there is something else in it, such as a link or a pipe; then nothing is copied. OSError: as `open`.
+    """
+    for path in sorted(source.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ConfigError(f"{path} is a symbolic link or no regular file, and is not copied. Remove it.")
+    shutil.copytree(source, target)
 
 
 def irregular(path: Path, kind: str) -> ConfigError:

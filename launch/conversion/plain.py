@@ -10,7 +10,6 @@ OUT/tokenizer/          the tokenizer's files
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from gpt.convert.round_trip import round_trip
 from gpt.errors import ConfigError
 from gpt.files.atomic import partial_folder
 from gpt.files.json_files import read_json_object
+from gpt.files.regular import copy_folder
 from gpt.files.safetensors import (
     INDEX,
     MAX_FILE_BYTES,
@@ -88,7 +88,7 @@ def export_plain(
         _write_json(partial / DIGESTS, digests)
         copy_tokenizer(saved, partial)
         if (saved.run_directory / HUGGING_FACE).is_dir():
-            shutil.copytree(saved.run_directory / HUGGING_FACE, partial / HUGGING_FACE)
+            copy_folder(saved.run_directory / HUGGING_FACE, partial / HUGGING_FACE)
     size_bytes = sum(spec.size_bytes for spec in source.specs.values())
     return [
         f"{output}: step {saved.step:,}, {len(digests)} tensors, {size_bytes:,} bytes in {len(files)} safetensors "

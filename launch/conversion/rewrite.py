@@ -3,11 +3,11 @@
 No layout needs this: a checkpoint loads on any layout as it is. Joined files are easier to copy.
 """
 
-import shutil
 from pathlib import Path
 
 from gpt.convert.round_trip import round_trip
 from gpt.files.atomic import partial_folder
+from gpt.files.regular import copy_file
 from launch.conversion.sources import checkpoint_source, copy_folders
 from launch.processes.terminal import progress_bar
 from launch.runs.saved_run import SavedRun
@@ -37,7 +37,7 @@ def rewrite(saved: SavedRun, output: Path, *, weights_only: bool = False) -> lis
         copy_folders(saved.run_directory, partial)
         for file in ("config.json", "model.toml"):
             if (saved.run_directory / file).is_file():
-                shutil.copyfile(saved.run_directory / file, partial / file)
+                copy_file(saved.run_directory / file, partial / file)
         after = read_manifest(path)
     return [
         "a checkpoint loads on any layout as it is; this one is now joined, which only makes it easier to copy",

@@ -11,6 +11,7 @@ from torch import Tensor
 from gpt.convert.hugging_face.export import COMPANIONS
 from gpt.convert.hugging_face.tokenizer import SAMPLES
 from gpt.errors import ConfigError
+from gpt.files.regular import copy_folder
 from gpt.files.safetensors import TensorSpec
 from gpt.tokenizer.faults import try_tokenizer
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer, tokenizer_files
@@ -94,7 +95,7 @@ def copy_folders(source: Path, target: Path) -> None:
     """Copy the folders of a run or an export that travel with the weights, if they are there."""
     for name in ("tokenizer", HUGGING_FACE):
         if (source / name).is_dir():
-            shutil.copytree(source / name, target / name)
+            copy_folder(source / name, target / name)
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -1,11 +1,10 @@
 """Find the checkpoint whose weights a new run takes (run.start_from). The engine loads them."""
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 from gpt.errors import ConfigError
-from gpt.files.regular import read_bytes
+from gpt.files.regular import copy_folder, read_bytes
 from gpt.tokenizer.tokenizers import tokenizer_files
 from launch.config.run_config import RunConfig, changed_keys
 from launch.runs.imported_run import HUGGING_FACE
@@ -71,7 +70,7 @@ def copy_companions(config: RunConfig) -> None:
         same = source / "tokenizer" / file.name
         if not same.is_file() or read_bytes(same) != read_bytes(file):
             return
-    shutil.copytree(original, copies)
+    copy_folder(original, copies)
 
 
 def _check_same_model(path: Path, state: dict[str, object], config: RunConfig) -> None:

@@ -22,6 +22,7 @@ from gpt.convert.round_trip import round_trip
 from gpt.convert.weights import GivenWeights, shapes
 from gpt.errors import import_extra
 from gpt.files.atomic import partial_folder
+from gpt.files.regular import copy_file
 from gpt.files.safetensors import write_model
 from gpt.model.config import ModelConfig
 from gpt.tokenizer.tokenizers import Tokenizer, tokenizer_files
@@ -110,7 +111,7 @@ def _copy_companions(
     """Copy the files that came with an imported model; config.json gets the sizes of the present model."""
     for name in COMPANIONS:
         if (companions / name).is_file():
-            shutil.copyfile(companions / name, folder / name)
+            copy_file(companions / name, folder / name)
     for file in tokenizer_files(tokenizer_file):
         shutil.copyfile(file, folder / file.name)
     before = {key: value for key, value in read_settings(companions).items() if key not in _OTHER_WORDS}

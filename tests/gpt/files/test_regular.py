@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt.errors import ConfigError
-from gpt.files.regular import open_regular, read_bytes, read_text
+from gpt.files.regular import copy_file, copy_folder, open_regular, read_bytes, read_text
 
 
 def test_a_file_is_read_whole_up_to_its_limit(tmp_path: Path) -> None:
@@ -43,3 +43,22 @@ def test_everything_else_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.
         ):
             with pytest.raises(ConfigError, match=f"{name} is {kind}, not a regular file"):
                 open_regular(Path(name))
+
+
+def test_a_folder_is_copied_without_following_links(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner" / "file").write_text("x")
+    copy_folder(source, target)
+    assert (target / "inner" / "file").read_text() == "x"
+    for plant in (lambda path: path.symlink_to("/etc/hostname"), os.mkfifo):
+        plant(source / "planted")
+        with pytest.raises(ConfigError, match="planted is a symbolic link or no regular file, and is not copied"):
+            copy_folder(source, tmp_path / "other")
+        assert not (tmp_path / "other").exists()
+        with pytest.raises(ConfigError, match=r"planted is a (symbolic link|named pipe), not a regular file"):
+            copy_file(source / "planted", tmp_path / "copied")
+        assert not (tmp_path / "copied").exists()
+        (source / "planted").unlink()
+    copy_file(source / "inner" / "file", tmp_path / "copied")
+    assert (tmp_path / "copied").read_text() == "x"
