@@ -9,7 +9,8 @@ from data_prep.readers.unpackers import BLOCK, Packed
 _BLOCK_MARK, _END_MARK, _MARK_BITS, _SUM_BITS = 0x314159265359, 0x177245385090, 48, 32
 _HEAD = b"BZh9"
 _MAX_BLOCK_BITS = 8 * (2 << 20)  # packed; a block holds at most 900 kB before packing
-_WINDOW = 1 << 20
+_FIRST_WINDOW, _MAX_WINDOW = 1 << 12, 1 << 20
+_MAX_BAD = 1000  # blocks in one stream; a hostile file may consist of marks
 # A mark can start at any bit. Bytes 1 to 5 of the 7 around it are all its own: (those bytes, bit, mark, the 7 bytes).
 _NEEDLES = tuple(
     ((mark << (8 - bit)).to_bytes(7, "big")[1:6], bit, mark == _END_MARK, mark << (8 - bit))
@@ -25,7 +26,8 @@ def salvage_stream(packed: Packed, start: int, skip: int) -> Iterator[bytes | tu
     """
     mark = _next_mark(packed, 8 * start)
     lost = None if mark == (8 * (start + len(_HEAD)), False) else 8 * start  # bit where bad bytes start
-    while mark is not None:
+    n_bad = 0
+    while mark is not None and n_bad < _MAX_BAD:
         bit, is_end = mark
         if is_end:
             packed.at = -(-(bit + _MARK_BITS + _SUM_BITS) // 8)
@@ -35,7 +37,7 @@ def salvage_stream(packed: Packed, start: int, skip: int) -> Iterator[bytes | tu
         following = _next_mark(packed, bit + _MARK_BITS)
         data = None if following is None else _unpack(packed, bit, following[0])
         if data is None:
-            lost = bit if lost is None else lost
+            lost, n_bad = bit if lost is None else lost, n_bad + 1
         elif lost is not None:
             yield lost // 8, bit // 8
             lost = None
@@ -50,9 +52,9 @@ def salvage_stream(packed: Packed, start: int, skip: int) -> Iterator[bytes | tu
 
 def _unpack(packed: Packed, start: int, stop: int) -> bytes | None:
     """Unpack the block between two bits; None if it is bad."""
-    if stop - start > _MAX_BLOCK_BITS:
-        return None
     n_bits = stop - start
+    if not _MARK_BITS + _SUM_BITS <= n_bits <= _MAX_BLOCK_BITS:
+        return None
     around = packed.look(start // 8, -(-stop // 8) - start // 8)
     bits = int.from_bytes(around, "big") >> (-stop % 8) & ((1 << n_bits) - 1)
     checksum = bits >> (n_bits - _MARK_BITS - _SUM_BITS) & ((1 << _SUM_BITS) - 1)
@@ -66,8 +68,8 @@ def _unpack(packed: Packed, start: int, stop: int) -> bytes | None:
 
 def _next_mark(packed: Packed, bit: int) -> tuple[int, bool] | None:
     """(bit, whether it ends the stream) of the first mark at or after `bit`, or None."""
-    start = bit // 8
-    while len(window := packed.look(start, _WINDOW)) > _MARK_BITS // 8 - 1:
+    start, size = bit // 8, _FIRST_WINDOW
+    while len(window := packed.look(start, size)) > _MARK_BITS // 8 - 1:
         padded = b"\0" + window + b"\0"
         found = [
             (8 * (start + at - 1) + shift, is_end)
@@ -76,8 +78,8 @@ def _next_mark(packed: Packed, bit: int) -> tuple[int, bool] | None:
         ]
         if found:
             return min(found)
-        start += len(window) - _MARK_BITS // 8 if len(window) == _WINDOW else len(window)
-        bit = max(bit, 8 * start)
+        start += len(window) - _MARK_BITS // 8 if len(window) == size else len(window)
+        bit, size = max(bit, 8 * start), min(8 * size, _MAX_WINDOW)
     return None
 
 

@@ -59,3 +59,22 @@ def test_what_is_missing_at_the_end_is_a_gap(texts, salvage):
     assert len(found) > 0
     assert first < last == end == len(data) // 2
     assert salvage(b"nothing that is bzip2") == (b"", [(0, 21)], 21)
+
+
+def test_a_file_of_marks_alone_is_given_up(salvage, monkeypatch):
+    monkeypatch.setattr("data_prep.readers.bzip2_blocks._MAX_BAD", 50)
+    data = b"BZh9" + bytes.fromhex("314159265359") * 1000
+    assert salvage(data) == (b"", [(4, len(data))], len(data))
+
+
+def test_many_small_blocks_are_found_in_small_windows(tmp_path):
+    """The bytes that are searched grow with the file, not with the number of blocks times a window of a megabyte."""
+    path = tmp_path / "a.bz2"
+    path.write_bytes(bz2.compress(b"ab" * 1_000_000, 1))  # 20 blocks of some 50 bytes
+    looked = []
+    with Packed(path) as packed:
+        look = packed.look
+        packed.look = lambda start, n: looked.append(n) or look(start, n)
+        assert sum(len(block) for block in salvage_stream(packed, 0, 0)) == 2_000_000
+    assert len(looked) >= 40
+    assert max(looked) <= 1 << 15
