@@ -124,8 +124,18 @@ def _rows(batches: Iterator[Any], skip: int, max_cpu_s: float) -> Iterator[dict[
         first = max(skip, 0)
         skip -= batch.num_rows
         if first < batch.num_rows:
-            yield from batch.slice(first).to_pylist()
+            yield from _values(batch.slice(first))
     signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _values(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a batch; a row that is not UTF-8 has no values."""
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        if batch.num_rows == 1:
+            return [dict.fromkeys(batch.schema.names)]
+        return [row for i in range(batch.num_rows) for row in _values(batch.slice(i, 1))]
 
 
 if __name__ == "__main__":

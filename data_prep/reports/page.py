@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from data_prep.documents.counts import Counts
+from data_prep.documents.losses import FileLoss, losses_in
 from data_prep.pipeline import PreparedCorpus
 from data_prep.reports.style import html_page
 
@@ -43,6 +44,7 @@ def report_page(prepared: PreparedCorpus) -> str:
         _steps(prepared.counts),
         _reasons(prepared.counts),
         _lengths(prepared.counts),
+        _losses(losses_in(prepared.facts.get("extract", []))),
     ]
     for name, (title, note) in _TABLES.items():
         for values in _sums(prepared.facts, name):
@@ -70,6 +72,19 @@ def _reasons(counts: Sequence[Counts]) -> str:
     found.sort(key=lambda item: (-item[0], item[1:]))
     rows = [_row(f"{step}: {reason}", (f"{n:,}",), n / found[0][0], colour="s1") for n, step, reason in found[:40]]
     return _table("Dropped, by reason", "The most frequent come first.", ("step: reason", "documents", ""), rows)
+
+
+def _losses(losses: Sequence[FileLoss]) -> str:
+    if not losses:
+        return ""
+    losses = sorted(losses, key=lambda loss: (-loss.unread_bytes, loss.path))[:40]
+    rows = []
+    for loss in losses:
+        records = "unknown" if loss.records is None else f"{loss.records:,}"
+        numbers = (f"{loss.unread_bytes / 1e6:,.1f}", f"{loss.file_bytes / 1e6:,.1f}", records)
+        rows.append(_row(f"{loss.path}: {loss.reason}", numbers, loss.unread_bytes / max(loss.file_bytes, 1)))
+    note = "Damaged input files; the records are estimated from the mean size of those that were read."
+    return _table("Not read", note, ("file: reason", "MB not read", "MB", "records", ""), rows)
 
 
 def _lengths(counts: Sequence[Counts]) -> str:

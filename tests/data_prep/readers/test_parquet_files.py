@@ -49,3 +49,15 @@ def test_a_damaged_row_group_costs_its_own_rows_only(tmp_path):
     assert (gap.reason, gap.unread) == ("damaged", Unread(0, 500))
     assert gap.detail.startswith("500 rows from here on: ")
     assert gap.id.endswith("@1500")
+
+
+def test_a_flipped_bit_in_a_text_costs_one_row(tmp_path):
+    """Pages without compression have no checksum, so the bad letter reaches the decoding of UTF-8."""
+    path, texts = tmp_path / "a.parquet", [f"number {n}: " + "ä" * 20 for n in range(100)]
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    parquet.write_table(arrow.table({"text": texts}), path, store_schema=False, **options)
+    data = bytearray(path.read_bytes())
+    data[data.index(texts[50].encode()) + 12] ^= 0x40
+    path.write_bytes(data)
+    rows = read(path, max_record_bytes=100)
+    assert [getattr(row, "reason", "") for row in rows] == [*[""] * 50, "malformed", *[""] * 49]

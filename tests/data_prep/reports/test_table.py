@@ -1,6 +1,7 @@
 """Print the tables at the end of a run, and its page."""
 
 import io
+from dataclasses import asdict, replace
 
 import pytest
 from rich.console import Console
@@ -78,6 +79,15 @@ def test_what_could_not_be_read_is_printed_with_the_files_that_lost_most():
     assert lines[1] == "  7.jsonl.gz: damaged (gzip: x): 7.0 MB of 1.0 GB not read, about 700 records"
     assert len(lines) == 6
     assert printed(show_losses, []) == ""
+
+
+def test_the_page_lists_what_could_not_be_read(prepared):
+    assert "<h2>Not read</h2>" not in report_page(prepared)
+    loss = FileLoss("<a>.jsonl.gz", 10**6, 2 * 10**5, None, "damaged", "gzip: x")
+    page = report_page(replace(prepared, facts={**prepared.facts, "extract": [{"unread": asdict(loss)}]}))
+    assert "<h2>Not read</h2>" in page
+    assert "&lt;a&gt;.jsonl.gz: damaged" in page
+    assert ">unknown</td>" in page
 
 
 def test_the_page_sums_facts_over_tasks_and_escapes_names(prepared):
