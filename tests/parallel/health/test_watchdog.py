@@ -79,3 +79,31 @@ def test_a_rank_that_takes_no_longer_than_its_phase_may_is_left_alone(tmp_path):
     done = watched(tmp_path, "end")
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+REPLACED = """
+import os, signal, sys, time
+from pathlib import Path
+from parallel.health.config import HealthConfig
+from parallel.health.watchdog import watch_rank
+
+def monitors():
+    return {int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
+
+with watch_rank(HealthConfig(), Path(sys.argv[1])):
+    (first,) = monitors()
+    os.kill(first, signal.SIGKILL)
+    ends_at = time.monotonic() + 60
+    while not monitors() - {first} and time.monotonic() < ends_at:
+        time.sleep(0.1)  # no beat: the main thread may wait in a collective
+    assert monitors() - {first}, "nobody watches this rank"
+assert not monitors(), "the new one has ended too"
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the watchdog needs Linux")
+def test_a_killed_monitor_is_replaced_without_a_beat(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", REPLACED, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
