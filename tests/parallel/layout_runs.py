@@ -392,6 +392,8 @@ def work(rank, i, runs_file, folder):
     run = json.loads(Path(runs_file).read_text())[int(i)]
     store = dist.FileStore(f"{folder}/store", run["world_size"])
     dist.init_process_group("gloo", store=store, rank=rank, world_size=run["world_size"], timeout=timedelta(seconds=90))
+    if run.get("abort") == rank:
+        os.abort()
     result = run_one(run)
     dist.barrier()
     dist.destroy_process_group()

@@ -3,6 +3,8 @@
 import itertools
 import math
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -245,6 +247,15 @@ def test_weights_are_sharded(results):
     assert all(abs(n / whole - 1 / 2) < 0.02 for n in results["data 2, zero 3"]["local_parameters"])
     assert all(n == whole for n in results["data 2, replicated"]["local_parameters"])
     assert all(n < 0.45 * whole for n in results["tensor 2 x pipeline 2"]["local_parameters"])
+
+
+@pytest.mark.rehearse
+def test_a_rank_that_aborts_is_not_run_again_and_its_stacks_are_kept(tmp_path):
+    with pytest.raises(AssertionError, match=r"rank 1 of 2 failed first \(killed by SIGABRT") as failure:
+        launch(tmp_path, [run_of("aborts", 2, {"data": 2}, abort=1)], timeout_s=300)
+    kept = Path(re.findall(r"output of the ranks, and cores: (\S+)", str(failure.value))[-1])
+    assert "Fatal Python error: Aborted" in (kept / "logs" / "rank1.log").read_text()
+    shutil.rmtree(kept.parent)
 
 
 MALLOC_CHECKS = {"MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"}
