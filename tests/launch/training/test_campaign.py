@@ -24,7 +24,8 @@ from launched import QUIET, ROOT, TRIAXIAL, Launched, left_behind, losses, saved
 
 PAIRS = int(os.environ.get("TRIAXIAL_CAMPAIGN_PAIRS", "200"))
 SEED = os.environ.get("TRIAXIAL_CAMPAIGN_SEED")
-STEPS, HANG_TIMEOUT_S, STARTS, WAIT_S = 48, 4, 8, 240
+STEPS, HANG_TIMEOUT_S, STARTS, WAIT_S = 48, 10, 8, 300
+VERDICT = re.compile(r"triaxial: error: (fault of|no progress for) ")  # on an earlier fault, before a restart
 LAYOUTS = {
     "tensor 2": ("--parallel.tensor", 2),
     "pipeline 2": ("--parallel.pipeline", 2),
@@ -108,7 +109,9 @@ def try_pair(recipe, folder, disk, seed, plain):
         if status == 0:
             break
         if status == 2:
-            lines = re.findall(r"^triaxial: error: .*", errors, re.MULTILINE)
+            lines = [
+                line for line in re.findall(r"^triaxial: error: .*", errors, re.MULTILINE) if not VERDICT.match(line)
+            ]
             person = any(kind in campaign_faults.FOR_A_PERSON for kind in kinds)
             if len(lines) != 1 and not job.closed.is_set():
                 return {**record, "told": told, "failed": f"status 2 with {len(lines)} lines", "errors": errors[-1500:]}
