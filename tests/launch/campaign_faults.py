@@ -13,7 +13,7 @@ DAY_S = 86_400
 # Faults that only a person can mend may end a run with status 2 and one line; `mend` then undoes them.
 FOR_A_PERSON = ("replaced", "deleted", "truncated", "flipped")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-ERRORS = ("fsync", "openat", "write", "pread64")
+ERRORS = ("fsync", "openat", "write")
 
 
 def relay(source, target, closed):
@@ -97,17 +97,19 @@ class Campaign:
         return f"for {seconds:.1f} s"
 
     def error(self):
-        """Let some system calls of a rank fail with EIO."""
-        rank, pid = self.rank()
+        """Let some system calls of rank 0 fail with EIO: fsyncs of any file, others on the files of the run alone."""
+        pid = self.job.ranks().get(0)
+        if pid is None:
+            raise ProcessLookupError
         call, times = self.chance.choice(ERRORS), self.chance.choice((1, 3))
-        inject = f"{call}:error=EIO:when=1..{times}"
-        words = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-P", str(self.job.run)]
-        paths = [self.job.run / name for name in ("metrics.jsonl", "events.jsonl", "ledger.jsonl", "checkpoints")]
-        for path in paths:
-            words += ["-P", str(path)]
+        words = ["strace", "-f", "-qq", "-o", self.job.logs / f"strace-{self.job.run.name}", "-e", f"trace={call}"]
+        if call != "fsync":
+            for name in ("metrics.jsonl", "events.jsonl", "ledger.jsonl"):
+                words += ["-P", self.job.run / name]
+        words += ["-e", f"inject={call}:error=EIO:when=1..{times}", "-p", pid]
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run([*words, "-e", f"inject={inject}", "-p", str(pid)], timeout=1.5, stderr=subprocess.DEVNULL)
-        return f"EIO in {times} {call} of rank {rank}"
+            subprocess.run([*map(str, words)], timeout=2, stderr=subprocess.DEVNULL)
+        return f"EIO in at most {times} {call} of rank 0"
 
     # ---- files ----
 

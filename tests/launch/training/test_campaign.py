@@ -141,7 +141,7 @@ def test_campaign_of_pairs_of_faults(tiny_corpus, tmp_path, small_disk):
     disk = small_disk(48 << 20)
     (tmp_path / "tmp").mkdir()
     first = random.SystemRandom().randrange(1 << 30)
-    seeds = [int(SEED)] if SEED else range(first, first + PAIRS)
+    seeds = [int(seed) for seed in SEED.split(",")] if SEED else range(first, first + PAIRS)
     plain = {}
     for layout, words in LAYOUTS.items():
         plain[layout] = tmp_path / f"plain-{layout.replace(' ', '-')}"
