@@ -232,12 +232,12 @@ def _first_to_move(path: Path, step: int) -> int | None:
 
 
 def _step_of(line: bytes) -> float:
-    """Return the step of a line, or infinity if the line is incomplete."""
+    """Return the step of a line, or infinity if the line is incomplete or has no valid one."""
     try:
         step = decode_json(line)["step"] if line.endswith(b"\n") else math.inf
     except (ValueError, TypeError, KeyError):
         return math.inf
-    return step if isinstance(step, int) else math.inf
+    return step if isinstance(step, int) and 0 <= step < 2**62 else math.inf
 
 
 def _plain(value: Any) -> float | int:

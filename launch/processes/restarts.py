@@ -122,7 +122,7 @@ def last_logged_step(run_directory: Path) -> int:
             step = decode_json(line)["step"] if line.endswith(b"\n") else None
         except (ValueError, TypeError, KeyError):
             continue
-        if isinstance(step, int):
+        if isinstance(step, int) and 0 <= step < 2**62:
             return step
     return 0
 

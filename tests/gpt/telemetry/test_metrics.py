@@ -121,6 +121,14 @@ def test_damaged_lines_at_a_resume_are_reported(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("step", [10**400, -1, 2**70])
+def test_a_step_that_no_run_reaches_is_a_damaged_line(tmp_path: Path, step: int) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": %d}\n{"step": 2}\n' % step)
+    metrics.supersede_after(path, step=2)
+    assert [line["step"] for line in read_lines(path)] == [1, 2]
+
+
 def test_a_resume_reads_the_end_of_a_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, parsed = tmp_path / "metrics.jsonl", []
     real = metrics._step_of
