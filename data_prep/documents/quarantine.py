@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from data_prep.documents.counts import Tally
-from data_prep.documents.shards import Document, whole_text
+from data_prep.documents.shards import DamagedShardError, Document, whole_text
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 
@@ -20,6 +20,7 @@ REASON = "quarantined"
 FOLDER = "quarantine"  # in the work folder: one subfolder a stage
 # Not caused by the document: these end the task. All else does not, also panics of Rust, which are no Exceptions.
 OUTSIDE = (ConfigError, OSError, ImportError, KeyboardInterrupt, SystemExit, GeneratorExit)
+_KEYS = frozenset(("stage", "shard", "record", "id", "exception", "where"))
 _MAX_MESSAGE = 300  # characters
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class QuarantineConfig:
             return
         folder = work / FOLDER / stage
         newest = max(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
-        first = next(read_quarantine(newest))
+        first = first_failed(newest)
         raise ConfigError(
             f"stage '{stage}' failed on {n_failed:,} of about {n_documents:,.0f} documents, more than "
             f"quarantine.max_share = {self.max_share:g} allows. One of them: {first['id']} "
@@ -160,9 +161,25 @@ def describe_error(error: BaseException) -> str:
 
 
 def read_quarantine(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a file of failed documents."""
-    with open(path, encoding="utf-8") as file:
-        yield from map(decode_json, file)
+    """Yield the entries of a file of failed documents. DamagedShardError: it is not as it was written."""
+    if not path.is_file():
+        raise DamagedShardError(path, "missing")
+    try:
+        entries = [decode_json(line) for line in path.read_bytes().splitlines()]
+    except ValueError as error:
+        raise DamagedShardError(path, error) from None
+    for entry in entries:
+        if not isinstance(entry, dict) or not _KEYS.issubset(entry) or not isinstance(entry["record"], int):
+            raise DamagedShardError(path, "another form")
+        yield entry
+
+
+def first_failed(path: Path) -> dict[str, Any]:
+    """Return the first entry of a file of failed documents, to show it; if it is damaged, an entry that says so."""
+    try:
+        return next(read_quarantine(path))
+    except (DamagedShardError, StopIteration):
+        return dict.fromkeys(_KEYS, "unreadable")
 
 
 def failed_rows(paths: Iterable[Path]) -> frozenset[int]:

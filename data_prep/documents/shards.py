@@ -62,12 +62,18 @@ def write_shard(path: Path) -> Iterator[Write]:
 def read_shard(path: Path) -> Iterator[Document]:
     """Yield the documents of a shard that `write_shard` made. DamagedShardError: it is not as it was written."""
     for values in read_packed(path):
-        yield Document(values["id"], values["text"], values["metadata"])
+        try:
+            document = Document(values["id"], values["text"], values["metadata"])
+        except (KeyError, TypeError) as error:
+            raise DamagedShardError(path, error) from None
+        yield document
 
 
 def read_packed(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a compressed file with one in each line. DamagedShardError: as `read_shard`."""
     zstandard = import_extra("zstandard", extra="data")
+    if not path.is_file():
+        raise DamagedShardError(path, "missing")
     with open(path, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as packed:
         lines = BufferedReader(packed, 1 << 18)
         while True:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from io import BufferedWriter
 from pathlib import Path
 
-from data_prep.documents.shards import read_packed, whole_text
+from data_prep.documents.shards import DamagedShardError, read_packed, whole_text
 from gpt.errors import import_extra
 
 
@@ -51,4 +51,8 @@ def write_trace(path: Path) -> Iterator[Trace]:
 def read_trace(path: Path) -> Iterator[Drop]:
     """Yield the drops of a file that `write_trace` made. DamagedShardError: it is not as it was written."""
     for values in read_packed(path):
-        yield Drop(**values)
+        try:
+            drop = Drop(**values)
+        except TypeError as error:
+            raise DamagedShardError(path, error) from None
+        yield drop

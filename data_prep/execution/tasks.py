@@ -134,10 +134,7 @@ class TaskRequest:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """A worker's answer: the result, where the outputs lie, size and digest of each, the worker's host and its time.
-
-    `quarantine`: the same facts about the file of failed documents, with their number; None if there are none.
-    """
+    """The answer of a worker. `files`: size and digest of each output. `quarantine`: those of failed documents."""
 
     result: TaskResult
     outputs: Paths

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.documents.shards import Document, parent_id, read_shard
+from data_prep.documents.shards import DamagedShardError, Document, parent_id, read_shard
 from data_prep.documents.traces import Drop, read_trace
 from data_prep.execution.shard_runs import Steps, read_steps
 from gpt.errors import ConfigError
@@ -27,18 +27,27 @@ def explain(work: Path, document_id: str) -> list[Fate]:
     """
     wanted = document_id.strip("<>")
     about = read_steps(work)
-    steps = about.done
-    fates = []
-    for number, step in enumerate(steps):
-        passed = tuple(earlier.stage for earlier in steps[:number])
-        for path in step.traces(work):
-            fates += [Fate(passed, drop, (), path) for drop in _drops(path) if _is_of(drop.id, wanted)]
-    fates += _survivors(work, about, wanted)
+    fates: list[Fate] = []
+    try:
+        fates += _fates(work, about, wanted)
+    except DamagedShardError as error:
+        raise ConfigError(f"{error}. Run `triaxial prepare` again") from None
     if not fates:
         raise ConfigError(
             f"no document '{wanted}' was read or dropped by the last run in {work}. An id is that of the record "
             "(WARC-Record-ID, the id field of JSON lines), or, if it has none, 'text:' or 'warc:' and a digest"
         )
+    return fates
+
+
+def _fates(work: Path, about: Steps, wanted: str) -> list[Fate]:
+    fates: list[Fate] = []
+    steps = about.done
+    for number, step in enumerate(steps):
+        passed = tuple(earlier.stage for earlier in steps[:number])
+        for path in step.traces(work):
+            fates += [Fate(passed, drop, (), path) for drop in _drops(path) if _is_of(drop.id, wanted)]
+    fates += _survivors(work, about, wanted)
     return fates
 
 

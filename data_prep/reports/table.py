@@ -11,7 +11,7 @@ from rich.table import Table
 from data_prep.decontamination.decontaminate import REPORT
 from data_prep.documents.counts import Counts
 from data_prep.documents.losses import FileLoss, losses_in, sum_of_losses
-from data_prep.documents.quarantine import read_quarantine
+from data_prep.documents.quarantine import first_failed
 from data_prep.documents.shards import parent_id
 from data_prep.execution.files import disk_errors
 from data_prep.pipeline import PreparedCorpus
@@ -84,7 +84,7 @@ def show_losses(losses: Sequence[FileLoss], console: Console) -> None:
 def show_quarantine(quarantined: Mapping[str, Sequence[tuple[Path, int]]], console: Console) -> None:
     """Print the number of documents on which each stage failed, and one of them."""
     for stage, files in quarantined.items():
-        entry = next(read_quarantine(files[0][0]))
+        entry = first_failed(files[0][0])
         console.print(
             f"{stage} failed on {sum(n for _, n in files):,} documents, set aside in {files[0][0].parent}. "
             f"One of them: {entry['id']}, record {entry['record']} of {entry['shard']}: {entry['exception']}",
