@@ -107,7 +107,7 @@ def test_a_bfloat16_export_is_the_rounded_model(
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     name = "model.layers.1.mlp.down_proj.weight"
     assert torch.equal(stored[name], model.state_dict()["blocks.1.mlp.down.weight"].to(torch.bfloat16))
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", local_files_only=True)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto", local_files_only=True)
     assert loaded.dtype == torch.bfloat16
 
 
