@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from gpt.errors import ConfigError, did_you_mean
+from gpt.errors import ConfigError, did_you_mean, file_error
 from gpt.files.regular import read_text
 
 T = TypeVar("T")
@@ -48,6 +48,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return _shallow(tomllib.loads(read_text(path, max_bytes=MAX_RECIPE_BYTES)))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe file") from None
+    except OSError as error:
+        raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
     except RecursionError:
         raise ConfigError(f"{path} is not valid TOML: its lists or tables are nested too deeply") from None
     except ValueError as error:  # also text that is not UTF-8, and an integer with more digits than Python reads

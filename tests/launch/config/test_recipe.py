@@ -94,12 +94,16 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path):
     (tmp_path / "bad.toml").write_text("a = = 1")
     (tmp_path / "deep.toml").write_text("a = " + "[" * 5000)
     (tmp_path / "long.toml").write_text("a = " + "9" * 5000)
+    (tmp_path / "sections.toml").write_text(f"[{'.'.join('a' * 500)}]")
+    (tmp_path / "loop.toml").symlink_to("loop.toml")
     for path, message in [
         (tmp_path / "none.toml", "no such recipe"),
         (tmp_path / "bad.toml", "not valid TOML"),
         (tmp_path / "deep.toml", "not valid TOML: its lists or tables are nested too deeply"),
         (tmp_path / "long.toml", "not valid TOML: Exceeds the limit"),
         (tmp_path, "is a folder, not a regular file"),
+        (tmp_path / "sections.toml", "not valid TOML: its lists or tables are nested too deeply"),
+        (tmp_path / "loop.toml", "cannot be read: too many levels of symbolic links"),
     ]:
         with pytest.raises(ConfigError, match=message):
             read_toml(path)
