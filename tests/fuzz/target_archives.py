@@ -10,9 +10,11 @@ from pathlib import Path
 from fuzzing import Target
 
 from data_prep.documents.quarantine import Quarantine, quarantine_path, read_quarantine
+from data_prep.documents.records import Dropped
 from data_prep.documents.shards import DamagedShardError, Document, read_shard, write_shard
 from data_prep.documents.traces import Drop, read_trace, write_trace
 from data_prep.readers.readers import InputConfig, find_inputs, read_records
+from gpt.errors import ConfigError
 
 LINES = [json.dumps({"id": f"id{n}", "text": f"the text of line {n} ü", "url": "http://x"}) for n in range(6)]
 HTTP = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(
@@ -59,8 +61,10 @@ def write_table(folder: Path) -> None:
 def read_input(folder: Path) -> None:
     """As a run finds its inputs, and its extraction stage reads one to its end."""
     for path in find_inputs([str(path) for path in folder.iterdir()]):
-        for _ in read_records(path, InputConfig(paths=("-",), text_separator="\n")):
-            pass
+        found = read_records(path, InputConfig(paths=("-",), text_separator="\n"))
+        dropped = [record for record in found if isinstance(record, Dropped)]
+        if dropped:
+            raise ConfigError(f"{dropped[0].reason}: {len(dropped)} records")  # noticed, as the run's table says
 
 
 def write_stage(folder: Path) -> None:
