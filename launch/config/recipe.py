@@ -23,7 +23,7 @@ class MissingKeys(ConfigError):
 
     def __init__(self, keys: dict[str, str]) -> None:
         wanted = ", ".join(f"{key} ({kind})" for key, kind in keys.items())
-        several = f"the recipe lacks {wanted}. `triaxial config --keys` explains each"
+        several = f"keys are missing: {wanted}. `triaxial config --keys` explains each"
         ((key, kind), *more) = keys.items()
         super().__init__(several if more else f"{key} is missing: set it to {kind}")
         self.keys = keys

@@ -74,7 +74,7 @@ def test_runs_that_cannot_be_compared_are_refused(write, tmp_path):
         ([one, early], None, "early: no validation loss after its first step. Train it longer"),
         ([one, other], None, f"no validation corpus in common: {one} has web; {other} has books"),
         ([one, two], "books", f"--corpus books: {one} has no such validation corpus. It has web"),
-        ([one, damaged], None, "damaged/config.json: run is missing"),
+        ([one, damaged], None, "damaged/config.json: keys are missing: run.directory (a path)"),
         ([one, nameless], None, "nameless: no readable config.json, so the size of the model is unknown"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
