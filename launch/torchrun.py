@@ -16,7 +16,7 @@ from typing import Any
 from gpt.errors import ConfigError
 from gpt.files.temporary import temporary_folder
 from launch.processes.environment import JOB_SECRET, LauncherEnvironment, quiet_elastic_logs, set_for_ranks
-from launch.processes.error_reports import last_word, leave_word
+from launch.processes.error_reports import forget_stop, last_word, leave_word
 from launch.processes.failures import MISTAKE, SAVED_AFTER_SIGNAL, STOP_SIGNALS, handled_signals, signal_name
 from launch.processes.sealing import BACKEND, new_secret, register_rendezvous, shared_secret
 
@@ -83,6 +83,7 @@ def _status_of_failures(codes: set[int], description: str) -> int:
         return SAVED_AFTER_SIGNAL
     if MISTAKE in codes:
         return MISTAKE
+    forget_stop()  # torch elastic ends the other ranks with SIGTERM when one fails
     print(description, file=sys.stderr, flush=True)
     return 1
 

@@ -60,6 +60,14 @@ def leave_word(word: str) -> None:
             file.write_text(f"{word}\n", encoding="utf-8")
 
 
+def forget_stop() -> None:
+    """Remove the word "stopped": the start that it ended was followed by another one, or a crash was its true end."""
+    file = LauncherEnvironment.from_environment().saved_file
+    if file is not None and last_word() == "stopped":
+        with suppress(OSError):
+            file.unlink()
+
+
 def last_word() -> str:
     """The first word of the file of `leave_word`; "" if there is none."""
     file = LauncherEnvironment.from_environment().saved_file

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from gpt.errors import ConfigError
 from launch.processes.environment import JOB_SECRET, job_secret
+from launch.processes.error_reports import forget_stop, last_word
 
 _MIN_SECRET_LENGTH = 32  # 128 bits as hexadecimal digits
 BACKEND = "triaxial"  # the name of our rendezvous in torch's registry
@@ -161,4 +162,22 @@ def _rendezvous(parameters: Any) -> Any:
         secret = shared_secret()
         inner, store = c10d_rendezvous_backend.create_backend(parameters)
     backend: Any = SealedBackend(inner, Seal.of(secret, f"rendezvous {parameters.run_id}"))
-    return dynamic_rendezvous.create_handler(store, backend, parameters)
+    handler: Any = dynamic_rendezvous.create_handler(store, backend, parameters)
+    handler.next_rendezvous = partial(_next_round, handler.next_rendezvous)
+    return handler
+
+
+def _next_round(join: Callable[[], Any]) -> Any:
+    """Join the next round of the rendezvous. RendezvousClosedError: the ranks of this node have saved, so the run ends.
+
+    A "stopped" of the start before is stale in the new round: torch elastic also stops rank 0 when another rank fails.
+    """
+    from torch.distributed.elastic.rendezvous import RendezvousClosedError
+
+    before = last_word()
+    if before == "saved":
+        raise RendezvousClosedError("the ranks of this node have saved after a signal")
+    joined = join()
+    if before == "stopped":
+        forget_stop()
+    return joined

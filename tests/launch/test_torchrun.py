@@ -1,5 +1,6 @@
 """`python -m launch.torchrun`: ranks of one node restart in place, and nothing listens beyond loopback."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import pytest
 
 import launch.torchrun
 from launch.processes.environment import JOB_SECRET
+from launch.processes.error_reports import last_word, leave_word
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """
@@ -55,6 +57,59 @@ def test_one_node_restarts_in_place_and_listens_on_loopback_only(tmp_path, liste
     assert len(joined[0][2]) == 64, "a new secret for the two ranks"
     assert len(ports) >= 3, "the store of rank 0, and gloo on each rank"
     assert {address for address, _ in ports} == {"127.0.0.1"}, ports
+
+
+STALE = """
+import sys, time
+from pathlib import Path
+from launch.processes.environment import LauncherEnvironment
+from launch.processes.error_reports import last_word, leave_word
+from launch.processes.rank_process import stop_signals
+
+here, folder = LauncherEnvironment.from_environment(), Path(sys.argv[1])
+if here.local_rank == "1" and not here.restart_count:
+    while not (folder / "handles").exists():
+        time.sleep(0.02)
+    sys.exit(3)
+if here.local_rank == "0" and not here.restart_count:
+    with stop_signals():
+        (folder / "handles").touch()
+        time.sleep(100)
+if here.local_rank == "0":
+    (folder / "before").write_text(last_word())
+    leave_word("started")
+    (folder / "trains").touch()
+time.sleep(100)
+"""
+
+
+@pytest.mark.timeout(200)
+def test_lost_work_after_a_restart_is_no_clean_stop(tmp_path, monkeypatch):
+    """Rank 1 crashes before the first step, so torch elastic stops rank 0. The next start dies without a save."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TRIAXIAL_SAVED_FILE", str(tmp_path / "saved"))
+    (tmp_path / "rank.py").write_text(STALE)
+    command = [sys.executable, "-m", "launch.torchrun", "--nproc-per-node", "2", "--max-restarts", "1"]
+    with subprocess.Popen(
+        [*command, "rank.py", str(tmp_path)], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as node:
+        while node.poll() is None and not (tmp_path / "trains").exists():
+            time.sleep(0.05)
+        node.terminate()
+        errors = node.stderr.read()
+    assert node.returncode == 128 + signal.SIGTERM, errors
+    assert (tmp_path / "before").read_text() == "", "a stale word of the start before"
+    assert (tmp_path / "saved").read_text() == "started\n"
+
+
+def test_a_crash_before_the_first_step_is_no_stop_by_a_signal(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRIAXIAL_SAVED_FILE", str(tmp_path / "saved"))
+    leave_word("stopped by a signal before the first step")
+    assert launch.torchrun._status_of_failures({75}, "") == 75
+    assert last_word() == "stopped"
+    assert launch.torchrun._status_of_failures({75, 3}, "rank 1 failed") == 1
+    assert last_word() == ""
 
 
 def test_mistakes_of_several_nodes_are_one_line(monkeypatch, capsys):
