@@ -19,7 +19,7 @@ from parallel.checkpoint.find import find_latest
 from parallel.checkpoint.folders import list_checkpoints, list_unusable
 from parallel.checkpoint.handle import Checkpoint, read_checkpoint_header
 from parallel.checkpoint.local_tier import discard_local_after, find_newest_local
-from parallel.errors import CheckpointError
+from parallel.errors import CheckpointError, CheckpointFault
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,20 @@ def find_start(
 ) -> RunStart:
     """Start from the newest whole checkpoint, shared or local, or from the beginning if there is none.
 
-    Newer checkpoints are deleted from the local tier. `layout`: the sharding signature that local checkpoints must
-    have. Collective over all ranks.
+    Newer checkpoints are deleted from the local tier, unless one was skipped for a fault of a disk, which may pass.
+    `layout`: the sharding signature that local checkpoints must have. Collective over all ranks. CheckpointFault as
+    `find_latest`.
     """
     shared_directory, tier = config.run.directory / "checkpoints", local_directory(config)
-    local, messages = None, list[str]()
+    local, messages, fault = None, list[str](), False
     if tier is not None and layout is not None and resume is not False:
-        local, messages = find_newest_local(tier, run_id=str(saved_state["run_id"]), layout=layout)
+        local, messages, fault = find_newest_local(tier, run_id=str(saved_state["run_id"]), layout=layout)
     shared, skipped = find_latest(shared_directory, newer_than=-1 if local is None else local.step)
     messages += [f"skipped the checkpoint {path}: {reason}" for path, reason in skipped]
+    if fault and tier is not None and (shared or local) is None:  # never start over for a fault that may pass
+        raise CheckpointFault(tier, f"it cannot be read, and there is no other checkpoint{_because(messages)}")
     start = _start_from(shared or local, config, saved_state, resume=resume, messages=messages)
-    if tier is not None:
+    if tier is not None and not fault:
         discard_local_after(tier, step=start.step)
     return start
 

@@ -7,6 +7,8 @@ from parallel.checkpoint.folders import delete_after, list_checkpoints, list_unu
 from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
 from parallel.errors import CheckpointError, CheckpointFault
 
+_IF_IT_PERSISTS = "If the disk goes on refusing it, move it away; an older one is then used"
+
 
 def find_latest(
     directory: Path, *, at_most: int | None = None, newer_than: int = -1, group: Group = None
@@ -15,11 +17,10 @@ def find_latest(
     links or files, each with the reason.
 
     Collective over `group`: each rank reads a share of every candidate's files, and all ranks get the same answer.
-    CheckpointFault on all ranks: none is whole, but the disk refuses to read one, which may pass.
+    CheckpointFault on all ranks: the disk refuses to read a newer one than those that are whole, which may pass.
     """
     directory = Path(directory)
     skipped: list[tuple[Path, str]] = []
-    fault: CheckpointFault | None = None
 
     def candidates() -> list[tuple[Path, str | None]]:
         unusable = list_unusable(directory, at_most=at_most)
@@ -34,11 +35,10 @@ def find_latest(
             continue
         try:
             return verify_checkpoint(path, group=group), skipped
+        except CheckpointFault as fault:  # an older one would lose steps for a fault that may pass
+            raise CheckpointFault(path, f"{fault.reason}. {_IF_IT_PERSISTS}") from fault
         except CheckpointError as error:
             skipped.append((path, error.reason))
-            fault = error if fault is None and isinstance(error, CheckpointFault) else fault
-    if fault is not None:
-        raise fault
     return None, skipped
 
 

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from gpt.errors import ConfigError
+from gpt.errors import MACHINE_FAULTS, ConfigError
 from parallel.agreement import ALONE, combine, rank_in, run_on_all_ranks, world_size
 from parallel.checkpoint.find import discard_after
 from parallel.checkpoint.folders import list_checkpoints, list_unusable
 from parallel.checkpoint.handle import Checkpoint, CheckpointHeader, read_checkpoint_header, verify_header
 from parallel.checkpoint.load import load_checkpoint
 from parallel.checkpoint.plan import local
-from parallel.errors import CheckpointError
+from parallel.errors import CheckpointError, CheckpointFault
 
 _MARK = "fast_tier"  # the key in a checkpoint's state that marks it as one of this tier
 
@@ -58,42 +58,46 @@ def is_local(checkpoint: Checkpoint) -> bool:
 
 def find_newest_local(
     directory: Path, *, run_id: str, layout: dict[str, object], group: dist.ProcessGroup | None = None
-) -> tuple[Checkpoint | None, list[str]]:
-    """This rank's checkpoint of the newest step that all ranks hold whole, of one save; and why newer ones are skipped.
+) -> tuple[Checkpoint | None, list[str], bool]:
+    """This rank's checkpoint of the newest step that all ranks hold whole, of one save; why newer ones are skipped; and
+    whether one of them is skipped for a fault of a rank's disk, which may pass.
 
     `run_id` (in the state under that key) and `layout` exclude folders of another run that had the same path, and of
     another layout. Collective; every rank reads and verifies its own folder.
     """
-    mine, skipped = _own_headers(directory, run_id=run_id, layout=layout)
+    mine, skipped, fault = _own_headers(directory, run_id=run_id, layout=layout)
     held = {step: save_id for step, (save_id, _) in mine.items()}
-    messages, candidates = combine((held, skipped), lambda everyone: _candidates(everyone, directory), group)
+    messages, candidates, fault = combine(
+        (held, skipped, fault), lambda everyone: _candidates(everyone, directory), group
+    )
     for step, why_not in candidates:
         if why_not:
             messages.append(why_not)
             continue
-        found, reason = _verify_own(mine[step][1], group)
+        found, reason, refused = _verify_own(mine[step][1], group)
         if found is not None:
-            return found, messages
+            return found, messages, fault
         messages.append(f"skipped step {step} of {directory}: {reason}")
-    return None, messages
+        fault = fault or refused
+    return None, messages, fault
 
 
 def _candidates(
-    everyone: list[tuple[dict[int, str], list[str]]], directory: Path
-) -> tuple[list[str], list[tuple[int, str]]]:
-    """From each rank's saves by step and messages: the messages together, and each step, newest first, with the reason
-    why its folders do not belong together ("" if they do)."""
-    counts = Counter(step for held, _ in everyone for step in held)
+    everyone: list[tuple[dict[int, str], list[str], bool]], directory: Path
+) -> tuple[list[str], list[tuple[int, str]], bool]:
+    """From each rank's saves by step, messages and fault: the messages together; each step, newest first, with the
+    reason why its folders do not belong together ("" if they do); and whether any rank has a fault."""
+    counts = Counter(step for held, _, _ in everyone for step in held)
     found = []
     for step in sorted(counts, reverse=True):
         why_not = ""
         if counts[step] < len(everyone):
-            lacking = next(rank for rank, (held, _) in enumerate(everyone) if step not in held)
+            lacking = next(rank for rank, (held, _, _) in enumerate(everyone) if step not in held)
             why_not = f"skipped step {step} of {directory}: rank {lacking} does not hold it"
-        elif len({held[step] for held, _ in everyone}) > 1:
+        elif len({held[step] for held, _, _ in everyone}) > 1:
             why_not = f"skipped step {step} of {directory}: the ranks' folders are of different saves"
         found.append((step, why_not))
-    return _by_reason([text for _, texts in everyone for text in texts]), found
+    return _by_reason([text for _, texts, _ in everyone for text in texts]), found, any(one[2] for one in everyone)
 
 
 def load_local(
@@ -119,36 +123,44 @@ def discard_all_local(directory: Path) -> None:
 
 def _own_headers(
     directory: Path, *, run_id: str, layout: dict[str, object]
-) -> tuple[dict[int, tuple[str, CheckpointHeader]], list[str]]:
+) -> tuple[dict[int, tuple[str, CheckpointHeader]], list[str], bool]:
     """This rank's checkpoints of this run and layout by step, each with the identity of its save; why others are not
-    used."""
+    used; and whether one of them is not because of a fault of the disk."""
     mine: dict[int, tuple[str, CheckpointHeader]] = {}
     skipped: list[str] = []
+    fault = False
     try:
         found = list_checkpoints(rank_directory(directory))
         skipped += [f"skipped {path}: {reason}" for path, reason in list_unusable(rank_directory(directory))]
     except OSError as error:  # a disk that fails: the shared checkpoints remain
-        return mine, [f"skipped {rank_directory(directory)}: it cannot be read: {error.strerror}"]
+        reason = f"skipped {rank_directory(directory)}: it cannot be read: {error.strerror}"
+        return mine, [reason], error.errno in MACHINE_FAULTS
     for path in found:
         try:
             header = read_checkpoint_header(path)
             save_id = _save_id(header.state, run_id=run_id, layout=layout)
         except ConfigError as error:
             skipped.append(f"skipped {path}: {getattr(error, 'reason', error)}")
+            fault = fault or isinstance(error, CheckpointFault)
         else:
             mine[header.manifest.step] = save_id, header
-    return mine, skipped
+    return mine, skipped, fault
 
 
-def _verify_own(header: CheckpointHeader, group: dist.ProcessGroup | None) -> tuple[Checkpoint | None, str]:
-    """This rank's checkpoint if those of all ranks are whole; else the reason of the first damaged one."""
-    found, reason = None, ""
+def _verify_own(header: CheckpointHeader, group: dist.ProcessGroup | None) -> tuple[Checkpoint | None, str, bool]:
+    """This rank's checkpoint if those of all ranks are whole; else the reason of the first that is not, and whether a
+    disk refused to read any."""
+    found, reason, fault = None, "", False
     try:
         found = verify_header(header, group=ALONE)
     except CheckpointError as error:
-        reason = error.reason
-    bad = combine(reason, lambda reasons: next(filter(None, reasons), ""), group)
-    return (None, bad) if bad else (found, "")
+        reason, fault = error.reason, isinstance(error, CheckpointFault)
+
+    def first_reason(everyone: list[tuple[str, bool]]) -> tuple[str, bool]:
+        return next((one for one, _ in everyone if one), ""), any(refused for _, refused in everyone)
+
+    bad, fault = combine((reason, fault), first_reason, group)
+    return (None, bad, fault) if bad else (found, "", False)
 
 
 def _save_id(state: Mapping[str, Any], *, run_id: str, layout: dict[str, object]) -> str:

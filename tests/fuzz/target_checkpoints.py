@@ -182,7 +182,7 @@ def resume(folder: Path) -> None:
 
 def resume_locally(folder: Path) -> None:
     config = config_of(folder)
-    found, messages = find_newest_local(folder / "tier", run_id="0123456789abcdef", layout=LAYOUT)
+    found, messages, _ = find_newest_local(folder / "tier", run_id="0123456789abcdef", layout=LAYOUT)
     refuse_skipped(messages)
     assert found is not None
     load_local(found, tensors_of(config), group=ALONE)  # type: ignore[arg-type]

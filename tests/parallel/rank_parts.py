@@ -224,7 +224,7 @@ def events(n_ranks: int, folder: Path) -> Cost:
 def local_tier(n_ranks: int, folder: Path) -> Cost:
     """Find the newest save that all ranks hold in the local tier."""
     held = {100: "0123456789abcdef-1", 200: "0123456789abcdef-2"}
-    mine = (held, ["skipped step-000000300: it is damaged"])
+    mine = (held, ["skipped step-000000300: it is damaged"], False)
     traffic = on_simulated_ranks(lambda: combine(mine, lambda all_: _candidates(all_, folder), None), n_ranks)
     return Cost(traffic.collectives, traffic.bytes)
 

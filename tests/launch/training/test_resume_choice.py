@@ -3,6 +3,11 @@
 test_resume.py has the checks that a run makes of the checkpoint before that.
 """
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +154,45 @@ def test_the_newer_of_a_shared_and_a_local_checkpoint_is_taken(tiny_corpus: Any,
     assert find_start(config, state, resume=None, layout=LAYOUT).step == 8, "the shared one is newer than step 6"
     save(config.run.directory / "checkpoints", config, 14)
     assert find_start(config, state, resume=None, layout=LAYOUT).step == 14
+
+
+RESUME_THREE_TIMES = """
+import json, pathlib, sys, time
+from launch.config.run_config import read_run_config
+from launch.training.resume import find_start
+from gpt.errors import ConfigError
+time.sleep = lambda _: None
+config, state = read_run_config(sys.argv[2], sys.argv[4:]), json.loads(sys.argv[3])
+for _ in range(3):
+    try:
+        print(find_start(config, state, resume=None, layout={"tensor": 1}).step)
+    except ConfigError as error:
+        print(error.exit_status, error)
+        pathlib.Path(sys.argv[1]).rename(config.run.directory / "checkpoints")
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None and not os.environ.get("CI"), reason="needs strace")
+def test_a_fault_of_the_local_disk_that_passes_deletes_nothing(tiny_corpus: Any, tmp_path: Path) -> None:
+    """With errors of the kernel. The first two starts cannot read the local checkpoint. Without a shared one, the run
+    does not start over; with one, it is taken."""
+    (tmp_path / "disk").mkdir()
+    words = ["--run.directory", str(tmp_path / "run"), "--checkpoint.fast_directory", str(tmp_path / "disk")]
+    words += ["--checkpoint.fast_every_tokens", "512"]
+    config = config_of(tiny_corpus, tmp_path, *words)
+    config.run.directory.mkdir()
+    tier = local_directory(config)
+    assert tier is not None
+    newest = save(rank_directory(tier), config, 12, **mark({}, save_id="s", layout=LAYOUT))
+    save(tmp_path / "away", config, 8)
+    command = [sys.executable, "-c", RESUME_THREE_TIMES, str(tmp_path / "away"), str(tiny_corpus.recipe)]
+    command += [json.dumps(state_of(config)), *words]
+    fault = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-P", str(newest / "shard-00000.safetensors")]
+    fault += ["-e", "trace=read", "-e", "inject=read:error=EIO:when=1..8"]  # each of two starts tries four times
+    done = subprocess.run([*fault, *command], capture_output=True, text=True, check=False)
+    refused = f"1 checkpoint {tier}: it cannot be read, and there is no other checkpoint: skipped step 12 of {tier}: "
+    refused += "shard-00000.safetensors cannot be read: Input/output error"
+    assert done.stdout.splitlines() == [refused, "8", "12"], done.stderr
 
 
 def test_no_resume_is_refused_while_there_is_a_checkpoint(config: RunConfig) -> None:

@@ -167,14 +167,14 @@ def _local_tier(folder: Path, tensors: dict[str, torch.Tensor], saver: Backgroun
         return elements(tensors)
 
     def newest(run_id: str = "r", layout: dict[str, object] = LAYOUT) -> tuple[int | None, str]:
-        found, messages = find_newest_local(directory, run_id=run_id, layout=layout)
+        found, messages, _ = find_newest_local(directory, run_id=run_id, layout=layout)
         assert all_gather_objects(messages, None) == [messages] * 4
         return found and found.step, " ".join(messages)
 
     save(1, "x-0")
     kept = save(2, "x-1")
     assert sorted(os.listdir(mine)) == ["step-000000001", "step-000000002"]
-    found, messages = find_newest_local(directory, run_id="r", layout=LAYOUT)
+    found, messages, _ = find_newest_local(directory, run_id="r", layout=LAYOUT)
     assert (found.step, found.path, messages) == (2, mine / "step-000000002", [])
     add(tensors, 1.0)
     load_local(found, tensors)

@@ -59,7 +59,7 @@ def job_pickle(folder: Path, rank: int) -> None:
     assert read_checkpoint_header(path).state == {"a": 1}
     checkpoint = verify_checkpoint(path)
     assert len(list(read_tensors(checkpoint))) == len(checkpoint.index) == 2
-    found, messages = find_newest_local(tier, run_id="r", layout={})
+    found, messages, _ = find_newest_local(tier, run_id="r", layout={})
     assert found is not None
     assert (found.path, messages) == (mine, [])
     load_local(found, some_tensors(0.0))

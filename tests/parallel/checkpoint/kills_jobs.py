@@ -208,7 +208,7 @@ def _find(folder: Path, kind: str) -> int:
     """Load the newest checkpoint that the ranks agree on, and compare it. Return its value; 0 if there is none."""
     tensors = some_tensors(-1.0)
     if kind == "local":
-        found, _ = find_newest_local(folder / "local", run_id="r", layout=LAYOUT)
+        found, _, _ = find_newest_local(folder / "local", run_id="r", layout=LAYOUT)
         if found is not None:
             load_local(found, tensors)
     else:

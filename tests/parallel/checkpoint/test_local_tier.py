@@ -29,14 +29,14 @@ def save(directory: Path, step: int, tensors: dict[str, torch.Tensor], *, run_id
 def test_the_newest_checkpoint_of_this_run_and_layout_is_found_and_loaded(tmp_path: Path, cases: Any) -> None:
     paths = [save(tmp_path, step, cases.some_tensors(step)) for step in (1, 2)]
     other = save(tmp_path, 3, cases.some_tensors(3), run_id="other")
-    found, messages = find_newest_local(tmp_path, run_id="r", layout=LAYOUT)
+    found, messages, _ = find_newest_local(tmp_path, run_id="r", layout=LAYOUT)
     assert found is not None
     assert (found.path, found.step, is_local(found)) == (paths[1], 2, True)
     assert messages == [f"skipped {other}: it is of another run"]
     tensors = cases.some_tensors(-1)
     load_local(found, tensors)
     assert all(cases.same(tensors[name], tensor) for name, tensor in cases.some_tensors(2).items())
-    changed, messages = find_newest_local(tmp_path, run_id="r", layout={"tensor": 2})
+    changed, messages, _ = find_newest_local(tmp_path, run_id="r", layout={"tensor": 2})
     assert changed is None
     assert "another layout (tensor 1 then, 2 now)" in " ".join(messages)
     discard_local_after(tmp_path, step=1)
@@ -48,17 +48,17 @@ def test_the_newest_checkpoint_of_this_run_and_layout_is_found_and_loaded(tmp_pa
 def test_a_damaged_checkpoint_is_skipped(tmp_path: Path, cases: Any) -> None:
     first, second = (save(tmp_path, step, cases.some_tensors(step)) for step in (1, 2))
     cases.flip_bit(second / "shard-00000.safetensors", 700)
-    found, messages = find_newest_local(tmp_path, run_id="r", layout=LAYOUT)
+    found, messages, fault = find_newest_local(tmp_path, run_id="r", layout=LAYOUT)
     assert found is not None
-    assert found.path == first
+    assert (found.path, fault) == (first, False)
     (message,) = messages
     assert message.startswith(f"skipped step 2 of {tmp_path}: shard-00000.safetensors is damaged")
 
 
 def test_a_tier_that_cannot_be_read_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "rank-00000").touch()  # listing it fails, as on a broken disk
-    found, messages = find_newest_local(tmp_path, run_id="", layout={})
-    assert found is None
+    found, messages, fault = find_newest_local(tmp_path, run_id="", layout={})
+    assert (found, fault) == (None, False)
     assert messages == [f"skipped {tmp_path}/rank-00000: it cannot be read: Not a directory"]
     discard_local_after(tmp_path, step=0)
 

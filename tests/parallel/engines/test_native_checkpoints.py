@@ -69,7 +69,7 @@ def test_both_stores_restore_weights_and_optimizer(tmp_path: Path) -> None:
 
     found, _ = find_latest(tmp_path / "shared")
     signature = sharding_signature(settings())
-    found_local, messages = find_newest_local(tmp_path / "local", run_id="r", layout=signature)
+    found_local, messages, _ = find_newest_local(tmp_path / "local", run_id="r", layout=signature)
     assert found is not None
     assert found_local is not None, messages
     for store, checkpoint in ((shared, found), (local, found_local)):
