@@ -48,7 +48,7 @@ class ClusterEnvironment:
 
     `agent_store`: torchrun itself serves the store at the master's address, else rank 0 does.
     `restart`: set if the launcher started these ranks in place of failed ones.
-    `requeues`: how often Slurm has started this job again.
+    `requeues`: how often Slurm has started this job again. `is_after_stop`: a signal ended the job's start before.
     `error_file`: where torch elastic looks for the reason why this rank failed.
     """
 
@@ -63,6 +63,7 @@ class ClusterEnvironment:
     restart: Restart | None = None
     slurm_job_id: str | None = None
     requeues: int = 0
+    is_after_stop: bool = False
     error_file: Path | None = None
 
     @classmethod
@@ -92,6 +93,7 @@ class ClusterEnvironment:
             restart=_restart(),
             slurm_job_id=slurm_job_id,
             requeues=requeues,
+            is_after_stop="TRIAXIAL_AFTER_STOP" in os.environ,
             error_file=_path("TORCHELASTIC_ERROR_FILE"),
         )
 

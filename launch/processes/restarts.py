@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -127,23 +128,27 @@ def last_logged_step(run_directory: Path) -> int:
     return 0
 
 
-def count_start(run_directory: Path, restart: Restart | None, *, reached: int, requeues: int = 0) -> RunProgress:
+def count_start(
+    run_directory: Path, restart: Restart | None, *, reached: int, requeues: int = 0, is_after_stop: bool = False
+) -> RunProgress:
     """Count this start in a file of the run directory. Rank 0 calls it at every start, before it trains.
 
-    `reached`: the furthest step of the run so far. `requeues`: how often Slurm has started this job again. Our own
-    launcher counts in its memory and gives a `cause`; then nothing is written. ConfigError if the restarts of torchrun
-    or Slurm make no progress; further ones then end at once.
+    `reached`: the furthest step of the run so far. `requeues`: how often Slurm has started this job again.
+    `is_after_stop`: a signal ended the job's start before, so a lack of progress is no failure. Our own launcher counts
+    in its memory and gives a `cause`; then nothing is written. ConfigError if the restarts of torchrun or Slurm make no
+    progress; further ones then end at once.
     """
     if restart is not None and restart.cause:
         return RunProgress(reached)
     file = run_directory / ".progress.json"
     progress = RunProgress(reached)
     if restart is not None or requeues:
-        try:
+        before = RunProgress(0)
+        with suppress(OSError, ConfigError):  # the first start failed before it could write the file
             table = read_checked_json(file, _PROGRESS, max_bytes=1 << 16)
-            progress = RunProgress(table["furthest"], table["starts"]).after(reached)
-        except (OSError, ConfigError):  # the first start failed before it could write the file
-            progress = RunProgress(0).after(reached)
+            before = RunProgress(table["furthest"], table["starts"])
+        is_excused = is_after_stop and restart is None and reached <= before.furthest
+        progress = before if is_excused else before.after(reached)
     replace_file(file, json.dumps(asdict(progress)))
     if progress.is_stuck:
         raise ConfigError(f"{restart or f'start {requeues + 1} of the job'}: {progress.why_stuck}")

@@ -100,7 +100,11 @@ def run_rank(
                 held.enter_context(lock(config.run.directory, job_id=environment.slurm_job_id))
                 leave_word("started")
                 progress = count_start(
-                    config.run.directory, environment.restart, reached=prepared.reached, requeues=environment.requeues
+                    config.run.directory,
+                    environment.restart,
+                    reached=prepared.reached,
+                    requeues=environment.requeues,
+                    is_after_stop=environment.is_after_stop,
                 )
                 # The other ranks wait for this one, for at most the timeout.
                 time.sleep(min(progress.pause_s(config.run.restart_pause_s), config.run.collective_timeout_s / 2))

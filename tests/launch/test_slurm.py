@@ -361,3 +361,24 @@ def test_a_template_without_a_recipe_says_what_it_wants(template):
     assert result.returncode == 2
     name = f"slurm/{template.name}"
     assert result.stderr == f"{name}: the recipe is missing. Use: sbatch {name} RECIPE [--section.key VALUE ...]\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "excused"), [("saved after a signal", "1"), ("stopped", "1"), ("started", ""), ("", "")]
+)
+def test_the_training_template_says_whether_a_signal_ended_the_start_before(tmp_path, word, excused):
+    """Under a srun of this test, which the template starts in place of Slurm's."""
+    (tmp_path / "srun").write_text(
+        '#!/bin/bash\necho "after stop: ${TRIAXIAL_AFTER_STOP-}"; test ! -e "$TRIAXIAL_SAVED_FILE"\n'
+    )
+    (tmp_path / "srun").chmod(0o755)
+    if word:
+        (tmp_path / "triaxial-7").mkdir()
+        (tmp_path / "triaxial-7" / "saved").write_text(f"{word}\n")
+    settings = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
+    settings |= {"SLURM_JOB_NODELIST": "n1", "TRIAXIAL_PYTHON": sys.executable}
+    result = subprocess.run(
+        ["bash", str(TEMPLATE), "recipe"], env={**os.environ, **settings}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[1:] == [f"after stop: {excused}"]

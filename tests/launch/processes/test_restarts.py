@@ -142,6 +142,18 @@ def test_rank_0_counts_starts_without_progress_under_torchrun(tmp_path):
         count_start(tmp_path, Restart(2, 99, "our launcher counts for itself"), reached=520)
 
 
+def test_a_start_that_a_signal_ended_is_no_failed_one(tmp_path):
+    count_start(tmp_path, None, reached=520, requeues=1)
+    for requeues in range(2, 20):  # a preempted job, which comes no further than the imports
+        assert count_start(tmp_path, None, reached=520, requeues=requeues, is_after_stop=True).starts == 0
+    failed = [count_start(tmp_path, None, reached=520, requeues=requeues) for requeues in (20, 21, 22)]
+    assert [progress.starts for progress in failed] == [1, 2, 3]
+    stopped_and_restarted = count_start(tmp_path, Restart(1, 99), reached=530, requeues=23, is_after_stop=True)
+    assert (stopped_and_restarted.furthest, stopped_and_restarted.starts) == (530, 0)
+    restarted = count_start(tmp_path, Restart(2, 99), reached=530, requeues=23, is_after_stop=True)
+    assert restarted.starts == 1, "a restart in place follows a crash"
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_corpus, watched_ranks, launched, tmp_path_factory):
     """With parallel.data = 2: an undisturbed run, and one that is stopped twice by a signal and resumed by hand."""
