@@ -1,11 +1,13 @@
 """`triaxial config`: show the settings of a recipe with their origin, or every key that a recipe may have."""
 
 import argparse
+import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from gpt.errors import ConfigError
 from launch.config.recipe import apply_overrides, build, find_recipe, read_toml, unknown_name
@@ -14,11 +16,13 @@ from launch.config.settings import REQUIRED, Setting, settings_of, toml
 from launch.processes.terminal import table_console
 
 TITLES = {"train": "Training", "prepare": "Data preparation"}  # command -> title of its settings
+OTHERS = {"mixture": "data mixture", "overlap": "prepare overlap"}  # section -> command whose recipes have it
 PAGE = """# Settings
 
-Every key of a recipe. `triaxial config --keys --markdown` makes this page from the sources.
-`triaxial config RECIPE` shows each key of a recipe with its value and origin. The command line takes
-each key too: `--section.key VALUE`. `train[].path` is the key `path` of each table in the list `train`.
+Every key of the recipes of `triaxial train` and `triaxial prepare`. `triaxial config --keys --markdown`
+makes this page from the sources. `triaxial config RECIPE` shows each key of a recipe with its value
+and origin. The command line takes each key too: `--section.key VALUE`. `train[].path` is the key
+`path` of each table in the list `train`.
 """
 
 
@@ -62,7 +66,7 @@ def resolved(recipe: str, overrides: Sequence[str]) -> Iterator[str]:
     """Yield the lines of a recipe with every key and the origin of its value. ConfigError: the recipe is invalid."""
     given = read_toml(find_recipe(recipe))
     table = apply_overrides(given, list(overrides))
-    config = build(recipe_classes()["prepare" if "input" in table else "train"], table, where="")
+    config = build(_class_of(table, recipe), table, where="")
     for name in vars(config):
         yield f"[{name}]"
         section = getattr(config, name)
@@ -75,6 +79,13 @@ def resolved(recipe: str, overrides: Sequence[str]) -> Iterator[str]:
         yield ""
 
 
+def _class_of(table: dict[str, Any], recipe: str) -> type[Any]:
+    """Return the dataclass that has the most sections of this table."""
+    for section in OTHERS.keys() & table.keys():
+        raise ConfigError(f"{recipe} is a recipe of `triaxial {OTHERS[section]}`, not of `train` or `prepare`")
+    return max(recipe_classes().values(), key=lambda cls: len(table.keys() & typing.get_type_hints(cls).keys()))
+
+
 def show_keys(section: str) -> None:
     """Print all keys, or those of one section. ConfigError: no such section."""
     found = {command: sections(cls) for command, cls in recipe_classes().items()}
@@ -85,7 +96,8 @@ def show_keys(section: str) -> None:
     for command, by_section in found.items():
         for name, settings in by_section.items():
             if section in ("", name):
-                table = Table(title=f"triaxial {command}: [{name}]", title_justify="left", box=box.SIMPLE)
+                title = Text(f"triaxial {command}: [{name}]")
+                table = Table(title=title, title_justify="left", box=box.SIMPLE)
                 for heading in ("key", "type", "default", "meaning"):
                     table.add_column(heading, overflow="fold")
                 for setting in settings:

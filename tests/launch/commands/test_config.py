@@ -38,10 +38,20 @@ def test_a_resolved_recipe_is_a_recipe_and_names_the_origin_of_each_value(recipe
 
 
 def test_one_section_is_shown_and_an_unknown_one_is_named():
-    assert "optimizer.learning_rate" in config("--keys", "optimizer").stdout
+    shown = config("--keys", "optimizer").stdout
+    assert "triaxial train: [optimizer]" in shown
+    assert "optimizer.learning_rate" in shown
     wrong = config("--keys", "optimiser")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "--keys optimiser is invalid: unknown section 'optimiser'; did you mean 'optimizer'?" in wrong.stderr
+
+
+def test_the_kind_of_a_recipe_is_seen_from_its_sections(tmp_path):
+    (tmp_path / "no_input.toml").write_text("[output]\nfolder = 'corpus'\n")
+    assert "input" in config(str(tmp_path / "no_input.toml")).stderr
+    other = config("mixture_gpt3")
+    assert other.returncode == 2
+    assert "mixture_gpt3 is a recipe of `triaxial data mixture`" in other.stderr
 
 
 def test_missing_keys_are_named_at_once(tmp_path):
