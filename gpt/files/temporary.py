@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "triaxial_"
-OWNER = ".owner"  # a file that the owner holds locked as long as it lives
+OWNER = ".owner"  # a file that the owner holds locked as long as it lives; it names the machine once it is locked
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,19 @@ class TemporaryFolder:
 
 @contextmanager
 def temporary_folder(parent: str | None = None) -> Iterator[TemporaryFolder]:
-    """A new folder, removed at the end of the block; also remove those whose owners were killed."""
+    """A new folder, removed at the end of the block; also remove those whose owners were killed.
+
+    On a file system without locks, or if the disk is full, a folder stays if its owner is killed.
+    """
     parent = parent or tempfile.gettempdir()
     remove_abandoned(Path(parent))
     path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     owner = os.open(path / OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it when this process ends
+        # In this order: nobody removes a folder before its file names the machine, and then it is locked.
+        with suppress(OSError):
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it when this process ends
+            os.write(owner, _machine())
         yield TemporaryFolder(path)
     finally:
         if (path / OWNER).exists():
@@ -42,7 +49,10 @@ def temporary_folder(parent: str | None = None) -> Iterator[TemporaryFolder]:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove the folders of this user whose owners are gone. A folder without an owner's file is kept."""
+    """Remove the folders of this user and machine whose owners are gone. A folder without an owner's file is kept.
+
+    Folders of other machines are kept because machines may share `parent`, but not their locks.
+    """
     with suppress(OSError):
         for path in parent.glob(f"{PREFIX}*"):
             with suppress(OSError):
@@ -53,9 +63,19 @@ def remove_abandoned(parent: Path) -> None:
 def _is_abandoned(path: Path) -> bool:
     owner = os.open(path / OWNER, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        if os.read(owner, 1000) != _machine():
+            return False
         fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(owner).st_nlink > 0  # its owner may just have decided to keep the folder
     except OSError:
         return False
     finally:
         os.close(owner)
-    return True
+
+
+def _machine() -> bytes:
+    """Return the id of this boot of the machine, or its name where the system has no such id."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    except OSError:
+        return socket.gethostname().encode()
