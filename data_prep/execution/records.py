@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,17 @@ from data_prep.execution.damage import WrittenFile
 from data_prep.execution.files import describe_file, disk_errors
 from data_prep.execution.fingerprint import Fingerprint
 from data_prep.execution.manifest import Entry, WorkManifest, files_of
-from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskOutcome, TaskRequest, list_inputs, plain, task_key
+from data_prep.execution.tasks import (
+    NAMED_INPUTS,
+    FinishedTask,
+    Stage,
+    Task,
+    TaskOutcome,
+    TaskRequest,
+    list_inputs,
+    plain,
+    task_key,
+)
 from gpt.files.atomic import sync_folder
 
 MAX_LISTED_INPUTS = 32  # that a task's own line, or its message to a worker, may list
@@ -34,17 +44,18 @@ class _Inputs:
     written: list[WrittenFile] = field(default_factory=list)
 
 
-def messages(requests: Sequence[TaskRequest], folder: Path, prefix: str) -> list[TaskRequest]:
-    """The requests as workers get them: one file lists the many inputs that several tasks have in common.
-
-    The files lie in `folder`, with a name that begins with `prefix`.
-    """
+def messages(requests: Sequence[TaskRequest], folder: Path) -> list[TaskRequest]:
+    """The requests as workers get them: a file in `folder` lists the many inputs that several tasks have in common."""
     lists: dict[int, Path] = {}  # by the identity of the inputs, since comparing long lists takes time
     short = []
     for request in requests:
         if len(request.task.inputs) > MAX_LISTED_INPUTS:
-            path = lists.setdefault(id(request.task.inputs), folder / f"{prefix}-{len(lists)}.inputs")
-            request = list_inputs(request, path)
+            key = id(request.task.inputs)
+            if key not in lists:
+                lists[key] = list_inputs(request, folder)
+            n = NAMED_INPUTS
+            first = replace(request.task, inputs=request.task.inputs[:n])
+            request = replace(request, task=first, n_bytes=request.n_bytes[:n], listed=lists[key])
         short.append(request)
     return short
 

@@ -28,7 +28,7 @@ from gpt.files.atomic import sync_file
 from gpt.files.json_text import decode_json
 
 Paths = tuple[Path, ...]
-_NAMED_INPUTS = 3
+NAMED_INPUTS = 3  # in a short request
 _SETTLE_S = 60.0  # how long a network file system may show another machine an old state
 
 
@@ -126,7 +126,7 @@ class TaskRequest:
     @property
     def name(self) -> str:
         """The task as errors and progress name it."""
-        names = [path.name for path in self.task.inputs[:_NAMED_INPUTS]]
+        names = [path.name for path in self.task.inputs[:NAMED_INPUTS]]
         rest = len(self.task.inputs) - len(names)
         of = ", ".join(names) + (" and more" if self.listed else f" and {rest} more" if rest else "")
         return f"stage '{self.stage.name}' of {of or 'its source'}"
@@ -213,21 +213,20 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def list_inputs(request: TaskRequest, path: Path) -> TaskRequest:
-    """Write a request's inputs to `path`, unless it exists, and return a short request that refers to it.
+def list_inputs(request: TaskRequest, folder: Path) -> Path:
+    """Write a request's inputs to a file in `folder` that is named by its content; return its path.
 
     The inputs of a corpus's files are all shards: 10 MB of paths, which would go to each worker again for each file.
     """
-    if not path.exists():
-        inputs = [str(item) for item in request.task.inputs]
-        path.write_text(json.dumps({"paths": inputs, "bytes": request.n_bytes}), encoding="utf-8")
-    first = dataclasses.replace(request.task, inputs=request.task.inputs[:_NAMED_INPUTS])
-    return dataclasses.replace(request, task=first, n_bytes=request.n_bytes[:_NAMED_INPUTS], listed=path)
+    text = json.dumps({"paths": [str(path) for path in request.task.inputs], "bytes": request.n_bytes})
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.inputs"
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 @lru_cache(1)
 def _listed_inputs(path: Path) -> tuple[Paths, tuple[int, ...]]:
-    """The paths and sizes that `list_inputs` wrote. Many tasks in turn have the same list, in a file of its own."""
+    """The paths and sizes that `list_inputs` wrote. Many tasks in turn have the same list."""
     about = decode_json(path.read_bytes())
     return tuple(map(Path, about["paths"])), tuple(about["bytes"])
 

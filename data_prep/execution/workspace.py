@@ -157,7 +157,7 @@ class Workspace:
             make_folders({output.parent for request in requests for output in request.task.outputs})
         n_failed = n_documents = 0
         damaged = []
-        jobs = messages(requests, self._attempts, str(self._step))
+        jobs = messages(requests, self._attempts)
         for n_done, (index, outcome) in enumerate(self._executor.run(execute, jobs, name=_name), 1):
             if isinstance(outcome, DamagedInput):
                 damaged.append(outcome.path)

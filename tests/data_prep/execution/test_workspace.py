@@ -1,6 +1,7 @@
 """The manifest decides which tasks are finished; a failure or a full disk leaves no half output."""
 
 import contextlib
+import io
 import json
 import os
 import pickle
@@ -215,3 +216,34 @@ def test_a_second_run_in_one_folder_is_an_error(tmp_path):
         pass
     with Workspace(tmp_path, n_workers=1, progress=quiet):
         pass
+
+
+def test_a_task_with_many_inputs_that_runs_again_reads_its_own(tmp_path, functions):
+    """A flipped bit in the second of two tasks with 40 inputs each: it alone runs again, as the first of its stage."""
+    groups = [tuple(tmp_path / f"{group}{n:02}.in" for n in range(40)) for group in "ab"]
+    for path in (*groups[0], *groups[1]):
+        path.write_text(path.name[0])
+    said = io.StringIO()
+    quiet, config = ProgressBars(Console(file=said, width=500)), functions.Config("", tmp_path / "log")
+    with Workspace(tmp_path / "w", n_workers=1, progress=quiet, executor=InThisProcess) as workspace:
+        joined = [workspace.folder / f"join/{n}" for n in range(2)]
+        all_of_it = workspace.folder / "all/x"
+
+        def steps():
+            joins = [Task(config, group, (path,)) for group, path in zip(groups, joined, strict=True)]
+            workspace.run(Stage("join", functions.join), joins)
+            if "made again" not in said.getvalue():
+                flip_a_bit(joined[1])
+            workspace.run(Stage("all", functions.join), [Task(config, tuple(joined), (all_of_it,))])
+
+        workspace.run_whole(steps)
+        assert "join/1: its content is not what its task wrote. It is made again" in said.getvalue()
+        assert all_of_it.read_text() == "a" * 40 + "b" * 40
+
+
+def flip_a_bit(path):
+    """Unnoticed: the size and the time of the last change stay the same."""
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    data[0] ^= 4
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
