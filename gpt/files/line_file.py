@@ -1,6 +1,5 @@
 """Append lines to files. While the disk is full or fails they wait in memory, so that no line is cut short or lost."""
 
-import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,9 @@ class LineFile:
         self.path = path
         self.error: OSError | None = None  # the last failure, while lines wait
         self._file: BinaryIO | None = None
-        self._identity: tuple[int, int] | None = None  # device and inode, from the first `add` on
+        self.was_replaced = False  # since the first `add`, by an editor or a program that rotates logs
+        # The inode, from the first `add` on. The device may change: a file server may be mounted again.
+        self._inode: int | None = None
         self._waiting = b""
 
     @property
@@ -34,13 +35,14 @@ class LineFile:
     def add(self, line: bytes) -> None:
         """Add a line, with its newline.
 
-        FileNotFoundError: someone deleted, moved or replaced the file or its folder. OSError: any reason except a fault
-        of the machine, such as a full disk; or too many bytes are waiting already.
+        If someone has deleted, moved or replaced the file, it is opened again. FileNotFoundError: its folder is gone.
+        OSError: any reason except a fault of the machine, such as a full disk; or too many bytes are waiting already.
         """
         self._waiting += line
         try:
-            if self._identity is not None:
-                self._check_path()
+            if self._inode is not None and self._inode != self._inode_at_path():
+                self._close()
+                self._inode, self.was_replaced = None, True
             if self._file is None:
                 self._open()
             assert self._file is not None
@@ -56,22 +58,22 @@ class LineFile:
     def close(self) -> None:
         """Close the file and drop the bytes that still wait. A later `add` opens the file again."""
         self._close()
-        self._identity, self._waiting = None, b""
+        self._inode, self._waiting = None, b""
 
     def _open(self) -> None:
         self._file = append_to(self.path)
         found = os.fstat(self._file.fileno())
-        if self._identity is None:
+        if self._inode is None:
             # a process was killed before it could write the rest of a line
             if found.st_size and os.pread(self._file.fileno(), 1, found.st_size - 1) != b"\n":
                 self._waiting = b"\n" + self._waiting
-            self._identity = found.st_dev, found.st_ino
+            self._inode = found.st_ino
 
-    def _check_path(self) -> None:
-        """FileNotFoundError unless the path still leads to the file that was opened first."""
-        found = os.stat(self.path, follow_symlinks=False)
-        if (found.st_dev, found.st_ino) != self._identity:
-            raise FileNotFoundError(errno.ENOENT, "replaced by another file", str(self.path))
+    def _inode_at_path(self) -> int | None:
+        try:
+            return os.stat(self.path, follow_symlinks=False).st_ino
+        except FileNotFoundError:
+            return None
 
     def _close(self) -> None:
         if self._file is not None:

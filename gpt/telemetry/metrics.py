@@ -81,6 +81,7 @@ class MetricsWriter:
         self._console = Console(total_steps=total_steps, total_tokens=total_tokens, interactive=interactive)
         self._files: dict[str, LineFile] = {}  # by name, opened at the first line
         self._had_trouble = False
+        self._replaced: set[str] = set()  # names of files that someone replaced, and the user knows it
         self._wandb: WandbRun | None = None
 
     def __enter__(self) -> Self:
@@ -139,6 +140,7 @@ class MetricsWriter:
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         self._add(self.path.name, line)
         self._write_waiting()
+        self._warn_of_replaced(step)
         if self._wandb is not None:
             self._wandb.log(step, plain)
         self._console.step(step, plain)
@@ -172,6 +174,12 @@ class MetricsWriter:
         elif self._had_trouble and not trouble:
             self.message(f"{self._run_directory}: the disk takes records again; none is lost")
         self._had_trouble = bool(trouble)
+
+    def _warn_of_replaced(self, step: int) -> None:
+        for name in [name for name, file in self._files.items() if file.was_replaced and name not in self._replaced]:
+            self._replaced.add(name)
+            text = f"{self._run_directory / name} was replaced or deleted by another program. It is open again"
+            self.event("warning", step=step, text=f"{text}; some records may be missing")
 
     def _trouble(self) -> str:
         """The reason for which lines wait in memory, or "" if none waits."""

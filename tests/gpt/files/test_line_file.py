@@ -131,21 +131,41 @@ for step in range(8):
     assert done.stdout.splitlines() == ["written"] * 2 + ["[Errno 5] Input/output error"] * 2 + ["written"] * 4
 
 
-def test_a_deleted_or_replaced_run_directory_is_noticed_at_the_next_line(tmp_path):
-    for number, change in enumerate((shutil.rmtree, lambda run: run.rename(tmp_path / "moved"), replace)):
-        run = tmp_path / f"run{number}"
+def train(run, change):
+    with MetricsWriter(OFF, run, run_config={}, resume_step=None, interactive=False) as writer:
+        writer.log(1, {"loss": 1.0})
+        writer.event("warning", step=1, text="first")
+        change(run)
+        writer.log(2, {"loss": 1.0})
+        writer.log(3, {"loss": 1.0})
 
-        def train(run=run, change=change):
-            with MetricsWriter(OFF, run, run_config={}, resume_step=None, interactive=False) as writer:
-                writer.log(1, {"loss": 1.0})
-                change(run)
-                writer.log(2, {"loss": 1.0})
 
+def test_a_deleted_run_directory_is_noticed_at_the_next_line(tmp_path):
+    for number, change in enumerate((shutil.rmtree, lambda run: run.rename(tmp_path / "moved"))):
         with pytest.raises(ConfigError, match=r"metrics\.jsonl was deleted, moved or replaced during training"):
-            train()
+            train(tmp_path / f"run{number}", change)
+
+
+def edit(run):
+    """Save metrics.jsonl as an editor does, without a newline at the end; rotate events.jsonl."""
+    text = (run / "metrics.jsonl").read_bytes()
+    (run / "new").write_bytes(text.rstrip())
+    (run / "new").rename(run / "metrics.jsonl")
+    (run / "events.jsonl").rename(run / "events.jsonl.1")
 
 
 def replace(run):
+    """Put a copy in the place of the run directory."""
     shutil.copytree(run, run.with_name("copy"))
     shutil.rmtree(run)
     run.with_name("copy").rename(run)
+
+
+@pytest.mark.parametrize("change", [edit, replace])
+def test_a_replaced_file_is_opened_again_with_one_warning(tmp_path, change):
+    run = tmp_path / "run"
+    train(run, change)
+    assert steps(run / "metrics.jsonl") == [1, 2, 3]
+    texts = [json.loads(line)["text"] for line in (run / "events.jsonl").read_text().splitlines()]
+    names = [text.partition(" was replaced or deleted")[0] for text in texts if text != "first"]
+    assert names == [str(run / "metrics.jsonl"), str(run / "events.jsonl")]
