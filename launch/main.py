@@ -13,7 +13,9 @@ from gpt.errors import MACHINE_FAULTS, NO_ROOM, ConfigError, file_error
 from gpt.files.atomic import free_space
 from gpt.telemetry.output import OutputError
 from launch.processes.error_reports import report_mistake
+from launch.processes.failures import MISTAKE
 from launch.processes.rank_process import enter_process, ignore_stop_signals, leave_interrupted, stop_signals
+from parallel.errors import ForgedMessage
 
 # Command of one or two words: (module, one line of help). A module has add_arguments(parser) and run(args) -> status.
 COMMANDS = {
@@ -79,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         report_mistake(str(error), exit_status=error.exit_status)
         return error.exit_status
+    except ForgedMessage as error:
+        report_mistake(str(error))
+        return MISTAKE
     except OSError as error:
         if error.errno not in _MACHINE_ERRORS or error.filename is None:
             raise

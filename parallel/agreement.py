@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.distributed_c10d import _object_to_tensor, _tensor_to_object
 
 from gpt.errors import MACHINE_FAULTS, NO_ROOM, ConfigError
-from parallel.errors import CheckpointError, CheckpointFault, NoRoomForCheckpoints
+from parallel.errors import CheckpointError, CheckpointFault, ForgedMessage, NoRoomForCheckpoints
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -53,7 +53,8 @@ def world_size(group: Group) -> int:
 
 
 def all_gather_objects(value: _T, group: Group) -> list[_T]:
-    """Every rank's value, by rank. Collective over `group`; PeerLost if a rank cannot be reached.
+    """Every rank's value, by rank. Collective over `group`; PeerLost if a rank cannot be reached, and ForgedMessage if
+    its value has no valid seal of this job.
 
     Every rank receives as much as all send. Prefer `combine`, which sends the values to rank 0 only.
     """
@@ -121,8 +122,8 @@ def _attempt(action: Callable[[], _T], path: Path, rank: int) -> tuple[tuple[_T 
     """The result of an action, or its failure in a form that can be sent; and the original failure."""
     try:
         return (action(), None), None
-    except PeerLost:
-        raise  # there is no other rank
+    except (PeerLost, ForgedMessage):
+        raise  # there is no other rank, or none to agree with
     except (Exception, CheckpointException) as error:
         mine = _as_config_error(error, path, rank)
         return (None, mine), None if error is mine else error
@@ -139,15 +140,17 @@ def _gather(value: _T, group: Group) -> list[_T]:
     padded[: len(sent)] = sent
     lengths = _gather_tensors(length, group)
     unpack: Any = _tensor_to_object
-    return [unpack(one, int(size), group) for one, size in zip(_gather_tensors(padded, group), lengths, strict=True)]
+    sizes = lengths.flatten().tolist()
+    return [unpack(one, size, group) for one, size in zip(_gather_tensors(padded, group), sizes, strict=True)]
 
 
-def _gather_tensors(mine: torch.Tensor, group: dist.ProcessGroup | None) -> list[torch.Tensor]:
-    """Every rank's tensor, by rank, on rank 0; an empty list on the others. All have one shape."""
-    received = [torch.empty_like(mine) for _ in range(world_size(group))] if rank_in(group) == 0 else None
+def _gather_tensors(mine: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """Every rank's tensor, stacked by rank, in rank 0's host memory; no rows on the others. All have one shape."""
+    n_rows = world_size(group) if rank_in(group) == 0 else 0
+    received = torch.empty(n_rows, *mine.shape, dtype=mine.dtype, device=mine.device)
     with _peer_errors():
-        dist.gather(mine, received, group=group, group_dst=0)
-    return received or []
+        dist.gather(mine, list(received) if n_rows else None, group=group, group_dst=0)
+    return received.cpu()  # one copy: each waits for the device
 
 
 def _broadcast(value: _T, group: Group, *, source: int = 0) -> _T:
@@ -196,7 +199,7 @@ def _scatter(values: list[_T], group: Group) -> _T:
 
 @contextmanager
 def _peer_errors() -> Iterator[None]:
-    """Raise PeerLost when a collective fails."""
+    """Raise PeerLost when a collective fails. A ForgedMessage is no RuntimeError, and passes."""
     try:
         yield
     except RuntimeError as error:

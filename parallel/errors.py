@@ -1,4 +1,4 @@
-"""Errors of checkpoints."""
+"""Errors of checkpoints, and of messages between ranks."""
 
 from pathlib import Path
 
@@ -27,3 +27,11 @@ class CheckpointFault(CheckpointError, MachineFault):
 
 class NoRoomForCheckpoints(CheckpointFault, DiskFull):
     """The disk has too little space for the run to start."""
+
+
+class ForgedMessage(Exception):
+    """Data from the network that was not sealed with the secret of this job. It was not loaded.
+
+    Neither a RuntimeError, which would count as a lost rank, nor a ConfigError, after which a failed save lets training
+    continue: it ends the process, and a restart would meet it again.
+    """

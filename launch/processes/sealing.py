@@ -15,14 +15,11 @@ from typing import Any, BinaryIO
 from gpt.errors import ConfigError
 from launch.processes.environment import JOB_SECRET, job_secret
 from launch.processes.error_reports import forget_stop, last_word
+from parallel.errors import ForgedMessage
 
 _MIN_SECRET_LENGTH = 32  # 128 bits as hexadecimal digits
 BACKEND = "triaxial"  # the name of our rendezvous in torch's registry
 _HMAC_BYTES = 32
-
-
-class ForgedMessage(RuntimeError):
-    """Data from the network that was not sealed with the secret of this job. It was not loaded."""
 
 
 def new_secret() -> str:
@@ -61,7 +58,11 @@ class Seal:
         """The message of `close`. ForgedMessage: another key sealed it, or it was changed."""
         found, message = sealed[:_HMAC_BYTES], sealed[_HMAC_BYTES:]
         if not hmac.compare_digest(found, hmac.digest(self.key, message, "sha256")):
-            raise ForgedMessage("a message from the network has no valid seal of this job; it was not loaded")
+            raise ForgedMessage(
+                f"a message from the network has no valid seal of this job; it was not loaded. Either {JOB_SECRET} "
+                "differs on another node, or a stranger reaches the ports of the nodes. Set the same on every node, "
+                "close the ports to others, then start the job again"
+            )
         return message
 
 
@@ -138,8 +139,9 @@ class SealedBackend:
             return self.seal.open(sealed)
         except ForgedMessage as error:
             raise RendezvousStateError(
-                "somebody without the secret of this job wrote to its rendezvous; nothing of it was loaded. Close the "
-                "ports of the nodes to others, then start the job again"
+                "somebody without the secret of this job wrote to its rendezvous; nothing of it was loaded. Either "
+                f"{JOB_SECRET} differs on another node, or a stranger reaches the ports of the nodes. Set the same on "
+                "every node, close the ports to others, then start the job again"
             ) from error
 
 

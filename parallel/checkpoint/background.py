@@ -28,6 +28,7 @@ from parallel.agreement import Group, PeerLost, combine, is_distributed
 from parallel.checkpoint.folders import published_step, step_name
 from parallel.checkpoint.plan import ShardPiece, WritePlan, local, make_plan
 from parallel.checkpoint.save import Save, ShardBytes, check_save, write_checkpoint
+from parallel.errors import ForgedMessage
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -88,11 +89,15 @@ class BackgroundWriter:
         """Wait for the save under way, if there is one, and hand its result to its saver. Collective."""
         if self._running is not None:
             self._running.thread.join()
+            self._running.raise_forgery()
             self._collect()
 
     def poll(self) -> None:
         """Collect the result of the save under way if it has ended on all ranks. Collective: one small reduction."""
-        if self._running is not None and not self._anywhere(self._running.thread.is_alive()):
+        if self._running is None:
+            return
+        self._running.raise_forgery()
+        if not self._anywhere(self._running.thread.is_alive()):
             self._collect()
 
     def _collect(self) -> None:
@@ -198,12 +203,24 @@ class _Running:
     ) -> None:
         self.owner = owner
         self.result: SaveResult | None = None
+        self._forgery: ForgedMessage | None = None
         self._save, self._buffer, self._group, self._stall_s = save, buffer, group, stall_s
         # A daemon thread: if training ends with an error, the process does not wait for the save. Its folder is still
         # hidden.
         self.thread = threading.Thread(target=self._run, name=f"saving step {published_step(save.final)}", daemon=True)
 
+    def raise_forgery(self) -> None:
+        """ForgedMessage: one ended the thread, so the other ranks wait in vain for this one."""
+        if self._forgery is not None:
+            raise self._forgery
+
     def _run(self) -> None:
+        try:
+            self._save_and_measure()
+        except ForgedMessage as error:
+            self._forgery = error
+
+    def _save_and_measure(self) -> None:
         if sys.platform == "linux":  # where niceness is per thread, and inherited by the threads that it starts
             thread = threading.get_native_id()
             setpriority(PRIO_PROCESS, thread, min(19, getpriority(PRIO_PROCESS, thread) + _NICENESS))
@@ -211,6 +228,8 @@ class _Running:
         error = None
         try:
             write_checkpoint(self._save, lambda: _blocks(self._buffer, self._save.plan.pieces), self._group)
+        except ForgedMessage:
+            raise
         except ConfigError as failure:
             error = str(failure)
         except Exception as failure:  # our bug, or this process is ending

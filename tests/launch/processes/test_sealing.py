@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from free_ports import free_ports
 
+import launch.commands.doctor
+import launch.main
 from gpt.errors import ConfigError
 from launch.processes.environment import JOB_SECRET
-from launch.processes.sealing import ForgedMessage, Seal, new_secret, shared_secret
+from launch.processes.sealing import Seal, new_secret, shared_secret
+from parallel.errors import ForgedMessage
 
 ROOT = Path(__file__).resolve().parents[3]
 STRANGERS = ROOT / "tests" / "launch" / "strangers.py"
@@ -51,11 +54,29 @@ def test_a_forged_rendezvous_ends_the_launcher_in_one_line(attacked):
     lines = (folder / "wait_for_a_second_node-ours.log").read_text().splitlines()
     assert [line for line in lines if line.startswith("triaxial: error: ")] == [
         "triaxial: error: somebody without the secret of this job wrote to its rendezvous; nothing of it was loaded. "
-        "Close the ports of the nodes to others, then start the job again"
+        "Either TRIAXIAL_JOB_SECRET differs on another node, or a stranger reaches the ports of the nodes. Set the "
+        "same on every node, close the ports to others, then start the job again"
     ]
     assert victims["ours"][1] == 1
     assert "Traceback" not in "".join(lines)
-    assert "has no valid seal of this job" in (folder / "be_rank_0-sealed.log").read_text()
+    rank_0 = (folder / "be_rank_0-sealed.log").read_text()
+    assert "parallel.errors.ForgedMessage: a message from the network has no valid seal of this job" in rank_0
+    assert "PeerLost" not in rank_0, "no rank was lost"
+
+
+def test_a_node_with_another_secret_is_one_line_and_no_restart(monkeypatch, capsys):
+    """A command whose rank loads an object from a rank with another secret."""
+
+    def load(args):
+        Seal.of(new_secret(), "objects").open(Seal.of(new_secret(), "objects").close(b"an object"))
+
+    monkeypatch.setattr(launch.commands.doctor, "run", load)
+    assert launch.main.main(["doctor"]) == 2, "status 2 is not restarted"
+    assert capsys.readouterr().err == (
+        "triaxial: error: a message from the network has no valid seal of this job; it was not loaded. Either "
+        "TRIAXIAL_JOB_SECRET differs on another node, or a stranger reaches the ports of the nodes. Set the same on "
+        "every node, close the ports to others, then start the job again\n"
+    )
 
 
 def test_ranks_of_several_nodes_warn_if_they_are_not_sealed(attacked):
