@@ -2,25 +2,28 @@
 
     python -m launch.torchrun --nnodes 4 --nproc-per-node 8 --rdzv-endpoint HOST:29500 -m launch.main train gpt3_1.3b
 
-All options are torchrun's. On several nodes TRIAXIAL_JOB_SECRET must hold the same secret on each; on one node nothing
-listens beyond the loopback interface. Signals reach the ranks once, and the exit status is that of `triaxial train`.
+The options are torchrun's, without those of others (--rdzv-backend, --node-rank, --master-addr, --master-port).
+On several nodes TRIAXIAL_JOB_SECRET must hold the same secret on each; on one node nothing listens beyond the loopback
+interface. Signals reach the ranks once, and the exit status is that of `triaxial train`.
 """
 
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, one_line
 from gpt.files.temporary import temporary_folder
+from gpt.telemetry.output import own_output
 from launch.processes.environment import JOB_SECRET, LauncherEnvironment, quiet_elastic_logs, set_for_ranks
 from launch.processes.error_reports import forget_stop, last_word, leave_word
 from launch.processes.failures import MISTAKE, SAVED_AFTER_SIGNAL, STOP_SIGNALS, handled_signals, signal_name
 from launch.processes.sealing import BACKEND, new_secret, register_rendezvous, shared_secret
 
 SHUTDOWN_S = 270  # how long signalled ranks may take to save; less than the five minutes of slurm/train.sbatch
+_OTHER_RENDEZVOUS = {"rdzv_backend": BACKEND, "node_rank": 0, "master_addr": None, "master_port": None}  # and defaults
 
 
 class _Signalled(BaseException):
@@ -28,53 +31,112 @@ class _Signalled(BaseException):
         self.number = number
 
 
-def main(argv: list[str]) -> int:
-    """Run torchrun with these arguments. Status: 0; 2 for a user's mistake; SAVED_AFTER_SIGNAL; 128 + n for a signal
-    after which nothing was saved; 1 for a failed rank or rendezvous, which torchrun describes."""
-    with _signals_raise(_Signalled), temporary_folder() as folder:
-        if LauncherEnvironment.from_environment().saved_file is None:
-            set_for_ranks({"TRIAXIAL_SAVED_FILE": str(folder.path / "saved")}, one_node=False)
+class _Signals:
+    """The first signal raises an error of `make_error`, a _Signalled. Further ones, and all after `end`, are ignored.
+
+    With torchrun's own handlers, the second signal interrupts the wait for the ranks, and the third ends them however
+    far they are with saving; a signal before they are installed kills.
+    """
+
+    def __init__(self) -> None:
+        self.make_error: Callable[[int], BaseException] = _Signalled
+        self._has_ended = False
+
+    def end(self) -> None:
+        self._has_ended = True
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._has_ended:
+            self.end()
+            raise self.make_error(number)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run torchrun with these arguments; None: those of this process, which ends with the status.
+
+    Status: 0; 2 for a user's mistake; SAVED_AFTER_SIGNAL; 128 + n for a signal after which nothing was saved; 1 for a
+    failed rank or rendezvous.
+    """
+    own_output(waits=False)
+    with _handled_signals(is_process=argv is None) as signals, ExitStack() as stack:
         try:
-            return _run(argv)
+            folder = stack.enter_context(temporary_folder())
+            if LauncherEnvironment.from_environment().saved_file is None:
+                set_for_ranks({"TRIAXIAL_SAVED_FILE": str(folder.path / "saved")}, one_node=False)
+            status = _run(sys.argv[1:] if argv is None else argv, signals)
+            signals.end()
         except _Signalled as error:
             print(f"triaxial: the launcher of this node got {signal_name(error.number)}", file=sys.stderr, flush=True)
             if not last_word():
                 leave_word("stopped by a signal before the ranks started")
             ends = {"stopped": SAVED_AFTER_SIGNAL, "saved": SAVED_AFTER_SIGNAL, "done": 0}
-            by_signal = 128 + error.number
-            return ends.get(last_word(), by_signal) if error.number in STOP_SIGNALS else by_signal
+            status = 128 + error.number
+            return ends.get(last_word(), status) if error.number in STOP_SIGNALS else status
+        return status
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], signals: _Signals) -> int:
     from torch.distributed import run as torch_run
-    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousStateError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
+    where = ""
     try:
-        parser: Any = torch_run.get_args_parser()
-        parser.set_defaults(signals_to_handle="", shutdown_timeout=SHUTDOWN_S)  # they are handled here
-        arguments = parser.parse_args(argv)
+        arguments = _arguments(argv)
         nodes = torch_run.parse_min_max_nnodes(arguments.nnodes)[1]
-        if nodes > 1 and not arguments.rdzv_endpoint:
+        if nodes > 1 and (arguments.standalone or not arguments.rdzv_endpoint):
             raise ConfigError("--rdzv-endpoint is missing: must be HOST:PORT of one node, the same on every node")
         set_for_ranks({JOB_SECRET: new_secret() if nodes == 1 else shared_secret()}, one_node=nodes == 1)
         register_rendezvous()
-        arguments.rdzv_backend, arguments.standalone = BACKEND, False
+        arguments.standalone = False
         if nodes == 1:
-            arguments.local_addr = "127.0.0.1"
+            arguments.local_addr, arguments.rdzv_endpoint = "127.0.0.1", "none"  # torch warns if there is no endpoint
         quiet_elastic_logs()
-        with _signals_raise(lambda number: SignalException(signal_name(number), signal.Signals(number))):
-            run: Any = torch_run.run
-            run(arguments)
-    except SignalException as error:
-        raise _Signalled(int(error.sigval)) from None
+        signals.make_error = _elastic_error()
+        where = f"{arguments.nnodes} nodes at {arguments.rdzv_endpoint}"
+        if nodes > 1:
+            print(f"triaxial: waiting for {where}", file=sys.stderr, flush=True)
+        run: Any = torch_run.run
+        run(arguments)
     except ChildFailedError as error:
         return _status_of_failures({failure.exitcode for failure in error.failures.values()}, str(error))
-    except (ConfigError, RendezvousStateError) as error:
+    except ConfigError as error:
         print(f"triaxial: error: {error}", file=sys.stderr, flush=True)
-        return MISTAKE if isinstance(error, ConfigError) else 1
+        return MISTAKE
+    except RendezvousError as error:
+        return _status_without_rendezvous(error, where)
     return 0
+
+
+def _arguments(argv: list[str]) -> Any:
+    """The parsed arguments. ConfigError: an option of another rendezvous."""
+    from torch.distributed import run as torch_run
+
+    parser: Any = torch_run.get_args_parser()
+    parser.set_defaults(signals_to_handle="", shutdown_timeout=SHUTDOWN_S)  # they are handled here
+    parser.set_defaults(**dict.fromkeys(_OTHER_RENDEZVOUS))
+    arguments = parser.parse_args(argv)
+    for name, default in _OTHER_RENDEZVOUS.items():
+        if (value := getattr(arguments, name)) is not None:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{option} = {value} is invalid: launch.torchrun has one kind of rendezvous, which numbers the nodes. "
+                f"Leave {option} out, and give --rdzv-endpoint HOST:PORT"
+            )
+        setattr(arguments, name, default)
+    return arguments
+
+
+def _elastic_error() -> Callable[[int], BaseException]:
+    """A maker of errors at which torch elastic stops the ranks: a _Signalled that is also its SignalException."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    class ElasticSignalled(SignalException, _Signalled):
+        def __init__(self, number: int) -> None:
+            super().__init__(signal_name(number), signal.Signals(number))
+            self.number = number
+
+    return ElasticSignalled
 
 
 def _status_of_failures(codes: set[int], description: str) -> int:
@@ -88,27 +150,40 @@ def _status_of_failures(codes: set[int], description: str) -> int:
     return 1
 
 
+def _status_without_rendezvous(error: Exception, where: str) -> int:
+    """The exit status if the nodes did not meet, at the start or after the ranks of this node had ended. `where`: how
+    many nodes at which endpoint. Prints a failure."""
+    from torch.distributed.elastic import rendezvous
+
+    ends = {"saved": SAVED_AFTER_SIGNAL, "stopped": SAVED_AFTER_SIGNAL, "mistake": MISTAKE}
+    if last_word() in ends:
+        return ends[last_word()]
+    reasons: dict[type[Exception], str] = {
+        rendezvous.RendezvousConnectionError: "no launcher answers there. Start the node of that address first, and "
+        "open its port",
+        rendezvous.RendezvousTimeoutError: "not all came in time. Start the others, or look why they ended",
+        rendezvous.RendezvousClosedError: "another node has ended the run. Its output says why",
+    }
+    reason = reasons.get(type(error))
+    line = f"cannot meet {where}: {reason}" if reason else one_line(str(error))
+    print(f"triaxial: error: {line}", file=sys.stderr, flush=True)
+    return 1
+
+
 @contextmanager
-def _signals_raise(make_error: Callable[[int], BaseException]) -> Iterator[None]:
-    """Inside the block, the first signal raises an error, and further ones are ignored.
+def _handled_signals(*, is_process: bool) -> Iterator[_Signals]:
+    """Inside the block, the first signal raises an error. A SIGHUP that is ignored (nohup) stays ignored.
 
-    With torchrun's own handlers, the second signal interrupts the wait for the ranks, and the third ends them however
-    far they are with saving; a signal before they are installed kills. A SIGHUP that is ignored (nohup) stays ignored.
+    `is_process`: this process then ends, and ignores signals until its end: its exit status is decided.
     """
-    came: list[int] = []
-
-    def raise_once(number: int, frame: FrameType | None) -> None:
-        if not came:
-            came.append(number)
-            raise make_error(number)
-
-    before = {n: signal.signal(n, raise_once) for n in handled_signals(signal.SIGINT, signal.SIGQUIT)}
+    signals = _Signals()
+    before = {n: signal.signal(n, signals.handle) for n in handled_signals(signal.SIGINT, signal.SIGQUIT)}
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if is_process else handler)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

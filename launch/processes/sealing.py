@@ -165,21 +165,28 @@ def _rendezvous(parameters: Any) -> Any:
         inner, store = c10d_rendezvous_backend.create_backend(parameters)
     backend: Any = SealedBackend(inner, Seal.of(secret, f"rendezvous {parameters.run_id}"))
     handler: Any = dynamic_rendezvous.create_handler(store, backend, parameters)
-    handler.next_rendezvous = partial(_next_round, handler.next_rendezvous)
+    handler.next_rendezvous = _Rounds(handler.next_rendezvous)
     return handler
 
 
-def _next_round(join: Callable[[], Any]) -> Any:
-    """Join the next round of the rendezvous. RendezvousClosedError: the ranks of this node have saved, so the run ends.
+class _Rounds:
+    """Join one round of the rendezvous after the other, for the first start of the ranks and for each restart.
 
-    A "stopped" of the start before is stale in the new round: torch elastic also stops rank 0 when another rank fails.
+    After a "saved" no start follows: the launchers of other nodes may have ended already. A "stopped" is stale once the
+    next start begins: torch elastic also stops rank 0 when another rank fails.
     """
-    from torch.distributed.elastic.rendezvous import RendezvousClosedError
 
-    before = last_word()
-    if before == "saved":
-        raise RendezvousClosedError("the ranks of this node have saved after a signal")
-    joined = join()
-    if before == "stopped":
-        forget_stop()
-    return joined
+    def __init__(self, join: Callable[[], Any]) -> None:
+        self._join, self._is_first = join, True
+
+    def __call__(self) -> Any:
+        """Join the next round. RendezvousClosedError: the ranks of this node have saved, so the run ends."""
+        from torch.distributed.elastic.rendezvous import RendezvousClosedError
+
+        is_first, self._is_first, word = self._is_first, False, last_word()
+        if word == "saved" and not is_first:
+            raise RendezvousClosedError("the ranks of this node have saved after a signal")
+        joined = self._join()
+        if word == "stopped":
+            forget_stop()
+        return joined

@@ -1,5 +1,6 @@
 """`python -m launch.torchrun`: ranks of one node restart in place, and nothing listens beyond loopback."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from free_ports import free_ports
 
 import launch.torchrun
 from launch.processes.environment import JOB_SECRET
@@ -96,9 +98,12 @@ def test_lost_work_after_a_restart_is_no_clean_stop(tmp_path, monkeypatch):
     ) as node:
         while node.poll() is None and not (tmp_path / "trains").exists():
             time.sleep(0.05)
-        node.terminate()
+        while node.poll() is None:  # further signals are ignored until the process is gone
+            node.terminate()
+            time.sleep(0.001)
         errors = node.stderr.read()
     assert node.returncode == 128 + signal.SIGTERM, errors
+    assert errors == "triaxial: the launcher of this node got SIGTERM\n"
     assert (tmp_path / "before").read_text() == "", "a stale word of the start before"
     assert (tmp_path / "saved").read_text() == "started\n"
 
@@ -112,13 +117,77 @@ def test_a_crash_before_the_first_step_is_no_stop_by_a_signal(tmp_path, monkeypa
     assert last_word() == ""
 
 
-def test_mistakes_of_several_nodes_are_one_line(monkeypatch, capsys):
+MEETINGS = """
+import os, sys
+from pathlib import Path
+from launch import torchrun
+from launch.processes.error_reports import leave_word
+
+folder, port = Path(sys.argv[1]), sys.argv[2]
+os.environ |= {"TRIAXIAL_JOB_SECRET": "s" * 64, "TRIAXIAL_SAVED_FILE": str(folder / "saved")}
+
+def meet(endpoint, settings):
+    options = ["--nnodes", "2", "--rdzv-endpoint", endpoint, "--rdzv-conf", settings, "--local-addr", "127.0.0.1"]
+    print(torchrun.main([*options, "--no-python", "true"]), flush=True)
+
+meet("127.0.0.1:1", "is_host=0,read_timeout=1")
+meet(f"127.0.0.1:{port}", "join_timeout=1")
+leave_word("stopped by a signal before the first step")
+meet(f"127.0.0.1:{port}", "join_timeout=1")
+print(torchrun.main(["--max-restarts", "3", str(folder / "rank.py"), str(folder / "starts")]), flush=True)
+"""
+SAVES = """
+import sys
+from launch.processes.error_reports import leave_word
+with open(sys.argv[1], "a") as file:
+    file.write("x")
+leave_word("saved after a signal")
+sys.exit(75)
+"""
+
+
+@pytest.mark.timeout(200)
+def test_nodes_that_do_not_meet_are_one_line_and_none_waits_for_others_after_a_save(tmp_path):
+    (tmp_path / "meetings.py").write_text(MEETINGS)
+    (tmp_path / "rank.py").write_text(SAVES)
+    (port,) = free_ports(1)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "meetings.py", str(tmp_path), str(port)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "1", "75", "75"], done.stderr
+    assert (tmp_path / "starts").read_text() == "x"
+    lines = [line for line in done.stderr.splitlines() if line.startswith("triaxial: ")]
+    first, waits = "2 nodes at 127.0.0.1:1", f"2 nodes at 127.0.0.1:{port}"
+    assert lines == [
+        f"triaxial: waiting for {first}",
+        f"triaxial: error: cannot meet {first}: no launcher answers there. Start the node of that address first, and "
+        "open its port",
+        f"triaxial: waiting for {waits}",
+        f"triaxial: error: cannot meet {waits}: not all came in time. Start the others, or look why they ended",
+        f"triaxial: waiting for {waits}",
+    ]
+    assert "Traceback" not in done.stderr
+
+
+def test_mistakes_are_one_line(monkeypatch, capsys):
     monkeypatch.delenv(JOB_SECRET, raising=False)
+    missing = "--rdzv-endpoint is missing: must be HOST:PORT of one node, the same on every node"
+    other = "is invalid: launch.torchrun has one kind of rendezvous, which numbers the nodes. Leave"
     for words, message in (
         (["--rdzv-endpoint", "h:1"], "TRIAXIAL_JOB_SECRET is not set: the nodes of a run need a secret of at least 32"),
-        ([], "--rdzv-endpoint is missing: must be HOST:PORT of one node, the same on every node"),
+        ([], missing),
+        (["--standalone", "--rdzv-endpoint", "h:1"], missing),
+        (["--rdzv-backend", "static"], f"--rdzv-backend = static {other} --rdzv-backend out"),
+        (["--node-rank", "0"], f"--node-rank = 0 {other} --node-rank out"),
+        (["--master-addr", "h"], f"--master-addr = h {other} --master-addr out"),
     ):
         assert launch.torchrun.main(["--nnodes", "2", *words, "program.py"]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1
         assert lines[0].startswith(f"triaxial: error: {message}")
+
+
+def test_a_mistake_keeps_its_status_if_nobody_can_read_it():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "launch.torchrun", "--nnodes", "2", "program.py"]
+        assert subprocess.run(command, cwd=ROOT, stderr=full).returncode == 2
