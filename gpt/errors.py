@@ -63,6 +63,17 @@ class DiskFull(MachineFault):
     """A disk is full. A restart may succeed, because space may be freed in the meantime."""
 
 
+def passing_fault(error: BaseException) -> MachineFault | None:
+    """Return a MachineFault if the machine ran out of memory or threads, else None."""
+    no_thread = isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    if not (no_thread or isinstance(error, MemoryError)):
+        return None
+    return MachineFault(
+        f"the machine has no {'thread' if no_thread else 'memory'} left ({type(error).__name__}: {error}). "
+        "Run the same command again, with fewer workers: finished work is kept"
+    )
+
+
 def file_error(error: OSError, message: str) -> ConfigError:
     """Return an error with this message. Its class, and so the exit status, tells a user's mistake from a fault."""
     if error.errno in NO_ROOM:

@@ -153,19 +153,24 @@ def find_hits(
     """Write the HITs of documents to the first output, sorted; the second input has the numbers of the known grams."""
     index = GramIndex.of(np.load(inputs[1], mmap_mode="r", allow_pickle=False))  # mapped: workers share its memory
     hits = [np.zeros(0, np.uint64)]
-    n_documents = n_characters = 0
+    n_documents = n_characters = 0  # of those that failed too
+
+    def batches() -> Iterator[list[NumberedDocument]]:
+        nonlocal n_documents, n_characters
+        for batch in _batches(documents):
+            n_documents += len(batch)
+            n_characters += sum(len(document.text) for document in batch)
+            yield batch
 
     def search_batch(batch: list[NumberedDocument]) -> list[npt.NDArray[np.uint64]]:
         rows, found = find_in_each([document.text for document in batch], index, lengths)
         return [found.numbers[rows == number] for number in range(len(batch))]
 
     with Quarantine(SEARCH.name, inputs, outputs) as quarantine:
-        for batch, numbers in quarantine.each_batch(_batches(documents), search_batch):
+        for batch, numbers in quarantine.each_batch(batches(), search_batch):
             for document, own in zip(batch, numbers, strict=True):
                 if len(own):
                     hits.append(np.unique(np.uint64(document.row) << np.uint64(32) | own))
-            n_documents += len(batch)
-            n_characters += sum(len(document.text) for document in batch)
     pairs = np.concatenate(hits)
     table = np.zeros(len(pairs), HIT)
     table["row"], table["gram"] = pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)

@@ -13,13 +13,14 @@ from typing import IO, Any, TypeVar
 
 from data_prep.documents.counts import Tally
 from data_prep.documents.shards import DamagedShardError, Document, whole_text
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, passing_fault
 from gpt.files.json_text import decode_json
 
 REASON = "quarantined"
+CUT_SHORT = "cut_short"  # fact of a task whose input file was not read to its end, since the reader failed
 FOLDER = "quarantine"  # in the work folder: one subfolder a stage
 # Not caused by the document: these end the task. All else does not, also panics of Rust, which are no Exceptions.
-OUTSIDE = (ConfigError, OSError, ImportError, KeyboardInterrupt, SystemExit, GeneratorExit)
+OUTSIDE = (ConfigError, OSError, MemoryError, ImportError, KeyboardInterrupt, SystemExit, GeneratorExit)
 _KEYS = frozenset(("stage", "shard", "record", "id", "exception", "where"))
 _MAX_MESSAGE = 300  # characters
 
@@ -32,9 +33,9 @@ class QuarantineConfig:
     """The [quarantine] section of a recipe: how many documents a stage may fail on."""
 
     max_share: float = 0.01
-    """A stage stops if it fails on more than this share of its documents."""
+    """A stage stops if it fails on more than this share of its documents, or cannot read so many files to their end."""
     min_documents: int = 20
-    """This many failed documents never stop a stage."""
+    """This many failed documents never stop a stage, unless they are all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_share <= 1:
@@ -42,18 +43,53 @@ class QuarantineConfig:
         if self.min_documents < 0:
             raise ConfigError(f"quarantine.min_documents = {self.min_documents} is invalid: must be at least 0")
 
-    def check(self, work: Path, stage: str, n_failed: int, n_documents: float) -> None:
-        """Stop a stage if too many of its documents failed; `work` is the work folder, which has the failed ones."""
-        if n_failed <= max(self.min_documents, self.max_share * n_documents):
+
+class FailureCount:
+    """The failures of one stage of `n_tasks` tasks; `work` is the work folder, which has the failed documents."""
+
+    def __init__(self, config: QuarantineConfig, work: Path, stage: str, *, n_tasks: int) -> None:
+        self._config, self._work, self._stage, self._n_tasks = config, work, stage, n_tasks
+        self._n_added = self._n_failed = self._n_documents = self._n_cut_short = 0
+        self._outputs: list[Path] = []  # the first one of each task with failures
+
+    def add(self, output: Path, *, n_failed: int, n_documents: int, cut_short: bool) -> None:
+        """Count a task, with its first output."""
+        self._n_added += 1
+        self._n_failed += n_failed
+        self._n_documents += n_documents
+        self._n_cut_short += cut_short
+        if n_failed:
+            self._outputs.append(output)
+
+    def check(self) -> None:
+        """Stop the stage if there are too many failures; the tasks that had some are then undone: their output goes.
+
+        The tasks that are not added yet are expected to be as large. A first bad shard among many good ones then does
+        not end the run.
+        """
+        said = self._excess(self._n_documents * self._n_tasks / max(self._n_added, 1))
+        if not said:
             return
-        folder = work / FOLDER / stage
-        newest = max(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
-        first = first_failed(newest)
+        for path in self._outputs:
+            path.unlink(missing_ok=True)
+        folder = self._work / FOLDER / self._stage
+        first = first_failed(max(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns))
         raise ConfigError(
-            f"stage '{stage}' failed on {n_failed:,} of about {n_documents:,.0f} documents, more than "
-            f"quarantine.max_share = {self.max_share:g} allows. One of them: {first['id']} "
-            f"({first['exception']}, {first['where']}). All are in {folder}. Mend the cause, or use a larger share"
+            f"stage '{self._stage}' {said}, more than quarantine.max_share = {self._config.max_share:g} allows. One of "
+            f"them: {first['id']} of {first['shard']} ({first['exception']}, {first['where']}). All are in {folder}. "
+            "Mend the cause and run the same command again: the tasks with failures then run again. Or use a larger "
+            "share"
         )
+
+    def _excess(self, n_documents: float) -> str:
+        """Say how the failures exceed the limit, of about `n_documents` expected in all; "" if they do not."""
+        share = self._config.max_share
+        if self._n_cut_short > share * self._n_tasks:
+            return f"could not read {self._n_cut_short:,} of {self._n_tasks:,} files to their end"
+        are_all = self._n_failed >= n_documents > 0 and share < 1
+        if self._n_failed > share * n_documents and (are_all or self._n_failed > self._config.min_documents):
+            return f"failed on {self._n_failed:,} of about {n_documents:,.0f} documents"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -103,9 +139,9 @@ class Quarantine:
             value = None
             try:
                 value = function(document)
-            except OUTSIDE:
-                raise
             except BaseException as error:
+                if is_outside(error):
+                    raise
                 self.add(document, error, tally)
             self._n_seen += 1
             yield document, value
@@ -120,9 +156,9 @@ class Quarantine:
         for batch in batches:
             try:
                 values = function(batch)
-            except OUTSIDE:
-                raise
-            except BaseException:
+            except BaseException as error:
+                if is_outside(error):
+                    raise
                 for document, value in self.each(batch, lambda document: function([document])[0], tally):
                     yield [document], [value]
             else:
@@ -151,6 +187,11 @@ class Quarantine:
         self._file.write(whole_text(json.dumps(line, ensure_ascii=False)) + "\n")
         if tally is not None:
             tally.drop(REASON, n_bytes, document.id, detail=said)
+
+
+def is_outside(error: BaseException) -> bool:
+    """Return whether no document has caused an error, but for example the machine, which ran out of threads."""
+    return isinstance(error, OUTSIDE) or passing_fault(error) is not None
 
 
 def describe_error(error: BaseException) -> str:

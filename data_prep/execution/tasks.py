@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep.documents.counts import Counts
-from data_prep.documents.quarantine import quarantine_path
+from data_prep.documents.quarantine import CUT_SHORT, FailureCount, quarantine_path
 from data_prep.documents.shards import DamagedShardError
 from data_prep.execution.damage import DamagedInput, WrittenFile, find_damage
 from data_prep.execution.files import describe_file, disk_errors
@@ -93,15 +93,12 @@ class FinishedTask:
         counts = [Counts(**counts) for counts in entry["counts"]]
         return cls(task, counts, entry["facts"], entry["elapsed_s"], quarantine)
 
-    @property
-    def n_failed(self) -> int:
-        """Number of documents on which it failed."""
-        return 0 if self.quarantine is None else self.quarantine[1]
-
-    @property
-    def n_documents(self) -> int:
-        """Number of documents that it read, 0 if it reads none."""
-        return self.counts[0].documents_in if self.counts else int(self.facts.get("documents", 0))
+    def add_to(self, failures: FailureCount) -> None:
+        """Count the documents that it read and those on which it failed."""
+        n_documents = self.counts[0].documents_in if self.counts else int(self.facts.get("documents", 0))
+        n_failed = 0 if self.quarantine is None else self.quarantine[1]
+        cut_short = CUT_SHORT in self.facts
+        failures.add(self.task.outputs[0], n_failed=n_failed, n_documents=n_documents, cut_short=cut_short)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gpt.errors import ConfigError, MachineFault
+from gpt.errors import ConfigError, MachineFault, passing_fault
 
 _ATTEMPTS = 2  # one kill may be chance (memory pressure, an operator); two on the same job are not
 
@@ -245,5 +245,6 @@ def answer(function: Callable[[Any], Any], job: Any) -> tuple[str, Any]:
         return "done", function(job)
     except ConfigError as error:
         return "fault" if isinstance(error, MachineFault) else "mistake", str(error)
-    except Exception:
-        return "error", traceback.format_exc()
+    except Exception as error:
+        fault = passing_fault(error)
+        return ("error", traceback.format_exc()) if fault is None else ("fault", str(fault))

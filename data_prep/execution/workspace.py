@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.documents.quarantine import QuarantineConfig
+from data_prep.documents.quarantine import FailureCount, QuarantineConfig
 from data_prep.execution.damage import (
     DamagedInput,
     T,
@@ -135,8 +135,10 @@ class Workspace:
         if not self._keep_intermediate:
             self._history.append((stage, tasks))
         finished = [self._records.finished(task, key) for task, key in zip(tasks, keys, strict=True)]
-        n_documents = sum(task.n_documents for task in finished)
-        self._quarantine.check(self.folder, stage.name, sum(task.n_failed for task in finished), n_documents)
+        failures = FailureCount(self._quarantine, self.folder, stage.name, n_tasks=len(finished))
+        for task in finished:
+            task.add_to(failures)
+        failures.check()
         return finished
 
     def _requests(self, stage: Stage, fingerprint: Fingerprint, tasks: Sequence[Task]) -> list[TaskRequest]:
@@ -155,20 +157,17 @@ class Workspace:
     def _execute(self, requests: Sequence[TaskRequest], keys: Sequence[str], progress: "StageProgress") -> None:
         with disk_errors(self.folder):
             make_folders({output.parent for request in requests for output in request.task.outputs})
-        n_failed = n_documents = 0
+        name = requests[0].stage.name if requests else ""
+        failures = FailureCount(self._quarantine, self.folder, name, n_tasks=len(requests))
         damaged = []
         jobs = messages(requests, self._attempts)
-        for n_done, (index, outcome) in enumerate(self._executor.run(execute, jobs, name=_name), 1):
+        for index, outcome in self._executor.run(execute, jobs, name=_name):
             if isinstance(outcome, DamagedInput):
                 damaged.append(outcome.path)
                 continue
             self._records.add_task(requests[index], keys[index], outcome)
-            finished = self._records.finished(requests[index].task, keys[index])
-            n_failed += finished.n_failed
-            n_documents += finished.n_documents
-            # Expect the others to be as large; a first bad shard among many good ones then does not end the run.
-            expected = n_documents * len(requests) / n_done
-            self._quarantine.check(self.folder, requests[0].stage.name, n_failed, expected)
+            self._records.finished(requests[index].task, keys[index]).add_to(failures)
+            failures.check()
             progress.advance(outcome.result.counts, sum(requests[index].n_bytes))
         self._records.sync()
         remove_damaged(damaged, self.folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_prep.documents.counts import Tally
 from data_prep.documents.losses import estimate_loss
-from data_prep.documents.quarantine import OUTSIDE, REASON, Quarantine, describe_error
+from data_prep.documents.quarantine import CUT_SHORT, REASON, Quarantine, describe_error, is_outside
 from data_prep.documents.records import Dropped, Origin, Page, Unread
 from data_prep.documents.shards import Document, encode_line, write_shard
 from data_prep.documents.traces import write_trace
@@ -15,6 +15,7 @@ from data_prep.extraction.page_sandbox import Failure, PageSandbox
 from data_prep.extraction.page_text import ExtractConfig
 from data_prep.readers.readers import InputConfig, read_records
 from data_prep.readers.remote_files import STUB_ENDING, local_copy, read_stub
+from data_prep.readers.unpackers import ReaderFault
 
 # Size of a batch for the child process: sending it costs little, and two of them fit in memory.
 _BATCH_PAGES, _BATCH_BYTES = 32, 1 << 20
@@ -38,7 +39,7 @@ def extract_task(reading: InputConfig, extract: ExtractConfig) -> ExtractTask:
 def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: an input file, or the stub of a remote one, to (shard, trace); counts `read` and `extract`.
 
-    Fact: `unread`, the parts of the file that cannot be read, if there are any.
+    Facts, if there are any: `unread`, the parts of the file that cannot be read, and CUT_SHORT, if its reader failed.
     """
     with (
         local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path,
@@ -48,7 +49,8 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
     ):
         reading, extracting = Tally("read", trace), Tally("extract", trace)
         unread: list[Dropped] = []
-        for record, text in extract_texts(_to_failure(read_records(path, config.input), path), config.extract):
+        records = _to_failure(read_records(path, config.input), path, quarantine)
+        for record, text in extract_texts(records, config.extract):
             if isinstance(record, Dropped):
                 reading.drop(record.reason, record.n_bytes, record.id, detail=record.detail)
                 if record.unread is not None:
@@ -69,17 +71,25 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
     counts = [reading.counts(), extracting.counts()]
     name = read_stub(inputs[0]).url if inputs[0].suffix == STUB_ENDING else str(inputs[0])
     lost = estimate_loss(name, n_bytes, unread, n_read=counts[0].documents_out)
-    return TaskResult(counts, {} if lost is None else {"unread": asdict(lost)})
+    facts = {} if lost is None else {"unread": asdict(lost)}
+    return TaskResult(counts, facts | ({CUT_SHORT: True} if any(one.reason == REASON for one in unread) else {}))
 
 
-def _to_failure(records: Iterable[Record], path: Path) -> Iterator[Record]:
-    """Yield records; if the reader itself fails, a last one stands for the rest of the file."""
+def _to_failure(records: Iterable[Record], path: Path, quarantine: Quarantine) -> Iterator[Record]:
+    """Yield records; if the reader itself fails, set that aside, and let a last record stand for the rest of the file.
+
+    Its size is unknown if the reader cannot tell its position, as in Parquet files.
+    """
     try:
         yield from records
-    except OUTSIDE:
-        raise
     except BaseException as error:
-        yield Origin(path).drop(REASON, 0, "rest", detail=describe_error(error), unread=Unread(0))
+        if is_outside(error):
+            raise
+        rest = error.unread_bytes if isinstance(error, ReaderFault) else 0
+        cause = error.__cause__ or error
+        record = Origin(path).drop(REASON, 0, "rest", detail=describe_error(cause), unread=Unread(rest))
+        quarantine.add(Document(record.id, ""), cause)
+        yield record
 
 
 def extract_texts(records: Iterable[Record], config: ExtractConfig) -> Iterator[tuple[Record, str | Failure]]:

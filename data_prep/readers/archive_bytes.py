@@ -44,6 +44,7 @@ class ArchiveBytes:
         self._buffer = self._packed = b""
         self._inflate: Any = None
         self._full = self._ended = False
+        self.block_start = 0  # offset in the file of the last block that was read
         self._n_reread = 0  # bytes that were unpacked again
         self._begin(0)
 
@@ -164,6 +165,7 @@ class ArchiveBytes:
         self._ended = self.packed and member >= self.n_bytes
 
     def _read(self, n: int) -> bytes:
+        self.block_start = self._packed_at
         block = os.pread(self._file.fileno(), n, self._packed_at)
         self._packed_at += len(block)
         return block

@@ -12,7 +12,7 @@ from data_prep.readers.compressed import PACKINGS, WINDOW_BYTES, Gap, StreamPart
 from data_prep.readers.input_lists import Answers, ask_all
 from data_prep.readers.parquet_files import check_columns, read_parquet
 from data_prep.readers.remote_files import STUB_ENDING, RemoteFile, is_url, write_stub
-from data_prep.readers.unpackers import Broken, Packed
+from data_prep.readers.unpackers import Broken, Packed, reader_faults
 from data_prep.readers.web_archives import read_web_archive
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
@@ -150,7 +150,7 @@ def _read_stream(path: Path, config: InputConfig, kind: str) -> Iterator[Documen
     origin = Origin(path)
     separator = b"\n" if kind == "json lines" else config.text_separator.encode()
     read = _json_document if kind == "json lines" else _text_document
-    with Packed(path) as packed:
+    with Packed(path) as packed, reader_faults(packed):
         parts = split_stream(
             salvaged_blocks(packed, path.suffix, max_window_bytes=config.max_window_bytes),
             separator,
@@ -159,6 +159,8 @@ def _read_stream(path: Path, config: InputConfig, kind: str) -> Iterator[Documen
         )
         try:
             for part in parts:
+                if path.suffix not in PACKINGS:
+                    packed.block_start = part.start  # here the position is known exactly
                 if isinstance(part, Gap):
                     yield origin.drop(part.reason, 0, part.start, detail=part.detail, unread=Unread(part.n_bytes))
                     if not separator:  # the whole file is one document

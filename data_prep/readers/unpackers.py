@@ -4,9 +4,11 @@ import bz2
 import lzma
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from data_prep.documents.quarantine import is_outside
 from gpt.errors import import_extra
 
 BLOCK = 1 << 18  # unpacked bytes, at most
@@ -27,13 +29,39 @@ class Broken(Exception):
         self.reason, self.detail, self.start = reason, detail, start
 
 
+class ReaderFault(Exception):
+    """A reader failed by a fault of its own, its cause, with at most `unread_bytes` of the file before it."""
+
+    def __init__(self, unread_bytes: int) -> None:
+        super().__init__(f"the reader failed, {unread_bytes} bytes before the end of the file")
+        self.unread_bytes = unread_bytes
+
+
+class OpenFile(Protocol):
+    """A file of `n_bytes` that is being read. `block_start`: offset of the last block that was read of it."""
+
+    n_bytes: int
+    block_start: int
+
+
+@contextmanager
+def reader_faults(file: OpenFile) -> Iterator[None]:
+    """Turn an exception that no reader expects into a ReaderFault, which has the size of the rest of the file."""
+    try:
+        yield
+    except BaseException as error:
+        if is_outside(error):
+            raise
+        raise ReaderFault(file.n_bytes - file.block_start) from error
+
+
 class Packed:
     """A file of packed bytes; `at` is the position of the next byte."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115  closed in __exit__
         self.n_bytes = os.fstat(self._file.fileno()).st_size
-        self.at = 0
+        self.at = self.block_start = 0
 
     def __enter__(self) -> "Packed":
         return self
@@ -43,6 +71,7 @@ class Packed:
 
     def read(self, n: int) -> bytes:
         """Return the next `n` bytes, fewer at the end of the file, and go past them."""
+        self.block_start = self.at
         block = os.pread(self._file.fileno(), n, self.at)
         self.at += len(block)
         return block

@@ -10,7 +10,7 @@ from data_prep.documents.shards import Document, content_id
 from data_prep.readers.archive_bytes import ArchiveBytes, RecordPosition
 from data_prep.readers.archive_formats import ARC, HEAD_LIMIT, WARC, ArchiveFormat, RecordHead
 from data_prep.readers.http_messages import read_response, split_content_type
-from data_prep.readers.unpackers import Broken
+from data_prep.readers.unpackers import Broken, reader_faults
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 TEXT_TYPES = ("text/plain",)
@@ -37,7 +37,7 @@ def read_web_archive(
     continues with the next record it can find; in a packed file, with the next gzip member that starts a record.
     """
     origin, form = Origin(path), ARC if path.name.endswith((".arc", ".arc.gz")) else WARC
-    with ArchiveBytes(path) as source:
+    with ArchiveBytes(path) as source, reader_faults(source):
         while True:
             start = None
             try:

@@ -108,3 +108,4 @@ def test_a_stage_that_fails_on_too_many_documents_stops(tmp_path, shard, quiet):
             else:
                 with pytest.raises(ConfigError, match=r"stage 'pii' failed on 1 of about 4 documents.*UnicodeEncode"):
                     workspace.run(PII, tasks)
+                assert not tasks[0].outputs[0].exists(), "the task runs again once the cause is mended"

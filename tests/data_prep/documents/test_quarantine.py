@@ -7,6 +7,7 @@ import pytest
 
 from data_prep.documents.counts import Tally
 from data_prep.documents.quarantine import (
+    FailureCount,
     NumberedDocument,
     Quarantine,
     QuarantineConfig,
@@ -26,7 +27,7 @@ class Panic(BaseException):
 def fail_on_odd(document):
     number = int(document.text)
     if number % 2:
-        raise {1: ValueError, 3: RecursionError, 5: MemoryError, 7: Panic}[number]("a reason\nof two lines")
+        raise {1: ValueError, 3: RecursionError, 5: OverflowError, 7: Panic}[number]("a reason\nof two lines")
     return number
 
 
@@ -48,7 +49,7 @@ def test_failed_documents_are_set_aside_and_counted(tmp_path, opened):
     assert [entry["exception"].split(":")[0] for entry in aside] == [
         "ValueError",
         "RecursionError",
-        "MemoryError",
+        "OverflowError",
         "Panic",
     ]
     assert aside[0].pop("where").startswith("test_quarantine.py:")
@@ -82,7 +83,16 @@ def test_of_a_failed_batch_only_the_failed_documents_are_set_aside(tmp_path, ope
     assert failed_rows([quarantine_path(tmp_path / "out")]) == {30}
 
 
-@pytest.mark.parametrize("error", [ConfigError("a setting"), OSError(28, "disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError("a setting"),
+        OSError(28, "disk full"),
+        KeyboardInterrupt(),
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+    ],
+)
 def test_faults_that_are_not_the_documents_end_the_task(tmp_path, opened, error):
     def function(document):
         raise error
@@ -97,11 +107,29 @@ def test_too_many_failed_documents_stop_the_stage(tmp_path, opened):
     opened.__exit__()
     (tmp_path / "quarantine/double").mkdir(parents=True)
     quarantine_path(tmp_path / "out").rename(tmp_path / "quarantine/double/a.jsonl")
-    config = QuarantineConfig(max_share=0.1, min_documents=5)
-    for n_failed, n_documents in ((5, 5), (10, 100), (0, 0)):
-        config.check(tmp_path, "double", n_failed, n_documents)
-    with pytest.raises(ConfigError, match=r"stage 'double' failed on 11 of about 100 documents.*a \(ValueError"):
-        config.check(tmp_path, "double", 11, 100)
+
+    def count(n_failed, n_documents, *, n_tasks=1, cut_short=False, max_share=0.1):
+        config = QuarantineConfig(max_share=max_share, min_documents=5)
+        failures = FailureCount(config, tmp_path, "double", n_tasks=n_tasks)
+        failures.add(tmp_path / "out", n_failed=n_failed, n_documents=n_documents, cut_short=cut_short)
+        failures.check()
+
+    (tmp_path / "out").touch()
+    for n_failed, n_documents in ((5, 6), (10, 100), (0, 0), (5, 0)):
+        count(n_failed, n_documents)
+    count(5, 5, n_tasks=2)
+    count(5, 5, max_share=1)
+    count(1, 100, n_tasks=10, cut_short=True)
+    assert (tmp_path / "out").exists()
+    with pytest.raises(
+        ConfigError, match=r"stage 'double' failed on 11 of about 100 documents.*a of in/.*\(ValueError"
+    ):
+        count(11, 100)
+    assert not (tmp_path / "out").exists(), "the task is undone, so that it runs again"
+    with pytest.raises(ConfigError, match=r"failed on 5 of about 5 documents.*run the same command again"):
+        count(5, 5)
+    with pytest.raises(ConfigError, match=r"could not read 1 of 9 files to their end"):
+        count(1, 100, n_tasks=9, cut_short=True)
     with pytest.raises(ConfigError, match=r"quarantine\.max_share = 2 is invalid"):
         QuarantineConfig(max_share=2)
 

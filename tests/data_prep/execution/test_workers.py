@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.execution.workers import LocalWorkers, _end_of_stream, _receive
+from data_prep.execution.workers import LocalWorkers, _end_of_stream, _receive, answer
 from gpt.errors import ConfigError
 
 pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
@@ -142,3 +142,13 @@ def _is_running(pid: int) -> bool:
 def test_zero_workers_are_an_error():
     with pytest.raises(ConfigError, match="workers = 0"):
         LocalWorkers(0)
+
+
+def test_a_lack_of_memory_or_threads_is_a_fault_of_the_machine():
+    def fail(error):
+        raise error
+
+    for error in (MemoryError(), RuntimeError("can't start new thread")):
+        kind, line = answer(fail, error)
+        assert (kind, "again, with fewer workers" in line) == ("fault", True)
+    assert answer(fail, RuntimeError("other"))[0] == "error"

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.documents.quarantine import quarantine_path, read_quarantine
 from data_prep.documents.records import Dropped, Page
 from data_prep.documents.shards import Document, read_shard
 from data_prep.extraction.extract import extract_file, extract_task, extract_texts
 from data_prep.extraction.page_text import ExtractConfig, page_text
+from data_prep.readers import readers
 from data_prep.readers.readers import InputConfig, read_records
 
 pytest.importorskip("resiliparse", reason="the extra 'data' is not installed")
@@ -57,6 +59,30 @@ def test_a_damaged_file_tells_how_much_of_it_is_missing(tmp_path):
     assert about["unread_bytes"] == len(frames[1])
     assert abs(about["records"] - 1000) < 50
     assert about["reason"] == "damaged"
+
+
+def test_a_reader_that_fails_tells_how_much_of_the_file_is_missing(tmp_path, monkeypatch):
+    """A fault in our own reader, at record 1,000 of 4,000, is counted and leaves the size of the rest."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"id": str(n), "text": f"{n} {'word ' * 80}"}) + "\n" for n in range(4000)))
+    real = readers._json_document
+
+    def failing(part, *others):
+        if b'"id": "1000"' in part.data:
+            raise ZeroDivisionError("a fault of the reader")
+        return real(part, *others)
+
+    monkeypatch.setattr(readers, "_json_document", failing)
+    config = extract_task(InputConfig(paths=("-",)), ExtractConfig())
+    result = extract_file(config, (path,), (tmp_path / "shard", tmp_path / "trace"))
+    assert result.counts[0].dropped == {"quarantined": 1}
+    assert result.facts["cut_short"]
+    about = result.facts["unread"]
+    assert 0.74 < about["unread_bytes"] / path.stat().st_size < 0.76
+    assert 2980 < about["records"] < 3030
+    (entry,) = read_quarantine(quarantine_path(tmp_path / "shard"))
+    assert entry["exception"] == "ZeroDivisionError: a fault of the reader"
+    assert entry["where"].endswith("in failing")
 
 
 def shingles(text: str) -> Counter[tuple[str, ...]]:
