@@ -193,8 +193,9 @@ def _cutter(hits: npt.NDArray[Any], config: DecontaminateConfig) -> Callable[[Do
     rows = itertools.count()
 
     def parts_of(document: Document) -> list[Document]:
+        row = next(rows)  # first, so that a text that fails does not shift the rows of the others
         document.text.encode()  # fails on a text that cannot be written
-        if next(rows) not in with_hits:
+        if row not in with_hits:
             return [document]
         return cut(document, find_known(document.text, index, (config.ngram_words,)), config.window_characters)
 

@@ -4,6 +4,7 @@ The sample has at most a given number of documents of each class: those with the
 order of these hashes. The texts are never in memory together.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.documents.arrays import read_array, write_array
-from data_prep.documents.quarantine import Quarantine
-from data_prep.documents.shards import Document, keyed_hash, read_shard
+from data_prep.documents.quarantine import NumberedDocument, Quarantine
+from data_prep.documents.shards import keyed_hash, read_shard
 from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.filters.quality_classifier import term_counts
 from gpt.errors import import_extra
@@ -51,10 +52,13 @@ def count_terms(config: SampleConfig, inputs: tuple[Path, ...], outputs: tuple[P
     limit = int(np.sort(orders)[: config.max_documents].max(initial=0))
     rows: list[tuple[int, ...]] = []
     position = 0
-    ordered = iter(orders.tolist())
 
-    def count(document: Document) -> tuple[int, Any] | None:
-        order = next(ordered)
+    def numbered() -> Iterator[NumberedDocument]:
+        for row, document in zip(range(len(orders)), read_shard(inputs[0]), strict=True):
+            yield NumberedDocument(document.id, document.text, document.metadata, row)
+
+    def count(document: NumberedDocument) -> tuple[int, Any] | None:
+        order = int(orders[document.row])
         return None if order > limit else (order, term_counts(document.text))
 
     with (
@@ -62,7 +66,7 @@ def count_terms(config: SampleConfig, inputs: tuple[Path, ...], outputs: tuple[P
         open(outputs[2], "wb") as count_file,
         Quarantine(FEATURES.name, inputs, outputs) as quarantine,
     ):
-        for document, found in quarantine.each_or_none(read_shard(inputs[0]), count):
+        for document, found in quarantine.each_or_none(numbered(), count):
             if found is None:
                 continue
             order, (buckets, counts) = found

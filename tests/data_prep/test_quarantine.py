@@ -6,6 +6,7 @@ from data_prep.corpus.split import SplitConfig
 from data_prep.corpus.tokenize import TOKENIZE, TokenizerConfig
 from data_prep.corpus.tokenizer_training import SAMPLE, TRAIN, SampleTask, TrainTask
 from data_prep.decontamination.decontaminate import CUT, CUT_ROW, DecontaminateConfig
+from data_prep.decontamination.ngrams import join, scan_grams
 from data_prep.dedup import exact, fuzzy
 from data_prep.dedup.exact import COPY, DIGESTS, DigestTask, ExactConfig
 from data_prep.dedup.fuzzy import FuzzyConfig, SignTask
@@ -77,6 +78,20 @@ def test_each_stage_sets_a_failed_document_aside(tmp_path, shard):
             assert result.counts[0].dropped["quarantined"] == 1, stage.name
         if stage in (LANGUAGE, QUALITY, CLASSIFY, PII, CUT):
             assert {"id2"} <= {document.id for document in read_shard(outputs[0])} <= {"id0", "id1", "id2"}
+
+
+def test_a_failed_document_does_not_shift_the_cuts_of_the_others(tmp_path, shard):
+    """Row 1 fails; the text of an evaluation set is in row 2, and only there."""
+    cuts = tmp_path / "cuts.npy"
+    text = list(read_shard(shard))[2].text
+    hits = np.zeros(1, CUT_ROW)
+    hits["row"], hits["number"] = 2, join(scan_grams(text, (13,))).numbers[:1]
+    write_array(cuts, hits)
+    config = DecontaminateConfig(window_characters=0, min_piece_characters=1)
+    result = CUT.function(config, (shard, cuts), (tmp_path / "out", tmp_path / "trace"))
+    assert result.facts["documents_cut"] == 1
+    assert {document.id.split("#")[0] for document in read_shard(tmp_path / "out")} == {"id0", "id1", "id2"}
+    assert text not in [document.text for document in read_shard(tmp_path / "out")]
 
 
 def test_a_document_that_cannot_be_compared_leaves_the_corpus(tmp_path, shard, quiet):
