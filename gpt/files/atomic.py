@@ -34,14 +34,15 @@ def append_to(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def open_replacement(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+def open_replacement(path: Path, *, durable: bool = False, temporary: Path | None = None) -> Iterator[BinaryIO]:
     """Open a new file that replaces `path` when the block ends without an error. A link is replaced, not followed.
 
     `durable`: sync the file before the rename and the folder after it, so that the file survives a loss of power.
     OSError: the disk refuses; it names `path`, while the system names no file of a failed write. ConfigError: `path` is
-    a folder. After an error `path` is as before.
+    a folder. After an error `path` is as before. `temporary`: write there first, not
+    under a name that nobody can guess.
     """
-    temporary = hidden_name(path)
+    temporary = temporary or hidden_name(path)
     try:
         with open(temporary, "xb") as file:
             yield file

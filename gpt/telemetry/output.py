@@ -80,8 +80,11 @@ class _Output(io.RawIOBase):
                 self._dropped_bytes = 0
                 os.write(self._fd, note.encode())
             while left and (self._waits or self._is_ready(self._patience_s)):
-                with suppress(BlockingIOError):  # another process was faster. A ready pipe takes PIPE_BUF bytes
+                try:  # a ready pipe takes PIPE_BUF bytes, unless another process is faster
                     left = left[os.write(self._fd, left if self._waits else left[: select.PIPE_BUF]) :]
+                except BlockingIOError:
+                    if self._waits:  # another process has set the descriptor it shares with us to non-blocking
+                        _poll(self._fd, None)
         except OSError as error:
             self._fail(error)
         else:
@@ -92,9 +95,7 @@ class _Output(io.RawIOBase):
         """Wait for a reader. The patience that this costs grows again with time, by WAITING_SHARE of it."""
         asked_at = time.monotonic()
         earned_s = WAITING_SHARE * (asked_at - self._asked_at)
-        poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
-        is_ready = bool(poll.poll(1000 * wait_s))
+        is_ready = _poll(self._fd, wait_s)
         self._asked_at = time.monotonic()
         self._patience_s = min(PATIENCE_S, max(0.0, self._patience_s + earned_s - (self._asked_at - asked_at)))
         return is_ready
@@ -116,6 +117,13 @@ class _Output(io.RawIOBase):
             file=sys.stderr,
             flush=True,
         )
+
+
+def _poll(fd: int, wait_s: float | None) -> bool:
+    """Return whether a descriptor takes bytes, or has failed, within a time. None waits without a limit."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(None if wait_s is None else 1000 * wait_s))
 
 
 def _open_closed() -> None:

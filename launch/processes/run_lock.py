@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gpt.errors import ConfigError, file_error, one_line
-from gpt.files.atomic import append_to, open_replacement
+from gpt.files.atomic import append_to, open_replacement, sync_file
 from gpt.files.json_rules import Fields, Finite, Text, Whole, read_checked_json
 
 LOCK, RECORD = ".lock", ".owner.json"
@@ -110,6 +110,9 @@ def _take(directory: Path, lock_file: BinaryIO, owner: Owner, *, silent_s: float
     if doubtful and _changes(record, silent_s=silent_s):
         raise _in_use(directory, _read(record))
     _write(record, owner)
+    if other is not None and other.token.isalnum():
+        with suppress(OSError):
+            _partial(record, other.token).unlink()  # it was killed during a beat
     if doubtful:
         time.sleep(PATIENCE_S)  # two machines may both have found it silent: the last one to write wins
         if not _is_ours(record, owner):
@@ -165,8 +168,17 @@ def _beat(directory: Path, owner: Owner, ended: threading.Event, beat_s: float) 
 
 
 def _write(record: Path, owner: Owner) -> None:
-    with open_replacement(record, durable=True) as file:
+    """Write the record. Only the first write syncs the folder, since a server feels a sync at every beat."""
+    partial = _partial(record, owner.token)
+    partial.unlink(missing_ok=True)  # the disk may have refused to delete it
+    with open_replacement(record, durable=owner.beats == 0, temporary=partial) as file:
         file.write(json.dumps(asdict(owner)).encode())
+        sync_file(file)
+
+
+def _partial(record: Path, token: str) -> Path:
+    """Return where an owner writes its record first. The next owner finds it by the token in the record."""
+    return record.with_name(f"{record.name}.{token}")
 
 
 def _read(record: Path) -> Owner | None:

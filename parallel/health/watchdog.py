@@ -34,7 +34,8 @@ from parallel.health.reports import Member, MonitorSettings, by_machine, host_ch
 START_MONITOR = f"import sys; sys.path.append(sys.argv[1]); from {monitor_module.__name__} import main; main()"
 ROOT = Path(monitor_module.__file__).resolve().parents[monitor_module.__name__.count(".")]  # of the import
 LONG_PHASES = ("saving", "rewinding", "sampling", "few_shot")  # one long call between two beats
-MONITOR_PAUSE_S = 1.0  # before a new monitor replaces one that is gone
+MONITOR_PAUSE_S = 1.0  # before a new monitor replaces one that is gone; doubled while they end at once
+MAX_MONITOR_PAUSE_S = 60.0
 MAX_TEMPORARY_LENGTH = 64  # characters; the path of a socket may have 107 at most
 OWN_FAULT_WORDS = ("Too many open files", "Cannot allocate memory", "No space left on device")  # not of a peer
 LOST_PEER_WORDS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting")
@@ -172,13 +173,29 @@ class MonitoredHeartbeat:
         return f"rank {self.settings.rank} lost its peers at step {self.step:,} ({self.phase}): {_one_line(error)}"
 
     def _keep_monitor(self) -> None:
-        """Replace the monitor when something has killed it, also while the main thread waits in a collective."""
-        monitor = self.monitor
+        """Replace the monitor when something has killed it, also while the main thread waits in a collective.
+
+        Monitors that end at once are replaced after growing pauses, with one warning.
+        """
+        monitor, pause_s, has_warned = self.monitor, MONITOR_PAUSE_S, False
         while True:
+            started_at = time.monotonic()
             monitor.wait()
-            time.sleep(MONITOR_PAUSE_S)
+            if time.monotonic() - started_at > MAX_MONITOR_PAUSE_S:
+                pause_s = MONITOR_PAUSE_S
+            time.sleep(pause_s)
             if self.is_over or self.shared[ALARM_AT]:
                 return
+            if pause_s > MONITOR_PAUSE_S and not has_warned:
+                has_warned = True
+                print(
+                    f"triaxial: the monitor of rank {self.settings.rank} ends as soon as it starts (status "
+                    f"{monitor.returncode}), so nobody watches this rank; training continues, and the start is tried "
+                    "again",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            pause_s = min(2 * pause_s, MAX_MONITOR_PAUSE_S)
             with contextlib.suppress(OSError):  # too many files or processes, perhaps: try again
                 monitor = self.monitor = self._start_monitor()
 

@@ -1,8 +1,10 @@
 """Standard output and error that are closed, full, broken or not read, of real processes."""
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from contextlib import ExitStack, suppress
 from itertools import product
 
@@ -118,6 +120,23 @@ def test_a_command_says_that_its_results_could_not_be_written(pipes, is_broken):
         done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=120)
     message = b"triaxial: error: standard output cannot be written: no space left on device\n"
     assert (done.returncode, done.stderr) == ((141, b"") if is_broken else (1, message))
+
+
+@pytest.mark.skipif(shutil.which("strace") is None and not os.environ.get("CI"), reason="needs strace")
+def test_a_command_sleeps_while_a_pipe_that_does_not_block_is_full(tmp_path):
+    code = "from gpt.telemetry.output import own_output; own_output(waits=True); print('x' * 200_000)"
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    trace = ["strace", "-f", "-qq", "-e", "trace=write", "-o", tmp_path / "trace"]
+    with subprocess.Popen([*trace, sys.executable, "-c", code], stdout=writer) as process:
+        os.close(writer)
+        said = os.read(reader, 1)
+        time.sleep(0.5)  # the pipe is full
+        while part := os.read(reader, 1 << 16):
+            said += part
+    os.close(reader)
+    assert (process.returncode, said) == (0, b"x" * 200_000 + b"\n")
+    assert (tmp_path / "trace").read_text().count("EAGAIN") < 100, "at most one for each page that the reader frees"
 
 
 def test_letters_that_a_terminal_lacks_end_no_process(tmp_path):

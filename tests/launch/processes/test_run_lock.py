@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,10 +24,10 @@ def holder(tmp_path):
     """Start a process that locks `tmp_path`/run; returns it and its first line: "held" or the refusal."""
     started = []
 
-    def start(job, *, beat_s=LONG_S, silent_s=LONG_S, machine=()):
+    def start(job, *, beat_s=LONG_S, silent_s=LONG_S, machine=(), trace=()):
         words = [tmp_path / "run", job, beat_s, silent_s, *machine]
         process = subprocess.Popen(
-            [sys.executable, HERE / "holding.py", *map(str, words)],
+            [*trace, sys.executable, HERE / "holding.py", *map(str, words)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -101,6 +102,19 @@ def test_a_job_that_was_cut_off_and_replaced_writes_nothing_more(holder, tmp_pat
     assert f"was taken by process {second.pid} on node2 (job 2)" in first.stderr.read()
     assert second.poll() is None
     assert json.loads((tmp_path / "run" / ".owner.json").read_text())["host"] == "node2"
+
+
+@pytest.mark.skipif(shutil.which("strace") is None and not os.environ.get("CI"), reason="needs strace")
+def test_a_beat_syncs_no_folder_and_the_next_job_removes_what_a_killed_one_left(holder, tmp_path):
+    """SIGKILL at the fourth fsync of the thread that beats, which is that of its fourth record."""
+    trace = ["strace", "-f", "-y", "-qq", "-e", "trace=fsync", "-e", "inject=fsync:signal=KILL:when=4"]
+    first, said = holder("1", beat_s=0.05, trace=[*trace, "-o", tmp_path / "trace"])
+    assert said == "held"
+    first.wait(timeout=60)
+    assert len(list((tmp_path / "run").glob(".owner.json.*"))) == 1
+    assert (tmp_path / "trace").read_text().count(f"{tmp_path}/run>") == 1
+    assert holder("2")[1] == "held"
+    assert not list((tmp_path / "run").glob(".owner.json.*"))
 
 
 OWNER = {"host": "node1", "machine": "m", "pid": 1, "job_id": None, "token": "t", "running_s": 0.0, "beats": 0}

@@ -107,3 +107,33 @@ def test_a_killed_monitor_is_replaced_without_a_beat(tmp_path):
     command = [sys.executable, "-c", REPLACED, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+CANNOT_START = """
+import sys, time
+from pathlib import Path
+from parallel.health import watchdog
+from parallel.health.config import HealthConfig
+
+run = Path(sys.argv[1])
+python = run / "python"
+python.write_text(f"#!/bin/sh\\necho >> {run}/starts\\nexit 3\\n")
+python.chmod(0o700)
+(run / "starts").touch()
+sys.executable, watchdog.MONITOR_PAUSE_S = str(python), 0.02
+with watchdog.watch_rank(HealthConfig(), run):
+    ends_at = time.monotonic() + 1.5
+    while time.monotonic() < ends_at or (run / "starts").stat().st_size < 3:
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the watchdog needs Linux")
+def test_a_monitor_that_cannot_start_is_tried_ever_more_rarely_with_one_warning(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CANNOT_START, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("triaxial: the monitor of rank 0 ends as soon as it starts (status 3), so nobody watches")
+    assert (tmp_path / "starts").stat().st_size <= 8, "0.02 s, 0.04 s, ... between them"
