@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
             folder = stack.enter_context(temporary_folder())
             if LauncherEnvironment.from_environment().saved_file is None:
                 set_for_ranks({"TRIAXIAL_SAVED_FILE": str(folder.path / "saved")}, one_node=False)
-            status = _run(sys.argv[1:] if argv is None else argv, signals)
+            status = _run(sys.argv[1:] if argv is None else argv, signals, folder.path)
             signals.end()
         except _Signalled as error:
             print(f"triaxial: the launcher of this node got {signal_name(error.number)}", file=sys.stderr, flush=True)
@@ -75,22 +76,16 @@ def main(argv: list[str] | None = None) -> int:
         return status
 
 
-def _run(argv: list[str], signals: _Signals) -> int:
+def _run(argv: list[str], signals: _Signals, folder: Path) -> int:
     from torch.distributed import run as torch_run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     where = ""
     try:
-        arguments = _arguments(argv)
-        nodes = torch_run.parse_min_max_nnodes(arguments.nnodes)[1]
-        if nodes > 1 and (arguments.standalone or not arguments.rdzv_endpoint):
-            raise ConfigError("--rdzv-endpoint is missing: must be HOST:PORT of one node, the same on every node")
+        arguments, nodes = _arguments(argv, folder)
         set_for_ranks({JOB_SECRET: new_secret() if nodes == 1 else shared_secret()}, one_node=nodes == 1)
         register_rendezvous()
-        arguments.standalone = False
-        if nodes == 1:
-            arguments.local_addr, arguments.rdzv_endpoint = "127.0.0.1", "none"  # torch warns if there is no endpoint
         quiet_elastic_logs()
         signals.make_error = _elastic_error()
         where = f"{arguments.nnodes} nodes at {arguments.rdzv_endpoint}"
@@ -108,8 +103,11 @@ def _run(argv: list[str], signals: _Signals) -> int:
     return 0
 
 
-def _arguments(argv: list[str]) -> Any:
-    """The parsed arguments. ConfigError: an option of another rendezvous."""
+def _arguments(argv: list[str], folder: Path) -> tuple[Any, int]:
+    """The parsed arguments, and the largest number of nodes. `folder`: for torch's logs, which torch itself leaves.
+
+    ConfigError: an option of another rendezvous, or a value that torchrun refuses.
+    """
     from torch.distributed import run as torch_run
 
     parser: Any = torch_run.get_args_parser()
@@ -124,7 +122,20 @@ def _arguments(argv: list[str]) -> Any:
                 f"Leave {option} out, and give --rdzv-endpoint HOST:PORT"
             )
         setattr(arguments, name, default)
-    return arguments
+    try:
+        nodes = torch_run.parse_min_max_nnodes(arguments.nnodes)[1]
+        if nodes > 1 and (arguments.standalone or not arguments.rdzv_endpoint):
+            raise ConfigError("--rdzv-endpoint is missing: must be HOST:PORT of one node, the same on every node")
+        if nodes == 1:
+            arguments.local_addr, arguments.rdzv_endpoint = "127.0.0.1", "none"  # torch warns if there is no endpoint
+        arguments.standalone, arguments.log_dir = False, arguments.log_dir or str(folder / "logs")
+        check: Any = torch_run.config_from_args
+        check(arguments)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"an option of torchrun is invalid: {error}. See `python -m launch.torchrun --help`"
+        ) from None
+    return arguments, nodes
 
 
 def _elastic_error() -> Callable[[int], BaseException]:

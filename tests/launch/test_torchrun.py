@@ -91,6 +91,8 @@ def test_lost_work_after_a_restart_is_no_clean_stop(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TRIAXIAL_SAVED_FILE", str(tmp_path / "saved"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     (tmp_path / "rank.py").write_text(STALE)
     command = [sys.executable, "-m", "launch.torchrun", "--nproc-per-node", "2", "--max-restarts", "1"]
     with subprocess.Popen(
@@ -106,6 +108,7 @@ def test_lost_work_after_a_restart_is_no_clean_stop(tmp_path, monkeypatch):
     assert errors == "triaxial: the launcher of this node got SIGTERM\n"
     assert (tmp_path / "before").read_text() == "", "a stale word of the start before"
     assert (tmp_path / "saved").read_text() == "started\n"
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_crash_before_the_first_step_is_no_stop_by_a_signal(tmp_path, monkeypatch):
@@ -179,6 +182,8 @@ def test_mistakes_are_one_line(monkeypatch, capsys):
         (["--standalone", "--rdzv-endpoint", "h:1"], missing),
         (["--rdzv-backend", "static"], f"--rdzv-backend = static {other} --rdzv-backend out"),
         (["--node-rank", "0"], f"--node-rank = 0 {other} --node-rank out"),
+        (["--nnodes", "two"], "an option of torchrun is invalid: invalid literal for int() with base 10: 'two'. See"),
+        (["--rdzv-endpoint", "h:1", "--nproc-per-node", "x"], "an option of torchrun is invalid: Unsupported nproc"),
         (["--master-addr", "h"], f"--master-addr = h {other} --master-addr out"),
     ):
         assert launch.torchrun.main(["--nnodes", "2", *words, "program.py"]) == 2
