@@ -6,6 +6,7 @@ HMAC-SHA256, and is loaded only if its HMAC fits. Tensors, addresses and sizes a
 
 import hmac
 import io
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from launch.processes.environment import JOB_SECRET, job_secret
 from launch.processes.error_reports import forget_stop, last_word
 from parallel.errors import ForgedMessage
 
-_MIN_SECRET_LENGTH = 32  # 128 bits as hexadecimal digits
+_SECRET = re.compile("[0-9A-Za-z+/_=-]{32,}")  # at least 128 bits in hexadecimal digits; or more, in base64
+_MIN_DISTINCT = 8  # characters; of 32 random hexadecimal digits, fewer are distinct once in 27 million times
 BACKEND = "triaxial"  # the name of our rendezvous in torch's registry
 _HMAC_BYTES = 32
 
@@ -28,13 +30,16 @@ def new_secret() -> str:
 
 
 def shared_secret() -> str:
-    """The secret of a job on several nodes. ConfigError: there is none, or one that can be guessed."""
+    """The secret of a job on several nodes. ConfigError: there is none, or its form is not that of random digits.
+
+    A guessable secret of that form passes: nobody can see from the text whether it is random.
+    """
     secret = job_secret() or ""
-    if len(secret) < _MIN_SECRET_LENGTH:
-        found = f"has {len(secret)} characters" if secret else "is not set"
+    if not _SECRET.fullmatch(secret) or len(set(secret)) < _MIN_DISTINCT:
+        found = f"has {len(secret)} characters, {len(set(secret))} of them distinct" if secret else "is not set"
         raise ConfigError(
-            f"{JOB_SECRET} {found}: the nodes of a run need a secret of at least {_MIN_SECRET_LENGTH} characters. Set "
-            "the same on every node, for example the output of `openssl rand -hex 32`"
+            f"{JOB_SECRET} {found}: the nodes of a run need a secret of at least 32 random hexadecimal or base64 "
+            "characters. Set the same on every node, for example the output of `openssl rand -hex 32`"
         )
     return secret
 

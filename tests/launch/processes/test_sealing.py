@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -104,8 +105,21 @@ def test_several_nodes_need_a_secret_that_nobody_guesses(monkeypatch):
     monkeypatch.delenv(JOB_SECRET, raising=False)
     with pytest.raises(ConfigError, match=r"^TRIAXIAL_JOB_SECRET is not set: the nodes of a run need a secret"):
         shared_secret()
-    monkeypatch.setenv(JOB_SECRET, "short")
-    with pytest.raises(ConfigError, match=r"^TRIAXIAL_JOB_SECRET has 5 characters: .* `openssl rand -hex 32`$"):
-        shared_secret()
+    for secret, found in {
+        "short": "5 characters, 5",
+        "0" * 64: "64 characters, 1",
+        "abc123" * 10: "60 characters, 6",
+        "my dog is called Rex and he is eleven": "37 characters, 17",
+    }.items():
+        monkeypatch.setenv(JOB_SECRET, secret)
+        with pytest.raises(ConfigError) as caught:
+            shared_secret()
+        assert str(caught.value) == (
+            f"TRIAXIAL_JOB_SECRET has {found} of them distinct: the nodes of a run need a secret of at least 32 random "
+            "hexadecimal or base64 characters. Set the same on every node, for example the output of "
+            "`openssl rand -hex 32`"
+        )
+    monkeypatch.setenv(JOB_SECRET, secrets.token_urlsafe(32))
+    assert shared_secret()
     monkeypatch.setenv(JOB_SECRET, new_secret())
     assert len(shared_secret()) == 64
