@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.nproc is not None:
         return launch_ranks(args, config)
     if args.max_restarts is not None:
-        raise ConfigError("--max-restarts needs --nproc. With torchrun, use torchrun's own --max-restarts")
+        raise ConfigError("--max-restarts needs --nproc. `python -m launch.torchrun` has its own --max-restarts")
     from launch.training.train_rank import run_rank  # imports every engine; a launcher would wait for that in vain
 
     return run_rank(config, environment, resume=args.resume, stop=args.stop_signals)

@@ -75,7 +75,7 @@ class ClusterEnvironment:
             if tasks > 1:
                 raise ConfigError(
                     f"srun started {tasks} tasks, but RANK and WORLD_SIZE are not set, so they have no ranks. "
-                    "Start one torchrun per node, as slurm/train.sbatch does"
+                    "Start one `python -m launch.torchrun` per node, as slurm/train.sbatch does"
                 )
             return cls(slurm_job_id=slurm_job_id, requeues=requeues)
         rank, world_size = _whole_number("RANK"), _whole_number("WORLD_SIZE")
@@ -182,7 +182,8 @@ def _whole_number(name: str, *, default: int | None = None) -> int:
     if text is None or not text.isdecimal():
         found = "is not set" if text is None else f"= '{text}' is invalid"
         raise ConfigError(
-            f"the environment variable {name} {found}: torchrun sets it to a whole number. Launch with torchrun"
+            f"the environment variable {name} {found}: torchrun sets it to a whole number. Launch with "
+            "`python -m launch.torchrun`"
         )
     return int(text)
 

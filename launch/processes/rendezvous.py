@@ -1,6 +1,6 @@
 """Bring the ranks of a run together within a time limit, or name the missing rank.
 
-On one node, torch elastic ends all ranks when one dies. It does not notice a dead rank on another node, and torch's own
+On one node, the launcher ends all ranks when one dies. It does not notice a dead rank on another node, and torch's own
 errors name only a key or a socket. Each rank therefore writes to the store when it has started and when it has joined.
 """
 
