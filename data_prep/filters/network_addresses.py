@@ -48,8 +48,8 @@ _VERSION_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _ADDRESS_BEFORE = re.compile(
-    r"(?:://|[\w\-]@|(?<![A-Za-z])(?:ip(?:v[46])?(?: ?addr(?:ess)?)?|inet6?(?: addr)?|address|addr"
-    r"|nameserver|dns|gateway|client|peer|host)"
+    r"(?:://|(?<![A-Za-z])(?:ip(?:v[46])?(?: ?addr(?:ess)?)?|inet6?(?: addr)?|address|addr"
+    r"|nameserver|dns)"
     r"[\"']?\s?[:=]?\s?[\"'\[]?)$",
     re.IGNORECASE,
 )

@@ -1,7 +1,7 @@
 """Find telephone numbers in a text, in time linear in the text.
 
 Numbers with a + and a country code, and North American ones, show what they are. A number in another national format is
-one only if a word before it says so, or if its area code is in brackets. E.164 allows 15 digits.
+one only if a word before it says so. E.164 allows 15 digits.
 """
 
 import re
@@ -36,10 +36,14 @@ _NATIONAL = re.compile(  # 7 to 15 digits in groups; a word must say what they a
     rf"[(0-9](?<![0-9A-Za-z_+./{_DASH}].)(?:(?<=[(])[0-9]{{2,5}}\)|(?<=[0-9])[{_SPACE}]\([0-9]{{2,5}}\))?"
     rf"(?:[{_SPACE}./{_DASH}]?[0-9]|[{_SPACE}][/{_DASH}][{_SPACE}][0-9]){{5,14}}+(?![0-9A-Za-z_])"
 )
+_NUMBER = r"(?:number|num|no|nr|n°|номер)"
 _WORD = re.compile(
-    r"(?:(?<![A-Za-z])(?:telephones?|tel[eé]fonos?|t[eé]l[eé]phone|tel|tél|tlf|tfno|telefone?|phone|ph|fon|fax|mobile?|mob|cell|handy|hotline"
-    r"|whats ?app|viber|sms|call(?: us)?(?: at| on)?)|тел(?:ефон)?|моб|факс|电话|電話|手机|手機|传真|전화)"
-    r"[.:]?[ ]?(?:number|num|no|nr|n°|номер)?[ ]?[.:]{0,2}[ ]?$",
+    r"(?:(?:(?<![A-Za-z])(?:telephones?|tel[eé]fonos?|t[eé]l[eé]phone|tel|tél|tlf|tfno|telefone?|phone|ph|fon|fax|hotline"
+    r"|whats ?app|viber|call(?: us)? (?:at|on))|тел(?:ефон)?|моб|факс|电话|電話|手机|手機|传真|전화)"
+    rf"[.:]?[ ]?{_NUMBER}?[ ]?[.:]{{0,2}}[ ]?"
+    # These are ordinary words too, so a sign or a word for a number must follow.
+    rf"|(?<![A-Za-z])(?:mobile?|mob|cell|handy|sms|call(?: us)?)"
+    rf"(?:[ ]?[.:][ ]?{_NUMBER}?|[ ]{_NUMBER})[ ]?[.:]{{0,2}}[ ]?)$",
     re.IGNORECASE,
 )
 _REACH = 24  # characters before a number in which to search for such a word
@@ -60,7 +64,7 @@ def phones(text: str, _: bool) -> Spans:
     found = [match.span() for match in _INTERNATIONAL.finditer(text) if _is_international(match[0])]
     found += [match.span() for match in _NORTH_AMERICAN.finditer(text) if _is_north_american(match[0])]
     found += [match.span() for match in _NATIONAL.finditer(text) if _is_named(match)]
-    found += [match.span() for match in _BRACKETED.finditer(text)]
+    found += [match.span() for match in _BRACKETED.finditer(text) if _has_word(match)]
     found += [match.span() for match in _DIALLED.finditer(text) if 10 <= sum(map(str.isdigit, match[0])) <= 17]
     spans: Spans = []
     for start, end in sorted(found, key=lambda span: (span[0], -span[1])):
@@ -108,4 +112,8 @@ def _is_named(match: re.Match[str]) -> bool:
         return False
     if n_digits == 10 and "".join(groups)[3:8] == "55501":  # reserved for examples
         return False
+    return _has_word(match)
+
+
+def _has_word(match: re.Match[str]) -> bool:
     return _WORD.search(match.string, max(match.start() - _REACH, 0), match.start()) is not None

@@ -96,6 +96,13 @@ HARD: dict[Kind, list[tuple[str, str, str]]] = {
         ("", "+33.1.42.68.53.00", ""),
     ],
 }
+# Hard cases that are not masked, since the same words stand before ordinary numbers: precision goes before recall.
+MISSED: dict[Kind, list[str]] = {
+    "email": [],
+    "ipv4": ["23.11.4.9", "4.2.2.1"],
+    "ipv6": [],
+    "phone": ["(030) 901820", "(020) 7123 4567", "0171 1234567"],
+}
 SIMILAR = [
     "version 85.214.132.117, release 9.9.9.9, v8.8.8.8, build: 10.0.19041.1",
     "from 1.2.3.4 to 1.2.4.0, Chrome/85.214.13.1, openssl-85.214.13.1, 8.8.8.8 and 2.31.1.10",
@@ -114,6 +121,9 @@ SIMILAR = [
     "call 911 or 112, telephone exchange 12, hotel 1234567, cell 1200 of 1300, fax 2",
     "UTC+01:00, +2147483647 bytes, x+49 30, +1.234.567, 10^+12 34 56 78 90, C+11 2014 12 15",
     "DE89 3704 0044 0532 0130 00 1, phone 256 2048, call 12 345 678 people, tel 12345678",
+    "client 4.2.0.1, gateway 2.1.0.5, pkg@1.4.2.11, host 8.8.8.8, peer 1.2.3.4",
+    "the call 123456789 was declined, see (0123) 456 7890, SMS 160 160 1600 characters, mobile 10 000 000 users",
+    "cell 123 456 789 of the table, handy 1 234 567 890 steps",
     "555-0100, 202-555-0123, tel 202-555-0100, +1 202 555 0123",
 ]
 
