@@ -125,9 +125,10 @@ import os, sys
 from pathlib import Path
 from launch import torchrun
 from launch.processes.error_reports import leave_word
+from launch.processes.sealing import new_secret
 
 folder, port = Path(sys.argv[1]), sys.argv[2]
-os.environ |= {"TRIAXIAL_JOB_SECRET": "s" * 64, "TRIAXIAL_SAVED_FILE": str(folder / "saved")}
+os.environ |= {"TRIAXIAL_JOB_SECRET": new_secret(), "TRIAXIAL_SAVED_FILE": str(folder / "saved")}
 
 def meet(endpoint, settings):
     options = ["--nnodes", "2", "--rdzv-endpoint", endpoint, "--rdzv-conf", settings, "--local-addr", "127.0.0.1"]
