@@ -63,7 +63,12 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
         versions=versions(_PACKAGES),
         more=more,
     )
-    run.workspace.run_once(lambda: publish(config.output.corpus_folder, published | files, description))
+
+    def publish_intact() -> None:
+        run.workspace.check(list(files.values()))
+        publish(config.output.corpus_folder, published | files, description)
+
+    run.workspace.run_once(publish_intact)
     return description
 
 

@@ -5,7 +5,7 @@ tasks share are compared once, before the first of these tasks starts.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -34,20 +34,20 @@ class DamagedInput:
 
 
 class DamagedInputError(Exception):
-    """A file of the work folder is not as its task wrote it; that task must run again."""
+    """Files of the work folder are not as their tasks wrote them; those tasks must run again."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"{path}: its content is not what its task wrote")
-        self.path = path
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__(f"{paths[0]}: its content is not what its task wrote")
+        self.paths = paths
 
 
 def find_damage(files: Sequence[WrittenFile]) -> Path | None:
-    """Return the first file whose content has changed, or None; reads every file."""
+    """Return the first file that is missing or whose content has changed, or None; reads every file."""
     return next((file.path for file in files if not _is_intact(file)), None)
 
 
 def damaged_path(file: WrittenFile) -> Path | None:
-    """Return the file's path if its content has changed, else None; reads the file."""
+    """Return the file's path if it is missing or its content has changed, else None; reads the file."""
     return None if _is_intact(file) else file.path
 
 
@@ -71,24 +71,28 @@ def divide(
     return list(shared.values()), [alone[id(files)] for files in inputs]
 
 
-def remove_damaged(paths: Sequence[Path], folder: Path) -> None:
-    """Remove damaged files of a work folder, so that their tasks run again; DamagedInputError if there are any.
+def report_damage(paths: Sequence[Path], folder: Path, *, recorded: Collection[Path] = ()) -> None:
+    """Raise DamagedInputError if there are damaged files in a work folder. They stay: other shares may read them.
 
-    ConfigError: it is a file of the user.
+    ConfigError: a file of the user, or of another corpus, whose run `recorded` the digest.
     """
     for path in paths:
-        if not path.is_relative_to(folder):
-            raise ConfigError(
-                f"{path} has changed since this run first read it. Change no input during a run; if nobody did, its "
-                "disk may be failing. Run the same command again"
-            )
-        path.unlink(missing_ok=True)
+        if path.is_relative_to(folder):
+            continue
+        if path in recorded:
+            raise ConfigError(f"{path} is not as the run of its corpus wrote it. Prepare that corpus again")
+        raise ConfigError(
+            f"{path} has changed since this run first read it. Change no input during a run; if nobody did, its "
+            "disk may be failing. Run the same command again"
+        )
     if paths:
-        raise DamagedInputError(paths[0])
+        raise DamagedInputError(paths)
 
 
-def repeat_until_whole(steps: Callable[[], T], start_again: Callable[[str], None]) -> T:
-    """Call `steps` until it meets no damaged file; before each further call, pass a line to `start_again`.
+def repeat_until_whole(steps: Callable[[], T], start_again: Callable[[Sequence[Path], str], None]) -> T:
+    """Call `steps` until it meets no damaged file; before each further call, pass the files to `start_again`.
+
+    With them it gets a line for the user.
 
     ConfigError: a file is damaged again and again.
     """
@@ -97,11 +101,14 @@ def repeat_until_whole(steps: Callable[[], T], start_again: Callable[[str], None
         try:
             return steps()
         except DamagedInputError as error:
-            met[error.path] += 1
-            if met[error.path] == _MAX_DAMAGE:
+            met[error.paths[0]] += 1
+            if met[error.paths[0]] == _MAX_DAMAGE:
                 raise ConfigError(f"{error}, {_MAX_DAMAGE} times. Check the disk and the memory") from None
-            start_again(f"{error}. It is made again")
+            start_again(error.paths, f"{error}. It is made again")
 
 
 def _is_intact(file: WrittenFile) -> bool:
-    return bool(describe_file(file.path)["digest"] == file.digest)
+    try:
+        return bool(describe_file(file.path)["digest"] == file.digest)
+    except FileNotFoundError:
+        return False

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class TaskRecords:
         self._manifest = WorkManifest(folder)
         self._renamed_in: set[Path] = set()  # folders to sync
         self._synced_at = 0.0
+        self._damaged: set[Path] = set()  # outputs to make again
         self._trusted: set[Path] = set()  # folders of the outputs of this run's stages, which have been checked
         self._names: dict[Path, set[str]] = {}  # of the large ones of the stage at hand
         self._inputs: dict[int, _Inputs] = {}  # by identity, of the tasks of one stage: comparing long lists takes time
@@ -112,7 +113,11 @@ class TaskRecords:
         if entry is None:
             return False
         outputs = [(self.folder / output["path"], output["digest"]) for output in files_of(entry)]
-        return all(self._output_digest(path) == digest for path, digest in outputs)
+        return all(path not in self._damaged and self._output_digest(path) == digest for path, digest in outputs)
+
+    def distrust(self, paths: Iterable[Path]) -> None:
+        """Count the tasks of these damaged outputs as not finished, until they have run again."""
+        self._damaged.update(paths)
 
     def _output_digest(self, path: Path) -> str | None:
         names = self._names.get(path.parent)
@@ -199,6 +204,7 @@ class TaskRecords:
                 os.replace(quarantine_path(outcome.outputs[0]), aside)
                 self._renamed_in.add(aside.parent)
                 more["quarantine"] = {"path": os.path.relpath(aside, self.folder), **outcome.quarantine}
+        self._damaged.difference_update((*request.task.outputs, aside))
         code, config = request.fingerprint.code, plain(request.task.config)
         self._append(
             {

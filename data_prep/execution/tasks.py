@@ -149,42 +149,33 @@ class Work(Protocol):
 
     def digests(self, paths: Sequence[Path]) -> list[str]:
         """Digest of each source file's content."""
-        ...
 
     def run(self, stage: Stage, tasks: Sequence[Task]) -> list[FinishedTask]:
         """Do the tasks that the manifest lacks; return the entries of all, in the order of the tasks."""
-        ...
 
     def say(self, line: str) -> None:
         """Print a line."""
-        ...
 
     def check(self, paths: Sequence[Path]) -> None:
         """Compare files that this process reads itself with the digests of their tasks."""
-        ...
 
     def write_note(self, name: str, text: str) -> None:
         """Keep a small file about the run in the folder, whole or not at all."""
-        ...
 
     def find(self, steps: Callable[[], dict[str, Path]], shards: dict[str, Path], *, size: float) -> dict[str, Path]:
         """Call `steps`, which returns a file for each of the shards and depends on the findings of earlier stages.
 
         A plan that does not know those findings returns stand-ins for the files, with `size` times a shard's bytes.
         """
-        ...
 
     def release(self, paths: Iterable[Path]) -> None:
         """Declare that no later stage of the run reads these outputs of earlier stages."""
-        ...
 
     def run_once(self, function: Callable[[], None]) -> None:
         """Call `function`, which writes outside the folder: in one share of a run only, and in no plan."""
-        ...
 
     def no_more_tasks(self) -> None:
         """Declare that no `run` follows; a plan ends here."""
-        ...
 
 
 def task_key(stage: str, fingerprint: Fingerprint, task: Task, inputs: Sequence[str], *, folder: Path) -> str:
@@ -192,11 +183,17 @@ def task_key(stage: str, fingerprint: Fingerprint, task: Task, inputs: Sequence[
     parts = {
         "stage": stage,
         **plain(fingerprint),
-        "config": plain(task.config),
+        # A recipe's 2.0 and a default 2 are equal values, so they must give the same text.
+        "config": json.loads(json.dumps(plain(task.config)), parse_float=_whole_if_equal),
         "inputs": list(inputs),
         "outputs": [os.path.relpath(path, folder) for path in task.outputs],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _whole_if_equal(text: str) -> int | float:
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def plain(value: Any) -> Any:
@@ -238,11 +235,10 @@ def execute(request: TaskRequest) -> TaskOutcome | DamagedInput:
     if request.listed is not None:
         inputs, n_bytes = _listed_inputs(request.listed)
         request = dataclasses.replace(request, task=dataclasses.replace(request.task, inputs=inputs), n_bytes=n_bytes)
-    _check_inputs(request, host)
     here = request.stage.fingerprint()
     if here != request.fingerprint:
         raise ConfigError(_different_installation(request, here, host))
-    damaged = find_damage(request.checks)
+    damaged = _check_inputs(request, host) or find_damage(request.checks)
     if damaged is not None:
         return DamagedInput(damaged)
     attempt = f"{host}-{os.getpid()}-{os.urandom(4).hex()}-"  # before each name: suffixes stay what they are
@@ -274,11 +270,13 @@ def execute(request: TaskRequest) -> TaskOutcome | DamagedInput:
     return TaskOutcome(result, outputs, files, time.perf_counter() - started, host, quarantine)
 
 
-def _check_inputs(request: TaskRequest, host: str) -> None:
-    """Check that the inputs are those that the task's key was made of; another machine may see them late."""
+def _check_inputs(request: TaskRequest, host: str) -> Path | None:
+    """Return an input of the work folder that is missing or cut, or None; another machine may see inputs late."""
     deadline = time.monotonic() + (_SETTLE_S if host != request.host else 0.0)
     for path, n_bytes in zip(request.task.inputs, request.n_bytes, strict=True):
         while (found := path.stat().st_size if path.is_file() else None) != n_bytes:
+            if path.is_relative_to(request.folder) and host == request.host:
+                return path
             if time.monotonic() > deadline:
                 state = "does not exist" if found is None else f"has {found:,} bytes"
                 raise ConfigError(
@@ -286,6 +284,7 @@ def _check_inputs(request: TaskRequest, host: str) -> None:
                     "during a run, and mount them at the same path on all machines"
                 )
             time.sleep(1.0)
+    return None
 
 
 def _different_installation(request: TaskRequest, here: Fingerprint, host: str) -> str:

@@ -9,10 +9,10 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_prep.documents.quarantine import FailureCount, QuarantineConfig
 from data_prep.execution.damage import (
@@ -21,8 +21,8 @@ from data_prep.execution.damage import (
     WrittenFile,
     damaged_path,
     divide,
-    remove_damaged,
     repeat_until_whole,
+    report_damage,
 )
 from data_prep.execution.files import describe_file, disk_errors, make_folders, remove_leftovers
 from data_prep.execution.fingerprint import Fingerprint
@@ -76,6 +76,7 @@ class Workspace:
         self._keep_intermediate = keep_intermediate
         self._history: list[tuple[Stage, Sequence[Task]]] = []  # of this run, to make removed files again
         self._step, self._stage, self._tasks = 0, "", ""  # for this run's status; see RunStatus
+        self._steps_done = 0  # steps that this run has finished at least once
 
     def __enter__(self) -> "Workspace":
         with disk_errors(self.folder):
@@ -116,7 +117,7 @@ class Workspace:
         fingerprint = stage.fingerprint()
         keys = self._records.keys(stage, fingerprint, tasks)
         to_do = [i for i, key in enumerate(keys) if not self._records.is_finished(key)]
-        own = [i for i in to_do if self._is_own(i)]
+        own = [i for i in to_do if self._is_to_do_here(i)]
         self._tasks = hashlib.sha256("".join(keys).encode()).hexdigest()
         self._write_status("working")
         self._restore([tasks[i] for i in own])
@@ -131,6 +132,7 @@ class Workspace:
             self._execute(requests, [keys[i] for i in own], progress)
             others = {keys[i]: i for i in set(to_do) - set(own)}
             self._wait(others, self._records.is_finished, progress)
+        self._steps_done = max(self._steps_done, self._step)
         self._records.trust_outputs(tasks)
         if not self._keep_intermediate:
             self._history.append((stage, tasks))
@@ -144,8 +146,7 @@ class Workspace:
     def _requests(self, stage: Stage, fingerprint: Fingerprint, tasks: Sequence[Task]) -> list[TaskRequest]:
         """The requests for tasks, after a comparison of the inputs that they share."""
         shared, own = divide([self._records.written_inputs(task) for task in tasks], [task.reads for task in tasks])
-        found = self._executor.run(damaged_path, shared, name=_comparing) if shared else ()
-        remove_damaged([path for _, path in found if path is not None], self.folder)
+        self._compare(shared, recorded={file.path for task in tasks for file in task.reads})
         where = (self.folder, self._attempts, socket.gethostname())
         return [
             TaskRequest(
@@ -161,7 +162,7 @@ class Workspace:
         failures = FailureCount(self._quarantine, self.folder, name, n_tasks=len(requests))
         damaged = []
         jobs = messages(requests, self._attempts)
-        for index, outcome in self._executor.run(execute, jobs, name=_name):
+        for index, outcome in self._executor.run(execute, jobs, name=lambda request: str(request.name)):
             if isinstance(outcome, DamagedInput):
                 damaged.append(outcome.path)
                 continue
@@ -170,12 +171,16 @@ class Workspace:
             failures.check()
             progress.advance(outcome.result.counts, sum(requests[index].n_bytes))
         self._records.sync()
-        remove_damaged(damaged, self.folder)
+        report_damage(damaged, self.folder)
 
     def check(self, paths: Sequence[Path]) -> None:
         """As `Work.check`."""
-        files = [WrittenFile(path, self._records.digest(path)) for path in paths]
-        remove_damaged([file.path for file in files if damaged_path(file)], self.folder)
+        self._compare([WrittenFile(path, self._records.digest(path)) for path in paths])
+
+    def _compare(self, files: Sequence[WrittenFile], recorded: Collection[Path] = ()) -> None:
+        name = "comparison of {0.path} with its digest".format
+        found = self._executor.run(damaged_path, files, name=name) if files else ()
+        report_damage([path for _, path in found if path is not None], self.folder, recorded=recorded)
 
     def run_whole(self, steps: Callable[[], T]) -> T:
         """Call `steps`, which calls `run`. If it meets a damaged file, make that file again, and call `steps` again."""
@@ -185,8 +190,9 @@ class Workspace:
         """As `Work.say`."""
         self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def _start_again(self, line: str) -> None:
+    def _start_again(self, damaged: Sequence[Path], line: str) -> None:
         self.say(line)
+        self._records.distrust(damaged)
         self._step = 0
         self._history.clear()
 
@@ -218,7 +224,7 @@ class Workspace:
         """As `Work.digests`; the workers read the files whose digest is not known, once."""
         self._step += 1
         unknown = {str(path): i for i, path in enumerate(paths) if self._records.known_digest(path) is None}
-        own = [Path(path) for path, i in unknown.items() if self._is_own(i)]
+        own = [Path(path) for path, i in unknown.items() if self._is_to_do_here(i)]
         if unknown:
             self._stage, self._tasks = "reading of inputs", ""
             self._write_status("working")
@@ -229,12 +235,13 @@ class Workspace:
                 n_bytes=sum(path.stat().st_size for path in own),
                 longest=self._executor.longest,
             ) as progress:
-                for index, facts in self._executor.run(describe_file, own, name=_reading):
+                for index, facts in self._executor.run(describe_file, own, name=lambda path: f"reading of {path}"):
                     self._records.add_file(own[index], facts)
                     progress.advance([], facts["bytes"])
                 self._records.sync()
-                others = {path: i for path, i in unknown.items() if not self._is_own(i)}
+                others = {path: i for path, i in unknown.items() if not self._is_to_do_here(i)}
                 self._wait(others, lambda path: self._records.known_digest(Path(path)) is not None, progress)
+        self._steps_done = max(self._steps_done, self._step)
         return [self._records.digest(path) for path in paths]
 
     def write_note(self, name: str, text: str) -> None:
@@ -258,6 +265,10 @@ class Workspace:
 
     def _is_own(self, index: int) -> bool:
         return self._share is None or self._share.owner(index) == self._share.number
+
+    def _is_to_do_here(self, index: int) -> bool:
+        """Return whether this run does an open task: its own, and a damaged one of a step that others have finished."""
+        return self._step <= self._steps_done or self._is_own(index)
 
     def _wait(self, missing: dict[str, int], is_there: Callable[[str], bool], progress: "StageProgress") -> None:
         """Wait until the other shares have done what is `missing`: key or path to the index that tells its owner."""
@@ -283,15 +294,3 @@ class Workspace:
 
     def _write_status(self, state: str) -> None:
         self._lock.write_status(state, step=self._step, stage=self._stage, tasks=self._tasks)
-
-
-def _name(request: Any) -> str:
-    return str(request.name)
-
-
-def _comparing(file: Any) -> str:
-    return f"comparison of {file.path} with its digest"
-
-
-def _reading(path: Any) -> str:
-    return f"reading of {path}"

@@ -97,7 +97,7 @@ def write_stub(file: RemoteFile, folder: Path) -> Path:
     facts = {"url": file.url, "bytes": file.n_bytes, "version": file.version}
     data = json.dumps(facts, sort_keys=True).encode()
     path = folder / f"{hashlib.sha256(data).hexdigest()[:16]}{STUB_ENDING}"
-    if not path.exists():
+    if not path.exists() or path.read_bytes() != data:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = temporary_for(path)
         with open(temporary, "xb") as out:

@@ -1,6 +1,8 @@
 """Write a corpus from clean shards."""
 
+import io
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -53,6 +55,32 @@ def test_the_description_agrees_with_the_files(tmp_path, config, shards):
         assert TokenFile(tmp_path / "corpus" / name).n_tokens == split["tokens"]
     tokenizer = load_tokenizer(tmp_path / "corpus" / description["tokenizer"]["file"])
     assert tokenizer.vocab_size == description["tokenizer"]["vocab_size"] == 400
+
+
+def test_a_file_that_is_damaged_before_it_is_published_is_made_again(tmp_path, config, shards):
+    """Flip a bit of the token file after its stage, unnoticed: its size and its time of change stay the same."""
+    console = Console(file=io.StringIO(), width=500)
+    with Workspace(config.output.work_folder, n_workers=1, progress=ProgressBars(console)) as workspace:
+
+        def steps():
+            run = ShardRun(workspace)
+            run.workspace.no_more_tasks = flip  # called between the last stage and the publishing
+            return write_corpus(run, config, shards, more={})
+
+        def flip():
+            (path,) = config.output.work_folder.rglob("*validation*.bin")
+            if "made again" not in console.file.getvalue():
+                stat, data = path.stat(), bytearray(path.read_bytes())
+                intact.append(bytes(data))
+                data[0] ^= 4
+                path.write_bytes(data)
+                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+        intact = []
+        workspace.run_whole(steps)
+    (path,) = (tmp_path / "corpus").glob("*validation*.bin")
+    assert [path.read_bytes()] == intact
+    assert console.file.getvalue().count(f"{path.name}: its content is not what its task wrote. It is made again") == 1
 
 
 def test_a_split_without_documents_is_an_error(config, shards):

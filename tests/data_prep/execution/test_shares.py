@@ -1,6 +1,7 @@
 """Shares of one run: each locks its part, does its own tasks, and tells a slow share from a dead one."""
 
 import io
+import os
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.console import Console
 from data_prep.documents.shards import Document, read_shard, write_shard
 from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shares import Share, WorkFolderLock, observe_runs
-from data_prep.execution.tasks import Task
+from data_prep.execution.tasks import Stage, Task
 from data_prep.execution.workspace import Workspace
 from data_prep.filters.language import LANGUAGE, LanguageConfig
 from gpt.errors import ConfigError
@@ -167,6 +168,53 @@ def test_the_status_of_another_share_ends_the_wait(tmp_path, shards, word, messa
             tmp_path / "w", shards, Share(1, 2), progress=ProgressBars(Console(file=Output(), width=200), every_s=0.05)
         )
     other.release()
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_damage_is_made_again_by_the_share_that_finds_it(tmp_path, functions, both):
+    """Share 2 made a file that share 1 finds damaged; share 2 goes on to wait for share 1, or finds the damage too."""
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    config, barrier, found = functions.Config("", tmp_path / "log"), threading.Barrier(2), {}
+
+    def one(number):
+        share, said, flipped = Share(number, 2), io.StringIO(), []
+        progress = ProgressBars(Console(file=said, width=500))
+        with Workspace(tmp_path / "w", n_workers=1, progress=progress, executor=InThisProcess, share=share) as work:
+            made = [work.folder / "made" / name for name in "ab"]
+            after = [work.folder / "after" / name for name in "ab"]
+
+            def steps():
+                work.run(
+                    Stage("made", functions.copy),
+                    [Task(config, (tmp_path / name,), (path,)) for name, path in zip("ab", made, strict=True)],
+                )
+                if not flipped:
+                    barrier.wait(20)
+                    if number == 1:
+                        stat = made[1].stat()
+                        made[1].write_text("?")
+                        os.utime(made[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+                    flipped.append(True)
+                    barrier.wait(20)
+                inputs = [tuple(made), tuple(made)] if both else [made[1:], made[:1]]
+                work.run(
+                    Stage("after", functions.join),
+                    [Task(config, tuple(read), (path,)) for read, path in zip(inputs, after, strict=True)],
+                )
+                return [path.read_text() for path in after]
+
+            found[number] = work.run_whole(steps), said.getvalue().count("It is made again")
+
+    threads = [threading.Thread(target=one, args=(number,), daemon=True) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    texts = ["ab", "ab"] if both else ["b", "a"]
+    assert found.keys() == {1, 2}, "a share failed, or waits for the other one"
+    assert [texts, texts] == [found[number][0] for number in (1, 2)]
+    assert 1 <= found[1][1] + found[2][1] <= 2
 
 
 def test_invalid_shares_are_errors(monkeypatch):

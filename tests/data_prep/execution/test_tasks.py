@@ -64,3 +64,12 @@ def test_a_name_lists_three_inputs(functions):
     task = Task(None, tuple(Path(f"{n}.in") for n in range(5)), ())
     named = TaskRequest(Stage("s", functions.copy), task, Fingerprint({}, {}), (), Path(), Path(), "")
     assert named.name == "stage 's' of 0.in, 1.in, 2.in and 2 more"
+
+
+def test_equal_numbers_give_equal_keys(tmp_path):
+    def key(*sizes):
+        task = Task(Nested(tmp_path, sizes), (), (tmp_path / "out",))
+        return task_key("stage", Fingerprint({}, {}), task, [], folder=tmp_path)
+
+    assert key(2, 0.2, 1e300, float("inf")) == key(2.0, 0.2, 1e300, float("inf"))
+    assert len({key(2), key(2.5), key(-2), key(2**63), key(2**63 + 1), key(float("inf"))}) == 6

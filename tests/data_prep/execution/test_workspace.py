@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from data_prep.documents.counts import Counts
+from data_prep.execution.damage import WrittenFile
 from data_prep.execution.progress import ProgressBars
 from data_prep.execution.tasks import Stage, Task, execute
 from data_prep.execution.workspace import Workspace
@@ -239,6 +240,16 @@ def test_a_task_with_many_inputs_that_runs_again_reads_its_own(tmp_path, functio
         workspace.run_whole(steps)
         assert "join/1: its content is not what its task wrote. It is made again" in said.getvalue()
         assert all_of_it.read_text() == "a" * 40 + "b" * 40
+
+
+def test_damage_in_a_file_of_another_corpus_names_that_corpus(tmp_path, functions, sources):
+    reads = (WrittenFile(sources[1], "digest that the other run recorded"),)
+    quiet = ProgressBars(Console(quiet=True))
+    with Workspace(tmp_path / "w", n_workers=1, progress=quiet, executor=InThisProcess) as workspace:
+        config = functions.Config("", tmp_path / "log")
+        task = Task(config, (sources[0],), (workspace.folder / "a.out",), reads)
+        with pytest.raises(ConfigError, match=r"b\.in is not as the run of its corpus wrote it\. Prepare that corpus"):
+            workspace.run(Stage("copy", functions.copy), [task])
 
 
 def flip_a_bit(path):
