@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.documents.shards import whole_text
 from data_prep.readers.compressed import read_bytes, read_lines
+from data_prep.readers.readers import absolute
 from data_prep.readers.unpackers import Broken
 from gpt.errors import ConfigError, import_extra
 from gpt.files.json_text import decode_json
@@ -87,7 +88,7 @@ def _matches(pattern: str, where: str) -> list[Path]:
             raise ConfigError(
                 f"{where}: '{path}' is invalid: the ending is unknown. Use files that end in {', '.join(_ENDINGS)}"
             )
-    return [path.resolve() for path in matches]
+    return [absolute(path) for path in matches]
 
 
 def read_examples(about: EvaluationSet, paths: Sequence[Path]) -> Iterator[Example]:

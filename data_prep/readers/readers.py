@@ -94,8 +94,16 @@ def find_inputs(patterns: Sequence[str], *, known: Answers | None = None) -> lis
             if not match.is_file():
                 raise ConfigError(f"input.paths: '{match}' is not a regular file. Copy its content to a file")
             kind_of(match.name)
-            found.add(match.resolve())
+            found.add(absolute(match))
     return [*sorted(found), *(remote[url] for url in sorted(remote))]
+
+
+def absolute(path: Path) -> Path:
+    """Return the path without links in its folders, but with its own name.
+
+    Its ending says how to read it. In a Hugging Face cache, files are links to blobs that have no ending.
+    """
+    return path.parent.resolve() / path.name
 
 
 def local_inputs(files: Sequence[Path | RemoteFile], folder: Path) -> list[Path]:

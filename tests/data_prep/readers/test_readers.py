@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.decontamination.evaluation_sets import EvaluationSet, find_set_files
 from data_prep.documents.records import Dropped
 from data_prep.documents.shards import Document
-from data_prep.readers.readers import InputConfig, find_inputs, read_records
+from data_prep.readers.readers import InputConfig, find_inputs, form_of, read_records
 from gpt.errors import ConfigError
 
 pytest.importorskip("isal", reason="the extra 'data' is not installed")
@@ -114,6 +115,20 @@ def test_text_documents_across_blocks_and_above_the_limit(tmp_path):
     records = read(path, text_separator="<|>", max_record_bytes=100_000)
     assert [r.text for r in records if isinstance(r, Document)] == [parts[i] for i in (0, 1, 3, 4, 5)]
     assert kinds(records) == {"Document": 5, "too_large": 1}
+
+
+def test_a_link_is_read_by_its_own_name(tmp_path):
+    """As in a Hugging Face cache: snapshot/a.jsonl -> ../blobs/0a1b."""
+    for folder in ("blobs", "snapshot"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "blobs/0a1b").write_bytes(b'{"text": "one"}\n')
+    (tmp_path / "snapshot/a.jsonl").symlink_to("../blobs/0a1b")
+    (path,) = find_inputs([f"{tmp_path}/snapshot/../snapshot/*"])
+    assert path == tmp_path / "snapshot/a.jsonl"
+    assert form_of(path) == "-json-lines"
+    assert kinds(read(path)) == {"Document": 1}
+    ((found,),) = find_set_files([EvaluationSet("a", (str(path),))], where="sets")
+    assert found == path
 
 
 def test_patterns_find_each_file_once(tmp_path):
