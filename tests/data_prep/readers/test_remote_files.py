@@ -76,6 +76,12 @@ def test_another_size_than_announced_is_an_error(tmp_path, memory):
     assert fetch(write_stub(RemoteFile(f"{url}/a.txt", None, {}), tmp_path), tmp_path) == b"four"
 
 
+def test_a_damaged_stub_is_written_again(tmp_path):
+    file = RemoteFile("https://example.org/a.txt", 4, {})
+    write_stub(file, tmp_path).write_text("{")
+    assert read_stub(write_stub(file, tmp_path)) == file
+
+
 def test_failed_downloads_are_tried_again_and_leave_no_half_copy(tmp_path, site):
     pytest.importorskip("aiohttp")
     site.files["/a.txt"] = b"some bytes of a text"
