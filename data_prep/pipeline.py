@@ -17,7 +17,6 @@ from data_prep.documents.losses import losses_in, sum_of_losses
 from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.shares import Share
-from data_prep.execution.tasks import Work
 from data_prep.execution.workers import Executor, LocalWorkers
 from data_prep.execution.workspace import SHARE_TIMEOUT_S, Workspace
 from data_prep.extraction.extract import extract_stage, extract_task
@@ -59,10 +58,11 @@ def prepare(
     executor: Callable[[int | None], Executor] = LocalWorkers,
     share: Share | None = None,
     share_timeout_s: float = SHARE_TIMEOUT_S,
+    on_error: Callable[[ShardRun], None] = lambda run: None,
 ) -> PreparedCorpus:
     """Run every stage that is not finished yet and publish the corpus; ConfigError if no document is left.
 
-    `executor`, `share`: as for `Workspace`.
+    `executor`, `share`: as for `Workspace`. `on_error`: called with the finished stages before an error is raised.
     """
     found = check(config)
     with Workspace(
@@ -75,7 +75,16 @@ def prepare(
         keep_intermediate=config.output.keep_intermediate,
         quarantine=config.quarantine,
     ) as workspace:
-        return workspace.run_whole(lambda: run_stages(workspace, config, found))
+
+        def steps() -> PreparedCorpus:
+            run = ShardRun(workspace)
+            try:
+                return run_stages(run, config, found)
+            except (ConfigError, RuntimeError):
+                on_error(run)
+                raise
+
+        return workspace.run_whole(steps)
 
 
 def check(config: PrepareConfig, *, known: Answers | None = None) -> list[Path | RemoteFile]:
@@ -97,9 +106,9 @@ def check(config: PrepareConfig, *, known: Answers | None = None) -> list[Path |
     return found
 
 
-def run_stages(workspace: Work, config: PrepareConfig, found: list[Path | RemoteFile]) -> PreparedCorpus:
-    """Run all stages in their order and publish the corpus; with a plan as `workspace`, only plan that."""
-    run = ShardRun(workspace)
+def run_stages(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFile]) -> PreparedCorpus:
+    """Run all stages in their order and publish the corpus; with a plan as `run.workspace`, only plan that."""
+    workspace = run.workspace
     sources = local_inputs(found, workspace.stubs)
     if any(isinstance(file, RemoteFile) for file in found):
         workspace.write_note(ANSWERS, encode_answers(found))

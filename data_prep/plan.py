@@ -14,6 +14,7 @@ from typing import Any, cast
 from data_prep.documents.counts import Counts, total
 from data_prep.execution.files import describe_file
 from data_prep.execution.manifest import Entry, WorkManifest
+from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.shares import ObservedRun, observe_runs
 from data_prep.execution.tasks import FinishedTask, Stage, Task, task_key
 from data_prep.pipeline import check, run_stages
@@ -79,7 +80,7 @@ def plan(config: PrepareConfig) -> PlanOfRun:
     with tempfile.TemporaryDirectory() as stubs:
         work = _Plan(folder, manifest, Path(stubs))
         try:
-            run_stages(work, config, found)
+            run_stages(ShardRun(work), config, found)
         except (_EndOfPlanError, ConfigError, OSError, LookupError) as error:
             if not work.is_open and not isinstance(error, _EndOfPlanError):
                 raise  # else the pipeline asked for a finding that an open stage does not have yet

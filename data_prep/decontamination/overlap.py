@@ -27,7 +27,7 @@ from data_prep.decontamination.known_grams import (
     search_shard,
 )
 from data_prep.documents.arrays import read_array
-from data_prep.documents.quarantine import NumberedDocument
+from data_prep.documents.quarantine import NumberedDocument, QuarantineConfig
 from data_prep.documents.records import Page
 from data_prep.documents.shards import Document, read_shard
 from data_prep.execution.files import disk_errors
@@ -129,11 +129,13 @@ class MarkTask:
 def analyse(config: OverlapConfig, *, n_workers: int, progress: ProgressBars) -> dict[str, Any]:
     """Mark every example; write `examples.jsonl` and `overlap.json` to the output folder and return the latter.
 
-    ConfigError: a set, a corpus or a text file cannot be read.
+    ConfigError: a set, a corpus or a text file cannot be read, or the search fails on a document.
     """
     corpora = _corpora(config.training)
     sources = find_inputs(config.training.paths) if config.training.paths else []
-    with Workspace(config.output.folder / "work", n_workers=n_workers, progress=progress) as workspace:
+    strict = QuarantineConfig(max_share=0, min_documents=0)  # or an example could count as clean by mistake
+    folder = config.output.folder / "work"
+    with Workspace(folder, n_workers=n_workers, progress=progress, quarantine=strict) as workspace:
         return workspace.run_whole(lambda: _run_stages(workspace, config, corpora, sources))
 
 

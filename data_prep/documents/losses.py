@@ -1,7 +1,8 @@
 """Estimate how many records the unreadable parts of a file hold."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from data_prep.documents.records import Dropped
@@ -44,8 +45,29 @@ def estimate_loss(path: str, file_bytes: int, unread: Sequence[Dropped], *, n_re
 
 
 def losses_in(facts: Iterable[Mapping[str, Any]]) -> list[FileLoss]:
-    """Return the losses among the facts of extraction tasks."""
-    return [FileLoss(**about["unread"]) for about in facts if "unread" in about]
+    """Return the losses among the facts of all extraction tasks of a run.
+
+    A file of which nothing was read has as many records as the mean size of the others suggests.
+    """
+    facts = list(facts)
+    n_records = sum(about.get("records", 0) for about in facts)
+    n_bytes = sum(about.get("read_bytes", 0) for about in facts)
+    losses = [FileLoss(**about["unread"]) for about in facts if "unread" in about]
+    if not n_records or not n_bytes:
+        return losses
+    return [
+        replace(loss, records=round(loss.unread_bytes * n_records / n_bytes))
+        if loss.records is None and loss.unread_bytes
+        else loss
+        for loss in losses
+    ]
+
+
+def at_path(facts: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a task's facts with the present path of its input; it may have moved since. A remote file has its URL."""
+    if "unread" not in facts or "://" in facts["unread"]["path"]:
+        return facts
+    return {**facts, "unread": {**facts["unread"], "path": str(path)}}
 
 
 def sum_of_losses(losses: Sequence[FileLoss]) -> dict[str, int]:

@@ -70,15 +70,17 @@ class FailureCount:
         said = self._excess(self._n_documents * self._n_tasks / max(self._n_added, 1))
         if not said:
             return
+        share = self._config.max_share
+        limit = f", more than quarantine.max_share = {share:g} allows" if share else ", and none may fail"
+        way = ". Or use a larger share" if share else ""
         for path in self._outputs:
             path.unlink(missing_ok=True)
         folder = self._work / FOLDER / self._stage
         first = first_failed(max(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns))
         raise ConfigError(
-            f"stage '{self._stage}' {said}, more than quarantine.max_share = {self._config.max_share:g} allows. One of "
-            f"them: {first['id']} of {first['shard']} ({first['exception']}, {first['where']}). All are in {folder}. "
-            "Mend the cause and run the same command again: the tasks with failures then run again. Or use a larger "
-            "share"
+            f"stage '{self._stage}' {said}{limit}. One of them: {first['id']} of {first['shard']} "
+            f"({first['exception']}, {first['where']}). All are in {folder}. Mend the cause and run the same command "
+            f"again: the tasks with failures then run again{way}"
         )
 
     def _excess(self, n_documents: float) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.documents.counts import Counts, total
+from data_prep.documents.losses import at_path
 from data_prep.execution.tasks import FinishedTask, Stage, Task, Work
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
@@ -114,7 +115,9 @@ class ShardRun:
                 self.quarantined.setdefault(stage.name, []).append(task.quarantine)
                 if step is None:
                     self._aside.setdefault(task.task.inputs[0], []).append(task.quarantine[0])
-        self.facts.setdefault(stage.name, []).extend(task.facts for task in finished if task.facts)
+        self.facts.setdefault(stage.name, []).extend(
+            at_path(task.facts, task.task.inputs[0] if task.task.inputs else Path()) for task in finished if task.facts
+        )
         n_tasks, elapsed_s = self.seconds.get(stage.name, (0, 0.0))
         elapsed_s += sum(task.elapsed_s for task in finished)
         self.seconds[stage.name] = (n_tasks + len(finished), elapsed_s)

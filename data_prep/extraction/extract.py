@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data_prep.documents.counts import Tally
 from data_prep.documents.losses import estimate_loss
@@ -39,7 +40,8 @@ def extract_task(reading: InputConfig, extract: ExtractConfig) -> ExtractTask:
 def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: an input file, or the stub of a remote one, to (shard, trace); counts `read` and `extract`.
 
-    Facts, if there are any: `unread`, the parts of the file that cannot be read, and CUT_SHORT, if its reader failed.
+    Facts: `records` that were read, of `read_bytes` of the file. If there are any: `unread`, the parts of the file that
+    cannot be read, and CUT_SHORT, if its reader failed.
     """
     with (
         local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path,
@@ -71,8 +73,13 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
     counts = [reading.counts(), extracting.counts()]
     name = read_stub(inputs[0]).url if inputs[0].suffix == STUB_ENDING else str(inputs[0])
     lost = estimate_loss(name, n_bytes, unread, n_read=counts[0].documents_out)
-    facts = {} if lost is None else {"unread": asdict(lost)}
-    return TaskResult(counts, facts | ({CUT_SHORT: True} if any(one.reason == REASON for one in unread) else {}))
+    n_unread = 0 if lost is None else lost.unread_bytes
+    facts: dict[str, Any] = {"records": counts[0].documents_out, "read_bytes": n_bytes - n_unread}
+    if lost is not None:
+        facts["unread"] = asdict(lost)
+    if any(one.reason == REASON for one in unread):
+        facts[CUT_SHORT] = True
+    return TaskResult(counts, facts)
 
 
 def _to_failure(records: Iterable[Record], path: Path, quarantine: Quarantine) -> Iterator[Record]:

@@ -102,6 +102,7 @@ class TrainedQualityModel:
     report: dict[str, Any]
     counts: list[Counts]
     losses: list[FileLoss]
+    quarantined: dict[str, list[tuple[Path, int]]]  # stage: files of failed documents, their number
 
 
 def train_quality(config: TrainQualityConfig, *, n_workers: int, progress: ProgressBars) -> TrainedQualityModel:
@@ -136,7 +137,9 @@ def _run_stages(
     losses = losses_in(run.facts.get("extract", []))
     _write_file(config.output, model.read_bytes())
     _write_file(config.output.with_suffix(".json"), json.dumps(fitted.facts, indent=2).encode() + b"\n")
-    return TrainedQualityModel(config.output, model_digest(config.output), fitted.facts, counts, losses)
+    return TrainedQualityModel(
+        config.output, model_digest(config.output), fitted.facts, counts, losses, run.quarantined
+    )
 
 
 def _find(kind: str, patterns: Sequence[str]) -> list[Path | RemoteFile]:

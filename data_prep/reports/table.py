@@ -14,6 +14,7 @@ from data_prep.documents.losses import FileLoss, losses_in, sum_of_losses
 from data_prep.documents.quarantine import first_failed
 from data_prep.documents.shards import parent_id
 from data_prep.execution.files import disk_errors
+from data_prep.execution.shard_runs import ShardRun
 from data_prep.pipeline import PreparedCorpus
 from data_prep.recipe import PrepareConfig
 from data_prep.reports.explain import Fate
@@ -29,8 +30,7 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
     with disk_errors(page):
         page.write_text(report_page(prepared), encoding="utf-8")
     console.print(counts_table(prepared.counts))
-    show_losses(losses_in(prepared.facts.get("extract", [])), console)
-    show_quarantine(prepared.quarantined, console)
+    show_lost(prepared, console)
     for found in prepared.facts.get(REPORT, []):
         show_decontamination(found, console)
     for kind in dict.fromkeys(kind for facts in prepared.facts.get("pii", []) for kind in facts["masked"]):
@@ -58,6 +58,12 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
         soft_wrap=True,
     )
     console.print(f"report with plots: {page}", highlight=False, soft_wrap=True)
+
+
+def show_lost(run: PreparedCorpus | ShardRun, console: Console) -> None:
+    """Print what a run could not read and the documents that it set aside, also of a run that ends with an error."""
+    show_losses(losses_in(run.facts.get("extract", [])), console)
+    show_quarantine(run.quarantined, console)
 
 
 def show_losses(losses: Sequence[FileLoss], console: Console) -> None:

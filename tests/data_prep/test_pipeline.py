@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,12 +15,14 @@ from data_prep.dedup.fuzzy import FuzzyConfig
 from data_prep.execution.fingerprint import versions
 from data_prep.execution.progress import ProgressBars
 from data_prep.execution.tasks import execute
+from data_prep.filters.language import LanguageConfig
 from data_prep.filters.pii import PiiConfig
 from data_prep.filters.quality import QualityConfig
 from data_prep.pipeline import PreparedCorpus, check, prepare
 from data_prep.plan import plan
 from data_prep.readers.readers import InputConfig
 from data_prep.recipe import OutputConfig, PrepareConfig
+from data_prep.reports.table import show_lost
 from gpt.errors import ConfigError
 from gpt.tokenizer.tokenizers import load_tokenizer
 
@@ -95,6 +98,32 @@ def test_the_corpus_says_how_much_of_its_input_was_damaged(tmp_path, config, pro
     unread = prepared.description["unread"]
     assert (unread["files"], unread["bytes"]) == (1, len(members[1]))
     assert 8 <= unread["records"] <= 12
+
+
+def test_a_run_that_ends_with_an_error_says_how_much_was_lost(tmp_path, config, prose):
+    """All of one file is lost, so the others give the size of its records."""
+    lines = [json.dumps({"id": f"z{n}", "text": prose(900 + n, 6)}).encode() + b"\n" for n in range(30)]
+    packed = bytearray(gzip.compress(b"".join(lines)))
+    packed[:12] = bytes(12)
+    (tmp_path / "2.jsonl.gz").write_bytes(packed)
+    other = LanguageConfig(keep=("de",))
+    damaged = replace(config, input=InputConfig(paths=(f"{tmp_path}/*.jsonl*",)), language=other)
+    for name in ("2.jsonl.gz", "moved.jsonl.gz"):
+        (tmp_path / "2.jsonl.gz").rename(tmp_path / name)
+        console = Console(record=True, file=io.StringIO(), width=300)
+        with pytest.raises(ConfigError, match="left none of its 20 documents"):
+            prepare(
+                damaged,
+                n_workers=1,
+                progress=ProgressBars(Console(quiet=True)),
+                executor=InThisProcess,
+                on_error=lambda run: show_lost(run, console),  # noqa: B023
+            )
+        said = console.export_text()
+        assert f"{tmp_path}/{name}: damaged" in said
+        found = re.search(r"about (\d+) records$", said, re.MULTILINE)
+        assert found is not None
+        assert 3 <= int(found[1]) <= 30, "packed records are smaller"
 
 
 def test_mistakes_in_the_input_are_found_before_the_first_stage(tmp_path, config):

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from data_prep.recipe import PrepareConfig
     from data_prep.reports.explain import explain
     from data_prep.reports.plan import show_dry_run, show_status
-    from data_prep.reports.table import show, show_fates
+    from data_prep.reports.table import show, show_fates, show_lost
 
     _check(args)
     console = table_console()
@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         own_output(waits=False)  # a run of days must not end or stand still with its terminal
         how = _how(args, config.output.work_folder)
-        prepared = prepare(
-            config, n_workers=args.workers, progress=ProgressBars(console, every_s=args.progress_every), **how
-        )
+        progress = ProgressBars(console, every_s=args.progress_every)
+        on_error = functools.partial(show_lost, console=console)
+        prepared = prepare(config, n_workers=args.workers, progress=progress, on_error=on_error, **how)
         share = how.get("share")
         if share is None or share.number == 1:
             show(prepared, config.output.work_folder, console)

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         import_extra(module, extra="data")
     from data_prep.execution.progress import ProgressBars
     from data_prep.quality_training.train import train_quality
-    from data_prep.reports.table import counts_table, show_losses
+    from data_prep.reports.table import counts_table, show_losses, show_quarantine
 
     n_workers = worker_count(args.workers)
     config = _config(args)
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     trained = train_quality(config, n_workers=n_workers, progress=ProgressBars(console))
     console.print(counts_table(trained.counts))
     show_losses(trained.losses, console)
+    show_quarantine(trained.quarantined, console)
     for line in _lines(trained.report):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"model: {trained.model} (sha256 {trained.sha256})", highlight=False, soft_wrap=True)

@@ -3,14 +3,19 @@
 import io
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from data_prep.decontamination import known_grams, overlap
 from data_prep.decontamination.evaluation_sets import EvaluationSet
+from data_prep.decontamination.ngrams import find_in_each
 from data_prep.decontamination.overlap import AnalysisConfig, OverlapConfig, OverlapOutput, TrainingConfig, analyse
 from data_prep.execution.progress import ProgressBars
+from data_prep.execution.workers import LocalWorkers
+from data_prep.execution.workspace import Workspace
 from data_prep.reports.table import show_overlap
 from gpt.errors import ConfigError
 
@@ -78,6 +83,30 @@ def test_training_text_that_cannot_be_read_stops_the_run(tmp_path):
     sets = [EvaluationSet("s", (f"{tmp_path}/set.txt",))]
     with pytest.raises(ConfigError, match=r"training\.paths: .*a\.jsonl, record 2, cannot be read \(malformed\)"):
         run(tmp_path, sets, TrainingConfig(paths=(f"{tmp_path}/a.jsonl",)))
+
+
+def test_a_document_that_cannot_be_searched_stops_the_run(tmp_path, monkeypatch):
+    """An example that only this document has would count as clean. The next run searches the document again."""
+
+    class InThisProcess(LocalWorkers):
+        def run(self, function, jobs, *, name=str):
+            yield from ((index, function(job)) for index, job in enumerate(jobs))
+
+    def failing(texts, *others):
+        if any("nine" in text for text in texts):
+            raise ZeroDivisionError("a fault of the search")
+        return find_in_each(texts, *others)
+
+    monkeypatch.setattr(overlap, "Workspace", partial(Workspace, executor=InThisProcess))
+    (tmp_path / "set.txt").write_text("one two three four five six seven eight nine")
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": "one two three four five six seven eight nine"}\n')
+    sets, training = [EvaluationSet("s", (f"{tmp_path}/set.txt",))], TrainingConfig(paths=(f"{tmp_path}/a.jsonl",))
+    with monkeypatch.context() as fault:
+        fault.setattr(known_grams, "find_in_each", failing)
+        with pytest.raises(ConfigError, match=r"failed on 1 of about 2 documents, and none may fail.*ZeroDivision"):
+            run(tmp_path, sets, training)
+    summary, _, _ = run(tmp_path, sets, training)
+    assert (summary["training_documents"], summary["sets"][0]["dirty"]) == (2, 1)
 
 
 def test_invalid_settings_are_errors(tmp_path):

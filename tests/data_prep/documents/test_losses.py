@@ -1,8 +1,9 @@
 """Estimate what the unreadable parts of a file held."""
 
 from dataclasses import asdict
+from pathlib import Path
 
-from data_prep.documents.losses import FileLoss, estimate_loss, losses_in, sum_of_losses
+from data_prep.documents.losses import FileLoss, at_path, estimate_loss, losses_in, sum_of_losses
 from data_prep.documents.records import Dropped, Unread
 
 
@@ -31,3 +32,9 @@ def test_losses_are_found_among_the_facts_and_summed():
     losses = [FileLoss("a", 10, 5, 3, "damaged", ""), FileLoss("b", 10, 2, None, "truncated", "")]
     assert losses_in([{"unread": asdict(losses[0])}, {"other": 1}, {"unread": asdict(losses[1])}]) == losses
     assert sum_of_losses(losses) == {"files": 2, "bytes": 7, "records": 3}
+    whole = [{"records": 8, "read_bytes": 4}, {"records": 0, "read_bytes": 0, "unread": asdict(losses[1])}]
+    assert [loss.records for loss in losses_in(whole)] == [4], "the mean of the run: two records a byte"
+    assert at_path(whole[1], Path("/new"))["unread"]["path"] == "/new"
+    assert at_path(whole[0], Path("/new")) == whole[0]
+    remote = {"unread": {"path": "https://x/a.gz"}}
+    assert at_path(remote, Path("/stub")) == remote
