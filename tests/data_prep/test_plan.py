@@ -11,6 +11,7 @@ from rich.console import Console
 
 from data_prep.corpus.tokenize import TokenizerConfig
 from data_prep.execution.progress import ProgressBars
+from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.workers import LocalWorkers
 from data_prep.execution.workspace import Workspace
 from data_prep.filters.language import LanguageConfig
@@ -106,7 +107,7 @@ def test_status_shows_finished_stale_and_open_tasks(tmp_path, config):
         pytest.raises(KeyboardInterrupt),
         Workspace(config.output.work_folder, n_workers=4 + 4 + 2, progress=QUIET, executor=InThisProcess) as workspace,
     ):
-        run_stages(workspace, config, check(config))  # 4 digests, 4 extractions, 2 languages
+        run_stages(ShardRun(workspace), config, check(config))  # 4 digests, 4 extractions, 2 languages
     numbers = rows(shown(show_status, plan(config), config))
     assert numbers["extract"] == ["4", "4", "0", "0", "40", "40"]
     assert numbers["language"] == ["4", "2", "0", "2", "20", "20"]
