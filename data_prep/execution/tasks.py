@@ -184,16 +184,19 @@ def task_key(stage: str, fingerprint: Fingerprint, task: Task, inputs: Sequence[
         "stage": stage,
         **plain(fingerprint),
         # A recipe's 2.0 and a default 2 are equal values, so they must give the same text.
-        "config": json.loads(json.dumps(plain(task.config)), parse_float=_whole_if_equal),
+        "config": _whole_if_equal(plain(task.config)),
         "inputs": list(inputs),
         "outputs": [os.path.relpath(path, folder) for path in task.outputs],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _whole_if_equal(text: str) -> int | float:
-    number = float(text)
-    return int(number) if number.is_integer() else number
+def _whole_if_equal(value: Any) -> Any:
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, dict):
+        return {key: _whole_if_equal(item) for key, item in value.items()}
+    return [_whole_if_equal(item) for item in value] if isinstance(value, list) else value
 
 
 def plain(value: Any) -> Any:
