@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+LONG_FILES = ("test_flat.py", "test_document_mask.py", "test_dry_run.py", "test_layouts.py", "test_recomputation.py")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file is in tests/parallel: begun last, it would keep one worker waiting for the other."""
-    items.sort(key=lambda item: "parallel" not in item.path.relative_to(Path(__file__).parent).parts)
+    """Begin with the files that take minutes, then tests/parallel: begun last, one would keep a worker waiting."""
+    root = Path(__file__).parent
+    items.sort(key=lambda item: (item.path.name not in LONG_FILES, "parallel" not in item.path.relative_to(root).parts))
 
 
 @pytest.fixture(scope="session", autouse=True)
