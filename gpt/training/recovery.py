@@ -60,6 +60,8 @@ class Recovery:
             found = f"step {state.step}: no position of the batch has a target"
         if state.skipped_in_a_row > limit:
             self.event("stopped", f"{found}; {state.skipped_in_a_row} such steps in a row end the run")
+            self.heartbeat.beat("saving", state.step)
+            self.saver.collect(wait=True)  # else the end would cost a save that is under way
             lr = learning_rate(self.run.schedule, self.run.peak_learning_rate, self.run.batch.tokens_seen(state.step))
             raise ConfigError(
                 f"{found}, as in {state.skipped_in_a_row} steps in a row (faults.max_skipped_steps = {limit}); the "

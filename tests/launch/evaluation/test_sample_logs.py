@@ -28,7 +28,10 @@ def test_own_tasks_run_and_their_items_are_logged(made: Any, triaxial: Any, tmp_
     words = ["--tasks", "own_choices", "gpt3_two_digit_addition", "--num-fewshot", "0", "--limit", "3"]
     words += ["--include-path", tmp_path, "--log-samples", tmp_path / "samples", "--max-validation-tokens", "64"]
     assert triaxial("evaluate", made.directory, *words, "--json", tmp_path / "report.json") == 0
-    found = {path.name: [json.loads(line) for line in path.open()] for path in (tmp_path / "samples").iterdir()}
+    found = {
+        path.name: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (tmp_path / "samples").iterdir()
+    }
     assert sorted(found) == ["gpt3_two_digit_addition_0-shot.jsonl", "own_choices_0-shot.jsonl"]
     own = found["own_choices_0-shot.jsonl"]
     assert [sample["doc"]["q"] for sample in own] == [row["q"] for row in rows[:3]]
