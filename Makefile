@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## the whole path on this machine: pages, tokens, training, e
 	$(VENV)/bin/triaxial demo $(ARGS)
 
 test: $(INSTALLED) ## run all tests
-	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 rehearse: $(INSTALLED) ## the long tests that `make test` leaves out: faults at full count, large corpora
 	$(VENV)/bin/python -m pytest -m rehearse --timeout 3600 $(ARGS)
