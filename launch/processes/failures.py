@@ -63,10 +63,21 @@ def watchdog_message(failure: Any) -> str | None:
 
 def reported_line(failure: Any) -> str | None:
     """The line to print of a user's mistake, or of a fault of the machine that the rank found; None for a crash."""
+    return str(failure.error_file_data["message"]["message"]) if reported_status(failure) is not None else None
+
+
+def reported_status(failure: Any) -> int | None:
+    """The exit status of a mistake or a fault of the machine, as the rank recorded it; None for a crash.
+
+    A rank may be ended by a signal after its record and before its exit: its peers had ended with the same mistake.
+    """
     recorded = failure.error_file_data.get("message")
     extra = recorded.get("extraInfo") if isinstance(recorded, dict) else None
-    is_reported = isinstance(extra, dict) and extra.get("exit_status") == failure.exitcode and not extra["py_callstack"]
-    return str(recorded["message"]) if is_reported else None
+    if not isinstance(extra, dict) or extra.get("py_callstack"):
+        return None
+    status = extra.get("exit_status")
+    is_its_end = isinstance(status, int) and (failure.exitcode == status or failure.exitcode < 0)
+    return status if is_its_end else None
 
 
 def describe_failure(rank: int, failure: Any) -> str:

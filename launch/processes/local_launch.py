@@ -24,6 +24,7 @@ from launch.processes.failures import (
     first_failure,
     print_failure,
     reported_line,
+    reported_status,
     shell_status,
     signal_name,
 )
@@ -145,7 +146,7 @@ def _status_without_restart(end: GroupEnd, job: _Job) -> int | None:
         return _status_of_signal(-first.exitcode, resumable=job.resumable)
     failure = first_failure(end.failures)[1]
     mistake = reported_line(failure)
-    if mistake is not None and failure.exitcode == MISTAKE:
+    if mistake is not None and reported_status(failure) == MISTAKE:
         _say(mistake)
         return MISTAKE
     return None

@@ -128,13 +128,12 @@ from pathlib import Path
 from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
 
 def children():
-    pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
-    return [p for p in pids if f"PPid:\\t{os.getpid()}\\n" in Path(f"/proc/{p}/status").read_text()]
+    return [int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
 
 with MetricsWriter(MetricsConfig(), Path(sys.argv[1]), run_config={}, resume_step=None) as writer:
     writer.log(1, {"loss": 1.0})
-    service = children()
-    assert service, "the client has no service process"
+    while not (service := children()):  # the kernel may miss a child that is just starting
+        time.sleep(0.1)
     for pid in service:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -154,7 +153,7 @@ def test_a_client_whose_process_is_stopped_delays_the_run_for_a_limited_time_and
     tmp_path: Path, python: Any
 ) -> None:
     code = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from gpt.telemetry.wandb import WandbRun, WandbSettings
 
@@ -164,7 +163,9 @@ def children():
 settings = WandbSettings(Path(sys.argv[1]), "tests", "", "a name", False, False, "kept", patience_s=1.0)
 run = WandbRun(settings, run_config={}, warn=print)
 run.log(1, {"loss": 1.0})
-for pid in children():
+while not (found := children()):  # the kernel may miss a child that is just starting
+    time.sleep(0.1)
+for pid in found:
     os.kill(pid, signal.SIGSTOP)
 for step in range(2, 20_000):  # far more than a socket holds
     run.log(step, {"loss": 1.0, "text": "x" * 100})
