@@ -60,8 +60,9 @@ class Recovery:
             found = f"step {state.step}: no position of the batch has a target"
         if state.skipped_in_a_row > limit:
             self.event("stopped", f"{found}; {state.skipped_in_a_row} such steps in a row end the run")
-            self.heartbeat.beat("saving", state.step)
-            self.saver.collect(wait=True)  # else the end would cost a save that is under way
+            if self.saver.under_way is not None:  # else the end would cost a save that is nearly written
+                self.heartbeat.beat("saving", state.step)
+                self.saver.collect(wait=True)
             lr = learning_rate(self.run.schedule, self.run.peak_learning_rate, self.run.batch.tokens_seen(state.step))
             raise ConfigError(
                 f"{found}, as in {state.skipped_in_a_row} steps in a row (faults.max_skipped_steps = {limit}); the "
