@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from types import ModuleType
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # the system's errors for a full disk and a full quota
-# Names, since not every system has each, of errors of the machine, its disk or network, which may pass.
+# Errors of the machine, its disk or network, which may pass. By name, because not every system has each of them.
 _FAULTS = (
     *("EIO", "EREMOTEIO", "ENODEV", "EUCLEAN", "EBADMSG", "ENOMEM", "ENFILE", "ESTALE", "ETIMEDOUT", "ENOTCONN"),
     *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH"),
@@ -25,15 +25,15 @@ _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 
 
 def escaped(text: str) -> str:
-    """Replace each character that could steer a terminal by its escape, such as \\x1b. Newlines and tabs stay.
+    """Replace each character that could control a terminal by its escape, such as \\x1b. Newlines and tabs stay.
 
-    Whatever a command prints from a file or a model passes this function: both may come from a stranger.
+    Every text that a command prints from a file or a model passes this function: both may come from a stranger.
     """
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(text: str) -> str:
-    """Escape a text, newlines and tabs too, and cut the middle out of one that is longer than MAX_LINE."""
+    """Escape a text, newlines and tabs too, and cut out its middle if it is longer than MAX_LINE."""
     if len(text) > MAX_LINE:
         text = f"{text[: MAX_LINE * 3 // 4]} ... {text[-MAX_LINE // 4 :]}"
     return escaped(text).replace("\n", "\\n").replace("\t", "\\t")

@@ -1,4 +1,4 @@
-"""Read sizes, numbers and switches that another library wrote, with the type and the range that each must have."""
+"""Read sizes, numbers and switches that another library wrote, and check their types and ranges."""
 
 import math
 import reprlib
@@ -12,12 +12,12 @@ Settings = Mapping[str, Any]
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message, shortened: a stranger's file may hold a text of any length."""
+    """Return a value for a message, shortened: a stranger's file may hold a string of any length."""
     return reprlib.repr(value)
 
 
 def size(settings: Settings, key: str, name: str, *, where: str) -> int:
-    """Return a whole number from 1 to the maximum of our setting `name`. ConfigError: it is missing or is none."""
+    """Return a whole number from 1 to the maximum of our setting `name`. ConfigError: missing, or not such a number."""
     value, maximum = settings.get(key), MAX_SIZES[name]
     if type(value) is not int or not 1 <= value <= maximum:
         raise ConfigError(f"{where}: {key} = {shown(value)} must be a whole number from 1 to {maximum:,}")
@@ -25,7 +25,7 @@ def size(settings: Settings, key: str, name: str, *, where: str) -> int:
 
 
 def number(settings: Settings, key: str, default: float, *, where: str) -> float:
-    """Return a finite number; `default` if it is missing or null. ConfigError: it is none."""
+    """Return a finite number; `default` if it is missing or null. ConfigError: it is not finite or no number."""
     value = settings.get(key)
     if value is None:
         return default
@@ -45,7 +45,7 @@ def switch(settings: Settings, key: str, default: bool, *, where: str) -> bool:
 
 
 def table(settings: Settings, key: str, *, where: str) -> dict[str, Any]:
-    """Return an object of keys; an empty one if it is missing or null. ConfigError: it is none."""
+    """Return a JSON object; an empty one if it is missing or null. ConfigError: it is not an object."""
     value = settings.get(key)
     if value is None:
         return {}

@@ -40,7 +40,7 @@ class GivenWeights:
         return {name: TensorSpec(shape, self.dtype) for name, shape in shapes(self.config).items()}
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
-        """Hand on the weights without vocabulary padding.
+        """Yield the weights without vocabulary padding.
 
         ConfigError: a name that the model does not have, or a number that is not finite in `dtype`.
         """

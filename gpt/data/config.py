@@ -44,7 +44,7 @@ class DataConfig:
     train: tuple[CorpusConfig, ...]
     """Corpora to train on."""
     validation: tuple[CorpusConfig, ...] = ()
-    """Corpora to evaluate on, each by itself."""
+    """Corpora to evaluate on, each separately."""
     seq_len: int
     """Tokens of a sample."""
     sampling: Literal["window", "document"] = "window"

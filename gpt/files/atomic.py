@@ -38,9 +38,9 @@ def open_replacement(path: Path, *, durable: bool = False, temporary: Path | Non
     """Open a new file that replaces `path` when the block ends without an error. A link is replaced, not followed.
 
     `durable`: sync the file before the rename and the folder after it, so that the file survives a loss of power.
-    OSError: the disk refuses; it names `path`, while the system names no file of a failed write. ConfigError: `path` is
-    a folder. After an error `path` is as before. `temporary`: write there first, not
-    under a name that nobody can guess.
+    OSError: the disk refuses. The error names `path`; the system's own error of a failed write names no file.
+    ConfigError: `path` is a folder. After an error `path` is as before. `temporary`: write there first, not
+    under a random name.
     """
     temporary = temporary or hidden_name(path)
     try:
@@ -74,7 +74,7 @@ def hidden_name(path: Path) -> Path:
 
 
 def free_space(path: Path) -> str:
-    """Say how much is free on the disk of a path, for the message of an error: "4,096 bytes are free"."""
+    """Return the free space on the disk of a path, for an error message: "4,096 bytes are free"."""
     for folder in (path, *path.absolute().parents):
         try:
             return f"{shutil.disk_usage(folder).free:,} bytes are free"

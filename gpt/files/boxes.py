@@ -8,7 +8,7 @@ MAX_CUT_DIMENSIONS = 8  # a box has 2^n corners in the n dimensions in which ten
 
 
 def untiled(shape: Sequence[int], boxes: Sequence[tuple[Sequence[int], Sequence[int]]]) -> str | None:
-    """Return None if the boxes, (offsets, sizes) each, tile the shape; else one phrase that says what is wrong.
+    """Return None if the boxes, (offsets, sizes) each, tile the shape; else one phrase that describes the fault.
 
     The time is linear in the number of boxes. Give every corner of a box a sign that alternates along each edge. Sums
     of these signs at each point are the mixed differences of the number of boxes that hold an element. They are those
@@ -36,7 +36,7 @@ def untiled(shape: Sequence[int], boxes: Sequence[tuple[Sequence[int], Sequence[
 
 
 def overlapping(spans: Iterable[tuple[int, int]]) -> tuple[int, int] | None:
-    """Return the first span, (start, stop), that begins before an earlier one has ended; None if they are apart."""
+    """Return the first span, (start, stop), that overlaps an earlier one; None if no two overlap."""
     end = 0
     for start, stop in sorted(span for span in spans if span[0] < span[1]):
         if start < end:

@@ -28,7 +28,7 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str
 
 
 def parse_json(data: bytes, *, where: str) -> Any:
-    """Return the value of a JSON text in UTF-8. ConfigError: it is none, or it is nested too deeply."""
+    """Return the value of a JSON text in UTF-8. ConfigError: it is not JSON, or it is nested too deeply."""
     try:
         return decode_json(data.decode("utf-8"))
     except ValueError as error:  # also an integer with more digits than Python reads

@@ -1,4 +1,4 @@
-"""Rules for the types and ranges of JSON values that a file holds, so that a reader can trust what passed.
+"""Check the types and ranges of the JSON values in a file.
 
     RULES = Fields({"step": Whole(), "losses": ListOf(Finite())}, optional={"job": Text()})
     table = read_checked_json(path, RULES, max_bytes=1 << 20)
@@ -83,7 +83,7 @@ class ListOf:
 
 @dataclass(frozen=True)
 class Fields:
-    """An object. The `required` keys are there; they and the `optional` ones obey their rules, and all `others` one."""
+    """An object with all `required` keys. These and the `optional` ones obey their rules; all others obey `others`."""
 
     required: Mapping[str, JsonRule] = field(default_factory=dict)
     optional: Mapping[str, JsonRule] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class ValuesOf:
 
 
 def read_checked_json(path: Path, rule: JsonRule, *, max_bytes: int) -> Any:
-    """Read a JSON file whose value obeys the rule. ConfigError: it does not, or is no JSON. OSError as for `open`."""
+    """Read a JSON file whose value obeys the rule. ConfigError: it does not, or is not JSON. OSError as for `open`."""
     try:
         value = decode_json(read_bytes(path, max_bytes=max_bytes))
     except ValueError:

@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any
 
-# What json.dumps leaves as it is and a terminal obeys, or shows in another order.
+# Characters that json.dumps does not escape, and that control a terminal or change the order of its text.
 _STEERING = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 

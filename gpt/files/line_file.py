@@ -1,4 +1,4 @@
-"""Append lines to files. While the disk is full or fails they wait in memory, so that no line is cut short or lost."""
+"""Append lines to files. While the disk is full or fails, lines wait in memory: none is cut short or lost."""
 
 import os
 from contextlib import suppress
@@ -36,7 +36,7 @@ class LineFile:
         """Add a line, with its newline.
 
         If someone has deleted, moved or replaced the file, it is opened again. FileNotFoundError: its folder is gone.
-        OSError: any reason except a fault of the machine, such as a full disk; or too many bytes are waiting already.
+        OSError: an error other than a fault of the machine (such as a full disk), or too many bytes wait already.
         """
         self._waiting += line
         try:

@@ -1,6 +1,6 @@
 """Open regular files to read. A named pipe, a socket, a folder or a device in their place is refused at once.
 
-Opening a named pipe waits for a writer, so one pipe among the files of a start would stop it without a word.
+Opening a named pipe waits for a writer, so one pipe among the files of a start would block it silently.
 """
 
 import errno
@@ -24,7 +24,7 @@ _KINDS = (
 def open_regular(path: Path, *, follow_links: bool = True, buffering: int = -1) -> BinaryIO:
     """Open a regular file to read its bytes. Never waits.
 
-    ConfigError: something else has the name. OSError as for `open`; with `follow_links=False` ELOOP for a link.
+    ConfigError: it is not a regular file. OSError as for `open`; with `follow_links=False` ELOOP for a link.
     """
     links = 0 if follow_links else os.O_NOFOLLOW
     try:
@@ -76,7 +76,7 @@ def copy_file(source: Path, target: Path) -> None:
 def copy_folder(source: Path, target: Path) -> None:
     """Copy a folder of regular files to a new one. Links are not followed: a stranger's could lead to the user's keys.
 
-    ConfigError: there is something else in it, such as a link or a pipe; then nothing is copied. OSError: as `open`.
+    ConfigError: it contains another kind of file, such as a link or a pipe; then nothing is copied. OSError: as `open`.
     """
     for path in sorted(source.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
@@ -85,5 +85,5 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def irregular(path: Path, kind: str) -> ConfigError:
-    """Return the error of a path where something else than a regular file is."""
+    """Return the error for a path that is not a regular file."""
     return ConfigError(f"{path} is {kind}, not a regular file. Remove it or name another file.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "triaxial_"
-OWNER = ".owner"  # a file that the owner holds locked as long as it lives; it names the machine once it is locked
+OWNER = ".owner"  # the owner locks this file as long as it lives; once locked, the file names the machine
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def temporary_folder(parent: str | None = None) -> Iterator[TemporaryFolder]:
     path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     owner = os.open(path / OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        # In this order: nobody removes a folder before its file names the machine, and then it is locked.
+        # Lock first, then name the machine: only a folder whose file names a machine can be removed.
         with suppress(OSError):
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it when this process ends
             os.write(owner, _machine())

@@ -69,7 +69,7 @@ class StopRequest(Protocol):
 
 
 class NeverStop:
-    """Nobody asks: the run goes to its end."""
+    """Never ask to stop: the run continues to its end."""
 
     def __call__(self) -> bool:
         return False

@@ -6,8 +6,8 @@ from typing import Literal
 
 from gpt.errors import ConfigError, nearest_divisors
 
-# A file that says more is damaged or hostile, and would cost memory and time before anything can be compared with it.
-# The largest tensor that these allow has 2^58 bytes, which torch can count.
+# A file with larger values is damaged or hostile. It would cost memory and time before its tensors can be checked.
+# The largest tensor within these limits has 2^58 bytes, which fits torch's 64-bit sizes.
 MAX_SIZES = {
     **dict.fromkeys(("vocab_size", "n_ctx"), 2**31),
     "n_layers": 10_000,

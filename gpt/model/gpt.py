@@ -162,7 +162,7 @@ class GPT(nn.Module):
 
     @property
     def tied(self) -> bool:
-        """Return whether the head uses the weight of the token embedding, on whichever ranks the two are."""
+        """Return whether the head uses the weight of the token embedding, even if the two are on different ranks."""
         ends = (self.embed is None or isinstance(self.embed, Embedding)) and (
             self.head is None or isinstance(self.head, VocabularyHead)
         )

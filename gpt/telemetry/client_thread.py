@@ -12,9 +12,9 @@ from typing import Any
 
 
 class ClientThread:
-    """Runs calls one after another. If one raises, the caller learns it at its next `post` or `call`.
+    """Run calls one after another. An error of a call is raised at the next `post` or `call`.
 
-    TimeoutError: a call has not returned for `patience_s` seconds; the thread is then of no more use.
+    TimeoutError: a call has not returned for `patience_s` seconds; the thread is then unusable.
     """
 
     def __init__(self, *, patience_s: float) -> None:
@@ -25,12 +25,12 @@ class ClientThread:
         threading.Thread(target=self._work, daemon=True).start()
 
     def post(self, action: Callable[[], Any]) -> None:
-        """Run the action later. Waits for nothing."""
+        """Queue the action and return at once."""
         self._check()
         self._waiting.put((action, queue.SimpleQueue()))
 
     def call(self, action: Callable[[], Any], *, limit_s: float) -> Any:
-        """Run the action after those before it and return its result; TimeoutError after `limit_s` seconds."""
+        """Run the action after the queued ones and return its result; TimeoutError after `limit_s` seconds."""
         self._check()
         answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._waiting.put((action, answer))
@@ -62,7 +62,7 @@ class ClientThread:
 
 
 def end_children(name: str) -> list[str]:
-    """Kill the children of this process whose name begins so, and describe them. Linux only; elsewhere there are none.
+    """Kill the children of this process whose name begins so, and describe them. Does nothing except on Linux.
 
     Use it for a helper that does not answer: a client waits for it when Python ends.
     """

@@ -40,7 +40,7 @@ class RecordEvent(Protocol):
 
 
 def append_event(path: Path, kind: EventKind, *, step: int | None, text: str, fields: dict[str, Any]) -> None:
-    """Append one event from another process than the run's main rank. OSError: the disk is full, or fails."""
+    """Append one event from a process other than the run's main rank. OSError: the disk is full, or fails."""
     file = LineFile(path)
     file.add(event_line(kind, step=step, text=text, fields=fields))
     error = file.error if file.is_waiting else None

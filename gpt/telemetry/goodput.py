@@ -98,7 +98,7 @@ Row = dict[str, Any]
 def current_account(ledger: TimeLedger) -> Account | None:
     """Return the account of the whole run so far, or None on all ranks except the main one.
 
-    Also None if the disk refuses to read it: the account stops no run.
+    Also None if the disk cannot read it: this must not stop a run.
     """
     ledger.write()
     try:

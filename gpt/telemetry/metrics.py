@@ -81,7 +81,7 @@ class MetricsWriter:
         self._console = Console(total_steps=total_steps, total_tokens=total_tokens, interactive=interactive)
         self._files: dict[str, LineFile] = {}  # by name, opened at the first line
         self._had_trouble = False
-        self._replaced: set[str] = set()  # names of files that someone replaced, and the user knows it
+        self._replaced: set[str] = set()  # files that another program replaced, already reported to the user
         self._wandb: WandbRun | None = None
 
     def __enter__(self) -> Self:
@@ -202,8 +202,8 @@ class MetricsWriter:
 def supersede_after(path: Path, *, step: int) -> int:
     """Move lines after `step`, and lines cut short by a crash, from a metrics file to metrics.superseded.jsonl.
 
-    Returns how many of them are damaged: complete, but without a step. Only the end of the file is read, from some way
-    before the first such line on, since steps never decrease in it. A crash in between leaves the metrics file
+    Returns how many of them are damaged: complete, but without a step. Only the end of the file is read, from some
+    position before the first such line, since steps never decrease in it. A crash in between leaves the metrics file
     unchanged; the moved lines may then be in the other file twice.
     """
     if not path.exists() or (start := _first_to_move(path, step)) is None:
@@ -222,7 +222,7 @@ def supersede_after(path: Path, *, step: int) -> int:
 
 
 def _first_to_move(path: Path, step: int) -> int | None:
-    """Return the position of the first line to move, None without one. Reads ever more of the end of the file."""
+    """Return the position of the first line to move, None without one. Reads a growing part of the end of the file."""
     reach = TAIL_BYTES
     with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)

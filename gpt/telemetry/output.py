@@ -17,7 +17,7 @@ from typing import Any
 from gpt.errors import NO_ROOM, ConfigError
 
 PATIENCE_S = 1.0  # wait this long for a slow reader, then drop output until it reads again
-WAITING_SHARE = 0.01  # of the time, which waiting for a reader may cost in the long run
+WAITING_SHARE = 0.01  # the largest share of the time that waiting for a reader may cost in the long run
 
 
 class OutputError(ConfigError):
@@ -54,7 +54,7 @@ def own_output(*, waits: bool) -> None:
 
 
 class _Output(io.RawIOBase):
-    """A descriptor to which everything is written at once, or dropped."""
+    """A descriptor whose output is written immediately, or dropped."""
 
     def __init__(self, fd: int, *, waits: bool) -> None:
         self._fd, self._waits = fd, waits
@@ -101,7 +101,10 @@ class _Output(io.RawIOBase):
         return is_ready
 
     def _fail(self, error: OSError) -> None:
-        """Drop the output. What is gone for good becomes /dev/null, also for C libraries, which SIGPIPE might end."""
+        """Drop the output. If the descriptor has failed for good, replace it by /dev/null.
+
+        This holds for C libraries too, which SIGPIPE might end otherwise.
+        """
         if error.errno not in NO_ROOM:
             with suppress(OSError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -152,7 +155,7 @@ def _is_open(fd: int) -> bool:
 def _stop_blocking(fd: int) -> None:
     """Open the pipe or terminal at `fd` again, without blocking, for this process and its children only."""
     if stat.S_ISFIFO(os.fstat(fd).st_mode) or os.isatty(fd):
-        # another user's pipe, or no /proc: `write` asks before it writes, which is almost as good
+        # another user's pipe, or no /proc: `write` checks for space before it writes, which is almost as good
         with suppress(OSError):
             own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
             os.dup2(own, fd)

@@ -23,8 +23,8 @@ class WandbSettings:
     """The location and name of a run's record.
 
     `resume`: continue the W&B run whose id is stored in `directory`. `job_type` "" is training; its id is stored there.
-    Any other job becomes a separate W&B run, in a group named after the id of the training run. `kept_elsewhere` tells
-    the user, when the client fails, where the values are. `patience_s`: a client that does not answer for so long has
+    Any other job becomes a separate W&B run, in a group named after the id of the training run. `kept_elsewhere`: where
+    the values are if the client fails, for the warning. `patience_s`: a client that does not answer for so long has
     failed.
     """
 
@@ -105,7 +105,7 @@ class WandbRun:
     def _stored(self) -> tuple[str, str, str]:
         """Return the id in the run directory, and the inode and path of the directory for which it was made.
 
-        An empty string stands for what is not there: the id of a new run, the rest in files of earlier versions.
+        An empty string stands for a missing value: the id of a new run, the others in files of earlier versions.
         """
         path = self._directory / ID_FILE
         lines = read_text(path).splitlines() if path.exists() else []

@@ -27,7 +27,7 @@ END_OF_DOCUMENT = "<|endoftext|>"
 # 0.14 writes it: it finds the same pieces without backtracking.
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 _BLANK = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # the rule's \s
-_MANY_BLANKS = re.compile(f"(?<![{_BLANK}])[{_BLANK}]{{{PART},}}")  # tiktoken cannot go back by a million of them
+_MANY_BLANKS = re.compile(f"(?<![{_BLANK}])[{_BLANK}]{{{PART},}}")  # tiktoken cannot backtrack over a million of them
 _A_BLANK = re.compile(f"[{_BLANK}]")
 # SHA-256 of the ordered ranks that OpenAI publishes (tiktoken_ext/openai_public.py): (name, end-of-document id).
 _RANK_FILES = {
@@ -95,7 +95,7 @@ class BytePairTokenizer:
     def _parts(self, text: str) -> Iterator[str]:
         """Cut a long text without a change of its tokens.
 
-        A run of blanks is a piece of its own, except for its last blank if a word follows, so it can be taken out.
+        A run of blanks is a separate piece, except for its last blank if a word follows, so it can be taken out.
         """
         if len(text) <= LONG:
             yield text

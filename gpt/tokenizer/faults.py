@@ -1,7 +1,7 @@
-"""Faults of tokenizer libraries on files that they cannot use: one line in this process, or in a trial before.
+"""Faults of tokenizer libraries on files that they cannot use: one line, in this process or in an earlier trial.
 
 The Rust of `tokenizers` panics, which Python sees as an exception outside `Exception`, and on some files aborts the
-whole process. A trial loads a stranger's file in a process of its own first, within limits of time and memory.
+whole process. A trial first loads a stranger's file in a separate process, within limits of time and memory.
 """
 
 import json
@@ -20,7 +20,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 # Without `site` and the current folder, which may be the stranger's: a numpy.py there must not be imported.
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from gpt.tokenizer.faults import _trial; _trial()"
 _CPU_S, _MEMORY_BYTES = 120, 8 << 30  # the largest vocabularies need 3 s and 1 GiB
-_WAIT_S = 600.0  # of a machine with much else to do
+_WAIT_S = 600.0  # on a busy machine
 
 
 class TokenizerFault(ConfigError):
@@ -41,7 +41,7 @@ def library_faults(words: str) -> Iterator[None]:
 
 
 def try_tokenizer(path: Path, texts: Sequence[str]) -> None:
-    """Load a tokenizer in a process of its own, and encode and decode texts with it.
+    """Load a tokenizer in a separate process, and encode and decode texts with it.
 
     ConfigError: as `load_tokenizer`; or the library crashes, hangs or needs too much memory.
     """
@@ -68,7 +68,7 @@ def _end(status: int) -> str:
 
 
 def _trial() -> None:
-    """In the process of its own: read the request from standard input, and answer null or a fault."""
+    """Run in the trial's process: read the request from standard input, and answer null or a fault."""
     from gpt.tokenizer.tokenizers import load_tokenizer
 
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))

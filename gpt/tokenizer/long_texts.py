@@ -1,7 +1,7 @@
 """Cut long texts where no token can cross, so that encoding takes time and memory in proportion to a part, not a text.
 
 Byte-pair encoding joins two neighbours only into a token of the vocabulary. If no token contains two characters next to
-each other, no merge crosses the place between them. The tokens of the parts are then the tokens of the whole text.
+each other, no merge crosses the position between them. The tokens of the parts are then the tokens of the whole text.
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 PART = 1 << 16  # characters of a part, at least
 LONG = 2 * PART  # shorter texts are never cut
-# Cut after this many characters without a safe place, as in 10^6 equal letters. The tokens at such a place may differ
+# Cut after this many characters without a safe position, as in 10^6 equal letters. The tokens at such a cut may differ
 # from those of the whole text; the decoded text does not.
 MAX_PART = 1 << 20
 
@@ -38,7 +38,7 @@ def cut_text(text: str, may_cut: MayCut) -> Iterator[str]:
 
 
 def _places(text: str, start: int, stop: int) -> Iterator[int]:
-    """Yield the places to try: all of the first ones, then those before a blank, so that long words cost little."""
+    """Yield the positions to try: all of the first ones, then those before a blank, so that long words cost little."""
     near = min(start + _NEAR, stop)
     yield from range(start, near)
     yield from (blank.start() for blank in _BLANK.finditer(text, near, stop))

@@ -205,7 +205,7 @@ class Engine(Protocol):
         ...
 
     def all_gather_objects(self, values: list[Any]) -> list[list[Any]]:
-        """The plain values of every rank that has any, by rank: one list per rank. Meant for rare and few values."""
+        """Return the plain values of every rank that has any: one list per rank. Use it rarely and for few values."""
         ...
 
     def check_replicas(self) -> str | None:

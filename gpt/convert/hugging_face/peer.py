@@ -25,7 +25,7 @@ _ADAPTER = "adapter_config.json"  # with peft installed, transformers would load
 def refuse_code(folder: Path) -> None:
     """Check that no JSON file of the folder names code. ConfigError: one does, or is no regular file of bounded size.
 
-    A file that is not JSON names nothing; it is left to its own reader.
+    Files that are not JSON are skipped: their own readers check them.
     """
     for path in sorted(folder.glob("*.json")):
         if path.name == _ADAPTER:
@@ -77,7 +77,7 @@ def empty_peer_model(folder: Path, **settings: Any) -> Any:
 
 @contextmanager
 def _loading(folder: Path) -> Iterator[Any]:
-    """Give transformers for a folder that names no code. Its own errors become a ConfigError of one line."""
+    """Return transformers, for a folder that names no code. Its own errors become a ConfigError of one line."""
     transformers = import_extra("transformers", extra="hf")
     refuse_code(folder)
     transformers.utils.logging.disable_progress_bar()  # we already show one
@@ -88,7 +88,7 @@ def _loading(folder: Path) -> Iterator[Any]:
 
 @contextmanager
 def peer_faults(folder: Path) -> Iterator[None]:
-    """Turn errors of transformers into a ConfigError of one line: it raises every kind for files it cannot use."""
+    """Turn errors of transformers into a ConfigError of one line: bad files make it raise errors of any type."""
     try:
         yield
     except ConfigError:
@@ -111,6 +111,6 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _texts(value: Any) -> list[str]:
-    """Return the texts of a setting that is a text, or a text for each part of a model."""
+    """Return the strings of a setting: one string, or one for each part of a model."""
     values = value.values() if isinstance(value, dict) else [value]
     return [text for text in values if isinstance(text, str)]

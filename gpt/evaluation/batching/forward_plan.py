@@ -48,7 +48,7 @@ def row_tokens(row: Row) -> int:
 
 
 class TokenIndex(NamedTuple):
-    """A place at which a plan reads a token: the pass, and the index of the token in it (row * t + column)."""
+    """The position of a token in a plan: the pass, and the index of the token in it (row * t + column)."""
 
     pass_number: int
     flat_index: int
