@@ -49,7 +49,7 @@ COMMANDS = {
     "demo": ("launch.commands.demo", "run everything on this machine: pages, tokens, training, evaluation, export"),
 }
 BROKEN_PIPE = (
-    141  # what a shell reports of a program that SIGPIPE has ended, for example in `triaxial report RUN | head`
+    141  # the status that a shell reports for a program that SIGPIPE ended, for example in `triaxial report RUN | head`
 )
 # Errors caused by a path or the machine. They are shown in one line; any other OSError is a bug, shown with traceback.
 _MACHINE_ERRORS = (
@@ -109,7 +109,7 @@ def _run(given: list[str]) -> int:
 
 
 def parse(words: Sequence[str], overrides: Sequence[str], *, chosen: str | None) -> argparse.Namespace:
-    """Parse the arguments of the command `chosen`, whose module alone is imported, to start quickly."""
+    """Parse the arguments of the command `chosen`. Only its module is imported, to start quickly."""
     parser = _Parser(
         prog="triaxial", description="Train GPT-3-class language models with tensor, pipeline and data parallelism."
     )

@@ -2,7 +2,7 @@
 
     python -m launch.torchrun --nnodes 4 --nproc-per-node 8 --rdzv-endpoint HOST:29500 -m launch.main train gpt3_1.3b
 
-The options are torchrun's, without those of others (--rdzv-backend, --node-rank, --master-addr, --master-port).
+The options are torchrun's, except --rdzv-backend, --node-rank, --master-addr and --master-port.
 On several nodes TRIAXIAL_JOB_SECRET must hold the same secret on each; on one node nothing listens beyond the loopback
 interface. Signals reach the ranks once, and the exit status is that of `triaxial train`.
 """
@@ -35,8 +35,8 @@ class _Signalled(BaseException):
 class _Signals:
     """The first signal raises an error of `make_error`, a _Signalled. Further ones, and all after `end`, are ignored.
 
-    With torchrun's own handlers, the second signal interrupts the wait for the ranks, and the third ends them however
-    far they are with saving; a signal before they are installed kills.
+    With torchrun's own handlers, the second signal interrupts the wait for the ranks, and the third ends them even
+    while they save; a signal before they are installed kills.
     """
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ def _elastic_error() -> Callable[[int], BaseException]:
 
 
 def _status_of_failures(codes: set[int], description: str) -> int:
-    """The exit status if ranks of this node ended with these exit codes. Prints what torchrun says of a failure."""
+    """The exit status if ranks of this node ended with these exit codes. Prints torchrun's description of a failure."""
     if last_word() == "saved" or codes <= {SAVED_AFTER_SIGNAL, *(-number for number in STOP_SIGNALS)}:
         return SAVED_AFTER_SIGNAL
     if MISTAKE in codes:
@@ -162,8 +162,8 @@ def _status_of_failures(codes: set[int], description: str) -> int:
 
 
 def _status_without_rendezvous(error: Exception, where: str) -> int:
-    """The exit status if the nodes did not meet, at the start or after the ranks of this node had ended. `where`: how
-    many nodes at which endpoint. Prints a failure."""
+    """The exit status if the nodes did not meet, at the start or after the ranks of this node had ended. `where`: the
+    number of nodes and the endpoint. Prints a failure."""
     from torch.distributed.elastic import rendezvous
 
     ends = {"saved": SAVED_AFTER_SIGNAL, "stopped": SAVED_AFTER_SIGNAL, "mistake": MISTAKE}

@@ -179,7 +179,7 @@ def stream(opened: OpenedModel, model: InferenceModel, job: GenerationJob, setti
     tokenizer = opened.saved.tokenizer
     text = GeneratedText(tokenizer, job.prompt, settings.stops)
 
-    # A model writes whatever it likes, also sequences that a terminal obeys. Files and pipes get the text as it is.
+    # A model may write control sequences, which a terminal would obey. Files and pipes get the text as it is.
     shown: Callable[[str], str] = escaped if sys.stdout.isatty() else str
 
     def write(characters: str) -> None:

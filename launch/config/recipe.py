@@ -170,7 +170,7 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:  # noqa: C901  one ca
 
 
 def describe(hint: Any) -> str:
-    """Return what a value of a type is, in words for a user."""
+    """Describe the values of a type in words for a user."""
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
     if get_origin(hint) is tuple:
         return "a list"

@@ -70,7 +70,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def load_foreign_tokenizer(path: Path) -> Tokenizer:
-    """Load a stranger's tokenizer after a trial in a process of its own: on some files its library aborts."""
+    """Load a stranger's tokenizer after a trial in a separate process: on some files its library aborts."""
     try_tokenizer(path, SAMPLES)
     return load_tokenizer(path)
 

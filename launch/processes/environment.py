@@ -104,7 +104,7 @@ class LauncherEnvironment:
 
     Unlike `ClusterEnvironment` it never raises, so that a process can report that its other variables are wrong.
     `is_elastic`: torchrun or `launch_local` started this process. `launcher_pid`: only `launch_local` sets it.
-    `saved_file`: the last word of the run, for the launcher: see `leave_word`.
+    `saved_file`: the file in which the run tells its launcher how it ended: see `leave_word`.
     """
 
     is_elastic: bool
@@ -228,7 +228,7 @@ def ray_cluster(address: str | None) -> str | None:
     """The Ray cluster to join: `address`, else RAY_ADDRESS, else None: start one here. Call it before ray is imported.
 
     One that starts here stays on the loopback interface and, since Ray 2.52, answers only its owner, by a token. A
-    cluster that Ray would find by itself is not used: any user can write the file that names it, in /tmp/ray.
+    cluster that Ray would find automatically is not used: any user can write the file that names it, in /tmp/ray.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is None:
@@ -256,7 +256,7 @@ def make_libraries_deterministic() -> None:
 
 
 def rank_environment(nproc: int, threads: int | None, *, saved_file: Path) -> dict[str, str]:
-    """The environment of `nproc` local ranks with `threads` each (None: an equal part), but for the rank itself."""
+    """The environment that all `nproc` local ranks share, with `threads` each (None: an equal part)."""
     import torch
 
     defaults = RESTART_SETTINGS | _loopback_settings()
@@ -281,7 +281,7 @@ def set_for_ranks(settings: Mapping[str, str], *, one_node: bool) -> None:
 
 
 def _loopback_settings() -> dict[str, str]:
-    """Local ranks need no other interface, and should not listen on one. "=": this name, not all that begin so."""
+    """Local ranks need no other interface, and should not listen on one. "=": exactly this name, not a prefix."""
     settings = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
     return settings if Path("/sys/class/net/lo").exists() else {}
 

@@ -49,7 +49,7 @@ def report_crashes() -> None:
 
 
 def leave_word(word: str) -> None:
-    """Write the last word of the run to `saved_file`. It begins with one of WORDS; a later one of them is kept.
+    """Write the last word of the run to `saved_file`. It begins with one of WORDS; the one later in WORDS is kept.
 
     torchrun hides the exit status of its ranks, so launch.torchrun and slurm/train.sbatch decide by this file.
     """
@@ -61,7 +61,7 @@ def leave_word(word: str) -> None:
 
 
 def forget_stop() -> None:
-    """Remove the word "stopped": the start that it ended was followed by another one, or a crash was its true end."""
+    """Remove the word "stopped": another start has followed, or a crash had really ended that start."""
     file = LauncherEnvironment.from_environment().saved_file
     if file is not None and last_word() == "stopped":
         with suppress(OSError):

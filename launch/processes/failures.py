@@ -62,7 +62,7 @@ def watchdog_message(failure: Any) -> str | None:
 
 
 def reported_line(failure: Any) -> str | None:
-    """The line to print of a user's mistake, or of a fault of the machine that the rank found; None for a crash."""
+    """Return the line to print for a user's mistake, or for a fault of the machine; None for a crash."""
     return str(failure.error_file_data["message"]["message"]) if reported_status(failure) is not None else None
 
 
@@ -126,8 +126,8 @@ def describe_exit(exitcode: int) -> str:
 
 
 def handled_signals(*more: int) -> list[int]:
-    """STOP_SIGNALS and `more`, for which to install handlers. One that the caller ignores stays ignored, as by nohup or
-    a shell's `&`; but slurm/train.sbatch ignores SIGUSR1 only until a process handles it."""
+    """Return the signals of STOP_SIGNALS and `more` that need handlers. A signal that the caller ignores stays ignored,
+    as by nohup or a shell's `&`; but slurm/train.sbatch ignores SIGUSR1 only until a process handles it."""
     always = (signal.SIGTERM, signal.SIGUSR1)
     numbers = (*STOP_SIGNALS, *more)
     return [int(number) for number in numbers if number in always or signal.getsignal(number) != signal.SIG_IGN]
@@ -148,7 +148,7 @@ def _recorded(failure: Any) -> str | None:
 
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _NO_SECRET_NAME = re.compile(r"_(FILE|PATH|DIR|FOLDER)$|TOKENIZER", re.IGNORECASE)
-# Both patterns take time linear in the text: an attempt ends where the next one can begin at the earliest. An error may
+# Both patterns take time linear in the text: an attempt ends before the earliest start of the next one. An error may
 # quote a file of a stranger, and a log has many megabytes.
 _USER = re.compile(r"(?<=[A-Za-z0-9+.-])(:/{1,2})[^/\s'\"]*@")  # up to the last @, which a password may contain
 _PARAMETER = re.compile(r"([?&]([^=&?\s]++)=)[^&\s'\"]++")

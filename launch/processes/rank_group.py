@@ -51,7 +51,7 @@ class SignalInbox:
         self._receives = receives
 
     def wait(self, seconds: float) -> list[int]:
-        """The numbers of the signals that came; waits for one for so many seconds."""
+        """Return the numbers of the signals that came. Wait for one for at most so many seconds."""
         poll = select.poll()
         poll.register(self._receives, select.POLLIN)
         if not poll.poll(max(0.0, seconds) * 1000):
@@ -163,7 +163,7 @@ def _start(
         outputs: dict[str, Any] = {}
         if rank > 0:
             outputs = {name: stack.enter_context((folder / f"{name}.log").open("wb")) for name in ("stdout", "stderr")}
-        # A session of its own: Ctrl-C in the terminal reaches only this launcher, which passes it on once.
+        # A new session: Ctrl-C in the terminal reaches only this launcher, which passes it on once.
         return subprocess.Popen([sys.executable, *command], env=environment, start_new_session=True, **outputs)
 
 

@@ -125,7 +125,7 @@ def mark_saved() -> int:
 
 
 class StopSignals:
-    """What a signal does to this rank: see docs/guides/reliability/signals.md. A StopRequest.
+    """The effect of a signal on this rank: see docs/guides/reliability/signals.md. A StopRequest.
 
     Until the first step is done there is nothing to save: the rank releases `held` and exits with SAVED_AFTER_SIGNAL.
     Then the loop saves and ends. After the loop the run ends anyway, and a signal changes nothing. SIGINT interrupts
@@ -148,14 +148,14 @@ class StopSignals:
                 self._has_progress = True
 
     def expect(self) -> None:
-        """Wait a moment for a signal after a peer was lost.
+        """Wait briefly for a signal after a peer was lost.
 
         If a signal ended that peer, the launcher passes it on; only without one is the loss a fault.
         """
         time.sleep(EXPECT_S if self._has_progress else EXPECT_AT_START_S)
 
     def end(self) -> None:
-        """Ignore stop signals from now on: the run is about to end with the status that it has earned."""
+        """Ignore stop signals from now on: the exit status is decided."""
         with self._turn:
             self._is_ending = True
 

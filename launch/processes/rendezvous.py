@@ -111,7 +111,7 @@ def wait_for_all_ranks(store: Store, environment: ClusterEnvironment, *, timeout
 
 
 def _call(word: str, store: Store, environment: ClusterEnvironment) -> None:
-    """Write to the store that this rank got so far. The last rank writes that all did."""
+    """Write to the store that this rank has reached this point. The last rank writes that all have."""
     store.set(f"{word} {environment.rank}", "yes")
     if store.add(f"number {word}", 1) == environment.world_size:
         store.set(f"all {word}", "yes")
@@ -120,7 +120,7 @@ def _call(word: str, store: Store, environment: ClusterEnvironment) -> None:
 def _who_is_missing(store: Store, environment: ClusterEnvironment, *, ends_at: float, timeout_s: int) -> str:
     """After an error: wait while ranks may still be joining, then name those that have not written to the store.
 
-    One rank asks the store for all others, and leaves the message there: a rank sends a few messages, whatever the
+    One rank asks the store for all others, and writes the message there. A rank sends only a few messages, for any
     number of ranks.
     """
     try:
@@ -145,7 +145,7 @@ def _who_is_missing(store: Store, environment: ClusterEnvironment, *, ends_at: f
 
 
 def _without_entry(store: Store, word: str, ranks: range) -> list[int]:
-    """The ranks that have not called. By halves, since the store says of a list of keys only whether all are there."""
+    """Return the ranks that have not called. Bisect, since the store only answers whether all keys of a list exist."""
     if store.check([f"{word} {rank}" for rank in ranks]):
         return []
     if len(ranks) == 1:

@@ -182,7 +182,7 @@ def _partial(record: Path, token: str) -> Path:
 
 
 def _read(record: Path) -> Owner | None:
-    """The record; None if it does not exist or is none of ours."""
+    """The record; None if it does not exist or has another format."""
     try:
         table = read_checked_json(record, _OWNER, max_bytes=1 << 16)
     except (OSError, ConfigError):

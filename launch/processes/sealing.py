@@ -1,6 +1,6 @@
-"""Seal with the job's secret what torch unpickles from the network: the rendezvous and the objects of collectives.
+"""Seal the pickles that torch loads from the network: the rendezvous and the objects of collectives.
 
-torch's TCP store and gloo ask nobody for a name, and a pickle is a program. Each pickle therefore travels with an
+torch's TCP store and gloo have no authentication, and a pickle can run code. Each pickle therefore travels with an
 HMAC-SHA256, and is loaded only if its HMAC fits. Tensors, addresses and sizes are not sealed.
 """
 
@@ -32,7 +32,7 @@ def new_secret() -> str:
 def shared_secret() -> str:
     """The secret of a job on several nodes. ConfigError: there is none, or its form is not that of random digits.
 
-    A guessable secret of that form passes: nobody can see from the text whether it is random.
+    A guessable secret of that form passes: a text alone does not show whether it is random.
     """
     secret = job_secret() or ""
     if not _SECRET.fullmatch(secret) or len(set(secret)) < _MIN_DISTINCT:
@@ -175,7 +175,7 @@ def _rendezvous(parameters: Any) -> Any:
 
 
 class _Rounds:
-    """Join one round of the rendezvous after the other, for the first start of the ranks and for each restart.
+    """Join the rounds of the rendezvous in turn, for the first start of the ranks and for each restart.
 
     After a "saved" no start follows: the launchers of other nodes may have ended already. A "stopped" is stale once the
     next start begins: torch elastic also stops rank 0 when another rank fails.

@@ -26,7 +26,7 @@ def table_console() -> Console:
 
 
 def printable(text: str) -> str:
-    """One line, in which characters that could steer the terminal are escaped: a run's files may come from anywhere."""
+    """Return one line without control characters, which are escaped: a run's files may come from anywhere."""
     return one_line(" ".join(text.split()))
 
 

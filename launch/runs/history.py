@@ -19,7 +19,7 @@ from launch.processes.restarts import last_logged_step
 from launch.runs.series import MAX_POINTS, GrowingSeries, Take, settle
 from parallel.checkpoint.folders import list_checkpoints, published_step, step_of
 
-MAX_VALUE = 1e200  # a value beyond is not plotted, nor are NaN and infinity: differences must not overflow
+MAX_VALUE = 1e200  # larger values, NaN and infinity are not plotted: differences must not overflow
 STEP_TOKENS = "step_tokens"  # the name of a derived metric
 METRICS, SUPERSEDED = "metrics.jsonl", "metrics.superseded.jsonl"
 EVENTS, LEDGER, CONFIG, SUMMARY = "events.jsonl", "ledger.jsonl", "config.json", "train_summary.json"

@@ -117,7 +117,7 @@ def _merged(series: Series, counts: Steps, n: int) -> tuple[Series, Steps]:
 
 
 def joined(parts: Sequence[Series]) -> Series:
-    """One series of several, in order of steps."""
+    """Join several series into one, in order of steps."""
     steps, values = (np.concatenate([getattr(part, name) for part in parts]) for name in ("steps", "values"))
     if all(part.low is None for part in parts):
         return Series(steps, values)

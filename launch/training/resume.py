@@ -70,7 +70,7 @@ def _no_resume_error(config: RunConfig, found: Path) -> ConfigError:
 def check_no_links(directory: Path) -> None:
     """ConfigError for anything in a run directory that is neither a file nor a folder.
 
-    Through a symbolic link the run would write elsewhere, and at a named pipe it would wait without a word. The folder
+    Through a symbolic link the run would write elsewhere, and at a named pipe it would wait silently. The folder
     of checkpoints may be a link, for example to a larger disk.
     """
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():

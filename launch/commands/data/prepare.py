@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         n_workers = args.workers or len(os.sched_getaffinity(0))
         show_dry_run(plan(config), config, console, n_workers=n_workers)
     else:
-        own_output(waits=False)  # a run of days must not end or stand still with its terminal
+        own_output(waits=False)  # a run of days must not end or block if its terminal does
         how = _how(args, config.output.work_folder)
         progress = ProgressBars(console, every_s=args.progress_every)
         on_error = functools.partial(show_lost, console=console)
