@@ -1,7 +1,7 @@
 """Let the ranks agree on the outcome of an action: all succeed, or all raise the same error.
 
 Small Python objects travel pickled, as in torch.distributed's object collectives, between ranks of one run only. A rank
-receives as much as its answer needs, whatever the number of ranks; only rank 0 receives something from each.
+receives only its answer, for any number of ranks; only rank 0 receives messages from each rank.
 """
 
 import warnings
@@ -56,7 +56,7 @@ def all_gather_objects(value: _T, group: Group) -> list[_T]:
     """Every rank's value, by rank. Collective over `group`; PeerLost if a rank cannot be reached, and ForgedMessage if
     its value has no valid seal of this job.
 
-    Every rank receives as much as all send. Prefer `combine`, which sends the values to rank 0 only.
+    Every rank receives the values of all ranks. Prefer `combine`, which sends the values to rank 0 only.
     """
     if not is_distributed() or group is ALONE:
         return [value]
@@ -164,7 +164,7 @@ def _broadcast(value: _T, group: Group, *, source: int = 0) -> _T:
 
 
 def _lowest_rank(here: bool, group: Group) -> int | None:
-    """The lowest rank with `here`, or None if there is none."""
+    """Return the lowest rank for which `here` is true, or None."""
     if not is_distributed() or group is ALONE:
         return 0 if here else None
     ranks = world_size(group)
@@ -173,7 +173,7 @@ def _lowest_rank(here: bool, group: Group) -> int | None:
 
 
 def _reduced(number: int, op: Any, group: dist.ProcessGroup | None) -> int:
-    """The number of all ranks that the reduction gives."""
+    """Return the reduction of a number over all ranks."""
     tensor = torch.tensor(number, device=_device(group))
     with _peer_errors():
         dist.all_reduce(tensor, op=op, group=group)
@@ -222,7 +222,7 @@ def _as_config_error(error: BaseException, path: Path, rank: int) -> ConfigError
 
 @contextmanager
 def dcp_errors() -> Iterator[None]:
-    """For DCP without communication: drop its warning of that, and raise an interrupt as one."""
+    """For DCP without communication: drop its warning about that, and raise an interrupt as an interrupt."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         try:

@@ -210,7 +210,7 @@ class _Running:
         self.thread = threading.Thread(target=self._run, name=f"saving step {published_step(save.final)}", daemon=True)
 
     def raise_forgery(self) -> None:
-        """ForgedMessage: one ended the thread, so the other ranks wait in vain for this one."""
+        """ForgedMessage: one ended the thread, so the other ranks would wait for this one without end."""
         if self._forgery is not None:
             raise self._forgery
 

@@ -67,7 +67,7 @@ def read_json(path: Path, name: str, record: FileRecord) -> dict[str, Any]:
 def read_own(path: Path, name: str, read: Callable[[BinaryIO], T], *, record: FileRecord | None = None) -> T:
     """Open a file of a checkpoint and `read` it, again after a fault of the disk that may pass.
 
-    CheckpointError: it is missing, is no regular file, or has not the size of its record. CheckpointFault: the disk
+    CheckpointError: it is missing, is not a regular file, or differs in size from its record. CheckpointFault: the disk
     refuses.
     """
 

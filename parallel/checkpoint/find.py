@@ -17,7 +17,7 @@ def find_latest(
     links or files, each with the reason.
 
     Collective over `group`: each rank reads a share of every candidate's files, and all ranks get the same answer.
-    CheckpointFault on all ranks: the disk refuses to read a newer one than those that are whole, which may pass.
+    CheckpointFault on all ranks: the disk cannot read a checkpoint newer than the whole ones; this may pass.
     """
     directory = Path(directory)
     skipped: list[tuple[Path, str]] = []
@@ -35,7 +35,7 @@ def find_latest(
             continue
         try:
             return verify_checkpoint(path, group=group), skipped
-        except CheckpointFault as fault:  # an older one would lose steps for a fault that may pass
+        except CheckpointFault as fault:  # an older one would lose steps because of a temporary fault
             raise CheckpointFault(path, f"{fault.reason}. {_IF_IT_PERSISTS}") from fault
         except CheckpointError as error:
             skipped.append((path, error.reason))

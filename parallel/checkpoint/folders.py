@@ -55,7 +55,7 @@ def list_checkpoints(directory: Path, *, at_most: int | None = None) -> list[Pat
 
 
 def list_unusable(directory: Path, *, at_most: int | None = None) -> list[tuple[Path, str]]:
-    """What has the name of a checkpoint up to `at_most` but is no folder, newest step first, each with the reason."""
+    """List paths named like checkpoints up to `at_most` that are not folders, newest step first, with the reason."""
     try:
         entries = [entry for entry in Path(directory).iterdir() if step_of(entry.name) is not None]
     except FileNotFoundError:

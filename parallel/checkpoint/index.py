@@ -92,7 +92,7 @@ def stored_slice(path: Path, shard: Any, *, name: str, stored: StoredTensor, chu
 
 
 def _check_sizes(path: Path, name: str, stored: StoredTensor) -> None:
-    """Check the sizes of a tensor and its chunks. ValueError: one is no count, so Triaxial has not written it."""
+    """Check the sizes of a tensor and its chunks. ValueError: one is not a count, so Triaxial did not write it."""
     sizes = (*stored.shape, *(n for chunk in stored.chunks for n in (*chunk.offsets, *chunk.shape)))
     if not all(map(is_count, sizes)):
         raise ValueError("a size that is no count")

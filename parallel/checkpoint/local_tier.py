@@ -59,8 +59,10 @@ def is_local(checkpoint: Checkpoint) -> bool:
 def find_newest_local(
     directory: Path, *, run_id: str, layout: dict[str, object], group: dist.ProcessGroup | None = None
 ) -> tuple[Checkpoint | None, list[str], bool]:
-    """This rank's checkpoint of the newest step that all ranks hold whole, of one save; why newer ones are skipped; and
-    whether one of them is skipped for a fault of a rank's disk, which may pass.
+    """Find the newest save that all ranks hold whole.
+
+    Return this rank's checkpoint of it, why newer ones are skipped, and whether one of them is skipped for a fault of
+    a rank's disk, which may pass.
 
     `run_id` (in the state under that key) and `layout` exclude folders of another run that had the same path, and of
     another layout. Collective; every rank reads and verifies its own folder.
@@ -85,8 +87,11 @@ def find_newest_local(
 def _candidates(
     everyone: list[tuple[dict[int, str], list[str], bool]], directory: Path
 ) -> tuple[list[str], list[tuple[int, str]], bool]:
-    """From each rank's saves by step, messages and fault: the messages together; each step, newest first, with the
-    reason why its folders do not belong together ("" if they do); and whether any rank has a fault."""
+    """Merge each rank's saves by step, messages and fault.
+
+    Return all messages; each step, newest first, with the reason why its folders do not belong together ("" if they
+    do); and whether any rank has a fault.
+    """
     counts = Counter(step for held, _, _ in everyone for step in held)
     found = []
     for step in sorted(counts, reverse=True):
@@ -124,8 +129,8 @@ def discard_all_local(directory: Path) -> None:
 def _own_headers(
     directory: Path, *, run_id: str, layout: dict[str, object]
 ) -> tuple[dict[int, tuple[str, CheckpointHeader]], list[str], bool]:
-    """This rank's checkpoints of this run and layout by step, each with the identity of its save; why others are not
-    used; and whether one of them is not because of a fault of the disk."""
+    """Return this rank's checkpoints of this run and layout by step, each with the identity of its save; why others are
+    unused; and whether a fault of the disk is the reason for one of them."""
     mine: dict[int, tuple[str, CheckpointHeader]] = {}
     skipped: list[str] = []
     fault = False
@@ -148,8 +153,8 @@ def _own_headers(
 
 
 def _verify_own(header: CheckpointHeader, group: dist.ProcessGroup | None) -> tuple[Checkpoint | None, str, bool]:
-    """This rank's checkpoint if those of all ranks are whole; else the reason of the first that is not, and whether a
-    disk refused to read any."""
+    """Return this rank's checkpoint if those of all ranks are whole; else the reason of the first that is not, and
+    whether a disk refused to read any."""
     found, reason, fault = None, "", False
     try:
         found = verify_header(header, group=ALONE)

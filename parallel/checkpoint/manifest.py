@@ -69,7 +69,7 @@ def encode_state(state: dict[str, object]) -> bytes:
 
 
 def check_state(path: Path, state: dict[str, Any], manifest: CheckpointManifest) -> None:
-    """CheckpointError: a value of state.json has another type or range than the one that is read, or another step."""
+    """Check state.json. CheckpointError: a value has a wrong type or range, or the step differs from the manifest's."""
     if fault := STATE_RULES.fault(state, ""):
         raise CheckpointError(path, f"{STATE} is invalid: {fault}")
     if state.get("step", manifest.step) != manifest.step:

@@ -16,8 +16,8 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 def make_private(folder: Path, *, below: Path) -> None:
     """Make every folder from `below` down to `folder` for this user only; check those that exist. No link is followed.
 
-    Afterwards no other user can change anything in them. ConfigError: one is another user's, a link or no folder, or
-    other users may write to it or exchange it. OSError: the disk refuses.
+    Afterwards no other user can change anything in them. ConfigError: one is another user's, a link or not a folder, or
+    other users may write to it or replace it. OSError: the disk refuses.
     """
     handle = os.open(below, _OPEN)
     try:

@@ -120,7 +120,7 @@ def tensor_bytes(pieces: tuple[ShardPiece, ...], read: Callable[[str], torch.Ten
 
 def _begin(save: Save) -> Path:
     """Delete the remains of dead saves, check the free space, and make the hidden folder."""
-    if save.private_below is not None:  # at each save: somebody may have cleared the disk
+    if save.private_below is not None:  # at each save: somebody may have emptied the disk
         make_private(save.final.parent, below=save.private_below)
     hidden = make_hidden(save.final)
     try:

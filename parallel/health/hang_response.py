@@ -2,7 +2,7 @@
 
 Monitors communicate through the run directory, and only then. The first one creates RUN/hangs/TIME. Each leaves its
 report there. The monitor of rank 0 decides which rank is to blame and prints the verdict; if it is silent, the first
-other monitor that asks does. Then each monitor kills its rank. A directory that does not answer delays no kill.
+other monitor that asks does. Then each monitor kills its rank. An unresponsive directory delays no kill.
 No torch.
 """
 
@@ -100,7 +100,7 @@ def lines_without_verdict(settings: MonitorSettings, beat: Beat, still_s: float,
 
 
 def died(exchange: Exchange) -> bool:
-    """Return whether this rank ended without a word, as after a kill."""
+    """Return whether this rank ended without a message, as after a kill."""
     return exchange.report is not None and exchange.report.status == "died"
 
 
@@ -154,9 +154,9 @@ def publish_verdict(settings: MonitorSettings, folder: Path, reports: list[HangR
 
 
 def seen_without_report(settings: MonitorSettings, silent: list[int], reports: list[HangReport]) -> list[HangReport]:
-    """Report for the ranks of this machine that sent nothing, as far as another process can see them.
+    """Report for the silent ranks of this machine, as far as another process can see them.
 
-    Their monitors are gone or hang. A rank that runs is left out: only its own monitor can see what it does.
+    Their monitors are gone or hang. Running ranks are left out: only their own monitors can see their state.
     """
     step, found = min((report.step for report in reports), default=0), []
     for rank in set(silent) & set(settings.members):  # those of this machine
@@ -282,7 +282,7 @@ def _run_within(seconds: float, action: Callable[[], None]) -> None:
 
 
 def _kill(member: Member) -> None:
-    """Send SIGKILL to a process of this machine, if it is the same that was there at the start."""
+    """Send SIGKILL to a process of this machine, if it is still the process that was there at the start."""
     if process_evidence.process_started_at(member.pid) == member.started_at:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(member.pid, signal.SIGKILL)

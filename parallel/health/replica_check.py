@@ -46,7 +46,7 @@ class TensorMismatch:
 
 
 class ReplicaCheck:
-    """Finds at construction which ranks hold replicas of what, and compares them at each `compare`.
+    """Find replicas and their ranks at construction, and compare them at each `compare`.
 
     All ranks must construct it and call it together. The storages of the tensors must stay the same.
 

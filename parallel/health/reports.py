@@ -148,9 +148,9 @@ def gather_reports(settings: MonitorSettings, folder: Path, reports: dict[str, H
 
 
 def take_lead(settings: MonitorSettings, folder: Path) -> bool:
-    """Return whether this monitor is to decide: that of rank 0, or else the first of those that ask.
+    """Return whether this monitor decides: rank 0's does, or else the first one that asks.
 
-    A monitor asks for a file or two, whatever the number of ranks: all may ask at the same moment.
+    A monitor looks for one or two files, for any number of ranks: all may look at the same moment.
     """
     if settings.rank != 0 and (folder / report_name(0)).exists():
         return False

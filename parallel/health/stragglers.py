@@ -44,8 +44,7 @@ class SpeedChange:
 class StragglerDetector:
     """Decides from a series of measurements which ranks are slow.
 
-    A measurement that disagrees
-    with the present state raises a suspicion; 8 of the next 10 must confirm it.
+    A measurement that disagrees with the present state raises a suspicion; 8 of the next 10 must confirm it.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -123,7 +122,7 @@ class Stragglers:
 
     def __init__(self, layout: Layout, device: torch.device, *, every_steps: int) -> None:
         self.detector = StragglerDetector(layout)  # only rank 0 feeds it
-        self._suspects = False  # as rank 0 decided
+        self._suspects = False  # as decided by rank 0
         self.device = device
         self.every_steps = every_steps
         self._reading_s = 0.0

@@ -34,7 +34,7 @@ from parallel.health.reports import Member, MonitorSettings, by_machine, host_ch
 START_MONITOR = f"import sys; sys.path.append(sys.argv[1]); from {monitor_module.__name__} import main; main()"
 ROOT = Path(monitor_module.__file__).resolve().parents[monitor_module.__name__.count(".")]  # of the import
 LONG_PHASES = ("saving", "rewinding", "sampling", "few_shot")  # one long call between two beats
-MONITOR_PAUSE_S = 1.0  # before a new monitor replaces one that is gone; doubled while they end at once
+MONITOR_PAUSE_S = 1.0  # pause before a new monitor replaces a lost one; doubled while new ones end at once
 MAX_MONITOR_PAUSE_S = 60.0
 MAX_TEMPORARY_LENGTH = 64  # characters; the path of a socket may have 107 at most
 OWN_FAULT_WORDS = ("Too many open files", "Cannot allocate memory", "No space left on device")  # not of a peer
@@ -173,7 +173,7 @@ class MonitoredHeartbeat:
         return f"rank {self.settings.rank} lost its peers at step {self.step:,} ({self.phase}): {_one_line(error)}"
 
     def _keep_monitor(self) -> None:
-        """Replace the monitor when something has killed it, also while the main thread waits in a collective.
+        """Replace a killed monitor, also while the main thread waits in a collective.
 
         Monitors that end at once are replaced after growing pauses, with one warning.
         """
