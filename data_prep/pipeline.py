@@ -88,7 +88,7 @@ def prepare(
 
 
 def check(config: PrepareConfig, *, known: Answers | None = None) -> list[Path | RemoteFile]:
-    """Return the input files, none for the built-in source. ConfigError: a mistake that shows before any stage.
+    """Return the input files, none for the built-in source. ConfigError: a mistake that can be seen before any stage.
 
     `known`: as for `find_inputs`.
     """

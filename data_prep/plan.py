@@ -219,7 +219,7 @@ class _Plan:
         ]
 
     def say(self, line: str) -> None:
-        """Do nothing: the run says it."""
+        """Do nothing: the run prints it."""
 
     def check(self, paths: Sequence[Path]) -> None:
         """Do nothing: a plan starts no task again."""

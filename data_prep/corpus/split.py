@@ -7,7 +7,7 @@ from data_prep.documents.shards import keyed_hash, parent_id
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """The division and order of documents: by hashes of their ids with `seed`, so neither depends on the shards."""
+    """The division and order of documents. Both use hashes of the ids with `seed`, and do not depend on the shards."""
 
     validation_fraction: float
     seed: int

@@ -193,7 +193,7 @@ def _cutter(hits: npt.NDArray[Any], config: DecontaminateConfig) -> Callable[[Do
     rows = itertools.count()
 
     def parts_of(document: Document) -> list[Document]:
-        row = next(rows)  # first, so that a text that fails does not shift the rows of the others
+        row = next(rows)  # first, so that a failed text does not shift the rows of the others
         document.text.encode()  # fails on a text that cannot be written
         if row not in with_hits:
             return [document]

@@ -152,7 +152,7 @@ def position_ranges(corpora: Sequence[Corpus], n: int) -> list[Range]:
 
 @contextmanager
 def describe_documents(about_path: Path, notes_path: Path, *, key: str) -> Iterator[Callable[..., None]]:
-    """Write a shard's .about and .notes: yields a function to call with (document, grams or None, failed), in order."""
+    """Write a shard's .about and .notes. Yield a function to call with (document, grams or None, failed), in order."""
     xxhash = import_extra("xxhash", extra="data")
     rows: list[tuple[int, ...]] = []
     offset = 0

@@ -107,7 +107,7 @@ def sign_texts(config: SignTask, inputs: tuple[Path, ...], outputs: tuple[Path, 
 def _batches(
     found: Iterator[tuple[Document, list[bytes] | None]],
 ) -> Iterator[tuple[list[Document], list[list[bytes] | None]]]:
-    """Yield documents and their words, None if they failed, enough at a time that numpy's calls cost little."""
+    """Yield documents and their words, None if they failed, in batches so large that numpy's calls cost little."""
     batch: list[Document] = []
     words: list[list[bytes] | None] = []
     n_words = 0

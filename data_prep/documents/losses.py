@@ -10,7 +10,7 @@ from data_prep.documents.records import Dropped
 
 @dataclass(frozen=True)
 class FileLoss:
-    """The unreadable parts of one input file: bytes of the file, and records, None where nobody can tell.
+    """The unreadable parts of one input file: bytes of the file, and records, None if unknown.
 
     `reason` and `detail` are those of the largest part.
     """
@@ -24,9 +24,9 @@ class FileLoss:
 
 
 def estimate_loss(path: str, file_bytes: int, unread: Sequence[Dropped], *, n_read: int) -> FileLoss | None:
-    """Sum up the unreadable parts of a file, of whose other parts `n_read` records came; None if all was readable.
+    """Sum up the unreadable parts of a file whose other parts gave `n_read` records; None if all was readable.
 
-    Records of parts that do not tell their number are estimated from the mean size of the others.
+    If a part does not state its number of records, estimate it from the mean size of the others.
     """
     parts = [(record, record.unread) for record in unread if record.unread is not None]
     if not parts:
@@ -47,7 +47,7 @@ def estimate_loss(path: str, file_bytes: int, unread: Sequence[Dropped], *, n_re
 def losses_in(facts: Iterable[Mapping[str, Any]]) -> list[FileLoss]:
     """Return the losses among the facts of all extraction tasks of a run.
 
-    A file of which nothing was read has as many records as the mean size of the others suggests.
+    For a file of which nothing was read, estimate the records from the mean size in the others.
     """
     facts = list(facts)
     n_records = sum(about.get("records", 0) for about in facts)
@@ -64,7 +64,7 @@ def losses_in(facts: Iterable[Mapping[str, Any]]) -> list[FileLoss]:
 
 
 def at_path(facts: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return a task's facts with the present path of its input; it may have moved since. A remote file has its URL."""
+    """Return a task's facts with the present path of its input, which may have moved. A remote file has its URL."""
     if "unread" not in facts or "://" in facts["unread"]["path"]:
         return facts
     return {**facts, "unread": {**facts["unread"], "path": str(path)}}

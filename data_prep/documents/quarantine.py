@@ -1,6 +1,6 @@
 """Set aside the documents that a stage fails on, so that no single document ends a run.
 
-Every stage that computes something from a text does so through `Quarantine`. A failed document counts as dropped. It is
+Every stage that processes texts does so through `Quarantine`. A failed document counts as dropped. It is
 written, with its text and the exception, to a file of JSON lines in the subfolder `quarantine` of the work folder.
 """
 
@@ -19,7 +19,7 @@ from gpt.files.json_text import decode_json
 REASON = "quarantined"
 CUT_SHORT = "cut_short"  # fact of a task whose input file was not read to its end, since the reader failed
 FOLDER = "quarantine"  # in the work folder: one subfolder a stage
-# Not caused by the document: these end the task. All else does not, also panics of Rust, which are no Exceptions.
+# Not caused by the document: these end the task. Other errors do not, even panics of Rust, which are not Exceptions.
 OUTSIDE = (ConfigError, OSError, MemoryError, ImportError, KeyboardInterrupt, SystemExit, GeneratorExit)
 _KEYS = frozenset(("stage", "shard", "record", "id", "exception", "where"))
 _MAX_MESSAGE = 300  # characters
@@ -62,9 +62,9 @@ class FailureCount:
             self._outputs.append(output)
 
     def check(self) -> None:
-        """Stop the stage if there are too many failures; the tasks that had some are then undone: their output goes.
+        """Stop the stage if there are too many failures. The output of the tasks with failures is then removed.
 
-        The tasks that are not added yet are expected to be as large. A first bad shard among many good ones then does
+        Assume that the tasks not added yet are as large. A first bad shard among many good ones then does
         not end the run.
         """
         said = self._excess(self._n_documents * self._n_tasks / max(self._n_added, 1))
@@ -84,7 +84,7 @@ class FailureCount:
         )
 
     def _excess(self, n_documents: float) -> str:
-        """Say how the failures exceed the limit, of about `n_documents` expected in all; "" if they do not."""
+        """Describe how the failures exceed the limit, of about `n_documents` expected in all; "" if they do not."""
         share = self._config.max_share
         if self._n_cut_short > share * self._n_tasks:
             return f"could not read {self._n_cut_short:,} of {self._n_tasks:,} files to their end"
@@ -154,7 +154,7 @@ class Quarantine:
         function: Callable[[list[D]], Sequence[T]],
         tally: Tally | None = None,
     ) -> Iterator[tuple[list[D], Sequence[T]]]:
-        """Yield (documents, function(documents)) for each batch; if that fails, for each of its documents alone."""
+        """Yield (documents, function(documents)) for each batch; if that fails, for each document separately."""
         for batch in batches:
             try:
                 values = function(batch)
@@ -192,7 +192,7 @@ class Quarantine:
 
 
 def is_outside(error: BaseException) -> bool:
-    """Return whether no document has caused an error, but for example the machine, which ran out of threads."""
+    """Return whether the cause of an error is not the document, but for example a machine without free threads."""
     return isinstance(error, OUTSIDE) or passing_fault(error) is not None
 
 
@@ -204,7 +204,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def read_quarantine(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a file of failed documents. DamagedShardError: it is not as it was written."""
+    """Yield the entries of a file of failed documents. DamagedShardError: it was damaged later."""
     if not path.is_file():
         raise DamagedShardError(path, "missing")
     try:
@@ -226,5 +226,5 @@ def first_failed(path: Path) -> dict[str, Any]:
 
 
 def failed_rows(paths: Iterable[Path]) -> frozenset[int]:
-    """Return the rows of a shard's documents in such files, which a stage that only reads the shard has written."""
+    """Return the rows of a shard's failed documents, from the files of stages that only read the shard."""
     return frozenset(entry["record"] for path in paths for entry in read_quarantine(path))

@@ -31,7 +31,7 @@ class Document:
 
 
 class DamagedShardError(Exception):
-    """A shard cannot be read as it was written."""
+    """A shard is not as it was written, or cannot be read."""
 
     def __init__(self, path: Path, why: object) -> None:
         super().__init__(f"{path}: damaged ({why})")

@@ -1,4 +1,4 @@
-"""Compare the inputs of tasks with the digests that their writers recorded, so that no task believes a damaged file.
+"""Compare the inputs of tasks with the digests that their writers recorded, so that no task uses a damaged file.
 
 An input of one task is compared by that task's worker, just before the stage's function reads it. Inputs that several
 tasks share are compared once, before the first of these tasks starts.
@@ -14,7 +14,7 @@ from data_prep.execution.files import describe_file
 from gpt.errors import ConfigError
 
 T = TypeVar("T")
-_MAX_DAMAGE = 3  # times that a file may be damaged in one run
+_MAX_DAMAGE = 3  # how often a file may be damaged in one run
 MAX_OWN = 32  # inputs that one worker compares alone
 
 
@@ -28,7 +28,7 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class DamagedInput:
-    """A worker's answer for a task that it did not do, because this input is not as it was written."""
+    """A worker's answer for a task that it did not do, because this input is damaged."""
 
     path: Path
 
@@ -56,7 +56,7 @@ def divide(
 ) -> tuple[list[WrittenFile], list[tuple[WrittenFile, ...]]]:
     """Divide the inputs of tasks into those to compare before the tasks, and those of each task alone.
 
-    All further files that tasks read are to compare before. Equal lists must be the same object: comparing long ones
+    Further files that tasks read belong to the first group. Equal lists must be the same object: comparing long ones
     takes time.
     """
     tasks_of = Counter(map(id, inputs))
@@ -90,9 +90,9 @@ def report_damage(paths: Sequence[Path], folder: Path, *, recorded: Collection[P
 
 
 def repeat_until_whole(steps: Callable[[], T], start_again: Callable[[Sequence[Path], str], None]) -> T:
-    """Call `steps` until it meets no damaged file; before each further call, pass the files to `start_again`.
+    """Call `steps` until it finds no damaged file.
 
-    With them it gets a line for the user.
+    Before each further call, pass the damaged files and a line for the user to `start_again`.
 
     ConfigError: a file is damaged again and again.
     """

@@ -103,7 +103,7 @@ def make_folders(folders: Iterable[Path]) -> None:
 
 
 def remove_leftovers(temporary: Path, attempts: Path, *, alone: bool) -> None:
-    """Remove the files of killed and failed tasks: all of them if no other share can be at work."""
+    """Remove the files of killed and failed tasks: all of them if no other share can be running."""
     if temporary.is_symlink():  # not made by us: attempts would be written to its target
         temporary.unlink()
     shutil.rmtree(temporary if alone else attempts, ignore_errors=True)

@@ -28,8 +28,8 @@ from data_prep.execution.tasks import (
 )
 from gpt.files.atomic import sync_folder
 
-MAX_LISTED_INPUTS = 32  # that a task's own line, or its message to a worker, may list
-_MAX_STATS = 10_000  # files of one folder to look at one by one; of more, only the names are listed
+MAX_LISTED_INPUTS = 32  # inputs that a task's own line, or its message to a worker, may list
+_MAX_STATS = 10_000  # files of one folder to check one by one; if there are more, only the names are listed
 _SYNC_S = 1.0  # a crash of the machine may lose this many seconds of work; an fsync per task would be slow
 
 
@@ -70,7 +70,7 @@ class TaskRecords:
         self._synced_at = 0.0
         self._damaged: set[Path] = set()  # outputs to make again
         self._trusted: set[Path] = set()  # folders of the outputs of this run's stages, which have been checked
-        self._names: dict[Path, set[str]] = {}  # of the large ones of the stage at hand
+        self._names: dict[Path, set[str]] = {}  # of the large ones of the current stage
         self._inputs: dict[int, _Inputs] = {}  # by identity, of the tasks of one stage: comparing long lists takes time
 
     def open(self, name: str) -> None:
@@ -127,7 +127,7 @@ class TaskRecords:
         return self._manifest.recorded_digest(path) if is_there else None
 
     def trust_outputs(self, tasks: Sequence[Task]) -> None:
-        """Look no more at these outputs, which are finished, as inputs of later stages of this run."""
+        """Do not check these finished outputs again as inputs of later stages of this run."""
         self._trusted.update(path.parent for task in tasks for path in task.outputs)
 
     def missing_inputs(self, tasks: Sequence[Task]) -> list[Path]:
@@ -157,7 +157,7 @@ class TaskRecords:
         there = [path for path in paths if not self._manifest.may_be_missing(path)]
         if there:
             self._append({"removed": [os.path.relpath(path, self.folder) for path in there]})
-            self.sync()  # first, so that a crash cannot leave files missing that nothing explains
+            self.sync()  # first, so that after a crash every missing file is recorded as removed
         for path in paths:
             path.unlink(missing_ok=True)
 

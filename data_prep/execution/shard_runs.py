@@ -76,7 +76,7 @@ class ShardRun:
         """Run one task a shard, which writes (shard, trace).
 
         The file of the same name in `extra_inputs`, if given, is the task's second input. No later stage may read the
-        files in `shards`. Files of the documents on which stages failed that only read a shard come last.
+        files in `shards`. The files of failed documents come last; stages that only read a shard wrote them.
         """
         step = Step(stage.name, SHARD_ENDING, tuple(shards))
         after = dict(zip(shards, step.shards(self.workspace.folder), strict=True))

@@ -223,7 +223,7 @@ def list_inputs(request: TaskRequest, folder: Path) -> Path:
 
 @lru_cache(1)
 def _listed_inputs(path: Path) -> tuple[Paths, tuple[int, ...]]:
-    """The paths and sizes that `list_inputs` wrote. Many tasks in turn have the same list."""
+    """Read the paths and sizes that `list_inputs` wrote. Many tasks in a row have the same list."""
     about = decode_json(path.read_bytes())
     return tuple(map(Path, about["paths"])), tuple(about["bytes"])
 
@@ -231,7 +231,7 @@ def _listed_inputs(path: Path) -> tuple[Paths, tuple[int, ...]]:
 def execute(request: TaskRequest) -> TaskOutcome | DamagedInput:
     """Do one task, in a worker; if one of its inputs is damaged, return that instead.
 
-    ConfigError: a mistake of the user, a full disk, or other code or inputs here than in the process of the run.
+    ConfigError: a mistake of the user, a full disk, or code or inputs that differ from those of the run's process.
     """
     started = time.perf_counter()
     host = socket.gethostname()

@@ -46,7 +46,7 @@ class Workspace:
         finished = workspace.run(STAGE, tasks)
 
     `executor(n_workers)` makes the object that does the tasks. With a `share` this run does its part of each stage and
-    waits for the other parts; ConfigError when a share that it waits for shows no sign of life for `share_timeout_s`.
+    waits for the other parts; ConfigError if such a share shows no sign of life for `share_timeout_s`.
     Without `keep_intermediate`, files are removed when the pipeline releases them, and made again if a task needs them.
     """
 
@@ -183,7 +183,7 @@ class Workspace:
         report_damage([path for _, path in found if path is not None], self.folder, recorded=recorded)
 
     def run_whole(self, steps: Callable[[], T]) -> T:
-        """Call `steps`, which calls `run`. If it meets a damaged file, make that file again, and call `steps` again."""
+        """Call `steps`, which calls `run`. If it finds a damaged file, rebuild that file, and call `steps` again."""
         return repeat_until_whole(steps, self._start_again)
 
     def say(self, line: str) -> None:
@@ -197,7 +197,7 @@ class Workspace:
         self._history.clear()
 
     def _restore(self, tasks: Sequence[Task]) -> None:
-        """Make the removed inputs of tasks again, and before them the inputs of those."""
+        """Rebuild the removed inputs of tasks, and before them the inputs of those."""
         again, further = self._records.find_makers(self._history, tasks)
         for stage, makers in again:
             fingerprint = stage.fingerprint()
@@ -210,7 +210,7 @@ class Workspace:
             ) as progress:
                 self._execute(requests, keys, progress)
             self._records.trust_outputs(makers)
-        if self._share is None:  # else another share may be about to read them
+        if self._share is None:  # otherwise another share may be about to read them
             self._records.remove(further)
 
     def release(self, paths: Iterable[Path]) -> None:

@@ -83,7 +83,7 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
 
 
 def _to_failure(records: Iterable[Record], path: Path, quarantine: Quarantine) -> Iterator[Record]:
-    """Yield records; if the reader itself fails, set that aside, and let a last record stand for the rest of the file.
+    """Yield records. If the reader itself fails, record that, and yield a last record for the rest of the file.
 
     Its size is unknown if the reader cannot tell its position, as in Parquet files.
     """

@@ -22,7 +22,7 @@ _SPELLED_AT = re.compile(  # jane [at] host [dot] org
     rf"[\[({{] ?(?:at|AT|At) ?[\])}}] ?((?:{_LABEL}(?:\.|{_DOT_WORD})){{1,8}}{_TOP})"
 )
 _SPELLED_LOCAL = re.compile(rf"[{_LETTER}0-9_.+\-]+(?:{_DOT_WORD}[{_LETTER}0-9_.+\-]+){{0,3}} ?$")
-_SIGNS = "_.%+-'&~$*"  # of those that RFC 5322 allows; others are far more often around an address than in it
+_SIGNS = "_.%+-'&~$*"  # from those that RFC 5322 allows; the others are far more often around an address than in it
 _LOCAL_PART = (
     string.ascii_letters
     + string.digits

@@ -1,7 +1,7 @@
 """Find telephone numbers in a text, in time linear in the text.
 
-Numbers with a + and a country code, and North American ones, show what they are. A number in another national format is
-one only if a word before it says so. E.164 allows 15 digits.
+Numbers with a + and a country code, and North American ones, are recognised by their form. A number in another national
+format counts only if a word before it says so. E.164 allows 15 digits.
 """
 
 import re
@@ -32,7 +32,7 @@ _NORTH_AMERICAN = re.compile(
     rf"[2-9][0-9]{{2}}[{_SPACE}.{_DASH}][0-9]{{4}}(?![0-9_]|[./{_DASH}][0-9])"
 )
 
-_NATIONAL = re.compile(  # 7 to 15 digits in groups; a word must say what they are
+_NATIONAL = re.compile(  # 7 to 15 digits in groups; a word before them is required
     rf"[(0-9](?<![0-9A-Za-z_+./{_DASH}].)(?:(?<=[(])[0-9]{{2,5}}\)|(?<=[0-9])[{_SPACE}]\([0-9]{{2,5}}\))?"
     rf"(?:[{_SPACE}./{_DASH}]?[0-9]|[{_SPACE}][/{_DASH}][{_SPACE}][0-9]){{5,14}}+(?![0-9A-Za-z_])"
 )
@@ -102,7 +102,7 @@ def _is_assigned(number: str) -> bool:
 
 
 def _is_named(match: re.Match[str]) -> bool:
-    """Return whether a word before the number says that it is a telephone number, and nothing speaks against it."""
+    """Return whether a word before the number says that it is a telephone number, and nothing contradicts it."""
     groups = re.findall("[0-9]+", match[0])
     n_digits = sum(map(len, groups))
     short = match[0][0] in "(0" or _LOCAL.fullmatch(match[0])  # with fewer digits, it may be any row of numbers

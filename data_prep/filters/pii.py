@@ -1,9 +1,9 @@
 """Mask e-mail addresses, public IP addresses and telephone numbers in a text.
 
 Every pattern takes time linear in the text: it starts only at a rare character, and then reads a bounded length.
-Precision goes before recall: a match that could
-also be a version, a date, an ISBN or an amount is not masked. The addresses and numbers that RFC 2606, RFC 5737, RFC
-3849 and the North American Numbering Plan reserve for examples are not masked either; the default masks are among them.
+Precision matters more than recall: a match that could also be a version, a date, an ISBN or an amount is not masked.
+Addresses and numbers reserved for examples (RFC 2606, RFC 5737, RFC 3849, North American Numbering Plan) are not masked
+either; the default masks are among them.
 """
 
 import re

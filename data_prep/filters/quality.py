@@ -65,7 +65,7 @@ def apply_rules(config: QualityConfig, inputs: tuple[Path, ...], outputs: tuple[
 
 @dataclass(frozen=True)
 class Judgement:
-    """The way of a text through the rule sets: its bytes before each and after the last, and its text at the end.
+    """The result of the rule sets for a text: its bytes before each and after the last, and its text at the end.
 
     `reason` and `detail`: those of the last of these sets, which drops it; None if it is kept.
     """

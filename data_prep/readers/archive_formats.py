@@ -39,7 +39,7 @@ class RecordHead:
     def has_digest_of(self, block: bytes) -> bool:
         """Return whether the block has the digest that the head gives, if it gives one that we can compute.
 
-        A payload's digest counts if there is none of the block, and not for chunked ones, of which tools disagree.
+        A payload's digest is used if the block has none. It is not used for chunked payloads: tools disagree on them.
         """
         if self.block_digest or self.kind != "response":
             return _agrees(self.block_digest or self.payload_digest, block)

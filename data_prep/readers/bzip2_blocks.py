@@ -1,5 +1,4 @@
-"""Read the blocks of a damaged bzip2 stream one by one, as `bzip2recover` does: each has a mark and a checksum of its
-own."""
+"""Read the blocks of a damaged bzip2 stream one by one, as `bzip2recover` does. Each has its own mark and checksum."""
 
 import bz2
 from collections.abc import Iterator

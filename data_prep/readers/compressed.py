@@ -1,4 +1,4 @@
-"""Read plain, gzip, bzip2, xz and zstandard files as streams of small blocks, and continue behind damage.
+"""Read plain, gzip, bzip2, xz and zstandard files as streams of small blocks, and continue after damage.
 
 Each step returns a bounded number of bytes, whatever the file claims. A decompression bomb costs time in proportion to
 the part that is read, and no memory. Up to HOLD_BYTES of a gzip member, bzip2 or xz stream or zstandard frame are held
@@ -27,8 +27,8 @@ PACKINGS = ("", ".gz", ".bz2", ".xz", ".zst")  # endings that `salvaged_blocks` 
 WINDOW_BYTES = 256 << 20  # of history that a zstandard or xz file may require; they are held in memory
 HOLD_BYTES = 64 << 20  # a bzip2 block unpacks to 46 MB at most, so all of a bad one is held back
 _SWALLOWED = 1 << 20
-_BLOCK_COST = 256  # bytes of memory that a held block takes besides its own
-# Positions behind damage that look like the start of a member, and bytes unpacked there in vain: a file may be hostile.
+_BLOCK_COST = 256  # overhead of a held block in memory, in bytes
+# Limits for positions after damage that look like the start of a member, and for bytes unpacked there in vain.
 _MAX_TRIES, _MAX_WASTE = 10_000, 4 << 30
 
 
@@ -36,7 +36,7 @@ _MAX_TRIES, _MAX_WASTE = 10_000, 4 << 30
 class Gap:
     """A stretch of a file that cannot be read, of `n_bytes` packed bytes, and why.
 
-    `start` is an offset in the content that was read; what is in the gap does not count.
+    `start` is an offset in the content that was read; the content of gaps does not count.
     """
 
     reason: str
@@ -151,7 +151,7 @@ def _members(packed: Packed, unpack: Unpack, mark: bytes) -> Iterator[bytes | Ga
 def _next_start(packed: Packed, error: Broken | None, start: int, mark: bytes) -> int | None:
     """Offset of the next member to try after one that started at `start` and failed, or None.
 
-    A member that runs into the file's end without an error has swallowed few others, if it has at all.
+    A member that reaches the file's end without an error has hidden few others, if any.
     """
     if error is None:
         return None

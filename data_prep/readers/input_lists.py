@@ -17,10 +17,10 @@ from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 
 ANSWERS = "remote_files.json"  # in the work folder
-_PARALLEL = 32  # questions at a time; a site of many files answers each in 10 to 100 ms
+_PARALLEL = 32  # requests at a time; a site of many files answers each in 10 to 100 ms
 _MAX_PATH_BYTES = 1 << 16
 
-Answers = Mapping[str, Sequence[RemoteFile]]  # by the URL or pattern of the recipe
+Answers = Mapping[str, Sequence[RemoteFile]]  # keyed by the URL or pattern of the recipe
 
 
 def expand_lists(lists: Sequence[str], base: str) -> list[str]:

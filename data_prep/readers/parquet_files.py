@@ -18,7 +18,7 @@ _REASONS = {OUT_OF_MEMORY: "out_of_memory", FAILED: "damaged", NO_COLUMN: "malfo
 
 
 def read_parquet(path: Path, text_field: str, id_field: str, *, max_record_bytes: int) -> Iterator[Document | Dropped]:
-    """Yield every row as a document or as the reason why it is none; positions are row numbers.
+    """Yield every row as a document, or as the reason why it gives none; positions are row numbers.
 
     Rows of a group that cannot be read are one `Dropped` with their number in `unread`: the group is `damaged`,
     or does not fit the limits (`out_of_memory`, `timed_out`, `crashed`). A file without the column is `malformed`.

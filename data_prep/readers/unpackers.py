@@ -30,7 +30,7 @@ class Broken(Exception):
 
 
 class ReaderFault(Exception):
-    """A reader failed by a fault of its own, its cause, with at most `unread_bytes` of the file before it."""
+    """A reader failed by its own fault, the cause. At most `unread_bytes` of the file were left."""
 
     def __init__(self, unread_bytes: int) -> None:
         super().__init__(f"the reader failed, {unread_bytes} bytes before the end of the file")
@@ -38,7 +38,7 @@ class ReaderFault(Exception):
 
 
 class OpenFile(Protocol):
-    """A file of `n_bytes` that is being read. `block_start`: offset of the last block that was read of it."""
+    """A file of `n_bytes` that is being read. `block_start`: offset of the last block that was read."""
 
     n_bytes: int
     block_start: int
@@ -46,7 +46,7 @@ class OpenFile(Protocol):
 
 @contextmanager
 def reader_faults(file: OpenFile) -> Iterator[None]:
-    """Turn an exception that no reader expects into a ReaderFault, which has the size of the rest of the file."""
+    """Turn an unexpected exception of a reader into a ReaderFault with the size of the rest of the file."""
     try:
         yield
     except BaseException as error:
@@ -134,7 +134,7 @@ def zstd_frame(packed: Packed, max_window_bytes: int) -> Iterator[bytes]:
     zstandard: Any = import_extra("zstandard", extra="data")
     try:
         window = zstandard.get_frame_parameters(packed.look(packed.at, _ZSTD_HEAD)).window_size
-    except zstandard.ZstdError:  # the decompressor says what is wrong
+    except zstandard.ZstdError:  # the decompressor's error gives the cause
         window = 0
     frame = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW).decompressobj()
     n_bytes = 0

@@ -61,7 +61,7 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
 
 
 def show_lost(run: PreparedCorpus | ShardRun, console: Console) -> None:
-    """Print what a run could not read and the documents that it set aside, also of a run that ends with an error."""
+    """Print the unread parts and the quarantined documents of a run, also if it ends with an error."""
     show_losses(losses_in(run.facts.get("extract", [])), console)
     show_quarantine(run.quarantined, console)
 
