@@ -3,7 +3,7 @@
     python benchmarks/simulated_ranks.py [--ranks 100 1000 10000] [--parts NAME ...] [--json FILE]
 
 The code is the real one; peers are simulated in this process: a process group whose peers send what this rank sends,
-entries of a real TCP store, and report files. Each measurement runs in a process of its own. `growth` is the exponent
+entries of a real TCP store, and report files. Each measurement runs in a separate process. `growth` is the exponent
 of n between the two largest numbers of ranks, for the totals of all ranks: n log n gives about 1.1.
 The last line printed is one JSON object. docs/results/reliability/ten_thousand_ranks.md has the figures.
 """

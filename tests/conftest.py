@@ -10,7 +10,7 @@ LONG_FILES = ("test_flat.py", "test_document_mask.py", "test_dry_run.py", "test_
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take minutes, then tests/parallel: begun last, one would keep a worker waiting."""
+    """Begin with the files that take minutes, then tests/parallel: started last, they would leave workers idle."""
     root = Path(__file__).parent
     items.sort(key=lambda item: (item.path.name not in LONG_FILES, "parallel" not in item.path.relative_to(root).parts))
 

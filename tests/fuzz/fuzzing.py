@@ -5,7 +5,7 @@
     python tests/fuzz/fuzzing.py --list                   the targets
     python tests/fuzz/fuzzing.py TARGET --seconds 60      new seeds for a minute
 
-Each target runs in a process of its own, made by fork after the sample is written. A case that kills it, hangs, needs
+Each target runs in a separate process, made by fork after the sample is written. A case that kills it, hangs, needs
 more than MEMORY_BYTES, prints control characters or raises anything but an allowed error is a failure.
 """
 
@@ -122,7 +122,7 @@ def run_case(target: Target, sample: Path, seed: int) -> str | None:
         return None
 
 
-# ---- many cases, in a process of their own ---------------------------------------------------------------------------
+# ---- many cases, in a separate process -------------------------------------------------------------------------------
 
 
 def run_target(target: Target, seeds: Iterable[int], *, until: float | None = None) -> Outcome:

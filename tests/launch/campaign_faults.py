@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 DAY_S = 86_400
-# Faults that only a person can mend may end a run with status 2 and one line; `mend` then undoes them.
+# Faults that only a person can repair may end a run with status 2 and one line; `mend` then undoes them.
 FOR_A_PERSON = ("replaced", "deleted", "truncated", "flipped")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 ERRORS = ("fsync", "openat", "write")
@@ -40,7 +40,7 @@ class Campaign:
         self.told = []  # what was done, for the report of a failure
 
     def make(self, kind):
-        """Make one fault. A process or file that has just gone makes it a smaller one."""
+        """Make one fault. If a process or file has just disappeared, the fault is smaller."""
         with contextlib.suppress(ProcessLookupError, FileNotFoundError, NotADirectoryError):
             self.told.append(f"{kind} at step {self.job.step()}: {getattr(self, kind)()}")
 

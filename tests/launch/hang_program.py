@@ -68,7 +68,7 @@ def read_what_never_comes() -> None:
 
 
 def leave_out_a_collective() -> None:
-    """Leave out the next one of training; a background save has some of its own."""
+    """Leave out the next collective of training; background saves have their own collectives."""
     real = dist.all_reduce
 
     def skip(*arguments, **options):

@@ -367,7 +367,7 @@ def test_a_template_without_a_recipe_says_what_it_wants(template):
     ("word", "excused"), [("saved after a signal", "1"), ("stopped", "1"), ("started", ""), ("", "")]
 )
 def test_the_training_template_says_whether_a_signal_ended_the_start_before(tmp_path, word, excused):
-    """Under a srun of this test, which the template starts in place of Slurm's."""
+    """Replace Slurm's srun by one of this test, which the template starts."""
     (tmp_path / "srun").write_text(
         '#!/bin/bash\necho "after stop: ${TRIAXIAL_AFTER_STOP-}"; test ! -e "$TRIAXIAL_SAVED_FILE"\n'
     )

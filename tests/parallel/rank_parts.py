@@ -216,7 +216,7 @@ def stragglers(n_ranks: int, folder: Path) -> Cost:
 
 
 def events(n_ranks: int, folder: Path) -> Cost:
-    """Gather what ranks found after an evaluation: usually nothing."""
+    """Gather the findings of ranks after an evaluation, usually none."""
     traffic = on_simulated_ranks(lambda: combine([], lambda lists: [one for one in lists if one], None), n_ranks)
     return Cost(traffic.collectives, traffic.bytes)
 

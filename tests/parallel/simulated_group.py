@@ -1,8 +1,8 @@
-"""A process group of thousands of ranks in one process: this rank runs the real code, and its peers do as it does.
+"""A process group of thousands of ranks in one process: this rank runs the real code, and its peers send the same.
 
-Peers send what this rank sends, so the sizes of all messages are real. What rank 0 broadcasts or scatters is recorded
-and replayed, so that the same code can afterwards run as another rank. The group counts the bytes that this rank
-receives, and its collectives.
+Peers send what this rank sends, so the sizes of all messages are real. The tensors from rank 0's broadcasts and
+scatters are recorded and replayed, so that the same code can afterwards run as another rank. The group counts the
+bytes that this rank receives, and its collectives.
 """
 
 from collections.abc import Callable, Iterator

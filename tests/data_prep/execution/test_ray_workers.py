@@ -243,7 +243,7 @@ finally:
 
 
 def test_a_head_that_dies_is_named(tmp_path, functions):
-    """Ray itself would end the process after a minute, with a line of its own."""
+    """Ray itself would end the process after a minute, with its own message."""
     command = [sys.executable, "-c", WITHOUT_HEAD, str(tmp_path)]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     assert "the head of the Ray cluster at" in said

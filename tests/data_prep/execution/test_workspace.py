@@ -87,14 +87,14 @@ def test_a_message_to_a_worker_does_not_grow_with_the_inputs_of_its_task(tmp_pat
 
 @pytest.mark.parametrize("limit", [10_000, 10])
 def test_a_run_with_nothing_to_do_looks_at_each_file_once(tmp_path, functions, monkeypatch, limit):
-    """Of a folder above the limit it only lists the names, so millions of files are no millions of requests."""
+    """In a folder above the limit, only the names are listed, so millions of files do not cost millions of requests."""
     monkeypatch.setattr("data_prep.execution.records._MAX_STATS", limit)
     sources, config = [tmp_path / f"{n}.in" for n in range(40)], functions.Config("p", tmp_path / "log")
     for path in sources:
         path.write_text(path.name)
 
     def did() -> tuple[int, int]:
-        """(tasks done, looks at the files of three stages)"""
+        """(tasks done, checks of the files of three stages)"""
         looks = []
         (tmp_path / "log").write_text("")
         quiet = ProgressBars(Console(quiet=True))

@@ -86,7 +86,7 @@ def salvage(path, ending):
 
 @pytest.mark.parametrize("ending", [ending for ending in PACK if ending])
 def test_a_damaged_member_costs_itself_and_no_other(tmp_path, ending):
-    """Nothing of it is kept, not even what came before the damage, and reading continues behind it."""
+    """Nothing of it is kept, not even the part before the damage, and reading continues after it."""
     pack = zstandard.ZstdCompressor(write_checksum=True).compress if ending == ".zst" else PACK[ending]
     parts = [b"".join(LINES[n : n + 1000]) for n in (0, 1000, 2000)]
     members = [pack(part) for part in parts]

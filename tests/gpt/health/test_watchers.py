@@ -1,4 +1,4 @@
-"""The watchers that watch nothing."""
+"""The default watchers, which do nothing."""
 
 from gpt.health.watchers import NEVER_STOP, UNWATCHED
 

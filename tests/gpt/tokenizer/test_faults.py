@@ -1,4 +1,4 @@
-"""Crafted tokenizer files: what panics, aborts or hangs the library is one line, and nothing of it is printed."""
+"""Crafted tokenizer files that panic, abort or hang the library give one line, and the library prints nothing."""
 
 import base64
 import json

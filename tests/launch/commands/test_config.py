@@ -1,4 +1,4 @@
-"""`triaxial config` in a process of its own, and the page of settings."""
+"""`triaxial config` in a separate process, and the page of settings."""
 
 import subprocess
 import sys

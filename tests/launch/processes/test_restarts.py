@@ -1,4 +1,4 @@
-"""A run that loses ranks restarts by itself and ends with the same bits as an undisturbed run; real processes."""
+"""A run that loses ranks restarts automatically and ends with the same bits as an undisturbed run; real processes."""
 
 import random
 import signal
@@ -89,7 +89,7 @@ def test_a_mistake_is_not_restarted(launch):
 
 
 def test_a_full_disk_at_a_restart_is_waited_for_and_the_first_cause_is_kept(launch, tmp_path):
-    """More starts than those without progress that end a run: what ends is the time."""
+    """Start more often than the limit for starts without progress allows: only the time limit ends an outage."""
     (tmp_path / "full").write_text("2")
     status, said = launch("full-disk", most=1, outage_s=600.0)
     assert status == 0

@@ -112,7 +112,7 @@ def play(cell, corpus, launched, listening, tmp_path):
 
 
 def send(cell, job, listening, *, waiting):
-    """To the rank that waits if the signal comes twice, else to its peer."""
+    """Send it to the rank that waits if the signal comes twice, else to its peer."""
     number = signal.Signals[cell.signal]
     if cell.target == "launcher":
         os.killpg(job.process.pid, number)  # a terminal signals the group of the launcher
@@ -132,7 +132,7 @@ def quietly(kill, pid, number):
 
 
 def check(cell, job, launched):
-    """The row of the table: exit status, what is saved, what is said, and that nothing is left."""
+    """Check the row of the table: exit status, checkpoints, messages, and that nothing is left."""
     said = job.shown() + job.errors()
     assert job.status in cell.statuses, said
     checkpoints = sorted(path.name for path in (job.run / "checkpoints").glob("*"))

@@ -1,7 +1,7 @@
 """Pairs of faults, drawn with a seed, in runs on tensor 2, pipeline 2 or data 2.
 
-Each run must end bit-equal to an undisturbed one; or with status 2 and one true line for what only a person can mend,
-and bit-equal once that is mended. A pair that fails alone:
+Each run must end bit-equal to an undisturbed one; or with status 2 and one true line if only a person can repair
+the fault, and bit-equal once that is repaired. A pair that fails alone:
 
     TRIAXIAL_CAMPAIGN_SEED=123 make rehearse ARGS="-k campaign"
 """
@@ -79,7 +79,7 @@ def disturb(job, campaign, faults):
 
 
 def try_pair(recipe, folder, disk, seed, plain):
-    """Run one pair. Return a record; "failed" says what is wrong, if anything is."""
+    """Run one pair. Return a record; "failed" describes the failure, if there is one."""
     chance = random.Random(seed)
     layout = chance.choice(sorted(LAYOUTS))
     kinds = chance.sample(campaign_faults.KINDS, 2)

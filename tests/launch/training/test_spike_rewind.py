@@ -1,5 +1,5 @@
-"""A run that meets poisoned data rewinds without help and skips the stated samples and nothing else, twice. It does the
-same if it is killed in between. `data audit` shows what was read."""
+"""A run that meets poisoned data rewinds automatically and skips the stated samples and nothing else, twice. It does
+the same if it is killed in between. `data audit` shows what was read."""
 
 import functools
 import json
