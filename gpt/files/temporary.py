@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt.files.machine import boot_id
+
 PREFIX = "triaxial_"
 OWNER = ".owner"  # the owner locks this file as long as it lives; once locked, the file names the machine
 
@@ -75,7 +77,4 @@ def _is_abandoned(path: Path) -> bool:
 
 def _machine() -> bytes:
     """Return the id of this boot of the machine, or its name where the system has no such id."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
-    except OSError:
-        return socket.gethostname().encode()
+    return (boot_id() or socket.gethostname()).encode()

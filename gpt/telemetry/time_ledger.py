@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from gpt.files.machine import boot_id
+
 # The names of spans. A part of the start-up is "start_up/PART".
 PHASES = (
     "start_up",  # from the start of the process to its first step
@@ -59,7 +61,7 @@ class TimeLedger:
         self._process = {
             "process": secrets.token_hex(4),
             "host": socket.gethostname(),
-            "boot": _boot_id(),
+            "boot": boot_id(),
             "restart_count": restart_count,
             "world_size": world_size,
         }
@@ -175,11 +177,3 @@ def process_started_at() -> float:
         age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
         return now - max(0.0, age_s)
     return now
-
-
-def _boot_id() -> str:
-    """Return an id of this boot of the machine. Its processes share one monotonic clock. Empty if unknown."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""

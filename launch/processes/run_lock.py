@@ -23,6 +23,7 @@ from typing import BinaryIO
 from gpt.errors import ConfigError, file_error, one_line
 from gpt.files.atomic import append_to, open_replacement, sync_file
 from gpt.files.json_rules import Fields, Finite, Text, Whole, read_checked_json
+from gpt.files.machine import boot_id
 
 LOCK, RECORD = ".lock", ".owner.json"
 BEAT_S = 5.0
@@ -52,10 +53,7 @@ class Owner:
     @classmethod
     def here(cls, job_id: str | None) -> "Owner":
         host = socket.gethostname()
-        with suppress(OSError):
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-            return cls(host, boot, os.getpid(), job_id, secrets.token_hex(8))
-        return cls(host, host, os.getpid(), job_id, secrets.token_hex(8))
+        return cls(host, boot_id() or host, os.getpid(), job_id, secrets.token_hex(8))
 
     def __str__(self) -> str:
         job = f" (job {self.job_id})" if self.job_id else ""

@@ -21,6 +21,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from gpt.errors import ConfigError
+from gpt.files.machine import boot_id
 from gpt.files.temporary import temporary_folder
 from gpt.health.watchers import UNWATCHED, Heartbeat
 from parallel.agreement import PeerLost, broadcast_object, combine, gather_scatter, rank_in, world_size
@@ -269,11 +270,10 @@ def _quiet_stderr() -> Iterator[None]:
 
 def _machine() -> str:
     """Return a string that is equal for processes that can signal each other by pid."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return secrets.token_hex(8)
+    with contextlib.suppress(OSError):
+        if boot := boot_id():
+            return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return secrets.token_hex(8)
 
 
 def _remove_alarms(hangs: Path) -> None:
