@@ -19,19 +19,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import weakref
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
+from live_tensors import Live, LiveMicroBatches, Peak, storage_of
 
 from gpt.data.sampling import Samples
 from gpt.inference.model import ForwardInputs
@@ -198,47 +192,6 @@ def counted_step(engine, *, peaks):
     return ranks
 
 
-class LiveMicroBatches:
-    """Counts the micro-batches of which autograd still holds something, by the lifetime of what it saved: in each stage
-    of this rank, and in all together."""
-
-    def __init__(self, engine):
-        self.saved = {}  # (stage, micro-batch) -> number of saved tensors
-        self.started = dict.fromkeys(engine.mesh.stages, 0)
-        self.peaks, self.peak = dict.fromkeys(engine.mesh.stages, 0), 0
-        for index, stage in zip(engine.mesh.stages, engine.stages, strict=True):
-            self.watch(index, stage)
-
-    def watch(self, index, stage):
-        forward = stage.forward
-
-        def watched(*args, **kwargs):
-            key = (index, self.started[index])
-            self.started[index] += 1
-            with torch.autograd.graph.saved_tensors_hooks(lambda x: self.hold(key, x), lambda held: held.tensor):
-                return forward(*args, **kwargs)
-
-        stage.forward = watched
-
-    def hold(self, key, tensor):
-        held = Held(tensor.detach())  # with its graph, it would hold the node that holds it
-        self.saved[key] = self.saved.get(key, 0) + 1
-        weakref.finalize(held, self.free, key)
-        self.peak = max(self.peak, len(self.saved))
-        self.peaks[key[0]] = max(self.peaks[key[0]], sum(stage == key[0] for stage, _ in self.saved))
-        return held
-
-    def free(self, key):
-        self.saved[key] -= 1
-        if self.saved[key] == 0:
-            del self.saved[key]
-
-
-class Held:
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-
 def count_live(run):
     """By stage, and by rank, the most micro-batches alive at once in a step."""
     engine = build(run)
@@ -252,72 +205,6 @@ def count_live(run):
         "by_rank": [peak for _, peak, _ in everyone],
         "left": sum(left for _, _, left in everyone),
     }
-
-
-class Live(TorchDispatchMode):
-    """Remembers the storage of every operator's result, for as long as something holds it."""
-
-    def __init__(self):
-        super().__init__()
-        self.storages = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            # DTensor works out shapes on fake ones
-            if isinstance(tensor, torch.Tensor) and not isinstance(tensor, FakeTensor):
-                storage = storage_of(tensor)
-                self.storages[storage] = storage.nbytes()
-        return result
-
-
-class Peak(Live):
-    """The most bytes of real tensors that were alive at once, as the dry run counts them and found without its tracker:
-    after each operator all that lives is added up anew. `all` has the engine's shards too, `activations` neither these
-    nor gathered weights and gradients."""
-
-    def __init__(self, engine):
-        super().__init__()
-        self.engine = engine
-        state = engine.optimizer.all_tensors()
-        self.shards = WeakIdKeyDictionary()
-        for tensor in (*(parameter for _, parameter in engine.parameters), *state):
-            self.shards[storage_of(tensor)] = storage_of(tensor).nbytes()
-        self.held = sum(self.shards.values())
-        self.all = self.activations = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if any(issubclass(t, DTensor) for t in types):
-            return NotImplemented  # DTensor turns it into what it does to local tensors, which comes here again
-        result = super().__torch_dispatch__(function, types, args, kwargs)
-        live = {id(s): s.nbytes() for s in self.storages if s not in self.shards}
-        self.all = max(self.all, self.held + sum(live.values()))
-        if sum(live.values()) > self.activations:
-            for storage in self.weights_and_gradients():
-                live.pop(id(storage), None)
-            self.activations = max(self.activations, sum(live.values()))
-        return result
-
-    def weights_and_gradients(self):
-        for _, parameter in self.engine.parameters:
-            if parameter.grad is not None:
-                yield storage_of(parameter.grad)
-        for stage in self.engine.stages:
-            for module in stage.modules():
-                for group in module._get_fsdp_state()._fsdp_param_groups if isinstance(module, FSDPModule) else ():
-                    for parameter in group.fsdp_params:
-                        yield from map(storage_of, parameter.all_gather_outputs)
-                        if parameter.unsharded_accumulated_grad is not None:
-                            yield storage_of(parameter.unsharded_accumulated_grad)
-                        unsharded = getattr(parameter, "_unsharded_param", None)
-                        if unsharded is not None and unsharded.grad is not None:
-                            yield storage_of(unsharded.grad)
-
-
-def storage_of(tensor):
-    while hasattr(tensor, "_local_tensor") or hasattr(tensor, "elem"):  # a DTensor, a collective under way
-        tensor = tensor._local_tensor if hasattr(tensor, "_local_tensor") else tensor.elem
-    return tensor.untyped_storage()
 
 
 def kept_bytes(engine):
