@@ -73,7 +73,8 @@ def check_finite(name: str, tensor: Tensor, *, where: str) -> Tensor:
 
 def check_range(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the finite tensor. ConfigError: a number is too large for `dtype`."""
-    if tensor.numel() and float(tensor.detach().abs().max()) > torch.finfo(dtype).max:
+    low, high = tensor.detach().aminmax() if tensor.numel() else (0.0, 0.0)
+    if max(-float(low), float(high)) > torch.finfo(dtype).max:
         raise ConfigError(
             f"the tensor '{name}' has numbers too large for {str(dtype).removeprefix('torch.')}. Use --dtype float32."
         )

@@ -54,7 +54,10 @@ def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
     with open_regular(path) as file:
         if max_bytes is None:
             return file.read()
-        data = file.read(max_bytes + 1)
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, max_bytes) + 1)  # reserves this much memory, so not the maximum
+        if len(data) > size:  # it has grown
+            data += file.read(max(0, max_bytes + 1 - len(data)))
     if len(data) > max_bytes:
         raise ConfigError(f"{path} has more than {max_bytes:,} bytes, which is too large for such a file")
     return data

@@ -30,12 +30,9 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def check_layer_count(config: ModelConfig, n_tensors: int, *, where: str, stacked: bool = False) -> None:
-    """Check that `n_tensors` can be the tensors of so many layers, each of which has at least one.
-
-    `stacked`: one tensor may hold all layers of its kind. ConfigError: they are too few, or the layers too many.
-    """
-    if not stacked and config.n_layers > n_tensors:
+def check_layer_count(config: ModelConfig, n_tensors: int, *, where: str) -> None:
+    """ConfigError: `n_tensors` are fewer than the layers, each of which has several."""
+    if config.n_layers > n_tensors:
         raise ConfigError(
             f"{where}: n_layers = {config.n_layers:,} is invalid: the files hold only {n_tensors:,} tensors, and each "
             "layer has several. It is the configuration of another model."

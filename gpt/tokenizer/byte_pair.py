@@ -69,8 +69,9 @@ class BytePairTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Encode a text. A lone surrogate is read as U+FFFD."""
-        ids: list[int] = [i for part in self._parts(text) for i in self._model.encode_ordinary(part)]
-        return ids
+        if len(text) <= LONG:
+            return list(self._model.encode_ordinary(text))
+        return [i for part in self._parts(text) for i in self._model.encode_ordinary(part)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode each text on the caller's thread."""
@@ -97,9 +98,6 @@ class BytePairTokenizer:
 
         A run of blanks is a separate piece, except for its last blank if a word follows, so it can be taken out.
         """
-        if len(text) <= LONG:
-            yield text
-            return
         start = 0
         for run in _MANY_BLANKS.finditer(text):
             stop = run.end() if run.end() == len(text) else run.end() - 1

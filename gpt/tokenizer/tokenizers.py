@@ -4,6 +4,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -184,13 +185,14 @@ class HuggingFaceTokenizer:
 
     def encode_arrays(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Encode each text as an array (n,)."""
-        return encode_parts(texts, self._encode, self._may_cut if self._adds_nothing() else None)
+        return encode_parts(texts, self._encode, self._may_cut if self._adds_nothing else None)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         clean = [_without_surrogates(text) for text in texts]
         with library_faults(f"{self.name} cannot encode a text"):
             return [encoding.ids for encoding in self._model.encode_batch_fast(clean, add_special_tokens=False)]
 
+    @cached_property
     def _adds_nothing(self) -> bool:
         """Return whether the model adds nothing to a text, as some do to its start: such a text must stay whole."""
         whole, *parts = self._encode(["some words a b", "some words", " a", " b"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.files.atomic import replace_file
 from launch.config.recipe import apply_overrides, build
 from launch.config.run_config import RunConfig, read_run_config
@@ -231,8 +231,9 @@ def clear_folder(output: Path | None, config: RunConfig) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ConfigError(
-            f"{named} = '{folder}' is invalid: must be a folder to write {' and '.join(RESULTS)} to: {error.strerror}"
+        raise file_error(
+            error,
+            f"{named} = '{folder}' is invalid: must be a folder to write {' and '.join(RESULTS)} to: {error.strerror}",
         ) from None
     return folder
 

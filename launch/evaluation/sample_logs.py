@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import ConfigError
+from gpt.errors import file_error
 from gpt.files.atomic import replace_file
 from gpt.files.json_text import without_nan
 
@@ -15,7 +15,7 @@ def check_sample_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--log-samples {folder} cannot be made: {error.strerror}.") from None
+        raise file_error(error, f"--log-samples {folder} cannot be made: {error.strerror}.") from None
 
 
 def write_samples(folder: Path, task: str, shots: int, samples: list[dict[str, Any]], *, writes: bool) -> None:

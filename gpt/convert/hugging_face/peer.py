@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gpt.errors import ConfigError, file_error, import_extra
-from gpt.files.json_files import parse_json
+from gpt.files.json_text import decode_json
 from gpt.files.regular import read_bytes
 
 _MAX_FILE_BYTES = 1 << 28  # a tokenizer.json of a large vocabulary has 35 MB
@@ -31,11 +31,12 @@ def refuse_code(folder: Path) -> None:
         if path.name == _ADAPTER:
             raise ConfigError(f"{path}: adapters are not supported. Merge it into the model, or remove the file.")
         try:
-            settings = parse_json(read_bytes(path, max_bytes=_MAX_FILE_BYTES), where=str(path))
+            data = read_bytes(path, max_bytes=_MAX_FILE_BYTES)
         except OSError as error:
             raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
-        except ConfigError:
-            read_bytes(path, max_bytes=_MAX_FILE_BYTES)  # raises again if it is no regular file
+        try:
+            settings = decode_json(data)
+        except ValueError:
             continue
         for key, value in _entries(settings):
             # In a vocabulary, auto_map may be a token; its value is then an id.

@@ -42,7 +42,6 @@ _MUST: dict[str, tuple[object, ...]] = {
     "no_rope_freq": (None,),
     "heterogeneous_layers_config_path": (None,),
 }
-_LLAMA_3_CONTEXT = 8192  # the original context in Megatron's rope_scaling, whose frequency factors are 1 and 4
 
 
 def read_arguments(folder: Path) -> dict[str, Any] | None:

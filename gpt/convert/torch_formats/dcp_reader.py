@@ -91,9 +91,7 @@ def read_metadata(folder: Path) -> dict[str, SavedTensor]:
         raise ConfigError(
             f"{folder} holds no {METADATA}, which describes its tensors: it is not a complete torch_dist checkpoint"
         )
-    if path.stat().st_size > _MAX_METADATA_BYTES:
-        raise ConfigError(f"{path}: {path.stat().st_size} bytes are too many for metadata")
-    decoded = decode(read_bytes(path), where=str(path))
+    decoded = decode(read_bytes(path, max_bytes=_MAX_METADATA_BYTES), where=str(path))
     for name in decoded.names:
         if name not in _NAMES and not name.startswith(_NAMES_BELOW):
             raise ConfigError(
