@@ -96,7 +96,7 @@ def main() -> None:
                 row["part"],
                 f"{row['ranks']:,}",
                 f"{row['cpu_seconds']:.2f}",
-                f"{row['messages']:,}",
+                "" if row["messages"] is None else f"{row['messages']:,}",
                 f"{row['bytes'] / 1e6:,.2f}",
                 f"{row['peak_bytes'] / 1e6:,.0f}",
                 figures,

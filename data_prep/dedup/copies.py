@@ -93,7 +93,8 @@ def remove_copies(config: Removal, inputs: tuple[Path, ...], outputs: tuple[Path
         row, original, corpus = next(copies, (None, "", None))
         for number, document in enumerate(read_shard(shard)):
             if number in failed:
-                tally.drop(REASON, len(document.text), document.id, detail="in the comparison")
+                n_bytes = len(document.text.encode("utf-8", "replace"))
+                tally.drop(REASON, n_bytes, document.id, detail="in the comparison")
                 continue
             if number != row:
                 tally.keep(document.n_bytes, document.n_bytes)

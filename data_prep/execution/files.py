@@ -14,7 +14,6 @@ from typing import Any
 from gpt.errors import MACHINE_FAULTS, NO_ROOM, ConfigError, DiskFull, MachineFault, import_extra
 from gpt.files.atomic import sync_folder
 
-FULL = NO_ROOM
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -29,7 +28,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         name = error.filename2 or error.filename  # the second is the target of a copy
         target = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else path
-        if error.errno in FULL:
+        if error.errno in NO_ROOM:
             folder = existing_parent(target)
             free_bytes = shutil.disk_usage(folder).free
             raise DiskFull(

@@ -9,7 +9,7 @@ from data_prep.documents.counts import Tally
 from data_prep.documents.losses import estimate_loss
 from data_prep.documents.quarantine import CUT_SHORT, REASON, Quarantine, describe_error, is_outside
 from data_prep.documents.records import Dropped, Origin, Page, Unread
-from data_prep.documents.shards import Document, encode_line, write_shard
+from data_prep.documents.shards import Document, write_shard
 from data_prep.documents.traces import write_trace
 from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.extraction.page_sandbox import Failure, PageSandbox
@@ -66,9 +66,8 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
                 extracting.drop("empty", n_bytes, record.id)
             else:
                 made = [Document(record.id, text, record.metadata)]
-                for document, _ in quarantine.each(made, encode_line, extracting):
+                for document, _ in quarantine.each(made, write, extracting):
                     extracting.keep(n_bytes, document.n_bytes)
-                    write(document)
         n_bytes = path.stat().st_size
     counts = [reading.counts(), extracting.counts()]
     name = read_stub(inputs[0]).url if inputs[0].suffix == STUB_ENDING else str(inputs[0])

@@ -11,9 +11,9 @@ import string
 Spans = list[tuple[int, int]]
 
 _BEYOND_ASCII = ((0xC0, 0xD6), (0xD8, 0xF6), (0xF8, 0x24F), (0x370, 0x3FF), (0x400, 0x52F))  # Latin, Greek, Cyrillic
-_LETTER = "A-Za-z" + "".join(f"{chr(first)}-{chr(last)}" for first, last in _BEYOND_ASCII)
-_LABEL = rf"[{_LETTER}0-9](?:[{_LETTER}0-9\-]{{0,61}}[{_LETTER}0-9])?"
-_TOP = rf"(?:xn--[A-Za-z0-9\-]{{2,59}}|[{_LETTER}]{{2,24}})(?![A-Za-z0-9])"
+LETTER = "A-Za-z" + "".join(f"{chr(first)}-{chr(last)}" for first, last in _BEYOND_ASCII)
+_LABEL = rf"[{LETTER}0-9](?:[{LETTER}0-9\-]{{0,61}}[{LETTER}0-9])?"
+_TOP = rf"(?:xn--[A-Za-z0-9\-]{{2,59}}|[{LETTER}]{{2,24}})(?![A-Za-z0-9])"
 _AT = re.compile(
     rf"[@＠%&](?:(?<=[@＠])|(?<=%)40|(?<=&)#64;)(?:((?:{_LABEL}\.){{1,8}}{_TOP})|\[(?:IPv6:)?[0-9A-Fa-f.:]{{2,45}}\])"
 )
@@ -21,7 +21,7 @@ _DOT_WORD = r" ?[\[({] ?(?:dot|DOT|Dot) ?[\])}] ?"
 _SPELLED_AT = re.compile(  # jane [at] host [dot] org
     rf"[\[({{] ?(?:at|AT|At) ?[\])}}] ?((?:{_LABEL}(?:\.|{_DOT_WORD})){{1,8}}{_TOP})"
 )
-_SPELLED_LOCAL = re.compile(rf"[{_LETTER}0-9_.+\-]+(?:{_DOT_WORD}[{_LETTER}0-9_.+\-]+){{0,3}} ?$")
+_SPELLED_LOCAL = re.compile(rf"[{LETTER}0-9_.+\-]+(?:{_DOT_WORD}[{LETTER}0-9_.+\-]+){{0,3}} ?$")
 _SIGNS = "_.%+-'&~$*"  # from those that RFC 5322 allows; the others are far more often around an address than in it
 _LOCAL_PART = (
     string.ascii_letters

@@ -18,14 +18,15 @@ from data_prep.documents.quarantine import Quarantine
 from data_prep.documents.shards import Document, read_shard, write_shard
 from data_prep.documents.traces import write_trace
 from data_prep.execution.tasks import Stage, TaskResult
-from data_prep.filters.network_addresses import emails, ipv4s, ipv6s
+from data_prep.filters.network_addresses import LETTER, emails, ipv4s, ipv6s
 from data_prep.filters.phone_numbers import phones
 from gpt.errors import ConfigError
 
 Kind = Literal["email", "ipv4", "ipv6", "phone"]
 
 _PIECE, _CUT_REACH = 1 << 18, 1 << 14
-_OUTSIDE = re.compile(r"[^0-9A-Za-z_@.%+:()/ \u00a0\u2009\u202f\-\u2010-\u2013]")
+# No pattern accepts these, so a text may be cut behind one.
+_OUTSIDE = re.compile(rf"[^0-9{LETTER}_@＠.%+＋:()\[\]{{}}/'&#;~$*\" \u00a0\u2009\u202f\-\u2010-\u2013]")
 
 
 @dataclass(frozen=True)

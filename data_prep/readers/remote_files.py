@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from data_prep.execution.files import FULL, temporary_for
-from gpt.errors import ConfigError, import_extra
+from data_prep.execution.files import temporary_for
+from gpt.errors import NO_ROOM, ConfigError, import_extra
 from gpt.files.atomic import sync_file
 from gpt.files.json_text import decode_json
 
@@ -222,7 +222,7 @@ def with_retries(what: str, action: Callable[[], T], *, waits_s: Sequence[float]
         except ConfigError:
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in FULL:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise
             if wait_s is None or _is_final(error):
                 reason = str(error).splitlines()[0] if str(error) else ""

@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from in_process import InThisProcess, flip_a_bit
 from rich.console import Console
 
 from data_prep.corpus.tokenize import TokenizerConfig
@@ -28,22 +29,6 @@ from gpt.tokenizer.tokenizers import load_tokenizer
 
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
 pytest.importorskip("pycld2", reason="the extra 'data' is not installed")
-
-
-class InThisProcess:
-    """An executor without processes."""
-
-    def __init__(self, n_workers):
-        pass
-
-    def run(self, function, jobs, *, name):
-        yield from ((index, function(job)) for index, job in enumerate(jobs))
-
-    def longest(self):
-        return None
-
-    def close(self):
-        pass
 
 
 @pytest.fixture
@@ -183,10 +168,7 @@ class FlipsBits(InThisProcess):
                 continue
             self.kinds.add(kind)
             self.flipped.append(path)
-            stat, data = path.stat(), bytearray(path.read_bytes())
-            data[len(data) // 2] ^= 4
-            path.write_bytes(data)
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            flip_a_bit(path)
         yield from super().run(function, jobs, name=name)
 
 

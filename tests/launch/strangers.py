@@ -1,6 +1,6 @@
 """For tests: processes of another user reach the ports of runs, and send them a pickle that runs a command.
 
-    python strangers.py FOLDER
+    python strangers.py FOLDER PORT PORT PORT PORT
 
 Two launchers wait in a rendezvous (torch's own, and ours), and two runs of two ranks for their rank 1 (without and with
 a secret). The strangers know the ports only. FOLDER gets a log of each process, `sent-NAME` when the pickle was

@@ -7,6 +7,7 @@ benchmarks/simulated_ranks.py measures time and memory; test_simulated_ranks.py 
 import dataclasses
 import json
 import pickle
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -44,14 +45,14 @@ CPU = torch.device("cpu")
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Messages (or file operations) and bytes, of all ranks together."""
+    """Messages (or file operations) and bytes, of all ranks together. None: the part counts only bytes."""
 
-    messages: int
+    messages: int | None
     bytes: int
 
 
 class CountingStore:
-    """Counts the messages to a store and their bytes. `defer`: record waits, for a rank that this thread plays."""
+    """Counts the messages to a store and their bytes."""
 
     def __init__(self, store: dist.Store) -> None:
         self.store, self.messages, self.bytes = store, 0, 0
@@ -118,7 +119,24 @@ def monitor_settings(n_ranks: int, folder: Path) -> Cost:
     machines, hosts = by_machine(members), host_changes([member.host for member in members])
     mine = dataclasses.replace(settings(folder, 0), world_size=n_ranks, members=machines[0], hosts=hosts)
     size_bytes = len(json.dumps(dataclasses.asdict(mine)))
-    return Cost(3 * n_ranks, n_ranks * (size_bytes + len(pickle.dumps(machines[0]))))
+    return Cost(None, n_ranks * (size_bytes + len(pickle.dumps(machines[0]))))
+
+
+class FileCounter:
+    """Counts the files that this process opens, and the entries of the folders that it lists, until `stop`."""
+
+    def __init__(self, entries: int) -> None:
+        self.costs = {"open": 1, "os.listdir": entries, "os.scandir": entries}
+        self.total, self.counts = 0, True
+        sys.addaudithook(self._see)
+
+    def _see(self, event: str, _: object) -> None:
+        if self.counts:
+            self.total += self.costs.get(event, 0)
+
+    def stop(self) -> int:
+        self.counts = False  # an audit hook cannot be removed
+        return self.total
 
 
 def hang_verdict(n_ranks: int, folder: Path) -> Cost:
@@ -134,13 +152,14 @@ def hang_verdict(n_ranks: int, folder: Path) -> Cost:
         number = 39 if rank == n_ranks // 2 else 40
         text = json.dumps(dataclasses.asdict(waiting(rank, number=number, frames=frames)), indent=1)
         sent += (reports / f"rank-{rank:05}.json").write_text(text)
+    files = FileCounter(n_ranks)
     leaders = [rank for rank in range(n_ranks) if take_lead(dataclasses.replace(ours, rank=rank), reports)]
     assert leaders == [0]
     found: dict = {}
     gather_reports(ours, reports, found)
     decision = publish_verdict(ours, reports, [found[name] for name in sorted(found)])
     assert decision["ranks"] == (n_ranks // 2,), decision["lines"]
-    return Cost(4 * n_ranks, 2 * sent)
+    return Cost(files.stop(), 2 * sent)
 
 
 class CountedLookups(dict):
@@ -255,7 +274,7 @@ def save_plan(n_ranks: int, folder: Path) -> Cost:
     index = _assign(plans)[0].index
     assert index is not None
     (folder / INDEX).write_bytes(index)
-    return Cost(2 * n_ranks, n_ranks * len(pickle.dumps(plans[-1])) + len(index))
+    return Cost(None, n_ranks * len(pickle.dumps(plans[-1])) + len(index))
 
 
 def manifest(n_ranks: int, folder: Path) -> Cost:
@@ -271,7 +290,7 @@ def manifest(n_ranks: int, folder: Path) -> Cost:
     write_file(final / MANIFEST, [text])
     header = read_checkpoint_header(final)
     assert len(read_index(final, header.manifest)) == 8
-    return Cost(3, len(text) + len(index))
+    return Cost(None, len(text) + len(index))
 
 
 PARTS: dict[str, Callable[[int, Path], Cost]] = {

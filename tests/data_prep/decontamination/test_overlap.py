@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from in_process import InThisProcess
 from rich.console import Console
 
 from data_prep.decontamination import known_grams, overlap
@@ -14,7 +15,6 @@ from data_prep.decontamination.evaluation_sets import EvaluationSet
 from data_prep.decontamination.ngrams import find_in_each
 from data_prep.decontamination.overlap import AnalysisConfig, OverlapConfig, OverlapOutput, TrainingConfig, analyse
 from data_prep.execution.progress import ProgressBars
-from data_prep.execution.workers import LocalWorkers
 from data_prep.execution.workspace import Workspace
 from data_prep.reports.table import show_overlap
 from gpt.errors import ConfigError
@@ -87,10 +87,6 @@ def test_training_text_that_cannot_be_read_stops_the_run(tmp_path):
 
 def test_a_document_that_cannot_be_searched_stops_the_run(tmp_path, monkeypatch):
     """An example that only this document has would count as clean. The next run searches the document again."""
-
-    class InThisProcess(LocalWorkers):
-        def run(self, function, jobs, *, name=str):
-            yield from ((index, function(job)) for index, job in enumerate(jobs))
 
     def failing(texts, *others):
         if any("nine" in text for text in texts):

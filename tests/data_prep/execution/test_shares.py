@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from in_process import InThisProcess
 from rich.console import Console
 
 from data_prep.documents.shards import Document, read_shard, write_shard
@@ -21,22 +22,6 @@ pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
 pytest.importorskip("pycld2", reason="the extra 'data' is not installed")
 
 QUIET = ProgressBars(Console(quiet=True))
-
-
-class InThisProcess:
-    """An executor without processes; those are tested elsewhere."""
-
-    def __init__(self, n_workers):
-        pass
-
-    def run(self, function, jobs, *, name):
-        yield from ((index, function(job)) for index, job in enumerate(jobs))
-
-    def longest(self):
-        return None
-
-    def close(self):
-        pass
 
 
 @pytest.fixture

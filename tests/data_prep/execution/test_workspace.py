@@ -8,6 +8,7 @@ import pickle
 import shutil
 
 import pytest
+from in_process import InThisProcess, flip_a_bit
 from rich.console import Console
 
 from data_prep.documents.counts import Counts
@@ -18,22 +19,6 @@ from data_prep.execution.workspace import Workspace
 from gpt.errors import ConfigError
 
 xxhash = pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
-
-
-class InThisProcess:
-    """An executor without processes, for tests that do not need them."""
-
-    def __init__(self, n_workers):
-        pass
-
-    def run(self, function, jobs, *, name):
-        yield from ((index, function(job)) for index, job in enumerate(jobs))
-
-    def longest(self):
-        return None
-
-    def close(self):
-        pass
 
 
 def test_a_second_run_does_only_the_tasks_that_a_change_concerns(tmp_path, functions, sources, run_stage):
@@ -250,11 +235,3 @@ def test_damage_in_a_file_of_another_corpus_names_that_corpus(tmp_path, function
         task = Task(config, (sources[0],), (workspace.folder / "a.out",), reads)
         with pytest.raises(ConfigError, match=r"b\.in is not as the run of its corpus wrote it\. Prepare that corpus"):
             workspace.run(Stage("copy", functions.copy), [task])
-
-
-def flip_a_bit(path):
-    """Unnoticed: the size and the time of the last change stay the same."""
-    stat, data = path.stat(), bytearray(path.read_bytes())
-    data[0] ^= 4
-    path.write_bytes(data)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

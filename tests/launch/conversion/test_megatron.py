@@ -196,7 +196,7 @@ BAD = [
     ),
     (lambda f, _: set_arguments(f, hidden_size=2**62), "hidden_size = .* from 1 to 1,048,576"),
     (lambda f, _: set_arguments(f, norm_epsilon="x"), "norm_epsilon = 'x' must be a finite number"),
-    (lambda f, _: set_arguments(f, normalization="x" * 10**5), "normalization = 'x+...x+' is not supported"),
+    (lambda f, _: set_arguments(f, normalization="x" * 10**5), r"normalization = 'x+\.\.\.x+' is not supported"),
     (
         lambda f, _: [(f / "common.pt").unlink(), change(f, **{FC1: torch.ones(())})],
         "do not contain the number of heads",
@@ -209,11 +209,15 @@ BAD = [
     (lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("7"), "no checkpoint iter_0000007"),
     (
         lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("x/../y"),
-        "contain an iter|more than 4,096",
+        "must contain an iteration",
+    ),
+    (
+        lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("9" * 19),
+        "must contain an iteration",
     ),
     (
         lambda f, _: (f.parent / "latest_checkpointed_iteration.txt").write_text("9" * 5000),
-        "contain an iter|more than 4,096",
+        "has more than 4,096 bytes",
     ),
 ]
 
