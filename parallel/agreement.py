@@ -52,25 +52,12 @@ def world_size(group: Group) -> int:
     return dist.get_world_size(group) if is_distributed() and group is not ALONE else 1
 
 
-def all_gather_objects(value: _T, group: Group) -> list[_T]:
-    """Every rank's value, by rank. Collective over `group`; PeerLost if a rank cannot be reached, and ForgedMessage if
-    its value has no valid seal of this job.
-
-    Every rank receives the values of all ranks. Prefer `combine`, which sends the values to rank 0 only.
-    """
-    if not is_distributed() or group is ALONE:
-        return [value]
-    everyone: list[Any] = [None] * world_size(group)
-    with _peer_errors():
-        dist.all_gather_object(everyone, value, group=group)
-    return everyone
-
-
 def run_on_all_ranks(action: Callable[[], _T], group: Group, *, path: Path) -> _T:
     """Run `action` on every rank and return rank 0's result. If it fails on any rank, raise that error on all.
 
     Collective over `group`: one small reduction and one broadcast, whatever the number of ranks. The error is a
-    ConfigError, of the lowest rank that failed; `path` is the checkpoint that it names. PeerLost as above.
+    ConfigError, of the lowest rank that failed; `path` is the checkpoint that it names. PeerLost: a
+    rank cannot be reached. ForgedMessage: a value has no valid seal of this job.
     """
     outcome, cause = _attempt(action, path, rank_in(group))
     failed = _lowest_rank(outcome[1] is not None, group)

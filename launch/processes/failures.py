@@ -4,10 +4,12 @@
 watchdog wrote.
 """
 
+import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,26 @@ def handled_signals(*more: int) -> list[int]:
     always = (signal.SIGTERM, signal.SIGUSR1)
     numbers = (*STOP_SIGNALS, *more)
     return [int(number) for number in numbers if number in always or signal.getsignal(number) != signal.SIG_IGN]
+
+
+@contextmanager
+def signal_pipe(handler: Callable[[int, Any], None], *more: int) -> Iterator[int]:
+    """Handle `handled_signals(*more)` inside the block; yield the end of a pipe from which the number of each is read.
+
+    Both ends are closed after the block; a copy (os.dup) then reaches the end of the pipe. Main thread only.
+    """
+    received, sent = os.pipe()
+    os.set_blocking(sent, False)
+    wakeup_before = signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, handler) for number in handled_signals(*more)}
+    try:
+        yield received
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+        signal.set_wakeup_fd(wakeup_before)
+        os.close(sent)
+        os.close(received)
 
 
 def signal_name(number: int) -> str:

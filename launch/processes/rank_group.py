@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.files.json_text import decode_json
-from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGNALS, handled_signals
+from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGNALS, signal_pipe
 
 INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)  # from a keyboard: the run ends at once, without a save
 STOPPED_BY_INTERRUPT = (INTERRUPTED, -signal.SIGINT)
@@ -67,18 +67,8 @@ def signal_inbox() -> Iterator[SignalInbox]:
     A SIGHUP that is ignored (nohup) stays ignored.
     """
     assert threading.current_thread() is threading.main_thread()
-    received, sent = os.pipe()
-    os.set_blocking(sent, False)
-    wakeup_before = signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, lambda *_: None) for number in handled_signals(*INTERRUPTS)}
-    try:
+    with signal_pipe(lambda *_: None, *INTERRUPTS) as received:
         yield SignalInbox(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(wakeup_before)
-        os.close(sent)
-        os.close(received)
 
 
 def run_group(

@@ -14,7 +14,7 @@ from gpt.errors import ConfigError
 from gpt.telemetry.output import own_output
 from launch.processes.environment import LauncherEnvironment, quiet_profiler
 from launch.processes.error_reports import leave_word, record_end, report_crashes, status_before_restart
-from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGNALS, handled_signals
+from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGNALS, signal_pipe
 
 MIN_OPEN_FILES = 64
 MAX_OPEN_FILES = 2**20  # some programs loop over all possible descriptors
@@ -206,19 +206,12 @@ def stop_signals() -> Iterator[StopSignals]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    received, sent = os.pipe()
-    os.set_blocking(sent, False)
-    wakeup_before = signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, stop.handle) for number in handled_signals(signal.SIGINT)}
-    threading.Thread(target=_follow_and_close, args=(stop, received), daemon=True).start()
-    try:
-        yield stop
-    finally:
-        stop.end()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(wakeup_before)
-        os.close(sent)  # ends the thread
+    with signal_pipe(stop.handle, signal.SIGINT) as received:
+        threading.Thread(target=_follow_and_close, args=(stop, os.dup(received)), daemon=True).start()
+        try:
+            yield stop
+        finally:
+            stop.end()
 
 
 def _follow_and_close(stop: StopSignals, received: int) -> None:

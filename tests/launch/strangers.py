@@ -28,7 +28,6 @@ import launch.torchrun
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.rendezvous import join_processes
 from launch.processes.sealing import new_secret
-from parallel.agreement import all_gather_objects
 
 NOBODY = 65534
 WAIT_S = 100
@@ -73,11 +72,18 @@ def here(rank, port):
     return ClusterEnvironment(rank, 0, 2, 1, master_addr="127.0.0.1", master_port=port)
 
 
+def gather(value):
+    """Both ranks' values, by torch's own collective of objects."""
+    everyone = [None, None]
+    dist.all_gather_object(everyone, value)
+    return everyone
+
+
 def be_rank_0(name, folder, port):
     if name == "sealed":
         os.environ["TRIAXIAL_JOB_SECRET"] = new_secret()
     join_processes(here(0, port), torch.device("cpu"), timeout_s=WAIT_S)
-    print("gathered", all_gather_objects("a value", None), flush=True)
+    print("gathered", gather("a value"), flush=True)
     dist.destroy_process_group()
     return 0
 
@@ -85,7 +91,7 @@ def be_rank_0(name, folder, port):
 def be_rank_1(name, folder, port):
     join_processes(here(1, port), torch.device("cpu"), timeout_s=WAIT_S)
     (folder / f"sent-{name}").touch()
-    all_gather_objects(Command(folder / "executed"), None)  # the stranger unpickles its own object too
+    gather(Command(folder / "executed"))  # the stranger unpickles its own object too
     return 0
 
 

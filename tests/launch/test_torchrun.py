@@ -22,13 +22,13 @@ import torch
 import torch.distributed as dist
 from launch.processes.environment import ClusterEnvironment, job_secret
 from launch.processes.rendezvous import join_processes
-from parallel.agreement import all_gather_objects
+from parallel.agreement import combine
 
 here, folder = ClusterEnvironment.from_environment(), Path(sys.argv[1])
 if here.restart is None and here.rank == 1:
     sys.exit(3)
 join_processes(here, torch.device("cpu"), timeout_s=100)
-(folder / f"joined{here.rank}").write_text(f"{all_gather_objects(here.rank, None)} {here.restart} {job_secret()}")
+(folder / f"joined{here.rank}").write_text(f"{combine(here.rank, list, None)} {here.restart} {job_secret()}")
 while not (folder / "end").exists():
     time.sleep(0.05)
 dist.destroy_process_group()

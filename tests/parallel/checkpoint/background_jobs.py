@@ -18,7 +18,7 @@ from torch import nn
 
 from gpt.training.config import Retention
 from gpt.training.engine import SaveResult
-from parallel.agreement import ALONE, all_gather_objects
+from parallel.agreement import ALONE, combine
 from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
 from parallel.checkpoint.handle import verify_checkpoint
 from parallel.checkpoint.load import load_checkpoint
@@ -78,7 +78,7 @@ def contents(path: Path) -> dict[str, bytes]:
 def only(results: list[SaveResult]) -> SaveResult:
     """The only result, which must be the same on all ranks."""
     assert len(results) == 1
-    everyone = all_gather_objects(results[0], None) if dist.is_initialized() else results
+    everyone = combine(results[0], list, None) if dist.is_initialized() else results
     assert all(theirs == results[0] for theirs in everyone)
     return results[0]
 
@@ -129,7 +129,7 @@ def _one_at_a_time(folder: Path, tensors: dict[str, torch.Tensor], saver: Backgr
         time.sleep(0.001 * (1 + dist.get_rank()))
         done, asked = saver.finished(wait=False), asked + 1
     assert only(done).step == 30
-    assert len(set(all_gather_objects(asked, None))) == 1
+    assert len(set(combine(asked, list, None))) == 1
     assert sorted(os.listdir(folder / "run")) == ["step-000000010", "step-000000020", "step-000000030"]
     dist.barrier()
 
@@ -168,7 +168,7 @@ def _local_tier(folder: Path, tensors: dict[str, torch.Tensor], saver: Backgroun
 
     def newest(run_id: str = "r", layout: dict[str, object] = LAYOUT) -> tuple[int | None, str]:
         found, messages, _ = find_newest_local(directory, run_id=run_id, layout=layout)
-        assert all_gather_objects(messages, None) == [messages] * 4
+        assert combine(messages, list, None) == [messages] * 4
         return found and found.step, " ".join(messages)
 
     save(1, "x-0")

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from cases import fails, flip_bit, loaded, newest, replace_file, run_main, some_tensors
 
 from gpt.training.config import Retention
-from parallel.agreement import all_gather_objects
+from parallel.agreement import combine
 from parallel.checkpoint.find import find_latest
 from parallel.checkpoint.handle import read_checkpoint_header, verify_checkpoint
 from parallel.checkpoint.load import load_checkpoint, read_tensors
@@ -96,7 +96,7 @@ def job_flips(folder: Path, rank: int) -> None:
         dist.barrier()
         latest, skipped = find_latest(directory)
         assert latest is not None
-        assert all_gather_objects((latest.path, skipped), None) == [(latest.path, skipped)] * 2
+        assert combine((latest.path, skipped), list, None) == [(latest.path, skipped)] * 2
         assert latest.path == paths[0], (name, kind, position)
         assert [path for path, _ in skipped] == [paths[1]]
         assert name in skipped[0][1] or name == MANIFEST, (skipped[0][1], name, kind, position)
