@@ -24,7 +24,8 @@ from parallel.axes.gradients import local, scale_gradients, squared_norm, sum_ti
 from parallel.axes.initialisation import initialise_shards
 from parallel.axes.pipeline_parallel import Pipeline
 from parallel.axes.stage import canonical_parameters
-from parallel.engines.native_checkpoints import EngineTensors, open_checkpoints
+from parallel.engines.checkpoints import open_checkpoints
+from parallel.engines.native_tensors import NativeTensors
 from parallel.engines.optimizer_state import OptimizerState
 from parallel.engines.settings import EngineSettings, sharding_signature
 from parallel.engines.sums import StepSums
@@ -78,7 +79,7 @@ class NativeEngine:
             else None
         )
         self._replica_check: ReplicaCheck | None = None
-        self.tensors = EngineTensors(self.parameters, self.optimizer, self._tied_copies)
+        self.tensors = NativeTensors(self.parameters, self.optimizer, self._tied_copies)
         self.checkpoints = open_checkpoints(
             self.tensors, device=self.mesh.device, sharding=sharding_signature(settings)
         )

@@ -25,7 +25,7 @@ from gpt.training.loop import TrainingLoop
 from launch.main import main
 from launch.processes.environment import ClusterEnvironment
 from parallel.engines.native import NativeEngine
-from parallel.engines.native_checkpoints import SharedCheckpoints
+from parallel.engines.checkpoints import SharedCheckpoints
 
 
 def python_loop() -> None:

@@ -21,7 +21,7 @@ PHASES = {
     "compile": (0, "parallel.engines.native:NativeEngine.forward_backward", 1),
     "step": (1, "parallel.engines.native:NativeEngine.forward_backward", 6),
     "evaluation": (0, "parallel.engines.native:NativeEngine.evaluate", 1),
-    "save": (1, "parallel.engines.native_checkpoints:SharedCheckpoints.start_save", 1),
+    "save": (1, "parallel.engines.checkpoints:SharedCheckpoints.start_save", 1),
     "finish": (0, "launch.training.train_rank:report_end", 1),
 }
 

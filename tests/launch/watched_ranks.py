@@ -120,7 +120,7 @@ class Watch:
     def install(self):
         from parallel.axes.stage import ModelStage
         from parallel.engines.native import NativeEngine
-        from parallel.engines.native_checkpoints import SharedCheckpoints
+        from parallel.engines.checkpoints import SharedCheckpoints
 
         if self.disk:
             opened = os.open

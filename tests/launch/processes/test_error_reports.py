@@ -12,7 +12,7 @@ from gpt.token_files.files import TokenFile
 from launch.main import main
 from launch.processes.rank_process import enter_process
 from parallel.engines.native import NativeEngine
-from parallel.engines.native_checkpoints import SharedCheckpoints
+from parallel.engines.checkpoints import SharedCheckpoints
 
 CANARIES = {
     "WANDB_API_KEY": "0ddba11c0ffee0ddba11c0ffee0ddba11c0ffee0",

@@ -69,6 +69,14 @@ def undisturbed(tiny_corpus, launched, tmp_path_factory):
     return job.run
 
 
+@pytest.fixture(autouse=True)
+def hang_up():
+    """Handle SIGHUP also if the tests run under nohup, whose children would inherit that it is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.rehearse
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("cell", list(itertools.starmap(Cell, CELLS)), ids=str)

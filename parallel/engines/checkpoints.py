@@ -1,13 +1,13 @@
-"""Save and load the native engine's weights and optimizer: shared checkpoints, and node-local ones of each rank."""
+"""Save and load an engine's weights and optimizer: shared checkpoints, and node-local ones of each rank."""
 
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpt.training.config import Retention
 from gpt.training.engine import SaveEstimate, SaveResult, VerifiedCheckpoint
@@ -18,55 +18,44 @@ from parallel.checkpoint.find import discard_after, find_latest
 from parallel.checkpoint.handle import Checkpoint
 from parallel.checkpoint.load import has_shape, load_checkpoint
 from parallel.checkpoint.local_tier import discard_local_after, load_local, mark, rank_directory
-from parallel.checkpoint.plan import local, make_rank_plan
+from parallel.checkpoint.plan import make_rank_plan
 from parallel.checkpoint.save import save_checkpoint
-from parallel.engines.optimizer_state import OptimizerState
 
 
-@dataclass(frozen=True)
-class EngineTensors:
-    """Everything that a checkpoint holds: parameters, and the optimizer's state of each."""
+class SavedTensors(Protocol):
+    """What an engine saves of its model and optimizer: tensors by name, and the optimizer's step count.
 
-    parameters: list[tuple[str, nn.Parameter]]
-    optimizer: OptimizerState
-    tied_copies: list[nn.Parameter]  # of a tied weight, if the first and the last stage hold a copy each
+    A weight has the name "model.NAME", and its optimizer state "optimizer.KEY.NAME". NAME is the parameter's canonical
+    name, its shape that of the whole model on one device, and each tensor a DTensor or a whole one.
+    """
 
     def by_name(self) -> dict[str, Tensor]:
-        """A tied weight is held twice under one name and written once: the first stage's copy."""
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in reversed(self.parameters):
-            tensors[f"model.{name}"] = parameter.data
-            for key, tensor in self.optimizer.tensors_of(parameter).items():
-                tensors[f"optimizer.{key}.{name}"] = tensor
-        return tensors
+        """Weights and optimizer state with their present values. An engine may make copies in this form.
+
+        Every rank must call it.
+        """
+        ...
 
     def weights(self) -> dict[str, Tensor]:
-        """The parameters alone."""
-        return {f"model.{name}": parameter.data for name, parameter in reversed(self.parameters)}
+        """The weights alone. Every rank must call it."""
+        ...
 
     def with_steps(self, state: dict[str, object]) -> dict[str, object]:
         """The state with the optimizer's step count, which `finish_load` restores."""
-        return {**state, "optimizer_steps": self.optimizer.steps}
+        ...
 
-    def finish_load(self, state: Mapping[str, Any]) -> None:
-        """Restore what is not in the tensors that were loaded."""
-        self.equalise_tied_copies()
-        self.optimizer.steps = int(state["optimizer_steps"])
+    def finish_load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None) -> None:
+        """Take over what a checkpoint has put into `tensors`, a result of `by_name` or a part of `weights`.
 
-    @torch.no_grad()
-    def equalise_tied_copies(self) -> None:
-        """On a rank with both copies (stages as a V), the second gets what a checkpoint had for the first."""
-        if len(self.tied_copies) == 2:
-            first, last = self.tied_copies
-            states = (self.optimizer.tensors_of(copy).values() for copy in (last, first))
-            for copy, original in ((last, first), *zip(*states, strict=True)):
-                local(copy).copy_(local(original))
+        `state`: the checkpoint's, with the step count; None if only weights were loaded. Every rank must call it.
+        """
+        ...
 
 
 class SharedCheckpoints:
     """See gpt.training.engine.SharedCheckpointStore."""
 
-    def __init__(self, tensors: EngineTensors, writer: BackgroundWriter) -> None:
+    def __init__(self, tensors: SavedTensors, writer: BackgroundWriter) -> None:
         self._tensors, self._writer = tensors, writer
         self._saver = BackgroundSaver(tensors.by_name, writer)
 
@@ -89,8 +78,9 @@ class SharedCheckpoints:
 
     def load(self, checkpoint: VerifiedCheckpoint) -> None:
         assert isinstance(checkpoint, Checkpoint)
-        load_checkpoint(checkpoint, tensors=self._tensors.by_name(), complete=True)
-        self._tensors.finish_load(checkpoint.state)
+        tensors = self._tensors.by_name()
+        load_checkpoint(checkpoint, tensors=tensors, complete=True)
+        self._tensors.finish_load(tensors, checkpoint.state)
 
     def load_weights(self, checkpoint: VerifiedCheckpoint, *, optional: tuple[str, ...] = ()) -> list[str]:
         assert isinstance(checkpoint, Checkpoint)
@@ -104,8 +94,9 @@ class SharedCheckpoints:
             return [sorted(set().union(*by_rank))] * len(by_rank)
 
         names = gather_scatter(left_out, union, None, path=checkpoint.path)
-        load_checkpoint(checkpoint, tensors={name: tensors[name] for name in tensors if name not in names})
-        self._tensors.equalise_tied_copies()
+        loaded = {name: tensors[name] for name in tensors if name not in names}
+        load_checkpoint(checkpoint, tensors=loaded)
+        self._tensors.finish_load(loaded, None)
         return [name.removeprefix("model.") for name in names]
 
     def load_newest(self, directory: Path, *, at_most: int) -> dict[str, Any] | None:
@@ -127,7 +118,7 @@ class LocalCheckpoints:
     `sharding`: settings.sharding_signature; a checkpoint is for the same one only.
     """
 
-    def __init__(self, tensors: EngineTensors, writer: BackgroundWriter, *, sharding: dict[str, object]) -> None:
+    def __init__(self, tensors: SavedTensors, writer: BackgroundWriter, *, sharding: dict[str, object]) -> None:
         self._tensors, self._writer, self._sharding = tensors, writer, sharding
         self._saver = BackgroundSaver(tensors.by_name, writer, make_plan=make_rank_plan)
         self._next_save_id = _save_ids()
@@ -148,8 +139,9 @@ class LocalCheckpoints:
 
     def load(self, checkpoint: VerifiedCheckpoint) -> None:
         assert isinstance(checkpoint, Checkpoint)
-        load_local(checkpoint, self._tensors.by_name())
-        self._tensors.finish_load(checkpoint.state)
+        tensors = self._tensors.by_name()
+        load_local(checkpoint, tensors)
+        self._tensors.finish_load(tensors, checkpoint.state)
 
     def discard_after(self, directory: Path, *, step: int) -> None:
         self._writer.wait()
@@ -157,17 +149,17 @@ class LocalCheckpoints:
 
 
 @dataclass(frozen=True)
-class NativeCheckpoints:
+class EngineCheckpoints:
     """See gpt.training.engine.Checkpoints."""
 
     shared: SharedCheckpoints
     local: LocalCheckpoints
 
 
-def open_checkpoints(tensors: EngineTensors, *, device: torch.device, sharding: dict[str, object]) -> NativeCheckpoints:
+def open_checkpoints(tensors: SavedTensors, *, device: torch.device, sharding: dict[str, object]) -> EngineCheckpoints:
     """Both stores of an engine, over one writer. Communicates nothing yet."""
     writer = BackgroundWriter(device)
-    return NativeCheckpoints(SharedCheckpoints(tensors, writer), LocalCheckpoints(tensors, writer, sharding=sharding))
+    return EngineCheckpoints(SharedCheckpoints(tensors, writer), LocalCheckpoints(tensors, writer, sharding=sharding))
 
 
 def _save_ids() -> Callable[[], str]:

@@ -1,4 +1,4 @@
-"""The two checkpoint stores of the native engine, in one process: both restore the same state, bit for bit.
+"""The two checkpoint stores of an engine, in one process: both restore the same state, bit for bit.
 
 tests/parallel/engines/test_layouts.py and tests/launch/training/ have them on several ranks.
 """
