@@ -24,8 +24,8 @@ from gpt.training import validation
 from gpt.training.loop import TrainingLoop
 from launch.main import main
 from launch.processes.environment import ClusterEnvironment
-from parallel.engines.native import NativeEngine
 from parallel.engines.checkpoints import SharedCheckpoints
+from parallel.engines.native import NativeEngine
 
 
 def python_loop() -> None:

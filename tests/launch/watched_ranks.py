@@ -119,8 +119,8 @@ class Watch:
 
     def install(self):
         from parallel.axes.stage import ModelStage
-        from parallel.engines.native import NativeEngine
         from parallel.engines.checkpoints import SharedCheckpoints
+        from parallel.engines.native import NativeEngine
 
         if self.disk:
             opened = os.open

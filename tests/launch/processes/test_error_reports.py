@@ -11,8 +11,8 @@ import torch.distributed as dist
 from gpt.token_files.files import TokenFile
 from launch.main import main
 from launch.processes.rank_process import enter_process
-from parallel.engines.native import NativeEngine
 from parallel.engines.checkpoints import SharedCheckpoints
+from parallel.engines.native import NativeEngine
 
 CANARIES = {
     "WANDB_API_KEY": "0ddba11c0ffee0ddba11c0ffee0ddba11c0ffee0",
