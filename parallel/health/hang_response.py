@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gpt.errors import ConfigError
 from gpt.files.atomic import replace_file
 from gpt.files.json_text import decode_json
 from gpt.telemetry.event_log import append_event
@@ -130,7 +131,7 @@ def exchange_reports(settings: MonitorSettings, beat: Beat, still_s: float, exch
                 exchange.decision = publish_verdict(settings, folder, [reports[name] for name in sorted(reports)])
                 return
             time.sleep(0.1)
-    except (OSError, ValueError) as error:  # ValueError: the disk has damaged a report
+    except (OSError, ValueError, ConfigError) as error:  # ValueError: the disk has damaged a report
         exchange.trouble = getattr(error, "strerror", None) or str(error)
 
 
@@ -148,7 +149,7 @@ def publish_verdict(settings: MonitorSettings, folder: Path, reports: list[HangR
     replace_file(folder / "verdict.txt", "\n".join(lines) + "\n")
     replace_file(folder / "verdict.json", json.dumps(decision, indent=1))
     print("\n".join(lines), file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError):  # the verdict is valid without the event
+    with contextlib.suppress(OSError, ConfigError):  # the verdict is valid without the event
         append_hang_event(folder, verdict, reports, lines[0])
     return decision
 

@@ -7,7 +7,13 @@ import sys
 import pytest
 from hang_reports import collective, settings, waiting
 
-from parallel.health.hang_response import Exchange, lines_without_verdict, report_text, write_error_file
+from parallel.health.hang_response import (
+    Exchange,
+    lines_without_verdict,
+    publish_verdict,
+    report_text,
+    write_error_file,
+)
 from parallel.health.heartbeat import LOST, RUNNING, Beat
 
 
@@ -47,3 +53,12 @@ def test_without_a_verdict_a_monitor_describes_its_own_rank(tmp_path):
     for beat, other, what in ((lost, exchange, "lost its peers"), (lost, killed, "died")):
         (line, *_) = lines_without_verdict(settings(tmp_path, 1), beat, 0.0, other)
         assert line.startswith(f"triaxial: error: rank 1 (node1, pid 101) {what} in step 6 (training); no verdict")
+
+
+def test_a_verdict_needs_no_event(tmp_path):
+    """A campaign replaced events.jsonl by a folder: the event's error then ended the thread that had the verdict."""
+    folder = tmp_path / "hangs" / "now"
+    folder.mkdir(parents=True)
+    (tmp_path / "events.jsonl").mkdir()
+    decision = publish_verdict(settings(tmp_path, 0), folder, [waiting(rank) for rank in range(2)])
+    assert json.loads((folder / "verdict.json").read_text())["lines"] == decision["lines"]
