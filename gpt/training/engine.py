@@ -1,11 +1,13 @@
 """The interface between the training loop and the hardware. parallel/engines/ implements it."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
 
 from gpt.inference.generation import Continuation
 from gpt.inference.model import InferenceModel
@@ -173,6 +175,16 @@ class Engine(Protocol):
 
         If the loss or norm is not finite, or any rank wants to `discard` the batch, no rank updates anything. Costs one
         all-reduce of a few numbers and the step's only wait for the device, before the update is queued.
+        """
+        ...
+
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Each trainable parameter's canonical name and gradient: whole, fp32, of its shape in the unsharded model.
+
+        Divided by the number of targets of all ranks, not clipped. Call it after the last forward_backward of a step
+        and before optimizer_step, whose result it does not change. Every rank iterates to the end and gets the
+        parameters of its stages; a tied weight comes once, from the ranks of the first stage. It gathers one tensor
+        at a time, so it needs little memory and much time.
         """
         ...
 

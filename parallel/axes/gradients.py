@@ -1,4 +1,6 @@
-"""Sum the gradients of a weight tied between two stages; compute the norm of gradients, and scale them."""
+"""Sum the gradients of a weight tied between two stages; compute the norm of gradients, scale them, gather them."""
+
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,20 @@ def local(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor that the ranks of a stage hold in parts, on the mesh's device. Collective over these ranks.
+
+    A tensor that this rank holds whole may come back itself, not a copy.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    # with offload, shards are in host memory, which NCCL cannot gather
+    on_device = tensor.to(tensor.device_mesh.device_type)
+    assert isinstance(on_device, DTensor)
+    return on_device.full_tensor()
+
+
+@torch.no_grad()
 def sum_tied_gradients(weights: list[nn.Parameter], mesh: Mesh) -> None:
     """Add up the gradients of one tied weight on the first and the last stage, in both.
 
@@ -22,21 +38,35 @@ def sum_tied_gradients(weights: list[nn.Parameter], mesh: Mesh) -> None:
     order, so the copies stay equal, bit for bit.
     """
     held = [_gradient(weight) for weight in weights]
+    held[0] += _other_gradient(held, mesh)
     if len(held) == 2:
-        held[0] += held[1]
         held[1].copy_(held[0])
-        return
-    mine = held[0].to(mesh.device)  # the same tensor unless gradients are offloaded
-    other = torch.empty_like(mine)
-    rank = mesh.global_rank_of(mesh.layout.stages - 1 if 0 in mesh.stages else 0)
-    for work in dist.batch_isend_irecv(
-        [
-            dist.P2POp(dist.isend, mine, rank, mesh.pipeline_group),
-            dist.P2POp(dist.irecv, other, rank, mesh.pipeline_group),
-        ]
-    ):
-        work.wait()
-    held[0] += other.to(held[0].device)
+
+
+def whole_gradients(
+    parameters: Sequence[tuple[str, nn.Parameter]], mesh: Mesh, *, tied_copies: list[nn.Parameter], divisor: float
+) -> Iterator[tuple[str, Tensor]]:
+    """Each trainable parameter's name and gradient, whole, fp32, divided by `divisor`; zeros where it has none.
+
+    `tied_copies`: this rank's copies of a weight tied between two stages, whose sum the first stage's rank yields.
+    Changes no gradient. Every rank must iterate to the end. Memory: two whole tensors at a time, and with tied copies
+    one more of their local size.
+    """
+    summed: dict[nn.Parameter, Tensor] = {}
+    if tied_copies and tied_copies[0].requires_grad:
+        assert tied_copies[0].grad is not None
+        summed[tied_copies[0]] = tied_copies[0].grad.clone()
+        with torch.no_grad():
+            other = _other_gradient([_gradient(weight) for weight in tied_copies], mesh)
+            local(summed[tied_copies[0]]).add_(other)
+    skipped = set(tied_copies[1:] if 0 in mesh.stages else tied_copies)
+    for name, parameter in parameters:
+        if not parameter.requires_grad or parameter in skipped:
+            continue
+        gradient = summed.get(parameter, parameter.grad)
+        if gradient is None:
+            gradient = torch.zeros_like(parameter)
+        yield name, whole(gradient.detach()).float() / divisor
 
 
 @torch.no_grad()
@@ -63,6 +93,23 @@ def scale_gradients(parameters: list[nn.Parameter], factor: float) -> None:
     gradients = [local(p.grad) for p in parameters if p.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor)  # type: ignore[attr-defined]
+
+
+def _other_gradient(held: list[Tensor], mesh: Mesh) -> Tensor:
+    """The local gradient of a tied weight's other copy, given those that this rank holds."""
+    if len(held) == 2:
+        return held[1]
+    mine = held[0].to(mesh.device)  # the same tensor unless gradients are offloaded
+    other = torch.empty_like(mine)
+    rank = mesh.global_rank_of(mesh.layout.stages - 1 if 0 in mesh.stages else 0)
+    for work in dist.batch_isend_irecv(
+        [
+            dist.P2POp(dist.isend, mine, rank, mesh.pipeline_group),
+            dist.P2POp(dist.irecv, other, rank, mesh.pipeline_group),
+        ]
+    ):
+        work.wait()
+    return other.to(held[0].device)
 
 
 def _gradient(weight: nn.Parameter) -> Tensor:

@@ -20,7 +20,7 @@ from gpt.training.objective import Objective
 from gpt.training.optimizer import check_patterns
 from parallel.agreement import combine
 from parallel.axes.data_parallel import accumulate
-from parallel.axes.gradients import local, scale_gradients, squared_norm, sum_tied_gradients
+from parallel.axes.gradients import local, scale_gradients, squared_norm, sum_tied_gradients, whole_gradients
 from parallel.axes.initialisation import initialise_shards
 from parallel.axes.pipeline_parallel import Pipeline
 from parallel.axes.stage import canonical_parameters
@@ -131,6 +131,15 @@ class NativeEngine:
         dist.all_reduce(numbers)
         return StepSums.from_tensor(numbers, metric_names=names)
 
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        totals = self.stages[-1].totals
+        numbers = self._local_totals(metrics=len(self.loss.metric_names))
+        self.stages[-1].totals = totals  # for optimizer_step
+        dist.all_reduce(numbers)
+        count = max(float(numbers[1]), 1.0)
+        _allow_slow_gathers()
+        return whole_gradients(self.parameters, self.mesh, tied_copies=self._tied_copies, divisor=count)
+
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Totals:
         assert not any(stage.totals for stage in self.stages), "evaluate between forward_backward and optimizer_step"
@@ -201,8 +210,7 @@ class NativeEngine:
         self._reshard()
 
     def weights_digest(self) -> str:
-        # Gathering a weight takes several steps on some layouts, and torch warns that this may be slow.
-        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+        _allow_slow_gathers()
         return combine(weight_digests(self.parameters), model_digest, None)
 
     def all_gather_objects(self, values: list[Any]) -> list[list[Any]]:
@@ -244,3 +252,8 @@ class NativeEngine:
         if self.settings.layout.stages == 1 or not self.stages[0].model.tied:
             return []
         return [parameter for name, parameter in self.parameters if name == "embed.tokens.weight"]
+
+
+def _allow_slow_gathers() -> None:
+    """Gathering a tensor takes several steps on some layouts; silence torch's warning that this may be slow."""
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)

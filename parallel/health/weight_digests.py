@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
+
+from parallel.axes.gradients import whole
 
 
 @torch.no_grad()
@@ -16,22 +17,13 @@ def weight_digests(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, 
     Torch gathers each weight by its own record of the shards, which is independent of the one that initialisation uses.
     Memory: one whole weight at a time.
     """
-    return {name: _digest(_whole(p)) for name, p in parameters}
+    return {name: _digest(whole(p)) for name, p in parameters}
 
 
 def model_digest(of_ranks: Iterable[Mapping[str, str]]) -> str:
     """Combine the digests of all ranks into one. Unequal replicas of a weight change the result too."""
     found = {(name, digest) for digests in of_ranks for name, digest in digests.items()}
     return hashlib.sha256(json.dumps(sorted(found)).encode()).hexdigest()
-
-
-def _whole(parameter: nn.Parameter) -> torch.Tensor:
-    if not isinstance(parameter, DTensor):
-        return parameter
-    # with offload, shards are in host memory, which NCCL cannot gather
-    on_device = parameter.to(parameter.device_mesh.device_type)
-    assert isinstance(on_device, DTensor)
-    return on_device.full_tensor()
 
 
 def _digest(weight: torch.Tensor) -> str:
