@@ -67,8 +67,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status (2 for a user's mistake, 130 for Ctrl-C)."""
-    enter_process(is_command=argv is None)
     try:
+        enter_process(is_command=argv is None)
         try:
             return _run(list(sys.argv[1:] if argv is None else argv))
         finally:

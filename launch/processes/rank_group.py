@@ -153,8 +153,20 @@ def _start(
         outputs: dict[str, Any] = {}
         if rank > 0:
             outputs = {name: stack.enter_context((folder / f"{name}.log").open("wb")) for name in ("stdout", "stderr")}
+        stack.enter_context(_interrupts_wait())
         # A new session: Ctrl-C in the terminal reaches only this launcher, which passes it on once.
         return subprocess.Popen([sys.executable, *command], env=environment, start_new_session=True, **outputs)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Block SIGINT. A process started here inherits that until `enter_process`: before, Python answers with a
+    traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -28,7 +28,7 @@ def enter_process(*, is_command: bool = True) -> None:
     A launched rank dies with its launcher and records its crash for it. torchrun restarts ranks after every failure: if
     a user's mistake or a stop signal ended the previous start, this one exits at once with the same status. With
     `is_command` a crash is printed without secrets, and closed or broken output is handled; pass False in a user's own
-    program, whose excepthook and streams are then kept.
+    program, whose excepthook and streams are then kept. KeyboardInterrupt: Ctrl-C came before this call.
     """
     quiet_profiler()
     if is_command:
@@ -42,6 +42,7 @@ def enter_process(*, is_command: bool = True) -> None:
         status = status_before_restart()
         if status is not None:
             os._exit(status)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which our launcher blocked until here
 
 
 def die_with_parent() -> None:
@@ -128,9 +129,12 @@ class StopSignals:
     """The effect of a signal on this rank: see docs/guides/reliability/signals.md. A StopRequest.
 
     Until the first step is done there is nothing to save: the rank releases `held` and exits with SAVED_AFTER_SIGNAL.
-    Then the loop saves and ends. After the loop the run ends anyway, and a signal changes nothing. SIGINT interrupts
-    the main thread; a second one ends the rank. A thread waits for the signals, because Python runs no handler while
-    the main thread is in a collective or a compiler.
+    Then the loop saves and ends. After the loop the run ends anyway, and a signal changes nothing.
+
+    SIGINT ends the rank before the first step. A KeyboardInterrupt would be lost there: an import of numpy turns it
+    into an ImportError. Then it interrupts the main thread, and a second one ends the rank.
+
+    A thread waits for the signals, because Python runs no handler while the main thread is in a collective or compiler.
     """
 
     def __init__(self) -> None:
@@ -161,7 +165,7 @@ class StopSignals:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The handler in the main thread. The thread that follows the signals does the rest."""
-        if number == signal.SIGINT and not self._is_ending:
+        if number == signal.SIGINT and self._has_progress and not self._is_ending:
             raise KeyboardInterrupt
 
     def follow(self, received: int) -> None:
@@ -174,7 +178,7 @@ class StopSignals:
     def _follow_one(self, number: int) -> None:
         if number == signal.SIGINT:
             self._interrupts += 1
-            if self._interrupts > 1:
+            if self._interrupts > 1 or not (self._has_progress or self._is_ending):
                 self._leave(INTERRUPTED, "")
         elif number in STOP_SIGNALS:
             self._requested = True

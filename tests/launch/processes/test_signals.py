@@ -26,7 +26,7 @@ PHASES = {"interpreter": 0, "import": 0, "join": 0, "compile": 0, "step": 6, "ev
 COUNTS = ("once", "twice")
 CELLS = list(itertools.product(PHASES, SIGNALS, TARGETS, COUNTS))
 COVERING = (
-    ("interpreter", "SIGUSR1", "rank", "once"),
+    ("interpreter", "SIGINT", "rank", "once"),
     ("import", "SIGTERM", "launcher", "twice"),
     ("join", "SIGHUP", "group", "once"),
     ("compile", "SIGUSR1", "step", "once"),
@@ -70,11 +70,14 @@ def undisturbed(tiny_corpus, launched, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def hang_up():
-    """Handle SIGHUP also if the tests run under nohup, whose children would inherit that it is ignored."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def heeded():
+    """Ignore no signal, as pytest does under nohup and as a job in the background: its children would inherit that."""
+    ignored = [n for n in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(n) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.mark.rehearse
