@@ -120,7 +120,12 @@ def import_extra(module: str, *, extra: str) -> ModuleType:
         root = module.partition(".")[0]
         if error.name is not None and error.name.partition(".")[0] != root:
             raise
-        raise ConfigError(
-            f"the package '{root}' is not installed; it comes with the extra '{extra}': "
-            f"pip install 'triaxial[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
-        ) from error
+        raise missing_extra(root, extra=extra) from error
+
+
+def missing_extra(package: str, *, extra: str) -> ConfigError:
+    """Return the error for an optional package that is not installed, with the pip command."""
+    return ConfigError(
+        f"the package '{package}' is not installed; it comes with the extra '{extra}': "
+        f"pip install 'triaxial[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
+    )

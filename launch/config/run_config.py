@@ -15,6 +15,7 @@ from gpt.training.optimizer import OptimizerConfig
 from gpt.training.schedule import ScheduleConfig
 from launch.config.objectives import DEFAULT, OBJECTIVES
 from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
+from parallel.engines.capabilities import check_engine, check_installed
 from parallel.health.config import HealthConfig
 from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import Layout, resolve_layout
@@ -84,6 +85,8 @@ class RunConfig:
             raise ConfigError("data.train is empty. Name at least one corpus: train = [{ path = 'corpus/train' }]")
         self.health.check_collective_timeout(self.run.collective_timeout_s)
         check_can_rewind(self.spike, self.checkpoint, step_tokens=self.batch.global_batch_tokens)
+        sections = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        check_engine(**sections)
 
 
 def read_run_config(recipe: str, overrides: list[str]) -> RunConfig:
@@ -92,7 +95,8 @@ def read_run_config(recipe: str, overrides: list[str]) -> RunConfig:
 
 
 def layout_of(config: RunConfig, world_size: int) -> Layout:
-    """The layout over `world_size` processes; ConfigError if the recipe's layout does not fit them."""
+    """The layout over `world_size` processes; ConfigError if it does not fit them, or its engine is not installed."""
+    check_installed(config.parallel.engine)
     return resolve_layout(
         config.parallel, config.batch, model=config.model, seq_len=config.data.seq_len, world_size=world_size
     )

@@ -16,6 +16,7 @@ from launch.config.run_config import RunConfig
 from launch.processes.local_ranks import fork_server
 from launch.training.build import build_objective
 from parallel.engines.settings import EngineSettings
+from parallel.layout.config import ParallelConfig
 from parallel.layout.layout import Layout
 from parallel.planner.dry_run import RankReport, measure_rank
 
@@ -23,7 +24,12 @@ COLUMNS = ("rank", "pipeline", "layers", "parameters", "weights", "gradients", "
 
 
 def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -> int:
-    layout = settings.layout
+    layout, engine, measured = settings.layout, settings.parallel.engine, ParallelConfig().engine
+    if engine != measured:
+        raise ConfigError(
+            f"--dry-run with parallel.engine = '{engine}' is invalid: it measures one engine only. Use "
+            f"--parallel.engine {measured}"
+        )
     if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
         raise ConfigError(f"--json {args.json} is invalid: must be a file in a folder that exists")
     alike: dict[int, tuple[int, ...]] = {args.rank: ()} if args.rank is not None else ranks_to_show(settings)

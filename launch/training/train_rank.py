@@ -54,6 +54,7 @@ from launch.training.resume import RunStart, check_run_directory, find_start
 from launch.training.summary import describe, how_it_ended, prepare_run_directory, write_summary
 from parallel.agreement import combine
 from parallel.checkpoint.local_tier import discard_all_local
+from parallel.engines.capabilities import check_engine_device
 from parallel.engines.settings import sharding_signature
 from parallel.health.watchdog import LostPeers, lost_peers, watch_rank
 from parallel.layout.layout import Layout, check_device
@@ -136,6 +137,7 @@ def prepare(
     check_open_files(environment.world_size)
     layout = layout_of(config, environment.world_size)
     device = pick_device(config, environment)
+    check_engine_device(config.parallel, device.type)
     check_device(config.parallel, device.type)
     check_objective(config)
     if device.type == "cpu":

@@ -1,14 +1,19 @@
 """Build the engine that a recipe names. Nothing outside parallel/engines/ names a concrete one."""
 
+from collections.abc import Callable
+from pkgutil import resolve_name
+from typing import Any
+
 import torch
 
 from gpt.training.engine import Engine
 from gpt.training.objective import Objective
+from parallel.engines.capabilities import check_engine, check_engine_device, check_installed
 from parallel.engines.native import NativeEngine
 from parallel.engines.settings import EngineSettings
 from parallel.layout.mesh import Mesh
 
-ENGINES = {"native": NativeEngine}
+ENGINES: dict[str, Any] = {"native": NativeEngine}  # class, or "module:class" for one that is imported when it is used
 
 
 def build_engine(
@@ -22,7 +27,13 @@ def build_engine(
     """The engine of `parallel.engine`. Needs an initialised default process group of the layout's size.
 
     `init_weights` False leaves weights as allocated, for a checkpoint to be loaded. `mesh`: the layout's, if it exists
-    already; several engines can share one. Every rank must call it.
+    already; several engines can share one. Every rank must call it. ConfigError if the engine is not installed, or does
+    not take these settings.
     """
-    engine = ENGINES[settings.parallel.engine]
-    return engine(settings, objective=objective, device=device, init_weights=init_weights, mesh=mesh)
+    name = settings.parallel.engine
+    check_installed(name)
+    check_engine(settings.parallel, model=settings.model, optimizer=settings.optimizer)
+    check_engine_device(settings.parallel, device.type)
+    engine = ENGINES[name]
+    build: Callable[..., Engine] = resolve_name(engine) if isinstance(engine, str) else engine
+    return build(settings, objective=objective, device=device, init_weights=init_weights, mesh=mesh)

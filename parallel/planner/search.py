@@ -9,14 +9,15 @@ from typing import Any, Literal
 
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
+from parallel.engines.capabilities import check_engine, check_engine_device
 from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import check_device, resolve_layout
 
 Setting = tuple[str, Any]  # a key of [parallel], and its value
 
 SIZES = ("tensor", "pipeline", "data")
-# precision is the same for all layouts; the other two need a compiler, so only --layout gives them
-NOT_TRIED = ("precision", "compile", "async_tensor")
+# engine and precision are the same for all layouts; the other two need a compiler, so only --layout gives them
+NOT_TRIED = ("engine", "precision", "compile", "async_tensor")
 # settings without an effect if their axis has size 1
 AXIS_OF = {
     **dict.fromkeys(("schedule", "stages_per_rank", "split"), "pipeline"),
@@ -80,6 +81,8 @@ def fit_micro_batch(parallel: ParallelConfig, workload: Workload) -> Choice:
 
     ConfigError names the rule that the layout breaks with every size.
     """
+    check_engine(parallel, model=workload.model)
+    check_engine_device(parallel, workload.device_type)
     check_device(parallel, workload.device_type)
     given = replace(parallel, data=1 if parallel.data is None else parallel.data)
     world_size = given.tensor * given.pipeline * (given.data or 1)
