@@ -3,13 +3,14 @@
 import argparse
 import errno
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
-from gpt.errors import MACHINE_FAULTS, NO_ROOM, ConfigError, file_error
+from gpt.errors import MACHINE_FAULTS, NO_ROOM, ConfigError, did_you_mean, file_error
 from gpt.files.atomic import free_space
 from gpt.telemetry.output import OutputError
 from launch.processes.error_reports import report_mistake
@@ -48,6 +49,8 @@ COMMANDS = {
     "doctor": ("launch.commands.doctor", "show what this machine offers and what would break a run"),
     "demo": ("launch.commands.demo", "run everything on this machine: pages, tokens, training, evaluation, export"),
 }
+OVERRIDES = """Every key of the recipe can be set here too: --SECTION.KEY VALUE, such as --parallel.tensor 2.
+`triaxial config --keys` explains all keys, and `triaxial config RECIPE` shows those of a recipe."""
 BROKEN_PIPE = (
     141  # the status that a shell reports for a program that SIGPIPE ended, for example in `triaxial report RUN | head`
 )
@@ -63,6 +66,12 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}. See `{self.prog} --help`")
+
+
+class _ShowVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"triaxial {importlib.metadata.version('triaxial')}")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,17 +122,36 @@ def parse(words: Sequence[str], overrides: Sequence[str], *, chosen: str | None)
     parser = _Parser(
         prog="triaxial", description="Train GPT-3-class language models with tensor, pipeline and data parallelism."
     )
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
+    check_command(words)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if name == chosen:
             importlib.import_module(module).add_arguments(command)
+            if command.get_default("takes_overrides"):
+                command.epilog = command.epilog or OVERRIDES
     args, unknown = parser.parse_known_args(words)
     if unknown:
         commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     if overrides and not getattr(args, "takes_overrides", False):
         raise ConfigError(f"triaxial {chosen} reads no recipe and takes no override: {' '.join(overrides)}")
     return args
+
+
+def check_command(words: Sequence[str]) -> None:
+    """ConfigError if the first word is no command. It names the commands that begin with it, or the most similar."""
+    name = words[0] if words else ""
+    if name in COMMANDS or name.startswith("-"):
+        return
+    second = [command.partition(" ")[2] for command in COMMANDS if command.startswith(f"{name} ")]
+    if second:
+        raise ConfigError(f"triaxial {name} needs one more word: {' or '.join(second)}. See `triaxial --help`")
+    first = dict.fromkeys(command.partition(" ")[0] for command in COMMANDS)
+    meant = did_you_mean(name, COMMANDS) or f"use one of {', '.join(first)}."
+    raise ConfigError(
+        f"{f'unknown command {name!r}' if words else 'a command is missing'}; {meant} See `triaxial --help`"
+    )
 
 
 def join_command(words: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from gpt.errors import ConfigError, did_you_mean, file_error
 from gpt.files.regular import read_text
+from launch.config.other_names import our_name
 
 T = TypeVar("T")
 
@@ -38,8 +39,9 @@ def find_recipe(recipe: str) -> Path:
     named = shipped / f"{path.name.removesuffix('.toml')}.toml"
     if named.exists() and path.parent in (Path("."), Path("launch/recipes")):
         return named
-    names = ", ".join(sorted(file.stem for file in shipped.glob("*.toml")))
-    raise ConfigError(f"{recipe}: no such recipe file, and no shipped recipe has this name ({names})")
+    names = sorted(file.stem for file in shipped.glob("*.toml"))
+    meant = did_you_mean(recipe, names) or f"shipped: {', '.join(names)}"
+    raise ConfigError(f"{recipe}: no such recipe file, and no shipped recipe has this name; {meant}")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -91,7 +93,9 @@ def build(cls: type[T], table: dict[str, Any], *, where: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in table:
         if key not in fields:
-            raise ConfigError(f"{_dotted(where, key)}: {unknown_name('key', key, list(fields))}")
+            meant = our_name(where, key)
+            unknown = f"unknown key '{key}'; {meant}" if meant else unknown_name("key", key, list(fields))
+            raise ConfigError(f"{_dotted(where, key)}: {unknown}")
     values: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for name, field in fields.items():

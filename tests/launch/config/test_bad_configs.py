@@ -16,9 +16,9 @@ BIG = 2**40
 # Overrides of a valid recipe, and the parts of the line: the key, its value, the rule, and the nearest valid value.
 CASES = [
     # Unknown keys, and values of the wrong type.
-    ("--model.n_layer 3", "model.n_layer: unknown key 'n_layer'; did you mean 'n_layers'?"),
+    ("--model.n_layer 3", "model.n_layer: unknown key 'n_layer'; use model.n_layers"),
     ("--trian.total_tokens 3", "trian: unknown key 'trian'; did you mean 'train'?"),
-    ("--optimizer.lr 1e-3", "optimizer.lr: unknown key 'lr'; known: learning_rate,"),
+    ("--optimizer.lr 1e-3", "optimizer.lr: unknown key 'lr'; use optimizer.learning_rate"),
     ("--checkpoint.every_token 5", "checkpoint.every_token: unknown key", "did you mean 'every_tokens'?"),
     ("--faults.on_damage_data skip", "faults.on_damage_data: unknown key", "did you mean 'on_damaged_data'?"),
     ("--spike.actoin rewind", "spike.actoin: unknown key", "did you mean 'action'?"),

@@ -1,0 +1,35 @@
+"""The first words of the `triaxial` command: versions, help and mistakes."""
+
+import importlib.metadata
+
+import pytest
+
+from launch.main import main
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"triaxial {importlib.metadata.version('triaxial')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "a command is missing; use one of prepare, data, train, "),
+        (["tran", "demo"], "unknown command 'tran'; did you mean 'train'? See `triaxial --help`"),
+        (["data"], "triaxial data needs one more word: mixture or audit. See `triaxial --help`"),
+        (["train", "gpt_125m"], "no shipped recipe has this name; did you mean 'gpt3_125m'?"),
+    ],
+)
+def test_a_wrong_command_is_answered_in_one_line(words, message, capsys):
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_of_a_command_with_a_recipe_says_that_keys_can_be_set(capsys):
+    for words in (["train", "--help"], ["parity", "--help"], ["prepare", "--help"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "--section.key" in capsys.readouterr().out.lower()
