@@ -2,11 +2,12 @@
 
 import argparse
 import errno
+import gc
 import importlib
 import importlib.metadata
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +16,13 @@ from gpt.files.atomic import free_space
 from gpt.telemetry.output import OutputError
 from launch.processes.error_reports import report_mistake
 from launch.processes.failures import MISTAKE
-from launch.processes.rank_process import enter_process, ignore_stop_signals, leave_interrupted, stop_signals
+from launch.processes.rank_process import (
+    enter_process,
+    fast_imports,
+    ignore_stop_signals,
+    leave_interrupted,
+    stop_signals,
+)
 from parallel.errors import ForgedMessage
 
 # Command of one or two words: (module, one line of help). A module has add_arguments(parser) and run(args) -> status.
@@ -79,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         enter_process(is_command=argv is None)
         try:
-            return _run(list(sys.argv[1:] if argv is None else argv))
+            if argv is None:
+                return _run(sys.argv[1:], imports=fast_imports)
+            return _run(list(argv), imports=nullcontext)
         finally:
             sys.stdout.flush()
     except OutputError as error:
@@ -106,14 +115,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if argv is None:
             ignore_stop_signals()
+            gc.freeze()  # else Python's shutdown visits every object of torch for half a second
 
 
-def _run(given: list[str]) -> int:
+def _run(given: list[str], *, imports: Callable[[], AbstractContextManager[None]]) -> int:
+    """Run the command of these words. Modules that load torch are imported inside `imports()`."""
     words, overrides = split_overrides(join_command(given))
     chosen = next((word for word in words if word in COMMANDS), None)
     with stop_signals() if chosen == "train" else nullcontext() as stop:
-        args = parse(words, overrides, chosen=chosen)
-        args.given, args.overrides, args.stop_signals = given, overrides, stop
+        with imports():
+            args = parse(words, overrides, chosen=chosen)
+        args.given, args.overrides, args.stop_signals, args.imports = given, overrides, stop, imports
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
 
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import torch
-
 from gpt.errors import ConfigError, file_error
 from gpt.files.atomic import append_to, free_space, open_replacement, sync_file
 from gpt.files.json_text import decode_json
@@ -271,6 +269,8 @@ def peak_memory_bytes() -> int | None:
 
     None if neither is known. Does not wait for the device.
     """
+    import torch  # here: the settings above are read without torch, whose import takes seconds
+
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
     with suppress(OSError, ValueError, IndexError):

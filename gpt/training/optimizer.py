@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from gpt.errors import ConfigError
+
+if TYPE_CHECKING:  # the launcher of ranks reads a recipe without torch, whose import takes seconds
+    import torch
+    from torch import nn
 
 # The tensors that each kind keeps for a parameter, under torch's names. Checkpoints store them by these names.
 STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
@@ -101,11 +102,15 @@ def _general(name: str) -> str:
     return ".".join([head, "*", *rest[1:]]) if head == "blocks" else name
 
 
-def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    parameters: "Iterable[tuple[str, nn.Parameter]]", config: OptimizerConfig
+) -> "torch.optim.Optimizer":
     """The optimizer over the trainable of these named parameters. Matrices decay, biases and norm weights do not.
 
     Each torch group has `lr_scale`, a factor of the scheduled learning rate.
     """
+    import torch
+
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters:
         if not is_frozen(name, config):
@@ -120,7 +125,7 @@ def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], config: Opti
     )
 
 
-def _settings(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> tuple[float, float]:
+def _settings(name: str, parameter: "nn.Parameter", config: OptimizerConfig) -> tuple[float, float]:
     """Weight decay and learning-rate scale of a parameter."""
     decay = config.weight_decay if parameter.dim() >= 2 else 0.0
     for group in config.groups:

@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
         return launch_ranks(args, config)
     if args.max_restarts is not None:
         raise ConfigError("--max-restarts needs --nproc. `python -m launch.torchrun` has its own --max-restarts")
-    from launch.training.train_rank import run_rank  # imports every engine; a launcher would wait for that in vain
+    with args.imports():
+        from launch.training.train_rank import run_rank  # imports every engine; a launcher would wait for that in vain
 
     return run_rank(config, environment, resume=args.resume, stop=args.stop_signals)
 
@@ -64,7 +65,8 @@ def launch_ranks(args: argparse.Namespace, config: RunConfig) -> int:
 
 
 def _dry_run(args: argparse.Namespace, config: RunConfig, layout: Layout) -> int:
-    from launch.planning import dry_run
-    from launch.training.build import engine_settings
+    with args.imports():
+        from launch.planning import dry_run
+        from launch.training.build import engine_settings
 
     return dry_run.run(args, config, engine_settings(config, layout))

@@ -1,6 +1,8 @@
 """Every shipped recipe can be read, has the paper's sizes, and fits the number of GPUs that its comment names."""
 
 import re
+import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -74,3 +76,16 @@ def test_changed_keys_name_both_values():
 def test_an_unknown_recipe_lists_the_shipped_ones():
     with pytest.raises(ConfigError, match="gpt3_125m"):
         read_run_config("gpt4", [])
+
+
+def test_a_recipe_is_read_without_torch():
+    """The launcher of local ranks and `triaxial config` need no more, and torch takes seconds to load."""
+    code = (
+        "import sys, launch.commands.config, launch.commands.train\n"
+        "from launch.config.run_config import layout_of, read_run_config\n"
+        "layout_of(read_run_config('demo', []), 4)\nprint('torch' in sys.modules)"
+    )
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root, timeout=60)
+    assert done.stdout == "False\n"

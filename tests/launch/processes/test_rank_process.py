@@ -39,6 +39,25 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert 5 * faults("keep") < faults("plain")
 
 
+def test_imports_pause_the_collector_in_a_command_and_not_in_a_program_that_calls_main():
+    count = """
+import gc
+from launch.main import main
+from launch.processes.rank_process import fast_imports
+main(["config", "demo"])
+print(gc.get_freeze_count())
+try:
+    with fast_imports():
+        assert not gc.isenabled()
+        raise ImportError
+except ImportError:
+    print(gc.isenabled(), gc.get_freeze_count() > 10_000)
+"""
+    command, environment = [sys.executable, "-c", count], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-2:] == ["0", "True True"]
+
+
 @pytest.mark.parametrize(("status", "exits"), [(2, True), (75, True), (1, False)])
 def test_a_restarted_rank_exits_at_once_if_the_previous_start_ended_for_good(tmp_path, status, exits):
     """torchrun restarts after every failure, also after a mistake or a save that a signal asked for."""
