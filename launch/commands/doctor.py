@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from launch.engines.installed import EngineFacts
 from launch.processes.machine_facts import Facts, collect
 
 GIB = 2**30
@@ -76,6 +77,23 @@ def warnings_of(facts: Facts) -> list[str]:
         warnings.append(f"torch is built for {facts.torch_build} but sees no GPU; training will use the CPU")
     if any(not gpu.bf16 for gpu in facts.gpus):
         warnings.append("a GPU here has no bf16. Train in fp32")
+    return warnings + engine_warnings(facts)
+
+
+def engine_warnings(facts: Facts) -> list[str]:
+    """Versions of engines that are refused, and locks for which an engine would wait forever."""
+    warnings = []
+    for each in facts.engines:
+        if each.fault is not None:
+            warnings.append(
+                f'{each.package} {each.version} {each.fault}: parallel.engine = "{each.engine}" is refused. Install '
+                f"another: pip install -U '{each.package}{each.wanted}'"
+            )
+    for lock in facts.stale_locks:
+        warnings.append(
+            f"{lock} is the lock of an extension build that has ended: every start that needs this extension waits for "
+            f"it. Delete it: rm '{lock}'"
+        )
     return warnings
 
 
@@ -127,6 +145,7 @@ def lines_of(facts: Facts) -> list[tuple[str, str]]:
         ("hugging face hub", f"HF_HUB_OFFLINE {facts.settings.get('HF_HUB_OFFLINE', 'unset')}"),
         ("slurm", ", ".join(facts.slurm_commands) or "no commands found"),
     ]
+    rows += [(f"engine {each.engine}", engine_text(each, facts)) for each in facts.engines]
     for extra in dict.fromkeys(package.extra for package in facts.packages):
         members = [package for package in facts.packages if package.extra == extra]
         found = [f"{package.name} {package.version}" for package in members if package.version]
@@ -137,6 +156,19 @@ def lines_of(facts: Facts) -> list[tuple[str, str]]:
             text += f": pip install -e '.[{extra}]'" if extra else f": pip install {' '.join(missing)}"
         rows.append((f"extra [{extra}]" if extra else "core packages", text))
     return rows
+
+
+def engine_text(engine: EngineFacts, facts: Facts) -> str:
+    """Whether an engine can be used here, with its version."""
+    if engine.package is not None and engine.version is None:
+        return f"missing {engine.package}: pip install -e '.[{engine.extra}]'"
+    text = f"torch {facts.torch}" if engine.package is None else f"{engine.package} {engine.version}"
+    if engine.fault is not None:
+        return f"{text} {engine.fault}; it needs {engine.wanted}"
+    here = "cuda" if facts.gpus else "cpu"
+    if here not in engine.devices:
+        return f"{text}, but there is no GPU: it runs on {' and '.join(engine.devices)} only"
+    return f"{text}, on {here}"
 
 
 def size(count: int | None) -> str:

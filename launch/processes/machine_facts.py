@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launch.engines.installed import EngineFacts, engines_found, stale_locks
 from launch.processes.environment import shown_settings
 
 DEPENDENCY = re.compile(
-    r"^(?P<name>[A-Za-z0-9._-]+)\s*(?:>=(?P<minimum>[0-9.]+))?\s*(?:;.*extra == ['\"](?P<extra>\w+)['\"].*)?$"
+    r"^(?P<name>[A-Za-z0-9._-]+)\s*(?P<range>[<>=!~0-9.,\s]*)(?:;.*extra == ['\"](?P<extra>\w+)['\"].*)?$"
 )
+MINIMUM = re.compile(r">=\s*([0-9.]+)")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Facts:
     bf16_on_cpu: str
     matmul_gflops: dict[str, float]
     packages: tuple[Package, ...]
+    engines: tuple[EngineFacts, ...]
+    stale_locks: tuple[str, ...]
     torch_threads: int
     settings: dict[str, str]
     memory_free_bytes: int | None
@@ -78,6 +82,8 @@ def collect() -> Facts:
         cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         packages=packages(),
+        engines=engines_found(),
+        stale_locks=stale_locks(shown_settings()),
         settings=shown_settings(),
         memory_free_bytes=memory_free_bytes(),
         disk_free_bytes=shutil.disk_usage(folder).free,
@@ -154,7 +160,8 @@ def packages() -> tuple[Package, ...]:
             version: str | None = importlib.metadata.version(match["name"])
         except importlib.metadata.PackageNotFoundError:
             version = None
-        found.append(Package(match["name"], match["minimum"] or "0", match["extra"] or "", version))
+        minimum = MINIMUM.search(match["range"])
+        found.append(Package(match["name"], minimum[1] if minimum else "0", match["extra"] or "", version))
     return tuple(found)
 
 

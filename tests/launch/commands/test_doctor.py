@@ -11,10 +11,16 @@ from pathlib import Path
 import pytest
 
 from launch.commands import doctor
+from launch.engines.installed import EngineFacts
 from launch.processes.machine_facts import Device, Facts, Package, collect
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = [sys.executable, "-m", "launch.main", "doctor"]
+
+
+OLD = EngineFacts(
+    "deepspeed", "deepspeed", "0.18.0", "computed wrong gradients", ">=0.19.6", "deepspeed", ("cpu", "cuda")
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +76,8 @@ def test_json_holds_the_same_facts():
         ({"gpus": (Device("A", 2**34, True),), "backends": ("gloo",)}, "this torch has no NCCL"),
         ({"gpus": (Device("A", 2**34, False),)}, "has no bf16"),
         ({"gpus": (), "torch_build": "CUDA 13.0"}, "sees no GPU"),
+        ({"engines": (OLD,)}, 'deepspeed 0.18.0 computed wrong gradients: parallel.engine = "deepspeed" is refused'),
+        ({"stale_locks": ("/cache/a b/lock",)}, "rm '/cache/a b/lock'"),
     ],
 )
 def test_a_fact_that_would_break_some_runs_is_a_warning(here, change, said):
@@ -85,6 +93,8 @@ def test_a_fact_that_would_break_some_runs_is_a_warning(here, change, said):
         gpus=(),
         torch_build="CPU only",
         backends=("gloo", "nccl"),
+        engines=(),
+        stale_locks=(),
     )
     assert doctor.warnings_of(sound) == []
     changed = dataclasses.replace(sound, **change)
@@ -116,3 +126,18 @@ def test_a_missing_extra_is_shown_with_its_pip_line(here):
     present = Package("pyarrow", "17", "data", "26.0")
     rows = dict(doctor.lines_of(dataclasses.replace(here, packages=(missing, present))))
     assert rows["extra [data]"] == "pyarrow 26.0; missing fastwarc: pip install -e '.[data]'"
+
+
+def test_each_engine_has_a_row_with_its_version_or_what_it_lacks(here):
+    here = dataclasses.replace(here, torch="2.13.0", gpus=())
+    gpu = dataclasses.replace(here, gpus=(Device("A", 2**34, True),))
+    native = EngineFacts("native", None, None, None, ">=0", "", ("cpu", "cuda"))
+    megatron = EngineFacts("megatron", "megatron-core", "0.16.1", None, ">=0.16,<0.17", "megatron", ("cuda",))
+    assert doctor.engine_text(native, here) == "torch 2.13.0, on cpu"
+    assert doctor.engine_text(OLD, here) == "deepspeed 0.18.0 computed wrong gradients; it needs >=0.19.6"
+    assert doctor.engine_text(megatron, here) == "megatron-core 0.16.1, but there is no GPU: it runs on cuda only"
+    assert doctor.engine_text(megatron, gpu) == "megatron-core 0.16.1, on cuda"
+    missing = dataclasses.replace(megatron, version=None)
+    assert doctor.engine_text(missing, gpu) == "missing megatron-core: pip install -e '.[megatron]'"
+    rows = dict(doctor.lines_of(dataclasses.replace(here, engines=(native, OLD))))
+    assert rows["engine native"] == "torch 2.13.0, on cpu"

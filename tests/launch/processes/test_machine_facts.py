@@ -20,6 +20,7 @@ def test_the_facts_agree_with_the_system():
     found = {package.name: package for package in here.packages}
     assert {"torch", "numpy", "sentencepiece"} <= {name for name, package in found.items() if not package.extra}
     assert found["pyarrow"].extra == "data"
+    assert (found["torchtitan"].extra, found["torchtitan"].minimum) == ("benchmarks", "0.2.2"), "it has an upper bound"
     assert found["pytest"].version == pytest.__version__
 
 
