@@ -78,7 +78,7 @@ def normal(counter: Tensor, key: int) -> Tensor:
     A 64-bit hash goes through the inverse of the normal distribution (Wichura's algorithm AS 241, 1988, relative
     accuracy 1e-16).
     """
-    bits = _hash(counter, key) >> 11  # 53 bits, signed
+    bits = hash_bits(counter, key) >> 11  # 53 bits, signed
     q = (bits.double() + 0.5) * (2.0**-53)  # uniform on (-0.5, 0.5)
     r = 0.180625 - q * q
     value = q * _horner(r, _CENTRE_TOP) / _horner(r, _CENTRE_BOTTOM)
@@ -115,8 +115,9 @@ def _horner(x: Tensor, coefficients: list[float]) -> Tensor:
     return value
 
 
-def _hash(counter: Tensor, key: int) -> Tensor:
-    """SplitMix64's output function (Steele, Lea, Flood, 2014) of key + counter * golden ratio, wrapping in int64."""
+def hash_bits(counter: Tensor, key: int) -> Tensor:
+    """64 random bits for each int64 counter: SplitMix64's output function (Steele, Lea, Flood, 2014) of
+    key + counter * golden ratio, wrapping in int64."""
     z = counter * _signed(0x9E3779B97F4A7C15) + key
     z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)

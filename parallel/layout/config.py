@@ -6,6 +6,7 @@ from typing import Literal
 from gpt.errors import ConfigError
 from gpt.training.schedule import BatchRamp, constant_batch
 
+EngineName = Literal["native"]
 Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev"]
 
 V_SHAPED = ("zbv_zero_bubble", "dualpipev")  # each rank holds two stages: one on the way down, one on the way up
@@ -17,7 +18,7 @@ ZERO_BUBBLE = ("interleaved_zero_bubble", "zbv_zero_bubble")  # run the backward
 class ParallelConfig:
     """The [parallel] section of a recipe: sizes of the three axes, and how each axis works."""
 
-    engine: Literal["native"] = "native"
+    engine: EngineName = "native"
     """The library that trains on several ranks."""
     tensor: int = 1
     """Tensor parallel ranks."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from parallel.engines.capabilities import check_engine, check_engine_device
-from parallel.layout.config import BatchConfig, ParallelConfig
+from parallel.layout.config import BatchConfig, EngineName, ParallelConfig
 from parallel.layout.layout import check_device, resolve_layout
 
 Setting = tuple[str, Any]  # a key of [parallel], and its value
@@ -102,15 +102,20 @@ def fit_micro_batch(parallel: ParallelConfig, workload: Workload) -> Choice:
 
 
 def choose_layouts(
-    processes: int, workload: Workload, *, precision: Literal["bf16", "fp32"]
+    processes: int,
+    workload: Workload,
+    *,
+    precision: Literal["bf16", "fp32"],
+    engine: EngineName,
 ) -> tuple[list[Choice], list[Skipped]]:
     """Return layouts of up to `processes` processes, and the impossible ones with the reason.
 
     Every possible tensor x pipeline x data appears, each with the modes that add most pairs of settings not seen so
     far. Then follow as many more as it takes to see every possible pair (pairwise testing). The modes are taken from
-    the type of ParallelConfig. The plain one-process layout is not included.
+    the type of ParallelConfig. The plain one-process layout of the default engine is not included.
     """
-    plain = ParallelConfig(data=1, precision=precision)
+    plain = ParallelConfig(engine=engine, data=1, precision=precision)
+    reference = replace(plain, engine=ParallelConfig().engine)
     by_sizes: list[list[Choice]] = []
     skipped: list[Skipped] = []
     reasons: dict[Setting, str] = {}
@@ -118,7 +123,7 @@ def choose_layouts(
         sized = replace(plain, tensor=tensor, pipeline=pipeline, data=data)
         choices, mistakes = _possible(sized, workload)
         if choices:
-            by_sizes.append([choice for choice in choices if choice.parallel != plain])
+            by_sizes.append([choice for choice in choices if choice.parallel != reference])
             for parallel, reason in mistakes:
                 reasons |= dict.fromkeys(_settings(parallel) - reasons.keys(), reason)
         else:

@@ -8,14 +8,14 @@ import torch
 
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
-from gpt.model.initialisation import Start, _hash, fill, initialise, normal, start_of
+from gpt.model.initialisation import Start, fill, hash_bits, initialise, normal, start_of
 
 CONFIG = ModelConfig(vocab_size=300, n_ctx=32, n_layers=3, d_model=48, n_heads=4)
 
 
 def test_normal_is_the_inverse_of_the_normal_distribution():
     counter = torch.arange(20_000)
-    uniform = ((_hash(counter, 99) >> 11).double() + 0.5) * 2.0**-53 + 0.5
+    uniform = ((hash_bits(counter, 99) >> 11).double() + 0.5) * 2.0**-53 + 0.5
     expected = [NormalDist().inv_cdf(u) for u in uniform.tolist()]
     torch.testing.assert_close(normal(counter, 99), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-13)
 

@@ -10,6 +10,7 @@ import time
 import typing
 import xml.etree.ElementTree as ET
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -22,13 +23,13 @@ MODES_OF = {"tensor": ("recompute",), "pipeline": ("recompute", "schedule"), "da
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def parity(*words, command=TRIAXIAL, timeout=280):
+def parity(*words, command=TRIAXIAL, timeout=280, **variables):
     return subprocess.run(
         [*command, "parity", *map(str, words)],
         capture_output=True,
         text=True,
         timeout=timeout,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **variables},
         check=False,
     )
 
@@ -59,7 +60,9 @@ def test_every_mode_that_fits_agrees_with_one_process(everything):
     assert found["initial_weights_identical"] is True
     assert 0 < found["max_relative_loss_difference"] < 1e-5
     assert 0 < found["max_relative_grad_norm_difference"] < 1e-4
+    assert 0 < found["max_relative_gradient_difference"] < 2e-5
     for row in (found["reference"], *layouts.values()):
+        assert list(row["gradients"]) == list(found["reference"]["gradients"]), "every layout has every parameter"
         assert len(row["losses"]) == len(row["grad_norms"]) == 3
         assert row["initial_weights"] == found["reference"]["initial_weights"]
         assert row["losses"][2] < row["losses"][0]
@@ -110,6 +113,32 @@ def test_a_difference_above_the_tolerance_sets_the_exit_status(tiny_corpus, tmp_
     assert not (tmp_path / "parity.svg").exists()
 
 
+WRONG = [sys.executable, str(Path(__file__).parents[1] / "wrong_gradients.py")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "first", "norm_differs"),
+    [("*", "embed.tokens.weight", True), ("blocks.1.mlp_norm.bias", "blocks.1.mlp_norm.bias", False)],
+)
+def test_a_halved_gradient_is_caught_though_the_loss_hides_it(tiny_corpus, tmp_path, pattern, first, norm_differs):
+    """AdamW divides a factor out of the gradient, so the loss stays the same."""
+    done = parity(
+        *(tiny_corpus.recipe, "--layout", "data=2", "--steps", 2, "--no-picture", "--output", tmp_path),
+        *("--optimizer.max_gradient_norm", "1e9"),
+        command=WRONG,
+        WRONG_GRADIENTS=f"{pattern} 0.5",
+    )
+    assert done.returncode == 1, (done.stdout, done.stderr)
+    found = json.loads((tmp_path / "parity.json").read_text())
+    assert found["max_relative_loss_difference"] < 1e-6
+    assert (found["layouts"][0]["relative_grad_norm_difference_at_step_1"] > 1e-4) == norm_differs
+    failures = [
+        line for line in done.stdout.splitlines() if line.startswith("triaxial: parity: data=2: the gradient of ")
+    ]
+    assert len(failures) == 1, done.stdout
+    assert f"the gradient of {first} at step 1 differs by" in failures[0]
+
+
 def test_bf16_is_compared_with_other_splits_of_one_process(tiny_corpus, tmp_path):
     done = parity(
         *(tiny_corpus.recipe, "--layout", "data=2,zero_stage=3", "--precision", "bf16", "--steps", 6),
@@ -127,6 +156,8 @@ def test_bf16_is_compared_with_other_splits_of_one_process(tiny_corpus, tmp_path
     spread = max(abs(a - b) / b for pair in pairs for a, b in pair)
     assert found["yardstick_spread"] == pytest.approx(spread, rel=0.01)
     assert 0 < found["yardstick_spread"] < 1e-3
+    gradients = [split["max_relative_gradient_difference"] for split in (row, *found["yardsticks"])]
+    assert 0 < max(gradients) < found["gradient_tolerance"] == 0.1, gradients
     assert row["times_yardstick_spread"] == pytest.approx(row["max_relative_loss_difference"] / spread, rel=0.01)
     assert f"the spread is {spread:.1e}" in done.stdout
 
@@ -250,6 +281,15 @@ def children(pid):
         (["--processes", "0"], ["--processes 0 is invalid: must be at least 1"]),
         (["--steps", "0", "--processes", "2"], ["--steps 0 is invalid: must be at least 1"]),
         (["--tolerance", "-1", "--processes", "2"], ["--tolerance -1.0"]),
+        (["--gradient-tolerance", "inf", "--processes", "2"], ["--gradient-tolerance inf"]),
+        (["--engines", "natve", "--processes", "2"], ["--engines natve", "did you mean 'native'"]),
+        (["--engines", "native,native", "--processes", "2"], ["--engines native,native", "native is there twice"]),
+        (["--engines", "native", "--layout", "tensor=2,engine=native"], ["engine=native", "Leave engine out"]),
+        (
+            ["--engines", "native", "--layout", "tensor=3"],
+            ["--layout tensor=3", "must divide model.n_heads = 2. Use 2"],
+        ),
+        (["--engines", "native"], ["no engine of --engines takes this layout"]),
         (["--norm-tolerance", "nan", "--processes", "2"], ["--norm-tolerance nan"]),
         ([], ["runs in one process", "--layout tensor=2"]),
     ],

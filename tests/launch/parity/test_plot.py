@@ -7,7 +7,7 @@ import pytest
 
 from launch.parity.plot import DRAWN_AS_ZERO, LEFT, RIGHT, draw_differences
 from launch.parity.ranks import LayoutResult
-from launch.parity.report import ParityReport, Row, Tolerances
+from launch.parity.report import ParityReport, ResumeRow, Row, Tolerances
 from parallel.layout.config import ParallelConfig
 from parallel.planner.search import Choice
 
@@ -17,15 +17,24 @@ SVG = "{http://www.w3.org/2000/svg}"
 def row(name: str, *differences: float) -> Row:
     losses = [5.0] * len(differences)
     return Row(
-        Choice(ParallelConfig(), 1), LayoutResult(name, losses, losses, "aa", 1.0), [*differences], [*differences], True
+        Choice(ParallelConfig(), 1),
+        LayoutResult(name, losses, losses, "aa", 1.0),
+        [*differences],
+        [*differences],
+        True,
+        {},
     )
 
 
-def picture(*rows: Row, steps: int = 3, yardsticks: list[Row] | None = None) -> ET.Element:
+def picture(
+    *rows: Row, steps: int = 3, yardsticks: list[Row] | None = None, resumes: list[ResumeRow] | None = None
+) -> ET.Element:
     reference = [row("one process", *[0.0] * steps)]
     return ET.fromstring(
         draw_differences(
-            ParityReport("<bf16>", steps, Tolerances(1e-5, 1e-4), reference, yardsticks or [], [*rows], [])
+            ParityReport(
+                "<bf16>", steps, Tolerances(1e-5, 1e-4, 1e-4), reference, yardsticks or [], [*rows], [], resumes or []
+            )
         )
     )
 
@@ -72,3 +81,11 @@ def test_one_step_can_be_drawn_and_text_is_escaped() -> None:
     drawn = picture(row("a", 1e-6), steps=1)
     assert curves(drawn)["a"][0][0] == LEFT
     assert "Every layout against one process, <bf16>" in [text.text for text in drawn.iter(f"{SVG}text")]
+
+
+def test_steps_after_a_checkpoint_follow_the_last_step() -> None:
+    resume = ResumeRow("one process", "data=2", [5.0, 5.0], [1e-7, 1e-6])
+    drawn = curves(picture(row("a", 1e-6, 1e-6, 1e-6), resumes=[resume]))
+    assert list(drawn) == ["tolerance 1e-05", "a", "one process -> data=2"]
+    (first, _), (last, _) = drawn["one process -> data=2"]
+    assert drawn["a"][2][0] < first < last == RIGHT

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 
 from gpt.errors import ConfigError
 from launch.config.run_config import RunConfig, as_dict, read_run_config
-from launch.parity.ranks import LayoutResult, train_rank
+from launch.parity.ranks import LATER_STEPS, LayoutResult, train_rank
 from launch.processes.environment import ClusterEnvironment
 from launch.training.train_rank import run_rank
 
@@ -22,10 +23,10 @@ def config_of(tiny_corpus: Any, run: Path, *words: str) -> RunConfig:
     return read_run_config(str(tiny_corpus.recipe), ["--run.directory", str(run), *quiet, *words])
 
 
-def measured(config: RunConfig, folder: Path) -> LayoutResult:
+def measured(config: RunConfig, folder: Path, **more: str) -> LayoutResult:
     """The result of a layout of one rank, trained in this process."""
     folder.mkdir()
-    task = {"name": "one process", "world_size": 1, "config": as_dict(config), "steps": STEPS}
+    task = {"name": "one process", "world_size": 1, "config": as_dict(config), "steps": STEPS, **more}
     (folder / "task.json").write_text(json.dumps(task))
     try:
         train_rank(0, str(folder))
@@ -48,6 +49,20 @@ def test_a_rank_measures_the_losses_and_norms_that_training_logs(tiny_corpus: An
     assert found.seconds > 0
     other = measured(dataclasses.replace(config, run=dataclasses.replace(config.run, seed=4)), tmp_path / "other")
     assert other.initial_weights != found.initial_weights
+
+
+def test_a_loaded_checkpoint_continues_the_run_that_saved_it(tiny_corpus: Any, tmp_path: Path) -> None:
+    config = config_of(tiny_corpus, tmp_path / "run")
+    saver = measured(config, tmp_path / "saver", saves=str(tmp_path / "saved"))
+    loader = measured(config, tmp_path / "loader", loads=str(tmp_path / "saved"))
+    assert len(saver.losses) == STEPS
+    assert len(saver.later_losses) == LATER_STEPS
+    assert loader.later_losses == saver.later_losses, "bit for bit on the same layout and engine"
+    assert (loader.losses, loader.gradients) == ([], {})
+    names = list(saver.gradients)
+    assert (names[0], names[-1]) == ("embed.tokens.weight", "norm.bias")
+    squared = sum(digest[0] ** 2 for digest in saver.gradients.values())
+    assert math.sqrt(squared) == pytest.approx(saver.grad_norms[0], rel=1e-6), "the norms add up to the global one"
 
 
 def test_a_loss_that_is_no_number_is_refused_with_its_step(tiny_corpus: Any, tmp_path: Path) -> None:

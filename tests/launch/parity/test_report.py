@@ -11,20 +11,23 @@ from launch.parity.report import (
     Row,
     Tolerances,
     compare,
+    compare_resume,
     json_text,
     print_report,
     relative_differences,
+    resume_failures,
     row_failures,
 )
 from parallel.layout.config import ParallelConfig
 from parallel.planner.search import Choice, Skipped
 
-REFERENCE = LayoutResult("one process", [6.0, 5.0, 4.0], [2.0, 1.0, 0.5], "aa", 1.5)
-TOLERANCES = Tolerances(loss=1e-5, grad_norm=1e-4)
+GRADIENTS = {"embed": [1.0, 0.5, -0.5, 0.0], "head": [1.0, 1.0, 0.0, 2.0]}
+REFERENCE = LayoutResult("one process", [6.0, 5.0, 4.0], [2.0, 1.0, 0.5], "aa", 1.5, GRADIENTS, [3.0, 2.0])
+TOLERANCES = Tolerances(loss=1e-5, grad_norm=1e-4, gradient=1e-4)
 
 
 def row(name: str, *, losses: list[float], norms: list[float], weights: str = "aa", **layout: int) -> Row:
-    result = LayoutResult(name, losses, norms, weights, 2.25)
+    result = LayoutResult(name, losses, norms, weights, 2.25, GRADIENTS)
     return compare(Choice(ParallelConfig(**layout), 2), result, REFERENCE)  # type: ignore[arg-type]
 
 
@@ -86,7 +89,21 @@ def test_the_table_has_a_line_per_layout_and_the_reasons_once(capsys: pytest.Cap
     assert lines[0].startswith("2 layouts against one process: 3 steps in fp32")
     rows = [line.split() for line in lines if line.strip().startswith(("one process", "split", "tensor=2", "data=2"))]
     assert [cells[0] for cells in rows] == ["one", "split", "tensor=2", "data=2"]
-    assert rows[2][1:] == ["2", "2", "6.000000", "4.000000", "2", "0.9", "4.0e-06", "0.2", "0", "8.0e-01", "yes", "2.2"]
+    assert rows[2][1:] == [
+        "2",
+        "2",
+        "6.000000",
+        "4.000000",
+        "2",
+        "0.9",
+        "4.0e-06",
+        "0.2",
+        "0",
+        "0",
+        "8.0e-01",
+        "yes",
+        "2.2",
+    ]
     assert rows[3][-2] == "NO"
     assert any("the spread is 2.0e-05" in line and "2 splits of one process" in line for line in lines)
     assert lines[-2:] == ["skipped offload=true: needs CUDA", "skipped tensor=2; data=3: odd"]
@@ -112,3 +129,39 @@ def test_without_any_result_the_report_fails_and_has_no_figures() -> None:
     found = json.loads(json_text(replace(report(stopped_by="rank 0 died"), reference=[])))
     assert (found["passed"], found["failures"], found["reference"]) == (False, ["rank 0 died"], None)
     assert found["max_relative_loss_difference"] is found["initial_weights_identical"] is None
+
+
+def with_gradients(gradients: dict[str, list[float]]) -> Row:
+    return compare(GOOD.choice, replace(GOOD.result, gradients=gradients), REFERENCE)
+
+
+def test_a_wrong_gradient_is_a_failure_that_names_the_first_parameter() -> None:
+    halved = with_gradients({"embed": [1.0, 0.5, -0.5, 0.0], "head": [0.5, 0.5, 0.0, 1.0]})
+    assert row_failures(halved, TOLERANCES) == [
+        "tensor=2: the gradient of head at step 1 differs by 1.0e+00, above --gradient-tolerance 0.0001"
+    ]
+    both = with_gradients({"head": [0.9, 1.0, 0.0, 2.0], "embed": [1.0, 0.501, -0.5, 0.0]})
+    assert row_failures(both, TOLERANCES) == [
+        "tensor=2: the gradient of embed at step 1 differs by 1.0e-03, above --gradient-tolerance 0.0001; 2 parameters "
+        "differ, by up to 1.0e-01"
+    ]
+    missing = with_gradients({"head": GRADIENTS["head"]})
+    assert "the gradient of embed at step 1 differs by inf" in row_failures(missing, TOLERANCES)[0]
+    found = json.loads(json_text(report(missing)))
+    assert found["layouts"][0]["gradient_differences"] == {"embed": None, "head": 0.0}
+    assert found["max_relative_gradient_difference"] is None
+
+
+def test_a_loaded_checkpoint_must_continue_the_curve(capsys: pytest.CaptureFixture[str]) -> None:
+    good = compare_resume(REFERENCE, replace(GOOD.result, later_losses=[3.0, 2.00001]))
+    bad = compare_resume(REFERENCE, replace(GOOD.result, later_losses=[3.0, 2.1]))
+    assert resume_failures(good, TOLERANCES, steps=3) == []
+    (failure,) = resume_failures(bad, TOLERANCES, steps=3)
+    assert failure.startswith("one process -> tensor=2: after loading the checkpoint, the loss of step 5 differs from")
+    whole = replace(report(GOOD), resumes=[good, bad])
+    assert whole.failures == [failure]
+    print_report(whole)
+    assert "checkpoint of step 3, one process -> tensor=2: the losses of the next 5 steps differ by up to 5.0e-06" in (
+        capsys.readouterr().out
+    )
+    assert [each["name"] for each in json.loads(json_text(whole))["resumes"]] == ["one process -> tensor=2"] * 2

@@ -18,7 +18,7 @@ WORKLOAD = Workload(MODEL, BatchConfig(2, 16 * 64), 64, "cuda")
 
 @pytest.fixture(scope="module")
 def chosen():
-    return choose_layouts(8, WORKLOAD, precision="fp32")
+    return choose_layouts(8, WORKLOAD, precision="fp32", engine="native")
 
 
 def test_every_possible_size_appears(chosen):
@@ -62,14 +62,14 @@ def test_impossible_sizes_and_modes_have_a_reason(chosen):
     assert "parallel.tensor = 3 is invalid: must divide model.n_heads = 8" in reasons["tensor=3"]
     assert "3 sequences, which does not divide" in reasons["data=3"]
     one_micro_batch = Workload(MODEL, BatchConfig(1, 64), 64, "cpu")
-    choices, skipped = choose_layouts(2, one_micro_batch, precision="fp32")
+    choices, skipped = choose_layouts(2, one_micro_batch, precision="fp32", engine="native")
     assert "needs at least as many micro-batches" in next(s.reason for s in skipped if s.layout == "schedule=1f1b")
     assert any(choice.parallel.schedule == "gpipe" for choice in choices)
 
 
 def test_modes_that_need_cuda_are_skipped_on_a_cpu(chosen):
     assert any(choice.parallel.offload for choice in chosen[0])
-    choices, skipped = choose_layouts(2, replace(WORKLOAD, device_type="cpu"), precision="fp32")
+    choices, skipped = choose_layouts(2, replace(WORKLOAD, device_type="cpu"), precision="fp32", engine="native")
     assert choices
     assert not any(choice.parallel.offload for choice in choices)
     assert "parallel.offload = true with device 'cpu'" in next(s.reason for s in skipped if s.layout == "offload=true")
@@ -83,3 +83,16 @@ def test_the_micro_batch_size_is_the_nearest_smaller_one_that_is_valid():
     assert fit_micro_batch(ParallelConfig(data=8), workload).micro_batch_size == 2
     with pytest.raises(ConfigError, match=r"batch.micro_batch_size = 0 is invalid: must be at least 1"):
         fit_micro_batch(ParallelConfig(), Workload(MODEL, BatchConfig(0, 1024), 64, "cpu"))
+
+
+def test_an_engines_layouts_are_those_that_it_takes():
+    choices, skipped = choose_layouts(2, WORKLOAD, precision="fp32", engine="deepspeed")
+    layouts = [choice.parallel for choice in choices]
+    assert {parallel.engine for parallel in layouts} == {"deepspeed"}
+    assert layouts[0].data == 1, "one process of another engine is not the reference"
+    assert {parallel.zero_stage for parallel in layouts if parallel.data == 2} == {1, 2, 3}
+    reasons = {each.layout: each.reason for each in skipped}
+    assert reasons["tensor=2,engine=deepspeed"].startswith(
+        'parallel.tensor = 2 is invalid with parallel.engine = "deep'
+    )
+    assert "zero_stage=0" in reasons
