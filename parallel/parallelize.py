@@ -35,6 +35,25 @@ def build_stage(
     The order matters: tensor parallelism replaces parameters; blocks are compiled and wrapped for recomputation; FSDP's
     hooks come last.
     """
+    stage = build_unsharded_stage(
+        config, parallel, mesh, index=index, objective=objective, loss=loss, optimizer=optimizer
+    )
+    apply_data_parallel(stage, parallel, mesh)
+    stage.to_empty(device=torch.device("cpu") if parallel.offload else mesh.device)
+    return stage
+
+
+def build_unsharded_stage(
+    config: ModelConfig,
+    parallel: ParallelConfig,
+    mesh: Mesh,
+    *,
+    index: int,
+    objective: Objective,
+    loss: Loss,
+    optimizer: OptimizerConfig | None,
+) -> ModelStage:
+    """Stage `index` without a data axis, on the meta device: as for `build_stage`, for an engine with its own."""
     layout = mesh.layout
     model = _on_meta(config, objective, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
     if layout.tensor > 1:
@@ -45,10 +64,7 @@ def build_stage(
         allow_asynchronous(mesh.tensor)
     for name, block in model.blocks.items():
         model.blocks[name] = wrap_block(block, config, parallel)
-    stage = ModelStage(model, loss, attention_mask=objective.attention_mask, sequence_shards=layout.tensor)
-    apply_data_parallel(stage, parallel, mesh)
-    stage.to_empty(device=torch.device("cpu") if parallel.offload else mesh.device)
-    return stage
+    return ModelStage(model, loss, attention_mask=objective.attention_mask, sequence_shards=layout.tensor)
 
 
 def build_inference_stage(config: ModelConfig, mesh: Mesh, *, index: int, dtype: torch.dtype) -> ModelStage:

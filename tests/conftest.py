@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-LONG_FILES = ("test_flat.py", "test_document_mask.py", "test_dry_run.py", "test_layouts.py", "test_recomputation.py")
+LONG_FILES = (
+    "test_deepspeed.py",
+    "test_flat.py",
+    "test_document_mask.py",
+    "test_dry_run.py",
+    "test_layouts.py",
+    "test_recomputation.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

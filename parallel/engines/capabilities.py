@@ -78,6 +78,13 @@ DEEPSPEED = EngineCapabilities(
             "parallel.zero_stage", (1, 2, 3), "without ZeRO, DeepSpeed gives no gradient norm, and bf16 weights drift"
         ),
         EngineRule("parallel.data_shard", (None,), "all data ranks share one copy of the optimizer"),
+        EngineRule("parallel.compile", (False,), "compiled blocks under ZeRO's hooks are not proven equal"),
+        EngineRule(
+            "parallel.recompute",
+            ("none", "full"),
+            "ZeRO 3 gathers weights again where selective recomputation expects kept results",
+            when=("parallel.zero_stage", (3,)),
+        ),
     ),
 )
 MEGATRON = EngineCapabilities(

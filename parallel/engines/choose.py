@@ -13,7 +13,10 @@ from parallel.engines.native import NativeEngine
 from parallel.engines.settings import EngineSettings
 from parallel.layout.mesh import Mesh
 
-ENGINES: dict[str, Any] = {"native": NativeEngine}  # class, or "module:class" for one that is imported when it is used
+ENGINES: dict[str, Any] = {  # class, or "module:class" for one that is imported when it is used
+    "native": NativeEngine,
+    "deepspeed": "parallel.engines.deepspeed:DeepSpeedEngine",
+}
 
 
 def build_engine(

@@ -17,7 +17,7 @@ def weight_digests(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, 
     Torch gathers each weight by its own record of the shards, which is independent of the one that initialisation uses.
     Memory: one whole weight at a time.
     """
-    return {name: _digest(whole(p)) for name, p in parameters}
+    return {name: digest(whole(p)) for name, p in parameters}
 
 
 def model_digest(of_ranks: Iterable[Mapping[str, str]]) -> str:
@@ -26,7 +26,8 @@ def model_digest(of_ranks: Iterable[Mapping[str, str]]) -> str:
     return hashlib.sha256(json.dumps(sorted(found)).encode()).hexdigest()
 
 
-def _digest(weight: torch.Tensor) -> str:
-    digest = hashlib.sha256(f"{weight.dtype} {tuple(weight.shape)}".encode())
-    digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def digest(weight: torch.Tensor) -> str:
+    """The SHA-256 of a whole weight's dtype, shape and bits."""
+    result = hashlib.sha256(f"{weight.dtype} {tuple(weight.shape)}".encode())
+    result.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return result.hexdigest()

@@ -1,0 +1,224 @@
+"""The DeepSpeed engine: our model stage, loss and initialisation under DeepSpeed's ZeRO 1, 2 and 3."""
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gpt.inference.generation import Continuation, generate
+from gpt.inference.model import InferenceModel
+from gpt.inference.sampling import GREEDY, Sampling
+from gpt.losses.batch import Batch
+from gpt.training.engine import StepResult, Totals
+from gpt.training.objective import Objective
+from gpt.training.optimizer import build_optimizer, check_patterns
+from parallel.agreement import combine
+from parallel.axes.stage import ModelStage, canonical_parameters
+from parallel.engines.checkpoints import open_checkpoints
+from parallel.engines.deepspeed_setup import start
+from parallel.engines.settings import EngineSettings, sharding_signature
+from parallel.engines.sums import StepSums
+from parallel.engines.zero_fragments import ZeroFragments
+from parallel.engines.zero_tensors import ZeroTensors
+from parallel.engines.zero_update import ZeroUpdate
+from parallel.health.replica_check import ReplicaCheck, describe
+from parallel.health.weight_digests import digest, model_digest
+from parallel.inference.model import DistributedModel
+from parallel.layout.mesh import Mesh, build_mesh
+from parallel.parallelize import build_unsharded_stage, parameter_names
+
+
+class DeepSpeedEngine:
+    """See gpt.training.engine.Engine and parallel.engines.choose.build_engine.
+
+    DeepSpeed runs forward and backward, reduces gradients, updates and gathers weights. Totals, norm, clipping and the
+    decision to skip a step are the native engine's. Without `settings.optimizer` the engine trains nothing.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        objective: Objective,
+        device: torch.device,
+        init_weights: bool = True,
+        mesh: Mesh | None = None,
+    ) -> None:
+        self.settings, self.objective = settings, objective
+        self.loss = objective.loss(compile=settings.parallel.compile)
+        if settings.optimizer is not None:
+            check_patterns(parameter_names(settings.model, objective), settings.optimizer)
+        self.mesh = build_mesh(settings.layout, device) if mesh is None else mesh
+        self.dtype = torch.bfloat16 if settings.parallel.precision == "bf16" else torch.float32
+        self.stage = self._build_stage()
+        named = canonical_parameters(self.stage)
+        optimizer = None if settings.optimizer is None else build_optimizer(named, settings.optimizer)
+        self._deepspeed: Any = None
+        if optimizer is not None or settings.parallel.zero_stage == 3:  # ZeRO 1 and 2 are about the optimizer
+            self._deepspeed = start(self.stage, optimizer, settings, self.mesh)
+        self.fragments = ZeroFragments(
+            named,
+            None if self._deepspeed is None else self._deepspeed.optimizer,
+            optimizer,
+            state_names=() if settings.optimizer is None else settings.optimizer.state,
+            mesh=self.mesh,
+        )
+        self._update = ZeroUpdate(self._deepspeed, self.fragments, after_step=objective.after_step)
+        if init_weights:
+            self.fragments.initialise(settings.model, seed=settings.seed)
+            self.fragments.update_compute_weights()
+        self._replica_check: ReplicaCheck | None = None
+        self.checkpoints = open_checkpoints(
+            ZeroTensors(self.fragments), device=self.mesh.device, sharding=sharding_signature(settings)
+        )
+        self.data_rank, self.data_size = self.mesh.data_rank, settings.layout.data
+        self.is_main = dist.get_rank() == 0
+
+    def _build_stage(self) -> ModelStage:
+        """The whole model on the device, in the compute dtype and not yet filled."""
+        settings = self.settings
+        stage = build_unsharded_stage(
+            settings.model,
+            settings.parallel,
+            self.mesh,
+            index=self.mesh.stages[0],
+            objective=self.objective,
+            loss=self.loss,
+            optimizer=settings.optimizer,
+        )
+        stage.to(self.dtype).to_empty(device=self.mesh.device)
+        stage.model.tie()  # allocation made two parameters of a shared one
+        return stage
+
+    def forward_backward(self, batch: Batch) -> None:
+        batch = batch.to(self.mesh.device)
+        for micro_batch in batch.split(self.settings.micro_batch_size):
+            self._deepspeed.backward(self._deepspeed(micro_batch.inputs, micro_batch))
+
+    def optimizer_step(
+        self, learning_rate: float, *, flags: tuple[bool, ...] = (), discard: bool = False
+    ) -> StepResult:
+        config = self.settings.optimizer
+        assert config is not None, "this engine was built without an optimizer"
+        self._update.finish_reduction()
+        names = self.loss.metric_names
+        totals = self._local_totals(metrics=len(names))
+        numbers = StepSums.to_tensor(self._update.squared_norm(), totals, (discard, *flags))
+        dist.all_reduce(numbers)
+        sums = StepSums.from_tensor(numbers, metric_names=names)
+        count = max(sums.count, 1.0)
+        norm = math.sqrt(sums.squared_norm) / count
+        # All ranks have the same sums, so they take the same decision.
+        usable = sums.count > 0 and math.isfinite(sums.loss) and math.isfinite(norm)
+        discarded, *raised = (n > 0 for n in sums.raised)
+        if usable and not discarded:
+            clip = min(1.0, config.max_gradient_norm / (norm + 1e-6))
+            self._update.apply(learning_rate, factor=clip / count)
+        else:
+            self._update.discard()
+        return StepResult(
+            Totals(sums.loss, int(sums.count), {name: value / count for name, value in sums.metrics.items()}),
+            norm,
+            skipped=not usable and not discarded,
+            discarded=discarded,
+            flags=tuple(raised),
+        )
+
+    @torch.no_grad()
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """See gpt.training.engine.Engine."""
+        self._update.finish_reduction()
+        count = torch.stack([totals[1].double() for totals in self.stage.totals]).sum()
+        dist.all_reduce(count)
+        for fragment, gradient in self._update.gradients():
+            yield fragment.name, self.fragments.whole(fragment, gradient) / count.clamp(min=1).float()
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> Totals:
+        assert not self.stage.totals, "evaluate between forward_backward and optimizer_step"
+        for batch in batches:
+            batch = batch.to(self.mesh.device)
+            self.stage(batch.inputs, batch)
+        self._free_gathered()
+        names = self.loss.evaluation_names
+        numbers = self._local_totals(metrics=len(names))
+        dist.all_reduce(numbers)
+        loss_sum, count, *metrics = numbers.tolist()
+        means = {name: value / max(count, 1.0) for name, value in zip(names, metrics, strict=True)}
+        return Totals(loss_sum, int(count), means)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        stop_ids: Collection[int] = (),
+        n_ids: int | None = None,
+    ) -> list[Continuation]:
+        """See gpt.training.engine.Engine. All data ranks do the same work."""
+        with self._model(data_ranks_together=True) as model:
+            return generate(
+                model,
+                prompts,
+                n_ctx=self.settings.model.n_ctx,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                seed=seed,
+                stop_ids=stop_ids,
+                n_ids=n_ids,
+            )
+
+    @contextmanager
+    def as_model(self) -> Iterator[InferenceModel]:
+        """See gpt.training.engine.Engine. Under ZeRO 3, data ranks gather weights together and do the same work."""
+        with self._model(data_ranks_together=self.settings.parallel.zero_stage == 3) as model:
+            yield model
+
+    @contextmanager
+    def _model(self, *, data_ranks_together: bool) -> Iterator[DistributedModel]:
+        yield DistributedModel(
+            [self.stage],
+            self.mesh,
+            d_model=self.settings.model.d_model,
+            dtype=self.dtype,
+            data_ranks_together=data_ranks_together,
+        )
+        self._free_gathered()
+
+    def weights_digest(self) -> str:
+        whole = self.fragments.whole
+        digests = {one.name: digest(whole(one, one.weight)) for one in self.fragments.all}
+        return combine(digests, model_digest, None)
+
+    def all_gather_objects(self, values: list[Any]) -> list[list[Any]]:
+        return combine(values, lambda everyone: [found for found in everyone if found], None)
+
+    def check_replicas(self) -> str | None:
+        """See gpt.training.engine.Engine. ZeRO 1 and 2 hold the weights that compute on every data rank."""
+        if self._replica_check is None:
+            held = [] if self.settings.parallel.zero_stage == 3 else self.fragments.all
+            self._replica_check = ReplicaCheck(
+                [(one.name, one.parameter.data, (one.parameter.data,)) for one in held],
+                kinds=("model.",),
+                device=self.mesh.device,
+            )
+        differences = self._replica_check.compare()
+        return describe(differences) if differences else None
+
+    def _local_totals(self, *, metrics: int = 0) -> Tensor:
+        """Loss, number of targets and metrics collected since the last call, (2 + metrics,) float64 on the device."""
+        totals, self.stage.totals = self.stage.totals, []
+        if not totals:
+            return torch.zeros(2 + metrics, dtype=torch.float64, device=self.mesh.device)
+        return torch.stack([torch.stack([number.double() for number in numbers]) for numbers in totals]).sum(0)
+
+    def _free_gathered(self) -> None:
+        """Free weights that ZeRO 3 keeps after a forward pass in case a backward pass follows."""
+        if self.settings.parallel.zero_stage == 3:
+            self.fragments.free_gathered()
