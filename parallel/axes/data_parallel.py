@@ -24,7 +24,8 @@ def apply_data_parallel(stage: ModelStage, parallel: ParallelConfig, mesh: Mesh)
     shard = partial(fully_shard, mesh=mesh.data, offload_policy=offload)
     for block in stage.model.blocks.values():
         shard(block, mp_policy=policy, reshard_after_forward=parallel.zero_stage == 3)
-    shard(stage, mp_policy=outer, reshard_after_forward=False)
+    # Without a pipeline, backward follows at once, so freeing the two ends would only gather them a second time.
+    shard(stage, mp_policy=outer, reshard_after_forward=parallel.zero_stage == 3 and parallel.pipeline > 1)
     for module in stage.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are sums: gradients add up and are divided once, at the end
@@ -39,9 +40,13 @@ def accumulate(stage: ModelStage, micro_batches: Sequence[Batch], *, zero_stage:
     """
     assert isinstance(stage, FSDPModule)
     for i, batch in enumerate(micro_batches):
-        last = i == len(micro_batches) - 1
-        stage.set_is_last_backward(last)
-        stage.set_requires_gradient_sync(last or zero_stage >= 2)
-        stage.set_requires_all_reduce(last)
-        stage.set_reshard_after_backward(last or zero_stage == 3)
+        prepare_backward(stage, last=i == len(micro_batches) - 1, zero_stage=zero_stage)
         stage(batch.inputs, batch).backward()
+
+
+def prepare_backward(stage: FSDPModule, *, last: bool, zero_stage: int) -> None:
+    """Set what FSDP does in the next backward pass, which may be the last of a step."""
+    stage.set_is_last_backward(last)
+    stage.set_requires_gradient_sync(last or zero_stage >= 2)
+    stage.set_requires_all_reduce(last)
+    stage.set_reshard_after_backward(last or zero_stage == 3)

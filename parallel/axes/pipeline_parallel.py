@@ -20,6 +20,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, Pipeli
 
 from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
+from parallel.axes.sharded_stage import HiddenFSDP, ShardedStage
 from parallel.axes.stage import ModelStage
 from parallel.layout.config import ParallelConfig
 from parallel.layout.mesh import Mesh
@@ -41,6 +42,7 @@ class Pipeline:
         self.model = model
         self.mesh = mesh
         self.schedule = parallel.schedule
+        self.zero_stage = parallel.zero_stage
         self.dtype = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
         # DualPipeV splits some backward passes. Compiled or recomputed blocks cannot be split, so it splits none.
         self.whole_backward = parallel.schedule == "dualpipev" and (parallel.compile or parallel.recompute != "none")
@@ -69,7 +71,7 @@ class Pipeline:
         key = (tuple(batch.inputs.shape), micro_batches)
         if key not in self._schedules:
             inputs = next(batch.split(len(batch) // micro_batches)).inputs
-            stages = [self._pipeline_stage(index, inputs) for index in self.stages]
+            stages = [self._pipeline_stage(index, inputs, micro_batches) for index in self.stages]
             options: dict[str, Any] = {"loss_fn": _loss_of_stage, "scale_grads": False}
             self._schedules.clear()  # torch's hold a receive buffer for every micro-batch
             if self.schedule in SINGLE:
@@ -78,21 +80,23 @@ class Pipeline:
                 self._schedules[key] = MULTI[self.schedule](stages, micro_batches, **options)  # type: ignore[arg-type]
         return self._schedules[key]
 
-    def _pipeline_stage(self, index: int, inputs: Tensor) -> PipelineStage:
+    def _pipeline_stage(self, index: int, inputs: Tensor, micro_batches: int) -> PipelineStage:
         """Shapes are stated here, so that torch need not run the model to find them."""
         shape = self._hidden_shape(inputs.size(0), inputs.size(1))
         hidden = torch.empty(shape, dtype=self.dtype, device="meta", requires_grad=True)
         loss = torch.empty((), dtype=torch.float32, device="meta", requires_grad=True)
-        return _Stage(
-            self.stages[index],
-            index,
-            self.mesh.layout.stages,
-            self.mesh.device,
-            input_args=torch.empty_like(inputs, device="meta") if index == 0 else hidden,
-            output_args=loss if index == self.last else hidden,
-            group=self.mesh.pipeline_group,
-            dw_builder=_nothing_left if self.whole_backward else None,
-        )
+        options: dict[str, Any] = {
+            "input_args": torch.empty_like(inputs, device="meta") if index == 0 else hidden,
+            "output_args": loss if index == self.last else hidden,
+            "group": self.mesh.pipeline_group,
+            "dw_builder": _nothing_left if self.whole_backward else None,
+        }
+        where = index, self.mesh.layout.stages, self.mesh.device
+        if self.zero_stage < 2:
+            return _Stage(self.stages[index], *where, **options)
+        sharded = ShardedStage(HiddenFSDP(self.stages[index]), *where, **options)
+        sharded.zero_stage, sharded.micro_batches = self.zero_stage, micro_batches
+        return sharded
 
     def _hidden_shape(self, sequences: int, length: int) -> tuple[int, int, int]:
         return sequences, length // self.mesh.layout.tensor, self.model.d_model

@@ -8,12 +8,6 @@ def check_pipeline(parallel: ParallelConfig) -> None:
     """Refuse settings that torch's schedules (2.13) cannot combine, or combine at a loss."""
     if parallel.pipeline == 1:
         return
-    if parallel.zero_stage > 1:  # tried on pipeline 2 x data 2: same peaks, and weights gathered 4.2 times a step
-        raise ConfigError(
-            f"parallel.zero_stage = {parallel.zero_stage} with parallel.pipeline = {parallel.pipeline} is invalid: "
-            f"torch's pipeline schedules keep the weights and gradients of a stage whole until its last micro-batch, "
-            f"so 2 and 3 would save no memory there. Use parallel.zero_stage = 1"
-        )
     if parallel.schedule not in ZERO_BUBBLE:
         return
     if parallel.compile:  # tried: the backward of a compiled block cannot be split; requesting half of it fails

@@ -29,9 +29,11 @@ BOOK = {
     "zero 3": ({"zero_stage": 3}, 4, 3),
     "hybrid": ({"zero_stage": 3, "data_shard": 4}, 8, 2),
     "three axes": ({"tensor": 2, "pipeline": 4, "split": (1, 1, 1, 1)}, 32, 5),
+    "three axes, zero 2": ({"tensor": 2, "pipeline": 2, "zero_stage": 2, "split": (2, 2)}, 8, 3),
+    "three axes, zero 3": ({"tensor": 2, "pipeline": 2, "zero_stage": 3, "split": (2, 2)}, 8, 3),
 }
 # Ranks of the first, a middle and the last stage. With one stage, all ranks do the same.
-RANKS = {name: (0, 17, 31) if name == "three axes" else (0,) for name in BOOK}
+RANKS = {name: (0, 17, 31) if name == "three axes" else (0, 7) if "axes" in name else (0,) for name in BOOK}
 
 
 def book_settings(name, *, micro_batches=None):

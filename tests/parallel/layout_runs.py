@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from live_tensors import Live, LiveMicroBatches, Peak, storage_of
+from live_tensors import GatheredBlocks, Live, LiveMicroBatches, Peak, storage_of
 
 from gpt.data.sampling import Samples
 from gpt.inference.model import ForwardInputs
@@ -238,6 +238,7 @@ def run_one(run):
             continued = engine.generate(PROMPTS, max_new_tokens=6, sampling=sampling, stop_ids=range(30), seed=3)
             result[way] = [(c.tokens, c.log_probs, c.stopped) for c in continued]
     documents = run.get("documents", False)
+    gathered = GatheredBlocks(engine) if run.get("count_gathered") else None
     result["losses"], result["norms"], result["metrics"] = train(engine, run["steps"], documents=documents)
     if engine.settings.parallel.compile:
         result["compiled_graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -247,6 +248,10 @@ def run_one(run):
     totals = engine.evaluate(parts)  # several batches may be in a pipeline at once
     result["evaluated"], result["evaluated_tokens"] = totals.mean, totals.tokens
     result["logits"] = logits_of(engine, tokens_of_step(10_001)[:2, :7]).double().flatten()[::97].tolist()
+    if gathered is not None:
+        everyone = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, max(gathered.counts))
+        result["gathered_blocks"] = everyone
     if run.get("measure_kept"):
         result["kept_bytes"] = kept_bytes(engine)
     if run.get("save"):

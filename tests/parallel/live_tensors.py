@@ -47,6 +47,30 @@ class LiveMicroBatches:
             del self.saved[key]
 
 
+class GatheredBlocks:
+    """Notes, whenever one of this rank's stages starts a forward pass, how many of its blocks FSDP holds gathered."""
+
+    def __init__(self, engine):
+        self.counts = []
+        for stage in engine.stages:
+            self.watch(stage)
+
+    def watch(self, stage):
+        forward = stage.forward
+
+        def watched(*args, **kwargs):
+            self.counts.append(sum(map(is_gathered, stage.model.blocks.values())))
+            return forward(*args, **kwargs)
+
+        stage.forward = watched
+
+
+def is_gathered(block):
+    groups = block._get_fsdp_state()._fsdp_param_groups
+    outputs = [output for group in groups for parameter in group.fsdp_params for output in parameter.all_gather_outputs]
+    return any(output.untyped_storage().nbytes() > 0 for output in outputs)
+
+
 class Held:
     def __init__(self, tensor):
         self.tensor = tensor

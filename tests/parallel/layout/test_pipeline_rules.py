@@ -53,7 +53,6 @@ from parallel.layout.pipeline_rules import stages_per_rank
             {"pipeline": 2, "schedule": "zbv_zero_bubble", "recompute": "selective"},
             "= 'selective' with parallel.schedule = 'zbv_zero_bubble' .*torch allows one backward to use",
         ),
-        ({"zero_stage": 3, "pipeline": 2}, "would save no memory there. Use parallel.zero_stage = 1"),
     ],
 )
 def test_errors_name_key_value_rule_and_nearest_values(resolve, keys, message):

@@ -22,6 +22,7 @@ REAL = {
     "1f1b": (2, {"pipeline": 2}, 2),
     "zero 3": (4, {"data": 4, "zero_stage": 3}, 1),
     "hybrid, tensor": (8, {"tensor": 2, "data": 4, "data_shard": 2}, 1),
+    "pipeline, zero 3": (4, {"pipeline": 2, "data": 2, "zero_stage": 3, "precision": "bf16"}, 1),
     "all axes": (8, {"tensor": 2, "pipeline": 2, "data": 2}, 1),
     "v": (4, {"tensor": 2, "pipeline": 2, "schedule": "zbv_zero_bubble"}, 1),
     "gpipe": (4, {"tensor": 2, "pipeline": 2, "schedule": "gpipe", "recompute": "full", "precision": "bf16"}, 2),
@@ -29,6 +30,8 @@ REAL = {
 # Layouts whose peaks are compared too, operator by operator, with the number of messages in flight that a real process
 # may hold. In the dry run no message is in flight.
 PEAKS = {"one": 0, "tensor": 0, "1f1b": 1}
+# Peaks of these schedules fall from ZeRO 1 to 3. GPipe keeps whole backward passes, the V splits them.
+SHARDED = ("gpipe", "1f1b", "zbv_zero_bubble")
 # Micro-batches of a step that is run whole, and extrapolated from two shorter ones
 EXTRAPOLATED = {"gpipe": 7, "interleaved_1f1b": 12, "zbv_zero_bubble": 12, "dualpipev": 12}
 
@@ -68,13 +71,16 @@ def dry():
     for schedule, count in EXTRAPOLATED.items():
         for runs in ((count,), few_of(schedule)):
             jobs[schedule, len(runs)] = (scheduled(schedule, micro_batches=count), 0, T, runs)
+    for schedule in SHARDED:
+        for zero in (1, 2, 3):
+            jobs[f"{schedule}, ZeRO {zero}", 0] = (scheduled(schedule, micro_batches=8, zero_stage=zero), 0, T, None)
     jobs["wide vocabulary", 0] = (wide_vocabulary(), 0, T, None)
     return run_all(jobs)
 
 
-def scheduled(schedule, *, micro_batches):
+def scheduled(schedule, *, micro_batches, zero_stage=1):
     """Settings of a pipeline of 2 with 2 data ranks."""
-    config = ParallelConfig(pipeline=2, schedule=schedule)
+    config = ParallelConfig(pipeline=2, schedule=schedule, zero_stage=zero_stage)
     model = ModelConfig(VOCAB, T, 2 * LAYERS, D, n_heads=8)
     batch = BatchConfig(B, B * T * 2 * micro_batches)
     layout = resolve_layout(config, batch, model=model, seq_len=T, world_size=4)
@@ -125,6 +131,15 @@ def test_zero_3_keeps_a_quarter_of_everything(real):
     (whole,) = real["one"]
     for rank in real["zero 3"]:
         assert math.isclose(held(rank), held(whole) / 4, rel_tol=0.05)
+
+
+@pytest.mark.parametrize("schedule", SHARDED)
+def test_each_zero_stage_lowers_the_peak_of_a_pipeline(dry, schedule):
+    """What the rank keeps between steps is the same for all three."""
+    one, two, three = (dry[f"{schedule}, ZeRO {zero}", 0] for zero in (1, 2, 3))
+    assert three.peak_bytes < two.peak_bytes < one.peak_bytes
+    for key in ("parameter_bytes", "gradient_bytes", "optimizer_bytes"):
+        assert getattr(one, key) == getattr(two, key) == getattr(three, key)
 
 
 def test_a_step_of_many_micro_batches_is_extrapolated_exactly(dry):

@@ -58,7 +58,8 @@ def textbook(name, rank):
         expected["pipeline", "send"] = (2 - first - last) * m * activation // tp + tied
         expected["pipeline", "receive"] = expected["pipeline", "send"]
     if shard > 1:
-        gathers = m * (2 * blocks + ends) if config.zero_stage == 3 else blocks + ends
+        again = 2 if p > 1 else 1  # in a pipeline the ends are freed between forward and backward too
+        gathers = m * (2 * blocks + again * ends) if config.zero_stage == 3 else blocks + ends
         reductions = m if config.zero_stage >= 2 else 1
         expected["data", "all-gather"] = gathers * bf16
         expected["data", "reduce-scatter"] = reductions * (blocks + ends) * fp32
