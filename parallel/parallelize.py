@@ -55,7 +55,7 @@ def build_unsharded_stage(
 ) -> ModelStage:
     """Stage `index` without a data axis, on the meta device: as for `build_stage`, for an engine with its own."""
     layout = mesh.layout
-    model = _on_meta(config, objective, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
+    model = model_on_meta(config, objective, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
     if layout.tensor > 1:
         apply_tensor_parallel(model, config, mesh.tensor)
     for name, parameter in model.named_parameters():
@@ -73,7 +73,7 @@ def build_inference_stage(config: ModelConfig, mesh: Mesh, *, index: int, dtype:
     No FSDP, compilation or recomputation: every data-parallel rank holds its stages whole.
     """
     layout, objective = mesh.layout, NextToken()
-    model = _on_meta(config, objective, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
+    model = model_on_meta(config, objective, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
     if layout.tensor > 1:
         apply_tensor_parallel(model, config, mesh.tensor)
     model.to(dtype).to_empty(device=mesh.device)
@@ -86,10 +86,10 @@ def build_inference_stage(config: ModelConfig, mesh: Mesh, *, index: int, dtype:
 def parameter_names(config: ModelConfig, objective: Objective) -> list[str]:
     """The canonical names of all parameters of the whole model."""
     layers = range(config.n_layers)
-    return [name for name, _ in _on_meta(config, objective, layers, first=True, last=True).named_parameters()]
+    return [name for name, _ in model_on_meta(config, objective, layers, first=True, last=True).named_parameters()]
 
 
-def _on_meta(config: ModelConfig, objective: Objective, layers: range, *, first: bool, last: bool) -> GPT:
+def model_on_meta(config: ModelConfig, objective: Objective, layers: range, *, first: bool, last: bool) -> GPT:
     """A part of the objective's model, without memory. Whether the ends are tied is the same for every part."""
     with torch.device("meta"):
         embed, head = objective.front(config), objective.head(config)

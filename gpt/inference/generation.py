@@ -151,12 +151,12 @@ class PaddedBatch:
 
     @torch.inference_mode()
     def decode_step(self, tokens: Tensor) -> Tensor:
-        cached_tokens, self.length = self.length, self.length + 1
+        positions = self.length - self.padding  # (b, 1)
+        self.length += 1
         mask = None
         if self.is_padded:
             mask = (torch.arange(self.length, device=tokens.device) >= self.padding)[:, None, None, :]  # (b, 1, 1, s)
-        positions = cached_tokens - self.padding  # (b, 1)
-        return self.model.next_logits(ForwardInputs(tokens.unsqueeze(1), positions, mask, self.cache, cached_tokens))
+        return self.model.next_logits(ForwardInputs(tokens.unsqueeze(1), positions, mask, self.cache))
 
     def keep(self, rows: Tensor) -> None:
         self.padding = self.padding[rows]

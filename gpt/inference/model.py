@@ -17,7 +17,7 @@ from gpt.model.gpt import GPT
 
 @dataclass(frozen=True)
 class ForwardInputs:
-    """Inputs of one forward pass: tokens (b, t) that follow the `cached_tokens` tokens in the cache.
+    """Inputs of one forward pass: tokens (b, t) that follow those in the cache.
 
     `positions` (b, t) or (1, t), `mask` and `cache` as in GPT.forward.
     """
@@ -26,7 +26,6 @@ class ForwardInputs:
     positions: Tensor
     mask: Tensor | None = None
     cache: Mapping[str, KeyValueCache] | None = None
-    cached_tokens: int = 0
 
 
 class InferenceModel(Protocol):

@@ -2,23 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
-from torch.nn import functional
+from torch.distributed.tensor import DTensor
 
 from gpt.inference.token_scores import token_scores
 from gpt.losses.base import Loss
 from gpt.losses.batch import Batch
 from gpt.model.attention import Mask
 from gpt.model.gpt import GPT, LayerCache
-from gpt.model.heads import VocabularyHead, head_outputs
+from gpt.model.heads import head_outputs
 from gpt.model.masks import AttentionMask
-from parallel.axes.tensor_parallel import sharded_head_outputs, vocabulary_shard
+from parallel.axes.local_layers import GatheredHead
+from parallel.axes.tensor_parallel import sharded_head_outputs
 
 
 @dataclass(frozen=True)
@@ -102,27 +100,17 @@ class ModelStage(nn.Module):
         head, vocab_size = self.model.head, self.model.vocab_size
         if head is None:
             return hidden
+        if step.targets is None:
+            logits: Tensor = head(hidden.flatten(0, 1)[step.indices])
+            return logits[:, :vocab_size]
         logits_of: Callable[[Tensor], Tensor] = head
         shard = None
-        if isinstance(hidden, DTensor):  # sharded over the sequence
-            logits_of = partial(_replicated_head, head, hidden.device_mesh)
-            hidden = hidden.redistribute(placements=[Replicate()]).to_local()
-            if step.targets is not None:  # a few numbers suffice, so the logits stay sharded
-                assert isinstance(head, VocabularyHead)
-                assert isinstance(head.weight, DTensor)
-                logits_of = partial(functional.linear, weight=head.weight.to_local())
-                shard = vocabulary_shard(head, vocab_size)
-        if step.targets is None:
-            return logits_of(hidden.flatten(0, 1)[step.indices])[:, :vocab_size]
+        if isinstance(head, GatheredHead):  # a few numbers suffice, so the logits stay sharded
+            logits_of, shard = head.local_logits, head.shard
         log_probs, greedy = token_scores(
             hidden, logits_of, indices=step.indices, targets=step.targets, vocab_size=vocab_size, shard=shard
         )
         return torch.stack((log_probs, greedy.float()))
-
-
-def _replicated_head(head: Callable[[Tensor], Tensor], mesh: DeviceMesh, hidden: Tensor) -> Tensor:
-    """Logits of hidden states that all tensor ranks hold. The head would mistake a plain tensor for a rank's shard."""
-    return head(DTensor.from_local(hidden, mesh, [Replicate()], run_check=False))
 
 
 def canonical_name(name: str, model: GPT) -> str:

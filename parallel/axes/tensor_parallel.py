@@ -52,11 +52,16 @@ class VocabularyEmbedding(nn.Module):
         """(b, t/tp, d) from ids (b, t), the same on all tensor ranks."""
         assert isinstance(self.weight, DTensor)
         weight = self.weight.to_local()  # (v/tp, d)
-        here = tokens - self.start
-        held = (here >= 0) & (here < weight.size(0))
-        x = nn.functional.embedding(here.where(held, 0), weight).where(held.unsqueeze(-1), 0.0)  # (b, t, d)
+        x = look_up_shard(tokens, weight, start=self.start)  # (b, t, d)
         share: Tensor = DTensor.from_local(x, self.mesh, [Partial()]).redistribute(placements=[Shard(1)]).to_local()
         return share
+
+
+def look_up_shard(tokens: Tensor, weight: Tensor, *, start: int) -> Tensor:
+    """The rows (b, t, d) of ids (b, t), and zeros for ids outside the rows `start` to `start + len(weight)`."""
+    here = tokens - start
+    held = (here >= 0) & (here < weight.size(0))
+    return nn.functional.embedding(here.where(held, 0), weight).where(held.unsqueeze(-1), 0.0)
 
 
 class KeyValueProjection(nn.Module):
@@ -82,12 +87,20 @@ class KeyValueProjection(nn.Module):
         rows = slice(self.first * self.d_head, (self.last + 1) * self.d_head)
         weight, bias = _partial(self.weight)[rows], None if self.bias is None else _partial(self.bias)[rows]
         y = nn.functional.linear(_partial(x), weight, bias)  # (b, t, m * d_head)
-        if len(set(self.repeats)) == 1:
-            return y
-        heads = y.view(*y.shape[:2], -1, self.d_head)  # (b, t, m, d_head)
-        return torch.cat(  # one head per query: the model can only repeat all heads equally often
-            [heads[:, :, i : i + 1].expand(-1, -1, times, -1) for i, times in enumerate(self.repeats)], dim=2
-        ).flatten(2)
+        return repeat_heads(y, self.repeats, self.d_head)
+
+
+def repeat_heads(y: Tensor, repeats: list[int], d_head: int) -> Tensor:
+    """Give each query of a rank its head if its heads (b, t, m * d_head) serve unequal numbers of queries.
+
+    The model can only repeat all heads equally often.
+    """
+    if len(set(repeats)) == 1:
+        return y
+    heads = y.view(*y.shape[:2], -1, d_head)  # (b, t, m, d_head)
+    return torch.cat(
+        [heads[:, :, i : i + 1].expand(-1, -1, times, -1) for i, times in enumerate(repeats)], dim=2
+    ).flatten(2)
 
 
 def key_value_heads(config: ModelConfig, *, rank: int, tensor: int) -> list[int]:
@@ -212,23 +225,25 @@ def sharded_head_outputs(head: nn.Module, hidden: DTensor) -> Any:
     if isinstance(head, VocabularyHead):
         assert isinstance(head.weight, DTensor)
         whole = hidden.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])  # (b, t, d)
-        return VocabularyOutputs(whole, head.weight.to_local(), vocabulary_shard(head, head.vocab_size))
+        shard = vocabulary_shard(head.weight.size(0), head.vocab_size, head.weight.device_mesh)
+        return VocabularyOutputs(whole, head.weight.to_local(), shard)
     outputs = head(hidden)
     assert isinstance(outputs, DTensor)
     return outputs.redistribute(placements=[Replicate()]).to_local()  # (b, t, k)
 
 
-def vocabulary_shard(head: nn.Linear, vocab_size: int) -> VocabShard:
-    """The rows of a head that this tensor rank holds, and the reductions over all holders. `vocab_size`: unpadded."""
-    assert isinstance(head.weight, DTensor)
-    mesh = head.weight.device_mesh
+def vocabulary_shard(rows: int, vocab_size: int, mesh: DeviceMesh) -> VocabShard:
+    """Of the `rows` of a head, those that this tensor rank holds, and the reductions over all holders.
+
+    `vocab_size`: without padding.
+    """
     group = mesh.get_group()
 
     def reduced(x: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
         dist.all_reduce(x, op=op, group=group)
         return x
 
-    max_rows = -(-head.weight.size(0) // mesh.size())  # the last ranks may hold fewer
+    max_rows = -(-rows // mesh.size())  # the last ranks may hold fewer
     return VocabShard(
         start=mesh.get_local_rank() * max_rows,
         vocab_size=vocab_size,

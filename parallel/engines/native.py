@@ -31,6 +31,7 @@ from parallel.engines.settings import EngineSettings, sharding_signature
 from parallel.engines.sums import StepSums
 from parallel.health.replica_check import ReplicaCheck, describe
 from parallel.health.weight_digests import model_digest, weight_digests
+from parallel.inference.local_stage import stages_for_inference
 from parallel.inference.model import DistributedModel
 from parallel.layout.mesh import Mesh, build_mesh
 from parallel.parallelize import build_stage, parameter_names
@@ -187,21 +188,23 @@ class NativeEngine:
         Under ZeRO 3, data ranks gather each block's weights together, and so must do the same work. Otherwise each
         gathers the weights of its stages once and works alone.
         """
-        together = self.settings.parallel.zero_stage == 3
-        if not together:
-            for module in self._sharded_modules():
-                module.unshard()
-        with self._model(data_ranks_together=together) as model:
+        with self._model(data_ranks_together=self.settings.parallel.zero_stage == 3) as model:
             yield model
 
     @contextmanager
     def _model(self, *, data_ranks_together: bool) -> Iterator[DistributedModel]:
         """The stages as a model. Compiled blocks run uncompiled, since shapes change with each token."""
         settings = self.settings
+        free = settings.parallel.zero_stage == 3
+        if not free:
+            for module in self._sharded_modules():
+                module.unshard()
         dtype = torch.bfloat16 if settings.parallel.precision == "bf16" else torch.float32
         with torch.compiler.set_stance("force_eager"):
             yield DistributedModel(
-                self.stages,
+                stages_for_inference(
+                    self.stages, self.mesh, config=settings.model, objective=self.objective, free=free
+                ),
                 self.mesh,
                 d_model=settings.model.d_model,
                 dtype=dtype,

@@ -2,46 +2,35 @@
 
 Every rank runs its stages on the same tokens, with a key-value cache of its own layers and heads. The stages send
 hidden states to each other. The result of the last stage is sent to all ranks, so all ranks choose the same tokens.
-Shapes as in gpt/inference/model.py; t' is t rounded up to a multiple of tensor ranks, r = t' / tensor.
+Shapes as in gpt/inference/model.py.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional
 
 from gpt.inference.kv_cache import KeyValueCache
 from gpt.inference.model import ForwardInputs
 from gpt.model.config import ModelConfig
-from gpt.model.gpt import LayerCache
+from gpt.training.objective import NextToken
 from parallel.agreement import combine
 from parallel.axes.pipeline_parallel import pass_through
 from parallel.axes.stage import CachedStep, ModelStage, canonical_parameters
 from parallel.checkpoint.handle import Checkpoint
 from parallel.checkpoint.load import load_checkpoint
+from parallel.inference.local_stage import stages_for_inference
 from parallel.layout.mesh import Mesh
 from parallel.parallelize import build_inference_stage
-
-
-@dataclass(frozen=True)
-class _UnpaddedCache:
-    """A cache that stores only the first `length` of the positions that it receives."""
-
-    cache: LayerCache
-    length: int
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cache.append(k[:, :, : self.length], v[:, :, : self.length])
 
 
 class DistributedModel:
     """An InferenceModel over a layout. Every rank must make the same calls in the same order.
 
+    `stages`: from stages_for_inference.
     `data_ranks_together`: data ranks need each other to compute, as under ZeRO 3. They therefore do the same work and
     count as one data rank.
     """
@@ -75,41 +64,32 @@ class DistributedModel:
         return {name: KeyValueCache(capacity) for stage in self.stages.values() for name in stage.model.blocks}
 
     def next_logits(self, inputs: ForwardInputs, *, indices: Tensor | None = None) -> Tensor:
-        """See `InferenceModel`. Sends one message (b, r, d) between stages and broadcasts the logits."""
+        """See `InferenceModel`. Sends one message (b, t, d) between stages and broadcasts the logits."""
         if indices is None:
             rows, length = inputs.tokens.shape
             indices = torch.arange(1, rows + 1, device=self.device) * length - 1
         step = CachedStep(inputs.positions, inputs.mask, inputs.cache, indices)
-        output = self._forward(inputs.tokens, inputs.cached_tokens, step)
+        output = self._forward(inputs.tokens, step)
         return self._broadcast(output, (indices.numel(), self.vocab_size))
 
     def log_probs(self, inputs: ForwardInputs, *, indices: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """See `InferenceModel`. Sends messages of (b, r, d) in all between stages; broadcasts two numbers per target.
+        """See `InferenceModel`. Sends messages of (b, t, d) in all between stages; broadcasts two numbers per target.
 
         Without a cache, the rows go through a pipeline in parts, so that its stages work at the same time.
         """
         step = CachedStep(inputs.positions, inputs.mask, inputs.cache, indices, targets)
         pipeline = self.mesh.layout.pipeline
         parts = 2 * pipeline if inputs.cache is None and pipeline > 1 else 1
-        outputs = [
-            self._forward(tokens, inputs.cached_tokens, part)
-            for tokens, part in _split_rows(inputs.tokens, step, parts)
-        ]
+        outputs = [self._forward(tokens, part) for tokens, part in _split_rows(inputs.tokens, step, parts)]
         with torch.inference_mode(False):
             output = torch.cat(outputs, dim=1) if self.last in self.stages else outputs[0]
         log_probs, greedy = self._broadcast(output, (2, targets.numel())).unbind()
         return log_probs, greedy > 0
 
-    def _forward(self, tokens: Tensor, cached_tokens: int, step: CachedStep) -> Tensor:
+    def _forward(self, tokens: Tensor, step: CachedStep) -> Tensor:
         """Run this rank's stages. Returns the output of the last of them."""
-        length = tokens.size(1)
-        padding = -length % self.mesh.layout.tensor  # sequence parallelism needs equal shares
         with torch.inference_mode(False), torch.no_grad():  # FSDP keeps its buffers for training
-            if padding:
-                tokens = functional.pad(tokens, (0, padding))
-                step = _pad_step(step, cached_tokens=cached_tokens, length=length, padding=padding)
-            shape = (tokens.size(0), tokens.size(1) // self.mesh.layout.tensor, self.d_model)
-            message = torch.empty(shape, dtype=self.dtype, device="meta")
+            message = torch.empty((*tokens.shape, self.d_model), dtype=self.dtype, device="meta")
             return pass_through(
                 self.stages, self.mesh, tokens, message, lambda index, x: self.stages[index](x, step=step)
             )
@@ -146,6 +126,7 @@ def load_distributed_model(
     stages = [build_inference_stage(config, mesh, index=index, dtype=dtype) for index in mesh.stages]
     weights = {f"model.{name}": p.data for stage in stages for name, p in canonical_parameters(stage)}
     load_checkpoint(checkpoint, tensors=weights, rounded=True)
+    stages = stages_for_inference(stages, mesh, config=config, objective=NextToken(), free=False)
     return DistributedModel(stages, mesh, d_model=config.d_model, dtype=dtype)
 
 
@@ -170,33 +151,3 @@ def _split_rows(tokens: Tensor, step: CachedStep, parts: int) -> Iterator[tuple[
                 targets=step.targets[in_part],
             ),
         )
-
-
-def _pad_step(step: CachedStep, *, cached_tokens: int, length: int, padding: int) -> CachedStep:
-    """Add `padding` tokens at the end of each row. They are not cached, and the result does not contain them."""
-    cache: Mapping[str, LayerCache] | None = step.cache
-    if cache is not None:
-        cache = {name: _UnpaddedCache(layer, length) for name, layer in cache.items()}
-    return CachedStep(
-        positions=torch.cat((step.positions, step.positions[:, -1:].expand(-1, padding)), dim=1),
-        mask=_pad_mask(step, cached_tokens=cached_tokens, length=length, padding=padding),
-        cache=cache,
-        indices=step.indices + step.indices // length * padding,
-        targets=step.targets,
-    )
-
-
-def _pad_mask(step: CachedStep, *, cached_tokens: int, length: int, padding: int) -> Tensor | None:
-    """Add `padding` queries to a mask. They attend to every key, since their output is dropped.
-
-    Without a cache the keys grow as well; no other query attends to the new ones. A cache drops the new keys.
-    """
-    mask = step.mask
-    if step.cache is None:
-        if mask is None:
-            return None
-        return functional.pad(functional.pad(mask, (0, padding)), (0, 0, 0, padding), value=True)
-    if mask is None:
-        column = torch.arange(cached_tokens + length, device=step.positions.device)
-        mask = (column <= column[cached_tokens:, None])[None, None]  # (1, 1, t, s)
-    return mask if mask.size(2) == 1 else functional.pad(mask, (0, 0, 0, padding), value=True)

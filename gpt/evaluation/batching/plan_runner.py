@@ -30,7 +30,7 @@ class PlanRunner:
         if not planned.uses_cache:
             return ForwardInputs(tokens, positions, mask)
         self.rewind(planned.cached_tokens)
-        return ForwardInputs(tokens, positions, mask, self.cache, planned.cached_tokens)
+        return ForwardInputs(tokens, positions, mask, self.cache)
 
     def rewind(self, length: int) -> None:
         """Drop all but the first `length` positions of the cache."""

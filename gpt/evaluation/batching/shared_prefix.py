@@ -46,11 +46,11 @@ class PackedRow:
 
     @torch.inference_mode()
     def decode_step(self, tokens: Tensor) -> Tensor:
-        n, cached_tokens = tokens.size(0), self.length
+        n = tokens.size(0)
         indices = torch.arange(n, device=tokens.device)
         self.mask = torch.cat((self.mask, indices == indices[:, None]), dim=1)  # (n, s + n)
         self.length += n
-        inputs = ForwardInputs(tokens[None], self.positions[None], self.mask[None, None], self.cache, cached_tokens)
+        inputs = ForwardInputs(tokens[None], self.positions[None], self.mask[None, None], self.cache)
         logits = self.model.next_logits(inputs, indices=indices)
         self.positions = self.positions + 1
         return logits

@@ -39,7 +39,7 @@ def test_a_pass_can_continue_the_cache(model: GPT) -> None:
     local = LocalModel(model)
     cache = local.make_cache(4)
     local.next_logits(ForwardInputs(TOKENS[:, :3], torch.arange(3).unsqueeze(0), cache=cache))
-    last = ForwardInputs(TOKENS[:, 3:], torch.tensor([[3]]), cache=cache, cached_tokens=3)
+    last = ForwardInputs(TOKENS[:, 3:], torch.tensor([[3]]), cache=cache)
     torch.testing.assert_close(local.next_logits(last), model(TOKENS)[:, -1], rtol=1e-4, atol=1e-4)
 
 

@@ -14,7 +14,10 @@ from layout_runs import (
 pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
 GENERATING = {
     "tensor 2 x pipeline 2": (4, {"tensor": 2, "pipeline": 2}),
+    "tensor 4": (4, {"tensor": 4}),
+    "tensor 2 x data 2, zero 3, recompute": (4, {"tensor": 2, "data": 2, "zero_stage": 3, "recompute": "full"}),
     "data 2, zero 3": (2, {"data": 2, "zero_stage": 3}),
+    "pipeline 2 x data 2, zero 3": (4, {"pipeline": 2, "data": 2, "zero_stage": 3}),
     "a rank with only the head": (2, {"pipeline": 2, "split": [4, 0]}),
     "two stages per rank, interleaved": (2, {"pipeline": 2, "schedule": "interleaved_1f1b"}),
     "two stages per rank, V-shaped": (2, {"pipeline": 2, "schedule": "zbv_zero_bubble"}),
