@@ -1,4 +1,4 @@
-"""Layers of tensor ranks on plain tensors, on one process: what they compute from the parameters that they are given."""
+"""Layers of tensor ranks on plain tensors, on one process: their results from the parameters that they are given."""
 
 from types import SimpleNamespace
 
