@@ -53,7 +53,6 @@ class ShardedStage(PipelineStage):
         self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
     ) -> Any:
         stage: Any = self.submod.stage
-        assert isinstance(stage, FSDPModule)
         weights = backward_type == "weight"
         # Counted here, since torch takes no backward pass of a stage that never splits one for the last.
         self.finished = (self.finished + (backward_type != "input")) % self.micro_batches
