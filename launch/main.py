@@ -45,6 +45,14 @@ COMMANDS = {
         "train a GPT from a recipe, on any layout of tensor x pipeline x data parallelism",
     ),
     "config": ("launch.commands.config", "show the settings of a recipe and their origin, or every key"),
+    "recipe from-megatron": (
+        "launch.commands.recipe_from_megatron",
+        "print a recipe for the flags of a Megatron-LM training command",
+    ),
+    "recipe from-deepspeed": (
+        "launch.commands.recipe_from_deepspeed",
+        "print a recipe for a DeepSpeed configuration",
+    ),
     "report": (
         "launch.commands.report",
         "show the results of a run and where its time went, as tables or an HTML page",
