@@ -9,6 +9,7 @@ import pytest
 LONG_FILES = (
     "test_deepspeed.py",
     "test_flat.py",
+    "test_megatron_core.py",
     "test_document_mask.py",
     "test_dry_run.py",
     "test_layouts.py",

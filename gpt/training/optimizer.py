@@ -114,7 +114,7 @@ def build_optimizer(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters:
         if not is_frozen(name, config):
-            groups.setdefault(_settings(name, parameter, config), []).append(parameter)
+            groups.setdefault(decay_and_scale(name, parameter.dim(), config), []).append(parameter)
     tables: list[dict[str, Any]] = [
         {"params": members, "weight_decay": decay, "lr_scale": scale} for (decay, scale), members in groups.items()
     ]
@@ -125,9 +125,9 @@ def build_optimizer(
     )
 
 
-def _settings(name: str, parameter: "nn.Parameter", config: OptimizerConfig) -> tuple[float, float]:
-    """Weight decay and learning-rate scale of a parameter."""
-    decay = config.weight_decay if parameter.dim() >= 2 else 0.0
+def decay_and_scale(name: str, dimensions: int, config: OptimizerConfig) -> tuple[float, float]:
+    """Weight decay and learning-rate scale of a parameter of so many dimensions."""
+    decay = config.weight_decay if dimensions >= 2 else 0.0
     for group in config.groups:
         if any(fnmatchcase(name, pattern) for pattern in group.parameters):
             return decay if group.weight_decay is None else group.weight_decay, group.lr_scale

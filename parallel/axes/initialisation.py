@@ -1,7 +1,9 @@
 """Fill this rank's shard of every parameter with the bits that one process would have."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
@@ -10,7 +12,7 @@ from gpt.model.initialisation import fill, start_of
 
 
 @torch.no_grad()
-def initialise_shards(parameters: list[tuple[str, nn.Parameter]], config: ModelConfig, *, seed: int) -> None:
+def initialise_shards(parameters: Sequence[tuple[str, Tensor]], config: ModelConfig, *, seed: int) -> None:
     """Fill parameters, given by their canonical names, in place. No communication; time and memory follow the shard."""
     for name, parameter in parameters:
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter.data

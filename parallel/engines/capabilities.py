@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from pkgutil import resolve_name
 from typing import Any
 
 from gpt.errors import ConfigError, missing_extra, nearest
@@ -56,6 +57,7 @@ class EngineCapabilities:
     below: str | None = None
     bad_versions: tuple[BadVersions, ...] = ()
     rules: tuple[EngineRule, ...] = ()
+    relations: str | None = None  # "module:function" that gets the recipe's sections and refuses what no rule can name
 
     @property
     def versions(self) -> str:
@@ -105,9 +107,14 @@ MEGATRON = EngineCapabilities(
         ),
         EngineRule("parallel.offload", (False,), "the engine keeps optimizer states on the device"),
         EngineRule("parallel.compile", (False,), "Megatron-core has its own fused layers"),
+        EngineRule("parallel.async_tensor", (False,), "Megatron-core has its own tensor parallelism"),
         EngineRule("objective.kind", ("next_token",), "Megatron's GPTModel predicts the next token"),
+        EngineRule("data.sampling", ("window",), "Megatron's attention is causal over the whole sequence"),
         EngineRule("data.document_mask", (False,), "Megatron's attention is causal over the whole sequence"),
+        EngineRule("optimizer.kind", ("adamw",), "Megatron's distributed optimizer is AdamW"),
+        EngineRule("optimizer.frozen", ((),), "the engine keeps fp32 weights of trained parameters only"),
     ),
+    relations="parallel.megatron.limits:check_relations",
 )
 ALL = (NATIVE, DEEPSPEED, MEGATRON)
 
@@ -127,6 +134,8 @@ def check_engine(parallel: ParallelConfig, **sections: object) -> None:
     recipe = {"parallel": parallel, **sections}
     rule = _broken_rule(capabilities, recipe)
     if rule is None:
+        if capabilities.relations is not None:
+            resolve_name(capabilities.relations)(recipe)
         return
     changes = _nearest_changes(capabilities, recipe)
     uses = " and ".join(f"{key} = {_toml(value)}" if value is not None else f"no {key}" for key, value in changes)

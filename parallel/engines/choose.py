@@ -16,6 +16,7 @@ from parallel.layout.mesh import Mesh
 ENGINES: dict[str, Any] = {  # class, or "module:class" for one that is imported when it is used
     "native": NativeEngine,
     "deepspeed": "parallel.engines.deepspeed:DeepSpeedEngine",
+    "megatron": "parallel.engines.megatron_core:MegatronEngine",
 }
 
 

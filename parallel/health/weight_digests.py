@@ -5,13 +5,12 @@ import json
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
 
 from parallel.axes.gradients import whole
 
 
 @torch.no_grad()
-def weight_digests(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, str]:
+def weight_digests(parameters: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:
     """Return the SHA-256 of the bits of each weight of this stage, by canonical name. Collective over its ranks.
 
     Torch gathers each weight by its own record of the shards, which is independent of the one that initialisation uses.

@@ -6,7 +6,7 @@ from typing import Literal
 from gpt.errors import ConfigError
 from gpt.training.schedule import BatchRamp, constant_batch
 
-EngineName = Literal["native", "deepspeed"]
+EngineName = Literal["native", "deepspeed", "megatron"]
 Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev"]
 
 V_SHAPED = ("zbv_zero_bubble", "dualpipev")  # each rank holds two stages: one on the way down, one on the way up

@@ -57,7 +57,7 @@ def stages_per_rank(parallel: ParallelConfig) -> int:
 def check_schedule(
     parallel: ParallelConfig, *, micro_batches: int, micro_batch_tokens: int, micro_batch_size: int
 ) -> None:
-    """Refuse a number of micro-batches per step that torch's schedule cannot order.
+    """Refuse a number of micro-batches per step that the engine's schedule cannot order.
 
     `micro_batch_tokens`: tokens of one micro-batch over all data ranks, for the batch sizes that the error suggests.
     """
@@ -67,6 +67,9 @@ def check_schedule(
     if name in ("1f1b", "dualpipev"):
         stages = ranks * stages_per_rank(parallel)
         rule, allowed = "at least as many micro-batches a step as stages", [max(stages, micro_batches)]
+    elif parallel.engine == "megatron" and name == "interleaved_1f1b":  # it runs rounds of one micro-batch a rank
+        rule = "a multiple of parallel.pipeline as number of micro-batches a step"
+        allowed = [n for n in range(ranks, 2 * micro_batches + ranks) if n % ranks == 0]
     elif name in ("interleaved_1f1b", "interleaved_zero_bubble"):
         # torch runs max(1, micro_batches // ranks) rounds with the same number of micro-batches each
         rule = "a number of micro-batches a step that is a multiple of its quotient by parallel.pipeline"

@@ -129,12 +129,16 @@ def stacked_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def join(config: ModelConfig, parts: list[Tensor]) -> Tensor:
-    """Join the weights of one entry: queries, keys and values by group; gate before up; a single weight as it is."""
+    """Join the weights of one entry: queries, keys and values by group; gate before up; a single weight as it is.
+
+    The parts may be those of one tensor rank, which holds whole groups.
+    """
     if len(parts) == 1:
         return parts[0]
     if len(parts) == 2:
         return torch.cat(parts)
-    groups = [part.reshape(config.kv_heads, -1, *part.shape[1:]) for part in parts]  # (k, rows, d)
+    heads = parts[1].size(0) // config.d_head
+    groups = [part.reshape(heads, -1, *part.shape[1:]) for part in parts]  # (k, rows, d)
     return torch.cat(groups, dim=1).reshape(-1, *parts[0].shape[1:])
 
 
@@ -144,9 +148,9 @@ def split(config: ModelConfig, entry: MegatronEntry, tensor: Tensor) -> list[Ten
         return [tensor]
     if len(entry.names) == 2:
         return list(tensor.chunk(2))
-    groups = tensor.reshape(config.kv_heads, -1, *tensor.shape[1:])  # (k, rows, d)
     queries = config.n_heads // config.kv_heads * config.d_head
     rows = [queries, config.d_head, config.d_head]
+    groups = tensor.reshape(-1, sum(rows), *tensor.shape[1:])  # (k, rows, d)
     return [part.reshape(-1, *tensor.shape[1:]) for part in torch.split(groups, rows, dim=1)]
 
 
