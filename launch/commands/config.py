@@ -13,6 +13,7 @@ from gpt.errors import ConfigError
 from launch.config.recipe import apply_overrides, build, find_recipe, read_toml, unknown_name
 from launch.config.run_config import RunConfig
 from launch.config.settings import REQUIRED, Setting, settings_of, toml
+from launch.engines.table import engine_tables
 from launch.processes.terminal import table_console
 
 TITLES = {"train": "Training", "prepare": "Data preparation"}  # command -> title of its settings
@@ -29,16 +30,19 @@ and origin. The command line takes each key too: `--section.key VALUE`. `train[]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", help="a TOML recipe, or the name of a shipped one such as gpt3_125m")
     parser.add_argument("--keys", nargs="?", const="", metavar="SECTION", help="show all keys, or those of one section")
+    parser.add_argument("--engines", action="store_true", help="show the values that each engine takes, in Markdown")
     parser.add_argument("--markdown", action="store_true", help="with --keys: as the page docs/settings.md")
     parser.set_defaults(takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    if (args.recipe is None) == (args.keys is None):
-        raise ConfigError("triaxial config needs either a recipe or --keys. See `triaxial config --help`")
+    if [args.recipe is not None, args.keys is not None, args.engines].count(True) != 1:
+        raise ConfigError("triaxial config needs one of a recipe, --keys and --engines. See `triaxial config --help`")
     if args.markdown and args.keys is None:
         raise ConfigError("--markdown is invalid without --keys: it writes the page of all keys")
-    if args.recipe is not None:
+    if args.engines:
+        print(engine_tables())
+    elif args.recipe is not None:
         print("\n".join(resolved(args.recipe, args.overrides)))
     elif args.markdown:
         print(page())

@@ -21,3 +21,10 @@ def test_the_command_takes_any_flag_and_the_recipe_reads(tmp_path: Path, capsys:
     assert main(["recipe", "from-megatron"]) == 2
     assert main(["recipe", "from-megatron", "12"]) == 2
     assert "'12' is invalid: it follows no flag" in capsys.readouterr().err
+
+
+def test_the_command_of_the_guide_gives_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = Path(__file__).resolve().parents[3] / "docs" / "guides" / "training" / "engines.md"
+    command = guide.read_text().split("    triaxial recipe from-megatron ")[1].split("> recipe.toml")[0]
+    assert main(["recipe", "from-megatron", *command.replace("\\\n", " ").split()]) == 0
+    assert "To fill in: data.tokenizer." in capsys.readouterr().out
