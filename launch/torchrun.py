@@ -20,7 +20,14 @@ from gpt.files.temporary import temporary_folder
 from gpt.telemetry.output import own_output
 from launch.processes.environment import JOB_SECRET, LauncherEnvironment, quiet_elastic_logs, set_for_ranks
 from launch.processes.error_reports import forget_stop, last_word, leave_word
-from launch.processes.failures import MISTAKE, SAVED_AFTER_SIGNAL, STOP_SIGNALS, handled_signals, signal_name
+from launch.processes.failures import (
+    INTERRUPTED,
+    MISTAKE,
+    SAVED_AFTER_SIGNAL,
+    STOP_SIGNALS,
+    handled_signals,
+    signal_name,
+)
 from launch.processes.sealing import BACKEND, new_secret, register_rendezvous, shared_secret
 
 SHUTDOWN_S = 270  # how long signalled ranks may take to save; less than the five minutes of slurm/train.sbatch
@@ -70,9 +77,11 @@ def main(argv: list[str] | None = None) -> int:
             print(f"triaxial: the launcher of this node got {signal_name(error.number)}", file=sys.stderr, flush=True)
             if not last_word():
                 leave_word("stopped by a signal before the ranks started")
-            ends = {"stopped": SAVED_AFTER_SIGNAL, "saved": SAVED_AFTER_SIGNAL, "done": 0}
-            status = 128 + error.number
-            return ends.get(last_word(), status) if error.number in STOP_SIGNALS else status
+            ends = {"stopped": SAVED_AFTER_SIGNAL, "saved": SAVED_AFTER_SIGNAL, "interrupted": INTERRUPTED}
+            word, status = last_word(), 128 + error.number
+            if word == "done":
+                return 0
+            return ends.get(word, status) if error.number in STOP_SIGNALS else status
         return status
 
 
@@ -144,7 +153,9 @@ def _elastic_error() -> Callable[[int], BaseException]:
 
     class ElasticSignalled(SignalException, _Signalled):
         def __init__(self, number: int) -> None:
-            super().__init__(signal_name(number), signal.Signals(number))
+            # What the agent passes on. A step of srun gives SIGINT to the ranks too, and a second one would end them.
+            passed_on = signal.SIGTERM if number == signal.SIGINT else number
+            super().__init__(signal_name(number), signal.Signals(passed_on))
             self.number = number
 
     return ElasticSignalled
@@ -152,6 +163,8 @@ def _elastic_error() -> Callable[[int], BaseException]:
 
 def _status_of_failures(codes: set[int], description: str) -> int:
     """The exit status if ranks of this node ended with these exit codes. Prints torchrun's description of a failure."""
+    if last_word() == "interrupted" or codes == {INTERRUPTED}:
+        return INTERRUPTED
     if last_word() == "saved" or codes <= {SAVED_AFTER_SIGNAL, *(-number for number in STOP_SIGNALS)}:
         return SAVED_AFTER_SIGNAL
     if MISTAKE in codes:
@@ -166,7 +179,10 @@ def _status_without_rendezvous(error: Exception, where: str) -> int:
     number of nodes and the endpoint. Prints a failure."""
     from torch.distributed.elastic import rendezvous
 
-    ends = {"saved": SAVED_AFTER_SIGNAL, "stopped": SAVED_AFTER_SIGNAL, "mistake": MISTAKE}
+    ends = {
+        **{"saved": SAVED_AFTER_SIGNAL, "stopped": SAVED_AFTER_SIGNAL},
+        **{"interrupted": INTERRUPTED, "mistake": MISTAKE},
+    }
     if last_word() in ends:
         return ends[last_word()]
     reasons: dict[type[Exception], str] = {

@@ -63,6 +63,11 @@ class StopRequest(Protocol):
         """Return whether to save and stop after this step. It need not agree between ranks."""
         ...
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a person asked for it, by Ctrl-C, so that the run is not to be started again."""
+        ...
+
     def step_done(self) -> None:
         """Note that a step is done: from the first one on, there is something to save."""
         ...
@@ -70,6 +75,8 @@ class StopRequest(Protocol):
 
 class NeverStop:
     """Never ask to stop: the run continues to its end."""
+
+    interrupted = False
 
     def __call__(self) -> bool:
         return False

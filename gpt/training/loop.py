@@ -125,10 +125,10 @@ class TrainingLoop:
         if self.metrics is not None and (state.step % run.log_every_steps == 0 or state.step == run.steps):
             self.metrics.log(state.step, step_values(run, result, lr, step=state.step, elapsed_s=elapsed_s))
         self.ledger.step_done(step=state.step, tokens=tokens_seen)
-        signal_came, time_is_over = result.flags
         if state.step == run.steps:
             return result, "total_tokens"
-        return result, "signal" if signal_came else "stop_after_s" if time_is_over else None
+        ends: tuple[End, ...] = ("interrupt", "signal", "stop_after_s")
+        return result, next((end for end, raised in zip(ends, result.flags, strict=True) if raised), None)
 
     def try_step(self, lr: float) -> StepResult:
         """One attempt at a step. All ranks discard it if any of them could not read its part."""
@@ -143,7 +143,7 @@ class TrainingLoop:
         with activity("training", step, self.heartbeat, self.ledger, counted_as="training"):
             self.reader.announce(step, state.skipped)
             self.engine.forward_backward(batch)
-            flags = (self.stop(), self.time_is_over())
+            flags = (self.stop.interrupted, self.stop(), self.time_is_over())
             result = self.engine.optimizer_step(lr, flags=flags, discard=bool(damage))
         if result.discarded:
             self.corrupt_data.leave_out(state, damage)

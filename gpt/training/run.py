@@ -14,7 +14,7 @@ from gpt.training.config import CheckpointConfig, FaultConfig, Retention, TrainC
 from gpt.training.engine import StepResult, Totals
 from gpt.training.schedule import BatchRamp, ScheduleConfig
 
-End = Literal["total_tokens", "signal", "stop_after_s", "target_loss"]
+End = Literal["total_tokens", "signal", "interrupt", "stop_after_s", "target_loss"]
 
 
 @dataclass

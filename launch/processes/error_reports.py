@@ -15,9 +15,9 @@ from types import TracebackType
 from gpt.errors import escaped, one_line
 from gpt.files.json_text import decode_json
 from launch.processes.environment import LauncherEnvironment, hide_secrets
-from launch.processes.failures import MISTAKE, SAVED_AFTER_SIGNAL
+from launch.processes.failures import INTERRUPTED, MISTAKE, SAVED_AFTER_SIGNAL
 
-WORDS = ("", "started", "stopped", "saved", "done", "mistake")
+WORDS = ("", "started", "stopped", "saved", "interrupted", "done", "mistake")
 RANK_0_FIRST_S = 5.0  # other ranks wait this long for local rank 0 to print the mistake, so that it appears once
 
 
@@ -87,7 +87,7 @@ def record_end(word: str, *, exit_status: int) -> None:
 def status_before_restart() -> int | None:
     """The status to exit with at once, because it ended the previous start under the same torchrun for good.
 
-    MISTAKE or SAVED_AFTER_SIGNAL, of any rank of this node; None if this is a first start, or the ranks failed.
+    MISTAKE, SAVED_AFTER_SIGNAL or INTERRUPTED, of any rank of this node. None: a first start, or the ranks failed.
     """
     launcher = LauncherEnvironment.from_environment()
     if launcher.restart_count == 0 or launcher.error_file is None:
@@ -97,7 +97,7 @@ def status_before_restart() -> int | None:
     for file in sorted(before.glob("*/error.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
             status = decode_json(file.read_text(encoding="utf-8"))["message"]["extraInfo"]["exit_status"]
-            if status in (MISTAKE, SAVED_AFTER_SIGNAL):
+            if status in (MISTAKE, SAVED_AFTER_SIGNAL, INTERRUPTED):
                 shutil.copyfile(file, launcher.error_file)  # for the next restart, and for torchrun's own report
                 return int(status)
     return None

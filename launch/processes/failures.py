@@ -16,7 +16,7 @@ from typing import Any
 MISTAKE = 2  # exit status of a user's mistake: a restart would only repeat it
 SAVED_AFTER_SIGNAL = 75  # exit status of a run that saved after a signal and wants to be restarted (EX_TEMPFAIL)
 
-INTERRUPTED = 128 + signal.SIGINT  # exit status of a run that Ctrl-C ended, without a save
+INTERRUPTED = 128 + signal.SIGINT  # exit status of a run that Ctrl-C ended: nobody starts it again
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # a training run saves and stops
 
 Failures = Mapping[int, Any]  # rank to RankFailure

@@ -28,7 +28,14 @@ from launch.processes.failures import (
     shell_status,
     signal_name,
 )
-from launch.processes.rank_group import STOPPED_BY_INTERRUPT, GroupEnd, SignalInbox, run_group, signal_inbox
+from launch.processes.rank_group import (
+    INTERRUPTED_S,
+    STOPPED_BY_INTERRUPT,
+    GroupEnd,
+    SignalInbox,
+    run_group,
+    signal_inbox,
+)
 from launch.processes.restarts import ONCE, Outage, Restart, RestartPolicy, RunProgress
 from launch.processes.sealing import new_secret
 
@@ -121,7 +128,15 @@ def _start_until_done(job: _Job, restarts: RestartPolicy, inbox: SignalInbox) ->
 
 def _run_once(job: _Job, logs: Path, inbox: SignalInbox) -> GroupEnd:
     job.saved_file.unlink(missing_ok=True)
-    return run_group(job.nproc, job.command, job.settings, log_dir=logs, grace_s=job.grace_s, inbox=inbox)
+    return run_group(
+        job.nproc,
+        job.command,
+        job.settings,
+        log_dir=logs,
+        grace_s=job.grace_s,
+        interrupted_s=job.grace_s if job.resumable else INTERRUPTED_S,
+        inbox=inbox,
+    )
 
 
 def _status_without_restart(end: GroupEnd, job: _Job) -> int | None:
@@ -131,6 +146,8 @@ def _status_without_restart(end: GroupEnd, job: _Job) -> int | None:
     word = job.saved_file.read_text(encoding="utf-8").strip() if job.saved_file.exists() else ""
     if word.startswith("saved"):
         return SAVED_AFTER_SIGNAL  # all ranks have saved, however they ended afterwards
+    if word == "interrupted":
+        return INTERRUPTED  # saved too
     first = next(iter(end.failures.values()))  # the others follow from it
     if first.exitcode in STOPPED_BY_INTERRUPT or (end.signal is not None and end.signal not in STOP_SIGNALS):
         return INTERRUPTED

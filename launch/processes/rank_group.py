@@ -17,12 +17,12 @@ from typing import Any
 from gpt.files.json_text import decode_json
 from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGNALS, signal_pipe
 
-INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)  # from a keyboard: the run ends at once, without a save
+INTERRUPTS = (signal.SIGINT, signal.SIGQUIT)  # from a keyboard: nobody starts the run again
 STOPPED_BY_INTERRUPT = (INTERRUPTED, -signal.SIGINT)
 STOPPED = (SAVED_AFTER_SIGNAL, *(-number for number in STOP_SIGNALS), *STOPPED_BY_INTERRUPT)  # exit codes
 POLL_S = 0.05
 PEERS_S = 30.0  # how long the peers of a rank that failed may take to end before they are killed
-INTERRUPTED_S, INTERRUPTED_AGAIN_S = 10.0, 4.0  # the same after one Ctrl-C, and after two
+INTERRUPTED_S, INTERRUPTED_AGAIN_S = 10.0, 4.0  # the same after Ctrl-C where nothing is saved, and after two
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,14 @@ def run_group(
     *,
     log_dir: Path,
     grace_s: float,
+    interrupted_s: float = INTERRUPTED_S,
     inbox: SignalInbox,
 ) -> GroupEnd:
     """Start `nproc` ranks of the command and wait until all have ended. `settings`: their whole environment.
 
     Rank 0 keeps the terminal; the output of the others goes to LOG_DIR/RANK/stdout.log and stderr.log. A signal is
-    passed on, and the ranks have `grace_s` seconds to save. If a rank fails, the others get SIGTERM. No rank outlives
-    this call.
+    passed on, and the ranks have `grace_s` seconds to save, or `interrupted_s` after SIGINT. If a rank fails, the
+    others get SIGTERM. No rank outlives this call.
     """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     with ExitStack() as stack:
@@ -93,13 +94,20 @@ def run_group(
             environment = {**settings, **address, **_rank_settings(rank, nproc, log_dir)}
             ranks.append(_start(rank, command, environment, log_dir))
             stack.callback(_end, ranks[-1])
-        return _Wait(ranks, log_dir, inbox, grace_s).until_all_have_ended()
+        return _Wait(ranks, log_dir, inbox, grace_s, interrupted_s).until_all_have_ended()
 
 
 class _Wait:
-    def __init__(self, ranks: Sequence["subprocess.Popen[bytes]"], log_dir: Path, inbox: SignalInbox, grace_s: float):
+    def __init__(
+        self,
+        ranks: Sequence["subprocess.Popen[bytes]"],
+        log_dir: Path,
+        inbox: SignalInbox,
+        grace_s: float,
+        interrupted_s: float,
+    ) -> None:
         self.running = dict(enumerate(ranks))
-        self.log_dir, self.inbox, self.grace_s = log_dir, inbox, grace_s
+        self.log_dir, self.inbox, self.grace_s, self.interrupted_s = log_dir, inbox, grace_s, interrupted_s
         self.failures: dict[int, RankFailure] = {}
         self.signal: int | None = None
         self.overdue: tuple[int, ...] = ()
@@ -117,11 +125,15 @@ class _Wait:
         return GroupEnd(self.failures, self.signal, self.overdue if self.signal is not None else ())
 
     def pass_on(self, number: int) -> None:
-        again = self.signal in INTERRUPTS
         if self.signal is not None and number not in INTERRUPTS:
             return  # further stop signals change nothing
+        if number in STOP_SIGNALS:
+            patience_s = self.grace_s
+        elif number == signal.SIGINT and self.signal not in INTERRUPTS:
+            patience_s = self.interrupted_s
+        else:
+            patience_s = INTERRUPTED_AGAIN_S
         self.signal = self.signal or number
-        patience_s = self.grace_s if number in STOP_SIGNALS else INTERRUPTED_AGAIN_S if again else INTERRUPTED_S
         self.ends_at = min(self.ends_at, time.monotonic() + patience_s)
         self.send(number)
 

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import select
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from launch.processes.failures import INTERRUPTED, SAVED_AFTER_SIGNAL, STOP_SIGN
 MIN_OPEN_FILES = 64
 MAX_OPEN_FILES = 2**20  # some programs loop over all possible descriptors
 EXPECT_S, EXPECT_AT_START_S = 1.0, 2.0  # before the first step, each stop signal ends one rank before the others
+TOGETHER_S = 0.02  # signals within this time count as simultaneous
 LEAVING_S = 2.0  # how long a stopped rank may take to release what it holds, such as the lock of the run directory
 
 
@@ -138,29 +140,39 @@ def mark_saved() -> int:
     return SAVED_AFTER_SIGNAL
 
 
+def mark_interrupted() -> int:
+    """Tell the launcher that all ranks saved after Ctrl-C, and are not to be started again; return INTERRUPTED."""
+    mark_end("interrupted")
+    record_end("interrupted", exit_status=INTERRUPTED)
+    return INTERRUPTED
+
+
 # ---- signals that stop a rank ----------------------------------------------------------------------------------------
 
 
 class StopSignals:
     """The effect of a signal on this rank: see docs/guides/reliability/signals.md. A StopRequest.
 
-    Until the first step is done there is nothing to save: the rank releases `held` and exits with SAVED_AFTER_SIGNAL.
-    Then the loop saves and ends. After the loop the run ends anyway, and a signal changes nothing.
+    Until the first step is done there is nothing to save: the rank releases `held` and exits, with SAVED_AFTER_SIGNAL
+    or, after SIGINT, INTERRUPTED. Then the loop saves and ends. After the loop the run ends anyway, and a signal
+    changes nothing. A second SIGINT ends the rank at once.
 
-    SIGINT ends the rank before the first step. A KeyboardInterrupt would be lost there: an import of numpy turns it
-    into an ImportError. Then it interrupts the main thread, and a second one ends the rank.
-
-    A thread waits for the signals, because Python runs no handler while the main thread is in a collective or compiler.
+    A thread acts on the signals. Python runs no handler while the main thread is in a collective or a compiler, and
+    an import of numpy turns a KeyboardInterrupt into an ImportError.
     """
 
     def __init__(self) -> None:
         self.held = ExitStack()  # the context managers to leave before this process may end
         self._requested = self._has_progress = self._is_ending = False
-        self._interrupts = 0
+        self._interrupts = 0  # SIGINTs so far
         self._turn = threading.Lock()
 
     def __call__(self) -> bool:
         return self._requested
+
+    @property
+    def interrupted(self) -> bool:
+        return self._interrupts > 0
 
     def step_done(self) -> None:
         if not self._has_progress:
@@ -173,6 +185,8 @@ class StopSignals:
         If a signal ended that peer, the launcher passes it on; only without one is the loss a fault.
         """
         time.sleep(EXPECT_S if self._has_progress else EXPECT_AT_START_S)
+        if self.interrupted:
+            self._leave(INTERRUPTED, "")  # the launcher has ended that peer
 
     def end(self) -> None:
         """Ignore stop signals from now on: the exit status is decided."""
@@ -180,40 +194,53 @@ class StopSignals:
             self._is_ending = True
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler in the main thread. The thread that follows the signals does the rest."""
-        if number == signal.SIGINT and self._has_progress and not self._is_ending:
-            raise KeyboardInterrupt
+        """The handler in the main thread, which does nothing: the thread that follows the signals acts."""
 
     def follow(self, received: int) -> None:
-        """Read the numbers of signals from a pipe, until it is closed. Runs in its own thread."""
-        while numbers := os.read(received, 64):
-            for number in numbers:
+        """Read the numbers of signals from a pipe, until it is closed. Runs in its own thread.
+
+        Of signals that come together, the handler of the last one runs first. SIGINT goes first here.
+        """
+        while True:
+            select.select([received], [], [])
+            time.sleep(TOGETHER_S)
+            if not (numbers := os.read(received, 64)):
+                return
+            for number in sorted(numbers, key=lambda number: number != signal.SIGINT):
                 with self._turn:
                     self._follow_one(number)
 
     def _follow_one(self, number: int) -> None:
-        if number == signal.SIGINT:
-            self._interrupts += 1
-            if self._interrupts > 1 or not (self._has_progress or self._is_ending):
-                self._leave(INTERRUPTED, "")
-        elif number in STOP_SIGNALS:
-            self._requested = True
-            if not (self._has_progress or self._is_ending):
-                self._leave(SAVED_AFTER_SIGNAL, f"stopped by {signal.Signals(number).name} before the first step")
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            self._leave(INTERRUPTED, "")
+        if self._is_ending:
+            return
+        self._requested = True
+        if self._has_progress:
+            if number == signal.SIGINT and LauncherEnvironment.from_environment().local_rank in (None, "0"):
+                _say("\ntriaxial: finishing this step, then saving; Ctrl-C again ends at once, without a save")
+            return
+        name, status = signal.Signals(number).name, INTERRUPTED if self.interrupted else SAVED_AFTER_SIGNAL
+        self._leave(status, f"stopped by {name} before the first step")
 
     def _leave(self, status: int, word: str) -> None:
         def release() -> None:
-            if word:
-                mark_end(word)
+            if status == INTERRUPTED or word:
+                mark_end("interrupted" if status == INTERRUPTED else word)
             with suppress(Exception):
                 self.held.close()
             if word and not LauncherEnvironment.from_environment().is_elastic:  # else the launcher knows why
-                print(f"triaxial: {word}: nothing is lost", file=sys.stderr, flush=True)
+                _say(f"triaxial: {word}: nothing is lost")
 
         releasing = threading.Thread(target=release, daemon=True)
         releasing.start()
         releasing.join(LEAVING_S)  # a file system or a terminal may not answer
         os._exit(status)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -161,3 +161,9 @@ def describe_resume(restart: Restart, *, reached: int, step: int) -> str:
         return f"{restart}: there is no checkpoint, so all steps are repeated"
     again = f"{reached - step:,} steps are" if reached - step != 1 else "1 step is"
     return f"{restart}: resumed from step {step:,}, " + (f"{again} repeated" if reached > step else "no step is lost")
+
+
+def describe_unsaved(reached: int, *, step: int) -> str:
+    """One line for the operator of a run that is continued from `step`, though it had reached a later one."""
+    saved = f"the newest checkpoint is of step {step:,}" if step else "it has no checkpoint"
+    return f"the run had reached step ~{reached:,}, but {saved}; set checkpoint.every_tokens to lose fewer steps"

@@ -89,6 +89,8 @@ def how_it_ended(config: RunConfig, outcome: Outcome, *, first_step: int) -> str
         return f"nothing left to train: step {step:,} has reached train.total_tokens; raise it to train further"
     if outcome.ended == "signal":
         return f"stopped by a signal at step {step:,}; run the same command again to continue"
+    if outcome.ended == "interrupt":
+        return f"interrupted: step {step:,} is saved; run the same command again to continue"
     figures = f"{outcome.tokens_seen:,} tokens in {step:,} steps, {outcome.tokens_per_s:,.0f} tokens/s"
     if outcome.ended == "stop_after_s":
         return f"stopped after train.stop_after_s = {config.train.stop_after_s:g}, {figures}; run again to continue"

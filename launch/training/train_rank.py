@@ -19,7 +19,7 @@ from gpt.training.engine import Engine
 from gpt.training.few_shot_probe import FewShotProbe, make_few_shot_probe
 from gpt.training.loop import TrainingLoop
 from gpt.training.objective import Objective
-from gpt.training.run import Outcome, Run
+from gpt.training.run import End, Outcome, Run
 from gpt.training.samples import Sampler, make_sampler
 from launch.config.run_config import RunConfig, as_dict, layout_of
 from launch.processes.determinism import deterministic
@@ -30,9 +30,16 @@ from launch.processes.environment import (
     stay_offline,
 )
 from launch.processes.error_reports import leave_word
-from launch.processes.rank_process import StopSignals, check_open_files, keep_freed_memory, mark_end, mark_saved
+from launch.processes.rank_process import (
+    StopSignals,
+    check_open_files,
+    keep_freed_memory,
+    mark_end,
+    mark_interrupted,
+    mark_saved,
+)
 from launch.processes.rendezvous import join_processes
-from launch.processes.restarts import Restart, count_start, describe_resume
+from launch.processes.restarts import Restart, count_start, describe_resume, describe_unsaved
 from launch.processes.run_lock import lock
 from launch.runs.history import furthest_step
 from launch.training.build import (
@@ -189,7 +196,7 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
         first_step = start.step  # the loop moves `start.state` on
         outcome = train(prepared, run, engine, start, metrics=metrics, heartbeat=heartbeat)
         prepared.stop.end()
-        status = mark_saved() if outcome.ended == "signal" else mark_end("done")
+        status = mark_ending(outcome.ended)
         prepared.ledger.shut_down()
         weights = engine.weights_digest() if config.run.deterministic else None
         if metrics is not None:
@@ -228,6 +235,8 @@ def start_run(prepared: Prepared) -> tuple[Run, Engine, RunStart, list[tuple[Eve
     events = [*start.events, *check_space(run, engine, step=start.step)]
     if restart is not None:
         events.insert(0, ("restart", describe_resume(restart, reached=prepared.reached, step=start.step)))
+    elif prepared.reached > start.step:
+        events.insert(0, ("warning", describe_unsaved(prepared.reached, step=start.step)))
     return run, engine, start, events
 
 
@@ -270,6 +279,13 @@ def known_restart(mine: Restart | None) -> Restart | None:
         return max(filter(None, known), key=lambda restart: restart.count, default=None)
 
     return combine(mine, most, None)
+
+
+def mark_ending(ended: End) -> int:
+    """Leave the word for the launcher that belongs to this end; return the exit status."""
+    if ended == "signal":
+        return mark_saved()
+    return mark_interrupted() if ended == "interrupt" else mark_end("done")
 
 
 def report_end(

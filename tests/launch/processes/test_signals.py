@@ -26,13 +26,13 @@ PHASES = {"interpreter": 0, "import": 0, "join": 0, "compile": 0, "step": 6, "ev
 COUNTS = ("once", "twice")
 CELLS = list(itertools.product(PHASES, SIGNALS, TARGETS, COUNTS))
 COVERING = (
-    ("interpreter", "SIGINT", "rank", "once"),
+    ("interpreter", "SIGTERM", "rank", "twice"),
     ("import", "SIGTERM", "launcher", "twice"),
     ("join", "SIGHUP", "group", "once"),
     ("compile", "SIGUSR1", "step", "once"),
-    ("step", "SIGTERM", "rank", "twice"),
+    ("step", "SIGINT", "rank", "once"),
     ("evaluation", "SIGHUP", "launcher", "once"),
-    ("step", "SIGINT", "launcher", "once"),
+    ("save", "SIGINT", "launcher", "twice"),
     ("save", "SIGUSR1", "group", "twice"),
     ("finish", "SIGTERM", "step", "once"),
 )
@@ -49,13 +49,16 @@ class Cell:
         return f"{self.phase}-{self.signal}-{self.target}-{self.count}"
 
     @property
-    def stops(self) -> bool:
-        return self.signal != "SIGINT"
+    def saves(self) -> bool:
+        """Whether the run saves if it has something to save. A second Ctrl-C ends it at once."""
+        return self.signal != "SIGINT" or self.count == "once"
 
     @property
     def statuses(self) -> tuple[int, ...]:
         """The exit status of the launcher, by the table."""
-        if not self.stops:
+        if self.signal == "SIGINT":
+            if self.phase == "finish":
+                return (0,) if self.saves else (0, 130)  # launch.torchrun sees the word of the end
             return (130,)
         if self.target == "step" and self.phase == "interpreter":  # rank 0 may handle signals already
             return (75, 128 + signal.Signals[self.signal])
@@ -147,19 +150,21 @@ def check(cell, job, launched):
     said = job.shown() + job.errors()
     assert job.status in cell.statuses, said
     checkpoints = sorted(path.name for path in (job.run / "checkpoints").glob("*"))
-    assert not [name for name in checkpoints if not name.startswith("step-")], "half a checkpoint"
+    assert not cell.saves or all(name.startswith("step-") for name in checkpoints), "half a checkpoint"
     reached = PHASES[cell.phase]
-    if cell.stops and reached:
+    by_hand = cell.signal == "SIGINT"
+    if cell.saves and reached:
         last = job.step()
         assert last in (reached, reached + 1), said
         assert checkpoints[-1] == f"step-{last:09}", said
-        assert cell.phase == "finish" or f"stopped by a signal at step {last}" in said
-    if cell.stops and not reached:
+        ending = f"interrupted: step {last} is saved" if by_hand else f"stopped by a signal at step {last}"
+        assert cell.phase == "finish" or ending in said
+    if not reached:
         assert not checkpoints
-    if cell.target == "step" and cell.stops and cell.phase not in ("interpreter", "finish"):
-        words = "saved" if reached else "stopped"
+    if cell.target == "step" and cell.phase not in ("interpreter", "finish"):
+        words = "interrupted" if by_hand else "saved" if reached else "stopped"
         assert (job.logs / "cell" / "saved").read_text().startswith(words)
-    if cell.stops or cell.target != "step":
+    if not by_hand or cell.target != "step":
         assert "Traceback" not in said
         assert not (job.run / ".owner.json").exists()
     assert "death signal" not in said
