@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -174,3 +175,27 @@ def check(cell, job, launched):
     if (job.run / "events.jsonl").exists():
         kinds = [json.loads(line)["kind"] for line in (job.run / "events.jsonl").read_text().splitlines()]
         assert "restart" not in kinds
+
+
+@pytest.mark.timeout(200)
+def test_ctrl_c_at_a_terminal_saves_and_the_next_start_continues(tiny_corpus, launched, tmp_path):
+    """A terminal signals all processes of the command, W&B's too."""
+    words = ["--train.total_tokens", 512 * 100_000, "--checkpoint.every_tokens", 512 * 4, "--metrics.wandb", "offline"]
+    with launched.Launched(tiny_corpus.recipe, tmp_path / "run", *words, new_session=True) as job:
+        job.wait_for(lambda: job.step() > 5, what="step 6")
+        os.killpg(job.process.pid, signal.SIGINT)
+        assert job.end() == 130, job.errors()
+        said = job.shown() + job.errors()
+    last = job.step()
+    assert f"interrupted: step {last:,} is saved; run the same command again to continue" in said
+    assert "finishing this step, then saving; Ctrl-C again ends at once" in said
+    assert "Traceback" not in said
+    assert launched.saved(job.run)
+    (newest,) = (job.run / "checkpoints").glob(f"step-{last:09}")
+    for saved in (job.run / "checkpoints").glob("step-*"):
+        if saved == newest:
+            shutil.rmtree(saved)  # as if it had not been saved
+    words[1] = 512 * (last + 1)
+    with launched.Launched(tiny_corpus.recipe, job.run, *words, "--schedule.decay_tokens", 512 * 10**6) as again:
+        assert again.end() == 0, again.errors()
+    assert f"the run had reached step ~{last:,}, but the newest checkpoint is of step" in again.shown() + again.errors()
