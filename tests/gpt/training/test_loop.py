@@ -47,19 +47,25 @@ def test_a_resumed_run_has_the_bits_of_the_uninterrupted_one(small, corpus, proc
 class StopsAfter:
     """A request to stop that comes when so many steps are done."""
 
-    def __init__(self, steps):
-        self.left = steps
+    def __init__(self, steps, *, by_hand=False):
+        self.left, self.by_hand = steps, by_hand
 
     def __call__(self):
         return self.left <= 0
+
+    @property
+    def interrupted(self):
+        return self.by_hand and self.left <= 0
 
     def step_done(self):
         self.left -= 1
 
 
-def test_a_request_to_stop_ends_the_run_after_a_step_and_saves_it(small, corpus, process_group):
-    outcome = small.train(small.run_of(steps=50), small.engine_of(), corpus, stop=StopsAfter(3))
-    assert (outcome.ended, outcome.state.step) == ("signal", 4), "it is asked within each step"
+@pytest.mark.parametrize("ended", ["signal", "interrupt"])
+def test_a_request_to_stop_ends_the_run_after_a_step_and_saves_it(ended, small, corpus, process_group):
+    stop = StopsAfter(3, by_hand=ended == "interrupt")
+    outcome = small.train(small.run_of(steps=50), small.engine_of(), corpus, stop=stop)
+    assert (outcome.ended, outcome.state.step) == (ended, 4), "it is asked within each step"
     assert outcome.checkpoint is not None
     assert outcome.validation == {}, "no evaluation: the process must end soon"
 
