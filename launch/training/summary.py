@@ -10,10 +10,11 @@ from gpt.files.atomic import replace_file
 from gpt.files.regular import read_bytes
 from gpt.telemetry.goodput import Account
 from gpt.tokenizer.tokenizers import tokenizer_files
-from gpt.training.run import Outcome, Run
+from gpt.training.run import End, Outcome, Run
 from gpt.training.schedule import BatchRamp
 from launch.config.run_config import RunConfig, as_dict
 from launch.processes.determinism import conditions
+from launch.processes.rank_process import mark_end, mark_interrupted, mark_saved
 from launch.training.start_from import copy_companions
 from parallel.layout.layout import Layout
 
@@ -97,6 +98,13 @@ def how_it_ended(config: RunConfig, outcome: Outcome, *, first_step: int) -> str
     if outcome.ended == "target_loss":
         return f"done: train.target_loss = {config.train.target_loss} is reached, {figures}"
     return f"done: {figures}"
+
+
+def mark_ending(ended: End) -> int:
+    """Leave the word for the launcher that belongs to this end; return the exit status."""
+    if ended == "signal":
+        return mark_saved()
+    return mark_interrupted() if ended == "interrupt" else mark_end("done")
 
 
 def write_summary(

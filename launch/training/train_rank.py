@@ -19,7 +19,7 @@ from gpt.training.engine import Engine
 from gpt.training.few_shot_probe import FewShotProbe, make_few_shot_probe
 from gpt.training.loop import TrainingLoop
 from gpt.training.objective import Objective
-from gpt.training.run import End, Outcome, Run
+from gpt.training.run import Outcome, Run
 from gpt.training.samples import Sampler, make_sampler
 from launch.config.run_config import RunConfig, as_dict, layout_of
 from launch.processes.determinism import deterministic
@@ -30,14 +30,7 @@ from launch.processes.environment import (
     stay_offline,
 )
 from launch.processes.error_reports import leave_word
-from launch.processes.rank_process import (
-    StopSignals,
-    check_open_files,
-    keep_freed_memory,
-    mark_end,
-    mark_interrupted,
-    mark_saved,
-)
+from launch.processes.rank_process import StopSignals, check_open_files, keep_freed_memory
 from launch.processes.rendezvous import join_processes
 from launch.processes.restarts import Restart, count_start, describe_resume, describe_unsaved
 from launch.processes.run_lock import lock
@@ -58,7 +51,7 @@ from launch.training.build import (
 from launch.training.checkpoint_space import check_space
 from launch.training.local_tier import check_fast_directory, run_identity
 from launch.training.resume import RunStart, check_run_directory, find_start
-from launch.training.summary import describe, how_it_ended, prepare_run_directory, write_summary
+from launch.training.summary import describe, how_it_ended, mark_ending, prepare_run_directory, write_summary
 from parallel.agreement import combine
 from parallel.checkpoint.local_tier import discard_all_local
 from parallel.engines.capabilities import check_engine_device
@@ -279,13 +272,6 @@ def known_restart(mine: Restart | None) -> Restart | None:
         return max(filter(None, known), key=lambda restart: restart.count, default=None)
 
     return combine(mine, most, None)
-
-
-def mark_ending(ended: End) -> int:
-    """Leave the word for the launcher that belongs to this end; return the exit status."""
-    if ended == "signal":
-        return mark_saved()
-    return mark_interrupted() if ended == "interrupt" else mark_end("done")
 
 
 def report_end(

@@ -1,5 +1,6 @@
 """The training loop on a real engine of one process: steps, phases, saves, corrupt data, signals, resumed runs."""
 
+import pytest
 import torch
 
 from gpt.training.config import CheckpointConfig, FaultConfig
