@@ -35,17 +35,20 @@ def token_scores(
     log_probs = torch.empty(indices.numel(), dtype=torch.float32, device=indices.device)
     greedy = torch.empty(indices.numel(), dtype=torch.bool, device=indices.device)
     step = chunk_tokens(vocab_size if shard is None else shard.max_rows, hidden.device)
-    for start in range(0, rows.numel(), step):
+    starts = range(0, rows.numel(), step)
+    # `row_of` rises, so a chunk's pairs are a slice. All bounds are read at once: each read waits for the device.
+    bounds = torch.searchsorted(row_of, torch.tensor([*starts, rows.numel()], device=row_of.device)).tolist()
+    for start, first, end in zip(starts, bounds, bounds[1:], strict=False):
         logits = head(flat[rows[start : start + step]]).float()  # (c, v or more)
-        in_chunk = (row_of >= start) & (row_of < start + step)
-        row, target = row_of[in_chunk] - start, targets[in_chunk]  # (p,)
+        pairs = slice(first, end)
+        row, target = row_of[pairs] - start, targets[pairs]  # (p,)
         if shard is None:
             logits = logits[:, :vocab_size]
             chosen, log_z, likeliest = logits[row, target], logits.logsumexp(dim=-1), logits.argmax(dim=-1)
         else:
             chosen, log_z, likeliest = _reduce_over_shards(logits, row, target, shard)
-        log_probs[in_chunk] = chosen - log_z[row]
-        greedy[in_chunk] = likeliest[row] == target
+        log_probs[pairs] = chosen - log_z[row]
+        greedy[pairs] = likeliest[row] == target
     return log_probs, greedy
 
 

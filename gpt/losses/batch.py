@@ -53,10 +53,16 @@ class Batch:
         return cls(**named, extra=extra or NO_EXTRA)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; the same object if it is there already."""
+        """The batch on a device; the same object if it is there already.
+
+        A GPU copies from page-locked memory without making the host wait.
+        """
         if self.inputs.device == device:
             return self
-        return Batch.from_tensors({name: tensor.to(device) for name, tensor in self.tensors().items()})
+        tensors = self.tensors()
+        if device.type == "cuda":
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return Batch.from_tensors({name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
     def split(self, rows: int) -> Iterator["Batch"]:
         """Micro-batches of `rows` rows, in order."""

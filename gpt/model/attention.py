@@ -3,11 +3,14 @@
 Shapes: b sequences, h heads, k key-value heads, t queries, s keys, e = d_head.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from gpt.model.cpu_attention import CausalOnCPU
@@ -15,6 +18,12 @@ from gpt.model.masks import AttentionMask, is_segmented
 from gpt.model.segment_attention import segment_attention
 
 Mask = Tensor | AttentionMask | None
+KERNELS = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,  # also fp32, and masks that are tensors
+    SDPBackend.MATH,
+)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
@@ -32,6 +41,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
                 q.reshape(q.size(0), -1, groups, q.size(3)), k, v, attn_mask=_as_tensor(mask, q)
             )
             return y.reshape(q.shape)
+        if _shares_heads_on_gpu(q, mask):
+            causal = mask is None or (isinstance(mask, AttentionMask) and mask.kind == "causal")
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     if is_segmented(mask) and q.device.type in ("cpu", "meta"):
         assert isinstance(mask, AttentionMask)
@@ -45,6 +57,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
         out = CausalOnCPU.apply(q, k, v)  # type: ignore[no-untyped-call]
         return out
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=rule, is_causal=causal)
+
+
+def _shares_heads_on_gpu(q: Tensor, mask: Mask) -> bool:
+    """Whether a fused kernel reads each key-value head for several queries, so that K and V need not be repeated.
+
+    FlashAttention and cuDNN do, in half precision and without a tensor as mask. In fp32 only the kernel of products and
+    a softmax does, which keeps (b, h, t, s) scores: repeated heads and the memory-efficient kernel take less.
+    """
+    plain = mask is None or (isinstance(mask, AttentionMask) and mask.segment_ids is None)
+    return q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16) and plain
+
+
+@contextmanager
+def kernel_order(device: torch.device) -> Iterator[None]:
+    """Inside the block, attention on CUDA takes the first of these kernels that accepts its inputs.
+
+    FlashAttention comes first: it takes the masks and types of training, and its backward can be deterministic.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with sdpa_kernel(list(KERNELS), set_priority=True):
+        yield
 
 
 def _as_tensor(mask: Mask, q: Tensor) -> Tensor | None:

@@ -8,6 +8,8 @@ or the run ends.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from gpt.data.dataset import TrainingData, share_of_step
 from gpt.data.order import Ints
 from gpt.data.sampling import DamagedSamples
@@ -23,15 +25,28 @@ _WHY = "damaged data: "  # the start of the reason for which a position is left 
 
 
 class BatchReader:
-    """The batches of a run for one data-parallel rank. It keeps no state: a step's number determines what is read."""
+    """The batches of a run for one data-parallel rank. A step's number and what is skipped determine what is read."""
 
     def __init__(self, run: Run, engine: Engine, data: TrainingData, objective: Objective) -> None:
         self.run, self.data, self.objective = run, data, objective
         self.rank, self.ranks = engine.data_rank, engine.data_size
+        self._ahead: tuple[int, SkippedData, Batch] | None = None
 
     def read(self, step: int, skipped: SkippedData) -> Batch:
         """The batch of step `step`, counted from 0. DamagedSamples: some of it is not what was written."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[:2] == (step, skipped):
+            return ahead[2]
         return self.objective.batch(self.data.read(self.positions(step, skipped)))
+
+    def read_ahead(self, step: int, skipped: SkippedData) -> None:
+        """Read the batch of a step for the next `read`, while the GPU works. Without a GPU there is nothing to hide."""
+        if not torch.cuda.is_initialized() or step >= self.run.steps:
+            return
+        try:
+            self._ahead = step, skipped, self.read(step, skipped)
+        except Exception:
+            self._ahead = None  # the read of the step itself meets the fault, and handles it
 
     def blank(self, step: int, skipped: SkippedData) -> Batch:
         """A batch of the same shape that holds nothing, for a step that will be discarded."""

@@ -143,6 +143,8 @@ class TrainingLoop:
         with activity("training", step, self.heartbeat, self.ledger, counted_as="training"):
             self.reader.announce(step, state.skipped)
             self.engine.forward_backward(batch)
+            with nullcontext() if self.watch is None else self.watch.reading():
+                self.reader.read_ahead(step, state.skipped)
             flags = (self.stop.interrupted, self.stop(), self.time_is_over())
             result = self.engine.optimizer_step(lr, flags=flags, discard=bool(damage))
         if result.discarded:

@@ -20,6 +20,8 @@ from launch.processes.restarts import Restart
 RESTART_SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 # By default glibc returns each large freed block to the kernel; the next allocation then pays a page fault per page.
 CPU_MEMORY_SETTINGS = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+# CUDA's allocator grows its segments in place of keeping many of fixed size: less fragmentation. Read at first use.
+GPU_MEMORY_SETTINGS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 # cuBLAS uses two fixed buffers. NCCL does not sum inside switches, where the order is undefined. Read at first use.
 DETERMINISTIC_SETTINGS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "^NVLS,NVLSTree"}
 JOB_SECRET = "TRIAXIAL_JOB_SECRET"  # only the processes of one job know it; error lines show its name instead
@@ -37,11 +39,9 @@ SHOWN_SETTINGS = (
     "XDG_CACHE_HOME",
     *RESTART_SETTINGS,
     *CPU_MEMORY_SETTINGS,
+    *GPU_MEMORY_SETTINGS,
     *DETERMINISTIC_SETTINGS,
 )
-
-
-# ---- which rank this is ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,6 @@ def _whole_number(name: str, *, default: int | None = None) -> int:
     return int(text)
 
 
-# ---- settings of this process ----------------------------------------------------------------------------------------
-
-
 def quiet_profiler() -> None:
     """Keep torch's profiler from printing a line for each profiled step. Call it before torch is imported."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
@@ -201,7 +198,7 @@ def quiet_profiler() -> None:
 def stay_offline() -> None:
     """Make Hugging Face's libraries use local files only. Call it before they are imported.
 
-    Otherwise each rank would try for minutes to reach the hub on a cluster without network. HF_HUB_OFFLINE=0 allows it.
+    Otherwise each rank tries for minutes to reach the hub on a cluster without network. HF_HUB_OFFLINE=0 allows it.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -261,7 +258,7 @@ def rank_environment(nproc: int, threads: int | None, *, saved_file: Path) -> di
     """The environment that all `nproc` local ranks share, with `threads` each (None: an equal part)."""
     import torch
 
-    defaults = RESTART_SETTINGS | _loopback_settings()
+    defaults = _default_settings(one_node=True)
     if not torch.cuda.is_available():
         defaults |= CPU_MEMORY_SETTINGS
     defaults["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // nproc))
@@ -276,16 +273,20 @@ def rank_environment(nproc: int, threads: int | None, *, saved_file: Path) -> di
 
 
 def set_for_ranks(settings: Mapping[str, str], *, one_node: bool) -> None:
-    """Set these and RESTART_SETTINGS for all ranks that this process will start; on one node keep them on loopback."""
+    """Set these and the defaults for all ranks that this process will start; on one node keep them on loopback."""
     os.environ.update(settings)
-    for name, value in (RESTART_SETTINGS | (_loopback_settings() if one_node else {})).items():
+    for name, value in _default_settings(one_node=one_node).items():
         os.environ.setdefault(name, value)
 
 
-def _loopback_settings() -> dict[str, str]:
-    """Local ranks need no other interface, and should not listen on one. "=": exactly this name, not a prefix."""
-    settings = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
-    return settings if Path("/sys/class/net/lo").exists() else {}
+def _default_settings(*, one_node: bool) -> dict[str, str]:
+    """Of all ranks. Local ranks need only the loopback interface; "=" means exactly this name, not a prefix."""
+    settings = dict(RESTART_SETTINGS)
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the user's, by the old name, which wins over the new one
+        settings |= GPU_MEMORY_SETTINGS
+    if one_node and Path("/sys/class/net/lo").exists():
+        settings |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
+    return settings
 
 
 def quiet_elastic_logs() -> None:

@@ -8,18 +8,38 @@ import torch
 
 # Dense bf16 tensor-core peaks in TFLOP/s, from the makers' data sheets (without sparsity).
 GPU_PEAKS_TFLOPS = {
+    "GB300": 2500,
+    "B300": 2250,
+    "GB200": 2500,
     "B200": 2250,
+    "B100": 1750,
     "H200": 989,
+    "H200 NVL": 835,
     "H100": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
     "GH200": 989,
+    "H800": 989,
+    "H20": 148,
     "A100": 312,
-    "L40S": 362,
+    "A800": 312,
+    "A30": 165,
+    "A40": 150,
     "A10G": 70,
     "A10": 125,
-    "H100 PCIe": 756,
+    "L40S": 362,
+    "L40": 181,
+    "L4": 121,
     "V100": 125,
+    "RTX 6000 Ada": 364,
+    "RTX A6000": 155,
+    "RTX 5090": 210,
     "RTX 4090": 165,
     "RTX 3090": 71,
+    "MI355X": 2500,
+    "MI325X": 1307,
+    "MI300X": 1307,
+    "MI250X": 191.5,  # of one of its two dies, which are two devices
 }
 
 
@@ -35,6 +55,15 @@ def peak_flops_per_s(device: torch.device, *, bf16: bool, world_size: int, local
         known = [part for part in GPU_PEAKS_TFLOPS if re.search(rf"\b{part}\b", name)]
         return GPU_PEAKS_TFLOPS[max(known, key=len)] * 1e12 * world_size if known and bf16 else 0.0
     return measure_cpu_flops_per_s(torch.bfloat16 if bf16 else torch.float32) * world_size / local_world_size
+
+
+def missing_peak(device: torch.device) -> str:
+    """Why a run on a GPU has no MFU, and how to get one."""
+    name = torch.cuda.get_device_name(device)
+    return (
+        f"MFU is not logged: the peak of '{name}' in the run's precision is not known. "
+        f"Set run.peak_flops_per_s to that of one device"
+    )
 
 
 def measure_cpu_flops_per_s(dtype: torch.dtype) -> float:

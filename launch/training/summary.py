@@ -15,6 +15,7 @@ from gpt.training.schedule import BatchRamp
 from launch.config.run_config import RunConfig, as_dict
 from launch.processes.determinism import conditions
 from launch.processes.rank_process import mark_end, mark_interrupted, mark_saved
+from launch.training.hardware import missing_peak
 from launch.training.start_from import copy_companions
 from parallel.layout.layout import Layout
 
@@ -44,6 +45,7 @@ def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.devic
         f"batch: {run.batch.full_tokens // run.seq_len} sequences of {run.seq_len} = {run.batch.full_tokens:,} tokens "
         f"a step, {layout.micro_batches} micro-batches of {config.batch.micro_batch_size} per rank",
         *describe_ramp(run.batch),
+        *([] if run.peak_flops_per_s else [missing_peak(device)]),
         *describe_checks(data),
         f"training: {run.steps:,} steps = {run.batch.tokens_seen(run.steps):,} tokens (train.total_tokens = "
         f"{config.train.total_tokens:,}, in whole steps); epochs: {mixed}",

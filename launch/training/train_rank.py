@@ -10,6 +10,7 @@ import torch.distributed as dist
 from gpt.data.dataset import TrainingData, ValidationData
 from gpt.data.fingerprint import fingerprint
 from gpt.health.watchers import Heartbeat
+from gpt.model.attention import kernel_order
 from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.goodput import current_account, summary_lines
 from gpt.telemetry.metrics import MetricsWriter
@@ -113,6 +114,7 @@ def run_rank(
                 join_processes(environment, prepared.device, timeout_s=config.run.collective_timeout_s)
             # In this order: the watchdog's set-up communicates, and NCCL reads its settings at the first communication.
             held.enter_context(deterministic(config.run.deterministic, prepared.device))
+            held.enter_context(kernel_order(prepared.device))
             watching = watch_rank(config.health, config.run.directory, error_file=environment.error_file)
             heartbeat = held.enter_context(watching)
             try:

@@ -20,7 +20,7 @@ class HealthConfig:
     """Seconds for a save, a rewind, or the writing of samples."""
     replica_check_every_steps: int = 0
     """Steps between two comparisons of the replicas of weights, in addition to one before each save. 0: none."""
-    straggler_every_steps: int = 25
+    straggler_every_steps: int = 100
     """Steps between two measurements that find ranks slower than their peers. 0: none."""
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """A batch: its tensors by name, its micro-batches, and rows that count no loss."""
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from gpt.losses.batch import Batch
 
@@ -68,3 +69,20 @@ def test_a_batch_on_its_device_is_returned_as_it_is():
     assert batch.to(torch.device("cpu")) is batch
     moved = batch.to(torch.device("meta"))
     assert {tensor.device.type for tensor in moved.tensors().values()} == {"meta"}
+
+
+def test_a_gpu_copies_from_pinned_memory_without_waiting():
+    """The calls alone, since this machine may have no GPU to copy to."""
+
+    class Calls(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            name = getattr(function, "__name__", "")
+            seen.append((name, (kwargs or {}).get("non_blocking")))
+            return args[0] if name in ("pin_memory", "to") else function(*args, **(kwargs or {}))
+
+    seen = []
+    batch = Batch(torch.zeros(2, 3), torch.zeros(2, 3))
+    with Calls():
+        batch.to(torch.device("cuda"))
+    calls = [call for call in seen if call[0] in ("pin_memory", "to")]
+    assert calls == [("pin_memory", None)] * 2 + [("to", True)] * 2

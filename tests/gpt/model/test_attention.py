@@ -1,4 +1,4 @@
-"""The backward pass of attention that compiled bf16 code takes on a CPU, against torch's kernel and against float64."""
+"""Attention: its backward in compiled bf16 code on a CPU, against torch's kernel and float64; its choices on CUDA."""
 
 import shutil
 import sysconfig
@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
+from torch.overrides import TorchFunctionMode
 
 import gpt.model.cpu_attention
-from gpt.model.attention import attend
+from gpt.model.attention import KERNELS, attend, kernel_order
 from gpt.model.cpu_attention import causal_backward
+from gpt.model.masks import AttentionMask
 
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 
@@ -61,3 +65,43 @@ def test_compiled_bf16_is_as_near_to_float64_as_rounding_lets_it(monkeypatch):
     for mine, theirs, truth in zip(ours[1], kernel[1], exact[1], strict=True):
         assert mine.dtype == torch.bfloat16
         assert (mine - truth).norm() < 2.5 * (theirs - truth).norm()
+
+
+@pytest.mark.parametrize("mask", [None, AttentionMask("full")], ids=["causal", "full"])
+def test_on_cuda_grouped_heads_are_shared_in_half_precision(mask):
+    """With fake tensors. K and V keep their 2 heads in bf16, and are repeated to 8 in fp32."""
+    for dtype, heads in ((torch.bfloat16, 2), (torch.float32, 8)):
+        with FakeTensorMode(), SharedHeads() as seen:
+            q, kv = (torch.empty(2, n, 16, 8, dtype=dtype, device="cuda") for n in (8, 2))
+            assert attend(q, kv, kv, mask).shape == q.shape
+        assert seen.key_heads == [heads]
+
+
+def test_shared_heads_equal_repeated_ones():
+    """torch's own sharing, in the order of `attend`: query heads 0 to 3 share the first key-value head."""
+    q, k, v = (torch.randn(2, n, 16, 8, generator=torch.Generator().manual_seed(n)) for n in (8, 2, 2))
+    shared = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(shared, attend(q, k, v), rtol=1e-5, atol=1e-6)
+
+
+def test_the_order_of_kernels_on_cuda_is_stated():
+    before = torch._C._get_sdp_priority_order()
+    with kernel_order(torch.device("cuda")):
+        ordered = [SDPBackend(i) for i in torch._C._get_sdp_priority_order()]
+        assert ordered[: len(KERNELS)] == list(KERNELS)
+    assert torch._C._get_sdp_priority_order() == before
+    with kernel_order(torch.device("cpu")):
+        assert torch._C._get_sdp_priority_order() == before
+
+
+class SharedHeads(TorchFunctionMode):
+    """Notes the key heads that torch's attention receives."""
+
+    def __init__(self):
+        super().__init__()
+        self.key_heads = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is functional.scaled_dot_product_attention:
+            self.key_heads.append(args[1].size(1))
+        return function(*args, **(kwargs or {}))

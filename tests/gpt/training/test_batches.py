@@ -37,6 +37,40 @@ def test_ranks_share_a_step_in_order_whatever_their_number(small, corpus, skippe
         assert torch.equal(whole, torch.from_numpy(expected))
 
 
+def test_a_batch_read_ahead_is_used_for_its_step_alone(small, corpus, monkeypatch):
+    """As where a GPU is in use. Another step or other skipped data are read again; the last step has no next."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    run, (data, _) = small.run_of(), small.data_of(corpus)
+    reads, read = [], data.read
+    monkeypatch.setattr(data, "read", lambda positions: reads.append(list(positions)) or read(positions))
+    (ahead,), (plain,) = readers(run, data, 1), readers(run, data, 1)
+    for step, wanted, skipped in ((1, 1, SkippedData()), (1, 2, SkippedData()), (1, 1, SkippedData.stated([(4, 6)]))):
+        ahead.read_ahead(step, SkippedData())
+        reads.clear()
+        batch = ahead.read(wanted, skipped)
+        assert len(reads) == ((step, skipped) != (wanted, SkippedData()))
+        assert torch.equal(batch.inputs, plain.read(wanted, skipped).inputs)
+    reads.clear()
+    ahead.read_ahead(run.steps, SkippedData())
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    ahead.read_ahead(1, SkippedData())
+    assert reads == []
+
+
+def test_a_fault_met_ahead_is_left_to_the_read_of_its_step(small, corpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    run, (data, _) = small.run_of(), small.data_of(corpus)
+    (reader,) = readers(run, data, 1)
+
+    def fail(positions):
+        raise OSError("the disk fails")
+
+    monkeypatch.setattr(data, "read", fail)
+    reader.read_ahead(1, SkippedData())
+    with pytest.raises(OSError, match="the disk fails"):
+        reader.read(1, SkippedData())
+
+
 def test_a_blank_batch_has_the_shape_of_a_read_one(small, corpus):
     reader = readers(small.run_of(), small.data_of(corpus)[0], 2)[1]
     read, blank = reader.read(0, SkippedData()).tensors(), reader.blank(0, SkippedData()).tensors()

@@ -46,6 +46,19 @@ def test_libraries_are_made_deterministic_and_the_users_settings_are_kept(monkey
         environment.make_libraries_deterministic()
 
 
+def test_the_allocator_of_gpus_grows_its_segments_unless_the_user_chose(monkeypatch, tmp_path):
+    def found(**variables):
+        for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return environment.rank_environment(2, None, saved_file=tmp_path).get("PYTORCH_ALLOC_CONF")
+
+    assert found() == "expandable_segments:True"
+    assert found(PYTORCH_ALLOC_CONF="max_split_size_mb:64") == "max_split_size_mb:64"
+    assert found(PYTORCH_CUDA_ALLOC_CONF="max_split_size_mb:64") is None
+
+
 def test_an_element_of_a_slurm_array_is_a_share(monkeypatch):
     for name in ("ID", "MIN", "MAX", "COUNT"):
         monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}", raising=False)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from launch.training.hardware import peak_flops_per_s
+from launch.training.hardware import missing_peak, peak_flops_per_s
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,14 @@ from launch.training.hardware import peak_flops_per_s
     [
         ("NVIDIA H100 80GB HBM3", True, 989e12),
         ("NVIDIA H100 PCIe", True, 756e12),  # the longest matching name of the table
+        ("NVIDIA H100 NVL", True, 835e12),
+        ("NVIDIA H200", True, 989e12),
+        ("NVIDIA B200", True, 2250e12),
+        ("NVIDIA GB200", True, 2500e12),
+        ("NVIDIA L40S", True, 362e12),
+        ("NVIDIA L40", True, 181e12),
+        ("AMD Instinct MI300X", True, 1307e12),
+        ("NVIDIA A100-SXM4-80GB", True, 312e12),
         ("NVIDIA A10G", True, 70e12),
         ("NVIDIA H100 80GB HBM3", False, 0.0),  # fp32 depends on TF32 settings
         ("some GPU of tomorrow", True, 0.0),
@@ -20,6 +28,11 @@ def test_a_gpus_peak_comes_from_the_table_times_the_number_of_devices(monkeypatc
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     found = peak_flops_per_s(torch.device("cuda"), bf16=bf16, world_size=16, local_world_size=8)
     assert found == 16 * peak
+
+
+def test_a_gpu_without_a_peak_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU X")
+    assert "the peak of 'GPU X' in the run's precision is not known. Set run.peak_flops_per_s" in missing_peak(None)
 
 
 def test_a_cpus_peak_is_measured_once_a_node_and_keeps_the_number_of_threads():

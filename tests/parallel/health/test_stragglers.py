@@ -13,7 +13,7 @@ from torch.profiler import profile as outer_profile
 from parallel.health.stragglers import Stragglers, waiting_s
 from parallel.layout.layout import Layout
 
-EVERY = 25  # the default of health.straggler_every_steps
+EVERY = 25  # health.straggler_every_steps
 CPU = torch.device("cpu")
 
 
