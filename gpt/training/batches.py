@@ -41,7 +41,7 @@ class BatchReader:
 
     def read_ahead(self, step: int, skipped: SkippedData) -> None:
         """Read the batch of a step for the next `read`, while the GPU works. Without a GPU there is nothing to hide."""
-        if not torch.cuda.is_initialized() or step >= self.run.steps:
+        if not torch.cuda.is_initialized() or step >= self.run.steps:  # type: ignore[no-untyped-call]
             return
         try:
             self._ahead = step, skipped, self.read(step, skipped)
