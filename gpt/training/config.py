@@ -135,10 +135,12 @@ class Retention:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """The [checkpoint] section of a recipe. Intervals are in tokens, since tokens are the clock."""
+    """The [checkpoint] section of a recipe."""
 
     every_tokens: int | None = None
-    """Tokens between two saves. At the end only by default."""
+    """Tokens between two saves. Every `every_s` seconds by default."""
+    every_s: float = 1800.0
+    """Seconds between two saves if there is no `every_tokens`. 0: at the end only."""
     keep_last: int = 2
     """Newest checkpoints that are kept."""
     keep_every_tokens: int | None = None
@@ -158,6 +160,10 @@ class CheckpointConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"checkpoint.{key} = {value} is invalid: must be at least 1")
+        if not 0 <= self.every_s < float("inf"):
+            raise ConfigError(
+                f"checkpoint.every_s = {self.every_s:g} is invalid: must be seconds, or 0 for no such saves"
+            )
         if self.keep_every_tokens is not None:
             if self.every_tokens is None:
                 raise ConfigError(

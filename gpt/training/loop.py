@@ -70,10 +70,11 @@ class TrainingLoop:
         )
         self.phases = [
             *self.reports.phases(sampler, probe),
-            Phase(self.save, every_tokens=run.checkpoint.every_tokens, at="no end"),
+            Phase(self.save, every_tokens=run.checkpoint.every_tokens, asked=lambda: self.save_is_due, at="no end"),
             Phase(self.save_local, every_tokens=run.checkpoint.fast_every_tokens, at="no end"),
         ]
-        self.started_at = time.monotonic()
+        self.started_at = self.saved_at = time.monotonic()
+        self.save_is_due = False  # by the main rank's clock
         self.trained_tokens, self.trained_s = 0, 0.0
 
     def train(self) -> Outcome:
@@ -125,10 +126,11 @@ class TrainingLoop:
         if self.metrics is not None and (state.step % run.log_every_steps == 0 or state.step == run.steps):
             self.metrics.log(state.step, step_values(run, result, lr, step=state.step, elapsed_s=elapsed_s))
         self.ledger.step_done(step=state.step, tokens=tokens_seen)
+        *asked, self.save_is_due = result.flags
         if state.step == run.steps:
             return result, "total_tokens"
         ends: tuple[End, ...] = ("interrupt", "signal", "stop_after_s")
-        return result, next((end for end, raised in zip(ends, result.flags, strict=True) if raised), None)
+        return result, next((end for end, raised in zip(ends, asked, strict=True) if raised), None)
 
     def try_step(self, lr: float) -> StepResult:
         """One attempt at a step. All ranks discard it if any of them could not read its part."""
@@ -145,8 +147,7 @@ class TrainingLoop:
             self.engine.forward_backward(batch)
             with nullcontext() if self.watch is None else self.watch.reading():
                 self.reader.read_ahead(step, state.skipped)
-            flags = (self.stop.interrupted, self.stop(), self.time_is_over())
-            result = self.engine.optimizer_step(lr, flags=flags, discard=bool(damage))
+            result = self.engine.optimizer_step(lr, flags=self.requests(), discard=bool(damage))
         if result.discarded:
             self.corrupt_data.leave_out(state, damage)
         return result
@@ -166,6 +167,7 @@ class TrainingLoop:
     def save(self, *, must_succeed: bool = False) -> None:
         """Save the run. In the background if the recipe allows it, unless the save must succeed before the run ends."""
         self.prepare_save()
+        self.saved_at = time.monotonic()
         if self.run.checkpoint.in_background and not must_succeed:
             self.saver.start(self.state)
         else:
@@ -188,7 +190,17 @@ class TrainingLoop:
         if self.metrics is not None:
             self.metrics.event(kind, step=self.state.step, text=text, **fields)
 
-    def time_is_over(self) -> bool:
-        """By the main rank's clock: those of others may differ."""
-        limit_s = self.run.config.stop_after_s
-        return limit_s is not None and self.engine.is_main and time.monotonic() - self.started_at >= limit_s
+    def requests(self) -> tuple[bool, ...]:
+        """This rank's requests at the end of a step: an interrupt, a signal, the end of `stop_after_s`, a save."""
+        config = self.run.checkpoint
+        save_after_s = config.every_s if config.every_tokens is None else None
+        return (
+            self.stop.interrupted,
+            self.stop(),
+            self.has_passed(self.run.config.stop_after_s, since=self.started_at),
+            self.has_passed(save_after_s or None, since=self.saved_at),
+        )
+
+    def has_passed(self, seconds: float | None, *, since: float) -> bool:
+        """Return whether so many seconds have passed, by the main rank's clock: those of others may differ."""
+        return seconds is not None and self.engine.is_main and time.monotonic() - since >= seconds

@@ -20,11 +20,15 @@ from gpt.training.validation import evaluate, validation_values
 
 @dataclass(frozen=True)
 class Phase:
-    """Work after some steps: every so many tokens or steps, and at the run's planned end or at any end."""
+    """Work after some steps: every so many tokens or steps, when `asked`, and at the run's planned end or at any end.
+
+    `asked` must return the same on all ranks.
+    """
 
     work: Callable[[], End | None]  # returns why the run ends, if it ends here
     every_tokens: int | None = None
     every_steps: int | None = None
+    asked: Callable[[], bool] = lambda: False
     at: Literal["planned end", "any end", "no end"] = "planned end"
 
     def is_due(self, run: Run, step: int, ended: End | None, *, planned_end: bool) -> bool:
@@ -37,7 +41,8 @@ class Phase:
             return True
         if ended is not None:
             return self.at == "any end"
-        return run.due(self.every_tokens, step) or (self.every_steps is not None and step % self.every_steps == 0)
+        by_steps = self.every_steps is not None and step % self.every_steps == 0
+        return by_steps or run.due(self.every_tokens, step) or self.asked()
 
 
 @contextmanager

@@ -34,7 +34,10 @@ def check_space(run: Run, engine: Engine, *, step: int) -> list[tuple[EventKind,
 def max_checkpoints(run: Run) -> int:
     """The largest number of checkpoints in the directory at one time: those kept, and the one being written."""
     config, tokens = run.checkpoint, run.batch.tokens_seen(run.steps)
-    saves = 1 if config.every_tokens is None else -(-tokens // config.every_tokens)
+    every_tokens = config.every_tokens or (
+        1 if config.every_s else tokens
+    )  # nobody knows how many steps take `every_s`
+    saves = -(-tokens // every_tokens)
     permanent = 0 if config.keep_every_tokens is None else tokens // config.keep_every_tokens
     return min(saves, config.keep_last + 1 + permanent)
 

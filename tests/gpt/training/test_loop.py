@@ -76,6 +76,13 @@ def test_a_run_out_of_time_ends_after_one_step(small, corpus, process_group):
     assert (outcome.ended, outcome.state.step) == ("stop_after_s", 1)
 
 
+@pytest.mark.parametrize(("settings", "steps"), [({"every_s": 1e-9}, [1, 2, 3]), ({"every_s": 0}, [3]), ({}, [3])])
+def test_a_run_without_an_interval_in_tokens_saves_by_the_clock(settings, steps, small, corpus, process_group):
+    run = small.run_of(steps=3, checkpoint=CheckpointConfig(in_background=False, keep_last=5, **settings))
+    small.train(run, small.engine_of(), corpus)
+    assert sorted(run.checkpoints.glob("*")) == [run.checkpoints / f"step-{step:09}" for step in steps]
+
+
 def test_a_finished_run_takes_no_step(small, corpus, process_group):
     run = small.run_of(steps=2)
     engine = small.engine_of()
