@@ -51,6 +51,7 @@ from launch.training.build import (
 )
 from launch.training.checkpoint_space import check_space
 from launch.training.local_tier import check_fast_directory, run_identity
+from launch.training.recipe_warnings import recipe_warnings
 from launch.training.resume import RunStart, check_run_directory, find_start
 from launch.training.summary import describe, how_it_ended, mark_ending, prepare_run_directory, write_summary
 from parallel.agreement import combine
@@ -77,6 +78,7 @@ class Prepared:
     sampler: Sampler | None
     probe: FewShotProbe | None
     saved_state: dict[str, object]
+    warnings: list[tuple[EventKind, str]]
     ledger: TimeLedger
     reached: int  # on rank 0: the approximate step that the run had reached before this start
 
@@ -172,6 +174,7 @@ def prepare(
         sampler=make_sampler(config.train, tokenizer, n_ctx=config.model.n_ctx),
         probe=make_few_shot_probe(config.train, tokenizer, n_ctx=config.model.n_ctx),
         saved_state=saved_state,
+        warnings=recipe_warnings(config, tokenizer_vocab_size=tokenizer.vocab_size),
         ledger=ledger,
         reached=furthest_step(config.run.directory) if environment.rank == 0 else 0,
     )
@@ -227,7 +230,7 @@ def start_run(prepared: Prepared) -> tuple[Run, Engine, RunStart, list[tuple[Eve
     with ledger.span("start_up/measuring"):
         peak = total_peak_flops_per_s(config, prepared.environment, prepared.device)
     run = build_run(config, prepared.saved_state, peak_flops_per_s=peak)
-    events = [*start.events, *check_space(run, engine, step=start.step)]
+    events = [*prepared.warnings, *start.events, *check_space(run, engine, step=start.step)]
     if restart is not None:
         events.insert(0, ("restart", describe_resume(restart, reached=prepared.reached, step=start.step)))
     elif prepared.reached > start.step:

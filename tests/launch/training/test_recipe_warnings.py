@@ -1,0 +1,27 @@
+"""Valid settings that are probably a mistake are named at the start of a run."""
+
+import pytest
+
+from launch.config.run_config import read_run_config
+from launch.training.recipe_warnings import recipe_warnings
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tokenizer", "words"),
+    [
+        (["--model.vocab_size", "5000"], 4096, "model.vocab_size = 5,000: the tokenizer has 4,096 tokens"),
+        (["--schedule.decay_tokens", "1e11"], 50257, "at its lowest for the last 67% of train.total_tokens = 300,"),
+        (["--train.total_tokens", "1e8"], 50257, "the run ends before the learning rate is at its peak"),
+    ],
+)
+def test_a_doubtful_setting_is_named_with_a_better_value(overrides, tokenizer, words):
+    ((kind, line),) = recipe_warnings(read_run_config("gpt3_125m", overrides), tokenizer_vocab_size=tokenizer)
+    assert kind == "warning"
+    assert words in line
+    assert "Use " in line
+
+
+@pytest.mark.parametrize("name", ["gpt3_125m", "gpt3_175b"])
+def test_shipped_recipes_are_in_no_doubt(name):
+    config = read_run_config(name, [])
+    assert recipe_warnings(config, tokenizer_vocab_size=config.model.vocab_size) == []
