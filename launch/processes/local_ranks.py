@@ -4,6 +4,7 @@ Unlike `local_launch.launch_local` it does not start an interpreter for each ran
 many short runs are cheap. Ranks are not restarted, and a signal ends them without saving.
 """
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -127,6 +128,7 @@ def _serve(
     function: Callable[..., None], rank: int, nproc: int, arguments: Sequence[str], logs: str, secret: str
 ) -> None:
     """The body of one rank's process. An exception goes to the rank's log, for the launcher to show."""
+    gc.freeze()  # a collection would copy the pages of all objects that the fork server has loaded
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the launcher handles it
     die_with_parent()
     threading.Thread(target=_end_with_launcher, daemon=True).start()

@@ -1,8 +1,6 @@
-"""A program for tests: flip a bit of a replica on one rank, keep training, and record what the replica check finds.
+"""For tests: flip a bit of a replica on one rank, keep training, and record what the replica check finds.
 
-    python flip_trials.py PLAN.json
-
-PLAN.json is a list of {"name", "nproc", "words": [...], "trials", "bits": [first, last], "seed"}. Each entry gets an
+A plan is a list of {"name", "nproc", "words": [...], "trials", "bits": [first, last], "seed"}. Each entry gets an
 engine on new ranks. Each of its trials starts from the same weights and moments, and trains with the real loop until it
 ends. The results go to NAME.json in the folder of the plan, as a list of {"rank", "bit", "flipped", "flipped_at",
 "found", "found_at", "digests"}. Steps count optimizer steps; "found" is the message of the error or null; "digests" is
@@ -11,34 +9,21 @@ the number of different SHA-256 of that tensor on all ranks at the end.
 
 import hashlib
 import json
-import os
 import random
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
-from launch.processes.local_ranks import fork_server, run_ranks
-
-ROOT = Path(__file__).resolve().parents[2]
+from rank_server import rank_server
 
 
 def launch(folder, plan, *, timeout_s):
-    """Run this program in a folder. Return the results by name."""
-    (folder / "plan.json").write_text(json.dumps(plan))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(folder / "plan.json")]
-    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=timeout_s, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    """Run a plan in a folder. Return the results by name."""
+    path = folder / "plan.json"
+    path.write_text(json.dumps(plan))
+    for i, task in enumerate(plan):
+        logs = folder / f"{task['name']} logs"
+        rank_server().run_ranks("flip_trials:try_flips", [path, i], nproc=task["nproc"], logs=logs, timeout_s=timeout_s)
     return {task["name"]: json.loads((folder / f"{task['name']}.json").read_text()) for task in plan}
-
-
-def main():
-    plan_path = Path(sys.argv[1])
-    context = fork_server(["launch.training.train_rank", "launch.processes.local_ranks"])
-    for i, task in enumerate(json.loads(plan_path.read_text())):
-        logs = plan_path.parent / f"{task['name']} logs"
-        run_ranks(context, try_flips, [str(plan_path), str(i)], nproc=task["nproc"], logs=logs)
 
 
 def try_flips(rank, plan_path, index):
@@ -143,7 +128,3 @@ class Trials:
         except ReplicaMismatch as error:
             return str(error)
         return None
-
-
-if __name__ == "__main__":
-    main()

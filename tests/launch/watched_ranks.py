@@ -1,10 +1,8 @@
-"""A program for tests: `triaxial train` on new local ranks, which are recorded and, where the plan says so, broken.
+"""For tests: `triaxial train` on new local ranks, which are recorded and, where the plan says so, broken.
 
-    python watched_ranks.py PLAN.json
-
-PLAN.json is a list of {"name", "nproc", "words": [...], "faults": [...], "kill": {"rank", "call"}, "terms", "disk",
+A plan is a list of {"name", "nproc", "words": [...], "faults": [...], "kill": {"rank", "call"}, "terms", "disk",
 "ail", "digests"}.
-Each rank writes one line per optimizer step to NAME/rank0.jsonl (and so on) in the folder of the plan. Its output goes
+Each rank writes one line per optimizer step to NAME/rank0.jsonl (and so on) in a folder. Its output goes
 to NAME/rank0.txt, its exit status to NAME/rank0.status.
 
 - A fault is {"rank", "step", "micro_batch", "value", "where"}: in that micro-batch of that step, the loss ("loss") or
@@ -21,31 +19,31 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 from free_ports import free_ports
+from rank_server import rank_server
 
-from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
-
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+from launch.processes.local_ranks import RankFailed
 
 
 def launch(folder, plan, *, timeout_s=600):
-    """Run this program in a folder. Return the runs by name, each with "failed", "status", "ranks" and "written"."""
-    (folder / "plan.json").write_text(json.dumps(plan))
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder / "plan.json")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    """Run a plan in a folder. Return the runs by name, each with "failed", "status", "ranks" and "written"."""
+    for run in plan:
+        own = folder / run["name"]
+        own.mkdir()
+        (own / "run.json").write_text(json.dumps(run))
+        (port,) = free_ports(1)
+        words = [own, port]
+        try:
+            rank_server().run_ranks(
+                "watched_ranks:work", words, nproc=run["nproc"], logs=own / "logs", timeout_s=timeout_s
+            )
+            failed = ""
+        except RankFailed as error:
+            failed = str(error)
+        (own / "failed.json").write_text(json.dumps(failed))
     return {run["name"]: seen(folder / run["name"], run["nproc"]) for run in plan}
 
 
@@ -61,24 +59,6 @@ def seen(folder, nproc):
         "ranks": ranks,
         "written": written,
     }
-
-
-def main():
-    plan_path = Path(sys.argv[1])
-    context = fork_server(
-        ["launch.commands.train", "launch.training.train_rank", "launch.processes.local_ranks", "watched_ranks"]
-    )
-    for run in json.loads(plan_path.read_text()):
-        folder = plan_path.parent / run["name"]
-        folder.mkdir()
-        (folder / "run.json").write_text(json.dumps(run))
-        (port,) = free_ports(1)
-        try:
-            run_ranks(context, work, [str(folder), str(port)], nproc=run["nproc"], logs=folder / "logs")
-            failed = ""
-        except RankFailed as error:
-            failed = str(error)
-        (folder / "failed.json").write_text(json.dumps(failed))
 
 
 def work(rank, folder, port):
@@ -202,7 +182,3 @@ class Watch:
             for tensor in (parameter.data, *engine.optimizer.tensors_of(parameter).values()):
                 digest.update(getattr(tensor, "_local_tensor", tensor).detach().contiguous().numpy().tobytes())
         return digest.hexdigest()
-
-
-if __name__ == "__main__":
-    main()

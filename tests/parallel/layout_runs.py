@@ -1,10 +1,8 @@
-"""A program for tests: train one small model on many layouts with real gloo processes, and write the results.
+"""For tests: train one small model on many layouts with real gloo processes, and return the results.
 
-    python layout_runs.py RUNS.json OUT.json
-
-RUNS.json is a list of {"name", "world_size", "parallel": {...}, "model": {...}, "steps", "micro_batch_size"}. One with
-"count" takes a single step, and tells what each rank held and sent. Each run has processes of its own, forked from one
-that has imported torch: torch's caches remember process groups that are no more.
+A run is {"name", "world_size", "parallel": {...}, "model": {...}, "steps", "micro_batch_size"}. One with "count" takes
+a single step, and tells what each rank held and sent. Each run has processes of its own, forked from one that has
+imported torch: torch's caches remember process groups that are no more.
 """
 
 import faulthandler
@@ -15,10 +13,8 @@ import math
 import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
+import time
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from live_tensors import GatheredBlocks, Live, LiveMicroBatches, Peak, storage_of
+from rank_server import rank_server
 
 from gpt.data.sampling import Samples
 from gpt.inference.model import ForwardInputs
@@ -37,7 +34,7 @@ from gpt.model.rope import angles_of
 from gpt.training.config import Retention
 from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
-from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
+from launch.processes.local_ranks import RankFailed
 from parallel.checkpoint.handle import verify_checkpoint
 from parallel.engines.choose import build_engine
 from parallel.engines.settings import EngineSettings
@@ -66,20 +63,24 @@ OPTIMIZER = OptimizerConfig(learning_rate=3e-3, max_gradient_norm=0.5)
 
 
 def launch(folder, runs, *, timeout_s, **variables):
-    """Run this program with more environment variables. Return the results by the name of the run."""
-    (folder / "runs.json").write_text(json.dumps(runs))
-    command = [sys.executable, __file__, str(folder / "runs.json"), str(folder / "out.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    """Train all runs, with more environment variables. Return the results by the name of the run."""
+    runs_file, results = folder / "runs.json", {}
+    runs_file.write_text(json.dumps(runs))
+    ends_at = time.monotonic() + timeout_s
+    for i, run in enumerate(runs):
+        own = folder / f"run{i}"
+        own.mkdir()
+        rest_s = max(1.0, ends_at - time.monotonic())
+        words = [i, runs_file, own]
         try:
-            _, errors = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # and its children, which would survive it
-            raise
-    assert process.returncode == 0, errors[-4000:]
-    return json.loads((folder / "out.json").read_text())
+            server = rank_server(**variables)
+            server.run_ranks("layout_runs:work", words, nproc=run["world_size"], logs=own / "logs", timeout_s=rest_s)
+        except RankFailed as error:
+            kept = shutil.move(own, tempfile.mkdtemp(prefix="layout_runs_failed_"))
+            raise RankFailed(f"run {run['name']!r}: {error}\noutput of the ranks, and cores: {kept}") from None
+        results[run["name"]] = json.loads((own / "result.json").read_text())
+        shutil.rmtree(own)
+    return results
 
 
 def run_of(name, world_size, parallel, *, steps=STEPS, **more):
@@ -291,29 +292,3 @@ def work(rank, i, runs_file, folder):
     dist.destroy_process_group()
     if rank == 0:
         Path(folder, "result.json").write_text(json.dumps(result))
-
-
-def main():
-    runs_file, out = sys.argv[1:]
-    runs = json.loads(Path(runs_file).read_text())
-    preload = ["parallel.engines.native", "parallel.planner.dry_run", "launch.processes.local_ranks"]
-    if any(run["parallel"].get("compile") for run in runs):
-        preload.append("torch._inductor.compile_fx")  # takes longer to load than a small run takes
-    context = fork_server(preload)
-    results = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        for i, run in enumerate(runs):
-            folder = Path(temporary, str(i))
-            folder.mkdir()
-            try:
-                logs = folder / "logs"
-                run_ranks(context, work, [str(i), runs_file, str(folder)], nproc=run["world_size"], logs=logs)
-            except RankFailed as error:
-                kept = shutil.move(folder, tempfile.mkdtemp(prefix="layout_runs_failed_"))
-                raise RankFailed(f"run {run['name']!r}: {error}\noutput of the ranks, and cores: {kept}") from None
-            results[run["name"]] = json.loads((folder / "result.json").read_text())
-    Path(out).write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main()

@@ -27,6 +27,7 @@ from torch.nn import functional
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
+from launch.processes.local_ranks import RankFailed
 
 SAVED_AT = STEPS - 2
 pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
@@ -251,7 +252,7 @@ def test_weights_are_sharded(results):
 
 @pytest.mark.rehearse
 def test_a_rank_that_aborts_is_not_run_again_and_its_stacks_are_kept(tmp_path):
-    with pytest.raises(AssertionError, match=r"rank 1 of 2 failed first \(killed by SIGABRT") as failure:
+    with pytest.raises(RankFailed, match=r"rank 1 of 2 failed first \(killed by SIGABRT") as failure:
         launch(tmp_path, [run_of("aborts", 2, {"data": 2}, abort=1)], timeout_s=300)
     kept = Path(re.findall(r"output of the ranks, and cores: (\S+)", str(failure.value))[-1])
     assert "Fatal Python error: Aborted" in (kept / "logs" / "rank1.log").read_text()
