@@ -1,6 +1,7 @@
 """The DeepSpeed engine: our model stage, loss and initialisation under DeepSpeed's ZeRO 1, 2 and 3."""
 
 import math
+import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from gpt.training.optimizer import build_optimizer, check_patterns
 from parallel.agreement import combine
 from parallel.axes.stage import ModelStage, canonical_parameters
 from parallel.engines.checkpoints import open_checkpoints
-from parallel.engines.deepspeed_setup import start
+from parallel.engines.deepspeed_setup import partition, start
 from parallel.engines.settings import EngineSettings, sharding_signature
 from parallel.engines.sums import StepSums
 from parallel.engines.zero_fragments import ZeroFragments
@@ -54,14 +55,14 @@ class DeepSpeedEngine:
             check_patterns(parameter_names(settings.model, objective), settings.optimizer)
         self.mesh = build_mesh(settings.layout, device) if mesh is None else mesh
         self.dtype = torch.bfloat16 if settings.parallel.precision == "bf16" else torch.float32
-        self.stage = self._build_stage()
-        named = canonical_parameters(self.stage)
-        optimizer = None if settings.optimizer is None else build_optimizer(named, settings.optimizer)
+        self.stage, optimizer = self._build_stage()
         self._deepspeed: Any = None
         if optimizer is not None or settings.parallel.zero_stage == 3:  # ZeRO 1 and 2 are about the optimizer
             self._deepspeed = start(self.stage, optimizer, settings, self.mesh)
+            # Its hooks on gradients keep the model alive until they are removed.
+            weakref.finalize(self, self._deepspeed.destroy).atexit = False
         self.fragments = ZeroFragments(
-            named,
+            canonical_parameters(self.stage),
             None if self._deepspeed is None else self._deepspeed.optimizer,
             optimizer,
             state_names=() if settings.optimizer is None else settings.optimizer.state,
@@ -78,8 +79,11 @@ class DeepSpeedEngine:
         self.data_rank, self.data_size = self.mesh.data_rank, settings.layout.data
         self.is_main = dist.get_rank() == 0
 
-    def _build_stage(self) -> ModelStage:
-        """The whole model on the device, in the compute dtype and not yet filled."""
+    def _build_stage(self) -> tuple[ModelStage, torch.optim.Optimizer | None]:
+        """The whole model on the device, in the compute dtype and not yet filled, and its optimizer.
+
+        ZeRO 3 cuts each module when it is allocated, so that no rank ever holds the whole model.
+        """
         settings = self.settings
         stage = build_unsharded_stage(
             settings.model,
@@ -89,10 +93,22 @@ class DeepSpeedEngine:
             objective=self.objective,
             loss=self.loss,
             optimizer=settings.optimizer,
-        )
-        stage.to(self.dtype).to_empty(device=self.mesh.device)
-        stage.model.tie()  # allocation made two parameters of a shared one
-        return stage
+        ).to(self.dtype)
+        optimizer = None
+        if settings.optimizer is not None:  # on the meta device: the shapes of cut parameters say nothing
+            on_meta = canonical_parameters(stage)
+            optimizer = build_optimizer(on_meta, settings.optimizer)
+            names = {id(parameter): name for name, parameter in on_meta}
+        for module in stage.modules():
+            module.to_empty(device=self.mesh.device, recurse=False)
+            stage.model.tie()  # allocation makes two parameters of a shared one
+            if settings.parallel.zero_stage == 3:
+                partition(module, settings, self.mesh)
+        if optimizer is not None:
+            real = dict(canonical_parameters(stage))
+            for group in optimizer.param_groups:
+                group["params"] = [real[names[id(parameter)]] for parameter in group["params"]]
+        return stage, optimizer
 
     def forward_backward(self, batch: Batch) -> None:
         batch = batch.to(self.mesh.device)

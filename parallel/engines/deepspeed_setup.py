@@ -59,6 +59,44 @@ def start(
     stage: nn.Module, optimizer: torch.optim.Optimizer | None, settings: EngineSettings, mesh: Mesh
 ) -> Any:  # a deepspeed.DeepSpeedEngine
     """DeepSpeed's engine around a stage whose parameters are on the device in the compute dtype. Collective."""
+    with _loaded(mesh) as deepspeed:
+        engine, *_ = deepspeed.initialize(
+            model=stage,
+            optimizer=optimizer,
+            mpu=DataAxis(mesh),
+            dist_init_required=False,
+            config=configuration(settings, device=mesh.device, n_elements=_n_elements(stage)),
+        )
+        _forget(deepspeed, stage)
+    return engine
+
+
+def _forget(deepspeed: Any, stage: nn.Module) -> None:
+    """Remove the stage from DeepSpeed's global variables, where it would outlive its engine."""
+    deepspeed.utils.debug.debug_clear_module_and_param_names()
+    modules = deepspeed.runtime.zero.parameter_offload.FWD_MODULE_STACK
+    modules[:] = [module for module in modules if module is not stage]  # its forward pass adds it again
+    deepspeed.utils.groups.mpu = None
+
+
+def partition(module: nn.Module, settings: EngineSettings, mesh: Mesh) -> None:
+    """Cut the parameters that this module itself holds for ZeRO 3, and keep this rank's parts. Collective."""
+    own = [parameter for parameter in module.parameters(recurse=False) if not is_partitioned(parameter)]
+    if not own:
+        return
+    with _loaded(mesh) as deepspeed:
+        deepspeed.zero.Init(
+            module=nn.ParameterList(own),
+            data_parallel_group=mesh.data.get_group(),
+            mpu=DataAxis(mesh),
+            config_dict_or_path=configuration(settings, device=mesh.device, n_elements=_n_elements(module)),
+            dtype=own[0].dtype,
+        )
+
+
+@contextmanager
+def _loaded(mesh: Mesh) -> Iterator[Any]:
+    """The module `deepspeed`, ready to use this mesh's process group. It logs and prints nothing below errors."""
     # Its only way to learn the device. ZeRO 3 reads it in every forward pass, so it stays set.
     os.environ.setdefault("LOCAL_RANK", str(mesh.device.index or 0))
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
@@ -69,17 +107,21 @@ def start(
         deepspeed.accelerator.set_accelerator(kind())
         # On a CPU it would compile an extension for messages in shared memory, for minutes. gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.comm.comm.cdb = None  # that of an earlier process group
         deepspeed.utils.logger.setLevel(logging.ERROR)
-        n_elements = sum(parameter.numel() for parameter in stage.parameters())
-        engine, *_ = deepspeed.initialize(
-            model=stage,
-            optimizer=optimizer,
-            mpu=DataAxis(mesh),
-            dist_init_required=False,
-            config=configuration(settings, device=mesh.device, n_elements=n_elements),
-        )
-    return engine
+        deepspeed.comm.comm.cdb = None  # that of an earlier process group
+        backend = deepspeed.accelerator.get_accelerator().communication_backend_name()
+        deepspeed.comm.init_distributed(dist_backend=backend)  # takes over torch's group
+        yield deepspeed
+
+
+def _n_elements(module: nn.Module) -> int:
+    """The elements of a module's whole parameters, which ZeRO 3 may have cut."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
+
+
+def is_partitioned(parameter: Any) -> bool:
+    """Return whether ZeRO 3 has cut this parameter."""
+    return hasattr(parameter, "ds_id")
 
 
 def configuration(settings: EngineSettings, *, device: torch.device, n_elements: int) -> dict[str, Any]:

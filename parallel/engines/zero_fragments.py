@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gpt.model.config import ModelConfig
 from gpt.model.initialisation import fill, start_of
+from parallel.engines.deepspeed_setup import is_partitioned
 from parallel.layout.mesh import Mesh
 
 
@@ -174,11 +175,6 @@ class ZeroFragments:
             return list(self.zero.fp32_partitioned_groups_flat)
         assert self.optimizer is not None
         return [flat for group in self.optimizer.param_groups for flat in group["params"]]
-
-
-def is_partitioned(parameter: Any) -> bool:
-    """Return whether ZeRO 3 has cut this parameter."""
-    return hasattr(parameter, "ds_id")
 
 
 def fill_range(out: Tensor, name: str, start: int, *, shape: tuple[int, ...], config: ModelConfig, seed: int) -> None:

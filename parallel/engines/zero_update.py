@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.engines.zero_fragments import Fragment, ZeroFragments, is_partitioned
+from parallel.engines.deepspeed_setup import is_partitioned
+from parallel.engines.zero_fragments import Fragment, ZeroFragments
 
 
 class ZeroUpdate:

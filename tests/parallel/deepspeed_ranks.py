@@ -82,7 +82,7 @@ def train(engine, steps, case):
 
 
 def run_case(engine, case, folder):
-    result = {"initial": engine.weights_digest(), "replicas": engine.check_replicas()}
+    result = {"initial": engine.weights_digest(), "replicas": engine.check_replicas(), "held": held_elements(engine)}
     if case.get("only_evaluates"):
         return {**result, "logits": logits_of(engine, tokens_of_step(10_001)[:2, :7]).flatten()[::97].tolist()}
     if "load" in case:
@@ -109,6 +109,12 @@ def run_case(engine, case, folder):
     result["everyone"] = engine.all_gather_objects([dist.get_rank()])
     result["replicas"] = engine.check_replicas()
     return result
+
+
+def held_elements(engine):
+    """The elements of weights that compute and that this rank holds between steps."""
+    parameters = [one.parameter for one in engine.fragments.all] if hasattr(engine, "fragments") else []
+    return sum(one.numel() + (one.ds_tensor.numel() if hasattr(one, "ds_tensor") else 0) for one in parameters)
 
 
 def save_gradients(engine, case, folder):

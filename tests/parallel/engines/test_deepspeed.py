@@ -158,3 +158,11 @@ def test_replicas_and_values_of_all_ranks(results):
     for each in TWO[:3]:
         assert results[each["name"]]["replicas"] is None
         assert results[each["name"]]["everyone"] == [[0], [1]]
+
+
+def test_zero_3_holds_its_part_of_the_weights(results):
+    """Vectors stay whole on every rank, and are a small part of the model."""
+    whole = results["zero 1"]["held"]
+    assert results["zero 2"]["held"] == whole
+    assert results["zero 3"]["held"] < 0.6 * whole
+    assert results["zero 3, data 4"]["held"] < 0.4 * whole
