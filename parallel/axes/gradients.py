@@ -38,7 +38,7 @@ def sum_tied_gradients(weights: list[nn.Parameter], mesh: Mesh) -> None:
     order, so the copies stay equal, bit for bit.
     """
     held = [_gradient(weight) for weight in weights]
-    held[0] += _other_gradient(held, mesh)
+    held[0] += other_gradient(held, mesh)
     if len(held) == 2:
         held[1].copy_(held[0])
 
@@ -57,7 +57,7 @@ def whole_gradients(
         assert tied_copies[0].grad is not None
         summed[tied_copies[0]] = tied_copies[0].grad.clone()
         with torch.no_grad():
-            other = _other_gradient([_gradient(weight) for weight in tied_copies], mesh)
+            other = other_gradient([_gradient(weight) for weight in tied_copies], mesh)
             local(summed[tied_copies[0]]).add_(other)
     skipped = set(tied_copies[1:] if 0 in mesh.stages else tied_copies)
     for name, parameter in parameters:
@@ -95,7 +95,7 @@ def scale_gradients(parameters: list[nn.Parameter], factor: float) -> None:
         torch._foreach_mul_(gradients, factor)  # type: ignore[attr-defined]
 
 
-def _other_gradient(held: list[Tensor], mesh: Mesh) -> Tensor:
+def other_gradient(held: list[Tensor], mesh: Mesh) -> Tensor:
     """The local gradient of a tied weight's other copy, given those that this rank holds."""
     if len(held) == 2:
         return held[1]

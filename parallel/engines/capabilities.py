@@ -65,6 +65,7 @@ class EngineCapabilities:
         return f">={self.at_least}" + (f",<{self.below}" if self.below else "")
 
 
+PIPELINE = ("parallel.pipeline", (ABOVE_1,))  # while a recipe has a pipeline
 NATIVE = EngineCapabilities("native", devices=("cpu", "cuda"))
 DEEPSPEED = EngineCapabilities(
     "deepspeed",
@@ -74,12 +75,20 @@ DEEPSPEED = EngineCapabilities(
     at_least="0.19.6",
     bad_versions=(BadVersions("0.17.6", "0.19.3", "computed wrong gradients"),),
     rules=(
-        EngineRule("parallel.tensor", (1,), "the engine has a data axis only"),
-        EngineRule("parallel.pipeline", (1,), "the engine has a data axis only"),
+        EngineRule("parallel.tensor", (1,), "ZeRO's flat tensors cannot hold the shards of tensor ranks"),
         EngineRule(
             "parallel.zero_stage", (1, 2, 3), "without ZeRO, DeepSpeed gives no gradient norm, and bf16 weights drift"
         ),
         EngineRule("parallel.data_shard", (None,), "all data ranks share one copy of the optimizer"),
+        EngineRule("parallel.zero_stage", (1,), "a pipeline backward needs whole gradients", when=PIPELINE),
+        EngineRule(
+            "parallel.schedule",
+            ("1f1b", "gpipe", "interleaved_1f1b"),
+            "ZeRO's hooks need whole backward passes",
+            when=PIPELINE,
+        ),
+        EngineRule("parallel.offload", (False,), "offload is for a data axis alone", when=PIPELINE),
+        EngineRule("optimizer.frozen", ((),), "a stage without a trained parameter has no optimizer", when=PIPELINE),
         EngineRule("parallel.compile", (False,), "compiled blocks under ZeRO's hooks are not proven equal"),
         EngineRule(
             "parallel.recompute",

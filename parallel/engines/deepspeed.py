@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt.inference.generation import Continuation, generate
 from gpt.inference.model import InferenceModel
@@ -18,9 +18,10 @@ from gpt.training.engine import StepResult, Totals
 from gpt.training.objective import Objective
 from gpt.training.optimizer import build_optimizer, check_patterns
 from parallel.agreement import combine
+from parallel.axes.pipeline_parallel import Pipeline
 from parallel.axes.stage import ModelStage, canonical_parameters
 from parallel.engines.checkpoints import open_checkpoints
-from parallel.engines.deepspeed_setup import partition, start
+from parallel.engines.deepspeed_setup import destroy, partition, start
 from parallel.engines.settings import EngineSettings, sharding_signature
 from parallel.engines.sums import StepSums
 from parallel.engines.zero_fragments import ZeroFragments
@@ -55,20 +56,27 @@ class DeepSpeedEngine:
             check_patterns(parameter_names(settings.model, objective), settings.optimizer)
         self.mesh = build_mesh(settings.layout, device) if mesh is None else mesh
         self.dtype = torch.bfloat16 if settings.parallel.precision == "bf16" else torch.float32
-        self.stage, optimizer = self._build_stage()
+        self.stages, optimizer = self._build_stages()
+        self.pipeline = (
+            Pipeline(self.stages, settings.model, self.mesh, settings.parallel)
+            if settings.layout.pipeline > 1
+            else None
+        )
         self._deepspeed: Any = None
         if optimizer is not None or settings.parallel.zero_stage == 3:  # ZeRO 1 and 2 are about the optimizer
-            self._deepspeed = start(self.stage, optimizer, settings, self.mesh)
-            # Its hooks on gradients keep the model alive until they are removed.
-            weakref.finalize(self, self._deepspeed.destroy).atexit = False
+            trained = self.stages[0] if self.pipeline is None else nn.ModuleList(self.stages)
+            self._deepspeed = start(trained, optimizer, settings, self.mesh)
+            weakref.finalize(self, destroy, self._deepspeed).atexit = False
         self.fragments = ZeroFragments(
-            canonical_parameters(self.stage),
+            [named for stage in self.stages for named in canonical_parameters(stage)],
             None if self._deepspeed is None else self._deepspeed.optimizer,
             optimizer,
             state_names=() if settings.optimizer is None else settings.optimizer.state,
             mesh=self.mesh,
         )
-        self._update = ZeroUpdate(self._deepspeed, self.fragments, after_step=objective.after_step)
+        self._update = ZeroUpdate(
+            self._deepspeed, self.fragments, tied_copies=self._tied_copies(), after_step=objective.after_step
+        )
         if init_weights:
             self.fragments.initialise(settings.model, seed=settings.seed)
             self.fragments.update_compute_weights()
@@ -79,40 +87,54 @@ class DeepSpeedEngine:
         self.data_rank, self.data_size = self.mesh.data_rank, settings.layout.data
         self.is_main = dist.get_rank() == 0
 
-    def _build_stage(self) -> tuple[ModelStage, torch.optim.Optimizer | None]:
-        """The whole model on the device, in the compute dtype and not yet filled, and its optimizer.
+    def _build_stages(self) -> tuple[list[ModelStage], torch.optim.Optimizer | None]:
+        """This rank's stages on the device, in the compute dtype and not yet filled, and their optimizer.
 
         ZeRO 3 cuts each module when it is allocated, so that no rank ever holds the whole model.
         """
         settings = self.settings
-        stage = build_unsharded_stage(
-            settings.model,
-            settings.parallel,
-            self.mesh,
-            index=self.mesh.stages[0],
-            objective=self.objective,
-            loss=self.loss,
-            optimizer=settings.optimizer,
-        ).to(self.dtype)
+        stages = [
+            build_unsharded_stage(
+                settings.model,
+                settings.parallel,
+                self.mesh,
+                index=index,
+                objective=self.objective,
+                loss=self.loss,
+                optimizer=settings.optimizer,
+            ).to(self.dtype)
+            for index in self.mesh.stages
+        ]
         optimizer = None
         if settings.optimizer is not None:  # on the meta device: the shapes of cut parameters say nothing
-            on_meta = canonical_parameters(stage)
+            on_meta = [named for stage in stages for named in canonical_parameters(stage)]
             optimizer = build_optimizer(on_meta, settings.optimizer)
             names = {id(parameter): name for name, parameter in on_meta}
-        for module in stage.modules():
-            module.to_empty(device=self.mesh.device, recurse=False)
-            stage.model.tie()  # allocation makes two parameters of a shared one
-            if settings.parallel.zero_stage == 3:
-                partition(module, settings, self.mesh)
+        for stage in stages:
+            for module in stage.modules():
+                module.to_empty(device=self.mesh.device, recurse=False)
+                stage.model.tie()  # allocation makes two parameters of a shared one
+                if settings.parallel.zero_stage == 3:
+                    partition(module, settings, self.mesh)
         if optimizer is not None:
-            real = dict(canonical_parameters(stage))
+            real = {name: parameter for stage in stages for name, parameter in canonical_parameters(stage)}
             for group in optimizer.param_groups:
                 group["params"] = [real[names[id(parameter)]] for parameter in group["params"]]
-        return stage, optimizer
+        return stages, optimizer
+
+    def _tied_copies(self) -> list[nn.Parameter]:
+        """This rank's copy of the tied weight, if the first and the last stage hold one each."""
+        if self.pipeline is None or not self.stages[0].model.tied:
+            return []
+        return [one.parameter for one in self.fragments.all if one.name == "embed.tokens.weight"]
 
     def forward_backward(self, batch: Batch) -> None:
         batch = batch.to(self.mesh.device)
-        for micro_batch in batch.split(self.settings.micro_batch_size):
+        size = self.settings.micro_batch_size
+        if self.pipeline is not None:
+            self.pipeline.forward_backward(batch, micro_batches=len(batch) // size)
+            return
+        for micro_batch in batch.split(size):
             self._deepspeed.backward(self._deepspeed(micro_batch.inputs, micro_batch))
 
     def optimizer_step(
@@ -148,17 +170,21 @@ class DeepSpeedEngine:
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """See gpt.training.engine.Engine."""
         self._update.finish_reduction()
-        count = torch.stack([totals[1].double() for totals in self.stage.totals]).sum()
+        counts = [totals[1].double() for totals in self.stages[-1].totals]
+        count = torch.stack([torch.zeros((), dtype=torch.float64, device=self.mesh.device), *counts]).sum()
         dist.all_reduce(count)
         for fragment, gradient in self._update.gradients():
             yield fragment.name, self.fragments.whole(fragment, gradient) / count.clamp(min=1).float()
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Totals:
-        assert not self.stage.totals, "evaluate between forward_backward and optimizer_step"
+        assert not any(stage.totals for stage in self.stages), "evaluate between forward_backward and optimizer_step"
         for batch in batches:
             batch = batch.to(self.mesh.device)
-            self.stage(batch.inputs, batch)
+            if self.pipeline is not None:
+                self.pipeline.forward(batch)
+            else:
+                self.stages[0](batch.inputs, batch)
         self._free_gathered()
         names = self.loss.evaluation_names
         numbers = self._local_totals(metrics=len(names))
@@ -199,7 +225,7 @@ class DeepSpeedEngine:
     @contextmanager
     def _model(self, *, data_ranks_together: bool) -> Iterator[DistributedModel]:
         yield DistributedModel(
-            [self.stage],
+            self.stages,
             self.mesh,
             d_model=self.settings.model.d_model,
             dtype=self.dtype,
@@ -229,7 +255,7 @@ class DeepSpeedEngine:
 
     def _local_totals(self, *, metrics: int = 0) -> Tensor:
         """Loss, number of targets and metrics collected since the last call, (2 + metrics,) float64 on the device."""
-        totals, self.stage.totals = self.stage.totals, []
+        totals, self.stages[-1].totals = self.stages[-1].totals, []
         if not totals:
             return torch.zeros(2 + metrics, dtype=torch.float64, device=self.mesh.device)
         return torch.stack([torch.stack([number.double() for number in numbers]) for numbers in totals]).sum(0)

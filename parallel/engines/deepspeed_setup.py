@@ -71,12 +71,18 @@ def start(
     return engine
 
 
+def destroy(engine: Any) -> None:
+    """Remove DeepSpeed's hooks on gradients, which keep a model alive. Does nothing after the process group's end."""
+    if dist.is_initialized():
+        with _quiet():
+            engine.destroy()
+
+
 def _forget(deepspeed: Any, stage: nn.Module) -> None:
     """Remove the stage from DeepSpeed's global variables, where it would outlive its engine."""
     deepspeed.utils.debug.debug_clear_module_and_param_names()
     modules = deepspeed.runtime.zero.parameter_offload.FWD_MODULE_STACK
     modules[:] = [module for module in modules if module is not stage]  # its forward pass adds it again
-    deepspeed.utils.groups.mpu = None
 
 
 def partition(module: nn.Module, settings: EngineSettings, mesh: Mesh) -> None:
@@ -164,7 +170,7 @@ def _zero(settings: EngineSettings, *, device: torch.device, n_elements: int) ->
     own_norm = stage < 3 and not parallel.offload and (parallel.precision == "fp32" or stage == 2)
     keys: dict[str, Any] = {
         "stage": stage,
-        "contiguous_gradients": settings.layout.pipeline == 1,
+        "contiguous_gradients": True,
         "reduce_scatter": True,
         "reduce_bucket_size": bucket,
         "allgather_partitions": True,

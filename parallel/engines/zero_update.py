@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from parallel.axes.gradients import other_gradient
 from parallel.engines.deepspeed_setup import is_partitioned
 from parallel.engines.zero_fragments import Fragment, ZeroFragments
 
@@ -18,8 +19,9 @@ from parallel.engines.zero_fragments import Fragment, ZeroFragments
 class ZeroUpdate:
     """`engine`: a deepspeed.DeepSpeedEngine around `fragments.optimizer`, or None if nothing is trained.
 
-    `after_step`: see gpt.training.objective.Objective. It is called for one group of parameters at a time, before
-    their weights are sent to the other ranks.
+    `tied_copies`: this rank's copy of a weight tied between the first and the last stage. `after_step`: see
+    gpt.training.objective.Objective. It is called for one group of parameters at a time, before their weights are sent
+    to the other ranks.
     """
 
     def __init__(
@@ -27,9 +29,14 @@ class ZeroUpdate:
         engine: Any,
         fragments: ZeroFragments,
         *,
+        tied_copies: Sequence[nn.Parameter],
         after_step: Callable[[Sequence[tuple[str, Tensor]]], None],
     ) -> None:
         self._engine, self._fragments, self._after_step = engine, fragments, after_step
+        self._tied_copies = [parameter for parameter in tied_copies if parameter.requires_grad]
+        is_first = 0 in fragments.mesh.stages
+        counted_elsewhere = [] if is_first else [id(parameter) for parameter in self._tied_copies]
+        self._counted = [one for one in fragments.trainable if id(one.parameter) not in counted_elsewhere]
         self._factor: float | None = None  # of the update under way; None: hide the gradients
         self._hidden: list[tuple[Tensor, Tensor | None]] = []
         self._reduced = False
@@ -46,6 +53,9 @@ class ZeroUpdate:
         if self._reduced:
             return
         self._reduced = True
+        for parameter in self._tied_copies:  # before the data ranks add theirs
+            gradient = _gradient_of(parameter)
+            gradient += other_gradient([gradient], self._fragments.mesh)
         zero = self._engine.optimizer
         if hasattr(zero, "finalize_gradient_accumulation_boundary") and self._engine.zero_optimization_stage() >= 2:
             zero.finalize_gradient_accumulation_boundary()
@@ -66,9 +76,12 @@ class ZeroUpdate:
         return norms.square().sum().to(device) * self._to_sum**2
 
     def gradients(self) -> Iterator[tuple[Fragment, Tensor]]:
-        """This rank's part (size,) of each summed gradient. The parts of all data ranks make up the whole."""
+        """This rank's part (size,) of each summed gradient. The parts of all data ranks make up the whole.
+
+        A weight tied between two stages comes from the first.
+        """
         found = {id(fragment): gradient for fragment, gradient in self._held_gradients()}
-        for fragment in self._fragments.trainable:
+        for fragment in self._counted:
             piece = found.get(id(fragment), fragment.weight)  # without elements here, any will do
             yield fragment, piece * self._to_sum
 
@@ -94,9 +107,9 @@ class ZeroUpdate:
         self._reduced = False
 
     def _held_gradients(self) -> Iterator[tuple[Fragment, Tensor]]:
-        """The fragments that have elements on this rank, each with its reduced gradient (size,)."""
+        """The fragments with elements here that no other stage counts, each with its reduced gradient (size,)."""
         gradient = self._gradient_source()
-        for fragment in self._fragments.trainable:
+        for fragment in self._counted:
             if fragment.size:
                 yield fragment, gradient(fragment).reshape(-1).narrow(0, 0, fragment.size)
 
@@ -132,3 +145,11 @@ class ZeroUpdate:
         updated = {id(flat) for group in optimizer.param_groups for flat in group["params"]}
         named = [(one.name, one.weight) for one in self._fragments.trainable if one.size and id(one.flat) in updated]
         self._after_step(named)
+
+
+def _gradient_of(parameter: Any) -> Tensor:
+    """A parameter's whole gradient on this rank before it is reduced; ZeRO 1 in bf16 accumulates it in fp32."""
+    found: Tensor | None = getattr(parameter, "_hp_grad", None)
+    gradient = parameter.grad if found is None else found
+    assert gradient is not None
+    return gradient

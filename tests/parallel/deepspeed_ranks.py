@@ -118,11 +118,13 @@ def held_elements(engine):
 
 
 def save_gradients(engine, case, folder):
-    """Of the first step, by name; then forget them."""
+    """Of the first step, by name, of all stages; then forget them."""
     engine.forward_backward(rank_batch(engine, 0, case))
-    gradients = {name: gradient.numpy() for name, gradient in engine.named_gradients()}
+    mine = {name: gradient.numpy() for name, gradient in engine.named_gradients()}
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
     if dist.get_rank() == 0:
-        np.savez(folder / f"{case['name']}.npz", **gradients)
+        np.savez(folder / f"{case['name']}.npz", **{name: one for each in everyone for name, one in each.items()})
     engine.optimizer_step(LR, discard=True)
 
 
@@ -136,7 +138,8 @@ def check_discards(engine, case):
     result = engine.optimizer_step(LR)
     assert (result.skipped, result.loss.tokens) == (True, 0)
     engine.forward_backward(rank_batch(engine, 9, case))
-    engine.stage.totals[-1][0].fill_(float("nan"))  # the loss of one micro-batch
+    for totals in engine.stages[-1].totals[:1]:  # the loss of one micro-batch, where the last stage is
+        totals[0].fill_(float("nan"))
     assert engine.optimizer_step(LR).skipped
     assert engine.weights_digest() == before
 
@@ -202,10 +205,10 @@ def watch_updates(rank, layouts, folder):
         assert clamped.weight.max() == np.float32(0.01)
         before, moments = engine.weights_digest(), saved_bits(engine)
         for value in ("nan", "inf"):
-            loss, engine.stage.loss = engine.stage.loss, Scaled(engine.stage.loss, float(value))
+            loss, engine.stages[-1].loss = engine.stages[-1].loss, Scaled(engine.stages[-1].loss, float(value))
             engine.forward_backward(rank_batch(engine, 3, case))
             result = engine.optimizer_step(LR)
-            engine.stage.loss = loss
+            engine.stages[-1].loss = loss
             assert result.skipped, (parallel, value)
             assert result.loss.mean > 0, "the loss was finite"
             assert engine.weights_digest() == before

@@ -48,11 +48,14 @@ def test_each_rule_names_keys_of_the_recipe(capabilities):
 def test_the_message_names_the_key_the_rule_and_the_nearest_layout():
     parallel = ParallelConfig(engine="deepspeed", tensor=2, pipeline=2, data=3, zero_stage=0)
     assert message_of(parallel) == (
-        'parallel.tensor = 2 is invalid with parallel.engine = "deepspeed": the engine has a data axis only. Use '
-        "parallel.tensor = 1 and parallel.data = 12 and parallel.pipeline = 1 and parallel.zero_stage = 1, or "
+        'parallel.tensor = 2 is invalid with parallel.engine = "deepspeed": '
+        "ZeRO's flat tensors cannot hold the shards of tensor ranks. "
+        "Use parallel.tensor = 1 and parallel.data = 6 and parallel.zero_stage = 1, or "
         'parallel.engine = "native"'
     )
-    check_engine(ParallelConfig(engine="deepspeed", data=12, zero_stage=1))
+    check_engine(ParallelConfig(engine="deepspeed", pipeline=2, data=6, zero_stage=1))
+    assert "zero_stage = 1" in message_of(ParallelConfig(engine="deepspeed", pipeline=2, zero_stage=3))
+    assert 'schedule = "1f1b"' in message_of(ParallelConfig(engine="deepspeed", pipeline=2, schedule="dualpipev"))
     assert "zero_stage = 1" in message_of(ParallelConfig(engine="megatron", zero_stage=3, data=2))
 
 

@@ -48,8 +48,16 @@ TWO = [
     case("zero 3 only evaluates", 2, deepspeed(3), only_evaluates=True),
     case("zero 1 only evaluates", 2, deepspeed(1), only_evaluates=True),
 ]
-FOUR = [case("zero 3, data 4", 4, deepspeed(3, data=4), micro_batch_size=1, checks=["gradients"])]
-AFTER = [case(f"native after zero {n}", 1, {}, load=f"saved by zero {n}") for n in (1, 2, 3)] + [
+FOUR = [
+    case("zero 3, data 4", 4, deepspeed(3, data=4), micro_batch_size=1, checks=["gradients"]),
+    case("pipeline", 4, deepspeed(1, pipeline=2), save="saved by pipeline", checks=["gradients", "discards"]),
+    case("pipeline, bf16", 4, deepspeed(1, pipeline=2, precision="bf16"), checks=["discards", "background"]),
+    case("pipeline after native", 4, deepspeed(1, pipeline=2), load="saved by native"),
+]
+INTERLEAVED = {"pipeline": 2, "schedule": "interleaved_1f1b", "recompute": "full"}
+TWO.append(case("interleaved", 2, deepspeed(1, data=1, **INTERLEAVED), checks=["gradients"]))
+SAVED = ("zero 1", "zero 2", "zero 3", "pipeline")
+AFTER = [case(f"native after {name}", 1, {}, load=f"saved by {name}") for name in SAVED] + [
     case("one only evaluates", 1, {}, only_evaluates=True)
 ]
 
@@ -90,6 +98,8 @@ FP32 = [
     ("zero 3, offload, recompute", "one"),
     ("zero 3, data 4", "one"),
     ("zero 3, untied", "one, untied"),
+    ("pipeline", "one"),
+    ("interleaved", "one"),
 ]
 
 
@@ -121,7 +131,7 @@ def test_clipping_is_active_and_weight_decay_is_on(results):
     assert max(norms(results["one, untied"])) > 0.5
 
 
-@pytest.mark.parametrize("name", ["zero 1, bf16", "zero 2, bf16", "zero 3, bf16, offload"])
+@pytest.mark.parametrize("name", ["zero 1, bf16", "zero 2, bf16", "zero 3, bf16, offload", "pipeline, bf16"])
 def test_bf16_is_as_near_to_fp32_as_one_native_process(results, name):
     ours, native, exact = (losses(results[key]) for key in (name, "one, bf16", "one"))
     assert results[name]["initial"] == results["one"]["initial"], "master weights are not rounded"
@@ -129,7 +139,7 @@ def test_bf16_is_as_near_to_fp32_as_one_native_process(results, name):
     assert largest_difference(ours, native) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["zero 2 after native", "zero 3 after native"])
+@pytest.mark.parametrize("name", ["zero 2 after native", "zero 3 after native", "pipeline after native"])
 def test_a_native_run_goes_on_in_deepspeed(results, name):
     ours, native = results[name], results["one"]
     assert ours["loaded"] == native["at_save"]
@@ -138,9 +148,9 @@ def test_a_native_run_goes_on_in_deepspeed(results, name):
     assert largest_difference(norms(ours), [norm for _, norm in expected]) < TOLERANCE
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_deepspeed_run_goes_on_in_the_native_engine(results, stage):
-    ours, before = results[f"native after zero {stage}"], results[f"zero {stage}"]
+@pytest.mark.parametrize("name", SAVED)
+def test_a_deepspeed_run_goes_on_in_the_native_engine(results, name):
+    ours, before = results[f"native after {name}"], results[name]
     assert ours["loaded"] == before["at_save"]
     expected = before["figures"][SAVED_AT : SAVED_AT + 3]
     assert largest_difference(losses(ours), [loss for loss, _ in expected]) < 1e-6
