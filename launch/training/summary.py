@@ -39,7 +39,8 @@ def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.devic
     return [
         f"model: {config.model.parameters:,} parameters in {config.model.n_layers} layers",
         f"layout: {layout} on {layout.world_size} x {device.type}, {config.parallel.precision}, "
-        f"ZeRO {config.parallel.zero_stage} over {layout.data_shard}",
+        f"ZeRO {config.parallel.zero_stage} over {layout.data_shard}"
+        f"{'' if config.parallel.engine == 'native' else f', engine {config.parallel.engine}'}",
         *([f"deterministic: {conditions(device)}"] if config.run.deterministic else []),
         *describe_pipeline(config, layout),
         f"batch: {run.batch.full_tokens // run.seq_len} sequences of {run.seq_len} = {run.batch.full_tokens:,} tokens "

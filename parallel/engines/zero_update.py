@@ -64,6 +64,9 @@ class ZeroUpdate:
             zero.reduce_gradients()
         else:
             self._engine.buffered_allreduce_fallback()
+        device = self._fragments.mesh.device
+        if device.type == "cuda" and any(one.weight.device != device for one in self._counted):
+            torch.cuda.synchronize(device)  # offload copies gradients to host memory while the host goes on
 
     @torch.no_grad()
     def squared_norm(self) -> Tensor:

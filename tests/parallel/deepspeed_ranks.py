@@ -39,10 +39,11 @@ def train_cases(rank, cases, folder):
     world_size = cases[0]["world_size"]
     store = dist.FileStore(f"{folder}/store-{world_size}-{cases[0]['name']}", world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=120))
-    mesh = None
+    meshes = {}
     for case in cases:
-        engine = build(case, mesh=mesh)
-        mesh = engine.mesh
+        axes = case["parallel"].get("pipeline", 1)
+        engine = build(case, mesh=meshes.get(axes))
+        meshes[axes] = engine.mesh
         result = run_case(engine, case, Path(folder))
         if rank == 0:
             Path(folder, f"{case['name']}.json").write_text(json.dumps(result))

@@ -31,6 +31,9 @@ RUNS = {
     "pipeline 2, offload": (2, {"pipeline": 2, "offload": True}, {"frozen": True}),
     "pipeline 2, gpipe, untied": (2, {"pipeline": 2, "schedule": "gpipe"}, {"model": {"tied": False}}),
     "tensor 2 x pipeline 2": (4, {"tensor": 2, "pipeline": 2}, {}),
+    "deepspeed, zero 1": (2, {"engine": "deepspeed", "data": 2}, {}),
+    "deepspeed, zero 3, frozen": (2, {"engine": "deepspeed", "data": 2, "zero_stage": 3}, {"frozen": True}),
+    "deepspeed, pipeline 2": (2, {"engine": "deepspeed", "pipeline": 2}, {}),
 }
 
 
@@ -54,6 +57,8 @@ def exact_gradients(model_keys, *, frozen):
 @pytest.mark.parametrize("name", RUNS)
 def test_gradients_equal_plain_torch_and_the_step_is_the_same(name, context, tmp_path):
     world_size, parallel, more = RUNS[name]
+    if "engine" in parallel:
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed; it comes with the extra 'deepspeed'")
     run = json.dumps({"world_size": world_size, "parallel": parallel, **more})
     run_ranks(context, read_gradients, [run, str(tmp_path)], nproc=world_size, logs=tmp_path / "logs")
     read, unread = json.loads((tmp_path / "result.json").read_text())
