@@ -39,7 +39,7 @@ class ZeroUpdate:
         self._counted = [one for one in fragments.trainable if id(one.parameter) not in counted_elsewhere]
         self._factor: float | None = None  # of the update under way; None: hide the gradients
         self._hidden: list[tuple[Tensor, Tensor | None]] = []
-        self._reduced = False
+        self._reduced = self._updated = False
         partitioned = any(is_partitioned(one.parameter) for one in fragments.all)
         # ZeRO 3 gives the mean over ranks, the others the sum
         self._to_sum = float(fragments.mesh.layout.data) if partitioned else 1.0
@@ -95,9 +95,11 @@ class ZeroUpdate:
         fragments.allocate_state()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
-        self._factor = factor * self._to_sum
+        self._factor, self._updated = factor * self._to_sum, False
         self._step()
         self._factor = None
+        if not self._updated:
+            raise RuntimeError("DeepSpeed skipped an update: the norm of the summed gradients overflows fp32")
         fragments.steps += 1
 
     def discard(self) -> None:
@@ -145,6 +147,7 @@ class ZeroUpdate:
                 flat.grad = gradient
             self._hidden.clear()
             return
+        self._updated = True
         updated = {id(flat) for group in optimizer.param_groups for flat in group["params"]}
         named = [(one.name, one.weight) for one in self._fragments.trainable if one.size and id(one.flat) in updated]
         self._after_step(named)

@@ -20,7 +20,8 @@ GRADIENTS = {"checks": ["gradients"]}
 
 
 def case(name, world_size, parallel, **more):
-    return {"name": name, "world_size": world_size, "parallel": parallel, "steps": STEPS, **more}
+    steps = 8 if parallel.get("precision") == "bf16" else STEPS
+    return {"name": name, "world_size": world_size, "parallel": parallel, "steps": steps, **more}
 
 
 def deepspeed(stage, data=2, **more):
@@ -133,7 +134,8 @@ def test_clipping_is_active_and_weight_decay_is_on(results):
 
 @pytest.mark.parametrize("name", ["zero 1, bf16", "zero 2, bf16", "zero 3, bf16, offload", "pipeline, bf16"])
 def test_bf16_is_as_near_to_fp32_as_one_native_process(results, name):
-    ours, native, exact = (losses(results[key]) for key in (name, "one, bf16", "one"))
+    ours, native = (losses(results[key]) for key in (name, "one, bf16"))
+    exact = losses(results["one"])[: len(ours)]
     assert results[name]["initial"] == results["one"]["initial"], "master weights are not rounded"
     assert largest_difference(ours, exact) <= 1.01 * largest_difference(native, exact)
     assert largest_difference(ours, native) < 1e-3
