@@ -22,7 +22,7 @@ from launch.generation.jobs import (
     continue_batch,
     make_jobs,
 )
-from launch.generation.prompt_file import check_output, continue_jobs, read_lines, write_lines
+from launch.generation.prompt_file import batches_of, check_output, continue_jobs, read_lines, write_lines
 from launch.runs.open_model import (
     OpenedModel,
     add_layout_arguments,
@@ -116,8 +116,9 @@ def run(args: argparse.Namespace) -> int:
                     print(f"--- sample {number + 1} of {args.num_samples}, seed {job.seed}")
                 stream(opened, model, job, settings)
         else:
+            batches = batches_of(request.jobs, settings, data_size=opened.model.data_size)
             lines = continue_jobs(
-                opened.model,
+                packed(opened.model, rows=max(map(len, batches), default=1)),
                 opened.saved.tokenizer,
                 request.jobs,
                 settings,

@@ -17,7 +17,6 @@ from gpt.files.atomic import replace_file
 from gpt.files.json_rules import MAX_COUNT
 from gpt.files.json_text import decode_json, escaped_json, without_nan
 from gpt.files.regular import read_bytes
-from gpt.inference.cpu_model import packed
 from gpt.inference.model import InferenceModel
 from gpt.inference.text_stream import GeneratedText
 from gpt.tokenizer.tokenizers import Tokenizer
@@ -119,7 +118,6 @@ def continue_jobs(
     """
     batches = list(batches_of(jobs, settings, data_size=model.data_size))
     mine = batches[model.data_rank :: model.data_size]
-    model = packed(model, rows=max(map(len, batches)))
     found: dict[int, dict[str, Any]] = {}
     limits = [jobs[i].max_new_tokens for batch in mine for i in batch]
     with _progress(shows=shows) as progress:

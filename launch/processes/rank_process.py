@@ -174,6 +174,10 @@ class StopSignals:
     def interrupted(self) -> bool:
         return self._interrupts > 0
 
+    def interrupt(self) -> None:
+        """Ask to save and end, as Ctrl-C does."""
+        self._interrupts, self._requested = self._interrupts + 1, True
+
     def step_done(self) -> None:
         if not self._has_progress:
             with self._turn:  # a thread that ends this process never returns it

@@ -133,7 +133,7 @@ def write_summary(
         "epochs": epochs,
         "validation_loss_nats": {name: totals.mean for name, totals in outcome.validation.items()},
         "ended": outcome.ended,
-        "interrupted": outcome.ended == "signal",
+        "interrupted": outcome.ended in ("signal", "interrupt"),
         "skipped_steps": outcome.state.skipped_steps,
         "rewinds": outcome.state.rewinds,
     }

@@ -1,0 +1,54 @@
+"""The wheel holds what a user needs outside a checkout: packages, recipes, licence, `triaxial` as command and module."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("gpt", "parallel", "data_prep", "launch")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    source = tmp_path_factory.mktemp("source")  # a build writes into its sources
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "triaxial.py"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w"]
+    subprocess.run([*pip, source / "dist", source], check=True, capture_output=True, timeout=200)
+    (found,) = (source / "dist").glob("*.whl")
+    return found
+
+
+def test_it_holds_every_module_and_recipe_and_no_tests(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    recipes = {str(path.relative_to(ROOT)) for path in (ROOT / "launch/recipes").glob("*.toml")}
+    assert modules | recipes | {"triaxial.py"} <= names
+    rest = {name for name in names - modules - recipes if ".dist-info/" not in name}
+    assert rest == {"triaxial.py"}
+    assert [name for name in names if name.endswith("licenses/LICENSE")]
+
+
+@pytest.mark.timeout(200)
+def test_it_works_outside_the_checkout(wheel, tmp_path):
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", tmp_path / "there", wheel]
+    subprocess.run(pip, check=True, capture_output=True, timeout=100)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "there")}
+
+    def output(*command):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = output(sys.executable, "-c", "import triaxial, launch; print(triaxial.__file__, launch.__file__)")
+    assert where.split() == [str(tmp_path / "there" / name) for name in ("triaxial.py", "launch/__init__.py")]
+    version = output(sys.executable, "-m", "triaxial", "--version")
+    assert output(tmp_path / "there/bin/triaxial", "--version") == version
+    assert "[model]" in output(sys.executable, "-m", "triaxial", "config", "gpt3_125m")
