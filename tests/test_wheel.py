@@ -1,4 +1,4 @@
-"""The wheel holds what a user needs outside a checkout: packages, recipes, licence, `triaxial` as command and module."""
+"""The wheel holds what a user needs outside a checkout: packages, recipes, the licence, and `triaxial` in two forms."""
 
 import os
 import shutil

@@ -1,7 +1,6 @@
 """Prepare a corpus and train a model from Python, as the commands do."""
 
 import dataclasses
-import json
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.errors import import_extra
+from gpt.files.json_text import decode_json
 from gpt.files.regular import read_text
 from gpt.training.config import ObjectiveConfig
 from launch.commands.data.prepare import DATA_PACKAGES
@@ -56,7 +56,7 @@ def train(
         config = dataclasses.replace(config, objective=objective)
     with _interruptible() as stop:
         run_rank(config, ClusterEnvironment.from_environment(), resume=None, stop=stop)
-    summary = json.loads(read_text(config.run.directory / "train_summary.json"))
+    summary = decode_json(read_text(config.run.directory / "train_summary.json"))
     return TrainedRun(
         directory=config.run.directory,
         step=summary["step"],
