@@ -139,7 +139,8 @@ class ZeroFragments:
         """
         bits = torch.zeros(math.prod(fragment.shape), dtype=torch.int32, device=self.mesh.device)
         bits.narrow(0, fragment.start, fragment.size).copy_(piece.contiguous().view(torch.int32))
-        dist.all_reduce(bits, group=self.group)
+        if dist.get_world_size(self.group) > 1:
+            dist.all_reduce(bits, group=self.group)
         return bits.view(torch.float32).view(fragment.shape)
 
     def state_of(self, fragment: Fragment) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ TWO = [
     case("zero 3, bf16, offload", 2, deepspeed(3, precision="bf16", offload=True), checks=["background"]),
     case("zero 2 after native", 2, deepspeed(2), load="saved by native"),
     case("zero 3 after native", 2, deepspeed(3), load="saved by native"),
-    case("zero 3 only evaluates", 2, deepspeed(3), only_evaluates=True),
+    case("zero 3 only evaluates", 2, deepspeed(3, offload=True), only_evaluates=True),
     case("zero 1 only evaluates", 2, deepspeed(1), only_evaluates=True),
 ]
 FOUR = [
