@@ -20,6 +20,7 @@ from gpt.training.optimizer import build_optimizer, check_patterns
 from parallel.agreement import combine
 from parallel.axes.pipeline_parallel import Pipeline
 from parallel.axes.stage import ModelStage, canonical_parameters
+from parallel.engines.capabilities import DEEPSPEED
 from parallel.engines.checkpoints import open_checkpoints
 from parallel.engines.deepspeed_setup import destroy, partition, start
 from parallel.engines.settings import EngineSettings, sharding_signature
@@ -40,6 +41,8 @@ class DeepSpeedEngine:
     DeepSpeed runs forward and backward, reduces gradients, updates and gathers weights. Totals, norm, clipping and the
     decision to skip a step are the native engine's. Without `settings.optimizer` the engine trains nothing.
     """
+
+    capabilities = DEEPSPEED
 
     def __init__(
         self,

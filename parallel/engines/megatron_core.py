@@ -23,6 +23,7 @@ from gpt.training.optimizer import check_patterns
 from parallel.agreement import combine
 from parallel.axes.gradients import whole
 from parallel.axes.initialisation import initialise_shards
+from parallel.engines.capabilities import MEGATRON
 from parallel.engines.checkpoints import open_checkpoints
 from parallel.engines.settings import EngineSettings, sharding_signature
 from parallel.engines.sums import StepSums
@@ -43,6 +44,8 @@ from parallel.parallelize import parameter_names
 
 class MegatronEngine:
     """See gpt.training.engine.Engine and parallel.engines.choose.build_engine."""
+
+    capabilities = MEGATRON
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ from parallel.axes.gradients import local, scale_gradients, squared_norm, sum_ti
 from parallel.axes.initialisation import initialise_shards
 from parallel.axes.pipeline_parallel import Pipeline
 from parallel.axes.stage import canonical_parameters
+from parallel.engines.capabilities import NATIVE
 from parallel.engines.checkpoints import open_checkpoints
 from parallel.engines.native_tensors import NativeTensors
 from parallel.engines.optimizer_state import OptimizerState
@@ -42,6 +43,8 @@ class NativeEngine:
 
     Without `settings.optimizer` the engine trains nothing: it evaluates, generates and loads weights.
     """
+
+    capabilities = NATIVE
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from pkgutil import resolve_name
 
 import pytest
 
@@ -23,6 +24,7 @@ from parallel.engines.capabilities import (
     release,
     version_fault,
 )
+from parallel.engines.choose import ENGINES
 from parallel.layout.config import ParallelConfig
 
 
@@ -164,3 +166,10 @@ def test_the_suggestion_obeys_all_rules():
         fixed = {key: int(value) if value.isdigit() else value for key, value in values.items()}
         check_engine(replace(parallel, **fixed))
         assert replace(parallel, **fixed).data * fixed.get("tensor", 2) * fixed.get("pipeline", 2) == 8
+
+
+@pytest.mark.parametrize("capabilities", ALL, ids=lambda each: each.engine)
+def test_each_engine_states_its_own(capabilities):
+    named = ENGINES[capabilities.engine]
+    engine = resolve_name(named) if isinstance(named, str) else named
+    assert engine.capabilities is capabilities
