@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
+from gpt.training.objective import NextToken
 from parallel.axes.gradients import local
 from parallel.axes.stage import ModelStage, canonical_parameters
 from parallel.engines.settings import EngineSettings
 from parallel.health.replica_check import ReplicaCheck
+from parallel.inference.local_stage import stages_for_inference
 from parallel.layout.mesh import Mesh
 from parallel.megatron.optimizer import MAIN, ParameterState
 from parallel.megatron.parameters import MegatronParameter
@@ -26,7 +28,7 @@ def copied_stages(
     for one in parameters:
         for weight, part in zip(one.weights, one.split(one.parameter.detach()), strict=True):
             targets[weight.name].copy_(part)
-    return stages
+    return stages_for_inference(stages, mesh, config=settings.model, objective=NextToken(), free=False)
 
 
 def whole_weights(parameters: Sequence[MegatronParameter], state: ParameterState) -> Iterator[tuple[str, Tensor]]:

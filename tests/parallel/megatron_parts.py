@@ -27,7 +27,7 @@ from parallel.engines.settings import EngineSettings
 from parallel.layout.config import BatchConfig, ParallelConfig
 from parallel.layout.layout import resolve_layout
 from parallel.megatron.groups import data_group, start_groups
-from parallel.megatron.inference import copied_stages, whole_weights
+from parallel.megatron.inference import whole_weights
 from parallel.megatron.optimizer import MAIN
 from parallel.megatron.sharding import gather_parts, sharded_weights
 
@@ -101,6 +101,28 @@ def train_a_step(engine):
     engine.optimizer_step(1e-3)
 
 
+def skips(engine):
+    """Whether a gradient that is not finite on rank 1 is skipped on this rank and changes no weight."""
+    before = engine.weights_digest()
+    tokens = torch.randint(120, (2, 33), generator=torch.Generator().manual_seed(0))
+    engine.forward_backward(Batch(tokens[:, :-1], tokens[:, 1:]))
+    if dist.get_rank() == 1:
+        engine.parameters[0].parameter.main_grad.view(-1)[0] = float("nan")
+    result = engine.optimizer_step(1e-3)
+    return [result.skipped, engine.weights_digest() == before, engine.state.steps]
+
+
+def untrained(chosen, native):
+    """Of an engine without an optimizer, in bf16: whether its fp32 weights are native; the loss; replicas; tokens."""
+    parallel = dataclasses.replace(chosen.parallel, precision="bf16")
+    chosen = dataclasses.replace(chosen, optimizer=None, parallel=parallel)
+    engine = MegatronEngine(chosen, objective=NextToken(), device=CPU)
+    tokens = torch.randint(120, (2, 33), generator=torch.Generator().manual_seed(0))
+    loss = engine.evaluate([Batch(tokens[:, :-1], tokens[:, 1:])]).mean
+    same = engine.weights_digest() == native.weights_digest()
+    return [same, loss, engine.check_replicas(), len(engine.generate([[1, 2]], max_new_tokens=3)[0].tokens)]
+
+
 def state(engine):
     """Names of tensors that are not read as they were written, the steps after a change, and who holds how much."""
     wrong = []
@@ -129,16 +151,10 @@ def saved(megatron, native):
 
 
 def inference(engine, native):
-    """Names of weights that are not the native engine's, gathered whole; and the parameters of the copied stages."""
+    """Names of weights that are not the native engine's, gathered whole."""
     expected = {name: whole(parameter) for name, parameter in native.parameters}
-    wrong = [
-        name
-        for name, weight in whole_weights(engine.parameters, engine.state)
-        if not torch.equal(whole(weight), expected[name])
-    ]
-    stages = copied_stages(engine.settings, engine.mesh, engine.parameters, dtype=torch.bfloat16)
-    kinds = {(str(p.dtype), p.requires_grad) for stage in stages for p in stage.parameters()}
-    return [wrong, sorted(kinds)]
+    found = {name: whole(weight) for name, weight in whole_weights(engine.parameters, engine.state)}
+    return [name for name, weight in expected.items() if not torch.equal(found[name], weight)]
 
 
 def schedules(engine):
@@ -170,6 +186,8 @@ def work(rank, folder, out):
             "saved": saved(engine.checkpoints.shared._tensors, native.tensors),
             "schedules": schedules(engine),
         }
+        result[name]["untrained"] = untrained(chosen, native)
+        result[name]["skips"] = skips(engine)
         train_a_step(engine)
         result[name]["state"] = state(engine)
     engine = MegatronEngine(pipeline, objective=NextToken(), device=CPU)

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.timeout(900)
 HERE = Path(__file__).resolve().parents[1]
 WORDS = [
     *("--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12", "--train.sample_every_tokens", "3072"),
+    *("--train.sample_new_tokens", "8"),
     *("--train.evaluate_every_tokens", "3072", "--health.replica_check_every_steps", "4"),
 ]
 MEGATRON = ["--parallel.engine", "megatron"]
@@ -44,8 +45,8 @@ def series(run, key):
 
 def assert_same_series(run, other, key, *, tolerance):
     ours, expected = series(run, key), series(other, key)
-    assert ours.keys() == expected.keys()
     assert expected
+    assert ours.keys() >= expected.keys(), "a run that stopped on its way evaluated there too"
     assert all(abs(ours[step] - value) <= tolerance * abs(value) for step, value in expected.items())
 
 
