@@ -5,6 +5,7 @@ can therefore distinguish a slow share from a dead one, by their own clocks.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 
 HEARTBEAT_S = 5.0
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LOCK_TRIES_S = 0.4  # `--status` tests a lock by taking it for a moment
 
 
@@ -160,7 +162,14 @@ class WorkFolderLock:
         while True:
             try:
                 fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    raise ConfigError(
+                        f"{self.folder}: its file system supports no locks ({error.strerror}), so two runs could write "
+                        "the same files. Choose another folder with output.work, or mount it with locks"
+                    ) from None
+                if not isinstance(error, BlockingIOError):
+                    raise
                 if time.monotonic() < deadline:
                     time.sleep(0.05)
                     continue

@@ -3,10 +3,12 @@
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from gpt.errors import ConfigError
@@ -52,9 +54,33 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_command(words: list[str]) -> int:
-    """Print one `triaxial` command as a user would type it, and run it in a separate process."""
+    """Print one `triaxial` command as a user would type it, and run it in a separate process.
+
+    SIGTERM and SIGHUP are passed on, since training saves on them. A terminal sends Ctrl-C to the process itself. The
+    demo ends once the process has ended, with 128 + the signal's number.
+    """
     print("\n$ triaxial " + " ".join(f"'{word}'" if " " in word else word for word in words), flush=True)
-    return subprocess.run([sys.executable, "-m", "launch.main", *words], check=False).returncode
+    received: list[int] = []
+    started: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if number != signal.SIGINT:
+            for process in started:
+                process.send_signal(number)
+
+    heeded = [n for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heeded}
+    try:
+        if not received:
+            started.append(subprocess.Popen([sys.executable, "-m", "launch.main", *words]))
+            for number in [n for n in received if n != signal.SIGINT]:  # came while the process was being started
+                started[0].send_signal(number)
+            started[0].wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 + received[0] if received else started[0].returncode
 
 
 def start_over_if_finished(config: RunConfig) -> None:

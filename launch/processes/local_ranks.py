@@ -26,6 +26,7 @@ from launch.processes.environment import share_machine
 from launch.processes.failures import MISTAKE, describe_exit
 from launch.processes.rank_process import die_with_parent
 from launch.processes.sealing import new_secret
+from parallel.errors import ForgedMessage
 
 MAX_SOCKET_NAME = 107 if sys.platform == "linux" else 103  # unix(7): sun_path without the terminating zero
 SOCKET_NAME = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # the part that multiprocessing appends to the folder
@@ -140,7 +141,7 @@ def _serve(
             os.dup2(file.fileno(), 2)
     try:
         function(rank, *arguments)
-    except ConfigError as error:
+    except (ConfigError, ForgedMessage) as error:  # one line each, without a traceback
         log.write_text(str(error), encoding="utf-8")
         sys.exit(MISTAKE)
     except Exception:

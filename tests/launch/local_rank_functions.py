@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from gpt.errors import ConfigError
+from parallel.errors import ForgedMessage
 
 
 def meets(rank: int, folder: str) -> None:
@@ -49,4 +50,10 @@ def raises(rank: int, folder: str) -> None:
 def mistaken(rank: int, folder: str) -> None:
     if rank == 1:
         raise ConfigError("data.seq_len = 0 must be at least 1")
+    time.sleep(3600)
+
+
+def forged(rank: int, folder: str) -> None:
+    if rank == 1:
+        raise ForgedMessage("a message from the network has no valid seal of this job")
     time.sleep(3600)

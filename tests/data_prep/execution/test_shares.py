@@ -1,5 +1,7 @@
 """Shares of one run: each locks its part, does its own tasks, and tells a slow share from a dead one."""
 
+import errno
+import fcntl
 import io
 import os
 import threading
@@ -212,3 +214,12 @@ def test_invalid_shares_are_errors(monkeypatch):
         Share.parse("0/4")
     with pytest.raises(ConfigError, match=r"share 5/4"):
         Share.parse("5/4")
+
+
+def test_a_file_system_without_locks_is_named_in_one_line(tmp_path, monkeypatch):
+    def refuse(handle, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ConfigError, match=r"its file system supports no locks \(No locks available\).*output\.work"):
+        WorkFolderLock(tmp_path, None).acquire()

@@ -45,7 +45,15 @@ def longest_folder():
 def said(tmp_path_factory, longest_folder):
     """Run all behaviours in one process, one after the other; returns the folder and the finished process."""
     folder = tmp_path_factory.mktemp("ranks")
-    names = ("meets", "killed_before_it_joins", "killed_with_its_peers_waiting", "meets_again", "raises", "mistaken")
+    names = (
+        "meets",
+        "killed_before_it_joins",
+        "killed_with_its_peers_waiting",
+        "meets_again",
+        "raises",
+        "mistaken",
+        "forged",
+    )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1", "TMPDIR": longest_folder}
     (folder / "program.py").write_text(RUN)
     done = subprocess.run(
@@ -89,6 +97,10 @@ def test_a_ranks_exception_is_shown(said):
 
 def test_a_users_mistake_is_raised_as_config_error(said):
     assert told(said, "mistaken") == "mistaken: ConfigError: data.seq_len = 0 must be at least 1"
+
+
+def test_a_forged_message_is_one_line(said):
+    assert told(said, "forged") == "forged: ConfigError: a message from the network has no valid seal of this job"
 
 
 def test_a_temporary_folder_with_too_long_a_name_is_reported_in_one_line(monkeypatch):
