@@ -71,13 +71,14 @@ def list_unusable(directory: Path, *, at_most: int | None = None) -> list[tuple[
 def make_hidden(final: Path) -> Path:
     """Delete the remains of dead saves in the directory of `final`, and make an empty hidden folder there.
 
-    CheckpointError if `final` is a symbolic link; OSError when the disk refuses.
+    CheckpointError if `final` is a symbolic link; OSError when the disk refuses, or if the folder that holds the
+    directory is gone: a deleted run directory is not made again.
     """
     directory = final.parent
     if final.is_symlink():
         raise CheckpointError(final, "a symbolic link has this name; move it away")
     if not directory.is_dir():
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(exist_ok=True)
         fsync_folder(directory.parent)
     for entry in sorted(directory.iterdir()):
         is_hidden = entry.name.startswith((_SAVING, _DELETING, _REPLACED))

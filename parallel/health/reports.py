@@ -120,7 +120,7 @@ def hang_folder(settings: MonitorSettings) -> Path:
         if (hangs / name).exists():
             name += f"-{settings.incarnation[:6]}"
         mine = hidden_name(alarm)
-        hangs.mkdir(parents=True, exist_ok=True)
+        hangs.mkdir(exist_ok=True)  # not its parents: a deleted run directory is not made again
         replace_file(mine, name)
         try:
             os.link(mine, alarm)  # the first one wins, on shared file systems too

@@ -155,6 +155,7 @@ def _one_rank_fails(folder: Path, saver: BackgroundSaver, rank: int) -> None:
 def _local_tier(folder: Path, tensors: dict[str, torch.Tensor], saver: BackgroundSaver, rank: int) -> None:
     directory = folder / "local" / "run-12345678"
     mine = rank_directory(directory)
+    directory.mkdir(parents=True, exist_ok=True)
 
     def save(step: int, save_id: str) -> dict[str, torch.Tensor]:
         add(tensors, 1.0)
@@ -219,6 +220,7 @@ def _two_savers(
     """A save waits for that of another saver of the same writer; each saver returns its own results."""
     local_saver = BackgroundSaver(lambda: tensors, writer, make_plan=make_rank_plan)
     mine = rank_directory(folder / "local" / "two")
+    mine.parent.mkdir(parents=True, exist_ok=True)
     saver.start(folder / "two", step=1, state={}, keep=Retention(1))
     local_saver.start(mine, step=2, state={}, keep=Retention(1))
     assert only(saver.finished(wait=False)).step == 1

@@ -48,6 +48,7 @@ def job_pickle(folder: Path, rank: int) -> None:
     for name in (".metadata", "__0_0.distcp", "model.pt", "pytorch_model.bin", "state.pkl", "shard-00007.safetensors"):
         (path / name).write_bytes(bomb)
     tier = folder / "local" / "run-12345678"
+    tier.mkdir(parents=True)
     state = mark({"step": 1, "run_id": "r"}, save_id="s", layout={})
     mine = save_checkpoint(rank_directory(tier), step=1, tensors=some_tensors(1.0), state=state, keep=Retention(1))
     for name in (".metadata", "__0_0.distcp", "shard-00007.safetensors", "state.pkl"):

@@ -232,6 +232,7 @@ def _save(kind: str, saver: BackgroundSaver, directory: Path, step: int, value: 
     is_local = kind == "local"
     if is_local:
         state = mark(state, save_id=str(value), layout=LAYOUT)
+        directory.mkdir(parents=True, exist_ok=True)
         directory = rank_directory(directory)
     saver.start(directory, step=step, state=state, keep=Retention(2 if is_local else 1))
     (result,) = saver.finished(wait=True)

@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gpt.training.config import Retention
-from parallel.checkpoint.folders import list_checkpoints, list_unusable, step_name, step_of
+from parallel.checkpoint.folders import list_checkpoints, list_unusable, make_hidden, step_name, step_of
 from parallel.checkpoint.save import save_checkpoint
 
 
@@ -61,3 +63,12 @@ def test_steps_and_their_names() -> None:
     assert step_name(10**12) == "step-1000000000000"
     for name in ("step-12", "x-step-000000001", "step-000000001x", ".saving-step-000000001-ab"):
         assert step_of(name) is None
+
+
+def test_a_deleted_run_directory_is_not_made_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(FileNotFoundError):
+        make_hidden(run / "checkpoints" / "step-000000001")
+    assert not run.exists()
+    run.mkdir()
+    assert make_hidden(run / "checkpoints" / "step-000000001").is_dir()

@@ -35,6 +35,12 @@ def test_all_ranks_report_into_one_folder_with_or_without_hard_links(tmp_path, m
     assert len(list((tmp_path / "hangs").iterdir())) == 2
 
 
+def test_a_deleted_run_directory_is_not_made_again(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        hang_folder(settings(tmp_path / "gone" / "hangs", 0))
+    assert not (tmp_path / "gone").exists()
+
+
 def leave_report(folder: Path, rank: int, **more) -> Path:
     path = folder / f"rank-{rank:05}.json"
     path.write_text(json.dumps(dataclasses.asdict(waiting(rank, **more))))
