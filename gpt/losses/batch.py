@@ -60,9 +60,10 @@ class Batch:
         if self.inputs.device == device:
             return self
         tensors = self.tensors()
-        if device.type == "cuda":
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        return Batch.from_tensors({name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        if device.type != "cuda" or self.inputs.device.type != "cpu":  # the host must wait for a copy that it reads
+            return Batch.from_tensors({name: tensor.to(device) for name, tensor in tensors.items()})
+        pinned = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return Batch.from_tensors({name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()})
 
     def split(self, rows: int) -> Iterator["Batch"]:
         """Micro-batches of `rows` rows, in order."""

@@ -65,7 +65,7 @@ def _shares_heads_on_gpu(q: Tensor, mask: Mask) -> bool:
     FlashAttention and cuDNN do, in half precision and without a tensor as mask. In fp32 only the kernel of products and
     a softmax does, which keeps (b, h, t, s) scores: repeated heads and the memory-efficient kernel take less.
     """
-    plain = mask is None or (isinstance(mask, AttentionMask) and mask.segment_ids is None)
+    plain = mask is None or (isinstance(mask, AttentionMask) and mask.segment_ids is None and mask.kind != "prefix")
     return q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16) and plain
 
 

@@ -71,8 +71,8 @@ def test_a_batch_on_its_device_is_returned_as_it_is():
     assert {tensor.device.type for tensor in moved.tensors().values()} == {"meta"}
 
 
-def test_a_gpu_copies_from_pinned_memory_without_waiting():
-    """The calls alone, since this machine may have no GPU to copy to."""
+def test_only_a_copy_to_a_gpu_is_not_waited_for():
+    """The calls alone, since this machine may have no GPU. Tensors of the meta device stand for those on a GPU."""
 
     class Calls(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -80,9 +80,11 @@ def test_a_gpu_copies_from_pinned_memory_without_waiting():
             seen.append((name, (kwargs or {}).get("non_blocking")))
             return args[0] if name in ("pin_memory", "to") else function(*args, **(kwargs or {}))
 
-    seen = []
-    batch = Batch(torch.zeros(2, 3), torch.zeros(2, 3))
-    with Calls():
-        batch.to(torch.device("cuda"))
-    calls = [call for call in seen if call[0] in ("pin_memory", "to")]
-    assert calls == [("pin_memory", None)] * 2 + [("to", True)] * 2
+    for held, target, pinned in (("cpu", "cuda", True), ("meta", "cuda", False), ("meta", "cpu", False)):
+        seen = []
+        batch = Batch(torch.zeros(2, 3, device=held), torch.zeros(2, 3, device=held))
+        with Calls():
+            batch.to(torch.device(target))
+        calls = [call for call in seen if call[0] in ("pin_memory", "to")]
+        expected = [("pin_memory", None)] * 2 + [("to", True)] * 2 if pinned else [("to", None)] * 2
+        assert calls == expected, (held, target)

@@ -77,6 +77,17 @@ def test_on_cuda_grouped_heads_are_shared_in_half_precision(mask):
         assert seen.key_heads == [heads]
 
 
+def test_on_cuda_grouped_heads_keep_a_prefix_mask(monkeypatch):
+    """With fake tensors, which without CUDA have no indices. Shared heads take no mask: all would be seen."""
+    monkeypatch.setattr(
+        AttentionMask, "dense", lambda _, b, t, device: torch.empty(b, 1, t, t, dtype=torch.bool, device=device)
+    )
+    with FakeTensorMode(), SharedHeads() as seen:
+        q, kv = (torch.empty(2, n, 16, 8, dtype=torch.bfloat16, device="cuda") for n in (8, 2))
+        attend(q, kv, kv, AttentionMask("prefix", prefix_lengths=torch.full((2,), 3, device="cuda")))
+    assert seen.masks == [(2, 1, 16, 16)]
+
+
 def test_shared_heads_equal_repeated_ones():
     """torch's own sharing, in the order of `attend`: query heads 0 to 3 share the first key-value head."""
     q, k, v = (torch.randn(2, n, 16, 8, generator=torch.Generator().manual_seed(n)) for n in (8, 2, 2))
@@ -95,13 +106,15 @@ def test_the_order_of_kernels_on_cuda_is_stated():
 
 
 class SharedHeads(TorchFunctionMode):
-    """Notes the key heads that torch's attention receives."""
+    """Notes the key heads that torch's attention receives, and the shape of its mask."""
 
     def __init__(self):
         super().__init__()
-        self.key_heads = []
+        self.key_heads, self.masks = [], []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is functional.scaled_dot_product_attention:
             self.key_heads.append(args[1].size(1))
+            mask = (kwargs or {}).get("attn_mask")
+            self.masks.append(None if mask is None else tuple(mask.shape))
         return function(*args, **(kwargs or {}))
