@@ -103,12 +103,16 @@ def _batch(config: dict[str, Any], draft: RecipeDraft) -> None:
 
 
 def _parallel(config: dict[str, Any], draft: RecipeDraft) -> None:
-    bf16, fp16 = (bool(_table(config, key).get("enabled")) for key in ("bf16", "fp16"))
+    switches = {key: _table(config, key).get("enabled") for key in ("bf16", "fp16")}
+    bf16, fp16 = (bool(value) and value != "auto" for value in switches.values())
     if bf16 and fp16:
         raise ConfigError("bf16.enabled and fp16.enabled contradict each other. Enable one of them")
     if fp16:
         draft.lacks("fp16", "bf16 needs no loss scale and is used instead")
-    draft.set("parallel.precision", "bf16" if bf16 or fp16 else "fp32", "bf16" if bf16 else "")
+    if "auto" in switches.values() and not (bf16 or fp16):
+        draft.leave("parallel.precision", "bf16", "your program decides: bf16, or fp32", example="bf16")
+    else:
+        draft.set("parallel.precision", "bf16" if bf16 or fp16 else "fp32", "bf16" if bf16 else "")
     zero = _table(config, "zero_optimization")
     stage = _number(zero, "stage") or 0
     devices = {key: _table(zero, key).get("device", "none") for key in ("offload_optimizer", "offload_param")}
@@ -200,7 +204,7 @@ def _shown(steps: int | None) -> str:
 
 
 def _table(config: dict[str, Any], key: str) -> dict[str, Any]:
-    value = config.get(key, {})
+    value = {} if config.get(key) is None else config[key]
     if not isinstance(value, dict):
         raise ConfigError(f"{key} = {str(value)[:80]} is invalid: must be an object")
     return value

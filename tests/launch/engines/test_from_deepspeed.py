@@ -73,6 +73,16 @@ def test_what_deepspeed_does_not_know_is_left_to_fill_in(tmp_path: Path) -> None
     assert config.optimizer.max_gradient_norm == 1.0, "DeepSpeed's default since 0.19"
 
 
+def test_the_precision_is_left_to_fill_in_if_the_program_decides_it(tmp_path: Path) -> None:
+    """As in the configurations of Hugging Face's Trainer, with a table that is null."""
+    auto = {"enabled": "auto"}
+    config = {"bf16": auto, "fp16": auto, "zero_optimization": {"stage": 2, "offload_optimizer": None}}
+    text = text_of(tmp_path, config)
+    assert 'precision = "bf16"  # FILL IN: your program decides' in text
+    assert "offload" not in text
+    assert 'precision = "fp32"\n' in text_of(tmp_path, {"bf16": {"enabled": False}})
+
+
 def test_steps_become_tokens_when_the_length_of_a_sequence_is_known(tmp_path: Path) -> None:
     text = text_of(tmp_path, WHOLE)
     assert "global_batch_tokens = 0  # FILL IN: 64 sequences x data.seq_len" in text
