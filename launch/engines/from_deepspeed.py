@@ -46,7 +46,7 @@ def recipe_from_deepspeed(path: Path, overrides: Sequence[str]) -> str:
     used |= {"scheduler", "gradient_clipping", "bf16", "fp16", "zero_optimization", "steps_per_print", "wandb", "seed"}
     used |= {"activation_checkpointing"}
     draft.hint_engine("deepspeed", "DeepSpeed")
-    for section in (_run, _model, _batch, _parallel, _optimizer, _schedule):
+    for section in (_run, _model, _batch, _precision, _parallel, _optimizer, _schedule):
         section(config, draft)
     for key, value in config.items():
         if key in used or _is_off(value):
@@ -102,7 +102,7 @@ def _batch(config: dict[str, Any], draft: RecipeDraft) -> None:
         draft.leave("batch.global_batch_tokens", 0, f"{sequences} sequences x data.seq_len", example=1024)
 
 
-def _parallel(config: dict[str, Any], draft: RecipeDraft) -> None:
+def _precision(config: dict[str, Any], draft: RecipeDraft) -> None:
     switches = {key: _table(config, key).get("enabled") for key in ("bf16", "fp16")}
     bf16, fp16 = (bool(value) and value != "auto" for value in switches.values())
     if bf16 and fp16:
@@ -113,6 +113,9 @@ def _parallel(config: dict[str, Any], draft: RecipeDraft) -> None:
         draft.leave("parallel.precision", "bf16", "your program decides: bf16, or fp32", example="bf16")
     else:
         draft.set("parallel.precision", "bf16" if bf16 or fp16 else "fp32", "bf16" if bf16 else "")
+
+
+def _parallel(config: dict[str, Any], draft: RecipeDraft) -> None:
     zero = _table(config, "zero_optimization")
     stage = _number(zero, "stage") or 0
     devices = {key: _table(zero, key).get("device", "none") for key in ("offload_optimizer", "offload_param")}
