@@ -39,8 +39,8 @@ from parallel.layout.layout import Layout, resolve_layout
 RANKS = 2
 LAYOUTS = {
     **{f"data 2, zero {stage}": {"data": 2, "zero_stage": stage} for stage in (0, 1, 2, 3)},
-    "tensor 2": {"tensor": 2, "zero_stage": 0},
-    "pipeline 2": {"pipeline": 2, "zero_stage": 0},
+    "tensor 2": {"tensor": 2},
+    "pipeline 2": {"pipeline": 2},
 }
 WARM_UP_STEPS = 2
 SEED = 1234

@@ -105,12 +105,10 @@ def run_all(args: argparse.Namespace) -> int:
     tasks = [task(config, choice, saves=f"{i}" if i in savers.values() else "") for i, choice in enumerate(every)]
     tasks += [task(config, every[loader], loads=f"{saver}") for saver, loader in pairs]
     results, stopped_by = measure(tasks, steps=args.steps)
-    rows = [
-        compare(choice, result, results[0]) for choice, result in zip(every, results, strict=False)
-    ]  # a failure ends it early
-    resumes = [
-        compare_resume(results[saver], result) for (saver, _), result in zip(pairs, results[len(every) :], strict=False)
-    ]
+    # after a failure there are fewer results than layouts
+    rows = [compare(choice, result, results[0]) for choice, result in zip(every, results, strict=False)]
+    loaded = zip(pairs, results[len(every) :], strict=False)
+    resumes = [compare_resume(results[saver], result) for (saver, _), result in loaded]
     n = 1 + len(yardsticks)
     report = ParityReport(
         args.precision,

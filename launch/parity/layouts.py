@@ -57,9 +57,8 @@ def on_engines(
     """Each layout on each engine; one that an engine does not take is skipped, with the reason."""
     choices, skipped = [], []
     for option, parallel in named:
-        named_layout(
-            replace(parallel, engine=DEFAULT_ENGINE), workload, option=option, one_process=True
-        )  # raises mistakes
+        # a mistake in the layout itself is an error, whichever engine would run it
+        named_layout(replace(parallel, engine=DEFAULT_ENGINE), workload, option=option, one_process=True)
         for engine in engines:
             layout = replace(parallel, engine=engine)
             try:
@@ -113,6 +112,7 @@ def named_layout(parallel: ParallelConfig, workload: Workload, *, option: str, o
     One process is the reference, and so a mistake, unless `one_process`.
     """
     try:
+        check_installed(parallel.engine)
         choice = fit_micro_batch(parallel, workload)
         if is_one_process(parallel) and not one_process:
             raise ConfigError(

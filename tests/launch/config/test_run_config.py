@@ -89,3 +89,27 @@ def test_a_recipe_is_read_without_torch():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root, timeout=60)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--parallel.tensor", "2"], 'parallel.tensor = 2 is invalid with parallel.engine = "deepspeed"'),
+        (["--parallel.zero_stage", "0"], 'parallel.zero_stage = 0 is invalid with parallel.engine = "deepspeed"'),
+    ],
+)
+def test_a_layout_that_the_engine_lacks_is_refused_when_the_recipe_is_read(words, said):
+    with pytest.raises(ConfigError) as error:
+        read_run_config("gpt3_125m", ["--parallel.engine", "deepspeed", "--parallel.compile", "false", *words])
+    assert said in str(error.value)
+    assert 'or parallel.engine = "native"' in str(error.value)
+
+
+def test_an_engine_of_another_version_is_refused_before_any_process_starts(tmp_path, monkeypatch):
+    info = tmp_path / "deepspeed-0.18.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.18.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = read_run_config("gpt3_125m", ["--parallel.engine", "deepspeed", "--parallel.compile", "false"])
+    with pytest.raises(ConfigError, match=r"deepspeed 0\.18\.0 computed wrong gradients"):
+        layout_of(config, 1)

@@ -1,6 +1,7 @@
 """The layouts of `triaxial parity` on several engines: which are trained, which are skipped and why."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,3 +61,14 @@ def test_a_layout_that_no_engine_takes_is_an_error_with_each_reason(config: RunC
 def test_engines_are_read_in_their_order() -> None:
     assert named_engines(None) == []
     assert named_engines(" native ") == ["native"]
+
+
+def test_a_layout_of_an_engine_that_cannot_be_used_here_is_refused(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "deepspeed-0.18.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.18.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"--layout data=2,engine=deepspeed: .* deepspeed 0\.18\.0 computed wrong"):
+        wanted_layouts(config, arguments(layout=["data=2,engine=deepspeed"]), [])
