@@ -1,4 +1,4 @@
-"""`triaxial train` with Megatron-core: a whole run with evaluation, samples and checkpoints, and a change of engine.
+"""`triaxial train` with Megatron-core: evaluation, samples, replica checks and checkpoints, and a change of engine.
 
 The ranks are those of megatron_train_program.py.
 """
@@ -50,15 +50,11 @@ def assert_same_series(run, other, key, *, tolerance):
     assert all(abs(ours[step] - value) <= tolerance * abs(value) for step, value in expected.items())
 
 
-def test_a_run_on_two_ranks_and_one_that_changes_engine_have_the_native_curve(tiny_corpus, tmp_path):
-    native, megatron, changed = (tmp_path / name for name in ("native", "megatron", "changed"))
+def test_a_run_that_changes_engine_has_the_native_curve(tiny_corpus, tmp_path):
+    native, changed = tmp_path / "native", tmp_path / "changed"
     train(tiny_corpus.recipe, native)
-    train(tiny_corpus.recipe, megatron, *MEGATRON, "--nproc", "2", "--parallel.pipeline", "2")
-    train(
-        tiny_corpus.recipe, changed, *MEGATRON, "--nproc", "2", "--parallel.data", "2", "--train.total_tokens", "4096"
-    )
+    layout = ["--nproc", "2", "--parallel.pipeline", "2", "--train.total_tokens", "4096"]
+    train(tiny_corpus.recipe, changed, *MEGATRON, *layout)
     train(tiny_corpus.recipe, changed)
-    for run in (megatron, changed):
-        for key in ("loss", "validation/topics/loss"):
-            assert_same_series(run, native, key, tolerance=1e-5)
-    assert (megatron / "samples").exists() == (native / "samples").exists()
+    for key in ("loss", "validation/topics/loss"):
+        assert_same_series(changed, native, key, tolerance=1e-5)
