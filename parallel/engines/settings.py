@@ -21,8 +21,11 @@ class EngineSettings:
 
 
 def sharding_signature(settings: EngineSettings) -> dict[str, object]:
-    """The settings that, with the model, decide which elements of each tensor a rank holds; as JSON values."""
-    layout = settings.layout
+    """The settings that, with the model, decide which elements of each tensor a rank holds; as JSON values.
+
+    The native engine is not named: it was the only one when the first checkpoints were written.
+    """
+    layout, engine = settings.layout, settings.parallel.engine
     return {
         "tensor": layout.tensor,
         "pipeline": layout.pipeline,
@@ -31,4 +34,5 @@ def sharding_signature(settings: EngineSettings) -> dict[str, object]:
         "split": list(layout.split),
         "v_shaped": layout.v_shaped,
         "zero_stage": settings.parallel.zero_stage,
+        **({} if engine == "native" else {"engine": engine}),
     }

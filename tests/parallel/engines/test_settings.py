@@ -24,6 +24,8 @@ def test_every_way_of_sharding_has_its_own_signature():
         signature(2, pipeline=2, split=(1, 3)),
         signature(2, pipeline=2, schedule="zbv_zero_bubble", stages_per_rank=2),
         signature(4, data_shard=2),
+        signature(2, engine="deepspeed"),
+        signature(2, engine="megatron"),
     ]
     written = [json.dumps(found) for found in signatures]
     assert len(set(written)) == len(written)
