@@ -1,5 +1,6 @@
 """What holds for all tests, and what those of several folders need."""
 
+import gc
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take minutes, then tests/parallel: started last, they would leave workers idle."""
     root = Path(__file__).parent
     items.sort(key=lambda item: (item.path.name not in LONG_FILES, "parallel" not in item.path.relative_to(root).parts))
+
+
+def pytest_collection() -> None:
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what the imports of all tests have made from garbage collections, each of which would visit it."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
