@@ -9,11 +9,13 @@ import pytest
 
 LONG_FILES = (
     "test_deepspeed.py",
+    "test_engines.py",
     "test_flat.py",
     "test_megatron_core.py",
     "test_document_mask.py",
     "test_dry_run.py",
     "test_layouts.py",
+    "test_named_gradients.py",
     "test_recomputation.py",
 )
 
