@@ -33,9 +33,9 @@ class ZeroUpdate:
         after_step: Callable[[Sequence[tuple[str, Tensor]]], None],
     ) -> None:
         self._engine, self._fragments, self._after_step = engine, fragments, after_step
-        self._tied_copies = [parameter for parameter in tied_copies if parameter.requires_grad]
-        is_first = 0 in fragments.mesh.stages
-        counted_elsewhere = [] if is_first else [id(parameter) for parameter in self._tied_copies]
+        tied = [id(parameter) for parameter in tied_copies if parameter.requires_grad]
+        self._tied = [one for one in fragments.trainable if id(one.parameter) in tied]
+        counted_elsewhere = [] if 0 in fragments.mesh.stages else tied
         self._counted = [one for one in fragments.trainable if id(one.parameter) not in counted_elsewhere]
         self._factor: float | None = None  # of the update under way; None: hide the gradients
         self._hidden: list[tuple[Tensor, Tensor | None]] = []
@@ -53,9 +53,6 @@ class ZeroUpdate:
         if self._reduced:
             return
         self._reduced = True
-        for parameter in self._tied_copies:  # before the data ranks add theirs
-            gradient = _gradient_of(parameter)
-            gradient += other_gradient([gradient], self._fragments.mesh)
         zero = self._engine.optimizer
         if hasattr(zero, "finalize_gradient_accumulation_boundary") and self._engine.zero_optimization_stage() >= 2:
             zero.finalize_gradient_accumulation_boundary()
@@ -67,6 +64,19 @@ class ZeroUpdate:
         device = self._fragments.mesh.device
         if device.type == "cuda" and any(one.weight.device != device for one in self._counted):
             torch.cuda.synchronize(device)  # offload copies gradients to host memory while the host goes on
+        self._sum_tied_gradients()
+
+    @torch.no_grad()
+    def _sum_tied_gradients(self) -> None:
+        """Add up the gradients of a weight tied between two stages, in both. After the data ranks have added theirs:
+        the order of that sum differs between the stages, and so would the copies."""
+        for one in self._tied:
+            piece = one.weight  # without elements here, any will do
+            if one.size:
+                piece = self._gradient_source()(one).reshape(-1).narrow(0, 0, one.size)
+            other = other_gradient([self._fragments.whole(one, piece)], self._fragments.mesh)
+            if one.size:
+                piece += other.flatten().narrow(0, one.start, one.size)
 
     @torch.no_grad()
     def squared_norm(self) -> Tensor:
@@ -151,11 +161,3 @@ class ZeroUpdate:
         updated = {id(flat) for group in optimizer.param_groups for flat in group["params"]}
         named = [(one.name, one.weight) for one in self._fragments.trainable if one.size and id(one.flat) in updated]
         self._after_step(named)
-
-
-def _gradient_of(parameter: Any) -> Tensor:
-    """A parameter's whole gradient on this rank before it is reduced; ZeRO 1 in bf16 accumulates it in fp32."""
-    found: Tensor | None = getattr(parameter, "_hp_grad", None)
-    gradient = parameter.grad if found is None else found
-    assert gradient is not None
-    return gradient

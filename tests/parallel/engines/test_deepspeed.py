@@ -55,6 +55,7 @@ FOUR = [
     case("pipeline, bf16", 4, deepspeed(1, pipeline=2, precision="bf16"), checks=["discards", "background"]),
     case("pipeline after native", 4, deepspeed(1, pipeline=2), load="saved by native"),
 ]
+EIGHT = [case("pipeline, data 4", 8, deepspeed(1, data=4, pipeline=2), micro_batch_size=1)]
 INTERLEAVED = {"pipeline": 2, "schedule": "interleaved_1f1b", "recompute": "full"}
 TWO.append(case("interleaved", 2, deepspeed(1, data=1, **INTERLEAVED), checks=["gradients"]))
 SAVED = ("zero 1", "zero 2", "zero 3", "pipeline")
@@ -69,7 +70,7 @@ def results(tmp_path_factory):
     modules = ["deepspeed", "parallel.engines.deepspeed", "parallel.engines.native", "launch.processes.local_ranks"]
     context = fork_server(modules)
     found = {}
-    for number, cases in enumerate((ONE, TWO, FOUR, AFTER)):
+    for number, cases in enumerate((ONE, TWO, FOUR, EIGHT, AFTER)):
         arguments, nproc = [json.dumps(cases), str(folder)], cases[0]["world_size"]
         run_ranks(context, train_cases, arguments, nproc=nproc, logs=folder / f"logs{number}")
         for each in cases:
@@ -79,7 +80,7 @@ def results(tmp_path_factory):
     return found
 
 
-CHECKS = {each["name"]: each.get("checks", []) for each in (*ONE, *TWO, *FOUR)}
+CHECKS = {each["name"]: each.get("checks", []) for each in (*ONE, *TWO, *FOUR, *EIGHT)}
 
 
 def losses(result):
@@ -100,6 +101,7 @@ FP32 = [
     ("zero 3, data 4", "one"),
     ("zero 3, untied", "one, untied"),
     ("pipeline", "one"),
+    ("pipeline, data 4", "one"),
     ("interleaved", "one"),
 ]
 
@@ -178,6 +180,11 @@ def test_replicas_and_values_of_all_ranks(results):
     for each in TWO[:3]:
         assert results[each["name"]]["replicas"] is None
         assert results[each["name"]]["everyone"] == [[0], [1]]
+
+
+def test_tied_copies_stay_equal_with_any_number_of_data_ranks(results):
+    """More than two numbers have another sum in another order, and data ranks add up in one order per stage."""
+    assert results["pipeline, data 4"]["replicas"] is None
 
 
 def test_zero_3_holds_its_part_of_the_weights(results):
