@@ -73,6 +73,7 @@ DEEPSPEED = EngineCapabilities(
     package="deepspeed",
     extra="deepspeed",
     at_least="0.19.6",
+    below="0.20",  # the engine reads attributes that DeepSpeed does not document
     bad_versions=(BadVersions("0.17.6", "0.19.3", "computed wrong gradients"),),
     rules=(
         EngineRule("parallel.tensor", (1,), "ZeRO's flat tensors cannot hold the shards of tensor ranks"),
@@ -106,6 +107,7 @@ MEGATRON = EngineCapabilities(
     at_least="0.16",
     below="0.17",
     rules=(
+        EngineRule("run.deterministic", (False,), "nothing asks Transformer Engine's kernels for the same bits"),
         EngineRule("parallel.zero_stage", (0, 1), "Megatron's distributed optimizer is ZeRO 1"),
         EngineRule("parallel.data_shard", (None,), "all data ranks share one copy of the optimizer"),
         EngineRule(

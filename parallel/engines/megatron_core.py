@@ -98,7 +98,8 @@ class MegatronEngine:
         discarded, *raised = (n > 0 for n in sums.raised)
         if usable and not discarded:
             clip = min(1.0, config.max_gradient_norm / (norm + 1e-6))
-            torch._foreach_mul_(self._gradients(), clip)  # type: ignore[attr-defined]
+            if gradients := self._gradients():  # a data rank may hold nothing but padding
+                torch._foreach_mul_(gradients, clip)  # type: ignore[attr-defined]
             self.state.step(learning_rate)
         self._clear_gradients()
         return StepResult(

@@ -32,7 +32,8 @@ def build_chunks(settings: EngineSettings, mesh: Mesh) -> tuple[list[nn.Module],
         model = _gpt_model(settings, config, stage=stage, virtual_stage=virtual_stage)
         if stage == settings.layout.stages - 1:
             model.output_layer.forward = MethodType(_hidden_only, model.output_layer)
-        chunks.append(model.to(config.params_dtype))
+        # Megatron-core makes positions and, without Transformer Engine, norms on the default device.
+        chunks.append(model.to(device=mesh.device, dtype=config.params_dtype))
     return chunks, config
 
 

@@ -91,7 +91,8 @@ def test_devices():
     ("capabilities", "version", "fault"),
     [
         (DEEPSPEED, "0.19.6", None),
-        (DEEPSPEED, "0.20.0+cu130", None),
+        (DEEPSPEED, "0.19.9+cu130", None),
+        (DEEPSPEED, "0.20.0", "is not older than 0.20"),
         (DEEPSPEED, "0.19.5", "is older than 0.19.6"),
         (DEEPSPEED, "0.18.2", "computed wrong gradients (releases 0.17.6 to 0.19.3)"),
         (DEEPSPEED, "0.17.5", "is older than 0.19.6"),
@@ -126,7 +127,7 @@ def test_the_installed_version_is_read_without_an_import(tmp_path, monkeypatch):
         check_installed("deepspeed")
     assert str(error.value) == (
         'parallel.engine = "deepspeed" is invalid here: deepspeed 0.18.0 computed wrong gradients (releases 0.17.6 to '
-        "0.19.3). Use deepspeed >=0.19.6: pip install 'triaxial[deepspeed]'"
+        "0.19.3). Use deepspeed >=0.19.6,<0.20: pip install 'triaxial[deepspeed]'"
     )
     monkeypatch.syspath_prepend(installed(tmp_path / "new", "deepspeed", "0.19.8"))
     check_installed("deepspeed")
