@@ -4,7 +4,7 @@
 
 A layout is measured on every engine that takes it. `cpu ms` is the processor time of rank 0, which other programs on
 the machine disturb less than the clock's time. The last line printed is one JSON object. On a CPU, Megatron-core is
-left out: it runs on CUDA only.
+left out, since it runs on CUDA only; `--megatron-on-cpu` measures it with its CUDA calls answered as in the tests.
 """
 
 import argparse
@@ -68,6 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", help="names with commas (default: all that this machine can run)")
     parser.add_argument("--layouts", help=f"names with semicolons (default: all of {'; '.join(LAYOUTS)})")
+    parser.add_argument("--megatron-on-cpu", action="store_true", help="needs tests/ of a checkout")
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--d-model", type=int, default=256)
     parser.add_argument("--n-layers", type=int, default=4)
@@ -81,9 +82,19 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def answer_cuda_calls(*, everywhere: bool) -> None:
+    """Let Megatron-core run on the CPU, as tests/parallel/megatron_on_cpu.py does. Else only allow it as a choice."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests/parallel"))
+    import megatron_on_cpu
+
+    (megatron_on_cpu.install if everywhere else megatron_on_cpu.allow)()
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any] | None:
     """The comparison; None as a contender's own process."""
     setting = read_setting(args)
+    if args.megatron_on_cpu and args.serve is None:
+        answer_cuda_calls(everywhere=False)
     if args.serve is not None:
         side_by_side.serve(lambda: timed_block(args.serve, setting))
         return None
@@ -227,6 +238,8 @@ def build(name: str, setting: Setting, store: str, *, rank: int) -> Callable[[],
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, RANKS), rank=rank, world_size=RANKS)
     engine_name, layout_name = name.split(": ", 1)
+    if engine_name == "megatron" and "--megatron-on-cpu" in sys.argv:
+        answer_cuda_calls(everywhere=True)
     parallel, layout = layout_of(setting, engine_name, layout_name)
     settings = EngineSettings(
         model=setting.model,

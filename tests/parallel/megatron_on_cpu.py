@@ -9,6 +9,8 @@ import functools
 
 import torch
 
+from parallel.engines import capabilities
+
 _FACTORIES = ("zeros", "ones", "empty", "full", "tensor", "arange")
 
 
@@ -32,14 +34,17 @@ def _type_as_on_cuda(original):
     return type_
 
 
+def allow():
+    """Take CPU ranks for the megatron engine in this process's checks."""
+    rules = dataclasses.replace(capabilities.MEGATRON, devices=("cpu",))
+    capabilities.ALL = tuple(rules if each.engine == "megatron" else each for each in capabilities.ALL)
+
+
 def install():
     """Patch this process. Call it before an engine is built."""
     from megatron.core.tensor_parallel import random
 
-    from parallel.engines import capabilities
-
-    rules = dataclasses.replace(capabilities.MEGATRON, devices=("cpu",))
-    capabilities.ALL = tuple(rules if each.engine == "megatron" else each for each in capabilities.ALL)
+    allow()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.Tensor.cuda = lambda self, *args, **more: self
