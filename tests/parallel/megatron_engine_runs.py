@@ -147,6 +147,7 @@ def replicas(engine):
 def save(engine, run, result):
     """Save in the background to both stores, train on, load each again and train the same steps."""
     folder, step, more = Path(run["save"]), run["steps"], run.get("more", 2)
+    folder.mkdir(exist_ok=True)
     shared, near = engine.checkpoints.shared, engine.checkpoints.local
     digest = engine.weights_digest()
     shared.start_save(folder / "shared", step=step, state={"run_id": "r"}, keep=Retention(1))
