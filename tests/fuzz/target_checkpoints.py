@@ -75,6 +75,8 @@ def write(folder: Path) -> None:
             file.add_document(np.array([*tokenizer.encode(TEXT), tokenizer.end_of_document_id]))
     config = config_of(folder)
     run, tensors, start = folder / "run", tensors_of(config), fresh_start(config).state
+    run.mkdir()
+    rank_directory(folder / "tier").parent.mkdir(exist_ok=True)
     for step in (2, 4):
         loop = LoopState(step, start.skipped, start.spikes).to_json()
         loop["spikes"] = {"losses": [5.5, 5.4], "seen": 2, "high": 0, "first_high": 0}

@@ -198,7 +198,7 @@ def one_line(done, *parts, status=2):
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["--model.n_layer", "3"], ["model.n_layer", "did you mean 'n_layers'"]),
+        (["--model.n_layer", "3"], ["model.n_layer", "use model.n_layers"]),
         (
             ["--nproc", "2", "--parallel.tensor", "2", "--model.n_heads", "1"],
             ["model.n_heads = 1", "parallel.tensor = 2"],

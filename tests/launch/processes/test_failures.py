@@ -47,7 +47,9 @@ def test_ignored_signals_stay_ignored_but_for_the_one_that_the_batch_script_igno
     before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     try:
         assert handled_signals(signal.SIGINT) == [signal.SIGTERM, signal.SIGUSR1]
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        assert handled_signals(signal.SIGINT) == list(numbers)
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-    assert handled_signals(signal.SIGINT) == list(numbers)

@@ -94,7 +94,7 @@ def test_runs_that_cannot_be_loaded_are_refused(copy: Path, made: Any, tmp_path:
         refused(copy, words)
         rewrite_step(copy, lambda tensors, state: state["config"]["model"].update(n_layers=2, d_model=32))
     rewrite_step(copy, lambda tensors, state: state["config"]["model"].update(n_layer=3))
-    refused(copy, "model.n_layer: unknown key 'n_layer'; did you mean 'n_layers'")
+    refused(copy, "model.n_layer: unknown key 'n_layer'; use model.n_layers")
     rewrite_step(copy, lambda tensors, state: state.pop("config"))
     refused(copy, "contains no configuration")
     shutil.rmtree(copy / "tokenizer")

@@ -72,6 +72,7 @@ def save(directory: Path, config: RunConfig, step: int, **changes: object) -> Pa
     }
     state = {**state_of(config), **progress, **changes}
     tensors = {"model.weight": torch.full((64,), float(step))}
+    directory.parent.mkdir(parents=True, exist_ok=True)
     return save_checkpoint(directory, step=step, tensors=tensors, state=state, keep=Retention(9))
 
 
@@ -270,6 +271,7 @@ def test_a_run_whose_checkpoints_are_all_links_does_not_start_over(config: RunCo
 def test_an_imported_model_is_no_run_to_resume(config: RunConfig) -> None:
     folder = config.run.directory / "checkpoints"
     state: dict[str, object] = {"config": {"model": {}, "data": {}}, "step": 0, "tokens_seen": 0, "imported": {}}
+    config.run.directory.mkdir()
     save_checkpoint(folder, step=0, tensors={"w": torch.zeros(1)}, state=state, keep=Retention(1))
     with pytest.raises(
         ConfigError, match=r"no state of a training run \(data, .* missing\).*run.start_from = '"
