@@ -8,7 +8,7 @@ their projections is about as large as the norm of their difference.
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from gpt.training.engine import Engine
 PROJECTIONS = 3
 BITS = 21  # of the 64 of a hash, for the random number of one projection
 CHUNK = 1 << 20  # elements at a time
+SAME = 1e-6  # of a gradient's norm: tensor ranks have the same gradient, gathered or added up
 FLOOR = 1e-3  # of the norm of all gradients: below this norm, a difference counts relative to it
 
 Digest = list[float]  # the norm, then the projections
@@ -48,7 +49,17 @@ def gradient_digests(engine: Engine, *, seed: int) -> dict[str, Digest]:
     """The digests of all parameters by name. Every rank must call it before an optimizer step, and gets all of them."""
     mine = [[name, gradient_digest(name, gradient, seed=seed)] for name, gradient in engine.named_gradients()]
     everyone = engine.all_gather_objects(mine if engine.data_rank == 0 else [])
-    return {name: digest for of_rank in everyone for name, digest in of_rank}
+    return merged((name, digest) for of_rank in everyone for name, digest in of_rank)
+
+
+def merged(found: Iterable[tuple[str, Digest]]) -> dict[str, Digest]:
+    """One digest of each parameter. It is NaN if ranks that hold the same gradient disagree on it."""
+    digests: dict[str, Digest] = {}
+    for name, digest in found:
+        first = digests.setdefault(name, digest)
+        if any(abs(a - b) > SAME * first[0] for a, b in zip(first, digest, strict=True)):
+            digests[name] = [math.nan] * len(digest)
+    return digests
 
 
 def gradient_differences(digests: Mapping[str, Digest], reference: Mapping[str, Digest]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import torch
 
 from gpt.model.initialisation import hash_bits
 from launch.parity import gradients
-from launch.parity.gradients import FLOOR, PROJECTIONS, gradient_differences, gradient_digest
+from launch.parity.gradients import FLOOR, PROJECTIONS, gradient_differences, gradient_digest, merged
 
 N = 400  # elements
 
@@ -72,3 +72,12 @@ def test_rounding_in_a_gradient_of_zero_is_no_difference() -> None:
         "zero": math.inf,
     }
     assert gradient_differences({**other, "new": [0.0] * 4}, reference)["new"] == math.inf
+
+
+def test_ranks_that_disagree_on_a_gradient_make_its_digest_nan() -> None:
+    right, rounded, wrong = [2.0, 1.0, 0.5, -1.0], [2.0, 1.0 + 1e-9, 0.5, -1.0], [2.0, 1.0, 0.5, 1.0]
+    assert merged([("a", right), ("b", right), ("a", rounded)]) == {"a": right, "b": right}
+    for pair in ((right, wrong), (wrong, right)):
+        found = merged([("a", digest) for digest in pair])
+        assert all(map(math.isnan, found["a"]))
+        assert math.isnan(gradient_differences(found, {"a": right})["a"])
