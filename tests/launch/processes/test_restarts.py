@@ -1,5 +1,7 @@
 """A run that loses ranks restarts automatically and ends with the same bits as an undisturbed run; real processes."""
 
+import contextlib
+import os
 import random
 import signal
 import time
@@ -183,6 +185,19 @@ def test_sigterm_to_one_rank_or_twice_during_a_save_loses_nothing(runs, launched
     assert launched.saved(folder / "told") == launched.saved(folder / "undisturbed")
 
 
+def names_of(job, listening):
+    """The names of the programs of a run."""
+    names = set()
+    for pid in listening.family_of(job.process.pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            names.add(Path(f"/proc/{pid}/comm").read_text().strip())
+    return names
+
+
+def has_wandb(names):
+    return any(name.startswith("wandb") for name in names)
+
+
 @pytest.fixture(scope="module")
 def killed(tiny_corpus, launched, listening, tmp_path_factory):
     """A run whose rank was killed once and restarted by our launcher, to its end; and observations while it ran."""
@@ -191,11 +206,14 @@ def killed(tiny_corpus, launched, listening, tmp_path_factory):
     words = ["--nproc", 2, "--max-restarts", 2, *STEPS, "--metrics.wandb", "offline"]
     with launched.Launched(tiny_corpus.recipe, tmp_path_factory.mktemp("killed") / "run", *words) as job:
         job.wait_for_step(1)
+        os.kill(job.ranks()[1], signal.SIGSTOP)  # rank 0 waits for it while a thread starts W&B's process
+        job.wait_for(lambda: has_wandb(names_of(job, listening)), what="W&B's process")
         everyone = listening.family_of(job.process.pid)
         ports, datagrams = listening.listeners(everyone), listening.udp_sockets(everyone)
         seen = {"ranks": set(job.ranks().values()), "everyone": set(everyone), "ports": ports, "udp": datagrams}
         seen["unix"] = listening.unix_sockets(everyone)
-        seen["programs"] = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in everyone}
+        seen["programs"] = names_of(job, listening)
+        os.kill(job.ranks()[1], signal.SIGCONT)
         job.wait_for(lambda: job.told("checkpoint_saved"), what="a checkpoint")
         at = job.wait_for_step(step)
         job.kill(rank)
@@ -229,6 +247,6 @@ def test_a_run_listens_only_on_the_loopback_interface(killed):
     assert seen["ranks"] < seen["everyone"]
     assert len(seen["ports"]) >= 3, "the store of rank 0, and gloo on each rank"
     assert {address for address, _ in seen["ports"]} == {"127.0.0.1"}, seen["ports"]
-    assert any(name.startswith("wandb") for name in seen["programs"]), "W&B's own process was looked at too"
+    assert has_wandb(seen["programs"]), "W&B's own process was looked at too"
     assert not seen["udp"]
     assert not [path for path, open_to_others in seen["unix"] if open_to_others], seen["unix"]
