@@ -192,7 +192,7 @@ class Quarantine:
 
 
 def is_outside(error: BaseException) -> bool:
-    """Return whether the cause of an error is not the document, but for example a machine without free threads."""
+    """Return whether the machine caused an error, such as one without free threads, and not the document."""
     return isinstance(error, OUTSIDE) or passing_fault(error) is not None
 
 

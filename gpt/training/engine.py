@@ -1,6 +1,6 @@
 """The interface between the training loop and the hardware. parallel/engines/ implements it."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from gpt.inference.generation import Continuation
 from gpt.inference.model import InferenceModel
-from gpt.inference.sampling import GREEDY, Sampling
 from gpt.losses.batch import Batch
 from gpt.training.config import Retention
 
@@ -26,6 +24,11 @@ class StepResult(NamedTuple):
     skipped: bool  # loss or gradient was not finite, or nothing had a target: no rank updated anything
     discarded: bool  # a rank asked for it: nothing was updated, on any rank
     flags: tuple[bool, ...]  # for each flag, whether any rank raised it
+
+    @property
+    def updated(self) -> bool:
+        """Whether the weights were updated, on every rank."""
+        return not self.skipped and not self.discarded
 
 
 class Totals(NamedTuple):
@@ -192,21 +195,11 @@ class Engine(Protocol):
         """The loss over batches, without gradients. All data-parallel ranks pass equally many batches of one shape."""
         ...
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-        seed: int = 0,
-        stop_ids: Collection[int] = (),
-        n_ids: int | None = None,
-    ) -> list[Continuation]:
-        """See gpt.inference.generation.generate. All ranks pass equal arguments and get equal results."""
-        ...
+    def as_model(self, *, together: bool = False) -> AbstractContextManager[InferenceModel]:
+        """The model for inference, while training waits. No weight changes.
 
-    def as_model(self) -> AbstractContextManager[InferenceModel]:
-        """The model for inference, while training waits. Data ranks may use it differently. No weight changes."""
+        Data ranks may use it differently. `together`: they pass equal requests, and all get the results of one of them.
+        """
         ...
 
     def weights_digest(self) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt.errors import ConfigError
+from gpt.inference.generation import generate
 from gpt.inference.sampling import Sampling
 from gpt.tokenizer.tokenizers import Tokenizer
 from gpt.training.config import TrainConfig
@@ -22,19 +23,23 @@ class Sampler:
     prompts: tuple[str, ...]
     new_tokens: int
     sampling: Sampling
+    n_ctx: int  # of the model
 
     def write(self, engine: Engine, *, step: int) -> list[str]:
         """Return the prompts with the generated text. Every rank must call it; all get the result."""
         end = self.tokenizer.end_of_document_id
         prompts = [self.tokenizer.encode(prompt) or [end] for prompt in self.prompts]
-        results = engine.generate(
-            prompts,
-            max_new_tokens=self.new_tokens,
-            sampling=self.sampling,
-            seed=step,
-            stop_ids=(end,),
-            n_ids=self.tokenizer.vocab_size,
-        )
+        with engine.as_model(together=True) as model:
+            results = generate(
+                model,
+                prompts,
+                n_ctx=self.n_ctx,
+                max_new_tokens=self.new_tokens,
+                sampling=self.sampling,
+                seed=step,
+                stop_ids=(end,),
+                n_ids=self.tokenizer.vocab_size,
+            )
         return [
             prompt + self.tokenizer.decode([token for token in result.tokens if token != end])
             for prompt, result in zip(self.prompts, results, strict=True)
@@ -57,6 +62,7 @@ def make_sampler(config: TrainConfig, tokenizer: Tokenizer, *, n_ctx: int) -> Sa
         prompts=config.sample_prompts,
         new_tokens=config.sample_new_tokens,
         sampling=Sampling(config.sample_temperature),
+        n_ctx=n_ctx,
     )
 
 

@@ -66,7 +66,7 @@ def gradient_differences(digests: Mapping[str, Digest], reference: Mapping[str, 
     """How far each gradient is from the reference's, in the reference's order; infinity if only one of them exists.
 
     The largest difference of norm and projections, relative to the norm of the parameter's gradient. Some gradients
-    are 0 but for rounding, such as a key's bias. Therefore, the divisor is at least FLOOR of the norm of all gradients.
+    hold rounding errors only, such as that of a key's bias. The divisor is thus at least FLOOR of the norm of all.
     """
     smallest = FLOOR * math.sqrt(sum(digest[0] ** 2 for digest in reference.values()))
     found = {}

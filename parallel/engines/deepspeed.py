@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gpt.inference.generation import Continuation, generate
 from gpt.inference.model import InferenceModel
-from gpt.inference.sampling import GREEDY, Sampling
 from gpt.losses.batch import Batch
 from gpt.training.engine import StepResult, Totals
 from gpt.training.objective import Objective
@@ -24,7 +22,7 @@ from parallel.engines.capabilities import DEEPSPEED
 from parallel.engines.checkpoints import open_checkpoints
 from parallel.engines.deepspeed_setup import destroy, partition, start
 from parallel.engines.settings import EngineSettings, sharding_signature
-from parallel.engines.sums import StepSums
+from parallel.engines.sums import StepSums, add_totals, evaluation_totals
 from parallel.engines.zero_fragments import ZeroFragments
 from parallel.engines.zero_tensors import ZeroTensors
 from parallel.engines.zero_update import ZeroUpdate
@@ -153,21 +151,13 @@ class DeepSpeedEngine:
         sums = StepSums.from_tensor(numbers, metric_names=names)
         count = max(sums.count, 1.0)
         norm = math.sqrt(sums.squared_norm) / count
-        # All ranks have the same sums, so they take the same decision.
-        usable = sums.count > 0 and math.isfinite(sums.loss) and math.isfinite(norm)
-        discarded, *raised = (n > 0 for n in sums.raised)
-        if usable and not discarded:
+        result = sums.result(norm)
+        if result.updated:
             clip = min(1.0, config.max_gradient_norm / (norm + 1e-6))
             self._update.apply(learning_rate, factor=clip / count)
         else:
             self._update.discard()
-        return StepResult(
-            Totals(sums.loss, int(sums.count), {name: value / count for name, value in sums.metrics.items()}),
-            norm,
-            skipped=not usable and not discarded,
-            discarded=discarded,
-            flags=tuple(raised),
-        )
+        return result
 
     @torch.no_grad()
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
@@ -192,47 +182,17 @@ class DeepSpeedEngine:
         names = self.loss.evaluation_names
         numbers = self._local_totals(metrics=len(names))
         dist.all_reduce(numbers)
-        loss_sum, count, *metrics = numbers.tolist()
-        means = {name: value / max(count, 1.0) for name, value in zip(names, metrics, strict=True)}
-        return Totals(loss_sum, int(count), means)
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-        seed: int = 0,
-        stop_ids: Collection[int] = (),
-        n_ids: int | None = None,
-    ) -> list[Continuation]:
-        """See gpt.training.engine.Engine. All data ranks do the same work."""
-        with self._model(data_ranks_together=True) as model:
-            return generate(
-                model,
-                prompts,
-                n_ctx=self.settings.model.n_ctx,
-                max_new_tokens=max_new_tokens,
-                sampling=sampling,
-                seed=seed,
-                stop_ids=stop_ids,
-                n_ids=n_ids,
-            )
+        return evaluation_totals(numbers, names=names)
 
     @contextmanager
-    def as_model(self) -> Iterator[InferenceModel]:
+    def as_model(self, *, together: bool = False) -> Iterator[InferenceModel]:
         """See gpt.training.engine.Engine. Under ZeRO 3, data ranks gather weights together and do the same work."""
-        with self._model(data_ranks_together=self.settings.parallel.zero_stage == 3) as model:
-            yield model
-
-    @contextmanager
-    def _model(self, *, data_ranks_together: bool) -> Iterator[DistributedModel]:
         yield DistributedModel(
             self.stages,
             self.mesh,
             d_model=self.settings.model.d_model,
             dtype=self.dtype,
-            data_ranks_together=data_ranks_together,
+            data_ranks_together=together or self.settings.parallel.zero_stage == 3,
         )
         self._free_gathered()
 
@@ -259,9 +219,7 @@ class DeepSpeedEngine:
     def _local_totals(self, *, metrics: int = 0) -> Tensor:
         """Loss, number of targets and metrics collected since the last call, (2 + metrics,) float64 on the device."""
         totals, self.stages[-1].totals = self.stages[-1].totals, []
-        if not totals:
-            return torch.zeros(2 + metrics, dtype=torch.float64, device=self.mesh.device)
-        return torch.stack([torch.stack([number.double() for number in numbers]) for numbers in totals]).sum(0)
+        return add_totals(totals, metrics=metrics, device=self.mesh.device)
 
     def _free_gathered(self) -> None:
         """Free weights that ZeRO 3 keeps after a forward pass in case a backward pass follows."""

@@ -4,7 +4,7 @@ Weights, data order, loss, clipping and checkpoints are those of the native engi
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gpt.errors import ConfigError
-from gpt.inference.generation import Continuation, generate
 from gpt.inference.model import InferenceModel
-from gpt.inference.sampling import GREEDY, Sampling
 from gpt.losses.batch import Batch
 from gpt.training.engine import StepResult, Totals
 from gpt.training.objective import NextToken, Objective
@@ -26,7 +24,7 @@ from parallel.axes.initialisation import initialise_shards
 from parallel.engines.capabilities import MEGATRON
 from parallel.engines.checkpoints import open_checkpoints
 from parallel.engines.settings import EngineSettings, sharding_signature
-from parallel.engines.sums import StepSums
+from parallel.engines.sums import StepSums, add_totals, evaluation_totals
 from parallel.health.replica_check import ReplicaCheck, describe
 from parallel.health.weight_digests import model_digest, weight_digests
 from parallel.inference.model import DistributedModel
@@ -91,24 +89,15 @@ class MegatronEngine:
         self._finish_gradients()
         self.optimizer.prepare_grads()
         sums = self._add_up(raised=(discard, *flags))
-        count = max(sums.count, 1.0)
         norm = math.sqrt(sums.squared_norm)
-        # All ranks have the same sums, so they take the same decision.
-        usable = sums.count > 0 and math.isfinite(sums.loss) and math.isfinite(norm)
-        discarded, *raised = (n > 0 for n in sums.raised)
-        if usable and not discarded:
+        result = sums.result(norm)
+        if result.updated:
             clip = min(1.0, config.max_gradient_norm / (norm + 1e-6))
             if gradients := self._gradients():  # a data rank may hold nothing but padding
                 torch._foreach_mul_(gradients, clip)  # type: ignore[attr-defined]
             self.state.step(learning_rate)
         self._clear_gradients()
-        return StepResult(
-            Totals(sums.loss, int(sums.count), {name: value / count for name, value in sums.metrics.items()}),
-            norm,
-            skipped=not usable and not discarded,
-            discarded=discarded,
-            flags=tuple(raised),
-        )
+        return result
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> Totals:
@@ -124,9 +113,7 @@ class MegatronEngine:
         names = self.loss.evaluation_names
         numbers = self._local_totals(metrics=len(names))
         dist.all_reduce(numbers)
-        loss_sum, count, *metrics = numbers.tolist()
-        means = {name: value / max(count, 1.0) for name, value in zip(names, metrics, strict=True)}
-        return Totals(loss_sum, int(count), means)
+        return evaluation_totals(numbers, names=names)
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """See gpt.training.engine.Engine. Memory: two parameters at a time."""
@@ -138,48 +125,20 @@ class MegatronEngine:
                 if not (tied and weight.name == "embed.tokens.weight"):  # the first stage's rank yields it
                     yield weight.name, whole(weight.on_tensor_ranks(part.contiguous()))
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-        seed: int = 0,
-        stop_ids: Collection[int] = (),
-        n_ids: int | None = None,
-    ) -> list[Continuation]:
-        """See gpt.training.engine.Engine and `as_model`. All data ranks do the same work."""
-        with self._model(data_ranks_together=True) as model:
-            return generate(
-                model,
-                prompts,
-                n_ctx=self.settings.model.n_ctx,
-                max_new_tokens=max_new_tokens,
-                sampling=sampling,
-                seed=seed,
-                stop_ids=stop_ids,
-                n_ids=n_ids,
-            )
-
     @contextmanager
-    def as_model(self) -> Iterator[InferenceModel]:
+    def as_model(self, *, together: bool = False) -> Iterator[InferenceModel]:
         """See gpt.training.engine.Engine.
 
         The model is a copy of the weights in our own form, in the compute dtype: 2 or 4 bytes for each parameter of
-        this rank's stages and tensor part, until the context ends. Each data rank has one and works alone.
+        this rank's stages and tensor part, until the context ends. Each data rank has one.
         """
-        with self._model(data_ranks_together=False) as model:
-            yield model
-
-    @contextmanager
-    def _model(self, *, data_ranks_together: bool) -> Iterator[DistributedModel]:
         dtype = self.config.params_dtype
         yield DistributedModel(
             copied_stages(self.settings, self.mesh, self.parameters, dtype=dtype),
             self.mesh,
             d_model=self.settings.model.d_model,
             dtype=dtype,
-            data_ranks_together=data_ranks_together,
+            data_ranks_together=together,
         )
 
     def weights_digest(self) -> str:
@@ -292,6 +251,4 @@ class MegatronEngine:
         Of the tensor ranks, which computed the same loss, one has them and the others have zeros.
         """
         totals, self.schedule.totals = self.schedule.totals, []
-        if not totals or self.mesh.tensor_rank != 0:
-            return torch.zeros(2 + metrics, dtype=torch.float64, device=self.mesh.device)
-        return torch.stack([torch.stack([number.double() for number in numbers]) for numbers in totals]).sum(0)
+        return add_totals(totals if self.mesh.tensor_rank == 0 else [], metrics=metrics, device=self.mesh.device)

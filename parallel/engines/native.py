@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from gpt.inference.generation import Continuation, generate
 from gpt.inference.model import InferenceModel
-from gpt.inference.sampling import GREEDY, Sampling
 from gpt.losses.batch import Batch
 from gpt.training.engine import StepResult, Totals
 from gpt.training.objective import Objective
@@ -29,7 +27,7 @@ from parallel.engines.checkpoints import open_checkpoints
 from parallel.engines.native_tensors import NativeTensors
 from parallel.engines.optimizer_state import OptimizerState
 from parallel.engines.settings import EngineSettings, sharding_signature
-from parallel.engines.sums import StepSums
+from parallel.engines.sums import StepSums, add_totals, evaluation_totals
 from parallel.health.replica_check import ReplicaCheck, describe
 from parallel.health.weight_digests import model_digest, weight_digests
 from parallel.inference.local_stage import stages_for_inference
@@ -106,22 +104,14 @@ class NativeEngine:
         sums = self._add_up(raised=(discard, *flags))
         count = max(sums.count, 1.0)
         norm = math.sqrt(sums.squared_norm) / count
-        # All ranks have the same sums, so they take the same decision.
-        usable = sums.count > 0 and math.isfinite(sums.loss) and math.isfinite(norm)
-        discarded, *raised = (n > 0 for n in sums.raised)
-        if usable and not discarded:
+        result = sums.result(norm)
+        if result.updated:
             clip = min(1.0, config.max_gradient_norm / (norm + 1e-6))
             scale_gradients([parameter for _, parameter in self.parameters], clip / count)
             self.optimizer.step(learning_rate)
             self.objective.after_step([(name, local(p.detach())) for name, p in self.parameters if p.requires_grad])
         self.optimizer.clear_gradients()
-        return StepResult(
-            Totals(sums.loss, int(sums.count), {name: value / count for name, value in sums.metrics.items()}),
-            norm,
-            skipped=not usable and not discarded,
-            discarded=discarded,
-            flags=tuple(raised),
-        )
+        return result
 
     def _add_up(self, *, raised: tuple[bool, ...]) -> StepSums:
         """The step's sums over all ranks, in one all-reduce."""
@@ -157,46 +147,15 @@ class NativeEngine:
         names = self.loss.evaluation_names
         numbers = self._local_totals(metrics=len(names))
         dist.all_reduce(numbers)
-        loss_sum, count, *metrics = numbers.tolist()
-        means = {name: value / max(count, 1.0) for name, value in zip(names, metrics, strict=True)}
-        return Totals(loss_sum, int(count), means)
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-        seed: int = 0,
-        stop_ids: Collection[int] = (),
-        n_ids: int | None = None,
-    ) -> list[Continuation]:
-        """See gpt.training.engine.Engine. All data ranks do the same work."""
-        with self._model(data_ranks_together=True) as model:
-            return generate(
-                model,
-                prompts,
-                n_ctx=self.settings.model.n_ctx,
-                max_new_tokens=max_new_tokens,
-                sampling=sampling,
-                seed=seed,
-                stop_ids=stop_ids,
-                n_ids=n_ids,
-            )
+        return evaluation_totals(numbers, names=names)
 
     @contextmanager
-    def as_model(self) -> Iterator[InferenceModel]:
+    def as_model(self, *, together: bool = False) -> Iterator[InferenceModel]:
         """See gpt.training.engine.Engine.
 
         Under ZeRO 3, data ranks gather each block's weights together, and so must do the same work. Otherwise each
-        gathers the weights of its stages once and works alone.
+        gathers the weights of its stages once. Compiled blocks run uncompiled, since shapes change with each token.
         """
-        with self._model(data_ranks_together=self.settings.parallel.zero_stage == 3) as model:
-            yield model
-
-    @contextmanager
-    def _model(self, *, data_ranks_together: bool) -> Iterator[DistributedModel]:
-        """The stages as a model. Compiled blocks run uncompiled, since shapes change with each token."""
         settings = self.settings
         free = settings.parallel.zero_stage == 3
         if not free:
@@ -211,7 +170,7 @@ class NativeEngine:
                 self.mesh,
                 d_model=settings.model.d_model,
                 dtype=dtype,
-                data_ranks_together=data_ranks_together,
+                data_ranks_together=together or free,
             )
         self._reshard()
 
@@ -238,9 +197,7 @@ class NativeEngine:
         Of the ranks that computed the same loss, one has them and the others have zeros.
         """
         totals, self.stages[-1].totals = self.stages[-1].totals, []
-        if not totals or self.mesh.tensor_rank != 0:
-            return torch.zeros(2 + metrics, dtype=torch.float64, device=self.mesh.device)
-        return torch.stack([torch.stack([number.double() for number in numbers]) for numbers in totals]).sum(0)
+        return add_totals(totals if self.mesh.tensor_rank == 0 else [], metrics=metrics, device=self.mesh.device)
 
     def _reshard(self) -> None:
         """Free gathered weights: a checkpoint may change the sharded ones without a backward pass."""

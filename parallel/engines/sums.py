@@ -1,10 +1,13 @@
-"""The numbers that all ranks add up in one all-reduce at the end of a step."""
+"""The numbers that all ranks add up in one all-reduce at the end of a step or an evaluation, and their results."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from gpt.training.engine import StepResult, Totals
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,36 @@ class StepSums:
         squared_norm, loss, count, *rest = numbers.tolist()
         n = len(metric_names)
         return cls(squared_norm, loss, count, dict(zip(metric_names, rest[:n], strict=True)), tuple(rest[n:]))
+
+    def result(self, norm: float) -> StepResult:
+        """The result of a step whose gradient, divided by the count, has this norm. The first flag discards the step.
+
+        All ranks have the same sums, so they take the same decision.
+        """
+        usable = self.count > 0 and math.isfinite(self.loss) and math.isfinite(norm)
+        discarded, *raised = (n > 0 for n in self.raised)
+        means = {name: value / max(self.count, 1.0) for name, value in self.metrics.items()}
+        return StepResult(
+            Totals(self.loss, int(self.count), means),
+            norm,
+            skipped=not usable and not discarded,
+            discarded=discarded,
+            flags=tuple(raised),
+        )
+
+
+def add_totals(totals: Sequence[Sequence[Tensor]], *, metrics: int, device: torch.device) -> Tensor:
+    """Loss, number of targets and metrics of this rank's micro-batches, added up: (2 + metrics,) float64.
+
+    Zeros without micro-batches. Of ranks that computed the same loss, only one may pass it.
+    """
+    if not totals:
+        return torch.zeros(2 + metrics, dtype=torch.float64, device=device)
+    return torch.stack([torch.stack([number.double() for number in numbers]) for numbers in totals]).sum(0)
+
+
+def evaluation_totals(numbers: Tensor, *, names: Sequence[str]) -> Totals:
+    """The result of an evaluation, from `add_totals` summed over all ranks. Waits for the device."""
+    loss_sum, count, *metrics = numbers.tolist()
+    means = {name: value / max(count, 1.0) for name, value in zip(names, metrics, strict=True)}
+    return Totals(loss_sum, int(count), means)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from generated import generated
 from layout_runs import PROMPTS, SEED, SEQUENCES, batch_of_step, logits_of, settings_of, tokens_of_step
 
 from gpt.training.config import Retention
@@ -106,7 +107,7 @@ def run_case(engine, case, folder):
         check_background_saves(engine, case, folder)
     result["evaluated"] = engine.evaluate(rank_batch(engine, 10_000, case).split(2)).mean
     result["logits"] = logits_of(engine, tokens_of_step(10_001)[:2, :7]).flatten()[::97].tolist()
-    result["greedy"] = [one.tokens for one in engine.generate(PROMPTS, max_new_tokens=4, seed=3)]
+    result["greedy"] = [one.tokens for one in generated(engine, PROMPTS, max_new_tokens=4, seed=3)]
     result["everyone"] = engine.all_gather_objects([dist.get_rank()])
     result["replicas"] = engine.check_replicas()
     return result

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from generated import generated
 from live_tensors import GatheredBlocks, Live, LiveMicroBatches, Peak, storage_of
 from rank_server import rank_server
 
@@ -236,7 +237,7 @@ def run_one(run):
     result = {"initial_weights": whole_weights_digest(engine)}
     if run.get("generate"):
         for way, sampling in (("greedy", Sampling()), ("warm", Sampling(temperature=1.3, top_k=20))):
-            continued = engine.generate(PROMPTS, max_new_tokens=6, sampling=sampling, stop_ids=range(30), seed=3)
+            continued = generated(engine, PROMPTS, max_new_tokens=6, sampling=sampling, stop_ids=range(30), seed=3)
             result[way] = [(c.tokens, c.log_probs, c.stopped) for c in continued]
     documents = run.get("documents", False)
     gathered = GatheredBlocks(engine) if run.get("count_gathered") else None

@@ -20,6 +20,7 @@ import megatron_on_cpu
 import numpy as np
 import torch
 import torch.distributed as dist
+from generated import generated
 
 from gpt.inference.model import ForwardInputs
 from gpt.losses.batch import Batch
@@ -173,7 +174,7 @@ def run_one(run, out):
         return {**result, **train(engine, checkpoint.step, checkpoint.step + run["steps"])}
     if run.get("generate"):
         result["logits"] = logits_of(engine)
-        continued = engine.generate(PROMPTS, max_new_tokens=6)
+        continued = generated(engine, PROMPTS, max_new_tokens=6)
         result["generated"] = [(c.tokens, c.log_probs) for c in continued]
     if run.get("rules"):
         result["rules"] = rules(engine)

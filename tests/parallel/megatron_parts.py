@@ -13,6 +13,7 @@ from pathlib import Path
 import megatron_on_cpu
 import torch
 import torch.distributed as dist
+from generated import generated
 
 from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
@@ -120,7 +121,7 @@ def untrained(chosen, native):
     tokens = torch.randint(120, (2, 33), generator=torch.Generator().manual_seed(0))
     loss = engine.evaluate([Batch(tokens[:, :-1], tokens[:, 1:])]).mean
     same = engine.weights_digest() == native.weights_digest()
-    return [same, loss, engine.check_replicas(), len(engine.generate([[1, 2]], max_new_tokens=3)[0].tokens)]
+    return [same, loss, engine.check_replicas(), len(generated(engine, [[1, 2]], max_new_tokens=3)[0].tokens)]
 
 
 def state(engine):
