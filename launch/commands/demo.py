@@ -69,8 +69,8 @@ def run_command(words: list[str]) -> int:
             for process in started:
                 process.send_signal(number)
 
-    heeded = [n for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, pass_on) for number in heeded}
+    handled = [n for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in handled}
     try:
         if not received:
             started.append(subprocess.Popen([sys.executable, "-m", "launch.main", *words]))

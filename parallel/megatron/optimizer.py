@@ -149,7 +149,7 @@ class ParameterState:
 
     @property
     def held_keys(self) -> tuple[str, ...]:
-        """The tensors that every data rank holds whole beside the parameter itself: moments, and fp32 weights."""
+        """The tensors that every data rank holds whole in addition to the parameter: moments, and fp32 weights."""
         if self._sharded or self._optimizer is None:
             return ()
         return (

@@ -74,7 +74,7 @@ def undisturbed(tiny_corpus, launched, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def heeded():
+def no_signal_ignored():
     """Ignore no signal, as pytest does under nohup and as a job in the background: its children would inherit that."""
     ignored = [n for n in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(n) == signal.SIG_IGN]
     for number in ignored:
