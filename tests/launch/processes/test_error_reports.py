@@ -30,7 +30,7 @@ PHASES = {
     "training": (NativeEngine, "forward_backward"),
     "update": (NativeEngine, "optimizer_step"),
     "evaluation": (NativeEngine, "evaluate"),
-    "sampling": (NativeEngine, "generate"),
+    "sampling": (NativeEngine, "as_model"),
     "saving": (SharedCheckpoints, "save"),
 }
 
