@@ -1,6 +1,7 @@
 """What holds for all tests, and what those of several folders need."""
 
 import gc
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def own_wandb_process():
+    """W&B leaves the address of its process in the environment: later runs would record through that of this test."""
+    yield
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 @pytest.fixture

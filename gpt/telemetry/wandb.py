@@ -1,6 +1,7 @@
 """Record into one run of Weights & Biases. A failure of its client does not stop the work that it records."""
 
 import secrets
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -134,6 +135,13 @@ class WandbRun:
         return run_id
 
     def _start(self, run_id: str) -> Any:
+        report_error = sys.excepthook
+        try:
+            return self._connect(run_id)
+        finally:
+            sys.excepthook = report_error  # that of the client prints an error with its secrets before it calls ours
+
+    def _connect(self, run_id: str) -> Any:
         if self._settings.online:
             try:
                 return self._init(run_id, mode="online")

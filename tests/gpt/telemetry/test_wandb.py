@@ -27,6 +27,15 @@ with MetricsWriter(config, Path(directory), run_config=run_config, resume_step=i
         writer.log(step, {"loss": 8.0 / step, "gradient_norm": float("nan")})
 """
 
+CRASH = """
+import sys
+from pathlib import Path
+from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
+sys.excepthook = lambda kind, error, trace: print("told once, without", len(str(error)), "letters")
+with MetricsWriter(MetricsConfig(wandb="offline"), Path(sys.argv[1]), run_config={}, resume_step=None) as writer:
+    raise ValueError("a secret")
+"""
+
 # The client must not find an API key of the person who runs the tests, nor write outside of the test's folder.
 NO_ACCOUNT = {"WANDB_API_KEY": "", "NETRC": "/nonexistent", "WANDB_BASE_URL": "http://127.0.0.1:9"}
 
@@ -180,3 +189,13 @@ print("the run ended")
     assert len(failed) == 1
     assert re.search(r"no answer within .* s of its process \d+ \(wandb-core, stopped\), which is ended", failed[0])
     assert out[-1] == "the run ended"
+
+
+def test_the_client_does_not_print_an_error_itself(tmp_path):
+    """The process's own hook leaves secrets out; the client would print them before it."""
+    command = [sys.executable, "-c", CRASH, str(tmp_path / "run")]
+    environment = {**os.environ, **isolated(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stdout == "told once, without 8 letters\n"
+    assert not done.stderr
