@@ -102,7 +102,7 @@ def test_only_the_cluster_module_reads_the_environment_and_nothing_pickles():
     found = [f"{path.relative_to(ROOT)}: {offence}" for path in sources() for offence in offences(path.read_text())]
     allowed = "launch/processes/environment.py: os.environ"
     assert allowed in found, "the search no longer sees the environment's one reader"
-    of_deepspeed = "parallel/engines/deepspeed_setup.py: os.environ"  # it learns its device from LOCAL_RANK alone
+    of_deepspeed = "parallel/zero/setup.py: os.environ"  # it learns its device from LOCAL_RANK alone
     assert [line for line in found if line not in (allowed, of_deepspeed)] == []
 
 

@@ -20,17 +20,17 @@ from parallel.axes.pipeline_parallel import Pipeline
 from parallel.axes.stage import ModelStage, canonical_parameters
 from parallel.engines.capabilities import DEEPSPEED
 from parallel.engines.checkpoints import open_checkpoints
-from parallel.engines.deepspeed_setup import destroy, partition, start
 from parallel.engines.settings import EngineSettings, sharding_signature
 from parallel.engines.sums import StepSums, add_totals, evaluation_totals
-from parallel.engines.zero_fragments import ZeroFragments
-from parallel.engines.zero_tensors import ZeroTensors
-from parallel.engines.zero_update import ZeroUpdate
 from parallel.health.replica_check import ReplicaCheck, describe
 from parallel.health.weight_digests import digest, model_digest
 from parallel.inference.model import DistributedModel
 from parallel.layout.mesh import Mesh, build_mesh
 from parallel.parallelize import build_unsharded_stage, parameter_names
+from parallel.zero.fragments import ZeroFragments
+from parallel.zero.saved_tensors import ZeroTensors
+from parallel.zero.setup import destroy, partition, start
+from parallel.zero.update import ZeroUpdate
 
 
 class DeepSpeedEngine:

@@ -23,9 +23,9 @@ from parallel.checkpoint.find import find_latest
 from parallel.checkpoint.local_tier import find_newest_local
 from parallel.engines.choose import build_engine
 from parallel.engines.settings import sharding_signature
-from parallel.engines.zero_fragments import ZeroFragments
 from parallel.layout.mesh import build_mesh
 from parallel.parallelize import build_inference_stage
+from parallel.zero.fragments import ZeroFragments
 
 CPU = torch.device("cpu")
 LR, STEPS, SAVED_AT = 3e-3, 20, 3

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from parallel.axes.gradients import other_gradient
-from parallel.engines.deepspeed_setup import is_partitioned
-from parallel.engines.zero_fragments import Fragment, ZeroFragments
+from parallel.zero.fragments import Fragment, ZeroFragments
+from parallel.zero.setup import is_partitioned
 
 
 class ZeroUpdate:

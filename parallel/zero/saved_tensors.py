@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from parallel.axes.gradients import local, whole
-from parallel.engines.zero_fragments import Fragment, ZeroFragments
+from parallel.zero.fragments import Fragment, ZeroFragments
 
 
 class ZeroTensors:

@@ -4,7 +4,7 @@ import torch
 from deepspeed_ranks import frozen_fragments
 from torch.distributed.tensor import DTensor
 
-from parallel.engines.zero_tensors import ZeroTensors
+from parallel.zero.saved_tensors import ZeroTensors
 
 
 def test_a_load_writes_back_what_the_staged_copies_hold(process_group):

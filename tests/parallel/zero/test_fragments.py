@@ -8,7 +8,7 @@ from deepspeed_ranks import frozen_fragments
 from layout_runs import SEED, settings_of
 
 from gpt.model.initialisation import initialise
-from parallel.engines.zero_fragments import fill_range, rows_of
+from parallel.zero.fragments import fill_range, rows_of
 
 
 def test_a_range_is_the_end_of_a_row_whole_rows_and_the_start_of_a_row():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from layout_runs import settings_of
 
-from parallel.engines.deepspeed_setup import configuration
+from parallel.zero.setup import configuration
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

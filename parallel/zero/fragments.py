@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from gpt.model.config import ModelConfig
 from gpt.model.initialisation import fill, start_of
-from parallel.engines.deepspeed_setup import is_partitioned
 from parallel.layout.mesh import Mesh
+from parallel.zero.setup import is_partitioned
 
 
 @dataclass(frozen=True)
