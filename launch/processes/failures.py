@@ -16,6 +16,7 @@ from typing import Any
 MISTAKE = 2  # exit status of a user's mistake: a restart would only repeat it
 SAVED_AFTER_SIGNAL = 75  # exit status of a run that saved after a signal and wants to be restarted (EX_TEMPFAIL)
 
+LAST_LINES = 40  # of a failed rank's output
 INTERRUPTED = 128 + signal.SIGINT  # exit status of a run that Ctrl-C ended: nobody starts it again
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # a training run saves and stops
 
@@ -110,8 +111,26 @@ def print_failure(rank: int, failure: Any, *, nproc: int, log_dir: Path) -> None
         lines += [] if trace or line else ["triaxial: its output is above"]
     for path in sorted(log_dir.glob(f"{rank}/stderr.log")):
         text = path.read_text(encoding="utf-8", errors="replace")
-        lines += [f"[rank {rank}] {line}" for line in text.splitlines()[-40:]]
+        lines += [f"[rank {rank}] {line}" for line in last_lines(text)]
     print(*lines, f"triaxial: output of the other ranks: {log_dir}", sep="\n", file=sys.stderr, flush=True)
+
+
+def last_lines(output: str) -> list[str]:
+    """The last lines of a rank's output. After a crash, faulthandler's report of the thread that crashed comes first.
+
+    The report lists all threads. The one that crashed may be far from the end, or run no Python code.
+    """
+    lines = output.splitlines()
+    starts = [i for i, line in enumerate(lines) if line.startswith("Fatal Python error: ")]
+    if not starts:
+        return lines[-LAST_LINES:]
+    before, heading, report = lines[: starts[-1]], lines[starts[-1]], lines[starts[-1] + 1 :]
+    first = next((i for i, line in enumerate(report) if line.startswith("Current thread ")), None)
+    if first is None:
+        return [f"{heading} (in a thread that runs no Python code)", "", *(before + report)[-LAST_LINES:]]
+    end = next((i for i in range(first, len(report)) if not report[i].strip()), len(report))
+    others = before + report[:first] + report[end:]
+    return [heading, *report[first:end][:LAST_LINES], "", *others[-LAST_LINES:]]
 
 
 def shell_status(failure: Any) -> int:

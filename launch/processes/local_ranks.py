@@ -23,7 +23,7 @@ from types import FrameType
 
 from gpt.errors import ConfigError
 from launch.processes.environment import share_machine
-from launch.processes.failures import MISTAKE, describe_exit
+from launch.processes.failures import MISTAKE, describe_exit, last_lines
 from launch.processes.rank_process import die_with_parent
 from launch.processes.sealing import new_secret
 from parallel.errors import ForgedMessage
@@ -31,11 +31,13 @@ from parallel.errors import ForgedMessage
 MAX_SOCKET_NAME = 107 if sys.platform == "linux" else 103  # unix(7): sun_path without the terminating zero
 SOCKET_NAME = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # the part that multiprocessing appends to the folder
 SETTLE_S = 0.3  # wait this long after the first failure for others: the first one seen may not be the cause
-LAST_LINES = 40
 
 
 class RankFailed(Exception):
-    """A rank died or raised; the message names it and ends with the last lines of its output."""
+    """A rank died or raised; the message names it and ends with the last lines of its output.
+
+    After a crash, the stack of the thread that crashed comes first, if faulthandler wrote it.
+    """
 
 
 def fork_server(preload: Sequence[str]) -> ForkServerContext:
@@ -106,7 +108,7 @@ def run_ranks(
         output = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
         if failures[rank] == MISTAKE:
             raise ConfigError(output)
-        lines = [f"\n[rank {rank}] {line}" for line in output.splitlines()[-LAST_LINES:]]
+        lines = [f"\n[rank {rank}] {line}" for line in last_lines(output)]
         raise RankFailed(f"rank {rank} of {nproc} failed first ({describe_exit(failures[rank])}){''.join(lines)}")
 
 

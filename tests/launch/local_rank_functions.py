@@ -1,7 +1,11 @@
 """Functions that tests/launch/processes/test_local_ranks.py runs on ranks."""
 
+import ctypes
+import faulthandler
 import os
+import resource
 import signal
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -45,6 +49,30 @@ def raises(rank: int, folder: str) -> None:
     if rank == 2:
         raise ValueError("the fourth tensor is bad")
     time.sleep(3600)
+
+
+def crashes(rank: int, folder: str) -> None:
+    if rank == 1:
+        _report_crashes()
+        os.abort()
+    time.sleep(3600)
+
+
+def crashes_outside_python(rank: int, folder: str) -> None:
+    """A thread of a library crashes, as one of gloo's may."""
+    if rank == 1:
+        _report_crashes()
+        library = ctypes.CDLL(None)
+        library.pthread_create(ctypes.byref(ctypes.c_ulong()), None, library.abort, None)
+    time.sleep(3600)
+
+
+def _report_crashes() -> None:
+    """Let faulthandler write its report to the log; 30 idle threads make it longer than the part that is shown."""
+    faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for _ in range(30):
+        threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
 
 
 def mistaken(rank: int, folder: str) -> None:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from launch.processes.failures import last_lines
 from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
 from launch.processes.rank_process import die_with_parent
 
@@ -69,9 +70,9 @@ class RankServer:
             raise RankFailed(f"{failed}\n{self.output(begins_at)}")
 
     def output(self, begins_at):
-        """The last part of the output of rank 0 and of the server."""
+        """The end of the output of rank 0 and of the server, with the thread that crashed first, if one did."""
         self.log.seek(begins_at)
-        return self.log.read()[-4000:]
+        return "\n".join(last_lines(self.log.read()))
 
     def kill(self):
         """End the server; its ranks, which are in its session, end too. The next launch starts another server."""

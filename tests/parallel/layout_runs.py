@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from core_stacks import native_stacks
 from generated import generated
 from live_tensors import GatheredBlocks, Live, LiveMicroBatches, Peak, storage_of
 from rank_server import rank_server
@@ -78,7 +79,8 @@ def launch(folder, runs, *, timeout_s, **variables):
             server.run_ranks("layout_runs:work", words, nproc=run["world_size"], logs=own / "logs", timeout_s=rest_s)
         except RankFailed as error:
             kept = shutil.move(own, tempfile.mkdtemp(prefix="layout_runs_failed_"))
-            raise RankFailed(f"run {run['name']!r}: {error}\noutput of the ranks, and cores: {kept}") from None
+            stacks = native_stacks(Path(kept))
+            raise RankFailed(f"run {run['name']!r}: {error}\n{stacks}output of the ranks, and cores: {kept}") from None
         results[run["name"]] = json.loads((own / "result.json").read_text())
         shutil.rmtree(own)
     return results

@@ -51,6 +51,8 @@ def said(tmp_path_factory, longest_folder):
         "killed_with_its_peers_waiting",
         "meets_again",
         "raises",
+        "crashes",
+        "crashes_outside_python",
         "mistaken",
         "forged",
     )
@@ -93,6 +95,23 @@ def test_a_ranks_exception_is_shown(said):
     text = told(said, "raises")
     assert text.startswith("raises: RankFailed: rank 2 of 3 failed first (exit status 1)")
     assert text.endswith("[rank 2] ValueError: the fourth tensor is bad")
+
+
+def test_the_thread_that_crashed_is_shown_first(said):
+    first = ["[rank 1] Fatal Python error: Aborted", "[rank 1] Current thread 0x"]
+    heading, *lines = told(said, "crashes").splitlines()
+    assert heading == "crashes: RankFailed: rank 1 of 3 failed first (killed by SIGABRT)"
+    assert [line[: len(start)] for line, start in zip(lines, first, strict=False)] == first
+    assert lines[2].endswith(" in crashes")
+    assert sum("Current thread" in line for line in lines) == 1
+    assert any(line.startswith("[rank 1] Thread 0x") for line in lines)
+
+
+def test_a_crash_in_a_thread_without_python_is_named(said):
+    heading, first, *lines = told(said, "crashes_outside_python").splitlines()
+    assert heading == "crashes_outside_python: RankFailed: rank 1 of 3 failed first (killed by SIGABRT)"
+    assert first == "[rank 1] Fatal Python error: Aborted (in a thread that runs no Python code)"
+    assert "Current thread" not in "".join(lines)
 
 
 def test_a_users_mistake_is_raised_as_config_error(said):
