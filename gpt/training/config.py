@@ -20,7 +20,7 @@ class TrainConfig:
     """
 
     total_tokens: int
-    """Tokens after which the run ends."""
+    """Tokens after which the run ends. `total_steps` and `epochs` are other ways to say it."""
     z_loss: float = 0.0
     """Factor of log^2 Z of each token in the training loss (PaLM: 1e-4)."""
     stop_after_s: float | None = None

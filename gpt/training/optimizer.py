@@ -1,7 +1,7 @@
 """The optimizer of a run: its settings, parameter groups and frozen parameters."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,8 +39,10 @@ class ParameterGroup:
 class OptimizerConfig:
     """The [optimizer] section of a recipe. The defaults are GPT-3's (arXiv 2005.14165, appendix B)."""
 
-    learning_rate: float
-    """Peak learning rate, which the schedule scales."""
+    learning_rate: float = field(metadata={"rule": True})
+    """Peak learning rate, which the schedule scales. By default it follows from the model's parameters: table 2.1 of
+    GPT-3, interpolated in their logarithm; below 125M, 6e-4 + 1.395e-4 * ln(125M / parameters) (arXiv 2001.08361,
+    appendix D.6). With `run.start_from` or sgd it has no default."""
     kind: Literal["adamw", "sgd"] = "adamw"
     """AdamW (GPT-3, arXiv 2005.14165, appendix B), or stochastic gradient descent with momentum."""
     beta1: float = 0.9

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from gpt.errors import ConfigError
@@ -16,10 +16,12 @@ class ScheduleConfig:
     are seen in all, and stay there.
     """
 
-    warmup_tokens: int
-    """Tokens over which the learning rate rises linearly to its peak."""
-    decay_tokens: int | None = None
-    """Tokens, counted from the start of training, at which the decay ends. `constant` has none."""
+    warmup_tokens: int = field(metadata={"rule": True})
+    """Tokens over which the learning rate rises linearly to its peak. By default 5% of `decay_tokens`, at most 375
+    million (GPT-3)."""
+    decay_tokens: int | None = field(default=None, metadata={"rule": True})
+    """Tokens, counted from the start of training, at which the decay ends. `train.total_tokens` by default. `constant`
+    has none."""
     final_fraction: float = 0.1
     """Learning rate after the decay / peak."""
     shape: Literal["cosine", "linear", "wsd", "constant"] = "cosine"

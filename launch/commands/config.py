@@ -10,9 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt.errors import ConfigError
-from launch.config.recipe import apply_overrides, build, find_recipe, read_toml, unknown_name
-from launch.config.run_config import RunConfig
-from launch.config.settings import REQUIRED, Setting, settings_of, toml
+from launch.config import lengths
+from launch.config.defaults import resolve
+from launch.config.recipe import build, find_recipe, read_toml, unknown_name
+from launch.config.run_config import RunConfig, config_of, recipe_table
+from launch.config.settings import BY_RULE, REQUIRED, Setting, settings_of, toml
 from launch.engines.table import engine_tables
 from launch.processes.terminal import table_console
 
@@ -61,7 +63,7 @@ def recipe_classes() -> dict[str, type[Any]]:
 def sections(cls: type[Any]) -> dict[str, list[Setting]]:
     """Return section -> its settings."""
     found: dict[str, list[Setting]] = {}
-    for setting in settings_of(cls):
+    for setting in (*settings_of(cls), *(lengths.settings() if cls is RunConfig else ())):
         found.setdefault(setting.key.partition(".")[0], []).append(setting)
     return found
 
@@ -69,8 +71,8 @@ def sections(cls: type[Any]) -> dict[str, list[Setting]]:
 def resolved(recipe: str, overrides: Sequence[str]) -> Iterator[str]:
     """Yield the lines of a recipe with every key and the origin of its value. ConfigError: the recipe is invalid."""
     given = read_toml(find_recipe(recipe))
-    table = apply_overrides(given, list(overrides))
-    config = build(_class_of(table, recipe), table, where="")
+    table = recipe_table(given, overrides)
+    config, origins = build_resolved(_class_of(table, recipe), table)
     for name in vars(config):
         yield f"[{name}]"
         section = getattr(config, name)
@@ -79,8 +81,17 @@ def resolved(recipe: str, overrides: Sequence[str]) -> Iterator[str]:
             if key in table.get(name, {}):
                 same = key in given.get(name, {}) and given[name][key] == table[name][key]
                 origin = "recipe" if same else "command line"
+            origin = origins.get(f"{name}.{key}", origin)
             yield f"{key} = {toml(value)}  # {origin}" if value is not None else f"# {key} has no value"
         yield ""
+
+
+def build_resolved(cls: type[Any], table: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+    """Return the configuration, and the origins of values that are from a rule or from a length in another unit."""
+    if cls is not RunConfig:
+        return build(cls, table, where=""), {}
+    values = resolve(table)
+    return config_of(values), values.origins
 
 
 def _class_of(table: dict[str, Any], recipe: str) -> type[Any]:
@@ -117,7 +128,7 @@ def page() -> str:
         for name, settings in sections(cls).items():
             lines += [f"### [{name}]", "", "| key | type | default | meaning |", "|---|---|---|---|"]
             for setting in settings:
-                default = setting.default if setting.default in ("", REQUIRED) else f"`{setting.default}`"
+                default = setting.default if setting.default in ("", REQUIRED, BY_RULE) else f"`{setting.default}`"
                 cells = (f"`{setting.key}`", setting.kind, default, setting.meaning)
                 lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
             lines.append("")

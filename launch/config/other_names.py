@@ -34,19 +34,15 @@ _SAME = {
     "run.directory": "out_dir output_dir save_dir",
     "run.start_from": "init_from resume_from pretrained model_name_or_path",
 }
-_STEPS = "it counts tokens: steps x batch.global_batch_tokens"
-# The same for settings in another unit, with the conversion.
+# The same with a note, for settings in another unit.
 _CONVERTED = {
-    "train.total_tokens": (
-        "total_steps max_steps steps train_iters max_iters num_steps train_steps iterations",
-        _STEPS,
-    ),
-    "train.total_tokens ": ("epochs num_epochs num_train_epochs", "it counts tokens: epochs x tokens of the corpus"),
-    "train.evaluate_every_tokens": ("eval_interval eval_steps eval_every evaluate_every", _STEPS),
-    "schedule.warmup_tokens": ("warmup warmup_steps warmup_iters lr_warmup_iters", _STEPS),
-    "schedule.decay_tokens": ("decay_steps lr_decay_iters lr_decay_steps", _STEPS),
+    "train.total_steps": ("max_steps steps train_iters max_iters num_steps train_steps iterations", ""),
+    "train.epochs": ("num_epochs num_train_epochs max_epochs", ""),
+    "train.evaluate_every_steps": ("eval_interval eval_steps eval_every evaluate_every", ""),
+    "schedule.warmup_steps": ("warmup warmup_iters lr_warmup_iters", ""),
+    "schedule.decay_steps": ("lr_decay_iters lr_decay_steps", ""),
     "schedule.final_fraction": ("min_lr min_learning_rate", "it is a share of optimizer.learning_rate"),
-    "checkpoint.every_tokens": ("save_steps save_interval save_every every_steps", _STEPS),
+    "checkpoint.every_steps": ("save_steps save_interval save_every", ""),
     "batch.global_batch_tokens": (
         "batch_size global_batch_size train_batch_size",
         "it counts tokens of all ranks: sequences x data.seq_len",
@@ -67,6 +63,6 @@ def our_name(section: str, name: str) -> str:
     if section not in _SECTIONS:
         return ""
     word = name.lower().replace("-", "_")
-    found = [(key.strip(), rule) for key, (names, rule) in _TABLE.items() if word in names]
+    found = [(key, rule) for key, (names, rule) in _TABLE.items() if word in names]
     found.sort(key=lambda each: not each[0].startswith(f"{section}."))
     return f"use {found[0][0]}{found[0][1] and f'; {found[0][1]}'}" if found else ""

@@ -103,7 +103,7 @@ def build(cls: type[T], table: dict[str, Any], *, where: str) -> T:
         try:
             if name in table:
                 hint = _kind_of(field, table[name], where=_dotted(where, name)) or hints[name]
-                values[name] = _convert(hint, table[name], where=_dotted(where, name))
+                values[name] = convert(hint, table[name], where=_dotted(where, name))
             elif required and dataclasses.is_dataclass(hints[name]):
                 values[name] = build(hints[name], {}, where=_dotted(where, name))
             elif required:
@@ -137,11 +137,12 @@ def unknown_name(kind: str, name: str, known: Sequence[str]) -> str:
     return f"unknown {kind} '{name}'; {did_you_mean(name, known) or 'known: ' + ', '.join(known)}"
 
 
-def _convert(hint: Any, value: Any, *, where: str) -> Any:  # noqa: C901  one case per kind of type
+def convert(hint: Any, value: Any, *, where: str) -> Any:  # noqa: C901  one case per kind of type
+    """The value of TOML as a field of type `hint` holds it; ConfigError if it is of another kind."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         inner = [argument for argument in arguments if argument is not type(None)]
-        return _convert(inner[0], value, where=where)
+        return convert(inner[0], value, where=where)
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in arguments):
             meant = did_you_mean(str(value), map(str, arguments))
@@ -154,11 +155,11 @@ def _convert(hint: Any, value: Any, *, where: str) -> Any:  # noqa: C901  one ca
     if origin is tuple:
         if not isinstance(value, list):
             raise ConfigError(f"{where} = {value!r} is invalid: must be a list")
-        return tuple(_convert(arguments[0], item, where=f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(convert(arguments[0], item, where=f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{where} = {value!r} is invalid: must be a table")
-        return {key: _convert(arguments[1], item, where=_dotted(where, key)) for key, item in value.items()}
+        return {key: convert(arguments[1], item, where=_dotted(where, key)) for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)

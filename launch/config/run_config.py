@@ -1,6 +1,7 @@
 """The whole configuration of a training run, composed of sections that are defined next to the code they configure."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +14,10 @@ from gpt.telemetry.metrics import MetricsConfig
 from gpt.training.config import CheckpointConfig, FaultConfig, ObjectiveConfig, TrainConfig, check_can_rewind
 from gpt.training.optimizer import OptimizerConfig
 from gpt.training.schedule import ScheduleConfig
+from launch.config.defaults import Resolved, resolve
+from launch.config.lengths import without_replaced
 from launch.config.objectives import DEFAULT, OBJECTIVES
-from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
+from launch.config.recipe import MissingKeys, apply_overrides, build, find_recipe, read_toml
 from parallel.engines.capabilities import check_engine, check_installed
 from parallel.health.config import HealthConfig
 from parallel.layout.config import BatchConfig, ParallelConfig
@@ -91,7 +94,28 @@ class RunConfig:
 
 def read_run_config(recipe: str, overrides: list[str]) -> RunConfig:
     """Read a recipe file, or a shipped recipe by its name, and apply the command line's overrides."""
-    return build(RunConfig, apply_overrides(read_toml(find_recipe(recipe)), overrides), where="")
+    return build_run_config(recipe_table(read_toml(find_recipe(recipe)), overrides))
+
+
+def recipe_table(given: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A training recipe's table with the command line's overrides. A length there replaces one in another unit."""
+    return apply_overrides(without_replaced(given, apply_overrides({}, overrides)), overrides)
+
+
+def build_run_config(table: dict[str, Any]) -> RunConfig:
+    """The configuration of a recipe's table, with all lengths in tokens and the values of keys that have a rule."""
+    return config_of(resolve(table))
+
+
+def config_of(resolved: Resolved) -> RunConfig:
+    """The configuration of a resolved table. ConfigError: as RunConfig, and all missing keys at once."""
+    try:
+        return build(RunConfig, resolved.table, where="")
+    except MissingKeys as error:
+        keys = {key: kind for key, kind in error.keys.items() if key not in resolved.waiting}
+        if "train.total_tokens" in keys:
+            keys["train.total_tokens"] += ", or set train.total_steps or train.epochs"
+        raise MissingKeys(keys) from None
 
 
 def layout_of(config: RunConfig, world_size: int) -> Layout:

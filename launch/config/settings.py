@@ -15,12 +15,13 @@ from typing import Any, Literal, Union, get_args, get_origin
 from launch.config.recipe import describe
 
 REQUIRED = "required"
+BY_RULE = "by a rule"  # a field with `rule` in its metadata: launch/config/defaults.py gives its value
 _PLURAL = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of a recipe. `default` is TOML, `REQUIRED`, or "" for a key that has no value by default."""
+    """One key of a recipe. `default` is TOML, `REQUIRED`, `BY_RULE`, or "" for a key that has no value by default."""
 
     key: str
     kind: str
@@ -83,6 +84,8 @@ def _kind(hint: Any) -> str:
 
 
 def _default(field: "dataclasses.Field[Any]") -> str:
+    if field.metadata.get("rule"):
+        return BY_RULE
     if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
         return REQUIRED
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from gpt.errors import one_line
-from launch.config.recipe import apply_overrides, build
-from launch.config.run_config import RunConfig
+from launch.config.recipe import apply_overrides
+from launch.config.run_config import RunConfig, build_run_config
 from launch.config.settings import toml
 from parallel.layout.config import EngineName
 
@@ -70,7 +70,7 @@ class RecipeDraft:
         for key, example in self.gaps.items():
             section, _, name = key.partition(".")
             checked[section][name] = example
-        build(RunConfig, checked, where="")
+        build_run_config(checked)
         lines = [f"# {self.title}", *self._remarks()]
         for field in dataclasses.fields(RunConfig):
             if values := self.table.get(field.name):

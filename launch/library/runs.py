@@ -14,8 +14,9 @@ from gpt.files.json_text import decode_json
 from gpt.files.regular import read_text
 from gpt.training.config import ObjectiveConfig
 from launch.commands.data.prepare import DATA_PACKAGES
+from launch.config.lengths import without_replaced
 from launch.config.recipe import build, find_recipe, read_toml
-from launch.config.run_config import RunConfig
+from launch.config.run_config import build_run_config
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.rank_process import StopSignals
 from launch.processes.terminal import table_console
@@ -51,7 +52,8 @@ def train(
     """
     from launch.training.train_rank import run_rank
 
-    config = build(RunConfig, _with(read_toml(find_recipe(str(recipe))), settings), where="")
+    given = without_replaced(read_toml(find_recipe(str(recipe))), _with({}, settings))
+    config = build_run_config(_with(given, settings))
     if objective is not None:
         config = dataclasses.replace(config, objective=objective)
     with _interruptible() as stop:

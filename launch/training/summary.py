@@ -46,6 +46,7 @@ def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.devic
         f"batch: {run.batch.full_tokens // run.seq_len} sequences of {run.seq_len} = {run.batch.full_tokens:,} tokens "
         f"a step, {layout.micro_batches} micro-batches of {config.batch.micro_batch_size} per rank",
         *describe_ramp(run.batch),
+        describe_learning_rate(config),
         *([] if run.peak_flops_per_s else [missing_peak(device)]),
         *describe_checks(data),
         f"training: {run.steps:,} steps = {run.batch.tokens_seen(run.steps):,} tokens (train.total_tokens = "
@@ -74,6 +75,15 @@ def describe_ramp(batch: BatchRamp) -> list[str]:
         f"{batch.increment_tokens:,}, the full size from step {last.first_step + 1:,} on, after "
         f"{last.tokens_before:,} tokens"
     ]
+
+
+def describe_learning_rate(config: RunConfig) -> str:
+    """Describe the learning rate over the run, whose values may be those of a rule."""
+    schedule, peak = config.schedule, config.optimizer.learning_rate
+    line = f"learning rate: {peak:g} after a warm-up of {schedule.warmup_tokens:,} tokens"
+    if schedule.decay_tokens is None:
+        return line
+    return f"{line}, then {schedule.shape} to {peak * schedule.final_fraction:g} at {schedule.decay_tokens:,} tokens"
 
 
 def describe_pipeline(config: RunConfig, layout: Layout) -> list[str]:

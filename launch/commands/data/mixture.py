@@ -13,8 +13,8 @@ from gpt.data.mixture import MixtureConfig, MixturePlan, PlannedCorpus, plan_mix
 from gpt.data.sampling import sampling_of
 from gpt.errors import ConfigError, file_error
 from gpt.telemetry.console import human_count
-from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
-from launch.config.run_config import RunConfig
+from launch.config.recipe import build, find_recipe, read_toml
+from launch.config.run_config import RunConfig, build_run_config, recipe_table
 from launch.processes.terminal import table_console
 
 MAX_ERROR = 1e-3  # relative error of a corpus's tokens; above it, a line explains the error
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 def read_plan(recipe: str, overrides: list[str]) -> tuple[MixturePlan, str]:
     """The plan of a recipe, and the recipe's note."""
-    table = apply_overrides(read_toml(find_recipe(recipe)), overrides)
+    table = recipe_table(read_toml(find_recipe(recipe)), overrides)
     if "mixture" in table:
         if len(table) > 1:
             others = ", ".join(f"[{key}]" for key in table if key != "mixture")
@@ -51,7 +51,7 @@ def read_plan(recipe: str, overrides: list[str]) -> tuple[MixturePlan, str]:
         ), mixture.note
     if "data" not in table:
         raise ConfigError(f"{recipe} has neither the table [data] of a training recipe nor the table [mixture]")
-    return plan_of_run(build(RunConfig, table, where="")), ""
+    return plan_of_run(build_run_config(table)), ""
 
 
 def plan_of_run(config: RunConfig) -> MixturePlan:

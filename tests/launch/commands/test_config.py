@@ -37,6 +37,18 @@ def test_a_resolved_recipe_is_a_recipe_and_names_the_origin_of_each_value(recipe
     assert tomllib.loads(again.stdout) == tomllib.loads(shown.stdout)
 
 
+def test_values_of_rules_and_lengths_in_steps_have_their_origin(tmp_path):
+    text = (ROOT / "launch/recipes/demo.toml").read_text()
+    for line in ("learning_rate = 2e-3", "warmup_tokens = 40_000", "decay_tokens = 600_000"):
+        text = text.replace(line, "")
+    (tmp_path / "short.toml").write_text(text)
+    shown = config(str(tmp_path / "short.toml"), "--train.total_steps", "300").stdout
+    assert "total_tokens = 614_400  # train.total_steps = 300\n" in shown
+    assert "learning_rate = 0.0011  # rule: the model's parameters\n" in shown
+    assert "decay_tokens = 614_400  # rule: train.total_tokens\n" in shown
+    assert "warmup_tokens = 30_720  # rule: 5% of the decay, at most 375M\n" in shown
+
+
 def test_one_section_is_shown_and_an_unknown_one_is_named():
     shown = config("--keys", "optimizer").stdout
     assert "triaxial train: [optimizer]" in shown

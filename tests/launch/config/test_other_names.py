@@ -3,14 +3,15 @@
 import pytest
 
 from gpt.errors import ConfigError
+from launch.config.lengths import IN_TOKENS
 from launch.config.other_names import _TABLE, our_name
 from launch.config.run_config import RunConfig, read_run_config
 from launch.config.settings import settings_of
 
 
 def test_every_key_exists_and_no_other_name_is_one_of_ours():
-    ours = {setting.key for setting in settings_of(RunConfig)}
-    assert {key.strip() for key in _TABLE} <= ours
+    ours = {setting.key for setting in settings_of(RunConfig)} | IN_TOKENS.keys()
+    assert _TABLE.keys() <= ours
     for key, (names, _) in _TABLE.items():
         section = key.partition(".")[0]
         assert not {f"{section}.{name}" for name in names} & ours
@@ -20,7 +21,8 @@ def test_every_key_exists_and_no_other_name_is_one_of_ours():
     ("override", "advice"),
     [
         ("optimizer.lr", "use optimizer.learning_rate"),
-        ("train.total_steps", "use train.total_tokens; it counts tokens: steps x batch.global_batch_tokens"),
+        ("train.max_steps", "use train.total_steps"),
+        ("schedule.min_lr", "use schedule.final_fraction; it is a share of optimizer.learning_rate"),
         ("train.lr", "use optimizer.learning_rate"),
         ("model.block_size", "use model.n_ctx"),
         ("data.block-size", "use data.seq_len"),

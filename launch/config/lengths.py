@@ -1,0 +1,117 @@
+"""Lengths of a training recipe in steps or epochs. They become tokens when the recipe is read, before anything else."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from gpt.data.config import DataConfig
+from gpt.errors import ConfigError
+from gpt.training.schedule import BatchRamp
+from launch.config.recipe import MissingKeys, build, convert
+from launch.config.settings import Setting
+from parallel.layout.config import BatchConfig
+
+TOTAL, EPOCHS = "train.total_tokens", "train.epochs"
+_POINTS = (TOTAL, "schedule.warmup_tokens", "schedule.decay_tokens")  # counted from the start of training
+_SPANS = (
+    "schedule.cooldown_tokens",
+    "train.evaluate_every_tokens",
+    "train.sample_every_tokens",
+    "train.few_shot_every_tokens",
+    "checkpoint.every_tokens",
+    "checkpoint.keep_every_tokens",
+    "checkpoint.fast_every_tokens",
+)
+# Key in another unit -> key in tokens.
+IN_TOKENS: Mapping[str, str] = MappingProxyType(
+    {f"{key.removesuffix('_tokens')}_steps": key for key in (*_POINTS, *_SPANS)} | {EPOCHS: TOTAL}
+)
+
+
+def settings() -> list[Setting]:
+    """The keys in steps and epochs, as `triaxial config --keys` lists them."""
+    return [
+        Setting(
+            key,
+            "a number" if key == EPOCHS else "a whole number",
+            "",
+            f"`{tokens}` in epochs: 1 is every sample of all corpora of `data.train` once."
+            if key == EPOCHS
+            else f"`{tokens}` in optimizer steps.",
+        )
+        for key, tokens in IN_TOKENS.items()
+    ]
+
+
+def without_replaced(table: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's table without the lengths that `newer`, such as the command line, gives in another unit."""
+    result = dict(table)
+    for length in set(IN_TOKENS.values()):
+        ways = _ways(length)
+        if not any(_get(newer, way) is not None for way in ways):
+            continue
+        for section, _, name in (way.partition(".") for way in ways):
+            if isinstance(result.get(section), dict):
+                result[section] = {key: value for key, value in result[section].items() if key != name}
+    return result
+
+
+def to_tokens(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The recipe's table with all lengths in tokens, and the origin of those that were in another unit.
+
+    An epoch needs the recipe's token files. A length that needs a key which is missing is left out. ConfigError: a
+    length is invalid, or given in two units.
+    """
+    result = {name: dict(section) if isinstance(section, dict) else section for name, section in table.items()}
+    origins = {}
+    for key, tokens_key in IN_TOKENS.items():
+        value = _get(result, key)
+        if value is None:
+            continue
+        ways = [way for way in _ways(tokens_key) if _get(table, way) is not None]
+        if len(ways) > 1:
+            raise ConfigError(f"{' and '.join(ways)} are invalid together: both say one length. Keep one of them")
+        section, _, name = key.partition(".")
+        del result[section][name]
+        try:
+            tokens = _epochs(table, value) if key == EPOCHS else _steps(table, key, value)
+        except MissingKeys:  # reading the whole recipe names these keys with all others that are missing
+            continue
+        result[section][tokens_key.partition(".")[2]] = tokens
+        origins[tokens_key] = f"{key} = {value}"
+    return result, origins
+
+
+def _ways(length: str) -> list[str]:
+    """The keys that say one length."""
+    return [length, *(key for key, tokens in IN_TOKENS.items() if tokens == length)]
+
+
+def _get(table: dict[str, Any], key: str) -> Any:
+    section, _, name = key.partition(".")
+    values = table.get(section)
+    return values.get(name) if isinstance(values, dict) else None
+
+
+def _steps(table: dict[str, Any], key: str, value: Any) -> int:
+    steps = convert(int, value, where=key)
+    if steps < (0 if key == "schedule.warmup_steps" else 1):
+        raise ConfigError(f"{key} = {steps} is invalid: must be at least {int(key != 'schedule.warmup_steps')}")
+    config = build(BatchConfig, table.get("batch", {}), where="batch")
+    tokens_key = IN_TOKENS[key]
+    if config.ramp_tokens is not None and tokens_key in _SPANS:
+        raise ConfigError(f"{key} = {steps} is invalid with batch.ramp_tokens: steps differ in size. Use {tokens_key}")
+    batch: BatchRamp = config.ramp
+    return batch.tokens_seen(steps)
+
+
+def _epochs(table: dict[str, Any], value: Any) -> int:
+    from gpt.data.sampling import CorpusFiles, sampling_of  # not needed by the recipes that count tokens
+
+    epochs: float = convert(float, value, where=EPOCHS)
+    if not 0 < epochs < float("inf"):
+        raise ConfigError(f"{EPOCHS} = {epochs:g} is invalid: must be a number above 0")
+    data = build(DataConfig, table.get("data", {}), where="data")
+    sampling = sampling_of(data)
+    samples = sum(CorpusFiles(corpus, sampling).n_samples for corpus in data.train)
+    return max(1, round(epochs * samples)) * data.seq_len
