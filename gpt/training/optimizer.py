@@ -41,8 +41,8 @@ class OptimizerConfig:
 
     learning_rate: float = field(metadata={"rule": True})
     """Peak learning rate, which the schedule scales. By default it follows from the model's parameters: table 2.1 of
-    GPT-3, interpolated in their logarithm; below 125M, 6e-4 + 1.395e-4 * ln(125M / parameters) (arXiv 2001.08361,
-    appendix D.6). With `run.start_from` or sgd it has no default."""
+    GPT-3, interpolated in the logarithms; smaller models continue its trend, up to 6e-3. With `run.start_from` or sgd
+    it has no default."""
     kind: Literal["adamw", "sgd"] = "adamw"
     """AdamW (GPT-3, arXiv 2005.14165, appendix B), or stochastic gradient descent with momentum."""
     beta1: float = 0.9

@@ -17,7 +17,7 @@ class ScheduleConfig:
     """
 
     warmup_tokens: int = field(metadata={"rule": True})
-    """Tokens over which the learning rate rises linearly to its peak. By default 5% of `decay_tokens`, at most 375
+    """Tokens over which the learning rate rises linearly to its peak. By default 2% of `decay_tokens`, at most 375
     million (GPT-3)."""
     decay_tokens: int | None = field(default=None, metadata={"rule": True})
     """Tokens, counted from the start of training, at which the decay ends. `train.total_tokens` by default. `constant`

@@ -44,9 +44,9 @@ def test_values_of_rules_and_lengths_in_steps_have_their_origin(tmp_path):
     (tmp_path / "short.toml").write_text(text)
     shown = config(str(tmp_path / "short.toml"), "--train.total_steps", "300").stdout
     assert "total_tokens = 614_400  # train.total_steps = 300\n" in shown
-    assert "learning_rate = 0.0011  # rule: the model's parameters\n" in shown
+    assert "learning_rate = 0.0021  # rule: the model's parameters\n" in shown
     assert "decay_tokens = 614_400  # rule: train.total_tokens\n" in shown
-    assert "warmup_tokens = 30_720  # rule: 5% of the decay, at most 375M\n" in shown
+    assert "warmup_tokens = 12_288  # rule: 2% of the decay, at most 375M\n" in shown
 
 
 def test_one_section_is_shown_and_an_unknown_one_is_named():
