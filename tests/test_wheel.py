@@ -30,8 +30,9 @@ def test_it_holds_every_module_and_recipe_and_no_tests(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     recipes = {str(path.relative_to(ROOT)) for path in (ROOT / "launch/recipes").glob("*.toml")}
-    assert modules | recipes | {"triaxial.py"} <= names
-    rest = {name for name in names - modules - recipes if ".dist-info/" not in name}
+    assets = {str(path.relative_to(ROOT)) for path in (ROOT / "launch/dashboard/assets").iterdir()}
+    assert modules | recipes | assets | {"triaxial.py"} <= names
+    rest = {name for name in names - modules - recipes - assets if ".dist-info/" not in name}
     assert rest == {"triaxial.py"}
     assert [name for name in names if name.endswith("licenses/LICENSE")]
 

@@ -7,6 +7,7 @@ import argparse
 import json
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from rich import box
@@ -15,8 +16,10 @@ from rich.text import Text
 
 from gpt.errors import ConfigError
 from gpt.telemetry.goodput import NAMES, Account
+from launch.dashboard.feed import run_directories
+from launch.dashboard.page import page_file
+from launch.dashboard.server import Dashboard
 from launch.processes.terminal import printable, table_console
-from launch.reports import scaling as report_scaling
 from launch.reports.facts import (
     as_json,
     bytes_text,
@@ -40,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained HTML page with plots")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures for a program")
     parser.add_argument(
+        "--serve", action="store_true", help="show one or several runs, live, on a page of a server on this machine"
+    )
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="with --serve: the port (default: a free one)")
+    parser.add_argument(
         "--scaling", action="store_true", help="validation loss against compute of several runs, with power laws"
     )
     parser.add_argument("--svg", type=Path, metavar="FILE", help="with --scaling: write the picture alone")
@@ -50,12 +57,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.scaling:
-        return report_scaling.run(args)
+        from launch.reports import scaling  # with torch, which nothing else here needs
+
+        return scaling.run(args)
     for name in ("svg", "corpus"):
         if getattr(args, name) is not None:
             raise ConfigError(f"--{name} {getattr(args, name)} is only for --scaling. Leave it out")
-    if len(args.run) > 1:
-        raise ConfigError(f"{len(args.run)} runs: a report is about one. Use --scaling to compare several runs")
+    if args.serve:
+        return serve(args)
+    if args.port:
+        raise ConfigError(f"--port {args.port} is only for --serve. Leave it out")
+    return compare(args) if len(args.run) > 1 else show(args)
+
+
+def show(args: argparse.Namespace) -> int:
+    """The report of one run."""
     history, now = read_history(args.run[0]), time.time()
     console = table_console()
     console.print(Text(f"{history.directory}: {printable(status(history, now=now))}"))
@@ -82,6 +98,33 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(as_json(history, now=now), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         console.print(Text(f"wrote {args.json}"))
+    return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve the page of the runs until Ctrl-C."""
+    if not 0 <= args.port < 2**16:
+        raise ConfigError(f"--port {args.port} is no port. Use one from 1024 to 65535, or leave it out")
+    try:
+        server = Dashboard(run_directories(args.run), port=args.port)
+    except OSError as error:
+        raise ConfigError(f"--port {args.port}: {error.strerror}. Use another port, or leave it out") from error
+    with server:
+        n = len(server.feeds)
+        print(f"{n} run{'s' if n > 1 else ''}, on this machine only: {server.url} (Ctrl-C ends it)", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Write one page about several runs."""
+    if args.html is None:
+        raise ConfigError(
+            f"{len(args.run)} runs: a report is about one. Use --serve or --html FILE to compare them, or --scaling"
+        )
+    args.html.write_text(page_file(run_directories(args.run)), encoding="utf-8")
+    print(f"wrote {args.html}")
     return 0
 
 

@@ -12,7 +12,8 @@ from launch.reports.facts import headline, meaning_of, seconds_text, status, tim
 from launch.reports.plots import Mark, PlotLine, draw
 from launch.reports.style import TIME_COLOURS, run_page
 from launch.reports.tables import checkpoints_part, events_part, processes_part
-from launch.runs.history import STEP_TOKENS, RunHistory
+from launch.runs.history import RunHistory
+from launch.runs.metrics_takes import STEP_TOKENS
 from launch.runs.series import runs_without_gaps
 
 MAX_LOST = 40  # superseded attempts that are drawn; the newest

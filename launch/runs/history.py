@@ -3,7 +3,6 @@
 A run may still be writing, or may have died in the middle of a line. Lines that cannot be read are skipped and counted.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,11 +15,10 @@ from gpt.files.json_text import decode_json
 from gpt.files.regular import open_regular, read_bytes
 from gpt.telemetry.goodput import Account, read_account
 from launch.processes.restarts import last_logged_step
-from launch.runs.series import MAX_POINTS, GrowingSeries, Take, settle
+from launch.runs.metrics_takes import MetricsTakes
+from launch.runs.series import Take, settle
 from parallel.checkpoint.folders import list_checkpoints, published_step, step_of
 
-MAX_VALUE = 1e200  # larger values, NaN and infinity are not plotted: differences must not overflow
-STEP_TOKENS = "step_tokens"  # the name of a derived metric
 METRICS, SUPERSEDED = "metrics.jsonl", "metrics.superseded.jsonl"
 EVENTS, LEDGER, CONFIG, SUMMARY = "events.jsonl", "ledger.jsonl", "config.json", "train_summary.json"
 
@@ -84,11 +82,7 @@ class RunHistory:
 
 def read_history(directory: Path) -> RunHistory:
     """Read a run directory. ConfigError: it is not a directory, or contains no file of a run."""
-    if not directory.is_dir():
-        raise ConfigError(f"{directory}: no such directory. Give the run.directory of a training run.")
-    known = (METRICS, EVENTS, LEDGER, SUMMARY, CONFIG, "checkpoints")
-    if not any((directory / name).exists() for name in known):
-        raise ConfigError(f"{directory} is not a run directory: it contains none of {', '.join(known)}")
+    check_run_directory(directory)
     problems: list[str] = []
     takes = read_takes(directory / METRICS, problems)
     lost = read_takes(directory / SUPERSEDED, problems)
@@ -98,48 +92,34 @@ def read_history(directory: Path) -> RunHistory:
         metrics=metrics,
         superseded=[*lost, *lost_here],
         events=read_events(directory / EVENTS, problems),
-        account=_account(directory / LEDGER, problems),
+        account=account_of(directory / LEDGER, problems),
         checkpoints=stored_checkpoints(directory / "checkpoints"),
-        config=_table(directory / CONFIG, problems),
-        summary=_table(directory / SUMMARY, problems),
+        config=read_table(directory / CONFIG, problems),
+        summary=read_table(directory / SUMMARY, problems),
         problems=problems,
     )
 
 
+def check_run_directory(directory: Path) -> None:
+    """ConfigError: it is not a directory, or contains no file of a run."""
+    if not directory.is_dir():
+        raise ConfigError(f"{directory}: no such directory. Give the run.directory of a training run.")
+    known = (METRICS, EVENTS, LEDGER, SUMMARY, CONFIG, "checkpoints")
+    if not any((directory / name).exists() for name in known):
+        raise ConfigError(f"{directory} is not a run directory: it contains none of {', '.join(known)}")
+
+
 def read_takes(path: Path, problems: list[str]) -> list[Take]:
     """The metrics of a file. A new take starts wherever the steps go back."""
-    takes: list[dict[str, GrowingSeries]] = []
-    last_step = math.inf
-    for number, record in enumerate(_objects(path, problems)):
-        step = record.pop("step", None)
-        if not isinstance(step, int) or not 0 <= step < 2**62:
-            continue
-        if step < last_step:
-            takes.append({})
-        last_step, take = step, takes[-1]
-        _add_step_tokens(record)
-        for name, value in record.items():
-            if isinstance(value, (int, float)) and -MAX_VALUE < value < MAX_VALUE:
-                if (series := take.get(name)) is None:
-                    series = take[name] = GrowingSeries()
-                series.steps.append(step)
-                series.values.append(value)
-        if number % MAX_POINTS == 0:
-            for series in take.values():
-                series.thin()
-    return [{name: series.series() for name, series in take.items()} for take in takes]
-
-
-def _add_step_tokens(record: dict[str, Any]) -> None:
-    """Add the tokens of the step, which its speed and its duration give."""
-    speed, seconds = record.get("tokens_per_s"), record.get("step_s")
-    if isinstance(speed, float) and isinstance(seconds, float) and math.isfinite(speed * seconds):
-        record[STEP_TOKENS] = round(speed * seconds)
+    takes = MetricsTakes()
+    for record in objects(path, problems):
+        takes.add(record)
+    return takes.takes()
 
 
 def read_events(path: Path, problems: list[str]) -> list[Event]:
     events = []
-    for record in _objects(path, problems):
+    for record in objects(path, problems):
         time, step = record.pop("time", None), record.pop("step", None)
         kind, text = record.pop("kind", None), record.pop("text", "")
         at = _seconds_since_1970(time)
@@ -168,7 +148,7 @@ def stored_checkpoints(directory: Path) -> list[StoredCheckpoint]:
     return found
 
 
-def _objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+def objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file of lines. A last line without a newline is still being written."""
     damaged = 0
     try:
@@ -192,7 +172,7 @@ def _objects(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
         problems.append(f"{path.name}: {damaged:,} line{'s' if damaged > 1 else ''} that cannot be read, skipped")
 
 
-def _account(path: Path, problems: list[str]) -> Account | None:
+def account_of(path: Path, problems: list[str]) -> Account | None:
     try:
         return read_account(path)
     except (OSError, ConfigError):
@@ -200,7 +180,7 @@ def _account(path: Path, problems: list[str]) -> Account | None:
         return None
 
 
-def _table(path: Path, problems: list[str]) -> dict[str, Any]:
+def read_table(path: Path, problems: list[str]) -> dict[str, Any]:
     """Read a JSON object; empty if the file does not exist."""
     try:
         table = decode_json(read_bytes(path))

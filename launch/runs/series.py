@@ -82,28 +82,35 @@ class GrowingSeries:
         if len(self.values) < 2 * MAX_POINTS:
             return
         n = (len(self.values) - RECENT) // self._per_point * self._per_point
-        self._fold(n)
+        points, self._counts = self._folded(n)
         del self.steps[:n], self.values[:n]
         while len(self._counts) > MAX_POINTS:
-            assert self._points is not None
-            self._points, self._counts = _merged(self._points, self._counts, 2)
+            points, self._counts = _merged(points, self._counts, 2)
             self._per_point *= 2
+        self._points = points
 
     def series(self) -> Series:
-        """The series. Nothing may be appended afterwards."""
+        """The series so far."""
         logged = Series(np.array(self.steps, dtype=np.int64), np.array(self.values, dtype=np.float64))
         if self._points is None:
             return logged
-        self._fold(len(self.values))
-        points = self._points
+        points, _ = self._folded(len(self.values))
         return Series(points.steps, points.values, points.low, points.high, logged.part(slice(-RECENT, None)))
 
-    def _fold(self, n: int) -> None:
-        """Add the first n values to the points, `_per_point` values to a point."""
+    def _folded(self, n: int) -> tuple[Series, Steps]:
+        """The points with the first n values added to them, `_per_point` values to a point."""
         steps, values = np.array(self.steps[:n], dtype=np.int64), np.array(self.values[:n], dtype=np.float64)
         new, counts = _merged(Series(steps, values), np.ones(n, dtype=np.int64), self._per_point)
-        self._points = new if self._points is None else joined([self._points, new])
-        self._counts = np.concatenate([self._counts, counts])
+        points = new if self._points is None else joined([self._points, new])
+        return points, np.concatenate([self._counts, counts])
+
+
+def thinned(series: Series, most: int) -> Series:
+    """The series in at most `most` points, each of equally many."""
+    n = len(series.steps)
+    if n <= most:
+        return series
+    return _merged(series, np.ones(n, dtype=np.int64), -(-n // most))[0]
 
 
 def _merged(series: Series, counts: Steps, n: int) -> tuple[Series, Steps]:

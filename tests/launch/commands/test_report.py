@@ -3,11 +3,19 @@
 Nothing is trained here: tests/launch/commands/test_train.py reports on real runs."""
 
 import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
 
 import pytest
 
 from gpt.telemetry.event_log import append_event
 from launch.main import main
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def report(directory, tmp_path, capsys):
@@ -90,3 +98,34 @@ def test_a_path_that_is_no_run_is_reported_in_one_line(written_runs, tmp_path, c
     capsys.readouterr()
     assert main(["report", str(tmp_path / "run"), "--html", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_runs_are_served_until_ctrl_c(written_runs, tmp_path):
+    pytest.importorskip("plotly", reason="Plotly is not installed; it comes with the extra 'dashboard'")
+    for name in ("one", "two"):
+        written_runs.write_run(tmp_path / name, steps=5)
+    command = [sys.executable, "-m", "launch.main", "report", "--serve", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            line = process.stdout.readline()
+            address = line.partition("on this machine only: ")[2].partition(" ")[0]
+            with urllib.request.urlopen(f"{address}runs.json", timeout=60) as answer:
+                assert [run["name"] for run in json.load(answer)] == ["one", "two"]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 0
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+
+
+def test_mistakes_with_the_page_of_several_runs(written_runs, tmp_path, capsys):
+    written_runs.write_run(tmp_path / "one", steps=5)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for words, message in (
+            (["--serve", "--port", "99999"], "--port 99999 is no port"),
+            (["--serve", "--port", port], f"--port {port}: Address already in use. Use another port"),
+            (["--port", "8000"], "--port 8000 is only for --serve"),
+        ):
+            assert main(["report", str(tmp_path / "one"), *words]) == 2
+            assert message in capsys.readouterr().err

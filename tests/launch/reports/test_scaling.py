@@ -146,7 +146,7 @@ def test_mistakes_are_reported_in_one_line(written_runs, tmp_path, capsys):
         (["--scaling", one], "got 1. Name two or more"),
         (["--scaling", one, str(tmp_path / "no")], "no: no such directory"),
         (["--scaling", one, two, "--corpus", "books"], "--corpus books:"),
-        ([one, two], "2 runs: a report is about one. Use --scaling"),
+        ([one, two], "2 runs: a report is about one. Use --serve"),
         ([one, "--svg", "x.svg"], "--svg x.svg is only for --scaling"),
         ([one, "--corpus", "web"], "--corpus web is only for --scaling"),
     ):

@@ -1,0 +1,368 @@
+"use strict";
+// Shows the runs that runs.json describes. Every text from a run goes into the page as text, never as HTML.
+
+const inFile = JSON.parse(document.getElementById("data").textContent); // null if a server gives the data
+const LOOK_MS = 2000, MAX_RUNS_CHOSEN = 12, SHOWN_SAMPLES = 8, SHOWN_EVENTS = 40;
+const COLOURS = ["--s0", "--s1", "--s2", "--s3", "--s4", "--s5", "--s6"];
+const DASHES = ["solid", "dot", "dash", "dashdot", "longdash"];
+const SYMBOLS = { fault: "x", warning: "triangle-up", restart: "diamond", checkpoint: "circle", note: "circle-open" };
+const BYTES = /bytes$/;
+
+const state = { runs: [], chosen: new Set(), figures: [], extra: [], cache: new Map(), zoom: new Map() };
+const at = (id) => document.getElementById(id);
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+// Plotly reads some tags and entities in its labels
+const label = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+function make(tag, text = "", attributes = {}) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+// ---- data -----------------------------------------------------------------------------------------------------------
+
+async function get(path) {
+  const answer = await fetch(path);
+  if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+  return answer.json();
+}
+
+async function seriesOf(run, name, range) {
+  if (inFile) return inFile.series[run][name] || { step: [], value: [] };
+  const key = JSON.stringify([run, name, range, state.runs[run].version]);
+  if (!state.cache.has(key)) {
+    if (state.cache.size > 400) state.cache.clear();
+    const part = range ? `&first=${range[0]}&last=${range[1]}` : "";
+    state.cache.set(key, await get(`series.json?run=${run}&name=${encodeURIComponent(name)}&points=1000${part}`));
+  }
+  return state.cache.get(key);
+}
+
+function interpolated(steps, values, wanted) {
+  if (!steps.length) return wanted.map(() => null);
+  let i = 0;
+  return wanted.map((step) => {
+    while (i < steps.length - 2 && steps[i + 1] < step) i++;
+    if (steps.length === 1) return values[0] * (step / (steps[0] || 1));
+    const [a, b] = [steps[i], steps[i + 1]];
+    return values[i] + ((values[i + 1] - values[i]) * (step - a)) / (b - a || 1);
+  });
+}
+
+function horizontal(run, steps) {
+  const axis = at("axis").value, { clock, tokens, flops_per_token } = state.runs[run];
+  if (axis === "step") return steps;
+  if (axis === "hours") return interpolated(clock.step, clock.seconds.map((s) => s / 3600), steps);
+  const seen = interpolated(tokens.step, tokens.tokens, steps);
+  return axis === "tokens" ? seen : seen.map((n) => (n === null || !flops_per_token ? null : n * flops_per_token));
+}
+
+function smoothed(values) {
+  const keep = Number(at("smooth").value);
+  if (!keep) return values;
+  let mean = 0, weight = 0; // an exponential moving average whose first values do not lean to zero
+  return values.map((value) => {
+    mean = keep * mean + (1 - keep) * value;
+    weight = keep * weight + (1 - keep);
+    return mean / weight;
+  });
+}
+
+// ---- figures --------------------------------------------------------------------------------------------------------
+
+function scaled(name, values) {
+  return BYTES.test(name) ? values.map((value) => value / 2 ** 30) : values;
+}
+
+function trace(run, name, series, look) {
+  const lone = state.runs.length > 1 ? state.runs[run].name : name;
+  const title = label(state.runs.length > 1 && look.names > 1 ? `${state.runs[run].name}: ${name}` : lone);
+  const few = series.step.length <= 60 && /^(validation|few_shot)/.test(name);
+  return {
+    x: horizontal(run, series.step), y: smoothed(scaled(name, series.value)), name: title, type: "scatter",
+    mode: few || series.step.length === 1 ? "lines+markers" : "lines",
+    line: { color: look.colour, width: 1.6, dash: look.dash }, marker: { size: 5 },
+    hovertemplate: "%{y:.5~g}", legendgroup: title,
+  };
+}
+
+function band(run, name, series, look) {
+  if (!series.low || Number(at("smooth").value)) return [];
+  const x = horizontal(run, series.step);
+  return [{
+    x: [...x, ...x.slice().reverse()], y: [...scaled(name, series.high), ...scaled(name, series.low).slice().reverse()],
+    type: "scatter", mode: "lines", line: { color: look.colour, width: 0.5 }, fill: "toself", fillcolor: look.colour,
+    opacity: 0.25, hoverinfo: "skip", showlegend: false,
+  }];
+}
+
+function marks(run, name, series) {
+  const events = state.runs[run].events.filter((event) => event.about !== null && event.meaning !== "checkpoint");
+  const inside = events.filter((event) => event.about >= series.step[0] && event.about <= series.step.at(-1)).slice(-300);
+  if (!at("faults").checked || !inside.length || series.step.length < 2) return [];
+  const steps = inside.map((event) => event.about);
+  return [{
+    x: horizontal(run, steps), y: scaled(name, interpolated(series.step, series.value, steps)), type: "scatter", mode: "markers",
+    marker: { symbol: inside.map((event) => SYMBOLS[event.meaning]), size: 8, color: inside.map((event) =>
+      colour(event.meaning === "note" ? "--event" : `--${event.meaning}`)) },
+    text: inside.map((event) => label(`step ${event.about}: ${event.text || event.kind}`.slice(0, 160))),
+    hovertemplate: "%{text}<extra></extra>", showlegend: false,
+  }];
+}
+
+function looks(run, i, names) {
+  const several = state.runs.length > 1;
+  return { colour: colour(COLOURS[(several ? run : i) % COLOURS.length]), dash: several ? DASHES[i % DASHES.length] : "solid",
+    names: names.length };
+}
+
+function axisTitle(figure) {
+  return figure.names.some((name) => BYTES.test(name)) ? "GiB" : "";
+}
+
+async function draw(figure) {
+  const range = at("axis").value === "step" && !at("logx").checked && !inFile ? state.zoom.get(figure.title) : undefined;
+  const below = [], above = [];
+  for (const run of state.chosen) {
+    const known = new Set(state.runs[run].metrics);
+    const names = figure.names.filter((name) => known.has(name));
+    for (const [i, name] of names.entries()) {
+      const series = await seriesOf(run, name, range), look = looks(run, i, names);
+      if (!series.step.length) continue;
+      below.push(...band(run, name, series, look));
+      above.push(trace(run, name, series, look));
+      if (i === 0) above.push(...marks(run, name, series));
+    }
+  }
+  const percent = /^(mfu|goodput)$/.test(figure.names[0]), grid = { gridcolor: colour("--line"), zeroline: false };
+  const layout = {
+    margin: { l: 56, r: 12, t: 6, b: 32 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: colour("--soft"), size: 11 }, hovermode: "x unified", dragmode: "zoom", uirevision: zoomKey(),
+    hoverlabel: { bgcolor: colour("--card"), font: { color: colour("--ink") }, namelength: 40 },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--line"), activecolor: colour("--soft") },
+    showlegend: above.filter((one) => one.showlegend !== false).length > 1, legend: { orientation: "h", y: -0.16 },
+    xaxis: { ...grid, type: at("logx").checked ? "log" : "linear", exponentformat: "SI" },
+    yaxis: { ...grid, type: at("log").checked ? "log" : "linear", tickformat: percent ? ".3~p" : "",
+      title: { text: axisTitle(figure) }, exponentformat: figure.names[0] === "learning_rate" ? "e" : "SI" },
+  };
+  await Plotly.react(figure.plot, [...below, ...above], layout, { responsive: true, displaylogo: false,
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+  if (!figure.hears) {
+    figure.hears = true;
+    figure.plot.on("plotly_relayout", (change) => zoomed(figure, change));
+  }
+}
+
+const zoomKey = () => `${at("axis").value} ${at("logx").checked}`;
+
+function zoomed(figure, change) {
+  const [from, to] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
+  if (change["xaxis.autorange"]) state.zoom.delete(figure.title);
+  else if (from !== undefined) state.zoom.set(figure.title, [Math.max(0, Math.floor(from)), Math.ceil(to)]);
+  else return;
+  draw(figure).catch(told);
+}
+
+function addFigure(title, names) {
+  const box = make("figure"), plot = make("div", "", { class: "plot" });
+  box.append(make("h3", title), plot);
+  at("figures").append(box);
+  const figure = { title, names, plot };
+  state.figures.push(figure);
+  return figure;
+}
+
+function planFigures() {
+  const wanted = new Map();
+  for (const run of state.runs)
+    for (const [title, names] of Object.entries(run.figures))
+      if (names.length) wanted.set(title, [...new Set([...(wanted.get(title) || []), ...names])]);
+  for (const [title, names] of [...wanted, ...state.extra.map((name) => [name, [name]])]) {
+    const known = state.figures.find((figure) => figure.title === title);
+    if (known) known.names = names;
+    else addFigure(title, names);
+  }
+}
+
+async function drawAll() {
+  for (const figure of state.figures) await draw(figure);
+}
+
+// ---- facts ----------------------------------------------------------------------------------------------------------
+
+function table(head, rows) {
+  const made = make("table"), box = make("div", "", { class: "scroll" });
+  const top = make("tr");
+  for (const text of head) top.append(make("th", text, { class: "word" }));
+  made.append(top);
+  for (const { cells, mark } of rows) {
+    const row = make("tr", "", mark ? { class: mark } : {});
+    for (const cell of cells) row.append(make("td", cell, { class: "value" }));
+    made.append(row);
+  }
+  box.append(made);
+  return box;
+}
+
+function fill(id, title, note, ...parts) {
+  at(id).replaceChildren();
+  if (!parts.length) return;
+  at(id).append(make("h2", title), make("p", note, { class: "note" }), ...parts);
+}
+
+const chosenRuns = () => [...state.chosen].sort((a, b) => a - b).map((run) => [run, state.runs[run]]);
+const titled = (run, more) => (state.runs.length > 1 ? `${run.name}${more ? `: ${more}` : ""}` : more);
+
+function showTiles() {
+  const runs = chosenRuns(), several = state.runs.length > 1;
+  const problems = runs.flatMap(([, run]) => run.problems.map((text) => make("p", titled(run, text), { class: "problem" })));
+  at("tiles").replaceChildren(...problems, ...(several ? [comparison(runs)] : runs.flatMap(([i, run]) => tiles(i, run))));
+}
+
+function wholeReport(i) {
+  return inFile ? "" : make("a", "whole report", { href: `report.html?run=${i}` });
+}
+
+function tiles(i, run) {
+  const note = make("p", `${run.directory} \u00b7 ${run.status} `, { class: "note" }), box = make("div", "", { class: "tiles" });
+  note.append(wholeReport(i));
+  for (const [what, value, more] of run.tiles) {
+    const tile = make("div");
+    tile.append(make("span", what), make("b", value), make("span", what === "peak memory" && run.trend ? run.trend : more));
+    box.append(tile);
+  }
+  return [note, box];
+}
+
+function comparison(runs) {
+  const names = [...new Set(runs.flatMap(([, run]) => run.tiles.map(([what]) => what)))];
+  const rows = runs.map(([, run]) => {
+    const values = new Map(run.tiles.map(([what, value]) => [what, value]));
+    return { cells: [run.name, run.status, ...names.map((name) => values.get(name) ?? "")] };
+  });
+  const box = table(["run", "status", ...names, ""], rows);
+  box.querySelectorAll("tr").forEach((row, n) => n && row.append(document.createElement("td")));
+  runs.forEach(([i], n) => box.querySelectorAll("tr")[n + 1].lastChild.append(wholeReport(i)));
+  return box;
+}
+
+function showSamples() {
+  const parts = [];
+  for (const [i, run] of chosenRuns()) {
+    const spread = run.samples.filter((_, n) => (run.samples.length - 1 - n) % Math.ceil(run.samples.length / SHOWN_SAMPLES) === 0);
+    for (const sample of spread) {
+      const text = make("div", "", { class: `sample s${i % COLOURS.length}` });
+      text.append(make("b", sample.prompt), sample.text);
+      parts.push(make("h3", titled(run, `step ${sample.step.toLocaleString("en")}`)), text);
+    }
+  }
+  fill("samples", "Samples", "Texts that the model wrote during training, spread over the run; the prompt comes first.", ...parts);
+}
+
+function picture(run) {
+  const { tensor, pipeline, data, ranks } = run.layout, box = make("div", "", { class: "layout" });
+  const grid = make("table"), rows = Math.min(data, 4), stages = Math.min(pipeline, 16), cells = Math.min(tensor, 8);
+  for (let d = 0; d < rows; d++) {
+    const row = make("tr");
+    for (let p = 0; p < stages; p++)
+      for (let t = 0; t < cells; t++) row.append(make("td", `${p * data * tensor + d * tensor + t}`));
+    grid.append(row);
+  }
+  const cut = rows < data || stages < pipeline || cells < tensor ? " (a part of it)" : "";
+  box.append(make("h3", `${titled(run, "") || ""} ${ranks} ranks`),
+    make("p", `tensor ${tensor} x pipeline ${pipeline} x data ${data}${cut}`, { class: "note" }), grid);
+  return box;
+}
+
+function showEvents() {
+  const rows = [];
+  for (const [, run] of chosenRuns())
+    for (const event of run.events.filter((one) => one.meaning !== "checkpoint").slice(-SHOWN_EVENTS))
+      rows.push({ cells: [titled(run, ""), event.time, event.step === null ? "" : event.step.toLocaleString("en"), event.kind, event.text] });
+  fill("events", "Faults, warnings and restarts", "The newest of each run.", ...(rows.length ? [table(["run", "time", "step", "kind", "what"], rows)] : []));
+}
+
+function showSettings() {
+  const runs = chosenRuns().map(([, run]) => run);
+  const keys = [...new Set(runs.flatMap((run) => Object.keys(run.config)))];
+  const rows = keys.map((key) => ({ key, values: runs.map((run) => run.config[key] ?? "") }));
+  const different = rows.filter(({ values }) => new Set(values).size > 1);
+  const shown = runs.length > 1 ? different : rows;
+  const head = ["key", ...runs.map((run) => (runs.length > 1 ? run.name : "value"))];
+  const note = runs.length > 1 ? `${different.length} of ${keys.length} settings differ between these runs.` : `${keys.length} settings.`;
+  const parts = shown.length ? [table(head, shown.map(({ key, values }) => ({ cells: [key, ...values] })))] : [];
+  fill("settings", "Configuration", note, ...(keys.length ? parts.length ? parts : [make("p", "They are the same.")] : []));
+}
+
+function showRuns() {
+  at("runs").replaceChildren(...state.runs.map((run, i) => {
+    const line = make("label", "", { class: `s${i % COLOURS.length}` }), box = make("input", "", { type: "checkbox" });
+    box.checked = state.chosen.has(i);
+    box.addEventListener("change", () => {
+      box.checked ? state.chosen.add(i) : state.chosen.delete(i);
+      show();
+    });
+    line.append(box, make("i"), run.name);
+    return line;
+  }));
+}
+
+function showMetrics() {
+  const names = [...new Set(state.runs.flatMap((run) => run.metrics))].sort(), menu = at("more");
+  if (menu.options.length === names.length + 1) return;
+  menu.replaceChildren(make("option", "choose", { value: "" }), ...names.map((name) => make("option", name, { value: name })));
+}
+
+function show() {
+  document.title = state.runs.length === 1 ? state.runs[0].name : `${state.runs.length} training runs`;
+  document.querySelector("h1").textContent = document.title;
+  if (state.runs.length > 1) showRuns();
+  showMetrics();
+  showTiles();
+  showSamples();
+  fill("layouts", "Layout", "Each cell is a rank: a row for each copy of the model, a column for each part of it.",
+    ...chosenRuns().map(([, run]) => picture(run)));
+  showEvents();
+  showSettings();
+  planFigures();
+  return drawAll().catch(told);
+}
+
+// ---- live -----------------------------------------------------------------------------------------------------------
+
+function told(error) {
+  at("state").textContent = `The server does not answer (${error.message}). Start triaxial report --serve again; this page shows what it had.`;
+}
+
+async function look() {
+  const versions = await get("runs.json?versions");
+  if (versions.some((version, i) => version !== state.runs[i]?.version)) {
+    state.runs = await get("runs.json");
+    await show();
+  }
+  at("state").textContent = `live, as of ${new Date().toLocaleTimeString()}`;
+}
+
+async function begin() {
+  state.runs = inFile ? inFile.runs : await get("runs.json");
+  state.chosen = new Set(state.runs.keys().filter((i) => i < MAX_RUNS_CHOSEN));
+  await show();
+  if (inFile) return void (at("state").textContent = "written to a file; it does not change");
+  const again = () => look().catch(told).finally(() => setTimeout(again, document.hidden ? 5 * LOOK_MS : LOOK_MS));
+  again();
+}
+
+for (const id of ["axis", "log", "logx", "faults"]) at(id).addEventListener("change", () => drawAll().catch(told));
+at("smooth").addEventListener("input", () => {
+  at("smoothed").textContent = at("smooth").value;
+  drawAll().catch(told);
+});
+at("more").addEventListener("change", () => {
+  const name = at("more").value;
+  if (name && !state.extra.includes(name)) state.extra.push(name);
+  show();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAll().catch(told));
+begin().catch(told);

@@ -1,0 +1,147 @@
+"""The JSON that a page gets of a run: facts, configuration, events, samples and series."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt.errors import ConfigError
+from gpt.model.config import ModelConfig
+from launch.config.recipe import build
+from launch.dashboard.feed import RunFeed, newest_records, tokens_of
+from launch.reports.facts import headline, meaning_of, status, text_of, time_text, word_of
+from launch.runs.history import RunHistory
+from launch.runs.series import Series
+
+MAX_EVENTS = 2000
+MAX_SAMPLES = 200
+DIGITS = 6  # of a value in a series: a picture shows fewer
+
+# Figures that a page draws without being asked: title, the metrics as a pattern, unit.
+FIGURES = (
+    ("Loss, nats a token", r"loss|validation/.*/loss", ""),
+    ("Gradient norm, before clipping", "gradient_norm", ""),
+    ("Learning rate", "learning_rate", ""),
+    ("Tokens a second", "tokens_per_s", ""),
+    ("Model FLOP utilisation", "mfu", "%"),
+    ("Peak memory of the main rank", "peak_memory_bytes", "bytes"),
+    ("Tokens a step", "step_tokens", ""),
+    ("Goodput since the start of the run", "goodput", "%"),
+    ("Few-shot tasks", "few_shot/.*", ""),
+)
+
+
+def run_data(feed: RunFeed, *, now: float) -> dict[str, Any]:
+    """All of a run but its series. `now`: seconds since 1970. Texts are plain: the page escapes them."""
+    history = feed.history
+    names = sorted(history.metrics)
+    shown = [(title, pattern) for title, pattern, _ in FIGURES]
+    return {
+        "name": history.directory.resolve().name,
+        "directory": str(history.directory),
+        "version": feed.version,
+        "status": status(history, now=now),
+        "problems": history.problems,
+        "tiles": headline(history),
+        "config": dict(flat(history.config)),
+        "layout": layout_of(history),
+        "metrics": names,
+        "figures": {title: [n for n in names if re.fullmatch(pattern, n)] for title, pattern in shown},
+        "events": events_of(history),
+        "samples": samples_of(feed),
+        "checkpoints": [{"step": stored.step, "bytes": stored.size_bytes} for stored in history.checkpoints],
+        "clock": feed.clock,
+        "tokens": tokens_of(history),
+        "flops_per_token": flops_per_token(history),
+        "trend": memory_trend(history),
+    }
+
+
+def series_data(series: Series | None) -> dict[str, list[float]]:
+    """A series for a plot; `low` and `high` only where points stand for several values."""
+    if series is None:
+        return {"step": [], "value": []}
+    found = {"step": series.steps.tolist(), "value": _rounded(series.values)}
+    if series.low is not None and series.high is not None:
+        found |= {"low": _rounded(series.low), "high": _rounded(series.high)}
+    return found
+
+
+def _rounded(values: NDArray[np.float64]) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in values.tolist()]
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """The keys of a configuration with dots, and their values as text."""
+    found: list[tuple[str, str]] = []
+    for key, value in table.items():
+        if isinstance(value, dict):
+            found += flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", "" if value is None else str(value)))
+    return found
+
+
+def layout_of(history: RunHistory) -> dict[str, int]:
+    """Sizes of the three axes; those that a damaged or older configuration lacks are 1."""
+    sizes = {axis: history.setting("parallel", axis) for axis in ("tensor", "pipeline")}
+    whole = {axis: size if isinstance(size, int) and 1 <= size <= 4096 else 1 for axis, size in sizes.items()}
+    ranks = history.account.processes[-1].world_size if history.account and history.account.processes else 0
+    model = whole["tensor"] * whole["pipeline"]
+    return {**whole, "data": max(1, ranks // model), "ranks": ranks or model}
+
+
+def events_of(history: RunHistory) -> list[dict[str, Any]]:
+    """The newest events, oldest first. `about` is the step at which a plot marks the event."""
+    kept = [event for event in history.events if event.kind != "checkpoint_estimate"][-MAX_EVENTS:]
+    return [
+        {
+            "step": event.step,
+            "about": event.about_step,
+            "time": time_text(event.time),
+            "kind": word_of(event),
+            "meaning": meaning_of(event.kind),
+            "text": text_of(event),
+        }
+        for event in kept
+    ]
+
+
+def samples_of(feed: RunFeed) -> list[dict[str, Any]]:
+    """Texts that the model wrote during training, spread over the run."""
+    found = [
+        {"step": record["step"], "prompt": record["prompt"], "text": record["text"]}
+        for record in newest_records(feed.directory / "samples.jsonl", MAX_SAMPLES)
+        if isinstance(record.get("step"), int)
+        and isinstance(record.get("prompt"), str)
+        and isinstance(record.get("text"), str)
+    ]
+    return found[:: -(-len(found) // MAX_SAMPLES) or 1]
+
+
+def flops_per_token(history: RunHistory) -> float:
+    """Floating-point operations of training for one token; 0 if the run's configuration cannot be read."""
+    model, seq_len = history.config.get("model"), history.setting("data", "seq_len")
+    try:
+        given = {key: value for key, value in model.items() if value is not None} if isinstance(model, dict) else {}
+        config = build(ModelConfig, given, where="model")
+        return config.train_flops_per_token(seq_len if isinstance(seq_len, int) else config.n_ctx)
+    except (ConfigError, TypeError, ValueError):
+        return 0.0
+
+
+def memory_trend(history: RunHistory) -> str:
+    """How fast the peak memory grows over the second half of the run."""
+    series = history.metrics.get("peak_memory_bytes")
+    if series is None or len(series.steps) < 20:
+        return ""
+    steps, values = (column[len(column) // 2 :] for column in (series.steps, series.values))
+    if steps[-1] == steps[0]:
+        return ""
+    slope = float(np.polyfit(steps - steps[0], values, 1)[0]) * 1000
+    size = f"{abs(slope) / 2**20:.2f} MiB for 1,000 steps"
+    if size.startswith("0.00"):
+        return "level in the second half"
+    return f"{'grows' if slope > 0 else 'falls'} by {size} in the second half"

@@ -1,0 +1,57 @@
+"""A page that is one file has its data inside, and no text of a run can leave its place."""
+
+import json
+import re
+
+import pytest
+
+from gpt.errors import ConfigError
+from launch.dashboard.page import page_file, served_page
+
+pytest.importorskip("plotly", reason="Plotly is not installed; it comes with the extra 'dashboard'")
+CLOSING = "</script><script>alert(1)</script><!--"
+
+
+@pytest.fixture(scope="module")
+def page(written_runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    written_runs.write_run(folder / "first", steps=30)
+    written_runs.write_run(folder / "second", steps=60)
+    (folder / "first" / "samples.jsonl").write_text(json.dumps({"step": 3, "prompt": "", "text": CLOSING}) + "\n")
+    (folder / "first" / "config.json").write_text(json.dumps({"optimizer": {"learning_rate": 0.1, "kind": "sgd"}}))
+    (folder / "second" / "config.json").write_text(json.dumps({"optimizer": {"learning_rate": 0.2, "kind": "sgd"}}))
+    path = folder / "page.html"
+    path.write_text(page_file([folder / "first", folder / "second"]), encoding="utf-8")
+    return path
+
+
+def test_the_data_is_inside_and_cannot_end_its_element(page):
+    text = page.read_text(encoding="utf-8")
+    (inside,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, flags=re.DOTALL)
+    data = json.loads(inside)
+    assert data["runs"][0]["samples"][0]["text"] == CLOSING
+    assert data["series"][1]["loss"]["step"] == list(range(1, 61))
+    assert "alert(1)</script>" not in text
+
+
+def test_only_its_own_scripts_may_run(page):
+    for text in (served_page(), page.read_text(encoding="utf-8")):
+        policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
+        nonce = re.search(r"script-src &#x27;nonce-([\w-]+)&#x27;", policy)[1]
+        assert "unsafe-eval" not in policy
+        assert len(re.findall(rf'<script nonce="{nonce}"', text)) == 2
+    assert served_page() != served_page(), "another nonce each time"
+
+
+def test_a_browser_shows_the_file_without_a_server(page, rendered):
+    shown = rendered(page.as_uri())
+    assert shown.count('class="plot js-plotly-plot"') == 7
+    assert "1 of 2 settings differ between these runs." in shown
+    assert "optimizer.kind" not in shown.partition('id="settings"')[2].partition("<noscript")[0]
+    assert "&lt;/script&gt;&lt;script&gt;alert(1)" in shown.partition('id="samples"')[2]
+    assert "does not change" in shown
+
+
+def test_what_is_not_a_run_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="no such directory"):
+        page_file([tmp_path / "nowhere"])

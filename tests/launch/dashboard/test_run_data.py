@@ -1,0 +1,66 @@
+"""The JSON of a run holds its facts as plain texts and finite numbers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from launch.dashboard.feed import RunFeed
+from launch.dashboard.run_data import flat, memory_trend, run_data, series_data
+from launch.runs.series import Series
+
+NOW = 2e9
+MODEL = {"vocab_size": 512, "n_ctx": 32, "n_layers": 2, "d_model": 16, "n_heads": 2, "d_ff": None}
+
+
+@pytest.fixture
+def data(written_runs, tmp_path):
+    run = tmp_path / "run <i>"
+    written_runs.write_run(run, steps=60, lost=(40, 50))
+    config = {"model": MODEL, "data": {"seq_len": 32}, "parallel": {"tensor": 2, "pipeline": "x"}}
+    (run / "config.json").write_text(json.dumps(config))
+    texts = [{"step": 10, "prompt": "a", "text": "<script>"}, {"step": "x", "prompt": "", "text": ""}]
+    (run / "samples.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    feed = RunFeed(run)
+    feed.read_once()
+    return run_data(feed, now=NOW)
+
+
+def test_it_is_json_with_all_parts(data, written_runs):
+    assert json.loads(json.dumps(data, allow_nan=False))["name"] == "run <i>"
+    assert data["figures"]["Loss, nats a token"] == ["loss", "validation/web <b>/loss"]
+    assert data["config"]["model.d_model"] == "16"
+    assert data["config"]["model.d_ff"] == ""
+    assert data["samples"] == [{"step": 10, "prompt": "a", "text": "<script>"}]
+    assert data["layout"] == {"tensor": 2, "pipeline": 1, "data": 1, "ranks": 2}, "a damaged axis counts as 1"
+    kinds = [event["meaning"] for event in data["events"]]
+    assert kinds.count("fault") == 2
+    assert any(event["text"] == written_runs.HOSTILE for event in data["events"]), "the page escapes it"
+
+
+def test_flops_of_a_token_are_those_of_the_model(data):
+    parameters = 2 * (12 * 16 * 16 + 13 * 16) + 512 * 16 + 2 * 16  # without positions, whose look-up is no product
+    assert data["flops_per_token"] == 6 * parameters + 12 * 2 * 16 * 32
+
+
+def test_series_have_few_digits_and_bounds_only_where_thinned():
+    steps, values = np.arange(3), np.array([1 / 3, 2.0, 3e-9])
+    assert series_data(Series(steps, values)) == {"step": [0, 1, 2], "value": [0.333333, 2.0, 3e-9]}
+    assert series_data(None) == {"step": [], "value": []}
+    assert series_data(Series(steps, values, values, values))["low"] == [0.333333, 2.0, 3e-9]
+
+
+def test_settings_are_named_with_dots():
+    assert flat({"a": {"b": 1, "c": {"d": None}}, "e": [1]}) == [("a.b", "1"), ("a.c.d", ""), ("e", "[1]")]
+
+
+def test_memory_that_grows_is_named(written_runs, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [{"step": step, "peak_memory_bytes": 2**30 + 2**21 * step / 1000} for step in range(0, 4000, 10)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    feed = RunFeed(run)
+    assert memory_trend(feed.history) == "grows by 2.00 MiB for 1,000 steps in the second half"
+    level = [{**line, "peak_memory_bytes": 2**30} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in level))
+    assert memory_trend(RunFeed(run).history) == "level in the second half"
