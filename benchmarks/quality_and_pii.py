@@ -23,7 +23,9 @@ import side_by_side
 from data_prep.documents.shards import Document
 from data_prep.filters.pii import PiiConfig, mask
 from data_prep.filters.quality_classifier import N_BUCKETS, QualityModel, scorer
-from data_prep.readers.readers import InputConfig, find_inputs, read_records
+from data_prep.inputs.config import InputConfig
+from data_prep.inputs.find import find_inputs
+from data_prep.readers.readers import read_records
 from gpt.errors import ConfigError
 
 CONTENDERS = {"score": ("triaxial score", "scikit-learn score"), "mask": ("triaxial mask", "datatrove mask")}

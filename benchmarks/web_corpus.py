@@ -35,8 +35,8 @@ from data_prep.execution.workspace import versions as engine_versions
 from data_prep.extraction.extract import ExtractConfig
 from data_prep.filters.c4 import C4Config
 from data_prep.filters.quality import QualityConfig
+from data_prep.inputs.config import InputConfig
 from data_prep.pipeline import prepare
-from data_prep.readers.readers import InputConfig
 from data_prep.recipe import OutputConfig, PrepareConfig
 from gpt.errors import ConfigError
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from data_prep.documents.shards import read_shard
 from data_prep.extraction.extract import ExtractConfig, ExtractTask, extract_file
+from data_prep.inputs.config import ENDINGS, InputConfig
 from data_prep.readers.python_docs import SITE, page_names, render_pages
-from data_prep.readers.readers import ENDINGS, InputConfig
 from gpt.errors import ConfigError, import_extra
 
 _MARKUP = re.compile(r"(<script\b.*?</script>|<style\b.*?</style>|<!--.*?-->|<[^>]*>)", re.DOTALL | re.IGNORECASE)

@@ -26,9 +26,10 @@ from data_prep.filters.pareto import CLASSIFY
 from data_prep.filters.pii import PII
 from data_prep.filters.quality import QUALITY
 from data_prep.filters.quality_classifier import load_model
-from data_prep.readers.input_lists import ANSWERS, Answers, encode_answers, expand_lists
+from data_prep.inputs.config import form_of
+from data_prep.inputs.find import check_inputs, find_inputs, left_out, local_inputs, name_left_out
+from data_prep.inputs.input_lists import ANSWERS, Answers, encode_answers, expand_lists
 from data_prep.readers.python_docs import CRAWL, CrawlTask
-from data_prep.readers.readers import check_inputs, find_inputs, form_of, local_inputs
 from data_prep.readers.remote_files import RemoteFile
 from data_prep.recipe import PrepareConfig
 from data_prep.write_corpus import write_corpus
@@ -93,7 +94,7 @@ def check(config: PrepareConfig, *, known: Answers | None = None) -> list[Path |
     `known`: as for `find_inputs`.
     """
     paths = (*config.input.paths, *expand_lists(config.input.path_lists, config.input.path_base))
-    found = find_inputs(paths, known=known)
+    found = find_inputs(paths, known=known, endings=config.input.endings, without=_own_folders(config))
     check_inputs(found, config.input)
     _check_tokenizer(config)
     _check_other_corpora(config)
@@ -109,15 +110,9 @@ def check(config: PrepareConfig, *, known: Answers | None = None) -> list[Path |
 def run_stages(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFile]) -> PreparedCorpus:
     """Run all stages in their order and publish the corpus; with a plan as `run.workspace`, only plan that."""
     workspace = run.workspace
-    sources = local_inputs(found, workspace.stubs)
-    if any(isinstance(file, RemoteFile) for file in found):
-        workspace.write_note(ANSWERS, encode_answers(found))
-    if config.input.source == "python-docs":
-        configs = {f"python-docs-{i:05d}": CrawlTask(i, _CRAWL_FILES) for i in range(_CRAWL_FILES)}
-        sources = run.make(CRAWL, configs, ending=".warc.gz")
-    shards = run.map(
-        extract_stage(config.extract), extract_task(config.input, config.extract), run.named(sources, form_of)
-    )
+    sources = _sources(run, config, found)
+    named = run.named(sources, partial(form_of, endings=config.input.endings))
+    shards = run.map(extract_stage(config.extract), extract_task(config.input, config.extract), named)
     if config.language.enabled:
         shards = run.map(language_stage(config.language), config.language, shards)
     if config.quality.rules:
@@ -147,6 +142,23 @@ def run_stages(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFi
     if config.output.url is not None:
         workspace.run_once(partial(upload_corpus, config.output.corpus_folder, config.output.url))
     return PreparedCorpus(run.counts, run.facts, run.seconds, config.output.corpus_folder, description, run.quarantined)
+
+
+def _sources(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFile]) -> list[Path]:
+    """Return the input files of tasks, and name the files that are left out."""
+    if config.input.source == "python-docs":
+        configs = {f"python-docs-{i:05d}": CrawlTask(i, _CRAWL_FILES) for i in range(_CRAWL_FILES)}
+        return run.make(CRAWL, configs, ending=".warc.gz")
+    if any(isinstance(file, RemoteFile) for file in found):
+        run.workspace.write_note(ANSWERS, encode_answers(found))
+    if others := left_out(config.input, without=_own_folders(config)):
+        run.workspace.say(name_left_out(others))
+    return local_inputs(found, run.workspace.stubs)
+
+
+def _own_folders(config: PrepareConfig) -> tuple[Path, Path]:
+    """The folders that a run writes, which are no input of it if they are in a folder of inputs."""
+    return config.output.corpus_folder, config.output.work_folder
 
 
 def _check_other_corpora(config: PrepareConfig) -> None:

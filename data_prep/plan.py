@@ -17,8 +17,8 @@ from data_prep.execution.manifest import Entry, WorkManifest
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.shares import ObservedRun, observe_runs
 from data_prep.execution.tasks import FinishedTask, Stage, Task, task_key
+from data_prep.inputs.input_lists import read_answers
 from data_prep.pipeline import check, run_stages
-from data_prep.readers.input_lists import read_answers
 from data_prep.readers.remote_files import STUB_ENDING, read_stub
 from data_prep.recipe import PrepareConfig
 from gpt.errors import ConfigError

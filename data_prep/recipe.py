@@ -16,7 +16,7 @@ from data_prep.filters.language import LanguageConfig
 from data_prep.filters.pareto import ClassifyConfig
 from data_prep.filters.pii import PiiConfig
 from data_prep.filters.quality import QualityConfig
-from data_prep.readers.readers import InputConfig
+from data_prep.inputs.config import InputConfig
 from gpt.errors import ConfigError
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.corpus.corpus import SPLITS, describe, entropy_nats, publish, shard_names
+from data_prep.corpus.few_documents import with_both_splits
 from data_prep.corpus.shards import FILE_ENDINGS, WRITE, FileTask
+from data_prep.corpus.split import SplitConfig
 from data_prep.corpus.tokenize import TOKENIZE
 from data_prep.corpus.tokenizer_training import SAMPLE, TRAIN, SampleTask, TrainTask, sample_bound
 from data_prep.documents.arrays import read_array
@@ -28,13 +30,11 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
 
     `more`: further keys for corpus.json. ConfigError: a split, or a file of it, would have no document.
     """
-    model = config.tokenizer.path or _train_tokenizer(run, config, shards)
+    division = with_both_splits(run, config.output.split, shards)
+    model = config.tokenizer.path or _train_tokenizer(run, config, division, shards)
     sources = (model,) if config.tokenizer.path is None else tokenizer_files(model)
     # The stage loads the tokenizer from the last file alone: from a merges file it finds the vocabulary next to it.
-    tasks = [
-        Task(config.output.split, (path, *reversed(sources)), _tokens_and_rows(run, name))
-        for name, path in shards.items()
-    ]
+    tasks = [Task(division, (path, *reversed(sources)), _tokens_and_rows(run, name)) for name, path in shards.items()]
     totals = _totals(run.tasks(TOKENIZE, tasks))
     run.workspace.check(sources)
     tokenizer = load_tokenizer(model)
@@ -52,7 +52,7 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
     files = {path.name: path for split in SPLITS for finished in written[split] for path in finished.task.outputs[:3]}
     published = dict(zip(_published_names(sources), sources, strict=True))
     recipe = plain(config)
-    recipe["output"] = {key: recipe["output"][key] for key in ("validation_fraction", "seed", "shard_tokens")}
+    recipe["output"] = {**plain(division), "shard_tokens": config.output.shard_tokens}
     if config.classify.model is not None:
         recipe["classify"]["model_sha256"] = model_digest(config.classify.model)
     description = describe(
@@ -72,9 +72,9 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
     return description
 
 
-def _train_tokenizer(run: ShardRun, config: PrepareConfig, shards: Shards) -> Path:
+def _train_tokenizer(run: ShardRun, config: PrepareConfig, split: SplitConfig, shards: Shards) -> Path:
     """Train a sentencepiece model on the first training documents in the shuffled order."""
-    folder, split = run.workspace.folder, config.output.split
+    folder = run.workspace.folder
     below = 2**64  # all documents: a plan before the first run has no counts
     if run.counts:
         before = run.counts[-1]

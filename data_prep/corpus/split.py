@@ -14,7 +14,11 @@ class SplitConfig:
 
     def is_validation(self, document_id: str) -> bool:
         """Return whether the document goes to the validation split; pieces of one document go together."""
-        return keyed_hash(parent_id(document_id), key=f"validation {self.seed}") < self.validation_fraction * 2**64
+        return self.draw(document_id) < self.validation_fraction * 2**64
+
+    def draw(self, document_id: str) -> int:
+        """The number from 0 to 2^64 - 1 that decides the document's split."""
+        return keyed_hash(parent_id(document_id), key=f"validation {self.seed}")
 
     def order(self, document_id: str) -> int:
         """The document's position in its split, as a sorting key in 0 to 2^64 - 1."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.documents.shards import whole_text
+from data_prep.inputs.find import absolute
 from data_prep.readers.compressed import read_bytes, read_lines
-from data_prep.readers.readers import absolute
 from data_prep.readers.unpackers import Broken
 from gpt.errors import ConfigError, import_extra
 from gpt.files.json_text import decode_json

@@ -35,7 +35,9 @@ from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun, read_steps
 from data_prep.execution.tasks import FinishedTask, Stage, Task, TaskResult
 from data_prep.execution.workspace import Workspace
-from data_prep.readers.readers import InputConfig, find_inputs, form_of, local_inputs, read_records
+from data_prep.inputs.config import InputConfig, form_of
+from data_prep.inputs.find import find_inputs, local_inputs
+from data_prep.readers.readers import read_records
 from data_prep.readers.remote_files import RemoteFile, local_copy
 from gpt.errors import ConfigError
 from gpt.files.atomic import open_replacement, replace_file

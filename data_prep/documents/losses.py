@@ -65,9 +65,8 @@ def losses_in(facts: Iterable[Mapping[str, Any]]) -> list[FileLoss]:
 
 def at_path(facts: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return a task's facts with the present path of its input, which may have moved. A remote file has its URL."""
-    if "unread" not in facts or "://" in facts["unread"]["path"]:
-        return facts
-    return {**facts, "unread": {**facts["unread"], "path": str(path)}}
+    named = {key: value for key, value in facts.items() if isinstance(value, dict) and "path" in value}
+    return facts | {k: {**value, "path": str(path)} for k, value in named.items() if "://" not in value["path"]}
 
 
 def sum_of_losses(losses: Sequence[FileLoss]) -> dict[str, int]:

@@ -1,6 +1,9 @@
 """Define the results of reading an input file: pages, documents, and bad records with their position in the file."""
 
+import codecs
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +14,12 @@ from gpt.errors import import_extra
 
 _MAX_ID = 1024  # characters
 _ASCII = bytes(range(128))
+_WIDE = {"utf-16": 2, "utf-16-le": 2, "utf-16-be": 2, "utf-32": 4, "utf-32-le": 4, "utf-32-be": 4}
+# Byte-order marks, the longer ones first: that of UTF-16-LE is the beginning of that of UTF-32-LE.
+_MARKS = {
+    **dict.fromkeys((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),
+    **dict.fromkeys((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
+}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -118,3 +127,63 @@ def decode_utf8(data: bytes) -> str | None:
     if n_broken and n_broken * 50 > len(data.translate(None, _ASCII)):
         return None
     return text
+
+
+def decode_text(data: bytes, encoding: str) -> str | None:
+    """Decode text that is UTF-8, or else in `encoding`; None if it is neither, or `encoding` is empty."""
+    text = decode_utf8(data)
+    if text is None and encoding and not is_wide(encoding):
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            return None
+    return text
+
+
+def usable_encoding(name: str) -> bool:
+    """Return whether Python knows the encoding, and it keeps ASCII bytes as they are or is UTF-16 or UTF-32."""
+    ascii_text = bytes(range(32, 127))
+    try:
+        found = codecs.lookup(name)
+        is_seven_bit = found.name.startswith(("iso2022", "hz", "utf-7", "punycode", "idna"))
+        is_text = getattr(found, "_is_text_encoding", True) and "escape" not in found.name
+        if is_wide(name):
+            return True
+        return is_text and not is_seven_bit and ascii_text.decode(name) == ascii_text.decode("ascii")
+    except (LookupError, UnicodeError):
+        return False
+
+
+def is_wide(encoding: str) -> bool:
+    """Return whether the encoding is UTF-16 or UTF-32, where no byte is a letter or a line break."""
+    return codecs.lookup(encoding).name in _WIDE
+
+
+def wide_encoding(start: bytes, encoding: str) -> str:
+    """Return UTF-16 or UTF-32 if a file that starts with these bytes is in it, else "".
+
+    It is if it has the byte-order mark, or if `encoding` is such and the bytes are not UTF-8 without NUL.
+    """
+    for mark, name in _MARKS.items():
+        if start.startswith(mark):
+            return name
+    if not encoding or not is_wide(encoding):
+        return ""
+    return encoding if b"\0" in start or decode_utf8(start[:-4]) is None else ""
+
+
+def text_fields(records: Iterable[object]) -> dict[str, int]:
+    """Return the fields that hold text in records, with the sum of their characters, the longest first."""
+    sums: Counter[str] = Counter()
+    for record in records:
+        if isinstance(record, dict):
+            sums.update({str(key): len(value) for key, value in record.items() if isinstance(value, str)})
+    return dict(sums.most_common())
+
+
+def no_text(values: object, text_field: str) -> str:
+    """Say that a record has no text, and which fields it has."""
+    if not isinstance(values, dict):
+        return f"no text in '{text_field}': no JSON object"
+    names = ", ".join(shown(str(key), 60) for key in list(values)[:20])
+    return f"no text in '{text_field}' (it has: {names or 'nothing'})"

@@ -16,6 +16,9 @@ Shards = dict[str, Path]  # the shard's file at this step, by a name that depend
 STEPS_FILE = "steps.json"
 SHARD_ENDING, TRACE_ENDING = ".jsonl.zst", ".dropped.jsonl.zst"
 
+MUCH = 0.2  # of the documents or bytes that go into a step
+_NO_TEXT = ("not_a_page", "not_html", "http_status")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -126,6 +129,8 @@ class ShardRun:
             write_steps(self.workspace, self._steps)
         for row in total(counts for task in finished for counts in task.counts):
             self.counts.append(row)
+            if warning := loss_warning(row):
+                self.workspace.say(warning)
             if row.documents_out == 0:
                 raise ConfigError(_nothing_left(row))
         return finished
@@ -158,12 +163,35 @@ def read_steps(folder: Path) -> Steps:
         raise ConfigError(f"{path}: damaged, or of an older version. Run `triaxial prepare` again") from None
 
 
+def loss_warning(row: Counts) -> str:
+    """Return a line with the rules of a step that dropped more than MUCH of its documents or bytes, "" if it did not.
+
+    Records that were never text, such as the pictures of a web archive, do not count.
+    """
+    no_text = sum(row.dropped.get(reason, 0) for reason in _NO_TEXT)
+    n_dropped, n_documents = sum(row.dropped.values()) - no_text, row.documents_in - no_text
+    lost_bytes = row.bytes_in - row.bytes_out if row.step not in ("read", "extract") else 0  # a page has much markup
+    share, byte_share = n_dropped / max(1, n_documents), lost_bytes / max(1, row.bytes_in)
+    if max(share, byte_share) <= MUCH:
+        return ""
+    of_bytes = f" and {byte_share:.0%} of the bytes" if lost_bytes else ""
+    reasons = [(reason, n) for reason, n in _by_number(row.dropped) if reason not in _NO_TEXT]
+    rules = ", ".join(f"{reason} {n:,}" for reason, n in reasons[:3])
+    return (
+        f"warning: step '{row.step}' dropped {n_dropped:,} of {n_documents:,} documents ({share:.0%}){of_bytes}: "
+        f"{rules or 'parts of documents'}. `triaxial prepare RECIPE --dropped {row.step}` shows them"
+    )
+
+
+def _by_number(dropped: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+
+
 def _nothing_left(row: Counts) -> str:
     if not row.documents_in:
         return f"step '{row.step}': there are no documents in the input"
-    reasons = sorted(row.dropped.items(), key=lambda item: (-item[1], item[0]))[:3]
-    top = ", ".join(f"{reason} {n:,}" for reason, n in reasons)
+    top = ", ".join(f"{reason} {n:,}" for reason, n in _by_number(row.dropped)[:3])
     return (
         f"step '{row.step}' left none of its {row.documents_in:,} documents (dropped: {top}); "
-        "loosen that step in the recipe or give other input"
+        f"loosen that step in the recipe or give other input. `triaxial prepare RECIPE --dropped {row.step}` shows them"
     )

@@ -14,7 +14,8 @@ from data_prep.documents.traces import write_trace
 from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.extraction.page_sandbox import Failure, PageSandbox
 from data_prep.extraction.page_text import ExtractConfig
-from data_prep.readers.readers import InputConfig, read_records
+from data_prep.inputs.config import InputConfig
+from data_prep.readers.readers import NOT_UTF8, read_records
 from data_prep.readers.remote_files import STUB_ENDING, local_copy, read_stub
 from data_prep.readers.unpackers import ReaderFault
 
@@ -41,7 +42,7 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
     """Stage function: an input file, or the stub of a remote one, to (shard, trace); counts `read` and `extract`.
 
     Facts: `records` that were read, of `read_bytes` of the file. If there are any: `unread`, the parts of the file that
-    cannot be read, and CUT_SHORT, if its reader failed.
+    cannot be read; NOT_UTF8, the documents in another encoding; and CUT_SHORT, if its reader failed.
     """
     with (
         local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path,
@@ -71,9 +72,12 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
         n_bytes = path.stat().st_size
     counts = [reading.counts(), extracting.counts()]
     name = read_stub(inputs[0]).url if inputs[0].suffix == STUB_ENDING else str(inputs[0])
+    n_other = counts[0].dropped.get(NOT_UTF8, 0)
     lost = estimate_loss(name, n_bytes, unread, n_read=counts[0].documents_out)
     n_unread = 0 if lost is None else lost.unread_bytes
     facts: dict[str, Any] = {"records": counts[0].documents_out, "read_bytes": n_bytes - n_unread}
+    if n_other:
+        facts[NOT_UTF8] = {"path": name, "documents": n_other}
     if lost is not None:
         facts["unread"] = asdict(lost)
     if any(one.reason == REASON for one in unread):

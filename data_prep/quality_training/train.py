@@ -22,9 +22,10 @@ from data_prep.execution.workspace import Workspace
 from data_prep.extraction.extract import extract_stage, extract_task
 from data_prep.extraction.page_text import ExtractConfig
 from data_prep.filters.quality_classifier import N_BUCKETS, QualityModel, model_digest, save_model
+from data_prep.inputs.config import InputConfig, form_of
+from data_prep.inputs.find import find_inputs, local_inputs
 from data_prep.quality_training.logistic import Examples, Floats, fit, margins, sigmoid
 from data_prep.quality_training.sample import FEATURES, KINDS, SAMPLE, SampleConfig, SampleGatherTask, map_numbers
-from data_prep.readers.readers import InputConfig, find_inputs, form_of, local_inputs
 from data_prep.readers.remote_files import RemoteFile
 from gpt.errors import ConfigError
 from gpt.files.atomic import open_replacement

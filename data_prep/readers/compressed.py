@@ -5,6 +5,7 @@ the part that is read, and no memory. Up to HOLD_BYTES of a gzip member, bzip2 o
 back until its checksum has passed, so that text from a damaged stretch does not count as good.
 """
 
+import codecs
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ PACKINGS = ("", ".gz", ".bz2", ".xz", ".zst")  # endings that `salvaged_blocks` 
 WINDOW_BYTES = 256 << 20  # of history that a zstandard or xz file may require; they are held in memory
 HOLD_BYTES = 64 << 20  # a bzip2 block unpacks to 46 MB at most, so all of a bad one is held back
 _SWALLOWED = 1 << 20
+_BORDERS = ((b"\n\n", b"\n\r\n"), (b"\n",), (b". ", b"? ", b"! "), (b" ",))  # where a text is cut, the best first
 _BLOCK_COST = 256  # overhead of a held block in memory, in bytes
 # Limits for positions after damage that look like the start of a member, and for bytes unpacked there in vain.
 _MAX_TRIES, _MAX_WASTE = 10_000, 4 << 30
@@ -207,6 +209,55 @@ def split_stream(
             raise Broken("too_large", f"more than {give_up_bytes} bytes without an end", start)
     if size + len(carry):
         yield _part(start, [*held, carry], size + len(carry), max_bytes, cut=cut)
+
+
+def cut_stream(blocks: Iterable[bytes | Gap], n_bytes: int) -> Iterator[StreamPart | Gap]:
+    """Yield the parts of a text, each of `n_bytes` to twice as many bytes; the last one may be shorter.
+
+    A part ends behind a paragraph, or else a line, a sentence, a word or a letter. A gap ends the open part.
+    """
+    start, held, cut = 0, bytearray(), False
+    for block in blocks:
+        if isinstance(block, Gap):
+            if held:
+                yield StreamPart(start, len(held), bytes(held), cut)
+            start, cut = start + len(held), True
+            yield replace(block, start=start)
+            held.clear()
+            continue
+        held += block
+        at = 0
+        while len(held) - at > 2 * n_bytes:
+            end = _border(held, at + n_bytes, at + 2 * n_bytes)
+            yield StreamPart(start, end - at, bytes(held[at:end]), cut)
+            start, at, cut = start + end - at, end, False
+        del held[:at]
+    if held:
+        yield StreamPart(start, len(held), bytes(held), cut)
+
+
+def _border(text: bytearray, first: int, last: int) -> int:
+    """Return where to cut a text of UTF-8 or another encoding that keeps ASCII: from `first` to `last`."""
+    for kind in _BORDERS:
+        found = [at + len(mark) for mark in kind if (at := text.find(mark, first, last)) >= 0]
+        if found:
+            return min(found)
+    while last > first and text[last] & 0xC0 == 0x80:  # inside a letter of UTF-8
+        last -= 1
+    return last
+
+
+def recoded(blocks: Iterable[bytes | Gap], encoding: str) -> Iterator[bytes | Gap]:
+    """Yield a stream of UTF-16 or UTF-32 as UTF-8. Broken units become the byte 0xFF, which is not UTF-8."""
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    for block in blocks:
+        if isinstance(block, Gap):
+            yield block
+            decoder.reset()
+        else:
+            yield decoder.decode(block).encode("utf-8", "replace").replace(b"\xef\xbf\xbd", b"\xff")
+    if rest := decoder.decode(b"", final=True):
+        yield b"\xff" * len(rest)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -30,7 +30,7 @@ RETRY_WAITS_S = (1.0, 4.0, 16.0, 64.0)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Names that file systems give to a version of a file's content; `created` is used only if there is no other.
 _VERSIONS = (
-    *("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "md5", "crc32c", "CRC", "generation", "VersionId"),
+    *("ETag", "blob_id", "etag", "Content-MD5", "Digest", "md5Hash", "md5", "crc32c", "CRC", "generation", "VersionId"),
     *("Last-Modified", "LastModified", "last_modified", "updated", "mtime", "modified"),
 )
 _SIGNATURE = re.compile(r"(^|[-_])(sig|signature|token|credential|secret|password|passwd|api_?key)$", re.IGNORECASE)
@@ -61,14 +61,17 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
-def find_remote(pattern: str) -> list[RemoteFile]:
-    """Return the files that a URL, with or without `*`, matches. ConfigError: no match, or no answer."""
+def find_remote(pattern: str, *, waits_s: Sequence[float] = RETRY_WAITS_S) -> list[RemoteFile]:
+    """Return the files that a URL, with or without `*`, matches, or those below a folder, except hidden ones.
+
+    ConfigError: no match, or no answer.
+    """
     system, path = open_system(pattern)
     stripped = str(system._strip_protocol(path))
     head, chain, rest = pattern.partition("::")
     is_web = urlsplit(head).scheme in ("http", "https")
     prefix = head.removesuffix(stripped) if head.endswith(stripped) else f"{urlsplit(head).scheme}://"
-    found = with_retries(pattern, partial(_list, system, stripped, web=is_web))
+    found = with_retries(pattern, partial(_list, system, stripped, web=is_web), waits_s=waits_s)
     files = []
     for name, info in sorted(found.items()):
         if info.get("type") == "directory":
@@ -87,9 +90,13 @@ def _list(system: Any, path: str, *, web: bool) -> dict[str, dict[str, Any]]:
     if any(mark in path for mark in ("*[" if web else "*[?")):
         return dict(system.glob(path, detail=True))
     try:
-        return {path: system.info(path)}
+        found = {path: system.info(path)}
     except FileNotFoundError:
         return {}
+    if web or found[path].get("type") != "directory":
+        return found
+    inside = system.find(path, detail=True)
+    return {name: info for name, info in inside.items() if "/." not in name.removeprefix(path)}
 
 
 def write_stub(file: RemoteFile, folder: Path) -> Path:

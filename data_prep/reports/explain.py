@@ -1,4 +1,4 @@
-"""Find out what happened to one document of a run, from the traces and the last shards."""
+"""Find out what happened to a document, or to those of a file, in a run, from the traces and the last shards."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 from data_prep.documents.shards import DamagedShardError, Document, parent_id, read_shard
 from data_prep.documents.traces import Drop, read_trace
 from data_prep.execution.shard_runs import Steps, read_steps
+from data_prep.inputs.config import InputConfig
+from data_prep.readers.readers import read_records
 from gpt.errors import ConfigError
 
 
@@ -26,28 +28,39 @@ def explain(work: Path, document_id: str) -> list[Fate]:
     Reads the traces of all steps and the shards of the last one. ConfigError: no run yet, or no such document.
     """
     wanted = document_id.strip("<>")
-    about = read_steps(work)
-    fates: list[Fate] = []
-    try:
-        fates += _fates(work, about, wanted)
-    except DamagedShardError as error:
-        raise ConfigError(f"{error}. Run `triaxial prepare` again") from None
+    fates = _fates(work, read_steps(work), {wanted})
     if not fates:
         raise ConfigError(
-            f"no document '{wanted}' was read or dropped by the last run in {work}. An id is that of the record "
-            "(WARC-Record-ID, the id field of JSON lines), or, if it has none, 'text:' or 'warc:' and a digest"
+            f"no document '{wanted}' was read or dropped by the last run in {work}. Give an input file, or an id: that "
+            "of the record (WARC-Record-ID, the id field of JSON lines), or, if it has none, 'text:' or 'warc:' and a "
+            "digest"
         )
     return fates
 
 
-def _fates(work: Path, about: Steps, wanted: str) -> list[Fate]:
+def explain_file(work: Path, path: Path, config: InputConfig) -> list[Fate]:
+    """Find what happened to the documents of an input file. ConfigError: no run yet, or it read none of them."""
+    ids = {record.id for record in read_records(path, config)}
+    fates = _fates(work, read_steps(work), ids)
+    if not fates:
+        raise ConfigError(f"{path}: none of its {len(ids):,} documents was read by the last run in {work}")
+    return fates
+
+
+def _fates(work: Path, about: Steps, wanted: set[str]) -> list[Fate]:
+    try:
+        return [*_dropped(work, about, wanted), *_survivors(work, about, wanted)]
+    except DamagedShardError as error:
+        raise ConfigError(f"{error}. Run `triaxial prepare` again") from None
+
+
+def _dropped(work: Path, about: Steps, wanted: set[str]) -> list[Fate]:
     fates: list[Fate] = []
     steps = about.done
     for number, step in enumerate(steps):
         passed = tuple(earlier.stage for earlier in steps[:number])
         for path in step.traces(work):
             fates += [Fate(passed, drop, (), path) for drop in _drops(path) if _is_of(drop.id, wanted)]
-    fates += _survivors(work, about, wanted)
     return fates
 
 
@@ -55,17 +68,20 @@ def _drops(path: Path) -> list[Drop]:
     return list(read_trace(path)) if path.exists() else []  # an incomplete run does not have all of them
 
 
-def _survivors(work: Path, steps: Steps, wanted: str) -> list[Fate]:
+def _survivors(work: Path, steps: Steps, wanted: set[str]) -> list[Fate]:
     passed = tuple(step.stage for step in steps.done)
     fates = []
     for path in steps.done[-1].shards(work):
         if path.exists() and path.name.endswith(".jsonl.zst"):
-            found = [d for d in read_shard(path) if _is_of(d.id, wanted)]
-            if found:
-                fates.append(Fate(passed, None, tuple(found), path, steps.finished))
+            kept: dict[str, list[Document]] = {}
+            for document in read_shard(path):
+                if _is_of(document.id, wanted):
+                    name = document.id if document.id in wanted else parent_id(document.id)
+                    kept.setdefault(name, []).append(document)
+            fates += [Fate(passed, None, tuple(found), path, steps.finished) for found in kept.values()]
     return fates
 
 
-def _is_of(document_id: str, wanted: str) -> bool:
-    """Return whether the id is the wanted one, or that of a piece that decontamination cut from it."""
-    return wanted in (document_id, parent_id(document_id))
+def _is_of(document_id: str, wanted: set[str]) -> bool:
+    """Return whether the id is a wanted one, or that of a piece that decontamination cut from such a document."""
+    return document_id in wanted or parent_id(document_id) in wanted

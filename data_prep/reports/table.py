@@ -1,6 +1,7 @@
 """Print the tables at the end of a run: documents and bytes in, out and dropped by reason, and findings of the
 stages."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from data_prep.corpus.split import SplitConfig
 from data_prep.decontamination.decontaminate import REPORT
 from data_prep.documents.counts import Counts
 from data_prep.documents.losses import FileLoss, losses_in, sum_of_losses
@@ -16,9 +18,11 @@ from data_prep.documents.shards import parent_id
 from data_prep.execution.files import disk_errors
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.pipeline import PreparedCorpus
-from data_prep.recipe import PrepareConfig
+from data_prep.readers.readers import NOT_UTF8
+from data_prep.reports.dropped import DroppedDocuments
 from data_prep.reports.explain import Fate
 from data_prep.reports.page import report_page
+from gpt.errors import escaped
 
 _SHOWN = 5  # files, or grams
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
@@ -62,7 +66,9 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
 
 def show_lost(run: PreparedCorpus | ShardRun, console: Console) -> None:
     """Print the unread parts and the quarantined documents of a run, also if it ends with an error."""
-    show_losses(losses_in(run.facts.get("extract", [])), console)
+    read = run.facts.get("extract", [])
+    show_losses(losses_in(read), console)
+    show_encodings([facts[NOT_UTF8] for facts in read if NOT_UTF8 in facts], console)
     show_quarantine(run.quarantined, console)
 
 
@@ -87,6 +93,22 @@ def show_losses(losses: Sequence[FileLoss], console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def show_encodings(files: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Name the files whose documents were dropped for their encoding."""
+    if not files:
+        return
+    n_documents = sum(about["documents"] for about in files)
+    names = ", ".join(about["path"] for about in files[:_SHOWN])
+    more = f" and {len(files) - _SHOWN:,} more" if len(files) > _SHOWN else ""
+    console.print(
+        f"dropped for their encoding: {n_documents:,} documents in {len(files):,} files that are neither UTF-8 "
+        f"nor in input.encoding: {names}{more}. Set input.encoding, such as cp1252, or let `triaxial init` find it",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
 def show_quarantine(quarantined: Mapping[str, Sequence[tuple[Path, int]]], console: Console) -> None:
     """Print the number of documents on which each stage failed, and one of them."""
     for stage, files in quarantined.items():
@@ -100,7 +122,7 @@ def show_quarantine(quarantined: Mapping[str, Sequence[tuple[Path, int]]], conso
         )
 
 
-def show_fates(fates: Sequence[Fate], config: PrepareConfig, console: Console) -> None:
+def show_fates(fates: Sequence[Fate], split: SplitConfig, console: Console) -> None:
     """Print a document's way through the steps: those it passed, and the step that dropped it or the split it is in."""
     for fate in fates:
         lines = [f"{step}: passed" for step in fate.steps]
@@ -109,15 +131,41 @@ def show_fates(fates: Sequence[Fate], config: PrepareConfig, console: Console) -
             detail = f" ({drop.detail})" if drop.detail else ""
             lines.append(f"{drop.step}: dropped, {drop.reason}{detail}; {drop.bytes:,} bytes")
         for document in fate.kept:
-            split = "validation" if config.output.split.is_validation(parent_id(document.id)) else "training"
+            part = "validation" if split.is_validation(parent_id(document.id)) else "training"
             about = ", ".join(f"{key} {value}" for key, value in document.metadata.items())
-            kept = f"kept as {document.id} in the {split} split" if fate.finished else f"so far kept as {document.id}"
+            kept = f"kept as {document.id} in the {part} split" if fate.finished else f"so far kept as {document.id}"
             lines.append(f"{kept}; {document.n_bytes:,} bytes; {about}")
         if not fate.finished:
             lines.append("but that run is not complete: later steps may drop it")
         lines.append(f"source: {fate.shard}")
         console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
         console.print()
+
+
+def show_file(fates: Sequence[Fate], split: SplitConfig, console: Console) -> None:
+    """Print how the documents of a file fared, in numbers, and the way of the first ones."""
+    ways = Counter(f"dropped by {f.dropped.step}, {f.dropped.reason}" if f.dropped else "kept" for f in fates)
+    for way, n in ways.most_common():
+        console.print(f"{n:,} documents: {way}", highlight=False, markup=False)
+    console.print()
+    show_fates(fates[:_SHOWN], split, console)
+
+
+def show_dropped(found: DroppedDocuments, console: Console) -> None:
+    """Print the dropped documents by step and reason, each with the beginning of some texts."""
+    if not found.counts:
+        console.print("the last run dropped no document")
+    for (step, reason), n in found.counts.items():
+        console.print(f"{step}: {reason}: {n:,} documents", highlight=False, markup=False)
+        for example in (e for e in found.examples if (e.drop.step, e.drop.reason) == (step, reason)):
+            drop = example.drop
+            detail = f" ({drop.detail})" if drop.detail else ""
+            line = escaped(f"  {drop.id}: {drop.bytes:,} bytes{detail}")
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            if example.text:
+                console.print(escaped(f"    {example.text}"), highlight=False, markup=False, soft_wrap=True)
+    for folder in found.folders:
+        console.print(f"all of them: {folder}/*.dropped.jsonl.zst", highlight=False, markup=False, soft_wrap=True)
 
 
 def counts_table(counts: Sequence[Counts]) -> Table:

@@ -16,7 +16,8 @@ import pytest
 from data_prep.documents.records import Dropped, Page
 from data_prep.documents.shards import read_shard
 from data_prep.documents.traces import read_trace
-from data_prep.readers.readers import InputConfig, read_records
+from data_prep.inputs.config import InputConfig
+from data_prep.readers.readers import read_records
 
 pytest.importorskip("isal", reason="the extra 'data' is not installed")
 pytest.importorskip("resiliparse", reason="the extra 'data' is not installed")
@@ -36,7 +37,7 @@ from pathlib import Path
 sys.path[:] = json.loads(sys.argv[1])
 from data_prep.extraction.extract import ExtractTask, extract_file
 from data_prep.extraction.page_text import ExtractConfig
-from data_prep.readers.readers import InputConfig
+from data_prep.inputs.config import InputConfig
 for path in sorted(Path(sys.argv[2]).iterdir()):
     limit_s = 0.5 if path.name.startswith("deep") else 10.0
     config = ExtractTask(InputConfig(paths=("x",)), ExtractConfig(max_page_cpu_s=limit_s))

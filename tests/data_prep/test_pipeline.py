@@ -19,9 +19,9 @@ from data_prep.execution.tasks import execute
 from data_prep.filters.language import LanguageConfig
 from data_prep.filters.pii import PiiConfig
 from data_prep.filters.quality import QualityConfig
+from data_prep.inputs.config import InputConfig
 from data_prep.pipeline import PreparedCorpus, check, prepare
 from data_prep.plan import plan
-from data_prep.readers.readers import InputConfig
 from data_prep.recipe import OutputConfig, PrepareConfig
 from data_prep.reports.table import show_lost
 from gpt.errors import ConfigError

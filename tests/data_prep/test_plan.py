@@ -16,9 +16,9 @@ from data_prep.execution.workers import LocalWorkers
 from data_prep.execution.workspace import Workspace
 from data_prep.filters.language import LanguageConfig
 from data_prep.filters.quality import QualityConfig
+from data_prep.inputs.config import InputConfig
 from data_prep.pipeline import check, prepare, run_stages
 from data_prep.plan import plan
-from data_prep.readers.readers import InputConfig
 from data_prep.recipe import OutputConfig, PrepareConfig
 from data_prep.reports.plan import show_dry_run, show_status
 from gpt.errors import ConfigError

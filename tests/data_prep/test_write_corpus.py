@@ -13,7 +13,7 @@ from data_prep.documents.shards import Document, write_shard
 from data_prep.execution.progress import ProgressBars
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.execution.workspace import Workspace
-from data_prep.readers.readers import InputConfig
+from data_prep.inputs.config import InputConfig
 from data_prep.recipe import OutputConfig, PrepareConfig
 from data_prep.write_corpus import write_corpus
 from gpt.errors import ConfigError

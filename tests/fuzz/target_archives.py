@@ -13,7 +13,9 @@ from data_prep.documents.quarantine import Quarantine, quarantine_path, read_qua
 from data_prep.documents.records import Dropped
 from data_prep.documents.shards import DamagedShardError, Document, read_shard, write_shard
 from data_prep.documents.traces import Drop, read_trace, write_trace
-from data_prep.readers.readers import InputConfig, find_inputs, read_records
+from data_prep.inputs.config import InputConfig
+from data_prep.inputs.find import find_inputs
+from data_prep.readers.readers import read_records
 from gpt.errors import ConfigError
 
 LINES = [json.dumps({"id": f"id{n}", "text": f"the text of line {n} ü", "url": "http://x"}) for n in range(6)]

@@ -4,13 +4,18 @@ import argparse
 import functools
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt.errors import ConfigError, import_extra
 from gpt.telemetry.output import own_output
 from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
 from launch.processes.environment import ray_cluster, slurm_array_share
 from launch.processes.terminal import table_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from data_prep.recipe import PrepareConfig
 
 # Packages of the extra `data`.
 DATA_PACKAGES = ("brotli", "isal", "resiliparse", "pycld2", "pyarrow", "zstandard", "xxhash", "mmh3")
@@ -45,7 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
-        "--explain", metavar="DOC_ID", help="run nothing: show what happened to a document of the last run"
+        "--explain",
+        metavar="DOC_ID_OR_FILE",
+        help="run nothing: show what happened to a document, or to an input file's, in the last run",
+    )
+    only.add_argument(
+        "--dropped",
+        nargs="?",
+        const="",
+        metavar="STEP",
+        help="run nothing: show examples of the documents that the last run dropped, by reason",
     )
     only.add_argument("--status", action="store_true", help="run nothing: show what is done and who is working")
     only.add_argument("--dry-run", action="store_true", help="run nothing: show what would be done, its size and time")
@@ -61,15 +75,17 @@ def run(args: argparse.Namespace) -> int:
     from data_prep.pipeline import prepare
     from data_prep.plan import plan
     from data_prep.recipe import PrepareConfig
-    from data_prep.reports.explain import explain
+    from data_prep.reports.dropped import dropped_documents
     from data_prep.reports.plan import show_dry_run, show_status
-    from data_prep.reports.table import show, show_fates, show_lost
+    from data_prep.reports.table import show, show_dropped, show_lost
 
     _check(args)
     console = table_console()
     config = build(PrepareConfig, apply_overrides(read_toml(find_recipe(args.recipe)), args.overrides), where="")
     if args.explain is not None:
-        show_fates(explain(config.output.work_folder, args.explain), config, console)
+        _explain(args.explain, config, console)
+    elif args.dropped is not None:
+        show_dropped(dropped_documents(config.output.work_folder, args.dropped), console)
     elif args.status:
         show_status(plan(config), config, console)
     elif args.dry_run:
@@ -89,6 +105,24 @@ def run(args: argparse.Namespace) -> int:
         else:
             console.print(f"share {share} is done; share 1/{share.count} writes the corpus and the report")
     return 0
+
+
+def _explain(wanted: str, config: "PrepareConfig", console: "Console") -> None:
+    """Print the way of a document, or of those in an input file."""
+    from data_prep.corpus.corpus import read_corpus
+    from data_prep.corpus.split import SplitConfig
+    from data_prep.reports.explain import explain, explain_file
+    from data_prep.reports.table import show_fates, show_file
+
+    try:  # the share that was used, which differs from the recipe's if there are few documents
+        used = read_corpus(config.output.corpus_folder)["recipe"]["output"]
+        split = SplitConfig(used["validation_fraction"], used["seed"])
+    except (ConfigError, KeyError, TypeError):
+        split = config.output.split
+    if Path(wanted).is_file():
+        show_file(explain_file(config.output.work_folder, Path(wanted), config.input), split, console)
+    else:
+        show_fates(explain(config.output.work_folder, wanted), split, console)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from data_prep.documents.counts import Counts
 from data_prep.execution.progress import ProgressBars
-from data_prep.execution.shard_runs import ShardRun, Step, read_steps
+from data_prep.execution.shard_runs import ShardRun, Step, loss_warning, read_steps
 from data_prep.execution.tasks import Stage
 from data_prep.execution.workspace import Workspace
 from gpt.errors import ConfigError
@@ -74,3 +74,16 @@ def test_steps_that_are_missing_or_damaged_are_errors(tmp_path):
     with pytest.raises(ConfigError, match=r"steps\.json: damaged"):
         read_steps(tmp_path)
     assert Step("s", ".x", ("a",)).traces(tmp_path) == [tmp_path / "s/a.dropped.jsonl.zst"]
+
+
+def test_a_step_that_drops_much_says_so_with_its_rules():
+    row = Counts("gopher", 100, 70, 1000, 420, {"short": 20, "symbols": 10})
+    assert loss_warning(row) == (
+        "warning: step 'gopher' dropped 30 of 100 documents (30%) and 58% of the bytes: short 20, symbols 10. "
+        "`triaxial prepare RECIPE --dropped gopher` shows them"
+    )
+    assert "and 30% of the bytes: parts of documents" in loss_warning(Counts("c4", 100, 100, 1000, 700))
+    assert loss_warning(Counts("gopher", 100, 90, 1000, 900, {"short": 10})) == ""
+    pictures = Counts("read", 100, 21, 1000, 10, {"not_a_page": 75, "damaged": 4})
+    assert loss_warning(pictures) == ""
+    assert loss_warning(Counts("extract", 10, 10, 1000, 100)) == "", "markup is no loss"

@@ -14,8 +14,9 @@ from data_prep.documents.records import Dropped, Page
 from data_prep.documents.shards import Document, read_shard
 from data_prep.extraction.extract import extract_file, extract_task, extract_texts
 from data_prep.extraction.page_text import ExtractConfig, page_text
+from data_prep.inputs.config import InputConfig
 from data_prep.readers import readers
-from data_prep.readers.readers import InputConfig, read_records
+from data_prep.readers.readers import read_records
 
 pytest.importorskip("resiliparse", reason="the extra 'data' is not installed")
 

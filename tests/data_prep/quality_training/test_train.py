@@ -19,9 +19,10 @@ from data_prep.documents.records import Page
 from data_prep.documents.shards import Document, keyed_hash
 from data_prep.extraction.page_text import ExtractConfig, page_text
 from data_prep.filters.quality_classifier import load_model, scorer
+from data_prep.inputs.config import InputConfig
 from data_prep.quality_training.sample import SampleConfig
 from data_prep.quality_training.train import FitConfig, FitTask, evaluate_scores, fit_model, row_weights
-from data_prep.readers.readers import InputConfig, read_records
+from data_prep.readers.readers import read_records
 from gpt.errors import ConfigError
 
 pytest.importorskip("mmh3", reason="the extra 'data' is not installed")

@@ -8,9 +8,10 @@ import pytest
 
 from data_prep.documents.records import Page
 from data_prep.documents.traces import read_trace
+from data_prep.inputs.config import InputConfig
 from data_prep.readers import python_docs
 from data_prep.readers.python_docs import CrawlTask, crawl, page_names, render_pages
-from data_prep.readers.readers import InputConfig, read_records
+from data_prep.readers.readers import read_records
 
 warc = pytest.importorskip("fastwarc.warc", reason="the extra 'data' is not installed")
 

@@ -12,7 +12,9 @@ import pytest
 from data_prep.decontamination.evaluation_sets import EvaluationSet, find_set_files
 from data_prep.documents.records import Dropped
 from data_prep.documents.shards import Document
-from data_prep.readers.readers import InputConfig, find_inputs, form_of, read_records
+from data_prep.inputs.config import InputConfig, form_of
+from data_prep.inputs.find import find_inputs
+from data_prep.readers.readers import read_records
 from gpt.errors import ConfigError
 
 pytest.importorskip("isal", reason="the extra 'data' is not installed")
@@ -141,7 +143,7 @@ def test_patterns_find_each_file_once(tmp_path):
     for pattern, message in [
         (f"{tmp_path}/*.nothing", "no file matches"),
         (f"{tmp_path}/c.csv", "the ending is unknown"),
-        (f"{tmp_path}/deep", "is a folder"),
+        (f"{tmp_path}/*p", "is a folder"),
     ]:
         with pytest.raises(ConfigError, match=message):
             find_inputs([pattern])
@@ -149,3 +151,70 @@ def test_patterns_find_each_file_once(tmp_path):
         InputConfig()
     with pytest.raises(ConfigError, match="both given"):
         InputConfig(paths=("a",), source="python-docs")
+
+
+def test_a_long_text_is_cut_at_paragraphs(tmp_path):
+    """All bytes stay, in parts of one to two times the size; each ends behind the best border there is."""
+    paragraphs = "".join(f"Line {i} of a text.\nIt goes on äöü.\n\n" for i in range(3000))
+    parts = [r.text for r in read(packed(tmp_path / "a.txt", paragraphs.encode()), text_split_bytes=400)]
+    assert "".join(parts) == paragraphs
+    assert all(part.endswith("\n\n") for part in parts)
+    assert all(400 <= len(part.encode()) <= 800 for part in parts[:-1])
+    windows = "line\r\n\r\n" * 300
+    for text, end in (
+        ("a sentence. " * 500, ". "),
+        ("word " * 500, " "),
+        ("ä" * 3000, "ä"),
+        (windows, "\n\r\n"),
+    ):
+        parts = [r.text for r in read(packed(tmp_path / "b.txt", text.encode()), text_split_bytes=100)]
+        assert "".join(parts) == text
+        assert all(part.endswith(end) and 100 <= len(part.encode()) <= 200 for part in parts[:-1])
+
+
+def test_a_long_text_is_cut_before_and_after_damage(tmp_path):
+    path = packed(tmp_path / "a.txt.gz", b"")
+    one, two = (gzip.compress((f"{word} " * 200).encode()) for word in ("before", "after"))
+    path.write_bytes(one + b"\x1f\x8b\x08 damage" + two)
+    records = read(path, text_split_bytes=100)
+    assert kinds(records)["damaged"] == 1
+    texts = [r.text for r in records if isinstance(r, Document)]
+    assert "".join(texts[:12]).startswith("before before")
+    assert texts[-1].endswith("after ")
+
+
+def test_a_text_may_be_in_another_encoding(tmp_path):
+    """UTF-8 stays UTF-8, so that one key serves a folder of both."""
+    text = "crème brûlée, déjà vu\n"
+    latin, utf8 = packed(tmp_path / "a.txt", text.encode("cp1252")), packed(tmp_path / "b.txt", text.encode())
+    assert kinds(read(latin)) == {"not_utf8": 1}
+    for path in (latin, utf8):
+        assert [r.text for r in read(path, encoding="cp1252")] == [text]
+    line = packed(tmp_path / "a.jsonl", b'{"text": "caf\xe9"}\n{"text": "caf\xc3\xa9"}\n')
+    assert [r.text for r in read(line, encoding="latin-1")] == ["café", "café"]
+    assert kinds(read(packed(tmp_path / "c.txt", b"\x81\x8d undefined"), encoding="cp1252")) == {"not_utf8": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_wide_encodings_are_read_with_a_mark_or_the_key(tmp_path, encoding):
+    lines = "\n".join(json.dumps({"text": f"Ωmega {i}"}, ensure_ascii=False) for i in range(20_000))
+    path = packed(tmp_path / "a.jsonl.gz", lines.encode(encoding))
+    given = {"encoding": encoding} if encoding.endswith("e") else {}
+    assert [r.text for r in read(path, **given)] == [f"Ωmega {i}" for i in range(20_000)]
+    assert kinds(read(packed(tmp_path / "b.txt", b"plain"), **given)) == {"Document": 1}
+    broken = packed(tmp_path / "c.txt", b"\xff\xfe" + b"\x00\xd8" * 300)
+    assert kinds(read(broken)) == {"not_utf8": 1}
+
+
+def test_pages_and_further_endings_are_read(tmp_path):
+    (page,) = read(packed(tmp_path / "a.html.gz", b"<p>Words</p>"))
+    assert page.content == b"<p>Words</p>"
+    code = packed(tmp_path / "LICENSE", b"Copyright")
+    assert [r.text for r in read(code, endings={"": "text"})] == ["Copyright"]
+    lines = packed(tmp_path / "a.json", b'{"text": "one"}')
+    assert [r.text for r in read(lines, endings={".json": "json lines"})] == ["one"]
+
+
+def test_a_line_without_the_field_names_those_it_has(tmp_path):
+    (dropped,) = read(packed(tmp_path / "a.jsonl", b'{"content": "x", "n": 1}'))
+    assert "no text in 'text' (it has: content, n)" in dropped.detail

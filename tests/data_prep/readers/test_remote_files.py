@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from data_prep.execution.progress import ProgressBars
+from data_prep.inputs.find import find_inputs, local_inputs
 from data_prep.pipeline import prepare
-from data_prep.readers.readers import find_inputs, local_inputs
 from data_prep.readers.remote_files import RemoteFile, find_remote, local_copy, read_stub, write_stub
 from data_prep.recipe import PrepareConfig
 from gpt.errors import ConfigError

@@ -6,9 +6,12 @@ import json
 import pytest
 from rich.console import Console
 
+from data_prep.corpus.split import SplitConfig
 from data_prep.documents.shards import Document, piece_id, write_shard
 from data_prep.documents.traces import Drop, write_trace
-from data_prep.reports.explain import explain
+from data_prep.inputs.config import InputConfig
+from data_prep.reports.explain import explain, explain_file
+from data_prep.reports.table import show_fates, show_file
 from gpt.errors import ConfigError
 
 pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
@@ -54,13 +57,22 @@ def test_an_unknown_document_is_an_error(work, tmp_path):
 
 
 def test_fates_are_printed_step_by_step(work, tmp_path):
-    from data_prep.corpus.tokenize import TokenizerConfig
-    from data_prep.readers.readers import InputConfig
-    from data_prep.recipe import OutputConfig, PrepareConfig
-    from data_prep.reports.table import show_fates
-
-    config = PrepareConfig(InputConfig(paths=("x",)), OutputConfig(tmp_path), TokenizerConfig(vocab_size=400))
     text = io.StringIO()
-    show_fates([*explain(work, "a"), *explain(work, "c")], config, Console(file=text, width=200))
+    show_fates([*explain(work, "a"), *explain(work, "c")], SplitConfig(0.01, 0), Console(file=text, width=200))
     assert "extract: passed\ndecontaminate: dropped, too_short (9 words); 10 bytes\n" in text.getvalue()
     assert "kept as c in the training split; 9 bytes" in text.getvalue()
+
+
+def test_the_documents_of_a_file_are_found(work, tmp_path):
+    path = tmp_path / "input.jsonl"
+    path.write_text('{"id": "a", "text": "x"}\n{"id": "b", "text": "x"}\n{"id": "elsewhere", "text": "x"}\n')
+    config = InputConfig(paths=("x",))
+    dropped, kept = explain_file(work, path, config)
+    assert dropped.dropped.id == "a"
+    assert [document.id for document in kept.kept] == ["b#piece-0", "b#piece-1"]
+    text = io.StringIO()
+    show_file([dropped, kept], SplitConfig(0.01, 0), Console(file=text, width=200))
+    assert text.getvalue().startswith("1 documents: dropped by decontaminate, too_short\n1 documents: kept\n")
+    path.write_text('{"id": "elsewhere", "text": "x"}\n')
+    with pytest.raises(ConfigError, match="none of its 1 documents was read by the last run"):
+        explain_file(work, path, config)

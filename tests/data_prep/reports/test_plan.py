@@ -9,8 +9,8 @@ from rich.console import Console
 from data_prep.corpus.tokenize import TokenizerConfig
 from data_prep.documents.counts import Counts
 from data_prep.execution.shares import ObservedRun, RunStatus
+from data_prep.inputs.config import InputConfig
 from data_prep.plan import PlanOfRun, StagePlan
-from data_prep.readers.readers import InputConfig
 from data_prep.recipe import OutputConfig, PrepareConfig
 from data_prep.reports.plan import show_dry_run, show_status
 

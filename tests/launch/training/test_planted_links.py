@@ -14,7 +14,9 @@ import pytest
 import torch.distributed as dist
 
 from data_prep.documents.records import Page
-from data_prep.readers.readers import ENDINGS, InputConfig, find_inputs, read_records
+from data_prep.inputs.config import ENDINGS, InputConfig
+from data_prep.inputs.find import find_inputs
+from data_prep.readers.readers import read_records
 from gpt.errors import ConfigError
 from launch.main import main
 
@@ -205,7 +207,8 @@ def test_archives_of_files_are_not_an_input(outside, tmp_path):
     for path in paths:
         with pytest.raises(ConfigError, match="the ending is unknown"):
             find_inputs([str(path)])
-    named = [path.with_name(f"{path.name}{ending}") for path in paths for ending in ENDINGS if ending != ".parquet"]
+    endings = [ending for ending, kind in ENDINGS.items() if kind not in ("parquet", "page")]
+    named = [path.with_name(f"{path.name}{ending}") for path in paths for ending in endings]
     for path in named:
         shutil.copy(next(p for p in paths if path.name.startswith(f"{p.name}.")), path)
     before = sorted(tmp_path.rglob("*"))

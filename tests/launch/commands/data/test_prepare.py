@@ -245,10 +245,6 @@ def test_a_killed_run_is_resumed(tmp_path, crawl, undisturbed):
             "step 'language' left none of its 36 documents (dropped: other_language 36); loosen that step",
         ),
         (["--tokenizer.vocab_size", "60000"], "vocab_size = 60000 is invalid: this text fills at most "),
-        (
-            ["--output.validation_fraction", "0.0001"],
-            "output.validation_fraction = 0.0001 is invalid: of 32 documents it leaves none",
-        ),
     ],
 )
 def test_mistakes_are_one_line_and_leave_no_corpus(tmp_path, crawl, capsys, words, message):

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from data_prep.execution.progress import ProgressBars
+from data_prep.inputs.config import InputConfig
+from data_prep.inputs.input_lists import ask_all, encode_answers, expand_lists, read_answers
 from data_prep.pipeline import prepare
 from data_prep.plan import plan
-from data_prep.readers.input_lists import ask_all, encode_answers, expand_lists, read_answers
-from data_prep.readers.readers import InputConfig
 from data_prep.readers.remote_files import RemoteFile
 from data_prep.recipe import PrepareConfig
 from gpt.errors import ConfigError

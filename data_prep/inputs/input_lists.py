@@ -1,8 +1,9 @@
-"""Expand lists of paths, ask for all remote inputs in parallel, and keep the answers for plans."""
+"""Expand folders and lists of paths, ask for all remote inputs in parallel, and keep the answers for plans."""
 
 import json
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,10 +18,30 @@ from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 
 ANSWERS = "remote_files.json"  # in the work folder
+_CORPUS_FILE = "corpus.json"
 _PARALLEL = 32  # requests at a time; a site of many files answers each in 10 to 100 ms
 _MAX_PATH_BYTES = 1 << 16
 
 Answers = Mapping[str, Sequence[RemoteFile]]  # keyed by the URL or pattern of the recipe
+
+
+def files_in(folder: Path, *, without: Sequence[Path] = ()) -> Iterator[Path]:
+    """Yield the regular files below a folder, sorted in each one.
+
+    Hidden files are left out, and what is below `without` or below a folder that holds a corpus.
+    """
+    leave_out = {path.expanduser().resolve() for path in without}
+    for name, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            inner for inner in folders if inner[0] != "." and (Path(name) / inner).resolve() not in leave_out
+        )
+        if _CORPUS_FILE in files:
+            folders.clear()
+            continue
+        for file in sorted(files):
+            path = Path(name) / file
+            if file[0] != "." and path.is_file():
+                yield path
 
 
 def expand_lists(lists: Sequence[str], base: str) -> list[str]:
