@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -123,11 +123,12 @@ def text_loss(
     window: int,
     stride: int,
     batch_tokens: int,
+    scored: Callable[[int], None] = lambda tokens: None,
 ) -> TextLoss:
     """Return the loss over documents, each with `first_id` before it. Every token is predicted once, in one window.
 
     Memory does not grow with the text: windows are scored on the way, a few batches at a time. Every rank of a layout
-    must pass all documents.
+    must pass all documents. `scored` is called with the number of tokens of each few batches.
     """
     words = n_bytes = tokens = 0
     nats = 0.0
@@ -145,10 +146,12 @@ def text_loss(
     )
     at_once = max(64, 4 * batch_tokens // window) * as_model(model).data_size  # `score` sorts them by length
     while requests := list(itertools.islice(windows, at_once)):
+        before = tokens
         # No sharing: windows have no common prefix beyond `first_id`.
         for result in score(model, requests, batch_tokens=batch_tokens, sharing=False):
             nats -= math.fsum(result.log_probs)
             tokens += len(result.log_probs)
+        scored(tokens - before)
     return TextLoss(nats, tokens, words, n_bytes)
 
 

@@ -1,80 +1,168 @@
-"""Print the progress of a run: a live line on a terminal, elsewhere one plain line per logged step.
+"""Print the progress of a run: on a terminal a table with a bar below it, elsewhere one plain line per logged step.
 
-It shows the values loss, gradient_norm, learning_rate, tokens_per_s, mfu (a fraction) and tokens_seen, if given, and
-the time left.
+A row of the table stays. Steps between two rows only move the bar, which is redrawn. screen.py lays out both.
 """
 
+import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import Literal
 
-Values = Mapping[str, float | int]
+from gpt.errors import escaped, one_line
+from gpt.telemetry.screen import (
+    Column,
+    Values,
+    bar,
+    bar_text,
+    cells_of,
+    columns_for,
+    header,
+    human_duration,
+    row,
+    row_every,
+    sample_lines,
+    step_field,
+    step_line,
+    wrapped,
+)
 
+Tone = Literal["", "warning", "error"]
 
-@dataclass(frozen=True)
-class Field:
-    """One value in two forms: aligned, for lines under each other, and short, for a narrow terminal."""
-
-    aligned: str
-    short: str
-
-
-# Values to drop if a terminal is too narrow for the short form, first to last.
-_DROPPED_FIRST = ("mfu", "learning_rate", "gradient_norm", "tokens_seen", "time_left", "tokens_per_s")
-
-_MAX_VALUES = 12  # on the line of an evaluation or of epochs, since a mixture may have a thousand corpora
+_MAX_VALUES = 12  # on one line, since a mixture may have a thousand corpora
+_ROW_S = 60.0  # a row comes at least this often
+_BAR_S = 0.1  # the bar is redrawn at most this often
+_HEADER_EVERY_ROWS = 50
+# Values of a run's health. They are in metrics.jsonl; a confirmed fault is an event, and the end shows the goodput.
+_NOT_SHOWN = ("time/", "straggler/", "epochs/", "goodput")
+_COLORS = {"title": "1", "evaluation": "36", "warning": "33", "error": "31", "prompt": "1"}
+_HIGH_MFU = (
+    "an MFU above 100% is shown as '-': the peak speed that it is relative to is too low. On a CPU, the run measures "
+    "it at its start. Set run.peak_flops_per_s to that of one device"
+)
 
 
 class Console:
-    """Prints the lines. `interactive` None checks whether standard output is a terminal."""
+    """Prints the lines. `interactive` None checks whether standard output is a terminal that can redraw a line."""
 
-    def __init__(self, *, total_steps: int | None, total_tokens: int | None, interactive: bool | None) -> None:
-        self.total_steps = total_steps
-        self.interactive = sys.stdout.isatty() if interactive is None else interactive
-        self._tokens_left = TimeLeft(total_tokens)
-        self._steps_left = TimeLeft(total_steps)
-        self._live_line = ""
+    def __init__(self, *, total_steps: int | None, total_tokens: int | None, interactive: bool | None = None) -> None:
+        self.total_steps, self._total_tokens = total_steps, total_tokens
+        can_redraw, has_color = terminal_abilities()
+        self.interactive = can_redraw if interactive is None else interactive
+        self._has_color = has_color and self.interactive
+        self._bar_letters = "━─" if _can_print("━─") else "#-"
+        self._tokens_left, self._steps_left = TimeLeft(total_tokens), TimeLeft(total_steps)
+        self._columns: tuple[Column, ...] = ()
+        self._keys: set[str] = set()  # of the columns that the run has values for
+        self._rows_since_header = 0
+        self._row_step, self._row_at = -1, 0.0  # of the newest row
+        self._last: tuple[int, dict[str, str]] | None = None  # the newest step, while it has no row
+        self._bar, self._bar_at = "", 0.0
+        self._explained_mfu = False
 
     def step(self, step: int, values: Values) -> None:
-        """Show a step. Values without a loss, such as those of an evaluation, get a separate, permanent line."""
+        """Show a step. Values without a loss are those of an evaluation or of the run's health."""
         if "loss" not in values:
-            shown = {
-                key: value for key, value in values.items() if not key.startswith("time/")
-            }  # goodput is their summary
-            others = "  ".join(f"{key} {value:.5g}" for key, value in list(shown.items())[:_MAX_VALUES])
-            if len(shown) > _MAX_VALUES:
-                others += f"  and {len(shown) - _MAX_VALUES} more, in metrics.jsonl"
-            self.message(f"{_step_field(step, self.total_steps).aligned}  {others}")
+            self._show_others(step, values)
             return
         now = time.monotonic()
         left_s = self._steps_left.update(step, now=now)
         if "tokens_seen" in values and self._tokens_left.total is not None:
             left_s = self._tokens_left.update(values["tokens_seen"], now=now)
-        fields = step_fields(step, values, total_steps=self.total_steps)
+        if values.get("mfu", 0.0) > 1 and not self._explained_mfu:
+            self._explained_mfu = True
+            self.message(_HIGH_MFU, tone="warning")
+        if self.interactive:
+            self._show_in_table(step, values, left_s, now)
+            return
+        left = None
         if self._steps_left.total is not None or self._tokens_left.total is not None:
             left = "-" if left_s is None else human_duration(left_s)
-            fields["time_left"] = Field(f"{left:>7} left", f"{left.replace(' ', '')} left")
-        if self.interactive:
-            self._live_line = fit(fields, width=shutil.get_terminal_size().columns - 1)
-            self._write(f"\r{self._live_line}\x1b[K")
-        else:
-            self._write("  ".join(field.aligned for field in fields.values()) + "\n")
+        self._write(step_line(step, values, total_steps=self.total_steps, left=left) + "\n")
 
-    def message(self, text: str) -> None:
-        """Print a permanent line, above the live line if there is one."""
+    def message(self, text: str, *, tone: Tone = "") -> None:
+        """Print lines that stay, above the bar if there is one. Control characters are escaped."""
+        lines = escaped(text).split("\n")
         if self.interactive:
-            self._write(f"\r\x1b[K{text}\n{self._live_line}")
-        else:
-            self._write(f"{text}\n")
+            lines = [part for line in lines for part in wrapped(line, width=self._width())]
+        self._print([self._colored(line, tone) for line in lines])
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Print a sampled text, which begins with its prompt, after a line that names the prompt."""
+        named = f"after '{one_line(prompt)[:60]}'" if prompt else "without a prompt"
+        lines = [self._colored(f"sample at step {step:,}, {named}:", "title")]
+        width = max(20, self._width() - 4) if self.interactive else None
+        for of_prompt, written in sample_lines(prompt, text, width=width):
+            lines.append(f"  | {self._colored(of_prompt, 'prompt')}{written}".rstrip())
+        self._print(lines)
 
     def close(self) -> None:
-        """Keep the live line, and move the cursor below it."""
-        if self._live_line:
-            self._live_line = ""
-            self._write("\n")
+        """Print the row of the last step if it has none, and remove the bar."""
+        if self._last is not None:
+            self._print_row(*self._last)
+        if self._bar:
+            self._bar = ""
+            self._write("\r\x1b[K")
+
+    def _show_others(self, step: int, values: Values) -> None:
+        """Show the values of an evaluation in rows of the table, others on a line. Leave out those of no interest."""
+        shown = {key: value for key, value in values.items() if not key.startswith(_NOT_SHOWN)}
+        if self.interactive:
+            for name, (loss, others) in take_evaluations(shown).items():
+                cells = {"step": f"{step:,}", "validation": f"{loss:.4f}"}
+                self._keys |= {"step", "loss", "validation"}
+                self._print_row(step, cells, after="  ".join([name, *others]), color="evaluation")
+        if not shown:
+            return
+        text = "  ".join(f"{key} {value:.5g}" for key, value in list(shown.items())[:_MAX_VALUES])
+        if len(shown) > _MAX_VALUES:
+            text += f"  and {len(shown) - _MAX_VALUES} more, in metrics.jsonl"
+        self.message(f"{step_field(step, self.total_steps)}  {text}")
+
+    def _show_in_table(self, step: int, values: Values, left_s: float | None, now: float) -> None:
+        cells = cells_of(step, values, left_s=left_s)
+        self._keys |= {"step", "validation", *cells, *(("time_left",) if self.total_steps is not None else ())}
+        self._last = (step, cells)
+        is_last = step == self.total_steps
+        every = row_every(self.total_steps)
+        passed = every is not None and step // every != self._row_step // every
+        done = values["tokens_seen"] / self._total_tokens if self._total_tokens and "tokens_seen" in values else None
+        if done is None and self.total_steps:
+            done = step / self.total_steps
+        text = bar_text(step, values, total_steps=self.total_steps, left_s=left_s)
+        self._bar = bar(done, text, width=self._width(), letters=self._bar_letters)
+        if passed or is_last or self._row_step < 0 or now - self._row_at >= _ROW_S:
+            self._row_at = now
+            self._print_row(step, cells, color="" if math.isfinite(values["loss"]) else "error")
+        elif now - self._bar_at >= _BAR_S:
+            self._bar_at = now
+            self._write(f"\r{self._bar}\x1b[K")
+
+    def _print_row(self, step: int, cells: Mapping[str, str], *, after: str = "", color: str = "") -> None:
+        """Print a row, below a header if the columns changed or the last header is far above."""
+        columns = columns_for(self._keys, width=self._width(), total_steps=self.total_steps)
+        lines = []
+        if columns != self._columns or self._rows_since_header >= _HEADER_EVERY_ROWS:
+            self._columns, self._rows_since_header = columns, 0
+            lines.append(self._colored(header(columns), "title"))
+        self._rows_since_header += 1
+        if "loss" in cells:
+            self._row_step, self._last = step, None
+        lines.append(self._colored(escaped(f"{row(columns, cells)}  {after}".rstrip()), color))
+        self._print(lines)
+
+    def _print(self, lines: Sequence[str]) -> None:
+        """Print lines that stay, above the bar if there is one."""
+        text = "".join(f"{line}\n" for line in lines)
+        self._write(f"\r\x1b[K{text}{self._bar}" if self.interactive else text)
+
+    def _colored(self, text: str, color: str) -> str:
+        return f"\x1b[{_COLORS[color]}m{text}\x1b[0m" if self._has_color and color and text else text
+
+    def _width(self) -> int:
+        return shutil.get_terminal_size().columns - 1  # a terminal may begin a new line after its last column
 
     def _write(self, text: str) -> None:
         with suppress(OSError, ValueError):  # a program's own stream may fail; the streams of output.py do not
@@ -102,62 +190,37 @@ class TimeLeft:
         return max(0.0, self.total - done) * self._elapsed_s / self._done
 
 
-def step_fields(step: int, values: Values, *, total_steps: int | None) -> dict[str, Field]:
-    """Return the fields of a step in display order, without those that have no value."""
-    fields = {"step": _step_field(step, total_steps)}
-    if (loss := values.get("loss")) is not None:
-        fields["loss"] = Field(f"loss {loss:8.4f}", f"loss {loss:.4f}")
-    if (norm := values.get("gradient_norm")) is not None:
-        fields["gradient_norm"] = Field(f"gradient norm {norm:8.3g}", f"grad {norm:.2g}")
-    if (lr := values.get("learning_rate")) is not None:
-        fields["learning_rate"] = Field(f"learning rate {lr:.2e}", f"lr {lr:.1e}".replace("e-0", "e-"))
-    if (speed := values.get("tokens_per_s")) is not None:
-        fields["tokens_per_s"] = Field(f"{human_count(speed):>5} tokens/s", f"{human_count(speed)}/s")
-    if (mfu := values.get("mfu")) is not None:
-        fields["mfu"] = Field(f"MFU {mfu:6.1%}", f"MFU {mfu:.0%}")
-    if (seen := values.get("tokens_seen")) is not None:
-        fields["tokens_seen"] = Field(f"{human_count(seen):>5} tokens", f"{human_count(seen)} tok")
-    return fields
+def terminal_abilities() -> tuple[bool, bool]:
+    """Return whether standard output is a terminal that can redraw a line, and whether it has colours.
+
+    TERM=dumb can do neither; NO_COLOR turns colours off.
+    """
+    from rich.console import Console as Terminal  # here: only the main rank of a run needs it
+
+    terminal = Terminal(file=sys.stdout)
+    can_redraw = sys.stdout.isatty() and not terminal.is_dumb_terminal
+    return can_redraw, can_redraw and terminal.color_system is not None and not terminal.no_color
 
 
-def fit(fields: Mapping[str, Field], *, width: int) -> str:
-    """Fit the fields into `width` columns: aligned if possible, else short, else with fewer fields."""
-    line = "  ".join(field.aligned for field in fields.values())
-    if len(line) <= width:
-        return line
-    shown = dict(fields)
-    for name in ("", *_DROPPED_FIRST):
-        shown.pop(name, None)
-        line = " ".join(field.short for field in shown.values())
-        if len(line) <= width:
-            break
-    return line[: max(width, 0)]
+def take_evaluations(values: dict[str, float | int]) -> dict[str, tuple[float, list[str]]]:
+    """Take the values validation/NAME/... out of `values`. Return the loss of each corpus and its other values as text.
+
+    The perplexity is left out, because it is a function of the loss.
+    """
+    found: dict[str, tuple[float, list[str]]] = {}
+    for key in [key for key in values if key.startswith("validation/") and key.endswith("/loss")]:
+        name = key.removeprefix("validation/").removesuffix("/loss")
+        loss = values.pop(key)
+        values.pop(f"validation/{name}/perplexity", None)
+        prefix = f"validation/{name}/"
+        others = [other for other in values if other.startswith(prefix)]
+        found[name] = loss, [f"{other.removeprefix(prefix)} {values.pop(other):.5g}" for other in others]
+    return found
 
 
-def human_count(n: float) -> str:
-    """Format a count with three digits and a letter: 999, 1.23k, 45.6M, 300B, 1.50T."""
-    for unit in ("", "k", "M", "B"):
-        text = f"{n:.0f}" if unit == "" else f"{n:#.3g}".rstrip(".")
-        if "e" not in text and float(text) < 1000:
-            return text + unit
-        n /= 1000
-    return f"{n:,.2f}T"
-
-
-def human_duration(seconds: float) -> str:
-    """Format a duration with its two largest units: 7s, 2m 13s, 5h 04m, 3d 11h."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour:02}h"
-    if hours:
-        return f"{hour}h {minute:02}m"
-    return f"{minute}m {second:02}s" if minutes else f"{second}s"
-
-
-def _step_field(step: int, total_steps: int | None) -> Field:
-    if total_steps is None:
-        return Field(f"step {step:>7,}", f"{step}")
-    total = f"{total_steps:,}"
-    return Field(f"step {step:>{len(total)},}/{total}", f"{step}/{total_steps}")
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

@@ -33,6 +33,14 @@ EventKind = Literal[
 ]
 
 
+# Events that a terminal shows in a colour of their own: those that need a person, and those that cost something.
+ERRORS: tuple[EventKind, ...] = ("checkpoint_failed", "hang", "replica_mismatch")
+WARNINGS: tuple[EventKind, ...] = (
+    *("checkpoint_skipped", "data_damaged", "fast_checkpoint_failed", "restart", "rewind", "rewind_refused", "spike"),
+    *("step_skipped", "straggler", "warning"),
+)
+
+
 class RecordEvent(Protocol):
     """A function that prints an event of the run and writes it to events.jsonl."""
 

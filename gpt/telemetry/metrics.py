@@ -21,7 +21,7 @@ from gpt.files.json_text import decode_json
 from gpt.files.line_file import LineFile
 from gpt.files.regular import open_regular
 from gpt.telemetry.console import Console
-from gpt.telemetry.event_log import EventKind, event_line
+from gpt.telemetry.event_log import ERRORS, WARNINGS, EventKind, event_line
 from gpt.telemetry.wandb import WandbRun, WandbSettings
 
 SUPERSEDED = "metrics.superseded.jsonl"
@@ -126,10 +126,10 @@ class MetricsWriter:
         return step % self.config.log_every_steps == 0
 
     def log(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Record the values of a step: one line of JSON, one row of W&B, one line (or the live line) of the console.
+        """Record the values of a step: one line of JSON, one row of W&B, one line or row of the console.
 
         Steps must not decrease, except after `rewind`. Two calls for one step, for training and for an evaluation, give
-        two lines. While the disk is full, records wait in memory.
+        two lines. While the disk is full, records wait in memory. The console leaves out values of the run's health.
         ConfigError: the file cannot be written, or too much waits in memory.
         """
         assert self._files, "MetricsWriter is a context manager: log inside its `with`"
@@ -144,12 +144,16 @@ class MetricsWriter:
         self._console.step(step, plain)
 
     def message(self, text: str) -> None:
-        """Print a line that stays, above the live line if there is one."""
+        """Print a line that stays, above the bar if there is one."""
         self._console.message(text)
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Print a text that the model wrote at a step. It begins with its prompt."""
+        self._console.sample(step, prompt, text)
 
     def event(self, kind: EventKind, *, step: int, text: str, **fields: Any) -> None:
         """Print an event of the run and write it to events.jsonl. ConfigError: the file cannot be written."""
-        self.message(text)
+        self._console.message(text, tone="error" if kind in ERRORS else "warning" if kind in WARNINGS else "")
         self._add("events.jsonl", event_line(kind, step=step, text=text, fields=fields))
 
     def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:

@@ -124,8 +124,8 @@ class Reports:
             texts = sampler.write(self.engine, step=step)
         if self.metrics is not None:
             self.metrics.append("samples.jsonl", sample_records(step=step, prompts=sampler.prompts, texts=texts))
-            for text in texts:
-                self.metrics.message(f"sample at step {step}: {text!r}")
+            for prompt, text in zip(sampler.prompts, texts, strict=True):
+                self.metrics.sample(step, prompt, text)
 
     def run_few_shot_probe(self, probe: FewShotProbe) -> None:
         """Put few-shot questions to the model, on all ranks, and have the main rank store the scores."""

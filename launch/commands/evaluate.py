@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpt.data.config import CorpusConfig, DataConfig
 from gpt.data.dataset import ValidationData
@@ -25,7 +24,7 @@ from launch.evaluation.few_shot_arguments import add_few_shot_arguments, few_sho
 from launch.evaluation.sample_logs import check_sample_folder, write_samples
 from launch.evaluation.tables import print_clean_subset, print_few_shot, print_texts, print_validation
 from launch.evaluation.wandb_record import record_in_wandb
-from launch.processes.terminal import SafeConsole
+from launch.processes.terminal import SafeConsole, WorkProgress, work_progress
 from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.open_model import (
     OpenedModel,
@@ -102,7 +101,7 @@ def evaluate_opened(
         "parameters": saved.model_config.parameters,
     }
     if texts:
-        with _progress(opened) as progress:
+        with work_progress(shows=opened.is_main) as progress:
             report["text"] = text_evaluation.evaluate_texts(opened, texts, args, progress)
         print_texts(console, report["text"])
     if validation:
@@ -137,11 +136,11 @@ def evaluate_validation(opened: OpenedModel, *, max_tokens: int | None, batch_to
     results: dict[str, Any] = {}
     n_tokens, total = 0, 0.0
     counts = np.zeros(model.vocab_size, dtype=np.int64)
-    with _progress(opened) as progress:
+    with work_progress(shows=opened.is_main) as progress:
         for corpus in corpora:
-            task = progress.add_task(f"validation loss, {corpus.name}", total=corpus.n_samples)
+            progress.start(f"validation loss, {corpus.name}", total=corpus.n_samples)
             frequencies = count_targets(corpus.batches(), model.vocab_size)
-            loss = validation_loss(model, _advancing(corpus.batches(), progress, task))
+            loss = validation_loss(model, _advancing(corpus.batches(), progress))
             results[corpus.name] = {
                 "loss_nats": loss.nats_per_token,
                 "perplexity": loss.perplexity,
@@ -161,17 +160,17 @@ def evaluate_validation(opened: OpenedModel, *, max_tokens: int | None, batch_to
 
 
 def evaluate_few_shot(opened: OpenedModel, tasks: OpenTasks, *, log_samples: Path | None) -> list[TaskScore]:
-    """Score all tasks, with a progress bar over the harness's requests. `log_samples`: a folder for their items."""
+    """Score all tasks, with progress over the harness's requests. `log_samples`: a folder for their items."""
     saved = opened.saved
     keep = None if log_samples is None else partial(write_samples, log_samples, writes=opened.is_main)
-    with _progress(opened) as progress:
-        bar = progress.add_task("few-shot tasks", total=None)
+    with work_progress(shows=opened.is_main) as progress:
+        progress.start("few-shot tasks")
         return few_shot_scores(
             opened.model,
             saved.tokenizer,
             tasks,
             n_ctx=saved.model_config.n_ctx,
-            progress=lambda finished, total: progress.update(bar, completed=finished, total=total),
+            progress=lambda finished, total: progress.update(finished, total=total),
             special=special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer),
             keep_samples=keep,
         )
@@ -214,17 +213,7 @@ class _ValidationSamples:
                 yield from (part[None] for part in parts if len(part) > 1)
 
 
-def _advancing(batches: Iterator[Tokens], progress: Progress, task: Any) -> Iterator[Tokens]:
+def _advancing(batches: Iterator[Tokens], progress: WorkProgress) -> Iterator[Tokens]:
     for batch in batches:
         yield batch
-        progress.advance(task, len(batch))
-
-
-def _progress(opened: OpenedModel) -> Progress:
-    """Return a bar on standard error, so that piped output has results only. Only the main rank shows it."""
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    console = SafeConsole(stderr=True)
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(
-        *columns, *times, console=console, transient=True, disable=not (opened.is_main and console.is_terminal)
-    )
+        progress.advance(len(batch))

@@ -5,6 +5,7 @@ import itertools
 import math
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 
 from gpt.errors import ConfigError, file_error
 from gpt.files.atomic import replace_file
+from gpt.telemetry.console import TimeLeft
+from gpt.telemetry.screen import human_duration
 from launch.config.run_config import RunConfig, read_run_config
 from launch.parity.layouts import device_type, named_engines, other_splits, wanted_layouts, workload_of
 from launch.parity.plot import draw_differences
@@ -139,6 +142,8 @@ def savers_of(every: list[Choice], engines: list[EngineName]) -> dict[EngineName
 def measure(tasks: list[LayoutTask], *, steps: int) -> tuple[list[LayoutResult], str | None]:
     """The results of the tasks, with a line for each; and the error that ended them early, if any."""
     results: list[LayoutResult] = []
+    time_left = TimeLeft(len(tasks))
+    time_left.update(0, now=time.monotonic())
     try:
         for done, result in zip(tasks, measure_all(tasks, steps=steps), strict=False):
             results.append(result)
@@ -146,7 +151,9 @@ def measure(tasks: list[LayoutTask], *, steps: int) -> tuple[list[LayoutResult],
                 what = f"{len(result.later_losses)} steps from another engine's checkpoint"
             else:
                 what = f"loss {result.losses[-1]:.6f} after {steps} steps"
-            print(f"[{len(results)}/{len(tasks)}] {result.name}: {what}, {result.seconds:.1f} s", flush=True)
+            left_s = time_left.update(len(results), now=time.monotonic())
+            left = f", about {human_duration(left_s)} left" if left_s else ""
+            print(f"[{len(results)}/{len(tasks)}] {result.name}: {what}, {result.seconds:.1f} s{left}", flush=True)
     except (ConfigError, RankFailed) as error:
         if isinstance(error, ConfigError) and not results:
             raise  # a mistake in the recipe. A failure of a later layout only, such as a NaN loss, is a finding.

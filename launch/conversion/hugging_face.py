@@ -26,7 +26,7 @@ from launch.conversion.sources import (
     export_dtype,
     load_foreign_tokenizer,
 )
-from launch.processes.terminal import progress_bar
+from launch.processes.terminal import tensor_progress
 from launch.runs.imported_run import HUGGING_FACE, read_weights, write_run
 from launch.runs.saved_run import SavedRun
 from parallel.checkpoint.folders import step_name
@@ -37,7 +37,7 @@ def export_run(saved: SavedRun, output: Path, *, dtype: str | None = None, mode:
     """Write `output` and verify it; return lines for the user. Errors as `export`."""
     companions = saved.run_directory / HUGGING_FACE
     elements = export_dtype(saved, dtype)
-    with progress_bar("writing tensors", total=len(shapes(saved.model_config))) as advance:
+    with tensor_progress("writing tensors", total=len(shapes(saved.model_config))) as advance:
         verification = export(
             saved.weights(),
             saved.model_config,
@@ -83,7 +83,7 @@ def import_folder(folder: Path, output: Path, *, tokenizer_file: Path | None = N
         def written() -> Checkpoint:
             return verify_checkpoint(partial / "checkpoints" / step_name(0))
 
-        with progress_bar("writing tensors", total=len(source.tensors)) as advance:
+        with tensor_progress("writing tensors", total=len(source.tensors)) as advance:
             digests = round_trip(
                 source,
                 lambda tensors: write_run(

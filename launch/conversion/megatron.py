@@ -40,7 +40,7 @@ from launch.conversion.sources import (
     load_foreign_tokenizer,
     verified_weights,
 )
-from launch.processes.terminal import progress_bar
+from launch.processes.terminal import tensor_progress
 from launch.runs.imported_run import HUGGING_FACE, write_run
 from launch.runs.saved_run import SavedRun
 from parallel.checkpoint.folders import step_name
@@ -90,7 +90,7 @@ def import_checkpoint(
     check_tokenizer_fits(tokenizer_file, size, folder=source.folder, vocab_size=config.vocab_size)
     about: dict[str, object] = {"from": str(source.folder), "format": "Megatron", "dtype": dtype}
     names = [name for entry in source.slices for name in entry.names]
-    with partial_folder(output) as partial, progress_bar("writing tensors", total=len(source.slices)) as advance:
+    with partial_folder(output) as partial, tensor_progress("writing tensors", total=len(source.slices)) as advance:
         path = partial / "checkpoints" / step_name(0)
         digests = round_trip(
             source,
@@ -122,7 +122,7 @@ def export_run(saved: SavedRun, output: Path, *, dtype: str | None = None) -> li
     config = saved.model_config
     check_expressible(config)
     elements = export_dtype(saved, dtype)
-    with partial_folder(output) as partial, progress_bar("writing tensors", total=len(shapes(config))) as advance:
+    with partial_folder(output) as partial, tensor_progress("writing tensors", total=len(shapes(config))) as advance:
         folder = partial / RELEASE
         folder.mkdir()
         _write_arguments(folder, config)

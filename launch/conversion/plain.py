@@ -37,7 +37,7 @@ from gpt.model.config import ModelConfig
 from gpt.model.parameter_shapes import check_layer_count, parameter_shapes
 from launch.config.recipe import build
 from launch.conversion.sources import checkpoint_source, copy_folders, copy_tokenizer, widest_first
-from launch.processes.terminal import progress_bar
+from launch.processes.terminal import tensor_progress
 from launch.runs.imported_run import HUGGING_FACE, MODEL
 from launch.runs.saved_run import SavedRun
 from parallel.checkpoint.files import write_file
@@ -74,7 +74,7 @@ def export_plain(
     """Write `output` and read it back; return lines for the user. Memory: about the largest tensor."""
     source = checkpoint_source(saved, weights_only=weights_only)
     files = named_files(group_into_files(source.specs, max_file_bytes))
-    with partial_folder(output) as partial, progress_bar("writing tensors", total=len(source.specs)) as advance:
+    with partial_folder(output) as partial, tensor_progress("writing tensors", total=len(source.specs)) as advance:
         digests = round_trip(
             source,
             lambda tensors: _write_files(partial, source.specs, files, tensors),
@@ -131,7 +131,7 @@ def import_plain(folder: Path, output: Path) -> list[str]:
     _check_state(folder, state, config)
     _check_tensors(folder, source.locations, config)
     specs = source.specs
-    with partial_folder(output) as partial, progress_bar("writing tensors", total=len(specs)) as advance:
+    with partial_folder(output) as partial, tensor_progress("writing tensors", total=len(specs)) as advance:
         path = partial / "checkpoints" / step_name(state["step"])
         digests = round_trip(
             source,

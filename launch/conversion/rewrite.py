@@ -9,7 +9,7 @@ from gpt.convert.round_trip import round_trip
 from gpt.files.atomic import partial_folder
 from gpt.files.regular import copy_file
 from launch.conversion.sources import checkpoint_source, copy_folders
-from launch.processes.terminal import progress_bar
+from launch.processes.terminal import tensor_progress
 from launch.runs.saved_run import SavedRun
 from parallel.checkpoint.folders import step_name
 from parallel.checkpoint.handle import verify_checkpoint
@@ -26,7 +26,7 @@ def rewrite(saved: SavedRun, output: Path, *, weights_only: bool = False) -> lis
     """
     before, n_before = saved.checkpoint.manifest, len(saved.checkpoint.index)
     source = checkpoint_source(saved, weights_only=weights_only)
-    with partial_folder(output) as partial, progress_bar("writing tensors", total=len(source.specs)) as advance:
+    with partial_folder(output) as partial, tensor_progress("writing tensors", total=len(source.specs)) as advance:
         path = partial / "checkpoints" / step_name(saved.step)
         round_trip(
             source,

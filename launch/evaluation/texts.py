@@ -8,8 +8,6 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from gpt.errors import ConfigError
 from gpt.evaluation.perplexity import TextLoss, perplexity, text_loss
 from gpt.evaluation.text_windows import TextChunk, corpus_documents, read_text, text_chunks
@@ -17,6 +15,7 @@ from gpt.token_files.corpus import describe_corpus, open_tokens
 from gpt.token_files.files import TokenFile, shard_prefixes
 from gpt.tokenizer.special_tokens import special_tokens_of
 from gpt.tokenizer.tokenizers import Tokenizer
+from launch.processes.terminal import WorkProgress
 from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.open_model import OpenedModel
 from launch.runs.saved_run import SavedRun
@@ -66,7 +65,7 @@ def open_texts(args: argparse.Namespace) -> list[TextSource]:
 
 
 def evaluate_texts(
-    opened: OpenedModel, texts: list[TextSource], args: argparse.Namespace, progress: Progress
+    opened: OpenedModel, texts: list[TextSource], args: argparse.Namespace, progress: WorkProgress
 ) -> dict[str, Any]:
     """Return the figures of each text, and of all texts together if there are several."""
     window, stride = window_and_stride(args, n_ctx=opened.saved.model_config.n_ctx)
@@ -76,13 +75,15 @@ def evaluate_texts(
     special = special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer)
     losses = {}
     for text in texts:
+        reading = _Reading(text, progress)
         losses[str(text.path)] = text_loss(
             opened.model,
-            _documents(text, saved.tokenizer, progress),
+            reading.documents(saved.tokenizer),
             first_id=special.begin_id,
             window=window,
             stride=stride,
             batch_tokens=args.batch_tokens,
+            scored=reading.scored,
         )
     report: dict[str, Any] = {
         "window": window,
@@ -156,15 +157,28 @@ def _check_tokenizer(text: TextSource, saved: SavedRun) -> None:
         )
 
 
-def _documents(text: TextSource, tokenizer: Tokenizer, progress: Progress) -> Iterator[Iterator[TextChunk]]:
-    """Yield the documents of a text and advance its progress bar while they are read: in bytes, or in tokens."""
-    total = text.path.stat().st_size if text.corpus is None else text.corpus.n_tokens
-    task = progress.add_task(f"perplexity, {text.path.name}", total=total)
+class _Reading:
+    """Reads the documents of a text, and reports how many of its tokens are scored.
 
-    def advancing(document: Iterable[TextChunk]) -> Iterator[TextChunk]:
+    A text file's number of tokens is unknown before its end: the share of its bytes stands for it.
+    """
+
+    def __init__(self, text: TextSource, progress: WorkProgress) -> None:
+        self._text, self._progress = text, progress
+        self._read_size = self._read_tokens = self._scored_tokens = 0
+        size = text.path.stat().st_size if text.corpus is None else text.corpus.n_tokens
+        progress.start(f"perplexity, {text.path.name}", total=size)
+
+    def documents(self, tokenizer: Tokenizer) -> Iterator[Iterator[TextChunk]]:
+        for document in self._text.documents(tokenizer):
+            yield self._counted(document)
+
+    def _counted(self, document: Iterable[TextChunk]) -> Iterator[TextChunk]:
         for chunk in document:
+            self._read_tokens += len(chunk.tokens)
+            self._read_size += chunk.n_bytes if self._text.corpus is None else len(chunk.tokens)
             yield chunk
-            progress.advance(task, chunk.n_bytes if text.corpus is None else len(chunk.tokens))
 
-    for document in text.documents(tokenizer):
-        yield advancing(document)
+    def scored(self, tokens: int) -> None:
+        self._scored_tokens += tokens
+        self._progress.update(self._read_size * min(1.0, self._scored_tokens / max(1, self._read_tokens)))

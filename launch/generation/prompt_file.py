@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from gpt.errors import ConfigError, file_error
 from gpt.evaluation.batching.data_parallel import gather_by_index
 from gpt.files.atomic import replace_file
@@ -21,7 +19,7 @@ from gpt.inference.model import InferenceModel
 from gpt.inference.text_stream import GeneratedText
 from gpt.tokenizer.tokenizers import Tokenizer
 from launch.generation.jobs import GenerationJob, GenerationSettings, PromptLine, continue_batch
-from launch.processes.terminal import SafeConsole
+from launch.processes.terminal import work_progress
 
 RESULTS = (
     "text",
@@ -120,18 +118,18 @@ def continue_jobs(
     mine = batches[model.data_rank :: model.data_size]
     found: dict[int, dict[str, Any]] = {}
     limits = [jobs[i].max_new_tokens for batch in mine for i in batch]
-    with _progress(shows=shows) as progress:
-        bar = progress.add_task("tokens", total=sum(limits))
+    with work_progress(shows=shows) as progress:
+        progress.start("generating tokens", total=sum(limits))
 
         def token_done() -> None:
-            progress.advance(bar)
+            progress.advance()
 
         for batch in mine:
             lines = _continue_batch(
                 model, tokenizer, [jobs[i] for i in batch], settings, n_ctx=n_ctx, token_done=token_done
             )
             found.update(zip(batch, lines, strict=True))
-            progress.update(bar, completed=sum(limits[: len(found)]))  # some stopped before their limit
+            progress.update(sum(limits[: len(found)]))  # some stopped before their limit
     lines_of = gather_by_index(model, found)
     return [lines_of[i] for i in range(len(jobs))]
 
@@ -190,11 +188,3 @@ def _line(fields: dict[str, Any]) -> str:
     """Return a JSON line. Non-ASCII characters stay as they are, unless one is a lone surrogate, which UTF-8 lacks."""
     line = json.dumps(fields, ensure_ascii=False)
     return (line if line.isascii() or not _SURROGATE.search(line) else json.dumps(fields)) + "\n"
-
-
-def _progress(*, shows: bool) -> Progress:
-    """Return a bar on standard error, so that piped output has results only."""
-    console = SafeConsole(stderr=True)
-    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(show_speed=True)]
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, *times, console=console, transient=True, disable=not (shows and console.is_terminal))

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt.data.config import DataConfig
 from gpt.errors import ConfigError, file_error
-from gpt.telemetry.console import human_count
+from gpt.telemetry.screen import human_count
 from gpt.training.objective import Objective
 from launch.config.run_config import RunConfig
 from launch.processes.local_ranks import fork_server

@@ -1,14 +1,28 @@
-"""Terminal helpers of the commands: the console for tables, printable text, a progress bar, the `--workers` option."""
+"""Terminal helpers of the commands: the console for tables, printable text, progress, the `--workers` option."""
 
 import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import Progress
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
 
 from gpt.errors import ConfigError, escaped, one_line
+from gpt.telemetry.screen import human_duration
+
+FIRST_LINE_S = 10.0  # without a terminal: the first line of a piece of work, and the time from one to the next
+EVERY_S = 30.0
 
 
 class SafeConsole(Console):
@@ -30,17 +44,80 @@ def printable(text: str) -> str:
     return one_line(" ".join(text.split()))
 
 
+class WorkProgress:
+    """Progress of one piece of work after another. `bars`: a terminal's, None: plain lines, which start late.
+
+    Work that takes less than FIRST_LINE_S therefore prints nothing into a pipe.
+    """
+
+    def __init__(self, bars: Progress | None, *, is_shown: bool = True) -> None:
+        self._bars, self._is_shown = bars, is_shown
+        self._title, self._done, self._total = "", 0.0, 0.0
+        self._started_at = self._line_at = time.monotonic()
+        self._bar: TaskID | None = None
+
+    def start(self, title: str, *, total: float | None = None) -> None:
+        """Start the next piece of work. Its total, in any unit, may become known later."""
+        self._title, self._done, self._total = title, 0.0, total or 0.0
+        self._started_at = self._line_at = time.monotonic()
+        self._line_at += FIRST_LINE_S - EVERY_S
+        if self._bars is not None:
+            self._bar = self._bars.add_task(title, total=total)
+
+    def advance(self, amount: float = 1.0) -> None:
+        self.update(self._done + amount)
+
+    def update(self, done: float, *, total: float | None = None) -> None:
+        """Report how much is done in all, and the total if it has changed."""
+        self._done, self._total = done, self._total if total is None else total
+        if self._bars is not None and self._bar is not None:
+            self._bars.update(self._bar, completed=done, total=total)
+            return
+        now = time.monotonic()
+        if self._is_shown and now - self._line_at >= EVERY_S:
+            self._line_at = now
+            print(self._line(now - self._started_at), file=sys.stderr, flush=True)
+
+    def _line(self, elapsed_s: float) -> str:
+        """Return a plain line: the share that is done, the time since the start, and the time left at this speed."""
+        line = f"{one_line(self._title)}: {human_duration(elapsed_s)}"
+        if not self._total or not self._done:
+            return line
+        left_s = max(0.0, self._total - self._done) * elapsed_s / self._done
+        return f"{line}, {min(1.0, self._done / self._total):.0%} done, about {human_duration(left_s)} left"
+
+
 @contextmanager
-def progress_bar(title: str, *, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on standard error; yields a function to call with the name of each tensor that is done."""
+def work_progress(*, shows: bool = True) -> Iterator[WorkProgress]:
+    """Report progress on standard error, since piped output has results only: a bar that vanishes on a terminal,
+    elsewhere a plain line now and then. `shows`: whether this process reports; ranks of a layout leave it to the first.
+    """
     console = SafeConsole(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total)
+    if not (shows and console.is_terminal) or console.is_dumb_terminal:
+        yield WorkProgress(None, is_shown=shows)
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+    times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(*columns, *times, console=console, transient=True) as bars:
+        yield WorkProgress(bars)
+
+
+@contextmanager
+def tensor_progress(title: str, *, total: int) -> Iterator[Callable[[str], None]]:
+    """Progress of a conversion; yields a function to call with the name of each tensor that is done.
+
+    After the last tensor, the files are read back and compared.
+    """
+    with work_progress() as progress:
+        progress.start(title, total=total)
+        done = 0
 
         def advance(_: str) -> None:
-            progress.advance(task)
-            if progress.finished:
-                progress.update(task, description="reading back and comparing")
+            nonlocal done
+            done += 1
+            progress.advance()
+            if done == total:
+                progress.start("reading back and comparing")
 
         yield advance
 

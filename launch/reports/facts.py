@@ -8,9 +8,9 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from gpt.telemetry.console import human_count, human_duration
 from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.goodput import NAMES, ProcessTime
+from gpt.telemetry.screen import human_count, human_duration
 from launch.runs.history import Event, RunHistory
 
 Meaning = Literal["fault", "warning", "restart", "checkpoint", "note"]

@@ -6,8 +6,8 @@ The page has no script and needs no network. Everything that comes from the run'
 from collections.abc import Callable, Sequence
 from html import escape
 
-from gpt.telemetry.console import human_count
 from gpt.telemetry.goodput import NAMES, Account
+from gpt.telemetry.screen import human_count
 from launch.reports.facts import headline, meaning_of, seconds_text, status, time_text
 from launch.reports.plots import Mark, PlotLine, draw
 from launch.reports.style import TIME_COLOURS, run_page

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from gpt.errors import ConfigError
 from gpt.evaluation.scaling_law import GPT3_LAW, PF_DAY_FLOPS, Point, PowerLaw, fit_power_law, fitted_points, frontier
-from gpt.telemetry.console import human_count
+from gpt.telemetry.screen import human_count
 from launch.processes.terminal import table_console
 from launch.reports.scaling_plot import draw_family
 from launch.reports.scaling_runs import Family, read_family

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 
 from gpt.evaluation.scaling_law import GPT3_LAW, Curve, Point, PowerLaw
-from gpt.telemetry.console import human_count
+from gpt.telemetry.screen import human_count
 from launch.reports.axes import Axis, axis_titles, bottom_axis, horizontal_grid, log_ticks, power_text, svg_path, ticks
 from launch.reports.style import svg_document
 

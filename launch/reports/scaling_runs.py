@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt.errors import ConfigError
 from gpt.evaluation.scaling_law import Curve
-from gpt.telemetry.console import human_count
+from gpt.telemetry.screen import human_count
 from gpt.tokenizer.tokenizers import load_tokenizer
 from launch.config.run_config import RunConfig, from_dict
 from launch.processes.terminal import printable

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
-from gpt.telemetry.console import human_duration
 from gpt.telemetry.goodput import ProcessTime
+from gpt.telemetry.screen import human_duration
 from launch.reports.facts import (
     bytes_text,
     meaning_of,

@@ -203,20 +203,20 @@ def check_tokenizer(config: RunConfig) -> Tokenizer:
 def total_peak_flops_per_s(config: RunConfig, environment: ClusterEnvironment, device: torch.device) -> float:
     """The peak of all devices together, as stated in the recipe or measured. Every rank must call it.
 
-    The main rank measures while the others wait, so that they do not slow it. Other ranks get 0.
+    The main rank measures. Other ranks get 0.
     """
     if config.run.peak_flops_per_s is not None:
         return config.run.peak_flops_per_s * environment.world_size
-    peak = torch.zeros((), dtype=torch.float64)
+    peak = 0.0
     if environment.rank == 0:
-        peak += peak_flops_per_s(
+        peak = peak_flops_per_s(
             device,
             bf16=config.parallel.precision == "bf16",
             world_size=environment.world_size,
             local_world_size=environment.local_world_size,
         )
-    dist.barrier()
-    return float(peak)
+    dist.barrier()  # the first step must not wait for the measurement
+    return peak
 
 
 def open_metrics(config: RunConfig, run: Run, start: RunStart) -> MetricsWriter:

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from pathlib import Path
 
 import torch
 
@@ -43,12 +44,14 @@ GPU_PEAKS_TFLOPS = {
 }
 
 
+_MEASURE_S = 0.5  # for the peak of a CPU
+
+
 def peak_flops_per_s(device: torch.device, *, bf16: bool, world_size: int, local_world_size: int) -> float:
     """The peak of all devices of a run together, in FLOP/s; 0.0 if unknown (then set run.peak_flops_per_s).
 
     Unknown are GPUs missing from the table, and fp32 on a GPU, which depends on TF32 settings. CPU data sheets give no
-    usable peak, so it is measured: the best of a few products of 1,024 x 1,024 matrices on all cores. That takes a few
-    tenths of a second; call it on one rank of a node while the others wait.
+    usable peak, so that of one core is measured, in about half a second, and multiplied by the cores.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -67,17 +70,38 @@ def missing_peak(device: torch.device) -> str:
 
 
 def measure_cpu_flops_per_s(dtype: torch.dtype) -> float:
-    """Best measured speed of a square matrix product on all cores of this machine, in FLOP/s."""
+    """Best measured speed of a matrix product on one core, times the cores of this process, in FLOP/s.
+
+    Only the time that the thread had its core counts, and the best of many short products: other programs, which may
+    slow each product that needs all cores, change little.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(1)
     try:
-        n = 1024
-        a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
-        best_s = float("inf")
-        for _ in range(8):
-            started_at = time.perf_counter()
-            a @ b
-            best_s = min(best_s, time.perf_counter() - started_at)
-        return 2.0 * n**3 / best_s
+        return n_cores() * max(_best_flops_per_s(n, dtype, for_s=_MEASURE_S / 2) for n in (256, 512))
     finally:
         torch.set_num_threads(threads)
+
+
+def n_cores() -> int:
+    """The physical cores that this process may use. Hardware threads of one core share its arithmetic units."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = set()
+    for cpu in cpus:
+        try:
+            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
+        except OSError:
+            siblings.add(str(cpu))
+    return len(siblings)
+
+
+def _best_flops_per_s(n: int, dtype: torch.dtype, *, for_s: float) -> float:
+    """Best speed of a product of two n x n matrices among those of `for_s` seconds, and at least eight."""
+    a, b, product = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype), torch.empty(n, n, dtype=dtype)
+    best_s, n_done, ends_at = float("inf"), 0, time.perf_counter() + for_s
+    while n_done < 8 or time.perf_counter() < ends_at:
+        started_at = time.thread_time()
+        torch.mm(a, b, out=product)  # a new product would cost page faults
+        best_s = min(best_s, time.thread_time() - started_at)
+        n_done += 1
+    return 2.0 * n**3 / best_s

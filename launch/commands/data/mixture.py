@@ -12,7 +12,7 @@ from gpt.data.dataset import TrainingData
 from gpt.data.mixture import MixtureConfig, MixturePlan, PlannedCorpus, plan_mixture
 from gpt.data.sampling import sampling_of
 from gpt.errors import ConfigError, file_error
-from gpt.telemetry.console import human_count
+from gpt.telemetry.screen import human_count
 from launch.config.recipe import build, find_recipe, read_toml
 from launch.config.run_config import RunConfig, build_run_config, recipe_table
 from launch.processes.terminal import table_console

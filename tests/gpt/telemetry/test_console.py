@@ -1,4 +1,4 @@
-"""The console of a run: plain lines in a pipe, and a live line on a terminal."""
+"""The console of a run: plain lines in a pipe; on a terminal a table that stays, with a bar below it."""
 
 import re
 from pathlib import Path
@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from gpt.telemetry.console import TimeLeft, fit, human_count, human_duration, step_fields
-
-REPOSITORY = Path(__file__).parents[3]
+from gpt.telemetry.console import TimeLeft
 
 CONSOLE_RUN = """
 import sys
@@ -23,14 +21,36 @@ with MetricsWriter(config, Path(sys.argv[1]), **arguments) as writer:
         writer.log(step, values | {"tokens_per_s": 1234.5 * step, "tokens_seen": step * 500_000, "step_s": 1.0})
         if step == 2:
             writer.message("saved a checkpoint")
-    writer.log(1200, {"validation/dev/loss": 3.25})
+            writer.log(2, {"straggler/slowest_rank": 3, "straggler/ratio": 1.3})
+            writer.log(2, {"epochs/web": 0.1, "goodput": 0.9, "time/training": 3.0})
+    writer.log(1200, {"validation/dev/loss": 3.25, "validation/dev/perplexity": 25.8})
 """
+
+LONG_RUN = """
+import sys
+from pathlib import Path
+from gpt.telemetry.metrics import MetricsConfig, MetricsWriter
+arguments = {"run_config": {}, "resume_step": None, "total_steps": 300, "total_tokens": 300 * 2048}
+with MetricsWriter(MetricsConfig(wandb="disabled"), Path(sys.argv[1]), **arguments) as writer:
+    for step in range(1, int(sys.argv[2]) + 1):
+        mfu = 1.29 if step % 3 else 0.5
+        writer.log(step, {"loss": 9 - step / 100, "tokens_per_s": 2711.0, "tokens_seen": step * 2048, "mfu": mfu})
+        writer.log(step, {"straggler/slowest_rank": 3, "straggler/ratio": 1.3})
+    writer.event("straggler", step=step, text="rank 3 on node7: 40% slower than its peer")
+    writer.log(step, {"validation/web/loss": 5.5, "validation/web/accuracy": 0.25, "validation/books/loss": 6.5})
+    writer.log(step, {"few_shot/sums/0": 0.25})
+    text = "\\ta \\x1b[2J\\x1b]0;title\\x07time " + "there was " * 8 + "a king."
+    writer.sample(step, "Once upon\\n", f"Once upon\\n{text}")
+"""
+EVENT = "rank 3 on node7: 40% slower than its peer"
+COLORS = re.compile(r"\x1b\[\d*m")
 
 
 def screen(text: str) -> list[str]:
-    """Return the lines that a terminal shows after `text`, which may have \\r, \\n and erase-to-end."""
+    """Return the lines that a terminal shows after `text`, which may have \\r, \\n, colours and erase-to-end."""
     lines, column = [""], 0
-    for token in re.findall(r"\r|\n|\x1b\[K|[^\r\n\x1b]+", text):
+    # the terminal driver puts a carriage return before each newline
+    for token in re.findall(r"\r|\n|\x1b\[K|[^\r\n\x1b]+", COLORS.sub("", text)):
         if token == "\r":
             column = 0
         elif token == "\n":
@@ -50,7 +70,7 @@ def test_a_pipe_gets_one_plain_aligned_line_per_step(tmp_path: Path, python: Any
     first, *lines = out.splitlines()
     assert first == "model: 12 parameters"
     assert lines[2] == "saved a checkpoint"
-    assert lines[4:] == ["step 1,200/1,200  validation/dev/loss 3.25"]
+    assert lines[4:] == ["step 1,200/1,200  validation/dev/loss 3.25  validation/dev/perplexity 25.8"]
     steps = [lines[0], lines[1], lines[3]]
     assert lines[0] == (
         "step     1/1,200  loss  12.5000  gradient norm     3.14  learning rate 2.50e-04  1.23k tokens/s  "
@@ -62,33 +82,72 @@ def test_a_pipe_gets_one_plain_aligned_line_per_step(tmp_path: Path, python: Any
         assert len({line.index(word) for line in steps}) == 1
 
 
-def test_a_terminal_gets_a_live_line_with_messages_above(tmp_path: Path, on_terminal: Any) -> None:
-    text = on_terminal(CONSOLE_RUN, tmp_path)
-    shown = screen(text.replace("\r\n", "\n\r"))  # the terminal driver adds the carriage returns
-    assert [line.split("  ")[0] for line in shown] == [
+def test_a_terminal_gets_a_table_that_stays_and_a_bar_below_it(tmp_path: Path, on_terminal: Any) -> None:
+    text = on_terminal(CONSOLE_RUN, tmp_path, columns=81)
+    assert screen(text) == [
         "model: 12 parameters",
+        " step  tokens     loss  val loss  grad norm       lr  tokens/s    MFU     left",
+        "    1    500k  12.5000                 3.14  2.5e-04     1.23k  41.2%",
         "saved a checkpoint",
-        "step 1,200/1,200",
-        "step 1,200/1,200",
+        "1,200    600M   0.0104              0.00262  2.5e-04     1.48M  41.2%       0s",
+        "1,200                     3.2500  dev",
         "",
+    ], "health values are in metrics.jsonl only, and step 2 has no row"
+    assert "straggler/ratio" in (tmp_path / "metrics.jsonl").read_text()
+    bars = [line for line in re.split(r"[\r\n]", text) if re.search("[━─].* tokens/s", line)]
+    assert re.search(r"^─{8,}   0%  2/1,200  loss 6.2500  2.47k tokens/s  .* left", bars[1]), bars
+    assert all(len(COLORS.sub("", line).replace("\x1b[K", "")) <= 80 for line in bars)
+
+
+def test_three_hundred_steps_leave_thirty_rows_and_the_last_one(tmp_path: Path, on_terminal: Any) -> None:
+    shown = screen(on_terminal(LONG_RUN, tmp_path, 297, columns=100, environment={"TERM": "xterm"}))
+    rows = [line.split() for line in shown if re.match(r" *\d+ .* 2.71k", line)]
+    assert [int(row[0]) for row in rows] == [1, *range(10, 300, 10), 297]
+    assert shown[0].startswith("an MFU above 100% is shown as '-': the peak")
+    assert next(line for line in shown if " tokens " in line).split() == [
+        "step",
+        "tokens",
+        "loss",
+        "val",
+        "loss",
+        "tokens/s",
+        "MFU",
+        "left",
     ]
-    assert shown[2] == "step 1,200/1,200  validation/dev/loss 3.25"
-    for field in ("loss   0.0104", "gradient norm", "learning rate", "tokens/s", "MFU", "600M tokens", "0s left"):
-        assert field in shown[3]
-    assert "step     2/1,200" in text  # it was shown, and overwritten
-    assert "step     2/1,200" not in "".join(shown)
+    assert sum("MFU" in line for line in shown) == 2, "explained once"
+    assert {row[4] for row in rows} == {"-", "50.0%"}
+    assert "1.29" in (tmp_path / "metrics.jsonl").read_text()
+    at = shown.index(EVENT)
+    assert shown[at + 1 :] == [
+        " 297                     5.5000  web  accuracy 0.25",
+        " 297                     6.5000  books",
+        "step 297/300  few_shot/sums/0 0.25",
+        r"sample at step 297, after 'Once upon\n':",
+        "  | Once upon",
+        r"  |     a \x1b[2J\x1b]0;title\x07time there was there was there was there was there was there was",
+        "  | there was there was a king.",
+        " 297    608k   6.0300               2.71k  50.0%       0s",
+        "",
+    ], "the step that had no row gets one at the end"
 
 
-def test_eighty_columns_show_every_value_and_fewer_show_the_loss(tmp_path: Path, on_terminal: Any) -> None:
-    narrow = screen(on_terminal(CONSOLE_RUN, tmp_path, columns=80).replace("\r\n", "\n\r"))
-    assert narrow[3] == "1200/1200 loss 0.0104 grad 0.0026 lr 2.5e-4 1.48M/s MFU 41% 600M tok 0s left"
-    values = {"loss": 1.5, "gradient_norm": 0.5, "learning_rate": 1e-4, "tokens_per_s": 1e4, "mfu": 0.5}
-    fields = step_fields(7, values, total_steps=100)
-    assert fit(fields, width=46) == "7/100 loss 1.5000 grad 0.5 lr 1.0e-4 10.0k/s"
-    assert fit(fields, width=30) == "7/100 loss 1.5000 10.0k/s"
-    assert fit(fields, width=20) == "7/100 loss 1.5000"
-    assert fit(fields, width=5) == "7/100"
-    assert fit(fields, width=0) == ""
+def test_colours_mark_what_matters(tmp_path: Path, on_terminal: Any) -> None:
+    text = on_terminal(LONG_RUN, tmp_path / "1", 20, columns=100, environment={"TERM": "xterm", "NO_COLOR": ""})
+    assert f"\x1b[33m{EVENT}\x1b[0m" in text
+    assert re.search(r"\x1b\[36m  20 +5.5000  web  accuracy 0.25\x1b\[0m", text)
+    assert "  | \x1b[1mOnce upon\x1b[0m\r\n" in text
+    assert not set(re.findall(r"\x1b.", text)) - {"\x1b["}, "the text of the model steers no terminal"
+    plain = on_terminal(LONG_RUN, tmp_path / "2", 20, columns=100, environment={"TERM": "xterm", "NO_COLOR": "1"})
+    assert set(re.findall(r"\x1b..?", plain)) == {"\x1b[K"}
+    dumb = on_terminal(LONG_RUN, tmp_path / "3", 20, columns=100, environment={"TERM": "dumb"})
+    assert "\x1b" not in dumb
+    assert dumb.count("2.71k tokens/s") == 20, "a line for each step, as in a pipe"
+
+
+def test_a_terminal_without_our_letters_gets_a_plain_bar(tmp_path: Path, on_terminal: Any) -> None:
+    environment = {"TERM": "xterm", "PYTHONIOENCODING": "ascii"}
+    text = on_terminal(LONG_RUN, tmp_path, 200, columns=80, environment=environment)
+    assert re.search(r"#{8,}-{8,}  67%  200/300  loss 7.0000  2.71k tokens/s  0s left", text)
 
 
 def test_time_left_follows_the_recent_speed() -> None:
@@ -103,31 +162,3 @@ def test_time_left_follows_the_recent_speed() -> None:
     assert left.update(1000, now=400.0) == 0.0
     assert left.update(1010, now=401.0) == 0.0
     assert TimeLeft(None).update(5, now=1.0) is None
-
-
-@pytest.mark.parametrize(
-    ("n", "text"),
-    [
-        (0, "0"), (7, "7"), (999, "999"), (999.6, "1.00k"), (1000, "1.00k"), (1234, "1.23k"), (12_345, "12.3k"),
-        (123_456, "123k"), (999_499, "999k"), (999_999, "1.00M"), (1_230_000, "1.23M"), (300e9, "300B"),
-        (999.9e9, "1.00T"), (1.5e12, "1.50T"), (2.5e15, "2,500.00T"),
-    ],
-)  # fmt: skip
-def test_human_count(n: float, text: str) -> None:
-    assert human_count(n) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0s"),
-        (7.4, "7s"),
-        (59.6, "1m 00s"),
-        (133, "2m 13s"),
-        (3600, "1h 00m"),
-        (18_240, "5h 04m"),
-        (300_000, "3d 11h"),
-    ],
-)
-def test_human_duration(seconds: float, text: str) -> None:
-    assert human_duration(seconds) == text

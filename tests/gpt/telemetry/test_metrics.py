@@ -44,10 +44,10 @@ def test_the_console_shows_the_first_of_a_thousand_values_and_names_the_file_wit
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with MetricsWriter(OFF, tmp_path, run_config={}, resume_step=None, interactive=False) as writer:
-        writer.log(7, {f"epochs/{i}": i / 8 for i in range(1000)})
+        writer.log(7, {f"other/{i}": i / 8 for i in range(1000)})
     assert len(read_lines(tmp_path / "metrics.jsonl")[0]) == 1001
     shown = capsys.readouterr().out.split("  ")
-    assert shown[-13:] == [*(f"epochs/{i} {i / 8:.5g}" for i in range(12)), "and 988 more, in metrics.jsonl\n"]
+    assert shown[-13:] == [*(f"other/{i} {i / 8:.5g}" for i in range(12)), "and 988 more, in metrics.jsonl\n"]
 
 
 def test_numbers_of_numpy_and_torch_and_non_finite_ones_are_valid_json(tmp_path: Path) -> None:

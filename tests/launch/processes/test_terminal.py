@@ -2,14 +2,19 @@
 
 import io
 import os
+import pty
 import re
+import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
 from rich.table import Table
 from rich.text import Text
 
 from gpt.errors import ConfigError
-from launch.processes.terminal import SafeConsole, printable, progress_bar, worker_count
+from launch.processes import terminal
+from launch.processes.terminal import SafeConsole, printable, tensor_progress, work_progress, worker_count
 
 
 def test_printable_text_is_one_line_without_control_characters():
@@ -37,8 +42,63 @@ def test_workers_default_to_the_cores_of_this_process():
         worker_count(0)
 
 
-def test_a_progress_bar_prints_nothing_into_a_pipe(capsys):
-    with progress_bar("tensors", total=2) as advance:
+def test_short_work_prints_nothing_into_a_pipe(capsys):
+    with tensor_progress("tensors", total=2) as advance:
         advance("one")
         advance("two")
     assert capsys.readouterr() == ("", "")
+
+
+def test_long_work_prints_a_line_now_and_then_into_a_pipe(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
+    with work_progress() as progress, work_progress(shows=False) as hidden:
+        for part in (progress, hidden):
+            clock[0] = 0.0
+            part.start("scoring\x1b[2J", total=100)
+            for second in (9, 10, 20, 39, 40, 50, 100):
+                clock[0] = float(second)
+                part.update(second)
+        clock[0] = 0.0
+        progress.start("waiting")
+        clock[0] = 3700.0
+        progress.advance()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        r"scoring\x1b[2J: 10s, 10% done, about 1m 30s left",
+        r"scoring\x1b[2J: 40s, 40% done, about 1m 00s left",
+        r"scoring\x1b[2J: 1m 40s, 100% done, about 0s left",
+        "waiting: 1h 01m",
+    ]
+
+
+PROGRAM = """
+from launch.processes import terminal
+from launch.processes.terminal import SafeConsole, printable, tensor_progress, work_progress, worker_count
+print("result")
+with tensor_progress("writing [tensors]", total=4) as advance:
+    for name in "abcd":
+        advance(name)
+"""
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_a_terminal_shows_a_bar_that_vanishes(term):
+    """On standard error, while standard output is a pipe."""
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": term, "COLUMNS": "100", "PYTHONPATH": os.getcwd()}
+    words = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, stderr=follower, check=True, timeout=100)
+    os.close(follower)
+    assert done.stdout == b"result\n"
+    with suppress(OSError):  # the end of a terminal's output
+        os.set_blocking(leader, False)
+        shown = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    if term == "dumb":
+        assert "shown" not in locals()
+        return
+    assert "reading back and comparing" in shown
+    assert re.search(r"writing \[tensors\].*100%", shown)
+    assert shown.endswith("\x1b[2K"), "the bar is erased"

@@ -37,7 +37,8 @@ def test_a_target_loss_ends_a_run_at_the_evaluation_that_reaches_it(tiny_corpus,
     texts = lines(run / "samples.jsonl")
     assert [(text["step"], text["prompt"]) for text in texts] == [(4, "The"), (4, "")] * (last // 4), texts
     assert all(text["text"].startswith(text["prompt"]) for text in texts)
-    assert f"sample at step 4: {texts[0]['text']!r}" in shown
+    assert "\nsample at step 4, after 'The':\n  | The" in shown
+    assert "\nsample at step 4, without a prompt:\n  | " in shown
 
     assert train(tiny_corpus, run) == 0, "without the target the run goes on"
     assert "resumed from" in capsys.readouterr().out
