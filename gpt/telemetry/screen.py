@@ -87,7 +87,7 @@ def row_every(total_steps: int | None) -> int | None:
     """Return the steps between two rows: 1, 2, 5, 10, 20, 50, ..., for at most 30 rows in a run of `total_steps`."""
     if total_steps is None:
         return None
-    scale = 10 ** int(math.log10(max(1, total_steps / _ROWS)))
+    scale: int = 10 ** int(math.log10(max(1, total_steps / _ROWS)))
     return next(n * scale for n in (1, 2, 5, 10) if n * scale >= total_steps / _ROWS)
 
 
