@@ -6,7 +6,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test rehearse check lock oldest setup clean
+.PHONY: help demo test rehearse check docs lock oldest setup clean
 
 PYTHON ?=
 PIP_ARGS ?=
@@ -32,6 +32,9 @@ check: $(INSTALLED) ## formatting, lint, types, directions of imports, house rul
 	$(VENV)/bin/mypy -p gpt -p parallel -p data_prep -p launch
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python tests/house_rules.py
+
+docs: $(INSTALLED) ## the documentation as a site with search, in site/; read it: python3 -m http.server -d site
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
 
 lock: $(INSTALLED) ## write requirements.lock: the installed versions, with hashes
 	VENV=$(VENV) .ci/lock
