@@ -1,6 +1,6 @@
-"""Record the metrics of a run: metrics.jsonl, Weights & Biases, and lines on the console.
+"""Record the metrics of a run: metrics.jsonl, Weights & Biases, TensorBoard, and lines on the console.
 
-Rank 0 only. Nothing here communicates between ranks, and a failure of Weights & Biases does not stop the run.
+Rank 0 only. Nothing here communicates between ranks. A failure of W&B or TensorBoard does not stop the run.
 """
 
 import errno
@@ -16,16 +16,13 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from gpt.errors import ConfigError, file_error
-from gpt.files.atomic import append_to, free_space, open_replacement, sync_file
-from gpt.files.json_text import decode_json
+from gpt.files.atomic import free_space
 from gpt.files.line_file import LineFile
-from gpt.files.regular import open_regular
 from gpt.telemetry.console import Console
 from gpt.telemetry.event_log import ERRORS, WARNINGS, EventKind, event_line
+from gpt.telemetry.superseded import SUPERSEDED, supersede_after
+from gpt.telemetry.tensorboard import TensorBoardRun
 from gpt.telemetry.wandb import WandbRun, WandbSettings
-
-SUPERSEDED = "metrics.superseded.jsonl"
-TAIL_BYTES = 1 << 20  # a few thousand lines
 
 WandbMode = Literal["offline", "online", "disabled"]
 
@@ -44,6 +41,8 @@ class MetricsConfig:
     """Name of the W&B run. That of the run directory by default."""
     wandb_entity: str = ""
     """W&B user or team. That of the W&B account by default."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files too: `tensorboard --logdir RUN/tensorboard`. Needs the extra tensorboard."""
 
     def __post_init__(self) -> None:
         if self.log_every_steps < 1:
@@ -81,6 +80,7 @@ class MetricsWriter:
         self._had_trouble = False
         self._replaced: set[str] = set()  # files that another program replaced, already reported to the user
         self._wandb: WandbRun | None = None
+        self._tensorboard: TensorBoardRun | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -108,6 +108,10 @@ class MetricsWriter:
                 run_config=self._run_config,
                 warn=self.message,
             )
+        if self.config.tensorboard:
+            self._tensorboard = TensorBoardRun(
+                self._run_directory / "tensorboard", resume_step=self._resume_step, warn=self.message
+            )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
@@ -120,6 +124,8 @@ class MetricsWriter:
         self._console.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if kind is None else 1)
+        if self._tensorboard is not None:
+            self._tensorboard.finish()
 
     def due(self, step: int) -> bool:
         """Return whether to log this step. Check it before `log`, because reading a loss waits for the device."""
@@ -141,6 +147,8 @@ class MetricsWriter:
         self._warn_of_replaced(step)
         if self._wandb is not None:
             self._wandb.log(step, plain)
+        if self._tensorboard is not None:
+            self._tensorboard.log(step, plain)
         self._console.step(step, plain)
 
     def message(self, text: str) -> None:
@@ -199,55 +207,8 @@ class MetricsWriter:
             supersede_after(self.path, step=step)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
-
-
-def supersede_after(path: Path, *, step: int) -> int:
-    """Move lines after `step`, and lines cut short by a crash, from a metrics file to metrics.superseded.jsonl.
-
-    Returns how many of them are damaged: complete, but without a step. Only the end of the file is read, from some
-    position before the first such line, since steps never decrease in it. A crash in between leaves the metrics file
-    unchanged; the moved lines may then be in the other file twice.
-    """
-    if not path.exists() or (start := _first_to_move(path, step)) is None:
-        return 0
-    n_damaged, superseded = 0, path.with_name(SUPERSEDED)
-    with open_replacement(path, durable=True) as kept, open_regular(path) as lines, append_to(superseded) as moved:
-        while lines.tell() < start:
-            kept.write(lines.read(min(TAIL_BYTES, start - lines.tell())))
-        for line in lines:
-            found = _step_of(line)
-            n_damaged += math.isinf(found) and line.endswith(b"\n")
-            target = kept if found <= step else moved
-            target.write(line if line.endswith(b"\n") else line + b"\n")
-        sync_file(moved)
-    return n_damaged
-
-
-def _first_to_move(path: Path, step: int) -> int | None:
-    """Return the position of the first line to move, None without one. Reads a growing part of the end of the file."""
-    reach = TAIL_BYTES
-    with open_regular(path) as file:
-        size = file.seek(0, os.SEEK_END)
-        while True:
-            start = max(0, size - reach)
-            file.seek(start)
-            position = start + (len(file.readline()) if start else 0)  # the rest of a line
-            for line in file:
-                if _step_of(line) > step:
-                    break
-                position += len(line)
-            if start == 0 or position - start > reach // 2:
-                return position if position < size else None
-            reach *= 4
-
-
-def _step_of(line: bytes) -> float:
-    """Return the step of a line, or infinity if the line is incomplete or has no valid one."""
-    try:
-        step = decode_json(line)["step"] if line.endswith(b"\n") else math.inf
-    except (ValueError, TypeError, KeyError):
-        return math.inf
-    return step if isinstance(step, int) and 0 <= step < 2**62 else math.inf
+        if self._tensorboard is not None:
+            self._tensorboard.rewind(step)
 
 
 def _plain(value: Any) -> float | int:

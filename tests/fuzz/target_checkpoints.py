@@ -21,7 +21,7 @@ from gpt.data.fingerprint import fingerprint
 from gpt.errors import ConfigError
 from gpt.model.gpt import GPT
 from gpt.telemetry.goodput import read_account
-from gpt.telemetry.metrics import supersede_after
+from gpt.telemetry.superseded import supersede_after
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.token_files.files import TokenFileWriter
 from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece

@@ -109,7 +109,7 @@ def test_links_planted_during_a_run_are_not_followed(finished, outside, tmp_path
     from gpt.files.atomic import append_to, replace_file
     from gpt.files.line_file import LineFile
     from gpt.telemetry.event_log import append_event
-    from gpt.telemetry.metrics import supersede_after
+    from gpt.telemetry.superseded import supersede_after
     from gpt.telemetry.time_ledger import TimeLedger
 
     run = shutil.copytree(finished, tmp_path / "run")
