@@ -30,15 +30,18 @@ class DroppedDocuments:
     folders: list[Path]
 
 
-def dropped_documents(work: Path, step: str = "") -> DroppedDocuments:
-    """Return what the last run in a work folder dropped at a step, or at every step. ConfigError: no such step."""
+def dropped_documents(work: Path, step: str = "", *, most_shards: int | None = None) -> DroppedDocuments:
+    """Return what the last run in a work folder dropped at a step, or at every step. ConfigError: no such step.
+
+    `most_shards`: look at the first shards of each stage only; then the counts are those of these shards.
+    """
     about = read_steps(work)
     counts: Counter[tuple[str, str]] = Counter()
     examples: list[DropExample] = []
     folders: list[Path] = []
     try:
         for number in range(len(about.done)):
-            found = _of_stage(work, about, number, step, counts)
+            found = _of_stage(work, about, number, step, counts, most_shards)
             if found:
                 folders.append(work / about.done[number].stage)
             examples += found
@@ -51,11 +54,13 @@ def dropped_documents(work: Path, step: str = "") -> DroppedDocuments:
     return DroppedDocuments(dict(counts), examples, folders)
 
 
-def _of_stage(work: Path, about: Steps, number: int, step: str, counts: Counter[tuple[str, str]]) -> list[DropExample]:
+def _of_stage(
+    work: Path, about: Steps, number: int, step: str, counts: Counter[tuple[str, str]], most_shards: int | None
+) -> list[DropExample]:
     """Count the drops of a stage, and return examples. Reads a shard only for the texts of examples."""
     stage, found = about.done[number], list[DropExample]()
     before = about.done[number - 1].shards(work) if number else [None] * len(stage.names)
-    for trace, shard in zip(stage.traces(work), before, strict=True):
+    for trace, shard in list(zip(stage.traces(work), before, strict=True))[:most_shards]:
         wanted: dict[str, Drop] = {}
         for drop in read_trace(trace) if trace.exists() else ():
             if step in ("", drop.step):

@@ -8,6 +8,7 @@ from typing import Any
 from data_prep.documents.counts import Counts
 from data_prep.documents.losses import FileLoss, losses_in
 from data_prep.pipeline import PreparedCorpus
+from data_prep.reports.dropped import DropExample
 from data_prep.reports.style import html_page
 
 _PAIR = ("before", "s0")  # the colours of a histogram's two series
@@ -34,8 +35,8 @@ body { max-width: 62rem } table { width: 100% } td.word { white-space: normal; o
 """
 
 
-def report_page(prepared: PreparedCorpus) -> str:
-    """Return the page's HTML; the same run gives the same page, apart from the seconds."""
+def report_page(prepared: PreparedCorpus, dropped: Sequence[DropExample] = ()) -> str:
+    """Return the page's HTML, with examples of dropped documents; a run gives the same page but for the seconds."""
     about = prepared.description
     parts = [
         f"<h1>{escape(prepared.folder.name)}: {about['tokens']:,} tokens, {about['documents']:,} documents</h1>",
@@ -43,12 +44,14 @@ def report_page(prepared: PreparedCorpus) -> str:
         f"{about['vocab_size']:,} tokens</p>",
         _steps(prepared.counts),
         _reasons(prepared.counts),
+        _examples(dropped),
         _lengths(prepared.counts),
         _losses(losses_in(prepared.facts.get("extract", []))),
     ]
     for name, (title, note) in _TABLES.items():
-        for values in _sums(prepared.facts, name):
-            parts.append(_bars(title, note, values))
+        sums = _sums(prepared.facts, name)
+        for stage, values in sums.items():
+            parts.append(_bars(f"{title}: {stage}" if len(sums) > 1 else title, note, values))
     parts.append(_scores(prepared.facts))
     parts.append(_seconds(prepared.seconds))
     body = "\n".join(part for part in parts if part)
@@ -72,6 +75,24 @@ def _reasons(counts: Sequence[Counts]) -> str:
     found.sort(key=lambda item: (-item[0], item[1:]))
     rows = [_row(f"{step}: {reason}", (f"{n:,}",), n / found[0][0], colour="s1") for n, step, reason in found[:40]]
     return _table("Dropped, by reason", "The most frequent come first.", ("step: reason", "documents", ""), rows)
+
+
+def _examples(dropped: Sequence[DropExample]) -> str:
+    """Show the beginnings of some dropped documents, by step and reason."""
+    if not dropped:
+        return ""
+    by_reason: dict[str, list[DropExample]] = {}
+    for example in dropped:
+        by_reason.setdefault(f"{example.drop.step}: {example.drop.reason}", []).append(example)
+    rows = []
+    for reason, examples in by_reason.items():
+        for i, example in enumerate(examples):
+            detail = f" ({example.drop.detail})" if example.drop.detail else ""
+            text = (example.text or "its text is no longer kept") + detail
+            rows.append(f"<tr><td class=word>{'' if i else escape(reason)}</td><td class=text>{escape(text)}</td></tr>")
+    note = "The beginnings of some dropped documents. `triaxial prepare RECIPE --dropped` prints them with their ids."
+    head = "<tr><th class=word>step: reason</th><th class=word>text</th></tr>"
+    return f"<h2>Examples of what was dropped</h2><p class=note>{escape(note)}</p><table>{head}{''.join(rows)}</table>"
 
 
 def _losses(losses: Sequence[FileLoss]) -> str:
@@ -104,7 +125,7 @@ def _lengths(counts: Sequence[Counts]) -> str:
 
 def _scores(facts: Facts) -> str:
     """Plot the quality classifier's scores of all documents and of the kept ones."""
-    found = list(zip(_sums(facts, "scores"), _sums(facts, "scores_kept"), strict=True))
+    found = list(zip(_sums(facts, "scores").values(), _sums(facts, "scores_kept").values(), strict=True))
     if not found:
         return ""
     before, after = found[0]
@@ -130,15 +151,15 @@ def _columns(title: str, note: str, pairs: Mapping[str, tuple[int, int]], *, nam
     return f"{head}<div class=columns>{''.join(columns)}</div><div class=labels>{labels}</div>"
 
 
-def _sums(facts: Facts, name: str) -> list[dict[str, int]]:
-    """Sum the fact of that name, a table of numbers, over the tasks of each stage that has it."""
-    found = []
-    for of_tasks in facts.values():
+def _sums(facts: Facts, name: str) -> dict[str, dict[str, int]]:
+    """By stage, the sum of the fact of that name, a table of numbers, over the stage's tasks."""
+    found = {}
+    for stage, of_tasks in facts.items():
         sums: Counter[str] = Counter()
         for table in (task[name] for task in of_tasks if name in task):
             sums.update(table)
         if sums:
-            found.append(dict(sums))
+            found[stage] = dict(sums)
     return found
 
 

@@ -3,6 +3,7 @@ stages."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,24 @@ from data_prep.execution.files import disk_errors
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.pipeline import PreparedCorpus
 from data_prep.readers.readers import NOT_UTF8
-from data_prep.reports.dropped import DroppedDocuments
+from data_prep.reports.dropped import DropExample, DroppedDocuments, dropped_documents
 from data_prep.reports.explain import Fate
 from data_prep.reports.page import report_page
-from gpt.errors import escaped
+from gpt.errors import ConfigError, escaped
 
 _SHOWN = 5  # files, or grams
+_SHARDS_OF_PAGE = 4  # of each stage, from which the page has examples: a corpus may have drops by the million
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
     """Print the table and the path of the corpus, and write the report page to the `work` folder."""
     page = work / "report.html"
+    dropped: list[DropExample] = []
+    with suppress(ConfigError):  # the record of a run is damaged: the page has no examples
+        dropped = dropped_documents(work, most_shards=_SHARDS_OF_PAGE).examples
     with disk_errors(page):
-        page.write_text(report_page(prepared), encoding="utf-8")
+        page.write_text(report_page(prepared, dropped), encoding="utf-8")
     console.print(counts_table(prepared.counts))
     show_lost(prepared, console)
     for found in prepared.facts.get(REPORT, []):

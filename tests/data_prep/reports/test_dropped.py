@@ -49,3 +49,9 @@ def test_one_step_may_be_asked_for(work):
         dropped_documents(work, "goper")
     (work / "extract/s.jsonl.zst").unlink()  # output.keep_intermediate = false
     assert [example.text for example in dropped_documents(work, "c4").examples] == [""]
+
+
+def test_a_page_looks_at_the_first_shards_only(work):
+    assert dropped_documents(work, most_shards=0).examples == []
+    found = dropped_documents(work, most_shards=1).examples
+    assert found == dropped_documents(work).examples

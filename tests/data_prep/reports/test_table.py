@@ -8,7 +8,9 @@ from rich.console import Console
 
 from data_prep.documents.counts import Counts
 from data_prep.documents.losses import FileLoss
+from data_prep.documents.traces import Drop
 from data_prep.pipeline import PreparedCorpus
+from data_prep.reports.dropped import DropExample
 from data_prep.reports.page import report_page
 from data_prep.reports.table import counts_table, in_bytes, show, show_decontamination, show_losses, show_overlap
 
@@ -107,3 +109,24 @@ def test_evaluation_sets_are_shown_with_their_most_frequent_grams():
     sets = [{"name": "clean", **overlap, "clean_percent": 99.0}, {"name": "dirty", **overlap, "clean_percent": 75.0}]
     text = printed(show_overlap, {"training_documents": 1000, "sets": sets})
     assert text.index("dirty ") < text.rindex("clean "), "the dirtiest first"
+
+
+def test_the_page_has_examples_of_dropped_documents(prepared):
+    drops = [
+        Drop("a", "gopher", "short", 10, "9 <words>"),
+        Drop("b", "exact", "copy", 5),
+        Drop("c", "gopher", "short", 9),
+    ]
+    examples = [DropExample(drop, text) for drop, text in zip(drops, ("<i>one</i>", "", "three"), strict=True)]
+    page = report_page(prepared, examples)
+    assert "<td class=word>gopher: short</td><td class=text>&lt;i&gt;one&lt;/i&gt; (9 &lt;words&gt;)</td>" in page
+    assert "<td class=word></td><td class=text>three</td>" in page, "under the same reason"
+    assert "its text is no longer kept" in page
+    assert "Examples of" not in report_page(prepared)
+
+
+def test_two_stages_with_clusters_have_two_titles(prepared):
+    facts = {name: [{"clusters_of_size_from": {"2": 1}}] for name in ("exact", "near")}
+    page = report_page(replace(prepared, facts=facts))
+    assert "<h2>Clusters of copies: exact</h2>" in page
+    assert "<h2>Clusters of copies: near</h2>" in page
