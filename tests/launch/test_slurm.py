@@ -194,9 +194,17 @@ def test_a_job_that_fails_or_comes_near_its_time_limit_is_queued_again_and_resum
     file.write_text(recipe(tiny_corpus, slurm.folder, steps=1_000_000))
     edited = ("--account=anybody", "--partition=test")  # what a user edits in the template, and nothing else
     variables = {"TRIAXIAL_PYTHON": sys.executable, "TRIAXIAL_RANKS_PER_NODE": "1", "TRIAXIAL_MAX_RESTARTS": "0"}
-    variables |= {"TRIAXIAL_NODE_WAIT_S": "20"}
+    variables |= {"TRIAXIAL_NODE_WAIT_S": "20", "TRIAXIAL_WRAPPER": "env WRAPPED=yes"}
+    setup = slurm.folder / "setup.sh"
+    setup.write_text("export PREPARED=yes\n")
+    variables |= {"TRIAXIAL_SETUP": str(setup), "TRIAXIAL_SRUN": "--comment=more"}
     number = slurm("sbatch", "--parsable", *edited, str(TEMPLATE), str(file), **variables).strip()
     wait_for(metrics.exists, what="the first training step", slurm=slurm)
+    environment = Path(f"/proc/{ranks_of(file)[1]}/environ").read_bytes()
+    assert b"\0PREPARED=yes\0" in environment
+    assert b"\0WRAPPED=yes\0" in environment
+    logs = slurm.folder / f"triaxial-{number}"
+    assert ["torch" in path.read_text() for path in logs.glob("preflight*.log")] == [True, True]
     kill_rank_1(file)
     wait_for(lambda: slurm.job(number)["Restarts"] == "1", what="the requeue after the failure", slurm=slurm)
     wait_for(lambda: starts_of(slurm.folder / "run") == 2, what="the first step of the second start", slurm=slurm)
@@ -262,6 +270,21 @@ def submit(slurm: Slurm, name: str, text: str, **variables: str) -> str:
 
 def ended(slurm: Slurm, number: str) -> Callable[[], bool]:
     return lambda: slurm.job(number)["JobState"] in ("COMPLETED", "FAILED", "NODE_FAIL")
+
+
+@pytest.mark.timeout(300)
+def test_a_bad_node_is_named_before_any_rank_starts(slurm, tiny_corpus):
+    setup = slurm.folder / "bad.sh"
+    setup.write_text('echo "no such module"; [[ $SLURMD_NODENAME != n2 ]]\n')
+    number = submit(slurm, "bad_node", recipe(tiny_corpus, slurm.folder, steps=100), TRIAXIAL_SETUP=str(setup))
+    wait_for(ended(slurm, number), what="the end of the job", slurm=slurm)
+    assert (slurm.job(number)["JobState"], slurm.job(number)["Restarts"]) == ("FAILED", "0"), slurm.logs()
+    said = (slurm.folder / f"triaxial-{number}.out").read_text()
+    assert "no training: triaxial doctor or TRIAXIAL_SETUP failed on n2; see" in said
+    assert said.endswith("or leave the nodes out: sbatch --exclude=n2\n")
+    logs = sorted((slurm.folder / f"triaxial-{number}").glob("preflight*.log"))
+    assert ["no such module" in path.read_text() for path in logs] == [True, True]
+    assert not (slurm.folder / "bad_node").exists()
 
 
 @pytest.mark.rehearse
@@ -338,7 +361,10 @@ def test_the_elements_of_an_array_prepare_one_corpus(slurm, tmp_path):
         "output.validation_fraction = 0.2\nlanguage.enabled = false\ntokenizer.vocab_size = 400\n"
     )
     edited = ("--account=anybody", "--partition=test", "--cpus-per-task=1", "--mem-per-cpu=400M", "--array=1-2")
-    number = slurm("sbatch", "--parsable", *edited, str(PREPARE), str(file), TRIAXIAL_PYTHON=sys.executable).strip()
+    setup = slurm.folder / "prepare_setup.sh"
+    setup.write_text(f'touch "{slurm.folder}/set_up_$SLURM_ARRAY_TASK_ID"\n')
+    settings = {"TRIAXIAL_PYTHON": sys.executable, "TRIAXIAL_SETUP": str(setup), "TRIAXIAL_WRAPPER": "nice -n 1"}
+    number = slurm("sbatch", "--parsable", *edited, str(PREPARE), str(file), **settings).strip()
 
     def is_over() -> bool:
         return not slurm("squeue", "--noheader", "--jobs", number).strip()
@@ -352,6 +378,7 @@ def test_the_elements_of_an_array_prepare_one_corpus(slurm, tmp_path):
     for element in (1, 2):
         manifest = slurm.folder / f"corpus/work/manifest-{element}-of-2.jsonl"
         assert manifest.read_text().count('"stage": "extract"') == 2, "each element did its half"
+    assert sorted(path.name for path in slurm.folder.glob("set_up_*")) == ["set_up_1", "set_up_2"]
     assert "share 2/2 is done" in (slurm.folder / f"triaxial-prepare-{number}_2.out").read_text()
 
 
@@ -376,7 +403,7 @@ def test_the_training_template_says_whether_a_signal_ended_the_start_before(tmp_
         (tmp_path / "triaxial-7").mkdir()
         (tmp_path / "triaxial-7" / "saved").write_text(f"{word}\n")
     settings = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
-    settings |= {"SLURM_JOB_NODELIST": "n1", "TRIAXIAL_PYTHON": sys.executable}
+    settings |= {"SLURM_JOB_NODELIST": "n1", "TRIAXIAL_PYTHON": sys.executable, "TRIAXIAL_PREFLIGHT": "no"}
     result = subprocess.run(
         ["bash", str(TEMPLATE), "recipe"], env={**os.environ, **settings}, cwd=tmp_path, capture_output=True, text=True
     )

@@ -35,7 +35,7 @@ SETTINGS = (
     *("--nproc", 2, "--max-restarts", 8, "--run.restart_pause_s", 0, "--run.collective_timeout_s", 60),
     *("--train.total_tokens", 512 * STEPS, "--train.validation_tokens", 64, "--checkpoint.every_tokens", 512 * 4),
     *("--checkpoint.keep_last", 3, "--checkpoint.max_failures", 100, "--schedule.decay_tokens", 512 * 100),
-    *("--health.hang_timeout_s", HANG_TIMEOUT_S, "--health.first_step_timeout_s", 60),
+    *("--health.hang_timeout_s", HANG_TIMEOUT_S, "--health.first_step_timeout_s", 60, "--health.saving_timeout_s", 60),
 )
 
 
