@@ -27,6 +27,7 @@ from parallel.errors import ForgedMessage
 
 # Command of one or two words: (module, one line of help). A module has add_arguments(parser) and run(args) -> status.
 COMMANDS = {
+    "init": ("launch.commands.init", "look at your texts and write the recipes for a corpus and a model"),
     "prepare": ("launch.commands.data.prepare", "turn web archives or text files into token files"),
     "prepare overlap": (
         "launch.commands.data.overlap",

@@ -241,6 +241,8 @@ def with_retries(what: str, action: Callable[[], T], *, waits_s: Sequence[float]
 def _is_final(error: Exception) -> bool:
     status = getattr(error, "status", None)  # status of an HTTP answer: 408 and 429 mean "try again"
     refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+    if type(error).__name__ == "OfflineModeIsEnabled":  # of huggingface_hub, under HF_HUB_OFFLINE
+        return True
     return refused or isinstance(error, FileNotFoundError | PermissionError | NotImplementedError)
 
 

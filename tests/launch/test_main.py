@@ -17,7 +17,7 @@ def test_the_version(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "a command is missing; use one of prepare, data, train, "),
+        ([], "a command is missing; use one of init, prepare, data, "),
         (["tran", "demo"], "unknown command 'tran'; did you mean 'train'? See `triaxial --help`"),
         (["data"], "triaxial data needs one more word: mixture or audit. See `triaxial --help`"),
         (["train", "gpt_125m"], "no shipped recipe has this name; did you mean 'gpt3_125m'?"),
