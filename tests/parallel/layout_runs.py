@@ -59,7 +59,7 @@ MODERN = {
     "d_ff": 64,
 }
 TALKATIVE = {"vocab_size": 98, "vocab_multiple": 3, "init_std": 0.3}  # logits that tell tokens apart, some padding
-STEPS = int(os.environ.get("TRIAXIAL_LAYOUT_STEPS", "6"))
+STEPS = int(os.environ.get("TRIAXIAL_LAYOUT_STEPS", "4"))
 LAUNCH_TIMEOUT_S = 600  # of the one launch; a hung collective ends itself after 90 s
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, max_gradient_norm=0.5)
 
@@ -196,19 +196,11 @@ def counted_step(engine, *, peaks):
     return ranks
 
 
-def count_live(run):
-    """By stage, and by rank, the most micro-batches alive at once in a step."""
-    engine = build(run)
-    live = LiveMicroBatches(engine)
-    train(engine, run["steps"])
+def counted_live(live):
+    """By rank, the most micro-batches alive at once in training, and how many are left after it."""
     everyone = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (live.peaks, live.peak, len(live.saved)))
-    by_stage = {stage: peak for peaks, _, _ in everyone for stage, peak in peaks.items()}
-    return {
-        "by_stage": [by_stage[stage] for stage in sorted(by_stage)],
-        "by_rank": [peak for _, peak, _ in everyone],
-        "left": sum(left for _, _, left in everyone),
-    }
+    dist.all_gather_object(everyone, (live.peak, len(live.saved)))
+    return {"by_rank": [peak for peak, _ in everyone], "left": sum(left for _, left in everyone)}
 
 
 def kept_bytes(engine):
@@ -231,8 +223,6 @@ def kept_bytes(engine):
 
 
 def run_one(run):
-    if run.get("count_live"):
-        return count_live(run)
     engine = build(run)
     if run.get("count"):
         return counted_step(engine, peaks=run.get("peak", False))
@@ -243,7 +233,10 @@ def run_one(run):
             result[way] = [(c.tokens, c.log_probs, c.stopped) for c in continued]
     documents = run.get("documents", False)
     gathered = GatheredBlocks(engine) if run.get("count_gathered") else None
+    live = LiveMicroBatches(engine) if run.get("count_live") else None
     result["losses"], result["norms"], result["metrics"] = train(engine, run["steps"], documents=documents)
+    if live is not None:
+        result["live"] = counted_live(live)
     if engine.settings.parallel.compile:
         result["compiled_graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     share = SEQUENCES // engine.data_size
@@ -256,8 +249,9 @@ def run_one(run):
         everyone = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, max(gathered.counts))
         result["gathered_blocks"] = everyone
-    if run.get("measure_kept"):
-        result["kept_bytes"] = kept_bytes(engine)
+    if ways := run.get("measure_kept"):
+        engines = {way: build({**run, "parallel": {**run["parallel"], "recompute": way}}) for way in ways}
+        result["kept_bytes"] = {way: kept_bytes(each) for way, each in engines.items()}
     if run.get("save"):
         directory, state = Path(run["save"]), {"step": run["steps"]}
         engine.checkpoints.shared.save(directory, step=run["steps"], state=state, keep=Retention(1))

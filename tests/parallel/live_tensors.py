@@ -12,13 +12,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class LiveMicroBatches:
-    """Counts the micro-batches of which autograd still holds something, by the lifetime of what it saved: in each stage
-    of this rank, and in all together."""
+    """Counts the micro-batches of which autograd still holds something, by the lifetime of what it saved, in all stages
+    of this rank together."""
 
     def __init__(self, engine):
         self.saved = {}  # (stage, micro-batch) -> number of saved tensors
         self.started = dict.fromkeys(engine.mesh.stages, 0)
-        self.peaks, self.peak = dict.fromkeys(engine.mesh.stages, 0), 0
+        self.peak = 0
         for index, stage in zip(engine.mesh.stages, engine.stages, strict=True):
             self.watch(index, stage)
 
@@ -38,7 +38,6 @@ class LiveMicroBatches:
         self.saved[key] = self.saved.get(key, 0) + 1
         weakref.finalize(held, self.free, key)
         self.peak = max(self.peak, len(self.saved))
-        self.peaks[key[0]] = max(self.peaks[key[0]], sum(stage == key[0] for stage, _ in self.saved))
         return held
 
     def free(self, key):

@@ -32,6 +32,12 @@ LAYOUTS = {  # tied models of 6 layers on 2 ranks, untied ones of 7 on 4
     "zbv_zero_bubble on 4": (4, UNTIED, {"pipeline": 4, "schedule": "zbv_zero_bubble"}),
     "dualpipev on 4, selective": (4, UNTIED, {"pipeline": 4, "schedule": "dualpipev", "recompute": "selective"}),
 }
+# runs in which the activations are counted: of GPipe and DualPipeV without recomputation, a step each
+LIVE = {
+    "gpipe": "live, gpipe",
+    "dualpipev": "live, dualpipev",
+    **{name.removesuffix(" on 4"): name for name in LAYOUTS if name.endswith(" on 4")},
+}
 LOADED = {  # saved as a V of 4 stages, whose ends are copies of one weight on one rank
     "one": (1, {}),
     "the same": (2, {"pipeline": 2, "schedule": "zbv_zero_bubble"}),
@@ -44,7 +50,10 @@ LOADED = {  # saved as a V of 4 stages, whose ends are copies of one weight on o
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("schedules")
     runs = [run("tied, one", 1, TIED, {}), run("untied, one", 1, UNTIED, {})]
-    runs += [run(name, *layout) for name, layout in LAYOUTS.items()]
+    live = {"count_live": True}
+    runs += [run(name, *layout, **live if name in LIVE.values() else {}) for name, layout in LAYOUTS.items()]
+    for name in ("gpipe", "dualpipev"):
+        runs.append(run(LIVE[name], 4, UNTIED, {"pipeline": 4, "schedule": name}, steps=1, **live))
     runs.append(run("bf16, one", 1, TIED, {"precision": "bf16"}))
     runs.append(run("bf16, zbv_zero_bubble", 2, TIED, {**LOADED["the same"][1], "precision": "bf16"}))
     saved = str(folder / "checkpoints")
@@ -52,9 +61,6 @@ def results(tmp_path_factory):
     for name, (world_size, parallel) in LOADED.items():
         again = {"steps": 1, "load": saved, "resume_step": SAVED_AT, "resume_to": STEPS}
         runs.append(run(f"load, {name}", world_size, TIED, parallel, **again))
-    for schedule in ("gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev"):
-        live = {"steps": 1, "count_live": True}
-        runs.append(run(f"live, {schedule}", 4, UNTIED, {"pipeline": 4, "schedule": schedule}, **live))
     return launch(folder, runs, timeout_s=LAUNCH_TIMEOUT_S)
 
 
@@ -88,7 +94,7 @@ def test_a_checkpoint_loads_under_any_schedule_and_split(results, name):
 
 def test_activations_kept_at_once(results):
     """8 micro-batches on 4 ranks; counted in stages, of which each rank has 1 under GPipe and 1F1B, else 2."""
-    live = {name.removeprefix("live, "): found for name, found in results.items() if name.startswith("live, ")}
+    live = {schedule: results[name]["live"] for schedule, name in LIVE.items()}
     assert {schedule: found["left"] for schedule, found in live.items()} == dict.fromkeys(live, 0)
     assert live["gpipe"]["by_rank"] == [8, 8, 8, 8]
     assert live["1f1b"]["by_rank"] == [min(4 - rank, 8) for rank in range(4)]

@@ -1,6 +1,5 @@
 """Recomputation and compiled blocks change only memory and speed. Recomputation keeps the bytes of its formula."""
 
-import itertools
 import math
 import shutil
 import sysconfig
@@ -31,13 +30,14 @@ from parallel.layout.config import ParallelConfig
 pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
 ONE_HEAD = {**MODERN, "n_layers": 1, "n_kv_heads": 1}
 KEPT = [("gpt3", 1), ("gpt3", 2), ("modern", 2)]  # family, tensor ranks
+RECOMPUTE = ("none", "selective", "full")
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 # With compiled blocks; a step is of 2 micro-batches or more
 COMPILED = {
     "pipeline 2": (2, {"pipeline": 2}),
     "pipeline 2, dualpipev": (2, {"pipeline": 2, "schedule": "dualpipev"}),
     "data 2, zero 3, selective": (2, {"data": 2, "zero_stage": 3, "recompute": "selective"}),
-    "tensor 2 x data 2": (4, {"tensor": 2, "data": 2}),
+    "tensor 2 x data 2, full": (4, {"tensor": 2, "data": 2, "recompute": "full"}),
 }
 
 
@@ -52,12 +52,9 @@ def results(tmp_path_factory):
     ):
         runs.append(run_of(f"selective, {name}", world_size, {**parallel, **selective}))
     runs.append(run_of("modern, selective, tensor 2", 2, {"tensor": 2, **selective}, model=MODERN))
-    for (family, tensor), recompute in itertools.product(KEPT, ("none", "selective", "full")):
-        keys = {"tensor": tensor, "recompute": recompute, "precision": "bf16"}
-        model = {**(MODERN if family == "modern" else {}), "n_layers": 2}
-        runs.append(
-            run_of(f"kept, {family}, {tensor}, {recompute}", tensor, keys, model=model, steps=1, measure_kept=True)
-        )
+    for family, tensor in KEPT:
+        keys, model = {"tensor": tensor, "precision": "bf16"}, {**(MODERN if family == "modern" else {}), "n_layers": 2}
+        runs.append(run_of(f"kept, {family}, {tensor}", tensor, keys, model=model, steps=1, measure_kept=RECOMPUTE))
     if COMPILER:
         runs.append(
             run_of(
@@ -70,19 +67,9 @@ def results(tmp_path_factory):
             )
         )
         runs.append(run_of("one layer, one", 1, {}, model=ONE_HEAD, steps=3, generate=True))
-        compiled = {"compile": True, "recompute": "full"}
-        runs.append(run_of("compiled", 2, {"tensor": 2, **compiled}, model={"n_layers": 2}, steps=3))
-        runs.append(run_of("two layers, one", 1, {}, model={"n_layers": 2}, steps=3))
         for name, (world_size, parallel) in COMPILED.items():
             runs.append(run_of(f"compiled, {name}", world_size, {"compile": True, **parallel}, steps=3))
     return launch(tmp_path_factory.mktemp("recomputation"), runs, timeout_s=LAUNCH_TIMEOUT_S)
-
-
-@pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
-def test_compiled_blocks_with_recomputation_and_tensor_ranks(results):
-    ours, reference = results["compiled"], results["two layers, one"]
-    assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
-    assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
 
 
 @pytest.mark.skipif(not COMPILER, reason="torch.compile needs g++ and Python's headers on a CPU")
@@ -127,8 +114,8 @@ def test_recomputation_keeps_what_the_formulas_say(results):
         statistics = 4 * config.n_heads / tensor  # attention's log-sum-exp, fp32
         formula = {"full": 2 * d / tensor, "selective": 2 * (2 * d + products) / tensor + statistics}
         kept = {
-            way: results[f"kept, {family}, {tensor}, {way}"]["kept_bytes"] / (SEQUENCES * SEQ_LEN)
-            for way in ("none", "selective", "full")
+            way: kept_bytes / (SEQUENCES * SEQ_LEN)
+            for way, kept_bytes in results[f"kept, {family}, {tensor}"]["kept_bytes"].items()
         }
         assert kept["full"] < kept["selective"] < kept["none"]
         assert math.isclose(kept["full"], formula["full"])

@@ -73,7 +73,7 @@ def dry():
             jobs[schedule, len(runs)] = (scheduled(schedule, micro_batches=count), 0, T, runs)
     for schedule in SHARDED:
         for zero in (1, 2, 3):
-            jobs[f"{schedule}, ZeRO {zero}", 0] = (scheduled(schedule, micro_batches=8, zero_stage=zero), 0, T, None)
+            jobs[f"{schedule}, ZeRO {zero}", 0] = (scheduled(schedule, micro_batches=4, zero_stage=zero), 0, T, None)
     jobs["wide vocabulary", 0] = (wide_vocabulary(), 0, T, None)
     return run_all(jobs)
 
@@ -81,7 +81,7 @@ def dry():
 def scheduled(schedule, *, micro_batches, zero_stage=1):
     """Settings of a pipeline of 2 with 2 data ranks."""
     config = ParallelConfig(pipeline=2, schedule=schedule, zero_stage=zero_stage)
-    model = ModelConfig(VOCAB, T, 2 * LAYERS, D, n_heads=8)
+    model = ModelConfig(VOCAB, T, LAYERS, D, n_heads=8)
     batch = BatchConfig(B, B * T * 2 * micro_batches)
     layout = resolve_layout(config, batch, model=model, seq_len=T, world_size=4)
     return EngineSettings(model, config, layout, OptimizerConfig(learning_rate=1e-3), B, seed=1)
