@@ -20,8 +20,10 @@ help: ## show this help
 demo: $(INSTALLED) ## the whole path on this machine: pages, tokens, training, evaluation, export
 	$(VENV)/bin/triaxial demo $(ARGS)
 
+# Three files at a time, because many tests wait: for timeouts, signals, and processes that start one after the other.
+# With bytecode, because the tests start hundreds of interpreters, each of which would compile our modules again.
 test: $(INSTALLED) ## run all tests
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 rehearse: $(INSTALLED) ## the long tests that `make test` leaves out: faults at full count, large corpora
 	$(VENV)/bin/python -m pytest -m rehearse --timeout 3600 $(ARGS)
