@@ -6,6 +6,7 @@ import importlib
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # the system's errors for a full disk and a full quota
@@ -126,6 +127,13 @@ def import_extra(module: str, *, extra: str) -> ModuleType:
 def missing_extra(package: str, *, extra: str) -> ConfigError:
     """Return the error for an optional package that is not installed, with the pip command."""
     return ConfigError(
-        f"the package '{package}' is not installed; it comes with the extra '{extra}': "
-        f"pip install 'triaxial[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
+        f"the package '{package}' is not installed; it comes with the extra '{extra}': {install_command(extra)}"
     )
+
+
+def install_command(extra: str = "") -> str:
+    """Return the pip command that installs Triaxial with an extra: from this checkout, else from the user's wheel."""
+    checkout, brackets = Path(__file__).resolve().parents[1], f"[{extra}]" if extra else ""
+    if (checkout / "pyproject.toml").is_file():
+        return f"pip install -e '{checkout}{brackets}'"
+    return f"pip install 'WHEEL{brackets}', where WHEEL is the path of the triaxial-*.whl that you installed"

@@ -30,6 +30,17 @@ DTYPES: dict[int, type[np.integer[Any]]] = {
 _CHUNK = 1 << 20  # documents per block when the index is written: limits memory to 8 MiB
 
 
+class MissingTokenFile(ConfigError):
+    """A corpus has no token files of the name `prefix`."""
+
+    def __init__(self, path: Path, prefix: Path) -> None:
+        super().__init__(
+            f"{path}: no such token file; a corpus is a pair of files {prefix}.bin and {prefix}.idx, or a set of pairs "
+            f"from {prefix}-00000-of-NNNNN on"
+        )
+        self.prefix = prefix
+
+
 class Shard:
     """One open pair of files. `tokens`: all its ids. `sums`: the checksums for every read, if they exist and `compare`.
 
@@ -41,10 +52,7 @@ class Shard:
         index_path, bin_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
         for path in (index_path, bin_path):
             if not path.is_file():
-                raise ConfigError(
-                    f"{path}: no such token file; a corpus is a pair of files {prefix}.bin and {prefix}.idx, or a set "
-                    f"of pairs from {prefix}-00000-of-NNNNN on"
-                )
+                raise MissingTokenFile(path, prefix)
         self.sums = open_sums(prefix) if compare else None
         self._index_sums = None if self.sums is None else self.sums.files[".idx"]
         if self._index_sums is not None:

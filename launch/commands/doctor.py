@@ -3,30 +3,30 @@
 import argparse
 import dataclasses
 import importlib.util
-import json
 import sys
 from pathlib import Path
 
+from gpt.errors import install_command
 from launch.engines.installed import EngineFacts
 from launch.processes.machine_facts import Facts, collect
+from launch.reports.written import add_json_option, json_destination
 
 GIB = 2**30
+FOR_DEVELOPERS = ("dev", "benchmarks", "plots")  # extras that no user needs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--json", action="store_true", help="print the facts, warnings and problems as one JSON object")
+    add_json_option(parser, "the facts, warnings and problems", was_switch=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; returns 0, or 1 if training cannot run here at all."""
-    facts = collect()
-    problems, warnings = problems_of(facts), warnings_of(facts)
-    if args.json:
-        report = {"facts": dataclasses.asdict(facts), "warnings": warnings, "problems": problems}
-        print(json.dumps(report, indent=2))
-    else:
+    with json_destination(args.json) as emit:
+        facts = collect()
+        problems, warnings = problems_of(facts), warnings_of(facts)
         show(facts, warnings=warnings, problems=problems)
+        emit({"facts": dataclasses.asdict(facts), "warnings": warnings, "problems": problems})
     return 1 if problems else 0
 
 
@@ -38,7 +38,7 @@ def problems_of(facts: Facts) -> list[str]:
     elif "gloo" not in facts.backends and not (facts.gpus and "nccl" in facts.backends):
         problems.append("this torch has neither gloo nor a usable NCCL: ranks cannot talk. Install the standard build")
     if not facts.packages:
-        problems.append("triaxial is not installed in this Python. In the checkout: pip install -e .")
+        problems.append(f"triaxial is not installed in this Python: {install_command()}")
     missing = [package.name for package in facts.packages if not package.extra and package.version is None]
     if missing:
         problems.append(f"missing: {', '.join(missing)}. Install: pip install {' '.join(missing)}")
@@ -65,6 +65,11 @@ def warnings_of(facts: Facts) -> list[str]:
         warnings.append(f"{size(facts.memory_free_bytes)} of memory free; the demo needs about 4 GiB")
     if facts.open_files < 1024:
         warnings.append(f"only {facts.open_files} files may be open at once. Raise the limit: ulimit -n 65536")
+    if facts.gpus and facts.limits.get("locked memory", "unlimited") != "unlimited" and "infiniband" in facts.links:
+        warnings.append(
+            f"only {facts.limits['locked memory']} of memory may be locked, and NCCL over InfiniBand locks its "
+            "buffers. Raise the limit: ulimit -l unlimited"
+        )
     if facts.compiler is None or not facts.python_headers:
         lacking = "no C++ compiler" if facts.compiler is None else "no Python headers"
         warnings.append(f"{lacking}: parallel.compile = true will fail. Leave it false or install g++ and python3-dev")
@@ -126,14 +131,16 @@ def lines_of(facts: Facts) -> list[tuple[str, str]]:
         ("torch", f"{facts.torch or 'missing'} ({facts.torch_build})"),
         ("cpu", f"{facts.cpu}, {facts.cores} usable cores"),
         *((f"gpu {i}", f"{gpu.name}, {size(gpu.memory_bytes)}") for i, gpu in enumerate(facts.gpus)),
+        *((name, text) for name, text in facts.links.items()),
         ("backends", ", ".join(facts.backends) or "none"),
         ("bf16 on the cpu", facts.bf16_on_cpu),
         ("matrix product", ", ".join(f"{dtype} {speed:g} GFLOP/s" for dtype, speed in facts.matmul_gflops.items())),
         ("threads", f"{facts.torch_threads} (torch), OMP_NUM_THREADS {facts.settings.get('OMP_NUM_THREADS', 'unset')}"),
         ("memory free", size(facts.memory_free_bytes)),
         ("disk free here", size(facts.disk_free_bytes)),
+        ("folder", f"{facts.folder} on {facts.filesystem}, {'shared' if facts.folder_shared else 'of this machine'}"),
         ("/dev/shm", size(facts.shm_bytes)),
-        ("open files", str(facts.open_files)),
+        ("limits", ", ".join(f"{name} {value}" for name, value in facts.limits.items())),
         (
             "c++ compiler",
             f"{facts.compiler or 'none'}, Python headers {'found' if facts.python_headers else 'missing'}",
@@ -146,14 +153,14 @@ def lines_of(facts: Facts) -> list[tuple[str, str]]:
         ("slurm", ", ".join(facts.slurm_commands) or "no commands found"),
     ]
     rows += [(f"engine {each.engine}", engine_text(each, facts)) for each in facts.engines]
-    for extra in dict.fromkeys(package.extra for package in facts.packages):
+    for extra in dict.fromkeys(package.extra for package in facts.packages if package.extra not in FOR_DEVELOPERS):
         members = [package for package in facts.packages if package.extra == extra]
         found = [f"{package.name} {package.version}" for package in members if package.version]
         missing = [package.name for package in members if not package.version]
         text = ", ".join(found)
         if missing:
             text += f"{'; ' if found else ''}missing {', '.join(missing)}"
-            text += f": pip install -e '.[{extra}]'" if extra else f": pip install {' '.join(missing)}"
+            text += f": {install_command(extra)}" if extra else f": pip install {' '.join(missing)}"
         rows.append((f"extra [{extra}]" if extra else "core packages", text))
     return rows
 
@@ -161,7 +168,7 @@ def lines_of(facts: Facts) -> list[tuple[str, str]]:
 def engine_text(engine: EngineFacts, facts: Facts) -> str:
     """Whether an engine can be used here, with its version."""
     if engine.package is not None and engine.version is None:
-        return f"missing {engine.package}: pip install -e '.[{engine.extra}]'"
+        return f"missing {engine.package}: {install_command(engine.extra)}"
     text = f"torch {facts.torch}" if engine.package is None else f"{engine.package} {engine.version}"
     if engine.fault is not None:
         return f"{text} {engine.fault}; it needs {engine.wanted}"

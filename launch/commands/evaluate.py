@@ -1,7 +1,6 @@
 """`triaxial evaluate`: validation loss, perplexity and few-shot accuracy of a run's model."""
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,11 +11,10 @@ import numpy as np
 
 from gpt.data.config import CorpusConfig, DataConfig
 from gpt.data.dataset import ValidationData
-from gpt.errors import ConfigError, file_error, one_line
+from gpt.errors import ConfigError, one_line
 from gpt.evaluation.few_shot.scores import TaskScore, few_shot_scores
 from gpt.evaluation.few_shot.tasks import OpenTasks
 from gpt.evaluation.perplexity import TokenCounts, Tokens, count_targets, validation_loss
-from gpt.files.json_text import without_nan
 from gpt.inference.cpu_model import packed
 from gpt.tokenizer.special_tokens import special_tokens_of
 from launch.evaluation import texts as text_evaluation
@@ -25,6 +23,7 @@ from launch.evaluation.sample_logs import check_sample_folder, write_samples
 from launch.evaluation.tables import print_clean_subset, print_few_shot, print_texts, print_validation
 from launch.evaluation.wandb_record import record_in_wandb
 from launch.processes.terminal import SafeConsole, WorkProgress, work_progress
+from launch.reports.written import add_json_option, check_destination, json_destination
 from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.open_model import (
     OpenedModel,
@@ -48,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="evaluate at most N tokens of each corpus, from its start",
     )
     parser.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="tokens per batch (default: 8192)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    add_json_option(parser, "the results")
     parser.add_argument(
         "--wandb",
         action="store_true",
@@ -66,15 +65,14 @@ def run(args: argparse.Namespace) -> int:
         if (value := getattr(args, name)) is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is invalid: it must be at least 1.")
     texts = text_evaluation.open_texts(args)
-    if args.json is not None and is_first_process():
-        check_writable(args.json)
+    check_destination("--json", args.json)
     if args.log_samples is not None and is_first_process():
         check_sample_folder(args.log_samples)
     if starts_ranks(args):
         return start_ranks(args)
-    with opened_model(args) as opened:
+    with json_destination(args.json if is_first_process() else None) as emit, opened_model(args) as opened:
         opened = replace(opened, model=packed(opened.model, rows=args.batch_tokens))
-        evaluate_opened(args, opened, tasks=tasks, texts=texts, validation=not only_text)
+        emit(evaluate_opened(args, opened, tasks=tasks, texts=texts, validation=not only_text))
     return 0
 
 
@@ -85,8 +83,8 @@ def evaluate_opened(
     tasks: OpenTasks | None,
     texts: list[text_evaluation.TextSource],
     validation: bool,
-) -> None:
-    """Run and report all evaluations. Every rank of a layout must call it; the main rank reports."""
+) -> dict[str, Any]:
+    """Run all evaluations and return the results. Every rank of a layout must call it; the main rank prints them."""
     saved = opened.saved
     if tasks is not None:
         tasks.check_answers(n_ctx=saved.model_config.n_ctx)
@@ -117,13 +115,9 @@ def evaluate_opened(
         print_clean_subset(console, scores)
         for note in left_out:
             console.print(note, highlight=False)
-    if args.json is not None and opened.is_main:
-        unfinished = args.json.with_name(f".{args.json.name}.partial")
-        unfinished.write_text(json.dumps(without_nan(report), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        unfinished.replace(args.json)
-        console.print(f"written to {args.json}", highlight=False)
     if args.wandb and opened.is_main:
         record_in_wandb(saved, report, scores, warn=lambda text: console.print(text, highlight=False))
+    return report
 
 
 def evaluate_validation(opened: OpenedModel, *, max_tokens: int | None, batch_tokens: int) -> dict[str, Any]:
@@ -174,19 +168,6 @@ def evaluate_few_shot(opened: OpenedModel, tasks: OpenTasks, *, log_samples: Pat
             special=special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer),
             keep_samples=keep,
         )
-
-
-def check_writable(path: Path) -> None:
-    """Raise ConfigError if the result cannot be written to `path`, before any work is done."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        with open(path, "a"):
-            pass
-        if is_new:
-            path.unlink()
-    except OSError as error:
-        raise file_error(error, f"--json {path} cannot be written: {error.strerror}.") from None
 
 
 class _ValidationSamples:

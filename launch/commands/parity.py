@@ -19,7 +19,7 @@ from launch.config.run_config import RunConfig, read_run_config
 from launch.parity.layouts import device_type, named_engines, other_splits, wanted_layouts, workload_of
 from launch.parity.plot import draw_differences
 from launch.parity.ranks import LayoutResult, LayoutTask, measure_all
-from launch.parity.report import ParityReport, Tolerances, compare, compare_resume, json_text, print_report
+from launch.parity.report import ParityReport, Tolerances, compare, compare_resume, json_text, print_report, verdict
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.local_ranks import RankFailed, signals_unwind
 from launch.training.build import check_tokenizer, open_data
@@ -235,6 +235,7 @@ def conclude(report: ParityReport, folder: Path, *, picture: bool) -> int:
     if picture and report.reference:
         replace_file(files[1], draw_differences(report))
     print(f"written to {' and '.join(str(file) for file in files if file.exists())}")
+    print(verdict(report))
     for failure in report.failures:
         print(f"triaxial: parity: {failure.splitlines()[0]}")
     return 1 if report.failures else 0

@@ -4,7 +4,6 @@ It only reads the run directory, so it can run during training. It needs one pro
 """
 
 import argparse
-import json
 import time
 from collections import Counter
 from contextlib import suppress
@@ -32,6 +31,7 @@ from launch.reports.facts import (
     word_of,
 )
 from launch.reports.page import report_page
+from launch.reports.written import Emit, add_json_option, check_destination, json_destination, write_page
 from launch.runs.history import RunHistory, read_history
 
 LAST_EVENTS = 12  # shown on the terminal
@@ -41,7 +41,7 @@ BAR = 30  # characters of a full bar
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="the run's directory (run.directory)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained HTML page with plots")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures for a program")
+    add_json_option(parser, "the figures")
     parser.add_argument(
         "--serve", action="store_true", help="show one or several runs, live, on a page of a server on this machine"
     )
@@ -56,21 +56,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.scaling:
-        from launch.reports import scaling  # with torch, which nothing else here needs
+    for name in ("html", "svg"):
+        check_destination(f"--{name}", getattr(args, name))
+    with json_destination(args.json) as emit:
+        if args.scaling:
+            from launch.reports import scaling  # with torch, which nothing else here needs
 
-        return scaling.run(args)
+            return scaling.run(args, emit)
+        return report_run(args, emit)
+
+
+def report_run(args: argparse.Namespace, emit: Emit) -> int:
     for name in ("svg", "corpus"):
         if getattr(args, name) is not None:
             raise ConfigError(f"--{name} {getattr(args, name)} is only for --scaling. Leave it out")
+    if args.json is not None and (args.serve or len(args.run) > 1):
+        raise ConfigError(f"--json {args.json} is for one run, or for --scaling. Leave it out")
     if args.serve:
         return serve(args)
     if args.port:
         raise ConfigError(f"--port {args.port} is only for --serve. Leave it out")
-    return compare(args) if len(args.run) > 1 else show(args)
+    return compare(args) if len(args.run) > 1 else show(args, emit)
 
 
-def show(args: argparse.Namespace) -> int:
+def show(args: argparse.Namespace, emit: Emit) -> int:
     """The report of one run."""
     history, now = read_history(args.run[0]), time.time()
     console = table_console()
@@ -93,11 +102,9 @@ def show(args: argparse.Namespace) -> int:
         n = len(history.checkpoints)
         console.print(Text(f"checkpoints on disk: {n:,}, newest {newest.name} with {bytes_text(newest.size_bytes)}"))
     if args.html is not None:
-        args.html.write_text(report_page(history, now=now), encoding="utf-8")
+        write_page("--html", args.html, report_page(history, now=now))
         console.print(Text(f"wrote {args.html}"))
-    if args.json is not None:
-        args.json.write_text(json.dumps(as_json(history, now=now), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        console.print(Text(f"wrote {args.json}"))
+    emit(as_json(history, now=now))
     return 0
 
 
@@ -123,7 +130,7 @@ def compare(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{len(args.run)} runs: a report is about one. Use --serve or --html FILE to compare them, or --scaling"
         )
-    args.html.write_text(page_file(run_directories(args.run)), encoding="utf-8")
+    write_page("--html", args.html, page_file(run_directories(args.run)))
     print(f"wrote {args.html}")
     return 0
 

@@ -7,6 +7,7 @@ from typing import Any
 from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.training.schedule import BatchRamp
+from launch.config.corpora import naming_the_maker
 from launch.config.recipe import MissingKeys, build, convert
 from launch.config.settings import Setting
 from parallel.layout.config import BatchConfig
@@ -113,5 +114,6 @@ def _epochs(table: dict[str, Any], value: Any) -> int:
         raise ConfigError(f"{EPOCHS} = {epochs:g} is invalid: must be a number above 0")
     data = build(DataConfig, table.get("data", {}), where="data")
     sampling = sampling_of(data)
-    samples = sum(CorpusFiles(corpus, sampling).n_samples for corpus in data.train)
+    with naming_the_maker():
+        samples = sum(CorpusFiles(corpus, sampling).n_samples for corpus in data.train)
     return max(1, round(epochs * samples)) * data.seq_len

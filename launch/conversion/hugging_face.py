@@ -15,7 +15,7 @@ from gpt.convert.hugging_face.source import TITLES, HuggingFaceSource, find_toke
 from gpt.convert.hugging_face.tokenizer import SAMPLES, compare_tokenizers
 from gpt.convert.round_trip import main_dtype, round_trip
 from gpt.convert.weights import shapes, without_padding
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, install_command
 from gpt.files.atomic import partial_folder
 from gpt.tokenizer.faults import try_tokenizer
 from gpt.tokenizer.tokenizers import Tokenizer
@@ -122,7 +122,7 @@ def describe_logits(check: LogitCheck | None) -> str:
 def _compare_logits(source: HuggingFaceSource, checkpoint: Checkpoint, mode: Mode) -> str:
     """Compare the logits of a verified checkpoint with those of transformers, if it is installed."""
     if importlib.util.find_spec("transformers") is None:
-        return "logits not compared: transformers is not installed (pip install 'triaxial[hf]')"
+        return f"logits not compared: transformers is not installed ({install_command('hf')})"
     config = source.config
     part = part_to_compare(config, mode)
     if part is None:

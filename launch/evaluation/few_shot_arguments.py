@@ -9,6 +9,7 @@ from gpt.evaluation.few_shot.tasks import FewShotOptions, OpenTasks, open_tasks
 from launch.processes.environment import stay_offline
 
 _PAPER = "paper"
+_SHOTS = ["0", "1", "5"]  # the default
 
 
 def add_few_shot_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,6 @@ def add_few_shot_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-fewshot",
         nargs="+",
-        default=["0", "1", "5"],
         metavar="K",
         help="examples before each question (default: 0 1 5); paper: 0, 1, and 50 (arithmetic) or 100 (words) if that "
         "many fit",
@@ -88,7 +88,11 @@ def _add_problem_arguments(parser: argparse.ArgumentParser) -> None:
 def few_shot_tasks(args: argparse.Namespace) -> OpenTasks | None:
     """Open the tasks that the options name; None for `--tasks none`. Fails before any model is loaded."""
     if args.tasks == ["none"]:
+        if args.num_fewshot is not None:
+            given = " ".join(args.num_fewshot)
+            raise ConfigError(f"--num-fewshot {given} is invalid without few-shot tasks: name some with --tasks")
         return None
+    shots = _SHOTS if args.num_fewshot is None else args.num_fewshot
     if "none" in args.tasks:
         raise ConfigError(f"--tasks {' '.join(args.tasks)} is invalid: 'none' excludes other tasks.")
     stay_offline()
@@ -100,8 +104,8 @@ def few_shot_tasks(args: argparse.Namespace) -> OpenTasks | None:
     return open_tasks(
         FewShotOptions(
             tasks=tuple(args.tasks),
-            shots=_numbers(args.num_fewshot),
-            paper_shots=_PAPER in args.num_fewshot,
+            shots=_numbers(shots),
+            paper_shots=_PAPER in shots,
             limit=args.limit,
             words=words_of_python() if args.words is None else words_of_file(args.words),
             seed=args.seed,

@@ -200,6 +200,20 @@ def print_report(report: ParityReport) -> None:
         console.print(f"skipped {'; '.join(s.layout for s in group)}: {reason}", highlight=False, markup=False)
 
 
+def verdict(report: ParityReport) -> str:
+    """Say in one line whether all layouts agree with one process."""
+    if report.failures:
+        failed = sum(bool(row_failures(row, report.tolerances)) for row in report.rows)
+        return f"parity: FAILED: {failed} of {len(report.rows)} layouts differ; {len(report.failures)} failures follow"
+    found, allowed = report.rows, report.tolerances
+    loss = _largest(difference for row in found for difference in row.loss_differences)
+    gradient = _largest(row.largest_gradient_difference for row in found)
+    return (
+        f"parity: PASSED: all {len(found)} layouts agree with one process: loss within {loss:.1e} (tolerance "
+        f"{allowed.loss:g}), gradients of step 1 within {gradient:.1e} ({allowed.gradient:g}), same starting weights"
+    )
+
+
 def _cells(report: ParityReport, row: Row) -> list[str]:
     losses, norms = row.result.losses, row.result.grad_norms
     figures = [f"{losses[0]:.6f}", f"{losses[-1]:.6f}", f"{norms[0]:.5g}", f"{norms[-1]:.5g}"]

@@ -2,18 +2,18 @@
 
 import argparse
 import dataclasses
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
 from gpt.data.config import DataConfig
-from gpt.errors import ConfigError, file_error
+from gpt.errors import ConfigError
 from gpt.telemetry.screen import human_count
 from gpt.training.objective import Objective
 from launch.config.run_config import RunConfig
 from launch.processes.local_ranks import fork_server
+from launch.reports.written import json_destination
 from launch.training.build import build_objective
 from parallel.engines.settings import EngineSettings
 from parallel.layout.config import ParallelConfig
@@ -30,19 +30,14 @@ def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -
             f"--dry-run with parallel.engine = '{engine}' is invalid: it measures one engine only. Use "
             f"--parallel.engine {measured}"
         )
-    if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
-        raise ConfigError(f"--json {args.json} is invalid: must be a file in a folder that exists")
-    alike: dict[int, tuple[int, ...]] = {args.rank: ()} if args.rank is not None else ranks_to_show(settings)
-    print(f"dry run of {layout} = {layout.world_size:,} ranks, {layout.micro_batches} micro-batches a step", flush=True)
-    reports = measure(settings, build_objective(config), list(alike), data=config.data)
-    for line in [*holdings_table(reports), "", *traffic_table(reports), "", *notes(config, reports, alike)]:
-        print(line)
-    if args.json is not None:
-        try:
-            args.json.write_text(json.dumps(as_json(layout, reports), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise file_error(error, f"--json {args.json}: {error.strerror}. The figures are above") from None
-        print(f"wrote {args.json}")
+    with json_destination(args.json) as emit:
+        alike: dict[int, tuple[int, ...]] = {args.rank: ()} if args.rank is not None else ranks_to_show(settings)
+        ranks, steps = f"{layout.world_size:,} ranks", f"{layout.micro_batches} micro-batches a step"
+        print(f"dry run of {layout} = {ranks}, {steps}", flush=True)
+        reports = measure(settings, build_objective(config), list(alike), data=config.data)
+        for line in [*holdings_table(reports), "", *traffic_table(reports), "", *notes(config, reports, alike)]:
+            print(line)
+        emit(as_json(layout, reports))
     return 0
 
 

@@ -1,11 +1,11 @@
 """Options of `triaxial train --dry-run`, checked before the measuring code is imported."""
 
 import argparse
-from pathlib import Path
 
 from gpt.errors import ConfigError
 from launch.config.run_config import RunConfig
 from launch.processes.environment import ClusterEnvironment
+from launch.reports.written import add_json_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ranks", type=int, metavar="N", help="number of processes (default: the recipe's layout)")
     parser.add_argument("--rank", type=int, metavar="R", help="only this rank (default: one of each kind of stage)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures of the dry run to FILE")
+    add_json_option(parser, "the figures of the dry run")
 
 
 def is_wanted(args: argparse.Namespace, environment: ClusterEnvironment) -> bool:

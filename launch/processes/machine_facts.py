@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 import sysconfig
 import time
@@ -19,6 +20,8 @@ from launch.processes.environment import shown_settings
 DEPENDENCY = re.compile(
     r"^(?P<name>[A-Za-z0-9._-]+)\s*(?P<range>[<>=!~0-9.,\s]*)(?:;.*extra == ['\"](?P<extra>\w+)['\"].*)?$"
 )
+# File systems that other machines can mount too.
+SHARED = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "wekafs", "9p", "glusterfs", "orangefs")
 MINIMUM = re.compile(r">=\s*([0-9.]+)")
 
 
@@ -56,6 +59,7 @@ class Facts:
     cpu: str
     cores: int
     gpus: tuple[Device, ...]
+    links: dict[str, str]
     backends: tuple[str, ...]
     bf16_on_cpu: str
     matmul_gflops: dict[str, float]
@@ -67,8 +71,12 @@ class Facts:
     memory_free_bytes: int | None
     disk_free_bytes: int
     folder_writable: bool
+    folder: str
+    filesystem: str
+    folder_shared: bool
     shm_bytes: int | None
     open_files: int
+    limits: dict[str, str]
     compiler: str | None
     python_headers: bool
     slurm_commands: tuple[str, ...] = field(default=())
@@ -90,6 +98,11 @@ def collect() -> Facts:
         folder_writable=os.access(folder, os.W_OK),
         shm_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
         open_files=open_files_limit(),
+        limits=limits(),
+        links=links(),
+        folder=str(folder),
+        filesystem=(filesystem := filesystem_of(folder)),
+        folder_shared=filesystem in SHARED or filesystem.startswith("fuse."),
         compiler=compiler(),
         python_headers=Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
         slurm_commands=tuple(name for name in ("sbatch", "srun", "scontrol", "squeue") if shutil.which(name)),
@@ -143,6 +156,68 @@ def matmul_gflops(device: str) -> dict[str, float]:
             spans.append(time.perf_counter() - started_at)
         speeds[name] = round(2 * size**3 / statistics.median(spans[1:]) / 1e9, 1)  # the first includes start-up costs
     return speeds
+
+
+def links() -> dict[str, str]:
+    """The GPU driver, NCCL, NVLink and InfiniBand, as far as this machine has them."""
+    found = {}
+    if driver := _first_in("/proc/driver/nvidia/version", r"Kernel Module.*?\s(\d+\.[\d.]+)"):
+        found["gpu driver"] = driver
+    if nccl := nccl_version():
+        found["nccl"] = nccl
+    if nvlinks := sorted(set(re.findall(r"\bNV\d+\b", _output("nvidia-smi", "topo", "-m")))):
+        found["nvlink"] = f"{', '.join(nvlinks)} between GPUs (links of a pair)"
+    ports = sorted(Path("/sys/class/infiniband").glob("*/ports/*")) if Path("/sys/class/infiniband").is_dir() else []
+    states = [
+        (port, _first_in(str(port / "state"), r"(\w+)$"), _first_in(str(port / "rate"), r"(.+)")) for port in ports
+    ]
+    if states:
+        found["infiniband"] = ", ".join(f"{port.parts[-3]} {state} {rate}" for port, state, rate in states)
+    return found
+
+
+def nccl_version() -> str:
+    """The version of torch's NCCL; "" without one."""
+    try:
+        import torch
+
+        version: tuple[int, ...] = torch.cuda.nccl.version() if torch.version.cuda else ()  # type: ignore[no-untyped-call]
+        return ".".join(map(str, version))
+    except (ImportError, OSError, AttributeError, RuntimeError):
+        return ""
+
+
+def _output(*command: str) -> str:
+    """The standard output of a program; "" if there is none, it fails, or it takes over 10 s."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def filesystem_of(folder: Path) -> str:
+    """The kind of the file system that holds a folder, from Linux; "unknown" elsewhere."""
+    try:
+        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "unknown"
+    mounts = {Path(point.replace("\\040", " ")): kind for _, point, kind, *_ in map(str.split, lines)}
+    return next((mounts[path] for path in (folder, *folder.parents) if path in mounts), "unknown")
+
+
+def limits() -> dict[str, str]:
+    """The limits of this process (ulimit) that stop large runs."""
+    import resource
+
+    def shown(limit: int, unit: int) -> str:
+        value = resource.getrlimit(limit)[0]
+        return "unlimited" if value == resource.RLIM_INFINITY else f"{value // unit:,}{' KiB' if unit > 1 else ''}"
+
+    return {
+        "open files": shown(resource.RLIMIT_NOFILE, 1),
+        "processes": shown(resource.RLIMIT_NPROC, 1),
+        "locked memory": shown(resource.RLIMIT_MEMLOCK, 1024),
+    }
 
 
 def packages() -> tuple[Package, ...]:

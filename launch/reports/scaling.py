@@ -1,7 +1,6 @@
 """`triaxial report --scaling`: loss against compute of a family of runs as a table, a picture, a page or JSON."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -17,6 +16,7 @@ from launch.processes.terminal import table_console
 from launch.reports.scaling_plot import draw_family
 from launch.reports.scaling_runs import Family, read_family
 from launch.reports.style import run_page
+from launch.reports.written import Emit, write_page
 
 COLUMNS = ("run", "parameters", "tokens", "PF-days", "loss")
 COUNTED = (
@@ -28,7 +28,7 @@ LEVELS = (
 )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, emit: Emit) -> int:
     family = read_family(args.run, corpus=args.corpus)
     points = frontier(family.curves)
     used = fitted_points(points)
@@ -40,14 +40,12 @@ def run(args: argparse.Namespace) -> int:
     for line in law_lines(law, reason, used):
         console.print(Text(line))
     if args.svg is not None:
-        args.svg.write_text(picture(family, used, law), encoding="utf-8")
+        write_page("--svg", args.svg, picture(family, used, law))
     if args.html is not None:
-        args.html.write_text(page(family, used, law, reason), encoding="utf-8")
-    if args.json is not None:
-        facts = as_json(family, points, used, law)
-        args.json.write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    for path in filter(None, (args.svg, args.html, args.json)):
+        write_page("--html", args.html, page(family, used, law, reason))
+    for path in filter(None, (args.svg, args.html)):
         console.print(Text(f"wrote {path}"))
+    emit(as_json(family, points, used, law))
     return 0
 
 

@@ -18,6 +18,7 @@ from gpt.training.engine import Engine
 from gpt.training.objective import Objective
 from gpt.training.optimizer import check_patterns
 from gpt.training.run import Run
+from launch.config.corpora import naming_the_maker
 from launch.config.run_config import RunConfig, as_dict
 from launch.processes.environment import ClusterEnvironment
 from launch.training.hardware import peak_flops_per_s
@@ -166,10 +167,11 @@ def watch_steps(config: RunConfig, layout: Layout, device: torch.device) -> Stra
 def open_data(config: RunConfig) -> tuple[TrainingData, dict[str, ValidationData]]:
     """The training data, and the validation corpora by name. ConfigError: data from which nothing can be learnt."""
     vocab_size = config.model.vocab_size
-    data = TrainingData(config.data, seed=config.run.seed, vocab_size=vocab_size)
-    validation = {
-        corpus.name: ValidationData(corpus, config.data, vocab_size=vocab_size) for corpus in config.data.validation
-    }
+    with naming_the_maker():
+        data = TrainingData(config.data, seed=config.run.seed, vocab_size=vocab_size)
+        validation = {
+            corpus.name: ValidationData(corpus, config.data, vocab_size=vocab_size) for corpus in config.data.validation
+        }
     if config.data.sampling == "document" and _predicts_tokens(config, build_objective(config)):
         for files in (*data.files, *(corpus.files for corpus in validation.values())):
             _check_lengths(files)

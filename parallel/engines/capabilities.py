@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pkgutil import resolve_name
 from typing import Any
 
-from gpt.errors import ConfigError, missing_extra, nearest
+from gpt.errors import ConfigError, install_command, missing_extra, nearest
 from parallel.layout.config import ParallelConfig
 
 ABOVE_1 = "above 1"  # in a list of values: every integer above 1
@@ -178,7 +178,7 @@ def check_installed(engine: str) -> None:
     if fault := version_fault(capabilities, found):
         raise ConfigError(
             f'parallel.engine = "{engine}" is invalid here: {capabilities.package} {found} {fault}. Use '
-            f"{capabilities.package} {capabilities.versions}: pip install 'triaxial[{capabilities.extra}]'"
+            f"{capabilities.package} {capabilities.versions}: {install_command(capabilities.extra)}"
         )
 
 

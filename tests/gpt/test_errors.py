@@ -1,5 +1,10 @@
 """The values that error messages suggest, and the message about a missing extra."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from gpt.errors import (
@@ -8,10 +13,30 @@ from gpt.errors import (
     did_you_mean,
     escaped,
     import_extra,
+    install_command,
     nearest,
     nearest_divisors,
     nearest_multiples,
 )
+
+
+def test_an_extra_is_installed_from_the_checkout_or_the_users_wheel(tmp_path):
+    root = Path(__file__).parents[2]
+    assert install_command("hf") == f"pip install -e '{root}[hf]'"
+    shutil.copytree(root / "gpt", tmp_path / "gpt", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from gpt.errors import install_command; print(install_command('hf'))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.stdout == (
+        "pip install 'WHEEL[hf]', where WHEEL is the path of the triaxial-*.whl that you installed\n"
+    ), done.stderr
+
+
+def test_no_message_names_a_package_that_is_not_published():
+    root = Path(__file__).parents[2]
+    files = [file for name in ("gpt", "parallel", "data_prep", "launch", "docs") for file in (root / name).rglob("*")]
+    named = [file for file in files if file.suffix in (".py", ".md") and "pip install 'triaxial" in file.read_text()]
+    assert named == []
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ configuration, its skipped ranges, and the index of the token files. It starts n
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,13 +19,14 @@ from gpt.data.fingerprint import fingerprint, fingerprint_differences
 from gpt.data.skipped import SkippedData
 from gpt.errors import ConfigError
 from gpt.files.json_rules import Fields, ValuesOf
-from gpt.files.json_text import decode_json, escaped_json
+from gpt.files.json_text import decode_json
 from gpt.files.regular import read_text
 from gpt.token_files.files import TokenFile
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from launch.config.recipe import apply_overrides
 from launch.config.run_config import RunConfig, from_dict
 from launch.processes.terminal import table_console
+from launch.reports.written import NO_FILE, STANDARD_OUTPUT, Emit, add_json_option, json_destination
 from launch.runs.saved_run import section, tokenizer_file
 from launch.training.resume import check_is_training, loop_state
 from parallel.checkpoint.folders import list_checkpoints
@@ -35,7 +34,7 @@ from parallel.checkpoint.handle import read_checkpoint_header
 from parallel.errors import CheckpointError
 from parallel.layout.config import ParallelConfig
 
-_TEXT_TOKENS, _TEXT_CHARACTERS = 32, 40  # shown from the start of a document
+_TEXT_TOKENS, _TEXT_CHARACTERS = 32, 40  # shown from the start of a part
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class DocumentPart:
     document: int  # its number in the corpus
     offset_tokens: int  # from the start of the document to the part
     n_tokens: int
-    text: str | None = None  # the start of the document
+    text: str | None = None  # the start of the part
 
 
 @dataclass(frozen=True)
@@ -95,35 +94,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R[/N]",
         help="only sequences of data rank R, in the newest checkpoint's layout or with N data ranks",
     )
-    parser.add_argument("--text", action="store_true", help="show the start of each document")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per sequence, and nothing else")
+    parser.add_argument("--text", action="store_true", help="show the start of each part of a sequence")
+    add_json_option(parser, "one JSON object for each sequence", was_switch=True)
     parser.epilog = 'If the data has moved: --data.train \'[{ path = "elsewhere/train", name = "web" }]\''
     parser.set_defaults(takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    audited = open_audited_run(args.run, args.overrides, rank=args.rank, text=args.text)
-    console = table_console()
-    if not args.json:
+    with json_destination(args.json, indent=None) as emit:
+        audited = open_audited_run(args.run, args.overrides, rank=args.rank, text=args.text)
+        console = table_console()
+        tables = None if args.json in (STANDARD_OUTPUT, NO_FILE) else console
         for note in audited.notes:
             console.print(note, highlight=False)
+        for heading, sources in _asked_for(args, audited):
+            show(heading, sources, tables, emit, text=args.text)
+        if args.positions is None:
+            first, last = _steps(args)
+            positions = [audited.skipped.position(n) for n in (audited.samples(first)[0], audited.samples(last)[-1])]
+            console.print(f"to skip these: data.skip = [[{positions[0]}, {positions[1] + 1}]]", highlight=False)
+    return 0
+
+
+def _asked_for(args: argparse.Namespace, audited: AuditedRun) -> Iterator[tuple[str, Iterator[SequenceSource]]]:
+    """The tables that the options ask for: their titles and sequences."""
     if args.positions is not None:
         first, last = _span("--positions", args.positions, minimum=0)
-        _print(positions_of_order(audited, range(first, last + 1)), "positions " + args.positions, args, console)
-        return 0
+        yield "positions " + args.positions, positions_of_order(audited, range(first, last + 1))
+        return
     first, last = _steps(args)
-    steps = audited.config.train.steps(audited.config.batch.ramp)
+    train, steps = audited.config.train, audited.config.train.steps(audited.config.batch.ramp)
     if last > steps:
-        raise ConfigError(
-            f"step {last:,} is after the end of the run: train.total_tokens = {audited.config.train.total_tokens:,} "
-            f"are {steps:,} steps"
-        )
+        total = f"train.total_tokens = {train.total_tokens:,} are {steps:,} steps"
+        raise ConfigError(f"step {last:,} is after the end of the run: {total}")
     for step in range(first, last + 1):
-        _print(sequences_of_step(audited, step, rank=_rank(args.rank)), title(audited, step), args, console)
-    if not args.json:
-        positions = [audited.skipped.position(n) for n in (audited.samples(first)[0], audited.samples(last)[-1])]
-        console.print(f"to skip these: data.skip = [[{positions[0]}, {positions[1] + 1}]]", highlight=False)
-    return 0
+        yield title(audited, step), sequences_of_step(audited, step, rank=_rank(args.rank))
 
 
 def open_audited_run(path: Path, overrides: list[str], *, rank: str | None, text: bool) -> AuditedRun:
@@ -188,17 +193,17 @@ def positions_of_order(audited: AuditedRun, positions: range) -> Iterator[Sequen
         sample = audited.skipped.sample_at(position)
         step = None if sample is None else ramp.steps_to((sample + 1) * seq_len)
         sequence = 0 if sample is None or step is None else sample - audited.samples(step).start
-        yield source_of(audited, position, step=step, sequence=sequence, data_rank=None)
+        yield source_of(audited, position, step=step, sequence=sequence)
 
 
 def source_of(
-    audited: AuditedRun, position: int, *, step: int | None, sequence: int, data_rank: int | None
+    audited: AuditedRun, position: int, *, step: int | None, sequence: int, data_rank: int | None = None
 ) -> SequenceSource:
     place = audited.data.locate(position)
     file = next(files.tokens for files in audited.data.files if files.name == place.corpus)
     parts, at = [], place.first_token
     for span in place.documents:
-        text = None if audited.tokenizer is None else beginning(file, span.document, audited.tokenizer)
+        text = None if audited.tokenizer is None else beginning(file, at, span.n_tokens, audited.tokenizer)
         parts.append(DocumentPart(str(file.bin_path(at)), span.document, span.offset_tokens, span.n_tokens, text))
         at += span.n_tokens
     return SequenceSource(
@@ -215,10 +220,9 @@ def source_of(
     )
 
 
-def beginning(file: TokenFile, document: int, tokenizer: Tokenizer) -> str:
-    """The first words of a document."""
-    start, end = file.document_start(document), file.document_start(document + 1)
-    text = tokenizer.decode(file.read(start, min(end, start + _TEXT_TOKENS)).tolist())
+def beginning(file: TokenFile, first_token: int, n_tokens: int, tokenizer: Tokenizer) -> str:
+    """The first words of a part of a sequence, which are the sequence's own text and not the document's start."""
+    text = tokenizer.decode(file.read(first_token, first_token + min(n_tokens, _TEXT_TOKENS)).tolist())
     return " ".join(text.split())[:_TEXT_CHARACTERS]
 
 
@@ -236,21 +240,20 @@ def title(audited: AuditedRun, step: int) -> str:
     )
 
 
-def _print(sources: Iterator[SequenceSource], heading: str, args: argparse.Namespace, console: Console) -> None:
-    if args.json:
-        for source in sources:
-            line = json.dumps(asdict(source), ensure_ascii=False)
-            print(escaped_json(line) if sys.stdout.isatty() else line)
-        return
+def show(heading: str, sources: Iterator[SequenceSource], console: Console | None, emit: Emit, *, text: bool) -> None:
+    """Emit each sequence, and print them as a table if there is a console."""
     table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("sequence", "rank", "position", "corpus", "epoch", "window", "file", "document", "offset", "tokens"):
         is_name = header in ("corpus", "file")
         table.add_column(header, justify="left" if is_name else "right", no_wrap=not is_name)
-    if args.text:
-        table.add_column("begins")
+    if text:
+        table.add_column("text")
     for source in sources:
-        table_rows(table, source, text=args.text)
-    console.print(table)
+        emit(asdict(source))
+        if console is not None:
+            table_rows(table, source, text=text)
+    if console is not None:
+        console.print(table)
 
 
 def table_rows(table: Table, source: SequenceSource, *, text: bool) -> None:

@@ -1,8 +1,6 @@
 """`triaxial data mixture`: the tokens and epochs of each corpus in a mixture. Needs only the lengths of the corpora."""
 
 import argparse
-import json
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -11,30 +9,29 @@ from rich.table import Table
 from gpt.data.dataset import TrainingData
 from gpt.data.mixture import MixtureConfig, MixturePlan, PlannedCorpus, plan_mixture
 from gpt.data.sampling import sampling_of
-from gpt.errors import ConfigError, file_error
+from gpt.errors import ConfigError
 from gpt.telemetry.screen import human_count
+from launch.config.corpora import naming_the_maker
 from launch.config.recipe import build, find_recipe, read_toml
 from launch.config.run_config import RunConfig, build_run_config, recipe_table
 from launch.processes.terminal import table_console
+from launch.reports.written import add_json_option, json_destination
 
 MAX_ERROR = 1e-3  # relative error of a corpus's tokens; above it, a line explains the error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a training recipe, whose token files must exist, or one with a table [mixture]")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    add_json_option(parser, "the figures")
     parser.epilog = "Override any key: --mixture.planned_tokens 10_000_000_000_000, --train.total_tokens 300e9"
     parser.set_defaults(takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    plan, note = read_plan(args.recipe, args.overrides)
-    show(plan, note, table_console())
-    if args.json is not None:
-        try:
-            args.json.write_text(json.dumps(plan.as_json(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise file_error(error, f"--json {args.json}: {error.strerror}. The figures are above") from None
+    with json_destination(args.json) as emit:
+        plan, note = read_plan(args.recipe, args.overrides)
+        show(plan, note, table_console())
+        emit(plan.as_json())
     return 0
 
 
@@ -58,7 +55,8 @@ def plan_of_run(config: RunConfig) -> MixturePlan:
     """The plan of a training run, from the lengths of its token files."""
     seq_len, batch = config.data.seq_len, config.batch.ramp
     # Opening the data raises the same errors as training would.
-    data = TrainingData(config.data, seed=config.run.seed, vocab_size=config.model.vocab_size)
+    with naming_the_maker():
+        data = TrainingData(config.data, seed=config.run.seed, vocab_size=config.model.vocab_size)
     corpora = [
         PlannedCorpus(
             name=corpus.name,

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pty
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from launch.commands import doctor
 from launch.engines.installed import EngineFacts
-from launch.processes.machine_facts import Device, Facts, Package, collect
+from launch.processes.machine_facts import Device, Facts, Package, collect, filesystem_of
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = [sys.executable, "-m", "launch.main", "doctor"]
@@ -75,6 +76,10 @@ def test_json_holds_the_same_facts():
         ({"settings": {"OMP_NUM_THREADS": "64"}, "cores": 2}, "OMP_NUM_THREADS = 64 is above the 2 cores"),
         ({"gpus": (Device("A", 2**34, True),), "backends": ("gloo",)}, "this torch has no NCCL"),
         ({"gpus": (Device("A", 2**34, False),)}, "has no bf16"),
+        (
+            {"gpus": (Device("A", 2**34, True),), "links": {"infiniband": "mlx5_0 ACTIVE 400 Gb/sec"}},
+            "only 64 KiB of memory may be locked",
+        ),
         ({"gpus": (), "torch_build": "CUDA 13.0"}, "sees no GPU"),
         ({"engines": (OLD,)}, 'deepspeed 0.18.0 computed wrong gradients: parallel.engine = "deepspeed" is refused'),
         ({"stale_locks": ("/cache/a b/lock",)}, "rm '/cache/a b/lock'"),
@@ -90,6 +95,8 @@ def test_a_fact_that_would_break_some_runs_is_a_warning(here, change, said):
         compiler="/usr/bin/g++",
         python_headers=True,
         settings={},
+        limits={"locked memory": "64 KiB"},
+        links={},
         gpus=(),
         torch_build="CPU only",
         backends=("gloo", "nccl"),
@@ -125,7 +132,25 @@ def test_a_missing_extra_is_shown_with_its_pip_line(here):
     missing = Package("fastwarc", "0.15", "data", None)
     present = Package("pyarrow", "17", "data", "26.0")
     rows = dict(doctor.lines_of(dataclasses.replace(here, packages=(missing, present))))
-    assert rows["extra [data]"] == "pyarrow 26.0; missing fastwarc: pip install -e '.[data]'"
+    assert rows["extra [data]"] == f"pyarrow 26.0; missing fastwarc: pip install -e '{ROOT}[data]'"
+
+
+def test_developers_extras_are_not_shown(here):
+    rows = dict(doctor.lines_of(here))
+    assert "extra [data]" in rows
+    assert not {"extra [dev]", "extra [benchmarks]"} & rows.keys()
+
+
+def test_the_machine_and_its_folder_are_shown(here, tmp_path, monkeypatch):
+    rows = dict(doctor.lines_of(dataclasses.replace(here, links={"gpu driver": "570.1", "nvlink": "NV18"})))
+    assert (rows["gpu driver"], rows["nvlink"]) == ("570.1", "NV18")
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert rows["limits"].startswith(f"open files {soft:,}, processes ")
+    assert (
+        rows["folder"] == f"{Path.cwd()} on {here.filesystem}, {'shared' if here.folder_shared else 'of this machine'}"
+    )
+    assert filesystem_of(Path("/dev/shm")) == "tmpfs"
+    assert filesystem_of(Path("/proc/self")) == "proc"
 
 
 def test_each_engine_has_a_row_with_its_version_or_what_it_lacks(here):
@@ -138,6 +163,6 @@ def test_each_engine_has_a_row_with_its_version_or_what_it_lacks(here):
     assert doctor.engine_text(megatron, here) == "megatron-core 0.16.1, but there is no GPU: it runs on cuda only"
     assert doctor.engine_text(megatron, gpu) == "megatron-core 0.16.1, on cuda"
     missing = dataclasses.replace(megatron, version=None)
-    assert doctor.engine_text(missing, gpu) == "missing megatron-core: pip install -e '.[megatron]'"
+    assert doctor.engine_text(missing, gpu) == f"missing megatron-core: pip install -e '{ROOT}[megatron]'"
     rows = dict(doctor.lines_of(dataclasses.replace(here, engines=(native, OLD))))
     assert rows["engine native"] == "torch 2.13.0, on cpu"

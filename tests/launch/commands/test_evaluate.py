@@ -108,6 +108,10 @@ synthetic = true
     ("words", "message"),
     [
         (["--tasks", "none", "gpt3"], "'none' excludes other tasks"),
+        (
+            ["--tasks", "none", "--num-fewshot", "x"],
+            "--num-fewshot x is invalid without few-shot tasks: name some with",
+        ),
         (["--num-fewshot", "one"], "--num-fewshot one is invalid: use whole numbers, or paper"),
         (
             ["--num-fewshot", "201"],
@@ -118,7 +122,7 @@ synthetic = true
         (["--clean-subset", "/nowhere"], "--clean-subset is invalid for generated problems"),
         (["--batch-tokens", "0"], "--batch-tokens 0"),
         (["--max-validation-tokens", "0"], "--max-validation-tokens 0"),
-        (["--json", "/proc/none/report.json"], "--json /proc/none/report.json cannot be written"),
+        (["--json", "/proc/none/report.json"], "--json /proc/none/report.json cannot be written: no such folder"),
         (["--words", "/nowhere/words"], "--words /nowhere/words cannot be read"),
         (["--step", "3"], "There are: 10, 20"),
         (["--include-path", "/nowhere", "--tasks", "own"], "--include-path /nowhere is no folder"),

@@ -17,6 +17,7 @@ from launch.parity.report import (
     relative_differences,
     resume_failures,
     row_failures,
+    verdict,
 )
 from parallel.layout.config import ParallelConfig
 from parallel.planner.search import Choice, Skipped
@@ -107,6 +108,16 @@ def test_the_table_has_a_line_per_layout_and_the_reasons_once(capsys: pytest.Cap
     assert rows[3][-2] == "NO"
     assert any("the spread is 2.0e-05" in line and "2 splits of one process" in line for line in lines)
     assert lines[-2:] == ["skipped offload=true: needs CUDA", "skipped tensor=2; data=3: odd"]
+
+
+def test_the_verdict_is_one_line() -> None:
+    assert verdict(report(GOOD)) == (
+        "parity: PASSED: all 1 layouts agree with one process: loss within 4.0e-06 (tolerance 1e-05), gradients of "
+        f"step 1 within {GOOD.largest_gradient_difference:.1e} ({TOLERANCES.gradient:g}), same starting weights"
+    )
+    assert verdict(report(GOOD, BAD)) == "parity: FAILED: 1 of 2 layouts differ; 3 failures follow"
+    stopped = verdict(report(GOOD, stopped_by="a rank died"))
+    assert stopped == "parity: FAILED: 0 of 1 layouts differ; 1 failures follow"
 
 
 def test_parity_json_has_the_figures_over_all_layouts_and_each_loss() -> None:

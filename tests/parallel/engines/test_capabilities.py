@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 
 import pytest
 
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, install_command
 from gpt.training.config import NextTokenConfig
 from launch.config.run_config import RunConfig
 from launch.config.settings import settings_of
@@ -127,7 +127,7 @@ def test_the_installed_version_is_read_without_an_import(tmp_path, monkeypatch):
         check_installed("deepspeed")
     assert str(error.value) == (
         'parallel.engine = "deepspeed" is invalid here: deepspeed 0.18.0 computed wrong gradients (releases 0.17.6 to '
-        "0.19.3). Use deepspeed >=0.19.6,<0.20: pip install 'triaxial[deepspeed]'"
+        f"0.19.3). Use deepspeed >=0.19.6,<0.20: {install_command('deepspeed')}"
     )
     monkeypatch.syspath_prepend(installed(tmp_path / "new", "deepspeed", "0.19.8"))
     check_installed("deepspeed")
@@ -142,7 +142,7 @@ def test_a_missing_package_names_the_pip_line():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     last = done.stderr.splitlines()[-1]
     assert "the package 'deepspeed' is not installed" in last
-    assert "pip install 'triaxial[deepspeed]'" in last
+    assert install_command("deepspeed") in last
 
 
 def test_nothing_is_imported():

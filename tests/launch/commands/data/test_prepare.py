@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.documents.counts import Counts
+from gpt.errors import install_command
 from gpt.token_files.files import TokenFile
 from gpt.tokenizer.tokenizers import load_tokenizer
 from launch.main import main
@@ -294,7 +295,7 @@ def test_a_missing_extra_is_named_with_its_pip_line(tmp_path, crawl):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60
     )
     assert "'pycld2' is not installed" in done.stdout
-    assert "pip install 'triaxial[data]'" in done.stdout
+    assert install_command("data") in done.stdout
     assert done.stdout.count("\n") == 1
 
 
@@ -314,7 +315,7 @@ def test_a_missing_extra_ends_the_command_before_it_writes_anything(tmp_path):
     )
     assert done.returncode == 2
     assert "'zstandard' is not installed" in done.stderr
-    assert "pip install 'triaxial[data]'" in done.stderr
+    assert install_command("data") in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

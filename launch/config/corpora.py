@@ -1,0 +1,28 @@
+"""Say how missing token files of a training recipe are made."""
+
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+from gpt.errors import ConfigError
+from gpt.token_files.index import MissingTokenFile
+
+
+@contextmanager
+def naming_the_maker() -> Iterator[None]:
+    """Add the command that makes the files to an error about missing token files."""
+    try:
+        yield
+    except MissingTokenFile as error:
+        raise ConfigError(f"{error}. {maker_of(error.prefix)}") from None
+
+
+def maker_of(prefix: Path) -> str:
+    """Name the shipped recipe whose output folder holds these token files, or else the guide."""
+    for recipe in sorted((Path(str(resources.files("launch"))) / "recipes").glob("*.toml")):
+        table = tomllib.loads(recipe.read_text(encoding="utf-8"))
+        if Path(table.get("output", {}).get("folder", "")) == prefix.parent:
+            return f"`triaxial prepare {recipe.stem}` makes them"
+    return "`triaxial prepare` makes them from your texts, see docs/guides/data/prepare.md"
