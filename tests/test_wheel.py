@@ -18,6 +18,7 @@ def wheel(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")  # a build writes into its sources
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "slurm", source / "slurm")
     for name in ("pyproject.toml", "README.md", "LICENSE", "triaxial.py"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w"]
@@ -33,7 +34,8 @@ def test_it_holds_every_module_and_recipe_and_no_tests(wheel):
     assets = {str(path.relative_to(ROOT)) for path in (ROOT / "launch/dashboard/assets").iterdir()}
     assert modules | recipes | assets | {"triaxial.py"} <= names
     rest = {name for name in names - modules - recipes - assets if ".dist-info/" not in name}
-    assert rest == {"triaxial.py"}
+    scripts = {f"share/triaxial/slurm/{path.name}" for path in (ROOT / "slurm").iterdir()}
+    assert {name.partition(".data/data/")[2] or name for name in rest} == {"triaxial.py"} | scripts
     assert [name for name in names if name.endswith("licenses/LICENSE")]
 
 
