@@ -58,6 +58,7 @@ class PlanOfRun:
     last_entry: Entry | None
     runs: list[ObservedRun]
     is_complete: bool  # no stage is missing
+    typical_source: Path | None = None  # the local input of median size
 
     def elapsed_s(self, n_workers: int) -> float | None:
         """Estimated time of the run on `n_workers` workers; None if that of a stage is unknown."""
@@ -98,6 +99,7 @@ def plan(config: PrepareConfig) -> PlanOfRun:
         work.last_entry,
         observe_runs(folder),
         is_complete,
+        work.typical_source,
     )
 
 
@@ -170,6 +172,7 @@ class _Plan:
         self.is_open = False  # some task is not done
         self.is_at_end = False  # no task follows
         self.last_entry: Entry | None = None
+        self.typical_source: Path | None = None
         self._manifest = manifest
         self._rates: dict[str, _Rate] = {}
         self._to_make: dict[str, float | None] = {}  # outputs of open tasks, with their expected size
@@ -182,6 +185,8 @@ class _Plan:
         """Return known digests, and a stand-in for each file that a run would have to read."""
         sources = [path for path in paths if not path.is_relative_to(self.folder)]
         self.source_files += len(sources)
+        local = sorted((path for path in sources if path.suffix != STUB_ENDING), key=_source_bytes)
+        self.typical_source = local[len(local) // 2] if local else self.typical_source
         self.source_bytes += sum(_source_bytes(path) for path in sources)
         self.unread_files += sum(self._digest(path).startswith("?") for path in sources)
         return [self._digest(path) for path in paths]

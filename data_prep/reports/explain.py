@@ -1,11 +1,12 @@
 """Find out what happened to a document, or to those of a file, in a run, from the traces and the last shards."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.documents.shards import DamagedShardError, Document, parent_id, read_shard
 from data_prep.documents.traces import Drop, read_trace
-from data_prep.execution.shard_runs import Steps, read_steps
+from data_prep.execution.shard_runs import Step, Steps, read_steps
 from data_prep.inputs.config import InputConfig
 from data_prep.readers.readers import read_records
 from gpt.errors import ConfigError
@@ -45,6 +46,28 @@ def explain_file(work: Path, path: Path, config: InputConfig) -> list[Fate]:
     if not fates:
         raise ConfigError(f"{path}: none of its {len(ids):,} documents was read by the last run in {work}")
     return fates
+
+
+def explain_url(work: Path, url: str) -> list[Fate]:
+    """Find what happened to the pages of a URL, as the archive or the field `url` gives it. ConfigError: as explain."""
+    steps = read_steps(work)
+    try:  # the shards of the first step may be removed by now
+        ids = {document.id for step in (steps.done[0], steps.done[-1]) for document in _of_url(work, step, url)}
+    except DamagedShardError as error:
+        raise ConfigError(f"{error}. Run `triaxial prepare` again") from None
+    fates = _fates(work, steps, ids)
+    if not fates:
+        raise ConfigError(
+            f"no document with the URL {url} passed the first step of the last run in {work}. Give the id of a record "
+            "that was dropped there, or an input file"
+        )
+    return fates
+
+
+def _of_url(work: Path, step: Step, url: str) -> Iterator[Document]:
+    for path in step.shards(work):
+        if path.exists() and path.name.endswith(".jsonl.zst"):
+            yield from (document for document in read_shard(path) if document.metadata.get("url") == url)
 
 
 def _fates(work: Path, about: Steps, wanted: set[str]) -> list[Fate]:

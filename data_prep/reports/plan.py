@@ -1,5 +1,7 @@
 """Print a plan: what is done (`--status`) and what a run would do (`--dry-run`)."""
 
+import json
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -52,22 +54,18 @@ def show_dry_run(plan: PlanOfRun, config: PrepareConfig, console: Console, *, n_
     console.print(
         f"input: {plan.source_files:,} files, {in_bytes(plan.source_bytes)}{read}", highlight=False, soft_wrap=True
     )
-    table = _table("stage", "tasks", "done", "to do", "reads", "writes", "work")
+    measured = any(stage.n_done or stage.work_s is not None for stage in plan.stages)
+    table = _table("stage", "tasks", "done", "to do", "reads", *(("writes", "work") if measured else ()))
     for stage in plan.stages:
         numbers = [f"{n:,}" for n in (stage.n_tasks, stage.n_done, stage.n_to_do)]
-        sizes = (stage.input_bytes, stage.output_bytes)
-        work = "?" if stage.work_s is None else span(stage.work_s)
-        table.add_row(stage.name, *numbers, *("?" if n is None else in_bytes(round(n)) for n in sizes), work)
+        unknown = "?" if measured else ""
+        sizes = [unknown if n is None else in_bytes(round(n)) for n in (stage.input_bytes, stage.output_bytes)]
+        work = unknown if stage.work_s is None else span(stage.work_s)
+        table.add_row(stage.name, *numbers, *((*sizes, work) if measured else sizes[:1]))
         if stage.more_follow:
             table.add_row(_MORE)
     console.print(table)
-    lines = []
-    unknown = [stage.name for stage in plan.stages if stage.n_to_do and stage.work_s is None]
-    if unknown:
-        lines.append(
-            f"not known: size and time of {', '.join(unknown)}; they, or stages before them, have no finished task to "
-            "estimate from. Prepare a few of the files with the same output.work and another output.folder, then retry"
-        )
+    lines = _without_estimate(plan, config) if measured else _first_of_all(plan, config)
     writes = round(sum(stage.output_bytes or 0.0 for stage in plan.stages))
     folder = existing_parent(config.output.work_folder)
     free = f"free in {folder}: {in_bytes(shutil.disk_usage(folder).free)}"
@@ -82,6 +80,30 @@ def show_dry_run(plan: PlanOfRun, config: PrepareConfig, console: Console, *, n_
         if elapsed_s is not None:
             lines.append(f"time with {workers}, estimated from finished tasks: {least} {span(elapsed_s)}")
     _print(lines, console)
+
+
+def _without_estimate(plan: PlanOfRun, config: PrepareConfig) -> list[str]:
+    """Name the stages whose size and time are unknown, if there are any."""
+    unknown = [stage.name for stage in plan.stages if stage.n_to_do and stage.work_s is None]
+    if not unknown:
+        return []
+    return [
+        f"not known: size and time of {', '.join(unknown)}; they, or stages before them, have no finished task to "
+        "estimate from. Prepare a few of the files with the same output.work and another output.folder, then retry"
+    ]
+
+
+def _first_of_all(plan: PlanOfRun, config: PrepareConfig) -> list[str]:
+    """Say how to get estimates before anything was prepared: with one file, whose work counts for the whole run."""
+    work = config.output.work_folder
+    name = str(plan.typical_source or config.input.paths[0])
+    words = ["--input.paths", json.dumps([name], ensure_ascii=False), "--output.work", str(work)]
+    words += ["--output.folder", str(work / "try")]
+    return [
+        "sizes and times are estimated from finished tasks, and there are none yet. Prepare one file, whose work counts "
+        "for the whole run, then ask again:",
+        f"    triaxial prepare RECIPE {shlex.join(words)}",
+    ]
 
 
 def _who(seen: ObservedRun) -> str:

@@ -94,10 +94,11 @@ def test_before_a_run_the_plan_names_the_known_stages_and_no_sizes(tmp_path, con
     assert [stage.work_s for stage in found.stages] == [None] * 8
     text = shown(show_dry_run, found, config, n_workers=2)
     assert "4 files" in text
-    assert f"not known: size and time of {', '.join(KNOWN)};" in text
+    assert "finished tasks, and there are none yet" in text
+    assert f"--input.paths '[\"{tmp_path}/" in text
     assert text.count("  (and more, which depend on its findings)") == 3
     assert "to write: not known" in text
-    assert "estimated from finished tasks" not in text
+    assert "time with" not in text
     assert "runs: none so far" in shown(show_status, found, config)
     assert not (tmp_path / "corpus").exists()
 

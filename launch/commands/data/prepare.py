@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
         "--explain",
-        metavar="DOC_ID_OR_FILE",
-        help="run nothing: show what happened to a document, or to an input file's, in the last run",
+        metavar="DOC_ID_FILE_OR_URL",
+        help="run nothing: show what happened to a document, or to those of an input file or URL, in the last run",
     )
     only.add_argument(
         "--dropped",
@@ -108,10 +108,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _explain(wanted: str, config: "PrepareConfig", console: "Console") -> None:
-    """Print the way of a document, or of those in an input file."""
+    """Print the way of a document, or of those of an input file or URL."""
     from data_prep.corpus.corpus import read_corpus
     from data_prep.corpus.split import SplitConfig
-    from data_prep.reports.explain import explain, explain_file
+    from data_prep.reports.explain import explain, explain_file, explain_url
     from data_prep.reports.table import show_fates, show_file
 
     try:  # the share that was used, which differs from the recipe's if there are few documents
@@ -122,7 +122,8 @@ def _explain(wanted: str, config: "PrepareConfig", console: "Console") -> None:
     if Path(wanted).is_file():
         show_file(explain_file(config.output.work_folder, Path(wanted), config.input), split, console)
     else:
-        show_fates(explain(config.output.work_folder, wanted), split, console)
+        find = explain_url if wanted.startswith(("http://", "https://")) else explain
+        show_fates(find(config.output.work_folder, wanted), split, console)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from data_prep.corpus.split import SplitConfig
 from data_prep.documents.shards import Document, piece_id, write_shard
 from data_prep.documents.traces import Drop, write_trace
 from data_prep.inputs.config import InputConfig
-from data_prep.reports.explain import explain, explain_file
+from data_prep.reports.explain import explain, explain_file, explain_url
 from data_prep.reports.table import show_fates, show_file
 from gpt.errors import ConfigError
 
@@ -47,6 +47,18 @@ def test_a_kept_document_has_its_pieces(work):
     assert [document.id for document in fate.kept] == ["b#piece-0", "b#piece-1"]
     (fate,) = explain(work, "b#piece-1")
     assert [document.id for document in fate.kept] == ["b#piece-1"]
+
+
+def test_a_url_finds_its_documents(work):
+    with write_shard(work / "extract/s.jsonl.zst") as write:
+        write(Document("a", "text of a", {"url": "https://example.org/a"}))
+        write(Document("b", "text of b", {"url": "https://example.org/b"}))
+    (dropped,) = explain_url(work, "https://example.org/a")
+    assert (dropped.steps, dropped.dropped.reason) == (("extract",), "too_short")
+    (kept,) = explain_url(work, "https://example.org/b")
+    assert [document.id for document in kept.kept] == ["b#piece-0", "b#piece-1"]
+    with pytest.raises(ConfigError, match=r"no document with the URL https://example.org/c passed the first step"):
+        explain_url(work, "https://example.org/c")
 
 
 def test_an_unknown_document_is_an_error(work, tmp_path):

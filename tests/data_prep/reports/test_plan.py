@@ -1,6 +1,8 @@
 """Print plans: what is done, what is to do, and which runs work in the folder."""
 
 import io
+import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -56,3 +58,20 @@ def test_a_dry_run_shows_sizes_and_names_the_stages_without_an_estimate(config):
     assert "time with 2 workers, estimated from finished tasks: about 30 s" in text
     done = replace(KNOWN, n_done=8)
     assert "nothing to do" in printed(show_dry_run, PlanOfRun([done], 8, 100, 0, None, [], True), config, n_workers=1)
+
+
+def test_the_first_dry_run_says_how_to_get_estimates_and_has_no_question_marks(config, tmp_path):
+    first = replace(UNKNOWN, name="extract", input_bytes=100.0)
+    plan = PlanOfRun([first, UNKNOWN], 8, 100, 8, None, [], False, tmp_path / "a b.txt")
+    text = printed(show_dry_run, plan, config, n_workers=2)
+    assert "?" not in text
+    assert ["extract", "8", "0", "8", "100", "B"] in [line.split() for line in text.splitlines()]
+    (command,) = (line.strip() for line in text.splitlines() if "triaxial prepare" in line)
+    assert shlex.split(command)[3:] == [
+        "--input.paths",
+        json.dumps([str(tmp_path / "a b.txt")]),
+        "--output.work",
+        str(config.output.work_folder),
+        "--output.folder",
+        str(config.output.work_folder / "try"),
+    ]
