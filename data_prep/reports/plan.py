@@ -100,8 +100,8 @@ def _first_of_all(plan: PlanOfRun, config: PrepareConfig) -> list[str]:
     words = ["--input.paths", json.dumps([name], ensure_ascii=False), "--output.work", str(work)]
     words += ["--output.folder", str(work / "try")]
     return [
-        "sizes and times are estimated from finished tasks, and there are none yet. Prepare one file, whose work counts "
-        "for the whole run, then ask again:",
+        "sizes and times are estimated from finished tasks, and there are none yet. Prepare one file, whose work "
+        "counts for the whole run, then ask again:",
         f"    triaxial prepare RECIPE {shlex.join(words)}",
     ]
 
