@@ -27,10 +27,10 @@ from gpt.token_files.files import TokenFileWriter
 from gpt.tokenizer.tokenizers import load_tokenizer, train_sentencepiece
 from gpt.training.config import Retention
 from gpt.training.run import LoopState
-from launch.commands.data.audit import open_audited_run
 from launch.config.run_config import RunConfig, as_dict, read_run_config
 from launch.processes.restarts import Restart, count_start
 from launch.processes.run_lock import Owner, lock
+from launch.runs.audited import open_audited_run
 from launch.runs.history import furthest_step, read_history
 from launch.runs.saved_run import load_run
 from launch.training.build import check_tokenizer, open_data

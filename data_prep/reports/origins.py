@@ -1,0 +1,81 @@
+"""Find the document of a work folder's last shards that became document n of a corpus's token files."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.corpus.corpus import SPLITS, read_corpus
+from data_prep.corpus.split import SplitConfig
+from data_prep.documents.shards import DamagedShardError, Document, read_shard
+from data_prep.execution.shard_runs import SHARD_ENDING, read_steps
+from gpt.errors import ConfigError, import_extra
+
+_ROW = np.dtype([("order", "<u8"), ("text", "<u8"), ("shard", "<i4"), ("index", "<i4")])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A document's id, its page's URL or "", and the shard of the work folder that holds its text."""
+
+    id: str
+    url: str
+    shard: Path
+
+
+def sources_of(corpus: Path, work: Path, *, split: str, documents: Iterable[int]) -> dict[int, Source]:
+    """Find the sources of documents of the token files `split` ("train" or "validation") of a corpus, by number.
+
+    Reads all shards of the last run in `work`, whose texts it hashes, with 24 bytes of memory for each document.
+    ConfigError: there is no such corpus or work folder, or the last run there made another corpus.
+    """
+    description = read_corpus(corpus)
+    try:
+        output = description["recipe"]["output"]
+        division = SplitConfig(output["validation_fraction"], output["seed"])
+        kind = next(name for name, file in SPLITS.items() if file == split)
+        n_documents = int(description["splits"][kind]["documents"])
+    except (KeyError, TypeError, StopIteration):
+        raise ConfigError(f"{corpus}: {split} is no split that `triaxial prepare` made") from None
+    steps = read_steps(work)
+    shards = [path for path in steps.done[-1].shards(work) if path.name.endswith(SHARD_ENDING)]
+    try:
+        rows = _rows(shards, division, validation=kind == "validation")
+        if len(rows) != n_documents:
+            raise ConfigError(
+                f"{work}: its last run has {len(rows):,} documents for {split}, but {corpus} has {n_documents:,}: "
+                "another run made this corpus"
+            )
+        return _fetch(shards, {number: rows[number] for number in sorted(set(documents))})
+    except DamagedShardError as error:
+        raise ConfigError(f"{error}. Run `triaxial prepare` again") from None
+
+
+def _rows(shards: list[Path], division: SplitConfig, *, validation: bool) -> npt.NDArray[np.void]:
+    """The split's documents in the order of its token files, as data_prep/corpus/tokenize.py sorts them."""
+    digest = import_extra("xxhash", extra="data").xxh3_64_intdigest
+    found = (
+        (division.order(document.id), digest(document.text.encode()), number, index)
+        for number, path in enumerate(shards)
+        for index, document in enumerate(read_shard(path))
+        if division.is_validation(document.id) == validation
+    )
+    rows = np.fromiter(found, dtype=_ROW)
+    return rows[np.lexsort((rows["text"], rows["order"]))]
+
+
+def _fetch(shards: list[Path], wanted: dict[int, np.void]) -> dict[int, Source]:
+    """Read the wanted documents' ids and URLs from their shards."""
+    places = {(int(row["shard"]), int(row["index"])): number for number, row in wanted.items()}
+    found = {}
+    for shard in sorted({shard for shard, _ in places}):
+        for index, document in enumerate(read_shard(shards[shard])):
+            if (shard, index) in places:
+                found[places[shard, index]] = _source(document, shards[shard])
+    return found
+
+
+def _source(document: Document, shard: Path) -> Source:
+    return Source(document.id, str(document.metadata.get("url", "")), shard)
