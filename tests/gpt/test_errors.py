@@ -63,7 +63,7 @@ def test_divisors_and_multiples_are_named_as_alternatives():
 
 def test_a_missing_extra_gives_the_pip_command():
     with pytest.raises(
-        ConfigError, match=r"'no_such_package_anywhere' is not installed.*pip install 'triaxial\[data\]'"
+        ConfigError, match=r"'no_such_package_anywhere' is not installed.*: pip install -e '.*\[data\]'"
     ):
         import_extra("no_such_package_anywhere", extra="data")
     assert import_extra("json", extra="data").__name__ == "json"

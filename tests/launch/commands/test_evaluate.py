@@ -18,7 +18,7 @@ def test_evaluate_reports_loss_entropy_and_scores(
     made: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, triaxial: Any
 ) -> None:
     pytest.importorskip("lm_eval", reason="needs the extra 'eval'")
-    report_file = tmp_path / "new" / "report.json"
+    report_file = tmp_path / "report.json"
     words = ["--limit", 2, "--num-fewshot", 1, "--tasks", "gpt3_two_digit_addition", "gpt3_reversed_words"]
     assert triaxial("evaluate", made.directory, *words, "--json", report_file) == 0
     printed = capsys.readouterr().out
