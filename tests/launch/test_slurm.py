@@ -299,7 +299,7 @@ def test_a_mistake_is_neither_queued_again_nor_tried_again(slurm, tiny_corpus):
     told = [line for log in logs for line in log.splitlines() if line.startswith("triaxial: error: model.vocab_size")]
     assert 1 <= len(told) <= 2, "once on each node that came so far"
     assert not (slurm.folder / "mistaken").exists(), "nothing was written for it"
-    assert "requeued" not in (slurm.folder / f"triaxial-{number}.out").read_text()
+    assert "not requeued: a person must mend it" in (slurm.folder / f"triaxial-{number}.out").read_text()
 
 
 @pytest.mark.rehearse
@@ -321,7 +321,8 @@ def test_a_killed_rank_is_replaced_within_the_job(slurm, tiny_corpus):
 @pytest.mark.rehearse
 @pytest.mark.timeout(900)
 def test_a_signal_while_nodes_start_and_a_dead_launcher_of_one_node_queue_the_job_again(slurm, tiny_corpus):
-    text = recipe(tiny_corpus, slurm.folder, steps=400)
+    text = recipe(tiny_corpus, slurm.folder, steps=1_000_000)
+    text = text.replace("every_tokens = 1_000_000_000", f"every_tokens = {512 * 100}")
     number = submit(slurm, "requeued", text, TRIAXIAL_NODE_WAIT_S="10")
     wait_for(lambda: launchers(slurm.folder / "requeued.toml"), what="a launcher", slurm=slurm)
     slurm("scancel", "--batch", "--signal=USR1", number)  # to the script alone, as before the time limit
@@ -329,10 +330,17 @@ def test_a_signal_while_nodes_start_and_a_dead_launcher_of_one_node_queue_the_jo
     wait_for(lambda: starts_of(slurm.folder / "requeued") == 1, what="a step of the second start", slurm=slurm)
     os.kill(launchers(slurm.folder / "requeued.toml")[1], signal.SIGKILL)
     wait_for(lambda: slurm.job(number)["Restarts"] == "2", what="the requeue after the dead launcher", slurm=slurm)
+    saved = [path.name for path in (slurm.folder / "requeued" / "checkpoints").glob("step-*[0-9]")]
+    steps = max([int(name.removeprefix("step-")) for name in saved], default=0) + 100
+    (slurm.folder / "requeued.toml").write_text(
+        text.replace(f"{512 * 1_000_000}", f"{512 * steps}").replace(
+            f'"{slurm.folder}/run"', f'"{slurm.folder}/requeued"'
+        )
+    )
     wait_for(ended(slurm, number), what="the end of the job", slurm=slurm)
     assert (slurm.job(number)["JobState"], slurm.job(number)["Restarts"]) == ("COMPLETED", "2"), slurm.logs()
     records = [json.loads(line) for line in (slurm.folder / "requeued" / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records if "loss" in record] == list(range(1, 401))
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, steps + 1))
 
 
 def launchers(file: Path) -> dict[int, int]:
@@ -342,7 +350,7 @@ def launchers(file: Path) -> dict[int, int]:
     for pid in map(int, found):
         with contextlib.suppress(OSError):
             node = re.search(rb"\0SLURM_NODEID=(\d+)\0", Path(f"/proc/{pid}/environ").read_bytes())
-            if node and Path(f"/proc/{pid}/comm").read_text().startswith("python"):
+            if node and Path(f"/proc/{pid}/comm").read_text().startswith(("python", "pt_elastic")):  # not srun
                 nodes[int(node[1])] = pid
     return nodes
 
