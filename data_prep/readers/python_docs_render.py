@@ -8,6 +8,7 @@ so that their effects (crashes, prints, changes of global state) stay out of the
 import contextlib
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import pkgutil
@@ -23,6 +24,37 @@ LEFT_OUT_PARTS = {"__main__", "tests", "test", "idle_test"}
 LEFT_OUT_PREFIXES = ("_test", "_xx", "xx")
 # Text that differs between runs: `<object object at 0x7f..>`, also with &nbsp; for a space, and handles of ctypes.
 ADDRESS = re.compile(r"(?: |&nbsp;)(?:at(?: |&nbsp;)0x|handle(?: |&nbsp;))[0-9a-f]{6,}")
+
+
+WRAPPED_AT = 50  # a line of prose that is followed by another of its paragraph has at least this many characters
+
+
+class UnwrappedPage(pydoc.HTMLDoc):
+    """pydoc's page, with each paragraph of prose on one line, as on a web page: a browser wraps it.
+
+    The docstrings are wrapped by hand, so that a rule that looks at lines would see parts of sentences.
+    """
+
+    def markup(self, text: str, *args: object, **names: object) -> str:
+        return super().markup(join_paragraphs(text), *args, **names)  # type: ignore[no-any-return, misc]
+
+
+def join_paragraphs(text: str) -> str:
+    """Join the lines of each paragraph that is wrapped prose. Code, tables and lists keep their lines."""
+    joined: list[str] = []
+    for is_blank, lines in itertools.groupby(text.split("\n"), key=lambda line: not line.strip()):
+        paragraph = list(lines)
+        if is_blank or not _is_wrapped_prose(paragraph):
+            joined += paragraph
+        else:
+            joined.append(paragraph[0].rstrip() + "".join(f" {line.strip()}" for line in paragraph[1:]))
+    return "\n".join(joined)
+
+
+def _is_wrapped_prose(lines: list[str]) -> bool:
+    indents = {len(line) - len(line.lstrip()) for line in lines}
+    is_long = all(len(line.strip()) >= WRAPPED_AT for line in lines[:-1])
+    return is_long and len(indents) == 1 and not any(line.lstrip().startswith((">>>", "...", "|")) for line in lines)
 
 
 def page_names() -> Iterator[str]:
@@ -48,9 +80,9 @@ def _submodules(package: str, folders: list[str]) -> Iterator[str]:
 
 
 def render(page: str) -> str:
-    """Render the HTML page that `pydoc -b` would serve, without this machine's paths and memory addresses."""
+    """Render the page that `pydoc -b` would serve, without wrapped lines, this machine's paths and memory addresses."""
     kind, _, name = page.partition(" ")
-    html = pydoc.HTMLDoc()
+    html = UnwrappedPage()
     if kind == "topic":
         from pydoc_data import topics
 

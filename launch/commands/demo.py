@@ -1,7 +1,9 @@
-"""`triaxial demo`: prepare, train, evaluate, generate and convert on this machine, with the commands of a user."""
+"""`triaxial demo`: prepare, train, evaluate, generate, convert and report, with the commands of a user."""
 
 import argparse
 import json
+import math
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,43 +16,72 @@ from typing import Any
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 from gpt.files.regular import read_text
+from gpt.token_files.corpus import open_tokens
+from gpt.tokenizer.tokenizers import load_tokenizer
 from launch.config.run_config import RunConfig, read_run_config
+from launch.evaluation.continuations import N_CHOICES, TASK, write_continuations
 
 CORPUS_RECIPE = "launch/recipes/demo_corpus.toml"
 TRAIN_RECIPE = "launch/recipes/demo.toml"
 CORPUS = Path("data/demo")
 PROCESSES = 4
-PROMPT = "Return a list of"
+PROMPT = "Return the"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--items", type=int, default=25, help="few-shot questions per task (default: 25)")
+    parser.add_argument("--items", type=int, default=100, help="questions of the evaluation (default: 100)")
 
 
 def run(args: argparse.Namespace) -> int:
     config = read_run_config(TRAIN_RECIPE, [])
     directory = config.run.directory
     start_over_if_finished(config)
-    export, scores = directory / "hf", directory / "evaluation.json"
+    export, scores, page = directory / "hf", directory / "evaluation.json", directory / "report.html"
     shutil.rmtree(export, ignore_errors=True)
+    questions = ["--tasks", TASK, "--include-path", str(directory / TASK), "--num-fewshot", "0"]
+    sampling = ["--num-samples", "3", "--max-new-tokens", "40", "--temperature", "0.5", "--stop", "\n"]
     steps = {
         "prepare": ["prepare", CORPUS_RECIPE],
         "train": ["train", TRAIN_RECIPE, "--nproc", str(PROCESSES)],
-        "evaluate": ["evaluate", str(directory), "--limit", str(args.items), "--json", str(scores)],
-        "generate": ["generate", str(directory), "--prompt", PROMPT, "--max-new-tokens", "60", "--seed", "1"],
+        "evaluate": ["evaluate", str(directory), *questions, "--limit", str(args.items), "--json", str(scores)],
+        "generate": ["generate", str(directory), "--prompt", PROMPT, *sampling],
         "convert": ["convert", str(directory), "--to", "hf", "--output", str(export)],
+        "report": ["report", str(directory), "--html", str(page)],
     }
     seconds = {}
     for name, words in steps.items():
         started_at = time.perf_counter()
+        if name == "evaluate":
+            write_questions(config)
         status = run_command(words)
         if status != 0:
             return status
         seconds[name] = round(time.perf_counter() - started_at, 2)
     summary = write_summary(directory, seconds)
     print("\n" + "\n".join(f"{key:30} {show(value)}" for key, value in summary.items()))
-    print(f"\nwritten to {directory / 'summary.json'}; try: triaxial generate {directory} --prompt '...'")
+    print("\n" + "\n".join(conclusion(summary)))
+    print(f"\nreport: {page}, to open in a browser; summary: {directory / 'summary.json'}")
+    print(f"try: triaxial generate {directory} --prompt '...'; triaxial report {directory}")
     return 0
+
+
+def write_questions(config: RunConfig) -> None:
+    """Make the questions of the evaluation: passages of validation documents, which training has not read."""
+    (validation,) = config.data.validation
+    tokenizer = load_tokenizer(Path(config.data.tokenizer))
+    write_continuations(config.run.directory / TASK, open_tokens(Path(validation.path)), tokenizer)
+
+
+def conclusion(summary: dict[str, Any]) -> list[str]:
+    """Say what the model has learned, compared with one that has learned nothing."""
+    loss, vocab_size = summary["validation_loss_nats"], summary["vocab_size"]
+    return [
+        f"Validation loss: {loss:.2f} nats a token. Equal chances for all {vocab_size:,} tokens have "
+        f"{math.log(vocab_size):.2f}, their frequencies alone {summary['unigram_entropy_nats']:.2f}.",
+        f"It doubts between {math.exp(loss):,.0f} tokens, not {vocab_size:,} (the perplexity).",
+        f"It finds which of {N_CHOICES} texts continues a passage in {summary['continuations_found']:.0%} of "
+        f"{summary['continuations']} cases. Guessing finds {1 / N_CHOICES:.0%}.",
+    ]
 
 
 def run_command(words: list[str]) -> int:
@@ -59,7 +90,7 @@ def run_command(words: list[str]) -> int:
     SIGTERM and SIGHUP are passed on, since training saves on them. A terminal sends Ctrl-C to the process itself. The
     demo ends once the process has ended, with 128 + the signal's number.
     """
-    print("\n$ triaxial " + " ".join(f"'{word}'" if " " in word else word for word in words), flush=True)
+    print("\n$ triaxial " + " ".join(map(shell_word, words)), flush=True)
     received: list[int] = []
     started: list[subprocess.Popen[bytes]] = []
 
@@ -83,6 +114,11 @@ def run_command(words: list[str]) -> int:
     return 128 + received[0] if received else started[0].returncode
 
 
+def shell_word(word: str) -> str:
+    """Return a word as a user types it in bash."""
+    return "$'\\n'" if word == "\n" else shlex.quote(word)
+
+
 def start_over_if_finished(config: RunConfig) -> None:
     """Delete a finished demo, so that it is trained again. An interrupted demo is resumed."""
     try:
@@ -99,9 +135,13 @@ def write_summary(directory: Path, seconds: dict[str, float]) -> dict[str, Any]:
     trained = read_report(directory / "train_summary.json")
     corpus = read_report(CORPUS / "corpus.json")
     exported = read_report(directory / "hf" / "triaxial_export.json")
+    (score,) = read_report(directory / "evaluation.json")["few_shot"]
     summary = {
         "validation_loss_nats": next(iter(trained["validation_loss_nats"].values())),
         "unigram_entropy_nats": corpus["unigram_entropy_nats"],
+        "vocab_size": corpus["vocab_size"],
+        "continuations_found": score["value"],
+        "continuations": score["items"],
         "parameters": trained["parameters"],
         "tokens_seen": trained["tokens_seen"],
         "tokens_per_s": round(trained["tokens_per_s"], 1),

@@ -196,18 +196,17 @@ def quiet_profiler() -> None:
 
 
 def stay_offline() -> None:
-    """Make Hugging Face's libraries use local files only. Call it before they are imported.
+    """Make Hugging Face's libraries use local files only, without bars of their own. Call it before they are imported.
 
     Otherwise each rank tries for minutes to reach the hub on a cluster without network. HF_HUB_OFFLINE=0 allows it.
     """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if os.environ.setdefault("HF_HUB_OFFLINE", "1") != "0":
+        for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
 
 
 def bootstrap_in_this_process() -> None:
-    """Make lm-evaluation-harness bootstrap standard errors in this process.
-
-    Otherwise it forks worker processes, which is unsafe in a rank with threads.
-    """
+    """Make lm-evaluation-harness bootstrap standard errors here: to fork is unsafe in a rank with threads."""
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
 
 

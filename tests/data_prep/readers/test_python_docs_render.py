@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from data_prep.readers.python_docs_render import ADDRESS, page_names, render
+from data_prep.readers.python_docs_render import ADDRESS, join_paragraphs, page_names, render
 
 
 def test_the_list_has_the_modules_then_the_topics_and_none_twice() -> None:
@@ -27,6 +27,31 @@ def test_a_page_is_the_same_each_time_without_this_machines_paths() -> None:
     assert "/usr/lib/python3" in page
     assert sys.base_prefix == "/usr" or sys.base_prefix not in page
     assert "anonymous" in render("topic lambda")
+
+
+LONG = "The first line of a paragraph that somebody has wrapped,"
+
+
+@pytest.mark.parametrize(
+    ("text", "joined"),
+    [
+        (f"{LONG}\nits end.", f"{LONG} its end."),
+        (f"  {LONG}\n  {LONG}\n  its end.\n\nNext.", f"  {LONG} {LONG} its end.\n\nNext."),
+        (f"{LONG}\n    its end.", f"{LONG}\n    its end."),  # code, or a list
+        ("key -- a name\nvalue -- a number", "key -- a name\nvalue -- a number"),
+        (f">>> {LONG}\nits end.", f">>> {LONG}\nits end."),
+        ("\n\n", "\n\n"),
+        ("", ""),
+    ],
+)
+def test_the_lines_of_wrapped_prose_are_joined_and_others_kept(text: str, joined: str) -> None:
+    assert join_paragraphs(text) == joined
+
+
+def test_a_docstring_is_on_one_line_of_its_page() -> None:
+    shown = render("module bisect").replace("&nbsp;", " ")
+    assert "The return value i is such that all e in a[:i] have e &lt; x, and all e in" in shown
+    assert "where to insert item x in list a, assuming a is sorted" in shown
 
 
 @pytest.mark.parametrize(

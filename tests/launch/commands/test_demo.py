@@ -1,6 +1,7 @@
 """`triaxial demo`: which runs start over, and the summary of its steps. `make demo` runs the whole command."""
 
 import json
+import math
 import signal
 import sys
 
@@ -38,6 +39,27 @@ def test_a_signal_to_the_demo_ends_its_training_which_saves(number, tiny_corpus,
         assert job.end() == 128 + number, job.errors()
     assert not (job.run / ".owner.json").exists(), "no training runs any more"
     assert list_checkpoints(job.run / "checkpoints")
+
+
+def test_the_questions_are_those_of_the_validation_corpus(tiny_corpus, tmp_path):
+    config = read_run_config(str(tiny_corpus.recipe), ["--run.directory", str(tmp_path / "run")])
+    demo.write_questions(config)
+    assert (tmp_path / "run" / "continuations" / "continuations.jsonl").read_text().count("\n") > 4
+
+
+def test_the_conclusion_compares_with_a_model_that_has_learned_nothing():
+    summary = {"validation_loss_nats": math.log(50), "vocab_size": 4096, "unigram_entropy_nats": 5.99}
+    first, second, third = demo.conclusion(summary | {"continuations_found": 0.615, "continuations": 200})
+    assert first == (
+        "Validation loss: 3.91 nats a token. Equal chances for all 4,096 tokens have 8.32, "
+        "their frequencies alone 5.99."
+    )
+    assert second == "It doubts between 50 tokens, not 4,096 (the perplexity)."
+    assert third == "It finds which of 4 texts continues a passage in 62% of 200 cases. Guessing finds 25%."
+
+
+def test_commands_are_shown_as_a_user_types_them():
+    assert [demo.shell_word(word) for word in ("--stop", "\n", "Return the")] == ["--stop", "$'\\n'", "'Return the'"]
 
 
 def test_a_missing_report_of_a_step_is_named(tmp_path):

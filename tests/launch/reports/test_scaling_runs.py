@@ -102,8 +102,9 @@ def test_differences_other_than_size_are_noted(write):
     with (second / "metrics.jsonl").open("a") as file:
         file.write("[1]\n")
     notes = read_family([first, second]).notes
-    assert f"data.validation differs: ['data/demo/validation'] in {first}, ['elsewhere'] in {second}. The losses" in (
-        "\n".join(notes)
+    assert (
+        f"data.validation differs: ['data/python-docs/validation'] in {first}, ['elsewhere'] in {second}. The losses"
+        in ("\n".join(notes))
     )
     assert any(note.startswith(f"data.seq_len differs: 128 in {first}, 64 in {second}") for note in notes)
     assert not any(note.startswith(("data.train differs", "train.validation_tokens")) for note in notes)
