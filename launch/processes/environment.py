@@ -201,8 +201,7 @@ def stay_offline() -> None:
     Otherwise each rank tries for minutes to reach the hub on a cluster without network. HF_HUB_OFFLINE=0 allows it.
     """
     if os.environ.setdefault("HF_HUB_OFFLINE", "1") != "0":
-        for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
-            os.environ.setdefault(name, "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def bootstrap_in_this_process() -> None:
