@@ -17,6 +17,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterator
+from typing import Any
 
 # Test suites, programs that run or open a window when imported, and modules that only test CPython's own build.
 LEFT_OUT = {"antigravity", "this", "test", "idlelib", "turtledemo", "__hello__", "__phello__", "__main__", "pydoc_data"}
@@ -35,8 +36,8 @@ class UnwrappedPage(pydoc.HTMLDoc):
     The docstrings are wrapped by hand, so that a rule that looks at lines would see parts of sentences.
     """
 
-    def markup(self, text: str, *args: object, **names: object) -> str:
-        return super().markup(join_paragraphs(text), *args, **names)  # type: ignore[no-any-return, misc]
+    def markup(self, text: str, *args: Any, **names: Any) -> str:
+        return super().markup(join_paragraphs(text), *args, **names)
 
 
 def join_paragraphs(text: str) -> str:
