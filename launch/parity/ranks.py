@@ -34,6 +34,7 @@ from launch.processes.rank_process import keep_freed_memory
 from launch.processes.sealing import seal_object_collectives
 from launch.training.build import build_engine, build_objective, build_run, pick_device
 from launch.training.resume import fresh_start
+from parallel.layout.gloo_groups import use_one_gloo_worker
 
 PRELOAD = ("launch.parity.ranks",)  # imports torch and everything that a rank needs
 LATER_STEPS = 5  # steps after a checkpoint that another engine loads
@@ -98,6 +99,7 @@ def train_rank(rank: int, folder: str) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     seal_object_collectives()
+    use_one_gloo_worker()
     store = FileStore(str(Path(folder, "store")), world_size)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",

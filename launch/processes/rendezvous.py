@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from launch.processes.environment import JOB_SECRET, ClusterEnvironment, job_secret
 from launch.processes.sealing import seal_object_collectives
+from parallel.layout.gloo_groups import use_one_gloo_worker
 
 LINGER_S = 3.0  # the last rank may time out this much later than the first; then rank 0 keeps the store for this long
 NOT_SEALED = (
@@ -36,6 +37,7 @@ def join_processes(environment: ClusterEnvironment, device: torch.device, *, tim
     `timeout_s` at the latest. The group's collectives have the same timeout.
     """
     seal_object_collectives()
+    use_one_gloo_worker()
     backend = "nccl" if device.type == "cuda" else "gloo"
     if environment.master_addr is None:  # started by neither torchrun nor our own launcher
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)

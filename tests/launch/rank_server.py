@@ -18,6 +18,7 @@ from pathlib import Path
 from launch.processes.failures import last_lines
 from launch.processes.local_ranks import RankFailed, fork_server, run_ranks
 from launch.processes.rank_process import die_with_parent
+from parallel.layout.gloo_groups import use_one_gloo_worker
 
 ENVIRONMENT = dict(os.environ)  # when tests are collected
 HERE = Path(__file__).resolve().parent
@@ -90,6 +91,7 @@ def rank_server(**variables):
 
 def call(rank, function, *arguments):
     """The body of a rank."""
+    use_one_gloo_worker()  # as the launchers do
     module, name = function.split(":")
     getattr(importlib.import_module(module), name)(rank, *arguments)
 
