@@ -74,8 +74,8 @@ def test_changed_keys_name_both_values():
 
 
 def test_an_unknown_recipe_lists_the_shipped_ones():
-    with pytest.raises(ConfigError, match="gpt3_125m"):
-        read_run_config("gpt4", [])
+    with pytest.raises(ConfigError, match="did you mean 'gpt3_125m'"):
+        read_run_config("gpt3_120m", [])
 
 
 def test_a_recipe_is_read_without_torch():
