@@ -197,7 +197,7 @@ def test_a_job_that_fails_or_comes_near_its_time_limit_is_queued_again_and_resum
     variables |= {"TRIAXIAL_NODE_WAIT_S": "20", "TRIAXIAL_WRAPPER": "env WRAPPED=yes"}
     setup = slurm.folder / "setup.sh"
     setup.write_text("export PREPARED=yes\n")
-    variables |= {"TRIAXIAL_SETUP": str(setup), "TRIAXIAL_SRUN": "--comment=more"}
+    variables |= {"TRIAXIAL_SETUP": str(setup), "TRIAXIAL_SRUN": "--comment=more", "TRIAXIAL_RANK_LOGS": "yes"}
     number = slurm("sbatch", "--parsable", *edited, str(TEMPLATE), str(file), **variables).strip()
     wait_for(metrics.exists, what="the first training step", slurm=slurm)
     environment = Path(f"/proc/{ranks_of(file)[1]}/environ").read_bytes()
@@ -228,6 +228,9 @@ def test_a_job_that_fails_or_comes_near_its_time_limit_is_queued_again_and_resum
     assert re.search(r"training failed with status \d+; .*; requeued\n", log)
     assert "saved after a signal; requeued\n" in log
     assert f"job {number}, start 3 on n[1-2]" in log
+    printed = [path.read_text() for path in sorted(logs.glob("ranks/node[01]/*/attempt_0/0/stdout.log"))]
+    assert len(printed) == 6, "three starts on two nodes"
+    assert any("stopped by a signal at step" in text for text in printed)
     first, second = sorted((slurm.folder / f"triaxial-{number}").glob("node*.log"))
     assert (first.name.partition("-")[0], second.name.partition("-")[0]) == ("node0", "node1")
     for node_log in (first, second):
