@@ -99,7 +99,8 @@ def headline(history: RunHistory) -> list[tuple[str, str, str]]:
     if (speed := recent(history, "tokens_per_s")) is not None:
         found.append(("tokens/s", human_count(speed), "median of the same"))
     if (mfu := recent(history, "mfu")) is not None:
-        found.append(("MFU", f"{mfu:.1%}", "model FLOP utilisation"))
+        wrong = "above 100%: the peak that it is relative to is too low. Set run.peak_flops_per_s"
+        found.append(("MFU", "-", wrong) if mfu > 1 else ("MFU", f"{mfu:.1%}", "model FLOP utilisation"))
     if (memory := history.last("peak_memory_bytes")) is not None:
         found.append(("peak memory", bytes_text(memory), "of the main rank"))
     if history.account is not None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -194,7 +195,8 @@ def running(recipe, folder, *, ranks_wanted):
     ranks = []
     try:
         if ranks_wanted == 2:
-            next(line for line in process.stdout if line.startswith("[1/2]"))
+            first = next(line for line in process.stdout if line.startswith("[1/2]"))
+            assert re.search(r" s, about (\d+m )?\d+s left$", first.rstrip()), first
         while len(ranks) < ranks_wanted:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.05)
