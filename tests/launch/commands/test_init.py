@@ -122,8 +122,8 @@ def test_a_data_set_of_the_hub_is_sampled_and_trained_on(tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     files = {"README.md": b"# A data set", ".gitattributes": b"*.parquet lfs"}
     for part in range(2):
-        table = arrow.table({"content": [prose(1000 * part + n, 1500) for n in range(200)]})
-        parquet.write_table(table, tmp_path / "part.parquet", row_group_size=25, compression="none")
+        table = arrow.table({"content": [prose(1000 * part + n, 1500) for n in range(120)]})
+        parquet.write_table(table, tmp_path / "part.parquet", row_group_size=10, compression="none")
         files[f"data/train-{part}.parquet"] = (tmp_path / "part.parquet").read_bytes()
     with serve(Hub("someone/stories", files)) as hub:
         made = triaxial(["init", "hf://datasets/someone/stories", *SMALL], tmp_path, HF_ENDPOINT=hub.url)
@@ -137,7 +137,7 @@ def test_a_data_set_of_the_hub_is_sampled_and_trained_on(tmp_path):
         prepared = triaxial(words, tmp_path, HF_ENDPOINT=hub.url)
         assert prepared.returncode == 0, prepared.stderr
     corpus = json.loads((tmp_path / "runs/stories/corpus/corpus.json").read_text())
-    assert corpus["documents"] == 400
+    assert corpus["documents"] == 240
     trained = triaxial(["train", "runs/stories/train.toml"], tmp_path)
     assert trained.returncode == 0, trained.stderr
     words = ["init", "hf://datasets/someone/stories", "--out", "again", *SMALL]
