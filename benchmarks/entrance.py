@@ -8,10 +8,12 @@ script is used. With `--nanogpt`, a checkout of nanoGPT does the same job in the
 README for a computer without a GPU: the text is copied to where its script looks for it, as characters instead of byte
 pairs. The two models are not the same, so only the way to the first loss is compared.
 
-The output has the seconds of each command, their sum, and the ratio of the medians.
+The output has the seconds of each command and their sum. Its last line is JSON: the medians of the sums, and the
+peer's divided by ours.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -68,9 +70,10 @@ def main() -> None:
         total = statistics.median(map(sum, seconds[way.name]))
         print(f"{way.name}: first loss after {total:.1f} s ({names})")
         print(f"{way.name}: {len(way.commands)} commands, {way.lines_edited} lines edited")
-    if len(ways) == 2:
-        ours, theirs = (statistics.median(map(sum, seconds[way.name])) for way in ways)
-        print(f"ratio of the medians, ours / theirs: {ours / theirs:.2f}")
+    totals = {name: statistics.median(map(sum, rounds)) for name, rounds in seconds.items()}
+    ours, *theirs = totals.values()
+    ratios = {name: round(value / ours, 2) for name, value in zip(list(totals)[1:], theirs, strict=True)}
+    print(json.dumps({"seconds": seconds, "medians": totals, "ratios": ratios}))
 
 
 def triaxial(text: Path) -> Way:
@@ -94,9 +97,7 @@ def nanogpt(text: Path, checkout: Path) -> Way:
     ignored = shutil.ignore_patterns(".git", "input.txt", "*.bin", "__pycache__")
 
     def copy(folder: Path) -> None:
-        shutil.copytree(
-            checkout, folder / "clone", ignore=shutil.ignore_patterns(".git", "input.txt", "*.bin", "__pycache__")
-        )
+        shutil.copytree(checkout, folder / "clone", ignore=ignored)
 
     to = "data/shakespeare_char/input.txt"
     commands = (

@@ -17,7 +17,8 @@ from gpt.errors import ConfigError, escaped
 from gpt.files.json_text import decode_json
 
 _NAMED = 3
-_LOOKED_AT = 20  # lines of a file that must have the text's field
+_LINE_FILES = 4  # of JSON lines, one of which must have the text's field
+_LOOKED_AT = 20  # lines of each
 
 
 def find_inputs(
@@ -102,7 +103,7 @@ def local_inputs(files: Sequence[Path | RemoteFile], folder: Path) -> list[Path]
 
 
 def check_inputs(files: Sequence[Path | RemoteFile], config: InputConfig) -> None:
-    """Check the settings against the first local Parquet file and the first of JSON lines.
+    """Check the settings against the first local Parquet file and the first ones of JSON lines.
 
     ConfigError: it has no column or field for the texts.
     """
@@ -116,15 +117,13 @@ def check_inputs(files: Sequence[Path | RemoteFile], config: InputConfig) -> Non
     first = next((file for file in local if file.suffix == ".parquet"), None)
     if first is not None:
         check_columns(first, config.text_field, config.id_field)
-    lines = next((file for file in local if kind_of(file.name, config.endings) == "json lines"), None)
-    if lines is not None:
-        records = [record for record in sample_lines(lines, config) if isinstance(record, dict)]
-        fields = text_fields(records)
-        if fields and config.text_field not in fields:
-            raise ConfigError(
-                f"input.text_field = '{config.text_field}' is invalid: {lines} has no such text. Its texts are in "
-                f"{', '.join(fields)}. Use input.text_field = '{next(iter(fields))}'"
-            )
+    lines = [file for file in local if kind_of(file.name, config.endings) == "json lines"][:_LINE_FILES]
+    fields = text_fields(record for file in lines for record in sample_lines(file, config))
+    if fields and config.text_field not in fields:
+        raise ConfigError(
+            f"input.text_field = '{config.text_field}' is invalid: {lines[0]} has no such text. Its texts are in "
+            f"{', '.join(fields)}. Use input.text_field = '{next(iter(fields))}'"
+        )
 
 
 def sample_lines(path: Path, config: InputConfig, n_lines: int = _LOOKED_AT) -> list[object]:

@@ -4,7 +4,7 @@ Local files only; hub.py looks at data sets behind URLs. Nothing is unpacked or 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ _RATIO_BYTES = 1 << 20  # of a packed file that are unpacked to see the ratio
 _FILE_DOCUMENTS = 400
 _LINES, _LINE_FILES = 200, 4  # JSON lines and files that are looked at for their fields
 _KNOWN_FIELDS = ("text", "content", "body", "document", "article", "story", "raw_content")
+_WITH_FIELDS = ("json lines", "parquet")
 _PAGE_TEXT = 0.1  # share of an archive's bytes that is text, roughly
 _SEPARATORS = ("<|endoftext|>", "\f")  # between the documents of one text file
 
@@ -82,6 +83,12 @@ def look(paths: Iterable[str], *, without: Path) -> Survey:
     encoding = find_encoding([file.start for file in latin]) if latin else ""
     config = InputConfig(paths=("-",), encoding=encoding, endings=endings)
     fields = _fields(texts, config)
+    if not fields:  # lines of settings among texts, for example, are no texts
+        others += tuple(file.path for file in texts if file.kind in _WITH_FIELDS)
+        texts = [file for file in texts if file.kind not in _WITH_FIELDS]
+        config = replace(config, endings={end: kind for end, kind in endings.items() if kind not in _WITH_FIELDS})
+        if not texts:
+            raise ConfigError(_nothing(given, files))
     config = replace(config, text_field=choose_field(fields) if fields else "text")
     survey = _measured(texts, config)
     for file in texts:
@@ -190,7 +197,7 @@ def _fields(files: list[_File], config: InputConfig) -> dict[str, int]:
     if not records:
         return {}
     fields = text_fields(records)
-    if not fields:
+    if not fields and all(file.kind in _WITH_FIELDS for file in files):
         names = sorted({str(key) for record in records if isinstance(record, dict) for key in record})
         raise ConfigError(
             f"{(lines + tables)[0]}: no field holds text. Its fields: {', '.join(names[:20]) or 'none'}. Write the "
@@ -260,7 +267,7 @@ def _measured(files: list[_File], config: InputConfig) -> Survey:
         endings=dict(config.endings),
         encoding=config.encoding,
         text_field=config.text_field,
-        separator=_separator(files),
+        separator=find_separator([file.start for file in files if file.kind == "text"]),
     )
 
 
@@ -283,10 +290,9 @@ def _row_count(path: Path) -> int:
     return int(import_extra("pyarrow.parquet", extra="data").ParquetFile(path).metadata.num_rows)
 
 
-def _separator(files: list[_File]) -> str:
-    """Return a mark that stands between the documents of the text files, if they have one."""
-    texts = [file for file in files if file.kind == "text"]
+def find_separator(starts: Sequence[bytes]) -> str:
+    """Return a mark that stands between the documents of text files that begin so, or ""."""
     for mark in _SEPARATORS:
-        if texts and sum(file.start.count(mark.encode()) >= 2 for file in texts) * 2 > len(texts):
+        if starts and sum(start.count(mark.encode()) >= 2 for start in starts) * 2 > len(starts):
             return mark
     return ""

@@ -39,6 +39,18 @@ def test_one_text_file_is_named_as_it_is(bucket):
     assert found.text_bytes == pytest.approx(len(TEXT) * 2000, rel=0.01)
 
 
+def test_of_several_forms_one_is_chosen(bucket):
+    """Many data sets have Parquet or JSON lines beside plain text. A small file of lines is no form of the data."""
+    rows = "\n".join(json.dumps({"text": TEXT * 5}) for _ in range(500))
+    bucket.pipe("/data/train.jsonl", rows.encode())
+    bucket.pipe("/data/train.txt", (TEXT * 9000).encode())
+    assert look_remote(["memory://data"]).kinds == {"json lines": 1}
+    bucket.pipe("/data/train.jsonl", b'{"text": "a"}')
+    bucket.pipe("/data/train.txt", f"{TEXT}<|endoftext|>".encode() * 9000)
+    found = look_remote(["memory://data"])
+    assert (found.kinds, found.separator) == ({"text": 1}, "<|endoftext|>")
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [

@@ -84,6 +84,15 @@ def test_unknown_endings_are_seen_by_their_content(tmp_path):
     assert [path.name for path in found.not_text] == ["b.dat"]
 
 
+def test_lines_without_text_among_texts_are_left_out(tmp_path):
+    found = survey(tmp_path, a__txt=ENGLISH.encode() * 9, settings__json=b'{"width": 3}\n', b__jsonl=b'{"n": 1}\n')
+    assert (found.kinds, found.endings) == ({"text": 1}, {})
+    assert [path.name for path in found.not_text] == ["b.jsonl", "settings.json"]
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(ConfigError, match=r"broken: none of the 1 files is text \(a\.jsonl\)"):
+        survey(tmp_path / "broken", a__jsonl=b"no json\n")
+
+
 def test_a_separator_in_the_text_is_found(tmp_path):
     found = survey(tmp_path, stories__txt=f"{ENGLISH}\n<|endoftext|>\n".encode() * 50)
     assert found.separator == "<|endoftext|>"
