@@ -109,11 +109,11 @@ def test_two_commands_after_init_train_a_model(tmp_path, monkeypatch, capsys, ki
 
 
 def triaxial(words, folder, **variables):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_XET": "1", **variables}
+    """Run a command. An address in HF_ENDPOINT is read when huggingface_hub is imported."""
+    online = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "0")  # training sets them
+    environment = {**os.environ, **online, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_XET": "1", **variables}
     command = [sys.executable, "-m", "launch.main", *words]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
 
 
 def test_a_data_set_of_the_hub_is_sampled_and_trained_on(tmp_path):
