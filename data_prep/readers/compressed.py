@@ -8,6 +8,7 @@ back until its checksum has passed, so that text from a damaged stretch does not
 import codecs
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -211,10 +212,11 @@ def split_stream(
         yield _part(start, [*held, carry], size + len(carry), max_bytes, cut=cut)
 
 
-def cut_stream(blocks: Iterable[bytes | Gap], n_bytes: int) -> Iterator[StreamPart | Gap]:
+def cut_stream(blocks: Iterable[bytes | Gap], n_bytes: int, encoding: str = "") -> Iterator[StreamPart | Gap]:
     """Yield the parts of a text, each of `n_bytes` to twice as many bytes; the last one may be shorter.
 
     A part ends behind a paragraph, or else a line, a sentence, a word or a letter. A gap ends the open part.
+    `encoding`: of a text that is not UTF-8.
     """
     start, held, cut = 0, bytearray(), False
     for block in blocks:
@@ -228,7 +230,7 @@ def cut_stream(blocks: Iterable[bytes | Gap], n_bytes: int) -> Iterator[StreamPa
         held += block
         at = 0
         while len(held) - at > 2 * n_bytes:
-            end = _border(held, at + n_bytes, at + 2 * n_bytes)
+            end = _border(held, at, n_bytes, encoding)
             yield StreamPart(start, end - at, bytes(held[at:end]), cut)
             start, at, cut = start + end - at, end, False
         del held[:at]
@@ -236,15 +238,25 @@ def cut_stream(blocks: Iterable[bytes | Gap], n_bytes: int) -> Iterator[StreamPa
         yield StreamPart(start, len(held), bytes(held), cut)
 
 
-def _border(text: bytearray, first: int, last: int) -> int:
-    """Return where to cut a text of UTF-8 or another encoding that keeps ASCII: from `first` to `last`."""
+def _border(text: bytearray, start: int, n_bytes: int, encoding: str) -> int:
+    """Return where to cut a text of UTF-8 or another encoding that keeps ASCII: `n_bytes` to twice as many from `start`."""
+    first, last = start + n_bytes, start + 2 * n_bytes
     for kind in _BORDERS:
         found = [at + len(mark) for mark in kind if (at := text.find(mark, first, last)) >= 0]
         if found:
             return min(found)
-    while last > first and text[last] & 0xC0 == 0x80:  # inside a letter of UTF-8
-        last -= 1
-    return last
+    return last - _cut_letter(bytes(text[start:last]), encoding)
+
+
+def _cut_letter(part: bytes, encoding: str) -> int:
+    """Return how many bytes at the end of a part belong to a letter that goes on behind it."""
+    for name, errors in (("utf-8", "strict"), (encoding, "strict"), ("utf-8", "replace")):
+        if name:
+            decoder = codecs.getincrementaldecoder(name)(errors)
+            with suppress(UnicodeDecodeError):
+                decoder.decode(part)
+                return len(decoder.getstate()[0])
+    return 0
 
 
 def recoded(blocks: Iterable[bytes | Gap], encoding: str) -> Iterator[bytes | Gap]:

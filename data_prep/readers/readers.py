@@ -1,6 +1,7 @@
 """Read the records of input files, each kind of file by its ending."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -64,7 +65,10 @@ def _read_stream(path: Path, config: InputConfig, kind: str) -> Iterator[Page | 
         first = next(blocks, b"")
         wide = wide_encoding(first, config.encoding) if isinstance(first, bytes) and kind != "page" else ""
         blocks = chain([first], blocks)
-        parts = _parts(recoded(blocks, wide) if wide else blocks, path, config, kind)
+        if wide:
+            parts = _parts(recoded(blocks, wide), path, replace(config, encoding=""), kind)
+        else:
+            parts = _parts(blocks, path, config, kind)
         try:
             for part in parts:
                 if path.suffix not in PACKINGS and not wide:
@@ -87,7 +91,7 @@ def _read_stream(path: Path, config: InputConfig, kind: str) -> Iterator[Page | 
 def _parts(blocks: Iterable[bytes | Gap], path: Path, config: InputConfig, kind: str) -> Iterator[StreamPart | Gap]:
     """Yield the lines, documents or the whole of a stream."""
     if kind == "text" and config.text_split_bytes:
-        yield from cut_stream(blocks, config.text_split_bytes)
+        yield from cut_stream(blocks, config.text_split_bytes, config.encoding)
         return
     yield from split_stream(
         blocks,

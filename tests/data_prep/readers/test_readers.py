@@ -172,6 +172,15 @@ def test_a_long_text_is_cut_at_paragraphs(tmp_path):
         assert all(part.endswith(end) and 100 <= len(part.encode()) <= 200 for part in parts[:-1])
 
 
+@pytest.mark.parametrize("encoding", ["gb18030", "big5", "shift_jis", "euc_kr"])
+def test_a_long_line_of_another_encoding_is_cut_between_letters(tmp_path, encoding):
+    """A part that began or ended inside a letter would be dropped for its encoding."""
+    text = ("a" + "文日本" * 211 if encoding != "euc_kr" else "a" + "한국어" * 211) * 9
+    parts = read(packed(tmp_path / "a.txt", text.encode(encoding)), text_split_bytes=101, encoding=encoding)
+    assert kinds(parts) == {"Document": len(parts)}
+    assert "".join(part.text for part in parts) == text
+
+
 def test_a_long_text_is_cut_before_and_after_damage(tmp_path):
     path = packed(tmp_path / "a.txt.gz", b"")
     one, two = (gzip.compress((f"{word} " * 200).encode()) for word in ("before", "after"))
