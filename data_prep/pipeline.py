@@ -27,7 +27,7 @@ from data_prep.filters.pii import PII
 from data_prep.filters.quality import QUALITY
 from data_prep.filters.quality_classifier import load_model
 from data_prep.inputs.config import form_of
-from data_prep.inputs.find import check_inputs, find_inputs, left_out, local_inputs, name_left_out
+from data_prep.inputs.find import check_inputs, find_inputs, left_out, local_inputs, name_left_out, name_linked
 from data_prep.inputs.input_lists import ANSWERS, Answers, encode_answers, expand_lists
 from data_prep.readers.python_docs import CRAWL, CrawlTask
 from data_prep.readers.remote_files import RemoteFile
@@ -153,6 +153,8 @@ def _sources(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFile
         run.workspace.write_note(ANSWERS, encode_answers(found))
     if others := left_out(config.input, without=_own_folders(config)):
         run.workspace.say(name_left_out(others))
+    if links := name_linked(config.input, without=_own_folders(config)):
+        run.workspace.say(links)
     return local_inputs(found, run.workspace.stubs)
 
 

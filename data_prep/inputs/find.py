@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_prep.documents.records import decode_text, text_fields
 from data_prep.inputs.config import ENDINGS, InputConfig, is_readable, kind_of
-from data_prep.inputs.input_lists import Answers, ask_all, files_in
+from data_prep.inputs.input_lists import Answers, ask_all, files_in, linked_folders
 from data_prep.readers.compressed import read_lines
 from data_prep.readers.parquet_files import check_columns
 from data_prep.readers.remote_files import RemoteFile, is_url, write_stub
@@ -71,6 +71,20 @@ def left_out(config: InputConfig, *, without: Sequence[Path] = ()) -> list[Path]
     folders = [Path(path).expanduser() for path in config.paths if not is_url(path)]
     files = chain.from_iterable(files_in(folder, without=without) for folder in folders if folder.is_dir())
     return [file for file in files if not is_readable(file.name, config.endings)]
+
+
+def name_linked(config: InputConfig, *, without: Sequence[Path] = ()) -> str:
+    """Say in one line which links to folders are not followed, "" if there are none."""
+    folders = [Path(path).expanduser() for path in config.paths if not is_url(path)]
+    links = [link for folder in folders if folder.is_dir() for link in linked_folders(folder, without=without)]
+    if not links:
+        return ""
+    names = ", ".join(map(str, links[:_NAMED]))
+    more = f" and {len(links) - _NAMED:,} more" if len(links) > _NAMED else ""
+    return escaped(
+        f"input.paths: {len(links):,} links to folders are not followed: {names}{more}. Name a folder in input.paths "
+        "to read it"
+    )
 
 
 def name_left_out(files: Sequence[Path]) -> str:

@@ -14,7 +14,7 @@ from data_prep.documents.records import decode_utf8
 from data_prep.readers.compressed import read_lines
 from data_prep.readers.remote_files import RemoteFile, find_remote, is_url, open_system, with_retries
 from data_prep.readers.unpackers import Broken
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, file_error
 from gpt.files.json_text import decode_json
 
 ANSWERS = "remote_files.json"  # in the work folder
@@ -26,22 +26,38 @@ Answers = Mapping[str, Sequence[RemoteFile]]  # keyed by the URL or pattern of t
 
 
 def files_in(folder: Path, *, without: Sequence[Path] = ()) -> Iterator[Path]:
-    """Yield the regular files below a folder, sorted in each one.
+    """Yield the regular files below a folder, sorted in each one. ConfigError: a folder below it cannot be read.
 
-    Hidden files are left out, and what is below `without` or below a folder that holds a corpus.
+    Hidden files are left out, and what is below `without`, a folder that holds a corpus, or a link to a folder.
     """
-    leave_out = {path.expanduser().resolve() for path in without}
-    for name, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            inner for inner in folders if inner[0] != "." and (Path(name) / inner).resolve() not in leave_out
-        )
-        if _CORPUS_FILE in files:
-            folders.clear()
-            continue
+    for name, _, files in _walk(folder, without):
         for file in sorted(files):
             path = Path(name) / file
             if file[0] != "." and path.is_file():
                 yield path
+
+
+def linked_folders(folder: Path, *, without: Sequence[Path] = ()) -> Iterator[Path]:
+    """Yield the links to folders below a folder, which `files_in` does not follow: they may lead anywhere."""
+    for name, folders, _ in _walk(folder, without):
+        yield from (path for inner in folders if (path := Path(name) / inner).is_symlink())
+
+
+def _walk(folder: Path, without: Sequence[Path]) -> Iterator[tuple[str, list[str], list[str]]]:
+    leave_out = {path.expanduser().resolve() for path in without}
+    for name, folders, files in os.walk(folder, onerror=_refuse):
+        folders[:] = sorted(
+            inner for inner in folders if inner[0] != "." and (Path(name) / inner).resolve() not in leave_out
+        )
+        if _CORPUS_FILE in files and any(file.endswith(".idx") for file in files):
+            folders.clear()  # a corpus that `triaxial prepare` made; a person's own file may have the name too
+        else:
+            yield name, folders, files
+
+
+def _refuse(error: OSError) -> None:
+    """Without it, os.walk would leave out a folder that cannot be read, without a word."""
+    raise file_error(error, f"input.paths: {error.filename} cannot be read: {(error.strerror or '').lower()}")
 
 
 def expand_lists(lists: Sequence[str], base: str) -> list[str]:

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
 import textwrap
 import types
 import typing
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from gpt.errors import ConfigError
 from launch.config.recipe import describe
 
 REQUIRED = "required"
@@ -92,12 +94,21 @@ def _default(field: "dataclasses.Field[Any]") -> str:
     return "" if value is None or dataclasses.is_dataclass(value) else toml(value)
 
 
+def _text(text: str) -> str:
+    if re.search("[\ud800-\udfff]", text):
+        raise ConfigError(f"'{text}' is invalid in a recipe: must be UTF-8. Rename it")
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def toml(value: Any) -> str:
-    """Return a setting's value as a recipe has it. Keys without a value are left out of tables."""
+    """Return a setting's value as a recipe has it. Keys without a value are left out of tables.
+
+    ConfigError: a text, such as the name of a file, is not UTF-8, which TOML cannot hold.
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (str, Path)):
-        return json.dumps(str(value), ensure_ascii=False)
+        return _text(str(value))
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(toml, value))}]"
     if dataclasses.is_dataclass(value):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gpt.errors import one_line
 from launch.config.settings import toml
 from launch.start.corpus_choice import CorpusChoice
 from launch.start.look import Survey
@@ -28,8 +29,8 @@ def _input(survey: Survey, choice: CorpusChoice) -> list[str]:
     lines = ["[input]", f"paths = {toml(survey.paths)}"]
     if survey.text_field != "text" or len(survey.fields) > 1:
         others = [field for field in survey.fields if field != survey.text_field]
-        comment = f"  # other texts: {', '.join(others[:6])}" if others else ""
-        lines.append(f"text_field = {toml(survey.text_field)}{comment}".replace("\n", " "))
+        comment = f"  # other texts: {one_line(', '.join(others[:6]))}" if others else ""
+        lines.append(f"text_field = {toml(survey.text_field)}{comment}")
     if survey.encoding:
         lines.append(f"encoding = {toml(survey.encoding)}  # of {len(survey.recoded):,} files that are not UTF-8")
     if choice.separator:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt.errors import ConfigError, escaped
+from gpt.errors import ConfigError, one_line
 from gpt.files.atomic import open_replacement
 from launch.start.corpus_choice import CorpusChoice, Preset, choose_corpus, default_preset
 from launch.start.corpus_recipe import corpus_recipe
@@ -88,9 +88,10 @@ def _training(dials: Dials, choice: CorpusChoice, machine: Machine, say: Say) ->
 
 
 def _titles(inputs: tuple[str, ...], survey: Survey, training: Training, commands: list[list[str]]) -> tuple[str, str]:
-    source = escaped(", ".join(inputs[:3])).replace("\n", " ").replace("\t", " ")
+    source = one_line(", ".join(inputs[:3]))
     more = f" and {len(inputs) - 3} more" if len(inputs) > 3 else ""
     corpus = f"A corpus of {source}{more}: about {survey.text_bytes / 1e6:,.1f} MB of text."
     model = f"A GPT of {training.model.parameters:,} parameters on the corpus of data.toml."
     made = "Made by `triaxial init`.\n\n    "
-    return f"{corpus} {made}{shlex.join(commands[0])}", f"{model} {made}{shlex.join(commands[1])}"
+    first, second = (one_line(shlex.join(command)) for command in commands)
+    return f"{corpus} {made}{first}", f"{model} {made}{second}"

@@ -196,7 +196,7 @@ def test_a_job_that_fails_or_comes_near_its_time_limit_is_queued_again_and_resum
     variables = {"TRIAXIAL_PYTHON": sys.executable, "TRIAXIAL_RANKS_PER_NODE": "1", "TRIAXIAL_MAX_RESTARTS": "0"}
     variables |= {"TRIAXIAL_NODE_WAIT_S": "20", "TRIAXIAL_WRAPPER": "env WRAPPED=yes"}
     setup = slurm.folder / "setup.sh"
-    setup.write_text("export PREPARED=yes\n")
+    setup.write_text("[[ $# -eq 0 ]] || return 1\nexport PREPARED=yes\n")
     variables |= {"TRIAXIAL_SETUP": str(setup), "TRIAXIAL_SRUN": "--comment=more", "TRIAXIAL_RANK_LOGS": "yes"}
     number = slurm("sbatch", "--parsable", *edited, str(TEMPLATE), str(file), **variables).strip()
     wait_for(metrics.exists, what="the first training step", slurm=slurm)
@@ -373,7 +373,7 @@ def test_the_elements_of_an_array_prepare_one_corpus(slurm, tmp_path):
     )
     edited = ("--account=anybody", "--partition=test", "--cpus-per-task=1", "--mem-per-cpu=400M", "--array=1-2")
     setup = slurm.folder / "prepare_setup.sh"
-    setup.write_text(f'touch "{slurm.folder}/set_up_$SLURM_ARRAY_TASK_ID"\n')
+    setup.write_text(f'[[ $# -eq 0 && -z $NOT_SET ]] || return 1\ntouch "{slurm.folder}/set_up_$SLURM_ARRAY_TASK_ID"\n')
     settings = {"TRIAXIAL_PYTHON": sys.executable, "TRIAXIAL_SETUP": str(setup), "TRIAXIAL_WRAPPER": "nice -n 1"}
     number = slurm("sbatch", "--parsable", *edited, str(PREPARE), str(file), **settings).strip()
 
@@ -391,6 +391,18 @@ def test_the_elements_of_an_array_prepare_one_corpus(slurm, tmp_path):
         assert manifest.read_text().count('"stage": "extract"') == 2, "each element did its half"
     assert sorted(path.name for path in slurm.folder.glob("set_up_*")) == ["set_up_1", "set_up_2"]
     assert "share 2/2 is done" in (slurm.folder / f"triaxial-prepare-{number}_2.out").read_text()
+
+
+def test_a_file_to_source_may_read_variables_that_are_not_set_and_gets_no_arguments(tmp_path):
+    """`conda activate` and `module load` read some; a conda environment must not be named after the recipe."""
+    setup = tmp_path / "setup.sh"
+    setup.write_text(': "$NOT_SET"\n[[ $# -eq 0 ]] || return 1\n')
+    variables = {"TRIAXIAL_SETUP": str(setup), "TRIAXIAL_PYTHON": "echo"}
+    variables |= {"SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "2"}
+    words = ["bash", str(PREPARE), "my.toml", "--output.folder", "a b"]
+    done = subprocess.run(words, env=os.environ | variables, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(" --workers 1 my.toml --output.folder a b\n")
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, PREPARE])
