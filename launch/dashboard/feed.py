@@ -34,6 +34,7 @@ from launch.runs.series import Series, Take, settle, thinned
 SAMPLED = 3000  # lines of metrics.jsonl for the first picture
 LOOK_S = 2.0  # between two looks at a file that grows
 ACCOUNT_S = 20.0  # between two readings of the time account, which is read whole
+_MAX_S = 1e11  # 3,000 years
 DETAIL_BYTES = 8 * 2**20  # of metrics.jsonl, read for a part of a long series
 
 Clock = dict[
@@ -197,6 +198,8 @@ def read_clock(path: Path, most: int = 1000) -> Clock:
             step, at, age = row.get("step"), row.get("time"), row.get("elapsed_s")
             if not (isinstance(step, int) and isinstance(at, float) and isinstance(age, (int, float))):
                 continue
+            if not (abs(at) < _MAX_S and abs(age) < _MAX_S):
+                continue  # of a damaged line
             first = at - age if first is None else first
             while steps and steps[-1] >= step:  # the steps after a restart are taken again
                 steps.pop()

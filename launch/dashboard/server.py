@@ -63,7 +63,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: Dashboard
 
     def do_GET(self) -> None:
-        parts = urlsplit(self.path)
+        try:
+            parts = urlsplit(self.path)
+        except ValueError:  # such as http://[
+            self._send(b"not found", "text/plain", HTTPStatus.NOT_FOUND)
+            return
         _, token, name = [*parts.path.split("/", 2), "", ""][:3]
         if not self._is_ours() or not hmac.compare_digest(token.encode(), self.server.token.encode()):
             self._send(b"not found", "text/plain", HTTPStatus.NOT_FOUND)
@@ -101,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _series(self, query: dict[str, str]) -> None:
         feed = self.server.feeds[_index(query["run"])]
-        most = min(MAX_POINTS, int(query.get("points", "1000")))
+        most = max(1, min(MAX_POINTS, int(query.get("points", "1000"))))
         first, last = (int(query[key]) if key in query else None for key in ("first", "last"))
         self._json(series_data(feed.series(query["name"], most=most, first=first, last=last)))
 

@@ -254,7 +254,8 @@ function showSamples() {
     const spread = run.samples.filter((_, n) => (run.samples.length - 1 - n) % Math.ceil(run.samples.length / SHOWN_SAMPLES) === 0);
     for (const sample of spread) {
       const text = make("div", "", { class: `sample s${i % COLOURS.length}` });
-      text.append(make("b", sample.prompt), sample.text);
+      const written = sample.text.startsWith(sample.prompt) ? sample.text.slice(sample.prompt.length) : sample.text;
+      text.append(make("b", sample.prompt), written);
       parts.push(make("h3", titled(run, `step ${sample.step.toLocaleString("en")}`)), text);
     }
   }
@@ -347,7 +348,7 @@ async function look() {
 
 async function begin() {
   state.runs = inFile ? inFile.runs : await get("runs.json");
-  state.chosen = new Set(state.runs.keys().filter((i) => i < MAX_RUNS_CHOSEN));
+  state.chosen = new Set([...state.runs.keys()].filter((i) => i < MAX_RUNS_CHOSEN));
   await show();
   if (inFile) return void (at("state").textContent = "written to a file; it does not change");
   const again = () => look().catch(told).finally(() => setTimeout(again, document.hidden ? 5 * LOOK_MS : LOOK_MS));

@@ -84,6 +84,15 @@ def test_a_wrong_request_is_not_found(server, path):
     assert ask(server, f"/{server.token}/{path}")[0] == 404
 
 
+def test_odd_requests_leave_no_message(server, capfd):
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
+        connection.sendall(b"GET http://[ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 404 ")
+    series = json.loads(ask(server, f"/{server.token}/series.json?run=1&name=loss&points=0")[1])
+    assert len(series["step"]) == 1
+    assert capfd.readouterr().err == ""
+
+
 def test_a_browser_that_closes_leaves_no_message(server, capfd):
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
