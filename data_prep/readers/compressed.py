@@ -239,7 +239,7 @@ def cut_stream(blocks: Iterable[bytes | Gap], n_bytes: int, encoding: str = "") 
 
 
 def _border(text: bytearray, start: int, n_bytes: int, encoding: str) -> int:
-    """Return where to cut a text of UTF-8 or another encoding that keeps ASCII: `n_bytes` to twice as many from `start`."""
+    """Return where to cut a text in an encoding that keeps ASCII: `n_bytes` to twice as many behind `start`."""
     first, last = start + n_bytes, start + 2 * n_bytes
     for kind in _BORDERS:
         found = [at + len(mark) for mark in kind if (at := text.find(mark, first, last)) >= 0]

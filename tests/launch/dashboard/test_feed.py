@@ -89,7 +89,9 @@ def test_the_clock_of_a_run_that_was_restarted_does_not_go_back(written_runs, tm
     assert clock["seconds"] == sorted(clock["seconds"])
     assert clock["step"][-1] == 60
     odd = tmp_path / "odd.jsonl"
-    odd.write_text('{"step": 1, "time": 1e9, "elapsed_s": 1%s}\n{"step": 2, "time": 1e999, "elapsed_s": 1}\n' % ("0" * 400))
+    odd.write_text(
+        '{"step": 1, "time": 1e9, "elapsed_s": 1%s}\n{"step": 2, "time": 1e999, "elapsed_s": 1}\n' % ("0" * 400)
+    )
     assert read_clock(odd) == {"step": [], "seconds": []}
     assert read_clock(run / "missing.jsonl") == {"step": [], "seconds": []}
     tokens = tokens_of(read_history(run))

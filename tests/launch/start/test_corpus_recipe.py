@@ -15,7 +15,15 @@ HOSTILE = 'a"\r\n[output]\rfolder = "/tmp/x"\n#\x00\x0b\x1b\x7f\x85\u2028'
 
 
 def survey(**fields) -> Survey:
-    about = {"paths": ("texts",), "kinds": {}, "files": 1, "file_bytes": 1, "text_bytes": 1, "documents": 1, "sample": ()}
+    about = {
+        "paths": ("texts",),
+        "kinds": {},
+        "files": 1,
+        "file_bytes": 1,
+        "text_bytes": 1,
+        "documents": 1,
+        "sample": (),
+    }
     return Survey(**{**about, "endings": {}, **fields})
 
 
@@ -30,7 +38,9 @@ def test_names_of_a_stranger_stay_texts():
     assert "\r" not in text, "an editor could make it a line's end"
 
 
-@pytest.mark.parametrize("given", [{"paths": ("caf\udce9",)}, {"text_field": "\ud800"}, {"endings": {".\udce9": "text"}}])
+@pytest.mark.parametrize(
+    "given", [{"paths": ("caf\udce9",)}, {"text_field": "\ud800"}, {"endings": {".\udce9": "text"}}]
+)
 def test_a_name_that_is_not_utf8_is_refused(given):
     with pytest.raises(ConfigError, match=r"is invalid in a recipe: must be UTF-8"):
         corpus_recipe(survey(**given), CHOICE, folder=Path("out"), title="")
