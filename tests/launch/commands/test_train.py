@@ -27,6 +27,11 @@ def triaxial(*words, timeout=120, command=TRIAXIAL):
     )
 
 
+def train_here(*words):
+    """Run `triaxial train` in this process, which has already loaded torch; returns its exit status."""
+    return main(["train", *map(str, words)])
+
+
 def metrics(run):
     return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
@@ -133,26 +138,22 @@ def test_local_processes_resume_on_another_layout(finished, tiny_corpus, tmp_pat
     assert epochs(run) == epochs(finished[0])
 
 
-def test_a_batch_ramp_is_the_same_on_every_layout_and_when_resumed(tiny_corpus, tmp_path):
+def test_a_batch_ramp_is_the_same_on_every_layout_and_when_resumed(tiny_corpus, tmp_path, capfd):
     """4, 5, 6, 7, 8 sequences a step over the first 2,048 tokens; the data's order is the same as with full steps."""
     ramp = ["--batch.ramp_tokens", 2048, "--batch.ramp_initial_tokens", 256, "--batch.ramp_increment_tokens", 64]
-    words = ["train", tiny_corpus.recipe, *ramp, "--batch.micro_batch_size", 1]
-    one = triaxial(*words, "--run.directory", tmp_path / "one")
-    assert one.returncode == 0, one.stderr
-    assert (
-        "batch ramp: 256 tokens a step at first, 4 sizes by 64, the full size from step 8 on, after 2,432" in one.stdout
-    )
+    words = [tiny_corpus.recipe, *ramp, "--batch.micro_batch_size", 1, "--metrics.wandb", "disabled"]
+    assert train_here(*words, "--run.directory", tmp_path / "one") == 0
+    shown = "batch ramp: 256 tokens a step at first, 4 sizes by 64, the full size from step 8 on, after 2,432"
+    assert shown in capfd.readouterr().out
     seen = {line["step"]: line["tokens_seen"] for line in metrics(tmp_path / "one") if "loss" in line}
     assert [seen[step] for step in range(1, 9)] == [256, 512, 832, 1152, 1536, 1984, 2432, 2944]
     assert max(seen) == 15, "three steps more than without, for the same tokens"
     windows = (TokenFile(tiny_corpus.folder / "train").n_tokens - 1) // 64
     assert all(share == seen[step] / 64 / windows for step, share in epochs(tmp_path / "one").items())
     other = ["--run.directory", tmp_path / "other"]
-    first = triaxial(*words, *other, "--nproc", 2, "--parallel.pipeline", 2, "--train.total_tokens", 1000)
-    assert first.returncode == 0, first.stderr
-    second = triaxial(*words, *other, "--resume")
-    assert second.returncode == 0, second.stderr
-    assert "(step 4)" in second.stdout
+    assert train_here(*words, *other, "--nproc", 2, "--parallel.pipeline", 2, "--train.total_tokens", 1000) == 0
+    assert train_here(*words, *other, "--resume") == 0
+    assert "(step 4)" in capfd.readouterr().out
     reference = losses(tmp_path / "one")
     assert losses(tmp_path / "other").keys() == reference.keys()
     assert all(abs(loss / reference[step] - 1) < 1e-4 for step, loss in losses(tmp_path / "other").items())
