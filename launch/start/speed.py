@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 from gpt.token_files.files import TokenFileWriter
+from launch.processes.environment import shown_settings
 from launch.start.model_choice import Machine, Training
 from launch.start.train_recipe import train_recipe
 
@@ -97,6 +99,18 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def machine_here(n_processes: int | None) -> Machine:
-    """Return this machine's kind of device, and `n_processes` or one for each GPU. It asks no library, only /dev."""
-    n_gpus = sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia[0-9]*"))
+    """Return this machine's kind of device, and `n_processes` or one for each GPU that CUDA_VISIBLE_DEVICES leaves.
+
+    It asks no library, only /dev.
+    """
+    n_devices = sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia[0-9]*"))
+    n_gpus = visible_gpus(n_devices, shown_settings().get("CUDA_VISIBLE_DEVICES"))
     return Machine("cuda" if n_gpus else "cpu", n_processes or max(1, n_gpus))
+
+
+def visible_gpus(n_devices: int, visible: str | None) -> int:
+    """Return how many of the GPUs CUDA shows. `visible`: CUDA_VISIBLE_DEVICES, whose names end at an invalid one."""
+    if visible is None:
+        return n_devices
+    names = takewhile(lambda name: name not in ("", "-1"), map(str.strip, visible.split(",")))
+    return min(n_devices, len(list(names)))

@@ -13,7 +13,7 @@ from gpt.tokenizer.tokenizers import train_sentencepiece
 from launch.config.recipe import build
 from launch.config.run_config import RunConfig, layout_of
 from launch.start.model_choice import MAX_EPOCHS, Dials, Machine, choose_training
-from launch.start.speed import machine_here, measured_speed
+from launch.start.speed import machine_here, measured_speed, visible_gpus
 from launch.start.summary import describe_choice
 from launch.start.train_recipe import train_recipe
 
@@ -127,3 +127,11 @@ def test_this_machine_is_measured_by_a_real_run(tmp_path):
     with pytest.raises(ConfigError, match="this machine cannot train the chosen model: "):
         measured_speed(wrong, model, n_processes=1)
     assert machine_here(2).n_processes == 2
+
+
+@pytest.mark.parametrize(
+    ("visible", "n"), [(None, 8), ("0", 1), ("3,5", 2), ("", 0), ("-1", 0), ("0,-1,2", 1), ("MIG-a,MIG-b", 2)]
+)
+def test_gpus_that_the_job_does_not_have_get_no_process(visible, n):
+    """/dev lists all GPUs of a node, also those of other jobs."""
+    assert visible_gpus(8, visible) == n
