@@ -64,7 +64,8 @@ def build_unsharded_stage(
         allow_asynchronous(mesh.tensor)
     for name, block in model.blocks.items():
         model.blocks[name] = wrap_block(block, config, parallel)
-    return ModelStage(model, loss, attention_mask=objective.attention_mask, sequence_shards=layout.tensor)
+    tensor = mesh.tensor if layout.tensor > 1 else None
+    return ModelStage(model, loss, attention_mask=objective.attention_mask, tensor=tensor)
 
 
 def build_inference_stage(config: ModelConfig, mesh: Mesh, *, index: int, dtype: torch.dtype) -> ModelStage:
@@ -80,7 +81,8 @@ def build_inference_stage(config: ModelConfig, mesh: Mesh, *, index: int, dtype:
     model.tie()  # allocation made two parameters of a shared one
     model.eval().requires_grad_(False)
     loss = objective.loss(compile=False)
-    return ModelStage(model, loss, attention_mask=objective.attention_mask, sequence_shards=layout.tensor)
+    tensor = mesh.tensor if layout.tensor > 1 else None
+    return ModelStage(model, loss, attention_mask=objective.attention_mask, tensor=tensor)
 
 
 def parameter_names(config: ModelConfig, objective: Objective) -> list[str]:

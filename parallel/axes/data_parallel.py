@@ -30,6 +30,17 @@ def apply_data_parallel(stage: ModelStage, parallel: ParallelConfig, mesh: Mesh)
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are sums: gradients add up and are divided once, at the end
             module.set_force_sum_reduction_for_comms(True)
+            _compute_on_local_tensors(module)
+
+
+def _compute_on_local_tensors(module: FSDPModule) -> None:
+    """Let FSDP gather the parameters of tensor ranks, which are DTensors, as plain local tensors.
+
+    Shards and their gradients stay DTensors over the data and tensor axes. In torch 2.13 these two fields decide it.
+    """
+    for group in module._get_fsdp_state()._fsdp_param_groups:
+        for parameter in group.fsdp_params:
+            parameter.is_dtensor, parameter._unsharded_dtensor_spec = False, None
 
 
 def accumulate(stage: ModelStage, micro_batches: Sequence[Batch], *, zero_stage: int) -> None:

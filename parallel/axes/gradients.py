@@ -1,4 +1,4 @@
-"""Sum the gradients of a weight tied between two stages; compute the norm of gradients, scale them, gather them."""
+"""Sum the gradients of tied weights and of those that tensor ranks hold whole; the norm of gradients, their scale."""
 
 from collections.abc import Iterator, Sequence
 
@@ -41,6 +41,22 @@ def sum_tied_gradients(weights: list[nn.Parameter], mesh: Mesh) -> None:
     held[0] += other_gradient(held, mesh)
     if len(held) == 2:
         held[1].copy_(held[0])
+
+
+@torch.no_grad()
+def sum_partial_gradients(parameters: list[nn.Parameter], mesh: Mesh) -> None:
+    """Add up over tensor ranks the gradients of the parameters that each of them holds whole.
+
+    A rank's layers compute such a gradient from its share of the sequence or of the heads. All tensor ranks must call
+    it, once a step. One all-reduce of fp32 numbers, as many as this rank's shards of these gradients have.
+    """
+    parts = [_gradient(p) for p in parameters if p.grad is not None and _held_by_all_tensor_ranks(p)]
+    if not parts:
+        return
+    total = torch.cat([part.flatten() for part in parts]).to(mesh.device)  # offloaded gradients are on the host
+    dist.all_reduce(total, group=mesh.tensor.get_group())
+    for part, summed in zip(parts, torch.split(total, [part.numel() for part in parts]), strict=True):
+        part.copy_(summed.view_as(part))
 
 
 def whole_gradients(
@@ -115,6 +131,13 @@ def other_gradient(held: list[Tensor], mesh: Mesh) -> Tensor:
 def _gradient(weight: nn.Parameter) -> Tensor:
     assert weight.grad is not None
     return local(weight.grad)
+
+
+def _held_by_all_tensor_ranks(parameter: nn.Parameter) -> bool:
+    assert isinstance(parameter, DTensor)
+    names = parameter.device_mesh.mesh_dim_names
+    assert names is not None
+    return parameter.placements[names.index("tp")].is_replicate()
 
 
 def _copies(parameter: nn.Parameter, mesh: Mesh) -> int:

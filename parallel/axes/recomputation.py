@@ -38,15 +38,14 @@ _OUT = 3  # a block's products in order: q, k, v, out, then gate and up or up al
 def wrap_block(block: nn.Module, config: ModelConfig, parallel: ParallelConfig) -> nn.Module:
     """Compile a block if `parallel.compile` is true, and wrap it for `parallel.recompute`.
 
-    `selective` is compiled together with its policy, which the compiler obeys. `full` wraps the compiled block: if the
-    wrapped block is compiled, torch 2.13 fails to save a DTensor's mesh for backward. Blocks draw no random numbers, so
-    no generator state is kept.
+    `selective` is compiled together with its policy, which the compiler obeys. `full` wraps the compiled block and
+    keeps its input. Blocks draw no random numbers, so no generator state is kept.
     """
     if parallel.recompute == "selective":
         contexts = partial(_keep_products, config, parallel.tensor)
         block = checkpoint_wrapper(block, preserve_rng_state=False, context_fn=contexts)
     if parallel.compile:
-        # torch 2.13 fails on some symbolic sizes of DTensors, so each batch shape is compiled separately.
+        # DTensors in blocks needed one graph per batch shape. The plain tensors of today may not.
         options: dict[str, Any] | None = {"_micro_pipeline_tp": True} if parallel.async_tensor else None
         block.compile(dynamic=False if parallel.tensor > 1 else None, options=options)
     if parallel.recompute == "full":

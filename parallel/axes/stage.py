@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from gpt.inference.token_scores import token_scores
 from gpt.losses.base import Loss
@@ -37,19 +37,19 @@ class CachedStep:
 class ModelStage(nn.Module):
     """One pipeline stage of a model, with the loss of its last one.
 
-    `attention_mask(batch)` gives the mask of a micro-batch. `sequence_shards`: tensor ranks, each of which holds that
-    part of the sequence between blocks. `totals` collects, a tuple per micro-batch, the reported loss, its count and
-    its metrics.
+    `attention_mask(batch)` gives the mask of a micro-batch. `tensor`: the ranks that share the sequence between blocks,
+    None if this rank holds it whole. `totals` collects, a tuple per micro-batch, the reported loss, its count and its
+    metrics.
     """
 
     def __init__(
-        self, model: GPT, loss: Loss, *, attention_mask: Callable[[Batch], Mask], sequence_shards: int
+        self, model: GPT, loss: Loss, *, attention_mask: Callable[[Batch], Mask], tensor: DeviceMesh | None
     ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
         self.attention_mask = attention_mask
-        self.sequence_shards = sequence_shards
+        self.tensor = tensor
         self.totals: list[tuple[Tensor, ...]] = []
 
     def forward(
@@ -71,17 +71,17 @@ class ModelStage(nn.Module):
                 hidden.requires_grad_()  # everything up to here is frozen, but schedules run a backward pass anyway
             return hidden
         outputs: Any
-        if isinstance(hidden, DTensor):
-            outputs = sharded_head_outputs(self.model.head, hidden)
-        else:
+        if self.tensor is None:
             outputs = head_outputs(self.model.head, hidden)
+        else:
+            outputs = sharded_head_outputs(self.model.head, hidden, self.tensor)
         totals = self.loss(outputs, batch)
         names = self.loss.metric_names if torch.is_grad_enabled() else self.loss.evaluation_names
         self.totals.append((totals.reported, totals.count, *(totals.metrics[name] for name in names)))
         return totals.sum
 
     def _hidden_states(self, x: Tensor, batch: Batch) -> Tensor:
-        length = x.size(1) * (1 if self.model.embed is not None else self.sequence_shards)
+        length = x.size(1) * (1 if self.model.embed is not None or self.tensor is None else self.tensor.size())
         mask = self.attention_mask(batch)
         if isinstance(mask, AttentionMask):
             mask = mask.for_device(rows=x.size(0), length=length, device=x.device)

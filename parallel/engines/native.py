@@ -1,4 +1,4 @@
-"""The default engine: DTensor, torch.distributed.pipelining and FSDP2 on one mesh, on CUDA (NCCL) or CPU (gloo)."""
+"""The default engine: tensor axis, torch.distributed.pipelining and FSDP2 on one mesh, on CUDA (NCCL) or CPU (gloo)."""
 
 import logging
 import math
@@ -18,7 +18,14 @@ from gpt.training.objective import Objective
 from gpt.training.optimizer import check_patterns
 from parallel.agreement import combine
 from parallel.axes.data_parallel import accumulate
-from parallel.axes.gradients import local, scale_gradients, squared_norm, sum_tied_gradients, whole_gradients
+from parallel.axes.gradients import (
+    local,
+    scale_gradients,
+    squared_norm,
+    sum_partial_gradients,
+    sum_tied_gradients,
+    whole_gradients,
+)
 from parallel.axes.initialisation import initialise_shards
 from parallel.axes.pipeline_parallel import Pipeline
 from parallel.axes.stage import canonical_parameters
@@ -80,6 +87,7 @@ class NativeEngine:
             if settings.layout.pipeline > 1
             else None
         )
+        self._partial_gradients = False  # gradients that tensor ranks have not added up yet
         self._replica_check: ReplicaCheck | None = None
         self.tensors = NativeTensors(self.parameters, self.optimizer, self._tied_copies)
         self.checkpoints = open_checkpoints(
@@ -89,6 +97,7 @@ class NativeEngine:
         self.is_main = dist.get_rank() == 0
 
     def forward_backward(self, batch: Batch) -> None:
+        self._partial_gradients = self.settings.layout.tensor > 1
         batch = batch.to(self.mesh.device)
         size = self.settings.micro_batch_size
         if self.pipeline is not None:
@@ -107,7 +116,7 @@ class NativeEngine:
         result = sums.result(norm)
         if result.updated:
             clip = min(1.0, config.max_gradient_norm / (norm + 1e-6))
-            scale_gradients([parameter for _, parameter in self.parameters], clip / count)
+            scale_gradients(self.optimizer.parameters, clip / count)
             self.optimizer.step(learning_rate)
             self.objective.after_step([(name, local(p.detach())) for name, p in self.parameters if p.requires_grad])
         self.optimizer.clear_gradients()
@@ -115,17 +124,23 @@ class NativeEngine:
 
     def _add_up(self, *, raised: tuple[bool, ...]) -> StepSums:
         """The step's sums over all ranks, in one all-reduce."""
+        self._finish_gradients()
         if self._tied_copies and self._tied_copies[0].requires_grad:
             sum_tied_gradients(self._tied_copies, self.mesh)
         elsewhere = set(self._tied_copies[1:] if 0 in self.mesh.stages else self._tied_copies)
-        parameters = [parameter for _, parameter in self.parameters]
-        squared = squared_norm(parameters, self.mesh, counted_elsewhere=elsewhere)
+        squared = squared_norm(self.optimizer.parameters, self.mesh, counted_elsewhere=elsewhere)
         names = self.loss.metric_names
         numbers = StepSums.to_tensor(squared, self._local_totals(metrics=len(names)), raised)
         dist.all_reduce(numbers)
         return StepSums.from_tensor(numbers, metric_names=names)
 
+    def _finish_gradients(self) -> None:
+        if self._partial_gradients:
+            sum_partial_gradients(self.optimizer.parameters, self.mesh)
+            self._partial_gradients = False
+
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        self._finish_gradients()
         totals = self.stages[-1].totals
         numbers = self._local_totals(metrics=len(self.loss.metric_names))
         self.stages[-1].totals = totals  # for optimizer_step

@@ -1,8 +1,7 @@
-"""Stages of tensor ranks for inference: plain tensors and plain layers instead of DTensors.
+"""Stages of tensor ranks for inference: every rank holds the whole sequence, which may be one token.
 
-DTensor dispatches every operation in Python, which costs more than the operations of one token. Here a block has two
-all-reduces, one after attention and one after the MLP (arXiv 1909.08053, section 3). Every tensor rank holds the whole
-sequence. The layers read the parameters of the stage that they replace, and copy none.
+A block has two all-reduces, one after attention and one after the MLP (arXiv 1909.08053, section 3). The layers read
+the parameters of the stage that they replace, as plain tensors, and copy none.
 """
 
 from functools import partial
@@ -48,7 +47,7 @@ def _local_stage(stage: ModelStage, mesh: Mesh, *, config: ModelConfig, objectiv
         last=source.head is not None,
     )
     _replace_layers(model, source, mesh)
-    plain = ModelStage(model, stage.loss, attention_mask=stage.attention_mask, sequence_shards=1).eval()
+    plain = ModelStage(model, stage.loss, attention_mask=stage.attention_mask, tensor=None).eval()
     for held, target in [(stage, plain), *((source.blocks[name], model.blocks[name]) for name in model.blocks)]:
         parameters = _pairs(held, target)
         if not free:

@@ -45,9 +45,7 @@ def plain_stage_of(keys):
         initialise(part, settings.model, seed=1)
     apply_tensor_parallel(sharded, settings.model, mesh.tensor)
     objective = NextToken()
-    stage = ModelStage(
-        sharded, objective.loss(compile=False), attention_mask=objective.attention_mask, sequence_shards=1
-    )
+    stage = ModelStage(sharded, objective.loss(compile=False), attention_mask=objective.attention_mask, tensor=None)
     two = replace(mesh, layout=replace(mesh.layout, tensor=2))  # so that the stage is rebuilt
     (plain,) = stages_for_inference([stage], two, config=settings.model, objective=objective, free=False)
     return model, stage, plain

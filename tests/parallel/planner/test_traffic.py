@@ -89,11 +89,11 @@ def axis_over_all_ranks(name):
 
 
 def test_the_all_reduces_that_the_papers_leave_out(dry):
-    """Once a step, tensor ranks sum the gradients of the parameters that they hold whole, and the loss sums 3 numbers
-    per token. All ranks sum 4 numbers per step."""
+    """Once a step, tensor ranks sum the gradients of the parameters that they hold whole, of which each data rank has
+    a shard, and the loss sums 3 numbers per token. All ranks sum 4 numbers per step."""
     _, size, m = BOOK["three axes"]
-    norms = LAYERS // 4 * 4 * D
-    expected = {0: 4 * (norms + T * D), size - 1: 4 * (norms + 2 * D) + 12 * m * B * T}
+    whole, data = LAYERS // 4 * 6 * D, 4  # norms, and the biases of row-split layers
+    expected = {0: 4 * (whole + T * D) // data, size - 1: 4 * (whole + 2 * D) // data + 12 * m * B * T}
     for rank, size_bytes in expected.items():
         traffic = dry["three axes", rank].traffic
         assert traffic[CollectiveKind("tensor", "all-reduce", 2)].bytes == size_bytes

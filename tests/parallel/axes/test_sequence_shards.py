@@ -1,0 +1,54 @@
+"""Sequences between three real ranks: outputs and gradients against sums and slices of the whole."""
+
+import pytest
+import torch
+from rank_server import rank_server
+from sequence_ranks import inputs
+
+SIZE = 3
+TIMEOUT_S = 120
+pytestmark = pytest.mark.timeout(TIMEOUT_S + 30)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """By rank: outputs and gradients by function and number of sequences."""
+    folder = tmp_path_factory.mktemp("sequences")
+    rank_server().run_ranks(
+        "sequence_ranks:exchange", [SIZE, folder], nproc=SIZE, logs=folder / "logs", timeout_s=TIMEOUT_S
+    )
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(SIZE)]
+
+
+def share(x, rank):
+    return x[:, 2 * rank : 2 * (rank + 1)]
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_gathered_shares_give_each_rank_its_part_of_the_summed_gradients(found, sequences):
+    of_rank = [inputs(SIZE, rank, sequences) for rank in range(SIZE)]
+    whole = torch.cat([share(x, rank) for rank, (x, _) in enumerate(of_rank)], dim=1)
+    summed = sum(weights for _, weights in of_rank)
+    for rank in range(SIZE):
+        y, grad = found[rank][f"gathered {sequences}"]
+        assert torch.equal(y, whole)
+        torch.testing.assert_close(grad, share(summed, rank), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_a_repeated_computation_needs_no_sum_of_gradients(found, sequences):
+    for rank in range(SIZE):
+        y, grad = found[rank][f"collected {sequences}"]
+        assert torch.equal(y, found[rank][f"gathered {sequences}"][0])
+        assert torch.equal(grad, share(inputs(SIZE, rank, sequences)[1], rank))
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_reduced_parts_are_shares_of_the_sum_and_their_gradients_are_gathered(found, sequences):
+    of_rank = [inputs(SIZE, rank, sequences) for rank in range(SIZE)]
+    summed = sum(x for x, _ in of_rank)
+    gathered = torch.cat([weights[:, :2] for _, weights in of_rank], dim=1)
+    for rank in range(SIZE):
+        y, grad = found[rank][f"reduced {sequences}"]
+        torch.testing.assert_close(y, share(summed, rank), rtol=1e-6, atol=1e-6)
+        assert torch.equal(grad, gathered)

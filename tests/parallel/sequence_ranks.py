@@ -1,0 +1,35 @@
+"""Ranks that exchange a sequence and its gradients; test_sequence_shards.py starts them."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from parallel.axes.sequence_shards import tensor_ranks
+
+
+def exchange(rank, size, folder):
+    """Save what this rank got: outputs and gradients of each function, eager and compiled."""
+    torch.set_num_threads(1)
+    size = int(size)
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", size), rank=rank, world_size=size)
+    ranks = tensor_ranks(init_device_mesh("cpu", (size,), mesh_dim_names=("tp",)))
+    found = {}
+    for sequences in (1, 2):
+        whole, weights = inputs(size, rank, sequences)
+        for name, way in (("gathered", ranks.gathered), ("collected", ranks.collected), ("reduced", ranks.reduced)):
+            x = (whole if name == "reduced" else ranks.share_of(whole)).requires_grad_()
+            y = way(x)
+            (y * weights[:, : y.size(1)]).sum().backward()
+            found[f"{name} {sequences}"] = (y.detach(), x.grad)
+    torch.save(found, Path(folder, f"rank{rank}.pt"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def inputs(size, rank, sequences):
+    """A sequence (b, t, d), and the gradient (b, t, d) that the output of a rank gets; both differ by rank."""
+    generator = torch.Generator().manual_seed(10 * rank + sequences)
+    shape = (sequences, 2 * size, 4)
+    return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
