@@ -28,7 +28,7 @@ class InputConfig:
 
     paths: tuple[str, ...] = ()
     """Files, folders or patterns such as "crawl/**/*.warc.gz", relative to the current folder, or URLs that fsspec can
-    read. In a folder, files with unknown endings are left out and named."""
+    read. In a folder, files with unknown endings and links to folders are left out and named."""
     path_lists: tuple[str, ...] = ()
     """Files with one such path a line, such as Common Crawl's warc.paths.gz."""
     path_base: str = ""
