@@ -3,6 +3,7 @@
 import argparse
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpt.errors import ConfigError, escaped, import_extra
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train for this time, such as 2h, by this machine's measured speed",
     )
     size.add_argument("--nproc", type=int, metavar="N", help="processes (default: one for each GPU)")
+    parser.add_argument("--train", action="store_true", help="then run both commands: prepare the corpus and train")
     parser.add_argument("--force", action="store_true", help="write over recipes that are there")
 
 
@@ -65,9 +67,21 @@ def run(args: argparse.Namespace) -> int:
 
     wishes = Wishes(tuple(args.inputs), out, name, args.preset, dials, args.nproc, force=args.force)
     commands = write_recipes(wishes, say)
+    if args.train:
+        return _run(commands)
     say("Next:")
     for command in commands:
         say(f"    {shlex.join(command)}")
+    return 0
+
+
+def _run(commands: Sequence[Sequence[str]]) -> int:
+    """Run commands of `triaxial` until one fails; returns its status."""
+    from launch.commands.demo import run_command
+
+    for _, *words in commands:
+        if status := run_command(words):
+            return status
     return 0
 
 

@@ -116,6 +116,18 @@ def triaxial(words, folder, **variables):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
 
 
+def test_one_command_goes_from_texts_to_a_model(tmp_path):
+    inputs = one_file(tmp_path)
+    done = triaxial(["init", *inputs, *SMALL, "--train"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    name = name_of(inputs[0])
+    assert f"$ triaxial train runs/{name}/train.toml" in done.stdout
+    assert (tmp_path / f"runs/{name}/run/train_summary.json").exists()
+    (tmp_path / inputs[0]).write_text("changed")
+    again = triaxial(["init", *inputs, *SMALL, "--train", "--force"], tmp_path)
+    assert again.returncode == 2, "one short text is refused by the first command that looks at it"
+
+
 def test_a_data_set_of_the_hub_is_sampled_and_trained_on(tmp_path):
     """A stand-in serves the Hub's addresses. Looking reads a part of each file; `prepare` reads them once."""
     pytest.importorskip("huggingface_hub")
