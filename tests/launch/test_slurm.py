@@ -432,3 +432,22 @@ def test_the_training_template_says_whether_a_signal_ended_the_start_before(tmp_
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[1:] == [f"after stop: {excused}"]
+
+
+@pytest.mark.parametrize(("restarts", "requeued"), [("0", False), ("2", True)])
+def test_a_bad_node_ends_the_first_start_and_requeues_a_later_one(tmp_path, restarts, requeued):
+    """Replace srun and scontrol by programs of this test: the first finds a bad node, the second says what it got."""
+    (tmp_path / "srun").write_text(
+        '#!/bin/bash\n[[ "$*" == *" preflight "* ]] && echo n2 >triaxial-7/bad_nodes; exit 1\n'
+    )
+    (tmp_path / "scontrol").write_text('#!/bin/bash\necho "scontrol $*"\n')
+    for program in ("srun", "scontrol"):
+        (tmp_path / program).chmod(0o755)
+    settings = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
+    settings |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_RESTART_COUNT": restarts, "TRIAXIAL_PYTHON": sys.executable}
+    command = ["bash", str(TEMPLATE), "recipe"]
+    result = subprocess.run(command, env={**os.environ, **settings}, cwd=tmp_path, capture_output=True, text=True)
+    assert "failed on n2; see" in result.stderr
+    assert ("scontrol requeue 7" in result.stdout) is requeued
+    assert ("bad nodes: n2; training failed with status 1" in result.stdout) is requeued
+    assert result.returncode == (0 if requeued else 1), "that of scontrol, which replaces the script"
