@@ -42,6 +42,8 @@ def explain(work: Path, document_id: str) -> list[Fate]:
 def explain_file(work: Path, path: Path, config: InputConfig) -> list[Fate]:
     """Find what happened to the documents of an input file. ConfigError: no run yet, or it read none of them."""
     ids = {record.id for record in read_records(path, config)}
+    if not ids:
+        raise ConfigError(f"{path}: the file holds no documents")
     fates = _fates(work, read_steps(work), ids)
     if not fates:
         raise ConfigError(f"{path}: none of its {len(ids):,} documents was read by the last run in {work}")

@@ -139,7 +139,7 @@ def show_fates(fates: Sequence[Fate], split: SplitConfig, console: Console) -> N
             part = "validation" if split.is_validation(parent_id(document.id)) else "training"
             about = ", ".join(f"{key} {value}" for key, value in document.metadata.items())
             kept = f"kept as {document.id} in the {part} split" if fate.finished else f"so far kept as {document.id}"
-            lines.append(f"{kept}; {document.n_bytes:,} bytes; {about}")
+            lines.append(f"{kept}; {document.n_bytes:,} bytes" + (f"; {about}" if about else ""))
         if not fate.finished:
             lines.append("but that run is not complete: later steps may drop it")
         lines.append(f"source: {fate.shard}")

@@ -73,6 +73,7 @@ def test_fates_are_printed_step_by_step(work, tmp_path):
     show_fates([*explain(work, "a"), *explain(work, "c")], SplitConfig(0.01, 0), Console(file=text, width=200))
     assert "extract: passed\ndecontaminate: dropped, too_short (9 words); 10 bytes\n" in text.getvalue()
     assert "kept as c in the training split; 9 bytes" in text.getvalue()
+    assert "bytes; \n" not in text.getvalue(), "no separator before nothing"
 
 
 def test_the_documents_of_a_file_are_found(work, tmp_path):
@@ -87,4 +88,7 @@ def test_the_documents_of_a_file_are_found(work, tmp_path):
     assert text.getvalue().startswith("1 documents: dropped by decontaminate, too_short\n1 documents: kept\n")
     path.write_text('{"id": "elsewhere", "text": "x"}\n')
     with pytest.raises(ConfigError, match="none of its 1 documents was read by the last run"):
+        explain_file(work, path, config)
+    path.write_text("")
+    with pytest.raises(ConfigError, match="the file holds no documents"):
         explain_file(work, path, config)
