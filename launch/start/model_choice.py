@@ -10,7 +10,6 @@ from gpt.model.gpt3_sizes import (
     peak_learning_rate,
     shape_of_depth,
     shape_of_parameters,
-    warmup_tokens,
 )
 
 TOKENS_PER_PARAMETER = 20  # Chinchilla, arXiv 2203.15556
@@ -62,7 +61,6 @@ class Training:
     batch_tokens: int
     total_tokens: int
     learning_rate: float
-    warmup_tokens: int
     precision: str
     epochs: float
     tokens_per_s: float | None
@@ -137,7 +135,6 @@ class _Fit:
             batch_tokens=batch_tokens,
             total_tokens=total,
             learning_rate=peak_learning_rate(model.parameters),
-            warmup_tokens=warmup_tokens(total),
             precision="bf16" if self.machine.device == "cuda" else "fp32",
             epochs=0.0,
             tokens_per_s=None,

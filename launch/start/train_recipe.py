@@ -5,6 +5,9 @@ from pathlib import Path
 from launch.config.settings import toml
 from launch.start.model_choice import GOOD_EPOCHS, TOKENS_PER_PARAMETER, Training
 
+EVALUATIONS = 10  # in a run
+VALIDATION_TOKENS = 1_000_000  # more hardly changes the mean loss
+
 
 def train_recipe(training: Training, *, name: str, corpus: Path, run: Path, title: str) -> str:
     """Return a recipe for `triaxial train`. `corpus`: the folder of token files and tokenizer. `title`: its comment."""
@@ -49,9 +52,7 @@ def _steps(training: Training) -> list[str]:
         "[optimizer]",
         f"learning_rate = {training.learning_rate:g}  # the rate of GPT-3's table for this size",
         "",
-        "[schedule]",
-        f"warmup_tokens = {training.warmup_tokens:_}",
-        f"decay_tokens = {total:_}  # change it together with train.total_tokens",
+        "# Warm-up and decay follow train.total_tokens by rule; `triaxial config` shows them.",
         "",
         "[parallel]",
         f"precision = {toml(training.precision)}",
@@ -60,9 +61,20 @@ def _steps(training: Training) -> list[str]:
         "[train]",
         *([repeats] if training.epochs > GOOD_EPOCHS else []),
         f"total_tokens = {total:_}  # {ratio:.1f} a parameter (Chinchilla: {TOKENS_PER_PARAMETER}), {n_steps:,} steps",
-        f"evaluate_every_tokens = {_every(training, 10):_}",
-        f"sample_every_tokens = {_every(training, 5):_}",
+        f"evaluate_every_tokens = {_every(training, EVALUATIONS):_}",
+        f"validation_tokens = {_validation_tokens(training):_}  # of each evaluation",
+        f"sample_every_tokens = {_every(training, 3):_}",
     ]
+
+
+def _validation_tokens(training: Training) -> int:
+    """Whole sequences for each evaluation, so that all together take at most a tenth of the time of training.
+
+    A token costs a third of what it costs in training, whose backward pass is twice the forward pass.
+    """
+    most = int(0.1 * 3 * training.total_tokens / EVALUATIONS)
+    sequences = min(VALIDATION_TOKENS, most) // training.seq_len
+    return max(1, sequences) * training.seq_len
 
 
 def _every(training: Training, times: int) -> int:

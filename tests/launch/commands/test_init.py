@@ -105,7 +105,8 @@ def test_two_commands_after_init_train_a_model(tmp_path, monkeypatch, capsys, ki
     assert summary["ended"] == "total_tokens"
     assert set(summary["validation_loss_nats"]) == {name}
     recipe = tomllib.loads((tmp_path / f"runs/{name}/train.toml").read_text())
-    assert recipe["schedule"]["decay_tokens"] == recipe["train"]["total_tokens"]
+    assert "schedule" not in recipe, "warm-up and decay follow the total by rule"
+    assert summary["seconds"]["evaluation"] < summary["seconds"]["training"]
 
 
 def triaxial(words, folder, **variables):
