@@ -1,6 +1,7 @@
 """`triaxial evaluate`: validation loss, perplexity and few-shot accuracy of a run's model."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -107,6 +108,8 @@ def evaluate_opened(
         print_validation(console, report)
     scores: list[TaskScore] = []
     if tasks is not None:
+        if opened.is_main and args.tasks == ["gpt3"]:
+            print("few-shot tasks follow, as no --tasks are named; --tasks none leaves them out", file=sys.stderr)
         tasks, left_out = tasks.that_fit(saved.tokenizer, n_ctx=saved.model_config.n_ctx)
         scores = evaluate_few_shot(opened, tasks, log_samples=args.log_samples)
         report["few_shot"] = [asdict(score) for score in scores]

@@ -13,14 +13,14 @@ def describe_survey(survey: Survey, choice: CorpusChoice) -> Iterator[str]:
     """Yield a line for each finding: files, what is no text, encodings, fields, languages, documents."""
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in survey.kinds.items())
     sizes = f"{_size(survey.file_bytes)}: about {_size(survey.text_bytes)} of text"
-    yield f"found {survey.files:,} files ({kinds}), {sizes}"
+    yield f"found {_counted(survey.files, 'file')} ({kinds}), {sizes}"
     if survey.not_text:
         names = ", ".join(path.name for path in survey.not_text[:_NAMED])
         more = f" and {len(survey.not_text) - _NAMED:,} more" if len(survey.not_text) > _NAMED else ""
-        yield f"  left out, no text: {len(survey.not_text):,} files ({names}{more})"
+        yield f"  left out, no text: {_counted(len(survey.not_text), 'file')} ({names}{more})"
     if survey.recoded:
         names = ", ".join(path.name for path in survey.recoded[:_NAMED])
-        yield f"  not UTF-8: {len(survey.recoded):,} files ({names}), read as {survey.encoding}"
+        yield f"  not UTF-8: {_counted(len(survey.recoded), 'file')} ({names}), read as {survey.encoding}"
     if survey.fields:
         yield f"  fields with text: {', '.join(survey.fields[:8])}; used: {survey.text_field}"
     if choice.languages:
@@ -30,7 +30,7 @@ def describe_survey(survey: Survey, choice: CorpusChoice) -> Iterator[str]:
     cut = f", separated by {choice.separator!r}" if choice.separator else ""
     if choice.split_bytes:
         cut = f", cut from long texts at paragraphs, {choice.split_bytes:,} bytes or more each"
-    yield f"  about {choice.documents:,} documents{cut}; {choice.validation_fraction:.1%} for validation"
+    yield f"  about {_counted(choice.documents, 'document')}{cut}; {choice.validation_fraction:.1%} for validation"
     kept = "only exact copies are dropped" if choice.preset == "curated" else "all filters for web pages"
     yield (
         f"corpus ({choice.preset}: {kept}): a vocabulary of {choice.vocab_size:,}, "
@@ -42,8 +42,8 @@ def describe_choice(training: Training) -> Iterator[str]:
     """Yield the model, its training and the reasons."""
     model = training.model
     yield (
-        f"model: {model.parameters:,} parameters: {model.n_layers} layers, width {model.d_model}, "
-        f"{model.n_heads} heads, context {model.n_ctx}"
+        f"model: {model.parameters:,} parameters: {_counted(model.n_layers, 'layer')}, width {model.d_model}, "
+        f"{_counted(model.n_heads, 'head')}, context {model.n_ctx}"
     )
     time = (
         "" if training.tokens_per_s is None else f", about {_time(training.total_tokens / training.tokens_per_s)} here"
@@ -53,6 +53,10 @@ def describe_choice(training: Training) -> Iterator[str]:
         f"{training.epochs:.1f} epochs{time}; learning rate {training.learning_rate:g}"
     )
     yield from (f"  {line}" for line in training.why)
+
+
+def _counted(n: int, thing: str) -> str:
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def _size(n_bytes: float) -> str:

@@ -89,8 +89,8 @@ def test_hostile_names_and_fields_stay_in_the_recipe_as_text():
 def test_what_was_found_is_said(tmp_path):
     found = replace(survey(), encoding="cp1252", recoded=(Path("a.txt"),), not_text=(Path("b.png"),))
     lines = "\n".join(describe_survey(found, choose_corpus(found, "curated")))
-    assert "left out, no text: 1 files (b.png)" in lines
-    assert "not UTF-8: 1 files (a.txt), read as cp1252" in lines
+    assert "left out, no text: 1 file (b.png)" in lines
+    assert "not UTF-8: 1 file (a.txt), read as cp1252" in lines
 
 
 def test_too_little_text_is_refused_and_nothing_is_written(tmp_path):
