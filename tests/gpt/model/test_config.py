@@ -52,6 +52,6 @@ def test_mistakes_name_the_key_and_what_would_do(keys, message):
 
 
 def test_a_missing_extra_gives_the_pip_line():
-    with pytest.raises(ConfigError, match=r"pip install 'triaxial\[data\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '.*\[data\]'"):
         import_extra("no_such_package_of_ours", extra="data")
     assert import_extra("json", extra="data").dumps({}) == "{}"

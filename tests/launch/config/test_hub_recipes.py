@@ -112,12 +112,13 @@ def test_a_recipe_prepares_such_files(tmp_path, name):
             {"text": text(n), "timestamp": "2019-04-25T12:57:54Z", "url": f"https://e.org/{n}"} for n in range(40)
         ]
         data = gzip.compress("".join(json.dumps(record) + "\n" for record in records).encode())
+    online = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "0")  # training sets them
     words = ["prepare", name, "--tokenizer.vocab_size", "400", "--output.validation_fraction", "0.2", "--workers", "1"]
     with serve(Hub(owner, {wanted: data, other: b"not read"})) as hub:
         done = subprocess.run(
             [sys.executable, "-m", "launch.main", *words],
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": hub.url},
+            env={**os.environ, **online, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_XET": "1", "HF_ENDPOINT": hub.url},
             capture_output=True,
             text=True,
             timeout=280,
