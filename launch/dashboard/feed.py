@@ -32,7 +32,7 @@ from launch.runs.sampled_lines import records_between, sampled_records
 from launch.runs.series import Series, Take, settle, thinned
 
 SAMPLED = 3000  # lines of metrics.jsonl for the first picture
-LOOK_S = 2.0  # between two looks at a file that grows
+LOOK_S = 2.0  # between two looks at a file that grows, and before the first, so that the first picture comes sooner
 ACCOUNT_S = 20.0  # between two readings of the time account, which is read whole
 _MAX_S = 1e11  # 3,000 years
 DETAIL_BYTES = 8 * 2**20  # of metrics.jsonl, read for a part of a long series
@@ -61,13 +61,12 @@ class RunFeed:
 
     def follow(self, stop: threading.Event) -> None:
         """Read all files, then what the run adds, until `stop` is set. For a thread of its own."""
-        while not stop.is_set():
+        while not stop.wait(LOOK_S):
             seen = self._signature()
             if seen != self._seen:
                 self._seen = seen
                 with suppress(OSError, ConfigError):  # the next look tries again
                     self._read_all(stop)
-            stop.wait(LOOK_S)
 
     def read_once(self) -> None:
         """Read all files whole."""
