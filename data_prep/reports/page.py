@@ -36,7 +36,7 @@ body { max-width: 62rem } table { width: 100% } td.word { white-space: normal; o
 
 
 def report_page(prepared: PreparedCorpus, dropped: Sequence[DropExample] = ()) -> str:
-    """Return the page's HTML, with examples of dropped documents; a run gives the same page but for the seconds."""
+    """Return the page's HTML with examples of dropped documents. A run gives the same page, except for the seconds."""
     about = prepared.description
     parts = [
         f"<h1>{escape(prepared.folder.name)}: {about['tokens']:,} tokens, {about['documents']:,} documents</h1>",

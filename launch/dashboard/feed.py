@@ -34,12 +34,10 @@ from launch.runs.series import Series, Take, settle, thinned
 SAMPLED = 3000  # lines of metrics.jsonl for the first picture
 LOOK_S = 2.0  # between two looks at a file that grows, and before the first, so that the first picture comes sooner
 ACCOUNT_S = 20.0  # between two readings of the time account, which is read whole
-_MAX_S = 1e11  # 3,000 years
 DETAIL_BYTES = 8 * 2**20  # of metrics.jsonl, read for a part of a long series
+_MAX_S = 1e11  # 3,000 years
 
-Clock = dict[
-    str, list[float]
-]  # "step", "seconds": seconds since the first start of the run, of some rows of the ledger
+Clock = dict[str, list[float]]  # "step" and "seconds" since the first start, for some rows of the ledger
 
 
 class RunFeed:
@@ -57,7 +55,10 @@ class RunFeed:
         self._account_read = -ACCOUNT_S
         self._seen: object = None
         self.clock = read_clock(directory / LEDGER)
-        self.history = self._read_history(_sampled_takes(directory / METRICS), [])
+        takes = MetricsTakes()
+        for record in some_records(directory / METRICS, SAMPLED):
+            takes.add(record)
+        self.history = self._read_history(takes.takes(), [], [])
 
     def follow(self, stop: threading.Event) -> None:
         """Read all files, then what the run adds, until `stop` is set. For a thread of its own."""
@@ -102,15 +103,15 @@ class RunFeed:
     def _read_all(self, stop: threading.Event) -> None:
         if not self._reader.read(stop):
             return
-        problems: list[str] = []
+        problems = [f"{METRICS}: {n:,} damaged lines, skipped"] if (n := self._reader.damaged) else []
         if time.monotonic() - self._account_read > ACCOUNT_S:
             self._account, self._account_read = account_of(self.directory / LEDGER, problems), time.monotonic()
             self.clock = read_clock(self.directory / LEDGER)
-        self.history = self._read_history(self._reader.takes.takes(), read_takes(self.directory / SUPERSEDED, problems))
+        superseded = read_takes(self.directory / SUPERSEDED, problems)
+        self.history = self._read_history(self._reader.takes.takes(), superseded, problems)
         self.version += 1
 
-    def _read_history(self, takes: list[Take], superseded: list[Take]) -> RunHistory:
-        problems: list[str] = []
+    def _read_history(self, takes: list[Take], superseded: list[Take], problems: list[str]) -> RunHistory:
         metrics, lost = settle(takes)
         return RunHistory(
             directory=self.directory,
@@ -157,12 +158,17 @@ class _MetricsReader:
         file.seek(self._offset)
 
     def _start_again(self, inode: int | None) -> None:
-        self.takes, self._offset, self._inode = MetricsTakes(), 0, inode
+        self.takes, self.damaged, self._offset, self._inode = MetricsTakes(), 0, 0, inode
 
     def _add(self, line: bytes) -> None:
-        with suppress(ValueError):
-            if isinstance(record := decode_json(line), dict):
-                self.takes.add(record)
+        try:
+            record = decode_json(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            self.takes.add(record)
+        else:
+            self.damaged += 1
 
 
 def run_directories(given: Iterable[Path]) -> list[Path]:
@@ -192,28 +198,19 @@ def read_clock(path: Path, most: int = 1000) -> Clock:
     """Steps and the seconds since the run's first start, from some rows of a time ledger. Empty if there is none."""
     steps, seconds = list[float](), list[float]()
     first: float | None = None
-    with suppress(OSError, ConfigError):
-        for row in sampled_records(path, most):
-            step, at, age = row.get("step"), row.get("time"), row.get("elapsed_s")
-            if not (isinstance(step, int) and isinstance(at, float) and isinstance(age, (int, float))):
-                continue
-            if not (abs(at) < _MAX_S and abs(age) < _MAX_S):
-                continue  # of a damaged line
-            first = at - age if first is None else first
-            while steps and steps[-1] >= step:  # the steps after a restart are taken again
-                steps.pop()
-                seconds.pop()
-            steps.append(step)
-            seconds.append(at - first)
+    for row in some_records(path, most):
+        step, at, age = row.get("step"), row.get("time"), row.get("elapsed_s")
+        if not (isinstance(step, int) and isinstance(at, float) and isinstance(age, (int, float))):
+            continue
+        if not (abs(at) < _MAX_S and abs(age) < _MAX_S):
+            continue  # of a damaged line
+        first = at - age if first is None else first
+        while steps and steps[-1] >= step:  # the steps after a restart are taken again
+            steps.pop()
+            seconds.pop()
+        steps.append(step)
+        seconds.append(at - first)
     return {"step": steps, "seconds": seconds}
-
-
-def _sampled_takes(path: Path) -> list[Take]:
-    takes = MetricsTakes()
-    with suppress(OSError, ConfigError):
-        for record in sampled_records(path, SAMPLED):
-            takes.add(record)
-    return takes.takes()
 
 
 def tokens_of(history: RunHistory, most: int = 1000) -> dict[str, list[float]]:
@@ -226,8 +223,8 @@ def tokens_of(history: RunHistory, most: int = 1000) -> dict[str, list[float]]:
     return {"step": points.steps.tolist(), "tokens": first.tolist()}
 
 
-def newest_records(path: Path, most: int) -> list[dict[str, Any]]:
-    """About `most` records of a file of lines, the last ones among them. Empty if there is none."""
+def some_records(path: Path, most: int) -> list[dict[str, Any]]:
+    """About `most` records of a file of lines, spread over it, and its last ones. Empty if it cannot be read."""
     with suppress(OSError, ConfigError):
         return list(sampled_records(path, most))
     return []

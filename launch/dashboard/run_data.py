@@ -10,26 +10,26 @@ from numpy.typing import NDArray
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from launch.config.recipe import build
-from launch.dashboard.feed import RunFeed, newest_records, tokens_of
+from launch.dashboard.feed import RunFeed, some_records, tokens_of
 from launch.reports.facts import headline, meaning_of, status, text_of, time_text, word_of
 from launch.runs.history import RunHistory
 from launch.runs.series import Series
 
 MAX_EVENTS = 2000
-MAX_SAMPLES = 200
+SAMPLES = 200  # spread over the run, besides the newest
 DIGITS = 6  # of a value in a series: a picture shows fewer
 
-# Figures that a page draws without being asked: title, the metrics as a pattern, unit.
+# Figures that a page always draws: title, and a pattern of the metrics in it.
 FIGURES = (
-    ("Loss, nats a token", r"loss|validation/.*/loss", ""),
-    ("Gradient norm, before clipping", "gradient_norm", ""),
-    ("Learning rate", "learning_rate", ""),
-    ("Tokens a second", "tokens_per_s", ""),
-    ("Model FLOP utilisation", "mfu", "%"),
-    ("Peak memory of the main rank", "peak_memory_bytes", "bytes"),
-    ("Tokens a step", "step_tokens", ""),
-    ("Goodput since the start of the run", "goodput", "%"),
-    ("Few-shot tasks", "few_shot/.*", ""),
+    ("Loss, nats a token", r"loss|validation/.*/loss"),
+    ("Gradient norm, before clipping", "gradient_norm"),
+    ("Learning rate", "learning_rate"),
+    ("Tokens a second", "tokens_per_s"),
+    ("Model FLOP utilisation", "mfu"),
+    ("Peak memory of the main rank", "peak_memory_bytes"),
+    ("Tokens a step", "step_tokens"),
+    ("Goodput since the start of the run", "goodput"),
+    ("Few-shot tasks", "few_shot/.*"),
 )
 
 
@@ -37,7 +37,6 @@ def run_data(feed: RunFeed, *, now: float) -> dict[str, Any]:
     """All of a run but its series. `now`: seconds since 1970. Texts are plain: the page escapes them."""
     history = feed.history
     names = sorted(history.metrics)
-    shown = [(title, pattern) for title, pattern, _ in FIGURES]
     return {
         "name": history.directory.resolve().name,
         "directory": str(history.directory),
@@ -48,7 +47,7 @@ def run_data(feed: RunFeed, *, now: float) -> dict[str, Any]:
         "config": dict(flat(history.config)),
         "layout": layout_of(history),
         "metrics": names,
-        "figures": {title: [n for n in names if re.fullmatch(pattern, n)] for title, pattern in shown},
+        "figures": {title: [n for n in names if re.fullmatch(pattern, n)] for title, pattern in FIGURES},
         "events": events_of(history),
         "samples": samples_of(feed),
         "checkpoints": [{"step": stored.step, "bytes": stored.size_bytes} for stored in history.checkpoints],
@@ -111,14 +110,13 @@ def events_of(history: RunHistory) -> list[dict[str, Any]]:
 
 def samples_of(feed: RunFeed) -> list[dict[str, Any]]:
     """Texts that the model wrote during training, spread over the run."""
-    found = [
+    return [
         {"step": record["step"], "prompt": record["prompt"], "text": record["text"]}
-        for record in newest_records(feed.directory / "samples.jsonl", MAX_SAMPLES)
+        for record in some_records(feed.directory / "samples.jsonl", SAMPLES)
         if isinstance(record.get("step"), int)
         and isinstance(record.get("prompt"), str)
         and isinstance(record.get("text"), str)
     ]
-    return found[:: -(-len(found) // MAX_SAMPLES) or 1]
 
 
 def flops_per_token(history: RunHistory) -> float:

@@ -8,6 +8,7 @@ import gzip
 import hmac
 import json
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ class Dashboard(ThreadingHTTPServer):
         self.feeds = [RunFeed(directory) for directory in directories]
         self.token = secrets.token_urlsafe(18)
         self._stop = threading.Event()
-        self.script = gzip.compress(plotting_script().encode(), 6)
+        self.script = plotting_script().encode()
         super().__init__(("127.0.0.1", port), _Handler)
         for feed in self.feeds:
             threading.Thread(target=feed.follow, args=(self._stop,), daemon=True).start()
@@ -51,8 +52,6 @@ class Dashboard(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that closes a connection is no error; others are bugs and are printed."""
-        import sys
-
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
@@ -95,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(served_page().encode(), "text/html; charset=utf-8")
 
     def _script(self, query: dict[str, str]) -> None:
-        self._send(self.server.script, "text/javascript; charset=utf-8", compressed=True, keep=True)
+        self._send(self.server.script, "text/javascript; charset=utf-8")
 
     def _runs(self, query: dict[str, str]) -> None:
         """All runs, or only the versions of their data, which a page asks for again and again."""
@@ -116,26 +115,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, value: Any) -> None:
         self._send(json.dumps(value, allow_nan=False).encode(), "application/json")
 
-    def _send(
-        self,
-        body: bytes,
-        kind: str,
-        status: HTTPStatus = HTTPStatus.OK,
-        *,
-        compressed: bool = False,
-        keep: bool = False,
-    ) -> None:
-        accepts = "gzip" in self.headers.get("Accept-Encoding", "")
-        if compressed and not accepts:
-            body, compressed = gzip.decompress(body), False
-        elif accepts and not compressed and len(body) > GZIP_FROM:
-            body, compressed = gzip.compress(body, 1), True
+    def _send(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
+        compressed = len(body) > GZIP_FROM and "gzip" in self.headers.get("Accept-Encoding", "")
+        if compressed:
+            body = gzip.compress(body, 1)
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         if compressed:
             self.send_header("Content-Encoding", "gzip")
-        self.send_header("Cache-Control", "max-age=86400" if keep else "no-store")
+        self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Referrer-Policy", "no-referrer")
         self.end_headers()

@@ -44,6 +44,16 @@ def test_the_first_look_reads_little_and_the_whole_file_follows(long_run):
     assert feed.history.metrics["loss"].values.tolist() == reference.values.tolist()
 
 
+def test_damaged_lines_and_files_are_named(long_run):
+    with (long_run / "metrics.jsonl").open("a") as file:
+        file.write('not JSON\n[1]\n{"step": 40001, "loss": 3.5}\n')
+    (long_run / "ledger.jsonl").mkdir()
+    feed = RunFeed(long_run)
+    feed.read_once()
+    assert feed.history.last_step == 40_001
+    assert feed.history.problems == ["metrics.jsonl: 2 damaged lines, skipped", "ledger.jsonl: cannot be read"]
+
+
 def test_a_part_of_a_long_series_has_every_step(long_run):
     feed = RunFeed(long_run)
     feed.read_once()
