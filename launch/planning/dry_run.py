@@ -31,11 +31,11 @@ def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -
             f"--parallel.engine {measured}"
         )
     with json_destination(args.json) as emit:
-        alike: dict[int, tuple[int, ...]] = {args.rank: ()} if args.rank is not None else ranks_to_show(settings)
+        same_ranks: dict[int, tuple[int, ...]] = {args.rank: ()} if args.rank is not None else ranks_to_show(settings)
         ranks, steps = f"{layout.world_size:,} ranks", f"{layout.micro_batches} micro-batches a step"
         print(f"dry run of {layout} = {ranks}, {steps}", flush=True)
-        reports = measure(settings, build_objective(config), list(alike), data=config.data)
-        for line in [*holdings_table(reports), "", *traffic_table(reports), "", *notes(config, reports, alike)]:
+        reports = measure(settings, build_objective(config), list(same_ranks), data=config.data)
+        for line in [*holdings_table(reports), "", *traffic_table(reports), "", *notes(config, reports, same_ranks)]:
             print(line)
         emit(as_json(layout, reports))
     return 0
@@ -88,13 +88,13 @@ def traffic_table(reports: list[RankReport]) -> list[str]:
     return _aligned(rows)
 
 
-def notes(config: RunConfig, reports: list[RankReport], alike: dict[int, tuple[int, ...]]) -> list[str]:
+def notes(config: RunConfig, reports: list[RankReport], same_ranks: dict[int, tuple[int, ...]]) -> list[str]:
     """Lines that explain the figures."""
     lines = []
     for r in reports:
-        if alike[r.rank]:
+        if same_ranks[r.rank]:
             lines.append(
-                f"pipeline rank {_span(alike[r.rank])} is like {r.pipeline_rank}, but may hold activations of fewer "
+                f"pipeline rank {_span(same_ranks[r.rank])} is like {r.pipeline_rank}, but may hold activations of fewer "
                 f"micro-batches; see any rank with --rank"
             )
     lines.append(

@@ -1,25 +1,19 @@
 """The sbatch templates under a real Slurm controller with two nodes on this machine: signal, save, requeue, end."""
 
 import contextlib
-import getpass
 import json
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
-from free_ports import free_ports
+from slurm_cluster import Slurm, running_cluster, wait_for
 
 from gpt.telemetry.goodput import read_account
 from launch.main import main
@@ -27,155 +21,12 @@ from launch.main import main
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "slurm" / "train.sbatch"
 PREPARE = ROOT / "slurm" / "prepare.sbatch"
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "scancel")
-WAIT_S = 400.0  # for anything that Slurm does; far longer than it takes, only to end a broken test
-
-CONFIGURATION = """
-ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
-CredType=cred/munge
-SlurmctldPort={ports[0]}
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdPidFile={folder}/slurmd-%n.pid
-SlurmdLogFile={folder}/slurmd-%n.log
-SlurmdSpoolDir={folder}/spool-%n
-StateSaveLocation={folder}/state
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SchedulerType=sched/builtin
-SchedulerParameters=batch_sched_delay=0,sched_interval=2
-MpiDefault=none
-ReturnToService=2
-GresTypes=gpu
-NodeName=n1 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]} CPUs=1 RealMemory=500 Gres=gpu:8
-NodeName=n2 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[2]} CPUs=1 RealMemory=500 Gres=gpu:8
-PartitionName=test Nodes=ALL Default=YES State=UP MaxTime=INFINITE
-"""
-
-
-@dataclass(frozen=True)
-class Slurm:
-    """A running controller; commands run with its configuration."""
-
-    folder: Path
-
-    def __call__(self, *command: str, **variables: str) -> str:
-        environment = {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf"), **variables}
-        done = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}{self.logs()}"
-        return done.stdout
-
-    def job(self, number: str) -> dict[str, str]:
-        return dict(re.findall(r"(\w+)=(\S+)", self("scontrol", "--oneliner", "show", "job", number)))
-
-    def logs(self) -> str:
-        parts = [
-            f"\n== {path}\n{path.read_text(errors='replace')[-3000:]}"
-            for pattern in ("*.log", "triaxial*.out", "triaxial-*/*")
-            for path in sorted(self.folder.glob(pattern))
-        ]
-        return "".join(parts)
-
-
-def wait_for(condition: Callable[[], object], *, what: str, slurm: Slurm) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {WAIT_S} s in vain for {what}{slurm.logs()}"
-        time.sleep(0.2)
-
-
-def unavailable(reason: str) -> None:
-    """In CI the test must run; elsewhere it may be skipped."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"no Slurm in CI: {reason}")
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
-    """munged, slurmctld and two slurmd as children of this test, in a separate folder."""
-    path = f"{os.environ['PATH']}:/usr/sbin"
-    missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
-    if missing:
-        unavailable(f"Slurm is not installed ({', '.join(missing)}): apt-get install slurm-wlm munge")
-    folder = Path(tempfile.mkdtemp(prefix="slurm_", dir="/tmp"))  # a short path: Unix sockets allow 107 characters
-    folder.chmod(0o755)  # munged wants a folder that others can enter
-    cluster = Slurm(folder)
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        try:
-            start_daemons(cluster, stack, path=path)
-        except RuntimeError as error:
-            unavailable(f"{error}{cluster.logs()}")
+    with running_cluster() as cluster:
         yield cluster
-
-
-def start_daemons(cluster: Slurm, stack: contextlib.ExitStack, *, path: str) -> None:
-    """Start them and wait until both nodes are idle; RuntimeError if they do not become idle."""
-    folder = cluster.folder
-    host, user = socket.gethostname(), getpass.getuser()
-    key = folder / "munge.key"
-    key.write_bytes(os.urandom(1024))
-    key.chmod(0o400)
-    for number in range(8):
-        (folder / f"gpu{number}").touch()  # files that stand for devices; the work itself runs on the CPU
-    (folder / "state").mkdir()
-    (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, user=user, folder=folder, ports=free_ports(3)))
-    (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")  # a container may have none
-    (folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu File={folder}/gpu[0-7]\n")
-    munge = [f"--{kind}={folder}/munge.{kind.removesuffix('-file')}" for kind in ("socket", "key-file", "pid-file")]
-    munge += [f"--seed-file={folder}/munge.seed", f"--log-file={folder}/munge.log", "--force", "--foreground"]
-    configuration = ["-D", "-f", str(folder / "slurm.conf")]
-    commands = [["munged", *munge], ["slurmctld", *configuration]]
-    commands += [["slurmd", *configuration, "-N", node] for node in ("n1", "n2")]
-    environment = {**os.environ, "PATH": path, "SLURM_CONF": str(folder / "slurm.conf")}
-    daemons = []
-    for command in commands:
-        daemon = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        daemons.append(daemon)
-        stack.callback(stop, daemon)
-        if command[0] == "munged":
-            for _ in range(100):
-                if (folder / "munge.socket").exists():
-                    break
-                time.sleep(0.05)
-    stack.callback(cancel_all, cluster)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        dead = [command[0] for command, daemon in zip(commands, daemons, strict=True) if daemon.poll() is not None]
-        if dead:
-            raise RuntimeError(f"{', '.join(dead)} cannot run here")
-        with contextlib.suppress(AssertionError):  # the controller does not answer yet
-            if cluster("sinfo", "--noheader", "--format=%D %t").split() == ["2", "idle"]:
-                return
-        time.sleep(0.2)
-    raise RuntimeError("the nodes did not come up within 30 s")
-
-
-def stop(daemon: subprocess.Popen[bytes]) -> None:
-    daemon.terminate()
-    try:
-        daemon.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        daemon.kill()
-        daemon.wait()
-
-
-def cancel_all(cluster: Slurm) -> None:
-    """Kill the processes that a failed test left: a job's processes soon stop being children of the daemons."""
-    with contextlib.suppress(AssertionError):
-        cluster("scancel", "--user", getpass.getuser(), "--signal=KILL", "--full")
-        cluster("scancel", "--user", getpass.getuser())
-        for _ in range(50):
-            if not cluster("squeue", "--noheader").strip():
-                break
-            time.sleep(0.2)
 
 
 def recipe(tiny_corpus: Any, folder: Path, *, steps: int) -> str:
@@ -391,63 +242,3 @@ def test_the_elements_of_an_array_prepare_one_corpus(slurm, tmp_path):
         assert manifest.read_text().count('"stage": "extract"') == 2, "each element did its half"
     assert sorted(path.name for path in slurm.folder.glob("set_up_*")) == ["set_up_1", "set_up_2"]
     assert "share 2/2 is done" in (slurm.folder / f"triaxial-prepare-{number}_2.out").read_text()
-
-
-def test_a_file_to_source_may_read_variables_that_are_not_set_and_gets_no_arguments(tmp_path):
-    """`conda activate` and `module load` read some; a conda environment must not be named after the recipe."""
-    setup = tmp_path / "setup.sh"
-    setup.write_text(': "$NOT_SET"\n[[ $# -eq 0 ]] || return 1\n')
-    variables = {"TRIAXIAL_SETUP": str(setup), "TRIAXIAL_PYTHON": "echo"}
-    variables |= {"SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "2"}
-    words = ["bash", str(PREPARE), "my.toml", "--output.folder", "a b"]
-    done = subprocess.run(words, env=os.environ | variables, capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith(" --workers 1 my.toml --output.folder a b\n")
-
-
-@pytest.mark.parametrize("template", [TEMPLATE, PREPARE])
-def test_a_template_without_a_recipe_says_what_it_wants(template):
-    result = subprocess.run(["bash", str(template)], capture_output=True, text=True, timeout=30)
-    assert result.returncode == 2
-    name = f"slurm/{template.name}"
-    assert result.stderr == f"{name}: the recipe is missing. Use: sbatch {name} RECIPE [--section.key VALUE ...]\n"
-
-
-@pytest.mark.parametrize(
-    ("word", "excused"), [("saved after a signal", "1"), ("stopped", "1"), ("started", ""), ("", "")]
-)
-def test_the_training_template_says_whether_a_signal_ended_the_start_before(tmp_path, word, excused):
-    """Replace Slurm's srun by one of this test, which the template starts."""
-    (tmp_path / "srun").write_text(
-        '#!/bin/bash\necho "after stop: ${TRIAXIAL_AFTER_STOP-}"; test ! -e "$TRIAXIAL_SAVED_FILE"\n'
-    )
-    (tmp_path / "srun").chmod(0o755)
-    if word:
-        (tmp_path / "triaxial-7").mkdir()
-        (tmp_path / "triaxial-7" / "saved").write_text(f"{word}\n")
-    settings = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}
-    settings |= {"SLURM_JOB_NODELIST": "n1", "TRIAXIAL_PYTHON": sys.executable, "TRIAXIAL_PREFLIGHT": "no"}
-    result = subprocess.run(
-        ["bash", str(TEMPLATE), "recipe"], env={**os.environ, **settings}, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[1:] == [f"after stop: {excused}"]
-
-
-@pytest.mark.parametrize(("restarts", "requeued"), [("0", False), ("2", True)])
-def test_a_bad_node_ends_the_first_start_and_requeues_a_later_one(tmp_path, restarts, requeued):
-    """Replace srun and scontrol by programs of this test: the first finds a bad node, the second says what it got."""
-    (tmp_path / "srun").write_text(
-        '#!/bin/bash\n[[ "$*" == *" preflight "* ]] && echo n2 >triaxial-7/bad_nodes; exit 1\n'
-    )
-    (tmp_path / "scontrol").write_text('#!/bin/bash\necho "scontrol $*"\n')
-    for program in ("srun", "scontrol"):
-        (tmp_path / program).chmod(0o755)
-    settings = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
-    settings |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_RESTART_COUNT": restarts, "TRIAXIAL_PYTHON": sys.executable}
-    command = ["bash", str(TEMPLATE), "recipe"]
-    result = subprocess.run(command, env={**os.environ, **settings}, cwd=tmp_path, capture_output=True, text=True)
-    assert "failed on n2; see" in result.stderr
-    assert ("scontrol requeue 7" in result.stdout) is requeued
-    assert ("bad nodes: n2; training failed with status 1" in result.stdout) is requeued
-    assert result.returncode == (0 if requeued else 1), "that of scontrol, which replaces the script"
