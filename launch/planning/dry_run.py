@@ -31,11 +31,11 @@ def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -
             f"--parallel.engine {measured}"
         )
     with json_destination(args.json) as emit:
-        same_ranks: dict[int, tuple[int, ...]] = {args.rank: ()} if args.rank is not None else ranks_to_show(settings)
+        like_it: dict[int, tuple[int, ...]] = {args.rank: ()} if args.rank is not None else ranks_to_show(settings)
         ranks, steps = f"{layout.world_size:,} ranks", f"{layout.micro_batches} micro-batches a step"
         print(f"dry run of {layout} = {ranks}, {steps}", flush=True)
-        reports = measure(settings, build_objective(config), list(same_ranks), data=config.data)
-        for line in [*holdings_table(reports), "", *traffic_table(reports), "", *notes(config, reports, same_ranks)]:
+        reports = measure(settings, build_objective(config), list(like_it), data=config.data)
+        for line in [*holdings_table(reports), "", *traffic_table(reports), "", *notes(config, reports, like_it)]:
             print(line)
         emit(as_json(layout, reports))
     return 0
@@ -88,13 +88,13 @@ def traffic_table(reports: list[RankReport]) -> list[str]:
     return _aligned(rows)
 
 
-def notes(config: RunConfig, reports: list[RankReport], same_ranks: dict[int, tuple[int, ...]]) -> list[str]:
+def notes(config: RunConfig, reports: list[RankReport], like_it: dict[int, tuple[int, ...]]) -> list[str]:
     """Lines that explain the figures."""
     lines = []
     for r in reports:
-        if same_ranks[r.rank]:
+        if like_it[r.rank]:
             lines.append(
-                f"pipeline rank {_span(same_ranks[r.rank])} is like {r.pipeline_rank}, but may hold activations of fewer "
+                f"pipeline rank {_span(like_it[r.rank])} is like {r.pipeline_rank}, but may hold activations of fewer "
                 f"micro-batches; see any rank with --rank"
             )
     lines.append(

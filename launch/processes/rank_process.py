@@ -286,10 +286,10 @@ def leave_interrupted() -> int:
 
 
 def ignore_stop_signals() -> None:
-    """Ignore them for the rest of this process: its exit status is decided, and a launcher may still send one.
+    """Ignore them and Ctrl-C for the rest of this process: its exit status is decided, and one may still come.
 
     While Python shuts down it has no handlers, so a late signal would change the exit status.
     """
     if threading.current_thread() is threading.main_thread():
-        for number in STOP_SIGNALS:
+        for number in (*STOP_SIGNALS, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,9 @@
 """The first words of the `triaxial` command: versions, help and mistakes."""
 
 import importlib.metadata
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -33,3 +36,17 @@ def test_help_of_a_command_with_a_recipe_says_that_keys_can_be_set(capsys):
         with pytest.raises(SystemExit):
             main(words)
         assert "--section.key" in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_python_shuts_down_does_not_change_the_status(number):
+    program = (
+        "import atexit, sys, time; from launch.main import main; "
+        "atexit.register(lambda: (print('leaving', flush=True), time.sleep(1))); "
+        "sys.argv = ['triaxial', 'no such command']; sys.exit(main())"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"leaving\n"
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 2
+        assert process.stderr.read().count(b"\n") == 1, "the mistake, and no traceback"
