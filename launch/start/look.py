@@ -29,6 +29,7 @@ _LINES, _LINE_FILES = 200, 4  # JSON lines and files that are looked at for thei
 _KNOWN_FIELDS = ("text", "content", "body", "document", "article", "story", "raw_content")
 _WITH_FIELDS = ("json lines", "parquet")
 _PAGE_TEXT = 0.1  # share of an archive's bytes that is text, roughly
+_LINES_CONFIG = InputConfig(paths=("-",))
 _SEPARATORS = ("<|endoftext|>", "\f")  # between the documents of one text file
 
 
@@ -141,9 +142,6 @@ def _kind_of_unknown(path: Path, start: bytes) -> str:
     if not looks_like_text(start):
         return ""
     return "json lines" if path.name.endswith(".json") and sample_lines(path, _LINES_CONFIG, 2) else "text"
-
-
-_LINES_CONFIG = InputConfig(paths=("-",))
 
 
 def _open(path: Path, endings: dict[str, str], *, inside: bool) -> _File:
