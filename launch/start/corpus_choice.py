@@ -113,7 +113,7 @@ def _vocabulary(survey: Survey) -> tuple[int, float, bytes]:
     The size is a power of two, with BYTES_PER_PIECE of text for each piece and room for the characters that occur.
     """
     characters = Counter(character for text in survey.sample for character in text)
-    common = sum(n * len(survey.sample) > 0 and n > 1 for n in characters.values())
+    common = sum(n > 1 for n in characters.values())
     wanted = max(survey.text_bytes // BYTES_PER_PIECE, 2 * (common + 260), VOCABULARY[0])
     size = min(VOCABULARY[1], max(VOCABULARY[0], 1 << wanted.bit_length() - 1 if wanted >= 512 else VOCABULARY[0]))
     tried = min(size, _TRIED_VOCABULARY)

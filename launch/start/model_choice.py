@@ -13,10 +13,8 @@ from gpt.model.gpt3_sizes import (
 )
 
 TOKENS_PER_PARAMETER = 20  # Chinchilla, arXiv 2203.15556
-GOOD_EPOCHS, MAX_EPOCHS = (
-    4,
-    16,
-)  # repeated data is worth as much as new data up to 4 times, little after 16: arXiv 2305.16264
+# Repeated text is worth as much as new text up to 4 times, and little after 16 times: arXiv 2305.16264.
+GOOD_EPOCHS, MAX_EPOCHS = 4, 16
 MIN_PARAMETERS = 1_000_000  # unless the text is small
 LEAST_PARAMETERS = 50_000  # of a model for a given time
 STEPS = 2_000  # that a short run should have at least
