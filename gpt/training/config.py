@@ -204,7 +204,12 @@ def check_can_rewind(spike: SpikeConfig, checkpoint: CheckpointConfig, *, step_t
 
 
 class ObjectiveConfig(Protocol):
-    """An [objective] section of any kind: a frozen dataclass with a `kind`, in a module that does not import torch."""
+    """An [objective] section of any kind: a frozen dataclass in a module that does not import torch."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the kind, by which launch/config/objectives.py finds the section and its program."""
+        ...
 
     def build(self, *, z_loss: float) -> "Objective":
         """The objective. `z_loss`: `train.z_loss` of the recipe, for losses over a vocabulary."""

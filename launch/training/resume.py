@@ -13,8 +13,10 @@ from gpt.telemetry.event_log import EventKind
 from gpt.training.optimizer import OptimizerConfig
 from gpt.training.run import LoopState
 from launch.config.run_config import RunConfig, changed_keys, with_defaults
+from launch.processes.restarts import Restart
 from launch.training.local_tier import local_directory
 from launch.training.start_from import check_start_from, starting_weights
+from parallel.agreement import combine
 from parallel.checkpoint.find import find_latest
 from parallel.checkpoint.folders import list_checkpoints, list_unusable
 from parallel.checkpoint.handle import Checkpoint, read_checkpoint_header
@@ -216,3 +218,16 @@ def _check_same_optimizer(path: Path, saved: Mapping[str, Any], now: Mapping[str
 
 def _because(messages: list[str]) -> str:
     return f": {'; '.join(messages)}" if messages else ""
+
+
+def known_restart(mine: Restart | None) -> Restart | None:
+    """The restart that any rank knows of, or None at a first start. Collective over all ranks.
+
+    torchrun counts a failure only on the node of the rank that failed. On other nodes it starts its ranks again as if
+    for the first time.
+    """
+
+    def most(known: list[Restart | None]) -> Restart | None:
+        return max(filter(None, known), key=lambda restart: restart.count, default=None)
+
+    return combine(mine, most, None)

@@ -22,6 +22,7 @@ from gpt.training.loop import TrainingLoop
 from gpt.training.objective import Objective
 from gpt.training.run import Outcome, Run
 from gpt.training.samples import Sampler, make_sampler
+from launch.config.objectives import program_of
 from launch.config.run_config import RunConfig, as_dict, layout_of
 from launch.processes.determinism import deterministic
 from launch.processes.environment import (
@@ -33,7 +34,7 @@ from launch.processes.environment import (
 from launch.processes.error_reports import leave_word
 from launch.processes.rank_process import StopSignals, check_open_files, keep_freed_memory
 from launch.processes.rendezvous import join_processes
-from launch.processes.restarts import Restart, count_start, describe_resume, describe_unsaved
+from launch.processes.restarts import count_start, describe_resume, describe_unsaved
 from launch.processes.run_lock import lock
 from launch.runs.history import furthest_step
 from launch.training.build import (
@@ -52,9 +53,8 @@ from launch.training.build import (
 from launch.training.checkpoint_space import check_space
 from launch.training.local_tier import check_fast_directory, run_identity
 from launch.training.recipe_warnings import recipe_warnings
-from launch.training.resume import RunStart, check_run_directory, find_start
+from launch.training.resume import RunStart, check_run_directory, find_start, known_restart
 from launch.training.summary import describe, how_it_ended, mark_ending, prepare_run_directory, write_summary
-from parallel.agreement import combine
 from parallel.checkpoint.local_tier import discard_all_local
 from parallel.engines.capabilities import check_engine_device
 from parallel.engines.settings import sharding_signature
@@ -97,7 +97,8 @@ def run_rank(
         world_size=environment.world_size,
         restart_count=environment.restart.count if environment.restart is not None else 0,
     )
-    prepared = prepare(config, environment, ledger, resume=resume, stop=stop)
+    program = program_of(config.objective)
+    prepared = program.prepare(config, environment, ledger, resume=resume, stop=stop)
     try:
         with stop.held as held:
             if is_first:
@@ -120,7 +121,8 @@ def run_rank(
             watching = watch_rank(config.health, config.run.directory, error_file=environment.error_file)
             heartbeat = held.enter_context(watching)
             try:
-                return train_joined(prepared, heartbeat)
+                status: int = program.train_joined(prepared, heartbeat)
+                return status
             except Exception as error:
                 if lost_peers(error):
                     stop.expect()
@@ -264,19 +266,6 @@ def train(
         heartbeat=heartbeat,
         stop=prepared.stop,
     ).train()
-
-
-def known_restart(mine: Restart | None) -> Restart | None:
-    """The restart that any rank knows of, or None at a first start. Collective over all ranks.
-
-    torchrun counts a failure only on the node of the rank that failed. On other nodes it starts its ranks again as if
-    for the first time.
-    """
-
-    def most(known: list[Restart | None]) -> Restart | None:
-        return max(filter(None, known), key=lambda restart: restart.count, default=None)
-
-    return combine(mine, most, None)
 
 
 def report_end(

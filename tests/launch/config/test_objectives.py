@@ -6,7 +6,7 @@ import pytest
 
 from gpt.errors import ConfigError
 from gpt.training.config import NextTokenConfig
-from launch.config.objectives import DEFAULT, OBJECTIVES
+from launch.config.objectives import DEFAULT, OBJECTIVES, PROGRAMS, program_of
 from launch.config.run_config import as_dict, from_dict, read_run_config
 
 
@@ -42,6 +42,14 @@ def test_every_kind_is_listed_under_its_own_name_and_can_be_built() -> None:
         assert typing.get_args(typing.get_type_hints(config)["kind"]) == (name,)
         objective = config().build(z_loss=1e-4)
         assert objective.loss(compile=False).metric_names is not None
+
+
+def test_every_kind_has_a_program_that_trains_it() -> None:
+    assert set(PROGRAMS) <= set(OBJECTIVES)
+    for config in OBJECTIVES.values():
+        program = program_of(config())
+        assert callable(program.prepare)
+        assert callable(program.train_joined)
 
 
 def test_the_table_cannot_be_changed() -> None:

@@ -11,7 +11,8 @@ from gpt.telemetry.time_ledger import TimeLedger
 from launch.config.run_config import read_run_config
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.restarts import Restart
-from launch.training.train_rank import known_restart, prepare, run_rank
+from launch.training.resume import known_restart
+from launch.training.train_rank import prepare, run_rank
 
 ALONE = ClusterEnvironment()
 
