@@ -41,6 +41,10 @@ COMMANDS = {
     ),
     "data mixture": ("launch.commands.data.mixture", "show the tokens and epochs of each corpus in a mixture"),
     "data audit": ("launch.commands.data.audit", "name the corpus, file and documents that a step of a run reads"),
+    "explain": (
+        "launch.commands.data.explain",
+        "follow a file, URL or document from its preparation to the steps of a run that read it",
+    ),
     "train": (
         "launch.commands.train",
         "train a GPT from a recipe, on any layout of tensor x pipeline x data parallelism",

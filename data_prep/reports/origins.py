@@ -1,6 +1,7 @@
-"""Find the document of a work folder's last shards that became document n of a corpus's token files."""
+"""Find which document of a work folder's last shards is document n of a corpus's token files, and the reverse."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from data_prep.corpus.corpus import SPLITS, read_corpus
 from data_prep.corpus.split import SplitConfig
-from data_prep.documents.shards import DamagedShardError, Document, read_shard
+from data_prep.documents.shards import DamagedShardError, Document, parent_id, read_shard
 from data_prep.execution.shard_runs import SHARD_ENDING, read_steps
 from gpt.errors import ConfigError, import_extra
 
@@ -31,6 +32,30 @@ def sources_of(corpus: Path, work: Path, *, split: str, documents: Iterable[int]
     Reads all shards of the last run in `work`, whose texts it hashes, with 24 bytes of memory for each document.
     ConfigError: there is no such corpus or work folder, or the last run there made another corpus.
     """
+    shards, rows = _read_split(corpus, work, split)
+    with _again():
+        return _fetch(shards, {number: rows[number] for number in sorted(set(documents))})
+
+
+def numbers_of(corpus: Path, work: Path, *, split: str, ids: Set[str]) -> dict[int, str]:
+    """Find the documents of these ids in the token files `split`: number and id, pieces of a document included.
+
+    Cost and errors as for `sources_of`.
+    """
+    shards, rows = _read_split(corpus, work, split)
+    with _again():
+        found = {
+            (shard, index): document.id
+            for shard, path in enumerate(shards)
+            for index, document in enumerate(read_shard(path))
+            if document.id in ids or parent_id(document.id) in ids
+        }
+    places = zip(rows["shard"].tolist(), rows["index"].tolist(), strict=True)
+    return {number: found[place] for number, place in enumerate(places) if place in found}
+
+
+def _read_split(corpus: Path, work: Path, split: str) -> tuple[list[Path], npt.NDArray[np.void]]:
+    """The last shards of the work folder, and the split's documents in the order of its token files."""
     description = read_corpus(corpus)
     try:
         output = description["recipe"]["output"]
@@ -41,14 +66,21 @@ def sources_of(corpus: Path, work: Path, *, split: str, documents: Iterable[int]
         raise ConfigError(f"{corpus}: {split} is no split that `triaxial prepare` made") from None
     steps = read_steps(work)
     shards = [path for path in steps.done[-1].shards(work) if path.name.endswith(SHARD_ENDING)]
-    try:
+    with _again():
         rows = _rows(shards, division, validation=kind == "validation")
-        if len(rows) != n_documents:
-            raise ConfigError(
-                f"{work}: its last run has {len(rows):,} documents for {split}, but {corpus} has {n_documents:,}: "
-                "another run made this corpus"
-            )
-        return _fetch(shards, {number: rows[number] for number in sorted(set(documents))})
+    if len(rows) != n_documents:
+        raise ConfigError(
+            f"{work}: its last run has {len(rows):,} documents for {split}, but {corpus} has {n_documents:,}: "
+            "another run made this corpus"
+        )
+    return shards, rows
+
+
+@contextmanager
+def _again() -> Iterator[None]:
+    """Tell what to do about a damaged shard."""
+    try:
+        yield
     except DamagedShardError as error:
         raise ConfigError(f"{error}. Run `triaxial prepare` again") from None
 

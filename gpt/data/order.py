@@ -114,6 +114,36 @@ def count(mixture: Mixture, n_positions: int) -> list[int]:
     return counts
 
 
+def unassign(mixture: Mixture, corpus: int, index: int) -> int:
+    """The position that reads sample `index` of a corpus: the inverse of `assign`. Exact, in Python's integers."""
+    parents = {int(child): (at, side) for at, pair in enumerate(mixture.children) for side, child in enumerate(pair)}
+    node, m = ~corpus, index
+    while node in parents:
+        node, side = parents[node]
+        share = int(mixture.light_share[node])
+        m = (_nth_light if side else _nth_heavy)(m, share)
+    return m
+
+
+def _nth_light(n: int, share: int) -> int:
+    """The sample of a node that is the n-th of its lighter child, both counted from 0."""
+    return -(-((n + 1) * 2**64 - 2**63) // share) - 1
+
+
+def _nth_heavy(n: int, share: int) -> int:
+    """The sample of a node that is the n-th of its heavier child, both counted from 0."""
+
+    def heavy(samples: int) -> int:
+        return samples - ((samples * share + 2**63) >> 64)
+
+    first = (n + 1) * 2**64 // (2**64 - share)  # within 2 of the answer
+    while heavy(first) <= n:
+        first += 1
+    while first and heavy(first - 1) > n:
+        first -= 1
+    return first - 1
+
+
 def _rounded_product(m: UInts, share: UInts) -> tuple[UInts, UInts]:
     """Quotient and remainder of (m * share + 2**63) / 2**64, exact, from 32-bit halves."""
     m_low, m_high = m & _LOW_32, m >> _SHIFT_32
@@ -156,6 +186,31 @@ def _feistel(value: UInts, rows: UInts, columns: UInts, round_keys: UInts) -> UI
     return column * rows + row
 
 
+def unpermute(image: UInts, *, size: UInts, key: UInts) -> UInts:
+    """The rank of each image (n,): the inverse of `permute`."""
+    root = np.sqrt(size.astype(np.float64)).astype(np.uint64)
+    rows = root + (root * root < size)
+    columns = (size + rows - 1) // rows
+    round_keys = mix(key + _ROUND_OFFSETS[:, None])  # (rounds, n)
+    result = _feistel_back(image, rows, columns, round_keys)
+    outside = np.flatnonzero(result >= size)
+    while outside.size:
+        result[outside] = _feistel_back(result[outside], rows[outside], columns[outside], round_keys[:, outside])
+        outside = outside[result[outside] >= size[outside]]
+    return result
+
+
+def _feistel_back(value: UInts, rows: UInts, columns: UInts, round_keys: UInts) -> UInts:
+    """The inverse of `_feistel`."""
+    column, row = np.divmod(value, rows)
+    for i in reversed(range(len(round_keys))):
+        if i % 2 == 0:
+            row = (row + rows - (mix(round_keys[i] ^ column) >> _ONE) % rows) % rows
+        else:
+            column = (column + columns - (mix(round_keys[i] ^ row) >> _ONE) % columns) % columns
+    return column * rows + row
+
+
 def mix(value: UInts) -> UInts:
     """The finaliser of SplitMix64: a bijection of 64-bit words in which each output bit depends on each input bit."""
     value = value ^ (value >> _SHIFT_30)
@@ -183,13 +238,29 @@ class DataOrder:
         corpus, index = assign(self.mixture, positions.astype(np.int64))
         size = self.sizes[corpus]
         epoch, rank = np.divmod(index.astype(np.uint64), size)
-        key = mix(self.keys[corpus] + (epoch + np.uint64(1)) * np.uint64(_GOLDEN))
-        sample = permute(rank, size=size, key=key)
+        sample = permute(rank, size=size, key=_epoch_keys(self.keys[corpus], epoch))
         return corpus, epoch.astype(np.int64), sample.astype(np.int64)
+
+    def positions_of(self, corpus: int, sample: int, *, n_positions: int) -> list[int]:
+        """The positions below `n_positions` that read a sample, one an epoch at most: the inverse of `lookup`.
+
+        Time and memory grow with the number of epochs, not of positions.
+        """
+        size = int(self.sizes[corpus])
+        epochs = np.arange(-(-self.counts(n_positions)[corpus] // size), dtype=np.uint64)
+        keys = _epoch_keys(self.keys[corpus], epochs)
+        ranks = unpermute(np.full_like(epochs, sample), size=np.full_like(epochs, size), key=keys)
+        found = [unassign(self.mixture, corpus, epoch * size + rank) for epoch, rank in enumerate(ranks.tolist())]
+        return [position for position in found if position < n_positions]
 
     def counts(self, n_positions: int) -> list[int]:
         """Return how many samples of each corpus the first `n_positions` positions read."""
         return count(self.mixture, n_positions)
+
+
+def _epoch_keys(corpus_key: UInts, epoch: UInts) -> UInts:
+    """The key of each epoch's permutation of a corpus."""
+    return mix(corpus_key + (epoch + np.uint64(1)) * np.uint64(_GOLDEN))
 
 
 def make_order(names: Sequence[str], *, sizes: Sequence[int], weights: Sequence[float], seed: int) -> DataOrder:

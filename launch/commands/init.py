@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt.errors import ConfigError, escaped, import_extra
-from launch.commands.data.prepare import DATA_PACKAGES
+from gpt.errors import ConfigError, escaped
+from launch.commands.data.prepare import import_packages
 from launch.processes.terminal import table_console
 
 _FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
@@ -47,8 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, choose, write both recipes and print the next commands."""
-    for module in DATA_PACKAGES:
-        import_extra(module, extra="data")
+    import_packages()
     from launch.start.model_choice import Dials
     from launch.start.recipes import Wishes, write_recipes
 

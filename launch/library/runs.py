@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt.errors import import_extra
 from gpt.files.json_text import decode_json
 from gpt.files.regular import read_text
 from gpt.training.config import ObjectiveConfig
-from launch.commands.data.prepare import DATA_PACKAGES
+from launch.commands.data.prepare import import_packages
 from launch.config.lengths import without_replaced
 from launch.config.recipe import build, find_recipe, read_toml
 from launch.config.run_config import build_run_config
@@ -75,8 +74,7 @@ def prepare(recipe: str | Path, settings: Settings | None = None, *, workers: in
     Call it under `if __name__ == "__main__":` in a script, since it starts processes. ConfigError: as for `train`, or
     no document is left.
     """
-    for module in DATA_PACKAGES:
-        import_extra(module, extra="data")
+    import_packages()
     from data_prep.execution.progress import ProgressBars
     from data_prep.pipeline import prepare as run_stages
     from data_prep.recipe import PrepareConfig

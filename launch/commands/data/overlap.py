@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gpt.errors import import_extra
+from launch.commands.data.prepare import import_packages
 from launch.config.recipe import apply_overrides, build, find_recipe, read_toml
 from launch.processes.terminal import table_console, worker_count
 
@@ -18,8 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Mark the examples, then print the table and the names of the files."""
-    for module in ("zstandard", "xxhash"):
-        import_extra(module, extra="data")
+    import_packages(("zstandard", "xxhash"))
     from data_prep.decontamination.overlap import EXAMPLES_FILE, SUMMARY_FILE, OverlapConfig, analyse
     from data_prep.execution.progress import ProgressBars
     from data_prep.reports.table import show_overlap

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the corpus, then print the table of documents and the paths of the files."""
-    for module in DATA_PACKAGES:  # check now, not when the first stage needs the package
-        import_extra(module, extra="data")
+    import_packages()  # check now, not when the first stage needs the package
     from data_prep.execution.progress import ProgressBars
     from data_prep.pipeline import prepare
     from data_prep.plan import plan
@@ -105,6 +105,12 @@ def run(args: argparse.Namespace) -> int:
         else:
             console.print(f"share {share} is done; share 1/{share.count} writes the corpus and the report")
     return 0
+
+
+def import_packages(names: Sequence[str] = DATA_PACKAGES) -> None:
+    """ConfigError with the pip command if a package of the extra `data` is missing."""
+    for module in names:
+        import_extra(module, extra="data")
 
 
 def _explain(wanted: str, config: "PrepareConfig", console: "Console") -> None:

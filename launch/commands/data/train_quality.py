@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import ConfigError, import_extra
+from gpt.errors import ConfigError
+from launch.commands.data.prepare import import_packages
 from launch.processes.terminal import table_console, worker_count
 
 PACKAGES = ("brotli", "isal", "mmh3", "resiliparse", "pyarrow", "zstandard", "xxhash")  # of the extra `data`
@@ -41,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, then print the documents read, the scores on held-out documents, and the model's file."""
-    for module in PACKAGES:
-        import_extra(module, extra="data")
+    import_packages(PACKAGES)
     from data_prep.execution.progress import ProgressBars
     from data_prep.quality_training.train import train_quality
     from data_prep.reports.table import counts_table, show_losses, show_quarantine

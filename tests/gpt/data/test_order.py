@@ -7,7 +7,18 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from gpt.data.order import MIXTURE_BOUND, DataOrder, assign, build_mixture, count, make_order, mix, permute
+from gpt.data.order import (
+    MIXTURE_BOUND,
+    DataOrder,
+    assign,
+    build_mixture,
+    count,
+    make_order,
+    mix,
+    permute,
+    unassign,
+    unpermute,
+)
 from gpt.errors import ConfigError
 
 
@@ -235,3 +246,32 @@ GOLDEN = [
 def test_a_corpus_without_samples_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'wiki' has 0 samples"):
         order(sizes=[1, 0, 1])
+
+
+# --- from a sample back to the positions that read it
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 97, 4097, 65_537])
+def test_unpermute_is_the_inverse(n: int) -> None:
+    rank = np.arange(n, dtype=np.uint64)
+    size, key = np.full_like(rank, n), np.full_like(rank, key_series(2)[1])
+    assert np.array_equal(unpermute(permute(rank, size=size, key=key), size=size, key=key), rank)
+
+
+def test_unassign_is_the_inverse_for_uneven_weights_and_late_positions() -> None:
+    draw = np.random.default_rng(3)
+    for weights in ([1.0], [0.5, 0.5], [1e-9, 1.0], list(draw.random(13) + 1e-3), [2.0**-k for k in range(30)]):
+        mixture = build_mixture(weights)
+        positions = np.concatenate([np.arange(2000), draw.integers(0, 2**50, 200)])
+        corpus, index = assign(mixture, positions)
+        for k, j, n in zip(corpus.tolist(), index.tolist(), positions.tolist(), strict=True):
+            assert unassign(mixture, k, j) == n
+
+
+def test_every_position_of_a_sample_is_found() -> None:
+    made, n_positions = order(), 700
+    corpus, _, sample = made.lookup(np.arange(n_positions))
+    for k, size in enumerate(made.sizes.tolist()):
+        for i in range(size):
+            wanted = np.flatnonzero((corpus == k) & (sample == i)).tolist()
+            assert made.positions_of(k, i, n_positions=n_positions) == wanted

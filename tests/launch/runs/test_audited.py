@@ -1,79 +1,14 @@
 """A sequence of a run leads to the documents, ids and URLs of the texts that it was made of."""
 
 import json
-import tomllib
 
 import pytest
 
 from gpt.token_files.files import TokenFile
 from gpt.tokenizer.tokenizers import load_tokenizer
-from launch.config.run_config import as_dict, build_run_config
 from launch.main import main
 
 pytest.importorskip("resiliparse", reason="needs the extra 'data'")
-
-PREPARE = """
-[input]
-paths = ["{folder}/*.jsonl"]
-[output]
-folder = "{folder}/corpus"
-validation_fraction = 0.2
-[language]
-keep = []
-[quality]
-rules = []
-[tokenizer]
-vocab_size = 400
-"""
-TRAIN = """
-run = {{ directory = "{folder}/run" }}
-model = {{ vocab_size = 400, n_ctx = 64, n_layers = 2, d_model = 32, n_heads = 2 }}
-batch = {{ micro_batch_size = 2, global_batch_tokens = 512 }}
-train = {{ total_steps = 4 }}
-[data]
-tokenizer = "{folder}/corpus"
-seq_len = 64
-train = [{{ path = "{folder}/corpus/train" }}, {{ path = "{folder}/corpus/validation" }}]
-"""
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A folder with a prepared corpus of 60 texts and a run on it that has not begun; and the texts by id."""
-    folder = tmp_path_factory.mktemp("audited")
-    words = [
-        "the",
-        "river",
-        "ran",
-        "past",
-        "old",
-        "mills",
-        "where",
-        "grey",
-        "herons",
-        "waited",
-        "for",
-        "slow",
-        "fish",
-        "in",
-        "the",
-        "evening",
-        "light",
-    ]
-    texts = {
-        f"doc-{n}": " ".join(words[(n * 7 + i * (n + 3)) % len(words)] for i in range(30 + n)) + f" number {n}."
-        for n in range(60)
-    }
-    for part in range(2):
-        lines = [{"id": i, "text": t, "url": f"https://example.org/{i}"} for i, t in list(texts.items())[part::2]]
-        (folder / f"{part}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (folder / "recipe.toml").write_text(PREPARE.format(folder=folder))
-    words = ["--workers", "1", "--dedup_minhash.enabled", "false"]
-    assert main(["prepare", str(folder / "recipe.toml"), *words]) == 0
-    (folder / "run").mkdir()
-    config = build_run_config(tomllib.loads(TRAIN.format(folder=folder)))
-    (folder / "run" / "config.json").write_text(json.dumps(as_dict(config)))
-    return folder, texts
 
 
 def audit(capsys, folder, *words):
