@@ -1,8 +1,10 @@
 """What holds for all tests, and what those of several folders need."""
 
 import gc
+import importlib.util
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +56,17 @@ def own_wandb_process():
     """W&B leaves the address of its process in the environment: later runs would record through that of this test."""
     yield
     os.environ.pop("WANDB_SERVICE", None)
+
+
+@pytest.fixture(scope="session")
+def tabular():
+    """tests/gpt/post_training/analysis/tabular_policy.py as a module: a policy that trains in a second."""
+    path = Path(__file__).parent / "gpt" / "post_training" / "analysis" / "tabular_policy.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt.errors import ConfigError
+from gpt.post_training.analysis.diagnosis import diagnose
 from gpt.telemetry.goodput import NAMES, Account
 from launch.dashboard.feed import run_directories
 from launch.dashboard.page import page_file
@@ -31,6 +32,7 @@ from launch.reports.facts import (
     word_of,
 )
 from launch.reports.page import report_page
+from launch.reports.policy_health import policy_metrics, policy_prefix
 from launch.reports.written import Emit, add_json_option, check_destination, json_destination, write_page
 from launch.runs.history import RunHistory, read_history
 
@@ -87,6 +89,8 @@ def show(args: argparse.Namespace, emit: Emit) -> int:
     for problem in history.problems:
         console.print(Text(f"note: {printable(problem)}"))
     console.print(figures_table(history))
+    if policy_prefix(history.metrics) is not None:
+        console.print(policy_text(history))
     if history.account is not None:
         console.print(time_table(history.account))
         parts = start_up_medians(history.account.processes)
@@ -140,6 +144,20 @@ def figures_table(history: RunHistory) -> Table:
     for what, value, note in headline(history):
         table.add_row(Text(printable(what)), Text(value), Text(note, style="dim"))
     return table
+
+
+def policy_text(history: RunHistory) -> Text:
+    """The faults of a policy's training, each with its numbers and remedies."""
+    findings = diagnose(policy_metrics(history.metrics))
+    if not findings:
+        return Text("policy: no known fault in its metrics")
+    lines = Text("policy:")
+    for finding in findings:
+        lines.append(
+            f"\n- {finding.symptom.name}, {finding.when}", style="bold" if finding.evidence.span.lasting else ""
+        )
+        lines.append(f": {finding.evidence.numbers}. {finding.symptom.advice}")
+    return lines
 
 
 def time_table(account: Account) -> Table:

@@ -8,9 +8,11 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from gpt.post_training.analysis.diagnosis import diagnose
 from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.goodput import NAMES, ProcessTime
 from gpt.telemetry.screen import human_count, human_duration
+from launch.reports.policy_health import fault_record, policy_metrics, policy_prefix
 from launch.runs.history import Event, RunHistory
 
 Meaning = Literal["fault", "warning", "restart", "checkpoint", "note"]
@@ -96,6 +98,7 @@ def headline(history: RunHistory) -> list[tuple[str, str, str]]:
         found.append(("loss", f"{loss:.4f}", f"median of the last {n_recent(history, 'loss')} logged steps"))
     for name, value in validation_losses(history).items():
         found.append((f"validation loss, {name}", f"{value:.4f}", "newest"))
+    found += policy_figures(history)
     if (speed := recent(history, "tokens_per_s")) is not None:
         found.append(("tokens/s", human_count(speed), "median of the same"))
     if (mfu := recent(history, "mfu")) is not None:
@@ -121,6 +124,17 @@ def validation_losses(history: RunHistory) -> dict[str, float]:
         for name, series in history.metrics.items()
         if name.startswith("validation/") and name.endswith("/loss")
     }
+
+
+def policy_figures(history: RunHistory) -> list[tuple[str, str, str]]:
+    """Reward, KL and length of a policy: the newest medians, and where they started."""
+    found = []
+    metrics = policy_metrics(history.metrics)
+    for name, what, unit in (("reward", "reward", ""), ("kl", "KL", "nats a response"), ("length", "length", "tokens")):
+        if (series := metrics.get(name)) is not None:
+            start = f"{series.start:.4g} at the start"
+            found.append((what, f"{series.recent:.4g}", f"{unit}; {start}" if unit else start))
+    return found
 
 
 def recent(history: RunHistory, name: str) -> float | None:
@@ -181,6 +195,8 @@ def as_json(history: RunHistory, *, now: float) -> dict[str, Any]:
         ],
         "problems": history.problems,
     }
+    if policy_prefix(history.metrics) is not None:
+        facts["policy_faults"] = [fault_record(found) for found in diagnose(policy_metrics(history.metrics))]
     if account is not None:
         facts |= {
             "goodput": account.goodput,
