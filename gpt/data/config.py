@@ -8,6 +8,8 @@ from typing import Literal
 from gpt.data.skipped import check_skip
 from gpt.errors import ConfigError
 
+SamplingName = Literal["window", "document", "packed"]
+
 
 @dataclass(frozen=True)
 class CorpusConfig:
@@ -22,7 +24,9 @@ class CorpusConfig:
     default."""
     streams: dict[str, str] = field(default_factory=dict)
     """Further token files by name, such as labels or a loss mask, with the same number of documents. A path is without
-    `.bin` or `.idx`. All corpora need the same names."""
+    `.bin` or `.idx`. All corpora need the same names, except for streams that the objective can do without."""
+    sampling: SamplingName | None = None
+    """How this corpus is cut into samples. `data.sampling` by default."""
 
     def __post_init__(self) -> None:
         for path in (self.path, *self.streams.values()):
@@ -47,9 +51,10 @@ class DataConfig:
     """Corpora to evaluate on, each separately."""
     seq_len: int
     """Tokens of a sample."""
-    sampling: Literal["window", "document"] = "window"
+    sampling: SamplingName = "window"
     """`window` cuts the concatenated documents into full sequences (GPT-3, appendix B). `document` makes each document
-    one sample, cut or padded to seq_len + 1 tokens."""
+    one sample, cut or padded to seq_len + 1 tokens. `packed` puts as many whole consecutive documents as fit into each
+    sample, and keeps attention and positions inside each; longer documents are cut."""
     document_mask: bool = False
     """Keep attention inside documents: positions restart at each, and no token is predicted from another document."""
     skip: tuple[tuple[int, ...], ...] = ()
@@ -60,13 +65,31 @@ class DataConfig:
         check_skip(self.skip)
         check_names([(corpus.name, corpus.path) for corpus in self.train], where="data.train")
         check_names([(corpus.name, corpus.path) for corpus in self.validation], where="data.validation")
-        self.check_streams(
-            (name for corpus in (*self.train, *self.validation) for name in corpus.streams),
+
+    def sampling_of(self, corpus: CorpusConfig) -> SamplingName:
+        """How a corpus is cut into samples."""
+        return self.sampling if corpus.sampling is None else corpus.sampling
+
+    def check_streams(self, required: Iterable[str], *, optional: Iterable[str] = ()) -> None:
+        """ConfigError if corpora lack streams of an objective.
+
+        Every corpus must have the `required` ones, and at least one of `train` each of the `optional` ones. All corpora
+        must have a stream that is in neither if one has it.
+        """
+        optional = set(optional)
+        self._check_all_have(required, rule="the objective of [objective] reads it from every corpus")
+        self._check_all_have(
+            (name for corpus in (*self.train, *self.validation) for name in corpus.streams if name not in optional),
             rule="all corpora of data.train and data.validation need the same streams",
         )
+        for name in sorted(optional):
+            if not any(name in corpus.streams for corpus in self.train):
+                raise ConfigError(
+                    f"data.train: no corpus has the stream '{name}', but the objective of [objective] needs it in at "
+                    f"least one. Add streams = {{ {name} = 'PATH' }} to one"
+                )
 
-    def check_streams(self, names: Iterable[str], *, rule: str) -> None:
-        """ConfigError if a corpus lacks one of these streams; `rule` says in the message why it needs them."""
+    def _check_all_have(self, names: Iterable[str], *, rule: str) -> None:
         wanted = sorted(set(names))
         for key, corpora in (("data.train", self.train), ("data.validation", self.validation)):
             for corpus in corpora:

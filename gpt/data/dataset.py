@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from gpt.data.config import CorpusConfig, DataConfig
 from gpt.data.order import Ints, make_order
-from gpt.data.sampling import CorpusFiles, Samples, Span, blank_samples, read_samples, sampling_of
+from gpt.data.sampling import CorpusFiles, Samples, blank_samples, read_samples
+from gpt.data.sampling_rules import Span, sampling_of
 from gpt.data.skipped import SkippedData
 from gpt.errors import ConfigError
 from gpt.token_files.files import TokenFile
@@ -54,8 +55,7 @@ class TrainingData:
         self.config, self.seed, self.vocab_size = config, seed, vocab_size
         self.seq_len = config.seq_len
         self.corpora = sorted(config.train, key=lambda corpus: corpus.name)
-        sampling = sampling_of(config)
-        self.files = [CorpusFiles(corpus, sampling) for corpus in self.corpora]
+        self.files = [CorpusFiles(corpus, sampling_of(config, corpus)) for corpus in self.corpora]
         self.n_samples = [files.n_samples for files in self.files]
         self.order = make_order(
             [corpus.name for corpus in self.corpora],
@@ -120,7 +120,7 @@ class ValidationData:
     def __init__(self, corpus: CorpusConfig, config: DataConfig, *, vocab_size: int) -> None:
         self.corpus, self.vocab_size = corpus, vocab_size
         self.seq_len, self.document_mask = config.seq_len, config.document_mask
-        self.files = CorpusFiles(corpus, sampling_of(config))
+        self.files = CorpusFiles(corpus, sampling_of(config, corpus))
         self.n_samples = self.files.n_samples
 
     def read(self, numbers: Sequence[int | None]) -> Samples:

@@ -14,7 +14,12 @@ _LABELS = {
     "document_mask": "data.document_mask",
 }
 _DEFAULTS = {"sampling": "window", "document_mask": False}  # left out of the record, as by earlier versions
-_CORPUS_LABELS = {"weight": "weight", "n_tokens": "number of tokens", "n_documents": "number of documents"}
+_CORPUS_LABELS = {
+    "weight": "weight",
+    "sampling": "sampling",
+    "n_tokens": "number of tokens",
+    "n_documents": "number of documents",
+}
 
 
 def fingerprint(data: TrainingData) -> dict[str, Any]:
@@ -31,6 +36,7 @@ def fingerprint(data: TrainingData) -> dict[str, Any]:
                 "weight": corpus.weight,
                 "n_tokens": files.tokens.n_tokens,
                 "n_documents": files.tokens.n_documents,
+                **({"sampling": corpus.sampling} if corpus.sampling is not None else {}),
                 **_streams(files),
             }
             for corpus, files in zip(data.corpora, data.files, strict=True)
@@ -50,7 +56,7 @@ def fingerprint_differences(saved: dict[str, Any], current: dict[str, Any]) -> l
     Any difference means that the resumed run would read samples twice or leave some out.
     """
     saved, current = {**_DEFAULTS, **saved}, {**_DEFAULTS, **current}
-    if saved["sampling"] == current["sampling"] == "document":  # samples are single documents: the mask is the same
+    if not _by_window(saved) and not _by_window(current):  # documents are kept apart in any case
         saved["document_mask"] = current["document_mask"]
     found = [
         f"{label} was {saved.get(key)} and is now {current.get(key)}"
@@ -68,6 +74,11 @@ def fingerprint_differences(saved: dict[str, Any], current: dict[str, Any]) -> l
                 found.append(f"the {label} of corpus '{name}' was {old} and is now {new}")
         found += _stream_differences(name, before[name].get("streams", {}), after[name].get("streams", {}))
     return found
+
+
+def _by_window(record: dict[str, Any]) -> bool:
+    """Whether any corpus of a record is cut into windows."""
+    return any(corpus.get("sampling", record["sampling"]) == "window" for corpus in record.get("corpora", []))
 
 
 def _stream_differences(corpus: str, before: dict[str, int], after: dict[str, int]) -> list[str]:

@@ -3,13 +3,13 @@
 The figures are the data order's own counts, so a run of as many samples reads exactly these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpt.data.config import check_names, check_seq_len, check_weight
 from gpt.data.order import make_order
-from gpt.data.sampling import SamplingRule, Windows, count_samples
+from gpt.data.sampling_rules import Windows, too_few_tokens
 from gpt.errors import ConfigError
 
 
@@ -19,7 +19,6 @@ class PlannedCorpus:
 
     name: str
     n_tokens: int
-    n_documents: int = 0  # needed if samples are documents
     weight: float = 1.0  # any positive scale, as in [data]
     stated_epochs: float | None = None  # as published, shown for comparison
 
@@ -83,27 +82,24 @@ def plan_mixture(
     *,
     seq_len: int,
     planned_tokens: int,
-    sampling: SamplingRule | None = None,
+    sizes: Mapping[str, int] | None = None,
     samples: int | None = None,
 ) -> MixturePlan:
     """Plan how a run of `planned_tokens` reads the corpora.
 
-    `samples`: the exact number of sequences, if the run has whole steps. `sampling`: windows if None. Time grows with
-    the number of corpora, not of tokens. ConfigError: no corpus, two of one name, or one without a sample.
+    `samples`: the exact number of sequences, if the run has whole steps. `sizes`: the samples of each corpus by name;
+    None: its windows. Time grows with the number of corpora, not of tokens. ConfigError: no corpus, two of one name, or
+    one without a sample.
     """
     if not corpora:
         raise ConfigError("there is no corpus in the mixture; give at least one")
     check_names([(corpus.name, corpus.name) for corpus in corpora], where="the mixture")
     samples = -(-planned_tokens // seq_len) if samples is None else samples
     in_order = sorted(corpora, key=lambda corpus: corpus.name)  # as TrainingData sorts them
-    rule = sampling or Windows(seq_len)
-    sizes = [
-        count_samples(rule, n_tokens=c.n_tokens, n_documents=c.n_documents, called=f"corpus '{c.name}'")
-        for c in in_order
-    ]
+    n_samples = [_windows(corpus, seq_len) if sizes is None else sizes[corpus.name] for corpus in in_order]
     names, weights = [corpus.name for corpus in in_order], [corpus.weight for corpus in in_order]
-    order = make_order(names, sizes=sizes, weights=weights, seed=0)  # the counts do not depend on the seed
-    counts = dict(zip(names, zip(order.counts(samples), sizes, strict=True), strict=True))
+    order = make_order(names, sizes=n_samples, weights=weights, seed=0)  # the counts do not depend on the seed
+    counts = dict(zip(names, zip(order.counts(samples), n_samples, strict=True), strict=True))
     total_weight = sum(corpus.weight for corpus in corpora)
     return MixturePlan(
         seq_len=seq_len,
@@ -117,6 +113,14 @@ def plan_mixture(
             for corpus in corpora
         ),
     )
+
+
+def _windows(corpus: PlannedCorpus, seq_len: int) -> int:
+    """The samples of a corpus by window. ConfigError if there is none."""
+    found = Windows(seq_len).count_in(corpus.n_tokens)
+    if found == 0:
+        raise too_few_tokens(f"corpus '{corpus.name}'", n_tokens=corpus.n_tokens, seq_len=seq_len)
+    return found
 
 
 def _row(

@@ -1,15 +1,16 @@
-"""Cut token files into samples by window or by document, and read samples. Needs no torch."""
+"""Open the token files of a corpus and read samples from them. Needs no torch."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt.data.config import CorpusConfig, DataConfig
+from gpt.data.sampling_rules import SamplingRule, Span, count_samples
 from gpt.errors import ConfigError
 from gpt.losses.marks import PADDING
 from gpt.token_files.checksums import DamagedTokens
@@ -17,7 +18,6 @@ from gpt.token_files.corpus import open_tokens
 from gpt.token_files.files import TokenFile
 
 Tokens = NDArray[np.int64]
-Span = tuple[int, int]  # first token, and one past the last, as positions in a file
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def stream(self, name: str, *, default: int) -> Tokens:
+        """A stream (n, seq_len + 1), with `default` in the rows of corpora that do not have it."""
+        if name not in self.streams:
+            return np.full_like(self.tokens, default)
+        return np.where(self.stream_lengths[name][:, None] > 0, self.streams[name], default)
+
 
 class DamagedSamples(DamagedTokens):
     """Samples that cannot be read: `rows` of the request, each with the reason."""
@@ -49,90 +55,20 @@ class DamagedSamples(DamagedTokens):
         self.exit_status = next(iter(rows.values())).exit_status
 
 
-class SamplingRule(Protocol):
-    """A rule that numbers the samples of a token file. The data order knows samples by number only."""
-
-    @property
-    def seq_len(self) -> int: ...
-
-    def count(self, *, n_tokens: int, n_documents: int) -> int:
-        """The samples in a stream of so many tokens and documents."""
-        ...
-
-    def span(self, file: TokenFile, sample: int) -> Span:
-        """The tokens of a sample, at most seq_len + 1."""
-        ...
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Sample i is window i of the token stream: seq_len + 1 tokens, of which neighbours share one.
-
-    Windows do not stop at the ends of documents (GPT-3, appendix B: full sequences, documents packed).
-    """
-
-    seq_len: int
-
-    def count(self, *, n_tokens: int, n_documents: int) -> int:
-        """Whole windows. The last n_tokens - 1 - count * seq_len tokens are in none."""
-        return max(0, (n_tokens - 1) // self.seq_len)
-
-    def span(self, file: TokenFile, sample: int) -> Span:
-        start = sample * self.seq_len
-        return start, start + self.seq_len + 1
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Sample i is document i, cut after seq_len + 1 tokens."""
-
-    seq_len: int
-
-    def count(self, *, n_tokens: int, n_documents: int) -> int:
-        return n_documents
-
-    def span(self, file: TokenFile, sample: int) -> Span:
-        start = file.document_start(sample)
-        return start, min(start + self.seq_len + 1, file.document_start(sample + 1))
-
-
-def sampling_of(config: DataConfig) -> SamplingRule:
-    """The rule of `data.sampling`."""
-    return Documents(config.seq_len) if config.sampling == "document" else Windows(config.seq_len)
-
-
-def count_samples(sampling: SamplingRule, *, n_tokens: int, n_documents: int, called: str) -> int:
-    """The samples of a corpus. ConfigError if there is none; `called` names the corpus in it."""
-    n_samples = sampling.count(n_tokens=n_tokens, n_documents=n_documents)
-    if n_samples == 0 and isinstance(sampling, Documents):
-        raise ConfigError(
-            f"{called} has no documents, but data.sampling = 'document' makes one sample of each; add documents to the "
-            "corpus, leave it out, or use data.sampling = 'window'"
-        )
-    if n_samples == 0:
-        raise ConfigError(
-            f"{called} has {n_tokens:,} tokens, but one sample of seq_len = {sampling.seq_len:,} needs "
-            f"{sampling.seq_len + 1:,}; add documents to the corpus, leave it out, or lower seq_len"
-        )
-    return n_samples
-
-
 class CorpusFiles:
     """The token files of one corpus: its tokens and its streams, which must have the same documents.
 
-    ConfigError: what TokenFile finds wrong, and streams that do not match. Windows also need documents of the same
-    lengths in all streams, so that one span fits all; this is checked for each window that is read.
+    ConfigError: what TokenFile finds wrong, and streams that do not match. Unless samples are single documents, streams
+    also need documents of the same lengths, so that one span fits all; this is checked for each sample that is read.
     """
 
     def __init__(self, corpus: CorpusConfig, sampling: SamplingRule) -> None:
         self.name = corpus.name
-        self.sampling = sampling
         self.tokens = open_tokens(Path(corpus.path))
         self.streams = {name: TokenFile(Path(path)) for name, path in corpus.streams.items()}
-        by_window = isinstance(sampling, Windows)
         for name, stream in self.streams.items():
             kinds = [("documents", stream.n_documents, self.tokens.n_documents)]
-            if by_window:
+            if sampling.one_span:
                 kinds.append(("tokens", stream.n_tokens, self.tokens.n_tokens))
             for kind, found, wanted in kinds:
                 if found != wanted:
@@ -140,12 +76,8 @@ class CorpusFiles:
                         f"corpus '{corpus.name}', stream '{name}': {stream.prefix}.idx has {found:,} {kind}, but "
                         f"{self.tokens.prefix}.idx has {wanted:,}; write both from the same documents"
                     )
-        self.n_samples = count_samples(
-            sampling,
-            n_tokens=self.tokens.n_tokens,
-            n_documents=self.tokens.n_documents,
-            called=f"{self.tokens.prefix}.bin",
-        )
+        self.sampling = sampling.of(self.tokens)
+        self.n_samples = count_samples(self.sampling, self.tokens)
 
     def span(self, sample: int) -> Span:
         return self.sampling.span(self.tokens, sample)
@@ -162,7 +94,7 @@ class CorpusFiles:
         parts = {}
         for name, stream in self.streams.items():
             start, stop = self.sampling.span(stream, sample)
-            if isinstance(self.sampling, Windows) and stream.borders(start, stop) != self.tokens.borders(start, stop):
+            if self.sampling.one_span and stream.borders(start, stop) != self.tokens.borders(start, stop):
                 raise ConfigError(
                     f"corpus '{self.name}', stream '{name}': its documents begin elsewhere than those of "
                     f"{self.tokens.prefix}.bin in tokens {start:,} to {stop:,}; write both from the same documents"
@@ -181,7 +113,8 @@ def read_samples(
 ) -> Samples:
     """The samples (corpus, number), in order; None leaves a row blank. `corpora`: all that samples may come from.
 
-    They have `segment_ids` if `segments` asks for them or if samples may be short.
+    They have `segment_ids` if `segments` asks for them or if samples may be short. A full window has one segment unless
+    `segments` asks for its documents.
 
     DamagedSamples: parts of the files are not what was written. ConfigError: a token id outside the vocabulary.
     """
@@ -196,9 +129,7 @@ def read_samples(
             start, stop = corpus.span(sample)
             tokens[row, : stop - start] = corpus.tokens.read(start, stop)
             if segment_ids is not None:
-                marks = np.zeros(stop - start, dtype=np.int64)
-                marks[[border - start for border in corpus.tokens.borders(start, stop)]] = 1
-                segment_ids[row, : stop - start] = marks.cumsum()
+                segment_ids[row, : stop - start] = _segment_ids(corpus, start, stop, apart=segments)
             for name, values in corpus.read_streams(sample).items():
                 samples.streams[name][row, : len(values)] = values
                 samples.stream_lengths[name][row] = len(values)
@@ -210,10 +141,18 @@ def read_samples(
     return samples
 
 
+def _segment_ids(corpus: CorpusFiles, start: int, stop: int, *, apart: bool) -> Tokens:
+    """The number of each token's document within the sample; all 0 in a window whose documents are not kept apart."""
+    marks = np.zeros(stop - start, dtype=np.int64)
+    if apart or corpus.sampling.may_be_short:
+        marks[[border - start for border in corpus.tokens.borders(start, stop)]] = 1
+    return marks.cumsum()
+
+
 def blank_samples(n: int, corpora: Sequence[CorpusFiles], *, seq_len: int, segments: bool) -> Samples:
     """n samples of these corpora's shape with nothing in them; `segments` as for `read_samples`."""
     shape = (n, seq_len + 1)
-    segments = segments or any(not isinstance(corpus.sampling, Windows) for corpus in corpora)
+    segments = segments or any(corpus.sampling.may_be_short for corpus in corpora)
     names = dict.fromkeys(name for corpus in corpora for name in corpus.streams)
     return Samples(
         np.zeros(shape, dtype=np.int64),
@@ -229,7 +168,7 @@ def made_up_samples(n: int, config: DataConfig) -> Samples:
     All ids are 0, in the tokens and in every stream. Each sample is one document.
     """
     shape = (n, config.seq_len + 1)
-    segments = config.document_mask or config.sampling == "document"
+    segments = config.document_mask or any(config.sampling_of(corpus) != "window" for corpus in config.train)
     names = dict.fromkeys(name for corpus in config.train for name in corpus.streams)
     return Samples(
         np.zeros(shape, dtype=np.int64),

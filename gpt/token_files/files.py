@@ -188,6 +188,12 @@ class TokenFile:
             document - self._document_starts[number]
         )
 
+    def document_starts(self) -> npt.NDArray[np.int64]:
+        """Return the position of each document's first token, and the end, (n_documents + 1,). Reads all of it."""
+        firsts = self._token_starts[:-1]
+        parts = [first + shard.document_starts()[:-1] for first, shard in zip(firsts, self._shards, strict=True)]
+        return np.concatenate([*parts, np.array([self.n_tokens], dtype=np.int64)])
+
     def borders(self, start: int, stop: int) -> list[int]:
         """The positions from start + 1 to stop - 1 at which a document begins, rising; empty documents count once."""
         found: list[int] = []

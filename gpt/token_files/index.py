@@ -103,6 +103,22 @@ class Shard:
             raise self._misplaced(document)
         return position
 
+    def document_starts(self) -> npt.NDArray[np.int64]:
+        """Return the position of each document's first token, and the end, (n_documents + 1,). Reads the whole index.
+
+        DamagedTokens: a checksum differs, or the positions do not rise within the file.
+        """
+        self._check_index(self._lengths_end, len(self._index))
+        documents, n_sequences = self._documents, len(self._pointers)
+        starts = np.append(self._pointers // self.dtype.itemsize, self.n_tokens)
+        misplaced = (documents < 0) | (documents > n_sequences)
+        if not misplaced.any():
+            starts = starts[documents].astype(np.int64)
+            misplaced[:-1] = (starts[1:] < starts[:-1]) | (starts[:-1] < 0)
+        if misplaced.any():
+            raise self._misplaced(int(misplaced.argmax()))
+        return starts
+
     def _misplaced(self, document: int) -> DamagedTokens:
         return DamagedTokens(f"{self.prefix}.idx: document {document:,} does not begin in the file: it is damaged")
 

@@ -30,6 +30,12 @@ class Objective(Protocol):
         """The streams that `batch` reads. Every corpus of a run must have them."""
         ...
 
+    @property
+    def optional_streams(self) -> tuple[str, ...]:
+        """Further streams that `batch` reads, with a default for corpora without them. At least one corpus to train on
+        must have each."""
+        ...
+
     def batch(self, samples: Samples) -> Batch:
         """The batch that a few samples make, one row a sample, on the CPU. All batches of a run have one shape."""
         ...
@@ -67,6 +73,7 @@ class NextToken:
 
     z_loss: float = 0.0
     streams: ClassVar[tuple[str, ...]] = ()
+    optional_streams: ClassVar[tuple[str, ...]] = ()
 
     def batch(self, samples: Samples) -> Batch:
         """Inputs (n, t) and targets, one position further. Nothing is predicted across two documents that are kept

@@ -107,13 +107,13 @@ def _steps(table: dict[str, Any], key: str, value: Any) -> int:
 
 
 def _epochs(table: dict[str, Any], value: Any) -> int:
-    from gpt.data.sampling import CorpusFiles, sampling_of  # not needed by the recipes that count tokens
+    from gpt.data.sampling import CorpusFiles  # not needed by the recipes that count tokens
+    from gpt.data.sampling_rules import sampling_of
 
     epochs: float = convert(float, value, where=EPOCHS)
     if not 0 < epochs < float("inf"):
         raise ConfigError(f"{EPOCHS} = {epochs:g} is invalid: must be a number above 0")
     data = build(DataConfig, table.get("data", {}), where="data")
-    sampling = sampling_of(data)
     with naming_the_maker():
-        samples = sum(CorpusFiles(corpus, sampling).n_samples for corpus in data.train)
+        samples = sum(CorpusFiles(corpus, sampling_of(data, corpus)).n_samples for corpus in data.train)
     return max(1, round(epochs * samples)) * data.seq_len

@@ -184,6 +184,13 @@ def describe(hint: Any) -> str:
     return names.get(hint, "a table")
 
 
+def without_none(value: Any) -> Any:
+    """A value from JSON without the keys of its tables that hold None, which TOML cannot say."""
+    if isinstance(value, dict):
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    return [without_none(item) for item in value] if isinstance(value, list) else value
+
+
 def _read_value(text: str, dotted: str) -> Any:
     try:
         return _shallow(tomllib.loads(f"value = {text}"))["value"]

@@ -17,7 +17,7 @@ from gpt.training.schedule import ScheduleConfig
 from launch.config.defaults import Resolved, resolve
 from launch.config.lengths import without_replaced
 from launch.config.objectives import DEFAULT, OBJECTIVES
-from launch.config.recipe import MissingKeys, apply_overrides, build, find_recipe, read_toml
+from launch.config.recipe import MissingKeys, apply_overrides, build, find_recipe, read_toml, without_none
 from parallel.engines.capabilities import check_engine, check_installed
 from parallel.health.config import HealthConfig
 from parallel.layout.config import BatchConfig, ParallelConfig
@@ -134,7 +134,7 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
 
 def from_dict(table: dict[str, Any]) -> RunConfig:
     """The configuration from the tables that `as_dict` returned."""
-    return build(RunConfig, _without_none(table), where="")
+    return build(RunConfig, without_none(table), where="")
 
 
 def with_defaults(table: dict[str, Any]) -> dict[str, Any]:
@@ -163,9 +163,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value

@@ -19,7 +19,7 @@ from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.parameter_shapes import check_layer_count, parameter_shapes
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
-from launch.config.recipe import build
+from launch.config.recipe import build, without_none
 from parallel.checkpoint.find import find_latest
 from parallel.checkpoint.folders import list_checkpoints, list_unusable, step_of
 from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
@@ -207,7 +207,7 @@ def section(cls: type[T], config: dict[str, Any], name: str) -> T:
     table = config.get(name)
     if not isinstance(table, dict):
         raise ConfigError(f"the configuration in the checkpoint has no section [{name}]")
-    return build(cls, {key: value for key, value in table.items() if value is not None}, where=name)
+    return build(cls, without_none(table), where=name)
 
 
 def _check_weights(checkpoint: Checkpoint, config: ModelConfig) -> None:

@@ -107,7 +107,7 @@ def check_objective(config: RunConfig) -> None:
     model that does not predict tokens.
     """
     objective = build_objective(config)
-    config.data.check_streams(objective.streams, rule="the objective of [objective] reads it from every corpus")
+    config.data.check_streams(objective.streams, optional=objective.optional_streams)
     check_patterns(parameter_names(config.model, objective), config.optimizer)
     predicts_tokens = _predicts_tokens(config, objective)
     for key in ("sample_every_tokens", "few_shot_every_tokens"):
@@ -172,7 +172,7 @@ def open_data(config: RunConfig) -> tuple[TrainingData, dict[str, ValidationData
         validation = {
             corpus.name: ValidationData(corpus, config.data, vocab_size=vocab_size) for corpus in config.data.validation
         }
-    if config.data.sampling == "document" and _predicts_tokens(config, build_objective(config)):
+    if _predicts_tokens(config, build_objective(config)):
         for files in (*data.files, *(corpus.files for corpus in validation.values())):
             _check_lengths(files)
     return data, validation
@@ -181,10 +181,10 @@ def open_data(config: RunConfig) -> tuple[TrainingData, dict[str, ValidationData
 def _check_lengths(files: CorpusFiles) -> None:
     """Refuse documents too short to predict a token. It compares totals, since reading all lengths may take hours."""
     n_tokens, n_documents = files.tokens.n_tokens, files.tokens.n_documents
-    if n_tokens <= n_documents:
+    if files.sampling.may_be_short and n_tokens <= n_documents:
         raise ConfigError(
             f"corpus '{files.name}': {n_tokens:,} tokens in {n_documents:,} documents are invalid for data.sampling = "
-            f"'document': a document needs at least 2 tokens to predict one. Use data.sampling = 'window'"
+            f"'document' or 'packed': a document needs at least 2 tokens to predict one. Use data.sampling = 'window'"
         )
 
 

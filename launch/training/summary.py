@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from gpt.data.dataset import TrainingData
+from gpt.data.sampling_rules import PackedDocuments
 from gpt.files.atomic import replace_file
 from gpt.files.regular import read_bytes
 from gpt.telemetry.goodput import Account
@@ -49,6 +50,7 @@ def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.devic
         describe_learning_rate(config),
         *([] if run.peak_flops_per_s else [missing_peak(device)]),
         *describe_checks(data),
+        *describe_packing(data),
         f"training: {run.steps:,} steps = {run.batch.tokens_seen(run.steps):,} tokens (train.total_tokens = "
         f"{config.train.total_tokens:,}, in whole steps); epochs: {mixed}",
     ]
@@ -63,6 +65,22 @@ def describe_checks(data: TrainingData) -> list[str]:
         f"data: damage of {', '.join(unchecked)} would not be noticed, since there are no checksums; `triaxial prepare "
         f"checksum {unchecked[0]}` makes them"
     ]
+
+
+def describe_packing(data: TrainingData) -> list[str]:
+    """Say how full packed samples are and how many documents are cut, for each corpus that is packed."""
+    lines = []
+    for files in data.files:
+        if not isinstance(files.sampling, PackedDocuments):
+            continue
+        room, n_documents, n_cut = data.seq_len + 1, files.tokens.n_documents, files.sampling.n_cut
+        held = sum(stop - start for start, stop in map(files.span, range(min(files.n_samples, 10_000))))
+        full = held / (min(files.n_samples, 10_000) * room)
+        lines.append(
+            f"packing: {n_documents:,} documents of corpus '{files.name}' in {files.n_samples:,} samples, {full:.0%} "
+            f"full; {n_cut:,} documents are longer than {room:,} tokens and are cut"
+        )
+    return lines
 
 
 def describe_ramp(batch: BatchRamp) -> list[str]:

@@ -6,6 +6,7 @@ parallel/engines/capabilities.py has the rules for single keys.
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from gpt.data.config import DataConfig
 from gpt.errors import ConfigError, nearest_divisors
 from gpt.model.config import ModelConfig
 from gpt.training.optimizer import OptimizerConfig, decay_and_scale
@@ -13,17 +14,29 @@ from parallel.layout.config import ParallelConfig
 
 
 def check_relations(recipe: Mapping[str, Any]) -> None:
-    """ConfigError: the sections `model`, `parallel` and `optimizer`, where they are given, do not fit Megatron-core.
+    """ConfigError: the sections `model`, `parallel`, `optimizer` and `data`, where given, do not fit Megatron-core.
 
     Imports nothing of Megatron.
     """
     model, parallel, optimizer = (recipe.get(name) for name in ("model", "parallel", "optimizer"))
+    if isinstance(data := recipe.get("data"), DataConfig):
+        _check_corpora(data)
     if isinstance(model, ModelConfig):
         _check_model(model)
         if isinstance(parallel, ParallelConfig):
             _check_shares(model, parallel)
         if isinstance(optimizer, OptimizerConfig):
             _check_groups(model, optimizer)
+
+
+def _check_corpora(data: DataConfig) -> None:
+    for corpus in (*data.train, *data.validation):
+        if data.sampling_of(corpus) != "window":
+            _refuse(
+                f"sampling = '{corpus.sampling}' of corpus '{corpus.name}'",
+                "Megatron's attention is causal over the whole sequence",
+                "sampling = 'window'",
+            )
 
 
 def _check_model(model: ModelConfig) -> None:

@@ -39,7 +39,7 @@ def about(path: Path) -> dict[str, object]:
 
 
 def read(folder: Path) -> None:
-    """As `triaxial train` and the audits read a corpus: by window and by document."""
+    """As `triaxial train` and the audits read a corpus, by each rule of sampling."""
     prefix = folder / "train"
     check_tokenizer(prefix, path=Path("x.model"), fingerprint="f" * 64)
     tokens = open_tokens(prefix)
@@ -48,7 +48,7 @@ def read(folder: Path) -> None:
         document, _ = tokens.document_at(position)
         tokens.document_start(document + 1)
     tokens.borders(0, tokens.n_tokens)
-    for sampling in ("window", "document"):
+    for sampling in ("window", "document", "packed"):
         words = {"tokenizer": "x.model", "seq_len": 16, "sampling": sampling, "document_mask": True}
         data = TrainingData(data_config(folder, words), seed=1, vocab_size=300)
         data.read(np.arange(8))

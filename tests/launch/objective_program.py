@@ -61,6 +61,7 @@ class TokensOnly(torch.nn.Module):
 
 class Classify:
     streams = ("label", "mask")
+    optional_streams = ()
 
     def batch(self, samples):
         tokens = torch.from_numpy(samples.tokens)[:, :-1].contiguous()

@@ -8,7 +8,6 @@ from rich.table import Table
 
 from gpt.data.dataset import TrainingData
 from gpt.data.mixture import MixtureConfig, MixturePlan, PlannedCorpus, plan_mixture
-from gpt.data.sampling import sampling_of
 from gpt.errors import ConfigError
 from gpt.telemetry.screen import human_count
 from launch.config.corpora import naming_the_maker
@@ -58,18 +57,13 @@ def plan_of_run(config: RunConfig) -> MixturePlan:
     with naming_the_maker():
         data = TrainingData(config.data, seed=config.run.seed, vocab_size=config.model.vocab_size)
     corpora = [
-        PlannedCorpus(
-            name=corpus.name,
-            n_tokens=files.tokens.n_tokens,
-            n_documents=files.tokens.n_documents,
-            weight=corpus.weight,
-        )
+        PlannedCorpus(name=corpus.name, n_tokens=files.tokens.n_tokens, weight=corpus.weight)
         for corpus, files in zip(data.corpora, data.files, strict=True)
     ]
     return plan_mixture(
         corpora,
         seq_len=seq_len,
-        sampling=sampling_of(config.data),
+        sizes={files.name: files.n_samples for files in data.files},
         planned_tokens=config.train.total_tokens,
         samples=batch.tokens_seen(config.train.steps(batch)) // seq_len,
     )

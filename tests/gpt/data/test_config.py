@@ -51,6 +51,19 @@ def test_all_corpora_must_have_the_same_streams(train: Any, validation: Any, mes
         "train": [{"path": f"t{i}", **more} for i, more in enumerate(train)],
         "validation": [{"path": f"v{i}", **more} for i, more in enumerate(validation)],
     }
+    config = build(DataConfig, table, where="data")
     with pytest.raises(ConfigError, match=message) as error:
-        build(DataConfig, table, where="data")
+        config.check_streams(())
     assert "\n" not in str(error.value)
+
+
+def test_a_stream_that_the_objective_can_do_without_must_be_in_one_corpus_to_train_on() -> None:
+    table = {"tokenizer": "t.model", "seq_len": 64, "train": [{"path": "a"} | LABEL, {"path": "b"}]}
+    build(DataConfig, table, where="data").check_streams((), optional=("label",))
+    table |= {"train": [{"path": "a"}], "validation": [{"path": "v"} | LABEL]}
+    with pytest.raises(ConfigError, match=r"data\.train: no corpus has the stream 'label', but the objective of"):
+        build(DataConfig, table, where="data").check_streams((), optional=("label",))
+    with pytest.raises(
+        ConfigError, match=r"corpus 'a' has no stream 'label', but the objective of \[objective\] reads"
+    ):
+        build(DataConfig, table, where="data").check_streams(("label",))

@@ -12,15 +12,12 @@ from gpt.data.dataset import TrainingData, ValidationData
 from gpt.data.sampling import (
     CorpusFiles,
     DamagedSamples,
-    Documents,
     Samples,
-    Windows,
     blank_samples,
-    count_samples,
     made_up_samples,
     read_samples,
-    sampling_of,
 )
+from gpt.data.sampling_rules import Documents, PackedDocuments, Windows
 from gpt.errors import ConfigError
 from gpt.losses.marks import PADDING
 from gpt.token_files.files import TokenFileWriter
@@ -90,7 +87,7 @@ def test_a_blank_row_holds_nothing(path: str) -> None:
 
 def test_made_up_samples_have_the_shape_of_real_ones(tmp_path: Path) -> None:
     """No file is opened. All positions are in one document, so attention is not skipped as it is in padding."""
-    for sampling, document_mask in (("window", False), ("window", True), ("document", False)):
+    for sampling, document_mask in (("window", False), ("window", True), ("document", False), ("packed", False)):
         corpus = CorpusConfig(write(tmp_path / "tokens", LENGTHS), streams={"mask": write(tmp_path / "mask", LENGTHS)})
         config = DataConfig(
             tokenizer="none", train=(corpus,), seq_len=SEQ_LEN, sampling=sampling, document_mask=document_mask
@@ -170,13 +167,57 @@ def test_a_corpus_without_a_sample_says_why(tmp_path: Path) -> None:
     empty = write(tmp_path / "empty", [])
     with pytest.raises(ConfigError, match=r"empty\.bin has no documents"):
         CorpusFiles(CorpusConfig(empty), Documents(SEQ_LEN))
-    with pytest.raises(ConfigError, match=r"corpus 'a' has no documents"):
-        count_samples(Documents(SEQ_LEN), n_tokens=100, n_documents=0, called="corpus 'a'")
+    with pytest.raises(ConfigError, match=r"empty\.bin has no documents"):
+        CorpusFiles(CorpusConfig(empty), PackedDocuments(SEQ_LEN))
 
 
-def test_the_recipe_chooses_the_rule() -> None:
-    for sampling, rule in (("window", Windows(SEQ_LEN)), ("document", Documents(SEQ_LEN))):
-        assert sampling_of(DataConfig(tokenizer="none", train=(), seq_len=SEQ_LEN, sampling=sampling)) == rule
+# --- documents packed whole
+
+
+def test_packed_samples_hold_whole_documents(path: str) -> None:
+    """Of lengths 3, 7, 0, 1, 5, 4, in samples of 5 tokens: 7 is cut, and 1 does not fit with 5."""
+    files = CorpusFiles(CorpusConfig(path), PackedDocuments(SEQ_LEN))
+    samples = read(files, list(range(files.n_samples)))
+    assert samples.segment_ids is not None
+    tokens = [row[ids != PADDING].tolist() for row, ids in zip(samples.tokens, samples.segment_ids, strict=True)]
+    assert tokens == [[0, 1, 2], [3, 4, 5, 6, 7], [10], [11, 12, 13, 14, 15], [16, 17, 18, 19]]
+    assert isinstance(files.sampling, PackedDocuments)
+    assert files.sampling.n_cut == 1
+
+
+def test_packed_documents_are_numbered_and_streams_follow(tmp_path: Path) -> None:
+    lengths = [2, 1, 0, 2, 3]
+    stream = write(tmp_path / "mask", lengths, first_id=100)
+    corpus = CorpusConfig(write(tmp_path / "tokens", lengths), streams={"mask": stream})
+    samples = read(CorpusFiles(corpus, PackedDocuments(SEQ_LEN)), [0, None, 1])
+    assert samples.segment_ids is not None
+    assert samples.segment_ids.tolist() == [[0, 0, 1, 2, 2], [PADDING] * 5, [0, 0, 0, PADDING, PADDING]]
+    assert samples.streams["mask"].tolist() == [[100, 101, 102, 103, 104], [0] * 5, [105, 106, 107, 0, 0]]
+    assert samples.stream_lengths["mask"].tolist() == [5, 0, 3]
+
+
+def test_a_stream_of_packed_documents_with_other_lengths_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stream 'mask': .*mask\.idx has 21 tokens, but .*tokens\.idx has 20"):
+        with_streams(tmp_path, PackedDocuments(SEQ_LEN), mask=[*LENGTHS[:-1], 5])
+    files = with_streams(tmp_path, PackedDocuments(SEQ_LEN), mask=[3, 7, 0, 2, 4, 4])
+    with pytest.raises(ConfigError, match=r"corpus 'tokens', stream 'mask': its documents begin elsewhere"):
+        read(files, list(range(files.n_samples)))
+
+
+def test_windows_next_to_packed_documents_stay_whole(tmp_path: Path) -> None:
+    """Their documents are kept apart only if `data.document_mask` asks for it."""
+    windows = CorpusFiles(CorpusConfig(write(tmp_path / "text", LENGTHS)), Windows(SEQ_LEN))
+    packed = CorpusFiles(CorpusConfig(write(tmp_path / "talk", [2, 3])), PackedDocuments(SEQ_LEN))
+    for segments, of_window in ((False, [0, 0, 0, 0, 0]), (True, [0, 0, 0, 1, 1])):
+        samples = read_samples(
+            [(windows, 0), (packed, 0)],
+            corpora=[windows, packed],
+            seq_len=SEQ_LEN,
+            vocab_size=1000,
+            segments=segments,
+        )
+        assert samples.segment_ids is not None
+        assert samples.segment_ids.tolist() == [of_window, [0, 0, 1, 1, 1]]
 
 
 # --- damaged files

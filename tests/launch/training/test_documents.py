@@ -20,7 +20,7 @@ def values(run, key):
     return [line[key] for line in lines if key in line]
 
 
-@pytest.fixture(scope="module", params=["window", "document"])
+@pytest.fixture(scope="module", params=["window", "document", "packed"])
 def trained(request, tiny_corpus, tmp_path_factory):
     run = tmp_path_factory.mktemp(request.param) / "run"
     words = [tiny_corpus.recipe, "--run.directory", run, "--data.sampling", request.param, *SHORT]
@@ -39,10 +39,10 @@ def test_evaluate_finds_the_loss_that_training_logged(trained):
 
 
 def test_another_rule_for_documents_is_refused_on_resume(trained, capfd):
-    """Samples by document are the same with and without `document_mask`, so it may change."""
+    """Samples of whole documents are the same with and without `document_mask`, so it may change."""
     _, words = trained
     status, said = triaxial("train", *words, "--data.document_mask", "false"), capfd.readouterr().err
-    if "document" in words:
+    if "window" not in words:
         assert status == 0, said
         return
     assert status == 2
@@ -57,12 +57,21 @@ def test_tensor_2_follows_the_same_losses(trained, tmp_path):
     assert values(tmp_path / "two", "loss") == pytest.approx(values(run, "loss"), rel=1e-5)
 
 
+def test_packing_is_described(trained, capfd):
+    """`triaxial train` with nothing left to train prints the description again."""
+    _, words = trained
+    assert triaxial("train", *words) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert ("documents are longer than" in said) == ("packed" in words)
+    assert ("documents of corpus 'train' in" in said) == ("packed" in words)
+
+
 def test_audit_shows_where_samples_begin(trained, capfd):
     run, words = trained
     assert triaxial("data", "audit", run, "--step", "1", "--json") == 0
     parts = [json.loads(line)["documents"] for line in capfd.readouterr().out.splitlines()]
-    whole = all(len(documents) == 1 and documents[0]["offset_tokens"] == 0 for documents in parts)
-    assert whole == ("document" in words)
+    assert "document" not in words or all(len(documents) == 1 for documents in parts)
+    assert all(documents[0]["offset_tokens"] == 0 for documents in parts) == ("window" not in words)
 
 
 def test_a_stream_with_other_documents_is_refused_in_one_line(tiny_corpus, tmp_path, capfd):
