@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from gpt.data.dataset import TrainingData
-from gpt.data.sampling import CorpusFiles, Span
+from gpt.data.sampling import CorpusFiles
+from gpt.data.sampling_rules import Span
 
 
 def positions_reading(data: TrainingData, corpus: str, document: int, *, n_positions: int) -> list[int]:
