@@ -28,6 +28,7 @@ def build_stage(
     objective: Objective,
     loss: Loss,
     optimizer: OptimizerConfig | None,
+    residual_dropout: float = 0.0,
 ) -> ModelStage:
     """Stage `index` of the pipeline. Its parameters are allocated on the mesh's device (on the host if offloaded) and
     not yet filled; what `optimizer` freezes, or everything without one, needs no gradient.
@@ -36,7 +37,14 @@ def build_stage(
     hooks come last.
     """
     stage = build_unsharded_stage(
-        config, parallel, mesh, index=index, objective=objective, loss=loss, optimizer=optimizer
+        config,
+        parallel,
+        mesh,
+        index=index,
+        objective=objective,
+        loss=loss,
+        optimizer=optimizer,
+        residual_dropout=residual_dropout,
     )
     apply_data_parallel(stage, parallel, mesh)
     stage.to_empty(device=torch.device("cpu") if parallel.offload else mesh.device)
@@ -52,6 +60,7 @@ def build_unsharded_stage(
     objective: Objective,
     loss: Loss,
     optimizer: OptimizerConfig | None,
+    residual_dropout: float = 0.0,
 ) -> ModelStage:
     """Stage `index` without a data axis, on the meta device: as for `build_stage`, for an engine with its own."""
     layout = mesh.layout
@@ -64,8 +73,13 @@ def build_unsharded_stage(
         allow_asynchronous(mesh.tensor)
     for name, block in model.blocks.items():
         model.blocks[name] = wrap_block(block, config, parallel)
-    tensor = mesh.tensor if layout.tensor > 1 else None
-    return ModelStage(model, loss, attention_mask=objective.attention_mask, tensor=tensor)
+    return ModelStage(
+        model,
+        loss,
+        attention_mask=objective.attention_mask,
+        tensor=mesh.tensor if layout.tensor > 1 else None,
+        residual_dropout=residual_dropout,
+    )
 
 
 def build_inference_stage(config: ModelConfig, mesh: Mesh, *, index: int, dtype: torch.dtype) -> ModelStage:

@@ -20,7 +20,8 @@ class Batch:
     next-token prediction (n, t) int64 with IGNORE where nothing is learnt. `loss_mask` (n, t) bool, False where the
     loss does not count. `positions` (n, t) int64, counted from 0 in each row if absent. `segment_ids` (n, t) int64:
     attention stays within equal ids, and no id may come back in a row after another; PADDING, which may, marks
-    positions that hold nothing. `extra`: further tensors for the loss.
+    positions that hold nothing. `row_keys` (n,) int32: from them dropout draws its masks; absent, nothing is dropped.
+    `extra`: further tensors for the loss.
     """
 
     inputs: Tensor
@@ -28,6 +29,7 @@ class Batch:
     loss_mask: Tensor | None = None
     positions: Tensor | None = None
     segment_ids: Tensor | None = None
+    row_keys: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=lambda: NO_EXTRA)
 
     def __len__(self) -> int:
@@ -41,6 +43,7 @@ class Batch:
             "loss_mask": self.loss_mask,
             "positions": self.positions,
             "segment_ids": self.segment_ids,
+            "row_keys": self.row_keys,
         }
         extra = {f"{_EXTRA}{name}": tensor for name, tensor in self.extra.items()}
         return {name: tensor for name, tensor in named.items() if tensor is not None} | extra

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from gpt.model.attention import Mask, attend
 from gpt.model.config import ModelConfig
+from gpt.model.dropout import BlockDropout, ResidualDropout
 from gpt.model.heads import VocabularyHead
 from gpt.model.rope import Angles, angles_of, rotate
 
@@ -122,10 +123,12 @@ class Block(nn.Module):
         angles: Angles | None = None,
         mask: Mask = None,
         cache: LayerCache | None = None,
+        dropout: BlockDropout | None = None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), angles, mask, cache)
-        y: Tensor = x + self.mlp(self.mlp_norm(x))
-        return y
+        attended: Tensor = self.attention(self.attention_norm(x), angles, mask, cache)
+        x = x + (attended if dropout is None else dropout(attended, 0))
+        y: Tensor = self.mlp(self.mlp_norm(x))
+        return x + (y if dropout is None else dropout(y, 1))
 
 
 class GPT(nn.Module):
@@ -180,6 +183,7 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         mask: Mask = None,
         cache: Mapping[str, LayerCache] | None = None,
+        dropout: ResidualDropout | None = None,
     ) -> Tensor:
         """The last residual stream (b, t, d), normalised if this part has the model's end.
 
@@ -190,7 +194,8 @@ class GPT(nn.Module):
         if self.embed is not None:
             x = self.embed(x, positions)
         for name, block in self.blocks.items():
-            x = block(x, angles, mask, None if cache is None else cache[name])
+            of_layer = None if dropout is None else dropout.of_layer(int(name))
+            x = block(x, angles, mask, None if cache is None else cache[name], of_layer)
         return x if self.norm is None else self.norm(x)
 
     def forward(

@@ -6,7 +6,7 @@ or the run ends.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,6 +15,7 @@ from gpt.data.order import Ints
 from gpt.data.sampling import DamagedSamples
 from gpt.data.skipped import SkippedData
 from gpt.losses.batch import Batch
+from gpt.model.dropout import row_keys
 from gpt.telemetry.event_log import RecordEvent
 from gpt.token_files.checksums import DamagedTokens, UnreadableTokens
 from gpt.training.engine import Engine
@@ -37,7 +38,8 @@ class BatchReader:
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[:2] == (step, skipped):
             return ahead[2]
-        return self.objective.batch(self.data.read(self.positions(step, skipped)))
+        positions = self.positions(step, skipped)
+        return self._with_keys(self.objective.batch(self.data.read(positions)), positions)
 
     def read_ahead(self, step: int, skipped: SkippedData) -> None:
         """Read the batch of a step for the next `read`, while the GPU works. Without a GPU there is nothing to hide."""
@@ -50,7 +52,14 @@ class BatchReader:
 
     def blank(self, step: int, skipped: SkippedData) -> Batch:
         """A batch of the same shape that holds nothing, for a step that will be discarded."""
-        return self.objective.batch(self.data.blank(len(self.positions(step, skipped))))
+        positions = self.positions(step, skipped)
+        return self._with_keys(self.objective.batch(self.data.blank(len(positions))), positions)
+
+    def _with_keys(self, batch: Batch, positions: Ints) -> Batch:
+        """The batch with the keys from which dropout draws its masks, if there is any."""
+        if self.run.config.residual_dropout == 0:
+            return batch
+        return replace(batch, row_keys=torch.from_numpy(row_keys(self.data.seed, positions)))
 
     def announce(self, step: int, skipped: SkippedData) -> None:
         """Have the system fetch the samples of a step in the background."""

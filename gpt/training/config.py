@@ -23,6 +23,9 @@ class TrainConfig:
     """Tokens after which the run ends. `total_steps` and `epochs` are other ways to say it."""
     z_loss: float = 0.0
     """Factor of log^2 Z of each token in the training loss (PaLM: 1e-4)."""
+    residual_dropout: float = 0.0
+    """Share of the elements that each attention and MLP adds to the residual stream which training sets to 0. Its masks
+    are the same on every layout. InstructGPT's SFT: 0.2."""
     stop_after_s: float | None = None
     """Seconds since this process began to train, after which it saves and ends."""
     target_loss: float | None = None
@@ -64,10 +67,7 @@ class TrainConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"train.{key} = {value} is invalid: must be at least 1")
-        if not 0 <= self.z_loss <= 1:
-            raise ConfigError(
-                f"train.z_loss = {self.z_loss} is invalid: must be from 0 to 1; PaLM's is 1e-4, 0 turns it off"
-            )
+        _check_regularisation(self)
         if self.stop_after_s is not None and not 0 < self.stop_after_s < float("inf"):
             raise ConfigError(
                 f"train.stop_after_s = {self.stop_after_s} is invalid: must be a number of seconds above 0"
@@ -96,6 +96,18 @@ class TrainConfig:
     def steps(self, batch: BatchRamp) -> int:
         """Whole steps that reach total_tokens."""
         return batch.steps_to(self.total_tokens)
+
+
+def _check_regularisation(config: TrainConfig) -> None:
+    if not 0 <= config.z_loss <= 1:
+        raise ConfigError(
+            f"train.z_loss = {config.z_loss} is invalid: must be from 0 to 1; PaLM's is 1e-4, 0 turns it off"
+        )
+    if not 0 <= config.residual_dropout < 1:
+        raise ConfigError(
+            f"train.residual_dropout = {config.residual_dropout} is invalid: must be at least 0 and below 1. Use 0 "
+            f"for none, or 0.2 as InstructGPT"
+        )
 
 
 @dataclass(frozen=True)

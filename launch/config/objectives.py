@@ -8,9 +8,10 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
+from gpt.post_training.config import SFTConfig
 from gpt.training.config import NextTokenConfig, ObjectiveConfig
 
-OBJECTIVES: Mapping[str, type[ObjectiveConfig]] = MappingProxyType({"next_token": NextTokenConfig})
+OBJECTIVES: Mapping[str, type[ObjectiveConfig]] = MappingProxyType({"next_token": NextTokenConfig, "sft": SFTConfig})
 DEFAULT = "next_token"
 
 # A program is a module with `prepare` and `train_joined`, see launch/training/train_rank.py. It is imported when used.

@@ -131,6 +131,7 @@ def engine_settings(config: RunConfig, layout: Layout) -> EngineSettings:
         optimizer=config.optimizer,
         micro_batch_size=config.batch.micro_batch_size,
         seed=config.run.seed,
+        residual_dropout=config.train.residual_dropout,
     )
 
 

@@ -12,10 +12,12 @@ from gpt.inference.token_scores import token_scores
 from gpt.losses.base import Loss
 from gpt.losses.batch import Batch
 from gpt.model.attention import Mask
+from gpt.model.dropout import ResidualDropout, position_keys
 from gpt.model.gpt import GPT, LayerCache
 from gpt.model.heads import head_outputs
 from gpt.model.masks import AttentionMask
 from parallel.axes.local_layers import GatheredHead
+from parallel.axes.sequence_shards import tensor_ranks
 from parallel.axes.tensor_parallel import sharded_head_outputs
 
 
@@ -38,18 +40,26 @@ class ModelStage(nn.Module):
     """One pipeline stage of a model, with the loss of its last one.
 
     `attention_mask(batch)` gives the mask of a micro-batch. `tensor`: the ranks that share the sequence between blocks,
-    None if this rank holds it whole. `totals` collects, a tuple per micro-batch, the reported loss, its count and its
+    None if this rank holds it whole. `residual_dropout`: the share of elements that blocks drop, in batches that have
+    `row_keys`. `totals` collects, a tuple per micro-batch, the reported loss, its count and its
     metrics.
     """
 
     def __init__(
-        self, model: GPT, loss: Loss, *, attention_mask: Callable[[Batch], Mask], tensor: DeviceMesh | None
+        self,
+        model: GPT,
+        loss: Loss,
+        *,
+        attention_mask: Callable[[Batch], Mask],
+        tensor: DeviceMesh | None,
+        residual_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
         self.attention_mask = attention_mask
         self.tensor = tensor
+        self.residual_dropout = residual_dropout
         self.totals: list[tuple[Tensor, ...]] = []
 
     def forward(
@@ -88,7 +98,16 @@ class ModelStage(nn.Module):
         positions = batch.positions
         if positions is None and self.model.embed is None:  # x may hold only a part of the sequence
             positions = torch.arange(length, device=x.device).unsqueeze(0)
-        return self.model.hidden_states(x, positions=positions, mask=mask)
+        return self.model.hidden_states(x, positions=positions, mask=mask, dropout=self._dropout(batch, length))
+
+    def _dropout(self, batch: Batch, length: int) -> ResidualDropout | None:
+        """The dropout of a micro-batch on this rank's share of the sequence; None in evaluation."""
+        if batch.row_keys is None or self.residual_dropout == 0:
+            return None
+        keys = position_keys(batch.row_keys, length=length)  # (b, t)
+        if self.tensor is not None:
+            keys = tensor_ranks(self.tensor).share_of(keys)  # (b, t/tp)
+        return ResidualDropout(keys, self.residual_dropout)
 
     def _continue(self, x: Tensor, step: CachedStep) -> Tensor:
         """The next stage's input, or on the last stage the output for the tokens at `indices`.

@@ -122,6 +122,7 @@ MEGATRON = EngineCapabilities(
         EngineRule("objective.kind", ("next_token",), "Megatron's GPTModel predicts the next token"),
         EngineRule("data.sampling", ("window",), "Megatron's attention is causal over the whole sequence"),
         EngineRule("data.document_mask", (False,), "Megatron's attention is causal over the whole sequence"),
+        EngineRule("train.residual_dropout", (0.0,), "the masks of its dropout depend on the layout"),
         EngineRule("optimizer.kind", ("adamw",), "Megatron's distributed optimizer is AdamW"),
         EngineRule("optimizer.frozen", ((),), "the engine keeps fp32 weights of trained parameters only"),
     ),

@@ -103,6 +103,7 @@ class DeepSpeedEngine:
                 objective=self.objective,
                 loss=self.loss,
                 optimizer=settings.optimizer,
+                residual_dropout=settings.residual_dropout,
             ).to(self.dtype)
             for index in self.mesh.stages
         ]

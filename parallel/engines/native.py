@@ -74,6 +74,7 @@ class NativeEngine:
                 objective=objective,
                 loss=self.loss,
                 optimizer=settings.optimizer,
+                residual_dropout=settings.residual_dropout,
             )
             for index in self.mesh.stages
         ]

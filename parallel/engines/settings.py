@@ -18,6 +18,7 @@ class EngineSettings:
     optimizer: OptimizerConfig | None  # None: the engine trains nothing
     micro_batch_size: int
     seed: int
+    residual_dropout: float = 0.0  # in batches with row keys
 
 
 def sharding_signature(settings: EngineSettings) -> dict[str, object]:

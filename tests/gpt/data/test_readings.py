@@ -11,7 +11,7 @@ from gpt.token_files.files import TokenFileWriter
 LENGTHS = {"books": [90, 1, 37, 40], "web": [5, 0, 0, 12, 3, 1, 64, 15, 300]}
 
 
-@pytest.mark.parametrize("sampling", ["window", "document"])
+@pytest.mark.parametrize("sampling", ["window", "document", "packed"])
 def test_positions_are_those_whose_location_names_the_document(tmp_path, sampling):
     for name, lengths in LENGTHS.items():
         with TokenFileWriter(tmp_path / name, vocab_size=50) as writer:

@@ -1,0 +1,210 @@
+"""Supervised fine-tuning through the command: layouts, a float64 loop over single conversations, resume, refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from gpt.data.config import CorpusConfig, DataConfig
+from gpt.data.dataset import TrainingData
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import GPT
+from gpt.model.initialisation import initialise
+from gpt.token_files.files import TokenFile, TokenFileWriter
+from launch.main import main
+
+ROOT = Path(__file__).resolve().parents[3]
+VOCAB, SEQ_LEN, SEQUENCES, STEPS = 512, 32, 8, 4
+MODEL = {"vocab_size": VOCAB, "n_ctx": SEQ_LEN, "n_layers": 4, "d_model": 32, "n_heads": 4}
+RECIPE = """
+[run]
+seed = 5
+device = "cpu"
+peak_flops_per_s = 1e12
+[model]
+{model}
+[objective]
+kind = "sft"
+[data]
+tokenizer = "{tokenizer}"
+seq_len = {seq_len}
+sampling = "packed"
+train = [
+    {{ path = "{folder}/talk", streams = {{ learned = "{folder}/talk_learned" }}, weight = 0.7 }},
+    {{ path = "{folder}/text", weight = 0.3, sampling = "window" }},
+]
+validation = [
+    {{ path = "{folder}/held", streams = {{ learned = "{folder}/held_learned" }} }},
+    {{ path = "{folder}/text", sampling = "window" }},
+]
+[batch]
+micro_batch_size = 2
+global_batch_tokens = {step_tokens}
+[optimizer]
+learning_rate = 3e-3
+[schedule]
+warmup_tokens = 0
+shape = "constant"
+[parallel]
+precision = "fp32"
+[checkpoint]
+every_steps = {half}
+[train]
+total_steps = {steps}
+evaluate_every_steps = {steps}
+[metrics]
+wandb = "disabled"
+"""
+
+
+def write(folder, name, lengths, *, seed, marked):
+    """Documents of random ids; of a conversation, about half of the tokens are learned, and of some none."""
+    draw = np.random.default_rng(seed)
+    with TokenFileWriter(folder / name, vocab_size=VOCAB) as tokens:
+        for length in lengths:
+            tokens.add_document(draw.integers(0, VOCAB, length))
+    if marked:
+        with TokenFileWriter(folder / f"{name}_learned", vocab_size=2) as learned:
+            for i, length in enumerate(lengths):
+                learned.add_document((draw.random(length) < (0.5 if i % 5 else 0)).astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_corpus):
+    folder = tmp_path_factory.mktemp("sft")
+    draw = np.random.default_rng(0)
+    write(folder, "talk", draw.integers(2, 40, 60).tolist(), seed=1, marked=True)
+    write(folder, "held", draw.integers(2, 30, 20).tolist(), seed=2, marked=True)
+    write(folder, "text", draw.integers(5, 90, 30).tolist(), seed=3, marked=False)
+    recipe = RECIPE.format(
+        model="\n".join(f"{key} = {json.dumps(value)}" for key, value in MODEL.items()),
+        tokenizer=tiny_corpus.folder / "topics.model",
+        folder=folder,
+        seq_len=SEQ_LEN,
+        step_tokens=SEQUENCES * SEQ_LEN,
+        steps=STEPS,
+        half=STEPS // 2,
+    )
+    (folder / "sft.toml").write_text(recipe)
+    return folder
+
+
+def train(folder, name, *words):
+    """Train as run `name`. Returns the logged steps and the validation losses."""
+    command = [sys.executable, "-m", "launch.main", "train", str(folder / "sft.toml")]
+    command += ["--run.directory", str(folder / name), *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    steps = {line["step"]: line for line in lines if "loss" in line}
+    return steps, {
+        key: v for line in lines for key, v in line.items() if key.startswith("validation/") and "loss" in key
+    }
+
+
+@pytest.fixture(scope="module")
+def one_process(folder):
+    return train(folder, "one")
+
+
+def parts(folder, name, spans):
+    """The parts (document, offset, tokens) of a corpus: ids, and which are learned."""
+    file = TokenFile(folder / name)
+    marks = TokenFile(folder / f"{name}_learned") if (folder / f"{name}_learned.bin").exists() else None
+    for document, offset, n_tokens in spans:
+        start = file.document_start(document) + offset
+        ids = file.read(start, start + n_tokens).astype(np.int64)
+        yield ids, np.ones_like(ids) if marks is None else marks.read(start, start + n_tokens).astype(np.int64)
+
+
+def textbook_sum(model, ids, learned):
+    """The loss of one sequence alone: plain causal attention, no padding, all logits in memory."""
+    if len(ids) < 2:
+        return torch.zeros((), dtype=torch.float64), 0
+    logits = model(torch.from_numpy(ids[:-1])[None])[0]
+    losses = functional.cross_entropy(logits, torch.from_numpy(ids[1:]), reduction="none")
+    counted = torch.from_numpy(learned[1:]).bool()
+    return losses[counted].sum(), int(counted.sum())
+
+
+def sequences_of_step(folder, data, step):
+    """Each conversation alone; a window of text as one sequence, since its documents are not kept apart."""
+    for position in range((step - 1) * SEQUENCES, step * SEQUENCES):
+        found = data.locate(position)
+        spans = [(part.document, part.offset_tokens, part.n_tokens) for part in found.documents]
+        pieces = list(parts(folder, found.corpus, spans))
+        if found.corpus == "text":
+            yield tuple(np.concatenate(columns) for columns in zip(*pieces, strict=True))
+        else:
+            yield from pieces
+
+
+def test_one_process_learns_what_a_textbook_loop_in_float64_learns(folder, one_process):
+    steps, validation = one_process
+    config = ModelConfig(**MODEL)
+    model = GPT(config)
+    initialise(model, config, seed=5)
+    model.double()
+    named = dict(model.named_parameters())
+    groups = [
+        {"params": [p for p in named.values() if p.dim() > 1]},
+        {"params": [p for p in named.values() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    corpora = (
+        CorpusConfig(str(folder / "talk"), weight=0.7),
+        CorpusConfig(str(folder / "text"), weight=0.3, sampling="window"),
+    )
+    data = TrainingData(
+        DataConfig(tokenizer="none", train=corpora, seq_len=SEQ_LEN, sampling="packed"), seed=5, vocab_size=VOCAB
+    )
+    assert {data.corpus_of(n) for n in range(STEPS * SEQUENCES)} == {"talk", "text"}
+    for step in range(1, STEPS + 1):
+        sums = [textbook_sum(model, *sequence) for sequence in sequences_of_step(folder, data, step)]
+        loss = sum(total for total, _ in sums) / sum(count for _, count in sums)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(named.values(), 1.0)
+        assert steps[step]["loss"] == pytest.approx(loss.item(), rel=2e-5)
+        assert steps[step]["gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        held = TokenFile(folder / "held")
+        lengths = np.diff(held.document_starts())
+        sums = [textbook_sum(model, *one) for one in parts(folder, "held", [(i, 0, n) for i, n in enumerate(lengths)])]
+    expected = sum(total.item() for total, _ in sums) / sum(count for _, count in sums)
+    assert validation["validation/held/loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(4, {"tensor": 2, "pipeline": 2}), (2, {"zero_stage": 2})], ids=["tensor x pipeline", "data"]
+)
+def test_layouts_learn_the_same(folder, one_process, ranks, layout):
+    words = [word for key, value in layout.items() for word in (f"--parallel.{key}", value)]
+    steps, validation = train(folder, f"ranks{ranks}", "--nproc", ranks, *words)
+    for step, line in one_process[0].items():
+        for key in ("loss", "gradient_norm"):
+            assert steps[step][key] == pytest.approx(line[key], rel=2e-5), (step, key)
+    assert validation == pytest.approx(one_process[1], rel=2e-5)
+
+
+def test_a_resumed_run_is_the_run_that_was_never_interrupted(folder, one_process):
+    train(folder, "parts", "--train.total_steps", STEPS // 2)
+    steps, _ = train(folder, "parts")
+    assert {n: line["loss"] for n, line in steps.items()} == {n: line["loss"] for n, line in one_process[0].items()}
+
+
+def test_demonstrations_without_marks_are_refused_in_one_line(folder, capfd):
+    corpus = f'[{{ path = "{folder}/talk" }}]'
+    words = ["train", folder / "sft.toml", "--run.directory", folder / "no", "--data.train", corpus]
+    assert main([*map(str, words)]) == 2
+    said = capfd.readouterr().err
+    assert "data.train: no corpus has the stream 'learned', but the objective of [objective] needs it" in said
+    assert said.count("\n") == 1
