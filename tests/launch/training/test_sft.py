@@ -1,4 +1,4 @@
-"""Supervised fine-tuning through the command: layouts, a float64 loop over single conversations, resume, refusals."""
+"""Supervised fine-tuning with dropout through the command: layouts, a float64 loop over conversations, resume."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from torch.nn import functional
 from gpt.data.config import CorpusConfig, DataConfig
 from gpt.data.dataset import TrainingData
 from gpt.model.config import ModelConfig
+from gpt.model.dropout import ResidualDropout, position_keys, row_keys
 from gpt.model.gpt import GPT
 from gpt.model.initialisation import initialise
 from gpt.token_files.files import TokenFile, TokenFileWriter
@@ -21,10 +22,11 @@ from launch.main import main
 
 ROOT = Path(__file__).resolve().parents[3]
 VOCAB, SEQ_LEN, SEQUENCES, STEPS = 512, 32, 8, 4
+SEED, DROPOUT = 5, 0.2
 MODEL = {"vocab_size": VOCAB, "n_ctx": SEQ_LEN, "n_layers": 4, "d_model": 32, "n_heads": 4}
 RECIPE = """
 [run]
-seed = 5
+seed = {seed}
 device = "cpu"
 peak_flops_per_s = 1e12
 [model]
@@ -56,6 +58,7 @@ precision = "fp32"
 [checkpoint]
 every_steps = {half}
 [train]
+residual_dropout = {dropout}
 total_steps = {steps}
 evaluate_every_steps = {steps}
 [metrics]
@@ -89,6 +92,8 @@ def folder(tmp_path_factory, tiny_corpus):
         seq_len=SEQ_LEN,
         step_tokens=SEQUENCES * SEQ_LEN,
         steps=STEPS,
+        dropout=DROPOUT,
+        seed=SEED,
         half=STEPS // 2,
     )
     (folder / "sft.toml").write_text(recipe)
@@ -124,33 +129,39 @@ def parts(folder, name, spans):
         yield ids, np.ones_like(ids) if marks is None else marks.read(start, start + n_tokens).astype(np.int64)
 
 
-def textbook_sum(model, ids, learned):
+def textbook_sum(model, ids, learned, dropout=None):
     """The loss of one sequence alone: plain causal attention, no padding, all logits in memory."""
     if len(ids) < 2:
         return torch.zeros((), dtype=torch.float64), 0
-    logits = model(torch.from_numpy(ids[:-1])[None])[0]
+    logits = model.head(model.hidden_states(torch.from_numpy(ids[:-1])[None], dropout=dropout))[0, :, :VOCAB]
     losses = functional.cross_entropy(logits, torch.from_numpy(ids[1:]), reduction="none")
     counted = torch.from_numpy(learned[1:]).bool()
     return losses[counted].sum(), int(counted.sum())
 
 
 def sequences_of_step(folder, data, step):
-    """Each conversation alone; a window of text as one sequence, since its documents are not kept apart."""
+    """Each conversation alone; a window of text as one sequence, since its documents are not kept apart.
+
+    Dropout's keys are those of the columns that a sequence has in its sample.
+    """
     for position in range((step - 1) * SEQUENCES, step * SEQUENCES):
         found = data.locate(position)
         spans = [(part.document, part.offset_tokens, part.n_tokens) for part in found.documents]
         pieces = list(parts(folder, found.corpus, spans))
         if found.corpus == "text":
-            yield tuple(np.concatenate(columns) for columns in zip(*pieces, strict=True))
-        else:
-            yield from pieces
+            pieces = [tuple(np.concatenate(columns) for columns in zip(*pieces, strict=True))]
+        row, begin = torch.from_numpy(row_keys(SEED, np.array([position]))), 0
+        keys = position_keys(row, length=SEQ_LEN + 1)
+        for ids, learned in pieces:
+            yield ids, learned, ResidualDropout(keys[:, begin : begin + len(ids) - 1], DROPOUT)
+            begin += len(ids)
 
 
 def test_one_process_learns_what_a_textbook_loop_in_float64_learns(folder, one_process):
     steps, validation = one_process
     config = ModelConfig(**MODEL)
     model = GPT(config)
-    initialise(model, config, seed=5)
+    initialise(model, config, seed=SEED)
     model.double()
     named = dict(model.named_parameters())
     groups = [
@@ -163,7 +174,7 @@ def test_one_process_learns_what_a_textbook_loop_in_float64_learns(folder, one_p
         CorpusConfig(str(folder / "text"), weight=0.3, sampling="window"),
     )
     data = TrainingData(
-        DataConfig(tokenizer="none", train=corpora, seq_len=SEQ_LEN, sampling="packed"), seed=5, vocab_size=VOCAB
+        DataConfig(tokenizer="none", train=corpora, seq_len=SEQ_LEN, sampling="packed"), seed=SEED, vocab_size=VOCAB
     )
     assert {data.corpus_of(n) for n in range(STEPS * SEQUENCES)} == {"talk", "text"}
     for step in range(1, STEPS + 1):
@@ -184,7 +195,9 @@ def test_one_process_learns_what_a_textbook_loop_in_float64_learns(folder, one_p
 
 
 @pytest.mark.parametrize(
-    ("ranks", "layout"), [(4, {"tensor": 2, "pipeline": 2}), (2, {"zero_stage": 2})], ids=["tensor x pipeline", "data"]
+    ("ranks", "layout"),
+    [(4, {"tensor": 2, "pipeline": 2}), (2, {"zero_stage": 2, "recompute": "full"})],
+    ids=["tensor x pipeline", "data"],
 )
 def test_layouts_learn_the_same(folder, one_process, ranks, layout):
     words = [word for key, value in layout.items() for word in (f"--parallel.{key}", value)]
