@@ -17,7 +17,7 @@ from gpt.telemetry.console import TimeLeft
 from gpt.telemetry.screen import human_duration
 from launch.config.run_config import RunConfig, read_run_config
 from launch.parity.layouts import device_type, named_engines, other_splits, wanted_layouts, workload_of
-from launch.parity.plot import draw_differences
+from launch.parity.page import parity_page
 from launch.parity.ranks import LayoutResult, LayoutTask, measure_all
 from launch.parity.report import ParityReport, Tolerances, compare, compare_resume, json_text, print_report, verdict
 from launch.processes.environment import ClusterEnvironment
@@ -29,7 +29,7 @@ from parallel.planner.search import Choice, fit_micro_batch, layout_text
 # (loss at every step, gradient norm and each gradient at step 1): bounds on rounding differences, measured in
 # docs/results/training/layouts_agree.md.
 DEFAULT_TOLERANCES = {"fp32": (1e-4, 1e-4, 1e-4), "bf16": (1e-3, 5e-3, 1e-1)}
-RESULTS = ("parity.json", "parity.svg")
+RESULTS = ("parity.json", "parity.html")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,9 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="folder for parity.json and parity.svg (default: the run directory)",
+        help="folder for parity.json and parity.html (default: the run directory)",
     )
-    parser.add_argument("--no-picture", action="store_true", help="write no parity.svg")
+    parser.add_argument("--no-page", "--no-picture", action="store_true", help="write no parity.html")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -124,7 +124,7 @@ def run_all(args: argparse.Namespace) -> int:
         resumes=resumes,
         stopped_by=stopped_by,
     )
-    return conclude(report, folder, picture=not args.no_picture)
+    return conclude(report, folder, recipe=None if args.no_page else args.recipe)
 
 
 def savers_of(every: list[Choice], engines: list[EngineName]) -> dict[EngineName, int]:
@@ -226,14 +226,14 @@ def clear_folder(output: Path | None, config: RunConfig) -> Path:
     return folder
 
 
-def conclude(report: ParityReport, folder: Path, *, picture: bool) -> int:
-    """Print the report, write the files, and return the exit status."""
+def conclude(report: ParityReport, folder: Path, *, recipe: str | None) -> int:
+    """Print the report, write the files, and return the exit status. `recipe`: the page's title; None: no page."""
     if report.reference:
         print_report(report)
     files = [folder / name for name in RESULTS]
     replace_file(files[0], json_text(report))
-    if picture and report.reference:
-        replace_file(files[1], draw_differences(report))
+    if recipe is not None and report.reference:
+        replace_file(files[1], parity_page(report, recipe=recipe))
     print(f"written to {' and '.join(str(file) for file in files if file.exists())}")
     print(verdict(report))
     for failure in report.failures:

@@ -34,7 +34,7 @@ class Row:
     @property
     def largest_gradient_difference(self) -> float:
         """NaN if there is one."""
-        return _largest(self.gradient_differences.values())
+        return largest(self.gradient_differences.values())
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def row_failures(row: Row, tolerances: Tolerances) -> list[str]:
         )
     wrong = {name: d for name, d in row.gradient_differences.items() if not d <= tolerances.gradient}
     if wrong:
-        first, worst = next(iter(wrong)), _largest(wrong.values())
+        first, worst = next(iter(wrong)), largest(wrong.values())
         more = f"; {len(wrong)} parameters differ, by up to {worst:.1e}" if len(wrong) > 1 else ""
         found.append(
             f"the gradient of {first} at step 1 differs by {wrong[first]:.1e}, above --gradient-tolerance "
@@ -145,7 +145,7 @@ def row_failures(row: Row, tolerances: Tolerances) -> list[str]:
 
 
 def resume_failures(row: ResumeRow, tolerances: Tolerances, *, steps: int) -> list[str]:
-    worst = _largest(row.differences)
+    worst = largest(row.differences)
     if worst <= tolerances.loss:
         return []
     step = steps + 1 + next(i for i, difference in enumerate(row.differences) if not difference <= tolerances.loss)
@@ -155,7 +155,7 @@ def resume_failures(row: ResumeRow, tolerances: Tolerances, *, steps: int) -> li
     ]
 
 
-def _largest(values: Iterable[float]) -> float:
+def largest(values: Iterable[float]) -> float:
     """The largest value, 0 of none; NaN if there is one."""
     found = list(values)
     return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)
@@ -169,27 +169,22 @@ def print_report(report: ParityReport) -> None:
         f"relative, maximum over all steps"
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("layout", overflow="fold")
-    last = f"step {report.steps}"
-    for header in ("ranks", "micro-batch", "loss\nstep 1", last, "norm\nstep 1", last):
-        table.add_column(header, justify="right")
-    spread = report.yardstick_spread
-    times_spread = () if spread is None else ("times the\nspread",)
-    differences = ("loss\ndifference", *times_spread, "gradients\nstep 1", "norm\nstep 1", "norm\ndifference")
-    for header in (*differences, "same\nweights", "s"):
+    first, *others = headers(report)
+    table.add_column(first, overflow="fold")
+    for header in others:
         table.add_column(header, justify="right")
     for row in [*report.reference, *report.yardsticks, *report.rows]:
         failed = row in report.rows and row_failures(row, report.tolerances)
-        table.add_row(*_cells(report, row), style="bold red" if failed else "")
+        table.add_row(*cells(report, row), style="bold red" if failed else "")
     console.print(table)
-    if spread is not None:
+    if (spread := report.yardstick_spread) is not None:
         console.print(
             f"the spread is {spread:.1e}: the largest difference of the loss between {1 + len(report.yardsticks)} "
             f"splits of one process into micro-batches",
             highlight=False,
         )
     for resume in report.resumes:
-        worst = _largest(resume.differences)
+        worst = largest(resume.differences)
         console.print(
             f"checkpoint of step {report.steps}, {resume.name}: the losses of the next {LATER_STEPS} steps differ by "
             f"{f'up to {worst:.1e}' if worst else '0'}",
@@ -206,15 +201,24 @@ def verdict(report: ParityReport) -> str:
         failed = sum(bool(row_failures(row, report.tolerances)) for row in report.rows)
         return f"parity: FAILED: {failed} of {len(report.rows)} layouts differ; {len(report.failures)} failures follow"
     found, allowed = report.rows, report.tolerances
-    loss = _largest(difference for row in found for difference in row.loss_differences)
-    gradient = _largest(row.largest_gradient_difference for row in found)
+    loss = largest(difference for row in found for difference in row.loss_differences)
+    gradient = largest(row.largest_gradient_difference for row in found)
     return (
         f"parity: PASSED: all {len(found)} layouts agree with one process: loss within {loss:.1e} (tolerance "
         f"{allowed.loss:g}), gradients of step 1 within {gradient:.1e} ({allowed.gradient:g}), same starting weights"
     )
 
 
-def _cells(report: ParityReport, row: Row) -> list[str]:
+def headers(report: ParityReport) -> list[str]:
+    """The titles of a layout's figures, in the order of `cells`."""
+    last = f"step {report.steps}"
+    times_spread = () if report.yardstick_spread is None else ("times the\nspread",)
+    differences = ("loss\ndifference", *times_spread, "gradients\nstep 1", "norm\nstep 1", "norm\ndifference")
+    losses = ("loss\nstep 1", last, "norm\nstep 1", last)
+    return ["layout", "ranks", "micro-batch", *losses, *differences, "same\nweights", "s"]
+
+
+def cells(report: ParityReport, row: Row) -> list[str]:
     losses, norms = row.result.losses, row.result.grad_norms
     figures = [f"{losses[0]:.6f}", f"{losses[-1]:.6f}", f"{norms[0]:.5g}", f"{norms[-1]:.5g}"]
     loss, gradients, *norm = (
@@ -249,7 +253,7 @@ def json_text(report: ParityReport) -> str:
         "steps": report.steps,
         "max_relative_loss_difference": max((max(row.loss_differences) for row in report.rows), default=None),
         "max_relative_grad_norm_difference": max((max(row.grad_norm_differences) for row in report.rows), default=None),
-        "max_relative_gradient_difference": _finite(_largest(gradients)) if gradients else None,
+        "max_relative_gradient_difference": _finite(largest(gradients)) if gradients else None,
         "initial_weights_identical": all(row.initial_weights_identical for row in report.rows) if report.rows else None,
         "passed": not report.failures,
         "failures": report.failures,

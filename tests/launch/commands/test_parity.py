@@ -11,6 +11,7 @@ import time
 import typing
 import xml.etree.ElementTree as ET
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -87,9 +88,11 @@ def test_impossible_layouts_are_listed_with_the_reason(everything):
     assert "skipped offload=true: parallel.offload = true with device 'cpu'" in done.stdout
 
 
-def test_the_picture_has_a_line_for_every_layout(everything):
-    folder, _, found = everything
-    picture = ET.fromstring((folder / "parity.svg").read_text())
+def test_the_page_has_the_verdict_and_a_line_for_every_layout(everything):
+    folder, done, found = everything
+    page = (folder / "parity.html").read_text()
+    assert escape(next(line for line in done.stdout.splitlines() if line.startswith("parity: PASSED"))) in page
+    picture = ET.fromstring(page[page.index("<svg") : page.index("</svg>") + len("</svg>")])
     names = "{http://www.w3.org/2000/svg}"
     texts = [element.text for element in picture.iter(f"{names}text")]
     for row in found["layouts"]:
@@ -109,13 +112,13 @@ def parity_here(*words):
 
 
 def test_a_difference_above_the_tolerance_sets_the_exit_status(tiny_corpus, tmp_path, capfd):
-    words = ("--layout", "tensor=2", "--steps", 2, "--tolerance", 1e-30, "--norm-tolerance", 1e-30, "--no-picture")
+    words = ("--layout", "tensor=2", "--steps", 2, "--tolerance", 1e-30, "--norm-tolerance", 1e-30, "--no-page")
     assert parity_here(tiny_corpus.recipe, *words, "--output", tmp_path) == 1
     assert "tensor=2: the gradient norm of step 1 differs by" in capfd.readouterr().out
     found = json.loads((tmp_path / "parity.json").read_text())
     assert not found["passed"]
     assert found["failures"]
-    assert not (tmp_path / "parity.svg").exists()
+    assert not (tmp_path / "parity.html").exists()
 
 
 WRONG = [sys.executable, str(Path(__file__).parents[1] / "wrong_gradients.py")]
@@ -128,7 +131,7 @@ WRONG = [sys.executable, str(Path(__file__).parents[1] / "wrong_gradients.py")]
 def test_a_halved_gradient_is_caught_though_the_loss_hides_it(tiny_corpus, tmp_path, pattern, first, norm_differs):
     """AdamW divides a factor out of the gradient, so the loss stays the same."""
     done = parity(
-        *(tiny_corpus.recipe, "--layout", "data=2", "--steps", 2, "--no-picture", "--output", tmp_path),
+        *(tiny_corpus.recipe, "--layout", "data=2", "--steps", 2, "--no-page", "--output", tmp_path),
         *("--optimizer.max_gradient_norm", "1e9"),
         command=WRONG,
         WRONG_GRADIENTS=f"{pattern} 0.5",
@@ -145,7 +148,7 @@ def test_a_halved_gradient_is_caught_though_the_loss_hides_it(tiny_corpus, tmp_p
 
 
 def test_bf16_is_compared_with_other_splits_of_one_process(tiny_corpus, tmp_path, capfd):
-    words = ("--layout", "data=2,zero_stage=3", "--precision", "bf16", "--steps", 6, "--no-picture")
+    words = ("--layout", "data=2,zero_stage=3", "--precision", "bf16", "--steps", 6, "--no-page")
     assert parity_here(tiny_corpus.recipe, *words, "--output", tmp_path) == 0
     found = json.loads((tmp_path / "parity.json").read_text())
     assert [row["micro_batch_size"] for row in found["yardsticks"]] == [1, 4, 8]
@@ -165,7 +168,7 @@ def test_bf16_is_compared_with_other_splits_of_one_process(tiny_corpus, tmp_path
 
 
 def test_the_recipes_own_layout_is_the_default(tiny_corpus, tmp_path):
-    words = ("--parallel.pipeline", 2, "--parallel.schedule", "gpipe", "--steps", 1, "--no-picture")
+    words = ("--parallel.pipeline", 2, "--parallel.schedule", "gpipe", "--steps", 1, "--no-page")
     assert parity_here(tiny_corpus.recipe, *words, "--output", tmp_path) == 0
     (row,) = json.loads((tmp_path / "parity.json").read_text())["layouts"]
     assert row["layout"] == "pipeline=2,schedule=gpipe"
@@ -182,9 +185,9 @@ def running(recipe, folder, *, ranks_wanted):
     """Run the command until its ranks run, of the reference or of the layout after it; kills all of them at the end."""
     for name in ("temporary", "out"):
         (folder / name).mkdir()
-    for name in ("parity.json", "parity.svg"):
+    for name in ("parity.json", "parity.html"):
         (folder / "out" / name).write_text("of an earlier run")
-    words = ("--layout", "pipeline=2", "--steps", "200", "--no-picture", "--output", str(folder / "out"))
+    words = ("--layout", "pipeline=2", "--steps", "200", "--no-page", "--output", str(folder / "out"))
     process = subprocess.Popen(
         [*TRIAXIAL, "parity", str(recipe), *words],
         stdout=subprocess.PIPE,
@@ -297,7 +300,7 @@ def children(pid):
     ],
 )
 def test_mistakes_end_in_one_line_before_anything_runs(tiny_corpus, tmp_path, capsys, words, parts):
-    status = main(["parity", str(tiny_corpus.recipe), *words, "--no-picture", "--output", str(tmp_path / "out")])
+    status = main(["parity", str(tiny_corpus.recipe), *words, "--no-page", "--output", str(tmp_path / "out")])
     one_line(status, capsys.readouterr().err, *parts)
     assert not (tmp_path / "out").exists()
 
@@ -305,7 +308,7 @@ def test_mistakes_end_in_one_line_before_anything_runs(tiny_corpus, tmp_path, ca
 @pytest.mark.parametrize("where", ["a file", "a file/under it", "/proc", "/proc/new"])
 def test_an_unwritable_output_is_reported_before_anything_runs(tiny_corpus, tmp_path, capsys, where):
     (tmp_path / "a file").write_text("kept")
-    words = ["--layout", "tensor=2", "--no-picture", "--output", str(tmp_path / where)]
+    words = ["--layout", "tensor=2", "--no-page", "--output", str(tmp_path / where)]
     status = main(["parity", str(tiny_corpus.recipe), *words])
     said = capsys.readouterr()
     one_line(status, said.err, f"--output = '{tmp_path / where}' is invalid: must be a folder to write parity.json")
