@@ -73,7 +73,10 @@ def main(argv: list[str] | None = None) -> int:
                 set_for_ranks({"TRIAXIAL_SAVED_FILE": str(folder.path / "saved")}, one_node=False)
             status = _run(sys.argv[1:] if argv is None else argv, signals, folder.path)
             signals.end()
-        except _Signalled as error:
+        except BaseException as raised:
+            error = _signal_behind(raised)
+            if error is None:
+                raise
             print(f"triaxial: the launcher of this node got {signal_name(error.number)}", file=sys.stderr, flush=True)
             if not last_word():
                 leave_word("stopped by a signal before the ranks started")
@@ -83,6 +86,16 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
             return ends.get(word, status) if error.number in STOP_SIGNALS else status
         return status
+
+
+def _signal_behind(error: BaseException | None) -> _Signalled | None:
+    """The signal that an error is, or during whose handling it was raised.
+
+    torch elastic's `finally` blocks read variables that a signal may have kept from being set.
+    """
+    while error is not None and not isinstance(error, _Signalled):
+        error = error.__context__
+    return error
 
 
 def _run(argv: list[str], signals: _Signals, folder: Path) -> int:

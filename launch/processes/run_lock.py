@@ -14,8 +14,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -60,11 +60,12 @@ class Owner:
         return one_line(f"process {self.pid} on {self.host}{job}, running for {_span(self.running_s)}")
 
 
-@contextmanager
 def lock(
-    directory: Path, *, job_id: str | None = None, beat_s: float = BEAT_S, silent_s: float = SILENT_S
-) -> Iterator[None]:
-    """Lock the run directory inside the block, and create it if it does not exist. One rank calls it.
+    held: ExitStack, directory: Path, *, job_id: str | None = None, beat_s: float = BEAT_S, silent_s: float = SILENT_S
+) -> None:
+    """Lock the run directory until `held` closes, and create it if it does not exist. One rank calls it.
+
+    Another thread may close `held` at any moment, also while this waits: then nothing of the lock is left.
 
     ConfigError if another process of this machine has it, or a job of another machine whose record changes. If such a
     record does not change for `silent_s` seconds, its owner is considered dead.
@@ -77,21 +78,29 @@ def lock(
             f"run.directory = {directory} cannot be created: {error.strerror}. Choose another with --run.directory",
         ) from None
     owner, record = Owner.here(job_id), directory / RECORD
-    with append_to(directory / LOCK) as lock_file:  # closing it releases the lock
-        _take(directory, lock_file, owner, silent_s=silent_s)
-        ended = threading.Event()
-        beating = threading.Thread(target=_beat, args=(directory, owner, ended, beat_s), daemon=True)
-        beating.start()
-        try:
-            yield
-        finally:
-            ended.set()
+    ended, writing = threading.Event(), threading.Lock()
+    beating = threading.Thread(target=_beat, args=(directory, owner, ended, beat_s), daemon=True)
+
+    def write() -> None:
+        with writing:
+            if not ended.is_set():
+                _write(record, owner)
+
+    def release() -> None:
+        ended.set()
+        if beating.is_alive():
             beating.join()
+        with writing:
             if _is_ours(record, owner):
                 record.unlink(missing_ok=True)
 
+    lock_file = held.enter_context(append_to(directory / LOCK))  # closing it releases the lock
+    held.callback(release)
+    _take(directory, lock_file, owner, write, silent_s=silent_s)
+    beating.start()
 
-def _take(directory: Path, lock_file: BinaryIO, owner: Owner, *, silent_s: float) -> None:
+
+def _take(directory: Path, lock_file: BinaryIO, owner: Owner, write: Callable[[], None], *, silent_s: float) -> None:
     record = directory / RECORD
     gives_up_at = time.monotonic() + PATIENCE_S
     locked = _try_lock(lock_file)
@@ -107,7 +116,7 @@ def _take(directory: Path, lock_file: BinaryIO, owner: Owner, *, silent_s: float
     doubtful = other is not None and not (locked and other.machine == owner.machine)
     if doubtful and _changes(record, silent_s=silent_s):
         raise _in_use(directory, _read(record))
-    _write(record, owner)
+    write()
     if other is not None and other.token.isalnum():
         with suppress(OSError):
             _partial(record, other.token).unlink()  # it was killed during a beat

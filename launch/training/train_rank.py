@@ -102,7 +102,7 @@ def run_rank(
     try:
         with stop.held as held:
             if is_first:
-                held.enter_context(lock(config.run.directory, job_id=environment.slurm_job_id))
+                lock(held, config.run.directory, job_id=environment.slurm_job_id)
                 leave_word("started")
                 progress = count_start(
                     config.run.directory,

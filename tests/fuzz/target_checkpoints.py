@@ -6,6 +6,7 @@ Each is read as `triaxial train` resumes from it, as `triaxial generate` opens i
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -213,7 +214,8 @@ def history(folder: Path) -> None:
     furthest_step(run)
     run_identity(run)
     count_start(run, RESTART, reached=4)
-    with lock(run, silent_s=0.01):
+    with ExitStack() as held:
+        lock(held, run, silent_s=0.01)
         supersede_after(run / "metrics.jsonl", step=2)
 
 

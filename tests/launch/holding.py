@@ -7,6 +7,7 @@ MACHINE: it pretends to run on that machine, whose locks other machines do not s
 
 import fcntl
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def hold(directory, job, beat_s, silent_s, machine=None):
         run_lock.Owner.here = lambda job_id: replace(here(job_id), machine=machine, host=machine)
         fcntl.lockf = lambda *_: None
     try:
-        with run_lock.lock(Path(directory), job_id=job, beat_s=float(beat_s), silent_s=float(silent_s)):
+        with ExitStack() as held:
+            run_lock.lock(held, Path(directory), job_id=job, beat_s=float(beat_s), silent_s=float(silent_s))
             print("held", flush=True)
             sys.stdin.read()
     except ConfigError as error:

@@ -197,3 +197,38 @@ def test_a_mistake_keeps_its_status_if_nobody_can_read_it():
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "launch.torchrun", "--nnodes", "2", "program.py"]
         assert subprocess.run(command, cwd=ROOT, stderr=full).returncode == 2
+
+
+AT_A_BAD_MOMENT = """
+import os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from launch import torchrun
+from launch.processes.error_reports import leave_word
+from torch.distributed.elastic.metrics import api
+
+folder = Path(sys.argv[1])
+
+def clock():
+    if (folder / "runs").exists():
+        leave_word("saved after a signal")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    return time.time()
+
+api.time = SimpleNamespace(time=clock)  # torch elastic reads it in a `try` whose `finally` needs the result
+sys.exit(torchrun.main([str(folder / "rank.py"), str(folder)]))
+"""
+RUNS = "import pathlib, sys, time; pathlib.Path(sys.argv[1], 'runs').touch(); time.sleep(100)"
+
+
+@pytest.mark.timeout(200)
+def test_a_signal_behind_another_error_of_torch_elastic_counts(tmp_path):
+    """Its `finally` then fails with an UnboundLocalError, which said nothing of the signal."""
+    (tmp_path / "program.py").write_text(AT_A_BAD_MOMENT)
+    (tmp_path / "rank.py").write_text(RUNS)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRIAXIAL_SAVED_FILE": str(tmp_path / "saved")}
+    done = subprocess.run(
+        [sys.executable, "program.py", str(tmp_path)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (75, "triaxial: the launcher of this node got SIGTERM\n")

@@ -7,13 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
+from gpt.errors import ConfigError
 from launch.main import main
-from launch.processes.run_lock import Owner
+from launch.processes.run_lock import RECORD, Owner, lock
 
 HERE = Path(__file__).resolve().parents[1]
 LONG_S = "60"  # between heartbeats, or until silence counts: no test gets that far
@@ -144,3 +147,29 @@ def test_an_unreadable_record_does_not_block_a_job(holder, tmp_path, record):
 def test_a_record_cannot_steer_the_terminal():
     owner = Owner("node\x1b[2J", "m", 1, "job\n", "t")
     assert str(owner) == "process 1 on node\\x1b[2J (job job\\n), running for 0 s"
+
+
+@pytest.mark.parametrize("has_written", [False, True])
+def test_a_process_that_ends_while_it_takes_the_lock_leaves_no_record(tmp_path, has_written):
+    """A signal ends a rank from another thread, which closes `held` and does not wait for the main thread."""
+    record = tmp_path / RECORD
+    silent = Owner("elsewhere", "another machine", 1, None, "aa")
+    record.write_text(json.dumps(silent.__dict__))
+    held = ExitStack()
+
+    def take():
+        with suppress(ConfigError):  # it sees that the record is gone
+            lock(held, tmp_path, silent_s=0.1 if has_written else 0.5)
+
+    taking = threading.Thread(target=take)
+    taking.start()
+    ends_at = time.monotonic() + 20
+    while has_written and json.loads(record.read_text())["token"] == "aa":
+        assert time.monotonic() < ends_at
+        time.sleep(0.005)
+    if not has_written:
+        time.sleep(0.1)
+    held.close()
+    assert record.exists() != has_written, "another's record stays, ours is gone"
+    taking.join()
+    assert not record.exists() or json.loads(record.read_text())["token"] == "aa"
