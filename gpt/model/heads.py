@@ -19,11 +19,16 @@ class VocabularyHead(nn.Linear):
         self.vocab_size = config.vocab_size
 
 
-class ScalarHead(nn.Linear):
-    """One number a position, (b, t, 1), such as a reward or a value."""
+class ScalarHead(nn.Module):
+    """One number a position, (b, t, 1), such as a reward or a value. See initialisation.start_of for its start."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config.d_model, 1)
+        super().__init__()
+        self.value = nn.Linear(config.d_model, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        y: Tensor = self.value(hidden)
+        return y
 
 
 class ClassHead(nn.Linear):

@@ -29,12 +29,15 @@ def start_of(name: str, config: ModelConfig) -> Start:
     """GPT-3's rule: weights N(0, init_std), biases 0, normalisation weights 1.
 
     The standard deviation of projections into the residual stream is divided by sqrt(2 n_layers) (GPT-2's report,
-    section 2.3).
+    section 2.3). That of a scalar head is 1 / sqrt(d_model + 1), so that its values start near 1 in size (Stiennon et
+    al., arXiv 2009.01325, in their published code).
     """
     if name.endswith("bias"):
         return Start(constant=0.0)
     if "norm" in name:
         return Start(constant=1.0)
+    if name == "head.value.weight":
+        return Start(std=1 / math.sqrt(config.d_model + 1))
     if name.endswith(("attention.out.weight", "mlp.down.weight")):
         return Start(std=config.init_std / math.sqrt(2 * config.n_layers))
     return Start(std=config.init_std)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from gpt.data.sampling import Samples
+from gpt.data.sampling import CorpusFiles, Samples
 from gpt.errors import ConfigError
 from gpt.losses.base import Loss
 from gpt.losses.batch import Batch
@@ -41,6 +41,9 @@ class SFT:
         batch = NextToken().batch(samples)
         learned = torch.from_numpy(samples.stream(LEARNED, default=1))[:, 1:]  # (n, t), of each target
         return replace(batch, targets=batch.targets.masked_fill(learned == 0, IGNORE))
+
+    def check_corpus(self, files: CorpusFiles, model: ModelConfig) -> list[str]:
+        return NextToken().check_corpus(files, model)
 
     def front(self, config: ModelConfig) -> nn.Module:
         return Embedding(config)

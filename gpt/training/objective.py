@@ -10,7 +10,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from gpt.data.sampling import Samples
+from gpt.data.sampling import CorpusFiles, Samples
+from gpt.errors import ConfigError
 from gpt.losses.base import Loss
 from gpt.losses.batch import Batch
 from gpt.losses.marks import IGNORE, PADDING
@@ -38,6 +39,13 @@ class Objective(Protocol):
 
     def batch(self, samples: Samples) -> Batch:
         """The batch that a few samples make, one row a sample, on the CPU. All batches of a run have one shape."""
+        ...
+
+    def check_corpus(self, files: CorpusFiles, model: ModelConfig) -> list[str]:
+        """Warnings about a corpus, for the log of the run. ConfigError if it does not fit the objective or the model.
+
+        Each rank calls it at its start, for every corpus and before any process communicates.
+        """
         ...
 
     def front(self, config: ModelConfig) -> nn.Module:
@@ -87,6 +95,17 @@ class NextToken:
         segment_ids = ids[:, :-1].contiguous()
         targets = targets.masked_fill(crosses, IGNORE)
         return Batch(inputs, targets, positions=positions_of(segment_ids), segment_ids=segment_ids)
+
+    def check_corpus(self, files: CorpusFiles, model: ModelConfig) -> list[str]:
+        """Refuse documents too short to predict a token. It compares totals: reading all lengths may take hours."""
+        n_tokens, n_documents = files.tokens.n_tokens, files.tokens.n_documents
+        if files.sampling.may_be_short and n_tokens <= n_documents:
+            raise ConfigError(
+                f"corpus '{files.name}': {n_tokens:,} tokens in {n_documents:,} documents are invalid for "
+                f"data.sampling = 'document' or 'packed': a document needs at least 2 tokens to predict one. Use "
+                f"data.sampling = 'window'"
+            )
+        return []
 
     def front(self, config: ModelConfig) -> nn.Module:
         return Embedding(config)

@@ -22,7 +22,7 @@ from launch.parity.ranks import LayoutResult, LayoutTask, measure_all
 from launch.parity.report import ParityReport, Tolerances, compare, compare_resume, json_text, print_report, verdict
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.local_ranks import RankFailed, signals_unwind
-from launch.training.build import check_tokenizer, open_data
+from launch.training.build import check_data, check_tokenizer, open_data
 from parallel.layout.config import EngineName, ParallelConfig
 from parallel.planner.search import Choice, fit_micro_batch, layout_text
 
@@ -94,7 +94,7 @@ def run_all(args: argparse.Namespace) -> int:
     tolerances = check_arguments(args)
     engines = named_engines(args.engines)
     check_tokenizer(config)
-    open_data(config)
+    check_data(config, *open_data(config))
     for engine in engines:
         replace(config, parallel=ParallelConfig(engine=engine))  # refuses switches of the recipe that the engine lacks
     choices, skipped = wanted_layouts(config, args, engines)

@@ -8,10 +8,16 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
-from gpt.post_training.config import SFTConfig
+from gpt.post_training.config import RewardConfig, SFTConfig
 from gpt.training.config import NextTokenConfig, ObjectiveConfig
 
-OBJECTIVES: Mapping[str, type[ObjectiveConfig]] = MappingProxyType({"next_token": NextTokenConfig, "sft": SFTConfig})
+OBJECTIVES: Mapping[str, type[ObjectiveConfig]] = MappingProxyType(
+    {
+        "next_token": NextTokenConfig,
+        "reward": RewardConfig,
+        "sft": SFTConfig,
+    }
+)
 DEFAULT = "next_token"
 
 # A program is a module with `prepare` and `train_joined`, see launch/training/train_rank.py. It is imported when used.

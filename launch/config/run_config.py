@@ -122,7 +122,12 @@ def layout_of(config: RunConfig, world_size: int) -> Layout:
     """The layout over `world_size` processes; ConfigError if it does not fit them, or its engine is not installed."""
     check_installed(config.parallel.engine)
     return resolve_layout(
-        config.parallel, config.batch, model=config.model, seq_len=config.data.seq_len, world_size=world_size
+        config.parallel,
+        config.batch,
+        model=config.model,
+        seq_len=config.data.seq_len,
+        world_size=world_size,
+        restarts_positions=config.objective.restarts_positions,
     )
 
 

@@ -127,7 +127,13 @@ def named_layout(parallel: ParallelConfig, workload: Workload, *, option: str, o
 
 
 def workload_of(config: RunConfig) -> Workload:
-    return Workload(config.model, config.batch, config.data.seq_len, device_type(config))
+    return Workload(
+        config.model,
+        config.batch,
+        config.data.seq_len,
+        device_type(config),
+        restarts_positions=config.objective.restarts_positions,
+    )
 
 
 def device_type(config: RunConfig) -> str:

@@ -1,15 +1,16 @@
 """Build the parts of a training run from its recipe: device, data, objective, engine, run, metrics."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from gpt.data.dataset import TrainingData, ValidationData
-from gpt.data.sampling import CorpusFiles
 from gpt.errors import ConfigError
 from gpt.model.gpt import Embedding
 from gpt.model.heads import VocabularyHead
+from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.metrics import MetricsWriter
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.token_files import corpus as token_corpus
@@ -166,27 +167,23 @@ def watch_steps(config: RunConfig, layout: Layout, device: torch.device) -> Stra
 
 
 def open_data(config: RunConfig) -> tuple[TrainingData, dict[str, ValidationData]]:
-    """The training data, and the validation corpora by name. ConfigError: data from which nothing can be learnt."""
+    """The training data, and the validation corpora by name. ConfigError: files that cannot be read."""
     vocab_size = config.model.vocab_size
     with naming_the_maker():
         data = TrainingData(config.data, seed=config.run.seed, vocab_size=vocab_size)
         validation = {
             corpus.name: ValidationData(corpus, config.data, vocab_size=vocab_size) for corpus in config.data.validation
         }
-    if _predicts_tokens(config, build_objective(config)):
-        for files in (*data.files, *(corpus.files for corpus in validation.values())):
-            _check_lengths(files)
     return data, validation
 
 
-def _check_lengths(files: CorpusFiles) -> None:
-    """Refuse documents too short to predict a token. It compares totals, since reading all lengths may take hours."""
-    n_tokens, n_documents = files.tokens.n_tokens, files.tokens.n_documents
-    if files.sampling.may_be_short and n_tokens <= n_documents:
-        raise ConfigError(
-            f"corpus '{files.name}': {n_tokens:,} tokens in {n_documents:,} documents are invalid for data.sampling = "
-            f"'document' or 'packed': a document needs at least 2 tokens to predict one. Use data.sampling = 'window'"
-        )
+def check_data(
+    config: RunConfig, data: TrainingData, validation: Mapping[str, ValidationData]
+) -> list[tuple[EventKind, str]]:
+    """Warnings of the objective about the corpora, to log. ConfigError: a corpus that the run cannot learn from."""
+    objective = build_objective(config)
+    corpora = (*data.files, *(corpus.files for corpus in validation.values()))
+    return [("warning", text) for files in corpora for text in objective.check_corpus(files, config.model)]
 
 
 def check_tokenizer(config: RunConfig) -> Tokenizer:

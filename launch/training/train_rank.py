@@ -41,6 +41,7 @@ from launch.training.build import (
     build_engine,
     build_objective,
     build_run,
+    check_data,
     check_objective,
     check_tokenizer,
     engine_settings,
@@ -152,6 +153,7 @@ def prepare(
         make_libraries_deterministic()
     with ledger.span("start_up/data"):
         data, validation = open_data(config)
+        warnings = check_data(config, data, validation)
         tokenizer = check_tokenizer(config)
     saved_state: dict[str, object] = {
         "config": as_dict(config),
@@ -176,7 +178,7 @@ def prepare(
         sampler=make_sampler(config.train, tokenizer, n_ctx=config.model.n_ctx),
         probe=make_few_shot_probe(config.train, tokenizer, n_ctx=config.model.n_ctx),
         saved_state=saved_state,
-        warnings=recipe_warnings(config, tokenizer_vocab_size=tokenizer.vocab_size),
+        warnings=[*recipe_warnings(config, tokenizer_vocab_size=tokenizer.vocab_size), *warnings],
         ledger=ledger,
         reached=furthest_step(config.run.directory) if environment.rank == 0 else 0,
     )

@@ -52,10 +52,17 @@ class Layout:
 
 
 def resolve_layout(
-    parallel: ParallelConfig, batch: BatchConfig, *, model: ModelConfig, seq_len: int, world_size: int
+    parallel: ParallelConfig,
+    batch: BatchConfig,
+    *,
+    model: ModelConfig,
+    seq_len: int,
+    world_size: int,
+    restarts_positions: bool = False,
 ) -> Layout:
     """Return the layout of a configuration on `world_size` processes.
 
+    `restarts_positions`: a row of seq_len tokens holds several sequences, each of at most model.n_ctx positions.
     ConfigError names the rule that the configuration breaks.
     """
     for key in ("tensor", "pipeline", "data", "data_shard", "stages_per_rank"):
@@ -64,7 +71,7 @@ def resolve_layout(
             raise ConfigError(f"parallel.{key} = {value} is invalid: must be at least 1")
     data = _data_size(parallel, world_size)
     shard = _shard_size(parallel, data)
-    _check_model(parallel, model, seq_len)
+    _check_model(parallel, model, seq_len, restarts_positions=restarts_positions)
     check_pipeline(parallel)
     stages = parallel.pipeline * stages_per_rank(parallel)
     if parallel.split is not None:
@@ -121,8 +128,8 @@ def _shard_size(parallel: ParallelConfig, data: int) -> int:
     return shard
 
 
-def _check_model(parallel: ParallelConfig, model: ModelConfig, seq_len: int) -> None:
-    if seq_len > model.n_ctx:
+def _check_model(parallel: ParallelConfig, model: ModelConfig, seq_len: int, *, restarts_positions: bool) -> None:
+    if seq_len > model.n_ctx and not restarts_positions:
         raise ConfigError(f"data.seq_len = {seq_len} is invalid: must be at most model.n_ctx = {model.n_ctx}")
     if parallel.async_tensor and not (parallel.compile and parallel.tensor > 1):
         raise ConfigError(

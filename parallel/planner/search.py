@@ -27,12 +27,16 @@ AXIS_OF = {
 
 @dataclass(frozen=True)
 class Workload:
-    """The training that all layouts share: the same global batch of one model, on "cpu" or "cuda"."""
+    """The training that all layouts share: the same global batch of one model, on "cpu" or "cuda".
+
+    `restarts_positions`: see parallel.layout.layout.resolve_layout.
+    """
 
     model: ModelConfig
     batch: BatchConfig
     seq_len: int
     device_type: str
+    restarts_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,18 +89,23 @@ def fit_micro_batch(parallel: ParallelConfig, workload: Workload) -> Choice:
     check_engine_device(parallel, workload.device_type)
     check_device(parallel, workload.device_type)
     given = replace(parallel, data=1 if parallel.data is None else parallel.data)
-    world_size = given.tensor * given.pipeline * (given.data or 1)
+    sizes: dict[str, Any] = {
+        "model": workload.model,
+        "seq_len": workload.seq_len,
+        "world_size": given.tensor * given.pipeline * (given.data or 1),
+        "restarts_positions": workload.restarts_positions,
+    }
     mistake = None
     for size in range(workload.batch.micro_batch_size, 0, -1):
         batch = replace(workload.batch, micro_batch_size=size)
         try:
-            resolve_layout(given, batch, model=workload.model, seq_len=workload.seq_len, world_size=world_size)
+            resolve_layout(given, batch, **sizes)
         except ConfigError as error:
             mistake = error
         else:
             return Choice(given, size)
     if mistake is None:  # the recipe's own size is below 1: let the rules raise their error
-        resolve_layout(given, workload.batch, model=workload.model, seq_len=workload.seq_len, world_size=world_size)
+        resolve_layout(given, workload.batch, **sizes)
     assert mistake is not None
     raise mistake
 

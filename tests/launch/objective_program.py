@@ -9,7 +9,7 @@ separator token divides.
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch.nn import functional
@@ -29,6 +29,7 @@ SEPARATOR = 1
 @dataclass(frozen=True)
 class ClassifyConfig:
     kind: Literal["classify"] = "classify"
+    restarts_positions: ClassVar[bool] = False
 
     def build(self, *, z_loss):
         return Classify()
@@ -76,6 +77,9 @@ class Classify:
             extra={"label": torch.from_numpy(samples.streams["label"][:, 0]).double() * 0.9 + 0.05},
         )
 
+    def check_corpus(self, files, model):
+        return []
+
     def front(self, config):
         return TokensOnly(config)
 
@@ -90,7 +94,7 @@ class Classify:
 
     def after_step(self, parameters):
         for name, parameter in parameters:  # a constraint, such as CLIP's on its temperature
-            if name == "head.bias":
+            if name == "head.value.bias":
                 parameter.clamp_(-0.004, 0.004)
 
 

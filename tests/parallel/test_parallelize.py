@@ -66,7 +66,7 @@ def test_names_are_those_of_one_process(process_group):
     settings = settings_of({"world_size": 1, "parallel": {}, "model": {"n_layers": 2}})
     assert parameter_names(settings.model, NextToken()) == [name for name, _ in GPT(settings.model).named_parameters()]
     names = parameter_names(settings.model, Reward())
-    assert {"head.weight", "head.bias", "embed.tokens.weight"} <= set(names)
+    assert {"head.value.weight", "head.value.bias", "embed.tokens.weight"} <= set(names)
     assert not stage_of(settings, objective=Reward()).model.tied, "a scalar head has a weight of its own"
 
 

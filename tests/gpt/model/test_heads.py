@@ -22,7 +22,7 @@ def model_with(head):
 @pytest.mark.parametrize(
     ("head", "width", "names"),
     [
-        (ScalarHead(CONFIG), 1, {"head.weight", "head.bias"}),
+        (ScalarHead(CONFIG), 1, {"head.value.weight", "head.value.bias"}),
         (ClassHead(CONFIG, n_classes=3), 3, {"head.weight", "head.bias"}),
         (NoHead(), 16, set()),
     ],

@@ -23,7 +23,7 @@ from gpt.token_files.files import TokenFile, TokenFileWriter
 from gpt.training.objective import NextToken
 from gpt.training.schedule import ScheduleConfig, learning_rate
 from launch.config.run_config import read_run_config
-from launch.training.build import check_objective, open_data
+from launch.training.build import check_data, check_objective, open_data
 
 HERE = Path(__file__).resolve().parents[1]
 SEPARATOR, VOCAB, SEQ_LEN, SEQUENCES, STEPS = 1, 64, 24, 8, 6
@@ -194,9 +194,11 @@ def test_documents_too_short_to_predict_a_token_are_refused(tiny_corpus, tmp_pat
     corpus = f'[{{ path = "{tmp_path}/single" }}]'
     for key in ("train", "validation"):
         words = [f"--data.{key}", corpus]
-        open_data(read_run_config(str(tiny_corpus.recipe), words))
+        config = read_run_config(str(tiny_corpus.recipe), words)
+        assert check_data(config, *open_data(config)) == []
+        config = read_run_config(str(tiny_corpus.recipe), [*words, "--data.sampling", "document"])
         with pytest.raises(ConfigError, match=r"corpus 'single': 100 tokens in 100 documents are invalid for data\."):
-            open_data(read_run_config(str(tiny_corpus.recipe), [*words, "--data.sampling", "document"]))
+            check_data(config, *open_data(config))
 
 
 def test_one_process_learns_what_a_textbook_loop_in_float64_learns(folder, one_process):
@@ -231,8 +233,8 @@ def test_one_process_learns_what_a_textbook_loop_in_float64_learns(folder, one_p
             group["lr"] = learning_rate(schedule, 3e-3, step * SEQUENCES * SEQ_LEN) * group["scale"]
         optimizer.step()
         optimizer.zero_grad()
-        held |= model.head.bias.abs().item() > 0.004
-        model.head.bias.data.clamp_(-0.004, 0.004)
+        held |= model.head.value.bias.abs().item() > 0.004
+        model.head.value.bias.data.clamp_(-0.004, 0.004)
     with torch.no_grad():
         sums = [textbook_loss(model, tokens, label[0], mask) for tokens, label, mask in documents(folder, "test")]
     count = sum(n for _, n, _ in sums)

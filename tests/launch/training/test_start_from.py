@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -134,6 +134,7 @@ class Scalar(NextToken):
 @dataclass(frozen=True)
 class ScalarConfig:
     kind: Literal["scalar"] = "scalar"
+    restarts_positions: ClassVar[bool] = False
 
     def build(self, *, z_loss: float) -> Objective:
         return Scalar()
@@ -157,7 +158,7 @@ def test_a_new_head_is_initialised_from_the_seed(
     run = tmp_path / "run"
     assert train_scalar(tiny_corpus, run, "--run.start_from", first) == 0
     out = capsys.readouterr().out
-    assert "head.weight is initialised from the seed: " in out
+    assert "head.value.weight is initialised from the seed: " in out
     assert "embed.tokens.weight is" not in out
     assert train_scalar(tiny_corpus, tmp_path / "fresh") == 0
     old, new, fresh = tensors(first), tensors(run), tensors(tmp_path / "fresh")
@@ -166,7 +167,7 @@ def test_a_new_head_is_initialised_from_the_seed(
     for names, expected in ((old.keys(), old), (head, fresh)):
         for name in names:  # the one step moves a bias of 0 to 1e-30
             assert torch.allclose(new[name], expected[name], rtol=0, atol=1e-29), name
-    assert new["model.head.weight"].any()
+    assert new["model.head.value.weight"].any()
 
     assert train_scalar(tiny_corpus, tmp_path / "again", "--run.start_from", run) == 0
     assert "initialised from the seed" not in capsys.readouterr().out, "this run has the head"
