@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -66,6 +66,19 @@ class Loss(Protocol):
         not read `batch.inputs`, which are empty here.
 
         `outputs`: VocabularyOutputs from a vocabulary head, (b, t, k) from other heads.
+        """
+        ...
+
+
+@runtime_checkable
+class TokenValues(Protocol):
+    """A loss that also gives one number for each token; see Engine.token_values."""
+
+    def values(self, outputs: Any, batch: Batch) -> Tensor:
+        """(b, t) in at least fp32, from the arguments of a loss.
+
+        Of a language model the log-probability of each target, 0 where the loss does not count; of a scalar head its
+        output.
         """
         ...
 

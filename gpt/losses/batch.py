@@ -7,6 +7,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from gpt.losses.marks import IGNORE
+
 _EXTRA = "extra."
 
 NO_EXTRA: Mapping[str, Tensor] = MappingProxyType({})
@@ -82,3 +84,8 @@ class Batch:
         mask = torch.ones(self.inputs.shape[:2], dtype=torch.bool) if mask is None else mask.clone()
         mask[list(rows)] = False
         return replace(self, loss_mask=mask)
+
+
+def counted_targets(batch: Batch) -> Tensor:
+    """The targets (n, t), IGNORE also where the loss mask is False."""
+    return batch.targets if batch.loss_mask is None else batch.targets.masked_fill(~batch.loss_mask, IGNORE)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from gpt.losses.base import Loss, LossTotals, VocabShard, VocabularyOutputs
-from gpt.losses.batch import Batch
+from gpt.losses.batch import Batch, counted_targets
 from gpt.losses.linear_cross_entropy import Exponentials, exponentials_in_place, linear_cross_entropy
 from gpt.losses.marks import IGNORE
+from gpt.losses.token_log_probs import token_log_probs
 
 
 def next_token_loss(
@@ -51,12 +52,18 @@ class NextTokenLoss:
         return ()
 
     def __call__(self, outputs: VocabularyOutputs, batch: Batch) -> LossTotals:
-        targets = batch.targets
-        if batch.loss_mask is not None:
-            targets = targets.masked_fill(~batch.loss_mask, IGNORE)
         return next_token_loss(
-            outputs.hidden, outputs.weight, targets, outputs.shard, z_loss=self.z_loss, in_place=self.in_place
+            outputs.hidden,
+            outputs.weight,
+            counted_targets(batch),
+            outputs.shard,
+            z_loss=self.z_loss,
+            in_place=self.in_place,
         )
+
+    def values(self, outputs: VocabularyOutputs, batch: Batch) -> Tensor:
+        """The log-probability of each target in nats, (b, t); see TokenValues."""
+        return token_log_probs(outputs, counted_targets(batch))
 
 
 def loss_for(*, compile: bool, z_loss: float = 0.0) -> Loss:

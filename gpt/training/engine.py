@@ -195,6 +195,18 @@ class Engine(Protocol):
         """The loss over batches, without gradients. All data-parallel ranks pass equally many batches of one shape."""
         ...
 
+    def token_values(self, batch: Batch) -> Tensor:
+        """One number for each token of a batch, (n, t) in at least fp32 on the engine's device, without gradient.
+
+        Of a language model the log-probability of each target, of a scalar head its output; see
+        gpt.losses.base.TokenValues, which the objective's loss must implement. The same on all ranks of a data rank.
+
+        An engine that trains runs the code of its training forward, in micro-batches of the same size. If these hold
+        the same rows, the values equal those of the loss in the next `forward_backward`, bit for bit. Call it before
+        the step's first `forward_backward`. Under ZeRO 3, all data ranks must pass equally many rows.
+        """
+        ...
+
     def as_model(self, *, together: bool = False) -> AbstractContextManager[InferenceModel]:
         """The model for inference, while training waits. No weight changes.
 

@@ -57,15 +57,17 @@ class Pipeline:
         target = batch.targets if self.last in self.stages else None
         self._schedule(batch, micro_batches).step(*first, target=target, return_outputs=False, **fields)
 
-    def forward(self, batch: Batch) -> None:
-        """Forward only; losses gather in the last stage.
+    def forward(self, batch: Batch, *, values: bool = False) -> Tensor:
+        """Forward only; losses gather in the last stage. Returns the output of this rank's last stage.
 
         From stage to stage, without torch's schedules: eval() of the V-shaped ones fails in 2.13, since it passes
         gradients on. A rank is free for the next batch once its output is received, so several batches fill the
-        pipeline if each rank has one stage.
+        pipeline if each rank has one stage. `values`: see ModelStage.forward.
         """
         message = torch.empty(self._hidden_shape(*batch.inputs.shape[:2]), dtype=self.dtype, device="meta")
-        pass_through(self.stages, self.mesh, batch.inputs, message, lambda index, x: self.stages[index](x, batch))
+        return pass_through(
+            self.stages, self.mesh, batch.inputs, message, lambda index, x: self.stages[index](x, batch, values=values)
+        )
 
     def _schedule(self, batch: Batch, micro_batches: int) -> PipelineScheduleSingle | PipelineScheduleMulti:
         key = (tuple(batch.inputs.shape), micro_batches)

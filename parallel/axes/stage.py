@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from gpt.inference.token_scores import token_scores
-from gpt.losses.base import Loss
+from gpt.losses.base import Loss, TokenValues
 from gpt.losses.batch import Batch
 from gpt.model.attention import Mask
 from gpt.model.dropout import ResidualDropout, position_keys
@@ -63,19 +63,30 @@ class ModelStage(nn.Module):
         self.totals: list[tuple[Tensor, ...]] = []
 
     def forward(
-        self, x: Tensor, batch: Batch | None = None, step: CachedStep | None = None, **fields: Tensor
+        self,
+        x: Tensor,
+        batch: Batch | None = None,
+        step: CachedStep | None = None,
+        *,
+        values: bool = False,
+        **fields: Tensor,
     ) -> Tensor:
         """The next stage's input, or on the last stage the summed loss of a micro-batch, 0-d.
 
         `x`: the batch's inputs, or hidden states from the stage before. The batch comes whole or, from torch's pipeline
-        schedules, as tensors by name. With `step`, see `_continue`.
+        schedules, as tensors by name. With `step`, see `_continue`. With `values`, the last stage gives the loss's
+        values of the tokens (b, t), and no stage's output has a gradient.
         """
         if step is not None:
             return self._continue(x, step)
         if batch is None:
             batch = Batch.from_tensors({"inputs": x, **fields})
         batch = replace(batch, inputs=x.new_empty(0))  # only the first stage has them: no mask or loss may rely on them
+        if values and self.model.embed is None:  # as in training, so that compiled blocks run the same code
+            x = x.detach().requires_grad_(torch.is_grad_enabled())
         hidden = self._hidden_states(x, batch)
+        if values and self.model.head is None:
+            return hidden.detach()
         if self.model.head is None:
             if torch.is_grad_enabled() and not hidden.requires_grad:
                 hidden.requires_grad_()  # everything up to here is frozen, but schedules run a backward pass anyway
@@ -85,6 +96,9 @@ class ModelStage(nn.Module):
             outputs = head_outputs(self.model.head, hidden)
         else:
             outputs = sharded_head_outputs(self.model.head, hidden, self.tensor)
+        if values:
+            assert isinstance(self.loss, TokenValues), "this objective's loss has no values of tokens"
+            return self.loss.values(outputs, batch).detach()
         totals = self.loss(outputs, batch)
         names = self.loss.metric_names if torch.is_grad_enabled() else self.loss.evaluation_names
         self.totals.append((totals.reported, totals.count, *(totals.metrics[name] for name in names)))

@@ -22,6 +22,7 @@ from parallel.engines.capabilities import DEEPSPEED
 from parallel.engines.checkpoints import open_checkpoints
 from parallel.engines.settings import EngineSettings, sharding_signature
 from parallel.engines.sums import StepSums, add_totals, evaluation_totals
+from parallel.engines.token_values import values_of_tokens
 from parallel.health.replica_check import ReplicaCheck, describe
 from parallel.health.weight_digests import digest, model_digest
 from parallel.inference.model import DistributedModel
@@ -184,6 +185,20 @@ class DeepSpeedEngine:
         numbers = self._local_totals(metrics=len(names))
         dist.all_reduce(numbers)
         return evaluation_totals(numbers, names=names)
+
+    @torch.no_grad()
+    def token_values(self, batch: Batch) -> Tensor:
+        """See gpt.training.engine.Engine. Nothing is compiled, so the code is the same without gradients."""
+        assert not any(stage.totals for stage in self.stages), "token_values after forward_backward"
+        values = values_of_tokens(
+            batch.to(self.mesh.device),
+            self.stages,
+            self.pipeline,
+            self.mesh,
+            micro_batch_size=self.settings.micro_batch_size,
+        )
+        self._free_gathered()
+        return values
 
     @contextmanager
     def as_model(self, *, together: bool = False) -> Iterator[InferenceModel]:

@@ -25,6 +25,7 @@ from parallel.engines.capabilities import MEGATRON
 from parallel.engines.checkpoints import open_checkpoints
 from parallel.engines.settings import EngineSettings, sharding_signature
 from parallel.engines.sums import StepSums, add_totals, evaluation_totals
+from parallel.engines.token_values import from_last_stage
 from parallel.health.replica_check import ReplicaCheck, describe
 from parallel.health.weight_digests import model_digest, weight_digests
 from parallel.inference.model import DistributedModel
@@ -114,6 +115,14 @@ class MegatronEngine:
         numbers = self._local_totals(metrics=len(names))
         dist.all_reduce(numbers)
         return evaluation_totals(numbers, names=names)
+
+    @torch.no_grad()
+    def token_values(self, batch: Batch) -> Tensor:
+        """See gpt.training.engine.Engine. `batch` has whole micro-batches."""
+        assert not self.schedule.totals, "token_values after forward_backward"
+        batch = batch.to(self.mesh.device)
+        values = self.schedule.token_values(list(batch.split(self.settings.micro_batch_size)))
+        return torch.cat(values) if self.settings.layout.pipeline == 1 else from_last_stage(values, batch, self.mesh)
 
     def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """See gpt.training.engine.Engine. Memory: two parameters at a time."""

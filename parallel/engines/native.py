@@ -35,6 +35,7 @@ from parallel.engines.native_tensors import NativeTensors
 from parallel.engines.optimizer_state import OptimizerState
 from parallel.engines.settings import EngineSettings, sharding_signature
 from parallel.engines.sums import StepSums, add_totals, evaluation_totals
+from parallel.engines.token_values import values_of_tokens
 from parallel.health.replica_check import ReplicaCheck, describe
 from parallel.health.weight_digests import model_digest, weight_digests
 from parallel.inference.local_stage import stages_for_inference
@@ -165,6 +166,24 @@ class NativeEngine:
         dist.all_reduce(numbers)
         return evaluation_totals(numbers, names=names)
 
+    def token_values(self, batch: Batch) -> Tensor:
+        """See gpt.training.engine.Engine.
+
+        If the engine trains, autograd records the forward pass, since torch compiles other code without. It keeps the
+        activations of one micro-batch.
+        """
+        assert not any(stage.totals for stage in self.stages), "token_values after forward_backward"
+        with torch.set_grad_enabled(self.settings.optimizer is not None):
+            values = values_of_tokens(
+                batch.to(self.mesh.device),
+                self.stages,
+                self.pipeline,
+                self.mesh,
+                micro_batch_size=self.settings.micro_batch_size,
+            )
+        self._reshard()
+        return values
+
     @contextmanager
     def as_model(self, *, together: bool = False) -> Iterator[InferenceModel]:
         """See gpt.training.engine.Engine.
@@ -216,9 +235,16 @@ class NativeEngine:
         return add_totals(totals if self.mesh.tensor_rank == 0 else [], metrics=metrics, device=self.mesh.device)
 
     def _reshard(self) -> None:
-        """Free gathered weights: a checkpoint may change the sharded ones without a backward pass."""
+        """Free gathered weights: a checkpoint may change the sharded ones without a backward pass.
+
+        Also forget the order of the forward pass, in which FSDP would gather weights during the next backward pass.
+        """
         for module in self._sharded_modules():
             module.reshard()
+            state = module._get_fsdp_state()
+            state._comm_ctx.post_forward_order.clear()
+            for group in state._fsdp_param_groups:
+                group._post_forward_indices.clear()
 
     def _sharded_modules(self) -> Iterator[FSDPModule]:
         for stage in self.stages:

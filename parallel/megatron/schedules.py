@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt.errors import ConfigError
-from gpt.losses.base import Loss
+from gpt.losses.base import Loss, TokenValues
 from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
 from parallel.layout.mesh import Mesh
@@ -24,6 +24,15 @@ class MegatronSchedule:
     def __init__(self, chunks: list[nn.Module], model: ModelConfig, mesh: Mesh, loss: Loss) -> None:
         self.chunks, self.model, self.mesh, self.loss = chunks, model, mesh, loss
         self.totals: list[tuple[Tensor, ...]] = []
+        self._values: list[Tensor] | None = None  # of the last stage, while `token_values` collects them
+
+    def token_values(self, micro_batches: Sequence[Batch]) -> list[Tensor]:
+        """The loss's values (b, t) of micro-batches of one shape, forward only; none before the last stage."""
+        assert isinstance(self.loss, TokenValues), "this objective's loss has no values of tokens"
+        self._values = values = []
+        self.run(micro_batches, forward_only=True)
+        self._values = None
+        return values[: len(micro_batches)]
 
     def run(self, micro_batches: Sequence[Batch], *, forward_only: bool) -> None:
         """Forward, and backward unless `forward_only`, of micro-batches of one shape, the same on every stage.
@@ -65,7 +74,12 @@ class MegatronSchedule:
     def _loss_of(self, hidden: Tensor, *, model: Any, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The summed loss, the number of targets, and nothing for Megatron to report. `hidden` (b, t, d)."""
         plain = getattr(model, "module", model)  # without Megatron's gradient buffers
-        totals = self.loss(head_outputs(plain, hidden, self.model, self.mesh), batch)
+        outputs = head_outputs(plain, hidden, self.model, self.mesh)
+        if self._values is not None:
+            assert isinstance(self.loss, TokenValues)
+            self._values.append(self.loss.values(outputs, batch))
+            return hidden.new_zeros(()), torch.ones((), dtype=torch.int32, device=hidden.device), {}
+        totals = self.loss(outputs, batch)
         names = self.loss.metric_names if torch.is_grad_enabled() else self.loss.evaluation_names
         self.totals.append((totals.reported, totals.count, *(totals.metrics[name] for name in names)))
         return totals.sum, totals.count.int(), {}

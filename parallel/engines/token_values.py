@@ -1,0 +1,38 @@
+"""One number for each token of a batch, by the forward code of training."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gpt.losses.batch import Batch
+from parallel.axes.pipeline_parallel import Pipeline
+from parallel.axes.stage import ModelStage
+from parallel.layout.mesh import Mesh
+
+
+def values_of_tokens(
+    batch: Batch, stages: Sequence[ModelStage], pipeline: Pipeline | None, mesh: Mesh, *, micro_batch_size: int
+) -> Tensor:
+    """(n, t) on every rank of a data rank, which must all call it; see gpt.training.engine.Engine.token_values.
+
+    The batch is on the device already. In a pipeline, the last stage sends its values to the others.
+    """
+    last = mesh.layout.stages - 1
+    parts: list[Tensor] = []
+    for part in batch.split(micro_batch_size):
+        output = stages[0](part.inputs, part, values=True) if pipeline is None else pipeline.forward(part, values=True)
+        if last in mesh.stages:
+            parts.append(output)
+    if pipeline is None:
+        return torch.cat(parts)
+    return from_last_stage(parts, batch, mesh)
+
+
+def from_last_stage(parts: Sequence[Tensor], batch: Batch, mesh: Mesh) -> Tensor:
+    """The values (n, t) of the micro-batches that the last stage's ranks hold, fp32 on all ranks of the pipeline."""
+    shape = batch.inputs.shape[:2]
+    values = torch.cat(list(parts)).float() if parts else torch.empty(shape, device=mesh.device)
+    dist.broadcast(values, src=mesh.global_rank_of(mesh.layout.stages - 1), group=mesh.pipeline_group)
+    return values
