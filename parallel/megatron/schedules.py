@@ -29,7 +29,8 @@ class MegatronSchedule:
     def token_values(self, micro_batches: Sequence[Batch]) -> list[Tensor]:
         """The loss's values (b, t) of micro-batches of one shape, forward only; none before the last stage."""
         assert isinstance(self.loss, TokenValues), "this objective's loss has no values of tokens"
-        self._values = values = []
+        values: list[Tensor] = []
+        self._values = values
         self.run(micro_batches, forward_only=True)
         self._values = None
         return values[: len(micro_batches)]
