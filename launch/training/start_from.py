@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+
 from gpt.errors import ConfigError
 from gpt.files.regular import copy_folder, read_bytes
 from gpt.tokenizer.tokenizers import tokenizer_files
@@ -79,7 +81,7 @@ def _check_same_model(path: Path, state: dict[str, object], config: RunConfig) -
     if not isinstance(model, dict):
         raise ConfigError(f"run.start_from: {path} does not record its model configuration")
     before, after = (
-        {key: value for key, value in table.items() if key not in _MAY_DIFFER}
+        {key: _in_fp32(value) for key, value in table.items() if key not in _MAY_DIFFER}
         for table in (model, dataclasses.asdict(config.model))
     )
     changes = changed_keys(before, after, prefix="model.")
@@ -88,3 +90,8 @@ def _check_same_model(path: Path, state: dict[str, object], config: RunConfig) -
             f"run.start_from: {path} is of another model than the recipe's ({'; '.join(changes)}). Use its [model] "
             "section, which `triaxial convert` writes as model.toml."
         )
+
+
+def _in_fp32(value: object) -> object:
+    """A setting as fp32 holds it: an import may have 9.9999997e-06 for 1e-5, which computes the same."""
+    return float(np.float32(value)) if isinstance(value, float) else value

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gpt.errors import ConfigError
 from gpt.losses.base import Loss, LossTotals
 from gpt.losses.batch import Batch
 from gpt.model.config import ModelConfig
@@ -20,6 +21,7 @@ from launch.main import main
 from launch.processes.environment import ClusterEnvironment
 from launch.runs.imported_run import HUGGING_FACE, model_toml
 from launch.runs.saved_run import load_run
+from launch.training.start_from import check_start_from
 from launch.training.train_rank import run_rank
 from parallel.checkpoint.find import find_latest
 from parallel.checkpoint.load import read_tensors
@@ -98,6 +100,14 @@ def test_errors_are_one_line(
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_settings_that_are_equal_in_fp32_are_of_one_model(tiny_corpus: Any, first: Path) -> None:
+    """Converters write fp32 numbers in decimals."""
+    words = ["--run.start_from", str(first), "--run.directory", "unused", "--model.norm_eps"]
+    check_start_from(read_run_config(str(tiny_corpus.recipe), [*words, "9.999999747378752e-06"]))
+    with pytest.raises(ConfigError, match="is of another model"):
+        check_start_from(read_run_config(str(tiny_corpus.recipe), [*words, "9.9e-06"]))
 
 
 @pytest.mark.rehearse
