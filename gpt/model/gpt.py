@@ -194,8 +194,8 @@ class GPT(nn.Module):
         if self.embed is not None:
             x = self.embed(x, positions)
         for name, block in self.blocks.items():
-            of_layer = None if dropout is None else dropout.of_layer(int(name))
-            x = block(x, angles, mask, None if cache is None else cache[name], of_layer)
+            of_layer = () if dropout is None else (dropout.of_layer(int(name)),)  # blocks for inference take none
+            x = block(x, angles, mask, None if cache is None else cache[name], *of_layer)
         return x if self.norm is None else self.norm(x)
 
     def forward(
