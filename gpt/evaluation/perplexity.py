@@ -30,9 +30,31 @@ class ValidationLoss(NamedTuple):
         return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
 
 
+class TokenRows(NamedTuple):
+    """Rows of token ids (n, t + 1), which predict all of their tokens but the first.
+
+    `counted` (n, t): the predicted tokens whose loss counts; all if None.
+    """
+
+    tokens: Tokens
+    counted: NDArray[np.bool_] | None = None
+
+    @property
+    def targets(self) -> Tokens:
+        """The tokens whose loss counts (m,), row by row."""
+        targets = self.tokens[:, 1:]
+        return targets.ravel() if self.counted is None else targets[self.counted]
+
+    @property
+    def indices(self) -> Tokens:
+        """Where they are predicted (m,): row * t + column."""
+        n = self.tokens[:, 1:].size
+        return np.arange(n) if self.counted is None else np.flatnonzero(self.counted)
+
+
 @torch.inference_mode()
-def validation_loss(model: GPT | InferenceModel, batches: Iterable[Tokens]) -> ValidationLoss:
-    """Return the loss over batches (n, seq_len + 1) of token ids. Each row predicts all of its tokens but the first.
+def validation_loss(model: GPT | InferenceModel, batches: Iterable[TokenRows]) -> ValidationLoss:
+    """Return the loss over batches of rows.
 
     This is the forward pass of training, on the model's device and in its dtype; a packed model equals it to rounding.
     Every rank of a layout must pass all batches. The data ranks take turns with them, and all get the result.
@@ -41,13 +63,13 @@ def validation_loss(model: GPT | InferenceModel, batches: Iterable[Tokens]) -> V
     device = inference_model.device
     total, count = 0.0, 0
     for number, batch in enumerate(batches):
-        if number % inference_model.data_size != inference_model.data_rank:
+        targets = torch.from_numpy(batch.targets).to(device)
+        if number % inference_model.data_size != inference_model.data_rank or not targets.numel():
             continue
-        tokens = torch.from_numpy(batch).to(device)  # (n, t + 1)
-        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].flatten()
+        inputs = torch.from_numpy(batch.tokens[:, :-1]).to(device).contiguous()  # (n, t)
         log_probs, _ = inference_model.log_probs(
             ForwardInputs(inputs, torch.arange(inputs.size(1), device=device).unsqueeze(0)),
-            indices=torch.arange(inputs.numel(), device=device),
+            indices=torch.from_numpy(batch.indices).to(device),
             targets=targets,
         )
         total -= float(log_probs.double().sum())
@@ -71,11 +93,11 @@ class TokenCounts:
         return float(-(share * np.log(share)).sum())
 
 
-def count_targets(batches: Iterable[Tokens], vocab_size: int) -> TokenCounts:
+def count_targets(batches: Iterable[TokenRows], vocab_size: int) -> TokenCounts:
     """Count the targets of `validation_loss` in these batches."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for batch in batches:
-        counts += np.bincount(batch[:, 1:].ravel(), minlength=vocab_size)
+        counts += np.bincount(batch.targets, minlength=vocab_size)
     return TokenCounts(counts)
 
 

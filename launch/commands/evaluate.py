@@ -15,8 +15,9 @@ from gpt.data.dataset import ValidationData
 from gpt.errors import ConfigError, one_line
 from gpt.evaluation.few_shot.scores import TaskScore, few_shot_scores
 from gpt.evaluation.few_shot.tasks import OpenTasks
-from gpt.evaluation.perplexity import TokenCounts, Tokens, count_targets, validation_loss
+from gpt.evaluation.perplexity import TokenCounts, TokenRows, count_targets, validation_loss
 from gpt.inference.cpu_model import packed
+from gpt.post_training.sft import LEARNED
 from gpt.tokenizer.special_tokens import special_tokens_of
 from launch.evaluation import texts as text_evaluation
 from launch.evaluation.few_shot_arguments import add_few_shot_arguments, few_shot_tasks
@@ -34,7 +35,7 @@ from launch.runs.open_model import (
     start_ranks,
     starts_ranks,
 )
-from launch.runs.saved_run import add_device_arguments, add_run_arguments
+from launch.runs.saved_run import add_device_arguments, add_run_arguments, objective_section
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,8 +127,12 @@ def evaluate_opened(
 def evaluate_validation(opened: OpenedModel, *, max_tokens: int | None, batch_tokens: int) -> dict[str, Any]:
     """Return loss, perplexity and unigram entropy of each validation corpus, and of all their tokens together."""
     model, data = opened.model, opened.saved.data_config
+    objective = objective_section(opened.saved.config).build(z_loss=0.0)
+    learned_only = LEARNED in (*objective.streams, *objective.optional_streams)
     corpora = [
-        _ValidationSamples(corpus, data, model.vocab_size, max_tokens=max_tokens, batch_tokens=batch_tokens)
+        _ValidationSamples(
+            corpus, data, model.vocab_size, max_tokens=max_tokens, batch_tokens=batch_tokens, learned_only=learned_only
+        )
         for corpus in data.validation
     ]
     results: dict[str, Any] = {}
@@ -177,27 +182,38 @@ class _ValidationSamples:
     """The samples of one validation corpus that are evaluated, in batches."""
 
     def __init__(
-        self, corpus: CorpusConfig, config: DataConfig, vocab_size: int, *, max_tokens: int | None, batch_tokens: int
+        self,
+        corpus: CorpusConfig,
+        config: DataConfig,
+        vocab_size: int,
+        *,
+        max_tokens: int | None,
+        batch_tokens: int,
+        learned_only: bool,
     ) -> None:
-        self.name = corpus.name
+        self.name, self.learned_only = corpus.name, learned_only
         self.data = ValidationData(corpus, config, vocab_size=vocab_size)
         wanted = self.data.n_samples if max_tokens is None else max(1, max_tokens // config.seq_len)
         self.n_samples = min(self.data.n_samples, wanted)
         self.at_once = max(1, batch_tokens // config.seq_len)
 
-    def batches(self) -> Iterator[Tokens]:
-        """Token ids (n, t). Documents that training keeps apart come alone, (1, t)."""
+    def batches(self) -> Iterator[TokenRows]:
+        """Rows of tokens. Documents that training keeps apart come alone, one row each."""
         for start in range(0, self.n_samples, self.at_once):
             samples = self.data.read(range(start, min(start + self.at_once, self.n_samples)))
+            counted = (
+                samples.stream(LEARNED, default=1) != 0 if self.learned_only else np.ones_like(samples.tokens, bool)
+            )
             if samples.segment_ids is None:
-                yield samples.tokens
+                yield TokenRows(samples.tokens, counted[:, 1:])
                 continue
-            for row, ids in zip(samples.tokens, samples.segment_ids, strict=True):
-                parts = [row[ids == segment] for segment in range(int(ids.max()) + 1)]
-                yield from (part[None] for part in parts if len(part) > 1)
+            for row, ids, of_row in zip(samples.tokens, samples.segment_ids, counted, strict=True):
+                for part in (ids == segment for segment in range(int(ids.max()) + 1)):
+                    if part.sum() > 1:
+                        yield TokenRows(row[part][None], of_row[part][None, 1:])
 
 
-def _advancing(batches: Iterator[Tokens], progress: WorkProgress) -> Iterator[Tokens]:
+def _advancing(batches: Iterator[TokenRows], progress: WorkProgress) -> Iterator[TokenRows]:
     for batch in batches:
         yield batch
-        progress.advance(len(batch))
+        progress.advance(len(batch.tokens))

@@ -19,6 +19,8 @@ from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
 from gpt.model.parameter_shapes import check_layer_count, parameter_shapes
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
+from gpt.training.config import ObjectiveConfig
+from launch.config.objectives import DEFAULT, OBJECTIVES
 from launch.config.recipe import build, without_none
 from parallel.checkpoint.find import find_latest
 from parallel.checkpoint.folders import list_checkpoints, list_unusable, step_of
@@ -200,6 +202,15 @@ def device_of(name: str, *, local_rank: int | None = None) -> torch.device:
 def model_section(config: dict[str, Any]) -> ModelConfig:
     """The model configuration in a checkpoint's configuration."""
     return section(ModelConfig, config, "model")
+
+
+def objective_section(config: dict[str, Any]) -> ObjectiveConfig:
+    """The [objective] section of a checkpoint's configuration, or that of checkpoints from before there was one."""
+    kind = config.get("objective", {}).get("kind", DEFAULT)
+    if kind not in OBJECTIVES:
+        raise ConfigError(f"objective.kind = '{kind}' in the checkpoint is not one that this version knows")
+    found: ObjectiveConfig = section(OBJECTIVES[kind], {"objective": {}, **config}, "objective")
+    return found
 
 
 def section(cls: type[T], config: dict[str, Any], name: str) -> T:

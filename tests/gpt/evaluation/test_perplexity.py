@@ -12,6 +12,7 @@ import torch
 
 from gpt.evaluation.perplexity import (
     TextLoss,
+    TokenRows,
     count_targets,
     perplexity,
     sliding_windows,
@@ -101,9 +102,9 @@ def test_a_mean_over_nothing_and_an_overflow_are_none() -> None:
 
 
 def test_validation_loss_and_entropy_equal_their_definitions(model: GPT) -> None:
-    batches = [np.random.default_rng(i).integers(0, 300, size=(3 - i, 11)) for i in range(3)]
+    batches = [TokenRows(np.random.default_rng(i).integers(0, 300, size=(3 - i, 11))) for i in range(3)]
     loss = validation_loss(model, iter(batches))
-    rows = torch.from_numpy(np.concatenate(batches))
+    rows = torch.from_numpy(np.concatenate([batch.tokens for batch in batches]))
     log_probs = model(rows[:, :-1]).log_softmax(-1).gather(2, rows[:, 1:, None])
     assert loss.tokens == 6 * 10
     assert loss.nats_per_token == pytest.approx(-float(log_probs.mean()), rel=1e-5)
@@ -113,6 +114,21 @@ def test_validation_loss_and_entropy_equal_their_definitions(model: GPT) -> None
     assert count_targets(iter(batches), 300).entropy_nats == pytest.approx(entropy)
 
 
+def test_only_counted_targets_have_a_loss(model: GPT) -> None:
+    draw = np.random.default_rng(0)
+    rows = [TokenRows(draw.integers(0, 300, size=(2, 11)), draw.random((2, 10)) < share) for share in (0.4, 0.0, 1.0)]
+    loss = validation_loss(model, iter(rows))
+    total = n = 0.0
+    for tokens, counted in rows:
+        assert counted is not None
+        both = torch.from_numpy(tokens)
+        log_probs = model(both[:, :-1]).log_softmax(-1).gather(2, both[:, 1:, None])[..., 0]
+        total, n = total - float(log_probs[torch.from_numpy(counted)].sum()), n + counted.sum()
+    assert loss.tokens == n
+    assert loss.nats_per_token == pytest.approx(total / n, rel=1e-5)
+    assert count_targets(rows, 300).counts.sum() == n
+
+
 def test_entropy_of_uniform_and_of_constant_tokens() -> None:
-    assert count_targets([np.arange(65)[None]], 65).entropy_nats == pytest.approx(math.log(64))
-    assert count_targets([np.full((2, 9), 3)], 65).entropy_nats == 0.0
+    assert count_targets([TokenRows(np.arange(65)[None])], 65).entropy_nats == pytest.approx(math.log(64))
+    assert count_targets([TokenRows(np.full((2, 9), 3))], 65).entropy_nats == 0.0

@@ -194,6 +194,15 @@ def test_one_process_learns_what_a_textbook_loop_in_float64_learns(folder, one_p
     assert validation["validation/held/loss"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_evaluate_finds_the_validation_loss_over_learned_tokens(folder, one_process):
+    report = folder / "evaluation.json"
+    assert main(["evaluate", str(folder / "one"), "--tasks", "none", "--json", str(report)]) == 0
+    found = json.loads(report.read_text())["validation"]
+    for name in ("held", "text"):
+        expected = one_process[1][f"validation/{name}/loss"]
+        assert found[name]["loss_nats"] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("ranks", "layout"),
     [(4, {"tensor": 2, "pipeline": 2}), (2, {"zero_stage": 2, "recompute": "full"})],
