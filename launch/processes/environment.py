@@ -51,7 +51,7 @@ class ClusterEnvironment:
     `agent_store`: torchrun itself serves the store at the master's address, else rank 0 does.
     `restart`: set if the launcher started these ranks in place of failed ones.
     `requeues`: how often Slurm has started this job again. `is_after_stop`: a signal ended the job's start before.
-    `error_file`: where torch elastic looks for the reason why this rank failed.
+    `error_file`: where torch elastic looks for the reason why this rank failed. `node_name`: Slurm's, of this node.
     """
 
     rank: int = 0
@@ -67,6 +67,7 @@ class ClusterEnvironment:
     requeues: int = 0
     is_after_stop: bool = False
     error_file: Path | None = None
+    node_name: str | None = None
 
     @classmethod
     def from_environment(cls) -> "ClusterEnvironment":
@@ -97,6 +98,7 @@ class ClusterEnvironment:
             requeues=requeues,
             is_after_stop="TRIAXIAL_AFTER_STOP" in os.environ,
             error_file=_path("TORCHELASTIC_ERROR_FILE"),
+            node_name=os.environ.get("SLURMD_NODENAME"),
         )
 
 

@@ -48,16 +48,18 @@ def report_crashes() -> None:
     sys.excepthook = _record_and_print
 
 
-def leave_word(word: str) -> None:
+def leave_word(word: str, *, run_directory: Path | None = None) -> None:
     """Write the last word of the run to `saved_file`. It begins with one of WORDS; the one later in WORDS is kept.
 
-    torchrun hides the exit status of its ranks, so launch.torchrun and slurm/train.sbatch decide by this file.
+    torchrun hides the exit status of its ranks, so launch.torchrun and slurm/train.sbatch decide by this file. The
+    run directory stands in its second line.
     """
     file = LauncherEnvironment.from_environment().saved_file
     if file is not None and WORDS.index(word.split()[0]) >= WORDS.index(last_word()):
         with suppress(OSError):  # a full disk must not turn a stop into a failure
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"{word}\n", encoding="utf-8")
+            second = "" if run_directory is None else f"{run_directory.absolute()}\n"
+            file.write_text(f"{word}\n{second}", encoding="utf-8")
 
 
 def forget_stop() -> None:

@@ -104,7 +104,7 @@ def run_rank(
         with stop.held as held:
             if is_first:
                 lock(held, config.run.directory, job_id=environment.slurm_job_id)
-                leave_word("started")
+                leave_word("started", run_directory=config.run.directory)
                 progress = count_start(
                     config.run.directory,
                     environment.restart,
@@ -119,7 +119,8 @@ def run_rank(
             # In this order: the watchdog's set-up communicates, and NCCL reads its settings at the first communication.
             held.enter_context(deterministic(config.run.deterministic, prepared.device))
             held.enter_context(kernel_order(prepared.device))
-            watching = watch_rank(config.health, config.run.directory, error_file=environment.error_file)
+            error_file, host = environment.error_file, environment.node_name
+            watching = watch_rank(config.health, config.run.directory, error_file=error_file, host=host)
             heartbeat = held.enter_context(watching)
             try:
                 status: int = program.train_joined(prepared, heartbeat)

@@ -37,7 +37,7 @@ from parallel.health.reports import (
     report_name,
     take_lead,
 )
-from parallel.health.verdict import Verdict, decide, rank_lines, verdict_lines
+from parallel.health.verdict import OF_A_NODE, Verdict, decide, rank_lines, verdict_lines
 
 EXIT_S = 10.0  # how long a rank that failed may take to end without help
 GATHER_S = 3.0  # time from the alarm to the verdict, which uses the reports present by then
@@ -146,6 +146,8 @@ def publish_verdict(settings: MonitorSettings, folder: Path, reports: list[HangR
     decision = {**dataclasses.asdict(verdict), "silent": silent, "world_size": world_size, "lines": lines}
     if verdict.ranks:
         decision["hosts"] = sorted({settings.host_of(rank) for rank in verdict.ranks})
+        if verdict.kind in OF_A_NODE:
+            replace_file(folder / "blamed_nodes", "".join(f"{host}\n" for host in decision["hosts"]))
     replace_file(folder / "verdict.txt", "\n".join(lines) + "\n")
     replace_file(folder / "verdict.json", json.dumps(decision, indent=1))
     print("\n".join(lines), file=sys.stderr, flush=True)

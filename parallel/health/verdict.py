@@ -15,6 +15,7 @@ from parallel.health.heartbeat import LOST, RUNNING, STATUS
 from parallel.health.process_evidence import STOPPED, short_frame
 from parallel.health.reports import HangReport
 
+OF_A_NODE = ("died", "stopped", "busy", "silent", "behind", "link")  # kinds that may be the fault of a machine
 MAX_FRAMES = 4  # of a stack, on the terminal
 MAX_RANKS = 6  # named in one line
 DEATHS = {

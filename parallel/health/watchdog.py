@@ -47,19 +47,21 @@ class LostPeers(RuntimeError):
 
 
 @contextlib.contextmanager
-def watch_rank(config: HealthConfig, run_directory: Path, *, error_file: Path | None = None) -> Iterator[Heartbeat]:
+def watch_rank(
+    config: HealthConfig, run_directory: Path, *, error_file: Path | None = None, host: str | None = None
+) -> Iterator[Heartbeat]:
     """Watch this rank by a monitor process while inside. Collective over all ranks of the default process group.
 
     Reports go to `run_directory`/hangs, which all ranks must share. The time limits of HealthConfig apply between
     beats, from the moment of entering. An error of torch.distributed becomes one LostPeers, after the reports are
-    written; other errors pass through. `error_file` is torch elastic's for this rank. Linux only: elsewhere, and with
-    health.watchdog = false, nothing is watched.
+    written; other errors pass through. `error_file` is torch elastic's for this rank. `host` names this node in
+    verdicts. Linux only: elsewhere, and with health.watchdog = false, nothing is watched.
     """
     if not config.watchdog or sys.platform != "linux":
         yield UNWATCHED
         return
     with contextlib.ExitStack() as stack:
-        settings = _monitor_settings(stack, config, run_directory / "hangs", error_file)
+        settings = _monitor_settings(stack, config, run_directory / "hangs", error_file, host or socket.gethostname())
         heartbeat = MonitoredHeartbeat(config, settings)
         try:
             yield heartbeat
@@ -79,7 +81,7 @@ def watch_rank(config: HealthConfig, run_directory: Path, *, error_file: Path | 
 
 
 def _monitor_settings(
-    stack: contextlib.ExitStack, config: HealthConfig, hangs: Path, error_file: Path | None
+    stack: contextlib.ExitStack, config: HealthConfig, hangs: Path, error_file: Path | None, host: str
 ) -> MonitorSettings:
     """Open what the monitor needs, until `stack` closes it. Collective over all ranks."""
     beat_file, stacks_file = (os.memfd_create(name) for name in ("triaxial-beat", "triaxial-stacks"))
@@ -91,7 +93,7 @@ def _monitor_settings(
     if not faulthandler.is_enabled():  # if someone enabled it to see crashes, do not change it
         faulthandler.enable(file=stacks_file, all_threads=True)
         stack.callback(faulthandler.disable)
-    me = Member(socket.gethostname(), _machine(), os.getpid(), process_started_at(os.getpid()))
+    me = Member(host, _machine(), os.getpid(), process_started_at(os.getpid()))
     members: dict[int, Member] = gather_scatter(lambda: me, by_machine, None, path=hangs)
     hosts = combine(me.host, host_changes, None)
     incarnation = broadcast_object(secrets.token_hex(8), None)

@@ -113,13 +113,13 @@ def kill_rank_1(file: Path) -> None:
     os.kill(ranks_of(file)[1], signal.SIGKILL)
 
 
-def submit(slurm: Slurm, name: str, text: str, **variables: str) -> str:
+def submit(slurm: Slurm, name: str, text: str, *options: str, **variables: str) -> str:
     """Submit the training template as a user would; returns the job id."""
     file = slurm.folder / f"{name}.toml"
     file.write_text(text.replace(f'"{slurm.folder}/run"', f'"{slurm.folder}/{name}"'))
     edited = ("--account=anybody", "--partition=test")
     settings = {"TRIAXIAL_PYTHON": sys.executable, "TRIAXIAL_RANKS_PER_NODE": "1", **variables}
-    return slurm("sbatch", "--parsable", *edited, str(TEMPLATE), str(file), **settings).strip()
+    return slurm("sbatch", "--parsable", *edited, *options, str(TEMPLATE), str(file), **settings).strip()
 
 
 def ended(slurm: Slurm, number: str) -> Callable[[], bool]:
@@ -154,6 +154,26 @@ def test_a_mistake_is_neither_queued_again_nor_tried_again(slurm, tiny_corpus):
     assert 1 <= len(told) <= 2, "once on each node that came so far"
     assert not (slurm.folder / "mistaken").exists(), "nothing was written for it"
     assert "not requeued: a person must mend it" in (slurm.folder / f"triaxial-{number}.out").read_text()
+
+
+@pytest.mark.rehearse
+@pytest.mark.timeout(500)
+def test_a_node_that_the_verdict_blames_is_left_out_at_the_requeue(slurm, tiny_corpus):
+    text = recipe(tiny_corpus, slurm.folder, steps=300).replace("every_tokens = 1_000_000_000", "every_tokens = 2048")
+    number = submit(
+        slurm, "blamed", text, "--nodes=1", "--overcommit", TRIAXIAL_RANKS_PER_NODE="2", TRIAXIAL_MAX_RESTARTS="0"
+    )
+    saved = slurm.folder / "blamed" / "checkpoints"
+    wait_for(lambda: saved.is_dir() and list(saved.glob("step-*")), what="a checkpoint", slurm=slurm)
+    (node,) = (slurm.job(number)["NodeList"],)
+    kill_rank_1(slurm.folder / "blamed.toml")
+    wait_for(ended(slurm, number), what="the end of the job", slurm=slurm)
+    job = slurm.job(number)
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("COMPLETED", "1", "0:0"), slurm.logs()
+    assert {node, job["NodeList"]} == {"n1", "n2"}
+    assert job["ExcNodeList"] == node
+    log = (slurm.folder / f"triaxial-{number}.out").read_text()
+    assert f"; requeued without {node}, which the verdict blames\n" in log
 
 
 @pytest.mark.rehearse

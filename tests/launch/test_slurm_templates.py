@@ -70,3 +70,27 @@ def test_a_bad_node_ends_the_first_start_and_requeues_a_later_one(tmp_path, rest
     assert ("scontrol requeue 7" in result.stdout) is requeued
     assert ("bad nodes: n2; training failed with status 1" in result.stdout) is requeued
     assert result.returncode == (0 if requeued else 1), "that of scontrol, which replaces the script"
+
+
+@pytest.mark.parametrize(("up", "left_out"), [("n1 n2 n3", True), ("n1 n2", False)])
+def test_a_blamed_node_is_left_out_if_enough_others_are_up(tmp_path, up, left_out):
+    """srun fails after it has left a verdict; scontrol and sinfo are programs of this test that answer for Slurm."""
+    hangs = tmp_path / "run" / "hangs" / "now"
+    hangs.mkdir(parents=True)
+    programs = {
+        "srun": f'echo -e "started\\n{tmp_path}/run" >"$TRIAXIAL_SAVED_FILE"; echo n2 >{hangs}/blamed_nodes; exit 1',
+        "sinfo": f"printf '%s\\n' {up}",
+        "scontrol": 'case "$1 $2" in "show hostnames") printf "n1\\nn2\\n" ;; "--oneliner show") '
+        'echo "JobId=7 ExcNodeList=n9 Name=x" ;; *) echo "scontrol $*" ;; esac',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    settings = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
+    settings |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_PARTITION": "p", "TRIAXIAL_PREFLIGHT": "no"}
+    command = ["bash", str(TEMPLATE), "recipe"]
+    result = subprocess.run(command, env={**os.environ, **settings}, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "scontrol requeue 7\n" in result.stdout
+    assert ("requeued without n2, which the verdict blames" in result.stdout) is left_out
+    assert ("scontrol update JobId=7 ExcNodeList=n9,n2" in result.stdout) is left_out

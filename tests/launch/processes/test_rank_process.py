@@ -83,7 +83,8 @@ def test_only_rank_0_of_a_node_writes_the_file_that_marks_a_save(tmp_path, monke
     assert mark_saved() == SAVED_AFTER_SIGNAL
     assert not saved.exists()
     monkeypatch.delenv("LOCAL_RANK")
-    leave_word("started")
+    leave_word("started", run_directory=tmp_path / "run")
+    assert saved.read_text().splitlines() == ["started", str(tmp_path / "run")]
     assert mark_saved() == SAVED_AFTER_SIGNAL
     leave_word("stopped by a signal before the first step")  # on another node, which comes later
     assert saved.read_text() == "saved after a signal\n"

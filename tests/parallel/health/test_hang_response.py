@@ -62,3 +62,15 @@ def test_a_verdict_needs_no_event(tmp_path):
     (tmp_path / "events.jsonl").mkdir()
     decision = publish_verdict(settings(tmp_path, 0), folder, [waiting(rank) for rank in range(2)])
     assert json.loads((folder / "verdict.json").read_text())["lines"] == decision["lines"]
+
+
+@pytest.mark.parametrize(("status", "blames_its_node"), [("died", True), ("failed", False)])
+def test_only_faults_that_may_be_a_machine_s_blame_a_node(tmp_path, status, blames_its_node):
+    """A rank that failed has raised an exception, which another node would raise too."""
+    folder = tmp_path / "hangs" / "now"
+    folder.mkdir(parents=True)
+    reports = [waiting(0), dataclasses.replace(waiting(1), status=status), waiting(2), waiting(3)]
+    assert publish_verdict(settings(tmp_path, 0), folder, reports)["hosts"] == ["node1"]
+    assert (folder / "blamed_nodes").exists() == blames_its_node
+    if blames_its_node:
+        assert (folder / "blamed_nodes").read_text() == "node1\n"
