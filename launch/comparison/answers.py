@@ -1,0 +1,97 @@
+"""The answers of a run to the prompts of a comparison: generated here, or read from a file of `triaxial generate`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpt.errors import ConfigError
+from gpt.inference.cpu_model import packed
+from gpt.inference.model import LocalModel
+from gpt.inference.sampling import Sampling
+from gpt.tokenizer.special_tokens import special_tokens_of
+from launch.generation.jobs import DEFAULT_BATCH_TOKENS, GenerationSettings, PromptLine, make_jobs
+from launch.generation.prompt_file import batches_of, continue_jobs, read_lines
+from launch.runs.imported_run import HUGGING_FACE
+from launch.runs.saved_run import load_run
+
+
+@dataclass(frozen=True)
+class ComparedSettings:
+    """How every model of a comparison answers."""
+
+    sampling: Sampling
+    max_new_tokens: int | None
+    seed: int
+    stops: tuple[str, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+
+def model_names(paths: Sequence[Path]) -> list[str]:
+    """Short names of the runs: the last parts of their paths, as many as make them different.
+
+    ConfigError: the same path twice.
+    """
+    if len(set(paths)) < len(paths):
+        raise ConfigError(f"RUN {next(p for p in paths if paths.count(p) > 1)} is given twice. Give different runs.")
+    parts = [path.absolute().parts for path in paths]
+    for n in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-n:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("The runs are the same directory. Give different runs.")
+
+
+def answers_of(path: Path, lines: Sequence[PromptLine], settings: ComparedSettings) -> list[str]:
+    """Return the answer of a run, or of a file of `triaxial generate --output`, to each prompt.
+
+    One process; the model is freed before return. ConfigError: no run, or a prompt that does not fit or is not in the
+    file.
+    """
+    return _read(path, lines) if path.is_file() else _generated(path, lines, settings)
+
+
+def _read(path: Path, lines: Sequence[PromptLine]) -> list[str]:
+    texts: dict[str, list[str]] = {}
+    for line in read_lines(path, option="RUN", is_result=True):
+        text = line.fields.get("text")
+        if not isinstance(text, str):
+            raise ConfigError(f"{line.where} has no text 'text'. Give a file that `triaxial generate --output` wrote.")
+        texts.setdefault(line.fields["prompt"], []).append(text)
+    found = []
+    for line in lines:
+        given = texts.get(line.fields["prompt"])
+        if not given:
+            raise ConfigError(f"RUN {path} has no answer to the prompt of {line.where}. Use the same prompts.")
+        found.append(given.pop(0) if len(given) > 1 else given[0])
+    return found
+
+
+def _generated(path: Path, lines: Sequence[PromptLine], settings: ComparedSettings) -> list[str]:
+    loaded = load_run(path, device=settings.device, dtype=settings.dtype)
+    saved = loaded.saved
+    special = special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer)
+    jobs = make_jobs(
+        lines,
+        saved.tokenizer,
+        special,
+        saved.model_config,
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+        num_samples=1,
+    )
+    how = GenerationSettings(
+        sampling=settings.sampling,
+        stops=settings.stops,
+        end_ids=special.end_ids,
+        batch_size=None,
+        batch_tokens=DEFAULT_BATCH_TOKENS,
+    )
+    model = LocalModel(loaded.model)
+    rows = max(len(batch) for batch in batches_of(jobs, how, data_size=model.data_size))
+    results = continue_jobs(
+        packed(model, rows=rows), saved.tokenizer, jobs, how, n_ctx=saved.model_config.n_ctx, shows=True
+    )
+    return [str(result["text"]) for result in results]
