@@ -4,16 +4,18 @@ from dataclasses import replace
 
 import torch
 
+from gpt.adapters.config import AdapterConfig, adapter_shapes, check_adapter, check_also_train
 from gpt.errors import ConfigError
 from gpt.losses.base import Loss
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT, Embedding
 from gpt.model.heads import VocabularyHead
 from gpt.training.objective import NextToken, Objective
-from gpt.training.optimizer import OptimizerConfig, is_frozen
+from gpt.training.optimizer import OptimizerConfig, check_patterns
+from parallel.adapters.attach import attach_adapters, choose_trained
 from parallel.axes.data_parallel import apply_data_parallel
 from parallel.axes.recomputation import wrap_block
-from parallel.axes.stage import ModelStage, canonical_name
+from parallel.axes.stage import ModelStage
 from parallel.axes.tensor_parallel import allow_asynchronous, apply_tensor_parallel
 from parallel.layout.config import ParallelConfig
 from parallel.layout.mesh import Mesh
@@ -29,12 +31,14 @@ def build_stage(
     loss: Loss,
     optimizer: OptimizerConfig | None,
     residual_dropout: float = 0.0,
+    adapter: AdapterConfig | None = None,
 ) -> ModelStage:
     """Stage `index` of the pipeline. Its parameters are allocated on the mesh's device (on the host if offloaded) and
-    not yet filled; what `optimizer` freezes, or everything without one, needs no gradient.
+    not yet filled; what `optimizer` freezes, or everything without one, needs no gradient. With `adapter`, low-rank
+    adapters train and the base model is frozen.
 
-    The order matters: tensor parallelism replaces parameters; blocks are compiled and wrapped for recomputation; FSDP's
-    hooks come last.
+    The order matters: tensor parallelism replaces parameters, and adapters follow it; blocks are compiled and wrapped
+    for recomputation; FSDP's hooks come last.
     """
     stage = build_unsharded_stage(
         config,
@@ -45,6 +49,7 @@ def build_stage(
         loss=loss,
         optimizer=optimizer,
         residual_dropout=residual_dropout,
+        adapter=adapter,
     )
     apply_data_parallel(stage, parallel, mesh)
     stage.to_empty(device=torch.device("cpu") if parallel.offload else mesh.device)
@@ -61,24 +66,23 @@ def build_unsharded_stage(
     loss: Loss,
     optimizer: OptimizerConfig | None,
     residual_dropout: float = 0.0,
+    adapter: AdapterConfig | None = None,
 ) -> ModelStage:
     """Stage `index` without a data axis, on the meta device: as for `build_stage`, for an engine with its own."""
     layout = mesh.layout
     model = model_on_meta(config, objective, layout.layers_of(index), first=index == 0, last=index == layout.stages - 1)
     if layout.tensor > 1:
         apply_tensor_parallel(model, config, mesh.tensor)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(optimizer is not None and not is_frozen(canonical_name(name, model), optimizer))
+    tensor = mesh.tensor if layout.tensor > 1 else None
+    if adapter is not None:
+        attach_adapters(model, adapter, tensor)
+    choose_trained(model, adapter, optimizer)
     if parallel.async_tensor:
         allow_asynchronous(mesh.tensor)
     for name, block in model.blocks.items():
-        model.blocks[name] = wrap_block(block, config, parallel)
+        model.blocks[name] = wrap_block(block, parallel)
     return ModelStage(
-        model,
-        loss,
-        attention_mask=objective.attention_mask,
-        tensor=mesh.tensor if layout.tensor > 1 else None,
-        residual_dropout=residual_dropout,
+        model, loss, attention_mask=objective.attention_mask, tensor=tensor, residual_dropout=residual_dropout
     )
 
 
@@ -99,10 +103,23 @@ def build_inference_stage(config: ModelConfig, mesh: Mesh, *, index: int, dtype:
     return ModelStage(model, loss, attention_mask=objective.attention_mask, tensor=tensor)
 
 
-def parameter_names(config: ModelConfig, objective: Objective) -> list[str]:
-    """The canonical names of all parameters of the whole model."""
-    layers = range(config.n_layers)
-    return [name for name, _ in model_on_meta(config, objective, layers, first=True, last=True).named_parameters()]
+def parameter_names(config: ModelConfig, objective: Objective, adapter: AdapterConfig | None = None) -> list[str]:
+    """The canonical names of all parameters of the whole model, those of adapters last."""
+    model = model_on_meta(config, objective, range(config.n_layers), first=True, last=True)
+    return [*(name for name, _ in model.named_parameters()), *adapter_shapes(config, adapter)]
+
+
+def check_parameter_patterns(
+    config: ModelConfig, objective: Objective, *, optimizer: OptimizerConfig, adapter: AdapterConfig | None
+) -> None:
+    """ConfigError if a pattern of [optimizer] or [adapter] matches nothing, or if nothing is left to train."""
+    names = parameter_names(config, objective, adapter)
+    if adapter is None:
+        check_patterns(names, optimizer)
+        return
+    check_adapter(config, adapter)
+    check_also_train(names, adapter)
+    check_patterns(names, optimizer, trained=[name for name in names if adapter.trains(name)])
 
 
 def model_on_meta(config: ModelConfig, objective: Objective, layers: range, *, first: bool, last: bool) -> GPT:

@@ -19,10 +19,11 @@ _CHUNK_GPU = 1 << 22  # on a GPU: a chunk launches about a hundred kernels, and 
 
 @dataclass(frozen=True)
 class Start:
-    """The starting values of a parameter: normal with this standard deviation, or this constant."""
+    """The starting values of a parameter: normal with this standard deviation, uniform in +-bound, or this constant."""
 
     std: float = 0.0
     constant: float = 0.0
+    bound: float = 0.0
 
 
 def start_of(name: str, config: ModelConfig) -> Start:
@@ -57,7 +58,7 @@ def fill(out: Tensor, name: str, start: Start, *, seed: int, shape: tuple[int, .
     `indices[i]`: the indices in the full parameter of the elements along dimension i of `out`. Time and memory grow
     with the part alone. `name` must be the canonical one, so that tied copies start equal.
     """
-    if not start.std:
+    if not start.std and not start.bound:
         out.fill_(start.constant)
         return
     if out.numel() == 0:
@@ -72,7 +73,8 @@ def fill(out: Tensor, name: str, start: Start, *, seed: int, shape: tuple[int, .
     rows_at_once = max(1, chunk // columns.numel())
     for i in range(0, rows.numel(), rows_at_once):
         counter = rows[i : i + rows_at_once, None] * stride + columns  # (rows, columns) positions in the full tensor
-        flat[i : i + rows_at_once] = (normal(counter, key) * start.std).to(out.dtype)
+        values = normal(counter, key) * start.std if start.std else uniform(counter, key) * start.bound
+        flat[i : i + rows_at_once] = values.to(out.dtype)
 
 
 def normal(counter: Tensor, key: int) -> Tensor:
@@ -81,13 +83,18 @@ def normal(counter: Tensor, key: int) -> Tensor:
     A 64-bit hash goes through the inverse of the normal distribution (Wichura's algorithm AS 241, 1988, relative
     accuracy 1e-16).
     """
-    bits = hash_bits(counter, key) >> 11  # 53 bits, signed
-    q = (bits.double() + 0.5) * (2.0**-53)  # uniform on (-0.5, 0.5)
+    q = uniform(counter, key) * 0.5
     r = 0.180625 - q * q
     value = q * _horner(r, _CENTRE_TOP) / _horner(r, _CENTRE_BOTTOM)
     tail = (q.abs() > 0.425).nonzero(as_tuple=True)
     value[tail] = _tail(q[tail])
     return value
+
+
+def uniform(counter: Tensor, key: int) -> Tensor:
+    """Numbers uniform on (-1, 1), float64, one for each int64 counter."""
+    bits = hash_bits(counter, key) >> 11  # 53 bits, signed
+    return (bits.double() + 0.5) * (2.0**-52)
 
 
 def _tail(q: Tensor) -> Tensor:

@@ -83,8 +83,11 @@ def is_frozen(name: str, config: OptimizerConfig) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in config.frozen)
 
 
-def check_patterns(names: Sequence[str], config: OptimizerConfig) -> None:
-    """ConfigError if a pattern matches no parameter of the whole model, or if every parameter is frozen."""
+def check_patterns(names: Sequence[str], config: OptimizerConfig, *, trained: Sequence[str] | None = None) -> None:
+    """ConfigError if a pattern matches no parameter of the whole model, or if every parameter is frozen.
+
+    `trained`: the parameters that train unless they are frozen; None: all.
+    """
     patterns = {f"optimizer.frozen[{i}]": pattern for i, pattern in enumerate(config.frozen)}
     for i, group in enumerate(config.groups):
         patterns |= {f"optimizer.groups[{i}].parameters[{j}]": p for j, p in enumerate(group.parameters)}
@@ -94,7 +97,7 @@ def check_patterns(names: Sequence[str], config: OptimizerConfig) -> None:
             tied = ". A tied model has no head.weight: it is tied to embed.tokens.weight"
             hint = tied if fnmatchcase("head.weight", pattern) and "embed.tokens.weight" in names else ""
             raise ConfigError(f"{key} = '{pattern}' is invalid: it matches no parameter. Names are: {known}{hint}")
-    if all(is_frozen(name, config) for name in names):
+    if all(is_frozen(name, config) for name in (names if trained is None else trained)):
         raise ConfigError(f"optimizer.frozen = {list(config.frozen)} is invalid: it leaves no parameter to train")
 
 
@@ -115,7 +118,7 @@ def build_optimizer(
 
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters:
-        if not is_frozen(name, config):
+        if parameter.requires_grad and not is_frozen(name, config):
             groups.setdefault(decay_and_scale(name, parameter.dim(), config), []).append(parameter)
     tables: list[dict[str, Any]] = [
         {"params": members, "weight_decay": decay, "lr_scale": scale} for (decay, scale), members in groups.items()

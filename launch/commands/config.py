@@ -73,9 +73,11 @@ def resolved(recipe: str, overrides: Sequence[str]) -> Iterator[str]:
     given = read_toml(find_recipe(recipe))
     table = recipe_table(given, overrides)
     config, origins = build_resolved(_class_of(table, recipe), table)
-    for name in vars(config):
+    for name, section in vars(config).items():
+        if section is None:
+            yield f"# no section [{name}]\n"
+            continue
         yield f"[{name}]"
-        section = getattr(config, name)
         for key, value in vars(section).items():
             origin = "default"
             if key in table.get(name, {}):

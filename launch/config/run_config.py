@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from gpt.adapters.config import AdapterConfig, check_adapter
 from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.health.spikes import SpikeConfig
@@ -82,6 +83,7 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     objective: ObjectiveConfig = field(default_factory=OBJECTIVES[DEFAULT], metadata={"kinds": OBJECTIVES})
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    adapter: AdapterConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.data.train:
@@ -90,6 +92,8 @@ class RunConfig:
         check_can_rewind(self.spike, self.checkpoint, step_tokens=self.batch.global_batch_tokens)
         sections = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         check_engine(**sections)
+        if self.adapter is not None:
+            check_adapter(self.model, self.adapter)
 
 
 def read_run_config(recipe: str, overrides: list[str]) -> RunConfig:
@@ -132,9 +136,9 @@ def layout_of(config: RunConfig, world_size: int) -> Layout:
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
-    """The resolved configuration as nested tables, ready for JSON."""
+    """The resolved configuration as nested tables, ready for JSON. Sections that the recipe lacks are left out."""
     table: dict[str, Any] = _plain(dataclasses.asdict(config))
-    return table
+    return {name: section for name, section in table.items() if section is not None}
 
 
 def from_dict(table: dict[str, Any]) -> RunConfig:

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gpt.adapters.config import AdapterConfig, adapter_of, adapter_shapes
 from gpt.convert.round_trip import round_trip
 from gpt.errors import ConfigError
 from gpt.files.atomic import partial_folder
@@ -129,7 +130,7 @@ def import_plain(folder: Path, output: Path) -> list[str]:
     )
     before = read_json_object(folder / DIGESTS) if (folder / DIGESTS).is_file() else None
     _check_state(folder, state, config)
-    _check_tensors(folder, source.locations, config)
+    _check_tensors(folder, source.locations, config, adapter_of(state))
     specs = source.specs
     with partial_folder(output) as partial, tensor_progress("writing tensors", total=len(specs)) as advance:
         path = partial / "checkpoints" / step_name(state["step"])
@@ -176,10 +177,13 @@ def _check_state(folder: Path, state: dict[str, Any], config: ModelConfig) -> No
         raise ConfigError(f"{folder}: {CONFIG} and {STATE} describe different models. Make them equal.")
 
 
-def _check_tensors(folder: Path, found: Mapping[str, TensorLocation], config: ModelConfig) -> None:
+def _check_tensors(
+    folder: Path, found: Mapping[str, TensorLocation], config: ModelConfig, adapter: AdapterConfig | None
+) -> None:
     """Check that the weights are those of the configuration, and that all other tensors are the optimizer's."""
     check_layer_count(config, len(found), where=str(folder / CONFIG))
-    shapes = {MODEL + name: shape for name, shape in parameter_shapes(config).items()}
+    expected = parameter_shapes(config) | adapter_shapes(config, adapter)
+    shapes = {MODEL + name: shape for name, shape in expected.items()}
     for name in sorted(shapes.keys() | {name for name in found if name.startswith(MODEL)}):
         here, wanted = found[name].shape if name in found else None, shapes.get(name)
         if here != wanted:

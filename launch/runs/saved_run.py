@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from gpt.adapters.config import adapter_of, adapter_shapes
 from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
@@ -22,6 +23,7 @@ from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from gpt.training.config import ObjectiveConfig
 from launch.config.objectives import DEFAULT, OBJECTIVES
 from launch.config.recipe import build, without_none
+from parallel.adapters.merge import merge_saved_adapters
 from parallel.checkpoint.find import find_latest
 from parallel.checkpoint.folders import list_checkpoints, list_unusable, step_of
 from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
@@ -50,9 +52,13 @@ class SavedRun:
     notes: tuple[str, ...]  # for the user, such as newer checkpoints that are damaged
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Read the model's (name, tensor) pairs, one at a time, to the CPU, in the dtype in which they were saved."""
+        """Read the model's (name, tensor) pairs, one at a time, to the CPU, in the dtype in which they were saved.
+
+        Adapters are merged into the weights.
+        """
         names = [_MODEL + name for name in parameter_shapes(self.model_config)]
         for name, tensor in read_tensors(self.checkpoint, names):
+            merge_saved_adapters(self.checkpoint, {name: tensor})
             yield name.removeprefix(_MODEL), tensor
 
 
@@ -227,7 +233,7 @@ def _check_weights(checkpoint: Checkpoint, config: ModelConfig) -> None:
         name.removeprefix(_MODEL): stored.shape for name, stored in checkpoint.index.items() if name.startswith(_MODEL)
     }
     check_layer_count(config, len(found), where=f"the configuration in {checkpoint.path}")
-    expected = parameter_shapes(config)
+    expected = parameter_shapes(config) | adapter_shapes(config, adapter_of(checkpoint.state))
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             shapes = [list(s) if s is not None else "absent" for s in (found.get(name), expected.get(name))]

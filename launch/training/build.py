@@ -17,7 +17,6 @@ from gpt.token_files import corpus as token_corpus
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from gpt.training.engine import Engine
 from gpt.training.objective import Objective
-from gpt.training.optimizer import check_patterns
 from gpt.training.run import Run
 from launch.config.corpora import naming_the_maker
 from launch.config.run_config import RunConfig, as_dict
@@ -30,7 +29,7 @@ from parallel.engines import choose
 from parallel.engines.settings import EngineSettings
 from parallel.health.stragglers import Stragglers
 from parallel.layout.layout import Layout
-from parallel.parallelize import parameter_names
+from parallel.parallelize import check_parameter_patterns
 
 ENDS = ("embed.", "head.")  # how the names of parameters of an objective's two ends begin
 
@@ -109,7 +108,7 @@ def check_objective(config: RunConfig) -> None:
     """
     objective = build_objective(config)
     config.data.check_streams(objective.streams, optional=objective.optional_streams)
-    check_patterns(parameter_names(config.model, objective), config.optimizer)
+    check_parameter_patterns(config.model, objective, optimizer=config.optimizer, adapter=config.adapter)
     predicts_tokens = _predicts_tokens(config, objective)
     for key in ("sample_every_tokens", "few_shot_every_tokens"):
         if getattr(config.train, key) is not None and not predicts_tokens:
@@ -133,6 +132,7 @@ def engine_settings(config: RunConfig, layout: Layout) -> EngineSettings:
         micro_batch_size=config.batch.micro_batch_size,
         seed=config.run.seed,
         residual_dropout=config.train.residual_dropout,
+        adapter=config.adapter,
     )
 
 

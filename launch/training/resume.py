@@ -175,10 +175,13 @@ def loop_state(config: RunConfig, saved: Mapping[str, Any]) -> tuple[LoopState, 
 
 
 def check_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return messages about changed settings. ConfigError if model, batch, data or the optimizer's tensors changed."""
-    for section in ("model", "batch"):
+    """Return messages about changed settings.
+
+    ConfigError if model, batch, adapter, data or the optimizer's tensors changed.
+    """
+    for section in ("model", "batch", "adapter"):
         before, after = (
-            {key: value for key, value in state["config"].get(section, {}).items() if key != "micro_batch_size"}
+            {key: value for key, value in (state["config"].get(section) or {}).items() if key != "micro_batch_size"}
             for state in (saved, now)
         )
         changes = changed_keys(before, after, prefix=f"{section}.")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from gpt.adapters.config import adapter_shapes
 from gpt.data.dataset import TrainingData
 from gpt.data.sampling_rules import PackedDocuments
 from gpt.files.atomic import replace_file
@@ -39,6 +40,7 @@ def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.devic
     mixed = ", ".join(f"{name} {share:.2f}" for name, share in epochs.items())
     return [
         f"model: {config.model.parameters:,} parameters in {config.model.n_layers} layers",
+        *describe_adapter(config),
         f"layout: {layout} on {layout.world_size} x {device.type}, {config.parallel.precision}, "
         f"ZeRO {config.parallel.zero_stage} over {layout.data_shard}"
         f"{'' if config.parallel.engine == 'native' else f', engine {config.parallel.engine}'}",
@@ -53,6 +55,19 @@ def describe(config: RunConfig, run: Run, layout: Layout, *, device: torch.devic
         *describe_packing(data),
         f"training: {run.steps:,} steps = {run.batch.tokens_seen(run.steps):,} tokens (train.total_tokens = "
         f"{config.train.total_tokens:,}, in whole steps); epochs: {mixed}",
+    ]
+
+
+def describe_adapter(config: RunConfig) -> list[str]:
+    """Return the number of parameters that train, if the recipe has adapters."""
+    if config.adapter is None:
+        return []
+    shapes = adapter_shapes(config.model, config.adapter)
+    parameters = sum(rows * columns for rows, columns in shapes.values())
+    more = ", and " + ", ".join(config.adapter.also_train) if config.adapter.also_train else ""
+    return [
+        f"adapter: rank {config.adapter.rank} on {len(shapes) // 2:,} projections; their {parameters:,} parameters "
+        f"train{more}, and the base model is frozen"
     ]
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
+from gpt.adapters.low_rank import start_of_adapter
 from gpt.model.config import ModelConfig
 from gpt.model.initialisation import fill, start_of
 
@@ -18,7 +19,9 @@ def initialise_shards(parameters: Sequence[tuple[str, Tensor]], config: ModelCon
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter.data
         indices = held_indices(parameter)
         assert tuple(index.numel() for index in indices) == tuple(local.shape), f"{name}: shard of unexpected shape"
-        fill(local, name, start_of(name, config), seed=seed, shape=tuple(parameter.shape), indices=indices)
+        shape = tuple(parameter.shape)
+        start = start_of_adapter(name, shape) or start_of(name, config)
+        fill(local, name, start, seed=seed, shape=shape, indices=indices)
 
 
 def held_indices(parameter: Tensor) -> list[Tensor]:

@@ -45,13 +45,15 @@ class LocalKeyValue(nn.Module):
     def __init__(self, source: KeyValueProjection) -> None:
         super().__init__()
         _declare(self)
-        self.rows = slice(source.first * source.d_head, (source.last + 1) * source.d_head)
-        self.repeats, self.d_head = source.repeats, source.d_head
+        self.rows, self.repeats, self.d_head = source.rows, source.repeats, source.d_head
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, m * d_head) from (b, t, d)."""
         bias = None if self.bias is None else self.bias[self.rows]
-        y = functional.linear(x, self.weight[self.rows], bias)
+        return self.repeated(functional.linear(x, self.weight[self.rows], bias))
+
+    def repeated(self, y: Tensor) -> Tensor:
+        """The heads of `rows` as this rank's queries need them; see repeat_heads."""
         return repeat_heads(y, self.repeats, self.d_head)
 
 

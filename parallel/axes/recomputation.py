@@ -16,7 +16,6 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from gpt.model.config import ModelConfig
 from gpt.model.segment_attention import segment_attention
 from parallel.layout.config import ParallelConfig
 
@@ -32,17 +31,18 @@ _ATTENTION = (
     segment_attention._opoverload,
 )
 _REDUCE_SCATTER = torch.ops._c10d_functional.reduce_scatter_tensor.default
-_OUT = 3  # a block's products in order: q, k, v, out, then gate and up or up alone, then down
+_PROJECTIONS = ("attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate", "mlp.up", "mlp.down")
+_REDUCED = ("attention.out", "mlp.down")  # on tensor ranks a reduce-scatter follows each
 
 
-def wrap_block(block: nn.Module, config: ModelConfig, parallel: ParallelConfig) -> nn.Module:
+def wrap_block(block: nn.Module, parallel: ParallelConfig) -> nn.Module:
     """Compile a block if `parallel.compile` is true, and wrap it for `parallel.recompute`.
 
     `selective` is compiled together with its policy, which the compiler obeys. `full` wraps the compiled block and
     keeps its input. Blocks draw no random numbers, so no generator state is kept.
     """
     if parallel.recompute == "selective":
-        contexts = partial(_keep_products, config, parallel.tensor)
+        contexts = partial(_keep_products, products_of(block), parallel.tensor)
         block = checkpoint_wrapper(block, preserve_rng_state=False, context_fn=contexts)
     if parallel.compile:
         # DTensors in blocks needed one graph per batch shape. The plain tensors of today may not.
@@ -53,26 +53,50 @@ def wrap_block(block: nn.Module, config: ModelConfig, parallel: ParallelConfig) 
     return block
 
 
-def _keep_products(config: ModelConfig, tensor: int) -> Contexts:
+def products_of(block: nn.Module) -> list[str]:
+    """The matrix products of a block's forward pass in order: the paths of its projections, such as "mlp.down".
+
+    An adapter adds "mlp.down.adapter.a" and "mlp.down.adapter.b" after its projection.
+    """
+    modules = dict(block.named_modules())
+    products = []
+    for path in _PROJECTIONS:
+        if path in modules:
+            products.append(path)
+            if hasattr(modules[path], "adapter"):
+                products += [f"{path}.adapter.a", f"{path}.adapter.b"]
+    return products
+
+
+def _keep_products(products: list[str], tensor: int) -> Contexts:
     """The contexts of a block's forward pass and of its recomputation.
 
     Backward does not need the output of the last product. On tensor ranks, a product before a reduce-scatter gives
-    partial sums over the whole sequence; its reduced share, `tensor` times smaller, is kept instead.
+    partial sums over the whole sequence; its reduced share, `tensor` times smaller, is kept instead. An adapter's A x
+    is `rank` wide, and B times it is cheap to compute again.
     """
-    last = 6 if config.activation == "swiglu" else 5
-    dropped = {last} if tensor == 1 else {_OUT, last}
-    contexts: Contexts = create_selective_checkpoint_contexts(_policy(dropped))  # type: ignore[no-untyped-call]
+    reduced = [path for path in products if path.startswith(_REDUCED) and not path.endswith(".b")]
+    dropped = {path for path in products if path.endswith(".adapter.b")} | {"mlp.down"}
+    if tensor > 1:
+        dropped |= set(reduced)
+    contexts: Contexts = create_selective_checkpoint_contexts(  # type: ignore[no-untyped-call]
+        _policy(
+            {i for i, path in enumerate(products) if path not in dropped},
+            {i for i, path in enumerate(reduced) if path != "mlp.down"},
+        )
+    )
     return contexts
 
 
-def _policy(dropped: set[int]) -> Callable[..., CheckpointPolicy]:
+def _policy(products: set[int], reduced: set[int]) -> Callable[..., CheckpointPolicy]:
+    """Keep the outputs of these products, and of these reduce-scatters, each counted in order."""
     numbers = {again: {kind: count() for kind in ("product", "reduced")} for again in (False, True)}
 
     def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         if op in _PRODUCTS:
-            keep = next(numbers[context.is_recompute]["product"]) not in dropped
+            keep = next(numbers[context.is_recompute]["product"]) in products
         elif op is _REDUCE_SCATTER:
-            keep = next(numbers[context.is_recompute]["reduced"]) == 0
+            keep = next(numbers[context.is_recompute]["reduced"]) in reduced
         else:
             keep = op in _ATTENTION
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

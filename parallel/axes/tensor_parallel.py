@@ -82,14 +82,18 @@ class KeyValueProjection(nn.Module):
         self.bias = None if whole.bias is None else _distributed(whole.bias, mesh, Replicate())
         self.d_head = config.d_head
         heads = key_value_heads(config, rank=mesh.get_local_rank(), tensor=mesh.size())
-        self.first, self.last = heads[0], heads[-1]
-        self.repeats = [heads.count(head) for head in range(self.first, self.last + 1)]
+        first, last = heads[0], heads[-1]
+        self.rows = slice(first * self.d_head, (last + 1) * self.d_head)  # of the weight
+        self.repeats = [heads.count(head) for head in range(first, last + 1)]
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, m * d_head) from (b, t, d). This rank's queries share the m heads evenly."""
-        rows = slice(self.first * self.d_head, (self.last + 1) * self.d_head)
-        bias = None if self.bias is None else self.bias[rows]
-        return repeat_heads(nn.functional.linear(x, self.weight[rows], bias), self.repeats, self.d_head)
+        bias = None if self.bias is None else self.bias[self.rows]
+        return self.repeated(nn.functional.linear(x, self.weight[self.rows], bias))
+
+    def repeated(self, y: Tensor) -> Tensor:
+        """The heads of `rows` as this rank's queries need them; see repeat_heads."""
+        return repeat_heads(y, self.repeats, self.d_head)
 
 
 def repeat_heads(y: Tensor, repeats: list[int], d_head: int) -> Tensor:

@@ -91,6 +91,7 @@ DEEPSPEED = EngineCapabilities(
         EngineRule("parallel.offload", (False,), "offload is for a data axis alone", when=PIPELINE),
         EngineRule("optimizer.frozen", ((),), "a stage without a trained parameter has no optimizer", when=PIPELINE),
         EngineRule("parallel.compile", (False,), "compiled blocks under ZeRO's hooks are not proven equal"),
+        EngineRule("adapter.kind", (None,), "ZeRO's flat tensors of adapters are not proven equal"),
         EngineRule(
             "parallel.recompute",
             ("none", "full"),
@@ -125,6 +126,7 @@ MEGATRON = EngineCapabilities(
         EngineRule("train.residual_dropout", (0.0,), "the masks of its dropout depend on the layout"),
         EngineRule("optimizer.kind", ("adamw",), "Megatron's distributed optimizer is AdamW"),
         EngineRule("optimizer.frozen", ((),), "the engine keeps fp32 weights of trained parameters only"),
+        EngineRule("adapter.kind", (None,), "Megatron's fused layers have no adapters"),
     ),
     relations="parallel.megatron.limits:check_relations",
 )

@@ -9,9 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gpt.adapters.config import is_adapter
 from gpt.training.config import Retention
 from gpt.training.engine import SaveEstimate, SaveResult, VerifiedCheckpoint
-from parallel.agreement import broadcast_object, gather_scatter
+from parallel.adapters.merge import merge_saved_adapters
+from parallel.agreement import broadcast_object, gather_scatter, run_on_all_ranks
 from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
 from parallel.checkpoint.estimate import estimate_local, estimate_shared
 from parallel.checkpoint.find import discard_after, find_latest
@@ -84,7 +86,7 @@ class SharedCheckpoints:
 
     def load_weights(self, checkpoint: VerifiedCheckpoint, *, optional: tuple[str, ...] = ()) -> list[str]:
         assert isinstance(checkpoint, Checkpoint)
-        tensors = self._tensors.weights()
+        tensors = {name: tensor for name, tensor in self._tensors.weights().items() if not is_adapter(name)}
 
         def left_out() -> list[str]:
             candidates = [name for name in tensors if name.removeprefix("model.").startswith(optional)]
@@ -96,6 +98,7 @@ class SharedCheckpoints:
         names = gather_scatter(left_out, union, None, path=checkpoint.path)
         loaded = {name: tensors[name] for name in tensors if name not in names}
         load_checkpoint(checkpoint, tensors=loaded)
+        run_on_all_ranks(lambda: merge_saved_adapters(checkpoint, loaded), None, path=checkpoint.path)
         self._tensors.finish_load(loaded, None)
         return [name.removeprefix("model.") for name in names]
 

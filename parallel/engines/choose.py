@@ -36,7 +36,7 @@ def build_engine(
     """
     name = settings.parallel.engine
     check_installed(name)
-    check_engine(settings.parallel, model=settings.model, optimizer=settings.optimizer)
+    check_engine(settings.parallel, model=settings.model, optimizer=settings.optimizer, adapter=settings.adapter)
     check_engine_device(settings.parallel, device.type)
     engine = ENGINES[name]
     build: Callable[..., Engine] = resolve_name(engine) if isinstance(engine, str) else engine

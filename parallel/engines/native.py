@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from gpt.adapters.config import is_adapter
 from gpt.inference.model import InferenceModel
 from gpt.losses.batch import Batch
 from gpt.training.engine import StepResult, Totals
 from gpt.training.objective import Objective
-from gpt.training.optimizer import check_patterns
 from parallel.agreement import combine
 from parallel.axes.data_parallel import accumulate
 from parallel.axes.gradients import (
@@ -41,7 +41,7 @@ from parallel.health.weight_digests import model_digest, weight_digests
 from parallel.inference.local_stage import stages_for_inference
 from parallel.inference.model import DistributedModel
 from parallel.layout.mesh import Mesh, build_mesh
-from parallel.parallelize import build_stage, parameter_names
+from parallel.parallelize import build_stage, check_parameter_patterns
 
 
 class NativeEngine:
@@ -64,7 +64,7 @@ class NativeEngine:
         self.settings, self.objective = settings, objective
         self.loss = objective.loss(compile=settings.parallel.compile)
         if settings.optimizer is not None:
-            check_patterns(parameter_names(settings.model, objective), settings.optimizer)
+            check_parameter_patterns(settings.model, objective, optimizer=settings.optimizer, adapter=settings.adapter)
         self.mesh = build_mesh(settings.layout, device) if mesh is None else mesh
         self.stages = [
             build_stage(
@@ -76,13 +76,14 @@ class NativeEngine:
                 loss=self.loss,
                 optimizer=settings.optimizer,
                 residual_dropout=settings.residual_dropout,
+                adapter=settings.adapter,
             )
             for index in self.mesh.stages
         ]
         self.parameters = [named for stage in self.stages for named in canonical_parameters(stage)]
         self._tied_copies = self._find_tied_copies()
-        if init_weights:
-            initialise_shards(self.parameters, settings.model, seed=settings.seed)
+        fresh = [named for named in self.parameters if init_weights or is_adapter(named[0])]
+        initialise_shards(fresh, settings.model, seed=settings.seed)
         self.optimizer = OptimizerState(self.parameters, settings.optimizer)
         self.pipeline = (
             Pipeline(self.stages, settings.model, self.mesh, settings.parallel)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gpt.adapters.config import AdapterConfig
 from gpt.model.config import ModelConfig
 from gpt.training.optimizer import OptimizerConfig
 from parallel.layout.config import ParallelConfig
@@ -19,6 +20,7 @@ class EngineSettings:
     micro_batch_size: int
     seed: int
     residual_dropout: float = 0.0  # in batches with row keys
+    adapter: AdapterConfig | None = None
 
 
 def sharding_signature(settings: EngineSettings) -> dict[str, object]:

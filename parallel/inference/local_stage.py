@@ -15,6 +15,7 @@ from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT, Embedding
 from gpt.model.heads import VocabularyHead
 from gpt.training.objective import Objective
+from parallel.adapters.attach import attach_local_adapters
 from parallel.axes.gradients import local
 from parallel.axes.local_layers import GatheredHead, LocalKeyValue, ReducedEmbedding, ReducedLinear
 from parallel.axes.stage import ModelStage
@@ -69,6 +70,7 @@ def _replace_layers(model: GPT, source: GPT, mesh: Mesh) -> None:
         for part in ("k", "v"):
             if isinstance(getattr(held, part), KeyValueProjection):
                 setattr(block.attention, part, LocalKeyValue(getattr(held, part)))
+        attach_local_adapters(block, source.blocks[name])
     shard = vocabulary_shard(model.config.padded_vocab_size, model.vocab_size, mesh.tensor)
     if isinstance(model.embed, Embedding):
         setattr(model.embed, "tokens", ReducedEmbedding(shard))  # noqa: B010  another type

@@ -17,6 +17,7 @@ from gpt.inference.kv_cache import KeyValueCache
 from gpt.inference.model import ForwardInputs
 from gpt.model.config import ModelConfig
 from gpt.training.objective import NextToken
+from parallel.adapters.merge import merge_saved_adapters
 from parallel.agreement import combine
 from parallel.axes.pipeline_parallel import pass_through
 from parallel.axes.stage import CachedStep, ModelStage, canonical_parameters
@@ -120,12 +121,15 @@ def load_distributed_model(
 ) -> DistributedModel:
     """Load the weights of a checkpoint of any layout, rounded to `dtype`, as a model over `mesh`, without gradients.
 
+    Adapters are merged into the weights.
+
     Every rank must call it. Memory of a rank: its share of the weights, and one tensor. Errors as for
     `load_checkpoint`.
     """
     stages = [build_inference_stage(config, mesh, index=index, dtype=dtype) for index in mesh.stages]
     weights = {f"model.{name}": p.data for stage in stages for name, p in canonical_parameters(stage)}
     load_checkpoint(checkpoint, tensors=weights, rounded=True)
+    merge_saved_adapters(checkpoint, weights)
     stages = stages_for_inference(stages, mesh, config=config, objective=NextToken(), free=False)
     return DistributedModel(stages, mesh, d_model=config.d_model, dtype=dtype)
 

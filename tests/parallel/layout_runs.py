@@ -26,17 +26,21 @@ from generated import generated
 from live_tensors import GatheredBlocks, Live, LiveMicroBatches, Peak, storage_of
 from rank_server import rank_server
 
+from gpt.adapters.config import AdapterConfig
 from gpt.data.sampling import Samples
 from gpt.inference.model import ForwardInputs
 from gpt.inference.sampling import Sampling
 from gpt.losses.batch import Batch
 from gpt.losses.marks import PADDING
 from gpt.model.config import ModelConfig
+from gpt.model.initialisation import Start, fill
 from gpt.model.rope import angles_of
 from gpt.training.config import Retention
 from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
 from launch.processes.local_ranks import RankFailed
+from parallel.axes.gradients import local
+from parallel.axes.initialisation import held_indices
 from parallel.checkpoint.handle import verify_checkpoint
 from parallel.engines.choose import build_engine
 from parallel.engines.settings import EngineSettings
@@ -115,12 +119,35 @@ def settings_of(run):
     parallel = ParallelConfig(**{"precision": "fp32", **run["parallel"]})
     batch = BatchConfig(run.get("micro_batch_size", 2), SEQUENCES * SEQ_LEN)
     layout = resolve_layout(parallel, batch, model=model, seq_len=SEQ_LEN, world_size=run["world_size"])
-    return EngineSettings(model, parallel, layout, OPTIMIZER, batch.micro_batch_size, SEED)
+    adapter = AdapterConfig(**run["adapter"]) if "adapter" in run else None
+    return EngineSettings(model, parallel, layout, OPTIMIZER, batch.micro_batch_size, SEED, adapter=adapter)
 
 
 def build(run):
     settings = settings_of(run)
-    return build_engine(settings, objective=NextToken(run.get("z_loss", 0.0)), device=torch.device("cpu"))
+    engine = build_engine(settings, objective=NextToken(run.get("z_loss", 0.0)), device=torch.device("cpu"))
+    if settings.adapter is not None:
+        fill_adapters(engine)
+    return engine
+
+
+@torch.no_grad()
+def fill_adapters(engine):
+    """Give each B numbers other than 0, which do not depend on the layout: else A has no gradient."""
+    for name, parameter in engine.parameters:
+        if name.endswith(".adapter.b"):
+            part, indices = local(parameter), held_indices(parameter)
+            fill(part, name, Start(std=0.1), seed=SEED, shape=tuple(parameter.shape), indices=indices)
+
+
+def gradients_of(engine, batch):
+    """The whole gradients of a batch by name: a few elements of each, and its norm."""
+    engine.forward_backward(batch)
+    mine = {name: [*g.flatten()[::23].tolist(), float(g.norm())] for name, g in engine.named_gradients()}
+    engine.optimizer_step(0.0, discard=True)
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return {name: values for found in everyone for name, values in found.items()}
 
 
 def logits_of(engine, tokens):
@@ -231,6 +258,10 @@ def run_one(run):
         for way, sampling in (("greedy", Sampling()), ("warm", Sampling(temperature=1.3, top_k=20))):
             continued = generated(engine, PROMPTS, max_new_tokens=6, sampling=sampling, stop_ids=range(30), seed=3)
             result[way] = [(c.tokens, c.log_probs, c.stopped) for c in continued]
+    if run.get("gradients"):
+        share = SEQUENCES // engine.data_size
+        rows = slice(engine.data_rank * share, (engine.data_rank + 1) * share)
+        result["gradients"] = gradients_of(engine, batch_of_step(20_000, rows, documents=False))
     documents = run.get("documents", False)
     gathered = GatheredBlocks(engine) if run.get("count_gathered") else None
     live = LiveMicroBatches(engine) if run.get("count_live") else None

@@ -139,7 +139,7 @@ class _Calls(TorchDispatchMode):
 @pytest.mark.parametrize(("recompute", "calls"), [("none", 1), ("selective", 1), ("full", 2)])
 def test_attention_inside_documents_runs_again_only_under_full(recompute, calls):
     config = ModelConfig(**MODEL)
-    block = wrap_block(Block(config), config, ParallelConfig(recompute=recompute, precision="fp32"))
+    block = wrap_block(Block(config), ParallelConfig(recompute=recompute, precision="fp32"))
     x = torch.randn(2, 8, config.d_model, requires_grad=True)
     mask = AttentionMask(segment_ids=torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2], [0] * 8]))
     with _Calls() as counted:

@@ -1,0 +1,71 @@
+"""Adapters on real gloo processes: every layout equals one process, and only the adapters change.
+
+tests/parallel/adapters/test_peft.py compares one process with PEFT.
+"""
+
+import math
+
+import pytest
+import torch
+from layout_runs import LAUNCH_TIMEOUT_S, MODEL, MODERN, assert_same_continuations, largest_difference, launch, run_of
+
+from gpt.adapters.config import AdapterConfig, adapter_shapes
+from gpt.model.config import ModelConfig
+
+pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
+ADAPTER = {"rank": 4, "alpha": 6.0}
+UNEVEN = {**MODERN, "d_model": 48, "n_heads": 6, "n_kv_heads": 3, "d_ff": 96}  # 3 key-value heads on 2 tensor ranks
+LAYOUTS = {
+    "tensor 2, selective": (2, {"tensor": 2, "recompute": "selective"}),
+    "pipeline 2": (2, {"pipeline": 2}),
+    "pipeline 2, zero bubble, zero 2": (2, {"pipeline": 2, "schedule": "zbv_zero_bubble", "zero_stage": 2}),
+    "tensor 2 x pipeline 2": (4, {"tensor": 2, "pipeline": 2}),
+    "data 2, zero 1, full": (2, {"data": 2, "zero_stage": 1, "recompute": "full"}),
+    "data 2, zero 3": (2, {"data": 2, "zero_stage": 3}),
+    "tensor 2 x data 2, zero 3": (4, {"tensor": 2, "data": 2, "zero_stage": 3}),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    runs = [run_of("one", 1, {}, model=MODERN, adapter=ADAPTER, gradients=True, generate=True)]
+    for name, (world_size, parallel) in LAYOUTS.items():
+        runs.append(
+            run_of(name, world_size, parallel, model=MODERN, adapter=ADAPTER, gradients=True, generate=world_size == 2)
+        )
+    for name, world_size, parallel in (("uneven, one", 1, {}), ("uneven, tensor 2", 2, {"tensor": 2})):
+        runs.append(run_of(name, world_size, parallel, model=UNEVEN, adapter=ADAPTER, gradients=True, generate=True))
+    last = {**ADAPTER, "targets": ["blocks.3.attention.q"], "also_train": ["norm.*"]}
+    for name, world_size, parallel in (("last, one", 1, {}), ("last, pipeline 2", 2, {"pipeline": 2})):
+        runs.append(run_of(name, world_size, parallel, model=MODERN, adapter=last, gradients=True))
+    return launch(tmp_path_factory.mktemp("adapters"), runs, timeout_s=LAUNCH_TIMEOUT_S)
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, "uneven, tensor 2", "last, pipeline 2"])
+def test_layout_equals_one_process(results, name):
+    ours = results[name]
+    reference = results[{"u": "uneven, one", "l": "last, one"}.get(name[0], "one")]
+    assert ours["initial_weights"] == reference["initial_weights"]
+    assert ours["gradients"].keys() == reference["gradients"].keys()
+    for parameter, values in ours["gradients"].items():
+        expected = torch.tensor(reference["gradients"][parameter])
+        scale = float(expected[-1])  # the norm
+        assert scale > 0, parameter
+        torch.testing.assert_close(torch.tensor(values), expected, rtol=1e-5, atol=1e-5 * scale, msg=parameter)
+    assert largest_difference(ours["losses"], reference["losses"]) < 1e-5
+    assert largest_difference(ours["norms"], reference["norms"]) < 1e-4
+    assert math.isclose(ours["evaluated"], reference["evaluated"], rel_tol=1e-5)
+    assert torch.allclose(torch.tensor(ours["logits"]), torch.tensor(reference["logits"]), rtol=1e-4, atol=1e-5)
+    if "greedy" in ours and "greedy" in reference:
+        for way in ("greedy", "warm"):
+            assert_same_continuations(ours[way], reference[way])
+
+
+def test_only_adapters_have_gradients(results):
+    expected = adapter_shapes(ModelConfig(**{**MODEL, **MODERN}), AdapterConfig(**ADAPTER))
+    assert results["one"]["gradients"].keys() == expected.keys()
+    assert results["last, one"]["gradients"].keys() == {
+        "blocks.3.attention.q.adapter.a",
+        "blocks.3.attention.q.adapter.b",
+        "norm.weight",
+    }
