@@ -6,6 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_prep.conversations.chat_format import choose_format
+from data_prep.conversations.check import check_conversations, reading_lines
+from data_prep.conversations.corpus import render_conversations
+from data_prep.conversations.read import READ, read_task
 from data_prep.corpus.upload import check_target, upload_corpus
 from data_prep.decontamination.decontaminate import REPORT, decontaminate, summary
 from data_prep.decontamination.evaluation_sets import check_sets
@@ -13,9 +17,9 @@ from data_prep.dedup import exact, fuzzy
 from data_prep.dedup.exact import COPY
 from data_prep.dedup.fuzzy import NEAR_COPY
 from data_prep.documents.counts import Counts
-from data_prep.documents.losses import losses_in, sum_of_losses
+from data_prep.documents.losses import losses_in, reading_facts, sum_of_losses
 from data_prep.execution.progress import ProgressBars
-from data_prep.execution.shard_runs import ShardRun
+from data_prep.execution.shard_runs import ShardRun, Shards
 from data_prep.execution.shares import Share
 from data_prep.execution.workers import Executor, LocalWorkers
 from data_prep.execution.workspace import SHARE_TIMEOUT_S, Workspace
@@ -95,7 +99,10 @@ def check(config: PrepareConfig, *, known: Answers | None = None) -> list[Path |
     """
     paths = (*config.input.paths, *expand_lists(config.input.path_lists, config.input.path_base))
     found = find_inputs(paths, known=known, endings=config.input.endings, without=_own_folders(config))
-    check_inputs(found, config.input)
+    if config.conversations is None:
+        check_inputs(found, config.input)
+    else:
+        check_conversations(found, config.input, config.conversations)
     _check_tokenizer(config)
     _check_other_corpora(config)
     check_sets(config.decontaminate.sets, where="decontaminate.sets")  # report a wrong file now
@@ -110,17 +117,7 @@ def check(config: PrepareConfig, *, known: Answers | None = None) -> list[Path |
 def run_stages(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFile]) -> PreparedCorpus:
     """Run all stages in their order and publish the corpus; with a plan as `run.workspace`, only plan that."""
     workspace = run.workspace
-    sources = _sources(run, config, found)
-    named = run.named(sources, partial(form_of, endings=config.input.endings))
-    shards = run.map(extract_stage(config.extract), extract_task(config.input, config.extract), named)
-    if config.language.enabled:
-        shards = run.map(language_stage(config.language), config.language, shards)
-    if config.quality.rules:
-        shards = run.map(QUALITY, config.quality, shards)
-    if config.classify.model is not None:
-        shards = run.map(
-            CLASSIFY, config.classify.rule, shards, extra_inputs=dict.fromkeys(shards, config.classify.model)
-        )
+    shards = _read(run, config, found)
     against = config.dedup.against
     if config.dedup_exact.enabled:
         find = partial(exact.find_copies, run, config.dedup_exact, shards, against=against)
@@ -134,14 +131,38 @@ def run_stages(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFi
         shards = workspace.find(partial(decontaminate, run, config.decontaminate, shards), shards, size=1)
     if config.pii.enabled:
         shards = run.map(PII, config.pii, shards)
+    if config.conversations is not None:
+        assert config.tokenizer.path is not None, "PrepareConfig checks it"
+        shards = render_conversations(run, config.conversations, config.tokenizer.path, shards)
     more = {REPORT: summary(run.facts[REPORT][-1])} if REPORT in run.facts else {}
-    if losses := losses_in(run.facts.get("extract", [])):
+    if losses := losses_in(reading_facts(run.facts)):
         more["unread"] = sum_of_losses(losses)
     description = write_corpus(run, config, shards, more=more)
     run.finish()
     if config.output.url is not None:
         workspace.run_once(partial(upload_corpus, config.output.corpus_folder, config.output.url))
     return PreparedCorpus(run.counts, run.facts, run.seconds, config.output.corpus_folder, description, run.quarantined)
+
+
+def _read(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFile]) -> Shards:
+    """Read the input files: conversations, or texts that pass the filters for web text."""
+    sources = _sources(run, config, found)
+    named = run.named(sources, partial(form_of, endings=config.input.endings))
+    if config.conversations is not None:
+        shards = run.map(READ, read_task(config.input, config.conversations), named)
+        for line in reading_lines(run.facts.get(READ.name, [])):
+            run.workspace.say(line)
+        return shards
+    shards = run.map(extract_stage(config.extract), extract_task(config.input, config.extract), named)
+    if config.language.enabled:
+        shards = run.map(language_stage(config.language), config.language, shards)
+    if config.quality.rules:
+        shards = run.map(QUALITY, config.quality, shards)
+    if config.classify.model is not None:
+        shards = run.map(
+            CLASSIFY, config.classify.rule, shards, extra_inputs=dict.fromkeys(shards, config.classify.model)
+        )
+    return shards
 
 
 def _sources(run: ShardRun, config: PrepareConfig, found: list[Path | RemoteFile]) -> list[Path]:
@@ -175,6 +196,8 @@ def _check_other_corpora(config: PrepareConfig) -> None:
 def _check_tokenizer(config: PrepareConfig) -> None:
     if config.tokenizer.path is None:
         return
+    if config.conversations is not None:
+        choose_format(config.conversations, config.tokenizer.path)
     size, wanted = load_tokenizer(config.tokenizer.path).vocab_size, config.tokenizer.vocab_size
     if wanted is not None and wanted != size:
         raise ConfigError(

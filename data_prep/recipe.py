@@ -1,8 +1,9 @@
 """Define the recipe of `triaxial prepare` as one frozen object; the type of each section lives with its stage."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from data_prep.conversations.config import ConversationsConfig
 from data_prep.corpus.split import SplitConfig
 from data_prep.corpus.tokenize import TokenizerConfig
 from data_prep.corpus.upload import url_of
@@ -90,3 +91,37 @@ class PrepareConfig:
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     pii: PiiConfig = field(default_factory=PiiConfig)
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
+    conversations: ConversationsConfig | None = None
+    """With this section the input's records are conversations. The steps for web text are then off: [extract],
+    [language], [quality], [classify] and [pii]."""
+
+    def __post_init__(self) -> None:
+        if self.conversations is not None:
+            _set_for_conversations(self)
+
+
+def _set_for_conversations(config: PrepareConfig) -> None:
+    """Turn off the steps for web text. ConfigError: the recipe sets one of them, or lacks what conversations need."""
+    off = {
+        "extract": ExtractConfig(),
+        "language": LanguageConfig(enabled=False),
+        "quality": QualityConfig(rules=()),
+        "classify": ClassifyConfig(),
+        "pii": PiiConfig(),
+    }
+    for name, value in off.items():
+        own = getattr(config, name)
+        if own not in (value, type(own)()):
+            raise ConfigError(f"[{name}] is invalid with [conversations]: that step is for web text. Remove [{name}]")
+        object.__setattr__(config, name, value)
+    if config.tokenizer.path is None:
+        raise ConfigError(
+            "tokenizer.path is missing: with [conversations] the tokenizer is that of the model to train. Set it "
+            "to the tokenizer of a corpus or of an imported model"
+        )
+    if config.input.source != "files":
+        raise ConfigError(
+            f"input.source = '{config.input.source}' is invalid with [conversations]: its pages hold none. Use "
+            "input.paths"
+        )
+    object.__setattr__(config, "decontaminate", replace(config.decontaminate, whole_documents=True))

@@ -25,7 +25,9 @@ CORPUS_FILE = "corpus.json"
 VERSION = 2  # version 1 had one file per split and no sampled digests
 SPLITS = {"training": "train", "validation": "validation"}  # split: prefix of its token files
 # Files that only a corpus has, so an older corpus's can be removed.
-TOKEN_FILE = re.compile(rf"({'|'.join(SPLITS.values())})(-\d{{5,}}-of-\d{{5,}})?\.(bin|idx|sums)")
+_NAMES = "|".join(SPLITS.values())
+TOKEN_FILE = re.compile(rf"({_NAMES})(_learned|_marks)?(-\d{{5,}}-of-\d{{5,}})?\.(bin|idx|sums)")
+SIDE_FILE = re.compile(rf"({_NAMES})_rankings\.jsonl")
 
 
 def shard_names(prefix: str, n_files: int) -> list[str]:
@@ -130,7 +132,8 @@ def seal(description: Mapping[str, Any]) -> str:
 
 
 def _token_files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if TOKEN_FILE.fullmatch(path.name)}
+    names = (path.name for path in folder.iterdir())
+    return {name for name in names if TOKEN_FILE.fullmatch(name) or SIDE_FILE.fullmatch(name)}
 
 
 def _old_tokenizer(corpus_path: Path) -> set[str]:

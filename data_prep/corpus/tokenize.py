@@ -102,11 +102,11 @@ def tokenize_shard(config: SplitConfig, inputs: tuple[Path, ...], outputs: tuple
         rows["start"] = np.cumsum(rows["length"], dtype=np.int64) - rows["length"]
         rows = rows[np.lexsort((rows["text"], rows["order"], rows["validation"]))]
         with open(outputs[0], "wb") as tokens:
-            _copy_in_order(unsorted, tokens, rows, dtype)
+            copy_in_order(unsorted, tokens, rows, dtype)
     rows["start"] = np.cumsum(rows["length"], dtype=np.int64) - rows["length"]
     write_array(outputs[1], rows)
     return TaskResult(
-        [tally.counts()], {split: _totals(rows, split == "validation") for split in ("training", "validation")}
+        [tally.counts()], {split: split_totals(rows, split == "validation") for split in ("training", "validation")}
     )
 
 
@@ -137,7 +137,8 @@ def blocks(lengths: npt.NDArray[np.int32], tokens: int) -> Iterator[slice]:
         first = after
 
 
-def _copy_in_order(source: Any, target: BinaryIO, rows: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
+def copy_in_order(source: Any, target: BinaryIO, rows: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
+    """Copy the tokens of the documents from a file to another in the order of `rows`, some at a time."""
     source.flush()
     tokens = np.memmap(source, dtype=dtype, mode="r") if int(rows["length"].sum(dtype=np.int64)) else np.empty(0, dtype)
     for block in blocks(rows["length"], _COPIED_TOKENS):
@@ -153,7 +154,8 @@ def _joined(ids: Sequence[npt.NDArray[Any]], tokenizer: Tokenizer, dtype: np.dty
     return joined.astype(dtype)
 
 
-def _totals(rows: npt.NDArray[Any], validation: bool) -> dict[str, int]:
+def split_totals(rows: npt.NDArray[Any], validation: bool) -> dict[str, int]:
+    """Count the tokens and documents of a split."""
     lengths = rows["length"][rows["validation"] == validation]
     return {"tokens": int(lengths.sum(dtype=np.int64)), "documents": len(lengths)}
 

@@ -48,10 +48,12 @@ def verify(folder: Path, *, n_threads: int) -> Verified:
         )
     if description.get("sha256") != seal(description):
         return _damaged(f"{folder / CORPUS_FILE}: its own sha256 does not match: the file is damaged or was edited")
-    shards = [shard for split in description["splits"].values() for shard in split["shards"]]
+    files = [files for split in description["splits"].values() for files in _with_rules(split, description)]
+    shards = [shard for shard, _, _ in files]
     with ThreadPoolExecutor(n_threads) as threads:  # digests and numpy release the GIL
-        found = threads.map(lambda shard: list(_shard_faults(folder, shard, description)), shards)
+        found = threads.map(lambda one: list(_shard_faults(folder, *one)), files)
         faults = [fault for one in found for fault in one]
+    faults += _side_file_faults(folder, description)
     faults += _tokenizer_faults(folder, description["tokenizer"])
     faults += _total_faults(folder, description)
     listed = {f"{shard['name']}.{suffix}" for shard in shards for suffix in ("bin", "idx", "sums") if suffix in shard}
@@ -73,8 +75,34 @@ def _damaged(fault: str) -> Verified:
     return Verified(0, 0, 0, 0, (fault,))
 
 
-def _shard_faults(folder: Path, shard: dict[str, Any], description: dict[str, Any]) -> Iterator[str]:
-    dtype = token_dtype(description["vocab_size"])
+def _with_rules(
+    split: dict[str, Any], description: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], int, tuple[int, ...]]]:
+    """Yield (shard, size of its vocabulary, the ids of which one must be last, if any) of a split and its streams."""
+    ends: tuple[int, ...] = (description["tokenizer"]["end_of_document_id"],)
+    if "chat" in description:
+        ends = () if description["chat"]["kind"] == "prompts" else tuple(description["chat"]["end_ids"])
+    for shard in split["shards"]:
+        yield shard, description["vocab_size"], ends
+    for stream in split.get("streams", {}).values():
+        for shard in stream["shards"]:
+            yield shard, stream["vocab_size"], ()
+
+
+def _side_file_faults(folder: Path, description: dict[str, Any]) -> Iterator[str]:
+    for about in (split["rankings"] for split in description["splits"].values() if "rankings" in split):
+        path = folder / about["name"]
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            yield f"{path}: {error.strerror}"
+            continue
+        if digest != about["sha256"]:
+            yield f"{path}: sha256 {digest}, expected {about['sha256']}"
+
+
+def _shard_faults(folder: Path, shard: dict[str, Any], vocab_size: int, end_ids: tuple[int, ...]) -> Iterator[str]:
+    dtype = token_dtype(vocab_size)
     whole = True
     for suffix in ("bin", "idx"):
         path, expected = folder / f"{shard['name']}.{suffix}", shard[suffix]
@@ -91,14 +119,11 @@ def _shard_faults(folder: Path, shard: dict[str, Any], description: dict[str, An
         elif digest != expected["sha256"]:
             yield f"{path}: sha256 {digest}, expected {expected['sha256']}"
             whole = False
-        if suffix == "bin" and (largest >= description["vocab_size"] or smallest < 0):
-            yield (
-                f"{path}: has ids from {smallest} to {largest}, but the vocabulary has 0 to "
-                f"{description['vocab_size'] - 1}"
-            )
+        if suffix == "bin" and (largest >= vocab_size or smallest < 0):
+            yield f"{path}: has ids from {smallest} to {largest}, but the vocabulary has 0 to {vocab_size - 1}"
     yield from _sums_faults(folder / shard["name"], shard)
     if whole:
-        yield from _index_faults(folder / shard["name"], shard, description["tokenizer"]["end_of_document_id"])
+        yield from _index_faults(folder / shard["name"], shard, end_ids)
 
 
 def _sums_faults(prefix: Path, shard: dict[str, Any]) -> Iterator[str]:
@@ -136,7 +161,7 @@ def _read(path: Path, dtype: np.dtype[Any]) -> tuple[str, int, int]:
     return digest.hexdigest(), largest, smallest
 
 
-def _index_faults(prefix: Path, shard: dict[str, Any], end_of_document_id: int) -> Iterator[str]:
+def _index_faults(prefix: Path, shard: dict[str, Any], end_ids: tuple[int, ...]) -> Iterator[str]:
     """Check the counts and the last token of files whose digests are right."""
     try:
         tokens = TokenFile(prefix)
@@ -146,8 +171,8 @@ def _index_faults(prefix: Path, shard: dict[str, Any], end_of_document_id: int) 
     for key, found in (("tokens", tokens.n_tokens), ("documents", tokens.n_documents)):
         if found != shard[key]:
             yield f"{prefix}.idx: {found:,} {key}, expected {shard[key]:,}"
-    if tokens.n_tokens and int(tokens.read(tokens.n_tokens - 1, tokens.n_tokens)[0]) != end_of_document_id:
-        yield f"{prefix}.bin: its last token is not the end-of-document token, {end_of_document_id}"
+    if end_ids and tokens.n_tokens and int(tokens.read(tokens.n_tokens - 1, tokens.n_tokens)[0]) not in end_ids:
+        yield f"{prefix}.bin: its last token is not the end-of-document token, {', '.join(map(str, end_ids))}"
 
 
 def _tokenizer_faults(folder: Path, about: dict[str, Any]) -> list[str]:

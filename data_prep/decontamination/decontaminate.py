@@ -52,6 +52,8 @@ class DecontaminateConfig:
     """A document cut into more pieces is dropped."""
     max_documents: int = 10
     """A gram that occurs in more documents is not cut."""
+    whole_documents: bool = False
+    """Drop a document that shares a gram, instead of cutting it. Always so for conversations."""
 
     def __post_init__(self) -> None:
         minimum = {
@@ -168,6 +170,9 @@ def cut_documents(config: DecontaminateConfig, inputs: tuple[Path, ...], outputs
                 documents.keep(document.n_bytes, document.n_bytes)
                 pieces.keep(document.n_bytes, document.n_bytes)
                 write(document)
+                continue
+            if config.whole_documents:
+                documents.drop("shares_a_gram", document.n_bytes, document.id)
                 continue
             long = [part for part in parts if len(part.text) >= config.min_piece_characters]
             if len(parts) > config.max_pieces or not long:

@@ -44,6 +44,11 @@ def estimate_loss(path: str, file_bytes: int, unread: Sequence[Dropped], *, n_re
     return FileLoss(path, file_bytes, n_bytes, records, largest.reason, largest.detail)
 
 
+def reading_facts(facts: Mapping[str, Sequence[dict[str, Any]]]) -> Sequence[dict[str, Any]]:
+    """Return the facts of the stage that read the input files, from those of all stages."""
+    return facts.get("extract") or facts.get("conversations", [])
+
+
 def losses_in(facts: Iterable[Mapping[str, Any]]) -> list[FileLoss]:
     """Return the losses among the facts of all extraction tasks of a run.
 

@@ -75,18 +75,27 @@ class ShardRun:
         )
         return step.shards(self.workspace.folder)
 
-    def map(self, stage: Stage, config: Any, shards: Shards, *, extra_inputs: Shards | None = None) -> Shards:
+    def map(
+        self,
+        stage: Stage,
+        config: Any,
+        shards: Shards,
+        *,
+        extra_inputs: Shards | None = None,
+        shared_inputs: tuple[Path, ...] = (),
+    ) -> Shards:
         """Run one task a shard, which writes (shard, trace).
 
-        The file of the same name in `extra_inputs`, if given, is the task's second input. No later stage may read the
-        files in `shards`. The files of failed documents come last; stages that only read a shard wrote them.
+        The file of the same name in `extra_inputs`, if given, is the task's second input; `shared_inputs` follow. No
+        later stage may read the files in `shards`. The files of failed documents come last; stages that only read a
+        shard wrote them.
         """
         step = Step(stage.name, SHARD_ENDING, tuple(shards))
         after = dict(zip(shards, step.shards(self.workspace.folder), strict=True))
         traces = dict(zip(shards, step.traces(self.workspace.folder), strict=True))
         extra = {name: () if extra_inputs is None else (extra_inputs[name],) for name in shards}
         tasks = [
-            Task(config, (path, *extra[name], *self._aside.get(path, ())), (after[name], traces[name]))
+            Task(config, (path, *extra[name], *shared_inputs, *self._aside.get(path, ())), (after[name], traces[name]))
             for name, path in shards.items()
         ]
         self._run(stage, tasks, step=step)

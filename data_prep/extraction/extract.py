@@ -1,23 +1,21 @@
 """The extraction stage: turn the records of an input file into plain text, and drop empty ones."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from data_prep.documents.counts import Tally
-from data_prep.documents.losses import estimate_loss
-from data_prep.documents.quarantine import CUT_SHORT, REASON, Quarantine, describe_error, is_outside
-from data_prep.documents.records import Dropped, Origin, Page, Unread
+from data_prep.documents.quarantine import Quarantine
+from data_prep.documents.records import Dropped, Page
 from data_prep.documents.shards import Document, write_shard
 from data_prep.documents.traces import write_trace
 from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.extraction.page_sandbox import Failure, PageSandbox
 from data_prep.extraction.page_text import ExtractConfig
 from data_prep.inputs.config import InputConfig
-from data_prep.readers.readers import NOT_UTF8, read_records
-from data_prep.readers.remote_files import STUB_ENDING, local_copy, read_stub
-from data_prep.readers.unpackers import ReaderFault
+from data_prep.readers.counted import CountedFile
+from data_prep.readers.readers import read_records
+from data_prep.readers.remote_files import local_copy
 
 # Size of a batch for the child process: sending it costs little, and two of them fit in memory.
 _BATCH_PAGES, _BATCH_BYTES = 32, 1 << 20
@@ -41,8 +39,7 @@ def extract_task(reading: InputConfig, extract: ExtractConfig) -> ExtractTask:
 def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[Path, ...]) -> TaskResult:
     """Stage function: an input file, or the stub of a remote one, to (shard, trace); counts `read` and `extract`.
 
-    Facts: `records` that were read, of `read_bytes` of the file. If there are any: `unread`, the parts of the file that
-    cannot be read; NOT_UTF8, the documents in another encoding; and CUT_SHORT, if its reader failed.
+    Facts: those of `CountedFile`.
     """
     with (
         local_copy(inputs[0], outputs[0].parent, max_bytes=config.input.max_download_bytes) as path,
@@ -51,16 +48,14 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
         Quarantine("extract", inputs, outputs) as quarantine,
     ):
         reading, extracting = Tally("read", trace), Tally("extract", trace)
-        unread: list[Dropped] = []
-        records = _to_failure(read_records(path, config.input), path, quarantine)
+        file = CountedFile(path, inputs[0], reading, quarantine)
+        records: Iterator[Record] = file.to_failure(read_records(path, config.input))
         for record, text in extract_texts(records, config.extract):
             if isinstance(record, Dropped):
-                reading.drop(record.reason, record.n_bytes, record.id, detail=record.detail)
-                if record.unread is not None:
-                    unread.append(record)
+                file.drop(record)
                 continue
             n_bytes = len(record.content) if isinstance(record, Page) else record.n_bytes
-            reading.keep(n_bytes, n_bytes)
+            file.keep(n_bytes)
             if isinstance(text, Failure):
                 extracting.drop(text.reason, n_bytes, record.id, detail=text.detail)
             elif not text.strip():
@@ -69,37 +64,8 @@ def extract_file(config: ExtractTask, inputs: tuple[Path, ...], outputs: tuple[P
                 made = [Document(record.id, text, record.metadata)]
                 for document, _ in quarantine.each(made, write, extracting):
                     extracting.keep(n_bytes, document.n_bytes)
-        n_bytes = path.stat().st_size
-    counts = [reading.counts(), extracting.counts()]
-    name = read_stub(inputs[0]).url if inputs[0].suffix == STUB_ENDING else str(inputs[0])
-    n_other = counts[0].dropped.get(NOT_UTF8, 0)
-    lost = estimate_loss(name, n_bytes, unread, n_read=counts[0].documents_out)
-    n_unread = 0 if lost is None else lost.unread_bytes
-    facts: dict[str, Any] = {"records": counts[0].documents_out, "read_bytes": n_bytes - n_unread}
-    if n_other:
-        facts[NOT_UTF8] = {"path": name, "documents": n_other}
-    if lost is not None:
-        facts["unread"] = asdict(lost)
-    if any(one.reason == REASON for one in unread):
-        facts[CUT_SHORT] = True
-    return TaskResult(counts, facts)
-
-
-def _to_failure(records: Iterable[Record], path: Path, quarantine: Quarantine) -> Iterator[Record]:
-    """Yield records. If the reader itself fails, record that, and yield a last record for the rest of the file.
-
-    Its size is unknown if the reader cannot tell its position, as in Parquet files.
-    """
-    try:
-        yield from records
-    except BaseException as error:
-        if is_outside(error):
-            raise
-        rest = error.unread_bytes if isinstance(error, ReaderFault) else 0
-        cause = error.__cause__ or error
-        record = Origin(path).drop(REASON, 0, "rest", detail=describe_error(cause), unread=Unread(rest))
-        quarantine.add(Document(record.id, ""), cause)
-        yield record
+        facts = file.facts()
+    return TaskResult([reading.counts(), extracting.counts()], facts)
 
 
 def extract_texts(records: Iterable[Record], config: ExtractConfig) -> Iterator[tuple[Record, str | Failure]]:

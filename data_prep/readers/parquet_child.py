@@ -1,6 +1,7 @@
 """The child process that reads one Parquet file for parquet_files.py, because a file of 1 kB can request gigabytes.
 
-It sends one frame a row: the size of the text and the wanted columns as JSON. In place of the rows of a row group that
+It sends one frame a row: the size of the text and the wanted columns as JSON. Without a column of texts it sends the
+whole row. In place of the rows of a row group that
 it cannot read, it sends one frame with their number and the reason, and continues with the next group.
 """
 
@@ -24,7 +25,7 @@ from data_prep.execution.child_frames import (
     reply,
 )
 from gpt.errors import ConfigError, import_extra
-from gpt.files.json_text import decode_json
+from gpt.files.json_text import decode_json, without_nan
 
 _BUFFER = 1 << 20  # bytes of a column that are read at a time
 _MAX_OTHER = 4096  # characters of a value that is not the text
@@ -94,14 +95,24 @@ def _fail(replies: BinaryIO, kind: int, n_rows: int | None, detail: str = "") ->
 
 
 def _columns(file: Any, facts: dict[str, Any]) -> list[str]:
-    names = file.schema_arrow.names
+    names = list(file.schema_arrow.names)
+    if facts["text_field"] is None:
+        return names
     if facts["text_field"] not in names:
         raise ConfigError(f"no column '{facts['text_field']}' (it has: {', '.join(names)}). Set input.text_field")
     return [name for name in dict.fromkeys((facts["text_field"], facts["id_field"], "url", "date")) if name in names]
 
 
-def _as_json(row: dict[str, Any], text_field: str, max_bytes: int) -> str:
-    """Encode [bytes of the text, columns that are text or a number]; a text over the limit is left out."""
+def _as_json(row: dict[str, Any], text_field: str | None, max_bytes: int) -> str:
+    """Encode [bytes of the text, columns that are text or a number]; a text over the limit is left out.
+
+    Without `text_field`: [bytes of the row, all columns], and a row over the limit is left out. Values that JSON does
+    not have, such as dates and pictures, are null.
+    """
+    if text_field is None:
+        whole = json.dumps(without_nan(row), ensure_ascii=False, default=lambda _: None)
+        n_bytes = len(whole.encode("utf-8", "replace"))
+        return f"[{n_bytes}, {whole if n_bytes <= max_bytes else '{}'}]"
     text = row.pop(text_field)
     n_bytes = len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
     values = {key: value for key, value in row.items() if isinstance(value, int) or _is_short(value)}

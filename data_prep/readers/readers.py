@@ -1,9 +1,10 @@
 """Read the records of input files, each kind of file by its ending."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any, TypeVar
 
 from data_prep.documents.records import (
     Dropped,
@@ -27,7 +28,7 @@ from data_prep.readers.compressed import (
     salvaged_blocks,
     split_stream,
 )
-from data_prep.readers.parquet_files import read_parquet
+from data_prep.readers.parquet_files import read_parquet, read_parquet_rows
 from data_prep.readers.unpackers import Broken, Packed, reader_faults
 from data_prep.readers.web_archives import read_web_archive
 from gpt.files.json_text import decode_json
@@ -38,6 +39,17 @@ _LONG_LINE, _MAX_VALUES = 1 << 20, 1_500_000
 # A multiple of max_record_bytes: after this much of one line or text (some seconds), the rest of the file is dropped.
 _GIVE_UP = {".bz2": 16, ".xz": 16}
 _GIVE_UP_FAST = 128
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FieldRecord:
+    """A record of named values: its bytes, its position as `Origin.drop` takes it, and a JSON object's values."""
+
+    values: dict[str, Any]
+    n_bytes: int
+    offset: int
 
 
 def read_records(path: Path, config: InputConfig) -> Iterator[Page | Document | Dropped]:
@@ -53,12 +65,25 @@ def read_records(path: Path, config: InputConfig) -> Iterator[Page | Document | 
         columns = (config.text_field, config.id_field)
         yield from read_parquet(path, *columns, max_record_bytes=config.max_record_bytes)
     else:
-        yield from _read_stream(path, config, kind)
+        readers: dict[str, Callable[[StreamPart, InputConfig, Origin], Page | Document | Dropped]]
+        readers = {"json lines": _json_document, "page": _page, "text": _text_document}
+        read = readers[kind]
+        yield from _read_stream(path, config, kind, read)
 
 
-def _read_stream(path: Path, config: InputConfig, kind: str) -> Iterator[Page | Document | Dropped]:
+def read_fields(path: Path, config: InputConfig) -> Iterator[FieldRecord | Dropped]:
+    """Yield every record of a file of JSON lines or Parquet with all its values, or why it has none."""
+    if kind_of(path.name, config.endings) == "parquet":
+        for found in read_parquet_rows(path, max_record_bytes=config.max_record_bytes):
+            yield found if isinstance(found, Dropped) else FieldRecord(found[1], found[2], found[0])
+    else:
+        yield from _read_stream(path, config, "json lines", _json_fields)
+
+
+def _read_stream(
+    path: Path, config: InputConfig, kind: str, read: Callable[[StreamPart, InputConfig, Origin], T]
+) -> Iterator[T | Dropped]:
     origin = Origin(path)
-    read = {"json lines": _json_document, "page": _page}.get(kind, _text_document)
     is_cut = kind == "json lines" or (kind == "text" and (config.separator or config.text_split_bytes))
     with Packed(path) as packed, reader_faults(packed):
         blocks = salvaged_blocks(packed, path.suffix, max_window_bytes=config.max_window_bytes)
@@ -102,6 +127,28 @@ def _parts(blocks: Iterable[bytes | Gap], path: Path, config: InputConfig, kind:
 
 
 def _json_document(part: StreamPart, config: InputConfig, origin: Origin) -> Document | Dropped:
+    values = _json_value(part, config, origin)
+    if isinstance(values, Dropped):
+        return values
+    document = from_fields(values, text_field=config.text_field, id_field=config.id_field)
+    if document is None:
+        given = usable_id(values.get(config.id_field)) if isinstance(values, dict) else ""
+        detail = no_text(values, config.text_field)
+        return origin.drop("malformed", part.n_bytes, part.start, id=given, detail=detail)
+    return document
+
+
+def _json_fields(part: StreamPart, config: InputConfig, origin: Origin) -> FieldRecord | Dropped:
+    values = _json_value(part, config, origin)
+    if isinstance(values, Dropped):
+        return values
+    if not isinstance(values, dict):
+        return origin.drop("malformed", part.n_bytes, part.start, detail="no JSON object")
+    return FieldRecord(values, part.n_bytes, part.start)
+
+
+def _json_value(part: StreamPart, config: InputConfig, origin: Origin) -> Any:
+    """Return the value of a line, or why it has none as a `Dropped`."""
     assert part.data is not None
     if part.n_bytes > _LONG_LINE and sum(map(part.data.count, (b",", b":", b"[", b"{"))) > _MAX_VALUES:
         return origin.drop("malformed", part.n_bytes, part.start, detail=f"more than {_MAX_VALUES} JSON values")
@@ -109,15 +156,9 @@ def _json_document(part: StreamPart, config: InputConfig, origin: Origin) -> Doc
     if text is None:
         return origin.drop(NOT_UTF8, part.n_bytes, part.start)
     try:
-        values = decode_json(text)
+        return decode_json(text)
     except ValueError as error:
         return origin.drop("malformed", part.n_bytes, part.start, detail=str(error)[:200])
-    document = from_fields(values, text_field=config.text_field, id_field=config.id_field)
-    if document is None:
-        given = usable_id(values.get(config.id_field)) if isinstance(values, dict) else ""
-        detail = no_text(values, config.text_field)
-        return origin.drop("malformed", part.n_bytes, part.start, id=given, detail=detail)
-    return document
 
 
 def _text_document(part: StreamPart, config: InputConfig, origin: Origin) -> Document | Dropped:

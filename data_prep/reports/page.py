@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from data_prep.documents.counts import Counts
-from data_prep.documents.losses import FileLoss, losses_in
+from data_prep.documents.losses import FileLoss, losses_in, reading_facts
 from data_prep.pipeline import PreparedCorpus
 from data_prep.reports.dropped import DropExample
 from data_prep.reports.style import html_page
@@ -46,7 +46,7 @@ def report_page(prepared: PreparedCorpus, dropped: Sequence[DropExample] = ()) -
         _reasons(prepared.counts),
         _examples(dropped),
         _lengths(prepared.counts),
-        _losses(losses_in(prepared.facts.get("extract", []))),
+        _losses(losses_in(reading_facts(prepared.facts))),
     ]
     for name, (title, note) in _TABLES.items():
         sums = _sums(prepared.facts, name)

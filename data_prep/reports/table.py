@@ -10,10 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from data_prep.conversations.check import length_lines
 from data_prep.corpus.split import SplitConfig
 from data_prep.decontamination.decontaminate import REPORT
 from data_prep.documents.counts import Counts
-from data_prep.documents.losses import FileLoss, losses_in, sum_of_losses
+from data_prep.documents.losses import FileLoss, losses_in, reading_facts, sum_of_losses
 from data_prep.documents.quarantine import first_failed
 from data_prep.documents.shards import parent_id
 from data_prep.execution.files import disk_errors
@@ -45,6 +46,8 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
     for kind in dict.fromkeys(kind for facts in prepared.facts.get("pii", []) for kind in facts["masked"]):
         n = sum(facts["masked"][kind] for facts in prepared.facts["pii"])
         console.print(f"pii: {n:,} of kind {kind} masked", highlight=False)
+    for line in length_lines(prepared.facts.get("render", [])):
+        console.print(line, highlight=False, soft_wrap=True)
     description = prepared.description
     for name, split in description["splits"].items():
         first = prepared.folder / split["shards"][0]["name"]
@@ -71,7 +74,7 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
 
 def show_lost(run: PreparedCorpus | ShardRun, console: Console) -> None:
     """Print the unread parts and the quarantined documents of a run, also if it ends with an error."""
-    read = run.facts.get("extract", [])
+    read = reading_facts(run.facts)
     show_losses(losses_in(read), console)
     show_encodings([facts[NOT_UTF8] for facts in read if NOT_UTF8 in facts], console)
     show_quarantine(run.quarantined, console)

@@ -15,7 +15,8 @@ from gpt.token_files.files import TokenFile, sampled_digest, shard_prefixes
 
 CORPUS_FILE = "corpus.json"
 # The rules of the fields that are needed to open the files, of all prefixes and of the one that is opened.
-_SPLIT = Fields({"prefix": Text()}, {"shards": ListOf(Fields({"name": Text()}))})
+_FILES = Fields({"prefix": Text()}, {"shards": ListOf(Fields({"name": Text()}))})
+_SPLIT = Fields({"prefix": Text()}, {"shards": ListOf(Fields({"name": Text()})), "streams": ValuesOf(_FILES)})
 _DESCRIPTION = Fields(optional={"version": Whole(1), "splits": ValuesOf(_SPLIT)})
 _TOKENIZER = Fields({"tokenizer": Fields({"file": Text(), "fingerprint": Text()})})
 _FILE = Fields({"bytes": Whole(), "sampled_sha256": Text()})
@@ -94,8 +95,12 @@ def check_tokenizer(prefix: Path, *, path: Path, fingerprint: str) -> None:
 
 
 def _shards(description: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return the entries of a split or of the shard `name`. Version 1 has one entry without digests."""
-    for split in description.get("splits", {}).values():
+    """Return the entries of a split, of one of its streams, or of the shard `name`.
+
+    Version 1 has one entry without digests.
+    """
+    splits = description.get("splits", {}).values()
+    for split in (*splits, *(stream for one in splits for stream in one.get("streams", {}).values())):
         if split["prefix"] == name:
             return list(split.get("shards", [{"name": name}]))
         for shard in split.get("shards", []):

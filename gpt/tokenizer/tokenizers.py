@@ -167,6 +167,8 @@ class HuggingFaceTokenizer:
             # This is not the number of tokens: some files skip ids, and others give two tokens the same id.
             self.vocab_size: int = max(self._model.get_vocab(with_added_tokens=True).values(), default=-1) + 1
             known = [i for name in _END_NAMES if (i := self._model.token_to_id(name)) is not None]
+            added = self._model.get_added_tokens_decoder().items()
+            self.special_names: dict[int, str] = {i: token.content for i, token in added if token.special}
         self.name = path.name
         self.fingerprint = hashlib.sha256(data).hexdigest()
         if not known:

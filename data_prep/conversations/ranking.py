@@ -1,0 +1,88 @@
+"""Rank the answers to a prompt: levels from ranks or scores, ties, and answers with equal texts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from data_prep.conversations.conversation import Answer, UnusableRecord
+
+
+@dataclass(frozen=True)
+class JudgedAnswer:
+    """An answer as a source gives it. `value` orders the answers of a prompt, a higher one is better; None: unknown."""
+
+    text: str
+    value: float | None
+    score: float | None = None
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The ranked answers, and the reason of each answer that is left out with its number in the source."""
+
+    answers: tuple[Answer, ...]
+    left_out: tuple[tuple[str, int], ...]
+
+
+def rank(judged: Sequence[JudgedAnswer], *, tie_margin: float) -> Ranked:
+    """Give the answers their levels, in the source's order.
+
+    Equal texts count once. If another answer's level is between those of equal texts, or equals one of them, the
+    ranking contradicts itself, and all of these are left out.
+    """
+    left_out = [("empty_answer", i) for i, one in enumerate(judged) if not one.text.strip()]
+    usable = {i: one for i, one in enumerate(judged) if one.text.strip()}
+    left_out += [("unranked", i) for i, one in usable.items() if one.value is None or not math.isfinite(one.value)]
+    known = {i: one for i, one in usable.items() if one.value is not None and math.isfinite(one.value)}
+    levels = _levels({i: one.value for i, one in known.items() if one.value is not None}, tie_margin)
+    by_text: dict[str, list[int]] = {}
+    for i, one in known.items():
+        by_text.setdefault(one.text, []).append(i)
+    for copies in (copies for copies in by_text.values() if len(copies) > 1):
+        own = sorted(levels[i] for i in copies)
+        between = any(own[0] <= levels[i] <= own[-1] for i in known if i not in copies)
+        is_contradiction = own[0] != own[-1] and between
+        left_out += [("contradictory_ranks" if is_contradiction else "equal_text", i) for i in copies[1:]]
+        if is_contradiction:
+            left_out.append(("contradictory_ranks", copies[0]))
+    gone = {i for _, i in left_out}
+    kept = [Answer(one.text, levels[i], one.score, one.model) for i, one in known.items() if i not in gone]
+    return Ranked(_renumbered(kept), tuple(sorted(left_out, key=lambda item: item[1])))
+
+
+def check_ranking(ranked: Sequence[Answer], n_judged: int) -> None:
+    """UnusableRecord if the answers hold no pair to compare: `one_completion` or `all_tied`."""
+    if len(ranked) < 2:
+        detail = f"{n_judged} given, {len(ranked)} left" if n_judged > 1 else ""
+        raise UnusableRecord("one_completion", detail)
+    if len({answer.level for answer in ranked}) == 1:
+        raise UnusableRecord("all_tied", f"{len(ranked)} completions")
+
+
+def best(ranked: Sequence[Answer]) -> Answer:
+    """Return the best answer. UnusableRecord: several are equally good."""
+    if not ranked:
+        raise UnusableRecord("no_answer")
+    top = max(answer.level for answer in ranked)
+    first, *others = [answer for answer in ranked if answer.level == top]
+    if others:
+        raise UnusableRecord("best_is_tied", f"{len(others) + 1} completions are equally good")
+    return first
+
+
+def _levels(values: dict[int, float], tie_margin: float) -> dict[int, int]:
+    """Number the values in groups from the lowest on; a group's values are less than the margin above its lowest."""
+    levels: dict[int, int] = {}
+    level, lowest = -1, -math.inf
+    for value, group in groupby(sorted(values, key=lambda i: values[i]), key=lambda i: values[i]):
+        if value - lowest >= tie_margin:
+            level, lowest = level + 1, value
+        levels.update(dict.fromkeys(group, level))
+    return levels
+
+
+def _renumbered(answers: Sequence[Answer]) -> tuple[Answer, ...]:
+    order = {level: number for number, level in enumerate(sorted({answer.level for answer in answers}))}
+    return tuple(replace(answer, level=order[answer.level]) for answer in answers)

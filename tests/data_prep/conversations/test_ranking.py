@@ -1,0 +1,59 @@
+"""Ranks and scores become levels; contradictions and empty rankings are named."""
+
+import math
+
+import pytest
+
+from data_prep.conversations.conversation import UnusableRecord
+from data_prep.conversations.ranking import JudgedAnswer, best, check_ranking, rank
+
+
+def ranked(*pairs, margin=0.0):
+    return rank([JudgedAnswer(text, value) for text, value in pairs], tie_margin=margin)
+
+
+def test_levels_rise_with_the_value_and_equal_values_tie():
+    found = ranked(("a", 2.0), ("b", -1.0), ("c", 2.0), ("d", 0.5))
+    assert [(answer.text, answer.level) for answer in found.answers] == [("a", 2), ("b", 0), ("c", 2), ("d", 1)]
+    assert not found.left_out
+
+
+def test_near_scores_tie_with_the_lowest_of_them():
+    found = ranked(("a", 0.0), ("b", 0.6), ("c", 1.1), ("d", 1.3), ("e", 3.0), margin=1.0)
+    assert [answer.level for answer in found.answers] == [0, 0, 1, 1, 2]
+
+
+def test_equal_texts_count_once_unless_another_answer_is_between():
+    found = ranked(("a", 3.0), ("same", 2.0), ("same", 1.0), ("b", 0.0))
+    assert [(answer.text, answer.level) for answer in found.answers] == [("a", 2), ("same", 1), ("b", 0)]
+    assert found.left_out == (("equal_text", 2),)
+    found = ranked(("same", 3.0), ("a", 2.0), ("same", 1.0), ("b", 0.0))
+    assert [(answer.text, answer.level) for answer in found.answers] == [("a", 1), ("b", 0)]
+    assert found.left_out == (("contradictory_ranks", 0), ("contradictory_ranks", 2))
+
+
+def test_answers_without_text_or_value_are_left_out():
+    found = ranked(("a", 1.0), ("  ", 2.0), ("b", None), ("c", math.nan), ("d", 0.0))
+    assert [answer.text for answer in found.answers] == ["a", "d"]
+    assert found.left_out == (("empty_answer", 1), ("unranked", 2), ("unranked", 3))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "reason"),
+    [
+        ([("a", 1.0)], "one_completion"),
+        ([("a", 1.0), ("b", 1.0)], "all_tied"),
+        ([("a", 1.0), ("a", 0.0)], "one_completion"),
+        ([("a", 1.0), ("", 0.0)], "one_completion"),
+    ],
+)
+def test_a_ranking_without_a_pair_is_named(pairs, reason):
+    with pytest.raises(UnusableRecord) as error:
+        check_ranking(ranked(*pairs).answers, len(pairs))
+    assert error.value.reason == reason
+
+
+def test_the_best_answer_must_be_one():
+    assert best(ranked(("a", 1.0), ("b", 2.0)).answers).text == "b"
+    with pytest.raises(UnusableRecord, match="best_is_tied"):
+        best(ranked(("a", 2.0), ("b", 2.0), ("c", 0.0)).answers)
