@@ -63,6 +63,7 @@ COMMANDS = {
         "show the results of a run and where its time went, as tables or an HTML page",
     ),
     "evaluate": ("launch.commands.evaluate", "measure loss, perplexity and few-shot accuracy of a checkpoint"),
+    "score": ("launch.commands.score", "measure a reward model on rankings, and calibrate it on demonstrations"),
     "generate": ("launch.commands.generate", "continue a prompt"),
     "compare": ("launch.commands.compare", "let people compare the answers of several runs, blind; count their votes"),
     "convert": ("launch.commands.convert", "convert a model to or from another library's format"),

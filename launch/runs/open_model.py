@@ -100,7 +100,7 @@ def is_first_process() -> bool:
 
 def start_ranks(args: argparse.Namespace) -> int:
     """Start `--nproc` ranks of this command with the same arguments; return the exit status."""
-    _layout(args, args.nproc, _config_of_newest(args.run, args.step))  # raises errors before any process starts
+    inference_layout(args, args.nproc, config_of_newest(args.run, args.step))  # raises errors before any process starts
     words: Sequence[str] = args.given
     return launch_local(args.nproc, words)
 
@@ -112,8 +112,8 @@ def opened_model(args: argparse.Namespace) -> Iterator[OpenedModel]:
     ConfigError as for `open_run`, and for an invalid layout; both before any process communicates.
     """
     environment = ClusterEnvironment.from_environment()
-    config = _config_of_newest(args.run, args.step)
-    layout = _layout(args, environment.world_size, config)
+    config = config_of_newest(args.run, args.step)
+    layout = inference_layout(args, environment.world_size, config)
     if layout.world_size == 1:
         loaded = load_run(args.run, step=args.step, device=device_of(args.device), dtype=DTYPES[args.dtype])
         yield OpenedModel(LocalModel(loaded.model), loaded.saved, is_main=True)
@@ -122,7 +122,7 @@ def opened_model(args: argparse.Namespace) -> Iterator[OpenedModel]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     bootstrap_in_this_process()
-    join_processes(environment, device, timeout_s=_timeout_s(config))
+    join_processes(environment, device, timeout_s=collective_timeout_s(config))
     saved = open_run(args.run, step=args.step)
     model = load_distributed_model(
         saved.checkpoint,
@@ -139,7 +139,7 @@ def preview_model(args: argparse.Namespace) -> ModelPreview:
 
     ConfigError as for `open_run`.
     """
-    config = _config_of_newest(args.run, args.step)
+    config = config_of_newest(args.run, args.step)
     folder, _ = find_checkpoint_folder(args.run)
     run_directory = folder.parent if folder.name == "checkpoints" else folder
     file = tokenizer_file(run_directory, section(DataConfig, config, "data"))
@@ -151,7 +151,7 @@ def preview_model(args: argparse.Namespace) -> ModelPreview:
     )
 
 
-def _layout(args: argparse.Namespace, world_size: int, config: dict[str, Any]) -> Layout:
+def inference_layout(args: argparse.Namespace, world_size: int, config: dict[str, Any]) -> Layout:
     """The layout of the arguments, by the rules of training without micro-batches."""
     table = apply_overrides({}, _overrides(args))
     for table_name, values in table.items():
@@ -174,7 +174,7 @@ def _overrides(args: argparse.Namespace) -> list[str]:
     return list(getattr(args, "overrides", ()))
 
 
-def _config_of_newest(path: Path, step: int | None) -> dict[str, Any]:
+def config_of_newest(path: Path, step: int | None) -> dict[str, Any]:
     """The configuration in the checkpoint that will most likely be used. It costs reading the small files.
 
     Later, all ranks together determine which checkpoint is whole.
@@ -193,7 +193,7 @@ def _config_of_newest(path: Path, step: int | None) -> dict[str, Any]:
     raise AssertionError(f"{path}: a checkpoint that can be opened has a configuration")
 
 
-def _timeout_s(config: dict[str, Any]) -> int:
+def collective_timeout_s(config: dict[str, Any]) -> int:
     """The timeout of collectives in the run's own recipe."""
     found = config.get("run", {}).get("collective_timeout_s")
     return found if type(found) is int and 1 <= found <= 10**6 else 600

@@ -18,6 +18,7 @@ from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from gpt.model.gpt import GPT
+from gpt.model.heads import VocabularyHead
 from gpt.model.parameter_shapes import check_layer_count, parameter_shapes
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from gpt.training.config import ObjectiveConfig
@@ -108,6 +109,7 @@ def open_run(path: Path, *, step: int | None = None) -> SavedRun:
         )
     model_config = model_section(config)
     data_config = section(DataConfig, config, "data")
+    _check_predicts_tokens(run_directory, config)
     _check_weights(checkpoint, model_config)
     tokenizer_path = tokenizer_file(run_directory, data_config)
     tokenizer = load_tokenizer(tokenizer_path)
@@ -225,6 +227,20 @@ def section(cls: type[T], config: dict[str, Any], name: str) -> T:
     if not isinstance(table, dict):
         raise ConfigError(f"the configuration in the checkpoint has no section [{name}]")
     return build(cls, without_none(table), where=name)
+
+
+def _check_predicts_tokens(run_directory: Path, config: dict[str, Any]) -> None:
+    """ConfigError for a run whose model is no language model, such as a reward model."""
+    if config.get("objective", {}).get("kind", DEFAULT) not in OBJECTIVES:
+        return  # the names of its weights will tell
+    objective = objective_section(config)
+    with torch.device("meta"):
+        if isinstance(objective.build(z_loss=0.0).head(model_section(config)), VocabularyHead):
+            return
+    raise ConfigError(
+        f"{run_directory} is invalid here: its model predicts no tokens (objective.kind = '{objective.kind}'). Give "
+        f"the run of a language model"
+    )
 
 
 def _check_weights(checkpoint: Checkpoint, config: ModelConfig) -> None:

@@ -1,0 +1,93 @@
+"""Score whole sequences with an engine whose head gives one number a position, on any layout."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gpt.losses.batch import Batch
+from gpt.losses.marks import IGNORE, PADDING
+from gpt.training.engine import Engine
+from gpt.training.objective import positions_of
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+MIN_ROW_TOKENS = 1024  # so that short sequences share a row
+
+
+def row_tokens_for(lengths: Sequence[int], *, multiple: int) -> int:
+    """The tokens of a row that holds the longest sequence, a multiple of `multiple` (the tensor ranks)."""
+    longest = max(MIN_ROW_TOKENS, *lengths)
+    return -(-longest // multiple) * multiple
+
+
+def score_sequences(
+    engine: Engine,
+    sequences: Sequence[Ints],
+    *,
+    row_tokens: int,
+    rows_at_once: int,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Floats:
+    """The engine's value at the last token of each sequence, (n,), on every rank. Every rank must call it.
+
+    A row holds several sequences, apart from each other, so a score does not depend on its neighbours. None may be
+    empty or longer than the model's context. `advance` gets the number of sequences that are finished.
+    """
+    rows = pack([len(one) for one in sequences], row_tokens)
+    found: list[tuple[int, float]] = []
+    at_once = rows_at_once * engine.data_size
+    for start in range(0, len(rows), at_once):
+        first = start + engine.data_rank * rows_at_once
+        mine = rows[first : first + rows_at_once]
+        batch, places = _batch_of(sequences, mine, rows_at_once=rows_at_once, row_tokens=row_tokens)
+        values = engine.token_values(batch).cpu()  # (rows, t)
+        found += [(number, float(values[row, last])) for number, row, last in places]
+        advance(sum(map(len, rows[start : start + at_once])))
+    scores = np.full(len(sequences), np.nan)
+    everyone: list[list[Any]] = engine.all_gather_objects(found)  # ranks of one data rank give the same numbers
+    for number, score in (one for of_rank in everyone for one in of_rank):
+        scores[number] = score
+    return scores
+
+
+def pack(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """The sequences of each row, by number: as many consecutive ones as fit."""
+    rows: list[list[int]] = []
+    room = 0
+    for number, length in enumerate(lengths):
+        assert 0 < length <= row_tokens, f"sequence {number} has {length} tokens, a row {row_tokens}"
+        if length > room:
+            rows.append([])
+            room = row_tokens
+        rows[-1].append(number)
+        room -= length
+    return rows
+
+
+def _batch_of(
+    sequences: Sequence[Ints], rows: Sequence[Sequence[int]], *, rows_at_once: int, row_tokens: int
+) -> tuple[Batch, list[tuple[int, int, int]]]:
+    """The batch of some rows, with empty ones behind; and of each sequence (number, row, index of its last token)."""
+    tokens = np.zeros((rows_at_once, row_tokens), dtype=np.int64)
+    segments = np.full_like(tokens, PADDING)
+    places = [*_places(sequences, rows)]
+    for number, row, last in places:
+        span = slice(last + 1 - len(sequences[number]), last + 1)
+        tokens[row, span] = sequences[number]
+        segments[row, span] = number - rows[row][0]
+    segment_ids = torch.from_numpy(segments)
+    targets = torch.full((rows_at_once, 1), IGNORE)
+    return Batch(
+        torch.from_numpy(tokens), targets, positions=positions_of(segment_ids), segment_ids=segment_ids
+    ), places
+
+
+def _places(sequences: Sequence[Ints], rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, int]]:
+    for row, numbers in enumerate(rows):
+        end = 0
+        for number in numbers:
+            end += len(sequences[number])
+            yield number, row, end - 1

@@ -1,0 +1,139 @@
+"""`triaxial score`: the rewards of a reward run on rankings and demonstrations; its calibration."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt.errors import ConfigError, one_line
+from gpt.post_training.ranking_accuracy import RankedPrompt, ranking_report
+from launch.processes.terminal import SafeConsole, work_progress
+from launch.reports.written import add_json_option, check_destination, json_destination, write_page
+from launch.rewards.calibrate import Calibration, publish_calibrated
+from launch.rewards.open_run import OpenedReward, opened_reward
+from launch.rewards.report import draw_calibration, report_lines
+from launch.rewards.token_files import demonstrations, is_token_file, ranked_prompts
+from launch.runs.open_model import add_layout_arguments, is_first_process, start_ranks, starts_ranks
+from launch.runs.saved_run import add_device_arguments, add_run_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--rankings",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="rankings to compare the rewards with: token files by their prefix, such as data/rankings/validation",
+    )
+    parser.add_argument(
+        "--demonstrations",
+        type=Path,
+        metavar="FILE",
+        help="demonstrations whose mean reward is measured: token files by their prefix",
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="shift the rewards so that the mean of --demonstrations is 0, and publish the checkpoint again",
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a picture of the calibration")
+    parser.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="tokens per batch (default: 8192)")
+    add_json_option(parser, "the results")
+    add_device_arguments(parser)
+    add_layout_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    check_arguments(args)
+    if starts_ranks(args):
+        return start_ranks(args)
+    with json_destination(args.json if is_first_process() else None) as emit, opened_reward(args) as opened:
+        emit(score(args, opened))
+    return 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """ConfigError: nothing to score, or files that do not exist."""
+    if not args.rankings and args.demonstrations is None:
+        raise ConfigError("there is nothing to score. Give --rankings FILE or --demonstrations FILE")
+    if args.calibrate and args.demonstrations is None:
+        raise ConfigError("--calibrate needs --demonstrations FILE, whose mean reward becomes 0")
+    if args.plot is not None and not args.rankings:
+        raise ConfigError("--plot needs --rankings FILE")
+    if args.batch_tokens < 1:
+        raise ConfigError(f"--batch-tokens {args.batch_tokens} is invalid: must be at least 1")
+    for option, paths in (("--rankings", args.rankings), ("--demonstrations", [args.demonstrations])):
+        for path in paths:
+            if path is not None and not is_token_file(path):
+                raise ConfigError(f"{option} {path} is invalid: no such token files ({path}.bin and {path}.idx)")
+    for path in args.rankings:
+        if not is_token_file(Path(f"{path}_marks")):
+            raise ConfigError(f"--rankings {path} is invalid: it has no stream {path}_marks. Prepare rankings")
+    check_destination("--json", args.json)
+    if is_first_process():
+        check_destination("--plot", args.plot)
+
+
+def score(args: argparse.Namespace, opened: OpenedReward) -> dict[str, Any]:
+    """Score everything that is asked for. Every rank must call it; the main rank prints and writes."""
+    console = SafeConsole(quiet=not opened.is_main)
+    for note in opened.notes:
+        console.print(one_line(note), markup=False)
+    result: dict[str, Any] = {
+        "run": str(opened.run_directory),
+        "checkpoint": str(opened.checkpoint.path),
+        "step": opened.checkpoint.step,
+    }
+    if args.rankings:
+        result["rankings"] = score_rankings(args, opened, console)
+    if args.demonstrations is not None:
+        result["demonstrations"] = score_demonstrations(args, opened, console)
+    return result
+
+
+def score_rankings(args: argparse.Namespace, opened: OpenedReward, console: SafeConsole) -> dict[str, Any]:
+    prompts: list[RankedPrompt] = []
+    for path in args.rankings:
+        prompts += ranked_prompts(path, tokenizer=opened.tokenizer_file, fingerprint=opened.tokenizer.fingerprint)
+    sequences = [ids for prompt in prompts for ids in prompt.completions]
+    with work_progress(shows=opened.is_main) as progress:
+        progress.start("rankings", total=len(sequences))
+        rewards = opened.scores(sequences, advance=progress.advance)
+    cuts = np.cumsum([len(prompt.completions) for prompt in prompts])[:-1]
+    report = ranking_report(prompts, np.split(rewards, cuts))
+    for line in report_lines(report):
+        console.print(line, highlight=False, markup=False)
+    if args.plot is not None and opened.is_main:
+        write_page("--plot", args.plot, draw_calibration(report.calibration))
+    return dataclasses.asdict(report)
+
+
+def score_demonstrations(args: argparse.Namespace, opened: OpenedReward, console: SafeConsole) -> dict[str, Any]:
+    path = args.demonstrations
+    sequences = demonstrations(path, tokenizer=opened.tokenizer_file, fingerprint=opened.tokenizer.fingerprint)
+    with work_progress(shows=opened.is_main) as progress:
+        progress.start("demonstrations", total=len(sequences))
+        rewards = opened.scores(sequences, advance=progress.advance)
+    found = Calibration.of(rewards, where=f"--demonstrations {path}")
+    left_out = len(rewards) - found.n
+    console.print(
+        f"demonstrations: mean reward {found.mean:.6f}, standard deviation {found.std:.4f}, {found.n:,} conversations"
+        + (
+            f"; {left_out:,} longer than the model's context, or without a finite reward, are left out"
+            if left_out
+            else ""
+        ),
+        highlight=False,
+    )
+    result = {**dataclasses.asdict(found), "left_out": left_out}
+    if args.calibrate:
+        published = publish_calibrated(
+            opened.run_directory, opened.checkpoint, found, source=str(path), is_main=opened.is_main
+        )
+        console.print(f"published {published}: the mean reward of these demonstrations is 0", highlight=False)
+        result["calibrated"] = str(published)
+    return result

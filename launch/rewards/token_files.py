@@ -1,0 +1,86 @@
+"""Rankings and demonstrations in token files, as sequences to score."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt.errors import ConfigError
+from gpt.files.json_text import decode_json
+from gpt.post_training.ranking_accuracy import Floats, Ints, RankedPrompt
+from gpt.token_files.corpus import check_tokenizer, open_tokens
+from gpt.token_files.files import TokenFile
+
+
+def is_token_file(path: Path) -> bool:
+    """Return whether a path is the prefix of token files."""
+    return Path(f"{path}.idx").is_file() or any(path.parent.glob(f"{path.name}-*-of-*.idx"))
+
+
+def ranked_prompts(prefix: Path, *, tokenizer: Path, fingerprint: str) -> list[RankedPrompt]:
+    """The rankings of PREFIX with its stream PREFIX_marks. PREFIX_rankings.jsonl, if it exists, has prompt ids,
+    labellers and scores; line i describes document i.
+
+    ConfigError: another tokenizer made the corpus, or the files do not match.
+    """
+    check_tokenizer(prefix, path=tokenizer, fingerprint=fingerprint)
+    tokens, marks = open_tokens(prefix), TokenFile(Path(f"{prefix}_marks"))
+    starts = tokens.document_starts()
+    if marks.n_tokens != tokens.n_tokens or marks.n_documents != tokens.n_documents:
+        raise ConfigError(f"{prefix}_marks.idx is invalid: {prefix}.idx has other documents. Prepare both again")
+    facts = _side_file(Path(f"{prefix}_rankings.jsonl"), n_documents=tokens.n_documents)
+    found = []
+    for number, fact in enumerate(facts):
+        start, stop = int(starts[number]), int(starts[number + 1])
+        ids, levels = tokens.read(start, stop).astype(np.int64), marks.read(start, stop).astype(np.int64)
+        ends = np.flatnonzero(levels) + 1
+        completions = tuple(part for part in np.split(ids, ends)[: len(ends)])
+        scores = _scores(fact.get("scores"), len(ends))
+        found.append(
+            RankedPrompt(
+                str(fact.get("prompt_id", number)),
+                str(fact.get("labeller", "")),
+                completions,
+                levels[ends - 1] - 1,
+                scores,
+            )
+        )
+    return found
+
+
+def demonstrations(prefix: Path, *, tokenizer: Path, fingerprint: str) -> list[Ints]:
+    """The documents of token files, each a whole conversation. ConfigError: another tokenizer made them."""
+    check_tokenizer(prefix, path=tokenizer, fingerprint=fingerprint)
+    tokens = open_tokens(prefix)
+    starts = tokens.document_starts()
+    return [
+        tokens.read(int(starts[i]), int(starts[i + 1])).astype(np.int64)
+        for i in range(tokens.n_documents)
+        if starts[i + 1] > starts[i]
+    ]
+
+
+def _side_file(path: Path, *, n_documents: int) -> Iterator[dict[str, Any]]:
+    """A line for each document; empty ones without the file."""
+    if not path.is_file():
+        yield from ({} for _ in range(n_documents))
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if len(lines) != n_documents:
+        raise ConfigError(f"{path} is invalid: it has {len(lines)} lines for {n_documents} documents. Prepare it again")
+    for number, line in enumerate(lines):
+        try:
+            value = decode_json(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: line {number + 1} is invalid: it must be a JSON object. Prepare it again")
+        yield value
+
+
+def _scores(values: Any, n: int) -> Floats:
+    """The source's scores (n,), NaN where unknown."""
+    if not isinstance(values, list) or len(values) != n:
+        return np.full(n, np.nan)
+    return np.array([float(v) if isinstance(v, (int, float)) else np.nan for v in values])
