@@ -4,10 +4,12 @@ import argparse
 from pathlib import Path
 
 from gpt.convert.hugging_face.config import CONFIG
+from gpt.convert.hugging_face.peft import is_peft
 from gpt.convert.megatron.source import is_megatron
 from gpt.errors import ConfigError, escaped
 from launch.conversion import hugging_face as convert_hugging_face
 from launch.conversion import megatron as convert_megatron
+from launch.conversion import peft as convert_peft
 from launch.conversion import plain as convert_plain
 from launch.conversion.dry_run import describe_size
 from launch.conversion.rewrite import rewrite
@@ -21,14 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="SOURCE",
         help="a run directory such as runs/demo, one checkpoint in it, a Hugging Face folder, a Megatron-core "
-        "checkpoint (torch_dist), or plain safetensors (--to safetensors); with --dry-run also a recipe",
+        "checkpoint (torch_dist), a folder of PEFT's files, or plain safetensors (--to safetensors); with --dry-run "
+        "also a recipe",
     )
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest whole)")
     parser.add_argument(
         "--to",
-        choices=["hf", "megatron", "triaxial", "safetensors"],
+        choices=["hf", "peft", "megatron", "triaxial", "safetensors"],
         required=True,
-        help="hf: a folder that transformers loads; megatron: a torch_dist checkpoint of megatron-core's GPTModel; "
+        help="hf: a folder that transformers loads, adapters merged; peft: the adapters alone, as PEFT loads them; "
+        "megatron: a torch_dist checkpoint of megatron-core's GPTModel; "
         "triaxial: a run directory, which all triaxial commands read; "
         "safetensors: plain files of the checkpoint's tensors under our names, which --to triaxial imports again",
     )
@@ -52,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="from megatron: a file whose [model] section describes the model, if the checkpoint does not",
     )
     parser.add_argument(
+        "--base",
+        metavar="BASE",
+        help="from PEFT's files: the run of the base model; to peft: the base model's name or path, for "
+        "adapter_config.json",
+    )
+    parser.add_argument(
         "--weights-only", action="store_true", help="to triaxial or safetensors: leave out the optimizer's moments"
     )
     parser.add_argument(
@@ -69,6 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.model is not None and not is_megatron(args.run):
         raise ConfigError(f"--model {args.model} is only valid for a Megatron checkpoint, and {args.run} is not one")
+    if args.dry_run and (args.to == "peft" or is_peft(args.run)):
+        raise ConfigError("--dry-run is invalid with PEFT's files: adapters are small. Leave it out.")
     if args.dry_run:
         for line in describe_size(args):
             print(escaped(line))
@@ -88,6 +100,10 @@ def _convert(args: argparse.Namespace) -> list[str]:
         )
     if args.weights_only and args.to not in ("triaxial", "safetensors"):
         raise ConfigError(f"--weights-only is only valid with --to triaxial or safetensors; --to {args.to} implies it")
+    if is_peft(args.run) and not (args.run / CONFIG).exists():
+        return _import_adapter(args)
+    if args.base is not None and args.to != "peft":
+        raise ConfigError(f"--base {args.base} is only valid from PEFT's files or with --to peft. Leave it out.")
     from_megatron = is_megatron(args.run)
     if args.logits == "whole" and (from_megatron or args.to == "megatron"):
         raise ConfigError("--logits whole is invalid: Megatron's logits cannot be compared here. Leave it out.")
@@ -110,6 +126,13 @@ def _convert(args: argparse.Namespace) -> list[str]:
     return _convert_run(args)
 
 
+def _import_adapter(args: argparse.Namespace) -> list[str]:
+    _check_import(args, "a folder of PEFT's files")
+    if args.base is None:
+        raise ConfigError(f"{args.run} holds adapters only. Name the run of their base model: --base RUN.")
+    return convert_peft.import_adapter(args.run, open_run(Path(args.base), step=args.step), args.output)
+
+
 def _check_import(args: argparse.Namespace, kind: str) -> None:
     if args.to != "triaxial":
         raise ConfigError(f"{args.run} is {kind}. Import it with --to triaxial.")
@@ -123,6 +146,8 @@ def _convert_run(args: argparse.Namespace) -> list[str]:
         raise ConfigError(f"--output {args.output} is inside the run's checkpoints folder. Name a folder elsewhere.")
     if args.to == "hf":
         return convert_hugging_face.export_run(saved, args.output, dtype=args.dtype, mode=args.logits)
+    if args.to == "peft":
+        return convert_peft.export_adapter(saved, args.output, base=args.base)
     if args.to == "megatron":
         return convert_megatron.export_run(saved, args.output, dtype=args.dtype)
     if args.to == "safetensors":

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gpt.adapters.config import AdapterConfig, adapter_shapes
 from gpt.convert.hugging_face.names import table
 from gpt.convert.weights import shapes
 from gpt.files.safetensors import TensorSpec
@@ -37,10 +38,12 @@ def write_run(
     tokenizer_file: Path,
     about: dict[str, object],
     order: Iterable[str] | None = None,
+    adapter: AdapterConfig | None = None,
 ) -> Path:
     """Fill an empty run directory; return the path of the checkpoint.
 
-    `tensors`: in the order of the table, or of the names in `order`, without vocabulary padding, which becomes zeros.
+    `tensors`: in the order of the table, or of the names in `order`, without vocabulary padding, which becomes zeros;
+    then those of `adapter`.
     """
     (folder / "tokenizer").mkdir()
     files = tokenizer_files(tokenizer_file)
@@ -50,8 +53,12 @@ def write_run(
     model = dataclasses.asdict(config)
     (folder / "model.toml").write_text(model_toml(config), encoding="utf-8")
     path = folder / "checkpoints" / step_name(0)
-    state: dict[str, object] = {"config": {"model": model, "data": data}, "step": 0, "tokens_seen": 0, IMPORTED: about}
-    write_stream(path, _named(tensors), expected=expected_weights(config, order), state=state)
+    sections: dict[str, object] = {"model": model, "data": data}
+    if adapter is not None:
+        sections["adapter"] = dataclasses.asdict(adapter)
+    state: dict[str, object] = {"config": sections, "step": 0, "tokens_seen": 0, IMPORTED: about}
+    adapters = {MODEL + name: TensorSpec(s, torch.float32) for name, s in adapter_shapes(config, adapter).items()}
+    write_stream(path, _named(tensors), expected=expected_weights(config, order) | adapters, state=state)
     return path
 
 

@@ -243,7 +243,8 @@ class NativeEngine:
         for module in self._sharded_modules():
             module.reshard()
             state = module._get_fsdp_state()
-            state._comm_ctx.post_forward_order.clear()
+            if hasattr(state._comm_ctx, "post_forward_order"):  # FSDP makes it in the first forward pass
+                state._comm_ctx.post_forward_order.clear()
             for group in state._fsdp_param_groups:
                 group._post_forward_indices.clear()
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from gpt.errors import ConfigError
 from gpt.model.gpt import GPT
 from launch.main import main
 from launch.runs.saved_run import load_run
@@ -162,3 +163,26 @@ def test_export_merges_and_plain_files_keep_the_adapters(adapted: Path, tmp_path
     ours, expected_tensors = tensors_of(tmp_path / "again"), tensors_of(adapted)
     assert ours.keys() == expected_tensors.keys()
     assert all(torch.equal(ours[name], expected_tensors[name]) for name in ours)
+
+
+def test_peft_loads_the_adapters_of_joined_projections(
+    base: Path, adapted: Path, tmp_path: Path, triaxial: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GPT-2 has q, k and v in one matrix, so their three adapters become one of three times the rank."""
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    assert triaxial("convert", base, "--to", "hf", "--output", tmp_path / "base") == 0
+    words = ["convert", adapted, "--to", "peft", "--output", tmp_path / "peft", "--base", tmp_path / "base"]
+    assert triaxial(*words) == 0
+    assert "verified: 16 tensors bit for bit" in capsys.readouterr().out
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", local_files_only=True)
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "peft")
+    tokens = torch.randint(512, (2, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = merged_by_hand(adapted)(tokens), theirs(tokens).logits
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+    settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "base")
+    with pytest.raises(ConfigError, match=r"has no adapters: its recipe has no section \[adapter\]"):
+        triaxial("convert", base, "--to", "peft", "--output", tmp_path / "none")
+    with pytest.raises(ConfigError, match="exists already"):
+        triaxial(*words)
