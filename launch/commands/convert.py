@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "safetensors: plain files of the checkpoint's tensors under our names, which --to triaxial imports again",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="the new folder (required without --dry-run)")
+    _add_details(parser)
+
+
+def _add_details(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that only some conversions take."""
     parser.add_argument(
         "--dtype",
         choices=EXPORT_DTYPES,
