@@ -73,13 +73,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any] | None:
     report = lambda text: print(text, flush=True)  # noqa: E731
     load = Path("/proc/loadavg").read_text().split()[0]
     answers = side_by_side.alternate(commands, rounds=args.rounds, threads=args.threads, report=report)
-    per_token_s = {name: [a[name]["train_s"] / a[name]["tokens"] for a in answers] for name in names}
+    per_token_s, per_token_cpu_s = (
+        {name: [a[name][span] / a[name]["tokens"] for a in answers] for name in names}
+        for span in ("train_s", "train_cpu_s")
+    )
     result = {
         "benchmark": "sft",
         "parameters": model_config(args).parameters,
         "settings": {key: value for key, value in vars(args).items() if key not in ("json", "serve")},
         "tokens_per_s": {name: 1 / statistics.median(spans) for name, spans in per_token_s.items()},
         "ratios": side_by_side.speed_ratios(per_token_s, OURS),
+        "cpu_ratios": side_by_side.speed_ratios(per_token_cpu_s, OURS),
         "tokens_of_a_block": {name: [a[name]["tokens"] for a in answers] for name in names},
         "peak_memory_bytes": {name: answers[-1][name]["peak_memory_bytes"] for name in names},
         "machine": side_by_side.processor(),
@@ -183,9 +187,10 @@ def our_block(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
 
     def block() -> dict[str, Any]:
         take_step()  # as the peer's first step, whose time does not count
-        started_at = time.perf_counter()
+        started_at, cpu_started_at = time.perf_counter(), time.process_time()
         tokens = sum(take_step() for _ in range(args.steps))
-        return {"train_s": time.perf_counter() - started_at, "tokens": tokens}
+        train_s, train_cpu_s = time.perf_counter() - started_at, time.process_time() - cpu_started_at
+        return {"train_s": train_s, "train_cpu_s": train_cpu_s, "tokens": tokens}
 
     return block
 

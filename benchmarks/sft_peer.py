@@ -50,10 +50,10 @@ class Clock:
     """The time from the end of a run's first step to the end of its last one: without the start of a `train` call."""
 
     def __init__(self, base: type) -> None:
-        ends: list[float] = []
+        ends: list[tuple[float, float]] = []  # by the clock, and of the processor
 
         def on_step_end(self: Any, *args: Any, **kwargs: Any) -> None:
-            ends.append(time.perf_counter())
+            ends.append((time.perf_counter(), time.process_time()))
 
         self.ends = ends
         self.callback = type("StepClock", (base,), {"on_step_end": on_step_end})()
@@ -119,7 +119,8 @@ def trl_block(
         seen = _tokens_by_step(trainer, steps + 1)
         trainer.train()
         assert len(clock.ends) == steps + 1
-        return {"train_s": clock.ends[-1] - clock.ends[0], "tokens": sum(seen[1:])}
+        train_s, train_cpu_s = (end - start for start, end in zip(clock.ends[0], clock.ends[-1], strict=True))
+        return {"train_s": train_s, "train_cpu_s": train_cpu_s, "tokens": sum(seen[1:])}
 
     return block
 

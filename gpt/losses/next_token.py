@@ -20,11 +20,12 @@ def next_token_loss(
     *,
     z_loss: float = 0.0,
     in_place: Exponentials | None = None,
+    few_counted: bool = False,
 ) -> LossTotals:
     """Cross-entropy of `targets` (b, t) under the logits hidden @ weight.T, in nats.
 
     hidden (b, t, d); weight (v, d). Padding rows of the head get no probability; IGNORE targets add no loss. It
-    communicates only through `shard`: 2 reductions a chunk. `in_place`: see `loss_for`.
+    communicates only through `shard`: 2 reductions a chunk. `in_place`, `few_counted`: see `loss_for`.
 
     With gradients, `sum` also contains `z_loss` * log^2 Z of each token, Z being the softmax denominator (PaLM, arXiv
     2204.02311, section 5, uses 1e-4). `reported` never contains it.
@@ -32,8 +33,22 @@ def next_token_loss(
     hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)  # (n, d), (n,)
     if not torch.is_grad_enabled():  # the autograd function cannot see this and would compute gradients
         hidden, weight, z_loss = hidden.detach(), weight.detach(), 0.0
+    if few_counted:
+        hidden, targets = _counted(hidden, targets)
     total, reported, penalty = linear_cross_entropy(hidden, weight, targets, shard, z_loss=z_loss, in_place=in_place)
     return LossTotals(total, (targets != IGNORE).sum(), reported, {"z_loss": penalty} if z_loss else {})
+
+
+def _counted(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens whose targets count, in order, so that the head runs on them alone; at least one token.
+
+    On a CPU only: a GPU would have to tell the host how many there are. The fake tensors of a dry run keep all.
+    """
+    if type(targets) is not Tensor or targets.device.type != "cpu":
+        return hidden, targets
+    rows = (targets != IGNORE).nonzero().squeeze(1)
+    rows = rows if rows.numel() else rows.new_zeros(1)
+    return hidden.index_select(0, rows), targets[rows]
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,7 @@ class NextTokenLoss:
 
     z_loss: float = 0.0
     in_place: Exponentials | None = None  # see loss_for
+    few_counted: bool = False  # see loss_for
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -59,6 +75,7 @@ class NextTokenLoss:
             outputs.shard,
             z_loss=self.z_loss,
             in_place=self.in_place,
+            few_counted=self.few_counted,
         )
 
     def values(self, outputs: VocabularyOutputs, batch: Batch) -> Tensor:
@@ -66,6 +83,9 @@ class NextTokenLoss:
         return token_log_probs(outputs, counted_targets(batch))
 
 
-def loss_for(*, compile: bool, z_loss: float = 0.0) -> Loss:
-    """The loss; with `compile`, torch's compiler fuses the elementwise work on logits into one in-place loop."""
-    return NextTokenLoss(z_loss, torch.compile(exponentials_in_place) if compile else None)
+def loss_for(*, compile: bool, z_loss: float = 0.0, few_counted: bool = False) -> Loss:
+    """The loss; with `compile`, torch's compiler fuses the elementwise work on logits into one in-place loop.
+
+    `few_counted`: many targets are IGNORE, so a CPU does better to leave them out first.
+    """
+    return NextTokenLoss(z_loss, torch.compile(exponentials_in_place) if compile else None, few_counted)

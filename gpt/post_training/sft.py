@@ -43,7 +43,10 @@ class SFT:
         return replace(batch, targets=batch.targets.masked_fill(learned == 0, IGNORE))
 
     def check_corpus(self, files: CorpusFiles, model: ModelConfig) -> list[str]:
-        return NextToken().check_corpus(files, model)
+        found = NextToken().check_corpus(files, model)
+        if LEARNED not in files.streams:
+            found.append(f"corpus '{files.name}' has no stream '{LEARNED}': all of its tokens are learned")
+        return found
 
     def front(self, config: ModelConfig) -> nn.Module:
         return Embedding(config)
@@ -52,7 +55,7 @@ class SFT:
         return VocabularyHead(config)
 
     def loss(self, *, compile: bool) -> Loss:
-        return loss_for(compile=compile, z_loss=self.z_loss)
+        return loss_for(compile=compile, z_loss=self.z_loss, few_counted=True)
 
     def attention_mask(self, batch: Batch) -> Mask:
         return document_mask(batch.segment_ids)

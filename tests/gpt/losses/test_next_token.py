@@ -70,6 +70,29 @@ def test_value_and_gradients_equal_torch(monkeypatch, chunk, in_place, z_loss):
     assert not weight.grad[37:].any(), "padding rows learn nothing"
 
 
+@pytest.mark.parametrize("ignored", [0.0, 0.6, 1.0])
+def test_leaving_out_what_does_not_count_changes_nothing(ignored):
+    hidden, weight, targets = inputs()
+    targets[torch.rand(targets.shape, generator=torch.Generator().manual_seed(1)) < ignored] = IGNORE
+    found = []
+    for few_counted in (False, True):
+        hidden.grad = weight.grad = None
+        totals = next_token_loss(hidden, weight, targets, whole_vocabulary(37), z_loss=1e-3, few_counted=few_counted)
+        totals.sum.backward()
+        found.append((totals.sum, totals.count, totals.reported, totals.metrics["z_loss"], hidden.grad, weight.grad))
+    for whole, few in zip(*found, strict=True):
+        torch.testing.assert_close(few, whole, rtol=1e-12, atol=1e-13)
+
+
+def test_the_head_runs_on_counted_tokens_alone():
+    hidden, weight, targets = inputs()
+    targets[1:] = IGNORE
+    with FlopCounterMode(display=False) as counter:
+        loss = loss_for(compile=False, few_counted=True)
+        loss(VocabularyOutputs(hidden, weight, whole_vocabulary(37)), Batch(torch.empty(0), targets)).sum.backward()
+    assert counter.get_total_flops() == 3 * 2 * 43 * 16 * 48, "43 of 150 targets count"
+
+
 def test_a_retained_graph_can_be_walked_again():
     """As pipelines do that take gradients of inputs first and of weights later."""
     hidden, weight, targets = inputs()

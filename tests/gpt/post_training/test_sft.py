@@ -1,12 +1,15 @@
 """The batches of supervised fine-tuning: which targets count, and what is refused."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gpt.data.sampling import Samples
+from gpt.data.config import CorpusConfig
+from gpt.data.sampling import CorpusFiles, Samples
+from gpt.data.sampling_rules import PackedDocuments
 from gpt.errors import ConfigError
 from gpt.losses.batch import Batch
 from gpt.losses.marks import IGNORE, PADDING
@@ -16,6 +19,7 @@ from gpt.model.heads import head_outputs
 from gpt.model.initialisation import initialise
 from gpt.post_training.config import SFTConfig
 from gpt.post_training.sft import SFT
+from gpt.token_files.files import TokenFileWriter
 from gpt.training.objective import NextToken
 
 SEQ_LEN, VOCAB = 23, 64
@@ -98,6 +102,18 @@ def test_rows_without_the_stream_are_learned_everywhere() -> None:
 
 def test_the_section_builds_the_objective() -> None:
     assert SFTConfig().build(z_loss=1e-4) == SFT(1e-4)
+
+
+def test_a_corpus_without_the_stream_is_named(tmp_path: Path) -> None:
+    for name in ("text", "learned"):
+        with TokenFileWriter(tmp_path / name, vocab_size=VOCAB) as file:
+            file.add_document([1] * 8)
+    text = str(tmp_path / "text")
+    for corpus, expected in (
+        (CorpusConfig(text), ["corpus 'text' has no stream 'learned': all of its tokens are learned"]),
+        (CorpusConfig(text, streams={"learned": str(tmp_path / "learned")}), []),
+    ):
+        assert SFT().check_corpus(CorpusFiles(corpus, PackedDocuments(SEQ_LEN)), MODEL) == expected
 
 
 def test_a_stream_of_another_length_is_refused() -> None:
