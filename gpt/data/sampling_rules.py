@@ -91,9 +91,10 @@ class Documents:
 
 @dataclass(frozen=True)
 class PackedDocuments:
-    """A sample is as many whole consecutive documents as fit into seq_len + 1 tokens (next-fit).
+    """A sample is as many whole consecutive documents as fit into seq_len tokens (next-fit), so that a model can read
+    the last token of each. A longer document is a sample of its own, cut after seq_len + 1 tokens.
 
-    A longer document is a sample of its own, cut after seq_len + 1 tokens. Memory: 8 bytes a sample.
+    Memory: 8 bytes a sample.
     """
 
     seq_len: int
@@ -104,9 +105,9 @@ class PackedDocuments:
 
     def of(self, file: TokenFile) -> "PackedDocuments":
         """Pack a file. Reads its whole index: some seconds for 100 million documents."""
-        starts, room = file.document_starts(), self.seq_len + 1
-        firsts = next_fit(starts, room)
-        return PackedDocuments(self.seq_len, firsts, int((np.diff(starts) > room).sum()))
+        starts = file.document_starts()
+        firsts = next_fit(starts, self.seq_len)
+        return PackedDocuments(self.seq_len, firsts, int((np.diff(starts) > self.seq_len + 1).sum()))
 
     def count(self, file: TokenFile) -> int:
         return len(self._firsts) - 1

@@ -27,7 +27,7 @@ class RewardConfig:
     """The [objective] section of a reward model (InstructGPT, arXiv 2203.02155, section 3.5)."""
 
     kind: Literal["reward"] = "reward"
-    """Learn a number for each completion from rankings: corpora with the stream `marks`, sampled by document."""
+    """Learn a number for each completion from rankings: corpora with the stream `marks`, each sample whole prompts."""
     restarts_positions: ClassVar[bool] = True
 
     def build(self, *, z_loss: float) -> "Objective":

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt.data.sampling import CorpusFiles, Samples
-from gpt.data.sampling_rules import Documents
 from gpt.errors import ConfigError
 from gpt.losses.marks import IGNORE, PADDING
 from gpt.token_files.files import TokenFile
@@ -54,7 +53,7 @@ def slots(seq_len: int) -> int:
 def ranked_rows(samples: Samples) -> RankedRows:
     """The completions in samples of up to t = seq_len tokens. The last of the seq_len + 1 tokens is left out."""
     if samples.segment_ids is None:
-        raise _not_by_document()
+        raise _by_window()
     documents = torch.from_numpy(samples.segment_ids)[:, :-1]  # (n, t)
     marks = torch.from_numpy(samples.streams[MARKS])[:, :-1].masked_fill(documents == PADDING, 0)  # (n, t)
     ended = (marks > 0).cumsum(1)  # (n, t) marks up to here
@@ -73,12 +72,12 @@ def ranked_rows(samples: Samples) -> RankedRows:
 def check_rankings(files: CorpusFiles, *, n_ctx: int) -> list[str]:
     """Warnings about a corpus of rankings, such as prompts without a pair. Reads the whole stream `marks`.
 
-    ConfigError: it is not sampled by document, a prompt's completions do not fit into a row, a conversation is longer
+    ConfigError: it is sampled by window, a prompt's completions do not fit into a row, a conversation is longer
     than `n_ctx` tokens, or nothing is ranked.
     """
     seq_len = files.sampling.seq_len
-    if not isinstance(files.sampling, Documents):
-        raise _not_by_document()
+    if not files.sampling.may_be_short:  # windows
+        raise _by_window()
     borders = files.tokens.document_starts()
     positions, values = find_marks(files.streams[MARKS])
     document = np.searchsorted(borders, positions, side="right") - 1  # of each mark
@@ -94,10 +93,10 @@ def check_rankings(files: CorpusFiles, *, n_ctx: int) -> list[str]:
     return _describe_pairs(files, document, values)
 
 
-def _not_by_document() -> ConfigError:
+def _by_window() -> ConfigError:
     return ConfigError(
-        "data.sampling is invalid for rankings: a row must hold a prompt with all its completions. Use data.sampling = "
-        "'document'"
+        "data.sampling = 'window' is invalid for rankings: a row must hold a prompt with all its completions. Use "
+        "'document' or 'packed'"
     )
 
 

@@ -2,13 +2,15 @@
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpt.errors import ConfigError, one_line
-from gpt.post_training.ranking_accuracy import RankedPrompt, ranking_report
+from gpt.files.json_text import without_nan
+from gpt.post_training.ranking_accuracy import Floats, RankedPrompt, ranking_report
 from launch.processes.terminal import SafeConsole, work_progress
 from launch.reports.written import add_json_option, check_destination, json_destination, write_page
 from launch.rewards.calibrate import Calibration, publish_calibrated
@@ -40,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="shift the rewards so that the mean of --demonstrations is 0, and publish the checkpoint again",
     )
+    parser.add_argument(
+        "--rewards", type=Path, metavar="FILE.jsonl", help="write a line for each ranking with the rewards it got"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a picture of the calibration")
     parser.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="tokens per batch (default: 8192)")
     add_json_option(parser, "the results")
@@ -62,8 +67,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("there is nothing to score. Give --rankings FILE or --demonstrations FILE")
     if args.calibrate and args.demonstrations is None:
         raise ConfigError("--calibrate needs --demonstrations FILE, whose mean reward becomes 0")
-    if args.plot is not None and not args.rankings:
-        raise ConfigError("--plot needs --rankings FILE")
+    for option, path in (("--plot", args.plot), ("--rewards", args.rewards)):
+        if path is not None and not args.rankings:
+            raise ConfigError(f"{option} needs --rankings FILE")
     if args.batch_tokens < 1:
         raise ConfigError(f"--batch-tokens {args.batch_tokens} is invalid: must be at least 1")
     for option, paths in (("--rankings", args.rankings), ("--demonstrations", [args.demonstrations])):
@@ -76,6 +82,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_destination("--json", args.json)
     if is_first_process():
         check_destination("--plot", args.plot)
+        check_destination("--rewards", args.rewards)
 
 
 def score(args: argparse.Namespace, opened: OpenedReward) -> dict[str, Any]:
@@ -104,12 +111,28 @@ def score_rankings(args: argparse.Namespace, opened: OpenedReward, console: Safe
         progress.start("rankings", total=len(sequences))
         rewards = opened.scores(sequences, advance=progress.advance)
     cuts = np.cumsum([len(prompt.completions) for prompt in prompts])[:-1]
-    report = ranking_report(prompts, np.split(rewards, cuts))
+    by_prompt = np.split(rewards, cuts)
+    report = ranking_report(prompts, by_prompt)
     for line in report_lines(report):
         console.print(line, highlight=False, markup=False)
     if args.plot is not None and opened.is_main:
         write_page("--plot", args.plot, draw_calibration(report.calibration))
+    if args.rewards is not None and opened.is_main:
+        write_page("--rewards", args.rewards, "".join(map(_line, prompts, by_prompt)))
     return dataclasses.asdict(report)
+
+
+def _line(prompt: RankedPrompt, rewards: Floats) -> str:
+    """A ranking as a line of JSON, with null for a reward or score that is not a number."""
+    facts = {
+        "prompt_id": prompt.prompt_id,
+        "labeller": prompt.labeller,
+        "levels": prompt.levels.tolist(),
+        "scores": prompt.scores.tolist(),
+        "tokens": [len(ids) for ids in prompt.completions],
+        "rewards": rewards.tolist(),
+    }
+    return json.dumps(without_nan(facts), ensure_ascii=False) + "\n"
 
 
 def score_demonstrations(args: argparse.Namespace, opened: OpenedReward, console: SafeConsole) -> dict[str, Any]:

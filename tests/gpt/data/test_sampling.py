@@ -175,7 +175,7 @@ def test_a_corpus_without_a_sample_says_why(tmp_path: Path) -> None:
 
 
 def test_packed_samples_hold_whole_documents(path: str) -> None:
-    """Of lengths 3, 7, 0, 1, 5, 4, in samples of 5 tokens: 7 is cut, and 1 does not fit with 5."""
+    """Of lengths 3, 7, 0, 1, 5, 4, with a seq_len of 4: 7 is cut after 5 tokens, and 1 does not fit with 5."""
     files = CorpusFiles(CorpusConfig(path), PackedDocuments(SEQ_LEN))
     samples = read(files, list(range(files.n_samples)))
     assert samples.segment_ids is not None
@@ -186,14 +186,14 @@ def test_packed_samples_hold_whole_documents(path: str) -> None:
 
 
 def test_packed_documents_are_numbered_and_streams_follow(tmp_path: Path) -> None:
-    lengths = [2, 1, 0, 2, 3]
+    lengths = [2, 0, 1, 1, 3]
     stream = write(tmp_path / "mask", lengths, first_id=100)
     corpus = CorpusConfig(write(tmp_path / "tokens", lengths), streams={"mask": stream})
     samples = read(CorpusFiles(corpus, PackedDocuments(SEQ_LEN)), [0, None, 1])
     assert samples.segment_ids is not None
-    assert samples.segment_ids.tolist() == [[0, 0, 1, 2, 2], [PADDING] * 5, [0, 0, 0, PADDING, PADDING]]
-    assert samples.streams["mask"].tolist() == [[100, 101, 102, 103, 104], [0] * 5, [105, 106, 107, 0, 0]]
-    assert samples.stream_lengths["mask"].tolist() == [5, 0, 3]
+    assert samples.segment_ids.tolist() == [[0, 0, 1, 2, PADDING], [PADDING] * 5, [0, 0, 0, PADDING, PADDING]]
+    assert samples.streams["mask"].tolist() == [[100, 101, 102, 103, 0], [0] * 5, [104, 105, 106, 0, 0]]
+    assert samples.stream_lengths["mask"].tolist() == [4, 0, 3]
 
 
 def test_a_stream_of_packed_documents_with_other_lengths_is_refused(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_stream_of_packed_documents_with_other_lengths_is_refused(tmp_path: Pa
 def test_windows_next_to_packed_documents_stay_whole(tmp_path: Path) -> None:
     """Their documents are kept apart only if `data.document_mask` asks for it."""
     windows = CorpusFiles(CorpusConfig(write(tmp_path / "text", LENGTHS)), Windows(SEQ_LEN))
-    packed = CorpusFiles(CorpusConfig(write(tmp_path / "talk", [2, 3])), PackedDocuments(SEQ_LEN))
+    packed = CorpusFiles(CorpusConfig(write(tmp_path / "talk", [2, 2])), PackedDocuments(SEQ_LEN))
     for segments, of_window in ((False, [0, 0, 0, 0, 0]), (True, [0, 0, 0, 1, 1])):
         samples = read_samples(
             [(windows, 0), (packed, 0)],
@@ -217,7 +217,7 @@ def test_windows_next_to_packed_documents_stay_whole(tmp_path: Path) -> None:
             segments=segments,
         )
         assert samples.segment_ids is not None
-        assert samples.segment_ids.tolist() == [of_window, [0, 0, 1, 1, 1]]
+        assert samples.segment_ids.tolist() == [of_window, [0, 0, 1, 1, PADDING]]
 
 
 # --- damaged files

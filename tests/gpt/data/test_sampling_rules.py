@@ -28,7 +28,7 @@ def one_by_one(lengths: list[int], room: int) -> list[tuple[int, int]]:
         if length and open_span and start + length - spans[-1][0] <= room:
             spans[-1] = (spans[-1][0], start + length)
         elif length:
-            spans.append((start, start + min(length, room)))
+            spans.append((start, start + min(length, room + 1)))
             open_span = length <= room
         start += length
     return spans
@@ -44,7 +44,7 @@ def test_packing_is_next_fit(seed: int, tmp_path: Path) -> None:
     lengths = random_lengths(seed, 5 + 20 * seed)
     file = TokenFile(Path(write(tmp_path / "tokens", lengths)))
     rule = PackedDocuments(SEQ_LEN).of(file)
-    expected = one_by_one(lengths, SEQ_LEN + 1)
+    expected = one_by_one(lengths, SEQ_LEN)
     assert [rule.span(file, sample) for sample in range(rule.count(file))] == expected
     assert rule.n_cut == sum(length > SEQ_LEN + 1 for length in lengths)
     assert sum(stop - start for start, stop in expected) == sum(min(length, SEQ_LEN + 1) for length in lengths)
@@ -97,7 +97,7 @@ def test_an_epoch_reads_each_sample_once_and_the_ledger_names_its_documents(tmp_
         assert all(part.offset_tokens == 0 for part in found.documents), "samples begin with a document"
         for part in found.documents:
             assert part.n_tokens == min(lengths[part.document], SEQ_LEN + 1)
-    assert sorted(spans) == one_by_one(lengths, SEQ_LEN + 1)
+    assert sorted(spans) == one_by_one(lengths, SEQ_LEN)
     assert spans != sorted(spans)
     assert data.epochs(3 * n) == {"tokens": 3.0}
 

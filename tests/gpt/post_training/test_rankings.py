@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpt.data.config import CorpusConfig, DataConfig
-from gpt.data.sampling import CorpusFiles, Samples
+from gpt.data.sampling import CorpusFiles, Samples, read_samples
 from gpt.data.sampling_rules import sampling_of
 from gpt.errors import ConfigError
 from gpt.losses.marks import IGNORE, PADDING
@@ -43,6 +43,19 @@ def test_a_row_gives_the_ends_levels_and_prompts_of_its_completions():
     assert rows.prompts[:, :4].tolist() == [[0, 0, 1, PADDING], [0, *[PADDING] * 3]]
 
 
+def test_packed_rows_hold_whole_prompts(tmp_path):
+    """Also a row that prompts fill to the last of seq_len tokens."""
+    documents = [[(3, 0), (2, 1)], [(2, 1), (2, 0)], [(4, 1), (3, 0)]]
+    write(tmp_path, documents)
+    files = opened(tmp_path, seq_len=9, sampling="packed")
+    assert check_rankings(files, n_ctx=5) == []
+    samples = read_samples([(files, 0), (files, 1)], corpora=[files], seq_len=9, vocab_size=50, segments=False)
+    rows = ranked_rows(samples)
+    assert rows.sequences.tolist() == [[0, 0, 0, 1, 1, 3, 3, 4, 4], [0, 0, 0, 0, 1, 1, 1, PADDING, PADDING]]
+    assert rows.ends[:, :5].tolist() == [[2, 4, 6, 8, 0], [3, 6, 0, 0, 0]]
+    assert rows.prompts[:, :5].tolist() == [[0, 0, 1, 1, PADDING], [0, 0, PADDING, PADDING, PADDING]]
+
+
 def test_blank_rows_have_no_completion():
     blank = Samples(
         np.zeros((1, 6), dtype=np.int64), np.full((1, 6), PADDING), {"marks": np.zeros((1, 6), dtype=np.int64)}
@@ -52,10 +65,14 @@ def test_blank_rows_have_no_completion():
 
 def test_windows_are_refused(tmp_path):
     samples = Samples(np.zeros((1, 6), dtype=np.int64), None, {"marks": np.zeros((1, 6), dtype=np.int64)})
-    with pytest.raises(ConfigError, match=r"data\.sampling is invalid for rankings: a row must hold a prompt"):
+    with pytest.raises(
+        ConfigError, match=r"data\.sampling = 'window' is invalid for rankings: a row must hold a prompt"
+    ):
         ranked_rows(samples)
     write(tmp_path, [[(3, 0), (3, 1)]] * 3)
-    with pytest.raises(ConfigError, match=r"data\.sampling is invalid for rankings: a row must hold a prompt"):
+    with pytest.raises(
+        ConfigError, match=r"data\.sampling = 'window' is invalid for rankings: a row must hold a prompt"
+    ):
         check_rankings(opened(tmp_path, seq_len=4, sampling="window"), n_ctx=8)
 
 

@@ -62,7 +62,8 @@ def test_training_has_learned_and_started_from_the_language_model(reward_run):
 def one_process(reward_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     words = ["--rankings", reward_run.folder / "validation", "--demonstrations", reward_run.folder / "demonstrations"]
-    return scored(folder, reward_run.run, *words, "--plot", folder / "plot.svg", "--batch-tokens", 3000), folder
+    files = ["--plot", folder / "plot.svg", "--rewards", folder / "rewards.jsonl"]
+    return scored(folder, reward_run.run, *words, *files, "--batch-tokens", 3000), folder
 
 
 def test_the_report_is_that_of_each_completion_alone(reward_run, plain_model, one_process):
@@ -78,6 +79,10 @@ def test_the_report_is_that_of_each_completion_alone(reward_run, plain_model, on
     found = rewards_of(plain_model, read(reward_run, "demonstrations", demonstrations))
     assert result["demonstrations"]["mean"] == pytest.approx(found.mean(), abs=1e-5)
     assert result["demonstrations"]["n"] == len(found)
+    lines = [json.loads(line) for line in (folder / "rewards.jsonl").read_text().splitlines()]
+    assert [line["levels"] for line in lines] == [prompt.levels.tolist() for prompt in prompts]
+    for line, prompt in zip(lines, prompts, strict=True):
+        assert line["rewards"] == pytest.approx(rewards_of(plain_model, prompt.completions), abs=1e-5)
     assert (folder / "plot.svg").read_text().count("<circle") == len(expected.calibration)
     assert draw_calibration(expected.calibration).startswith("<svg")
     assert report_lines(expected)[0].startswith("accuracy: 0.")
