@@ -1,5 +1,6 @@
 """The reading stage: turn the records of an input file into conversations, and drop what is none."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from data_prep.readers.readers import FieldRecord, read_fields
 from data_prep.readers.remote_files import local_copy
 
 _MAX_FIELDS = 50  # unused ones that are named
+_SHOWN = 160  # characters of a dropped record
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def _documents(
     """Yield the documents of a record, and count what it holds besides."""
     for conversation, left_out in conversations_in(values, shape, config):
         if isinstance(conversation, UnusableRecord):
-            drop = origin.drop(conversation.reason, record.n_bytes, record.offset, detail=conversation.detail)
+            beginning = shown(json.dumps(record.values, ensure_ascii=False), _SHOWN)
+            about = "; ".join(filter(None, (conversation.detail, beginning)))
+            drop = origin.drop(conversation.reason, record.n_bytes, record.offset, detail=about)
             found.drop(drop.reason, drop.n_bytes, drop.id, detail=drop.detail)
             continue
         assert config.compare is not None, "ConversationsConfig gives it a value"

@@ -8,9 +8,11 @@ from typing import Any
 from data_prep.documents.counts import Counts
 from data_prep.documents.losses import FileLoss, losses_in, reading_facts
 from data_prep.pipeline import PreparedCorpus
+from data_prep.reports.conversations_page import PAGE_FILE as CHATS_FILE
 from data_prep.reports.dropped import DropExample
 from data_prep.reports.style import html_page
 
+_NO_DOCUMENTS = ("crawl", "read", "completions", "fitting completions")  # steps that count something else
 _PAIR = ("before", "s0")  # the colours of a histogram's two series
 
 Facts = Mapping[str, Sequence[Mapping[str, Any]]]  # stage: the facts of each of its tasks
@@ -27,7 +29,8 @@ _TABLES = {
 
 # Added to the shared style: bars next to a table's rows, and histograms of two series.
 _STYLE = """
-body { max-width: 62rem } table { width: 100% } td.word { white-space: normal; overflow-wrap: anywhere }
+a { color: var(--s0) } body { max-width: 62rem } table { width: 100% }
+td.word { white-space: normal; overflow-wrap: anywhere }
 .columns { display: flex; align-items: flex-end; gap: 3px; height: 11rem; border-bottom: 1px solid var(--soft) }
 .columns div { flex: 1; display: flex; align-items: flex-end; justify-content: center; gap: 1px; height: 100% }
 .columns i { flex: 1; background: var(--c) } .before { --c: var(--checkpoint) }
@@ -42,6 +45,7 @@ def report_page(prepared: PreparedCorpus, dropped: Sequence[DropExample] = ()) -
         f"<h1>{escape(prepared.folder.name)}: {about['tokens']:,} tokens, {about['documents']:,} documents</h1>",
         f"<p class=note>{escape(str(prepared.folder))} &middot; tokenizer {escape(about['tokenizer']['file'])}, "
         f"{about['vocab_size']:,} tokens</p>",
+        f'<p><a href="{CHATS_FILE}">What the model sees</a></p>' if "chat" in about else "",
         _steps(prepared.counts),
         _reasons(prepared.counts),
         _examples(dropped),
@@ -88,7 +92,7 @@ def _examples(dropped: Sequence[DropExample]) -> str:
     for reason, examples in by_reason.items():
         for i, example in enumerate(examples):
             detail = f" ({example.drop.detail})" if example.drop.detail else ""
-            text = (example.text or "its text is no longer kept") + detail
+            text = (example.text or "its text is not kept") + detail
             rows.append(f"<tr><td class=word>{'' if i else escape(reason)}</td><td class=text>{escape(text)}</td></tr>")
     note = "The beginnings of some dropped documents. `triaxial prepare RECIPE --dropped` prints them with their ids."
     head = "<tr><th class=word>step: reason</th><th class=word>text</th></tr>"
@@ -110,7 +114,7 @@ def _losses(losses: Sequence[FileLoss]) -> str:
 
 def _lengths(counts: Sequence[Counts]) -> str:
     """Plot two histograms in one: lengths of the texts after extraction, and in the corpus."""
-    measured = [row for row in counts if row.sizes and row.step not in ("crawl", "read")]
+    measured = [row for row in counts if row.sizes and row.step not in _NO_DOCUMENTS]
     if not measured:
         return ""
     first, last = measured[0], measured[-1]

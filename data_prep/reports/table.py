@@ -21,6 +21,8 @@ from data_prep.execution.files import disk_errors
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.pipeline import PreparedCorpus
 from data_prep.readers.readers import NOT_UTF8
+from data_prep.reports.conversations_page import PAGE_FILE as CHATS_FILE
+from data_prep.reports.conversations_page import conversations_page
 from data_prep.reports.dropped import DropExample, DroppedDocuments, dropped_documents
 from data_prep.reports.explain import Fate
 from data_prep.reports.page import report_page
@@ -37,8 +39,11 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
     dropped: list[DropExample] = []
     with suppress(ConfigError):  # the record of a run is damaged: the page has no examples
         dropped = dropped_documents(work, most_shards=_SHARDS_OF_PAGE).examples
+    chats = work / CHATS_FILE
     with disk_errors(page):
         page.write_text(report_page(prepared, dropped), encoding="utf-8")
+        if "chat" in prepared.description:
+            chats.write_text(conversations_page(prepared.folder, prepared.description), encoding="utf-8")
     console.print(counts_table(prepared.counts))
     show_lost(prepared, console)
     for found in prepared.facts.get(REPORT, []):
@@ -69,6 +74,8 @@ def show(prepared: PreparedCorpus, work: Path, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if "chat" in description:
+        console.print(f"what the model sees: {chats}", highlight=False, soft_wrap=True)
     console.print(f"report with plots: {page}", highlight=False, soft_wrap=True)
 
 

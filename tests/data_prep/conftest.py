@@ -2,6 +2,7 @@
 
 import gzip
 import http.server
+import json
 import random
 import threading
 import uuid
@@ -14,6 +15,11 @@ import pytest
 SUBJECTS = ["the old miller", "a young sailor", "our neighbour", "the committee", "every student", "her brother"]
 VERBS = ["carried", "described", "followed", "remembered", "repaired", "questioned", "discovered", "painted"]
 OBJECTS = ["the broken wheel", "a letter from home", "the winter harvest", "an unusual map", "the quiet harbour"]
+CHAT_TEXTS = [
+    "The quick brown fox jumps over the lazy dog.\n",
+    "Hello there, how are you today?\n\n",
+    "one two three four",
+]
 ENDS = ["before the evening bell", "with great care", "and that was enough", "to everyone in the village"]
 
 
@@ -176,3 +182,28 @@ def site():
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer(tmp_path_factory):
+    """make_tokenizer(special tokens, template=None): the path of a tokenizer.json in a folder of its own."""
+    tokenizers = pytest.importorskip("tokenizers", reason="the extra 'hf' is not installed")
+
+    def make(special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"), template=None):
+        folder = tmp_path_factory.mktemp("tokenizer")
+        model = tokenizers.Tokenizer(tokenizers.models.BPE())
+        model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        model.decoder = tokenizers.decoders.ByteLevel()
+        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=400, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+        )
+        model.train_from_iterator(CHAT_TEXTS * 3, trainer)
+        model.save(str(folder / "tokenizer.json"))
+        if template is not None:
+            (folder / "chat_template.jinja").write_text(template)
+            names = {"eos_token": special[-1], "pad_token": special[0]}
+            (folder / "tokenizer_config.json").write_text(json.dumps(names))
+        return folder / "tokenizer.json"
+
+    return make
