@@ -20,7 +20,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Run:
+class TextRun:
     """Neighbouring tokens of one kind: text, or one special token by its name."""
 
     text: str
@@ -88,7 +88,7 @@ def examples(files: SplitFiles, lengths: Ints, n: int) -> list[Seen]:
     return [files.read(number, about) for number, about in chosen.items()]
 
 
-def runs(ids: Sequence[int], learned: Sequence[int], tokenizer: Tokenizer, names: dict[int, str]) -> Iterator[Run]:
+def runs(ids: Sequence[int], learned: Sequence[int], tokenizer: Tokenizer, names: dict[int, str]) -> Iterator[TextRun]:
     """Yield the runs of a sequence, in order."""
     first = 0
     for i in range(1, len(ids) + 1):
@@ -97,7 +97,7 @@ def runs(ids: Sequence[int], learned: Sequence[int], tokenizer: Tokenizer, names
             part = list(ids[first:i])
             special = part[0] in names
             text = names[part[0]] if special else tokenizer.decode(part)
-            yield Run(text, bool(learned[first]), special, i - first)
+            yield TextRun(text, bool(learned[first]), special, i - first)
             first = i
 
 

@@ -9,7 +9,7 @@ import pytest
 from conversation_cases import write_conversations
 
 from data_prep.corpus.corpus import read_corpus
-from data_prep.reports.conversation_examples import Run, Seen, SplitFiles, examples, pack, runs
+from data_prep.reports.conversation_examples import Seen, SplitFiles, TextRun, examples, pack, runs
 from data_prep.reports.conversations_page import conversations_page
 from gpt.tokenizer.tokenizers import load_tokenizer
 
@@ -103,7 +103,7 @@ def test_examples_are_read_from_the_files(tmp_path, make_tokenizer):
     tokenizer = load_tokenizer(path)
     found = list(runs(seen[0].ids.tolist(), seen[0].learned.tolist(), tokenizer, tokenizer.special_names))
     assert sum(run.n_tokens for run in found) == len(seen[0].ids)
-    assert [run for run in found if run.learned][-1] == Run("<|im_end|>", learned=True, special=True, n_tokens=1)
+    assert [run for run in found if run.learned][-1] == TextRun("<|im_end|>", learned=True, special=True, n_tokens=1)
 
 
 def test_completions_are_cut_at_their_marks():
