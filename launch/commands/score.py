@@ -16,6 +16,7 @@ from launch.reports.written import add_json_option, check_destination, json_dest
 from launch.rewards.calibrate import Calibration, publish_calibrated
 from launch.rewards.open_run import OpenedReward, opened_reward
 from launch.rewards.report import draw_calibration, report_lines
+from launch.rewards.texts import FoundTexts, describe_left_out, read_texts
 from launch.rewards.token_files import demonstrations, is_token_file, ranked_prompts
 from launch.runs.open_model import add_layout_arguments, is_first_process, start_ranks, starts_ranks
 from launch.runs.saved_run import add_device_arguments, add_run_arguments
@@ -29,13 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="rankings to compare the rewards with: token files by their prefix, such as data/rankings/validation",
+        help="rankings to compare the rewards with: JSON lines or Parquet in the shapes that `triaxial prepare` reads, "
+        "or token files by their prefix, such as data/rankings/validation",
     )
     parser.add_argument(
         "--demonstrations",
         type=Path,
         metavar="FILE",
-        help="demonstrations whose mean reward is measured: token files by their prefix",
+        help="demonstrations whose mean reward is measured, in the same forms",
     )
     parser.add_argument(
         "--calibrate",
@@ -74,10 +76,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError(f"--batch-tokens {args.batch_tokens} is invalid: must be at least 1")
     for option, paths in (("--rankings", args.rankings), ("--demonstrations", [args.demonstrations])):
         for path in paths:
-            if path is not None and not is_token_file(path):
-                raise ConfigError(f"{option} {path} is invalid: no such token files ({path}.bin and {path}.idx)")
+            if path is not None and not path.is_file() and not is_token_file(path):
+                raise ConfigError(f"{option} {path} is invalid: no such file, and no token files {path}.bin and .idx")
     for path in args.rankings:
-        if not is_token_file(Path(f"{path}_marks")):
+        if is_token_file(path) and not is_token_file(Path(f"{path}_marks")):
             raise ConfigError(f"--rankings {path} is invalid: it has no stream {path}_marks. Prepare rankings")
     check_destination("--json", args.json)
     if is_first_process():
@@ -105,7 +107,12 @@ def score(args: argparse.Namespace, opened: OpenedReward) -> dict[str, Any]:
 def score_rankings(args: argparse.Namespace, opened: OpenedReward, console: SafeConsole) -> dict[str, Any]:
     prompts: list[RankedPrompt] = []
     for path in args.rankings:
-        prompts += ranked_prompts(path, tokenizer=opened.tokenizer_file, fingerprint=opened.tokenizer.fingerprint)
+        if is_token_file(path):
+            prompts += ranked_prompts(path, tokenizer=opened.tokenizer_file, fingerprint=opened.tokenizer.fingerprint)
+        else:
+            found = read_texts(path, "rankings", tokenizer=opened.tokenizer_file)
+            prompts += found.rankings
+            _say_left_out(path, found, console)
     sequences = [ids for prompt in prompts for ids in prompt.completions]
     with work_progress(shows=opened.is_main) as progress:
         progress.start("rankings", total=len(sequences))
@@ -120,6 +127,11 @@ def score_rankings(args: argparse.Namespace, opened: OpenedReward, console: Safe
     if args.rewards is not None and opened.is_main:
         write_page("--rewards", args.rewards, "".join(map(_line, prompts, by_prompt)))
     return dataclasses.asdict(report)
+
+
+def _say_left_out(path: Path, found: FoundTexts, console: SafeConsole) -> None:
+    if found.left_out:
+        console.print(f"{path}: left out {describe_left_out(found.left_out)}", highlight=False, markup=False)
 
 
 def _line(prompt: RankedPrompt, rewards: Floats) -> str:
@@ -137,7 +149,12 @@ def _line(prompt: RankedPrompt, rewards: Floats) -> str:
 
 def score_demonstrations(args: argparse.Namespace, opened: OpenedReward, console: SafeConsole) -> dict[str, Any]:
     path = args.demonstrations
-    sequences = demonstrations(path, tokenizer=opened.tokenizer_file, fingerprint=opened.tokenizer.fingerprint)
+    if is_token_file(path):
+        sequences = demonstrations(path, tokenizer=opened.tokenizer_file, fingerprint=opened.tokenizer.fingerprint)
+    else:
+        found_texts = read_texts(path, "demonstrations", tokenizer=opened.tokenizer_file)
+        sequences = list(found_texts.demonstrations)
+        _say_left_out(path, found_texts, console)
     with work_progress(shows=opened.is_main) as progress:
         progress.start("demonstrations", total=len(sequences))
         rewards = opened.scores(sequences, advance=progress.advance)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from data_prep.conversations.templates import SETTINGS_FILE, TEMPLATE_FILE
 from gpt.adapters.config import adapter_shapes
 from gpt.data.dataset import TrainingData
 from gpt.data.sampling_rules import PackedDocuments
@@ -23,11 +24,13 @@ from parallel.layout.layout import Layout
 
 
 def prepare_run_directory(config: RunConfig) -> None:
-    """Write configuration and tokenizer to the run directory, for later use of the checkpoints."""
+    """Write configuration, tokenizer and its chat template to the run directory, for later use of the checkpoints."""
     directory = config.run.directory
     replace_file(directory / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
     (directory / "tokenizer").mkdir(exist_ok=True)
-    for file in tokenizer_files(Path(config.data.tokenizer)):
+    files = tokenizer_files(Path(config.data.tokenizer))
+    templates = [files[0].with_name(name) for name in (TEMPLATE_FILE, SETTINGS_FILE)]
+    for file in (*files, *(file for file in templates if file.is_file())):
         copy = directory / "tokenizer" / file.name
         if not copy.exists():
             replace_file(copy, read_bytes(file))

@@ -13,7 +13,7 @@ from launch.main import main
         (["--calibrate", "--rankings", "{folder}/texts"], "--calibrate needs --demonstrations FILE"),
         (["--plot", "p.svg", "--demonstrations", "{folder}/texts"], "--plot needs --rankings FILE"),
         (["--rewards", "r.jsonl", "--demonstrations", "{folder}/texts"], "--rewards needs --rankings FILE"),
-        (["--rankings", "/nowhere"], "--rankings /nowhere is invalid: no such token files"),
+        (["--rankings", "/nowhere"], "--rankings /nowhere is invalid: no such file, and no token files"),
         (["--rankings", "{folder}/texts"], "texts_marks. Prepare rankings"),
         (["--demonstrations", "{folder}/texts", "--batch-tokens", "0"], "--batch-tokens 0 is invalid"),
         (["--demonstrations", "{folder}/texts"], "{folder}/run: no such folder"),
