@@ -12,7 +12,7 @@ from launch.config.recipe import MissingKeys, build, convert
 from launch.config.settings import Setting
 from parallel.layout.config import BatchConfig
 
-TOTAL, EPOCHS = "train.total_tokens", "train.epochs"
+TOTAL, EPOCHS, EPOCHS_OF = "train.total_tokens", "train.epochs", "train.epochs_of"
 _POINTS = (TOTAL, "schedule.warmup_tokens", "schedule.decay_tokens")  # counted from the start of training
 _SPANS = (
     "schedule.cooldown_tokens",
@@ -41,6 +41,13 @@ def settings() -> list[Setting]:
             else f"`{tokens}` in optimizer steps.",
         )
         for key, tokens in IN_TOKENS.items()
+    ] + [
+        Setting(
+            EPOCHS_OF,
+            "text",
+            "",
+            f"Name of a corpus of `data.train`: `{EPOCHS}` counts it alone, and others are read by their weights.",
+        )
     ]
 
 
@@ -65,6 +72,10 @@ def to_tokens(table: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """
     result = {name: dict(section) if isinstance(section, dict) else section for name, section in table.items()}
     origins = {}
+    if _get(result, EPOCHS_OF) is not None:
+        if _get(result, EPOCHS) is None:
+            raise ConfigError(f"{EPOCHS_OF} needs {EPOCHS}: it names the corpus that {EPOCHS} counts")
+        del result["train"][EPOCHS_OF.partition(".")[2]]
     for key, tokens_key in IN_TOKENS.items():
         value = _get(result, key)
         if value is None:
@@ -114,6 +125,13 @@ def _epochs(table: dict[str, Any], value: Any) -> int:
     if not 0 < epochs < float("inf"):
         raise ConfigError(f"{EPOCHS} = {epochs:g} is invalid: must be a number above 0")
     data = build(DataConfig, table.get("data", {}), where="data")
+    corpora, share = data.train, 1.0
+    if (name := _get(table, EPOCHS_OF)) is not None:
+        corpora = tuple(corpus for corpus in data.train if corpus.name == name)
+        if not corpora:
+            names = " or ".join(f"'{corpus.name}'" for corpus in data.train)
+            raise ConfigError(f"{EPOCHS_OF} = {name!r} is invalid: data.train has no such corpus. Use {names}")
+        share = corpora[0].weight / sum(corpus.weight for corpus in data.train)
     with naming_the_maker():
-        samples = sum(CorpusFiles(corpus, sampling_of(data, corpus)).n_samples for corpus in data.train)
-    return max(1, round(epochs * samples)) * data.seq_len
+        samples = sum(CorpusFiles(corpus, sampling_of(data, corpus)).n_samples for corpus in corpora)
+    return max(1, round(epochs * samples / share)) * data.seq_len

@@ -16,7 +16,7 @@ def test_each_key_stands_for_a_key_in_tokens_and_is_listed():
     ours = {setting.key for setting in settings_of(RunConfig)}
     assert set(IN_TOKENS.values()) <= ours
     assert not IN_TOKENS.keys() & ours
-    assert [setting.key for setting in settings()] == list(IN_TOKENS)
+    assert [setting.key for setting in settings()] == [*IN_TOKENS, "train.epochs_of"]
 
 
 @pytest.mark.parametrize("key", [key for key in IN_TOKENS if key.endswith("_steps")])
@@ -57,6 +57,18 @@ def test_an_epoch_of_several_corpora_has_all_their_samples(tiny_corpus):
     assert read(tiny_corpus, "--train.epochs", "1", "--data.train", both).train.total_tokens == one + other
 
 
+def test_epochs_of_one_corpus_of_a_mixture(tiny_corpus):
+    """A tenth of other text in two epochs of one corpus: the other is not read to its end."""
+    from gpt.data.dataset import TrainingData
+
+    train, validation = tiny_corpus.folder / "train", tiny_corpus.folder / "validation"
+    both = f'[{{path="{validation}", weight=0.9}}, {{path="{train}", weight=0.1}}]'
+    config = read(tiny_corpus, "--train.epochs", "2", "--train.epochs_of", "validation", "--data.train", both)
+    epochs = TrainingData(config.data, seed=0, vocab_size=512).epochs(config.train.total_tokens // 64)
+    assert epochs["validation"] == pytest.approx(2, rel=0.01)
+    assert epochs["train"] < 1
+
+
 def test_the_command_line_replaces_a_length_of_the_recipe_in_another_unit(tiny_corpus):
     assert read(tiny_corpus, "--train.total_steps", "4").train.total_tokens == 2048
     assert read(tiny_corpus, "--checkpoint.every_steps", "3").checkpoint.every_tokens == 1536
@@ -79,6 +91,11 @@ def test_the_command_line_replaces_a_length_of_the_recipe_in_another_unit(tiny_c
         ("--train.epochs 0", "train.epochs = 0 is invalid: must be a number above 0"),
         ("--train.epochs nan", "train.epochs = nan is invalid: must be a number above 0"),
         ("--train.epochs inf", "train.epochs = inf is invalid: must be a number above 0"),
+        ("--train.epochs_of train", "train.epochs_of needs train.epochs: it names the corpus that train.epochs counts"),
+        (
+            "--train.epochs 1 --train.epochs_of x",
+            "train.epochs_of = 'x' is invalid: data.train has no such corpus. Use",
+        ),
         ('--train.epochs 1 --data.train [{path="/no/train"}]', "/no/train.idx: no such token file"),
         ("--train.total_steps 3 --batch.global_batch_tokens x", "batch.global_batch_tokens = 'x' is invalid"),
     ],
