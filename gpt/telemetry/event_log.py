@@ -9,6 +9,7 @@ from gpt.files.line_file import LineFile
 
 # Every kind of event. launch/reports/facts.py says what each means to an operator; a test checks that none is missing.
 EventKind = Literal[
+    "best",
     "calibrated",
     "checkpoint_estimate",
     "checkpoint_failed",

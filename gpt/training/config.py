@@ -157,6 +157,11 @@ class CheckpointConfig:
     """Newest checkpoints that are kept."""
     keep_every_tokens: int | None = None
     """A multiple of `every_tokens`. Checkpoints at multiples of it are never deleted."""
+    keep_best: str | None = None
+    """Name of a value of evaluations, such as `validation/held/loss`. The checkpoint that is best by it is not deleted,
+    and `--step best` finds it."""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    """Which value of `keep_best` is the best."""
     in_background: bool = True
     """Save in the background. Training waits only for the copy to host memory."""
     max_failures: int = 3
@@ -212,6 +217,19 @@ def check_can_rewind(spike: SpikeConfig, checkpoint: CheckpointConfig, *, step_t
             f"checkpoint.keep_last = {checkpoint.keep_last} checkpoints every {checkpoint.every_tokens:,} tokens reach "
             f"back {reach} steps of {step_tokens:,}; use checkpoint.keep_last = {enough}, or a smaller "
             f"spike.rewind_steps"
+        )
+
+
+def check_keep_best(checkpoint: CheckpointConfig, train: TrainConfig) -> None:
+    """ConfigError unless a checkpoint is saved at each evaluation, so that the best evaluation has one."""
+    if checkpoint.keep_best is None:
+        return
+    evaluated, saved = train.evaluate_every_tokens, checkpoint.every_tokens
+    if evaluated is None or saved is None or evaluated % saved:
+        raise ConfigError(
+            f"checkpoint.keep_best = '{checkpoint.keep_best}' is invalid with train.evaluate_every_tokens = "
+            f"{evaluated} and checkpoint.every_tokens = {saved}: a checkpoint must be saved at each evaluation. Use "
+            f"the same number for both"
         )
 
 

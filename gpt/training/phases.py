@@ -1,6 +1,6 @@
 """The work between two steps: progress, evaluation, samples and few-shot questions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ from gpt.training.few_shot_probe import FewShotProbe, few_shot_records, few_shot
 from gpt.training.objective import Objective
 from gpt.training.run import End, LoopState, Metrics, Run
 from gpt.training.samples import Sampler, sample_records
-from gpt.training.validation import evaluate, validation_values
+from gpt.training.validation import best_of, evaluate, validation_values
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,24 @@ class Reports:
                 before_each=lambda: self.heartbeat.beat("evaluation", self.state.step),
             )
         self.corrupt_data.report_windows(self.state)
+        values = validation_values(self.results)
+        self.note_best(values)
         if self.metrics is not None:
-            self.metrics.log(self.state.step, validation_values(self.results))
+            self.metrics.log(self.state.step, values)
         target = self.run.config.target_loss
         reached = target is not None and all(totals.mean <= target for totals in self.results.values())
         return "target_loss" if reached else None
+
+    def note_best(self, values: Mapping[str, float]) -> None:
+        """Remember this step if it is the best by `checkpoint.keep_best`. `values` are equal on all ranks."""
+        config, state = self.run.checkpoint, self.state
+        if config.keep_best is None:
+            return
+        best = best_of(state.best, values, step=state.step, name=config.keep_best, best_is=config.best_is)
+        if best != state.best and best is not None and self.metrics is not None:
+            text = f"{config.keep_best} {best.value:.4f} is the best so far: this checkpoint is kept"
+            self.metrics.event("best", step=state.step, text=text, value=best.value)
+        state.best = best
 
     def write_samples(self, sampler: Sampler) -> None:
         """Have the model write texts, on all ranks, and the main rank store them."""

@@ -1,7 +1,7 @@
 """The parts of a training run, the state of its loop, the values that it logs, and how it ends."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -13,6 +13,7 @@ from gpt.telemetry.metrics import peak_memory_bytes
 from gpt.training.config import CheckpointConfig, FaultConfig, Retention, TrainConfig
 from gpt.training.engine import StepResult, Totals
 from gpt.training.schedule import BatchRamp, ScheduleConfig
+from gpt.training.validation import Best
 
 End = Literal["total_tokens", "signal", "interrupt", "stop_after_s", "target_loss"]
 
@@ -27,6 +28,7 @@ class LoopState:
     skipped_steps: int = 0  # whose loss or gradient was not finite
     skipped_in_a_row: int = 0
     rewinds: int = 0
+    best: Best | None = None  # evaluation so far, by checkpoint.keep_best
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the step, which a checkpoint stores separately."""
@@ -36,6 +38,7 @@ class LoopState:
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self.skipped_in_a_row,
             "rewinds": self.rewinds,
+            **({} if self.best is None else {"best": asdict(self.best)}),
         }
 
     @classmethod
@@ -48,6 +51,7 @@ class LoopState:
             skipped_steps=int(table["skipped_steps"]),
             skipped_in_a_row=int(table["skipped_in_a_row"]),
             rewinds=int(table["rewinds"]),
+            best=Best.from_json(table["best"]) if "best" in table else None,
         )
 
     def rewind_to(self, saved: dict[str, object], *, spike: SpikeConfig, skipped: SkippedData) -> None:
@@ -57,7 +61,7 @@ class LoopState:
         assert isinstance(table, dict)
         earlier = LoopState.from_json(table, step=step, spike=spike)
         self.step, self.spikes, self.skipped_in_a_row = step, earlier.spikes, earlier.skipped_in_a_row
-        self.skipped, self.rewinds = skipped, self.rewinds + 1
+        self.skipped, self.rewinds, self.best = skipped, self.rewinds + 1, earlier.best
 
 
 class Metrics(Protocol):
@@ -115,6 +119,11 @@ class Run:
     def retention(self) -> Retention:
         """Return which checkpoints stay. It depends on their steps alone, so a resumed run keeps the same ones."""
         return Retention(self.checkpoint.keep_last, lambda step: self.due(self.checkpoint.keep_every_tokens, step))
+
+    def retention_of(self, state: LoopState) -> Retention:
+        """Return which checkpoints stay: `retention`, and the best one so far."""
+        best, keep = None if state.best is None else state.best.step, self.retention
+        return Retention(keep.last, lambda step: step == best or keep.permanent(step))
 
     @property
     def epochs_every_steps(self) -> int:

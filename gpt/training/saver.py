@@ -35,7 +35,7 @@ class RunSaver:
             while True:
                 try:
                     self.newest = self.engine.checkpoints.shared.save(
-                        run.checkpoints, step=state.step, state=self.contents(state), keep=run.retention
+                        run.checkpoints, step=state.step, state=self.contents(state), keep=run.retention_of(state)
                     )
                     break
                 except ConfigError as error:
@@ -52,7 +52,7 @@ class RunSaver:
     def start(self, state: LoopState) -> None:
         """Start a background save. Also collect the result of the previous one, which has finished by now."""
         self.under_way = state.step
-        self._start(self.engine.checkpoints.shared, self.run.checkpoints, state, self.run.retention)
+        self._start(self.engine.checkpoints.shared, self.run.checkpoints, state, self.run.retention_of(state))
 
     def start_local(self, directory: Path, state: LoopState) -> None:
         """Start a background save to the local tier, to which each rank saves its own shards.

@@ -1,15 +1,55 @@
-"""The loss on validation corpora during training. It does not change the weights."""
+"""The loss on validation corpora during training, and the best checkpoint by it. It does not change the weights."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from gpt.data.dataset import ValidationData
 from gpt.data.sampling import DamagedSamples, Samples
+from gpt.errors import ConfigError
 from gpt.losses.batch import Batch
 from gpt.token_files.checksums import DamagedTokens
+from gpt.training.config import CheckpointConfig
 from gpt.training.engine import Engine, Totals
 from gpt.training.objective import Objective
+
+
+@dataclass(frozen=True)
+class Best:
+    """The step of the best evaluation so far, and its value."""
+
+    step: int
+    value: float
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> "Best":
+        return cls(int(table["step"]), float(table["value"]))
+
+
+def best_of(
+    known: Best | None, values: Mapping[str, float], *, step: int, name: str, best_is: Literal["lowest", "highest"]
+) -> Best | None:
+    """The better of the best so far and the evaluation at a step. Of equal ones, the earlier stays.
+
+    A value that is no finite number is never the best.
+    """
+    value = values.get(name, math.nan)
+    if not math.isfinite(value):
+        return known
+    sign = 1 if best_is == "lowest" else -1
+    return Best(step, value) if known is None or sign * value < sign * known.value else known
+
+
+def check_best_name(checkpoint: CheckpointConfig, names: list[str]) -> None:
+    """ConfigError if no evaluation gives the value that names the best checkpoint. `names`: those it gives."""
+    if checkpoint.keep_best is not None and checkpoint.keep_best not in names:
+        raise ConfigError(
+            f"checkpoint.keep_best = '{checkpoint.keep_best}' is invalid: evaluations give no such value. Use one of "
+            f"{', '.join(names) or 'data.validation first'}"
+        )
 
 
 def evaluate(

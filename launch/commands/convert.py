@@ -14,7 +14,7 @@ from launch.conversion import plain as convert_plain
 from launch.conversion.dry_run import describe_size
 from launch.conversion.rewrite import rewrite
 from launch.conversion.sources import EXPORT_DTYPES
-from launch.runs.saved_run import open_run
+from launch.runs.saved_run import STEP_HELP, open_run, step_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint (torch_dist), a folder of PEFT's files, or plain safetensors (--to safetensors); with --dry-run "
         "also a recipe",
     )
-    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest whole)")
+    parser.add_argument("--step", type=step_argument, metavar="N", help=STEP_HELP)
     parser.add_argument(
         "--to",
         choices=["hf", "peft", "megatron", "triaxial", "safetensors"],

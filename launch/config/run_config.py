@@ -12,7 +12,14 @@ from gpt.errors import ConfigError
 from gpt.health.spikes import SpikeConfig
 from gpt.model.config import ModelConfig
 from gpt.telemetry.metrics import MetricsConfig
-from gpt.training.config import CheckpointConfig, FaultConfig, ObjectiveConfig, TrainConfig, check_can_rewind
+from gpt.training.config import (
+    CheckpointConfig,
+    FaultConfig,
+    ObjectiveConfig,
+    TrainConfig,
+    check_can_rewind,
+    check_keep_best,
+)
 from gpt.training.optimizer import OptimizerConfig
 from gpt.training.schedule import ScheduleConfig
 from launch.config.defaults import Resolved, resolve
@@ -89,6 +96,7 @@ class RunConfig:
         if not self.data.train:
             raise ConfigError("data.train is empty. Name at least one corpus: train = [{ path = 'corpus/train' }]")
         self.health.check_collective_timeout(self.run.collective_timeout_s)
+        check_keep_best(self.checkpoint, self.train)
         check_can_rewind(self.spike, self.checkpoint, step_tokens=self.batch.global_batch_tokens)
         sections = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         check_engine(**sections)

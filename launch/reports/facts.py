@@ -17,6 +17,7 @@ from launch.runs.history import Event, RunHistory
 
 Meaning = Literal["fault", "warning", "restart", "checkpoint", "note"]
 KINDS: dict[EventKind, Meaning] = {
+    "best": "note",
     "calibrated": "note",
     "checkpoint_estimate": "note",
     "checkpoint_failed": "fault",

@@ -26,6 +26,7 @@ from launch.processes.local_launch import launch_local
 from launch.processes.rendezvous import join_processes
 from launch.runs.imported_run import HUGGING_FACE
 from launch.runs.saved_run import (
+    BEST,
     DTYPES,
     SavedRun,
     device_of,
@@ -182,7 +183,7 @@ def config_of_newest(path: Path, step: int | None) -> dict[str, Any]:
     folder, one = find_checkpoint_folder(path)
     found = [one] if one is not None else list_checkpoints(folder)
     for candidate in found:
-        if step is None or step_of(candidate.name) == step:
+        if step in (None, BEST) or step_of(candidate.name) == step:
             try:
                 config = read_checkpoint_header(candidate).state.get("config")
             except CheckpointError:

@@ -22,6 +22,7 @@ from gpt.model.heads import VocabularyHead
 from gpt.model.parameter_shapes import check_layer_count, parameter_shapes
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from gpt.training.config import ObjectiveConfig
+from gpt.training.validation import Best
 from launch.config.objectives import DEFAULT, OBJECTIVES
 from launch.config.recipe import build, without_none
 from parallel.adapters.merge import merge_saved_adapters
@@ -33,6 +34,8 @@ from parallel.checkpoint.manifest import MANIFEST
 
 T = TypeVar("T")
 
+BEST = -1  # in place of a step: that of the best checkpoint
+STEP_HELP = "the checkpoint of this step, or `best` by checkpoint.keep_best (default: the newest whole)"
 _MODEL = "model."  # prefix of the names of weights in a checkpoint
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -145,8 +148,13 @@ def find_checkpoint_folder(path: Path) -> tuple[Path, Path | None]:
 
 
 def find_checkpoint(path: Path, step: int | None) -> tuple[Path, Checkpoint, list[str]]:
-    """The run directory, the verified checkpoint, and notes, for a path to either. Collective over all ranks."""
+    """The run directory, the verified checkpoint, and notes, for a path to either. Collective over all ranks.
+
+    `step`: None for the newest, BEST for the best by `checkpoint.keep_best`.
+    """
     folder, one = find_checkpoint_folder(path)
+    if step == BEST:
+        step = best_step(path, one)
     if one is not None:
         if step is not None:
             raise ConfigError(f"--step {step}: {path} is itself a checkpoint. Give its run directory, or no --step.")
@@ -168,12 +176,28 @@ def find_checkpoint(path: Path, step: int | None) -> tuple[Path, Checkpoint, lis
     raise ConfigError(f"--step {step}: {folder} has no checkpoint of this step. There are: {steps}")
 
 
+def best_step(path: Path, one: Path | None) -> int:
+    """The step of the best checkpoint of a run, as its newest one records it. Collective over all ranks."""
+    best = find_checkpoint(path, None)[1].state.get("loop", {}).get("best")
+    if one is not None or not isinstance(best, dict):
+        raise ConfigError(
+            f"--step best is invalid: {path} is not the directory of a run that evaluated with checkpoint.keep_best. "
+            f"Use --step N"
+        )
+    return Best.from_json(best).step
+
+
+def step_argument(text: str) -> int:
+    """The value of `--step`: a number, or BEST for `best`."""
+    return BEST if text == "best" else int(text)
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a run."""
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="a run directory such as runs/demo, or one checkpoint in it"
     )
-    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest whole)")
+    parser.add_argument("--step", type=step_argument, metavar="N", help=STEP_HELP)
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:

@@ -39,7 +39,7 @@ def max_checkpoints(run: Run) -> int:
     )  # nobody knows how many steps take `every_s`
     saves = -(-tokens // every_tokens)
     permanent = 0 if config.keep_every_tokens is None else tokens // config.keep_every_tokens
-    return min(saves, config.keep_last + 1 + permanent)
+    return min(saves, config.keep_last + 1 + permanent + int(config.keep_best is not None))
 
 
 def _check_shared(

@@ -13,7 +13,7 @@ from gpt.data.dataset import ValidationData
 from gpt.token_files.files import TokenFileWriter
 from gpt.training.engine import Totals
 from gpt.training.objective import NextToken
-from gpt.training.validation import validation_batches, validation_values
+from gpt.training.validation import Best, best_of, validation_batches, validation_values
 
 SEQ_LEN, WINDOWS = 4, 11
 
@@ -68,3 +68,15 @@ def test_values_are_the_loss_and_its_perplexity() -> None:
     assert values["validation/wiki/perplexity"] == pytest.approx(np.exp(2.0))
     assert np.isfinite(values["validation/web/perplexity"]), "a huge loss does not overflow"
     assert values["validation/web/accuracy"] == 0.5
+
+
+def test_the_best_is_the_first_of_the_lowest_or_highest_finite_values() -> None:
+    values = [float("nan"), 3.0, 2.0, float("-inf"), 2.0, 5.0, 5.0]
+    for best_is, expected in (("lowest", Best(2, 2.0)), ("highest", Best(5, 5.0))):
+        best = None
+        for step, value in enumerate(values):
+            best = best_of(best, {"other": -9.0, "loss": value}, step=step, name="loss", best_is=best_is)  # type: ignore[arg-type]
+            assert (best is None) == (step == 0)
+        assert best == expected
+    assert best_of(expected, {}, step=9, name="loss", best_is="lowest") == expected
+    assert Best.from_json({"step": 2, "value": 2.0}) == Best(2, 2.0)

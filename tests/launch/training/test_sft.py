@@ -203,6 +203,58 @@ def test_evaluate_finds_the_validation_loss_over_learned_tokens(folder, one_proc
         assert found[name]["loss_nats"] == pytest.approx(expected, rel=1e-5)
 
 
+KEEP_BEST = ["--checkpoint.keep_best", "validation/held/loss", "--checkpoint.keep_last", "1"]
+KEEP_BEST += ["--checkpoint.every_steps", "1", "--train.evaluate_every_steps", "1", "--optimizer.learning_rate", "0.1"]
+
+
+def test_the_best_checkpoint_is_kept_and_found(folder, capfd):
+    """Validation loss rises at so high a learning rate. A resumed run remembers the best of before."""
+    words = ["train", folder / "sft.toml", "--run.directory", folder / "best", *KEEP_BEST]
+    for steps in (3, 6):
+        assert main([*map(str, words), "--train.total_steps", str(steps)]) == 0
+    lines = [json.loads(line) for line in (folder / "best" / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["validation/held/loss"] for line in lines if "validation/held/loss" in line}
+    best = min(losses, key=losses.__getitem__)
+    assert len(losses) == 6
+    assert best < 4, "else the newest checkpoints hold it anyway"
+    kept = sorted(path.name for path in (folder / "best" / "checkpoints").iterdir() if path.name.startswith("step-"))
+    assert kept == [f"step-{best:09d}", "step-000000006"]
+    report = folder / "best.json"
+    words = ["evaluate", folder / "best", "--step", "best", "--tasks", "none", "--json", report]
+    assert main([*map(str, words)]) == 0
+    found = json.loads(report.read_text())["validation"]["held"]["loss_nats"]
+    assert found == pytest.approx(losses[best], rel=1e-5)
+    events = [json.loads(line) for line in (folder / "best" / "events.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["kind"] == "best"][-1] == best
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--checkpoint.keep_best", "validation/held/los", "--checkpoint.every_steps", str(STEPS)],
+            "checkpoint.keep_best = 'validation/held/los' is invalid: evaluations give no such value. Use one of "
+            "validation/held/loss, validation/held/perplexity",
+        ),
+        (
+            ["--checkpoint.keep_best", "validation/held/loss", "--checkpoint.every_steps", "3"],
+            "a checkpoint must be saved at each evaluation. Use the same number for both",
+        ),
+    ],
+)
+def test_a_best_checkpoint_that_cannot_be_is_refused(folder, capfd, words, message):
+    assert main(["train", str(folder / "sft.toml"), "--run.directory", str(folder / "no"), *words]) == 2
+    said = capfd.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_run_without_a_best_checkpoint_says_so(folder, one_process, capfd):
+    assert main(["evaluate", str(folder / "one"), "--step", "best", "--tasks", "none"]) == 2
+    assert "is not the directory of a run that evaluated with checkpoint.keep_best" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("ranks", "layout"),
     [(4, {"tensor": 2, "pipeline": 2}), (2, {"zero_stage": 2, "recompute": "full"})],
