@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
+from gpt.post_training.analysis.bands import BANDS
+from gpt.post_training.analysis.diagnosis import diagnose
 from launch.config.recipe import build
 from launch.dashboard.feed import RunFeed, some_records, tokens_of
 from launch.reports.facts import headline, meaning_of, status, text_of, time_text, word_of
+from launch.reports.policy_health import PREFIXES, fault_record, policy_metrics, policy_prefix
 from launch.runs.history import RunHistory
 from launch.runs.series import Series
 
@@ -19,8 +22,9 @@ MAX_EVENTS = 2000
 SAMPLES = 200  # spread over the run, besides the newest
 DIGITS = 6  # of a value in a series: a picture shows fewer
 
-# Figures that a page always draws: title, and a pattern of the metrics in it.
+# Figures that a page always draws: title, and a pattern of the metrics in it. A run without the metrics has no figure.
 FIGURES = (
+    *((band.title, rf"({'|'.join(PREFIXES)}){band.metric}") for band in BANDS),
     ("Loss, nats a token", r"loss|validation/.*/loss"),
     ("Gradient norm, before clipping", "gradient_norm"),
     ("Learning rate", "learning_rate"),
@@ -48,6 +52,8 @@ def run_data(feed: RunFeed, *, now: float) -> dict[str, Any]:
         "layout": layout_of(history),
         "metrics": names,
         "figures": {title: [n for n in names if re.fullmatch(pattern, n)] for title, pattern in FIGURES},
+        "bands": bands_of(history),
+        "faults": [fault_record(fault) for fault in diagnose(policy_metrics(history.metrics))],
         "events": events_of(history),
         "samples": samples_of(feed),
         "checkpoints": [{"step": stored.step, "bytes": stored.size_bytes} for stored in history.checkpoints],
@@ -106,6 +112,12 @@ def events_of(history: RunHistory) -> list[dict[str, Any]]:
         }
         for event in kept
     ]
+
+
+def bands_of(history: RunHistory) -> dict[str, tuple[float | None, float | None]]:
+    """The healthy bands of a policy's metrics as values of this run; None: no bound."""
+    prefix, metrics = policy_prefix(history.metrics), policy_metrics(history.metrics)
+    return {f"{prefix}{band.metric}": band.bounds(metrics[band.metric]) for band in BANDS if band.metric in metrics}
 
 
 def samples_of(feed: RunFeed) -> list[dict[str, Any]]:

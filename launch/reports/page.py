@@ -3,13 +3,13 @@
 The page has no script and needs no network. Everything that comes from the run's files is escaped.
 """
 
-from collections.abc import Callable, Sequence
 from html import escape
 
 from gpt.telemetry.goodput import NAMES, Account
 from gpt.telemetry.screen import human_count
 from launch.reports.facts import headline, meaning_of, seconds_text, status, time_text
-from launch.reports.plots import Mark, PlotLine, draw
+from launch.reports.plots import Mark, PlotLine, figure
+from launch.reports.policy_page import policy_part
 from launch.reports.style import TIME_COLOURS, run_page
 from launch.reports.tables import checkpoints_part, events_part, processes_part
 from launch.runs.history import RunHistory
@@ -29,6 +29,7 @@ def report_page(history: RunHistory, *, now: float) -> str:
         f"page written at {escape(time_text(now))}</p>",
         *(f"<p class=problem>{escape(problem)}</p>" for problem in history.problems),
         _tiles(history),
+        policy_part(history, event_marks(history)),
         _plots(history),
         *(_time(history.account) if history.account is not None else []),
         events_part(history),
@@ -57,7 +58,7 @@ def _plots(history: RunHistory) -> str:
     marks = event_marks(history)
     unit, memory = _memory_lines(history)
     figures = [
-        _figure(title, lines, marks=marks, steps=steps, number=number, from_zero=from_zero)
+        figure(title, lines, marks=marks, steps=steps, number=number, from_zero=from_zero)
         for title, lines, number, from_zero in (
             ("Loss, nats a token", _loss_lines(history), _plain, False),
             ("Gradient norm, before clipping", _lines(history, "gradient_norm"), _plain, False),
@@ -85,23 +86,6 @@ _KIND_WORDS = {
     "checkpoint": "checkpoint saved",
     "note": "other event",
 }
-
-
-def _figure(
-    title: str,
-    lines: Sequence[PlotLine],
-    *,
-    marks: Sequence[Mark],
-    steps: tuple[int, int],
-    number: Callable[[float], str],
-    from_zero: bool,
-) -> str:
-    named = {line.name: line.colour for line in lines if line.colour != "lost"}
-    keys = "".join(f"<span class=key><i class={colour}></i>{escape(name)}</span>" for name, colour in named.items())
-    picture = draw(lines, marks=marks, steps=steps, label=title, number=number, from_zero=from_zero)
-    return (
-        f"<figure><figcaption><h3>{escape(title)}</h3>{keys if len(named) > 1 else ''}</figcaption>{picture}</figure>"
-    )
 
 
 def _lines(history: RunHistory, name: str) -> list[PlotLine]:

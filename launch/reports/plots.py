@@ -49,13 +49,21 @@ def draw(
     label: str,
     number: Callable[[float], str],
     from_zero: bool = False,
+    healthy: tuple[float | None, float | None] = (None, None),
 ) -> str:
-    """One plot over the steps from first to last. `number` formats tick values; `from_zero` starts the axis at 0."""
+    """One plot over the steps from first to last. `number` formats tick values; `from_zero` starts the axis at 0.
+
+    Values between the bounds of `healthy` have a coloured background. None: no bound.
+    """
     x = Axis(steps[0], max(steps[1], steps[0] + 1), LEFT, WIDTH - RIGHT)
-    y = value_axis([bound for line in lines for bound in line.series.extremes], from_zero=from_zero)
+    values = [bound for line in lines for bound in line.series.extremes]
+    if all(np.ptp(value) == 0 for value in values):  # a constant gives no scale, but its band may
+        values.append(np.array([bound for bound in healthy if bound is not None]))
+    y = value_axis(values, from_zero=from_zero)
     step_ticks = [value for value in ticks(x.low, x.high, most=6) if value == int(value)]
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">',
+        _healthy(x, y, *healthy),
         *horizontal_grid(x, y, log_ticks(y.low, y.high, most=6) if y.log else ticks(y.low, y.high, most=7), number),
         *bottom_axis(x, y, step_ticks, lambda step: f"{int(step):,}"),
         *(_mark(x, group) for group in merged(x, marks)),
@@ -63,6 +71,37 @@ def draw(
         "</svg>",
     ]
     return "".join(parts)
+
+
+def figure(
+    title: str,
+    lines: Sequence[PlotLine],
+    *,
+    marks: Sequence[Mark],
+    steps: tuple[int, int],
+    number: Callable[[float], str],
+    from_zero: bool,
+    healthy: tuple[float | None, float | None] = (None, None),
+    note: str = "",
+) -> str:
+    """A plot with its title, and a key if it has several lines. `note`: plain text beside the title."""
+    named = {line.name: line.colour for line in lines if line.colour != "lost"}
+    keys = "".join(f"<span class=key><i class={colour}></i>{escape(name)}</span>" for name, colour in named.items())
+    keys = (keys if len(named) > 1 else "") + (f"<span class=key>{escape(note)}</span>" if note else "")
+    picture = draw(lines, marks=marks, steps=steps, label=title, number=number, from_zero=from_zero, healthy=healthy)
+    return f"<figure><figcaption><h3>{escape(title)}</h3>{keys}</figcaption>{picture}</figure>"
+
+
+def _healthy(x: Axis, y: Axis, low: float | None, high: float | None) -> str:
+    """The background of the healthy values, as far as the plot shows them."""
+    if low is None and high is None:
+        return ""
+    bottom, top = y.low if low is None else max(low, y.low), y.high if high is None else min(high, y.high)
+    if bottom >= top:
+        return ""
+    above, below = y.pixel(top), y.pixel(bottom)
+    size = f'x="{x.start:g}" y="{above:.1f}" width="{x.end - x.start:g}" height="{below - above:.1f}"'
+    return f'<rect class="healthy" {size}/>'
 
 
 def value_axis(values: Sequence[NDArray[np.float64]], *, from_zero: bool) -> Axis:

@@ -50,15 +50,16 @@ def diagnosis_lines(run_directory: Path) -> list[str]:
     return [finding.text for finding in diagnose(policy_metrics(metrics))]
 
 
-def fault_record(finding: PolicyFault) -> dict[str, Any]:
-    """A finding for programs."""
-    span, symptom = finding.evidence.span, finding.symptom
+def fault_record(fault: PolicyFault) -> dict[str, Any]:
+    """A fault for programs."""
+    span, symptom = fault.evidence.span, fault.symptom
     return {
         "fault": symptom.name,
+        "when": fault.when,
         "first_iteration": span.first,
         "last_iteration": span.last,
         "lasting": span.lasting,
-        "numbers": finding.evidence.numbers,
+        "numbers": fault.evidence.numbers,
         "advice": symptom.advice,
         "rule": symptom.rule,
         "source": symptom.source,

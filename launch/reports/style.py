@@ -8,7 +8,8 @@ PLOT = """
 svg text { font: 11px system-ui, sans-serif; fill: var(--soft) }
 .grid { stroke: var(--line); fill: none } .axis { stroke: var(--soft); fill: none; opacity: .6 }
 .line { stroke: var(--c); fill: none; stroke-width: 1.5; stroke-linejoin: round } .line.lost { opacity: .5 }
-.band { fill: var(--c); opacity: .22 } .dot { fill: var(--c) } .lost { --c: var(--soft) } .ink { --c: var(--ink) }
+.band { fill: var(--c); opacity: .22 } .dot { fill: var(--c) } .lost { --c: var(--soft) }
+.healthy { fill: var(--s2); opacity: .13 } .ink { --c: var(--ink) }
 """
 
 RUN_PAGE = """
@@ -32,6 +33,25 @@ i.lost { opacity: .4 }
 .key i.checkpoint { height: .45rem } .key i.lost { height: 2px; vertical-align: 3px }
 .key i.restart { background: repeating-linear-gradient(var(--c) 0 4px, transparent 4px 6px) }
 .key i.note { background: repeating-linear-gradient(var(--c) 0 2px, transparent 2px 4px) }
+
+.faults { list-style: none; padding: 0; margin: .6rem 0 1rem; display: grid; gap: .6rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)) }
+.faults li { background: var(--card); border: 1px solid var(--line); border-left: 4px solid var(--c);
+  border-radius: 8px; padding: .55rem .8rem }
+.faults b { margin-right: .5rem } .faults p { margin: .25rem 0 0 }
+.faults small { color: var(--soft); display: block; margin-top: .3rem }
+.key i.healthy { background: var(--s2); opacity: .3 }
+.over { max-width: 46rem } .over .fit { stroke: var(--c); fill: none; stroke-width: 1.6 }
+.over .dashed { stroke-dasharray: 6 4 }
+.over .point { fill: var(--c); opacity: .45 } .over .hollow { fill: var(--card); stroke: var(--c); stroke-width: 1.5 }
+.over .peak { stroke: var(--c); stroke-width: 1; stroke-dasharray: 2 3; opacity: .8 }
+.versions { display: grid; grid-auto-columns: minmax(13rem, 1fr); grid-auto-flow: column; gap: .7rem; overflow-x: auto;
+  padding-bottom: .4rem; margin: .3rem 0 1.2rem }
+.versions div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .5rem .7rem }
+.versions p { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0 0; max-height: 18rem; overflow: auto }
+.versions span { color: var(--soft); font-size: .82rem }
+.prompted { white-space: pre-wrap; overflow-wrap: anywhere; margin: .6rem 0 .2rem; font-weight: 600; max-height: 9rem;
+  overflow: auto }
 
 .share { display: flex; height: 1.7rem; border-radius: 6px; overflow: hidden; margin: .7rem 0 .4rem }
 .share div { overflow: hidden; color: #fff; font-size: .8rem; line-height: 1.7rem; padding-left: .4rem;

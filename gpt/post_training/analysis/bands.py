@@ -12,7 +12,8 @@ Reference = Literal["value", "factor of start", "above start"]
 class HealthyBand:
     """A metric, its title, and the band in which it is healthy. None: no bound on that side.
 
-    `reference`: bounds are values, factors of the metric's starting value, or differences to it.
+    `reference`: bounds are values, factors of the metric's starting value, or differences to it. `text` is the band in
+    words, `source` where it comes from.
     """
 
     metric: str
@@ -20,7 +21,8 @@ class HealthyBand:
     low: float | None
     high: float | None
     reference: Reference
-    source: str
+    text: str = ""
+    source: str = ""
 
     def bounds(self, series: IterationSeries) -> tuple[float | None, float | None]:
         """The band of one run as values."""
@@ -46,19 +48,22 @@ MAX_PTX_RISE, PTX_RISE_HIGH = 0.02, 0.05
 DEAD_CRITIC = 0.02
 
 OURS = "our choice"
-TRL_FAQ = "TRL, Training FAQ"
 BANDS = (
-    HealthyBand("reward", "Reward, mean score", None, None, "value", ""),
-    HealthyBand("kl", "KL to the reference, nats a response", 0.0, MAX_KL, "value", f"{TRL_FAQ}: 0 to 10"),
-    HealthyBand("entropy", "Entropy, nats a token", 0.5, None, "factor of start", f"half of the start; {OURS}"),
-    HealthyBand("length", "Length, tokens a response", 0.8, 1.2, "factor of start", f"20% around the start; {OURS}"),
-    HealthyBand("missing_end", "Responses without an end token", 0.0, MAX_MISSING_END, "value", f"at most 5%; {OURS}"),
-    HealthyBand("clip_fraction", "Clip fraction", 0.0, MAX_CLIP_FRACTION, "value", f"at most 20%; {OURS}"),
-    HealthyBand("explained_variance", "Explained variance of the critic", 0.0, 1.0, "value", "0 is a constant critic"),
+    HealthyBand("reward", "Reward, mean score", None, None, "value"),
+    HealthyBand("kl", "KL, nats a response", 0.0, MAX_KL, "value", "0 to 10", "TRL, Training FAQ"),
+    HealthyBand("entropy", "Entropy, nats a token", 0.5, None, "factor of start", "above half of the start", OURS),
+    HealthyBand("length", "Length, tokens a response", 0.8, 1.2, "factor of start", "within 20% of the start", OURS),
+    HealthyBand("missing_end", "Responses without an end token", 0.0, MAX_MISSING_END, "value", "at most 5%", OURS),
+    HealthyBand("clip_fraction", "Clip fraction", 0.0, MAX_CLIP_FRACTION, "value", "at most 20%", OURS),
     HealthyBand(
-        "ptx_loss", "Pre-training loss, nats a token", None, MAX_PTX_RISE, "above start", f"0.02 above; {OURS}"
+        "explained_variance", "Explained variance of the critic", 0.0, 1.0, "value", "above 0", "0 is a constant critic"
     ),
-    HealthyBand("reward_std", "Standard deviation of the reward", 0.5, None, "factor of start", f"half of it; {OURS}"),
-    HealthyBand("sampler_gap", "Sampler gap, nats a token", 0.0, MAX_SAMPLER_GAP, "value", f"at most 0.001; {OURS}"),
-    HealthyBand("gold_reward", "Gold reward, never trained on", None, None, "value", ""),
+    HealthyBand(
+        "ptx_loss", "Pre-training loss, nats a token", None, MAX_PTX_RISE, "above start", "0.02 above the start", OURS
+    ),
+    HealthyBand(
+        "reward_std", "Standard deviation of the reward", 0.5, None, "factor of start", "above half of the start", OURS
+    ),
+    HealthyBand("sampler_gap", "Sampler gap, nats a token", 0.0, MAX_SAMPLER_GAP, "value", "at most 0.001", OURS),
+    HealthyBand("gold_reward", "Gold reward, not trained on", None, None, "value"),
 )

@@ -112,6 +112,17 @@ function marks(run, name, series) {
   }];
 }
 
+// The background of healthy values, as far as the lines reach; none if the runs have different bands.
+function healthy(figure, lines) {
+  const found = [...state.chosen].flatMap((run) => figure.names.map((name) => state.runs[run].bands[name]).filter(Boolean));
+  const values = lines.flatMap((line) => line.y).filter(Number.isFinite);
+  if (!found.length || !values.length || found.some((one) => String(one) !== String(found[0]))) return [];
+  const [low, high] = [Math.min(...values), Math.max(...values)], margin = 0.05 * (high - low);
+  const y0 = Math.max(found[0][0] ?? -Infinity, low - margin), y1 = Math.min(found[0][1] ?? Infinity, high + margin);
+  if (found[0].every((bound) => bound === null) || y0 >= y1) return [];
+  return [{ type: "rect", layer: "below", xref: "paper", x0: 0, x1: 1, y0, y1, fillcolor: colour("--s2"), opacity: 0.13, line: { width: 0 } }];
+}
+
 function looks(run, i, names) {
   const several = state.runs.length > 1;
   return { colour: colour(COLOURS[(several ? run : i) % COLOURS.length]), dash: several ? DASHES[i % DASHES.length] : "solid",
@@ -143,6 +154,7 @@ async function draw(figure) {
     hoverlabel: { bgcolor: colour("--card"), font: { color: colour("--ink") }, namelength: 40 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--line"), activecolor: colour("--soft") },
     showlegend: above.filter((one) => one.showlegend !== false).length > 1, legend: { orientation: "h", y: -0.16 },
+    shapes: healthy(figure, above.filter((line) => line.mode !== "markers")),
     xaxis: { ...grid, type: at("logx").checked ? "log" : "linear", exponentformat: "SI" },
     yaxis: { ...grid, type: at("log").checked ? "log" : "linear", tickformat: percent ? ".3~p" : "",
       title: { text: axisTitle(figure) }, exponentformat: figure.names[0] === "learning_rate" ? "e" : "SI" },
@@ -277,6 +289,14 @@ function picture(run) {
   return box;
 }
 
+function showFaults() {
+  const rows = chosenRuns().flatMap(([, run]) => run.faults.map((fault) =>
+    ({ cells: [titled(run, ""), fault.fault, fault.when, fault.numbers, fault.advice] })));
+  const trains = chosenRuns().some(([, run]) => Object.keys(run.bands).length);
+  const note = rows.length ? "Faults that the metrics of the policy show; those that last come first." : "The metrics show no known fault.";
+  fill("policy", "Policy", `${note} Green in a figure is the healthy band.`, ...(trains ? [rows.length ? table(["run", "fault", "when", "numbers", "what to try"], rows) : ""] : []));
+}
+
 function showEvents() {
   const rows = [];
   for (const [, run] of chosenRuns())
@@ -322,6 +342,7 @@ function show() {
   if (state.runs.length > 1) showRuns();
   showMetrics();
   showTiles();
+  showFaults();
   showSamples();
   fill("layouts", "Layout", "Each cell is a rank: a row for each copy of the model, a column for each part of it.",
     ...chosenRuns().map(([, run]) => picture(run)));

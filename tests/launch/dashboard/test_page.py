@@ -57,3 +57,14 @@ def test_a_browser_shows_the_file_without_a_server(page, rendered):
 def test_what_is_not_a_run_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="no such directory"):
         page_file([tmp_path / "nowhere"])
+
+
+def test_a_browser_shows_the_faults_and_the_bands_of_a_policy(tabular, rendered, tmp_path):
+    tabular.write_run(tmp_path / "ppo", tabular.World(beta=0.0, lr=2.0))
+    path = tmp_path / "page.html"
+    path.write_text(page_file([tmp_path / "ppo"]), encoding="utf-8")
+    shown = rendered(path.as_uri())
+    part = shown.partition('id="policy"')[2].partition("</section>")[0]
+    assert "collapsed entropy" in part
+    assert "since iteration" in part
+    assert shown.count('<path data-index="0"') == 8, "a band in each figure of a metric that has one and varies"

@@ -64,3 +64,16 @@ def test_memory_that_grows_is_named(written_runs, tmp_path):
     level = [{**line, "peak_memory_bytes": 2**30} for line in lines]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in level))
     assert memory_trend(RunFeed(run).history) == "level in the second half"
+
+
+def test_a_policy_has_bands_faults_and_figures_of_its_own(tabular, tmp_path):
+    feed = RunFeed(tabular.write_run(tmp_path / "ppo", tabular.World(beta=0.0, lr=2.0)))
+    feed.read_once()
+    data = run_data(feed, now=0.0)
+    assert data["figures"]["KL, nats a response"] == ["ppo/kl"]
+    assert data["bands"]["ppo/kl"] == (0.0, 10.0)
+    low, high = data["bands"]["ppo/length"]
+    assert low / high == pytest.approx(0.8 / 1.2)
+    assert data["faults"][0]["fault"] == "collapsed entropy"
+    assert data["faults"][0]["when"].startswith("since iteration")
+    json.dumps(data, allow_nan=False)

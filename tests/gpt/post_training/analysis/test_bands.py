@@ -18,4 +18,4 @@ def test_bounds_are_values_factors_of_the_start_or_differences_to_it():
 
 def test_every_band_says_where_it_comes_from():
     for band in BANDS:
-        assert bool(band.source) == (band.bounds(SERIES) != (None, None))
+        assert bool(band.source) == bool(band.text) == (band.bounds(SERIES) != (None, None))
