@@ -4,6 +4,9 @@ tests/parallel/adapters/test_peft.py compares one process with PEFT.
 """
 
 import math
+import shutil
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,13 @@ from layout_runs import LAUNCH_TIMEOUT_S, MODEL, MODERN, assert_same_continuatio
 
 from gpt.adapters.config import AdapterConfig, adapter_shapes
 from gpt.model.config import ModelConfig
+from gpt.model.heads import ScalarHead
+from gpt.training.objective import NextToken
+from gpt.training.optimizer import OptimizerConfig
+from parallel.adapters.attach import attach_adapters, choose_trained
+from parallel.parallelize import model_on_meta
 
+COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 pytestmark = pytest.mark.timeout(LAUNCH_TIMEOUT_S + 30)
 ADAPTER = {"rank": 4, "alpha": 6.0}
 UNEVEN = {**MODERN, "d_model": 48, "n_heads": 6, "n_kv_heads": 3, "d_ff": 96}  # 3 key-value heads on 2 tensor ranks
@@ -35,16 +44,23 @@ def results(tmp_path_factory):
         )
     for name, world_size, parallel in (("uneven, one", 1, {}), ("uneven, tensor 2", 2, {"tensor": 2})):
         runs.append(run_of(name, world_size, parallel, model=UNEVEN, adapter=ADAPTER, gradients=True, generate=True))
+    if COMPILER:
+        compiled = {"tensor": 2, "recompute": "selective", "compile": True}
+        short = {**MODERN, "n_layers": 2}
+        runs.append(run_of("compiled, one", 1, {}, model=short, adapter=ADAPTER, gradients=True, steps=2))
+        runs.append(run_of("compiled", 2, compiled, model=short, adapter=ADAPTER, gradients=True, steps=2))
     last = {**ADAPTER, "targets": ["blocks.3.attention.q"], "also_train": ["norm.*"]}
     for name, world_size, parallel in (("last, one", 1, {}), ("last, pipeline 2", 2, {"pipeline": 2})):
         runs.append(run_of(name, world_size, parallel, model=MODERN, adapter=last, gradients=True))
     return launch(tmp_path_factory.mktemp("adapters"), runs, timeout_s=LAUNCH_TIMEOUT_S)
 
 
-@pytest.mark.parametrize("name", [*LAYOUTS, "uneven, tensor 2", "last, pipeline 2"])
+@pytest.mark.parametrize(
+    "name", [*LAYOUTS, "uneven, tensor 2", "last, pipeline 2", *(["compiled"] if COMPILER else [])]
+)
 def test_layout_equals_one_process(results, name):
     ours = results[name]
-    reference = results[{"u": "uneven, one", "l": "last, one"}.get(name[0], "one")]
+    reference = results[{"u": "uneven, one", "l": "last, one", "c": "compiled, one"}.get(name[0], "one")]
     assert ours["initial_weights"] == reference["initial_weights"]
     assert ours["gradients"].keys() == reference["gradients"].keys()
     for parameter, values in ours["gradients"].items():
@@ -69,3 +85,34 @@ def test_only_adapters_have_gradients(results):
         "blocks.3.attention.q.adapter.b",
         "norm.weight",
     }
+
+
+class OwnHead(NextToken):
+    """An objective that brings a head of its own, as a reward model does."""
+
+    def head(self, config):
+        return ScalarHead(config)
+
+
+def test_a_head_that_the_objective_brings_trains_too():
+    config = ModelConfig(**{**MODEL, "n_layers": 1})
+    model = model_on_meta(config, OwnHead(), range(1), first=True, last=True)
+    adapter = AdapterConfig(rank=2, targets=("blocks.*.mlp.up",), also_train=("blocks.0.mlp_norm.*",))
+    attach_adapters(model, adapter, None)
+
+    def trained(**frozen):
+        choose_trained(model, adapter, OptimizerConfig(1e-3, **frozen))
+        return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    adapters = {"blocks.0.mlp.up.adapter.a", "blocks.0.mlp.up.adapter.b"}
+    head = {name for name, _ in model.named_parameters() if name.startswith("head.")}
+    norm = {"blocks.0.mlp_norm.weight", "blocks.0.mlp_norm.bias"}
+    assert head
+    assert trained() == adapters | head | norm
+    assert trained(frozen=("head.*", "*.adapter.a")) == {"blocks.0.mlp.up.adapter.b"} | norm
+    choose_trained(model, adapter, None)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    usual = model_on_meta(config, NextToken(), range(1), first=True, last=True)
+    attach_adapters(usual, adapter, None)
+    choose_trained(usual, adapter, OptimizerConfig(1e-3))
+    assert not any(p.requires_grad for name, p in usual.named_parameters() if name.startswith(("embed.", "head.")))
