@@ -33,6 +33,9 @@ class AdapterConfig:
     also_train: tuple[str, ...] = ()
     """Patterns of names of parameters of the base model that train too, such as 'norm.*'. An end that the objective
     brings, such as a scalar head, always trains."""
+    save_base: bool = True
+    """Whether checkpoints hold the base model too. Without it, they name the checkpoint of `run.start_from` by its
+    digest, and need it."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:

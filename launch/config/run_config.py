@@ -102,6 +102,11 @@ class RunConfig:
         check_engine(**sections)
         if self.adapter is not None:
             check_adapter(self.model, self.adapter)
+            if not self.adapter.save_base and self.run.start_from is None:
+                raise ConfigError(
+                    "adapter.save_base = false is invalid without run.start_from: checkpoints must name a base model. "
+                    "Use adapter.save_base = true"
+                )
 
 
 def read_run_config(recipe: str, overrides: list[str]) -> RunConfig:

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gpt.adapters.config import AdapterConfig, adapter_of, adapter_shapes
+from gpt.adapters.config import adapter_of, adapter_shapes, is_adapter
 from gpt.convert.round_trip import round_trip
 from gpt.errors import ConfigError
 from gpt.files.atomic import partial_folder
@@ -41,6 +41,7 @@ from launch.conversion.sources import checkpoint_source, copy_folders, copy_toke
 from launch.processes.terminal import tensor_progress
 from launch.runs.imported_run import HUGGING_FACE, MODEL
 from launch.runs.saved_run import SavedRun
+from parallel.adapters.base import BASE
 from parallel.checkpoint.files import write_file
 from parallel.checkpoint.folders import step_name
 from parallel.checkpoint.handle import verify_checkpoint
@@ -130,7 +131,7 @@ def import_plain(folder: Path, output: Path) -> list[str]:
     )
     before = read_json_object(folder / DIGESTS) if (folder / DIGESTS).is_file() else None
     _check_state(folder, state, config)
-    _check_tensors(folder, source.locations, config, adapter_of(state))
+    _check_tensors(folder, source.locations, config, state)
     specs = source.specs
     with partial_folder(output) as partial, tensor_progress("writing tensors", total=len(specs)) as advance:
         path = partial / "checkpoints" / step_name(state["step"])
@@ -178,11 +179,13 @@ def _check_state(folder: Path, state: dict[str, Any], config: ModelConfig) -> No
 
 
 def _check_tensors(
-    folder: Path, found: Mapping[str, TensorLocation], config: ModelConfig, adapter: AdapterConfig | None
+    folder: Path, found: Mapping[str, TensorLocation], config: ModelConfig, state: Mapping[str, Any]
 ) -> None:
     """Check that the weights are those of the configuration, and that all other tensors are the optimizer's."""
     check_layer_count(config, len(found), where=str(folder / CONFIG))
-    expected = parameter_shapes(config) | adapter_shapes(config, adapter)
+    expected = parameter_shapes(config) | adapter_shapes(config, adapter_of(state))
+    if BASE in state:  # other weights are in another run
+        expected = {name: shape for name, shape in expected.items() if MODEL + name in found or is_adapter(name)}
     shapes = {MODEL + name: shape for name, shape in expected.items()}
     for name in sorted(shapes.keys() | {name for name in found if name.startswith(MODEL)}):
         here, wanted = found[name].shape if name in found else None, shapes.get(name)

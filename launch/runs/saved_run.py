@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from gpt.adapters.config import adapter_of, adapter_shapes
+from gpt.adapters.config import adapter_of, adapter_shapes, is_adapter
 from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
@@ -25,11 +25,11 @@ from gpt.training.config import ObjectiveConfig
 from gpt.training.validation import Best
 from launch.config.objectives import DEFAULT, OBJECTIVES
 from launch.config.recipe import build, without_none
-from parallel.adapters.merge import merge_saved_adapters
+from parallel.adapters.base import with_bases
+from parallel.adapters.merge import read_merged
 from parallel.checkpoint.find import find_latest
 from parallel.checkpoint.folders import list_checkpoints, list_unusable, step_of
 from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
-from parallel.checkpoint.load import read_tensors
 from parallel.checkpoint.manifest import MANIFEST
 
 T = TypeVar("T")
@@ -46,6 +46,7 @@ class SavedRun:
 
     run_directory: Path
     checkpoint: Checkpoint
+    chain: tuple[Checkpoint, ...]  # the checkpoint, and the base model of one that holds adapters alone
     config: dict[str, Any]  # the whole resolved configuration
     model_config: ModelConfig
     data_config: DataConfig
@@ -61,9 +62,9 @@ class SavedRun:
         Adapters are merged into the weights.
         """
         names = [_MODEL + name for name in parameter_shapes(self.model_config)]
-        for name, tensor in read_tensors(self.checkpoint, names):
-            merge_saved_adapters(self.checkpoint, {name: tensor})
+        for name, tensor in read_merged(self.chain, names):
             yield name.removeprefix(_MODEL), tensor
+            del tensor
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def open_run(path: Path, *, step: int | None = None) -> SavedRun:
     model_config = model_section(config)
     data_config = section(DataConfig, config, "data")
     _check_predicts_tokens(run_directory, config)
-    _check_weights(checkpoint, model_config)
+    chain = with_bases(checkpoint)
+    _check_weights(chain, model_config)
     tokenizer_path = tokenizer_file(run_directory, data_config)
     tokenizer = load_tokenizer(tokenizer_path)
     if tokenizer.vocab_size > model_config.vocab_size:
@@ -124,6 +126,7 @@ def open_run(path: Path, *, step: int | None = None) -> SavedRun:
     return SavedRun(
         run_directory=run_directory,
         checkpoint=checkpoint,
+        chain=tuple(chain),
         config=config,
         model_config=model_config,
         data_config=data_config,
@@ -267,11 +270,13 @@ def _check_predicts_tokens(run_directory: Path, config: dict[str, Any]) -> None:
     )
 
 
-def _check_weights(checkpoint: Checkpoint, config: ModelConfig) -> None:
+def _check_weights(chain: list[Checkpoint], config: ModelConfig) -> None:
     """Compare names and shapes with the configuration, before anything large is read."""
-    found = {
-        name.removeprefix(_MODEL): stored.shape for name, stored in checkpoint.index.items() if name.startswith(_MODEL)
-    }
+    checkpoint, found = chain[0], dict[str, tuple[int, ...]]()
+    for each in reversed(chain):
+        found = {name: shape for name, shape in found.items() if not is_adapter(name)}  # merged into its own model
+        weights = ((name, stored.shape) for name, stored in each.index.items() if name.startswith(_MODEL))
+        found |= {name.removeprefix(_MODEL): shape for name, shape in weights}
     check_layer_count(config, len(found), where=f"the configuration in {checkpoint.path}")
     expected = parameter_shapes(config) | adapter_shapes(config, adapter_of(checkpoint.state))
     for name in sorted(found.keys() | expected.keys()):

@@ -75,17 +75,17 @@ def build_engine(
         device=device,
         init_weights=start.checkpoint is None and (start.weights is None or bool(new_ends)),
     )
-    if start.checkpoint is not None:
-        with ledger.span("start_up/loading"):
+    with ledger.span("start_up/loading"):
+        if start.weights is not None:
+            missing = engine.checkpoints.shared.load_weights(start.weights, optional=new_ends)
+            start.events.extend(
+                ("started_from", f"{name} is initialised from the seed: {start.weights.path} has none of this shape")
+                for name in missing
+                if start.checkpoint is None
+            )
+        if start.checkpoint is not None:
             store = engine.checkpoints.local if is_local(start.checkpoint) else engine.checkpoints.shared
             store.load(start.checkpoint)
-    elif start.weights is not None:
-        with ledger.span("start_up/loading"):
-            missing = engine.checkpoints.shared.load_weights(start.weights, optional=new_ends)
-        start.events.extend(
-            ("started_from", f"{name} is initialised from the seed: {start.weights.path} has none of this shape")
-            for name in missing
-        )
     return engine
 
 

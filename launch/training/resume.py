@@ -16,6 +16,7 @@ from launch.config.run_config import RunConfig, changed_keys, with_defaults
 from launch.processes.restarts import Restart
 from launch.training.local_tier import local_directory
 from launch.training.start_from import check_start_from, starting_weights
+from parallel.adapters.base import with_bases
 from parallel.agreement import combine
 from parallel.checkpoint.find import find_latest
 from parallel.checkpoint.folders import list_checkpoints, list_unusable
@@ -31,7 +32,7 @@ class RunStart:
     state: LoopState
     checkpoint: Checkpoint | None  # to load; None: a new run
     events: list[tuple[EventKind, str]]
-    weights: Checkpoint | None = None  # of another run, whose weights a new run takes; None: initialise by the seed
+    weights: Checkpoint | None = None  # of another run: those of a new run, or the base of a checkpoint of adapters
 
     @property
     def step(self) -> int:
@@ -137,7 +138,8 @@ def _start_from(
     events: list[tuple[EventKind, str]] = [("checkpoint_skipped", text) for text in messages]
     events += [("setting_changed", text) for text in changes]
     events.append(("resumed", f"resumed from {checkpoint.path} (step {loop.step:,})"))
-    return RunStart(loop, checkpoint, events)
+    bases = with_bases(checkpoint)[1:]
+    return RunStart(loop, checkpoint, events, bases[0] if bases else None)
 
 
 def fresh_start(config: RunConfig) -> RunStart:

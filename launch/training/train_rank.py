@@ -56,6 +56,7 @@ from launch.training.local_tier import check_fast_directory, run_identity
 from launch.training.recipe_warnings import recipe_warnings
 from launch.training.resume import RunStart, check_run_directory, find_start, known_restart
 from launch.training.summary import describe, how_it_ended, mark_ending, prepare_run_directory, write_summary
+from parallel.adapters.base import BASE, reference_to
 from parallel.checkpoint.local_tier import discard_all_local
 from parallel.engines.capabilities import check_engine_device
 from parallel.engines.settings import sharding_signature
@@ -226,6 +227,8 @@ def start_run(prepared: Prepared) -> tuple[Run, Engine, RunStart, list[tuple[Eve
     with ledger.span("start_up/verifying"):
         sharding = sharding_signature(engine_settings(config, layout))
         start = find_start(config, prepared.saved_state, resume=resume, layout=sharding)
+    if config.adapter is not None and not config.adapter.save_base and start.weights is not None:
+        prepared.saved_state[BASE] = reference_to(start.weights, config.run.directory)
     if start.step >= config.train.steps(config.batch.ramp):
         ledger.path = None  # nothing is left to train: the time since the run's end does not belong to it
     ledger.write()  # so that the ledger has this start, even if it fails from here on

@@ -1,34 +1,67 @@
-"""Merge the adapters of a checkpoint into weights that this rank holds, whole or in part."""
+"""Read the weights of a model from a checkpoint with adapters: those of its base, with the adapters merged into them.
 
-from collections.abc import Mapping
+A `chain` is a checkpoint and its bases, see parallel.adapters.base.with_bases. Without adapters it is one checkpoint,
+whose weights are read as they are.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gpt.adapters.config import adapter_names, adapter_of
 from gpt.adapters.low_rank import merged
+from parallel.agreement import run_on_all_ranks
 from parallel.axes.gradients import local
 from parallel.axes.initialisation import held_indices
 from parallel.checkpoint.handle import Checkpoint
-from parallel.checkpoint.load import read_tensors
+from parallel.checkpoint.load import load_checkpoint, read_tensors
+
+Chain = Sequence[Checkpoint]
+
+
+def load_merged(chain: Chain, tensors: Mapping[str, Tensor], *, rounded: bool = False) -> None:
+    """Load weights in place, of any layout, with the adapters merged into them. Collective over all ranks.
+
+    `tensors` and `rounded` as for `load_checkpoint`, and errors.
+    """
+    left = dict(tensors)
+    for depth, checkpoint in enumerate(chain):
+        is_last = depth == len(chain) - 1
+        own = {name: tensor for name, tensor in left.items() if is_last or name in checkpoint.index}
+        load_checkpoint(checkpoint, tensors=own, rounded=rounded)
+        run_on_all_ranks(partial(_merge, chain[: depth + 1], own), None, path=checkpoint.path)
+        for name in own:
+            del left[name]
+
+
+def read_merged(chain: Chain, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Read whole weights to the CPU, one at a time, with the adapters merged into them. ConfigError: one is missing."""
+    for wanted in names:
+        depth = next((i for i, checkpoint in enumerate(chain) if wanted in checkpoint.index), len(chain) - 1)
+        for name, tensor in read_tensors(chain[depth], [wanted]):
+            _merge(chain[: depth + 1], {name: tensor})
+            yield name, tensor
+            del tensor
 
 
 @torch.no_grad()
-def merge_saved_adapters(checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
-    """Add B A of the checkpoint's adapters to weights loaded from it, in place; nothing without an adapter.
+def _merge(chain: Chain, weights: Mapping[str, Tensor]) -> None:
+    """Add B A of the adapters of each checkpoint to weights that the last one holds, in place, the last one's first.
 
-    `weights`: by their names in the checkpoint, of any layout. Communicates nothing: each rank reads the small A and B
-    of the weights that it holds.
+    Communicates nothing: each rank reads the small A and B of the weights that it holds.
     """
-    adapter = adapter_of(checkpoint.state)
-    if adapter is None:
-        return
-    for name, weight in weights.items():
-        names = adapter_names(name)
-        if not name.endswith(".weight") or names[0] not in checkpoint.index:
+    for checkpoint in reversed(chain):
+        adapter = adapter_of(checkpoint.state)
+        if adapter is None:
             continue
-        shard = local(weight)
-        if shard.numel():
-            a, b = (tensor.to(shard.device) for _, tensor in read_tensors(checkpoint, names))
-            rows, columns = held_indices(weight)
-            shard.copy_(merged(shard, a[:, columns], b[rows], scale=adapter.scale))
+        for name, weight in weights.items():
+            names = adapter_names(name)
+            if not name.endswith(".weight") or names[0] not in checkpoint.index:
+                continue
+            shard = local(weight)
+            if shard.numel():
+                a, b = (tensor.to(shard.device) for _, tensor in read_tensors(checkpoint, names))
+                rows, columns = held_indices(weight)
+                shard.copy_(merged(shard, a[:, columns], b[rows], scale=adapter.scale))

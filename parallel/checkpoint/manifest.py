@@ -45,6 +45,7 @@ STATE_RULES = Fields(
         "loop": _LOOP,
         "fast_tier": Fields({"save_id": Text(), "rank": Whole(), "ranks": Whole(1), "layout": Fields()}),
         "imported": Fields(optional={"dtype": Text()}),
+        "base": Fields(dict.fromkeys(("path", "from_run", "manifest_sha256"), Text())),
     }
 )
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from gpt.adapters.config import is_adapter
 from gpt.training.config import Retention
 from gpt.training.engine import SaveEstimate, SaveResult, VerifiedCheckpoint
-from parallel.adapters.merge import merge_saved_adapters
-from parallel.agreement import broadcast_object, gather_scatter, run_on_all_ranks
+from parallel.adapters.base import with_bases
+from parallel.adapters.merge import load_merged
+from parallel.agreement import broadcast_object, gather_scatter
 from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
 from parallel.checkpoint.estimate import estimate_local, estimate_shared
 from parallel.checkpoint.find import discard_after, find_latest
@@ -86,19 +87,20 @@ class SharedCheckpoints:
 
     def load_weights(self, checkpoint: VerifiedCheckpoint, *, optional: tuple[str, ...] = ()) -> list[str]:
         assert isinstance(checkpoint, Checkpoint)
+        chain = with_bases(checkpoint)
         tensors = {name: tensor for name, tensor in self._tensors.weights().items() if not is_adapter(name)}
 
         def left_out() -> list[str]:
             candidates = [name for name in tensors if name.removeprefix("model.").startswith(optional)]
-            return [name for name in candidates if not has_shape(checkpoint, name, tuple(tensors[name].shape))]
+            shapes = {name: tuple(tensors[name].shape) for name in candidates}
+            return [name for name in shapes if not any(has_shape(each, name, shapes[name]) for each in chain)]
 
         def union(by_rank: list[list[str]]) -> list[list[str]]:
             return [sorted(set().union(*by_rank))] * len(by_rank)
 
         names = gather_scatter(left_out, union, None, path=checkpoint.path)
         loaded = {name: tensors[name] for name in tensors if name not in names}
-        load_checkpoint(checkpoint, tensors=loaded)
-        run_on_all_ranks(lambda: merge_saved_adapters(checkpoint, loaded), None, path=checkpoint.path)
+        load_merged(chain, loaded)
         self._tensors.finish_load(loaded, None)
         return [name.removeprefix("model.") for name in names]
 

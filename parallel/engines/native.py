@@ -92,7 +92,7 @@ class NativeEngine:
         )
         self._partial_gradients = False  # gradients that tensor ranks have not added up yet
         self._replica_check: ReplicaCheck | None = None
-        self.tensors = NativeTensors(self.parameters, self.optimizer, self._tied_copies)
+        self.tensors = NativeTensors(self.parameters, self.optimizer, self._tied_copies, settings.saves_frozen)
         self.checkpoints = open_checkpoints(
             self.tensors, device=self.mesh.device, sharding=sharding_signature(settings)
         )

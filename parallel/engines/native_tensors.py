@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt.adapters.config import is_adapter
 from parallel.axes.gradients import local
 from parallel.engines.optimizer_state import OptimizerState
 
@@ -18,11 +19,14 @@ class NativeTensors:
     parameters: list[tuple[str, nn.Parameter]]
     optimizer: OptimizerState
     tied_copies: list[nn.Parameter]  # of a tied weight, if the first and the last stage hold a copy each
+    save_frozen: bool = True  # False: checkpoints hold the parameters that train, see adapter.save_base
 
     def by_name(self) -> dict[str, Tensor]:
         """A tied weight is held twice under one name and written once: the first stage's copy."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in reversed(self.parameters):
+            if not (self.save_frozen or parameter.requires_grad or is_adapter(name)):
+                continue
             tensors[f"model.{name}"] = parameter.data
             for key, tensor in self.optimizer.tensors_of(parameter).items():
                 tensors[f"optimizer.{key}.{name}"] = tensor

@@ -22,6 +22,11 @@ class EngineSettings:
     residual_dropout: float = 0.0  # in batches with row keys
     adapter: AdapterConfig | None = None
 
+    @property
+    def saves_frozen(self) -> bool:
+        """Whether checkpoints hold the frozen parameters too."""
+        return self.adapter is None or self.adapter.save_base
+
 
 def sharding_signature(settings: EngineSettings) -> dict[str, object]:
     """The settings that, with the model, decide which elements of each tensor a rank holds; as JSON values.

@@ -17,12 +17,12 @@ from gpt.inference.kv_cache import KeyValueCache
 from gpt.inference.model import ForwardInputs
 from gpt.model.config import ModelConfig
 from gpt.training.objective import NextToken
-from parallel.adapters.merge import merge_saved_adapters
+from parallel.adapters.base import with_bases
+from parallel.adapters.merge import load_merged
 from parallel.agreement import combine
 from parallel.axes.pipeline_parallel import pass_through
 from parallel.axes.stage import CachedStep, ModelStage, canonical_parameters
 from parallel.checkpoint.handle import Checkpoint
-from parallel.checkpoint.load import load_checkpoint
 from parallel.inference.local_stage import stages_for_inference
 from parallel.layout.mesh import Mesh
 from parallel.parallelize import build_inference_stage
@@ -128,8 +128,7 @@ def load_distributed_model(
     """
     stages = [build_inference_stage(config, mesh, index=index, dtype=dtype) for index in mesh.stages]
     weights = {f"model.{name}": p.data for stage in stages for name, p in canonical_parameters(stage)}
-    load_checkpoint(checkpoint, tensors=weights, rounded=True)
-    merge_saved_adapters(checkpoint, weights)
+    load_merged(with_bases(checkpoint), weights, rounded=True)
     stages = stages_for_inference(stages, mesh, config=config, objective=NextToken(), free=False)
     return DistributedModel(stages, mesh, d_model=config.d_model, dtype=dtype)
 

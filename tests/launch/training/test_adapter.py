@@ -18,6 +18,8 @@ QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12"]
 ADAPTER = ["--adapter.rank", "4", "--adapter.alpha", "16", "--optimizer.learning_rate", "1e-2"]
 ADAPTER += ["--train.validation_tokens", "16384"]  # all of the corpus
 
+STILL = ["--optimizer.learning_rate", "1e-30"]  # so that weights do not change, bit for bit
+
 
 def train(tiny_corpus: Any, run: Path, *words: object) -> int:
     return main(["train", str(tiny_corpus.recipe), "--run.directory", str(run), *QUIET, *map(str, words)])
@@ -143,7 +145,7 @@ def test_mistakes_are_one_line(tiny_corpus: Any, tmp_path: Path, words: list[Any
 def test_a_run_starts_from_the_merged_weights_of_one_with_adapters(
     tiny_corpus: Any, adapted: Path, tmp_path: Path
 ) -> None:
-    still = ["--optimizer.learning_rate", "1e-30", "--run.start_from", adapted, "--train.total_tokens", 512]
+    still = [*STILL, "--run.start_from", adapted, "--train.total_tokens", 512]
     assert train(tiny_corpus, tmp_path / "run", *still) == 0
     expected = dict(merged_by_hand(adapted).named_parameters())
     for name, weight in load_run(tmp_path / "run").model.named_parameters():
@@ -163,6 +165,34 @@ def test_export_merges_and_plain_files_keep_the_adapters(adapted: Path, tmp_path
     ours, expected_tensors = tensors_of(tmp_path / "again"), tensors_of(adapted)
     assert ours.keys() == expected_tensors.keys()
     assert all(torch.equal(ours[name], expected_tensors[name]) for name in ours)
+
+
+def test_checkpoints_of_adapters_alone_train_resume_and_evaluate_as_whole_ones(
+    tiny_corpus: Any, base: Path, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*ADAPTER, "--adapter.save_base", "false", "--run.start_from", base, "--train.total_tokens"]
+    run, whole = tmp_path / "run", tensors_of(adapted)
+    assert train(tiny_corpus, run, *words, 1024) == 0
+    assert train(tiny_corpus, run, *words, 2048) == 0
+    ours = tensors_of(run)
+    assert ours.keys() == {name for name in whole if ".adapter." in name}
+    assert all(torch.equal(ours[name], whole[name]) for name in ours)
+    expected = dict(load_run(adapted).model.named_parameters())
+    assert all(torch.equal(p, expected[name]) for name, p in load_run(run).model.named_parameters())
+    assert train(tiny_corpus, tmp_path / "from", *STILL, "--run.start_from", run, "--train.total_tokens", 512) == 0
+    for name, weight in load_run(tmp_path / "from").model.named_parameters():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-7)
+    assert main(["convert", str(run), "--to", "safetensors", "--output", str(tmp_path / "plain")]) == 0
+    assert main(["convert", str(tmp_path / "plain"), "--to", "triaxial", "--output", str(tmp_path / "again")]) == 0
+    assert all(torch.equal(p, expected[name]) for name, p in load_run(tmp_path / "again").model.named_parameters())
+    words = ["evaluate", str(run), "--tasks", "none", "--device", "cpu", "--json", str(tmp_path / "found.json")]
+    assert main([*words, "--nproc", "2", "--parallel.pipeline", "2"]) == 0
+    (*_, last) = metric(adapted, "validation/topics/loss")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["validation_loss_nats"] == pytest.approx(last, rel=1e-6)
+    capsys.readouterr()
+    assert train(tiny_corpus, tmp_path / "none", "--adapter.save_base", "false") == 2
+    assert "adapter.save_base = false is invalid without run.start_from" in capsys.readouterr().err
 
 
 def test_peft_loads_the_adapters_of_joined_projections(
