@@ -10,9 +10,9 @@ import numpy as np
 
 from data_prep.conversations.corpus import (
     TokenizedConversations,
+    companions_of,
     describe_chat,
     describe_side_file,
-    template_files,
     tokenize_conversations,
     write_side_files,
 )
@@ -59,7 +59,7 @@ def write_corpus(run: ShardRun, config: PrepareConfig, shards: Shards, *, more: 
     files = {path.name: path for finished in tasks for path in finished.task.outputs[:3]}
     files |= {path.name: path for path in side_files.values()}
     published = dict(zip(_published_names(sources), sources, strict=True))
-    companions = {} if config.conversations is None else template_files(config.conversations, model)
+    companions = {} if config.conversations is None else companions_of(config.conversations, model)
     splits = {split: _describe_split(tokenized.totals[split], split, written[split], config) for split in SPLITS}
     for split, path in side_files.items():
         splits[split]["rankings"] = describe_side_file(path)

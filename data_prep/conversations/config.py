@@ -63,6 +63,9 @@ class ConversationsConfig:
     """Tokens of a prompt. Longer ones leave no room for an answer, and are dropped."""
     max_tokens: int | None = None
     """Tokens of a conversation. Longer ones are dropped; of a ranking, only the long answers."""
+    max_document_tokens: int | None = None
+    """Tokens of a ranking: of a prompt with each of its answers. Longer ones, which data.seq_len cannot hold, are
+    dropped."""
 
     def __post_init__(self) -> None:
         for key in self.fields:
@@ -70,7 +73,7 @@ class ConversationsConfig:
                 raise ConfigError(f"conversations.fields: '{key}' is invalid. Use {', '.join(FIELDS)}")
         if not 0 <= self.tie_margin < float("inf"):
             raise ConfigError(f"conversations.tie_margin = {self.tie_margin} is invalid: must be at least 0")
-        for name in ("max_prompt_tokens", "max_tokens"):
+        for name in ("max_prompt_tokens", "max_tokens", "max_document_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"conversations.{name} = {value} is invalid: must be at least 1")
@@ -78,6 +81,11 @@ class ConversationsConfig:
             raise ConfigError(
                 f"conversations.max_prompt_tokens = {self.max_prompt_tokens} is invalid: must be below "
                 f"conversations.max_tokens = {self.max_tokens}, which counts the answer too"
+            )
+        if self.max_document_tokens is not None and self.kind != "rankings":
+            raise ConfigError(
+                f"conversations.max_document_tokens = {self.max_document_tokens} is invalid for {self.kind}: only a "
+                "ranking holds several conversations. Use conversations.max_tokens"
             )
         if self.template is not None and self.format not in ("auto", "template"):
             raise ConfigError(

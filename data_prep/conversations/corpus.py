@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.conversations.chat_format import ChatEncoder, ChatFormat, choose_format, describe_format
 from data_prep.conversations.config import ConversationsConfig
 from data_prep.conversations.render import RENDER, RenderTask
-from data_prep.conversations.templates import SETTINGS_FILE, TEMPLATE_FILE
+from data_prep.conversations.templates import template_files
 from data_prep.conversations.tokens import RANKINGS, STREAMS, TOKENS, RankingsTask, TokensTask
 from data_prep.corpus.split import SplitConfig
 from data_prep.execution.shard_runs import ShardRun, Shards
@@ -43,7 +43,10 @@ def render_conversations(run: ShardRun, config: ConversationsConfig, tokenizer: 
     """Give all conversations their token ids."""
     chat = choose_format(config, tokenizer)
     run.workspace.say(describe_choice(chat))
-    task = RenderTask(config.kind, chat, config.learn, config.max_prompt_tokens, config.max_tokens)
+    if chat.template is not None:  # a template that moves must not make the tasks run again
+        chat = replace(chat, template=replace(chat.template, name="the chat template"))
+    limits = config.max_prompt_tokens, config.max_tokens, config.max_document_tokens
+    task = RenderTask(config.kind, chat, config.learn, *limits)
     return run.map(RENDER, task, shards, shared_inputs=tuple(reversed(tokenizer_files(tokenizer))))
 
 
@@ -90,15 +93,10 @@ def describe_chat(config: ConversationsConfig, tokenizer: Path) -> dict[str, Any
         return {"kind": config.kind, **describe_format(chat, encoder.end_ids)}
 
 
-def template_files(config: ConversationsConfig, tokenizer: Path) -> dict[str, Path]:
+def companions_of(config: ConversationsConfig, tokenizer: Path) -> dict[str, Path]:
     """The files of the chat template, by the names under which a corpus has them next to its tokenizer."""
     chat = choose_format(config, tokenizer)
-    if chat.template is None:
-        return {}
-    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    names = {SETTINGS_FILE: folder / SETTINGS_FILE}
-    names[TEMPLATE_FILE if not chat.template.name.endswith(".json") else SETTINGS_FILE] = Path(chat.template.name)
-    return {name: path for name, path in names.items() if path.is_file()}
+    return {} if chat.template is None else template_files(tokenizer, chat.template)
 
 
 def describe_side_file(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The reading stage: turn the records of an input file into conversations, and drop what is none."""
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,8 +13,8 @@ from data_prep.conversations.shapes import conversations_in, renamed, shape_of, 
 from data_prep.documents.counts import Tally
 from data_prep.documents.quarantine import Quarantine
 from data_prep.documents.records import Dropped, Origin, shown
-from data_prep.documents.shards import Document, write_shard
-from data_prep.documents.traces import write_trace
+from data_prep.documents.shards import Document, read_shard, write_shard
+from data_prep.documents.traces import read_trace, write_trace
 from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.inputs.config import InputConfig
 from data_prep.readers.counted import CountedFile
@@ -34,7 +35,13 @@ class ReadTask:
 
 def read_task(reading: InputConfig, conversations: ConversationsConfig) -> ReadTask:
     """Settings of every task of a run, without those that other stages obey: a change there reads no file again."""
-    kept = replace(conversations, format="auto", template=None, learn="all", max_prompt_tokens=None, max_tokens=None)
+    kept = ConversationsConfig(
+        conversations.kind,
+        shape=conversations.shape,
+        fields=conversations.fields,
+        compare=conversations.compare,
+        tie_margin=conversations.tie_margin,
+    )
     return ReadTask(replace(reading, paths=("-",), path_lists=(), path_base=""), kept)
 
 
@@ -76,6 +83,14 @@ def read_file(config: ReadTask, inputs: tuple[Path, ...], outputs: tuple[Path, .
     if config.conversations.kind != "rankings":
         del counts[1]
     return TaskResult(counts, facts)
+
+
+def ids_in(path: Path, config: ReadTask) -> set[str]:
+    """Return the ids of what a file holds: of its conversations, and of what is dropped when it is read."""
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = Path(folder, "shard"), Path(folder, "trace")
+        read_file(config, (path,), outputs)
+        return {*(one.id for one in read_shard(outputs[0])), *(drop.id for drop in read_trace(outputs[1]))}
 
 
 def _documents(

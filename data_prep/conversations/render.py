@@ -32,6 +32,7 @@ class RenderTask:
     learn: Literal["all", "last"]
     max_prompt_tokens: int | None
     max_tokens: int | None
+    max_document_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,9 @@ def _ranking(
         check_ranking(kept.answers, len(conversation.answers))
     except UnusableRecord as error:
         raise UnusableRecord("too_long", f"without the long completions, {error}") if too_long else error from None
+    n_whole = sum(len(ids) for _, ids, _ in encoded)
+    if config.max_document_tokens is not None and n_whole > config.max_document_tokens:
+        raise UnusableRecord("ranking_too_long", f"{n_whole} tokens in {len(encoded)} completions")
     for number, n_tokens in too_long:
         n_bytes = len(conversation.answers[number].text.encode())
         fitting.drop("too_long", n_bytes, document.id, detail=f"completion {number + 1}: {n_tokens} tokens")

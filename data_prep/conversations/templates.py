@@ -42,26 +42,53 @@ class TemplateText:
 
 
 def find_template(tokenizer: Path, given: Path | None) -> ChatTemplate | None:
-    """Read a chat template: the given file, or that next to tokenizer.json; None if there is none.
+    """Read a chat template: the given file, or that of the tokenizer; None if there is none.
 
     ConfigError: the given file has none, or a file cannot be read.
     """
-    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    settings_file = given if given is not None and given.suffix == ".json" else folder / SETTINGS_FILE
-    settings = read_json_object(settings_file) if settings_file.is_file() else {}
-    path = given if given is not None else folder / TEMPLATE_FILE
-    if given is not None and not given.is_file():
-        raise ConfigError(f"conversations.template = '{given}' is invalid: no such file")
-    if path.suffix != ".json" and path.is_file():
-        source: Any = read_text(path, max_bytes=_MAX_TEMPLATE_BYTES)
-    else:
-        source, path = settings.get("chat_template"), settings_file
-        if isinstance(source, list):  # several by name
-            named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
-            source = named.get("default")
-    if not isinstance(source, str):
-        if given is not None:
+    if given is not None:
+        if not given.is_file():
+            raise ConfigError(f"conversations.template = '{given}' is invalid: no such file")
+        found = _read_template(given, _folders(tokenizer))
+        if found is None:
             raise ConfigError(f"conversations.template = '{given}' is invalid: it has no chat_template")
+        return found
+    for folder in _folders(tokenizer):
+        for path in (folder / TEMPLATE_FILE, folder / SETTINGS_FILE):
+            if path.is_file() and (found := _read_template(path, [folder])) is not None:
+                return found
+    return None
+
+
+def template_files(tokenizer: Path, template: ChatTemplate) -> dict[str, Path]:
+    """The files of a template that is in use, by the names under which a tokenizer has them next to it."""
+    path = Path(template.name)
+    settings = path if path.suffix == ".json" else _settings_file([path.parent, *_folders(tokenizer)])
+    files = {SETTINGS_FILE: settings, TEMPLATE_FILE: None if path == settings else path}
+    return {name: file for name, file in files.items() if file is not None}
+
+
+def _folders(tokenizer: Path) -> list[Path]:
+    """The folders that may have a tokenizer's template: its own, and in a run that was imported, `hugging_face`."""
+    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    return [folder, folder.parent / "hugging_face"] if folder.name == "tokenizer" else [folder]
+
+
+def _settings_file(folders: Sequence[Path]) -> Path | None:
+    return next((path for folder in folders if (path := folder / SETTINGS_FILE).is_file()), None)
+
+
+def _read_template(path: Path, folders: Sequence[Path]) -> ChatTemplate | None:
+    """Read a template, and its special tokens from the tokenizer_config.json next to it or in `folders`."""
+    settings_file = path if path.suffix == ".json" else _settings_file([path.parent, *folders])
+    settings = {} if settings_file is None else read_json_object(settings_file)
+    source: Any = settings.get("chat_template")
+    if path.suffix != ".json":
+        source = read_text(path, max_bytes=_MAX_TEMPLATE_BYTES)
+    if isinstance(source, list):  # several by name
+        named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
+        source = named.get("default")
+    if not isinstance(source, str):
         return None
     names = {key: _name(value) for key, value in settings.items() if key.endswith("_token")}
     variables = tuple(sorted((key, value) for key, value in names.items() if value is not None))

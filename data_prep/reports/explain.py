@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.conversations.config import ConversationsConfig
+from data_prep.conversations.read import ids_in, read_task
 from data_prep.documents.shards import DamagedShardError, Document, parent_id, read_shard
 from data_prep.documents.traces import Drop, read_trace
 from data_prep.execution.shard_runs import Step, Steps, read_steps
@@ -39,9 +41,14 @@ def explain(work: Path, document_id: str) -> list[Fate]:
     return fates
 
 
-def explain_file(work: Path, path: Path, config: InputConfig) -> list[Fate]:
+def explain_file(
+    work: Path, path: Path, config: InputConfig, conversations: ConversationsConfig | None = None
+) -> list[Fate]:
     """Find what happened to the documents of an input file. ConfigError: no run yet, or it read none of them."""
-    ids = {record.id for record in read_records(path, config)}
+    if conversations is None:
+        ids = {record.id for record in read_records(path, config)}
+    else:
+        ids = ids_in(path, read_task(config, conversations))
     if not ids:
         raise ConfigError(f"{path}: the file holds no documents")
     fates = _fates(work, read_steps(work), ids)

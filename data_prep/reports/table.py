@@ -16,7 +16,7 @@ from data_prep.decontamination.decontaminate import REPORT
 from data_prep.documents.counts import Counts
 from data_prep.documents.losses import FileLoss, losses_in, reading_facts, sum_of_losses
 from data_prep.documents.quarantine import first_failed
-from data_prep.documents.shards import parent_id
+from data_prep.documents.shards import Document, parent_id
 from data_prep.execution.files import disk_errors
 from data_prep.execution.shard_runs import ShardRun
 from data_prep.pipeline import PreparedCorpus
@@ -147,7 +147,7 @@ def show_fates(fates: Sequence[Fate], split: SplitConfig, console: Console) -> N
             lines.append(f"{drop.step}: dropped, {drop.reason}{detail}; {drop.bytes:,} bytes")
         for document in fate.kept:
             part = "validation" if split.is_validation(parent_id(document.id)) else "training"
-            about = ", ".join(f"{key} {value}" for key, value in document.metadata.items())
+            about = ", ".join(f"{key} {value}" for key, value in _described(document).items())
             kept = f"kept as {document.id} in the {part} split" if fate.finished else f"so far kept as {document.id}"
             lines.append(f"{kept}; {document.n_bytes:,} bytes" + (f"; {about}" if about else ""))
         if not fate.finished:
@@ -155,6 +155,15 @@ def show_fates(fates: Sequence[Fate], split: SplitConfig, console: Console) -> N
         lines.append(f"source: {fate.shard}")
         console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
         console.print()
+
+
+def _described(document: Document) -> dict[str, Any]:
+    """What to show of a document besides its id: its metadata, or of a conversation, its own id and its answers."""
+    if "conversation" not in document.metadata:
+        return document.metadata
+    values = document.metadata["conversation"]
+    about = {"id": values["source_id"], "labeller": values["labeller"], "answers": len(values["answers"])}
+    return {key: value for key, value in about.items() if value != ""}
 
 
 def show_file(fates: Sequence[Fate], split: SplitConfig, console: Console) -> None:

@@ -126,7 +126,8 @@ def _explain(wanted: str, config: "PrepareConfig", console: "Console") -> None:
     except (ConfigError, KeyError, TypeError):
         split = config.output.split
     if Path(wanted).is_file():
-        show_file(explain_file(config.output.work_folder, Path(wanted), config.input), split, console)
+        fates = explain_file(config.output.work_folder, Path(wanted), config.input, config.conversations)
+        show_file(fates, split, console)
     else:
         find = explain_url if wanted.startswith(("http://", "https://")) else explain
         show_fates(find(config.output.work_folder, wanted), split, console)

@@ -22,12 +22,18 @@ from gpt.errors import ConfigError
             {"max_prompt_tokens": 9, "max_tokens": 9},
             r"max_prompt_tokens = 9 is invalid: must be below .*max_tokens = 9",
         ),
+        ({"max_document_tokens": 0}, r"conversations.max_document_tokens = 0 is invalid"),
         ({"template": Path("x"), "format": "plain"}, r"template is invalid with conversations.format = 'plain'"),
     ],
 )
 def test_wrong_values_are_named(values, message):
     with pytest.raises(ConfigError, match=message):
         ConversationsConfig("rankings", **values)
+
+
+def test_only_rankings_hold_several_conversations():
+    with pytest.raises(ConfigError, match=r"max_document_tokens = 9 is invalid for prompts: .* Use .*max_tokens"):
+        ConversationsConfig("prompts", max_document_tokens=9)
 
 
 def test_prompts_are_compared_but_of_rankings_the_conversations():

@@ -161,9 +161,16 @@ def test_rankings(tmp_path, make_tokenizer):
         {"instruction": "tied", "outputs": [{"output": "a", "log_odds": 1}, {"output": "b", "log_odds": 1}]},
         {"instruction": "same", "outputs": [{"output": "a", "log_odds": 1}, {"output": "a", "log_odds": 0}]},
         {"instruction": "long " * 40, "outputs": records[0]["outputs"]},
+        {"instruction": "many", "outputs": [{"output": f"a b {i}", "log_odds": i} for i in range(9)]},
     ]
     recipe = config(
-        tmp_path, [write(tmp_path / "r.jsonl", records)], path, kind="rankings", max_tokens=40, max_prompt_tokens=30
+        tmp_path,
+        [write(tmp_path / "r.jsonl", records)],
+        path,
+        kind="rankings",
+        max_tokens=40,
+        max_prompt_tokens=30,
+        max_document_tokens=200,
     )
     prepared, _screen = run(recipe)
     assert dropped(prepared) == {
@@ -171,6 +178,7 @@ def test_rankings(tmp_path, make_tokenizer):
         ("conversations", "all_tied"): 1,
         ("fitting completions", "too_long"): 1,
         ("render", "prompt_too_long"): 1,
+        ("render", "ranking_too_long"): 1,
     }
     sums = sum_of_facts(prepared.facts["render"])
     assert (sums["answers"], sums["pairs"]) == (159, 39 * 5 + 2)
