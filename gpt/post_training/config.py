@@ -14,7 +14,6 @@ class SFTConfig:
     kind: Literal["sft"] = "sft"
     """Predict the tokens of demonstrations that the stream `learned` marks with 1. A corpus without it, such as
     pre-training text, is learned everywhere."""
-    restarts_positions: ClassVar[bool] = False
 
     def build(self, *, z_loss: float) -> "Objective":
         from gpt.post_training.sft import SFT

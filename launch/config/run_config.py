@@ -108,6 +108,11 @@ class RunConfig:
                     "Use adapter.save_base = true"
                 )
 
+    @property
+    def restarts_positions(self) -> bool:
+        """See gpt.training.config.ObjectiveConfig."""
+        return bool(getattr(self.objective, "restarts_positions", False))
+
 
 def read_run_config(recipe: str, overrides: list[str]) -> RunConfig:
     """Read a recipe file, or a shipped recipe by its name, and apply the command line's overrides."""
@@ -144,7 +149,7 @@ def layout_of(config: RunConfig, world_size: int) -> Layout:
         model=config.model,
         seq_len=config.data.seq_len,
         world_size=world_size,
-        restarts_positions=config.objective.restarts_positions,
+        restarts_positions=config.restarts_positions,
     )
 
 

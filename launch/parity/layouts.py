@@ -132,7 +132,7 @@ def workload_of(config: RunConfig) -> Workload:
         config.batch,
         config.data.seq_len,
         device_type(config),
-        restarts_positions=config.objective.restarts_positions,
+        restarts_positions=config.restarts_positions,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from gpt.errors import ConfigError
 from gpt.files.json_text import decode_json
 from gpt.post_training.ranking_accuracy import Floats, Ints, RankedPrompt
-from gpt.token_files.corpus import check_tokenizer, open_tokens
+from gpt.token_files.corpus import describe_corpus, open_tokens
 from gpt.token_files.files import TokenFile
 
 
@@ -24,7 +24,7 @@ def ranked_prompts(prefix: Path, *, tokenizer: Path, fingerprint: str) -> list[R
 
     ConfigError: another tokenizer made the corpus, or the files do not match.
     """
-    check_tokenizer(prefix, path=tokenizer, fingerprint=fingerprint)
+    _check_tokenizer(prefix, path=tokenizer, fingerprint=fingerprint)
     tokens, marks = open_tokens(prefix), TokenFile(Path(f"{prefix}_marks"))
     starts = tokens.document_starts()
     if marks.n_tokens != tokens.n_tokens or marks.n_documents != tokens.n_documents:
@@ -51,7 +51,7 @@ def ranked_prompts(prefix: Path, *, tokenizer: Path, fingerprint: str) -> list[R
 
 def demonstrations(prefix: Path, *, tokenizer: Path, fingerprint: str) -> list[Ints]:
     """The documents of token files, each a whole conversation. ConfigError: another tokenizer made them."""
-    check_tokenizer(prefix, path=tokenizer, fingerprint=fingerprint)
+    _check_tokenizer(prefix, path=tokenizer, fingerprint=fingerprint)
     tokens = open_tokens(prefix)
     starts = tokens.document_starts()
     return [
@@ -59,6 +59,19 @@ def demonstrations(prefix: Path, *, tokenizer: Path, fingerprint: str) -> list[I
         for i in range(tokens.n_documents)
         if starts[i + 1] > starts[i]
     ]
+
+
+def _check_tokenizer(prefix: Path, *, path: Path, fingerprint: str) -> None:
+    """ConfigError if the corpus.json next to token files names another tokenizer than the run's."""
+    description = describe_corpus(prefix)
+    if description is None or description["tokenizer"]["fingerprint"] == fingerprint:
+        return
+    made_by = description["tokenizer"]
+    raise ConfigError(
+        f"{prefix} is invalid: {made_by['file']} (fingerprint {made_by['fingerprint'][:16]}) made these token files, "
+        f"but the run's tokenizer is {path} (fingerprint {fingerprint[:16]}). Give the texts as JSON lines, which are "
+        f"encoded for the run, or prepare them with its tokenizer"
+    )
 
 
 def _side_file(path: Path, *, n_documents: int) -> Iterator[dict[str, Any]]:

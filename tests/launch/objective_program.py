@@ -9,7 +9,7 @@ separator token divides.
 
 import sys
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch.nn import functional
@@ -29,7 +29,6 @@ SEPARATOR = 1
 @dataclass(frozen=True)
 class ClassifyConfig:
     kind: Literal["classify"] = "classify"
-    restarts_positions: ClassVar[bool] = False
 
     def build(self, *, z_loss):
         return Classify()

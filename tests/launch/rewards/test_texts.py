@@ -1,6 +1,7 @@
 """Rankings and demonstrations in files of JSON lines are encoded as `triaxial prepare` does."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +70,8 @@ enabled = false
         same = by_id[prompt.prompt_id]
         assert (prompt.labeller, prompt.levels.tolist()) == (same.labeller, same.levels.tolist())
         assert [ids.tolist() for ids in prompt.completions] == [ids.tolist() for ids in same.completions]
+    with pytest.raises(ConfigError, match=r"made these token files, but the run's tokenizer is other\.model"):
+        ranked_prompts(tmp_path / "rankings" / "train", tokenizer=Path("other.model"), fingerprint="0" * 64)
     shown = read_texts(tmp_path / "demonstrations.jsonl", "demonstrations", tokenizer=tokenizer).demonstrations
     corpus = [
         ids.tolist()

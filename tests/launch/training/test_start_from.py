@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -144,7 +144,6 @@ class Scalar(NextToken):
 @dataclass(frozen=True)
 class ScalarConfig:
     kind: Literal["scalar"] = "scalar"
-    restarts_positions: ClassVar[bool] = False
 
     def build(self, *, z_loss: float) -> Objective:
         return Scalar()
