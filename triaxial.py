@@ -15,10 +15,21 @@ import sys
 
 from gpt.errors import ConfigError
 from launch.library.language_model import LanguageModel, load
+from launch.library.reward_model import RewardModel, load_reward
 from launch.library.runs import TrainedRun, prepare, train
 
 __version__ = importlib.metadata.version("triaxial")
-__all__ = ["ConfigError", "LanguageModel", "TrainedRun", "__version__", "load", "prepare", "train"]
+__all__ = [
+    "ConfigError",
+    "LanguageModel",
+    "RewardModel",
+    "TrainedRun",
+    "__version__",
+    "load",
+    "load_reward",
+    "prepare",
+    "train",
+]
 
 if __name__ == "__main__":
     from launch.main import main

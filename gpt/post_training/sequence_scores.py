@@ -1,20 +1,34 @@
 """Score whole sequences with an engine whose head gives one number a position, on any layout."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gpt.losses.batch import Batch
 from gpt.losses.marks import IGNORE, PADDING
-from gpt.training.engine import Engine
 from gpt.training.objective import positions_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 MIN_ROW_TOKENS = 1024  # so that short sequences share a row
+
+
+class TokenScorer(Protocol):
+    """The part of gpt.training.engine.Engine that scoring needs."""
+
+    @property
+    def data_rank(self) -> int: ...
+
+    @property
+    def data_size(self) -> int: ...
+
+    def token_values(self, batch: Batch) -> Tensor: ...
+
+    def all_gather_objects(self, values: list[Any]) -> list[list[Any]]: ...
 
 
 def row_tokens_for(lengths: Sequence[int], *, multiple: int) -> int:
@@ -24,7 +38,7 @@ def row_tokens_for(lengths: Sequence[int], *, multiple: int) -> int:
 
 
 def score_sequences(
-    engine: Engine,
+    engine: TokenScorer,
     sequences: Sequence[Ints],
     *,
     row_tokens: int,

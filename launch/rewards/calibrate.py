@@ -58,6 +58,8 @@ def publish_calibrated(
     final = run_directory / "checkpoints" / step_name(checkpoint.step)
     if checkpoint.path.resolve() != final.resolve():
         raise ConfigError(f"{checkpoint.path} is not in the folder of checkpoints of {run_directory}. Give the run")
+    if BIAS not in checkpoint.index:
+        raise ConfigError(f"{checkpoint.path} holds no tensor '{BIAS}', so its rewards cannot be shifted")
     before = checkpoint.state.get(CALIBRATION)
     facts: dict[str, Any] = {
         "demonstrations": source,

@@ -87,7 +87,11 @@ def write_rankings(folder, name, n, seed):
 
 @pytest.fixture(scope="session")
 def reward_run(tiny_corpus, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reward")
+    return make_reward_run(tiny_corpus, tmp_path_factory.mktemp("reward"))
+
+
+def make_reward_run(tiny_corpus, folder):
+    """Train a language model for two steps, and from it a reward model."""
     write_rankings(folder, "train", 160, seed=1)
     write_rankings(folder, "validation", 40, seed=2)
     with TokenFileWriter(folder / "demonstrations", vocab_size=512) as file:
