@@ -1,0 +1,154 @@
+"""GPUs, networks and software stacks, read from TOML tables that a user can extend."""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gpt.errors import ConfigError, did_you_mean, file_error
+
+T = TypeVar("T")
+SUSTAINED = 0.81  # share of the best speed of products that training sustains; fitted once for all GPUs
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One accelerator. The units are those of `gpus.toml`."""
+
+    name: str
+    peak: float
+    best: float
+    attention: float
+    memory_gib: float
+    memory_gb_per_s: float
+    link_gb_per_s: float
+    network: str
+    peak_fp8: float | None = None
+    best_fp8: float | None = None
+    power: float = 1.0
+    watts: float | None = None
+    names: tuple[str, ...] = ()
+
+    def product_flops_per_s(self, precision: str) -> float:
+        """FLOP/s that a large product sustains in training. ConfigError: the GPU has no fp8."""
+        if precision == "fp8":
+            if self.peak_fp8 is None or self.best_fp8 is None:
+                raise ConfigError(f"precision fp8 on {self.name} is invalid: this GPU has no fp8. Use bf16")
+            return self.peak_fp8 * self.best_fp8 * SUSTAINED * self.power * 1e12
+        return self.peak * self.best * SUSTAINED * self.power * 1e12 / (8 if precision == "fp32" else 1)
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory_gib * 2**30)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network between nodes. The units are those of `networks.toml`."""
+
+    name: str
+    gb_per_s: float
+    node: int
+    latency_us: float
+    names: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A training program, by the share of the hardware that it uses. `stacks.toml` explains the fields."""
+
+    name: str
+    about: str
+    attention: str = "fused"
+    kernels: float = 1.0
+    overhead: float = 1.0
+    overlap_tensor: bool = False
+    tensor: float = 0.58
+    tensor_overlapped: float = 0.33
+    data: float = 0.23
+    pipeline: float = 0.83
+    gradient_bytes: int = 4
+    fsdp: bool = False
+    schedule_unknown: str = "interleaved_1f1b"
+    spread: float = 0.10
+    sources: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """All tables by name."""
+
+    gpus: Mapping[str, Gpu]
+    networks: Mapping[str, Network]
+    stacks: Mapping[str, Stack] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Identical GPUs in nodes of `node`, and the network between the nodes."""
+
+    gpu: Gpu
+    network: Network
+    node: int
+
+
+def read_hardware(extra: Path | None = None) -> Hardware:
+    """Return the shipped tables. `extra`: a user's file with tables [gpus.NAME], [networks.NAME] or [stacks.NAME].
+
+    ConfigError: the file cannot be read, or a table has a wrong or missing key.
+    """
+    given = _toml(extra) if extra is not None else {}
+    unknown = next((key for key in given if key not in ("gpus", "networks", "stacks")), None)
+    if unknown is not None:
+        raise ConfigError(f"{extra}: [{unknown}] is invalid: a table is [gpus.NAME], [networks.NAME] or [stacks.NAME]")
+    parts: dict[str, Any] = {}
+    for key, kind in (("gpus", Gpu), ("networks", Network), ("stacks", Stack)):
+        tables = _toml(Path(str(resources.files("parallel"))) / "planner" / "hardware" / f"{key}.toml")
+        more = given.get(key, {})
+        if not isinstance(more, dict) or not all(isinstance(table, dict) for table in more.values()):
+            raise ConfigError(f"{extra}: {key} is invalid: write tables [{key}.NAME]")
+        parts[key] = {name: _build(kind, name, table) for name, table in {**tables, **more}.items()}
+    return Hardware(**parts)
+
+
+def find(kind: str, name: str, known: Mapping[str, T]) -> T:
+    """Return the entry with this name or other name, in any case. ConfigError names the nearest known one."""
+    names = {alias.lower(): entry for entry in known.values() for alias in getattr(entry, "names", ())}
+    names |= {key.lower(): entry for key, entry in known.items()}
+    if name.lower() in names:
+        return names[name.lower()]
+    every = {**{key: key for key in known}, **{a: a for e in known.values() for a in getattr(e, "names", ())}}
+    meant = did_you_mean(name.upper(), every) or did_you_mean(name, every) or f"known: {', '.join(known)}"
+    raise ConfigError(f"{kind} '{name}' is unknown: {meant} Add others with --hardware FILE")
+
+
+def _build(kind: type[Any], name: str, table: dict[str, Any]) -> Any:
+    allowed = {entry.name: entry for entry in fields(kind) if entry.name != "name"}
+    for key, value in table.items():
+        if key not in allowed:
+            raise ConfigError(f"[{name}] {key} is an unknown key; {did_you_mean(key, allowed)}")
+        wanted = str(allowed[key].type)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if ("float" in wanted or wanted == "int") and not (number and 0 < value < math.inf):
+            raise ConfigError(f"[{name}] {key} = {value!r} is invalid: must be a number above 0")
+        if wanted == "str" and not isinstance(value, str):
+            raise ConfigError(f"[{name}] {key} = {value!r} is invalid: must be a text")
+    for key, entry in allowed.items():
+        if entry.default is MISSING and key not in table:
+            raise ConfigError(f"[{name}] {key} is missing")
+    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    return kind(name=name, **lists)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise file_error(error, f"{path} cannot be read: {(error.strerror or '').lower()}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None

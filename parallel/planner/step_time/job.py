@@ -1,0 +1,60 @@
+"""A training step to predict: the model, its layout and its batch, for this program or another."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gpt.model.config import ModelConfig
+
+# `attention` recomputes attention alone (arXiv 2205.05198), `operators` every second product as torchtitan does,
+# `elementwise` all but products and attention, as `parallel.recompute = "selective"` does.
+Recompute = Literal["none", "attention", "elementwise", "operators", "full"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step. `split` gives the blocks of each pipeline stage; `data` counts ranks after tensor, context, pipeline.
+
+    `shard`: data ranks that share one copy of what ZeRO shards. `zero`: as `parallel.zero_stage`.
+    """
+
+    model: ModelConfig
+    seq_len: int
+    micro_batch_size: int
+    micro_batches: int
+    split: tuple[int, ...]
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    context: int = 1
+    shard: int = 1
+    zero: int = 1
+    schedule: str = "1f1b"
+    v_shaped: bool = False
+    recompute: Recompute = "none"
+    sequence_parallel: bool = True
+    precision: str = "bf16"
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.pipeline * self.data * self.context
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.seq_len * self.micro_batch_size * self.micro_batches * self.data
+
+    @property
+    def rows(self) -> int:
+        """Tokens of a micro-batch that the ranks of one tensor group process together."""
+        return self.seq_len * self.micro_batch_size // self.context
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of a step: 6 per weight in a product, attention as if it were not causal."""
+        return self.model.train_flops_per_token(self.seq_len) * self.tokens
+
+    def rank_of(self, stage: int) -> int:
+        """Return the pipeline rank that holds a stage."""
+        if self.v_shaped and stage >= self.pipeline:
+            return len(self.split) - 1 - stage
+        return stage % self.pipeline

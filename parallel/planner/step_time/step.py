@@ -1,0 +1,165 @@
+"""Predict the time of a training step on hardware that is not there."""
+
+import math
+from dataclasses import dataclass
+
+from parallel.planner.hardware.tables import Cluster, Stack
+from parallel.planner.step_time.collectives import all_gather_s, group, send_s
+from parallel.planner.step_time.job import Job
+from parallel.planner.step_time.kernels import Seconds, block_s, head_s
+from parallel.planner.step_time.schedules import StageTimes, step_makespan
+
+OPTIMIZER_BYTES = 40  # of AdamW for each parameter of a rank's shard, read and written
+INTERVAL = 1.645  # standard deviations: 90% of a normal distribution
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step, and of its parts on the busiest pipeline rank; the parts add up to `seconds`.
+
+    `low` and `high` bound 90% of the runs that the stack's spread predicts.
+    """
+
+    seconds: float
+    low: float
+    high: float
+    products: float
+    attention: float
+    elementwise: float
+    recompute: float
+    tensor: float
+    pipeline: float
+    bubble: float
+    data: float
+    optimizer: float
+    other: float
+
+    def tokens_per_s(self, job: Job) -> float:
+        return job.tokens / self.seconds
+
+    def mfu(self, job: Job, cluster: Cluster) -> float:
+        """Model FLOPs a second over the bf16 peak of all GPUs."""
+        return job.flops / self.seconds / (cluster.gpu.peak * 1e12 * job.world_size)
+
+    @property
+    def parts(self) -> dict[str, float]:
+        names = ("products", "attention", "elementwise", "recompute", "tensor", "pipeline", "bubble", "data")
+        return {name: getattr(self, name) for name in (*names, "optimizer", "other")}
+
+
+def step_time(job: Job, cluster: Cluster, stack: Stack) -> StepTime:
+    """Predict one step of a job."""
+    forward, backward = _stages(job, cluster, stack)
+    message = _message_s(job, cluster)
+    waits = message * stack.pipeline if job.pipeline > 1 else 0.0
+    gathers_f, gathers_b = _exposed_gathers(job, cluster, forward, backward)
+    times_f = [f.total * stack.overhead + g + waits for f, g in zip(forward, gathers_f, strict=True)]
+    times_b = [b.total * stack.overhead + g + waits for b, g in zip(backward, gathers_b, strict=True)]
+    if job.pipeline == 1:
+        span = job.micro_batches * (sum(times_f) + sum(times_b))
+    else:
+        split = forward[0] + backward[0]
+        inputs = 0.5 + 0.15 * (split.attention / split.total)  # attention has no weights: its backward is of inputs
+        times = StageTimes(times_f, times_b, inputs, message)
+        span = step_makespan(job.schedule, job.pipeline, job.micro_batches, times)
+    own = _stages_of_busiest(job, [f + b for f, b in zip(times_f, times_b, strict=True)])
+    busy = sum((forward[i] + backward[i] for i in own), Seconds()).times(job.micro_batches)
+    gathers = job.micro_batches * sum(gathers_f[i] + gathers_b[i] for i in own)
+    pipeline = job.micro_batches * 2 * waits * len(own)
+    other = busy.total * (stack.overhead - 1)
+    data = _data_s(job, cluster, stack)
+    optimizer = _optimizer_s(job, cluster)
+    seconds = span + data + optimizer
+    factor = math.exp(INTERVAL * stack.spread)
+    return StepTime(
+        seconds,
+        seconds / factor,
+        seconds * factor,
+        *(busy.products, busy.attention, busy.elementwise, busy.recompute, busy.tensor),
+        pipeline=pipeline,
+        bubble=span - busy.total - gathers - pipeline - other,
+        data=data + gathers,
+        optimizer=optimizer,
+        other=other,
+    )
+
+
+def _stages(job: Job, cluster: Cluster, stack: Stack) -> tuple[list[Seconds], list[Seconds]]:
+    forward, backward = block_s(job, cluster, stack)
+    head_forward, head_backward = head_s(job, cluster)
+    ups, downs = [forward.times(n) for n in job.split], [backward.times(n) for n in job.split]
+    ups[-1] += head_forward
+    downs[-1] += head_backward
+    return ups, downs
+
+
+def _stages_of_busiest(job: Job, times: list[float]) -> list[int]:
+    own: dict[int, list[int]] = {}
+    for stage in range(len(job.split)):
+        own.setdefault(job.rank_of(stage), []).append(stage)
+    return max(own.values(), key=lambda stages: sum(times[i] for i in stages))
+
+
+def _message_s(job: Job, cluster: Cluster) -> float:
+    if job.pipeline == 1:
+        return 0.0
+    nbytes = job.rows * job.model.d_model * (4 if job.precision == "fp32" else 2) / job.tensor
+    return send_s(nbytes, cluster, stride=job.tensor * job.context * job.data)
+
+
+def rank_parameters(job: Job) -> float:
+    """Parameters of the largest pipeline rank before they are sharded over data ranks."""
+    model = job.model
+    held = [0.0] * job.pipeline
+    for stage, blocks in enumerate(job.split):
+        held[job.rank_of(stage)] += blocks * model.block_parameters
+    table = model.padded_vocab_size * model.d_model
+    held[0] += table
+    last = job.rank_of(len(job.split) - 1)
+    held[last] += 0 if model.tied and last == 0 else table
+    return max(held) / job.tensor
+
+
+def _data_groups(job: Job) -> tuple[int, int]:
+    """Data ranks of a shard, and replicas of it. Context ranks share weights as data ranks do."""
+    ranks = job.data * job.context
+    shard = 1 if job.zero == 0 else min(job.shard * job.context, ranks)
+    return shard, ranks // shard
+
+
+def _data_s(job: Job, cluster: Cluster, stack: Stack) -> float:
+    """Exposed seconds a step for gradients and weights, where they move once a step (ZeRO 0 and 1)."""
+    shard, replicas = _data_groups(job)
+    weights = rank_parameters(job)
+    among = group(cluster, shard, stride=job.tensor)
+    copies = group(cluster, replicas, stride=job.tensor * shard)
+    reduced = weights * stack.gradient_bytes
+    across = 2 * all_gather_s(reduced / shard, copies, cluster)
+    if job.zero >= 2:
+        return across * stack.data
+    once = all_gather_s(reduced, among, cluster) + all_gather_s(weights * 2, among, cluster)
+    return (once + across) * stack.data
+
+
+def _exposed_gathers(
+    job: Job, cluster: Cluster, forward: list[Seconds], backward: list[Seconds]
+) -> tuple[list[float], list[float]]:
+    """Exposed seconds of a micro-batch for the messages of ZeRO 2 and 3, which run beside each block's computation."""
+    shard, _ = _data_groups(job)
+    if job.zero < 2 or shard == 1:
+        return [0.0] * len(forward), [0.0] * len(backward)
+    among = group(cluster, shard, stride=job.tensor)
+    block = job.model.block_parameters / job.tensor
+    gather = all_gather_s(block * 2, among, cluster) if job.zero == 3 else 0.0
+    reduce = all_gather_s(block * 4, among, cluster)
+    ups, downs = [], []
+    for blocks, f, b in zip(job.split, forward, backward, strict=True):
+        n = max(blocks, 1)
+        ups.append(gather + n * max(0.0, gather - f.total / n))
+        downs.append(reduce + n * max(0.0, gather + reduce - b.total / n))
+    return ups, downs
+
+
+def _optimizer_s(job: Job, cluster: Cluster) -> float:
+    shard, _ = _data_groups(job)
+    return OPTIMIZER_BYTES * rank_parameters(job) / shard / (cluster.gpu.memory_gb_per_s * 1e9)

@@ -1,0 +1,45 @@
+"""The shipped tables, a user's file, and faults in it."""
+
+import pytest
+
+from gpt.errors import ConfigError
+from parallel.planner.hardware.tables import find, read_hardware
+
+
+def test_the_shipped_tables():
+    found = read_hardware()
+    for name in ("A100-40G", "A100-80G", "H100", "H100-PCIe", "H100-NVL", "H200", "B200", "GB200", "L40S", "MI300X"):
+        gpu = found.gpus[name]
+        assert gpu.network in found.networks
+        assert 0 < gpu.best <= 1
+        assert gpu.memory_bytes > 39 * 2**30
+    assert find("GPU", "h100-sxm", found.gpus).name == "H100"
+    assert found.stacks["triaxial"].fsdp
+    with pytest.raises(ConfigError, match="no fp8"):
+        found.gpus["A100-80G"].product_flops_per_s("fp8")
+
+
+def test_unknown_names_give_the_nearest():
+    with pytest.raises(ConfigError, match="GPU 'H10O' is unknown: did you mean 'H100'"):
+        find("GPU", "H10O", read_hardware().gpus)
+
+
+def test_a_user_extends_the_tables(tmp_path):
+    path = tmp_path / "more.toml"
+    path.write_text('[networks.slow]\ngb_per_s = 1\nnode = 4\nlatency_us = 500\n[stacks.mine]\nabout = "mine"\n')
+    found = read_hardware(path)
+    assert found.networks["slow"].node == 4
+    assert found.stacks["mine"].about == "mine"
+    for text, words in (
+        ("[gpu.x]\npeak = 1", r"\[gpu\] is invalid"),
+        ("[networks.slow]\ngb_per_s = -1\nnode = 4\nlatency_us = 5", "gb_per_s = -1 is invalid"),
+        ("[networks.slow]\nnode = 4\nlatency_us = 5", "gb_per_s is missing"),
+        ("[networks.slow]\ngb_per_second = 4", "unknown key; did you mean 'gb_per_s'"),
+        ("networks = 3", "networks is invalid"),
+        ("[", "not valid TOML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            read_hardware(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_hardware(tmp_path / "none.toml")
