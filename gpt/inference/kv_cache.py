@@ -43,6 +43,28 @@ class KeyValueCache:
         result.append(self._k[0][:, columns].transpose(0, 1), self._v[0][:, columns].transpose(0, 1))
         return result
 
+    def replace_rows(self, rows: Tensor, source: "KeyValueCache") -> None:
+        """Put the n sequences of `source` in place of those at `rows` (n,). All rows end at the same position.
+
+        Positions before those of `source` keep stale keys: the caller masks them.
+        """
+        assert self._k is not None
+        assert self._v is not None
+        assert source._k is not None
+        assert source._v is not None
+        start = self.length - source.length
+        assert start >= 0, f"{source.length} positions before position {self.length}"
+        self._k[rows, :, start : self.length] = source._k[:, :, : source.length]
+        self._v[rows, :, start : self.length] = source._v[:, :, : source.length]
+
+    def drop_first(self, n: int) -> None:
+        """Drop the first n positions of all sequences, to make room at the end."""
+        assert self._k is not None
+        assert self._v is not None
+        for tensor in (self._k, self._v):
+            tensor[:, :, : self.length - n] = tensor[:, :, n : self.length].clone()
+        self.length -= n
+
     def rewind(self, length: int) -> None:
         """Drop all but the first `length` positions."""
         assert length <= self.length, f"{length} positions of {self.length}"

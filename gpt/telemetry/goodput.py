@@ -23,6 +23,7 @@ NAMES = {
     REPEATED: "training lost to repeated steps",
     "evaluation": "evaluation",
     "sampling": "sampling",
+    "scoring": "scoring responses",
     "saving": "saving (standing still)",
     "waiting_for_save": "waiting for a save",
     "data": "waiting for data",

@@ -26,6 +26,7 @@ PHASES = (
     "training",
     "evaluation",
     "sampling",
+    "scoring",  # of responses, by reward, reference and value models
     "saving",  # only the time for which training stops
     "waiting_for_save",  # until an earlier background save has finished
     "rewinding",

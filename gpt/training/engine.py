@@ -132,6 +132,13 @@ class SharedCheckpointStore(CheckpointStore, Protocol):
         """
         ...
 
+    def move_weights(self, source: "SharedCheckpointStore", *, share: float) -> None:
+        """Move each weight by `share` of the way to the same weight of `source`, an engine of one model and layout.
+
+        For a moving average of weights. The optimizer stays as it is. Communicates nothing on the native engine.
+        """
+        ...
+
     def load_newest(self, directory: Path, *, at_most: int) -> dict[str, Any] | None:
         """Load the newest whole checkpoint of a step up to `at_most`; return its state, or None if there is none."""
         ...

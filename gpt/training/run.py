@@ -1,7 +1,7 @@
 """The parts of a training run, the state of its loop, the values that it logs, and how it ends."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -29,6 +29,7 @@ class LoopState:
     skipped_in_a_row: int = 0
     rewinds: int = 0
     best: Best | None = None  # evaluation so far, by checkpoint.keep_best
+    phases: dict[str, Any] = field(default_factory=dict)  # of a program that alternates phases, as JSON
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the step, which a checkpoint stores separately."""
@@ -39,6 +40,7 @@ class LoopState:
             "skipped_in_a_row": self.skipped_in_a_row,
             "rewinds": self.rewinds,
             **({} if self.best is None else {"best": asdict(self.best)}),
+            **({"phases": self.phases} if self.phases else {}),
         }
 
     @classmethod
@@ -52,6 +54,7 @@ class LoopState:
             skipped_in_a_row=int(table["skipped_in_a_row"]),
             rewinds=int(table["rewinds"]),
             best=Best.from_json(table["best"]) if "best" in table else None,
+            phases=dict(table.get("phases", {})),
         )
 
     def rewind_to(self, saved: dict[str, object], *, spike: SpikeConfig, skipped: SkippedData) -> None:

@@ -9,11 +9,13 @@ from types import MappingProxyType
 from typing import Any
 
 from gpt.post_training.config import RewardConfig, SFTConfig
+from gpt.post_training.ppo.config import PPOConfig
 from gpt.training.config import NextTokenConfig, ObjectiveConfig
 
 OBJECTIVES: Mapping[str, type[ObjectiveConfig]] = MappingProxyType(
     {
         "next_token": NextTokenConfig,
+        "ppo": PPOConfig,
         "reward": RewardConfig,
         "sft": SFTConfig,
     }
@@ -22,7 +24,7 @@ DEFAULT = "next_token"
 
 # A program is a module with `prepare` and `train_joined`, see launch/training/train_rank.py. It is imported when used.
 TRAINING_LOOP = "launch.training.train_rank"
-PROGRAMS: Mapping[str, str] = MappingProxyType({})  # of the kinds that alternate phases; the loop trains the others
+PROGRAMS: Mapping[str, str] = MappingProxyType({"ppo": "launch.post_training.train_ppo"})  # kinds with phases
 
 
 def program_of(objective: ObjectiveConfig) -> Any:

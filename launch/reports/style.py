@@ -77,6 +77,7 @@ TIME_COLOURS = {
     REPEATED: "#cf2e2e",
     "evaluation": "#2a9d5c",
     "sampling": "#62b98a",
+    "scoring": "#8fa83c",
     "saving": "#b8860b",
     "waiting_for_save": "#d9b04a",
     "data": "#0e8f9e",

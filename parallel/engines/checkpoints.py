@@ -11,10 +11,11 @@ from torch import Tensor
 
 from gpt.adapters.config import is_adapter
 from gpt.training.config import Retention
-from gpt.training.engine import SaveEstimate, SaveResult, VerifiedCheckpoint
+from gpt.training.engine import SaveEstimate, SaveResult, SharedCheckpointStore, VerifiedCheckpoint
 from parallel.adapters.base import with_bases
 from parallel.adapters.merge import load_merged
 from parallel.agreement import broadcast_object, gather_scatter
+from parallel.axes.gradients import local
 from parallel.checkpoint.background import BackgroundSaver, BackgroundWriter
 from parallel.checkpoint.estimate import estimate_local, estimate_shared
 from parallel.checkpoint.find import discard_after, find_latest
@@ -103,6 +104,14 @@ class SharedCheckpoints:
         load_merged(chain, loaded)
         self._tensors.finish_load(loaded, None)
         return [name.removeprefix("model.") for name in names]
+
+    @torch.no_grad()
+    def move_weights(self, source: SharedCheckpointStore, *, share: float) -> None:
+        assert isinstance(source, SharedCheckpoints)
+        mine, others = self._tensors.weights(), source._tensors.weights()
+        for name, tensor in mine.items():
+            local(tensor).lerp_(local(others[name]), share)
+        self._tensors.finish_load(mine, None)
 
     def load_newest(self, directory: Path, *, at_most: int) -> dict[str, Any] | None:
         self._writer.wait()

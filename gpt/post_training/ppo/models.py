@@ -1,0 +1,70 @@
+"""The parts of a PPO run: its engines, rewards and data, and how the ranks exchange a few numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+from gpt.data.dataset import TrainingData
+from gpt.errors import ConfigError
+from gpt.post_training.ppo.config import PPOConfig
+from gpt.post_training.ppo.rewards import RewardModel
+from gpt.tokenizer.tokenizers import Tokenizer
+from gpt.training.engine import Engine
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PPOModels:
+    """Engines over one mesh. Every rank holds its shard of each. `reference` and those of the rewards never learn."""
+
+    policy: Engine
+    reference: Engine
+    value: Engine
+    ema: Engine | None
+    rewards: Sequence[RewardModel]
+    gold: Sequence[RewardModel]
+
+
+@dataclass(frozen=True)
+class PPOSetup:
+    """Everything that a PPO run needs besides its models.
+
+    `writes`: this rank writes files and calls reward functions for its data rank; exactly one rank of each does.
+    """
+
+    config: PPOConfig
+    prompts: TrainingData
+    ptx: TrainingData | None
+    tokenizer: Tokenizer
+    end_ids: tuple[int, ...]
+    rollouts: Path
+    episodes: int  # of an iteration, over all data ranks
+    seq_len: int
+    micro_batch_size: int
+    seed: int
+    writes: bool
+
+    @property
+    def minibatch(self) -> int:
+        """Episodes of an update, over all data ranks."""
+        return min(self.config.minibatch_episodes, self.episodes)
+
+
+def exchange(engine: Engine, value: T, *, writes: bool) -> list[T]:
+    """The values of all data ranks, in order; each is that of the rank that writes. Every rank must call it."""
+    found = engine.all_gather_objects([value] if writes else [])
+    return [cast(T, one) for (one,) in found]
+
+
+def agree(engine: Engine, error: ConfigError | None) -> None:
+    """Raise the first error of any rank on all ranks. Every rank must call it."""
+    texts = engine.all_gather_objects([] if error is None else [str(error)])
+    if texts:
+        raise ConfigError(texts[0][0]) from error
+
+
+def any_rank(engine: Engine, here: bool) -> bool:
+    """Whether any rank says so. Every rank must call it."""
+    return any(engine.all_gather_objects([True] if here else []))

@@ -1,0 +1,142 @@
+"""What the policy and the value model of PPO learn, as objectives that engines run.
+
+Shapes: b rows, t positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gpt.data.sampling import CorpusFiles, Samples
+from gpt.errors import ConfigError
+from gpt.losses.base import Loss, LossTotals
+from gpt.losses.batch import Batch
+from gpt.losses.next_token import next_token_loss
+from gpt.model.attention import Mask
+from gpt.model.config import ModelConfig
+from gpt.model.gpt import Embedding
+from gpt.model.heads import ScalarHead, VocabularyHead
+from gpt.model.masks import document_mask
+from gpt.post_training.ppo_loss import PolicyLoss, ValueLoss
+from gpt.training.objective import NextToken
+
+PTX_SCALE = "ptx_scale"  # in `Batch.extra`: rows of pre-training data, and the factor (b, 1) of their summed loss
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A language model that learns from advantages, and from pre-training data with PPO-ptx."""
+
+    clip: float
+    temperature: float
+    streams: ClassVar[tuple[str, ...]] = ()
+    optional_streams: ClassVar[tuple[str, ...]] = ()
+
+    def batch(self, samples: Samples) -> Batch:
+        """Every token as part of a response: for a dry run, which prices an update."""
+        batch = NextToken().batch(samples)
+        zeros = torch.zeros(batch.inputs.shape)
+        mask = torch.ones(batch.inputs.shape, dtype=torch.bool)
+        return Batch(batch.inputs, batch.targets, loss_mask=mask, extra={"old_log_probs": zeros, "advantages": zeros})
+
+    def check_corpus(self, files: CorpusFiles, model: ModelConfig) -> list[str]:
+        """Refuse prompts that are empty or leave no room for a response. Reads the length of each document."""
+        seq_len, tokens = files.sampling.seq_len, files.tokens
+        starts = [tokens.document_start(i) for i in range(tokens.n_documents + 1)]
+        lengths = [stop - start for start, stop in pairwise(starts)]
+        empty, full = lengths.count(0), sum(length >= seq_len for length in lengths)
+        if empty or full:
+            raise ConfigError(
+                f"corpus '{files.name}': {empty:,} of its {len(lengths):,} prompts are empty and {full:,} leave no "
+                f"room for a response in data.seq_len = {seq_len}. Prepare them with a smaller --max-prompt-tokens"
+            )
+        return []
+
+    def front(self, config: ModelConfig) -> nn.Module:
+        return Embedding(config)
+
+    def head(self, config: ModelConfig) -> nn.Module:
+        return VocabularyHead(config)
+
+    def loss(self, *, compile: bool) -> Loss:
+        return PolicyWithPretraining(PolicyLoss(clip=self.clip, temperature=self.temperature))
+
+    def attention_mask(self, batch: Batch) -> Mask:
+        return document_mask(batch.segment_ids)
+
+    def after_step(self, parameters: Sequence[tuple[str, Tensor]]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class PolicyWithPretraining:
+    """The policy's loss, and for rows of pre-training data their next-token loss times a factor, with a count of 0.
+
+    The engine divides the sum of all gradients by the count, which is that of the responses' tokens.
+    """
+
+    policy: PolicyLoss
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return (*self.policy.metric_names, "ptx_loss", "ptx_tokens")
+
+    @property
+    def evaluation_names(self) -> tuple[str, ...]:
+        return self.policy.evaluation_names
+
+    def __call__(self, outputs: Any, batch: Batch) -> LossTotals:
+        scale = batch.extra.get(PTX_SCALE)
+        if scale is None:
+            totals = self.policy(outputs, batch)
+            zero = totals.reported.new_zeros(())
+            return LossTotals(
+                totals.sum, totals.count, totals.reported, {**totals.metrics, "ptx_loss": zero, "ptx_tokens": zero}
+            )
+        found = next_token_loss(outputs.hidden, outputs.weight, batch.targets, outputs.shard)
+        zero = found.reported.new_zeros(())
+        metrics = {**dict.fromkeys(self.policy.metric_names, zero), "ptx_loss": found.reported}
+        return LossTotals(
+            found.sum * scale.max(), found.count * 0, zero, {**metrics, "ptx_tokens": found.count.to(zero.dtype)}
+        )
+
+    def values(self, outputs: Any, batch: Batch) -> Tensor:
+        return self.policy.values(outputs, batch)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A scalar head that learns the return to expect at each token of a response."""
+
+    clip: float
+    streams: ClassVar[tuple[str, ...]] = ()
+    optional_streams: ClassVar[tuple[str, ...]] = ()
+
+    def batch(self, samples: Samples) -> Batch:
+        """Every token as part of a response: for a dry run."""
+        batch = NextToken().batch(samples)
+        zeros = torch.zeros(batch.inputs.shape)
+        mask = torch.ones(batch.inputs.shape, dtype=torch.bool)
+        return Batch(batch.inputs, batch.targets, loss_mask=mask, extra={"old_values": zeros, "returns": zeros})
+
+    def check_corpus(self, files: CorpusFiles, model: ModelConfig) -> list[str]:
+        return []
+
+    def front(self, config: ModelConfig) -> nn.Module:
+        return Embedding(config)
+
+    def head(self, config: ModelConfig) -> nn.Module:
+        return ScalarHead(config)
+
+    def loss(self, *, compile: bool) -> Loss:
+        return ValueLoss(clip=self.clip)
+
+    def attention_mask(self, batch: Batch) -> Mask:
+        return document_mask(batch.segment_ids)
+
+    def after_step(self, parameters: Sequence[tuple[str, Tensor]]) -> None:
+        pass

@@ -1,0 +1,199 @@
+"""Open and check the parts of a PPO run before the ranks join, so that a mistake ends with one line."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gpt.data.config import DataConfig
+from gpt.data.dataset import TrainingData
+from gpt.errors import ConfigError, nearest_divisors
+from gpt.model.config import ModelConfig
+from gpt.post_training.ppo.config import PPOConfig, RewardSource
+from gpt.post_training.ppo.models import PPOSetup
+from gpt.post_training.ppo.rewards import RewardFunction, load_function
+from gpt.token_files.corpus import describe_corpus
+from gpt.tokenizer.special_tokens import special_tokens_of
+from gpt.tokenizer.tokenizers import load_tokenizer
+from launch.config.corpora import naming_the_maker
+from launch.config.run_config import RunConfig
+from launch.runs.imported_run import HUGGING_FACE
+from launch.runs.saved_run import find_checkpoint_folder, model_section
+from launch.training.train_rank import Prepared
+from parallel.checkpoint.folders import list_checkpoints
+from parallel.checkpoint.handle import read_checkpoint_header
+from parallel.layout.config import BatchConfig
+from parallel.layout.layout import Layout, resolve_layout
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model of the run besides the policy: where its weights are, its configuration and its layout on the mesh."""
+
+    source: Path
+    model: ModelConfig
+    layout: Layout
+    config: dict[str, Any]  # of the run that made it
+
+
+@dataclass(frozen=True)
+class PPOParts:
+    """Everything that a rank knows of a PPO run before it joins the others. `plans`: by the names of `state.models`.
+
+    `functions`: the rewards that are Python functions, by name.
+    """
+
+    config: PPOConfig
+    setup: PPOSetup
+    plans: dict[str, ModelPlan]
+    functions: dict[str, RewardFunction]
+
+
+def check_unused(config: RunConfig) -> None:
+    """ConfigError if the recipe asks for something that an iteration of PPO does not do."""
+    used = {
+        "data.validation": (bool(config.data.validation), "`triaxial evaluate` and `triaxial score` read checkpoints"),
+        "train.sample_every_tokens": (config.train.sample_every_tokens is not None, "each iteration logs samples"),
+        "train.few_shot_every_tokens": (config.train.few_shot_every_tokens is not None, "evaluate checkpoints"),
+        "checkpoint.fast_directory": (bool(config.checkpoint.fast_directory), "several models are saved together"),
+        "spike.action = 'rewind'": (config.spike.action == "rewind", "the loss of a policy is no measure of faults"),
+        "train.residual_dropout": (config.train.residual_dropout > 0, "the ratio would not begin at 1"),
+    }
+    for key, (is_used, reason) in used.items():
+        if is_used:
+            raise ConfigError(f"{key} is invalid with objective.kind = 'ppo': {reason}. Leave it out")
+
+
+def check_ppo(base: Prepared) -> PPOParts:
+    """Open data and rewards. ConfigError: they do not fit each other, the policy or the layout."""
+    config, objective = base.config, base.config.objective
+    assert isinstance(objective, PPOConfig)
+    episodes = check_batch(config, objective, data=base.layout.data)
+    check_unused(config)
+    if config.run.start_from is None:
+        raise ConfigError(
+            "run.start_from is missing: with objective.kind = 'ppo' it names the policy's first weights, which are "
+            "also the reference's. Use the run of a supervised fine-tuning"
+        )
+    if not objective.rewards and objective.rollouts != "only":
+        raise ConfigError("objective.rewards is empty. Name at least one: rewards = [{ run = 'runs/reward' }]")
+    world_size, rank = base.layout.world_size, base.environment.rank
+    plans = {"reference": plan_model(config, config.run.start_from, world_size, key="run.start_from")}
+    for source in (*objective.rewards, *objective.gold):
+        if source.run is not None:
+            key = f"objective.rewards: run = '{source.run}'"
+            plans[reward_key(source)] = plan_model(config, source.run, world_size, key=key, kind="reward")
+            _check_tokenizer(source.run, base.saved_state["tokenizer"])
+    first = next((source.run for source in objective.rewards if source.run is not None), config.run.start_from)
+    plans["value"] = plan_model(config, objective.value_from or first, world_size, key="objective.value_from")
+    with naming_the_maker():
+        ptx = _open_ptx(config, objective)
+    tokenizer = load_tokenizer(Path(config.data.tokenizer))
+    companions = find_checkpoint_folder(config.run.start_from)[0].parent / HUGGING_FACE
+    setup = PPOSetup(
+        config=objective,
+        prompts=base.data,
+        ptx=ptx,
+        tokenizer=tokenizer,
+        end_ids=chat_ends(config) or special_tokens_of(companions, Path(config.data.tokenizer), tokenizer).end_ids,
+        rollouts=config.run.directory / "rollouts",
+        episodes=episodes,
+        seq_len=config.data.seq_len,
+        micro_batch_size=config.batch.micro_batch_size,
+        seed=config.run.seed,
+        writes=rank < base.layout.tensor * base.layout.data and rank % base.layout.tensor == 0,
+    )
+    functions = {s.name: load_function(s) for s in (*objective.rewards, *objective.gold) if s.function}
+    return PPOParts(objective, setup, plans, functions)
+
+
+def check_batch(config: RunConfig, objective: PPOConfig, *, data: int) -> int:
+    """The episodes of an iteration. ConfigError: they do not divide into minibatches and micro-batches."""
+    if config.data.sampling != "document":
+        raise ConfigError(
+            f"data.sampling = '{config.data.sampling}' is invalid with objective.kind = 'ppo': each document is a "
+            f"prompt. Use data.sampling = 'document'"
+        )
+    if config.batch.ramp_tokens is not None:
+        raise ConfigError(
+            "batch.ramp_tokens is invalid with objective.kind = 'ppo': iterations have one size. Remove it"
+        )
+    episodes = config.batch.global_batch_tokens // config.data.seq_len
+    minibatch = min(objective.minibatch_episodes, episodes)
+    if episodes % minibatch:
+        raise ConfigError(
+            f"objective.minibatch_episodes = {minibatch} is invalid: must divide the {episodes} episodes of an "
+            f"iteration (batch.global_batch_tokens / data.seq_len). Use {nearest_divisors(episodes, minibatch)}"
+        )
+    at_once = config.batch.micro_batch_size * data
+    if minibatch % at_once:
+        raise ConfigError(
+            f"objective.minibatch_episodes = {minibatch} is invalid: must be a multiple of batch.micro_batch_size x "
+            f"data-parallel ranks = {at_once}. Use {-(-minibatch // at_once) * at_once}"
+        )
+    return episodes
+
+
+def chat_ends(config: RunConfig) -> tuple[int, ...]:
+    """The tokens that end an answer in the chat format of the prompts, as `triaxial prepare` wrote them."""
+    found = [(describe_corpus(Path(corpus.path)) or {}).get("chat") or {} for corpus in config.data.train]
+    return tuple(dict.fromkeys(int(i) for chat in found for i in chat.get("end_ids", ())))
+
+
+def reward_key(source: RewardSource) -> str:
+    """The name of a reward's model in `PPOState.models`."""
+    return f"rewards/{source.name}"
+
+
+def plan_model(config: RunConfig, source: Path, world_size: int, *, key: str, kind: str | None = None) -> ModelPlan:
+    """Read the configuration of a run's newest checkpoint, and lay its model out over the ranks of this run."""
+    directory, path = find_checkpoint_folder(source)
+    found = list_checkpoints(directory)
+    if path is None and not found:
+        raise ConfigError(f"{key}: {directory} contains no checkpoint")
+    saved = read_checkpoint_header(path or found[0]).state.get("config")
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{key}: {path or found[0]} does not record its configuration")
+    made_by = saved.get("objective", {}).get("kind", "next_token")
+    if kind is not None and made_by != kind:
+        raise ConfigError(f"{key} is invalid: it is a run of objective.kind = '{made_by}'. Use one of '{kind}'")
+    model = model_section(saved)
+    if model.n_ctx < config.data.seq_len:
+        raise ConfigError(
+            f"{key} is invalid: its model reads {model.n_ctx} tokens, but data.seq_len = {config.data.seq_len}. Use a "
+            f"model with a longer context, or data.seq_len = {model.n_ctx}"
+        )
+    return ModelPlan(source, model, lay_out(config, model, world_size), saved)
+
+
+def lay_out(config: RunConfig, model: ModelConfig, world_size: int) -> Layout:
+    """The layout of a model over the ranks of this run, by the micro-batches of an update."""
+    objective = config.objective
+    assert isinstance(objective, PPOConfig)
+    parallel = config.parallel
+    if model.n_layers != config.model.n_layers:
+        parallel = replace(parallel, split=None)
+    episodes = config.batch.global_batch_tokens // config.data.seq_len
+    tokens = min(objective.minibatch_episodes, episodes) * config.data.seq_len
+    batch = BatchConfig(micro_batch_size=config.batch.micro_batch_size, global_batch_tokens=tokens)
+    return resolve_layout(parallel, batch, model=model, seq_len=config.data.seq_len, world_size=world_size)
+
+
+def _check_tokenizer(run: Path, fingerprint: object) -> None:
+    """Refuse a reward model that reads other token ids: its scores would be of another text."""
+    directory, path = find_checkpoint_folder(run)
+    saved = read_checkpoint_header(path or list_checkpoints(directory)[0]).state.get("tokenizer")
+    if saved is not None and saved != fingerprint:
+        raise ConfigError(
+            f"objective.rewards: run = '{run}' is invalid: it was trained with another tokenizer than data.tokenizer, "
+            f"so it cannot read the policy's tokens. Use a reward model with the policy's tokenizer, or a function"
+        )
+
+
+def _open_ptx(config: RunConfig, objective: PPOConfig) -> TrainingData | None:
+    """The pre-training corpora, in an order of their own."""
+    if not objective.ptx:
+        return None
+    data = DataConfig(
+        tokenizer=config.data.tokenizer, train=objective.ptx, seq_len=config.data.seq_len, sampling="window"
+    )
+    return TrainingData(data, seed=config.run.seed, vocab_size=config.model.vocab_size)

@@ -1,0 +1,142 @@
+"""Build the engines of a PPO run on one mesh, with the weights that they start or resume from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from gpt.errors import ConfigError
+from gpt.post_training.ppo.config import Placement, RewardSource
+from gpt.post_training.ppo.models import PPOModels
+from gpt.post_training.ppo.objectives import Value
+from gpt.post_training.ppo.rewards import FunctionReward, RewardModel, ScalarReward
+from gpt.post_training.ppo.state import PPOState
+from gpt.training.engine import Engine
+from gpt.training.objective import Objective
+from gpt.training.optimizer import OptimizerConfig
+from launch.config.run_config import RunConfig, from_dict
+from launch.post_training.checks import ModelPlan, PPOParts, reward_key
+from launch.runs.saved_run import find_checkpoint
+from launch.training.build import ENDS
+from launch.training.resume import RunStart
+from launch.training.train_rank import Prepared
+from parallel.checkpoint.handle import Checkpoint, verify_checkpoint
+from parallel.engines import choose
+from parallel.engines.settings import EngineSettings
+from parallel.layout.mesh import Mesh, build_mesh
+
+
+def starting_state(parts: PPOParts, start: RunStart) -> PPOState:
+    """The state of a new run, or that of the checkpoint to resume from."""
+    if start.checkpoint is None:
+        return PPOState(start.state, parts.config.beta, models={})
+    return PPOState.from_loop(start.state)
+
+
+def build_models(base: Prepared, parts: PPOParts, start: RunStart, state: PPOState) -> PPOModels:
+    """All engines. Fills `state.models` in a new run. Collective over all ranks.
+
+    ConfigError: weights are missing or do not fit.
+    """
+    config, objective = base.config, parts.config
+    maker = EngineMaker(base, parts, build_mesh(base.layout, base.device), state)
+    policy = maker.engine(None, base.objective, optimizer=config.optimizer, init=config.adapter is not None)
+    reference = maker.frozen("reference", base.objective)
+    value_objective = Value(clip=objective.value_clip)
+    value_optimizer = replace(config.optimizer, learning_rate=objective.value_learning_rate, frozen=(), groups=())
+    value = maker.engine(parts.plans["value"], value_objective, optimizer=value_optimizer, placement="value", init=True)
+    ema = (
+        maker.engine(None, base.objective, placement="ema", init=config.adapter is not None) if objective.ema else None
+    )
+    if start.checkpoint is not None:
+        policy.checkpoints.shared.load(start.checkpoint)
+        value.checkpoints.shared.load(saved_with(base, "value", start.step))
+        if ema is not None:
+            ema.checkpoints.shared.load(saved_with(base, "ema", start.step))
+    else:
+        first = maker.checkpoint("reference")
+        for engine in (policy, *([] if ema is None else [ema])):
+            engine.checkpoints.shared.load_weights(first)
+        missing = value.checkpoints.shared.load_weights(maker.checkpoint("value"), optional=ENDS[1:])
+        start.events.extend(("started_from", f"value model: {name} is initialised from the seed") for name in missing)
+        start.events.extend(("started_from", f"{name}: weights of {path}") for name, path in state.models.items())
+    rewards = [maker.reward(source) for source in objective.rewards]
+    gold = [maker.reward(source) for source in objective.gold]
+    return PPOModels(policy, reference, value, ema, rewards, gold)
+
+
+class EngineMaker:
+    """Makes the engines of one run over one mesh. Every rank has one, and all call its methods in the same order."""
+
+    def __init__(self, base: Prepared, parts: PPOParts, mesh: Mesh, state: PPOState) -> None:
+        self.base, self.parts, self.mesh, self.state = base, parts, mesh, state
+
+    def engine(
+        self,
+        plan: ModelPlan | None,
+        objective: Objective,
+        *,
+        optimizer: OptimizerConfig | None = None,
+        placement: Placement | None = None,
+        init: bool = False,
+    ) -> Engine:
+        """An engine of a plan's model, or of the policy's. Without an optimizer it never learns."""
+        config: RunConfig = self.base.config
+        model = config.model if plan is None else plan.model
+        layout = self.base.layout if plan is None else plan.layout
+        parallel = config.parallel
+        if placement in self.parts.config.offload:
+            parallel = replace(parallel, offload=True)
+        settings = EngineSettings(
+            model=model,
+            parallel=parallel,
+            layout=layout,
+            optimizer=optimizer,
+            micro_batch_size=config.batch.micro_batch_size,
+            seed=config.run.seed,
+            adapter=config.adapter if plan is None else None,
+        )
+        return choose.build_engine(
+            settings,
+            objective=objective,
+            device=self.base.device,
+            init_weights=init,
+            mesh=replace(self.mesh, layout=layout),
+        )
+
+    def frozen(self, name: str, objective: Objective) -> Engine:
+        """An engine that never learns, with the weights of `plans[name]`."""
+        placement: Placement = "reference" if name == "reference" else "rewards"
+        engine = self.engine(self.parts.plans[name], objective, placement=placement)
+        engine.checkpoints.shared.load_weights(self.checkpoint(name))
+        return engine
+
+    def reward(self, source: RewardSource) -> RewardModel:
+        """The reward of a source: an engine, or a function."""
+        if source.run is None:
+            return FunctionReward(source.name, self.parts.functions[source.name], self.parts.setup.tokenizer)
+        name = reward_key(source)
+        objective = from_dict(self.parts.plans[name].config).objective.build(z_loss=0.0)
+        return ScalarReward(self.frozen(name, objective))
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """The verified checkpoint of a model, the same one in a resumed run. Collective over all ranks."""
+        known = self.state.models.get(name)
+        if known is not None:
+            if not Path(known).is_dir():
+                raise ConfigError(f"{known} is missing: this run started its model '{name}' from it. Restore it")
+            return verify_checkpoint(Path(known))
+        _, checkpoint, _ = find_checkpoint(self.parts.plans[name].source, None)
+        self.state.models[name] = str(checkpoint.path.absolute())
+        return checkpoint
+
+
+def saved_with(base: Prepared, name: str, step: int) -> Checkpoint:
+    """The checkpoint of another model of this run, saved with the policy's of this step. Collective over all ranks."""
+    directory = base.config.run.directory / name
+    try:
+        _, checkpoint, _ = find_checkpoint(directory, step)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. The policy's checkpoint of step {step:,} needs it: restore it, or remove that checkpoint to "
+            f"resume from an earlier one"
+        ) from None
+    return checkpoint

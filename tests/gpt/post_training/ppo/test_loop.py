@@ -1,0 +1,150 @@
+"""The loop against its closed form, and with rewards that are not numbers."""
+
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from gpt.errors import ConfigError
+from gpt.post_training.ppo.config import PPOConfig
+from gpt.post_training.ppo.episodes import Episodes
+from gpt.post_training.ppo.measures import correlation
+from gpt.post_training.ppo.models import any_rank
+from gpt.post_training.ppo.sampling import RolloutSource
+from gpt.post_training.ppo.saving import PPOSaver
+from gpt.post_training.ppo.scoring import score
+from gpt.post_training.ppo.updates import policy_batch, value_batch
+
+CRITIC: dict[str, Any] = {"value_learning_rate": 2e-2, "value_clip": 10.0}
+
+
+@pytest.fixture(scope="module")
+def bandit() -> Any:
+    """bandit.py of this folder as a module."""
+    path = Path(__file__).with_name("bandit.py")
+    spec = importlib.util.spec_from_file_location("ppo_bandit", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ppo_bandit"] = module  # where dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("beta", [0.2, 0.5, 2.0])
+def test_the_policy_ends_at_the_closed_form(bandit: Any, tmp_path: Path, beta: float) -> None:
+    """Total variation to pi_ref exp(r / beta) / Z at most 0.05, for each prompt; it starts far from it."""
+    config = PPOConfig(beta=beta, minibatch_episodes=64, ema=0.0, **CRITIC)
+    run = bandit.make(tmp_path, config, iterations=30, episodes=256, learning_rate=1e-2)
+    optimum = run.optimum(beta)
+
+    def distance() -> float:
+        return float((run.policy() - optimum).abs().sum(1).max() / 2)
+
+    assert distance() > (0.15 if beta < 1 else 0.05)
+    assert run.loop.train() == "total_tokens"
+    assert distance() < 0.05
+    for line in run.metrics.lines:
+        assert line["ppo/first_ratio_error"] == 0.0
+        assert line["ppo/sampler_gap_max"] < 1e-5
+    assert run.metrics.lines[-1]["ppo/explained_variance"] > 0.5
+
+
+@dataclass(frozen=True)
+class Holes:
+    """A reward that fails to score every episode whose number is divisible by `every`."""
+
+    every: int
+    per_data_rank: ClassVar[bool] = False
+
+    def scores(self, episodes: Episodes) -> torch.Tensor:
+        values = episodes.tokens[:, 1].double()
+        return values.masked_fill(episodes.numbers % self.every == 0, math.nan)
+
+
+def test_episodes_without_a_reward_are_counted_and_left_out(bandit: Any, tmp_path: Path) -> None:
+    run = bandit.make(
+        tmp_path,
+        PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC),
+        iterations=1,
+        episodes=16,
+        learning_rate=1e-3,
+        reward=Holes(4),
+    )
+    run.loop.train()
+    assert isinstance(run.loop.saver, PPOSaver)
+    assert run.loop.saver.newest == tmp_path / "checkpoints" / "step-000000001"
+    assert (tmp_path / "value" / "checkpoints" / "step-000000001").is_dir()
+    assert not any_rank(run.loop.models.policy, False)
+    (line,) = run.metrics.lines
+    assert line["ppo/nan_rewards"] == 4
+    assert math.isfinite(line["ppo/reward"])
+    assert run.loop.state.nan_rewards == 4
+    assert any("4 of 16 episodes have a reward that is not finite" in text for text in run.metrics.events)
+
+
+def test_a_run_without_any_reward_ends_after_so_many_updates(bandit: Any, tmp_path: Path) -> None:
+    run = bandit.make(
+        tmp_path,
+        PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC),
+        iterations=9,
+        episodes=16,
+        learning_rate=1e-3,
+        reward=Holes(1),
+    )
+    with pytest.raises(ConfigError, match=r"in 11 updates in a row \(faults.max_skipped_steps = 10\)"):
+        run.loop.train()
+
+
+def test_what_does_not_count_changes_no_update(bandit: Any, tmp_path: Path) -> None:
+    """Neither prompts nor padding nor episodes without a reward reach a loss: garbage there changes nothing."""
+    run = bandit.make(
+        tmp_path,
+        PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC),
+        iterations=1,
+        episodes=8,
+        learning_rate=1e-3,
+        reward=Holes(4),
+    )
+    loop = run.loop
+    source = RolloutSource(loop.setup, loop.models.policy)
+    assert source.sample(1, loop.state.loop.skipped, version=0, stop=lambda: False, beat=lambda: None)
+    scored = score(source.read(1), loop.setup, loop.models, step=1, beta=0.1, beat=lambda: None)
+    for make_batch in (policy_batch, value_batch):
+        batch = make_batch(scored, slice(0, 8))
+        assert batch.loss_mask is not None
+        assert batch.loss_mask.sum() == 6
+        assert torch.equal(batch.loss_mask, scored.mask)
+    for tensor in (scored.advantages, scored.returns, scored.old_values, scored.old_log_probs):
+        assert not tensor[~scored.mask].any()
+        assert tensor.isfinite().all()
+    assert abs(float(scored.advantages[scored.mask].mean())) < 1e-6
+    assert float(scored.advantages[scored.mask].std()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_correlation_of_reward_and_length() -> None:
+    rewards, lengths = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([3.0, 5.0, 6.0])
+    sums = {
+        "reward": 7.0,
+        "counted_length": 14.0,
+        "reward_squared": 21.0,
+        "length_squared": 70.0,
+        "reward_times_length": 37.0,
+    }
+    expected = float(torch.corrcoef(torch.stack((rewards, lengths)))[0, 1])
+    assert correlation(sums, 3.0) == pytest.approx(expected)

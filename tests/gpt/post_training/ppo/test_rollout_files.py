@@ -1,0 +1,94 @@
+"""Rollouts as files: published whole, read back by other shares, refused if damaged."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt.errors import ConfigError
+from gpt.post_training.ppo.episodes import Episodes, join, make_episodes
+from gpt.post_training.ppo.rollout_files import (
+    discard_other_parts,
+    discard_rollouts,
+    has_part,
+    read_rollouts,
+    step_folder,
+    write_part,
+)
+from gpt.post_training.ppo.rollouts import SampledResponse
+
+T = 10
+
+
+def episodes(first: int, n: int, *, version: int = 4) -> Episodes:
+    prompts = [[7] * (1 + (first + i) % 3) for i in range(n)]
+    responses = [SampledResponse([first + i, 2], [-0.5, -1.0 - i], True) for i in range(n)]
+    return make_episodes(first, prompts, responses, seq_len=T, version=version)
+
+
+def same(one: Episodes, other: Episodes) -> bool:
+    return all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in ("numbers", "tokens", "log_probs", "ended")
+    )
+
+
+def test_masks_and_targets_cover_the_response_and_its_end_token() -> None:
+    one = make_episodes(0, [[5, 6, 7]], [SampledResponse([8, 9, 2], [-0.1, -0.2, -0.3], True)], seq_len=T, version=0)
+    assert one.mask.tolist() == [[False, False, True, True, True] + [False] * 5]
+    batch = one.batch()
+    assert batch.targets[one.mask].tolist() == [8, 9, 2]
+    assert (batch.targets[~one.mask] == -100).all()
+    assert one.last.tolist() == [4], "the end token is predicted there"
+    assert one.log_probs[one.mask].tolist() == pytest.approx([-0.1, -0.2, -0.3])
+    assert one.prompts() == [[5, 6, 7]]
+    assert one.responses() == [[8, 9, 2]]
+
+
+def test_parts_are_read_back_by_any_share(tmp_path: Path) -> None:
+    for first in (0, 4, 8):
+        write_part(tmp_path, episodes(first, 4), temperature=1.0)
+    whole = join([episodes(first, 4) for first in (0, 4, 8)])
+    for first, n in ((0, 12), (2, 5), (6, 6), (11, 1)):
+        assert same(read_rollouts(tmp_path, first, n, temperature=1.0), whole.rows(first, first + n))
+    assert read_rollouts(tmp_path, 0, 12, temperature=1.0).version == 4
+    assert has_part(tmp_path, 4, n=4, version=4)
+    assert not has_part(tmp_path, 4, n=4, version=5)
+    assert not has_part(tmp_path, 4, n=8, version=4)
+    assert not has_part(tmp_path, 12, n=4, version=4)
+
+
+def test_missing_damaged_and_other_rollouts_are_refused(tmp_path: Path) -> None:
+    write_part(tmp_path, episodes(0, 4), temperature=1.0)
+    with pytest.raises(ConfigError, match=r"holds 4 of the 6 episodes from 0 on"):
+        read_rollouts(tmp_path, 0, 6, temperature=1.0)
+    with pytest.raises(ConfigError, match=r"objective.temperature = 0.5 is invalid: .*sampled at 1.0"):
+        read_rollouts(tmp_path, 0, 4, temperature=0.5)
+    file = tmp_path / "episodes-000000000000.safetensors"
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(ConfigError, match="is damaged: its bytes differ from its checksum"):
+        read_rollouts(tmp_path, 0, 4, temperature=1.0)
+
+
+def test_a_part_counts_once_its_record_is_there(tmp_path: Path) -> None:
+    write_part(tmp_path, episodes(0, 4), temperature=1.0)
+    (tmp_path / "episodes-000000000000.json").rename(tmp_path / "hidden")
+    assert not has_part(tmp_path, 0, n=4, version=4), "the process died between the two files"
+    with pytest.raises(ConfigError, match="holds 0 of the 4"):
+        read_rollouts(tmp_path, 0, 4, temperature=1.0)
+    record = json.loads((tmp_path / "hidden").read_bytes())
+    assert record["version"] == 4
+
+
+def test_old_rollouts_are_discarded(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write_part(step_folder(tmp_path, step), episodes(0, 2), temperature=1.0)
+    discard_rollouts(tmp_path, before=2)
+    assert [folder.name for folder in sorted(tmp_path.iterdir())] == ["step-000000002", "step-000000003"]
+    discard_rollouts(tmp_path, after=2)
+    discard_other_parts(step_folder(tmp_path, 2), n=2, version=4)
+    assert [folder.name for folder in sorted(tmp_path.iterdir())] == ["step-000000002"]
+    discard_other_parts(step_folder(tmp_path, 2), n=2, version=5)
+    assert not any(tmp_path.iterdir()), "weights of another version wrote them"

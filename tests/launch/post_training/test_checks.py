@@ -1,0 +1,75 @@
+"""Mistakes of a PPO recipe end with one line, before any process group exists."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpt.errors import ConfigError
+from gpt.telemetry.time_ledger import TimeLedger
+from gpt.token_files.files import TokenFileWriter
+from launch.config.run_config import read_run_config
+from launch.post_training.checks import check_ppo
+from launch.post_training.models import starting_state
+from launch.post_training.train_ppo import prepare
+from launch.processes.environment import ClusterEnvironment
+from launch.training.resume import fresh_start
+
+
+def prepared(instruct: Any, run: Path, *words: str) -> Any:
+    sys.path.insert(0, str(instruct.folder))  # where the reward functions are
+    try:
+        config = read_run_config(str(instruct.recipe), ["--run.directory", str(run), *words])
+        return prepare(config, ClusterEnvironment(), TimeLedger(None), resume=None)
+    finally:
+        sys.path.remove(str(instruct.folder))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data.sampling", "window"], "data.sampling = 'window' is invalid with objective.kind = 'ppo'"),
+        (["--objective.minibatch_episodes", "5"], "objective.minibatch_episodes = 5 is invalid: must divide the 16"),
+        (["--objective.minibatch_episodes", "1"], "must be a multiple of batch.micro_batch_size x .* = 2. Use 2"),
+        (["--data.validation", "[{ path = '{folder}/prompts' }]"], "data.validation is invalid with objective.kind"),
+        (["--objective.rewards", "[]"], "objective.rewards is empty"),
+        (["--train.residual_dropout", "0.1"], "train.residual_dropout is invalid with objective.kind = 'ppo'"),
+        (["--objective.rewards", "[{ run = '{folder}/base' }]"], "it is a run of objective.kind = 'next_token'"),
+        (["--objective.rewards", "[{ run = '{folder}/nowhere' }]"], "nowhere: no such folder"),
+        (["--objective.rewards", "[{ function = 'ppo_rewards:missing' }]"], "cannot be imported: AttributeError"),
+        (["--objective.gold", "[{ function = 'ppo_rewards:short' }]"], "two have the name 'short'"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(instruct: Any, tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepared(instruct, tmp_path / "run", *(word.replace("{folder}", str(instruct.folder)) for word in words))
+
+
+def test_a_policy_needs_a_start(instruct: Any, tmp_path: Path) -> None:
+    recipe = tmp_path / "ppo.toml"
+    text = instruct.recipe.read_text().replace(f'start_from = "{instruct.folder}/base"\n', "")
+    recipe.write_text(text)
+    config = read_run_config(str(recipe), ["--run.directory", str(tmp_path / "run")])
+    with pytest.raises(ConfigError, match=r"run.start_from is missing"):
+        prepare(config, ClusterEnvironment(), TimeLedger(None), resume=None)
+
+
+def test_prompts_without_room_are_counted(instruct: Any, tmp_path: Path) -> None:
+    with TokenFileWriter(tmp_path / "prompts", vocab_size=512) as writer:
+        for length in (3, 31, 32, 40):
+            writer.add_document(np.full(length, 7))
+    words = ["--data.train", f"[{{ path = '{tmp_path}/prompts' }}]"]
+    with pytest.raises(ConfigError, match=r"0 of its 4 prompts are empty and 2 leave no room .* data.seq_len = 32"):
+        prepared(instruct, tmp_path / "run", *words)
+
+
+def test_a_reward_model_with_another_tokenizer_is_refused(instruct: Any, tmp_path: Path) -> None:
+    parts = prepared(instruct, tmp_path / "run")
+    assert parts.parts.plans.keys() == {"reference", "value", "rewards/rm"}
+    assert parts.parts.setup.episodes == 16
+    assert starting_state(parts.parts, fresh_start(parts.base.config)).beta == 0.02
+    parts.base.saved_state["tokenizer"] = "another"
+    with pytest.raises(ConfigError, match=r"it was trained with another tokenizer than data.tokenizer"):
+        check_ppo(parts.base)

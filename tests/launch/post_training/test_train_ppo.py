@@ -1,0 +1,161 @@
+"""Whole PPO runs: on every layout, killed in every phase, generated and replayed, and with wrong input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch.runs.saved_run import load_run
+from parallel.checkpoint.find import find_latest
+from parallel.checkpoint.load import read_tensors
+
+LAYOUTS = {
+    "tensor 2": (2, ["--parallel.tensor", "2"]),
+    "pipeline 2": (2, ["--parallel.pipeline", "2"]),
+    "data 2": (2, []),
+    "tensor 2 x pipeline 2": (4, ["--parallel.tensor", "2", "--parallel.pipeline", "2"]),
+    "ZeRO 3": (2, ["--parallel.zero_stage", "3"]),
+}
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "ppo/reward" in line]
+
+
+def everything(run: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the newest checkpoints: weights and moments of policy, value and average."""
+    found = {}
+    for name in ("", "value", "ema"):
+        checkpoint, _ = find_latest(run / name / "checkpoints")
+        assert checkpoint is not None, name
+        found |= {f"{name}/{key}": tensor for key, tensor in read_tensors(checkpoint, list(checkpoint.index))}
+    return found
+
+
+@pytest.fixture(scope="module")
+def program() -> Any:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("ppo_program", Path(__file__).parents[1] / "ppo_program.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def words(instruct: Any, run: Path, *more: str) -> list[str]:
+    return [str(instruct.recipe), "--run.directory", str(run), *more]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ppo_runs")
+
+
+@pytest.fixture(scope="module")
+def one_process(instruct: Any, program: Any, folder: Path) -> Path:
+    """Two iterations on one process."""
+    run = folder / "one" / "run"
+    assert not program.launch(
+        folder, {"name": "one", "nproc": 1, "words": words(instruct, run), "path": str(instruct.folder)}
+    )
+    return run
+
+
+def test_the_metrics_of_an_iteration(one_process: Path) -> None:
+    first, second = metrics(one_process)
+    for line in (first, second):
+        assert line["ppo/first_ratio_error"] == 0.0, "exactly"
+        assert line["ppo/sampler_gap_max"] < 1e-5
+        assert line["ppo/nan_rewards"] == 0
+        assert 0 < line["ppo/length"] <= 12
+        assert 0 < line["ppo/entropy"] < 6.3
+        assert line["ppo/reward"] == pytest.approx(line["ppo/rewards/rm"] + 0.5 * line["ppo/rewards/short"])
+        assert line["ppo/gold_reward"] == line["ppo/rewards/letters"]
+        assert line["ppo/ptx_loss"] > 3
+    assert first["ppo/kl"] == 0.0, "the policy starts as the reference"
+    assert second["ppo/kl"] != 0.0
+    assert (second["ppo/iteration"], second["ppo/episodes"]) == (2, 32)
+
+
+def test_average_and_value_are_saved_with_the_policy(instruct: Any, one_process: Path) -> None:
+    policy, average, start = (
+        dict(load_run(run).model.named_parameters())
+        for run in (one_process, one_process / "ema", instruct.folder / "base")
+    )
+    for name in start:
+        moved, averaged = (policy[name] - start[name]).abs().max(), (average[name] - start[name]).abs().max()
+        assert 0 < averaged < 0.03 * moved
+    state = json.loads((one_process / "checkpoints" / "step-000000002" / "state.json").read_text())
+    assert state["loop"]["phases"]["models"].keys() == {"reference", "value", "rewards/rm"}
+    assert state["optimizer_steps"] == 4
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("temperature", ["1.0", "0.0"])
+def test_an_iteration_is_the_same_on_every_layout(instruct: Any, program: Any, folder: Path, temperature: str) -> None:
+    """Rollout, scores, advantages, updates with pre-training data: weights to 1e-5, tokens exactly."""
+    more = ["--objective.temperature", temperature, "--train.total_steps", "1"]
+    chosen = LAYOUTS if temperature == "1.0" else {name: LAYOUTS[name] for name in ("data 2", "tensor 2 x pipeline 2")}
+    runs = {}
+    for name, (nproc, layout) in {"one": (1, list[str]()), **chosen}.items():
+        label = f"{name} at {temperature}"
+        run = runs[name] = folder / label / "run"
+        failed = program.launch(
+            folder,
+            {
+                "name": label,
+                "nproc": nproc,
+                "words": words(instruct, run, *layout, *more),
+                "path": str(instruct.folder),
+            },
+        )
+        assert not failed, failed
+    expected, (numbers,) = everything(runs["one"]), metrics(runs["one"])
+    for name in chosen:
+        found = everything(runs[name])
+        assert found.keys() == expected.keys()
+        for key, tensor in expected.items():
+            assert torch.allclose(found[key], tensor, rtol=0, atol=1e-5), (name, key)
+        (line,) = metrics(runs[name])
+        for key in ("ppo/reward", "ppo/gold_reward", "ppo/length", "ppo/entropy", "ppo/advantage_std", "ppo/ptx_loss"):
+            assert line[key] == pytest.approx(numbers[key], abs=1e-5), (name, key)
+        assert line["ppo/first_ratio_error"] == 0.0, name
+
+
+KILLS = [
+    {"rank": 1, "at": "gpt.post_training.ppo.sampling:write_part", "call": 2, "after": True},
+    {"rank": 0, "at": "gpt.post_training.ppo.scoring:gae", "call": 1},
+    {"rank": 1, "at": "parallel.engines.native:NativeEngine.optimizer_step", "call": 2},
+    {"rank": 0, "at": "parallel.engines.checkpoints:SharedCheckpoints.save", "call": 3},
+    {"rank": 0, "at": "gpt.post_training.ppo.rollout_files:discard_rollouts", "call": 1},
+    {"rank": 1, "at": "gpt.post_training.ppo.sampling:sample_responses", "call": 2},
+]
+
+
+@pytest.mark.timeout(900)
+def test_a_run_killed_in_every_phase_ends_with_the_same_bits(instruct: Any, program: Any, folder: Path) -> None:
+    """In sampling after a finished part, scoring, between two updates, between two saves, and in sampling again."""
+    for name in ("whole", "killed"):
+        run = folder / name / "run"
+        for i, kill in enumerate([*(KILLS if name == "killed" else []), None]):
+            one = {
+                "name": f"{name}/{i}",
+                "nproc": 2,
+                "words": words(instruct, run),
+                "path": str(instruct.folder),
+                "kill": kill,
+            }
+            failed = program.launch(folder, one)
+            assert bool(failed) == (kill is not None), failed or f"nobody was killed: {kill}"
+    whole, killed = (everything(folder / name / "run") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    for key, tensor in whole.items():
+        assert torch.equal(tensor, killed[key]), key
+    ignored = {"step_s", "ppo/episodes_per_s"}
+    for one, other in zip(metrics(folder / "whole" / "run"), metrics(folder / "killed" / "run"), strict=True):
+        assert {key: one[key] for key in one.keys() - ignored} == {key: other[key] for key in one.keys() - ignored}
