@@ -124,4 +124,6 @@ def _set_for_conversations(config: PrepareConfig) -> None:
             f"input.source = '{config.input.source}' is invalid with [conversations]: its pages hold none. Use "
             "input.paths"
         )
+    endings = {".json": "json lines", **config.input.endings}  # data sets of instructions are often one JSON list
+    object.__setattr__(config, "input", replace(config.input, endings=endings))
     object.__setattr__(config, "decontaminate", replace(config.decontaminate, whole_documents=True))

@@ -25,8 +25,7 @@ def check_conversations(
     for file in files:
         if kind_of(file.name, reading.endings) not in _READABLE:
             raise ConfigError(
-                f"input.paths: {file} is invalid with [conversations]: must be JSON lines or Parquet. For a file with "
-                f"one JSON list, run: jq -c '.[]' {file.name} > {file.name.partition('.')[0]}.jsonl"
+                f"input.paths: {file} is invalid with [conversations]: must be JSON lines, a JSON list or Parquet"
             )
     local = [file for file in files if isinstance(file, Path)]
     lines = [file for file in local if kind_of(file.name, reading.endings) == "json lines"][:_LOOKED_AT]

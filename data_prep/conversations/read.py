@@ -11,13 +11,13 @@ from data_prep.conversations.config import ConversationsConfig
 from data_prep.conversations.conversation import UnusableRecord, as_document
 from data_prep.conversations.shapes import conversations_in, renamed, shape_of, unused_fields
 from data_prep.documents.counts import Tally
-from data_prep.documents.quarantine import Quarantine
+from data_prep.documents.quarantine import Quarantine, is_outside
 from data_prep.documents.records import Dropped, Origin, shown
 from data_prep.documents.shards import Document, read_shard, write_shard
 from data_prep.documents.traces import read_trace, write_trace
 from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.inputs.config import InputConfig
-from data_prep.readers.counted import CountedFile
+from data_prep.inputs.counted import CountedFile
 from data_prep.readers.readers import FieldRecord, read_fields
 from data_prep.readers.remote_files import local_copy
 
@@ -75,9 +75,15 @@ def read_file(config: ReadTask, inputs: tuple[Path, ...], outputs: tuple[Path, .
             file.keep(record.n_bytes)
             shapes[shape] += 1
             unused.update(unused_fields(values, shape))
-            for document in _documents(values, shape, record, config.conversations, origin, found, completions):
-                for made, _ in quarantine.each([document], write, found):
-                    found.keep(made.n_bytes, made.n_bytes)
+            try:
+                made = list(_documents(values, shape, record, config.conversations, origin, found, completions))
+            except Exception as error:
+                if is_outside(error):
+                    raise
+                quarantine.add(Document(origin.position_id(record.offset), ""), error, found)
+                continue
+            for document, _ in quarantine.each(made, write, found):
+                found.keep(document.n_bytes, document.n_bytes)
         facts = {**file.facts(), "shape": dict(shapes), "unused_fields": dict(unused.most_common(_MAX_FIELDS))}
     counts = [reading.counts(), completions.counts(), found.counts()]
     if config.conversations.kind != "rankings":

@@ -5,6 +5,7 @@ The shapes: `messages` (TRL, OpenAI), `prompt_completion`, `preference` (prompt,
 answers, each with a rank or a score, as AlpacaEval writes them too.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,11 +44,11 @@ def renamed(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
 def shape_of(record: Mapping[str, Any]) -> str:
     """Return the shape of a record by its fields, "" if it has none of the known ones."""
     has = record.keys()
-    if "messages" in has:
-        return "messages"
-    if {"chosen", "rejected"} <= has:
+    if {"chosen", "rejected"} <= has:  # before `messages`, which UltraFeedback has too
         texts = "prompt" not in has and isinstance(record["chosen"], str)
         return "hh" if texts and HH_MARK.search(record["chosen"]) else "preference"
+    if "messages" in has:
+        return "messages"
     if {"prompt", "instruction"} & has and any(isinstance(record.get(name), list) for name in _LISTS):
         return "ranking"
     if {"prompt", "completion"} <= has:
@@ -189,7 +190,14 @@ def _answer(value: object, name: str) -> str:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """Return a finite number, None of anything else."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond 1e308
+        return None
+    return number if math.isfinite(number) else None
 
 
 _READERS = {

@@ -13,7 +13,7 @@ from data_prep.execution.tasks import Stage, TaskResult
 from data_prep.extraction.page_sandbox import Failure, PageSandbox
 from data_prep.extraction.page_text import ExtractConfig
 from data_prep.inputs.config import InputConfig
-from data_prep.readers.counted import CountedFile
+from data_prep.inputs.counted import CountedFile
 from data_prep.readers.readers import read_records
 from data_prep.readers.remote_files import local_copy
 

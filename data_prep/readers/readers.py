@@ -1,6 +1,7 @@
 """Read the records of input files, each kind of file by its ending."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -28,6 +29,7 @@ from data_prep.readers.compressed import (
     salvaged_blocks,
     split_stream,
 )
+from data_prep.readers.json_lists import BrokenList, is_list, list_elements
 from data_prep.readers.parquet_files import read_parquet, read_parquet_rows
 from data_prep.readers.unpackers import Broken, Packed, reader_faults
 from data_prep.readers.web_archives import read_web_archive
@@ -76,8 +78,34 @@ def read_fields(path: Path, config: InputConfig) -> Iterator[FieldRecord | Dropp
     if kind_of(path.name, config.endings) == "parquet":
         for found in read_parquet_rows(path, max_record_bytes=config.max_record_bytes):
             yield found if isinstance(found, Dropped) else FieldRecord(found[1], found[2], found[0])
+    elif is_list(_beginning(path, config)):
+        yield from _read_list(path, config)
     else:
         yield from _read_stream(path, config, "json lines", _json_fields)
+
+
+def _beginning(path: Path, config: InputConfig) -> bytes:
+    with Packed(path) as packed, suppress(Broken):
+        for block in salvaged_blocks(packed, path.suffix, max_window_bytes=config.max_window_bytes):
+            return block if isinstance(block, bytes) else b""
+    return b""
+
+
+def _read_list(path: Path, config: InputConfig) -> Iterator[FieldRecord | Dropped]:
+    """Yield the elements of a file that is one JSON list; their positions are their numbers."""
+    origin, number = Origin(path), -1
+    with Packed(path) as packed, reader_faults(packed):
+        blocks = salvaged_blocks(packed, path.suffix, max_window_bytes=config.max_window_bytes)
+        try:
+            for number, (value, n_bytes) in enumerate(list_elements(blocks, max_bytes=config.max_record_bytes)):
+                if isinstance(value, dict):
+                    yield FieldRecord(value, n_bytes, number)
+                else:
+                    yield origin.drop("malformed", n_bytes, number, detail="no JSON object")
+        except (Broken, BrokenList) as error:
+            left = Unread(packed.n_bytes - packed.at + (error.n_left if isinstance(error, BrokenList) else 0))
+            detail = f"the list cannot be read from element {number + 2} on"
+            yield origin.drop(error.reason, 0, number + 1, detail=detail, unread=left)
 
 
 def _read_stream(

@@ -17,7 +17,9 @@ def check(path, **conversations):
 
 
 def test_other_kinds_of_files_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"a.txt is invalid with \[conversations\]: must be JSON lines or Parquet"):
+    with pytest.raises(
+        ConfigError, match=r"a.txt is invalid with \[conversations\]: must be JSON lines, a JSON list or"
+    ):
         check(tmp_path / "a.txt")
 
 

@@ -247,6 +247,20 @@ def test_parquet_gives_the_same_as_json_lines(tmp_path, make_tokenizer):
         assert (tmp_path / "j/corpus" / file).read_bytes() == (tmp_path / "p/corpus" / file).read_bytes()
 
 
+def test_a_list_of_a_data_set_gives_the_same_as_json_lines(tmp_path, make_tokenizer):
+    path = make_tokenizer()
+    records = [{"instruction": f"Q {n}", "input": "", "output": f"A {n}"} for n in range(30)]
+    (tmp_path / "list.json").write_text(json.dumps(records, indent=4))
+    for name, source in (("j", write(tmp_path / "a.jsonl", records)), ("l", tmp_path / "list.json")):
+        run(config(tmp_path / name, [source], path, kind="demonstrations"))
+    for file in ("train.bin", "validation.bin", "train_learned.bin"):
+        assert (tmp_path / "j/corpus" / file).read_bytes() == (tmp_path / "l/corpus" / file).read_bytes()
+    (tmp_path / "cut.json").write_text(json.dumps(records, indent=4)[:1000])
+    prepared, _ = run(config(tmp_path / "c", [tmp_path / "cut.json"], path, kind="demonstrations"))
+    assert dropped(prepared) == {("read", "truncated"): 1}
+    assert prepared.facts["conversations"][0]["unread"]["reason"] == "truncated"
+
+
 def test_nothing_usable_is_one_line(tmp_path, make_tokenizer):
     source = write(tmp_path / "a.jsonl", [{"prompt": "x", "completion": ""}] * 3)
     with pytest.raises(

@@ -77,6 +77,19 @@ def test_the_forms_of_trl_agree():
     assert [answer.score for answer in found.answers] == [9.0, 2.5]
 
 
+def test_ultrafeedback_is_a_preference_although_it_has_messages():
+    record = {"prompt": "Q", "chosen": [USER, ANSWER], "rejected": [USER, WORSE], "messages": [USER, ANSWER]}
+    assert shape_of(record) == "preference"
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("inf"), True, "9", None, [1]])
+def test_a_value_that_is_no_number_ranks_nothing(value):
+    record = {"prompt": "Q", "completions": [{"text": t, "score": s} for t, s in (("a", value), ("b", 1), ("c", 2))]}
+    ((found, left_out),) = conversations_in(record, "ranking", RANKINGS)
+    assert [answer.text for answer in found.answers] == ["b", "c"]
+    assert left_out == (("unranked", 0),)
+
+
 def test_scores_rank_as_ranks_do_and_the_labeller_is_kept():
     outputs = [{"model": "m1", "output": "A", "log_odds": -1.5}, {"model": "m2", "output": "B", "log_odds": -9}]
     found = only({"instruction": "Q", "outputs": outputs, "labeller": "ann"}, RANKINGS)

@@ -3,7 +3,7 @@
 from data_prep.documents.counts import Tally
 from data_prep.documents.quarantine import CUT_SHORT, REASON, Quarantine
 from data_prep.documents.records import Dropped
-from data_prep.readers.counted import CountedFile
+from data_prep.inputs.counted import CountedFile
 
 
 def test_a_failing_reader_gives_a_last_record(tmp_path):
