@@ -4,8 +4,9 @@
 
 The model has the shape of SmolLM2-135M, with random weights, equal for all. Conversations have random tokens, lengths
 from a log-normal distribution, and answers of three fifths of their tokens. Counted are real tokens, not padding.
-TRL runs twice: as by default, padded to the longest of a batch, and with `packing=True`. It does not recompute
-activations here, though it would by default.
+TRL runs twice: as by default, padded to the longest of a batch, and with `packing=True`, which joins the rows of a
+forward pass to one. Ours is one row of as many tokens. TRL does not recompute activations here, though it would by
+default.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--seq-len", type=int, default=512, help="longest conversation, and size of a packed row")
+    parser.add_argument("--seq-len", type=int, default=512, help="longest conversation, and size of TRL's packed rows")
     parser.add_argument("--rows", type=int, default=2, help="packed rows of a forward pass")
     parser.add_argument("--micro-batches", type=int, default=2, help="forward passes of a step")
     parser.add_argument("--steps", type=int, default=2, help="steps of a block")
@@ -165,16 +166,16 @@ def our_block(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     """The engine, the data and the objective that `triaxial train` builds for one process."""
     model, objective = model_config(args), SFT()
     parallel = ParallelConfig(precision=args.precision, compile=args.compile)
-    batch = BatchConfig(args.rows, args.rows * args.micro_batches * args.seq_len)
-    layout = resolve_layout(parallel, batch, model=model, seq_len=args.seq_len, world_size=1)
+    seq_len = args.rows * args.seq_len  # attention stays inside conversations, so a long row costs no more
+    batch = BatchConfig(1, args.micro_batches * seq_len)
+    layout = resolve_layout(parallel, batch, model=model, seq_len=seq_len, world_size=1)
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     engine = NativeEngine(
-        EngineSettings(model, parallel, layout, OptimizerConfig(learning_rate=LEARNING_RATE), args.rows, SEED),
+        EngineSettings(model, parallel, layout, OptimizerConfig(learning_rate=LEARNING_RATE), 1, SEED),
         objective=objective,
         device=torch.device("cpu"),
     )
-    data, step = training_data(args), 0
-    n_rows = args.rows * args.micro_batches
+    data, step, n_rows = training_data(args, seq_len), 0, args.micro_batches
 
     def take_step() -> int:
         nonlocal step
@@ -195,7 +196,7 @@ def our_block(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     return block
 
 
-def training_data(args: argparse.Namespace) -> TrainingData:
+def training_data(args: argparse.Namespace, seq_len: int) -> TrainingData:
     """The conversations as token files."""
     folder = Path(tempfile.mkdtemp())
     with (
@@ -206,7 +207,7 @@ def training_data(args: argparse.Namespace) -> TrainingData:
             tokens.add_document(ids)
             marks.add_document(learned)
     corpus = CorpusConfig(str(folder / "train"), streams={"learned": str(folder / "learned")})
-    config = DataConfig(tokenizer="none", train=(corpus,), seq_len=args.seq_len, sampling="packed")
+    config = DataConfig(tokenizer="none", train=(corpus,), seq_len=seq_len, sampling="packed")
     return TrainingData(config, seed=SEED, vocab_size=49152)
 
 

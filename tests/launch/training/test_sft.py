@@ -257,12 +257,17 @@ def test_a_run_without_a_best_checkpoint_says_so(folder, one_process, capfd):
 
 @pytest.mark.parametrize(
     ("ranks", "layout"),
-    [(4, {"tensor": 2, "pipeline": 2}), (2, {"zero_stage": 2, "recompute": "full"})],
-    ids=["tensor x pipeline", "data"],
+    [
+        pytest.param(4, {"tensor": 2, "pipeline": 2}, id="tensor x pipeline"),
+        pytest.param(2, {"zero_stage": 2, "recompute": "full"}, id="data"),
+        pytest.param(2, {"engine": "deepspeed", "zero_stage": 2}, id="deepspeed", marks=pytest.mark.rehearse),
+    ],
 )
 def test_layouts_learn_the_same(folder, one_process, ranks, layout):
+    if "engine" in layout:
+        pytest.importorskip("deepspeed")
     words = [word for key, value in layout.items() for word in (f"--parallel.{key}", value)]
-    steps, validation = train(folder, f"ranks{ranks}", "--nproc", ranks, *words)
+    steps, validation = train(folder, "-".join(map(str, layout.values())), "--nproc", ranks, *words)
     for step, line in one_process[0].items():
         for key in ("loss", "gradient_norm"):
             assert steps[step][key] == pytest.approx(line[key], rel=2e-5), (step, key)
