@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from gpt.errors import ConfigError
+
 if TYPE_CHECKING:
     from gpt.training.objective import Objective
 
@@ -33,3 +35,28 @@ class RewardConfig:
         from gpt.post_training.reward import Reward
 
         return Reward()
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """The [objective] section of direct preference optimisation (DPO, arXiv 2305.18290)."""
+
+    kind: Literal["dpo"] = "dpo"
+    """Learn from rankings without a reward model: corpora with the streams `learned` and `marks`, sampled by document.
+    The reference model is `run.start_from`."""
+    beta: float = 0.1
+    """Strength of the tie to the reference: an implicit reward is beta * log(policy / reference)."""
+    restarts_positions: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < float("inf"):
+            raise ConfigError(f"objective.beta = {self.beta:g} is invalid: must be a number above 0. Use 0.1")
+
+    def build(self, *, z_loss: float) -> "Objective":
+        from gpt.post_training.dpo import Preferences
+
+        if z_loss:
+            raise ConfigError(
+                f"train.z_loss = {z_loss:g} is invalid with objective.kind = 'dpo': its loss has no such term. Use 0"
+            )
+        return Preferences(self.beta)

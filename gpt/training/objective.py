@@ -5,7 +5,7 @@ An objective is a room of its own: it adds files and a line in launch/config/obj
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,15 @@ class Objective(Protocol):
 
         For a constraint, such as a clamp of one parameter. It must keep no state: a checkpoint would not hold it.
         """
+        ...
+
+
+@runtime_checkable
+class ReferencedObjective(Protocol):
+    """An objective whose loss also reads the values that a frozen copy of the starting model gives to each token."""
+
+    def with_reference(self, batch: Batch, values: Tensor) -> Batch:
+        """The batch with the reference's values (n, t), see Engine.token_values; on any device."""
         ...
 
 

@@ -8,12 +8,13 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
-from gpt.post_training.config import RewardConfig, SFTConfig
+from gpt.post_training.config import DPOConfig, RewardConfig, SFTConfig
 from gpt.post_training.ppo.config import PPOConfig
 from gpt.training.config import NextTokenConfig, ObjectiveConfig
 
 OBJECTIVES: Mapping[str, type[ObjectiveConfig]] = MappingProxyType(
     {
+        "dpo": DPOConfig,
         "next_token": NextTokenConfig,
         "ppo": PPOConfig,
         "reward": RewardConfig,

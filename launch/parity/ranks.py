@@ -109,7 +109,8 @@ def train_rank(rank: int, folder: str) -> None:
         timeout=timedelta(seconds=config.run.collective_timeout_s),
     )
     layout, objective = layout_of(config, world_size), build_objective(config)
-    engine = build_engine(config, layout, device, fresh_start(config), TimeLedger(None), objective=objective)
+    start, ledger = fresh_start(config), TimeLedger(None)
+    engine = build_engine(config, layout, device, start, ledger, objective=objective, keep_reference=False)
     digest = engine.weights_digest()
     measured = _measure(engine, RecipeSteps(engine, config, objective), table)
     if rank == 0:

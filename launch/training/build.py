@@ -16,7 +16,7 @@ from gpt.telemetry.time_ledger import TimeLedger
 from gpt.token_files import corpus as token_corpus
 from gpt.tokenizer.tokenizers import Tokenizer, load_tokenizer
 from gpt.training.engine import Engine
-from gpt.training.objective import Objective
+from gpt.training.objective import Objective, ReferencedObjective
 from gpt.training.run import Run
 from gpt.training.validation import check_best_name
 from launch.config.corpora import naming_the_maker
@@ -24,12 +24,15 @@ from launch.config.run_config import RunConfig, as_dict
 from launch.processes.environment import ClusterEnvironment
 from launch.training.hardware import peak_flops_per_s
 from launch.training.local_tier import local_directory
+from launch.training.reference import REFERENCE, build_reference
 from launch.training.resume import RunStart
 from parallel.checkpoint.local_tier import is_local
 from parallel.engines import choose
+from parallel.engines.referenced import ReferencedEngine
 from parallel.engines.settings import EngineSettings
 from parallel.health.stragglers import Stragglers
 from parallel.layout.layout import Layout
+from parallel.layout.mesh import build_mesh
 from parallel.parallelize import check_parameter_patterns
 
 ENDS = ("embed.", "head.")  # how the names of parameters of an objective's two ends begin
@@ -62,18 +65,22 @@ def build_engine(
     ledger: TimeLedger,
     *,
     objective: Objective,
+    keep_reference: bool = True,
 ) -> Engine:
     """The engine with its weights: of the checkpoint, of another run, or of the seed. Collective over all ranks.
 
     If the objective has ends of its own, those that the other run lacks are initialised from the seed. An event of
-    `start` names each of their parameters.
+    `start` names each of their parameters. If it learns relative to a reference model, a run that may resume must keep
+    a copy of that model.
     """
     new_ends = ENDS if start.weights is not None and not has_usual_ends(config, objective) else ()
+    settings, mesh = engine_settings(config, layout), build_mesh(layout, device)
     engine = choose.build_engine(
-        engine_settings(config, layout),
+        settings,
         objective=objective,
         device=device,
         init_weights=start.checkpoint is None and (start.weights is None or bool(new_ends)),
+        mesh=mesh,
     )
     with ledger.span("start_up/loading"):
         if start.weights is not None:
@@ -86,7 +93,11 @@ def build_engine(
         if start.checkpoint is not None:
             store = engine.checkpoints.local if is_local(start.checkpoint) else engine.checkpoints.shared
             store.load(start.checkpoint)
-    return engine
+        if not isinstance(objective, ReferencedObjective):
+            return engine
+        folder = config.run.directory / REFERENCE if keep_reference else None
+        reference = build_reference(settings, objective=objective, device=device, mesh=mesh, start=start, folder=folder)
+        return ReferencedEngine(engine, reference, objective)
 
 
 def has_usual_ends(config: RunConfig, objective: Objective) -> bool:

@@ -22,7 +22,7 @@ from gpt.data.config import DataConfig
 from gpt.data.sampling import made_up_samples
 from gpt.losses.batch import Batch
 from gpt.training.engine import Engine
-from gpt.training.objective import Objective
+from gpt.training.objective import Objective, ReferencedObjective
 from parallel.axes.gradients import local
 from parallel.axes.stage import ModelStage
 from parallel.engines.choose import build_engine
@@ -137,17 +137,22 @@ def _run_step(settings: EngineSettings, mesh: Mesh, *, data: DataConfig, objecti
     real = objective.batch(made_up_samples(layout.micro_batches * settings.micro_batch_size, data))
     if settings.residual_dropout:
         real = dataclasses.replace(real, row_keys=torch.zeros(len(real), dtype=torch.int32))
+    if isinstance(objective, ReferencedObjective):
+        real = objective.with_reference(real, torch.zeros(real.inputs.shape[:2]))
     with FakeTensorMode(allow_non_fake_inputs=True), _FakeScalars():  # type: ignore[no-untyped-call]
         built = build_engine(settings, objective=objective, device=mesh.device, init_weights=False, mesh=mesh)
         engine = cast(MeasurableEngine, built)
         batch = _fake_batch(real)
         state = engine.optimizer.all_tensors()
-        tracker = MemoryTracker(engine.stages, [*(parameter for _, parameter in engine.parameters), *state])
+        reference = _reference_parameters(settings, mesh, objective)
+        kept = [*(parameter for _, parameter in engine.parameters), *state, *reference]
+        tracker = MemoryTracker(engine.stages, kept)
         with ExitStack() as stack:
             counter = stack.enter_context(CollectiveCounter(mesh))
             stack.enter_context(tracking(tracker))
             engine.forward_backward(batch)
             held = held_bytes(engine)
+            held["parameter_bytes"] += _bytes(reference)
             assert settings.optimizer is not None, "a dry run is of training"
             engine.optimizer_step(settings.optimizer.learning_rate)
     blocks = {int(name.split(".")[1]) for name, _ in engine.parameters if name.startswith("blocks.")}
@@ -163,6 +168,18 @@ def _run_step(settings: EngineSettings, mesh: Mesh, *, data: DataConfig, objecti
         micro_batches=layout.micro_batches,
         micro_batches_run=(layout.micro_batches,),
     )
+
+
+def _reference_parameters(settings: EngineSettings, mesh: Mesh, objective: Objective) -> list[nn.Parameter]:
+    """What a frozen reference model holds beside the one that trains, if the objective has one.
+
+    Its forward pass is not run: it sends less than the training step, and peaks lower.
+    """
+    if not isinstance(objective, ReferencedObjective):
+        return []
+    frozen = dataclasses.replace(settings, optimizer=None, adapter=None, residual_dropout=0.0)
+    built = build_engine(frozen, objective=objective, device=mesh.device, init_weights=False, mesh=mesh)
+    return [parameter for _, parameter in cast(MeasurableEngine, built).parameters]
 
 
 def _fake_batch(batch: Batch) -> Batch:

@@ -19,7 +19,7 @@ from gpt.training.objective import NextToken
 from launch.processes.local_ranks import fork_server, run_ranks
 
 TOLERANCE = 1e-5  # nats, in fp32
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 TWO_BLOCKS = {**MODERN, "n_layers": 2}
 RUNS = {
     "one": (1, {}, {}),
@@ -34,11 +34,14 @@ RUNS = {
     "pipeline 2, zero bubble": (2, {"pipeline": 2, "schedule": "zbv_zero_bubble"}, {}),
     "pipeline 2, zero 3": (4, {"pipeline": 2, "data": 2, "zero_stage": 3}, {"micro_batch_size": 1}),
     "tensor 2 x pipeline 2": (4, {"tensor": 2, "pipeline": 2}, {}),
+    "compiled": (1, {"compile": True}, {"model": TWO_BLOCKS}),
     "compiled, pipeline 2": (2, {"pipeline": 2, "compile": True, "recompute": "selective"}, {"model": TWO_BLOCKS}),
     "deepspeed, zero 1": (2, {"engine": "deepspeed", "data": 2}, {}),
     "deepspeed, zero 3": (2, {"engine": "deepspeed", "data": 2, "zero_stage": 3}, {}),
     "deepspeed, pipeline 2": (2, {"engine": "deepspeed", "pipeline": 2}, {}),
 }
+
+SLOW = ("compiled, pipeline 2",)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,9 @@ def exact_values(model_keys):
     return chosen.where(counted, 0.0)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.rehearse if name in SLOW else ()) for name in RUNS]
+)
 def test_values_equal_the_training_forward_and_one_process(name, context, tmp_path):
     world_size, parallel, more = RUNS[name]
     if "engine" in parallel:
