@@ -74,9 +74,9 @@ class LabelLoss:
         return LossTotals(total, batch.loss_mask.sum(), total.detach(), {})
 
 
-def data_of(length, **settings):
+def data_of(length, *, streams=("label",), **settings):
     """The [data] section of a recipe whose files do not exist."""
-    train = (CorpusConfig("/nowhere", streams={"label": "/nowhere/label"}),)
+    train = (CorpusConfig("/nowhere", streams={name: f"/nowhere/{name}" for name in streams}),)
     return DataConfig(tokenizer="none", train=train, seq_len=length, **settings)
 
 

@@ -176,6 +176,7 @@ def run_one(run, out):
         result["logits"] = logits_of(engine)
         continued = generated(engine, PROMPTS, max_new_tokens=6)
         result["generated"] = [(c.tokens, c.log_probs) for c in continued]
+        result["token_values"] = engine.token_values(batch_of_step(7, engine)).tolist()
     if run.get("rules"):
         result["rules"] = rules(engine)
     if run.get("gradients", True):

@@ -99,6 +99,14 @@ def test_layout_equals_one_native_process(results, folder, name):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+def test_token_values_equal_one_native_process(results, name):
+    """Log-probabilities by the forward code of training; rank 0 has the first rows."""
+    ours, reference = (np.array(results[run]["token_values"]) for run in (name, "native"))
+    assert (reference == 0).sum() == 3 * 11, "targets that are ignored"
+    assert np.allclose(ours, reference[: len(ours)], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_inference_equals_one_native_process(results, name):
     ours, reference = results[name], results["native"]
     assert np.allclose(ours["logits"], reference["logits"], rtol=1e-4, atol=1e-6)

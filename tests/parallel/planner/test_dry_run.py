@@ -8,6 +8,7 @@ import pytest
 from dry_runs import LAUNCH_TIMEOUT_S, LAYERS, VOCAB, B, D, Labels, T, book_settings, run_all
 
 from gpt.model.config import ModelConfig
+from gpt.post_training.dpo import Preferences
 from gpt.training.optimizer import OptimizerConfig
 from parallel.engines.settings import EngineSettings
 from parallel.layout.config import BatchConfig, ParallelConfig
@@ -172,6 +173,15 @@ def test_the_batch_is_the_objectives():
     plain = run_all({0: (book_settings("tensor"), 0, T, None)})[0]
     assert masked.traffic == plain.traffic
     assert masked.peak_bytes > plain.peak_bytes, "positions and segment ids are counted"
+
+
+def test_the_weights_of_a_reference_model_count():
+    job = {0: (book_settings("three axes"), 0, T, None)}
+    plain = run_all(job)[0]
+    found = run_all(job, Preferences(0.1), sampling="document", streams=("learned", "marks"))[0]
+    assert found.parameter_bytes == 2 * plain.parameter_bytes
+    assert found.optimizer_bytes == plain.optimizer_bytes
+    assert found.peak_bytes > plain.peak_bytes + plain.parameter_bytes
 
 
 def test_only_long_steps_are_extrapolated():
