@@ -77,7 +77,8 @@ def trl_block(
     `rows`: conversations, or packed rows, of a forward pass. No gradient checkpointing, though TRL does it by default:
     our run does none either.
     """
-    transformers, trl, datasets = (import_extra(name, extra="dev") for name in ("transformers", "trl", "datasets"))
+    names = ("transformers", "trl", "datasets")
+    transformers, trl, datasets = (import_extra(name, extra="benchmarks") for name in names)
     transformers.logging.set_verbosity_error()
     dataset = datasets.Dataset.from_dict(
         {
