@@ -27,7 +27,9 @@ class StepSums:
 
         `totals` (2 + metrics,): loss, count and metrics.
         """
-        flags = torch.tensor(raised, dtype=torch.float64, device=squared_norm.device)
+        flags = torch.zeros(len(raised), dtype=torch.float64, device=squared_norm.device)
+        for i in (i for i, is_raised in enumerate(raised) if is_raised):
+            flags[i].fill_(1.0)  # torch.tensor(raised, device=...) would wait for a GPU
         return torch.cat((squared_norm.view(1), totals, flags))
 
     @classmethod

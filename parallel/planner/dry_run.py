@@ -216,6 +216,8 @@ class _FakeScalars(TorchDispatchMode):  # type: ignore[no-untyped-call]
     (a loss, a norm, the pipeline's vote that shapes are known) gives 1.
     """
 
+    supports_higher_order_operators = True  # FlexAttention
+
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -83,6 +83,8 @@ class CollectiveCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     in a run, are not counted either.
     """
 
+    supports_higher_order_operators = True  # FlexAttention
+
     def __init__(self, mesh: Mesh) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.axes = axis_of_group(mesh)
