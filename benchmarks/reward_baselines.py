@@ -29,6 +29,7 @@ import numpy as np
 import side_by_side
 from numpy.typing import NDArray
 
+from gpt.data.sampling_rules import PackedDocuments
 from gpt.token_files.files import TokenFile
 
 DATA = Path("/work/shared/data/other/instruct/alpaca_eval-rankings-k9.jsonl.gz")
@@ -186,6 +187,7 @@ def train(args: argparse.Namespace) -> int:
     tokens = TokenFile(folder / "corpus" / "train")
     longest = int(np.diff(tokens.document_starts()).max())
     seq_len = -(-max(longest, 1024) // ROW_MULTIPLE) * ROW_MULTIPLE
+    rows = PackedDocuments(seq_len).of(tokens).count(tokens)
     corpora = {
         key: f'[{{ path = "{folder}/corpus/{key}", streams = {{ marks = "{folder}/corpus/{key}_marks" }} }}]'
         for key in ("train", "validation")
@@ -201,6 +203,7 @@ def train(args: argparse.Namespace) -> int:
         "data.validation": corpora["validation"],
         "batch.global_batch_tokens": 8 * seq_len,
         "train.epochs": args.epochs,
+        "schedule.warmup_tokens": int(args.epochs * rows * seq_len / 20),
         "train.stop_after_s": 60 * args.minutes,
         "parallel.precision": args.precision,
         "metrics.wandb": "disabled",

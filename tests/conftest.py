@@ -18,6 +18,7 @@ LONG_FILES = (
     "test_document_mask.py",
     "test_dry_run.py",
     "test_layouts.py",
+    "test_reward_layouts.py",
     "test_named_gradients.py",
     "test_recomputation.py",
 )

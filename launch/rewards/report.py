@@ -1,11 +1,14 @@
 """The report of a reward run on rankings: lines for the screen, and a picture of its calibration."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from gpt.post_training.ranking_accuracy import Accuracy, CalibrationBin, RankingReport
 from launch.reports.axes import Axis, axis_titles, bottom_axis, horizontal_grid, svg_path
 from launch.reports.style import svg_document
 
+MAX_LABELLERS = 20  # on the screen
 WIDTH, HEIGHT = 480, 440
 LEFT, RIGHT, TOP, BOTTOM = 66, 20, 16, 56
 STYLE = """
@@ -22,7 +25,7 @@ def report_lines(report: RankingReport) -> list[str]:
         f"reward: mean {report.reward_mean:.4f}, standard deviation {report.reward_std:.4f}, "
         f"{report.completions:,} completions" + (f", {report.nan:,} of them without a reward" if report.nan else ""),
         *(f"margin {name}: {describe(each)}" for name, each in report.by_margin.items()),
-        *(f"labeller {name}: {describe(each)}" for name, each in report.by_labeller.items()),
+        *_labeller_lines(report.by_labeller),
     ]
     if report.between_labellers.pairs:
         lines.append(f"labellers agree with each other: {describe(report.between_labellers)}")
@@ -32,6 +35,14 @@ def report_lines(report: RankingReport) -> list[str]:
     if report.calibration:
         lines.append(f"calibration error: {report.calibration_error:.4f} (predicted against observed probability)")
     return lines
+
+
+def _labeller_lines(found: Mapping[str, Accuracy]) -> list[str]:
+    """A line for each of the labellers with the most pairs."""
+    names = sorted(found, key=lambda name: (-found[name].pairs, name))
+    lines = [f"labeller {name}: {describe(found[name])}" for name in names[:MAX_LABELLERS]]
+    more = len(names) - MAX_LABELLERS
+    return [*lines, f"{more:,} more labellers with fewer pairs: see --json"] if more > 0 else lines
 
 
 def describe(found: Accuracy) -> str:
