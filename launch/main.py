@@ -65,7 +65,11 @@ COMMANDS = {
     "evaluate": ("launch.commands.evaluate", "measure loss, perplexity and few-shot accuracy of a checkpoint"),
     "score": ("launch.commands.score", "measure a reward model on rankings, and calibrate it on demonstrations"),
     "generate": ("launch.commands.generate", "continue a prompt"),
-    "compare": ("launch.commands.compare", "let people compare the answers of several runs, blind; count their votes"),
+    "answer": ("launch.commands.judging.answer", "answer the questions of MT-bench, turn by turn, for a judge"),
+    "compare": (
+        "launch.commands.judging.compare",
+        "let people compare the answers of several runs, blind; count their votes",
+    ),
     "convert": ("launch.commands.convert", "convert a model to or from another library's format"),
     "parity": ("launch.commands.parity", "show that a recipe trains the same model on every layout"),
     "doctor": ("launch.commands.doctor", "show what this machine offers and what would break a run"),

@@ -11,10 +11,13 @@ from gpt.inference.cpu_model import packed
 from gpt.inference.model import LocalModel
 from gpt.inference.sampling import Sampling
 from gpt.tokenizer.special_tokens import special_tokens_of
+from launch.comparison.prompts import ComparedPrompt
+from launch.generation.chat import ChatSettings, answer_chats
 from launch.generation.jobs import DEFAULT_BATCH_TOKENS, GenerationSettings, PromptLine, make_jobs
 from launch.generation.prompt_file import batches_of, continue_jobs, read_lines
+from launch.runs.chat_format import chat_encoder
 from launch.runs.imported_run import HUGGING_FACE
-from launch.runs.saved_run import load_run
+from launch.runs.saved_run import LoadedRun, load_run
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,26 @@ def model_names(paths: Sequence[Path]) -> list[str]:
     raise ConfigError("The runs are the same directory. Give different runs.")
 
 
-def answers_of(path: Path, lines: Sequence[PromptLine], settings: ComparedSettings) -> list[str]:
+def answers_of(path: Path, prompts: Sequence[ComparedPrompt], settings: ComparedSettings) -> list[str]:
     """Return the answer of a run, or of a file of `triaxial generate --output`, to each prompt.
 
     One process; the model is freed before return. ConfigError: no run, or a prompt that does not fit or is not in the
     file.
     """
-    return _read(path, lines) if path.is_file() else _generated(path, lines, settings)
+    if path.is_file():
+        return _read(path, prompts)
+    loaded = load_run(path, device=settings.device, dtype=settings.dtype)
+    chats = [prompt.chat for prompt in prompts if prompt.chat is not None]
+    if not chats:
+        return _continued(loaded, [prompt.line for prompt in prompts], settings)
+    how = ChatSettings(settings.sampling, settings.max_new_tokens, stops=settings.stops, shows=True)
+    seeds = range(settings.seed, settings.seed + len(chats))
+    model = packed(LocalModel(loaded.model), rows=len(chats))
+    with chat_encoder(loaded.saved) as encoder:
+        return answer_chats(model, loaded.saved, encoder, chats, how, seeds=seeds)
 
 
-def _read(path: Path, lines: Sequence[PromptLine]) -> list[str]:
+def _read(path: Path, prompts: Sequence[ComparedPrompt]) -> list[str]:
     texts: dict[str, list[str]] = {}
     for line in read_lines(path, option="RUN", is_result=True):
         text = line.fields.get("text")
@@ -61,16 +74,15 @@ def _read(path: Path, lines: Sequence[PromptLine]) -> list[str]:
             raise ConfigError(f"{line.where} has no text 'text'. Give a file that `triaxial generate --output` wrote.")
         texts.setdefault(line.fields["prompt"], []).append(text)
     found = []
-    for line in lines:
-        given = texts.get(line.fields["prompt"])
+    for prompt in prompts:
+        given = texts.get(prompt.shown) if isinstance(prompt.shown, str) else None
         if not given:
-            raise ConfigError(f"RUN {path} has no answer to the prompt of {line.where}. Use the same prompts.")
+            raise ConfigError(f"RUN {path} has no answer to the prompt of {prompt.line.where}. Use the same prompts.")
         found.append(given.pop(0) if len(given) > 1 else given[0])
     return found
 
 
-def _generated(path: Path, lines: Sequence[PromptLine], settings: ComparedSettings) -> list[str]:
-    loaded = load_run(path, device=settings.device, dtype=settings.dtype)
+def _continued(loaded: LoadedRun, lines: Sequence[PromptLine], settings: ComparedSettings) -> list[str]:
     saved = loaded.saved
     special = special_tokens_of(saved.run_directory / HUGGING_FACE, saved.tokenizer_file, saved.tokenizer)
     jobs = make_jobs(

@@ -7,6 +7,7 @@ import pytest
 
 from gpt.errors import ConfigError
 from launch.comparison.answers import answers_of, model_names
+from launch.comparison.prompts import ComparedPrompt
 from launch.generation.jobs import PromptLine
 
 
@@ -22,7 +23,7 @@ def test_names_are_as_short_as_they_can_be():
 def test_a_file_of_answers_is_matched_by_prompt(tmp_path):
     rows = [("p", "one"), ("q", "two"), ("p", "three")]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"prompt": p, "text": t}) + "\n" for p, t in rows))
-    lines = [PromptLine({"prompt": text}, f"line {i}") for i, text in enumerate(["q", "p", "p"], 1)]
+    lines = [ComparedPrompt(text, PromptLine({}, f"line {i}")) for i, text in enumerate(["q", "p", "p"], 1)]
     assert answers_of(tmp_path / "a.jsonl", lines, None) == ["two", "one", "three"]
     with pytest.raises(ConfigError, match="has no answer to the prompt of line 4"):
-        answers_of(tmp_path / "a.jsonl", [*lines, PromptLine({"prompt": "r"}, "line 4")], None)
+        answers_of(tmp_path / "a.jsonl", [*lines, ComparedPrompt("r", PromptLine({}, "line 4"))], None)

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from data_prep.conversations.config import ConversationsConfig
+from data_prep.conversations.shapes import conversations_in, shape_of
 from gpt.errors import ConfigError
 from launch.comparison.questions import answered_prompts, make_questions, prompt_record
 from launch.comparison.votes import ANSWERS, read_key, read_votes
@@ -84,3 +86,17 @@ def test_a_folder_without_answers_and_a_missing_file_are_one_line(tmp_path, fold
     (folder / ANSWERS).write_text('{"answers": [{}]}\n')
     with pytest.raises(ConfigError, match="is damaged"):
         read_key(folder)
+
+
+def test_a_file_of_votes_is_a_file_of_rankings(folder):
+    """By the reader of `triaxial prepare`: a reward model can learn from it."""
+    path, _ = votes_file(folder, "a.jsonl", ("p", "Anna", 1, 2), ("q", "Ben", 2, 1), ("p", "Ben", 1, 1))
+    found = []
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        assert shape_of(record) == "ranking"
+        found += [one for one, _ in conversations_in(record, "ranking", ConversationsConfig("rankings"))]
+    assert [[answer.level for answer in one.answers] for one in found[:2]] == [[1, 0], [0, 1]]
+    assert [one.labeller for one in found[:2]] == ["Anna", "Ben"]
+    assert found[0].prompt[0].text == "p"
+    assert found[2].reason == "all_tied", "a lone tie teaches nothing"

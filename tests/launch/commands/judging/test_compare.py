@@ -151,3 +151,16 @@ def test_equal_models_have_nothing_to_compare(runs, tmp_path, capsys):
     words = ("--prompts", runs / "prompts.jsonl", "--output", tmp_path / "o", "--max-new-tokens", 4)
     compare(runs, runs / "sft", tmp_path / "again", *words, status=2)
     assert "All 3 pairs of answers are equal" in capsys.readouterr().err
+
+
+def test_chat_prompts_are_answered_in_the_format_of_each_run(runs, tmp_path, capsys):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A"}, {"role": "user", "content": "B"}]
+    rows = [{"prompt": "The parser"}, {"messages": turns}, {"text": "none"}]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--chat", "--prompts", tmp_path / "chats.jsonl", "--output", tmp_path / "c", "--max-new-tokens", 6)
+    compare(runs, runs / "sft", runs / "ppo", *words)
+    assert "1 records of" in capsys.readouterr().out
+    key = [json.loads(line) for line in (tmp_path / "c" / "answers.jsonl").read_text().splitlines()]
+    assert [one["prompt"] for one in key] == ["The parser", turns]
+    for one in key:
+        assert len({answer["text"] for answer in one["answers"]}) == 2

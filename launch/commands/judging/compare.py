@@ -15,10 +15,10 @@ from gpt.files.atomic import replace_file
 from gpt.inference.sampling import Sampling
 from launch.comparison.answers import ComparedSettings, answers_of, model_names
 from launch.comparison.page import comparison_page
-from launch.comparison.questions import answered_prompts, digest, make_questions, prompt_record
+from launch.comparison.prompts import ComparedPrompt, read_conversations, read_texts_to_continue
+from launch.comparison.questions import AnsweredPrompt, answered_prompts, digest, make_questions, prompt_record
 from launch.comparison.votes import ANSWERS, read_key, read_votes
 from launch.comparison.win_rates import VoteSummary, summarise
-from launch.generation.prompt_file import read_lines
 from launch.processes.terminal import printable, table_console
 from launch.reports.written import Emit, add_json_option, json_destination
 from launch.runs.saved_run import DTYPES, add_device_arguments, device_of, open_run
@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help='a JSON object with a "prompt" in every line; "-" reads stdin'
+    )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="the prompts are conversations, which each run answers in its own chat format",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="the folder for the page and the answers")
     parser.add_argument(
@@ -55,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         return count(args)
     check_arguments(args)
     names = model_names(args.run)
-    lines = read_lines(args.prompts, option="--prompts")
+    prompts = prompts_of(args)
     for path in args.run:
         if not path.is_file():
             open_run(path)  # a mistake must come before the first model answers
@@ -69,9 +74,24 @@ def run(args: argparse.Namespace) -> int:
     )
     answers = {}
     for name, path in zip(names, args.run, strict=True):
-        print(f"{printable(name)}: {len(lines):,} prompts", flush=True)
-        answers[name] = answers_of(path, lines, settings)
-    prompts = answered_prompts([line.fields["prompt"] for line in lines], answers, seed=args.seed)
+        print(f"{printable(name)}: {len(prompts):,} prompts", flush=True)
+        answers[name] = answers_of(path, prompts, settings)
+    write(args, answered_prompts([prompt.shown for prompt in prompts], answers, seed=args.seed))
+    return 0
+
+
+def prompts_of(args: argparse.Namespace) -> list[ComparedPrompt]:
+    """Read the prompts, and tell how many records of a file of conversations are none."""
+    if not args.chat:
+        return read_texts_to_continue(args.prompts)
+    prompts, left_out = read_conversations(args.prompts)
+    for reason, n in left_out.most_common():
+        print(f"note: {n:,} records of {args.prompts} left out: {reason}")
+    return prompts
+
+
+def write(args: argparse.Namespace, prompts: list[AnsweredPrompt]) -> None:
+    """Write the page and the key. ConfigError: there is no question to ask."""
     questions, n_equal = make_questions(prompts, seed=args.seed)
     if not questions:
         raise ConfigError(f"All {n_equal:,} pairs of answers are equal: there is nothing to compare. Use other runs.")
@@ -82,7 +102,6 @@ def run(args: argparse.Namespace) -> int:
     equal = f" ({n_equal:,} pairs of equal answers left out)" if n_equal else ""
     print(f"wrote {args.output / PAGE}: {len(questions):,} questions{equal}. Open it in a browser; no server is needed")
     print(f"then: triaxial compare {args.output} --votes votes-NAME.jsonl")
-    return 0
 
 
 def check_arguments(args: argparse.Namespace) -> None:
