@@ -19,11 +19,20 @@ class JudgedAnswer:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """An answer that is left out: why, its number in the source, and the bytes of its text."""
+
+    reason: str
+    number: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
 class Ranked:
-    """The ranked answers, and the reason of each answer that is left out with its number in the source."""
+    """The ranked answers, and those that are left out."""
 
     answers: tuple[Answer, ...]
-    left_out: tuple[tuple[str, int], ...]
+    left_out: tuple[LeftOut, ...]
 
 
 def rank(judged: Sequence[JudgedAnswer], *, tie_margin: float) -> Ranked:
@@ -49,7 +58,8 @@ def rank(judged: Sequence[JudgedAnswer], *, tie_margin: float) -> Ranked:
             left_out.append(("contradictory_ranks", copies[0]))
     gone = {i for _, i in left_out}
     kept = [Answer(one.text, levels[i], one.score, one.model) for i, one in known.items() if i not in gone]
-    return Ranked(_renumbered(kept), tuple(sorted(left_out, key=lambda item: item[1])))
+    out = (LeftOut(reason, i, len(judged[i].text.encode())) for reason, i in left_out)
+    return Ranked(_renumbered(kept), tuple(sorted(out, key=lambda one: one.number)))
 
 
 def check_ranking(ranked: Sequence[Answer], n_judged: int) -> None:

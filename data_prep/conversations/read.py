@@ -118,8 +118,8 @@ def _documents(
             continue
         assert config.compare is not None, "ConversationsConfig gives it a value"
         document = as_document(conversation, config.compare)
-        for reason, number in left_out:
-            completions.drop(reason, 0, document.id, detail=f"completion {number + 1}")
+        for one in left_out:
+            completions.drop(one.reason, one.n_bytes, document.id, detail=f"completion {one.number + 1}")
         for answer in conversation.answers:
             n_bytes = len(answer.text.encode())
             completions.keep(n_bytes, n_bytes)

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_prep.conversations.config import ConversationsConfig
 from data_prep.conversations.conversation import Answer, Conversation, Turn, UnusableRecord, check_turns
-from data_prep.conversations.ranking import JudgedAnswer, best, check_ranking, rank
+from data_prep.conversations.ranking import JudgedAnswer, LeftOut, best, check_ranking, rank
 from data_prep.conversations.turns import HH_MARK, transcript, turns_of
 from data_prep.documents.records import usable_id
 from data_prep.documents.shards import whole_text
@@ -68,7 +68,7 @@ def unused_fields(record: Mapping[str, Any], shape: str) -> list[str]:
 
 def conversations_in(
     record: Mapping[str, Any], shape: str, config: ConversationsConfig
-) -> Iterator[tuple[Conversation | UnusableRecord, tuple[tuple[str, int], ...]]]:
+) -> Iterator[tuple[Conversation | UnusableRecord, tuple[LeftOut, ...]]]:
     """Yield each conversation of a record, or why it is none, with the answers that are left out and the reason."""
     if shape == "self_instruct":
         instances = record["instances"]
@@ -90,7 +90,7 @@ def conversations_in(
 
 def _conversation(
     prompt: tuple[Turn, ...], judged: list[JudgedAnswer], record: Mapping[str, Any], config: ConversationsConfig
-) -> tuple[Conversation, tuple[tuple[str, int], ...]]:
+) -> tuple[Conversation, tuple[LeftOut, ...]]:
     """Make a conversation of the wanted kind. UnusableRecord: the record is of another, or has no usable answer."""
     check_turns(prompt)
     labeller = next((usable_id(record[name]) for name in _LABELLERS if name in record), "")

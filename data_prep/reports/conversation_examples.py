@@ -102,15 +102,16 @@ def runs(ids: Sequence[int], learned: Sequence[int], tokenizer: Tokenizer, names
 
 
 def pack(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
-    """Fill rows of seq_len + 1 tokens with whole documents in order, as data.sampling = "packed" does; longer ones
-    are cut. Return the numbers of each row's documents."""
+    """Fill rows of seq_len tokens with whole documents in order, as data.sampling = "packed" does.
+
+    A longer document is alone in its row, cut after seq_len + 1 tokens. Return the numbers of each row's documents.
+    """
     rows: list[list[int]] = []
     left = 0
     for number, length in enumerate(lengths):
-        needed = min(length, seq_len + 1)
-        if not rows or needed > left:
+        if not rows or length > left:
             rows.append([])
-            left = seq_len + 1
+            left = seq_len
         rows[-1].append(number)
-        left -= needed
+        left -= length
     return rows

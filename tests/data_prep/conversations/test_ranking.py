@@ -5,7 +5,7 @@ import math
 import pytest
 
 from data_prep.conversations.conversation import UnusableRecord
-from data_prep.conversations.ranking import JudgedAnswer, best, check_ranking, rank
+from data_prep.conversations.ranking import JudgedAnswer, LeftOut, best, check_ranking, rank
 
 
 def ranked(*pairs, margin=0.0):
@@ -26,16 +26,20 @@ def test_near_scores_tie_with_the_lowest_of_them():
 def test_equal_texts_count_once_unless_another_answer_is_between():
     found = ranked(("a", 3.0), ("same", 2.0), ("same", 1.0), ("b", 0.0))
     assert [(answer.text, answer.level) for answer in found.answers] == [("a", 2), ("same", 1), ("b", 0)]
-    assert found.left_out == (("equal_text", 2),)
+    assert found.left_out == (LeftOut("equal_text", 2, 4),)
     found = ranked(("same", 3.0), ("a", 2.0), ("same", 1.0), ("b", 0.0))
     assert [(answer.text, answer.level) for answer in found.answers] == [("a", 1), ("b", 0)]
-    assert found.left_out == (("contradictory_ranks", 0), ("contradictory_ranks", 2))
+    assert found.left_out == (LeftOut("contradictory_ranks", 0, 4), LeftOut("contradictory_ranks", 2, 4))
 
 
 def test_answers_without_text_or_value_are_left_out():
     found = ranked(("a", 1.0), ("  ", 2.0), ("b", None), ("c", math.nan), ("d", 0.0))
     assert [answer.text for answer in found.answers] == ["a", "d"]
-    assert found.left_out == (("empty_answer", 1), ("unranked", 2), ("unranked", 3))
+    assert [(one.reason, one.number) for one in found.left_out] == [
+        ("empty_answer", 1),
+        ("unranked", 2),
+        ("unranked", 3),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_a_value_that_is_no_number_ranks_nothing(value):
     record = {"prompt": "Q", "completions": [{"text": t, "score": s} for t, s in (("a", value), ("b", 1), ("c", 2))]}
     ((found, left_out),) = conversations_in(record, "ranking", RANKINGS)
     assert [answer.text for answer in found.answers] == ["b", "c"]
-    assert left_out == (("unranked", 0),)
+    assert [(one.reason, one.number) for one in left_out] == [("unranked", 0)]
 
 
 def test_scores_rank_as_ranks_do_and_the_labeller_is_kept():

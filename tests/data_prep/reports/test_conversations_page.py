@@ -11,6 +11,9 @@ from conversation_cases import write_conversations
 from data_prep.corpus.corpus import read_corpus
 from data_prep.reports.conversation_examples import Seen, SplitFiles, TextRun, examples, pack, runs
 from data_prep.reports.conversations_page import conversations_page
+from gpt.data.config import CorpusConfig, DataConfig
+from gpt.data.sampling_rules import sampling_of
+from gpt.token_files.files import TokenFile, TokenFileWriter
 from gpt.tokenizer.tokenizers import load_tokenizer
 
 pytest.importorskip("xxhash", reason="the extra 'data' is not installed")
@@ -113,5 +116,17 @@ def test_completions_are_cut_at_their_marks():
     assert document.sequences() == [(slice(0, 2), 1), (slice(2, 6), 0)]
 
 
-def test_rows_hold_whole_documents():
-    assert pack([5, 4, 3, 30, 1, 8], seq_len=8) == [[0, 1], [2], [3], [4, 5]]
+def test_rows_are_those_of_packed_sampling(tmp_path):
+    assert pack([5, 4, 3, 30, 1, 8], seq_len=8) == [[0], [1, 2], [3], [4], [5]]
+    lengths = np.random.default_rng(4).integers(1, 90, size=500)
+    with TokenFileWriter(tmp_path / "t", vocab_size=9) as writer:
+        for n in lengths:
+            writer.add_document(np.zeros(n, dtype=np.int64))
+    config = DataConfig(tokenizer="t", train=(CorpusConfig(str(tmp_path / "t")),), seq_len=64, sampling="packed")
+    file = TokenFile(tmp_path / "t")
+    rule = sampling_of(config, config.train[0]).of(file)
+    rows = pack(lengths.tolist(), seq_len=64)
+    assert rule.count(file) == len(rows) < 500
+    starts = [0, *lengths.cumsum().tolist()]
+    for sample, numbers in enumerate(rows):
+        assert rule.span(file, sample)[0] == starts[numbers[0]]
