@@ -69,7 +69,7 @@ def _conversations(path: Path, config: ConversationsConfig, left_out: Counter[st
             left_out["unknown_shape"] += 1
             continue
         for found, answers_left_out in conversations_in(record.values, shape, config):
-            left_out.update(reason for reason, _ in answers_left_out)
+            left_out.update(one.reason for one in answers_left_out)
             if isinstance(found, UnusableRecord):
                 left_out[found.reason] += 1
             else:
