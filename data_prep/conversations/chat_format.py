@@ -108,13 +108,15 @@ class ChatEncoder:
                 "conversations.template, or conversations.format = 'plain'"
             ) from None
 
-    def encode(self, turns: Sequence[Turn]) -> EncodedChat:
+    def encode(self, turns: Sequence[Turn], *, last_only: bool = False) -> EncodedChat:
         """Encode turns, up to the end token of the last turn of the assistant.
 
-        UnusableRecord: the template refuses them, or a text contains the name of a special token.
+        `last_only`: find only its last turn. Some templates write an earlier answer in another way than the last, such
+        as without its thoughts. UnusableRecord: the template refuses the turns, or does not show which tokens are
+        those of an answer, or a text contains the name of a special token.
         """
         if self._renderer is not None:
-            return self._with_template(turns)
+            return self._with_template(turns, last_only=last_only)
         ids: list[int] = []
         answers: list[tuple[int, int]] = []
         for number, turn in enumerate(turns):
@@ -125,7 +127,7 @@ class ChatEncoder:
             start = len(ids)
             ids += self._answer(turn.text)
             answers.append((start, len(ids)))
-        return EncodedChat(ids, answers)
+        return EncodedChat(ids, answers[-1:] if last_only else answers)
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Encode turns up to where the assistant's answer to them begins. UnusableRecord: as `encode`."""
@@ -154,14 +156,16 @@ class ChatEncoder:
             return [*self.tokenizer.encode(f" {text}"), self.tokenizer.end_of_document_id]
         return [*self.tokenizer.encode(text), self._ids[_END]]
 
-    def _with_template(self, turns: Sequence[Turn]) -> EncodedChat:
+    def _with_template(self, turns: Sequence[Turn], *, last_only: bool) -> EncodedChat:
         assert self._renderer is not None
         assert self._marked is not None
         self._check_texts(turns)
         rendered = self._renderer.render(turns)
-        spans = [self._to_end(rendered.text, start, end) for start, end in rendered.answers]
-        if len(spans) != sum(turn.role == "assistant" for turn in turns):
+        n_answers = sum(turn.role == "assistant" for turn in turns)
+        if len(rendered.answers) != n_answers:
             raise UnusableRecord("template_hides_answers", "it does not mark each turn of the assistant")
+        wanted = rendered.answers[-1:] if last_only else rendered.answers
+        spans = [self._to_end(rendered.text, start, end) for start, end in wanted]
         if not spans:
             return EncodedChat([], [])
         if not self._marked.joins:

@@ -108,10 +108,9 @@ def _render(
 
 
 def _demonstration(conversation: Conversation, config: RenderTask, encoder: ChatEncoder) -> Tokens:
-    chat = encoder.encode(conversation.whole(conversation.answers[0]))
+    chat = encoder.encode(conversation.whole(conversation.answers[0]), last_only=config.learn == "last")
     _check_prompt(chat.answers[-1][0], config)
-    end = chat.answers[-1][1]
-    return Tokens(chat.ids[:end], chat.answers if config.learn == "all" else chat.answers[-1:], [])
+    return Tokens(chat.ids[: chat.answers[-1][1]], chat.answers, [])
 
 
 def _ranking(
@@ -121,7 +120,7 @@ def _ranking(
     encoded: list[tuple[Answer, list[int], int]] = []
     too_long: list[tuple[int, int]] = []
     for number, answer in enumerate(conversation.answers):
-        chat = encoder.encode(conversation.whole(answer))
+        chat = encoder.encode(conversation.whole(answer), last_only=True)
         start, end = chat.answers[-1]
         _check_prompt(start, config)
         if config.max_tokens is not None and end > config.max_tokens:

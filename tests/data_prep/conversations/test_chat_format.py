@@ -90,6 +90,23 @@ def test_a_real_template():
             check_by_prefixes(encoder, library, turns)
 
 
+def test_a_template_may_write_earlier_answers_in_another_way(make_tokenizer):
+    shortened = CHATML.replace(
+        "message['content'] + '<|im_end|>'",
+        "(message['content'] if loop.last or message['role'] == 'user' else 'x') + '<|im_end|>'",
+    )
+    path = make_tokenizer(template=shortened)
+    library = reference(path, shortened)
+    with ChatEncoder(choose_format(config(), path), path) as encoder:
+        with pytest.raises(UnusableRecord, match="template_changes_turns"):
+            encoder.encode(CHATS[2])
+        chat = encoder.encode(CHATS[2], last_only=True)
+        assert chat.ids == library.apply_chat_template(messages(CHATS[2]), return_dict=False)[: len(chat.ids)]
+        ((start, end),) = chat.answers
+        assert library.decode(chat.ids[start:end]) == "café: 1 < 2<|im_end|>"
+        assert chat.ids[:start] == encoder.prompt(CHATS[2][:-1])
+
+
 def test_chatml_equals_its_template(make_tokenizer):
     path = make_tokenizer()
     chosen = choose_format(config(), path)

@@ -232,6 +232,15 @@ def test_prompts_of_an_evaluation_set_are_dropped_whole(tmp_path, make_tokenizer
     assert dropped(prepared) == {("decontaminate", "shares_a_gram"): 1}
 
 
+def test_prompts_that_are_nearly_equal_count_once(tmp_path, make_tokenizer):
+    words = "Write a polite letter to the old miller about the broken wheel of his cart and the winter harvest"
+    records = [{"prompt": f"Q {n} of quite another kind", "completion": "A"} for n in range(30)]
+    records += [{"prompt": f"{words} {end}", "completion": "Dear miller."} for end in ("please", "now")]
+    recipe = config(tmp_path, [write(tmp_path / "d.jsonl", records)], make_tokenizer(), kind="demonstrations")
+    prepared, _ = run(replace(recipe, dedup_minhash=FuzzyConfig(min_jaccard=0.8)))
+    assert dropped(prepared) == {("dedup_minhash", "near_duplicate"): 1}
+
+
 def test_parquet_gives_the_same_as_json_lines(tmp_path, make_tokenizer):
     arrow = pytest.importorskip("pyarrow", reason="the extra 'data' is not installed")
     parquet = pytest.importorskip("pyarrow.parquet", reason="the extra 'data' is not installed")

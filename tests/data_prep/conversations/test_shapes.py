@@ -1,9 +1,13 @@
 """Each published shape gives the same conversations."""
 
+import json
+import random
+from collections import Counter
+
 import pytest
 
-from data_prep.conversations.config import ConversationsConfig
-from data_prep.conversations.conversation import UnusableRecord
+from data_prep.conversations.config import FIELDS, ConversationsConfig
+from data_prep.conversations.conversation import Conversation, UnusableRecord, as_document
 from data_prep.conversations.shapes import SHAPES, conversations_in, renamed, shape_of, unused_fields
 
 DEMONSTRATIONS, RANKINGS, PROMPTS = map(ConversationsConfig, ("demonstrations", "rankings", "prompts"))
@@ -129,6 +133,35 @@ def test_pairs_with_different_prompts_are_named():
     record = {"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: R\n\nAssistant: A"}
     with pytest.raises(UnusableRecord, match="different_prompts"):
         only(record, RANKINGS)
+
+
+def test_no_record_is_a_fault_of_ours():
+    rng = random.Random(7)
+    scalars = ["", " ", "x\ud800", "\n\nHuman: a\n\nAssistant: b", 0, -1.5, 10**400, float("nan"), True, None]
+    names = [*FIELDS, "outputs", "responses", "text", "rank", "score", "role", "content", "score_chosen", "model"]
+
+    def value(depth):
+        kind = rng.randrange(4) if depth else 0
+        if kind == 0:
+            return rng.choice([*scalars, "user", "assistant", "system", "tool"])
+        if kind == 1:
+            return [value(depth - 1) for _ in range(rng.randrange(4))]
+        if kind == 2:
+            return {"role": rng.choice(["user", "assistant", "x"]), "content": value(depth - 1)}
+        return {rng.choice(names): value(depth - 1) for _ in range(rng.randrange(5))}
+
+    seen = Counter()
+    for _ in range(20_000):
+        record = {rng.choice(names): value(3) for _ in range(rng.randrange(6))}
+        shape = shape_of(record)
+        for settings in (DEMONSTRATIONS, RANKINGS, PROMPTS) if shape else ():
+            for found, _ in conversations_in(record, shape, settings):
+                assert isinstance(found, Conversation | UnusableRecord)
+                seen[shape, isinstance(found, Conversation)] += 1
+                if isinstance(found, Conversation):
+                    json.dumps(as_document(found, "conversation").metadata).encode()
+    assert {shape for shape, _ in seen} == set(SHAPES)
+    assert sum(n for (_, usable), n in seen.items() if usable) > 100
 
 
 def test_fields_can_have_other_names():
