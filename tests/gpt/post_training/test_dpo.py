@@ -173,6 +173,31 @@ def test_only_learned_tokens_inside_a_conversation_are_targets():
     assert batch.extra["slots"][0, : first_end + 2].tolist() == [0] * (first_end + 1) + [1]
 
 
+def test_two_prompts_of_a_row_count_as_in_rows_of_their_own():
+    """As data.sampling = "packed" has them: no pair crosses prompts."""
+    apart, policy = rankings([[1, 0], [0, 2]]), outputs(2)
+    lengths = [int((row != PADDING).sum()) for row in apart.segment_ids]
+    cut, end = lengths[0], sum(lengths)
+
+    def joined(values, blank):
+        row = np.full((1, T + 1), blank)
+        row[0, :cut], row[0, cut:end] = values[0, :cut], values[1, : lengths[1]]
+        return row
+
+    ids = joined(apart.segment_ids, PADDING)
+    ids[0, cut:end] = 1
+    streams = {name: joined(values, 0) for name, values in apart.streams.items()}
+    together = Samples(joined(apart.tokens, 0), ids, streams)
+    hidden = torch.cat((policy.hidden[0, :cut], policy.hidden[1, : T - cut])).unsqueeze(0)
+    objective, found = Preferences(BETA), []
+    for samples, states in ((apart, policy.hidden), (together, hidden)):
+        batch = objective.batch(samples)
+        complete = objective.with_reference(batch, torch.zeros(batch.targets.shape, dtype=torch.float64))
+        found.append(PreferenceLoss(BETA)(VocabularyOutputs(states, policy.weight, policy.shard), complete))
+    assert found[0].count == found[1].count == 2
+    torch.testing.assert_close(found[0].sum, found[1].sum, rtol=1e-12, atol=1e-12)
+
+
 def test_rows_outside_the_mask_do_not_count():
     samples, policy = rankings(COMPLETIONS), outputs(len(COMPLETIONS))
     batch, _ = batch_and_reference(samples)

@@ -115,3 +115,13 @@ def test_without_its_reference_a_run_does_not_resume(words, tmp_path, capsys):
     assert train(words, run, STEPS) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert f"{run / REFERENCE} has no whole copy of the reference model" in line
+
+
+def test_adapters_train_relative_to_a_reference_without_any(words, tmp_path):
+    _, words = words
+    run, parts, adapter = tmp_path / "run", tmp_path / "parts", ["--adapter.rank", 4]
+    assert train(words, run, 2, *adapter) == 0
+    assert losses(run)[1] == pytest.approx(math.log(2), abs=1e-6), "a new adapter changes nothing"
+    assert train(words, parts, 1, *adapter) == 0
+    assert train(words, parts, 2, *adapter) == 0
+    assert losses(parts) == losses(run)
