@@ -86,6 +86,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any] | None:
         "ratios": side_by_side.speed_ratios(per_token_s, OURS),
         "cpu_ratios": side_by_side.speed_ratios(per_token_cpu_s, OURS),
         "tokens_of_a_block": {name: [a[name]["tokens"] for a in answers] for name in names},
+        "losses": {name: [a[name]["loss"] for a in answers] for name in names},
         "peak_memory_bytes": {name: answers[-1][name]["peak_memory_bytes"] for name in names},
         "machine": side_by_side.processor(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
@@ -177,21 +178,23 @@ def our_block(args: argparse.Namespace) -> Callable[[], dict[str, Any]]:
     )
     data, step, n_rows = training_data(args, seq_len), 0, args.micro_batches
 
-    def take_step() -> int:
+    def take_step() -> tuple[int, float]:
+        """The real tokens of the next step, and its loss."""
         nonlocal step
         samples = data.read(np.arange(step * n_rows, (step + 1) * n_rows))
         engine.forward_backward(objective.batch(samples))
-        engine.optimizer_step(LEARNING_RATE)
+        loss = engine.optimizer_step(LEARNING_RATE).loss.mean
         step += 1
         assert samples.segment_ids is not None
-        return int((samples.segment_ids >= 0).sum())
+        return int((samples.segment_ids >= 0).sum()), loss
 
     def block() -> dict[str, Any]:
-        take_step()  # as the peer's first step, whose time does not count
+        _, first = take_step()  # as the peer's first step, whose time does not count
         started_at, cpu_started_at = time.perf_counter(), time.process_time()
-        tokens = sum(take_step() for _ in range(args.steps))
+        tokens, losses = zip(*(take_step() for _ in range(args.steps)), strict=True)
         train_s, train_cpu_s = time.perf_counter() - started_at, time.process_time() - cpu_started_at
-        return {"train_s": train_s, "train_cpu_s": train_cpu_s, "tokens": tokens}
+        loss = statistics.mean([first, *losses])
+        return {"train_s": train_s, "train_cpu_s": train_cpu_s, "tokens": sum(tokens), "loss": loss}
 
     return block
 

@@ -118,10 +118,10 @@ def trl_block(
     def block() -> dict[str, Any]:
         clock.ends.clear()
         seen = _tokens_by_step(trainer, steps + 1)
-        trainer.train()
+        loss = trainer.train().training_loss  # the mean over the steps
         assert len(clock.ends) == steps + 1
         train_s, train_cpu_s = (end - start for start, end in zip(clock.ends[0], clock.ends[-1], strict=True))
-        return {"train_s": train_s, "train_cpu_s": train_cpu_s, "tokens": sum(seen[1:])}
+        return {"train_s": train_s, "train_cpu_s": train_cpu_s, "tokens": sum(seen[1:]), "loss": loss}
 
     return block
 
