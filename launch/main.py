@@ -66,6 +66,7 @@ COMMANDS = {
     "score": ("launch.commands.score", "measure a reward model on rankings, and calibrate it on demonstrations"),
     "generate": ("launch.commands.generate", "continue a prompt"),
     "answer": ("launch.commands.judging.answer", "answer the questions of MT-bench, turn by turn, for a judge"),
+    "best-of-n": ("launch.commands.judging.best_of_n", "keep the best of n answers by a reward, and measure every n"),
     "compare": (
         "launch.commands.judging.compare",
         "let people compare the answers of several runs, blind; count their votes",

@@ -6,7 +6,7 @@ of a policy at equal KL. The estimator averages over all subsets of n samples (N
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,11 @@ from gpt.evaluation.intervals import Interval, bootstrap_interval
 from gpt.post_training.analysis.over_optimisation import best_of_n_kl
 
 Values = NDArray[np.float64]
-Score = Callable[[list[str], list[str]], Sequence[float]]
+Prompt = TypeVar("Prompt")  # a text, or a conversation
+Score = Callable[[list[Prompt], list[str]], Sequence[float]]
 """Rewards of completions: (prompts, completions) of equal length -> one number each."""
-Generate = Callable[[list[str], int], Sequence[str]]
-"""One completion a prompt: (prompts, seed) -> texts. Different seeds give independent samples."""
+Generate = Callable[[list[Prompt], int], Sequence[str]]
+"""One completion a prompt: (prompts, seed) -> texts. Prompt i uses the seed `seed` + i."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,28 @@ class BestOfNPoint:
 class ScoredSamples:
     """N samples of each prompt with their rewards. NaN where a reward is not known; such samples do not count."""
 
-    prompts: list[str]
     completions: list[list[str]]  # prompts x N
     proxy: Values  # (prompts, N)
     gold: Values | None  # (prompts, N)
 
+    def chosen(self, n: int) -> list[int]:
+        """The index of the best of the first n samples of each prompt by the proxy."""
+        found: list[int] = np.where(np.isnan(self.proxy[:, :n]), -np.inf, self.proxy[:, :n]).argmax(axis=1).tolist()
+        return found
+
     def best(self, n: int) -> list[str]:
-        """The best of the first n samples of each prompt by the proxy."""
-        rewards = np.where(np.isnan(self.proxy[:, :n]), -np.inf, self.proxy[:, :n])
-        return [texts[i] for texts, i in zip(self.completions, rewards.argmax(axis=1).tolist(), strict=True)]
+        """The text of that sample."""
+        return [texts[i] for texts, i in zip(self.completions, self.chosen(n), strict=True)]
 
 
 def draw_samples(
-    prompts: Sequence[str], generate: Generate, score: Score, *, n: int, gold: Score | None = None, seed: int = 0
+    prompts: Sequence[Prompt],
+    generate: Generate[Prompt],
+    score: Score[Prompt],
+    *,
+    n: int,
+    gold: Score[Prompt] | None = None,
+    seed: int = 0,
 ) -> ScoredSamples:
     """Draw and score n samples of each prompt. One process; the callables decide where they run.
 
@@ -60,10 +70,10 @@ def draw_samples(
     rounds = [list(generate(asked, seed + i * len(asked))) for i in range(n)]
     proxy = np.stack([_scored("score", score, asked, texts) for texts in rounds], axis=1)
     golds = None if gold is None else np.stack([_scored("gold", gold, asked, texts) for texts in rounds], axis=1)
-    return ScoredSamples(asked, [list(texts) for texts in zip(*rounds, strict=True)], proxy, golds)
+    return ScoredSamples([list(texts) for texts in zip(*rounds, strict=True)], proxy, golds)
 
 
-def _scored(name: str, score: Score, prompts: list[str], texts: list[str]) -> Values:
+def _scored(name: str, score: Score[Prompt], prompts: list[Prompt], texts: list[str]) -> Values:
     rewards = np.asarray(score(prompts, texts), dtype=np.float64)
     if rewards.shape != (len(texts),):
         raise ConfigError(

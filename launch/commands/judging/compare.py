@@ -160,10 +160,14 @@ def report(summary: VoteSummary, n_replaced: int, emit: Emit) -> None:
     emit(asdict(summary))
 
 
-def interval_text(interval: Interval) -> str:
-    """An estimate in percent with its bounds."""
+def interval_text(interval: Interval, *, percent: bool = True) -> str:
+    """An estimate with its bounds, in percent or as a number."""
     if interval.estimate != interval.estimate:
         return "no data"
+
+    def text(value: float) -> str:
+        return f"{value:.1%}" if percent else f"{value:.4g}"
+
     if interval.low != interval.low:
-        return f"{interval.estimate:.1%}"
-    return f"{interval.estimate:.1%} ({interval.low:.1%} to {interval.high:.1%})"
+        return text(interval.estimate)
+    return f"{text(interval.estimate)} ({text(interval.low)} to {text(interval.high)})"
