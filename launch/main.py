@@ -49,6 +49,10 @@ COMMANDS = {
         "launch.commands.train",
         "train a GPT from a recipe, on any layout of tensor x pipeline x data parallelism",
     ),
+    "plan": (
+        "launch.commands.planning.plan",
+        "choose a layout, and know its time, cost and memory, before paying for the GPUs",
+    ),
     "config": ("launch.commands.config", "show the settings of a recipe and their origin, or every key"),
     "recipe from-megatron": (
         "launch.commands.recipe_from_megatron",

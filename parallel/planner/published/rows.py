@@ -100,7 +100,7 @@ def stack_of(row: dict[str, str], hardware: Hardware) -> Stack:
 def _split(model: ModelConfig, stages: int, seq_len: int, *, ends: bool) -> tuple[int, ...]:
     """Blocks of each stage: the same number if it divides. With `ends`, embedding and head count as a block each."""
     layers = model.n_layers
-    if ends and (layers + 2) % stages == 0:
+    if ends and stages > 1 and (layers + 2) % stages == 0:
         each = (layers + 2) // stages
         return (each - 1, *(each,) * (stages - 2), each - 1)
     if layers % stages == 0:
@@ -109,7 +109,9 @@ def _split(model: ModelConfig, stages: int, seq_len: int, *, ends: bool) -> tupl
 
 
 def _source(text: str) -> str:
-    return re.split(r"[,;:]", text)[0].strip()
+    """The work that a source names: a paper, or a repository without the path in it."""
+    words = re.split(r"[,;:]", text)[0].split()
+    return " ".join(words[: 2 if words[:1] == ["arXiv"] else 1])
 
 
 def _jobs(row: dict[str, str], stack: Stack, precision: str) -> list[Job]:
@@ -130,7 +132,7 @@ def _jobs(row: dict[str, str], stack: Stack, precision: str) -> list[Job]:
         count = per_rank // size
         if per > 1 and count % max(1, count // pipeline):
             continue
-        split = _split(model, pipeline * per, seq_len, ends="embed" in (row.get("note") or ""))
+        split = _split(model, pipeline * per, seq_len, ends="embed|" in (row.get("note") or ""))
         job = Job(model, seq_len, size, count, split, tensor, pipeline, data, context, data, zero, schedule)
         jobs.append(replace(job, recompute=recompute, sequence_parallel=sequence, precision=precision))
     return jobs

@@ -51,11 +51,11 @@ def summary(errors: Sequence[float]) -> ErrorSummary:
 
 
 def calibrated_errors(comparisons: Sequence[Comparison]) -> list[float]:
-    """Errors after one run has scaled the others of its stack, GPU, precision and source: of every ordered pair."""
-    groups: dict[tuple[str, str, str, str], list[Comparison]] = {}
+    """Errors after one run has scaled another of its stack, GPU and precision: of every ordered pair."""
+    groups: dict[tuple[str, str, str], list[Comparison]] = {}
     for each in comparisons:
         run = each.run
-        groups.setdefault((run.source, run.stack.name, run.cluster.gpu.name, each.job.precision), []).append(each)
+        groups.setdefault((run.stack.name, run.cluster.gpu.name, each.job.precision), []).append(each)
     pairs = (pair for group in groups.values() for pair in itertools.permutations(group, 2))
     return [other.predicted * known.run.seconds / known.predicted / other.run.seconds - 1 for known, other in pairs]
 

@@ -33,6 +33,7 @@ class Job:
     recompute: Recompute = "none"
     sequence_parallel: bool = True
     precision: str = "bf16"
+    whole_backward: bool = False  # the schedule's backward of inputs also gives the gradients of weights
 
     @property
     def world_size(self) -> int:

@@ -47,8 +47,8 @@ class StepTime:
         return {name: getattr(self, name) for name in (*names, "optimizer", "other")}
 
 
-def step_time(job: Job, cluster: Cluster, stack: Stack) -> StepTime:
-    """Predict one step of a job."""
+def step_time(job: Job, cluster: Cluster, stack: Stack, *, simulate: bool = True) -> StepTime:
+    """Predict one step of a job. Without `simulate`, there are no bubbles: a quick lower bound."""
     forward, backward = _stages(job, cluster, stack)
     message = _message_s(job, cluster)
     waits = message * stack.pipeline if job.pipeline > 1 else 0.0
@@ -57,11 +57,14 @@ def step_time(job: Job, cluster: Cluster, stack: Stack) -> StepTime:
     times_b = [b.total * stack.overhead + g + waits for b, g in zip(backward, gathers_b, strict=True)]
     if job.pipeline == 1:
         span = job.micro_batches * (sum(times_f) + sum(times_b))
-    else:
+    elif simulate:
         split = forward[0] + backward[0]
-        inputs = 0.5 + 0.15 * (split.attention / split.total)  # attention has no weights: its backward is of inputs
+        # attention has no weights: its backward is of inputs
+        inputs = 1.0 if job.whole_backward else 0.5 + 0.15 * (split.attention / split.total)
         times = StageTimes(times_f, times_b, inputs, message)
         span = step_makespan(job.schedule, job.pipeline, job.micro_batches, times)
+    else:
+        span = 0.0
     own = _stages_of_busiest(job, [f + b for f, b in zip(times_f, times_b, strict=True)])
     busy = sum((forward[i] + backward[i] for i in own), Seconds()).times(job.micro_batches)
     gathers = job.micro_batches * sum(gathers_f[i] + gathers_b[i] for i in own)
@@ -69,6 +72,7 @@ def step_time(job: Job, cluster: Cluster, stack: Stack) -> StepTime:
     other = busy.total * (stack.overhead - 1)
     data = _data_s(job, cluster, stack)
     optimizer = _optimizer_s(job, cluster)
+    span = max(span, busy.total + gathers + pipeline + other)
     seconds = span + data + optimizer
     factor = math.exp(INTERVAL * stack.spread)
     return StepTime(
@@ -115,8 +119,8 @@ def rank_parameters(job: Job) -> float:
         held[job.rank_of(stage)] += blocks * model.block_parameters
     table = model.padded_vocab_size * model.d_model
     held[0] += table
-    last = job.rank_of(len(job.split) - 1)
-    held[last] += 0 if model.tied and last == 0 else table
+    if not (model.tied and len(job.split) == 1):  # two stages have a copy each, even on one rank
+        held[job.rank_of(len(job.split) - 1)] += table
     return max(held) / job.tensor
 
 

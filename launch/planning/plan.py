@@ -1,0 +1,173 @@
+"""`triaxial plan`: search the layouts of a cluster, predict each, and explain the rejected ones."""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt.errors import ConfigError
+from launch.config.recipe import find_recipe, read_toml
+from launch.config.run_config import RunConfig, layout_of, recipe_table
+from launch.planning.dry_run import measure, ranks_to_show
+from launch.planning.plan_figures import figures
+from launch.planning.plan_files import recipe_text, sbatch_text
+from launch.planning.plan_page import plan_page
+from launch.planning.plan_report import (
+    PlannedLayout,
+    as_json,
+    knee_of,
+    layout_table,
+    memory_table,
+    rejected_lines,
+    scaling_table,
+)
+from launch.planning.plan_request import GpuOption, check_amounts, gpus_here, parse_deadline, parse_gpus, plan_request
+from launch.reports.written import Emit, check_destination, write_page
+from launch.training.build import build_objective
+from parallel.engines.settings import EngineSettings
+from parallel.planner.choice.candidates import Candidate, PlanRequest, candidate
+from parallel.planner.choice.ranking import GIB, USABLE, RankedLayout, Ranking, rank_layouts, rank_one
+from parallel.planner.hardware.tables import Hardware, find
+
+Planned = list[tuple[Ranking, list[PlannedLayout]]]
+
+
+def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: Emit) -> int:
+    """Print the plan of a recipe, and write the files that were asked for."""
+    check_amounts(args)
+    wanted, deadline_s = option_of(args), parse_deadline(args.deadline)
+    request = plan_request(args, config, hardware, find("GPU", wanted.name, hardware.gpus))
+    for name in ("html", "write_recipe", "write_sbatch"):
+        check_destination(f"--{name.replace('_', '-')}", getattr(args, name))
+    found = [_plan_one(args, config, request, count) for count in wanted.counts]
+    _show(args, found, request)
+    best = chosen(found, deadline_s, text=args.deadline)
+    knee = knee_of([layouts[0] for _, layouts in found if layouts])
+    _write(args, found, request, best, knee if len(found) > 1 else None)
+    emit(as_json(found, request))
+    return 0
+
+
+def option_of(args: argparse.Namespace) -> GpuOption:
+    """The GPUs of --gpus or --here. ConfigError: none or both are given."""
+    if (args.gpus is None) == (not args.here):
+        raise ConfigError("name the GPUs once: use --gpus 1024xH100, or --here for those of this machine")
+    return parse_gpus(gpus_here() if args.here else args.gpus)
+
+
+def chosen(found: Planned, deadline_s: float | None, *, text: str | None = None) -> PlannedLayout:
+    """The cheapest run within the deadline, in GPU-hours; without a deadline the fastest of the largest cluster.
+
+    ConfigError: nothing fits, or the deadline is too early. It names the closest plan and what stops it.
+    """
+    every = [each for _, layouts in found for each in layouts]
+    if not every:
+        ranking = found[-1][0]
+        memory = next((group for group in ranking.rejected if "memory" in group.rule), None)
+        why = (memory or ranking.rejected[0]).reason if ranking.rejected else "no layout has this number of GPUs"
+        raise ConfigError(f"no layout of {ranking.gpus:,} GPUs can train this: {why}")
+    if deadline_s is None:
+        return next(layouts for _, layouts in reversed(found) if layouts)[0]
+    in_time = [each for each in every if each.run.seconds <= deadline_s]
+    if not in_time:
+        closest = min(every, key=lambda each: each.run.seconds)
+        more = math.ceil(closest.gpus * closest.run.seconds / deadline_s)
+        raise ConfigError(
+            f"--deadline {text} is invalid: the fastest plan, {closest.ranked.words} on {closest.gpus:,} GPUs, takes "
+            f"{closest.run.days:,.1f} days. Use at least {more:,} GPUs, if the speed grows with them, or a later "
+            f"deadline"
+        )
+    return min(in_time, key=lambda each: each.gpus * each.run.seconds)
+
+
+def _plan_one(
+    args: argparse.Namespace, config: RunConfig, request: PlanRequest, gpus: int
+) -> tuple[Ranking, list[PlannedLayout]]:
+    if args.layout:
+        given = given_layout(config, request, gpus)
+        ranking = Ranking(gpus, (rank_one(request, given),), 1, ())
+    else:
+        ranking = rank_layouts(request, gpus, keep=args.keep)
+    return ranking, [_planned(args, config, request, each) for each in ranking.layouts]
+
+
+def given_layout(config: RunConfig, request: PlanRequest, gpus: int) -> Candidate:
+    """The recipe's own layout on `gpus` GPUs. ConfigError: the rule that it breaks."""
+    layout = layout_of(config, gpus)
+    parallel = dataclasses.replace(request.parallel, data=layout.data)
+    return candidate(request, parallel, config.batch.micro_batch_size)
+
+
+def _planned(args: argparse.Namespace, config: RunConfig, request: PlanRequest, ranked: RankedLayout) -> PlannedLayout:
+    run = figures(
+        ranked,
+        request,
+        total_tokens=config.train.total_tokens,
+        price=args.price_per_gpu_hour,
+        save_s=args.save_seconds,
+        failure_hours=args.node_hours_between_failures,
+    )
+    peak = None
+    if args.dry_run:
+        peak = measured_peak(config, ranked.candidate)
+    return PlannedLayout(ranked, run, peak)
+
+
+def measured_peak(config: RunConfig, each: Candidate) -> int:
+    """Peak bytes of the fullest rank by the dry run: real code on fake tensors, one process for each kind of rank."""
+    settings = EngineSettings(
+        config.model, each.parallel, each.layout, config.optimizer, each.micro_batch_size, seed=config.run.seed
+    )
+    ranks = list(ranks_to_show(settings))
+    reports = measure(settings, build_objective(config), ranks, data=config.data)
+    return max(report.peak_bytes for report in reports)
+
+
+def _show(args: argparse.Namespace, found: Planned, request: PlanRequest) -> None:
+    cluster = request.cluster
+    print(
+        f"{cluster.gpu.name}, nodes of {cluster.node}, network {cluster.network.name} with "
+        f"{cluster.network.gb_per_s:g} GB/s a GPU, stack {request.stack.name}"
+    )
+    curve = [layouts[0] for _, layouts in found if layouts]
+    if len(found) > 1 and curve:
+        _print(["", *scaling_table(curve, knee_of(curve))])
+    ranking, planned = found[-1]
+    print(f"\n{ranking.gpus:,} GPUs: {ranking.fitting:,} layouts fit")
+    if planned:
+        run = planned[0].run
+        _print([*layout_table(planned, request), "", "memory of the fullest rank, GiB", *memory_table(planned), ""])
+        print(
+            f"save every {run.checkpoint_every_s / 60:,.0f} minutes: a save takes {run.save_s:,.0f} s, a failure comes "
+            f"every {run.failure_every_s / 3600:,.1f} hours; together they cost {run.lost:.1%} of the days above"
+        )
+        limit = USABLE * cluster.gpu.memory_bytes
+        if planned[0].ranked.memory.peak > limit:
+            print(f"this layout does not fit: {limit / GIB:.1f} GiB of the GPU are usable")
+    if ranking.rejected:
+        _print(["", "rejected:", *rejected_lines(ranking)])
+
+
+def _write(
+    args: argparse.Namespace, found: Planned, request: PlanRequest, best: PlannedLayout, knee: int | None
+) -> None:
+    title = f"Plan of {Path(args.recipe).stem}"
+    if args.html is not None:
+        write_page("--html", args.html, plan_page(title, found, request, knee=knee))
+        print(f"wrote {args.html}")
+    if args.write_recipe is not None:
+        table = recipe_table(read_toml(find_recipe(args.recipe)), args.overrides)
+        note = f"{title} for {best.gpus:,} {request.cluster.gpu.name}, by triaxial plan: {best.ranked.words}"
+        write_page("--write-recipe", args.write_recipe, recipe_text(table, best.ranked.candidate, note=note))
+        print(f"wrote {args.write_recipe}: {best.ranked.words}")
+    if args.write_sbatch is not None:
+        node = min(request.cluster.node, best.gpus)
+        recipe = args.write_recipe or find_recipe(args.recipe)
+        text = sbatch_text(recipe, nodes=-(-best.gpus // node), gpus_per_node=node)
+        write_page("--write-sbatch", args.write_sbatch, text)
+        print(f"wrote {args.write_sbatch}")
+
+
+def _print(lines: Sequence[str]) -> None:
+    print("\n".join(lines))

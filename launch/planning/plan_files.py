@@ -1,0 +1,50 @@
+"""Files that a plan writes: the recipe with its layout, and the Slurm script that runs it."""
+
+import re
+import shlex
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from gpt.errors import ConfigError
+from launch.config.settings import toml
+from parallel.layout.config import ParallelConfig
+from parallel.planner.choice.candidates import Candidate
+
+HOURS = 24  # of one job; the script requeues itself
+
+
+def recipe_text(table: dict[str, Any], chosen: Candidate, *, note: str) -> str:
+    """A recipe's table as TOML with the chosen layout. `note` becomes its first comment."""
+    usual = ParallelConfig()
+    settings = {field.name: getattr(chosen.parallel, field.name) for field in fields(ParallelConfig)}
+    kept = {key: value for key, value in settings.items() if value is not None and value != getattr(usual, key)}
+    batch = {**table.get("batch", {}), "micro_batch_size": chosen.micro_batch_size}
+    lines = [f"# {line}" for line in note.splitlines()]
+    for section, values in {**table, "parallel": kept, "batch": batch}.items():
+        lines += ["", f"[{section}]", *(f"{key} = {toml(value)}" for key, value in values.items())]
+    return "\n".join(lines) + "\n"
+
+
+def sbatch_text(recipe: Path, *, nodes: int, gpus_per_node: int) -> str:
+    """The project's Slurm script for this many nodes, with a recipe instead of an argument."""
+    text = _template().read_text(encoding="utf-8")
+    for option, value in (("nodes", nodes), ("gpus-per-node", gpus_per_node), ("time", f"{HOURS}:00:00")):
+        text, count = re.subn(rf"(?m)^#SBATCH --{option}=.*$", f"#SBATCH --{option}={value}", text)
+        if count != 1:
+            raise ConfigError(f"{_template()} is invalid: it needs one line #SBATCH --{option}. Install Triaxial again")
+    given = f'set -- {shlex.quote(str(recipe.absolute()))} "$@" # the planned recipe\n'
+    return text.replace("set -u\n", f"set -u\n{given}", 1)
+
+
+def _template() -> Path:
+    """slurm/train.sbatch of the checkout, else of the installed wheel."""
+    checkout = Path(__file__).resolve().parents[2] / "slurm" / "train.sbatch"
+    installed = Path(sys.prefix) / "share" / "triaxial" / "slurm" / "train.sbatch"
+    found = next((path for path in (checkout, installed) if path.is_file()), None)
+    if found is None:
+        raise ConfigError(
+            "--write-sbatch: slurm/train.sbatch is missing from this installation. Install Triaxial again"
+        )
+    return found

@@ -1,0 +1,109 @@
+"""What `triaxial plan` is asked for: the options of the command, checked, as a request of the planner."""
+
+import argparse
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpt.errors import ConfigError
+from launch.config.run_config import RunConfig
+from parallel.planner.choice.candidates import PlanRequest
+from parallel.planner.hardware.tables import Cluster, Gpu, Hardware, find
+
+MAX_GPUS = 1 << 20
+_GPUS = re.compile(r"(\d+)(?:\.\.(\d+))?[xX](.+)")
+_SPANS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+@dataclass(frozen=True)
+class GpuOption:
+    """`--gpus 64..4096xH100`: the numbers of GPUs to plan for, and their name."""
+
+    counts: tuple[int, ...]
+    name: str
+
+
+def parse_gpus(text: str) -> GpuOption:
+    """Read `1024xH100` or `64..4096xH100`: a range is its start, doubled up to its end. ConfigError: another form."""
+    found = _GPUS.fullmatch(text.strip())
+    if found is None:
+        raise ConfigError(f"--gpus {text} is invalid: write NUMBERxNAME. Use 1024xH100, or 64..4096xH100 for a range")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if not 1 <= first <= last <= MAX_GPUS:
+        raise ConfigError(
+            f"--gpus {text} is invalid: numbers go from 1 to {MAX_GPUS}, the smaller first. Use 64..4096x{found[3]}"
+        )
+    doubled = [first]
+    while doubled[-1] * 2 <= last:
+        doubled.append(doubled[-1] * 2)
+    return GpuOption(tuple(doubled), found[3])
+
+
+def parse_deadline(text: str | None) -> float | None:
+    """Seconds of `30d`, `2w` or `36h`. ConfigError: another form."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text.strip())
+    if found is None or float(found[1]) <= 0:
+        raise ConfigError(f"--deadline {text} is invalid: write a number with h, d or w. Use 36h, 30d or 2w")
+    return float(found[1]) * _SPANS[found[2]]
+
+
+def check_amounts(args: argparse.Namespace) -> None:
+    """ConfigError for an option whose number makes no sense."""
+    for name in ("price_per_gpu_hour", "save_seconds", "node_hours_between_failures"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{name.replace('_', '-')} {value:g} is invalid: must be a number above 0")
+    if args.nodes_of is not None and not 1 <= args.nodes_of <= MAX_GPUS:
+        raise ConfigError(f"--nodes-of {args.nodes_of} is invalid: a node has at least 1 GPU. Use 8")
+    if args.keep < 1:
+        raise ConfigError(f"--keep {args.keep} is invalid: must be at least 1")
+
+
+def gpus_here() -> str:
+    """The GPUs of this machine as `--gpus` writes them. ConfigError: there is none."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise ConfigError("--here: this machine has no GPU that torch sees. Name the GPUs with --gpus, such as 8xH100")
+    return f"{count}x{short_name(torch.cuda.get_device_name(0))}"
+
+
+def short_name(device: str) -> str:
+    """A GPU's name in the tables from the name that its driver gives, such as NVIDIA H100 80GB HBM3."""
+    words = device.upper()
+    for name in ("H100 NVL", "H100 PCIE", "GB200", "B200", "H200", "H100", "L40S", "MI300X"):
+        if name in words:
+            return name.replace(" ", "-")
+    if "A100" in words:
+        return "A100-40G" if "40GB" in words else "A100-80G"
+    return device
+
+
+def plan_request(args: argparse.Namespace, config: RunConfig, hardware: Hardware, gpu: Gpu) -> PlanRequest:
+    """The planner's request for a recipe. ConfigError names an unknown network or stack."""
+    network = find("network", args.network or gpu.network, hardware.networks)
+    stack = find("stack", args.stack, hardware.stacks) if args.stack else hardware.stacks["triaxial"]
+    if args.stack is None and not config.parallel.compile:
+        stack = hardware.stacks["triaxial-eager"]
+    parallel = config.parallel
+    if args.engine is not None:
+        parallel = replace(parallel, engine=args.engine)
+    cluster = Cluster(gpu, network, args.nodes_of or network.node)
+    return PlanRequest(config.model, config.batch, config.data.seq_len, parallel, cluster, stack)
+
+
+def check_output_paths(args: argparse.Namespace) -> None:
+    """ConfigError if two options name one file."""
+    named: dict[Path, str] = {}
+    for name in ("html", "write_recipe", "write_sbatch"):
+        path = getattr(args, name)
+        if path is None:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if path.absolute() in named:
+            raise ConfigError(f"{option} {path} is invalid: {named[path.absolute()]} names the same file. Use another")
+        named[path.absolute()] = option

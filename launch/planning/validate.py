@@ -1,0 +1,69 @@
+"""`triaxial plan --validate ROWS.csv`: predictions beside published runs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gpt.errors import ConfigError
+from launch.planning.plan_report import aligned, seconds_text
+from parallel.planner.hardware.tables import Hardware
+from parallel.planner.published.rows import published_runs, read_rows
+from parallel.planner.published.validate import (
+    Comparison,
+    calibrated_errors,
+    compare,
+    coverage,
+    kendall_tau,
+    summary,
+)
+
+
+def validate(path: Path, hardware: Hardware) -> tuple[list[str], dict[str, Any]]:
+    """Lines to print, and the figures as JSON. ConfigError: no row has a time or a rate, or a row is invalid."""
+    comparisons = compare(published_runs(read_rows(path), hardware))
+    if not comparisons:
+        raise ConfigError(f"{path} is invalid: no row has the metric iter_time, tokens_per_s_per_gpu or tflops_per_gpu")
+    sources: dict[str, list[Comparison]] = {}
+    for each in comparisons:
+        sources.setdefault(each.run.source, []).append(each)
+    lines = [*_table(comparisons), "", *_sources(sources), ""]
+    blind = summary([each.error for each in comparisons])
+    after = calibrated_errors(comparisons)
+    tau = kendall_tau(comparisons)
+    lines.append(f"blind: {blind.count} rows, median {blind.median:.1%}, 90th percentile {blind.p90:.1%}")
+    if after:
+        known = summary(after)
+        lines.append(
+            f"calibrated on another row of the same stack, GPU and precision: {known.count} pairs, median "
+            f"{known.median:.1%}, 90th percentile {known.p90:.1%}"
+        )
+    lines.append(f"in the 90% interval: {coverage(comparisons):.0%}")
+    lines.append("Kendall's tau inside families: " + ("no family" if tau is None else f"{tau:.2f}"))
+    figures = {
+        "blind": asdict(blind),
+        "calibrated": asdict(summary(after)) if after else None,
+        "coverage": coverage(comparisons),
+        "kendall_tau": tau,
+        "rows": [
+            {"id": c.run.id, "stack": c.run.stack.name, "measured_s": c.run.seconds, "predicted_s": c.predicted}
+            for c in comparisons
+        ],
+    }
+    return lines, figures
+
+
+def _table(comparisons: Sequence[Comparison]) -> list[str]:
+    rows = [["measured", "predicted", "error", "stack", "row"]]
+    for each in comparisons:
+        times = (seconds_text(each.run.seconds), seconds_text(each.predicted))
+        rows.append([*times, f"{each.error:+.1%}", each.run.stack.name, each.run.id])
+    return aligned(rows, left=2)
+
+
+def _sources(sources: dict[str, list[Comparison]]) -> list[str]:
+    rows = [["rows", "median", "90th percentile", "source"]]
+    for source, own in sources.items():
+        found = summary([each.error for each in own])
+        rows.append([f"{found.count}", f"{found.median:.1%}", f"{found.p90:.1%}", source])
+    return aligned(rows, left=1)

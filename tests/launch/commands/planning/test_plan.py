@@ -1,0 +1,98 @@
+"""`triaxial plan` end to end: tables, JSON, page, recipe, Slurm script, and faults in one line."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.config.run_config import layout_of, read_run_config
+from launch.main import main
+from launch.planning.plan_request import parse_deadline, parse_gpus, short_name
+from parallel.planner import published
+
+ROWS = Path(published.__file__).parent / "runs.csv"
+SMALL = ["plan", "gpt3_125m", "--gpus", "8xH100"]
+
+
+def test_a_plan_with_every_file(tmp_path, capsys):
+    files = {name: tmp_path / f"plan.{name}" for name in ("json", "html", "toml", "sbatch")}
+    words = [*SMALL, "--price-per-gpu-hour", "2.5", "--deadline", "30d", "--json", str(files["json"])]
+    words += ["--html", str(files["html"]), "--write-recipe", str(files["toml"])]
+    assert main([*words, "--write-sbatch", str(files["sbatch"])]) == 0
+    printed = capsys.readouterr().out
+    assert "layouts fit" in printed
+    assert "rejected:" in printed
+    (found,) = json.loads(files["json"].read_text())["plans"]
+    times = [each["step_s"] for each in found["layouts"]]
+    assert times == sorted(times)
+    best = found["layouts"][0]
+    assert sum(best["parts_s"].values()) == pytest.approx(best["step_s"])
+    assert best["run"]["cost"] == pytest.approx(2.5 * 8 * best["run"]["seconds"] / 3600)
+    config = read_run_config(str(files["toml"]), [])
+    assert layout_of(config, 8).world_size == 8
+    assert config.batch.micro_batch_size == best["micro_batch_size"]
+    assert config.parallel.zero_stage == best["parallel"]["zero_stage"]
+    script = files["sbatch"].read_text()
+    assert "#SBATCH --nodes=1\n" in script
+    assert f'set -- {files["toml"]} "$@"' in script
+    subprocess.run(["bash", "-n", files["sbatch"]], check=True)
+    page = files["html"].read_text()
+    assert "Where a step goes" in page
+    assert "Rejected layouts" in page
+    assert not re.search(r"<script|src=|https?://(?!www\.w3\.org)", page)
+
+
+def test_a_range_of_gpus_gives_a_curve_with_its_knee(tmp_path, capsys):
+    page = tmp_path / "plan.html"
+    assert main(["plan", "gpt3_125m", "--gpus", "8..32xA100-80G", "--html", str(page), "--network", "100G"]) == 0
+    assert "(knee)" in capsys.readouterr().out
+    assert "More GPUs" in page.read_text()
+
+
+def test_the_layout_of_the_recipe(capsys):
+    assert main([*SMALL, "--layout", "--parallel.tensor", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "tensor=2,data=4" in printed
+    assert "rejected" not in printed
+
+
+def test_validation_of_published_rows(tmp_path, capsys):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("\n".join(ROWS.read_text().splitlines()[:8]) + "\n")
+    assert main(["plan", "--validate", str(rows), "--json", str(tmp_path / "found.json")]) == 0
+    assert "blind: 7 rows" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "found.json").read_text())["rows"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gpt3_125m", "--gpus", "8xH10O"], "GPU 'H10O' is unknown: did you mean 'H100'"),
+        (["gpt3_125m", "--gpus", "8xH100", "--network", "401G"], "network '401G' is unknown: did you mean '400G'"),
+        (["gpt3_125m", "--gpus", "8xH100", "--stack", "torchtitn"], "stack 'torchtitn' is unknown"),
+        (["gpt3_125m", "--gpus", "H100"], "write NUMBERxNAME"),
+        (["gpt3_125m", "--gpus", "64..8xH100"], "the smaller first"),
+        (["gpt3_125m"], "name the GPUs once"),
+        ([], "the recipe is missing"),
+        (["gpt3_125m", "--gpus", "8xH100", "--deadline", "1h"], "--deadline 1h is invalid: the fastest plan"),
+        (["gpt3_125m", "--gpus", "8xH100", "--deadline", "soon"], "--deadline soon is invalid"),
+        (["gpt3_125m", "--gpus", "8xH100", "--price-per-gpu-hour", "-1"], "must be a number above 0"),
+        (["gpt3_175b", "--gpus", "1xL40S"], "no layout of 1 GPUs can train this"),
+        (["--validate", "/nowhere.csv"], "cannot be read"),
+        (["gpt3_125m", "--validate", "/nowhere.csv"], "reads no recipe"),
+    ],
+)
+def test_faults_take_one_line(words, message, capsys):
+    assert main(["plan", *words]) == 2
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert message in printed[-1]
+    assert len(printed) == 1
+
+
+def test_forms_of_numbers():
+    assert parse_gpus("64..300xH100").counts == (64, 128, 256)
+    assert parse_deadline("2w") == 14 * 86_400
+    assert short_name("NVIDIA H100 80GB HBM3") == "H100"
+    assert short_name("NVIDIA A100-SXM4-40GB") == "A100-40G"
