@@ -5,7 +5,9 @@ A head maps hidden states (b, t, d) to (b, t, k). Pass one to `GPT(config, head=
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gpt.losses.base import VocabularyOutputs, whole_vocabulary
 from gpt.model.config import ModelConfig
@@ -20,15 +22,18 @@ class VocabularyHead(nn.Linear):
 
 
 class ScalarHead(nn.Module):
-    """One number a position, (b, t, 1), such as a reward or a value. See initialisation.start_of for its start."""
+    """One number a position, (b, t, 1), such as a reward or a value: in at least fp32, also of bf16 hidden states.
+
+    See initialisation.start_of for its start.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.value = nn.Linear(config.d_model, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        y: Tensor = self.value(hidden)
-        return y
+        wide = torch.promote_types(hidden.dtype, torch.float32)  # bf16 would round rewards to 3 digits
+        return functional.linear(hidden.to(wide), self.value.weight.to(wide), self.value.bias.to(wide))
 
 
 class ClassHead(nn.Linear):

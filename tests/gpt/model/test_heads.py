@@ -36,6 +36,16 @@ def test_other_heads_give_their_output_at_each_position(head, width, names):
     assert not model.tied, "only a vocabulary head can share the embedding's weight"
 
 
+def test_a_number_keeps_the_digits_that_bf16_hidden_states_lack():
+    model = model_with(ScalarHead(CONFIG)).to(torch.bfloat16)
+    values = model(TOKENS)
+    assert values.dtype == torch.float32
+    assert not torch.equal(values.bfloat16().float(), values)
+    weight, bias = model.head.value.weight.double(), model.head.value.bias.double()
+    exact = model.hidden_states(TOKENS).double() @ weight.T + bias
+    assert torch.allclose(values.double(), exact, rtol=0, atol=1e-6)
+
+
 def test_no_head_gives_the_normalised_hidden_states():
     model = model_with(NoHead())
     assert torch.equal(model(TOKENS), model.hidden_states(TOKENS))

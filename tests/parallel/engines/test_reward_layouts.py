@@ -18,12 +18,14 @@ LAYOUTS = {
         "pipeline 2": {"pipeline": 2},
         "data 2": {"data": 2},
         "data 2, zero 3": {"data": 2, "zero_stage": 3},
+        "pipeline 2, zero bubble": {"pipeline": 2, "schedule": "zbv_zero_bubble"},
     },
     4: {
         "tensor 4": {"tensor": 4},
         "tensor 2 x pipeline 2": {"tensor": 2, "pipeline": 2},
         "tensor 2 x data 2": {"tensor": 2, "data": 2},
         "pipeline 2 x data 2": {"pipeline": 2, "data": 2},
+        "pipeline 2 x data 2, zero 3": {"pipeline": 2, "data": 2, "zero_stage": 3, "schedule": "zbv_zero_bubble"},
     },
 }
 
