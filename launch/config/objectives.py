@@ -9,12 +9,13 @@ from types import MappingProxyType
 from typing import Any
 
 from gpt.post_training.config import DPOConfig, RewardConfig, SFTConfig
-from gpt.post_training.ppo.config import PPOConfig
+from gpt.post_training.ppo.config import GRPOConfig, PPOConfig
 from gpt.training.config import NextTokenConfig, ObjectiveConfig
 
 OBJECTIVES: Mapping[str, type[ObjectiveConfig]] = MappingProxyType(
     {
         "dpo": DPOConfig,
+        "grpo": GRPOConfig,
         "next_token": NextTokenConfig,
         "ppo": PPOConfig,
         "reward": RewardConfig,
@@ -23,9 +24,12 @@ OBJECTIVES: Mapping[str, type[ObjectiveConfig]] = MappingProxyType(
 )
 DEFAULT = "next_token"
 
-# A program is a module with `prepare` and `train_joined`, see launch/training/train_rank.py. It is imported when used.
+# A program is a module with `prepare`, `train_joined` and `dry_run_notes`, see launch/training/train_rank.py. It is
+# imported when used.
 TRAINING_LOOP = "launch.training.train_rank"
-PROGRAMS: Mapping[str, str] = MappingProxyType({"ppo": "launch.post_training.train_ppo"})  # kinds with phases
+PROGRAMS: Mapping[str, str] = MappingProxyType(  # of the kinds that alternate phases
+    dict.fromkeys(("grpo", "ppo"), "launch.post_training.train_ppo")
+)
 
 
 def program_of(objective: ObjectiveConfig) -> Any:

@@ -11,6 +11,7 @@ from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.telemetry.screen import human_count
 from gpt.training.objective import Objective
+from launch.config.objectives import program_of
 from launch.config.run_config import RunConfig
 from launch.processes.local_ranks import fork_server
 from launch.reports.written import json_destination
@@ -35,7 +36,9 @@ def run(args: argparse.Namespace, config: RunConfig, settings: EngineSettings) -
         ranks, steps = f"{layout.world_size:,} ranks", f"{layout.micro_batches} micro-batches a step"
         print(f"dry run of {layout} = {ranks}, {steps}", flush=True)
         reports = measure(settings, build_objective(config), list(like_it), data=config.data)
-        for line in [*holdings_table(reports), "", *traffic_table(reports), "", *notes(config, reports, like_it)]:
+        more = program_of(config.objective).dry_run_notes(config, layout)
+        tables = [*holdings_table(reports), "", *traffic_table(reports), ""]
+        for line in [*tables, *notes(config, reports, like_it), *more]:
             print(line)
         emit(as_json(layout, reports))
     return 0

@@ -8,7 +8,7 @@ from gpt.data.config import DataConfig
 from gpt.data.dataset import TrainingData
 from gpt.errors import ConfigError, nearest_divisors
 from gpt.model.config import ModelConfig
-from gpt.post_training.ppo.config import PPOConfig, RewardSource
+from gpt.post_training.ppo.config import GRPOConfig, PPOConfig, RewardSource
 from gpt.post_training.ppo.models import PPOSetup
 from gpt.post_training.ppo.rewards import RewardFunction, load_function
 from gpt.token_files.corpus import describe_corpus
@@ -21,6 +21,7 @@ from launch.runs.saved_run import find_checkpoint_folder, model_section
 from launch.training.train_rank import Prepared
 from parallel.checkpoint.folders import list_checkpoints
 from parallel.checkpoint.handle import read_checkpoint_header
+from parallel.engines.capabilities import capabilities_of
 from parallel.layout.config import BatchConfig
 from parallel.layout.layout import Layout, resolve_layout
 
@@ -52,12 +53,18 @@ def check_unused(config: RunConfig) -> None:
     """ConfigError if the recipe asks for something that an iteration of PPO does not do."""
     used = {
         "data.validation": (bool(config.data.validation), "`triaxial evaluate` and `triaxial score` read checkpoints"),
-        "train.sample_every_tokens": (config.train.sample_every_tokens is not None, "each iteration logs samples"),
         "train.few_shot_every_tokens": (config.train.few_shot_every_tokens is not None, "evaluate checkpoints"),
         "checkpoint.fast_directory": (bool(config.checkpoint.fast_directory), "several models are saved together"),
+        "adapter": (config.adapter is not None, "reference and average are whole models"),
         "spike.action = 'rewind'": (config.spike.action == "rewind", "the loss of a policy is no measure of faults"),
+        "train.z_loss": (config.train.z_loss > 0, "its losses have no such term"),
         "train.residual_dropout": (config.train.residual_dropout > 0, "the ratio would not begin at 1"),
     }
+    if not capabilities_of(config.parallel.engine).shares_mesh:
+        raise ConfigError(
+            f'parallel.engine = "{config.parallel.engine}" is invalid with objective.kind = "ppo": several models '
+            f'share one mesh, which only the native engine is proven to do. Use parallel.engine = "native"'
+        )
     for key, (is_used, reason) in used.items():
         if is_used:
             raise ConfigError(f"{key} is invalid with objective.kind = 'ppo': {reason}. Leave it out")
@@ -65,8 +72,8 @@ def check_unused(config: RunConfig) -> None:
 
 def check_ppo(base: Prepared) -> PPOParts:
     """Open data and rewards. ConfigError: they do not fit each other, the policy or the layout."""
-    config, objective = base.config, base.config.objective
-    assert isinstance(objective, PPOConfig)
+    config, objective = base.config, loop_settings(base.config)
+    group = None if not isinstance(config.objective, GRPOConfig) else config.objective.group
     episodes = check_batch(config, objective, data=base.layout.data)
     check_unused(config)
     if config.run.start_from is None:
@@ -83,8 +90,8 @@ def check_ppo(base: Prepared) -> PPOParts:
             key = f"objective.rewards: run = '{source.run}'"
             plans[reward_key(source)] = plan_model(config, source.run, world_size, key=key, kind="reward")
             _check_tokenizer(source.run, base.saved_state["tokenizer"])
-    first = next((source.run for source in objective.rewards if source.run is not None), config.run.start_from)
-    plans["value"] = plan_model(config, objective.value_from or first, world_size, key="objective.value_from")
+    if group is None:
+        plans["value"] = plan_model(config, value_source(config), world_size, key="objective.value_from")
     with naming_the_maker():
         ptx = _open_ptx(config, objective)
     tokenizer = load_tokenizer(Path(config.data.tokenizer))
@@ -100,6 +107,8 @@ def check_ppo(base: Prepared) -> PPOParts:
         seq_len=config.data.seq_len,
         micro_batch_size=config.batch.micro_batch_size,
         seed=config.run.seed,
+        group=group,
+        trim_to=trim_multiple(config),
         writes=rank < base.layout.tensor * base.layout.data and rank % base.layout.tensor == 0,
     )
     functions = {s.name: load_function(s) for s in (*objective.rewards, *objective.gold) if s.function}
@@ -119,6 +128,11 @@ def check_batch(config: RunConfig, objective: PPOConfig, *, data: int) -> int:
         )
     episodes = config.batch.global_batch_tokens // config.data.seq_len
     minibatch = min(objective.minibatch_episodes, episodes)
+    if isinstance(config.objective, GRPOConfig) and minibatch % (config.objective.group_size * data):
+        raise ConfigError(
+            f"objective.minibatch_episodes = {minibatch} is invalid: must be a multiple of objective.group_size x "
+            f"data-parallel ranks = {config.objective.group_size * data}, so that each rank has whole groups"
+        )
     if episodes % minibatch:
         raise ConfigError(
             f"objective.minibatch_episodes = {minibatch} is invalid: must divide the {episodes} episodes of an "
@@ -131,6 +145,26 @@ def check_batch(config: RunConfig, objective: PPOConfig, *, data: int) -> int:
             f"data-parallel ranks = {at_once}. Use {-(-minibatch // at_once) * at_once}"
         )
     return episodes
+
+
+def loop_settings(config: RunConfig) -> PPOConfig:
+    """The settings of the loop of a recipe with phases."""
+    assert isinstance(config.objective, (PPOConfig, GRPOConfig))
+    return config.objective.loop
+
+
+def value_source(config: RunConfig) -> Path:
+    """The run that the value model starts from."""
+    objective, start = loop_settings(config), config.run.start_from
+    assert start is not None
+    return objective.value_from or next((source.run for source in objective.rewards if source.run is not None), start)
+
+
+def trim_multiple(config: RunConfig) -> int | None:
+    """The multiple to which rows are cut. None where all batches must have one shape: a pipeline, compiled blocks."""
+    if config.parallel.pipeline > 1 or config.parallel.compile:
+        return None
+    return 16 * config.parallel.tensor
 
 
 def chat_ends(config: RunConfig) -> tuple[int, ...]:
@@ -167,9 +201,7 @@ def plan_model(config: RunConfig, source: Path, world_size: int, *, key: str, ki
 
 def lay_out(config: RunConfig, model: ModelConfig, world_size: int) -> Layout:
     """The layout of a model over the ranks of this run, by the micro-batches of an update."""
-    objective = config.objective
-    assert isinstance(objective, PPOConfig)
-    parallel = config.parallel
+    objective, parallel = loop_settings(config), config.parallel
     if model.n_layers != config.model.n_layers:
         parallel = replace(parallel, split=None)
     episodes = config.batch.global_batch_tokens // config.data.seq_len

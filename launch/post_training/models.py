@@ -7,7 +7,7 @@ from gpt.errors import ConfigError
 from gpt.post_training.ppo.config import Placement, RewardSource
 from gpt.post_training.ppo.models import PPOModels
 from gpt.post_training.ppo.objectives import Value
-from gpt.post_training.ppo.rewards import FunctionReward, RewardModel, ScalarReward
+from gpt.post_training.ppo.rewards import FunctionReward, ResponseReward, ScalarReward
 from gpt.post_training.ppo.state import PPOState
 from gpt.training.engine import Engine
 from gpt.training.objective import Objective
@@ -38,24 +38,27 @@ def build_models(base: Prepared, parts: PPOParts, start: RunStart, state: PPOSta
     """
     config, objective = base.config, parts.config
     maker = EngineMaker(base, parts, build_mesh(base.layout, base.device), state)
-    policy = maker.engine(None, base.objective, optimizer=config.optimizer, init=config.adapter is not None)
+    policy = maker.engine(None, base.objective, optimizer=config.optimizer)
     reference = maker.frozen("reference", base.objective)
-    value_objective = Value(clip=objective.value_clip)
-    value_optimizer = replace(config.optimizer, learning_rate=objective.value_learning_rate, frozen=(), groups=())
-    value = maker.engine(parts.plans["value"], value_objective, optimizer=value_optimizer, placement="value", init=True)
-    ema = (
-        maker.engine(None, base.objective, placement="ema", init=config.adapter is not None) if objective.ema else None
-    )
+    value = None
+    if "value" in parts.plans:
+        optimizer = replace(config.optimizer, learning_rate=objective.value_learning_rate, frozen=(), groups=())
+        learns = Value(clip=objective.value_clip)
+        value = maker.engine(parts.plans["value"], learns, optimizer=optimizer, placement="value", init=True)
+    ema = maker.engine(None, base.objective, placement="ema") if objective.ema else None
     if start.checkpoint is not None:
         policy.checkpoints.shared.load(start.checkpoint)
-        value.checkpoints.shared.load(saved_with(base, "value", start.step))
+        if value is not None:
+            value.checkpoints.shared.load(saved_with(base, "value", start.step))
         if ema is not None:
             ema.checkpoints.shared.load(saved_with(base, "ema", start.step))
     else:
         first = maker.checkpoint("reference")
         for engine in (policy, *([] if ema is None else [ema])):
             engine.checkpoints.shared.load_weights(first)
-        missing = value.checkpoints.shared.load_weights(maker.checkpoint("value"), optional=ENDS[1:])
+        missing = list[str]()
+        if value is not None:
+            missing = value.checkpoints.shared.load_weights(maker.checkpoint("value"), optional=ENDS[1:])
         start.events.extend(("started_from", f"value model: {name} is initialised from the seed") for name in missing)
         start.events.extend(("started_from", f"{name}: weights of {path}") for name, path in state.models.items())
     rewards = [maker.reward(source) for source in objective.rewards]
@@ -92,7 +95,6 @@ class EngineMaker:
             optimizer=optimizer,
             micro_batch_size=config.batch.micro_batch_size,
             seed=config.run.seed,
-            adapter=config.adapter if plan is None else None,
         )
         return choose.build_engine(
             settings,
@@ -109,7 +111,7 @@ class EngineMaker:
         engine.checkpoints.shared.load_weights(self.checkpoint(name))
         return engine
 
-    def reward(self, source: RewardSource) -> RewardModel:
+    def reward(self, source: RewardSource) -> ResponseReward:
         """The reward of a source: an engine, or a function."""
         if source.run is None:
             return FunctionReward(source.name, self.parts.functions[source.name], self.parts.setup.tokenizer)

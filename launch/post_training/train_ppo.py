@@ -14,6 +14,7 @@ from gpt.telemetry.time_ledger import TimeLedger
 from launch.config.run_config import RunConfig
 from launch.post_training.checks import PPOParts, check_ppo
 from launch.post_training.models import build_models, starting_state
+from launch.post_training.price import dry_run_notes as dry_run_notes
 from launch.processes.environment import ClusterEnvironment
 from launch.processes.rank_process import StopSignals
 from launch.processes.restarts import describe_resume, describe_unsaved
@@ -61,11 +62,12 @@ def train_joined(prepared: PreparedPPO, heartbeat: Heartbeat) -> int:
     base, parts = prepared.base, prepared.parts
     config, ledger, layout = base.config, base.ledger, base.layout
     start, events = find_ppo_start(base)
+    resumed = start.checkpoint is not None
     state = starting_state(parts, start)
     with ledger.span("start_up/building"):
         models = build_models(base, parts, start, state)
     first_step, policy = state.step, models.policy
-    if policy.is_main:
+    if policy.is_main and parts.config.rollouts == "sample":
         discard_rollouts(parts.setup.rollouts, after=first_step + 1)  # of weights that are to be computed again
     with ledger.span("start_up/measuring"):
         peak = total_peak_flops_per_s(config, base.environment, base.device)
@@ -79,7 +81,16 @@ def train_joined(prepared: PreparedPPO, heartbeat: Heartbeat) -> int:
             for kind, line in events:
                 metrics.event(kind, step=first_step, text=line)
         loop = PPOLoop(
-            run, parts.setup, models, state=state, metrics=metrics, ledger=ledger, heartbeat=heartbeat, stop=base.stop
+            run,
+            parts.setup,
+            models,
+            state=state,
+            saved_step=start.step if resumed else None,
+            sampler=base.sampler,
+            metrics=metrics,
+            ledger=ledger,
+            heartbeat=heartbeat,
+            stop=base.stop,
         )
         ended = loop.train()
         base.stop.end()

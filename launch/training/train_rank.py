@@ -213,6 +213,11 @@ def train_joined(prepared: Prepared, heartbeat: Heartbeat) -> int:
     return status
 
 
+def dry_run_notes(config: RunConfig, layout: Layout) -> list[str]:
+    """Lines for `--dry-run` on what it does not measure: nothing."""
+    return []
+
+
 def start_run(prepared: Prepared) -> tuple[Run, Engine, RunStart, list[tuple[EventKind, str]]]:
     """Find the checkpoint, build the engine with its weights, and return both with the run and the events to log.
 

@@ -57,6 +57,7 @@ class EngineCapabilities:
     below: str | None = None
     bad_versions: tuple[BadVersions, ...] = ()
     rules: tuple[EngineRule, ...] = ()
+    shares_mesh: bool = False  # several engines on one mesh are proven, as PPO needs
     relations: str | None = None  # "module:function" that gets the recipe's sections and refuses what no rule can name
 
     @property
@@ -66,7 +67,7 @@ class EngineCapabilities:
 
 
 PIPELINE = ("parallel.pipeline", (ABOVE_1,))  # while a recipe has a pipeline
-NATIVE = EngineCapabilities("native", devices=("cpu", "cuda"))
+NATIVE = EngineCapabilities("native", devices=("cpu", "cuda"), shares_mesh=True)
 DEEPSPEED = EngineCapabilities(
     "deepspeed",
     devices=("cpu", "cuda"),

@@ -1,8 +1,8 @@
 """For tests: `triaxial train` on new local ranks, one of which is killed at a call of a function.
 
-A run is {"name", "nproc", "words": [...], "path", "kill": {"rank", "at": "module:function", "call", "after"}}. "after"
-kills when the call has returned, else before it begins. "path" is where Python finds the reward functions. Output goes
-to NAME/rank0.txt (and so on), exit statuses to NAME/rank0.status.
+A run is {"name", "nproc", "words": [...], "path", "kill"}, and a kill {"rank", "at": "module:function", "call",
+"after", "signal"}. "after" kills when the call has returned, else before it begins. "path" is where Python finds the
+reward functions. Output goes to NAME/rank0.txt (and so on), exit statuses to NAME/rank0.status.
 """
 
 import importlib
@@ -48,16 +48,17 @@ def work(rank: int, folder: str, port: str) -> None:
         os.dup2(written.fileno(), 2)
     kill = run.get("kill")
     if kill and kill["rank"] == rank:
-        kill_at(kill["at"], call=kill["call"], after=kill.get("after", False))
+        kill_at(kill)
     from launch.main import main as triaxial
 
     (own / f"rank{rank}.status").write_text(str(triaxial(["train", *run["words"]])))
     sys.stdout.flush()
 
 
-def kill_at(where: str, *, call: int, after: bool) -> None:
+def kill_at(kill: dict[str, Any]) -> None:
     """Kill this process at a call, counted from 1, of a function "module:function" or "module:Class.method"."""
-    module, _, path = where.partition(":")
+    call, after, number = kill["call"], kill.get("after", False), getattr(signal, kill.get("signal", "SIGKILL"))
+    module, _, path = kill["at"].partition(":")
     *owners, name = path.split(".")
     owner: Any = importlib.import_module(module)
     for part in owners:
@@ -68,10 +69,10 @@ def kill_at(where: str, *, call: int, after: bool) -> None:
         nonlocal calls
         calls += 1
         if calls == call and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         result = original(*args, **kwargs)
-        if calls == call:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if calls == call and after:
+            os.kill(os.getpid(), number)
         return result
 
     setattr(owner, name, counted)

@@ -1,11 +1,11 @@
-"""The [objective] section of a recipe for PPO and PPO-ptx (InstructGPT, arXiv 2203.02155)."""
+"""The [objective] section of a recipe for PPO and PPO-ptx (InstructGPT, arXiv 2203.02155), and for GRPO."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gpt.data.config import CorpusConfig, check_names
-from gpt.errors import ConfigError
+from gpt.errors import ConfigError, nearest_multiples
 
 if TYPE_CHECKING:
     from gpt.training.objective import Objective
@@ -131,8 +131,106 @@ class PPOConfig:
 
     def build(self, *, z_loss: float) -> "Objective":
         from gpt.post_training.ppo.objectives import Policy
+        from gpt.post_training.ppo_loss import PolicyLoss
 
-        return Policy(clip=self.clip, temperature=self.temperature or 1.0)
+        return Policy(PolicyLoss(clip=self.clip, temperature=self.temperature or 1.0))
+
+    @property
+    def loop(self) -> "PPOConfig":
+        """The settings of the loop."""
+        return self
+
+    @property
+    def group(self) -> "GRPOConfig | None":
+        """The settings of groups, if there are any."""
+        return None
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """The [objective] section for GRPO (arXiv 2402.03300): several responses to each prompt, and no value model.
+
+    A response's advantage is its reward relative to those of its group. The KL penalty is part of the loss (k3). An
+    iteration is a step of the run, as for `PPOConfig`.
+    """
+
+    kind: Literal["grpo"] = "grpo"
+    """Group relative policy optimisation."""
+    restarts_positions: ClassVar[bool] = False
+    group_size: int = 8
+    """Responses to each prompt."""
+    scale_advantages: bool = True
+    """Divide advantages by the standard deviation of the group."""
+    average: Literal["response", "token"] = "response"
+    """What has equal weight in the loss: each response (the paper), or each token (DAPO, arXiv 2503.14476)."""
+    rewards: tuple[RewardSource, ...] = ()
+    """The rewards, which are added up with their weights."""
+    gold: tuple[RewardSource, ...] = ()
+    """Rewards that are measured and logged, and that the policy never learns from."""
+    missing_end_reward: float | None = None
+    """Reward of a response without an end token, in place of its score. By default the score counts."""
+    max_response_tokens: int = 1024
+    """Tokens of a response at most, the end token included."""
+    temperature: float = 1.0
+    """Temperature of the sampler, and of the probabilities that are trained."""
+    rollout_rows: int = 64
+    """Sequences that a data rank writes at the same time."""
+    rollout_part: int = 64
+    """Episodes of a file of rollouts."""
+    keep_rollouts: int = 2
+    """Newest iterations whose files of rollouts are kept. 0 keeps all."""
+    minibatch_episodes: int = 64
+    """Episodes of an update, over all data ranks: whole groups on each."""
+    inner_epochs: int = 1
+    """Passes over the episodes of an iteration."""
+    clip_low: float = 0.2
+    """The policy's gain ends where the ratio of probabilities falls below 1 - clip_low."""
+    clip_high: float = 0.2
+    """The policy's gain ends where the ratio rises above 1 + clip_high."""
+    beta: float = 0.04
+    """Factor of the KL penalty w.r.t. the reference in the loss."""
+    ema: float = 0.0
+    """Decay of the moving average of the policy's weights, once an iteration, in RUN/ema. 0 keeps none."""
+    offload: tuple[Placement, ...] = ()
+    """Models whose weights wait in host memory while others work: reference, rewards, ema. On GPUs."""
+
+    def __post_init__(self) -> None:
+        check_common(self.loop)
+        if self.group_size < 2:
+            raise ConfigError(f"objective.group_size = {self.group_size} is invalid: must be at least 2")
+        for key in ("clip_low", "clip_high"):
+            if not 0 < getattr(self, key) < 1:
+                raise ConfigError(f"objective.{key} = {getattr(self, key)} is invalid: must lie between 0 and 1")
+        if self.minibatch_episodes % self.group_size:
+            near = nearest_multiples(self.group_size, self.minibatch_episodes)
+            raise ConfigError(
+                f"objective.minibatch_episodes = {self.minibatch_episodes} is invalid: must be a multiple of "
+                f"objective.group_size = {self.group_size}. Use {near}"
+            )
+
+    def build(self, *, z_loss: float) -> "Objective":
+        from gpt.post_training.grpo_loss import GroupPolicyLoss
+        from gpt.post_training.ppo.objectives import Policy
+
+        loss = GroupPolicyLoss(
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            beta=self.beta,
+            average=self.average,
+            temperature=self.temperature or 1.0,
+        )
+        return Policy(loss)
+
+    @property
+    def loop(self) -> PPOConfig:
+        """The settings of the loop. The KL penalty is in the loss, so that no reward has one."""
+        names = {field.name for field in fields(self)} & {field.name for field in fields(PPOConfig)} - {"kind", "beta"}
+        return PPOConfig(beta=0.0, whiten_advantages=False, **{name: getattr(self, name) for name in names})
+
+    @property
+    def group(self) -> "GRPOConfig":
+        """The settings of groups."""
+        return self
 
 
 _AT_LEAST_1 = ("max_response_tokens", "rollout_rows", "rollout_part", "minibatch_episodes", "inner_epochs")

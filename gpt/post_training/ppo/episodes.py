@@ -5,7 +5,7 @@ model predicts at i, as in training.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -73,6 +73,16 @@ class Episodes:
         """Rows `start` to before `stop`."""
         columns = {name: getattr(self, name)[start:stop] for name in COLUMNS}
         return Episodes(**columns, version=self.version)
+
+    def trimmed(self, multiple: int | None) -> "Episodes":
+        """Without the columns behind the longest episode, rounded up to a multiple; None keeps all columns.
+
+        Attention is causal, so what is left does not change.
+        """
+        if multiple is None:
+            return self
+        width = min(-(-int(self.total_tokens.max()) // multiple) * multiple, self.tokens.size(1))
+        return replace(self, tokens=self.tokens[:, :width], log_probs=self.log_probs[:, :width])
 
 
 def make_episodes(

@@ -21,11 +21,16 @@ from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.phases import activity
 from gpt.training.run import End, Metrics, Outcome, Run
+from gpt.training.samples import Sampler, sample_records
 from gpt.training.schedule import learning_rate
 
 
 class PPOLoop:
-    """One PPO run in this process. `metrics` is None except on the main rank; all else is equal on every rank."""
+    """One PPO run in this process. `metrics` is None except on the main rank; all else is equal on every rank.
+
+    `saved_step`: the step of the checkpoint that the run resumes from. `sampler` writes the texts of
+    `train.sample_prompts`.
+    """
 
     def __init__(
         self,
@@ -34,6 +39,8 @@ class PPOLoop:
         models: PPOModels,
         *,
         state: PPOState,
+        saved_step: int | None = None,
+        sampler: Sampler | None = None,
         metrics: Metrics | None,
         ledger: TimeLedger,
         heartbeat: Heartbeat = UNWATCHED,
@@ -44,7 +51,7 @@ class PPOLoop:
         self.rollouts = RolloutSource(setup, models.policy)
         self.saver = PPOSaver(run, models, ledger=ledger, event=self.event)
         self.started_at = self.saved_at = time.monotonic()
-        self.trained_tokens = 0
+        self.saved_step, self.sampler, self.trained_tokens = saved_step, sampler, 0
 
     def train(self) -> End:
         """Train to the end, or until `stop` of any rank asks to save and stop. Every rank must call it."""
@@ -70,7 +77,7 @@ class PPOLoop:
                 return self.end(self.asked() or "signal")
         if config.rollouts == "only":
             return self.finish(step)
-        episodes = self.rollouts.read(step)
+        episodes = self.rollouts.read(step).trimmed(setup.trim_to)
         with self.phase("scoring", step):
             experience = score(episodes, setup, models, step=step, beta=state.beta, beat=self.beat("scoring", step))
         with self.phase("training", step):
@@ -103,8 +110,10 @@ class PPOLoop:
             "step_s": elapsed_s,
             "ppo/episodes_per_s": setup.episodes / elapsed_s,
         }
-        self.metrics.log(step, values)
-        self.metrics.append("samples.jsonl", sample_lines(experience, setup, step=step))
+        kind = "ppo" if setup.group is None else "grpo"
+        self.metrics.log(step, {key.replace("ppo/", f"{kind}/"): value for key, value in values.items()})
+        if self.sampler is None:
+            self.metrics.append("samples.jsonl", sample_lines(experience, setup, step=step))
         if values["ppo/nan_rewards"]:
             self.event(
                 "warning",
@@ -120,6 +129,8 @@ class PPOLoop:
         self.stop.step_done()
         self.ledger.step_done(step=step, tokens=run.batch.tokens_seen(step))
         self.rollouts.discard(step)
+        if self.sampler is not None and (run.due(run.config.sample_every_tokens, step) or step == run.steps):
+            self.write_samples(self.sampler)
         ended: End | None = "total_tokens" if step == run.steps else self.asked()
         every_s = run.checkpoint.every_s if run.checkpoint.every_tokens is None else 0.0
         by_clock = any_rank(self.models.policy, bool(every_s) and self.has_passed(every_s, since=self.saved_at))
@@ -134,10 +145,21 @@ class PPOLoop:
         return ended
 
     def save(self, *, must_succeed: bool) -> None:
+        """Save the run, unless this step is saved already or nothing is trained."""
+        if self.saved_step == self.state.step or self.setup.config.rollouts == "only":
+            return
         self.heartbeat.beat("saving", self.state.step)
         self.saved_at = time.monotonic()
-        if self.setup.config.rollouts != "only":
-            self.saver.save(self.state, must_succeed=must_succeed)
+        if self.saver.save(self.state, must_succeed=must_succeed):
+            self.saved_step = self.state.step
+
+    def write_samples(self, sampler: Sampler) -> None:
+        """Have the policy write texts after the same prompts each time, on all ranks, and the main rank store them."""
+        step = self.state.step
+        with self.phase("sampling", step):
+            texts = sampler.write(self.models.policy, step=step)
+        if self.metrics is not None:
+            self.metrics.append("samples.jsonl", sample_records(step=step, prompts=sampler.prompts, texts=texts))
 
     def check_updates(self, step: int, updates: Updates) -> None:
         """Count updates whose loss or gradient was not finite; end the run after too many in a row."""

@@ -41,13 +41,12 @@ def iteration_values(
         "ppo/sampler_gap_max": gap,
         "ppo/reward_length_correlation": correlation(sums, counted),
         "ppo/advantage_std": experience.advantage_std,
-        "ppo/explained_variance": 1.0 - sums["value_error_squared"] / tokens / returns_variance
-        if returns_variance > 0
-        else float("nan"),
         "ppo/beta": beta,
         "ppo/iteration": float(step),
         "ppo/episodes": float(step * setup.episodes),
     }
+    if returns_variance > 0:
+        values["ppo/explained_variance"] = 1.0 - sums["value_error_squared"] / tokens / returns_variance
     if experience.gold is not None:
         values["ppo/gold_reward"] = sums["gold"] / counted
     for name in experience.by_name:
@@ -103,11 +102,13 @@ def correlation(sums: Numbers, n: float) -> float:
 def update_values(updates: Updates) -> Numbers:
     """The values of an iteration's updates: means over the tokens of its minibatches, and the first ratio's error."""
     value = updates.value
-    values = {
-        "ppo/value_loss": _mean_loss(value),
-        "ppo/value_clip_fraction": mean_metric(value, "value_clip_fraction"),
-        "ppo/value_gradient_norm": value[0].gradient_norm,
-    }
+    values: Numbers = {}
+    if value:
+        values = {
+            "ppo/value_loss": _mean_loss(value),
+            "ppo/value_clip_fraction": mean_metric(value, "value_clip_fraction"),
+            "ppo/value_gradient_norm": value[0].gradient_norm,
+        }
     policy = updates.policy
     if not policy:
         return values

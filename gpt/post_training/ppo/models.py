@@ -7,8 +7,8 @@ from typing import TypeVar, cast
 
 from gpt.data.dataset import TrainingData
 from gpt.errors import ConfigError
-from gpt.post_training.ppo.config import PPOConfig
-from gpt.post_training.ppo.rewards import RewardModel
+from gpt.post_training.ppo.config import GRPOConfig, PPOConfig
+from gpt.post_training.ppo.rewards import ResponseReward
 from gpt.tokenizer.tokenizers import Tokenizer
 from gpt.training.engine import Engine
 
@@ -21,10 +21,10 @@ class PPOModels:
 
     policy: Engine
     reference: Engine
-    value: Engine
+    value: Engine | None  # None: advantages are relative to a group
     ema: Engine | None
-    rewards: Sequence[RewardModel]
-    gold: Sequence[RewardModel]
+    rewards: Sequence[ResponseReward]
+    gold: Sequence[ResponseReward]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class PPOSetup:
     micro_batch_size: int
     seed: int
     writes: bool
+    group: GRPOConfig | None = None  # of several responses to a prompt, with their settings
+    trim_to: int | None = None  # columns that no episode of a data rank needs are cut, to a multiple of this
 
     @property
     def minibatch(self) -> int:

@@ -21,6 +21,7 @@ from gpt.model.config import ModelConfig
 from gpt.model.gpt import Embedding
 from gpt.model.heads import ScalarHead, VocabularyHead
 from gpt.model.masks import document_mask
+from gpt.post_training.grpo_loss import GroupPolicyLoss
 from gpt.post_training.ppo_loss import PolicyLoss, ValueLoss
 from gpt.training.objective import NextToken
 
@@ -31,8 +32,7 @@ PTX_SCALE = "ptx_scale"  # in `Batch.extra`: rows of pre-training data, and the 
 class Policy:
     """A language model that learns from advantages, and from pre-training data with PPO-ptx."""
 
-    clip: float
-    temperature: float
+    policy_loss: PolicyLoss | GroupPolicyLoss
     streams: ClassVar[tuple[str, ...]] = ()
     optional_streams: ClassVar[tuple[str, ...]] = ()
 
@@ -41,7 +41,8 @@ class Policy:
         batch = NextToken().batch(samples)
         zeros = torch.zeros(batch.inputs.shape)
         mask = torch.ones(batch.inputs.shape, dtype=torch.bool)
-        return Batch(batch.inputs, batch.targets, loss_mask=mask, extra={"old_log_probs": zeros, "advantages": zeros})
+        names = ("old_log_probs", "reference_log_probs", "advantages")
+        return Batch(batch.inputs, batch.targets, loss_mask=mask, extra=dict.fromkeys(names, zeros))
 
     def check_corpus(self, files: CorpusFiles, model: ModelConfig) -> list[str]:
         """Refuse prompts that are empty or leave no room for a response. Reads the length of each document."""
@@ -63,7 +64,7 @@ class Policy:
         return VocabularyHead(config)
 
     def loss(self, *, compile: bool) -> Loss:
-        return PolicyWithPretraining(PolicyLoss(clip=self.clip, temperature=self.temperature))
+        return PolicyWithPretraining(self.policy_loss)
 
     def attention_mask(self, batch: Batch) -> Mask:
         return document_mask(batch.segment_ids)
@@ -79,7 +80,7 @@ class PolicyWithPretraining:
     The engine divides the sum of all gradients by the count, which is that of the responses' tokens.
     """
 
-    policy: PolicyLoss
+    policy: PolicyLoss | GroupPolicyLoss
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from gpt.training.engine import Engine
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 
 
-class RewardModel(Protocol):
+class ResponseReward(Protocol):
     """A reward of each episode."""
 
     @property

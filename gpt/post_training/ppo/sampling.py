@@ -117,8 +117,11 @@ class RolloutSource:
                 )
 
     def read_prompts(self, first: int, n: int, skipped: SkippedData) -> list[list[int]]:
-        """The prompts of n episodes, as token ids. Pure function of the data's order."""
-        return prompts_of(self.setup.prompts.read(skipped.positions(first, n)))
+        """The prompts of n episodes, as token ids: a pure function of the data's order. A group has one prompt."""
+        size = 1 if self.setup.group is None else self.setup.group.group_size
+        begin, end = first // size, (first + n - 1) // size + 1
+        prompts = prompts_of(self.setup.prompts.read(skipped.positions(begin, end - begin)))
+        return [prompts[episode // size - begin] for episode in range(first, first + n)]
 
     def room(self, prompt: list[int]) -> int:
         """The tokens that a response to this prompt may have."""
@@ -127,7 +130,7 @@ class RolloutSource:
     def discard(self, step: int) -> None:
         """Delete the files of iterations that are no longer kept, after iteration `step`."""
         keep = self.setup.config.keep_rollouts
-        if keep and self.policy.is_main:
+        if keep and self.policy.is_main and self.setup.config.rollouts == "sample":
             discard_rollouts(self.setup.rollouts, before=step - keep + 1)
 
 

@@ -23,15 +23,18 @@ class PPOSaver:
     def __init__(self, run: Run, models: PPOModels, *, ledger: TimeLedger, event: RecordEvent) -> None:
         self.run, self.ledger = run, ledger
         self.saver = RunSaver(run, models.policy, ledger=ledger, event=event)
-        self.others = {"value": models.value} | ({} if models.ema is None else {"ema": models.ema})
+        self.others = {n: e for n, e in (("value", models.value), ("ema", models.ema)) if e is not None}
 
     @property
     def newest(self) -> Path | None:
         """The newest checkpoint of the policy that this process saved."""
         return self.saver.newest
 
-    def save(self, state: PPOState, *, must_succeed: bool) -> None:
-        """Save and wait for it. ConfigError if it fails and must succeed, or if too many in a row have failed."""
+    def save(self, state: PPOState, *, must_succeed: bool) -> bool:
+        """Save and wait for it; return whether it is saved.
+
+        ConfigError if it fails and must succeed, or if too many in a row have failed.
+        """
         contents = self.saver.contents(state.to_loop())
         kept = self.run.retention
         # One more than of the policy: while a policy's checkpoint is there, so are those of its step.
@@ -45,5 +48,7 @@ class PPOSaver:
                     engine.checkpoints.shared.save(directory, step=state.step, state=contents, keep=keep)
         except ConfigError as error:
             self.saver.count_failure(error, step=state.step, fatal=must_succeed)
-            return
+            return False
+        before = self.saver.newest
         self.saver.save(state.to_loop(), must_succeed=must_succeed)
+        return self.saver.newest != before

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from gpt.errors import ConfigError
 from gpt.losses.batch import Batch
-from gpt.post_training.advantages import gae, moments, token_rewards, whiten
+from gpt.post_training.advantages import gae, group_advantages, moments, token_rewards, whiten
 from gpt.post_training.ppo.config import RewardSource
 from gpt.post_training.ppo.episodes import Episodes
 from gpt.post_training.ppo.models import PPOModels, PPOSetup, agree, exchange
-from gpt.post_training.ppo.rewards import RewardModel
+from gpt.post_training.ppo.rewards import ResponseReward
 from gpt.training.engine import Engine
 
 
@@ -59,11 +59,17 @@ def score(
     mask = episodes.mask & rewards.isfinite()[:, None]
     log_probs = values_of(models.policy, episodes.batch(), setup, beat).masked_fill(~mask, 0.0)
     reference = values_of(models.reference, episodes.batch(), setup, beat).masked_fill(~mask, 0.0)
-    old_values = values_of(models.value, episodes.batch(), setup, beat).masked_fill(~mask, 0.0)
-    penalised = token_rewards(
-        log_probs, reference, rewards.nan_to_num(0.0, 0.0, 0.0).float(), mask=mask, last=episodes.last, beta=beta
-    )
-    advantages, returns = gae(penalised, old_values, mask, discount=config.discount, gae_lambda=config.gae_lambda)
+    finite = rewards.nan_to_num(0.0, 0.0, 0.0).float()
+    if models.value is None:
+        assert setup.group is not None
+        size, scale = setup.group.group_size, setup.group.scale_advantages
+        relative = group_advantages(rewards, group_size=size, scale=scale).float()  # (n,)
+        old_values = returns = torch.zeros_like(log_probs)
+        advantages = relative[:, None].expand_as(log_probs).where(mask, 0.0)
+    else:
+        old_values = values_of(models.value, episodes.batch(), setup, beat).masked_fill(~mask, 0.0)
+        penalised = token_rewards(log_probs, reference, finite, mask=mask, last=episodes.last, beta=beta)
+        advantages, returns = gae(penalised, old_values, mask, discount=config.discount, gae_lambda=config.gae_lambda)
     parts = exchange(models.policy, moments(advantages, mask).tolist(), writes=setup.writes)
     sums = torch.tensor(parts, dtype=torch.float64).sum(0)
     total, squares, count = sums.tolist()
@@ -96,7 +102,7 @@ def values_of(engine: Engine, batch: Batch, setup: PPOSetup, beat: Callable[[], 
     return torch.cat(found)
 
 
-def scores_of(reward: RewardModel, episodes: Episodes, setup: PPOSetup, policy: Engine) -> Tensor:
+def scores_of(reward: ResponseReward, episodes: Episodes, setup: PPOSetup, policy: Engine) -> Tensor:
     """The scores (n,) of one reward, on every rank of the data rank; only one of them calls a function."""
     if reward.per_data_rank:
         return reward.scores(episodes)

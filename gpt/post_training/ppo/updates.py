@@ -59,15 +59,20 @@ def update(
                 for batch in ptx_batches(setup, models.policy, step, epoch, index, tokens=tokens[index]):
                     models.policy.forward_backward(batch)
                 done.policy.append(models.policy.optimizer_step(lr))
-            models.value.forward_backward(value_batch(experience, part))
-            done.value.append(models.value.optimizer_step(value_lr))
+            if models.value is not None:
+                models.value.forward_backward(value_batch(experience, part))
+                done.value.append(models.value.optimizer_step(value_lr))
     return done
 
 
 def policy_batch(experience: Experience, part: slice) -> Batch:
     """The rows of a minibatch for the policy's loss."""
     return _batch(
-        experience, part, old_log_probs=experience.old_log_probs[part], advantages=experience.advantages[part]
+        experience,
+        part,
+        old_log_probs=experience.old_log_probs[part],
+        reference_log_probs=experience.reference_log_probs[part],
+        advantages=experience.advantages[part],
     )
 
 

@@ -96,7 +96,7 @@ def test_average_and_value_are_saved_with_the_policy(instruct: Any, one_process:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("temperature", ["1.0", "0.0"])
+@pytest.mark.parametrize("temperature", ["1.0", pytest.param("0.0", marks=pytest.mark.rehearse)])
 def test_an_iteration_is_the_same_on_every_layout(instruct: Any, program: Any, folder: Path, temperature: str) -> None:
     """Rollout, scores, advantages, updates with pre-training data: weights to 1e-5, tokens exactly."""
     more = ["--objective.temperature", temperature, "--train.total_steps", "1"]
@@ -127,7 +127,31 @@ def test_an_iteration_is_the_same_on_every_layout(instruct: Any, program: Any, f
         assert line["ppo/first_ratio_error"] == 0.0, name
 
 
+@pytest.mark.timeout(600)
+def test_rollouts_are_made_and_replayed_apart(instruct: Any, program: Any, folder: Path, one_process: Path) -> None:
+    """Replaying the first iteration's rollouts on two ranks gives the weights of the run that sampled them."""
+    made, replayed = folder / "made" / "run", folder / "replayed" / "run"
+
+    def launch(name: str, nproc: int, run: Path, *more: str) -> str:
+        one = {"name": name, "nproc": nproc, "words": words(instruct, run, *more), "path": str(instruct.folder)}
+        failed: str = program.launch(folder, one)
+        return failed
+
+    assert not launch("made", 1, made, "--objective.rollouts", "only", "--train.total_steps", "2")
+    assert sorted(path.name for path in (made / "rollouts").iterdir()) == ["step-000000001", "step-000000002"]
+    assert not list((made / "checkpoints").glob("step-*")), "nothing is trained"
+    replay = ["--objective.rollouts", "replay", "--objective.replay_from", str(made), "--train.total_steps"]
+    assert not launch("replayed", 2, replayed, *replay, "1")
+    (line,), first = metrics(replayed), metrics(one_process)[0]
+    for key in ("ppo/reward", "ppo/length", "ppo/advantage_std", "ppo/entropy"):
+        assert line[key] == pytest.approx(first[key], abs=1e-5)
+    stale = launch("stale", 1, replayed, *replay, "2")
+    assert "written by weights of step 0, 1 iterations old. Use objective.max_staleness = 1" in stale
+    assert not launch("old", 1, replayed, *replay, "2", "--objective.max_staleness", "1")
+
+
 KILLS = [
+    {"rank": 0, "at": "gpt.post_training.ppo.sampling:sample_responses", "call": 3, "signal": "SIGTERM"},
     {"rank": 1, "at": "gpt.post_training.ppo.sampling:write_part", "call": 2, "after": True},
     {"rank": 0, "at": "gpt.post_training.ppo.scoring:gae", "call": 1},
     {"rank": 1, "at": "parallel.engines.native:NativeEngine.optimizer_step", "call": 2},
@@ -139,14 +163,14 @@ KILLS = [
 
 @pytest.mark.timeout(900)
 def test_a_run_killed_in_every_phase_ends_with_the_same_bits(instruct: Any, program: Any, folder: Path) -> None:
-    """In sampling after a finished part, scoring, between two updates, between two saves, and in sampling again."""
+    """After a signal in sampling; killed in sampling, scoring, between two updates, between two saves, at the start."""
     for name in ("whole", "killed"):
         run = folder / name / "run"
         for i, kill in enumerate([*(KILLS if name == "killed" else []), None]):
             one = {
                 "name": f"{name}/{i}",
                 "nproc": 2,
-                "words": words(instruct, run),
+                "words": words(instruct, run, "--train.total_steps", "3"),
                 "path": str(instruct.folder),
                 "kill": kill,
             }

@@ -16,11 +16,11 @@ from gpt.data.dataset import TrainingData
 from gpt.data.skipped import SkippedData
 from gpt.health.spikes import SpikeConfig, SpikeDetector
 from gpt.model.config import ModelConfig
-from gpt.post_training.ppo.config import PPOConfig, RewardSource
+from gpt.post_training.ppo.config import GRPOConfig, PPOConfig, RewardSource
 from gpt.post_training.ppo.episodes import Episodes
 from gpt.post_training.ppo.loop import PPOLoop
 from gpt.post_training.ppo.models import PPOModels, PPOSetup
-from gpt.post_training.ppo.objectives import Policy, Value
+from gpt.post_training.ppo.objectives import Value
 from gpt.post_training.ppo.state import PPOState
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.token_files.files import TokenFileWriter
@@ -124,23 +124,31 @@ def probabilities(policy: Engine) -> Tensor:
 
 
 def make(
-    folder: Path, config: PPOConfig, *, iterations: int, episodes: int, learning_rate: float, reward: Any = None
+    folder: Path,
+    kind: PPOConfig | GRPOConfig,
+    *,
+    iterations: int,
+    episodes: int,
+    learning_rate: float,
+    reward: Any = None,
 ) -> Bandit:
     """A run in a folder. The default process group must exist."""
     with TokenFileWriter(folder / "prompts", vocab_size=ARMS) as writer:
         for prompt in range(PROMPTS):
             writer.add_document(np.array([prompt]))
     sources = (RewardSource(function="table:reward"),)
-    config = replace(config, rewards=sources, max_response_tokens=1, rollout_part=episodes, rollout_rows=episodes)
+    config = replace(kind.loop, rewards=sources, max_response_tokens=1, rollout_part=episodes, rollout_rows=episodes)
     data = DataConfig(
         tokenizer="none", train=(CorpusConfig(str(folder / "prompts")),), seq_len=SEQ_LEN, sampling="document"
     )
     size = min(config.minibatch_episodes, episodes)
-    objective = Policy(clip=config.clip, temperature=1.0)
+    objective, group = kind.build(z_loss=0.0), kind.group
     models = PPOModels(
         policy=engine(objective, micro_batch_size=size, learning_rate=learning_rate),
         reference=engine(objective, micro_batch_size=size, learning_rate=None),
-        value=engine(Value(clip=config.value_clip), micro_batch_size=size, learning_rate=config.value_learning_rate),
+        value=engine(Value(clip=config.value_clip), micro_batch_size=size, learning_rate=config.value_learning_rate)
+        if group is None
+        else None,
         ema=None,
         rewards=[reward or TableReward()],
         gold=[],
@@ -157,6 +165,7 @@ def make(
         micro_batch_size=size,
         seed=1,
         writes=True,
+        group=group,
     )
     tokens = iterations * episodes * SEQ_LEN
     run = Run(

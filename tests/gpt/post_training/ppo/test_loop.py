@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from gpt.errors import ConfigError
-from gpt.post_training.ppo.config import PPOConfig
+from gpt.post_training.ppo.config import GRPOConfig, PPOConfig
 from gpt.post_training.ppo.episodes import Episodes
 from gpt.post_training.ppo.measures import correlation
 from gpt.post_training.ppo.models import any_rank
@@ -63,6 +63,22 @@ def test_the_policy_ends_at_the_closed_form(bandit: Any, tmp_path: Path, beta: f
         assert line["ppo/first_ratio_error"] == 0.0
         assert line["ppo/sampler_gap_max"] < 1e-5
     assert run.metrics.lines[-1]["ppo/explained_variance"] > 0.5
+
+
+@pytest.mark.timeout(300)
+def test_groups_learn_without_a_value_model(bandit: Any, tmp_path: Path) -> None:
+    """GRPO: with a weak penalty the policy moves to the best arm of each prompt; all of a group answer one prompt."""
+    config = GRPOConfig(group_size=8, minibatch_episodes=64, beta=0.01)
+    run = bandit.make(tmp_path, config, iterations=20, episodes=256, learning_rate=1e-2)
+    before = (run.policy() * bandit.REWARDS).sum(1)
+    run.loop.train()
+    after, best = (run.policy() * bandit.REWARDS).sum(1), bandit.REWARDS.max(1).values
+    assert (after > before + 0.5 * (best - before)).all()
+    for line in run.metrics.lines:
+        assert line["grpo/first_ratio_error"] == 0.0
+        assert "grpo/value_loss" not in line
+    prompts = run.loop.rollouts.read_prompts(8, 16, run.loop.state.loop.skipped)
+    assert prompts == [prompts[0]] * 8 + [prompts[8]] * 8
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from gpt.losses.base import VocabularyOutputs, whole_vocabulary
 from gpt.losses.batch import Batch
 from gpt.post_training.ppo.objectives import PTX_SCALE, Policy
+from gpt.post_training.ppo_loss import PolicyLoss
 
 V, D, B, T = 11, 6, 3, 5
 
@@ -30,7 +31,7 @@ def test_the_pretraining_gradient_is_gamma_times_that_of_its_mean_loss() -> None
     mask = torch.ones(B, T, dtype=torch.bool)
     mask[:, 3:] = False
     batch = Batch(batch.inputs, batch.targets, loss_mask=mask, extra=batch.extra)
-    loss: Any = Policy(clip=0.2, temperature=1.0).loss(compile=False)
+    loss: Any = Policy(PolicyLoss(clip=0.2)).loss(compile=False)
     gamma, n, m = 27.8, int(mask.sum()), B * T
     ptx_hidden, ptx = rows(3, **{PTX_SCALE: torch.full((B, 1), gamma * n / m)})
 
