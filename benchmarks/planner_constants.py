@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--leave-out", action="store_true")
     args = parser.parse_args()
     rows = read_rows(Path(published.__file__).parent / "runs.csv")
-    runs = [replace(run, jobs=(run.fastest(run.stack)[0],)) for run in published_runs(rows, read_hardware())]
+    runs = [replace(run, jobs=(run.fastest(run.stack)[0],)) for run in published_runs(rows, read_hardware())[0]]
     result = {"all": {key: round(value, 3) for key, value in fit(runs).items()}}
     print(result, flush=True)
     for source in dict.fromkeys(run.source for run in runs) if args.leave_out else ():

@@ -9,6 +9,7 @@ from pathlib import Path
 from gpt.errors import ConfigError
 from launch.config.recipe import find_recipe, read_toml
 from launch.config.run_config import RunConfig, layout_of, recipe_table
+from launch.planning.calibration import Calibration, calibrate
 from launch.planning.dry_run import measure, ranks_to_show
 from launch.planning.plan_figures import figures
 from launch.planning.plan_files import recipe_text, sbatch_text
@@ -37,7 +38,11 @@ def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: 
     """Print the plan of a recipe, and write the files that were asked for."""
     check_amounts(args)
     wanted, deadline_s = option_of(args), parse_deadline(args.deadline)
+    calibration: Calibration | None = None
     request = plan_request(args, config, hardware, find("GPU", wanted.name, hardware.gpus))
+    if args.calibrate is not None:
+        request, calibration = calibrate(args.calibrate, request)
+        print(calibration)
     for name in ("html", "write_recipe", "write_sbatch"):
         check_destination(f"--{name.replace('_', '-')}", getattr(args, name))
     found = [_plan_one(args, config, request, count) for count in wanted.counts]
@@ -45,7 +50,7 @@ def plan(args: argparse.Namespace, config: RunConfig, hardware: Hardware, emit: 
     best = chosen(found, deadline_s, text=args.deadline)
     knee = knee_of([layouts[0] for _, layouts in found if layouts])
     _write(args, found, request, best, knee if len(found) > 1 else None)
-    emit(as_json(found, request))
+    emit({**as_json(found, request), "calibration": None if calibration is None else dataclasses.asdict(calibration)})
     return 0
 
 

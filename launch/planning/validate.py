@@ -21,13 +21,15 @@ from parallel.planner.published.validate import (
 
 def validate(path: Path, hardware: Hardware) -> tuple[list[str], dict[str, Any]]:
     """Lines to print, and the figures as JSON. ConfigError: no row has a time or a rate, or a row is invalid."""
-    comparisons = compare(published_runs(read_rows(path), hardware))
-    if not comparisons:
-        raise ConfigError(f"{path} is invalid: no row has the metric iter_time, tokens_per_s_per_gpu or tflops_per_gpu")
+    runs, left_out = published_runs(read_rows(path), hardware)
+    if not runs:
+        why = left_out[0] if left_out else "none has the metric iter_time, tokens_per_s_per_gpu or tflops_per_gpu"
+        raise ConfigError(f"{path} is invalid: no row can be predicted: {why}")
+    comparisons = compare(runs)
     sources: dict[str, list[Comparison]] = {}
     for each in comparisons:
         sources.setdefault(each.run.source, []).append(each)
-    lines = [*_table(comparisons), "", *_sources(sources), ""]
+    lines = [*_table(comparisons), *(f"left out: {line}" for line in left_out), "", *_sources(sources), ""]
     blind = summary([each.error for each in comparisons])
     after = calibrated_errors(comparisons)
     tau = kendall_tau(comparisons)
@@ -45,6 +47,7 @@ def validate(path: Path, hardware: Hardware) -> tuple[list[str], dict[str, Any]]
         "calibrated": asdict(summary(after)) if after else None,
         "coverage": coverage(comparisons),
         "kendall_tau": tau,
+        "left_out": left_out,
         "rows": [
             {"id": c.run.id, "stack": c.run.stack.name, "measured_s": c.run.seconds, "predicted_s": c.predicted}
             for c in comparisons

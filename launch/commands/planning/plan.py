@@ -2,9 +2,11 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from gpt.errors import ConfigError
 from launch.reports.written import add_json_option, json_destination
+from parallel.layout.config import EngineName
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--network", metavar="NAME", help="the network between nodes (default: the usual one of the GPU)"
     )
     parser.add_argument("--stack", metavar="NAME", help="the program that trains (default: this one)")
-    parser.add_argument("--engine", metavar="E", help="the engine that trains (default: the recipe's)")
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="RUN", help="scale the prediction by a run's own steps on the same GPU"
+    )
+    parser.add_argument("--engine", choices=get_args(EngineName), help="the engine that trains (default: the recipe's)")
     parser.add_argument(
         "--hardware", type=Path, metavar="FILE", help="a TOML file with further GPUs, networks and stacks"
     )

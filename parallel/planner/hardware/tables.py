@@ -75,6 +75,7 @@ class Stack:
     fsdp: bool = False
     schedule_unknown: str = "interleaved_1f1b"
     spread: float = 0.10
+    scale: float = 1.0
     sources: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
 

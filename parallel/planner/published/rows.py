@@ -10,7 +10,7 @@ from pathlib import Path
 from gpt.errors import ConfigError, file_error
 from gpt.model.config import ModelConfig
 from parallel.layout.split import balanced_split
-from parallel.planner.hardware.tables import Cluster, Hardware, Stack, find
+from parallel.planner.hardware.tables import Cluster, Gpu, Hardware, Stack, find
 from parallel.planner.step_time.job import Job, Recompute
 from parallel.planner.step_time.step import step_time
 
@@ -59,24 +59,23 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def published_runs(rows: list[dict[str, str]], hardware: Hardware) -> list[PublishedRun]:
-    """The rows that state a time or a rate. ConfigError names the row and the value that is invalid."""
-    runs = []
+def published_runs(rows: list[dict[str, str]], hardware: Hardware) -> tuple[list[PublishedRun], list[str]]:
+    """The rows that state a time or a rate, and one line for each of them that cannot be predicted."""
+    runs, left_out = [], []
     for row in rows:
-        if row["metric"] in TIMED:
-            try:
-                runs.append(_run(row, hardware))
-            except ConfigError as error:
-                raise ConfigError(f"row {row['id']}: {error}") from None
-            except (ValueError, TypeError, ZeroDivisionError) as error:
-                raise ConfigError(f"row {row['id']} is invalid: {error}") from None
-    return runs
+        if row["metric"] not in TIMED:
+            continue
+        try:
+            runs.append(_run(row, hardware))
+        except (ConfigError, ValueError, TypeError, ZeroDivisionError) as error:
+            left_out.append(f"row {row['id']}: {error}")
+    return runs, left_out
 
 
 def _run(row: dict[str, str], hardware: Hardware) -> PublishedRun:
-    gpu = find("GPU", row["gpu"], hardware.gpus)
+    gpu = _gpu(row["gpu"], hardware)
     stack = stack_of(row, hardware)
-    precision = "fp8" if "fp8" in row["precision"] else "bf16"
+    precision = _precision(row["precision"])
     words = row.get("note") or ""
     named = [net for net in hardware.networks.values() if any(word in words for word in net.words)]
     network = named[0] if named else find("network", row.get("network") or gpu.network, hardware.networks)
@@ -85,6 +84,20 @@ def _run(row: dict[str, str], hardware: Hardware) -> PublishedRun:
     if not jobs:
         raise ConfigError("no setting of micro-batch and stages fits it")
     return PublishedRun(row["id"], _source(row["source"]), jobs, cluster, stack, _seconds(row, jobs[0]))
+
+
+def _gpu(name: str, hardware: Hardware) -> Gpu:
+    """The GPU of a row. More words after a known name, such as its memory, change nothing."""
+    known = {alias: gpu for gpu in hardware.gpus.values() for alias in (gpu.name, *gpu.names)}
+    begins = [alias for alias in known if re.match(rf"{re.escape(alias)}(?![A-Za-z0-9])", name, re.IGNORECASE)]
+    return known[max(begins, key=len)] if begins else find("GPU", name, hardware.gpus)
+
+
+def _precision(text: str) -> str:
+    words = text.lower()
+    if "fp4" in words:
+        raise ConfigError(f"precision {text} is not modelled. Use rows in bf16, fp16 or fp8")
+    return "fp8" if "fp8" in words else "bf16"
 
 
 def stack_of(row: dict[str, str], hardware: Hardware) -> Stack:

@@ -73,19 +73,17 @@ def step_time(job: Job, cluster: Cluster, stack: Stack, *, simulate: bool = True
     data = _data_s(job, cluster, stack)
     optimizer = _optimizer_s(job, cluster)
     span = max(span, busy.total + gathers + pipeline + other)
-    seconds = span + data + optimizer
-    factor = math.exp(INTERVAL * stack.spread)
-    return StepTime(
-        seconds,
-        seconds / factor,
-        seconds * factor,
-        *(busy.products, busy.attention, busy.elementwise, busy.recompute, busy.tensor),
-        pipeline=pipeline,
-        bubble=span - busy.total - gathers - pipeline - other,
-        data=data + gathers,
-        optimizer=optimizer,
-        other=other,
-    )
+    parts = {
+        **{name: getattr(busy, name) for name in ("products", "attention", "elementwise", "recompute", "tensor")},
+        "pipeline": pipeline,
+        "bubble": span - busy.total - gathers - pipeline - other,
+        "data": data + gathers,
+        "optimizer": optimizer,
+        "other": other,
+    }
+    seconds, factor = (span + data + optimizer) * stack.scale, math.exp(INTERVAL * stack.spread)
+    scaled = {name: part * stack.scale for name, part in parts.items()}
+    return StepTime(seconds, seconds / factor, seconds * factor, **scaled)
 
 
 def _stages(job: Job, cluster: Cluster, stack: Stack) -> tuple[list[Seconds], list[Seconds]]:

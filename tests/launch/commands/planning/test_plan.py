@@ -81,6 +81,7 @@ def test_validation_of_published_rows(tmp_path, capsys):
         (["gpt3_125m", "--gpus", "8xH100", "--price-per-gpu-hour", "-1"], "must be a number above 0"),
         (["gpt3_175b", "--gpus", "1xL40S"], "no layout of 1 GPUs can train this"),
         (["--validate", "/nowhere.csv"], "cannot be read"),
+        (["gpt3_125m", "--gpus", "8xH100", "--engine", "nativ"], "invalid choice: 'nativ'"),
         (["gpt3_125m", "--validate", "/nowhere.csv"], "reads no recipe"),
     ],
 )

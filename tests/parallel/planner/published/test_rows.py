@@ -17,7 +17,8 @@ def one(**given):
     row = dict(zip(COLUMNS.split(","), VALUES.split(","), strict=True))
     also = facts.pop("also", {})
     facts["flops_convention"] = facts.pop("convention")
-    return published_runs([row | facts | also], read_hardware())[0]
+    (run,), _ = published_runs([row | facts | also], read_hardware())
+    return run
 
 
 def test_rates_give_the_same_time_as_the_time_itself():
@@ -30,6 +31,16 @@ def test_rates_give_the_same_time_as_the_time_itself():
     assert one(metric="tflops_per_gpu", value=model / 2 / 16e12, convention="model").seconds == pytest.approx(2)
     hardware = 96 * 24 * 2048**2 * (1 + 2048 / 6 / 2048 + 51200 / 16 / 24 / 2048) * tokens
     assert one(metric="tflops_per_gpu", value=hardware / 2 / 16e12, convention="hardware").seconds == pytest.approx(2)
+
+
+def test_names_of_gpus_and_precisions():
+    assert one(also={"gpu": "H100-SXM5-80GB-HBM3"}).cluster.gpu.name == "H100"
+    assert one(also={"gpu": "H100-PCIe-80GB"}).cluster.gpu.name == "H100-PCIe"
+    assert one(also={"precision": "MXFP8"}).jobs[0].precision == "fp8"
+    row = dict(zip(COLUMNS.split(","), VALUES.split(","), strict=True)) | {"metric": "iter_time", "value": "1"}
+    runs, left_out = published_runs([row | {"precision": "nvfp4"}, row], read_hardware())
+    assert len(runs) == 1
+    assert left_out == ["row x: precision nvfp4 is not modelled. Use rows in bf16, fp16 or fp8"]
 
 
 def test_the_layout_of_a_row():
