@@ -15,14 +15,14 @@ import sys
 
 from gpt.errors import ConfigError
 from launch.library.language_model import LanguageModel, load
-from launch.library.reward_model import RewardModel, load_reward
+from launch.library.reward_model import TrainedReward, load_reward
 from launch.library.runs import TrainedRun, prepare, train
 
 __version__ = importlib.metadata.version("triaxial")
 __all__ = [
     "ConfigError",
     "LanguageModel",
-    "RewardModel",
+    "TrainedReward",
     "TrainedRun",
     "__version__",
     "load",

@@ -29,7 +29,7 @@ from parallel.adapters.merge import read_merged
 _BATCH_TOKENS = 8192
 
 
-class RewardModel:
+class TrainedReward:
     """A reward model with its tokenizer, on one device. `load_reward` opens one. Wrong arguments raise ConfigError."""
 
     def __init__(self, module: GPT, *, tokenizer: Path, step: int) -> None:
@@ -99,7 +99,7 @@ class _LocalScorer:
 
 def load_reward(
     run: str | Path, *, step: int | None = None, device: str = "auto", dtype: str = "float32"
-) -> RewardModel:
+) -> TrainedReward:
     """Open the reward model of a run directory, or of one checkpoint in it. Arguments as for `load`.
 
     ConfigError: as for `load`, and if the run's model predicts tokens.
@@ -122,4 +122,4 @@ def load_reward(
         for name, tensor in read_merged(with_bases(checkpoint), parameters):
             parameters[name].copy_(tensor)
     file = tokenizer_file(directory, section(DataConfig, config, "data"))
-    return RewardModel(module.eval().requires_grad_(False), tokenizer=file, step=checkpoint.step)
+    return TrainedReward(module.eval().requires_grad_(False), tokenizer=file, step=checkpoint.step)

@@ -26,6 +26,9 @@ from launch.training.hardware import peak_flops_per_s
 from launch.training.local_tier import local_directory
 from launch.training.reference import REFERENCE, build_reference
 from launch.training.resume import RunStart
+from parallel.adapters.base import with_bases
+from parallel.checkpoint.handle import Checkpoint
+from parallel.checkpoint.load import has_shape
 from parallel.checkpoint.local_tier import is_local
 from parallel.engines import choose
 from parallel.engines.referenced import ReferencedEngine
@@ -33,7 +36,7 @@ from parallel.engines.settings import EngineSettings
 from parallel.health.stragglers import Stragglers
 from parallel.layout.layout import Layout
 from parallel.layout.mesh import build_mesh
-from parallel.parallelize import check_parameter_patterns
+from parallel.parallelize import check_parameter_patterns, model_on_meta
 
 ENDS = ("embed.", "head.")  # how the names of parameters of an objective's two ends begin
 
@@ -73,13 +76,15 @@ def build_engine(
     `start` names each of their parameters. If it learns relative to a reference model, a run that may resume must keep
     a copy of that model.
     """
-    new_ends = ENDS if start.weights is not None and not has_usual_ends(config, objective) else ()
+    new_ends: tuple[str, ...] = ()
+    if start.weights is not None and not has_usual_ends(config, objective):
+        new_ends = missing_ends(config, objective, start.weights)
     settings, mesh = engine_settings(config, layout), build_mesh(layout, device)
     engine = choose.build_engine(
         settings,
         objective=objective,
         device=device,
-        init_weights=start.checkpoint is None and (start.weights is None or bool(new_ends)),
+        init_weights=start.checkpoint is None and (start.weights is None or new_ends),
         mesh=mesh,
     )
     with ledger.span("start_up/loading"):
@@ -98,6 +103,16 @@ def build_engine(
         folder = config.run.directory / REFERENCE if keep_reference else None
         reference = build_reference(settings, objective=objective, device=device, mesh=mesh, start=start, folder=folder)
         return ReferencedEngine(engine, reference, objective)
+
+
+def missing_ends(config: RunConfig, objective: Objective, weights: Checkpoint) -> tuple[str, ...]:
+    """The names of the parameters of the objective's ends that a run lacks in this shape. Every rank must call it."""
+    ends, chain = model_on_meta(config.model, objective, range(0), first=True, last=True), with_bases(weights)
+    return tuple(
+        name
+        for name, parameter in ends.named_parameters()
+        if name.startswith(ENDS) and not any(has_shape(each, f"model.{name}", tuple(parameter.shape)) for each in chain)
+    )
 
 
 def has_usual_ends(config: RunConfig, objective: Objective) -> bool:

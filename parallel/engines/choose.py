@@ -25,14 +25,14 @@ def build_engine(
     *,
     objective: Objective,
     device: torch.device,
-    init_weights: bool = True,
+    init_weights: bool | tuple[str, ...] = True,
     mesh: Mesh | None = None,
 ) -> Engine:
     """The engine of `parallel.engine`. Needs an initialised default process group of the layout's size.
 
-    `init_weights` False leaves weights as allocated, for a checkpoint to be loaded. `mesh`: the layout's, if it exists
-    already; several engines can share one. Every rank must call it. ConfigError if the engine is not installed, or does
-    not take these settings.
+    `init_weights` False leaves weights as allocated, for a checkpoint to be loaded; names say that these parameters are
+    enough, though an engine may initialise all. `mesh`: the layout's, if it exists already; several engines can share
+    one. Every rank must call it. ConfigError if the engine is not installed, or does not take these settings.
     """
     name = settings.parallel.engine
     check_installed(name)

@@ -49,7 +49,7 @@ class DeepSpeedEngine:
         *,
         objective: Objective,
         device: torch.device,
-        init_weights: bool = True,
+        init_weights: bool | tuple[str, ...] = True,
         mesh: Mesh | None = None,
     ) -> None:
         self.settings, self.objective = settings, objective

@@ -52,7 +52,7 @@ class MegatronEngine:
         *,
         objective: Objective,
         device: torch.device,
-        init_weights: bool = True,
+        init_weights: bool | tuple[str, ...] = True,
         mesh: Mesh | None = None,
     ) -> None:
         self._check(settings, objective)

@@ -58,7 +58,7 @@ class NativeEngine:
         *,
         objective: Objective,
         device: torch.device,
-        init_weights: bool = True,
+        init_weights: bool | tuple[str, ...] = True,
         mesh: Mesh | None = None,
     ) -> None:
         self.settings, self.objective = settings, objective
@@ -82,7 +82,7 @@ class NativeEngine:
         ]
         self.parameters = [named for stage in self.stages for named in canonical_parameters(stage)]
         self._tied_copies = self._find_tied_copies()
-        fresh = [named for named in self.parameters if init_weights or is_adapter(named[0])]
+        fresh = [named for named in self.parameters if _is_fresh(named[0], init_weights)]
         initialise_shards(fresh, settings.model, seed=settings.seed)
         self.optimizer = OptimizerState(self.parameters, settings.optimizer)
         self.pipeline = (
@@ -259,6 +259,11 @@ class NativeEngine:
         if self.settings.layout.stages == 1 or not self.stages[0].model.tied:
             return []
         return [parameter for name, parameter in self.parameters if name == "embed.tokens.weight"]
+
+
+def _is_fresh(name: str, init_weights: bool | tuple[str, ...]) -> bool:
+    """Return whether a parameter is to be initialised from the seed: no checkpoint of a base model has adapters."""
+    return init_weights is True or is_adapter(name) or (init_weights is not False and name in init_weights)
 
 
 def _allow_slow_gathers() -> None:
