@@ -52,9 +52,9 @@ def over_optimisation_part(metrics: PolicyMetrics, directory: Path) -> str:
     head = "<tr><th class=word>curve</th><th class=word>fit</th><th>R²</th><th>highest at d</th></tr>"
     table = f"<div class=scroll><table>{head}{laws}</table></div>" if laws else ""
     note = (
-        "d = sqrt(KL), KL in nats a response. Over-optimisation: the trained reward still rises with d, and the gold "
-        "reward, which is not trained on, falls. Laws: d (alpha - beta d) for best-of-n, d (alpha - beta log d) for RL "
-        "(arXiv 2210.10760)."
+        "Gains in reward over the start; d = sqrt(KL), KL in nats a response. Over-optimisation: the trained reward "
+        "still rises with d, and the gold reward, which is not trained on, falls. Laws: "
+        "d (alpha - beta d) for best-of-n, d (alpha - beta log d) for RL (arXiv 2210.10760)."
     )
     return (
         f"<h2>Reward and distance from the reference</h2><p class=note>{note}</p>"
@@ -67,19 +67,19 @@ def _peak_text(law: RewardLaw) -> str:
 
 
 def policy_curves(metrics: PolicyMetrics) -> list[RewardCurve]:
-    """The trained and the gold reward of each iteration."""
+    """The trained and the gold reward of each iteration, less their starting values."""
     curves = []
     for name, title, colour in (("reward", "trained reward", "s0"), ("gold_reward", "gold reward", "s1")):
         if name in metrics and "kl" in metrics:
             _, (kl, rewards) = aligned(metrics["kl"], metrics[name])
-            d = np.sqrt(np.maximum(kl, 0.0))
+            d, rewards = np.sqrt(np.maximum(kl, 0.0)), rewards - metrics[name].start
             if len(d):
                 curves.append(RewardCurve(f"{title}, RL", colour, d, rewards, fit_law(d, rewards, form="RL")))
     return curves
 
 
 def best_of_n_curves(directory: Path) -> list[RewardCurve]:
-    """The curves of best_of_n.json; none if it is missing or damaged."""
+    """The curves of best_of_n.json, less their values at the smallest n; none if it is missing or damaged."""
     found: list[dict[str, float]] = []
     with suppress(OSError, ConfigError, ValueError):
         read = decode_json(read_bytes(directory / BEST_OF_N))
@@ -93,7 +93,7 @@ def best_of_n_curves(directory: Path) -> list[RewardCurve]:
         ]
         if points:
             kl, rewards = np.array(points, dtype=np.float64).T
-            d = np.sqrt(np.maximum(kl, 0.0))
+            d, rewards = np.sqrt(np.maximum(kl, 0.0)), rewards - rewards[np.argmin(kl)]
             law = fit_law(d, rewards, form="best of n")
             curves.append(RewardCurve(f"{title}, best-of-n", colour, d, rewards, law, is_best_of_n=True))
     return curves
@@ -110,7 +110,7 @@ def draw_rewards(curves: Sequence[RewardCurve]) -> str:
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="reward against the square root of KL">',
         *horizontal_grid(x, y, ticks(y.low, y.high, most=7), lambda value: f"{value:.3g}"),
         *bottom_axis(x, y, ticks(x.low, x.high, most=8), lambda value: f"{value:.3g}"),
-        *axis_titles(x, y, across="d = sqrt(KL)", up="reward"),
+        *axis_titles(x, y, across="d = sqrt(KL)", up="gain in reward"),
         *(_points(x, y, curve) for curve in curves),
         *(_law(x, y, curve) for curve in curves if curve.law is not None),
         "</svg>",

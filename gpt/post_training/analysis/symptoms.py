@@ -7,6 +7,7 @@ import numpy as np
 
 from gpt.post_training.analysis import bands
 from gpt.post_training.analysis.series import (
+    WINDOW,
     IterationSeries,
     PolicyMetrics,
     Span,
@@ -74,7 +75,8 @@ def length_gaming(metrics: PolicyMetrics) -> Evidence | None:
     iterations, _ = aligned(reward, length)
     if len(iterations) < MIN_RELATED or reward.recent <= reward.start:
         return None
-    span = span_outside(length, lambda tokens: tokens > (1 + bands.LENGTH_CHANGE) * length.start)
+    limit = (1 + bands.LENGTH_CHANGE) * length.start
+    span = span_outside(length, lambda tokens: tokens > limit, after=WINDOW)
     logged = metrics.get("reward_length_correlation")
     related = logged.recent if logged is not None else _partial_correlation(metrics, reward, length)
     if span is None or not span.lasting or related < RELATED:
@@ -121,7 +123,7 @@ def saturated_reward(metrics: PolicyMetrics) -> Evidence | None:
         return None
     limit = max(bands.REWARD_SATURATED * series.start, 1e-6)
     text = "standard deviation of the reward {now:.3g}, {start:.3g} at the start"
-    return _evidence(series, span_outside(series, lambda std: std < limit), text)
+    return _evidence(series, span_outside(series, lambda std: std < limit, after=WINDOW), text)
 
 
 def collapsed_entropy(metrics: PolicyMetrics) -> Evidence | None:
@@ -129,7 +131,7 @@ def collapsed_entropy(metrics: PolicyMetrics) -> Evidence | None:
         return None
     limit = bands.ENTROPY_COLLAPSED * series.start
     text = "entropy {now:.3g} nats a token, {start:.3g} at the start"
-    return _evidence(series, span_outside(series, lambda entropy: entropy < limit), text)
+    return _evidence(series, span_outside(series, lambda entropy: entropy < limit, after=WINDOW), text)
 
 
 def clip_fraction_high(metrics: PolicyMetrics) -> Evidence | None:
@@ -162,7 +164,7 @@ def forgetting(metrics: PolicyMetrics) -> Evidence | None:
         return None
     limit = series.start + bands.PTX_RISE_HIGH
     text = "pre-training loss {now:.4g} nats a token, {start:.4g} at the start"
-    return _evidence(series, span_outside(series, lambda loss: loss > limit), text)
+    return _evidence(series, span_outside(series, lambda loss: loss > limit, after=WINDOW), text)
 
 
 def over_optimisation(metrics: PolicyMetrics) -> Evidence | None:

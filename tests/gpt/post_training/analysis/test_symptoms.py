@@ -40,3 +40,11 @@ def test_a_gold_reward_that_stays_at_its_peak_is_no_over_optimisation():
     assert 27 <= found.span.first <= 35
     both = series(np.minimum(at, 60 - at) / 40 + 0.02 * rng.normal(size=80))
     assert symptoms.over_optimisation({"reward": both, "gold_reward": falling}) is None, "the reward fell too"
+
+
+def test_a_loss_that_falls_from_the_start_is_no_forgetting():
+    """As when pre-training data improve a model that has seen few of them; the values come from such a run of PPO."""
+    losses = [5.96, 5.83, 5.68, 5.57, 5.44, 5.39, 5.25, 5.2, 5.22, 5.1, 5.2, 5.1, 5.05, 5.07, 5.06]
+    assert symptoms.forgetting({"ptx_loss": series(losses)}) is None
+    found = symptoms.forgetting({"ptx_loss": series([*losses, *[5.8] * 6])})
+    assert found.span == Span(16, 21, lasting=True)
