@@ -20,6 +20,7 @@ from gpt.post_training.ppo.updates import Updates, update
 from gpt.telemetry.event_log import EventKind
 from gpt.telemetry.time_ledger import TimeLedger
 from gpt.training.phases import activity
+from gpt.training.recovery import Recovery
 from gpt.training.run import End, Metrics, Outcome, Run
 from gpt.training.samples import Sampler, sample_records
 from gpt.training.schedule import learning_rate
@@ -50,6 +51,13 @@ class PPOLoop:
         self.metrics, self.ledger, self.heartbeat, self.stop = metrics, ledger, heartbeat, stop
         self.rollouts = RolloutSource(setup, models.policy)
         self.saver = PPOSaver(run, models, ledger=ledger, event=self.event)
+        self.checks = [
+            Recovery(
+                run, engine, self.saver.saver, event=self.event, metrics=metrics, ledger=ledger, heartbeat=heartbeat
+            )
+            for engine in (models.policy, models.value)
+            if engine is not None
+        ]
         self.started_at = self.saved_at = time.monotonic()
         self.saved_step, self.sampler, self.trained_tokens = saved_step, sampler, 0
 
@@ -129,6 +137,9 @@ class PPOLoop:
         self.stop.step_done()
         self.ledger.step_done(step=step, tokens=run.batch.tokens_seen(step))
         self.rollouts.discard(step)
+        every = run.replica_check_every_steps
+        if every and step % every == 0:
+            self.check_replicas()
         if self.sampler is not None and (run.due(run.config.sample_every_tokens, step) or step == run.steps):
             self.write_samples(self.sampler)
         ended: End | None = "total_tokens" if step == run.steps else self.asked()
@@ -149,6 +160,8 @@ class PPOLoop:
         if self.saved_step == self.state.step or self.setup.config.rollouts == "only":
             return
         self.heartbeat.beat("saving", self.state.step)
+        if self.run.replica_check_every_steps:
+            self.check_replicas()
         self.saved_at = time.monotonic()
         if self.saver.save(self.state, must_succeed=must_succeed):
             self.saved_step = self.state.step
@@ -160,6 +173,11 @@ class PPOLoop:
             texts = sampler.write(self.models.policy, step=step)
         if self.metrics is not None:
             self.metrics.append("samples.jsonl", sample_records(step=step, prompts=sampler.prompts, texts=texts))
+
+    def check_replicas(self) -> None:
+        """End the run, on all ranks, if copies of a weight or moment of policy or value model differ between ranks."""
+        for check in self.checks:
+            check.check_replicas(self.state.loop)
 
     def check_updates(self, step: int, updates: Updates) -> None:
         """Count updates whose loss or gradient was not finite; end the run after too many in a row."""

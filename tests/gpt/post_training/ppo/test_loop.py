@@ -17,6 +17,7 @@ from gpt.post_training.ppo.config import GRPOConfig, PPOConfig
 from gpt.post_training.ppo.episodes import Episodes
 from gpt.post_training.ppo.measures import correlation
 from gpt.post_training.ppo.models import any_rank
+from gpt.post_training.ppo.rewards import FunctionReward
 from gpt.post_training.ppo.sampling import RolloutSource
 from gpt.post_training.ppo.saving import PPOSaver
 from gpt.post_training.ppo.scoring import score
@@ -112,6 +113,22 @@ def test_episodes_without_a_reward_are_counted_and_left_out(bandit: Any, tmp_pat
     assert math.isfinite(line["ppo/reward"])
     assert run.loop.state.nan_rewards == 4
     assert any("4 of 16 episodes have a reward that is not finite" in text for text in run.metrics.events)
+
+
+def test_a_reward_function_that_fails_ends_the_run_with_one_line(bandit: Any, tmp_path: Path) -> None:
+    def broken(prompts: list[str], responses: list[str]) -> list[float]:
+        raise ValueError("no score today")
+
+    run = bandit.make(
+        tmp_path,
+        PPOConfig(minibatch_episodes=8, ema=0.0, **CRITIC),
+        iterations=1,
+        episodes=16,
+        learning_rate=1e-3,
+        reward=FunctionReward("mine", broken, bandit.Digits()),
+    )
+    with pytest.raises(ConfigError, match=r"^the reward 'mine' raised ValueError: no score today$"):
+        run.loop.train()
 
 
 def test_a_run_without_any_reward_ends_after_so_many_updates(bandit: Any, tmp_path: Path) -> None:
