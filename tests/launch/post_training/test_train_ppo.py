@@ -152,12 +152,12 @@ def test_rollouts_are_made_and_replayed_apart(instruct: Any, program: Any, folde
 
 KILLS = [
     {"rank": 0, "at": "gpt.post_training.ppo.sampling:sample_responses", "call": 3, "signal": "SIGTERM"},
+    {"rank": 1, "at": "gpt.post_training.ppo.sampling:sample_responses", "call": 2},
     {"rank": 1, "at": "gpt.post_training.ppo.sampling:write_part", "call": 2, "after": True},
     {"rank": 0, "at": "gpt.post_training.ppo.scoring:gae", "call": 1},
     {"rank": 1, "at": "parallel.engines.native:NativeEngine.optimizer_step", "call": 2},
     {"rank": 0, "at": "parallel.engines.checkpoints:SharedCheckpoints.save", "call": 3},
     {"rank": 0, "at": "gpt.post_training.ppo.rollout_files:discard_rollouts", "call": 1},
-    {"rank": 1, "at": "gpt.post_training.ppo.sampling:sample_responses", "call": 2},
 ]
 
 
