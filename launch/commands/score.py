@@ -13,11 +13,12 @@ from gpt.files.json_text import without_nan
 from gpt.post_training.ranking_accuracy import Floats, RankedPrompt, ranking_report
 from launch.processes.terminal import SafeConsole, work_progress
 from launch.reports.written import add_json_option, check_destination, json_destination, write_page
-from launch.rewards.calibrate import Calibration, publish_calibrated
+from launch.rewards.calibrate import RewardShift, publish_calibrated
 from launch.rewards.open_run import OpenedReward, opened_reward
 from launch.rewards.report import draw_calibration, report_lines
 from launch.rewards.texts import FoundTexts, describe_left_out, read_texts
 from launch.rewards.token_files import demonstrations, is_token_file, ranked_prompts
+from launch.runs.chat_format import chat_encoder
 from launch.runs.open_model import add_layout_arguments, is_first_process, start_ranks, starts_ranks
 from launch.runs.saved_run import add_device_arguments, add_run_arguments
 
@@ -110,7 +111,8 @@ def score_rankings(args: argparse.Namespace, opened: OpenedReward, console: Safe
         if is_token_file(path):
             prompts += ranked_prompts(path, tokenizer=opened.tokenizer_file, fingerprint=opened.tokenizer.fingerprint)
         else:
-            found = read_texts(path, "rankings", tokenizer=opened.tokenizer_file)
+            with chat_encoder(opened) as encoder:
+                found = read_texts(path, "rankings", encoder)
             prompts += found.rankings
             _say_left_out(path, found, console)
     sequences = [ids for prompt in prompts for ids in prompt.completions]
@@ -152,13 +154,14 @@ def score_demonstrations(args: argparse.Namespace, opened: OpenedReward, console
     if is_token_file(path):
         sequences = demonstrations(path, tokenizer=opened.tokenizer_file, fingerprint=opened.tokenizer.fingerprint)
     else:
-        found_texts = read_texts(path, "demonstrations", tokenizer=opened.tokenizer_file)
+        with chat_encoder(opened) as encoder:
+            found_texts = read_texts(path, "demonstrations", encoder)
         sequences = list(found_texts.demonstrations)
         _say_left_out(path, found_texts, console)
     with work_progress(shows=opened.is_main) as progress:
         progress.start("demonstrations", total=len(sequences))
         rewards = opened.scores(sequences, advance=progress.advance)
-    found = Calibration.of(rewards, where=f"--demonstrations {path}")
+    found = RewardShift.of(rewards, where=f"--demonstrations {path}")
     left_out = len(rewards) - found.n
     console.print(
         f"demonstrations: mean reward {found.mean:.6f}, standard deviation {found.std:.4f}, {found.n:,} conversations"

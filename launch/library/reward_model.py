@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.conversations.chat_format import ChatEncoder, choose_format
-from data_prep.conversations.config import ConversationsConfig
 from data_prep.conversations.conversation import UnusableRecord, check_turns
 from data_prep.conversations.turns import turns_of
 from gpt.data.config import DataConfig
@@ -22,6 +20,7 @@ from gpt.model.heads import ScalarHead
 from gpt.model.masks import document_mask
 from gpt.post_training.sequence_scores import Ints, row_tokens_for, score_sequences
 from launch.rewards.open_run import reward_objective
+from launch.runs.chat_format import ChattingRun, chat_encoder
 from launch.runs.saved_run import DTYPES, device_of, find_checkpoint, model_section, section, tokenizer_file
 from parallel.adapters.base import with_bases
 from parallel.adapters.merge import read_merged
@@ -32,14 +31,14 @@ _BATCH_TOKENS = 8192
 class TrainedReward:
     """A reward model with its tokenizer, on one device. `load_reward` opens one. Wrong arguments raise ConfigError."""
 
-    def __init__(self, module: GPT, *, tokenizer: Path, step: int) -> None:
+    def __init__(self, module: GPT, run: ChattingRun, *, step: int) -> None:
         self.module = module
         """The torch module, without gradients: `module(tokens)` (b, t) gives values (b, t, 1)."""
         self.config: ModelConfig = module.config
         """Sizes and switches of the model."""
         self.step = step
         """The step of the checkpoint."""
-        self._tokenizer = tokenizer
+        self._run = run
 
     def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> list[float]:
         """Return the reward of each conversation, a list of messages with `role` and `content`.
@@ -56,7 +55,7 @@ class TrainedReward:
 
     def _encode(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> list[Ints]:
         sequences = []
-        with ChatEncoder(choose_format(ConversationsConfig("rankings"), self._tokenizer), self._tokenizer) as encoder:
+        with chat_encoder(self._run) as encoder:
             for number, messages in enumerate(conversations):
                 try:
                     *prompt, answer = turns_of([dict(message) for message in messages], "messages")
@@ -73,6 +72,13 @@ class TrainedReward:
                         f"{self.config.n_ctx}. Shorten it"
                     )
         return sequences
+
+
+@dataclass(frozen=True)
+class _RunFiles:
+    run_directory: Path
+    data_config: DataConfig
+    tokenizer_file: Path
 
 
 @dataclass(frozen=True)
@@ -121,5 +127,6 @@ def load_reward(
     with torch.no_grad():
         for name, tensor in read_merged(with_bases(checkpoint), parameters):
             parameters[name].copy_(tensor)
-    file = tokenizer_file(directory, section(DataConfig, config, "data"))
-    return TrainedReward(module.eval().requires_grad_(False), tokenizer=file, step=checkpoint.step)
+    data_config = section(DataConfig, config, "data")
+    files = _RunFiles(directory, data_config, tokenizer_file(directory, data_config))
+    return TrainedReward(module.eval().requires_grad_(False), files, step=checkpoint.step)

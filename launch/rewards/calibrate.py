@@ -30,7 +30,7 @@ CALIBRATION = "calibration"  # key in a checkpoint's state
 
 
 @dataclass(frozen=True)
-class Calibration:
+class RewardShift:
     """The mean and standard deviation of the rewards of n demonstrations before the shift, which is minus the mean."""
 
     mean: float
@@ -38,16 +38,16 @@ class Calibration:
     n: int
 
     @staticmethod
-    def of(rewards: Floats, *, where: str) -> "Calibration":
+    def of(rewards: Floats, *, where: str) -> "RewardShift":
         """ConfigError: no demonstration has a finite reward."""
         finite = rewards[[math.isfinite(r) for r in rewards]]
         if not len(finite):
             raise ConfigError(f"{where} is invalid: none of its {len(rewards):,} demonstrations has a finite reward")
-        return Calibration(float(finite.mean()), float(finite.std()), len(finite))
+        return RewardShift(float(finite.mean()), float(finite.std()), len(finite))
 
 
 def publish_calibrated(
-    run_directory: Path, checkpoint: Checkpoint, found: Calibration, *, source: str, is_main: bool
+    run_directory: Path, checkpoint: Checkpoint, found: RewardShift, *, source: str, is_main: bool
 ) -> Path:
     """Publish the checkpoint with the shifted bias in the place of the old one. Every rank must call it.
 

@@ -38,6 +38,7 @@ class OpenedReward:
     run_directory: Path
     checkpoint: Checkpoint
     model: ModelConfig
+    data_config: DataConfig
     tokenizer: Tokenizer
     tokenizer_file: Path
     tensor: int
@@ -92,7 +93,8 @@ def _load(
     """Verify the checkpoint and load its weights into an engine. Every rank must call it."""
     directory, checkpoint, notes = find_checkpoint(Path(args.run), args.step)
     model = model_section(config)
-    file = tokenizer_file(directory, section(DataConfig, config, "data"))
+    data_config = section(DataConfig, config, "data")
+    file = tokenizer_file(directory, data_config)
     parallel = ParallelConfig(
         tensor=layout.tensor,
         pipeline=layout.pipeline,
@@ -108,6 +110,7 @@ def _load(
         run_directory=directory,
         checkpoint=checkpoint,
         model=model,
+        data_config=data_config,
         tokenizer=load_tokenizer(file),
         tokenizer_file=file,
         tensor=layout.tensor,

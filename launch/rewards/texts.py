@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.conversations.chat_format import ChatEncoder, choose_format
+from data_prep.conversations.chat_format import ChatEncoder
 from data_prep.conversations.config import ConversationsConfig
 from data_prep.conversations.conversation import Conversation, UnusableRecord, prompt_id
 from data_prep.conversations.shapes import conversations_in, shape_of
@@ -29,25 +29,24 @@ class FoundTexts:
     left_out: Counter[str]
 
 
-def read_texts(path: Path, kind: Literal["rankings", "demonstrations"], *, tokenizer: Path) -> FoundTexts:
+def read_texts(path: Path, kind: Literal["rankings", "demonstrations"], encoder: ChatEncoder) -> FoundTexts:
     """Read a file in any shape that `triaxial prepare` reads, and encode whole conversations.
 
-    `tokenizer`: the run's; the chat template lies next to it. ConfigError: nothing in the file can be used.
+    `encoder`: see launch.runs.chat_format. ConfigError: nothing in the file can be used.
     """
     config = ConversationsConfig(kind)
     left_out: Counter[str] = Counter()
     rankings, sequences = list[RankedPrompt](), list[Ints]()
-    with ChatEncoder(choose_format(config, tokenizer), tokenizer) as encoder:
-        for conversation in _conversations(path, config, left_out):
-            try:
-                encoded = [_encoded(conversation, i, encoder) for i in range(len(conversation.answers))]
-            except UnusableRecord as error:
-                left_out[error.reason] += 1
-                continue
-            if kind == "rankings":
-                rankings.append(_ranked(conversation, encoded))
-            else:
-                sequences += encoded
+    for conversation in _conversations(path, config, left_out):
+        try:
+            encoded = [_encoded(conversation, i, encoder) for i in range(len(conversation.answers))]
+        except UnusableRecord as error:
+            left_out[error.reason] += 1
+            continue
+        if kind == "rankings":
+            rankings.append(_ranked(conversation, encoded))
+        else:
+            sequences += encoded
     if not rankings and not sequences:
         raise ConfigError(f"{path} is invalid: it has no {kind} that can be used ({describe_left_out(left_out)})")
     return FoundTexts(tuple(rankings), tuple(sequences), left_out)

@@ -2,18 +2,31 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data_prep.conversations.chat_format import ChatEncoder, ChatFormat, choose_format
 from data_prep.conversations.config import ConversationsConfig
 from data_prep.conversations.templates import ChatTemplate, find_template
+from gpt.data.config import DataConfig
 from gpt.errors import ConfigError
 from gpt.token_files.corpus import describe_corpus
 from launch.runs.imported_run import HUGGING_FACE
-from launch.runs.saved_run import SavedRun
 
 
-def chat_encoder(saved: SavedRun) -> ChatEncoder:
+class ChattingRun(Protocol):
+    """The facts of a run that decide its chat format; SavedRun has them."""
+
+    @property
+    def run_directory(self) -> Path: ...
+
+    @property
+    def data_config(self) -> DataConfig: ...
+
+    @property
+    def tokenizer_file(self) -> Path: ...
+
+
+def chat_encoder(saved: ChattingRun) -> ChatEncoder:
     """The encoder of a run's conversations; a context manager. ConfigError: the template cannot be used."""
     chat = chat_format_of(saved)
     encoder = ChatEncoder(chat, saved.tokenizer_file)
@@ -26,7 +39,7 @@ def chat_encoder(saved: SavedRun) -> ChatEncoder:
     return encoder
 
 
-def chat_format_of(saved: SavedRun) -> ChatFormat:
+def chat_format_of(saved: ChattingRun) -> ChatFormat:
     """The format of the first training corpus of conversations, if its corpus.json is still there.
 
     Else the chat template of the tokenizer or of the import, ChatML if the tokenizer has its tokens, or plain text.
@@ -46,7 +59,7 @@ def chat_format_of(saved: SavedRun) -> ChatFormat:
     return choose_format(ConversationsConfig("prompts"), saved.tokenizer_file)
 
 
-def _of_corpora(saved: SavedRun) -> dict[str, Any] | None:
+def _of_corpora(saved: ChattingRun) -> dict[str, Any] | None:
     """The entry `chat` of the first training corpus that has a valid one."""
     for corpus in saved.data_config.train:
         with suppress(ConfigError):

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.conversations.chat_format import ChatEncoder, choose_format
+from data_prep.conversations.config import ConversationsConfig
 from gpt.errors import ConfigError
 from gpt.tokenizer.tokenizers import load_tokenizer
 from launch.main import main
@@ -37,6 +39,11 @@ def write(path, records):
     return path
 
 
+def read(path, kind, tokenizer):
+    with ChatEncoder(choose_format(ConversationsConfig(kind), tokenizer), tokenizer) as encoder:
+        return read_texts(path, kind, encoder)
+
+
 def test_texts_have_the_tokens_of_a_prepared_corpus(tiny_corpus, tmp_path):
     tokenizer = tiny_corpus.folder / "topics.model"
     for kind, records in (("rankings", RANKINGS), ("demonstrations", DEMONSTRATIONS)):
@@ -62,7 +69,7 @@ enabled = false
         for split in ("train", "validation")
         for prompt in ranked_prompts(tmp_path / "rankings" / split, tokenizer=tokenizer, fingerprint=fingerprint)
     ]
-    found = read_texts(tmp_path / "rankings.jsonl", "rankings", tokenizer=tokenizer)
+    found = read(tmp_path / "rankings.jsonl", "rankings", tokenizer)
     assert not found.left_out
     assert len(found.rankings) == len(prepared) == len(RANKINGS)
     by_id = {prompt.prompt_id: prompt for prompt in prepared}
@@ -72,7 +79,7 @@ enabled = false
         assert [ids.tolist() for ids in prompt.completions] == [ids.tolist() for ids in same.completions]
     with pytest.raises(ConfigError, match=r"made these token files, but the run's tokenizer is other\.model"):
         ranked_prompts(tmp_path / "rankings" / "train", tokenizer=Path("other.model"), fingerprint="0" * 64)
-    shown = read_texts(tmp_path / "demonstrations.jsonl", "demonstrations", tokenizer=tokenizer).demonstrations
+    shown = read(tmp_path / "demonstrations.jsonl", "demonstrations", tokenizer).demonstrations
     corpus = [
         ids.tolist()
         for split in ("train", "validation")
@@ -83,11 +90,11 @@ enabled = false
 
 def test_records_that_cannot_be_used_are_counted(tiny_corpus, tmp_path):
     tokenizer = tiny_corpus.folder / "topics.model"
-    found = read_texts(write(tmp_path / "some.jsonl", [*RANKINGS, *UNUSABLE]), "rankings", tokenizer=tokenizer)
+    found = read(write(tmp_path / "some.jsonl", [*RANKINGS, *UNUSABLE]), "rankings", tokenizer)
     assert len(found.rankings) == len(RANKINGS)
     assert found.left_out == {"one_completion": 1, "all_tied": 1, "unknown_shape": 1}
     with pytest.raises(ConfigError, match=r"none\.jsonl is invalid: it has no rankings that can be used \(1 one_compl"):
-        read_texts(write(tmp_path / "none.jsonl", UNUSABLE), "rankings", tokenizer=tokenizer)
+        read(write(tmp_path / "none.jsonl", UNUSABLE), "rankings", tokenizer)
 
 
 def test_a_file_of_rankings_is_scored(reward_run, tmp_path, capsys):
