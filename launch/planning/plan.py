@@ -71,7 +71,7 @@ def chosen(found: Planned, deadline_s: float | None, *, text: str | None = None)
         ranking = found[-1][0]
         memory = next((group for group in ranking.rejected if "memory" in group.rule), None)
         why = (memory or ranking.rejected[0]).reason if ranking.rejected else "no layout has this number of GPUs"
-        raise ConfigError(f"no layout of {ranking.gpus:,} GPUs can train this: {why}")
+        raise ConfigError(f"no layout of {ranking.gpus:,} GPU{'s' * (ranking.gpus > 1)} can train this: {why}")
     if deadline_s is None:
         return next(layouts for _, layouts in reversed(found) if layouts)[0]
     in_time = [each for each in every if each.run.seconds <= deadline_s]

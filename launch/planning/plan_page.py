@@ -23,13 +23,11 @@ COLOURS = {
     "bubble": "#98a4b3",
     "data": "#e08600",
     "optimizer": "#c2476f",
-    "other": "#5b6675",
 }
 WORDS = {
     "tensor": "tensor messages",
     "pipeline": "pipeline messages",
     "data": "data messages",
-    "other": "uncompiled blocks and the rest",
 }
 _STYLE = """<style>
 .steps { display: grid; grid-template-columns: minmax(9rem, 24rem) 1fr 5rem; gap: .25rem .8rem; align-items: center;

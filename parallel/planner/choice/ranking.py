@@ -125,7 +125,7 @@ def _memory_group(too_large: Sequence[tuple[float, int, Candidate]], limit: floa
     mend = {
         "activations": "a smaller micro-batch, parallel.recompute = 'full' or more tensor ranks",
         "temporary": "a smaller micro-batch or more tensor ranks",
-    }.get(largest, "parallel.zero_stage = 3, or more tensor or pipeline ranks")
+    }.get(largest, "more GPUs, or parallel.zero_stage = 3" if each.job.world_size > 1 else "more GPUs")
     reason = (
         f"{MEMORY_RULE}: the smallest of them needs {peak / GIB:.1f} GiB of {limit / GIB:.1f} usable, most of it "
         f"{largest} ({parts[largest] / GIB:.1f} GiB). Use {mend}"

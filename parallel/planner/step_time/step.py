@@ -32,7 +32,6 @@ class StepTime:
     bubble: float
     data: float
     optimizer: float
-    other: float
 
     def tokens_per_s(self, job: Job) -> float:
         return job.tokens / self.seconds
@@ -44,7 +43,7 @@ class StepTime:
     @property
     def parts(self) -> dict[str, float]:
         names = ("products", "attention", "elementwise", "recompute", "tensor", "pipeline", "bubble", "data")
-        return {name: getattr(self, name) for name in (*names, "optimizer", "other")}
+        return {name: getattr(self, name) for name in (*names, "optimizer")}
 
 
 def step_time(job: Job, cluster: Cluster, stack: Stack, *, simulate: bool = True) -> StepTime:
@@ -52,7 +51,7 @@ def step_time(job: Job, cluster: Cluster, stack: Stack, *, simulate: bool = True
     forward, backward = _stages(job, cluster, stack)
     message = _message_s(job, cluster)
     waits = message * stack.pipeline if job.pipeline > 1 else 0.0
-    gathers_f, gathers_b = _exposed_gathers(job, cluster, forward, backward)
+    gathers_f, gathers_b = _exposed_gathers(job, cluster, stack, (forward, backward))
     times_f = [f.total * stack.overhead + g + waits for f, g in zip(forward, gathers_f, strict=True)]
     times_b = [b.total * stack.overhead + g + waits for b, g in zip(backward, gathers_b, strict=True)]
     if job.pipeline == 1:
@@ -66,20 +65,18 @@ def step_time(job: Job, cluster: Cluster, stack: Stack, *, simulate: bool = True
     else:
         span = 0.0
     own = _stages_of_busiest(job, [f + b for f, b in zip(times_f, times_b, strict=True)])
-    busy = sum((forward[i] + backward[i] for i in own), Seconds()).times(job.micro_batches)
+    busy = sum((forward[i] + backward[i] for i in own), Seconds()).times(job.micro_batches * stack.overhead)
     gathers = job.micro_batches * sum(gathers_f[i] + gathers_b[i] for i in own)
     pipeline = job.micro_batches * 2 * waits * len(own)
-    other = busy.total * (stack.overhead - 1)
     data = _data_s(job, cluster, stack)
     optimizer = _optimizer_s(job, cluster)
-    span = max(span, busy.total + gathers + pipeline + other)
+    span = max(span, busy.total + gathers + pipeline)
     parts = {
         **{name: getattr(busy, name) for name in ("products", "attention", "elementwise", "recompute", "tensor")},
         "pipeline": pipeline,
-        "bubble": span - busy.total - gathers - pipeline - other,
+        "bubble": max(0.0, span - busy.total - gathers - pipeline),
         "data": data + gathers,
         "optimizer": optimizer,
-        "other": other,
     }
     seconds, factor = (span + data + optimizer) * stack.scale, math.exp(INTERVAL * stack.spread)
     scaled = {name: part * stack.scale for name, part in parts.items()}
@@ -144,21 +141,27 @@ def _data_s(job: Job, cluster: Cluster, stack: Stack) -> float:
 
 
 def _exposed_gathers(
-    job: Job, cluster: Cluster, forward: list[Seconds], backward: list[Seconds]
+    job: Job, cluster: Cluster, stack: Stack, times: tuple[list[Seconds], list[Seconds]]
 ) -> tuple[list[float], list[float]]:
-    """Exposed seconds of a micro-batch for the messages of ZeRO 2 and 3, which run beside each block's computation."""
+    """Exposed seconds of a micro-batch for the messages of ZeRO 2 and 3, by stage, in forward and in backward.
+
+    They run beside each block's computation: the first is exposed, and the part of each that takes longer than
+    its block. At least the stack's share of all is exposed, as for messages once a step.
+    """
     shard, _ = _data_groups(job)
     if job.zero < 2 or shard == 1:
-        return [0.0] * len(forward), [0.0] * len(backward)
+        return [0.0] * len(job.split), [0.0] * len(job.split)
     among = group(cluster, shard, stride=job.tensor)
     block = job.model.block_parameters / job.tensor
     gather = all_gather_s(block * 2, among, cluster) if job.zero == 3 else 0.0
     reduce = all_gather_s(block * 4, among, cluster)
     ups, downs = [], []
-    for blocks, f, b in zip(job.split, forward, backward, strict=True):
+    for blocks, forward, backward in zip(job.split, *times, strict=True):
         n = max(blocks, 1)
-        ups.append(gather + n * max(0.0, gather - f.total / n))
-        downs.append(reduce + n * max(0.0, gather + reduce - b.total / n))
+        up = gather + n * max(0.0, gather - forward.total / n)
+        down = reduce + n * max(0.0, gather + reduce - backward.total / n)
+        ups.append(max(up, n * gather * stack.data))
+        downs.append(max(down, n * (gather + reduce) * stack.data))
     return ups, downs
 
 

@@ -79,7 +79,7 @@ def test_validation_of_published_rows(tmp_path, capsys):
         (["gpt3_125m", "--gpus", "8xH100", "--deadline", "1h"], "--deadline 1h is invalid: the fastest plan"),
         (["gpt3_125m", "--gpus", "8xH100", "--deadline", "soon"], "--deadline soon is invalid"),
         (["gpt3_125m", "--gpus", "8xH100", "--price-per-gpu-hour", "-1"], "must be a number above 0"),
-        (["gpt3_175b", "--gpus", "1xL40S"], "no layout of 1 GPUs can train this"),
+        (["gpt3_175b", "--gpus", "1xL40S"], "no layout of 1 GPU can train this"),
         (["--validate", "/nowhere.csv"], "cannot be read"),
         (["gpt3_125m", "--gpus", "8xH100", "--engine", "nativ"], "invalid choice: 'nativ'"),
         (["gpt3_125m", "--validate", "/nowhere.csv"], "reads no recipe"),
