@@ -80,3 +80,11 @@ def test_a_mistake_is_one_line(made, questions, tmp_path, capsys, words, message
     said = capsys.readouterr().err.strip()
     assert message in said
     assert "\n" not in said
+
+
+@pytest.mark.timeout(240)
+def test_a_layout_of_two_ranks_gives_the_same_answers(made, questions, tmp_path):
+    words = ("--max-new-tokens", 6, "--temperature", 0)
+    alone = answer(made, questions, tmp_path / "a.jsonl", *words)
+    two = answer(made, questions, tmp_path / "b.jsonl", *words, "--nproc", 2, "--parallel.tensor", 2)
+    assert [line["choices"] for line in two] == [line["choices"] for line in alone]
