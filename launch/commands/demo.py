@@ -1,24 +1,20 @@
-"""`triaxial demo`: prepare, train, evaluate, generate, convert and report, with the commands of a user."""
+"""`triaxial demo`: prepare, train, evaluate, generate, convert and report, with the commands of a user.
+
+`--instruct` goes on from its model: see launch/demos/instruct.py.
+"""
 
 import argparse
 import json
 import math
-import shlex
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from gpt.errors import ConfigError
-from gpt.files.json_text import decode_json
-from gpt.files.regular import read_text
 from gpt.token_files.corpus import open_tokens
 from gpt.tokenizer.tokenizers import load_tokenizer
 from launch.config.run_config import RunConfig, read_run_config
+from launch.demos.commands import is_finished, read_report, run_command, start_over_if_finished
 from launch.evaluation.continuations import N_CHOICES, TASK, write_continuations
 
 CORPUS_RECIPE = "launch/recipes/demo_corpus.toml"
@@ -26,14 +22,25 @@ TRAIN_RECIPE = "launch/recipes/demo.toml"
 CORPUS = Path("data/demo")
 PROCESSES = 4
 PROMPT = "Return the"
+TRAIN = ["train", TRAIN_RECIPE, "--nproc", str(PROCESSES)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", type=int, default=100, help="questions of the evaluation (default: 100)")
+    parser.add_argument(
+        "--instruct",
+        action="store_true",
+        help="teach the demo's model to follow instructions: fine-tuning, a reward model, PPO, and a page of answers",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     config = read_run_config(TRAIN_RECIPE, [])
+    if args.instruct:
+        from launch.demos.instruct import run_instruct
+
+        base = [] if is_finished(config) else [["prepare", CORPUS_RECIPE], TRAIN]
+        return run_instruct(config, base)
     directory = config.run.directory
     start_over_if_finished(config)
     export, scores, page = directory / "hf", directory / "evaluation.json", directory / "report.html"
@@ -42,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     sampling = ["--num-samples", "3", "--max-new-tokens", "40", "--temperature", "0.5", "--stop", "\n"]
     steps = {
         "prepare": ["prepare", CORPUS_RECIPE],
-        "train": ["train", TRAIN_RECIPE, "--nproc", str(PROCESSES)],
+        "train": TRAIN,
         "evaluate": ["evaluate", str(directory), *questions, "--limit", str(args.items), "--json", str(scores)],
         "generate": ["generate", str(directory), "--prompt", PROMPT, *sampling],
         "convert": ["convert", str(directory), "--to", "hf", "--output", str(export)],
@@ -84,52 +91,6 @@ def conclusion(summary: dict[str, Any]) -> list[str]:
     ]
 
 
-def run_command(words: list[str]) -> int:
-    """Print one `triaxial` command as a user would type it, and run it in a separate process.
-
-    SIGTERM and SIGHUP are passed on, since training saves on them. A terminal sends Ctrl-C to the process itself. The
-    demo ends once the process has ended, with 128 + the signal's number.
-    """
-    print("\n$ triaxial " + " ".join(map(shell_word, words)), flush=True)
-    received: list[int] = []
-    started: list[subprocess.Popen[bytes]] = []
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if number != signal.SIGINT:
-            for process in started:
-                process.send_signal(number)
-
-    handled = [n for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, pass_on) for number in handled}
-    try:
-        if not received:
-            started.append(subprocess.Popen([sys.executable, "-m", "launch.main", *words]))
-            for number in [n for n in received if n != signal.SIGINT]:  # came while the process was being started
-                started[0].send_signal(number)
-            started[0].wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return 128 + received[0] if received else started[0].returncode
-
-
-def shell_word(word: str) -> str:
-    """Return a word as a user types it in bash."""
-    return "$'\\n'" if word == "\n" else shlex.quote(word)
-
-
-def start_over_if_finished(config: RunConfig) -> None:
-    """Delete a finished demo, so that it is trained again. An interrupted demo is resumed."""
-    try:
-        summary = decode_json(read_text(config.run.directory / "train_summary.json"))
-        is_finished = summary["tokens_seen"] >= config.train.total_tokens
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        return
-    if is_finished:
-        shutil.rmtree(config.run.directory)
-
-
 def write_summary(directory: Path, seconds: dict[str, float]) -> dict[str, Any]:
     """Write `summary.json` in the run directory: the main figures from the reports of the steps."""
     trained = read_report(directory / "train_summary.json")
@@ -152,14 +113,6 @@ def write_summary(directory: Path, seconds: dict[str, float]) -> dict[str, Any]:
     }
     (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    try:
-        report: dict[str, Any] = decode_json(read_text(path))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing, although the step that writes it succeeded") from None
-    return report
 
 
 def show(value: Any) -> str:

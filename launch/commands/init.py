@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(commands: Sequence[Sequence[str]]) -> int:
     """Run commands of `triaxial` until one fails; returns its status."""
-    from launch.commands.demo import run_command
+    from launch.demos.commands import run_command
 
     for _, *words in commands:
         if status := run_command(words):

@@ -10,6 +10,7 @@ import pytest
 from gpt.errors import ConfigError
 from launch.commands import demo
 from launch.config.run_config import read_run_config
+from launch.demos.commands import shell_word
 from parallel.checkpoint.folders import list_checkpoints
 
 
@@ -30,7 +31,7 @@ def test_a_finished_demo_starts_over_and_an_interrupted_one_is_kept(tmp_path):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_demo_ends_its_training_which_saves(number, tiny_corpus, launched, tmp_path):
-    program = "import sys; from launch.commands.demo import run_command; sys.exit(run_command(sys.argv[1:]))"
+    program = "import sys; from launch.demos.commands import run_command; sys.exit(run_command(sys.argv[1:]))"
     command = [sys.executable, "-c", program]
     endless = ["--train.total_tokens", 10**9, "--nproc", 2]
     with launched.Launched(tiny_corpus.recipe, tmp_path / "run", *endless, command=command) as job:
@@ -59,7 +60,7 @@ def test_the_conclusion_compares_with_a_model_that_has_learned_nothing():
 
 
 def test_commands_are_shown_as_a_user_types_them():
-    assert [demo.shell_word(word) for word in ("--stop", "\n", "Return the")] == ["--stop", "$'\\n'", "'Return the'"]
+    assert [shell_word(word) for word in ("--stop", "\n", "Return the")] == ["--stop", "$'\\n'", "'Return the'"]
 
 
 def test_a_missing_report_of_a_step_is_named(tmp_path):
