@@ -5,9 +5,12 @@ it a perfect protection. This process therefore has limits of both, holds no sec
 """
 
 import json
+import os
 import re
 import signal
 import sys
+from datetime import date
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 from data_prep.execution.child_frames import FAILED, MISTAKE, READY, TEXT, limit_memory, read_text, reply
@@ -16,6 +19,7 @@ from gpt.files.json_text import decode_json
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ANSWER = "assistant"
+_TODAY = date(2024, 7, 26)  # Llama's templates name it where they are given no date
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
@@ -64,6 +68,7 @@ def _environment() -> Any:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _TODAY.strftime
     del environment.globals["lipsum"], environment.filters["random"]  # equal messages must give equal texts
     return environment
 
@@ -89,12 +94,16 @@ class _Template:
         return text, spans
 
     def _span(self, messages: list[dict[str, str]], number: int, text: str) -> list[int]:
-        """Find a turn of the assistant by rendering the turns before it, and up to it."""
+        """Find a turn of the assistant by rendering the turns before it, and up to it.
+
+        Some templates end a conversation with one more token, so only what both renderings share is of the turn.
+        """
         before = self._text(messages[:number], add_generation_prompt=True)
         upto = text if number == len(messages) - 1 else self._text(messages[: number + 1])
-        if not text.startswith(upto) or not upto.startswith(before):
+        end = _shared(text, upto)
+        if not upto.startswith(before) or messages[number]["content"].strip() not in text[len(before) : end]:
             return [-1, -1]  # the template writes a turn in another way when others follow it
-        return [len(before), len(upto)]
+        return [len(before), end]
 
     def _tagged(self, messages: list[dict[str, str]]) -> tuple[str, list[list[int]]]:
         """Render with marks at the tags, and take them out again. No message has a mark, so none can forge one."""
@@ -112,7 +121,22 @@ class _Template:
             else:
                 text.append(part)
                 n_characters += len(part)
-        return "".join(text), spans
+        whole = "".join(text)
+        return whole, self._by_turn(messages, whole, spans)
+
+    def _by_turn(self, messages: list[dict[str, str]], text: str, spans: list[list[int]]) -> list[list[int]]:
+        """Join the spans of a turn that has several with nothing but whitespace between them."""
+        numbers = [number for number, message in enumerate(messages) if message["role"] == _ANSWER]
+        if len(spans) <= len(numbers):
+            return spans
+        starts = [_shared(text, self._text(messages[:number])) for number in numbers]
+        turns = list[list[int]]()
+        for start, stop in zip(starts, [*starts[1:], len(text) + 1], strict=True):
+            own = [span for span in spans if start <= span[0] < stop]
+            if not own or any(text[a[1] : b[0]].strip() for a, b in pairwise(own)):
+                return spans  # of unknown turns
+            turns.append([own[0][0], own[-1][1]])
+        return turns
 
     def _text(self, messages: list[dict[str, str]], **more: Any) -> str:
         given = {"add_generation_prompt": False, "tools": None, "documents": None, **self._variables, **more}
@@ -137,6 +161,11 @@ def _generation_tag() -> Any:
             return [mark("answer_start"), *body, mark("answer_end")]
 
     return Generation
+
+
+def _shared(one: str, other: str) -> int:
+    """The number of characters with which both texts begin."""
+    return len(os.path.commonprefix([one, other]))  # noqa: RUF071  it compares any texts
 
 
 def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **_: Any) -> str:
