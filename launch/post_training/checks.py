@@ -76,6 +76,11 @@ def check_ppo(base: Prepared) -> PPOParts:
     group = None if not isinstance(config.objective, GRPOConfig) else config.objective.group
     episodes = check_batch(config, objective, data=base.layout.data)
     check_unused(config)
+    if objective.offload and base.device.type != "cuda":
+        raise ConfigError(
+            f"objective.offload = {list(objective.offload)} with device '{base.device.type}' is invalid: weights are "
+            f"in host memory already. Use objective.offload = []"
+        )
     if config.run.start_from is None:
         raise ConfigError(
             "run.start_from is missing: with objective.kind = 'ppo' it names the policy's first weights, which are "

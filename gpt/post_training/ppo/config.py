@@ -98,7 +98,7 @@ class PPOConfig:
     """Give the advantages of an iteration mean 0 and variance 1 over all tokens of responses."""
     value_from: Path | None = None
     """The run whose weights the value model starts from. By default the first reward that is a run, else
-    `run.start_from` with a head of zeros."""
+    `run.start_from` with a new head."""
     value_learning_rate: float = 9e-6
     """Peak learning rate of the value model, which follows the same schedule."""
     critic_warmup_iterations: int = 0

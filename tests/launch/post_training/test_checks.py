@@ -34,6 +34,7 @@ def prepared(instruct: Any, run: Path, *words: str) -> Any:
         (["--objective.minibatch_episodes", "5"], "objective.minibatch_episodes = 5 is invalid: must divide the 16"),
         (["--objective.minibatch_episodes", "1"], "must be a multiple of batch.micro_batch_size x .* = 2. Use 2"),
         (["--data.validation", "[{ path = '{folder}/prompts' }]"], "data.validation is invalid with objective.kind"),
+        (["--objective.offload", '["value"]'], r"objective.offload = \['value'\] with device 'cpu' is invalid"),
         (["--objective.rewards", "[]"], "objective.rewards is empty"),
         (["--train.residual_dropout", "0.1"], "train.residual_dropout is invalid with objective.kind = 'ppo'"),
         (["--objective.rewards", "[{ run = '{folder}/base' }]"], "it is a run of objective.kind = 'next_token'"),
