@@ -32,10 +32,19 @@ def test_answers_are_found_by_rendering_what_comes_before():
 
 
 def test_the_tag_generation_marks_answers():
-    source = "{% for m in messages %}<{% generation %}{{ m.content }}{% endgeneration %}>{% endfor %}"
+    tagged = "{% generation %}{{ m.content }}{% endgeneration %}"
+    each = "<{% if m.role == 'user' %}{{ m.content }}{% else %}" + tagged + "{% endif %}>"
+    source = "{% for m in messages %}" + each + "{% endfor %}"
     found = rendered(source, (Turn("user", "\ue0000\ue001"), Turn("assistant", "b")))
-    assert found.text == "<\ue0000\ue001><b>"
-    assert [found.text[start:end] for start, end in found.answers] == ["\ue0000\ue001", "b"]
+    assert found.text == "<\ue0000\ue001><b>", "no text can forge a mark"
+    assert [found.text[start:end] for start, end in found.answers] == ["b"]
+
+
+def test_a_turn_may_be_marked_in_several_parts():
+    part = "{% generation %}{{ m.content }}{% endgeneration %}"
+    source = f"{{% for m in messages %}}[{{% if m.role == 'assistant' %}}{part} {part}{{% endif %}}]{{% endfor %}}"
+    found = rendered(source, (*TURNS, *TURNS))
+    assert [found.text[start:end] for start, end in found.answers] == ["b b", "b b"]
 
 
 def test_an_answer_that_changes_when_a_turn_follows_is_not_located():
