@@ -33,7 +33,8 @@ _STYLE = """<style>
 .steps { display: grid; grid-template-columns: minmax(9rem, 24rem) 1fr 5rem; gap: .25rem .8rem; align-items: center;
   font-size: .85rem } .steps .share { margin: 0; height: 1.3rem } .steps .share div { padding: 0 }
 .steps span { overflow-wrap: anywhere } .steps b { font-variant-numeric: tabular-nums; text-align: right }
-.rest { color: var(--soft) } @media (max-width: 40rem) { .steps { grid-template-columns: 1fr 4.5rem }
+.rest { color: var(--soft) } .curve { max-width: 46rem }
+@media (max-width: 40rem) { .steps { grid-template-columns: 1fr 4.5rem }
   .steps .share { grid-column: 1 / -1; grid-row: auto } }
 </style>"""
 
@@ -130,7 +131,7 @@ def _scaling(curve: Sequence[PlannedLayout], knee: int) -> str:
     picture = scatter(points, label="tokens a second by GPUs", joined=True, log=True)
     return (
         f"<h2>More GPUs</h2><p class=note>Up to {knee:,} GPUs, twice as many give at least 1.6 times the speed.</p>"
-        f"<div class=plots><figure><figcaption><h3>Tokens a second by number of GPUs</h3></figcaption>"
+        f"<div class=curve><figure><figcaption><h3>Tokens a second by number of GPUs</h3></figcaption>"
         f"{picture}</figure></div><div class=scroll><table>{head}{rows}</table></div>"
     )
 

@@ -127,16 +127,16 @@ def _data_groups(job: Job) -> tuple[int, int]:
 
 
 def _data_s(job: Job, cluster: Cluster, stack: Stack) -> float:
-    """Exposed seconds a step for gradients and weights, where they move once a step (ZeRO 0 and 1)."""
+    """Exposed seconds a step for what moves once a step: gradients and weights up to ZeRO 1, weights with ZeRO 2."""
     shard, replicas = _data_groups(job)
     weights = rank_parameters(job)
     among = group(cluster, shard, stride=job.tensor)
     copies = group(cluster, replicas, stride=job.tensor * shard)
     reduced = weights * stack.gradient_bytes
     across = 2 * all_gather_s(reduced / shard, copies, cluster)
-    if job.zero >= 2:
-        return across * stack.data
-    once = all_gather_s(reduced, among, cluster) + all_gather_s(weights * 2, among, cluster)
+    once = all_gather_s(reduced, among, cluster) if job.zero < 2 else 0.0
+    if job.zero < 3:
+        once += all_gather_s(weights * 2, among, cluster)
     return (once + across) * stack.data
 
 

@@ -53,6 +53,13 @@ def test_the_step_moves_with_the_hardware():
     assert eager.seconds > h100.seconds
 
 
+def test_zero_2_moves_as_much_as_zero_1_in_a_step_of_one_micro_batch():
+    wide = replace(ONE, micro_batches=1, data=64, shard=64)
+    times = [step_time(replace(wide, zero=zero), cluster(), STACK).seconds for zero in (1, 2, 3)]
+    assert times[1] == pytest.approx(times[0], rel=0.05)  # more and smaller messages
+    assert times[2] > times[1]
+
+
 def test_short_sides_slow_products():
     ratio = product_s(4096, 4096, 4096, 1e12) / (2 * 4096**3 / 1e12)
     assert 1 < ratio < 1.2
