@@ -12,7 +12,7 @@ from gpt.model.gpt import GPT, Embedding
 from gpt.model.heads import VocabularyHead
 from gpt.training.objective import NextToken, Objective
 from gpt.training.optimizer import OptimizerConfig, check_patterns
-from parallel.adapters.attach import attach_adapters, choose_trained
+from parallel.adapters.attach import attach_adapters, choose_trained, hold_base_in_bf16
 from parallel.axes.data_parallel import apply_data_parallel
 from parallel.axes.recomputation import wrap_block
 from parallel.axes.stage import ModelStage
@@ -76,6 +76,8 @@ def build_unsharded_stage(
     tensor = mesh.tensor if layout.tensor > 1 else None
     if adapter is not None:
         attach_adapters(model, adapter, tensor)
+        if parallel.precision == "bf16":
+            hold_base_in_bf16(model, adapter)
     choose_trained(model, adapter, optimizer)
     if parallel.async_tensor:
         allow_asynchronous(mesh.tensor)

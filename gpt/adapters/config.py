@@ -94,6 +94,18 @@ def adapter_shapes(model: ModelConfig, adapter: AdapterConfig | None) -> dict[st
     return shapes
 
 
+def adapter_parameters(model: ModelConfig, adapter: AdapterConfig) -> int:
+    """The number of parameters of all adapters."""
+    return sum(math.prod(shape) for shape in adapter_shapes(model, adapter).values())
+
+
+def train_flops_per_token(model: ModelConfig, adapter: AdapterConfig | None, seq_len: int) -> float:
+    """Floating-point operations of forward and backward for one token, see ModelConfig.train_flops_per_token."""
+    if adapter is None:
+        return model.train_flops_per_token(seq_len)
+    return model.train_flops_per_token(seq_len, frozen=True) + 6.0 * adapter_parameters(model, adapter)
+
+
 def check_adapter(model: ModelConfig, adapter: AdapterConfig) -> None:
     """ConfigError if a pattern matches no projection, or the rank exceeds a side of a matching projection."""
     found = projections(model)

@@ -163,13 +163,13 @@ class ModelConfig:
         """Parameters without token and position embeddings and head, as scaling laws count them (arXiv 2001.08361)."""
         return self.n_layers * self.block_parameters + self._norm_parameters
 
-    def train_flops_per_token(self, seq_len: int) -> float:
+    def train_flops_per_token(self, seq_len: int, *, frozen: bool = False) -> float:
         """Floating-point operations of forward and backward for one token.
 
-        6 per weight in a matrix product, and 12 n_layers d_model seq_len for attention as if it were not causal (PaLM,
-        arXiv 2204.02311, appendix B).
+        6 per weight in a matrix product, or 4 if the weights are frozen and have no gradient, and 12 n_layers d_model
+        seq_len for attention as if it were not causal (PaLM, arXiv 2204.02311, appendix B).
         """
         matrices = self.parameters - (self.n_ctx * self.d_model if self.positions == "learned" else 0)
         if not self.tied:
             matrices -= self.vocab_size * self.d_model  # a look-up is not a matrix product
-        return 6.0 * matrices + 12.0 * self.n_layers * self.d_model * seq_len
+        return (4.0 if frozen else 6.0) * matrices + 12.0 * self.n_layers * self.d_model * seq_len

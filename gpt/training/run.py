@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from gpt.adapters.config import AdapterConfig, train_flops_per_token
 from gpt.data.skipped import SkippedData
 from gpt.health.spikes import SpikeConfig, SpikeDetector
 from gpt.model.config import ModelConfig
@@ -98,6 +99,12 @@ class Run:
     directory: Path
     local_checkpoints: Path | None  # this run's folder in the local tier, if it has one
     saved_state: dict[str, object]  # in each checkpoint besides the loop's: configuration, fingerprints
+    adapter: AdapterConfig | None = None  # adapters that train while the model is frozen
+
+    @property
+    def flops_per_token(self) -> float:
+        """Floating-point operations of forward and backward for one token."""
+        return train_flops_per_token(self.model, self.adapter, self.seq_len)
 
     @property
     def steps(self) -> int:
@@ -161,5 +168,5 @@ def step_values(run: Run, result: StepResult, lr: float, *, step: int, elapsed_s
     if (memory := peak_memory_bytes()) is not None:
         values["peak_memory_bytes"] = memory  # of the main rank
     if run.peak_flops_per_s:
-        values["mfu"] = run.model.train_flops_per_token(run.seq_len) * tokens_per_s / run.peak_flops_per_s
+        values["mfu"] = run.flops_per_token * tokens_per_s / run.peak_flops_per_s
     return values

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt.adapters.config import adapter_of, train_flops_per_token
 from gpt.errors import ConfigError
 from gpt.model.config import ModelConfig
 from gpt.post_training.analysis.bands import BANDS
@@ -137,7 +138,8 @@ def flops_per_token(history: RunHistory) -> float:
     try:
         given = {key: value for key, value in model.items() if value is not None} if isinstance(model, dict) else {}
         config = build(ModelConfig, given, where="model")
-        return config.train_flops_per_token(seq_len if isinstance(seq_len, int) else config.n_ctx)
+        adapter = adapter_of({"config": history.config})
+        return train_flops_per_token(config, adapter, seq_len if isinstance(seq_len, int) else config.n_ctx)
     except (ConfigError, TypeError, ValueError):
         return 0.0
 

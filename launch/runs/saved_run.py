@@ -59,7 +59,7 @@ class SavedRun:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Read the model's (name, tensor) pairs, one at a time, to the CPU, in the dtype in which they were saved.
 
-        Adapters are merged into the weights.
+        Adapters are merged into the weights, which then come in fp32.
         """
         names = [_MODEL + name for name in parameter_shapes(self.model_config)]
         for name, tensor in read_merged(self.chain, names):

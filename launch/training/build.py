@@ -184,6 +184,7 @@ def build_run(config: RunConfig, saved_state: dict[str, object], *, peak_flops_p
         directory=config.run.directory,
         local_checkpoints=local_directory(config),
         saved_state=saved_state,
+        adapter=config.adapter,
     )
 
 

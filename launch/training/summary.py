@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from data_prep.conversations.templates import SETTINGS_FILE, TEMPLATE_FILE
-from gpt.adapters.config import adapter_shapes
+from gpt.adapters.config import adapter_parameters, adapter_shapes
 from gpt.data.dataset import TrainingData
 from gpt.data.sampling_rules import PackedDocuments
 from gpt.files.atomic import replace_file
@@ -65,11 +65,11 @@ def describe_adapter(config: RunConfig) -> list[str]:
     """Return the number of parameters that train, if the recipe has adapters."""
     if config.adapter is None:
         return []
-    shapes = adapter_shapes(config.model, config.adapter)
-    parameters = sum(rows * columns for rows, columns in shapes.values())
+    count = len(adapter_shapes(config.model, config.adapter)) // 2
+    parameters = adapter_parameters(config.model, config.adapter)
     more = ", and " + ", ".join(config.adapter.also_train) if config.adapter.also_train else ""
     return [
-        f"adapter: rank {config.adapter.rank} on {len(shapes) // 2:,} projections; their {parameters:,} parameters "
+        f"adapter: rank {config.adapter.rank} on {count:,} projections; their {parameters:,} parameters "
         f"train{more}, and the base model is frozen"
     ]
 

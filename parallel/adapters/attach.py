@@ -6,6 +6,8 @@ this rank's share of the sequence. The gradient of a matrix that every tensor ra
 that of any such parameter: see parallel.axes.gradients.sum_partial_gradients.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -86,6 +88,22 @@ def attach_local_adapters(block: nn.Module, source: nn.Module) -> None:
 
 def choose_trained(model: GPT, adapter: AdapterConfig | None, optimizer: OptimizerConfig | None) -> None:
     """Set which parameters of a stage need a gradient: those that the optimizer updates."""
+    for name, parameter, trains in _named_trained(model, adapter):
+        parameter.requires_grad_(optimizer is not None and trains and not is_frozen(name, optimizer))
+
+
+def hold_base_in_bf16(model: GPT, adapter: AdapterConfig) -> None:
+    """Hold the parameters of the base model in bf16, while they are on the meta device. It has no gradient to add up.
+
+    Computing in bf16 rounds fp32 weights each time, so this changes no bit of a step.
+    """
+    for _, parameter, trains in _named_trained(model, adapter):
+        if not trains:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _named_trained(model: GPT, adapter: AdapterConfig | None) -> Iterator[tuple[str, nn.Parameter, bool]]:
+    """Each parameter with its canonical name, and whether it trains unless the optimizer freezes it."""
     own_ends = tuple(
         f"{name}."
         for name, end, usual in (("embed", model.embed, Embedding), ("head", model.head, VocabularyHead))
@@ -93,8 +111,7 @@ def choose_trained(model: GPT, adapter: AdapterConfig | None, optimizer: Optimiz
     )
     for own_name, parameter in model.named_parameters():
         name = canonical_name(own_name, model)
-        trains = adapter is None or adapter.trains(name) or name.startswith(own_ends)
-        parameter.requires_grad_(optimizer is not None and trains and not is_frozen(name, optimizer))
+        yield name, parameter, adapter is None or adapter.trains(name) or name.startswith(own_ends)
 
 
 def _adapter_of(layer: nn.Module, shape: tuple[int, int], *, rank: int, scale: float) -> LowRankAdapter:

@@ -37,13 +37,18 @@ def load_merged(chain: Chain, tensors: Mapping[str, Tensor], *, rounded: bool = 
 
 
 def read_merged(chain: Chain, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Read whole weights to the CPU, one at a time, with the adapters merged into them. ConfigError: one is missing."""
+    """Read whole weights to the CPU, one at a time, with the adapters merged into them. ConfigError: one is missing.
+
+    Those with adapters come in fp32, others in the dtype in which they were saved.
+    """
     for wanted in names:
         depth = next((i for i, checkpoint in enumerate(chain) if wanted in checkpoint.index), len(chain) - 1)
-        for name, tensor in read_tensors(chain[depth], [wanted]):
+        changed = any(adapter_names(wanted)[0] in checkpoint.index for checkpoint in chain[: depth + 1])
+        for name, stored in read_tensors(chain[depth], [wanted]):
+            tensor = stored.to(torch.promote_types(stored.dtype, torch.float32)) if changed else stored
             _merge(chain[: depth + 1], {name: tensor})
             yield name, tensor
-            del tensor
+            del stored, tensor
 
 
 @torch.no_grad()

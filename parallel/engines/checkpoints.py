@@ -83,7 +83,8 @@ class SharedCheckpoints:
     def load(self, checkpoint: VerifiedCheckpoint) -> None:
         assert isinstance(checkpoint, Checkpoint)
         tensors = self._tensors.by_name()
-        load_checkpoint(checkpoint, tensors=tensors, complete=True)
+        rounded = any(is_adapter(name) for name in checkpoint.index)  # the precision decides the base's dtype
+        load_checkpoint(checkpoint, tensors=tensors, complete=True, rounded=rounded)
         self._tensors.finish_load(tensors, checkpoint.state)
 
     def load_weights(self, checkpoint: VerifiedCheckpoint, *, optional: tuple[str, ...] = ()) -> list[str]:
@@ -101,7 +102,7 @@ class SharedCheckpoints:
 
         names = gather_scatter(left_out, union, None, path=checkpoint.path)
         loaded = {name: tensors[name] for name in tensors if name not in names}
-        load_merged(chain, loaded)
+        load_merged(chain, loaded, rounded=True)  # a frozen base may be held in bf16
         self._tensors.finish_load(loaded, None)
         return [name.removeprefix("model.") for name in names]
 

@@ -43,4 +43,5 @@ def sharding_signature(settings: EngineSettings) -> dict[str, object]:
         "v_shaped": layout.v_shaped,
         "zero_stage": settings.parallel.zero_stage,
         **({} if engine == "native" else {"engine": engine}),
+        **({"base": settings.parallel.precision} if settings.adapter is not None else {}),  # the dtype of its weights
     }

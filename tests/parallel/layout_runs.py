@@ -163,7 +163,7 @@ def whole_weights_digest(engine):
     mine = {}
     for name, parameter in engine.parameters:
         full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-        digest = hashlib.sha256(full.detach().contiguous().numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(full.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
         assert mine.setdefault(name, digest) == digest, f"{name} differs between the stages of a rank"
     everyone = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)

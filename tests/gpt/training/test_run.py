@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 
+from gpt.adapters.config import AdapterConfig, adapter_parameters
 from gpt.data.skipped import SkippedData
 from gpt.health.spikes import SpikeConfig, SpikeDetector
 from gpt.training.config import CheckpointConfig
@@ -83,3 +84,13 @@ def test_the_values_of_a_step(small):
     known = small.replace(run, peak_flops_per_s=1e9)
     flops = run.model.train_flops_per_token(run.seq_len)
     assert step_values(known, result, 1e-3, step=2, elapsed_s=0.5)["mfu"] == pytest.approx(flops * 64 / 1e9)
+
+
+def test_frozen_weights_have_no_gradient_to_compute(small):
+    run = small.run_of()
+    adapter = AdapterConfig(rank=2)
+    adapted = small.replace(run, adapter=adapter)
+    matrices = (run.flops_per_token - 12 * run.model.n_layers * run.model.d_model * run.seq_len) / 6
+    assert adapted.flops_per_token == pytest.approx(
+        run.flops_per_token - 2 * matrices + 6 * adapter_parameters(run.model, adapter)
+    )

@@ -3,6 +3,7 @@
 tests/parallel/adapters/test_peft.py compares one process with PEFT.
 """
 
+import dataclasses
 import math
 import shutil
 import sysconfig
@@ -10,14 +11,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from layout_runs import LAUNCH_TIMEOUT_S, MODEL, MODERN, assert_same_continuations, largest_difference, launch, run_of
+from layout_runs import (
+    LAUNCH_TIMEOUT_S,
+    MODEL,
+    MODERN,
+    assert_same_continuations,
+    fill_adapters,
+    largest_difference,
+    launch,
+    run_of,
+    settings_of,
+    train,
+)
 
 from gpt.adapters.config import AdapterConfig, adapter_shapes
 from gpt.model.config import ModelConfig
 from gpt.model.heads import ScalarHead
+from gpt.training.config import Retention
 from gpt.training.objective import NextToken
 from gpt.training.optimizer import OptimizerConfig
 from parallel.adapters.attach import attach_adapters, choose_trained
+from parallel.adapters.merge import read_merged
+from parallel.axes.gradients import local
+from parallel.checkpoint.handle import verify_checkpoint
+from parallel.engines.choose import build_engine
 from parallel.parallelize import model_on_meta
 
 COMPILER = shutil.which("g++") and Path(sysconfig.get_paths()["include"], "Python.h").exists()
@@ -33,6 +50,7 @@ LAYOUTS = {
     "data 2, zero 3": (2, {"data": 2, "zero_stage": 3}),
     "tensor 2 x data 2, zero 3": (4, {"tensor": 2, "data": 2, "zero_stage": 3}),
 }
+ALL_AXES = {"tensor": 2, "pipeline": 2, "data": 2, "zero_stage": 3}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +67,9 @@ def results(tmp_path_factory):
         short = {**MODERN, "n_layers": 2}
         runs.append(run_of("compiled, one", 1, {}, model=short, adapter=ADAPTER, gradients=True, steps=2))
         runs.append(run_of("compiled", 2, compiled, model=short, adapter=ADAPTER, gradients=True, steps=2))
+    for name, world_size, parallel in (("bf16, one", 1, {}), ("bf16, all axes", 8, ALL_AXES)):
+        keys = {**parallel, "precision": "bf16"}
+        runs.append(run_of(name, world_size, keys, model=MODERN, adapter=ADAPTER, micro_batch_size=1, steps=2))
     last = {**ADAPTER, "targets": ["blocks.3.attention.q"], "also_train": ["norm.*"]}
     for name, world_size, parallel in (("last, one", 1, {}), ("last, pipeline 2", 2, {"pipeline": 2})):
         runs.append(run_of(name, world_size, parallel, model=MODERN, adapter=last, gradients=True))
@@ -75,6 +96,12 @@ def test_layout_equals_one_process(results, name):
     if "greedy" in ours and "greedy" in reference:
         for way in ("greedy", "warm"):
             assert_same_continuations(ours[way], reference[way])
+
+
+def test_a_base_in_bf16_starts_equal_on_every_layout(results):
+    ours, reference = results["bf16, all axes"], results["bf16, one"]
+    assert ours["initial_weights"] == reference["initial_weights"]
+    assert largest_difference(ours["losses"], reference["losses"]) < 1e-3  # a bf16 number has 8 bits
 
 
 def test_only_adapters_have_gradients(results):
@@ -116,3 +143,36 @@ def test_a_head_that_the_objective_brings_trains_too():
     attach_adapters(usual, adapter, None)
     choose_trained(usual, adapter, OptimizerConfig(1e-3))
     assert not any(p.requires_grad for name, p in usual.named_parameters() if name.startswith(("embed.", "head.")))
+
+
+def bf16_engine(**changes):
+    run = {"world_size": 1, "parallel": {"precision": "bf16"}, "model": {**MODERN, "n_layers": 2}, "adapter": ADAPTER}
+    settings = settings_of(run)
+    adapter = dataclasses.replace(settings.adapter, also_train=changes.get("also_train", ()))
+    optimizer = dataclasses.replace(settings.optimizer, frozen=changes.get("frozen", ()))
+    settings = dataclasses.replace(settings, adapter=adapter, optimizer=optimizer)
+    engine = build_engine(settings, objective=NextToken(), device=torch.device("cpu"))
+    fill_adapters(engine)
+    return engine
+
+
+def test_a_base_held_in_bf16_trains_bit_for_bit_as_one_in_fp32(process_group, tmp_path):
+    held = bf16_engine()
+    base = {name for name, _ in held.parameters if ".adapter." not in name}
+    in_fp32 = bf16_engine(also_train=("*",), frozen=tuple(base))  # the adapter does not freeze it, the optimizer does
+    dtypes = {name: parameter.dtype for name, parameter in held.parameters}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.bfloat16} == base
+    assert {parameter.dtype for _, parameter in in_fp32.parameters} == {torch.float32}
+    assert train(held, 3) == train(in_fp32, 3)
+    ours, expected = (dict(engine.parameters) for engine in (held, in_fp32))
+    for name, parameter in ours.items():
+        assert torch.equal(local(parameter), local(expected[name]).to(parameter.dtype)), name
+    state = {"config": {"adapter": {**ADAPTER}}}
+    path = held.checkpoints.shared.save(tmp_path, step=3, state=state, keep=Retention(1))
+    again = bf16_engine()
+    again.checkpoints.shared.load(verify_checkpoint(path))
+    assert again.weights_digest() == held.weights_digest()
+    in_fp32.checkpoints.shared.load(verify_checkpoint(path))  # a resume with another precision
+    assert train(in_fp32, 5, first_step=3) == train(again, 5, first_step=3)
+    plain = dict(read_merged([verify_checkpoint(path)], ["model.blocks.0.mlp.up.weight", "model.norm.weight"]))
+    assert [tensor.dtype for tensor in plain.values()] == [torch.float32, torch.bfloat16]

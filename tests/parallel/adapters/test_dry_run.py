@@ -25,7 +25,8 @@ def test_a_rank_holds_its_share_of_the_weights_and_the_state_of_the_adapters_alo
     shapes = adapter_shapes(whole.model, ADAPTER)
     adapters = sum(map(math.prod, shapes.values()))
     over_data, without = reports["zero 3", True], reports["zero 3", False]
-    assert over_data.parameter_bytes == 4 * (base + adapters) / 4  # fp32, 4 data ranks
+    assert over_data.parameter_bytes == (2 * base + 4 * adapters) / 4  # the base in bf16, 4 data ranks
+    assert without.parameter_bytes == 4 * base / 4
     assert over_data.gradient_bytes == 4 * adapters / 4
     assert over_data.optimizer_bytes == 2 * 4 * adapters / 4 + 4 * len(shapes)  # AdamW's moments, a counter each
     assert over_data.peak_bytes < without.peak_bytes
