@@ -97,9 +97,12 @@ def hold_base_in_bf16(model: GPT, adapter: AdapterConfig) -> None:
 
     Computing in bf16 rounds fp32 weights each time, so this changes no bit of a step.
     """
-    for _, parameter, trains in _named_trained(model, adapter):
-        if not trains:
-            parameter.data = parameter.data.to(torch.bfloat16)
+    frozen = {parameter for _, parameter, trains in _named_trained(model, adapter) if not trains}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter in frozen:
+                module.register_parameter(name, nn.Parameter(parameter.detach().to(torch.bfloat16)))
+    model.tie()  # a shared parameter became two
 
 
 def _named_trained(model: GPT, adapter: AdapterConfig | None) -> Iterator[tuple[str, nn.Parameter, bool]]:
