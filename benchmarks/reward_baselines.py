@@ -1,7 +1,7 @@
 """A reward model from SmolLM2-135M on AlpacaEval's rankings, beside baselines on the same prompts.
 
     python benchmarks/reward_baselines.py baselines
-    python benchmarks/reward_baselines.py train FOLDER --model SMOLLM2 [--minutes 55] [--completions 4] ... (--help)
+    python benchmarks/reward_baselines.py train FOLDER --model SMOLLM2 [--minutes 30] [--completions 4] ... (--help)
     python benchmarks/reward_baselines.py compare FOLDER [--json FILE]
 
 600 prompts train and 205 are held out, the same for all. A pair is two outputs of a prompt whose log-odds by the judge
@@ -10,9 +10,9 @@ differences of TF-IDF (words and pairs of words) and of length (needs scikit-lea
 
 `train` prepares FOLDER, converts SMOLLM2 (a Hugging Face folder of SmolLM2-135M-Instruct), trains, and scores the
 held-out prompts. `--completions` and `--max-tokens` limit what the CPU must read: of each training prompt so many
-outputs, spread over its ranking. Held-out prompts keep all outputs. `compare` gives the difference of the accuracies
-with a 95% interval, bootstrapped by prompt, with both on the same pairs. FOLDER keeps everything; AlpacaEval's prompts
-are for tests only.
+outputs, spread over its ranking. Held-out prompts keep all outputs, 358,000 tokens; `--held-out` scores fewer prompts.
+`compare` gives the difference of the accuracies with a 95% interval, bootstrapped by prompt, with both on the same
+pairs. FOLDER keeps everything; AlpacaEval's prompts are for tests only.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     train_parser.add_argument("--completions", type=int, default=4, help="outputs of each prompt to train on")
     train_parser.add_argument("--max-tokens", type=int, default=256, help="longest conversation to train on")
     train_parser.add_argument("--epochs", type=float, default=1.0)
-    train_parser.add_argument("--minutes", type=float, default=55.0, help="stop training after so many minutes")
+    train_parser.add_argument("--minutes", type=float, default=30.0, help="stop training after so many minutes")
     train_parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     train_parser.add_argument("--seed", type=int, default=1234)
     train_parser.add_argument(
