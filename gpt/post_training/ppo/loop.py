@@ -107,7 +107,8 @@ class PPOLoop:
     def report(self, step: int, experience: Experience, updates: Updates, *, elapsed_s: float) -> None:
         """Log the iteration and adapt beta. All ranks call it; the main rank has the metrics."""
         setup, state = self.setup, self.state
-        values = iteration_values(experience, updates, setup, self.models.policy, step=step, beta=state.beta)
+        beta = state.beta if setup.group is None else setup.group.beta
+        values = iteration_values(experience, updates, setup, self.models.policy, step=step, beta=beta)
         state.nan_rewards += int(values["ppo/nan_rewards"])
         state.adapt_beta(setup.config, kl=values["ppo/kl"], episodes=setup.episodes)
         if self.metrics is None:
