@@ -32,6 +32,8 @@ def test_it_holds_every_module_and_recipe_and_no_tests(wheel):
     modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     recipes = {str(path.relative_to(ROOT)) for path in (ROOT / "launch/recipes").glob("*.toml")}
     assets = {str(path.relative_to(ROOT)) for path in (ROOT / "launch").glob("*/assets/*")}
+    tables = (path for kind in ("toml", "csv") for path in (ROOT / "parallel").rglob(f"*.{kind}"))
+    assets |= {str(path.relative_to(ROOT)) for path in tables}
     assert modules | recipes | assets | {"triaxial.py"} <= names
     rest = {name for name in names - modules - recipes - assets if ".dist-info/" not in name}
     scripts = {f"share/triaxial/slurm/{path.name}" for path in (ROOT / "slurm").iterdir()}
