@@ -34,7 +34,7 @@ RUNS = {
     "pipeline 2, zero bubble": (2, {"pipeline": 2, "schedule": "zbv_zero_bubble"}, {}),
     "pipeline 2, zero 3": (4, {"pipeline": 2, "data": 2, "zero_stage": 3}, {"micro_batch_size": 1}),
     "tensor 2 x pipeline 2": (4, {"tensor": 2, "pipeline": 2}, {}),
-    "compiled": (1, {"compile": True}, {"model": TWO_BLOCKS}),
+    "compiled": (1, {"compile": True}, {"model": {**MODERN, "n_layers": 1}}),
     "compiled, pipeline 2": (2, {"pipeline": 2, "compile": True, "recompute": "selective"}, {"model": TWO_BLOCKS}),
     "deepspeed, zero 1": (2, {"engine": "deepspeed", "data": 2}, {}),
     "deepspeed, zero 3": (2, {"engine": "deepspeed", "data": 2, "zero_stage": 3}, {}),
