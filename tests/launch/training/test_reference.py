@@ -13,6 +13,8 @@ from gpt.token_files.files import TokenFileWriter
 from launch.main import main
 from launch.runs.saved_run import load_run
 from launch.training.reference import REFERENCE
+from parallel.checkpoint.find import find_latest
+from parallel.checkpoint.load import read_tensors
 
 QUIET = ["--metrics.wandb", "disabled", "--run.peak_flops_per_s", "1e12", "--metrics.log_every_steps", "1"]
 STEPS, SEQ_LEN, SEQUENCES = 4, 64, 8
@@ -125,3 +127,26 @@ def test_adapters_train_relative_to_a_reference_without_any(words, tmp_path):
     assert train(words, parts, 1, *adapter) == 0
     assert train(words, parts, 2, *adapter) == 0
     assert losses(parts) == losses(run)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_adapters_train_relative_to_the_base_and_resume_bit_exactly(words, tmp_path, kind):
+    """Their checkpoints hold no base model; a reward model's hold its head, which trains too."""
+    _, words = words
+    adapter = ["--adapter.rank", 4, "--adapter.save_base", "false", "--optimizer.learning_rate", "1e-2"]
+    if kind == "reward":
+        i = words.index("--objective.kind")
+        words = [*words[:i], "--objective.kind", "reward", *words[i + 4 :]]  # without beta
+    assert train(words, tmp_path / "whole", STEPS, *adapter) == 0
+    for steps in (STEPS // 2, STEPS):
+        assert train(words, tmp_path / "parts", steps, *adapter) == 0
+    found = losses(tmp_path / "whole")
+    assert losses(tmp_path / "parts") == found
+    if kind == "dpo":
+        assert found[1] == pytest.approx(math.log(2), abs=1e-6), "policy and reference are equal"
+    assert found[STEPS] < found[1], "it learns"
+    stored = [dict(read_tensors(find_latest(tmp_path / run / "checkpoints")[0])) for run in ("whole", "parts")]
+    assert stored[0].keys() == stored[1].keys()
+    assert all(torch.equal(stored[0][name], stored[1][name]) for name in stored[0])
+    base = {name for name in stored[0] if name.startswith("model.") and ".adapter." not in name}
+    assert base == ({"model.head.value.weight", "model.head.value.bias"} if kind == "reward" else set())
