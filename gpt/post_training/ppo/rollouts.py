@@ -136,7 +136,8 @@ class ContinuousBatch:
         if blank:
             self.start_of_row[list(blank)] = self.length
         if self.length == self.capacity:
-            self._drop(int(self.start_of_row.min()))
+            # A prompt that enters needs `widest` positions before the end, even where all sequences are shorter.
+            self._drop(min(int(self.start_of_row.min()), self.length - self.widest))
         positions = self.length - self.start_of_row  # (b, 1)
         self.length += 1
         mask = (torch.arange(self.length, device=tokens.device) >= self.start_of_row)[:, None, None, :]  # (b, 1, 1, s)

@@ -63,6 +63,19 @@ def test_a_response_is_that_of_the_prompt_alone(model, prompts, temperature: flo
     assert not temperature or {response.ended for response in found} == {True, False}, "some end early, some are cut"
 
 
+def test_a_long_prompt_enters_after_short_ones_have_shifted_the_cache(model) -> None:
+    """While only short sequences are left in the cache, it keeps the positions that the longest prompt needs."""
+    prompts, new = [*[[7, 8]] * 18, [9] * 30], 2
+    for rows in (1, 2):
+        found = sample_responses(
+            model, prompts, seeds=range(19), temperature=1.0, end_ids=(), max_new_tokens=[new] * 19, rows=rows
+        )
+        alone = sample_responses(
+            model, prompts[-1:], seeds=[18], temperature=1.0, end_ids=(), max_new_tokens=[new], rows=1
+        )
+        assert found[-1].tokens == alone[0].tokens
+
+
 def test_log_probabilities_are_those_of_the_temperature(model, prompts) -> None:
     """They are what a forward pass over the whole sequence gives at the sampler's temperature."""
     found = sample_responses(
