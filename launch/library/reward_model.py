@@ -62,7 +62,7 @@ class TrainedReward:
                     if answer.role != "assistant":
                         raise UnusableRecord("no_answer", "the last message is not the assistant's")
                     check_turns(prompt)
-                    chat = encoder.encode((*prompt, answer))
+                    chat = encoder.encode((*prompt, answer), last_only=True)
                 except (UnusableRecord, ValueError) as error:
                     raise ConfigError(f"conversation {number} is invalid: {error}") from None
                 sequences.append(np.array(chat.ids[: chat.answers[-1][1]], dtype=np.int64))

@@ -77,7 +77,7 @@ def _conversations(path: Path, config: ConversationsConfig, left_out: Counter[st
 
 def _encoded(conversation: Conversation, answer: int, encoder: ChatEncoder) -> Ints:
     """The ids of the prompt with one of its answers, up to its end token, as the marks of a corpus have it."""
-    chat = encoder.encode(conversation.whole(conversation.answers[answer]))
+    chat = encoder.encode(conversation.whole(conversation.answers[answer]), last_only=True)
     return np.array(chat.ids[: chat.answers[-1][1]], dtype=np.int64)
 
 
