@@ -1,7 +1,8 @@
 """Demonstrations, rankings and prompts made by rule from the sentences of a corpus, for `triaxial demo --instruct`.
 
 The task: 'Write a short sentence that begins with "Return" and contains "list".' A rule stands in for people: it gives
-an answer four marks, for its beginning, the word that it must contain, its end and its length.
+an answer four marks, for its beginning, the word that it must contain, its end and its length. It likes shorter answers
+than the demonstrations, as people may: that is what PPO can learn and fine-tuning cannot.
 """
 
 import json
@@ -19,7 +20,8 @@ from gpt.tokenizer.tokenizers import Tokenizer
 
 ASKS = 'Write a short sentence that begins with "{start}" and contains "{word}".'
 KINDS = ("demonstrations", "rankings", "prompts")
-MIN_WORDS, MAX_WORDS = 5, 12
+MIN_WORDS, MAX_WORDS = 4, 8  # the rule's
+DEMONSTRATED = range(5, 15)  # words of a demonstration
 MIN_STARTS, MIN_USES = 12, 20  # sentences that begin with a word, and that contain one: a small model must know both
 _ASKED = re.compile(r'begins with "(\w+)" and contains "(\w+)"')
 
@@ -30,14 +32,14 @@ def write_instructions(folder: Path, corpus: TokenFile, tokenizer: Tokenizer, *,
     The same corpus and seed give the same files. ConfigError: the corpus has too few sentences.
     """
     found = sentences(corpus, tokenizer)
-    short = [sentence for sentence in found if MIN_WORDS <= len(sentence.split()) <= MAX_WORDS]
-    long = [sentence for sentence in found if MAX_WORDS < len(sentence.split()) <= 2 * MAX_WORDS]
+    short = [sentence for sentence in found if len(sentence.split()) in DEMONSTRATED]
+    long = [sentence for sentence in found if DEMONSTRATED.stop <= len(sentence.split()) <= 2 * DEMONSTRATED.stop]
     chance = random.Random(seed)
     tasks = _tasks(short, chance)
     if len(tasks) < 20 or not long:
         raise ConfigError(
-            f"the corpus gives {len(tasks)} tasks of sentences with {MIN_WORDS} to {MAX_WORDS} words, and instructions "
-            "need at least 20, and some longer sentences. Use a larger corpus"
+            f"the corpus gives {len(tasks)} tasks of sentences with {DEMONSTRATED.start} to {DEMONSTRATED[-1]} words; "
+            "instructions need at least 20, and some longer sentences. Use a larger corpus"
         )
     chance.shuffle(tasks)
     half = len(tasks) // 2
@@ -102,6 +104,8 @@ def _ranking(
     cut = " ".join(words[: chance.randrange(2, len(words))]).rstrip(".")
     more = chance.choice(long)
     rambling = f"{words[0]} {more[:1].lower()}{more[1:]}"
-    answers = [sentence, cut, rambling, chance.choice(short)]
+    brief = [other for other in short if len(other.split()) <= MAX_WORDS] or short
+    alike = [other for other in brief if other.startswith(f"{words[0]} ")] or brief
+    answers = [sentence, cut, rambling, chance.choice(alike)]
     completions = [{"text": answer, "score": _marks(prompt, answer)} for answer in answers]
     return {"prompt": prompt, "completions": completions}

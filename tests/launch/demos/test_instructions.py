@@ -16,7 +16,7 @@ from launch.demos.instructions import ASKS, KINDS, marks, sentences, write_instr
     [
         ("Return a list of all names.", 1.0),
         ("Return a list of all names", 0.75),  # no full stop
-        ("Return a list of all names. It is sorted by name.", 0.75),  # two sentences
+        ("Return a list. It is sorted by name.", 0.75),  # two sentences
         ("Return a dict of all names.", 0.75),
         ("Make a list of all names.", 0.75),
         ("Return list.", 0.75),  # too short
