@@ -1,5 +1,6 @@
 """For tests: run `triaxial train` with its own ranks in the background, and kill ranks from outside by process id."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -73,7 +74,11 @@ class Launched:
             lines = (self.run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
             return 0
-        return max((json.loads(line)["step"] for line in lines[-3:] if line.endswith(b"\n")), default=0)
+        steps = []
+        for line in lines[-3:]:
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that is half written, or damaged by a test
+                steps.append(int(json.loads(line)["step"]))
+        return max(steps, default=0)
 
     def wait_for(self, condition, *, what):
         """As the function, but fail with the launcher's output if the launcher ends first."""
