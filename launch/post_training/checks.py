@@ -1,5 +1,7 @@
 """Open and check the parts of a PPO run before the ranks join, so that a mistake ends with one line."""
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from launch.runs.saved_run import find_checkpoint_folder, model_section
 from launch.training.train_rank import Prepared
 from parallel.checkpoint.folders import list_checkpoints
 from parallel.checkpoint.handle import read_checkpoint_header
+from parallel.checkpoint.manifest import encode_manifest
 from parallel.engines.capabilities import capabilities_of
 from parallel.layout.config import BatchConfig
 from parallel.layout.layout import Layout, resolve_layout
@@ -34,6 +37,7 @@ class ModelPlan:
     model: ModelConfig
     layout: Layout
     config: dict[str, Any]  # of the run that made it
+    digest: str  # SHA-256 of the checkpoint's manifest, which has those of its files
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,13 @@ def check_ppo(base: Prepared) -> PPOParts:
         ptx = _open_ptx(config, objective)
     tokenizer = load_tokenizer(Path(config.data.tokenizer))
     companions = find_checkpoint_folder(config.run.start_from)[0].parent / HUGGING_FACE
+    end_ids = chat_ends(config) or special_tokens_of(companions, Path(config.data.tokenizer), tokenizer).end_ids
     setup = PPOSetup(
         config=objective,
         prompts=base.data,
         ptx=ptx,
         tokenizer=tokenizer,
-        end_ids=chat_ends(config) or special_tokens_of(companions, Path(config.data.tokenizer), tokenizer).end_ids,
+        end_ids=end_ids,
         rollouts=config.run.directory / "rollouts",
         episodes=episodes,
         seq_len=config.data.seq_len,
@@ -114,6 +119,7 @@ def check_ppo(base: Prepared) -> PPOParts:
         seed=config.run.seed,
         group=group,
         trim_to=trim_multiple(config),
+        sampled_by=sampler_digest(base, plans["reference"], objective, end_ids),
         writes=rank < base.layout.tensor * base.layout.data and rank % base.layout.tensor == 0,
     )
     functions = {s.name: load_function(s) for s in (*objective.rewards, *objective.gold) if s.function}
@@ -172,6 +178,15 @@ def trim_multiple(config: RunConfig) -> int | None:
     return 16 * config.parallel.tensor
 
 
+def sampler_digest(base: Prepared, start: ModelPlan, objective: PPOConfig, end_ids: tuple[int, ...]) -> str:
+    """See PPOSetup.sampled_by."""
+    config = base.config
+    decides = [start.digest, base.saved_state["data"], base.saved_state["tokenizer"], list(end_ids), config.run.seed]
+    decides += [str(config.data.skip), config.data.seq_len, objective.temperature, objective.max_response_tokens]
+    decides.append(config.objective.group_size if isinstance(config.objective, GRPOConfig) else 1)
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
 def chat_ends(config: RunConfig) -> tuple[int, ...]:
     """The tokens that end an answer in the chat format of the prompts, as `triaxial prepare` wrote them."""
     found = [(describe_corpus(Path(corpus.path)) or {}).get("chat") or {} for corpus in config.data.train]
@@ -189,7 +204,8 @@ def plan_model(config: RunConfig, source: Path, world_size: int, *, key: str, ki
     found = list_checkpoints(directory)
     if path is None and not found:
         raise ConfigError(f"{key}: {directory} contains no checkpoint")
-    saved = read_checkpoint_header(path or found[0]).state.get("config")
+    header = read_checkpoint_header(path or found[0])
+    saved = header.state.get("config")
     if not isinstance(saved, dict):
         raise ConfigError(f"{key}: {path or found[0]} does not record its configuration")
     made_by = saved.get("objective", {}).get("kind", "next_token")
@@ -201,7 +217,8 @@ def plan_model(config: RunConfig, source: Path, world_size: int, *, key: str, ki
             f"{key} is invalid: its model reads {model.n_ctx} tokens, but data.seq_len = {config.data.seq_len}. Use a "
             f"model with a longer context, or data.seq_len = {model.n_ctx}"
         )
-    return ModelPlan(source, model, lay_out(config, model, world_size), saved)
+    digest = hashlib.sha256(encode_manifest(header.manifest)).hexdigest()
+    return ModelPlan(source, model, lay_out(config, model, world_size), saved, digest)
 
 
 def lay_out(config: RunConfig, model: ModelConfig, world_size: int) -> Layout:

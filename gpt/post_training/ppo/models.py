@@ -31,7 +31,9 @@ class PPOModels:
 class PPOSetup:
     """Everything that a PPO run needs besides its models.
 
-    `writes`: this rank writes files and calls reward functions for its data rank; exactly one rank of each does.
+    `sampled_by`: a digest of the first weights, the data and all settings that decide what is sampled. It tells apart
+    the rollouts of different runs in one folder. `writes`: this rank writes files and calls reward functions for its
+    data rank; exactly one rank of each does.
     """
 
     config: PPOConfig
@@ -45,6 +47,7 @@ class PPOSetup:
     micro_batch_size: int
     seed: int
     writes: bool
+    sampled_by: str
     group: GRPOConfig | None = None  # of several responses to a prompt, with their settings
     trim_to: int | None = None  # columns that no episode of a data rank needs are cut, to a multiple of this
 

@@ -21,7 +21,14 @@ from gpt.files.safetensors import TensorSpec, encode_file, read_header, read_ten
 from gpt.post_training.ppo.episodes import Episodes, join
 
 _RULES = Fields(
-    {"first": Whole(), "episodes": Whole(1), "version": Whole(), "temperature": Finite(0), "sha256": Text(64)}
+    {
+        "first": Whole(),
+        "episodes": Whole(1),
+        "version": Whole(),
+        "sampled_by": Text(64),
+        "temperature": Finite(0),
+        "sha256": Text(64),
+    }
 )
 _TENSORS = {
     "numbers": torch.int64,
@@ -38,8 +45,8 @@ def step_folder(directory: Path, step: int) -> Path:
     return directory / f"step-{step:09d}"
 
 
-def write_part(folder: Path, episodes: Episodes, *, temperature: float) -> None:
-    """Publish a part: consecutive episodes. ConfigError: the disk refuses."""
+def write_part(folder: Path, episodes: Episodes, *, temperature: float, sampled_by: str) -> None:
+    """Publish a part: consecutive episodes. `sampled_by`: see PPOSetup. ConfigError: the disk refuses."""
     first = int(episodes.numbers[0])
     path = _part(folder, first)
     specs = {name: TensorSpec(tuple(getattr(episodes, name).shape), dtype) for name, dtype in _TENSORS.items()}
@@ -54,6 +61,7 @@ def write_part(folder: Path, episodes: Episodes, *, temperature: float) -> None:
             "first": first,
             "episodes": len(episodes),
             "version": episodes.version,
+            "sampled_by": sampled_by,
             "temperature": temperature,
             "sha256": sha256.hexdigest(),
         }
@@ -63,11 +71,15 @@ def write_part(folder: Path, episodes: Episodes, *, temperature: float) -> None:
         raise file_error(error, f"{path} could not be written: {error}") from error
 
 
-def has_part(folder: Path, first: int, *, n: int, version: int) -> bool:
-    """Whether a whole part of these n episodes is there, written by weights of this version. Reads its record alone."""
+def has_part(folder: Path, first: int, *, n: int, version: int, sampled_by: str) -> bool:
+    """Whether a whole part of these n episodes is there, written by weights of this version with the same settings.
+
+    Reads its record alone.
+    """
     with suppress(ConfigError, FileNotFoundError):
         record = read_checked_json(_part(folder, first).with_suffix(".json"), _RULES, max_bytes=1 << 16)
-        return (record["first"], record["episodes"], record["version"]) == (first, n, version)
+        found = (record["first"], record["episodes"], record["version"], record["sampled_by"])
+        return found == (first, n, version, sampled_by)
     return False
 
 
@@ -85,13 +97,14 @@ def read_rollouts(folder: Path, first: int, n: int, *, temperature: float) -> Ep
     return join(found)
 
 
-def discard_other_parts(folder: Path, *, n: int, version: int) -> None:
-    """Delete the rollouts of an iteration if weights of another version wrote any, or parts are not of n episodes.
+def discard_other_parts(folder: Path, *, n: int, version: int, sampled_by: str) -> None:
+    """Delete the rollouts of an iteration unless all are parts of n episodes by these weights and settings.
 
     One process calls it.
     """
     for path in folder.glob("episodes-*.json"):
-        if not has_part(folder, int(path.stem.removeprefix("episodes-")), n=n, version=version):
+        first = int(path.stem.removeprefix("episodes-"))
+        if not has_part(folder, first, n=n, version=version, sampled_by=sampled_by):
             shutil.rmtree(folder)
             return
 

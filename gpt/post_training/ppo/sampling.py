@@ -48,13 +48,13 @@ class RolloutSource:
             mine = setup.episodes // model.data_size
             size = int(np.gcd(setup.config.rollout_part, mine))
             if self.policy.is_main:
-                discard_other_parts(folder, n=size, version=version)
+                discard_other_parts(folder, n=size, version=version, sampled_by=setup.sampled_by)
             any_rank(self.policy, False)  # the others wait for it
             starts = range(first + model.data_rank * mine, first + (model.data_rank + 1) * mine, size)
             for start in starts:
                 if any_rank(self.policy, stop()):
                     return False
-                if has_part(folder, start, n=size, version=version):
+                if has_part(folder, start, n=size, version=version, sampled_by=setup.sampled_by):
                     continue
                 prompts = self.read_prompts(start, size, skipped)
                 responses = sample_responses(
@@ -71,7 +71,7 @@ class RolloutSource:
                 episodes = make_episodes(start, prompts, responses, seq_len=setup.seq_len, version=version)
                 if setup.writes and (model.data_size > 1 or self.policy.data_rank == 0):
                     try:
-                        write_part(folder, episodes, temperature=setup.config.temperature)
+                        write_part(folder, episodes, temperature=setup.config.temperature, sampled_by=setup.sampled_by)
                     except ConfigError as found:
                         error = error or found
         agree(self.policy, error)  # also waits until all parts are there

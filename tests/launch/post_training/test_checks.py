@@ -74,3 +74,17 @@ def test_a_reward_model_with_another_tokenizer_is_refused(instruct: Any, tmp_pat
     parts.base.saved_state["tokenizer"] = "another"
     with pytest.raises(ConfigError, match=r"it was trained with another tokenizer than data.tokenizer"):
         check_ppo(parts.base)
+
+
+def test_rollouts_of_another_run_in_the_same_folder_have_another_digest(instruct: Any, tmp_path: Path) -> None:
+    """By the seed and the settings of the sampler, and not by those that only the updates read."""
+
+    def digest(*words: str) -> str:
+        found: str = prepared(instruct, tmp_path / "run", *words).parts.setup.sampled_by
+        return found
+
+    first = digest()
+    assert digest("--optimizer.learning_rate", "1e-4", "--objective.minibatch_episodes", "16") == first
+    others = [("--run.seed", "4"), ("--objective.max_response_tokens", "11")]
+    for words in others:
+        assert digest(*words) != first

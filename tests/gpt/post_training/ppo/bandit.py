@@ -165,6 +165,7 @@ def make(
         micro_batch_size=size,
         seed=1,
         writes=True,
+        sampled_by="bandit",
         group=group,
     )
     tokens = iterations * episodes * SEQ_LEN

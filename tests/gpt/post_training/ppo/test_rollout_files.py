@@ -47,19 +47,18 @@ def test_masks_and_targets_cover_the_response_and_its_end_token() -> None:
 
 def test_parts_are_read_back_by_any_share(tmp_path: Path) -> None:
     for first in (0, 4, 8):
-        write_part(tmp_path, episodes(first, 4), temperature=1.0)
+        write_part(tmp_path, episodes(first, 4), temperature=1.0, sampled_by="a")
     whole = join([episodes(first, 4) for first in (0, 4, 8)])
     for first, n in ((0, 12), (2, 5), (6, 6), (11, 1)):
         assert same(read_rollouts(tmp_path, first, n, temperature=1.0), whole.rows(first, first + n))
     assert read_rollouts(tmp_path, 0, 12, temperature=1.0).version == 4
-    assert has_part(tmp_path, 4, n=4, version=4)
-    assert not has_part(tmp_path, 4, n=4, version=5)
-    assert not has_part(tmp_path, 4, n=8, version=4)
-    assert not has_part(tmp_path, 12, n=4, version=4)
+    assert has_part(tmp_path, 4, n=4, version=4, sampled_by="a")
+    for first, n, version, sampled_by in ((4, 4, 5, "a"), (4, 8, 4, "a"), (12, 4, 4, "a"), (4, 4, 4, "b")):
+        assert not has_part(tmp_path, first, n=n, version=version, sampled_by=sampled_by)
 
 
 def test_missing_damaged_and_other_rollouts_are_refused(tmp_path: Path) -> None:
-    write_part(tmp_path, episodes(0, 4), temperature=1.0)
+    write_part(tmp_path, episodes(0, 4), temperature=1.0, sampled_by="a")
     with pytest.raises(ConfigError, match=r"holds 4 of the 6 episodes from 0 on"):
         read_rollouts(tmp_path, 0, 6, temperature=1.0)
     with pytest.raises(ConfigError, match=r"objective.temperature = 0.5 is invalid: .*sampled at 1.0"):
@@ -73,9 +72,9 @@ def test_missing_damaged_and_other_rollouts_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_part_counts_once_its_record_is_there(tmp_path: Path) -> None:
-    write_part(tmp_path, episodes(0, 4), temperature=1.0)
+    write_part(tmp_path, episodes(0, 4), temperature=1.0, sampled_by="a")
     (tmp_path / "episodes-000000000000.json").rename(tmp_path / "hidden")
-    assert not has_part(tmp_path, 0, n=4, version=4), "the process died between the two files"
+    assert not has_part(tmp_path, 0, n=4, version=4, sampled_by="a"), "the process died between the two files"
     with pytest.raises(ConfigError, match="holds 0 of the 4"):
         read_rollouts(tmp_path, 0, 4, temperature=1.0)
     record = json.loads((tmp_path / "hidden").read_bytes())
@@ -84,11 +83,14 @@ def test_a_part_counts_once_its_record_is_there(tmp_path: Path) -> None:
 
 def test_old_rollouts_are_discarded(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        write_part(step_folder(tmp_path, step), episodes(0, 2), temperature=1.0)
+        write_part(step_folder(tmp_path, step), episodes(0, 2), temperature=1.0, sampled_by="a")
     discard_rollouts(tmp_path, before=2)
     assert [folder.name for folder in sorted(tmp_path.iterdir())] == ["step-000000002", "step-000000003"]
     discard_rollouts(tmp_path, after=2)
-    discard_other_parts(step_folder(tmp_path, 2), n=2, version=4)
+    discard_other_parts(step_folder(tmp_path, 2), n=2, version=4, sampled_by="a")
     assert [folder.name for folder in sorted(tmp_path.iterdir())] == ["step-000000002"]
-    discard_other_parts(step_folder(tmp_path, 2), n=2, version=5)
+    discard_other_parts(step_folder(tmp_path, 2), n=2, version=5, sampled_by="a")
     assert not any(tmp_path.iterdir()), "weights of another version wrote them"
+    write_part(step_folder(tmp_path, 2), episodes(0, 2), temperature=1.0, sampled_by="a")
+    discard_other_parts(step_folder(tmp_path, 2), n=2, version=4, sampled_by="b")
+    assert not any(tmp_path.iterdir()), "a run with other settings wrote them"
