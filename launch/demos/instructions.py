@@ -99,13 +99,14 @@ def _tasks(short: Sequence[str], chance: random.Random) -> list[tuple[str, str]]
 def _ranking(
     prompt: str, sentence: str, short: Sequence[str], long: Sequence[str], chance: random.Random
 ) -> dict[str, Any]:
-    """A prompt with four answers of different faults, ranked by the rule; equal marks are ties."""
+    """A prompt with five answers of different faults, ranked by the rule; equal marks are ties."""
     words = sentence.split()
     cut = " ".join(words[: chance.randrange(2, len(words))]).rstrip(".")
     more = chance.choice(long)
     rambling = f"{words[0]} {more[:1].lower()}{more[1:]}"
     brief = [other for other in short if len(other.split()) <= MAX_WORDS] or short
     alike = [other for other in brief if other.startswith(f"{words[0]} ")] or brief
-    answers = [sentence, cut, rambling, chance.choice(alike)]
+    scrambled = " ".join(chance.sample(words, len(words)))
+    answers = [sentence, cut, rambling, chance.choice(alike), scrambled]
     completions = [{"text": answer, "score": _marks(prompt, answer)} for answer in answers]
     return {"prompt": prompt, "completions": completions}

@@ -17,6 +17,7 @@ from launch.runs.saved_run import load_run
 
 MAX_NEW_TOKENS = 48
 SHOWN = 12
+TEMPERATURE = 0.5  # at 1, a model of this size invents words
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Answered:
 def answered(
     name: str, run: Path, prompts: Sequence[Sequence[int]], texts: Sequence[str], *, end_ids: Sequence[int], seed: int
 ) -> Answered:
-    """The answers of a run to prompts (token ids, and as texts), sampled at temperature 1 as in PPO."""
+    """The answers of a run to prompts (token ids, and as texts), sampled at TEMPERATURE."""
     loaded = load_run(run, device=torch.device("cpu"), dtype=torch.float32)
     tokenizer = loaded.saved.tokenizer
     found = generate(
@@ -40,7 +41,7 @@ def answered(
         prompts,
         n_ctx=loaded.saved.model_config.n_ctx,
         max_new_tokens=MAX_NEW_TOKENS,
-        sampling=Sampling(1.0, None, None, 1.0),
+        sampling=Sampling(TEMPERATURE, None, None, 1.0),
         seed=seed,
         stop_ids=end_ids,
         n_ids=tokenizer.vocab_size,

@@ -76,9 +76,7 @@ class Launched:
             return 0
         steps = []
         for line in lines[-3:]:
-            with contextlib.suppress(
-                ValueError, TypeError, KeyError
-            ):  # a line that is half written, or damaged by a test
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # half written, or damaged by a test
                 steps.append(int(json.loads(line)["step"]))
         return max(steps, default=0)
 

@@ -51,8 +51,8 @@ def test_files_are_the_same_each_time_and_rankings_follow_the_rule(corpus, tmp_p
     for line in (tmp_path / "one" / "rankings" / "rankings.jsonl").read_text().splitlines():
         record = json.loads(line)
         texts = [completion["text"] for completion in record["completions"]]
-        assert len(texts) == 4
-        assert [c["score"] / 4 for c in record["completions"]] == marks([record["prompt"]] * 4, texts)
+        assert len(texts) == 5
+        assert [c["score"] / 4 for c in record["completions"]] == marks([record["prompt"]] * 5, texts)
         assert record["completions"][0]["score"] == 4, "the sentence itself has no fault"
 
 
