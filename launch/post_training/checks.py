@@ -92,15 +92,7 @@ def check_ppo(base: Prepared) -> PPOParts:
         )
     if not objective.rewards and objective.rollouts != "only":
         raise ConfigError("objective.rewards is empty. Name at least one: rewards = [{ run = 'runs/reward' }]")
-    world_size, rank = base.layout.world_size, base.environment.rank
-    plans = {"reference": plan_model(config, config.run.start_from, world_size, key="run.start_from")}
-    for source in (*objective.rewards, *objective.gold):
-        if source.run is not None:
-            key = f"objective.rewards: run = '{source.run}'"
-            plans[reward_key(source)] = plan_model(config, source.run, world_size, key=key, kind="reward")
-            _check_tokenizer(source.run, base.saved_state["tokenizer"])
-    if group is None:
-        plans["value"] = plan_model(config, value_source(config), world_size, key="objective.value_from")
+    plans, rank = plan_models(base), base.environment.rank
     with naming_the_maker():
         ptx = _open_ptx(config, objective)
     tokenizer = load_tokenizer(Path(config.data.tokenizer))
@@ -124,6 +116,24 @@ def check_ppo(base: Prepared) -> PPOParts:
     )
     functions = {s.name: load_function(s) for s in (*objective.rewards, *objective.gold) if s.function}
     return PPOParts(objective, setup, plans, functions)
+
+
+def plan_models(base: Prepared) -> dict[str, ModelPlan]:
+    """The models besides the policy, by name. ConfigError: one does not fit the layout, the data or the tokenizer."""
+    config, objective, world_size = base.config, loop_settings(base.config), base.layout.world_size
+    assert config.run.start_from is not None
+    plans = {"reference": plan_model(config, config.run.start_from, world_size, key="run.start_from")}
+    for source in (*objective.rewards, *objective.gold):
+        if source.run is not None:
+            key = f"objective.rewards: run = '{source.run}'"
+            plans[reward_key(source)] = plan_model(config, source.run, world_size, key=key, kind="reward")
+            _check_tokenizer(source.run, base.saved_state["tokenizer"], key=key)
+    if config.objective.kind == "ppo":
+        start = value_source(config)
+        key = f"objective.value_from = '{start}'"
+        plans["value"] = plan_model(config, start, world_size, key=key)
+        _check_tokenizer(start, base.saved_state["tokenizer"], key=key)
+    return plans
 
 
 def check_batch(config: RunConfig, objective: PPOConfig, *, data: int) -> int:
@@ -232,14 +242,14 @@ def lay_out(config: RunConfig, model: ModelConfig, world_size: int) -> Layout:
     return resolve_layout(parallel, batch, model=model, seq_len=config.data.seq_len, world_size=world_size)
 
 
-def _check_tokenizer(run: Path, fingerprint: object) -> None:
-    """Refuse a reward model that reads other token ids: its scores would be of another text."""
+def _check_tokenizer(run: Path, fingerprint: object, *, key: str) -> None:
+    """Refuse a reward or value model that reads other token ids: its numbers would be of another text."""
     directory, path = find_checkpoint_folder(run)
     saved = read_checkpoint_header(path or list_checkpoints(directory)[0]).state.get("tokenizer")
     if saved is not None and saved != fingerprint:
         raise ConfigError(
-            f"objective.rewards: run = '{run}' is invalid: it was trained with another tokenizer than data.tokenizer, "
-            f"so it cannot read the policy's tokens. Use a reward model with the policy's tokenizer, or a function"
+            f"{key} is invalid: it was trained with another tokenizer than data.tokenizer, so it cannot read the "
+            f"policy's tokens. Use a model with the policy's tokenizer, or as a reward a function"
         )
 
 

@@ -72,7 +72,12 @@ def test_a_reward_model_with_another_tokenizer_is_refused(instruct: Any, tmp_pat
     assert parts.parts.setup.episodes == 16
     assert starting_state(parts.parts, fresh_start(parts.base.config)).beta == 0.02
     parts.base.saved_state["tokenizer"] = "another"
-    with pytest.raises(ConfigError, match=r"it was trained with another tokenizer than data.tokenizer"):
+    with pytest.raises(ConfigError, match=r"rm' is invalid: it was trained with another tokenizer than data.tokenizer"):
+        check_ppo(parts.base)
+    words = ["--objective.rewards", "[{ function = 'ppo_rewards:short' }]", "--objective.gold", "[]"]
+    parts = prepared(instruct, tmp_path / "run", *words, "--objective.value_from", str(instruct.folder / "rm"))
+    parts.base.saved_state["tokenizer"] = "another"
+    with pytest.raises(ConfigError, match=r"objective.value_from = '.*rm' is invalid: it was trained with another tok"):
         check_ppo(parts.base)
 
 
